@@ -1,0 +1,47 @@
+# Everything people do with the project, by one word. `make help` lists it.
+PYTHON ?= python3.11
+BIN := .venv/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-fast check soak clean lock
+
+help:  ## list these commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/installed  ## create .venv and install what requirements.lock pins (done by the others if missing)
+
+# Only a changed lock installs again: the second time this costs nothing.
+.venv/installed: requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not here; install Python 3.11 or later and give its name, e.g. make setup PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; give another one, e.g. make setup PYTHON=python3.12" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+train: setup  ## train the quickstart; make train ARGS="optimizer.lr=3e-4" passes settings
+	$(BIN)/python src/train.py experiment=quickstart $(ARGS)
+
+test: setup  ## run every test
+	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+
+test-fast: setup  ## run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow and not soak" $(ARGS)
+
+check: setup  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+soak: setup  ## the long repetitions
+	$(BIN)/python -m pytest -m soak $(ARGS)
+
+clean:  ## remove .venv, caches and drawn data; runs in logs/ stay
+	rm -rf .venv data/shapes data/cache build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+lock:  ## resolve pyproject.toml into requirements.lock again
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
+	  --prerelease if-necessary-or-explicit --all-extras pyproject.toml -o requirements.lock

@@ -1,0 +1,61 @@
+"""A bar with loss, accuracy and images/s on a terminal, and one line an epoch everywhere."""
+
+import logging
+import sys
+from time import perf_counter
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+
+log = logging.getLogger(__name__)
+
+# Logged name -> short name on the bar and its format.
+_SHOWN = {
+    "train/loss_step": ("loss", "{:.3f}"),
+    "train/acc_step": ("acc", "{:.1%}"),
+    "images_per_s": ("images/s", "{:,.0f}"),
+}
+
+
+class Progress(TQDMProgressBar):
+    """Draws the bar only on a terminal: in a log file it would be thousands of lines.
+
+    Args:
+        refresh_every_n_steps: redrawing on every step costs more than a small network's step on a GPU.
+    """
+
+    def __init__(self, refresh_every_n_steps: int) -> None:
+        super().__init__(refresh_rate=refresh_every_n_steps if sys.stdout.isatty() else 0)
+        self._epoch_start = 0.0
+        self._first_epoch = 0
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict]:
+        """Give what stands behind the bar; the values are those of the last logging step."""
+        logged = trainer.progress_bar_metrics
+        return {short: form.format(logged[name]) for name, (short, form) in _SHOWN.items() if name in logged}
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch > self._first_epoch:
+            self._tell_epoch(trainer)
+        super().on_train_epoch_start(trainer, pl_module)
+        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+        self._epoch_start = perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._first_epoch = trainer.current_epoch
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._tell_epoch(trainer)
+
+    def _tell_epoch(self, trainer: Trainer) -> None:
+        """Lightning computes an epoch's training values after the callbacks' own hooks: so tell one epoch later."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        parts = [f"epoch {trainer.current_epoch:>3}/{trainer.max_epochs}"]
+        for split in ("train", "val"):
+            if f"{split}/acc" in metrics:
+                parts.append(f"{split} loss {metrics[f'{split}/loss']:.3f} acc {metrics[f'{split}/acc']:6.2%}")
+        parts.append(f"{perf_counter() - self._epoch_start:.1f} s")
+        self.train_progress_bar.clear()
+        log.info("   ".join(parts))

@@ -1,0 +1,55 @@
+"""How many images a second, and how much of that time was spent waiting for data."""
+
+from time import perf_counter
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Speed(Callback):
+    """Logs `images_per_s` and `data_wait_share` on logging steps, and keeps the totals of the run.
+
+    Only the wall clock is read: no device is asked to finish its work, so on a GPU a single window may be off while
+    the totals are right.
+
+    Attributes:
+        num_images: pictures trained on by all ranks in this process's lifetime.
+        train_s: seconds from the first fetch to the end of the last step, without validation.
+        wait_s: the part of `train_s` spent between steps: fetching, transferring and preparing a batch.
+    """
+
+    def __init__(self) -> None:
+        self.num_images = 0
+        self.train_s = 0.0
+        self.wait_s = 0.0
+        self._window = (0, 0.0, 0.0)  # num_images, train_s and wait_s at the last logging step
+        self._mark = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._mark = perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        now = perf_counter()
+        self.wait_s += now - self._mark
+        self.train_s += now - self._mark
+        self._mark = now
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = perf_counter()
+        self.train_s += now - self._mark
+        self._mark = now
+        self.num_images += len(batch[0]) * trainer.world_size
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log_window(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._mark = perf_counter()  # validation within an epoch is not time spent waiting for training data
+
+    def _log_window(self, pl_module: LightningModule) -> None:
+        images, train_s, wait_s = self._window
+        elapsed_s = self.train_s - train_s
+        pl_module.log("images_per_s", (self.num_images - images) / elapsed_s, prog_bar=True)
+        pl_module.log("data_wait_share", (self.wait_s - wait_s) / elapsed_s)
+        self._window = (self.num_images, self.train_s, self.wait_s)

@@ -1,0 +1,89 @@
+"""Checkpoint files: written whole or not at all, read only after they have proven sound, and never unpickled freely."""
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from imago.errors import DataError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's reader and writer, with a temporary file in the same folder, fsync and rename.
+
+    Lightning itself writes to TMPDIR and moves; where that is another file system, a kill in the middle destroys the
+    old checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write `checkpoint` so that `path` holds the old file or the new one, never a part of either."""
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
+        """Read `path` as `read_checkpoint` does; plain data and tensors only, whatever `weights_only` says."""
+        return read_checkpoint(Path(path), map_location)
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Save to a temporary neighbour, bring it to the disk, then give it its name.
+
+    Raises:
+        OSError: if it cannot be written; the old file is untouched and no part is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in path.parent.glob(f"{path.name}.*.part"):
+        left_over.unlink(missing_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name itself must survive a power cut
+    finally:
+        os.close(folder)
+
+
+def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this project.
+
+    Raises:
+        DataError: if it is missing, truncated, damaged (every byte is covered by the zip's checksums), not written by
+            this project, or holds anything but plain data and tensors.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"{path} does not exist; a run keeps its checkpoints in RUN/checkpoints/best.ckpt and last.ckpt."
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path} is truncated or no checkpoint ({path.stat().st_size} bytes).") from error
+    if damaged:
+        raise DataError(
+            f"{path} is damaged: the checksum of {damaged} does not match; use the other checkpoint of the run."
+        )
+    return _load(path, map_location)
+
+
+def _load(path: Path, map_location: Any | None) -> dict[str, Any]:
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} cannot be loaded with weights_only=True: {reason}") from error
+    if not isinstance(checkpoint, dict) or "imago" not in checkpoint:
+        raise DataError(f"{path} is not a checkpoint of this project.")
+    return checkpoint

@@ -1,0 +1,164 @@
+"""The LightningDataModule of every data set: a subclass says where the pictures are, this class serves them."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from imago.data.augmentation import Augment
+from imago.data.dataset import ArrayDataset, LabelledArray, Splits
+from imago.data.sampling import EvalSampler, TrainSampler
+from imago.errors import DataError
+from imago.images import Preprocess, resize_and_crop
+from imago.pixels import Normalise
+
+WORKER_TIMEOUT_S = 300  # a worker that hangs ends the run instead of holding it for ever
+
+
+class ImageDataModule(LightningDataModule):
+    """Serves uint8 batches `(images (B, 3, H, W), labels (B,))` and normalises them on the device.
+
+    A subclass gives `load_splits` and `own_preprocess`. Whoever uses it calls `set_up_data`, may then change
+    `preprocess`, and asks for loaders.
+
+    Args:
+        batch_size: samples per step over all devices.
+        num_workers: processes that prepare batches; 0 is fastest for pictures in memory.
+        augment: settings of `Augment`, for training only.
+        seed: keys the order of the samples and their augmentation.
+    """
+
+    def __init__(self, batch_size: int, num_workers: int, augment: dict[str, Any], seed: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.augment = Augment(**augment)
+        self.seed = seed
+        self.preprocess = self.own_preprocess()
+        self._splits: Splits | None = None
+        self._normalise: Normalise | None = None
+
+    def load_splits(self) -> Splits:
+        """Read the data set: its class names and its train, val and test pictures.
+
+        Raises:
+            DataError: if it is missing or damaged.
+        """
+        raise NotImplementedError
+
+    def own_preprocess(self) -> Preprocess:
+        """Say how these pictures are evaluated when neither the user nor pretrained weights ask for something else."""
+        raise NotImplementedError
+
+    def set_up_data(self) -> None:
+        """Read the data set once and check its labels; later calls return at once."""
+        if self._splits is None:
+            splits = self.load_splits()
+            self._splits = splits
+            for name, split in self.named_splits():
+                check_labels(name, split.labels, splits.class_names)
+
+    @property
+    def splits(self) -> Splits:
+        """The data set, as `set_up_data` read it."""
+        assert self._splits is not None, "set_up_data() comes first"
+        return self._splits
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names; the place of a name is its label."""
+        return self.splits.class_names
+
+    def named_splits(self) -> list[tuple[str, LabelledArray]]:
+        """Give train, val and test with their names."""
+        return [("train", self.splits.train), ("val", self.splits.val), ("test", self.splits.test)]
+
+    def fingerprint(self) -> str:
+        """Give a short hash of class names, split sizes and labels: another split or order has another one."""
+        digest = hashlib.sha256("\n".join(self.class_names).encode())
+        for name, split in self.named_splits():
+            digest.update(f"{name} {len(split)}".encode() + split.labels.tobytes())
+        return digest.hexdigest()[:16]
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled, augmented batches, starting where an interrupted run stopped."""
+        pictures = self._at_size(self.splits.train)
+        sampler = TrainSampler(len(pictures), self.batch_size, self.seed, *self._rank())
+        if self.trainer is not None:
+            # The progress is restored by now, the epoch number is not: count the batches that are done.
+            done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+            sampler.epoch, sampler.start_batch = divmod(done, self._batches_per_epoch(sampler))
+        return self._loader(ArrayDataset(pictures, self.augment, self.seed), sampler)
+
+    def val_dataloader(self) -> DataLoader:
+        """The validation pictures in order, each once."""
+        return self._eval_loader(self.splits.val)
+
+    def test_dataloader(self) -> DataLoader:
+        """The test pictures in order, each once."""
+        return self._eval_loader(self.splits.test)
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Turn uint8 into normalised float32 in channels_last order, on the device: a quarter of the bytes travel."""
+        images, labels = batch
+        if self._normalise is None:
+            self._normalise = Normalise(self.preprocess)
+        return self._normalise.to(images.device)(images), labels
+
+    def _eval_loader(self, split: LabelledArray) -> DataLoader:
+        pictures = self._at_size(split)
+        return self._loader(ArrayDataset(pictures), EvalSampler(len(pictures), self.batch_size, *self._rank()))
+
+    def _loader(self, dataset: ArrayDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,  # type: ignore[arg-type]  # yields a BatchKey where torch expects a list
+            collate_fn=_as_is,  # type: ignore[arg-type]  # the data set gives whole batches
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            timeout=WORKER_TIMEOUT_S if self.num_workers else 0,
+        )
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _batches_per_epoch(self, sampler: TrainSampler) -> int:
+        limit = self.trainer.limit_train_batches if self.trainer else None
+        if limit is None:
+            return len(sampler)
+        return min(limit, len(sampler)) if isinstance(limit, int) else max(1, int(len(sampler) * limit))
+
+    def _at_size(self, pictures: LabelledArray) -> LabelledArray:
+        size = self.preprocess.size
+        if pictures.images.shape[-2:] == (size, size):
+            return pictures
+        resized = [resize_and_crop(image.transpose(1, 2, 0), self.preprocess) for image in pictures.images]
+        return LabelledArray(np.ascontiguousarray(np.stack(resized).transpose(0, 3, 1, 2)), pictures.labels)
+
+
+def check_labels(split: str, labels: np.ndarray, class_names: Sequence[str]) -> None:
+    """Refuse a split that would train or score nonsense.
+
+    Raises:
+        DataError: no pictures, fewer than two classes, or a label that names no class.
+    """
+    if len(class_names) < 2:
+        raise DataError(f"the data set has the classes {list(class_names)}; a classifier needs at least 2.")
+    if not len(labels):
+        raise DataError(f"the {split} split has no pictures.")
+    if labels.min() < 0 or labels.max() >= len(class_names):
+        raise DataError(
+            f"the {split} split has labels from {labels.min()} to {labels.max()}; "
+            f"with {len(class_names)} classes they must lie in 0 .. {len(class_names) - 1}."
+        )
+
+
+def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The data set has already put the batch together."""
+    return batch

@@ -1,0 +1,13 @@
+"""The errors that a user can cause: one line and exit code 2. Anything else is a bug and keeps its traceback."""
+
+
+class UserError(Exception):
+    """Something a user can mend: the text names the setting or file, what it got, what it wants and the way out."""
+
+
+class ConfigError(UserError):
+    """A setting that cannot work, named as it is typed on the command line."""
+
+
+class DataError(UserError):
+    """A file or folder that is missing, damaged or not what it should be."""

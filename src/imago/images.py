@@ -1,0 +1,140 @@
+"""From bytes to the square the network sees: the one decoder and the one evaluation-time resize of the whole project.
+
+Validation, test, prediction, export checks and the service all come through here, so they agree to the last bit.
+Pillow and numpy only: importing this file never loads torch.
+"""
+
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from imago.errors import DataError
+
+# EPS, PDF and the like run interpreters and are left out on purpose. Cameras' several-picture JPEG is a JPEG.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+MAX_PIXELS = 50_000_000  # 150 MB once decoded; checked before decoding, where a 12 KB file can ask for 500 MB
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What evaluation does to a picture before the network sees it.
+
+    Attributes:
+        size: side of the square given to the network, in pixels.
+        resize: what the shorter side is scaled to before the middle is cut out, in pixels, at least `size`.
+        crop: "center" cuts the middle square; "squash" scales both sides to `size` and cuts nothing.
+        mean: per channel (red, green, blue), of pixels scaled to [0, 1].
+        std: per channel, likewise.
+    """
+
+    size: int
+    resize: int
+    crop: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def to_dict(self) -> dict:
+        """Give plain lists and numbers, as checkpoints and JSON want them."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, record: dict) -> "Preprocess":
+        """Read back what `to_dict` wrote."""
+        return cls(**(record | {"mean": tuple(record["mean"]), "std": tuple(record["std"])}))
+
+
+def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a picture to RGB, upright as its EXIF tag says.
+
+    Transparency is laid on white, 16-bit grey is scaled (not clipped), of an animation the first frame counts.
+
+    Args:
+        source: a file, or the bytes of one.
+        max_pixels: larger pictures are refused before any pixel is decoded.
+
+    Returns:
+        uint8 array (H, W, 3).
+
+    Raises:
+        DataError: naming the file, when it is missing, empty, no picture, damaged, too large or of floating point.
+    """
+    name = "the picture" if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else _read_bytes(source)
+    if not data:
+        raise DataError(f"{name} is empty (0 bytes); delete it or copy it again.")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            _refuse_size(picture, name, max_pixels)
+            picture.load()
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(picture), name))
+    except UnidentifiedImageError:
+        raise DataError(f"{name} is not a picture (it starts with {data[:12]!r}); expected {_format_list()}.") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name} is damaged: {error}; delete it or copy it again.") from error
+
+
+def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """Scale and cut a picture to the square that `preprocess` describes.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        preprocess: only `size`, `resize` and `crop` are read here; normalisation happens on the device.
+
+    Returns:
+        uint8 (size, size, 3). A picture that already has this size comes back unchanged.
+    """
+    height, width = pixels.shape[:2]
+    size = preprocess.size
+    if preprocess.crop == "squash":
+        target = (size, size)
+    else:
+        scale = preprocess.resize / min(height, width)
+        target = (max(size, round(width * scale)), max(size, round(height * scale)))
+    left, top = (target[0] - size) // 2, (target[1] - size) // 2
+    if (width, height) == target:
+        return pixels[top : top + size, left : left + size]
+    # Only the part that is kept is computed: a 1 x 4000 picture would otherwise be blown up to gigabytes.
+    box = (
+        left * width / target[0],
+        top * height / target[1],
+        (left + size) * width / target[0],
+        (top + size) * height / target[1],
+    )
+    resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(resized)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _refuse_size(picture: Image.Image, name: str, max_pixels: int) -> None:
+    if picture.width * picture.height > max_pixels:
+        raise DataError(
+            f"{name} is {picture.width}x{picture.height}, more than {max_pixels:,} pixels; scale it down first."
+        )
+
+
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    if picture.mode == "F":
+        raise DataError(f"{name} holds floating-point pixels, whose range is unknown; save it as 8-bit or 16-bit.")
+    if picture.mode.startswith("I"):
+        # Pillow clips 16-bit grey to 255 when asked for RGB; 65535 / 257 = 255 keeps the whole range instead.
+        scaled = np.asarray(picture).astype(np.int64) // 257
+        picture = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def _format_list() -> str:
+    return "JPEG, PNG, WebP, BMP, GIF or TIFF"

@@ -1,0 +1,31 @@
+"""What this machine can do faster, chosen once and told in the start table."""
+
+import torch
+
+BF16, FULL = "bf16-mixed", "32-true"
+
+
+def choose_precision(setting: str, accelerator: str) -> tuple[str, str]:
+    """Translate `trainer.precision=auto` for Lightning.
+
+    Args:
+        setting: the setting as typed.
+        accelerator: `trainer.accelerator` as typed.
+
+    Returns:
+        Lightning's name of a precision, and why it was taken.
+    """
+    if setting != "auto":
+        return setting, "as typed"
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return BF16, f"{torch.cuda.get_device_name()} computes in bf16"
+        return FULL, f"{torch.cuda.get_device_name()} has no bf16; trainer.precision=16-mixed may be faster"
+    if accelerator in ("auto", "cpu") and _cpu_has_bf16():
+        return BF16, "this CPU computes in bf16"
+    return FULL, "no bf16 here"
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,139 @@
+"""The run folder: settings, provenance, log and a summary that tells the truth about how the run ended."""
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from imago.errors import ConfigError, UserError
+from imago.run import provenance
+
+
+class RunFolder:
+    """One run's folder on the main process; the other ranks write nothing.
+
+    Args:
+        path: the folder; made if it is not there.
+        log_dir: where the link `latest` goes.
+    """
+
+    def __init__(self, path: Path, log_dir: Path) -> None:
+        self.path = path
+        self.log_dir = log_dir
+        self.is_main_process = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+        self.summary: dict[str, Any] = {}
+
+    @contextmanager
+    def recording(self, cfg: DictConfig, overrides: list[str]) -> Iterator[None]:
+        """Write what is known at the start, then how it ended: running, finished, failed or stopped."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        remove_handlers = self._log_to_screen_and_file()
+        if self.is_main_process:
+            self._write_start(cfg, overrides)
+        start = perf_counter()
+        try:
+            yield
+            self._end("finished", None)
+        except KeyboardInterrupt:
+            self._end("stopped", "Ctrl-C")
+            raise
+        except SystemExit as error:
+            self._end("stopped", f"exit code {error.code}")
+            raise
+        except BaseException as error:
+            logging.getLogger("imago").debug("".join(traceback.format_exception(error)))
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            self._end("failed", f"{kind}{error}")
+            raise
+        finally:
+            self.update(seconds=round(perf_counter() - start, 1))
+            remove_handlers()
+
+    def update(self, **facts: Any) -> None:
+        """Add facts to `summary.json`."""
+        self.summary |= facts
+        if self.is_main_process:
+            write_json(self.path / "summary.json", self.summary)
+
+    def provenance_facts(self, **facts: Any) -> None:
+        """Add what is known only later (device, data fingerprint) to `provenance.json`."""
+        if self.is_main_process:
+            file = self.path / "provenance.json"
+            write_json(file, json.loads(file.read_text()) | facts)
+
+    def _write_start(self, cfg: DictConfig, overrides: list[str]) -> None:
+        OmegaConf.save(cfg, self.path / "config.yaml", resolve=True)
+        write_json(self.path / "provenance.json", provenance.collect(overrides, cfg.seed))
+        self.update(status="running", started=_now(), pid=os.getpid())
+        _point(self.log_dir / "latest", self.path)
+
+    def _end(self, status: str, reason: str | None) -> None:
+        self.update(status=status, reason=reason, ended=_now())
+
+    def _log_to_screen_and_file(self) -> Any:
+        """Send our log to the screen, and everything (Lightning's and warnings too) to train.log."""
+        if not self.is_main_process:
+            logging.getLogger("imago").setLevel(logging.ERROR)
+            return lambda: None
+        screen = logging.StreamHandler(sys.stdout)
+        screen.setLevel(logging.INFO)
+        file = logging.FileHandler(self.path / "train.log", encoding="utf-8", errors="backslashreplace")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers: dict[str, list[logging.Handler]] = {
+            "imago": [screen, file],
+            "lightning.pytorch": [file],
+            "py.warnings": [file],
+        }
+        logging.captureWarnings(True)
+        for name, added in handlers.items():
+            logger = logging.getLogger(name)
+            logger.setLevel(logging.DEBUG if name == "imago" else logging.INFO)
+            logger.propagate = False
+            for handler in added:
+                logger.addHandler(handler)
+
+        def remove() -> None:
+            logging.captureWarnings(False)
+            for name, added in handlers.items():
+                for handler in added:
+                    logging.getLogger(name).removeHandler(handler)
+            file.close()
+
+        return remove
+
+
+def refuse_used_folder(path: Path, run_name: str | None) -> None:
+    """Keep a new run from writing over an old one.
+
+    Raises:
+        ConfigError: if the folder already holds a run.
+    """
+    if (path / "summary.json").exists():
+        raise ConfigError(f"run_name={run_name}: {path} already holds a run; take another name, or resume={path}.")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write under another name first: a reader never sees half a file."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _point(link: Path, target: Path) -> None:
+    """Let `link` point to `target`, replacing an older link in one step."""
+    part = link.with_name(f"{link.name}.{os.getpid()}.part")
+    part.symlink_to(os.path.relpath(target, link.parent))
+    part.replace(link)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

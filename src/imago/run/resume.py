@@ -1,0 +1,116 @@
+"""`resume=RUN`: the run's own settings first, then what was typed, in the run's own folder."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from imago.errors import ConfigError
+
+# What may differ when a run goes on: how it is carried out, not what it computes.
+_FREE = ("paths", "callbacks", "logger", "resume", "run_name", "extra_targets", "data.num_workers", "data.root")
+_FREE_BUT_IN_TRAINER = ("trainer.limit_train_batches", "trainer.accumulate_grad_batches", "trainer.overfit_batches")
+
+
+def resume_arguments(argv: Sequence[str], log_dir: Path) -> list[str]:
+    """Replace `resume=RUN` on a command line by the settings that RUN was started with.
+
+    Args:
+        argv: arguments as typed, path-like values quoted for Hydra.
+        log_dir: where `run_name=NAME resume=auto` looks for NAME.
+
+    Returns:
+        The saved settings, the typed ones, and the folder; `argv` itself where there is nothing to resume.
+
+    Raises:
+        ConfigError: if RUN is no run folder, or nothing tells which one `auto` means.
+    """
+    typed = {_key(argument): argument for argument in argv if "=" in argument}
+    if _value(typed.get("resume")) is None:
+        return list(argv)
+    folder = _folder(typed, log_dir)
+    if folder is None:  # resume=auto, and this run has not saved anything yet
+        return [argument for argument in argv if _key(argument) != "resume"]
+    saved = {_key(argument): argument for argument in _saved_overrides(folder)}
+    flags = [argument for argument in argv if "=" not in argument]
+    own = {"resume": f"resume={json.dumps(str(folder))}", "hydra.run.dir": f"hydra.run.dir={json.dumps(str(folder))}"}
+    return [*flags, *(saved | typed | own).values()]
+
+
+def refuse_other_run(saved: Mapping[str, Any], now: Mapping[str, Any], num_epochs_done: int) -> None:
+    """Refuse settings that would make it another run, or leave nothing to do.
+
+    Args:
+        saved: `config.yaml` of the run, as plain data.
+        now: the settings it would go on with, likewise.
+        num_epochs_done: from its summary.
+
+    Raises:
+        ConfigError: with a line for each such setting.
+    """
+    before, after = dict(_leaves(saved)), dict(_leaves(now))
+    changed = [key for key in before | after if before.get(key) != after.get(key) and not _is_free(key)]
+    problems = [
+        f"{key}={after.get(key)} would make it another run: it has {key}={before.get(key)}; start a new run for that."
+        for key in changed
+    ]
+    max_epochs = now["trainer"]["max_epochs"]
+    if not problems and num_epochs_done >= max_epochs:
+        problems.append(
+            f"resume={now['resume']}: this run has done its trainer.max_epochs={max_epochs}; "
+            f"trainer.max_epochs={2 * max_epochs} extends it."
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _folder(typed: Mapping[str, str], log_dir: Path) -> Path | None:
+    value = str(_value(typed["resume"]))
+    if value != "auto":
+        folder = Path(value).resolve()
+        if not (folder / "provenance.json").is_file():
+            raise ConfigError(f"resume={value} is not a run folder (no provenance.json); e.g. resume=logs/latest.")
+        return folder
+    name = _value(typed.get("run_name"))
+    if name is None:
+        raise ConfigError("resume=auto needs run_name=NAME, which tells the run to continue or to start.")
+    folder = log_dir / "train" / name
+    return folder if (folder / "checkpoints" / "last.ckpt").is_file() else None
+
+
+def _saved_overrides(folder: Path) -> list[str]:
+    try:
+        saved = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["overrides"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"resume={folder}: its provenance.json cannot be read ({error}).") from error
+    return [argument for argument in saved if _key(argument) != "resume"]
+
+
+def _key(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+")
+
+
+def _value(argument: str | None) -> str | None:
+    """The value as it was before quoting; None where it is missing or null."""
+    value = "null" if argument is None else argument.partition("=")[2]
+    if value.startswith('"'):
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        parsed: Any = OverridesParser.create().parse_override(str(argument)).value()
+        return str(parsed)
+    return None if value in ("", "null") else value
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node
+
+
+def _is_free(key: str) -> bool:
+    if key.startswith("trainer."):
+        return key not in _FREE_BUT_IN_TRAINER
+    # `task` repeats the groups that it joins; naming a setting once is enough.
+    return key.startswith("task.") or any(key == free or key.startswith(f"{free}.") for free in _FREE)

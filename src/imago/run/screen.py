@@ -1,0 +1,100 @@
+"""What a run tells at its start and at its end."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig
+
+from imago.data.datamodule import ImageDataModule
+from imago.images import Preprocess
+
+
+def start_table(
+    cfg: DictConfig, data: ImageDataModule, task: torch.nn.Module, trainer: Trainer, notes: Mapping[str, str]
+) -> str:
+    """Lay out the facts of a run, one line each.
+
+    Args:
+        cfg: the settings.
+        data: after `set_up_data`.
+        task: with the network inside.
+        trainer: tells devices and precision.
+        notes: `preprocess`, `precision` and `folder`: where these come from.
+    """
+    sizes = " / ".join(f"{len(split):,} {name}" for name, split in data.named_splits())
+    parameters = sum(p.numel() for p in task.parameters())
+    devices = trainer.num_devices * trainer.num_nodes
+    steps = len(data.train_dataloader())
+    rows = {
+        "data": f"{_short(cfg.data)}: {len(data.class_names)} classes, {sizes}",
+        "classes": _listed(data.class_names),
+        "augment": ", ".join(f"{name} {value}" for name, value in cfg.augment.items()),
+        "preprocess": f"{describe(data.preprocess)} ({notes['preprocess']})",
+        "network": f"{cfg.model._target_.rsplit('.', 1)[-1]}, {parameters:,} parameters",
+        "optimizer": f"{cfg.optimizer._target_.rsplit('.', 1)[-1]}, lr {cfg.optimizer.get('lr')}, "
+        f"{cfg.schedule._target_.rsplit('.', 1)[-1]}, {cfg.trainer.max_epochs} epochs",
+        "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // devices} on each device, {steps} steps an epoch",
+        "device": f"{devices} x {trainer.strategy.root_device.type}, {torch.get_num_threads()} threads",
+        "precision": f"{trainer.precision} ({notes['precision']}); test in fp32",
+        "fast paths": _fast_paths(cfg),
+        "run folder": notes["folder"],
+    }
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def describe(preprocess: Preprocess) -> str:
+    """Put a preprocess record in words."""
+    size = preprocess.size
+    cut = f"squash to {size} px" if preprocess.crop == "squash" else f"{size} px"
+    if preprocess.crop == "center" and preprocess.resize != size:
+        cut = f"shorter side to {preprocess.resize} px, middle {size} px"
+    mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (preprocess.mean, preprocess.std))
+    return f"{cut}, mean {mean}, std {std}"
+
+
+def end_lines(summary: Mapping[str, Any], folder: Path) -> str:
+    """Say what came out, and what to type next."""
+    test, val, best = summary.get("test"), summary.get("val"), summary.get("best_epoch")
+    lines = []
+    if test:
+        low, high = test["interval_95"]
+        lines.append(
+            f"test accuracy {test['acc']:.2%}, 95 % interval {low:.2%} to {high:.2%}, n = {test['num_images']:,} "
+            + (f" (best checkpoint: epoch {best}, val accuracy {val['acc']:.2%})" if val else "")
+        )
+    place = short_path(folder)
+    lines += [
+        "next:",
+        f"  tensorboard --logdir {place}",
+        f"  python src/train.py resume={place} trainer.max_epochs={summary['epochs'] * 2}",
+    ]
+    return "\n".join(lines)
+
+
+def short_path(path: Path) -> str:
+    """Give the path as one would type it here: relative to the working directory if it lies below."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _short(data: DictConfig) -> str:
+    return data._target_.rsplit(".", 1)[-1].removesuffix("DataModule")
+
+
+def _listed(names: tuple[str, ...], most: int = 10) -> str:
+    more = f" ... ({len(names) - most} more)" if len(names) > most else ""
+    return " ".join(names[:most]) + more
+
+
+def _fast_paths(cfg: DictConfig) -> str:
+    paths = ["uint8 to the device", "one draw per sample, batched"]
+    if cfg.channels_last:
+        paths.append("channels_last")
+    if cfg.optimizer.get("fused"):
+        paths.append("fused optimizer")
+    return ", ".join(paths)

@@ -1,0 +1,44 @@
+"""`train.py`: data, then task, then Trainer; fit, then one look at the test split with the best checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from imago.run.checks import check_settings
+from imago.run.folder import RunFolder, refuse_used_folder
+from imago.run.resume import refuse_other_run
+
+
+def train(cfg: DictConfig) -> float:
+    """Train and test as the settings say; everything lands in the run folder.
+
+    Returns:
+        The best validation accuracy, in [0, 1]: what a sweep maximises. The test split decides nothing.
+
+    Raises:
+        UserError: for what the user can mend.
+    """
+    check_settings(cfg)
+    path = Path(HydraConfig.get().runtime.output_dir)
+    folder = RunFolder(path, Path(cfg.paths.log_dir))
+    cfg.paths.run_dir = str(path)
+    if folder.is_main_process:
+        _check_folder(cfg, path)
+    with folder.recording(cfg, list(HydraConfig.get().overrides.task)):
+        from imago.run.fit import fit_and_test  # torch is loaded only now, when nothing is left to refuse
+
+        return fit_and_test(cfg, folder)
+
+
+def _check_folder(cfg: DictConfig, path: Path) -> None:
+    """A new run never writes over an old one, and a resumed one is the same run."""
+    if cfg.resume is None:
+        refuse_used_folder(path, cfg.run_name)
+        return
+    saved: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+    now: Any = OmegaConf.to_container(cfg, resolve=True)
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    refuse_other_run(saved, now, summary.get("epochs", 0))

@@ -1,0 +1,134 @@
+"""The classification task: one network, one loss, one optimizer, and counts instead of costly metrics."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from imago.optimizer.groups import parameter_groups
+from imago.targets import build
+from imago.task.score import Score, count_right
+
+CHECKPOINT_SCHEMA = 1  # raised when old checkpoints can no longer be read
+
+
+class ClassifyTask(LightningModule):
+    """Trains a network on `(images (N, 3, H, W) float32, labels (N,))` and counts what it gets right.
+
+    The arguments are plain data: they go into the checkpoint, which therefore loads with `weights_only=True` and can
+    rebuild the network by itself.
+
+    Args:
+        net: `_target_` and settings of the network.
+        optimizer: `_target_` of a `torch.optim` class and its settings.
+        schedule: `_target_` and settings of the learning rate's course.
+        loss: `_target_` and settings of the loss.
+        class_names: K names; the place of a name is its label.
+        preprocess: the record of `imago.images.Preprocess`.
+        extra_targets: packages of the user's own that targets may name; never read from a checkpoint.
+    """
+
+    def __init__(
+        self,
+        net: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        schedule: Mapping[str, Any],
+        loss: Mapping[str, Any],
+        class_names: Sequence[str],
+        preprocess: Mapping[str, Any],
+        extra_targets: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["extra_targets"], logger=False)
+        self.extra_targets = tuple(extra_targets)
+        facts = {"num_classes": len(class_names), "image_size": preprocess["size"]}
+        self.net = build(net, extra_targets=self.extra_targets, **facts)
+        self.loss = build(loss, extra_targets=self.extra_targets)
+        self.scores = {split: Score() for split in ("train", "val", "test")}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised pictures (N, 3, H, W) to logits (N, K)."""
+        return self.net(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Give the loss of a batch; logs only on every `log_every_n_steps`-th optimizer step."""
+        images, labels = batch
+        logits = self(images)
+        loss = self.loss(logits, labels)
+        self.scores["train"].update(loss, logits, labels)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log_step(loss, logits, labels)
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        self.scores["train"] = Score()
+
+    def on_train_epoch_end(self) -> None:
+        self._log_epoch("train")
+
+    def on_validation_epoch_start(self) -> None:
+        self.scores["val"] = Score()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self(images)
+        self.scores["val"].update(self.loss(logits, labels), logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_epoch("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.scores["test"] = Score()
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        # fp32 whatever the training precision was: then checkpoint and exported file give the same labels.
+        with torch.autocast(self.device.type, enabled=False):
+            logits = self(images.float())
+        self.scores["test"].update(self.loss(logits, labels), logits, labels)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_epoch("test")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer over the decay groups and the schedule over the steps of the whole run."""
+        settings = dict(self.hparams["optimizer"])
+        groups = parameter_groups(self.net, settings.get("weight_decay", 0.0))
+        optimizer = build(settings, groups, extra_targets=self.extra_targets)
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs or 1
+        schedule = build(
+            self.hparams["schedule"],
+            optimizer,
+            extra_targets=self.extra_targets,
+            total_steps=total_steps,
+            steps_per_epoch=total_steps / epochs,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["imago"] = {"schema": CHECKPOINT_SCHEMA, "torch": str(torch.__version__)}
+
+    def _log_step(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """The one place in training that waits for the device; a loss that is no number stops the run here."""
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss is {value} at epoch {self.current_epoch}, step {self.global_step}; "
+                f"lower optimizer.lr, set trainer.gradient_clip_val=1.0, or look at the data."
+            )
+        self.log("train/loss_step", value, prog_bar=True, batch_size=len(logits))
+        self.log("train/acc_step", count_right(logits, labels).item() / len(logits), prog_bar=True)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def _log_epoch(self, split: str) -> None:
+        result = self.scores[split].result(self.trainer.strategy)
+        if self.trainer.sanity_checking:
+            return
+        if split != "test":  # how many pictures were tested is a result; how many were seen in an epoch is not
+            result.pop("num_images", None)
+        self.log_dict({f"{split}/{name}": value for name, value in result.items()}, sync_dist=True)

@@ -1,0 +1,83 @@
+"""Every YAML composes, says what it is for, and names only keys that its target takes."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from imago.paths import PROJECT_ROOT
+from imago.targets import check_targets
+
+CONFIGS = PROJECT_ROOT / "configs"
+YAMLS = sorted(path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rglob("*.yaml"))
+OPTIONS = [path for path in YAMLS if len(path.parts) == 2 and path.parts[0] != "hydra"]
+# What `run` adds when it builds: facts of the data, or of the run.
+ADDED = {
+    "model": {"num_classes", "image_size"},
+    "task": {"class_names", "preprocess"},
+    "optimizer": {"params"},
+    "schedule": {"optimizer", "total_steps", "steps_per_epoch"},
+}
+
+
+def targets(node, path: str = ""):
+    """Every node with a `_target_`, with its key path."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from targets(value, f"{path}.{key}" if path else str(key))
+
+
+def accepted_keys(target: type) -> set[str]:
+    """Keyword arguments of a class; `**loading` passes on to the classes above it."""
+    keys: set[str] = set()
+    for owner in target.__mro__:
+        if "__init__" not in vars(owner) or owner is object:
+            continue
+        parameters = list(inspect.signature(owner.__init__).parameters.values())[1:]
+        keys |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return keys
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_option_composes_with_the_defaults(option: Path, compose):
+    cfg = compose(f"{option.parts[0]}={option.parts[1]}") if option.parts[0] != "paths" else compose()
+    check_targets(cfg)
+    OmegaConf.to_container(cfg, resolve=True)
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_every_key_is_an_argument_of_its_target(option: Path, compose):
+    cfg: DictConfig = compose(f"{option.parts[0]}={option.parts[1]}") if option.parts[0] != "paths" else compose()
+    group = option.parts[0]
+    composed = OmegaConf.to_container(cfg, resolve=True)
+    node = composed if group in ("experiment", "paths") else {group: composed[group]}
+    for path, settings in targets(node):
+        target = get_class(settings["_target_"])
+        keys = {key for key in settings if not key.startswith("_")}
+        assert keys - accepted_keys(target) == set(), f"{path}: {settings['_target_']}"
+        assert not ADDED.get(path, set()) & keys, f"{path} must not set what the data decides"
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=str)
+def test_yaml_opens_with_its_purpose(path: Path):
+    lines = (CONFIGS / path).with_suffix(".yaml").read_text().splitlines()
+    first = next(line for line in lines if not line.startswith("# @package"))
+    assert first.startswith("# ")
+    assert len(first) > 20
+
+
+def test_changing_the_network_leaves_the_optimizer_alone(compose):
+    plain, other = compose("optimizer.lr=0.5"), compose("optimizer.lr=0.5", "model=simple_cnn", "model.dropout=0.5")
+    assert plain.optimizer == other.optimizer
+    assert other.task.net.dropout == 0.5
+
+
+def test_command_line_beats_experiment_beats_defaults(compose):
+    assert compose("experiment=quickstart").data._target_.endswith("ShapesDataModule")
+    assert compose("experiment=quickstart", "trainer.max_epochs=3").trainer.max_epochs == 3

@@ -1,0 +1,54 @@
+"""What several tests need: the composed settings, the real data sets, and a command line run as a user would."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from imago.paths import PROJECT_ROOT
+
+
+@pytest.fixture
+def compose() -> Callable:
+    """Compose `configs/train.yaml` (or another one) with overrides, as a command line would."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from imago.run.entry import register_run_folder
+
+    register_run_folder()
+
+    def run(*overrides: str, config_name: str = "train"):
+        with initialize_config_dir(str(PROJECT_ROOT / "configs")):
+            return hydra_compose(config_name, overrides=list(overrides))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets; skips where it is not."""
+    folder = os.environ.get("IMAGO_DATA_DIR", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("set IMAGO_DATA_DIR to the folder that holds cifar-10-batches-py and hymenoptera_data")
+    return Path(folder)
+
+
+@pytest.fixture
+def command() -> Callable[..., subprocess.CompletedProcess]:
+    """Run `python ENTRY ARGS...` from the project root in a process of its own."""
+
+    def run(*arguments: str, cwd: Path = PROJECT_ROOT, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+
+    return run

@@ -1,0 +1,196 @@
+"""The real CIFAR-10: right numbers, read once, and a useful word when it is missing or damaged."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imago.data import cifar10
+from imago.data.cifar10 import CLASS_NAMES, FOLDER, SHA256, CIFAR10DataModule, find_batches, kept_array
+from imago.data.dataset import Splits
+from imago.errors import DataError
+
+
+def module(root: Path | None, data_dir: Path, split_seed: int = 0, seed: int = 0) -> CIFAR10DataModule:
+    loading = {"batch_size": 128, "num_workers": 0, "augment": {}, "seed": seed}
+    return CIFAR10DataModule(str(root) if root else None, str(data_dir), 0.1, split_seed, **loading)
+
+
+@pytest.fixture(scope="module")
+def data_dir(real_data, tmp_path_factory):
+    """A folder with the kept array, written once for all tests here and removed after them: it takes 185 MB."""
+    folder = tmp_path_factory.mktemp("cifar10")
+    kept_array(real_data, folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def splits(real_data, data_dir) -> Splits:
+    return module(real_data, data_dir).load_splits()
+
+
+@pytest.fixture
+def linked(real_data, tmp_path) -> Path:
+    """A folder of links to the real batch files, of which a test may replace some."""
+    root = tmp_path / "linked"
+    (root / FOLDER).mkdir(parents=True)
+    for name in SHA256:
+        (root / FOLDER / name).symlink_to(real_data / FOLDER / name)
+    return root
+
+
+# The pictures
+
+
+@pytest.mark.needs_data
+def test_the_splits_have_45000_5000_and_10000_pictures(splits):
+    assert [part.images.shape for part in (splits.train, splits.val, splits.test)] == [
+        (45_000, 3, 32, 32),
+        (5_000, 3, 32, 32),
+        (10_000, 3, 32, 32),
+    ]
+
+
+@pytest.mark.needs_data
+def test_every_class_has_the_same_share_of_every_split(splits):
+    for part, count in ((splits.train, 4500), (splits.val, 500), (splits.test, 1000)):
+        assert np.bincount(part.labels).tolist() == [count] * 10
+
+
+@pytest.mark.needs_data
+def test_train_and_val_together_are_the_50000(splits, data_dir):
+    together = Counter(image.tobytes() for part in (splits.train, splits.val) for image in part.images)
+    kept = np.load(data_dir / "cache" / "cifar10.npy", mmap_mode="r")["image"][:50_000]
+    assert together == Counter(image.tobytes() for image in kept)
+
+
+@pytest.mark.needs_data
+def test_pictures_and_labels_are_those_that_torchvision_gives(splits, real_data):
+    from torchvision.datasets import CIFAR10
+
+    official = CIFAR10(str(real_data), train=False)
+    assert tuple(official.classes) == CLASS_NAMES
+    np.testing.assert_array_equal(splits.test.labels, official.targets)
+    np.testing.assert_array_equal(splits.test.images.transpose(0, 2, 3, 1), official.data)
+
+
+@pytest.mark.needs_data
+def test_mean_and_std_are_those_of_the_50000_training_pictures(data_dir, real_data):
+    images = np.load(data_dir / "cache" / "cifar10.npy", mmap_mode="r")["image"][:50_000]
+    levels = np.arange(256) / 255
+    preprocess = module(real_data, data_dir).preprocess
+    for channel in range(3):
+        counts = sum(np.bincount(part.ravel(), minlength=256) for part in np.array_split(images[:, channel], 10))
+        share = counts / counts.sum()
+        mean = (share * levels).sum()
+        std = np.sqrt((share * (levels - mean) ** 2).sum())
+        assert preprocess.mean[channel] == pytest.approx(mean, abs=5.1e-5)
+        assert preprocess.std[channel] == pytest.approx(std, abs=5.1e-5)
+
+
+@pytest.mark.needs_data
+def test_the_split_is_decided_by_split_seed_alone(splits, data_dir, real_data):
+    same = module(real_data, data_dir, seed=1).load_splits()
+    other = module(real_data, data_dir, split_seed=1).load_splits()
+    np.testing.assert_array_equal(same.val.images, splits.val.images)
+    assert not np.array_equal(other.val.images, splits.val.images)
+
+
+# Read once
+
+
+@pytest.mark.needs_data
+def test_a_second_load_neither_writes_the_array_nor_opens_the_batch_files(real_data, data_dir, monkeypatch):
+    kept = data_dir / "cache" / "cifar10.npy"
+    before = kept.stat().st_mtime_ns
+    monkeypatch.setattr(cifar10, "_verified_batches", None)  # calling it would fail
+    monkeypatch.setattr(cifar10, "_write_array", None)
+    data = module(real_data, data_dir)
+    data.prepare_data()
+    data.set_up_data()
+    assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.needs_data
+def test_the_kept_array_is_found_without_the_batch_files(data_dir, monkeypatch):
+    monkeypatch.delenv("IMAGO_DATA_DIR")
+    assert len(module(None, data_dir).load_splits().test) == 10_000
+
+
+@pytest.mark.needs_data
+def test_half_an_array_is_not_taken_for_the_whole(real_data, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(cifar10, "_verified_batches", lambda root: root)
+    monkeypatch.setattr(cifar10, "_write_array", lambda root, kept: written.append((root, kept)))
+    half = tmp_path / "cache" / "cifar10.npy"
+    half.parent.mkdir()
+    half.write_bytes(bytes(1000))
+    kept_array(real_data, tmp_path)
+    assert written == [(real_data, half)]
+
+
+@pytest.mark.needs_data
+def test_a_full_disk_is_a_data_error_and_leaves_no_part_behind(real_data, tmp_path, monkeypatch):
+    def full(file, records):
+        file.write(b"some")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(DataError, match=r"cifar10\.npy cannot be written: No space left on device; 185 MB"):
+        kept_array(real_data, tmp_path)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+# Missing or damaged
+
+
+def test_missing_data_without_a_network_names_the_ways_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMAGO_DATA_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(cifar10, "is_reachable", lambda url: False)
+    with pytest.raises(DataError) as caught:
+        kept_array(None, tmp_path / "data")
+    for word in (FOLDER, str(tmp_path / "data"), str(tmp_path / "elsewhere"), "IMAGO_DATA_DIR", "data.root"):
+        assert word in str(caught.value)
+    assert "data=shapes needs no data" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_batch_files_are_found_in_imago_data_dir(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere" / FOLDER).mkdir(parents=True)
+    monkeypatch.setenv("IMAGO_DATA_DIR", str(tmp_path / "elsewhere"))
+    assert find_batches(tmp_path / "data") == tmp_path / "elsewhere"
+
+
+def test_batch_files_in_the_data_folder_come_first(tmp_path, monkeypatch):
+    for name in ("elsewhere", "data"):
+        (tmp_path / name / FOLDER).mkdir(parents=True)
+    monkeypatch.setenv("IMAGO_DATA_DIR", str(tmp_path / "elsewhere"))
+    assert find_batches(tmp_path / "data") == tmp_path / "data"
+
+
+@pytest.mark.parametrize(("name", "fault"), [("nowhere", "does not exist"), (".", f"has no folder {FOLDER}")])
+def test_a_wrong_root_names_the_setting(tmp_path, name: str, fault: str):
+    with pytest.raises(DataError, match=rf"data\.root={tmp_path / name} {fault}"):
+        kept_array(tmp_path / name, tmp_path)
+
+
+@pytest.mark.needs_data
+def test_a_flipped_bit_in_a_batch_file_is_found(linked, tmp_path):
+    path = linked / FOLDER / "data_batch_1"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"data_batch_1 is damaged \(sha256 "):
+        kept_array(linked, tmp_path)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.needs_data
+def test_a_missing_batch_file_is_named(linked, tmp_path):
+    (linked / FOLDER / "data_batch_1").unlink()
+    with pytest.raises(DataError, match="data_batch_1 is missing"):
+        kept_array(linked, tmp_path)

@@ -1,0 +1,258 @@
+"""What loaders hand out, what the device gets, and which data sets are refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from imago.data.datamodule import ImageDataModule, check_labels
+from imago.data.dataset import LabelledArray, Splits
+from imago.data.sampling import TrainSampler
+from imago.errors import DataError
+from imago.images import Preprocess, resize_and_crop
+
+SIZES = {"train": 44, "val": 12, "test": 10}
+
+
+def pictures(count: int, seed: int) -> LabelledArray:
+    """Draw pictures whose channels differ in mean and spread, so that swapped channels are noticed."""
+    noise = np.random.default_rng(seed).normal(size=(count, 3, 8, 8))
+    images = noise * np.array([20, 30, 40])[:, None, None] + np.array([90, 120, 150])[:, None, None]
+    return LabelledArray(images.clip(0, 255).astype(np.uint8), np.arange(count, dtype=np.int64) % 3)
+
+
+class TinyDataModule(ImageDataModule):
+    """Random pictures of three classes, 8 px."""
+
+    num_reads = 0
+    class_list = ("ant", "bee", "cat")
+
+    def load_splits(self) -> Splits:
+        self.num_reads += 1
+        return Splits(self.class_list, *(pictures(count, seed) for seed, count in enumerate(SIZES.values())))
+
+    def own_preprocess(self) -> Preprocess:
+        val = pictures(SIZES["val"], 1).images / 255
+        return Preprocess(
+            8, 8, "center", tuple(val.mean(axis=(0, 2, 3)).tolist()), tuple(val.std(axis=(0, 2, 3)).tolist())
+        )
+
+
+def tiny(num_workers: int = 0, **augment: float) -> TinyDataModule:
+    data = TinyDataModule(batch_size=8, num_workers=num_workers, augment=augment, seed=0)
+    data.set_up_data()
+    return data
+
+
+def everything(loader) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+# check_labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "class_names", "complaint"),
+    [
+        ([0, 0], ["dataset"], r"has the classes \['dataset'\]; a classifier needs at least 2"),
+        ([], ["a", "b"], "the val split has no pictures"),
+        ([0, 2], ["a", "b"], r"val split has labels from 0 to 2; with 2 classes they must lie in 0 \.\. 1"),
+        ([-100, -100], ["a", "b"], "val split has labels from -100 to -100"),
+    ],
+)
+def test_labels_that_would_train_nonsense_are_refused(labels: list[int], class_names: list[str], complaint: str):
+    with pytest.raises(DataError, match=complaint):
+        check_labels("val", np.array(labels, np.int64), class_names)
+
+
+def test_the_first_and_the_last_label_are_allowed():
+    check_labels("val", np.array([0, 1], np.int64), ["a", "b"])
+
+
+def test_a_refused_data_set_is_refused_again():
+    data = TinyDataModule(batch_size=8, num_workers=0, augment={}, seed=0)
+    data.class_list = ("ant", "bee")
+    for _ in range(2):
+        with pytest.raises(DataError, match="train split has labels from 0 to 2"):
+            data.set_up_data()
+
+
+def test_the_data_set_is_read_once():
+    data = tiny()
+    data.set_up_data()
+    assert data.num_reads == 1
+
+
+# Loaders outside a Trainer
+
+
+@pytest.mark.parametrize("split", SIZES)
+def test_loaders_yield_uint8_pictures_and_int64_labels(split: str):
+    images, labels = next(iter(getattr(tiny(), f"{split}_dataloader")()))
+    assert (images.shape, images.dtype) == ((8, 3, 8, 8), torch.uint8)
+    assert (labels.shape, labels.dtype) == ((8,), torch.int64)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluation_gives_every_picture_in_order_and_never_augmented(split: str):
+    data = tiny(crop_padding_px=2, flip_probability=1.0)
+    loader = getattr(data, f"{split}_dataloader")()
+    expected = dict(data.named_splits())[split]
+    for _ in range(2):
+        images, labels = everything(loader)
+        np.testing.assert_array_equal(images, expected.images)
+        np.testing.assert_array_equal(labels, expected.labels)
+
+
+def test_training_gives_shuffled_pictures_with_their_own_labels():
+    data = tiny()
+    images, labels = everything(data.train_dataloader())
+    places = {picture.tobytes(): place for place, picture in enumerate(data.splits.train.images)}
+    order = [places[picture.tobytes()] for picture in images.numpy()]
+    assert len(set(order)) == 40  # 5 batches; the rest is left out
+    assert order != sorted(order)
+    np.testing.assert_array_equal(labels, data.splits.train.labels[order])
+
+
+def test_training_augments_as_it_was_told():
+    plain, mirrored = (everything(data.train_dataloader())[0] for data in (tiny(), tiny(flip_probability=1.0)))
+    assert torch.equal(mirrored, plain.flip(3))
+
+
+# Preprocess
+
+
+def test_a_batch_on_the_device_has_mean_0_and_std_1_in_each_channel():
+    data = tiny()
+    images, _ = data.on_after_batch_transfer(everything(data.val_dataloader()), 0)
+    assert images.dtype == torch.float32
+    torch.testing.assert_close(images.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(images.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
+
+
+def test_a_batch_on_the_device_is_channels_last_and_keeps_its_labels():
+    data = tiny()
+    batch = everything(data.val_dataloader())
+    images, labels = data.on_after_batch_transfer(batch, 0)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(labels, batch[1])
+
+
+def test_statistics_as_numpy_numbers_still_give_float32():
+    data = tiny()
+    data.preprocess = Preprocess(8, 8, "center", tuple(np.full(3, 0.5)), tuple(np.full(3, 0.25)))
+    images, _ = data.on_after_batch_transfer(everything(data.val_dataloader()), 0)
+    assert images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("split", SIZES)
+def test_pictures_come_at_the_size_that_preprocess_asks_for(split: str):
+    data = tiny()
+    data.preprocess = Preprocess(16, 20, "center", (0.5,) * 3, (0.25,) * 3)
+    images, _ = next(iter(getattr(data, f"{split}_dataloader")()))
+    assert images.shape == (8, 3, 16, 16)
+
+
+@pytest.mark.parametrize(("size", "resize"), [(16, 20), (4, 6), (8, 8), (8, 10)])
+def test_evaluation_shows_what_resize_and_crop_gives(size: int, resize: int):
+    data = tiny()
+    data.preprocess = Preprocess(size, resize, "center", (0.5,) * 3, (0.25,) * 3)
+    images, _ = everything(data.test_dataloader())
+    stored = data.splits.test.images.transpose(0, 2, 3, 1)
+    expected = np.stack([resize_and_crop(picture, data.preprocess) for picture in stored])
+    np.testing.assert_array_equal(images, expected.transpose(0, 3, 1, 2))
+
+
+# Fingerprint
+
+
+def test_the_same_data_has_the_same_fingerprint():
+    assert tiny().fingerprint() == tiny().fingerprint()
+
+
+def test_other_class_names_or_labels_have_another_fingerprint():
+    renamed, relabelled = tiny(), tiny()
+    renamed._splits = Splits(("ant", "bee", "dog"), *(split for _, split in renamed.named_splits()))
+    relabelled.splits.test.labels[:2] = relabelled.splits.test.labels[1::-1].copy()
+    assert len({data.fingerprint() for data in (tiny(), renamed, relabelled)}) == 3
+
+
+# Inside a Trainer
+
+
+def trainer_that_has_done(batches: int, limit_train_batches: int | float = 1.0) -> SimpleNamespace:
+    """Stand in for a Trainer whose progress was just restored."""
+    progress = SimpleNamespace(total=SimpleNamespace(processed=batches))
+    fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    return SimpleNamespace(
+        fit_loop=fit_loop, limit_train_batches=limit_train_batches, overfit_batches=0.0, global_rank=0, world_size=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("done", "limit", "place"),
+    [(0, 1.0, (0, 0)), (5, 1.0, (1, 0)), (12, 1.0, (2, 2)), (7, 3, (2, 1)), (7, 0.5, (3, 1)), (7, 99, (1, 2))],
+)
+def test_a_resumed_run_starts_at_the_batch_after_those_that_are_done(done: int, limit, place: tuple[int, int]):
+    data = tiny()  # 5 batches in an epoch
+    data.trainer = trainer_that_has_done(done, limit)
+    sampler = data.train_dataloader().batch_sampler
+    assert (sampler.epoch, sampler.start_batch) == place
+
+
+@pytest.mark.parametrize("split", SIZES)
+def test_ranks_get_different_pictures(split: str):
+    parts = []
+    for rank in range(2):
+        data = tiny()
+        data.trainer = trainer_that_has_done(0)
+        data.trainer.global_rank, data.trainer.world_size = rank, 2
+        images, _ = everything(getattr(data, f"{split}_dataloader")())
+        parts.append({picture.tobytes() for picture in images.numpy()})
+    assert parts[0].isdisjoint(parts[1])
+    assert len(parts[0] | parts[1]) == {"train": 40, "val": 12, "test": 10}[split]
+
+
+class Recorder(LightningModule):
+    """Trains nothing and remembers the pixel sum of every training batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.sums: list[float] = []
+
+    def training_step(self, batch, batch_idx):
+        self.sums.append(round(batch[0].double().sum().item(), 3))
+        return self.weight * 0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:.*validation_step.*", "ignore:.*does not have many workers.*")
+def test_a_trainer_sees_the_batches_of_each_epoch_in_the_sampler_s_order(tmp_path, num_workers: int):
+    data, recorder = tiny(num_workers), Recorder()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(recorder, datamodule=data)
+    sampler = TrainSampler(SIZES["train"], 8, seed=0)
+    expected = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        batches = (torch.from_numpy(data.splits.train.images[key.indices]) for key in sampler)
+        normalised = (data.on_after_batch_transfer((images, None), 0)[0] for images in batches)
+        expected += [images.double().sum().item() for images in normalised]
+    assert recorder.sums == pytest.approx(expected, abs=0.01)

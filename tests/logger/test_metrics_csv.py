@@ -1,0 +1,121 @@
+"""`metrics.csv`: a row a step, on the disk at once, and continued by a resumed run."""
+
+import csv
+import math
+
+import pytest
+
+from imago.logger.metrics_csv import MetricsCsv
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run" / "metrics.csv"
+
+
+def rows(path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_values_of_one_step_share_a_row(path):
+    log = MetricsCsv(str(path))
+    log.log_metrics({"loss": 0.5}, step=3)
+    log.save()  # Lightning saves after every call
+    log.log_metrics({"acc": 0.25}, step=3)
+    assert rows(path) == [{"step": "3", "loss": "0.5", "acc": "0.25"}]
+
+
+def test_another_step_gets_another_row(path):
+    log = MetricsCsv(str(path))
+    for step in (1, 2, 3):
+        log.log_metrics({"loss": 1 / step}, step=step)
+    assert [(row["step"], row["loss"]) for row in rows(path)] == [("1", "1"), ("2", "0.5"), ("3", "0.3333333")]
+
+
+def test_a_growing_row_leaves_the_earlier_ones_alone(path):
+    log = MetricsCsv(str(path))
+    for step in (1, 2, 3):
+        log.log_metrics({"loss": 0.5}, step=step)
+        log.log_metrics({"acc": 0.25}, step=step)
+    assert rows(path) == [{"step": str(step), "loss": "0.5", "acc": "0.25"} for step in (1, 2, 3)]
+
+
+def test_a_new_column_keeps_the_old_rows(path):
+    log = MetricsCsv(str(path))
+    log.log_metrics({"loss": 0.5}, step=1)
+    log.log_metrics({"val/acc": 0.75}, step=2)
+    assert rows(path) == [
+        {"step": "1", "loss": "0.5", "val/acc": ""},
+        {"step": "2", "loss": "", "val/acc": "0.75"},
+    ]
+
+
+def test_a_column_that_is_missing_in_a_step_leaves_an_empty_cell(path):
+    log = MetricsCsv(str(path))
+    log.log_metrics({"loss": 0.5, "lr": 0.1}, step=1)
+    log.log_metrics({"loss": 0.25}, step=2)
+    assert rows(path)[1] == {"step": "2", "loss": "0.25", "lr": ""}
+
+
+def test_a_resumed_run_continues_the_file(path):
+    first = MetricsCsv(str(path))
+    for step in (1, 2):
+        first.log_metrics({"loss": 0.5, "lr": 0.1}, step=step)
+    resumed = MetricsCsv(str(path))
+    resumed.log_metrics({"loss": 0.25, "acc": 0.75}, step=3)
+    assert rows(path) == [
+        {"step": "1", "loss": "0.5", "lr": "0.1", "acc": ""},
+        {"step": "2", "loss": "0.5", "lr": "0.1", "acc": ""},
+        {"step": "3", "loss": "0.25", "lr": "", "acc": "0.75"},
+    ]
+
+
+def test_steps_that_a_resumed_run_does_again_are_replaced(path):
+    first = MetricsCsv(str(path))
+    for step in (1, 2, 3):
+        first.log_metrics({"loss": 0.5}, step=step)
+    resumed = MetricsCsv(str(path))
+    resumed.log_metrics({"loss": 0.25}, step=2)
+    assert [(row["step"], row["loss"]) for row in rows(path)] == [("1", "0.5"), ("2", "0.25")]
+
+
+def test_a_run_that_logs_nothing_leaves_an_earlier_file_alone(path):
+    MetricsCsv(str(path)).log_metrics({"loss": 0.5}, step=1)
+    before = path.read_bytes()
+    log = MetricsCsv(str(path))
+    log.save()
+    log.finalize("success")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("left", ["step,loss\r\n1,0.5\r\n2,0.", "step,loss\r\n1,0.5\r\n2"])
+def test_a_last_line_that_a_kill_cut_short_does_not_swallow_the_next(path, left: str):
+    path.parent.mkdir()
+    path.write_text(left, newline="")
+    MetricsCsv(str(path)).log_metrics({"loss": 0.25}, step=3)
+    found = rows(path)
+    assert found[0] == {"step": "1", "loss": "0.5"}
+    assert found[-1] == {"step": "3", "loss": "0.25"}
+    assert [row["step"] for row in found] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("left", ["", "step,loss\r\n"])
+def test_a_file_without_rows_is_started_anew(path, left: str):
+    path.parent.mkdir()
+    path.write_text(left)
+    MetricsCsv(str(path)).log_metrics({"loss": 0.25}, step=0)
+    assert rows(path) == [{"step": "0", "loss": "0.25"}]
+
+
+def test_a_value_that_is_no_number_reads_back_as_such(path):
+    MetricsCsv(str(path)).log_metrics({"loss": math.nan, "grad": math.inf}, step=0)
+    assert math.isnan(float(rows(path)[0]["loss"]))
+    assert float(rows(path)[0]["grad"]) == math.inf
+
+
+def test_no_part_file_is_left(path):
+    log = MetricsCsv(str(path))
+    log.log_metrics({"loss": 0.5}, step=1)
+    log.log_metrics({"acc": 0.5}, step=2)
+    assert [file.name for file in path.parent.iterdir()] == ["metrics.csv"]

@@ -1,0 +1,49 @@
+"""A network that takes raw pixels: the normalisation inside is the data set's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from imago.images import Preprocess
+from imago.model.classifier import Classifier
+
+PREPROCESS = Preprocess(2, 2, "center", mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25))
+
+
+def test_each_channel_is_normalised_by_its_own_mean_and_std():
+    seen = Classifier(nn.Identity(), ["a", "b"], PREPROCESS)(
+        torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 2, 2)
+    )
+    assert seen.dtype == torch.float32
+    # black and white: (0 - mean) / std and (1 - mean) / std of red, green and blue
+    torch.testing.assert_close(seen[0, :, 0], torch.tensor([[0.0, 1.0], [-1.0, 1.0], [-4.0, 0.0]]))
+
+
+def test_the_network_sees_channels_last_memory():
+    seen = Classifier(nn.Identity(), ["a", "b"], PREPROCESS)(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+    assert seen.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_logits_are_those_of_the_network_on_normalised_pictures():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    images = torch.randint(0, 256, (5, 3, 2, 2), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PREPROCESS.mean, PREPROCESS.std))
+    expected = net((images / 255 - mean) / std)
+    torch.testing.assert_close(Classifier(net, ["a", "b"], PREPROCESS)(images), expected)
+
+
+def test_class_names_keep_their_order():
+    assert Classifier(nn.Identity(), ["zebra", "ant"], PREPROCESS).class_names == ("zebra", "ant")
+
+
+def test_its_state_holds_the_network_and_nothing_else():
+    state = Classifier(nn.Linear(2, 2), ["a", "b"], PREPROCESS).state_dict()
+    assert set(state) == {"net.weight", "net.bias"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_train_and_eval_mode_reach_the_network(training: bool):
+    classifier = Classifier(nn.Dropout(), ["a", "b"], PREPROCESS).train(training)
+    images = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
+    assert bool((classifier(images)[:, :2] == 0).any()) is training  # red and green are 1 when nothing is dropped

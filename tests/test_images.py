@@ -1,0 +1,321 @@
+"""Every kind of picture people have, whole and broken: what comes out of the one decoder and the one resize."""
+
+import contextlib
+import io
+import json
+import random
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imago.errors import DataError
+from imago.images import Preprocess, read_image, resize_and_crop
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+NOISE = Image.fromarray(PIXELS)
+RAMP = Image.linear_gradient("L").resize((64, 48)).convert("RGB")  # smooth, so that JPEG keeps it closely
+
+
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    """Write a picture into bytes."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png(width: int, height: int, bit_depth: int, color_type: int, rows: bytes) -> bytes:
+    """Write a PNG by hand: what Pillow cannot write, and headers that promise more pixels than there are."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def jpeg_that_claims(side: int) -> bytes:
+    """Write a small JPEG whose header promises side x side pixels."""
+    data = bytearray(encode(RAMP, "JPEG"))
+    size_at = data.index(b"\xff\xc0") + 5
+    data[size_at : size_at + 4] = struct.pack(">HH", side, side)
+    return bytes(data)
+
+
+def flip_byte(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :]
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {"lossless": True})])
+def test_lossless_formats_keep_every_pixel(kind: str, options: dict):
+    np.testing.assert_array_equal(read_image(encode(NOISE, kind, **options)), PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("MPO", {}), ("WEBP", {})]
+)
+def test_lossy_formats_come_close_to_the_original(kind: str, options: dict):
+    pixels = read_image(encode(RAMP, kind, **options))
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (48, 64, 3)
+    assert np.abs(pixels.astype(int) - np.asarray(RAMP)).mean() < 2
+
+
+def test_a_file_and_its_bytes_give_the_same_picture(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(NOISE, "PNG"))
+    np.testing.assert_array_equal(read_image(path), read_image(path.read_bytes()))
+
+
+@pytest.mark.parametrize("name", ["png.jpg", "UPPER.JPG", "ünï 😀 (1).png", "no_suffix"])
+def test_the_name_of_a_file_does_not_matter(tmp_path, name: str):
+    path = tmp_path / name
+    path.write_bytes(encode(NOISE, "PNG"))
+    np.testing.assert_array_equal(read_image(path), PIXELS)
+
+
+# Broken files
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(encode(NOISE, "JPEG")[: len(encode(NOISE, "JPEG")) // 2], id="half a JPEG"),
+        pytest.param(encode(NOISE, "JPEG")[:-2], id="JPEG without its last 2 bytes"),
+        pytest.param(encode(NOISE, "PNG")[: len(encode(NOISE, "PNG")) // 2], id="half a PNG"),
+        pytest.param(flip_byte(encode(NOISE, "PNG"), 1000), id="PNG with a flipped byte"),
+    ],
+)
+def test_a_damaged_picture_is_named(tmp_path, data: bytes):
+    path = tmp_path / "rose.png"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"rose\.png is damaged: .*copy it again"):
+        read_image(path)
+
+
+def test_an_empty_file_is_called_empty(tmp_path):
+    (tmp_path / "rose.jpg").touch()
+    with pytest.raises(DataError, match=r"rose\.jpg is empty \(0 bytes\)"):
+        read_image(tmp_path / "rose.jpg")
+
+
+@pytest.mark.parametrize("data", [b"<html><body>404", bytes(range(200, 256)), encode(RAMP, "EPS"), encode(RAMP, "PPM")])
+def test_what_is_no_picture_is_named_with_its_first_bytes(tmp_path, data: bytes):
+    path = tmp_path / "rose.png"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"rose\.png is not a picture \(it starts with b.*expected JPEG, PNG"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("name", ["absent.png", "."])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name: str):
+    with pytest.raises(DataError, match=f"{tmp_path}.* cannot be read: "):
+        read_image(tmp_path / name)
+
+
+def test_a_wrongly_typed_exif_tag_gives_the_upright_picture_or_a_data_error():
+    # Orientation 6 makes Pillow write the other tags again; ImageWidth as text is one that it cannot write.
+    entries = struct.pack(">HHI4sHHIHH", 0x100, 2, 2, b"a\0\0\0", 0x112, 3, 1, 6, 0)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + b"\0\0\0\0"
+    with contextlib.suppress(DataError):
+        assert read_image(encode(RAMP, "JPEG", exif=exif)).shape == (64, 48, 3)
+
+
+def test_mutated_pictures_give_pixels_or_a_data_error_and_nothing_else():
+    exif = Image.Exif()
+    exif[0x112], exif[0x10F] = 6, "maker"
+    wholes = [encode(NOISE, kind, exif=exif) for kind in ("JPEG", "PNG", "WEBP")]
+    wholes += [encode(NOISE.convert("P"), "GIF"), encode(NOISE.convert("P"), "PNG", transparency=0)]
+    wholes += [encode(NOISE, "BMP"), encode(NOISE.convert("CMYK"), "JPEG")]
+    draw = random.Random(0)
+    outcomes = {"pixels": 0, "error": 0}
+    for whole in wholes * 100:
+        data = bytearray(whole)
+        for _ in range(draw.choice([1, 2, 8])):
+            data[draw.randrange(min(len(data), draw.choice([200, 10_000])))] = draw.randrange(256)
+        try:
+            with warnings.catch_warnings(action="ignore"):  # Pillow comments on broken metadata
+                assert read_image(bytes(data)).dtype == np.uint8
+            outcomes["pixels"] += 1
+        except DataError:
+            outcomes["error"] += 1
+    assert min(outcomes.values()) > 100
+
+
+# Colour modes
+
+
+def test_cmyk_keeps_its_colours():
+    pixels = read_image(encode(Image.new("RGB", (16, 16), (200, 30, 60)).convert("CMYK"), "JPEG", quality=95))
+    np.testing.assert_allclose(pixels.mean(axis=(0, 1)), (200, 30, 60), atol=4)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_and_not_clipped(kind: str):
+    levels = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
+    assert read_image(encode(Image.fromarray(levels), kind)).mean() == pytest.approx(127.5, abs=0.6)
+
+
+def test_16_bit_grey_maps_its_256_even_steps_to_0_to_255():
+    levels = (np.arange(256) * 257).astype(np.uint16)[None]
+    np.testing.assert_array_equal(read_image(encode(Image.fromarray(levels), "PNG"))[0, :, 1], np.arange(256))
+
+
+def test_16_bit_rgb_keeps_the_upper_8_bits():
+    data = png(2, 1, 16, 2, b"\0" + struct.pack(">6H", 0xFF00, 0x8000, 0, 0x1234, 0xABCD, 0xFFFF))
+    np.testing.assert_array_equal(read_image(data), [[[0xFF, 0x80, 0], [0x12, 0xAB, 0xFF]]])
+
+
+def test_a_palette_is_looked_up():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 0])
+    image.putpixel((1, 0), 1)
+    np.testing.assert_array_equal(read_image(encode(image, "PNG")), [[[10, 20, 30], [200, 100, 0]]])
+
+
+def test_a_transparent_palette_colour_becomes_white():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 0])
+    image.putpixel((1, 0), 1)
+    data = encode(image, "PNG", transparency=0)
+    np.testing.assert_array_equal(read_image(data), [[[255, 255, 255], [200, 100, 0]]])
+
+
+def test_rgba_is_laid_on_white():
+    image = Image.fromarray(np.array([[[9, 9, 9, 0], [0, 0, 0, 128], [9, 8, 7, 255]]], np.uint8))
+    expected = [[[255, 255, 255], [127, 127, 127], [9, 8, 7]]]
+    np.testing.assert_array_equal(read_image(encode(image, "PNG")), expected)
+
+
+def test_grey_with_alpha_is_laid_on_white():
+    image = Image.fromarray(np.array([[[9, 0], [0, 128], [7, 255]]], np.uint8), "LA")
+    np.testing.assert_array_equal(read_image(encode(image, "PNG"))[0, :, 0], [255, 127, 7])
+
+
+def test_black_and_white_become_0_and_255():
+    image = Image.new("1", (2, 1))
+    image.putpixel((1, 0), 1)
+    np.testing.assert_array_equal(read_image(encode(image, "PNG")), [[[0, 0, 0], [255, 255, 255]]])
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    path = tmp_path / "depth.tiff"
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(path)
+    with pytest.raises(DataError, match=r"depth\.tiff holds floating-point pixels"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("GIF", {}), ("WEBP", {"lossless": True})])
+def test_of_an_animation_the_first_frame_counts(kind: str, options: dict):
+    red, blue = Image.new("RGB", (8, 8), (255, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 255))
+    pixels = read_image(encode(red, kind, save_all=True, append_images=[blue], **options))
+    np.testing.assert_array_equal(pixels, np.asarray(red))
+
+
+# What each value of the EXIF orientation tag asks of the viewer.
+UPRIGHT = {
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).transpose(1, 0, 2),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_picture_stands_upright_as_its_exif_tag_says(orientation: int):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    np.testing.assert_array_equal(read_image(encode(NOISE, "PNG", exif=exif)), UPRIGHT[orientation](PIXELS))
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1)])
+def test_extreme_shapes_are_read(size: tuple[int, int]):
+    assert read_image(encode(Image.new("RGB", size), "PNG")).shape == (size[1], size[0], 3)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(jpeg_that_claims(60_000), id="JPEG of 3600 Mpx"),
+        pytest.param(png(50_000, 50_000, 8, 2, b"\0"), id="PNG of 2500 Mpx"),
+        pytest.param(png(10_000, 10_000, 8, 2, b"\0"), id="PNG of 100 Mpx"),
+        pytest.param(jpeg_that_claims(7_072), id="JPEG just over 50 Mpx"),
+    ],
+)
+def test_too_many_pixels_are_refused_before_decoding(data: bytes):
+    # These files hold hardly any pixels: a decoder would complain about their absence, not about their number.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(DataError, match="more than 50,000,000 pixels; scale it down"):
+            read_image(data)
+
+
+def test_the_pixel_limit_itself_is_allowed():
+    assert read_image(encode(NOISE, "PNG"), max_pixels=24 * 32).shape == (24, 32, 3)
+    with pytest.raises(DataError, match="32x24, more than 767 pixels"):
+        read_image(encode(NOISE, "PNG"), max_pixels=24 * 32 - 1)
+
+
+# Resize and crop
+
+
+def square(size: int, resize: int, crop: str = "center") -> Preprocess:
+    return Preprocess(size, resize, crop, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+THIRDS = np.repeat(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8), 40, axis=1).repeat(40, axis=0)
+
+
+def test_center_keeps_only_the_middle_of_a_wide_picture():
+    np.testing.assert_array_equal(resize_and_crop(THIRDS, square(16, 16))[:, 2:-2], np.full((16, 12, 3), (0, 255, 0)))
+
+
+def test_center_keeps_only_the_middle_of_a_tall_picture():
+    tall = THIRDS.transpose(1, 0, 2)
+    np.testing.assert_array_equal(resize_and_crop(tall, square(16, 16))[2:-2], np.full((12, 16, 3), (0, 255, 0)))
+
+
+def test_squash_keeps_the_whole_picture():
+    squashed = resize_and_crop(THIRDS, square(15, 15, "squash"))
+    np.testing.assert_array_equal(squashed[7, [1, 7, 13]], np.diag([255, 255, 255]))
+
+
+@pytest.mark.parametrize("shape", [(37, 91), (91, 37), (224, 225), (5, 400), (16, 16)])
+@pytest.mark.parametrize(("size", "resize"), [(32, 36), (32, 32), (224, 256)])
+def test_center_equals_scaling_the_whole_picture_and_cutting_out_the_middle(shape, size: int, resize: int):
+    pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    scale = resize / min(shape)
+    height, width = (max(size, round(side * scale)) for side in shape)
+    whole = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)).astype(int)
+    top, left = (height - size) // 2, (width - size) // 2
+    expected = whole[top : top + size, left : left + size]
+    assert np.abs(resize_and_crop(pixels, square(size, resize)) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("crop", ["center", "squash"])
+def test_a_picture_of_the_right_size_comes_back_unchanged(crop: str):
+    pixels = PIXELS[:, :24]
+    np.testing.assert_array_equal(resize_and_crop(pixels, square(24, 24, crop)), pixels)
+
+
+@pytest.mark.parametrize("shape", [(4000, 1), (1, 4000)])
+def test_a_thin_picture_is_never_scaled_up_as_a_whole(shape: tuple[int, int]):
+    pixels = np.zeros((*shape, 3), np.uint8)
+    pixels.reshape(-1, 3)[1900:2100] = 77
+    # Scaled as a whole it would be 20,000 x 80,000,000 pixels: no machine has the memory.
+    np.testing.assert_array_equal(resize_and_crop(pixels, square(224, 20_000)), np.full((224, 224, 3), 77))
+
+
+def test_preprocess_survives_json():
+    preprocess = Preprocess(224, 256, "center", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
