@@ -150,6 +150,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line; the help text is the docstring above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--root",
@@ -174,6 +175,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Measure, print and store."""
     args = parse_args()
     figures = json.dumps(run(args), indent=2)
     print(figures)

@@ -167,6 +167,7 @@ def summarize(runs: list[Run]) -> dict[str, dict]:
 
 
 def print_summary(summary: dict[str, dict]) -> None:
+    """Print the medians of both sides and the ratio of each round."""
     for side, median in summary["medians"].items():
         speed, cpu_s, wall_s, test_acc = (median[name] for name in FIGURES)
         print(f"{'median':>6} {side:>4} {speed:>13.1f} {cpu_s:>9.1f} {wall_s:>9.1f} {test_acc:>9.4f}")
@@ -191,6 +192,7 @@ def describe_environment() -> dict[str, str | int]:
 
 
 def parse_args() -> argparse.Namespace:
+    """Read the command line; the help text is the docstring above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=2, help="epochs of each run (default: 2)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side; the round is the seed (default: 3)")
@@ -215,6 +217,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Measure, print and store."""
     args = parse_args()
     adopt_orphans()
     environment = describe_environment()  # before the runs: the commit that was measured

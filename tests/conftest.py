@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from short_runs import SHORT, train
 
 from imago.paths import PROJECT_ROOT
 
@@ -52,3 +53,12 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run on the drawn shapes, from the command line."""
+    logs = tmp_path_factory.mktemp("logs")
+    done = train(logs, *SHORT, "run_name=short")
+    (logs / "screen.txt").write_text(done.stdout)
+    return logs / "train" / "short"

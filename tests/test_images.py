@@ -249,6 +249,7 @@ def test_extreme_shapes_are_read(size: tuple[int, int]):
         pytest.param(jpeg_that_claims(60_000), id="JPEG of 3600 Mpx"),
         pytest.param(png(50_000, 50_000, 8, 2, b"\0"), id="PNG of 2500 Mpx"),
         pytest.param(png(10_000, 10_000, 8, 2, b"\0"), id="PNG of 100 Mpx"),
+        pytest.param(png(7_072, 7_072, 8, 2, b"\0"), id="PNG just over 50 Mpx"),
         pytest.param(jpeg_that_claims(7_072), id="JPEG just over 50 Mpx"),
     ],
 )

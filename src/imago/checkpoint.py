@@ -1,8 +1,12 @@
 """Checkpoint files: written whole or not at all, read only after they have proven sound, and never unpickled freely."""
 
+import glob
 import os
 import pickle
+import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from imago.errors import DataError
+from imago.errors import DataError, DivergedError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -21,7 +25,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` so that `path` holds the old file or the new one, never a part of either."""
+        """Write `checkpoint` so that `path` holds the old file or the new one, never a part of either.
+
+        Raises:
+            DivergedError: if a weight is not finite; the older file is kept.
+        """
+        _refuse_non_finite(checkpoint["state_dict"], Path(path))
         write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
@@ -36,7 +45,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         OSError: if it cannot be written; the old file is untouched and no part is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in path.parent.glob(f"{path.name}.*.part"):
+    for left_over in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
         left_over.unlink(missing_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -69,7 +78,16 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (
+        zlib.error,
+        zipfile.BadZipFile,
+        OSError,
+        EOFError,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+        struct.error,
+    ) as error:
         raise DataError(f"{path} is truncated or no checkpoint ({path.stat().st_size} bytes).") from error
     if damaged:
         raise DataError(
@@ -78,12 +96,26 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
     return _load(path, map_location)
 
 
+def _refuse_non_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise DivergedError(
+            f"the weights are no longer finite ({broken[0]}), so {path} was not written over; lower "
+            f"optimizer.lr or set trainer.gradient_clip_val=1.0."
+        )
+
+
 def _load(path: Path, map_location: Any | None) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} cannot be loaded with weights_only=True: {reason}") from error
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({found[1]})" if found else ""
+        raise DataError(
+            f"{path} holds more than plain data and tensors{what}; it is refused, as it could run code."
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
     if not isinstance(checkpoint, dict) or "imago" not in checkpoint:
         raise DataError(f"{path} is not a checkpoint of this project.")
     return checkpoint

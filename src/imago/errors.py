@@ -9,5 +9,9 @@ class ConfigError(UserError):
     """A setting that cannot work, named as it is typed on the command line."""
 
 
+class DivergedError(UserError):
+    """Training left the finite numbers: too high a learning rate, most of the time."""
+
+
 class DataError(UserError):
     """A file or folder that is missing, damaged or not what it should be."""

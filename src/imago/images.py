@@ -5,11 +5,13 @@ Pillow and numpy only: importing this file never loads torch.
 """
 
 import io
+import struct
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from imago.errors import DataError
 
@@ -17,6 +19,17 @@ from imago.errors import DataError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_PIXELS = 50_000_000  # 150 MB once decoded; checked before decoding, where a 12 KB file can ask for 500 MB
+
+_ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4: how the stored rows and columns stand to the scene
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -67,13 +80,17 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
     if not data:
         raise DataError(f"{name} is empty (0 bytes); delete it or copy it again.")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        with _open(data) as picture:
             _refuse_size(picture, name, max_pixels)
             picture.load()
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(picture), name))
+            return np.asarray(_to_rgb(_upright(picture), name))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{name} has more than {max_pixels:,} pixels; scale it down first.") from error
     except UnidentifiedImageError:
-        raise DataError(f"{name} is not a picture (it starts with {data[:12]!r}); expected {_format_list()}.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{name} is not a picture (it starts with {data[:12]!r}); expected JPEG, PNG, WebP, BMP, GIF or TIFF."
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise DataError(f"{name} is damaged: {error}; delete it or copy it again.") from error
 
 
@@ -85,7 +102,7 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
         preprocess: only `size`, `resize` and `crop` are read here; normalisation happens on the device.
 
     Returns:
-        uint8 (size, size, 3). A picture that already has this size comes back unchanged.
+        uint8 (size, size, 3).
     """
     height, width = pixels.shape[:2]
     size = preprocess.size
@@ -108,6 +125,18 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     return np.asarray(resized)
 
 
+def _open(data: bytes) -> Image.Image:
+    with warnings.catch_warnings():  # Pillow only warns of what is refused here
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turn as the EXIF tag says; Pillow's own function also rewrites the tags, and fails where one of them is odd."""
+    turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    return picture if turn is None else picture.transpose(turn)
+
+
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -123,9 +152,9 @@ def _refuse_size(picture: Image.Image, name: str, max_pixels: int) -> None:
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
-    if picture.mode == "F":
-        raise DataError(f"{name} holds floating-point pixels, whose range is unknown; save it as 8-bit or 16-bit.")
-    if picture.mode.startswith("I"):
+    if picture.mode in ("F", "I"):
+        raise DataError(f"{name} holds 32-bit or floating-point pixels of unknown range; save it as 8-bit or 16-bit.")
+    if picture.mode.startswith("I;16"):
         # Pillow clips 16-bit grey to 255 when asked for RGB; 65535 / 257 = 255 keeps the whole range instead.
         scaled = np.asarray(picture).astype(np.int64) // 257
         picture = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
@@ -134,7 +163,3 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
     return picture.convert("RGB")
-
-
-def _format_list() -> str:
-    return "JPEG, PNG, WebP, BMP, GIF or TIFF"

@@ -16,7 +16,9 @@ class Normalise(nn.Module):
         super().__init__()
         # In units of 0..255, so that the pixels need no division of their own. Not saved: the record is.
         for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
-            self.register_buffer(name, torch.tensor(values).mul_(255).view(1, 3, 1, 1), persistent=False)
+            self.register_buffer(
+                name, torch.tensor(values, dtype=torch.float32).mul_(255).view(1, 3, 1, 1), persistent=False
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Give float32 (N, 3, H, W); channels_last memory is what convolutions are fastest on."""

@@ -100,7 +100,7 @@ def test_loaders_yield_uint8_pictures_and_int64_labels(split: str):
 def test_evaluation_gives_every_picture_in_order_and_never_augmented(split: str):
     data = tiny(crop_padding_px=2, flip_probability=1.0)
     loader = getattr(data, f"{split}_dataloader")()
-    expected = dict(data.named_splits())[split]
+    expected = dict(data.splits.named())[split]
     for _ in range(2):
         images, labels = everything(loader)
         np.testing.assert_array_equal(images, expected.images)
@@ -175,7 +175,7 @@ def test_the_same_data_has_the_same_fingerprint():
 
 def test_other_class_names_or_labels_have_another_fingerprint():
     renamed, relabelled = tiny(), tiny()
-    renamed._splits = Splits(("ant", "bee", "dog"), *(split for _, split in renamed.named_splits()))
+    renamed._splits = Splits(("ant", "bee", "dog"), *(split for _, split in renamed.splits.named()))
     relabelled.splits.test.labels[:2] = relabelled.splits.test.labels[1::-1].copy()
     assert len({data.fingerprint() for data in (tiny(), renamed, relabelled)}) == 3
 

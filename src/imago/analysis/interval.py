@@ -18,5 +18,5 @@ def wilson_interval(num_right: int, num_images: int) -> tuple[float, float]:
     spread = _Z_95**2 / num_images
     centre = (share + spread / 2) / (1 + spread)
     half = _Z_95 * math.sqrt(share * (1 - share) / num_images + spread / (4 * num_images)) / (1 + spread)
-    # The formula gives exactly 0 and 1 at the ends; floating point may miss them by 1e-17.
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # The formula gives exactly 0 and 1 at the ends; floating point misses them by 1e-16.
+    return (centre - half if num_right else 0.0), (centre + half if num_right < num_images else 1.0)

@@ -58,10 +58,11 @@ class ImageDataModule(LightningDataModule):
     def set_up_data(self) -> None:
         """Read the data set once and check its labels; later calls return at once."""
         if self._splits is None:
+            self.prepare_data()
             splits = self.load_splits()
-            self._splits = splits
-            for name, split in self.named_splits():
+            for name, split in splits.named():
                 check_labels(name, split.labels, splits.class_names)
+            self._splits = splits
 
     @property
     def splits(self) -> Splits:
@@ -74,16 +75,17 @@ class ImageDataModule(LightningDataModule):
         """Class names; the place of a name is its label."""
         return self.splits.class_names
 
-    def named_splits(self) -> list[tuple[str, LabelledArray]]:
-        """Give train, val and test with their names."""
-        return [("train", self.splits.train), ("val", self.splits.val), ("test", self.splits.test)]
-
     def fingerprint(self) -> str:
         """Give a short hash of class names, split sizes and labels: another split or order has another one."""
         digest = hashlib.sha256("\n".join(self.class_names).encode())
-        for name, split in self.named_splits():
+        for name, split in self.splits.named():
             digest.update(f"{name} {len(split)}".encode() + split.labels.tobytes())
         return digest.hexdigest()[:16]
+
+    def batches_per_epoch(self, limit: int | float = 1.0) -> int:
+        """Count the training batches of an epoch; `limit` is Lightning's `limit_train_batches`: a number or a share."""
+        batches = len(TrainSampler(len(self.splits.train), self.batch_size, self.seed))
+        return min(limit, batches) if isinstance(limit, int) else max(1, int(batches * limit))
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, augmented batches, starting where an interrupted run stopped."""
@@ -92,7 +94,7 @@ class ImageDataModule(LightningDataModule):
         if self.trainer is not None:
             # The progress is restored by now, the epoch number is not: count the batches that are done.
             done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-            sampler.epoch, sampler.start_batch = divmod(done, self._batches_per_epoch(sampler))
+            sampler.epoch, sampler.start_batch = divmod(done, self.batches_per_epoch(self.trainer.limit_train_batches))
         return self._loader(ArrayDataset(pictures, self.augment, self.seed), sampler)
 
     def val_dataloader(self) -> DataLoader:
@@ -128,15 +130,10 @@ class ImageDataModule(LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _batches_per_epoch(self, sampler: TrainSampler) -> int:
-        limit = self.trainer.limit_train_batches if self.trainer else None
-        if limit is None:
-            return len(sampler)
-        return min(limit, len(sampler)) if isinstance(limit, int) else max(1, int(len(sampler) * limit))
-
     def _at_size(self, pictures: LabelledArray) -> LabelledArray:
-        size = self.preprocess.size
-        if pictures.images.shape[-2:] == (size, size):
+        size, resize = self.preprocess.size, self.preprocess.resize
+        is_whole = self.preprocess.crop == "squash" or resize == size
+        if pictures.images.shape[-2:] == (size, size) and is_whole:
             return pictures
         resized = [resize_and_crop(image.transpose(1, 2, 0), self.preprocess) for image in pictures.images]
         return LabelledArray(np.ascontiguousarray(np.stack(resized).transpose(0, 3, 1, 2)), pictures.labels)

@@ -31,6 +31,10 @@ class Splits:
     val: LabelledArray
     test: LabelledArray
 
+    def named(self) -> list[tuple[str, LabelledArray]]:
+        """Give the three with their names."""
+        return [("train", self.train), ("val", self.val), ("test", self.test)]
+
 
 class ArrayDataset(Dataset):
     """Serves batches of an array; give `augment` for training, leave it out for evaluation.

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from imago.errors import DataError
+
 
 class MetricsCsv(Logger):
     """Keeps a row per logged step, on the disk at once; an empty cell means "not logged at this step".
@@ -61,6 +63,8 @@ class MetricsCsv(Logger):
         if self.path.is_file():
             with self.path.open(newline="") as file:
                 reader = csv.DictReader(file)
+                if "step" not in (reader.fieldnames or []):
+                    raise DataError(f"{self.path} has no column 'step'; move it away, and the run starts a new one.")
                 self._columns = list(reader.fieldnames or self._columns)
                 rows = [{name: value for name, value in row.items() if value} for row in reader]
             self._rows = [row | {"step": int(row["step"])} for row in rows if int(row["step"]) < step]

@@ -1,6 +1,7 @@
 """The body of a training run: build what the settings name, fit, test, and write down what came out."""
 
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def fit_and_test(cfg: DictConfig, folder: RunFolder) -> float:
     task = build_task(cfg, data)
     precision, precision_note = choose_precision(str(cfg.trainer.precision), cfg.trainer.accelerator)
     trainer = build_trainer(cfg, precision)
+    batches = data.batches_per_epoch(trainer.limit_train_batches)
+    task.steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     notes = {"preprocess": preprocess_note, "precision": precision_note, "folder": short_path(folder.path)}
     log.info("%s\n", start_table(cfg, data, task, trainer, notes))
     folder.provenance_facts(device=str(trainer.strategy.root_device), precision=precision, data=data.fingerprint())
@@ -48,7 +51,6 @@ def fit_and_test(cfg: DictConfig, folder: RunFolder) -> float:
 def build_data(cfg: DictConfig) -> tuple[ImageDataModule, str]:
     """Build the data module, read the data, and settle the preprocess record; gives its origin in words too."""
     data: ImageDataModule = build(cfg.data, extra_targets=cfg.extra_targets)
-    data.prepare_data()
     data.set_up_data()
     typed: Any = OmegaConf.to_container(cfg.preprocess)
     data.preprocess, note = decide_preprocess(typed, data.preprocess)

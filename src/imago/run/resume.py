@@ -9,7 +9,7 @@ from imago.errors import ConfigError
 
 # What may differ when a run goes on: how it is carried out, not what it computes.
 _FREE = ("paths", "callbacks", "logger", "resume", "run_name", "extra_targets", "data.num_workers", "data.root")
-_FREE_BUT_IN_TRAINER = ("trainer.limit_train_batches", "trainer.accumulate_grad_batches", "trainer.overfit_batches")
+_FREE_BUT_IN_TRAINER = ("trainer.limit_train_batches", "trainer.accumulate_grad_batches")
 
 
 def resume_arguments(argv: Sequence[str], log_dir: Path) -> list[str]:
@@ -17,7 +17,7 @@ def resume_arguments(argv: Sequence[str], log_dir: Path) -> list[str]:
 
     Args:
         argv: arguments as typed, path-like values quoted for Hydra.
-        log_dir: where `run_name=NAME resume=auto` looks for NAME.
+        log_dir: where `run_name=NAME resume=auto` looks for NAME, unless paths.log_dir is typed.
 
     Returns:
         The saved settings, the typed ones, and the folder; `argv` itself where there is nothing to resume.
@@ -28,11 +28,15 @@ def resume_arguments(argv: Sequence[str], log_dir: Path) -> list[str]:
     typed = {_key(argument): argument for argument in argv if "=" in argument}
     if _value(typed.get("resume")) is None:
         return list(argv)
-    folder = _folder(typed, log_dir)
+    folder = _folder(typed, Path(_value(typed.get("paths.log_dir")) or log_dir))
     if folder is None:  # resume=auto, and this run has not saved anything yet
         return [argument for argument in argv if _key(argument) != "resume"]
     saved = {_key(argument): argument for argument in _saved_overrides(folder)}
     flags = [argument for argument in argv if "=" not in argument]
+    # A key that the run added itself (+callbacks.mine=...) has to be added again, whoever gives its value now.
+    typed |= {
+        key: f"+{typed[key]}" for key in typed.keys() & saved.keys() if _adds(saved[key]) and not _adds(typed[key])
+    }
     own = {"resume": f"resume={json.dumps(str(folder))}", "hydra.run.dir": f"hydra.run.dir={json.dumps(str(folder))}"}
     return [*flags, *(saved | typed | own).values()]
 
@@ -88,6 +92,10 @@ def _saved_overrides(folder: Path) -> list[str]:
 
 def _key(argument: str) -> str:
     return argument.partition("=")[0].lstrip("+")
+
+
+def _adds(argument: str) -> bool:
+    return argument.startswith("+")
 
 
 def _value(argument: str | None) -> str | None:

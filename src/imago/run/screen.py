@@ -25,10 +25,10 @@ def start_table(
         trainer: tells devices and precision.
         notes: `preprocess`, `precision` and `folder`: where these come from.
     """
-    sizes = " / ".join(f"{len(split):,} {name}" for name, split in data.named_splits())
+    sizes = " / ".join(f"{len(split):,} {name}" for name, split in data.splits.named())
     parameters = sum(p.numel() for p in task.parameters())
     devices = trainer.num_devices * trainer.num_nodes
-    steps = len(data.train_dataloader())
+    batches = data.batches_per_epoch(trainer.limit_train_batches)
     rows = {
         "data": f"{_short(cfg.data)}: {len(data.class_names)} classes, {sizes}",
         "classes": _listed(data.class_names),
@@ -37,7 +37,8 @@ def start_table(
         "network": f"{cfg.model._target_.rsplit('.', 1)[-1]}, {parameters:,} parameters",
         "optimizer": f"{cfg.optimizer._target_.rsplit('.', 1)[-1]}, lr {cfg.optimizer.get('lr')}, "
         f"{cfg.schedule._target_.rsplit('.', 1)[-1]}, {cfg.trainer.max_epochs} epochs",
-        "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // devices} on each device, {steps} steps an epoch",
+        "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // devices} on each device; "
+        f"{batches} batches an epoch",
         "device": f"{devices} x {trainer.strategy.root_device.type}, {torch.get_num_threads()} threads",
         "precision": f"{trainer.precision} ({notes['precision']}); test in fp32",
         "fast paths": _fast_paths(cfg),

@@ -30,7 +30,7 @@ class WarmupCosine(LambdaLR):
     """
 
     def __init__(
-        self, optimizer: Optimizer, total_steps: int, steps_per_epoch: float, warmup_epochs: float, final_share: float
+        self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup_epochs: float, final_share: float
     ) -> None:
         warmup_steps = min(round(warmup_epochs * steps_per_epoch), total_steps // 2)
         super().__init__(optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps, final_share))

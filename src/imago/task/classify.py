@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from imago.errors import DivergedError
 from imago.optimizer.groups import parameter_groups
 from imago.targets import build
 from imago.task.score import Score, count_right
@@ -48,6 +49,7 @@ class ClassifyTask(LightningModule):
         facts = {"num_classes": len(class_names), "image_size": preprocess["size"]}
         self.net = build(net, extra_targets=self.extra_targets, **facts)
         self.loss = build(loss, extra_targets=self.extra_targets)
+        self.steps_per_epoch: int | None = None  # optimizer steps; None asks the Trainer
         self.scores = {split: Score() for split in ("train", "val", "test")}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -99,14 +101,15 @@ class ClassifyTask(LightningModule):
         settings = dict(self.hparams["optimizer"])
         groups = parameter_groups(self.net, settings.get("weight_decay", 0.0))
         optimizer = build(settings, groups, extra_targets=self.extra_targets)
-        total_steps = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs or 1
+        # Asking the Trainer makes it build the loaders, which on a resumed run is before it knows where to go on.
+        steps_per_epoch = self.steps_per_epoch or int(self.trainer.estimated_stepping_batches) // epochs
         schedule = build(
             self.hparams["schedule"],
             optimizer,
             extra_targets=self.extra_targets,
-            total_steps=total_steps,
-            steps_per_epoch=total_steps / epochs,
+            total_steps=steps_per_epoch * epochs,
+            steps_per_epoch=steps_per_epoch,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -117,7 +120,7 @@ class ClassifyTask(LightningModule):
         """The one place in training that waits for the device; a loss that is no number stops the run here."""
         value = loss.item()
         if not math.isfinite(value):
-            raise FloatingPointError(
+            raise DivergedError(
                 f"the loss is {value} at epoch {self.current_epoch}, step {self.global_step}; "
                 f"lower optimizer.lr, set trainer.gradient_clip_val=1.0, or look at the data."
             )

@@ -21,9 +21,11 @@ class Score:
 
     def result(self, strategy: Strategy) -> dict[str, float]:
         """Give mean loss, accuracy in [0, 1] and the number of pictures; an empty split gives an empty dict."""
-        sums = torch.tensor(
-            [self.loss_sum, self.num_right, self.num_images], dtype=torch.float64, device=strategy.root_device
+        # On one device the sums stay here: Apple's cannot hold float64.
+        device = (
+            strategy.root_device if torch.distributed.is_available() and torch.distributed.is_initialized() else "cpu"
         )
+        sums = torch.tensor([self.loss_sum, self.num_right, self.num_images], dtype=torch.float64, device=device)
         loss, right, images = strategy.reduce(sums, reduce_op="sum").tolist()
         return {"loss": loss / images, "acc": right / images, "num_images": images} if images else {}
 

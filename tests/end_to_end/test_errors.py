@@ -1,0 +1,75 @@
+"""What people mistype: one line, exit code 2, no traceback, no torch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+NO_TORCH = "import sys, runpy; sys.modules['torch'] = None; sys.modules['lightning'] = None; "
+
+
+def run_without_torch(command: Callable, *arguments: str):
+    """Run `src/train.py` where importing torch or Lightning fails."""
+    code = f"{NO_TORCH} sys.argv = {['src/train.py', *arguments]!r}; sys.path.insert(0, 'src'); "
+    return command("-c", code + "runpy.run_path('src/train.py', run_name='__main__')")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["optimizer.lrr=1"], "optimizer.lrr=1: there is no setting 'optimizer.lrr'; did you mean optimizer.lr?"),
+        (["model=simple_cn"], "model=simple_cn: there is no such option; model can be simple_cnn"),
+        (["experiment=quickstat"], "experiment=quickstat: there is no such option"),
+        (["optimizer.lr=abc"], "optimizer.lr=abc: wants a number (the default is 0.002), got text"),
+        (["seed=null"], "seed=null: wants a whole number"),
+        (["trainer.max_epochs=2.5"], "trainer.max_epochs=2.5: wants a whole number"),
+        (["optimizer.lr=???"], "optimizer.lr"),
+        (["optimizer.lr=-1"], "optimizer.lr=-1 must be greater than 0"),
+        (["data.batch_size=0"], "data.batch_size=0 must be 1 or more"),
+        (["trainer.precision=fp8"], "trainer.precision=fp8 is not one of auto, 32-true, bf16-mixed, 16-mixed"),
+        (["run_name=a/b"], "run_name=a/b must be the name of a folder"),
+        (["model._target_=os.system"], "model._target_=os.system is not allowed"),
+        (["callbacks.speed._target_=torch.hub.load"], "callbacks.speed._target_=torch.hub.load is not allowed"),
+        (["resume=nowhere"], "resume=nowhere is not a run folder"),
+        (["resume=auto"], "resume=auto needs run_name=NAME"),
+    ],
+)
+def test_a_mistake_in_a_setting_is_one_line_without_loading_torch(command: Callable, arguments: list[str], text: str):
+    done = run_without_torch(command, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert text in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert "+optimizer" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job", "--resolve"], ["--cfg", "job", "-p", "optimizer"]])
+def test_help_and_settings_are_shown_without_loading_torch(command: Callable, arguments: list[str]):
+    done = run_without_torch(command, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "optimizer" in done.stdout or "lr:" in done.stdout
+
+
+def test_all_mistakes_are_told_at_once(command: Callable):
+    done = run_without_torch(command, "optimizer.lr=-1", "data.batch_size=0", "trainer.max_epochs=0")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_a_data_root_that_does_not_exist_names_the_setting(command: Callable, tmp_path: Path):
+    done = command("src/train.py", "data.root=/no/such place", f"paths.log_dir={tmp_path}")
+    assert done.returncode == 2
+    expected = "data.root=/no/such place does not exist; give the folder that contains cifar-10-batches-py."
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in next(tmp_path.rglob("train.log")).read_text()
+
+
+@pytest.mark.slow
+def test_a_used_run_name_is_refused(command: Callable, tmp_path: Path):
+    (tmp_path / "train" / "taken").mkdir(parents=True)
+    (tmp_path / "train" / "taken" / "summary.json").write_text("{}")
+    done = command("src/train.py", "run_name=taken", f"paths.log_dir={tmp_path}")
+    assert done.returncode == 2
+    assert "already holds a run; take another name, or resume=" in done.stderr

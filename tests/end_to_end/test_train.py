@@ -1,0 +1,175 @@
+"""From the command line to a run folder that can be trusted, used, resumed and repeated."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from short_runs import SHORT, summary, train
+
+from imago.data import shapes
+from imago.run import load_model
+
+pytestmark = pytest.mark.slow
+
+BROKEN_STEP = '''
+from lightning.pytorch import Callback
+
+class BreakAt(Callback):
+    """Raises in the middle of a training step's hooks, once."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            1 / 0
+'''
+
+
+def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_same_weights(run: Path, other: Path) -> None:
+    ours, theirs = weights(run), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+@pytest.fixture
+def broken_step(tmp_path: Path) -> dict[str, str]:
+    """Environment in which `mycallbacks.BreakAt` can be imported."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "mycallbacks.py").write_text(BROKEN_STEP)
+    return {"PYTHONPATH": str(tmp_path / "code")}
+
+
+def test_run_folder_holds_everything_that_explains_the_run(finished_run: Path):
+    names = {path.name for path in finished_run.iterdir()}
+    assert names == {
+        *("config.yaml", "provenance.json", "summary.json", "train.log", "metrics.csv", "tensorboard", "checkpoints")
+    }
+    assert {path.name for path in (finished_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    provenance = json.loads((finished_run / "provenance.json").read_text())
+    assert provenance["command"].endswith(f"paths.log_dir={finished_run.parents[1]}")
+    assert {"git", "packages", "cpu", "seed", "data", "device", "precision", "overrides"} <= provenance.keys()
+    assert (finished_run.parents[1] / "latest").resolve() == finished_run.resolve()
+
+
+def test_summary_tells_how_the_run_ended_and_what_came_out(finished_run: Path):
+    told = summary(finished_run)
+    assert told["status"] == "finished"
+    assert told["test"]["num_images"] == 1000
+    low, high = told["test"]["interval_95"]
+    assert low < told["test"]["acc"] < high
+    assert told["val"]["acc"] > 0.2
+    assert told["images_per_s"] > 0
+    assert 0 <= told["data_wait_share"] <= 1
+
+
+def test_screen_shows_the_table_the_accuracy_and_the_next_commands(finished_run: Path):
+    screen = (finished_run.parents[1] / "screen.txt").read_text()
+    for word in ("5,000 train / 1,000 val / 1,000 test", "from the data set", "2,122,186 parameters", "128 on each"):
+        assert word in screen
+    assert f"test accuracy {summary(finished_run)['test']['acc']:.2%}, 95 % interval" in screen
+    assert "tensorboard --logdir" in screen
+    assert "http" not in screen
+
+
+def test_metrics_csv_has_one_row_a_step_and_both_epochs(finished_run: Path):
+    rows = list(csv.DictReader((finished_run / "metrics.csv").open()))
+    steps = [int(row["step"]) for row in rows]
+    assert steps == sorted(set(steps))
+    assert [row["epoch"] for row in rows if row["val/acc"]] == ["0", "1"]
+    best = max(float(row["val/acc"]) for row in rows if row["val/acc"])
+    assert best == pytest.approx(summary(finished_run)["val"]["acc"], abs=1e-5)
+
+
+def test_tensorboard_has_the_same_curves(finished_run: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags: set[str] = set()
+    for file in (finished_run / "tensorboard").glob("events*"):
+        tags |= set(EventAccumulator(str(file)).Reload().Tags()["scalars"])
+    assert {"train/loss", "train/acc", "val/loss", "val/acc", "test/acc", "lr", "images_per_s"} <= tags
+
+
+def test_checkpoint_is_plain_data_with_clean_keys(finished_run: Path):
+    checkpoint = torch.load(finished_run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["class_names"] == list(shapes.CLASS_NAMES)
+    assert set(checkpoint["hyper_parameters"]) == {
+        *("net", "optimizer", "schedule", "loss", "class_names", "preprocess")
+    }
+    assert all(key.startswith("net.") and "_orig_mod" not in key for key in checkpoint["state_dict"])
+
+
+def test_load_model_gives_the_accuracy_of_the_final_test(finished_run: Path):
+    model = load_model(finished_run)
+    images, labels = shapes.draw_split("test")
+    with torch.inference_mode():
+        logits = torch.cat([model(torch.from_numpy(part)) for part in np.split(images, 8)])
+    assert not model.training
+    assert model.class_names == shapes.CLASS_NAMES
+    accuracy = (logits.argmax(dim=1).numpy() == labels).mean()
+    assert accuracy == pytest.approx(summary(finished_run)["test"]["acc"], abs=1e-9)
+
+
+def test_same_seed_gives_the_same_weights_with_two_workers(finished_run: Path, tmp_path: Path):
+    train(tmp_path, *SHORT, "run_name=workers", "data.num_workers=2")
+    assert_same_weights(finished_run, tmp_path / "train" / "workers")
+
+
+def test_a_bug_in_a_step_keeps_its_traceback_and_the_run_resumes_to_the_same_weights(
+    finished_run: Path, tmp_path: Path, broken_step: dict[str, str]
+):
+    broken = ("+callbacks.broken={_target_: mycallbacks.BreakAt, step: 16}", "extra_targets=[mycallbacks.*]")
+    run = tmp_path / "train" / "broken"
+    done = train(tmp_path, *SHORT, "run_name=broken", *broken, check=False, **broken_step)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+    assert summary(run)["status"] == "failed"
+    assert "ZeroDivisionError" in summary(run)["reason"]
+
+    train(tmp_path, f"resume={run}", "callbacks.broken=null", **broken_step)
+    assert summary(run)["status"] == "finished"
+    assert_same_weights(finished_run, run)
+    steps = [int(row["step"]) for row in csv.DictReader((run / "metrics.csv").open())]
+    assert steps == sorted(set(steps))
+
+
+def test_a_finished_run_is_extended_in_place_and_its_past_is_kept(tmp_path: Path):
+    train(tmp_path, *SHORT, "run_name=more", "trainer.max_epochs=1")
+    run = tmp_path / "train" / "more"
+    again = train(tmp_path, f"resume={run}", check=False)
+    assert again.returncode == 2
+    assert "this run has done its trainer.max_epochs=1; trainer.max_epochs=2 extends it" in again.stderr
+    other = train(tmp_path, f"resume={run}", "data.batch_size=64", "trainer.max_epochs=2", check=False)
+    assert other.returncode == 2
+    assert "data.batch_size=64 would make it another run: it has data.batch_size=128" in other.stderr
+    train(tmp_path, f"resume={run}", "trainer.max_epochs=2")
+    assert summary(run)["epochs"] == 2
+    epochs = [row["epoch"] for row in csv.DictReader((run / "metrics.csv").open()) if row["val/acc"]]
+    assert epochs == ["0", "1"]
+
+
+def test_a_sweep_gives_ordinary_run_folders_in_one_sweep_folder(tmp_path: Path):
+    train(tmp_path, *SHORT, "-m", "run_name=seeds", "seed=1,2", "trainer.max_epochs=1")
+    runs = [tmp_path / "sweeps" / "seeds" / number for number in ("0", "1")]
+    assert [summary(run)["status"] for run in runs] == ["finished", "finished"]
+    assert not torch.equal(weights(runs[0])["net.classifier.1.weight"], weights(runs[1])["net.classifier.1.weight"])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_finite_checkpoint(tmp_path: Path):
+    done = train(tmp_path, *SHORT, "run_name=nan", "optimizer.lr=1e30", check=False)
+    assert done.returncode == 2
+    assert "lower optimizer.lr" in done.stderr
+    assert "Traceback" not in done.stderr
+    run = tmp_path / "train" / "nan"
+    assert summary(run)["status"] == "failed"
+    for file in (run / "checkpoints").glob("*.ckpt"):
+        state = torch.load(file, weights_only=True)["state_dict"]
+        assert all(torch.isfinite(value).all() for value in state.values()), file.name
