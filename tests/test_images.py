@@ -204,7 +204,7 @@ def test_black_and_white_become_0_and_255():
 def test_floating_point_pixels_are_refused(tmp_path):
     path = tmp_path / "depth.tiff"
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(path)
-    with pytest.raises(DataError, match=r"depth\.tiff holds floating-point pixels"):
+    with pytest.raises(DataError, match=r"depth\.tiff holds floating-point or 32-bit pixels"):
         read_image(path)
 
 

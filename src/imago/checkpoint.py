@@ -30,11 +30,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             DivergedError: if a weight is not finite; the older file is kept.
         """
-        _refuse_non_finite(checkpoint["state_dict"], Path(path))
+        # Lightning also hands weights from a forked or spawned rank to the main process through here, bare.
+        _refuse_non_finite(checkpoint if _is_hand_over(path) else checkpoint["state_dict"], Path(path))
         write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
         """Read `path` as `read_checkpoint` does; plain data and tensors only, whatever `weights_only` says."""
+        if _is_hand_over(path):
+            return torch.load(path, map_location=map_location, weights_only=True)
         return read_checkpoint(Path(path), map_location)
 
 
@@ -94,6 +97,10 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
             f"{path} is damaged: the checksum of {damaged} does not match; use the other checkpoint of the run."
         )
     return _load(path, map_location)
+
+
+def _is_hand_over(path: Any) -> bool:
+    return Path(path).name == ".temp.ckpt"  # Lightning's name, in launchers/multiprocessing.py
 
 
 def _refuse_non_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -153,7 +153,9 @@ def _refuse_size(picture: Image.Image, name: str, max_pixels: int) -> None:
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
     if picture.mode in ("F", "I"):
-        raise DataError(f"{name} holds 32-bit or floating-point pixels of unknown range; save it as 8-bit or 16-bit.")
+        raise DataError(
+            f"{name} holds floating-point or 32-bit pixels, whose range is unknown; save it as 8-bit or 16-bit."
+        )
     if picture.mode.startswith("I;16"):
         # Pillow clips 16-bit grey to 255 when asked for RGB; 65535 / 257 = 255 keeps the whole range instead.
         scaled = np.asarray(picture).astype(np.int64) // 257

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from imago.data.augmentation import Augment, Draws, draw, gather_crop_flip, pad
+from imago.data.augmentation import (
+    Augment,
+    Draws,
+    _uniforms,
+    crop_box,
+    draw,
+    gather_crop_flip,
+    pad,
+    random_resized_crops,
+)
+from imago.errors import ConfigError
 
 AUGMENT = Augment(crop_padding_px=2, flip_probability=0.5)
 
@@ -118,3 +128,75 @@ def test_another_seed_or_epoch_draws_anew(other: dict[str, int]):
 def test_another_padding_leaves_the_flips_as_they_were():
     indices = np.arange(1000)
     np.testing.assert_array_equal(draw(AUGMENT, 0, 0, indices).flip, draw(Augment(0, 0.5), 0, 0, indices).flip)
+
+
+# Random resized crop
+
+
+def boxes(height: int, width: int, scale: tuple[float, float], count: int = 2000) -> np.ndarray:
+    """Draw that many crops of a picture: int64 (count, 4)."""
+    uniforms = _uniforms(0, 0, np.arange(count))
+    return np.array([crop_box(height, width, scale, uniforms[place]) for place in range(count)])
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (64, 64), (3, 4), (1, 1), (1, 4000), (4000, 1)])
+def test_crops_lie_inside_the_picture_and_are_not_empty(height: int, width: int):
+    left, top, right, bottom = boxes(height, width, (0.08, 1.0), 200).T
+    assert left.min() >= 0
+    assert top.min() >= 0
+    assert right.max() <= width
+    assert bottom.max() <= height
+    assert (right - left).min() >= 1
+    assert (bottom - top).min() >= 1
+
+
+def test_crops_have_the_areas_and_ratios_that_were_asked_for():
+    left, top, right, bottom = boxes(375, 500, (0.35, 0.6)).T
+    area = (right - left) * (bottom - top) / (375 * 500)
+    ratio = (right - left) / (bottom - top)
+    assert 0.345 < area.min() < 0.36
+    assert 0.59 < area.max() < 0.605
+    assert area.mean() == pytest.approx(0.475, abs=0.01)
+    assert 0.745 < ratio.min() < 0.76
+    assert 1.31 < ratio.max() < 1.345
+    assert np.median(ratio) == pytest.approx(1, abs=0.02)
+
+
+def test_crops_reach_every_edge_of_the_picture():
+    left, top, right, bottom = boxes(40, 50, (0.35, 0.5)).T
+    assert (left.min(), top.min(), right.max(), bottom.max()) == (0, 0, 50, 40)
+
+
+def test_a_picture_no_crop_fits_into_gives_its_middle():
+    assert crop_box(1, 4000, (0.9, 1.0), _uniforms(0, 0, np.arange(1))[0]) == (1999, 0, 2000, 1)
+    assert crop_box(300, 90, (1.0, 1.0), _uniforms(0, 0, np.arange(1))[0]) == (0, 90, 90, 210)
+
+
+def test_a_resized_crop_shows_the_part_that_was_drawn():
+    ramp = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None], (200, 200))  # row r has the value r
+    pixels = np.stack([ramp, ramp.T, ramp], axis=2)
+    augment = Augment(random_resized_crop_scale=(0.35, 0.5))
+    key = (0, 0, np.arange(20))
+    for square, uniforms in zip(random_resized_crops([pixels] * 20, 64, augment, key), _uniforms(*key), strict=True):
+        left, top, right, bottom = crop_box(200, 200, (0.35, 0.5), uniforms)
+        assert (square.shape, square.dtype) == ((64, 64, 3), np.uint8)
+        assert square[..., 0].mean() == pytest.approx((top + bottom - 1) / 2, abs=1)
+        assert square[..., 1].mean() == pytest.approx((left + right - 1) / 2, abs=1)
+
+
+def test_a_sample_draws_the_same_resized_crop_alone_and_in_any_batch():
+    batch = _uniforms(5, 2, np.arange(100, 140))
+    np.testing.assert_array_equal(batch[7:8], _uniforms(5, 2, np.array([107])))
+    assert len(np.unique(batch)) == batch.size
+
+
+def test_a_resized_crop_leaves_the_flips_as_they_were():
+    indices = np.arange(1000)
+    with_crop = Augment(flip_probability=0.5, random_resized_crop_scale=(0.35, 1.0))
+    np.testing.assert_array_equal(draw(with_crop, 0, 0, indices).flip, draw(Augment(0, 0.5), 0, 0, indices).flip)
+
+
+@pytest.mark.parametrize("scale", [[0.5], [0.0, 1.0], [1.0, 0.35], [0.5, 1.5], [0.1, 0.2, 0.3]])
+def test_a_scale_that_is_no_pair_of_shares_is_refused(scale: list[float]):
+    with pytest.raises(ConfigError, match=r"^augment\.random_resized_crop_scale=\[.*\] must be two shares of the area"):
+        Augment(random_resized_crop_scale=scale)

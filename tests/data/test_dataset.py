@@ -72,3 +72,19 @@ def test_batches_are_the_same_with_0_and_2_workers():
     for (images, labels), (other_images, other_labels) in zip(here, elsewhere, strict=True):
         assert torch.equal(images, other_images)
         assert torch.equal(labels, other_labels)
+
+
+def test_pictures_in_memory_can_be_cropped_and_resized_too():
+    augment = Augment(flip_probability=0.5, random_resized_crop_scale=(0.35, 1.0))
+    dataset = ArrayDataset(PICTURES, augment, seed=1)
+    images, labels = dataset.__getitems__(BatchKey(0, np.arange(40)))
+    alone, _ = dataset.__getitems__(BatchKey(0, np.array([7])))
+    assert (images.shape, images.dtype) == ((40, 3, 8, 8), torch.uint8)
+    assert torch.equal(alone[0], images[7])
+    np.testing.assert_array_equal(labels, PICTURES.labels)
+    assert not np.array_equal(images, PICTURES.images)
+    # All of it is the picture itself.
+    whole = ArrayDataset(PICTURES, Augment(random_resized_crop_scale=(1.0, 1.0))).__getitems__(
+        BatchKey(0, np.arange(3))
+    )
+    assert whole[0].float().mean() == pytest.approx(PICTURES.images[:3].mean(), abs=8)

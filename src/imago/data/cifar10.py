@@ -12,8 +12,8 @@ import numpy as np
 
 from imago.data.datamodule import ImageDataModule
 from imago.data.dataset import LabelledArray, Splits
-from imago.data.download import is_reachable
 from imago.data.sampling import stratified_split
+from imago.download import is_reachable
 from imago.errors import DataError
 from imago.images import Preprocess
 

@@ -1,7 +1,8 @@
 """The LightningDataModule of every data set: a subclass says where the pictures are, this class serves them."""
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from imago.data.augmentation import Augment
-from imago.data.dataset import ArrayDataset, LabelledArray, Splits
+from imago.data.dataset import ArrayDataset, FileDataset, LabelledArray, LabelledFiles, Pictures, Splits
 from imago.data.sampling import EvalSampler, TrainSampler
 from imago.errors import DataError
 from imago.images import Preprocess, resize_and_crop
@@ -23,24 +24,25 @@ WORKER_TIMEOUT_S = 300  # a worker that hangs ends the run instead of holding it
 class ImageDataModule(LightningDataModule):
     """Serves uint8 batches `(images (B, 3, H, W), labels (B,))` and normalises them on the device.
 
-    A subclass gives `load_splits` and `own_preprocess`. Whoever uses it calls `set_up_data`, may then change
-    `preprocess`, and asks for loaders.
+    A subclass gives `load_splits` and `own_preprocess`. Whoever uses it calls `set_up_data`, may then set `preprocess`,
+    and asks for loaders.
 
     Args:
         batch_size: samples per step over all devices.
-        num_workers: processes that prepare batches; 0 is fastest for pictures in memory.
+        num_workers: processes that prepare batches; 0 is fastest for pictures in memory, None takes the cores there
+            are, at most 4. Batches are the same whatever the number.
         augment: settings of `Augment`, for training only.
         seed: keys the order of the samples and their augmentation.
     """
 
-    def __init__(self, batch_size: int, num_workers: int, augment: dict[str, Any], seed: int) -> None:
+    def __init__(self, batch_size: int, num_workers: int | None, augment: dict[str, Any], seed: int) -> None:
         super().__init__()
         self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.num_workers = min(4, available_cores()) if num_workers is None else num_workers
         self.augment = Augment(**augment)
         self.seed = seed
-        self.preprocess = self.own_preprocess()
         self._splits: Splits | None = None
+        self._preprocess: Preprocess | None = None
         self._normalise: Normalise | None = None
 
     def load_splits(self) -> Splits:
@@ -52,7 +54,10 @@ class ImageDataModule(LightningDataModule):
         raise NotImplementedError
 
     def own_preprocess(self) -> Preprocess:
-        """Say how these pictures are evaluated when neither the user nor pretrained weights ask for something else."""
+        """Say how these pictures are evaluated when neither the user nor pretrained weights ask for something else.
+
+        Called after `load_splits`, once, and only when somebody asks for `preprocess` before setting it.
+        """
         raise NotImplementedError
 
     def set_up_data(self) -> None:
@@ -71,15 +76,29 @@ class ImageDataModule(LightningDataModule):
         return self._splits
 
     @property
+    def preprocess(self) -> Preprocess:
+        """How pictures are evaluated: what was set, else `own_preprocess`."""
+        if self._preprocess is None:
+            self._preprocess = self.own_preprocess()
+        return self._preprocess
+
+    @preprocess.setter
+    def preprocess(self, record: Preprocess) -> None:
+        self._preprocess, self._normalise = record, None
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Class names; the place of a name is its label."""
         return self.splits.class_names
 
     def fingerprint(self) -> str:
-        """Give a short hash of class names, split sizes and labels: another split or order has another one."""
+        """Give a short hash of class names, split sizes, labels, and names and sizes of files.
+
+        Another split, another order or another file has another one.
+        """
         digest = hashlib.sha256("\n".join(self.class_names).encode())
         for name, split in self.splits.named():
-            digest.update(f"{name} {len(split)}".encode() + split.labels.tobytes())
+            digest.update(f"{name} {len(split)}".encode() + split.identity())
         return digest.hexdigest()[:16]
 
     def batches_per_epoch(self, limit: int | float = 1.0) -> int:
@@ -89,13 +108,12 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, augmented batches, starting where an interrupted run stopped."""
-        pictures = self._at_size(self.splits.train)
-        sampler = TrainSampler(len(pictures), self.batch_size, self.seed, *self._rank())
+        sampler = TrainSampler(len(self.splits.train), self.batch_size, self.seed, *self._rank())
         if self.trainer is not None:
             # The progress is restored by now, the epoch number is not: count the batches that are done.
             done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
             sampler.epoch, sampler.start_batch = divmod(done, self.batches_per_epoch(self.trainer.limit_train_batches))
-        return self._loader(ArrayDataset(pictures, self.augment, self.seed), sampler)
+        return self._loader(self._dataset(self.splits.train, self.augment), sampler)
 
     def val_dataloader(self) -> DataLoader:
         """The validation pictures in order, each once."""
@@ -112,12 +130,16 @@ class ImageDataModule(LightningDataModule):
             self._normalise = Normalise(self.preprocess)
         return self._normalise.to(images.device)(images), labels
 
-    def _eval_loader(self, split: LabelledArray) -> DataLoader:
-        pictures = self._at_size(split)
-        return self._loader(ArrayDataset(pictures), EvalSampler(len(pictures), self.batch_size, *self._rank()))
+    def _eval_loader(self, split: Pictures) -> DataLoader:
+        return self._loader(self._dataset(split), EvalSampler(len(split), self.batch_size, *self._rank()))
 
-    def _loader(self, dataset: ArrayDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
-        return DataLoader(
+    def _dataset(self, pictures: Pictures, augment: Augment | None = None) -> ArrayDataset | FileDataset:
+        if isinstance(pictures, LabelledFiles):
+            return FileDataset(pictures, self.class_names, self.preprocess, augment, self.seed)
+        return ArrayDataset(self._at_size(pictures), augment, self.seed)
+
+    def _loader(self, dataset: ArrayDataset | FileDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
+        return _Loader(
             dataset,
             batch_sampler=sampler,  # type: ignore[arg-type]  # yields a BatchKey where torch expects a list
             collate_fn=_as_is,  # type: ignore[arg-type]  # the data set gives whole batches
@@ -139,6 +161,18 @@ class ImageDataModule(LightningDataModule):
         return LabelledArray(np.ascontiguousarray(np.stack(resized).transpose(0, 3, 1, 2)), pictures.labels)
 
 
+class _Loader(DataLoader):
+    """Raises, in the main process, the error that a worker gave in place of a batch."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own iterator class
+        return map(_checked, super().__iter__())
+
+
+def available_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def check_labels(split: str, labels: np.ndarray, class_names: Sequence[str]) -> None:
     """Refuse a split that would train or score nonsense.
 
@@ -158,4 +192,10 @@ def check_labels(split: str, labels: np.ndarray, class_names: Sequence[str]) -> 
 
 def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """The data set has already put the batch together."""
+    return batch
+
+
+def _checked(batch: Any) -> Any:
+    if isinstance(batch, DataError):
+        raise batch
     return batch

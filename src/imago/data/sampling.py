@@ -59,18 +59,23 @@ class TrainSampler:
 
 
 class EvalSampler:
-    """Yields every sample once, in order: ranks share them out and nothing is padded or repeated."""
+    """Yields every sample once, in order: ranks share them out and nothing is padded or repeated.
+
+    Every rank has the same number of batches, since ranks wait for each other in each; the last of a rank may be empty.
+    """
 
     def __init__(self, num_samples: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> None:
         self.indices = np.arange(rank, num_samples, num_ranks)
+        largest_share = -(-num_samples // num_ranks)
         self.batch_size = batch_size
+        self.num_batches = -(-largest_share // batch_size)
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return self.num_batches
 
     def __iter__(self) -> Iterator[BatchKey]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield BatchKey(0, self.indices[start : start + self.batch_size])
+        for batch in range(self.num_batches):
+            yield BatchKey(0, self.indices[batch * self.batch_size : (batch + 1) * self.batch_size])
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -63,7 +63,7 @@ class MetricsCsv(Logger):
         if self.path.is_file():
             with self.path.open(newline="") as file:
                 reader = csv.DictReader(file)
-                if "step" not in (reader.fieldnames or []):
+                if reader.fieldnames and "step" not in reader.fieldnames:
                     raise DataError(f"{self.path} has no column 'step'; move it away, and the run starts a new one.")
                 self._columns = list(reader.fieldnames or self._columns)
                 rows = [{name: value for name, value in row.items() if value} for row in reader]

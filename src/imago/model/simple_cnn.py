@@ -4,11 +4,11 @@ from torch import Tensor, nn
 
 
 class SimpleCNN(nn.Module):
-    """conv3x3-32, pool, conv3x3-64, pool, fc-512, head, with ReLU between; about 2.1 M parameters at 32 px.
+    """conv3x3-32, pool, conv3x3-64, pool, fc-512, head, with ReLU between; about 2.1 M parameters at 32 px and above.
 
     Args:
         num_classes: K, width of the head; comes from the data.
-        image_size: side of the input in pixels; comes from the preprocess record; a multiple of 4.
+        image_size: side of the input in pixels; comes from the preprocess record; at least 4.
         hidden_features: width of the layer before the head.
         dropout: share of hidden features dropped in training, in [0, 1).
     """
@@ -22,10 +22,12 @@ class SimpleCNN(nn.Module):
             nn.Conv2d(32, 64, kernel_size=3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2),
+            # Larger pictures come down to the same 8 x 8: the layer behind would have 100 M weights at 224 px.
+            nn.AdaptiveAvgPool2d(8) if image_size > 32 else nn.Identity(),
         )
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(64 * (image_size // 4) ** 2, hidden_features),
+            nn.Linear(64 * min(8, image_size // 4) ** 2, hidden_features),
             nn.ReLU(),
             nn.Dropout(dropout),
             nn.Linear(hidden_features, num_classes),

@@ -26,7 +26,7 @@ def _number_problems(cfg: DictConfig) -> list[str]:
         problems.append(f"optimizer.lr={cfg.optimizer.lr} must be greater than 0, e.g. optimizer.lr=1e-3.")
     if cfg.data.batch_size < 1:
         problems.append(f"data.batch_size={cfg.data.batch_size} must be 1 or more.")
-    if cfg.data.num_workers < 0:
+    if cfg.data.num_workers is not None and cfg.data.num_workers < 0:
         problems.append(f"data.num_workers={cfg.data.num_workers} must be 0 or more.")
     fraction = cfg.data.get("val_fraction")
     if fraction is not None and not 0 < fraction < 1:

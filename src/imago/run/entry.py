@@ -38,6 +38,9 @@ CONFIG_DIR = PROJECT_ROOT / "configs"
 # the config, and what it returns is a sweeper's to optimise.
 COMMANDS = {
     "train": "imago.run.train:train",
+    "export": "imago.run.export:export",
+    "eval": "imago.run.evaluate:evaluate",
+    "predict": "imago.run.predict:predict",
 }
 
 _STARTED = datetime.now()  # once per process: the run folder is asked for more than once

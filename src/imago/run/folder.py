@@ -17,6 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from imago.errors import ConfigError, UserError
 from imago.run import provenance
 
+_HANDLER = "run folder"  # marks our handlers: a notebook or a test may have others
+_LOGGERS = ("imago", "lightning.pytorch", "py.warnings")
+
 
 class RunFolder:
     """One run's folder on the main process; the other ranks write nothing.
@@ -36,7 +39,7 @@ class RunFolder:
     def recording(self, cfg: DictConfig, overrides: list[str]) -> Iterator[None]:
         """Write what is known at the start, then how it ended: running, finished, failed or stopped."""
         self.path.mkdir(parents=True, exist_ok=True)
-        remove_handlers = self._log_to_screen_and_file()
+        self.open_log()
         if self.is_main_process:
             self._write_start(cfg, overrides)
         start = perf_counter()
@@ -56,13 +59,17 @@ class RunFolder:
             raise
         finally:
             self.update(seconds=round(perf_counter() - start, 1))
-            remove_handlers()
+            self.close_log()
 
     def update(self, **facts: Any) -> None:
         """Add facts to `summary.json`."""
         self.summary |= facts
         if self.is_main_process:
             write_json(self.path / "summary.json", self.summary)
+
+    def reload(self) -> None:
+        """Read the summary back, where another process has written to it."""
+        self.summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
 
     def provenance_facts(self, **facts: Any) -> None:
         """Add what is known only later (device, data fingerprint) to `provenance.json`."""
@@ -79,36 +86,37 @@ class RunFolder:
     def _end(self, status: str, reason: str | None) -> None:
         self.update(status=status, reason=reason, ended=_now())
 
-    def _log_to_screen_and_file(self) -> Any:
+    def open_log(self) -> None:
         """Send our log to the screen, and everything (Lightning's and warnings too) to train.log."""
         if not self.is_main_process:
             logging.getLogger("imago").setLevel(logging.ERROR)
-            return lambda: None
+            return
         screen = logging.StreamHandler(sys.stdout)
         screen.setLevel(logging.INFO)
         file = logging.FileHandler(self.path / "train.log", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        handlers: dict[str, list[logging.Handler]] = {
-            "imago": [screen, file],
-            "lightning.pytorch": [file],
-            "py.warnings": [file],
-        }
         logging.captureWarnings(True)
-        for name, added in handlers.items():
+        for name in _LOGGERS:
             logger = logging.getLogger(name)
             logger.setLevel(logging.DEBUG if name == "imago" else logging.INFO)
             logger.propagate = False
-            for handler in added:
+            for handler in (screen, file) if name == "imago" else (file,):
+                handler.set_name(_HANDLER)
                 logger.addHandler(handler)
 
-        def remove() -> None:
-            logging.captureWarnings(False)
-            for name, added in handlers.items():
-                for handler in added:
-                    logging.getLogger(name).removeHandler(handler)
-            file.close()
+    def log_is_open(self) -> bool:
+        """Tell whether this process has the handlers already."""
+        return any(handler.get_name() == _HANDLER for handler in logging.getLogger("imago").handlers)
 
-        return remove
+    def close_log(self) -> None:
+        """Take the handlers off again: the next trial of a sweep logs to a folder of its own."""
+        logging.captureWarnings(False)
+        for name in _LOGGERS:
+            logger = logging.getLogger(name)
+            for handler in [handler for handler in logger.handlers if handler.get_name() == _HANDLER]:
+                logger.removeHandler(handler)
+                if isinstance(handler, logging.FileHandler):
+                    handler.close()
 
 
 def refuse_used_folder(path: Path, run_name: str | None) -> None:

@@ -1,41 +1,176 @@
-"""From a run folder or a checkpoint file to a network that can be used."""
+"""From a run folder, a checkpoint or an ONNX file to a network that can be used; an ONNX file needs no torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from imago.checkpoint import read_checkpoint
-from imago.errors import DataError
+import numpy as np
+
+from imago.analysis.metrics import softmax
+from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
-from imago.model.classifier import Classifier
 from imago.targets import build
 
+if TYPE_CHECKING:
+    import torch
+
+    from imago.model.classifier import Classifier
+
 _PREFIX = "net."  # of the network's keys in a checkpoint of the task
+_ACCELERATORS = ("auto", "cpu", "gpu")
+
+
+class Predictor(Protocol):
+    """What evaluation and prediction ask of a trained network, whatever file it comes from."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names; the place of a name is its label."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How pictures are prepared for it."""
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Map uint8 pictures (N, 3, size, size) to float32 logits (N, K)."""
+
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Give logits and probabilities, (N, K) each; an exported file may have a temperature between them."""
+
+
+class TorchPredictor:
+    """A network in torch, in fp32 whatever it was trained in.
+
+    Args:
+        model: as `load_classifier` gives it.
+        device: where it computes.
+    """
+
+    def __init__(self, model: "Classifier", device: "torch.device") -> None:
+        import torch
+
+        self.class_names = model.class_names
+        self.preprocess = model.preprocess
+        self._device = device
+        self._model = model.float().to(device).to(memory_format=torch.channels_last)
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Map uint8 pictures (N, 3, size, size) to float32 logits (N, K)."""
+        import torch
+
+        with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
+            return self._model(torch.from_numpy(images).to(self._device)).cpu().numpy()
+
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Give logits and probabilities, (N, K) each."""
+        logits = self.logits(images)
+        return logits, softmax(logits)
+
+
+def load_predictor(
+    path: Path, ckpt: str = "best", extra_targets: Sequence[str] = (), accelerator: str = "auto"
+) -> Predictor:
+    """Make a trained network ready to map pictures to logits.
+
+    Args:
+        path: a run folder, a checkpoint file, or an ONNX file, for which torch is not even loaded.
+        ckpt: which checkpoint of a run folder: best, last, or a file.
+        extra_targets: packages that the checkpoint's network may come from, as the user typed them.
+        accelerator: auto, cpu or gpu; an ONNX file runs on the CPU.
+
+    Raises:
+        DataError: if there is no sound checkpoint or ONNX file of this project.
+        ConfigError: if the accelerator is not there, or the checkpoint names a target that is not allowed.
+    """
+    if is_onnx(path):
+        from imago.artefact import OnnxClassifier
+
+        return OnnxClassifier(path)
+    return TorchPredictor(load_classifier(checkpoint_path(path, ckpt), extra_targets), _find_device(accelerator))
+
+
+def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifier":
+    """Rebuild the network that a checkpoint describes and fill in its weights; see `imago.run.load_model`."""
+    from imago.checkpoint import read_checkpoint
+    from imago.model.classifier import Classifier
+
+    checkpoint = read_checkpoint(checkpoint_path(path))
+    settings: dict[str, Any] = checkpoint["hyper_parameters"]
+    preprocess = Preprocess.from_dict(settings["preprocess"])
+    facts: dict[str, Any] = {"num_classes": len(settings["class_names"]), "image_size": preprocess.size}
+    if "weights" in settings["net"]:
+        facts["weights"] = None  # all weights are in the checkpoint: no pretrained file is read or downloaded
+    net = build(settings["net"], extra_targets=extra_targets, **facts)
+    state = checkpoint["state_dict"]
+    net.load_state_dict({key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)})
+    return Classifier(net, settings["class_names"], preprocess).eval()
 
 
 def checkpoint_path(path: Path, name: str = "best") -> Path:
-    """Give the checkpoint file that `path` means: the file itself, or `name` (best or last) of a run folder.
+    """Give the checkpoint file that `path` means.
+
+    Args:
+        path: the file itself, or a run folder.
+        name: which one of a run folder: best, last, or a file, by its path or by its name in RUN/checkpoints.
 
     Raises:
-        DataError: if there is none.
+        DataError: if there is none; the text starts with `path`.
     """
     if path.is_file():
         return path
     if not path.is_dir():
         raise DataError(f"{path} does not exist; give a run folder such as logs/latest, or a checkpoint file.")
-    file = path / "checkpoints" / f"{name}.ckpt"
-    if not file.is_file():
-        raise DataError(f"{path} has no checkpoints/{name}.ckpt; it is no run folder, or the run has not saved yet.")
-    return file
+    folder = path / "checkpoints"
+    places = [folder / f"{name}.ckpt", *([] if name in ("best", "last") else [Path(name), folder / name])]
+    for file in places:
+        if file.is_file():
+            return file
+    others = ", ".join(sorted(file.stem for file in folder.glob("*.ckpt")))
+    reason = f"it has {others}." if others else "it is no run folder, or the run has not saved yet."
+    raise DataError(f"{path} has no checkpoints/{name.removesuffix('.ckpt')}.ckpt; {reason}")
 
 
-def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> Classifier:
-    """Rebuild the network that a checkpoint describes and fill in its weights; see `imago.run.load_model`."""
-    checkpoint = read_checkpoint(checkpoint_path(path))
-    settings: dict[str, Any] = checkpoint["hyper_parameters"]
-    preprocess = Preprocess.from_dict(settings["preprocess"])
-    facts = {"num_classes": len(settings["class_names"]), "image_size": preprocess.size}
-    net = build(settings["net"], extra_targets=extra_targets, **facts)
-    state = checkpoint["state_dict"]
-    net.load_state_dict({key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)})
-    return Classifier(net, settings["class_names"], preprocess).eval()
+def find_model(run: str | None, ckpt: str | None, accelerator: str) -> Path:
+    """Give the file that the settings `run` and `ckpt` mean, and refuse what cannot work; loads no torch.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if not run:
+        raise ConfigError(f"run={run or ''} names nothing; give a run folder such as logs/latest, or an ONNX file.")
+    if not ckpt:
+        raise ConfigError(f"ckpt={ckpt or ''} is neither best nor last nor a file.")
+    if accelerator not in _ACCELERATORS:
+        raise ConfigError(f"accelerator={accelerator} is not one of {', '.join(_ACCELERATORS)}.")
+    path = Path(run)
+    if path.is_file() and ckpt != "best":
+        raise ConfigError(f"ckpt={ckpt} chooses among the checkpoints of a run, but run={run} is a file.")
+    if is_onnx(path) and accelerator == "gpu":
+        raise ConfigError(f"accelerator=gpu: run={run} is an ONNX file, which runs on the CPU here.")
+    try:
+        return checkpoint_path(path, ckpt)
+    except DataError as error:
+        raise ConfigError(f"run={error}") from error
+
+
+def run_folder(file: Path) -> Path | None:
+    """Give the run folder that a checkpoint or an exported file lies in, absolute; None if it lies in none."""
+    parents = file.resolve().parents
+    return next((folder for folder in parents[1:3] if (folder / "config.yaml").is_file()), None)
+
+
+def is_onnx(path: Path) -> bool:
+    """Tell an exported file from a checkpoint by its name."""
+    return path.suffix.lower() == ".onnx"
+
+
+def _find_device(accelerator: str) -> "torch.device":
+    import torch
+
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator != "cpu" and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if accelerator == "gpu":
+        raise ConfigError("accelerator=gpu: torch finds no GPU here; accelerator=auto takes the CPU.")
+    return torch.device("cpu")

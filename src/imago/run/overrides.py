@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # over with commas: `-m data.root=a,b` is the one folder "a,b".
 PATH_KEYS = {
     *("data.root", "data.split_file", "model.weights", "task.teacher", "paths.data_dir", "paths.log_dir"),
-    *("input", "run", "runs", "artefact", "resume", "ckpt", "run_name"),
+    *("input", "run", "runs", "artefact", "resume", "ckpt", "run_name", "output"),
 }
 
 NULL = type(None)
@@ -28,9 +28,15 @@ _UNKNOWN = object()
 LOOSE_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(PATH_KEYS - {"paths.data_dir", "paths.log_dir"}, (str, NULL)),
     "paths.run_dir": (str, NULL),
+    "opset": (int, NULL),
+    "limit": (int, NULL),
+    "batch_size": (int, NULL),
     "callbacks.*": (dict, NULL),
     "logger.*": (dict, NULL),
+    "model.freeze": (str, NULL),
     "optimizer.fused": (bool, NULL),
+    "data.num_workers": (int, NULL),
+    "augment.random_resized_crop_scale": (list, NULL),
     "preprocess.size": (int, NULL),
     "preprocess.resize": (int, NULL),
     "preprocess.crop": (str, NULL),

@@ -5,22 +5,34 @@ from typing import Any
 
 from imago.images import Preprocess
 
+SMALL_PX = 64  # up to this size pictures stay as they are, and the network's stem is fitted to them instead
+_SHAPE, _STATISTICS = ("size", "resize", "crop"), ("mean", "std")
 
-def decide_preprocess(typed: Mapping[str, Any], own: Preprocess) -> tuple[Preprocess, str]:
-    """Merge the typed keys over the data set's record.
+
+def decide_preprocess(
+    typed: Mapping[str, Any], weights: Mapping[str, Any] | None, data: Preprocess
+) -> tuple[Preprocess, str]:
+    """Take each key from the first that has a say in it.
 
     Args:
         typed: the `preprocess` settings; None where the user typed nothing. A typed `size` alone scales `resize` along.
-        own: of the data set.
+        weights: what the pretrained weights ask for, if there are any. Their size counts for pictures over 64 px only,
+            their mean and std always: the kept layers expect them.
+        data: the data set's own record.
 
     Returns:
         The record and a few words on its origin for the start table.
     """
     chosen = {name: value for name, value in typed.items() if value is not None}
+    origins = [f"{' '.join(chosen)} as typed"] if chosen else []
+    base = data.to_dict()
+    if weights:
+        kept = _STATISTICS if data.size <= SMALL_PX else (*_SHAPE, *_STATISTICS)
+        base |= {name: weights[name] for name in kept}
+        if set(kept) - chosen.keys():
+            origins.append(f"{'all' if len(kept) == 5 else 'mean and std'} from the pretrained weights")
     if "size" in chosen and "resize" not in chosen:
-        chosen["resize"] = round(own.resize * chosen["size"] / own.size)
-        note = ", ".join(name for name in chosen if name != "resize")
-    else:
-        note = ", ".join(chosen)
-    record = Preprocess.from_dict(own.to_dict() | chosen)
-    return record, f"{note} as typed, the rest from the data set" if note else "from the data set"
+        chosen["resize"] = round(base["resize"] * chosen["size"] / base["size"])
+    if not weights or data.size <= SMALL_PX:
+        origins.append("the rest from the data set" if origins else "from the data set")
+    return Preprocess.from_dict(base | chosen), ", ".join(origins)

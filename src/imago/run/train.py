@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from imago.run.checks import check_settings
@@ -22,12 +23,17 @@ def train(cfg: DictConfig) -> float:
         UserError: for what the user can mend.
     """
     check_settings(cfg)
-    path = Path(HydraConfig.get().runtime.output_dir)
+    job = HydraConfig.get()
+    path = Path(job.runtime.output_dir)
+    if job.mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1"):
+        from imago.run.trial import run_trial
+
+        return run_trial(list(job.overrides.task), path)
     folder = RunFolder(path, Path(cfg.paths.log_dir))
     cfg.paths.run_dir = str(path)
     if folder.is_main_process:
         _check_folder(cfg, path)
-    with folder.recording(cfg, list(HydraConfig.get().overrides.task)):
+    with folder.recording(cfg, list(job.overrides.task)):
         from imago.run.fit import fit_and_test  # torch is loaded only now, when nothing is left to refuse
 
         return fit_and_test(cfg, folder)

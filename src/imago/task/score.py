@@ -15,6 +15,8 @@ class Score:
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: its mean loss (), logits (N, K) and labels (N,) or soft labels (N, K)."""
+        if not len(logits):  # a rank may have nothing in its last batch, and the mean of nothing is no number
+            return
         self.loss_sum = loss.detach() * len(logits) + self.loss_sum
         self.num_right = count_right(logits, labels) + self.num_right
         self.num_images += len(logits)

@@ -1,0 +1,86 @@
+"""Figures as PNG files, readable on a white page. matplotlib is imported only when one is drawn."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_DPI = 110
+_MAX_NAME_CHARS = 22  # a longer class name is cut: it would take the picture's place
+_MAX_NUMBERED = 30  # classes: above this the counts no longer fit into their cells
+_MAX_NAMED = 100  # classes: above this only some of them are named
+
+
+def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str) -> "Figure":
+    """Draw a confusion matrix: each row shaded by its share, so that rare classes show as clearly as common ones.
+
+    Args:
+        confusion: counts (K, K), true classes in rows.
+        class_names: K names.
+        title: above the picture.
+    """
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    num_classes = len(class_names)
+    cell_inch = _cell_inch(num_classes)
+    side = num_classes * cell_inch
+    figure = Figure(figsize=(side + 3.4, side + 2.8), dpi=_DPI, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    count = confusion.sum(axis=1, keepdims=True)
+    shares = np.divide(confusion, count, out=np.zeros(confusion.shape), where=count > 0)
+    # A root, because the mistakes are what one looks for: 4 % of a row already shows as a fifth of the full shade.
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
+    bar.set_label("share of the true class", fontsize=9)
+    _name_axes(axes, class_names, font_size=min(10, 72 * cell_inch * 0.72))
+    axes.set_title(title, fontsize=max(11, side), parse_math=False)
+    if num_classes <= _MAX_NUMBERED:
+        _write_counts(axes, confusion, shares, cell_inch)
+    return figure
+
+
+def save_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str, path: Path) -> None:
+    """Write what `draw_confusion` draws as a PNG file."""
+    figure = draw_confusion(confusion, class_names, title)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for a sign the font lacks
+        figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.15)
+
+
+def _cell_inch(num_classes: int) -> float:
+    if num_classes <= _MAX_NUMBERED:
+        return max(0.42, min(0.9, 4.5 / num_classes))
+    return 0.17 if num_classes <= _MAX_NAMED else 17 / num_classes
+
+
+def _name_axes(axes: "Axes", class_names: Sequence[str], font_size: float) -> None:
+    step = math.ceil(len(class_names) / _MAX_NAMED)
+    places = range(0, len(class_names), step)
+    names = [_shortened(class_names[place]) for place in places]
+    # `parse_math` off: a class may be called "under $5".
+    axes.set_xticks(places, names, fontsize=max(font_size, 6), rotation=90, parse_math=False)
+    axes.set_yticks(places, names, fontsize=max(font_size, 6), parse_math=False)
+    axes.set_xlabel("predicted class", fontsize=10)
+    axes.set_ylabel("true class", fontsize=10)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _MAX_NAME_CHARS else f"{name[: _MAX_NAME_CHARS - 1]}…"
+
+
+def _write_counts(axes: "Axes", confusion: np.ndarray, shares: np.ndarray, cell_inch: float) -> None:
+    num_digits = len(str(confusion.max()))
+    font_size = min(9.0, 72 * cell_inch * 0.8 / (0.62 * num_digits))  # a digit is 0.62 of the font size wide
+    for (row, column), count in np.ndenumerate(confusion):
+        if count:  # the eye finds mistakes faster without a field of zeros
+            colour = "white" if shares[row, column] > 0.35 else "black"
+            axes.text(column, row, f"{count}", ha="center", va="center", fontsize=font_size, color=colour)

@@ -1,0 +1,272 @@
+"""`export.py`: a checkpoint as one ONNX file in its run folder, kept only if it says what the checkpoint says."""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from imago import artefact
+from imago.errors import ConfigError, DataError
+from imago.run.folder import write_json
+from imago.run.load import find_model, is_onnx, load_classifier, run_folder
+from imago.targets import build
+
+if TYPE_CHECKING:
+    from imago.data.datamodule import ImageDataModule
+    from imago.export.parity import Parity
+    from imago.model.classifier import Classifier
+
+log = logging.getLogger(__name__)
+
+FOLDER, FILE, REPORT, LOG = "export", "model.onnx", "export_report.json", "export.log"
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def export(cfg: DictConfig) -> None:
+    """Write RUN/export/model.onnx and export_report.json; older ones give way only to a file that has proven good.
+
+    Raises:
+        UserError: for what the user can mend.
+    """
+    start = perf_counter()
+    checkpoint, run = _find_run(cfg)
+    file = run / FOLDER / FILE
+    with _logging(file.with_name(LOG)):
+        log.debug("%s %s", checkpoint, OmegaConf.to_container(cfg, resolve=True))
+        report = _export(cfg, checkpoint, run, file)
+        log.info("\n%s", _end_lines(report, file, perf_counter() - start))
+
+
+def _find_run(cfg: DictConfig) -> tuple[Path, Path]:
+    """Give checkpoint file and run folder, absolute; refuses what cannot work before torch is loaded."""
+    if cfg.limit is not None and cfg.limit < 1:
+        raise ConfigError(f"limit={cfg.limit} must be 1 or more; leave it out to compare on all validation pictures.")
+    if cfg.opset is not None and cfg.opset < 1:
+        raise ConfigError(f"opset={cfg.opset} must be 1 or more, e.g. opset=18; leave it out for torch's own choice.")
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"{sys.executable} lacks {', '.join(missing)}; run make setup, then use .venv/bin/python.")
+    checkpoint = find_model(cfg.run, cfg.ckpt, "cpu").resolve()
+    if is_onnx(checkpoint):
+        raise ConfigError(f"run={cfg.run} is an ONNX file already; give the run folder it came from.")
+    run = run_folder(checkpoint)
+    if run is None:
+        raise ConfigError(f"run={cfg.run}: {checkpoint} lies in no run folder (no config.yaml), which tells the data.")
+    return checkpoint, run
+
+
+def _export(cfg: DictConfig, checkpoint: Path, run: Path, file: Path) -> dict[str, Any]:
+    """Write under another name, compare, and only then give the file its name; returns the report."""
+    classifier = load_classifier(checkpoint, cfg.extra_targets)  # torch is loaded here: nothing is left to refuse
+    log.info("checkpoint  %s: %s", _short(checkpoint), _describe(classifier))
+    data = _own_data(run, classifier, cfg.extra_targets)
+    facts = {artefact.RUN_ID: _as_text(run.name), artefact.METRICS: _metrics(run, checkpoint, data)}
+    for left_over in file.parent.glob(f"{FILE}.*.part"):  # of an export that was killed
+        left_over.unlink(missing_ok=True)
+    part = file.with_name(f"{FILE}.{os.getpid()}.part")
+    try:
+        opset = _write(classifier, part, facts, cfg.opset)
+        exported, parity = _compare(classifier, part, _validation_pictures(data, cfg.limit))
+        digest, num_bytes = hashlib.sha256(part.read_bytes()).hexdigest(), part.stat().st_size
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+    report = {
+        "file": FILE,
+        "sha256": digest,
+        "num_bytes": num_bytes,
+        "opset": opset,
+        "checkpoint": os.path.relpath(checkpoint, run),
+        **parity.to_dict(),
+        **{key: exported.metadata[key] for key in (artefact.RUN_ID, artefact.METRICS, artefact.VERSIONS)},
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(file.with_name(REPORT), report)
+    return report
+
+
+def _own_data(run: Path, classifier: "Classifier", extra_targets: Sequence[str]) -> "ImageDataModule":
+    """Build the run's data, prepared as the checkpoint says; its targets are held to what the user allows now."""
+    config = run / "config.yaml"
+    try:
+        settings = OmegaConf.to_container(OmegaConf.load(config).data, resolve=True)
+    except Exception as error:  # yaml, OmegaConf and a missing key each raise their own
+        raise DataError(f"{config}, which tells the data, cannot be read: {' '.join(str(error).split())}") from error
+    data: ImageDataModule = build(settings, extra_targets=extra_targets)  # type: ignore[arg-type]
+    try:
+        data.set_up_data()
+    except DataError as error:
+        raise DataError(f"{config}: {error}") from error
+    data.preprocess = classifier.preprocess
+    log.info("data        %s validation pictures, %d px", f"{len(data.splits.val):,}", data.preprocess.size)
+    before = _read_json(run / "provenance.json").get("data")
+    if before not in (None, data.fingerprint()):
+        log.warning("data        has changed since the run was trained; the comparison takes it as it is now")
+    return data
+
+
+def _metrics(run: Path, checkpoint: Path, data: "ImageDataModule") -> dict[str, Any]:
+    """Give the run's val and test accuracy with their n; they were measured with the best checkpoint only."""
+    if checkpoint != run / "checkpoints" / "best.ckpt":
+        return {}
+    summary = _read_json(run / "summary.json")
+    found = {split: dict(summary[split]) for split in ("val", "test") if isinstance(summary.get(split), dict)}
+    if "val" in found:
+        found["val"].setdefault("num_images", len(data.splits.val))
+    wanted = ("acc", "interval_95", "num_images")
+    return {split: {key: facts[key] for key in wanted if key in facts} for split, facts in found.items()}
+
+
+def _write(classifier: "Classifier", part: Path, facts: dict[str, Any], opset: int | None) -> int:
+    from imago.export.onnx import export_onnx
+
+    start = perf_counter()
+    try:
+        with _screen_to(part.with_name(LOG)):
+            written = export_onnx(classifier, part, facts, opset)
+    except OSError as error:
+        raise DataError(f"{part.parent} cannot be written: {error.strerror}.") from error
+    log.info("written     opset %d, %.2f MB, in %.1f s", written, part.stat().st_size / 1e6, perf_counter() - start)
+    return written
+
+
+def _compare(
+    classifier: "Classifier", part: Path, pictures: Iterator[np.ndarray]
+) -> tuple[artefact.OnnxClassifier, "Parity"]:
+    """Read the file back and compare; raises what makes it unfit."""
+    import torch
+
+    from imago.export.parity import BATCH_SIZES, compare
+
+    start = perf_counter()
+    try:
+        exported = artefact.OnnxClassifier(part, num_threads=torch.get_num_threads())
+    except DataError as error:
+        raise DataError(str(error).replace(part.name, FILE)) from error
+    parity = compare(classifier, exported, pictures)
+    parity.refuse_disagreement()
+    sizes = ", ".join(map(str, BATCH_SIZES))
+    log.info("compared    every label agrees, with batches of %s, in %.1f s", sizes, perf_counter() - start)
+    return exported, parity
+
+
+def _validation_pictures(data: "ImageDataModule", limit: int | None) -> Iterator[np.ndarray]:
+    """Give batches uint8 (B, 3, S, S): all pictures, or `limit` of them, evenly spread as files come class by class."""
+    from tqdm import tqdm
+
+    count = len(data.splits.val)
+    num_wanted = min(limit or count, count)
+    wanted = np.arange(num_wanted) * count // num_wanted
+    start = 0
+    for images, _ in tqdm(data.val_dataloader(), desc="comparing", unit="batch", leave=False, disable=None):
+        here = wanted[(wanted >= start) & (wanted < start + len(images))] - start
+        start += len(images)
+        if len(here):
+            yield images.numpy()[here]
+
+
+def _end_lines(report: dict[str, Any], file: Path, seconds: float) -> str:
+    """Say what came out, and what to type next."""
+    place = _short(file)
+    rows = {
+        "file": place,
+        "size": f"{report['num_bytes'] / 1e6:.2f} MB",
+        "opset": report["opset"],
+        "max difference": f"{report['max_abs_diff_logits']:.1e} in logits, "
+        f"{report['max_abs_diff_probabilities']:.1e} in probabilities",
+        "agreement": f"{report['label_agreement']:.0%} of labels, {report['num_ties']} ties",
+        "compared on": f"{report['num_images']:,} validation pictures",
+        "seconds": f"{seconds:.1f}",
+    }
+    width = max(map(len, rows))
+    argument = shlex.quote(f"run={place}")
+    return "\n".join(
+        [
+            *(f"{name:<{width}}  {value}" for name, value in rows.items()),
+            "next:",
+            f"  python src/eval.py {argument}",
+            f"  python src/predict.py {argument} input=PICTURE",
+        ]
+    )
+
+
+@contextmanager
+def _logging(file: Path) -> Iterator[None]:
+    """Send our log to the screen and to `file`; warnings, and the traceback of what goes wrong, to `file` only."""
+    try:
+        file.parent.mkdir(exist_ok=True)
+        to_file = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise DataError(f"{file.parent} cannot be written: {error.strerror}.") from error
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_screen = logging.StreamHandler(sys.stdout)
+    to_screen.setLevel(logging.INFO)
+    ours, warned = logging.getLogger("imago"), logging.getLogger("py.warnings")
+    ours.setLevel(logging.DEBUG)
+    ours.handlers, warned.handlers = [to_screen, to_file], [to_file]
+    ours.propagate = warned.propagate = False
+    logging.captureWarnings(True)
+    try:
+        yield
+    except BaseException as error:
+        log.debug("".join(traceback.format_exception(error)))
+        raise
+    finally:
+        logging.captureWarnings(False)
+        ours.handlers, warned.handlers = [], []
+        to_file.close()
+
+
+@contextmanager
+def _screen_to(file: Path) -> Iterator[None]:
+    """Append what anybody prints meanwhile to `file`: torch and onnx write past Python's streams and logging too."""
+    streams = [(stream, stream.fileno()) for stream in (sys.stdout, sys.stderr)]
+    saved = [os.dup(number) for _, number in streams]
+    try:
+        with file.open("ab") as target:
+            for stream, number in streams:
+                stream.flush()
+                os.dup2(target.fileno(), number)
+        yield
+    finally:
+        for (stream, number), copy in zip(streams, saved, strict=True):
+            stream.flush()
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def _describe(classifier: "Classifier") -> str:
+    count = sum(parameter.numel() for parameter in classifier.parameters())
+    return f"{type(classifier.net).__name__}, {count:,} parameters, {len(classifier.class_names)} classes"
+
+
+def _as_text(name: str) -> str:
+    """A folder's name may hold bytes that are no UTF-8, which ONNX cannot keep."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _short(path: Path) -> str:
+    from imago.run.screen import short_path
+
+    return short_path(path)

@@ -1,0 +1,64 @@
+"""Writes what came out into the run folder, from the process that knows it: rank 0, not always the main process."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from imago.analysis.interval import wilson_interval
+from imago.callbacks.speed import Speed
+from imago.checkpoint import read_checkpoint
+from imago.run.folder import RunFolder
+
+
+class Reporter(Callback):
+    """Keeps the log to rank 0 and updates `summary.json` after training and after the test.
+
+    Args:
+        folder: of the run; travels to the ranks that ddp_spawn starts.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not trainer.is_global_zero:
+            logging.getLogger("imago").setLevel(logging.ERROR)
+        elif not self.folder.log_is_open():  # a spawned process starts without
+            self.folder.open_log()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.folder.update(**_training_facts(trainer))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.folder.update(test=_test_facts(trainer))
+
+
+def _training_facts(trainer: Trainer) -> dict[str, Any]:
+    facts: dict[str, Any] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+    monitoring = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+    if monitoring and monitoring[0].best_model_score is not None:
+        facts["val"] = {"acc": round(float(monitoring[0].best_model_score), 6)}
+        best = read_checkpoint(Path(monitoring[0].best_model_path))
+        facts["best_epoch"] = best["epoch"] + 1  # counted from 1, as on screen
+    speeds = [c for c in trainer.callbacks if isinstance(c, Speed)]  # type: ignore[attr-defined]
+    if speeds and speeds[0].train_s:
+        facts["images_per_s"] = round(speeds[0].num_images / speeds[0].train_s, 1)
+        facts["data_wait_share"] = round(speeds[0].wait_s / speeds[0].train_s, 4)
+    return facts
+
+
+def _test_facts(trainer: Trainer) -> dict[str, Any]:
+    metrics = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
+    count = round(metrics["num_images"])
+    num_right = round(metrics["acc"] * count)
+    return {
+        "acc": num_right / count,
+        "interval_95": list(wilson_interval(num_right, count)),
+        "loss": metrics["loss"],
+        "num_images": count,
+    }

@@ -1,0 +1,156 @@
+"""Figures over runs: what is drawn, under which names, and what is said when there is nothing to draw."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from pandas import DataFrame
+
+from imago.analysis.curves import plot_curves, plot_effect
+from imago.errors import ConfigError
+
+
+def make_runs(tmp_path: Path, settings: list[dict], steps: int = 3) -> DataFrame:
+    """Give a table like that of `load_runs`, with a metrics.csv for each row; accuracies rise from row to row."""
+    rows = []
+    for number, row in enumerate(settings):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        acc = 0.5 + 0.01 * number
+        curve = DataFrame({"step": range(steps), "val/acc": acc, "lr": np.nan})
+        curve.to_csv(folder / "metrics.csv", index=False)
+        facts = {"run": f"train/{number}", "status": "finished", "data": "Shapes", "model": "SimpleCNN", "seed": 1}
+        results = {"val_acc": acc, "test_acc": acc, "test_low": acc - 0.02, "test_high": acc + 0.03}
+        rows.append(facts | row | results | {"folder": str(folder)})
+    return DataFrame(rows)
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for found in figure.legends for text in found.get_texts()]
+
+
+def dots(figure: Figure) -> list[tuple[float, float]]:
+    """Where the runs stand, of `plot_effect`."""
+    return [tuple(point) for bar in figure.axes[0].containers for point in bar.lines[0].get_xydata()]
+
+
+def diamonds(figure: Figure) -> list[tuple[float, float]]:
+    lines = [line for line in figure.axes[0].lines if line.get_marker() == "D"]
+    return [tuple(point) for line in lines for point in line.get_xydata()]
+
+
+def test_each_run_is_a_line_and_seeds_share_colour_and_name(tmp_path: Path):
+    runs = make_runs(tmp_path, [{"optimizer.lr": lr, "seed": seed} for lr in (0.1, 0.01) for seed in (1, 2)])
+    figure = plot_curves(runs)
+    assert [line.get_ydata()[0] for line in figure.axes[0].lines] == pytest.approx([0.52, 0.53, 0.5, 0.51])
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 2
+    assert legend(figure) == ["optimizer.lr=0.01 (2 runs)", "optimizer.lr=0.1 (2 runs)"]
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("step", "val/acc")
+
+
+def test_runs_that_differ_in_the_seed_only_are_named_by_it_and_otherwise_by_their_folder(tmp_path: Path):
+    runs = make_runs(tmp_path, [{"seed": 1}, {"seed": 2}, {"seed": 2}])
+    assert legend(plot_curves(runs[:2])) == ["seed=1", "seed=2"]
+    assert legend(plot_curves(runs[1:])) == ["run=train/1", "run=train/2"]
+
+
+def test_a_single_point_is_visible(tmp_path: Path):
+    line = plot_curves(make_runs(tmp_path, [{}], steps=1)).axes[0].lines[0]
+    assert line.get_marker() == "."
+
+
+def test_of_many_settings_the_best_ten_are_named_and_the_rest_is_grey(tmp_path: Path):
+    figure = plot_curves(make_runs(tmp_path, [{"optimizer.lr": 0.1 * n} for n in range(1, 14)]))
+    names = legend(figure)
+    assert names[0] == "3 more"
+    assert names[1:] == [f"optimizer.lr={0.1 * n:g}" for n in range(4, 14)]
+    assert len(figure.axes[0].lines) == 13
+
+
+def test_runs_without_the_metric_are_left_out(tmp_path: Path):
+    runs = make_runs(tmp_path, [{"seed": 1}, {"seed": 2}, {"seed": 3}])
+    (tmp_path / "0" / "metrics.csv").unlink()
+    (tmp_path / "1" / "metrics.csv").write_text("step,lr\n1,0.1\n")
+    assert len(plot_curves(runs).axes[0].lines) == 1
+
+
+@pytest.mark.parametrize("metric", ["val/accuracy", "lr"])
+def test_a_metric_that_nobody_logged_is_answered_with_what_was(metric: str, tmp_path: Path):
+    runs = make_runs(tmp_path, [{}])
+    with pytest.raises(ConfigError, match=rf"metric={metric} .* logged: step, val/acc, lr"):
+        plot_curves(runs, metric)
+
+
+def test_a_setting_in_dollars_is_no_formula(tmp_path: Path):
+    runs = make_runs(tmp_path, [{"data.root": "/a$b{$c"}, {"data.root": "/d"}])
+    plot_curves(runs).savefig(tmp_path / "curves.png")
+    plot_effect(runs, "data.root").savefig(tmp_path / "effect.png")
+
+
+def test_an_effect_shows_every_run_its_interval_and_the_mean_of_each_value(tmp_path: Path):
+    runs = make_runs(tmp_path, [{"optimizer.lr": lr, "seed": seed} for lr in (0.1, 0.01) for seed in (1, 2)])
+    figure = plot_effect(runs)
+    axes = figure.axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("optimizer.lr", "test_acc")
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.01", "0.1"]
+    found = sorted(dots(figure))
+    assert [y for _, y in found] == pytest.approx([0.52, 0.53, 0.50, 0.51])
+    assert len({x for x, _ in found}) == 4  # beside each other, not on top
+    assert np.array(diamonds(figure)) == pytest.approx(np.array([[0, 0.525], [1, 0.505]]))
+    low, high = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
+    assert high - low == pytest.approx(0.05)
+
+
+def test_other_settings_that_differ_get_colours_of_their_own(tmp_path: Path):
+    runs = make_runs(
+        tmp_path, [{"optimizer.lr": lr, "model.dropout": dropout} for lr in (0.1, 0.2) for dropout in (0.0, 0.5)]
+    )
+    assert legend(plot_effect(runs)) == ["model.dropout=0 (2 runs)", "model.dropout=0.5 (2 runs)"]
+
+
+def test_names_are_not_joined_by_a_line_and_a_missing_value_has_its_place(tmp_path: Path):
+    kinds = ["SGD", "AdamW", None]
+    runs = make_runs(tmp_path, [{"optimizer": kind, "seed": seed} for kind in kinds for seed in (1, 2)])
+    figure = plot_effect(runs, "optimizer", "val_acc")
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["AdamW", "SGD", "null"]
+    assert [y for _, y in sorted(diamonds(figure))] == pytest.approx([0.525, 0.505, 0.545])
+    assert {line.get_linestyle() for line in figure.axes[0].lines if line.get_marker() == "D"} == {"None"}
+
+
+def test_numbers_with_an_empty_cell_keep_the_order_of_numbers(tmp_path: Path):
+    runs = make_runs(tmp_path, [{"schedule.warmup_epochs": value} for value in (10.0, 9.0, None)])
+    figure = plot_effect(runs, "schedule.warmup_epochs")
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["9", "10", "null"]
+    assert [y for _, y in sorted(dots(figure))] == pytest.approx([0.51, 0.50, 0.52])
+
+
+def test_many_numbers_get_an_axis_of_numbers_and_no_mean_of_single_runs(tmp_path: Path):
+    figure = plot_effect(make_runs(tmp_path, [{"optimizer.lr": 10.0**-n} for n in range(12)]))
+    assert figure.axes[0].get_xscale() == "log"
+    assert (len(dots(figure)), len(diamonds(figure))) == (12, 0)
+    assert "mean" not in figure.axes[0].get_title()
+
+
+def test_unfinished_runs_do_not_count(tmp_path: Path):
+    runs = make_runs(tmp_path, [{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2, "status": "died"}])
+    assert len(dots(plot_effect(runs))) == 1
+    with pytest.raises(ConfigError, match="none of these 1 runs is finished"):
+        plot_effect(runs[1:])
+
+
+def test_unknown_names_are_answered_with_those_that_are_there(tmp_path: Path):
+    runs = make_runs(tmp_path, [{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2}])
+    with pytest.raises(ConfigError, match=r"setting=optimizer.lrr: .* differ in it; they do in optimizer.lr, seed"):
+        plot_effect(runs, "optimizer.lrr")
+    for metric in ("acc", "status"):
+        with pytest.raises(ConfigError, match=f"metric={metric} is no column of numbers"):
+            plot_effect(runs, metric=metric)
+
+
+def test_whole_numbers_with_gaps_can_be_drawn(tmp_path: Path):
+    runs = make_runs(tmp_path, [{"seed": 1}, {"seed": 2}]).astype({"seed": "Int64"})
+    runs["epochs"] = pd.array([3, None], dtype="Int64")
+    assert len(dots(plot_effect(runs, "seed", "val_acc"))) == 2
+    assert len(dots(plot_effect(runs, "seed", "epochs"))) == 1

@@ -1,0 +1,222 @@
+"""Runs as tables, from small run folders made by hand: what is read, what is told apart, what is damaged."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from imago.analysis.confusion import load_confusion
+from imago.analysis.runs import load_curves, load_runs, mean_over_seeds, setting_names
+from imago.errors import DataError
+
+FINISHED = {
+    "status": "finished",
+    "started": "2026-03-01T10:00:00+00:00",
+    "epochs": 3,
+    "val": {"acc": 0.7},
+    "best_epoch": 2,
+    "test": {"acc": 0.6, "interval_95": [0.57, 0.63], "num_images": 1000},
+    "seconds": 12.5,
+    "images_per_s": 900.0,
+    "data_wait_share": 0.05,
+}
+
+
+def make_run(folder: Path, seed: int = 1, lr: float = 0.1, config: dict | None = None, **facts) -> Path:
+    """Write `summary.json` and a `config.yaml` that repeats settings where the real one does."""
+    folder.mkdir(parents=True)
+    optimizer = {"_target_": "torch.optim.AdamW", "lr": lr}
+    settings = {
+        "seed": seed,
+        "run_name": folder.name,
+        "paths": {"run_dir": str(folder)},
+        "data": {"_target_": "imago.data.shapes_folder.ShapesDataModule", "seed": seed, "batch_size": 32},
+        "model": {"_target_": "imago.model.simple_cnn.SimpleCNN", "dropout": 0.0},
+        "optimizer": optimizer,
+        "task": {"_recursive_": False, "net": {"dropout": 0.0}, "optimizer": optimizer},
+        "callbacks": {"best": {"dirpath": f"{folder}/checkpoints"}, "progress": {"refresh_every_n_steps": seed}},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings | (config or {})))
+    (folder / "summary.json").write_text(json.dumps(FINISHED | facts))
+    return folder
+
+
+def test_every_run_below_the_folder_is_a_row_with_its_results(tmp_path: Path):
+    make_run(tmp_path / "train" / "a")
+    make_run(tmp_path / "sweeps" / "s" / "0", started="2026-03-01T09:00:00+00:00")
+    (tmp_path / "latest").symlink_to("train/a")
+    runs = load_runs(tmp_path)
+    assert runs["run"].tolist() == ["sweeps/s/0", "train/a"]
+    row = runs.iloc[1]
+    assert (row["data"], row["model"], row["seed"], row["status"]) == ("Shapes", "SimpleCNN", 1, "finished")
+    assert (row["val_acc"], row["test_acc"], row["test_low"], row["test_high"]) == (0.7, 0.6, 0.57, 0.63)
+    assert (row["num_test_images"], row["best_epoch"], row["epochs"], row["seconds"]) == (1000, 2, 3, 12.5)
+    assert (row["images_per_s"], row["data_wait_share"]) == (900, 0.05)
+    assert row["folder"] == str(tmp_path / "train" / "a")
+
+
+def test_the_settings_that_differ_are_columns_and_their_copies_are_not(tmp_path: Path):
+    make_run(tmp_path / "a", seed=1, lr=0.1)
+    make_run(tmp_path / "b", seed=2, lr=0.2)
+    runs = load_runs(tmp_path)
+    assert setting_names(runs) == ["optimizer.lr"]
+    assert runs["optimizer.lr"].tolist() == [0.1, 0.2]
+    assert not [name for name in runs.columns if "." in name and name != "optimizer.lr"]
+
+
+def test_the_networks_settings_stand_under_model_and_not_under_the_task(tmp_path: Path):
+    for name, dropout in (("a", 0.0), ("b", 0.5)):
+        model = {"_target_": "imago.model.simple_cnn.SimpleCNN", "dropout": dropout}
+        make_run(tmp_path / name, config={"model": model, "task": {"net": model}})
+    assert setting_names(load_runs(tmp_path)) == ["model.dropout"]
+
+
+def test_another_class_shows_by_its_short_name_and_a_key_that_one_lacks_is_empty(tmp_path: Path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", config={"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}})
+    runs = load_runs(tmp_path).sort_values("run")
+    assert runs["optimizer"].tolist() == ["AdamW", "SGD"]
+    assert runs["optimizer.momentum"].isna().tolist() == [True, False]
+
+
+def test_a_network_chosen_by_name_is_called_by_it(tmp_path: Path):
+    make_run(tmp_path / "a", config={"model": {"_target_": "imago.model.x.TorchvisionNet", "name": "resnet18"}})
+    make_run(tmp_path / "b")
+    runs = load_runs(tmp_path).sort_values("run")
+    assert runs["model"].tolist() == ["resnet18", "SimpleCNN"]
+    assert "model.name" not in runs.columns
+
+
+def test_lists_are_settings_too(tmp_path: Path):
+    for name, mean in (("a", [0.1, 0.2]), ("b", [0.1, 0.3])):
+        make_run(tmp_path / name, config={"preprocess": {"mean": mean}})
+    assert mean_over_seeds(load_runs(tmp_path))["preprocess.mean"].nunique() == 2
+
+
+def test_one_run_alone_has_no_settings_that_differ(tmp_path: Path):
+    runs = load_runs(make_run(tmp_path / "a"))
+    assert (runs["run"].tolist(), setting_names(runs)) == (["a"], [])
+
+
+def test_a_run_that_lost_its_process_has_died(tmp_path: Path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    hosts = {"dead": platform.node(), "elsewhere": "another-host", "alive": platform.node(), "ended": platform.node()}
+    for name, host in hosts.items():
+        status = "finished" if name == "ended" else "running"
+        folder = make_run(tmp_path / name, status=status, pid=os.getpid() if name == "alive" else gone.pid)
+        (folder / "provenance.json").write_text(json.dumps({"host": host}))
+    found = dict(load_runs(tmp_path)[["run", "status"]].itertuples(index=False))
+    assert found == {"dead": "died", "elsewhere": "running", "alive": "running", "ended": "finished"}
+
+
+def test_a_run_that_is_still_going_has_empty_results_and_whole_numbers_stay_whole(tmp_path: Path):
+    make_run(tmp_path / "a")
+    folder = make_run(tmp_path / "b")
+    (folder / "summary.json").write_text('{"status": "running", "started": "2026-03-02T10:00:00+00:00"}')
+    runs = load_runs(tmp_path)
+    assert runs.loc[1, ["val_acc", "test_acc", "test_low", "epochs", "best_epoch"]].isna().all()
+    assert (str(runs["epochs"].dtype), str(runs["seed"].dtype)) == ("Int64", "Int64")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"test": 3}', '{"test": {"interval_95": [1]}}', "\udcff"])
+def test_a_damaged_summary_is_named_in_a_warning_and_kept(content: str, tmp_path: Path):
+    make_run(tmp_path / "good")
+    file = make_run(tmp_path / "bad") / "summary.json"
+    file.write_text(content, errors="surrogateescape")
+    with pytest.warns(UserWarning, match=str(file)):
+        runs = load_runs(tmp_path)
+    assert dict(runs[["run", "status"]].itertuples(index=False)) == {"good": "finished", "bad": "unreadable"}
+
+
+@pytest.mark.parametrize("content", [None, "", "- 1", "{"])
+def test_a_run_without_settings_does_not_make_all_settings_differ(content: str | None, tmp_path: Path):
+    make_run(tmp_path / "good")
+    file = make_run(tmp_path / "bare") / "config.yaml"
+    file.unlink() if content is None else file.write_text(content)
+    runs = load_runs(tmp_path)
+    assert (len(runs), [name for name in runs.columns if "." in name]) == (2, [])
+
+
+def test_a_folder_without_runs_gives_an_empty_table_with_all_columns(tmp_path: Path):
+    runs = load_runs(tmp_path)
+    assert len(runs) == 0
+    assert {"run", "status", "seed", "val_acc", "data_wait_share"} <= set(runs.columns)
+    assert len(mean_over_seeds(runs)) == 0
+
+
+def test_a_folder_that_is_not_there_is_refused_by_name(tmp_path: Path):
+    with pytest.raises(DataError, match=r"runs=.*nowhere is not a folder"):
+        load_runs(tmp_path / "nowhere")
+
+
+def test_seeds_of_equal_settings_are_averaged_and_the_best_validation_mean_leads(tmp_path: Path):
+    for seed, lr, val in [(1, 0.1, 0.5), (2, 0.1, 0.7), (3, 0.1, 0.6), (1, 0.2, 0.9)]:
+        make_run(tmp_path / f"{seed}-{lr}", seed, lr, val={"acc": val}, test={"acc": val / 2})
+    table = mean_over_seeds(load_runs(tmp_path))
+    assert table[["optimizer.lr", "n"]].to_numpy().tolist() == [[0.2, 1], [0.1, 3]]
+    assert table.loc[1, ["val_acc_mean", "val_acc_std"]].tolist() == pytest.approx([0.6, 0.1])
+    assert table.loc[1, ["test_acc_mean", "test_acc_std"]].tolist() == pytest.approx([0.3, 0.05])
+    assert pd.isna(table.loc[0, "val_acc_std"])
+
+
+def test_runs_that_did_not_finish_and_older_repetitions_do_not_count(tmp_path: Path):
+    make_run(tmp_path / "old", val={"acc": 0.1})
+    make_run(tmp_path / "new", val={"acc": 0.8}, started="2026-03-02T10:00:00+00:00")
+    make_run(tmp_path / "failed", seed=2, status="failed", val={"acc": 0.2})
+    table = mean_over_seeds(load_runs(tmp_path))
+    assert table[["n", "val_acc_mean"]].to_numpy().tolist() == [[1, 0.8]]
+
+
+def test_a_setting_that_some_runs_lack_still_makes_a_group(tmp_path: Path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", config={"schedule": {"warmup_epochs": 5}})
+    assert len(mean_over_seeds(load_runs(tmp_path))) == 2
+
+
+def test_curves_are_numbers_and_empty_where_nothing_was_logged(tmp_path: Path):
+    (tmp_path / "metrics.csv").write_text("step,lr,val/acc\n4,0.1,\n9,,0.5\n12,nan,odd\n")
+    curves = load_curves(tmp_path)
+    assert curves["step"].tolist() == [4, 9, 12]
+    assert curves["val/acc"].dropna().tolist() == [0.5]
+    assert all(pd.api.types.is_numeric_dtype(kind) for kind in curves.dtypes)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "is missing"), ("", "cannot be read"), ("step\n1,2\n3,4,5\n", "cannot be read")]
+)
+def test_missing_and_damaged_curves_are_named(content: str | None, words: str, tmp_path: Path):
+    if content is not None:
+        (tmp_path / "metrics.csv").write_text(content)
+    with pytest.raises(DataError, match=rf"{tmp_path / 'metrics.csv'} {words}"):
+        load_curves(tmp_path)
+
+
+def write_confusion(run: Path, content: str) -> None:
+    (run / "eval" / "test").mkdir(parents=True)
+    (run / "eval" / "test" / "confusion.csv").write_text(content)
+
+
+def test_a_confusion_matrix_keeps_class_names_as_they_are(tmp_path: Path):
+    write_confusion(tmp_path, 'x,007,NA,"a, b"\n007,5,1,0\nNA,0,7,2\n"a, b",1,0,3\n')
+    confusion = load_confusion(tmp_path)
+    assert list(confusion.index) == list(confusion.columns) == ["007", "NA", "a, b"]
+    assert confusion.to_numpy().tolist() == [[5, 1, 0], [0, 7, 2], [1, 0, 3]]
+
+
+def test_a_missing_confusion_matrix_tells_the_command_that_makes_it(tmp_path: Path):
+    with pytest.raises(DataError, match=r"make it with: python src/eval.py run='.*/my run'$"):
+        load_confusion(tmp_path / "my run")
+
+
+@pytest.mark.parametrize("content", ["", "x,a,b\na,1,2\n", "x,a\na,many\n"])
+def test_a_damaged_confusion_matrix_is_named(content: str, tmp_path: Path):
+    write_confusion(tmp_path, content)
+    with pytest.raises(DataError, match=r"confusion.csv (cannot be read|is damaged)"):
+        load_confusion(tmp_path)

@@ -1,0 +1,110 @@
+"""The grid in TensorBoard: right colours, right places, once; and the curves that stand beside it."""
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+
+from imago.callbacks.picture_grid import PictureGrid, lay_out, restore_colours
+from imago.images import Preprocess
+from imago.pixels import Normalise
+
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+
+
+class Board(TensorBoardLogger):
+    """Keeps what it is given instead of writing a file."""
+
+    def __init__(self) -> None:
+        self.added: list[tuple[str, torch.Tensor, int]] = []
+
+    @property
+    def experiment(self):
+        return SimpleNamespace(add_image=lambda *image: self.added.append(image))
+
+
+def start_batches(num_batches: int, loggers: list, is_global_zero: bool = True, num_images: int = 4) -> None:
+    trainer = SimpleNamespace(loggers=loggers, is_global_zero=is_global_zero, global_step=7)
+    module = SimpleNamespace(hparams={"preprocess": {"mean": MEAN, "std": STD}})
+    grid = PictureGrid()
+    for batch_idx in range(num_batches):
+        batch = (torch.zeros(num_images, 3, 6, 5), torch.zeros(num_images))
+        grid.on_train_batch_start(trainer, module, batch, batch_idx)
+
+
+def test_restoring_undoes_the_loaders_normalisation_to_the_last_bit():
+    pixels = torch.arange(2 * 3 * 16 * 16).remainder(256).to(torch.uint8).reshape(2, 3, 16, 16)
+    preprocess = Preprocess(size=16, resize=16, crop="center", mean=tuple(MEAN), std=tuple(STD))
+    assert torch.equal(restore_colours(Normalise(preprocess)(pixels), MEAN, STD), pixels)
+
+
+def test_values_outside_the_range_are_clipped_and_do_not_wrap_around():
+    images = torch.tensor([-100.0, 0.0, 100.0]).view(1, 1, 1, 3).expand(1, 3, 1, 3)
+    assert restore_colours(images, MEAN, STD)[0, 0, 0].tolist() == [0, 102, 255]
+
+
+def test_half_precision_pictures_are_understood():
+    assert restore_colours(torch.zeros(1, 3, 2, 2, dtype=torch.bfloat16), MEAN, STD)[0, 1, 0, 0] == 128
+
+
+def test_pictures_stand_in_rows_in_the_order_of_the_batch():
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 6, 4)
+    grid = lay_out(images, columns=3)
+    assert grid.shape == (3, 2 * 8 + 2, 3 * 6 + 2)
+    assert [int(grid[0, top, left]) for top in (2, 10) for left in (2, 8, 14)] == [0, 1, 2, 3, 4, 255]
+
+
+def test_fewer_pictures_than_columns_leave_no_empty_cells():
+    assert lay_out(torch.zeros(2, 3, 6, 4, dtype=torch.uint8)).shape == (3, 10, 2 * 6 + 2)
+
+
+def test_the_grid_is_written_once_however_many_batches_follow():
+    board = Board()
+    start_batches(3, [board])
+    assert [(tag, step) for tag, _, step in board.added] == [("train/pictures", 7)]
+
+
+def test_a_large_batch_shows_its_first_32_pictures():
+    board = Board()
+    start_batches(1, [board], num_images=100)
+    assert board.added[0][1].shape == (3, 4 * 8 + 2, 8 * 7 + 2)
+
+
+def test_other_ranks_write_nothing():
+    board = Board()
+    start_batches(1, [board], is_global_zero=False)
+    assert board.added == []
+
+
+def test_without_a_tensorboard_logger_nothing_happens():
+    start_batches(1, [object()])
+
+
+@pytest.fixture(scope="module")
+def events(finished_run: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(finished_run / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+@pytest.mark.slow
+def test_tensorboard_of_a_run_holds_one_grid_of_its_pictures(events):
+    written = events.Images("train/pictures")
+    assert len(written) == 1
+    grid = np.asarray(Image.open(io.BytesIO(written[0].encoded_image_string)))
+    assert grid.shape == (4 * 34 + 2, 8 * 34 + 2, 3)
+    # Normalised pixels, shown as they are, would have lost every colour below the mean.
+    assert len(np.unique(grid[2:34, 2:34])) > 50
+
+
+@pytest.mark.slow
+def test_tensorboard_of_a_run_has_the_curves_people_look_for(events):
+    wanted = {"train/loss", "train/acc", "val/loss", "val/acc", "train/loss_step", "lr"}
+    assert wanted | {"images_per_s", "data_wait_share"} <= set(events.Tags()["scalars"])

@@ -1,0 +1,75 @@
+"""Two processes on the CPU: one folder, one log, every test picture counted once, and sweeps that cannot hang."""
+
+import re
+from pathlib import Path
+
+import pytest
+from short_runs import SHORT, summary, train
+
+pytestmark = pytest.mark.slow
+
+TWO = (*SHORT, "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_epochs=1")
+
+FAIL_ON_RANK_1 = '''
+from lightning.pytorch import Callback
+
+class FailOnRank1(Callback):
+    """Raises on the second process, in the first trial only."""
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == 1 and str(self.seed) == "1" and batch_idx == 2:
+            raise ValueError("rank 1 gives up")
+'''
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def with_ddp(logs: Path) -> tuple[Path, str]:
+    done = train(logs, *TWO, "run_name=my run=ddp")
+    return logs / "train" / "my run=ddp", done.stdout
+
+
+def test_two_processes_share_one_folder_and_one_log(with_ddp: tuple[Path, str], logs: Path):
+    run, screen = with_ddp
+    assert [path.name for path in (logs / "train").iterdir()] == [run.name]
+    assert not list(run.rglob("*ddp_process*"))
+    assert len(re.findall(r"^epoch   1/1", screen, re.MULTILINE)) == 1
+    assert screen.count("test accuracy") == 1
+    assert (run / "train.log").read_text().count("epoch   1/1") == 1
+    assert "64 on each device" in screen
+
+
+def test_each_test_picture_is_counted_once(with_ddp: tuple[Path, str]):
+    told = summary(with_ddp[0])
+    assert told["status"] == "finished"
+    assert told["test"]["num_images"] == 1000
+
+
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn"])
+def test_every_strategy_gives_the_same_numbers(with_ddp: tuple[Path, str], logs: Path, strategy: str):
+    done = train(logs, *TWO, f"trainer.strategy={strategy}", f"run_name={strategy}")
+    ours, theirs = summary(logs / "train" / strategy), summary(with_ddp[0])
+    assert ours["status"] == "finished"
+    assert ours["test"]["acc"] == pytest.approx(theirs["test"]["acc"], abs=0.005)
+    assert ours["val"] == theirs["val"]
+    assert len(re.findall(r"^epoch   1/1", done.stdout, re.MULTILINE)) == 1
+
+
+def test_a_trial_that_fails_on_one_rank_does_not_hang_the_sweep(logs: Path, tmp_path: Path):
+    (tmp_path / "failing.py").write_text(FAIL_ON_RANK_1)
+    broken = ("+callbacks.broken={_target_: failing.FailOnRank1, seed: '${seed}'}", "extra_targets=[failing.*]")
+    arguments = (*TWO, "-m", "run_name=failing", "seed=1,2", *broken)
+    done = train(logs, *arguments, check=False, PYTHONPATH=str(tmp_path))
+    sweep = logs / "sweeps" / "failing"
+    assert done.returncode == 1
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "1"]
+    assert summary(sweep / "0")["status"] == "failed"
+    assert summary(sweep / "1")["status"] == "finished"
+    assert "1 of 2 trials failed" in done.stderr

@@ -1,0 +1,191 @@
+"""From a classifier to a file: the same numbers, self-contained, and an error of one line where it cannot be had."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+from torchvision.models import resnet18, squeezenet1_0
+
+from imago.artefact import OnnxClassifier
+from imago.errors import UserError
+from imago.export.onnx import ExportError, export_onnx
+from imago.export.parity import compare
+from imago.images import Preprocess
+from imago.model.classifier import Classifier
+from imago.model.simple_cnn import SimpleCNN
+from imago.paths import PROJECT_ROOT
+
+SIZE = 32
+PREPROCESS = Preprocess(SIZE, 40, "center", mean=(0.3, 0.4, 0.5), std=(0.2, 0.25, 0.3))
+NAMES = [f"class {number}" for number in range(10)]
+FACTS = {"run_id": "my run", "metrics": {"val": {"acc": 0.5, "num_images": 10}}}
+
+
+def classifier(net: nn.Module) -> Classifier:
+    return Classifier(net, NAMES, PREPROCESS).eval()
+
+
+def pictures(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 3, SIZE, SIZE), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def small() -> Classifier:
+    torch.manual_seed(0)
+    return classifier(SimpleCNN(num_classes=10, image_size=SIZE, hidden_features=16, dropout=0.5))
+
+
+@pytest.fixture(scope="module")
+def path(small: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    assert export_onnx(small, path, FACTS) == 20
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [squeezenet1_0, resnet18], ids=lambda build: build.__name__)
+def test_a_torchvision_network_gives_the_same_at_every_batch_size(build, tmp_path: Path):
+    torch.manual_seed(0)
+    model = classifier(build(weights=None, num_classes=10)).train()
+    with torch.no_grad():
+        for images in np.split(pictures(64), 4):  # so that BatchNorm has statistics of its own
+            model(torch.from_numpy(images))
+    export_onnx(model.eval(), tmp_path / "model.onnx", FACTS)
+    parity = compare(model, OnnxClassifier(tmp_path / "model.onnx"), [pictures(100)])
+    parity.refuse_disagreement()
+    assert parity.worst.max_abs_diff_logits < 1e-4
+
+
+def test_simple_cnn_gives_the_same_at_every_batch_size(small: Classifier, path: Path):
+    parity = compare(small, OnnxClassifier(path), [pictures(100)])
+    parity.refuse_disagreement()
+    assert parity.worst.max_abs_diff_logits < 1e-5
+
+
+def test_one_file_holds_everything(path: Path, tmp_path: Path):
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+    moved = tmp_path / "elsewhere.onnx"
+    moved.write_bytes(path.read_bytes())
+    np.testing.assert_array_equal(OnnxClassifier(moved).logits(pictures(3)), OnnxClassifier(path).logits(pictures(3)))
+
+
+def test_metadata_say_what_the_file_is(small: Classifier, path: Path):
+    model = OnnxClassifier(path)
+    assert model.class_names == small.class_names
+    assert model.preprocess == PREPROCESS
+    assert model.metadata["run_id"] == "my run"
+    assert model.metadata["metrics"] == FACTS["metrics"]
+    assert model.metadata["calibration_temperature"] == 1.0
+    assert model.metadata["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_input_and_outputs_have_the_names_types_and_sizes_of_the_contract(path: Path):
+    graph = onnx.load(path).graph
+    found = {
+        value.name: (
+            value.type.tensor_type.elem_type,
+            [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
+        )
+        for value in (*graph.input, *graph.output)
+    }
+    assert found == {
+        "images": (onnx.TensorProto.UINT8, ["N", 3, SIZE, SIZE]),
+        "logits": (onnx.TensorProto.FLOAT, ["N", 10]),
+        "probabilities": (onnx.TensorProto.FLOAT, ["N", 10]),
+    }
+
+
+def test_the_temperature_is_a_constant_in_the_graph_even_where_it_changes_nothing(path: Path):
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    assert constants["calibration_temperature"] == 1.0
+
+
+def test_a_temperature_softens_the_probabilities_and_leaves_the_logits(small: Classifier, path: Path, tmp_path: Path):
+    export_onnx(small, tmp_path / "model.onnx", FACTS, calibration_temperature=2.0)
+    softened, plain = OnnxClassifier(tmp_path / "model.onnx"), OnnxClassifier(path)
+    images = pictures(9)
+    np.testing.assert_array_equal(softened.logits(images), plain.logits(images))
+    expected = torch.from_numpy(plain.logits(images) / 2).softmax(dim=1).numpy()
+    np.testing.assert_allclose(softened.probabilities(images), expected, rtol=1e-5)
+    assert softened.metadata["calibration_temperature"] == 2.0
+    compare(small, softened, [images]).refuse_disagreement()
+
+
+def test_the_same_classifier_gives_the_same_bytes_and_nothing_of_this_machine(
+    small: Classifier, path: Path, tmp_path: Path
+):
+    export_onnx(small, tmp_path / "again.onnx", FACTS)
+    assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
+    assert str(PROJECT_ROOT).encode() not in path.read_bytes()
+    assert b"forward" not in path.read_bytes()
+
+
+def test_the_quantiser_finds_no_list_of_shapes_to_stumble_over(path: Path):
+    assert len(onnx.load(path).graph.value_info) == 0
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_the_opset_asked_for_is_the_opset_of_the_file(small: Classifier, tmp_path: Path, opset: int):
+    assert export_onnx(small, tmp_path / "model.onnx", FACTS, opset=opset) == opset
+    assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == opset
+
+
+class Branching(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3)) if images.sum() > 0 else images.amax((2, 3))
+
+
+class NoSuchOperator(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.linalg.svd(images[:, 0])[1]
+
+
+class FixedBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.mean((2, 3)).view(2, 3))
+
+
+class ElevenClasses(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 11)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.mean((2, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("net", "opset", "reason"),
+    [
+        (SimpleCNN(10, SIZE, 16), 99, "opset=99: SimpleCNN could only be written with opset 18; type opset=18"),
+        (Branching(), None, "Branching cannot be exported to ONNX: Could not guard on data-dependent expression"),
+        (NoSuchOperator(), None, "NoSuchOperator cannot be exported to ONNX: No ONNX function found for"),
+        (FixedBatch(), None, "FixedBatch works for 2 pictures at a time only"),
+        (ElevenClasses(), None, "ElevenClasses gives ['N', 11], not float32 logits (N, 10)"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_what_cannot_be_had_is_refused_in_one_line_and_leaves_no_file(
+    net: nn.Module, opset: int | None, reason: str, tmp_path: Path
+):
+    with pytest.raises(ExportError) as caught:
+        export_onnx(classifier(net), tmp_path / "model.onnx", FACTS, opset=opset)
+    assert isinstance(caught.value, UserError)
+    assert str(caught.value).startswith(reason)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_classifier_in_training_mode_is_refused(tmp_path: Path):
+    model = classifier(SimpleCNN(10, SIZE, 16)).train()
+    with pytest.raises(ValueError, match="training mode"):
+        export_onnx(model, tmp_path / "model.onnx", FACTS)

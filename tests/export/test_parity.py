@@ -1,0 +1,150 @@
+"""The comparison of an exported file with its checkpoint: what counts as the same, as a tie, and as wrong."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from imago.errors import UserError
+from imago.export.parity import (
+    BATCH_SIZES,
+    MAX_PROBABILITY_DIFF,
+    Agreement,
+    Parity,
+    ParityError,
+    compare,
+    in_batches,
+    regroup,
+)
+from imago.images import Preprocess
+from imago.model.classifier import Classifier
+
+SIZE = 2
+PREPROCESS = Preprocess(SIZE, SIZE, "center", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def classifier() -> Classifier:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 3))
+    return Classifier(net, ["a", "b", "c"], PREPROCESS).eval()
+
+
+class Exported:
+    """Stands for a file: the classifier itself, with something done to what it gives."""
+
+    def __init__(self, change=lambda logits: logits, temperature: float = 1.0):
+        self.model = classifier()
+        self.change = change
+        self.metadata = {"calibration_temperature": temperature}
+        self.sizes: list[int] = []
+
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.sizes.append(len(images))
+        with torch.inference_mode():
+            logits = self.change(self.model(torch.from_numpy(images)))
+        return logits.numpy(), logits.softmax(dim=1).numpy()
+
+
+def pictures(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 3, SIZE, SIZE), dtype=np.uint8)
+
+
+def outputs(*logits: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    array = np.array(logits, np.float32)
+    exponents = np.exp(array)
+    return array, exponents / exponents.sum(axis=1, keepdims=True)
+
+
+def count(expected: tuple, found: tuple) -> Agreement:
+    agreement = Agreement()
+    agreement.add(expected, found)
+    return agreement
+
+
+def test_the_same_outputs_agree_in_everything():
+    assert count(outputs([3, 1, 2], [0, 0, 1]), outputs([3, 1, 2], [0, 0, 1])) == Agreement(num_images=2)
+
+
+def test_another_label_is_a_disagreement_and_the_largest_difference_is_kept():
+    found = count(outputs([3, 1, 2], [0, 0, 1]), outputs([3, 1, 3.5], [0, 0.25, 1]))
+    assert (found.num_images, found.num_disagreements, found.num_ties) == (2, 1, 0)
+    assert found.max_abs_diff_logits == 1.5
+
+
+@pytest.mark.parametrize(("gap", "is_tie"), [(0.9e-4, True), (1.1e-4, False)])
+def test_another_label_within_the_rounding_of_the_checkpoint_is_a_tie(gap: float, is_tie: bool):
+    found = count(outputs([1 + gap, 1, 0]), outputs([1, 1 + gap, 0]))
+    assert (found.num_ties, found.num_disagreements) == ((1, 0) if is_tie else (0, 1))
+
+
+def test_numbers_that_are_not_finite_are_never_passed_over():
+    agreement = count(outputs([float("nan"), 1, 2]), outputs([float("nan"), 1, 2]))
+    agreement.add(outputs([3, 1, 2]), outputs([3, 1, 2]))
+    assert np.isnan(agreement.max_abs_diff_probabilities)
+    with pytest.raises(ParityError):
+        Parity({1: agreement}).refuse_disagreement()
+
+
+def test_every_picture_is_compared_at_every_batch_size():
+    exported = Exported()
+    parity = compare(classifier(), exported, [pictures(500)])
+    parity.refuse_disagreement()
+    assert set(exported.sizes) == set(BATCH_SIZES) == set(parity.by_batch_size) == {1, 2, 7, 64}
+    assert {part.num_images for part in parity.by_batch_size.values()} == {500}
+    assert parity.to_dict()["label_agreement"] == 1.0
+
+
+def test_a_handful_of_pictures_still_tries_every_batch_size():
+    exported = Exported()
+    parity = compare(classifier(), exported, [pictures(3)])
+    assert set(exported.sizes) == {1, 2, 7, 64}
+    assert parity.worst.num_images == 3
+
+
+def test_a_file_that_fails_at_one_batch_size_only_is_refused_with_that_size():
+    exported = Exported(lambda logits: -logits if len(logits) == 7 else logits)
+    parity = compare(classifier(), exported, [pictures(20)])
+    assert parity.by_batch_size[64].num_disagreements == 0
+    with pytest.raises(ParityError, match=r"with batches of 7 \d+ of 20 labels differ") as caught:
+        parity.refuse_disagreement()
+    assert isinstance(caught.value, UserError)
+    assert "\n" not in str(caught.value)
+    assert parity.to_dict()["label_agreement"] < 1
+
+
+def test_a_wrong_temperature_is_refused_though_every_label_agrees():
+    parity = compare(classifier(), Exported(lambda logits: logits / 2), [pictures(20)])
+    assert parity.worst.num_disagreements == 0
+    assert parity.worst.max_abs_diff_probabilities > MAX_PROBABILITY_DIFF
+    with pytest.raises(ParityError, match="probabilities by up to"):
+        parity.refuse_disagreement()
+
+
+def test_the_temperature_of_the_file_is_applied_to_the_checkpoint_too():
+    calibrated = SimpleNamespace(
+        metadata={"calibration_temperature": 2.0},
+        predict=lambda images: (Exported().predict(images)[0], Exported(lambda logits: logits / 2).predict(images)[1]),
+    )
+    compare(classifier(), calibrated, [pictures(20)]).refuse_disagreement()
+
+
+def test_regrouping_keeps_every_row_in_order():
+    rows = np.arange(23)
+    groups = list(regroup(np.split(rows, [1, 1, 9, 20]), 5))
+    assert [len(group) for group in groups] == [5, 5, 5, 5, 3]
+    np.testing.assert_array_equal(np.concatenate(groups), rows)
+    assert list(regroup([], 5)) == []
+
+
+def test_batches_are_of_exactly_the_size_and_give_each_picture_its_own_output():
+    seen = []
+
+    def double(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(len(images))
+        return images * 2, images * 3
+
+    twice, thrice = in_batches(double, np.arange(5), 4)
+    assert seen == [4, 4]
+    assert (twice.tolist(), thrice.tolist()) == ([0, 2, 4, 6, 8], [0, 3, 6, 9, 12])

@@ -1,0 +1,76 @@
+"""What `resume=` makes of a command line, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from imago.errors import ConfigError
+from imago.run.resume import refuse_other_run, resume_arguments
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder that was started with three settings."""
+    folder = tmp_path / "train" / "old, run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").touch()
+    overrides = ["model=simple_cnn", "optimizer.lr=0.1", "+callbacks.mine={a: 1}", 'resume="elsewhere"']
+    (folder / "provenance.json").write_text(json.dumps({"overrides": overrides}))
+    return folder
+
+
+def settings(**trainer) -> dict:
+    return {
+        "seed": 0,
+        "resume": "x",
+        "data": {"batch_size": 8, "num_workers": 0},
+        "trainer": {"max_epochs": 5} | trainer,
+    }
+
+
+def test_a_command_line_without_resume_is_left_alone(tmp_path: Path):
+    assert resume_arguments(["-m", "seed=1", "resume=null"], tmp_path) == ["-m", "seed=1", "resume=null"]
+
+
+def test_saved_settings_come_first_and_typed_ones_win(run: Path, tmp_path: Path):
+    folder = json.dumps(str(run))
+    assert resume_arguments([f"resume={folder}", "optimizer.lr=0.5", "seed=3"], tmp_path) == [
+        *("model=simple_cnn", "optimizer.lr=0.5", "+callbacks.mine={a: 1}"),
+        *(f"resume={folder}", "seed=3", f"hydra.run.dir={folder}"),
+    ]
+
+
+def test_a_setting_that_the_run_added_can_be_changed_without_adding_it_again(run: Path, tmp_path: Path):
+    assert "+callbacks.mine=null" in resume_arguments([f"resume={run}", "callbacks.mine=null"], tmp_path)
+
+
+def test_auto_continues_what_has_a_checkpoint_and_starts_what_has_none(run: Path, tmp_path: Path):
+    name = json.dumps(run.name)
+    assert f"hydra.run.dir={json.dumps(str(run))}" in resume_arguments([f"run_name={name}", "resume=auto"], tmp_path)
+    assert resume_arguments(["run_name=new", "resume=auto"], tmp_path) == ["run_name=new"]
+
+
+def test_auto_without_a_name_and_a_folder_that_is_no_run_are_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="resume=auto needs run_name=NAME"):
+        resume_arguments(["resume=auto"], tmp_path)
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        resume_arguments([f"resume={tmp_path}"], tmp_path)
+
+
+def test_settings_that_only_change_how_it_runs_may_differ():
+    now = settings(max_epochs=9, devices=2)
+    now["data"]["num_workers"] = 4
+    refuse_other_run(settings(), now, num_epochs_done=5)
+
+
+def test_settings_that_make_it_another_run_are_all_refused_by_name():
+    now = settings(max_epochs=9) | {"seed": 1, "data": {"batch_size": 16, "num_workers": 0}}
+    with pytest.raises(ConfigError) as refusal:
+        refuse_other_run(settings(), now, num_epochs_done=1)
+    assert [line.split(" ")[0] for line in str(refusal.value).splitlines()] == ["seed=1", "data.batch_size=16"]
+
+
+def test_a_run_that_is_done_says_how_to_extend_it():
+    with pytest.raises(ConfigError, match="has done its trainer.max_epochs=5; trainer.max_epochs=10 extends it"):
+        refuse_other_run(settings(), settings(), num_epochs_done=5)

@@ -1,0 +1,325 @@
+"""The task under a real Trainer: its loss curve, what a step costs, what reaches optimizer, schedule and checkpoint.
+
+`tests/golden/loss_curve.json` holds the loss of 20 steps. A refactoring leaves it alone. A change that is meant to move
+it writes it anew, and the commit says why:
+
+    IMAGO_UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/task/test_classify.py -k golden
+"""
+
+import csv
+import functools
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from omegaconf import DictConfig
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from imago.data import shapes
+from imago.data.datamodule import ImageDataModule
+from imago.data.dataset import LabelledArray, Splits
+from imago.images import Preprocess
+from imago.optimizer.groups import parameter_groups
+from imago.paths import PROJECT_ROOT
+from imago.targets import build
+from imago.task.classify import ClassifyTask
+
+GOLDEN = PROJECT_ROOT / "tests" / "golden" / "loss_curve.json"
+HOST_SYNC = "_local_scalar_dense"  # what .item(), float() and bool() of a tensor come down to
+
+# 10 small batches for a narrow network, where their size does not matter: most tests here take less than a second.
+SMALL = ("data.batch_size=32", "model.hidden_features=16", "trainer.max_epochs=1")
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers.*",
+    "ignore:.*smaller than the logging interval.*",
+    "ignore:.*isinstance.treespec, LeafSpec.*",  # Lightning's own, of a newer torch
+)
+
+
+@functools.cache
+def drawn(split: str, count: int) -> LabelledArray:
+    return LabelledArray(*shapes.draw_split(split, count))
+
+
+class DrawnShapes(ImageDataModule):
+    """The first drawn shapes, from memory; tells `on_arrival` of each batch."""
+
+    num_train = 1280
+    on_arrival: Callable[[], None] = staticmethod(lambda: None)
+
+    def load_splits(self) -> Splits:
+        sizes = {"train": self.num_train, "val": 100, "test": 100}
+        return Splits(shapes.CLASS_NAMES, *(drawn(split, count) for split, count in sizes.items()))
+
+    def own_preprocess(self) -> Preprocess:
+        return Preprocess(size=32, resize=32, crop="center", mean=shapes.MEAN, std=shapes.STD)
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        self.on_arrival()
+        return batch
+
+
+class SmallShapes(DrawnShapes):
+    num_train = 320  # 10 batches of 32
+
+
+def build_data(cfg: DictConfig, kind: type[DrawnShapes] = SmallShapes) -> DrawnShapes:
+    data = kind(cfg.data.batch_size, num_workers=0, augment=dict(cfg.augment), seed=cfg.seed)
+    data.set_up_data()
+    return data
+
+
+def build_task(cfg: DictConfig, data: ImageDataModule) -> ClassifyTask:
+    """As `run` builds it: the first weights follow from the seed."""
+    seed_everything(cfg.seed, verbose=False)
+    facts = {"class_names": list(data.class_names), "preprocess": data.preprocess.to_dict()}
+    task = build(cfg.task, **facts)
+    task.net.to(memory_format=torch.channels_last)
+    return task
+
+
+def build_trainer(cfg: DictConfig, run_dir: Path, *callbacks: Callback) -> Trainer:
+    """The Trainer of the configs with all of their callbacks and loggers, and some more."""
+    cfg.paths.run_dir = str(run_dir)
+    parts = {
+        "callbacks": [build(part) for part in cfg.callbacks.values() if part is not None] + [*callbacks],
+        "logger": [build(part) for part in cfg.logger.values()],
+        "precision": "32-true" if cfg.trainer.precision == "auto" else cfg.trainer.precision,
+    }
+    return build(cfg.trainer, accelerator="cpu", use_distributed_sampler=False, default_root_dir=str(run_dir), **parts)
+
+
+class EachStep(Callback):
+    """Calls `see(trainer)` just before each optimizer step."""
+
+    def __init__(self, see: Callable[[Trainer], None]) -> None:
+        self.see = see
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.see(trainer)
+
+
+# The golden curve
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The order of a sum depends on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_twenty_steps_follow_the_golden_loss_curve(compose, tmp_path: Path, one_thread: None):
+    cfg = compose("data=shapes", "model=simple_cnn", "trainer.max_epochs=2", "trainer.log_every_n_steps=1")
+    data = build_data(cfg, DrawnShapes)
+    build_trainer(cfg, tmp_path).fit(build_task(cfg, data), datamodule=data)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    losses = [float(row["train/loss_step"]) for row in rows if row["train/loss_step"]]
+    if os.environ.get("IMAGO_UPDATE_GOLDEN") == "1":
+        write_golden(losses)
+        pytest.fail(f"{GOLDEN} was written anew: read the difference, then run without IMAGO_UPDATE_GOLDEN.")
+    assert losses == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=1e-3)
+
+
+def write_golden(losses: list[float]) -> None:
+    content = {
+        "what": "loss of each step: SimpleCNN, 1,280 drawn shapes, batches of 128, AdamW, warm-up and cosine, seed 0",
+        "where": f"torch {torch.__version__}, fp32, one thread, {platform.machine()}",
+        "losses": losses,
+    }
+    GOLDEN.write_text(json.dumps(content, indent=2) + "\n")
+
+
+# What a step costs, counted exactly: the same on every machine, under any load
+
+# Aten operations that a step may have beyond those of a plain loop, as measured.
+LIGHTNING_OPS = 5  # loss / accumulate_grad_batches and its gradient, and a copy of the loss for the hooks
+SCORE_OPS = 7  # the running sums of loss and right answers
+LOG_EVERY = 4
+
+
+class CountedOps(TorchDispatchMode):
+    """Writes down the name of every aten operation, one list per batch: from its arrival to that of the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[str]] = [[]]
+
+    def new_batch(self) -> None:
+        self.batches.append([])
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.batches[-1].append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def steps_of_a_plain_loop(cfg: DictConfig) -> list[list[str]]:
+    """Operations of each step of the loop one would write by hand: same data, network, optimizer and schedule."""
+    data, count = build_data(cfg), CountedOps()
+    task = build_task(cfg, data)
+    optimizer = build(cfg.optimizer, parameter_groups(task.net, cfg.optimizer.weight_decay))
+    schedule = build(cfg.schedule, optimizer, total_steps=10, steps_per_epoch=10)
+    with count:
+        for batch in data.train_dataloader():
+            count.new_batch()
+            images, labels = data.on_after_batch_transfer(batch, 0)
+            optimizer.zero_grad()
+            task.loss(task.net(images), labels).backward()
+            optimizer.step()
+            schedule.step()
+    return count.batches[1:]
+
+
+@pytest.fixture(params=["to a file", "on a terminal"])
+def steps(request, compose, tmp_path: Path, monkeypatch) -> tuple[list[list[str]], list[list[str]]]:
+    """Operations of each of 10 steps under the Trainer, every fourth of which logs, and in a plain loop."""
+    if request.param == "on a terminal":
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    cfg = compose("data=shapes", *SMALL, f"trainer.log_every_n_steps={LOG_EVERY}")
+    data, count = build_data(cfg), CountedOps()
+    data.on_arrival = count.new_batch
+    task, trainer = build_task(cfg, data), build_trainer(cfg, tmp_path)
+    with count:
+        trainer.fit(task, datamodule=data)
+    return count.batches[1:11], steps_of_a_plain_loop(cfg)
+
+
+def split_by_logging(steps: list[list[str]]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """Steps that do not log and those that do, by number from 1.
+
+    The first makes the optimizer's state and the last ends the epoch: both are left out.
+    """
+    numbered = list(enumerate(steps, start=1))[1:-1]
+    quiet = {number: ops for number, ops in numbered if number % LOG_EVERY}
+    return quiet, {number: ops for number, ops in numbered if number % LOG_EVERY == 0}
+
+
+def test_a_step_that_does_not_log_never_waits_for_the_device(steps):
+    quiet, _ = split_by_logging(steps[0])
+    assert {number: ops.count(HOST_SYNC) for number, ops in quiet.items()} == dict.fromkeys(quiet, 0)
+
+
+def test_a_step_that_does_not_log_costs_little_more_than_one_of_a_plain_loop(steps):
+    quiet, _ = split_by_logging(steps[0])
+    plain, _ = split_by_logging(steps[1])
+    extra = {number: len(ops) - len(plain[number]) for number, ops in quiet.items()}
+    assert max(extra.values()) <= LIGHTNING_OPS + SCORE_OPS, extra
+
+
+def test_a_logging_step_waits_for_the_device_at_most_four_times(steps):
+    _, logging = split_by_logging(steps[0])
+    waits = {number: ops.count(HOST_SYNC) for number, ops in logging.items()}
+    assert list(waits) == [4, 8]
+    assert min(waits.values()) >= 1, "the counter sees no logging"
+    assert max(waits.values()) <= 4, waits
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_each_logging_step_leaves_one_point_on_each_curve(compose, tmp_path: Path, accumulate: int):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    cfg = compose("data=shapes", *SMALL, "trainer.log_every_n_steps=2", f"trainer.accumulate_grad_batches={accumulate}")
+    data = build_data(cfg)
+    build_trainer(cfg, tmp_path).fit(build_task(cfg, data), datamodule=data)
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    steps = {tag: [point.step for point in curves.Scalars(tag)] for tag in ("train/loss_step", "lr", "images_per_s")}
+    assert steps == dict.fromkeys(steps, [1, 3] if accumulate == 2 else [1, 3, 5, 7, 9])  # counted from 0
+
+
+# What reaches the optimizer, the schedule and the checkpoint
+
+
+def test_decay_reaches_the_weights_in_the_optimizer_and_spares_the_biases(compose, tmp_path: Path):
+    cfg = compose("data=shapes", *SMALL, "optimizer.weight_decay=0.25", "trainer.limit_train_batches=1")
+    data = build_data(cfg)
+    task, trainer = build_task(cfg, data), build_trainer(cfg, tmp_path)
+    trainer.fit(task, datamodule=data)
+    (optimizer,) = trainer.optimizers
+    assert isinstance(optimizer, torch.optim.AdamW)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: decay.get(id(parameter)) for name, parameter in task.net.named_parameters()}
+    assert found == {name: 0.25 if name.endswith("weight") else 0.0 for name in found}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])  # 10 batches: 10 steps, 5, and 4 of which the last is shorter
+@pytest.mark.parametrize("who_counts", ["the Trainer", "the run"])
+def test_the_schedule_reaches_its_last_value_at_the_last_step(
+    compose, tmp_path: Path, accumulate: int, who_counts: str
+):
+    own = (f"trainer.accumulate_grad_batches={accumulate}", "schedule.final_share=0.25", "optimizer.lr=0.004")
+    cfg = compose("data=shapes", *SMALL, *own, "trainer.max_epochs=2")
+    data = build_data(cfg)
+    task = build_task(cfg, data)
+    num_steps = math.ceil(10 / accumulate)
+    task.steps_per_epoch = num_steps if who_counts == "the run" else None
+    lrs: list[float] = []
+    see = EachStep(lambda trainer: lrs.append(trainer.optimizers[0].param_groups[0]["lr"]))
+    build_trainer(cfg, tmp_path, see).fit(task, datamodule=data)
+    assert len(lrs) == 2 * num_steps
+    assert lrs[-1] == pytest.approx(0.25 * 0.004)
+    assert lrs[-2] > 1.02 * lrs[-1]
+    assert max(lrs) == pytest.approx(0.004)
+
+
+def test_the_test_computes_in_fp32_whatever_the_precision_of_training(compose, tmp_path: Path):
+    cfg = compose("data=shapes", *SMALL, "trainer.precision=bf16-mixed", "trainer.limit_train_batches=2")
+    data = build_data(cfg)
+    task, trainer = build_task(cfg, data), build_trainer(cfg, tmp_path)
+    seen: dict[str, set[torch.dtype]] = {"fit": set(), "test": set()}
+    for module in task.net.modules():
+        module.register_forward_hook(lambda _module, _inputs, output: seen[trainer.state.fn].add(output.dtype))
+    trainer.fit(task, datamodule=data)
+    trainer.test(task, datamodule=data, verbose=False)
+    assert torch.bfloat16 in seen["fit"]
+    assert seen["test"] == {torch.float32}
+
+
+def test_the_settings_in_a_checkpoint_are_plain_data(compose, tmp_path: Path):
+    cfg = compose("data=shapes", *SMALL, "trainer.limit_train_batches=1")
+    data = build_data(cfg)
+    build_trainer(cfg, tmp_path).fit(build_task(cfg, data), datamodule=data)
+    settings = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]
+    assert json.loads(json.dumps(settings)) == settings  # JSON turns tuples, enums and string subclasses into others
+    assert kinds(settings) <= {dict, list, str, int, float, bool}
+    assert settings["net"] == {**cfg.model}
+    assert settings["class_names"] == list(shapes.CLASS_NAMES)
+    assert "extra_targets" not in settings
+
+
+def kinds(value: object) -> set[type]:
+    """Exact types of a value and everything in it."""
+    below = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
+    return {type(value)}.union(*map(kinds, below))
+
+
+# Seeds
+
+
+def train_weights(compose: Callable, run_dir: Path, seed: int, disturb: int) -> dict[str, torch.Tensor]:
+    """Weights after 3 steps with dropout; `disturb` seeds torch's own generator before training."""
+    cfg = compose("data=shapes", *SMALL, "model.dropout=0.5", f"seed={seed}", "trainer.limit_train_batches=3")
+    data = build_data(cfg)
+    task = build_task(cfg, data)
+    torch.manual_seed(disturb)
+    build_trainer(cfg, run_dir).fit(task, datamodule=data)
+    return task.net.state_dict()
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before(compose, tmp_path: Path):
+    ours, theirs = (train_weights(compose, tmp_path / str(disturb), seed=3, disturb=disturb) for disturb in (1, 2))
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_another_seed_gives_other_weights(compose, tmp_path: Path):
+    ours, theirs = (train_weights(compose, tmp_path / str(seed), seed=seed, disturb=1) for seed in (3, 4))
+    assert not any(torch.equal(ours[name], theirs[name]) for name in ours)
