@@ -72,7 +72,7 @@ class OnnxClassifier:
             raise ValueError(
                 f"{self.path.name} takes {INPUT} of uint8 (N, 3, {size}, {size}), got {images.dtype} {images.shape}."
             )
-        logits, probabilities = self._session.run([LOGITS, PROBABILITIES], {INPUT: np.ascontiguousarray(images)})
+        logits, probabilities = self._session.run([LOGITS, PROBABILITIES], {INPUT: images})
         return logits, probabilities
 
     def logits(self, images: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ class Run:
         monkeypatch.setattr(speed, "perf_counter", lambda: self.now_s)
         self.trainer = SimpleNamespace(world_size=world_size, global_step=0, log_every_n_steps=log_every_n_steps)
         self.logged: list[tuple[str, float]] = []
-        self.module = SimpleNamespace(log=lambda name, value, **_: self.logged.append((name, value)))
+        self.module = SimpleNamespace(log_step=lambda values, step: self.logged.extend(values.items()))
         self.speed = Speed()
 
     def start_epoch(self) -> None:

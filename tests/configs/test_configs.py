@@ -81,3 +81,20 @@ def test_changing_the_network_leaves_the_optimizer_alone(compose):
 def test_command_line_beats_experiment_beats_defaults(compose):
     assert compose("experiment=quickstart").data._target_.endswith("ShapesDataModule")
     assert compose("experiment=quickstart", "trainer.max_epochs=3").trainer.max_epochs == 3
+
+
+@pytest.mark.parametrize("option", [path.name for path in OPTIONS if path.parts[0] == "data"])
+def test_every_data_set_composes_for_an_evaluation(option: str, compose):
+    cfg = compose("run=logs/latest", f"data={option}", "data.root=/pictures", config_name="eval")
+    check_targets(cfg)
+    settings = OmegaConf.to_container(cfg.data, resolve=True)
+    assert settings["root"] == "/pictures"
+    assert "data" not in compose(config_name="eval")
+
+
+@pytest.mark.parametrize(("command", "code"), [("eval", "evaluate"), ("predict", "predict")])
+def test_every_key_of_a_command_is_read_by_it(command: str, code: str, compose):
+    text = (PROJECT_ROOT / "src" / "imago" / "run" / f"{code}.py").read_text()
+    read_elsewhere = {"paths", "augment", "seed"}  # by the data set, and by Hydra
+    unread = [key for key in compose(config_name=command) if f"cfg.{key}" not in text and f'"{key}"' not in text]
+    assert set(unread) <= read_elsewhere

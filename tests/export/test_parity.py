@@ -79,6 +79,13 @@ def test_another_label_within_the_rounding_of_the_checkpoint_is_a_tie(gap: float
     assert (found.num_ties, found.num_disagreements) == ((1, 0) if is_tie else (0, 1))
 
 
+def test_another_label_is_refused_however_close_the_probabilities_are():
+    agreement = count(outputs([1.0002, 1, 0]), outputs([1, 1.0002, 0]))
+    assert agreement.max_abs_diff_probabilities < MAX_PROBABILITY_DIFF
+    with pytest.raises(ParityError, match="1 of 1 labels differ"):
+        Parity({1: agreement}).refuse_disagreement()
+
+
 def test_numbers_that_are_not_finite_are_never_passed_over():
     agreement = count(outputs([float("nan"), 1, 2]), outputs([float("nan"), 1, 2]))
     agreement.add(outputs([3, 1, 2]), outputs([3, 1, 2]))

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Tiny(nn.Module):
 """
 NO_TORCH = "import sys, runpy; sys.modules['torch'] = None; sys.modules['lightning'] = None; sys.path.insert(0, 'src');"
 RUN = "runpy.run_path('src/eval.py', run_name='__main__')"
+CENTRES, SHARPNESS = np.linspace(0.1, 0.6, 10, dtype=np.float32), 400
 PREPROCESS = {"size": 8, "resize": 10, "crop": "center", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
 
 
@@ -64,6 +66,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The checkpoint of a network from somebody's own package, whose settings name pretrained weights."""
     (tmp_path / "tinynet.py").write_text(NET)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tinynet", raising=False)
     settings = {"_target_": "tinynet.Tiny", "weights": "/no/such/file.pth"}
     state = {"net.layer.weight": torch.eye(3)[[2, 0]], "net.layer.bias": torch.zeros(2), "loss.weight": torch.ones(1)}
     hparams = {"net": settings, "class_names": ["blue", "red"], "preprocess": PREPROCESS}
@@ -73,20 +76,21 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_onnx(file: Path, class_names: list[str], size: int) -> None:
-    """Write a network that looks at the mean of the red channel only, as `export.py` would write it."""
+    """Write a network that takes the mean of the red channel for the nearest of CENTRES, as `export.py` would."""
     import onnx
     from onnx import TensorProto as T
     from onnx import helper
 
     num_classes = len(class_names)
     constants = {"scale": np.float32(1 / 255), "weight": np.zeros((3, num_classes), np.float32)}
-    constants["weight"][0] = np.linspace(-8, 8, num_classes)
+    constants["weight"][0], constants["bias"] = 2 * SHARPNESS * CENTRES, -SHARPNESS * CENTRES**2
     constants["temperature"] = np.float32(2)
     nodes = [
         helper.make_node("Cast", ["images"], ["floats"], to=T.FLOAT),
         helper.make_node("ReduceMean", ["floats"], ["means"], axes=[2, 3], keepdims=0),
         helper.make_node("Mul", ["means", "scale"], ["shares"]),
-        helper.make_node("MatMul", ["shares", "weight"], ["logits"]),
+        helper.make_node("MatMul", ["shares", "weight"], ["products"]),
+        helper.make_node("Add", ["products", "bias"], ["logits"]),
         helper.make_node("Div", ["logits", "temperature"], ["cooled"]),
         helper.make_node("Softmax", ["cooled"], ["probabilities"], axis=1),
     ]
@@ -217,7 +221,10 @@ def test_an_exported_file_is_evaluated_on_the_data_of_its_run_or_on_typed_data(
     evaluate(f"run={run / 'export' / 'model.onnx'}")
     found = rows(run / "eval" / "test-model.onnx" / "predictions.csv")
     images, labels = shapes.draw_split("test")
-    logits = np.outer(images[:, 0].mean(axis=(1, 2)) / 255, np.linspace(-8, 8, len(names)))
+    order = np.argsort(labels, kind="stable")  # as the folder is read
+    images, labels = images[order], labels[order]
+    logits = -SHARPNESS * (images[:, :1].mean(axis=(2, 3)) / 255 - CENTRES) ** 2
+    assert len(set(logits.argmax(axis=1))) > 5
     assert [row["predicted"] for row in found] == [names[place] for place in logits.argmax(axis=1)]
     assert [row["true"] for row in found] == [names[label] for label in labels]
     cooled = np.exp(logits / 2)  # by the temperature in the file
@@ -291,6 +298,16 @@ def test_rebuilding_a_network_never_reads_pretrained_weights(tiny: Path):
     with pytest.raises(ConfigError, match="tinynet.Tiny"):
         load_classifier(tiny)
     assert load_classifier(tiny, ["tinynet.*"]).class_names == ("blue", "red")
+
+
+def test_weights_that_no_longer_fit_the_code_of_their_network_are_one_line(tiny: Path):
+    module = tiny.parent / "tinynet.py"
+    module.write_text(NET.replace("self.layer", "self.renamed_layer"))
+    with pytest.raises(
+        DataError, match="the weights do not fit tinynet.Tiny as its code is now: .*renamed_layer"
+    ) as caught:
+        load_classifier(tiny, ["tinynet.*"])
+    assert "\n" not in str(caught.value)
 
 
 def test_predictor_gives_fp32_logits_with_the_checkpoints_own_preprocess(tiny: Path):

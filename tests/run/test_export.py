@@ -6,8 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from short_runs import summary
 
 from imago.artefact import OnnxClassifier
 from imago.data.shapes import draw_split
+from imago.errors import DataError
 from imago.paths import PROJECT_ROOT
 from imago.run import load_model
+from imago.run.export import _set_up_data, _validation_pictures
 
 # Runs src/export.py as a user would, after a line of Python that changes something.
 AFTER = "import sys, runpy; sys.path.insert(0, 'src'); sys.argv = {argv!r}\n{change}\n"
@@ -163,14 +166,50 @@ def test_a_damaged_checkpoint_is_refused(copied_run: Path, command: Callable):
     assert not (copied_run / "export" / "model.onnx").exists()
 
 
-@pytest.mark.slow
-def test_data_that_is_gone_is_named_with_the_config_that_asks_for_it(copied_run: Path, command: Callable):
-    config = copied_run / "config.yaml"
-    text = config.read_text().replace("_target_: imago.data.shapes_folder.ShapesDataModule", "_target_: os.getcwd")
-    config.write_text(text)
-    assert_refused(command("src/export.py", f"run={copied_run}"), "_target_=os.getcwd is not allowed")
-    config.write_text("data: [")
-    assert_refused(command("src/export.py", f"run={copied_run}"), f"{config}, which tells the data, cannot be read")
+def test_an_error_of_the_data_names_the_config_that_asks_for_it(tmp_path: Path):
+    root = tmp_path / "shapes"
+    root.mkdir()
+    settings = {"root": str(root), "batch_size": 8, "num_workers": 0, "augment": {}, "seed": 0}
+    settings["_target_"] = "imago.data.shapes_folder.ShapesDataModule"
+    with pytest.raises(DataError, match=r"config\.yaml: .*shapes/train does not exist"):
+        _set_up_data(settings, tmp_path, SimpleNamespace(preprocess=None), [])
+
+
+@pytest.mark.parametrize(("fingerprint", "is_told"), [("abc", False), ("xyz", True)])
+def test_data_that_changed_since_the_training_is_told(
+    fingerprint: str, is_told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    data = SimpleNamespace(
+        set_up_data=lambda: None, splits=SimpleNamespace(val=range(10)), fingerprint=lambda: fingerprint
+    )
+    monkeypatch.setattr("imago.run.export.build", lambda *args, **kwargs: data)
+    (tmp_path / "provenance.json").write_text('{"data": "abc"}')
+    _set_up_data({}, tmp_path, SimpleNamespace(preprocess=SimpleNamespace(size=32)), [])
+    assert ("has changed since the run was trained" in caplog.text) is is_told
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ("data: [", "config.yaml, which tells the data, cannot be read"),
+        ("seed: 0", "config.yaml, which tells the data, cannot be read"),
+        ("data: {_target_: os.getcwd}\nextra_targets: [os.getcwd]", "data._target_=os.getcwd is not allowed"),
+    ],
+)
+def test_a_config_that_names_no_data_or_forbidden_code_is_refused_without_loading_torch(
+    config: str, text: str, tmp_path: Path, command: Callable
+):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").touch()
+    (tmp_path / "config.yaml").write_text(config)
+    assert_refused(export(command, f"run={tmp_path}", change=NO_TORCH), text)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, range(10)), (99, range(10)), (3, [0, 3, 6]), (1, [0])])
+def test_a_limit_takes_pictures_evenly_spread_over_the_split(limit: int | None, expected: Sequence[int]):
+    batches = [(torch.arange(start, start + 5), None) for start in (0, 5)]
+    data = SimpleNamespace(splits=SimpleNamespace(val=range(10)), val_dataloader=lambda: batches)
+    assert [int(image) for batch in _validation_pictures(data, limit) for image in batch] == list(expected)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import logging
 import sys
 from time import perf_counter
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
@@ -31,7 +32,7 @@ class Progress(TQDMProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict]:
         """Give what stands behind the bar; the values are those of the last logging step."""
-        logged = trainer.progress_bar_metrics
+        logged: Any = pl_module.shown
         return {short: form.format(logged[name]) for name, (short, form) in _SHOWN.items() if name in logged}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -24,8 +24,10 @@ class Speed(Callback):
         self.wait_s = 0.0
         self._window = (0, 0.0, 0.0)  # num_images, train_s and wait_s at the last logging step
         self._mark = 0.0
+        self._step = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
         self._mark = perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -41,15 +43,20 @@ class Speed(Callback):
         self.train_s += now - self._mark
         self._mark = now
         self.num_images += len(batch[0]) * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._log_window(pl_module)
+        has_stepped = trainer.global_step != self._step  # not so for a batch that only accumulates
+        self._step = trainer.global_step
+        if has_stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log_window(pl_module, step=trainer.global_step - 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark = perf_counter()  # validation within an epoch is not time spent waiting for training data
 
-    def _log_window(self, pl_module: LightningModule) -> None:
+    def _log_window(self, pl_module: LightningModule, step: int) -> None:
         images, train_s, wait_s = self._window
         elapsed_s = self.train_s - train_s
-        pl_module.log("images_per_s", (self.num_images - images) / elapsed_s, prog_bar=True)
-        pl_module.log("data_wait_share", (self.wait_s - wait_s) / elapsed_s)
+        values = {
+            "images_per_s": (self.num_images - images) / elapsed_s,
+            "data_wait_share": (self.wait_s - wait_s) / elapsed_s,
+        }
+        pl_module.log_step(values, step)  # type: ignore[operator]  # of our task
         self._window = (self.num_images, self.train_s, self.wait_s)

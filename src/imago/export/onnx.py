@@ -56,7 +56,7 @@ def export_onnx(
     del model.metadata_props[:]
     helper.set_model_props(model, artefact.pack_metadata(_metadata(classifier, facts, calibration_temperature)))
     onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    path.write_bytes(model.SerializeToString())
     return _opset(model)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from imago.errors import ConfigError
-from imago.model.weights import check_name, find_weights, keep_weights, read_weights
+from imago.model.weights import check_name, find_weights, keep_weights, read_weights, weights_preprocess
 
 SMALL_PX = 64  # up to here a stem for 224 px would leave of a picture 2x2 places or less
 
@@ -39,6 +39,10 @@ class TorchvisionNet(nn.Module):
     Source of the small stem: He et al. 2016, section 4.2 (arXiv:1512.03385), whose CIFAR-10 nets open with a 3x3
     convolution of stride 1 and have no max-pool.
     """
+
+    # What a run asks before it builds anything.
+    find_weights = staticmethod(find_weights)
+    weights_preprocess = staticmethod(weights_preprocess)
 
     def __init__(self, num_classes: int, image_size: int, name: str, weights: str | None, freeze: str | None) -> None:
         super().__init__()

@@ -13,7 +13,8 @@ def check_settings(cfg: DictConfig) -> None:
     Raises:
         ConfigError: with a line for each setting that cannot work.
     """
-    problems = [*_number_problems(cfg), *_trainer_problems(cfg), *_preprocess_problems(cfg), *_name_problems(cfg)]
+    problems = [*_number_problems(cfg), *_trainer_problems(cfg), *_preprocess_problems(cfg), *_model_problems(cfg)]
+    problems += _name_problems(cfg)
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -66,6 +67,12 @@ def _preprocess_problems(cfg: DictConfig) -> list[str]:
     if cfg.preprocess.std is not None and not all(value > 0 for value in cfg.preprocess.std):
         problems.append(f"preprocess.std={list(cfg.preprocess.std)} must be greater than 0.")
     return problems
+
+
+def _model_problems(cfg: DictConfig) -> list[str]:
+    if cfg.model.get("freeze") is not None and cfg.model.get("weights") is None:
+        return [f"model.freeze={cfg.model.freeze} with model.weights=null would train a head on random features."]
+    return []
 
 
 def _name_problems(cfg: DictConfig) -> list[str]:

@@ -38,7 +38,7 @@ def evaluate(cfg: DictConfig) -> float:
     """
     _check_settings(cfg)
     file = find_model(cfg.run, cfg.ckpt, cfg.accelerator)
-    run = run_folder(file)
+    run = run_folder(Path(cfg.run))
     settings = _data_settings(cfg, run)
     folder = Path(cfg.output) if cfg.output else (run or file.parent) / "eval" / _result_name(cfg, file)
     logging.basicConfig(stream=sys.stdout, format="%(message)s")  # what the data set has to tell

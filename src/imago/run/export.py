@@ -22,7 +22,7 @@ from imago import artefact
 from imago.errors import ConfigError, DataError
 from imago.run.folder import write_json
 from imago.run.load import find_model, is_onnx, load_classifier, run_folder
-from imago.targets import build
+from imago.targets import build, check_targets
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
@@ -43,10 +43,18 @@ def export(cfg: DictConfig) -> None:
     """
     start = perf_counter()
     checkpoint, run = _find_run(cfg)
+    data_settings = _data_settings(run, cfg.extra_targets)
     file = run / FOLDER / FILE
     with _logging(file.with_name(LOG)):
         log.debug("%s %s", checkpoint, OmegaConf.to_container(cfg, resolve=True))
-        report = _export(cfg, checkpoint, run, file)
+        classifier = load_classifier(checkpoint, cfg.extra_targets)  # torch is loaded here: nothing is left to refuse
+        log.info("checkpoint  %s: %s", _short(checkpoint), _describe(classifier))
+        data = _set_up_data(data_settings, run, classifier, cfg.extra_targets)
+        facts = {artefact.RUN_ID: _as_text(run.name), artefact.METRICS: _metrics(run, checkpoint, data)}
+        pictures = _validation_pictures(data, cfg.limit)
+        report = _write_verified(classifier, file, facts, cfg.opset, pictures)
+        report["checkpoint"] = os.path.relpath(checkpoint, run)
+        write_json(file.with_name(REPORT), report)
         log.info("\n%s", _end_lines(report, file, perf_counter() - start))
 
 
@@ -68,48 +76,26 @@ def _find_run(cfg: DictConfig) -> tuple[Path, Path]:
     return checkpoint, run
 
 
-def _export(cfg: DictConfig, checkpoint: Path, run: Path, file: Path) -> dict[str, Any]:
-    """Write under another name, compare, and only then give the file its name; returns the report."""
-    classifier = load_classifier(checkpoint, cfg.extra_targets)  # torch is loaded here: nothing is left to refuse
-    log.info("checkpoint  %s: %s", _short(checkpoint), _describe(classifier))
-    data = _own_data(run, classifier, cfg.extra_targets)
-    facts = {artefact.RUN_ID: _as_text(run.name), artefact.METRICS: _metrics(run, checkpoint, data)}
-    for left_over in file.parent.glob(f"{FILE}.*.part"):  # of an export that was killed
-        left_over.unlink(missing_ok=True)
-    part = file.with_name(f"{FILE}.{os.getpid()}.part")
-    try:
-        opset = _write(classifier, part, facts, cfg.opset)
-        exported, parity = _compare(classifier, part, _validation_pictures(data, cfg.limit))
-        digest, num_bytes = hashlib.sha256(part.read_bytes()).hexdigest(), part.stat().st_size
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
-    report = {
-        "file": FILE,
-        "sha256": digest,
-        "num_bytes": num_bytes,
-        "opset": opset,
-        "checkpoint": os.path.relpath(checkpoint, run),
-        **parity.to_dict(),
-        **{key: exported.metadata[key] for key in (artefact.RUN_ID, artefact.METRICS, artefact.VERSIONS)},
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    write_json(file.with_name(REPORT), report)
-    return report
-
-
-def _own_data(run: Path, classifier: "Classifier", extra_targets: Sequence[str]) -> "ImageDataModule":
-    """Build the run's data, prepared as the checkpoint says; its targets are held to what the user allows now."""
+def _data_settings(run: Path, extra_targets: Sequence[str]) -> dict[str, Any]:
+    """Read the run's data settings; its targets are held to what the user allows now, not to what the run allowed."""
     config = run / "config.yaml"
     try:
-        settings = OmegaConf.to_container(OmegaConf.load(config).data, resolve=True)
+        settings: Any = OmegaConf.to_container(OmegaConf.load(config).data, resolve=True)
     except Exception as error:  # yaml, OmegaConf and a missing key each raise their own
         raise DataError(f"{config}, which tells the data, cannot be read: {' '.join(str(error).split())}") from error
-    data: ImageDataModule = build(settings, extra_targets=extra_targets)  # type: ignore[arg-type]
+    check_targets(settings, extra_targets, "data")
+    return settings
+
+
+def _set_up_data(
+    settings: dict[str, Any], run: Path, classifier: "Classifier", extra_targets: Sequence[str]
+) -> "ImageDataModule":
+    """Read the run's data, to be prepared as the checkpoint says."""
+    data: ImageDataModule = build(settings, extra_targets=extra_targets)
     try:
         data.set_up_data()
     except DataError as error:
-        raise DataError(f"{config}: {error}") from error
+        raise DataError(f"{run / 'config.yaml'}: {error}") from error
     data.preprocess = classifier.preprocess
     log.info("data        %s validation pictures, %d px", f"{len(data.splits.val):,}", data.preprocess.size)
     before = _read_json(run / "provenance.json").get("data")
@@ -128,6 +114,31 @@ def _metrics(run: Path, checkpoint: Path, data: "ImageDataModule") -> dict[str, 
         found["val"].setdefault("num_images", len(data.splits.val))
     wanted = ("acc", "interval_95", "num_images")
     return {split: {key: facts[key] for key in wanted if key in facts} for split, facts in found.items()}
+
+
+def _write_verified(
+    classifier: "Classifier", file: Path, facts: dict[str, Any], opset: int | None, pictures: Iterator[np.ndarray]
+) -> dict[str, Any]:
+    """Write under another name, compare, and only then give the file its name; returns the report."""
+    for left_over in file.parent.glob(f"{FILE}.*.part"):  # of an export that was killed
+        left_over.unlink(missing_ok=True)
+    part = file.with_name(f"{FILE}.{os.getpid()}.part")
+    try:
+        opset = _write(classifier, part, facts, opset)
+        exported, parity = _compare(classifier, part, pictures)
+        content = part.read_bytes()
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+    return {
+        "file": file.name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "num_bytes": len(content),
+        "opset": opset,
+        **parity.to_dict(),
+        **{key: exported.metadata[key] for key in (artefact.RUN_ID, artefact.METRICS, artefact.VERSIONS)},
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _write(classifier: "Classifier", part: Path, facts: dict[str, Any], opset: int | None) -> int:

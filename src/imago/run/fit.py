@@ -33,6 +33,9 @@ def fit_and_test(cfg: DictConfig, folder: RunFolder) -> float:
     check_batch_size(cfg.data.batch_size, num_devices * cfg.trainer.num_nodes)
     share_cores(cfg.trainer.accelerator, num_devices)
     seed_everything(cfg.seed, verbose=False)  # the first weights; everything later is keyed
+    network = get_class(cfg.model._target_)
+    if cfg.resume is None and hasattr(network, "find_weights"):
+        network.find_weights(cfg.model.name, cfg.model.weights)  # told before an hour goes into reading data
     data, preprocess_note = build_data(cfg)
     task = build_task(cfg, data)
     precision, precision_note = choose_precision(str(cfg.trainer.precision), cfg.trainer.accelerator)
@@ -69,7 +72,10 @@ def _weights_preprocess(model: DictConfig) -> Mapping[str, Any] | None:
 def build_task(cfg: DictConfig, data: ImageDataModule) -> ClassifyTask:
     """Build the task for the classes and the preprocess record of `data`."""
     facts = {"class_names": list(data.class_names), "preprocess": data.preprocess.to_dict()}
-    task: ClassifyTask = build(cfg.task, extra_targets=cfg.extra_targets, **facts)
+    net: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    if cfg.resume is not None and "weights" in net:
+        net["weights"] = None  # the checkpoint has them all, and the file may be gone
+    task: ClassifyTask = build(cfg.task, extra_targets=cfg.extra_targets, net=net, **facts)
     if cfg.channels_last:
         task.net.to(memory_format=torch.channels_last)
     return task

@@ -94,7 +94,8 @@ def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifie
     from imago.checkpoint import read_checkpoint
     from imago.model.classifier import Classifier
 
-    checkpoint = read_checkpoint(checkpoint_path(path))
+    file = checkpoint_path(path)
+    checkpoint = read_checkpoint(file)
     settings: dict[str, Any] = checkpoint["hyper_parameters"]
     preprocess = Preprocess.from_dict(settings["preprocess"])
     facts: dict[str, Any] = {"num_classes": len(settings["class_names"]), "image_size": preprocess.size}
@@ -102,7 +103,14 @@ def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifie
         facts["weights"] = None  # all weights are in the checkpoint: no pretrained file is read or downloaded
     net = build(settings["net"], extra_targets=extra_targets, **facts)
     state = checkpoint["state_dict"]
-    net.load_state_dict({key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)})
+    state = {key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)}
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"{file}: the weights do not fit {settings['net']['_target_']} as its code is now: {reason}"
+        ) from error
     return Classifier(net, settings["class_names"], preprocess).eval()
 
 
@@ -153,9 +161,11 @@ def find_model(run: str | None, ckpt: str | None, accelerator: str) -> Path:
         raise ConfigError(f"run={error}") from error
 
 
-def run_folder(file: Path) -> Path | None:
-    """Give the run folder that a checkpoint or an exported file lies in, absolute; None if it lies in none."""
-    parents = file.resolve().parents
+def run_folder(path: Path) -> Path | None:
+    """Give the run folder that a checkpoint or an exported file lies in, absolute, or a folder itself; else None."""
+    if path.is_dir():
+        return path.resolve()
+    parents = path.resolve().parents
     return next((folder for folder in parents[1:3] if (folder / "config.yaml").is_file()), None)
 
 

@@ -44,7 +44,7 @@ def predict(cfg: DictConfig) -> None:
     pictures = find_pictures(cfg.input)
     predictor = load_predictor(file, extra_targets=cfg.extra_targets, accelerator=cfg.accelerator)
     predictions = list(predict_pictures(predictor, pictures, cfg.batch_size, cfg.top_k))
-    output = Path(cfg.output) if cfg.output else _default_output(file)
+    output = Path(cfg.output) if cfg.output else _default_output(Path(cfg.run))
     write_predictions(output, predictions, min(cfg.top_k, len(predictor.class_names)))
     if predictions:
         print("\n".join(_table(predictions)), end="\n\n")
@@ -144,9 +144,9 @@ def _check_settings(cfg: DictConfig) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def _default_output(file: Path) -> Path:
+def _default_output(run: Path) -> Path:
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f.csv")  # like run folders: two never share one
-    return (run_folder(file) or file.resolve().parent) / "predictions" / name
+    return (run_folder(run) or run.resolve().parent) / "predictions" / name
 
 
 def _pictures_in(place: str) -> Iterator[str]:

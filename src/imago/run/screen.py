@@ -26,7 +26,6 @@ def start_table(
         notes: `preprocess`, `precision` and `folder`: where these come from.
     """
     sizes = " / ".join(f"{len(split):,} {name}" for name, split in data.splits.named())
-    parameters = sum(p.numel() for p in task.parameters())
     devices = trainer.num_devices * trainer.num_nodes
     batches = data.batches_per_epoch(trainer.limit_train_batches)
     rows = {
@@ -34,7 +33,7 @@ def start_table(
         "classes": _listed(data.class_names),
         "augment": ", ".join(f"{name} {value}" for name, value in cfg.augment.items()),
         "preprocess": f"{describe(data.preprocess)} ({notes['preprocess']})",
-        "network": f"{cfg.model._target_.rsplit('.', 1)[-1]}, {parameters:,} parameters",
+        "network": _network(cfg.model, task),
         "optimizer": f"{cfg.optimizer._target_.rsplit('.', 1)[-1]}, lr {cfg.optimizer.get('lr')}, "
         f"{cfg.schedule._target_.rsplit('.', 1)[-1]}, {cfg.trainer.max_epochs} epochs",
         "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // devices} on each device; "
@@ -85,6 +84,17 @@ def short_path(path: Path) -> str:
 
 def _short(data: DictConfig) -> str:
     return data._target_.rsplit(".", 1)[-1].removesuffix("DataModule")
+
+
+def _network(model: DictConfig, task: torch.nn.Module) -> str:
+    count = sum(p.numel() for p in task.parameters())
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    parts = [model.get("name") or model._target_.rsplit(".", 1)[-1], f"{count:,} parameters"]
+    if trained < count:
+        parts.append(f"{trained:,} of them trained")
+    if "weights" in model:
+        parts.append(f"pretrained ({model.weights})" if model.weights else "from scratch")
+    return ", ".join(parts)
 
 
 def _listed(names: tuple[str, ...], most: int = 10) -> str:

@@ -50,6 +50,8 @@ class ClassifyTask(LightningModule):
         self.net = build(net, extra_targets=self.extra_targets, **facts)
         self.loss = build(loss, extra_targets=self.extra_targets)
         self.steps_per_epoch: int | None = None  # optimizer steps; None asks the Trainer
+        self._logged_step = -1
+        self.shown: dict[str, float] = {}  # the newest number under each name that `log_step` was given
         self.scores = {split: Score() for split in ("train", "val", "test")}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -62,7 +64,10 @@ class ClassifyTask(LightningModule):
         logits = self(images)
         loss = self.loss(logits, labels)
         self.scores["train"].update(loss, logits, labels)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        # Of the batches that accumulate to one step, the first logs.
+        is_due = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if is_due and self._logged_step != self.global_step:
+            self._logged_step = self.global_step
             self._log_step(loss, logits, labels)
         return loss
 
@@ -124,9 +129,24 @@ class ClassifyTask(LightningModule):
                 f"the loss is {value} at epoch {self.current_epoch}, step {self.global_step}; "
                 f"lower optimizer.lr, set trainer.gradient_clip_val=1.0, or look at the data."
             )
-        self.log("train/loss_step", value, prog_bar=True, batch_size=len(logits))
-        self.log("train/acc_step", count_right(logits, labels).item() / len(logits), prog_bar=True)
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        num_right = count_right(logits, labels).item()
+        self.log_step(
+            {
+                "train/loss_step": value,
+                "train/acc_step": num_right / len(logits),
+                "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
+            },
+            step=self.global_step,
+        )
+
+    def log_step(self, values: dict[str, float], step: int) -> None:
+        """Hand numbers to the loggers as they are, and keep them in `shown` for the bar.
+
+        `self.log` would make a tensor of each, read it back for the loggers, and, for the bar, again on every step.
+        """
+        self.shown |= values
+        for logger in self.loggers:
+            logger.log_metrics({**values, "epoch": self.current_epoch}, step)
 
     def _log_epoch(self, split: str) -> None:
         result = self.scores[split].result(self.trainer.strategy)
