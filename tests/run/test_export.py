@@ -20,7 +20,7 @@ from imago.data.shapes import draw_split
 from imago.errors import DataError
 from imago.paths import PROJECT_ROOT
 from imago.run import load_model
-from imago.run.export import _set_up_data, _validation_pictures
+from imago.run.export import _metrics, _set_up_data, _validation_pictures
 
 # Runs src/export.py as a user would, after a line of Python that changes something.
 AFTER = "import sys, runpy; sys.path.insert(0, 'src'); sys.argv = {argv!r}\n{change}\n"
@@ -203,6 +203,15 @@ def test_a_config_that_names_no_data_or_forbidden_code_is_refused_without_loadin
     (tmp_path / "checkpoints" / "best.ckpt").touch()
     (tmp_path / "config.yaml").write_text(config)
     assert_refused(export(command, f"run={tmp_path}", change=NO_TORCH), text)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("1.0", {"acc": 0.5, "num_images": 10}), ("1", {"acc": 0.5})])
+def test_n_of_the_validation_accuracy_is_told_only_where_it_is_known(limit: str, expected: dict, tmp_path: Path):
+    (tmp_path / "summary.json").write_text('{"val": {"acc": 0.5}, "epochs": 2}')
+    (tmp_path / "config.yaml").write_text(f"trainer: {{limit_val_batches: {limit}}}")
+    data = SimpleNamespace(splits=SimpleNamespace(val=range(10)))
+    assert _metrics(tmp_path, tmp_path / "checkpoints" / "best.ckpt", data) == {"val": expected}
+    assert _metrics(tmp_path, tmp_path / "checkpoints" / "last.ckpt", data) == {}
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, range(10)), (99, range(10)), (3, [0, 3, 6]), (1, [0])])

@@ -110,7 +110,8 @@ def _metrics(run: Path, checkpoint: Path, data: "ImageDataModule") -> dict[str, 
         return {}
     summary = _read_json(run / "summary.json")
     found = {split: dict(summary[split]) for split in ("val", "test") if isinstance(summary.get(split), dict)}
-    if "val" in found:
+    limit = OmegaConf.select(OmegaConf.load(run / "config.yaml"), "trainer.limit_val_batches")
+    if "val" in found and isinstance(limit, float) and limit == 1:  # 1.0 is all of them, 1 is one batch
         found["val"].setdefault("num_images", len(data.splits.val))
     wanted = ("acc", "interval_95", "num_images")
     return {split: {key: facts[key] for key in wanted if key in facts} for split, facts in found.items()}
@@ -126,7 +127,9 @@ def _write_verified(
     try:
         opset = _write(classifier, part, facts, opset)
         exported, parity = _compare(classifier, part, pictures)
-        content = part.read_bytes()
+        with part.open("rb+") as written:
+            content = written.read()
+            os.fsync(written.fileno())  # before the name moves: a power cut must not leave it on an empty file
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)

@@ -31,6 +31,8 @@ def train(cfg: DictConfig) -> float:
         return run_trial(list(job.overrides.task), path)
     folder = RunFolder(path, Path(cfg.paths.log_dir))
     cfg.paths.run_dir = str(path)
+    if cfg.data.get("root"):
+        cfg.data.root = str(Path(cfg.data.root).absolute())  # so that eval.py finds it from any folder
     if folder.is_main_process:
         _check_folder(cfg, path)
     with folder.recording(cfg, list(job.overrides.task)):
