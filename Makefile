@@ -1,6 +1,8 @@
 # Everything people do with the project, by one word. `make help` lists it.
 PYTHON ?= python3.11
 BIN := .venv/bin
+# A test process for each core, with one thread each: more would mostly wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -24,10 +26,10 @@ train: setup  ## train the quickstart; make train ARGS="optimizer.lr=3e-4" passe
 	$(BIN)/python src/train.py experiment=quickstart $(ARGS)
 
 test: setup  ## run every test
-	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+	$(PYTEST) -m "not soak" $(ARGS)
 
 test-fast: setup  ## run the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not soak" $(ARGS)
+	$(PYTEST) -m "not slow and not soak" $(ARGS)
 
 check: setup  ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -35,7 +37,7 @@ check: setup  ## formatting, lint and types
 	$(BIN)/mypy
 
 soak: setup  ## the long repetitions
-	$(BIN)/python -m pytest -m soak $(ARGS)
+	$(PYTEST) -m soak $(ARGS)
 
 clean:  ## remove .venv, caches and drawn data; runs in logs/ stay
 	rm -rf .venv data/shapes data/cache build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -46,7 +46,7 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(
             [sys.executable, *arguments],
             cwd=cwd,
-            env=os.environ | environment,
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
             capture_output=True,
             text=True,
             timeout=280,

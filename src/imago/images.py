@@ -6,6 +6,7 @@ Pillow and numpy only: importing this file never loads torch.
 
 import io
 import struct
+import threading
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_PIXELS = 50_000_000  # 150 MB once decoded; checked before decoding, where a 12 KB file can ask for 500 MB
 
+_FILTERS = threading.Lock()
 _ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4: how the stored rows and columns stand to the scene
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -126,7 +128,8 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
 
 
 def _open(data: bytes) -> Image.Image:
-    with warnings.catch_warnings():  # Pillow only warns of what is refused here
+    # Pillow only warns of what is refused here. The filters are global, and pictures are decoded in several threads.
+    with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(io.BytesIO(data), formats=FORMATS)
 

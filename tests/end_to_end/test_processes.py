@@ -62,7 +62,7 @@ def test_every_strategy_gives_the_same_numbers(with_ddp: tuple[Path, str], logs:
     assert len(re.findall(r"^epoch   1/1", done.stdout, re.MULTILINE)) == 1
 
 
-def test_a_trial_that_fails_on_one_rank_does_not_hang_the_sweep(logs: Path, tmp_path: Path):
+def sweep_with_a_failing_rank(logs: Path, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAIL_ON_RANK_1)
     broken = ("+callbacks.broken={_target_: failing.FailOnRank1, seed: '${seed}'}", "extra_targets=[failing.*]")
     arguments = (*TWO, "-m", "run_name=failing", "seed=1,2", *broken)
@@ -73,3 +73,13 @@ def test_a_trial_that_fails_on_one_rank_does_not_hang_the_sweep(logs: Path, tmp_
     assert summary(sweep / "0")["status"] == "failed"
     assert summary(sweep / "1")["status"] == "finished"
     assert "1 of 2 trials failed" in done.stderr
+
+
+def test_a_trial_that_fails_on_one_rank_does_not_hang_the_sweep(tmp_path: Path):
+    sweep_with_a_failing_rank(tmp_path / "logs", tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("attempt", range(20))
+def test_a_failing_rank_never_hangs_a_sweep(attempt: int, tmp_path: Path):
+    sweep_with_a_failing_rank(tmp_path / "logs", tmp_path)

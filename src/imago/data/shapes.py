@@ -5,6 +5,7 @@ library release can move a pixel. Colour, shade, place, size, turn and noise are
 the outlines cover about the same area: only the outline tells the classes apart.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -106,8 +107,9 @@ def draw_split(split: str, count: int | None = None) -> tuple[np.ndarray, np.nda
 def write_shapes(root: Path, sizes: Mapping[str, int] = SPLIT_SIZES) -> None:
     """Write the set as an image folder, `root/<split>/<class>/<index in the split>.png`, lossless.
 
-    Everything is written to `<root>.part` first and renamed at the end, so `root` exists only when it is complete;
-    what an interrupted call left there is discarded.
+    Everything is written to a folder beside it first and renamed at the end, so `root` exists only when it is complete.
+    Two processes may draw at once: the first to finish counts, and the pictures are the same. What an interrupted call
+    left beside `root` is removed.
 
     Args:
         root: folder to make; its parents are made too.
@@ -118,9 +120,10 @@ def write_shapes(root: Path, sizes: Mapping[str, int] = SPLIT_SIZES) -> None:
     """
     if root.exists():
         raise FileExistsError(f"{root} exists already; delete it to have the shapes drawn again.")
-    part = root.with_name(root.name + ".part")
-    if part.exists():
-        shutil.rmtree(part)
+    for left_over in root.parent.glob(f"{root.name}.*.part"):
+        if (pid := int(left_over.suffixes[-2][1:])) == os.getpid() or not _is_alive(pid):
+            shutil.rmtree(left_over)
+    part = root.with_name(f"{root.name}.{os.getpid()}.part")
     with tqdm(total=sum(sizes.values()), desc="Drawing shapes", unit="picture") as progress:
         for split, size in sizes.items():
             images_NCHW, labels_N = draw_split(split, size)
@@ -129,7 +132,22 @@ def write_shapes(root: Path, sizes: Mapping[str, int] = SPLIT_SIZES) -> None:
             for index, (image_HWC, label) in enumerate(zip(images_NCHW.transpose(0, 2, 3, 1), labels_N, strict=True)):
                 Image.fromarray(image_HWC).save(part / split / CLASS_NAMES[label] / f"{index:04d}.png")
                 progress.update()
-    part.rename(root)
+    try:
+        part.rename(root)
+    except OSError:  # somebody else was faster
+        if not root.is_dir():
+            raise
+        shutil.rmtree(part)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # signal 0 asks without touching
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, as somebody else's
+        return True
+    return True
 
 
 def _coverage(outline: _Outline, samples: _Samples) -> np.ndarray:

@@ -42,13 +42,22 @@ def _training_facts(trainer: Trainer) -> dict[str, Any]:
     facts: dict[str, Any] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
     monitoring = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
     if monitoring and monitoring[0].best_model_score is not None:
-        facts["val"] = {"acc": round(float(monitoring[0].best_model_score), 6)}
+        facts["val"] = _validation_facts(trainer, float(monitoring[0].best_model_score))
         best = read_checkpoint(Path(monitoring[0].best_model_path))
         facts["best_epoch"] = best["epoch"] + 1  # counted from 1, as on screen
     speeds = [c for c in trainer.callbacks if isinstance(c, Speed)]  # type: ignore[attr-defined]
     if speeds and speeds[0].train_s:
         facts["images_per_s"] = round(speeds[0].num_images / speeds[0].train_s, 1)
         facts["data_wait_share"] = round(speeds[0].wait_s / speeds[0].train_s, 4)
+    return facts
+
+
+def _validation_facts(trainer: Trainer, acc: float) -> dict[str, Any]:
+    """The best validation accuracy; with its interval where the whole split was used."""
+    facts: dict[str, Any] = {"acc": round(acc, 6)}
+    if trainer.limit_val_batches == 1.0:
+        count = len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]  # of our data module
+        facts |= {"interval_95": list(wilson_interval(round(acc * count), count)), "num_images": count}
     return facts
 
 
