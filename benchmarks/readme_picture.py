@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 
 def draw(run: Path, picture: Path) -> None:
@@ -35,6 +36,7 @@ def draw_panel(panel: Axes, rows: pd.DataFrame, name: str) -> None:
         panel.plot(points["epoch"] + 1, points[column], marker="o", markersize=3, label=column)
     panel.set_xlabel("epoch")
     panel.set_ylabel(name)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.grid(alpha=0.3)
     panel.legend()
 

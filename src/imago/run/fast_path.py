@@ -2,6 +2,8 @@
 
 import torch
 
+from imago.errors import ConfigError
+
 BF16, FULL = "bf16-mixed", "32-true"
 
 
@@ -14,10 +16,16 @@ def choose_precision(setting: str, accelerator: str) -> tuple[str, str]:
 
     Returns:
         Lightning's name of a precision, and why it was taken.
+
+    Raises:
+        ConfigError: for fp16 without a GPU.
     """
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if setting == "16-mixed" and not on_gpu:
+        raise ConfigError("trainer.precision=16-mixed needs a GPU; trainer.precision=auto takes what this machine has.")
     if setting != "auto":
         return setting, "as typed"
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if on_gpu:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return BF16, f"{torch.cuda.get_device_name()} computes in bf16"
         return FULL, f"{torch.cuda.get_device_name()} has no bf16; trainer.precision=16-mixed may be faster"

@@ -32,13 +32,13 @@ def fit_and_test(cfg: DictConfig, folder: RunFolder) -> float:
     num_devices = count_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     check_batch_size(cfg.data.batch_size, num_devices * cfg.trainer.num_nodes)
     share_cores(cfg.trainer.accelerator, num_devices)
+    precision, precision_note = choose_precision(str(cfg.trainer.precision), cfg.trainer.accelerator)
     seed_everything(cfg.seed, verbose=False)  # the first weights; everything later is keyed
     network = get_class(cfg.model._target_)
     if cfg.resume is None and hasattr(network, "find_weights"):
         network.find_weights(cfg.model.name, cfg.model.weights)  # told before an hour goes into reading data
     data, preprocess_note = build_data(cfg)
     task = build_task(cfg, data)
-    precision, precision_note = choose_precision(str(cfg.trainer.precision), cfg.trainer.accelerator)
     trainer = build_trainer(cfg, precision, Reporter(folder))
     batches = data.batches_per_epoch(trainer.limit_train_batches)
     task.steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)

@@ -1,6 +1,7 @@
 """What a run tells at its start and at its end."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,14 @@ def end_lines(summary: Mapping[str, Any], folder: Path) -> str:
             f"test accuracy {test['acc']:.2%}, 95 % interval {low:.2%} to {high:.2%}, n = {test['num_images']:,} "
             + (f" (best checkpoint: epoch {best}, val accuracy {val['acc']:.2%})" if val else "")
         )
-    place = short_path(folder)
+    place = shlex.quote(short_path(folder))
     lines += [
         "next:",
-        f"  tensorboard --logdir {place}",
+        f"  python src/eval.py run={place}                  # per class, with a confusion matrix",
+        f"  python src/predict.py run={place} input=PHOTO   # or a folder of pictures",
+        f"  python src/export.py run={place}                # one ONNX file",
         f"  python src/train.py resume={place} trainer.max_epochs={summary['epochs'] * 2}",
+        f"  tensorboard --logdir {place}",
     ]
     return "\n".join(lines)
 
