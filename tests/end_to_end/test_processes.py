@@ -1,10 +1,16 @@
 """Two processes on the CPU: one folder, one log, every test picture counted once, and sweeps that cannot hang."""
 
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from short_runs import SHORT, summary, train
+
+from imago.paths import PROJECT_ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -83,3 +89,20 @@ def test_a_trial_that_fails_on_one_rank_does_not_hang_the_sweep(tmp_path: Path):
 @pytest.mark.parametrize("attempt", range(20))
 def test_a_failing_rank_never_hangs_a_sweep(attempt: int, tmp_path: Path):
     sweep_with_a_failing_rank(tmp_path / "logs", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "reason"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+)
+def test_a_stopped_run_saves_says_so_and_can_be_resumed(tmp_path: Path, number: int, code: int, reason: str):
+    arguments = (*SHORT, "run_name=stopped", "trainer.max_epochs=50", f"paths.log_dir={tmp_path}")
+    process = subprocess.Popen([sys.executable, "src/train.py", *arguments], cwd=PROJECT_ROOT, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(b"epoch   1/"):
+            process.send_signal(number)
+    assert process.wait(60) == code
+    run = tmp_path / "train" / "stopped"
+    assert (summary(run)["status"], summary(run)["reason"]) == ("stopped", reason)
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] >= 12

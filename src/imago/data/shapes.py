@@ -124,7 +124,7 @@ def write_shapes(root: Path, sizes: Mapping[str, int] = SPLIT_SIZES) -> None:
         if (pid := int(left_over.suffixes[-2][1:])) == os.getpid() or not _is_alive(pid):
             shutil.rmtree(left_over)
     part = root.with_name(f"{root.name}.{os.getpid()}.part")
-    with tqdm(total=sum(sizes.values()), desc="Drawing shapes", unit="picture") as progress:
+    with tqdm(total=sum(sizes.values()), desc="Drawing shapes", unit="picture", disable=None) as progress:
         for split, size in sizes.items():
             images_NCHW, labels_N = draw_split(split, size)
             for name in CLASS_NAMES:

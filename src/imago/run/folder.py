@@ -50,8 +50,7 @@ class RunFolder:
             self._end("stopped", "Ctrl-C")
             raise
         except SystemExit as error:
-            self._end("stopped", f"exit code {error.code}")
-            raise
+            raise self._stopped(error) from None
         except BaseException as error:
             logging.getLogger("imago").debug("".join(traceback.format_exception(error)))
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
@@ -82,6 +81,17 @@ class RunFolder:
         write_json(self.path / "provenance.json", provenance.collect(overrides, cfg.seed))
         self.update(status="running", started=_now(), pid=os.getpid())
         _point(self.log_dir / "latest", self.path)
+
+    def _stopped(self, error: SystemExit) -> BaseException:
+        """Tell who stopped the run, and give what the process should leave with: Lightning's own code is 0 or 1."""
+        if isinstance(error.__context__, KeyboardInterrupt):
+            self._end("stopped", "Ctrl-C")
+            return KeyboardInterrupt()
+        if type(error).__name__ == "SIGTERMException":  # by name: importing it would load torch
+            self._end("stopped", "SIGTERM")
+            return SystemExit(143)
+        self._end("stopped", f"exit code {error.code}")
+        return error
 
     def _end(self, status: str, reason: str | None) -> None:
         self.update(status=status, reason=reason, ended=_now())
