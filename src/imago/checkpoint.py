@@ -16,6 +16,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from imago.errors import DataError, DivergedError
 
+SCHEMA = 1  # raised when what is in a checkpoint changes so that older code would misread it
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's reader and writer, with a temporary file in the same folder, fsync and rename.
@@ -32,6 +34,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         # Lightning also hands weights from a forked or spawned rank to the main process through here, bare.
         _refuse_non_finite(checkpoint if _is_hand_over(path) else checkpoint["state_dict"], Path(path))
+        if not _is_hand_over(path):
+            checkpoint = {"imago": {"schema": SCHEMA, "torch": str(torch.__version__)}} | checkpoint
         write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
@@ -125,4 +129,6 @@ def _load(path: Path, map_location: Any | None) -> dict[str, Any]:
         raise DataError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
     if not isinstance(checkpoint, dict) or "imago" not in checkpoint:
         raise DataError(f"{path} is not a checkpoint of this project.")
+    if checkpoint["imago"]["schema"] > SCHEMA:
+        raise DataError(f"{path} was written by a later version of imago; bring this checkout up to date.")
     return checkpoint

@@ -26,6 +26,22 @@ class BreakAt(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.step:
             1 / 0
+
+
+class BreakWithin(BreakAt):
+    """Raises between the batches that accumulate to one step."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step and batch_idx % 2 == 1:
+            1 / 0
+
+
+class SpoilAt(BreakAt):
+    """Makes the weights infinite, as too high a learning rate does."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            next(pl_module.parameters()).data.fill_(float("inf"))
 '''
 
 
@@ -136,9 +152,24 @@ def test_a_bug_in_a_step_keeps_its_traceback_and_the_run_resumes_to_the_same_wei
 
     train(tmp_path, f"resume={run}", "callbacks.broken=null", **broken_step)
     assert summary(run)["status"] == "finished"
+    assert summary(run)["images_per_s"] > 20, "the time before the resume does not count"
+    assert len(json.loads((run / "provenance.json").read_text())["resumes"]) == 1
     assert_same_weights(finished_run, run)
     steps = [int(row["step"]) for row in csv.DictReader((run / "metrics.csv").open())]
     assert steps == sorted(set(steps))
+
+
+def test_a_run_that_breaks_within_an_accumulated_step_resumes_to_the_same_weights(
+    tmp_path: Path, broken_step: dict[str, str]
+):
+    accumulating = (*SHORT, "trainer.accumulate_grad_batches=2")
+    broken = ("+callbacks.broken={_target_: mycallbacks.BreakWithin, step: 8}", "extra_targets=[mycallbacks.*]")
+    train(tmp_path, *accumulating, "run_name=whole")
+    done = train(tmp_path, *accumulating, "run_name=broken", *broken, check=False, **broken_step)
+    assert done.returncode == 1
+    assert "stopped within an optimizer step" in done.stdout
+    train(tmp_path, f"resume={tmp_path / 'train' / 'broken'}", "callbacks.broken=null", **broken_step)
+    assert_same_weights(tmp_path / "train" / "whole", tmp_path / "train" / "broken")
 
 
 def test_a_finished_run_is_extended_in_place_and_its_past_is_kept(tmp_path: Path):
@@ -163,13 +194,15 @@ def test_a_sweep_gives_ordinary_run_folders_in_one_sweep_folder(tmp_path: Path):
     assert not torch.equal(weights(runs[0])["net.classifier.1.weight"], weights(runs[1])["net.classifier.1.weight"])
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_finite_checkpoint(tmp_path: Path):
-    done = train(tmp_path, *SHORT, "run_name=nan", "optimizer.lr=1e30", check=False)
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_finite_checkpoint(
+    tmp_path: Path, broken_step: dict[str, str]
+):
+    spoiled = ("+callbacks.spoiled={_target_: mycallbacks.SpoilAt, step: 13}", "extra_targets=[mycallbacks.*]")
+    done = train(tmp_path, *SHORT, "run_name=nan", *spoiled, check=False, **broken_step)
     assert done.returncode == 2
     assert "lower optimizer.lr" in done.stderr
     assert "Traceback" not in done.stderr
     run = tmp_path / "train" / "nan"
     assert summary(run)["status"] == "failed"
-    for file in (run / "checkpoints").glob("*.ckpt"):
-        state = torch.load(file, weights_only=True)["state_dict"]
-        assert all(torch.isfinite(value).all() for value in state.values()), file.name
+    for name in ("best", "last"):
+        assert all(torch.isfinite(value).all() for value in weights(run, name).values()), name

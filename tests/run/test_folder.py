@@ -71,6 +71,21 @@ def test_settings_are_kept_resolved_and_latest_points_here(folder: RunFolder, tm
     assert (tmp_path / "latest").resolve() == folder.path.resolve()
 
 
+def test_a_resumed_run_keeps_its_past_and_refuses_other_data(folder: RunFolder, tmp_path: Path):
+    with folder.recording(CFG, ["seed=3"]):
+        folder.provenance_facts(data="abc", device="cpu")
+        folder.update(test={"acc": 1.0})
+    again = RunFolder(folder.path, tmp_path)
+    with (
+        pytest.raises(DataError, match="was started on other data .fingerprint abc, now xyz"),
+        again.recording(CFG, []),
+    ):
+        assert summary(again)["test"] == {"acc": 1.0}
+        again.provenance_facts(data="xyz", device="cpu")
+    provenance = json.loads((folder.path / "provenance.json").read_text())
+    assert (provenance["data"], len(provenance["resumes"])) == ("abc", 1)
+
+
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     folder = RunFolder(tmp_path / "run", tmp_path)

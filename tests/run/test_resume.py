@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from imago.errors import ConfigError
+from imago.run.overrides import quoted
 from imago.run.resume import refuse_other_run, resume_arguments
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder that was started with three settings."""
-    folder = tmp_path / "train" / "old, run"
+    folder = tmp_path / "train" / "größe, run"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").touch()
     overrides = ["model=simple_cnn", "optimizer.lr=0.1", "+callbacks.mine={a: 1}", 'resume="elsewhere"']
@@ -34,7 +35,7 @@ def test_a_command_line_without_resume_is_left_alone(tmp_path: Path):
 
 
 def test_saved_settings_come_first_and_typed_ones_win(run: Path, tmp_path: Path):
-    folder = json.dumps(str(run))
+    folder = quoted(str(run))
     assert resume_arguments([f"resume={folder}", "optimizer.lr=0.5", "seed=3"], tmp_path) == [
         *("model=simple_cnn", "optimizer.lr=0.5", "+callbacks.mine={a: 1}"),
         *(f"resume={folder}", "seed=3", f"hydra.run.dir={folder}"),
@@ -46,8 +47,8 @@ def test_a_setting_that_the_run_added_can_be_changed_without_adding_it_again(run
 
 
 def test_auto_continues_what_has_a_checkpoint_and_starts_what_has_none(run: Path, tmp_path: Path):
-    name = json.dumps(run.name)
-    assert f"hydra.run.dir={json.dumps(str(run))}" in resume_arguments([f"run_name={name}", "resume=auto"], tmp_path)
+    name = quoted(run.name)
+    assert f"hydra.run.dir={quoted(str(run))}" in resume_arguments([f"run_name={name}", "resume=auto"], tmp_path)
     assert resume_arguments(["run_name=new", "resume=auto"], tmp_path) == ["run_name=new"]
 
 
@@ -61,16 +62,17 @@ def test_auto_without_a_name_and_a_folder_that_is_no_run_are_refused(tmp_path: P
 def test_settings_that_only_change_how_it_runs_may_differ():
     now = settings(max_epochs=9, devices=2)
     now["data"]["num_workers"] = 4
-    refuse_other_run(settings(), now, num_epochs_done=5)
+    refuse_other_run(settings(), now, num_epochs_done=5, is_tested=True)
 
 
 def test_settings_that_make_it_another_run_are_all_refused_by_name():
     now = settings(max_epochs=9) | {"seed": 1, "data": {"batch_size": 16, "num_workers": 0}}
     with pytest.raises(ConfigError) as refusal:
-        refuse_other_run(settings(), now, num_epochs_done=1)
+        refuse_other_run(settings(), now, num_epochs_done=1, is_tested=False)
     assert [line.split(" ")[0] for line in str(refusal.value).splitlines()] == ["seed=1", "data.batch_size=16"]
 
 
 def test_a_run_that_is_done_says_how_to_extend_it():
     with pytest.raises(ConfigError, match="has done its trainer.max_epochs=5; trainer.max_epochs=10 extends it"):
-        refuse_other_run(settings(), settings(), num_epochs_done=5)
+        refuse_other_run(settings(), settings(), num_epochs_done=5, is_tested=True)
+    refuse_other_run(settings(), settings(), num_epochs_done=5, is_tested=False)  # its test is still to be done

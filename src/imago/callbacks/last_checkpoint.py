@@ -1,11 +1,16 @@
 """The newest state of the run, also when the run breaks off: what `resume=` continues from."""
 
+import logging
+import math
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from imago.errors import DivergedError
+
+log = logging.getLogger(__name__)
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -18,7 +23,9 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, dirpath: str) -> None:
-        super().__init__(dirpath, filename="last", save_on_exception=True, enable_version_counter=False)
+        super().__init__(
+            dirpath, filename="last", save_on_exception=True, save_on_train_epoch_end=True, enable_version_counter=False
+        )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the last finished step.
@@ -28,8 +35,29 @@ class LastCheckpoint(ModelCheckpoint):
         """
         if isinstance(exception, DivergedError):
             return
+        if _is_within_a_step(trainer, pl_module):
+            log.warning("stopped within an optimizer step: last.ckpt stays that of the epoch before")
+            return
         if trainer.world_size == 1:
             super().on_exception(trainer, pl_module, exception)
         elif trainer.is_global_zero and trainer.global_step > 0:
             state = trainer._checkpoint_connector.dump_checkpoint(False)  # False: with the optimizer
             trainer.strategy.save_checkpoint(state, Path(str(self.dirpath)) / "last.ckpt")
+
+
+def _is_within_a_step(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Whether batches are counted whose gradients wait for more (`accumulate_grad_batches`), or the other way round.
+
+    Such a state would resume to other weights than those of the uninterrupted run.
+    """
+    steps_per_epoch: Any = getattr(pl_module, "steps_per_epoch", None)
+    if steps_per_epoch is None:
+        return False
+    progress: Any = trainer.fit_loop
+    num_epochs = progress.epoch_progress.current.processed
+    num_batches = progress.epoch_loop.batch_progress.current.processed
+    if num_batches == trainer.num_training_batches and trainer.global_step == num_epochs * steps_per_epoch:
+        return False  # the epoch is counted, and its batches are not yet set back to 0
+    return trainer.global_step != num_epochs * steps_per_epoch + math.ceil(
+        num_batches / trainer.accumulate_grad_batches
+    )

@@ -26,6 +26,10 @@ class Speed(Callback):
         self._mark = 0.0
         self._step = 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # An epoch that is resumed in its middle has no start of its own.
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
         self._mark = perf_counter()

@@ -18,6 +18,7 @@ from imago.errors import DataError
 from imago.images import Preprocess, resize_and_crop
 from imago.pixels import Normalise
 
+MAX_RESIZED_BYTES = 4 * 2**30  # of one split held in memory at another size than its own; training pads a second copy
 WORKER_TIMEOUT_S = 300  # a worker that hangs ends the run instead of holding it for ever
 
 
@@ -28,7 +29,7 @@ class ImageDataModule(LightningDataModule):
     and asks for loaders.
 
     Args:
-        batch_size: samples per step over all devices.
+        batch_size: samples per training step over all devices, and per evaluation batch on each.
         num_workers: processes that prepare batches; 0 is fastest for pictures in memory, None takes the cores there
             are, at most 4. Batches are the same whatever the number.
         augment: settings of `Augment`, for training only.
@@ -157,8 +158,16 @@ class ImageDataModule(LightningDataModule):
         is_whole = self.preprocess.crop == "squash" or resize == size
         if pictures.images.shape[-2:] == (size, size) and is_whole:
             return pictures
-        resized = [resize_and_crop(image.transpose(1, 2, 0), self.preprocess) for image in pictures.images]
-        return LabelledArray(np.ascontiguousarray(np.stack(resized).transpose(0, 3, 1, 2)), pictures.labels)
+        num_bytes = len(pictures) * 3 * size**2
+        if num_bytes > MAX_RESIZED_BYTES:
+            raise DataError(
+                f"preprocess.size={size}: {len(pictures):,} pictures of that size need {num_bytes / 2**30:.1f} GiB, "
+                f"and this data set is held in memory; write it as files for data=image_folder, or take a smaller size."
+            )
+        resized = np.empty((len(pictures), 3, size, size), np.uint8)
+        for place, image in enumerate(pictures.images):
+            resized[place] = resize_and_crop(image.transpose(1, 2, 0), self.preprocess).transpose(2, 0, 1)
+        return LabelledArray(resized, pictures.labels)
 
 
 class _Loader(DataLoader):

@@ -46,6 +46,10 @@ def _trainer_problems(cfg: DictConfig) -> list[str]:
         problems.append(f"trainer.max_epochs={cfg.trainer.max_epochs} must be 1 or more: the schedule ends there.")
     if cfg.trainer.log_every_n_steps < 1:
         problems.append(f"trainer.log_every_n_steps={cfg.trainer.log_every_n_steps} must be 1 or more.")
+    if cfg.trainer.accumulate_grad_batches < 1:
+        problems.append(f"trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches} must be 1 or more.")
+    if not cfg.trainer.limit_train_batches:
+        problems.append("trainer.limit_train_batches=0 leaves nothing to train on; eval.py evaluates without training.")
     if str(cfg.trainer.precision) not in _PRECISIONS:
         problems.append(f"trainer.precision={cfg.trainer.precision} is not one of {', '.join(_PRECISIONS)}.")
     return problems
@@ -72,7 +76,14 @@ def _preprocess_problems(cfg: DictConfig) -> list[str]:
 def _model_problems(cfg: DictConfig) -> list[str]:
     if cfg.model.get("freeze") is not None and cfg.model.get("weights") is None:
         return [f"model.freeze={cfg.model.freeze} with model.weights=null would train a head on random features."]
-    return []
+    problems = []
+    for key, value in (
+        ("model.dropout", cfg.model.get("dropout")),
+        ("loss.label_smoothing", cfg.loss.get("label_smoothing")),
+    ):
+        if value is not None and not 0 <= value < 1:
+            problems.append(f"{key}={value} must be at least 0 and below 1.")
+    return problems
 
 
 def _name_problems(cfg: DictConfig) -> list[str]:

@@ -20,6 +20,8 @@ def count_devices(accelerator: str, devices: int | str | Sequence[int]) -> int:
     available = _num_available(name)
     if devices in ("auto", -1, "-1"):
         return 1 if name == "cpu" else available
+    if isinstance(devices, str) and not devices.lstrip("-").isdigit():
+        raise ConfigError(f"trainer.devices={devices} is neither a number, nor a list such as [0,1], nor auto.")
     wanted = len(devices) if not isinstance(devices, (int, str)) else int(devices)
     if wanted < 1:
         raise ConfigError(f"trainer.devices={devices} must be 1 or more, or auto.")

@@ -70,9 +70,9 @@ def run_command(command: str, config_dir: Path = CONFIG_DIR) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting itself
     try:
         _check_python()
-        _check_ranks()
         # Hydra reads it there, and Lightning passes it on to its ranks.
         sys.argv[1:] = resume_arguments(quote_paths(sys.argv[1:]), PROJECT_ROOT / "logs")
+        _check_ranks()
         _read_flags()
         _quote_completed_line()
         register_run_folder()

@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import get_class
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from imago.checkpoint import AtomicCheckpointIO
 from imago.data.datamodule import ImageDataModule
+from imago.errors import ConfigError
 from imago.run.devices import check_batch_size, count_devices, share_cores
 from imago.run.fast_path import choose_precision
 from imago.run.folder import RunFolder
@@ -34,7 +38,7 @@ def fit_and_test(cfg: DictConfig, folder: RunFolder) -> float:
     share_cores(cfg.trainer.accelerator, num_devices)
     precision, precision_note = choose_precision(str(cfg.trainer.precision), cfg.trainer.accelerator)
     seed_everything(cfg.seed, verbose=False)  # the first weights; everything later is keyed
-    network = get_class(cfg.model._target_)
+    network = _network_class(cfg.model)
     if cfg.resume is None and hasattr(network, "find_weights"):
         network.find_weights(cfg.model.name, cfg.model.weights)  # told before an hour goes into reading data
     data, preprocess_note = build_data(cfg)
@@ -63,9 +67,17 @@ def build_data(cfg: DictConfig) -> tuple[ImageDataModule, str]:
     return data, note
 
 
+def _network_class(model: DictConfig) -> Any:
+    """Give the class that a network is of; None if there is no such class, which `build` explains better."""
+    try:
+        return get_class(model._target_)
+    except (ImportError, ValueError, InstantiationException):
+        return None
+
+
 def _weights_preprocess(model: DictConfig) -> Mapping[str, Any] | None:
     """Ask the network's class what its pretrained weights expect; most classes have none."""
-    ask = getattr(get_class(model._target_), "weights_preprocess", None)
+    ask = getattr(_network_class(model), "weights_preprocess", None)
     return ask(model.name, model.weights) if ask else None
 
 
@@ -86,16 +98,19 @@ def build_trainer(cfg: DictConfig, precision: str, reporter: Reporter) -> Traine
     extra = cfg.extra_targets
     callbacks = [build(part, extra_targets=extra) for part in cfg.callbacks.values() if part is not None]
     loggers = [build(part, extra_targets=extra) for part in cfg.logger.values() if part is not None]
-    return build(
-        cfg.trainer,
-        extra_targets=extra,
-        precision=precision,
-        callbacks=[*callbacks, reporter],
-        logger=loggers,
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=cfg.paths.run_dir,
-        use_distributed_sampler=False,  # our samplers share out by rank themselves, without padding
-    )
+    facts: dict[str, Any] = {
+        "precision": precision,
+        "callbacks": [*callbacks, reporter],
+        "logger": loggers,
+        "plugins": [AtomicCheckpointIO()],
+        "default_root_dir": cfg.paths.run_dir,
+        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        "use_distributed_sampler": False,  # our samplers share out by rank themselves, without padding
+    }
+    try:
+        return build(cfg.trainer, extra_targets=extra, **facts)
+    except (MisconfigurationException, ValueError) as error:  # Lightning's word on a combination of settings
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def silence_lightning() -> None:

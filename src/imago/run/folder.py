@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from imago.errors import ConfigError, UserError
+from imago.errors import ConfigError, DataError, UserError
 from imago.run import provenance
 
 _HANDLER = "run folder"  # marks our handlers: a notebook or a test may have others
@@ -32,7 +32,7 @@ class RunFolder:
     def __init__(self, path: Path, log_dir: Path) -> None:
         self.path = path
         self.log_dir = log_dir
-        self.is_main_process = os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+        self.is_main_process = _is_main_process()
         self.summary: dict[str, Any] = {}
 
     @contextmanager
@@ -70,17 +70,37 @@ class RunFolder:
         """Read the summary back, where another process has written to it."""
         self.summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
 
-    def provenance_facts(self, **facts: Any) -> None:
-        """Add what is known only later (device, data fingerprint) to `provenance.json`."""
+    def provenance_facts(self, data: str, **facts: Any) -> None:
+        """Add what is known only later to `provenance.json`.
+
+        Raises:
+            DataError: if a resumed run finds other data: another split could train on pictures it is tested with.
+        """
         if self.is_main_process:
             file = self.path / "provenance.json"
-            write_json(file, json.loads(file.read_text()) | facts)
+            known = json.loads(file.read_text(encoding="utf-8"))
+            if known.get("data", data) != data:
+                raise DataError(
+                    f"{self.path} was started on other data (fingerprint {known['data']}, now {data}): files "
+                    "were added, removed or changed. Bring them back, or start a new run."
+                )
+            write_json(file, known | facts | {"data": data})
 
     def _write_start(self, cfg: DictConfig, overrides: list[str]) -> None:
         OmegaConf.save(cfg, self.path / "config.yaml", resolve=True)
-        write_json(self.path / "provenance.json", provenance.collect(overrides, cfg.seed))
-        self.update(status="running", started=_now(), pid=os.getpid())
+        self._write_provenance(provenance.collect(overrides, cfg.seed))
+        if (self.path / "summary.json").exists():  # a resumed run keeps what it knew
+            self.reload()
+        self.update(status="running", reason=None, started=_now(), pid=os.getpid())
         _point(self.log_dir / "latest", self.path)
+
+    def _write_provenance(self, now: dict[str, Any]) -> None:
+        """Keep where a resumed run came from at first, and add where it goes on."""
+        file = self.path / "provenance.json"
+        if file.exists():
+            first = json.loads(file.read_text(encoding="utf-8"))
+            now = first | {"overrides": now["overrides"], "resumes": [*first.get("resumes", []), now]}
+        write_json(file, now)
 
     def _stopped(self, error: SystemExit) -> BaseException:
         """Tell who stopped the run, and give what the process should leave with: Lightning's own code is 0 or 1."""
@@ -144,6 +164,14 @@ def write_json(path: Path, content: Any) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def _is_main_process() -> bool:
+    """Tell from what torchrun, SLURM or Lightning set for each rank; one process alone has none of them."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return os.environ[name] == "0"
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def _point(link: Path, target: Path) -> None:

@@ -64,24 +64,23 @@ def _quote_argument(argument: str) -> str:
     key = typed_key.lstrip("+")
     if not equals:
         return argument
-    if key == "hydra.run.dir" and _is_badly_quoted(
-        value
-    ):  # Lightning adds plain quotes for its ranks, escaping nothing
-        return f"{typed_key}={_quoted(value[1:-1])}"
+    if key == "hydra.run.dir" and _is_badlyquoted(value):  # Lightning adds plain quotes for its ranks, escaping nothing
+        return f"{typed_key}={quoted(value[1:-1])}"
     if key not in PATH_KEYS or value in ("", "null"):
         return argument
     if "${" in value:
         raise ConfigError(
             f"{argument}: a path cannot hold '${{', which starts a reference; rename it or type it in full."
         )
-    return argument if _WHOLLY_QUOTED.fullmatch(value) else f"{typed_key}={_quoted(os.path.expanduser(value))}"
+    return argument if _WHOLLY_QUOTED.fullmatch(value) else f"{typed_key}={quoted(os.path.expanduser(value))}"
 
 
-def _is_badly_quoted(value: str) -> bool:
+def _is_badlyquoted(value: str) -> bool:
     return len(value) > 1 and value[0] == value[-1] == '"' and not _WHOLLY_QUOTED.fullmatch(value)
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
+    """Put a value in quotes that Hydra reads back as it is."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(value, Quote.double).with_quotes()

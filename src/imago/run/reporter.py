@@ -55,7 +55,7 @@ def _training_facts(trainer: Trainer) -> dict[str, Any]:
 def _validation_facts(trainer: Trainer, acc: float) -> dict[str, Any]:
     """The best validation accuracy; with its interval where the whole split was used."""
     facts: dict[str, Any] = {"acc": round(acc, 6)}
-    if trainer.limit_val_batches == 1.0:
+    if isinstance(trainer.limit_val_batches, float) and trainer.limit_val_batches == 1.0:  # the int 1 is one batch
         count = len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]  # of our data module
         facts |= {"interval_95": list(wilson_interval(round(acc * count), count)), "num_images": count}
     return facts

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from imago.errors import ConfigError
+from imago.run.overrides import quoted
 
-# What may differ when a run goes on: how it is carried out, not what it computes.
-_FREE = ("paths", "callbacks", "logger", "resume", "run_name", "extra_targets", "data.num_workers", "data.root")
+# What may differ when a run goes on: how it is carried out, and the Trainer's settings where they can change midway.
+_FREE = ("paths", "callbacks", "logger", "resume", "run_name", "extra_targets", "data.num_workers")
+# Where the data lies may change; that it is the same data is checked by its fingerprint.
+_MAY_MOVE = ("data.root", "data.data_dir")
 _FREE_BUT_IN_TRAINER = ("trainer.limit_train_batches", "trainer.accumulate_grad_batches")
 
 
@@ -37,17 +40,18 @@ def resume_arguments(argv: Sequence[str], log_dir: Path) -> list[str]:
     typed |= {
         key: f"+{typed[key]}" for key in typed.keys() & saved.keys() if _adds(saved[key]) and not _adds(typed[key])
     }
-    own = {"resume": f"resume={json.dumps(str(folder))}", "hydra.run.dir": f"hydra.run.dir={json.dumps(str(folder))}"}
+    own = {"resume": f"resume={quoted(str(folder))}", "hydra.run.dir": f"hydra.run.dir={quoted(str(folder))}"}
     return [*flags, *(saved | typed | own).values()]
 
 
-def refuse_other_run(saved: Mapping[str, Any], now: Mapping[str, Any], num_epochs_done: int) -> None:
+def refuse_other_run(saved: Mapping[str, Any], now: Mapping[str, Any], num_epochs_done: int, is_tested: bool) -> None:
     """Refuse settings that would make it another run, or leave nothing to do.
 
     Args:
         saved: `config.yaml` of the run, as plain data.
         now: the settings it would go on with, likewise.
         num_epochs_done: from its summary.
+        is_tested: whether the final test is done too; a run that was killed in it may do it again.
 
     Raises:
         ConfigError: with a line for each such setting.
@@ -59,10 +63,10 @@ def refuse_other_run(saved: Mapping[str, Any], now: Mapping[str, Any], num_epoch
         for key in changed
     ]
     max_epochs = now["trainer"]["max_epochs"]
-    if not problems and num_epochs_done >= max_epochs:
+    if not problems and (num_epochs_done > max_epochs or (num_epochs_done == max_epochs and is_tested)):
         problems.append(
-            f"resume={now['resume']}: this run has done its trainer.max_epochs={max_epochs}; "
-            f"trainer.max_epochs={2 * max_epochs} extends it."
+            f"resume={now['resume']}: this run has done its trainer.max_epochs={num_epochs_done}; "
+            f"trainer.max_epochs={2 * num_epochs_done} extends it."
         )
     if problems:
         raise ConfigError("\n".join(problems))
@@ -121,4 +125,4 @@ def _is_free(key: str) -> bool:
     if key.startswith("trainer."):
         return key not in _FREE_BUT_IN_TRAINER
     # `task` repeats the groups that it joins; naming a setting once is enough.
-    return key.startswith("task.") or any(key == free or key.startswith(f"{free}.") for free in _FREE)
+    return key.startswith("task.") or any(key == free or key.startswith(f"{free}.") for free in (*_FREE, *_MAY_MOVE))

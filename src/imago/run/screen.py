@@ -74,7 +74,7 @@ def end_lines(summary: Mapping[str, Any], folder: Path) -> str:
         f"  python src/eval.py run={place}                  # per class, with a confusion matrix",
         f"  python src/predict.py run={place} input=PHOTO   # or a folder of pictures",
         f"  python src/export.py run={place}                # one ONNX file",
-        f"  python src/train.py resume={place} trainer.max_epochs={summary['epochs'] * 2}",
+        f"  python src/train.py resume={place} trainer.max_epochs={max(1, summary['epochs']) * 2}",
         f"  tensorboard --logdir {place}",
     ]
     return "\n".join(lines)

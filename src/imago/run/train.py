@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from imago.errors import ConfigError
 from imago.run.checks import check_settings
 from imago.run.folder import RunFolder, refuse_used_folder
 from imago.run.resume import refuse_other_run
@@ -46,7 +47,10 @@ def _check_folder(cfg: DictConfig, path: Path) -> None:
     if cfg.resume is None:
         refuse_used_folder(path, cfg.run_name)
         return
-    saved: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+    try:
+        saved: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"resume={path}: its config.yaml or summary.json cannot be read ({error}).") from error
     now: Any = OmegaConf.to_container(cfg, resolve=True)
-    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    refuse_other_run(saved, now, summary.get("epochs", 0))
+    refuse_other_run(saved, now, summary.get("epochs", 0), is_tested="test" in summary)

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from imago.errors import UserError
 from imago.paths import PROJECT_ROOT
 from imago.run.folder import write_json
+from imago.run.overrides import quoted
 
 # What torch.distributed leaves in the environment: a child must not take itself for somebody's rank.
 _RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RUN_ID")
@@ -30,14 +32,15 @@ def run_trial(overrides: Sequence[str], folder: Path) -> float:
     Ctrl-C and SIGTERM are passed on, and this process leaves after the child has saved.
 
     Raises:
-        TrialError: if the child ends with anything but 0.
+        UserError: if the child ends with 2, the exit code of a mistake in the settings.
+        TrialError: if it ends with anything else but 0.
     """
     typed = [argument for argument in overrides if not argument.startswith("run_name=")]
     command = [
         sys.executable,
         str(PROJECT_ROOT / "src" / "train.py"),
         *typed,
-        f"hydra.run.dir={json.dumps(str(folder))}",
+        f"hydra.run.dir={quoted(str(folder))}",
     ]
     environment = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
     child = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -48,8 +51,9 @@ def run_trial(overrides: Sequence[str], folder: Path) -> float:
         reason = f"the process of this trial ended with exit code {return_code}"
         if summary.get("status") == "running":  # killed, so it could not say so itself
             write_json(summary_file, summary | {"status": "failed", "reason": reason})
-        raise TrialError(f"{reason}; see {folder / 'train.log'}")
-    return float(summary["val"]["acc"])
+        kind = UserError if return_code == 2 else TrialError  # the child has said itself what the user mistyped
+        raise kind(f"{reason}; see {folder / 'train.log'}")
+    return float(summary.get("val", {}).get("acc", "nan"))
 
 
 def _wait(child: subprocess.Popen) -> int:
