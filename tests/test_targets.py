@@ -114,7 +114,7 @@ def test_extra_targets_of_another_form_are_refused(extra):
 
 def test_a_whitelist_inside_a_config_opens_nothing():
     with pytest.raises(ConfigError, match="_execution_whitelist_"):
-        build({"_target_": "imago.paths.register_resolvers", "_execution_whitelist_": ["os.*"]})
+        build({"_target_": "imago.images.Preprocess", "_execution_whitelist_": ["os.*"]})
 
 
 def test_a_user_error_of_the_constructor_comes_out_as_itself(mynet):
@@ -132,7 +132,7 @@ def test_a_bug_in_the_constructor_keeps_its_type_and_traceback(mynet, target, ki
 def test_a_wrong_key_is_named_with_its_target_and_path(mynet):
     config = OmegaConf.create({"task": {"_target_": "mynet.Task", "net": {"_target_": "mynet.Net", "wdth": 3}}})
     with pytest.raises(ConfigError, match=r"^task\.net: mynet\.Net takes no 'wdth'; did you mean width\?$"):
-        build(config.task, extra_targets=["mynet.*"])
+        build(config.task.net, extra_targets=["mynet.*"])
 
 
 def test_a_missing_key_is_named(mynet):
@@ -187,3 +187,13 @@ def test_a_module_that_fails_to_import_keeps_its_own_error(mynet, module, kind, 
         build({"_target_": f"mynet.{module}.Net"}, extra_targets=["mynet.*"])
     assert f"{module}.py" in traceback.extract_tb(caught.value.__traceback__)[-1].filename
     assert caught.value.__cause__ is None
+
+
+def test_a_function_of_ours_is_not_called_at_any_depth(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    writes = {"_target_": "imago.run.folder.write_json", "path": str(tmp_path / "victim"), "content": "x"}
+    with pytest.raises(ConfigError, match="imago.run.folder.write_json is not a class"):
+        build(writes)
+    with pytest.raises(ConfigError, match="takes no 'x'"):
+        build({"_target_": "imago.model.simple_cnn.SimpleCNN", "num_classes": 2, "image_size": 32, "x": writes})
+    assert (tmp_path / "victim").read_text() == "precious"

@@ -83,7 +83,11 @@ def build(config: Mapping[Any, Any], /, *args: Any, extra_targets: Sequence[str]
     check_targets(config, extra_targets, _full_key(config))
     try:
         # A whitelist of @hydra.main is joined with this one; a key `_execution_whitelist_` inside a config is refused.
-        built = instantiate(config, *args, _execution_whitelist_=[*ALLOWED, *extra_targets], **kwargs)
+        # Not recursive, and classes only: a config that came with a checkpoint must not call our functions on files.
+        _require_class(config)
+        built = instantiate(
+            config, *args, _execution_whitelist_=[*ALLOWED, *extra_targets], _recursive_=False, **kwargs
+        )
     except InstantiationException as error:
         refused = error
     except TypeError as error:
@@ -96,6 +100,21 @@ def build(config: Mapping[Any, Any], /, *args: Any, extra_targets: Sequence[str]
         return built
     # Raised outside the `except`: an exception from an import keeps its own chain, without Hydra's wrapping.
     raise _unwrapped(refused, config)
+
+
+def _require_class(config: Mapping[Any, Any]) -> None:
+    """Refuse one of our own functions; a target that does not exist is explained by whoever builds it."""
+    from hydra.utils import get_object
+
+    target = str(config.get("_target_"))
+    if not any(_matches(target, pattern) for pattern in ALLOWED):
+        return  # of a package that the user let in by name
+    try:
+        found = get_object(target)
+    except Exception:  # whatever its import raises comes out of `instantiate` again, which sorts it
+        return
+    if not inspect.isclass(found):
+        raise ConfigError(f"_target_={target} is not a class; a _target_ names a class, whose instance is built.")
 
 
 def _plain(config: Any) -> Any:

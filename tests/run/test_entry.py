@@ -267,10 +267,12 @@ def test_the_examples_in_the_help_compose():
     from hydra._internal.utils import create_config_search_path
     from hydra.types import RunMode
 
+    from imago.run.overrides import quote_paths
+
     text = (PROJECT_ROOT / "configs/hydra/default.yaml").read_text()
     examples = re.findall(r"^ +python src/train\.py (\S.*?)(?:  .*)?$", text, re.MULTILINE)
     assert len(examples) > 4
     loader = ConfigLoaderImpl(create_config_search_path(str(PROJECT_ROOT / "configs")))
     for example in examples:
         overrides = [word for word in example.split() if word != "-m"]
-        loader.load_configuration("train", overrides, run_mode=RunMode.RUN, validate_sweep_overrides=False)
+        loader.load_configuration("train", quote_paths(overrides), run_mode=RunMode.RUN, validate_sweep_overrides=False)

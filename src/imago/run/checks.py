@@ -4,6 +4,7 @@ from omegaconf import DictConfig
 
 from imago.errors import ConfigError
 
+_MONITORED = ("train/loss", "train/acc", "val/loss", "val/acc")
 _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
@@ -14,7 +15,7 @@ def check_settings(cfg: DictConfig) -> None:
         ConfigError: with a line for each setting that cannot work.
     """
     problems = [*_number_problems(cfg), *_trainer_problems(cfg), *_preprocess_problems(cfg), *_model_problems(cfg)]
-    problems += _name_problems(cfg)
+    problems += [*_callback_problems(cfg), *_name_problems(cfg)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -53,6 +54,15 @@ def _trainer_problems(cfg: DictConfig) -> list[str]:
     if str(cfg.trainer.precision) not in _PRECISIONS:
         problems.append(f"trainer.precision={cfg.trainer.precision} is not one of {', '.join(_PRECISIONS)}.")
     return problems
+
+
+def _callback_problems(cfg: DictConfig) -> list[str]:
+    watched = {name: part.get("monitor") for name, part in cfg.callbacks.items() if part is not None}
+    return [
+        f"callbacks.{name}.monitor={monitor} is not one of {', '.join(_MONITORED)}."
+        for name, monitor in watched.items()
+        if monitor is not None and monitor not in _MONITORED
+    ]
 
 
 def _preprocess_problems(cfg: DictConfig) -> list[str]:

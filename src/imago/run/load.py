@@ -96,20 +96,27 @@ def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifie
 
     file = checkpoint_path(path)
     checkpoint = read_checkpoint(file)
-    settings: dict[str, Any] = checkpoint["hyper_parameters"]
-    preprocess = Preprocess.from_dict(settings["preprocess"])
-    facts: dict[str, Any] = {"num_classes": len(settings["class_names"]), "image_size": preprocess.size}
-    if "weights" in settings["net"]:
+    try:
+        settings: dict[str, Any] = checkpoint["hyper_parameters"]
+        preprocess = Preprocess.from_dict(settings["preprocess"])
+        facts: dict[str, Any] = {"num_classes": len(settings["class_names"]), "image_size": int(preprocess.size)}
+        net_settings = dict(settings["net"])
+        state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(_PREFIX)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{file} does not describe a network ({error!r}); it was changed after it was saved."
+        ) from error
+    if "weights" in net_settings:
         facts["weights"] = None  # all weights are in the checkpoint: no pretrained file is read or downloaded
-    net = build(settings["net"], extra_targets=extra_targets, **facts)
-    state = checkpoint["state_dict"]
-    state = {key.removeprefix(_PREFIX): value for key, value in state.items() if key.startswith(_PREFIX)}
+    net = build(net_settings, extra_targets=extra_targets, **facts)
+    if not hasattr(net, "load_state_dict"):
+        raise ConfigError(f"{file} names {net_settings.get('_target_')} as its network, which is none.")
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(
-            f"{file}: the weights do not fit {settings['net']['_target_']} as its code is now: {reason}"
+            f"{file}: the weights do not fit {net_settings['_target_']} as its code is now: {reason}"
         ) from error
     return Classifier(net, settings["class_names"], preprocess).eval()
 

@@ -70,4 +70,5 @@ def _test_facts(trainer: Trainer) -> dict[str, Any]:
         "interval_95": list(wilson_interval(num_right, count)),
         "loss": metrics["loss"],
         "num_images": count,
+        "num_left_out": len(trainer.datamodule.splits.test) - count,  # type: ignore[attr-defined]  # of our data module
     }

@@ -28,6 +28,8 @@ def resume_arguments(argv: Sequence[str], log_dir: Path) -> list[str]:
     Raises:
         ConfigError: if RUN is no run folder, or nothing tells which one `auto` means.
     """
+    if "resume=" in argv:
+        raise ConfigError("resume= names nothing; give a run folder, e.g. resume=logs/latest.")
     typed = {_key(argument): argument for argument in argv if "=" in argument}
     if _value(typed.get("resume")) is None:
         return list(argv)
@@ -58,6 +60,9 @@ def refuse_other_run(saved: Mapping[str, Any], now: Mapping[str, Any], num_epoch
     """
     before, after = dict(_leaves(saved)), dict(_leaves(now))
     changed = [key for key in before | after if before.get(key) != after.get(key) and not _is_free(key)]
+    # Of a group that was swapped, its class says it all; the keys below differ as a matter of course.
+    swapped = {key.removesuffix("_target_") for key in changed if key.endswith("._target_")}
+    changed = [key for key in changed if key.endswith("._target_") or not key.startswith(tuple(swapped))]
     problems = [
         f"{key}={after.get(key)} would make it another run: it has {key}={before.get(key)}; start a new run for that."
         for key in changed
@@ -88,8 +93,10 @@ def _folder(typed: Mapping[str, str], log_dir: Path) -> Path | None:
 
 def _saved_overrides(folder: Path) -> list[str]:
     try:
-        saved = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["overrides"]
-    except (OSError, ValueError, KeyError) as error:
+        saved = [
+            str(text) for text in json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["overrides"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"resume={folder}: its provenance.json cannot be read ({error}).") from error
     return [argument for argument in saved if _key(argument) != "resume"]
 

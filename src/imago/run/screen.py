@@ -65,19 +65,30 @@ def end_lines(summary: Mapping[str, Any], folder: Path) -> str:
     if test:
         low, high = test["interval_95"]
         lines.append(
-            f"test accuracy {test['acc']:.2%}, 95 % interval {low:.2%} to {high:.2%}, n = {test['num_images']:,} "
+            f"test accuracy {test['acc']:.2%}, 95 % interval {low:.2%} to {high:.2%}, n = {test['num_images']:,}"
             + (f" (best checkpoint: epoch {best}, val accuracy {val['acc']:.2%})" if val else "")
         )
+    if test and test["num_left_out"]:
+        lines.append(
+            f"only a part: trainer.limit_test_batches left out {test['num_left_out']:,} pictures, in class order"
+        )
+    return "\n".join([*lines, *_next_commands(folder, max(1, summary["epochs"]))])
+
+
+def _next_commands(folder: Path, num_epochs: int) -> list[str]:
+    """Give what can be typed next; what needs a checkpoint only where there is one."""
     place = shlex.quote(short_path(folder))
-    lines += [
-        "next:",
-        f"  python src/eval.py run={place}                  # per class, with a confusion matrix",
-        f"  python src/predict.py run={place} input=PHOTO   # or a folder of pictures",
-        f"  python src/export.py run={place}                # one ONNX file",
-        f"  python src/train.py resume={place} trainer.max_epochs={max(1, summary['epochs']) * 2}",
-        f"  tensorboard --logdir {place}",
-    ]
-    return "\n".join(lines)
+    commands = []
+    if (folder / "checkpoints" / "best.ckpt").exists():
+        commands += [
+            f"python src/eval.py run={place}                  # per class, with a confusion matrix",
+            f"python src/predict.py run={place} input=PHOTO   # or a folder of pictures",
+            f"python src/export.py run={place}                # one ONNX file",
+        ]
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        commands.append(f"python src/train.py resume={place} trainer.max_epochs={2 * num_epochs}")
+    commands.append(f"tensorboard --logdir {place}")
+    return ["next:", *(f"  {command}" for command in commands)]
 
 
 def short_path(path: Path) -> str:

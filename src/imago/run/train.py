@@ -7,6 +7,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from imago.errors import ConfigError
 from imago.run.checks import check_settings
@@ -47,10 +48,12 @@ def _check_folder(cfg: DictConfig, path: Path) -> None:
     if cfg.resume is None:
         refuse_used_folder(path, cfg.run_name)
         return
+    if not (path / "checkpoints" / "last.ckpt").is_file():
+        raise ConfigError(f"resume={path}: it was stopped before its first checkpoint; start it again as a new run.")
     try:
         saved: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, YAMLError) as error:
         raise ConfigError(f"resume={path}: its config.yaml or summary.json cannot be read ({error}).") from error
     now: Any = OmegaConf.to_container(cfg, resolve=True)
     refuse_other_run(saved, now, summary.get("epochs", 0), is_tested="test" in summary)

@@ -62,9 +62,9 @@ def _wait(child: subprocess.Popen) -> int:
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
         # The child has a session of its own: Lightning's ranks belong to it and get the signal too.
-        os.killpg(child.pid, number)
+        os.killpg(child.pid, signal.SIGTERM if number == signal.SIGHUP else number)
 
-    old = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         return_code = child.wait()
     finally:
