@@ -1,0 +1,28 @@
+"""The state with the best validation: what is tested, exported and used."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `best.ckpt`, also when the run folder was moved or copied before it is resumed.
+
+    Args:
+        dirpath: folder of the file.
+        monitor: name of the logged number that decides.
+        mode: "max" if more of it is better, else "min".
+    """
+
+    def __init__(self, dirpath: str, monitor: str, mode: str) -> None:
+        super().__init__(dirpath, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the best score; Lightning forgets it where the folder has another name than when it was saved."""
+        moved: dict[str, Any] = {"dirpath": self.dirpath}
+        if state_dict["best_model_path"]:
+            best = str(Path(str(self.dirpath)) / "best.ckpt")
+            moved |= {"best_model_path": best, "kth_best_model_path": best}
+            moved["best_k_models"] = {best: state_dict["best_model_score"]}
+        super().load_state_dict(state_dict | moved)
