@@ -22,6 +22,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 MAX_PIXELS = 50_000_000  # 150 MB once decoded; checked before decoding, where a 12 KB file can ask for 500 MB
 
 _FILTERS = threading.Lock()
+# Up to this size pictures stay as they are, and the network's first layer is fitted to them: one made for 224 px would
+# leave 2 x 2 places of them.
+SMALL_PX = 64
 _ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4: how the stored rows and columns stand to the scene
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

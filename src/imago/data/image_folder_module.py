@@ -13,14 +13,13 @@ from imago.data.image_folder import Skipped, find_splits, list_pictures, list_tr
 from imago.data.keyed import keyed_permutation, keyed_seed
 from imago.data.sampling import stratified_split
 from imago.errors import ConfigError, DataError
-from imago.images import Preprocess, resize_and_crop
+from imago.images import SMALL_PX, Preprocess, resize_and_crop
 
 log = logging.getLogger(__name__)
 
 # Tells what `split_seed` is used for, so that another val_fraction leaves the test split as it was.
 _TEST, _SAMPLE = 1, 2
 
-SMALL_PX = 64  # pictures up to this size are trained on as they are
 LARGE = Preprocess(size=224, resize=256, crop="center", mean=(0.0,) * 3, std=(1.0,) * 3)  # as ImageNet nets are tested
 MAX_SAMPLE = 512  # pictures that mean and std are computed from: a standard error of mean below 0.01
 SAMPLE_BYTES = 100_000_000  # fewer where the files are large: a second or two of decoding

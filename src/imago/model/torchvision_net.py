@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from imago.errors import ConfigError
+from imago.images import SMALL_PX
 from imago.model.weights import check_name, find_weights, keep_weights, read_weights, weights_preprocess
-
-SMALL_PX = 64  # up to here a stem for 224 px would leave of a picture 2x2 places or less
 
 log = logging.getLogger(__name__)
 

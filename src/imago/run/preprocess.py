@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from imago.images import Preprocess
+from imago.images import SMALL_PX, Preprocess
 
-SMALL_PX = 64  # up to this size pictures stay as they are, and the network's stem is fitted to them instead
 _SHAPE, _STATISTICS = ("size", "resize", "crop"), ("mean", "std")
 
 
