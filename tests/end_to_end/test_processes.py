@@ -96,7 +96,13 @@ def test_a_failing_rank_never_hangs_a_sweep(attempt: int, tmp_path: Path):
 )
 def test_a_stopped_run_saves_says_so_and_can_be_resumed(tmp_path: Path, number: int, code: int, reason: str):
     arguments = (*SHORT, "run_name=stopped", "trainer.max_epochs=50", f"paths.log_dir={tmp_path}")
-    process = subprocess.Popen([sys.executable, "src/train.py", *arguments], cwd=PROJECT_ROOT, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "src/train.py", *arguments],
+        cwd=PROJECT_ROOT,
+        stdout=subprocess.PIPE,
+        # A script that runs the tests in the background hands down that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(b"epoch   1/"):
