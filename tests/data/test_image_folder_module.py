@@ -412,6 +412,7 @@ def test_a_folder_of_all_kinds_of_files_trains(tmp_path: Path):
 
 
 @pytest.mark.needs_data
+@pytest.mark.slow
 def test_hymenoptera_has_its_pictures_and_labels(real_data: Path):
     data = module(real_data / "hymenoptera_data", augment=STANDARD)
     assert data.class_names == ("ants", "bees")
