@@ -2,7 +2,6 @@
 
 import csv
 import importlib.util
-import json
 import logging
 import os
 import sys
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.analysis.metrics import Result, most_confused
 from imago.errors import ConfigError, DataError
-from imago.run.folder import write_json
+from imago.run.folder import read_json, write_json
 from imago.run.load import Predictor, find_model, is_onnx, load_predictor, run_folder
 from imago.targets import build, check_targets
 
@@ -182,16 +181,7 @@ def _is_changed(run: Path, settings: Mapping[str, Any], fingerprint: str) -> boo
     own = _saved_settings(run / _CONFIG).get("data") or {}
     if any(own.get(key) != settings.get(key) for key in ("_target_", "root")):
         return False
-    return _read_json(run / "provenance.json").get("data", fingerprint) != fingerprint
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """What a run wrote down, or nothing where it is missing or damaged."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json(run / "provenance.json").get("data", fingerprint) != fingerprint
 
 
 def _result_name(cfg: DictConfig, file: Path) -> str:
@@ -257,8 +247,8 @@ def _final_test(run: Path | None, facts: Mapping[str, Any], metrics: Mapping[str
     """Hold the accuracy against the final test of the run, where it is the same question."""
     if run is None or facts["split"] != "test" or Path(facts["model"]) != run / "checkpoints" / "best.ckpt":
         return ""
-    test = _read_json(run / "summary.json").get("test") or {}
-    is_same_data = _read_json(run / "provenance.json").get("data") == facts["data_fingerprint"]
+    test = read_json(run / "summary.json").get("test") or {}
+    is_same_data = read_json(run / "provenance.json").get("data") == facts["data_fingerprint"]
     if not is_same_data or test.get("num_images") != metrics["num_images"]:
         return ""
     is_same = test["acc"] == metrics["acc"]

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import json
 import logging
 import os
 import shlex
@@ -20,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago import artefact
 from imago.errors import ConfigError, DataError
-from imago.run.folder import write_json
+from imago.run.folder import read_json, write_json
 from imago.run.load import find_model, is_onnx, load_classifier, run_folder
 from imago.targets import build, check_targets
 
@@ -98,7 +97,7 @@ def _set_up_data(
         raise DataError(f"{run / 'config.yaml'}: {error}") from error
     data.preprocess = classifier.preprocess
     log.info("data        %s validation pictures, %d px", f"{len(data.splits.val):,}", data.preprocess.size)
-    before = _read_json(run / "provenance.json").get("data")
+    before = read_json(run / "provenance.json").get("data")
     if before not in (None, data.fingerprint()):
         log.warning("data        has changed since the run was trained; the comparison takes it as it is now")
     return data
@@ -108,7 +107,7 @@ def _metrics(run: Path, checkpoint: Path, data: "ImageDataModule") -> dict[str, 
     """Give the run's val and test accuracy with their n; they were measured with the best checkpoint only."""
     if checkpoint != run / "checkpoints" / "best.ckpt":
         return {}
-    summary = _read_json(run / "summary.json")
+    summary = read_json(run / "summary.json")
     found = {split: dict(summary[split]) for split in ("val", "test") if isinstance(summary.get(split), dict)}
     limit = OmegaConf.select(OmegaConf.load(run / "config.yaml"), "trainer.limit_val_batches")
     if "val" in found and isinstance(limit, float) and limit == 1:  # 1.0 is all of them, 1 is one batch
@@ -270,14 +269,6 @@ def _describe(classifier: "Classifier") -> str:
 def _as_text(name: str) -> str:
     """A folder's name may hold bytes that are no UTF-8, which ONNX cannot keep."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _short(path: Path) -> str:

@@ -159,6 +159,15 @@ def refuse_used_folder(path: Path, run_name: str | None) -> None:
         raise ConfigError(f"run_name={run_name}: {path} already holds a run; take another name, or resume={path}.")
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """Read what a run wrote down; an empty dict where it is missing or damaged."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write under another name first: a reader never sees half a file."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
