@@ -5,6 +5,8 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from imago.schedule.duration import duration_in_steps
+
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int, final_share: float) -> float:
     """Give the factor on the learning rate at a step counted from 0.
@@ -25,12 +27,19 @@ class WarmupCosine(LambdaLR):
         optimizer: whose learning rates are scaled.
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps in an epoch.
-        warmup_epochs: length of the warm-up; may be a fraction, and is cut at half the run.
+        warmup_epochs: length of the warm-up; may be a fraction, and is cut at half the run. None: see the next.
         final_share: factor at the last step, in [0, 1].
+        warmup_steps: the same length in optimizer steps; exactly one of the two is given.
     """
 
     def __init__(
-        self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int, warmup_epochs: float, final_share: float
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        steps_per_epoch: int,
+        warmup_epochs: float | None,
+        final_share: float,
+        warmup_steps: int | None = None,
     ) -> None:
-        warmup_steps = min(round(warmup_epochs * steps_per_epoch), total_steps // 2)
-        super().__init__(optimizer, lambda step: warmup_cosine(step, warmup_steps, total_steps, final_share))
+        warmup = min(duration_in_steps("warmup", warmup_epochs, warmup_steps, steps_per_epoch), total_steps // 2)
+        super().__init__(optimizer, lambda step: warmup_cosine(step, warmup, total_steps, final_share))

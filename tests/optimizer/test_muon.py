@@ -1,0 +1,82 @@
+"""Muon against torch's own: on matrices, on convolutions and, for vectors, against AdamW."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from imago.optimizer.muon import Muon, orthogonalise
+
+SETTINGS = {"lr": 0.02, "weight_decay": 0.1}
+
+
+def walk(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, grads: list[Tensor]) -> Tensor:
+    for grad in grads:
+        parameter.grad = grad.clone().reshape(parameter.shape)
+        optimizer.step()
+    return parameter.detach()
+
+
+@pytest.fixture
+def grads() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(6, 18, generator=generator) for _ in range(5)]
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("is_tall", [True, False])
+def test_a_matrix_moves_as_under_torchs_own_muon(grads: list[Tensor], nesterov: bool, is_tall: bool):
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+    grads = [grad.T.contiguous() if is_tall else grad for grad in grads]
+    ours, theirs = nn.Parameter(torch.ones_like(grads[0])), nn.Parameter(torch.ones_like(grads[0]))
+    own = {**SETTINGS, "nesterov": nesterov}
+    reference = torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **own)
+    torch.testing.assert_close(walk(Muon([ours], **own), ours, grads), walk(reference, theirs, grads))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_filters_of_a_convolution_move_as_the_rows_of_a_matrix(grads: list[Tensor], memory_format):
+    matrix = nn.Parameter(torch.ones(6, 18))
+    filters = nn.Parameter(torch.ones(6, 2, 3, 3).to(memory_format=memory_format))
+    expected = walk(Muon([matrix], **SETTINGS), matrix, grads)
+    moved = walk(Muon([filters], **SETTINGS), filters, grads)
+    torch.testing.assert_close(moved.flatten(1), expected)
+    assert filters.is_contiguous(memory_format=memory_format)
+
+
+def test_a_vector_moves_as_under_adamw(grads: list[Tensor]):
+    ours, theirs = nn.Parameter(torch.ones(108)), nn.Parameter(torch.ones(108))
+    expected = walk(torch.optim.AdamW([theirs], **SETTINGS), theirs, grads)
+    torch.testing.assert_close(walk(Muon([ours], **SETTINGS), ours, grads), expected)
+
+
+def test_singular_values_come_near_one(grads: list[Tensor]):
+    values = torch.linalg.svdvals(orthogonalise(grads[0]).float())
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_a_parameter_without_a_gradient_stays():
+    frozen = nn.Parameter(torch.ones(2, 2))
+    Muon([frozen], **SETTINGS).step()
+    assert torch.equal(frozen, torch.ones(2, 2))
+
+
+def test_an_interrupted_optimizer_continues_where_it_was(grads: list[Tensor], tmp_path):
+    weight, bias = nn.Parameter(torch.ones(6, 18)), nn.Parameter(torch.ones(108))
+    optimizer = Muon([{"params": [weight]}, {"params": [bias], "weight_decay": 0.0}], **SETTINGS)
+    for parameter in (weight, bias):
+        walk(optimizer, parameter, grads[:2])
+    torch.save(optimizer.state_dict(), tmp_path / "state")
+    other_weight, other_bias = copy.deepcopy(weight), copy.deepcopy(bias)
+    resumed = Muon([{"params": [other_weight]}, {"params": [other_bias]}], lr=1.0)
+    resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    for grad in grads[2:]:
+        for parameter in (weight, bias, other_weight, other_bias):
+            parameter.grad = grad.reshape(parameter.shape)
+        optimizer.step()
+        resumed.step()
+    assert torch.equal(weight, other_weight)
+    assert torch.equal(bias, other_bias)
