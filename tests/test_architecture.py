@@ -24,18 +24,18 @@ ARROWS = {
     "pixels": {"images"},
     "data": {"images", "pixels"},
     "model": {"images", "pixels"},
-    "optimizer": set(),
+    "optimizer": {"model"},  # which layers come before which
     "schedule": set(),
     "loss": set(),
     "logger": set(),
-    "callbacks": {"data"},  # keyed numbers
+    "callbacks": {"data", "model"},  # keyed numbers; what is frozen
     "task": {"optimizer", "targets"},
     "analysis": set(),
     "artefact": {"images"},
     "export": {"checkpoint", "artefact", "images", "model", "pixels"},
     "run": {
         *("images", "targets", "checkpoint", "pixels", "data", "model"),
-        *("optimizer", "task", "callbacks", "analysis", "export", "artefact"),
+        *("optimizer", "schedule", "task", "callbacks", "analysis", "export", "artefact"),
     },
 }
 

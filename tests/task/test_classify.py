@@ -7,7 +7,6 @@ it writes it anew, and the commit says why:
 """
 
 import csv
-import functools
 import json
 import math
 import os
@@ -18,94 +17,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
 from omegaconf import DictConfig
+from small_fit import QUIET, SMALL, DrawnShapes, EachStep, build_data, build_task, build_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imago.data import shapes
-from imago.data.datamodule import ImageDataModule
-from imago.data.dataset import LabelledArray, Splits
-from imago.images import Preprocess
 from imago.optimizer.groups import parameter_groups
 from imago.paths import PROJECT_ROOT
 from imago.targets import build
-from imago.task.classify import ClassifyTask
 
 GOLDEN = PROJECT_ROOT / "tests" / "golden" / "loss_curve.json"
 HOST_SYNC = "_local_scalar_dense"  # what .item(), float() and bool() of a tensor come down to
 
-# 10 small batches for a narrow network, where their size does not matter: most tests here take less than a second.
-SMALL = ("data.batch_size=32", "model.hidden_features=16", "trainer.max_epochs=1")
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers.*",
-    "ignore:.*smaller than the logging interval.*",
-    "ignore:.*isinstance.treespec, LeafSpec.*",  # Lightning's own, of a newer torch
-)
-
-
-@functools.cache
-def drawn(split: str, count: int) -> LabelledArray:
-    return LabelledArray(*shapes.draw_split(split, count))
-
-
-class DrawnShapes(ImageDataModule):
-    """The first drawn shapes, from memory; tells `on_arrival` of each batch."""
-
-    num_train = 1280
-    on_arrival: Callable[[], None] = staticmethod(lambda: None)
-
-    def load_splits(self) -> Splits:
-        sizes = {"train": self.num_train, "val": 100, "test": 100}
-        return Splits(shapes.CLASS_NAMES, *(drawn(split, count) for split, count in sizes.items()))
-
-    def own_preprocess(self) -> Preprocess:
-        return Preprocess(size=32, resize=32, crop="center", mean=shapes.MEAN, std=shapes.STD)
-
-    def on_before_batch_transfer(self, batch, dataloader_idx):
-        self.on_arrival()
-        return batch
-
-
-class SmallShapes(DrawnShapes):
-    num_train = 320  # 10 batches of 32
-
-
-def build_data(cfg: DictConfig, kind: type[DrawnShapes] = SmallShapes) -> DrawnShapes:
-    data = kind(cfg.data.batch_size, num_workers=0, augment=dict(cfg.augment), seed=cfg.seed)
-    data.set_up_data()
-    return data
-
-
-def build_task(cfg: DictConfig, data: ImageDataModule) -> ClassifyTask:
-    """As `run` builds it: the first weights follow from the seed."""
-    seed_everything(cfg.seed, verbose=False)
-    facts = {"class_names": list(data.class_names), "preprocess": data.preprocess.to_dict()}
-    task = build(cfg.task, **facts)
-    task.net.to(memory_format=torch.channels_last)
-    return task
-
-
-def build_trainer(cfg: DictConfig, run_dir: Path, *callbacks: Callback) -> Trainer:
-    """The Trainer of the configs with all of their callbacks and loggers, and some more."""
-    cfg.paths.run_dir = str(run_dir)
-    parts = {
-        "callbacks": [build(part) for part in cfg.callbacks.values() if part is not None] + [*callbacks],
-        "logger": [build(part) for part in cfg.logger.values()],
-        "precision": "32-true" if cfg.trainer.precision == "auto" else cfg.trainer.precision,
-    }
-    return build(cfg.trainer, accelerator="cpu", use_distributed_sampler=False, default_root_dir=str(run_dir), **parts)
-
-
-class EachStep(Callback):
-    """Calls `see(trainer)` just before each optimizer step."""
-
-    def __init__(self, see: Callable[[Trainer], None]) -> None:
-        self.see = see
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.see(trainer)
-
+pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 
 # The golden curve
 
@@ -167,7 +91,8 @@ def steps_of_a_plain_loop(cfg: DictConfig) -> list[list[str]]:
     """Operations of each step of the loop one would write by hand: same data, network, optimizer and schedule."""
     data, count = build_data(cfg), CountedOps()
     task = build_task(cfg, data)
-    optimizer = build(cfg.optimizer, parameter_groups(task.net, cfg.optimizer.weight_decay))
+    groups = parameter_groups(task.net, cfg.optimizer.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=cfg.optimizer.lr, fused=cfg.optimizer.fused)
     schedule = build(cfg.schedule, optimizer, total_steps=10, steps_per_epoch=10)
     with count:
         for batch in data.train_dataloader():
@@ -290,7 +215,7 @@ def test_the_settings_in_a_checkpoint_are_plain_data(compose, tmp_path: Path):
     build_trainer(cfg, tmp_path).fit(build_task(cfg, data), datamodule=data)
     settings = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]
     assert json.loads(json.dumps(settings)) == settings  # JSON turns tuples, enums and string subclasses into others
-    assert kinds(settings) <= {dict, list, str, int, float, bool}
+    assert kinds(settings) <= {dict, list, str, int, float, bool, type(None)}
     assert settings["net"] == {**cfg.model}
     assert settings["class_names"] == list(shapes.CLASS_NAMES)
     assert "extra_targets" not in settings

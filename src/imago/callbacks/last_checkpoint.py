@@ -38,11 +38,24 @@ class LastCheckpoint(ModelCheckpoint):
         if _is_within_a_step(trainer, pl_module):
             log.warning("stopped within an optimizer step: last.ckpt stays that of the epoch before")
             return
+        _forget_unfinished_validation(trainer)
         if trainer.world_size == 1:
             super().on_exception(trainer, pl_module, exception)
         elif trainer.is_global_zero and trainer.global_step > 0:
             state = trainer._checkpoint_connector.dump_checkpoint(False)  # False: with the optimizer
             trainer.strategy.save_checkpoint(state, Path(str(self.dirpath)) / "last.ckpt")
+
+
+def _forget_unfinished_validation(trainer: Trainer) -> None:
+    """Let the resumed run validate this epoch from the first picture on: the sums of what was done are not saved.
+
+    Lightning would go on with the batch it had come to, or skip the validation, depending on where it broke off.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop.val_loop
+    progress = loop.batch_progress
+    if trainer.validating and progress.current.completed < sum(loop.max_batches):
+        progress.reset()
+        progress.total.ready = progress.total.started = 1  # what it looks like within the first batch
 
 
 def _is_within_a_step(trainer: Trainer, pl_module: LightningModule) -> bool:

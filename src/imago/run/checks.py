@@ -1,9 +1,15 @@
 """What can be told wrong before any data is read or torch is loaded: all problems at once, a line each."""
 
+from collections.abc import Iterator
+from importlib.util import find_spec
+
 from omegaconf import DictConfig
 
 from imago.errors import ConfigError
+from imago.schedule.duration import duration_in_steps
 
+TTA = ("none", "flip", "flip_shift")  # what `imago.task.views` knows
+_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # of loggers, which nobody has to have
 _MONITORED = ("train/loss", "train/acc", "val/loss", "val/acc")
 _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
@@ -15,7 +21,8 @@ def check_settings(cfg: DictConfig) -> None:
         ConfigError: with a line for each setting that cannot work.
     """
     problems = [*_number_problems(cfg), *_trainer_problems(cfg), *_preprocess_problems(cfg), *_model_problems(cfg)]
-    problems += [*_callback_problems(cfg), *_name_problems(cfg)]
+    problems += [*_schedule_problems(cfg), *_watch_problems(cfg), *_logger_problems(cfg), *_task_problems(cfg)]
+    problems += [*_name_problems(cfg)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -53,16 +60,66 @@ def _trainer_problems(cfg: DictConfig) -> list[str]:
         problems.append("trainer.limit_train_batches=0 leaves nothing to train on; eval.py evaluates without training.")
     if str(cfg.trainer.precision) not in _PRECISIONS:
         problems.append(f"trainer.precision={cfg.trainer.precision} is not one of {', '.join(_PRECISIONS)}.")
+    clip = cfg.trainer.gradient_clip_val
+    if clip is not None and not clip > 0:
+        problems.append(f"trainer.gradient_clip_val={clip} must be greater than 0, or null for none.")
+    if clip is not None and cfg.trainer.precision == "16-mixed" and cfg.optimizer.get("fused"):
+        problems.append("trainer.gradient_clip_val with trainer.precision=16-mixed needs optimizer.fused=false.")
     return problems
 
 
-def _callback_problems(cfg: DictConfig) -> list[str]:
-    watched = {name: part.get("monitor") for name, part in cfg.callbacks.items() if part is not None}
-    return [
-        f"callbacks.{name}.monitor={monitor} is not one of {', '.join(_MONITORED)}."
-        for name, monitor in watched.items()
-        if monitor is not None and monitor not in _MONITORED
-    ]
+def _schedule_problems(cfg: DictConfig) -> Iterator[str]:
+    schedule = cfg.schedule
+    for key in schedule:
+        name = str(key).removesuffix("_epochs")
+        if name != key and f"{name}_steps" in schedule:
+            try:
+                duration_in_steps(name, schedule[key], schedule[f"{name}_steps"], steps_per_epoch=1)
+            except ConfigError as error:
+                yield str(error)
+        if str(key).endswith("_share") and not 0 <= schedule[key] <= 1:
+            yield f"schedule.{key}={schedule[key]} must lie in 0 .. 1."
+    if "factor" in schedule and not 0 < schedule.factor < 1:
+        yield f"schedule.factor={schedule.factor} must lie between 0 and 1: it is what the learning rate falls by."
+
+
+def _watch_problems(cfg: DictConfig) -> Iterator[str]:
+    """Whoever watches a number needs its name, its direction, and somebody who computes it."""
+    callbacks = {f"callbacks.{name}": part for name, part in cfg.callbacks.items() if part is not None}
+    for name, part in {"schedule": cfg.schedule, **callbacks}.items():
+        monitor, mode = part.get("monitor"), part.get("mode")
+        if monitor is None:
+            continue
+        if monitor not in _MONITORED:
+            yield f"{name}.monitor={monitor} is not one of {', '.join(_MONITORED)}."
+        elif name == "schedule" and not monitor.startswith("val/"):
+            yield f"schedule.monitor={monitor}: what steers training is validation; take val/loss or val/acc."
+        elif mode is not None and mode != (better := "max" if monitor.endswith("/acc") else "min"):
+            yield f"{name}.mode={mode}: {monitor} is best at its {better}imum; type {name}.mode={better}."
+        elif monitor.startswith("val/") and not cfg.trainer.limit_val_batches and "best_checkpoint" not in name:
+            yield f"{name}.monitor={monitor}: trainer.limit_val_batches=0 leaves no validation to watch."
+
+
+def _logger_problems(cfg: DictConfig) -> Iterator[str]:
+    for name, part in cfg.logger.items():
+        package = _PACKAGES.get(str(part.get("_target_")).rpartition(".")[2]) if part is not None else None
+        if package and find_spec(package) is None:
+            yield f"logger.{name} needs the package {package}, which is not installed here: pip install {package}."
+
+
+def _task_problems(cfg: DictConfig) -> Iterator[str]:
+    if cfg.tta not in TTA:
+        yield f"tta={cfg.tta} is not one of {', '.join(TTA)}."
+    if cfg.task.get("temperature") is not None and not cfg.task.temperature > 0:
+        yield f"task.temperature={cfg.task.temperature} must be greater than 0."
+    if cfg.task.get("alpha") is not None and not 0 <= cfg.task.alpha <= 1:
+        yield f"task.alpha={cfg.task.alpha} must lie in 0 .. 1."
+    if cfg.tune not in (None, "lr"):
+        yield f"tune={cfg.tune}: the one thing that can be tuned is tune=lr."
+    if cfg.tune is not None and cfg.resume is not None:
+        yield f"tune={cfg.tune} starts from the first weights, so there is nothing to resume; leave resume= out."
+    if cfg.tune is not None and str(cfg.trainer.devices) != "1":
+        yield f"tune={cfg.tune} runs in one process; type trainer.devices=1."
 
 
 def _preprocess_problems(cfg: DictConfig) -> list[str]:
@@ -84,9 +141,17 @@ def _preprocess_problems(cfg: DictConfig) -> list[str]:
 
 
 def _model_problems(cfg: DictConfig) -> list[str]:
-    if cfg.model.get("freeze") is not None and cfg.model.get("weights") is None:
-        return [f"model.freeze={cfg.model.freeze} with model.weights=null would train a head on random features."]
+    if cfg.model.get("freeze") not in (None, "none") and cfg.model.get("weights") is None:
+        return [f"model.freeze={cfg.model.freeze} with model.weights=null would keep random features as they are."]
     problems = []
+    if cfg.model.get("in_channels", 3) not in (1, 3):
+        problems.append(
+            f"model.in_channels={cfg.model.in_channels} is neither 3 (pictures are read as RGB) nor 1 (grey)."
+        )
+    if cfg.optimizer.get("head_lr_multiplier", 1.0) <= 0:
+        problems.append(f"optimizer.head_lr_multiplier={cfg.optimizer.head_lr_multiplier} must be greater than 0.")
+    if not 0 < cfg.optimizer.get("layer_lr_decay", 1.0) <= 1:
+        problems.append(f"optimizer.layer_lr_decay={cfg.optimizer.layer_lr_decay} must be above 0 and at most 1.")
     for key, value in (
         ("model.dropout", cfg.model.get("dropout")),
         ("loss.label_smoothing", cfg.loss.get("label_smoothing")),

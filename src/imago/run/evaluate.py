@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.analysis.metrics import Result, most_confused
 from imago.errors import ConfigError, DataError
+from imago.run.checks import TTA
 from imago.run.folder import read_json, write_json
 from imago.run.load import Predictor, find_model, is_onnx, load_predictor, run_folder
 from imago.targets import build, check_targets
@@ -44,7 +45,7 @@ def evaluate(cfg: DictConfig) -> float:
     logging.getLogger("imago").setLevel(logging.INFO)
 
     # Torch is loaded only now, when nothing is left to refuse.
-    predictor = load_predictor(file, extra_targets=cfg.extra_targets, accelerator=cfg.accelerator)
+    predictor = load_predictor(file, extra_targets=cfg.extra_targets, accelerator=cfg.accelerator, tta=cfg.tta)
     data: ImageDataModule = build(settings, extra_targets=cfg.extra_targets)
     data.set_up_data()
     data.preprocess = predictor.preprocess
@@ -57,6 +58,7 @@ def evaluate(cfg: DictConfig) -> float:
         "data_root": settings.get("root"),
         "data_fingerprint": data.fingerprint(),
         "split": cfg.split,
+        "tta": cfg.tta,
         "preprocess": predictor.preprocess.to_dict(),
     }
     written = write_results(folder, result, facts, _picture_names(data, cfg.split))
@@ -146,6 +148,10 @@ def write_results(folder: Path, result: Result, facts: Mapping[str, Any], pictur
 def _check_settings(cfg: DictConfig) -> None:
     if cfg.split not in ("val", "test"):
         raise ConfigError(f"split={cfg.split} is not one of test, val.")
+    if cfg.tta not in TTA:
+        raise ConfigError(f"tta={cfg.tta} is not one of {', '.join(TTA)}.")
+    if cfg.tta != "none" and is_onnx(Path(cfg.run)):
+        raise ConfigError(f"tta={cfg.tta}: run={cfg.run} is an ONNX file, which shows one view; give a checkpoint.")
     if cfg.batch_size is not None and cfg.batch_size < 1:
         raise ConfigError(f"batch_size={cfg.batch_size} must be 1 or more.")
     if cfg.output and Path(cfg.output).exists() and not Path(cfg.output).is_dir():
@@ -195,6 +201,8 @@ def _result_name(cfg: DictConfig, file: Path) -> str:
         parts += [choice] if root in (choice, "") else [choice, root]
     if is_onnx(file) or file.stem != "best":
         parts.append(file.name if is_onnx(file) else file.stem)
+    if cfg.tta != "none":
+        parts.append(f"tta_{cfg.tta}")
     return "-".join(parts)
 
 
@@ -235,6 +243,7 @@ def _screen(cfg: DictConfig, result: Result, facts: Mapping[str, Any], run: Path
         "model": _short(Path(facts["model"])),
         "data": f"{facts['data']} {cfg.split}, {metrics['num_images']:,} pictures",
         "accuracy": f"{metrics['acc']:.2%}, 95 % interval {low:.2%} to {high:.2%}{_final_test(run, facts, metrics)}",
+        **({"views": f"mean over several views of each picture, tta={cfg.tta}"} if cfg.tta != "none" else {}),
         **({"top-5": f"{metrics['top5_acc']:.2%}"} if "top5_acc" in metrics else {}),
         "macro F1": f"{metrics['macro_f1']:.4f}",
         **({"confused": ", ".join(mistakes)} if mistakes else {}),
@@ -249,7 +258,8 @@ def _final_test(run: Path | None, facts: Mapping[str, Any], metrics: Mapping[str
         return ""
     test = read_json(run / "summary.json").get("test") or {}
     is_same_data = read_json(run / "provenance.json").get("data") == facts["data_fingerprint"]
-    if not is_same_data or test.get("num_images") != metrics["num_images"]:
+    is_same_view = test.get("tta", "none") == facts["tta"]
+    if not is_same_data or not is_same_view or test.get("num_images") != metrics["num_images"]:
         return ""
     is_same = test["acc"] == metrics["acc"]
     return " (the run's final test: the same)" if is_same else f" (the run's final test: {test['acc']:.2%})"

@@ -34,6 +34,22 @@ def choose_precision(setting: str, accelerator: str) -> tuple[str, str]:
     return FULL, "no bf16 here"
 
 
+def check_compile() -> None:
+    """Compile a sum of two numbers, so that a machine that cannot is told before an hour goes into reading data.
+
+    Raises:
+        ConfigError: if torch cannot compile here: no C++ compiler, no headers of Python, or a Python that is too new.
+    """
+    try:
+        torch.compile(lambda values: values + 1)(torch.zeros(2))
+    except RuntimeError as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(
+            f"compile=true: torch cannot compile here ({reason[:200]}); it needs a C++ compiler such as g++, and the "
+            "headers of Python. compile=false does without."
+        ) from error
+
+
 def _cpu_has_bf16() -> bool:
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

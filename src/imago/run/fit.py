@@ -4,6 +4,9 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,46 +19,75 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.checkpoint import AtomicCheckpointIO
 from imago.data.datamodule import ImageDataModule
-from imago.errors import ConfigError
+from imago.errors import ConfigError, DataError
+from imago.model.classifier import Classifier
 from imago.run.devices import check_batch_size, count_devices, share_cores
-from imago.run.fast_path import choose_precision
+from imago.run.fast_path import check_compile, choose_precision
 from imago.run.folder import RunFolder
-from imago.run.load import checkpoint_path
+from imago.run.load import checkpoint_path, load_classifier
 from imago.run.preprocess import decide_preprocess
 from imago.run.reporter import Reporter
 from imago.run.screen import end_lines, short_path, start_table
 from imago.targets import build
 from imago.task.classify import ClassifyTask
+from imago.task.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a training consists of; `notes` say for the start table where choices come from."""
+
+    data: ImageDataModule
+    task: ClassifyTask
+    trainer: Trainer
+    notes: dict[str, str]
+
+
 def fit_and_test(cfg: DictConfig, folder: RunFolder) -> float:
     """Run from the data to the test accuracy; gives the best validation accuracy, in [0, 1]."""
+    parts = set_up(cfg, folder)
+    data, task, trainer = parts.data, parts.task, parts.trainer
+    log.info("%s\n", start_table(cfg, data, task, trainer, parts.notes))
+    device = str(trainer.strategy.root_device)
+    folder.provenance_facts(device=device, precision=trainer.precision, data=data.fingerprint())
+
+    trainer.fit(task, datamodule=data, ckpt_path=_resume_path(cfg, folder))
+    folder.reload()  # rank 0 wrote the numbers, which ddp_spawn and ddp_fork run in a process of its own
+    # Compiling once more, for fp32, would take longer than the test.
+    with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():
+        trainer.test(task, datamodule=data, ckpt_path=_final_checkpoint(folder), verbose=False)
+    folder.reload()
+    log.info("\n%s", end_lines(folder.summary, folder.path))
+    return folder.summary.get("val", {}).get("acc", float("nan"))
+
+
+def set_up(cfg: DictConfig, folder: RunFolder) -> Parts:
+    """Check the machine, read the data and build the task and the Trainer.
+
+    Raises:
+        UserError: for what the user can mend.
+    """
     silence_lightning()
     num_devices = count_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     check_batch_size(cfg.data.batch_size, num_devices * cfg.trainer.num_nodes)
     share_cores(cfg.trainer.accelerator, num_devices)
     precision, precision_note = choose_precision(str(cfg.trainer.precision), cfg.trainer.accelerator)
+    if cfg.compile:
+        check_compile()
+    teacher = _load_teacher(cfg)
     seed_everything(cfg.seed, verbose=False)  # the first weights; everything later is keyed
     network = _network_class(cfg.model)
-    if cfg.resume is None and hasattr(network, "find_weights"):
-        network.find_weights(cfg.model.name, cfg.model.weights)  # told before an hour goes into reading data
+    if cfg.resume is None and "weights" in cfg.model and hasattr(network, "find_weights"):
+        network.find_weights(cfg.model.get("name"), cfg.model.weights)  # told before an hour goes into reading data
     data, preprocess_note = build_data(cfg)
-    task = build_task(cfg, data)
+    task = build_task(cfg, data, teacher)
     trainer = build_trainer(cfg, precision, Reporter(folder))
     batches = data.batches_per_epoch(trainer.limit_train_batches)
     task.steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     notes = {"preprocess": preprocess_note, "precision": precision_note, "folder": short_path(folder.path)}
-    log.info("%s\n", start_table(cfg, data, task, trainer, notes))
-    folder.provenance_facts(device=str(trainer.strategy.root_device), precision=precision, data=data.fingerprint())
-
-    trainer.fit(task, datamodule=data, ckpt_path=_resume_path(cfg, folder))
-    folder.reload()  # rank 0 wrote the numbers, which ddp_spawn and ddp_fork run in a process of its own
-    trainer.test(task, datamodule=data, ckpt_path=_final_checkpoint(folder), verbose=False)
-    folder.reload()
-    log.info("\n%s", end_lines(folder.summary, folder.path))
-    return folder.summary.get("val", {}).get("acc", float("nan"))
+    return Parts(data, task, trainer, notes)
 
 
 def build_data(cfg: DictConfig) -> tuple[ImageDataModule, str]:
@@ -78,19 +110,48 @@ def _network_class(model: DictConfig) -> Any:
 def _weights_preprocess(model: DictConfig) -> Mapping[str, Any] | None:
     """Ask the network's class what its pretrained weights expect; most classes have none."""
     ask = getattr(_network_class(model), "weights_preprocess", None)
-    return ask(model.name, model.weights) if ask else None
+    return ask(model.get("name"), model.get("weights")) if ask else None
 
 
-def build_task(cfg: DictConfig, data: ImageDataModule) -> ClassifyTask:
-    """Build the task for the classes and the preprocess record of `data`."""
-    facts = {"class_names": list(data.class_names), "preprocess": data.preprocess.to_dict()}
+def build_task(cfg: DictConfig, data: ImageDataModule, teacher: Classifier | None = None) -> ClassifyTask:
+    """Build the task for the classes and the preprocess record of `data`; `teacher` is for task=distill.
+
+    Raises:
+        ConfigError: if the teacher knows other classes.
+    """
+    facts: dict[str, Any] = {"class_names": list(data.class_names), "preprocess": data.preprocess.to_dict()}
+    if teacher is not None:
+        facts["teacher"] = _prepare_teacher(cfg, teacher, data)
     net: Any = OmegaConf.to_container(cfg.model, resolve=True)
     if cfg.resume is not None and "weights" in net:
         net["weights"] = None  # the checkpoint has them all, and the file may be gone
     task: ClassifyTask = build(cfg.task, extra_targets=cfg.extra_targets, net=net, **facts)
     if cfg.channels_last:
         task.net.to(memory_format=torch.channels_last)
+    if cfg.compile:
+        task.net.compile()  # in place: the names of the weights stay as they are
+    task.tta = cfg.tta
     return task
+
+
+def _load_teacher(cfg: DictConfig) -> Classifier | None:
+    """Load the teacher, if there is one; before the seed is set, so that the student starts as it would without."""
+    if not cfg.task.get("teacher"):
+        return None
+    try:
+        return load_classifier(Path(cfg.task.teacher), cfg.extra_targets)
+    except DataError as error:
+        raise ConfigError(f"task.teacher={error}") from error
+
+
+def _prepare_teacher(cfg: DictConfig, teacher: Classifier, data: ImageDataModule) -> Teacher:
+    if teacher.class_names != data.class_names:
+        raise ConfigError(
+            f"task.teacher={cfg.task.teacher} tells {' '.join(teacher.class_names)} apart, in this order, and the data "
+            f"has {' '.join(data.class_names)}; take a teacher of the same classes."
+        )
+    net = teacher.net.to(memory_format=torch.channels_last)
+    return Teacher(net, teacher.preprocess.to_dict(), data.preprocess.to_dict())
 
 
 def build_trainer(cfg: DictConfig, precision: str, reporter: Reporter) -> Trainer:

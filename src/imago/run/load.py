@@ -44,22 +44,26 @@ class TorchPredictor:
     Args:
         model: as `load_classifier` gives it.
         device: where it computes.
+        tta: views of each picture to take the mean of, see `imago.task.views`.
     """
 
-    def __init__(self, model: "Classifier", device: "torch.device") -> None:
+    def __init__(self, model: "Classifier", device: "torch.device", tta: str = "none") -> None:
         import torch
 
         self.class_names = model.class_names
         self.preprocess = model.preprocess
         self._device = device
+        self._tta = tta
         self._model = model.float().to(device).to(memory_format=torch.channels_last)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Map uint8 pictures (N, 3, size, size) to float32 logits (N, K)."""
         import torch
 
+        from imago.task.views import mean_over_views
+
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
-            return self._model(torch.from_numpy(images).to(self._device)).cpu().numpy()
+            return mean_over_views(self._model, torch.from_numpy(images).to(self._device), self._tta).cpu().numpy()
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Give logits and probabilities, (N, K) each."""
@@ -68,7 +72,11 @@ class TorchPredictor:
 
 
 def load_predictor(
-    path: Path, ckpt: str = "best", extra_targets: Sequence[str] = (), accelerator: str = "auto"
+    path: Path,
+    ckpt: str = "best",
+    extra_targets: Sequence[str] = (),
+    accelerator: str = "auto",
+    tta: str = "none",
 ) -> Predictor:
     """Make a trained network ready to map pictures to logits.
 
@@ -77,6 +85,7 @@ def load_predictor(
         ckpt: which checkpoint of a run folder: best, last, or a file.
         extra_targets: packages that the checkpoint's network may come from, as the user typed them.
         accelerator: auto, cpu or gpu; an ONNX file runs on the CPU.
+        tta: views of each picture to take the mean of, see `imago.task.views`; a checkpoint only.
 
     Raises:
         DataError: if there is no sound checkpoint or ONNX file of this project.
@@ -86,7 +95,8 @@ def load_predictor(
         from imago.artefact import OnnxClassifier
 
         return OnnxClassifier(path)
-    return TorchPredictor(load_classifier(checkpoint_path(path, ckpt), extra_targets), _find_device(accelerator))
+    model = load_classifier(checkpoint_path(path, ckpt), extra_targets)
+    return TorchPredictor(model, _find_device(accelerator), tta)
 
 
 def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifier":

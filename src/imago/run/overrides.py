@@ -34,6 +34,9 @@ LOOSE_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("preprocess.mean", "preprocess.std", "augment.random_resized_crop_scale"), (list, NULL)),
     **dict.fromkeys(("callbacks.*", "logger.*"), (dict, NULL)),
     **dict.fromkeys(("optimizer.fused", "trainer.benchmark"), (bool, NULL)),
+    **dict.fromkeys(("schedule.*_epochs",), (float, NULL)),
+    **dict.fromkeys(("schedule.*_steps",), (int, NULL)),
+    "tune": (str, NULL),
     "trainer.devices": (int, str, list),
     "trainer.precision": (str, int),
     "trainer.max_time": (str, dict, NULL),
@@ -235,7 +238,8 @@ def _likeness(word: str, other: str) -> float:
 
 
 def _explain_option(group: str, option: str, options: Iterable[str]) -> str:
-    return f"{group}={option}: there is no such option; {group} can be {_listed(option, options)}."
+    more = f"; of others type model=torchvision model.name={option}" if group == "model" and "timm" in options else ""
+    return f"{group}={option}: there is no such option; {group} can be {_listed(option, options)}{more}."
 
 
 def _explain_no_option(argv: Iterable[str], loader: "ConfigLoaderImpl") -> str:

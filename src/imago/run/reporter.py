@@ -12,6 +12,8 @@ from imago.callbacks.speed import Speed
 from imago.checkpoint import read_checkpoint
 from imago.run.folder import RunFolder
 
+log = logging.getLogger(__name__)
+
 
 class Reporter(Callback):
     """Keeps the log to rank 0 and updates `summary.json` after training and after the test.
@@ -32,6 +34,9 @@ class Reporter(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             self.folder.update(**_training_facts(trainer))
+            for stopper in trainer.early_stopping_callbacks:
+                if stopper.stopped_epoch:
+                    log.info("stopped early: %s", stopper.stopping_reason_message)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -65,10 +70,12 @@ def _test_facts(trainer: Trainer) -> dict[str, Any]:
     metrics = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
     count = round(metrics["num_images"])
     num_right = round(metrics["acc"] * count)
+    tta = getattr(trainer.lightning_module, "tta", "none")
     return {
         "acc": num_right / count,
         "interval_95": list(wilson_interval(num_right, count)),
         "loss": metrics["loss"],
         "num_images": count,
         "num_left_out": len(trainer.datamodule.splits.test) - count,  # type: ignore[attr-defined]  # of our data module
+        **({"tta": tta} if tta != "none" else {}),
     }

@@ -9,7 +9,9 @@ from imago.errors import ConfigError
 from imago.run.overrides import quoted
 
 # What may differ when a run goes on: how it is carried out, and the Trainer's settings where they can change midway.
-_FREE = ("paths", "callbacks", "logger", "resume", "run_name", "extra_targets", "data.num_workers")
+_FREE = ("paths", "callbacks", "logger", "resume", "run_name", "extra_targets", "data.num_workers", "compile", "tta")
+_BINDING = ("callbacks.ema",)  # a checkpoint holds two sets of weights with it, and one without
+_JOINED = ("net", "optimizer", "schedule", "loss", "extra_targets")
 # Where the data lies may change; that it is the same data is checked by its fingerprint.
 _MAY_MOVE = ("data.root", "data.data_dir")
 _FREE_BUT_IN_TRAINER = ("trainer.limit_train_batches", "trainer.accumulate_grad_batches")
@@ -131,5 +133,8 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def _is_free(key: str) -> bool:
     if key.startswith("trainer."):
         return key not in _FREE_BUT_IN_TRAINER
+    if key.startswith(_BINDING):
+        return False
     # `task` repeats the groups that it joins; naming a setting once is enough.
-    return key.startswith("task.") or any(key == free or key.startswith(f"{free}.") for free in (*_FREE, *_MAY_MOVE))
+    repeated = key.startswith("task.") and key.split(".")[1] in _JOINED
+    return repeated or any(key == free or key.startswith(f"{free}.") for free in (*_FREE, *_MAY_MOVE))

@@ -35,12 +35,13 @@ def start_table(
         "augment": ", ".join(f"{name} {value}" for name, value in cfg.augment.items()),
         "preprocess": f"{describe(data.preprocess)} ({notes['preprocess']})",
         "network": _network(cfg.model, task),
+        **_teacher(cfg.task),
         "optimizer": f"{cfg.optimizer._target_.rsplit('.', 1)[-1]}, lr {cfg.optimizer.get('lr')}, "
         f"{cfg.schedule._target_.rsplit('.', 1)[-1]}, {cfg.trainer.max_epochs} epochs",
         "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // devices} on each device; "
         f"{batches} batches an epoch",
         "device": f"{devices} x {trainer.strategy.root_device.type}, {torch.get_num_threads()} threads",
-        "precision": f"{trainer.precision} ({notes['precision']}); test in fp32",
+        "precision": f"{trainer.precision} ({notes['precision']}); test in fp32{describe_tta(cfg.tta).rstrip(',')}",
         "fast paths": _fast_paths(cfg),
         "run folder": notes["folder"],
     }
@@ -58,6 +59,11 @@ def describe(preprocess: Preprocess) -> str:
     return f"{cut}, mean {mean}, std {std}"
 
 
+def describe_tta(tta: str) -> str:
+    """Put test-time augmentation in words, with a comma before them; nothing where there is none."""
+    return "" if tta == "none" else f", mean over several views of each picture (tta={tta}),"
+
+
 def end_lines(summary: Mapping[str, Any], folder: Path) -> str:
     """Say what came out, and what to type next."""
     test, val, best = summary.get("test"), summary.get("val"), summary.get("best_epoch")
@@ -65,7 +71,8 @@ def end_lines(summary: Mapping[str, Any], folder: Path) -> str:
     if test:
         low, high = test["interval_95"]
         lines.append(
-            f"test accuracy {test['acc']:.2%}, 95 % interval {low:.2%} to {high:.2%}, n = {test['num_images']:,}"
+            f"test accuracy{describe_tta(test.get('tta', 'none'))} {test['acc']:.2%}, "
+            f"95 % interval {low:.2%} to {high:.2%}, n = {test['num_images']:,}"
             + (f" (best checkpoint: epoch {best}, val accuracy {val['acc']:.2%})" if val else "")
         )
     if test and test["num_left_out"]:
@@ -107,9 +114,22 @@ def _network(model: DictConfig, task: torch.nn.Module) -> str:
     parts = [model.get("name") or model._target_.rsplit(".", 1)[-1], f"{count:,} parameters"]
     if trained < count:
         parts.append(f"{trained:,} of them trained")
+    if model.get("freeze") not in (None, "none"):
+        parts.append(f"frozen: {model.freeze}")
+    if model.get("in_channels", 3) == 1:
+        parts.append("on grey pictures")
     if "weights" in model:
-        parts.append(f"pretrained ({model.weights})" if model.weights else "from scratch")
+        replaced = getattr(task.net, "replaced", ())
+        new = f", new: {' '.join(replaced)}" if replaced else ""
+        parts.append(f"pretrained ({model.weights}{new})" if model.weights else "from scratch")
     return ", ".join(parts)
+
+
+def _teacher(task: DictConfig) -> dict[str, str]:
+    if not task.get("teacher"):
+        return {}
+    facts = f"temperature {task.temperature}, {task.alpha:.0%} of the loss"
+    return {"teacher": f"{short_path(Path(task.teacher))}, {facts}"}
 
 
 def _listed(names: tuple[str, ...], most: int = 10) -> str:
@@ -123,4 +143,6 @@ def _fast_paths(cfg: DictConfig) -> str:
         paths.append("channels_last")
     if cfg.optimizer.get("fused"):
         paths.append("fused optimizer")
+    if cfg.compile:
+        paths.append("compiled")
     return ", ".join(paths)

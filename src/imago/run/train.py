@@ -9,9 +9,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from imago.errors import ConfigError
+from imago.errors import ConfigError, DataError
 from imago.run.checks import check_settings
 from imago.run.folder import RunFolder, refuse_used_folder
+from imago.run.load import checkpoint_path
+from imago.run.overrides import quoted
 from imago.run.resume import refuse_other_run
 
 
@@ -35,12 +37,48 @@ def train(cfg: DictConfig) -> float:
     cfg.paths.run_dir = str(path)
     if cfg.data.get("root"):
         cfg.data.root = str(Path(cfg.data.root).absolute())  # so that eval.py finds it from any folder
+    if cfg.model.get("weights"):
+        cfg.model.weights = _find_weights(cfg.model.weights)
+    if cfg.task.get("teacher"):
+        cfg.task.teacher = str(_find_teacher(cfg.task.teacher))
     if folder.is_main_process:
         _check_folder(cfg, path)
-    with folder.recording(cfg, list(job.overrides.task)):
+    typed = [_settled(text, cfg) for text in job.overrides.task]
+    with folder.recording(cfg, typed):
+        if cfg.tune:
+            from imago.run.tune import tune_lr
+
+            return tune_lr(cfg, folder, typed)
         from imago.run.fit import fit_and_test  # torch is loaded only now, when nothing is left to refuse
 
         return fit_and_test(cfg, folder)
+
+
+def _find_weights(typed: str) -> str:
+    """Give the best checkpoint of a run folder, by its real name; what else it may be, the network understands."""
+    if typed == "default" or not Path(typed).is_dir():
+        return typed
+    try:
+        return str(checkpoint_path(Path(typed).resolve()))
+    except DataError as error:
+        raise ConfigError(f"model.weights={error}") from error
+
+
+def _find_teacher(typed: str) -> Path:
+    """Give the teacher's folder or file by its real name: `logs/latest` will soon be the student."""
+    try:
+        checkpoint_path(Path(typed))
+    except DataError as error:
+        raise ConfigError(f"task.teacher={error}") from error
+    return Path(typed).resolve()
+
+
+def _settled(override: str, cfg: DictConfig) -> str:
+    """Give a setting as it is resumed from: a path by what it meant when it was typed."""
+    key, _, value = override.partition("=")
+    if key not in ("data.root", "task.teacher", "model.weights") or value in ("", "null"):
+        return override
+    return f"{key}={quoted(str(OmegaConf.select(cfg, key)))}"
 
 
 def _check_folder(cfg: DictConfig, path: Path) -> None:

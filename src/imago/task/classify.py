@@ -9,10 +9,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from imago.errors import DivergedError
+from imago.errors import ConfigError, DivergedError
 from imago.optimizer.groups import parameter_groups
 from imago.targets import build
 from imago.task.score import Score, count_right
+from imago.task.views import mean_over_views
 
 
 class ClassifyTask(LightningModule):
@@ -42,12 +43,13 @@ class ClassifyTask(LightningModule):
         extra_targets: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["extra_targets"], logger=False)
+        self.save_hyperparameters(ignore=["extra_targets", "teacher"], logger=False)  # plain data
         self.extra_targets = tuple(extra_targets)
         facts = {"num_classes": len(class_names), "image_size": preprocess["size"]}
         self.net = build(net, extra_targets=self.extra_targets, **facts)
         self.loss = build(loss, extra_targets=self.extra_targets)
         self.steps_per_epoch: int | None = None  # optimizer steps; None asks the Trainer
+        self.tta = "none"  # views of a picture that the test takes the mean over, see `imago.task.views`
         self._logged_step = -1
         self.shown: dict[str, float] = {}  # the newest number under each name that `log_step` was given
         self.scores = {split: Score() for split in ("train", "val", "test")}
@@ -60,7 +62,7 @@ class ClassifyTask(LightningModule):
         """Give the loss of a batch; logs only on every `log_every_n_steps`-th optimizer step."""
         images, labels = batch
         logits = self(images)
-        loss = self.loss(logits, labels)
+        loss = self.training_loss(images, logits, labels)
         self.scores["train"].update(loss, logits, labels)
         # Of the batches that accumulate to one step, the first logs.
         is_due = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
@@ -68,6 +70,10 @@ class ClassifyTask(LightningModule):
             self._logged_step = self.global_step
             self._log_step(loss, logits, labels)
         return loss
+
+    def training_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Give the loss that is trained on; validation and test have `self.loss`."""
+        return self.loss(logits, labels)
 
     def on_train_epoch_start(self) -> None:
         self.scores["train"] = Score()
@@ -94,7 +100,7 @@ class ClassifyTask(LightningModule):
         images, labels = batch
         # fp32 whatever the training precision was: then checkpoint and exported file give the same labels.
         with torch.autocast(self.device.type, enabled=False):
-            logits = self(images.float())
+            logits = mean_over_views(self, images.float(), self.tta)
         self.scores["test"].update(self.loss(logits, labels), logits, labels)
 
     def on_test_epoch_end(self) -> None:
@@ -104,7 +110,10 @@ class ClassifyTask(LightningModule):
         """Build the optimizer over the decay groups and the schedule over the steps of the whole run."""
         settings = dict(self.hparams["optimizer"])
         groups = parameter_groups(self.net, settings.get("weight_decay", 0.0))
-        optimizer = build(settings, groups, extra_targets=self.extra_targets)
+        try:
+            optimizer = build(settings, groups, extra_targets=self.extra_targets)
+        except (ConfigError, ValueError) as error:  # ValueError: torch's own word on its settings
+            raise ConfigError(f"optimizer: {error} To take a setting out, type ~optimizer.KEY.") from error
         epochs = self.trainer.max_epochs or 1
         # Asking the Trainer makes it build the loaders, which on a resumed run is before it knows where to go on.
         steps_per_epoch = self.steps_per_epoch or int(self.trainer.estimated_stepping_batches) // epochs
@@ -115,7 +124,8 @@ class ClassifyTask(LightningModule):
             total_steps=steps_per_epoch * epochs,
             steps_per_epoch=steps_per_epoch,
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        facts: Any = {"scheduler": schedule, "interval": "step", "reduce_on_plateau": False}  # see `_tell_schedule`
+        return {"optimizer": optimizer, "lr_scheduler": facts}
 
     def _log_step(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """The one place in training that waits for the device; a loss that is no number stops the run here."""
@@ -148,6 +158,15 @@ class ClassifyTask(LightningModule):
         result = self.scores[split].result(self.trainer.strategy)
         if self.trainer.sanity_checking:
             return
+        self._tell_schedule(split, result)
         if split != "test":  # how many pictures were tested is a result; how many were seen in an epoch is not
             result.pop("num_images", None)
         self.log_dict({f"{split}/{name}": value for name, value in result.items()}, sync_dist=True)
+
+    def _tell_schedule(self, split: str, result: dict[str, float]) -> None:
+        """Show a schedule the number that it watches: Lightning would, but only after the checkpoints are written."""
+        for config in self.trainer.lr_scheduler_configs:
+            schedule: Any = config.scheduler
+            watched_split, _, name = getattr(schedule, "monitor", "").partition("/")
+            if watched_split == split:
+                schedule.step(result[name])

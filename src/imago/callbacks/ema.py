@@ -1,0 +1,54 @@
+"""Averaged weights: they are validated, kept as the best, tested and exported; training goes on with the others."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+
+class Ema(WeightAveraging):
+    """An exponential moving average of weights and BatchNorm statistics, updated after every optimizer step.
+
+    Lightning's own callback, with four things put right: a run that breaks off within validation keeps the two sets of
+    weights apart; the final test gets the averaged weights of the checkpoint; whole numbers (BatchNorm's count of
+    batches) are taken over, as their average would be cut off; and the average lies where the network is, not where it
+    was built. Source of the idea: Polyak and Juditsky 1992; Tarvainen and Valpola 2017, section 2 (arXiv:1703.01780).
+
+    Args:
+        decay: share of the old average that stays at each step, in [0, 1); it looks back over about 1 / (1 - decay).
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+            if averaged[0].is_floating_point():  # all of a list are of one type
+                torch._foreach_lerp_(averaged, current, 1 - decay)
+            else:
+                torch._foreach_copy_(averaged, current)
+
+        super().__init__(multi_avg_fn=average)
+        self._is_swapped = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._is_swapped = True
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_epoch_end(trainer, pl_module)
+        self._is_swapped = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the weights back where they belong, before `LastCheckpoint` saves them: callbacks that save come last."""
+        if self._is_swapped:
+            self.on_validation_epoch_end(trainer, pl_module)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take up both sets of weights to go on training; a test keeps what it was given, the averaged ones."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -1,0 +1,36 @@
+"""The loss of every step of a short training, which ends when the loss has blown up: for `tune=lr`."""
+
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+_BLOWN_UP = 4.0  # times the lowest loss so far: as in fastai's learning rate finder
+
+
+class LossCurve(Callback):
+    """Keeps the losses and stops training after `num_steps`, or earlier if the loss has blown up.
+
+    Args:
+        num_steps: optimizer steps.
+
+    Attributes:
+        losses: of each optimizer step; the last may be no finite number.
+    """
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_steps = num_steps
+        self.losses: list[float] = []
+        self._batch_losses: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch_losses.append(outputs["loss"].item())
+        if trainer.global_step == len(self.losses):  # of the batches that accumulate to a step, not yet the last
+            return
+        self.losses.append(sum(self._batch_losses) / len(self._batch_losses))
+        self._batch_losses.clear()
+        newest = self.losses[-1]
+        if not math.isfinite(newest) or newest > _BLOWN_UP * min(self.losses) or len(self.losses) == self.num_steps:
+            trainer.should_stop = True

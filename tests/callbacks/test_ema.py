@@ -1,0 +1,128 @@
+"""Averaged weights: worked out by hand, validated, tested, kept apart from the others through everything."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from small_fit import QUIET, SMALL, build_data, build_task, build_trainer
+from torch import nn
+
+from imago.callbacks.ema import Ema
+from imago.images import Preprocess
+from imago.model.classifier import Classifier
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
+
+AVERAGED = (
+    *SMALL,
+    "data=shapes",
+    "callbacks=[default,ema]",
+    "callbacks.ema.decay=0.8",
+    "trainer.limit_train_batches=4",
+)
+
+
+class Recorded(Callback):
+    """Keeps the trained weights after each step and the validated ones of each epoch."""
+
+    def __init__(self) -> None:
+        self.trained: list[dict[str, torch.Tensor]] = []
+        self.validated: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.trained.append({name: value.clone() for name, value in pl_module.net.state_dict().items()})
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.validated.append({name: value.clone() for name, value in pl_module.net.state_dict().items()})
+
+
+class Normed(nn.Sequential):
+    """A network with BatchNorm."""
+
+    def __init__(self, num_classes: int, image_size: int) -> None:
+        super().__init__(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
+        )
+
+
+def normed_task(compose, *overrides: str):
+    cfg = compose(*AVERAGED, *overrides)
+    data = build_data(cfg)
+    task = build_task(cfg, data)
+    torch.manual_seed(0)
+    task.net = Normed(10, 32)
+    return cfg, data, task
+
+
+def saved(run: Path, name: str, key: str = "state_dict") -> dict[str, torch.Tensor]:
+    state = torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)[key]
+    return {name.removeprefix("net."): value for name, value in state.items()}
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_the_average_is_the_one_worked_out_by_hand_and_counts_stay_whole(compose, tmp_path: Path):
+    cfg, data, task = normed_task(compose)
+    seen = Recorded()
+    build_trainer(cfg, tmp_path, seen).fit(task, datamodule=data)
+    expected = {name: value.clone() for name, value in seen.trained[0].items()}
+    for state in seen.trained[1:]:
+        for name, value in state.items():
+            expected[name] = 0.8 * expected[name] + 0.2 * value if value.is_floating_point() else value
+    last = saved(tmp_path, "last")
+    assert last["1.num_batches_tracked"] == 4
+    for name, value in expected.items():
+        torch.testing.assert_close(last[name], value)
+    assert_equal(saved(tmp_path, "last", "current_model_state"), seen.trained[-1])
+
+
+def test_the_averaged_weights_are_validated_kept_as_the_best_and_tested(compose, tmp_path: Path):
+    cfg, data, task = normed_task(compose)
+    seen = Recorded()
+    trainer = build_trainer(cfg, tmp_path, seen)
+    trainer.fit(task, datamodule=data)
+    best = saved(tmp_path, "best")
+    assert_equal(best, seen.validated[-1])
+    assert not torch.equal(best["4.weight"], seen.trained[-1]["4.weight"])
+    trainer.test(task, datamodule=data, ckpt_path=str(tmp_path / "checkpoints" / "best.ckpt"), verbose=False)
+    assert_equal(dict(task.net.state_dict()), best)
+
+
+def test_a_loaded_network_has_the_averaged_weights_and_the_accuracy_of_the_test(compose, tmp_path: Path):
+    cfg, data, task = normed_task(compose)
+    trainer = build_trainer(cfg, tmp_path)
+    trainer.fit(task, datamodule=data)
+    (told,) = trainer.test(task, datamodule=data, ckpt_path=str(tmp_path / "checkpoints" / "best.ckpt"), verbose=False)
+    net = Normed(10, 32)
+    net.load_state_dict(saved(tmp_path, "best"))
+    model = Classifier(net, data.class_names, Preprocess.from_dict(task.hparams["preprocess"])).eval()
+    test = data.splits.test
+    with torch.inference_mode():
+        predicted = model(torch.from_numpy(test.images)).argmax(dim=1).numpy()
+    assert (predicted == test.labels).mean() == pytest.approx(told["test/acc"])
+
+
+class BreakInValidation(Callback):
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        raise RuntimeError("broken within validation")
+
+
+def test_a_run_that_breaks_within_validation_keeps_the_two_sets_of_weights_apart(compose, tmp_path: Path):
+    cfg, data, task = normed_task(compose)
+    build_trainer(cfg, tmp_path / "whole").fit(task, datamodule=data)
+    cfg, data, task = normed_task(compose)
+    with pytest.raises(RuntimeError, match="within validation"):
+        build_trainer(cfg, tmp_path / "broken", BreakInValidation()).fit(task, datamodule=data)
+    for key in ("state_dict", "current_model_state"):
+        assert_equal(saved(tmp_path / "broken", "last", key), saved(tmp_path / "whole", "last", key))
+
+
+def test_it_looks_back_over_as_many_steps_as_the_decay_says():
+    average = Ema(decay=0.75)._kwargs["multi_avg_fn"]
+    averaged, current = [torch.tensor([4.0])], [torch.tensor([8.0])]
+    average(averaged, current, 1)
+    assert averaged[0].item() == 5.0

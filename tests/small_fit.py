@@ -1,0 +1,91 @@
+"""A task under a real Trainer in less than a second: the first drawn shapes, from memory, and a narrow network."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from omegaconf import DictConfig
+
+from imago.checkpoint import AtomicCheckpointIO
+from imago.data import shapes
+from imago.data.datamodule import ImageDataModule
+from imago.data.dataset import LabelledArray, Splits
+from imago.images import Preprocess
+from imago.targets import build
+from imago.task.classify import ClassifyTask
+
+QUIET = (  # warnings of Lightning that say nothing here
+    "ignore:.*does not have many workers.*",
+    "ignore:.*smaller than the logging interval.*",
+    "ignore:.*isinstance.treespec, LeafSpec.*",  # Lightning's own, of a newer torch
+)
+
+# 10 small batches for a narrow network, where their size does not matter: most tests here take less than a second.
+SMALL = ("data.batch_size=32", "model.hidden_features=16", "trainer.max_epochs=1")
+
+
+@functools.cache
+def drawn(split: str, count: int) -> LabelledArray:
+    return LabelledArray(*shapes.draw_split(split, count))
+
+
+class DrawnShapes(ImageDataModule):
+    """The first drawn shapes, from memory; tells `on_arrival` of each batch."""
+
+    num_train = 1280
+    on_arrival: Callable[[], None] = staticmethod(lambda: None)
+
+    def load_splits(self) -> Splits:
+        sizes = {"train": self.num_train, "val": 100, "test": 100}
+        return Splits(shapes.CLASS_NAMES, *(drawn(split, count) for split, count in sizes.items()))
+
+    def own_preprocess(self) -> Preprocess:
+        return Preprocess(size=32, resize=32, crop="center", mean=shapes.MEAN, std=shapes.STD)
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        self.on_arrival()
+        return batch
+
+
+class SmallShapes(DrawnShapes):
+    num_train = 320  # 10 batches of 32
+
+
+def build_data(cfg: DictConfig, kind: type[DrawnShapes] = SmallShapes) -> DrawnShapes:
+    data = kind(cfg.data.batch_size, num_workers=0, augment=dict(cfg.augment), seed=cfg.seed)
+    data.set_up_data()
+    return data
+
+
+def build_task(cfg: DictConfig, data: ImageDataModule, **extra: Any) -> ClassifyTask:
+    """As `run` builds it: the first weights follow from the seed."""
+    seed_everything(cfg.seed, verbose=False)
+    facts = {"class_names": list(data.class_names), "preprocess": data.preprocess.to_dict()}
+    task = build(cfg.task, **facts, **extra)
+    task.net.to(memory_format=torch.channels_last)
+    return task
+
+
+def build_trainer(cfg: DictConfig, run_dir: Path, *callbacks: Callback) -> Trainer:
+    """The Trainer of the configs with all of their callbacks and loggers, and some more."""
+    cfg.paths.run_dir = str(run_dir)
+    parts = {
+        "callbacks": [build(part) for part in cfg.callbacks.values() if part is not None] + [*callbacks],
+        "logger": [build(part) for part in cfg.logger.values()],
+        "plugins": [AtomicCheckpointIO()],
+        "precision": "32-true" if cfg.trainer.precision == "auto" else cfg.trainer.precision,
+    }
+    return build(cfg.trainer, accelerator="cpu", use_distributed_sampler=False, default_root_dir=str(run_dir), **parts)
+
+
+class EachStep(Callback):
+    """Calls `see(trainer)` just before each optimizer step."""
+
+    def __init__(self, see: Callable[[Trainer], None]) -> None:
+        self.see = see
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.see(trainer)
