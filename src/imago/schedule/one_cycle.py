@@ -11,8 +11,8 @@ from imago.schedule.duration import duration_in_steps
 def one_cycle(step: int, climb_steps: int, total_steps: int, start_share: float, final_share: float) -> float:
     """Give the factor on the learning rate at a step counted from 0.
 
-    It is `start_share` at step 0, 1 at step climb_steps and `final_share` at the last step, total_steps-1. Source: Smith
-    and Topin 2018 (arXiv:1708.07120), with cosines for lines as in fastai (Howard and Gugger 2020, section 4.2).
+    It is `start_share` at step 0, 1 at step climb_steps and `final_share` at the last step, total_steps-1. Source:
+    Smith and Topin 2018 (arXiv:1708.07120), with cosines for lines as in fastai (Howard and Gugger 2020).
     """
     if step < climb_steps:
         low, progress = start_share, 1 - step / climb_steps
