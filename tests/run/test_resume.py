@@ -1,6 +1,7 @@
 """What `resume=` makes of a command line, and what it refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,32 @@ def test_a_run_that_is_done_says_how_to_extend_it():
     with pytest.raises(ConfigError, match="has done its trainer.max_epochs=5; trainer.max_epochs=10 extends it"):
         refuse_other_run(settings(), settings(), num_epochs_done=5, is_tested=True)
     refuse_other_run(settings(), settings(), num_epochs_done=5, is_tested=False)  # its test is still to be done
+
+
+EMA = {"_target_": "imago.callbacks.ema.Ema", "decay": 0.99}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        ({"callbacks": {"ema": EMA}}, {"callbacks": {}}, "callbacks.ema._target_=None would make it another run"),
+        ({"callbacks": {}}, {"callbacks": {"ema": EMA}}, "it has callbacks.ema._target_=None"),
+        ({"task": {"alpha": 0.7}}, {"task": {"alpha": 0.5}}, "task.alpha=0.5 would make it another run"),
+        ({"task": {"teacher": "/a"}}, {"task": {"teacher": "/b"}}, "task.teacher=/b would make it another run"),
+    ],
+)
+def test_what_training_rests_on_cannot_change_midway(before: dict, after: dict, text: str):
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        refuse_other_run(settings() | before, settings() | after, num_epochs_done=1, is_tested=False)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"compile": True, "tta": "flip", "tune": None}),  # keys that an older run does not have
+        ({"task": {"net": {"name": "a"}}}, {"task": {"net": {"name": "b"}}}),  # told once, by the group itself
+        ({"callbacks": {"speed": {"a": 1}}}, {"callbacks": {}}),
+    ],
+)
+def test_how_it_is_carried_out_may_change(before: dict, after: dict):
+    refuse_other_run(settings() | before, settings() | after, num_epochs_done=1, is_tested=False)

@@ -1,0 +1,50 @@
+"""What a teacher is worth: a small network on CIFAR-10 with and without one, paired by seed.
+
+    IMAGO_DATA_DIR=data python benchmarks/distill.py
+    python benchmarks/distill.py --teacher logs/train/RUN
+
+Without --teacher one is trained first: SimpleCNN with --teacher-epochs. The students are the same network with fewer
+hidden features, from the same first weights, on the same batches, for the same epochs.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from paired import add_arguments, describe_difference, difference, run_sides, store, summarise, train
+from train_speed import PROJECT_ROOT, adopt_orphans
+
+TAUGHT, ALONE = "with teacher", "without"
+
+
+def main() -> None:
+    """Train the teacher if there is none, run both sides and store the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", type=Path, help="run folder of a teacher; left out: train one")
+    parser.add_argument("--teacher-epochs", type=int, default=15, help="of a teacher trained here (default: 15)")
+    parser.add_argument("--epochs", type=int, default=8, help="of each student (default: 8)")
+    parser.add_argument("--hidden-features", type=int, default=32, help="of the student; the teacher has 512")
+    add_arguments(parser, "distill")
+    args = parser.parse_args()
+    adopt_orphans()
+    teacher = args.teacher.absolute() if args.teacher else train_teacher(args)
+    student = ["model=simple_cnn", f"model.hidden_features={args.hidden_features}", f"trainer.max_epochs={args.epochs}"]
+    sides = {TAUGHT: [*student, "task=distill", f"task.teacher={teacher}"], ALONE: student}
+    runs = run_sides(sides, args, "distill")
+    found = difference(runs, TAUGHT, ALONE)
+    facts = {"epochs": args.epochs, "hidden_features": args.hidden_features}
+    store(args.json, args, runs, **facts, sides={side: summarise(runs, side) for side in sides}, difference=found)
+    print(describe_difference(found))
+
+
+def train_teacher(args: argparse.Namespace) -> Path:
+    """Train SimpleCNN and give its run folder."""
+    name = f"distill_{time.strftime('%Y%m%d_%H%M%S')}_teacher"
+    settings = ["model=simple_cnn", *args.override, f"trainer.max_epochs={args.teacher_epochs}", "seed=100"]
+    summary, cpu_s, _ = train(settings, name, args.log_dir)
+    print(f"teacher: test acc {summary['test']['acc']:.2%}, {cpu_s / 60:.2f} core-minutes", flush=True)
+    return (PROJECT_ROOT / args.log_dir / "train" / name).resolve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Run an experiment with several seeds and print the lines for its header.
+
+    IMAGO_DATA_DIR=data python benchmarks/experiment.py quickstart
+    python benchmarks/experiment.py finetune_folder --override data.root=DIR --seeds 0 1 2 3 4
+
+The header's fields are explained in docs/results.py; `source` is kept as it is. Core-minutes are user and system time
+of a whole run, its data workers included, divided by 60: the mean over the seeds.
+"""
+
+import argparse
+
+from paired import add_arguments, run_sides, store, summarise
+from train_speed import PROJECT_ROOT, describe_environment
+
+
+def header_lines(name: str, args: argparse.Namespace, figures: dict[str, float], num_test_images: int) -> list[str]:
+    """Give the measured fields of a header; paths in the command become DIR."""
+    seeds = ",".join(map(str, args.seeds))
+    typed = [f"{text.partition('=')[0]}=DIR" if "=/" in text or "=~" in text else text for text in args.override]
+    machine = describe_environment()
+    spread = f"{figures['lowest']:.2%} to {figures['highest']:.2%}".replace("%", " %")
+    mean = f"{100 * figures['mean']:.2f} %"
+    return [
+        f"# command:       {' '.join(['python src/train.py -m', f'experiment={name}', *typed, f'seed={seeds}'])}",
+        f"# hardware:      {machine['num_cores']} cores of {machine['cpu_model']}, torch {machine['torch']}",
+        f"# core-minutes:  {figures['core_minutes']:.2f}",
+        f"# accuracy:      mean {mean}, {spread}, over n = {len(args.seeds)} seeds of {num_test_images:,} pictures",
+        f"# commit:        {str(machine['git_commit'])[:7]}, {str(machine['date'])[:10]}",
+    ]
+
+
+def main() -> None:
+    """Run, store the figures and print the lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of a file in configs/experiment")
+    add_arguments(parser, "experiment")
+    args = parser.parse_args()
+    if args.json == parser.get_default("json"):
+        args.json = PROJECT_ROOT / "benchmarks" / "results" / f"{args.name}.json"
+    runs = run_sides({args.name: [f"experiment={args.name}"]}, args, "experiment")
+    figures = summarise(runs, args.name)
+    store(args.json, args, runs, experiment=args.name, **figures)
+    print("\n".join(header_lines(args.name, args, figures, runs[0].num_test_images)))
+
+
+if __name__ == "__main__":
+    main()

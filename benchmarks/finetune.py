@@ -1,0 +1,39 @@
+"""What pretrained weights are worth on a small folder of photographs: SqueezeNet 1.0, with and without.
+
+    python benchmarks/finetune.py --root hymenoptera_data --weights squeezenet1_0-imagenet.pth
+
+Both sides run experiment=finetune_folder on the same splits, the folder's val/ being the test. The side from scratch
+has a learning rate of its own (--scratch-lr): one for layers which know something already would not be fair to it.
+"""
+
+import argparse
+from pathlib import Path
+
+from paired import add_arguments, describe_difference, difference, run_sides, store, summarise
+
+PRETRAINED, SCRATCH = "pretrained", "from scratch"
+
+
+def main() -> None:
+    """Run both sides and store the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="image folder with train/ and val/")
+    parser.add_argument("--weights", type=Path, required=True, help="SqueezeNet 1.0's weights for ImageNet")
+    parser.add_argument("--scratch-lr", type=float, default=1e-3, help="learning rate from scratch (default: 1e-3)")
+    add_arguments(parser, "finetune")
+    args = parser.parse_args()
+    # Of the same preprocessing: without weights the data set's own would be taken.
+    both = ["experiment=finetune_folder", f"data.root={args.root.absolute()}", "data.val_as_test=true"]
+    shape = ["preprocess.size=224", "preprocess.resize=256"]
+    sides = {
+        PRETRAINED: [*both, *shape, f"model.weights={args.weights.absolute()}"],
+        SCRATCH: [*both, *shape, "model.weights=null", f"optimizer.lr={args.scratch_lr}"],
+    }
+    runs = run_sides(sides, args, "finetune")
+    found = difference(runs, PRETRAINED, SCRATCH)
+    store(args.json, args, runs, sides={side: summarise(runs, side) for side in sides}, difference=found)
+    print(describe_difference(found))
+
+
+if __name__ == "__main__":
+    main()

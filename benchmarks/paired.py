@@ -1,0 +1,119 @@
+"""Runs of src/train.py side by side: every side once for each seed, in turn, and what lies between them.
+
+Imported by the benchmarks next to it. Each run is a whole child process; its CPU time is measured as in train_speed.py,
+and its accuracy is that of the final test in its summary.json. Linux only.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from train_speed import PROJECT_ROOT, adopt_orphans, describe_environment, measure
+
+# Student's t, two-sided 95 %, by degrees of freedom.
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training; `test_acc` in [0, 1]."""
+
+    side: str
+    seed: int
+    test_acc: float
+    num_test_images: int
+    core_minutes: float
+    wall_s: float
+
+
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add what all of these benchmarks take."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of each side per seed")
+    parser.add_argument(
+        "--override", action="append", default=[], metavar="KEY=VALUE", help="a setting for every side; repeatable"
+    )
+    parser.add_argument("--log-dir", type=Path, default=PROJECT_ROOT / "logs", help="where the run folders go")
+    default = PROJECT_ROOT / "benchmarks" / "results" / f"{name}.json"
+    parser.add_argument("--json", type=Path, metavar="FILE", default=default, help="where the figures go")
+
+
+def train(settings: Sequence[str], name: str, log_dir: Path) -> tuple[dict[str, Any], float, float]:
+    """Run src/train.py as the run `name`; gives its summary, CPU seconds and wall seconds.
+
+    Raises:
+        RuntimeError: if it fails; the message ends with the last lines it printed.
+    """
+    # Relative, as a path in a folder of the user's would need quoting.
+    place = os.path.relpath(log_dir, PROJECT_ROOT)
+    cpu_s, wall_s = measure([sys.executable, "src/train.py", *settings, f"run_name={name}", f"paths.log_dir={place}"])
+    return json.loads((log_dir / "train" / name / "summary.json").read_text()), cpu_s, wall_s
+
+
+def run_sides(sides: Mapping[str, Sequence[str]], args: argparse.Namespace, benchmark: str) -> list[Run]:
+    """Train every side once for each seed, the order turned round from seed to seed, and print a line for each."""
+    adopt_orphans()
+    stamp = time.strftime("%Y%m%d_%H%M%S")
+    runs = []
+    print(f"{'seed':>4} {'side':<12} {'test acc':>9} {'core-minutes':>13}")
+    for place, seed in enumerate(args.seeds):
+        for side in list(sides) if place % 2 == 0 else list(sides)[::-1]:
+            name = f"{benchmark}_{stamp}_{re.sub('[^a-z0-9]+', '-', side.lower())}_{seed}"
+            summary, cpu_s, wall_s = train([*sides[side], *args.override, f"seed={seed}"], name, args.log_dir)
+            test = summary["test"]
+            runs.append(Run(side, seed, test["acc"], test["num_images"], cpu_s / 60, wall_s))
+            print(f"{seed:>4} {side:<12} {test['acc']:>9.2%} {cpu_s / 60:>13.2f}", flush=True)
+    return runs
+
+
+def summarise(runs: Sequence[Run], side: str) -> dict[str, float]:
+    """Give mean, lowest, highest and standard deviation of a side's accuracies, and its mean core-minutes."""
+    accs = [run.test_acc for run in runs if run.side == side]
+    return {
+        "num_seeds": len(accs),
+        "mean": statistics.mean(accs),
+        "lowest": min(accs),
+        "highest": max(accs),
+        "std": statistics.stdev(accs) if len(accs) > 1 else 0.0,
+        "core_minutes": statistics.mean(run.core_minutes for run in runs if run.side == side),
+    }
+
+
+def difference(runs: Sequence[Run], side: str, other: str) -> dict[str, Any]:
+    """Give the mean of `side` minus `other`, paired by seed, and its 95 % interval (Student's t; None for one seed)."""
+    accs = {(run.side, run.seed): run.test_acc for run in runs}
+    pairs = [accs[side, run.seed] - run.test_acc for run in runs if run.side == other]
+    mean, interval = statistics.mean(pairs), None
+    if len(pairs) - 1 in T_95:
+        half = T_95[len(pairs) - 1] * statistics.stdev(pairs) / len(pairs) ** 0.5
+        interval = [mean - half, mean + half]
+    return {"what": f"{side} minus {other}", "pairs": pairs, "mean": mean, "interval_95": interval}
+
+
+def describe_difference(found: Mapping[str, Any]) -> str:
+    """Put a difference of accuracies in words, in percentage points."""
+    low, high = found["interval_95"] or (float("nan"), float("nan"))
+    return (
+        f"{found['what']}: {100 * found['mean']:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}, "
+        f"n = {len(found['pairs'])} pairs"
+    )
+
+
+def store(file: Path, args: argparse.Namespace, runs: Sequence[Run], **figures: Any) -> None:
+    """Write the figures with what a reader needs to judge them; nothing in there names a folder of this machine."""
+    report = {
+        **describe_environment(),
+        "overrides": [re.sub(r"=[/~].*", "=<path>", override) for override in args.override],
+        **figures,
+        "runs": [asdict(run) for run in runs],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"figures in {file}")

@@ -1,0 +1,108 @@
+"""What bf16 gains in speed and costs in accuracy.
+
+    IMAGO_DATA_DIR=data python benchmarks/precision.py
+    python benchmarks/precision.py --only step
+
+Wants the project installed, as make setup does it.
+
+step: one training step of ResNet-18 with the stem for 32 px, in this process: bf16 autocast, channels_last and a fused
+AdamW against plain fp32. Rounds of both sides in turn, CPU seconds of the process, ratio within each round.
+accuracy: SimpleCNN on CIFAR-10 with trainer.precision=bf16-mixed and 32-true, paired by seed.
+"""
+
+import argparse
+import statistics
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from paired import add_arguments, describe_difference, difference, run_sides, store, summarise
+from torch import nn
+
+from imago.model.torchvision_net import TorchvisionNet
+
+BF16, FP32 = "bf16-mixed", "32-true"
+
+
+def build_network() -> nn.Module:
+    """ResNet-18 as `model=resnet18 model.weights=null` is for pictures of 32 px."""
+    torch.manual_seed(0)
+    return TorchvisionNet(name="resnet18", weights=None, freeze=None, num_classes=10, image_size=32)
+
+
+class Side:
+    """A network with an optimizer, and a step that takes CPU seconds."""
+
+    def __init__(self, is_fast: bool, batch_size: int) -> None:
+        self.net = build_network()
+        self.images, self.labels = torch.randn(batch_size, 3, 32, 32), torch.randint(10, (batch_size,))
+        if is_fast:
+            self.net.to(memory_format=torch.channels_last)
+            self.images = self.images.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-3, fused=is_fast)
+        self.is_fast = is_fast
+
+    def step(self) -> None:
+        """Take one training step."""
+        context: Any = torch.autocast("cpu", torch.bfloat16) if self.is_fast else nullcontext()
+        with context:
+            loss = nn.functional.cross_entropy(self.net(self.images), self.labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def cpu_s(self, num_steps: int) -> float:
+        """CPU seconds of a step, the mean of some."""
+        start = time.process_time()
+        for _ in range(num_steps):
+            self.step()
+        return (time.process_time() - start) / num_steps
+
+
+def compare_steps(args: argparse.Namespace) -> dict[str, Any]:
+    """Time both sides in turn and give seconds and ratios."""
+    plain, fast = Side(False, args.batch_size), Side(True, args.batch_size)
+    for side in (plain, fast):
+        side.step()  # memory and kernels are set up in the first one
+    rounds = []
+    for place in range(args.rounds):
+        order = (plain, fast) if place % 2 == 0 else (fast, plain)
+        seconds = {side.is_fast: side.cpu_s(args.steps) for side in order}
+        rounds.append((seconds[False], seconds[True]))
+        print(f"round {place}: fp32 {seconds[False]:.2f} CPU s a step, fast {seconds[True]:.2f}", flush=True)
+    ratios = [before / after for before, after in rounds]
+    print(f"step ratio {statistics.median(ratios):.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})")
+    return {
+        "batch_size": args.batch_size,
+        "num_threads": torch.get_num_threads(),
+        "cpu_s_per_step": [{"fp32": before, "fast": after} for before, after in rounds],
+        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+    }
+
+
+def main() -> None:
+    """Run what is asked for and store the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["step", "accuracy"], help="leave the other one out")
+    parser.add_argument("--batch-size", type=int, default=128, help="of a step (default: 128)")
+    parser.add_argument("--steps", type=int, default=5, help="in a row, of each side (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="of both sides in turn (default: 5)")
+    parser.add_argument("--epochs", type=int, default=4, help="of SimpleCNN on CIFAR-10 (default: 4)")
+    add_arguments(parser, "precision")
+    args = parser.parse_args()
+    figures: dict[str, Any] = {}
+    runs = []
+    if args.only != "accuracy":
+        figures["step"] = compare_steps(args)
+    if args.only != "step":
+        both = ["model=simple_cnn", f"trainer.max_epochs={args.epochs}"]
+        runs = run_sides({side: [*both, f"trainer.precision={side}"] for side in (BF16, FP32)}, args, "precision")
+        figures |= {"epochs": args.epochs, "sides": {side: summarise(runs, side) for side in (BF16, FP32)}}
+        figures["difference"] = difference(runs, BF16, FP32)
+        print(describe_difference(figures["difference"]))
+    store(args.json, args, runs, **figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Write docs/results.md from the headers of configs/experiment, and print its top rows for the README.
+
+python docs/results.py            # or: make results
+python docs/results.py --check    # only tell whether docs/results.md is up to date (exit code 1: it is not)
+
+A header is the comment on top of an experiment: what it is, then one line for each field.
+
+    # source:        where the recipe comes from
+    # command:       what was typed, seeds included
+    # hardware:      what it ran on
+    # core-minutes:  CPU time of one run, start-up and test included
+    # accuracy:      on the test split: mean, lowest and highest over n seeds
+    # commit:        the code it was measured on, and the date
+
+One that was not run here says `accuracy: not run`, and has neither hardware, core-minutes nor commit.
+"""
+
+import argparse
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = PROJECT_ROOT / "configs" / "experiment"
+PAGE = PROJECT_ROOT / "docs" / "results.md"
+ALWAYS = ("source", "command", "accuracy")
+MEASURED = ("hardware", "core-minutes", "commit")
+NOT_RUN = "not run"
+NUM_TOP_ROWS = 4  # for the README
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What the header of an experiment says."""
+
+    name: str
+    title: str
+    fields: dict[str, str]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it was run here."""
+        return self.fields.get("accuracy") != NOT_RUN
+
+    def problems(self) -> list[str]:
+        """Tell what is missing from the header, or should not be there."""
+        wanted = {*ALWAYS, *(MEASURED if self.is_measured else ())}
+        missing = sorted(wanted - self.fields.keys())
+        surplus = sorted(self.fields.keys() - wanted)
+        return [
+            *(f"{self.name}: the header has no `{field}:`" for field in missing),
+            *(f"{self.name}: `{field}:` of a run that was {NOT_RUN}" for field in surplus),
+        ]
+
+
+def read_experiment(file: Path) -> Experiment:
+    """Read the comment on top of a YAML; a line that is indented further goes on with the field above it."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#"))
+    lines = [line for line in lines if not line.startswith(" @package")]
+    fields: dict[str, str] = {}
+    title: list[str] = []
+    name = ""
+    for line in lines:
+        if found := re.match(rf" ({'|'.join((*ALWAYS, *MEASURED))}):\s+(.*)", line):
+            name = found[1]
+            fields[name] = found[2].strip()
+        elif name and line.startswith("   "):
+            fields[name] += f" {line.strip()}"
+        elif line.strip() and not fields:
+            title.append(line.strip())
+    return Experiment(file.stem, " ".join(title), fields)
+
+
+def read_all(folder: Path = EXPERIMENTS) -> list[Experiment]:
+    """Read every experiment; the measured ones first, by name."""
+    experiments = [read_experiment(file) for file in folder.glob("*.yaml")]
+    return sorted(experiments, key=lambda experiment: (not experiment.is_measured, experiment.name))
+
+
+def measured_rows(experiments: list[Experiment]) -> list[str]:
+    """Give the lines of the table of measured experiments, its two header lines first."""
+    rows = ["| experiment | test accuracy | core-minutes | hardware | commit |", "|---|---|---|---|---|"]
+    for experiment in experiments:
+        if experiment.is_measured:
+            cells = (experiment.fields.get(field, "") for field in ("accuracy", "core-minutes", "hardware", "commit"))
+            rows.append(f"| `{experiment.name}` | {' | '.join(cells)} |")
+    return rows
+
+
+def render(experiments: list[Experiment]) -> str:
+    """Give the whole page."""
+    lines = [
+        "# Results",
+        "",
+        "Written by `python docs/results.py` from the headers of `configs/experiment`; not to be edited by hand.",
+        "Accuracy is that of the final test, which chose nothing; core-minutes are CPU time of one run, start-up and",
+        "test included.",
+        "",
+        "## Measured",
+        "",
+        *measured_rows(experiments),
+        "",
+        "## Not run here",
+        "",
+        "| experiment | what it is | source |",
+        "|---|---|---|",
+        *(f"| `{e.name}` | {e.title} | {e.fields.get('source', '')} |" for e in experiments if not e.is_measured),
+        "",
+        "## Commands",
+        "",
+    ]
+    for experiment in experiments:
+        lines += [f"- `{experiment.name}`: {experiment.title}", f"  `{experiment.fields.get('command', '')}`"]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the page, or check it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the page is not up to date")
+    arguments = parser.parse_args()
+    experiments = read_all()
+    problems = [problem for experiment in experiments for problem in experiment.problems()]
+    if problems:
+        sys.exit("\n".join(problems))
+    page = render(experiments)
+    if arguments.check:
+        sys.exit(0 if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page else f"{PAGE} is not up to date")
+    PAGE.write_text(page, encoding="utf-8")
+    print("\n".join(measured_rows(experiments)[: 2 + NUM_TOP_ROWS]))
+
+
+if __name__ == "__main__":
+    main()

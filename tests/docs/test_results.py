@@ -1,0 +1,72 @@
+"""The table of results says what the experiments' headers say, and no header lacks a field."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from imago.paths import PROJECT_ROOT
+
+spec = importlib.util.spec_from_file_location("results", PROJECT_ROOT / "docs" / "results.py")
+assert spec is not None
+assert spec.loader is not None
+results = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(results)
+
+MEASURED = """# @package _global_
+# A small network
+# on drawn shapes.
+#
+# source:        nobody
+# command:       python src/train.py experiment=mine
+# hardware:      2 cores
+# core-minutes:  0.5
+# accuracy:      mean 90.00 %, 89.00 to 91.00 %,
+#                over n = 3 seeds
+# commit:        abc1234, 2026-11-20
+trainer: {max_epochs: 1}   # source: not a header
+"""
+
+
+def experiment(folder: Path, text: str):
+    (folder / "mine.yaml").write_text(text)
+    return results.read_experiment(folder / "mine.yaml")
+
+
+def test_every_header_is_complete():
+    experiments = results.read_all()
+    assert len(experiments) >= 8
+    assert [problem for one in experiments for problem in one.problems()] == []
+    assert all(one.title.endswith(".") for one in experiments)
+
+
+def test_the_page_is_what_the_command_would_write():
+    assert results.PAGE.read_text() == results.render(results.read_all()), "run: make results"
+
+
+def test_a_header_is_read_with_its_continued_lines(tmp_path: Path):
+    mine = experiment(tmp_path, MEASURED)
+    assert mine.title == "A small network on drawn shapes."
+    assert mine.fields["accuracy"] == "mean 90.00 %, 89.00 to 91.00 %, over n = 3 seeds"
+    assert mine.fields["source"] == "nobody"
+    assert mine.is_measured
+    assert mine.problems() == []
+
+
+@pytest.mark.parametrize("field", ["source", "command", "hardware", "core-minutes", "commit"])
+def test_a_missing_field_is_named(tmp_path: Path, field: str):
+    text = "".join(line for line in MEASURED.splitlines(keepends=True) if not line.startswith(f"# {field}:"))
+    assert experiment(tmp_path, text).problems() == [f"mine: the header has no `{field}:`"]
+
+
+def test_an_experiment_that_was_not_run_needs_no_measurements_and_may_have_none(tmp_path: Path):
+    text = "# Planned.\n#\n# source: nobody\n# command: python src/train.py\n# accuracy: not run\n"
+    assert experiment(tmp_path, text).problems() == []
+    assert experiment(tmp_path, text + "# commit: abc\n").problems() == ["mine: `commit:` of a run that was not run"]
+
+
+def test_measured_rows_come_first_and_carry_their_numbers(tmp_path: Path):
+    mine = experiment(tmp_path, MEASURED)
+    assert results.measured_rows([mine])[2:] == [
+        "| `mine` | mean 90.00 %, 89.00 to 91.00 %, over n = 3 seeds | 0.5 | 2 cores | abc1234, 2026-11-20 |"
+    ]
