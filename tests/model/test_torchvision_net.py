@@ -1,17 +1,20 @@
 """torchvision's networks: what is kept of the weights, what is new, and what is frozen."""
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 from torchvision import models
+from torchvision.models.regnet import BlockParams
 
 from imago.errors import ConfigError
 from imago.images import Preprocess, read_image, resize_and_crop
-from imago.model import weights as weights_module
+from imago.model import published
+from imago.model.depth import layers_by_depth
 from imago.model.torchvision_net import TorchvisionNet
-from imago.model.weights import read_weights, weights_preprocess
+from imago.model.weights import read_weights
 from imago.optimizer.groups import parameter_groups
 from imago.pixels import Normalise
 
@@ -53,6 +56,29 @@ def test_other_families_are_built_too(name: str):
     net = TorchvisionNet(7, 32, name, None, None).eval()
     assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
     assert len(net.network.get_submodule(net.new_parts[0]).weight) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.list_models(module=models))
+def test_the_head_of_every_torchvision_classifier_is_replaced(name: str, monkeypatch):
+    monkeypatch.setattr(BlockParams, "from_init_params", compute_on_cpu(BlockParams.from_init_params))
+    with torch.device("meta"):
+        net = TorchvisionNet(7, 224, name, None, "backbone").eval()
+        assert net(torch.zeros(2, 3, 224, 224)).shape == (2, 7)
+    (head,) = net.head_names
+    trained = {key for key, value in net.network.named_parameters() if value.requires_grad}
+    assert trained == {f"{head}.{tensor}" for tensor, _ in net.network.get_submodule(head).named_parameters()}
+    assert [id(p) for p in layers_by_depth(net)[-1]] == [id(p) for p in net.network.get_submodule(head).parameters()]
+
+
+def compute_on_cpu(function: Callable) -> Callable:
+    """A RegNet computes its widths with tensors."""
+
+    def run(*arguments, **settings):
+        with torch.device("cpu"):
+            return function(*arguments, **settings)
+
+    return run
 
 
 def test_the_smallest_pictures_are_not_too_few_for_the_check_of_sizes():
@@ -122,7 +148,7 @@ def test_a_stem_for_small_pictures_is_kept_where_the_file_has_one(tmp_path):
 def test_the_real_squeezenet_knows_ants_and_bees(real_data):
     file = str(real_data / "weights" / "squeezenet1_0-imagenet.pth")
     net = TorchvisionNet(1000, 224, "squeezenet1_0", file, None).eval()
-    preprocess = Preprocess.from_dict(weights_preprocess("squeezenet1_0", file) or {})
+    preprocess = Preprocess.from_dict(TorchvisionNet.weights_preprocess("squeezenet1_0", file) or {})
     categories = models.SqueezeNet1_0_Weights.DEFAULT.meta["categories"]
     for folder, label in (("ants", categories.index("ant")), ("bees", categories.index("bee"))):
         files = sorted((real_data / "hymenoptera_data" / "val" / folder).glob("*.jpg"))[:10]
@@ -155,7 +181,7 @@ def test_new_parts_begin_as_the_seed_says_whatever_the_weights_are(squeezenet):
 
 
 def test_without_weights_no_file_is_looked_for(cache, monkeypatch):
-    monkeypatch.setattr(weights_module, "is_reachable", None)  # calling it would fail
+    monkeypatch.setattr(published, "is_reachable", None)  # calling it would fail
     TorchvisionNet(5, 32, "squeezenet1_0", None, None)
     assert list(cache.iterdir()) == []
 
@@ -164,7 +190,7 @@ def test_without_weights_no_file_is_looked_for(cache, monkeypatch):
 
 
 def test_an_unknown_freeze_is_refused():
-    with pytest.raises(ConfigError, match=r"model\.freeze=all is not one of null, backbone"):
+    with pytest.raises(ConfigError, match=r"model\.freeze=all matches none of the network's 52 parameters"):
         TorchvisionNet(5, 32, "squeezenet1_0", None, "all")
 
 

@@ -1,23 +1,29 @@
 """Files of weights: found, downloaded, read and fitted, or refused in one line; never a quiet random start."""
 
+import logging
 import socket
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from time import perf_counter
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchvision import models
 
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
-from imago.model import weights as weights_module
+from imago.model import published
+from imago.model.small_resnet import SmallResNet
 from imago.model.torchvision_net import TorchvisionNet
-from imago.model.weights import find_weights, read_weights, weights_preprocess
+from imago.model.weights import read_weights
 
+find_weights, weights_preprocess = TorchvisionNet.find_weights, TorchvisionNet.weights_preprocess
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
@@ -42,6 +48,63 @@ def test_files_from_before_the_batch_counter_load(tmp_path, saved, changed):
     counters = [key for key in torch.load(file, weights_only=True) if key.endswith("num_batches_tracked")]
     net = TorchvisionNet(10, 224, "resnet18", str(changed(file, **dict.fromkeys(counters))), None)
     torch.testing.assert_close(net.network.conv1.weight, read_weights(file)["conv1.weight"])
+
+
+def test_safetensors_are_read_like_any_file(squeezenet, tmp_path):
+    state = read_weights(squeezenet)
+    save_file(state, tmp_path / "file.safetensors")
+    again = read_weights(tmp_path / "file.safetensors")
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors", b"\xff" * 40])
+def test_damaged_safetensors_are_one_line(tmp_path, content: bytes):
+    file = tmp_path / "file.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"file\.safetensors is damaged or no safetensors file") as caught:
+        read_weights(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_safetensors_without_the_package_name_the_way_out(squeezenet, tmp_path, monkeypatch):
+    save_file(read_weights(squeezenet), tmp_path / "file.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ConfigError, match="needs the package safetensors, which make setup installs; or give a .pth"):
+        read_weights(tmp_path / "file.safetensors")
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    """What a run of ours leaves: the network beside a tensor of the loss, and the record of the preprocess."""
+    torch.manual_seed(1)
+    net = SmallResNet(4, 32, width=4)
+    state = {f"net.{key}": value for key, value in net.state_dict().items()} | {"loss.weight": torch.ones(4)}
+    record = {"size": 32, "resize": 40, "crop": "center", "mean": [0.1] * 3, "std": [0.2] * 3}
+    content = {"imago": {"schema": 1}, "state_dict": state, "hyper_parameters": {"preprocess": record}}
+    torch.save(content, tmp_path / "best.ckpt")
+    return tmp_path / "best.ckpt"
+
+
+def test_of_a_checkpoint_the_network_is_taken(checkpoint, caplog):
+    state = read_weights(checkpoint)
+    with caplog.at_level(logging.INFO, "imago"):
+        net = SmallResNet(9, 32, width=4, weights=str(checkpoint))
+    assert "kept from best.ckpt (new: head.weight, head.bias); dropped from the file: head.weight 4x16" in caplog.text
+    assert torch.equal(net.stem.weight, state["stem.weight"])
+    assert net.replaced == ["head.weight", "head.bias"]
+
+
+def test_a_checkpoint_tells_its_preprocess_and_other_files_have_none(checkpoint, squeezenet):
+    assert SmallResNet.weights_preprocess(None, str(checkpoint))["resize"] == 40
+    assert weights_preprocess("resnet18", str(checkpoint))["mean"] == [0.1] * 3
+    assert SmallResNet.weights_preprocess(None, str(squeezenet)) is None
+    assert SmallResNet.weights_preprocess(None, None) is None
+
+
+def test_nobody_has_published_weights_of_our_own_networks():
+    with pytest.raises(ConfigError, match=r"model\.weights=default: of this network it can be null, a file or a run"):
+        SmallResNet(9, 32, weights="default")
 
 
 def test_half_a_head_is_not_kept(squeezenet, changed):
@@ -127,7 +190,7 @@ def test_a_damaged_file_in_the_cache_is_named(cache, publish, saved):
 
 
 def test_offline_and_not_cached_is_one_line_with_both_ways_out(cache, monkeypatch):
-    monkeypatch.setattr(weights_module, "is_reachable", lambda url, timeout_s: False)
+    monkeypatch.setattr(published, "is_reachable", lambda url, timeout_s: False)
     with pytest.raises(DataError) as caught:
         TorchvisionNet(5, 32, "resnet18", "default", None)
     for text in ("resnet18-f37072fd.pth", str(cache), "copy the file there", "model.weights=FILE.pth", "=null"):
@@ -220,9 +283,16 @@ def test_an_unknown_network_gets_the_nearest_names():
         TorchvisionNet(5, 32, "resnet81", None, None)
 
 
-def test_networks_with_further_heads_are_left_out():
-    with pytest.raises(ConfigError, match=r"model\.name=googlenet: there is no such network"):
-        TorchvisionNet(5, 32, "googlenet", None, None)
+@pytest.mark.slow
+def test_further_heads_of_a_file_are_left_out(tmp_path, monkeypatch, caplog):
+    torch.manual_seed(1)
+    with_heads = models.get_model("googlenet", weights=None, num_classes=20, init_weights=False)
+    torch.save(with_heads.state_dict(), tmp_path / "googlenet.pth")
+    with caplog.at_level(logging.INFO, "imago"):
+        net = TorchvisionNet(5, 224, "googlenet", str(tmp_path / "googlenet.pth"), None)
+    assert "(new: fc.weight, fc.bias)" in caplog.text
+    torch.testing.assert_close(net.network.conv1.conv.weight, with_heads.conv1.conv.weight)
+    assert net.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 5)
 
 
 def test_unknown_weights_get_a_list():

@@ -26,6 +26,13 @@ def test_small_pictures_keep_their_size_and_take_the_weights_mean_and_std():
     assert origin == "mean and std from the pretrained weights, the rest from the data set"
 
 
+def test_weights_of_small_pictures_decide_everything_for_small_ones():
+    of_a_run = {"size": 28, "resize": 30, "crop": "center", "mean": [0.5] * 3, "std": [0.2] * 3}
+    record, origin = decide_preprocess(NOTHING, of_a_run, SMALL)
+    assert record.to_dict() == of_a_run
+    assert origin == "all from the pretrained weights"
+
+
 def test_what_was_typed_beats_the_weights():
     record, origin = decide_preprocess(NOTHING | {"mean": [0.5, 0.5, 0.5]}, IMAGENET, LARGE)
     assert record.mean == (0.5, 0.5, 0.5)

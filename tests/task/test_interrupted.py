@@ -27,6 +27,12 @@ CASES = {
         "schedule.every_epochs=1",
     ),
     "sgd, accumulating": ("optimizer=sgd", "trainer.accumulate_grad_batches=2", "optimizer.lr=0.01"),
+    "unfreezing": (
+        "callbacks=[default,backbone_finetuning]",
+        "callbacks.backbone_finetuning.epochs_per_layer=1",
+        "optimizer.head_lr_multiplier=5",
+        "optimizer.layer_lr_decay=0.7",
+    ),
     "any other": ("optimizer=torch", "optimizer._target_=torch.optim.NAdam"),
     "distillation": ("task=distill", "task.teacher=some/run", "callbacks=[default,ema]"),
 }

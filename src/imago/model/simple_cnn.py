@@ -2,8 +2,10 @@
 
 from torch import Tensor, nn
 
+from imago.model.adaptable_net import AdaptableNet
 
-class SimpleCNN(nn.Module):
+
+class SimpleCNN(AdaptableNet):
     """conv3x3-32, pool, conv3x3-64, pool, fc-512, head, with ReLU between; about 2.1 M parameters at 32 px and above.
 
     Args:
@@ -11,9 +13,21 @@ class SimpleCNN(nn.Module):
         image_size: side of the input in pixels; comes from the preprocess record; at least 4.
         hidden_features: width of the layer before the head.
         dropout: share of hidden features dropped in training, in [0, 1).
+        weights: path of a file of an earlier run, or None for random weights.
+        freeze: "backbone" trains the head only, a glob freezes the parameters it names, None trains everything.
+        in_channels: 3, or 1 for the luminance of the pictures.
     """
 
-    def __init__(self, num_classes: int, image_size: int, hidden_features: int = 512, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        image_size: int,
+        hidden_features: int = 512,
+        dropout: float = 0.0,
+        weights: str | None = None,
+        freeze: str | None = None,
+        in_channels: int = 3,
+    ) -> None:
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(3, 32, kernel_size=3, padding=1),
@@ -32,7 +46,8 @@ class SimpleCNN(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(hidden_features, num_classes),
         )
+        self.adapt("SimpleCNN", self.find_weights(None, weights), freeze, in_channels)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised pictures (N, 3, H, W) to logits (N, K)."""
+    def logits(self, images: Tensor) -> Tensor:
+        """Map pictures (N, in_channels, H, W) to logits (N, K)."""
         return self.classifier(self.features(images))

@@ -95,7 +95,7 @@ def build_data(cfg: DictConfig) -> tuple[ImageDataModule, str]:
     data: ImageDataModule = build(cfg.data, extra_targets=cfg.extra_targets)
     data.set_up_data()
     typed: Any = OmegaConf.to_container(cfg.preprocess)
-    data.preprocess, note = decide_preprocess(typed, _weights_preprocess(cfg.model), data.preprocess)
+    data.preprocess, note = decide_preprocess(typed, _weights_preprocess(cfg), data.preprocess)
     return data, note
 
 
@@ -107,10 +107,13 @@ def _network_class(model: DictConfig) -> Any:
         return None
 
 
-def _weights_preprocess(model: DictConfig) -> Mapping[str, Any] | None:
-    """Ask the network's class what its pretrained weights expect; most classes have none."""
-    ask = getattr(_network_class(model), "weights_preprocess", None)
-    return ask(model.get("name"), model.get("weights")) if ask else None
+def _weights_preprocess(cfg: DictConfig) -> Mapping[str, Any] | None:
+    """Ask the network's class what its pretrained weights expect; somebody's own may have no answer."""
+    ask = getattr(_network_class(cfg.model), "weights_preprocess", None)
+    weights = cfg.model.get("weights")
+    if cfg.resume is not None and str(weights).endswith(".ckpt"):
+        weights = str(checkpoint_path(Path(cfg.resume), "last"))  # has the record too, and the other may be gone
+    return ask(cfg.model.get("name"), weights) if ask else None
 
 
 def build_task(cfg: DictConfig, data: ImageDataModule, teacher: Classifier | None = None) -> ClassifyTask:

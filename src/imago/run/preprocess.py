@@ -15,8 +15,8 @@ def decide_preprocess(
 
     Args:
         typed: the `preprocess` settings; None where the user typed nothing. A typed `size` alone scales `resize` along.
-        weights: what the pretrained weights ask for, if there are any. Their size counts for pictures over 64 px only,
-            their mean and std always: the kept layers expect them.
+        weights: what the pretrained weights ask for, if there are any. Their size does not count where it is over 64 px
+            and the pictures are not; their mean and std always do: the kept layers expect them.
         data: the data set's own record.
 
     Returns:
@@ -26,12 +26,12 @@ def decide_preprocess(
     origins = [f"{' '.join(chosen)} as typed"] if chosen else []
     base = data.to_dict()
     if weights:
-        kept = _STATISTICS if data.size <= SMALL_PX else (*_SHAPE, *_STATISTICS)
+        kept = _STATISTICS if data.size <= SMALL_PX < weights["size"] else (*_SHAPE, *_STATISTICS)
         base |= {name: weights[name] for name in kept}
         if set(kept) - chosen.keys():
             origins.append(f"{'all' if len(kept) == 5 else 'mean and std'} from the pretrained weights")
     if "size" in chosen and "resize" not in chosen:
         chosen["resize"] = round(base["resize"] * chosen["size"] / base["size"])
-    if not weights or data.size <= SMALL_PX:
+    if not weights or data.size <= SMALL_PX < weights["size"]:
         origins.append("the rest from the data set" if origins else "from the data set")
     return Preprocess.from_dict(base | chosen), ", ".join(origins)

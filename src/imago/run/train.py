@@ -59,7 +59,7 @@ def _find_weights(typed: str) -> str:
     if typed == "default" or not Path(typed).is_dir():
         return typed
     try:
-        return str(checkpoint_path(Path(typed).resolve()))
+        return str(checkpoint_path(Path(typed)).resolve())
     except DataError as error:
         raise ConfigError(f"model.weights={error}") from error
 

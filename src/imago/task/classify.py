@@ -109,7 +109,8 @@ class ClassifyTask(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over the decay groups and the schedule over the steps of the whole run."""
         settings = dict(self.hparams["optimizer"])
-        groups = parameter_groups(self.net, settings.get("weight_decay", 0.0))
+        shares = {key: settings.pop(key) for key in ("head_lr_multiplier", "layer_lr_decay") if key in settings}
+        groups = parameter_groups(self.net, settings.get("weight_decay", 0.0), settings.get("lr"), **shares)
         try:
             optimizer = build(settings, groups, extra_targets=self.extra_targets)
         except (ConfigError, ValueError) as error:  # ValueError: torch's own word on its settings

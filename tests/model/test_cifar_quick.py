@@ -1,0 +1,39 @@
+"""CifarQuick: its known size, its shapes, and that all of it learns."""
+
+import pytest
+import torch
+from torch import nn
+
+from imago.errors import ConfigError
+from imago.model.cifar_quick import CifarQuick
+
+
+def test_it_has_the_parameters_of_the_original():
+    # 5x5 convolutions 3 -> 32 -> 32 -> 64, then 64 * 4 * 4 -> 64 -> 10, each with its bias
+    expected = (3 * 25 + 1) * 32 + (32 * 25 + 1) * 32 + (32 * 25 + 1) * 64 + (1024 + 1) * 64 + (64 + 1) * 10
+    assert sum(parameter.numel() for parameter in CifarQuick(10, 32).parameters()) == expected == 145_578
+
+
+@pytest.mark.parametrize("image_size", [8, 28, 32, 33, 224])
+def test_logits_have_a_column_for_each_class(image_size: int):
+    assert CifarQuick(7, image_size)(torch.zeros(2, 3, image_size, image_size)).shape == (2, 7)
+
+
+def test_at_32_px_the_last_pooling_changes_nothing():
+    net = CifarQuick(10, 32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    expected = net(images)
+    net.features[-1] = nn.Identity()
+    assert torch.equal(net(images), expected)
+
+
+def test_every_parameter_gets_a_gradient():
+    torch.manual_seed(0)
+    net = CifarQuick(4, 16)
+    net(torch.randn(16, 3, 16, 16)).square().sum().backward()
+    assert [name for name, parameter in net.named_parameters() if not parameter.grad.any()] == []
+
+
+def test_pictures_that_are_too_small_are_refused():
+    with pytest.raises(ConfigError, match=r"preprocess\.size=7 is below 8"):
+        CifarQuick(10, 7)

@@ -1,0 +1,45 @@
+"""SmallResNet: its size, its shapes, and that its blocks are residual."""
+
+import pytest
+import torch
+from torch import nn
+
+from imago.model.small_resnet import ResidualBlock, SmallResNet
+
+
+def test_it_has_eight_layers_and_few_parameters():
+    net = SmallResNet(10, 32)
+    deep = [module for module in net.modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)]
+    assert len(deep) + 1 == 8  # and the head
+    convolutions = 9 * (3 * 16 + 2 * 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64) + 16 * 32 + 32 * 64
+    norms, head = 2 * (16 + 2 * 16 + 2 * 32 + 2 * 64), 64 * 10 + 10
+    assert sum(parameter.numel() for parameter in net.parameters()) == convolutions + norms + head == 77_850
+
+
+@pytest.mark.parametrize(("image_size", "side"), [(32, 8), (64, 16), (65, 5), (224, 14)])
+def test_the_last_stage_sees_a_quarter_of_small_pictures_and_a_sixteenth_of_large_ones(image_size: int, side: int):
+    net = SmallResNet(7, image_size, width=4).eval()
+    shapes: list[torch.Size] = []
+    net.stages.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+    assert net(torch.zeros(2, 3, image_size, image_size)).shape == (2, 7)
+    assert shapes == [(2, 16, side, side)]
+
+
+def test_width_and_blocks_are_settings():
+    net = SmallResNet(7, 32, width=4, blocks_per_stage=3)
+    assert [len(stage) for stage in net.stages] == [3, 3, 3]
+    assert net.head.in_features == 16
+
+
+def test_a_block_whose_convolutions_give_nothing_passes_its_input_on():
+    block = ResidualBlock(4, 4, stride=1).eval()
+    nn.init.zeros_(block.norm2.weight)
+    features = torch.rand(2, 4, 5, 5)
+    torch.testing.assert_close(block(features), features)
+
+
+def test_every_parameter_gets_a_gradient():
+    torch.manual_seed(0)
+    net = SmallResNet(4, 16, width=4)
+    net(torch.randn(16, 3, 16, 16)).square().sum().backward()
+    assert [name for name, parameter in net.named_parameters() if not parameter.grad.any()] == []

@@ -1,0 +1,131 @@
+"""timm's networks: heads, weights and their preprocess, and what is said where something is missing."""
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from imago.errors import ConfigError, DataError
+from imago.model import published
+from imago.model.timm_net import TimmNet
+
+timm = pytest.importorskip("timm")
+
+
+@pytest.fixture
+def lcnet(tmp_path) -> Path:
+    """A file of weights as timm publishes them, with random numbers even where a new network has zeros and ones."""
+    torch.manual_seed(1)
+    state = timm.create_model("lcnet_050").state_dict()
+    file = tmp_path / "lcnet.pth"
+    torch.save({key: value + torch.rand(value.shape).to(value.dtype) for key, value in state.items()}, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("lcnet_050", ["classifier"]),
+        ("resnet18d", ["fc"]),
+        ("convnext_atto", ["head.fc"]),
+        ("deit_tiny_distilled_patch16_224", ["head", "head_dist"]),
+        ("mobilenetv4_conv_small", ["classifier"]),
+        ("repvgg_a0", ["head.fc"]),
+    ],
+)
+def test_heads_are_found_and_replaced(name: str, heads: list[str]):
+    with torch.device("meta"):
+        net = TimmNet(7, 224, name, None, "backbone")
+        assert net(torch.zeros(2, 3, 224, 224)).shape == (2, 7)
+    assert net.head_names == heads
+    trained = {key for key, value in net.network.named_parameters() if value.requires_grad}
+    assert trained == {f"{head}.{tensor}" for head in heads for tensor in ("weight", "bias")}
+
+
+def test_small_pictures_pass_the_stem_at_full_resolution():
+    net = TimmNet(7, 32, "resnet18", None, None)
+    assert net.network.conv1.stride == (1, 1)
+    assert isinstance(net.network.maxpool, nn.Identity)
+    assert net.new_parts == ["fc", "conv1"]
+
+
+def test_weights_of_a_file_are_kept_but_the_head(lcnet, caplog):
+    with caplog.at_level(logging.INFO, "imago"):
+        net = TimmNet(7, 224, "lcnet_050", str(lcnet), None)
+    state = torch.load(lcnet, weights_only=True)
+    assert "kept from lcnet.pth (new: classifier.weight, classifier.bias); dropped from the file" in caplog.text
+    own = net.network.state_dict()
+    assert {key for key in state if not torch.equal(state[key], own[key])} == {"classifier.weight", "classifier.bias"}
+
+
+def test_weights_of_another_network_are_refused(lcnet):
+    with pytest.raises(DataError, match=r"lcnet\.pth does not fit this network: tensors .* of another shape \("):
+        TimmNet(7, 224, "lcnet_100", str(lcnet), None)
+
+
+def test_published_weights_come_from_the_cache_and_leave_the_draws_alone(lcnet, monkeypatch):
+    entry = timm.get_pretrained_cfg("lcnet_050.ra2_in1k")
+    asked = []
+
+    def cache(repository: str, filename: str, revision: str | None) -> str:
+        asked.append((repository, filename))
+        return str(lcnet)
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cache)
+    nets = []
+    for weights in ("default", "ra2_in1k", str(lcnet), None):
+        torch.manual_seed(0)
+        nets.append((TimmNet(7, 224, "lcnet_050", weights, None), torch.rand(1)))
+    assert set(asked) == {(entry.hf_hub_id, "model.safetensors")}
+    stems = [net.network.conv_stem.weight for net, _ in nets]
+    assert torch.equal(stems[0], stems[1])
+    assert torch.equal(stems[0], stems[2])
+    assert not torch.equal(stems[0], stems[3])
+    for net, draw in nets:
+        assert torch.equal(net.network.classifier.weight, nets[3][0].network.classifier.weight)
+        assert torch.equal(draw, nets[3][1])
+
+
+def test_offline_and_not_cached_is_one_line_with_both_ways_out(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *place, **more: None)
+    monkeypatch.setattr(published, "is_reachable", lambda url, timeout_s: False)
+    with pytest.raises(DataError) as caught:
+        TimmNet(7, 224, "lcnet_100", "default", None)
+    for text in ("timm/lcnet_100.ra2_in1k/model.safetensors is not in", "no answer from", "=FILE.safetensors", "=null"):
+        assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_preprocess_is_what_the_weights_were_evaluated_with(lcnet):
+    expected = {"size": 224, "resize": 256, "crop": "center"}
+    expected |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    for weights in ("default", "ra2_in1k", str(lcnet)):
+        assert TimmNet.weights_preprocess("lcnet_100", weights) == expected
+    assert TimmNet.weights_preprocess("lcnet_100", None) is None
+    half = TimmNet.weights_preprocess("vit_tiny_patch16_384", "default")
+    assert half == {"size": 384, "resize": 384, "crop": "center", "mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("lcnet_10", None, r"model\.name=lcnet_10: there is no such network of timm here; did you mean .*lcnet_100"),
+        ("lcnet_100", "imagenet", r"model\.weights=imagenet: for lcnet_100 timm has weights default, ra2_in1k; null"),
+        ("lcnet_100.nothing", "default", r"model\.name=lcnet_100\.nothing: for lcnet_100 timm has weights default"),
+        ("lcnet_035", "default", r"model\.weights=default: for lcnet_035 timm has weights of no kind; null or a file"),
+        ("vit_tiny_patch16_384", None, r"cannot take pictures of 224 px \(.*type e\.g\. preprocess\.size=384\."),
+    ],
+)
+def test_what_cannot_work_is_one_line(name: str, weights: str | None, message: str):
+    with torch.device("meta"), pytest.raises(ConfigError, match=message) as caught:
+        TimmNet(7, 224, name, weights, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_package_the_way_out_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match=r"model=timm needs the package timm, which make setup installs"):
+        TimmNet.find_weights("lcnet_100", "default")
