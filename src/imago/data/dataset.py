@@ -93,7 +93,8 @@ class LabelledFiles:
             return read_image(path)
         except DataError as error:
             reason = str(error).replace(str(path), printable(path))
-            raise DataError(f"a picture of class {class_names[self.labels[index]]!r}: {reason}") from error
+            way_out = "check.py lists all such pictures, data.on_bad_image=skip leaves them out."
+            raise DataError(f"a picture of class {class_names[self.labels[index]]!r}: {reason} {way_out}") from error
 
     def identity(self) -> bytes:
         """Give what tells this set from another one, for a fingerprint: labels, names and sizes."""
