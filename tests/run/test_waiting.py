@@ -18,7 +18,7 @@ def test_a_run_that_hardly_waits_is_told_nothing(share: float):
         ("none", {}, 8, "data.cache=auto"),
         ("auto", {}, 2, "data.decoded_px=256 data.cache=disk or data.num_workers=8"),
         (None, {}, 2, "data.num_workers=8"),
-        (None, {}, 0, "a larger data.batch_size"),
+        (None, {}, 0, "data.num_workers=8"),
         (None, {"policy": "trivialaugment"}, 0, "data.num_workers=8 or augment.policy=null"),
         (
             None,
@@ -27,7 +27,7 @@ def test_a_run_that_hardly_waits_is_told_nothing(share: float):
             "augment.policy=null augment.rotation_degrees=0.0",
         ),
         (None, {"brightness": 0.2, "hue": 0.1}, 8, "augment.hue=0.0 augment.brightness=0.0"),
-        (None, {"flip_probability": 0.5}, 8, "a larger data.batch_size"),
+        (None, {"flip_probability": 0.5}, 8, "a lower preprocess.size"),
     ],
 )
 def test_the_most_helpful_change_comes_first(cache: str | None, augment: dict, num_workers: int, advice: str):

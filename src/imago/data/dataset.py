@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from imago.data.augment_settings import Augment
 from imago.data.augmentation import crop_and_flip, draw, gather_crop_flip, pad
+from imago.data.one_thread import one_intraop_thread
 from imago.data.per_picture import transform_pictures
 from imago.data.resized_crop import random_resized_crops
 from imago.data.sampling import BatchKey
@@ -154,6 +155,7 @@ class ArrayDataset(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
+    @one_intraop_thread()
     def __getitems__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
         """Give one batch: images uint8 (B, 3, H, W) and labels int64 (B,)."""
         if self.augment is None:
@@ -206,6 +208,7 @@ class FileDataset(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
+    @one_intraop_thread()
     def __getitems__(self, key: BatchKey) -> tuple[Tensor, Tensor] | DataError:
         """Give one batch: images uint8 (B, 3, size, size) and labels int64 (B,).
 
@@ -244,8 +247,8 @@ def printable(path: Path | str) -> str:
 
 
 def _stack(squares: Iterable[np.ndarray], count: int, size: int) -> np.ndarray:
-    """Put pictures (size, size, 3) together: uint8 (count, 3, size, size)."""
-    images = np.empty((count, 3, size, size), np.uint8)
+    """Put pictures (size, size, 3) together: uint8 (count, 3, size, size), in channels_last order as they come."""
+    images = np.empty((count, size, size, 3), np.uint8)
     for place, square in enumerate(squares):
-        images[place] = square.transpose(2, 0, 1)
-    return images
+        images[place] = square
+    return images.transpose(0, 3, 1, 2)

@@ -100,7 +100,8 @@ def limited_sides(height: int, width: int, most_px: int | None) -> tuple[int, in
 
 
 def _scale(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    # The copy is of the part alone, and pays: rows without gaps need no unpacking, and torch may write to it.
-    planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1).unsqueeze(0)
-    scaled = interpolate(planes, (height, width), mode="bilinear", antialias=True)
+    # The copy is of the part alone, and pays: torch scales rows without gaps as they are, and may write to it. With the
+    # batch axis in front before the others are turned, it sees their order in memory and keeps it.
+    batch = torch.from_numpy(pixels.copy()).unsqueeze(0).permute(0, 3, 1, 2)
+    scaled = interpolate(batch, (height, width), mode="bilinear", antialias=True)
     return scaled[0].permute(1, 2, 0).numpy()

@@ -32,10 +32,10 @@ def advise_on_waiting(
     if cache is not None:
         # What "auto" did not keep is too large as it is, or was needed only once.
         changes.append("data.cache=auto" if cache == "none" else "data.decoded_px=256 data.cache=disk")
-    if num_workers < num_cores and (num_workers or cache is not None or augment.is_per_picture):
+    if num_workers < num_cores:
         changes.append(f"data.num_workers={num_cores}")
     changes += _lighter(augment, _COSTLY) or _lighter(augment, _COLOURS)
-    return " or ".join(changes) or "a larger data.batch_size"
+    return " or ".join(changes) or "a lower preprocess.size"
 
 
 def _lighter(augment: Augment, names: tuple[str, ...]) -> list[str]:
