@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from imago.data.augmentation import Augment
+from imago.data.augment.crop_flip import Augment
 from imago.data.dataset import ArrayDataset, LabelledArray
 from imago.data.sampling import BatchKey, TrainSampler
 

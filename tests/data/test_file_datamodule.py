@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imago.data.image_folder_module import ImageFolderDataModule
+from imago.data.image_folder import ImageFolderDataModule
 from imago.errors import ConfigError, DataError
 
 NUM = {"ant": 30, "bee": 20}

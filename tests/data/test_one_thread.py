@@ -34,7 +34,7 @@ def test_an_error_inside_leaves_the_threads_as_they_were(three_threads):
 COUNT_THREADS = """
 import os
 import numpy as np, torch
-from imago.data.augment_settings import Augment
+from imago.data.augment.settings import Augment
 from imago.data.dataset import ArrayDataset, LabelledArray
 from imago.data.sampling import BatchKey
 

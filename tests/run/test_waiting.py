@@ -2,7 +2,7 @@
 
 import pytest
 
-from imago.data.augment_settings import Augment
+from imago.data.augment.settings import Augment
 from imago.run.waiting import advise_on_waiting
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from imago.data.augment_grid import lay_out, restore_colours
+from imago.data.augment.grid import lay_out, restore_colours
 
 _MAX_PICTURES = 32
 _COLUMNS = 8

@@ -11,10 +11,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from imago.data.augment_settings import Augment
+from imago.data.augment.on_device import BatchAugment
+from imago.data.augment.settings import Augment
 from imago.data.dataset import ArrayDataset, FileDataset, LabelledArray, Pictures, Splits
-from imago.data.on_device import BatchAugment
-from imago.data.picture_list import write_list
+from imago.data.listing.csv_list import write_list
 from imago.data.sampling import EvalSampler, TrainSampler
 from imago.data.splitting import SplitPlan, complete_splits
 from imago.errors import ConfigError, DataError

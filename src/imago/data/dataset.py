@@ -4,21 +4,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from imago.data.augment_settings import Augment
-from imago.data.augmentation import crop_and_flip, draw, gather_crop_flip, pad
+from imago.data.augment.crop_flip import crop_and_flip, draw, gather_crop_flip, pad
+from imago.data.augment.per_picture import transform_pictures
+from imago.data.augment.resized_crop import random_resized_crops
+from imago.data.augment.settings import Augment
 from imago.data.one_thread import one_intraop_thread
-from imago.data.per_picture import transform_pictures
-from imago.data.resized_crop import random_resized_crops
 from imago.data.sampling import BatchKey
 from imago.errors import DataError
 from imago.images import read_image
+
+if TYPE_CHECKING:
+    from imago.data.cache.store import PictureStore
 
 
 @dataclass(frozen=True)
@@ -129,13 +132,6 @@ class Splits:
         return [("train", self.train), ("val", self.val), ("test", self.test)]
 
 
-class PictureStore(Protocol):
-    """Pictures that were decoded before."""
-
-    def read(self, index: int) -> np.ndarray:
-        """Give one picture, uint8 (H, W, 3)."""
-
-
 class ArrayDataset(Dataset):
     """Serves batches of an array; give `augment` for training, leave it out for evaluation.
 
@@ -195,7 +191,7 @@ class FileDataset(Dataset):
         prepare: Callable[[np.ndarray], np.ndarray],
         augment: Augment | None = None,
         seed: int = 0,
-        store: PictureStore | None = None,
+        store: "PictureStore | None" = None,
     ) -> None:
         self.files = files
         self.class_names = class_names

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from imago.data.augment_settings import Augment
-from imago.data.cache import PictureStore, build_store, open_store
-from imago.data.cache_choice import choose_store, estimate_bytes
+from imago.data.augment.resized_crop import limit_shorter_side, limited_sides
+from imago.data.augment.settings import Augment
+from imago.data.cache.place import choose_store, estimate_bytes
+from imago.data.cache.store import PictureStore, build_store, open_store
 from imago.data.datamodule import Found, ImageDataModule
 from imago.data.dataset import FileDataset, LabelledFiles, printable
 from imago.data.keyed import keyed_permutation
 from imago.data.picture_statistics import describe_pictures, shrink
-from imago.data.resized_crop import limit_shorter_side, limited_sides
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess, resize_and_crop
 from imago.inspection.examine import examine

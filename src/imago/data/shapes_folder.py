@@ -6,7 +6,7 @@ from typing import Any
 from imago.data import shapes
 from imago.data.datamodule import Found, ImageDataModule
 from imago.data.dataset import LabelledArray
-from imago.data.image_folder import Ignored, list_classes, list_pictures, read_listing
+from imago.data.listing.folder import Ignored, list_classes, list_pictures, read_listing
 from imago.errors import DataError
 from imago.images import Preprocess
 

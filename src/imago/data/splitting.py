@@ -9,7 +9,7 @@ import numpy as np
 
 from imago.data.dataset import Pictures, concatenate
 from imago.data.keyed import keyed_permutation, keyed_seed
-from imago.data.picture_list import assign_splits, read_list
+from imago.data.listing.csv_list import assign_splits, read_list
 from imago.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class SplitPlan:
         split_seed: decides which pictures are split off.
         fold: which part of a cross-validation is val, in 0 .. num_folds - 1; None draws `val_fraction` once.
         num_folds: parts of the cross-validation.
-        split_file: CSV of `picture_list` that says which picture belongs where; "" where there is none.
+        split_file: CSV of `listing.csv_list` that says which picture belongs where; "" where there is none.
 
     Raises:
         ConfigError: if two settings cannot work together.

@@ -128,7 +128,7 @@ def _build(cfg: DictConfig, changes: dict[str, Any]) -> "ImageDataModule":
 
 
 def _show_augmentation(data: Any, folder: Path) -> None:
-    from imago.data.augment_grid import draw_augmentations
+    from imago.data.augment.grid import draw_augmentations
 
     _save_picture(folder / "augment.png", draw_augmentations(data))
     print(
@@ -190,7 +190,7 @@ def _record(cfg: DictConfig, data: "ImageDataModule", checked: CheckedSet) -> tu
 
 
 def _write_split_without_leaks(path: Path, checked: CheckedSet) -> None:
-    from imago.data.picture_list import write_list
+    from imago.data.listing.csv_list import write_list
 
     kept = checked.without_leaks()
     if len(kept) == len(checked.good):

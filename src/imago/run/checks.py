@@ -39,7 +39,7 @@ def _number_problems(cfg: DictConfig) -> list[str]:
 
 
 def _augment_problems(cfg: DictConfig) -> list[str]:
-    from imago.data.augment_settings import Augment
+    from imago.data.augment.settings import Augment
 
     try:
         Augment(**cfg.augment)

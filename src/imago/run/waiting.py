@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 
-from imago.data.augment_settings import Augment
+from imago.data.augment.settings import Augment
 
 MAX_SHARE = 0.1  # of the training time: above it a run is told what to change
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from imago.data.colour import change_brightness, change_contrast, change_saturation, turn_hue
+from imago.data.augment.colour import change_brightness, change_contrast, change_saturation, turn_hue
 
 
 def pictures(count: int = 200) -> Tensor:

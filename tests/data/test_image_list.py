@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imago.data.image_list_module import ImageListDataModule
+from imago.data.image_list import ImageListDataModule
 from imago.errors import ConfigError
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imago.data import cache_choice
-from imago.data.cache_choice import choose_store, estimate_bytes
+from imago.data.cache import place
+from imago.data.cache.place import choose_store, estimate_bytes
 from imago.data.dataset import LabelledFiles
 from imago.errors import ConfigError
 
@@ -18,8 +18,8 @@ FOLDER = Path("data/cache")
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """10 GiB of memory and 100 GiB of disk are free."""
-    monkeypatch.setattr(cache_choice, "available_memory_bytes", lambda: 10 * GIB)
-    monkeypatch.setattr(cache_choice, "free_disk_bytes", lambda folder: 100 * GIB)
+    monkeypatch.setattr(place, "available_memory_bytes", lambda: 10 * GIB)
+    monkeypatch.setattr(place, "free_disk_bytes", lambda folder: 100 * GIB)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from imago.data.augment_settings import MAX_MAGNITUDE, Augment
-from imago.data.augmentation import SampleKey
+from imago.data.augment.crop_flip import SampleKey
+from imago.data.augment.settings import MAX_MAGNITUDE, Augment
 from imago.data.keyed import keyed_bits
 
 # Tells the draws of one sample apart, and from those of `augmentation`: turning one on leaves the others as they were.

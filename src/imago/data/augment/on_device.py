@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imago.data.augment_settings import Augment
-from imago.data.colour import change_brightness, change_contrast, change_saturation, turn_hue
+from imago.data.augment.colour import change_brightness, change_contrast, change_saturation, turn_hue
+from imago.data.augment.settings import Augment
 from imago.data.keyed import keyed_seed
 
 # N samples of a batch, K classes

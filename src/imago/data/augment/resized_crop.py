@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from imago.data.augment_settings import Augment
-from imago.data.augmentation import SampleKey
+from imago.data.augment.crop_flip import SampleKey
+from imago.data.augment.settings import Augment
 from imago.data.keyed import keyed_bits
 
 _RESIZED_CROP = 4  # tells these draws from the others of a sample, which `augmentation` lists

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imago.data.augmentation import (
+from imago.data.augment.crop_flip import (
     Augment,
     Draws,
     crop_and_flip,

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from imago.data import cache
-from imago.data.augment_settings import Augment
-from imago.data.cache import PictureStore, build_store, open_store
+from imago.data.augment.resized_crop import limit_shorter_side
+from imago.data.augment.settings import Augment
+from imago.data.cache import store as store_module
+from imago.data.cache.store import PictureStore, build_store, open_store
 from imago.data.dataset import FileDataset, LabelledFiles
-from imago.data.resized_crop import limit_shorter_side
 from imago.data.sampling import TrainSampler
 from imago.errors import DataError
 from imago.images import Preprocess, read_image, resize_and_crop
@@ -84,7 +84,7 @@ def test_pictures_are_kept_as_they_were_prepared(files: LabelledFiles, tmp_path:
 
 
 def test_many_pictures_keep_their_order(files: LabelledFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cache, "_READ_AHEAD", 1)  # several rounds of the threads
+    monkeypatch.setattr(store_module, "_READ_AHEAD", 1)  # several rounds of the threads
     order = np.random.default_rng(1).integers(0, 5, 40)
     many = files.take(order)
     store = build(many, "ram", tmp_path)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imago.data.augment_grid import draw_augmentations, lay_out, restore_colours
+from imago.data.augment.grid import draw_augmentations, lay_out, restore_colours
 from imago.data.sampling import BatchKey
 from imago.images import Preprocess
 from imago.pixels import Normalise

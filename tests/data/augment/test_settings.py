@@ -5,7 +5,7 @@ from dataclasses import fields
 import pytest
 from omegaconf import OmegaConf
 
-from imago.data.augment_settings import Augment
+from imago.data.augment.settings import Augment
 from imago.errors import ConfigError
 from imago.paths import PROJECT_ROOT
 

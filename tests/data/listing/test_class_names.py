@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from imago.data.class_names import nearest_class, plain_name, refuse_unclear_names
+from imago.data.listing.class_names import nearest_class, plain_name, refuse_unclear_names
 from imago.errors import DataError
 
 

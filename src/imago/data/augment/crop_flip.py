@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imago.data.augment_settings import Augment
+from imago.data.augment.settings import Augment
 from imago.data.keyed import keyed_integers
 
 # Tells the draws of one sample apart, so that adding an augmentation leaves the others as they were.

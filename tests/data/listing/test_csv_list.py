@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imago.data.dataset import LabelledArray
-from imago.data.picture_list import assign_splits, files_from_list, read_list, write_list
+from imago.data.listing.csv_list import assign_splits, files_from_list, read_list, write_list
 from imago.errors import DataError
 
 CLASSES = ("ants", "bees")

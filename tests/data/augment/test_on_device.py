@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import functional
 
-from imago.data.augment_settings import Augment
-from imago.data.on_device import BatchAugment, blend, cutmix_boxes, erase
+from imago.data.augment.on_device import BatchAugment, blend, cutmix_boxes, erase
+from imago.data.augment.settings import Augment
 
 KEY = (3, 7, 0)  # epoch, batch, rank
 NUM_CLASSES = 5

@@ -5,7 +5,7 @@ from typing import Any
 
 from imago.data.dataset import LabelledFiles
 from imago.data.file_datamodule import FileDataModule
-from imago.data.picture_list import files_from_list, read_list
+from imago.data.listing.csv_list import files_from_list, read_list
 from imago.errors import ConfigError
 
 

@@ -6,8 +6,8 @@ import torch
 from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader, Dataset
 
-from imago.data.augment_settings import Augment
-from imago.data.per_picture import transform_pictures
+from imago.data.augment.per_picture import transform_pictures
+from imago.data.augment.settings import Augment
 
 EVERYTHING = Augment(rotation_degrees=20, policy="randaugment", gray_probability=0.5, blur_probability=0.5)
 KINDS = {

@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from imago.data.class_names import nearest_class, plain_name, refuse_unclear_names
 from imago.data.dataset import LabelledFiles, Pictures, concatenate, printable
+from imago.data.listing.class_names import nearest_class, plain_name, refuse_unclear_names
 from imago.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imago.data.augment_settings import Augment
-from imago.data.augmentation import draw
-from imago.data.resized_crop import (
+from imago.data.augment.crop_flip import draw
+from imago.data.augment.resized_crop import (
     crop_box,
     crop_uniforms,
     limit_shorter_side,
     limited_sides,
     random_resized_crops,
 )
+from imago.data.augment.settings import Augment
 
 
 def photograph(height: int, width: int) -> np.ndarray:
