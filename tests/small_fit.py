@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from imago.checkpoint import AtomicCheckpointIO
 from imago.data import shapes
-from imago.data.datamodule import ImageDataModule
-from imago.data.dataset import LabelledArray, Splits
+from imago.data.datamodule import Found, ImageDataModule
+from imago.data.dataset import LabelledArray
 from imago.images import Preprocess
 from imago.targets import build
 from imago.task.classify import ClassifyTask
@@ -29,7 +29,7 @@ SMALL = ("data.batch_size=32", "model.hidden_features=16", "trainer.max_epochs=1
 
 @functools.cache
 def drawn(split: str, count: int) -> LabelledArray:
-    return LabelledArray(*shapes.draw_split(split, count))
+    return LabelledArray(*shapes.draw_split(split, count), tuple(f"{split}/{place}" for place in range(count)))
 
 
 class DrawnShapes(ImageDataModule):
@@ -38,9 +38,9 @@ class DrawnShapes(ImageDataModule):
     num_train = 1280
     on_arrival: Callable[[], None] = staticmethod(lambda: None)
 
-    def load_splits(self) -> Splits:
+    def find_pictures(self) -> Found:
         sizes = {"train": self.num_train, "val": 100, "test": 100}
-        return Splits(shapes.CLASS_NAMES, *(drawn(split, count) for split, count in sizes.items()))
+        return shapes.CLASS_NAMES, {split: drawn(split, count) for split, count in sizes.items()}
 
     def own_preprocess(self) -> Preprocess:
         return Preprocess(size=32, resize=32, crop="center", mean=shapes.MEAN, std=shapes.STD)

@@ -144,7 +144,7 @@ def test_the_experiment_runs_for_each_seed(run, project: Path, mynet_importable:
 def test_statistics_in_the_code_are_those_of_the_train_pixels(project: Path, mynet_importable: None):
     from mynet.digits import DigitsDataModule
 
-    data = DigitsDataModule(batch_size=64, num_workers=0, augment={}, seed=0)
+    data = DigitsDataModule(batch_size=64, num_workers=0, augment={}, seed=0, val_fraction=0.2, test_fraction=0.2)
     data.set_up_data()
     pixels = data.splits.train.images / 255
     assert data.preprocess.mean == pytest.approx([pixels.mean()] * 3, abs=5e-4)

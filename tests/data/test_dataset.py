@@ -5,12 +5,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from imago.data.augmentation import Augment
+from imago.data.augment.crop_flip import Augment
 from imago.data.dataset import ArrayDataset, LabelledArray
 from imago.data.sampling import BatchKey, TrainSampler
 
 PICTURES = LabelledArray(
-    np.random.default_rng(0).integers(1, 256, (40, 3, 8, 8), dtype=np.uint8), np.arange(40, dtype=np.int64) % 7
+    np.random.default_rng(0).integers(1, 256, (40, 3, 8, 8), dtype=np.uint8),
+    np.arange(40, dtype=np.int64) % 7,
+    tuple(map(str, range(40))),
 )
 AUGMENT = Augment(crop_padding_px=2, flip_probability=0.5)
 

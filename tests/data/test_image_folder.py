@@ -1,221 +1,443 @@
-"""Which folders are splits and classes, what is listed in them, and which folders are refused in one line."""
+"""A folder of pictures as a data set: its splits, its preprocess record, its batches, and pictures that are damaged."""
 
-import os
-import re
-import unicodedata
+import logging
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from short_runs import summary, train
 
-from imago.data.image_folder import (
-    Skipped,
-    find_splits,
-    list_classes,
-    list_pictures,
-    list_training_classes,
-    read_listing,
-)
-from imago.errors import DataError
+from imago.data.image_folder import ImageFolderDataModule
+from imago.data.sampling import BatchKey
+from imago.errors import ConfigError, DataError
+from imago.images import read_image, resize_and_crop
+
+STANDARD = {"random_resized_crop_scale": [0.35, 1.0], "flip_probability": 0.5}
 
 
-def touch(root: Path, *names: str) -> Path:
-    """Make empty files; nothing here opens them."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+def noise(path: Path, size: tuple[int, int], seed: int = 0) -> None:
+    """Save a picture of random pixels; `size` is width, height."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def folder(root: Path, counts: dict[str, int], size: tuple[int, int] = (12, 12)) -> Path:
+    """Fill folders such as `train/cat` with that many pictures, no two alike."""
+    seed = 0
+    for name, count in counts.items():
+        for index in range(count):
+            noise(root / name / f"{index}.png", size, seed := seed + 1)
     return root
 
 
-def splits(root: Path) -> dict[str, str]:
-    found = find_splits(root, Skipped())
-    return {split: folder.relative_to(root).as_posix() for split, folder in found.items()}
+def module(root: Path, num_workers: int | None = 0, augment: dict | None = None, **settings) -> ImageFolderDataModule:
+    given = {"val_fraction": 0.2, "test_fraction": 0.1, "cache": "none", "cache_dir": str(root.parent / "cache")}
+    loading = {"batch_size": 8, "num_workers": num_workers, "augment": augment or {}, "seed": 0}
+    data = ImageFolderDataModule(root=str(root), **(given | loading | settings))
+    data.set_up_data()
+    return data
 
 
-def complaint(function, *arguments) -> str:
+def names(data: ImageFolderDataModule, split: str) -> set[str]:
+    files = dict(data.splits.named())[split]
+    return {str(path.relative_to(data.root)) for path in files.paths}
+
+
+def counts(data: ImageFolderDataModule) -> dict[str, list[int]]:
+    return {split: np.bincount(files.labels, minlength=2).tolist() for split, files in data.splits.named()}
+
+
+def everything(loader) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+# Splits
+
+
+def test_class_folders_alone_are_split_70_20_10_in_every_class(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        data = module(folder(tmp_path, {"ant": 10, "bee": 20}))
+    assert data.class_names == ("ant", "bee")
+    assert counts(data) == {"train": [7, 14], "val": [2, 4], "test": [1, 2]}
+    assert "split off the 30 training pictures, stratified: 3 for test and 6 for val" in caplog.text
+
+
+def test_no_picture_is_in_two_splits(tmp_path: Path):
+    data = module(folder(tmp_path, {"ant": 10, "bee": 20}))
+    parts = [names(data, split) for split in ("train", "val", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 30
+
+
+def test_splits_in_folders_are_taken_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    kinds = {"train/ant": 5, "train/bee": 4, "val/ant": 3, "val/bee": 2, "test/bee": 2}
+    with caplog.at_level(logging.INFO):
+        data = module(folder(tmp_path, kinds))
+    assert counts(data) == {"train": [5, 4], "val": [3, 2], "test": [0, 2]}
+    assert caplog.text == ""
+
+
+def test_without_a_test_folder_the_test_split_comes_out_of_train_and_val_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder(tmp_path, {"train/ant": 20, "train/bee": 10, "val/ant": 3, "val/bee": 2})
+    with caplog.at_level(logging.INFO):
+        data = module(tmp_path)
+    assert counts(data) == {"train": [18, 9], "val": [3, 2], "test": [2, 1]}
+    assert all(name.startswith("train/") for name in names(data, "test"))
+    assert "training pictures, stratified: 3 for test; data.val_as_test=true tests on val instead" in caplog.text
+
+
+def test_val_as_test_tests_on_the_folder_s_val_and_splits_val_off_train(tmp_path: Path):
+    folder(tmp_path, {"train/ant": 20, "train/bee": 10, "val/ant": 3, "val/bee": 2})
+    data = module(tmp_path, val_as_test=True)
+    assert counts(data) == {"train": [16, 8], "val": [4, 2], "test": [3, 2]}
+    assert all(name.startswith("val/") for name in names(data, "test"))
+
+
+@pytest.mark.parametrize(
+    ("present", "fault"), [(("train", "val", "test"), "there is a test split"), (("train",), "there is no val split")]
+)
+def test_val_as_test_where_it_cannot_work_is_refused(tmp_path: Path, present: tuple[str, ...], fault: str):
+    folder(tmp_path, {f"{split}/{name}": 4 for split in present for name in ("ant", "bee")})
+    with pytest.raises(ConfigError, match=f"^data.val_as_test=true: {fault} in this data set; leave the setting out.$"):
+        module(tmp_path, val_as_test=True)
+
+
+def test_train_alone_is_split_like_class_folders(tmp_path: Path):
+    data = module(folder(tmp_path, {"train/ant": 10, "train/bee": 20}))
+    assert counts(data) == {"train": [7, 14], "val": [2, 4], "test": [1, 2]}
+
+
+def test_without_a_val_folder_val_comes_out_of_train(tmp_path: Path):
+    data = module(folder(tmp_path, {"train/ant": 10, "train/bee": 10, "test/ant": 2, "test/bee": 2}))
+    assert counts(data) == {"train": [8, 8], "val": [2, 2], "test": [2, 2]}
+
+
+def test_the_split_depends_on_its_seed_alone(tmp_path: Path):
+    folder(tmp_path, {"ant": 20, "bee": 20})
+    first, again, other = (module(tmp_path, split_seed=seed) for seed in (0, 0, 1))
+    for split in ("train", "val", "test"):
+        assert names(first, split) == names(again, split)
+        assert names(first, split) != names(other, split)
+
+
+def test_another_val_fraction_leaves_the_test_split_as_it_was(tmp_path: Path):
+    folder(tmp_path, {"ant": 20, "bee": 20})
+    assert names(module(tmp_path), "test") == names(module(tmp_path, val_fraction=0.4), "test")
+
+
+@pytest.mark.parametrize("fractions", [(0.0, 0.1), (0.2, 0.0), (0.5, 0.5), (0.2, -0.1)])
+def test_fractions_that_leave_nothing_are_refused_before_any_data_is_read(fractions: tuple[float, float]):
+    with pytest.raises(ConfigError, match=r"data\.val_fraction=.* and data\.test_fraction=.* together less than 1"):
+        module(Path("/nowhere"), val_fraction=fractions[0], test_fraction=fractions[1])
+
+
+def test_one_picture_of_each_class_is_too_few_to_split(tmp_path: Path):
+    with pytest.raises(DataError, match="2 training pictures are too few to split test off; add pictures of each"):
+        module(folder(tmp_path, {"ant": 1, "bee": 1}))
+
+
+def test_an_empty_class_folder_is_named(tmp_path: Path):
+    folder(tmp_path, {"train/ant": 4, "val/ant": 1})
+    (tmp_path / "train" / "bee").mkdir()
+    with pytest.raises(
+        DataError, match=r"class 'bee' of .* has no training pictures that can be read; put some there or remove it"
+    ):
+        module(tmp_path)
+
+
+def test_skipped_files_are_told_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder(tmp_path, {"train/ant": 4, "train/bee": 4, "val/ant": 1, "test/bee": 1})
+    for name in ("readme.txt", "train/ant/labels.csv", "train/ant/.DS_Store"):
+        (tmp_path / name).touch()
+    with caplog.at_level(logging.INFO):
+        data = module(tmp_path)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("ignored 3 entries: ")
+    assert sorted(name for name, _ in data.ignored) == ["readme.txt", "train/ant/.DS_Store", "train/ant/labels.csv"]
+
+
+# Preprocess
+
+
+def test_photographs_are_evaluated_as_imagenet_nets_are(tmp_path: Path):
+    data = module(folder(tmp_path, {"ant": 4, "bee": 4}, size=(90, 70)))
+    own = data.preprocess
+    assert (own.size, own.resize, own.crop) == (224, 256, "center")
+
+
+@pytest.mark.parametrize(("size", "side"), [((32, 32), 32), ((64, 64), 64), ((64, 48), 48), ((65, 65), 224)])
+def test_small_pictures_keep_their_size(tmp_path: Path, size: tuple[int, int], side: int):
+    assert module(folder(tmp_path, {"ant": 4, "bee": 4}, size=size)).preprocess.size == side
+
+
+def test_one_large_picture_makes_it_a_set_of_photographs(tmp_path: Path):
+    folder(tmp_path, {"train/ant": 4, "train/bee": 4, "val/ant": 1, "test/ant": 1})
+    noise(tmp_path / "train" / "bee" / "large.png", (80, 60))
+    data = module(tmp_path)
+    assert data.preprocess.size == 224
+    images, _ = data.on_after_batch_transfer(everything(evaluated_training_pictures(data)), 0)
+    assert images.mean().abs() < 1e-4
+
+
+def evaluated_training_pictures(data: ImageFolderDataModule) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [data.evaluation_dataset("train").__getitems__(BatchKey(0, np.arange(len(data.splits.train))))]
+
+
+@pytest.mark.parametrize("size", [(20, 20), (100, 70)])
+def test_mean_and_std_are_those_of_the_training_pictures_as_evaluated(
+    tmp_path: Path, size: tuple[int, int], caplog: pytest.LogCaptureFixture
+):
+    data = module(folder(tmp_path, {"ant": 10, "bee": 10}, size=size))
+    with caplog.at_level(logging.INFO):
+        images, _ = data.on_after_batch_transfer(everything(evaluated_training_pictures(data)), 0)
+    torch.testing.assert_close(images.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(images.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
+    assert "mean and std from 14 training pictures" in caplog.text
+
+
+def test_mean_and_std_come_from_512_pictures_at_most(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder(tmp_path, {"train/ant": 300, "train/bee": 300, "val/ant": 1, "test/ant": 1}, size=(4, 4))
+    with caplog.at_level(logging.INFO):
+        first, again = (module(tmp_path).preprocess for _ in range(2))
+    assert first == again
+    assert "mean and std from 512 training pictures" in caplog.text
+
+
+def test_of_large_files_fewer_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = module(folder(tmp_path, {"ant": 40, "bee": 40}))
+    monkeypatch.setattr("imago.data.file_datamodule.SAMPLE_BYTES", 30 * data.splits.train.num_bytes.max())
+    assert len(data._sample()) == 30
+    monkeypatch.setattr("imago.data.file_datamodule.SAMPLE_BYTES", 0)
+    assert len(data._sample()) == 16
+
+
+def test_black_pictures_are_not_divided_by_zero(tmp_path: Path):
+    for name in ("ant/1.png", "ant/2.png", "bee/1.png", "bee/2.png", "bee/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    data = module(tmp_path)
+    assert data.preprocess.mean == (0.0, 0.0, 0.0)
+    assert data.on_after_batch_transfer(everything(data.val_dataloader()), 0)[0].isfinite().all()
+
+
+def test_statistics_are_not_computed_where_the_record_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = module(folder(tmp_path, {"ant": 10, "bee": 10}))
+    record = module(tmp_path).preprocess
+    monkeypatch.setattr(ImageFolderDataModule, "own_preprocess", None)
+    data.preprocess = record
+    assert next(iter(data.train_dataloader()))[0].shape == (8, 3, 12, 12)
+
+
+# Batches
+
+
+def test_evaluation_shows_what_resize_and_crop_gives_of_mixed_sizes(tmp_path: Path):
+    folder(tmp_path, {"train/ant": 4, "train/bee": 4, "test/ant": 1})
+    for index, size in enumerate([(70, 100), (300, 20), (1, 1), (257, 256)]):
+        noise(tmp_path / "val" / "bee" / f"{index}.png", size)
+    data = module(tmp_path)
+    images, labels = everything(data.val_dataloader())
+    paths = data.splits.val.paths
+    expected = [resize_and_crop(read_image(path), data.preprocess).transpose(2, 0, 1) for path in paths]
+    assert (images.dtype, labels.tolist()) == (torch.uint8, [1, 1, 1, 1])
+    np.testing.assert_array_equal(images, np.stack(expected))
+
+
+def test_training_pictures_keep_their_labels(tmp_path: Path):
+    for index in range(20):
+        for name, value in (("black", 0), ("white", 255)):
+            (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (80 + index, 70), (value,) * 3).save(tmp_path / "train" / name / f"{index}.png")
+    images, labels = everything(module(tmp_path, augment=STANDARD).train_dataloader())
+    assert set(labels.tolist()) == {0, 1}
+    assert torch.equal(images[:, 0, 0, 0].long(), labels * 255)
+
+
+@pytest.mark.parametrize("augment", [STANDARD, {"crop_padding_px": 4, "flip_probability": 0.5}], ids=str)
+def test_batches_are_the_same_with_0_and_2_workers(tmp_path: Path, augment: dict):
+    folder(tmp_path, {"ant": 12, "bee": 12}, size=(90, 70))
+    here, elsewhere = (module(tmp_path, num_workers, augment) for num_workers in (0, 2))
+    for loader in ("train_dataloader", "val_dataloader"):
+        for part, other in zip(
+            everything(getattr(here, loader)()), everything(getattr(elsewhere, loader)()), strict=True
+        ):
+            assert torch.equal(part, other)
+
+
+def test_a_sample_is_augmented_alike_in_any_batch_and_anew_in_each_epoch(tmp_path: Path):
+    data = module(folder(tmp_path, {"ant": 12, "bee": 12}, size=(90, 70)), augment=STANDARD)
+    dataset = data.training_dataset()
+    batch, _ = dataset.__getitems__(BatchKey(1, np.array([3, 5, 7])))
+    alone, _ = dataset.__getitems__(BatchKey(1, np.array([5])))
+    later, _ = dataset.__getitems__(BatchKey(2, np.array([5])))
+    assert torch.equal(batch[1], alone[0])
+    assert not torch.equal(alone, later)
+
+
+def test_without_a_random_resized_crop_training_resizes_as_evaluation_does(tmp_path: Path):
+    data = module(folder(tmp_path, {"ant": 12, "bee": 12}, size=(90, 70)), augment={"flip_probability": 1.0})
+    key = BatchKey(0, np.arange(4))
+    mirrored, _ = data.training_dataset().__getitems__(key)
+    plain, _ = data.evaluation_dataset("train").__getitems__(key)
+    assert torch.equal(mirrored, plain.flip(3))
+
+
+def test_an_empty_batch_is_an_empty_array(tmp_path: Path):  # ranks that share out hardly any pictures have one
+    data = module(folder(tmp_path, {"ant": 4, "bee": 4}))
+    images, labels = data.evaluation_dataset("val").__getitems__(BatchKey(0, np.arange(0)))
+    assert (images.shape, labels.shape) == ((0, 3, 12, 12), (0,))
+
+
+def suitable(data: ImageFolderDataModule) -> int:
+    return data._suitable_workers(data.training_dataset())
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (2, 2), (64, 16)])
+def test_beside_a_gpu_every_core_decodes_but_16_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, expected: int
+):
+    monkeypatch.setattr("imago.data.datamodule.available_cores", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert suitable(module(folder(tmp_path, {"ant": 4, "bee": 4}), num_workers=None)) == expected
+
+
+def test_on_a_cpu_the_network_has_the_cores_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert suitable(module(folder(tmp_path, {"ant": 4, "bee": 4}), num_workers=None)) == 0
+
+
+# Fingerprint
+
+
+def test_the_fingerprint_covers_names_and_sizes_of_files(tmp_path: Path):
+    kinds = {"train/ant": 3, "train/bee": 3, "val/ant": 1, "test/ant": 1}
+    first = module(folder(tmp_path, kinds)).fingerprint()
+    assert module(tmp_path).fingerprint() == first
+    (tmp_path / "train" / "ant" / "0.png").rename(tmp_path / "train" / "ant" / "00.png")
+    renamed = module(tmp_path).fingerprint()
+    noise(tmp_path / "train" / "ant" / "00.png", (13, 12))
+    assert len({first, renamed, module(tmp_path).fingerprint()}) == 3
+
+
+def test_the_fingerprint_does_not_depend_on_where_the_folder_lies(tmp_path: Path):
+    folder(tmp_path / "here", {"ant": 4, "bee": 4})
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    assert module(tmp_path / "here").fingerprint() == module(tmp_path / "there").fingerprint()
+
+
+# Damaged pictures
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_damaged_picture_is_named_with_its_class_in_one_line(tmp_path: Path, num_workers: int):
+    data = module(folder(tmp_path, {"train/ant": 4, "train/bee": 4, "val/bee": 9, "test/ant": 1}), num_workers)
+    cut(tmp_path / "val" / "bee" / "8.png")
+    assert data.preprocess.size == 12
     with pytest.raises(DataError) as caught:
-        function(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+        everything(data.val_dataloader())
+    text = str(caught.value)
+    assert text.startswith(f"a picture of class 'bee': {tmp_path}/val/bee/8.png is damaged: ")
+    assert "\n" not in text
 
 
-# find_splits
+def test_a_damaged_picture_with_a_name_that_is_not_utf_8_is_named_in_printable_text(tmp_path: Path):
+    folder(tmp_path, {"train/ant": 4, "train/bee": 4, "test/ant": 1})
+    (tmp_path / "val" / "ant").mkdir(parents=True)
+    with open(bytes(tmp_path / "val" / "ant") + b"/caf\xe9\n.png", "wb"):
+        pass
+    data = module(tmp_path)
+    with pytest.raises(DataError, match=r"val/ant/caf\\udce9\\n\.png' is empty \(0 bytes\)") as caught:
+        everything(data.val_dataloader())
+    str(caught.value).encode()
 
 
-@pytest.mark.parametrize(
-    ("folders", "expected"),
-    [
-        (["train/a", "val/a", "test/a"], {"train": "train", "val": "val", "test": "test"}),
-        (["Train/a", "Validation/a", "TEST/a"], {"train": "Train", "val": "Validation", "test": "TEST"}),
-        (["train/a", "valid/a"], {"train": "train", "val": "valid"}),
-        (["train/a", "test/a"], {"train": "train", "test": "test"}),
-        (["train/a"], {"train": "train"}),
-        (["cat", "dog"], {"train": "."}),
-        (["train", "plane", "car"], {"train": "."}),  # a class of vehicles
-        (["train", "val"], {"train": "train", "val": "val"}),  # pictures without class folders, refused later
-    ],
-)
-def test_splits_are_found_by_their_names(tmp_path: Path, folders: list[str], expected: dict[str, str]):
-    touch(tmp_path, *(f"{folder}/x.jpg" for folder in folders))
-    assert splits(tmp_path) == expected
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_that_meets_a_damaged_picture_ends_with_one_line_and_exit_code_2(tmp_path: Path, num_workers: int):
+    folder(tmp_path / "set", {"train/ant": 8, "train/bee": 8, "val/ant": 2, "val/bee": 2, "test/ant": 2})
+    cut(tmp_path / "set" / "val" / "bee" / "1.png")
+    settings = ["data=image_folder", f"data.root={tmp_path}/set", f"data.num_workers={num_workers}"]
+    done = train(tmp_path, *settings, "data.batch_size=4", "trainer.max_epochs=1", check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: a picture of class 'bee': {tmp_path}/set/val/bee/1.png is damaged")
+    assert len(done.stderr.splitlines()) == 1
 
 
-def test_folders_beside_the_splits_are_told_of(tmp_path: Path):
-    skipped = Skipped()
-    find_splits(touch(tmp_path, "train/a/x.jpg", "unlabelled/x.jpg", "readme.txt"), skipped)
-    assert (skipped.count, Path(skipped.example).name) == (2, "readme.txt")
+# All kinds of files
 
 
-def test_a_missing_root_names_the_setting_and_the_expected_tree(tmp_path: Path):
-    text = complaint(splits, tmp_path / "nowhere")
-    assert text.startswith(f"data.root={tmp_path}/nowhere does not exist; expected ROOT/train/CLASS/picture.jpg")
-    assert "ROOT/CLASS/picture.jpg" in text
+def write_all_kinds(root: Path) -> None:
+    """One picture in each mode, all of them the same: left half black, right half white, upright 40x20."""
+    grey = np.zeros((20, 40), np.uint8)
+    grey[:, 20:] = 255
+    picture = Image.fromarray(grey).convert("RGB")
+    root.mkdir(parents=True)
+    picture.save(root / "rgb.png")
+    picture.convert("RGBA").save(root / "rgba.png")
+    picture.convert("CMYK").save(root / "cmyk.jpg", quality=95)
+    picture.convert("P").save(root / "palette.gif")
+    picture.convert("1").save(root / "bilevel.tif")
+    picture.convert("LA").save(root / "la.png")
+    picture.save(root / "Progressive.JPG", progressive=True, quality=95)
+    picture.save(root / "lossy é.webp", quality=95)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(root / "grey16.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # show it turned by 90 degrees clockwise
+    picture.transpose(Image.Transpose.ROTATE_90).save(root / "exif.jpg", exif=exif, quality=95)
 
 
-def test_a_file_as_root_is_refused(tmp_path: Path):
-    assert "photos.zip is not a folder" in complaint(splits, touch(tmp_path, "photos.zip") / "photos.zip")
+def test_every_kind_of_file_shows_the_same_picture(tmp_path: Path):
+    folder(tmp_path, {"train/ant": 4, "train/bee": 4, "test/ant": 1}, size=(20, 20))
+    write_all_kinds(tmp_path / "val" / "ant")
+    data = module(tmp_path)
+    images, _ = everything(data.val_dataloader())
+    assert images.shape == (10, 3, 20, 20)
+    assert images[..., :7].max() < 20, "left is not black"
+    assert images[..., 13:].min() > 235, "right is not white"
 
 
-def test_two_folders_for_one_split_are_refused(tmp_path: Path):
-    touch(tmp_path, "train/a/x.jpg", "val/a/x.jpg", "valid/a/x.jpg")
-    assert "val/ and valid/ are both val; keep one" in complaint(splits, tmp_path)
+@pytest.mark.slow
+def test_a_folder_of_all_kinds_of_files_trains(tmp_path: Path):
+    for name in ("ant", "bee"):
+        write_all_kinds(tmp_path / "set" / name)
+        noise(tmp_path / "set" / name / "large.png", (120, 90))
+        noise(tmp_path / "set" / name / "tiny.png", (1, 1))
+    settings = ["data=image_folder", f"data.root={tmp_path}/set", "augment=standard", "preprocess.size=32"]
+    done = train(tmp_path, *settings, "data.batch_size=4", "trainer.max_epochs=1", "run_name=kinds")
+    assert "ImageFolder: 2 classes, 18 train / 4 val / 2 test" in done.stdout
+    assert "random_resized_crop_scale [0.35, 1.0]" in done.stdout
+    assert summary(tmp_path / "train" / "kinds")["status"] == "finished"
 
 
-def test_splits_without_train_are_refused(tmp_path: Path):
-    text = complaint(splits, touch(tmp_path, "training/a/x.jpg", "val/a/x.jpg", "test/a/x.jpg"))
-    assert "has test/ and val/ but no train/; expected ROOT/train" in text
+# Real pictures
 
 
-def test_a_linked_train_folder_says_that_links_are_not_followed(tmp_path: Path):
-    touch(tmp_path, "elsewhere/a/x.jpg", "root/val/a/x.jpg")
-    (tmp_path / "root" / "train").symlink_to(tmp_path / "elsewhere")
-    assert "no train/ (links to folders are not followed)" in complaint(splits, tmp_path / "root")
+@pytest.mark.needs_data
+@pytest.mark.slow
+def test_hymenoptera_has_its_pictures_and_labels(real_data: Path):
+    data = module(real_data / "hymenoptera_data", augment=STANDARD)
+    assert data.class_names == ("ants", "bees")
+    assert len(data.splits.train) + len(data.splits.test) == 245  # one of them is no picture of an ant, but a picture
+    assert counts(data)["val"] == [70, 83]
+    images, labels = next(iter(data.train_dataloader()))
+    assert (images.shape, images.dtype) == ((8, 3, 224, 224), torch.uint8)
+    key = next(iter(data.train_dataloader().batch_sampler))
+    assert labels.tolist() == [["ants", "bees"].index(data.splits.train.paths[i].parent.name) for i in key.indices]
 
 
-# list_classes
-
-
-def test_classes_are_the_sorted_folders_that_are_not_hidden(tmp_path: Path):
-    touch(tmp_path, "10/x.jpg", "2/x.jpg", "1/x.jpg", "__MACOSX/x.jpg", ".ipynb_checkpoints/x.jpg", "x.jpg")
-    assert list_classes(tmp_path) == ("1", "10", "2")
-
-
-@pytest.mark.parametrize(
-    ("files", "fault"), [([], "is empty"), (["x.jpg"], "has no class folders"), ([".DS_Store"], "has no class folders")]
-)
-def test_a_folder_without_classes_shows_the_expected_tree(tmp_path: Path, files: list[str], fault: str):
-    assert f"{fault}; expected ROOT/train/CLASS" in complaint(list_classes, touch(tmp_path, *files))
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [("cat", "Cat"), ("cat", "cat "), ("café", unicodedata.normalize("NFD", "café")), ("straße", "STRASSE")],
-)
-def test_names_of_classes_that_look_the_same_are_refused(tmp_path: Path, one: str, other: str):
-    text = complaint(list_classes, touch(tmp_path, f"{one}/x.jpg", f"{other}/x.jpg"))
-    assert "look the same; merge or rename them" in text
-    assert ascii(one) in text
-    assert ascii(other) in text
-
-
-def test_a_class_name_that_is_not_utf_8_is_refused_in_printable_text(tmp_path: Path):
-    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
-    text = complaint(list_classes, tmp_path)
-    assert r"class folder 'caf\udce9' is not UTF-8; rename it" in text
-    text.encode()
-
-
-# list_training_classes
-
-
-def test_a_folder_around_the_data_set_is_pointed_out(tmp_path: Path):
-    touch(tmp_path, "dataset/cat/x.jpg", "dataset/dog/x.jpg", "__MACOSX/x.jpg")
-    text = complaint(list_training_classes, tmp_path, tmp_path)
-    assert "has only one class folder, 'dataset'; a classifier needs at least 2." in text
-    assert text.endswith(f"Did you mean data.root={tmp_path}/dataset?")
-
-
-def test_a_single_class_is_refused(tmp_path: Path):
-    touch(tmp_path, "train/cat/x.jpg", "train/__dog/x.jpg")
-    assert "train has only one class folder, 'cat'" in complaint(list_training_classes, tmp_path, tmp_path / "train")
-
-
-# list_pictures
-
-
-def test_pictures_are_listed_by_class_and_name_with_their_sizes(tmp_path: Path):
-    touch(tmp_path, "b/2.PNG", "b/deep/er/1.jpeg", "a/é 1.jpg", "b/10.webp")
-    (tmp_path / "b" / "2.PNG").write_bytes(b"12345")
-    listing = list_pictures(tmp_path, ("a", "b"))
-    assert listing.names == ("a/é 1.jpg", "b/10.webp", "b/2.PNG", "b/deep/er/1.jpeg")
-    assert listing.labels.tolist() == [0, 1, 1, 1]
-    assert listing.num_bytes.tolist() == [0, 0, 5, 0]
-    assert listing.paths[2].read_bytes() == b"12345"
-
-
-@pytest.mark.parametrize("name", ["notes.txt", "no_suffix", ".hidden.jpg", "._a.png", "__MACOSX/x.jpg", "photo.heic"])
-def test_what_is_no_picture_is_counted_with_an_example(tmp_path: Path, name: str):
-    skipped = Skipped()
-    listing = list_pictures(touch(tmp_path, "a/x.jpg", f"a/{name}"), ("a",), skipped)
-    assert listing.names == ("a/x.jpg",)
-    assert (skipped.count, skipped.example) == (1, str(tmp_path / "a" / Path(name).parts[0]))
-
-
-def test_pictures_beside_the_class_folders_are_counted(tmp_path: Path):
-    skipped = Skipped()
-    assert len(list_pictures(touch(tmp_path, "a/x.jpg", "stray.jpg"), ("a",), skipped)) == 1
-    assert skipped.count == 1
-
-
-def test_links_to_folders_are_not_followed_and_links_to_pictures_are(tmp_path: Path):
-    touch(tmp_path, "root/a/x.jpg", "elsewhere/y.jpg")
-    (tmp_path / "root" / "a" / "loop").symlink_to(tmp_path / "root")
-    (tmp_path / "root" / "b").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "root" / "a" / "y.jpg").symlink_to(tmp_path / "elsewhere" / "y.jpg")
-    (tmp_path / "root" / "a" / "dangling.jpg").symlink_to(tmp_path / "nothing.jpg")
-    skipped = Skipped()
-    assert list_pictures(tmp_path / "root", ("a", "b"), skipped).names == ("a/x.jpg", "a/y.jpg")
-    assert skipped.count == 3
-
-
-@pytest.mark.timeout(20)  # opening the pipe would wait for ever
-def test_only_regular_files_are_pictures(tmp_path: Path):
-    touch(tmp_path, "a/x.jpg")
-    os.mkfifo(tmp_path / "a" / "pipe.png")
-    (tmp_path / "a" / "folder.png").mkdir()
-    assert list_pictures(tmp_path, ("a",)).names == ("a/x.jpg",)
-
-
-def test_labels_go_by_the_name_of_the_class_not_by_its_place(tmp_path: Path):
-    listing = list_pictures(touch(tmp_path, "dog/x.jpg"), ("ant", "cat", "dog"))
-    assert listing.labels.tolist() == [2]
-
-
-def test_labels_do_not_mind_how_an_accent_is_written(tmp_path: Path):
-    touch(tmp_path, f"{unicodedata.normalize('NFD', 'café')}/x.jpg")
-    assert list_pictures(tmp_path, ("bar", "café")).labels.tolist() == [1]
-
-
-@pytest.mark.parametrize(("name", "hint"), [("bess", "is it 'bees'?"), ("wasps", "train has ants, bees.")])
-def test_a_class_that_train_does_not_know_is_refused(tmp_path: Path, name: str, hint: str):
-    text = complaint(list_pictures, touch(tmp_path, f"{name}/x.jpg"), ("ants", "bees"))
-    assert text == f"{tmp_path} has a class {name!r} that the training pictures have not; {hint}"
-
-
-def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    touch(tmp_path, "a/x.jpg")
-    monkeypatch.setattr(os, "scandir", lambda folder: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
-    assert re.search("cannot be read: Permission denied", complaint(list_classes, tmp_path))
-
-
-# read_listing
-
-
-def test_pictures_of_two_sizes_are_no_array(tmp_path: Path):
-    from PIL import Image
-
-    (tmp_path / "a").mkdir()
-    Image.new("RGB", (4, 4)).save(tmp_path / "a" / "1.png")
-    Image.new("RGB", (5, 4)).save(tmp_path / "a" / "2.png")
-    text = complaint(read_listing, list_pictures(tmp_path, ("a",)), "train")
-    assert text == f"{tmp_path}/a/2.png is 5x4, other pictures of train are not."
+@pytest.mark.needs_data
+@pytest.mark.slow
+def test_real_pictures_have_the_statistics_of_photographs(real_data: Path):
+    own = module(real_data / "hymenoptera_data").preprocess
+    assert own.mean == pytest.approx((0.52, 0.47, 0.35), abs=0.02)
+    assert own.std == pytest.approx((0.27, 0.25, 0.28), abs=0.02)

@@ -25,6 +25,7 @@ from imago.data import shapes
 from imago.optimizer.groups import parameter_groups
 from imago.paths import PROJECT_ROOT
 from imago.targets import build
+from imago.task.classify import ClassifyTask
 
 GOLDEN = PROJECT_ROOT / "tests" / "golden" / "loss_curve.json"
 HOST_SYNC = "_local_scalar_dense"  # what .item(), float() and bool() of a tensor come down to
@@ -161,6 +162,29 @@ def test_each_logging_step_leaves_one_point_on_each_curve(compose, tmp_path: Pat
     assert steps == dict.fromkeys(steps, [1, 3] if accumulate == 2 else [1, 3, 5, 7, 9])  # counted from 0
 
 
+MIXING = (
+    "augment.mixup_alpha=0.4",
+    "augment.cutmix_alpha=1.0",
+    "augment.erase_probability=0.5",
+    "augment.brightness=0.2",
+)
+
+
+@pytest.mark.parametrize("weight", ["null", "balanced"])
+def test_soft_labels_and_class_weights_never_wait_for_the_device(compose, tmp_path: Path, weight: str):
+    cfg = compose("data=shapes", *SMALL, *MIXING, f"loss.weight={weight}", f"trainer.log_every_n_steps={LOG_EVERY}")
+    data, count = build_data(cfg), CountedOps()
+    data.on_arrival = count.new_batch
+    task = build_task(cfg, data, class_counts=[32] * 10)
+    with count:
+        build_trainer(cfg, tmp_path).fit(task, datamodule=data)
+    quiet, _ = split_by_logging(count.batches[1:11])
+    assert {number: ops.count(HOST_SYNC) for number, ops in quiet.items()} == dict.fromkeys(quiet, 0)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    (accuracy,) = (float(row["train/acc"]) for row in rows if row["train/acc"])
+    assert 0 <= accuracy <= 1
+
+
 # What reaches the optimizer, the schedule and the checkpoint
 
 
@@ -225,6 +249,25 @@ def kinds(value: object) -> set[type]:
     """Exact types of a value and everything in it."""
     below = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
     return {type(value)}.union(*map(kinds, below))
+
+
+def test_class_weights_reach_the_loss_and_their_counts_the_checkpoint(compose, tmp_path: Path):
+    cfg = compose("data=shapes", *SMALL, "loss.weight=balanced", "trainer.limit_train_batches=1")
+    data = build_data(cfg)
+    counts = [10] * 5 + [54] * 5
+    task = build_task(cfg, data, class_counts=counts)
+    assert task.loss.weight.tolist() == pytest.approx([3.2] * 5 + [320 / 540] * 5)
+    build_trainer(cfg, tmp_path).fit(task, datamodule=data)
+    settings = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]
+    assert settings["class_counts"] == counts
+    assert ClassifyTask(**settings).loss.weight.tolist() == task.loss.weight.tolist()
+
+
+def test_a_checkpoint_from_before_class_weights_still_builds_its_task(compose):
+    cfg = compose("data=shapes", *SMALL)
+    settings = dict(build_task(cfg, build_data(cfg)).hparams)
+    del settings["class_counts"], settings["loss"]["weight"]
+    assert ClassifyTask(**settings).loss.weight is None
 
 
 # Seeds

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from math import inf
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from imago.errors import ConfigError
 from imago.schedule.duration import duration_in_steps
@@ -22,7 +23,7 @@ def check_settings(cfg: DictConfig) -> None:
     """
     problems = [*_number_problems(cfg), *_trainer_problems(cfg), *_preprocess_problems(cfg), *_model_problems(cfg)]
     problems += [*_schedule_problems(cfg), *_watch_problems(cfg), *_logger_problems(cfg), *_task_problems(cfg)]
-    problems += [*_name_problems(cfg)]
+    problems += [*_name_problems(cfg), *_augment_problems(cfg), *_loss_problems(cfg)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -40,12 +41,26 @@ def _number_problems(cfg: DictConfig) -> list[str]:
     fraction = cfg.data.get("val_fraction")
     if fraction is not None and not 0 < fraction < 1:
         problems.append(f"data.val_fraction={fraction} must lie between 0 and 1, e.g. data.val_fraction=0.1.")
-    flip = cfg.augment.get("flip_probability", 0)
-    if not 0 <= flip <= 1:
-        problems.append(f"augment.flip_probability={flip} must lie in 0 .. 1.")
-    if cfg.augment.get("crop_padding_px", 0) < 0:
-        problems.append(f"augment.crop_padding_px={cfg.augment.crop_padding_px} must be 0 or more.")
     return problems
+
+
+def _augment_problems(cfg: DictConfig) -> list[str]:
+    from imago.data.augment.settings import Augment
+
+    try:
+        Augment(**cfg.augment)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _loss_problems(cfg: DictConfig) -> list[str]:
+    weight = cfg.loss.get("weight")
+    if isinstance(weight, str) and weight != "balanced":
+        return [f"loss.weight={weight} is not one of null, balanced; a number for each class is typed [1.0,2.5]."]
+    if isinstance(weight, ListConfig) and not all(isinstance(w, (int, float)) and 0 < w < inf for w in weight):
+        return [f"loss.weight={list(weight)} must hold a number above 0 for each class."]
+    return []
 
 
 def _trainer_problems(cfg: DictConfig) -> list[str]:

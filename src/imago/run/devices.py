@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from imago.errors import ConfigError
+from imago.machine import available_cores
 
 
 def count_devices(accelerator: str, devices: int | str | Sequence[int]) -> int:
@@ -71,4 +72,4 @@ def _num_available(name: str) -> int:
         return torch.cuda.device_count()
     if name == "mps":
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available_cores()

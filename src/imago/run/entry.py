@@ -41,6 +41,7 @@ COMMANDS = {
     "export": "imago.run.export:export",
     "eval": "imago.run.evaluate:evaluate",
     "predict": "imago.run.predict:predict",
+    "check": "imago.run.check_data:check",
 }
 
 _STARTED = datetime.now()  # once per process: the run folder is asked for more than once

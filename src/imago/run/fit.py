@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class
@@ -52,6 +53,10 @@ def fit_and_test(cfg: DictConfig, folder: RunFolder) -> float:
     log.info("%s\n", start_table(cfg, data, task, trainer, parts.notes))
     device = str(trainer.strategy.root_device)
     folder.provenance_facts(device=device, precision=trainer.precision, data=data.fingerprint())
+    if folder.is_main_process:
+        data.write_down(folder.path)
+    num_epochs = cfg.trainer.max_epochs * data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()
+    log.info("decoded pictures kept %s\n", data.keep_decoded(trainer.num_devices, num_epochs))
 
     trainer.fit(task, datamodule=data, ckpt_path=_resume_path(cfg, folder))
     folder.reload()  # rank 0 wrote the numbers, which ddp_spawn and ddp_fork run in a process of its own
@@ -125,10 +130,11 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher: Classifier | Non
     facts: dict[str, Any] = {"class_names": list(data.class_names), "preprocess": data.preprocess.to_dict()}
     if teacher is not None:
         facts["teacher"] = _prepare_teacher(cfg, teacher, data)
+    counts = np.bincount(data.splits.train.labels, minlength=len(data.class_names)).tolist()
     net: Any = OmegaConf.to_container(cfg.model, resolve=True)
     if cfg.resume is not None and "weights" in net:
         net["weights"] = None  # the checkpoint has them all, and the file may be gone
-    task: ClassifyTask = build(cfg.task, extra_targets=cfg.extra_targets, net=net, **facts)
+    task: ClassifyTask = build(cfg.task, extra_targets=cfg.extra_targets, net=net, class_counts=counts, **facts)
     if cfg.channels_last:
         task.net.to(memory_format=torch.channels_last)
     if cfg.compile:

@@ -9,7 +9,10 @@ from imago.errors import ConfigError
 from imago.run.overrides import quoted
 
 # What may differ when a run goes on: how it is carried out, and the Trainer's settings where they can change midway.
-_FREE = ("paths", "callbacks", "logger", "resume", "run_name", "extra_targets", "data.num_workers", "compile", "tta")
+_FREE = (
+    *("paths", "callbacks", "logger", "resume", "run_name", "extra_targets", "compile", "tta"),
+    *("data.num_workers", "data.cache", "data.cache_dir"),
+)
 _BINDING = ("callbacks.ema",)  # a checkpoint holds two sets of weights with it, and one without
 _JOINED = ("net", "optimizer", "schedule", "loss", "extra_targets")
 # Where the data lies may change; that it is the same data is checked by its fingerprint.
