@@ -294,18 +294,22 @@ def test_an_empty_batch_is_an_empty_array(tmp_path: Path):  # ranks that share o
     assert (images.shape, labels.shape) == ((0, 3, 12, 12), (0,))
 
 
+def suitable(data: ImageFolderDataModule) -> int:
+    return data._suitable_workers(data.training_dataset())
+
+
 @pytest.mark.parametrize(("cores", "expected"), [(1, 1), (2, 2), (64, 16)])
 def test_beside_a_gpu_every_core_decodes_but_16_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, expected: int
 ):
     monkeypatch.setattr("imago.data.datamodule.available_cores", lambda: cores)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert module(folder(tmp_path, {"ant": 4, "bee": 4}), num_workers=None)._suitable_workers() == expected
+    assert suitable(module(folder(tmp_path, {"ant": 4, "bee": 4}), num_workers=None)) == expected
 
 
 def test_on_a_cpu_the_network_has_the_cores_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert module(folder(tmp_path, {"ant": 4, "bee": 4}), num_workers=None)._suitable_workers() == 0
+    assert suitable(module(folder(tmp_path, {"ant": 4, "bee": 4}), num_workers=None)) == 0
 
 
 # Fingerprint

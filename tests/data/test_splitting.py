@@ -110,6 +110,17 @@ def test_a_list_may_not_make_a_test_picture_of_the_source_a_training_picture(tmp
         split_up(found, split_file=str(listed))
 
 
+def test_a_list_of_train_and_val_leaves_the_source_its_test_split(tmp_path: Path):
+    found = {split: pictures(split, 10, 10) for split in ("train", "test")}
+    listed = tmp_path / "split.csv"
+    rows = [f"train/{n},{NAMES[n // 10]},{'val' if n % 5 == 0 else 'train'}" for n in range(20)]
+    listed.write_text("\n".join(["path,label,split", *rows]))
+    parts, drawn = split_up(found, split_file=str(listed))
+    assert drawn == []
+    assert parts["test"] == set(found["test"].names)
+    assert parts["val"] == {"train/0", "train/5", "train/10", "train/15"}
+
+
 def test_a_source_without_test_needs_a_fraction():
     with pytest.raises(ConfigError, match="no test split; give a share to split off: data.test_fraction=0.1"):
         split_up({"train": pictures("train", 10, 10)})

@@ -211,7 +211,7 @@ class ImageDataModule(LightningDataModule):
         return ArrayDataset(self._at_size(pictures), augment, self.seed)
 
     def _loader(self, dataset: ArrayDataset | FileDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
-        num_workers = self._suitable_workers() if self.num_workers is None else self.num_workers
+        num_workers = self._suitable_workers(dataset) if self.num_workers is None else self.num_workers
         return _Loader(
             dataset,
             batch_sampler=sampler,  # type: ignore[arg-type]  # yields a BatchKey where torch expects a list
@@ -222,14 +222,10 @@ class ImageDataModule(LightningDataModule):
             timeout=WORKER_TIMEOUT_S if num_workers else 0,
         )
 
-    def _is_slow_to_read(self) -> bool:
-        """Whether preparing a batch takes so long that processes of their own pay off."""
-        return self.augment.is_per_picture
-
-    def _suitable_workers(self) -> int:
+    def _suitable_workers(self, dataset: ArrayDataset | FileDataset) -> int:
         # On a CPU the network needs every core itself: more busy processes than cores slow its threads down many times.
         has_gpu = self.trainer.strategy.root_device.type != "cpu" if self.trainer else torch.cuda.is_available()
-        if not has_gpu or not self._is_slow_to_read():
+        if not has_gpu or not dataset.is_slow:
             return 0
         num_sharing = self.trainer.num_devices if self.trainer else 1
         return max(1, min(MAX_WORKERS, available_cores() // num_sharing))

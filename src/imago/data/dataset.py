@@ -151,6 +151,11 @@ class ArrayDataset(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether a batch takes so long that processes of their own pay off."""
+        return self.augment is not None and self.augment.is_per_picture
+
     @one_intraop_thread()
     def __getitems__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
         """Give one batch: images uint8 (B, 3, H, W) and labels int64 (B,)."""
@@ -203,6 +208,11 @@ class FileDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether a batch takes so long that processes of their own pay off: always, beside a GPU."""
+        return True
 
     @one_intraop_thread()
     def __getitems__(self, key: BatchKey) -> tuple[Tensor, Tensor] | DataError:

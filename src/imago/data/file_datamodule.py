@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 
 from imago.data.augment.resized_crop import limit_shorter_side, limited_sides
 from imago.data.augment.settings import Augment
-from imago.data.cache.place import choose_store, estimate_bytes
+from imago.data.cache.place import PLACES, choose_store, estimate_bytes
 from imago.data.cache.store import PictureStore, build_store, open_store
 from imago.data.datamodule import Found, ImageDataModule
 from imago.data.dataset import FileDataset, LabelledFiles, printable
@@ -70,8 +71,11 @@ class FileDataModule(ImageDataModule):
         super().__init__(**settings)
         if not root:
             raise ConfigError("data.root has no value; give the folder of your pictures, e.g. data.root=~/flowers.")
-        if on_bad_image not in ON_BAD_IMAGE:
-            raise ConfigError(f"data.on_bad_image={on_bad_image} is not one of {', '.join(ON_BAD_IMAGE)}.")
+        for key, value, known in (("on_bad_image", on_bad_image, ON_BAD_IMAGE), ("cache", cache, PLACES)):
+            if value not in known:
+                raise ConfigError(f"data.{key}={value} is not one of {', '.join(known)}.")
+        if decoded_px is not None and decoded_px < 1:
+            raise ConfigError(f"data.decoded_px={decoded_px} must be 1 or more, or null for pictures as they are.")
         self.root = Path(root).expanduser()
         self.cache_dir = Path(cache_dir)
         self.cache = cache
@@ -124,6 +128,16 @@ class FileDataModule(ImageDataModule):
         self.bad += [(files.names[place], examined.errors[place]) for place in np.flatnonzero(is_bad)]
         return files.take(np.flatnonzero(~is_bad))
 
+    def _notes(self) -> list[str]:
+        """Say which settings have no effect, or one that is hardly meant."""
+        if self.decoded_px is None:
+            return []
+        if self.augment.random_resized_crop_scale is None:
+            return [f"data.decoded_px={self.decoded_px} has no effect without augment.random_resized_crop_scale"]
+        if self.decoded_px < self.preprocess.size:
+            return [f"data.decoded_px={self.decoded_px} is less than preprocess.size={self.preprocess.size}: blurred"]
+        return []
+
     def keep_decoded(self, num_processes: int, num_epochs: float) -> str:
         """Decode the pictures of training and validation now, as `cache` says, so that no epoch has to.
 
@@ -137,16 +151,22 @@ class FileDataModule(ImageDataModule):
         Raises:
             UserError: if they do not fit, or one cannot be read.
         """
+        for note in self._notes():
+            log.warning("%s", note)
         parts = {"train": self._prepare(self.augment), "val": self._prepare(None)}
+        if self.cache == "none":
+            return "nowhere: as typed"
         if self.cache == "auto" and num_epochs <= 1:
-            return "no: one epoch needs each picture once"
+            return "nowhere: one epoch needs each picture once"
         files: dict[str, Any] = {split: getattr(self.splits, split) for split in parts}
         sizes = {split: estimate_bytes(files[split], part.sides) for split, part in parts.items()}
         kept = {split: open_store(files[split], self.cache_dir, part.key) for split, part in parts.items()}
         kept_bytes = sum(sizes[split] for split, store in kept.items() if store)
-        where, note = choose_store(self.cache, sum(sizes.values()), self.cache_dir, num_processes, kept_bytes)
+        # Ranks that came before this one have taken their share of the memory already.
+        num_to_come = num_processes - int(os.environ.get("LOCAL_RANK", "0"))
+        where, note = choose_store(self.cache, sum(sizes.values()), self.cache_dir, num_to_come, kept_bytes)
         if where == "none":
-            return f"no: {note}"
+            return f"nowhere: {note}"
         for split, part in parts.items():
             here = (files[split], self.class_names, part.make, where, self.cache_dir, part.key, available_cores())
             self._stores[split, part.key["kind"]] = build_store(*here)
@@ -177,9 +197,6 @@ class FileDataModule(ImageDataModule):
         part = self._prepare(augment)
         store = self._stores.get((split, part.key["kind"]))
         return FileDataset(files, self.class_names, self.preprocess.size, part.make, augment, self.seed, store)
-
-    def _is_slow_to_read(self) -> bool:
-        return True
 
     def _sample(self) -> LabelledFiles:
         """Choose the training pictures to look at: the same ones every time."""

@@ -96,7 +96,7 @@ class EvalSampler:
 
 
 def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Order an epoch in which every class comes equally often: rare pictures repeat, frequent ones take turns.
+    """Order an epoch in which every class comes equally often: rare pictures repeat, frequent ones are drawn from.
 
     Args:
         labels: int64 (N,).

@@ -14,7 +14,7 @@ from imago.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-_TEST, _FOLD = 1, 3  # tell what `split_seed` is used for, so that another val_fraction leaves the test split as it was
+_TEST, _FOLD = 1, 3  # tell what `split_seed` is used for: test, val and folds are drawn independently
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class SplitPlan:
         fold: which part of a cross-validation is val, in 0 .. num_folds - 1; None draws `val_fraction` once.
         num_folds: parts of the cross-validation.
         split_file: CSV of `listing.csv_list` that says which picture belongs where; "" where there is none.
+            The source's own test pictures stay test pictures.
 
     Raises:
         ConfigError: if two settings cannot work together.
@@ -83,7 +84,8 @@ def complete_splits(
     drawn = [split for split in ("test", "val") if split not in parts]
     if plan.fold is not None:
         drawn = [*drawn[: drawn.count("test")], "val"]
-    total, left = len(parts["train"]), 1.0
+    pooled = ("train", "val") if plan.fold is not None else ("train",)
+    total, left = sum(len(parts[split]) for split in pooled if split in parts), 1.0
     for split in drawn:
         if split == "val" and plan.fold is not None:
             _take_fold(parts, plan, class_names)
@@ -148,7 +150,10 @@ def _as_listed(
             f"{misused.place}: {misused.name} is a test picture of the data set and cannot be {misused.split}; what is "
             "tested on is never trained on or chosen by."
         )
-    return dict(assign_splits(found, rows, class_names))
+    parts = dict(assign_splits(found, rows, class_names))
+    if "test" in found:  # a list of train and val alone does not take the source's own test split away
+        parts.setdefault("test", found["test"])
+    return parts
 
 
 def _take_val_as_test(parts: dict[str, Pictures]) -> None:

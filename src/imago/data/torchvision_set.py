@@ -1,7 +1,9 @@
 """Any of torchvision's data sets of pictures and labels, by name, held in memory."""
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from imago.data.picture_statistics import channel_statistics
 from imago.download import is_reachable
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess, resize_and_crop
+from imago.machine import available_memory_bytes
 
 _FLAG = {"train": {"train": True}, "test": {"train": False}}
 _TRAIN_TEST = {"train": {"split": "train"}, "test": {"split": "test"}}
@@ -24,7 +27,7 @@ _WHOLE: dict[str, dict[str, Any]] = {"train": {}}  # published without a test sp
 # What torchvision's class wants to hear for each split.
 SETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
     **dict.fromkeys(("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "QMNIST", "USPS"), _FLAG),
-    **dict.fromkeys(("SVHN", "STL10", "GTSRB", "Food101", "StanfordCars"), _TRAIN_TEST),
+    **dict.fromkeys(("SVHN", "STL10", "GTSRB", "Food101"), _TRAIN_TEST),
     **dict.fromkeys(("Flowers102", "DTD", "FGVCAircraft", "PCAM", "RenderedSST2"), _ALL_THREE),
     **dict.fromkeys(("EuroSAT", "SEMEION", "Caltech256", "SUN397"), _WHOLE),
     "EMNIST": {split: {"split": "balanced", **flag} for split, flag in _FLAG.items()},
@@ -57,6 +60,8 @@ class TorchvisionDataModule(ImageDataModule):
             raise ConfigError(
                 f"data.name={name} is not a set this project can read; nearest first: {', '.join(close)}."
             )
+        if size is not None and size < 1:
+            raise ConfigError(f"data.size={size} must be 1 or more, or null for pictures as they are.")
         self.set_name = name
         self.data_dir = Path(data_dir)
         self.size = size
@@ -87,10 +92,9 @@ class TorchvisionDataModule(ImageDataModule):
         import torchvision.datasets
 
         source: Any = getattr(torchvision.datasets, self.set_name)
-        try:
-            return source(str(self.data_dir), download=False, **how)
-        except (RuntimeError, FileNotFoundError):  # torchvision's words for "not there"
-            pass
+        for folder in (self.data_dir, Path(os.environ.get("IMAGO_DATA_DIR") or self.data_dir)):
+            with suppress(RuntimeError, FileNotFoundError):  # torchvision's words for "not there"
+                return source(str(folder), download=False, **how)
         address = next(_addresses(vars(source).values()), None)
         if address and not is_reachable(address):
             raise DataError(
@@ -101,20 +105,29 @@ class TorchvisionDataModule(ImageDataModule):
             return source(str(self.data_dir), download=True, **how)
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise DataError(f"the download of {self.set_name} into {self.data_dir} failed: {reason}.") from error
+            raise DataError(
+                f"the download of {self.set_name} into {self.data_dir} failed: {reason}; put torchvision's files there."
+            ) from error
 
     def _read(self, split: str, source: Any) -> LabelledArray:
-        images, labels = [], np.empty(len(source), np.int64)
-        for place in tqdm(range(len(source)), desc=f"reading {split}", leave=False, disable=None):
+        count = len(source)
+        first = self._square(np.asarray(source[0][0].convert("RGB")), 0)
+        if count * first.nbytes > available_memory_bytes():
+            raise DataError(
+                f"{count:,} pictures of {self.set_name}, {_in_px(first)} each, do not fit in the memory there is; "
+                "data.size=SIDE keeps smaller squares, e.g. data.size=64."
+            )
+        images, labels = np.empty((count, 3, *first.shape[:2]), np.uint8), np.empty(count, np.int64)
+        for place in tqdm(range(count), desc=f"reading {split}", leave=False, disable=None):
             picture, labels[place] = source[place]
-            images.append(self._square(np.asarray(picture.convert("RGB")), place))
-            if images[-1].shape != images[0].shape:
+            square = self._square(np.asarray(picture.convert("RGB")), place)
+            if square.shape != first.shape:
                 raise DataError(
-                    f"{self.set_name} has pictures of several sizes, e.g. {_in_px(images[0])} and "
-                    f"{_in_px(images[-1])}; data.size=SIDE cuts squares of one size out of them, e.g. data.size=64."
+                    f"{self.set_name} has pictures of several sizes, e.g. {_in_px(first)} and {_in_px(square)}; "
+                    "data.size=SIDE cuts squares of one size out of them, e.g. data.size=64."
                 )
-        names = tuple(f"{split}/{place:05d}" for place in range(len(source)))
-        return LabelledArray(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)), labels, names)
+            images[place] = square.transpose(2, 0, 1)
+        return LabelledArray(images, labels, tuple(f"{split}/{place:05d}" for place in range(count)))
 
     def _square(self, pixels: np.ndarray, place: int) -> np.ndarray:
         if self.size is not None:

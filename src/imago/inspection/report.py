@@ -58,7 +58,7 @@ def fact_lines(checked: CheckedSet, ignored: Sequence[tuple[str, str]], record: 
         "twins": f"{same:,} pairs with the same bytes, {len(checked.pairs) - same:,} nearly the same "
         f"(thumbnails correlate by {checked.pairs.min_correlation:.3f} or more)",
         "statistics": f"mean {mean}, std {std}, of all training pictures, whole, each counting the same",
-        "a run uses": record,
+        "a run uses": f"{record}; pretrained weights and preprocess.* may ask otherwise",
     }
     return [f"{name:<10}  {value}" for name, value in rows.items()]
 

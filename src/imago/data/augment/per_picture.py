@@ -1,8 +1,7 @@
 """Augmentations that work on one picture at a time, in the loader's processes, through torchvision's v2 transforms."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torchvision.transforms import InterpolationMode, v2
 from imago.data.augment.crop_flip import SampleKey
 from imago.data.augment.settings import MAX_MAGNITUDE, Augment
 from imago.data.keyed import keyed_bits
+from imago.data.one_thread import one_intraop_thread
 
 # Tells the draws of one sample apart, and from those of `augmentation`: turning one on leaves the others as they were.
 _ROTATION, _POLICY, _GRAY, _BLUR = 101, 102, 103, 104
@@ -36,7 +36,7 @@ def transform_pictures(images: np.ndarray, augment: Augment, key: SampleKey) -> 
     seed, epoch, indices = key
     seeds = {purpose: (keyed_bits(seed, epoch, indices, purpose) >> np.uint64(1)).tolist() for purpose in transforms}
     transformed = np.empty_like(images)
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]), one_intraop_thread():
         for place, image in enumerate(images):
             picture = torch.from_numpy(image)
             for purpose, transform in transforms.items():
@@ -44,17 +44,6 @@ def transform_pictures(images: np.ndarray, augment: Augment, key: SampleKey) -> 
                 picture = transform(picture)
             transformed[place] = picture.numpy()
     return transformed
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Operations on single pictures are short: on a busy machine, waiting for a second thread takes far longer."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _transforms(augment: Augment, shorter_side_px: int) -> dict[int, Callable[[Tensor], Tensor]]:

@@ -27,7 +27,7 @@ def choose_store(
             available memory, else "disk" if they fit in half of its free space, else "none".
         estimated_bytes: of all decoded pictures.
         folder: on the disk in question.
-        num_processes: that would each keep their own in memory; on disk they share.
+        num_processes: that will each keep their own in memory; on disk they share.
         kept_bytes: the part that an earlier run has left in `folder`.
 
     Returns:

@@ -241,7 +241,7 @@ def _drop_stale(files: LabelledFiles, folder: Path, key: Mapping[str, Any]) -> N
 
 
 def _delete(index_file: Path) -> None:
-    for suffix in (".npz", ".pixels", ".lock"):  # the index first: without it, nobody opens the pixels
+    for suffix in (".npz", ".pixels"):  # the index first: without it, nobody opens the pixels; locks may be held
         index_file.with_suffix(suffix).unlink(missing_ok=True)
 
 
