@@ -51,7 +51,7 @@ class CrossEntropy(nn.Module):
             reduction="mean" if self.weight is None or labels.ndim == 1 else "sum",
         )
         # torch divides by the weights of hard labels, but by the number of pictures where labels are soft.
-        return loss if self.weight is None or labels.ndim == 1 else loss / (labels @ self.weight).sum()
+        return loss if self.weight is None or labels.ndim == 1 else loss / (labels * self.weight).sum()
 
 
 def class_weights(weight: str | Sequence[float], class_counts: Sequence[int] | None) -> list[float]:

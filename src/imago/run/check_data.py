@@ -51,11 +51,13 @@ def check(cfg: DictConfig) -> None:
     logging.getLogger("imago").setLevel(logging.INFO)
     folder = job_output_dir()
     data = _build(cfg, {})
+    checked = None
+    if cfg.show == "all":
+        checked = gather(data, Path(cfg.data.get("cache_dir") or Path(cfg.paths.data_dir) / "cache"))
     try:
-        if cfg.show == "augment":
+        if checked is None:
             _show_augmentation(data, folder)
             return
-        checked = gather(data, Path(cfg.data.get("cache_dir") or Path(cfg.paths.data_dir) / "cache"))
         findings = _write_and_tell(cfg, data, checked, folder)
     except OSError as error:
         raise DataError(
@@ -108,7 +110,7 @@ def draw_sheets(
             places = checked.good[checked.labels[checked.good] == label]
             if len(places):
                 taken = places[np.arange(min(num_shown, len(places))) * len(places) // min(num_shown, len(places))]
-                caption = f"{name}: {len(taken)} of {len(places):,} pictures, as the network sees them"
+                caption = f"{name}: {len(taken)} of {len(places):,} pictures, cut as for evaluation"
                 squares = list(threads.map(square, taken.tolist()))
                 yield contact_sheet.sheet_name(label, name), contact_sheet.draw_sheet(squares, caption)
 
@@ -202,10 +204,13 @@ def _write_split_without_leaks(path: Path, checked: CheckedSet) -> None:
     write_list(path, checked.class_names, parts)
 
 
+_TYPED = ("data=", "data.", "augment", "preprocess", "paths.data_dir=", "extra_targets")  # what a run needs, too
+
+
 def _next_commands(folder: Path, is_leaking: bool) -> list[str]:
     from hydra.core.hydra_config import HydraConfig
 
-    typed = [text for text in HydraConfig.get().overrides.task if text.startswith(("data=", "data.", "augment"))]
+    typed = [text for text in HydraConfig.get().overrides.task if text.startswith(_TYPED)]
     arguments = [shlex.quote(_unquoted(text)) for text in typed]
     commands = [["python src/check.py", *arguments, "show=augment"], ["python src/train.py", *arguments]]
     if is_leaking:

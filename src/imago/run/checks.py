@@ -1,6 +1,7 @@
 """What can be told wrong before any data is read or torch is loaded: all problems at once, a line each."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib.util import find_spec
 from math import inf
 
@@ -47,6 +48,9 @@ def _number_problems(cfg: DictConfig) -> list[str]:
 def _augment_problems(cfg: DictConfig) -> list[str]:
     from imago.data.augment.settings import Augment
 
+    unknown = sorted(set(cfg.augment) - {field.name for field in fields(Augment)})
+    if unknown:
+        return [f"augment.{unknown[0]}: there is no such augmentation; configs/augment/none.yaml lists them."]
     try:
         Augment(**cfg.augment)
     except ConfigError as error:
@@ -56,6 +60,8 @@ def _augment_problems(cfg: DictConfig) -> list[str]:
 
 def _loss_problems(cfg: DictConfig) -> list[str]:
     weight = cfg.loss.get("weight")
+    if weight == "balanced" and cfg.data.get("sampler") == "balanced":
+        return ["data.sampler=balanced with loss.weight=balanced would correct twice for uneven classes; take one."]
     if isinstance(weight, str) and weight != "balanced":
         return [f"loss.weight={weight} is not one of null, balanced; a number for each class is typed [1.0,2.5]."]
     if isinstance(weight, ListConfig) and not all(isinstance(w, (int, float)) and 0 < w < inf for w in weight):

@@ -64,7 +64,8 @@ def _speed_facts(trainer: Trainer, speed: Speed) -> dict[str, Any]:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]  # of our data module
     cache = data.cache if isinstance(data, FileDataModule) and not data.keeps_decoded else None
     num_workers = trainer.train_dataloader.num_workers  # type: ignore[union-attr]  # of our loader
-    num_cores = max(1, available_cores() // trainer.num_devices)
+    is_cpu = trainer.strategy.root_device.type == "cpu"
+    num_cores = 0 if is_cpu else max(1, available_cores() // trainer.num_devices)
     advice = advise_on_waiting(share, cache, data.augment, num_workers, num_cores)
     facts = {"images_per_s": round(speed.num_images / speed.train_s, 1), "data_wait_share": round(share, 4)}
     return facts | ({"data_wait_advice": advice} if advice else {})

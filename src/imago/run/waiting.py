@@ -4,6 +4,7 @@ from dataclasses import fields
 
 from imago.data.augment.settings import Augment
 
+_DECODED_PX = 256  # leaves room for random crops to 224 px, what most networks are trained at
 MAX_SHARE = 0.1  # of the training time: above it a run is told what to change
 
 # Augmentations that cost most: those of one picture at a time, then those that touch every pixel of a batch.
@@ -21,7 +22,7 @@ def advise_on_waiting(
         cache: `data.cache` where every epoch decodes its pictures all the same, None where none does.
         augment: the settings of the training pictures.
         num_workers: processes that prepared its batches.
-        num_cores: that this training process may use.
+        num_cores: that this training process has to spare for data; 0 where the network computes on them.
 
     Returns:
         None where the share is small.
@@ -30,12 +31,15 @@ def advise_on_waiting(
         return None
     changes = []
     if cache is not None:
-        # What "auto" did not keep is too large as it is, or was needed only once.
-        changes.append("data.cache=auto" if cache == "none" else "data.decoded_px=256 data.cache=disk")
+        if cache == "none":
+            changes.append("data.cache=auto")
+        elif augment.random_resized_crop_scale is not None:  # what "auto" did not keep is too large as it is
+            changes.append(f"data.decoded_px={_DECODED_PX} data.cache=auto")
     if num_workers < num_cores:
         changes.append(f"data.num_workers={num_cores}")
-    changes += _lighter(augment, _COSTLY) or _lighter(augment, _COLOURS)
-    return " or ".join(changes) or "a lower preprocess.size"
+    lighter = _lighter(augment, _COSTLY) or _lighter(augment, _COLOURS)
+    changes += [f"{part} (which trains otherwise)" for part in lighter]
+    return " or ".join(changes) or "a lower preprocess.size (which trains otherwise)"
 
 
 def _lighter(augment: Augment, names: tuple[str, ...]) -> list[str]:
