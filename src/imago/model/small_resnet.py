@@ -13,7 +13,7 @@ _NORM_MOMENTUM = 0.4  # share of the newest batch in BatchNorm's statistics: a s
 
 
 class SmallResNet(nn.Module):
-    """Whitening 2x2 convolution, a residual block for each width, maximum over places, head; 1.6 M parameters.
+    """Whitening 2x2 convolution, a residual block for each width, maximum over places, head.
 
     Every block halves the resolution. Source of all but the residual sums: airbench94 (Jordan 2024,
     arXiv:2404.00498), narrower here.

@@ -43,8 +43,6 @@ def fit_and_test(cfg: DictConfig, folder: RunFolder) -> float:
         network.find_weights(cfg.model.name, cfg.model.weights)  # told before an hour goes into reading data
     data, preprocess_note = build_data(cfg)
     task = build_task(cfg, data)
-    if cfg.resume is None and cfg.model.get("weights") is None:
-        _initialise(task.net, data)
     trainer = build_trainer(cfg, precision, Reporter(folder))
     batches = data.batches_per_epoch(trainer.limit_train_batches)
     task.steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
@@ -92,14 +90,10 @@ def build_task(cfg: DictConfig, data: ImageDataModule) -> ClassifyTask:
     task: ClassifyTask = build(cfg.task, extra_targets=cfg.extra_targets, net=net, **facts)
     if cfg.channels_last:
         task.net.to(memory_format=torch.channels_last)
-    return task
-
-
-def _initialise(network: Any, data: ImageDataModule) -> None:
-    """Show the first training batch to a network whose first weights come from pictures; the same one on every rank."""
-    if hasattr(network, "initialise_from"):
+    if cfg.resume is None and cfg.model.get("weights") is None and hasattr(task.net, "initialise_from"):
         images, _ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
-        network.initialise_from(images)
+        task.net.initialise_from(images)  # the first training batch, the same one on every rank
+    return task
 
 
 def build_trainer(cfg: DictConfig, precision: str, reporter: Reporter) -> Trainer:
