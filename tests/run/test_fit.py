@@ -22,6 +22,7 @@ def first_filters(compose: Callable) -> Callable[..., Tensor]:
     return build
 
 
+@pytest.mark.slow
 def test_the_first_filters_come_from_the_first_training_batch(first_filters: Callable):
     filters = first_filters()
     torch.testing.assert_close(filters[:12], -filters[12:])
