@@ -137,6 +137,9 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher: Classifier | Non
     task: ClassifyTask = build(cfg.task, extra_targets=cfg.extra_targets, net=net, class_counts=counts, **facts)
     if cfg.channels_last:
         task.net.to(memory_format=torch.channels_last)
+    if cfg.resume is None and cfg.model.get("weights") is None and hasattr(task.net, "initialise_from"):
+        images, _ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+        task.net.initialise_from(images)  # the first training batch, the same one on every rank
     if cfg.compile:
         task.net.compile()  # in place: the names of the weights stay as they are
     task.tta = cfg.tta

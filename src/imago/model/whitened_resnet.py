@@ -1,0 +1,111 @@
+"""WhitenedResNet: a residual net that is quick to train on a CPU: whitened patches, three blocks, a scaled head."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from imago.errors import ConfigError
+from imago.model.adaptable_net import AdaptableNet
+
+_PATCH_PX = 2  # side of the patches that the first layer whitens
+_WHITENING_EPS = 5e-4  # added to the variances, so that directions which are nearly noise are not blown up
+_NORM_MOMENTUM = 0.4  # share of the newest batch in BatchNorm's statistics: a short run cannot wait for 0.1
+
+
+class WhitenedResNet(AdaptableNet):
+    """Whitening 2x2 convolution, a residual block for each width, maximum over places, head.
+
+    Every block halves the resolution. Source of all but the residual sums: airbench94 (Jordan 2024,
+    arXiv:2404.00498), narrower here.
+
+    Args:
+        num_classes: K, width of the head; comes from the data.
+        image_size: side of the input in pixels; comes from the preprocess record.
+        widths: channels of each block.
+        logit_scale: factor on the logits, so that the first ones are small although the head's weights are not.
+        weights: path of a file of an earlier run, or None for random weights.
+        freeze: "backbone" trains the head only, a glob freezes the parameters it names, None trains everything.
+
+    Raises:
+        ConfigError: if the pictures are too small for that many blocks.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        image_size: int,
+        widths: Sequence[int],
+        logit_scale: float,
+        weights: str | None = None,
+        freeze: str | None = None,
+    ) -> None:
+        super().__init__()
+        smallest_px = 2 ** len(widths) + _PATCH_PX - 1
+        if image_size < smallest_px:
+            raise ConfigError(
+                f"model.widths={list(widths)} halves pictures {len(widths)} times, which needs {smallest_px} px, and "
+                f"they have {image_size}; type fewer widths or preprocess.size={smallest_px}."
+            )
+        self.whitening = nn.Conv2d(3, 2 * 3 * _PATCH_PX**2, _PATCH_PX)
+        self.whitening.weight.requires_grad_(False)
+        widths_in = [self.whitening.out_channels, *widths]
+        self.blocks = nn.Sequential(nn.GELU(), *map(ResidualBlock, widths_in, widths))
+        self.head = nn.Linear(widths[-1], num_classes, bias=False)
+        self.logit_scale = logit_scale
+        nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]  # there is one
+        nn.init.normal_(self.head.weight)
+        self.adapt("WhitenedResNet", self.find_weights(None, weights), freeze, in_channels=3)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Map normalised pictures (N, 3, H, W) to logits (N, K); also of other sizes than `image_size`."""
+        features = self.blocks(self.whitening(images)).amax(dim=(2, 3))
+        return self.head(features) * self.logit_scale
+
+    @torch.no_grad()
+    def initialise_from(self, images: Tensor) -> None:
+        """Set the first layer, which does not learn, so that its channels are uncorrelated and of variance 1.
+
+        The filters are the principal directions of the patches over their standard deviations, each with both signs.
+        They are in the checkpoint with all other weights. Source: Jordan 2024, section 3.2 (arXiv:2404.00498).
+
+        Args:
+            images: normalised training pictures (N, 3, H, W); some hundred are enough.
+        """
+        patches = nn.functional.unfold(images.float(), _PATCH_PX).transpose(1, 2).flatten(0, 1)  # (N * places, 3 * 4)
+        variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (directions / (variances + _WHITENING_EPS).sqrt()).T.reshape(-1, 3, _PATCH_PX, _PATCH_PX)
+        self.whitening.weight.copy_(torch.cat([filters, -filters]))
+
+
+class ResidualBlock(nn.Module):
+    """x + layer(x), where x = layer(input) has half the resolution; a layer is convolution, BatchNorm and GELU.
+
+    Args:
+        in_width: channels of the features (N, in_width, H, W) it takes.
+        width: channels of the features (N, width, H // 2, W // 2) it gives.
+    """
+
+    def __init__(self, in_width: int, width: int) -> None:
+        super().__init__()
+        self.down = nn.Sequential(_convolution(in_width, width), nn.MaxPool2d(2), _norm(width), nn.GELU())
+        self.layer = nn.Sequential(_convolution(width, width), _norm(width), nn.GELU())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (N, in_width, H, W) to (N, width, H // 2, W // 2)."""
+        halved = self.down(features)
+        return halved + self.layer(halved)
+
+
+def _convolution(in_width: int, width: int) -> nn.Conv2d:
+    """A 3x3 convolution whose first filters begin as the identity, the others at random."""
+    convolution = nn.Conv2d(in_width, width, 3, padding=1, bias=False)
+    nn.init.dirac_(convolution.weight.data[:in_width])
+    return convolution
+
+
+def _norm(width: int) -> nn.BatchNorm2d:
+    """BatchNorm whose scale stays 1: what follows can scale for itself."""
+    norm = nn.BatchNorm2d(width, momentum=_NORM_MOMENTUM)
+    norm.weight.requires_grad_(False)
+    return norm

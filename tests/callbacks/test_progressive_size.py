@@ -1,0 +1,119 @@
+"""ProgressiveSize: which size when, under a real Trainer, and that evaluation never sees a small picture."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from imago.callbacks.progressive_size import ProgressiveSize
+from imago.errors import ConfigError
+
+
+class Watched(nn.Module):
+    """Remembers the side of the pictures it got, and whether that was in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+        self.seen: list[tuple[bool, int]] = []
+        self.images: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append((self.training, images.shape[-1]))
+        self.images.append(images)
+        return self.head(images.mean(dim=(2, 3)))
+
+
+class Task(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Watched()
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.net(batch[0]).square().mean()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.net(batch[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(tmp_path: Path, callback: ProgressiveSize, max_epochs: int, images: Tensor, ckpt: Path | None = None) -> Task:
+    task, batches = Task(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), batch_size=2)
+    trainer = Trainer(
+        max_epochs=max_epochs,
+        callbacks=[callback],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(task, batches, batches, ckpt_path=ckpt)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    return task
+
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers.*",
+    "ignore:.*treespec, LeafSpec.*",
+    "ignore:.*exists and is not empty.*",
+    "ignore:.*smaller than the logging interval.*",
+)
+
+
+@pytest.mark.parametrize(
+    ("sizes_px", "num_epochs", "expected"),
+    [
+        ([20, 32], 4, [20, 20, 32, 32]),
+        ([20, 32], 3, [20, 20, 32]),
+        ([20, 24, 32], 2, [20, 24]),
+        ([20, 24, 28, 32], 10, [20, 20, 20, 24, 24, 28, 28, 28, 32, 32]),
+        ([32], 2, [32, 32]),
+    ],
+)
+def test_each_size_has_an_equal_share_of_the_epochs(sizes_px: list[int], num_epochs: int, expected: list[int]):
+    callback = ProgressiveSize(sizes_px)
+    assert [callback.size_at(epoch, num_epochs) for epoch in range(num_epochs)] == expected
+
+
+def test_training_grows_and_validation_has_its_full_size(tmp_path: Path):
+    task = fit(tmp_path, ProgressiveSize([4, 8]), 2, torch.randn(4, 3, 8, 8))
+    assert task.net.seen == [(True, 4)] * 2 + [(False, 8)] * 2 + [(True, 8)] * 2 + [(False, 8)] * 2
+
+
+def test_after_the_run_the_network_is_as_it_was(tmp_path: Path):
+    net = fit(tmp_path, ProgressiveSize([4]), 1, torch.randn(2, 3, 8, 8)).net.train()
+    net.seen.clear()
+    net(torch.zeros(1, 3, 8, 8))
+    assert net.seen == [(True, 8)]
+
+
+def test_pictures_are_never_made_larger(tmp_path: Path):
+    task = fit(tmp_path, ProgressiveSize([16]), 1, torch.randn(2, 3, 8, 8))
+    assert task.net.seen == [(True, 8), (False, 8)]
+
+
+def test_a_resumed_run_goes_on_at_its_size(tmp_path: Path):
+    images = torch.randn(2, 3, 8, 8)
+    fit(tmp_path, ProgressiveSize([4, 6, 8]), 3, images)
+    resumed = fit(tmp_path, ProgressiveSize([4, 6, 8]), 4, images, tmp_path / "last.ckpt")
+    assert resumed.net.seen[0] == (True, 8)
+
+
+def test_a_smaller_picture_is_the_mean_of_what_it_covers(tmp_path: Path):
+    images = torch.arange(8.0).repeat_interleave(2)[:8].expand(2, 3, 8, 8).contiguous()  # columns 0 0 1 1 2 2 3 3
+    task = fit(tmp_path, ProgressiveSize([2]), 1, images)
+    left, right = task.net.images[0][0, 0, 0].tolist()
+    assert left + right == pytest.approx(3)  # symmetric about the middle, 1.5
+    assert 0.5 <= left < 1
+
+
+@pytest.mark.parametrize("sizes_px", [[], [0, 32]])
+def test_sizes_that_cannot_be_are_refused(sizes_px: list[int]):
+    with pytest.raises(ConfigError, match="sizes_px"):
+        ProgressiveSize(sizes_px)
