@@ -14,7 +14,8 @@ after the other, in turn forwards and backwards; ratios are taken within a round
               with data.cache=ram from the second epoch on, and PIL with torchvision v2, which also normalises. The
               project's batches are uint8; what normalising them on the CPU adds is measured apart.
     jpeg_1000 likewise, 1000 x 750 px.
-    overload  pictures per second of wall clock, alone and among busy processes, three a core with the loader itself.
+    overload  pictures per second of wall clock, alone and among busy processes, three a core with the loader itself;
+              beside it plain counting, which tells what share of the machine is left.
     memory    memory that belongs to two workers alone, after epoch 2 and after the last one.
 
 The JPEG are the photographs of hymenoptera_data, cut to size; both data sets lie below $IMAGO_DATA_DIR. Linux only.
@@ -53,6 +54,7 @@ SCALE = (0.35, 1.0)  # of the random resized crop: augment=standard
 JPEG_SIZES = {"jpeg_500": (500, 375), "jpeg_1000": (1000, 750)}
 NUM_PIL = 4_000  # CIFAR pictures that the slow side prepares
 MEMORY_EPOCHS = 8
+MANY = 50_000_000
 PER_CORE = 3  # processes that want each core under overload, the loader among them
 MIB = 2**20
 
@@ -209,8 +211,14 @@ def overload_sides(folder: Path) -> dict[str, Callable[[], dict]]:
         with busy_processes(num_busy):
             return measure(lambda: epochs(loader, count), lambda: epochs(loader), cores)
 
+    def count_up(num_busy: int) -> dict:
+        with busy_processes(num_busy):
+            return measure(_count)
+
     num_busy = PER_CORE * cores - 1
     return {
+        "counting alone": lambda: count_up(0),
+        "counting overloaded": lambda: count_up(num_busy),
         "cifar alone": lambda: run(cifar, 30, 0),
         "cifar overloaded": lambda: run(cifar, 30, num_busy),
         "jpeg cached alone": lambda: run(jpeg, 20, 0),
@@ -254,6 +262,11 @@ def busy_processes(count: int) -> Iterator[None]:
         for process in processes:
             process.kill()
             process.join()
+
+
+def _count() -> int:
+    """Compute without data: what this falls by is the share of the machine that is left."""
+    return sum(1 for _ in range(MANY))
 
 
 def _spin() -> None:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from imago.data.datamodule import Found, ImageDataModule, check_labels
+from imago.data.datamodule import Found, ImageDataModule
 from imago.data.dataset import LabelledArray, Splits
 from imago.data.sampling import TrainSampler
+from imago.data.splitting import check_labels
 from imago.errors import DataError
 from imago.images import Preprocess, resize_and_crop
 
@@ -149,6 +150,18 @@ def test_statistics_as_numpy_numbers_still_give_float32():
     assert images.dtype == torch.float32
 
 
+def test_the_device_normalises_by_the_record_that_was_set_last():
+    data = tiny()
+    batch = everything(data.val_dataloader())
+    data.on_after_batch_transfer(batch, 0)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.125)
+    data.preprocess = Preprocess(8, 8, "center", mean, std)
+    images, _ = data.on_after_batch_transfer(batch, 0)
+    for channel in range(3):
+        expected = (batch[0][:, channel].float() / 255 - mean[channel]) / std[channel]
+        torch.testing.assert_close(images[:, channel], expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("split", SIZES)
 def test_pictures_come_at_the_size_that_preprocess_asks_for(split: str):
     data = tiny()
@@ -215,6 +228,45 @@ def test_ranks_get_different_pictures(split: str):
         parts.append({picture.tobytes() for picture in images.numpy()})
     assert parts[0].isdisjoint(parts[1])
     assert len(parts[0] | parts[1]) == {"train": 40, "val": 12, "test": 10}[split]
+
+
+ON_DEVICE = ({"brightness": 0.9}, {"mixup_alpha": 1.0}, {"cutmix_alpha": 1.0}, {"erase_probability": 1.0})
+
+
+def on_device(data: TinyDataModule, epoch: int, done: int, rank: int, training: bool = True):
+    """Give what a Trainer at this place makes of one and the same batch."""
+    data.trainer = trainer_that_has_done(done)
+    data.trainer.current_epoch, data.trainer.global_rank, data.trainer.world_size = epoch, rank, 2
+    data.trainer.training = training
+    part = data.splits.train
+    return data.on_after_batch_transfer((torch.from_numpy(part.images[:8]), torch.from_numpy(part.labels[:8])), 0)
+
+
+@pytest.mark.parametrize("augment", ON_DEVICE, ids=str)
+def test_each_batch_of_each_rank_has_draws_of_its_own_on_the_device(augment: dict[str, float]):
+    data = tiny(**augment)
+    places = [(0, 0, 0), (0, 1, 0), (0, 2, 0), (0, 0, 1), (0, 1, 1), (1, 5, 0), (1, 5, 1)]  # 5 batches in an epoch
+    drawn = [on_device(data, *place)[0] for place in places]
+    assert len({images.numpy().tobytes() for images in drawn}) == len(places)
+
+
+@pytest.mark.parametrize("augment", ON_DEVICE, ids=str)
+def test_the_same_batch_has_the_same_draws_again_whatever_was_drawn_between(augment: dict[str, float]):
+    first, other = tiny(**augment), tiny(**augment)
+    images, labels = on_device(first, 1, 7, 1)
+    for done in range(3):
+        on_device(other, 0, done, 1)
+    for again, same in (on_device(first, 1, 7, 1), on_device(other, 1, 7, 1)):
+        assert torch.equal(again, images)
+        assert torch.equal(same, labels)
+
+
+@pytest.mark.parametrize("augment", ON_DEVICE, ids=str)
+def test_validation_during_training_is_not_augmented_on_the_device(augment: dict[str, float]):
+    images, labels = on_device(tiny(**augment), 0, 1, 0, training=False)
+    plain, hard = on_device(tiny(), 0, 1, 0, training=False)
+    assert torch.equal(images, plain)
+    assert torch.equal(labels, hard)
 
 
 class Recorder(LightningModule):

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from imago.data.cache import place
+from imago.data.dataset import LabelledFiles
 from imago.data.image_folder import ImageFolderDataModule
 from imago.errors import ConfigError, DataError
+from imago.images import Preprocess, read_image, resize_and_crop
 
 NUM = {"ant": 30, "bee": 20}
 
@@ -79,6 +83,126 @@ def test_a_set_without_bad_pictures_writes_no_list(root: Path):
 def test_an_unknown_way_with_bad_pictures_is_refused(root: Path):
     with pytest.raises(ConfigError, match="data.on_bad_image=ignore is not one of error, skip"):
         module(root, on_bad_image="ignore")
+
+
+# Kept decoded
+
+CROPS = {"random_resized_crop_scale": [0.3, 1.0], "flip_probability": 0.5}
+SHIFTS = {"crop_padding_px": 2, "flip_probability": 0.5}
+SHOWN = Preprocess(10, 12, "center", (0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.fixture
+def noise(tmp_path: Path) -> Path:
+    """A folder of class folders; 40 pictures of noise, 24 px wide and 16 px high: 46,080 bytes decoded."""
+    random = np.random.default_rng(0)
+    for number in range(40):
+        path = tmp_path / "noise" / ("ant", "bee")[number % 2] / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (16, 24, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "noise"
+
+
+def kept(root: Path, cache: str, **settings) -> ImageFolderDataModule:
+    data = module(root, cache=cache, **settings)
+    data.preprocess = SHOWN
+    return data
+
+
+def seen(data: ImageFolderDataModule) -> list[torch.Tensor]:
+    """Everything that two epochs of training and validation show."""
+    batches = []
+    for epoch in range(2):
+        loader = data.train_dataloader()
+        loader.batch_sampler.set_epoch(epoch)
+        batches += [*loader, *data.val_dataloader()]
+    return [part for batch in batches for part in batch]
+
+
+def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(self, index, class_names):
+        raise AssertionError(f"{self.names[index]} is decoded again")
+
+    monkeypatch.setattr(LabelledFiles, "read", read)
+
+
+@pytest.mark.parametrize("augment", [CROPS, SHIFTS, {}], ids=["crops", "shifts", "none"])
+@pytest.mark.parametrize(("cache", "decoded_px"), [("ram", None), ("disk", None), ("auto", 14)])
+def test_no_epoch_decodes_what_is_kept_and_every_pixel_is_the_same(
+    noise: Path, monkeypatch: pytest.MonkeyPatch, cache: str, decoded_px: int | None, augment: dict
+):
+    expected = seen(kept(noise, "none", augment=augment, decoded_px=decoded_px))
+    data = kept(noise, cache, augment=augment, decoded_px=decoded_px)
+    assert not data.keeps_decoded
+    data.keep_decoded(num_processes=1, num_epochs=2)
+    assert data.keeps_decoded
+    forbid_decoding(monkeypatch)
+    found = seen(data)
+    assert len(found) == 2 * 2 * (3 + 1)  # epochs x parts of a batch x batches of 28 and 8 pictures
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_validation_is_kept_as_evaluation_shows_it_whatever_the_augmentation(
+    noise: Path, monkeypatch: pytest.MonkeyPatch, cache: str
+):
+    data = kept(noise, cache, augment=CROPS)
+    data.keep_decoded(num_processes=1, num_epochs=2)
+    forbid_decoding(monkeypatch)
+    ((images, _),) = data.val_dataloader()
+    squares = [resize_and_crop(read_image(path), SHOWN) for path in data.splits.val.paths]
+    np.testing.assert_array_equal(images, np.stack(squares).transpose(0, 3, 1, 2))
+
+
+def test_auto_keeps_nothing_for_a_single_epoch_and_says_so(noise: Path):
+    data = kept(noise, "auto")
+    assert data.keep_decoded(num_processes=1, num_epochs=1).endswith(": one epoch needs each picture once")
+    assert not data.keeps_decoded
+    assert not data.cache_dir.exists()
+    assert "one epoch" not in data.keep_decoded(num_processes=1, num_epochs=1.5)
+    assert data.keeps_decoded
+
+
+@pytest.mark.parametrize(
+    ("cache", "num_epochs", "note"),
+    [
+        ("none", 5, "nowhere: as typed"),
+        ("ram", 5, "in memory: 0.0 MiB, as typed"),
+        ("ram", 1, "in memory: 0.0 MiB, as typed"),
+        ("disk", 5, "in CACHE: 0.0 MiB, as typed"),
+        ("disk", 1, "in CACHE: 0.0 MiB, as typed"),
+        ("auto", 5, "in memory: 0.0 MiB of 3.0 GiB available"),
+        ("auto", 1, "nowhere: one epoch needs each picture once"),
+    ],
+)
+def test_it_says_where_decoded_pictures_are_kept_and_why(
+    noise: Path, monkeypatch: pytest.MonkeyPatch, cache: str, num_epochs: int, note: str
+):
+    monkeypatch.setattr(place, "available_memory_bytes", lambda: 3 * 2**30)
+    data = kept(noise, cache)
+    assert data.keep_decoded(1, num_epochs).replace(str(data.cache_dir), "CACHE") == note
+    assert data.keeps_decoded is not note.startswith("nowhere")
+    assert any(data.cache_dir.rglob("*.pixels")) is (cache == "disk")
+
+
+def test_auto_takes_what_an_earlier_run_kept_on_disk(noise: Path, monkeypatch: pytest.MonkeyPatch):
+    expected = seen(kept(noise, "none", augment=CROPS))
+    kept(noise, "disk", augment=CROPS).keep_decoded(1, 2)
+    forbid_decoding(monkeypatch)
+    data = kept(noise, "auto", augment=CROPS)
+    assert data.keep_decoded(1, 2).endswith(f"kept in {data.cache_dir} by an earlier run")
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(seen(data), expected, strict=True))
+
+
+def test_memory_must_hold_training_and_validation_of_every_process(noise: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    needed = 28 * 24 * 16 * 3 + 8 * 10 * 10 * 3  # training pictures whole, for their crops, and squares of validation
+    monkeypatch.setattr(place, "available_memory_bytes", lambda: 2 * needed)
+    assert kept(noise, "ram", augment=CROPS).keep_decoded(2, 5).startswith("in memory")
+    monkeypatch.setattr(place, "available_memory_bytes", lambda: 2 * needed - 1)
+    assert kept(noise, "ram", augment=CROPS).keep_decoded(1, 5).startswith("in memory")
+    with pytest.raises(ConfigError, match="data.cache=ram: the decoded pictures need"):
+        kept(noise, "ram", augment=CROPS).keep_decoded(2, 5)
 
 
 # Splits on paper

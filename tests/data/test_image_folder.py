@@ -441,3 +441,55 @@ def test_real_pictures_have_the_statistics_of_photographs(real_data: Path):
     own = module(real_data / "hymenoptera_data").preprocess
     assert own.mean == pytest.approx((0.52, 0.47, 0.35), abs=0.02)
     assert own.std == pytest.approx((0.27, 0.25, 0.28), abs=0.02)
+
+
+# One picture, one split
+
+
+@pytest.mark.parametrize("link", [Path.hardlink_to, Path.symlink_to], ids=["hard link", "link"])
+def test_a_file_with_a_second_name_among_the_training_pictures_stays_in_test(tmp_path: Path, link):
+    folder(tmp_path, {"train/ant": 6, "train/bee": 6, "val/ant": 1, "test/ant": 2, "test/bee": 2})
+    link(tmp_path / "train" / "ant" / "again.png", tmp_path / "test" / "ant" / "0.png")
+    data = module(tmp_path)
+    assert counts(data) == {"train": [6, 6], "val": [1, 0], "test": [2, 2]}
+    assert data.ignored == [("train/ant/again.png", "same file as test/ant/0.png")]
+
+
+def test_other_words_for_the_splits_are_understood(tmp_path: Path):
+    folder(tmp_path, {"training/ant": 6, "training/bee": 6, "testing/ant": 2, "testing/bee": 2})
+    assert counts(module(tmp_path))["test"] == [2, 2]
+
+
+def test_a_folder_named_as_a_split_among_classes_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        data = module(folder(tmp_path, {"ant": 10, "bee": 10, "test": 10}))
+    assert data.class_names == ("ant", "bee", "test")
+    assert "taken as classes, not as splits: test/, which lies beside other folders" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["crop_padding_px", "cutout_px"])
+def test_an_augmentation_larger_than_the_pictures_is_refused(tmp_path: Path, name: str):
+    data = module(folder(tmp_path, {"ant": 10, "bee": 10}), augment={name: 12})
+    with pytest.raises(ConfigError, match=f"augment.{name}=12 must be less than the side of the pictures, 12 px"):
+        data.training_dataset()
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"decoded_px": 0}, "data.decoded_px=0 must be 1 or more"),
+        ({"cache": "rma"}, "data.cache=rma is not one of none, ram, disk, auto"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_any_data_is_read(settings: dict, complaint: str):
+    with pytest.raises(ConfigError, match=complaint):
+        module(Path("/nowhere"), **settings)
+
+
+def test_a_list_that_leaves_a_class_without_training_pictures_is_refused(tmp_path: Path):
+    data = module(folder(tmp_path / "set", {"ant": 10, "bee": 10}))
+    data.write_down(tmp_path)
+    lines = (tmp_path / "split.csv").read_text().splitlines()
+    (tmp_path / "split.csv").write_text("\n".join(line for line in lines if not line.endswith("bee,train")) + "\n")
+    with pytest.raises(DataError, match="data.split_file=.* leaves class 'bee' without training pictures"):
+        module(tmp_path / "set", split_file=str(tmp_path / "split.csv"))

@@ -1,5 +1,7 @@
 """Which sample comes when: each once, by seed and epoch only, shared out among ranks without overlap."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -132,9 +134,25 @@ def test_repetitions_within_an_epoch_draw_differently():
     assert len(set(pairs)) == len(pairs) == 100
 
 
-def test_frequent_pictures_take_turns_over_the_epochs():
-    first, second = (set(np.concatenate([key.indices for key in balanced(epoch)]).tolist()) for epoch in (0, 1))
-    assert first != second
+def test_over_many_epochs_every_picture_of_a_class_is_shown_about_equally_often():
+    shown = np.array([key.indices for epoch in range(400) for key in balanced(epoch)])
+    times = np.bincount(shown.ravel(), minlength=100)
+    for members in ([*range(60)], [*range(60, 90)], [*range(90, 100)]):
+        of_class = times[members]
+        mean = of_class.mean()
+        assert of_class.sum() == pytest.approx(400 * 100 / 3, abs=400)
+        # Of m pictures, an epoch draws a share p of them once more than the rest: over 400 epochs, a binomial.
+        share = mean / 400 % 1
+        spread = (400 * share * (1 - share)) ** 0.5
+        assert abs(of_class - mean).max() < 4.5 * spread
+
+
+def test_each_epoch_shows_other_pictures_of_a_frequent_class():
+    chosen = [{int(index) for key in balanced(epoch) for index in key.indices if index < 60} for epoch in range(100)]
+    assert all(len(pictures) in (33, 34) for pictures in chosen)
+    assert len(set(map(frozenset, chosen))) == 100
+    # Two independent draws of 34 out of 60 share 19 pictures, give or take 2 (hypergeometric); the mean of 99, 0.2.
+    assert np.mean([len(ours & theirs) for ours, theirs in pairwise(chosen)]) == pytest.approx(34 * 34 / 60, abs=1.5)
 
 
 def test_ranks_share_a_balanced_batch_out():

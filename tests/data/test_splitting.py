@@ -1,5 +1,6 @@
 """Who is in which split: shares, folds, lists, and what cannot be split."""
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -66,6 +67,34 @@ def test_what_the_source_has_stays_as_it_is():
     parts, drawn = split_up(found)
     assert parts == {name: set(part.names) for name, part in found.items()}
     assert drawn == []
+
+
+@pytest.mark.parametrize(("ants", "bees"), [(50, 50), (80, 20), (90, 10)])
+def test_fractions_are_of_all_training_pictures_also_when_val_is_drawn_after_test(ants: int, bees: int):
+    parts, drawn = split_up({"train": pictures("train", ants, bees)}, val_fraction=0.1, test_fraction=0.2)
+    assert drawn == ["test", "val"]
+    assert {name: len(part) for name, part in parts.items()} == {"train": 70, "val": 10, "test": 20}
+
+
+def test_what_is_drawn_for_test_does_not_depend_on_val():
+    found = {"train": pictures("train", 40, 20)}
+    plans = ({"val_fraction": 0.1}, {"val_fraction": 0.4}, {"fold": 2})
+    tests = [split_up(found, test_fraction=0.2, **plan)[0]["test"] for plan in plans]
+    tests.append(split_up(found | {"val": pictures("val", 5, 5)}, test_fraction=0.2)[0]["test"])
+    assert all(part == tests[0] for part in tests)
+
+
+def test_val_and_test_are_drawn_independently_and_both_by_the_split_seed():
+    def draw(split: str, given: str, seed: int) -> set[str]:
+        found = {"train": pictures("train", 200, 200), given: pictures("given", 2, 2)}
+        return split_up(found, split_seed=seed, val_fraction=0.25, test_fraction=0.25)[0][split]
+
+    drawn = [draw(*splits, seed) for splits in (("val", "test"), ("test", "val")) for seed in (0, 1)]
+    assert [len(part) for part in drawn] == [100] * 4
+    overlaps = [len(ours & theirs) for ours, theirs in itertools.combinations(drawn, 2)]
+    # Two independent quarters of 400 share 25 pictures, give or take 4 (hypergeometric); one and the same, 100.
+    assert max(overlaps) < 45
+    assert min(overlaps) > 5
 
 
 def test_folds_are_disjoint_cover_every_training_picture_and_leave_the_test_split_alone():

@@ -104,3 +104,9 @@ def test_a_format_that_one_picture_in_a_hundred_has_is_named_with_that_picture()
     assert checked.odd_ones() == {}
     checked.examined.records["format"][7] = FORMATS.index("GIF")
     assert checked.odd_ones() == {"GIF": "7.png"}
+
+
+def test_a_class_that_would_lose_its_last_training_picture_is_noticed():
+    assert checked_set(ROWS).can_leave_leaks_out
+    rows = [(0, "train", 0), (1, "train", 1), (2, "val", 0), (3, "val", 1), (0, "test", 0), (4, "test", 1)]
+    assert not checked_set(rows).can_leave_leaks_out

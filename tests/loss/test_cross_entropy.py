@@ -74,6 +74,19 @@ def test_weighted_loss_equals_the_slow_reference_for_hard_and_soft_labels(smooth
     assert loss(logits, one_hot).item() == pytest.approx(loss(logits, hard).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_weights_are_not_rounded_under_autocast(smoothing: float):
+    weight = [0.3, 1.7, 2.9, 0.123]  # none of which bf16 holds
+    logits, hard, soft = many(500)
+    loss = CrossEntropy(smoothing, weight).train()
+    one_hot = torch.nn.functional.one_hot(hard, 4).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        by_index, by_one_hot, by_soft = (loss(logits, labels) for labels in (hard, one_hot, soft))
+    assert by_one_hot.item() == pytest.approx(by_index.item(), rel=1e-5)
+    assert by_index.item() == pytest.approx(slow_weighted(logits, one_hot, weight, smoothing), rel=1e-5)
+    assert by_soft.item() == pytest.approx(slow_weighted(logits, soft, weight, smoothing), rel=1e-5)
+
+
 @pytest.mark.parametrize("weight", [[1.0] * 4, [7.0] * 4, "balanced"])
 def test_equal_weights_are_no_weights_for_soft_labels_too(weight):
     logits, hard, soft = many()

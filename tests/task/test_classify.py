@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
@@ -291,3 +292,67 @@ def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before(compose,
 def test_another_seed_gives_other_weights(compose, tmp_path: Path):
     ours, theirs = (train_weights(compose, tmp_path / str(seed), seed=seed, disturb=1) for seed in (3, 4))
     assert not any(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# A run that is broken off
+
+
+class UnevenShapes(DrawnShapes):
+    """94 shapes: 24 of each of the first three classes, and 3 or 4 of the rest, which balanced epochs repeat."""
+
+    num_train = 240
+
+    def find_pictures(self) -> Found:
+        class_names, found = super().find_pictures()
+        train = found["train"]
+        is_taken = (train.labels < 3) | (np.arange(len(train)) < 34)
+        return class_names, found | {"train": train.take(np.flatnonzero(is_taken))}
+
+
+class BreakAt(Callback):
+    """Raises in a hook of one step."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        self.step = step
+        setattr(self, hook, self.raise_at_step)
+
+    def raise_at_step(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step == self.step:
+            raise ZeroDivisionError("broken off")
+
+
+DRAWS_OF_ALL_KINDS = (  # in the loader's batches, picture by picture, on the device, and in the network
+    *("augment.crop_padding_px=4", "augment.policy=trivialaugment", "augment.brightness=0.4"),
+    *("augment.erase_probability=0.5", "augment.mixup_alpha=0.4", "model.dropout=0.5"),
+)
+TEN_STEPS = ("data.sampler=balanced", "data.batch_size=16", "model.hidden_features=16", "trainer.max_epochs=2")
+
+
+def run_on_uneven_shapes(cfg: DictConfig, run_dir: Path, *callbacks: Callback, resume: Path | None = None) -> dict:
+    """Weights after 2 epochs of 5 steps, all parts built anew as in a process of its own."""
+    settings = {"num_workers": 0, "augment": dict(cfg.augment), "seed": cfg.seed, "sampler": cfg.data.sampler}
+    data = UnevenShapes(cfg.data.batch_size, **settings)
+    data.set_up_data()
+    task, trainer = build_task(cfg, data), build_trainer(cfg, run_dir, *callbacks)
+    task.steps_per_epoch = data.batches_per_epoch()
+    assert task.steps_per_epoch == 5
+    trainer.fit(task, datamodule=data, ckpt_path=resume)
+    assert trainer.global_step == 10
+    return task.net.state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty.*", "ignore:.*ended before the epoch ended.*")
+def test_a_run_broken_off_in_each_epoch_and_between_ends_with_the_weights_of_an_uninterrupted_one(
+    compose, tmp_path: Path
+):
+    cfg = compose("data=shapes", *TEN_STEPS, *DRAWS_OF_ALL_KINDS)
+    expected = run_on_uneven_shapes(cfg, tmp_path / "whole")
+    last, resume = tmp_path / "broken" / "checkpoints" / "last.ckpt", None
+    for hook, step in (("on_train_batch_start", 2), ("on_train_batch_start", 5), ("on_before_optimizer_step", 7)):
+        with pytest.raises(ZeroDivisionError):
+            run_on_uneven_shapes(cfg, tmp_path / "broken", BreakAt(hook, step), resume=resume)
+        assert torch.load(last, weights_only=True)["global_step"] == step
+        resume = last
+    found = run_on_uneven_shapes(cfg, tmp_path / "broken", resume=last)
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []

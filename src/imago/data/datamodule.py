@@ -1,7 +1,7 @@
 """The LightningDataModule of every data set: a subclass says where the pictures are, this class serves them."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from imago.data.augment.settings import Augment
 from imago.data.dataset import ArrayDataset, FileDataset, LabelledArray, Pictures, Splits
 from imago.data.listing.csv_list import write_list
 from imago.data.sampling import EvalSampler, TrainSampler
-from imago.data.splitting import SplitPlan, complete_splits
+from imago.data.splitting import SplitPlan, check_splits, complete_splits
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess, resize_and_crop
 from imago.machine import available_cores
@@ -97,8 +97,7 @@ class ImageDataModule(LightningDataModule):
             self.prepare_data()
             class_names, found = self.find_pictures()
             parts, self.drawn = complete_splits(found, self.plan, class_names, [name for name, _ in self.bad])
-            for name, split in parts.items():
-                check_labels(name, split.labels, class_names)
+            check_splits(parts, class_names, self.plan)
             self._splits = Splits(class_names, **parts)
 
     @property
@@ -149,7 +148,17 @@ class ImageDataModule(LightningDataModule):
         return "in memory: the data set as it is"
 
     def training_dataset(self) -> ArrayDataset | FileDataset:
-        """The training pictures, augmented as far as that is done picture by picture."""
+        """The training pictures, augmented as far as that is done picture by picture.
+
+        Raises:
+            ConfigError: if an augmentation is larger than the pictures.
+        """
+        for name in ("crop_padding_px", "cutout_px"):
+            if getattr(self.augment, name) >= self.preprocess.size:
+                raise ConfigError(
+                    f"augment.{name}={getattr(self.augment, name)} must be less than the side of the pictures, "
+                    f"{self.preprocess.size} px."
+                )
         return self._dataset("train", self.augment)
 
     def evaluation_dataset(self, split: str) -> ArrayDataset | FileDataset:
@@ -259,23 +268,6 @@ class _Loader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own iterator class
         return map(_checked, super().__iter__())
-
-
-def check_labels(split: str, labels: np.ndarray, class_names: Sequence[str]) -> None:
-    """Refuse a split that would train or score nonsense.
-
-    Raises:
-        DataError: no pictures, fewer than two classes, or a label that names no class.
-    """
-    if len(class_names) < 2:
-        raise DataError(f"the data set has the classes {list(class_names)}; a classifier needs at least 2.")
-    if not len(labels):
-        raise DataError(f"the {split} split has no pictures.")
-    if labels.min() < 0 or labels.max() >= len(class_names):
-        raise DataError(
-            f"the {split} split has labels from {labels.min()} to {labels.max()}; "
-            f"with {len(class_names)} classes they must lie in 0 .. {len(class_names) - 1}."
-        )
 
 
 def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

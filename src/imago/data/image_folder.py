@@ -25,7 +25,12 @@ class ImageFolderDataModule(FileDataModule):
         ignored = Ignored()
         folders = find_splits(self.root, ignored)
         class_names = list_training_classes(self.root, folders["train"])
-        found = {split: list_pictures(self.root, folder, class_names, ignored) for split, folder in folders.items()}
+        found: dict[str, LabelledFiles] = {}
+        # Test first: a file that has a second name among the training pictures stays where it is tested.
+        for split in ("test", "val", "train"):
+            if split in folders:
+                found[split] = list_pictures(self.root, folders[split], class_names, ignored)
+        ignored.entries.sort(key=lambda entry: not entry[0].startswith(f"{folders['train'].name}/"))
         self.ignored = ignored.entries
         if note := ignored.summary():
             log.info("%s", note)

@@ -26,7 +26,12 @@ class ShapesDataModule(ImageDataModule):
     def prepare_data(self) -> None:
         """Draw the pictures if they are not there."""
         if not self.root.exists():
-            shapes.write_shapes(self.root)
+            try:
+                shapes.write_shapes(self.root)
+            except OSError as error:
+                raise DataError(
+                    f"{self.root} cannot be drawn: {error.strerror}; paths.data_dir=DIR names another folder."
+                ) from error
 
     def find_pictures(self) -> Found:
         """Read the folder back; files that somebody took out or put in are an error, not another data set."""

@@ -98,6 +98,40 @@ def complete_splits(
     return {split: parts[split] for split in ("train", "val", "test")}, drawn
 
 
+def check_splits(parts: Mapping[str, Pictures], class_names: Sequence[str], plan: SplitPlan) -> None:
+    """Refuse splits that would train or score nonsense.
+
+    Raises:
+        DataError: as `check_labels`, and for a class that has no training pictures.
+    """
+    for name, part in parts.items():
+        check_labels(name, part.labels, class_names)
+    lacking = set(range(len(class_names))) - set(parts["train"].labels.tolist())
+    if lacking:
+        source = f"data.split_file={plan.split_file}" if plan.split_file else "the data set"
+        raise DataError(
+            f"{source} leaves class {class_names[min(lacking)]!r} without training pictures; a class that is never "
+            "trained on cannot be tested."
+        )
+
+
+def check_labels(split: str, labels: np.ndarray, class_names: Sequence[str]) -> None:
+    """Refuse a split that would train or score nonsense.
+
+    Raises:
+        DataError: no pictures, fewer than two classes, or a label that names no class.
+    """
+    if len(class_names) < 2:
+        raise DataError(f"the data set has the classes {list(class_names)}; a classifier needs at least 2.")
+    if not len(labels):
+        raise DataError(f"the {split} split has no pictures.")
+    if labels.min() < 0 or labels.max() >= len(class_names):
+        raise DataError(
+            f"the {split} split has labels from {labels.min()} to {labels.max()}; "
+            f"with {len(class_names)} classes they must lie in 0 .. {len(class_names) - 1}."
+        )
+
+
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Set the same share of every class aside.
 

@@ -94,6 +94,15 @@ class CheckedSet:
         np.maximum.at(last_split, self.groups, self.splits)
         return self.good[self.splits[self.good] == last_split[self.groups[self.good]]]
 
+    @cached_property
+    def can_leave_leaks_out(self) -> bool:
+        """Whether every class still has a training picture after `without_leaks`."""
+        train = self.split_names.index("train")
+        kept = self.without_leaks()
+        is_train = self.splits == train
+        before, after = self.labels[self.good[is_train[self.good]]], self.labels[kept[is_train[kept]]]
+        return set(before.tolist()) == set(after.tolist())
+
     def channel_statistics(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Give mean and std per channel over the whole good pictures of a split, each counting the same: (3,), (3,)."""
         records = self.examined.records[self.good[self.splits[self.good] == self.split_names.index(split)]]

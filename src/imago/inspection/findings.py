@@ -66,6 +66,8 @@ def _leak(checked: CheckedSet, split: str, into: str) -> Finding | None:
     total = int((checked.splits[checked.good] == checked.split_names.index(split)).sum())
     text = f"{len(leaked):,} of {total:,} {split} pictures are also in {into}, the same or nearly"
     way_out = "look at them in duplicates.csv; data.split_file with split_without_leaks.csv leaves the twins out"
+    if not checked.can_leave_leaks_out:
+        way_out = "look at them in duplicates.csv; without all of them a class would have no training picture left"
     return Finding(f"{split} in {into}", text, way_out, is_serious=True)
 
 

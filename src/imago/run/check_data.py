@@ -195,7 +195,7 @@ def _write_split_without_leaks(path: Path, checked: CheckedSet) -> None:
     from imago.data.listing.csv_list import write_list
 
     kept = checked.without_leaks()
-    if len(kept) == len(checked.good):
+    if len(kept) == len(checked.good) or not checked.can_leave_leaks_out:
         return
     parts = {}
     for number, split in enumerate(checked.split_names):

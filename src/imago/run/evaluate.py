@@ -168,6 +168,8 @@ def _data_settings(cfg: DictConfig, run: Path | None) -> dict[str, Any]:
         )
     else:
         settings = _saved_settings(run / _CONFIG).get("data")
+        if isinstance(settings, dict) and settings.get("split_file") and (run / "split.csv").is_file():
+            settings["split_file"] = str(run / "split.csv")  # the run's own copy: the typed one may have moved
     if not isinstance(settings, dict) or "_target_" not in settings:
         raise DataError(f"{run}/{_CONFIG} names no data set; add e.g. data=image_folder data.root=DIR.")
     check_targets(settings, cfg.extra_targets, "data")

@@ -16,7 +16,7 @@ _FREE = (
 _BINDING = ("callbacks.ema",)  # a checkpoint holds two sets of weights with it, and one without
 _JOINED = ("net", "optimizer", "schedule", "loss", "extra_targets")
 # Where the data lies may change; that it is the same data is checked by its fingerprint.
-_MAY_MOVE = ("data.root", "data.data_dir")
+_MAY_MOVE = ("data.root", "data.data_dir", "data.split_file", "data.list_file")
 _FREE_BUT_IN_TRAINER = ("trainer.limit_train_batches", "trainer.accumulate_grad_batches")
 
 

@@ -45,7 +45,7 @@ def test_none_is_what_the_code_does_without_settings(compose):
         ("hue", 0.6, "must lie in 0 .. 0.5."),
         ("rotation_degrees", 270, "must lie in 0 .. 180."),
         ("policy_magnitude", 31, "must lie in 0 .. 30."),
-        ("policy_num_ops", 0, "must be 1 or more."),
+        ("policy_num_ops", 0, "must lie in 1 .. 14."),
         ("policy", "autoaugment", "is not one of null, randaugment, trivialaugment."),
     ],
 )

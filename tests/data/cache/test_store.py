@@ -165,6 +165,33 @@ def test_a_changed_file_is_decoded_again_and_the_old_pixels_go(
     assert len(list((tmp_path / "kept").glob("*.pixels"))) == 1
 
 
+def save(path: Path, colour: str, width: int, mtime_ns: int) -> None:
+    """Write a picture whose file size follows from its own size alone, not from its colours."""
+    Image.new("RGB", (width, 6), colour).save(path, compress_level=0)
+    os.utime(path, ns=(mtime_ns, mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("width", "time_step_ns", "what_differs"),
+    [(8, 0, {"num_bytes"}), (6, 1_000_000_000, {"mtime_ns"}), (8, 1_000_000_000, {"num_bytes", "mtime_ns"})],
+)
+def test_a_file_of_another_size_or_another_time_is_decoded_again(
+    files: LabelledFiles, tmp_path: Path, width: int, time_step_ns: int, what_differs: set[str]
+):
+    path, mtime_ns = files.paths[2], int(files.mtime_ns[2])
+    save(path, "red", 6, mtime_ns)
+    before = listed(files.root)
+    assert (build(before, "disk", tmp_path / "kept").read(2) == (255, 0, 0)).all()
+    save(path, "blue", width, mtime_ns + time_step_ns)
+    after = listed(files.root)
+    facts = ("names", "num_bytes", "mtime_ns")
+    assert {name for name in facts if not np.array_equal(getattr(before, name), getattr(after, name))} == what_differs
+    store = build(after, "disk", tmp_path / "kept")
+    assert store.read(2).shape == (6, width, 3)
+    assert (store.read(2) == (0, 0, 255)).all()
+    assert len(list((tmp_path / "kept").glob("*.pixels"))) == 1  # the old pixels are gone
+
+
 def test_a_file_of_the_same_size_but_another_time_counts_as_changed(files: LabelledFiles, tmp_path: Path):
     build(files, "disk", tmp_path / "kept")
     touched = replace(files, mtime_ns=files.mtime_ns + np.array([0, 0, 1, 0, 0]))

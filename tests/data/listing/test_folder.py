@@ -86,7 +86,7 @@ def test_two_folders_for_one_split_are_refused(tmp_path: Path):
 
 
 def test_splits_without_train_are_refused(tmp_path: Path):
-    text = complaint(splits, touch(tmp_path, "training/a/x.jpg", "val/a/x.jpg", "test/a/x.jpg"))
+    text = complaint(splits, touch(tmp_path, "training_set/a/x.jpg", "val/a/x.jpg", "test/a/x.jpg"))
     assert "has test/ and val/ but no train/; expected ROOT/train" in text
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from imago.errors import ConfigError
 
 POLICIES = ("randaugment", "trivialaugment")
+NUM_OPERATIONS = 14  # that RandAugment draws from (Cubuk et al. 2020)
 MAX_MAGNITUDE = 30  # RandAugment's scale, 0 .. 30 (Cubuk et al. 2020)
 
 # Settings that only tune another one, and what must be on for them to have an effect.
@@ -144,7 +145,7 @@ _RANGES = (
     ("flip_probability", 0, 1),
     ("vertical_flip_probability", 0, 1),
     ("rotation_degrees", 0, 180),
-    ("policy_num_ops", 1, math.inf),
+    ("policy_num_ops", 1, NUM_OPERATIONS),
     ("policy_magnitude", 0, MAX_MAGNITUDE),
     ("gray_probability", 0, 1),
     ("blur_probability", 0, 1),

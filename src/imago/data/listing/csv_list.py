@@ -93,8 +93,13 @@ def files_from_list(
     class_names = sorted({row.label for row in rows}) if class_names is None else class_names
     label_by_name = {plain_name(name): label for label, name in enumerate(class_names)}
     columns = []
+    first: dict[tuple[int, int], ListedPicture] = {}
     for row in rows:
         found = _stat(root, row)
+        other = first.setdefault((found.st_dev, found.st_ino), row)
+        if other is not row:
+            fault = f"{printable(row.name)} is another name of the file {printable(other.name)} in line {other.line}"
+            raise DataError(f"{row.place}: {fault}; list it once.")
         columns.append((found.st_size, found.st_mtime_ns, _label(row, label_by_name, class_names)))
     num_bytes_N, mtime_ns_N, labels_N = np.array(columns, np.int64).T.copy()
     files = LabelledFiles(root, tuple(row.name for row in rows), num_bytes_N, mtime_ns_N, labels_N)

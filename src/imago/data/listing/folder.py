@@ -1,6 +1,7 @@
 """Pictures in folders named after their classes: which folders are the splits, the classes, and what is in them."""
 
 import errno
+import logging
 import os
 import stat
 from collections import Counter
@@ -16,10 +17,16 @@ from imago.data.listing.class_names import nearest_class, plain_name, refuse_unc
 from imago.errors import DataError
 from imago.images import SUFFIXES, read_image
 
+log = logging.getLogger(__name__)
+
 EXPECTED_TREE = (
     "ROOT/train/CLASS/picture.jpg (and ROOT/val/..., ROOT/test/... if you have them) or ROOT/CLASS/picture.jpg"
 )
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 _MAX_REASONS = 8  # in the line of the log
 _SAME_FILE = "same file as "  # starts the reason of a second name
 
@@ -31,10 +38,12 @@ class Ignored:
     Attributes:
         entries: name from the root of the data set, and reason.
         outside: names of pictures that are links to files outside of the data set; those are listed all the same.
+        listed: name of every file that was taken, by device and inode: another name of it is no other picture.
     """
 
     entries: list[tuple[str, str]] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
+    listed: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def add(self, name: str, reason: str) -> None:
         """Note one file or folder."""
@@ -84,6 +93,9 @@ def find_splits(root: Path, ignored: Ignored) -> dict[str, Path]:
             found[split] = root / name
     # A set of vehicles may have a class "train": then that folder holds pictures, and there are others beside it.
     if not found or (len(found) < len(names) and not any(_folders(folder) for folder in found.values())):
+        if found:
+            names_found = ", ".join(f"{folder.name}/" for folder in found.values())
+            log.warning("taken as classes, not as splits: %s, which lies beside other folders", names_found)
         return {"train": root}
     if "train" not in found:
         there = " and ".join(f"{folder.name}/" for folder in found.values())
@@ -139,7 +151,7 @@ def list_pictures(root: Path, folder: Path, class_names: Sequence[str], ignored:
         root: of the data set; the names of the pictures start from it.
         folder: in it or the same; holds a folder for each class, or for some of them.
         class_names: of the data set; the place of a name is its label.
-        ignored: told of what is no picture.
+        ignored: told of what is no picture, and which files were taken before, in this split or another.
 
     Raises:
         DataError: if a class folder has a name that is not among `class_names`.
@@ -147,7 +159,6 @@ def list_pictures(root: Path, folder: Path, class_names: Sequence[str], ignored:
     label_by_name = {plain_name(name): label for label, name in enumerate(class_names)}
     prefix = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
     real_root = os.path.realpath(root)
-    seen: dict[tuple[int, int], str] = {}
     names: list[str] = []
     columns: list[tuple[int, int, int]] = []
     list_classes(folder)
@@ -159,7 +170,7 @@ def list_pictures(root: Path, folder: Path, class_names: Sequence[str], ignored:
         if label is None:
             fault = f"has a class {class_folder.name!r} that the training pictures have not"
             raise DataError(f"{printable(folder)} {fault}; {nearest_class(class_folder.name, class_names)}")
-        for name, entry, found in _pictures(class_folder, prefix, seen, ignored):
+        for name, entry, found in _pictures(class_folder, prefix, ignored):
             names.append(name)
             columns.append((found.st_size, found.st_mtime_ns, label))
             if entry.is_symlink() and os.path.commonpath([real_root, os.path.realpath(entry.path)]) != real_root:
@@ -208,15 +219,15 @@ def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _pictures(
-    folder: os.DirEntry[str], prefix: str, seen: dict[tuple[int, int], str], ignored: Ignored
+    folder: os.DirEntry[str], prefix: str, ignored: Ignored
 ) -> Iterator[tuple[str, os.DirEntry[str], os.stat_result]]:
-    """Yield every picture below a folder that is not in `seen`, by device and inode, and put it there."""
+    """Yield every picture below a folder that was not listed yet."""
     for name, entry in _walk(folder, prefix):
         found = _stat_picture(entry)
         if isinstance(found, str):
             ignored.add(name, found)
             continue
-        other = seen.setdefault((found.st_dev, found.st_ino), name)
+        other = ignored.listed.setdefault((found.st_dev, found.st_ino), name)
         if other == name:
             yield name, entry, found
         else:
