@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig
 from small_fit import QUIET, SMALL, DrawnShapes, EachStep, build_data, build_task, build_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imago.data import shapes
+from imago.data.datamodule import Found
 from imago.optimizer.groups import parameter_groups
 from imago.paths import PROJECT_ROOT
 from imago.targets import build
