@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from imago.checkpoint import AtomicCheckpointIO
+from imago.callbacks.time_limit import TimeLimit
+from imago.checkpoint import AtomicCheckpointIO, check_plain
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
 from imago.run.devices import check_batch_size, count_devices, share_cores
@@ -24,7 +25,9 @@ from imago.run.folder import RunFolder
 from imago.run.load import checkpoint_path
 from imago.run.preprocess import decide_preprocess
 from imago.run.reporter import Reporter
+from imago.run.room import check_free_space
 from imago.run.screen import end_lines, short_path, start_table
+from imago.run.stop import StopAtStep
 from imago.targets import build
 from imago.task.classify import ClassifyTask
 
@@ -44,6 +47,8 @@ def fit_and_test(cfg: DictConfig, folder: RunFolder) -> float:
         network.find_weights(cfg.model.name, cfg.model.weights)  # told before an hour goes into reading data
     data, preprocess_note = build_data(cfg)
     task = build_task(cfg, data)
+    check_plain(task.hparams)
+    check_free_space(folder.path, task)
     trainer = build_trainer(cfg, precision, Reporter(folder))
     batches = data.batches_per_epoch(trainer.limit_train_batches)
     task.steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
@@ -56,6 +61,7 @@ def fit_and_test(cfg: DictConfig, folder: RunFolder) -> float:
     log.info("decoded pictures kept %s\n", data.keep_decoded(num_devices, num_epochs))
 
     trainer.fit(task, datamodule=data, ckpt_path=_resume_path(cfg, folder))
+    folder.signals.leave_if_told()
     folder.reload()  # rank 0 wrote the numbers, which ddp_spawn and ddp_fork run in a process of its own
     trainer.test(task, datamodule=data, ckpt_path=_final_checkpoint(folder), verbose=False)
     folder.reload()
@@ -103,10 +109,12 @@ def build_trainer(cfg: DictConfig, precision: str, reporter: Reporter) -> Traine
     """Build callbacks, loggers and the Trainer around them."""
     extra = cfg.extra_targets
     callbacks = [build(part, extra_targets=extra) for part in cfg.callbacks.values() if part is not None]
+    if cfg.trainer.max_time is not None:
+        callbacks.append(TimeLimit(_plain(cfg.trainer.max_time)))
     loggers = [build(part, extra_targets=extra) for part in cfg.logger.values() if part is not None]
     facts: dict[str, Any] = {
         "precision": precision,
-        "callbacks": [*callbacks, reporter],
+        "callbacks": [*callbacks, reporter, StopAtStep(reporter.folder)],
         "logger": loggers,
         "plugins": [AtomicCheckpointIO()],
         "default_root_dir": cfg.paths.run_dir,
@@ -114,9 +122,15 @@ def build_trainer(cfg: DictConfig, precision: str, reporter: Reporter) -> Traine
         "use_distributed_sampler": False,  # our samplers share out by rank themselves, without padding
     }
     try:
-        return build(cfg.trainer, extra_targets=extra, **facts)
+        trainer: Trainer = build(cfg.trainer, extra_targets=extra, **facts)
     except (MisconfigurationException, ValueError) as error:  # Lightning's word on a combination of settings
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    reporter.folder.signals.launcher = trainer.strategy.launcher
+    return trainer
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def silence_lightning() -> None:

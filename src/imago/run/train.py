@@ -12,7 +12,9 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from imago.errors import ConfigError
 from imago.run.checks import check_settings
 from imago.run.folder import RunFolder, refuse_used_folder
+from imago.run.requeue import requeueing
 from imago.run.resume import refuse_other_run
+from imago.run.room import check_writable
 
 
 def train(cfg: DictConfig) -> float:
@@ -35,9 +37,13 @@ def train(cfg: DictConfig) -> float:
     cfg.paths.run_dir = str(path)
     if cfg.data.get("root"):
         cfg.data.root = str(Path(cfg.data.root).absolute())  # so that eval.py finds it from any folder
-    if folder.is_main_process:
+    if cfg.resume == "auto":  # a run that ended before its first checkpoint
+        cfg.resume = None
+    elif folder.is_main_process:
         _check_folder(cfg, path)
-    with folder.recording(cfg, list(job.overrides.task)):
+    if folder.is_main_process:
+        check_writable(path)
+    with requeueing(), folder.recording(cfg, list(job.overrides.task)):
         from imago.run.fit import fit_and_test  # torch is loaded only now, when nothing is left to refuse
 
         return fit_and_test(cfg, folder)
