@@ -22,6 +22,7 @@ from imago.errors import ConfigError
 from imago.run.devices import check_batch_size, count_devices, share_cores
 from imago.run.fast_path import choose_precision
 from imago.run.folder import RunFolder
+from imago.run.forked import tell_callbacks_in_ranks
 from imago.run.load import checkpoint_path
 from imago.run.preprocess import decide_preprocess
 from imago.run.reporter import Reporter
@@ -126,6 +127,7 @@ def build_trainer(cfg: DictConfig, precision: str, reporter: Reporter) -> Traine
     except (MisconfigurationException, ValueError) as error:  # Lightning's word on a combination of settings
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     reporter.folder.signals.launcher = trainer.strategy.launcher
+    tell_callbacks_in_ranks(trainer)
     return trainer
 
 

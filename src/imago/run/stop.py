@@ -56,7 +56,8 @@ class StopAtStep(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         is_failure = isinstance(exception, Exception) and self.folder.signals.received is None
-        if is_failure and trainer.world_size > 1:
+        is_of_another = type(exception).__module__.startswith("torch.multiprocessing")  # in the process that waits
+        if is_failure and not is_of_another and trainer.world_size > 1:
             self.folder.tell_failure(exception)
 
     def _leave_if_told(self, trainer: Trainer) -> None:
