@@ -14,6 +14,16 @@ from pathlib import Path
 
 from imago.paths import PROJECT_ROOT
 
+# 3 epochs of 5 batches, of which 2 make a step: the last step of an epoch has 1. Pictures are mixed and recoloured, and
+# the learning rate follows a schedule in steps.
+TINY = (
+    *("data=shapes", "data.batch_size=32", "model.hidden_features=16", "model.dropout=0.1"),
+    *("trainer.max_epochs=3", "trainer.limit_train_batches=5", "trainer.limit_val_batches=2"),
+    *("trainer.limit_test_batches=1", "trainer.log_every_n_steps=1", "trainer.accumulate_grad_batches=2"),
+    *("augment.mixup_alpha=0.2", "augment.brightness=0.2", "extra_targets=[interruptions.*]"),
+)
+TWO = ("trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp_fork")
+
 _SERVER = """
 import json, os, sys
 sys.path[:0] = [{src!r}, {tests!r}]

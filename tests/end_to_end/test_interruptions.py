@@ -3,27 +3,16 @@
 import csv
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from short_runs import summary
-from warm_runs import WarmRuns
+from warm_runs import TINY, TWO, WarmRuns
 
 from imago.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow
-
-# 3 epochs of 5 batches, of which 2 make a step: the last step of an epoch has 1. Pictures are mixed and recoloured, and
-# the learning rate follows a schedule in steps.
-TINY = (
-    *("data=shapes", "data.batch_size=32", "model.hidden_features=16", "model.dropout=0.1"),
-    *("trainer.max_epochs=3", "trainer.limit_train_batches=5", "trainer.limit_val_batches=2"),
-    *("trainer.limit_test_batches=1", "trainer.log_every_n_steps=1", "trainer.accumulate_grad_batches=2"),
-    *("augment.mixup_alpha=0.2", "augment.brightness=0.2", "extra_targets=[interruptions.*]"),
-)
-TWO = ("trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp_fork")
 
 # How it breaks off, in which optimizer step (epochs begin at 0, 3 and 6), with which exit code; and what else is set.
 WAYS: dict[str, tuple[str, int, tuple[str, ...]]] = {
@@ -36,13 +25,6 @@ WAYS: dict[str, tuple[str, int, tuple[str, ...]]] = {
 STEP_AFTER = {"epoch end": 3, "mid-epoch": 4, "exception": 4, "SIGTERM": 4, "kill -9": 3}
 IN_TEST = [("mid-epoch", 2, 1), ("SIGTERM", 0, 1), ("exception", 0, 2), ("kill -9", 2, 2)]
 ALL = [(way, workers, processes) for way in WAYS for workers in (0, 2) for processes in (1, 2)]
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmRuns]:
-    runs = WarmRuns(tmp_path_factory.mktemp("runs"))
-    yield runs
-    runs.close()
 
 
 @pytest.fixture(scope="module")
