@@ -6,6 +6,8 @@ import time
 
 from lightning.pytorch import Callback
 
+from imago.errors import DataError
+
 
 class _At(Callback):
     """Does it once, before the first batch of that optimizer step and later ones."""
@@ -14,7 +16,7 @@ class _At(Callback):
         self.step, self.rank = step, rank
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == self.step and trainer.global_rank in (self.rank, -1 - self.rank):
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
             self.break_off(trainer, batch_idx)
 
     def break_off(self, trainer, batch_idx):
@@ -26,6 +28,13 @@ class Raise(_At):
 
     def break_off(self, trainer, batch_idx):
         raise ZeroDivisionError("broken on purpose")
+
+
+class RaiseForUser(_At):
+    """Something that the user can mend."""
+
+    def break_off(self, trainer, batch_idx):
+        raise DataError("the pictures are gone.")
 
 
 class RaiseWithin(_At):
