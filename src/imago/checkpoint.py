@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -69,7 +69,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            torch.save(checkpoint, file)
+            _save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -81,6 +81,32 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
         os.fsync(folder)  # the new name itself must survive a power cut
     finally:
         os.close(folder)
+
+
+class _Sink:
+    """Passes on to a file what torch writes, and keeps what the system says about it: torch does not."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _save(checkpoint: Mapping[str, Any], file: BinaryIO) -> None:
+    sink = _Sink(file)
+    try:
+        torch.save(checkpoint, sink)  # type: ignore[arg-type]  # it needs no more of a file than this
+    except RuntimeError as error:
+        raise sink.error or error from None
 
 
 def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, Any]:
