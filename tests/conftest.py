@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from short_runs import SHORT, train
+from warm_runs import WarmRuns
 
 from imago.paths import PROJECT_ROOT
 
@@ -53,6 +54,14 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmRuns]:
+    """Runs in processes that need not import anything; all below one folder."""
+    runs = WarmRuns(tmp_path_factory.mktemp("runs"))
+    yield runs
+    runs.close()
 
 
 @pytest.fixture(scope="session")

@@ -15,3 +15,20 @@ class DivergedError(UserError):
 
 class DataError(UserError):
     """A file or folder that is missing, damaged or not what it should be."""
+
+
+class StorageError(UserError, OSError):
+    """A file that cannot be written: no space, no right, too large."""
+
+
+class Stopped(SystemExit):
+    """Somebody told the run to end, and it left at a safe place.
+
+    Args:
+        reason: who or what, e.g. "SIGTERM".
+        exit_code: what the process leaves with.
+    """
+
+    def __init__(self, reason: str, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.reason = reason

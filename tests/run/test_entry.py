@@ -191,6 +191,19 @@ def test_a_rank_without_its_group_is_refused_within_a_second(project):
     assert time.monotonic() - start < 1
 
 
+def test_the_variable_that_lets_checkpoints_run_code_is_refused(project):
+    code, out, errors = run(project, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1")
+    assert (code, out, len(errors)) == (2, "", 1)
+    assert "checkpoints could run code; unset TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" in errors[0]
+
+
+def test_ranks_of_a_cluster_need_one_name(project):
+    ranks = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}
+    assert run(project, **ranks)[0] == 2
+    assert run(project, "run_name=a", **ranks)[0] == 0
+    assert run(project, SLURM_NTASKS="2")[0] == 0  # the batch script itself
+
+
 def test_ranks_started_from_outside_need_one_name(project):
     assert run(project, LOCAL_RANK="0", WORLD_SIZE="2")[0] == 2
     assert run(project, LOCAL_RANK="0", WORLD_SIZE="2", RUN_ID="a")[0] == 0

@@ -73,6 +73,32 @@ def test_settings_that_make_it_another_run_are_all_refused_by_name():
     assert [line.split(" ")[0] for line in str(refusal.value).splitlines()] == ["seed=1", "data.batch_size=16"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "is_free"),
+    [
+        *((name, True) for name in ("devices", "strategy", "max_time", "log_every_n_steps", "num_nodes", "profiler")),
+        *((name, False) for name in ("precision", "gradient_clip_val", "accumulate_grad_batches", "overfit_batches")),
+        *((name, False) for name in ("limit_train_batches", "limit_val_batches", "check_val_every_n_epoch")),
+    ],
+)
+def test_settings_of_the_trainer_that_change_the_result_are_refused(setting: str, is_free: bool):
+    def resume():
+        refuse_other_run(settings(), settings(**{setting: 7}), num_epochs_done=1, is_tested=False)
+
+    if is_free:
+        resume()
+    else:
+        with pytest.raises(ConfigError, match=f"^trainer.{setting}=7 would make it another run"):
+            resume()
+
+
+def test_auto_starts_over_what_ended_before_its_first_checkpoint(run: Path, tmp_path: Path):
+    (run / "checkpoints" / "last.ckpt").unlink()
+    (run / "summary.json").write_text("{}")
+    typed = [f"run_name={quoted(run.name)}", "resume=auto", "seed=3"]
+    assert resume_arguments(typed, tmp_path) == typed
+
+
 def test_a_run_that_is_done_says_how_to_extend_it():
     with pytest.raises(ConfigError, match="has done its trainer.max_epochs=5; trainer.max_epochs=10 extends it"):
         refuse_other_run(settings(), settings(), num_epochs_done=5, is_tested=True)

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from imago.callbacks.time_limit import is_time_up
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -17,6 +20,11 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, dirpath: str, monitor: str, mode: str) -> None:
         super().__init__(dirpath, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare whole epochs; one that `trainer.max_time` cut short counts only where there is no other."""
+        if not (is_time_up(trainer) and self.best_model_path):
+            super().on_validation_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the best score; Lightning forgets it where the folder has another name than when it was saved."""

@@ -3,37 +3,71 @@
 import logging
 import math
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from imago.errors import DivergedError
+from imago.callbacks.time_limit import is_time_up
+from imago.errors import DivergedError, StorageError
 
 log = logging.getLogger(__name__)
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Saves `last.ckpt` after every epoch and when an exception ends the run.
+    """Saves `last.ckpt` after every epoch, within a long one, and when an exception ends the run.
 
     It is a callback of its own, because `save_last` of a monitoring one moves only when the best does.
 
     Args:
         dirpath: folder of the file.
+        every_minutes: time between two saves within an epoch; a kill without notice loses no more.
     """
 
-    def __init__(self, dirpath: str) -> None:
+    def __init__(self, dirpath: str, every_minutes: float = 15.0) -> None:
         super().__init__(
             dirpath, filename="last", save_on_exception=True, save_on_train_epoch_end=True, enable_version_counter=False
         )
+        self.every_minutes = every_minutes
+        self._saved_at = monotonic()
+        self._is_training = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_training = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._is_training = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_at = monotonic()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        is_due = monotonic() - self._saved_at > 60 * self.every_minutes
+        if is_due and batch_idx and batch_idx % trainer.accumulate_grad_batches == 0:
+            self._saved_at = monotonic()
+            self._save_from_rank_0(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where `trainer.max_time` cuts an epoch short, as if this were a pause: what follows is not training."""
+        if is_time_up(trainer):
+            self._save_from_rank_0(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not is_time_up(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the last finished step.
 
-        Not if the numbers are what broke: a state without finite weights helps nobody. And with several ranks only from
-        rank 0 and without its waiting for the others: they may be gone, or in the middle of a step.
+        Not before the first step, when a checkpoint may be restored in part, nor in the test, which has loaded other
+        weights. Not if the numbers are what broke: a state without finite weights helps nobody. And with several ranks
+        only from rank 0 and without its waiting for the others: they may be gone, or in the middle of a step.
         """
-        if isinstance(exception, DivergedError):
+        if not self._is_training or isinstance(exception, (DivergedError, StorageError)):
             return
         if _is_within_a_step(trainer, pl_module):
             log.warning("stopped within an optimizer step: last.ckpt stays that of the epoch before")
@@ -41,7 +75,11 @@ class LastCheckpoint(ModelCheckpoint):
         _forget_unfinished_validation(trainer)
         if trainer.world_size == 1:
             super().on_exception(trainer, pl_module, exception)
-        elif trainer.is_global_zero and trainer.global_step > 0:
+        else:
+            self._save_from_rank_0(trainer)
+
+    def _save_from_rank_0(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and trainer.global_step > 0:
             state = trainer._checkpoint_connector.dump_checkpoint(False)  # False: with the optimizer
             trainer.strategy.save_checkpoint(state, Path(str(self.dirpath)) / "last.ckpt")
 

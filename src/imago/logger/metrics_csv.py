@@ -47,7 +47,7 @@ class MetricsCsv(Logger):
         """Write the values of a step, beside those that are there already."""
         step = step or 0
         if not self._is_open:
-            self._continue_from(step)
+            self.cut(step)
         if self._rows and self._rows[-1]["step"] == step:
             self._rows[-1].update(metrics)
         else:
@@ -57,8 +57,9 @@ class MetricsCsv(Logger):
         self._columns += new_columns
         self._write_all() if new_columns else self._write_last()
 
-    def _continue_from(self, step: int) -> None:
-        """Read what an interrupted run left and drop what this one will do again."""
+    @rank_zero_only
+    def cut(self, step: int) -> None:
+        """Read what an interrupted run left, and drop what this one, which goes on at `step`, will do again."""
         self._is_open = True
         if self.path.is_file():
             with self.path.open(newline="") as file:

@@ -74,6 +74,7 @@ def run_command(command: str, config_dir: Path = CONFIG_DIR) -> None:
         # Hydra reads it there, and Lightning passes it on to its ranks.
         sys.argv[1:] = resume_arguments(quote_paths(sys.argv[1:]), PROJECT_ROOT / "logs")
         _check_ranks()
+        _check_loading()
         _read_flags()
         _quote_completed_line()
         register_run_folder()
@@ -235,10 +236,19 @@ def _check_ranks() -> None:
             f"LOCAL_RANK={os.environ['LOCAL_RANK']} is set in the environment, but WORLD_SIZE is not: this process "
             "would wait for others that never come. Unset LOCAL_RANK, or start with torchrun."
         )
-    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    # SLURM's own batch script has a number of tasks, too, but only what srun starts has a step.
+    num_tasks = os.environ.get("SLURM_NTASKS", "1") if "SLURM_STEP_ID" in os.environ else "1"
+    is_alone = os.environ.get("WORLD_SIZE", num_tasks) == "1"
     is_named = any(text.startswith(("hydra.run.dir=", "run_name=")) for text in sys.argv[1:])
     if not is_alone and not is_named and "RUN_ID" not in os.environ:
-        raise ConfigError("WORLD_SIZE is set: give all ranks one folder, by run_name=NAME or the variable RUN_ID.")
+        raise ConfigError("there are several ranks: give them all one folder, by run_name=NAME or the variable RUN_ID.")
+
+
+def _check_loading() -> None:
+    """Refuse the variable that lets torch run code from a file that some library loads without saying how."""
+    name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    if os.environ.get(name, "0").lower() in ("1", "y", "yes", "true"):
+        raise ConfigError(f"{name} is set in the environment: checkpoints could run code; unset {name}.")
 
 
 def register_run_folder() -> None:

@@ -18,17 +18,21 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from imago.checkpoint import AtomicCheckpointIO
+from imago.callbacks.time_limit import TimeLimit
+from imago.checkpoint import AtomicCheckpointIO, check_plain
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError, DataError
 from imago.model.classifier import Classifier
 from imago.run.devices import check_batch_size, count_devices, share_cores
 from imago.run.fast_path import check_compile, choose_precision
 from imago.run.folder import RunFolder
+from imago.run.forked import tell_callbacks_in_ranks
 from imago.run.load import checkpoint_path, load_classifier
 from imago.run.preprocess import decide_preprocess
 from imago.run.reporter import Reporter
+from imago.run.room import check_free_space
 from imago.run.screen import end_lines, short_path, start_table
+from imago.run.stop import StopAtStep
 from imago.targets import build
 from imago.task.classify import ClassifyTask
 from imago.task.teacher import Teacher
@@ -59,6 +63,7 @@ def fit_and_test(cfg: DictConfig, folder: RunFolder) -> float:
     log.info("decoded pictures kept %s\n", data.keep_decoded(trainer.num_devices, num_epochs))
 
     trainer.fit(task, datamodule=data, ckpt_path=_resume_path(cfg, folder))
+    folder.signals.leave_if_told()
     folder.reload()  # rank 0 wrote the numbers, which ddp_spawn and ddp_fork run in a process of its own
     # Compiling once more, for fp32, would take longer than the test.
     with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():
@@ -88,6 +93,8 @@ def set_up(cfg: DictConfig, folder: RunFolder) -> Parts:
         network.find_weights(cfg.model.get("name"), cfg.model.weights)  # told before an hour goes into reading data
     data, preprocess_note = build_data(cfg)
     task = build_task(cfg, data, teacher)
+    check_plain(task.hparams)
+    check_free_space(folder.path, task)
     trainer = build_trainer(cfg, precision, Reporter(folder))
     batches = data.batches_per_epoch(trainer.limit_train_batches)
     task.steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
@@ -170,10 +177,12 @@ def build_trainer(cfg: DictConfig, precision: str, reporter: Reporter) -> Traine
     """Build callbacks, loggers and the Trainer around them."""
     extra = cfg.extra_targets
     callbacks = [build(part, extra_targets=extra) for part in cfg.callbacks.values() if part is not None]
+    if cfg.trainer.max_time is not None:
+        callbacks.append(TimeLimit(_plain(cfg.trainer.max_time)))
     loggers = [build(part, extra_targets=extra) for part in cfg.logger.values() if part is not None]
     facts: dict[str, Any] = {
         "precision": precision,
-        "callbacks": [*callbacks, reporter],
+        "callbacks": [*callbacks, reporter, StopAtStep(reporter.folder)],
         "logger": loggers,
         "plugins": [AtomicCheckpointIO()],
         "default_root_dir": cfg.paths.run_dir,
@@ -181,9 +190,16 @@ def build_trainer(cfg: DictConfig, precision: str, reporter: Reporter) -> Traine
         "use_distributed_sampler": False,  # our samplers share out by rank themselves, without padding
     }
     try:
-        return build(cfg.trainer, extra_targets=extra, **facts)
+        trainer: Trainer = build(cfg.trainer, extra_targets=extra, **facts)
     except (MisconfigurationException, ValueError) as error:  # Lightning's word on a combination of settings
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    reporter.folder.signals.launcher = trainer.strategy.launcher
+    tell_callbacks_in_ranks(trainer)
+    return trainer
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def silence_lightning() -> None:

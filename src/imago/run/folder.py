@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from imago.errors import ConfigError, DataError, UserError
+from imago.errors import ConfigError, DataError
 from imago.run import provenance
+from imago.run.ending import how_it_ended
+from imago.run.failure import clear_failures, first_failure, write_failure
+from imago.run.rank import is_main_process
+from imago.run.signals import Signals
 
 _HANDLER = "run folder"  # marks our handlers: a notebook or a test may have others
 _LOGGERS = ("imago", "lightning.pytorch", "py.warnings")
@@ -32,7 +37,8 @@ class RunFolder:
     def __init__(self, path: Path, log_dir: Path) -> None:
         self.path = path
         self.log_dir = log_dir
-        self.is_main_process = _is_main_process()
+        self.is_main_process = is_main_process()
+        self.signals = Signals()
         self.summary: dict[str, Any] = {}
 
     @contextmanager
@@ -44,18 +50,19 @@ class RunFolder:
             self._write_start(cfg, overrides)
         start = perf_counter()
         try:
-            yield
+            with self.signals.caught():
+                yield
             self._end("finished", None)
-        except KeyboardInterrupt:
-            self._end("stopped", "Ctrl-C")
-            raise
-        except SystemExit as error:
-            raise self._stopped(error) from None
         except BaseException as error:
-            logging.getLogger("imago").debug("".join(traceback.format_exception(error)))
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            self._end("failed", f"{kind}{error}")
-            raise
+            ending = how_it_ended(error, self.path, self.signals.received)
+            if ending.status == "failed":
+                logging.getLogger("imago").debug("".join(traceback.format_exception(error)))
+                if not self.is_main_process:
+                    self.tell_failure(error)
+            self._end(ending.status, ending.reason)
+            if ending.error is error:
+                raise
+            raise ending.error from None
         finally:
             self.update(seconds=round(perf_counter() - start, 1))
             self.close_log()
@@ -65,6 +72,19 @@ class RunFolder:
         self.summary |= facts
         if self.is_main_process:
             write_json(self.path / "summary.json", self.summary)
+
+    def tell_failure(self, error: BaseException) -> None:
+        """Leave this rank's failure for the others, and in the summary: the main process may be killed by then."""
+        write_failure(self.path, error)
+        self.mark_failed()
+
+    def mark_failed(self) -> None:
+        """Say in the summary why a rank failed, if the main process has not come to say more."""
+        failure = first_failure(self.path)
+        told = read_json(self.path / "summary.json")
+        if failure is not None and told.get("status") == "running":
+            reason = f"rank {failure.rank}: {failure.text}"
+            write_json(self.path / "summary.json", told | {"status": "failed", "reason": reason, "ended": _now()})
 
     def reload(self) -> None:
         """Read the summary back, where another process has written to it."""
@@ -87,6 +107,7 @@ class RunFolder:
             write_json(file, known | facts | {"data": data})
 
     def _write_start(self, cfg: DictConfig, overrides: list[str]) -> None:
+        clear_failures(self.path)
         OmegaConf.save(cfg, self.path / "config.yaml", resolve=True)
         self._write_provenance(provenance.collect(overrides, cfg.seed))
         if (self.path / "summary.json").exists():  # a resumed run keeps what it knew
@@ -101,17 +122,6 @@ class RunFolder:
             first = json.loads(file.read_text(encoding="utf-8"))
             now = first | {"overrides": now["overrides"], "resumes": [*first.get("resumes", []), now]}
         write_json(file, now)
-
-    def _stopped(self, error: SystemExit) -> BaseException:
-        """Tell who stopped the run, and give what the process should leave with: Lightning's own code is 0 or 1."""
-        if isinstance(error.__context__, KeyboardInterrupt):
-            self._end("stopped", "Ctrl-C")
-            return KeyboardInterrupt()
-        if type(error).__name__ == "SIGTERMException":  # by name: importing it would load torch
-            self._end("stopped", "SIGTERM")
-            return SystemExit(143)
-        self._end("stopped", f"exit code {error.code}")
-        return error
 
     def _end(self, status: str, reason: str | None) -> None:
         self.update(status=status, reason=reason, ended=_now())
@@ -170,17 +180,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write under another name first: a reader never sees half a file."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
-
-
-def _is_main_process() -> bool:
-    """Tell from what torchrun, SLURM or Lightning set for each rank; one process alone has none of them."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return os.environ[name] == "0"
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def _point(link: Path, target: Path) -> None:

@@ -47,7 +47,10 @@ class Reporter(Callback):
 
 
 def _training_facts(trainer: Trainer) -> dict[str, Any]:
-    facts: dict[str, Any] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    # Lightning counts an epoch that `trainer.max_time` cut short; the resumed run still has to finish it.
+    epochs = progress.processed // max(1, int(trainer.num_training_batches))
+    facts: dict[str, Any] = {"epochs": epochs, "steps": trainer.global_step}
     monitoring = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
     if monitoring and monitoring[0].best_model_score is not None:
         facts["val"] = _validation_facts(trainer, float(monitoring[0].best_model_score))

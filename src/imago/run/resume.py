@@ -17,7 +17,13 @@ _BINDING = ("callbacks.ema",)  # a checkpoint holds two sets of weights with it,
 _JOINED = ("net", "optimizer", "schedule", "loss", "extra_targets")
 # Where the data lies may change; that it is the same data is checked by its fingerprint.
 _MAY_MOVE = ("data.root", "data.data_dir", "data.split_file", "data.list_file")
-_FREE_BUT_IN_TRAINER = ("trainer.limit_train_batches", "trainer.accumulate_grad_batches")
+# Of the Trainer's settings, those that change how long, where and how loudly it trains. The others change the weights,
+# or which of them are the best.
+_FREE_IN_TRAINER = (
+    *("max_epochs", "max_time", "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "profiler"),
+    *("limit_test_batches", "num_sanity_val_steps", "deterministic", "benchmark", "detect_anomaly"),
+    *("enable_model_summary", "enable_progress_bar", "enable_checkpointing", "default_root_dir"),
+)
 
 
 def resume_arguments(argv: Sequence[str], log_dir: Path) -> list[str]:
@@ -39,8 +45,10 @@ def resume_arguments(argv: Sequence[str], log_dir: Path) -> list[str]:
     if _value(typed.get("resume")) is None:
         return list(argv)
     folder = _folder(typed, Path(_value(typed.get("paths.log_dir")) or log_dir))
-    if folder is None:  # resume=auto, and this run has not saved anything yet
+    if folder is None:  # resume=auto, and there is no such run
         return [argument for argument in argv if _key(argument) != "resume"]
+    if not (folder / "checkpoints" / "last.ckpt").is_file() and _value(typed["resume"]) == "auto":
+        return list(argv)  # it ended before its first checkpoint: it starts again, in its folder
     saved = {_key(argument): argument for argument in _saved_overrides(folder)}
     flags = [argument for argument in argv if "=" not in argument]
     # A key that the run added itself (+callbacks.mine=...) has to be added again, whoever gives its value now.
@@ -93,7 +101,7 @@ def _folder(typed: Mapping[str, str], log_dir: Path) -> Path | None:
     if name is None:
         raise ConfigError("resume=auto needs run_name=NAME, which tells the run to continue or to start.")
     folder = log_dir / "train" / name
-    return folder if (folder / "checkpoints" / "last.ckpt").is_file() else None
+    return folder if (folder / "summary.json").is_file() or (folder / "checkpoints" / "last.ckpt").is_file() else None
 
 
 def _saved_overrides(folder: Path) -> list[str]:
@@ -135,7 +143,7 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _is_free(key: str) -> bool:
     if key.startswith("trainer."):
-        return key not in _FREE_BUT_IN_TRAINER
+        return key.split(".")[1] in _FREE_IN_TRAINER
     if key.startswith(_BINDING):
         return False
     # `task` repeats the groups that it joins; naming a setting once is enough.

@@ -14,7 +14,9 @@ from imago.run.checks import check_settings
 from imago.run.folder import RunFolder, refuse_used_folder
 from imago.run.load import checkpoint_path
 from imago.run.overrides import quoted
+from imago.run.requeue import requeueing
 from imago.run.resume import refuse_other_run
+from imago.run.room import check_writable
 
 
 def train(cfg: DictConfig) -> float:
@@ -41,10 +43,14 @@ def train(cfg: DictConfig) -> float:
         cfg.model.weights = _find_weights(cfg.model.weights)
     if cfg.task.get("teacher"):
         cfg.task.teacher = str(_find_teacher(cfg.task.teacher))
-    if folder.is_main_process:
+    if cfg.resume == "auto":  # a run that ended before its first checkpoint
+        cfg.resume = None
+    elif folder.is_main_process:
         _check_folder(cfg, path)
+    if folder.is_main_process:
+        check_writable(path)
     typed = [_settled(text, cfg) for text in job.overrides.task]
-    with folder.recording(cfg, typed):
+    with requeueing(), folder.recording(cfg, typed):
         if cfg.tune:
             from imago.run.tune import tune_lr
 

@@ -62,9 +62,10 @@ def _wait(child: subprocess.Popen) -> int:
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
         # The child has a session of its own: Lightning's ranks belong to it and get the signal too.
-        os.killpg(child.pid, signal.SIGTERM if number == signal.SIGHUP else number)
+        os.killpg(child.pid, number)
 
-    old = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    passed_on = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    old = {number: signal.signal(number, pass_on) for number in passed_on}
     try:
         return_code = child.wait()
     finally:
@@ -73,5 +74,5 @@ def _wait(child: subprocess.Popen) -> int:
     if signal.SIGINT in received:
         raise KeyboardInterrupt
     if received:
-        raise SystemExit(128 + received[0])
+        raise SystemExit(143)
     return return_code

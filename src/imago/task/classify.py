@@ -136,7 +136,7 @@ class ClassifyTask(LightningModule):
     def _log_step(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """The one place in training that waits for the device; a loss that is no number stops the run here."""
         value = loss.item()
-        if not math.isfinite(value):
+        if not math.isfinite(value) and not self._scale_can_fall():
             raise DivergedError(
                 f"the loss is {value} at epoch {self.current_epoch}, step {self.global_step}; "
                 f"lower optimizer.lr, set trainer.gradient_clip_val=1.0, or look at the data."
@@ -150,6 +150,16 @@ class ClassifyTask(LightningModule):
             },
             step=self.global_step,
         )
+
+    def _scale_can_fall(self) -> bool:
+        """Whether this is one of fp16's overflows: the scaler leaves such a step out and halves its scale for the next.
+
+        Not so where the weights themselves are broken, or where the scale has fallen so far that it is not to blame.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is None or scaler.get_scale() < 1.0:
+            return False
+        return all(bool(value.isfinite().all()) for value in self.state_dict().values())
 
     def log_step(self, values: dict[str, float], step: int) -> None:
         """Hand numbers to the loggers as they are, and keep them in `shown` for the bar.

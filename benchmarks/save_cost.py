@@ -1,0 +1,66 @@
+"""What a safe save costs: `write_checkpoint` against a plain `torch.save` with fsync, 100 MB, in turns.
+
+python benchmarks/save_cost.py            # prints and writes benchmarks/results/save_cost.json
+"""
+
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from imago.checkpoint import AtomicCheckpointIO
+
+NUM_ROUNDS = 15
+RESULT = Path(__file__).parent / "results" / "save_cost.json"
+
+
+def state() -> dict:
+    """Weights and two moments each, 100 MB in 60 tensors, as Adam has them."""
+    weights = {f"layer{number}": torch.randn(416_000) for number in range(20)}
+    moments = {n: {"exp_avg": w.clone(), "exp_avg_sq": w.square()} for n, w in enumerate(weights.values())}
+    return {"state_dict": weights, "optimizer_states": [{"state": moments}]}
+
+
+def plain(checkpoint: dict, path: Path) -> None:
+    """Save as anybody would who wants the bytes on the disk."""
+    with path.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def seconds(save: Callable[[dict, Path], None], checkpoint: dict, path: Path) -> float:
+    """Time one save over an older file."""
+    start = perf_counter()
+    save(checkpoint, path)
+    return perf_counter() - start
+
+
+def main() -> None:
+    """Measure in turns, so that a busy disk slows both, and compare the medians."""
+    checkpoint = state()
+    ours, theirs = [], []
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        for _ in range(NUM_ROUNDS):
+            theirs.append(seconds(plain, checkpoint, Path(folder) / "plain.ckpt"))
+            ours.append(seconds(AtomicCheckpointIO().save_checkpoint, checkpoint, Path(folder) / "last.ckpt"))
+        size = (Path(folder) / "last.ckpt").stat().st_size
+    facts = {
+        "megabytes": round(size / 1e6, 1),
+        "rounds": NUM_ROUNDS,
+        "ours_s": round(statistics.median(ours), 4),
+        "torch_save_fsync_s": round(statistics.median(theirs), 4),
+        "ratio_of_medians": round(statistics.median(ours) / statistics.median(theirs), 3),
+        "median_of_ratios": round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3),
+    }
+    RESULT.write_text(json.dumps(facts, indent=2) + "\n")
+    print(json.dumps(facts, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""A rank that fails, one that is killed, and ranks that are started from outside."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from short_runs import summary
+from warm_runs import TINY, TWO, WarmRuns, alive_in_session
+
+from imago.paths import PROJECT_ROOT
+
+pytestmark = pytest.mark.slow
+
+DDP = (*TWO, "trainer.strategy=auto")
+BUG = "rank 1: ZeroDivisionError: broken on purpose"
+
+
+def broken(name: str) -> str:
+    return f"+callbacks.broken={{_target_: interruptions.{name}, step: 4, rank: 1}}"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "callback", "reason"),
+    [
+        (TWO, "Raise", BUG),
+        (TWO, "RaiseForUser", "rank 1: the pictures are gone."),
+        (TWO, "KillRank", "SIGKILL"),
+        (DDP, "Raise", BUG),
+        (DDP, "KillRank", "rank 1: killed by signal 9; out of memory?"),
+    ],
+)
+def test_the_summary_says_which_rank_failed_and_why(runs: WarmRuns, strategy, callback: str, reason: str):
+    name = f"{callback}{len(strategy)}"
+    run = runs.start(*TINY, *strategy, broken(callback), f"run_name={name}")
+    exit_code = run.wait()
+    folder = runs.logs / "train" / name
+    told = summary(folder)
+    assert told["status"] == "failed", run.text
+    assert reason in told["reason"]
+    # Lightning kills the first process where another one has failed, if it does not come to fail by itself.
+    assert exit_code in ((2,) if callback == "RaiseForUser" else (1, -9))
+    assert not alive_in_session(run.pid)
+    if "rank 1" in reason:
+        assert json.loads((folder / "failure_rank1.json").read_text())["rank"] == "1"
+
+
+def test_a_failed_run_forgets_its_failure_when_it_is_resumed(runs: WarmRuns):
+    runs.run(*TINY, *TWO, broken("Raise"), "run_name=again", expect=1)
+    folder = runs.logs / "train" / "again"
+    assert list(folder.glob("failure_rank*"))
+    runs.run(f"resume={folder}", "callbacks.broken=null")
+    assert (summary(folder)["status"], list(folder.glob("failure_rank*"))) == ("finished", [])
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_torchrun_on_two_nodes_makes_one_folder_and_the_same_weights(runs: WarmRuns):
+    settings = (*TINY, "trainer.accelerator=cpu", "data.num_workers=0")
+    runs.run(*settings, "trainer.devices=2", "trainer.strategy=ddp_fork", "run_name=one_node")
+    port = str(free_port())
+    nodes = []
+    for node in ("0", "1"):
+        launcher = ["torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", f"--node-rank={node}"]
+        launcher += ["--master-addr=127.0.0.1", f"--master-port={port}", "src/train.py"]
+        typed = [*settings, "trainer.num_nodes=2", "trainer.devices=1", "run_name=nodes", f"paths.log_dir={runs.logs}"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT / "tests")}
+        command = [sys.executable, "-m", *launcher, *typed]
+        nodes.append(subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment, stdout=subprocess.PIPE, text=True))
+    screens = [node.communicate(timeout=250)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0]
+    assert [screen.count("test accuracy") for screen in screens] == [1, 0]
+    ours, theirs = summary(runs.logs / "train" / "nodes"), summary(runs.logs / "train" / "one_node")
+    assert (ours["status"], ours["val"], ours["test"]) == ("finished", theirs["val"], theirs["test"])
+    assert {path.name for path in (runs.logs / "train").iterdir()} >= {"nodes", "one_node"}
+    assert ours["test"]["num_images"] == 64

@@ -1,0 +1,138 @@
+"""SIGTERM, SIGUSR1 and Ctrl-C: saved, an exit code that tells, a true summary, and no process left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from short_runs import summary
+from warm_runs import TINY, TWO, WarmRun, WarmRuns, alive_in_session
+
+from imago.checkpoint import read_checkpoint
+from imago.paths import PROJECT_ROOT
+
+pytestmark = pytest.mark.slow
+
+LONG = (*TINY, "trainer.max_epochs=500", "+callbacks.slow={_target_: interruptions.Slow, seconds: 0.05}")
+STRATEGIES = {
+    "one process": (),
+    "one process, 2 workers": ("data.num_workers=2",),
+    "ddp": (*TWO, "trainer.strategy=auto"),
+    "ddp_fork": TWO,
+    "ddp_spawn": (*TWO, "trainer.strategy=ddp_spawn"),
+}
+CODES = {signal.SIGTERM: (143, "SIGTERM"), signal.SIGUSR1: (143, "SIGUSR1"), signal.SIGINT: (130, "Ctrl-C")}
+# To the process that the user started, or, as from a terminal, to all of them.
+IN_TEST = [
+    ("one process", signal.SIGUSR1, False),
+    ("one process, 2 workers", signal.SIGINT, True),
+    ("ddp", signal.SIGTERM, False),
+    ("ddp_fork", signal.SIGINT, True),
+    ("ddp_fork", signal.SIGTERM, False),
+]
+ALL = [(name, number, to_all) for name in STRATEGIES for number in CODES for to_all in (False, True)]
+
+
+def is_stopped(runs: WarmRuns, strategy: str, number: int, to_all: bool) -> float:
+    """Stop a run in its second epoch; gives the seconds that it took to leave."""
+    name = f"{strategy}-{number}-{to_all}".replace(" ", "").replace(",", "")
+    run = runs.start(*LONG, *STRATEGIES[strategy], f"run_name={name}")
+    folder = runs.logs / "train" / name
+    run.wait_for("epoch   1/500")
+    while last_logged_step(folder) < 4:  # within the second epoch, which begins at 3
+        time.sleep(0.02)
+    start = time.monotonic()
+    (os.killpg if to_all else os.kill)(run.pid, number)
+    exit_code = run.wait(60)
+    seconds = time.monotonic() - start
+    told = summary(folder)
+    assert (exit_code, told["status"], told["reason"]) == (CODES[number][0], "stopped", CODES[number][1]), run.text
+    saved = read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"]
+    assert saved == last_logged_step(folder) + 1, "every step that was done is saved"
+    assert "Traceback" not in run.text
+    assert not left_over(run)
+    return seconds
+
+
+def last_logged_step(folder: Path) -> int:
+    return int((folder / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
+
+
+def left_over(run: WarmRun) -> list[int]:
+    """Processes of the run that do not end within a few seconds, as those that prepare batches do."""
+    for _ in range(100):
+        if not alive_in_session(run.pid):
+            return []
+        time.sleep(0.1)
+    return alive_in_session(run.pid)
+
+
+@pytest.mark.parametrize(("strategy", "number", "to_all"), IN_TEST)
+def test_a_signal_saves_and_ends_all_processes(runs: WarmRuns, strategy: str, number: int, to_all: bool):
+    is_stopped(runs, strategy, number, to_all)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("strategy", "number", "to_all"), ALL)
+def test_every_signal_ends_every_kind_of_run(runs, strategy: str, number: int, to_all: bool, capsys):
+    seconds = is_stopped(runs, strategy, number, to_all)
+    with capsys.disabled():
+        print(f"\n{seconds:.1f} s from {signal.Signals(number).name} to the exit ({strategy}, to all: {to_all})")
+
+
+def test_a_signal_in_the_final_test_keeps_the_training_and_the_test_is_done_again(runs: WarmRuns):
+    slow = "+callbacks.slow={_target_: interruptions.SlowTest}"
+    run = runs.start(*TINY, "run_name=tested", slow)
+    run.wait_for("testing")
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.wait(30) == 143
+    folder = runs.logs / "train" / "tested"
+    assert (summary(folder)["status"], summary(folder)["epochs"]) == ("stopped", 3)
+    runs.run(f"resume={folder}", "callbacks.slow=null")
+    assert summary(folder)["status"] == "finished"
+    assert "test" in summary(folder)
+
+
+def test_a_slurm_job_that_is_told_its_time_is_up_saves_and_queues_itself_again(runs: WarmRuns, tmp_path: Path):
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "imago", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+    job |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_STEP_ID": "0"}
+    job |= {"SLURM_NTASKS_PER_NODE": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ("run_name=job77", "resume=auto")
+    broken = "+callbacks.broken={_target_: interruptions.Signal, step: 4, number: 10}"
+    runs.run(*TINY, *command, broken, expect=143, **job)
+    folder = runs.logs / "train" / "job77"
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert (summary(folder)["status"], summary(folder)["reason"]) == ("stopped", "SIGUSR1")
+    assert not list(folder.rglob("hpc_ckpt*"))
+    runs.run(*TINY, *command, "callbacks.broken=null", **job)
+    assert summary(folder)["status"] == "finished"
+    assert len(json.loads((folder / "provenance.json").read_text())["resumes"]) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_of_several_processes_passes_the_signal_on(tmp_path: Path, number: int):
+    arguments = (*LONG, *TWO, "-m", "seed=1,2", "run_name=sweep", f"paths.log_dir={tmp_path}")
+    sweep = subprocess.Popen(
+        [sys.executable, "src/train.py", *arguments],
+        cwd=PROJECT_ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT / "tests")},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert sweep.stdout is not None
+    for line in sweep.stdout:
+        if line.startswith(b"epoch   1/"):
+            sweep.send_signal(number)
+            break
+    sweep.stdout.read()
+    assert sweep.wait(60) == CODES[number][0]
+    trial = tmp_path / "sweeps" / "sweep" / "0"
+    assert (summary(trial)["status"], summary(trial)["reason"]) == ("stopped", CODES[number][1])
+    assert not (tmp_path / "sweeps" / "sweep" / "1").exists()

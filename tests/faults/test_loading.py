@@ -1,0 +1,102 @@
+"""A checkpoint made to run code never runs any, whatever reads it."""
+
+import builtins
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from imago.checkpoint import AtomicCheckpointIO, check_plain, read_checkpoint, write_checkpoint
+from imago.errors import ConfigError, DataError, UserError
+from imago.run.load import load_classifier
+
+
+class Calls:
+    """Unpickled, it calls a function."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+PAYLOADS = {
+    "os.system": lambda target: Calls(os.system, f"touch {target}"),
+    "builtins.open": lambda target: Calls(builtins.open, str(target), "w"),
+    "eval": lambda target: Calls(eval, f"open({str(target)!r}, 'w')"),
+    "pathlib": lambda target: Calls(Path.touch, target),
+}
+PLACES = ("hyper_parameters", "state_dict", "callbacks")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_a_pickled_call_is_never_made(tmp_path: Path, payload: str, place: str):
+    target, file = tmp_path / "ran", tmp_path / "last.ckpt"
+    state = {"imago": {"schema": 1}, "state_dict": {}, "hyper_parameters": {}} | {
+        place: {"x": PAYLOADS[payload](target)}
+    }
+    torch.save(state, file)
+    for read in (read_checkpoint, load_classifier, AtomicCheckpointIO().load_checkpoint):
+        with pytest.raises(DataError, match="holds more than plain data and tensors"):
+            read(file)
+    assert not target.exists()
+
+
+def settings(net: dict) -> dict:
+    record = {"size": 8, "resize": 8, "crop": "center", "mean": [0.5] * 3, "std": [0.2] * 3}
+    return {"net": net, "class_names": ["ant", "bee"], "preprocess": record}
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        {"_target_": "os.system", "command": "touch TARGET"},
+        {"_target_": "builtins.open", "file": "TARGET", "mode": "w"},
+        {"_target_": "subprocess.run", "args": ["touch", "TARGET"]},
+        {"_target_": "imago.paths.os.system", "command": "touch TARGET"},
+        {"_target_": "imago.model.simple_cnn.SimpleCNN", "net": {"_target_": "os.system", "command": "touch TARGET"}},
+        {"_target_": "lightning.pytorch.LightningModule.load_from_checkpoint", "checkpoint_path": "TARGET"},
+        {"_target_": "torch.hub.load", "repo_or_dir": "TARGET"},
+    ],
+)
+def test_a_target_in_a_checkpoint_is_held_to_the_list(tmp_path: Path, net: dict):
+    target = tmp_path / "ran"
+    typed = {
+        key: value.replace("TARGET", str(target)) if isinstance(value, str) else value for key, value in net.items()
+    }
+    write_checkpoint(
+        {"imago": {"schema": 1}, "state_dict": {}, "hyper_parameters": settings(typed)}, tmp_path / "x.ckpt"
+    )
+    with pytest.raises(UserError):
+        load_classifier(tmp_path / "x.ckpt")
+    assert not target.exists()
+
+
+def test_the_function_that_lightning_calls_for_hyper_parameters_is_not_called(tmp_path: Path):
+    """`_instantiator` in the hyper-parameters names a function that `load_from_checkpoint` imports and calls."""
+    target, file = tmp_path / "ran", tmp_path / "x.ckpt"
+    hyper = settings({"_target_": "imago.model.simple_cnn.SimpleCNN"}) | {
+        "_instantiator": "os.system",
+        "command": f"touch {target}",
+    }
+    write_checkpoint({"imago": {"schema": 1}, "state_dict": {}, "hyper_parameters": hyper}, file)
+    with pytest.raises(UserError):
+        load_classifier(file)  # the weights are missing; what matters is what was not called
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    "value", [Path("a"), lambda: 1, torch.nn.Linear(1, 1), {"deep": [object()]}, torch.optim.SGD, open], ids=repr
+)
+def test_a_hyper_parameter_that_would_not_load_again_is_refused_before_training(value: object):
+    with pytest.raises(ConfigError, match="task: its hyper-parameter mine="):
+        check_plain({"net": {"lr": 0.1}, "mine": value})
+
+
+def test_plain_hyper_parameters_and_tensors_pass():
+    check_plain(
+        {"net": {"lr": 0.1, "names": ["ant"], "on": True}, "weight": torch.ones(2), "none": None, "size": (1, 2)}
+    )

@@ -1,0 +1,84 @@
+"""Processes that prepare batches die, hang or find no memory: one line with the way out."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from imago.data import datamodule
+from imago.data.datamodule import WORKER_TIMEOUT_S, ImageDataModule
+from imago.errors import DataError
+from imago.run.failure import in_users_words
+
+
+class Bad(Dataset):
+    """Does something bad in the process that reads its second picture."""
+
+    def __init__(self, act) -> None:
+        self.act = act
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index == 1:
+            self.act()
+        return torch.zeros(1)
+
+
+def error_of(act, **settings) -> BaseException:
+    """What the user is told."""
+    try:
+        list(DataLoader(Bad(act), num_workers=1, **settings))
+    except (RuntimeError, OSError) as error:
+        return in_users_words(error)
+    raise AssertionError("it went well")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_names_the_setting_that_needs_less_memory():
+    told = error_of(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert isinstance(told, DataError)
+    assert "probably out of memory: data.num_workers=0 takes none" in str(told)
+    assert "\n" not in str(told)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_ends_the_run():
+    told = error_of(lambda: time.sleep(60), timeout=1)
+    assert isinstance(told, DataError)
+    assert "no batch came for 1 s" in str(told)
+    assert "data.num_workers=0" in str(told)
+
+
+def test_every_loader_with_workers_has_a_time_limit(set_up, fill, tmp_path: Path):
+    data: ImageDataModule = set_up(fill(tmp_path / "pictures"), num_workers=1)
+    assert data.train_dataloader().timeout == WORKER_TIMEOUT_S == datamodule.WORKER_TIMEOUT_S == 300
+    data.num_workers = 0
+    assert data.train_dataloader().timeout == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+        "shared memory. Please try to raise your shared memory limit.",
+        "unable to open shared memory object </torch_1> in read-write mode: No space left on device (28)",
+    ],
+)
+def test_a_small_shared_memory_names_both_ways_out(text: str):
+    told = in_users_words(RuntimeError(text))
+    assert isinstance(told, DataError)
+    assert "/dev/shm is too small" in str(told)
+    assert "data.num_workers=0" in str(told)
+    assert "--shm-size" in str(told)
+
+
+def test_other_errors_stay_as_they_are():
+    for error in (RuntimeError("shapes do not match"), ValueError("shared memory"), KeyError("x")):
+        assert in_users_words(error) is error

@@ -1,0 +1,104 @@
+"""What ranks leave behind, and which of them is believed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from imago.errors import ConfigError, DataError, Stopped, UserError
+from imago.run.ending import how_it_ended
+from imago.run.failure import Failure, clear_failures, first_failure, note_failure, write_failure
+
+LOST = "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242"
+
+
+def test_the_earliest_failure_is_the_reason(tmp_path: Path):
+    note_failure(tmp_path, Failure("0", 20.0, "ValueError: later"))
+    note_failure(tmp_path, Failure("3", 10.0, "ValueError: earlier"))
+    assert first_failure(tmp_path) == Failure("3", 10.0, "ValueError: earlier")
+
+
+def test_a_lost_connection_is_no_reason_where_there_is_another(tmp_path: Path):
+    note_failure(tmp_path, Failure("0", 10.0, LOST))
+    assert first_failure(tmp_path) == Failure("0", 10.0, LOST)
+    note_failure(tmp_path, Failure("1", 20.0, "killed by signal 9; out of memory?"))
+    found = first_failure(tmp_path)
+    assert found is not None
+    assert found.rank == "1"
+
+
+def test_the_first_word_of_a_rank_stays_and_half_a_file_is_passed_over(tmp_path: Path):
+    note_failure(tmp_path, Failure("1", 10.0, "the bug"))
+    note_failure(tmp_path, Failure("1", 20.0, "killed by signal 6; out of memory?"))
+    (tmp_path / "failure_rank0.json").write_text('{"rank": "0", "wh')
+    found = first_failure(tmp_path)
+    assert found is not None
+    assert found.text == "the bug"
+    clear_failures(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "failure_rank0.json"),
+        ({"LOCAL_RANK": "1"}, "failure_rank1.json"),
+        ({"LOCAL_RANK": "0", "RANK": "5"}, "failure_rank5.json"),
+        ({"SLURM_PROCID": "2"}, "failure_rank2.json"),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "1"}, "failure_rank1_of_node_1.json"),
+    ],
+)
+def test_a_file_is_named_after_its_rank(tmp_path: Path, monkeypatch, variables: dict[str, str], name: str):
+    for variable in ("LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    write_failure(tmp_path, DataError("no pictures."))
+    told = json.loads((tmp_path / name).read_text())
+    assert (told["text"], told["is_users"]) == ("no pictures.", True)
+    assert "DataError" in told["traceback"]
+
+
+class ExitedError(Exception):
+    """As torch raises it where a forked rank ended."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"process 0 terminated with exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+@pytest.mark.parametrize(
+    ("error", "received", "status", "reason", "code"),
+    [
+        (Stopped("SIGUSR1", 143), 10, "stopped", "SIGUSR1", 143),
+        (ExitedError(143), 15, "stopped", "SIGTERM", 143),
+        (ExitedError(143), None, "stopped", "SIGTERM", 143),
+        (ExitedError(130), None, "stopped", "Ctrl-C", None),
+        (RuntimeError(LOST), 15, "stopped", "SIGTERM", 143),  # what breaks while leaving
+        (RuntimeError("DataLoader worker (pid 7) exited unexpectedly"), 2, "stopped", "Ctrl-C", None),
+        (DataError("the disk is full."), 15, "failed", "the disk is full.", None),  # this, the user must know
+        (ExitedError(1), None, "failed", "ExitedError: process 0 terminated with exit code 1", None),
+    ],
+)
+def test_a_stop_is_told_from_a_failure(tmp_path: Path, error, received, status: str, reason: str, code):
+    ending = how_it_ended(error, tmp_path, received)
+    assert (ending.status, ending.reason) == (status, reason)
+    if reason == "Ctrl-C":
+        assert isinstance(ending.error, KeyboardInterrupt)
+    elif code is not None:
+        assert ending.error.code == code
+
+
+def test_what_a_rank_tells_the_user_comes_out_as_one_line(tmp_path: Path):
+    note_failure(tmp_path, Failure("1", 1.0, "no pictures.", is_users=True))
+    ending = how_it_ended(ExitedError(1), tmp_path, None)
+    assert (ending.status, ending.reason) == ("failed", "rank 1: no pictures.")
+    assert isinstance(ending.error, UserError)
+
+
+def test_a_failure_of_this_process_alone_is_told_as_it_is(tmp_path: Path):
+    error = ConfigError("seed=-1 must be 0 or more.")
+    write_failure(tmp_path, error)
+    ending = how_it_ended(error, tmp_path, None)
+    assert ending.error is error
+    assert ending.reason == "seed=-1 must be 0 or more."
