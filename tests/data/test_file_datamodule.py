@@ -194,15 +194,43 @@ def test_auto_takes_what_an_earlier_run_kept_on_disk(noise: Path, monkeypatch: p
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(seen(data), expected, strict=True))
 
 
-def test_memory_must_hold_training_and_validation_of_every_process(noise: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    needed = 28 * 24 * 16 * 3 + 8 * 10 * 10 * 3  # training pictures whole, for their crops, and squares of validation
-    monkeypatch.setattr(place, "available_memory_bytes", lambda: 2 * needed)
-    assert kept(noise, "ram", augment=CROPS).keep_decoded(2, 5).startswith("in memory")
-    monkeypatch.setattr(place, "available_memory_bytes", lambda: 2 * needed - 1)
-    assert kept(noise, "ram", augment=CROPS).keep_decoded(1, 5).startswith("in memory")
-    with pytest.raises(ConfigError, match="data.cache=ram: the decoded pictures need"):
-        kept(noise, "ram", augment=CROPS).keep_decoded(2, 5)
+# Validation is kept as squares of 10 px; training whole for its crops, scaled down if asked, else as squares too.
+KEPT_BYTES = [
+    (CROPS, None, 28 * 24 * 16 * 3 + 8 * 10 * 10 * 3),
+    (CROPS, 8, 28 * 12 * 8 * 3 + 8 * 10 * 10 * 3),
+    (SHIFTS, None, 36 * 10 * 10 * 3),
+]
+
+
+@pytest.mark.parametrize(("augment", "decoded_px", "num_bytes"), KEPT_BYTES)
+def test_what_is_kept_is_as_large_as_was_estimated(
+    noise: Path, monkeypatch: pytest.MonkeyPatch, augment: dict, decoded_px: int | None, num_bytes: int
+):
+    monkeypatch.setattr(place, "free_disk_bytes", lambda _: num_bytes)
+    data = kept(noise, "disk", augment=augment, decoded_px=decoded_px)
+    data.keep_decoded(1, 5)
+    assert sum(file.stat().st_size for file in data.cache_dir.glob("*.pixels")) == num_bytes
+    monkeypatch.setattr(place, "free_disk_bytes", lambda _: num_bytes - 1)
+    with pytest.raises(ConfigError, match="data.cache=disk: the decoded pictures need .* data.cache=none keeps none"):
+        kept(noise, "disk", augment=augment, decoded_px=decoded_px, cache_dir=str(noise.parent / "other")).keep_decoded(
+            1, 5
+        )
+
+
+@pytest.mark.parametrize(("augment", "decoded_px", "num_bytes"), KEPT_BYTES)
+def test_memory_must_hold_training_and_validation_of_every_process_that_is_still_to_come(
+    noise: Path, monkeypatch: pytest.MonkeyPatch, augment: dict, decoded_px: int | None, num_bytes: int
+):
+    def keep_in_memory(num_processes: int, rank: int, available_bytes: int) -> str:
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        monkeypatch.setattr(place, "available_memory_bytes", lambda: available_bytes)
+        return kept(noise, "ram", augment=augment, decoded_px=decoded_px).keep_decoded(num_processes, 5)
+
+    for fitting in ((1, 0, num_bytes), (2, 0, 2 * num_bytes), (2, 1, num_bytes)):
+        assert keep_in_memory(*fitting).startswith("in memory")
+    for too_large in ((1, 0, num_bytes - 1), (2, 0, 2 * num_bytes - 1), (2, 1, num_bytes - 1)):
+        with pytest.raises(ConfigError, match="data.cache=ram: the decoded pictures need"):
+            keep_in_memory(*too_large)
 
 
 # Splits on paper
