@@ -30,7 +30,7 @@ ARROWS = {
     "logger": set(),
     "callbacks": {"data"},  # keyed numbers
     "task": {"optimizer", "targets"},
-    "analysis": set(),
+    "analysis": {"images"},  # for the pictures of mistakes
     "artefact": {"images"},
     "export": {"checkpoint", "artefact", "images", "model", "pixels"},
     "run": {

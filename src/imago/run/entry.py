@@ -41,6 +41,7 @@ COMMANDS = {
     "export": "imago.run.export:export",
     "eval": "imago.run.evaluate:evaluate",
     "predict": "imago.run.predict:predict",
+    "report": "imago.run.report:report",
 }
 
 _STARTED = datetime.now()  # once per process: the run folder is asked for more than once
