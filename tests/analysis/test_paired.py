@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from imago.analysis.paired import bootstrap_difference, compare_paired, mcnemar_exact, verdict
+from imago.analysis.paired import bootstrap_difference, compare_paired, mcnemar_exact, p_text, verdict
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (0, 1), (3, 3), (1, 9), (79, 31), (31, 79), (500, 620)])
@@ -27,6 +27,7 @@ def test_only_pictures_that_exactly_one_got_right_count():
     assert (found.num_images, found.only_a, found.only_b) == (6, 3, 1)
     assert found.difference == pytest.approx(-2 / 6)
     assert found.p_value == pytest.approx(0.625)  # 2 * (1 + 4) / 16
+    assert p_text(found) == "p = 0.62"
     assert "No difference shown" in verdict(found)
 
 

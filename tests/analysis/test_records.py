@@ -73,10 +73,14 @@ def test_settings_of_a_damaged_config_are_empty(tmp_path: Path):
     assert read_settings(tmp_path / "a") == {}
 
 
-def test_reading_runs_needs_neither_torch_nor_what_the_extras_bring():
-    code = (
-        "import sys, imago.analysis.records, imago.analysis.table, imago.run.report\n"
-        "print({'torch', 'lightning', 'pandas', 'matplotlib', 'jinja2', 'numpy'} & set(sys.modules))"
-    )
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("imago.analysis.records, imago.analysis.table, imago.run.report", "torch pandas matplotlib jinja2 numpy"),
+        ("imago.analysis.run_page, imago.analysis.comparison", "torch pandas matplotlib"),
+    ],
+)
+def test_tables_and_pages_need_neither_torch_nor_what_the_extras_bring(modules: str, heavy: str):
+    code = f"import sys, {modules}; print(set({heavy!r}.split()) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT / "src", capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr

@@ -11,7 +11,7 @@ import numpy as np
 from imago.analysis.charts import Chart, Line, line_chart
 from imago.analysis.evaluation import Evaluation, load_evaluation
 from imago.analysis.page import write_page
-from imago.analysis.paired import Paired, compare_paired, verdict
+from imago.analysis.paired import Paired, compare_paired, p_text, verdict
 from imago.analysis.records import Record, differing, read_logged, read_record
 from imago.analysis.run_page import curve_groups
 from imago.analysis.table import duration_text
@@ -122,7 +122,7 @@ def comparison_text(found: Comparison) -> str:
             *lines,
             f"accuracy on the same {paired.num_images:,} pictures: {', '.join(accs)}",
             f"b - a: {100 * paired.difference:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}",
-            f"only a right: {paired.only_a:,}, only b right: {paired.only_b:,}; McNemar p = {paired.p_value:.3g}",
+            f"only a right: {paired.only_a:,}, only b right: {paired.only_b:,}; McNemar: {p_text(paired)}",
             verdict(paired),
         ]
     )
@@ -139,6 +139,7 @@ def write_comparison_page(found: Comparison, file: Path) -> None:
         "found": found,
         "facts": _fact_rows(found.records),
         "accs": [float(x.is_right.mean()) for x in found.evaluations or ()],
+        "p_text": p_text(found.paired) if found.paired else "",
         "verdict": verdict(found.paired) if found.paired else "",
         "classes": _class_rows(found),
         "charts": _charts(found),

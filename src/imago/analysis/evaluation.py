@@ -14,6 +14,7 @@ import numpy as np
 from imago.analysis.metrics import PerClass, confusion_matrix, per_class
 from imago.analysis.records import read_json
 from imago.errors import DataError
+from imago.images import read_image
 
 _COLUMNS = ("picture", "true", "predicted", "probability")
 
@@ -118,6 +119,25 @@ def saved_pictures(evaluation: Evaluation) -> dict[int, np.ndarray]:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(rows) != len(images):
         raise DataError(f"{file} is damaged: it holds no uint8 pictures (N, H, W, 3); delete it and evaluate again.")
     return {int(row): image for row, image in zip(rows, images, strict=True)}
+
+
+def read_picture(evaluation: Evaluation, row: int, saved: Mapping[int, np.ndarray]) -> tuple[np.ndarray | None, str]:
+    """Give a picture's pixels, uint8 (H, W, 3), or None and why there are none.
+
+    Args:
+        evaluation: of `load_evaluation`.
+        row: in `predictions.csv`.
+        saved: of `saved_pictures`.
+    """
+    name = evaluation.pictures[row]
+    if row in saved:
+        return saved[row], ""
+    if name.isdecimal():  # its place in the split
+        return None, "no file: evaluate again to keep the pictures of its mistakes"
+    try:
+        return read_image(Path(name)), ""
+    except DataError as error:
+        return None, str(error)
 
 
 def _rows(file: Path, command: str) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from imago.errors import DataError
-from imago.images import SMALL_PX, read_image
+from imago.images import SMALL_PX
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _THUMBNAIL_PX = 160  # longer side; 25 of them as JPEG are some 200 kB
@@ -63,16 +63,6 @@ def thumbnail_uri(pixels: np.ndarray) -> str:
     picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
     picture.save(data, "JPEG", quality=82)
     return _data_uri("image/jpeg", data.getvalue())
-
-
-def file_thumbnail(name: str) -> tuple[str | None, str]:
-    """Give the thumbnail of a picture file, or None and why there is none."""
-    if name.isdecimal():  # of a data set that is no files: its place in the split
-        return None, "no file: evaluate again to keep the pictures of its mistakes"
-    try:
-        return thumbnail_uri(read_image(Path(name))), ""
-    except DataError as error:
-        return None, str(error)
 
 
 def figure_uri(file: Path) -> str | None:

@@ -82,6 +82,11 @@ def bootstrap_difference(only_a: int, only_b: int, num_images: int, seed: int = 
     return float(low), float(high)
 
 
+def p_text(paired: Paired) -> str:
+    """Put the p-value in words; how far it is below 1 in 10,000 means nothing."""
+    return "p < 0.0001" if paired.p_value < 0.0001 else f"p = {paired.p_value:.2g}"
+
+
 def verdict(paired: Paired) -> str:
     """Put the comparison in one sentence."""
     if paired.p_value >= 0.05:

@@ -1,12 +1,15 @@
 """Figures as PNG files, readable on a white page. matplotlib is imported only when one is drawn."""
 
 import math
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from imago.analysis.evaluation import Evaluation, read_picture, saved_pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 _DPI = 110
 _MAX_NAME_CHARS = 22  # a longer class name is cut: it would take the picture's place
 _MAX_NUMBERED = 30  # classes: above this the counts no longer fit into their cells
+_COLUMNS = 5  # of pictures
 _MAX_NAMED = 100  # classes: above this only some of them are named
 
 
@@ -54,6 +58,36 @@ def save_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for a sign the font lacks
         figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.15)
+
+
+def draw_mistakes(evaluation: Evaluation, limit: int = 25) -> "Figure":
+    """Draw the pictures of the mistakes that the network was surest of, under what it took them for.
+
+    Args:
+        evaluation: of `load_evaluation`.
+        limit: of pictures, at least 1.
+
+    Raises:
+        DataError: if `mistakes.npz` beside the predictions is damaged.
+    """
+    from matplotlib.figure import Figure
+
+    saved, rows = saved_pictures(evaluation), evaluation.worst_mistakes(limit).tolist()
+    num_rows = max(1, math.ceil(len(rows) / _COLUMNS))
+    figure = Figure(figsize=(2 * _COLUMNS, 2.4 * num_rows), dpi=_DPI, facecolor="white", layout="constrained")
+    places = figure.subplots(num_rows, _COLUMNS, squeeze=False).ravel()
+    for axes in places:
+        axes.set_axis_off()
+    for axes, row in zip(places, rows, strict=False):
+        pixels, why = read_picture(evaluation, row, saved)
+        if pixels is None:
+            axes.text(0.5, 0.5, textwrap.fill(why, 28), ha="center", va="center", fontsize=6, parse_math=False)
+        else:
+            axes.imshow(pixels)
+        taken, true = evaluation.class_names[evaluation.predicted[row]], evaluation.class_names[evaluation.labels[row]]
+        title = f"{_shortened(taken)} {evaluation.probability[row]:.0%}\nin truth {_shortened(true)}"
+        axes.set_title(title, fontsize=8, parse_math=False)
+    return figure
 
 
 def _cell_inch(num_classes: int) -> float:

@@ -9,9 +9,9 @@ import numpy as np
 
 from imago.analysis.calibration import Reliability, reliability
 from imago.analysis.charts import Chart, Line, line_chart
-from imago.analysis.evaluation import Evaluation, eval_command, load_evaluation, saved_pictures
+from imago.analysis.evaluation import Evaluation, eval_command, load_evaluation, read_picture, saved_pictures
 from imago.analysis.metrics import macro_f1, most_confused
-from imago.analysis.page import figure_uri, file_thumbnail, thumbnail_uri, write_page
+from imago.analysis.page import figure_uri, thumbnail_uri, write_page
 from imago.analysis.records import Record, read_json, read_logged, read_record
 from imago.analysis.table import duration_text
 from imago.errors import DataError
@@ -196,10 +196,10 @@ def _mistakes(found: Evaluation, missing: list[str]) -> list[dict[str, Any]]:
         missing.append(str(error))
     for row in found.worst_mistakes(_MOST_MISTAKES).tolist():
         picture = found.pictures[row]
-        src, why = (thumbnail_uri(saved[row]), "") if row in saved else file_thumbnail(picture)
+        pixels, why = read_picture(found, row, saved)
         mistakes.append(
             {
-                "src": src,
+                "src": None if pixels is None else thumbnail_uri(pixels),
                 "why": why,
                 "label": found.class_names[found.labels[row]],
                 "predicted": found.class_names[found.predicted[row]],

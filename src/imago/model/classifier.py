@@ -27,3 +27,20 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 pictures (N, 3, size, size) to logits (N, K)."""
         return self.net(self.normalise(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map uint8 pictures (N, 3, size, size) to what the last linear layer sees of them, (N, D).
+
+        Raises:
+            ValueError: if the network has no linear layer.
+        """
+        heads = [layer for layer in self.net.modules() if isinstance(layer, nn.Linear)]
+        if not heads:
+            raise ValueError(f"{type(self.net).__name__} has no linear layer whose input would be the features.")
+        seen: list[Tensor] = []
+        hook = heads[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            self(images)
+        finally:
+            hook.remove()
+        return seen[0]
