@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast check soak clean lock
+.PHONY: help setup train test test-fast check soak clean lock bench-data
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ check: setup  ## formatting, lint and types
 
 soak: setup  ## the long repetitions
 	$(PYTEST) -m soak $(ARGS)
+
+bench-data: setup  ## ratios of the loaders to others; needs the data sets below $$IMAGO_DATA_DIR and a quiet machine
+	$(BIN)/python benchmarks/data.py $(ARGS)
 
 clean:  ## remove .venv, caches and drawn data; runs in logs/ stay
 	rm -rf .venv data/shapes data/cache build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

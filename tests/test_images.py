@@ -45,6 +45,11 @@ def jpeg_that_claims(side: int) -> bytes:
     return bytes(data)
 
 
+def half(kind: str) -> bytes:
+    whole = encode(NOISE, kind)
+    return whole[: len(whole) // 2]
+
+
 def flip_byte(data: bytes, position: int) -> bytes:
     return data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :]
 
@@ -83,17 +88,28 @@ def test_the_name_of_a_file_does_not_matter(tmp_path, name: str):
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(encode(NOISE, "JPEG")[: len(encode(NOISE, "JPEG")) // 2], id="half a JPEG"),
+        *(pytest.param(half(kind), id=f"half a {kind}") for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF")),
         pytest.param(encode(NOISE, "JPEG")[:-2], id="JPEG without its last 2 bytes"),
-        pytest.param(encode(NOISE, "PNG")[: len(encode(NOISE, "PNG")) // 2], id="half a PNG"),
-        pytest.param(flip_byte(encode(NOISE, "PNG"), 1000), id="PNG with a flipped byte"),
     ],
 )
-def test_a_damaged_picture_is_named(tmp_path, data: bytes):
+def test_a_picture_that_is_cut_short_is_named_as_that(tmp_path, data: bytes):
     path = tmp_path / "rose.png"
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"rose\.png is damaged: .*copy it again"):
+    with pytest.raises(DataError, match=r"rose\.png is damaged: it is cut short; delete it or copy it again\.$"):
         read_image(path)
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+    path = tmp_path / "rose.png"
+    path.write_bytes(flip_byte(encode(NOISE, "PNG"), 1000))
+    with pytest.raises(DataError, match=r"rose\.png is damaged: broken .*; delete it or copy it again\.$"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(("kind", "length"), [("JPEG", 5), ("PNG", 10), ("GIF", 10), ("TIFF", 10)])
+def test_a_picture_without_the_rest_of_its_header_is_damaged_and_not_something_else(kind: str, length: int):
+    with pytest.raises(DataError, match="is damaged: its header cannot be read"):
+        read_image(encode(NOISE, kind)[:length])
 
 
 def test_an_empty_file_is_called_empty(tmp_path):
@@ -106,7 +122,7 @@ def test_an_empty_file_is_called_empty(tmp_path):
 def test_what_is_no_picture_is_named_with_its_first_bytes(tmp_path, data: bytes):
     path = tmp_path / "rose.png"
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"rose\.png is not a picture \(it starts with b.*expected JPEG, PNG"):
+    with pytest.raises(DataError, match=r"rose\.png is not an image \(starts with b.*expected JPEG, PNG"):
         read_image(path)
 
 
@@ -213,6 +229,30 @@ def test_of_an_animation_the_first_frame_counts(kind: str, options: dict):
     red, blue = Image.new("RGB", (8, 8), (255, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 255))
     pixels = read_image(encode(red, kind, save_all=True, append_images=[blue], **options))
     np.testing.assert_array_equal(pixels, np.asarray(red))
+
+
+def animation(kind: str) -> bytes:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    return encode(frames[0], kind, save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_an_animation_is_told_of_once_in_a_process(tmp_path, kind: str, caplog, monkeypatch):
+    monkeypatch.setattr("imago.images._has_told_of_animation", False)
+    for name in ("still", "a", "b"):
+        (tmp_path / name).write_bytes(encode(RAMP, kind) if name == "still" else animation(kind))
+        read_image(tmp_path / name)
+    expected = f"{tmp_path}/a is an animation; of such pictures the first frame is used (told once)"
+    assert [record.getMessage() for record in caplog.records] == [expected]
+
+
+def test_damage_behind_the_first_frame_of_a_gif_does_not_matter(monkeypatch):
+    monkeypatch.setattr("imago.images._has_told_of_animation", False)
+    whole = animation("GIF")
+    control = whole.rindex(b"\x21\xf9\x04")  # of the second frame
+    for length in (0, 1):
+        damaged = whole[:control] + b"\x21\xf9" + bytes([length]) + whole[control + 3 :]
+        np.testing.assert_array_equal(read_image(damaged), read_image(whole))
 
 
 # What each value of the EXIF orientation tag asks of the viewer.

@@ -1,12 +1,15 @@
 """Every YAML composes, says what it is for, and names only keys that its target takes."""
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from imago.data.datamodule import ImageDataModule
+from imago.data.splitting import SplitPlan
 from imago.paths import PROJECT_ROOT
 from imago.targets import check_targets
 
@@ -18,7 +21,8 @@ EXTRA = [f"{path.name}.*" for path in (PROJECT_ROOT / "src").iterdir() if path.i
 # What `run` adds when it builds: facts of the data, or of the run.
 ADDED = {
     "model": {"num_classes", "image_size"},
-    "task": {"class_names", "preprocess"},
+    "task": {"class_names", "preprocess", "class_counts"},
+    "loss": {"class_counts"},
     "optimizer": {"params"},
     "schedule": {"optimizer", "total_steps", "steps_per_epoch"},
 }
@@ -43,7 +47,8 @@ def accepted_keys(target: type) -> set[str]:
         keys |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return keys
+    # A data module hands the rest of its settings to the plan of its splits.
+    return keys | ({field.name for field in fields(SplitPlan)} if issubclass(target, ImageDataModule) else set())
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)

@@ -6,12 +6,10 @@ import pytest
 from imago.data.augmentation import (
     Augment,
     Draws,
-    _uniforms,
-    crop_box,
+    crop_and_flip,
     draw,
     gather_crop_flip,
     pad,
-    random_resized_crops,
 )
 from imago.errors import ConfigError
 
@@ -66,6 +64,15 @@ def test_only_those_that_drew_a_flip_are_mirrored_left_to_right():
     out = gather_crop_flip(pad(images, 0), np.arange(2), draws, 0)
     np.testing.assert_array_equal(out[0], images[0, :, :, ::-1])
     np.testing.assert_array_equal(out[1], images[1])
+
+
+@pytest.mark.parametrize("padding_px", [0, 2])
+def test_a_batch_put_together_just_now_is_cropped_and_flipped_alike(padding_px: int):
+    images = pictures(40, 3, 8, 8)
+    augment = Augment(padding_px, 0.5, vertical_flip_probability=0.5)
+    draws = draw(augment, 1, 2, np.arange(40))
+    expected = gather_crop_flip(pad(images, padding_px), np.arange(40), draws, padding_px)
+    np.testing.assert_array_equal(crop_and_flip(images.copy(), augment, (1, 2, np.arange(40))), expected)
 
 
 def test_what_a_crop_shows_of_the_padding_is_zero():
@@ -125,75 +132,38 @@ def test_another_seed_or_epoch_draws_anew(other: dict[str, int]):
     assert same.mean() == pytest.approx(1 / 50, abs=0.02)
 
 
+def test_a_sample_that_comes_twice_in_an_epoch_draws_by_the_epoch_number_of_each_place():
+    epochs, indices = np.array([3, 3 + 2**32, 8]), np.array([7, 7, 9])
+    together = draw(AUGMENT, 0, epochs, indices)
+    for place, (epoch, index) in enumerate(zip(epochs, indices, strict=True)):
+        alone = draw(AUGMENT, 0, int(epoch), np.array([index]))
+        assert (together.top[place], together.left[place]) == (alone.top[0], alone.left[0])
+
+
+@pytest.mark.parametrize(("probability", "share"), [(0.25, 0.25), (1.0, 1.0)])
+def test_vertical_flips_come_as_often_as_asked_and_leave_the_other_draws_as_they_were(probability: float, share: float):
+    indices = np.arange(20_000)
+    plain, ours = (draw(Augment(2, 0.5, vertical_flip_probability=p), 0, 0, indices) for p in (0.0, probability))
+    assert plain.vertical_flip is None
+    assert ours.vertical_flip is not None
+    assert ours.vertical_flip.mean() == pytest.approx(share, abs=0.01 if share < 1 else 0)
+    for name in ("top", "left", "flip"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(plain, name))
+
+
+def test_only_those_that_drew_a_vertical_flip_stand_on_their_head():
+    images = pictures(2, 3, 8, 8)
+    draws = Draws(
+        np.zeros(2, int), np.zeros(2, int), flip=np.array([True, True]), vertical_flip=np.array([True, False])
+    )
+    out = gather_crop_flip(pad(images, 0), np.arange(2), draws, 0)
+    np.testing.assert_array_equal(out[0], images[0, :, ::-1, ::-1])
+    np.testing.assert_array_equal(out[1], images[1, :, :, ::-1])
+
+
 def test_another_padding_leaves_the_flips_as_they_were():
     indices = np.arange(1000)
     np.testing.assert_array_equal(draw(AUGMENT, 0, 0, indices).flip, draw(Augment(0, 0.5), 0, 0, indices).flip)
-
-
-# Random resized crop
-
-
-def boxes(height: int, width: int, scale: tuple[float, float], count: int = 2000) -> np.ndarray:
-    """Draw that many crops of a picture: int64 (count, 4)."""
-    uniforms = _uniforms(0, 0, np.arange(count))
-    return np.array([crop_box(height, width, scale, uniforms[place]) for place in range(count)])
-
-
-@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (64, 64), (3, 4), (1, 1), (1, 4000), (4000, 1)])
-def test_crops_lie_inside_the_picture_and_are_not_empty(height: int, width: int):
-    left, top, right, bottom = boxes(height, width, (0.08, 1.0), 200).T
-    assert left.min() >= 0
-    assert top.min() >= 0
-    assert right.max() <= width
-    assert bottom.max() <= height
-    assert (right - left).min() >= 1
-    assert (bottom - top).min() >= 1
-
-
-def test_crops_have_the_areas_and_ratios_that_were_asked_for():
-    left, top, right, bottom = boxes(375, 500, (0.35, 0.6)).T
-    area = (right - left) * (bottom - top) / (375 * 500)
-    ratio = (right - left) / (bottom - top)
-    assert 0.345 < area.min() < 0.36
-    assert 0.59 < area.max() < 0.605
-    assert area.mean() == pytest.approx(0.475, abs=0.01)
-    assert 0.745 < ratio.min() < 0.76
-    assert 1.31 < ratio.max() < 1.345
-    assert np.median(ratio) == pytest.approx(1, abs=0.02)
-
-
-def test_crops_reach_every_edge_of_the_picture():
-    left, top, right, bottom = boxes(40, 50, (0.35, 0.5)).T
-    assert (left.min(), top.min(), right.max(), bottom.max()) == (0, 0, 50, 40)
-
-
-def test_a_picture_no_crop_fits_into_gives_its_middle():
-    assert crop_box(1, 4000, (0.9, 1.0), _uniforms(0, 0, np.arange(1))[0]) == (1999, 0, 2000, 1)
-    assert crop_box(300, 90, (1.0, 1.0), _uniforms(0, 0, np.arange(1))[0]) == (0, 90, 90, 210)
-
-
-def test_a_resized_crop_shows_the_part_that_was_drawn():
-    ramp = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None], (200, 200))  # row r has the value r
-    pixels = np.stack([ramp, ramp.T, ramp], axis=2)
-    augment = Augment(random_resized_crop_scale=(0.35, 0.5))
-    key = (0, 0, np.arange(20))
-    for square, uniforms in zip(random_resized_crops([pixels] * 20, 64, augment, key), _uniforms(*key), strict=True):
-        left, top, right, bottom = crop_box(200, 200, (0.35, 0.5), uniforms)
-        assert (square.shape, square.dtype) == ((64, 64, 3), np.uint8)
-        assert square[..., 0].mean() == pytest.approx((top + bottom - 1) / 2, abs=1)
-        assert square[..., 1].mean() == pytest.approx((left + right - 1) / 2, abs=1)
-
-
-def test_a_sample_draws_the_same_resized_crop_alone_and_in_any_batch():
-    batch = _uniforms(5, 2, np.arange(100, 140))
-    np.testing.assert_array_equal(batch[7:8], _uniforms(5, 2, np.array([107])))
-    assert len(np.unique(batch)) == batch.size
-
-
-def test_a_resized_crop_leaves_the_flips_as_they_were():
-    indices = np.arange(1000)
-    with_crop = Augment(flip_probability=0.5, random_resized_crop_scale=(0.35, 1.0))
-    np.testing.assert_array_equal(draw(with_crop, 0, 0, indices).flip, draw(Augment(0, 0.5), 0, 0, indices).flip)
 
 
 @pytest.mark.parametrize("scale", [[0.5], [0.0, 1.0], [1.0, 0.35], [0.5, 1.5], [0.1, 0.2, 0.3]])

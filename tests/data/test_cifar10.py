@@ -15,7 +15,13 @@ from imago.errors import DataError
 
 def module(root: Path | None, data_dir: Path, split_seed: int = 0, seed: int = 0) -> CIFAR10DataModule:
     loading = {"batch_size": 128, "num_workers": 0, "augment": {}, "seed": seed}
-    return CIFAR10DataModule(str(root) if root else None, str(data_dir), 0.1, split_seed, **loading)
+    split = {"val_fraction": 0.1, "split_seed": split_seed}
+    return CIFAR10DataModule(str(root) if root else None, str(data_dir), **split, **loading)
+
+
+def read(data: CIFAR10DataModule) -> Splits:
+    data.set_up_data()
+    return data.splits
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,7 @@ def data_dir(real_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def splits(real_data, data_dir) -> Splits:
-    return module(real_data, data_dir).load_splits()
+    return read(module(real_data, data_dir))
 
 
 @pytest.fixture
@@ -93,8 +99,8 @@ def test_mean_and_std_are_those_of_the_50000_training_pictures(data_dir, real_da
 
 @pytest.mark.needs_data
 def test_the_split_is_decided_by_split_seed_alone(splits, data_dir, real_data):
-    same = module(real_data, data_dir, seed=1).load_splits()
-    other = module(real_data, data_dir, split_seed=1).load_splits()
+    same = read(module(real_data, data_dir, seed=1))
+    other = read(module(real_data, data_dir, split_seed=1))
     np.testing.assert_array_equal(same.val.images, splits.val.images)
     assert not np.array_equal(other.val.images, splits.val.images)
 
@@ -117,7 +123,7 @@ def test_a_second_load_neither_writes_the_array_nor_opens_the_batch_files(real_d
 @pytest.mark.needs_data
 def test_the_kept_array_is_found_without_the_batch_files(data_dir, monkeypatch):
     monkeypatch.delenv("IMAGO_DATA_DIR")
-    assert len(module(None, data_dir).load_splits().test) == 10_000
+    assert len(read(module(None, data_dir)).test) == 10_000
 
 
 @pytest.mark.needs_data

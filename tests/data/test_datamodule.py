@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from imago.data.datamodule import ImageDataModule, check_labels
+from imago.data.datamodule import Found, ImageDataModule, check_labels
 from imago.data.dataset import LabelledArray, Splits
 from imago.data.sampling import TrainSampler
 from imago.errors import DataError
@@ -20,7 +20,8 @@ def pictures(count: int, seed: int) -> LabelledArray:
     """Draw pictures whose channels differ in mean and spread, so that swapped channels are noticed."""
     noise = np.random.default_rng(seed).normal(size=(count, 3, 8, 8))
     images = noise * np.array([20, 30, 40])[:, None, None] + np.array([90, 120, 150])[:, None, None]
-    return LabelledArray(images.clip(0, 255).astype(np.uint8), np.arange(count, dtype=np.int64) % 3)
+    names = tuple(f"{seed}/{place}" for place in range(count))
+    return LabelledArray(images.clip(0, 255).astype(np.uint8), np.arange(count, dtype=np.int64) % 3, names)
 
 
 class TinyDataModule(ImageDataModule):
@@ -29,9 +30,9 @@ class TinyDataModule(ImageDataModule):
     num_reads = 0
     class_list = ("ant", "bee", "cat")
 
-    def load_splits(self) -> Splits:
+    def find_pictures(self) -> Found:
         self.num_reads += 1
-        return Splits(self.class_list, *(pictures(count, seed) for seed, count in enumerate(SIZES.values())))
+        return self.class_list, {split: pictures(count, seed) for seed, (split, count) in enumerate(SIZES.items())}
 
     def own_preprocess(self) -> Preprocess:
         val = pictures(SIZES["val"], 1).images / 255

@@ -10,7 +10,9 @@ from imago.data.dataset import ArrayDataset, LabelledArray
 from imago.data.sampling import BatchKey, TrainSampler
 
 PICTURES = LabelledArray(
-    np.random.default_rng(0).integers(1, 256, (40, 3, 8, 8), dtype=np.uint8), np.arange(40, dtype=np.int64) % 7
+    np.random.default_rng(0).integers(1, 256, (40, 3, 8, 8), dtype=np.uint8),
+    np.arange(40, dtype=np.int64) % 7,
+    tuple(map(str, range(40))),
 )
 AUGMENT = Augment(crop_padding_px=2, flip_probability=0.5)
 

@@ -35,10 +35,9 @@ def folder(root: Path, counts: dict[str, int], size: tuple[int, int] = (12, 12))
 
 
 def module(root: Path, num_workers: int | None = 0, augment: dict | None = None, **settings) -> ImageFolderDataModule:
-    split = {"val_fraction": 0.2, "test_fraction": 0.1, "val_as_test": False, "split_seed": 0} | settings
-    data = ImageFolderDataModule(
-        str(root), **split, batch_size=8, num_workers=num_workers, augment=augment or {}, seed=0
-    )
+    given = {"val_fraction": 0.2, "test_fraction": 0.1, "cache": "none", "cache_dir": str(root.parent / "cache")}
+    loading = {"batch_size": 8, "num_workers": num_workers, "augment": augment or {}, "seed": 0}
+    data = ImageFolderDataModule(root=str(root), **(given | loading | settings))
     data.set_up_data()
     return data
 
@@ -90,7 +89,7 @@ def test_without_a_test_folder_the_test_split_comes_out_of_train_and_val_stays(
         data = module(tmp_path)
     assert counts(data) == {"train": [18, 9], "val": [3, 2], "test": [2, 1]}
     assert all(name.startswith("train/") for name in names(data, "test"))
-    assert "training pictures, stratified: 3 for test; data.val_as_test=true tests on val/ instead" in caplog.text
+    assert "training pictures, stratified: 3 for test; data.val_as_test=true tests on val instead" in caplog.text
 
 
 def test_val_as_test_tests_on_the_folder_s_val_and_splits_val_off_train(tmp_path: Path):
@@ -100,10 +99,12 @@ def test_val_as_test_tests_on_the_folder_s_val_and_splits_val_off_train(tmp_path
     assert all(name.startswith("val/") for name in names(data, "test"))
 
 
-@pytest.mark.parametrize(("present", "fault"), [(("train", "val", "test"), "has a test/"), (("train",), "has no val/")])
+@pytest.mark.parametrize(
+    ("present", "fault"), [(("train", "val", "test"), "there is a test split"), (("train",), "there is no val split")]
+)
 def test_val_as_test_where_it_cannot_work_is_refused(tmp_path: Path, present: tuple[str, ...], fault: str):
     folder(tmp_path, {f"{split}/{name}": 4 for split in present for name in ("ant", "bee")})
-    with pytest.raises(ConfigError, match=f"^data.val_as_test=true: .* {fault}; leave this setting out.$"):
+    with pytest.raises(ConfigError, match=f"^data.val_as_test=true: {fault} in this data set; leave the setting out.$"):
         module(tmp_path, val_as_test=True)
 
 
@@ -137,16 +138,16 @@ def test_fractions_that_leave_nothing_are_refused_before_any_data_is_read(fracti
 
 
 def test_one_picture_of_each_class_is_too_few_to_split(tmp_path: Path):
-    with pytest.raises(
-        DataError, match="2 training pictures are too few to split test off; give more, or a folder test/"
-    ):
+    with pytest.raises(DataError, match="2 training pictures are too few to split test off; add pictures of each"):
         module(folder(tmp_path, {"ant": 1, "bee": 1}))
 
 
 def test_an_empty_class_folder_is_named(tmp_path: Path):
     folder(tmp_path, {"train/ant": 4, "val/ant": 1})
     (tmp_path / "train" / "bee").mkdir()
-    with pytest.raises(DataError, match=r"train/bee has no pictures; put some there or remove the folder"):
+    with pytest.raises(
+        DataError, match=r"class 'bee' of .* has no training pictures that can be read; put some there or remove it"
+    ):
         module(tmp_path)
 
 
@@ -155,10 +156,10 @@ def test_skipped_files_are_told_in_one_line(tmp_path: Path, caplog: pytest.LogCa
     for name in ("readme.txt", "train/ant/labels.csv", "train/ant/.DS_Store"):
         (tmp_path / name).touch()
     with caplog.at_level(logging.INFO):
-        module(tmp_path)
-    assert [record.getMessage() for record in caplog.records] == [
-        f"skipped 3 files or folders without a picture, e.g. {tmp_path}/readme.txt"
-    ]
+        data = module(tmp_path)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("ignored 3 entries: ")
+    assert sorted(name for name, _ in data.ignored) == ["readme.txt", "train/ant/.DS_Store", "train/ant/labels.csv"]
 
 
 # Preprocess
@@ -185,7 +186,7 @@ def test_one_large_picture_makes_it_a_set_of_photographs(tmp_path: Path):
 
 
 def evaluated_training_pictures(data: ImageFolderDataModule) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [data._dataset(data.splits.train).__getitems__(BatchKey(0, np.arange(len(data.splits.train))))]
+    return [data.evaluation_dataset("train").__getitems__(BatchKey(0, np.arange(len(data.splits.train))))]
 
 
 @pytest.mark.parametrize("size", [(20, 20), (100, 70)])
@@ -210,9 +211,9 @@ def test_mean_and_std_come_from_512_pictures_at_most(tmp_path: Path, caplog: pyt
 
 def test_of_large_files_fewer_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = module(folder(tmp_path, {"ant": 40, "bee": 40}))
-    monkeypatch.setattr("imago.data.image_folder_module.SAMPLE_BYTES", 30 * data.splits.train.num_bytes.max())
+    monkeypatch.setattr("imago.data.file_datamodule.SAMPLE_BYTES", 30 * data.splits.train.num_bytes.max())
     assert len(data._sample()) == 30
-    monkeypatch.setattr("imago.data.image_folder_module.SAMPLE_BYTES", 0)
+    monkeypatch.setattr("imago.data.file_datamodule.SAMPLE_BYTES", 0)
     assert len(data._sample()) == 16
 
 
@@ -271,7 +272,7 @@ def test_batches_are_the_same_with_0_and_2_workers(tmp_path: Path, augment: dict
 
 def test_a_sample_is_augmented_alike_in_any_batch_and_anew_in_each_epoch(tmp_path: Path):
     data = module(folder(tmp_path, {"ant": 12, "bee": 12}, size=(90, 70)), augment=STANDARD)
-    dataset = data._dataset(data.splits.train, data.augment)
+    dataset = data.training_dataset()
     batch, _ = dataset.__getitems__(BatchKey(1, np.array([3, 5, 7])))
     alone, _ = dataset.__getitems__(BatchKey(1, np.array([5])))
     later, _ = dataset.__getitems__(BatchKey(2, np.array([5])))
@@ -282,23 +283,29 @@ def test_a_sample_is_augmented_alike_in_any_batch_and_anew_in_each_epoch(tmp_pat
 def test_without_a_random_resized_crop_training_resizes_as_evaluation_does(tmp_path: Path):
     data = module(folder(tmp_path, {"ant": 12, "bee": 12}, size=(90, 70)), augment={"flip_probability": 1.0})
     key = BatchKey(0, np.arange(4))
-    mirrored, _ = data._dataset(data.splits.train, data.augment).__getitems__(key)
-    plain, _ = data._dataset(data.splits.train).__getitems__(key)
+    mirrored, _ = data.training_dataset().__getitems__(key)
+    plain, _ = data.evaluation_dataset("train").__getitems__(key)
     assert torch.equal(mirrored, plain.flip(3))
 
 
 def test_an_empty_batch_is_an_empty_array(tmp_path: Path):  # ranks that share out hardly any pictures have one
     data = module(folder(tmp_path, {"ant": 4, "bee": 4}))
-    images, labels = data._dataset(data.splits.val).__getitems__(BatchKey(0, np.arange(0)))
+    images, labels = data.evaluation_dataset("val").__getitems__(BatchKey(0, np.arange(0)))
     assert (images.shape, labels.shape) == ((0, 3, 12, 12), (0,))
 
 
-@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (2, 2), (64, 4)])
-def test_null_workers_are_the_cores_but_at_most_4(
+@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (2, 2), (64, 16)])
+def test_beside_a_gpu_every_core_decodes_but_16_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, expected: int
 ):
     monkeypatch.setattr("imago.data.datamodule.available_cores", lambda: cores)
-    assert module(folder(tmp_path, {"ant": 4, "bee": 4}), num_workers=None).num_workers == expected
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert module(folder(tmp_path, {"ant": 4, "bee": 4}), num_workers=None)._suitable_workers() == expected
+
+
+def test_on_a_cpu_the_network_has_the_cores_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert module(folder(tmp_path, {"ant": 4, "bee": 4}), num_workers=None)._suitable_workers() == 0
 
 
 # Fingerprint

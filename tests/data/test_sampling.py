@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imago.data.sampling import EvalSampler, TrainSampler, stratified_split
+from imago.data.sampling import BatchKey, EvalSampler, TrainSampler
 
 
 def epoch_order(sampler: TrainSampler, epoch: int) -> np.ndarray:
@@ -101,35 +101,44 @@ def test_evaluation_goes_through_the_samples_in_order():
     assert [key.indices.tolist() for key in keys] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-# stratified_split
-
-LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [400, 100, 20]))
+# Balanced
 
 
-def test_a_split_is_disjoint_and_complete():
-    kept, aside = stratified_split(LABELS, 0.1, seed=0)
-    np.testing.assert_array_equal(np.sort(np.concatenate([kept, aside])), np.arange(520))
+IMBALANCED = np.repeat([0, 1, 2], [60, 30, 10])
 
 
-def test_a_split_takes_the_same_share_of_every_class():
-    _, aside = stratified_split(LABELS, 0.1, seed=0)
-    assert np.bincount(LABELS[aside]).tolist() == [40, 10, 2]
+def balanced(epoch: int = 0, **share: int) -> list[BatchKey]:
+    sampler = TrainSampler(100, 20, seed=0, **share, labels=IMBALANCED)
+    sampler.set_epoch(epoch)
+    return list(sampler)
 
 
-def test_a_split_comes_back_sorted():
-    for part in stratified_split(LABELS, 0.1, seed=0):
-        assert part.dtype == np.int64
-        assert (np.diff(part) > 0).all()
+def test_a_balanced_epoch_has_as_many_batches_and_every_class_equally_often():
+    keys = balanced()
+    assert [len(key.indices) for key in keys] == [20] * 5
+    shown = np.bincount(IMBALANCED[np.concatenate([key.indices for key in keys])])
+    assert sorted(shown.tolist()) == [33, 33, 34]
 
 
-def test_a_split_is_decided_by_its_seed_alone():
-    first, again, other = (stratified_split(LABELS, 0.1, seed)[1] for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
+def test_a_rare_class_repeats_all_its_pictures_before_any_comes_a_second_time_more():
+    indices = np.concatenate([key.indices for key in balanced()])
+    times = np.bincount(indices, minlength=100)
+    assert set(times[90:].tolist()) <= {3, 4}
+    assert times[:60].max() == 1
 
 
-@pytest.mark.parametrize(("fraction", "expected"), [(0.001, [1, 1, 0]), (0.999, [9, 1, 0])])
-def test_a_class_gives_at_least_one_and_keeps_at_least_one(fraction: float, expected: list[int]):
-    labels = np.repeat([0, 1, 2], [10, 2, 1])
-    _, aside = stratified_split(labels, fraction, seed=0)
-    assert np.bincount(labels[aside], minlength=3).tolist() == expected
+def test_repetitions_within_an_epoch_draw_differently():
+    pairs = [(int(epoch), int(index)) for key in balanced() for epoch, index in zip(*key, strict=True)]
+    assert len(set(pairs)) == len(pairs) == 100
+
+
+def test_frequent_pictures_take_turns_over_the_epochs():
+    first, second = (set(np.concatenate([key.indices for key in balanced(epoch)]).tolist()) for epoch in (0, 1))
+    assert first != second
+
+
+def test_ranks_share_a_balanced_batch_out():
+    whole = balanced()
+    shares = [balanced(rank=rank, num_ranks=2) for rank in (0, 1)]
+    for key, left, right in zip(whole, *shares, strict=True):
+        assert sorted(key.indices) == sorted([*left.indices, *right.indices])

@@ -2,9 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from imago.errors import ConfigError
 from imago.loss.cross_entropy import CrossEntropy
 
 # Probabilities (0.5, 0.25, 0.25) and (0.1, 0.8, 0.1).
@@ -36,3 +39,83 @@ def test_soft_labels_weigh_the_classes():
     soft = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])
     expected = -(0.5 * math.log(0.5) + 0.5 * math.log(0.25) + math.log(0.8)) / 2
     assert CrossEntropy()(LOGITS, soft).item() == pytest.approx(expected)
+
+
+# Class weights
+
+
+def slow_weighted(logits: Tensor, soft: Tensor, weight: list[float], smoothing: float) -> float:
+    """Sum one picture and class after the other; the mean is over the weight of each label before smoothing."""
+    total, mass = 0.0, 0.0
+    for row, label in zip(logits.double().log_softmax(dim=1).tolist(), soft.tolist(), strict=True):
+        for log_probability, share, class_weight in zip(row, label, weight, strict=True):
+            total -= class_weight * ((1 - smoothing) * share + smoothing / len(row)) * log_probability
+            mass += class_weight * share
+    return total / mass
+
+
+WEIGHT = [0.5, 2.0, 4.0, 1.0]
+
+
+def many(count: int = 50) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, hard labels and soft labels of four classes."""
+    random = torch.Generator().manual_seed(0)
+    logits, soft = torch.randn(count, 4, generator=random), torch.rand(count, 4, generator=random)
+    return logits, soft.argmax(dim=1), soft / soft.sum(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_weighted_loss_equals_the_slow_reference_for_hard_and_soft_labels(smoothing: float):
+    logits, hard, soft = many()
+    loss = CrossEntropy(smoothing, weight=WEIGHT).train()
+    one_hot = torch.nn.functional.one_hot(hard, 4).float()
+    assert loss(logits, hard).item() == pytest.approx(slow_weighted(logits, one_hot, WEIGHT, smoothing), rel=1e-5)
+    assert loss(logits, soft).item() == pytest.approx(slow_weighted(logits, soft, WEIGHT, smoothing), rel=1e-5)
+    assert loss(logits, one_hot).item() == pytest.approx(loss(logits, hard).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [[1.0] * 4, [7.0] * 4, "balanced"])
+def test_equal_weights_are_no_weights_for_soft_labels_too(weight):
+    logits, hard, soft = many()
+    loss, plain = CrossEntropy(0.1, weight, [30, 30, 30, 30]).train(), CrossEntropy(0.1).train()
+    for labels in (hard, soft):
+        assert loss(logits, labels).item() == pytest.approx(plain(logits, labels).item(), rel=1e-5)
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    sklearn = pytest.importorskip("sklearn.utils.class_weight")
+    labels = np.repeat(range(4), [60, 30, 9, 1])
+    expected = sklearn.compute_class_weight("balanced", classes=np.arange(4), y=labels)
+    assert CrossEntropy(weight="balanced", class_counts=[60, 30, 9, 1]).weight.tolist() == pytest.approx(expected)
+
+
+def test_evaluation_counts_every_picture_once():
+    logits, hard, soft = many()
+    loss = CrossEntropy(weight=WEIGHT).eval()
+    for labels in (hard, soft):
+        assert loss(logits, labels).item() == pytest.approx(CrossEntropy().eval()(logits, labels).item())
+
+
+def test_weights_are_no_part_of_a_checkpoint_and_move_with_the_module():
+    loss = CrossEntropy(weight=WEIGHT)
+    assert loss.state_dict() == {}
+    assert loss.to("meta").weight.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("weight", "counts", "text"),
+    [
+        ("balance", [3, 4], "loss.weight=balance is not one of null, balanced; or give a number for each class."),
+        (
+            "balanced",
+            [3, 0],
+            "loss.weight=balanced needs training pictures of every class, and their counts are [3, 0]",
+        ),
+        ("balanced", None, "loss.weight=balanced needs training pictures of every class, and their counts are None"),
+        ([1.0, 2.0, 3.0], [3, 4], "loss.weight=[1.0, 2.0, 3.0] has 3 numbers for 2 classes; give one for each."),
+    ],
+)
+def test_weights_that_do_not_fit_the_classes_are_refused(weight, counts, text: str):
+    with pytest.raises(ConfigError) as error:
+        CrossEntropy(weight=weight, class_counts=counts)
+    assert str(error.value).startswith(text)

@@ -23,8 +23,8 @@ from omegaconf import DictConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imago.data import shapes
-from imago.data.datamodule import ImageDataModule
-from imago.data.dataset import LabelledArray, Splits
+from imago.data.datamodule import Found, ImageDataModule
+from imago.data.dataset import LabelledArray
 from imago.images import Preprocess
 from imago.optimizer.groups import parameter_groups
 from imago.paths import PROJECT_ROOT
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @functools.cache
 def drawn(split: str, count: int) -> LabelledArray:
-    return LabelledArray(*shapes.draw_split(split, count))
+    return LabelledArray(*shapes.draw_split(split, count), tuple(f"{split}/{place}" for place in range(count)))
 
 
 class DrawnShapes(ImageDataModule):
@@ -55,9 +55,9 @@ class DrawnShapes(ImageDataModule):
     num_train = 1280
     on_arrival: Callable[[], None] = staticmethod(lambda: None)
 
-    def load_splits(self) -> Splits:
+    def find_pictures(self) -> Found:
         sizes = {"train": self.num_train, "val": 100, "test": 100}
-        return Splits(shapes.CLASS_NAMES, *(drawn(split, count) for split, count in sizes.items()))
+        return shapes.CLASS_NAMES, {split: drawn(split, count) for split, count in sizes.items()}
 
     def own_preprocess(self) -> Preprocess:
         return Preprocess(size=32, resize=32, crop="center", mean=shapes.MEAN, std=shapes.STD)
@@ -77,11 +77,11 @@ def build_data(cfg: DictConfig, kind: type[DrawnShapes] = SmallShapes) -> DrawnS
     return data
 
 
-def build_task(cfg: DictConfig, data: ImageDataModule) -> ClassifyTask:
+def build_task(cfg: DictConfig, data: ImageDataModule, **more: object) -> ClassifyTask:
     """As `run` builds it: the first weights follow from the seed."""
     seed_everything(cfg.seed, verbose=False)
     facts = {"class_names": list(data.class_names), "preprocess": data.preprocess.to_dict()}
-    task = build(cfg.task, **facts)
+    task = build(cfg.task, **facts, **more)
     task.net.to(memory_format=torch.channels_last)
     return task
 
@@ -236,6 +236,29 @@ def test_each_logging_step_leaves_one_point_on_each_curve(compose, tmp_path: Pat
     assert steps == dict.fromkeys(steps, [1, 3] if accumulate == 2 else [1, 3, 5, 7, 9])  # counted from 0
 
 
+MIXING = (
+    "augment.mixup_alpha=0.4",
+    "augment.cutmix_alpha=1.0",
+    "augment.erase_probability=0.5",
+    "augment.brightness=0.2",
+)
+
+
+@pytest.mark.parametrize("weight", ["null", "balanced"])
+def test_soft_labels_and_class_weights_never_wait_for_the_device(compose, tmp_path: Path, weight: str):
+    cfg = compose("data=shapes", *SMALL, *MIXING, f"loss.weight={weight}", f"trainer.log_every_n_steps={LOG_EVERY}")
+    data, count = build_data(cfg), CountedOps()
+    data.on_arrival = count.new_batch
+    task = build_task(cfg, data, class_counts=[32] * 10)
+    with count:
+        build_trainer(cfg, tmp_path).fit(task, datamodule=data)
+    quiet, _ = split_by_logging(count.batches[1:11])
+    assert {number: ops.count(HOST_SYNC) for number, ops in quiet.items()} == dict.fromkeys(quiet, 0)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    (accuracy,) = (float(row["train/acc"]) for row in rows if row["train/acc"])
+    assert 0 <= accuracy <= 1
+
+
 # What reaches the optimizer, the schedule and the checkpoint
 
 
@@ -290,7 +313,7 @@ def test_the_settings_in_a_checkpoint_are_plain_data(compose, tmp_path: Path):
     build_trainer(cfg, tmp_path).fit(build_task(cfg, data), datamodule=data)
     settings = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]
     assert json.loads(json.dumps(settings)) == settings  # JSON turns tuples, enums and string subclasses into others
-    assert kinds(settings) <= {dict, list, str, int, float, bool}
+    assert kinds(settings) <= {dict, list, str, int, float, bool, type(None)}
     assert settings["net"] == {**cfg.model}
     assert settings["class_names"] == list(shapes.CLASS_NAMES)
     assert "extra_targets" not in settings
@@ -300,6 +323,25 @@ def kinds(value: object) -> set[type]:
     """Exact types of a value and everything in it."""
     below = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
     return {type(value)}.union(*map(kinds, below))
+
+
+def test_class_weights_reach_the_loss_and_their_counts_the_checkpoint(compose, tmp_path: Path):
+    cfg = compose("data=shapes", *SMALL, "loss.weight=balanced", "trainer.limit_train_batches=1")
+    data = build_data(cfg)
+    counts = [10] * 5 + [54] * 5
+    task = build_task(cfg, data, class_counts=counts)
+    assert task.loss.weight.tolist() == pytest.approx([3.2] * 5 + [320 / 540] * 5)
+    build_trainer(cfg, tmp_path).fit(task, datamodule=data)
+    settings = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]
+    assert settings["class_counts"] == counts
+    assert ClassifyTask(**settings).loss.weight.tolist() == task.loss.weight.tolist()
+
+
+def test_a_checkpoint_from_before_class_weights_still_builds_its_task(compose):
+    cfg = compose("data=shapes", *SMALL)
+    settings = dict(build_task(cfg, build_data(cfg)).hparams)
+    del settings["class_counts"], settings["loss"]["weight"]
+    assert ClassifyTask(**settings).loss.weight is None
 
 
 # Seeds

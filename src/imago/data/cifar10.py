@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from imago.data.datamodule import ImageDataModule
-from imago.data.dataset import LabelledArray, Splits
-from imago.data.sampling import stratified_split
+from imago.data.datamodule import Found, ImageDataModule
+from imago.data.dataset import LabelledArray, Pictures
 from imago.download import is_reachable
 from imago.errors import DataError
 from imago.images import Preprocess
@@ -39,33 +38,26 @@ class CIFAR10DataModule(ImageDataModule):
     Args:
         root: folder that holds `cifar-10-batches-py`; None: `data_dir`, then $IMAGO_DATA_DIR, then download.
         data_dir: where a download and the array kept for later runs go.
-        val_fraction: share of each class of the 50,000 that is used for validation.
-        split_seed: decides which pictures these are.
-        loading: the arguments of `ImageDataModule`.
+        settings: the arguments of `ImageDataModule`.
     """
 
-    def __init__(self, root: str | None, data_dir: str, val_fraction: float, split_seed: int, **loading: Any) -> None:
-        super().__init__(**loading)
+    def __init__(self, root: str | None, data_dir: str, **settings: Any) -> None:
+        super().__init__(**settings)
         self.root = Path(root) if root else None
         self.data_dir = Path(data_dir)
-        self.val_fraction = val_fraction
-        self.split_seed = split_seed
 
     def prepare_data(self) -> None:
         """Find or download the batch files and write the array, once."""
         kept_array(self.root, self.data_dir)
 
-    def load_splits(self) -> Splits:
-        """Map the array; val is a stratified part of the 50,000 and the official test set stays apart."""
+    def find_pictures(self) -> Found:
+        """Map the array; val will be a part of the 50,000, and the official test set stays apart."""
         records = np.load(kept_array(self.root, self.data_dir), mmap_mode="r")
-        images, labels = records["image"], records["label"].astype(np.int64)
-        train, val = stratified_split(labels[:NUM_TRAIN], self.val_fraction, self.split_seed)
-        return Splits(
-            CLASS_NAMES,
-            train=LabelledArray(images[train], labels[train]),
-            val=LabelledArray(images[val], labels[val]),
-            test=LabelledArray(images[NUM_TRAIN:], labels[NUM_TRAIN:]),
-        )
+        parts: dict[str, Pictures] = {}
+        for split, part in (("train", records[:NUM_TRAIN]), ("test", records[NUM_TRAIN:])):
+            names = tuple(f"{split}/{place:05d}" for place in range(len(part)))
+            parts[split] = LabelledArray(part["image"], part["label"].astype(np.int64), names)
+        return CLASS_NAMES, parts
 
     def own_preprocess(self) -> Preprocess:
         """No resizing; mean and std of the 50,000 training pictures, as `channel_stats` computes them."""

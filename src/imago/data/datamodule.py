@@ -1,8 +1,8 @@
 """The LightningDataModule of every data set: a subclass says where the pictures are, this class serves them."""
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,43 +11,73 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from imago.data.augmentation import Augment
-from imago.data.dataset import ArrayDataset, FileDataset, LabelledArray, LabelledFiles, Pictures, Splits
+from imago.data.augment_settings import Augment
+from imago.data.dataset import ArrayDataset, FileDataset, LabelledArray, Pictures, Splits
+from imago.data.on_device import BatchAugment
+from imago.data.picture_list import write_list
 from imago.data.sampling import EvalSampler, TrainSampler
-from imago.errors import DataError
+from imago.data.splitting import SplitPlan, complete_splits
+from imago.errors import ConfigError, DataError
 from imago.images import Preprocess, resize_and_crop
+from imago.machine import available_cores
 from imago.pixels import Normalise
 
 MAX_RESIZED_BYTES = 4 * 2**30  # of one split held in memory at another size than its own; training pads a second copy
+MAX_WORKERS = 16
 WORKER_TIMEOUT_S = 300  # a worker that hangs ends the run instead of holding it for ever
+SAMPLERS = ("shuffle", "balanced")
+
+Found = tuple[tuple[str, ...], dict[str, Pictures]]  # class names, and the pictures of each split that a source has
 
 
 class ImageDataModule(LightningDataModule):
-    """Serves uint8 batches `(images (B, 3, H, W), labels (B,))` and normalises them on the device.
+    """Serves uint8 batches `(images (B, 3, H, W), labels (B,))`, and augments and normalises them on the device.
 
-    A subclass gives `load_splits` and `own_preprocess`. Whoever uses it calls `set_up_data`, may then set `preprocess`,
-    and asks for loaders.
+    A subclass gives `find_pictures` and `own_preprocess`. Whoever uses it calls `set_up_data`, may then set
+    `preprocess`, and asks for loaders.
 
     Args:
         batch_size: samples per training step over all devices, and per evaluation batch on each.
-        num_workers: processes that prepare batches; 0 is fastest for pictures in memory, None takes the cores there
-            are, at most 4. Batches are the same whatever the number.
+        num_workers: processes that prepare batches; None takes what suits the source and the machine. Batches are the
+            same whatever the number.
         augment: settings of `Augment`, for training only.
         seed: keys the order of the samples and their augmentation.
+        sampler: "shuffle" shows every training picture once an epoch, "balanced" every class equally often.
+        split: settings of `SplitPlan`.
+
+    Attributes:
+        ignored: what lies beside the pictures and was not taken: path and reason.
+        bad: pictures that cannot be read and were left out: name and reason.
+        drawn: names of the splits that were drawn here, rather than given by the source.
     """
 
-    def __init__(self, batch_size: int, num_workers: int | None, augment: dict[str, Any], seed: int) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        num_workers: int | None,
+        augment: dict[str, Any],
+        seed: int,
+        sampler: str = "shuffle",
+        **split: Any,
+    ) -> None:
         super().__init__()
+        if sampler not in SAMPLERS:
+            raise ConfigError(f"data.sampler={sampler} is not one of {', '.join(SAMPLERS)}.")
         self.batch_size = batch_size
-        self.num_workers = min(4, available_cores()) if num_workers is None else num_workers
+        self.num_workers = num_workers
         self.augment = Augment(**augment)
         self.seed = seed
+        self.sampler = sampler
+        self.plan = SplitPlan(**split)
+        self.ignored: list[tuple[str, str]] = []
+        self.bad: list[tuple[str, str]] = []
+        self.drawn: list[str] = []
         self._splits: Splits | None = None
         self._preprocess: Preprocess | None = None
-        self._normalise: Normalise | None = None
+        self._on_device: tuple[BatchAugment, Normalise] | None = None
 
-    def load_splits(self) -> Splits:
-        """Read the data set: its class names and its train, val and test pictures.
+    def find_pictures(self) -> Found:
+        """Read the data set: its class names, and its pictures by split, as the source gives them.
 
         Raises:
             DataError: if it is missing or damaged.
@@ -57,18 +87,19 @@ class ImageDataModule(LightningDataModule):
     def own_preprocess(self) -> Preprocess:
         """Say how these pictures are evaluated when neither the user nor pretrained weights ask for something else.
 
-        Called after `load_splits`, once, and only when somebody asks for `preprocess` before setting it.
+        Called after `find_pictures`, once, and only when somebody asks for `preprocess` before setting it.
         """
         raise NotImplementedError
 
     def set_up_data(self) -> None:
-        """Read the data set once and check its labels; later calls return at once."""
+        """Read the data set once, split it and check its labels; later calls return at once."""
         if self._splits is None:
             self.prepare_data()
-            splits = self.load_splits()
-            for name, split in splits.named():
-                check_labels(name, split.labels, splits.class_names)
-            self._splits = splits
+            class_names, found = self.find_pictures()
+            parts, self.drawn = complete_splits(found, self.plan, class_names, [name for name, _ in self.bad])
+            for name, split in parts.items():
+                check_labels(name, split.labels, class_names)
+            self._splits = Splits(class_names, **parts)
 
     @property
     def splits(self) -> Splits:
@@ -85,7 +116,7 @@ class ImageDataModule(LightningDataModule):
 
     @preprocess.setter
     def preprocess(self, record: Preprocess) -> None:
-        self._preprocess, self._normalise = record, None
+        self._preprocess, self._on_device = record, None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -107,48 +138,105 @@ class ImageDataModule(LightningDataModule):
         batches = len(TrainSampler(len(self.splits.train), self.batch_size, self.seed))
         return min(limit, batches) if isinstance(limit, int) else max(1, int(batches * limit))
 
+    def write_down(self, folder: Path) -> None:
+        """Leave in a run folder which picture is where, unless the source says so: `data.split_file` takes it back."""
+        if self.drawn or self.plan.split_file:
+            parts = {name: (part.names, part.labels) for name, part in self.splits.named()}
+            write_list(folder / "split.csv", self.class_names, parts)
+
+    def keep_decoded(self, num_processes: int, num_epochs: float) -> str:
+        """Decode pictures before the first epoch where that pays off; says where they are kept."""
+        return "in memory: the data set as it is"
+
+    def training_dataset(self) -> ArrayDataset | FileDataset:
+        """The training pictures, augmented as far as that is done picture by picture."""
+        return self._dataset("train", self.augment)
+
+    def evaluation_dataset(self, split: str) -> ArrayDataset | FileDataset:
+        """The pictures of a split as they are evaluated."""
+        return self._dataset(split, None)
+
     def train_dataloader(self) -> DataLoader:
         """Shuffled, augmented batches, starting where an interrupted run stopped."""
-        sampler = TrainSampler(len(self.splits.train), self.batch_size, self.seed, *self._rank())
+        train = self.splits.train
+        labels = train.labels if self.sampler == "balanced" else None
+        sampler = TrainSampler(len(train), self.batch_size, self.seed, *self._rank(), labels)
         if self.trainer is not None:
             # The progress is restored by now, the epoch number is not: count the batches that are done.
-            done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
-            sampler.epoch, sampler.start_batch = divmod(done, self.batches_per_epoch(self.trainer.limit_train_batches))
-        return self._loader(self._dataset(self.splits.train, self.augment), sampler)
+            done, per_epoch = self._num_batches_done(), self.batches_per_epoch(self.trainer.limit_train_batches)
+            sampler.epoch, sampler.start_batch = divmod(done, per_epoch)
+        return self._loader(self.training_dataset(), sampler)
 
     def val_dataloader(self) -> DataLoader:
         """The validation pictures in order, each once."""
-        return self._eval_loader(self.splits.val)
+        return self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader:
         """The test pictures in order, each once."""
-        return self._eval_loader(self.splits.test)
+        return self._eval_loader("test")
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Turn uint8 into normalised float32 in channels_last order, on the device: a quarter of the bytes travel."""
-        images, labels = batch
-        if self._normalise is None:
-            self._normalise = Normalise(self.preprocess)
-        return self._normalise.to(images.device)(images), labels
+        """Augment a training batch and normalise, on the device: uint8 is a quarter of the bytes to get there."""
+        if self.trainer is None or not self.trainer.training:
+            return self._device_parts()[1].to(batch[0].device)(batch[0]), batch[1]
+        return self.augment_batch(*batch, (self.trainer.current_epoch, self._num_batches_done(), self._rank()[0]))
 
-    def _eval_loader(self, split: Pictures) -> DataLoader:
-        return self._loader(self._dataset(split), EvalSampler(len(split), self.batch_size, *self._rank()))
+    def augment_batch(self, images: Tensor, labels: Tensor, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        """Do to a training batch what is done per batch, and normalise it.
 
-    def _dataset(self, pictures: Pictures, augment: Augment | None = None) -> ArrayDataset | FileDataset:
-        if isinstance(pictures, LabelledFiles):
-            return FileDataset(pictures, self.class_names, self.preprocess, augment, self.seed)
+        Args:
+            images: uint8 (B, 3, H, W), on any device.
+            labels: int64 (B,).
+            key: epoch, number of the batch, and rank.
+
+        Returns:
+            float32 (B, 3, H, W); labels as they were, or float32 (B, K) where pictures are mixed.
+        """
+        augment, normalise = self._device_parts()
+        coloured = augment.colours(images, key)
+        return augment.mix(normalise.to(images.device)(coloured), labels, key)
+
+    def _device_parts(self) -> tuple[BatchAugment, Normalise]:
+        if self._on_device is None:
+            augment = BatchAugment(self.augment, len(self.class_names), self.seed)
+            self._on_device = augment, Normalise(self.preprocess)
+        return self._on_device
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        dataset = self.evaluation_dataset(split)
+        return self._loader(dataset, EvalSampler(len(dataset), self.batch_size, *self._rank()))
+
+    def _dataset(self, split: str, augment: Augment | None) -> ArrayDataset | FileDataset:
+        pictures = getattr(self.splits, split)
         return ArrayDataset(self._at_size(pictures), augment, self.seed)
 
     def _loader(self, dataset: ArrayDataset | FileDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
+        num_workers = self._suitable_workers() if self.num_workers is None else self.num_workers
         return _Loader(
             dataset,
             batch_sampler=sampler,  # type: ignore[arg-type]  # yields a BatchKey where torch expects a list
             collate_fn=_as_is,  # type: ignore[arg-type]  # the data set gives whole batches
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            timeout=WORKER_TIMEOUT_S if self.num_workers else 0,
+            timeout=WORKER_TIMEOUT_S if num_workers else 0,
         )
+
+    def _is_slow_to_read(self) -> bool:
+        """Whether preparing a batch takes so long that processes of their own pay off."""
+        return self.augment.is_per_picture
+
+    def _suitable_workers(self) -> int:
+        # On a CPU the network needs every core itself: more busy processes than cores slow its threads down many times.
+        has_gpu = self.trainer.strategy.root_device.type != "cpu" if self.trainer else torch.cuda.is_available()
+        if not has_gpu or not self._is_slow_to_read():
+            return 0
+        num_sharing = self.trainer.num_devices if self.trainer else 1
+        return max(1, min(MAX_WORKERS, available_cores() // num_sharing))
+
+    def _num_batches_done(self) -> int:
+        assert self.trainer is not None, "asked only while a Trainer runs"
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -167,7 +255,7 @@ class ImageDataModule(LightningDataModule):
         resized = np.empty((len(pictures), 3, size, size), np.uint8)
         for place, image in enumerate(pictures.images):
             resized[place] = resize_and_crop(image.transpose(1, 2, 0), self.preprocess).transpose(2, 0, 1)
-        return LabelledArray(resized, pictures.labels)
+        return LabelledArray(resized, pictures.labels, pictures.names)
 
 
 class _Loader(DataLoader):
@@ -175,11 +263,6 @@ class _Loader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own iterator class
         return map(_checked, super().__iter__())
-
-
-def available_cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_labels(split: str, labels: np.ndarray, class_names: Sequence[str]) -> None:

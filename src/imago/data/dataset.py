@@ -1,33 +1,49 @@
 """The data sets that loaders read: a whole batch per call, uint8 out, augmented only where asked."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from imago.data.augmentation import Augment, crop_and_flip, draw, gather_crop_flip, pad, random_resized_crops
+from imago.data.augment_settings import Augment
+from imago.data.augmentation import crop_and_flip, draw, gather_crop_flip, pad
+from imago.data.per_picture import transform_pictures
+from imago.data.resized_crop import random_resized_crops
 from imago.data.sampling import BatchKey
 from imago.errors import DataError
-from imago.images import Preprocess, read_image, resize_and_crop
+from imago.images import read_image
 
 
 @dataclass(frozen=True)
 class LabelledArray:
-    """Pictures held in memory: `images` uint8 (N, 3, H, W), `labels` int64 (N,)."""
+    """Pictures held in memory.
+
+    Attributes:
+        images: uint8 (N, 3, H, W).
+        labels: int64 (N,).
+        names: where each picture comes from: its file, or its place in the published set, as in "train/00042".
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    names: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, indices: np.ndarray) -> "LabelledArray":
+        """Give some of the pictures: those at `indices`, int64 (M,)."""
+        return LabelledArray(self.images[indices], self.labels[indices], _taken(self.names, indices))
+
     def identity(self) -> bytes:
-        """Give what tells this set from another one, for a fingerprint."""
-        return self.labels.tobytes()
+        """Give what tells this set from another one, for a fingerprint: labels and names."""
+        return self.labels.tobytes() + "\0".join(self.names).encode(errors="surrogateescape")
 
 
 @dataclass(frozen=True)
@@ -35,15 +51,17 @@ class LabelledFiles:
     """Pictures that stay on disk until they are asked for.
 
     Attributes:
-        root: the folder that `names` start from.
-        names: of the N files.
+        root: the folder of the data set, which `names` start from.
+        names: of the N files, with slashes.
         num_bytes: size of each file, int64 (N,).
+        mtime_ns: when each file was last changed, int64 (N,), in nanoseconds.
         labels: int64 (N,).
     """
 
     root: Path
     names: tuple[str, ...]
     num_bytes: np.ndarray
+    mtime_ns: np.ndarray
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -56,8 +74,13 @@ class LabelledFiles:
 
     def take(self, indices: np.ndarray) -> "LabelledFiles":
         """Give some of the pictures: those at `indices`, int64 (M,)."""
-        names = tuple(self.names[index] for index in indices)
-        return LabelledFiles(self.root, names, self.num_bytes[indices], self.labels[indices])
+        return LabelledFiles(
+            self.root,
+            _taken(self.names, indices),
+            self.num_bytes[indices],
+            self.mtime_ns[indices],
+            self.labels[indices],
+        )
 
     def read(self, index: int, class_names: Sequence[str]) -> np.ndarray:
         """Decode one picture: uint8 (H, W, 3).
@@ -70,7 +93,8 @@ class LabelledFiles:
             return read_image(path)
         except DataError as error:
             reason = str(error).replace(str(path), printable(path))
-            raise DataError(f"a picture of class {class_names[self.labels[index]]!r}: {reason}") from error
+            way_out = "check.py lists all such pictures, data.on_bad_image=skip leaves them out."
+            raise DataError(f"a picture of class {class_names[self.labels[index]]!r}: {reason} {way_out}") from error
 
     def identity(self) -> bytes:
         """Give what tells this set from another one, for a fingerprint: labels, names and sizes."""
@@ -79,6 +103,15 @@ class LabelledFiles:
 
 
 Pictures = LabelledArray | LabelledFiles
+
+
+def concatenate(parts: Sequence[Pictures]) -> Pictures:
+    """Put parts of one data set together, in the order given."""
+    first = parts[0]
+    names = tuple(chain.from_iterable(part.names for part in parts))
+    columns = [field.name for field in fields(first) if field.name not in ("root", "names")]
+    joined: dict[str, Any] = {column: np.concatenate([getattr(part, column) for part in parts]) for column in columns}
+    return replace(first, names=names, **joined)
 
 
 @dataclass(frozen=True)
@@ -93,6 +126,13 @@ class Splits:
     def named(self) -> list[tuple[str, Pictures]]:
         """Give the three with their names."""
         return [("train", self.train), ("val", self.val), ("test", self.test)]
+
+
+class PictureStore(Protocol):
+    """Pictures that were decoded before."""
+
+    def read(self, index: int) -> np.ndarray:
+        """Give one picture, uint8 (H, W, 3)."""
 
 
 class ArrayDataset(Dataset):
@@ -126,33 +166,42 @@ class ArrayDataset(Dataset):
             size = self.images.shape[-1]
             squares = random_resized_crops(pictures, size, self.augment, (self.seed, *key))
             images = crop_and_flip(_stack(squares, len(key.indices), size), self.augment, (self.seed, *key))
+        if self.augment is not None:
+            images = transform_pictures(images, self.augment, (self.seed, *key))
         return torch.from_numpy(images), torch.from_numpy(self.labels[key.indices])
 
 
 class FileDataset(Dataset):
-    """Serves batches of pictures that are decoded when asked for.
+    """Serves batches of pictures that are decoded when asked for, or were decoded before.
 
     Args:
         files: what to serve.
         class_names: for the text of errors.
-        preprocess: size, and how pictures are brought to it where no random crop does.
-        augment: for training; None shows the pictures as they are evaluated.
+        size: side of the squares in a batch, in pixels.
+        prepare: makes of a decoded picture uint8 (H, W, 3) what is kept, and what training cuts its crops from: a
+            square of `size`, unless `augment` has a random resized crop.
+        augment: for training; None shows the pictures as `prepare` leaves them.
         seed: keys the draws together with the epoch and the sample index.
+        store: the prepared pictures, if they were decoded before.
     """
 
     def __init__(
         self,
         files: LabelledFiles,
         class_names: Sequence[str],
-        preprocess: Preprocess,
+        size: int,
+        prepare: Callable[[np.ndarray], np.ndarray],
         augment: Augment | None = None,
         seed: int = 0,
+        store: PictureStore | None = None,
     ) -> None:
         self.files = files
         self.class_names = class_names
-        self.preprocess = preprocess
+        self.size = size
+        self.prepare = prepare
         self.augment = augment
         self.seed = seed
+        self.store = store
 
     def __len__(self) -> int:
         return len(self.files)
@@ -172,17 +221,21 @@ class FileDataset(Dataset):
             return error
 
     def _batch(self, key: BatchKey) -> tuple[Tensor, Tensor]:
-        size = self.preprocess.size
-        pictures = (self.files.read(index, self.class_names) for index in key.indices)
-        squares: Iterator[np.ndarray]
-        if self.augment is None or self.augment.random_resized_crop_scale is None:
-            squares = (resize_and_crop(picture, self.preprocess) for picture in pictures)
-        else:
-            squares = random_resized_crops(pictures, size, self.augment, (self.seed, *key))
-        images = _stack(squares, len(key.indices), size)
-        if self.augment is not None:
-            images = crop_and_flip(images, self.augment, (self.seed, *key))
+        augment, sample_key = self.augment, (self.seed, *key)
+        pictures: Iterator[np.ndarray] = (self._picture(index) for index in key.indices)
+        if augment is not None and augment.random_resized_crop_scale is not None:
+            pictures = random_resized_crops(pictures, self.size, augment, sample_key)
+        images = _stack(pictures, len(key.indices), self.size)
+        if augment is not None:
+            images = transform_pictures(crop_and_flip(images, augment, sample_key), augment, sample_key)
         return torch.from_numpy(images), torch.from_numpy(self.files.labels[key.indices])
+
+    def _picture(self, index: int) -> np.ndarray:
+        return self.store.read(index) if self.store else self.prepare(self.files.read(index, self.class_names))
+
+
+def _taken(names: Sequence[str], indices: np.ndarray) -> tuple[str, ...]:
+    return tuple(names[index] for index in indices)
 
 
 def printable(path: Path | str) -> str:

@@ -1,15 +1,17 @@
 """Pictures in folders named after their classes: which folders are the splits, the classes, and what is in them."""
 
-import difflib
+import errno
 import os
-import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from imago.data.class_names import nearest_class, plain_name, refuse_unclear_names
 from imago.data.dataset import LabelledArray, LabelledFiles, printable
 from imago.errors import DataError
 from imago.images import SUFFIXES, read_image
@@ -18,27 +20,48 @@ EXPECTED_TREE = (
     "ROOT/train/CLASS/picture.jpg (and ROOT/val/..., ROOT/test/... if you have them) or ROOT/CLASS/picture.jpg"
 )
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_MAX_REASONS = 8  # in the line of the log
+_SAME_FILE = "same file as "  # starts the reason of a second name
 
 
 @dataclass
-class Skipped:
-    """Counts what lies in the folders and is no picture of a class; `example` is the first of them."""
+class Ignored:
+    """What a scan leaves out, and why.
 
-    count: int = 0
-    example: str = ""
+    Attributes:
+        entries: name from the root of the data set, and reason.
+        outside: names of pictures that are links to files outside of the data set; those are listed all the same.
+    """
 
-    def add(self, path: str) -> None:
-        """Count one file or folder."""
-        self.example = self.example or path
-        self.count += 1
+    entries: list[tuple[str, str]] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
+
+    def add(self, name: str, reason: str) -> None:
+        """Note one file or folder."""
+        self.entries.append((name, reason))
+
+    def summary(self) -> str:
+        """Give one line for the log: counts by reason, most frequent first, with an example each; "" if all is well."""
+        examples: dict[str, str] = {}
+        for name, reason in self.entries:
+            examples.setdefault(_kind(reason), name)
+        counts = Counter(_kind(reason) for _, reason in self.entries).most_common()
+        parts = [f"{n:,} x {printable(kind)} (e.g. {printable(examples[kind])})" for kind, n in counts[:_MAX_REASONS]]
+        if len(counts) > _MAX_REASONS:
+            parts.append(f"{sum(n for _, n in counts[_MAX_REASONS:]):,} for other reasons")
+        told = [f"ignored {len(self.entries):,} entries: {', '.join(parts)}"] if parts else []
+        if self.outside:
+            links = f"followed {len(self.outside):,} x link to a picture outside of the data set"
+            told.append(f"{links} (e.g. {printable(self.outside[0])})")
+        return "; ".join(told)
 
 
-def find_splits(root: Path, skipped: Skipped) -> dict[str, Path]:
+def find_splits(root: Path, ignored: Ignored) -> dict[str, Path]:
     """Tell which folders hold train, val and test.
 
     Args:
         root: what the user named.
-        skipped: told of folders beside the splits.
+        ignored: told of what lies beside the splits.
 
     Returns:
         The folders by split, always with "train". In `ROOT/CLASS`, "train" is the root itself and stands alone.
@@ -68,7 +91,7 @@ def find_splits(root: Path, skipped: Skipped) -> dict[str, Path]:
         raise DataError(f"data.root={printable(root)} {fault}; expected {EXPECTED_TREE}.")
     for entry in _entries(root):
         if root / entry.name not in found.values():
-            skipped.add(entry.path)
+            ignored.add(entry.name, _reason_beside(entry, "the split folders"))
     return found
 
 
@@ -84,16 +107,7 @@ def list_classes(folder: Path) -> tuple[str, ...]:
     if not names:
         fault = f"has no class folders{_note_on_links(folder)}" if _entries(folder) else "is empty"
         raise DataError(f"{printable(folder)} {fault}; expected {EXPECTED_TREE}.")
-    seen: dict[str, str] = {}
-    for name in names:
-        if not _is_text(name):
-            raise DataError(f"{printable(folder)}: the name of the class folder {ascii(name)} is not UTF-8; rename it.")
-        other = seen.setdefault(_plain(name), name)
-        if other != name:
-            raise DataError(
-                f"{printable(folder)}: the class folders {ascii(other)} and {ascii(name)} look the same; "
-                "merge or rename them."
-            )
+    refuse_unclear_names(names, f"{printable(folder)}: the class folders")
     return tuple(names)
 
 
@@ -106,7 +120,8 @@ def list_training_classes(root: Path, folder: Path) -> tuple[str, ...]:
     names = list_classes(folder)
     if len(names) < 2:
         inner = root / names[0]
-        hint = f" Did you mean data.root={printable(inner)}?" if folder == root and len(_folders(inner)) > 1 else ""
+        is_wrapper = folder == root and (len(_folders(inner)) > 1 or _folders(inner) == ["train"])
+        hint = f" Did you mean data.root={printable(inner)}?" if is_wrapper else ""
         raise DataError(
             f"{printable(folder)} has only one class folder, {names[0]!r}{_note_on_links(folder)}; "
             f"a classifier needs at least 2. Expected {EXPECTED_TREE}.{hint}"
@@ -114,33 +129,43 @@ def list_training_classes(root: Path, folder: Path) -> tuple[str, ...]:
     return names
 
 
-def list_pictures(folder: Path, class_names: tuple[str, ...], skipped: Skipped | None = None) -> LabelledFiles:
+def list_pictures(root: Path, folder: Path, class_names: Sequence[str], ignored: Ignored) -> LabelledFiles:
     """List the pictures of every class; nested folders belong to the class above them.
 
-    Only regular files count, and links to folders are not followed: a loop would list a picture many times.
+    Only regular files count, each once, whatever number of names it has. Links to folders are not followed: a loop
+    would list a picture many times.
 
     Args:
-        folder: holds a folder for each class, or for some of them.
+        root: of the data set; the names of the pictures start from it.
+        folder: in it or the same; holds a folder for each class, or for some of them.
         class_names: of the data set; the place of a name is its label.
-        skipped: told of what is no picture.
+        ignored: told of what is no picture.
 
     Raises:
         DataError: if a class folder has a name that is not among `class_names`.
     """
-    skipped = Skipped() if skipped is None else skipped
-    labels = {_plain(name): label for label, name in enumerate(class_names)}
-    found: list[tuple[str, int, int]] = []
+    label_by_name = {plain_name(name): label for label, name in enumerate(class_names)}
+    prefix = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+    real_root = os.path.realpath(root)
+    seen: dict[tuple[int, int], str] = {}
+    names: list[str] = []
+    columns: list[tuple[int, int, int]] = []
     list_classes(folder)
-    for entry in _entries(folder):
-        if not _is_class_folder(entry):
-            skipped.add(entry.path)
+    for class_folder in _entries(folder):
+        if not _is_class_folder(class_folder):
+            ignored.add(prefix + class_folder.name, _reason_beside(class_folder, "the class folders"))
             continue
-        label = labels.get(_plain(entry.name))
+        label = label_by_name.get(plain_name(class_folder.name))
         if label is None:
-            raise DataError(_unknown_class(folder, entry.name, class_names))
-        found += [(name, num_bytes, label) for name, num_bytes in _walk(entry, entry.name, skipped)]
-    names, num_bytes_N, labels_N = zip(*found, strict=True) if found else ((), (), ())
-    return LabelledFiles(folder, tuple(names), np.array(num_bytes_N, np.int64), np.array(labels_N, np.int64))
+            fault = f"has a class {class_folder.name!r} that the training pictures have not"
+            raise DataError(f"{printable(folder)} {fault}; {nearest_class(class_folder.name, class_names)}")
+        for name, entry, found in _pictures(class_folder, prefix, seen, ignored):
+            names.append(name)
+            columns.append((found.st_size, found.st_mtime_ns, label))
+            if entry.is_symlink() and os.path.commonpath([real_root, os.path.realpath(entry.path)]) != real_root:
+                ignored.outside.append(name)
+    num_bytes_N, mtime_ns_N, labels_N = np.array(columns, np.int64).reshape(-1, 3).T.copy()
+    return LabelledFiles(root, tuple(names), num_bytes_N, mtime_ns_N, labels_N)
 
 
 def read_listing(listing: LabelledFiles, name: str) -> LabelledArray:
@@ -153,7 +178,8 @@ def read_listing(listing: LabelledFiles, name: str) -> LabelledArray:
     for path, image in zip(listing.paths, images, strict=True):
         if image.shape != images[0].shape:
             raise DataError(f"{path} is {image.shape[1]}x{image.shape[0]}, other pictures of {name} are not.")
-    return LabelledArray(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)), listing.labels)
+    pictures = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
+    return LabelledArray(pictures, listing.labels, listing.names)
 
 
 def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
@@ -174,40 +200,70 @@ def _is_class_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _note_on_links(folder: Path) -> str:
-    is_linked = any(entry.is_symlink() and entry.is_dir() for entry in _entries(folder))
-    return " (links to folders are not followed)" if is_linked else ""
+    return " (links to folders are not followed)" if any(map(_is_link_to_folder, _entries(folder))) else ""
 
 
-def _walk(folder: os.DirEntry[str], prefix: str, skipped: Skipped) -> Iterator[tuple[str, int]]:
-    """Yield name and size in bytes of every picture below a folder, in the order of their names."""
-    for entry in _entries(folder.path):
-        name = f"{prefix}/{entry.name}"
-        if _is_class_folder(entry):
-            yield from _walk(entry, name, skipped)
-        elif _is_picture(entry):
-            yield name, entry.stat().st_size
+def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and os.path.isdir(entry.path)  # entry.is_dir() raises where a link goes round in circles
+
+
+def _pictures(
+    folder: os.DirEntry[str], prefix: str, seen: dict[tuple[int, int], str], ignored: Ignored
+) -> Iterator[tuple[str, os.DirEntry[str], os.stat_result]]:
+    """Yield every picture below a folder that is not in `seen`, by device and inode, and put it there."""
+    for name, entry in _walk(folder, prefix):
+        found = _stat_picture(entry)
+        if isinstance(found, str):
+            ignored.add(name, found)
+            continue
+        other = seen.setdefault((found.st_dev, found.st_ino), name)
+        if other == name:
+            yield name, entry, found
         else:
-            skipped.add(entry.path)
+            ignored.add(name, f"{_SAME_FILE}{other}")
 
 
-def _is_picture(entry: os.DirEntry[str]) -> bool:
-    return os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file() and not _is_hidden(entry.name)
+def _walk(folder: os.DirEntry[str], prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield all that is below a folder except folders to look into, with its name, in the order of the names."""
+    waiting = [(prefix + folder.name, folder)]
+    while waiting:  # not recursive: folders may be nested deeper than Python's calls
+        name, entry = waiting.pop()
+        if _is_class_folder(entry):
+            waiting += [(f"{name}/{inner.name}", inner) for inner in reversed(_entries(entry.path))]
+        else:
+            yield name, entry
+
+
+def _stat_picture(entry: os.DirEntry[str]) -> os.stat_result | str:
+    """Give size, time and identity of a picture, or the reason why this is none."""
+    ending = os.path.splitext(entry.name)[1].lower()
+    if _is_hidden(entry.name):
+        return "hidden name"
+    if ending not in SUFFIXES and not entry.is_symlink():
+        return f"ending {ending}" if ending else "no ending"
+    try:
+        found = entry.stat()
+    except OSError as error:
+        if entry.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return "dangling link"
+        raise DataError(f"{printable(entry.path)} cannot be read: {error.strerror}.") from error
+    if stat.S_ISDIR(found.st_mode):
+        return "link to a folder (not followed)"
+    if ending not in SUFFIXES:
+        return f"ending {ending}" if ending else "no ending"
+    return found if stat.S_ISREG(found.st_mode) else "not a regular file"
+
+
+def _reason_beside(entry: os.DirEntry[str], what: str) -> str:
+    if _is_hidden(entry.name):
+        return "hidden name"
+    return "link to a folder (not followed)" if _is_link_to_folder(entry) else f"beside {what}"
+
+
+def _kind(reason: str) -> str:
+    """Put second names of files together, whatever the first name is."""
+    return "another name of a listed file" if reason.startswith(_SAME_FILE) else reason
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith((".", "__"))
-
-
-def _is_text(name: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)  # how Python stands in for bytes it cannot read
-
-
-def _plain(name: str) -> str:
-    """What a reader sees of a name: composed accents, no capitals, no blanks around it."""
-    return unicodedata.normalize("NFC", name.casefold()).strip()
-
-
-def _unknown_class(folder: Path, name: str, class_names: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name, class_names, n=1)
-    hint = f"is it {close[0]!r}?" if close else f"train has {', '.join(class_names[:10])}."
-    return f"{printable(folder)} has a class {name!r} that the training pictures have not; {hint}"

@@ -28,9 +28,9 @@ def keyed_bits(*key: int | np.ndarray) -> np.ndarray:
     return state
 
 
-def keyed_integers(low: int, high: int, *key: int | np.ndarray) -> np.ndarray:
+def keyed_integers(low: int, high: int | np.ndarray, *key: int | np.ndarray) -> np.ndarray:
     """Draw integers in [low, high), one per broadcast key, as int64; `high - low` must be below 2**32."""
-    span = np.uint64(high - low)
+    span = np.asarray(high - low).astype(np.uint64)
     # The top 32 bits, multiplied and shifted: no division, and a bias below span / 2**32.
     return ((keyed_bits(*key) >> np.uint64(32)) * span >> np.uint64(32)).astype(np.int64) + low
 

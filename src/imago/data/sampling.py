@@ -7,11 +7,13 @@ import numpy as np
 
 from imago.data.keyed import keyed_permutation
 
+_REPEAT_SHIFT = 32  # a repetition within an epoch is keyed as an epoch that no run ever reaches
+
 
 class BatchKey(NamedTuple):
-    """Names one batch: `indices` is int64 (B,), and with `epoch` keys the random draws of each sample."""
+    """Names one batch: `indices` is int64 (B,); `epoch`, one number or int64 (B,), keys each sample's draws."""
 
-    epoch: int
+    epoch: int | np.ndarray
     indices: np.ndarray
 
 
@@ -27,10 +29,20 @@ class TrainSampler:
         seed: with the epoch, decides the order.
         rank: which share of each batch is ours.
         num_ranks: how many shares there are; must divide `batch_size`.
+        labels: int64 (N,) to show every class equally often; None shows every sample once an epoch.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0, num_ranks: int = 1) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        labels: np.ndarray | None = None,
+    ) -> None:
         self.num_samples = num_samples
+        self.labels = labels
         self.batch_size = min(batch_size, num_samples)
         self.seed = seed
         self.rank, self.num_ranks = rank, num_ranks
@@ -52,10 +64,15 @@ class TrainSampler:
 
     def __iter__(self) -> Iterator[BatchKey]:
         epoch = self.epoch
-        order = keyed_permutation(self.num_samples, self.seed, epoch)
+        keys: int | np.ndarray = epoch
+        if self.labels is None:
+            order = keyed_permutation(self.num_samples, self.seed, epoch)
+        else:
+            keys, order = balanced_order(self.labels, self.seed, epoch)
         for batch in range(self.start_batch, len(self)):
             start = batch * self.batch_size
-            yield BatchKey(epoch, order[start + self.rank : start + self.batch_size : self.num_ranks])
+            share = slice(start + self.rank, start + self.batch_size, self.num_ranks)
+            yield BatchKey(keys if isinstance(keys, int) else keys[share], order[share])
 
 
 class EvalSampler:
@@ -78,21 +95,26 @@ class EvalSampler:
             yield BatchKey(0, self.indices[batch * self.batch_size : (batch + 1) * self.batch_size])
 
 
-def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Set the same share of every class aside.
+def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Order an epoch in which every class comes equally often: rare pictures repeat, frequent ones take turns.
 
     Args:
         labels: int64 (N,).
-        fraction: share to set aside, in (0, 1); rounded per class, at least 1 picture and never all of them.
-        seed: decides which; the same seed always gives the same split.
+        seed: with the epoch, decides the order.
+        epoch: counted from 0.
 
     Returns:
-        Sorted indices of those kept and those set aside, int64.
+        For each of N places in the epoch, int64: what keys the draws of its sample (the epoch, and another number for
+        each repetition, so that no two look the same), and the sample's index.
     """
-    aside = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        aside.append(members[keyed_permutation(len(members), seed, int(label))[:count]])
-    chosen = np.sort(np.concatenate(aside))
-    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+    classes = np.unique(labels)
+    places = np.arange(len(labels)) % len(classes)  # which class comes where, before the shuffle
+    keys, indices = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
+    for number, label in enumerate(classes):
+        members, slots = np.flatnonzero(labels == label), np.flatnonzero(places == number)
+        rounds = range(-(-len(slots) // len(members)))
+        drawn = np.concatenate([members[keyed_permutation(len(members), seed, epoch, turn, label)] for turn in rounds])
+        indices[slots] = drawn[: len(slots)]
+        keys[slots] = epoch + (np.arange(len(slots)) // len(members) << _REPEAT_SHIFT)
+    order = keyed_permutation(len(labels), seed, epoch)
+    return keys[order], indices[order]

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from imago.data import shapes
-from imago.data.datamodule import ImageDataModule
-from imago.data.dataset import LabelledArray, Splits
-from imago.data.image_folder import list_classes, list_pictures, read_listing
+from imago.data.datamodule import Found, ImageDataModule
+from imago.data.dataset import LabelledArray
+from imago.data.image_folder import Ignored, list_classes, list_pictures, read_listing
 from imago.errors import DataError
 from imago.images import Preprocess
 
@@ -28,9 +28,9 @@ class ShapesDataModule(ImageDataModule):
         if not self.root.exists():
             shapes.write_shapes(self.root)
 
-    def load_splits(self) -> Splits:
+    def find_pictures(self) -> Found:
         """Read the folder back; files that somebody took out or put in are an error, not another data set."""
-        return Splits(shapes.CLASS_NAMES, *(self._read(split) for split in ("train", "val", "test")))
+        return shapes.CLASS_NAMES, {split: self._read(split) for split in ("train", "val", "test")}
 
     def own_preprocess(self) -> Preprocess:
         """No resizing; mean and std of the training pictures."""
@@ -38,7 +38,7 @@ class ShapesDataModule(ImageDataModule):
 
     def _read(self, split: str) -> LabelledArray:
         folder = self.root / split
-        listing = list_pictures(folder, list_classes(folder))
+        listing = list_pictures(self.root, folder, list_classes(folder), Ignored())
         expected = shapes.SPLIT_SIZES[split]
         if list_classes(folder) != shapes.CLASS_NAMES or len(listing.paths) != expected:
             raise DataError(

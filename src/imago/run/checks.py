@@ -1,6 +1,8 @@
 """What can be told wrong before any data is read or torch is loaded: all problems at once, a line each."""
 
-from omegaconf import DictConfig
+from math import inf
+
+from omegaconf import DictConfig, ListConfig
 
 from imago.errors import ConfigError
 
@@ -15,7 +17,7 @@ def check_settings(cfg: DictConfig) -> None:
         ConfigError: with a line for each setting that cannot work.
     """
     problems = [*_number_problems(cfg), *_trainer_problems(cfg), *_preprocess_problems(cfg), *_model_problems(cfg)]
-    problems += [*_callback_problems(cfg), *_name_problems(cfg)]
+    problems += [*_callback_problems(cfg), *_name_problems(cfg), *_augment_problems(cfg), *_loss_problems(cfg)]
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -33,12 +35,26 @@ def _number_problems(cfg: DictConfig) -> list[str]:
     fraction = cfg.data.get("val_fraction")
     if fraction is not None and not 0 < fraction < 1:
         problems.append(f"data.val_fraction={fraction} must lie between 0 and 1, e.g. data.val_fraction=0.1.")
-    flip = cfg.augment.get("flip_probability", 0)
-    if not 0 <= flip <= 1:
-        problems.append(f"augment.flip_probability={flip} must lie in 0 .. 1.")
-    if cfg.augment.get("crop_padding_px", 0) < 0:
-        problems.append(f"augment.crop_padding_px={cfg.augment.crop_padding_px} must be 0 or more.")
     return problems
+
+
+def _augment_problems(cfg: DictConfig) -> list[str]:
+    from imago.data.augment_settings import Augment
+
+    try:
+        Augment(**cfg.augment)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _loss_problems(cfg: DictConfig) -> list[str]:
+    weight = cfg.loss.get("weight")
+    if isinstance(weight, str) and weight != "balanced":
+        return [f"loss.weight={weight} is not one of null, balanced; a number for each class is typed [1.0,2.5]."]
+    if isinstance(weight, ListConfig) and not all(isinstance(w, (int, float)) and 0 < w < inf for w in weight):
+        return [f"loss.weight={list(weight)} must hold a number above 0 for each class."]
+    return []
 
 
 def _trainer_problems(cfg: DictConfig) -> list[str]:

@@ -42,6 +42,7 @@ COMMANDS = {
     "eval": "imago.run.evaluate:evaluate",
     "predict": "imago.run.predict:predict",
     "report": "imago.run.report:report",
+    "check": "imago.run.check_data:check",
 }
 
 _STARTED = datetime.now()  # once per process: the run folder is asked for more than once

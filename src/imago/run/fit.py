@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class
@@ -49,6 +50,10 @@ def fit_and_test(cfg: DictConfig, folder: RunFolder) -> float:
     notes = {"preprocess": preprocess_note, "precision": precision_note, "folder": short_path(folder.path)}
     log.info("%s\n", start_table(cfg, data, task, trainer, notes))
     folder.provenance_facts(device=str(trainer.strategy.root_device), precision=precision, data=data.fingerprint())
+    if folder.is_main_process:
+        data.write_down(folder.path)
+    num_epochs = cfg.trainer.max_epochs * batches / data.batches_per_epoch()
+    log.info("decoded pictures kept %s\n", data.keep_decoded(num_devices, num_epochs))
 
     trainer.fit(task, datamodule=data, ckpt_path=_resume_path(cfg, folder))
     folder.reload()  # rank 0 wrote the numbers, which ddp_spawn and ddp_fork run in a process of its own
@@ -84,10 +89,11 @@ def _weights_preprocess(model: DictConfig) -> Mapping[str, Any] | None:
 def build_task(cfg: DictConfig, data: ImageDataModule) -> ClassifyTask:
     """Build the task for the classes and the preprocess record of `data`."""
     facts = {"class_names": list(data.class_names), "preprocess": data.preprocess.to_dict()}
+    counts = np.bincount(data.splits.train.labels, minlength=len(data.class_names)).tolist()
     net: Any = OmegaConf.to_container(cfg.model, resolve=True)
     if cfg.resume is not None and "weights" in net:
         net["weights"] = None  # the checkpoint has them all, and the file may be gone
-    task: ClassifyTask = build(cfg.task, extra_targets=cfg.extra_targets, net=net, **facts)
+    task: ClassifyTask = build(cfg.task, extra_targets=cfg.extra_targets, net=net, class_counts=counts, **facts)
     if cfg.channels_last:
         task.net.to(memory_format=torch.channels_last)
     return task

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 # Values of these keys are names in a file system. They are passed as they are typed, so one of them cannot be swept
 # over with commas: `-m data.root=a,b` is the one folder "a,b".
 PATH_KEYS = {
-    *("data.root", "data.split_file", "model.weights", "task.teacher", "paths.data_dir", "paths.log_dir"),
+    *("data.root", "data.split_file", "data.list_file", "model.weights"),
+    *("task.teacher", "paths.data_dir", "paths.log_dir"),
     *("input", "run", "runs", "a", "b", "artefact", "resume", "ckpt", "run_name", "output", "csv"),
 }
 
@@ -28,11 +29,13 @@ _UNKNOWN = object()
 LOOSE_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(PATH_KEYS - {"paths.data_dir", "paths.log_dir"}, (str, NULL)),
     **dict.fromkeys(("opset", "limit", "batch_size", "data.num_workers"), (int, NULL)),
+    **dict.fromkeys(("data.fold", "data.decoded_px", "data.size"), (int, NULL)),
     **dict.fromkeys(("preprocess.size", "preprocess.resize", "trainer.check_val_every_n_epoch"), (int, NULL)),
-    **dict.fromkeys(("paths.run_dir", "preprocess.crop", "model.freeze"), (str, NULL)),
+    **dict.fromkeys(("paths.run_dir", "preprocess.crop", "model.freeze", "augment.policy"), (str, NULL)),
     **dict.fromkeys(("trainer.gradient_clip_algorithm", "trainer.profiler"), (str, NULL)),
     **dict.fromkeys(("preprocess.mean", "preprocess.std", "augment.random_resized_crop_scale"), (list, NULL)),
     **dict.fromkeys(("callbacks.*", "logger.*"), (dict, NULL)),
+    "loss.weight": (str, list, NULL),
     **dict.fromkeys(("optimizer.fused", "trainer.benchmark"), (bool, NULL)),
     "trainer.devices": (int, str, list),
     "trainer.precision": (str, int),

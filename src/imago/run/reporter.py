@@ -10,7 +10,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from imago.analysis.interval import wilson_interval
 from imago.callbacks.speed import Speed
 from imago.checkpoint import read_checkpoint
+from imago.data.file_datamodule import FileDataModule
+from imago.machine import available_cores
 from imago.run.folder import RunFolder
+from imago.run.waiting import advise_on_waiting
 
 
 class Reporter(Callback):
@@ -47,9 +50,19 @@ def _training_facts(trainer: Trainer) -> dict[str, Any]:
         facts["best_epoch"] = best["epoch"] + 1  # counted from 1, as on screen
     speeds = [c for c in trainer.callbacks if isinstance(c, Speed)]  # type: ignore[attr-defined]
     if speeds and speeds[0].train_s:
-        facts["images_per_s"] = round(speeds[0].num_images / speeds[0].train_s, 1)
-        facts["data_wait_share"] = round(speeds[0].wait_s / speeds[0].train_s, 4)
+        facts |= _speed_facts(trainer, speeds[0])
     return facts
+
+
+def _speed_facts(trainer: Trainer, speed: Speed) -> dict[str, Any]:
+    share = speed.wait_s / speed.train_s
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # of our data module
+    cache = data.cache if isinstance(data, FileDataModule) and not data.keeps_decoded else None
+    num_workers = trainer.train_dataloader.num_workers  # type: ignore[union-attr]  # of our loader
+    num_cores = max(1, available_cores() // trainer.num_devices)
+    advice = advise_on_waiting(share, cache, data.augment, num_workers, num_cores)
+    facts = {"images_per_s": round(speed.num_images / speed.train_s, 1), "data_wait_share": round(share, 4)}
+    return facts | ({"data_wait_advice": advice} if advice else {})
 
 
 def _validation_facts(trainer: Trainer, acc: float) -> dict[str, Any]:

@@ -9,7 +9,17 @@ from imago.errors import ConfigError
 from imago.run.overrides import quoted
 
 # What may differ when a run goes on: how it is carried out, and the Trainer's settings where they can change midway.
-_FREE = ("paths", "callbacks", "logger", "resume", "run_name", "extra_targets", "data.num_workers")
+_FREE = (
+    "paths",
+    "callbacks",
+    "logger",
+    "resume",
+    "run_name",
+    "extra_targets",
+    "data.num_workers",
+    "data.cache",
+    "data.cache_dir",
+)
 # Where the data lies may change; that it is the same data is checked by its fingerprint.
 _MAY_MOVE = ("data.root", "data.data_dir")
 _FREE_BUT_IN_TRAINER = ("trainer.limit_train_batches", "trainer.accumulate_grad_batches")

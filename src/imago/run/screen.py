@@ -2,16 +2,19 @@
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
 from imago.images import Preprocess
+
+_IMBALANCED = 3  # times as many training pictures in the largest class as in the smallest
 
 
 def start_table(
@@ -31,8 +34,8 @@ def start_table(
     batches = data.batches_per_epoch(trainer.limit_train_batches)
     rows = {
         "data": f"{_short(cfg.data)}: {len(data.class_names)} classes, {sizes}",
-        "classes": _listed(data.class_names),
-        "augment": ", ".join(f"{name} {value}" for name, value in cfg.augment.items()),
+        "classes": _classes(cfg, data),
+        "augment": data.augment.describe(),
         "preprocess": f"{describe(data.preprocess)} ({notes['preprocess']})",
         "network": _network(cfg.model, task),
         "optimizer": f"{cfg.optimizer._target_.rsplit('.', 1)[-1]}, lr {cfg.optimizer.get('lr')}, "
@@ -72,6 +75,12 @@ def end_lines(summary: Mapping[str, Any], folder: Path) -> str:
         lines.append(
             f"only a part: trainer.limit_test_batches left out {test['num_left_out']:,} pictures, in class order"
         )
+    if "images_per_s" in summary:
+        advice = f"; less with {summary['data_wait_advice']}" if "data_wait_advice" in summary else ""
+        lines.append(
+            f"{summary['images_per_s']:,.0f} images/s, {summary['data_wait_share']:.0%} of the training time spent "
+            f"waiting for data{advice}"
+        )
     return "\n".join([*lines, *_next_commands(folder, max(1, summary["epochs"]))])
 
 
@@ -101,6 +110,19 @@ def _short(data: DictConfig) -> str:
     return data._target_.rsplit(".", 1)[-1].removesuffix("DataModule")
 
 
+def _classes(cfg: DictConfig, data: ImageDataModule) -> str:
+    """Name the classes with their training pictures, and say so where they are far from equal."""
+    counts = np.bincount(data.splits.train.labels, minlength=len(data.class_names))
+    listed = _listed([f"{name} {count:,}" for name, count in zip(data.class_names, counts, strict=True)])
+    ratio = counts.max() / counts.min()
+    if ratio < _IMBALANCED or data.sampler == "balanced" or cfg.loss.get("weight") is not None:
+        return listed
+    return (
+        f"{listed}; the largest has {ratio:.1f} times as many as the smallest: data.sampler=balanced or "
+        "loss.weight=balanced"
+    )
+
+
 def _network(model: DictConfig, task: torch.nn.Module) -> str:
     count = sum(p.numel() for p in task.parameters())
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
@@ -112,7 +134,7 @@ def _network(model: DictConfig, task: torch.nn.Module) -> str:
     return ", ".join(parts)
 
 
-def _listed(names: tuple[str, ...], most: int = 10) -> str:
+def _listed(names: Sequence[str], most: int = 10) -> str:
     more = f" ... ({len(names) - most} more)" if len(names) > most else ""
     return " ".join(names[:most]) + more
 

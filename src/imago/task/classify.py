@@ -18,6 +18,8 @@ from imago.task.score import Score, count_right
 class ClassifyTask(LightningModule):
     """Trains a network on `(images (N, 3, H, W) float32, labels (N,))` and counts what it gets right.
 
+    Where training mixes pictures, its labels are soft, (N, K), and the largest one counts as the right answer.
+
     The arguments are plain data: they go into the checkpoint, which therefore loads with `weights_only=True` and can
     rebuild the network by itself.
 
@@ -28,6 +30,7 @@ class ClassifyTask(LightningModule):
         loss: `_target_` and settings of the loss.
         class_names: K names; the place of a name is its label.
         preprocess: the record of `imago.images.Preprocess`.
+        class_counts: training pictures of each class, which a loss with `weight` is given; None in older checkpoints.
         extra_targets: packages of the user's own that targets may name; never read from a checkpoint.
     """
 
@@ -39,6 +42,7 @@ class ClassifyTask(LightningModule):
         loss: Mapping[str, Any],
         class_names: Sequence[str],
         preprocess: Mapping[str, Any],
+        class_counts: Sequence[int] | None = None,
         extra_targets: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -46,7 +50,8 @@ class ClassifyTask(LightningModule):
         self.extra_targets = tuple(extra_targets)
         facts = {"num_classes": len(class_names), "image_size": preprocess["size"]}
         self.net = build(net, extra_targets=self.extra_targets, **facts)
-        self.loss = build(loss, extra_targets=self.extra_targets)
+        counted = {"class_counts": class_counts} if loss.get("weight") is not None else {}
+        self.loss = build(loss, extra_targets=self.extra_targets, **counted)
         self.steps_per_epoch: int | None = None  # optimizer steps; None asks the Trainer
         self._logged_step = -1
         self.shown: dict[str, float] = {}  # the newest number under each name that `log_step` was given

@@ -1,0 +1,355 @@
+"""Compare the project's loaders with the per-sample pipelines of tutorials, as ratios within one run.
+
+    IMAGO_DATA_DIR=data python benchmarks/data.py
+    python benchmarks/data.py --rounds 3 --cases cifar jpeg_500
+
+Every figure comes from a forked child of its own that prepares batches through a real DataLoader, with one intra-op
+thread and no workers, so that CPU seconds count the whole work of one core. A round measures all sides of a case one
+after the other, in turn forwards and backwards; ratios are taken within a round.
+
+    cifar     CIFAR-10, crop and flip: the project, torchvision v1 on PIL pictures, and a bare gather `X[indices]`.
+              Then with jitter of brightness, contrast and saturation and with normalisation, which the project does for
+              a batch at a time.
+    jpeg_500  JPEG of 500 x 375 px, quality 90: random resized crop to 224 px and flip. The project without a cache,
+              with data.cache=ram from the second epoch on, and PIL with torchvision v2, which also normalises. The
+              project's batches are uint8; what normalising them on the CPU adds is measured apart.
+    jpeg_1000 likewise, 1000 x 750 px.
+    overload  pictures per second of wall clock, alone and among busy processes, three a core with the loader itself.
+    memory    memory that belongs to two workers alone, after epoch 2 and after the last one.
+
+The JPEG are the photographs of hymenoptera_data, cut to size; both data sets lie below $IMAGO_DATA_DIR. Linux only.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as v1
+from torchvision.transforms import v2
+from train_speed import PROJECT_ROOT, describe_environment
+
+from imago.data.datamodule import ImageDataModule
+from imago.machine import available_cores
+from imago.run.entry import register_run_folder
+from imago.targets import build
+
+CASES = ("cifar", "jpeg_500", "jpeg_1000", "overload", "memory")
+JITTER = ["augment.brightness=0.2", "augment.contrast=0.2", "augment.saturation=0.2"]
+SCALE = (0.35, 1.0)  # of the random resized crop: augment=standard
+JPEG_SIZES = {"jpeg_500": (500, 375), "jpeg_1000": (1000, 750)}
+NUM_PIL = 4_000  # CIFAR pictures that the slow side prepares
+MEMORY_EPOCHS = 8
+PER_CORE = 3  # processes that want each core under overload, the loader among them
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Check:
+    """A target: the median over the rounds of speed `side` / speed `than`, between `least` and `most`."""
+
+    side: str
+    than: str
+    least: float = 0.0
+    most: float = float("inf")
+
+
+CHECKS = {
+    "cifar": [
+        Check("project", "pil", least=60),
+        Check("project", "gather", least=0.9),
+        Check("project, jitter, normalised", "pil, jitter", least=15),
+    ],
+    "jpeg_500": [Check("project", "pil", least=1.4), Check("project, cached", "pil", least=9)],
+    "jpeg_1000": [Check("project", "pil", least=1.6), Check("project, cached", "pil", least=9)],
+    "overload": [
+        Check("cifar alone", "cifar overloaded", most=3.5),
+        Check("jpeg cached alone", "jpeg cached overloaded", most=3.5),
+    ],
+}
+
+
+class PerSample(Dataset):
+    """What tutorials do: one picture at a time through a chain of transforms."""
+
+    def __init__(self, pictures: list, labels: np.ndarray, transform: Callable) -> None:
+        self.pictures, self.labels, self.transform = pictures, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Open, if it is a file, and transform."""
+        picture = self.pictures[index]
+        image = Image.open(picture).convert("RGB") if isinstance(picture, Path) else Image.fromarray(picture)
+        return self.transform(image), int(self.labels[index])
+
+
+def build_data(*overrides: str) -> ImageDataModule:
+    """Build a data module as `train.py` would, with one process, and read the data."""
+    register_run_folder()
+    with initialize_config_dir(str(PROJECT_ROOT / "configs")):
+        cfg = compose("train", overrides=[*overrides, "data.num_workers=0"])
+    data = build(cfg.data, extra_targets=[])
+    data.set_up_data()
+    data.preprocess = data.own_preprocess()
+    return data
+
+
+def epochs(loader: DataLoader, count: int = 1, finish: Callable = lambda images, labels: images) -> int:
+    """Take every batch of some epochs, `finish` each, and count the pictures."""
+    num_images = 0
+    for epoch in range(count):
+        if hasattr(loader.batch_sampler, "set_epoch"):
+            loader.batch_sampler.set_epoch(epoch)
+        for images, labels in loader:
+            num_images += len(finish(images, labels))
+    return num_images
+
+
+def measure(work: Callable[[], int], warm_up: Callable[[], object] = lambda: None, num_threads: int = 1) -> dict:
+    """Run in a forked child; gives pictures per CPU-second and per second of wall clock.
+
+    Raises:
+        RuntimeError: if the child fails; it has printed why.
+    """
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def child() -> None:
+        torch.set_num_threads(num_threads)
+        warm_up()
+        cpu_s, wall_s = time.process_time(), time.perf_counter()
+        num_images = work()
+        cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
+        sender.send({"per_cpu_s": num_images / cpu_s, "per_s": num_images / wall_s, "num_images": num_images})
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    if process.exitcode != 0 or not receiver.poll():
+        raise RuntimeError(f"a measurement ended with exit code {process.exitcode}")
+    return receiver.recv()
+
+
+def cifar_sides() -> dict[str, Callable[[], dict]]:
+    """The sides of case cifar."""
+    plain, full = (build_data("data=cifar10", "augment=crop_flip", *more) for more in ([], JITTER))
+    train = plain.splits.train
+    pixels, labels = torch.from_numpy(np.array(train.images)), torch.from_numpy(train.labels)
+    pictures = list(np.ascontiguousarray(train.images[:NUM_PIL].transpose(0, 2, 3, 1)))
+    crop_flip = [v1.RandomCrop(32, padding=4), v1.RandomHorizontalFlip()]
+    to_tensor = [v1.ToTensor(), v1.Normalize(plain.preprocess.mean, plain.preprocess.std)]
+    jitter = v1.ColorJitter(0.2, 0.2, 0.2)
+
+    def per_sample(*transforms: Callable) -> dict:
+        loader = DataLoader(PerSample(pictures, train.labels, v1.Compose(transforms)), batch_size=128, shuffle=True)
+        return measure(lambda: epochs(loader))
+
+    def gather() -> int:
+        order = torch.randperm(len(labels))
+        return sum(len((pixels[part], labels[part])[0]) for _ in range(8) for part in order.split(128))
+
+    loader, full_loader = plain.train_dataloader(), full.train_dataloader()
+    finish = lambda images, labels: full.augment_batch(images, labels, (0, 0, 0))[0]  # noqa: E731
+    return {
+        "pil": lambda: per_sample(*crop_flip, *to_tensor),
+        "gather": lambda: measure(gather, gather),
+        "project": lambda: measure(lambda: epochs(loader, 8), lambda: epochs(loader)),
+        "pil, jitter": lambda: per_sample(*crop_flip, jitter, *to_tensor),
+        "project, jitter, normalised": lambda: measure(lambda: epochs(full_loader, 2, finish)),
+    }
+
+
+def jpeg_sides(folder: Path) -> dict[str, Callable[[], dict]]:
+    """The sides of the cases jpeg_*."""
+    decoding, cached = (folder_data(folder, cache) for cache in ("none", "ram"))
+    mean, std = decoding.preprocess.mean, decoding.preprocess.std
+    chain = v2.Compose(
+        [
+            v2.RandomResizedCrop(224, scale=SCALE, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+        ]
+    )
+    train: Any = decoding.splits.train
+    pil = DataLoader(PerSample(train.paths, train.labels, chain), batch_size=32, shuffle=True)
+    ours, again = decoding.train_dataloader(), cached.train_dataloader()
+    finish = lambda images, labels: cached.augment_batch(images, labels, (0, 0, 0))[0]  # noqa: E731
+    return {
+        # As Pillow comes; `imago.images` lets it keep the memory of a picture for the next one.
+        "pil": lambda: measure(lambda: epochs(pil), lambda: Image.core.set_blocks_max(0)),
+        "project": lambda: measure(lambda: epochs(ours)),
+        "project, cached": lambda: measure(lambda: epochs(again, 4), lambda: epochs(again)),
+        "project, cached, normalised": lambda: measure(lambda: epochs(again, 4, finish), lambda: epochs(again)),
+    }
+
+
+def overload_sides(folder: Path) -> dict[str, Callable[[], dict]]:
+    """The sides of case overload: the main process may use every core, as it does in training."""
+    cifar = build_data("data=cifar10", "augment=crop_flip").train_dataloader()
+    jpeg = folder_data(folder, "ram").train_dataloader()
+    cores = available_cores()
+
+    def run(loader: DataLoader, count: int, num_busy: int) -> dict:
+        with busy_processes(num_busy):
+            return measure(lambda: epochs(loader, count), lambda: epochs(loader), cores)
+
+    num_busy = PER_CORE * cores - 1
+    return {
+        "cifar alone": lambda: run(cifar, 30, 0),
+        "cifar overloaded": lambda: run(cifar, 30, num_busy),
+        "jpeg cached alone": lambda: run(jpeg, 20, 0),
+        "jpeg cached overloaded": lambda: run(jpeg, 20, num_busy),
+    }
+
+
+def measure_memory(folder: Path) -> dict[str, float]:
+    """Give MiB that belong to two workers alone, after the second and after the last epoch."""
+    data = folder_data(folder, "ram")
+    data.num_workers = 2
+    loader = data.train_dataloader()
+    sizes = []
+    for _ in range(MEMORY_EPOCHS):
+        epochs(loader)
+        sizes.append(sum(_own_bytes(process.pid) for process in multiprocessing.active_children()) / MIB)
+    return {"after_epoch_2": sizes[1], "after_last_epoch": sizes[-1]}
+
+
+def _own_bytes(pid: int | None) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+
+def folder_data(folder: Path, cache: str) -> ImageDataModule:
+    """Build the data module of a folder of pictures, with its pictures decoded if they are to be cached."""
+    data = build_data("data=image_folder", f"data.root={folder}", "augment=standard", f"data.cache={cache}")
+    data.keep_decoded(num_processes=1, num_epochs=10)
+    return data
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Keep that many processes computing."""
+    processes = [multiprocessing.get_context("fork").Process(target=_spin, daemon=True) for _ in range(count)]
+    for process in processes:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+def write_jpegs(folder: Path, size: tuple[int, int], num_pictures: int) -> None:
+    """Cut the photographs of hymenoptera_data to one size, in folders named after their classes."""
+    source = Path(os.environ["IMAGO_DATA_DIR"]) / "hymenoptera_data" / "train"
+    for path in sorted(source.rglob("*.jpg"))[::-1][:num_pictures]:
+        place = folder / path.parent.name / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as picture:
+            ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.LANCZOS).save(place, quality=90)
+
+
+def run_case(name: str, sides: dict[str, Callable[[], dict]], rounds: int) -> dict[str, Any]:
+    """Measure the sides in turn, print medians and how the targets are met, and give all of it."""
+    readings: dict[str, list[dict]] = {side: [] for side in sides}
+    for round_ in range(rounds):
+        for side in list(sides)[:: 1 if round_ % 2 == 0 else -1]:
+            readings[side].append(sides[side]())
+    unit = "per_s" if name == "overload" else "per_cpu_s"
+    speeds = {side: [reading[unit] for reading in found] for side, found in readings.items()}
+    for side, found in speeds.items():
+        print(f"{name:>10}  {side:<28} {statistics.median(found):>12,.0f} images {unit.replace('_', ' ')}")
+    return {"unit": unit, "readings": readings, "checks": [judge(name, check, speeds) for check in CHECKS[name]]}
+
+
+def judge(name: str, check: Check, speeds: dict[str, list[float]]) -> dict[str, Any]:
+    """Compare a ratio with its target, and print it."""
+    ratios = [ours / theirs for ours, theirs in zip(speeds[check.side], speeds[check.than], strict=True)]
+    median = statistics.median(ratios)
+    is_met = check.least <= median <= check.most
+    target = f"at least {check.least:g}" if check.least else f"at most {check.most:g}"
+    print(
+        f"{name:>10}  {check.side} / {check.than}: {median:.2f} [{min(ratios):.2f}-{max(ratios):.2f}], {target}: "
+        f"{'met' if is_met else 'NOT MET'}",
+        flush=True,
+    )
+    wanted = {key: value for key, value in asdict(check).items() if value not in (0.0, float("inf"))}
+    return wanted | {"median": median, "min": min(ratios), "max": max(ratios), "is_met": is_met}
+
+
+def judge_memory(sizes: dict[str, float]) -> dict[str, Any]:
+    """Workers may not grow by more than 5 %, what the allocator leaves undecided."""
+    growth = sizes["after_last_epoch"] / sizes["after_epoch_2"]
+    is_met = growth <= 1.05
+    print(
+        f"{'memory':>10}  two workers: {sizes['after_epoch_2']:.0f} MiB after epoch 2, {sizes['after_last_epoch']:.0f} "
+        f"after epoch {MEMORY_EPOCHS}: {'met' if is_met else 'NOT MET'}"
+    )
+    return sizes | {"growth": growth, "is_met": is_met}
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line; the help text is the docstring above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="readings of each side (default: 5)")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
+    parser.add_argument("--pictures", type=int, default=200, help="JPEG of each size (default: 200)")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        default=PROJECT_ROOT / "benchmarks/results/data.json",
+        help="where the figures go (default: benchmarks/results/data.json)",
+    )
+    args = parser.parse_args()
+    if args.rounds < 3:
+        parser.error(f"--rounds={args.rounds} must be at least 3: a median needs them")
+    if "IMAGO_DATA_DIR" not in os.environ:
+        parser.error("set IMAGO_DATA_DIR to the folder that holds cifar-10-batches-py and hymenoptera_data")
+    return args
+
+
+def main() -> None:
+    """Measure, print and store."""
+    args = parse_args()
+    torch.set_num_threads(1)
+    report: dict[str, Any] = {**describe_environment(), "rounds": args.rounds, "pictures": args.pictures}
+    report |= {"pillow": Image.__version__, "numpy": np.__version__, "load_1min": os.getloadavg()[0], "cases": {}}
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = {name: Path(temporary) / name for name in JPEG_SIZES}
+        for name, size in JPEG_SIZES.items():
+            write_jpegs(folders[name], size, args.pictures)
+        for name in args.cases:
+            if name == "memory":
+                report["cases"][name] = judge_memory(measure_memory(folders["jpeg_500"]))
+                continue
+            sides = {"cifar": cifar_sides, "overload": lambda: overload_sides(folders["jpeg_500"])}.get(name)
+            report["cases"][name] = run_case(name, sides() if sides else jpeg_sides(folders[name]), args.rounds)
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

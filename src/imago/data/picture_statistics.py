@@ -1,0 +1,47 @@
+"""How pictures of one's own are evaluated: the size that suits them, and the mean and std of their channels."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from imago.images import SMALL_PX, Preprocess, resize_and_crop
+
+LARGE = Preprocess(size=224, resize=256, crop="center", mean=(0.0,) * 3, std=(1.0,) * 3)  # as ImageNet nets are tested
+
+
+def describe_pictures(pictures: Sequence[np.ndarray]) -> Preprocess:
+    """Say how pictures like these are evaluated.
+
+    Args:
+        pictures: uint8 (H, W, 3), those over `SMALL_PX` already as `shrink` leaves them.
+
+    Returns:
+        `LARGE`, or for small pictures the largest of their shorter sides as size, without any scaling if all are
+        squares of that size; with mean and std of the evaluated pictures.
+    """
+    if max(max(pixels.shape[:2]) for pixels in pictures) <= SMALL_PX:
+        size = max(min(pixels.shape[:2]) for pixels in pictures)
+        shape = LARGE.to_dict() | {"size": size, "resize": size}
+    else:
+        shape = LARGE.to_dict()
+    own = Preprocess.from_dict(shape)
+    evaluated = (square if max(square.shape[:2]) > SMALL_PX else resize_and_crop(square, own) for square in pictures)
+    mean, std = channel_statistics(evaluated)
+    return Preprocess.from_dict(shape | {"mean": mean, "std": std})
+
+
+def channel_statistics(pictures: Iterable[np.ndarray]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Compute mean and std per channel, of pixels in [0, 1], over pictures uint8 (H, W, 3)."""
+    counts = np.zeros((3, 256), np.int64)
+    for pixels in pictures:
+        counts += [np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(3)]
+    levels = np.arange(256) / 255
+    mean = counts @ levels / counts.sum(axis=1)
+    std = np.sqrt(counts @ levels**2 / counts.sum(axis=1) - mean**2)
+    # A channel without any contrast (black masks) would otherwise be divided by zero.
+    return tuple(mean.tolist()), tuple(std.clip(min=1 / 255).tolist())
+
+
+def shrink(pixels: np.ndarray) -> np.ndarray:
+    """Keep small pictures, and of the others only what is evaluated: a sample of photographs fits in memory then."""
+    return pixels if max(pixels.shape[:2]) <= SMALL_PX else resize_and_crop(pixels, LARGE)

@@ -1,0 +1,136 @@
+"""Who is in which split: shares, folds, lists, and what cannot be split."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imago.data.dataset import LabelledArray
+from imago.data.splitting import SplitPlan, complete_splits, stratified_folds, stratified_split
+from imago.errors import ConfigError, DataError
+
+NAMES = ("ant", "bee")
+
+
+def pictures(split: str, ants: int, bees: int) -> LabelledArray:
+    labels = np.repeat([0, 1], [ants, bees])
+    names = tuple(f"{split}/{place}" for place in range(len(labels)))
+    return LabelledArray(np.zeros((len(labels), 3, 2, 2), np.uint8), labels, names)
+
+
+def split_up(found: dict[str, LabelledArray], **settings) -> tuple[dict[str, set[str]], list[str]]:
+    parts, drawn = complete_splits(found, SplitPlan(**settings), NAMES)
+    return {name: set(part.names) for name, part in parts.items()}, drawn
+
+
+# stratified_split
+
+LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [400, 100, 20]))
+
+
+def test_a_split_is_disjoint_and_complete():
+    kept, aside = stratified_split(LABELS, 0.1, seed=0)
+    np.testing.assert_array_equal(np.sort(np.concatenate([kept, aside])), np.arange(520))
+
+
+def test_a_split_takes_the_same_share_of_every_class():
+    _, aside = stratified_split(LABELS, 0.1, seed=0)
+    assert np.bincount(LABELS[aside]).tolist() == [40, 10, 2]
+
+
+def test_a_split_comes_back_sorted():
+    for part in stratified_split(LABELS, 0.1, seed=0):
+        assert part.dtype == np.int64
+        assert (np.diff(part) > 0).all()
+
+
+def test_a_split_is_decided_by_its_seed_alone():
+    first, again, other = (stratified_split(LABELS, 0.1, seed)[1] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0.001, [1, 1, 0]), (0.999, [9, 1, 0])])
+def test_a_class_gives_at_least_one_and_keeps_at_least_one(fraction: float, expected: list[int]):
+    labels = np.repeat([0, 1, 2], [10, 2, 1])
+    _, aside = stratified_split(labels, fraction, seed=0)
+    assert np.bincount(labels[aside], minlength=3).tolist() == expected
+
+
+# complete_splits
+
+
+def test_what_the_source_has_stays_as_it_is():
+    found = {split: pictures(split, 10, 10) for split in ("train", "val", "test")}
+    parts, drawn = split_up(found)
+    assert parts == {name: set(part.names) for name, part in found.items()}
+    assert drawn == []
+
+
+def test_folds_are_disjoint_cover_every_training_picture_and_leave_the_test_split_alone():
+    found = {"train": pictures("train", 23, 12)}
+    folds = [split_up(found, fold=fold, num_folds=5, test_fraction=0.2)[0] for fold in range(5)]
+    assert all(part["test"] == folds[0]["test"] for part in folds)
+    assert set.union(*(part["val"] for part in folds)) == folds[0]["train"] | folds[0]["val"]
+    assert sum(len(part["val"]) for part in folds) == 35 - len(folds[0]["test"])
+    for part in folds:
+        assert part["train"] | part["val"] | part["test"] == set(found["train"].names)
+        assert not part["train"] & part["val"]
+
+
+def test_a_fold_takes_its_pictures_from_the_source_s_own_val_too():
+    found = {split: pictures(split, 10, 10) for split in ("train", "val", "test")}
+    parts, drawn = split_up(found, fold=0, num_folds=4)
+    assert drawn == ["val"]
+    assert {name.split("/")[0] for name in parts["val"]} == {"train", "val"}
+    assert parts["test"] == set(found["test"].names)
+
+
+def test_folds_have_the_same_share_of_every_class_and_the_same_size():
+    labels = np.repeat([0, 1, 2], [23, 11, 6])
+    folds = stratified_folds(labels, 5, seed=0)
+    by_class = np.array([np.bincount(folds[labels == label], minlength=5) for label in range(3)])
+    assert (np.ptp(by_class, axis=1) <= 1).all()
+    assert np.bincount(folds).tolist() == [8, 8, 8, 8, 8]
+
+
+def test_a_fold_that_leaves_a_class_without_training_pictures_is_refused():
+    found = {"train": pictures("train", 10, 1), "test": pictures("test", 2, 2)}
+    (fold,) = stratified_folds(found["train"].labels, 5, seed=0)[-1:]
+    with pytest.raises(DataError, match="class 'bee' has a single training picture"):
+        split_up(found, fold=int(fold))
+
+
+def test_a_list_may_not_make_a_test_picture_of_the_source_a_training_picture(tmp_path: Path):
+    found = {"train": pictures("train", 10, 10), "test": pictures("test", 2, 2)}
+    listed = tmp_path / "split.csv"
+    listed.write_text("path,label,split\ntrain/0,ant,train\ntrain/11,bee,val\ntest/0,ant,train\n")
+    with pytest.raises(DataError, match="split.csv.*test/0 is a test picture of the data set and cannot be train"):
+        split_up(found, split_file=str(listed))
+
+
+def test_a_source_without_test_needs_a_fraction():
+    with pytest.raises(ConfigError, match="no test split; give a share to split off: data.test_fraction=0.1"):
+        split_up({"train": pictures("train", 10, 10)})
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"fold": 5}, r"data.fold=5 must lie in 0 .. 4 .* -m 'data.fold=range\(5\)'"),
+        ({"fold": -1}, "data.fold=-1 must lie in 0"),
+        ({"num_folds": 1}, "data.num_folds=1 must be 2 or more"),
+        ({"val_fraction": 0.0}, "data.val_fraction=0.0 and"),
+        ({"val_fraction": 0.5, "test_fraction": 0.5}, "together less than 1"),
+    ],
+)
+def test_a_plan_that_cannot_work_is_refused(settings: dict, complaint: str):
+    with pytest.raises(ConfigError, match=complaint):
+        SplitPlan(**settings)
+
+
+def test_what_was_drawn_is_said(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        split_up({"train": pictures("train", 20, 20)}, fold=1, num_folds=4, test_fraction=0.1)
+    assert "split off the 40 training pictures, stratified: 4 for test and 9 for val (fold 1 of 4)" in caplog.text

@@ -1,0 +1,17 @@
+"""Pictures for tests: blobs of colour, which are unlike each other as photographs are."""
+
+import numpy as np
+from PIL import Image
+
+from imago.inspection.record import examine_pixels
+
+
+def photo(seed: int, size: int = 64) -> np.ndarray:
+    """Draw one, uint8 (size, size, 3)."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def records_of(*pictures: np.ndarray) -> np.ndarray:
+    """Describe pictures uint8 (H, W, 3) of any sizes."""
+    return np.concatenate([examine_pixels(picture.transpose(2, 0, 1)[None]) for picture in pictures])

@@ -1,0 +1,301 @@
+"""Folders and labels that are not what they should be, each built here and set up as every run does.
+
+Numbered as in the catalogue of faults that the data room answers: the name of a test, or its id, begins with the row.
+"""
+
+import csv
+import logging
+import os
+import shutil
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from short_runs import train
+
+from imago.data.datamodule import Found, ImageDataModule
+from imago.data.dataset import LabelledArray
+from imago.errors import DataError
+from imago.images import Preprocess
+
+TREE = (
+    "expected ROOT/train/CLASS/picture.jpg (and ROOT/val/..., ROOT/test/... if you have them) or ROOT/CLASS/picture.jpg"
+)
+
+
+def complaint(function: Callable, *arguments) -> str:
+    with pytest.raises(DataError) as caught:
+        function(*arguments)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+def nowhere(root: Path, fill: Callable) -> None:
+    pass
+
+
+def empty(root: Path, fill: Callable) -> None:
+    root.mkdir()
+
+
+def pictures_alone(root: Path, fill: Callable) -> None:
+    fill(root, {"": 3})
+
+
+def pictures_alone_in_splits(root: Path, fill: Callable) -> None:
+    fill(root, {"train": 3, "val": 1})
+
+
+def empty_class(root: Path, fill: Callable) -> None:
+    fill(root, {"train/ant": 4, "train/bee": 4, "train/cat": 0})
+
+
+def one_class(root: Path, fill: Callable) -> None:
+    fill(root, {"train/ant": 4, "val/ant": 2})
+
+
+def wrapper(root: Path, fill: Callable) -> None:
+    fill(root, {"dataset/ant": 4, "dataset/bee": 4, "__MACOSX": 1})
+
+
+def wrapper_of_splits(root: Path, fill: Callable) -> None:
+    fill(root / "dataset")
+
+
+def unknown_class(root: Path, fill: Callable) -> None:
+    fill(root, {"train/ant": 4, "train/bee": 4, "val/ants": 2})
+
+
+def accents(root: Path, fill: Callable) -> None:
+    fill(root, {f"train/{unicodedata.normalize(form, 'café')}": 2 for form in ("NFC", "NFD")})
+
+
+def capitals(root: Path, fill: Callable) -> None:
+    fill(root, {"train/cat": 2, "train/Cat": 2})
+
+
+def blank(root: Path, fill: Callable) -> None:
+    fill(root, {"cat": 4, "cat ": 4})
+
+
+@pytest.mark.parametrize(
+    ("build", "fault"),
+    [
+        pytest.param(nowhere, f"data.root=ROOT does not exist; {TREE}.", id="25-no such folder"),
+        pytest.param(empty, f"ROOT is empty; {TREE}.", id="26-empty"),
+        pytest.param(pictures_alone, f"ROOT has no class folders; {TREE}.", id="26-pictures without classes"),
+        pytest.param(
+            pictures_alone_in_splits, f"ROOT/train has no class folders; {TREE}.", id="26-splits without classes"
+        ),
+        pytest.param(empty_class, "class 'cat' of ROOT has no training pictures", id="27-empty class"),
+        pytest.param(
+            one_class, "ROOT/train has only one class folder, 'ant'; a classifier needs at least 2.", id="28-one"
+        ),
+        pytest.param(wrapper, "Did you mean data.root=ROOT/dataset?", id="29-folder around classes"),
+        pytest.param(wrapper_of_splits, "Did you mean data.root=ROOT/dataset?", id="29-folder around splits"),
+        pytest.param(unknown_class, "ROOT/val has a class 'ants' that the training pictures have not", id="31-unknown"),
+        pytest.param(accents, r"'cafe\u0301' and 'caf\xe9' look the same; merge or rename them.", id="36-accents"),
+        pytest.param(capitals, "'Cat' and 'cat' look the same; merge or rename them.", id="36-capitals"),
+        pytest.param(blank, "'cat' and 'cat ' look the same; merge or rename them.", id="36-blank"),
+    ],
+)
+def test_a_folder_that_is_no_data_set_is_refused_in_one_line(
+    tmp_path: Path, fill: Callable, set_up: Callable, build: Callable, fault: str
+):
+    build(tmp_path / "set", fill)
+    assert fault in complaint(set_up, tmp_path / "set").replace(f"{tmp_path}/set", "ROOT")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("build", "fault"),
+    [
+        pytest.param(nowhere, f"data.root=ROOT does not exist; {TREE}.", id="25-no such folder"),
+        pytest.param(wrapper, "Did you mean data.root=ROOT/dataset?", id="29-folder around classes"),
+    ],
+)
+def test_the_command_ends_with_one_line_and_exit_code_2(tmp_path: Path, fill: Callable, build: Callable, fault: str):
+    build(tmp_path / "set", fill)
+    done = train(tmp_path, "data=image_folder", f"data.root={tmp_path}/set", check=False)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert fault in done.stderr.replace(f"{tmp_path}/set", "ROOT")
+
+
+@pytest.mark.parametrize("name", ["__MACOSX", ".ipynb_checkpoints", "ant/__MACOSX", "bee/.ipynb_checkpoints"])
+def test_30_hidden_folders_are_no_classes_and_hold_no_pictures(
+    tmp_path: Path, fill: Callable, set_up: Callable, caplog: pytest.LogCaptureFixture, name: str
+):
+    root = fill(tmp_path / "set", {"ant": 10, "bee": 10, name: 2})
+    (root / "ant" / "._00.png").write_bytes(b"\0")
+    with caplog.at_level(logging.INFO):
+        data = set_up(root)
+    assert data.class_names == ("ant", "bee")
+    assert sum(len(part) for _, part in data.splits.named()) == 20
+    assert sorted(data.ignored) == sorted([("ant/._00.png", "hidden name"), (name, "hidden name")])
+    assert "ignored 2 entries: 2 x hidden name (e.g. " in caplog.text
+
+
+def test_31_labels_of_val_go_by_the_class_names_of_train(tmp_path: Path, fill: Callable, set_up: Callable):
+    data = set_up(fill(tmp_path / "set", {"train/ant": 4, "train/bee": 4, "val/bee": 2, "test/ant": 1}))
+    assert data.class_names == ("ant", "bee")
+    assert data.splits.val.labels.tolist() == [1, 1]
+
+
+def test_32_a_loop_of_links_lists_every_picture_once(tmp_path: Path, fill: Callable, set_up: Callable):
+    root = fill(tmp_path / "set", {"ant": 10, "bee": 10})
+    (root / "ant" / "loop").symlink_to("..")
+    (root / "bee" / "loop").symlink_to(root / "bee")
+    data = set_up(root)
+    assert sum(len(part) for _, part in data.splits.named()) == 20
+    assert data.ignored == [(f"{name}/loop", "link to a folder (not followed)") for name in ("ant", "bee")]
+
+
+def test_32_a_file_of_several_names_is_listed_once(tmp_path: Path, fill: Callable, set_up: Callable):
+    root = fill(tmp_path / "set", {"ant": 10, "bee": 10})
+    os.link(root / "ant" / "00.png", root / "ant" / "again.png")
+    (root / "bee" / "again.png").symlink_to("00.png")
+    data = set_up(root)
+    assert sum(len(part) for _, part in data.splits.named()) == 20
+    assert data.ignored == [(f"{name}/again.png", f"same file as {name}/00.png") for name in ("ant", "bee")]
+
+
+def test_33_a_link_out_of_the_data_set_is_followed_and_told_of(
+    tmp_path: Path, fill: Callable, set_up: Callable, caplog: pytest.LogCaptureFixture
+):
+    root = fill(tmp_path / "set")
+    fill(tmp_path / "elsewhere", {"": 1})
+    (root / "val" / "bee" / "out.png").symlink_to(tmp_path / "elsewhere" / "00.png")
+    with caplog.at_level(logging.INFO):
+        data = set_up(root)
+    assert "val/bee/out.png" in data.splits.val.names
+    assert "followed 1 x link to a picture outside of the data set (e.g. val/bee/out.png)" in caplog.text
+
+
+@pytest.mark.parametrize("target", ["gone.png", "x.png"], ids=["34-target gone", "34-link to itself"])
+def test_a_link_that_leads_nowhere_is_found_at_the_start(
+    tmp_path: Path, fill: Callable, set_up: Callable, caplog: pytest.LogCaptureFixture, target: str
+):
+    root = fill(tmp_path / "set")
+    (root / "val" / "bee" / "x.png").symlink_to(target)
+    with caplog.at_level(logging.INFO):
+        data = set_up(root)
+    assert data.ignored == [("val/bee/x.png", "dangling link")]
+    assert "ignored 1 entries: 1 x dangling link (e.g. val/bee/x.png)" in caplog.text
+    assert sum(len(images) for images, _ in data.val_dataloader()) == 4
+
+
+@pytest.mark.timeout(60)  # opening the pipe would wait for ever
+def test_35_a_pipe_named_like_a_picture_is_never_opened(tmp_path: Path, fill: Callable, set_up: Callable):
+    root = fill(tmp_path / "set")
+    os.mkfifo(root / "val" / "bee" / "x.png")
+    data = set_up(root)
+    assert data.ignored == [("val/bee/x.png", "not a regular file")]
+    assert sum(len(images) for images, _ in data.val_dataloader()) == 4
+
+
+def test_37_numbers_as_names_of_classes_keep_their_names_with_the_labels(
+    tmp_path: Path, fill: Callable, set_up: Callable
+):
+    counts = {"1": 5, "2": 6, "10": 7}
+    data = set_up(fill(tmp_path / "set", {f"train/{name}": count for name, count in counts.items()}))
+    assert data.class_names == ("1", "10", "2")
+    labels = np.concatenate([part.labels for _, part in data.splits.named()])
+    assert {name: (labels == label).sum() for label, name in enumerate(data.class_names)} == counts
+
+
+@pytest.mark.slow
+def test_37_a_trained_network_carries_the_names_of_its_classes(tmp_path: Path, fill: Callable, command: Callable):
+    root = fill(tmp_path / "set", {"1": 10, "2": 10, "10": 10})
+    short = ["data.batch_size=8", "trainer.max_epochs=1", "run_name=numbers"]
+    train(tmp_path, "data=image_folder", f"data.root={root}", *short)
+    run, output = tmp_path / "train" / "numbers", tmp_path / "predictions.csv"
+    settings = [f"run={run}", f"input={root}/10/00.png", f"output={output}", "top_k=3"]
+    done = command("src/predict.py", *settings, f"paths.log_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    with output.open() as file:
+        (row,) = csv.DictReader(file)
+    assert {row[f"class_{place}"] for place in (1, 2, 3)} == {"1", "2", "10"}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_38_a_name_that_is_not_utf_8_is_served_and_printed(
+    tmp_path: Path, fill: Callable, set_up: Callable, caplog: pytest.LogCaptureFixture, num_workers: int
+):
+    root = fill(tmp_path / "set")
+    odd = os.fsencode(root / "val" / "bee") + b"/caf\xe9"
+    os.rename(root / "val" / "bee" / "00.png", odd + b".png")
+    with open(odd + b".txt", "w"):
+        pass
+    with caplog.at_level(logging.INFO):
+        data = set_up(root, num_workers)
+    assert r"1 x ending .txt (e.g. 'val/bee/caf\udce9.txt')" in caplog.text
+    assert sum(len(images) for images, _ in data.val_dataloader()) == 4
+    os.truncate(odd + b".png", 0)
+    text = complaint(list, data.val_dataloader())
+    assert text.startswith(f"a picture of class 'bee': '{root}/val/bee/caf\\udce9.png' is empty (0 bytes)")
+
+
+@pytest.mark.slow
+def test_39_the_check_finds_pictures_of_two_splits_and_3_names_every_bad_one(
+    tmp_path: Path, fill: Callable, set_up: Callable, command: Callable
+):
+    root = fill(tmp_path / "set")
+    shutil.copy(root / "train" / "ant" / "00.png", root / "val" / "ant" / "again.png")
+    bad = ["test/ant/01.png", "train/bee/00.png", "val/bee/01.png"]
+    for name in bad:
+        os.truncate(root / name, 100)
+    places = [f"paths.log_dir={tmp_path}/logs", f"paths.data_dir={tmp_path}/data"]
+    done = command("src/check.py", "data=image_folder", f"data.root={root}", *places)
+    assert done.returncode == 1, done.stderr
+    (folder,) = (tmp_path / "logs" / "check").iterdir()
+    with (folder / "bad_files.csv").open() as file:
+        assert sorted(row["path"] for row in csv.DictReader(file)) == bad
+    assert "val/ant/again.png" in (folder / "duplicates.csv").read_text()
+    mended = set_up(root, split_file=str(folder / "split_without_leaks.csv"), on_bad_image="skip")
+    twins = {"train/ant/00.png", "val/ant/again.png"}
+    assert len(twins & {*mended.splits.train.names, *mended.splits.val.names}) == 1
+
+
+class Labelled(ImageDataModule):
+    """Ten grey pictures with the labels given."""
+
+    def __init__(self, labels: list[int]) -> None:
+        super().__init__(batch_size=4, num_workers=0, augment={}, seed=0)
+        self.labels = labels
+
+    def find_pictures(self) -> Found:
+        names = tuple(str(number) for number in range(len(self.labels)))
+        part = LabelledArray(np.full((len(names), 3, 8, 8), 128, np.uint8), np.array(self.labels, np.int64), names)
+        return ("ant", "bee"), {"train": part, "val": part, "test": part}
+
+    def own_preprocess(self) -> Preprocess:
+        return Preprocess(8, 8, "center", (0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "span"),
+    [
+        pytest.param([0, 1, 5, 1], "from 0 to 5", id="40-more than classes"),
+        pytest.param([0, 1, 2, 1], "from 0 to 2", id="40-counted from 1"),
+        pytest.param([-100] * 4, "from -100 to -100", id="41-all ignored"),
+        pytest.param([0, -100, 1, 1], "from -100 to 1", id="41-one ignored"),
+    ],
+)
+def test_labels_that_name_no_class_are_refused_at_the_start(labels: list[int], span: str):
+    text = complaint(Labelled(labels).set_up_data)
+    assert text == f"the train split has labels {span}; with 2 classes they must lie in 0 .. 1."
+
+
+@pytest.mark.parametrize("num_samples", [5, 9, 10, 3], ids=lambda n: f"42-{n} in batches of 4")
+def test_batch_norm_never_meets_a_batch_of_one(num_samples: int):
+    data = Labelled([0, 1] * num_samples)
+    data.labels = data.labels[:num_samples]
+    data.set_up_data()
+    norm = torch.nn.BatchNorm1d(3)
+    sizes = [len(norm(images.float().mean(dim=(2, 3)))) for images, _ in data.train_dataloader()]
+    assert sizes == [min(4, num_samples)] * (num_samples // min(4, num_samples))
