@@ -3,12 +3,13 @@
 import math
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from imago.analysis.calibration import Reliability
 from imago.analysis.evaluation import Evaluation, read_picture, saved_pictures
 
 if TYPE_CHECKING:
@@ -54,25 +55,54 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
 
 def save_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str, path: Path) -> None:
     """Write what `draw_confusion` draws as a PNG file."""
-    figure = draw_confusion(confusion, class_names, title)
+    save_figure(draw_confusion(confusion, class_names, title), path)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure as a PNG file, with a little white around it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for a sign the font lacks
         figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.15)
 
 
-def draw_mistakes(evaluation: Evaluation, limit: int = 25) -> "Figure":
+def draw_reliability(diagram: Reliability, title: str) -> "Figure":
+    """Draw how often a network is right against how sure it is, and below it how many pictures each bar stands for.
+
+    Args:
+        diagram: of `reliability`.
+        title: above the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5.6), dpi=_DPI, facecolor="white", layout="constrained")
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    width = diagram.high - diagram.low
+    axes.bar(diagram.low, diagram.accuracy, width, align="edge", color="#7aa6d8", edgecolor="white")
+    axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1, label="as sure as right")
+    axes.plot(diagram.confidence, diagram.accuracy, "o", color="#1f4e8c", markersize=4, label="this network")
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+    axes.set_title(f"{title}\nECE {diagram.ece:.2%}", fontsize=11, parse_math=False)
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    counts.bar(diagram.low, diagram.count, width, align="edge", color="0.7", edgecolor="white")
+    counts.set(xlabel="probability of the predicted class", ylabel="pictures")
+    return figure
+
+
+def draw_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, np.ndarray] | None = None) -> "Figure":
     """Draw the pictures of the mistakes that the network was surest of, under what it took them for.
 
     Args:
         evaluation: of `load_evaluation`.
         limit: of pictures, at least 1.
+        saved: pictures that are no files, uint8 (H, W, 3) by row; None reads those beside the predictions.
 
     Raises:
         DataError: if `mistakes.npz` beside the predictions is damaged.
     """
     from matplotlib.figure import Figure
 
-    saved, rows = saved_pictures(evaluation), evaluation.worst_mistakes(limit).tolist()
+    saved = saved_pictures(evaluation) if saved is None else saved
+    rows = evaluation.worst_mistakes(limit).tolist()
     num_rows = max(1, math.ceil(len(rows) / _COLUMNS))
     figure = Figure(figsize=(2 * _COLUMNS, 2.4 * num_rows), dpi=_DPI, facecolor="white", layout="constrained")
     places = figure.subplots(num_rows, _COLUMNS, squeeze=False).ravel()

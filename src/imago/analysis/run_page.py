@@ -127,7 +127,8 @@ def _evaluation(run: Path, split: str, record: Record, missing: list[str]) -> di
         missing.append(str(error))
         return None
     acc = float(found.is_right.mean())
-    notes = [f"calibrated with temperature {found.facts['temperature']:.3f}"] if "temperature" in found.facts else []
+    temperature = found.facts.get("calibration_temperature")
+    notes = [f"calibrated with temperature {temperature:.3f}, fitted on val"] if temperature is not None else []
     if split == "test" and record.test_acc is not None and abs(acc - record.test_acc) > 1e-9:
         notes.append(
             f"the run's final test gave {100 * record.test_acc:.2f} %: this evaluation saw other pictures or another "

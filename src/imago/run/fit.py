@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from imago.checkpoint import AtomicCheckpointIO
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
+from imago.run.best_epoch import describe_best
 from imago.run.devices import check_batch_size, count_devices, share_cores
 from imago.run.fast_path import choose_precision
 from imago.run.folder import RunFolder
@@ -59,6 +60,7 @@ def fit_and_test(cfg: DictConfig, folder: RunFolder) -> float:
     folder.reload()  # rank 0 wrote the numbers, which ddp_spawn and ddp_fork run in a process of its own
     trainer.test(task, datamodule=data, ckpt_path=_final_checkpoint(folder), verbose=False)
     folder.reload()
+    describe_best(cfg, data, trainer, folder, step=folder.summary.get("best_epoch", 0) * task.steps_per_epoch)
     log.info("\n%s", end_lines(folder.summary, folder.path))
     return folder.summary.get("val", {}).get("acc", float("nan"))
 
