@@ -5,7 +5,7 @@ import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,14 +55,15 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
 
 def save_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str, path: Path) -> None:
     """Write what `draw_confusion` draws as a PNG file."""
-    save_figure(draw_confusion(confusion, class_names, title), path)
+    # Tight, since long names of classes stand outside; it costs drawing everything twice.
+    save_figure(draw_confusion(confusion, class_names, title), path, bbox_inches="tight", pad_inches=0.15)
 
 
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure as a PNG file, with a little white around it."""
+def save_figure(figure: "Figure", path: Path, **settings: Any) -> None:
+    """Write a figure as a PNG file; `settings` are those of matplotlib's `savefig`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for a sign the font lacks
-        figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.15)
+        figure.savefig(path, format="png", **settings)
 
 
 def draw_reliability(diagram: Reliability, title: str) -> "Figure":
@@ -117,6 +118,28 @@ def draw_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, n
         taken, true = evaluation.class_names[evaluation.predicted[row]], evaluation.class_names[evaluation.labels[row]]
         title = f"{_shortened(taken)} {evaluation.probability[row]:.0%}\nin truth {_shortened(true)}"
         axes.set_title(title, fontsize=8, parse_math=False)
+    return figure
+
+
+def draw_explanation(picture: np.ndarray, heat: np.ndarray, title: str) -> "Figure":
+    """Draw a picture, and beside it the same picture under what speaks for a class.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        heat: (H, W), in [0, 1].
+        title: above both.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.3), dpi=_DPI, facecolor="white", layout="constrained")
+    plain, covered = figure.subplots(1, 2)
+    plain.imshow(picture)
+    covered.imshow(picture)
+    # Where nothing speaks for the class the picture stays as it is; a map that is everywhere half opaque would hide it.
+    covered.imshow(heat, cmap="turbo", vmin=0, vmax=1, alpha=0.65 * np.sqrt(heat))
+    for axes in (plain, covered):
+        axes.set_axis_off()
+    figure.suptitle(title, fontsize=11, parse_math=False)
     return figure
 
 

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 
 class GradNorm(Callback):
-    """Logs `grad_norm` on logging steps: the Euclidean length of the gradient over all weights, before it is clipped."""
+    """Logs `grad_norm` on logging steps: the Euclidean length of the gradient of all weights, before it is clipped."""
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if (trainer.global_step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ _COLUMNS = 8
 
 
 class PictureGrid(Callback):
-    """Shows `train/pictures` in TensorBoard and writes `train_pictures.png`, at the first training batch of the process.
+    """Shows `train/pictures` in TensorBoard and writes `train_pictures.png`, at the process's first training batch.
 
     The pixels are the batch's own after augmentation and normalisation, so a wrong mean, channel order or augmentation
     shows. The module tells `preprocess` in its hyper-parameters.

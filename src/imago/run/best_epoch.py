@@ -19,7 +19,7 @@ from imago.run.tensorboard import add_hparams, add_picture
 
 log = logging.getLogger(__name__)
 
-_NUM_MISTAKES = 25
+_NUM_MISTAKES = 15
 
 
 def describe_best(cfg: DictConfig, data: ImageDataModule, trainer: Trainer, folder: RunFolder, step: int) -> None:

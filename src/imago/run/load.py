@@ -53,6 +53,9 @@ class TorchPredictor:
     Args:
         model: as `load_classifier` or `load_calibrated` gives it.
         device: where it computes.
+
+    Attributes:
+        model: on that device.
     """
 
     def __init__(self, model: "Classifier", device: "torch.device") -> None:
@@ -63,14 +66,14 @@ class TorchPredictor:
         self.calibration_temperature = model.calibration_temperature
         torch.backends.cudnn.allow_tf32 = False  # its default rounds the fp32 of convolutions to 10 bits
         self._device = device
-        self._model = model.float().to(device).to(memory_format=torch.channels_last)
+        self.model = model.float().to(device).to(memory_format=torch.channels_last)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Map uint8 pictures (N, 3, size, size) to float32 logits (N, K)."""
         import torch
 
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
-            return self._model(torch.from_numpy(images).to(self._device)).cpu().numpy()
+            return self.model(torch.from_numpy(images).to(self._device)).cpu().numpy()
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Give logits and calibrated probabilities, (N, K) each."""
