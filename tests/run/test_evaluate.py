@@ -19,7 +19,7 @@ from imago.checkpoint import write_checkpoint
 from imago.data import shapes
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
-from imago.run.evaluate import match_classes
+from imago.run.inference import match_classes
 from imago.run.load import checkpoint_path, find_model, load_classifier, load_predictor, run_folder
 
 NET = """
@@ -136,7 +136,8 @@ def test_the_accuracy_is_that_of_the_final_test_and_every_table_agrees(run: Path
     folder, test = run / "eval" / "test", summary(run)["test"]
     found = metrics(folder)
     assert {file.name for file in folder.iterdir()} == {
-        *("metrics.json", "per_class.csv", "confusion.csv", "confusion.png", "predictions.csv")
+        *("metrics.json", "per_class.csv", "confusion.csv", "confusion.png", "reliability.png"),
+        *("predictions.csv", "mistakes.npz"),
     }
     assert (found["acc"], found["num_images"]) == (test["acc"], test["num_images"])
     assert found["interval_95"] == test["interval_95"]
@@ -245,7 +246,7 @@ def test_an_exported_file_is_evaluated_on_the_data_of_its_run_or_on_typed_data(
         (["run=no/such run"], "run=no/such run does not exist; give a run folder such as logs/latest"),
         (["run=null"], "run= names nothing; give a run folder"),
         (["run=tests"], "run=tests has no checkpoints/best.ckpt; it is no run folder"),
-        (["run=README.md", "split=train"], "split=train is not one of test, val"),
+        (["run=README.md", "split=train"], "split=train is not one of test, val, all"),
         (
             ["run=README.md", "ckpt=last"],
             "ckpt=last chooses among the checkpoints of a run, but run=README.md is a file",

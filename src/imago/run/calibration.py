@@ -12,7 +12,6 @@ from imago.run.folder import read_json, write_json
 
 FILE = "calibration.json"  # one entry for each checkpoint of the folder, by its name
 KEY = "calibration_temperature"
-_HOW_TO_FIT = "python src/eval.py run=RUN calibrate=true fits one"
 
 
 def calibrate(checkpoint: Path, result: Result) -> dict[str, Any]:
@@ -58,13 +57,21 @@ def read_temperature(checkpoint: Path) -> tuple[float, str]:
     file = checkpoint.with_name(FILE)
     entry = read_json(file).get(checkpoint.name)
     if entry is None:
-        return UNCALIBRATED, f"{file} has no temperature of {checkpoint.name}; {_HOW_TO_FIT}"
+        return UNCALIBRATED, f"{file} has no temperature of {checkpoint.name}; {_how_to_fit(checkpoint)}"
     temperature = entry.get(KEY) if isinstance(entry, dict) else None
     if not isinstance(temperature, int | float) or not math.isfinite(temperature) or temperature <= 0:
-        raise DataError(f"{file} is damaged: {KEY} of {checkpoint.name} is {temperature!r}; delete it. {_HOW_TO_FIT}.")
+        raise DataError(
+            f"{file} is damaged: {KEY} of {checkpoint.name} is {temperature!r}; delete it, and "
+            f"{_how_to_fit(checkpoint)}."
+        )
     if entry.get("checkpoint_sha256") != _sha256(checkpoint):
-        return UNCALIBRATED, f"{file} is of another {checkpoint.name}; {_HOW_TO_FIT}"
+        return UNCALIBRATED, f"{file} is of another {checkpoint.name}; {_how_to_fit(checkpoint)}"
     return float(temperature), ""
+
+
+def _how_to_fit(checkpoint: Path) -> str:
+    choice = "" if checkpoint.stem == "best" else f" ckpt={checkpoint.stem}"
+    return f"python src/eval.py run=RUN{choice} calibrate=true fits one"
 
 
 def _sha256(file: Path) -> str:

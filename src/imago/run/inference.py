@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
     from imago.data.dataset import Pictures
 
-SPLITS = ("val", "test", "all")  # all: of a data set that was not trained on
+SPLITS = ("test", "val", "all")  # all: of a data set that was not trained on
 
 
 def split_pictures(data: "ImageDataModule", split: str) -> list[tuple[str, "Pictures"]]:
