@@ -26,6 +26,7 @@ def add_picture(name: str, file: Path, step: int, loggers: Iterable[Logger]) -> 
         pixels = np.asarray(picture.convert("RGB"))
     for board in _boards(loggers):
         board.experiment.add_image(name, pixels, step, dataformats="HWC")
+        board.experiment.flush()  # the Trainer, which would, has ended
 
 
 def add_hparams(cfg: DictConfig, summary: Mapping[str, Any], loggers: Iterable[Logger]) -> None:
@@ -41,6 +42,7 @@ def add_hparams(cfg: DictConfig, summary: Mapping[str, Any], loggers: Iterable[L
     settings = decisive_settings(cfg)
     for board in _boards(loggers):
         board.log_hyperparams(settings, metrics, step=summary.get("steps", 0))
+        board.experiment.flush()
 
 
 def decisive_settings(cfg: DictConfig) -> dict[str, Any]:
