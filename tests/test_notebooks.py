@@ -80,7 +80,7 @@ def test_a_model_answers_for_drawn_shapes_and_for_pictures_of_ones_own(tmp_path:
     last = "print(answers.shape, tuple(features.shape), alike.to_numpy().diagonal().tolist() == [1.0] * len(names))"
     notebook = executed("use_a_model.ipynb", last, tmp_path)
     assert printed(notebook) == "torch.Size([1, 10])\n(12, 4) (12, 512) True\n"
-    assert len(outputs(notebook, "image/png")) == 1
+    assert len(outputs(notebook, "image/png")) == 1 + 4  # the pictures, and why four of them are called what they are
 
     (tmp_path / "photos" / "below").mkdir(parents=True)
     for name in ("a, b.png", "below/ü.JPG"):

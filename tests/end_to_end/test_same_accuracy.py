@@ -15,9 +15,8 @@ from imago.data.cifar10 import CIFAR10DataModule
 
 def write_test_set(root: Path, folder: Path) -> dict[str, str]:
     """Write CIFAR-10's test pictures as PNG files; gives the class of each by its name."""
-    data = CIFAR10DataModule(
-        root=str(root), data_dir=str(root), val_fraction=0.1, batch_size=100, num_workers=0, augment={}, seed=0
-    )
+    loading = {"val_fraction": 0.1, "batch_size": 100, "num_workers": 0, "augment": {}, "seed": 0}
+    data = CIFAR10DataModule(root=str(root), data_dir=str(folder.parent / "data"), **loading)
     data.set_up_data()
     pictures, truth = data.splits.test, {}
     folder.mkdir()

@@ -29,7 +29,7 @@ def grad_cam(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor:
         classes: the class to ask for in each picture, int64 (N,).
 
     Returns:
-        float32 (N, S, S) on the CPU, in [0, 1]; a picture's largest value is 1, or 0 where nothing speaks for the class.
+        float32 (N, S, S) on the CPU, in [0, 1]; a picture's largest value is 1, or 0 if nothing speaks for the class.
 
     Raises:
         ConfigError: if the network has no layer with a map, or captum is not installed.
