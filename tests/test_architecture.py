@@ -32,7 +32,7 @@ ARROWS = {
     "logger": set(),
     "callbacks": {"data", "model", "logger"},  # keyed numbers; what is frozen; the table that a resumed run cuts
     "task": {"optimizer", "targets"},
-    "analysis": set(),
+    "analysis": {"images"},  # for the pictures of mistakes
     "artefact": {"images"},
     "export": {"checkpoint", "artefact", "images", "model", "pixels"},
     "run": {

@@ -5,6 +5,7 @@ machines import this module. What is read may come from a stranger, so it is che
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,6 +46,7 @@ class OnnxClassifier:
     Attributes:
         class_names: K names; the place of a name is its label.
         preprocess: how a picture is brought to (3, S, S); normalisation is inside the file.
+        calibration_temperature: what the file divides logits by before the softmax; 1 where none was fitted.
         metadata: all of the file's metadata by the keys of this module, decoded.
 
     Raises:
@@ -58,6 +60,7 @@ class OnnxClassifier:
         self.metadata = _unpack_metadata({item.key: item.value for item in model.metadata_props}, path)
         self.class_names: tuple[str, ...] = tuple(self.metadata[CLASS_NAMES])
         self.preprocess = Preprocess.from_dict(self.metadata[PREPROCESS])
+        self.calibration_temperature = float(self.metadata[TEMPERATURE])
         self._session = _start(content, path, num_threads)
         self._refuse_other_graph()
 
@@ -160,6 +163,7 @@ def _unpack_metadata(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
             )
         _check_class_names(values[CLASS_NAMES])
         _check_preprocess(Preprocess.from_dict(values[PREPROCESS]))
+        _check_temperature(values[TEMPERATURE])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{path} has metadata that cannot be read ({error}); export it again.") from error
     return values
@@ -174,6 +178,11 @@ def _check_preprocess(record: Preprocess) -> None:
     is_sound = all(type(side) is int and side > 0 for side in (record.size, record.resize))
     if not is_sound or record.resize < record.size or record.crop not in ("center", "squash"):
         raise ValueError(f"{PREPROCESS} is {record}")
+
+
+def _check_temperature(temperature: Any) -> None:
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise ValueError(f"{TEMPERATURE} is {temperature!r}")
 
 
 def _start(content: bytes, path: Path, num_threads: int) -> Any:

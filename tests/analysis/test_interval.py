@@ -1,9 +1,10 @@
-"""The Wilson interval against published values and against chance itself."""
+"""Intervals against published values, against scipy and against chance itself."""
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from imago.analysis.interval import wilson_interval
+from imago.analysis.interval import mean_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,22 @@ def test_95_of_100_intervals_hold_the_truth():
     intervals = np.array([wilson_interval(int(count), 200) for count in range(201)])[counts]
     coverage = ((intervals[:, 0] <= 0.7) & (intervals[:, 1] >= 0.7)).mean()
     assert 0.94 < coverage < 0.965
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5, 10, 11, 12, 20, 100])
+def test_the_interval_of_a_mean_over_seeds_is_students(num_seeds: int):
+    values = np.random.default_rng(num_seeds).normal(0.9, 0.01, num_seeds)
+    expected = stats.t.interval(0.95, num_seeds - 1, values.mean(), stats.sem(values))
+    assert mean_interval(values.tolist()) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_one_seed_tells_nothing_about_others():
+    assert mean_interval([0.9]) is None
+    assert mean_interval([]) is None
+
+
+@pytest.mark.parametrize("num_seeds", [3, 5])
+def test_95_of_100_intervals_over_seeds_hold_the_mean(num_seeds: int):
+    draws = np.random.default_rng(0).normal(0.9, 0.02, (4000, num_seeds)).tolist()
+    held = [low <= 0.9 <= high for low, high in map(mean_interval, draws)]
+    assert 0.94 < np.mean(held) < 0.96

@@ -101,6 +101,29 @@ def test_result_sums_up_with_top_5_only_where_it_says_something(num_classes: int
     assert ("top5_acc" in found) == has_top5
 
 
+@pytest.mark.parametrize("num_classes", [2, 10])
+def test_every_headline_is_scikit_learns_and_lies_in_its_interval(num_classes: int):
+    labels, logits = noisy_answers(num_classes)
+    names = tuple(f"c{number}" for number in range(num_classes))
+    probabilities = softmax(logits / 2)
+    found = Result(names, labels, logits, probabilities.max(axis=1), calibration_temperature=2.0).metrics()
+    predicted = logits.argmax(axis=1)
+    average = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
+    expected = {
+        "acc": sk.accuracy_score(labels, predicted),
+        "macro_precision": sk.precision_score(labels, predicted, **average),
+        "macro_recall": sk.recall_score(labels, predicted, **average),
+        "macro_f1": sk.f1_score(labels, predicted, **average),
+        "nll": sk.log_loss(labels, probabilities, labels=range(num_classes)),
+    }
+    if num_classes > 5:
+        expected["top5_acc"] = sk.top_k_accuracy_score(labels, logits, k=5, labels=range(num_classes))
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    for name in {*expected, "ece"} - {"nll"}:
+        low, high = found["interval_95" if name == "acc" else f"{name}_interval_95"]
+        assert 0 <= low < found[name] < high <= 1, name
+
+
 # The picture of the confusion matrix.
 
 

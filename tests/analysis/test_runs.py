@@ -9,42 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
+from run_folders import make_run
 
 from imago.analysis.confusion import load_confusion
 from imago.analysis.runs import load_curves, load_runs, mean_over_seeds, setting_names
 from imago.errors import DataError
-
-FINISHED = {
-    "status": "finished",
-    "started": "2026-03-01T10:00:00+00:00",
-    "epochs": 3,
-    "val": {"acc": 0.7},
-    "best_epoch": 2,
-    "test": {"acc": 0.6, "interval_95": [0.57, 0.63], "num_images": 1000},
-    "seconds": 12.5,
-    "images_per_s": 900.0,
-    "data_wait_share": 0.05,
-}
-
-
-def make_run(folder: Path, seed: int = 1, lr: float = 0.1, config: dict | None = None, **facts) -> Path:
-    """Write `summary.json` and a `config.yaml` that repeats settings where the real one does."""
-    folder.mkdir(parents=True)
-    optimizer = {"_target_": "torch.optim.AdamW", "lr": lr}
-    settings = {
-        "seed": seed,
-        "run_name": folder.name,
-        "paths": {"run_dir": str(folder)},
-        "data": {"_target_": "imago.data.shapes_folder.ShapesDataModule", "seed": seed, "batch_size": 32},
-        "model": {"_target_": "imago.model.simple_cnn.SimpleCNN", "dropout": 0.0},
-        "optimizer": optimizer,
-        "task": {"_recursive_": False, "net": {"dropout": 0.0}, "optimizer": optimizer},
-        "callbacks": {"best": {"dirpath": f"{folder}/checkpoints"}, "progress": {"refresh_every_n_steps": seed}},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings | (config or {})))
-    (folder / "summary.json").write_text(json.dumps(FINISHED | facts))
-    return folder
 
 
 def test_every_run_below_the_folder_is_a_row_with_its_results(tmp_path: Path):
@@ -119,6 +88,7 @@ def test_a_run_that_lost_its_process_has_died(tmp_path: Path):
 def test_a_run_that_is_still_going_has_empty_results_and_whole_numbers_stay_whole(tmp_path: Path):
     make_run(tmp_path / "a")
     folder = make_run(tmp_path / "b")
+    (folder / "metrics.csv").unlink()
     (folder / "summary.json").write_text('{"status": "running", "started": "2026-03-02T10:00:00+00:00"}')
     runs = load_runs(tmp_path)
     assert runs.loc[1, ["val_acc", "test_acc", "test_low", "epochs", "best_epoch"]].isna().all()
@@ -164,6 +134,8 @@ def test_seeds_of_equal_settings_are_averaged_and_the_best_validation_mean_leads
     assert table.loc[1, ["val_acc_mean", "val_acc_std"]].tolist() == pytest.approx([0.6, 0.1])
     assert table.loc[1, ["test_acc_mean", "test_acc_std"]].tolist() == pytest.approx([0.3, 0.05])
     assert pd.isna(table.loc[0, "val_acc_std"])
+    assert table.loc[1, ["test_acc_low", "test_acc_high"]].tolist() == pytest.approx([0.1758, 0.4242], abs=1e-4)
+    assert pd.isna(table.loc[0, "test_acc_low"])
 
 
 def test_runs_that_did_not_finish_and_older_repetitions_do_not_count(tmp_path: Path):

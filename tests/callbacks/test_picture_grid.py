@@ -1,4 +1,4 @@
-"""The grid in TensorBoard: what the network sees, once; and the curves that stand beside it."""
+"""The grid of what the network sees, once, in TensorBoard and as a file; and the curves that stand beside it."""
 
 import io
 from pathlib import Path
@@ -26,35 +26,41 @@ class Board(TensorBoardLogger):
         return SimpleNamespace(add_image=lambda *image: self.added.append(image))
 
 
-def start_batches(num_batches: int, loggers: list, is_global_zero: bool = True, num_images: int = 4) -> None:
+def start_batches(
+    folder: Path, num_batches: int, loggers: list, is_global_zero: bool = True, num_images: int = 4
+) -> None:
     trainer = SimpleNamespace(loggers=loggers, is_global_zero=is_global_zero, global_step=7)
     module = SimpleNamespace(hparams={"preprocess": {"mean": MEAN, "std": STD}})
-    grid = PictureGrid()
+    grid = PictureGrid(str(folder))
     for batch_idx in range(num_batches):
         batch = (torch.zeros(num_images, 3, 6, 5), torch.zeros(num_images))
         grid.on_train_batch_start(trainer, module, batch, batch_idx)
 
 
-def test_the_grid_is_written_once_however_many_batches_follow():
+def test_the_grid_is_written_once_however_many_batches_follow(tmp_path: Path):
     board = Board()
-    start_batches(3, [board])
+    start_batches(tmp_path, 3, [board])
     assert [(tag, step) for tag, _, step in board.added] == [("train/pictures", 7)]
 
 
-def test_a_large_batch_shows_its_first_32_pictures():
+def test_a_large_batch_shows_its_first_32_pictures(tmp_path: Path):
     board = Board()
-    start_batches(1, [board], num_images=100)
+    start_batches(tmp_path, 1, [board], num_images=100)
     assert board.added[0][1].shape == (3, 4 * 8 + 2, 8 * 7 + 2)
 
 
-def test_other_ranks_write_nothing():
+def test_other_ranks_write_nothing(tmp_path: Path):
     board = Board()
-    start_batches(1, [board], is_global_zero=False)
+    start_batches(tmp_path, 1, [board], is_global_zero=False)
     assert board.added == []
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_tensorboard_logger_nothing_happens():
-    start_batches(1, [object()])
+def test_without_a_tensorboard_logger_there_is_still_the_file(tmp_path: Path):
+    start_batches(tmp_path / "figures", 1, [object()])
+    grid = np.asarray(Image.open(tmp_path / "figures" / "train_pictures.png"))
+    assert grid.shape == (6 + 4, 4 * 7 + 2, 3)
+    assert grid[2, 2].tolist() == [round(255 * level) for level in MEAN]  # zeros, normalised, are the mean
 
 
 @pytest.fixture(scope="module")
@@ -79,4 +85,12 @@ def test_tensorboard_of_a_run_holds_one_grid_of_its_pictures(events):
 @pytest.mark.slow
 def test_tensorboard_of_a_run_has_the_curves_people_look_for(events):
     wanted = {"train/loss", "train/acc", "val/loss", "val/acc", "train/loss_step", "lr"}
-    assert wanted | {"images_per_s", "data_wait_share"} <= set(events.Tags()["scalars"])
+    wanted |= {"images_per_s", "data_wait_share", "grad_norm", "peak_memory_gib"}
+    assert wanted <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.slow
+def test_curves_have_the_same_names_in_tensorboard_and_in_the_table(events, finished_run: Path):
+    header = (finished_run / "metrics.csv").read_text().partition("\n")[0].split(",")
+    of_settings = {"best/val_acc"}  # what the tab HPARAMS shows: the best epoch's, while val/acc ends with the last's
+    assert set(events.Tags()["scalars"]) - of_settings == set(header) - {"step"}

@@ -32,6 +32,7 @@ class Run:
         self.speed.on_train_batch_end(self.trainer, self.module, None, batch, 0)
 
     def validate(self, seconds: float) -> None:
+        self.speed.on_validation_start(self.trainer, self.module)
         self.now_s += seconds
         self.speed.on_validation_end(self.trainer, self.module)
 
@@ -72,6 +73,16 @@ def test_validation_within_an_epoch_counts_for_nothing(monkeypatch):
     run.validate(seconds=50)
     run.step(wait_s=1, work_s=1)
     assert (run.speed.train_s, run.speed.wait_s) == pytest.approx((4, 2))
+
+
+def test_validation_and_test_have_times_of_their_own(monkeypatch):
+    run = Run(monkeypatch)
+    run.validate(seconds=5)
+    run.validate(seconds=6)
+    run.speed.on_test_start(run.trainer, run.module)
+    run.now_s += 7
+    run.speed.on_test_end(run.trainer, run.module)
+    assert (run.speed.val_s, run.speed.test_s, run.speed.train_s) == pytest.approx((11, 7, 0))
 
 
 def test_the_time_between_epochs_counts_for_nothing(monkeypatch):

@@ -100,7 +100,7 @@ def test_every_data_set_composes_for_an_evaluation(option: str, compose):
     assert "data" not in compose(config_name="eval")
 
 
-@pytest.mark.parametrize(("command", "code"), [("eval", "evaluate"), ("predict", "predict")])
+@pytest.mark.parametrize(("command", "code"), [("eval", "evaluate"), ("predict", "predict"), ("report", "report")])
 def test_every_key_of_a_command_is_read_by_it(command: str, code: str, compose):
     text = (PROJECT_ROOT / "src" / "imago" / "run" / f"{code}.py").read_text()
     read_elsewhere = {"paths", "augment", "seed"}  # by the data set, and by Hydra

@@ -104,14 +104,17 @@ def test_the_temperature_is_a_constant_in_the_graph_even_where_it_changes_nothin
     assert constants["calibration_temperature"] == 1.0
 
 
-def test_a_temperature_softens_the_probabilities_and_leaves_the_logits(small: Classifier, path: Path, tmp_path: Path):
-    export_onnx(small, tmp_path / "model.onnx", FACTS, calibration_temperature=2.0)
+def test_a_temperature_softens_the_probabilities_and_leaves_the_logits(
+    small: Classifier, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(small, "calibration_temperature", 2.0)
+    export_onnx(small, tmp_path / "model.onnx", FACTS)
     softened, plain = OnnxClassifier(tmp_path / "model.onnx"), OnnxClassifier(path)
     images = pictures(9)
     np.testing.assert_array_equal(softened.logits(images), plain.logits(images))
     expected = torch.from_numpy(plain.logits(images) / 2).softmax(dim=1).numpy()
     np.testing.assert_allclose(softened.probabilities(images), expected, rtol=1e-5)
-    assert softened.metadata["calibration_temperature"] == 2.0
+    assert softened.metadata["calibration_temperature"] == softened.calibration_temperature == 2.0
     compare(small, softened, [images]).refuse_disagreement()
 
 

@@ -34,10 +34,9 @@ def classifier() -> Classifier:
 class Exported:
     """Stands for a file: the classifier itself, with something done to what it gives."""
 
-    def __init__(self, change=lambda logits: logits, temperature: float = 1.0):
+    def __init__(self, change=lambda logits: logits):
         self.model = classifier()
         self.change = change
-        self.metadata = {"calibration_temperature": temperature}
         self.sizes: list[int] = []
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -129,12 +128,13 @@ def test_a_wrong_temperature_is_refused_though_every_label_agrees():
         parity.refuse_disagreement()
 
 
-def test_the_temperature_of_the_file_is_applied_to_the_checkpoint_too():
+def test_probabilities_are_compared_with_those_of_the_calibrated_checkpoint():
     calibrated = SimpleNamespace(
-        metadata={"calibration_temperature": 2.0},
         predict=lambda images: (Exported().predict(images)[0], Exported(lambda logits: logits / 2).predict(images)[1]),
     )
-    compare(classifier(), calibrated, [pictures(20)]).refuse_disagreement()
+    checkpoint = classifier()
+    checkpoint.calibration_temperature = 2.0
+    compare(checkpoint, calibrated, [pictures(20)]).refuse_disagreement()
 
 
 def test_regrouping_keeps_every_row_in_order():

@@ -47,3 +47,19 @@ def test_train_and_eval_mode_reach_the_network(training: bool):
     classifier = Classifier(nn.Dropout(), ["a", "b"], PREPROCESS).train(training)
     images = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
     assert bool((classifier(images)[:, :2] == 0).any()) is training  # red and green are 1 when nothing is dropped
+
+
+def test_features_are_what_the_last_linear_layer_sees():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2))
+    model = Classifier(net, ["a", "b"], PREPROCESS)
+    images = torch.randint(0, 256, (3, 3, 2, 2), dtype=torch.uint8)
+    features = model.features(images)
+    assert features.shape == (3, 5)
+    torch.testing.assert_close(net[3](features), model(images))
+    assert not net[3]._forward_pre_hooks
+
+
+def test_a_network_without_a_linear_layer_has_no_features():
+    with pytest.raises(ValueError, match="Identity has no linear layer"):
+        Classifier(nn.Identity(), ["a"], PREPROCESS).features(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))

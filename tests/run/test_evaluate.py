@@ -15,11 +15,12 @@ from short_runs import summary
 from sklearn import metrics as sk
 
 from imago import artefact
+from imago.analysis.calibration import reliability
 from imago.checkpoint import write_checkpoint
 from imago.data import shapes
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
-from imago.run.evaluate import match_classes
+from imago.run.inference import match_classes
 from imago.run.load import checkpoint_path, find_model, load_classifier, load_predictor, run_folder
 
 NET = """
@@ -136,7 +137,8 @@ def test_the_accuracy_is_that_of_the_final_test_and_every_table_agrees(run: Path
     folder, test = run / "eval" / "test", summary(run)["test"]
     found = metrics(folder)
     assert {file.name for file in folder.iterdir()} == {
-        *("metrics.json", "per_class.csv", "confusion.csv", "confusion.png", "predictions.csv")
+        *("metrics.json", "per_class.csv", "confusion.csv", "confusion.png", "reliability.png"),
+        *("predictions.csv", "mistakes.npz"),
     }
     assert (found["acc"], found["num_images"]) == (test["acc"], test["num_images"])
     assert found["interval_95"] == test["interval_95"]
@@ -193,6 +195,53 @@ def test_classes_of_other_data_are_matched_by_name(run: Path, evaluate: Callable
 
 
 @pytest.mark.slow
+def test_every_picture_of_other_data_is_seen_with_split_all(run: Path, evaluate: Callable, tmp_path: Path):
+    images, labels = shapes.draw_split("test")
+    for name in ("ring", "star"):
+        (tmp_path / "found" / name).mkdir(parents=True)
+        for number, picture in enumerate(images[labels == shapes.CLASS_NAMES.index(name)][:10]):
+            Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / "found" / name / f"{number}.png")
+    other = ("data=image_folder", f"data.root={tmp_path / 'found'}")
+    printed = evaluate(f"run={run}", *other, "split=all")
+    found = rows(run / "eval" / "all-image_folder-found" / "predictions.csv")
+    assert {row["picture"] for row in found} == {str(file) for file in (tmp_path / "found").rglob("*.png")}
+    assert all(Path(row["picture"]).parent.name == row["true"] for row in found)
+    assert "ImageFolder all, 20 pictures, each seen once" in printed
+    printed = evaluate(f"run={run}", *other)
+    assert "note: the data set has no test split: these are 2 of its 20; split=all takes all of them" in printed
+    printed = evaluate(f"run={run}", "split=all", returncode=2)
+    assert "split=all would count the pictures that the run was trained on; give other data" in printed
+
+
+@pytest.mark.slow
+def test_probabilities_are_calibrated_and_a_checkpoint_without_a_temperature_can_get_one(
+    run: Path, evaluate: Callable, tmp_path: Path
+):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    fitted = json.loads((copy / "checkpoints" / "calibration.json").read_text())["best.ckpt"]
+    printed = evaluate(f"run={copy}", "split=val")
+    found, predictions = metrics(copy / "eval" / "val"), rows(copy / "eval" / "val" / "predictions.csv")
+    confidence = np.array([float(row["probability"]) for row in predictions])
+    is_right = np.array([row["true"] == row["predicted"] for row in predictions])
+    assert found["calibration_temperature"] == fitted["calibration_temperature"]
+    assert found["ece"] == pytest.approx(reliability(confidence, is_right).ece, abs=1e-5)
+    assert found["ece"] == pytest.approx(fitted["ece_after"])
+    assert found["nll"] == pytest.approx(fitted["nll_after"])
+    assert f"temperature {fitted['calibration_temperature']:.3f}, fitted on val" in printed
+
+    (copy / "checkpoints" / "calibration.json").unlink()
+    printed = evaluate(f"run={copy}", "split=val")
+    assert "probabilities are not calibrated: " in printed
+    assert "best.ckpt; python src/eval.py run=RUN calibrate=true fits one" in printed
+    assert "calibration_temperature" not in metrics(copy / "eval" / "val")
+    assert metrics(copy / "eval" / "val")["ece"] == pytest.approx(fitted["ece_before"])
+    printed = evaluate(f"run={copy}", "calibrate=true")
+    assert "not calibrated" not in printed
+    again = json.loads((copy / "checkpoints" / "calibration.json").read_text())["best.ckpt"]
+    assert again["calibration_temperature"] == pytest.approx(fitted["calibration_temperature"])
+
+
+@pytest.mark.slow
 def test_a_class_that_the_network_does_not_know_is_refused(run: Path, evaluate: Callable, tmp_path: Path):
     write_folder(tmp_path / "data", ("ring", "star"))
     for split in ("train", "val", "test"):
@@ -245,7 +294,12 @@ def test_an_exported_file_is_evaluated_on_the_data_of_its_run_or_on_typed_data(
         (["run=no/such run"], "run=no/such run does not exist; give a run folder such as logs/latest"),
         (["run=null"], "run= names nothing; give a run folder"),
         (["run=tests"], "run=tests has no checkpoints/best.ckpt; it is no run folder"),
-        (["run=README.md", "split=train"], "split=train is not one of test, val"),
+        (
+            ["run=README.md", "calibrate=true", "data=shapes"],
+            "calibrate=true fits on the val pictures of the run's own",
+        ),
+        (["run=model.onnx", "calibrate=true"], "calibrate=true: run=model.onnx is an ONNX file; calibrate its run"),
+        (["run=README.md", "split=train"], "split=train is not one of test, val, all"),
         (
             ["run=README.md", "ckpt=last"],
             "ckpt=last chooses among the checkpoints of a run, but run=README.md is a file",

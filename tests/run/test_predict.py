@@ -1,9 +1,9 @@
 """`predict.py`: any picture under any name, one table, and no bad picture keeps the others from their answer."""
 
 import csv
-import os
+import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from imago.data import shapes
-from imago.errors import ConfigError, DataError
+from imago.errors import DataError
 from imago.images import Preprocess, read_image, resize_and_crop
 from imago.run.load import load_predictor
-from imago.run.predict import Prediction, find_pictures, predict_pictures, write_predictions
+from imago.run.predict import predict_pictures
+from imago.run.predictions import BadPicture
 
 NASTY = (
     *("IMG (1).jpg", "a,b=c.png", "[x] {y}.png", "~tilde.png", "été ünï.webp", 'quote\'s "q".png', "100%.PNG"),
@@ -36,6 +37,7 @@ class Brightness:
 
     class_names = ("dark", "grey", "light")
     preprocess = Preprocess(size=8, resize=8, crop="squash", mean=(0.5,) * 3, std=(0.5,) * 3)
+    calibration_temperature = 1.0
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -93,7 +95,7 @@ def test_pictures_of_any_name_get_the_label_and_probabilities_of_the_network(run
         file.parent.mkdir(exist_ok=True)
         Image.fromarray(images[90 * number].transpose(1, 2, 0)).resize((50 + number, 40)).save(file)
     done = predict(f"run={run}", f"input={tmp_path / 'pictures'}", "top_k=10", "batch_size=4")
-    [output] = (run / "predictions").iterdir()
+    [output] = (run / "predictions").glob("*.csv")
     found = {row["file"]: row for row in rows(output)}
     assert set(found) == {str(file) for file in files}
     assert f"predictions for {len(files)} of {len(files)} pictures: " in done.stdout
@@ -158,6 +160,9 @@ def test_one_picture_is_found_under_its_own_name_from_its_own_folder(
         (["run=README.md", "input=src", "top_k=0", "batch_size=2"], "top_k=0 must be 1 or more"),
         (["run=README.md", "input=src", "batch_size=null"], "batch_size=null must be 1 or more"),
         (["run=README.md", "input=src", "output=src"], "output=src is a folder; give a file, e.g. output=src/out.csv"),
+        (["run=README.md", "input=src", "threshold=1.5"], "threshold=1.5 must lie in 0 .. 1"),
+        (["run=README.md", "input=src", "output=a.json"], "output=a.json is the name of the CSV file; the JSON file"),
+        (["run=model.onnx", "input=src", "explain=true"], "explain=true needs gradients, which run=model.onnx has not"),
         (["run=README.md", "input=${x}"], "a path cannot hold '${'"),
     ],
 )
@@ -193,44 +198,6 @@ def test_help_is_this_commands_own(command: Callable):
     assert "train.py" not in shown
 
 
-def names(found: Sequence[Path], root: Path) -> list[str]:
-    return [str(path.relative_to(root)) for path in found]
-
-
-@pytest.mark.parametrize("name", NASTY)
-def test_an_existing_file_is_that_file_whatever_its_name(tmp_path: Path, name: str):
-    write_picture(tmp_path / name)
-    write_picture(tmp_path / "x.bmp")
-    assert find_pictures(str(tmp_path / name)) == [tmp_path / name]
-
-
-def test_a_folder_is_searched_with_all_below_it_but_not_in_hidden_places(tmp_path: Path):
-    for name in ("b.JPG", "a/c.png", "a/[d]/e.webp", ".hidden.png", ".cache/f.png", "a/.g/h.png", "readme.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "a" / "loop").symlink_to(tmp_path)
-    (tmp_path / "folder.png").mkdir()
-    assert names(find_pictures(str(tmp_path)), tmp_path) == ["a/[d]/e.webp", "a/c.png", "b.JPG"]
-
-
-def test_a_pattern_gives_pictures_and_what_lies_in_folders_each_once(tmp_path: Path):
-    for name in ("x1.png", "x2.txt", "x3/y.png", "x3/z/y.png", "other.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert names(find_pictures(f"{tmp_path}/x*"), tmp_path) == ["x1.png", "x3/y.png", "x3/z/y.png"]
-    assert names(find_pictures(f"{tmp_path}/**"), tmp_path) == ["other.png", "x1.png", "x3/y.png", "x3/z/y.png"]
-    assert names(find_pictures(f"{tmp_path}/x[12].*"), tmp_path) == ["x1.png"]
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"), [("a" * 5000, "matches nothing"), ("x\n[y].png", r"x\\n\[y\].png matches")]
-)
-def test_what_cannot_be_a_file_is_one_line(text: str, reason: str):
-    with pytest.raises(ConfigError, match=reason) as caught:
-        find_pictures(text)
-    assert "\n" not in str(caught.value)
-
-
 def test_pictures_go_through_in_batches_of_any_size_and_mode(tmp_path: Path, capsys: pytest.CaptureFixture):
     modes = ("RGB", "L", "P", "RGBA", "CMYK", "1")
     files = [write_picture(tmp_path / f"{mode}.{'tiff' if mode == 'CMYK' else 'png'}", 255, mode) for mode in modes]
@@ -239,7 +206,10 @@ def test_pictures_go_through_in_batches_of_any_size_and_mode(tmp_path: Path, cap
     network = Brightness()
     found = list(predict_pictures(network, [files[0], bad, *files[1:]], batch_size=2, top_k=2))
     assert network.batches == [1, 2, 2, 1]
-    assert [prediction.picture for prediction in found] == files
+    assert [answer.picture for answer in found] == [files[0], bad, *files[1:]]
+    unread = found.pop(1)
+    assert isinstance(unread, BadPicture)
+    assert unread.reason.endswith("is empty (0 bytes); delete it or copy it again.")
     assert {prediction.class_names for prediction in found} == {("light", "grey")}
     assert all(1 > p.probabilities[0] > p.probabilities[1] for p in found)
     [line] = capsys.readouterr().err.splitlines()
@@ -256,14 +226,36 @@ def test_a_network_that_gives_no_numbers_is_refused(tmp_path: Path):
         list(predict_pictures(Broken(), [write_picture(tmp_path / "a.png")], batch_size=2, top_k=1))
 
 
-def test_a_file_name_that_is_no_utf8_comes_back_as_its_own_bytes(tmp_path: Path):
-    name = os.fsdecode(b"latin\xe9.png")
-    write_predictions(tmp_path / "new" / "out.csv", [Prediction(Path(name), ("a",), (1.0,))], num_columns=1)
-    assert (tmp_path / "new" / "out.csv").read_bytes() == b"file,class_1,probability_1\nlatin\xe9.png,a,1.000000\n"
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["out.csv"]
+def test_a_picture_below_the_threshold_gets_no_answer(tmp_path: Path):
+    files = [write_picture(tmp_path / f"{level}.png", level) for level in (0, 64, 255)]
+    shares = [p.probabilities[0] for p in predict_pictures(Brightness(), files, batch_size=8, top_k=2)]
+    found = list(predict_pictures(Brightness(), files, batch_size=8, top_k=2, threshold=0.7))
+    assert shares[1] < 0.7 < min(shares[0], shares[2])
+    assert [prediction.answer for prediction in found] == ["dark", None, "light"]
+    assert found[1].probabilities[0] == shares[1]
+    sure = list(predict_pictures(Brightness(), files[:1], batch_size=8, top_k=1, threshold=shares[0]))
+    assert sure[0].answer == "dark"  # "less probable than": the threshold itself is enough
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path):
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"out.csv cannot be written: .+; name another file, output="):
-        write_predictions(tmp_path / "file" / "out.csv", [], num_columns=1)
+@pytest.mark.slow
+def test_a_list_a_threshold_and_overlays_from_the_command_line(run: Path, predict: Callable, tmp_path: Path):
+    images, _ = shapes.draw_split("test")
+    files = []
+    for number in range(3):
+        files.append(tmp_path / f"ü {number}.png")
+        Image.fromarray(images[300 * number].transpose(1, 2, 0)).save(files[-1])
+    (tmp_path / "list.txt").write_text("".join(f"{file}\n" for file in [*files, tmp_path / "gone.png"]))
+    arguments = [f"run={run}", f"input={tmp_path / 'list.txt'}", f"output={tmp_path / 'out.csv'}"]
+    done = predict(*arguments, "threshold=1.0", "explain=true", "top_k=2", returncode=1)
+    assert "gone.png cannot be read: No such file or directory" in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: 1 of 4 pictures could not be read; the others are done"
+    assert "no answer for 3 of them, whose best class is less probable than threshold=1.0" in done.stdout
+    assert "(not sure)" in done.stdout
+    assert [(row["file"], row["answer"]) for row in rows(tmp_path / "out.csv")] == [(str(file), "") for file in files]
+    told = json.loads((tmp_path / "out.json").read_text())
+    temperature = json.loads((run / "checkpoints" / "calibration.json").read_text())["best.ckpt"]
+    assert told["calibration_temperature"] == temperature["calibration_temperature"]
+    assert [picture["file"] for picture in told["bad"]] == [str(tmp_path / "gone.png")]
+    overlays = sorted((tmp_path / "out_explained").iterdir())
+    assert [file.name for file in overlays] == [f"0000{n + 1}_ü {n}.png" for n in range(3)]
+    assert all(Image.open(file).width > 400 for file in overlays)

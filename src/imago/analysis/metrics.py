@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from imago.analysis.bootstrap import ece_interval, macro_intervals
+from imago.analysis.calibration import UNCALIBRATED, nll, reliability
 from imago.analysis.interval import wilson_interval
 
 # N pictures, K classes
@@ -37,12 +39,14 @@ class Result:
         labels: true classes, int64 (N,), by the network's own numbers.
         logits: float32 (N, K).
         confidence: probability of the predicted class, (N,).
+        calibration_temperature: what logits were divided by for it.
     """
 
     class_names: tuple[str, ...]
     labels: np.ndarray
     logits: np.ndarray
     confidence: np.ndarray
+    calibration_temperature: float = UNCALIBRATED
 
     @cached_property
     def predicted(self) -> np.ndarray:
@@ -59,18 +63,29 @@ class Result:
         """Precision, recall, F1 and the number of pictures of each class."""
         return per_class(self.confusion)
 
+    @property
+    def is_right(self) -> np.ndarray:
+        """Whether each picture was taken for what it is, bool (N,)."""
+        return self.labels == self.predicted
+
     def metrics(self) -> dict[str, Any]:
-        """Give the numbers that stand for all classes together, as plain data."""
+        """Give the numbers that stand for all classes together, with their 95 % intervals, as plain data.
+
+        `interval_95` is that of `acc`; of any other number it is `NAME_interval_95`.
+        """
         count, num_right = len(self.labels), int(np.trace(self.confusion))
-        top5 = {"top5_acc": num_right_in_top(self.logits, self.labels, 5) / count} if len(self.class_names) > 5 else {}
-        return {
-            "acc": num_right / count,
-            "interval_95": list(wilson_interval(num_right, count)),
-            **top5,
-            "macro_f1": macro_f1(self.per_class),
-            "num_images": count,
-            "num_right": num_right,
-        }
+        found: dict[str, Any] = {"acc": num_right / count, "interval_95": list(wilson_interval(num_right, count))}
+        if len(self.class_names) > 5:
+            num_in_top = num_right_in_top(self.logits, self.labels, 5)
+            found["top5_acc"] = num_in_top / count
+            found["top5_acc_interval_95"] = list(wilson_interval(num_in_top, count))
+        intervals = macro_intervals(self.confusion)
+        for name, value in macro_scores(self.per_class).items():
+            found |= {name: value, f"{name}_interval_95": list(intervals[name])}
+        found["ece"] = reliability(self.confidence, self.is_right).ece
+        found["ece_interval_95"] = list(ece_interval(self.confidence, self.is_right))
+        found["nll"] = nll(self.logits, self.labels, self.calibration_temperature)
+        return found | {"num_images": count, "num_right": num_right}
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
@@ -119,9 +134,15 @@ def per_class(confusion: np.ndarray) -> PerClass:
     )
 
 
+def macro_scores(classes: PerClass) -> dict[str, float]:
+    """Give mean precision, recall and F1 of the classes that have pictures: each weighs the same, whatever its size."""
+    columns = {"precision": classes.precision, "recall": classes.recall, "f1": classes.f1}
+    return {f"macro_{name}": float(column[classes.count > 0].mean()) for name, column in columns.items()}
+
+
 def macro_f1(classes: PerClass) -> float:
-    """Give the mean F1 of the classes that have pictures: each weighs the same, however many it has."""
-    return float(classes.f1[classes.count > 0].mean())
+    """Give the mean F1 of the classes that have pictures."""
+    return macro_scores(classes)["macro_f1"]
 
 
 def most_confused(confusion: np.ndarray, limit: int) -> list[tuple[int, int, int]]:

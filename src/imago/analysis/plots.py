@@ -1,12 +1,16 @@
 """Figures as PNG files, readable on a white page. matplotlib is imported only when one is drawn."""
 
 import math
+import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from imago.analysis.calibration import Reliability
+from imago.analysis.evaluation import Evaluation, read_picture, saved_pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
 _DPI = 110
 _MAX_NAME_CHARS = 22  # a longer class name is cut: it would take the picture's place
 _MAX_NUMBERED = 30  # classes: above this the counts no longer fit into their cells
+_COLUMNS = 5  # of pictures
 _MAX_NAMED = 100  # classes: above this only some of them are named
 
 
@@ -50,10 +55,92 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
 
 def save_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str, path: Path) -> None:
     """Write what `draw_confusion` draws as a PNG file."""
-    figure = draw_confusion(confusion, class_names, title)
+    # Tight, since long names of classes stand outside; it costs drawing everything twice.
+    save_figure(draw_confusion(confusion, class_names, title), path, bbox_inches="tight", pad_inches=0.15)
+
+
+def save_figure(figure: "Figure", path: Path, **settings: Any) -> None:
+    """Write a figure as a PNG file; `settings` are those of matplotlib's `savefig`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for a sign the font lacks
-        figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.15)
+        figure.savefig(path, format="png", **settings)
+
+
+def draw_reliability(diagram: Reliability, title: str) -> "Figure":
+    """Draw how often a network is right against how sure it is, and below it how many pictures each bar stands for.
+
+    Args:
+        diagram: of `reliability`.
+        title: above the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5.6), dpi=_DPI, facecolor="white", layout="constrained")
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    width = diagram.high - diagram.low
+    axes.bar(diagram.low, diagram.accuracy, width, align="edge", color="#7aa6d8", edgecolor="white")
+    axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1, label="as sure as right")
+    axes.plot(diagram.confidence, diagram.accuracy, "o", color="#1f4e8c", markersize=4, label="this network")
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+    axes.set_title(f"{title}\nECE {diagram.ece:.2%}", fontsize=11, parse_math=False)
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    counts.bar(diagram.low, diagram.count, width, align="edge", color="0.7", edgecolor="white")
+    counts.set(xlabel="probability of the predicted class", ylabel="pictures")
+    return figure
+
+
+def draw_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, np.ndarray] | None = None) -> "Figure":
+    """Draw the pictures of the mistakes that the network was surest of, under what it took them for.
+
+    Args:
+        evaluation: of `load_evaluation`.
+        limit: of pictures, at least 1.
+        saved: pictures that are no files, uint8 (H, W, 3) by row; None reads those beside the predictions.
+
+    Raises:
+        DataError: if `mistakes.npz` beside the predictions is damaged.
+    """
+    from matplotlib.figure import Figure
+
+    saved = saved_pictures(evaluation) if saved is None else saved
+    rows = evaluation.worst_mistakes(limit).tolist()
+    num_rows = max(1, math.ceil(len(rows) / _COLUMNS))
+    figure = Figure(figsize=(2 * _COLUMNS, 2.4 * num_rows), dpi=_DPI, facecolor="white", layout="constrained")
+    places = figure.subplots(num_rows, _COLUMNS, squeeze=False).ravel()
+    for axes in places:
+        axes.set_axis_off()
+    for axes, row in zip(places, rows, strict=False):
+        pixels, why = read_picture(evaluation, row, saved)
+        if pixels is None:
+            axes.text(0.5, 0.5, textwrap.fill(why, 28), ha="center", va="center", fontsize=6, parse_math=False)
+        else:
+            axes.imshow(pixels)
+        taken, true = evaluation.class_names[evaluation.predicted[row]], evaluation.class_names[evaluation.labels[row]]
+        title = f"{_shortened(taken)} {evaluation.probability[row]:.0%}\nin truth {_shortened(true)}"
+        axes.set_title(title, fontsize=8, parse_math=False)
+    return figure
+
+
+def draw_explanation(picture: np.ndarray, heat: np.ndarray, title: str) -> "Figure":
+    """Draw a picture, and beside it the same picture under what speaks for a class.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        heat: (H, W), in [0, 1].
+        title: above both.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.3), dpi=_DPI, facecolor="white", layout="constrained")
+    plain, covered = figure.subplots(1, 2)
+    plain.imshow(picture)
+    covered.imshow(picture)
+    # Where nothing speaks for the class the picture stays as it is; a map that is everywhere half opaque would hide it.
+    covered.imshow(heat, cmap="turbo", vmin=0, vmax=1, alpha=0.65 * np.sqrt(heat))
+    for axes in (plain, covered):
+        axes.set_axis_off()
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    return figure
 
 
 def _cell_inch(num_classes: int) -> float:

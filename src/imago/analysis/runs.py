@@ -1,17 +1,15 @@
 """All runs below a folder as tables: one row a run, one row a logged step, one row a setting over its seeds."""
 
-import json
-import os
-import platform
+import math
 import warnings
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
-import yaml  # type: ignore[import-untyped]
 from pandas import DataFrame
 
+from imago.analysis.interval import mean_interval
+from imago.analysis.records import differing, read_records
 from imago.errors import DataError
 
 # What a run is (first) and what came out (last); the columns between them are the settings that differ.
@@ -21,12 +19,6 @@ _RESULTS = (
     *("seconds", "images_per_s", "data_wait_share", "folder"),
 )
 _COUNTS = ("seed", "num_test_images", "best_epoch", "epochs")
-
-# Settings that change no result: where a run writes, and what it shows while it runs. The dot ends a name.
-_WITHOUT_EFFECT = (
-    *("paths.", "logger.", "run_name.", "resume."),
-    *("callbacks.progress.", "callbacks.speed.", "callbacks.picture_grid."),
-)
 
 
 def load_runs(logs: Path | str) -> DataFrame:
@@ -44,23 +36,16 @@ def load_runs(logs: Path | str) -> DataFrame:
     Raises:
         DataError: if `logs` is no folder.
     """
-    logs = Path(logs)
-    if not logs.is_dir():
-        raise DataError(f"runs={logs} is not a folder; give one that holds runs, e.g. logs.")
-    folders = sorted(file.parent for file in logs.rglob("summary.json"))
-    rows = []
-    for folder in folders:
-        try:
-            rows.append(_facts(folder))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            warnings.warn(f"{folder / 'summary.json'} cannot be read: {error}", stacklevel=2)
-            rows.append({"status": "unreadable"})
-    settings = [_settings(folder) for folder in folders]
-    names = [name for name in _differing([found for found in settings if found]) if name not in _IDENTITY]
-    for row, folder, found in zip(rows, folders, settings, strict=True):
-        place = folder.relative_to(logs).as_posix()
-        row |= {"run": place if place != "." else folder.resolve().name, "folder": str(folder.resolve())}
-        row |= {name: found.get(name) for name in ("data", "model", "seed", *names)}
+    records = read_records(logs)
+    for record in records:
+        if record.status == "unreadable":
+            warnings.warn(str(record.reason), stacklevel=2)
+    names = [name for name in differing([r.settings for r in records if r.settings]) if name not in _IDENTITY]
+    rows = [
+        {name: record.settings.get(name) for name in ("data", "model", "seed", *names)}
+        | {name: value for name, value in vars(record).items() if name != "settings"}
+        for record in records
+    ]
     return _typed(DataFrame(rows, columns=[*_IDENTITY, *names, *_RESULTS])).sort_values("started", ignore_index=True)
 
 
@@ -102,8 +87,9 @@ def mean_over_seeds(runs: DataFrame) -> DataFrame:
         runs: a table of `load_runs`, or some of its rows.
 
     Returns:
-        One row for each combination of settings: the settings, `n` (how many seeds), and mean and standard deviation
-        of `val_acc` and `test_acc`; a single seed has no deviation.
+        One row for each combination of settings: the settings, `n` (how many seeds), mean and standard deviation of
+        `val_acc` and `test_acc`, and in `test_acc_low`, `test_acc_high` the 95 % interval of the mean over other
+        seeds; a single seed has neither deviation nor interval.
     """
     names = list(dict.fromkeys(["data", "model", *setting_names(runs)]))
     finished = runs[runs["status"] == "finished"].sort_values("started")
@@ -116,82 +102,9 @@ def mean_over_seeds(runs: DataFrame) -> DataFrame:
         test_acc_mean=("test_acc", "mean"),
         test_acc_std=("test_acc", "std"),
     )
+    spans = [mean_interval(found.dropna().tolist()) or (math.nan, math.nan) for _, found in groups["test_acc"]]
+    table[["test_acc_low", "test_acc_high"]] = np.reshape(spans, (-1, 2))
     return table.reset_index().sort_values("val_acc_mean", ascending=False, ignore_index=True)
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    """Read `summary.json`; raises whatever a damaged one causes."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    test = summary.get("test") or {}
-    low, high = test.get("interval_95") or (None, None)
-    kept = ("status", "started", "best_epoch", "epochs", "seconds", "images_per_s", "data_wait_share")
-    facts = {name: summary.get(name) for name in kept}
-    if facts["status"] == "running" and _is_dead(folder, summary.get("pid")):
-        facts["status"] = "died"
-    facts["val_acc"] = (summary.get("val") or {}).get("acc")
-    return facts | {
-        "test_acc": test.get("acc"),
-        "test_low": low,
-        "test_high": high,
-        "num_test_images": test.get("num_images"),
-    }
-
-
-def _is_dead(folder: Path, pid: Any) -> bool:
-    """Tell whether a run of this very host has lost its process; of other hosts nothing is known."""
-    try:
-        host = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["host"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    if host != platform.node() or not isinstance(pid, int) or os.name == "nt":  # on Windows os.kill(pid, 0) kills
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass  # it lives and belongs to somebody else
-    return False
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """Flatten `config.yaml` to what is typed on a command line; a class stands under its group by its short name."""
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    if not isinstance(config, dict):
-        return {}
-    run_dir = str((config.get("paths") or {}).get("run_dir") or folder.resolve())
-    flat = {name: value for name, value in _flatten(config).items() if not str(value).startswith(run_dir)}
-    flat["model"] = flat.pop("model.name", None) or flat.get("model")  # one class builds resnet18, resnet50, ...
-    return {name: value for name, value in flat.items() if not f"{name}.".startswith(_WITHOUT_EFFECT)}
-
-
-def _flatten(node: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        name = f"{above}.{key}" if above else str(key)
-        if key == "_target_":
-            flat[above] = str(value).rsplit(".", 1)[-1].removesuffix("DataModule")
-        elif isinstance(value, Mapping):
-            flat |= _flatten(value, name)
-        elif not str(key).startswith("_"):  # Hydra's own keys
-            flat[name] = str(value) if isinstance(value, list) else value
-    return flat
-
-
-def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name the settings that differ, each once: `task.optimizer.lr` only repeats `optimizer.lr`."""
-    names = dict.fromkeys(name for found in settings for name in found)
-    differing: dict[str, list[Any]] = {}
-    for name in sorted(names, key=lambda name: name.count(".")):
-        values = [found.get(name) for found in settings]
-        as_typed = name.replace("task.net", "task.model", 1)  # the one group that the task calls otherwise
-        is_copy = any(as_typed.endswith(f".{other}") and values == differing[other] for other in differing)
-        if len(set(values)) > 1 and not is_copy:
-            differing[name] = values
-    return list(differing)
 
 
 def _typed(runs: DataFrame) -> DataFrame:

@@ -1,9 +1,11 @@
-"""One grid in TensorBoard of what the network really sees: cropped, flipped, mixed, with the colours put back."""
+"""One grid of what the network really sees: cropped, flipped, mixed, with the colours put back."""
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 
 from imago.data.augment.grid import lay_out, restore_colours
 
@@ -12,22 +14,28 @@ _COLUMNS = 8
 
 
 class PictureGrid(Callback):
-    """Writes `train/pictures` at the first training batch of the process, and nothing at any later step.
+    """Shows `train/pictures` in TensorBoard and writes `train_pictures.png`, at the process's first training batch.
 
     The pixels are the batch's own after augmentation and normalisation, so a wrong mean, channel order or augmentation
-    shows. The module tells `preprocess` in its hyper-parameters; without a TensorBoard logger nothing is written.
+    shows. The module tells `preprocess` in its hyper-parameters.
+
+    Args:
+        folder: of the picture.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
         self._is_written = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._is_written:
+        if self._is_written or not trainer.is_global_zero:
             return
         self._is_written = True
-        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if boards and trainer.is_global_zero:
-            preprocess = pl_module.hparams["preprocess"]
-            images = restore_colours(batch[0][:_MAX_PICTURES].detach(), preprocess["mean"], preprocess["std"])
-            for board in boards:
-                board.experiment.add_image("train/pictures", lay_out(images, _COLUMNS), trainer.global_step)
+        preprocess = pl_module.hparams["preprocess"]
+        images = restore_colours(batch[0][:_MAX_PICTURES].detach(), preprocess["mean"], preprocess["std"])
+        grid = lay_out(images, _COLUMNS)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(self.folder / "train_pictures.png")
+        for board in trainer.loggers:
+            if isinstance(board, TensorBoardLogger):
+                board.experiment.add_image("train/pictures", grid, trainer.global_step)

@@ -16,14 +16,19 @@ class Speed(Callback):
         num_images: pictures trained on by all ranks in this process's lifetime.
         train_s: seconds from the first fetch to the end of the last step, without validation.
         wait_s: the part of `train_s` spent between steps: fetching, transferring and preparing a batch.
+        val_s: seconds of validation.
+        test_s: seconds of the test.
     """
 
     def __init__(self) -> None:
         self.num_images = 0
         self.train_s = 0.0
         self.wait_s = 0.0
+        self.val_s = 0.0
+        self.test_s = 0.0
         self._window = (0, 0.0, 0.0)  # num_images, train_s and wait_s at the last logging step
         self._mark = 0.0
+        self._eval_start = 0.0
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -52,8 +57,18 @@ class Speed(Callback):
         if has_stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_window(pl_module, step=trainer.global_step - 1)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._eval_start = perf_counter()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark = perf_counter()  # validation within an epoch is not time spent waiting for training data
+        self.val_s += self._mark - self._eval_start
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._eval_start = perf_counter()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.test_s += perf_counter() - self._eval_start
 
     def _log_window(self, pl_module: LightningModule, step: int) -> None:
         images, train_s, wait_s = self._window

@@ -178,11 +178,16 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """The validation pictures in order, each once."""
-        return self._eval_loader("val")
+        return self.evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader:
         """The test pictures in order, each once."""
-        return self._eval_loader("test")
+        return self.evaluation_loader("test")
+
+    def evaluation_loader(self, split: str) -> DataLoader:
+        """The pictures of a split as they are evaluated, in order, each once."""
+        dataset = self.evaluation_dataset(split)
+        return self._loader(dataset, EvalSampler(len(dataset), self.batch_size, *self._rank()))
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Augment a training batch and normalise, on the device: uint8 is a quarter of the bytes to get there."""
@@ -210,10 +215,6 @@ class ImageDataModule(LightningDataModule):
             augment = BatchAugment(self.augment, len(self.class_names), self.seed)
             self._on_device = augment, Normalise(self.preprocess)
         return self._on_device
-
-    def _eval_loader(self, split: str) -> DataLoader:
-        dataset = self.evaluation_dataset(split)
-        return self._loader(dataset, EvalSampler(len(dataset), self.batch_size, *self._rank()))
 
     def _dataset(self, split: str, augment: Augment | None) -> ArrayDataset | FileDataset:
         pictures = getattr(self.splits, split)

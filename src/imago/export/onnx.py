@@ -14,7 +14,6 @@ from imago import artefact
 from imago.errors import UserError
 from imago.model.classifier import Classifier
 
-UNCALIBRATED = 1.0  # the temperature that leaves probabilities as they are
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 _EXAMPLE_PICTURES = 2  # one would be taken for a constant
 
@@ -28,18 +27,16 @@ def export_onnx(
     path: Path,
     facts: Mapping[str, Any],
     opset: int | None = None,
-    calibration_temperature: float = UNCALIBRATED,
 ) -> int:
     """Write `classifier` to `path` in the form that `imago.artefact` describes.
 
     The same classifier gives the same bytes: no time, and no path of this machine, goes into the file.
 
     Args:
-        classifier: in eval mode, float32, on the CPU.
+        classifier: in eval mode, float32, on the CPU; its temperature goes into the graph.
         path: is written over.
         facts: further metadata by the keys of `imago.artefact`: `run_id` and `metrics`.
         opset: version of the operator set; None leaves the choice to torch.
-        calibration_temperature: what logits are divided by before the softmax, greater than 0.
 
     Returns:
         The opset of the file.
@@ -51,10 +48,10 @@ def export_onnx(
         raise ValueError("the classifier is in training mode, where dropout is random; call its .eval() first.")
     model = _trace(classifier, opset)
     _refuse_unfit(model, classifier, opset)
-    _append_probabilities(model, len(classifier.class_names), calibration_temperature)
+    _append_probabilities(model, len(classifier.class_names), classifier.calibration_temperature)
     _strip(model.graph)
     del model.metadata_props[:]
-    helper.set_model_props(model, artefact.pack_metadata(_metadata(classifier, facts, calibration_temperature)))
+    helper.set_model_props(model, artefact.pack_metadata(_metadata(classifier, facts)))
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
     return _opset(model)
@@ -119,11 +116,11 @@ def _append_probabilities(model: onnx.ModelProto, num_classes: int, temperature:
     model.graph.output.append(info)
 
 
-def _metadata(classifier: Classifier, facts: Mapping[str, Any], temperature: float) -> dict[str, Any]:
+def _metadata(classifier: Classifier, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         artefact.CLASS_NAMES: list(classifier.class_names),
         artefact.PREPROCESS: classifier.preprocess.to_dict(),
-        artefact.TEMPERATURE: temperature,
+        artefact.TEMPERATURE: classifier.calibration_temperature,
         artefact.VERSIONS: {name: version(name) for name in _PACKAGES},
         **facts,
     }

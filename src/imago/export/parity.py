@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from imago import artefact
 from imago.artefact import OnnxClassifier
 from imago.errors import UserError
 from imago.model.classifier import Classifier
@@ -107,7 +106,7 @@ def compare(classifier: Classifier, exported: OnnxClassifier, pictures: Iterable
         exported: the file made from it.
         pictures: batches of any size, uint8 (N, 3, S, S), prepared as the preprocess record says.
     """
-    temperature = exported.metadata[artefact.TEMPERATURE]
+    temperature = classifier.calibration_temperature
 
     def reference(images: np.ndarray) -> Outputs:
         with torch.inference_mode():

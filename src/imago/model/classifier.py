@@ -1,4 +1,4 @@
-"""A trained network together with what it needs to be used: class names and preprocess."""
+"""A trained network together with what it needs to be used: class names, preprocess and temperature."""
 
 from collections.abc import Sequence
 
@@ -15,15 +15,44 @@ class Classifier(nn.Module):
         net: maps normalised float pictures (N, 3, H, W) to logits (N, K).
         class_names: K names; the place of a name is its label.
         preprocess: how pictures were prepared when the network was evaluated.
+        calibration_temperature: what logits are divided by before the softmax, greater than 0; 1 where none was fitted.
     """
 
-    def __init__(self, net: nn.Module, class_names: Sequence[str], preprocess: Preprocess) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        class_names: Sequence[str],
+        preprocess: Preprocess,
+        calibration_temperature: float = 1.0,
+    ) -> None:
         super().__init__()
         self.normalise = Normalise(preprocess)
         self.net = net
         self.class_names = tuple(class_names)
         self.preprocess = preprocess
+        self.calibration_temperature = calibration_temperature
 
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 pictures (N, 3, size, size) to logits (N, K)."""
         return self.net(self.normalise(images))
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Map uint8 pictures (N, 3, size, size) to calibrated probabilities (N, K); rows sum to 1."""
+        return (self(images) / self.calibration_temperature).softmax(dim=1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map uint8 pictures (N, 3, size, size) to what the last linear layer sees of them, (N, D).
+
+        Raises:
+            ValueError: if the network has no linear layer.
+        """
+        heads = [layer for layer in self.net.modules() if isinstance(layer, nn.Linear)]
+        if not heads:
+            raise ValueError(f"{type(self.net).__name__} has no linear layer whose input would be the features.")
+        seen: list[Tensor] = []
+        hook = heads[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            self(images)
+        finally:
+            hook.remove()
+        return seen[0]

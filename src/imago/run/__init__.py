@@ -5,6 +5,7 @@ From a notebook:
     from imago.run import load_model
     model = load_model("logs/latest")
     logits = model(images)          # uint8 (N, 3, size, size) -> (N, K); names in model.class_names
+    model.probabilities(images)     # calibrated
 """
 
 from collections.abc import Sequence
@@ -26,12 +27,12 @@ def load_model(path: str | Path, extra_targets: Sequence[str] = ()) -> "Classifi
 
     Returns:
         A module in eval mode on the CPU that takes uint8 pictures (N, 3, size, size) and gives logits (N, K); it
-        carries `class_names` and `preprocess`.
+        carries `class_names`, `preprocess` and `calibration_temperature`. A warning says so where none was fitted.
 
     Raises:
         DataError: if there is no sound checkpoint of this project at `path`.
         ConfigError: if the checkpoint names a target that is not allowed.
     """
-    from imago.run.load import load_classifier  # torch is loaded only by those who want a model
+    from imago.run.load import load_calibrated  # torch is loaded only by those who want a model
 
-    return load_classifier(Path(path), extra_targets)
+    return load_calibrated(Path(path), extra_targets)

@@ -41,6 +41,7 @@ COMMANDS = {
     "export": "imago.run.export:export",
     "eval": "imago.run.evaluate:evaluate",
     "predict": "imago.run.predict:predict",
+    "report": "imago.run.report:report",
     "check": "imago.run.check_data:check",
 }
 

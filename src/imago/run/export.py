@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from imago import artefact
 from imago.errors import ConfigError, DataError
 from imago.run.folder import read_json, write_json
-from imago.run.load import find_model, is_onnx, load_classifier, run_folder
+from imago.run.load import find_model, is_onnx, load_calibrated, run_folder
 from imago.targets import build, check_targets
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 FOLDER, FILE, REPORT, LOG = "export", "model.onnx", "export_report.json", "export.log"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_REPORTED = (artefact.TEMPERATURE, artefact.RUN_ID, artefact.METRICS, artefact.VERSIONS)
 
 
 def export(cfg: DictConfig) -> None:
@@ -46,7 +47,7 @@ def export(cfg: DictConfig) -> None:
     file = run / FOLDER / FILE
     with _logging(file.with_name(LOG)):
         log.debug("%s %s", checkpoint, OmegaConf.to_container(cfg, resolve=True))
-        classifier = load_classifier(checkpoint, cfg.extra_targets)  # torch is loaded here: nothing is left to refuse
+        classifier = load_calibrated(checkpoint, cfg.extra_targets)  # torch is loaded here: nothing is left to refuse
         log.info("checkpoint  %s: %s", _short(checkpoint), _describe(classifier))
         data = _set_up_data(data_settings, run, classifier, cfg.extra_targets)
         facts = {artefact.RUN_ID: _as_text(run.name), artefact.METRICS: _metrics(run, checkpoint, data)}
@@ -138,7 +139,7 @@ def _write_verified(
         "num_bytes": len(content),
         "opset": opset,
         **parity.to_dict(),
-        **{key: exported.metadata[key] for key in (artefact.RUN_ID, artefact.METRICS, artefact.VERSIONS)},
+        **{key: exported.metadata[key] for key in _REPORTED},
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -23,6 +23,7 @@ from imago.checkpoint import AtomicCheckpointIO, check_plain
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError, DataError
 from imago.model.classifier import Classifier
+from imago.run.best_epoch import describe_best
 from imago.run.devices import check_batch_size, count_devices, share_cores
 from imago.run.fast_path import check_compile, choose_precision
 from imago.run.folder import RunFolder
@@ -69,6 +70,7 @@ def fit_and_test(cfg: DictConfig, folder: RunFolder) -> float:
     with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():
         trainer.test(task, datamodule=data, ckpt_path=_final_checkpoint(folder), verbose=False)
     folder.reload()
+    describe_best(cfg, data, trainer, folder, step=folder.summary.get("best_epoch", 0) * (task.steps_per_epoch or 0))
     log.info("\n%s", end_lines(folder.summary, folder.path))
     return folder.summary.get("val", {}).get("acc", float("nan"))
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from imago.analysis.records import read_json as read_json  # beside its `write_json`
 from imago.errors import ConfigError, DataError
 from imago.run import provenance
 from imago.run.ending import how_it_ended
@@ -167,15 +168,6 @@ def refuse_used_folder(path: Path, run_name: str | None) -> None:
     """
     if (path / "summary.json").exists():
         raise ConfigError(f"run_name={run_name}: {path} already holds a run; take another name, or resume={path}.")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read what a run wrote down; an empty dict where it is missing or damaged."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,20 +1,25 @@
 """From a run folder, a checkpoint or an ONNX file to a network that can be used; an ONNX file needs no torch."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from imago.analysis.calibration import UNCALIBRATED
 from imago.analysis.metrics import softmax
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
+from imago.run.calibration import read_temperature
 from imago.targets import build
 
 if TYPE_CHECKING:
     import torch
 
     from imago.model.classifier import Classifier
+
+log = logging.getLogger(__name__)
 
 _PREFIX = "net."  # of the network's keys in a checkpoint of the task
 _ACCELERATORS = ("auto", "cpu", "gpu")
@@ -31,20 +36,27 @@ class Predictor(Protocol):
     def preprocess(self) -> Preprocess:
         """How pictures are prepared for it."""
 
+    @property
+    def calibration_temperature(self) -> float:
+        """What logits are divided by before the softmax; 1 where none was fitted."""
+
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Map uint8 pictures (N, 3, size, size) to float32 logits (N, K)."""
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Give logits and probabilities, (N, K) each; an exported file may have a temperature between them."""
+        """Give logits and calibrated probabilities, (N, K) each."""
 
 
 class TorchPredictor:
     """A network in torch, in fp32 whatever it was trained in.
 
     Args:
-        model: as `load_classifier` gives it.
+        model: as `load_classifier` or `load_calibrated` gives it.
         device: where it computes.
         tta: views of each picture to take the mean of, see `imago.task.views`.
+
+    Attributes:
+        model: on that device.
     """
 
     def __init__(self, model: "Classifier", device: "torch.device", tta: str = "none") -> None:
@@ -52,9 +64,11 @@ class TorchPredictor:
 
         self.class_names = model.class_names
         self.preprocess = model.preprocess
+        self.calibration_temperature = model.calibration_temperature
+        torch.backends.cudnn.allow_tf32 = False  # its default rounds the fp32 of convolutions to 10 bits
         self._device = device
         self._tta = tta
-        self._model = model.float().to(device).to(memory_format=torch.channels_last)
+        self.model = model.float().to(device).to(memory_format=torch.channels_last)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Map uint8 pictures (N, 3, size, size) to float32 logits (N, K)."""
@@ -63,12 +77,12 @@ class TorchPredictor:
         from imago.task.views import mean_over_views
 
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
-            return mean_over_views(self._model, torch.from_numpy(images).to(self._device), self._tta).cpu().numpy()
+            return mean_over_views(self.model, torch.from_numpy(images).to(self._device), self._tta).cpu().numpy()
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Give logits and probabilities, (N, K) each."""
+        """Give logits and calibrated probabilities, (N, K) each."""
         logits = self.logits(images)
-        return logits, softmax(logits)
+        return logits, softmax(logits / self.calibration_temperature)
 
 
 def load_predictor(
@@ -94,13 +108,25 @@ def load_predictor(
     if is_onnx(path):
         from imago.artefact import OnnxClassifier
 
-        return OnnxClassifier(path)
-    model = load_classifier(checkpoint_path(path, ckpt), extra_targets)
-    return TorchPredictor(model, _find_device(accelerator), tta)
+        exported = OnnxClassifier(path)
+        if exported.calibration_temperature == UNCALIBRATED:
+            log.warning("probabilities are not calibrated: %s was exported without a temperature", path)
+        return exported
+    return TorchPredictor(load_calibrated(checkpoint_path(path, ckpt), extra_targets), find_device(accelerator), tta)
+
+
+def load_calibrated(path: Path, extra_targets: Sequence[str] = ()) -> "Classifier":
+    """Load a network with the temperature that was fitted for its checkpoint; without one, warn that there is none."""
+    file = checkpoint_path(path)
+    classifier = load_classifier(file, extra_targets)
+    classifier.calibration_temperature, reason = read_temperature(file)
+    if reason:
+        log.warning("probabilities are not calibrated: %s", reason)
+    return classifier
 
 
 def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifier":
-    """Rebuild the network that a checkpoint describes and fill in its weights; see `imago.run.load_model`."""
+    """Rebuild the network that a checkpoint describes and fill in its weights, uncalibrated."""
     from imago.checkpoint import read_checkpoint
     from imago.model.classifier import Classifier
 
@@ -191,7 +217,12 @@ def is_onnx(path: Path) -> bool:
     return path.suffix.lower() == ".onnx"
 
 
-def _find_device(accelerator: str) -> "torch.device":
+def find_device(accelerator: str) -> "torch.device":
+    """Give the device that the setting `accelerator` means.
+
+    Raises:
+        ConfigError: if it asks for a GPU that is not there.
+    """
     import torch
 
     if accelerator != "cpu" and torch.cuda.is_available():

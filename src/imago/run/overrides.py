@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PATH_KEYS = {
     *("data.root", "data.split_file", "data.list_file", "model.weights"),
     *("task.teacher", "paths.data_dir", "paths.log_dir"),
-    *("input", "run", "runs", "artefact", "resume", "ckpt", "run_name", "output"),
+    *("input", "run", "runs", "a", "b", "artefact", "resume", "ckpt", "run_name", "output", "csv"),
 }
 
 NULL = type(None)

@@ -44,6 +44,9 @@ class Reporter(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             self.folder.update(test=_test_facts(trainer))
+            if speed := _speed(trainer):
+                times = self.folder.summary.get("time_s", {}) | {"test": round(speed.test_s, 2)}
+                self.folder.update(time_s=times)
 
 
 def _training_facts(trainer: Trainer) -> dict[str, Any]:
@@ -56,10 +59,14 @@ def _training_facts(trainer: Trainer) -> dict[str, Any]:
         facts["val"] = _validation_facts(trainer, float(monitoring[0].best_model_score))
         best = read_checkpoint(Path(monitoring[0].best_model_path))
         facts["best_epoch"] = best["epoch"] + 1  # counted from 1, as on screen
-    speeds = [c for c in trainer.callbacks if isinstance(c, Speed)]  # type: ignore[attr-defined]
-    if speeds and speeds[0].train_s:
-        facts |= _speed_facts(trainer, speeds[0])
+    speed = _speed(trainer)
+    if speed and speed.train_s:
+        facts |= _speed_facts(trainer, speed)
     return facts
+
+
+def _speed(trainer: Trainer) -> Speed | None:
+    return next((c for c in trainer.callbacks if isinstance(c, Speed)), None)  # type: ignore[attr-defined]
 
 
 def _speed_facts(trainer: Trainer, speed: Speed) -> dict[str, Any]:
@@ -70,7 +77,12 @@ def _speed_facts(trainer: Trainer, speed: Speed) -> dict[str, Any]:
     is_cpu = trainer.strategy.root_device.type == "cpu"
     num_cores = 0 if is_cpu else max(1, available_cores() // trainer.num_devices)
     advice = advise_on_waiting(share, cache, data.augment, num_workers, num_cores)
-    facts = {"images_per_s": round(speed.num_images / speed.train_s, 1), "data_wait_share": round(share, 4)}
+    times = {"train": speed.train_s - speed.wait_s, "data_wait": speed.wait_s, "val": speed.val_s}
+    facts = {
+        "images_per_s": round(speed.num_images / speed.train_s, 1),
+        "data_wait_share": round(share, 4),
+        "time_s": {name: round(seconds, 2) for name, seconds in times.items()},
+    }
     return facts | ({"data_wait_advice": advice} if advice else {})
 
 

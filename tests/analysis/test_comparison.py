@@ -1,0 +1,82 @@
+"""Two runs against each other: the same pictures or none, and numbers that are those of the paired test."""
+
+from pathlib import Path
+
+import pytest
+from run_folders import make_evaluation, make_run
+
+from imago.analysis.comparison import compare_runs, comparison_text, write_comparison_page
+from imago.errors import DataError
+
+
+def two_runs(tmp_path: Path) -> tuple[Path, Path]:
+    return make_run(tmp_path / "train" / "a", lr=0.1), make_run(tmp_path / "train" / "b", lr=0.2)
+
+
+def test_settings_that_differ_are_told_with_both_values(tmp_path: Path):
+    found = compare_runs(*two_runs(tmp_path))
+    assert found.settings == [("optimizer.lr", 0.1, 0.2)]
+    assert found.paired is None
+    assert [reason.partition("make it with: ")[2] for reason in found.missing] == [
+        f"python src/eval.py run={tmp_path / 'train' / name}" for name in "ab"
+    ]
+
+
+def test_pictures_are_matched_by_name_wherever_they_stand_and_lie(tmp_path: Path):
+    a, b = two_runs(tmp_path)
+    names = ["/data/ant/1.jpg", "/data/ant/2.jpg", "/data/bee/3.jpg"]
+    make_evaluation(a, [0, 0, 1], [0, 0, 0], pictures=names)
+    moved = [name.replace("/data/", "/mnt/x/") for name in reversed(names)]
+    make_evaluation(b, [1, 0, 0], [1, 0, 1], pictures=moved, data_root="/mnt/x", data_fingerprint="f2")
+    found = compare_runs(a, b).paired
+    assert found is not None
+    # a is right on 1 and 2, b on 3 and 2 (the middle one).
+    assert (found.num_images, found.only_a, found.only_b, found.difference) == (3, 1, 1, 0.0)
+
+
+def test_classes_are_matched_by_name_too(tmp_path: Path):
+    a, b = two_runs(tmp_path)
+    make_evaluation(a, [0, 1], [0, 1])
+    make_evaluation(b, [1, 0], [1, 0], class_names=("bee", "ant"))
+    found = compare_runs(a, b).paired
+    assert found is not None
+    assert (found.only_a, found.only_b) == (0, 0)
+
+
+def test_other_pictures_are_refused_by_name(tmp_path: Path):
+    a, b = two_runs(tmp_path)
+    make_evaluation(a, [0] * 5, [0] * 5, pictures=[f"/data/{n}.jpg" for n in range(5)])
+    make_evaluation(b, [0] * 2, [0] * 2, pictures=["/data/0.jpg", "/data/new.jpg"])
+    with pytest.raises(DataError, match=r"only .*/a/.* has 1.jpg, 2.jpg, 3.jpg and 1 more; only .*/b/.* has new.jpg"):
+        compare_runs(a, b)
+
+
+def test_the_same_picture_with_another_class_is_refused(tmp_path: Path):
+    a, b = two_runs(tmp_path)
+    make_evaluation(a, [0, 1], [0, 1], pictures=["/data/x.jpg", "/data/y.jpg"])
+    make_evaluation(b, [0, 2], [0, 1], pictures=["/data/x.jpg", "/data/y.jpg"])
+    with pytest.raises(DataError, match=r"y.jpg is bee in .*, cat in "):
+        compare_runs(a, b)
+
+
+def test_numbered_pictures_of_another_data_set_are_refused(tmp_path: Path):
+    a, b = two_runs(tmp_path)
+    make_evaluation(a, [0, 1], [0, 1])
+    make_evaluation(b, [0, 1], [0, 1], data_fingerprint="f2")
+    with pytest.raises(DataError, match=r"has the fingerprint f1, that of .* f2"):
+        compare_runs(a, b)
+
+
+def test_screen_and_page_tell_the_same_numbers(tmp_path: Path):
+    a, b = two_runs(tmp_path)
+    make_evaluation(a, [0] * 40, [0] * 20 + [1] * 20)
+    make_evaluation(b, [0] * 40, [0] * 35 + [1] * 5)
+    found = compare_runs(a, b)
+    text = comparison_text(found)
+    assert "a 50.00 %, b 87.50 %" in text
+    assert "b - a: +37.50 points, 95 % interval +22.50 to +52.50" in text
+    assert "only a right: 0, only b right: 15; McNemar: p < 0.0001" in text
+    write_comparison_page(found, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    for words in ("b is better on these pictures", "+37.50", "p &lt; 0.0001", "optimizer.lr", "val/acc"):
+        assert words in page, words

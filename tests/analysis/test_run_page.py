@@ -1,0 +1,176 @@
+"""One run as a page: what it tells, what it says is missing, and that nothing in it comes from elsewhere."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from run_folders import make_evaluation, make_run
+
+from imago.analysis.run_page import curve_groups, write_run_page
+from imago.errors import DataError
+
+
+class Page(HTMLParser):
+    """A page taken apart: its elements with their attributes, and its text."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.source = file.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        self.text += " ".join(data.split()) + " "
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path) -> Path:
+    """A finished run with an evaluation, pictures of it as files, and a figure."""
+    run = make_run(tmp_path / "train" / "first", time_s={"train": 6.0, "data_wait": 0.5, "val": 1.0, "test": 0.5})
+    pictures = [tmp_path / "pictures" / f"{number} ü.png" for number in range(40)]
+    (tmp_path / "pictures").mkdir()
+    for number, file in enumerate(pictures):
+        Image.fromarray(np.full((20, 300 if number == 39 else 20, 3), 6 * number, np.uint8)).save(file)
+    labels = [number % 3 for number in range(40)]
+    predicted = [label if number % 4 == 0 else (label + 1) % 3 for number, label in enumerate(labels)]
+    make_evaluation(run, labels, predicted, np.linspace(0.4, 0.99, 40).tolist(), list(map(str, pictures)))
+    (run / "figures").mkdir()
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(run / "figures" / "train_pictures.png")
+    return run
+
+
+def test_a_page_tells_all_about_a_run(evaluated: Path, tmp_path: Path):
+    missing = write_run_page(evaluated, "test", tmp_path / "out" / "page.html")
+    page = Page(tmp_path / "out" / "page.html")
+    assert missing == []
+    for words in ("train/first", "finished", "60.00 %", "95 %: 57.00 to 63.00, n = 1,000", "optimizer:", "commit abc"):
+        assert words in page.text, words
+    for words in ("waiting for data", "0.5 s", "4.00 %", "Expected calibration error", "The 25 of 30 mistakes"):
+        assert words in page.text, words
+    assert page.text.count(" in truth ") == 25
+    assert str(tmp_path / "pictures" / "39 ü.png") in page.text
+    titles = [svg["aria-label"].partition(".")[0] for svg in page.all("svg") if "aria-label" in svg]
+    assert titles == ["loss", "lr", "acc", "Share that is right"]
+
+
+def test_a_page_loads_nothing_and_runs_nothing(evaluated: Path, tmp_path: Path):
+    write_run_page(evaluated, "test", tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    links = [value for _, attributes in page.elements for name, value in attributes.items() if name in ("src", "href")]
+    assert [link[:60] for link in links if not link.startswith(("data:image/", "#"))] == []
+    assert page.all("script") == page.all("link") == []
+    assert not re.search(r"url\(|@import|https?:", page.source.partition("<body>")[0])
+    (policy,) = [meta["content"] for meta in page.all("meta") if "http-equiv" in meta]
+    assert policy.startswith("default-src 'none'")
+
+
+def test_pictures_are_small_and_described(evaluated: Path, tmp_path: Path):
+    write_run_page(evaluated, "test", tmp_path / "page.html")
+    images = Page(tmp_path / "page.html").all("img")
+    assert len(images) == 26
+    assert all(re.fullmatch(r"(ant|bee|cat), taken for (ant|bee|cat)|train pictures", image["alt"]) for image in images)
+    assert max(len(image["src"]) for image in images) < 20_000
+    assert [image["src"][:15] for image in images].count("data:image/jpeg") == 1  # the one that is no small picture
+
+
+def test_tables_have_headers_and_what_scrolls_can_be_reached_by_keyboard(evaluated: Path, tmp_path: Path):
+    write_run_page(evaluated, "test", tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert {header.get("scope") for header in page.all("th")} == {"col", "row"}
+    scrolling = [a for _, a in page.elements if a.get("class") == "scroll"] + page.all("pre")
+    assert [a for a in scrolling if a.get("tabindex") != "0" or not a.get("aria-label")] == []
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {a["href"][1:] for a in page.all("a")} <= set(ids)
+
+
+def test_a_page_without_an_evaluation_says_which_command_makes_it(tmp_path: Path):
+    run = make_run(tmp_path / "train" / "first")
+    missing = write_run_page(run, "val", tmp_path / "page.html")
+    assert f"python src/eval.py run={run} split=val" in " ".join(missing)
+    assert f"python src/eval.py run={run} split=val" in Page(tmp_path / "page.html").text
+    assert any("figures/*.png" in note for note in missing)
+    assert any("time_s" in note for note in missing)
+
+
+def test_a_run_that_failed_at_once_has_a_page_with_its_reason(tmp_path: Path):
+    run = tmp_path / "train" / "first"
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text('{"status": "failed", "reason": "data.root=<x> is missing"}')
+    missing = write_run_page(run, "test", tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert "failed : data.root=<x> is missing" in page.text
+    assert {part.partition(" ")[0] for part in missing} >= {str(run / "metrics.csv"), str(run / "config.yaml")}
+
+
+def test_names_from_outside_cannot_become_markup(tmp_path: Path):
+    run = make_run(tmp_path / "train" / "<b>first")
+    name = "<script>alert(1)</script>"
+    make_evaluation(run, [0, 1], [1, 1], class_names=[name, "b"], pictures=["/<img src=x>.png", "/\udcff.png"])
+    write_run_page(run, "test", tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert page.all("script") == page.all("b") == page.all("img") == []
+    assert name in page.text
+
+
+def test_pictures_that_are_gone_or_damaged_leave_their_place_and_the_reason(tmp_path: Path):
+    run = make_run(tmp_path / "train" / "first")
+    (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n")
+    pictures = [str(tmp_path / "gone.png"), str(tmp_path / "half.png"), "7"]
+    folder = make_evaluation(run, [0, 0, 0], [1, 1, 1], pictures=pictures)
+    (folder / "mistakes.npz").write_bytes(b"half")
+    missing = write_run_page(run, "test", tmp_path / "page.html")
+    text = Page(tmp_path / "page.html").text
+    assert f"{tmp_path / 'gone.png'} cannot be read: No such file" in text
+    assert f"{tmp_path / 'half.png'} is" in text
+    assert "no file: evaluate again" in text
+    assert any("mistakes.npz is damaged" in note for note in missing)
+
+
+def test_of_many_classes_the_weakest_are_shown_and_the_matrix_is_left_out(tmp_path: Path):
+    run = make_run(tmp_path / "train" / "first")
+    names = [f"class{number:03}" for number in range(100)]
+    make_evaluation(run, list(range(100)), [0, *range(1, 99), 0], class_names=names)
+    write_run_page(run, "test", tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert "The weakest 30 of 100 classes" in page.text
+    assert [table for table in page.all("table") if table.get("class") == "confusion"] == []
+    assert "class099 class000 1" in page.text
+
+
+def test_an_evaluation_of_something_else_than_the_final_test_is_pointed_out(tmp_path: Path):
+    run = make_run(tmp_path / "train" / "first")
+    make_evaluation(run, [0, 1], [0, 1])
+    write_run_page(run, "test", tmp_path / "page.html")
+    assert "the run's final test gave 60.00 %" in Page(tmp_path / "page.html").text
+
+
+def test_a_figure_too_large_for_a_page_is_named_instead(evaluated: Path, tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)
+    Image.fromarray(noise).save(evaluated / "figures" / "large.png")
+    missing = write_run_page(evaluated, "test", tmp_path / "page.html")
+    assert missing == [f"{evaluated / 'figures' / 'large.png'}: too large for the page, or no PNG"]
+    assert (tmp_path / "page.html").stat().st_size < 300_000
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path: Path):
+    run = make_run(tmp_path / "first")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"output=.*page.html cannot be written"):
+        write_run_page(run, "test", tmp_path / "file" / "page.html")
+
+
+def test_what_belongs_together_is_one_chart():
+    names = ["train/loss_step", "train/loss", "val/loss", "lr", "val/acc", "epoch", "test/acc", "test/num_images"]
+    groups = curve_groups(dict.fromkeys(names))
+    assert groups == {"loss": ["train/loss", "train/loss_step", "val/loss"], "lr": ["lr"], "acc": ["val/acc"]}

@@ -1,0 +1,66 @@
+"""One checkpoint has one accuracy: in the final test, in eval.py, in predict.py and as an ONNX file."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from short_runs import summary, train
+
+from imago.data.cifar10 import CIFAR10DataModule
+
+
+def write_test_set(root: Path, folder: Path) -> dict[str, str]:
+    """Write CIFAR-10's test pictures as PNG files; gives the class of each by its name."""
+    loading = {"val_fraction": 0.1, "batch_size": 100, "num_workers": 0, "augment": {}, "seed": 0}
+    data = CIFAR10DataModule(root=str(root), data_dir=str(folder.parent / "data"), **loading)
+    data.set_up_data()
+    pictures, truth = data.splits.test, {}
+    folder.mkdir()
+    for number, (image, label) in enumerate(zip(pictures.images, pictures.labels, strict=True)):
+        file = folder / f"{number:05d}.png"
+        Image.fromarray(image.transpose(1, 2, 0)).save(file, compress_level=0)
+        truth[str(file)] = data.class_names[label]
+    return truth
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.mark.slow
+@pytest.mark.needs_data
+@pytest.mark.timeout(1200)
+def test_the_accuracy_on_all_10000_test_pictures_is_the_same_on_every_way(
+    real_data: Path, tmp_path: Path, command: Callable
+):
+    def run_command(*arguments: str) -> None:
+        done = command(*arguments, f"paths.log_dir={tmp_path / 'logs'}", IMAGO_DATA_DIR=str(real_data))
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    short = ("trainer.max_epochs=1", "trainer.limit_train_batches=60", "run_name=cifar")
+    train(tmp_path / "logs", "data=cifar10", f"data.root={real_data}", *short)
+    run = tmp_path / "logs" / "train" / "cifar"
+    truth = write_test_set(real_data, tmp_path / "pictures")
+    exported = run / "export" / "model.onnx"
+    run_command("src/export.py", f"run={run}", "limit=100")
+    answers = {}
+    for name, model in (("checkpoint", run), ("onnx", exported)):
+        run_command("src/eval.py", f"run={model}")
+        folder = run / "eval" / ("test" if model == run else "test-model.onnx")
+        found = json.loads((folder / "metrics.json").read_text())
+        assert (found["acc"], found["num_images"]) == (summary(run)["test"]["acc"], 10_000), name
+        answers[f"eval {name}"] = [row["predicted"] for row in rows(folder / "predictions.csv")]
+        output = tmp_path / f"{name}.csv"
+        run_command("src/predict.py", f"run={model}", f"input={tmp_path / 'pictures'}", f"output={output}", "top_k=1")
+        predictions = rows(output)
+        num_right = sum(row["answer"] == truth[row["file"]] for row in predictions)
+        assert num_right == round(10_000 * summary(run)["test"]["acc"]), name
+        answers[f"predict {name}"] = [row["answer"] for row in predictions]
+    first, *others = map(np.array, answers.values())
+    assert len(first) == 10_000
+    assert [int((first != other).sum()) for other in others] == [0, 0, 0]
