@@ -89,7 +89,9 @@ def test_the_function_that_lightning_calls_for_hyper_parameters_is_not_called(tm
 
 
 @pytest.mark.parametrize(
-    "value", [Path("a"), lambda: 1, torch.nn.Linear(1, 1), {"deep": [object()]}, torch.optim.SGD, open], ids=repr
+    "value",
+    [Path("a"), lambda: 1, torch.nn.Linear(1, 1), {"deep": [object()]}, torch.optim.SGD, open],
+    ids=["path", "lambda", "module", "object deep inside", "class", "function"],
 )
 def test_a_hyper_parameter_that_would_not_load_again_is_refused_before_training(value: object):
     with pytest.raises(ConfigError, match="task: its hyper-parameter mine="):
