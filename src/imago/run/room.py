@@ -29,6 +29,8 @@ def check_writable(folder: Path) -> None:
         checkpoints.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"1")
         probe.unlink()
+        if not any(checkpoints.iterdir()):  # whoever saves makes it; a run that only looks for a rate never does
+            checkpoints.rmdir()
     except OSError as error:
         raise StorageError(
             f"{checkpoints} cannot be written ({error.strerror}); give another place with paths.log_dir=DIR."
