@@ -19,6 +19,9 @@ class Memory(Callback):
     def __init__(self) -> None:
         self._step = 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step  # a resumed run has not stepped yet
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
