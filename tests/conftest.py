@@ -1,5 +1,6 @@
 """What several tests need: the composed settings, the real data sets, and a command line run as a user would."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -11,6 +12,17 @@ from short_runs import SHORT, train
 from warm_runs import WarmRuns
 
 from imago.paths import PROJECT_ROOT
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_before() -> Iterator[None]:
+    """Take back what a run in this process did to the loggers."""
+    loggers = [logging.getLogger(name) for name in ("imago", "py.warnings")]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (level, propagate) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 @pytest.fixture

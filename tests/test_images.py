@@ -240,7 +240,6 @@ def animation(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_an_animation_is_told_of_once_in_a_process(tmp_path, kind: str, caplog, monkeypatch):
     monkeypatch.setattr("imago.images._has_told_of_animation", False)
-    monkeypatch.setattr(logging.getLogger("imago"), "propagate", True)  # a run in the same process may have changed it
     caplog.set_level(logging.INFO, logger="imago")
     for name in ("still", "a", "b"):
         (tmp_path / name).write_bytes(encode(RAMP, kind) if name == "still" else animation(kind))

@@ -51,6 +51,5 @@ def test_otherwise_it_is_not(asked: Path, monkeypatch: pytest.MonkeyPatch, name:
 def test_a_cluster_that_says_no_is_quoted(asked: Path, caplog: pytest.LogCaptureFixture):
     (asked.parent / "scontrol").write_text("#!/bin/sh\necho 'Job may not be requeued' >&2\nexit 1\n")
     with caplog.at_level(logging.WARNING, logger="imago"):
-        logging.getLogger("imago").propagate = True
         leave("SIGUSR1")
     assert "job 77 is not queued again: scontrol says Job may not be requeued" in caplog.text

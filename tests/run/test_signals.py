@@ -20,11 +20,15 @@ def send(number: int) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _ctrl_c(monkeypatch: pytest.MonkeyPatch):
-    """Let Ctrl-C through, which a script in the background ignores."""
-    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _nothing_is_ignored():
+    """Let Ctrl-C through, which a script in the background ignores, and SIGHUP, which nohup does."""
+    old = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    }
     yield
-    signal.signal(signal.SIGINT, old)
+    for number, handler in old.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", NUMBERS)
