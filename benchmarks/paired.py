@@ -16,7 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from train_speed import PROJECT_ROOT, adopt_orphans, describe_environment, measure
+
+from imago.analysis.evaluation import load_evaluation
 
 # Student's t, two-sided 95 %, by degrees of freedom.
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -24,8 +27,9 @@ T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8
 
 @dataclass(frozen=True)
 class Run:
-    """One training; `test_acc` in [0, 1]."""
+    """One training; `test_acc` in [0, 1]; `name` is that of its folder in logs/train."""
 
+    name: str
     side: str
     seed: int
     test_acc: float
@@ -68,7 +72,7 @@ def run_sides(sides: Mapping[str, Sequence[str]], args: argparse.Namespace, benc
             name = f"{benchmark}_{stamp}_{re.sub('[^a-z0-9]+', '-', side.lower())}_{seed}"
             summary, cpu_s, wall_s = train([*sides[side], *args.override, f"seed={seed}"], name, args.log_dir)
             test = summary["test"]
-            runs.append(Run(side, seed, test["acc"], test["num_images"], cpu_s / 60, wall_s))
+            runs.append(Run(name, side, seed, test["acc"], test["num_images"], cpu_s / 60, wall_s))
             print(f"{seed:>4} {side:<12} {test['acc']:>9.2%} {cpu_s / 60:>13.2f}", flush=True)
     return runs
 
@@ -97,12 +101,35 @@ def difference(runs: Sequence[Run], side: str, other: str) -> dict[str, Any]:
     return {"what": f"{side} minus {other}", "pairs": pairs, "mean": mean, "interval_95": interval}
 
 
+def difference_on_pictures(runs: Sequence[Run], side: str, other: str, log_dir: Path) -> dict[str, Any]:
+    """Give the mean of `side` minus `other` as `difference` does, with an interval for other pictures, not other seeds.
+
+    Each run is evaluated on the test split, and for each picture the share of the seeds that get it right is counted.
+    """
+    right: dict[str, list[np.ndarray]] = {side: [], other: []}
+    for run in sorted(runs, key=lambda run: run.seed):
+        folder = log_dir / "train" / run.name
+        measure([sys.executable, "src/eval.py", f"run={os.path.relpath(folder, PROJECT_ROOT)}"])
+        evaluation = load_evaluation(folder)
+        right[run.side].append(evaluation.labels == evaluation.predicted)
+    gaps = np.mean(right[side], axis=0, dtype=float) - np.mean(right[other], axis=0, dtype=float)
+    half = 1.96 * gaps.std(ddof=1) / len(gaps) ** 0.5
+    interval = [float(gaps.mean() - half), float(gaps.mean() + half)]
+    return {
+        "what": f"{side} minus {other}",
+        "num_pictures": len(gaps),
+        "mean": float(gaps.mean()),
+        "interval_95": interval,
+    }
+
+
 def describe_difference(found: Mapping[str, Any]) -> str:
     """Put a difference of accuracies in words, in percentage points."""
     low, high = found["interval_95"] or (float("nan"), float("nan"))
+    over = f"{found['num_pictures']:,} pictures" if "num_pictures" in found else f"{len(found['pairs'])} pairs of runs"
     return (
         f"{found['what']}: {100 * found['mean']:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}, "
-        f"n = {len(found['pairs'])} pairs"
+        f"n = {over}"
     )
 
 

@@ -7,7 +7,7 @@ Wants the project installed, as make setup does it.
 
 step: one training step of ResNet-18 with the stem for 32 px, in this process: bf16 autocast, channels_last and a fused
 AdamW against plain fp32. Rounds of both sides in turn, CPU seconds of the process, ratio within each round.
-accuracy: SimpleCNN on CIFAR-10 with trainer.precision=bf16-mixed and 32-true, paired by seed.
+accuracy: SimpleCNN on CIFAR-10 with trainer.precision=bf16-mixed and 32-true, paired by seed, and by picture.
 """
 
 import argparse
@@ -17,7 +17,15 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from paired import add_arguments, describe_difference, difference, run_sides, store, summarise
+from paired import (
+    add_arguments,
+    describe_difference,
+    difference,
+    difference_on_pictures,
+    run_sides,
+    store,
+    summarise,
+)
 from torch import nn
 
 from imago.model.torchvision_net import TorchvisionNet
@@ -100,7 +108,9 @@ def main() -> None:
         runs = run_sides({side: [*both, f"trainer.precision={side}"] for side in (BF16, FP32)}, args, "precision")
         figures |= {"epochs": args.epochs, "sides": {side: summarise(runs, side) for side in (BF16, FP32)}}
         figures["difference"] = difference(runs, BF16, FP32)
-        print(describe_difference(figures["difference"]))
+        figures["difference_on_pictures"] = difference_on_pictures(runs, BF16, FP32, args.log_dir)
+        for found in (figures["difference"], figures["difference_on_pictures"]):
+            print(describe_difference(found))
     store(args.json, args, runs, **figures)
 
 
