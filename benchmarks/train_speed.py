@@ -186,6 +186,7 @@ def describe_environment() -> dict[str, str | int]:
         "git_commit": commit or "none",
         "cpu_model": cpu_models[0] if cpu_models else platform.machine(),
         "num_cores": len(os.sched_getaffinity(0)),
+        "num_threads": int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))),
         "torch": importlib.metadata.version("torch"),
         "python": platform.python_version(),
     }
