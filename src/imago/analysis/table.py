@@ -61,11 +61,10 @@ def make_table(records: Sequence[Record], sort: str = "started", fold: bool = Tr
     groups, left_out = _fold(records, names) if fold else ([[record] for record in records], [])
     rows = [_row(group, names.get(_kind(group[0]), [])) for group in groups]
     all_names = list(dict.fromkeys(name for found in names.values() for name in found))
-    notes = [record.reason or record.folder for record in records if record.status == "unreadable"]
-    notes += [f"{r.run} {r.status}: {r.reason}" for r in records if r.reason and r.status in ("failed", "stopped")]
+    notes = [note for note in map(_note, records) if note]
     if left_out:
         notes.append(f"left out of the means, as a newer run has the same settings and seed: {', '.join(left_out)}")
-    return RunTable(_sorted(rows, sort, all_names), all_names, notes)
+    return RunTable(_sorted(rows, sort, all_names), all_names, [_plain(" ".join(note.splitlines())) for note in notes])
 
 
 def write_csv(table: RunTable, path: Path) -> None:
@@ -111,6 +110,16 @@ def table_text(table: RunTable, width: int | None) -> str:
     left_out = [_HEADERS[place] for place in kept if place not in (*widths, settings)]
     narrow = [f"(this terminal has no room for {', '.join(left_out)}; csv=FILE gets everything)"] if left_out else []
     return "\n".join([lines[0], "-" * _total(widths), *lines[1:], *narrow])
+
+
+def _note(record: Record) -> str | None:
+    """One line for a run whose row does not tell everything."""
+    if record.status == "unreadable":
+        return record.reason
+    if record.config_fault:
+        return f"settings of {record.run} are not known: {record.config_fault}"
+    is_told = record.reason and record.status in ("failed", "stopped")
+    return f"{record.run} {record.status}: {record.reason}" if is_told else None
 
 
 def _setting_names(records: Sequence[Record]) -> dict[Hashable, list[str]]:
@@ -217,7 +226,7 @@ def _typed(value: Any) -> str:
 
 
 def _plain(text: Any) -> str:
-    """A name from a disk must not move the cursor or colour the terminal."""
+    """A name from a disk must not move the cursor or colour the terminal, and stays on its line."""
     return "".join(sign if sign.isprintable() else "?" for sign in str(text))
 
 
