@@ -130,10 +130,7 @@ def _evaluation(run: Path, split: str, record: Record, missing: list[str]) -> di
     temperature = found.facts.get("calibration_temperature")
     notes = [f"calibrated with temperature {temperature:.3f}, fitted on val"] if temperature is not None else []
     if split == "test" and record.test_acc is not None and abs(acc - record.test_acc) > 1e-9:
-        notes.append(
-            f"the run's final test gave {100 * record.test_acc:.2f} %: this evaluation saw other pictures or another "
-            f"checkpoint; the same as then: {eval_command(run, split)}"
-        )
+        notes.append(f"the run's final test gave {100 * record.test_acc:.2f} %: {_why_other(run, found, split)}")
     diagram = reliability(found.probability, found.is_right)
     return {
         "acc": acc,
@@ -152,6 +149,14 @@ def _evaluation(run: Path, split: str, record: Record, missing: list[str]) -> di
         "mistakes": _mistakes(found, missing),
         "num_mistakes": int((~found.is_right).sum()),
     }
+
+
+def _why_other(run: Path, found: Evaluation, split: str) -> str:
+    """What tells an evaluation from the run's final test, which gave another number."""
+    then = (read_json(run / "summary.json").get("test") or {}).get("tta", "none")
+    if then != found.facts.get("tta", "none"):
+        return f"it took the mean over several views of each picture (tta={then}), this evaluation did not"
+    return f"this evaluation saw other pictures or another checkpoint; the same as then: {eval_command(run, split)}"
 
 
 def _class_rows(found: Evaluation) -> list[tuple[str, int, float, float, float]]:

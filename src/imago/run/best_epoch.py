@@ -48,18 +48,25 @@ def describe_best(cfg: DictConfig, data: ImageDataModule, trainer: Trainer, fold
     data.trainer = None  # or each rank would see its share
     accelerator = "cpu" if trainer.strategy.root_device.type == "cpu" else "auto"
     result = validate(checkpoint, data, cfg.extra_targets, accelerator)
-    entry = calibrate(checkpoint, result)
-    temperature = entry[KEY]
-    log.info(
-        "calibrated on val: temperature %.3f, ECE %.2f %% -> %.2f %%",
-        *(temperature, 100 * entry["ece_before"], 100 * entry["ece_after"]),
-    )
+    temperature = _calibrate(checkpoint, result, "none")
+    if cfg.tta != "none":  # the final test's views; predict, export and serve show one
+        _calibrate(checkpoint, validate(checkpoint, data, cfg.extra_targets, accelerator, cfg.tta), cfg.tta)
     calibrated = replace(result, confidence=softmax(result.logits / temperature).max(axis=1))
     if importlib.util.find_spec("matplotlib") is None:
         log.info("no figures of the best epoch: matplotlib is not installed")
         return
     for name, file in _draw(calibrated, data, folder.path / "figures").items():
         add_picture(name, file, step, trainer.loggers)
+
+
+def _calibrate(checkpoint: Path, result: Result, tta: str) -> float:
+    entry = calibrate(checkpoint, result, tta)
+    log.info(
+        "calibrated on val%s: temperature %.3f, ECE %.2f %% -> %.2f %%",
+        *("" if tta == "none" else f" with tta={tta}", entry[KEY]),
+        *(100 * entry["ece_before"], 100 * entry["ece_after"]),
+    )
+    return float(entry[KEY])
 
 
 def _draw(result: Result, data: ImageDataModule, folder: Path) -> dict[str, Path]:

@@ -15,6 +15,7 @@ from imago.analysis.metrics import Result, most_confused
 from imago.errors import ConfigError, DataError
 from imago.run.calibration import KEY, calibrate
 from imago.run.checks import TTA
+from imago.run.find_pictures import printable
 from imago.run.folder import read_json
 from imago.run.inference import SPLITS, match_classes, run_split, split_pictures, validate
 from imago.run.load import find_model, is_onnx, load_predictor, run_folder
@@ -50,7 +51,7 @@ def evaluate(cfg: DictConfig) -> float:
     data: ImageDataModule = build(settings, extra_targets=cfg.extra_targets)
     data.set_up_data()
     if cfg.calibrate:
-        calibrate(file, validate(file, data, cfg.extra_targets, cfg.accelerator))
+        calibrate(file, validate(file, data, cfg.extra_targets, cfg.accelerator, cfg.tta), cfg.tta)
     predictor = load_predictor(file, extra_targets=cfg.extra_targets, accelerator=cfg.accelerator, tta=cfg.tta)
     data.preprocess = predictor.preprocess
     result = run_split(predictor, data, cfg.split, match_classes(data.class_names, predictor.class_names))
@@ -159,7 +160,7 @@ def _result_name(cfg: DictConfig, file: Path) -> str:
 
 
 def _screen(result: Result, facts: Mapping[str, Any], metrics: Mapping[str, Any], run: Path | None) -> str:
-    names, count = result.class_names, metrics["num_images"]
+    names, count = [printable(name) for name in result.class_names], metrics["num_images"]
     mistakes = [f"{names[true]} as {names[taken]} {n} x" for true, taken, n in most_confused(result.confusion, 4)]
     fitted = f"temperature {facts[KEY]:.3f}, fitted on val" if KEY in facts else "not calibrated"
     top5 = {"top-5": f"{metrics['top5_acc']:.2%}, {_range(metrics, 'top5_acc')}"} if "top5_acc" in metrics else {}
@@ -189,9 +190,11 @@ def _final_test(run: Path | None, facts: Mapping[str, Any], metrics: Mapping[str
         return ""
     test = read_json(run / "summary.json").get("test") or {}
     is_same_data = read_json(run / "provenance.json").get("data") == facts["data_fingerprint"]
-    is_same_view = test.get("tta", "none") == facts["tta"]
-    if not is_same_data or not is_same_view or test.get("num_images") != metrics["num_images"]:
+    if not is_same_data or test.get("num_images") != metrics["num_images"]:
         return ""
+    views = test.get("tta", "none")
+    if views != facts["tta"]:
+        return f" (the run's final test, with tta={views}: {test['acc']:.2%})"
     is_same = test["acc"] == metrics["acc"]
     return " (the run's final test: the same)" if is_same else f" (the run's final test: {test['acc']:.2%})"
 
@@ -201,10 +204,11 @@ def _class_table(result: Result) -> list[str]:
     scores = result.per_class
     present = np.flatnonzero(scores.count)
     shown = present if len(present) <= _MAX_LISTED else present[np.argsort(scores.f1[present])[:_MAX_LISTED]]
-    width = max(len("class"), *(len(result.class_names[place]) for place in shown))
+    names = [printable(name) for name in result.class_names]
+    width = max(len("class"), *(len(names[place]) for place in shown))
     lines = [f"{'class':<{width}}  precision   recall       F1        n"]
     lines += [
-        f"{result.class_names[place]:<{width}}   {scores.precision[place]:>8.2%} {scores.recall[place]:>8.2%} "
+        f"{names[place]:<{width}}   {scores.precision[place]:>8.2%} {scores.recall[place]:>8.2%} "
         f"{scores.f1[place]:>8.4f} {scores.count[place]:>8,}"
         for place in shown
     ]

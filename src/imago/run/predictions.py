@@ -80,13 +80,15 @@ def table(predictions: Sequence[Prediction]) -> Iterator[str]:
     """Give one line a picture: its name, the answer, and the next classes behind it; at least one picture."""
     shown = predictions[:_MAX_LISTED]
     pictures = [_shortened(printable(str(prediction.picture))) for prediction in shown]
-    answers = [prediction.answer or _NO_ANSWER for prediction in shown]
+    answers = [printable(prediction.answer or _NO_ANSWER) for prediction in shown]
     width, class_width = max(len("picture"), *map(len, pictures)), max(len("class"), *map(len, answers))
     has_more = len(shown[0].class_names) > 1
     yield f"{'picture':<{width}}  {'class':<{class_width}}  probability" + ("   then" if has_more else "")
     for picture, answer, prediction in zip(pictures, answers, shown, strict=True):
         pairs = list(zip(prediction.class_names, prediction.probabilities, strict=True))
-        then = ", ".join(f"{name} {share:.1%}" for name, share in (pairs[1:] if prediction.answer else pairs))
+        then = ", ".join(
+            f"{printable(name)} {share:.1%}" for name, share in (pairs[1:] if prediction.answer else pairs)
+        )
         yield f"{picture:<{width}}  {answer:<{class_width}}  {pairs[0][1]:>11.2%}   {then}".rstrip()
     if len(predictions) > len(shown):
         yield f"... and {len(predictions) - len(shown):,} more"
