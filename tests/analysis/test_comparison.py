@@ -51,6 +51,28 @@ def test_other_pictures_are_refused_by_name(tmp_path: Path):
         compare_runs(a, b)
 
 
+def test_names_of_pictures_and_classes_stay_on_the_line_of_the_message(tmp_path: Path):
+    a, b = two_runs(tmp_path)
+    make_evaluation(a, [0], [0], pictures=["x\x1b[2J\n.png"])
+    make_evaluation(b, [0], [0], pictures=["y.png"])
+    with pytest.raises(DataError, match=r"has x\\x1b\[2J\\n\.png; only") as caught:
+        compare_runs(a, b)
+    assert str(caught.value).isprintable()
+
+
+def test_what_both_lack_is_said_once(tmp_path: Path):
+    run, _ = two_runs(tmp_path)
+    assert len(compare_runs(run, run).missing) == 1
+
+
+def test_a_final_test_over_several_views_says_so(tmp_path: Path):
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", config={"tta": "flip"})
+    write_comparison_page(compare_runs(a, b), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("60.00 % (57.00 to 63.00)") == 2
+    assert page.count("60.00 % (57.00 to 63.00), with tta=flip") == 1
+
+
 def test_the_same_picture_with_another_class_is_refused(tmp_path: Path):
     a, b = two_runs(tmp_path)
     make_evaluation(a, [0, 1], [0, 1], pictures=["/data/x.jpg", "/data/y.jpg"])

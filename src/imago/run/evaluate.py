@@ -12,11 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.analysis.calibration import UNCALIBRATED
 from imago.analysis.metrics import Result, most_confused
-from imago.errors import ConfigError, DataError
+from imago.errors import ConfigError, DataError, printable
 from imago.run.calibration import KEY, calibrate
 from imago.run.checks import TTA
-from imago.run.find_pictures import printable
-from imago.run.folder import read_json
+from imago.run.folder import make_writable, read_json
 from imago.run.inference import SPLITS, match_classes, run_split, split_pictures, validate
 from imago.run.load import find_model, is_onnx, load_predictor, run_folder
 from imago.run.results import write_results
@@ -54,6 +53,7 @@ def evaluate(cfg: DictConfig) -> float:
         calibrate(file, validate(file, data, cfg.extra_targets, cfg.accelerator, cfg.tta), cfg.tta)
     predictor = load_predictor(file, extra_targets=cfg.extra_targets, accelerator=cfg.accelerator, tta=cfg.tta)
     data.preprocess = predictor.preprocess
+    make_writable(folder, "output=DIR")
     result = run_split(predictor, data, cfg.split, match_classes(data.class_names, predictor.class_names))
     metrics = result.metrics()
     facts = {

@@ -12,11 +12,12 @@ import numpy as np
 from omegaconf import DictConfig
 
 from imago.analysis.metrics import top_classes
-from imago.errors import ConfigError, DataError
+from imago.errors import ConfigError, DataError, printable
 from imago.images import Preprocess, read_image, resize_and_crop
 from imago.run.calibration import KEY
 from imago.run.explain import Explainer
-from imago.run.find_pictures import find_pictures, printable
+from imago.run.find_pictures import find_pictures
+from imago.run.folder import make_writable
 from imago.run.load import Predictor, find_model, is_onnx, load_predictor, run_folder
 from imago.run.predictions import BadPicture, Prediction, table, write_predictions
 
@@ -35,6 +36,7 @@ def predict(cfg: DictConfig) -> None:
     pictures = find_pictures(cfg.input)
     output = Path(cfg.output) if cfg.output else _default_output(Path(cfg.run))
     predictor = load_predictor(file, extra_targets=cfg.extra_targets, accelerator=cfg.accelerator)
+    make_writable(output.parent, "output=FILE.csv")
     explainer = Explainer(predictor, output.with_name(f"{output.stem}_explained")) if cfg.explain else None
     answers = list(predict_pictures(predictor, pictures, cfg.batch_size, cfg.top_k, cfg.threshold, explainer))
     predictions = [answer for answer in answers if isinstance(answer, Prediction)]

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imago.errors import DataError
-from imago.run.find_pictures import printable
+from imago.errors import DataError, printable
 
 _MAX_LISTED = 20  # pictures that fit on a screen; the files have them all
 _MAX_NAME_CHARS = 60  # of a picture on the screen
@@ -73,7 +72,9 @@ def write_predictions(
         part.write_text(json.dumps({**facts, **records}, indent=2) + "\n", encoding="ascii")
         part.replace(file.with_suffix(".json"))
     except OSError as error:
-        raise DataError(f"{file} cannot be written: {error.strerror}; name another file, output=FILE.csv.") from error
+        raise DataError(
+            f"{printable(str(file))} cannot be written: {error.strerror}; name another file, output=FILE.csv."
+        ) from error
 
 
 def table(predictions: Sequence[Prediction]) -> Iterator[str]:
