@@ -66,4 +66,5 @@ def test_class_names_cannot_send_codes_to_the_terminal():
     lines = list(table([odd]))
     assert len(lines) == 2
     assert "".join(lines).isprintable()
-    assert r"a\x1b[2J" in lines[1] and r"b\nc 25.0%" in lines[1]
+    assert r"a\x1b[2J" in lines[1]
+    assert r"b\nc 25.0%" in lines[1]

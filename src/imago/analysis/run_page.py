@@ -84,13 +84,8 @@ def _headlines(record: Record) -> list[tuple[str, str, str]]:
     ]
     found = [(name, f"{100 * value:.2f} %", note) for name, value, note in rows if value is not None]
     if record.seconds is not None:
-        found.append(
-            (
-                "time",
-                duration_text(record.seconds),
-                f"{record.epochs} epoch{'s' * (record.epochs != 1)}" if record.epochs else "",
-            )
-        )
+        epochs = "" if not record.epochs else "1 epoch" if record.epochs == 1 else f"{record.epochs} epochs"
+        found.append(("time", duration_text(record.seconds), epochs))
     if record.images_per_s is not None:
         note = f"{100 * wait:.1f} % of the time waiting for data" if wait is not None else ""
         found.append(("images/s", f"{record.images_per_s:,.0f}", note))
