@@ -9,12 +9,12 @@ from typing import Any
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
-from imago.analysis.metrics import Result, softmax
+from imago.analysis.metrics import Result, softmax, worst_mistakes
 from imago.data.datamodule import ImageDataModule
 from imago.run.calibration import KEY, calibrate
 from imago.run.folder import RunFolder
 from imago.run.inference import validate
-from imago.run.results import picture_names, pictures_in_memory, worst_mistakes
+from imago.run.results import picture_names, pictures_in_memory
 from imago.run.tensorboard import add_hparams, add_picture
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,6 @@ def _draw(result: Result, data: ImageDataModule, folder: Path) -> dict[str, Path
     evaluation = Evaluation(
         folder, facts, result.class_names, names, result.labels, result.predicted, result.confidence
     )
-    saved = pictures_in_memory(data, "val", worst_mistakes(result, _NUM_MISTAKES).tolist())
+    saved = pictures_in_memory(data, "val", worst_mistakes(result.is_right, result.confidence, _NUM_MISTAKES).tolist())
     save_figure(draw_mistakes(evaluation, _NUM_MISTAKES, saved), files["val/mistakes"])
     return files

@@ -1,7 +1,6 @@
 """`eval.py`: a trained network over the val or test pictures, as numbers, tables and figures."""
 
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,11 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from imago.analysis.calibration import UNCALIBRATED
 from imago.analysis.metrics import Result, most_confused
 from imago.errors import ConfigError, DataError, printable
+from imago.paths import as_typed
 from imago.run.calibration import KEY, calibrate
 from imago.run.checks import TTA
 from imago.run.folder import make_writable, read_json
 from imago.run.inference import SPLITS, match_classes, run_split, split_pictures, validate
-from imago.run.load import find_model, is_onnx, load_predictor, run_folder
+from imago.run.load import Predictor, find_model, is_onnx, load_predictor, run_folder
 from imago.run.results import write_results
 from imago.targets import build, check_targets
 
@@ -55,22 +55,10 @@ def evaluate(cfg: DictConfig) -> float:
     data.preprocess = predictor.preprocess
     make_writable(folder, "output=DIR")
     result = run_split(predictor, data, cfg.split, match_classes(data.class_names, predictor.class_names))
-    metrics = result.metrics()
-    facts = {
-        "run": str(run or file.parent),
-        "model": str(file.resolve()),
-        "data": settings["_target_"].rsplit(".", 1)[-1].removesuffix("DataModule"),
-        "data_root": settings.get("root"),
-        "data_fingerprint": data.fingerprint(),
-        "split": cfg.split,
-        "tta": cfg.tta,
-        "preprocess": predictor.preprocess.to_dict(),
-    }
-    if result.calibration_temperature != UNCALIBRATED:
-        facts[KEY] = result.calibration_temperature
+    metrics, facts = result.metrics(), _facts(cfg, file, run, settings, data, predictor)
     written = write_results(folder, result, facts | metrics, data)
     print(_screen(result, facts, metrics, run))
-    print(f"\nresults in {_short(folder)}: {', '.join(written)}")
+    print(f"\nresults in {as_typed(folder)}: {', '.join(written)}")
     for note in _notes(cfg, data, run, settings, facts["data_fingerprint"]):
         print(f"note: {note}")
     return metrics["acc"]
@@ -127,6 +115,30 @@ def _is_own(run: Path, settings: Mapping[str, Any]) -> bool:
     return all(own.get(key) == settings.get(key) for key in _SOURCE)
 
 
+def _facts(
+    cfg: DictConfig,
+    file: Path,
+    run: Path | None,
+    settings: Mapping[str, Any],
+    data: "ImageDataModule",
+    predictor: Predictor,
+) -> dict[str, Any]:
+    """What was evaluated, on what and how: the top of metrics.json."""
+    facts = {
+        "run": str(run or file.parent),
+        "model": str(file.resolve()),
+        "data": settings["_target_"].rsplit(".", 1)[-1].removesuffix("DataModule"),
+        "data_root": settings.get("root"),
+        "data_fingerprint": data.fingerprint(),
+        "split": cfg.split,
+        "tta": cfg.tta,
+        "preprocess": predictor.preprocess.to_dict(),
+    }
+    if predictor.calibration_temperature != UNCALIBRATED:
+        facts[KEY] = predictor.calibration_temperature
+    return facts
+
+
 def _notes(
     cfg: DictConfig, data: "ImageDataModule", run: Path | None, settings: Mapping[str, Any], fingerprint: str
 ) -> Iterator[str]:
@@ -165,7 +177,7 @@ def _screen(result: Result, facts: Mapping[str, Any], metrics: Mapping[str, Any]
     fitted = f"temperature {facts[KEY]:.3f}, fitted on val" if KEY in facts else "not calibrated"
     top5 = {"top-5": f"{metrics['top5_acc']:.2%}, {_range(metrics, 'top5_acc')}"} if "top5_acc" in metrics else {}
     rows = {
-        "model": _short(Path(facts["model"])),
+        "model": as_typed(Path(facts["model"])),
         "data": f"{facts['data']} {facts['split']}, {count:,} pictures, each seen once",
         "accuracy": f"{metrics['acc']:.2%}, {_range(metrics, 'acc')}{_final_test(run, facts, metrics)}",
         **({"views": f"mean over several views of each picture, tta={facts['tta']}"} if facts["tta"] != "none" else {}),
@@ -215,8 +227,3 @@ def _class_table(result: Result) -> list[str]:
     if len(shown) < len(present):
         lines.append(f"the weakest {len(shown)} of {len(present)} classes; all of them are in per_class.csv")
     return lines
-
-
-def _short(path: Path) -> str:
-    """The path as one would type it here, whichever way is shorter."""
-    return min(str(path), os.path.relpath(path), key=len)

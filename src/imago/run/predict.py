@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from imago.analysis.metrics import top_classes
 from imago.errors import ConfigError, DataError, printable
 from imago.images import Preprocess, read_image, resize_and_crop
+from imago.paths import as_typed
 from imago.run.calibration import KEY
 from imago.run.explain import Explainer
 from imago.run.find_pictures import find_pictures
@@ -45,12 +46,12 @@ def predict(cfg: DictConfig) -> None:
     write_predictions(output, predictions, bad, facts, min(cfg.top_k, len(predictor.class_names)))
     if predictions:
         print("\n".join(table(predictions)), end="\n\n")
-    print(f"predictions for {len(predictions):,} of {len(pictures):,} pictures: {_short(output)} and .json")
+    print(f"predictions for {len(predictions):,} of {len(pictures):,} pictures: {as_typed(output)} and .json")
     num_unsure = sum(prediction.answer is None for prediction in predictions)
     if num_unsure:
         print(f"no answer for {num_unsure:,} of them, whose best class is less probable than threshold={cfg.threshold}")
     if explainer and predictions:
-        print(f"what speaks for each answer, at layer {explainer.layer}: {_short(explainer.folder)}")
+        print(f"what speaks for each answer, at layer {explainer.layer}: {as_typed(explainer.folder)}")
     if bad:
         _end_with_failures(len(bad), len(pictures))
 
@@ -152,11 +153,6 @@ def _predict_batch(
     if explainer:
         explainer.write(images, found)
     return found
-
-
-def _short(path: Path) -> str:
-    """The path as one would type it here, whichever way is shorter."""
-    return min(str(path), os.path.relpath(path), key=len)
 
 
 def _end_with_failures(num_failed: int, num_pictures: int) -> None:
