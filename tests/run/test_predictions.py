@@ -68,3 +68,9 @@ def test_class_names_cannot_send_codes_to_the_terminal():
     assert "".join(lines).isprintable()
     assert r"a\x1b[2J" in lines[1]
     assert r"b\nc 25.0%" in lines[1]
+
+
+def test_columns_stand_below_each_other_whatever_the_signs():
+    wide = Prediction(Path("数.png"), ("数据", "b"), (0.75, 0.25), "数据")
+    lines = list(table([wide, prediction("x.png")]))
+    assert [line.index("75.00%") for line in lines[1:]] == [21 - 3, 21]  # three of the signs are two columns wide

@@ -94,7 +94,7 @@ def table_text(table: RunTable, width: int | None) -> str:
     """
     cells = [_HEADERS, *map(_cells, table.rows)]
     kept = [place for place in range(len(_HEADERS)) if any(line[place] for line in cells[1:])]
-    widths = {place: max(_width(line[place]) for line in cells) for place in kept}
+    widths = {place: max(display_width(line[place]) for line in cells) for place in kept}
     settings = len(_HEADERS) - 1
     is_too_wide = width is not None and _total(widths) > width
     if width is not None and is_too_wide:
@@ -103,7 +103,7 @@ def table_text(table: RunTable, width: int | None) -> str:
             if _total(widths) > width:
                 widths.pop(_HEADERS.index(header), None)
     lines = [
-        "  ".join(_set(line[place], widths[place], _HEADERS[place] in _NUMBERS) for place in widths).rstrip()
+        "  ".join(padded(line[place], widths[place], _HEADERS[place] in _NUMBERS) for place in widths).rstrip()
         + (f"\n    {line[settings]}" if is_too_wide and number and line[settings] else "")
         for number, line in enumerate(cells)
     ]
@@ -234,12 +234,13 @@ def _total(widths: Mapping[int, int]) -> int:
     return sum(widths.values()) + 2 * (len(widths) - 1)
 
 
-def _set(text: str, width: int, to_the_right: bool) -> str:
-    gap = " " * (width - _width(text))
+def padded(text: str, width: int, to_the_right: bool = False) -> str:
+    """Fill a text with blanks up to a width in columns of a terminal."""
+    gap = " " * (width - display_width(text))
     return gap + text if to_the_right else text + gap
 
 
-def _width(text: str) -> int:
+def display_width(text: str) -> int:
     """Columns in a terminal: a Chinese sign takes two, an accent of its own none."""
     return sum(
         0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text

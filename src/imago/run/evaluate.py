@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.analysis.calibration import UNCALIBRATED
 from imago.analysis.metrics import Result, most_confused
+from imago.analysis.table import display_width, padded
 from imago.errors import ConfigError, DataError, printable
 from imago.paths import as_typed
 from imago.run.calibration import KEY, calibrate
@@ -217,10 +218,10 @@ def _class_table(result: Result) -> list[str]:
     present = np.flatnonzero(scores.count)
     shown = present if len(present) <= _MAX_LISTED else present[np.argsort(scores.f1[present])[:_MAX_LISTED]]
     names = [printable(name) for name in result.class_names]
-    width = max(len("class"), *(len(names[place]) for place in shown))
+    width = max(len("class"), *(display_width(names[place]) for place in shown))
     lines = [f"{'class':<{width}}  precision   recall       F1        n"]
     lines += [
-        f"{names[place]:<{width}}   {scores.precision[place]:>8.2%} {scores.recall[place]:>8.2%} "
+        f"{padded(names[place], width)}   {scores.precision[place]:>8.2%} {scores.recall[place]:>8.2%} "
         f"{scores.f1[place]:>8.4f} {scores.count[place]:>8,}"
         for place in shown
     ]

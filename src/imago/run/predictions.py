@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imago.analysis.table import display_width, padded
 from imago.errors import DataError, printable
 
 _MAX_LISTED = 20  # pictures that fit on a screen; the files have them all
@@ -82,7 +83,7 @@ def table(predictions: Sequence[Prediction]) -> Iterator[str]:
     shown = predictions[:_MAX_LISTED]
     pictures = [_shortened(printable(str(prediction.picture))) for prediction in shown]
     answers = [printable(prediction.answer or _NO_ANSWER) for prediction in shown]
-    width, class_width = max(len("picture"), *map(len, pictures)), max(len("class"), *map(len, answers))
+    width, class_width = (max(map(display_width, column)) for column in (["picture", *pictures], ["class", *answers]))
     has_more = len(shown[0].class_names) > 1
     yield f"{'picture':<{width}}  {'class':<{class_width}}  probability" + ("   then" if has_more else "")
     for picture, answer, prediction in zip(pictures, answers, shown, strict=True):
@@ -90,7 +91,7 @@ def table(predictions: Sequence[Prediction]) -> Iterator[str]:
         then = ", ".join(
             f"{printable(name)} {share:.1%}" for name, share in (pairs[1:] if prediction.answer else pairs)
         )
-        yield f"{picture:<{width}}  {answer:<{class_width}}  {pairs[0][1]:>11.2%}   {then}".rstrip()
+        yield f"{padded(picture, width)}  {padded(answer, class_width)}  {pairs[0][1]:>11.2%}   {then}".rstrip()
     if len(predictions) > len(shown):
         yield f"... and {len(predictions) - len(shown):,} more"
 
