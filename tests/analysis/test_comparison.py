@@ -15,11 +15,17 @@ def two_runs(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_settings_that_differ_are_told_with_both_values(tmp_path: Path):
     found = compare_runs(*two_runs(tmp_path))
-    assert found.settings == [("optimizer.lr", 0.1, 0.2)]
+    assert found.settings == [("optimizer.lr", "0.1", "0.2")]
     assert found.paired is None
     assert [reason.partition("make it with: ")[2] for reason in found.missing] == [
         f"python src/eval.py run={tmp_path / 'train' / name}" for name in "ab"
     ]
+
+
+def test_settings_are_told_as_they_are_typed_and_one_that_is_not_there_is_empty(tmp_path: Path):
+    a = make_run(tmp_path / "a", config={"compile": True, "tune": None})
+    b = make_run(tmp_path / "b", config={"tune": "lr"})
+    assert compare_runs(a, b).settings == [("compile", "true", ""), ("tune", "null", "lr")]
 
 
 def test_pictures_are_matched_by_name_wherever_they_stand_and_lie(tmp_path: Path):

@@ -14,7 +14,7 @@ from imago.analysis.page import write_page
 from imago.analysis.paired import Paired, compare_paired, p_text, verdict
 from imago.analysis.records import Record, differing, read_logged, read_record
 from imago.analysis.run_page import curve_groups
-from imago.analysis.table import duration_text
+from imago.analysis.table import duration_text, typed_value
 from imago.errors import DataError, printable
 
 _MOST_NAMED = 3  # pictures in an error message
@@ -28,7 +28,8 @@ class Comparison:
     Attributes:
         names: of the two, as they are told apart in the page.
         records: what their folders tell.
-        settings: name and the two values of each setting that differs.
+        settings: name and the two values of each setting that differs, as they are typed; empty for one that is not
+            there.
         evaluations: of the same pictures in the same order; None where one of them is missing.
         paired: the test on them, likewise.
         missing: why there is none.
@@ -36,7 +37,7 @@ class Comparison:
 
     names: tuple[str, str]
     records: tuple[Record, Record]
-    settings: Sequence[tuple[str, Any, Any]]
+    settings: Sequence[tuple[str, str, str]]
     evaluations: tuple[Evaluation, Evaluation] | None
     paired: Paired | None
     missing: Sequence[str]
@@ -54,8 +55,8 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
         DataError: if they were evaluated on different pictures, naming some.
     """
     records = read_record(a), read_record(b)
-    settings = [dict(record.settings) for record in records]
-    changed = [(name, settings[0].get(name), settings[1].get(name)) for name in differing(settings)]
+    old, new = (record.settings for record in records)
+    changed = [(name, _told(old, name), _told(new, name)) for name in differing([old, new])]
     found, missing = [], []
     for run in (a, b):
         try:
@@ -165,6 +166,10 @@ def _fact_rows(records: tuple[Record, Record]) -> list[tuple[str, str, str]]:
         for record, test in zip(records, tests, strict=True)
     ]
     return [(name, columns[0][name], columns[1][name]) for name in columns[0] if columns[0][name] or columns[1][name]]
+
+
+def _told(settings: Mapping[str, Any], name: str) -> str:
+    return typed_value(settings[name]) if name in settings else ""
 
 
 def _views(record: Record) -> str:

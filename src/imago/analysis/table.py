@@ -163,7 +163,7 @@ def _row(group: Sequence[Record], names: Sequence[str]) -> Row:
     last = max(group, key=lambda record: record.started or "")
     row: Row = {name: value for name, value in vars(last).items() if name != "settings"}
     row |= {name: last.settings[name] for name in ("data", "model", "seed", *names) if name in last.settings}
-    row |= {"num_seeds": len(group), "typed": " ".join(f"{n}={_typed(row[n])}" for n in names if n in row)}
+    row |= {"num_seeds": len(group), "typed": " ".join(f"{n}={typed_value(row[n])}" for n in names if n in row)}
     if len(group) == 1:
         return row
     for name in _MEANS:
@@ -221,7 +221,8 @@ def _share(acc: float | None, std: float | None) -> str:
     return f"{100 * acc:.2f} %" if std is None else f"{100 * acc:.2f} ± {100 * std:.2f} %"
 
 
-def _typed(value: Any) -> str:
+def typed_value(value: Any) -> str:
+    """Give the value of a setting as it is typed: null, true, 0.1."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
