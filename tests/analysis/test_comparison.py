@@ -28,6 +28,20 @@ def test_settings_are_told_as_they_are_typed_and_one_that_is_not_there_is_empty(
     assert compare_runs(a, b).settings == [("compile", "true", ""), ("tune", "null", "lr")]
 
 
+def test_a_damaged_config_is_why_settings_are_not_compared(tmp_path: Path):
+    a, b = two_runs(tmp_path)
+    (b / "config.yaml").write_text("{")
+    found = compare_runs(a, b)
+    assert found.settings == []
+    text = comparison_text(found)
+    assert f"settings not compared: {b / 'config.yaml'} cannot be read: " in text
+    assert "no setting differs" not in text
+    write_comparison_page(found, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert f"Not compared: {b / 'config.yaml'} cannot be read: " in page
+    assert "<p>None.</p>" not in page
+
+
 def test_pictures_are_matched_by_name_wherever_they_stand_and_lie(tmp_path: Path):
     a, b = two_runs(tmp_path)
     names = ["/data/ant/1.jpg", "/data/ant/2.jpg", "/data/bee/3.jpg"]

@@ -42,6 +42,11 @@ class Comparison:
     paired: Paired | None
     missing: Sequence[str]
 
+    @property
+    def config_faults(self) -> list[str]:
+        """Why settings cannot be compared, where the config of a run is missing or damaged."""
+        return [record.config_fault for record in self.records if record.config_fault]
+
 
 def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
     """Read two runs and test their difference on the pictures that both were evaluated on.
@@ -56,7 +61,7 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
     """
     records = read_record(a), read_record(b)
     old, new = (record.settings for record in records)
-    changed = [(name, _told(old, name), _told(new, name)) for name in differing([old, new])]
+    changed = [(name, _told(old, name), _told(new, name)) for name in (differing([old, new]) if old and new else ())]
     found, missing = [], []
     for run in (a, b):
         try:
@@ -112,7 +117,9 @@ def _refuse_other_files(a: Evaluation, b: Evaluation) -> None:
 def comparison_text(found: Comparison) -> str:
     """Say on the screen what came out."""
     lines = [f"{label}  {name}" for label, name in zip("ab", found.names, strict=True)]
-    lines += [printable(f"   {name}: {old} -> {new}") for name, old, new in found.settings] or ["   no setting differs"]
+    changed = [printable(f"   {name}: {old} -> {new}") for name, old, new in found.settings]
+    faults = [f"   settings not compared: {printable(fault)}" for fault in found.config_faults]
+    lines += changed or faults or ["   no setting differs"]
     if found.paired is None or found.evaluations is None:
         return "\n".join([*lines, *(f"no paired test: {reason}" for reason in found.missing)])
     paired = found.paired
