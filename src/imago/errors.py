@@ -32,3 +32,8 @@ class Stopped(SystemExit):
     def __init__(self, reason: str, exit_code: int) -> None:
         super().__init__(exit_code)
         self.reason = reason
+
+
+def printable(text: str) -> str:
+    """Give the text on one line of any screen: a file name may hold line breaks, colours and bytes without letters."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

@@ -4,6 +4,7 @@
 never the working directory, which differs between shells, notebooks, sweeps and ranks.
 """
 
+import os
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -14,3 +15,8 @@ def register_resolvers() -> None:
     from omegaconf import OmegaConf
 
     OmegaConf.register_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
+
+
+def as_typed(path: Path) -> str:
+    """Give a path as one would type it here, from the root or from the working directory, whichever is shorter."""
+    return min(str(path), os.path.relpath(path), key=len)

@@ -15,11 +15,31 @@ def two_runs(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_settings_that_differ_are_told_with_both_values(tmp_path: Path):
     found = compare_runs(*two_runs(tmp_path))
-    assert found.settings == [("optimizer.lr", 0.1, 0.2)]
+    assert found.settings == [("optimizer.lr", "0.1", "0.2")]
     assert found.paired is None
     assert [reason.partition("make it with: ")[2] for reason in found.missing] == [
         f"python src/eval.py run={tmp_path / 'train' / name}" for name in "ab"
     ]
+
+
+def test_settings_are_told_as_they_are_typed_and_one_that_is_not_there_is_empty(tmp_path: Path):
+    a = make_run(tmp_path / "a", config={"compile": True, "tune": None})
+    b = make_run(tmp_path / "b", config={"tune": "lr"})
+    assert compare_runs(a, b).settings == [("compile", "true", ""), ("tune", "null", "lr")]
+
+
+def test_a_damaged_config_is_why_settings_are_not_compared(tmp_path: Path):
+    a, b = two_runs(tmp_path)
+    (b / "config.yaml").write_text("{")
+    found = compare_runs(a, b)
+    assert found.settings == []
+    text = comparison_text(found)
+    assert f"settings not compared: {b / 'config.yaml'} cannot be read: " in text
+    assert "no setting differs" not in text
+    write_comparison_page(found, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert f"Not compared: {b / 'config.yaml'} cannot be read: " in page
+    assert "<p>None.</p>" not in page
 
 
 def test_pictures_are_matched_by_name_wherever_they_stand_and_lie(tmp_path: Path):
@@ -49,6 +69,28 @@ def test_other_pictures_are_refused_by_name(tmp_path: Path):
     make_evaluation(b, [0] * 2, [0] * 2, pictures=["/data/0.jpg", "/data/new.jpg"])
     with pytest.raises(DataError, match=r"only .*/a/.* has 1.jpg, 2.jpg, 3.jpg and 1 more; only .*/b/.* has new.jpg"):
         compare_runs(a, b)
+
+
+def test_names_of_pictures_and_classes_stay_on_the_line_of_the_message(tmp_path: Path):
+    a, b = two_runs(tmp_path)
+    make_evaluation(a, [0], [0], pictures=["x\x1b[2J\n.png"])
+    make_evaluation(b, [0], [0], pictures=["y.png"])
+    with pytest.raises(DataError, match=r"has x\\x1b\[2J\\n\.png; only") as caught:
+        compare_runs(a, b)
+    assert str(caught.value).isprintable()
+
+
+def test_what_both_lack_is_said_once(tmp_path: Path):
+    run, _ = two_runs(tmp_path)
+    assert len(compare_runs(run, run).missing) == 1
+
+
+def test_a_final_test_over_several_views_says_so(tmp_path: Path):
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", config={"tta": "flip"})
+    write_comparison_page(compare_runs(a, b), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("60.00 % (57.00 to 63.00)") == 2
+    assert page.count("60.00 % (57.00 to 63.00), with tta=flip") == 1
 
 
 def test_the_same_picture_with_another_class_is_refused(tmp_path: Path):

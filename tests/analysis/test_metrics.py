@@ -15,6 +15,7 @@ from imago.analysis.metrics import (
     per_class,
     softmax,
     top_classes,
+    worst_mistakes,
 )
 from imago.analysis.plots import draw_confusion, save_confusion
 
@@ -156,3 +157,10 @@ def test_confusion_picture_is_light_and_takes_any_name(tmp_path):
     assert (picture[0, 0] == 255).all()
     assert (picture > 240).mean() > 0.5
     assert 300 < min(picture.shape[:2]) < max(picture.shape[:2]) < 1500
+
+
+def test_the_worst_mistakes_are_those_it_was_surest_of_and_the_first_of_equal_ones_leads():
+    is_right = np.array([True, False, False, True, False])
+    confidence = np.array([0.99, 0.4, 0.8, 0.2, 0.8])
+    assert worst_mistakes(is_right, confidence, 2).tolist() == [2, 4]
+    assert worst_mistakes(is_right, confidence, 9).tolist() == [2, 4, 1]

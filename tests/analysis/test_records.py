@@ -1,5 +1,8 @@
 """Run folders as plain records: what counts as a run, what is damaged, and what a run tells before it has ended."""
 
+import json
+import math
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +47,13 @@ def test_numbers_that_are_none_are_left_out(tmp_path: Path):
     assert (record.seconds, record.epochs, record.images_per_s, record.best_epoch) == (None, None, None, 2)
 
 
+def test_numbers_that_are_not_finite_are_left_out(tmp_path: Path):
+    run = make_run(tmp_path / "a", seconds=math.nan, val=None, test={"acc": math.nan, "interval_95": [math.nan, 1]})
+    (run / "metrics.csv").write_text("step,val/acc\n1,nan\n2,0.5\n")
+    record = read_record(run)
+    assert (record.seconds, record.test_acc, record.test_low, record.val_acc) == (None, None, None, 0.5)
+
+
 def test_a_run_that_goes_on_tells_its_best_validation_so_far(tmp_path: Path):
     run = make_run(tmp_path / "a", status="running", val=None, test=None)
     assert read_record(run).val_acc == 0.7
@@ -68,9 +78,37 @@ def test_a_damaged_log_is_named(content: str | None, words: str, tmp_path: Path)
         read_logged(tmp_path / "a")
 
 
-def test_settings_of_a_damaged_config_are_empty(tmp_path: Path):
-    (make_run(tmp_path / "a") / "config.yaml").write_text("{")
-    assert read_settings(tmp_path / "a") == {}
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "is missing"),
+        ("", "is damaged: it holds no settings"),
+        ("- 1", "is damaged: it holds no settings"),
+        ("{", "cannot be read: "),
+        ("a: !!python/name:os.system", "cannot be read: "),
+        ("[" * 10_000, "cannot be read: "),
+    ],
+)
+def test_a_damaged_config_is_named_and_the_results_stay(content: str | None, words: str, tmp_path: Path):
+    file = make_run(tmp_path / "a") / "config.yaml"
+    file.unlink() if content is None else file.write_text(content)
+    record = read_record(tmp_path / "a")
+    assert (record.status, record.test_acc, record.settings) == ("finished", 0.6, {})
+    assert (record.config_fault or "").startswith(f"{file} {words}")
+    with pytest.raises(DataError, match="config.yaml"):
+        read_settings(tmp_path / "a")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"status": "finished", "started": 5}', '{"status": ["finished"]}'])
+def test_a_summary_that_makes_no_sense_is_damaged_and_no_crash(content: str, tmp_path: Path):
+    (make_run(tmp_path / "a") / "summary.json").write_text(content)
+    assert read_record(tmp_path / "a").status == "unreadable"
+
+
+def test_a_process_number_too_large_for_any_machine_is_damage(tmp_path: Path):
+    run = make_run(tmp_path / "a", status="running", pid=10**30)
+    (run / "provenance.json").write_text(json.dumps({"host": platform.node()}))
+    assert read_record(run).status == "unreadable"
 
 
 @pytest.mark.parametrize(

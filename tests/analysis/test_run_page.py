@@ -152,7 +152,17 @@ def test_an_evaluation_of_something_else_than_the_final_test_is_pointed_out(tmp_
     run = make_run(tmp_path / "train" / "first")
     make_evaluation(run, [0, 1], [0, 1])
     write_run_page(run, "test", tmp_path / "page.html")
-    assert "the run's final test gave 60.00 %" in Page(tmp_path / "page.html").text
+    text = Page(tmp_path / "page.html").text
+    assert "the run's final test gave 60.00 %: this evaluation saw other pictures or another checkpoint" in text
+
+
+def test_a_final_test_over_several_views_is_why_it_gave_another_number(tmp_path: Path):
+    run = make_run(tmp_path / "train" / "first", test={"acc": 0.6, "num_images": 2, "tta": "flip"})
+    make_evaluation(run, [0, 1], [0, 1], tta="none")
+    write_run_page(run, "test", tmp_path / "page.html")
+    text = Page(tmp_path / "page.html").text
+    assert "the run's final test gave 60.00 %: it took the mean over several views of each picture (tta=flip)" in text
+    assert "other pictures" not in text
 
 
 def test_a_figure_too_large_for_a_page_is_named_instead(evaluated: Path, tmp_path: Path):

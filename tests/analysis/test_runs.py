@@ -95,6 +95,12 @@ def test_a_run_that_is_still_going_has_empty_results_and_whole_numbers_stay_whol
     assert (str(runs["epochs"].dtype), str(runs["seed"].dtype)) == ("Int64", "Int64")
 
 
+def test_half_a_picture_in_a_damaged_summary_is_none(tmp_path: Path):
+    make_run(tmp_path / "a", test={"acc": 0.5, "interval_95": [0.4, 0.6], "num_images": 10.5})
+    runs = load_runs(tmp_path)
+    assert (runs["num_test_images"].isna().all(), runs.loc[0, "test_acc"]) == (True, 0.5)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"test": 3}', '{"test": {"interval_95": [1]}}', "\udcff"])
 def test_a_damaged_summary_is_named_in_a_warning_and_kept(content: str, tmp_path: Path):
     make_run(tmp_path / "good")
@@ -110,7 +116,8 @@ def test_a_run_without_settings_does_not_make_all_settings_differ(content: str |
     make_run(tmp_path / "good")
     file = make_run(tmp_path / "bare") / "config.yaml"
     file.unlink() if content is None else file.write_text(content)
-    runs = load_runs(tmp_path)
+    with pytest.warns(UserWarning, match=str(file)):
+        runs = load_runs(tmp_path)
     assert (len(runs), [name for name in runs.columns if "." in name]) == (2, [])
 
 

@@ -69,6 +69,15 @@ def test_damaged_folders_are_rows_and_notes(tmp_path: Path):
     assert table.notes[0].startswith(f"{tmp_path / 'bad' / 'summary.json'} cannot be read: ")
 
 
+def test_a_run_without_settings_is_a_row_and_a_note(tmp_path: Path):
+    (make_run(tmp_path / "bad") / "config.yaml").write_text("a:\n- [")
+    table = make_table(read_records(tmp_path))
+    assert column(table, "test_acc") == [0.6]
+    (note,) = table.notes
+    assert note.startswith(f"settings of bad are not known: {tmp_path / 'bad' / 'config.yaml'} cannot be read: ")
+    assert "\n" not in note
+
+
 @pytest.mark.parametrize("name", ["test.acc", "test/acc", "test_acc"])
 def test_accuracies_are_sorted_best_first_and_runs_without_one_come_last(name: str):
     runs = [record("a", 0.1, test=0.5), record("bb", 0.2, test=None), record("ccc", 0.3, test=0.7)]
@@ -95,6 +104,8 @@ def test_in_a_narrow_terminal_every_line_fits_and_no_setting_is_lost():
 
 def test_a_name_from_the_disk_cannot_send_codes_to_the_terminal():
     assert "\x1b" not in table_text(make_table([record("a\x1b[2J")]), None)
+    (note,) = make_table([record("a", status="failed", reason="no\x1b[2J\nroom")]).notes
+    assert note == "a failed: no?[2J room"
 
 
 def test_wide_signs_take_two_columns():

@@ -71,6 +71,10 @@ def test_the_final_test_has_the_averaged_weights_of_the_best_checkpoint_and_tell
     results = json.loads((run / "eval" / "test-tta_flip" / "metrics.json").read_text())
     assert results["tta"] == "flip"
     assert results["acc"] == pytest.approx(summary(run)["test"]["acc"])
+    fitted = json.loads((run / "checkpoints" / "calibration.json").read_text())
+    temperatures = {name: entry["calibration_temperature"] for name, entry in fitted.items()}
+    assert sorted(temperatures) == ["best.ckpt", "best.ckpt tta=flip"]  # predict and export show one view
+    assert results["calibration_temperature"] == temperatures["best.ckpt tta=flip"] != temperatures["best.ckpt"]
     without = train(tmp_path, f"resume={run}", "trainer.max_epochs=2", "callbacks.ema.decay=0.5", check=False)
     assert without.returncode == 2
     assert "callbacks.ema.decay=0.5 would make it another run: it has callbacks.ema.decay=0.8" in without.stderr

@@ -60,6 +60,20 @@ def test_each_checkpoint_keeps_its_own(checkpoint: Path, result: Result):
     assert read_temperature(checkpoint)[1] == read_temperature(last)[1] == ""
 
 
+def test_other_views_of_a_picture_have_a_temperature_of_their_own(checkpoint: Path, result: Result):
+    one = calibrate(checkpoint, result)
+    assert read_temperature(checkpoint, "flip") == (
+        1.0,
+        f"{checkpoint.parent / 'calibration.json'} has no temperature of best.ckpt tta=flip; "
+        "python src/eval.py run=RUN tta=flip calibrate=true fits one",
+    )
+    half = Result(NAMES, result.labels, result.logits / 2, result.confidence)
+    flipped = calibrate(checkpoint, half, "flip")
+    assert flipped["calibration_temperature"] == pytest.approx(one["calibration_temperature"] / 2)
+    assert read_temperature(checkpoint, "flip") == (flipped["calibration_temperature"], "")
+    assert read_temperature(checkpoint) == (one["calibration_temperature"], "")
+
+
 def test_a_checkpoint_that_was_replaced_is_not_given_the_old_temperature(checkpoint: Path, result: Result):
     calibrate(checkpoint, result)
     checkpoint.write_bytes(b"newer weights")

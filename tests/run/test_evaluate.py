@@ -16,10 +16,12 @@ from sklearn import metrics as sk
 
 from imago import artefact
 from imago.analysis.calibration import reliability
+from imago.analysis.metrics import Result
 from imago.checkpoint import write_checkpoint
 from imago.data import shapes
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
+from imago.run.evaluate import _screen
 from imago.run.inference import match_classes
 from imago.run.load import checkpoint_path, find_model, load_classifier, load_predictor, run_folder
 
@@ -391,3 +393,13 @@ def test_a_checkpoint_of_a_run_is_found_by_word_name_or_path(tmp_path: Path):
         find_model(str(run), "last", "auto")
     with pytest.raises(ConfigError, match="accelerator=gpu: run=.* is an ONNX file"):
         find_model(str(tmp_path / "x.onnx"), "best", "gpu")
+
+
+def test_class_names_cannot_send_codes_to_the_terminal():
+    logits = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
+    result = Result(("a\x1b[2J", "b\nc"), np.array([0, 1, 1]), logits, np.array([0.7, 0.7, 0.7]))
+    facts = {"model": "best.ckpt", "data": "ImageFolder", "split": "val", "tta": "none"}
+    lines = _screen(result, facts, result.metrics(), None).splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert r"confused  b\nc as a\x1b[2J 1 x" in lines
+    assert lines[-1].startswith(r"b\nc ")

@@ -72,3 +72,9 @@ def test_an_empty_list_is_refused(tmp_path: Path):
     (tmp_path / "list.txt").write_text("\n \n")
     with pytest.raises(ConfigError, match="list.txt is an empty list; write the path of a picture on each line"):
         find_pictures(str(tmp_path / "list.txt"))
+
+
+def test_a_table_is_no_picture_and_no_list(tmp_path: Path):
+    (tmp_path / "list.csv").write_text("path,label\na.png,ant\n")
+    with pytest.raises(ConfigError, match=r"list.csv is a table; give a picture, a folder, a list of paths in a .txt"):
+        find_pictures(str(tmp_path / "list.csv"))

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from imago.errors import ConfigError, DataError
-from imago.run.folder import RunFolder, refuse_used_folder
+from imago.run.folder import RunFolder, make_writable, refuse_used_folder
 
 CFG = OmegaConf.create({"seed": 3, "a": "${seed}"})
 
@@ -97,3 +97,11 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path):
     (tmp_path / "summary.json").touch()
     with pytest.raises(ConfigError, match="run_name=old: .* already holds a run"):
         refuse_used_folder(tmp_path, "old")
+
+
+def test_a_place_that_cannot_be_written_is_found_out_at_once(tmp_path: Path):
+    make_writable(tmp_path / "new" / "place", "output=DIR")
+    assert list((tmp_path / "new" / "place").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/below cannot be written: .*; name another place, output=DIR\.$"):
+        make_writable(tmp_path / "file" / "below", "output=DIR")

@@ -59,3 +59,18 @@ def test_of_many_pictures_the_table_shows_the_first_twenty():
     lines = list(table([prediction(f"{number}.png") for number in range(30)]))
     assert len(lines) == 22
     assert lines[-1] == "... and 10 more"
+
+
+def test_class_names_cannot_send_codes_to_the_terminal():
+    odd = Prediction(Path("x.png"), ("a\x1b[2J", "b\nc"), (0.75, 0.25), "a\x1b[2J")
+    lines = list(table([odd]))
+    assert len(lines) == 2
+    assert "".join(lines).isprintable()
+    assert r"a\x1b[2J" in lines[1]
+    assert r"b\nc 25.0%" in lines[1]
+
+
+def test_columns_stand_below_each_other_whatever_the_signs():
+    wide = Prediction(Path("数.png"), ("数据", "b"), (0.75, 0.25), "数据")
+    lines = list(table([wide, prediction("x.png")]))
+    assert [line.index("75.00%") for line in lines[1:]] == [21 - 3, 21]  # three of the signs are two columns wide

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from imago.analysis.evaluation import load_evaluation, saved_pictures
-from imago.analysis.metrics import Result, softmax
+from imago.analysis.metrics import Result, softmax, worst_mistakes
 from imago.data.dataset import LabelledArray, LabelledFiles, Splits
 from imago.errors import DataError
-from imago.run.results import pictures_in_memory, worst_mistakes, write_results
+from imago.run.results import pictures_in_memory, write_results
 
 NAMES = ("ant", "bee")
 
@@ -43,7 +43,8 @@ def test_pictures_in_memory_have_names_and_their_mistakes_are_kept(data: SimpleN
     found = load_evaluation(tmp_path)
     assert found.pictures == tuple(f"test/{place}" for place in range(5))
     kept = saved_pictures(found)
-    assert list(kept) == found.worst_mistakes(25).tolist() == worst_mistakes(result, 25).tolist()
+    worst = worst_mistakes(result.is_right, result.confidence, 25)
+    assert list(kept) == found.worst_mistakes(25).tolist() == worst.tolist()
     assert len(kept) > 0
     assert {row: picture.max() for row, picture in kept.items()} == {row: 200 + row for row in kept}
     assert json.loads((folder / "metrics.json").read_text()) == {"split": "test"}

@@ -14,8 +14,8 @@ from imago.analysis.page import write_page
 from imago.analysis.paired import Paired, compare_paired, p_text, verdict
 from imago.analysis.records import Record, differing, read_logged, read_record
 from imago.analysis.run_page import curve_groups
-from imago.analysis.table import duration_text
-from imago.errors import DataError
+from imago.analysis.table import duration_text, typed_value
+from imago.errors import DataError, printable
 
 _MOST_NAMED = 3  # pictures in an error message
 _MOST_CLASSES = 30
@@ -28,7 +28,8 @@ class Comparison:
     Attributes:
         names: of the two, as they are told apart in the page.
         records: what their folders tell.
-        settings: name and the two values of each setting that differs.
+        settings: name and the two values of each setting that differs, as they are typed; empty for one that is not
+            there.
         evaluations: of the same pictures in the same order; None where one of them is missing.
         paired: the test on them, likewise.
         missing: why there is none.
@@ -36,10 +37,15 @@ class Comparison:
 
     names: tuple[str, str]
     records: tuple[Record, Record]
-    settings: Sequence[tuple[str, Any, Any]]
+    settings: Sequence[tuple[str, str, str]]
     evaluations: tuple[Evaluation, Evaluation] | None
     paired: Paired | None
     missing: Sequence[str]
+
+    @property
+    def config_faults(self) -> list[str]:
+        """Why settings cannot be compared, where the config of a run is missing or damaged."""
+        return [record.config_fault for record in self.records if record.config_fault]
 
 
 def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
@@ -54,8 +60,8 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
         DataError: if they were evaluated on different pictures, naming some.
     """
     records = read_record(a), read_record(b)
-    settings = [dict(record.settings) for record in records]
-    changed = [(name, settings[0].get(name), settings[1].get(name)) for name in differing(settings)]
+    old, new = (record.settings for record in records)
+    changed = [(name, _told(old, name), _told(new, name)) for name in (differing([old, new]) if old and new else ())]
     found, missing = [], []
     for run in (a, b):
         try:
@@ -64,7 +70,7 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
             missing.append(str(error))
     names = f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}"
     if missing:
-        return Comparison(names, records, changed, None, None, missing)
+        return Comparison(names, records, changed, None, None, list(dict.fromkeys(missing)))
     order = same_pictures(found[0], found[1])
     paired = compare_paired(found[0].is_right, found[1].is_right[order])
     return Comparison(names, records, changed, (found[0], found[1]), paired, [])
@@ -88,8 +94,8 @@ def same_pictures(a: Evaluation, b: Evaluation) -> np.ndarray:
     if (truth_a != truth_b).any():
         row = int(np.flatnonzero(truth_a != truth_b)[0])
         raise DataError(
-            f"the two runs were evaluated on different pictures: {names_a[row]} is {truth_a[row]} in {a.folder}, "
-            f"{truth_b[row]} in {b.folder}; {_REDO}"
+            f"the two runs were evaluated on different pictures: {printable(names_a[row])} is "
+            f"{printable(truth_a[row])} in {a.folder}, {printable(truth_b[row])} in {b.folder}; {_REDO}"
         )
     _refuse_other_files(a, b)
     return order
@@ -111,7 +117,9 @@ def _refuse_other_files(a: Evaluation, b: Evaluation) -> None:
 def comparison_text(found: Comparison) -> str:
     """Say on the screen what came out."""
     lines = [f"{label}  {name}" for label, name in zip("ab", found.names, strict=True)]
-    lines += [f"   {name}: {old} -> {new}" for name, old, new in found.settings] or ["   no setting differs"]
+    changed = [printable(f"   {name}: {old} -> {new}") for name, old, new in found.settings]
+    faults = [f"   settings not compared: {printable(fault)}" for fault in found.config_faults]
+    lines += changed or faults or ["   no setting differs"]
     if found.paired is None or found.evaluations is None:
         return "\n".join([*lines, *(f"no paired test: {reason}" for reason in found.missing)])
     paired = found.paired
@@ -157,7 +165,7 @@ def _fact_rows(records: tuple[Record, Record]) -> list[tuple[str, str, str]]:
         {
             "status": record.status,
             "val accuracy": _percent(record.val_acc),
-            "test accuracy": _percent(record.test_acc) + test,
+            "test accuracy": _percent(record.test_acc) + test + _views(record),
             "time": duration_text(record.seconds),
             "images/s": "" if record.images_per_s is None else f"{record.images_per_s:,.0f}",
             "waiting for data": _percent(record.data_wait_share),
@@ -165,6 +173,16 @@ def _fact_rows(records: tuple[Record, Record]) -> list[tuple[str, str, str]]:
         for record, test in zip(records, tests, strict=True)
     ]
     return [(name, columns[0][name], columns[1][name]) for name in columns[0] if columns[0][name] or columns[1][name]]
+
+
+def _told(settings: Mapping[str, Any], name: str) -> str:
+    return typed_value(settings[name]) if name in settings else ""
+
+
+def _views(record: Record) -> str:
+    """The final test may have taken the mean over several views of each picture; the evaluations here did not."""
+    tta = record.settings.get("tta") or "none"
+    return f", with tta={tta}" if tta != "none" and record.test_acc is not None else ""
 
 
 def _class_rows(found: Comparison) -> list[tuple[str, float, float, float]]:
@@ -205,4 +223,4 @@ def _percent(share: float | None) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    return ", ".join(map(printable, names[:_MOST_NAMED])) + more

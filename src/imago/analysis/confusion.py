@@ -1,11 +1,11 @@
 """The confusion matrix that an evaluation left in a run's folder, as a table."""
 
-import shlex
 from pathlib import Path
 
 import pandas as pd
 from pandas import DataFrame
 
+from imago.analysis.evaluation import eval_command
 from imago.errors import DataError
 
 
@@ -27,8 +27,7 @@ def load_confusion(run: Path | str, split: str = "test") -> DataFrame:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)  # classes may be called 007 or NA
         counts = table.set_index(table.columns[0]).astype("int64")
     except FileNotFoundError:
-        command = f"python src/eval.py run={shlex.quote(str(run))}" + (f" split={split}" if split != "test" else "")
-        raise DataError(f"{file} is missing; make it with: {command}") from None
+        raise DataError(f"{file} is missing; make it with: {eval_command(run, split)}") from None
     except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
         raise DataError(f"{file} cannot be read: {error}") from None
     if list(counts.index) != list(counts.columns):

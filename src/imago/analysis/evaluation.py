@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from imago.analysis.metrics import PerClass, confusion_matrix, per_class
+from imago.analysis.metrics import PerClass, confusion_matrix, per_class, worst_mistakes
 from imago.analysis.records import read_json
 from imago.errors import DataError
 from imago.images import read_image
@@ -58,8 +58,7 @@ class Evaluation:
 
     def worst_mistakes(self, limit: int) -> np.ndarray:
         """Give the rows of the mistakes the network was surest of, surest first, int64 (at most `limit`,)."""
-        wrong = np.flatnonzero(~self.is_right)
-        return wrong[np.argsort(-self.probability[wrong], kind="stable")[:limit]]
+        return worst_mistakes(self.is_right, self.probability, limit)
 
     def names(self) -> tuple[str, ...]:
         """Give the pictures by what stays the same where the data set lies in another folder."""

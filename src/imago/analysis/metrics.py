@@ -154,6 +154,18 @@ def most_confused(confusion: np.ndarray, limit: int) -> list[tuple[int, int, int
     return [mistake for mistake in found if mistake[2]]
 
 
+def worst_mistakes(is_right: np.ndarray, confidence: np.ndarray, limit: int) -> np.ndarray:
+    """Give the rows of the mistakes that the network was surest of, surest first, int64 (at most `limit`,).
+
+    Args:
+        is_right: bool (N,).
+        confidence: probability of the predicted class, (N,).
+        limit: of rows.
+    """
+    wrong = np.flatnonzero(~is_right)
+    return wrong[np.argsort(-confidence[wrong], kind="stable")[:limit]]
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Turn logits (N, K) into probabilities, float64 (N, K): rows sum to 1, and huge logits do not overflow."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ class Record:
         status: the run's own word (running, finished, failed, stopped), "died" for one that was killed and could not
             say so, or "unreadable".
         reason: why it failed or stopped, or what cannot be read.
+        config_fault: why `settings` is empty, where its file is missing or damaged.
         started: in UTC, ISO 8601.
         settings: what was set, flat, named as on the command line.
         val_acc: best validation accuracy, so far if the run is not finished, in [0, 1].
@@ -53,6 +55,7 @@ class Record:
     folder: str
     status: str
     reason: str | None = None
+    config_fault: str | None = None
     started: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     val_acc: float | None = None
@@ -96,26 +99,34 @@ def read_record(folder: Path, logs: Path | None = None) -> Record:
     """
     place = folder.relative_to(logs).as_posix() if logs else "."
     place = place if place != "." else folder.resolve().name
-    settings = _without_own_paths(read_settings(folder), folder)
+    settings: dict[str, Any] = {}
+    config_fault = None
+    try:
+        settings = _without_own_paths(read_settings(folder), folder)
+    except DataError as error:
+        config_fault = str(error)
     try:
         facts = _facts(folder)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        why = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-        facts = {"status": "unreadable", "reason": f"{folder / 'summary.json'} {why}"}
-    return Record(place, str(folder.resolve()), settings=settings, **facts)
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        facts = {"status": "unreadable", "reason": _fault(folder / "summary.json", error)}
+    return Record(place, str(folder.resolve()), settings=settings, config_fault=config_fault, **facts)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Flatten `config.yaml` to what is typed on a command line; empty where it is missing or damaged.
+    """Flatten `config.yaml` to what is typed on a command line.
 
     A class stands under its group by its short name: `optimizer: AdamW`.
+
+    Raises:
+        DataError: if it is missing or damaged.
     """
+    file = folder / "config.yaml"
     try:
-        config = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), _YAML_LOADER)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
+        config = yaml.load(file.read_text(encoding="utf-8"), _YAML_LOADER)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise DataError(_fault(file, error)) from None
     if not isinstance(config, dict):
-        return {}
+        raise DataError(f"{file} is damaged: it holds no settings")
     flat = _flatten(config)
     flat["model"] = flat.pop("model.name", None) or flat.get("model")  # one class builds resnet18, resnet50, ...
     return flat
@@ -125,7 +136,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read what a run wrote down; an empty dict where it is missing or damaged."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -178,6 +189,9 @@ def _facts(folder: Path) -> dict[str, Any]:
     status, reason = summary.get("status"), summary.get("reason")
     if not isinstance(status, str):
         raise ValueError("it has no status")
+    started = summary.get("started")
+    if started is not None and not isinstance(started, str):
+        raise ValueError("its start is no time")
     if status == "running" and _is_dead(folder, summary.get("pid")):
         status, reason = "died", "it was killed, or its machine stopped"
     numbers = {
@@ -188,20 +202,24 @@ def _facts(folder: Path) -> dict[str, Any]:
     }
     if numbers["val_acc"] is None:  # written when training ends; until then the log tells
         numbers["val_acc"] = _best_so_far(folder)
-    facts = {"status": status, "reason": reason, "started": summary.get("started")}
+    facts = {"status": status, "reason": reason, "started": started}
     return facts | {name: value if _is_number(value) else None for name, value in numbers.items()}
 
 
 def _best_so_far(folder: Path) -> float | None:
     """Give the best `val/acc` that was logged, of a run that still goes on or did not come to its end."""
     try:
-        return max(read_logged(folder).get("val/acc", ((), ()))[1], default=None)
+        return max(filter(math.isfinite, read_logged(folder).get("val/acc", ((), ()))[1]), default=None)
     except DataError:
         return None
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _fault(file: Path, error: Exception) -> str:
+    return f"{file} " + ("is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}")
 
 
 def _is_dead(folder: Path, pid: Any) -> bool:

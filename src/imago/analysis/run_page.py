@@ -84,7 +84,8 @@ def _headlines(record: Record) -> list[tuple[str, str, str]]:
     ]
     found = [(name, f"{100 * value:.2f} %", note) for name, value, note in rows if value is not None]
     if record.seconds is not None:
-        found.append(("time", duration_text(record.seconds), f"{record.epochs} epochs" if record.epochs else ""))
+        epochs = "" if not record.epochs else "1 epoch" if record.epochs == 1 else f"{record.epochs} epochs"
+        found.append(("time", duration_text(record.seconds), epochs))
     if record.images_per_s is not None:
         note = f"{100 * wait:.1f} % of the time waiting for data" if wait is not None else ""
         found.append(("images/s", f"{record.images_per_s:,.0f}", note))
@@ -130,10 +131,7 @@ def _evaluation(run: Path, split: str, record: Record, missing: list[str]) -> di
     temperature = found.facts.get("calibration_temperature")
     notes = [f"calibrated with temperature {temperature:.3f}, fitted on val"] if temperature is not None else []
     if split == "test" and record.test_acc is not None and abs(acc - record.test_acc) > 1e-9:
-        notes.append(
-            f"the run's final test gave {100 * record.test_acc:.2f} %: this evaluation saw other pictures or another "
-            f"checkpoint; the same as then: {eval_command(run, split)}"
-        )
+        notes.append(f"the run's final test gave {100 * record.test_acc:.2f} %: {_why_other(run, found, split)}")
     diagram = reliability(found.probability, found.is_right)
     return {
         "acc": acc,
@@ -152,6 +150,14 @@ def _evaluation(run: Path, split: str, record: Record, missing: list[str]) -> di
         "mistakes": _mistakes(found, missing),
         "num_mistakes": int((~found.is_right).sum()),
     }
+
+
+def _why_other(run: Path, found: Evaluation, split: str) -> str:
+    """What tells an evaluation from the run's final test, which gave another number."""
+    then = (read_json(run / "summary.json").get("test") or {}).get("tta", "none")
+    if then != found.facts.get("tta", "none"):
+        return f"it took the mean over several views of each picture (tta={then}), this evaluation did not"
+    return f"this evaluation saw other pictures or another checkpoint; the same as then: {eval_command(run, split)}"
 
 
 def _class_rows(found: Evaluation) -> list[tuple[str, int, float, float, float]]:

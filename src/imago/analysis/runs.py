@@ -38,8 +38,9 @@ def load_runs(logs: Path | str) -> DataFrame:
     """
     records = read_records(logs)
     for record in records:
-        if record.status == "unreadable":
-            warnings.warn(str(record.reason), stacklevel=2)
+        fault = record.reason if record.status == "unreadable" else record.config_fault
+        if fault:
+            warnings.warn(fault, stacklevel=2)
     names = [name for name in differing([r.settings for r in records if r.settings]) if name not in _IDENTITY]
     rows = [
         {name: record.settings.get(name) for name in ("data", "model", "seed", *names)}
@@ -111,5 +112,7 @@ def _typed(runs: DataFrame) -> DataFrame:
     """Give each column its type: an empty cell must not turn whole numbers into decimals."""
     numbers = list(dict.fromkeys((*_COUNTS, *_RESULTS[:-1])))  # all but `folder`
     runs[numbers] = runs[numbers].apply(pd.to_numeric, errors="coerce")
+    counts = list(_COUNTS)
+    runs[counts] = runs[counts].where(runs[counts] % 1 == 0)  # half a picture in a damaged summary is none
     runs["started"] = pd.to_datetime(runs["started"], utc=True, errors="coerce")
     return runs.astype(dict.fromkeys(numbers, "float64") | dict.fromkeys(_COUNTS, "Int64"))

@@ -61,11 +61,10 @@ def make_table(records: Sequence[Record], sort: str = "started", fold: bool = Tr
     groups, left_out = _fold(records, names) if fold else ([[record] for record in records], [])
     rows = [_row(group, names.get(_kind(group[0]), [])) for group in groups]
     all_names = list(dict.fromkeys(name for found in names.values() for name in found))
-    notes = [record.reason or record.folder for record in records if record.status == "unreadable"]
-    notes += [f"{r.run} {r.status}: {r.reason}" for r in records if r.reason and r.status in ("failed", "stopped")]
+    notes = [note for note in map(_note, records) if note]
     if left_out:
         notes.append(f"left out of the means, as a newer run has the same settings and seed: {', '.join(left_out)}")
-    return RunTable(_sorted(rows, sort, all_names), all_names, notes)
+    return RunTable(_sorted(rows, sort, all_names), all_names, [_plain(" ".join(note.splitlines())) for note in notes])
 
 
 def write_csv(table: RunTable, path: Path) -> None:
@@ -95,7 +94,7 @@ def table_text(table: RunTable, width: int | None) -> str:
     """
     cells = [_HEADERS, *map(_cells, table.rows)]
     kept = [place for place in range(len(_HEADERS)) if any(line[place] for line in cells[1:])]
-    widths = {place: max(_width(line[place]) for line in cells) for place in kept}
+    widths = {place: max(display_width(line[place]) for line in cells) for place in kept}
     settings = len(_HEADERS) - 1
     is_too_wide = width is not None and _total(widths) > width
     if width is not None and is_too_wide:
@@ -104,13 +103,23 @@ def table_text(table: RunTable, width: int | None) -> str:
             if _total(widths) > width:
                 widths.pop(_HEADERS.index(header), None)
     lines = [
-        "  ".join(_set(line[place], widths[place], _HEADERS[place] in _NUMBERS) for place in widths).rstrip()
+        "  ".join(padded(line[place], widths[place], _HEADERS[place] in _NUMBERS) for place in widths).rstrip()
         + (f"\n    {line[settings]}" if is_too_wide and number and line[settings] else "")
         for number, line in enumerate(cells)
     ]
     left_out = [_HEADERS[place] for place in kept if place not in (*widths, settings)]
     narrow = [f"(this terminal has no room for {', '.join(left_out)}; csv=FILE gets everything)"] if left_out else []
     return "\n".join([lines[0], "-" * _total(widths), *lines[1:], *narrow])
+
+
+def _note(record: Record) -> str | None:
+    """One line for a run whose row does not tell everything."""
+    if record.status == "unreadable":
+        return record.reason
+    if record.config_fault:
+        return f"settings of {record.run} are not known: {record.config_fault}"
+    is_told = record.reason and record.status in ("failed", "stopped")
+    return f"{record.run} {record.status}: {record.reason}" if is_told else None
 
 
 def _setting_names(records: Sequence[Record]) -> dict[Hashable, list[str]]:
@@ -154,7 +163,7 @@ def _row(group: Sequence[Record], names: Sequence[str]) -> Row:
     last = max(group, key=lambda record: record.started or "")
     row: Row = {name: value for name, value in vars(last).items() if name != "settings"}
     row |= {name: last.settings[name] for name in ("data", "model", "seed", *names) if name in last.settings}
-    row |= {"num_seeds": len(group), "typed": " ".join(f"{n}={_typed(row[n])}" for n in names if n in row)}
+    row |= {"num_seeds": len(group), "typed": " ".join(f"{n}={typed_value(row[n])}" for n in names if n in row)}
     if len(group) == 1:
         return row
     for name in _MEANS:
@@ -212,12 +221,13 @@ def _share(acc: float | None, std: float | None) -> str:
     return f"{100 * acc:.2f} %" if std is None else f"{100 * acc:.2f} ± {100 * std:.2f} %"
 
 
-def _typed(value: Any) -> str:
+def typed_value(value: Any) -> str:
+    """Give the value of a setting as it is typed: null, true, 0.1."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _plain(text: Any) -> str:
-    """A name from a disk must not move the cursor or colour the terminal."""
+    """A name from a disk must not move the cursor or colour the terminal, and stays on its line."""
     return "".join(sign if sign.isprintable() else "?" for sign in str(text))
 
 
@@ -225,12 +235,13 @@ def _total(widths: Mapping[int, int]) -> int:
     return sum(widths.values()) + 2 * (len(widths) - 1)
 
 
-def _set(text: str, width: int, to_the_right: bool) -> str:
-    gap = " " * (width - _width(text))
+def padded(text: str, width: int, to_the_right: bool = False) -> str:
+    """Fill a text with blanks up to a width in columns of a terminal."""
+    gap = " " * (width - display_width(text))
     return gap + text if to_the_right else text + gap
 
 
-def _width(text: str) -> int:
+def display_width(text: str) -> int:
     """Columns in a terminal: a Chinese sign takes two, an accent of its own none."""
     return sum(
         0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text

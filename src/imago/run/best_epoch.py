@@ -9,12 +9,12 @@ from typing import Any
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
-from imago.analysis.metrics import Result, softmax
+from imago.analysis.metrics import Result, softmax, worst_mistakes
 from imago.data.datamodule import ImageDataModule
 from imago.run.calibration import KEY, calibrate
 from imago.run.folder import RunFolder
 from imago.run.inference import validate
-from imago.run.results import picture_names, pictures_in_memory, worst_mistakes
+from imago.run.results import picture_names, pictures_in_memory
 from imago.run.tensorboard import add_hparams, add_picture
 
 log = logging.getLogger(__name__)
@@ -48,18 +48,25 @@ def describe_best(cfg: DictConfig, data: ImageDataModule, trainer: Trainer, fold
     data.trainer = None  # or each rank would see its share
     accelerator = "cpu" if trainer.strategy.root_device.type == "cpu" else "auto"
     result = validate(checkpoint, data, cfg.extra_targets, accelerator)
-    entry = calibrate(checkpoint, result)
-    temperature = entry[KEY]
-    log.info(
-        "calibrated on val: temperature %.3f, ECE %.2f %% -> %.2f %%",
-        *(temperature, 100 * entry["ece_before"], 100 * entry["ece_after"]),
-    )
+    temperature = _calibrate(checkpoint, result, "none")
+    if cfg.tta != "none":  # the final test's views; predict, export and serve show one
+        _calibrate(checkpoint, validate(checkpoint, data, cfg.extra_targets, accelerator, cfg.tta), cfg.tta)
     calibrated = replace(result, confidence=softmax(result.logits / temperature).max(axis=1))
     if importlib.util.find_spec("matplotlib") is None:
         log.info("no figures of the best epoch: matplotlib is not installed")
         return
     for name, file in _draw(calibrated, data, folder.path / "figures").items():
         add_picture(name, file, step, trainer.loggers)
+
+
+def _calibrate(checkpoint: Path, result: Result, tta: str) -> float:
+    entry = calibrate(checkpoint, result, tta)
+    log.info(
+        "calibrated on val%s: temperature %.3f, ECE %.2f %% -> %.2f %%",
+        *("" if tta == "none" else f" with tta={tta}", entry[KEY]),
+        *(100 * entry["ece_before"], 100 * entry["ece_after"]),
+    )
+    return float(entry[KEY])
 
 
 def _draw(result: Result, data: ImageDataModule, folder: Path) -> dict[str, Path]:
@@ -76,6 +83,6 @@ def _draw(result: Result, data: ImageDataModule, folder: Path) -> dict[str, Path
     evaluation = Evaluation(
         folder, facts, result.class_names, names, result.labels, result.predicted, result.confidence
     )
-    saved = pictures_in_memory(data, "val", worst_mistakes(result, _NUM_MISTAKES).tolist())
+    saved = pictures_in_memory(data, "val", worst_mistakes(result.is_right, result.confidence, _NUM_MISTAKES).tolist())
     save_figure(draw_mistakes(evaluation, _NUM_MISTAKES, saved), files["val/mistakes"])
     return files

@@ -10,16 +10,17 @@ from imago.analysis.metrics import Result, softmax
 from imago.errors import DataError
 from imago.run.folder import read_json, write_json
 
-FILE = "calibration.json"  # one entry for each checkpoint of the folder, by its name
+FILE = "calibration.json"  # one entry for each checkpoint of the folder, and for each of its `tta`, by their names
 KEY = "calibration_temperature"
 
 
-def calibrate(checkpoint: Path, result: Result) -> dict[str, Any]:
+def calibrate(checkpoint: Path, result: Result, tta: str = "none") -> dict[str, Any]:
     """Fit the temperature of a checkpoint and write it down.
 
     Args:
         checkpoint: the file that gave the logits.
         result: for the validation pictures, in fp32.
+        tta: the views of each picture that they were answered from: a mean over several is less sure than one view.
 
     Returns:
         What was written: the temperature, and negative log-likelihood (in nats) and expected calibration error without
@@ -42,35 +43,42 @@ def calibrate(checkpoint: Path, result: Result) -> dict[str, Any]:
     }
     file = checkpoint.with_name(FILE)
     try:
-        write_json(file, read_json(file) | {checkpoint.name: entry})
+        write_json(file, read_json(file) | {_entry_name(checkpoint, tta): entry})
     except OSError as error:
         raise DataError(f"{file} cannot be written: {error.strerror}.") from error
     return entry
 
 
-def read_temperature(checkpoint: Path) -> tuple[float, str]:
+def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
     """Give the temperature of a checkpoint and an empty text, or UNCALIBRATED and why there is none.
+
+    Args:
+        checkpoint: the file.
+        tta: the views of each picture that it answers from; each has a temperature of its own.
 
     Raises:
         DataError: if `calibration.json` holds nonsense.
     """
-    file = checkpoint.with_name(FILE)
-    entry = read_json(file).get(checkpoint.name)
+    file, name = checkpoint.with_name(FILE), _entry_name(checkpoint, tta)
+    how_to_fit = _how_to_fit(checkpoint, tta)
+    entry = read_json(file).get(name)
     if entry is None:
-        return UNCALIBRATED, f"{file} has no temperature of {checkpoint.name}; {_how_to_fit(checkpoint)}"
+        return UNCALIBRATED, f"{file} has no temperature of {name}; {how_to_fit}"
     temperature = entry.get(KEY) if isinstance(entry, dict) else None
     if not isinstance(temperature, int | float) or not math.isfinite(temperature) or temperature <= 0:
-        raise DataError(
-            f"{file} is damaged: {KEY} of {checkpoint.name} is {temperature!r}; delete it, and "
-            f"{_how_to_fit(checkpoint)}."
-        )
+        raise DataError(f"{file} is damaged: {KEY} of {name} is {temperature!r}; delete it, and {how_to_fit}.")
     if entry.get("checkpoint_sha256") != _sha256(checkpoint):
-        return UNCALIBRATED, f"{file} is of another {checkpoint.name}; {_how_to_fit(checkpoint)}"
+        return UNCALIBRATED, f"{file} is of another {checkpoint.name}; {how_to_fit}"
     return float(temperature), ""
 
 
-def _how_to_fit(checkpoint: Path) -> str:
+def _entry_name(checkpoint: Path, tta: str) -> str:
+    return checkpoint.name if tta == "none" else f"{checkpoint.name} tta={tta}"
+
+
+def _how_to_fit(checkpoint: Path, tta: str) -> str:
     choice = "" if checkpoint.stem == "best" else f" ckpt={checkpoint.stem}"
+    choice += "" if tta == "none" else f" tta={tta}"
     return f"python src/eval.py run=RUN{choice} calibrate=true fits one"
 
 

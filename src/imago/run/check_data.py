@@ -1,7 +1,6 @@
 """`check.py`: look at a data set before training on it: what is bad, twice there, uneven or odd, and how it looks."""
 
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from imago.inspection.checked_set import CheckedSet
 from imago.inspection.examine import Examination, examine, examine_array
 from imago.inspection.findings import Finding, find
 from imago.machine import available_cores
+from imago.paths import as_typed
 from imago.run.entry import job_output_dir
 from imago.run.folder import write_json
 from imago.targets import build
@@ -134,7 +134,8 @@ def _show_augmentation(data: Any, folder: Path) -> None:
 
     _save_picture(folder / "augment.png", draw_augmentations(data))
     print(
-        f"each row is a training picture as evaluated, then as 8 epochs would show it: {_short(folder / 'augment.png')}"
+        "each row is a training picture as evaluated, then as 8 epochs would show it: "
+        f"{as_typed(folder / 'augment.png')}"
     )
 
 
@@ -158,7 +159,7 @@ def _write_and_tell(cfg: DictConfig, data: "ImageDataModule", checked: CheckedSe
     report.write_bad_files(folder / _LISTS["bad"], checked, left_out)
     report.write_csv(folder / _LISTS["ignored"], [("path", "reason"), *ignored])
     if not checked.counts[:, 0].any():
-        raise DataError(f"no training picture can be read; see {_short(folder / _LISTS['bad'])}.")
+        raise DataError(f"no training picture can be read; see {as_typed(folder / _LISTS['bad'])}.")
     print("\n".join(report.class_table(checked)), end="\n\n")
     record, told = _record(cfg, data, checked)
     print("\n".join(report.fact_lines(checked, ignored, told)), end="\n\n")
@@ -173,7 +174,7 @@ def _write_and_tell(cfg: DictConfig, data: "ImageDataModule", checked: CheckedSe
         for name, page in draw_sheets(checked, [part for _, part in data.splits.named()], record):
             _save_picture(folder / "contact_sheets" / name, page)
     print("\n".join(report.finding_lines(findings)), end="\n\n")
-    print(f"results in {_short(folder)}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    print(f"results in {as_typed(folder)}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     print("\n".join(_next_commands(folder, is_leaking=(folder / _LISTS["kept"]).exists())))
     return findings
 
@@ -214,7 +215,7 @@ def _next_commands(folder: Path, is_leaking: bool) -> list[str]:
     arguments = [shlex.quote(_unquoted(text)) for text in typed]
     commands = [["python src/check.py", *arguments, "show=augment"], ["python src/train.py", *arguments]]
     if is_leaking:
-        kept = shlex.quote(f"data.split_file={_short(folder / _LISTS['kept'])}")
+        kept = shlex.quote(f"data.split_file={as_typed(folder / _LISTS['kept'])}")
         commands.append(["python src/train.py", *arguments, kept])
     return ["next:", *(f"  {' '.join(command)}" for command in commands)]
 
@@ -238,8 +239,3 @@ def _end_with_findings(num_serious: int) -> NoReturn:
         raise DataError(message)
     print(message, file=sys.stderr)
     raise SystemExit(1)
-
-
-def _short(path: Path) -> str:
-    """Give the path as one would type it here, whichever way is shorter."""
-    return min(str(path), os.path.relpath(path), key=len)

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imago.errors import ConfigError, UserError
+from imago.errors import ConfigError, UserError, printable
 from imago.paths import PROJECT_ROOT, register_resolvers
 from imago.run.overrides import (
     check_complete,
@@ -181,7 +181,7 @@ def _fail(exit_code: int, message: str) -> NoReturn:
 
 def _print_error(message: str) -> None:
     for line in message.splitlines() or [""]:
-        print(f"error: {line}", file=sys.stderr, flush=True)
+        print(f"error: {printable(line)}", file=sys.stderr, flush=True)  # it may hold a name from a disk
 
 
 def _is_about_the_config(error: Exception) -> bool:

@@ -1,7 +1,6 @@
 """`eval.py`: a trained network over the val or test pictures, as numbers, tables and figures."""
 
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,12 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.analysis.calibration import UNCALIBRATED
 from imago.analysis.metrics import Result, most_confused
-from imago.errors import ConfigError, DataError
+from imago.analysis.table import display_width, padded
+from imago.errors import ConfigError, DataError, printable
+from imago.paths import as_typed
 from imago.run.calibration import KEY, calibrate
 from imago.run.checks import TTA
-from imago.run.folder import read_json
+from imago.run.folder import make_writable, read_json
 from imago.run.inference import SPLITS, match_classes, run_split, split_pictures, validate
-from imago.run.load import find_model, is_onnx, load_predictor, run_folder
+from imago.run.load import Predictor, find_model, is_onnx, load_predictor, run_folder
 from imago.run.results import write_results
 from imago.targets import build, check_targets
 
@@ -50,26 +51,15 @@ def evaluate(cfg: DictConfig) -> float:
     data: ImageDataModule = build(settings, extra_targets=cfg.extra_targets)
     data.set_up_data()
     if cfg.calibrate:
-        calibrate(file, validate(file, data, cfg.extra_targets, cfg.accelerator))
+        calibrate(file, validate(file, data, cfg.extra_targets, cfg.accelerator, cfg.tta), cfg.tta)
     predictor = load_predictor(file, extra_targets=cfg.extra_targets, accelerator=cfg.accelerator, tta=cfg.tta)
     data.preprocess = predictor.preprocess
+    make_writable(folder, "output=DIR")
     result = run_split(predictor, data, cfg.split, match_classes(data.class_names, predictor.class_names))
-    metrics = result.metrics()
-    facts = {
-        "run": str(run or file.parent),
-        "model": str(file.resolve()),
-        "data": settings["_target_"].rsplit(".", 1)[-1].removesuffix("DataModule"),
-        "data_root": settings.get("root"),
-        "data_fingerprint": data.fingerprint(),
-        "split": cfg.split,
-        "tta": cfg.tta,
-        "preprocess": predictor.preprocess.to_dict(),
-    }
-    if result.calibration_temperature != UNCALIBRATED:
-        facts[KEY] = result.calibration_temperature
+    metrics, facts = result.metrics(), _facts(cfg, file, run, settings, data, predictor)
     written = write_results(folder, result, facts | metrics, data)
     print(_screen(result, facts, metrics, run))
-    print(f"\nresults in {_short(folder)}: {', '.join(written)}")
+    print(f"\nresults in {as_typed(folder)}: {', '.join(written)}")
     for note in _notes(cfg, data, run, settings, facts["data_fingerprint"]):
         print(f"note: {note}")
     return metrics["acc"]
@@ -126,6 +116,30 @@ def _is_own(run: Path, settings: Mapping[str, Any]) -> bool:
     return all(own.get(key) == settings.get(key) for key in _SOURCE)
 
 
+def _facts(
+    cfg: DictConfig,
+    file: Path,
+    run: Path | None,
+    settings: Mapping[str, Any],
+    data: "ImageDataModule",
+    predictor: Predictor,
+) -> dict[str, Any]:
+    """What was evaluated, on what and how: the top of metrics.json."""
+    facts = {
+        "run": str(run or file.parent),
+        "model": str(file.resolve()),
+        "data": settings["_target_"].rsplit(".", 1)[-1].removesuffix("DataModule"),
+        "data_root": settings.get("root"),
+        "data_fingerprint": data.fingerprint(),
+        "split": cfg.split,
+        "tta": cfg.tta,
+        "preprocess": predictor.preprocess.to_dict(),
+    }
+    if predictor.calibration_temperature != UNCALIBRATED:
+        facts[KEY] = predictor.calibration_temperature
+    return facts
+
+
 def _notes(
     cfg: DictConfig, data: "ImageDataModule", run: Path | None, settings: Mapping[str, Any], fingerprint: str
 ) -> Iterator[str]:
@@ -159,12 +173,12 @@ def _result_name(cfg: DictConfig, file: Path) -> str:
 
 
 def _screen(result: Result, facts: Mapping[str, Any], metrics: Mapping[str, Any], run: Path | None) -> str:
-    names, count = result.class_names, metrics["num_images"]
+    names, count = [printable(name) for name in result.class_names], metrics["num_images"]
     mistakes = [f"{names[true]} as {names[taken]} {n} x" for true, taken, n in most_confused(result.confusion, 4)]
     fitted = f"temperature {facts[KEY]:.3f}, fitted on val" if KEY in facts else "not calibrated"
     top5 = {"top-5": f"{metrics['top5_acc']:.2%}, {_range(metrics, 'top5_acc')}"} if "top5_acc" in metrics else {}
     rows = {
-        "model": _short(Path(facts["model"])),
+        "model": as_typed(Path(facts["model"])),
         "data": f"{facts['data']} {facts['split']}, {count:,} pictures, each seen once",
         "accuracy": f"{metrics['acc']:.2%}, {_range(metrics, 'acc')}{_final_test(run, facts, metrics)}",
         **({"views": f"mean over several views of each picture, tta={facts['tta']}"} if facts["tta"] != "none" else {}),
@@ -189,9 +203,11 @@ def _final_test(run: Path | None, facts: Mapping[str, Any], metrics: Mapping[str
         return ""
     test = read_json(run / "summary.json").get("test") or {}
     is_same_data = read_json(run / "provenance.json").get("data") == facts["data_fingerprint"]
-    is_same_view = test.get("tta", "none") == facts["tta"]
-    if not is_same_data or not is_same_view or test.get("num_images") != metrics["num_images"]:
+    if not is_same_data or test.get("num_images") != metrics["num_images"]:
         return ""
+    views = test.get("tta", "none")
+    if views != facts["tta"]:
+        return f" (the run's final test, with tta={views}: {test['acc']:.2%})"
     is_same = test["acc"] == metrics["acc"]
     return " (the run's final test: the same)" if is_same else f" (the run's final test: {test['acc']:.2%})"
 
@@ -201,18 +217,14 @@ def _class_table(result: Result) -> list[str]:
     scores = result.per_class
     present = np.flatnonzero(scores.count)
     shown = present if len(present) <= _MAX_LISTED else present[np.argsort(scores.f1[present])[:_MAX_LISTED]]
-    width = max(len("class"), *(len(result.class_names[place]) for place in shown))
+    names = [printable(name) for name in result.class_names]
+    width = max(len("class"), *(display_width(names[place]) for place in shown))
     lines = [f"{'class':<{width}}  precision   recall       F1        n"]
     lines += [
-        f"{result.class_names[place]:<{width}}   {scores.precision[place]:>8.2%} {scores.recall[place]:>8.2%} "
+        f"{padded(names[place], width)}   {scores.precision[place]:>8.2%} {scores.recall[place]:>8.2%} "
         f"{scores.f1[place]:>8.4f} {scores.count[place]:>8,}"
         for place in shown
     ]
     if len(shown) < len(present):
         lines.append(f"the weakest {len(shown)} of {len(present)} classes; all of them are in per_class.csv")
     return lines
-
-
-def _short(path: Path) -> str:
-    """The path as one would type it here, whichever way is shorter."""
-    return min(str(path), os.path.relpath(path), key=len)

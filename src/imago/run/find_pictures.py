@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from imago.errors import ConfigError, DataError
+from imago.errors import ConfigError, DataError, printable
 from imago.images import SUFFIXES
 
 _WAY_OUT = "give a picture, a folder, a list of paths in a .txt file, or a pattern in quotes such as 'photos/*.jpg'"
@@ -23,6 +23,8 @@ def find_pictures(text: str) -> list[Path]:
         DataError: if a list or a folder cannot be read.
     """
     if os.path.isfile(text):
+        if text.lower().endswith(".csv"):
+            raise ConfigError(f"input={printable(text)} is a table; {_WAY_OUT}.")
         return _read_list(Path(text)) if text.lower().endswith(".txt") else [Path(text)]
     is_folder = os.path.isdir(text)
     places = [text] if is_folder else sorted(glob.glob(text, recursive=True)) if text else []
@@ -32,11 +34,6 @@ def find_pictures(text: str) -> list[Path]:
         fault = f"holds no picture ({kinds})" if places else "matches nothing"
         raise ConfigError(f"input={printable(text)} {fault}; {_WAY_OUT}.")
     return found
-
-
-def printable(text: str) -> str:
-    """Give the text on one line of any screen: a file name may hold line breaks, colours and bytes without letters."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def _read_list(file: Path) -> list[Path]:

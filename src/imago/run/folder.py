@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from time import perf_counter
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from imago.analysis.records import read_json as read_json  # beside its `write_json`
-from imago.errors import ConfigError, DataError
+from imago.errors import ConfigError, DataError, printable
 from imago.run import provenance
 from imago.run.ending import how_it_ended
 from imago.run.failure import clear_failures, first_failure, write_failure
@@ -175,6 +176,25 @@ def write_json(path: Path, content: Any) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def make_writable(folder: Path, setting: str) -> None:
+    """Make a folder and try it: that results have no place is found out before hours of work, not after.
+
+    Args:
+        folder: where they will land.
+        setting: what names another one, as it is typed.
+
+    Raises:
+        DataError: if nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        message = f"{printable(str(folder))} cannot be written: {error.strerror}; name another place, {setting}."
+        raise DataError(message) from error
 
 
 def _point(link: Path, target: Path) -> None:

@@ -78,7 +78,9 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str, places:
     return result
 
 
-def validate(checkpoint: Path, data: "ImageDataModule", extra_targets: Sequence[str], accelerator: str) -> Result:
+def validate(
+    checkpoint: Path, data: "ImageDataModule", extra_targets: Sequence[str], accelerator: str, tta: str = "none"
+) -> Result:
     """Map the validation pictures to the logits that a checkpoint gives in fp32, uncalibrated.
 
     Args:
@@ -86,8 +88,9 @@ def validate(checkpoint: Path, data: "ImageDataModule", extra_targets: Sequence[
         data: set up; it gets the preprocess of the checkpoint.
         extra_targets: packages that the network may come from.
         accelerator: auto, cpu or gpu.
+        tta: views of each picture to take the mean of, see `imago.task.views`.
     """
-    predictor = TorchPredictor(load_classifier(checkpoint, extra_targets), find_device(accelerator))
+    predictor = TorchPredictor(load_classifier(checkpoint, extra_targets), find_device(accelerator), tta)
     data.preprocess = predictor.preprocess
     return run_split(predictor, data, "val", match_classes(data.class_names, predictor.class_names))
 

@@ -112,14 +112,15 @@ def load_predictor(
         if exported.calibration_temperature == UNCALIBRATED:
             log.warning("probabilities are not calibrated: %s was exported without a temperature", path)
         return exported
-    return TorchPredictor(load_calibrated(checkpoint_path(path, ckpt), extra_targets), find_device(accelerator), tta)
+    classifier = load_calibrated(checkpoint_path(path, ckpt), extra_targets, tta)
+    return TorchPredictor(classifier, find_device(accelerator), tta)
 
 
-def load_calibrated(path: Path, extra_targets: Sequence[str] = ()) -> "Classifier":
-    """Load a network with the temperature that was fitted for its checkpoint; without one, warn that there is none."""
+def load_calibrated(path: Path, extra_targets: Sequence[str] = (), tta: str = "none") -> "Classifier":
+    """Load a network with the temperature fitted for its checkpoint and these views; warn where there is none."""
     file = checkpoint_path(path)
     classifier = load_classifier(file, extra_targets)
-    classifier.calibration_temperature, reason = read_temperature(file)
+    classifier.calibration_temperature, reason = read_temperature(file, tta)
     if reason:
         log.warning("probabilities are not calibrated: %s", reason)
     return classifier

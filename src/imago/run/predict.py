@@ -12,11 +12,13 @@ import numpy as np
 from omegaconf import DictConfig
 
 from imago.analysis.metrics import top_classes
-from imago.errors import ConfigError, DataError
+from imago.errors import ConfigError, DataError, printable
 from imago.images import Preprocess, read_image, resize_and_crop
+from imago.paths import as_typed
 from imago.run.calibration import KEY
 from imago.run.explain import Explainer
-from imago.run.find_pictures import find_pictures, printable
+from imago.run.find_pictures import find_pictures
+from imago.run.folder import make_writable
 from imago.run.load import Predictor, find_model, is_onnx, load_predictor, run_folder
 from imago.run.predictions import BadPicture, Prediction, table, write_predictions
 
@@ -35,6 +37,7 @@ def predict(cfg: DictConfig) -> None:
     pictures = find_pictures(cfg.input)
     output = Path(cfg.output) if cfg.output else _default_output(Path(cfg.run))
     predictor = load_predictor(file, extra_targets=cfg.extra_targets, accelerator=cfg.accelerator)
+    make_writable(output.parent, "output=FILE.csv")
     explainer = Explainer(predictor, output.with_name(f"{output.stem}_explained")) if cfg.explain else None
     answers = list(predict_pictures(predictor, pictures, cfg.batch_size, cfg.top_k, cfg.threshold, explainer))
     predictions = [answer for answer in answers if isinstance(answer, Prediction)]
@@ -43,12 +46,12 @@ def predict(cfg: DictConfig) -> None:
     write_predictions(output, predictions, bad, facts, min(cfg.top_k, len(predictor.class_names)))
     if predictions:
         print("\n".join(table(predictions)), end="\n\n")
-    print(f"predictions for {len(predictions):,} of {len(pictures):,} pictures: {_short(output)} and .json")
+    print(f"predictions for {len(predictions):,} of {len(pictures):,} pictures: {as_typed(output)} and .json")
     num_unsure = sum(prediction.answer is None for prediction in predictions)
     if num_unsure:
         print(f"no answer for {num_unsure:,} of them, whose best class is less probable than threshold={cfg.threshold}")
     if explainer and predictions:
-        print(f"what speaks for each answer, at layer {explainer.layer}: {_short(explainer.folder)}")
+        print(f"what speaks for each answer, at layer {explainer.layer}: {as_typed(explainer.folder)}")
     if bad:
         _end_with_failures(len(bad), len(pictures))
 
@@ -150,11 +153,6 @@ def _predict_batch(
     if explainer:
         explainer.write(images, found)
     return found
-
-
-def _short(path: Path) -> str:
-    """The path as one would type it here, whichever way is shorter."""
-    return min(str(path), os.path.relpath(path), key=len)
 
 
 def _end_with_failures(num_failed: int, num_pictures: int) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imago.errors import DataError
-from imago.run.find_pictures import printable
+from imago.analysis.table import display_width, padded
+from imago.errors import DataError, printable
 
 _MAX_LISTED = 20  # pictures that fit on a screen; the files have them all
 _MAX_NAME_CHARS = 60  # of a picture on the screen
@@ -73,21 +73,25 @@ def write_predictions(
         part.write_text(json.dumps({**facts, **records}, indent=2) + "\n", encoding="ascii")
         part.replace(file.with_suffix(".json"))
     except OSError as error:
-        raise DataError(f"{file} cannot be written: {error.strerror}; name another file, output=FILE.csv.") from error
+        raise DataError(
+            f"{printable(str(file))} cannot be written: {error.strerror}; name another file, output=FILE.csv."
+        ) from error
 
 
 def table(predictions: Sequence[Prediction]) -> Iterator[str]:
     """Give one line a picture: its name, the answer, and the next classes behind it; at least one picture."""
     shown = predictions[:_MAX_LISTED]
     pictures = [_shortened(printable(str(prediction.picture))) for prediction in shown]
-    answers = [prediction.answer or _NO_ANSWER for prediction in shown]
-    width, class_width = max(len("picture"), *map(len, pictures)), max(len("class"), *map(len, answers))
+    answers = [printable(prediction.answer or _NO_ANSWER) for prediction in shown]
+    width, class_width = (max(map(display_width, column)) for column in (["picture", *pictures], ["class", *answers]))
     has_more = len(shown[0].class_names) > 1
     yield f"{'picture':<{width}}  {'class':<{class_width}}  probability" + ("   then" if has_more else "")
     for picture, answer, prediction in zip(pictures, answers, shown, strict=True):
         pairs = list(zip(prediction.class_names, prediction.probabilities, strict=True))
-        then = ", ".join(f"{name} {share:.1%}" for name, share in (pairs[1:] if prediction.answer else pairs))
-        yield f"{picture:<{width}}  {answer:<{class_width}}  {pairs[0][1]:>11.2%}   {then}".rstrip()
+        then = ", ".join(
+            f"{printable(name)} {share:.1%}" for name, share in (pairs[1:] if prediction.answer else pairs)
+        )
+        yield f"{padded(picture, width)}  {padded(answer, class_width)}  {pairs[0][1]:>11.2%}   {then}".rstrip()
     if len(predictions) > len(shown):
         yield f"... and {len(predictions) - len(shown):,} more"
 

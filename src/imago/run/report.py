@@ -1,7 +1,6 @@
 """`report.py`: runs as a table, one run as a page, or two against each other. Reads what runs left; needs no torch."""
 
 import importlib.util
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 from imago.analysis.records import read_records
 from imago.analysis.table import make_table, table_text, write_csv
 from imago.errors import ConfigError, DataError
+from imago.paths import as_typed
 
 _ONLY_OF_THE_TABLE = {"sort": "started", "fold": True, "csv": None}
 _ONLY_OF_A_PAGE = {"split": "test", "output": None}
@@ -57,13 +57,13 @@ def _report_table(cfg: DictConfig) -> None:
         raise DataError(f"runs={logs} holds no runs (no summary.json below it); python src/train.py makes one.")
     table = make_table(records, cfg.sort, cfg.fold)
     print(table_text(table, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
-    print(f"\n{len(records)} runs below {_short(logs)}; val and test are accuracies")
+    print(f"\n{len(records)} runs below {as_typed(logs)}; val and test are accuracies")
     print("test: (95 % interval for the pictures tested), for several seeds ± standard deviation [worst..best]")
     for note in table.notes:
         print(f"note: {note}")
     if cfg.csv:
         write_csv(table, Path(cfg.csv))
-        print(f"table in {_short(Path(cfg.csv))}")
+        print(f"table in {as_typed(Path(cfg.csv))}")
 
 
 def _report_run(cfg: DictConfig) -> None:
@@ -73,7 +73,7 @@ def _report_run(cfg: DictConfig) -> None:
     run = Path(cfg.run).resolve()
     file = Path(cfg.output) if cfg.output else run / "report.html"
     missing = write_run_page(run, cfg.split, file)
-    print(f"page in {_short(file)} ({file.stat().st_size / 1e6:.1f} MB)")
+    print(f"page in {as_typed(file)} ({file.stat().st_size / 1e6:.1f} MB)")
     for note in missing:
         print(f"note: {note}")
 
@@ -87,14 +87,9 @@ def _report_comparison(cfg: DictConfig) -> None:
     file = Path(cfg.output) if cfg.output else a / f"comparison_with_{b.parent.name}_{b.name}.html"
     write_comparison_page(comparison, file)
     print(comparison_text(comparison))
-    print(f"\npage in {_short(file)}")
+    print(f"\npage in {as_typed(file)}")
 
 
 def _need_jinja2(setting: str) -> None:
     if importlib.util.find_spec("jinja2") is None:
         raise ConfigError(f"{setting}= writes a page, which needs jinja2; install it: pip install -e '.[analysis]'.")
-
-
-def _short(path: Path) -> str:
-    """The path as one would type it here, whichever way is shorter."""
-    return min(str(path), os.path.relpath(path), key=len)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imago.analysis.metrics import Result
+from imago.analysis.metrics import Result, worst_mistakes
 from imago.errors import DataError
 from imago.run.folder import write_json
 from imago.run.inference import split_pictures
@@ -60,12 +60,6 @@ def picture_names(data: "ImageDataModule", split: str) -> list[str]:
     return [str(name) for part in parts for name in (part.paths if isinstance(part, LabelledFiles) else part.names)]
 
 
-def worst_mistakes(result: Result, limit: int) -> np.ndarray:
-    """Give the rows of the mistakes that the network was surest of, surest first, int64 (at most `limit`,)."""
-    wrong = np.flatnonzero(~result.is_right)
-    return wrong[np.argsort(-result.confidence[wrong], kind="stable")[:limit]]
-
-
 def pictures_in_memory(data: "ImageDataModule", split: str, rows: Sequence[int]) -> dict[int, np.ndarray]:
     """Give some pictures, uint8 (H, W, 3) by row, of a data set whose pictures are no files; else nothing."""
     from imago.data.dataset import LabelledArray
@@ -83,7 +77,7 @@ def pictures_in_memory(data: "ImageDataModule", split: str, rows: Sequence[int])
 
 
 def _write_mistakes(file: Path, result: Result, data: "ImageDataModule", split: str) -> list[str]:
-    rows = worst_mistakes(result, NUM_KEPT)
+    rows = worst_mistakes(result.is_right, result.confidence, NUM_KEPT)
     pictures = pictures_in_memory(data, split, rows.tolist())
     if not pictures:
         file.unlink(missing_ok=True)  # of an older evaluation, whose rows are others

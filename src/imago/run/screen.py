@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
+from imago.errors import printable
 from imago.images import Preprocess
 
 _IMBALANCED = 3  # times as many training pictures in the largest class as in the smallest
@@ -120,7 +121,7 @@ def _short(data: DictConfig) -> str:
 def _classes(cfg: DictConfig, data: ImageDataModule) -> str:
     """Name the classes with their training pictures, and say so where they are far from equal."""
     counts = np.bincount(data.splits.train.labels, minlength=len(data.class_names))
-    listed = _listed([f"{name} {count:,}" for name, count in zip(data.class_names, counts, strict=True)])
+    listed = _listed([f"{printable(name)} {count:,}" for name, count in zip(data.class_names, counts, strict=True)])
     ratio = counts.max() / counts.min()
     if ratio < _IMBALANCED or data.sampler == "balanced" or cfg.loss.get("weight") is not None:
         return listed
