@@ -9,6 +9,7 @@ from small_fit import QUIET, SMALL, build_data, build_task, build_trainer
 from torch import nn
 
 from imago.callbacks.ema import Ema
+from imago.errors import ConfigError
 from imago.images import Preprocess
 from imago.model.classifier import Classifier
 
@@ -126,3 +127,9 @@ def test_it_looks_back_over_as_many_steps_as_the_decay_says():
     averaged, current = [torch.tensor([4.0])], [torch.tensor([8.0])]
     average(averaged, current, 1)
     assert averaged[0].item() == 5.0
+
+
+@pytest.mark.parametrize("decay", [-0.5, 1.0, 1.5])
+def test_a_decay_that_averages_nothing_is_refused(decay: float):
+    with pytest.raises(ConfigError, match=f"callbacks.ema.decay={decay} must be"):
+        Ema(decay)

@@ -59,6 +59,13 @@ def test_a_missing_field_is_named(tmp_path: Path, field: str):
     assert experiment(tmp_path, text).problems() == [f"mine: the header has no `{field}:`"]
 
 
+@pytest.mark.parametrize("accuracy", ["90 %", "mean 90.00 %", "val/acc 0.99 over n = 3 seeds", ""])
+def test_an_accuracy_without_spread_and_number_of_seeds_is_named(tmp_path: Path, accuracy: str):
+    text = MEASURED.replace("mean 90.00 %, 89.00 to 91.00 %,\n#                over n = 3 seeds", accuracy)
+    (problem,) = experiment(tmp_path, text).problems()
+    assert "accuracy:`" in problem
+
+
 def test_an_experiment_that_was_not_run_needs_no_measurements_and_may_have_none(tmp_path: Path):
     text = "# Planned.\n#\n# source: nobody\n# command: python src/train.py\n# accuracy: not run\n"
     assert experiment(tmp_path, text).problems() == []

@@ -8,6 +8,8 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from imago.errors import ConfigError
+
 
 class Ema(WeightAveraging):
     """An exponential moving average of weights and BatchNorm statistics, updated after every optimizer step.
@@ -19,9 +21,15 @@ class Ema(WeightAveraging):
 
     Args:
         decay: share of the old average that stays at each step, in [0, 1); it looks back over about 1 / (1 - decay).
+
+    Raises:
+        ConfigError: a decay outside of that.
     """
 
     def __init__(self, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ConfigError(f"callbacks.ema.decay={decay} must be at least 0 and below 1.")
+
         def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
             if averaged[0].is_floating_point():  # all of a list are of one type
                 torch._foreach_lerp_(averaged, current, 1 - decay)

@@ -31,7 +31,10 @@ def local_file(weights: str) -> Path:
     file = Path(weights).expanduser()
     if not file.is_file():
         fault = "is a folder" if file.is_dir() else "does not exist"
-        raise DataError(f"model.weights={weights} {fault}; give a .pth file, default, or null to train from scratch.")
+        raise DataError(
+            f"model.weights={weights} {fault}; give a .pth or .safetensors file, a run folder, or null to train from "
+            "scratch."
+        )
     return file
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # over with commas: `-m data.root=a,b` is the one folder "a,b".
 PATH_KEYS = {
     *("data.root", "data.split_file", "data.list_file", "model.weights"),
-    *("task.teacher", "paths.data_dir", "paths.log_dir"),
+    *("task.teacher", "task.teacher.weights", "paths.data_dir", "paths.log_dir"),
     *("input", "run", "runs", "a", "b", "artefact", "resume", "ckpt", "run_name", "output", "csv"),
 }
 
