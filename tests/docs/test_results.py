@@ -1,6 +1,7 @@
 """The table of results says what the experiments' headers say, and no header lacks a field."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def test_every_header_is_complete():
     assert len(experiments) >= 8
     assert [problem for one in experiments for problem in one.problems()] == []
     assert all(one.title.endswith(".") for one in experiments)
+
+
+def test_the_header_that_the_guide_shows_is_complete(tmp_path: Path):
+    (shown,) = re.findall(
+        r"# configs/experiment/\S+\n(.*?)```", (PROJECT_ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL
+    )
+    mine = experiment(tmp_path, shown)
+    assert mine.problems() == []
+    assert mine.title.endswith(".")
 
 
 def test_the_page_is_what_the_command_would_write():

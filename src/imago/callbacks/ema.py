@@ -1,5 +1,6 @@
 """Averaged weights: they are validated, kept as the best, tested and exported; training goes on with the others."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,14 +30,7 @@ class Ema(WeightAveraging):
     def __init__(self, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ConfigError(f"callbacks.ema.decay={decay} must be at least 0 and below 1.")
-
-        def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
-            if averaged[0].is_floating_point():  # all of a list are of one type
-                torch._foreach_lerp_(averaged, current, 1 - decay)
-            else:
-                torch._foreach_copy_(averaged, current)
-
-        super().__init__(multi_avg_fn=average)
+        super().__init__(multi_avg_fn=partial(_average, 1 - decay))
         self._is_swapped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -60,3 +54,11 @@ class Ema(WeightAveraging):
         """Take up both sets of weights to go on training; a test keeps what it was given, the averaged ones."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
+def _average(share: float, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+    """Move averages towards the current values by a share; no function within another, which ddp_spawn cannot send."""
+    if averaged[0].is_floating_point():  # all of a list are of one type
+        torch._foreach_lerp_(averaged, current, share)
+    else:
+        torch._foreach_copy_(averaged, current)

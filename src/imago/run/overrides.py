@@ -209,9 +209,10 @@ def explain_composition_error(
     text = " ".join(str(error).split())
     if isinstance(error, OverrideParseException):
         return _explain_unparsable(error.override, loader)
-    if isinstance(error, MissingConfigException) and error.options:
+    if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return _explain_option(group, option, error.options)
+        if options := error.options or loader.get_group_options(group):  # Hydra gives none for callbacks=[a,b]
+            return _explain_option(group, option, options)
     if "Config group override must be a string" in text:
         return _explain_no_option(argv, loader) or text
     if found := re.search(r"You must specify '([^']+)'", text):
