@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 # A test process for each core, with one thread each: more would mostly wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+EXTRAS := analysis timm export dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -49,7 +50,8 @@ clean:  ## remove .venv, caches and drawn data; runs in logs/ stay
 	rm -rf .venv data/shapes data/cache build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# The extras wandb and mlflow stay out: nothing here tests them, and every setup would download a server with MLflow.
 lock:  ## resolve pyproject.toml into requirements.lock again
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
-	  --prerelease if-necessary-or-explicit --all-extras pyproject.toml -o requirements.lock
+	  --prerelease if-necessary-or-explicit $(EXTRAS:%=--extra %) pyproject.toml -o requirements.lock

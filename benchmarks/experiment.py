@@ -19,15 +19,15 @@ def header_lines(name: str, args: argparse.Namespace, figures: dict[str, float],
     typed = [f"{text.partition('=')[0]}=DIR" if "=/" in text or "=~" in text else text for text in args.override]
     machine = describe_environment()
     typed_before = ["OMP_NUM_THREADS=1"] if machine["num_threads"] == 1 else []
-    spread = f"{figures['lowest']:.2%} to {figures['highest']:.2%}".replace("%", " %")
-    mean = f"{100 * figures['mean']:.2f} %"
+    mean, lowest, highest = (f"{100 * figures[name]:.2f}" for name in ("mean", "lowest", "highest"))
     command = [*typed_before, "python src/train.py -m", f"experiment={name}", *typed, f"seed={seeds}"]
     threads = f"{machine['num_threads']} of {machine['num_cores']} cores"
     return [
         f"# command:       {' '.join(command)}",
         f"# hardware:      {threads} of an {machine['cpu_model']}, torch {machine['torch']}",
         f"# core-minutes:  {figures['core_minutes']:.2f}",
-        f"# accuracy:      mean {mean}, {spread}, over n = {len(args.seeds)} seeds of {num_test_images:,} pictures",
+        f"# accuracy:      mean {mean} %, {lowest} to {highest} %, over n = {len(args.seeds)} seeds of "
+        f"{num_test_images:,} pictures",
         f"# commit:        {str(machine['git_commit'])[:7]}, {str(machine['date'])[:10]}",
     ]
 

@@ -27,6 +27,8 @@ PAGE = PROJECT_ROOT / "docs" / "results.md"
 ALWAYS = ("source", "command", "accuracy")
 MEASURED = ("hardware", "core-minutes", "commit")
 NOT_RUN = "not run"
+SPREAD = re.compile(r"mean [\d.]+ %, [\d.]+ to [\d.]+ %, over n = \d+ seeds")
+NO_SPREAD = "`accuracy:` reads `mean M %, LOWEST to HIGHEST %, over n = N seeds ...`, or `not run`"
 NUM_TOP_ROWS = 4  # for the README
 
 
@@ -46,11 +48,13 @@ class Experiment:
     def problems(self) -> list[str]:
         """Tell what is missing from the header, or should not be there."""
         wanted = {*ALWAYS, *(MEASURED if self.is_measured else ())}
-        missing = sorted(wanted - self.fields.keys())
+        missing = sorted(wanted - {field for field, text in self.fields.items() if text})
+        accuracy = self.fields.get("accuracy")
         surplus = sorted(self.fields.keys() - wanted)
         return [
             *(f"{self.name}: the header has no `{field}:`" for field in missing),
             *(f"{self.name}: `{field}:` of a run that was {NOT_RUN}" for field in surplus),
+            *([f"{self.name}: {NO_SPREAD}"] if accuracy and self.is_measured and not SPREAD.match(accuracy) else []),
         ]
 
 

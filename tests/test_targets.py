@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from imago.errors import ConfigError, DataError
 from imago.paths import PROJECT_ROOT
-from imago.targets import ALLOWED, build, check_targets
+from imago.targets import ALLOWED, build, check_targets, find_target
 
 MODULE = """
 import os
@@ -197,3 +197,10 @@ def test_a_function_of_ours_is_not_called_at_any_depth(tmp_path):
     with pytest.raises(ConfigError, match="takes no 'x'"):
         build({"_target_": "imago.model.simple_cnn.SimpleCNN", "num_classes": 2, "image_size": 32, "x": writes})
     assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_name_that_does_not_exist_is_told_once_and_by_nobody_else(caplog: pytest.LogCaptureFixture):
+    assert find_target("torch.optim.Adamm") is None
+    with pytest.raises(ConfigError, match=r"did you mean torch\.optim\.Adam\?"):
+        build({"_target_": "torch.optim.Adamm"})
+    assert caplog.text == ""

@@ -9,6 +9,7 @@ our own classes.
 import difflib
 import functools
 import inspect
+import logging
 import pkgutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,18 +103,27 @@ def build(config: Mapping[Any, Any], /, *args: Any, extra_targets: Sequence[str]
     raise _unwrapped(refused, config)
 
 
-def _require_class(config: Mapping[Any, Any]) -> None:
-    """Refuse one of our own functions; a target that does not exist is explained by whoever builds it."""
+def find_target(target: str) -> Any:
+    """Give what an allowed target names; None if there is no such thing, which `build` explains."""
     from hydra.utils import get_object
 
+    hydra_log = logging.getLogger("hydra.utils")  # would tell it in several lines, before `build` does in one
+    was_disabled, hydra_log.disabled = hydra_log.disabled, True
+    try:
+        return get_object(target)
+    except Exception:  # whatever its import raises comes out of `instantiate` again, which sorts it
+        return None
+    finally:
+        hydra_log.disabled = was_disabled
+
+
+def _require_class(config: Mapping[Any, Any]) -> None:
+    """Refuse one of our own functions; a target that does not exist is explained by whoever builds it."""
     target = str(config.get("_target_"))
     if not any(_matches(target, pattern) for pattern in ALLOWED):
         return  # of a package that the user let in by name
-    try:
-        found = get_object(target)
-    except Exception:  # whatever its import raises comes out of `instantiate` again, which sorts it
-        return
-    if not inspect.isclass(found):
+    found = find_target(target)
+    if found is not None and not inspect.isclass(found):
         raise ConfigError(f"_target_={target} is not a class; a _target_ names a class, whose instance is built.")
 
 

@@ -1,5 +1,6 @@
 """Averaged weights: worked out by hand, validated, tested, kept apart from the others through everything."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from small_fit import QUIET, SMALL, build_data, build_task, build_trainer
 from torch import nn
 
 from imago.callbacks.ema import Ema
+from imago.errors import ConfigError
 from imago.images import Preprocess
 from imago.model.classifier import Classifier
 
@@ -126,3 +128,17 @@ def test_it_looks_back_over_as_many_steps_as_the_decay_says():
     averaged, current = [torch.tensor([4.0])], [torch.tensor([8.0])]
     average(averaged, current, 1)
     assert averaged[0].item() == 5.0
+
+
+@pytest.mark.parametrize("decay", [-0.5, 1.0, 1.5])
+def test_a_decay_that_averages_nothing_is_refused(decay: float):
+    with pytest.raises(ConfigError, match=f"callbacks.ema.decay={decay} must be"):
+        Ema(decay)
+
+
+def test_it_can_be_sent_to_the_processes_of_ddp_spawn():
+    again = pickle.loads(pickle.dumps(Ema(0.75)))
+    averaged, counts = [torch.tensor([1.0])], [torch.tensor([3])]
+    again._kwargs["multi_avg_fn"](averaged, [torch.tensor([5.0])], 1)
+    again._kwargs["multi_avg_fn"](counts, [torch.tensor([4])], 1)
+    assert (averaged[0].item(), counts[0].item()) == (2.0, 4)

@@ -1,6 +1,7 @@
 """The table of results says what the experiments' headers say, and no header lacks a field."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ def test_every_header_is_complete():
     assert all(one.title.endswith(".") for one in experiments)
 
 
+def test_the_header_that_the_guide_shows_is_complete(tmp_path: Path):
+    (shown,) = re.findall(
+        r"# configs/experiment/\S+\n(.*?)```", (PROJECT_ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL
+    )
+    mine = experiment(tmp_path, shown)
+    assert mine.problems() == []
+    assert mine.title.endswith(".")
+
+
 def test_the_page_is_what_the_command_would_write():
     assert results.PAGE.read_text() == results.render(results.read_all()), "run: make results"
 
@@ -57,6 +67,13 @@ def test_a_header_is_read_with_its_continued_lines(tmp_path: Path):
 def test_a_missing_field_is_named(tmp_path: Path, field: str):
     text = "".join(line for line in MEASURED.splitlines(keepends=True) if not line.startswith(f"# {field}:"))
     assert experiment(tmp_path, text).problems() == [f"mine: the header has no `{field}:`"]
+
+
+@pytest.mark.parametrize("accuracy", ["90 %", "mean 90.00 %", "val/acc 0.99 over n = 3 seeds", ""])
+def test_an_accuracy_without_spread_and_number_of_seeds_is_named(tmp_path: Path, accuracy: str):
+    text = MEASURED.replace("mean 90.00 %, 89.00 to 91.00 %,\n#                over n = 3 seeds", accuracy)
+    (problem,) = experiment(tmp_path, text).problems()
+    assert "accuracy:`" in problem
 
 
 def test_an_experiment_that_was_not_run_needs_no_measurements_and_may_have_none(tmp_path: Path):

@@ -133,3 +133,18 @@ def test_early_stopping_ends_a_run_and_says_why(tmp_path: Path):
     done = train(tmp_path, *ONE_EPOCH, "run_name=stopped", "callbacks=[default,early_stopping]", *still)
     assert "stopped early: Monitored metric val/acc did not improve in the last 1 records" in done.stdout
     assert summary(tmp_path / "train" / "stopped")["epochs"] < 9
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_two_processes_distil_and_average_with_muon_and_end_with_one_set_of_weights(
+    finished_run: Path, tmp_path: Path, strategy: str
+):
+    own = ("task=distill", f"task.teacher={finished_run}", "callbacks=[default,ema]", "optimizer=muon")
+    train(tmp_path, *ONE_EPOCH, "run_name=both", *own, "trainer.devices=2", f"trainer.strategy={strategy}")
+    run = tmp_path / "train" / "both"
+    assert summary(run)["status"] == "finished"
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    averaged, trained = checkpoint["state_dict"], checkpoint["current_model_state"]
+    assert averaged.keys() == trained.keys()
+    assert not all(torch.equal(averaged[name], trained[name]) for name in averaged)

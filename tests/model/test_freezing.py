@@ -1,13 +1,18 @@
 """Frozen parts: which, that they do not move, and that their BatchNorm and dropout stay in evaluation."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from imago.errors import ConfigError
+from imago.model.cifar_quick import CifarQuick
 from imago.model.freezing import freeze_parameters, keep_frozen_in_evaluation
+from imago.model.simple_cnn import SimpleCNN
 from imago.model.small_resnet import SmallResNet
 from imago.model.torchvision_net import TorchvisionNet
+from imago.model.whitened_resnet import WhitenedResNet
 from imago.optimizer.groups import parameter_groups
 
 
@@ -47,6 +52,15 @@ def test_dropout_is_off_inside_of_a_frozen_block_only():
     assert [net[0][1].training, net[2].training] == [False, True]
 
 
+@pytest.mark.parametrize("kind", [SimpleCNN, CifarQuick, SmallResNet, WhitenedResNet])
+def test_every_network_of_our_own_can_train_its_head_alone(kind: type):
+    own = {"widths": (4, 8), "logit_scale": 1.0} if kind is WhitenedResNet else {}
+    net = kind(5, 32, freeze="backbone", **own)
+    assert {name.rpartition(".")[0] for name in step(net)} == set(net.head_names)
+    assert [module.training for module in net.modules()].count(True) == 2  # the whole, and its head
+    assert not any(module.training for module in net.eval().modules())
+
+
 @pytest.mark.parametrize("freeze", [None, "none"])
 def test_none_trains_everything(freeze: str | None):
     net = SmallResNet(5, 32, width=4, freeze=freeze)
@@ -70,6 +84,21 @@ def test_a_glob_that_matches_nothing_is_refused(freeze: str, hint: str):
 def test_a_glob_that_leaves_nothing_to_train_is_refused():
     with pytest.raises(ConfigError, match=r"model\.freeze=\* leaves nothing to train"):
         SmallResNet(5, 32, width=4, freeze="*")
+
+
+def test_a_glob_that_would_keep_random_values_is_refused(tmp_path: Path):
+    torch.save(TorchvisionNet(7, 224, "resnet18", None, None).network.state_dict(), tmp_path / "resnet18.pth")
+    with pytest.raises(ConfigError, match=r"model\.freeze=\[cl\]\* would keep conv1\.weight random: .* for it;"):
+        TorchvisionNet(5, 32, "resnet18", str(tmp_path / "resnet18.pth"), "[cl]*")  # 32 px: a new stem
+    TorchvisionNet(5, 224, "resnet18", str(tmp_path / "resnet18.pth"), "[cl]*")
+
+
+def test_what_is_frozen_is_told_once_and_not_again_for_a_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    torch.save(SmallResNet(5, 32, width=4).state_dict(), tmp_path / "net.pth")
+    for weights in (str(tmp_path / "net.pth"), None):
+        SmallResNet(5, 32, width=4, weights=weights, freeze="backbone")
+    assert caplog.text.count("the backbone is frozen") == 1
 
 
 def test_a_checkpoint_is_rebuilt_with_its_glob():

@@ -107,3 +107,10 @@ def test_a_step_without_gradient_shrinks_only_what_decays(optimizer: type):
     shrunk = {name for name, parameter in network.named_parameters() if not torch.equal(parameter, before[name])}
     assert shrunk == {"0.weight", "3.weight"}
     torch.testing.assert_close(network[3].weight, before["3.weight"] * 0.95)
+
+
+def test_without_weight_decay_there_is_one_group_so_that_lbfgs_takes_it():
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    (group,) = parameter_groups(network, 0.0)
+    assert len(group["params"]) == 4
+    torch.optim.LBFGS([group])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from imago.errors import ConfigError
 from imago.optimizer.muon import Muon, orthogonalise
 
 SETTINGS = {"lr": 0.02, "weight_decay": 0.1}
@@ -80,3 +81,15 @@ def test_an_interrupted_optimizer_continues_where_it_was(grads: list[Tensor], tm
         resumed.step()
     assert torch.equal(weight, other_weight)
     assert torch.equal(bias, other_bias)
+
+
+def test_a_token_is_a_vector_whatever_its_shape(grads: list[Tensor]):
+    ours, theirs = nn.Parameter(torch.ones(1, 1, 108)), nn.Parameter(torch.ones(108))
+    moved = walk(torch.optim.AdamW([theirs], **SETTINGS), theirs, grads)
+    torch.testing.assert_close(walk(Muon([ours], **SETTINGS), ours, grads).flatten(), moved)
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0])
+def test_a_momentum_that_would_blow_up_is_refused(momentum: float):
+    with pytest.raises(ConfigError, match=f"optimizer.momentum={momentum} must be"):
+        Muon([nn.Parameter(torch.ones(2))], momentum=momentum, **SETTINGS)

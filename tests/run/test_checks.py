@@ -1,10 +1,12 @@
 """Settings that cannot work are told before torch is loaded, each by its name."""
 
+import tomllib
 from collections.abc import Callable
 
 import pytest
 
 from imago.errors import ConfigError
+from imago.paths import PROJECT_ROOT
 from imago.run.checks import check_settings
 
 TWO_LENGTHS = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: give one of the two and set the other to null."
@@ -23,11 +25,16 @@ TWO_LENGTHS = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: give one of 
         (["schedule=plateau", "trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 leaves no validation"),
         (["callbacks=[default,early_stopping]", "callbacks.early_stopping.mode=min"], "early_stopping.mode=max"),
         (["callbacks.best_checkpoint.monitor=val/f1"], "callbacks.best_checkpoint.monitor=val/f1 is not one of"),
+        (["optimizer=torch", "optimizer._target_=torch.optim.LBFGS"], "type channels_last=false"),
         (["tta=mirror"], "tta=mirror is not one of none, flip, flip_shift"),
         (["tune=batch_size"], "the one thing that can be tuned is tune=lr"),
         (["tune=lr", "trainer.devices=2"], "tune=lr runs in one process; type trainer.devices=1"),
         (["task=distill", "task.teacher=x", "task.temperature=0.0"], "task.temperature=0.0 must be greater than 0"),
         (["task=distill", "task.teacher=x", "task.alpha=1.5"], "task.alpha=1.5 must lie in 0 .. 1"),
+        (
+            ["task=distill", "+model@task.teacher=resnet18", "task.teacher.weights=null"],
+            "task.teacher.weights=null: a network from scratch has nothing to teach",
+        ),
         (["trainer.gradient_clip_val=0.0"], "trainer.gradient_clip_val=0.0 must be greater than 0"),
         (["trainer.gradient_clip_val=1.0", "trainer.precision=16-mixed"], "needs optimizer.fused=false"),
     ],
@@ -57,5 +64,8 @@ def test_settings_that_work_pass(compose: Callable, settings: list[str]):
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_logger_whose_package_is_missing_is_one_line(compose: Callable, name: str, monkeypatch):
     monkeypatch.setattr("imago.run.checks.find_spec", lambda package: None)
-    with pytest.raises(ConfigError, match=f"logger.{name} needs the package {name}, which is not installed"):
+    told = rf"^logger\.{name} needs the package {name}, which is not installed.*pip install -e '\.\[{name}\]'\.$"
+    with pytest.raises(ConfigError, match=told):
         check_settings(compose(f"logger=[default,{name}]"))
+    extras = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert [requirement.partition(">=")[0] for requirement in extras[name]] == [name]

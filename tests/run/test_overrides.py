@@ -262,6 +262,12 @@ def test_an_unknown_option_is_answered_with_all_options_nearest_first(loader):
     assert explain(loader, "experiment=god").endswith("experiment can be good.")
 
 
+def test_an_unknown_option_in_a_list_is_answered_likewise(loader):
+    assert explain(loader, "model=[small,resnet81]") == (
+        "model=resnet81: there is no such option; model can be resnet18, resnet50, small."
+    )
+
+
 @pytest.mark.parametrize("typed", ["model=null", "model=5"])
 def test_a_group_without_an_option_is_answered_with_its_options(loader, typed):
     assert explain(loader, typed).startswith(f"{typed}: there is no such option; model can be ")

@@ -236,6 +236,25 @@ def test_the_test_computes_in_fp32_whatever_the_precision_of_training(compose, t
     assert seen["test"] == {torch.float32}
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("algorithm", ["null", "value"])
+def test_gradients_are_clipped_before_a_fused_step_in_every_precision(
+    compose, tmp_path: Path, precision: str, algorithm: str
+):
+    own = ("optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0.0", "optimizer.nesterov=false")
+    how = ("optimizer.weight_decay=0.0", "schedule=constant", f"trainer.gradient_clip_algorithm={algorithm}")
+    clip = ("trainer.gradient_clip_val=0.001", f"trainer.precision={precision}", "trainer.limit_train_batches=1")
+    cfg = compose("data=shapes", *SMALL, *own, *how, *clip)
+    assert cfg.optimizer.fused
+    data = build_data(cfg)
+    task = build_task(cfg, data)
+    before = torch.cat([value.detach().flatten() for value in task.parameters()])
+    build_trainer(cfg, tmp_path).fit(task, datamodule=data)
+    moved = torch.cat([value.detach().flatten() for value in task.parameters()]) - before
+    size = moved.norm() if algorithm == "null" else moved.abs().max()
+    assert size.item() == pytest.approx(0.001, rel=1e-2)
+
+
 def test_the_settings_in_a_checkpoint_are_plain_data(compose, tmp_path: Path):
     cfg = compose("data=shapes", *SMALL, "trainer.limit_train_batches=1")
     data = build_data(cfg)

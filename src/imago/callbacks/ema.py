@@ -1,5 +1,6 @@
 """Averaged weights: they are validated, kept as the best, tested and exported; training goes on with the others."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,6 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+
+from imago.errors import ConfigError
 
 
 class Ema(WeightAveraging):
@@ -19,16 +22,15 @@ class Ema(WeightAveraging):
 
     Args:
         decay: share of the old average that stays at each step, in [0, 1); it looks back over about 1 / (1 - decay).
+
+    Raises:
+        ConfigError: a decay outside of that.
     """
 
     def __init__(self, decay: float) -> None:
-        def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
-            if averaged[0].is_floating_point():  # all of a list are of one type
-                torch._foreach_lerp_(averaged, current, 1 - decay)
-            else:
-                torch._foreach_copy_(averaged, current)
-
-        super().__init__(multi_avg_fn=average)
+        if not 0 <= decay < 1:
+            raise ConfigError(f"callbacks.ema.decay={decay} must be at least 0 and below 1.")
+        super().__init__(multi_avg_fn=partial(_average, 1 - decay))
         self._is_swapped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -52,3 +54,11 @@ class Ema(WeightAveraging):
         """Take up both sets of weights to go on training; a test keeps what it was given, the averaged ones."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+
+def _average(share: float, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+    """Move averages towards the current values by a share; no function within another, which ddp_spawn cannot send."""
+    if averaged[0].is_floating_point():  # all of a list are of one type
+        torch._foreach_lerp_(averaged, current, share)
+    else:
+        torch._foreach_copy_(averaged, current)

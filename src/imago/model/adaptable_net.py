@@ -88,8 +88,9 @@ class AdaptableNet(nn.Module):
         if file is not None:
             self._keep(name, file, read_weights(file) if state is None else state, grey_stem)
         if self.freeze is not None:
-            freeze_parameters(self.body, self.freeze, self.new_parts)
-            log.info("%s: %s", name, self._describe_frozen())
+            freeze_parameters(self.body, self.freeze, self.new_parts, self.replaced)
+            if file is not None:  # a network that is rebuilt from a checkpoint has told it before
+                log.info("%s: %s", name, self._describe_frozen())
         self.train()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -104,7 +105,9 @@ class AdaptableNet(nn.Module):
         """Switch between training and evaluation; a frozen part stays in evaluation, dropout included."""
         super().train(mode)
         if getattr(self, "freeze", None) == "backbone":
-            self.body.eval()  # also what has no parameters: the head learns from features that do not change
+            # Also what has no parameters: the head learns from features that do not change.
+            for module in self.children() if self.body is self else (self.body,):
+                module.eval()
             for part in self.new_parts:
                 self.body.get_submodule(part).train(mode)
         keep_frozen_in_evaluation(self.body)

@@ -8,16 +8,17 @@ from torch import nn
 from imago.errors import ConfigError
 
 
-def freeze_parameters(network: nn.Module, what: str, new_parts: Sequence[str]) -> None:
+def freeze_parameters(network: nn.Module, what: str, new_parts: Sequence[str], random: Sequence[str] = ()) -> None:
     """Take parameters out of training.
 
     Args:
         network: changed in place.
         what: "backbone" for everything but `new_parts`, or a glob over names of parameters, e.g. `layer[12].*`.
         new_parts: names of the modules that begin without weights: the head, a new stem.
+        random: names of the tensors that the file of weights had no value for.
 
     Raises:
-        ConfigError: a glob that matches nothing, or leaves nothing to train.
+        ConfigError: a glob that matches nothing, leaves nothing to train, or would keep random values as they are.
     """
     names = [name for name, _ in network.named_parameters()]
     if what == "backbone":
@@ -28,6 +29,11 @@ def freeze_parameters(network: nn.Module, what: str, new_parts: Sequence[str]) -
         raise ConfigError(_no_match(what, names))
     if len(frozen) == len(names):
         raise ConfigError(f"model.freeze={what} leaves nothing to train; it matches all {len(names)} parameters.")
+    if what != "backbone" and (stuck := [name for name in random if name in frozen]):
+        raise ConfigError(
+            f"model.freeze={what} would keep {' and '.join(stuck)} random: model.weights has no values for "
+            f"{'it' if len(stuck) == 1 else 'them'}; take a narrower pattern, or model.freeze=backbone."
+        )
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in frozen)
 

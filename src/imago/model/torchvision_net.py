@@ -141,4 +141,4 @@ def _published(name: str, weights: str) -> Any | None:
     if looks_like_path(weights):
         return None
     known = ", ".join(["default", *(entry for entry in entries if entry != "DEFAULT")])
-    raise ConfigError(f"model.weights={weights}: for {name} it can be {known}, null or the path of a .pth file.")
+    raise ConfigError(f"model.weights={weights}: for {name} it can be {known}, null or a file or run folder.")

@@ -31,7 +31,10 @@ def local_file(weights: str) -> Path:
     file = Path(weights).expanduser()
     if not file.is_file():
         fault = "is a folder" if file.is_dir() else "does not exist"
-        raise DataError(f"model.weights={weights} {fault}; give a .pth file, default, or null to train from scratch.")
+        raise DataError(
+            f"model.weights={weights} {fault}; give a .pth or .safetensors file, a run folder, or null to train from "
+            "scratch."
+        )
     return file
 
 
@@ -121,7 +124,8 @@ def _load(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        told = str(error).partition("\n")[0]
+        reason = f"{type(error).__name__}: {told}"  # "101" alone would tell nobody anything
         raise DataError(
             f"model.weights: {file} is no file of weights ({reason}); give a state_dict in a .pth."
         ) from error

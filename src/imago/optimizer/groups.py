@@ -31,6 +31,7 @@ def parameter_groups(
 
     Returns:
         Groups with their own `weight_decay`, and `lr` where the layers differ; the first one's is nearest to `lr`.
+        Where nothing differs it is one group: LBFGS takes no more.
 
     Raises:
         ConfigError: the layers are to differ, and there is no `lr`.
@@ -39,7 +40,7 @@ def parameter_groups(
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            decays = not (is_vector(parameter) or "bias" in name.rpartition(".")[2])
+            decays = weight_decay != 0 and not (is_vector(parameter) or "bias" in name.rpartition(".")[2])
             groups.setdefault((factors.get(id(parameter), 1.0), decays), []).append(parameter)
     if factors and lr is None:
         raise ConfigError("optimizer.head_lr_multiplier and layer_lr_decay share out optimizer.lr, which is not set.")

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from imago.errors import ConfigError
+from imago.model.depth import is_vector
+
 # Of the quintic polynomial: chosen for the steepest slope at 0, which leaves singular values in about 0.7 .. 1.2.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _NUM_ITERATIONS = 5
@@ -19,8 +22,8 @@ class Muon(Optimizer):
 
     So `lr` and `weight_decay` mean what they mean for AdamW, and one learning rate serves both kinds of parameters.
     `torch.optim.Muon` takes matrices only and leaves the rest to a second optimizer; here a convolution's filters
-    (out, in, height, width) are taken as a matrix (out, in * height * width), and vectors get AdamW. An optimizer sees
-    shapes, not places: the first and the last layer get Muon too.
+    (out, in, height, width) are taken as a matrix (out, in * height * width), and vectors, tokens among them, get
+    AdamW. An optimizer sees shapes, not places: the first and the last layer get Muon too.
 
     Sources: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); Liu et al. 2025, section 2.2 (arXiv:2502.16982) for
     the scale.
@@ -33,6 +36,9 @@ class Muon(Optimizer):
         nesterov: whether Muon looks a step ahead.
         betas: of AdamW.
         eps: of AdamW.
+
+    Raises:
+        ConfigError: a momentum outside of [0, 1).
     """
 
     def __init__(
@@ -45,6 +51,8 @@ class Muon(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
+        if not 0 <= momentum < 1:
+            raise ConfigError(f"optimizer.momentum={momentum} must be at least 0 and below 1.")
         facts = {"momentum": momentum, "nesterov": nesterov, "betas": tuple(betas), "eps": eps}
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **facts})
 
@@ -59,7 +67,7 @@ class Muon(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    update = _muon_update if parameter.ndim >= 2 else _adam_update
+                    update = _adam_update if is_vector(parameter) else _muon_update
                     update(parameter, parameter.grad, self.state[parameter], group)
         return loss
 

@@ -11,7 +11,7 @@ from imago.errors import ConfigError
 from imago.schedule.duration import duration_in_steps
 
 TTA = ("none", "flip", "flip_shift")  # what `imago.task.views` knows
-_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # of loggers, which nobody has to have
+_EXTRAS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # packages of loggers, and extras in pyproject.toml
 _MONITORED = ("train/loss", "train/acc", "val/loss", "val/acc")
 _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
@@ -35,6 +35,10 @@ def _number_problems(cfg: DictConfig) -> list[str]:
         problems.append(f"seed={cfg.seed} must be 0 or more.")
     if cfg.optimizer.get("lr") is not None and not cfg.optimizer.lr > 0:
         problems.append(f"optimizer.lr={cfg.optimizer.lr} must be greater than 0, e.g. optimizer.lr=1e-3.")
+    if str(cfg.optimizer._target_).endswith(".LBFGS") and cfg.channels_last:
+        problems.append(
+            "optimizer._target_=torch.optim.LBFGS reads gradients in one order only: type channels_last=false."
+        )
     if cfg.data.batch_size < 1:
         problems.append(f"data.batch_size={cfg.data.batch_size} must be 1 or more.")
     if cfg.data.num_workers is not None and cfg.data.num_workers < 0:
@@ -123,9 +127,12 @@ def _watch_problems(cfg: DictConfig) -> Iterator[str]:
 
 def _logger_problems(cfg: DictConfig) -> Iterator[str]:
     for name, part in cfg.logger.items():
-        package = _PACKAGES.get(str(part.get("_target_")).rpartition(".")[2]) if part is not None else None
-        if package and find_spec(package) is None:
-            yield f"logger.{name} needs the package {package}, which is not installed here: pip install {package}."
+        extra = _EXTRAS.get(str(part.get("_target_")).rpartition(".")[2]) if part is not None else None
+        if extra and find_spec(extra) is None:
+            yield (
+                f"logger.{name} needs the package {extra}, which is not installed here; it is an extra of this "
+                f"project: pip install -e '.[{extra}]'."
+            )
 
 
 def _task_problems(cfg: DictConfig) -> Iterator[str]:
@@ -135,6 +142,8 @@ def _task_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"task.temperature={cfg.task.temperature} must be greater than 0."
     if cfg.task.get("alpha") is not None and not 0 <= cfg.task.alpha <= 1:
         yield f"task.alpha={cfg.task.alpha} must lie in 0 .. 1."
+    if isinstance(teacher := cfg.task.get("teacher"), DictConfig) and teacher.get("weights") is None:
+        yield "task.teacher.weights=null: a network from scratch has nothing to teach; give a file of weights."
     if cfg.tune not in (None, "lr"):
         yield f"tune={cfg.tune}: the one thing that can be tuned is tune=lr."
     if cfg.tune is not None and cfg.resume is not None:

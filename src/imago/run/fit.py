@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_class
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -21,22 +19,22 @@ from omegaconf import DictConfig, OmegaConf
 from imago.callbacks.time_limit import TimeLimit
 from imago.checkpoint import AtomicCheckpointIO, check_plain
 from imago.data.datamodule import ImageDataModule
-from imago.errors import ConfigError, DataError
+from imago.errors import ConfigError
 from imago.model.classifier import Classifier
 from imago.run.best_epoch import describe_best
 from imago.run.devices import check_batch_size, count_devices, share_cores
 from imago.run.fast_path import check_compile, choose_precision
 from imago.run.folder import RunFolder
 from imago.run.forked import tell_callbacks_in_ranks
-from imago.run.load import checkpoint_path, load_classifier
+from imago.run.load import checkpoint_path
 from imago.run.preprocess import decide_preprocess
 from imago.run.reporter import Reporter
 from imago.run.room import check_free_space
 from imago.run.screen import end_lines, short_path, start_table
 from imago.run.stop import StopAtStep
-from imago.targets import build
+from imago.run.teaching import load_run, prepare_teacher
+from imago.targets import build, find_target
 from imago.task.classify import ClassifyTask
-from imago.task.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +86,13 @@ def set_up(cfg: DictConfig, folder: RunFolder) -> Parts:
     precision, precision_note = choose_precision(str(cfg.trainer.precision), cfg.trainer.accelerator)
     if cfg.compile:
         check_compile()
-    teacher = _load_teacher(cfg)
+    run = load_run(cfg)
     seed_everything(cfg.seed, verbose=False)  # the first weights; everything later is keyed
-    network = _network_class(cfg.model)
+    network = find_target(cfg.model._target_)
     if cfg.resume is None and "weights" in cfg.model and hasattr(network, "find_weights"):
         network.find_weights(cfg.model.get("name"), cfg.model.weights)  # told before an hour goes into reading data
     data, preprocess_note = build_data(cfg)
-    task = build_task(cfg, data, teacher)
+    task = build_task(cfg, data, run)
     check_plain(task.hparams)
     check_free_space(folder.path, task)
     trainer = build_trainer(cfg, precision, Reporter(folder))
@@ -113,32 +111,24 @@ def build_data(cfg: DictConfig) -> tuple[ImageDataModule, str]:
     return data, note
 
 
-def _network_class(model: DictConfig) -> Any:
-    """Give the class that a network is of; None if there is no such class, which `build` explains better."""
-    try:
-        return get_class(model._target_)
-    except (ImportError, ValueError, InstantiationException):
-        return None
-
-
 def _weights_preprocess(cfg: DictConfig) -> Mapping[str, Any] | None:
     """Ask the network's class what its pretrained weights expect; somebody's own may have no answer."""
-    ask = getattr(_network_class(cfg.model), "weights_preprocess", None)
+    ask = getattr(find_target(cfg.model._target_), "weights_preprocess", None)
     weights = cfg.model.get("weights")
     if cfg.resume is not None and str(weights).endswith(".ckpt"):
         weights = str(checkpoint_path(Path(cfg.resume), "last"))  # has the record too, and the other may be gone
     return ask(cfg.model.get("name"), weights) if ask else None
 
 
-def build_task(cfg: DictConfig, data: ImageDataModule, teacher: Classifier | None = None) -> ClassifyTask:
-    """Build the task for the classes and the preprocess record of `data`; `teacher` is for task=distill.
+def build_task(cfg: DictConfig, data: ImageDataModule, taught_by: Classifier | None = None) -> ClassifyTask:
+    """Build the task for the classes and the preprocess record of `data`; `taught_by` is a run, for task=distill.
 
     Raises:
         ConfigError: if the teacher knows other classes.
     """
     facts: dict[str, Any] = {"class_names": list(data.class_names), "preprocess": data.preprocess.to_dict()}
-    if teacher is not None:
-        facts["teacher"] = _prepare_teacher(cfg, teacher, data)
+    if cfg.task.get("teacher"):
+        facts["teacher"] = prepare_teacher(cfg, taught_by, data)
     counts = np.bincount(data.splits.train.labels, minlength=len(data.class_names)).tolist()
     net: Any = OmegaConf.to_container(cfg.model, resolve=True)
     if cfg.resume is not None and "weights" in net:
@@ -153,26 +143,6 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher: Classifier | Non
         task.net.compile()  # in place: the names of the weights stay as they are
     task.tta = cfg.tta
     return task
-
-
-def _load_teacher(cfg: DictConfig) -> Classifier | None:
-    """Load the teacher, if there is one; before the seed is set, so that the student starts as it would without."""
-    if not cfg.task.get("teacher"):
-        return None
-    try:
-        return load_classifier(Path(cfg.task.teacher), cfg.extra_targets)
-    except DataError as error:
-        raise ConfigError(f"task.teacher={error}") from error
-
-
-def _prepare_teacher(cfg: DictConfig, teacher: Classifier, data: ImageDataModule) -> Teacher:
-    if teacher.class_names != data.class_names:
-        raise ConfigError(
-            f"task.teacher={cfg.task.teacher} tells {' '.join(teacher.class_names)} apart, in this order, and the data "
-            f"has {' '.join(data.class_names)}; take a teacher of the same classes."
-        )
-    net = teacher.net.to(memory_format=torch.channels_last)
-    return Teacher(net, teacher.preprocess.to_dict(), data.preprocess.to_dict())
 
 
 def build_trainer(cfg: DictConfig, precision: str, reporter: Reporter) -> Trainer:

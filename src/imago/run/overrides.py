@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # over with commas: `-m data.root=a,b` is the one folder "a,b".
 PATH_KEYS = {
     *("data.root", "data.split_file", "data.list_file", "model.weights"),
-    *("task.teacher", "paths.data_dir", "paths.log_dir"),
+    *("task.teacher", "task.teacher.weights", "paths.data_dir", "paths.log_dir"),
     *("input", "run", "runs", "a", "b", "artefact", "resume", "ckpt", "run_name", "output", "csv"),
 }
 
@@ -32,14 +32,13 @@ LOOSE_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("data.fold", "data.decoded_px", "data.size"), (int, NULL)),
     **dict.fromkeys(("preprocess.size", "preprocess.resize", "trainer.check_val_every_n_epoch"), (int, NULL)),
     **dict.fromkeys(("paths.run_dir", "preprocess.crop", "model.freeze", "augment.policy"), (str, NULL)),
-    **dict.fromkeys(("trainer.gradient_clip_algorithm", "trainer.profiler"), (str, NULL)),
+    **dict.fromkeys(("trainer.gradient_clip_algorithm", "trainer.profiler", "tune"), (str, NULL)),
     **dict.fromkeys(("preprocess.mean", "preprocess.std", "augment.random_resized_crop_scale"), (list, NULL)),
     **dict.fromkeys(("callbacks.*", "logger.*"), (dict, NULL)),
     "loss.weight": (str, list, NULL),
     **dict.fromkeys(("optimizer.fused", "trainer.benchmark"), (bool, NULL)),
     **dict.fromkeys(("schedule.*_epochs",), (float, NULL)),
     **dict.fromkeys(("schedule.*_steps",), (int, NULL)),
-    "tune": (str, NULL),
     "trainer.devices": (int, str, list),
     "trainer.precision": (str, int),
     "trainer.max_time": (str, dict, NULL),
@@ -209,9 +208,10 @@ def explain_composition_error(
     text = " ".join(str(error).split())
     if isinstance(error, OverrideParseException):
         return _explain_unparsable(error.override, loader)
-    if isinstance(error, MissingConfigException) and error.options:
+    if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return _explain_option(group, option, error.options)
+        if options := error.options or loader.get_group_options(group):  # Hydra gives none for callbacks=[a,b]
+            return _explain_option(group, option, options)
     if "Config group override must be a string" in text:
         return _explain_no_option(argv, loader) or text
     if found := re.search(r"You must specify '([^']+)'", text):

@@ -134,7 +134,7 @@ def _classes(cfg: DictConfig, data: ImageDataModule) -> str:
 def _network(model: DictConfig, task: torch.nn.Module) -> str:
     count = sum(p.numel() for p in task.parameters())
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    parts = [model.get("name") or model._target_.rsplit(".", 1)[-1], f"{count:,} parameters"]
+    parts = [_name(model), f"{count:,} parameters"]
     if trained < count:
         parts.append(f"{trained:,} of them trained")
     if model.get("freeze") not in (None, "none"):
@@ -148,11 +148,17 @@ def _network(model: DictConfig, task: torch.nn.Module) -> str:
     return ", ".join(parts)
 
 
+def _name(model: DictConfig) -> str:
+    return model.get("name") or model._target_.rsplit(".", 1)[-1]
+
+
 def _teacher(task: DictConfig) -> dict[str, str]:
     if not task.get("teacher"):
         return {}
     facts = f"temperature {task.temperature}, {task.alpha:.0%} of the loss"
-    return {"teacher": f"{short_path(Path(task.teacher))}, {facts}"}
+    teacher = task.teacher
+    name = short_path(Path(teacher)) if isinstance(teacher, str) else f"{_name(teacher)} ({teacher.weights})"
+    return {"teacher": f"{name}, {facts}"}
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:

@@ -17,6 +17,7 @@ from imago.run.overrides import quoted
 from imago.run.requeue import requeueing
 from imago.run.resume import refuse_other_run
 from imago.run.room import check_writable
+from imago.run.teaching import settle_teacher
 
 
 def train(cfg: DictConfig) -> float:
@@ -41,8 +42,7 @@ def train(cfg: DictConfig) -> float:
         cfg.data.root = str(Path(cfg.data.root).absolute())  # so that eval.py finds it from any folder
     if cfg.model.get("weights"):
         cfg.model.weights = _find_weights(cfg.model.weights)
-    if cfg.task.get("teacher"):
-        cfg.task.teacher = str(_find_teacher(cfg.task.teacher))
+    settle_teacher(cfg.task)
     if cfg.resume == "auto":  # a run that ended before its first checkpoint
         cfg.resume = None
     elif folder.is_main_process:
@@ -70,19 +70,10 @@ def _find_weights(typed: str) -> str:
         raise ConfigError(f"model.weights={error}") from error
 
 
-def _find_teacher(typed: str) -> Path:
-    """Give the teacher's folder or file by its real name: `logs/latest` will soon be the student."""
-    try:
-        checkpoint_path(Path(typed))
-    except DataError as error:
-        raise ConfigError(f"task.teacher={error}") from error
-    return Path(typed).resolve()
-
-
 def _settled(override: str, cfg: DictConfig) -> str:
     """Give a setting as it is resumed from: a path by what it meant when it was typed."""
     key, _, value = override.partition("=")
-    if key not in ("data.root", "task.teacher", "model.weights") or value in ("", "null"):
+    if key not in ("data.root", "task.teacher", "task.teacher.weights", "model.weights") or value in ("", "null"):
         return override
     return f"{key}={quoted(str(OmegaConf.select(cfg, key)))}"
 

@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 
 from imago.errors import ConfigError, DivergedError
 from imago.optimizer.groups import parameter_groups
@@ -118,8 +121,10 @@ class ClassifyTask(LightningModule):
         groups = parameter_groups(self.net, settings.get("weight_decay", 0.0), settings.get("lr"), **shares)
         try:
             optimizer = build(settings, groups, extra_targets=self.extra_targets)
-        except (ConfigError, ValueError) as error:  # ValueError: torch's own word on its settings
+        except ConfigError as error:
             raise ConfigError(f"optimizer: {error} To take a setting out, type ~optimizer.KEY.") from error
+        except ValueError as error:  # torch's own word on its settings
+            raise ConfigError(f"optimizer: {str(error).rstrip('.')}; configs/optimizer lists others.") from error
         epochs = self.trainer.max_epochs or 1
         # Asking the Trainer makes it build the loaders, which on a resumed run is before it knows where to go on.
         steps_per_epoch = self.steps_per_epoch or int(self.trainer.estimated_stepping_batches) // epochs
@@ -132,6 +137,20 @@ class ClassifyTask(LightningModule):
         )
         facts: Any = {"scheduler": schedule, "interval": "step", "reduce_on_plateau": False}  # see `_tell_schedule`
         return {"optimizer": optimizer, "lr_scheduler": facts}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip before a fused optimizer's step under bf16, too: what Lightning refuses it for is the scale of fp16."""
+        plugin = self.trainer.precision_plugin
+        if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            how = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, how)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _log_step(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """The one place in training that waits for the device; a loss that is no number stops the run here."""

@@ -1,0 +1,59 @@
+"""Differences between runs are paired by seed, with the interval worked out by hand."""
+
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from imago.paths import PROJECT_ROOT
+
+
+@pytest.fixture
+def paired(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(PROJECT_ROOT / "benchmarks")
+    import paired
+
+    return paired
+
+
+def runs(paired: ModuleType, **accs: list[float]) -> list:
+    return [
+        paired.Run(f"{side}_{seed}", side, seed, acc, 100, 0.5, 60.0)
+        for side in accs
+        for seed, acc in enumerate(accs[side])
+    ]
+
+
+def test_the_difference_is_paired_by_seed_whatever_the_order(paired: ModuleType):
+    both = runs(paired, one=[0.5, 0.7, 0.9], other=[0.4, 0.5, 0.9])
+    found = paired.difference(both[::-1], "one", "other")
+    assert sorted(found["pairs"]) == pytest.approx([0.0, 0.1, 0.2])
+    assert found["mean"] == pytest.approx(0.1)
+    half = 4.303 * 0.1 / 3**0.5  # Student's t of 2 degrees of freedom; the standard deviation is 0.1
+    assert found["interval_95"] == pytest.approx([0.1 - half, 0.1 + half])
+    assert "one minus other: +10.00 points, 95 % interval -14.84 to +34.84, n = 3" in paired.describe_difference(found)
+
+
+def test_one_seed_has_no_interval(paired: ModuleType):
+    assert paired.difference(runs(paired, one=[0.5], other=[0.4]), "one", "other")["interval_95"] is None
+
+
+def test_an_interval_over_pictures_takes_each_picture_once(paired: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    right = {"one_0": [1, 1, 0, 1], "one_1": [1, 0, 0, 1], "other_0": [1, 0, 0, 0], "other_1": [1, 0, 0, 1]}
+    monkeypatch.setattr(paired, "measure", lambda command: (0.0, 0.0))
+    monkeypatch.setattr(
+        paired, "load_evaluation", lambda folder: SimpleNamespace(is_right=np.array(right[folder.name], bool))
+    )
+    both = runs(paired, one=[0.75, 0.5], other=[0.25, 0.5])
+    found = paired.difference_on_pictures(both[::-1], "one", "other", Path("logs"))
+    gaps = [0.0, 0.5, 0.0, 0.5]
+    half = 1.96 * np.std(gaps, ddof=1) / 4**0.5
+    assert (found["num_pictures"], found["mean"]) == (4, 0.25)
+    assert found["interval_95"] == pytest.approx([0.25 - half, 0.25 + half])
+
+
+def test_t_falls_with_every_seed_towards_that_of_the_normal_distribution(paired: ModuleType):
+    values = [paired.T_95[degrees] for degrees in range(1, 20)]
+    assert values == sorted(values, reverse=True)
+    assert values[-1] > 1.96
