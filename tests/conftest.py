@@ -13,7 +13,7 @@ from warm_runs import WarmRuns
 from imago.paths import PROJECT_ROOT
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def compose() -> Callable:
     """Compose `configs/train.yaml` (or another one) with overrides, as a command line would."""
     from hydra import compose as hydra_compose

@@ -1,13 +1,24 @@
 """What ranks leave behind, and which of them is believed."""
 
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from imago.errors import ConfigError, DataError, Stopped, UserError
 from imago.run.ending import how_it_ended
-from imago.run.failure import Failure, clear_failures, first_failure, note_failure, write_failure
+from imago.run.failure import (
+    Failure,
+    clear_failures,
+    first_failure,
+    note_exit,
+    note_failure,
+    note_lost_ranks,
+    write_failure,
+)
 
 LOST = "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242"
 
@@ -102,3 +113,35 @@ def test_a_failure_of_this_process_alone_is_told_as_it_is(tmp_path: Path):
     ending = how_it_ended(error, tmp_path, None)
     assert ending.error is error
     assert ending.reason == "seed=-1 must be 0 or more."
+
+
+def test_a_rank_that_is_told_to_leave_because_another_failed_says_why(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    write_failure(tmp_path, ZeroDivisionError("broken"))
+    ending = how_it_ended(Stopped("SIGTERM", 143), tmp_path, 15)  # by torchrun
+    assert (ending.status, ending.reason) == ("failed", "rank 1: ZeroDivisionError: broken")
+    clear_failures(tmp_path)
+    write_failure(tmp_path, RuntimeError(LOST))  # what the others say when this one has left
+    assert how_it_ended(Stopped("SIGTERM", 143), tmp_path, 15).status == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "texts"), [(-9, ["killed by signal 9; out of memory?"]), (-15, []), (0, []), (1, []), (None, [])]
+)
+def test_a_rank_that_was_killed_is_written_down_and_one_that_left_is_not(tmp_path: Path, exit_code, texts: list[str]):
+    note_exit(tmp_path, 1, exit_code)
+    assert [json.loads(file.read_text())["text"] for file in tmp_path.iterdir()] == texts
+
+
+def test_a_lost_connection_waits_for_the_rank_that_was_killed(tmp_path: Path):
+    killed, living = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
+    os.kill(killed.pid, signal.SIGKILL)
+    try:
+        note_lost_ranks(tmp_path, ValueError("of our own"), [killed, living])
+        assert first_failure(tmp_path) is None
+        note_lost_ranks(tmp_path, RuntimeError(LOST), [killed, living])
+        ending = how_it_ended(RuntimeError(LOST), tmp_path, None)
+        assert ending.reason == "rank 1: killed by signal 9; out of memory?"
+    finally:
+        living.kill()
+        living.wait()

@@ -20,11 +20,14 @@ def send(number: int) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _ctrl_c(monkeypatch: pytest.MonkeyPatch):
-    """Let Ctrl-C through, which a script in the background ignores."""
-    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _not_ignored():
+    """Let through what a script in the background ignores, Ctrl-C, and what nohup does, SIGHUP."""
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, old)
+    for number, handler in old.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", NUMBERS)

@@ -8,7 +8,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.optim import Optimizer
 
+from imago.callbacks.before_batch import BeforeBatch
 from imago.callbacks.time_limit import is_time_up
 from imago.errors import DivergedError, StorageError
 
@@ -32,9 +34,12 @@ class LastCheckpoint(ModelCheckpoint):
         self.every_minutes = every_minutes
         self._saved_at = monotonic()
         self._is_training = False
+        self._before: BeforeBatch | None = None
+        self._updated_from = -1  # optimizer steps that were done when the newest one began
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._is_training = True
+        self._before = BeforeBatch(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -48,6 +53,11 @@ class LastCheckpoint(ModelCheckpoint):
         if is_due and batch_idx and batch_idx % trainer.accumulate_grad_batches == 0:
             self._saved_at = monotonic()
             self._save_from_rank_0(trainer)
+        if self._before is not None:
+            self._before.keep(trainer.global_step)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._updated_from = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -61,7 +71,7 @@ class LastCheckpoint(ModelCheckpoint):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save the last finished step.
+        """Save the last finished step; what a broken one has changed is undone.
 
         Not before the first step, when a checkpoint may be restored in part, nor in the test, which has loaded other
         weights. Not if the numbers are what broke: a state without finite weights helps nobody. And with several ranks
@@ -69,10 +79,12 @@ class LastCheckpoint(ModelCheckpoint):
         """
         if not self._is_training or isinstance(exception, (DivergedError, StorageError)):
             return
-        if _is_within_a_step(trainer, pl_module):
-            log.warning("stopped within an optimizer step: last.ckpt stays that of the epoch before")
+        if self._updated_from == trainer.global_step or _is_within_a_step(trainer, pl_module):
+            log.warning("stopped within an optimizer step: last.ckpt stays as it was saved last")
             return
         _forget_unfinished_validation(trainer)
+        if self._before is not None:
+            self._before.restore(trainer.global_step)
         if trainer.world_size == 1:
             super().on_exception(trainer, pl_module, exception)
         else:

@@ -196,7 +196,7 @@ def build_trainer(cfg: DictConfig, precision: str, reporter: Reporter) -> Traine
     except (MisconfigurationException, ValueError) as error:  # Lightning's word on a combination of settings
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     reporter.folder.signals.launcher = trainer.strategy.launcher
-    tell_callbacks_in_ranks(trainer)
+    tell_callbacks_in_ranks(trainer, reporter.folder.path)
     return trainer
 
 

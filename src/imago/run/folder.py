@@ -19,7 +19,7 @@ from imago.analysis.records import read_json as read_json  # beside its `write_j
 from imago.errors import ConfigError, DataError
 from imago.run import provenance
 from imago.run.ending import how_it_ended
-from imago.run.failure import clear_failures, first_failure, write_failure
+from imago.run.failure import clear_failures, first_failure, note_lost_ranks, write_failure
 from imago.run.rank import is_main_process
 from imago.run.signals import Signals
 
@@ -55,6 +55,7 @@ class RunFolder:
                 yield
             self._end("finished", None)
         except BaseException as error:
+            note_lost_ranks(self.path, error, self.signals.started_ranks())
             ending = how_it_ended(error, self.path, self.signals.received)
             if ending.status == "failed":
                 logging.getLogger("imago").debug("".join(traceback.format_exception(error)))

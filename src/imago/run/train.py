@@ -1,6 +1,7 @@
 """`train.py`: data, then task, then Trainer; fit, then one look at the test split with the best checkpoint."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from imago.errors import ConfigError, DataError
 from imago.run.checks import check_settings
 from imago.run.folder import RunFolder, refuse_used_folder
 from imago.run.load import checkpoint_path
+from imago.run.lock import held
 from imago.run.overrides import quoted
 from imago.run.requeue import requeueing
 from imago.run.resume import refuse_other_run
@@ -43,13 +45,19 @@ def train(cfg: DictConfig) -> float:
         cfg.model.weights = _find_weights(cfg.model.weights)
     if cfg.task.get("teacher"):
         cfg.task.teacher = str(_find_teacher(cfg.task.teacher))
+    typed = [_settled(text, cfg) for text in job.overrides.task]
+    if folder.is_main_process:
+        check_writable(path)
+    with held(path) if folder.is_main_process else nullcontext():
+        return _run(cfg, folder, typed)
+
+
+def _run(cfg: DictConfig, folder: RunFolder, typed: list[str]) -> float:
+    """Train in a folder that nobody else writes to."""
     if cfg.resume == "auto":  # a run that ended before its first checkpoint
         cfg.resume = None
     elif folder.is_main_process:
-        _check_folder(cfg, path)
-    if folder.is_main_process:
-        check_writable(path)
-    typed = [_settled(text, cfg) for text in job.overrides.task]
+        _check_folder(cfg, folder.path)
     with requeueing(), folder.recording(cfg, typed):
         if cfg.tune:
             from imago.run.tune import tune_lr
