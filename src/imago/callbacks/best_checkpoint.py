@@ -1,5 +1,6 @@
 """The state with the best validation: what is tested, exported and used."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from imago.callbacks.time_limit import is_time_up
+
+log = logging.getLogger(__name__)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -31,6 +34,9 @@ class BestCheckpoint(ModelCheckpoint):
         moved: dict[str, Any] = {"dirpath": self.dirpath}
         if state_dict["best_model_path"]:
             best = str(Path(str(self.dirpath)) / "best.ckpt")
+            if not Path(best).is_file():
+                log.warning("%s is gone: the best epoch is looked for among those that are still to come", best)
+                return
             moved |= {"best_model_path": best, "kth_best_model_path": best}
             moved["best_k_models"] = {best: state_dict["best_model_score"]}
         super().load_state_dict(state_dict | moved)

@@ -1,5 +1,6 @@
 """Why a run of several processes failed: each rank that fails leaves a file, and whoever is left reads them."""
 
+import errno
 import json
 import os
 import platform
@@ -13,12 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 
-from imago.errors import DataError, UserError
+from imago.errors import DataError, StorageError, UserError
 from imago.run.rank import rank_name
 
 # What the other ranks say when one is gone: never the reason itself.
 _SECOND_HAND = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|TCPStore", re.I)
-
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # A rank that has not come to handle them dies of these: nothing was wrong with it.
 _ASKED_TO_LEAVE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
@@ -122,8 +123,13 @@ def _is_second_hand(text: str) -> bool:
 
 
 def in_users_words(error: BaseException) -> BaseException:
-    """Say what torch's errors about its loader processes mean and what to type; any other error as it is."""
+    """Say what a full disk and torch's errors about its loader processes ask for; any other error as it is."""
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in _NO_ROOM and not isinstance(error, UserError):
+        return StorageError(
+            f"{error.filename or 'the run folder'} cannot be written ({error.strerror}); make room, then go on with "
+            "resume=RUN."
+        )
     if not isinstance(error, (RuntimeError, OSError)):
         return error
     if found := re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", text):

@@ -7,7 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -25,6 +25,18 @@ from imago.run.signals import Signals
 
 _HANDLER = "run folder"  # marks our handlers: a notebook or a test may have others
 _LOGGERS = ("imago", "lightning.pytorch", "py.warnings")
+
+
+class _LogFile(logging.FileHandler):
+    """A log that goes without the lines that a full disk has no room for: what to do is said once, at the end."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class RunFolder:
@@ -53,7 +65,7 @@ class RunFolder:
         try:
             with self.signals.caught():
                 yield
-            self._end("finished", None)
+            self._end("finished", None, start)
         except BaseException as error:
             note_lost_ranks(self.path, error, self.signals.started_ranks())
             ending = how_it_ended(error, self.path, self.signals.received)
@@ -61,12 +73,11 @@ class RunFolder:
                 logging.getLogger("imago").debug("".join(traceback.format_exception(error)))
                 if not self.is_main_process:
                     self.tell_failure(error)
-            self._end(ending.status, ending.reason)
+            self._end(ending.status, ending.reason, start)
             if ending.error is error:
                 raise
             raise ending.error from None
         finally:
-            self.update(seconds=round(perf_counter() - start, 1))
             self.close_log()
 
     def update(self, **facts: Any) -> None:
@@ -125,8 +136,12 @@ class RunFolder:
             now = first | {"overrides": now["overrides"], "resumes": [*first.get("resumes", []), now]}
         write_json(file, now)
 
-    def _end(self, status: str, reason: str | None) -> None:
-        self.update(status=status, reason=reason, ended=_now())
+    def _end(self, status: str, reason: str | None, start: float) -> None:
+        seconds = round(perf_counter() - start, 1)
+        try:
+            self.update(status=status, reason=reason, ended=_now(), seconds=seconds)
+        except OSError:  # a full disk has the room of the older summary still
+            _write_over(self.path / "summary.json", self.summary)
 
     def open_log(self) -> None:
         """Send our log to the screen, and everything (Lightning's and warnings too) to train.log."""
@@ -135,7 +150,7 @@ class RunFolder:
             return
         screen = logging.StreamHandler(sys.stdout)
         screen.setLevel(logging.INFO)
-        file = logging.FileHandler(self.path / "train.log", encoding="utf-8", errors="backslashreplace")
+        file = _LogFile(self.path / "train.log", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.captureWarnings(True)
         for name in _LOGGERS:
@@ -174,8 +189,22 @@ def refuse_used_folder(path: Path, run_name: str | None) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write under another name first: a reader never sees half a file."""
     part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(_to_json(content), encoding="utf-8")
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _write_over(path: Path, content: Any) -> None:
+    with suppress(OSError), path.open("r+b") as file:
+        file.write(_to_json(content).encode())
+        file.truncate()
+
+
+def _to_json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _point(link: Path, target: Path) -> None:
