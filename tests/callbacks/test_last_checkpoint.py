@@ -23,7 +23,9 @@ class Saves:
         self.callbacks: list[Any] = []
         self._checkpoint_connector = SimpleNamespace(dump_checkpoint=lambda weights_only: {})
         self.strategy = SimpleNamespace(save_checkpoint=lambda state, path: self.saved.append(path))
-        self.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(val_loop=SimpleNamespace(batch_progress=None)))
+        none_yet = SimpleNamespace(current=SimpleNamespace(processed=0, completed=0))
+        epoch_loop = SimpleNamespace(batch_progress=none_yet, val_loop=SimpleNamespace(batch_progress=none_yet))
+        self.fit_loop = SimpleNamespace(epoch_loop=epoch_loop, epoch_progress=none_yet)
 
 
 MODULE: Any = torch.nn.BatchNorm1d(2)

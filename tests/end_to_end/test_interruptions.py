@@ -101,8 +101,8 @@ def test_a_broken_run_goes_on_to_the_same_weights_and_curves(runs, whole, way: s
 @pytest.mark.soak
 @pytest.mark.parametrize(("way", "workers", "processes"), ALL)
 def test_every_way_of_breaking_off_is_made_good(runs, whole, way: str, workers: int, processes: int, record_property):
+    record_property("rule", "resumed runs that end with the weights and curves of an uninterrupted one, bit for bit")
     is_resumed_to_the_same(runs, whole, way, workers, processes)
-    record_property("identical", f"{way}, {workers} workers, {processes} processes")
 
 
 def test_tensorboard_shows_no_step_twice_after_a_kill(runs: WarmRuns, whole: dict[int, Path]):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from short_runs import summary
-from warm_runs import TINY, TWO, WarmRuns, alive_in_session
+from warm_runs import TINY, TWO, WarmRuns, left_over
 
 from imago.paths import PROJECT_ROOT
 
@@ -45,7 +45,7 @@ def test_the_summary_says_which_rank_failed_and_why(runs: WarmRuns, strategy, ca
     assert told["reason"] == reason
     # Lightning kills the first process where another one has failed, if it does not come to fail by itself.
     assert exit_code in ((2,) if callback == "RaiseForUser" else (1, -9))
-    assert not alive_in_session(run.pid)
+    assert not left_over(run)
     assert json.loads((folder / "failure_rank1.json").read_text())["rank"] == "1"
 
 

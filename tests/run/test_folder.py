@@ -97,3 +97,14 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path):
     (tmp_path / "summary.json").touch()
     with pytest.raises(ConfigError, match="run_name=old: .* already holds a run"):
         refuse_used_folder(tmp_path, "old")
+
+
+def test_a_summary_that_a_power_cut_emptied_and_what_a_kill_left_behind_lose_no_run(folder: RunFolder):
+    with folder.recording(CFG, []):
+        pass
+    (folder.path / "summary.json").write_text("")
+    (folder.path / "summary.json.1.2.part").write_text('{"sta')
+    with RunFolder(folder.path, folder.log_dir).recording(CFG, []):
+        pass
+    assert summary(folder)["status"] == "finished"
+    assert not list(folder.path.glob("*.part"))

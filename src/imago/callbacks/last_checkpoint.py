@@ -35,6 +35,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._saved_at = monotonic()
         self._is_training = False
         self._before: BeforeBatch | None = None
+        self._is_concluding = False  # the validation's result is told to some, but not to all yet
         self._updated_from = -1  # optimizer steps that were done when the newest one began
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,6 +67,13 @@ class LastCheckpoint(ModelCheckpoint):
         if is_time_up(trainer):
             self._save_from_rank_0(trainer)
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_concluding = not trainer.sanity_checking
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        self._is_concluding = False
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not is_time_up(trainer):
             super().on_train_epoch_end(trainer, pl_module)
@@ -79,8 +87,9 @@ class LastCheckpoint(ModelCheckpoint):
         """
         if not self._is_training or isinstance(exception, (DivergedError, StorageError)):
             return
-        if self._updated_from == trainer.global_step or _is_within_a_step(trainer, pl_module):
-            log.warning("stopped within an optimizer step: last.ckpt stays as it was saved last")
+        is_ending = self._is_concluding or _is_concluding_an_epoch(trainer)
+        if is_ending or self._updated_from == trainer.global_step or _is_within_a_step(trainer, pl_module):
+            log.warning("stopped within a step or the end of an epoch: last.ckpt stays as it was saved last")
             return
         _forget_unfinished_validation(trainer)
         if self._before is not None:
@@ -101,11 +110,21 @@ def _forget_unfinished_validation(trainer: Trainer) -> None:
 
     Lightning would go on with the batch it had come to, or skip the validation, depending on where it broke off.
     """
-    loop: Any = trainer.fit_loop.epoch_loop.val_loop
-    progress = loop.batch_progress
-    if trainer.validating and progress.current.completed < sum(loop.max_batches):
+    loop: Any = trainer.fit_loop.epoch_loop
+    batches = loop.batch_progress
+    is_in_last_hook = batches.current.completed + 1 == batches.current.processed == trainer.num_training_batches
+    if is_in_last_hook:  # of the epoch's batches: that one is done
+        batches.increment_completed()
+    if trainer.validating or (is_in_last_hook and loop._should_check_val_epoch()):
+        progress = loop.val_loop.batch_progress
         progress.reset()
         progress.total.ready = progress.total.started = 1  # what it looks like within the first batch
+
+
+def _is_concluding_an_epoch(trainer: Trainer) -> bool:
+    """Whether some callbacks have seen the end of the epoch, and others not."""
+    progress = trainer.fit_loop.epoch_progress.current
+    return progress.processed > progress.completed
 
 
 def _is_within_a_step(trainer: Trainer, pl_module: LightningModule) -> bool:

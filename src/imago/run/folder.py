@@ -121,10 +121,11 @@ class RunFolder:
 
     def _write_start(self, cfg: DictConfig, overrides: list[str]) -> None:
         clear_failures(self.path)
-        OmegaConf.save(cfg, self.path / "config.yaml", resolve=True)
+        for left_over in self.path.glob("*.part"):
+            left_over.unlink(missing_ok=True)
+        _write(self.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         self._write_provenance(provenance.collect(overrides, cfg.seed))
-        if (self.path / "summary.json").exists():  # a resumed run keeps what it knew
-            self.reload()
+        self.summary = dict(read_json(self.path / "summary.json"))  # a resumed run keeps what it knew
         self.update(status="running", reason=None, started=_now(), pid=os.getpid())
         _point(self.log_dir / "latest", self.path)
 
@@ -188,9 +189,16 @@ def refuse_used_folder(path: Path, run_name: str | None) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write under another name first: a reader never sees half a file."""
+    _write(path, _to_json(content))
+
+
+def _write(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
-        part.write_text(_to_json(content), encoding="utf-8")
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name without its content
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """`train.py`: data, then task, then Trainer; fit, then one look at the test split with the best checkpoint."""
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from imago.errors import ConfigError, DataError
 from imago.run.checks import check_settings
-from imago.run.folder import RunFolder, refuse_used_folder
+from imago.run.folder import RunFolder, read_json, refuse_used_folder
 from imago.run.load import checkpoint_path
 from imago.run.lock import held
 from imago.run.overrides import quoted
@@ -104,8 +103,8 @@ def _check_folder(cfg: DictConfig, path: Path) -> None:
         raise ConfigError(f"resume={path}: it was stopped before its first checkpoint; start it again as a new run.")
     try:
         saved: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, YAMLError) as error:
-        raise ConfigError(f"resume={path}: its config.yaml or summary.json cannot be read ({error}).") from error
+        raise ConfigError(f"resume={path}: its config.yaml cannot be read ({error}).") from error
+    summary = read_json(path / "summary.json")
     now: Any = OmegaConf.to_container(cfg, resolve=True)
     refuse_other_run(saved, now, summary.get("epochs", 0), is_tested="test" in summary)
