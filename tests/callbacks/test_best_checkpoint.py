@@ -1,10 +1,15 @@
 """The best score survives a move of the run folder."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from imago.callbacks.best_checkpoint import BestCheckpoint
+from imago.callbacks.time_limit import TimeLimit
 
 
 def had_a_best(tmp_path: Path) -> BestCheckpoint:
@@ -38,3 +43,20 @@ def test_a_run_that_had_no_best_yet_starts_without(tmp_path: Path):
     new.load_state_dict(state)
     assert new.best_model_path == ""
     assert new.best_k_models == {}
+
+
+@pytest.mark.parametrize("hook", ["on_validation_end", "on_train_epoch_end"])
+@pytest.mark.parametrize(
+    ("cuts_epoch", "has_best", "is_compared"), [(True, True, False), (True, False, True), (False, True, True)]
+)
+def test_an_epoch_that_was_cut_short_counts_only_where_there_is_no_other(
+    tmp_path: Path, monkeypatch, hook: str, cuts_epoch: bool, has_best: bool, is_compared: bool
+):
+    compared: list[str] = []
+    monkeypatch.setattr(ModelCheckpoint, hook, lambda self, trainer, pl_module: compared.append(hook))
+    limit = TimeLimit("00:00:00:01")
+    limit.cuts_epoch = cuts_epoch
+    trainer: Any = SimpleNamespace(callbacks=[limit])
+    callback = had_a_best(tmp_path) if has_best else BestCheckpoint(str(tmp_path), "val/acc", "max")
+    getattr(callback, hook)(trainer, None)
+    assert bool(compared) == is_compared

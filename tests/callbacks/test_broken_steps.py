@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from small_fit import QUIET, SMALL, build_data, build_task, build_trainer
+from small_fit import QUIET, build_data, build_task, build_trainer
 
 from imago.checkpoint import read_checkpoint
 

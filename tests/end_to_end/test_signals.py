@@ -71,7 +71,9 @@ def test_a_signal_saves_and_ends_all_processes(runs: WarmRuns, strategy: str, nu
 @pytest.mark.parametrize(("strategy", "number", "to_all"), ALL)
 def test_every_signal_ends_every_kind_of_run(runs, strategy: str, number: int, to_all: bool, record_property):
     record_property("rule", "runs that a signal ends with all steps saved, the right exit code and no process left")
-    record_property(f"seconds from {signal.Signals(number).name} to the exit", is_stopped(runs, strategy, number, to_all))
+    record_property(
+        f"seconds from {signal.Signals(number).name} to the exit", is_stopped(runs, strategy, number, to_all)
+    )
 
 
 def test_a_signal_in_the_final_test_keeps_the_training_and_the_test_is_done_again(runs: WarmRuns):

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -146,15 +147,23 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path):
     assert mount_in_a_fork(["-t", "tmpfs", "-o", "size=1m", "tmpfs"], tmp_path, lambda: save_too_much(tmp_path)) == 0
 
 
+def fill(file: Path) -> None:
+    with file.open("wb", buffering=0) as junk, suppress(OSError):
+        while True:
+            junk.write(b"0" * 100)
+
+
+def fill_the_disk_and_log(folder: RunFolder) -> None:
+    with folder.recording(OmegaConf.create({"seed": 0}), []):
+        fill(folder.log_dir / "junk")
+        logging.getLogger("imago").debug("x" * 10_000)
+        (folder.path / "metrics.csv").write_text("step\n" * 1000)
+
+
 def run_until_the_disk_is_full(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "train" / "run", tmp_path)
-    with pytest.raises(StorageError, match=r"cannot be written .No space left on device.; make room"):  # noqa: SIM117
-        with folder.recording(OmegaConf.create({"seed": 0}), []):
-            with (tmp_path / "junk").open("wb", buffering=0) as junk, pytest.raises(OSError, match="No space"):
-                while True:
-                    junk.write(b"0" * 100)
-            logging.getLogger("imago").debug("x" * 10_000)
-            (folder.path / "metrics.csv").write_text("step\n" * 1000)
+    with pytest.raises(StorageError, match=r"cannot be written .No space left on device.; make room"):
+        fill_the_disk_and_log(folder)
     told = json.loads((folder.path / "summary.json").read_text())
     assert told["status"] == "failed"
     assert "No space left on device" in told["reason"]

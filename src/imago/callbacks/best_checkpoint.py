@@ -25,9 +25,16 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(dirpath, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare whole epochs; one that `trainer.max_time` cut short counts only where there is no other."""
-        if not (is_time_up(trainer) and self.best_model_path):
+        if self._counts(trainer):
             super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._counts(trainer):  # Lightning saves here where each epoch is validated once
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def _counts(self, trainer: Trainer) -> bool:
+        """Compare whole epochs; one that `trainer.max_time` cut short counts only where there is no other."""
+        return not (is_time_up(trainer) and self.best_model_path)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the best score; Lightning forgets it where the folder has another name than when it was saved."""

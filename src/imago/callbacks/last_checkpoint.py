@@ -123,7 +123,7 @@ def _forget_unfinished_validation(trainer: Trainer) -> None:
 
 def _is_concluding_an_epoch(trainer: Trainer) -> bool:
     """Whether some callbacks have seen the end of the epoch, and others not."""
-    progress = trainer.fit_loop.epoch_progress.current
+    progress: Any = trainer.fit_loop.epoch_progress.current
     return progress.processed > progress.completed
 
 
