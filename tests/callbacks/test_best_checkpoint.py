@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from imago.callbacks.best_checkpoint import BestCheckpoint
 from imago.callbacks.time_limit import TimeLimit
+from imago.checkpoint import write_checkpoint
 
 
 def had_a_best(tmp_path: Path) -> BestCheckpoint:
@@ -22,8 +23,7 @@ def had_a_best(tmp_path: Path) -> BestCheckpoint:
 
 
 def test_a_moved_run_remembers_its_best_score(tmp_path: Path):
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "best.ckpt").touch()
+    write_checkpoint({"imago": {"schema": 1}}, tmp_path / "new" / "best.ckpt")
     new = BestCheckpoint(str(tmp_path / "new"), "val/acc", "max")
     new.load_state_dict(had_a_best(tmp_path).state_dict())
     assert new.best_model_score == 0.9
@@ -31,7 +31,11 @@ def test_a_moved_run_remembers_its_best_score(tmp_path: Path):
     assert new.best_k_models == {new.best_model_path: torch.tensor(0.9)}
 
 
-def test_a_best_checkpoint_that_is_gone_is_not_believed_in(tmp_path: Path):
+@pytest.mark.parametrize("content", [None, b"", b"PK half of it"])
+def test_a_best_checkpoint_that_is_gone_or_damaged_is_not_believed_in(tmp_path: Path, content: bytes | None):
+    (tmp_path / "new").mkdir()
+    if content is not None:
+        (tmp_path / "new" / "best.ckpt").write_bytes(content)
     new = BestCheckpoint(str(tmp_path / "new"), "val/acc", "max")
     new.load_state_dict(had_a_best(tmp_path).state_dict())
     assert (new.best_model_score, new.best_model_path, new.best_k_models) == (None, "", {})

@@ -8,6 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from imago.callbacks.time_limit import is_time_up
+from imago.checkpoint import read_checkpoint
+from imago.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +43,10 @@ class BestCheckpoint(ModelCheckpoint):
         moved: dict[str, Any] = {"dirpath": self.dirpath}
         if state_dict["best_model_path"]:
             best = str(Path(str(self.dirpath)) / "best.ckpt")
-            if not Path(best).is_file():
-                log.warning("%s is gone: the best epoch is looked for among those that are still to come", best)
+            try:
+                read_checkpoint(Path(best))
+            except DataError as error:
+                log.warning("%s The best epoch is looked for among those that are still to come.", error)
                 return
             moved |= {"best_model_path": best, "kth_best_model_path": best}
             moved["best_k_models"] = {best: state_dict["best_model_score"]}

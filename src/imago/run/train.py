@@ -105,6 +105,8 @@ def _check_folder(cfg: DictConfig, path: Path) -> None:
         saved: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
     except (OSError, ValueError, YAMLError) as error:
         raise ConfigError(f"resume={path}: its config.yaml cannot be read ({error}).") from error
+    if not saved:
+        raise ConfigError(f"resume={path}: its config.yaml is empty, so nothing tells which run it was.")
     summary = read_json(path / "summary.json")
     now: Any = OmegaConf.to_container(cfg, resolve=True)
     refuse_other_run(saved, now, summary.get("epochs", 0), is_tested="test" in summary)
