@@ -82,3 +82,14 @@ def test_torchrun_on_two_nodes_makes_one_folder_and_the_same_weights(runs: WarmR
     assert (ours["status"], ours["val"], ours["test"]) == ("finished", theirs["val"], theirs["test"])
     assert {path.name for path in (runs.logs / "train").iterdir()} >= {"nodes", "one_node"}
     assert ours["test"]["num_images"] == 64
+
+
+def test_a_rank_that_fails_under_torchrun_is_the_reason_though_torchrun_stops_the_others(runs: WarmRuns):
+    launcher = ["torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "src/train.py"]
+    typed = [*TINY, "trainer.accelerator=cpu", "trainer.devices=2", "run_name=torchrun", f"paths.log_dir={runs.logs}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT / "tests")}
+    command = [sys.executable, "-m", *launcher, *typed, broken("Raise")]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 1, done.stderr
+    told = summary(runs.logs / "train" / "torchrun")
+    assert (told["status"], told["reason"]) == ("failed", BUG)
