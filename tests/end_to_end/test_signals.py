@@ -76,6 +76,19 @@ def test_every_signal_ends_every_kind_of_run(runs, strategy: str, number: int, t
     )
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork"])
+def test_no_process_outlives_one_that_was_killed_and_the_run_goes_on(runs: WarmRuns, strategy: str):
+    name = f"killed-{strategy}"
+    run = runs.start(*LONG, *STRATEGIES[strategy], f"run_name={name}")
+    run.wait_for("epoch   1/500")
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait(60) == -9
+    assert not left_over(run)
+    folder = runs.logs / "train" / name
+    assert summary(folder)["status"] in ("running", "failed")  # the other rank may have come to say so
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] >= 3
+
+
 def test_a_signal_in_the_final_test_keeps_the_training_and_the_test_is_done_again(runs: WarmRuns):
     slow = "+callbacks.slow={_target_: interruptions.SlowTest}"
     run = runs.start(*TINY, "run_name=tested", slow)

@@ -88,7 +88,7 @@ def note_exit(folder: Path, rank: int, exit_code: int | None) -> None:
 
 
 def note_lost_ranks(folder: Path, error: BaseException, processes: Sequence[Popen]) -> None:
-    """Where a connection broke, give the other ranks a moment to be gone, and write down which were killed.
+    """Where a connection broke, give the other ranks a second to be gone, and write down which were killed.
 
     Args:
         folder: of the run.
@@ -96,9 +96,10 @@ def note_lost_ranks(folder: Path, error: BaseException, processes: Sequence[Pope
         processes: of the ranks from 1 on, which this one has started.
     """
     if _is_second_hand(words(error)):
+        end = time.monotonic() + 1.0
         for rank, process in enumerate(processes, start=1):
             with suppress(TimeoutExpired):
-                note_exit(folder, rank, process.wait(timeout=1.0))
+                note_exit(folder, rank, process.wait(timeout=max(0.0, end - time.monotonic())))
 
 
 def clear_failures(folder: Path) -> None:
