@@ -151,6 +151,7 @@ def in_users_words(error: BaseException) -> BaseException:
 
 
 def _shared_memory(text: str) -> str:
+    text = text[max(0, text.rfind("unable to ")) :]  # what a worker raises comes with its traceback
     return (
         f"/dev/shm is too small for the batches that other processes prepare ({text[:120]}); data.num_workers=0 needs "
         "none of it, in Docker --shm-size=1g makes it larger."
