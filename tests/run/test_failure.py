@@ -1,5 +1,6 @@
 """What ranks leave behind, and which of them is believed."""
 
+import errno
 import json
 import os
 import signal
@@ -8,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from imago.errors import ConfigError, DataError, Stopped, UserError
+from imago.errors import ConfigError, DataError, Stopped, StorageError, UserError
 from imago.run.ending import how_it_ended
 from imago.run.failure import (
     Failure,
     clear_failures,
     first_failure,
+    in_users_words,
     note_exit,
     note_failure,
     note_lost_ranks,
@@ -145,3 +147,19 @@ def test_a_lost_connection_waits_for_the_rank_that_was_killed(tmp_path: Path):
     finally:
         living.kill()
         living.wait()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
+def test_a_disk_without_room_is_told_in_one_line_also_where_a_logger_wraps_it(number: int):
+    full = OSError(number, os.strerror(number), "/runs/a/metrics.csv")
+    wrapped = ValueError("\n you tried to log 2.9 which is currently not supported.")
+    wrapped.__cause__ = full
+    for error in (full, wrapped):
+        told = in_users_words(error)
+        assert isinstance(told, StorageError)
+        assert str(told).startswith(f"/runs/a/metrics.csv cannot be written ({os.strerror(number)}); make room")
+
+
+def test_an_error_that_is_in_the_users_words_stays_as_it_is():
+    error = StorageError("last.ckpt cannot be written.")
+    assert in_users_words(error) is error

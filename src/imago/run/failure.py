@@ -126,11 +126,12 @@ def _is_second_hand(text: str) -> bool:
 def in_users_words(error: BaseException) -> BaseException:
     """Say what a full disk and torch's errors about its loader processes ask for; any other error as it is."""
     text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno in _NO_ROOM and not isinstance(error, UserError):
-        return StorageError(
-            f"{error.filename or 'the run folder'} cannot be written ({error.strerror}); make room, then go on with "
-            "resume=RUN."
-        )
+    if isinstance(error, UserError):
+        return error
+    for full in (error, error.__cause__):  # TensorBoard's logger wraps it
+        if isinstance(full, OSError) and full.errno in _NO_ROOM:
+            place = full.filename or "the run folder"
+            return StorageError(f"{place} cannot be written ({full.strerror}); make room, then go on with resume=RUN.")
     if not isinstance(error, (RuntimeError, OSError)):
         return error
     if found := re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", text):
