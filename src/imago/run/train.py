@@ -15,6 +15,7 @@ from imago.run.folder import RunFolder, read_json, refuse_used_folder
 from imago.run.load import checkpoint_path
 from imago.run.lock import held
 from imago.run.overrides import quoted
+from imago.run.rank import end_with_main_process
 from imago.run.requeue import requeueing
 from imago.run.resume import refuse_other_run
 from imago.run.room import check_writable
@@ -36,6 +37,7 @@ def train(cfg: DictConfig) -> float:
         from imago.run.trial import run_trial
 
         return run_trial(list(job.overrides.task), path)
+    end_with_main_process()
     folder = RunFolder(path, Path(cfg.paths.log_dir))
     cfg.paths.run_dir = str(path)
     if cfg.data.get("root"):
