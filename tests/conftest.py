@@ -2,10 +2,13 @@
 
 import logging
 import os
+import statistics
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from short_runs import SHORT, train
@@ -25,7 +28,7 @@ def _loggers_as_before() -> Iterator[None]:
         logger.propagate = propagate
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def compose() -> Callable:
     """Compose `configs/train.yaml` (or another one) with overrides, as a command line would."""
     from hydra import compose as hydra_compose
@@ -83,3 +86,22 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = train(logs, *SHORT, "run_name=short")
     (logs / "screen.txt").write_text(done.stdout)
     return logs / "train" / "short"
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what the long repetitions found: each records its `rule` first, and numbers under their names."""
+    rules: dict[str, list[Any]] = defaultdict(list)
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            if report.when == "call" and "rule" in dict(report.user_properties):
+                rules[dict(report.user_properties)["rule"]].append(report)
+    if rules:
+        terminalreporter.section("what the long repetitions found")
+    for rule, reports in rules.items():
+        terminalreporter.line(f"{rule}: {sum(report.passed for report in reports)} of {len(reports)}")
+        for name in sorted({name for report in reports for name, _ in report.user_properties} - {"rule"}):
+            values = [dict(report.user_properties)[name] for report in reports if name in dict(report.user_properties)]
+            middle = statistics.median(values)
+            terminalreporter.line(
+                f"  {name}: sum {sum(values):.1f}, median {middle:.1f}, {min(values):.1f} to {max(values):.1f}"
+            )

@@ -30,7 +30,8 @@ ARROWS = {
     "schedule": set(),
     "loss": set(),
     "logger": set(),
-    "callbacks": {"data", "model", "logger"},  # keyed numbers; what is frozen; the table that a resumed run cuts
+    # Keyed numbers; what is frozen; the table that a resumed run cuts; whether its best checkpoint is whole.
+    "callbacks": {"data", "model", "logger", "checkpoint"},
     "task": {"optimizer", "targets"},
     "analysis": {"images"},  # for the pictures of mistakes
     "artefact": {"images"},

@@ -139,3 +139,12 @@ def alive_in_session(session: int) -> list[int]:
         if folder.name.isdigit() and int(fields[3]) == session and fields[0] != "Z":
             found.append(int(folder.name))
     return found
+
+
+def left_over(run: WarmRun) -> list[int]:
+    """Processes of the run that do not end within a few seconds, as those that prepare batches do."""
+    for _ in range(100):
+        if not alive_in_session(run.pid):
+            return []
+        time.sleep(0.1)
+    return alive_in_session(run.pid)

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from imago.callbacks import last_checkpoint
 from imago.callbacks.last_checkpoint import LastCheckpoint
 from imago.errors import DivergedError, StorageError
+from imago.task.score import Score
 
 
 class Saves:
@@ -21,10 +23,13 @@ class Saves:
         self.callbacks: list[Any] = []
         self._checkpoint_connector = SimpleNamespace(dump_checkpoint=lambda weights_only: {})
         self.strategy = SimpleNamespace(save_checkpoint=lambda state, path: self.saved.append(path))
-        self.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(val_loop=SimpleNamespace(batch_progress=None)))
+        none_yet = SimpleNamespace(current=SimpleNamespace(processed=0, completed=0))
+        epoch_loop = SimpleNamespace(batch_progress=none_yet, val_loop=SimpleNamespace(batch_progress=none_yet))
+        self.fit_loop = SimpleNamespace(epoch_loop=epoch_loop, epoch_progress=none_yet)
 
 
-MODULE: Any = SimpleNamespace()
+MODULE: Any = torch.nn.BatchNorm1d(2)
+MODULE.scores = {"train": Score()}
 
 
 def in_training(trainer: Any, **settings: float) -> LastCheckpoint:
@@ -74,3 +79,35 @@ def test_a_long_epoch_is_saved_between_steps_when_the_time_has_come(monkeypatch:
         due += [batch] if len(trainer.saved) > before else []
         clock[0] += 240
     assert due == [4]  # 10 minutes are over in batch 3, within a step; then again after batch 7
+
+
+def test_what_a_broken_batch_has_changed_is_undone():
+    trainer: Any = Saves()
+    callback = in_training(trainer)
+    callback.on_train_batch_start(trainer, MODULE, None, 0)
+    MODULE(torch.full((3, 2), 7.0))
+    MODULE.scores["train"].update(torch.tensor(1.0), torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))
+    callback.on_exception(trainer, MODULE, ValueError())
+    assert MODULE.running_mean.tolist() == [0.0, 0.0]
+    assert (MODULE.num_batches_tracked, MODULE.scores["train"].num_images, len(trainer.saved)) == (0, 0, 1)
+
+
+def test_what_a_finished_step_has_changed_stays():
+    trainer: Any = Saves()
+    callback = in_training(trainer)
+    module: Any = torch.nn.BatchNorm1d(2)
+    module.scores = {"train": Score()}
+    callback.on_train_start(trainer, module)
+    callback.on_train_batch_start(trainer, module, None, 0)
+    module(torch.full((3, 2), 7.0))
+    trainer.global_step += 1
+    callback.on_exception(trainer, module, ValueError())
+    assert module.num_batches_tracked == 1
+
+
+def test_within_the_optimizer_nothing_is_saved():
+    trainer: Any = Saves()
+    callback = in_training(trainer)
+    callback.on_before_optimizer_step(trainer, MODULE, None)  # type: ignore[arg-type]
+    callback.on_exception(trainer, MODULE, ValueError())
+    assert trainer.saved == []

@@ -53,6 +53,7 @@ def assert_same(run: Path, other: Path, with_curves: bool = True) -> None:
     assert [
         name for name, value in ours["state_dict"].items() if not torch.equal(value, theirs["state_dict"][name])
     ] == []
+    assert str(ours.get("current_model_state")) == str(theirs.get("current_model_state"))
     assert str(ours["optimizer_states"]) == str(theirs["optimizer_states"])
     assert str(ours["lr_schedulers"]) == str(theirs["lr_schedulers"])
     assert summary(run)["val"] == summary(other)["val"]
@@ -74,10 +75,17 @@ def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in board.Scalars(tag)]
 
 
-def break_off(runs: WarmRuns, way: str, workers: int, processes: int) -> Path:
+def break_off(runs: WarmRuns, way: str, workers: int, processes: int, *more: str) -> Path:
     callback, exit_code, settings = WAYS[way]
-    name = f"{way.replace(' ', '_')}{workers}{processes}"
-    given = (*TINY, *settings, *(TWO if processes == 2 else ()), f"data.num_workers={workers}", f"run_name={name}")
+    name = f"{way.replace(' ', '_')}{workers}{processes}{len(list(runs.logs.iterdir()))}"
+    given = (
+        *TINY,
+        *settings,
+        *more,
+        *(TWO if processes == 2 else ()),
+        f"data.num_workers={workers}",
+        f"run_name={name}",
+    )
     runs.run(*given, f"+callbacks.broken={callback}", expect=exit_code)
     return runs.logs / "train" / name
 
@@ -101,8 +109,45 @@ def test_a_broken_run_goes_on_to_the_same_weights_and_curves(runs, whole, way: s
 @pytest.mark.soak
 @pytest.mark.parametrize(("way", "workers", "processes"), ALL)
 def test_every_way_of_breaking_off_is_made_good(runs, whole, way: str, workers: int, processes: int, record_property):
+    record_property("rule", "resumed runs that end with the weights and curves of an uninterrupted one, bit for bit")
     is_resumed_to_the_same(runs, whole, way, workers, processes)
-    record_property("identical", f"{way}, {workers} workers, {processes} processes")
+
+
+KINDS = {
+    "averaged weights": ("callbacks=[default,ema]", "callbacks.ema.decay=0.8"),
+    "distillation": ("task=distill", "task.teacher=TEACHER"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        ("averaged weights", "SIGTERM"),
+        ("distillation", "mid-epoch"),
+        pytest.param("averaged weights", "mid-epoch", marks=pytest.mark.soak),
+        pytest.param("distillation", "SIGTERM", marks=pytest.mark.soak),
+    ],
+)
+def test_what_is_more_than_a_network_goes_on_the_same_too(runs, whole, kind: str, way: str, record_property):
+    record_property("rule", "runs with averaged weights or a teacher that go on to the same weights")
+    more = [text.replace("TEACHER", str(whole[1])) for text in KINDS[kind]]
+    untouched = runs.logs / "train" / f"untouched {kind}"
+    if not untouched.exists():
+        runs.run(*TINY, *more, f"run_name={untouched.name}")
+    run = break_off(runs, way, 0, 1, *more)
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == STEP_AFTER[way]
+    runs.run(f"resume={run}", "callbacks.broken=null")
+    assert_same(run, untouched)
+
+
+def test_a_mid_epoch_break_leaves_no_gap_where_each_batch_is_a_step(runs: WarmRuns):
+    single = (*TINY, "trainer.accumulate_grad_batches=1")
+    runs.run(*single, "run_name=single")
+    runs.run(*single, "run_name=broken", "+callbacks.broken={_target_: interruptions.Raise, step: 7}", expect=1)
+    run, other = runs.logs / "train" / "broken", runs.logs / "train" / "single"
+    runs.run(f"resume={run}", "callbacks.broken=null")
+    assert_same(run, other)
+    assert scalars(run, "val/acc") == scalars(other, "val/acc")
 
 
 def test_tensorboard_shows_no_step_twice_after_a_kill(runs: WarmRuns, whole: dict[int, Path]):

@@ -87,7 +87,8 @@ def test_a_trial_that_fails_on_one_rank_does_not_hang_the_sweep(tmp_path: Path):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("attempt", range(20))
-def test_a_failing_rank_never_hangs_a_sweep(attempt: int, tmp_path: Path):
+def test_a_failing_rank_never_hangs_a_sweep(attempt: int, tmp_path: Path, record_property):
+    record_property("rule", "sweeps that go on where a trial fails on one rank")
     sweep_with_a_failing_rank(tmp_path / "logs", tmp_path)
 
 

@@ -8,13 +8,15 @@ import sys
 
 import pytest
 from short_runs import summary
-from warm_runs import TINY, TWO, WarmRuns, alive_in_session
+from warm_runs import TINY, TWO, WarmRuns, left_over
 
 from imago.paths import PROJECT_ROOT
 
 pytestmark = pytest.mark.slow
 
 DDP = (*TWO, "trainer.strategy=auto")
+SPAWN = (*TWO, "trainer.strategy=ddp_spawn")
+KILLED = "rank 1: killed by signal 9; out of memory?"
 BUG = "rank 1: ZeroDivisionError: broken on purpose"
 
 
@@ -27,25 +29,24 @@ def broken(name: str) -> str:
     [
         (TWO, "Raise", BUG),
         (TWO, "RaiseForUser", "rank 1: the pictures are gone."),
-        (TWO, "KillRank", "SIGKILL"),
+        (TWO, "KillRank", KILLED),
+        (SPAWN, "KillRank", KILLED),
         (DDP, "Raise", BUG),
-        (DDP, "KillRank", "rank 1: killed by signal 9; out of memory?"),
+        (DDP, "KillRank", KILLED),
     ],
 )
 def test_the_summary_says_which_rank_failed_and_why(runs: WarmRuns, strategy, callback: str, reason: str):
-    name = f"{callback}{len(strategy)}"
+    name = f"{callback}-{strategy[-1].rpartition('=')[2]}"
     run = runs.start(*TINY, *strategy, broken(callback), f"run_name={name}")
     exit_code = run.wait()
     folder = runs.logs / "train" / name
     told = summary(folder)
     assert told["status"] == "failed", run.text
-    # Of a rank that is killed, the other one may tell first: its connection broke.
-    assert reason in told["reason"] or (callback == "KillRank" and "gloo" in told["reason"])
+    assert told["reason"] == reason
     # Lightning kills the first process where another one has failed, if it does not come to fail by itself.
     assert exit_code in ((2,) if callback == "RaiseForUser" else (1, -9))
-    assert not alive_in_session(run.pid)
-    if "rank 1" in reason:
-        assert json.loads((folder / "failure_rank1.json").read_text())["rank"] == "1"
+    assert not left_over(run)
+    assert json.loads((folder / "failure_rank1.json").read_text())["rank"] == "1"
 
 
 def test_a_failed_run_forgets_its_failure_when_it_is_resumed(runs: WarmRuns):
@@ -81,3 +82,14 @@ def test_torchrun_on_two_nodes_makes_one_folder_and_the_same_weights(runs: WarmR
     assert (ours["status"], ours["val"], ours["test"]) == ("finished", theirs["val"], theirs["test"])
     assert {path.name for path in (runs.logs / "train").iterdir()} >= {"nodes", "one_node"}
     assert ours["test"]["num_images"] == 64
+
+
+def test_a_rank_that_fails_under_torchrun_is_the_reason_though_torchrun_stops_the_others(runs: WarmRuns):
+    launcher = ["torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "src/train.py"]
+    typed = [*TINY, "trainer.accelerator=cpu", "trainer.devices=2", "run_name=torchrun", f"paths.log_dir={runs.logs}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT_ROOT / "tests")}
+    command = [sys.executable, "-m", *launcher, *typed, broken("Raise")]
+    done = subprocess.run(command, cwd=PROJECT_ROOT, env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 1, done.stderr
+    told = summary(runs.logs / "train" / "torchrun")
+    assert (told["status"], told["reason"]) == ("failed", BUG)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from short_runs import summary
-from warm_runs import TINY, TWO, WarmRun, WarmRuns, alive_in_session
+from warm_runs import TINY, TWO, WarmRuns, left_over
 
 from imago.checkpoint import read_checkpoint
 from imago.paths import PROJECT_ROOT
@@ -62,15 +62,6 @@ def last_logged_step(folder: Path) -> int:
     return int((folder / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
 
 
-def left_over(run: WarmRun) -> list[int]:
-    """Processes of the run that do not end within a few seconds, as those that prepare batches do."""
-    for _ in range(100):
-        if not alive_in_session(run.pid):
-            return []
-        time.sleep(0.1)
-    return alive_in_session(run.pid)
-
-
 @pytest.mark.parametrize(("strategy", "number", "to_all"), IN_TEST)
 def test_a_signal_saves_and_ends_all_processes(runs: WarmRuns, strategy: str, number: int, to_all: bool):
     is_stopped(runs, strategy, number, to_all)
@@ -78,10 +69,24 @@ def test_a_signal_saves_and_ends_all_processes(runs: WarmRuns, strategy: str, nu
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("strategy", "number", "to_all"), ALL)
-def test_every_signal_ends_every_kind_of_run(runs, strategy: str, number: int, to_all: bool, capsys):
-    seconds = is_stopped(runs, strategy, number, to_all)
-    with capsys.disabled():
-        print(f"\n{seconds:.1f} s from {signal.Signals(number).name} to the exit ({strategy}, to all: {to_all})")
+def test_every_signal_ends_every_kind_of_run(runs, strategy: str, number: int, to_all: bool, record_property):
+    record_property("rule", "runs that a signal ends with all steps saved, the right exit code and no process left")
+    record_property(
+        f"seconds from {signal.Signals(number).name} to the exit", is_stopped(runs, strategy, number, to_all)
+    )
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork"])
+def test_no_process_outlives_one_that_was_killed_and_the_run_goes_on(runs: WarmRuns, strategy: str):
+    name = f"killed-{strategy}"
+    run = runs.start(*LONG, *STRATEGIES[strategy], f"run_name={name}")
+    run.wait_for("epoch   1/500")
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait(60) == -9
+    assert not left_over(run)
+    folder = runs.logs / "train" / name
+    assert summary(folder)["status"] in ("running", "failed")  # the other rank may have come to say so
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] >= 3
 
 
 def test_a_signal_in_the_final_test_keeps_the_training_and_the_test_is_done_again(runs: WarmRuns):

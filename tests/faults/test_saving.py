@@ -1,6 +1,8 @@
 """Checkpoint files outlive kill -9 in the middle of a save, a full disk, a limit on sizes and a read-only folder."""
 
 import ctypes
+import json
+import logging
 import os
 import random
 import resource
@@ -9,13 +11,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from imago.checkpoint import AtomicCheckpointIO, read_checkpoint
 from imago.errors import DivergedError, StorageError
+from imago.run.folder import RunFolder
 from imago.run.room import check_free_space, check_writable
 
 _NEW_MOUNTS, _NEW_USER = 0x00020000, 0x10000000  # of unshare(2)
@@ -91,11 +96,11 @@ def test_both_files_load_after_each_of_ten_kills(tmp_path: Path):
 
 
 @pytest.mark.soak
-def test_both_files_load_after_each_of_a_hundred_kills(tmp_path: Path, temporary: None, capsys):
+def test_both_files_load_after_each_of_a_hundred_kills(tmp_path: Path, temporary: None, record_property):
+    record_property("rule", "hundreds of kills -9 in a save that both files survive, TMPDIR in memory and on the disk")
     (tmp_path / "run").mkdir()
     survived = survived_kills(tmp_path / "run", 100)
-    with capsys.disabled():
-        print(f"\n{survived} of 100 kills survived, TMPDIR={os.environ['TMPDIR']}")
+    record_property("kills survived", survived)
     assert survived == 100
 
 
@@ -140,6 +145,36 @@ def mount_in_a_fork(kind: list[str], folder: Path, work: Callable[[], None]) -> 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path):
     assert mount_in_a_fork(["-t", "tmpfs", "-o", "size=1m", "tmpfs"], tmp_path, lambda: save_too_much(tmp_path)) == 0
+
+
+def fill(file: Path) -> None:
+    with file.open("wb", buffering=0) as junk, suppress(OSError):
+        while True:
+            junk.write(b"0" * 100)
+
+
+def fill_the_disk_and_log(folder: RunFolder) -> None:
+    with folder.recording(OmegaConf.create({"seed": 0}), []):
+        fill(folder.log_dir / "junk")
+        logging.getLogger("imago").debug("x" * 10_000)
+        (folder.path / "metrics.csv").write_text("step\n" * 1000)
+
+
+def run_until_the_disk_is_full(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "train" / "run", tmp_path)
+    with pytest.raises(StorageError, match=r"cannot be written .No space left on device.; make room"):
+        fill_the_disk_and_log(folder)
+    told = json.loads((folder.path / "summary.json").read_text())
+    assert told["status"] == "failed"
+    assert "No space left on device" in told["reason"]
+    assert not list(folder.path.glob("*.part"))
+
+
+def test_a_run_on_a_full_disk_says_so_in_its_summary(tmp_path: Path):
+    def work() -> None:
+        run_until_the_disk_is_full(tmp_path)
+
+    assert mount_in_a_fork(["-t", "tmpfs", "-o", "size=200k", "tmpfs"], tmp_path, work) == 0
 
 
 def test_a_folder_for_reading_only_is_refused_before_anything_is_built(tmp_path: Path):

@@ -79,6 +79,31 @@ def test_a_small_shared_memory_names_both_ways_out(text: str):
     assert "--shm-size" in str(told)
 
 
+class NoRoom:
+    """Stands for a batch that /dev/shm has no room for."""
+
+    def share_memory_(self) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+class Batches(Dataset):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitems__(self, key: list[int]) -> list[NoRoom]:
+        return [NoRoom()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_a_batch_that_finds_no_shared_memory_ends_the_run_at_once():
+    with pytest.raises(RuntimeError) as caught:
+        list(DataLoader(Batches(), num_workers=1, collate_fn=datamodule._as_is, timeout=50))
+    told = str(in_users_words(caught.value))
+    assert told.startswith("/dev/shm is too small for the batches that other processes prepare (unable to allocate")
+    assert "Traceback" not in told
+
+
 def test_other_errors_stay_as_they_are():
     for error in (RuntimeError("shapes do not match"), ValueError("shared memory"), KeyError("x")):
         assert in_users_words(error) is error

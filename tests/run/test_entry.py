@@ -89,7 +89,7 @@ def project(tmp_path_factory):
 
 def run(project, *arguments, cwd="/", **variables):
     """Exit code, stdout, and the lines of stderr without the one on imports, which is checked here."""
-    absent = {"LOCAL_RANK", "WORLD_SIZE", "RUN_ID", "HYDRA_FULL_ERROR"}
+    absent = {"LOCAL_RANK", "RANK", "WORLD_SIZE", "RUN_ID", "HYDRA_FULL_ERROR"}
     env = {key: value for key, value in os.environ.items() if key not in absent} | variables
     command = [sys.executable, str(project / "probe.py"), *arguments]
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
@@ -183,11 +183,12 @@ def test_ctrl_c_is_130_also_in_a_sweep(project):
     assert out.count("RAN") == 1
 
 
-def test_a_rank_without_its_group_is_refused_within_a_second(project):
+@pytest.mark.parametrize("name", ["LOCAL_RANK", "RANK"])
+def test_a_rank_without_its_group_is_refused_within_a_second(project, name: str):
     start = time.monotonic()
-    code, _, errors = run(project, LOCAL_RANK="0")
+    code, _, errors = run(project, **{name: "0"})
     assert code == 2
-    assert "LOCAL_RANK=0" in errors[0]
+    assert f"{name}=0" in errors[0]
     assert time.monotonic() - start < 1
 
 

@@ -1,13 +1,26 @@
 """What ranks leave behind, and which of them is believed."""
 
+import errno
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from imago.errors import ConfigError, DataError, Stopped, UserError
+from imago.errors import ConfigError, DataError, Stopped, StorageError, UserError
 from imago.run.ending import how_it_ended
-from imago.run.failure import Failure, clear_failures, first_failure, note_failure, write_failure
+from imago.run.failure import (
+    Failure,
+    clear_failures,
+    first_failure,
+    in_users_words,
+    note_exit,
+    note_failure,
+    note_lost_ranks,
+    write_failure,
+)
 
 LOST = "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242"
 
@@ -102,3 +115,51 @@ def test_a_failure_of_this_process_alone_is_told_as_it_is(tmp_path: Path):
     ending = how_it_ended(error, tmp_path, None)
     assert ending.error is error
     assert ending.reason == "seed=-1 must be 0 or more."
+
+
+def test_a_rank_that_is_told_to_leave_because_another_failed_says_why(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    write_failure(tmp_path, ZeroDivisionError("broken"))
+    ending = how_it_ended(Stopped("SIGTERM", 143), tmp_path, 15)  # by torchrun
+    assert (ending.status, ending.reason) == ("failed", "rank 1: ZeroDivisionError: broken")
+    clear_failures(tmp_path)
+    write_failure(tmp_path, RuntimeError(LOST))  # what the others say when this one has left
+    assert how_it_ended(Stopped("SIGTERM", 143), tmp_path, 15).status == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "texts"), [(-9, ["killed by signal 9; out of memory?"]), (-15, []), (0, []), (1, []), (None, [])]
+)
+def test_a_rank_that_was_killed_is_written_down_and_one_that_left_is_not(tmp_path: Path, exit_code, texts: list[str]):
+    note_exit(tmp_path, 1, exit_code)
+    assert [json.loads(file.read_text())["text"] for file in tmp_path.iterdir()] == texts
+
+
+def test_a_lost_connection_waits_for_the_rank_that_was_killed(tmp_path: Path):
+    killed, living = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
+    os.kill(killed.pid, signal.SIGKILL)
+    try:
+        note_lost_ranks(tmp_path, ValueError("of our own"), [killed, living])
+        assert first_failure(tmp_path) is None
+        note_lost_ranks(tmp_path, RuntimeError(LOST), [killed, living])
+        ending = how_it_ended(RuntimeError(LOST), tmp_path, None)
+        assert ending.reason == "rank 1: killed by signal 9; out of memory?"
+    finally:
+        living.kill()
+        living.wait()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
+def test_a_disk_without_room_is_told_in_one_line_also_where_a_logger_wraps_it(number: int):
+    full = OSError(number, os.strerror(number), "/runs/a/metrics.csv")
+    wrapped = ValueError("\n you tried to log 2.9 which is currently not supported.")
+    wrapped.__cause__ = full
+    for error in (full, wrapped):
+        told = in_users_words(error)
+        assert isinstance(told, StorageError)
+        assert str(told).startswith(f"/runs/a/metrics.csv cannot be written ({os.strerror(number)}); make room")
+
+
+def test_an_error_that_is_in_the_users_words_stays_as_it_is():
+    error = StorageError("last.ckpt cannot be written.")
+    assert in_users_words(error) is error

@@ -105,3 +105,14 @@ def test_a_place_that_cannot_be_written_is_found_out_at_once(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file/below cannot be written: .*; name another place, output=DIR\.$"):
         make_writable(tmp_path / "file" / "below", "output=DIR")
+
+
+def test_a_summary_that_a_power_cut_emptied_and_what_a_kill_left_behind_lose_no_run(folder: RunFolder):
+    with folder.recording(CFG, []):
+        pass
+    (folder.path / "summary.json").write_text("")
+    (folder.path / "summary.json.1.2.part").write_text('{"sta')
+    with RunFolder(folder.path, folder.log_dir).recording(CFG, []):
+        pass
+    assert summary(folder)["status"] == "finished"
+    assert not list(folder.path.glob("*.part"))

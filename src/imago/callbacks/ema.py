@@ -46,9 +46,14 @@ class Ema(WeightAveraging):
         self._is_swapped = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the weights back where they belong, before `LastCheckpoint` saves them: callbacks that save come last."""
+        """Put the weights back where they belong, before `LastCheckpoint` saves them: callbacks that save come last.
+
+        A step that is done, but whose average is not, since another callback broke, is averaged.
+        """
         if self._is_swapped:
             self.on_validation_epoch_end(trainer, pl_module)
+        if self._average_model is not None:
+            self.on_train_batch_end(trainer, pl_module, None, None, 0)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up both sets of weights to go on training; a test keeps what it was given, the averaged ones."""

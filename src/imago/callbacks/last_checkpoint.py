@@ -8,7 +8,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.optim import Optimizer
 
+from imago.callbacks.before_batch import BeforeBatch
 from imago.callbacks.time_limit import is_time_up
 from imago.errors import DivergedError, StorageError
 
@@ -32,9 +34,13 @@ class LastCheckpoint(ModelCheckpoint):
         self.every_minutes = every_minutes
         self._saved_at = monotonic()
         self._is_training = False
+        self._before: BeforeBatch | None = None
+        self._is_concluding = False  # the validation's result is told to some, but not to all yet
+        self._updated_from = -1  # optimizer steps that were done when the newest one began
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._is_training = True
+        self._before = BeforeBatch(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
@@ -48,6 +54,11 @@ class LastCheckpoint(ModelCheckpoint):
         if is_due and batch_idx and batch_idx % trainer.accumulate_grad_batches == 0:
             self._saved_at = monotonic()
             self._save_from_rank_0(trainer)
+        if self._before is not None:
+            self._before.keep(trainer.global_step)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._updated_from = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -56,12 +67,19 @@ class LastCheckpoint(ModelCheckpoint):
         if is_time_up(trainer):
             self._save_from_rank_0(trainer)
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_concluding = not trainer.sanity_checking
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        self._is_concluding = False
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not is_time_up(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save the last finished step.
+        """Save the last finished step; what a broken one has changed is undone.
 
         Not before the first step, when a checkpoint may be restored in part, nor in the test, which has loaded other
         weights. Not if the numbers are what broke: a state without finite weights helps nobody. And with several ranks
@@ -69,10 +87,13 @@ class LastCheckpoint(ModelCheckpoint):
         """
         if not self._is_training or isinstance(exception, (DivergedError, StorageError)):
             return
-        if _is_within_a_step(trainer, pl_module):
-            log.warning("stopped within an optimizer step: last.ckpt stays that of the epoch before")
+        is_ending = self._is_concluding or _is_concluding_an_epoch(trainer)
+        if is_ending or self._updated_from == trainer.global_step or _is_within_a_step(trainer, pl_module):
+            log.warning("stopped within a step or the end of an epoch: last.ckpt stays as it was saved last")
             return
         _forget_unfinished_validation(trainer)
+        if self._before is not None:
+            self._before.restore(trainer.global_step)
         if trainer.world_size == 1:
             super().on_exception(trainer, pl_module, exception)
         else:
@@ -89,11 +110,21 @@ def _forget_unfinished_validation(trainer: Trainer) -> None:
 
     Lightning would go on with the batch it had come to, or skip the validation, depending on where it broke off.
     """
-    loop: Any = trainer.fit_loop.epoch_loop.val_loop
-    progress = loop.batch_progress
-    if trainer.validating and progress.current.completed < sum(loop.max_batches):
+    loop: Any = trainer.fit_loop.epoch_loop
+    batches = loop.batch_progress
+    is_in_last_hook = batches.current.completed + 1 == batches.current.processed == trainer.num_training_batches
+    if is_in_last_hook:  # of the epoch's batches: that one is done
+        batches.increment_completed()
+    if trainer.validating or (is_in_last_hook and loop._should_check_val_epoch()):
+        progress = loop.val_loop.batch_progress
         progress.reset()
         progress.total.ready = progress.total.started = 1  # what it looks like within the first batch
+
+
+def _is_concluding_an_epoch(trainer: Trainer) -> bool:
+    """Whether some callbacks have seen the end of the epoch, and others not."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return progress.processed > progress.completed
 
 
 def _is_within_a_step(trainer: Trainer, pl_module: LightningModule) -> bool:

@@ -27,6 +27,10 @@ class OneCurve(Callback):
             elif isinstance(logger, TensorBoardLogger):
                 _cut_events(logger, trainer.global_step)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Count on where the interrupted run was: Lightning, resuming between two batches, counts one step twice."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # the step that epoch values get
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         score: Any = pl_module.scores["train"]  # type: ignore[index]  # of our task
         checkpoint[_KEY] = [torch.as_tensor(score.loss_sum), torch.as_tensor(score.num_right), score.num_images]

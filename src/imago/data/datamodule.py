@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from imago.data.augment.on_device import BatchAugment
 from imago.data.augment.settings import Augment
@@ -271,8 +271,15 @@ class _Loader(DataLoader):
         return map(_checked, super().__iter__())
 
 
-def _as_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The data set has already put the batch together."""
+def _as_is(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Tensor, Tensor] | DataError:
+    """The data set has already put the batch together.
+
+    A worker moves it to shared memory here: where there is too little, this raises in the main process, too. Left to
+    torch it fails in a thread of the worker, and the main process waits for a batch that never comes.
+    """
+    if get_worker_info() is not None and not isinstance(batch, DataError):
+        for part in batch:
+            part.share_memory_()
     return batch
 
 

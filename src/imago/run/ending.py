@@ -25,14 +25,14 @@ def how_it_ended(error: BaseException, folder: Path, received: int | None) -> En
         folder: of the run, where ranks have left their failures.
         received: the signal that this process was told to leave by, if any.
     """
+    first = first_failure(folder)
     stop = _stop(error, received)
-    if stop is not None:
+    if stop is not None and not (first and first.is_first_hand):  # torchrun stops the others where one fails
         leaving = KeyboardInterrupt() if stop.code == 130 else stop
         return Ending("stopped", stop.reason, leaving)
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit) and stop is None:
         return Ending("stopped", f"exit code {error.code}", error)
     error = in_users_words(error)
-    first = first_failure(folder)
     if first is None or first.text == words(error):
         return Ending("failed", words(error), error)
     reason = f"rank {first.rank}: {first.text}"

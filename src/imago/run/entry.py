@@ -232,11 +232,12 @@ def _quote_completed_line() -> None:
 
 def _check_ranks() -> None:
     """Refuse an environment in which ranks would wait for each other for ever, or write to a folder each."""
-    if "LOCAL_RANK" in os.environ and "WORLD_SIZE" not in os.environ:
-        raise ConfigError(
-            f"LOCAL_RANK={os.environ['LOCAL_RANK']} is set in the environment, but WORLD_SIZE is not: this process "
-            "would wait for others that never come. Unset LOCAL_RANK, or start with torchrun."
-        )
+    for name in ("LOCAL_RANK", "RANK"):
+        if name in os.environ and "WORLD_SIZE" not in os.environ:
+            raise ConfigError(
+                f"{name}={os.environ[name]} is set in the environment, but WORLD_SIZE is not: this process would wait "
+                f"for others that never come. Unset {name}, or start with torchrun."
+            )
     # SLURM's own batch script has a number of tasks, too, but only what srun starts has a step.
     num_tasks = os.environ.get("SLURM_NTASKS", "1") if "SLURM_STEP_ID" in os.environ else "1"
     is_alone = os.environ.get("WORLD_SIZE", num_tasks) == "1"

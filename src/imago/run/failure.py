@@ -1,19 +1,27 @@
 """Why a run of several processes failed: each rank that fails leaves a file, and whoever is left reads them."""
 
+import errno
 import json
 import os
 import platform
 import re
+import signal
 import time
 import traceback
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from subprocess import Popen, TimeoutExpired
 
-from imago.errors import DataError, UserError
+from imago.errors import DataError, StorageError, UserError
 from imago.run.rank import rank_name
 
 # What the other ranks say when one is gone: never the reason itself.
 _SECOND_HAND = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|TCPStore", re.I)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# A rank that has not come to handle them dies of these: nothing was wrong with it.
+_ASKED_TO_LEAVE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,11 @@ class Failure:
     host: str = ""
     pid: int = 0
     traceback: str = ""
+
+    @property
+    def is_first_hand(self) -> bool:
+        """Whether it tells what went wrong there, rather than that another rank is gone or that this one was killed."""
+        return bool(self.traceback) and not _is_second_hand(self.text)
 
 
 def words(error: BaseException) -> str:
@@ -62,6 +75,33 @@ def note_failure(folder: Path, failure: Failure) -> None:
         return
 
 
+def note_exit(folder: Path, rank: int, exit_code: int | None) -> None:
+    """Write down that the system killed a rank: it could not do so itself.
+
+    Args:
+        folder: of the run.
+        rank: of a process that this one has started.
+        exit_code: a negative one is the signal that ended it; None while it lives.
+    """
+    if exit_code is not None and exit_code < 0 and -exit_code not in _ASKED_TO_LEAVE:
+        note_failure(folder, Failure(str(rank), time.time(), f"killed by signal {-exit_code}; out of memory?"))
+
+
+def note_lost_ranks(folder: Path, error: BaseException, processes: Sequence[Popen]) -> None:
+    """Where a connection broke, give the other ranks a second to be gone, and write down which were killed.
+
+    Args:
+        folder: of the run.
+        error: what came out of this process.
+        processes: of the ranks from 1 on, which this one has started.
+    """
+    if _is_second_hand(words(error)):
+        end = time.monotonic() + 1.0
+        for rank, process in enumerate(processes, start=1):
+            with suppress(TimeoutExpired):
+                note_exit(folder, rank, process.wait(timeout=max(0.0, end - time.monotonic())))
+
+
 def clear_failures(folder: Path) -> None:
     """Forget how an earlier attempt ended."""
     for file in folder.glob("failure_rank*.json"):
@@ -76,12 +116,22 @@ def first_failure(folder: Path) -> Failure | None:
             found.append(Failure(**json.loads(file.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError):  # half written by a process that was killed
             continue
-    return min(found, key=lambda failure: (_SECOND_HAND.search(failure.text) is not None, failure.when), default=None)
+    return min(found, key=lambda failure: (_is_second_hand(failure.text), failure.when), default=None)
+
+
+def _is_second_hand(text: str) -> bool:
+    return _SECOND_HAND.search(text) is not None
 
 
 def in_users_words(error: BaseException) -> BaseException:
-    """Say what torch's errors about its loader processes mean and what to type; any other error as it is."""
+    """Say what a full disk and torch's errors about its loader processes ask for; any other error as it is."""
     text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return error
+    for full in (error, error.__cause__):  # TensorBoard's logger wraps it
+        if isinstance(full, OSError) and full.errno in _NO_ROOM:
+            place = full.filename or "the run folder"
+            return StorageError(f"{place} cannot be written ({full.strerror}); make room, then go on with resume=RUN.")
     if not isinstance(error, (RuntimeError, OSError)):
         return error
     if found := re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", text):
@@ -102,6 +152,7 @@ def in_users_words(error: BaseException) -> BaseException:
 
 
 def _shared_memory(text: str) -> str:
+    text = text[max(0, text.rfind("unable to ")) :]  # what a worker raises comes with its traceback
     return (
         f"/dev/shm is too small for the batches that other processes prepare ({text[:120]}); data.num_workers=0 needs "
         "none of it, in Docker --shm-size=1g makes it larger."

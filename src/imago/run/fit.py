@@ -26,7 +26,7 @@ from imago.run.devices import check_batch_size, count_devices, share_cores
 from imago.run.fast_path import check_compile, choose_precision
 from imago.run.folder import RunFolder
 from imago.run.forked import tell_callbacks_in_ranks
-from imago.run.load import checkpoint_path
+from imago.run.load import check_continues, checkpoint_path
 from imago.run.preprocess import decide_preprocess
 from imago.run.reporter import Reporter
 from imago.run.room import check_free_space
@@ -61,7 +61,7 @@ def fit_and_test(cfg: DictConfig, folder: RunFolder) -> float:
     num_epochs = cfg.trainer.max_epochs * data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()
     log.info("decoded pictures kept %s\n", data.keep_decoded(trainer.num_devices, num_epochs))
 
-    trainer.fit(task, datamodule=data, ckpt_path=_resume_path(cfg, folder))
+    trainer.fit(task, datamodule=data, ckpt_path=_resume_path(cfg, folder, task))
     folder.signals.leave_if_told()
     folder.reload()  # rank 0 wrote the numbers, which ddp_spawn and ddp_fork run in a process of its own
     # Compiling once more, for fp32, would take longer than the test.
@@ -166,7 +166,7 @@ def build_trainer(cfg: DictConfig, precision: str, reporter: Reporter) -> Traine
     except (MisconfigurationException, ValueError) as error:  # Lightning's word on a combination of settings
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     reporter.folder.signals.launcher = trainer.strategy.launcher
-    tell_callbacks_in_ranks(trainer)
+    tell_callbacks_in_ranks(trainer, reporter.folder.path)
     return trainer
 
 
@@ -188,8 +188,12 @@ def silence_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _resume_path(cfg: DictConfig, folder: RunFolder) -> str | None:
-    return str(checkpoint_path(folder.path, "last")) if cfg.resume is not None else None
+def _resume_path(cfg: DictConfig, folder: RunFolder, task: ClassifyTask) -> str | None:
+    if cfg.resume is None:
+        return None
+    last = checkpoint_path(folder.path, "last")
+    check_continues(last, task)
+    return str(last)
 
 
 def _final_checkpoint(folder: RunFolder) -> str | None:

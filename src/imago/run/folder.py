@@ -7,7 +7,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -20,12 +20,24 @@ from imago.analysis.records import read_json as read_json  # beside its `write_j
 from imago.errors import ConfigError, DataError, printable
 from imago.run import provenance
 from imago.run.ending import how_it_ended
-from imago.run.failure import clear_failures, first_failure, write_failure
+from imago.run.failure import clear_failures, first_failure, note_lost_ranks, write_failure
 from imago.run.rank import is_main_process
 from imago.run.signals import Signals
 
 _HANDLER = "run folder"  # marks our handlers: a notebook or a test may have others
 _LOGGERS = ("imago", "lightning.pytorch", "py.warnings")
+
+
+class _LogFile(logging.FileHandler):
+    """A log that goes without the lines that a full disk has no room for: what to do is said once, at the end."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class RunFolder:
@@ -54,19 +66,19 @@ class RunFolder:
         try:
             with self.signals.caught():
                 yield
-            self._end("finished", None)
+            self._end("finished", None, start)
         except BaseException as error:
+            note_lost_ranks(self.path, error, self.signals.started_ranks())
             ending = how_it_ended(error, self.path, self.signals.received)
             if ending.status == "failed":
                 logging.getLogger("imago").debug("".join(traceback.format_exception(error)))
                 if not self.is_main_process:
                     self.tell_failure(error)
-            self._end(ending.status, ending.reason)
+            self._end(ending.status, ending.reason, start)
             if ending.error is error:
                 raise
             raise ending.error from None
         finally:
-            self.update(seconds=round(perf_counter() - start, 1))
             self.close_log()
 
     def update(self, **facts: Any) -> None:
@@ -110,10 +122,11 @@ class RunFolder:
 
     def _write_start(self, cfg: DictConfig, overrides: list[str]) -> None:
         clear_failures(self.path)
-        OmegaConf.save(cfg, self.path / "config.yaml", resolve=True)
+        for left_over in self.path.glob("*.part"):
+            left_over.unlink(missing_ok=True)
+        _write(self.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         self._write_provenance(provenance.collect(overrides, cfg.seed))
-        if (self.path / "summary.json").exists():  # a resumed run keeps what it knew
-            self.reload()
+        self.summary = dict(read_json(self.path / "summary.json"))  # a resumed run keeps what it knew
         self.update(status="running", reason=None, started=_now(), pid=os.getpid())
         _point(self.log_dir / "latest", self.path)
 
@@ -125,8 +138,12 @@ class RunFolder:
             now = first | {"overrides": now["overrides"], "resumes": [*first.get("resumes", []), now]}
         write_json(file, now)
 
-    def _end(self, status: str, reason: str | None) -> None:
-        self.update(status=status, reason=reason, ended=_now())
+    def _end(self, status: str, reason: str | None, start: float) -> None:
+        seconds = round(perf_counter() - start, 1)
+        try:
+            self.update(status=status, reason=reason, ended=_now(), seconds=seconds)
+        except OSError:  # a full disk has the room of the older summary still
+            _write_over(self.path / "summary.json", self.summary)
 
     def open_log(self) -> None:
         """Send our log to the screen, and everything (Lightning's and warnings too) to train.log."""
@@ -135,7 +152,7 @@ class RunFolder:
             return
         screen = logging.StreamHandler(sys.stdout)
         screen.setLevel(logging.INFO)
-        file = logging.FileHandler(self.path / "train.log", encoding="utf-8", errors="backslashreplace")
+        file = _LogFile(self.path / "train.log", encoding="utf-8", errors="backslashreplace")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.captureWarnings(True)
         for name in _LOGGERS:
@@ -173,9 +190,30 @@ def refuse_used_folder(path: Path, run_name: str | None) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write under another name first: a reader never sees half a file."""
+    _write(path, _to_json(content))
+
+
+def _write(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name without its content
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _write_over(path: Path, content: Any) -> None:
+    with suppress(OSError), path.open("r+b") as file:
+        file.write(_to_json(content).encode())
+        file.truncate()
+
+
+def _to_json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def make_writable(folder: Path, setting: str) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from imago.model.classifier import Classifier
+    from imago.task.classify import ClassifyTask
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,36 @@ def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifie
             f"{file}: the weights do not fit {net_settings['_target_']} as its code is now: {reason}"
         ) from error
     return Classifier(net, settings["class_names"], preprocess).eval()
+
+
+def check_continues(file: Path, task: "ClassifyTask") -> None:
+    """See that a run can go on from a checkpoint, before Lightning takes it apart.
+
+    Args:
+        file: `last.ckpt` of the run.
+        task: built for the settings and data of now.
+
+    Raises:
+        DataError: if it is damaged, or of another network or other classes.
+    """
+    from imago.checkpoint import read_checkpoint
+
+    try:
+        saved = read_checkpoint(file)
+    except DataError as error:
+        raise DataError(f"{error} best.ckpt, copied over it, goes on from the best epoch.") from error
+    if not saved.keys() >= {"loops", "optimizer_states", "state_dict", "hyper_parameters"}:
+        raise DataError(f"{file} has no state of a training that could go on; it was changed after it was saved.")
+    classes = list(saved["hyper_parameters"].get("class_names", ()))
+    if classes != list(task.hparams["class_names"]):
+        raise DataError(f"{file} is of the classes {classes}, and the data has {task.hparams['class_names']}.")
+    before, now = ({k: tuple(v.shape) for k, v in state.items()} for state in (saved["state_dict"], task.state_dict()))
+    for name in before | now:
+        if before.get(name) != now.get(name):
+            raise DataError(
+                f"{file} is of another network than the code makes now: {name} has the shape {before.get(name)} there "
+                f"and {now.get(name)} here; bring the code back, or start a new run."
+            )
 
 
 def checkpoint_path(path: Path, name: str = "best") -> Path:

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from types import FrameType
@@ -86,10 +86,16 @@ class Signals:
             self._pass_on(number)
             raise KeyboardInterrupt if self.received == signal.SIGINT else stopped_by(self.received)
 
+    def started_ranks(self) -> list[subprocess.Popen]:
+        """Give the processes of the ranks from 1 on that this one has started with a command of their own."""
+        return [process for process in self._processes() if isinstance(process, subprocess.Popen)]
+
     def _waits_for_ranks(self) -> bool:
         """Whether all training is done by processes that this one has forked or spawned, and that it waits for."""
-        processes = getattr(self.launcher, "procs", ())
-        return any(not isinstance(process, subprocess.Popen) and process.is_alive() for process in processes)
+        return any(not isinstance(process, subprocess.Popen) and process.is_alive() for process in self._processes())
+
+    def _processes(self) -> Sequence[Any]:
+        return getattr(self.launcher, "procs", ())
 
     def _pass_on(self, number: int) -> None:
         if self.launcher is not None:

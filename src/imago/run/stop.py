@@ -2,13 +2,12 @@
 
 import threading
 from subprocess import Popen
-from time import time
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from imago.run.failure import Failure, note_failure
+from imago.run.failure import note_exit
 from imago.run.folder import RunFolder
 from imago.run.signals import stopped_by
 
@@ -29,9 +28,8 @@ class StopAtStep(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder.signals.install()  # a rank that was forked or spawned has none of its own yet
         if stage == "fit":
-            for rank, process in enumerate(getattr(trainer.strategy.launcher, "procs", ()), start=1):
-                if isinstance(process, Popen):
-                    threading.Thread(target=_watch, args=(self.folder, rank, process), daemon=True).start()
+            for rank, process in enumerate(self.folder.signals.started_ranks(), start=1):
+                threading.Thread(target=_watch, args=(self.folder, rank, process), daemon=True).start()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.folder.signals.is_deferred = True
@@ -73,7 +71,6 @@ class StopAtStep(Callback):
 def _watch(folder: RunFolder, rank: int, process: Popen) -> None:
     """Write down what became of a rank at once: Lightning kills this process, too, within five seconds."""
     exit_code = process.wait()
-    if exit_code < 0:  # killed: it could not leave its failure itself
-        note_failure(folder.path, Failure(str(rank), time(), f"killed by signal {-exit_code}; out of memory?"))
+    note_exit(folder.path, rank, exit_code)
     if exit_code:
         folder.mark_failed()

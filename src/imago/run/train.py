@@ -1,6 +1,6 @@
 """`train.py`: data, then task, then Trainer; fit, then one look at the test split with the best checkpoint."""
 
-import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from imago.errors import ConfigError, DataError
 from imago.run.checks import check_settings
-from imago.run.folder import RunFolder, refuse_used_folder
+from imago.run.folder import RunFolder, read_json, refuse_used_folder
 from imago.run.load import checkpoint_path
+from imago.run.lock import held
 from imago.run.overrides import quoted
+from imago.run.rank import end_with_main_process
 from imago.run.requeue import requeueing
 from imago.run.resume import refuse_other_run
 from imago.run.room import check_writable
@@ -36,6 +38,7 @@ def train(cfg: DictConfig) -> float:
         from imago.run.trial import run_trial
 
         return run_trial(list(job.overrides.task), path)
+    end_with_main_process()
     folder = RunFolder(path, Path(cfg.paths.log_dir))
     cfg.paths.run_dir = str(path)
     if cfg.data.get("root"):
@@ -43,13 +46,19 @@ def train(cfg: DictConfig) -> float:
     if cfg.model.get("weights"):
         cfg.model.weights = _find_weights(cfg.model.weights)
     settle_teacher(cfg.task)
+    typed = [_settled(text, cfg) for text in job.overrides.task]
+    if folder.is_main_process:
+        check_writable(path)
+    with held(path) if folder.is_main_process else nullcontext():
+        return _run(cfg, folder, typed)
+
+
+def _run(cfg: DictConfig, folder: RunFolder, typed: list[str]) -> float:
+    """Train in a folder that nobody else writes to."""
     if cfg.resume == "auto":  # a run that ended before its first checkpoint
         cfg.resume = None
     elif folder.is_main_process:
-        _check_folder(cfg, path)
-    if folder.is_main_process:
-        check_writable(path)
-    typed = [_settled(text, cfg) for text in job.overrides.task]
+        _check_folder(cfg, folder.path)
     with requeueing(), folder.recording(cfg, typed):
         if cfg.tune:
             from imago.run.tune import tune_lr
@@ -87,8 +96,10 @@ def _check_folder(cfg: DictConfig, path: Path) -> None:
         raise ConfigError(f"resume={path}: it was stopped before its first checkpoint; start it again as a new run.")
     try:
         saved: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, YAMLError) as error:
-        raise ConfigError(f"resume={path}: its config.yaml or summary.json cannot be read ({error}).") from error
+        raise ConfigError(f"resume={path}: its config.yaml cannot be read ({error}).") from error
+    if not saved:
+        raise ConfigError(f"resume={path}: its config.yaml is empty, so nothing tells which run it was.")
+    summary = read_json(path / "summary.json")
     now: Any = OmegaConf.to_container(cfg, resolve=True)
     refuse_other_run(saved, now, summary.get("epochs", 0), is_tested="test" in summary)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -62,7 +63,8 @@ def _wait(child: subprocess.Popen) -> int:
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
         # The child has a session of its own: Lightning's ranks belong to it and get the signal too.
-        os.killpg(child.pid, number)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.killpg(child.pid, number)
 
     passed_on = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     old = {number: signal.signal(number, pass_on) for number in passed_on}
