@@ -3,8 +3,8 @@
     IMAGO_DATA_DIR=data python benchmarks/distill.py
     python benchmarks/distill.py --teacher logs/train/RUN
 
-Without --teacher one is trained first: SimpleCNN with --teacher-epochs. The students are the same network with fewer
-hidden features, from the same first weights, on the same batches, for the same epochs.
+Without --teacher one is trained first: experiment=cifar10_small_resnet. The students are SimpleCNN with few hidden
+features, from the same first weights, on the same batches, for the same epochs.
 """
 
 import argparse
@@ -21,9 +21,8 @@ def main() -> None:
     """Train the teacher if there is none, run both sides and store the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", type=Path, help="run folder of a teacher; left out: train one")
-    parser.add_argument("--teacher-epochs", type=int, default=15, help="of a teacher trained here (default: 15)")
-    parser.add_argument("--epochs", type=int, default=8, help="of each student (default: 8)")
-    parser.add_argument("--hidden-features", type=int, default=32, help="of the student; the teacher has 512")
+    parser.add_argument("--epochs", type=int, default=5, help="of each student (default: 5)")
+    parser.add_argument("--hidden-features", type=int, default=32, help="of the students (default: 32)")
     add_arguments(parser, "distill")
     args = parser.parse_args()
     adopt_orphans()
@@ -38,9 +37,9 @@ def main() -> None:
 
 
 def train_teacher(args: argparse.Namespace) -> Path:
-    """Train SimpleCNN and give its run folder."""
+    """Train the recipe for small residual nets and give its run folder."""
     name = f"distill_{time.strftime('%Y%m%d_%H%M%S')}_teacher"
-    settings = ["model=simple_cnn", *args.override, f"trainer.max_epochs={args.teacher_epochs}", "seed=100"]
+    settings = ["experiment=cifar10_small_resnet", *args.override, "seed=100"]
     summary, cpu_s, _ = train(settings, name, args.log_dir)
     print(f"teacher: test acc {summary['test']['acc']:.2%}, {cpu_s / 60:.2f} core-minutes", flush=True)
     return (PROJECT_ROOT / args.log_dir / "train" / name).resolve()

@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="image folder with train/ and val/")
     parser.add_argument("--weights", type=Path, required=True, help="SqueezeNet 1.0's weights for ImageNet")
-    parser.add_argument("--scratch-lr", type=float, default=1e-3, help="learning rate from scratch (default: 1e-3)")
+    parser.add_argument("--scratch-lr", type=float, default=1e-2, help="learning rate from scratch (default: 1e-2)")
     add_arguments(parser, "finetune")
     args = parser.parse_args()
     # Of the same preprocessing: without weights the data set's own would be taken.
