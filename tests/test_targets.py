@@ -191,8 +191,8 @@ def test_a_module_that_fails_to_import_keeps_its_own_error(mynet, module, kind, 
 
 def test_a_function_of_ours_is_not_called_at_any_depth(tmp_path):
     (tmp_path / "victim").write_text("precious")
-    writes = {"_target_": "imago.run.folder.write_json", "path": str(tmp_path / "victim"), "content": "x"}
-    with pytest.raises(ConfigError, match="imago.run.folder.write_json is not a class"):
+    writes = {"_target_": "imago.run.record.folder.write_json", "path": str(tmp_path / "victim"), "content": "x"}
+    with pytest.raises(ConfigError, match="imago.run.record.folder.write_json is not a class"):
         build(writes)
     with pytest.raises(ConfigError, match="takes no 'x'"):
         build({"_target_": "imago.model.simple_cnn.SimpleCNN", "num_classes": 2, "image_size": 32, "x": writes})

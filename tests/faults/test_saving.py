@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 
 from imago.checkpoint import AtomicCheckpointIO, read_checkpoint
 from imago.errors import DivergedError, StorageError
-from imago.run.folder import RunFolder
-from imago.run.room import check_free_space, check_writable
+from imago.run.record.folder import RunFolder
+from imago.run.record.free_space import check_free_space, check_writable
 
 _NEW_MOUNTS, _NEW_USER = 0x00020000, 0x10000000  # of unshare(2)
 
@@ -187,9 +187,9 @@ def test_a_folder_for_reading_only_is_refused_before_anything_is_built(tmp_path:
 
 def test_a_disk_without_room_for_three_checkpoints_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     net = torch.nn.Linear(999, 1000)  # a million weights, and two moments each: 12 MB
-    monkeypatch.setattr("imago.run.room.free_disk_bytes", lambda folder: 36_000_000)
+    monkeypatch.setattr("imago.run.record.free_space.free_disk_bytes", lambda folder: 36_000_000)
     check_free_space(tmp_path, net)
-    monkeypatch.setattr("imago.run.room.free_disk_bytes", lambda folder: 35_999_999)
+    monkeypatch.setattr("imago.run.record.free_space.free_disk_bytes", lambda folder: 35_999_999)
     with pytest.raises(
         StorageError, match="35,999,999 bytes free, and three checkpoints of this network take 36,000,000"
     ):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from imago.data import datamodule
 from imago.data.datamodule import WORKER_TIMEOUT_S, ImageDataModule
 from imago.errors import DataError
-from imago.run.failure import in_users_words
+from imago.run.ending.failure import in_users_words
 
 
 class Bad(Dataset):

@@ -281,7 +281,7 @@ def test_the_examples_in_the_help_compose():
     from hydra._internal.utils import create_config_search_path
     from hydra.types import RunMode
 
-    from imago.run.overrides import quote_paths
+    from imago.run.settings.overrides import quote_paths
 
     text = (PROJECT_ROOT / "configs/hydra/default.yaml").read_text()
     examples = re.findall(r"^ +python src/train\.py (\S.*?)(?:  .*)?$", text, re.MULTILINE)

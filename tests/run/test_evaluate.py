@@ -22,8 +22,8 @@ from imago.data import shapes
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
 from imago.run.evaluate import _screen
-from imago.run.inference import match_classes
 from imago.run.load import checkpoint_path, find_model, load_classifier, load_predictor, run_folder
+from imago.run.trained.inference import match_classes
 
 NET = """
 from torch import nn

@@ -15,7 +15,7 @@ from imago.errors import DataError
 from imago.images import Preprocess, read_image, resize_and_crop
 from imago.run.load import load_predictor
 from imago.run.predict import predict_pictures
-from imago.run.predictions import BadPicture
+from imago.run.trained.predictions import BadPicture
 
 NASTY = (
     *("IMG (1).jpg", "a,b=c.png", "[x] {y}.png", "~tilde.png", "été ünï.webp", 'quote\'s "q".png', "100%.PNG"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imago.run.checks import TTA
+from imago.run.settings.checks import TTA
 from imago.task.views import mean_over_views, shift
 
 

@@ -21,7 +21,7 @@ from imago.inspection.findings import Finding, find
 from imago.machine import available_cores
 from imago.paths import as_typed
 from imago.run.entry import job_output_dir
-from imago.run.folder import write_json
+from imago.run.record.folder import write_json
 from imago.targets import build
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _write_and_tell(cfg: DictConfig, data: "ImageDataModule", checked: CheckedSe
 
 def _record(cfg: DictConfig, data: "ImageDataModule", checked: CheckedSet) -> tuple[Preprocess | None, str]:
     """Give how a run prepares the pictures, and the same in words; None where bad pictures keep it from being known."""
-    from imago.run.screen import describe
+    from imago.run.record.screen import describe
 
     if not len(checked.bad):
         return data.preprocess, describe(data.preprocess)

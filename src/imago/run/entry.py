@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from imago.errors import ConfigError, UserError, printable
 from imago.paths import PROJECT_ROOT, register_resolvers
-from imago.run.overrides import (
+from imago.run.settings.overrides import (
     check_complete,
     check_types,
     compose_defaults,
     explain_composition_error,
     quote_paths,
 )
-from imago.run.resume import resume_arguments
+from imago.run.settings.resume import resume_arguments
 from imago.targets import ALLOWED, check_targets
 
 if TYPE_CHECKING:

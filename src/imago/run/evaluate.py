@@ -14,12 +14,12 @@ from imago.analysis.metrics import Result, most_confused
 from imago.analysis.table import display_width, padded
 from imago.errors import ConfigError, DataError, printable
 from imago.paths import as_typed
-from imago.run.calibration import KEY, calibrate
-from imago.run.checks import TTA
-from imago.run.folder import make_writable, read_json
-from imago.run.inference import SPLITS, match_classes, run_split, split_pictures, validate
 from imago.run.load import Predictor, find_model, is_onnx, load_predictor, run_folder
-from imago.run.results import write_results
+from imago.run.record.folder import make_writable, read_json
+from imago.run.settings.checks import TTA
+from imago.run.trained.calibration import KEY, calibrate
+from imago.run.trained.inference import SPLITS, match_classes, run_split, split_pictures, validate
+from imago.run.trained.results import write_results
 from imago.targets import build, check_targets
 
 if TYPE_CHECKING:

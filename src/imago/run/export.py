@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago import artefact
 from imago.errors import ConfigError, DataError
-from imago.run.folder import read_json, write_json
 from imago.run.load import find_model, is_onnx, load_calibrated, run_folder
+from imago.run.record.folder import read_json, write_json
 from imago.targets import build, check_targets
 
 if TYPE_CHECKING:
@@ -273,6 +273,6 @@ def _as_text(name: str) -> str:
 
 
 def _short(path: Path) -> str:
-    from imago.run.screen import short_path
+    from imago.run.record.screen import short_path
 
     return short_path(path)

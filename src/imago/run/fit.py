@@ -21,17 +21,17 @@ from imago.checkpoint import AtomicCheckpointIO, check_plain
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
 from imago.model.classifier import Classifier
-from imago.run.best_epoch import describe_best
-from imago.run.devices import check_batch_size, count_devices, share_cores
-from imago.run.fast_path import check_compile, choose_precision
-from imago.run.folder import RunFolder
-from imago.run.forked import tell_callbacks_in_ranks
+from imago.run.ending.forked import tell_callbacks_in_ranks
+from imago.run.ending.stop import StopAtStep
 from imago.run.load import check_continues, checkpoint_path
-from imago.run.preprocess import decide_preprocess
-from imago.run.reporter import Reporter
-from imago.run.room import check_free_space
-from imago.run.screen import end_lines, short_path, start_table
-from imago.run.stop import StopAtStep
+from imago.run.record.best_epoch import describe_best
+from imago.run.record.folder import RunFolder
+from imago.run.record.free_space import check_free_space
+from imago.run.record.reporter import Reporter
+from imago.run.record.screen import end_lines, short_path, start_table
+from imago.run.settings.devices import check_batch_size, count_devices, share_cores
+from imago.run.settings.fast_path import check_compile, choose_precision
+from imago.run.settings.preprocess import decide_preprocess
 from imago.run.teaching import load_run, prepare_teacher
 from imago.targets import build, find_target
 from imago.task.classify import ClassifyTask

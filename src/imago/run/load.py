@@ -11,7 +11,7 @@ from imago.analysis.calibration import UNCALIBRATED
 from imago.analysis.metrics import softmax
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
-from imago.run.calibration import read_temperature
+from imago.run.trained.calibration import read_temperature
 from imago.targets import build
 
 if TYPE_CHECKING:

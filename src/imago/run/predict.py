@@ -15,12 +15,12 @@ from imago.analysis.metrics import top_classes
 from imago.errors import ConfigError, DataError, printable
 from imago.images import Preprocess, read_image, resize_and_crop
 from imago.paths import as_typed
-from imago.run.calibration import KEY
-from imago.run.explain import Explainer
-from imago.run.find_pictures import find_pictures
-from imago.run.folder import make_writable
 from imago.run.load import Predictor, find_model, is_onnx, load_predictor, run_folder
-from imago.run.predictions import BadPicture, Prediction, table, write_predictions
+from imago.run.record.folder import make_writable
+from imago.run.trained.calibration import KEY
+from imago.run.trained.explain import Explainer
+from imago.run.trained.find_pictures import find_pictures
+from imago.run.trained.predictions import BadPicture, Prediction, table, write_predictions
 
 _NUM_READERS = min(8, os.cpu_count() or 1)  # threads: decoding takes longer than most networks, and runs side by side
 

@@ -10,15 +10,15 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from imago.errors import ConfigError, DataError
-from imago.run.checks import check_settings
-from imago.run.folder import RunFolder, read_json, refuse_used_folder
+from imago.run.ending.rank import end_with_main_process
+from imago.run.ending.requeue import requeueing
 from imago.run.load import checkpoint_path
-from imago.run.lock import held
-from imago.run.overrides import quoted
-from imago.run.rank import end_with_main_process
-from imago.run.requeue import requeueing
-from imago.run.resume import refuse_other_run
-from imago.run.room import check_writable
+from imago.run.record.folder import RunFolder, read_json, refuse_used_folder
+from imago.run.record.free_space import check_writable
+from imago.run.record.lock import held
+from imago.run.settings.checks import check_settings
+from imago.run.settings.overrides import quoted
+from imago.run.settings.resume import refuse_other_run
 from imago.run.teaching import settle_teacher
 
 
@@ -35,7 +35,7 @@ def train(cfg: DictConfig) -> float:
     job = HydraConfig.get()
     path = Path(job.runtime.output_dir)
     if job.mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1"):
-        from imago.run.trial import run_trial
+        from imago.run.ending.trial import run_trial
 
         return run_trial(list(job.overrides.task), path)
     end_with_main_process()

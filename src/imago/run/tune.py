@@ -15,8 +15,8 @@ from imago.analysis.lr_curve import save_lr_curve, suggest
 from imago.callbacks.loss_curve import LossCurve
 from imago.errors import ConfigError
 from imago.run.fit import set_up
-from imago.run.folder import RunFolder
-from imago.run.screen import short_path
+from imago.run.record.folder import RunFolder
+from imago.run.record.screen import short_path
 
 log = logging.getLogger(__name__)
 

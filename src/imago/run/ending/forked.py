@@ -1,0 +1,52 @@
+"""ddp_fork and ddp_spawn: an error in a rank reaches that rank's callbacks, which save and write it down.
+
+Lightning tells the callbacks of the process that waits for the ranks, where there is nothing to save. What the system
+killed can tell nothing: that process writes it down.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
+from imago.run.ending.failure import note_exit
+
+
+def tell_callbacks_in_ranks(trainer: Trainer, folder: Path) -> None:
+    """Let `on_exception` be called in the ranks, where the launcher forks or spawns them.
+
+    Args:
+        trainer: with its strategy.
+        folder: of the run, where ranks that were killed are written down.
+    """
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _MultiProcessingLauncher):
+        launcher.launch = partial(_launch, launcher, folder)  # type: ignore[method-assign]
+
+
+def _launch(
+    launcher: _MultiProcessingLauncher,
+    folder: Path,
+    function: Callable,
+    *args: Any,
+    trainer: Trainer,
+    **kwargs: Any,
+) -> Any:
+    told = partial(_call, function, trainer)
+    try:
+        return _MultiProcessingLauncher.launch(launcher, told, *args, trainer=trainer, **kwargs)
+    finally:
+        for rank, process in enumerate(launcher.procs):
+            note_exit(folder, rank, process.exitcode)
+
+
+def _call(function: Callable, trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except BaseException as error:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            callback.on_exception(trainer, trainer.lightning_module, error)
+        raise

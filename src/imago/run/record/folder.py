@@ -1,0 +1,246 @@
+"""The run folder: settings, provenance, log and a summary that tells the truth about how the run ended."""
+
+import json
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryFile
+from time import perf_counter
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from imago.analysis.records import read_json as read_json  # beside its `write_json`
+from imago.errors import ConfigError, DataError, printable
+from imago.run.ending.failure import clear_failures, first_failure, note_lost_ranks, write_failure
+from imago.run.ending.rank import is_main_process
+from imago.run.ending.signals import Signals
+from imago.run.ending.status import how_it_ended
+from imago.run.record import provenance
+
+_HANDLER = "run folder"  # marks our handlers: a notebook or a test may have others
+_LOGGERS = ("imago", "lightning.pytorch", "py.warnings")
+
+
+class _LogFile(logging.FileHandler):
+    """A log that goes without the lines that a full disk has no room for: what to do is said once, at the end."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
+class RunFolder:
+    """One run's folder on the main process; the other ranks write nothing.
+
+    Args:
+        path: the folder; made if it is not there.
+        log_dir: where the link `latest` goes.
+    """
+
+    def __init__(self, path: Path, log_dir: Path) -> None:
+        self.path = path
+        self.log_dir = log_dir
+        self.is_main_process = is_main_process()
+        self.signals = Signals()
+        self.summary: dict[str, Any] = {}
+
+    @contextmanager
+    def recording(self, cfg: DictConfig, overrides: list[str]) -> Iterator[None]:
+        """Write what is known at the start, then how it ended: running, finished, failed or stopped."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.open_log()
+        if self.is_main_process:
+            self._write_start(cfg, overrides)
+        start = perf_counter()
+        try:
+            with self.signals.caught():
+                yield
+            self._end("finished", None, start)
+        except BaseException as error:
+            note_lost_ranks(self.path, error, self.signals.started_ranks())
+            ending = how_it_ended(error, self.path, self.signals.received)
+            if ending.status == "failed":
+                logging.getLogger("imago").debug("".join(traceback.format_exception(error)))
+                if not self.is_main_process:
+                    self.tell_failure(error)
+            self._end(ending.status, ending.reason, start)
+            if ending.error is error:
+                raise
+            raise ending.error from None
+        finally:
+            self.close_log()
+
+    def update(self, **facts: Any) -> None:
+        """Add facts to `summary.json`."""
+        self.summary |= facts
+        if self.is_main_process:
+            write_json(self.path / "summary.json", self.summary)
+
+    def tell_failure(self, error: BaseException) -> None:
+        """Leave this rank's failure for the others, and in the summary: the main process may be killed by then."""
+        write_failure(self.path, error)
+        self.mark_failed()
+
+    def mark_failed(self) -> None:
+        """Say in the summary why a rank failed, if the main process has not come to say more."""
+        failure = first_failure(self.path)
+        told = read_json(self.path / "summary.json")
+        if failure is not None and told.get("status") == "running":
+            reason = f"rank {failure.rank}: {failure.text}"
+            write_json(self.path / "summary.json", told | {"status": "failed", "reason": reason, "ended": _now()})
+
+    def reload(self) -> None:
+        """Read the summary back, where another process has written to it."""
+        self.summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+
+    def provenance_facts(self, data: str, **facts: Any) -> None:
+        """Add what is known only later to `provenance.json`.
+
+        Raises:
+            DataError: if a resumed run finds other data: another split could train on pictures it is tested with.
+        """
+        if self.is_main_process:
+            file = self.path / "provenance.json"
+            known = json.loads(file.read_text(encoding="utf-8"))
+            if known.get("data", data) != data:
+                raise DataError(
+                    f"{self.path} was started on other data (fingerprint {known['data']}, now {data}): files "
+                    "were added, removed or changed. Bring them back, or start a new run."
+                )
+            write_json(file, known | facts | {"data": data})
+
+    def _write_start(self, cfg: DictConfig, overrides: list[str]) -> None:
+        clear_failures(self.path)
+        for left_over in self.path.glob("*.part"):
+            left_over.unlink(missing_ok=True)
+        _write(self.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        self._write_provenance(provenance.collect(overrides, cfg.seed))
+        self.summary = dict(read_json(self.path / "summary.json"))  # a resumed run keeps what it knew
+        self.update(status="running", reason=None, started=_now(), pid=os.getpid())
+        _point(self.log_dir / "latest", self.path)
+
+    def _write_provenance(self, now: dict[str, Any]) -> None:
+        """Keep where a resumed run came from at first, and add where it goes on."""
+        file = self.path / "provenance.json"
+        if file.exists():
+            first = json.loads(file.read_text(encoding="utf-8"))
+            now = first | {"overrides": now["overrides"], "resumes": [*first.get("resumes", []), now]}
+        write_json(file, now)
+
+    def _end(self, status: str, reason: str | None, start: float) -> None:
+        seconds = round(perf_counter() - start, 1)
+        try:
+            self.update(status=status, reason=reason, ended=_now(), seconds=seconds)
+        except OSError:  # a full disk has the room of the older summary still
+            _write_over(self.path / "summary.json", self.summary)
+
+    def open_log(self) -> None:
+        """Send our log to the screen, and everything (Lightning's and warnings too) to train.log."""
+        if not self.is_main_process:
+            logging.getLogger("imago").setLevel(logging.ERROR)
+            return
+        screen = logging.StreamHandler(sys.stdout)
+        screen.setLevel(logging.INFO)
+        file = _LogFile(self.path / "train.log", encoding="utf-8", errors="backslashreplace")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.captureWarnings(True)
+        for name in _LOGGERS:
+            logger = logging.getLogger(name)
+            logger.setLevel(logging.DEBUG if name == "imago" else logging.INFO)
+            logger.propagate = False
+            for handler in (screen, file) if name == "imago" else (file,):
+                handler.set_name(_HANDLER)
+                logger.addHandler(handler)
+
+    def log_is_open(self) -> bool:
+        """Tell whether this process has the handlers already."""
+        return any(handler.get_name() == _HANDLER for handler in logging.getLogger("imago").handlers)
+
+    def close_log(self) -> None:
+        """Take the handlers off again: the next trial of a sweep logs to a folder of its own."""
+        logging.captureWarnings(False)
+        for name in _LOGGERS:
+            logger = logging.getLogger(name)
+            for handler in [handler for handler in logger.handlers if handler.get_name() == _HANDLER]:
+                logger.removeHandler(handler)
+                if isinstance(handler, logging.FileHandler):
+                    handler.close()
+
+
+def refuse_used_folder(path: Path, run_name: str | None) -> None:
+    """Keep a new run from writing over an old one.
+
+    Raises:
+        ConfigError: if the folder already holds a run.
+    """
+    if (path / "summary.json").exists():
+        raise ConfigError(f"run_name={run_name}: {path} already holds a run; take another name, or resume={path}.")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write under another name first: a reader never sees half a file."""
+    _write(path, _to_json(content))
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name without its content
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _write_over(path: Path, content: Any) -> None:
+    with suppress(OSError), path.open("r+b") as file:
+        file.write(_to_json(content).encode())
+        file.truncate()
+
+
+def _to_json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def make_writable(folder: Path, setting: str) -> None:
+    """Make a folder and try it: that results have no place is found out before hours of work, not after.
+
+    Args:
+        folder: where they will land.
+        setting: what names another one, as it is typed.
+
+    Raises:
+        DataError: if nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        message = f"{printable(str(folder))} cannot be written: {error.strerror}; name another place, {setting}."
+        raise DataError(message) from error
+
+
+def _point(link: Path, target: Path) -> None:
+    """Let `link` point to `target`, replacing an older link in one step."""
+    part = link.with_name(f"{link.name}.{os.getpid()}.part")
+    part.symlink_to(os.path.relpath(target, link.parent))
+    part.replace(link)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
