@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -232,7 +233,15 @@ def test_a_frozen_part_stays_in_evaluation_with_its_dropout():
     assert not any(module.training for module in net.eval().modules())
 
 
-def test_freezing_says_how_many_parameters_train(caplog):
+def test_freezing_says_how_many_parameters_train(caplog, tmp_path: Path):
+    torch.save(models.squeezenet1_0().state_dict(), tmp_path / "trained.pth")
     with caplog.at_level(logging.INFO, "imago"):
-        TorchvisionNet(5, 224, "resnet18", None, "backbone")
-    assert "resnet18: the backbone is frozen, 2,565 of 11,179,077 parameters train (fc)" in caplog.text
+        TorchvisionNet(5, 224, "squeezenet1_0", str(tmp_path / "trained.pth"), "backbone")
+    line = "squeezenet1_0: the backbone is frozen, 2,565 of 737,989 parameters train (classifier.1)"
+    assert caplog.text.count(line) == 1
+
+
+def test_a_frozen_network_that_is_rebuilt_from_a_checkpoint_says_nothing_again(caplog):
+    with caplog.at_level(logging.INFO, "imago"):
+        TorchvisionNet(5, 224, "squeezenet1_0", None, "backbone")
+    assert caplog.text == ""

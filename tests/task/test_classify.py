@@ -109,15 +109,20 @@ def steps_of_a_plain_loop(cfg: DictConfig) -> list[list[str]]:
     return count.batches[1:]
 
 
-@pytest.fixture(params=["to a file", "on a terminal"])
-def steps(request, compose, tmp_path: Path, monkeypatch) -> tuple[list[list[str]], list[list[str]]]:
+@pytest.fixture(scope="module", params=["to a file", "on a terminal"])
+def steps(request, compose, tmp_path_factory) -> tuple[list[list[str]], list[list[str]]]:
     """Operations of each of 10 steps under the Trainer, every fourth of which logs, and in a plain loop."""
-    if request.param == "on a terminal":
-        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "on a terminal":
+            patch.setattr(sys.stdout, "isatty", lambda: True)
+        return count_steps(compose, tmp_path_factory.mktemp("steps"))
+
+
+def count_steps(compose, folder: Path) -> tuple[list[list[str]], list[list[str]]]:
     cfg = compose("data=shapes", *SMALL, f"trainer.log_every_n_steps={LOG_EVERY}")
     data, count = build_data(cfg), CountedOps()
     data.on_arrival = count.new_batch
-    task, trainer = build_task(cfg, data), build_trainer(cfg, tmp_path)
+    task, trainer = build_task(cfg, data), build_trainer(cfg, folder)
     with count:
         trainer.fit(task, datamodule=data)
     return count.batches[1:11], steps_of_a_plain_loop(cfg)
