@@ -41,6 +41,13 @@ def test_every_header_is_complete():
     assert all(one.title.endswith(".") for one in experiments)
 
 
+def test_the_readme_shows_the_top_rows():
+    readme = (PROJECT_ROOT / "README.md").read_text()
+    rows = results.measured_rows(results.read_all())[: 2 + results.NUM_TOP_ROWS]
+    assert len(rows) > 2
+    assert [row for row in rows if row not in readme] == []
+
+
 def test_the_header_that_the_guide_shows_is_complete(tmp_path: Path):
     (shown,) = re.findall(
         r"# configs/experiment/\S+\n(.*?)```", (PROJECT_ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL

@@ -1,10 +1,13 @@
 """WhitenedResNet: its size and shapes, what it starts from, and which parts of it learn."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from imago.errors import ConfigError
+from imago.errors import ConfigError, UserError
+from imago.model.stem import luminance
 from imago.model.whitened_resnet import ResidualBlock, WhitenedResNet
 
 
@@ -70,6 +73,21 @@ def test_the_first_channels_become_uncorrelated_and_of_variance_one():
     raw_covariance = raw @ raw.T / raw.shape[1]
     assert (raw_covariance - raw_covariance.diag().diag()).abs().max() > 1
     torch.testing.assert_close(covariance, torch.eye(12, dtype=torch.float64), atol=0.06, rtol=0)
+
+
+def test_of_grey_pictures_the_first_channels_are_whitened_too():
+    net, images = WhitenedResNet(5, 32, (32, 32, 48), logit_scale=1 / 9, in_channels=1), photos()
+    net.initialise_from(images)
+    channels = net.whitening(luminance(images)).transpose(0, 1).flatten(1)[:4].double()
+    covariance = channels @ channels.T / channels.shape[1]
+    torch.testing.assert_close(covariance, torch.eye(4, dtype=torch.float64), atol=0.06, rtol=0)
+    assert net(images).shape == (64, 5)
+
+
+def test_the_weights_of_a_coloured_network_do_not_fit_a_grey_one(tmp_path: Path):
+    torch.save(build().state_dict(), tmp_path / "coloured.pth")
+    with pytest.raises(UserError, match="whitening"):
+        WhitenedResNet(5, 32, (32, 32, 48), 1 / 9, weights=str(tmp_path / "coloured.pth"), in_channels=1)
 
 
 def test_every_direction_comes_with_both_signs():

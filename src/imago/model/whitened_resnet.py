@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from imago.errors import ConfigError
 from imago.model.adaptable_net import AdaptableNet
+from imago.model.stem import luminance
 
 _PATCH_PX = 2  # side of the patches that the first layer whitens
 _WHITENING_EPS = 5e-4  # added to the variances, so that directions which are nearly noise are not blown up
@@ -26,6 +27,7 @@ class WhitenedResNet(AdaptableNet):
         logit_scale: factor on the logits, so that the first ones are small although the head's weights are not.
         weights: path of a file of an earlier run, or None for random weights.
         freeze: "backbone" trains the head only, a glob freezes the parameters it names, None trains everything.
+        in_channels: 3, or 1 for the luminance of the pictures, whose patches have a third of the directions.
 
     Raises:
         ConfigError: if the pictures are too small for that many blocks.
@@ -39,6 +41,7 @@ class WhitenedResNet(AdaptableNet):
         logit_scale: float,
         weights: str | None = None,
         freeze: str | None = None,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         smallest_px = 2 ** len(widths) + _PATCH_PX - 1
@@ -47,7 +50,7 @@ class WhitenedResNet(AdaptableNet):
                 f"model.widths={list(widths)} halves pictures {len(widths)} times, which needs {smallest_px} px, and "
                 f"they have {image_size}; type fewer widths or preprocess.size={smallest_px}."
             )
-        self.whitening = nn.Conv2d(3, 2 * 3 * _PATCH_PX**2, _PATCH_PX)
+        self.whitening = nn.Conv2d(in_channels, 2 * in_channels * _PATCH_PX**2, _PATCH_PX)
         self.whitening.weight.requires_grad_(False)
         widths_in = [self.whitening.out_channels, *widths]
         self.blocks = nn.Sequential(nn.GELU(), *map(ResidualBlock, widths_in, widths))
@@ -56,9 +59,10 @@ class WhitenedResNet(AdaptableNet):
         nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]  # there is one
         nn.init.normal_(self.head.weight)
         self.adapt("WhitenedResNet", self.find_weights(None, weights), freeze, in_channels=3)
+        self.in_channels = in_channels  # the first layer fits it already
 
     def logits(self, images: Tensor) -> Tensor:
-        """Map normalised pictures (N, 3, H, W) to logits (N, K); also of other sizes than `image_size`."""
+        """Map normalised pictures (N, in_channels, H, W) to logits (N, K); also of other sizes than `image_size`."""
         features = self.blocks(self.whitening(images)).amax(dim=(2, 3))
         return self.head(features) * self.logit_scale
 
@@ -72,9 +76,12 @@ class WhitenedResNet(AdaptableNet):
         Args:
             images: normalised training pictures (N, 3, H, W); some hundred are enough.
         """
-        patches = nn.functional.unfold(images.float(), _PATCH_PX).transpose(1, 2).flatten(0, 1)  # (N * places, 3 * 4)
+        seen = images.float() if self.in_channels == 3 else luminance(images.float())
+        patches = nn.functional.unfold(seen, _PATCH_PX).transpose(1, 2).flatten(0, 1)  # (N * places, in_channels * 4)
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = (directions / (variances + _WHITENING_EPS).sqrt()).T.reshape(-1, 3, _PATCH_PX, _PATCH_PX)
+        filters = (directions / (variances + _WHITENING_EPS).sqrt()).T.reshape(
+            -1, self.in_channels, _PATCH_PX, _PATCH_PX
+        )
         self.whitening.weight.copy_(torch.cat([filters, -filters]))
 
 
