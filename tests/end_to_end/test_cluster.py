@@ -36,7 +36,7 @@ def submit(cluster: Path, logs: Path, *settings: str) -> subprocess.CompletedPro
     return subprocess.run(command, cwd=PROJECT_ROOT, env=os.environ | job, capture_output=True, text=True, timeout=280)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_batch_script_survives_the_end_of_its_time(tmp_path: Path):
     (tmp_path / "bin").mkdir()
     settings = (*TINY, "trainer.accelerator=cpu")

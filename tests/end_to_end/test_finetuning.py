@@ -42,6 +42,7 @@ def test_a_run_begins_with_the_network_of_another_and_freezes_a_part(first: Path
     assert summary(second)["epochs"] == 3
 
 
+@pytest.mark.soak
 def test_a_grey_network_is_trained_evaluated_and_exported(tmp_path: Path, command):
     done = train(tmp_path, *SHORT, "run_name=grey", "model=cifar_quick", "model.in_channels=1", "trainer.max_epochs=1")
     assert "CifarQuick, 143,978 parameters, on grey pictures" in done.stdout  # 32 filters of 5x5 less, twice

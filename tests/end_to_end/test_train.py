@@ -161,6 +161,7 @@ def test_a_bug_in_a_step_keeps_its_traceback_and_the_run_resumes_to_the_same_wei
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.soak
 def test_a_run_that_breaks_within_an_accumulated_step_resumes_to_the_same_weights(
     tmp_path: Path, broken_step: dict[str, str]
 ):
@@ -169,7 +170,7 @@ def test_a_run_that_breaks_within_an_accumulated_step_resumes_to_the_same_weight
     train(tmp_path, *accumulating, "run_name=whole")
     done = train(tmp_path, *accumulating, "run_name=broken", *broken, check=False, **broken_step)
     assert done.returncode == 1
-    assert "stopped within an optimizer step" in done.stdout
+    assert "stopped within a step or the end of an epoch" in done.stdout
     train(tmp_path, f"resume={tmp_path / 'train' / 'broken'}", "callbacks.broken=null", **broken_step)
     assert_same_weights(tmp_path / "train" / "whole", tmp_path / "train" / "broken")
 
