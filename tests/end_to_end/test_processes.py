@@ -58,7 +58,7 @@ def test_each_test_picture_is_counted_once(with_ddp: tuple[Path, str]):
     assert told["test"]["num_images"] == 1000
 
 
-@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn"])
+@pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.soak)])
 def test_every_strategy_gives_the_same_numbers(with_ddp: tuple[Path, str], logs: Path, strategy: str):
     done = train(logs, *TWO, f"trainer.strategy={strategy}", f"run_name={strategy}")
     ours, theirs = summary(logs / "train" / strategy), summary(with_ddp[0])

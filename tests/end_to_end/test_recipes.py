@@ -32,6 +32,7 @@ def test_a_distilled_run_names_its_teacher_and_is_used_like_any_other(distilled:
     assert "(the run's final test: the same)" in done.stdout
 
 
+@pytest.mark.soak
 def test_a_distilled_run_goes_on_with_its_own_teacher_though_latest_is_another_run_now(distilled: Path):
     assert (distilled.parents[1] / "latest").resolve() == distilled
     train(distilled.parents[1], f"resume={distilled}", "trainer.max_epochs=2")
@@ -60,6 +61,7 @@ def test_a_teacher_that_does_not_exist_is_one_line(tmp_path: Path):
     assert done.stderr.startswith("error: task.teacher=no/such run does not exist")
 
 
+@pytest.mark.soak
 def test_the_final_test_has_the_averaged_weights_of_the_best_checkpoint_and_tells_its_views(tmp_path: Path, command):
     own = ("callbacks=[default,ema]", "callbacks.ema.decay=0.8", "tta=flip")
     done = train(tmp_path, *ONE_EPOCH, "run_name=averaged", *own)
@@ -80,6 +82,7 @@ def test_the_final_test_has_the_averaged_weights_of_the_best_checkpoint_and_tell
     assert "callbacks.ema.decay=0.5 would make it another run: it has callbacks.ema.decay=0.8" in without.stderr
 
 
+@pytest.mark.soak
 def test_a_compiled_network_is_saved_under_the_names_of_the_plain_one(tmp_path: Path):
     small = ("model.hidden_features=8", "compile=true", "trainer.precision=32-true", "trainer.limit_train_batches=2")
     done = train(tmp_path, *ONE_EPOCH, *small, "run_name=compiled")

@@ -13,7 +13,8 @@ MAIN = """
 import os, subprocess, sys, time
 from imago.run.ending.rank import end_with_main_process
 end_with_main_process()
-code = "import time; from imago.run.ending import rank; rank._GRACE_S = 0.1; rank.end_with_main_process(); time.sleep(60)"
+code = "import time; from imago.run.ending import rank; rank._GRACE_S = 0.1; "
+code += "rank.end_with_main_process(); time.sleep(60)"
 child = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"LOCAL_RANK": "1"})
 print(child.pid, flush=True)
 time.sleep(60)
