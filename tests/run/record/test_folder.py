@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from imago.errors import ConfigError, DataError
+from imago.run.ending.failure import Failure, note_failure
 from imago.run.record.folder import RunFolder, make_writable, refuse_used_folder
 
 CFG = OmegaConf.create({"seed": 3, "a": "${seed}"})
@@ -116,3 +117,12 @@ def test_a_summary_that_a_power_cut_emptied_and_what_a_kill_left_behind_lose_no_
         pass
     assert summary(folder)["status"] == "finished"
     assert not list(folder.path.glob("*.part"))
+
+
+def test_a_failed_rank_is_not_forgotten_by_what_the_main_process_still_writes(folder: RunFolder):
+    with folder.recording(CFG, []):
+        note_failure(folder.path, Failure("1", 0.0, "killed by signal 9"))
+        folder.mark_failed()
+        folder.update(epochs=2)  # an epoch ended just then; this process may be killed before it can say more
+        told = summary(folder)
+    assert (told["status"], told["reason"], told["epochs"]) == ("failed", "rank 1: killed by signal 9", 2)

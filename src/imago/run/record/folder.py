@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from imago.run.record import provenance
 
 _HANDLER = "run folder"  # marks our handlers: a notebook or a test may have others
 _LOGGERS = ("imago", "lightning.pytorch", "py.warnings")
+_WRITING = threading.RLock()  # the summary is written by the thread that watches the other ranks, too
 
 
 class _LogFile(logging.FileHandler):
@@ -82,10 +83,11 @@ class RunFolder:
             self.close_log()
 
     def update(self, **facts: Any) -> None:
-        """Add facts to `summary.json`."""
+        """Add facts to `summary.json`; a run of which a rank has failed no longer says that it is running."""
         self.summary |= facts
         if self.is_main_process:
-            write_json(self.path / "summary.json", self.summary)
+            with _WRITING:
+                write_json(self.path / "summary.json", self.summary | self._failed_meanwhile(self.summary))
 
     def tell_failure(self, error: BaseException) -> None:
         """Leave this rank's failure for the others, and in the summary: the main process may be killed by then."""
@@ -94,11 +96,16 @@ class RunFolder:
 
     def mark_failed(self) -> None:
         """Say in the summary why a rank failed, if the main process has not come to say more."""
-        failure = first_failure(self.path)
-        told = read_json(self.path / "summary.json")
-        if failure is not None and told.get("status") == "running":
-            reason = f"rank {failure.rank}: {failure.text}"
-            write_json(self.path / "summary.json", told | {"status": "failed", "reason": reason, "ended": _now()})
+        with _WRITING:
+            told = read_json(self.path / "summary.json")
+            if facts := self._failed_meanwhile(told):
+                write_json(self.path / "summary.json", told | facts)
+
+    def _failed_meanwhile(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        failure = first_failure(self.path) if told.get("status") == "running" else None
+        if failure is None:
+            return {}
+        return {"status": "failed", "reason": f"rank {failure.rank}: {failure.text}", "ended": _now()}
 
     def reload(self) -> None:
         """Read the summary back, where another process has written to it."""
