@@ -72,7 +72,9 @@ def whole(compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("is_first", [False, True], ids=["after_ours", "before_ours"])
+@pytest.mark.parametrize(
+    "is_first", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["after_ours", "before_ours"]
+)
 @pytest.mark.parametrize(("hook", "step"), MOMENTS)
 def test_it_goes_on_as_if_nothing_had_been(compose, whole, tmp_path, hook: str, step: int, is_first: bool):
     with pytest.raises(ZeroDivisionError, match=hook):

@@ -20,6 +20,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return logs / "train" / "first"
 
 
+@pytest.mark.soak
 def test_a_run_begins_with_the_network_of_another_and_freezes_a_part(first: Path):
     logs = first.parent.parent
     settings = (

@@ -84,6 +84,7 @@ def test_torchrun_on_two_nodes_makes_one_folder_and_the_same_weights(runs: WarmR
     assert ours["test"]["num_images"] == 64
 
 
+@pytest.mark.soak
 def test_a_rank_that_fails_under_torchrun_is_the_reason_though_torchrun_stops_the_others(runs: WarmRuns):
     launcher = ["torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "src/train.py"]
     typed = [*TINY, "trainer.accelerator=cpu", "trainer.devices=2", "run_name=torchrun", f"paths.log_dir={runs.logs}"]

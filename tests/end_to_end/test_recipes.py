@@ -91,6 +91,7 @@ def test_a_compiled_network_is_saved_under_the_names_of_the_plain_one(tmp_path: 
     assert all(name.startswith("net.") and "_orig_mod" not in name for name in state)
 
 
+@pytest.mark.soak
 def test_without_a_compiler_compiling_is_refused_in_one_line(tmp_path: Path):
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -131,6 +132,7 @@ def test_a_setting_that_the_optimizer_does_not_take_is_one_line(tmp_path: Path, 
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.soak
 def test_early_stopping_ends_a_run_and_says_why(tmp_path: Path):
     still = ("optimizer.lr=1e-12", "callbacks.early_stopping.patience=1", "trainer.max_epochs=9")
     done = train(tmp_path, *ONE_EPOCH, "run_name=stopped", "callbacks=[default,early_stopping]", *still)

@@ -32,7 +32,7 @@ def rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.needs_data
 @pytest.mark.timeout(1200)
 def test_the_accuracy_on_all_10000_test_pictures_is_the_same_on_every_way(

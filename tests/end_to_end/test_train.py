@@ -175,6 +175,7 @@ def test_a_run_that_breaks_within_an_accumulated_step_resumes_to_the_same_weight
     assert_same_weights(tmp_path / "train" / "whole", tmp_path / "train" / "broken")
 
 
+@pytest.mark.soak
 def test_a_finished_run_is_extended_in_place_and_its_past_is_kept(tmp_path: Path):
     train(tmp_path, *SHORT, "run_name=more", "trainer.max_epochs=1")
     run = tmp_path / "train" / "more"
