@@ -1,5 +1,7 @@
 """The errors that a user can cause: one line and exit code 2. Anything else is a bug and keeps its traceback."""
 
+from pathlib import Path
+
 
 class UserError(Exception):
     """Something a user can mend: the text names the setting or file, what it got, what it wants and the way out."""
@@ -34,6 +36,6 @@ class Stopped(SystemExit):
         self.reason = reason
 
 
-def printable(text: str) -> str:
+def printable(text: Path | str) -> str:
     """Give the text on one line of any screen: a file name may hold line breaks, colours and bytes without letters."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in str(text))

@@ -5,13 +5,12 @@ import shlex
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from imago.analysis.metrics import PerClass, confusion_matrix, per_class, worst_mistakes
+from imago.analysis.metrics import Answers, worst_mistakes
 from imago.analysis.records import read_json
 from imago.errors import DataError
 from imago.images import read_image
@@ -20,7 +19,7 @@ _COLUMNS = ("picture", "true", "predicted", "probability")
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Answers):
     """What a network said about N pictures of K classes.
 
     Attributes:
@@ -40,21 +39,6 @@ class Evaluation:
     labels: np.ndarray
     predicted: np.ndarray
     probability: np.ndarray
-
-    @cached_property
-    def is_right(self) -> np.ndarray:
-        """Whether each picture was taken for what it is, bool (N,)."""
-        return self.labels == self.predicted
-
-    @cached_property
-    def confusion(self) -> np.ndarray:
-        """Counts (K, K), true classes in rows."""
-        return confusion_matrix(self.labels, self.predicted, len(self.class_names))
-
-    @cached_property
-    def per_class(self) -> PerClass:
-        """Precision, recall, F1 and the number of pictures of each class."""
-        return per_class(self.confusion)
 
     def worst_mistakes(self, limit: int) -> np.ndarray:
         """Give the rows of the mistakes the network was surest of, surest first, int64 (at most `limit`,)."""

@@ -1,6 +1,6 @@
 """What a classifier got right, from its logits: counts first, shares from the counts. numpy only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -30,28 +30,17 @@ class PerClass:
     count: np.ndarray
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a network said about pictures whose class is known.
-
-    Attributes:
-        class_names: K names, those of the network.
-        labels: true classes, int64 (N,), by the network's own numbers.
-        logits: float32 (N, K).
-        confidence: probability of the predicted class, (N,).
-        calibration_temperature: what logits were divided by for it.
-    """
+class Answers:
+    """What follows from the true classes of N pictures and those they were taken for, both int64 (N,)."""
 
     class_names: tuple[str, ...]
     labels: np.ndarray
-    logits: np.ndarray
-    confidence: np.ndarray
-    calibration_temperature: float = UNCALIBRATED
+    predicted: np.ndarray
 
     @cached_property
-    def predicted(self) -> np.ndarray:
-        """Classes with the largest logit, int64 (N,)."""
-        return top_classes(self.logits, 1)[:, 0]
+    def is_right(self) -> np.ndarray:
+        """Whether each picture was taken for what it is, bool (N,)."""
+        return self.labels == self.predicted
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -63,10 +52,29 @@ class Result:
         """Precision, recall, F1 and the number of pictures of each class."""
         return per_class(self.confusion)
 
-    @property
-    def is_right(self) -> np.ndarray:
-        """Whether each picture was taken for what it is, bool (N,)."""
-        return self.labels == self.predicted
+
+@dataclass(frozen=True)
+class Result(Answers):
+    """What a network said about pictures whose class is known.
+
+    Attributes:
+        class_names: K names, those of the network.
+        labels: true classes, int64 (N,), by the network's own numbers.
+        logits: float32 (N, K).
+        confidence: probability of the predicted class, (N,).
+        calibration_temperature: what logits were divided by for it.
+        predicted: classes with the largest logit, int64 (N,).
+    """
+
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    logits: np.ndarray
+    confidence: np.ndarray
+    calibration_temperature: float = UNCALIBRATED
+    predicted: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "predicted", top_classes(self.logits, 1)[:, 0])
 
     def metrics(self) -> dict[str, Any]:
         """Give the numbers that stand for all classes together, with their 95 % intervals, as plain data.

@@ -238,7 +238,7 @@ def make_writable(folder: Path, setting: str) -> None:
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        message = f"{printable(str(folder))} cannot be written: {error.strerror}; name another place, {setting}."
+        message = f"{printable(folder)} cannot be written: {error.strerror}; name another place, {setting}."
         raise DataError(message) from error
 
 

@@ -42,10 +42,10 @@ def _read_list(file: Path) -> list[Path]:
         # `surrogateescape` keeps a file name that is no UTF-8 as it is on the disk; -sig drops what Windows puts first.
         lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     except OSError as error:
-        raise DataError(f"{printable(str(file))} cannot be read: {error.strerror}.") from error
+        raise DataError(f"{printable(file)} cannot be read: {error.strerror}.") from error
     names = [line.rstrip("\r") for line in lines if line.strip()]
     if not names:
-        raise ConfigError(f"input={printable(str(file))} is an empty list; write the path of a picture on each line.")
+        raise ConfigError(f"input={printable(file)} is an empty list; write the path of a picture on each line.")
     return [Path(name).expanduser() for name in names]
 
 
@@ -65,4 +65,4 @@ def _is_picture(name: str) -> bool:
 
 
 def _refuse_folder(error: OSError) -> None:
-    raise DataError(f"{printable(str(error.filename))} cannot be read: {error.strerror}.") from error
+    raise DataError(f"{printable(error.filename)} cannot be read: {error.strerror}.") from error

@@ -74,14 +74,14 @@ def write_predictions(
         part.replace(file.with_suffix(".json"))
     except OSError as error:
         raise DataError(
-            f"{printable(str(file))} cannot be written: {error.strerror}; name another file, output=FILE.csv."
+            f"{printable(file)} cannot be written: {error.strerror}; name another file, output=FILE.csv."
         ) from error
 
 
 def table(predictions: Sequence[Prediction]) -> Iterator[str]:
     """Give one line a picture: its name, the answer, and the next classes behind it; at least one picture."""
     shown = predictions[:_MAX_LISTED]
-    pictures = [_shortened(printable(str(prediction.picture))) for prediction in shown]
+    pictures = [_shortened(printable(prediction.picture)) for prediction in shown]
     answers = [printable(prediction.answer or _NO_ANSWER) for prediction in shown]
     width, class_width = (max(map(display_width, column)) for column in (["picture", *pictures], ["class", *answers]))
     has_more = len(shown[0].class_names) > 1
