@@ -29,7 +29,7 @@ CODES = {signal.SIGTERM: (143, "SIGTERM"), signal.SIGUSR1: (143, "SIGUSR1"), sig
 # To the process that the user started, or, as from a terminal, to all of them.
 IN_TEST = [
     ("one process", signal.SIGUSR1, False),
-    ("one process, 2 workers", signal.SIGINT, True),
+    ("one process, 2 workers", signal.SIGTERM, True),
     ("ddp", signal.SIGTERM, False),
     ("ddp_fork", signal.SIGINT, True),
     ("ddp_fork", signal.SIGTERM, False),

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from imago.data import datamodule
-from imago.data.datamodule import WORKER_TIMEOUT_S, ImageDataModule
+from imago.data import loader
+from imago.data.datamodule import ImageDataModule
+from imago.data.loader import WORKER_TIMEOUT_S
 from imago.errors import DataError
 from imago.run.ending.failure import in_users_words
 
@@ -57,7 +58,7 @@ def test_a_worker_that_hangs_ends_the_run():
 
 def test_every_loader_with_workers_has_a_time_limit(set_up, fill, tmp_path: Path):
     data: ImageDataModule = set_up(fill(tmp_path / "pictures"), num_workers=1)
-    assert data.train_dataloader().timeout == WORKER_TIMEOUT_S == datamodule.WORKER_TIMEOUT_S == 300
+    assert data.train_dataloader().timeout == WORKER_TIMEOUT_S == 300
     data.num_workers = 0
     assert data.train_dataloader().timeout == 0
 
@@ -98,7 +99,7 @@ class Batches(Dataset):
 @pytest.mark.timeout(60)
 def test_a_batch_that_finds_no_shared_memory_ends_the_run_at_once():
     with pytest.raises(RuntimeError) as caught:
-        list(DataLoader(Batches(), num_workers=1, collate_fn=datamodule._as_is, timeout=50))
+        list(DataLoader(Batches(), num_workers=1, collate_fn=loader._as_is, timeout=50))
     told = str(in_users_words(caught.value))
     assert told.startswith("/dev/shm is too small for the batches that other processes prepare (unable to allocate")
     assert "Traceback" not in told

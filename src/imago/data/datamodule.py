@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 
 from imago.data.augment.on_device import BatchAugment
 from imago.data.augment.settings import Augment
 from imago.data.dataset import ArrayDataset, FileDataset, LabelledArray, Pictures, Splits
 from imago.data.listing.csv_list import write_list
+from imago.data.loader import BatchLoader
 from imago.data.sampling import EvalSampler, TrainSampler
 from imago.data.splitting import SplitPlan, check_splits, complete_splits
 from imago.errors import ConfigError, DataError
@@ -24,7 +25,6 @@ from imago.pixels import Normalise
 
 MAX_RESIZED_BYTES = 4 * 2**30  # of one split held in memory at another size than its own; training pads a second copy
 MAX_WORKERS = 16
-WORKER_TIMEOUT_S = 300  # a worker that hangs ends the run instead of holding it for ever
 SAMPLERS = ("shuffle", "balanced")
 
 Found = tuple[tuple[str, ...], dict[str, Pictures]]  # class names, and the pictures of each split that a source has
@@ -222,15 +222,7 @@ class ImageDataModule(LightningDataModule):
 
     def _loader(self, dataset: ArrayDataset | FileDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
         num_workers = self._suitable_workers(dataset) if self.num_workers is None else self.num_workers
-        return _Loader(
-            dataset,
-            batch_sampler=sampler,  # type: ignore[arg-type]  # yields a BatchKey where torch expects a list
-            collate_fn=_as_is,  # type: ignore[arg-type]  # the data set gives whole batches
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            timeout=WORKER_TIMEOUT_S if num_workers else 0,
-        )
+        return BatchLoader(dataset, sampler, num_workers, pin_memory=torch.cuda.is_available())
 
     def _suitable_workers(self, dataset: ArrayDataset | FileDataset) -> int:
         # On a CPU the network needs every core itself: more busy processes than cores slow its threads down many times.
@@ -262,28 +254,3 @@ class ImageDataModule(LightningDataModule):
         for place, image in enumerate(pictures.images):
             resized[place] = resize_and_crop(image.transpose(1, 2, 0), self.preprocess).transpose(2, 0, 1)
         return LabelledArray(resized, pictures.labels, pictures.names)
-
-
-class _Loader(DataLoader):
-    """Raises, in the main process, the error that a worker gave in place of a batch."""
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own iterator class
-        return map(_checked, super().__iter__())
-
-
-def _as_is(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Tensor, Tensor] | DataError:
-    """The data set has already put the batch together.
-
-    A worker moves it to shared memory here: where there is too little, this raises in the main process, too. Left to
-    torch it fails in a thread of the worker, and the main process waits for a batch that never comes.
-    """
-    if get_worker_info() is not None and not isinstance(batch, DataError):
-        for part in batch:
-            part.share_memory_()
-    return batch
-
-
-def _checked(batch: Any) -> Any:
-    if isinstance(batch, DataError):
-        raise batch
-    return batch

@@ -1,0 +1,68 @@
+"""The loader of every split: its workers do not die of a signal to all processes, and never outlive the main one."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from imago.data.loader import BatchLoader
+from imago.errors import DataError
+
+
+class Batches:
+    """Gives the number it is asked for as a batch, or an error for the number 7."""
+
+    def __getitems__(self, number: int) -> tuple[torch.Tensor, torch.Tensor] | DataError:
+        return DataError("seven") if number == 7 else (torch.full((2,), number), torch.zeros(2))
+
+
+def loader(numbers, num_workers: int = 1) -> BatchLoader:
+    return BatchLoader(Batches(), [*numbers], num_workers, pin_memory=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_worker_that_another_process_signals_goes_on(number: int):
+    batches = iter(loader(range(6)))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    subprocess.run(["sh", "-c", f"kill -{int(number)} {worker.pid}"], check=True)
+    assert [int(images[0]) for images, _ in batches] == list(range(1, 6))
+    assert worker.is_alive()
+
+
+def test_the_main_process_ends_its_worker_by_sigterm():
+    own = loader(range(6))
+    next(iter(own))
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(20)
+    assert worker.exitcode == 0
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_error_in_place_of_a_batch_is_raised_here_and_ends_the_workers(num_workers: int):
+    with pytest.raises(DataError, match="seven"):
+        list(loader(range(12), num_workers))
+    assert not multiprocessing.active_children()
+
+
+STUCK = """
+import re, time
+from tests_loader import loader, Batches
+Batches.__getitems__ = lambda self, number: re.match("(a+)+b", "a" * 60)
+iterator = iter(loader(range(2)))
+time.sleep(1)
+iterator = None
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_hears_nothing_does_not_hold_the_main_process(tmp_path):
+    """It is within an operation that keeps Python's lock for years: no thread of it can take a signal."""
+    (tmp_path / "tests_loader.py").symlink_to(__file__)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", STUCK], env=environment, check=True, timeout=60)
