@@ -4,7 +4,6 @@ import logging
 import os
 import statistics
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from short_runs import SHORT, train
+from warm_python import warm_hydra, warm_imago
 from warm_runs import WarmRuns
 
 from imago.paths import PROJECT_ROOT
@@ -55,28 +55,21 @@ def real_data() -> Path:
 
 
 @pytest.fixture
-def command() -> Callable[..., subprocess.CompletedProcess]:
+def command(request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedProcess]:
     """Run `python ENTRY ARGS...` from the project root in a process of its own."""
+    is_slow = request.node.get_closest_marker("slow") is not None
 
-    def run(*arguments: str, cwd: Path = PROJECT_ROOT, **environment: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=cwd,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
+    def run(*arguments: str, **settings: Any) -> subprocess.CompletedProcess:
+        python = warm_imago() if is_slow and arguments[0] != "-c" else warm_hydra()
+        return python.run(*arguments, **settings)
 
     return run
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmRuns]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> WarmRuns:
     """Runs in processes that need not import anything; all below one folder."""
-    runs = WarmRuns(tmp_path_factory.mktemp("runs"))
-    yield runs
-    runs.close()
+    return WarmRuns(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="session")

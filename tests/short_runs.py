@@ -1,12 +1,10 @@
 """Short runs by the same command line that users type, for the tests that need one."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
-from imago.paths import PROJECT_ROOT
+from warm_python import warm_imago
 
 # Enough to learn something, in seconds: 2 epochs of 12 batches of the drawn shapes, one thread.
 SHORT = ("data=shapes", "trainer.max_epochs=2", "trainer.limit_train_batches=12", "trainer.log_every_n_steps=5")
@@ -14,14 +12,7 @@ SHORT = ("data=shapes", "trainer.max_epochs=2", "trainer.limit_train_batches=12"
 
 def train(log_dir: Path, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
     """Run `python src/train.py` with its logs below `log_dir`."""
-    done = subprocess.run(
-        [sys.executable, "src/train.py", *arguments, f"paths.log_dir={log_dir}"],
-        cwd=PROJECT_ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    done = warm_imago().run("src/train.py", *arguments, f"paths.log_dir={log_dir}", **environment)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 

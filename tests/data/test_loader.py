@@ -60,7 +60,7 @@ iterator = None
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_worker_that_hears_nothing_does_not_hold_the_main_process(tmp_path):
     """It is within an operation that keeps Python's lock for years: no thread of it can take a signal."""
     (tmp_path / "tests_loader.py").symlink_to(__file__)

@@ -77,7 +77,7 @@ def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
 
 def break_off(runs: WarmRuns, way: str, workers: int, processes: int, *more: str) -> Path:
     callback, exit_code, settings = WAYS[way]
-    name = f"{way.replace(' ', '_')}{workers}{processes}{len(list(runs.logs.iterdir()))}"
+    name = f"{way.replace(' ', '_')}{workers}{processes}{len(list(runs.logs.glob('train/*')))}"
     given = (
         *TINY,
         *settings,

@@ -93,7 +93,8 @@ def test_a_failing_rank_never_hangs_a_sweep(attempt: int, tmp_path: Path, record
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "reason"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+    ("number", "code", "reason"),
+    [(signal.SIGINT, 130, "Ctrl-C"), pytest.param(signal.SIGTERM, 143, "SIGTERM", marks=pytest.mark.soak)],
 )
 def test_a_stopped_run_saves_says_so_and_can_be_resumed(tmp_path: Path, number: int, code: int, reason: str):
     arguments = (*SHORT, "run_name=stopped", "trainer.max_epochs=50", f"paths.log_dir={tmp_path}")

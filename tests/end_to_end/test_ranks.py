@@ -8,7 +8,8 @@ import sys
 
 import pytest
 from short_runs import summary
-from warm_runs import TINY, TWO, WarmRuns, left_over
+from warm_python import left_over
+from warm_runs import TINY, TWO, WarmRuns
 
 from imago.paths import PROJECT_ROOT
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from short_runs import summary
-from warm_runs import TINY, TWO, WarmRuns, left_over
+from warm_python import left_over
+from warm_runs import TINY, TWO, WarmRuns
 
 from imago.checkpoint import read_checkpoint
 from imago.paths import PROJECT_ROOT
@@ -120,7 +121,7 @@ def test_a_slurm_job_that_is_told_its_time_is_up_saves_and_queues_itself_again(r
     assert len(json.loads((folder / "provenance.json").read_text())["resumes"]) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGTERM])
 def test_a_sweep_of_several_processes_passes_the_signal_on(tmp_path: Path, number: int):
     arguments = (*LONG, *TWO, "-m", "seed=1,2", "run_name=sweep", f"paths.log_dir={tmp_path}")
     sweep = subprocess.Popen(

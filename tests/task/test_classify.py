@@ -47,6 +47,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_twenty_steps_follow_the_golden_loss_curve(compose, tmp_path: Path, one_thread: None):
     cfg = compose("data=shapes", "model=simple_cnn", "trainer.max_epochs=2", "trainer.log_every_n_steps=1")
     data = build_data(cfg, DrawnShapes)

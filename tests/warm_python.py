@@ -1,0 +1,199 @@
+"""Python processes without the seconds that imports take: each is forked from one that has imported everything.
+
+A process is one of its own in all other ways: its own session, arguments, environment, screen and exit code.
+"""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from imago.paths import PROJECT_ROOT
+
+_HYDRA = "import hydra, hydra.core.hydra_config, hydra._internal.hydra, omegaconf"
+_IMAGO = (
+    "import imago.run.fit, imago.run.train, imago.run.evaluate, imago.run.predict, matplotlib.figure, PIL.Image, "
+    "torch.utils.tensorboard; PIL.Image.init(); matplotlib.figure.Figure().savefig(os.devnull, format='png')"
+)
+
+# Each job gets a waiter between it and the server, so that the server is ready for the next one at once.
+_SERVER = """
+import json, os, runpy, signal, sys, types
+{preload}
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks for the waiters' exit codes
+print("ready", flush=True)
+for line in sys.stdin:
+    if not os.fork():
+        break
+else:
+    sys.exit()
+signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+job = json.loads(line)
+pid = os.fork()
+if pid:
+    with open(job["told"], "a", buffering=1) as told:
+        print(pid, file=told)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=told)
+    os._exit(0)
+os.setsid()
+for number, name in enumerate(("/dev/null", job["out"], job["err"])):
+    os.dup2(os.open(name, os.O_RDWR | os.O_APPEND), number)
+os.chdir(job["cwd"])
+os.environ.clear()
+os.environ.update(job["environment"])
+sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(":") if path]
+sys.argv, sys.orig_argv = job["arguments"], [sys.executable, *job["arguments"]]
+if sys.argv[0] == "-c":
+    code = sys.argv.pop(1)
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    exec(compile(code, "<string>", "exec"), vars(sys.modules["__main__"]))
+else:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class WarmProcess:
+    """A process that has been started; `pid` is also its session.
+
+    Args:
+        folder: gets what it writes to the screen (`out`, `err`) and what became of it (`told`).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pid = int(self._told(0, time.monotonic() + 60))
+
+    @property
+    def stdout(self) -> str:
+        return (self.folder / "out").read_text(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / "err").read_text(errors="replace")
+
+    @property
+    def text(self) -> str:
+        """All that it has written so far."""
+        return self.stdout + self.stderr
+
+    def wait(self, timeout_s: float = 280) -> int:
+        """Give the exit code; a negative one is the number of the signal that killed it."""
+        try:
+            return int(self._told(1, time.monotonic() + timeout_s))
+        except TimeoutError:
+            os.killpg(self.pid, signal.SIGKILL)
+            raise AssertionError(f"still running after {timeout_s} s:\n{self.text[-3000:]}") from None
+
+    def wait_for(self, text: str, timeout_s: float = 200) -> None:
+        """Wait until the screen shows `text`."""
+        end = time.monotonic() + timeout_s
+        while text not in self.text:
+            assert time.monotonic() < end, self.text[-3000:]
+            assert is_alive(self.pid), self.text[-3000:]
+            time.sleep(0.02)
+
+    def _told(self, line: int, end: float) -> str:
+        while time.monotonic() < end:
+            lines = (self.folder / "told").read_text().splitlines(keepends=True)
+            if len(lines) > line and lines[line].endswith("\n"):
+                return lines[line].strip()
+            time.sleep(0.005)
+        raise TimeoutError
+
+
+class WarmPython:
+    """Starts Python processes that have already imported what `preload` says.
+
+    Args:
+        preload: Python statements.
+    """
+
+    def __init__(self, preload: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="warm")
+        self._num_started = 0
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", _SERVER.format(preload=preload)],
+            cwd=PROJECT_ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        assert self._server.stdout is not None
+        assert self._server.stdout.readline() == b"ready\n"
+
+    def start(self, *arguments: str, cwd: Path = PROJECT_ROOT, **environment: str) -> WarmProcess:
+        """Start `python ARGUMENTS...`: a script, or `-c` and code."""
+        self._num_started += 1
+        folder = Path(self._folder.name) / str(self._num_started)
+        folder.mkdir()
+        for name in ("out", "err", "told"):
+            (folder / name).touch()
+        job = {
+            "arguments": arguments,
+            "cwd": str(cwd),
+            "environment": os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        }
+        job |= {name: str(folder / name) for name in ("out", "err", "told")}
+        assert self._server.stdin is not None
+        self._server.stdin.write((json.dumps(job) + "\n").encode())
+        self._server.stdin.flush()
+        return WarmProcess(folder)
+
+    def run(self, *arguments: str, cwd: Path = PROJECT_ROOT, **environment: str) -> subprocess.CompletedProcess:
+        """Run `python ARGUMENTS...` to its end."""
+        process = self.start(*arguments, cwd=cwd, **environment)
+        code = process.wait()
+        return subprocess.CompletedProcess(arguments, code, process.stdout, process.stderr)
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait()
+        self._folder.cleanup()
+
+
+@functools.cache
+def warm_imago() -> WarmPython:
+    """Give the one, for all tests, that has imported the commands and what they need."""
+    return WarmPython(f"{_HYDRA}; {_IMAGO}")
+
+
+@functools.cache
+def warm_hydra() -> WarmPython:
+    """Give the one, for all tests, that has imported what reading the settings needs: no torch, no imago."""
+    return WarmPython(_HYDRA)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def alive_in_session(session: int) -> list[int]:
+    """Processes that one has started and that still live."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if folder.name.isdigit() and int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(folder.name))
+    return found
+
+
+def left_over(process: WarmProcess) -> list[int]:
+    """Processes of its session that do not end within a few seconds, as those that prepare batches do."""
+    for _ in range(100):
+        if not alive_in_session(process.pid):
+            return []
+        time.sleep(0.1)
+    return alive_in_session(process.pid)
