@@ -8,6 +8,7 @@ features, from the same first weights, on the same batches, for the same epochs.
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def main() -> None:
     sides = {TAUGHT: [*student, "task=distill", f"task.teacher={teacher}"], ALONE: student}
     runs = run_sides(sides, args, "distill")
     found = difference(runs, TAUGHT, ALONE)
-    facts = {"epochs": args.epochs, "hidden_features": args.hidden_features}
+    teacher_acc = json.loads((teacher / "summary.json").read_text())["test"]["acc"]
+    facts = {"epochs": args.epochs, "hidden_features": args.hidden_features, "teacher_test_acc": teacher_acc}
     store(args.json, args, runs, **facts, sides={side: summarise(runs, side) for side in sides}, difference=found)
     print(describe_difference(found))
 

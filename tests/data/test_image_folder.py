@@ -356,7 +356,7 @@ def test_a_damaged_picture_with_a_name_that_is_not_utf_8_is_named_in_printable_t
     with open(bytes(tmp_path / "val" / "ant") + b"/caf\xe9\n.png", "wb"):
         pass
     data = module(tmp_path)
-    with pytest.raises(DataError, match=r"val/ant/caf\\udce9\\n\.png' is empty \(0 bytes\)") as caught:
+    with pytest.raises(DataError, match=r"val/ant/caf\\udce9\\n\.png is empty \(0 bytes\)") as caught:
         everything(data.val_dataloader())
     str(caught.value).encode()
 

@@ -1,7 +1,6 @@
 """The LightningDataModule of every data set: a subclass says where the pictures are, this class serves them."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 

@@ -17,7 +17,7 @@ from imago.data.augment.resized_crop import random_resized_crops
 from imago.data.augment.settings import Augment
 from imago.data.one_thread import one_intraop_thread
 from imago.data.sampling import BatchKey
-from imago.errors import DataError
+from imago.errors import DataError, printable
 from imago.images import read_image
 
 if TYPE_CHECKING:
@@ -245,11 +245,6 @@ class FileDataset(Dataset):
 
 def _taken(names: Sequence[str], indices: np.ndarray) -> tuple[str, ...]:
     return tuple(names[index] for index in indices)
-
-
-def printable(path: Path | str) -> str:
-    """Give a name that fits on one line of any screen or log: escaped where it has bytes or signs that do not."""
-    return str(path) if str(path).isprintable() else ascii(str(path))
 
 
 def _stack(squares: Iterable[np.ndarray], count: int, size: int) -> np.ndarray:

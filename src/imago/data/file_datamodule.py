@@ -16,10 +16,10 @@ from imago.data.augment.settings import Augment
 from imago.data.cache.place import PLACES, choose_store, estimate_bytes
 from imago.data.cache.store import PictureStore, build_store, open_store
 from imago.data.datamodule import Found, ImageDataModule
-from imago.data.dataset import FileDataset, LabelledFiles, printable
+from imago.data.dataset import FileDataset, LabelledFiles
 from imago.data.keyed import keyed_permutation
 from imago.data.picture_statistics import describe_pictures, shrink
-from imago.errors import ConfigError, DataError
+from imago.errors import ConfigError, DataError, printable
 from imago.images import Preprocess, resize_and_crop
 from imago.inspection.examine import examine
 from imago.machine import available_cores

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from imago.errors import printable
 from imago.inspection.checked_set import CheckedSet
 from imago.inspection.findings import Finding
 
@@ -132,11 +133,6 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Write rows; names of files that are no UTF-8 are written as they are on the disk."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
-
-
-def printable(text: str) -> str:
-    """Give a text that fits on one line of any screen: escaped where it has signs that do not."""
-    return text if text.isprintable() else ascii(text)
 
 
 def _place(checked: CheckedSet, place: int) -> tuple[str, str, str]:

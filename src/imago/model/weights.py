@@ -30,7 +30,7 @@ def local_file(weights: str) -> Path:
     """
     file = Path(weights).expanduser()
     if not file.is_file():
-        fault = "is a folder" if file.is_dir() else "does not exist"
+        fault = "names nothing" if not weights else "is a folder" if file.is_dir() else "does not exist"
         raise DataError(
             f"model.weights={weights} {fault}; give a .pth or .safetensors file, a run folder, or null to train from "
             "scratch."

@@ -307,7 +307,7 @@ def test_the_summary_counts_by_reason_with_an_example_each():
     ignored.outside.append("train/a/y.jpg")
     assert ignored.summary() == (
         "ignored 5 entries: 2 x ending .txt (e.g. train/a/notes.txt), 2 x another name of a listed file "
-        r"(e.g. 'val/c\n.jpg'), 1 x hidden name (e.g. train/.DS_Store); "
+        r"(e.g. val/c\n.jpg), 1 x hidden name (e.g. train/.DS_Store); "
         "followed 1 x link to a picture outside of the data set (e.g. train/a/y.jpg)"
     )
 

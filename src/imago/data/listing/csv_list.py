@@ -15,9 +15,9 @@ from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from imago.data.dataset import LabelledFiles, Pictures, concatenate, printable
+from imago.data.dataset import LabelledFiles, Pictures, concatenate
 from imago.data.listing.class_names import nearest_class, plain_name, refuse_unclear_names
-from imago.errors import DataError
+from imago.errors import DataError, printable
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from imago.data.dataset import LabelledArray, LabelledFiles, printable
+from imago.data.dataset import LabelledArray, LabelledFiles
 from imago.data.listing.class_names import nearest_class, plain_name, refuse_unclear_names
-from imago.errors import DataError
+from imago.errors import DataError, printable
 from imago.images import SUFFIXES, read_image
 
 log = logging.getLogger(__name__)
