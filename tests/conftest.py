@@ -60,8 +60,7 @@ def command(request: pytest.FixtureRequest) -> Callable[..., subprocess.Complete
     is_slow = request.node.get_closest_marker("slow") is not None
 
     def run(*arguments: str, **settings: Any) -> subprocess.CompletedProcess:
-        python = warm_imago() if is_slow and arguments[0] != "-c" else warm_hydra()
-        return python.run(*arguments, **settings)
+        return (warm_imago() if is_slow else warm_hydra()).run(*arguments, **settings)
 
     return run
 

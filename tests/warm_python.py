@@ -17,8 +17,9 @@ from imago.paths import PROJECT_ROOT
 
 _HYDRA = "import hydra, hydra.core.hydra_config, hydra._internal.hydra, omegaconf"
 _IMAGO = (
-    "import imago.run.fit, imago.run.train, imago.run.evaluate, imago.run.predict, matplotlib.figure, PIL.Image, "
-    "torch.utils.tensorboard; PIL.Image.init(); matplotlib.figure.Figure().savefig(os.devnull, format='png')"
+    "import imago.run.fit, imago.run.train, imago.run.evaluate, imago.run.predict, imago.run.export, onnxscript; "
+    "import matplotlib.figure, torch.utils.tensorboard, PIL.Image; PIL.Image.init(); "
+    "matplotlib.figure.Figure().savefig(os.devnull, format='png')"
 )
 
 # Each job gets a waiter between it and the server, so that the server is ready for the next one at once.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from short_runs import SHORT, summary, train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("finetuning")]  # their runs are made once
 
 
 def network(run: Path) -> dict[str, torch.Tensor]:

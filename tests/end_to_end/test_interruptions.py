@@ -12,7 +12,7 @@ from warm_runs import TINY, TWO, WarmRuns
 
 from imago.checkpoint import read_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interruptions")]  # their runs are made once
 
 # How it breaks off, in which optimizer step (epochs begin at 0, 3 and 6), with which exit code; and what else is set.
 WAYS: dict[str, tuple[str, int, tuple[str, ...]]] = {

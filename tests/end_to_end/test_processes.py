@@ -12,7 +12,7 @@ from short_runs import SHORT, summary, train
 
 from imago.paths import PROJECT_ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]  # their runs are made once
 
 TWO = (*SHORT, "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_epochs=1")
 

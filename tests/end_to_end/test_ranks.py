@@ -31,8 +31,8 @@ def broken(name: str) -> str:
         (TWO, "Raise", BUG),
         (TWO, "RaiseForUser", "rank 1: the pictures are gone."),
         (TWO, "KillRank", KILLED),
-        (SPAWN, "KillRank", KILLED),
-        (DDP, "Raise", BUG),
+        pytest.param(SPAWN, "KillRank", KILLED, marks=pytest.mark.soak),
+        pytest.param(DDP, "Raise", BUG, marks=pytest.mark.soak),
         (DDP, "KillRank", KILLED),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from short_runs import SHORT, summary, train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("recipes")]  # their runs are made once
 
 ONE_EPOCH = (*SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=6")
 

@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from short_runs import summary
+from warm_python import warm_imago
 
 from imago.artefact import OnnxClassifier
 from imago.data.shapes import draw_split
 from imago.errors import DataError
-from imago.paths import PROJECT_ROOT
 from imago.run import load_model
 from imago.run.export import _metrics, _set_up_data, _validation_pictures
 
@@ -59,8 +57,7 @@ def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     """A copy of the run after `export.py`, and what the command printed."""
     run = Path(shutil.copytree(finished_run, tmp_path_factory.mktemp("logs") / "train" / "short"))
     log_dir = run.parent.parent
-    arguments = [sys.executable, "src/export.py", f"run={run}", f"paths.log_dir={log_dir}"]
-    done = subprocess.run(arguments, cwd=PROJECT_ROOT, env=os.environ, capture_output=True, text=True, timeout=280)
+    done = warm_imago().run("src/export.py", f"run={run}", f"paths.log_dir={log_dir}")
     assert done.returncode == 0, done.stdout + done.stderr
     return run, done
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from warm_python import warm_hydra
 
 from imago.data import shapes
 from imago.errors import DataError
@@ -183,7 +184,7 @@ def test_an_exported_file_gives_the_same_labels_without_torch(run: Path, command
     found = []
     for model, prelude in ((run, ""), (run / "export" / "model.onnx", NO_TORCH)):
         arguments = [f"run={model}", f"input={tmp_path}", f"output={tmp_path / 'out.csv'}"]
-        done = command("-c", as_code(prelude, arguments))
+        done = warm_hydra().run("-c", as_code(prelude, arguments))
         assert done.returncode == 0, done.stderr
         found.append(rows(tmp_path / "out.csv"))
     assert len(found[0]) == 100
