@@ -8,13 +8,17 @@ import random
 import struct
 import warnings
 import zlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.models import get_model_weights
 
 from imago.errors import DataError
 from imago.images import Preprocess, read_image, resize_and_crop
+from imago.model.torchvision_net import TorchvisionNet
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 NOISE = Image.fromarray(PIXELS)
@@ -343,6 +347,18 @@ def test_center_equals_scaling_the_whole_picture_and_cutting_out_the_middle(shap
     top, left = (height - size) // 2, (width - size) // 2
     expected = whole[top : top + size, left : left + size]
     assert np.abs(resize_and_crop(pixels, square(size, resize)) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "swin_t"])
+def test_a_photo_is_prepared_as_torchvision_prepares_it_for_its_own_weights(name: str, real_data: Path):
+    photo = sorted((real_data / "hymenoptera_data" / "val" / "ants").glob("*.jpg"))[0]
+    theirs = get_model_weights(name).DEFAULT.transforms()(Image.open(photo).convert("RGB"))
+    record = Preprocess.from_dict(TorchvisionNet.weights_preprocess(name, "default") or {})
+    ours = (resize_and_crop(read_image(photo), record) / 255 - np.array(record.mean)) / np.array(record.std)
+    assert np.abs(ours - theirs.permute(1, 2, 0).numpy()).mean() < 0.01
+    other = "bilinear" if record.interpolation == "bicubic" else "bicubic"
+    wrong = (resize_and_crop(read_image(photo), replace(record, interpolation=other)) / 255 - 0.45) / 0.225
+    assert np.abs(wrong - theirs.permute(1, 2, 0).numpy()).mean() > 0.02
 
 
 @pytest.mark.parametrize("crop", ["center", "squash"])

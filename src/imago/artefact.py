@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from imago.errors import DataError
-from imago.images import Preprocess
+from imago.images import INTERPOLATIONS, Preprocess
 
 # N pictures, S side of a picture in pixels, K classes
 INPUT = "images"  # uint8 (N, 3, S, S), N free
@@ -176,7 +176,8 @@ def _check_class_names(names: Any) -> None:
 
 def _check_preprocess(record: Preprocess) -> None:
     is_sound = all(type(side) is int and side > 0 for side in (record.size, record.resize))
-    if not is_sound or record.resize < record.size or record.crop not in ("center", "squash"):
+    is_known = record.crop in ("center", "squash") and record.interpolation in INTERPOLATIONS
+    if not is_sound or not is_known or record.resize < record.size:
         raise ValueError(f"{PREPROCESS} is {record}")
 
 

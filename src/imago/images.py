@@ -37,6 +37,8 @@ Image.core.set_blocks_max(2)
 # Up to this size pictures stay as they are, and the network's first layer is fitted to them: one made for 224 px would
 # leave 2 x 2 places of them.
 SMALL_PX = 64
+# How a picture is scaled, always antialiased: what published weights were evaluated with.
+INTERPOLATIONS = ("bilinear", "bicubic")
 _ANIMATED = ("GIF", "WEBP", "PNG")  # TIFF and JPEG hold pages and previews instead
 _has_told_of_animation = False  # once in a process
 _ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4: how the stored rows and columns stand to the scene
@@ -61,6 +63,7 @@ class Preprocess:
         crop: "center" cuts the middle square; "squash" scales both sides to `size` and cuts nothing.
         mean: per channel (red, green, blue), of pixels scaled to [0, 1].
         std: per channel, likewise.
+        interpolation: one of `INTERPOLATIONS`; records from before there was a choice have none.
     """
 
     size: int
@@ -68,6 +71,7 @@ class Preprocess:
     crop: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    interpolation: str = "bilinear"
 
     def to_dict(self) -> dict:
         """Give plain lists and numbers, as checkpoints and JSON want them."""
@@ -119,7 +123,7 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
 
     Args:
         pixels: uint8 (H, W, 3).
-        preprocess: only `size`, `resize` and `crop` are read here; normalisation happens on the device.
+        preprocess: mean and std are not read here; normalisation happens on the device.
 
     Returns:
         uint8 (size, size, 3).
@@ -141,8 +145,8 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
         (left + size) * width / target[0],
         (top + size) * height / target[1],
     )
-    resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(resized)
+    filter_ = Image.Resampling[preprocess.interpolation.upper()]
+    return np.asarray(Image.fromarray(pixels).resize((size, size), filter_, box=box))
 
 
 def _open(data: bytes) -> Image.Image:

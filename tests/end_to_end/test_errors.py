@@ -28,6 +28,7 @@ def run_without_torch(command: Callable, *arguments: str):
         (["model=timm"], "model.name: has no value yet; type it as model.name=VALUE."),
         (["model.freeze=features.0.*"], "model.freeze=features.0.* with model.weights=null would keep random features"),
         (["model.in_channels=2"], "model.in_channels=2 is neither 3 (pictures are read as RGB) nor 1 (grey)."),
+        (["preprocess.interpolation=cubic"], "preprocess.interpolation=cubic is not one of bilinear, bicubic."),
         (["model.weights=."], "model.weights=. has no checkpoints/best.ckpt"),
         (["optimizer.head_lr_multiplier=0.0"], "optimizer.head_lr_multiplier=0.0 must be greater than 0."),
         (["optimizer.layer_lr_decay=1.5"], "optimizer.layer_lr_decay=1.5 must be above 0 and at most 1."),

@@ -100,13 +100,13 @@ def test_offline_and_not_cached_is_one_line_with_both_ways_out(monkeypatch):
 
 
 def test_preprocess_is_what_the_weights_were_evaluated_with(lcnet):
-    expected = {"size": 224, "resize": 256, "crop": "center"}
+    expected = {"size": 224, "resize": 256, "crop": "center", "interpolation": "bicubic"}
     expected |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     for weights in ("default", "ra2_in1k", str(lcnet)):
         assert TimmNet.weights_preprocess("lcnet_100", weights) == expected
     assert TimmNet.weights_preprocess("lcnet_100", None) is None
     half = TimmNet.weights_preprocess("vit_tiny_patch16_384", "default")
-    assert half == {"size": 384, "resize": 384, "crop": "center", "mean": [0.5] * 3, "std": [0.5] * 3}
+    assert half == expected | {"size": 384, "resize": 384, "mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 @pytest.mark.parametrize(

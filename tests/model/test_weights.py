@@ -310,11 +310,16 @@ def test_a_file_that_is_not_there_names_the_setting(tmp_path, place: str, fault:
 
 
 @pytest.mark.parametrize(
-    ("name", "weights", "resize"),
-    [("resnet18", "default", 256), ("resnet50", "default", 232), ("resnet50", "IMAGENET1K_V1", 256)],
+    ("name", "weights", "resize", "interpolation"),
+    [
+        ("resnet18", "default", 256, "bilinear"),
+        ("resnet50", "default", 232, "bilinear"),
+        ("resnet50", "IMAGENET1K_V1", 256, "bilinear"),
+        ("efficientnet_b0", "default", 256, "bicubic"),
+    ],
 )
-def test_preprocess_is_what_the_weights_were_evaluated_with(name: str, weights: str, resize: int):
-    expected = {"size": 224, "resize": resize, "crop": "center"} | IMAGENET
+def test_preprocess_is_what_the_weights_were_evaluated_with(name: str, weights: str, resize: int, interpolation: str):
+    expected = {"size": 224, "resize": resize, "crop": "center", "interpolation": interpolation} | IMAGENET
     assert weights_preprocess(name, weights) == expected
     assert Preprocess.from_dict(expected).to_dict() == expected
 

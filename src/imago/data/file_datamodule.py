@@ -186,7 +186,7 @@ class FileDataModule(ImageDataModule):
                 partial(limited_sides, most_px=self.decoded_px),
                 key,
             )
-        shape = {name: getattr(self.preprocess, name) for name in ("size", "resize", "crop")}
+        shape = {name: getattr(self.preprocess, name) for name in ("size", "resize", "crop", "interpolation")}
         size = self.preprocess.size
         return _Preparation(
             partial(resize_and_crop, preprocess=self.preprocess), lambda *_: (size, size), {"kind": "square", **shape}

@@ -85,10 +85,7 @@ class TimmNet(AdaptableNet):
 
     @staticmethod
     def weights_preprocess(name: str | None, weights: str | None) -> dict[str, Any] | None:
-        """Give the record of `imago.images.Preprocess` that the weights were evaluated with.
-
-        As in `TorchvisionNet`; ours is bilinear, where many of timm's networks were evaluated with bicubic.
-        """
+        """Give the record of `imago.images.Preprocess` that the weights were evaluated with, as in `TorchvisionNet`."""
         check_name(str(name))
         if weights is None:
             return None
@@ -99,6 +96,7 @@ class TimmNet(AdaptableNet):
         size = asked.input_size[-1]
         crop = "squash" if asked.crop_mode == "squash" else "center"
         sides = {"size": size, "resize": floor(size / asked.crop_pct), "crop": crop}  # floor: timm's own rounding
+        sides["interpolation"] = asked.interpolation
         return sides | {"mean": list(asked.mean), "std": list(asked.std)}
 
     def logits(self, images: Tensor) -> Tensor:

@@ -84,15 +84,14 @@ class TorchvisionNet(AdaptableNet):
         """Tell how pictures were prepared when these weights were evaluated: the record of `imago.images.Preprocess`.
 
         For a local file, unless it is a checkpoint with a record of its own, it is that of the network's default
-        weights, which torchvision's own files share. The record knows no interpolation: ours is bilinear, where
-        torchvision's EfficientNets were evaluated with bicubic.
+        weights, which torchvision's own files share.
 
         Args:
             name: of the network, as torchvision spells it.
             weights: as in `find_weights`.
 
         Returns:
-            size, resize (pixels), crop, mean and std (of pixels in [0, 1]); None for weights=None.
+            size, resize (pixels), crop, interpolation, mean and std (of pixels in [0, 1]); None for weights=None.
         """
         check_name(str(name))
         if weights is None:
@@ -102,6 +101,7 @@ class TorchvisionNet(AdaptableNet):
             return record
         asked = (entry or models.get_model_weights(name).DEFAULT).transforms()
         sides = {"size": asked.crop_size[0], "resize": asked.resize_size[0], "crop": "center"}
+        sides["interpolation"] = asked.interpolation.value
         return sides | {"mean": list(asked.mean), "std": list(asked.std)}
 
     def logits(self, images: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from imago.images import Preprocess
 from imago.run.settings.preprocess import decide_preprocess
 
-NOTHING = dict.fromkeys(("size", "resize", "crop", "mean", "std"))
+NOTHING = dict.fromkeys(("size", "resize", "crop", "interpolation", "mean", "std"))
 IMAGENET = {"size": 224, "resize": 256, "crop": "center", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+IMAGENET["interpolation"] = "bicubic"
 SMALL = Preprocess(32, 32, "center", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 LARGE = Preprocess(200, 250, "center", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
@@ -29,7 +30,7 @@ def test_small_pictures_keep_their_size_and_take_the_weights_mean_and_std():
 def test_weights_of_small_pictures_decide_everything_for_small_ones():
     of_a_run = {"size": 28, "resize": 30, "crop": "center", "mean": [0.5] * 3, "std": [0.2] * 3}
     record, origin = decide_preprocess(NOTHING, of_a_run, SMALL)
-    assert record.to_dict() == of_a_run
+    assert record.to_dict() == of_a_run | {"interpolation": "bilinear"}, "as a record without one meant it"
     assert origin == "all from the pretrained weights"
 
 

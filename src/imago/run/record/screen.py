@@ -60,7 +60,8 @@ def describe(preprocess: Preprocess) -> str:
     if preprocess.crop == "center" and preprocess.resize != size:
         cut = f"shorter side to {preprocess.resize} px, middle {size} px"
     mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (preprocess.mean, preprocess.std))
-    return f"{cut}, mean {mean}, std {std}"
+    by = "" if preprocess.interpolation == "bilinear" else f" ({preprocess.interpolation})"
+    return f"{cut}{by}, mean {mean}, std {std}"
 
 
 def describe_tta(tta: str) -> str:

@@ -8,6 +8,7 @@ from math import inf
 from omegaconf import DictConfig, ListConfig
 
 from imago.errors import ConfigError
+from imago.images import INTERPOLATIONS
 from imago.schedule.duration import duration_in_steps
 
 TTA = ("none", "flip", "flip_shift")  # what `imago.task.views` knows
@@ -161,6 +162,8 @@ def _preprocess_problems(cfg: DictConfig) -> list[str]:
         problems.append(f"preprocess.resize={resize} must be at least preprocess.size={size}.")
     if crop not in (None, "center", "squash"):
         problems.append(f"preprocess.crop={crop} is not one of center, squash.")
+    if (interpolation := cfg.preprocess.interpolation) not in (None, *INTERPOLATIONS):
+        problems.append(f"preprocess.interpolation={interpolation} is not one of {', '.join(INTERPOLATIONS)}.")
     for name in ("mean", "std"):
         values = cfg.preprocess[name]
         if values is not None and len(values) != 3:

@@ -5,7 +5,7 @@ from typing import Any
 
 from imago.images import SMALL_PX, Preprocess
 
-_SHAPE, _STATISTICS = ("size", "resize", "crop"), ("mean", "std")
+_SHAPE, _STATISTICS = ("size", "resize", "crop", "interpolation"), ("mean", "std")
 
 
 def decide_preprocess(
@@ -27,9 +27,9 @@ def decide_preprocess(
     base = data.to_dict()
     if weights:
         kept = _STATISTICS if data.size <= SMALL_PX < weights["size"] else (*_SHAPE, *_STATISTICS)
-        base |= {name: weights[name] for name in kept}
+        base |= {name: weights[name] for name in kept if name in weights}
         if set(kept) - chosen.keys():
-            origins.append(f"{'all' if len(kept) == 5 else 'mean and std'} from the pretrained weights")
+            origins.append(f"{'mean and std' if kept is _STATISTICS else 'all'} from the pretrained weights")
     if "size" in chosen and "resize" not in chosen:
         chosen["resize"] = round(base["resize"] * chosen["size"] / base["size"])
     if not weights or data.size <= SMALL_PX < weights["size"]:
