@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from imago.data.loader import BatchLoader
+from imago.data.loader import BatchLoader, _outlive_signals
 from imago.errors import DataError
 
 
@@ -56,6 +56,14 @@ def test_a_loader_can_be_used_again_after_an_error(num_workers: int):
     for _ in range(2):
         with pytest.raises(DataError, match="seven"):
             list(own)
+
+
+def test_a_worker_whose_parent_is_killed_while_it_starts_leaves(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    worker = multiprocessing.get_context("fork").Process(target=lambda: (_outlive_signals(0), os._exit(3)))
+    worker.start()
+    worker.join(20)
+    assert worker.exitcode == 0
 
 
 def _ranks_part() -> None:

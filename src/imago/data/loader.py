@@ -71,11 +71,14 @@ def _outlive_signals(worker: int) -> None:
     A terminal, `timeout`, SLURM and service managers signal all processes of a job at once. SIGTERM is also how
     the main process ends its workers, so the sender decides, which only Linux tells.
     """
+    parent: Any = multiprocessing.parent_process()
+    if os.getppid() != parent.pid:  # killed before this one could see it: torch would take its heir for it
+        os._exit(0)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_leave_when_parent_says, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_leave_when_parent_says, args=(parent.pid,), daemon=True).start()
 
 
 def _leave_when_parent_says(parent: int) -> None:
