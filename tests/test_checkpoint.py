@@ -187,3 +187,10 @@ def test_a_refusal_is_one_plain_line_that_does_not_teach_how_to_run_the_code(pat
     assert "\n" not in message
     assert "\x1b" not in message
     assert "can still be loaded" not in message
+
+
+@pytest.mark.parametrize("origin", [3, None, {}, {"schema": "x"}])
+def test_a_file_that_only_looks_like_ours_is_refused_in_one_line(origin, tmp_path: Path):
+    torch.save({"imago": origin}, tmp_path / "last.ckpt")
+    with pytest.raises(DataError, match="is not a checkpoint of this project"):
+        read_checkpoint(tmp_path / "last.ckpt")

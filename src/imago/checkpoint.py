@@ -197,8 +197,9 @@ def _load(path: Path, map_location: Any | None) -> dict[str, Any]:
         ) from error
     except (RuntimeError, ValueError) as error:
         raise DataError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if not isinstance(checkpoint, dict) or "imago" not in checkpoint:
+    origin = checkpoint.get("imago") if isinstance(checkpoint, dict) else None
+    if not isinstance(origin, dict) or not isinstance(origin.get("schema"), int):
         raise DataError(f"{path} is not a checkpoint of this project.")
-    if checkpoint["imago"]["schema"] > SCHEMA:
+    if origin["schema"] > SCHEMA:
         raise DataError(f"{path} was written by a later version of imago; bring this checkout up to date.")
     return checkpoint

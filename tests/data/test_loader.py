@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from imago.data.loader import BatchLoader
+from imago.data.loader import BatchLoader, _outlive_signals
 from imago.errors import DataError
 
 
@@ -48,6 +48,41 @@ def test_the_error_in_place_of_a_batch_is_raised_here_and_ends_the_workers(num_w
     with pytest.raises(DataError, match="seven"):
         list(loader(range(12), num_workers))
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_can_be_used_again_after_an_error(num_workers: int):
+    own = loader([1, 7], num_workers)
+    for _ in range(2):
+        with pytest.raises(DataError, match="seven"):
+            list(own)
+
+
+def test_a_worker_whose_parent_is_killed_while_it_starts_leaves(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    worker = multiprocessing.get_context("fork").Process(target=lambda: (_outlive_signals(0), os._exit(3)))
+    worker.start()
+    worker.join(20)
+    assert worker.exitcode == 0
+
+
+def _ranks_part() -> None:
+    own = loader(range(2))
+    batches = iter(own)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGSTOP)
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.1  # else torch waits five seconds for it to leave
+    own._iterator = None
+
+
+def test_a_worker_that_hears_nothing_does_not_hold_a_forked_rank():
+    rank = multiprocessing.get_context("fork").Process(target=_ranks_part)
+    rank.start()
+    rank.join(30)
+    is_held = rank.is_alive()
+    rank.kill()
+    assert not is_held
 
 
 STUCK = """

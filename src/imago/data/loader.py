@@ -1,11 +1,11 @@
 """torch's loader as every split has it: whole batches, errors told here, and workers that outlive a signal to all."""
 
-import atexit
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing.util import Finalize
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +37,8 @@ class BatchLoader(DataLoader):
             timeout=WORKER_TIMEOUT_S if num_workers else 0,
             worker_init_fn=_outlive_signals,
         )
+        # Neither `atexit` nor what was registered before a fork is heard in a rank that was forked or spawned.
+        Finalize(None, _kill_stuck_workers, exitpriority=100)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own iterator class
         return map(self._checked, super().__iter__())
@@ -47,6 +49,7 @@ class BatchLoader(DataLoader):
         workers: Any = self._iterator  # torch keeps them here; None without
         if workers is not None:
             workers._shutdown_workers()  # the error keeps this object alive, and with it its processes
+            self._iterator = None  # whoever goes on with this loader gets new ones
         raise batch
 
 
@@ -68,11 +71,14 @@ def _outlive_signals(worker: int) -> None:
     A terminal, `timeout`, SLURM and service managers signal all processes of a job at once. SIGTERM is also how
     the main process ends its workers, so the sender decides, which only Linux tells.
     """
+    parent: Any = multiprocessing.parent_process()
+    if os.getppid() != parent.pid:  # killed before this one could see it: torch would take its heir for it
+        os._exit(0)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_leave_when_parent_says, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_leave_when_parent_says, args=(parent.pid,), daemon=True).start()
 
 
 def _leave_when_parent_says(parent: int) -> None:
@@ -81,7 +87,6 @@ def _leave_when_parent_says(parent: int) -> None:
     os._exit(0)
 
 
-@atexit.register
 def _kill_stuck_workers() -> None:
     """End workers that are too stuck to hear SIGTERM, which `multiprocessing` would wait for without end."""
     for process in multiprocessing.active_children():

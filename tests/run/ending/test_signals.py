@@ -21,11 +21,9 @@ def send(number: int) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_ignored():
-    """Let Ctrl-C through, which a script in the background ignores, and SIGHUP, which nohup does."""
-    old = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
-        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-    }
+    """Let Ctrl-C through, which a script in the background ignores, and SIGHUP, which nohup does; put all back."""
+    old = {number: signal.signal(number, signal.SIG_DFL) for number in NUMBERS}
+    old[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in old.items():
         signal.signal(number, handler)
@@ -72,6 +70,13 @@ def test_the_handlers_are_put_back():
     with Signals().caught():
         assert [signal.getsignal(number) for number in NUMBERS] != before
     assert [signal.getsignal(number) for number in NUMBERS] == before
+
+
+@pytest.mark.parametrize("number", [*NUMBERS, signal.SIGINT])
+def test_the_same_signal_once_more_does_not_break_into_leaving(number: int):
+    with pytest.raises((Stopped, KeyboardInterrupt)), Signals().caught():
+        send(number)
+    send(number)
 
 
 def test_a_job_in_the_background_goes_on_ignoring_ctrl_c():

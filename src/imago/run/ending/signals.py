@@ -40,13 +40,16 @@ class Signals:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Handle the signals within, and put the handlers back after."""
+        """Handle the signals within, and put the handlers back after, unless one has come.
+
+        Then the process is about to leave, and the same one once more must not break into that.
+        """
         old = {number: signal.getsignal(number) for number in _SIGNALS}
         self.install()
         try:
             yield
         finally:
-            if threading.current_thread() is threading.main_thread():
+            if self.received is None and threading.current_thread() is threading.main_thread():
                 for number, handler in old.items():
                     if handler is not None:
                         signal.signal(number, handler)
