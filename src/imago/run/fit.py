@@ -35,6 +35,7 @@ from imago.run.settings.preprocess import decide_preprocess
 from imago.run.teaching import load_run, prepare_teacher
 from imago.targets import build, find_target
 from imago.task.classify import ClassifyTask
+from imago.task.optimization import check_optimization
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def set_up(cfg: DictConfig, folder: RunFolder) -> Parts:
     precision, precision_note = choose_precision(str(cfg.trainer.precision), cfg.trainer.accelerator)
     if cfg.compile:
         check_compile()
+    check_optimization(_plain(cfg.optimizer), cfg.schedule, cfg.extra_targets)
     run = load_run(cfg)
     seed_everything(cfg.seed, verbose=False)  # the first weights; everything later is keyed
     network = find_target(cfg.model._target_)
