@@ -55,11 +55,13 @@ def test_another_class_shows_by_its_short_name_and_a_key_that_one_lacks_is_empty
 
 
 def test_a_network_chosen_by_name_is_called_by_it(tmp_path: Path):
-    make_run(tmp_path / "a", config={"model": {"_target_": "imago.model.x.TorchvisionNet", "name": "resnet18"}})
-    make_run(tmp_path / "b")
+    chosen = {"_target_": "imago.model.x.TorchvisionNet", "name": "resnet18"}
+    own = {"_target_": "imago.model.simple_cnn.SimpleCNN"}
+    for name, model in (("a", chosen), ("b", own)):
+        make_run(tmp_path / name, config={"model": model, "task": {"net": model}})
     runs = load_runs(tmp_path).sort_values("run")
     assert runs["model"].tolist() == ["resnet18", "SimpleCNN"]
-    assert "model.name" not in runs.columns
+    assert setting_names(runs) == ["model"]  # neither its name nor the task's copy of it
 
 
 def test_lists_are_settings_too(tmp_path: Path):

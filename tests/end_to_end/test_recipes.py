@@ -123,10 +123,17 @@ def test_tune_suggests_a_learning_rate_and_trains_nothing(tmp_path: Path):
     [
         (["optimizer._target_=torch.optim.NAdam"], "optimizer: torch.optim.NAdam takes no 'fused'"),
         (["optimizer=sgd", "optimizer.momentum=0.0"], "optimizer: Nesterov momentum requires a momentum"),
+        (["optimizer=torch", "optimizer._target_=torch.optim.Nope"], "optimizer: _target_=torch.optim.Nope: there is"),
+        (["optimizer=torch", "optimizer._target_=torch.optim.adamw"], "optimizer: _target_=torch.optim.adamw is not"),
+        (["schedule._target_=imago.schedule.nope.Nope"], "schedule._target_=imago.schedule.nope.Nope: there is no"),
+        (["+schedule.warmth=1"], "schedule: imago.schedule.warmup_cosine.WarmupCosine takes no 'warmth'"),
     ],
 )
-def test_a_setting_that_the_optimizer_does_not_take_is_one_line(tmp_path: Path, settings: list[str], text: str):
+def test_what_optimizer_and_schedule_do_not_take_is_one_line_before_data_is_read(
+    tmp_path: Path, settings: list[str], text: str
+):
     done = train(tmp_path, *ONE_EPOCH, *settings, check=False)
+    assert "run folder" not in done.stdout  # of the start table, which tells what was read
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {text}"), done.stderr
     assert done.stderr.count("\n") == 1

@@ -60,6 +60,16 @@ def test_features_are_what_the_last_linear_layer_sees():
     assert not net[3]._forward_pre_hooks
 
 
-def test_a_network_without_a_linear_layer_has_no_features():
-    with pytest.raises(ValueError, match="Identity has no linear layer"):
+def test_features_of_a_network_that_ends_in_a_convolution_are_means_over_its_places():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = Classifier(net, ["a", "b"], PREPROCESS)
+    images = torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8)
+    features = model.features(images)
+    assert features.shape == (3, 5)
+    torch.testing.assert_close(net[2](features[:, :, None, None])[:, :, 0, 0], model(images))
+
+
+def test_a_network_without_layers_has_no_features():
+    with pytest.raises(ValueError, match="Identity has no linear layer or convolution"):
         Classifier(nn.Identity(), ["a"], PREPROCESS).features(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from short_runs import summary
 from sklearn import metrics as sk
@@ -216,6 +218,26 @@ def test_every_picture_of_other_data_is_seen_with_split_all(run: Path, evaluate:
 
 
 @pytest.mark.slow
+def test_the_pictures_of_the_run_are_its_own_however_their_folder_is_typed(
+    run: Path, evaluate: Callable, tmp_path: Path
+):
+    root = Path(OmegaConf.load(run / "config.yaml").data.root)
+    (tmp_path / "link").symlink_to(root)
+    for typed in (os.path.relpath(root), f"{root}/../{root.name}", tmp_path / "link"):
+        printed = evaluate(f"run={run}", "data=shapes", f"data.root={typed}", "split=all", returncode=2)
+        assert "split=all would count the pictures that the run was trained on; give other data" in printed
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_told_before_any_data_is_read(run: Path, evaluate: Callable, tmp_path: Path):
+    damaged = shutil.copytree(run, tmp_path / "damaged")
+    file = damaged / "checkpoints" / "best.ckpt"
+    file.write_bytes(file.read_bytes()[:1000])
+    printed = evaluate(f"run={damaged}", "data=image_folder", f"data.root={tmp_path / 'nowhere'}", returncode=2)
+    assert f"{file} is truncated or no checkpoint (1000 bytes)." in printed
+
+
+@pytest.mark.slow
 def test_probabilities_are_calibrated_and_a_checkpoint_without_a_temperature_can_get_one(
     run: Path, evaluate: Callable, tmp_path: Path
 ):
@@ -391,6 +413,8 @@ def test_a_checkpoint_of_a_run_is_found_by_word_name_or_path(tmp_path: Path):
     assert run_folder(tmp_path / "alone.onnx") is None
     with pytest.raises(ConfigError, match=r"^run=.*/run has no checkpoints/last.ckpt; it has best, epoch=3\.$"):
         find_model(str(run), "last", "auto")
+    with pytest.raises(ConfigError, match=r"^run=.*/run has no checkpoint /no/such\.ckpt; it has best, epoch=3\.$"):
+        find_model(str(run), "/no/such.ckpt", "auto")
     with pytest.raises(ConfigError, match="accelerator=gpu: run=.* is an ONNX file"):
         find_model(str(tmp_path / "x.onnx"), "best", "gpu")
 

@@ -1,13 +1,16 @@
 """What a run builds: a network whose first weights come from pictures sees the training pictures of this run."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import seed_everything
 from torch import Tensor
 
-from imago.run.fit import build_data, build_task
+from imago.errors import DataError
+from imago.run.fit import build_data, build_task, set_up
+from imago.run.record.folder import RunFolder
 
 
 @pytest.fixture
@@ -33,3 +36,11 @@ def test_the_first_filters_come_from_the_first_training_batch(first_filters: Cal
 def test_a_resumed_run_leaves_them_to_the_checkpoint(first_filters: Callable):
     filters = first_filters("resume=somewhere")
     assert not torch.allclose(filters[:12], -filters[12:])
+
+
+def test_a_damaged_file_of_weights_is_told_before_any_data_is_read(compose: Callable, tmp_path: Path):
+    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut short")
+    nowhere = ("data=image_folder", f"data.root={tmp_path / 'nowhere'}")
+    cfg = compose(*nowhere, f"model.weights={tmp_path / 'cut.pth'}")
+    with pytest.raises(DataError, match=r"cut\.pth is no file of weights"):
+        set_up(cfg, RunFolder(tmp_path / "run", tmp_path))

@@ -11,6 +11,7 @@ import numpy as np
 
 from imago.analysis.calibration import Reliability
 from imago.analysis.evaluation import Evaluation, read_picture, saved_pictures
+from imago.analysis.fonts import lend_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,6 +51,7 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
     axes.set_title(title, fontsize=max(11, side), parse_math=False)
     if num_classes <= _MAX_NUMBERED:
         _write_counts(axes, confusion, shares, cell_inch)
+    lend_fonts(figure)
     return figure
 
 
@@ -62,7 +64,7 @@ def save_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
 def save_figure(figure: "Figure", path: Path, **settings: Any) -> None:
     """Write a figure as a PNG file; `settings` are those of matplotlib's `savefig`."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for a sign the font lacks
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for a sign that no font has
         figure.savefig(path, format="png", **settings)
 
 
@@ -118,6 +120,7 @@ def draw_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, n
         taken, true = evaluation.class_names[evaluation.predicted[row]], evaluation.class_names[evaluation.labels[row]]
         title = f"{_shortened(taken)} {evaluation.probability[row]:.0%}\nin truth {_shortened(true)}"
         axes.set_title(title, fontsize=8, parse_math=False)
+    lend_fonts(figure)
     return figure
 
 
@@ -140,6 +143,7 @@ def draw_explanation(picture: np.ndarray, heat: np.ndarray, title: str) -> "Figu
     for axes in (plain, covered):
         axes.set_axis_off()
     figure.suptitle(title, fontsize=11, parse_math=False)
+    lend_fonts(figure)
     return figure
 
 

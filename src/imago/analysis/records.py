@@ -128,7 +128,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise DataError(f"{file} is damaged: it holds no settings")
     flat = _flatten(config)
-    flat["model"] = flat.pop("model.name", None) or flat.get("model")  # one class builds resnet18, resnet50, ...
+    for network in ("model", "task.net"):  # its copy, see `differing`
+        if name := flat.pop(f"{network}.name", None):
+            flat[network] = name  # one class builds resnet18, resnet50, ...
     return flat
 
 

@@ -41,18 +41,22 @@ class Classifier(nn.Module):
         return (self(images) / self.calibration_temperature).softmax(dim=1)
 
     def features(self, images: Tensor) -> Tensor:
-        """Map uint8 pictures (N, 3, size, size) to what the last linear layer sees of them, (N, D).
+        """Map uint8 pictures (N, 3, size, size) to what the head sees of them, (N, D).
+
+        The head is the last linear layer, or else, as in SqueezeNet, the last convolution: then what it sees is the
+        mean over the places of the picture.
 
         Raises:
-            ValueError: if the network has no linear layer.
+            ValueError: if the network has neither.
         """
-        heads = [layer for layer in self.net.modules() if isinstance(layer, nn.Linear)]
+        kinds = (nn.Linear, nn.Conv2d)
+        heads = [layer for kind in kinds for layer in reversed(list(self.net.modules())) if isinstance(layer, kind)]
         if not heads:
-            raise ValueError(f"{type(self.net).__name__} has no linear layer whose input would be the features.")
+            raise ValueError(f"{type(self.net).__name__} has no linear layer or convolution, whose input is features.")
         seen: list[Tensor] = []
-        hook = heads[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        hook = heads[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
             self(images)
         finally:
             hook.remove()
-        return seen[0]
+        return seen[0].mean(dim=(2, 3)) if isinstance(heads[0], nn.Conv2d) else seen[0]

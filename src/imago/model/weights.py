@@ -124,7 +124,7 @@ def _load(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way
-        told = str(error).partition("\n")[0]
+        told = re.split(r"\n|\. ", str(error))[0]  # torch's first sentence; it goes on about itself
         reason = f"{type(error).__name__}: {told}"  # "101" alone would tell nobody anything
         raise DataError(
             f"model.weights: {file} is no file of weights ({reason}); give a state_dict in a .pth."

@@ -1,6 +1,7 @@
 """`eval.py`: a trained network over the val or test pictures, as numbers, tables and figures."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _MAX_LISTED = 20  # classes that fit on a screen; of more, the weakest are shown
 _CONFIG = "config.yaml"
 _SOURCE = ("_target_", "root", "list_file", "name")  # data settings that say where the pictures come from
+_PATHS = ("root", "list_file")  # those that can be typed in several ways
 
 
 def evaluate(cfg: DictConfig) -> float:
@@ -47,12 +49,13 @@ def evaluate(cfg: DictConfig) -> float:
     logging.basicConfig(stream=sys.stdout, format="%(message)s")  # what the data set has to tell
     logging.getLogger("imago").setLevel(logging.INFO)
 
-    # Torch is loaded only now, when nothing is left to refuse.
+    # Torch is loaded only now; a damaged file is told before data are read. What is to be calibrated is loaded after.
+    predictor = None if cfg.calibrate else _load(cfg, file)
     data: ImageDataModule = build(settings, extra_targets=cfg.extra_targets)
     data.set_up_data()
     if cfg.calibrate:
         calibrate(file, validate(file, data, cfg.extra_targets, cfg.accelerator, cfg.tta), cfg.tta)
-    predictor = load_predictor(file, extra_targets=cfg.extra_targets, accelerator=cfg.accelerator, tta=cfg.tta)
+    predictor = predictor or _load(cfg, file)
     data.preprocess = predictor.preprocess
     make_writable(folder, "output=DIR")
     result = run_split(predictor, data, cfg.split, match_classes(data.class_names, predictor.class_names))
@@ -63,6 +66,10 @@ def evaluate(cfg: DictConfig) -> float:
     for note in _notes(cfg, data, run, settings, facts["data_fingerprint"]):
         print(f"note: {note}")
     return metrics["acc"]
+
+
+def _load(cfg: DictConfig, file: Path) -> Predictor:
+    return load_predictor(file, extra_targets=cfg.extra_targets, accelerator=cfg.accelerator, tta=cfg.tta)
 
 
 def _check_settings(cfg: DictConfig) -> None:
@@ -113,7 +120,12 @@ def _saved_settings(file: Path) -> dict[str, Any]:
 def _is_own(run: Path, settings: Mapping[str, Any]) -> bool:
     """Whether these are the data settings of the run, as far as they say which pictures there are."""
     own = _saved_settings(run / _CONFIG).get("data") or {}
-    return all(own.get(key) == settings.get(key) for key in _SOURCE)
+    return all(_source(own, key) == _source(settings, key) for key in _SOURCE)
+
+
+def _source(settings: Mapping[str, Any], key: str) -> Any:
+    value = settings.get(key)
+    return os.path.realpath(value) if value and key in _PATHS else value
 
 
 def _facts(

@@ -21,6 +21,7 @@ from imago.checkpoint import AtomicCheckpointIO, check_plain
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
 from imago.model.classifier import Classifier
+from imago.model.weights import read_weights
 from imago.run.ending.forked import tell_callbacks_in_ranks
 from imago.run.ending.stop import StopAtStep
 from imago.run.load import check_continues, checkpoint_path
@@ -32,9 +33,10 @@ from imago.run.record.screen import end_lines, short_path, start_table
 from imago.run.settings.devices import check_batch_size, count_devices, share_cores
 from imago.run.settings.fast_path import check_compile, choose_precision
 from imago.run.settings.preprocess import decide_preprocess
-from imago.run.teaching import load_run, prepare_teacher
+from imago.run.trained.teaching import load_run, prepare_teacher
 from imago.targets import build, find_target
 from imago.task.classify import ClassifyTask
+from imago.task.optimization import check_optimization
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +88,14 @@ def set_up(cfg: DictConfig, folder: RunFolder) -> Parts:
     precision, precision_note = choose_precision(str(cfg.trainer.precision), cfg.trainer.accelerator)
     if cfg.compile:
         check_compile()
+    check_optimization(_plain(cfg.optimizer), cfg.schedule, cfg.extra_targets)
     run = load_run(cfg)
     seed_everything(cfg.seed, verbose=False)  # the first weights; everything later is keyed
     network = find_target(cfg.model._target_)
     if cfg.resume is None and "weights" in cfg.model and hasattr(network, "find_weights"):
-        network.find_weights(cfg.model.get("name"), cfg.model.weights)  # told before an hour goes into reading data
+        file = network.find_weights(cfg.model.get("name"), cfg.model.weights)
+        if file is not None:
+            read_weights(file)  # a damaged one is told before an hour goes into reading data
     data, preprocess_note = build_data(cfg)
     task = build_task(cfg, data, run)
     check_plain(task.hparams)

@@ -210,7 +210,8 @@ def checkpoint_path(path: Path, name: str = "best") -> Path:
             return file
     others = ", ".join(sorted(file.stem for file in folder.glob("*.ckpt")))
     reason = f"it has {others}." if others else "it is no run folder, or the run has not saved yet."
-    raise DataError(f"{path} has no checkpoints/{name.removesuffix('.ckpt')}.ckpt; {reason}")
+    wanted = f"checkpoint {name}" if "/" in name else f"checkpoints/{name.removesuffix('.ckpt')}.ckpt"
+    raise DataError(f"{path} has no {wanted}; {reason}")
 
 
 def find_model(run: str | None, ckpt: str | None, accelerator: str) -> Path:

@@ -19,7 +19,7 @@ from imago.run.record.lock import held
 from imago.run.settings.checks import check_settings
 from imago.run.settings.overrides import quoted
 from imago.run.settings.resume import refuse_other_run
-from imago.run.teaching import settle_teacher
+from imago.run.trained.teaching import settle_teacher
 
 
 def train(cfg: DictConfig) -> float:

@@ -12,9 +12,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from imago.errors import ConfigError, DivergedError
-from imago.optimizer.groups import parameter_groups
+from imago.errors import DivergedError
 from imago.targets import build
+from imago.task.optimization import build_optimizer, build_schedule
 from imago.task.score import Score, count_right
 from imago.task.views import mean_over_views
 
@@ -116,25 +116,11 @@ class ClassifyTask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over the decay groups and the schedule over the steps of the whole run."""
-        settings = dict(self.hparams["optimizer"])
-        shares = {key: settings.pop(key) for key in ("head_lr_multiplier", "layer_lr_decay") if key in settings}
-        groups = parameter_groups(self.net, settings.get("weight_decay", 0.0), settings.get("lr"), **shares)
-        try:
-            optimizer = build(settings, groups, extra_targets=self.extra_targets)
-        except ConfigError as error:
-            raise ConfigError(f"optimizer: {error} To take a setting out, type ~optimizer.KEY.") from error
-        except ValueError as error:  # torch's own word on its settings
-            raise ConfigError(f"optimizer: {str(error).rstrip('.')}; configs/optimizer lists others.") from error
+        optimizer = build_optimizer(self.hparams["optimizer"], self.net, self.extra_targets)
         epochs = self.trainer.max_epochs or 1
         # Asking the Trainer makes it build the loaders, which on a resumed run is before it knows where to go on.
         steps_per_epoch = self.steps_per_epoch or int(self.trainer.estimated_stepping_batches) // epochs
-        schedule = build(
-            self.hparams["schedule"],
-            optimizer,
-            extra_targets=self.extra_targets,
-            total_steps=steps_per_epoch * epochs,
-            steps_per_epoch=steps_per_epoch,
-        )
+        schedule = build_schedule(self.hparams["schedule"], optimizer, epochs, steps_per_epoch, self.extra_targets)
         facts: Any = {"scheduler": schedule, "interval": "step", "reduce_on_plateau": False}  # see `_tell_schedule`
         return {"optimizer": optimizer, "lr_scheduler": facts}
 

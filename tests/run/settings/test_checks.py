@@ -35,6 +35,14 @@ TWO_LENGTHS = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: give one of 
             ["task=distill", "+model@task.teacher=resnet18", "task.teacher.weights=null"],
             "task.teacher.weights=null: a network from scratch has nothing to teach",
         ),
+        (
+            ["callbacks=[default,backbone_finetuning]"],
+            "callbacks.backbone_finetuning with model.weights=null would keep random features as they are.",
+        ),
+        (
+            ["callbacks=[default,backbone_finetuning]", "model=resnet18", "model.freeze=backbone"],
+            "model.freeze=backbone and callbacks.backbone_finetuning exclude one another",
+        ),
         (["trainer.gradient_clip_val=0.0"], "trainer.gradient_clip_val=0.0 must be greater than 0"),
         (["trainer.gradient_clip_val=1.0", "trainer.precision=16-mixed"], "needs optimizer.fused=false"),
     ],
@@ -55,6 +63,8 @@ def test_a_setting_that_cannot_work_is_one_line(compose: Callable, settings: lis
         ["trainer.limit_val_batches=0"],
         ["callbacks=[default,ema,early_stopping]", "tta=flip", "tune=lr"],
         ["task=distill", "task.teacher=x", "task.alpha=1.0"],
+        ["callbacks=[default,backbone_finetuning]", "model=resnet18"],
+        ["callbacks=[default,backbone_finetuning]", "~model.weights"],
     ],
 )
 def test_settings_that_work_pass(compose: Callable, settings: list[str]):

@@ -55,6 +55,12 @@ def test_the_table_shows_all_classes_of_a_picture_without_an_answer():
     assert lines[2].split() == [r"a\nb.png", "(not", "sure)", "75.00%", "a", "75.0%,", "b", "25.0%"]
 
 
+def test_the_only_class_of_a_picture_without_an_answer_stands_below_a_heading():
+    heading, sure, unsure = table([Prediction(Path("x.png"), ("a",), (0.75,), answer) for answer in ("a", None)])
+    assert heading.endswith("   then")
+    assert (sure.split()[1:], unsure.split()[-2:]) == (["a", "75.00%"], ["a", "75.0%"])
+
+
 def test_of_many_pictures_the_table_shows_the_first_twenty():
     lines = list(table([prediction(f"{number}.png") for number in range(30)]))
     assert len(lines) == 22

@@ -174,9 +174,7 @@ def _preprocess_problems(cfg: DictConfig) -> list[str]:
 
 
 def _model_problems(cfg: DictConfig) -> list[str]:
-    if cfg.model.get("freeze") not in (None, "none") and cfg.model.get("weights") is None:
-        return [f"model.freeze={cfg.model.freeze} with model.weights=null would keep random features as they are."]
-    problems = []
+    problems = _freezing_problems(cfg)
     if cfg.model.get("in_channels", 3) not in (1, 3):
         problems.append(
             f"model.in_channels={cfg.model.in_channels} is neither 3 (pictures are read as RGB) nor 1 (grey)."
@@ -192,6 +190,19 @@ def _model_problems(cfg: DictConfig) -> list[str]:
         if value is not None and not 0 <= value < 1:
             problems.append(f"{key}={value} must be at least 0 and below 1.")
     return problems
+
+
+def _freezing_problems(cfg: DictConfig) -> list[str]:
+    freeze = cfg.model.get("freeze")
+    settings = [] if freeze in (None, "none") else [f"model.freeze={freeze}"]
+    settings += [
+        f"callbacks.{name}"
+        for name, part in cfg.callbacks.items()
+        if part is not None and str(part.get("_target_")).endswith(".BackboneFinetuning")
+    ]
+    if "weights" in cfg.model and cfg.model.weights is None:  # a network of the user's own may have some all the same
+        return [f"{setting} with model.weights=null would keep random features as they are." for setting in settings]
+    return [] if len(settings) < 2 else [f"{settings[0]} and {settings[1]} exclude one another; take one."]
 
 
 def _name_problems(cfg: DictConfig) -> list[str]:

@@ -63,5 +63,5 @@ class Explainer:
                 save_figure(draw_explanation(square, heat, title), self.folder / name)
         except OSError as error:
             raise DataError(
-                f"{self.folder} cannot be written: {error.strerror}; name another file, output=."
+                f"{self.folder} cannot be written: {error.strerror}; name another file, output=FILE.csv."
             ) from error

@@ -84,7 +84,7 @@ def table(predictions: Sequence[Prediction]) -> Iterator[str]:
     pictures = [_shortened(printable(prediction.picture)) for prediction in shown]
     answers = [printable(prediction.answer or _NO_ANSWER) for prediction in shown]
     width, class_width = (max(map(display_width, column)) for column in (["picture", *pictures], ["class", *answers]))
-    has_more = len(shown[0].class_names) > 1
+    has_more = any(len(prediction.class_names) > 1 or not prediction.answer for prediction in shown)
     yield f"{'picture':<{width}}  {'class':<{class_width}}  probability" + ("   then" if has_more else "")
     for picture, answer, prediction in zip(pictures, answers, shown, strict=True):
         pairs = list(zip(prediction.class_names, prediction.probabilities, strict=True))

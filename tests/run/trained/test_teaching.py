@@ -10,7 +10,7 @@ from small_fit import build_data
 
 from imago.errors import ConfigError
 from imago.model.simple_cnn import SimpleCNN
-from imago.run.teaching import load_run, prepare_teacher, settle_teacher
+from imago.run.trained.teaching import load_run, prepare_teacher, settle_teacher
 
 
 @pytest.fixture
