@@ -113,7 +113,7 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
     """Read a checkpoint of this project.
 
     Raises:
-        DataError: if it is missing, truncated, damaged (every byte is covered by the zip's checksums), not written by
+        DataError: if it is missing, truncated, damaged (its contents are covered by the zip's checksums), not written by
             this project, or holds anything but plain data and tensors.
     """
     if not path.is_file():

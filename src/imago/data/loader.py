@@ -37,8 +37,8 @@ class BatchLoader(DataLoader):
             timeout=WORKER_TIMEOUT_S if num_workers else 0,
             worker_init_fn=_outlive_signals,
         )
-        # Neither `atexit` nor what was registered before a fork is heard in a rank that was forked or spawned.
-        Finalize(None, _kill_stuck_workers, exitpriority=100)
+        if num_workers:  # not by `atexit`, which is not heard in a rank that was forked or spawned
+            Finalize(None, _kill_stuck_workers, exitpriority=100)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own iterator class
         return map(self._checked, super().__iter__())
