@@ -113,8 +113,8 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
     """Read a checkpoint of this project.
 
     Raises:
-        DataError: if it is missing, truncated, damaged (its contents are covered by the zip's checksums), not written by
-            this project, or holds anything but plain data and tensors.
+        DataError: if it is missing, truncated, damaged (the zip has checksums of its contents), not written by this
+            project, or holds anything but plain data and tensors.
     """
     if not path.is_file():
         raise DataError(
