@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from short_runs import SHORT, summary, train
+from warm_python import warm_hydra
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("recipes")]  # their runs are made once
 
@@ -96,7 +97,8 @@ def test_without_a_compiler_compiling_is_refused_in_one_line(tmp_path: Path):
     empty = tmp_path / "empty"
     empty.mkdir()
     nothing = {"CXX": str(empty / "c++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    done = train(tmp_path, *ONE_EPOCH, "compile=true", check=False, **nothing)
+    # Not from the process that has imported torch: that is when torch looks for a compiler.
+    done = warm_hydra().run("src/train.py", *ONE_EPOCH, "compile=true", f"paths.log_dir={tmp_path}", **nothing)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: compile=true: torch cannot compile here")
     assert done.stderr.count("\n") == 1
