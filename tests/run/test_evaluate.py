@@ -229,6 +229,13 @@ def test_the_pictures_of_the_run_are_its_own_however_their_folder_is_typed(
 
 
 @pytest.mark.slow
+def test_the_pictures_of_the_run_split_otherwise_are_refused(run: Path, evaluate: Callable):
+    printed = evaluate(f"run={run}", "data=shapes", "data.fold=0", "split=val", returncode=2)
+    assert "split=val of the run's own pictures is drawn otherwise here than in its training" in printed
+    assert evaluate(f"run={run}", "data=shapes", "split=val")
+
+
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_told_before_any_data_is_read(run: Path, evaluate: Callable, tmp_path: Path):
     damaged = shutil.copytree(run, tmp_path / "damaged")
     file = damaged / "checkpoints" / "best.ckpt"

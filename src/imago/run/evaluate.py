@@ -53,6 +53,8 @@ def evaluate(cfg: DictConfig) -> float:
     predictor = None if cfg.calibrate else _load(cfg, file)
     data: ImageDataModule = build(settings, extra_targets=cfg.extra_targets)
     data.set_up_data()
+    if run is not None and "data" in cfg:
+        _refuse_own_pictures_split_otherwise(cfg, data, run, settings)
     if cfg.calibrate:
         calibrate(file, validate(file, data, cfg.extra_targets, cfg.accelerator, cfg.tta), cfg.tta)
     predictor = predictor or _load(cfg, file)
@@ -121,6 +123,17 @@ def _is_own(run: Path, settings: Mapping[str, Any]) -> bool:
     """Whether these are the data settings of the run, as far as they say which pictures there are."""
     own = _saved_settings(run / _CONFIG).get("data") or {}
     return all(_source(own, key) == _source(settings, key) for key in _SOURCE)
+
+
+def _refuse_own_pictures_split_otherwise(
+    cfg: DictConfig, data: "ImageDataModule", run: Path, settings: Mapping[str, Any]
+) -> None:
+    trained_on = read_json(run / "provenance.json").get("data")
+    if _is_own(run, settings) and cfg.split in data.drawn and trained_on not in (None, data.fingerprint()):
+        raise ConfigError(
+            f"split={cfg.split} of the run's own pictures is drawn otherwise here than in its training: it would "
+            "hold pictures that were trained on. Leave data= out, and they are split as they were."
+        )
 
 
 def _source(settings: Mapping[str, Any], key: str) -> Any:
