@@ -31,6 +31,8 @@ def test_a_run_leaves_its_settings_with_the_score_and_figures_of_its_best_epoch(
     settings = HParamsPluginData.FromString(written).session_start_info.hparams
     assert settings["trainer.max_epochs"].number_value == 2
     assert settings["model"].string_value == "SimpleCNN"
+    assert {"augment.mixup_alpha", "seed", "data.batch_size"} <= settings.keys()
+    assert not [name for name in settings if name.startswith(("data.augment", "data.seed"))]
     assert [point.value for point in events.Scalars("best/val_acc")] == pytest.approx([summary["val"]["acc"]])
     assert {round(point.value, 5) for point in events.Scalars("test/acc")} == {round(summary["test"]["acc"], 5)}
     for name in ("val/confusion", "val/mistakes"):

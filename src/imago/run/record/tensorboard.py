@@ -50,8 +50,8 @@ def decisive_settings(cfg: DictConfig) -> dict[str, Any]:
     tree: Any = OmegaConf.to_container(cfg, resolve=True)
     found = {"seed": tree["seed"]}
     found |= {f"trainer.{name}": _plain(tree["trainer"][name]) for name in _OF_THE_TRAINER}
-    for group in _GROUPS:
-        found |= dict(_flat(group, tree[group]))
+    for group in _GROUPS:  # where one repeats another, as data.augment does, that one tells it
+        found |= dict(_flat(group, {key: value for key, value in tree[group].items() if key not in tree}))
     return found
 
 
