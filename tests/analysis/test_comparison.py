@@ -87,8 +87,13 @@ def test_what_both_lack_is_said_once(tmp_path: Path):
 
 def test_a_final_test_over_several_views_says_so(tmp_path: Path):
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", config={"tta": "flip"})
-    write_comparison_page(compare_runs(a, b), tmp_path / "page.html")
+    for run in (a, b):
+        make_evaluation(run, [0, 1], [0, 1])
+    found = compare_runs(a, b)
+    write_comparison_page(found, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
+    assert "on the same 2 pictures, one view of each<" in page
+    assert "accuracy on the same 2 pictures, one view of each: a 100.00 %" in comparison_text(found)
     assert page.count("60.00 % (57.00 to 63.00)") == 2
     assert page.count("60.00 % (57.00 to 63.00), with tta=flip") == 1
 

@@ -128,7 +128,7 @@ def comparison_text(found: Comparison) -> str:
     return "\n".join(
         [
             *lines,
-            f"accuracy on the same {paired.num_images:,} pictures: {', '.join(accs)}",
+            f"accuracy on {_compared_pictures(found)}: {', '.join(accs)}",
             f"b - a: {100 * paired.difference:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}",
             f"only a right: {paired.only_a:,}, only b right: {paired.only_b:,}; McNemar: {p_text(paired)}",
             verdict(paired),
@@ -146,6 +146,7 @@ def write_comparison_page(found: Comparison, file: Path) -> None:
         "title": f"{found.names[0]} and {found.names[1]}",
         "found": found,
         "facts": _fact_rows(found.records),
+        "pictures": _compared_pictures(found),
         "accs": [float(x.is_right.mean()) for x in found.evaluations or ()],
         "p_text": p_text(found.paired) if found.paired else "",
         "verdict": verdict(found.paired) if found.paired else "",
@@ -183,6 +184,13 @@ def _views(record: Record) -> str:
     """The final test may have taken the mean over several views of each picture; the evaluations here did not."""
     tta = record.settings.get("tta") or "none"
     return f", with tta={tta}" if tta != "none" and record.test_acc is not None else ""
+
+
+def _compared_pictures(found: Comparison) -> str:
+    """What both were asked; where the accuracy of a final test stands beside it, why it may be another one."""
+    views = {x.facts.get("tta", "none") for x in found.evaluations or ()}
+    one_view = ", one view of each" if views == {"none"} and any(map(_views, found.records)) else ""
+    return f"the same {found.paired.num_images:,} pictures{one_view}" if found.paired else ""
 
 
 def _class_rows(found: Comparison) -> list[tuple[str, float, float, float]]:
