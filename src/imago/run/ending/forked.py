@@ -4,8 +4,10 @@ Lightning tells the callbacks of the process that waits for the ranks, where the
 killed can tell nothing: that process writes it down.
 """
 
+import signal
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +38,23 @@ def _launch(
     **kwargs: Any,
 ) -> Any:
     told = partial(_call, function, trainer)
+    if launcher._start_method == "spawn":
+        _start_resource_tracker()
     try:
         return _MultiProcessingLauncher.launch(launcher, told, *args, trainer=trainer, **kwargs)
     finally:
         for rank, process in enumerate(launcher.procs):
             note_exit(folder, rank, process.exitcode)
+
+
+def _start_resource_tracker() -> None:
+    """Start Python's helper of spawned processes so that it outlives a signal to all, as it does Ctrl-C and SIGTERM."""
+    others = {signal.SIGUSR1, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, others)  # handed down to it
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, others)
 
 
 def _call(function: Callable, trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
