@@ -64,6 +64,8 @@ def extra_arguments(command: str, logs: Path) -> list[str]:
     extra = [f"paths.log_dir={logs}", *SHORTER]
     if "experiment=" in command:
         extra += ["trainer.max_epochs=1"]  # an experiment's own number comes after the Trainer's
+    if "tune=" in command:
+        extra += ["data.batch_size=32"]
     if "model=resnet18" in command:
         extra += ["model.weights=null", "trainer.accelerator=cpu", "data=shapes"]
     return extra

@@ -33,7 +33,7 @@ def broken(name: str) -> str:
         (TWO, "KillRank", KILLED),
         pytest.param(SPAWN, "KillRank", KILLED, marks=pytest.mark.soak),
         pytest.param(DDP, "Raise", BUG, marks=pytest.mark.soak),
-        (DDP, "KillRank", KILLED),
+        pytest.param(DDP, "KillRank", KILLED, marks=pytest.mark.soak),
     ],
 )
 def test_the_summary_says_which_rank_failed_and_why(runs: WarmRuns, strategy, callback: str, reason: str):

@@ -77,7 +77,7 @@ def test_every_signal_ends_every_kind_of_run(runs, strategy: str, number: int, t
     )
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.soak), "ddp_fork"])
 def test_no_process_outlives_one_that_was_killed_and_the_run_goes_on(runs: WarmRuns, strategy: str):
     name = f"killed-{strategy}"
     run = runs.start(*LONG, *STRATEGIES[strategy], f"run_name={name}")

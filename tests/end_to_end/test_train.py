@@ -135,6 +135,7 @@ def test_load_model_gives_the_accuracy_of_the_final_test(finished_run: Path):
     assert accuracy == pytest.approx(summary(finished_run)["test"]["acc"], abs=1e-9)
 
 
+@pytest.mark.soak
 def test_same_seed_gives_the_same_weights_with_two_workers(finished_run: Path, tmp_path: Path):
     train(tmp_path, *SHORT, "run_name=workers", "data.num_workers=2")
     assert_same_weights(finished_run, tmp_path / "train" / "workers")
