@@ -2,7 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || echo python3.11)
 BIN := .venv/bin
 # A test process for each core, with one thread each: more would mostly wait for one another.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+# Tests that look at the same long run go to the same process.
+GROUPED := --dist loadgroup
 EXTRAS := analysis timm export dev
 ARGS ?=
 
@@ -27,7 +29,7 @@ train: setup  ## train the quickstart; make train ARGS="optimizer.lr=3e-4" passe
 	$(BIN)/python src/train.py experiment=quickstart $(ARGS)
 
 test: setup  ## run every test
-	$(PYTEST) -m "not soak" $(ARGS)
+	$(PYTEST) $(GROUPED) -m "not soak" $(ARGS)
 
 test-fast: setup  ## run the tests that take seconds
 	$(PYTEST) -m "not slow and not soak" $(ARGS)
@@ -38,7 +40,7 @@ check: setup  ## formatting, lint and types
 	$(BIN)/mypy
 
 soak: setup  ## the long repetitions
-	$(PYTEST) -m soak $(ARGS)
+	$(PYTEST) $(GROUPED) -m soak $(ARGS)
 
 results: setup  ## write docs/results.md from the headers of configs/experiment
 	$(BIN)/python docs/results.py
