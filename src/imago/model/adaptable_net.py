@@ -8,6 +8,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from imago.errors import ConfigError
+from imago.model.depth import last_layer
 from imago.model.freezing import freeze_parameters, keep_frozen_in_evaluation
 from imago.model.stem import luminance, sum_colours, take_grey
 from imago.model.weights import keep_weights, local_file, looks_like_path, read_weights, recorded_preprocess
@@ -127,15 +128,6 @@ class AdaptableNet(nn.Module):
         subject = "the backbone" if self.freeze == "backbone" else self.freeze
         text = f"{subject} is frozen, {trained:,} of {total:,} parameters train"
         return f"{text} ({' and '.join(self.new_parts)})" if self.freeze == "backbone" else text
-
-
-def last_layer(network: nn.Module) -> str:
-    """Name the last linear layer; SqueezeNet has none, its head is the last (1x1) convolution."""
-    for kind in (nn.Linear, nn.Conv2d):
-        names = [name for name, module in network.named_modules() if isinstance(module, kind)]
-        if names:
-            return names[-1]
-    raise AssertionError("every classifier ends in a linear layer or a convolution")
 
 
 def _describe_kept(state: Mapping[str, Tensor], new: Sequence[str], source: str) -> str:

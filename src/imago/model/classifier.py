@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from imago.images import Preprocess
+from imago.model.depth import last_layer
 from imago.pixels import Normalise
 
 
@@ -49,14 +50,11 @@ class Classifier(nn.Module):
         Raises:
             ValueError: if the network has neither.
         """
-        kinds = (nn.Linear, nn.Conv2d)
-        heads = [layer for kind in kinds for layer in reversed(list(self.net.modules())) if isinstance(layer, kind)]
-        if not heads:
-            raise ValueError(f"{type(self.net).__name__} has no linear layer or convolution, whose input is features.")
+        head = self.net.get_submodule(last_layer(self.net))
         seen: list[Tensor] = []
-        hook = heads[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
             self(images)
         finally:
             hook.remove()
-        return seen[0].mean(dim=(2, 3)) if isinstance(heads[0], nn.Conv2d) else seen[0]
+        return seen[0].mean(dim=(2, 3)) if isinstance(head, nn.Conv2d) else seen[0]

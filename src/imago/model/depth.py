@@ -38,6 +38,19 @@ def layers_by_depth(net: nn.Module) -> list[list[nn.Parameter]]:
     return [*layers, [*early, *of_head]] if of_head or early else layers
 
 
+def last_layer(net: nn.Module) -> str:
+    """Name the last linear layer; SqueezeNet has none, its head is the last (1x1) convolution.
+
+    Raises:
+        ValueError: if the network has neither.
+    """
+    for kind in (nn.Linear, nn.Conv2d):
+        names = [name for name, module in net.named_modules() if isinstance(module, kind)]
+        if names:
+            return names[-1]
+    raise ValueError(f"{type(net).__name__} has no linear layer or convolution, which every classifier ends in.")
+
+
 def is_vector(parameter: nn.Parameter) -> bool:
     """Tell the biases, the scales and shifts of norms, and tokens from the weights of layers."""
     return parameter.numel() == max(parameter.shape, default=1)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from imago.errors import ConfigError, DataError
 from imago.model import published
-from imago.model.adaptable_net import AdaptableNet, last_layer
+from imago.model.adaptable_net import AdaptableNet
+from imago.model.depth import last_layer
 from imago.model.input_size import refuse_size
 from imago.model.stem import fit_stem
 from imago.model.weights import local_file, looks_like_path, read_weights, recorded_preprocess

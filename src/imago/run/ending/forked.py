@@ -49,12 +49,11 @@ def _launch(
 
 def _start_resource_tracker() -> None:
     """Start Python's helper of spawned processes so that it outlives a signal to all, as it does Ctrl-C and SIGTERM."""
-    others = {signal.SIGUSR1, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, others)  # handed down to it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGHUP})  # handed down to it
     try:
         resource_tracker.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, others)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _call(function: Callable, trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
