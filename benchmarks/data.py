@@ -7,14 +7,14 @@ Every figure comes from a forked child of its own that prepares batches through 
 thread and no workers, so that CPU seconds count the whole work of one core. A round measures all sides of a case one
 after the other, in turn forwards and backwards; ratios are taken within a round.
 
-    cifar     CIFAR-10, crop and flip: the project, torchvision v1 on PIL pictures, and a bare gather `X[indices]`.
-              Then with jitter of brightness, contrast and saturation and with normalisation, which the project does for
+    cifar     CIFAR-10, crop and flip: the project, torchvision v1 on PIL images, and a bare gather `X[indices]`.
+              Then with jitter of brightness, contrast and saturation and with normalization, which the project does for
               a batch at a time.
     jpeg_500  JPEG of 500 x 375 px, quality 90: random resized crop to 224 px and flip. The project without a cache,
-              with data.cache=ram from the second epoch on, and PIL with torchvision v2, which also normalises. The
-              project's batches are uint8; what normalising them on the CPU adds is measured apart.
+              with data.cache=ram from the second epoch on, and PIL with torchvision v2, which also normalizes. The
+              project's batches are uint8; what normalizing them on the CPU adds is measured apart.
     jpeg_1000 likewise, 1000 x 750 px.
-    overload  pictures per second of wall clock, alone and among busy processes, three a core with the loader itself;
+    overload  images per second of wall clock, alone and among busy processes, three a core with the loader itself;
               beside it plain counting, which tells what share of the machine is left.
     memory    memory that belongs to two workers alone, after epoch 2 and after the last one.
 
@@ -43,16 +43,16 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 from train_speed import PROJECT_ROOT, describe_environment
 
+from imago.cli.entry import register_run_folder
 from imago.data.datamodule import ImageDataModule
-from imago.machine import available_cores
-from imago.run.entry import register_run_folder
-from imago.targets import build
+from imago.instantiate import build
+from imago.resources import available_cores
 
 CASES = ("cifar", "jpeg_500", "jpeg_1000", "overload", "memory")
 JITTER = ["augment.brightness=0.2", "augment.contrast=0.2", "augment.saturation=0.2"]
 SCALE = (0.35, 1.0)  # of the random resized crop: augment=standard
 JPEG_SIZES = {"jpeg_500": (500, 375), "jpeg_1000": (1000, 750)}
-NUM_PIL = 4_000  # CIFAR pictures that the slow side prepares
+NUM_PIL = 4_000  # CIFAR images that the slow side prepares
 MEMORY_EPOCHS = 8
 MANY = 50_000_000
 PER_CORE = 3  # processes that want each core under overload, the loader among them
@@ -73,7 +73,7 @@ CHECKS = {
     "cifar": [
         Check("project", "pil", least=60),
         Check("project", "gather", least=0.9),
-        Check("project, jitter, normalised", "pil, jitter", least=15),
+        Check("project, jitter, normalized", "pil, jitter", least=15),
     ],
     "jpeg_500": [Check("project", "pil", least=1.4), Check("project, cached", "pil", least=9)],
     "jpeg_1000": [Check("project", "pil", least=1.6), Check("project, cached", "pil", least=9)],
@@ -85,18 +85,18 @@ CHECKS = {
 
 
 class PerSample(Dataset):
-    """What tutorials do: one picture at a time through a chain of transforms."""
+    """What tutorials do: one image at a time through a chain of transforms."""
 
-    def __init__(self, pictures: list, labels: np.ndarray, transform: Callable) -> None:
-        self.pictures, self.labels, self.transform = pictures, labels, transform
+    def __init__(self, samples: list, labels: np.ndarray, transform: Callable) -> None:
+        self.images, self.labels, self.transform = samples, labels, transform
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """Open, if it is a file, and transform."""
-        picture = self.pictures[index]
-        image = Image.open(picture).convert("RGB") if isinstance(picture, Path) else Image.fromarray(picture)
+        sample = self.images[index]
+        image = Image.open(sample).convert("RGB") if isinstance(sample, Path) else Image.fromarray(sample)
         return self.transform(image), int(self.labels[index])
 
 
@@ -107,12 +107,12 @@ def build_data(*overrides: str) -> ImageDataModule:
         cfg = compose("train", overrides=[*overrides, "data.num_workers=0"])
     data = build(cfg.data, extra_targets=[])
     data.set_up_data()
-    data.preprocess = data.own_preprocess()
+    data.preprocess = data.default_preprocess()
     return data
 
 
 def epochs(loader: DataLoader, count: int = 1, finish: Callable = lambda images, labels: images) -> int:
-    """Take every batch of some epochs, `finish` each, and count the pictures."""
+    """Take every batch of some epochs, `finish` each, and count the images."""
     num_images = 0
     for epoch in range(count):
         if hasattr(loader.batch_sampler, "set_epoch"):
@@ -123,7 +123,7 @@ def epochs(loader: DataLoader, count: int = 1, finish: Callable = lambda images,
 
 
 def measure(work: Callable[[], int], warm_up: Callable[[], object] = lambda: None, num_threads: int = 1) -> dict:
-    """Run in a forked child; gives pictures per CPU-second and per second of wall clock.
+    """Run in a forked child; gives images per CPU-second and per second of wall clock.
 
     Raises:
         RuntimeError: if the child fails; it has printed why.
@@ -151,13 +151,13 @@ def cifar_sides() -> dict[str, Callable[[], dict]]:
     plain, full = (build_data("data=cifar10", "augment=crop_flip", *more) for more in ([], JITTER))
     train = plain.splits.train
     pixels, labels = torch.from_numpy(np.array(train.images)), torch.from_numpy(train.labels)
-    pictures = list(np.ascontiguousarray(train.images[:NUM_PIL].transpose(0, 2, 3, 1)))
+    samples = list(np.ascontiguousarray(train.images[:NUM_PIL].transpose(0, 2, 3, 1)))
     crop_flip = [v1.RandomCrop(32, padding=4), v1.RandomHorizontalFlip()]
     to_tensor = [v1.ToTensor(), v1.Normalize(plain.preprocess.mean, plain.preprocess.std)]
     jitter = v1.ColorJitter(0.2, 0.2, 0.2)
 
     def per_sample(*transforms: Callable) -> dict:
-        loader = DataLoader(PerSample(pictures, train.labels, v1.Compose(transforms)), batch_size=128, shuffle=True)
+        loader = DataLoader(PerSample(samples, train.labels, v1.Compose(transforms)), batch_size=128, shuffle=True)
         return measure(lambda: epochs(loader))
 
     def gather() -> int:
@@ -171,7 +171,7 @@ def cifar_sides() -> dict[str, Callable[[], dict]]:
         "gather": lambda: measure(gather, gather),
         "project": lambda: measure(lambda: epochs(loader, 8), lambda: epochs(loader)),
         "pil, jitter": lambda: per_sample(*crop_flip, jitter, *to_tensor),
-        "project, jitter, normalised": lambda: measure(lambda: epochs(full_loader, 2, finish)),
+        "project, jitter, normalized": lambda: measure(lambda: epochs(full_loader, 2, finish)),
     }
 
 
@@ -193,11 +193,11 @@ def jpeg_sides(folder: Path) -> dict[str, Callable[[], dict]]:
     ours, again = decoding.train_dataloader(), cached.train_dataloader()
     finish = lambda images, labels: cached.augment_batch(images, labels, (0, 0, 0))[0]  # noqa: E731
     return {
-        # As Pillow comes; `imago.images` lets it keep the memory of a picture for the next one.
+        # As Pillow comes; `imago.images` lets it keep the memory of an image for the next one.
         "pil": lambda: measure(lambda: epochs(pil), lambda: Image.core.set_blocks_max(0)),
         "project": lambda: measure(lambda: epochs(ours)),
         "project, cached": lambda: measure(lambda: epochs(again, 4), lambda: epochs(again)),
-        "project, cached, normalised": lambda: measure(lambda: epochs(again, 4, finish), lambda: epochs(again)),
+        "project, cached, normalized": lambda: measure(lambda: epochs(again, 4, finish), lambda: epochs(again)),
     }
 
 
@@ -244,7 +244,7 @@ def _own_bytes(pid: int | None) -> int:
 
 
 def folder_data(folder: Path, cache: str) -> ImageDataModule:
-    """Build the data module of a folder of pictures, with its pictures decoded if they are to be cached."""
+    """Build the data module of a folder of images, with its images decoded if they are to be cached."""
     data = build_data("data=image_folder", f"data.root={folder}", "augment=standard", f"data.cache={cache}")
     data.keep_decoded(num_processes=1, num_epochs=10)
     return data
@@ -274,14 +274,14 @@ def _spin() -> None:
         pass
 
 
-def write_jpegs(folder: Path, size: tuple[int, int], num_pictures: int) -> None:
+def write_jpegs(folder: Path, size: tuple[int, int], num_samples: int) -> None:
     """Cut the photographs of hymenoptera_data to one size, in folders named after their classes."""
     source = Path(os.environ["IMAGO_DATA_DIR"]) / "hymenoptera_data" / "train"
-    for path in sorted(source.rglob("*.jpg"))[::-1][:num_pictures]:
+    for path in sorted(source.rglob("*.jpg"))[::-1][:num_samples]:
         place = folder / path.parent.name / path.name
         place.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(path) as picture:
-            ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.LANCZOS).save(place, quality=90)
+        with Image.open(path) as sample:
+            ImageOps.fit(sample.convert("RGB"), size, Image.Resampling.LANCZOS).save(place, quality=90)
 
 
 def run_case(name: str, sides: dict[str, Callable[[], dict]], rounds: int) -> dict[str, Any]:
@@ -328,7 +328,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="readings of each side (default: 5)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
-    parser.add_argument("--pictures", type=int, default=200, help="JPEG of each size (default: 200)")
+    parser.add_argument("--images", type=int, default=200, help="JPEG of each size (default: 200)")
     parser.add_argument(
         "--json",
         type=Path,
@@ -348,12 +348,12 @@ def main() -> None:
     """Measure, print and store."""
     args = parse_args()
     torch.set_num_threads(1)
-    report: dict[str, Any] = {**describe_environment(), "rounds": args.rounds, "pictures": args.pictures}
+    report: dict[str, Any] = {**describe_environment(), "rounds": args.rounds, "images": args.images}
     report |= {"pillow": Image.__version__, "numpy": np.__version__, "load_1min": os.getloadavg()[0], "cases": {}}
     with tempfile.TemporaryDirectory() as temporary:
         folders = {name: Path(temporary) / name for name in JPEG_SIZES}
         for name, size in JPEG_SIZES.items():
-            write_jpegs(folders[name], size, args.pictures)
+            write_jpegs(folders[name], size, args.images)
         for name in args.cases:
             if name == "memory":
                 report["cases"][name] = judge_memory(measure_memory(folders["jpeg_500"]))

@@ -12,7 +12,7 @@ import json
 import time
 from pathlib import Path
 
-from paired import add_arguments, describe_difference, difference, run_sides, store, summarise, train
+from paired import add_arguments, describe_difference, difference, run_sides, store, summarize, train
 from train_speed import PROJECT_ROOT, adopt_orphans
 
 TAUGHT, ALONE = "with teacher", "without"
@@ -21,7 +21,7 @@ TAUGHT, ALONE = "with teacher", "without"
 def main() -> None:
     """Train the teacher if there is none, run both sides and store the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", type=Path, help="run folder of a teacher; left out: train one")
+    parser.add_argument("--teacher", type=Path, help="run directory of a teacher; left out: train one")
     parser.add_argument("--epochs", type=int, default=5, help="of each student (default: 5)")
     parser.add_argument("--hidden-features", type=int, default=32, help="of the students (default: 32)")
     add_arguments(parser, "distill")
@@ -29,17 +29,17 @@ def main() -> None:
     adopt_orphans()
     teacher = args.teacher.absolute() if args.teacher else train_teacher(args)
     student = ["model=simple_cnn", f"model.hidden_features={args.hidden_features}", f"trainer.max_epochs={args.epochs}"]
-    sides = {TAUGHT: [*student, "task=distill", f"task.teacher={teacher}"], ALONE: student}
+    sides = {TAUGHT: [*student, "task=distillation", f"task.teacher={teacher}"], ALONE: student}
     runs = run_sides(sides, args, "distill")
     found = difference(runs, TAUGHT, ALONE)
     teacher_acc = json.loads((teacher / "summary.json").read_text())["test"]["acc"]
     facts = {"epochs": args.epochs, "hidden_features": args.hidden_features, "teacher_test_acc": teacher_acc}
-    store(args.json, args, runs, **facts, sides={side: summarise(runs, side) for side in sides}, difference=found)
+    store(args.json, args, runs, **facts, sides={side: summarize(runs, side) for side in sides}, difference=found)
     print(describe_difference(found))
 
 
 def train_teacher(args: argparse.Namespace) -> Path:
-    """Train the recipe for small residual nets and give its run folder."""
+    """Train the recipe for small residual nets and give its run directory."""
     name = f"distill_{time.strftime('%Y%m%d_%H%M%S')}_teacher"
     settings = ["experiment=cifar10_small_resnet", *args.override, "seed=100"]
     summary, cpu_s, _ = train(settings, name, args.log_dir)

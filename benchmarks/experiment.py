@@ -9,7 +9,7 @@ of a whole run, its data workers included, divided by 60: the mean over the seed
 
 import argparse
 
-from paired import add_arguments, run_sides, store, summarise
+from paired import add_arguments, run_sides, store, summarize
 from train_speed import PROJECT_ROOT, describe_environment
 
 
@@ -27,7 +27,7 @@ def header_lines(name: str, args: argparse.Namespace, figures: dict[str, float],
         f"# hardware:      {threads} of an {machine['cpu_model']}, torch {machine['torch']}",
         f"# core-minutes:  {figures['core_minutes']:.2f}",
         f"# accuracy:      mean {mean} %, {lowest} to {highest} %, over n = {len(args.seeds)} seeds of "
-        f"{num_test_images:,} pictures",
+        f"{num_test_images:,} images",
         f"# commit:        {str(machine['git_commit'])[:7]}, {str(machine['date'])[:10]}",
     ]
 
@@ -41,7 +41,7 @@ def main() -> None:
     if args.json == parser.get_default("json"):
         args.json = PROJECT_ROOT / "benchmarks" / "results" / f"{args.name}.json"
     runs = run_sides({args.name: [f"experiment={args.name}"]}, args, "experiment")
-    figures = summarise(runs, args.name)
+    figures = summarize(runs, args.name)
     store(args.json, args, runs, experiment=args.name, **figures)
     print("\n".join(header_lines(args.name, args, figures, runs[0].num_test_images)))
 

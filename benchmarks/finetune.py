@@ -9,7 +9,7 @@ has an optimizer of its own, AdamW, and a learning rate (--scratch-lr): SGD left
 import argparse
 from pathlib import Path
 
-from paired import add_arguments, describe_difference, difference, run_sides, store, summarise
+from paired import add_arguments, describe_difference, difference, run_sides, store, summarize
 
 PRETRAINED, SCRATCH = "pretrained", "from scratch"
 
@@ -31,7 +31,7 @@ def main() -> None:
     }
     runs = run_sides(sides, args, "finetune")
     found = difference(runs, PRETRAINED, SCRATCH)
-    store(args.json, args, runs, sides={side: summarise(runs, side) for side in sides}, difference=found)
+    store(args.json, args, runs, sides={side: summarize(runs, side) for side in sides}, difference=found)
     print(describe_difference(found))
 
 

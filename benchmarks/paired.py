@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--override", action="append", default=[], metavar="KEY=VALUE", help="a setting for every side; repeatable"
     )
-    parser.add_argument("--log-dir", type=Path, default=PROJECT_ROOT / "logs", help="where the run folders go")
+    parser.add_argument("--log-dir", type=Path, default=PROJECT_ROOT / "logs", help="where the run directories go")
     default = PROJECT_ROOT / "benchmarks" / "results" / f"{name}.json"
     parser.add_argument("--json", type=Path, metavar="FILE", default=default, help="where the figures go")
 
@@ -78,7 +78,7 @@ def run_sides(sides: Mapping[str, Sequence[str]], args: argparse.Namespace, benc
     return runs
 
 
-def summarise(runs: Sequence[Run], side: str) -> dict[str, float]:
+def summarize(runs: Sequence[Run], side: str) -> dict[str, float]:
     """Give mean, lowest, highest and standard deviation of a side's accuracies, and its mean core-minutes."""
     accs = [run.test_acc for run in runs if run.side == side]
     return {
@@ -102,10 +102,10 @@ def difference(runs: Sequence[Run], side: str, other: str) -> dict[str, Any]:
     return {"what": f"{side} minus {other}", "pairs": pairs, "mean": mean, "interval_95": interval}
 
 
-def difference_on_pictures(runs: Sequence[Run], side: str, other: str, log_dir: Path) -> dict[str, Any]:
-    """Give the mean of `side` minus `other` as `difference` does, with an interval for other pictures, not other seeds.
+def difference_on_images(runs: Sequence[Run], side: str, other: str, log_dir: Path) -> dict[str, Any]:
+    """Give the mean of `side` minus `other` as `difference` does, with an interval for other images, not other seeds.
 
-    Each run is evaluated on the test split, and for each picture the share of the seeds that get it right is counted.
+    Each run is evaluated on the test split, and for each image the share of the seeds that get it right is counted.
     """
     right: dict[str, list[np.ndarray]] = {side: [], other: []}
     for run in sorted(runs, key=lambda run: run.seed):
@@ -117,7 +117,7 @@ def difference_on_pictures(runs: Sequence[Run], side: str, other: str, log_dir: 
     interval = [float(gaps.mean() - half), float(gaps.mean() + half)]
     return {
         "what": f"{side} minus {other}",
-        "num_pictures": len(gaps),
+        "num_images": len(gaps),
         "mean": float(gaps.mean()),
         "interval_95": interval,
     }
@@ -126,7 +126,7 @@ def difference_on_pictures(runs: Sequence[Run], side: str, other: str, log_dir: 
 def describe_difference(found: Mapping[str, Any]) -> str:
     """Put a difference of accuracies in words, in percentage points."""
     low, high = found["interval_95"] or (float("nan"), float("nan"))
-    over = f"{found['num_pictures']:,} pictures" if "num_pictures" in found else f"{len(found['pairs'])} pairs of runs"
+    over = f"{found['num_images']:,} images" if "num_images" in found else f"{len(found['pairs'])} pairs of runs"
     return (
         f"{found['what']}: {100 * found['mean']:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}, "
         f"n = {over}"

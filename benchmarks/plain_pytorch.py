@@ -4,7 +4,7 @@
     python benchmarks/plain_pytorch.py --root data --epochs 1 --seed 3 --json plain.json
 
 This is the yardstick that `train_speed.py` measures the project against: deliberately ordinary (PIL transforms one
-picture at a time, worker processes, fp32, a plain loop) but not crippled: anything slow in it is what the torchvision
+image at a time, worker processes, fp32, a plain loop) but not crippled: anything slow in it is what the torchvision
 tutorials do too. Do not tune it; a faster yardstick is a different benchmark.
 
 CIFAR-10 must already lie under the root as `cifar-10-batches-py/`; nothing is downloaded.
@@ -30,12 +30,12 @@ NUM_TRAIN_IMAGES = 45_000  # of the 50,000; the other 5,000 validate
 NUM_VAL_IMAGES = 5_000
 BATCH_SIZE = 128
 NUM_WORKERS = 2
-MEAN = (0.4914, 0.4822, 0.4465)  # per channel of the 50,000 CIFAR-10 train pictures, scaled to [0, 1]
-STD = (0.2470, 0.2435, 0.2616)  # same pictures
+MEAN = (0.4914, 0.4822, 0.4465)  # per channel of the 50,000 CIFAR-10 train images, scaled to [0, 1]
+STD = (0.2470, 0.2435, 0.2616)  # same images
 
 
 class SimpleCNN(nn.Module):
-    """Two convolutions and two linear layers: pictures (N, 3, 32, 32) to logits (N, 10)."""
+    """Two convolutions and two linear layers: images (N, 3, 32, 32) to logits (N, 10)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def make_loaders(root: str, num_train_images: int) -> tuple[DataLoader, DataLoad
     """Return the train (augmented), validation and test loaders; batches are (N, 3, 32, 32) float32 and (N,) int64.
 
     The split is drawn from torch's global generator, so it follows the seed. A smaller `num_train_images` takes
-    fewer pictures from the 45,000 and leaves the other two loaders as they are.
+    fewer images from the 45,000 and leaves the other two loaders as they are.
     """
     to_normalized = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     augment = transforms.Compose(
@@ -69,7 +69,7 @@ def make_loaders(root: str, num_train_images: int) -> tuple[DataLoader, DataLoad
     )
     plain = transforms.Compose(to_normalized)
     order = torch.randperm(NUM_TRAIN_IMAGES + NUM_VAL_IMAGES).tolist()
-    # Two views of the same 50,000 pictures, because a Subset shares its parent's transform.
+    # Two views of the same 50,000 images, because a Subset shares its parent's transform.
     train = Subset(CIFAR10(root, train=True, transform=augment), order[:num_train_images])
     val = Subset(CIFAR10(root, train=True, transform=plain), order[NUM_TRAIN_IMAGES:])
     test = CIFAR10(root, train=False, transform=plain)
@@ -86,7 +86,7 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
 ) -> float:
-    """Take one step a batch and return the mean loss in nats per picture."""
+    """Take one step a batch and return the mean loss in nats per image."""
     model.train()
     loss_sum = 0.0
     num_images = 0
@@ -103,7 +103,7 @@ def train_one_epoch(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader: DataLoader) -> float:
-    """Return the share of pictures whose highest logit is the true class, in [0, 1]."""
+    """Return the share of images whose highest logit is the true class, in [0, 1]."""
     model.eval()
     num_correct = 0
     num_images = 0
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     """Train, validate after each epoch, test once at the end.
 
     Returns:
-        test_acc in [0, 1]; epochs; train_images, pictures in one epoch; seconds, wall time after the imports;
+        test_acc in [0, 1]; epochs; train_images, images in one epoch; seconds, wall time after the imports;
         cpu_seconds of the whole process, imports and workers included.
     """
     start = time.perf_counter()

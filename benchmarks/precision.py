@@ -7,7 +7,7 @@ Wants the project installed, as make setup does it.
 
 step: one training step of ResNet-18 with the stem for 32 px, in this process: bf16 autocast, channels_last and a fused
 AdamW against plain fp32. Rounds of both sides in turn, CPU seconds of the process, ratio within each round.
-accuracy: SimpleCNN on CIFAR-10 with trainer.precision=bf16-mixed and 32-true, paired by seed, and by picture.
+accuracy: SimpleCNN on CIFAR-10 with trainer.precision=bf16-mixed and 32-true, paired by seed, and by image.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from paired import (
     add_arguments,
     describe_difference,
     difference,
-    difference_on_pictures,
+    difference_on_images,
     run_sides,
     store,
-    summarise,
+    summarize,
 )
 from torch import nn
 
@@ -34,7 +34,7 @@ BF16, FP32 = "bf16-mixed", "32-true"
 
 
 def build_network() -> nn.Module:
-    """ResNet-18 as `model=resnet18 model.weights=null` is for pictures of 32 px."""
+    """ResNet-18 as `model=resnet18 model.weights=null` is for images of 32 px."""
     torch.manual_seed(0)
     return TorchvisionNet(name="resnet18", weights=None, freeze=None, num_classes=10, image_size=32)
 
@@ -106,10 +106,10 @@ def main() -> None:
     if args.only != "step":
         both = ["model=simple_cnn", f"trainer.max_epochs={args.epochs}"]
         runs = run_sides({side: [*both, f"trainer.precision={side}"] for side in (BF16, FP32)}, args, "precision")
-        figures |= {"epochs": args.epochs, "sides": {side: summarise(runs, side) for side in (BF16, FP32)}}
+        figures |= {"epochs": args.epochs, "sides": {side: summarize(runs, side) for side in (BF16, FP32)}}
         figures["difference"] = difference(runs, BF16, FP32)
-        figures["difference_on_pictures"] = difference_on_pictures(runs, BF16, FP32, args.log_dir)
-        for found in (figures["difference"], figures["difference_on_pictures"]):
+        figures["difference_on_images"] = difference_on_images(runs, BF16, FP32, args.log_dir)
+        for found in (figures["difference"], figures["difference_on_images"]):
             print(describe_difference(found))
     store(args.json, args, runs, **figures)
 

@@ -13,7 +13,7 @@ from time import perf_counter
 
 import torch
 
-from imago.checkpoint import AtomicCheckpointIO
+from imago.runs.checkpoint import AtomicCheckpointIO
 
 NUM_ROUNDS = 15
 RESULT = Path(__file__).parent / "results" / "save_cost.json"

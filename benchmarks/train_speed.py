@@ -1,21 +1,21 @@
-"""Compare the project's training speed with a plain PyTorch script, in pictures per CPU-second.
+"""Compare the project's training speed with a plain PyTorch script, in images per CPU-second.
 
     IMAGO_DATA_DIR=data python benchmarks/train_speed.py
     python benchmarks/train_speed.py --epochs 1 --rounds 5 --b-override data.num_workers=0 --clean
 
 Side A is `benchmarks/plain_pytorch.py`, side B is `src/train.py`. Each round runs both as whole child processes, one
-after the other; which goes first alternates, so that a machine slowing down does not favour one side.
+after the other; which goes first alternates, so that a machine slowing down does not favor one side.
 
-What is measured: pictures per CPU-second = 45,000 x epochs / CPU seconds of the whole process. Those CPU seconds are
+What is measured: images per CPU-second = 45,000 x epochs / CPU seconds of the whole process. Those CPU seconds are
 user + system time of the child and of all its own children (data workers), with start-up, imports, validation and test
 included. So few epochs dilute a difference in the training loop, on both sides alike. CPU time rather than wall time,
 because other work on a shared machine disturbs it less.
 
 Both sides run with OMP_WAIT_POLICY=passive. By default an OpenMP thread that waits for another one spins, and on a busy
-machine that counts as CPU time: with a load of 3.5 on 2 cores, side A on 9,000 pictures took 47 and 66 CPU seconds with
+machine that counts as CPU time: with a load of 3.5 on 2 cores, side A on 9,000 images took 47 and 66 CPU seconds with
 the default, 28 and 30 with passive, for the same accuracy. The figure should count work, not waiting.
 
-Give `--b-override` only settings that keep the 45,000 training pictures and the epochs; this script cannot see more.
+Give `--b-override` only settings that keep the 45,000 training images and the epochs; this script cannot see more.
 Linux only. Run from anywhere; both sides start in the project root with this interpreter.
 """
 
@@ -37,7 +37,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-NUM_TRAIN_IMAGES = 45_000  # one epoch, both sides; CIFAR-10's other 5,000 train pictures validate
+NUM_TRAIN_IMAGES = 45_000  # one epoch, both sides; CIFAR-10's other 5,000 train images validate
 CHILD_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}  # both sides; why: see the top
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 FIGURES = ("images_per_cpu_s", "cpu_s", "wall_s", "test_acc")
@@ -112,11 +112,11 @@ def run_plain(epochs: int, seed: int) -> tuple[float, float, float]:
         return cpu_s, wall_s, json.loads(figures_path.read_text())["test_acc"]
 
 
-def run_project(epochs: int, seed: int, run_folder: Path, overrides: list[str]) -> tuple[float, float, float]:
-    """Run side B, which writes into `run_folder`, and return its (CPU seconds, wall seconds, test accuracy)."""
+def run_project(epochs: int, seed: int, run_directory: Path, overrides: list[str]) -> tuple[float, float, float]:
+    """Run side B, which writes into `run_directory`, and return its (CPU seconds, wall seconds, test accuracy)."""
     command = [sys.executable, "src/train.py", f"trainer.max_epochs={epochs}", f"seed={seed}"]
-    cpu_s, wall_s = measure([*command, f"run_name={run_folder.name}", *overrides])
-    return cpu_s, wall_s, read_test_acc(run_folder / "summary.json")
+    cpu_s, wall_s = measure([*command, f"run_name={run_directory.name}", *overrides])
+    return cpu_s, wall_s, read_test_acc(run_directory / "summary.json")
 
 
 def read_test_acc(summary_path: Path) -> float:
@@ -138,13 +138,13 @@ def run_rounds(args: argparse.Namespace, run_folders: list[Path]) -> list[Run]:
     """Run both sides once for each of side B's folders, print a line for each run, and return them in order."""
     runs = []
     print(f"{'round':>6} {'side':>4} {'images/CPU-s':>13} {'CPU s':>9} {'wall s':>9} {'test acc':>9} {'load':>6}")
-    for round_, run_folder in enumerate(run_folders):
+    for round_, run_directory in enumerate(run_folders):
         for side in ("A", "B") if round_ % 2 == 0 else ("B", "A"):
             load_1min = os.getloadavg()[0]
             if side == "A":
                 cpu_s, wall_s, test_acc = run_plain(args.epochs, round_)
             else:
-                cpu_s, wall_s, test_acc = run_project(args.epochs, round_, run_folder, args.b_override)
+                cpu_s, wall_s, test_acc = run_project(args.epochs, round_, run_directory, args.b_override)
             speed = NUM_TRAIN_IMAGES * args.epochs / cpu_s
             runs.append(Run(round_, side, speed, cpu_s, wall_s, test_acc, load_1min))
             print(
@@ -200,7 +200,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--b-override", action="append", default=[], metavar="KEY=VALUE", help="extra override for side B; repeatable"
     )
-    parser.add_argument("--clean", action="store_true", help="delete side B's run folders after the figures are stored")
+    parser.add_argument("--clean", action="store_true", help="delete side B's runs after the figures are stored")
     parser.add_argument(
         "--json",
         type=Path,
@@ -239,8 +239,8 @@ def main() -> None:
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(report, indent=2) + "\n")
     if args.clean:
-        for run_folder in run_folders:
-            shutil.rmtree(run_folder)
+        for run_directory in run_folders:
+            shutil.rmtree(run_directory)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ python src/report.py run=logs/latest                      # -> logs/latest/repor
 python src/report.py a=logs/train/first b=logs/train/second
 """
 
-from imago.run.entry import run_command
+from imago.cli.entry import run_command
 
 if __name__ == "__main__":
     # Wraps the command in @hydra.main: bash completion looks for that word in this file.

@@ -6,7 +6,7 @@ python src/train.py optimizer.lr=3e-4 trainer.max_epochs=20
 python src/train.py -m optimizer.lr=1e-3,3e-3 seed=1,2,3   # a sweep
 """
 
-from imago.run.entry import run_command
+from imago.cli.entry import run_command
 
 if __name__ == "__main__":
     # Wraps the command in @hydra.main: bash completion looks for that word in this file.

@@ -34,7 +34,7 @@ def compose() -> Callable:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    from imago.run.entry import register_run_folder
+    from imago.cli.entry import register_run_folder
 
     register_run_folder()
 

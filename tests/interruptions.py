@@ -34,7 +34,7 @@ class RaiseForUser(_At):
     """Something that the user can mend."""
 
     def break_off(self, trainer, batch_idx):
-        raise DataError("the pictures are gone.")
+        raise DataError("the images are gone.")
 
 
 class RaiseWithin(_At):

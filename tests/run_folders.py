@@ -1,4 +1,4 @@
-"""Run folders made by hand, as `train.py` and `eval.py` leave them, for the tests of what reads them."""
+"""Run directorys made by hand, as `train.py` and `eval.py` leave them, for the tests of what reads them."""
 
 import csv
 import json
@@ -54,7 +54,7 @@ def make_evaluation(
     labels: Sequence[int],
     predicted: Sequence[int],
     probability: Sequence[float] | None = None,
-    pictures: Sequence[str] | None = None,
+    images: Sequence[str] | None = None,
     class_names: Sequence[str] = ("ant", "bee", "cat"),
     split: str = "test",
     **facts,
@@ -63,11 +63,11 @@ def make_evaluation(
     folder = run / "eval" / split
     folder.mkdir(parents=True)
     sureness = probability if probability is not None else np.full(len(labels), 0.8)
-    names = pictures if pictures is not None else range(len(labels))
+    names = images if images is not None else range(len(labels))
     rows = zip(names, labels, predicted, sureness, strict=True)
     with (folder / "predictions.csv").open("w", newline="", errors="surrogateescape") as file:
         writer = csv.writer(file)
-        writer.writerow(["picture", "true", "predicted", "probability"])
+        writer.writerow(["image", "true", "predicted", "probability"])
         writer.writerows([name, class_names[a], class_names[b], f"{p:.6f}"] for name, a, b, p in rows)
     with (folder / "per_class.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -9,13 +9,13 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from omegaconf import DictConfig
 
-from imago.checkpoint import AtomicCheckpointIO
 from imago.data import shapes
 from imago.data.datamodule import Found, ImageDataModule
-from imago.data.dataset import LabelledArray
+from imago.data.dataset import LabeledArray
 from imago.images import Preprocess
-from imago.targets import build
-from imago.task.classify import ClassifyTask
+from imago.instantiate import build
+from imago.runs.checkpoint import AtomicCheckpointIO
+from imago.task.classification import ClassificationTask
 
 QUIET = (  # warnings of Lightning that say nothing here
     "ignore:.*does not have many workers.*",
@@ -28,8 +28,8 @@ SMALL = ("data.batch_size=32", "model.hidden_features=16", "trainer.max_epochs=1
 
 
 @functools.cache
-def drawn(split: str, count: int) -> LabelledArray:
-    return LabelledArray(*shapes.draw_split(split, count), tuple(f"{split}/{place}" for place in range(count)))
+def drawn(split: str, count: int) -> LabeledArray:
+    return LabeledArray(*shapes.draw_split(split, count), tuple(f"{split}/{place}" for place in range(count)))
 
 
 class DrawnShapes(ImageDataModule):
@@ -38,11 +38,11 @@ class DrawnShapes(ImageDataModule):
     num_train = 1280
     on_arrival: Callable[[], None] = staticmethod(lambda: None)
 
-    def find_pictures(self) -> Found:
+    def find_images(self) -> Found:
         sizes = {"train": self.num_train, "val": 100, "test": 100}
         return shapes.CLASS_NAMES, {split: drawn(split, count) for split, count in sizes.items()}
 
-    def own_preprocess(self) -> Preprocess:
+    def default_preprocess(self) -> Preprocess:
         return Preprocess(size=32, resize=32, crop="center", mean=shapes.MEAN, std=shapes.STD)
 
     def on_before_batch_transfer(self, batch, dataloader_idx):
@@ -60,7 +60,7 @@ def build_data(cfg: DictConfig, kind: type[DrawnShapes] = SmallShapes) -> DrawnS
     return data
 
 
-def build_task(cfg: DictConfig, data: ImageDataModule, **extra: Any) -> ClassifyTask:
+def build_task(cfg: DictConfig, data: ImageDataModule, **extra: Any) -> ClassificationTask:
     """As `run` builds it: the first weights follow from the seed."""
     seed_everything(cfg.seed, verbose=False)
     facts = {"class_names": list(data.class_names), "preprocess": data.preprocess.to_dict()}

@@ -12,34 +12,34 @@ from imago.paths import PROJECT_ROOT
 SRC = PROJECT_ROOT / "src"
 ENTRIES = sorted(path.stem for path in SRC.glob("*.py"))
 
-# Room -> rooms it may import. Leaves that everyone may import stand in LEAVES.
-LEAVES = {"errors", "paths", "download", "machine"}
+# Package or module -> those it may import, besides LEAVES. Imports point down this list.
+LEAVES = {"errors", "paths", "files", "text", "download", "resources", "seeding", "threads"}
+_BASE = {"images", "instantiate", "normalize", "statistics", "artifact", "runs"}
+_PARTS = {"augment", "data", "model", "optimizer", "schedule", "loss", "logger"}
+_COMMANDS = {"training", "inference", "export", "dataset_check", "analysis"}
 ARROWS = {
-    "errors": set(),
-    "paths": set(),
-    "download": set(),
-    "machine": set(),
+    **dict.fromkeys(LEAVES, set()),
     "images": set(),
-    "targets": set(),
-    "checkpoint": set(),
-    "pixels": {"images"},
-    "inspection": {"images"},
-    "data": {"images", "pixels", "inspection"},
-    "model": {"images", "pixels"},
-    "optimizer": {"model"},  # which layers come before which
+    "instantiate": set(),
+    "statistics": set(),
+    "normalize": {"images"},
+    "artifact": {"images", "statistics"},
+    "runs": {"statistics"},
+    "augment": set(),
+    "data": {"augment", "images", "normalize"},
+    "model": {"images", "normalize"},
+    "optimizer": {"model"},  # the order of the layers
     "schedule": set(),
     "loss": set(),
     "logger": set(),
-    # Keyed numbers; what is frozen; the table that a resumed run cuts; whether its best checkpoint is whole.
-    "callbacks": {"data", "model", "logger", "checkpoint"},
-    "task": {"optimizer", "targets"},
-    "analysis": {"images"},  # for the pictures of mistakes
-    "artefact": {"images"},
-    "export": {"checkpoint", "artefact", "images", "model", "pixels"},
-    "run": {
-        *("images", "targets", "checkpoint", "pixels", "data", "model"),
-        *("optimizer", "schedule", "task", "callbacks", "analysis", "export", "artefact", "inspection"),
-    },
+    "task": _BASE | _PARTS,
+    "callbacks": _BASE | _PARTS,
+    "inference": _BASE | _PARTS | {"task", "analysis"},
+    "training": _BASE | _PARTS | {"task", "callbacks", "inference", "analysis"},
+    "export": _BASE | _PARTS | {"inference"},
+    "dataset_check": _BASE | {"data", "augment"},
+    "analysis": {"images", "statistics", "runs"},
+    "cli": _BASE | _COMMANDS,
 }
 
 
@@ -69,7 +69,9 @@ def test_every_room_imports_only_the_rooms_it_may():
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", ["images", "paths", "errors", "machine", "inspection", "analysis", "targets"])
+@pytest.mark.parametrize(
+    "name", ["images", "paths", "errors", "resources", "dataset_check", "analysis", "statistics", "instantiate"]
+)
 def test_light_rooms_do_not_load_torch(name: str):
     place = SRC / "imago" / name
     files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
@@ -78,12 +80,19 @@ def test_light_rooms_do_not_load_torch(name: str):
     assert [file.name for file in files if {i.split(".")[0] for i in imports(file)} & heavy] == []
 
 
-def test_only_the_run_room_and_targets_know_about_configs():
-    knowing = set()
-    for file in (SRC / "imago").rglob("*.py"):
-        if {name.split(".")[0] for name in imports(file)} & {"hydra", "omegaconf"}:
-            knowing.add(room(file))
-    assert knowing == {"run", "targets", "paths"}
+# Configs are seen by these and by the modules of the commands; everything else gets plain values or built objects.
+SEES_CONFIGS = {"cli", "training", "instantiate", "paths"}
+COMMAND_MODULES = {"evaluate", "predict", "export", "check", "report"}
+
+
+def test_only_cli_training_and_the_modules_of_commands_import_hydra():
+    knowing = {
+        file
+        for file in (SRC / "imago").rglob("*.py")
+        if {name.split(".")[0] for name in imports(file)} & {"hydra", "omegaconf"}
+    }
+    others = {file.name for file in knowing if room(file) not in SEES_CONFIGS and file.stem not in COMMAND_MODULES}
+    assert others <= {"run_directory.py", "provenance.py", "tensorboard.py"}
 
 
 def test_entry_names_do_not_shadow_the_standard_library():

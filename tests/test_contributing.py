@@ -13,9 +13,9 @@ import pytest
 import torch
 from short_runs import summary
 
+from imago import load_model
 from imago.errors import ConfigError
 from imago.paths import PROJECT_ROOT
-from imago.run import load_model
 
 GUIDE = (PROJECT_ROOT / "CONTRIBUTING.md").read_text()
 # A block of code opens with the path of its file.

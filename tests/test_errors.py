@@ -2,7 +2,7 @@
 
 import pytest
 
-from imago.errors import printable
+from imago.text import printable
 
 
 @pytest.mark.parametrize(

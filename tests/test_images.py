@@ -1,4 +1,4 @@
-"""Every kind of picture people have, whole and broken: what comes out of the one decoder and the one resize."""
+"""Every kind of image people have, whole and broken: what comes out of the one decoder and the one resize."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ RAMP = Image.linear_gradient("L").resize((64, 48)).convert("RGB")  # smooth, so 
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
-    """Write a picture into bytes."""
+    """Write an image into bytes."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -74,7 +74,7 @@ def test_lossy_formats_come_close_to_the_original(kind: str, options: dict):
     assert np.abs(pixels.astype(int) - np.asarray(RAMP)).mean() < 2
 
 
-def test_a_file_and_its_bytes_give_the_same_picture(tmp_path):
+def test_a_file_and_its_bytes_give_the_same_image(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encode(NOISE, "PNG"))
     np.testing.assert_array_equal(read_image(path), read_image(path.read_bytes()))
@@ -97,14 +97,14 @@ def test_the_name_of_a_file_does_not_matter(tmp_path, name: str):
         pytest.param(encode(NOISE, "JPEG")[:-2], id="JPEG without its last 2 bytes"),
     ],
 )
-def test_a_picture_that_is_cut_short_is_named_as_that(tmp_path, data: bytes):
+def test_a_image_that_is_cut_short_is_named_as_that(tmp_path, data: bytes):
     path = tmp_path / "rose.png"
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"rose\.png is damaged: it is cut short; delete it or copy it again\.$"):
         read_image(path)
 
 
-def test_a_damaged_picture_is_named(tmp_path):
+def test_a_damaged_image_is_named(tmp_path):
     path = tmp_path / "rose.png"
     path.write_bytes(flip_byte(encode(NOISE, "PNG"), 1000))
     with pytest.raises(DataError, match=r"rose\.png is damaged: broken .*; delete it or copy it again\.$"):
@@ -112,7 +112,7 @@ def test_a_damaged_picture_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "length"), [("JPEG", 5), ("PNG", 10), ("GIF", 10), ("TIFF", 10)])
-def test_a_picture_without_the_rest_of_its_header_is_damaged_and_not_something_else(kind: str, length: int):
+def test_a_image_without_the_rest_of_its_header_is_damaged_and_not_something_else(kind: str, length: int):
     with pytest.raises(DataError, match="is damaged: its header cannot be read"):
         read_image(encode(NOISE, kind)[:length])
 
@@ -124,7 +124,7 @@ def test_an_empty_file_is_called_empty(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"<html><body>404", bytes(range(200, 256)), encode(RAMP, "EPS"), encode(RAMP, "PPM")])
-def test_what_is_no_picture_is_named_with_its_first_bytes(tmp_path, data: bytes):
+def test_what_is_no_image_is_named_with_its_first_bytes(tmp_path, data: bytes):
     path = tmp_path / "rose.png"
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"rose\.png is not an image \(starts with b.*expected JPEG, PNG"):
@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name: str):
         read_image(tmp_path / name)
 
 
-def test_a_wrongly_typed_exif_tag_gives_the_upright_picture_or_a_data_error():
+def test_a_wrongly_typed_exif_tag_gives_the_upright_image_or_a_data_error():
     # Orientation 6 makes Pillow write the other tags again; ImageWidth as text is one that it cannot write.
     entries = struct.pack(">HHI4sHHIHH", 0x100, 2, 2, b"a\0\0\0", 0x112, 3, 1, 6, 0)
     exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + b"\0\0\0\0"
@@ -145,7 +145,7 @@ def test_a_wrongly_typed_exif_tag_gives_the_upright_picture_or_a_data_error():
         assert read_image(encode(RAMP, "JPEG", exif=exif)).shape == (64, 48, 3)
 
 
-def test_mutated_pictures_give_pixels_or_a_data_error_and_nothing_else():
+def test_mutated_images_give_pixels_or_a_data_error_and_nothing_else():
     exif = Image.Exif()
     exif[0x112], exif[0x10F] = 6, "maker"
     wholes = [encode(NOISE, kind, exif=exif) for kind in ("JPEG", "PNG", "WEBP")]
@@ -166,21 +166,21 @@ def test_mutated_pictures_give_pixels_or_a_data_error_and_nothing_else():
     assert min(outcomes.values()) > 100
 
 
-# Colour modes
+# Color modes
 
 
-def test_cmyk_keeps_its_colours():
+def test_cmyk_keeps_its_colors():
     pixels = read_image(encode(Image.new("RGB", (16, 16), (200, 30, 60)).convert("CMYK"), "JPEG", quality=95))
     np.testing.assert_allclose(pixels.mean(axis=(0, 1)), (200, 30, 60), atol=4)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bit_grey_is_scaled_and_not_clipped(kind: str):
+def test_16_bit_gray_is_scaled_and_not_clipped(kind: str):
     levels = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
     assert read_image(encode(Image.fromarray(levels), kind)).mean() == pytest.approx(127.5, abs=0.6)
 
 
-def test_16_bit_grey_maps_its_256_even_steps_to_0_to_255():
+def test_16_bit_gray_maps_its_256_even_steps_to_0_to_255():
     levels = (np.arange(256) * 257).astype(np.uint16)[None]
     np.testing.assert_array_equal(read_image(encode(Image.fromarray(levels), "PNG"))[0, :, 1], np.arange(256))
 
@@ -197,7 +197,7 @@ def test_a_palette_is_looked_up():
     np.testing.assert_array_equal(read_image(encode(image, "PNG")), [[[10, 20, 30], [200, 100, 0]]])
 
 
-def test_a_transparent_palette_colour_becomes_white():
+def test_a_transparent_palette_color_becomes_white():
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 0])
     image.putpixel((1, 0), 1)
@@ -211,7 +211,7 @@ def test_rgba_is_laid_on_white():
     np.testing.assert_array_equal(read_image(encode(image, "PNG")), expected)
 
 
-def test_grey_with_alpha_is_laid_on_white():
+def test_gray_with_alpha_is_laid_on_white():
     image = Image.fromarray(np.array([[[9, 0], [0, 128], [7, 255]]], np.uint8), "LA")
     np.testing.assert_array_equal(read_image(encode(image, "PNG"))[0, :, 0], [255, 127, 7])
 
@@ -237,7 +237,7 @@ def test_of_an_animation_the_first_frame_counts(kind: str, options: dict):
 
 
 def animation(kind: str) -> bytes:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     return encode(frames[0], kind, save_all=True, append_images=frames[1:])
 
 
@@ -248,7 +248,7 @@ def test_an_animation_is_told_of_once_in_a_process(tmp_path, kind: str, caplog, 
     for name in ("still", "a", "b"):
         (tmp_path / name).write_bytes(encode(RAMP, kind) if name == "still" else animation(kind))
         read_image(tmp_path / name)
-    expected = f"{tmp_path}/a is an animation; of such pictures the first frame is used (told once)"
+    expected = f"{tmp_path}/a is an animation; of such images the first frame is used (told once)"
     assert [record.getMessage() for record in caplog.records] == [expected]
 
 
@@ -275,7 +275,7 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_a_picture_stands_upright_as_its_exif_tag_says(orientation: int):
+def test_a_image_stands_upright_as_its_exif_tag_says(orientation: int):
     exif = Image.Exif()
     exif[0x112] = orientation
     np.testing.assert_array_equal(read_image(encode(NOISE, "PNG", exif=exif)), UPRIGHT[orientation](PIXELS))
@@ -323,23 +323,23 @@ def square(size: int, resize: int, crop: str = "center") -> Preprocess:
 THIRDS = np.repeat(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8), 40, axis=1).repeat(40, axis=0)
 
 
-def test_center_keeps_only_the_middle_of_a_wide_picture():
+def test_center_keeps_only_the_middle_of_a_wide_image():
     np.testing.assert_array_equal(resize_and_crop(THIRDS, square(16, 16))[:, 2:-2], np.full((16, 12, 3), (0, 255, 0)))
 
 
-def test_center_keeps_only_the_middle_of_a_tall_picture():
+def test_center_keeps_only_the_middle_of_a_tall_image():
     tall = THIRDS.transpose(1, 0, 2)
     np.testing.assert_array_equal(resize_and_crop(tall, square(16, 16))[2:-2], np.full((12, 16, 3), (0, 255, 0)))
 
 
-def test_squash_keeps_the_whole_picture():
+def test_squash_keeps_the_whole_image():
     squashed = resize_and_crop(THIRDS, square(15, 15, "squash"))
     np.testing.assert_array_equal(squashed[7, [1, 7, 13]], np.diag([255, 255, 255]))
 
 
 @pytest.mark.parametrize("shape", [(37, 91), (91, 37), (224, 225), (5, 400), (16, 16)])
 @pytest.mark.parametrize(("size", "resize"), [(32, 36), (32, 32), (224, 256)])
-def test_center_equals_scaling_the_whole_picture_and_cutting_out_the_middle(shape, size: int, resize: int):
+def test_center_equals_scaling_the_whole_image_and_cutting_out_the_middle(shape, size: int, resize: int):
     pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
     scale = resize / min(shape)
     height, width = (max(size, round(side * scale)) for side in shape)
@@ -362,13 +362,13 @@ def test_a_photo_is_prepared_as_torchvision_prepares_it_for_its_own_weights(name
 
 
 @pytest.mark.parametrize("crop", ["center", "squash"])
-def test_a_picture_of_the_right_size_comes_back_unchanged(crop: str):
+def test_a_image_of_the_right_size_comes_back_unchanged(crop: str):
     pixels = PIXELS[:, :24]
     np.testing.assert_array_equal(resize_and_crop(pixels, square(24, 24, crop)), pixels)
 
 
 @pytest.mark.parametrize("shape", [(4000, 1), (1, 4000)])
-def test_a_thin_picture_is_never_scaled_up_as_a_whole(shape: tuple[int, int]):
+def test_a_thin_image_is_never_scaled_up_as_a_whole(shape: tuple[int, int]):
     pixels = np.zeros((*shape, 3), np.uint8)
     pixels.reshape(-1, 3)[1900:2100] = 77
     # Scaled as a whole it would be 20,000 x 80,000,000 pixels: no machine has the memory.

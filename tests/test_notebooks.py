@@ -75,15 +75,15 @@ def test_analysis_reads_compares_and_draws_a_sweep(tmp_path: Path, command, monk
 
 
 @pytest.mark.slow
-def test_a_model_answers_for_drawn_shapes_and_for_pictures_of_ones_own(tmp_path: Path, finished_run: Path, monkeypatch):
+def test_a_model_answers_for_drawn_shapes_and_for_images_of_ones_own(tmp_path: Path, finished_run: Path, monkeypatch):
     monkeypatch.setenv("IMAGO_RUN", str(finished_run))
     last = "print(answers.shape, tuple(features.shape), alike.to_numpy().diagonal().tolist() == [1.0] * len(names))"
     notebook = executed("use_a_model.ipynb", last, tmp_path)
     assert printed(notebook) == "torch.Size([1, 10])\n(12, 4) (12, 512) True\n"
-    assert len(outputs(notebook, "image/png")) == 1 + 4  # the pictures, and why four of them are called what they are
+    assert len(outputs(notebook, "image/png")) == 1 + 4  # the images, and why four of them are called what they are
 
     (tmp_path / "photos" / "below").mkdir(parents=True)
     for name in ("a, b.png", "below/ü.JPG"):
         Image.new("RGB", (60, 40), "red").save(tmp_path / "photos" / name)
-    monkeypatch.setenv("IMAGO_PICTURES_DIR", str(tmp_path / "photos"))
+    monkeypatch.setenv("IMAGO_IMAGES_DIR", str(tmp_path / "photos"))
     assert printed(executed("use_a_model.ipynb", last, tmp_path)).endswith("(2, 4) (2, 512) True\n")

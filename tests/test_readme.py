@@ -46,8 +46,8 @@ def test_readme_names_every_room():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_runs_as_printed(command: str, real_data: Path, finished_run: Path, tmp_path: Path):
     run = shutil.copytree(finished_run, tmp_path / "run")
-    pictures = real_data / "hymenoptera_data"
-    places = {"logs/latest": run, "~/flowers": pictures, "photo.jpg": next(pictures.glob("val/ants/*.jpg"))}
+    images = real_data / "hymenoptera_data"
+    places = {"logs/latest": run, "~/flowers": images, "photo.jpg": next(images.glob("val/ants/*.jpg"))}
     for printed, real in places.items():
         command = command.replace(printed, str(real))
     arguments = [*shlex.split(command)[1:], *extra_arguments(command, tmp_path)]

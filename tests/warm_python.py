@@ -17,7 +17,8 @@ from imago.paths import PROJECT_ROOT
 
 _HYDRA = "import hydra, hydra.core.hydra_config, hydra._internal.hydra, omegaconf"
 _IMAGO = (
-    "import imago.run.fit, imago.run.train, imago.run.evaluate, imago.run.predict, imago.run.export, onnxscript; "
+    "import imago.training.fit, imago.training.train, imago.inference.evaluate, imago.inference.predict; "
+    "import imago.export.export, onnxscript; "
     "import matplotlib.figure, torch.utils.tensorboard, PIL.Image; PIL.Image.init(); "
     "matplotlib.figure.Figure().savefig(os.devnull, format='png')"
 )

@@ -6,7 +6,7 @@ from warm_python import WarmProcess, warm_imago
 
 from imago.paths import PROJECT_ROOT
 
-# 3 epochs of 5 batches, of which 2 make a step: the last step of an epoch has 1. Pictures are mixed and recoloured, and
+# 3 epochs of 5 batches, of which 2 make a step: the last step of an epoch has 1. Samples are mixed and recolored, and
 # the learning rate follows a schedule in steps.
 TINY = (
     *("data=shapes", "data.batch_size=32", "model.hidden_features=16", "model.dropout=0.1"),

@@ -1,6 +1,39 @@
-"""imago: train image classifiers and trust the number.
+"""imago: train image classifiers with PyTorch Lightning and Hydra, and trust the reported number.
 
-Importing this package loads nothing heavy; each room is imported where it is used.
+    from imago import load_model
+    model = load_model("logs/latest")
+    logits = model(images)          # uint8 (N, 3, size, size) -> (N, K); names in model.class_names
+    model.probabilities(images)     # calibrated on val
+
+Importing this package loads neither torch nor Lightning; `load_model` does.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imago.model.classifier import Classifier
+
 __version__ = "0.1.0"
+__all__ = ["load_model"]
+
+
+def load_model(path: str | Path, extra_targets: Sequence[str] = ()) -> "Classifier":
+    """Load a trained network for inference.
+
+    Args:
+        path: a run directory (its best checkpoint is loaded) or a checkpoint file.
+        extra_targets: packages of your own that the checkpoint's network may come from, e.g. `["mynet.*"]`.
+
+    Returns:
+        A module in eval mode on the CPU that maps uint8 images (N, 3, size, size) to logits (N, K), with the attributes
+        `class_names`, `preprocess` and `calibration_temperature`. Logs a warning if no temperature was fitted.
+
+    Raises:
+        DataError: if there is no intact checkpoint of this project at `path`.
+        ConfigError: if the checkpoint names a target that is not allowed.
+    """
+    from imago.inference.load import load_calibrated
+
+    return load_calibrated(Path(path), extra_targets)

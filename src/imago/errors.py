@@ -1,7 +1,5 @@
 """The errors that a user can cause: one line and exit code 2. Anything else is a bug and keeps its traceback."""
 
-from pathlib import Path
-
 
 class UserError(Exception):
     """Something a user can mend: the text names the setting or file, what it got, what it wants and the way out."""
@@ -34,8 +32,3 @@ class Stopped(SystemExit):
     def __init__(self, reason: str, exit_code: int) -> None:
         super().__init__(exit_code)
         self.reason = reason
-
-
-def printable(text: Path | str) -> str:
-    """Give the text on one line of any screen: a file name may hold line breaks, colours and bytes without letters."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in str(text))

@@ -20,25 +20,26 @@ from imago.errors import DataError
 
 log = logging.getLogger(__name__)
 
-# EPS, PDF and the like run interpreters and are left out on purpose. Cameras' several-picture JPEG is a JPEG.
+# EPS, PDF and the like run interpreters and are left out on purpose. Cameras' several-image JPEG is a JPEG.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_PIXELS = 50_000_000  # 150 MB once decoded; checked before decoding, where a 12 KB file can ask for 500 MB
 
-# How files of these formats begin, for telling a damaged picture from something else.
+# How files of these formats begin, for telling a damaged image from something else.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 
 # What Pillow raises of damaged files.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 _FILTERS = threading.Lock()
-# Pillow keeps this many blocks of up to 16 MB for the next pictures. Given back to the system, they would come again as
-# page faults, which can cost more than decoding: 8 ms instead of 3 for a picture of 1000 x 750 pixels.
+# Pillow keeps this many blocks of up to 16 MB for the next images. Given back to the system, they would come again as
+# page faults, which can cost more than decoding: 8 ms instead of 3 for an image of 1000 x 750 pixels.
 Image.core.set_blocks_max(2)
-# Up to this size pictures stay as they are, and the network's first layer is fitted to them: one made for 224 px would
+# Up to this size images stay as they are, and the network's first layer is fitted to them: one made for 224 px would
 # leave 2 x 2 places of them.
 SMALL_PX = 64
-# How a picture is scaled, always antialiased: what published weights were evaluated with.
+# How an image is scaled, always antialiased: what published weights were evaluated with.
 INTERPOLATIONS = ("bilinear", "bicubic")
+TTA = ("none", "flip", "flip_shift")  # test-time augmentation, see `imago.task.tta`
 _ANIMATED = ("GIF", "WEBP", "PNG")  # TIFF and JPEG hold pages and previews instead
 _has_told_of_animation = False  # once in a process
 _ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4: how the stored rows and columns stand to the scene
@@ -55,7 +56,7 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What evaluation does to a picture before the network sees it.
+    """What evaluation does to an image before the network sees it.
 
     Attributes:
         size: side of the square given to the network, in pixels.
@@ -77,6 +78,15 @@ class Preprocess:
         """Give plain lists and numbers, as checkpoints and JSON want them."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
+    def describe(self) -> str:
+        """Describe the record in one line for the start table."""
+        cut = f"squash to {self.size} px" if self.crop == "squash" else f"{self.size} px"
+        if self.crop == "center" and self.resize != self.size:
+            cut = f"shorter side to {self.resize} px, middle {self.size} px"
+        mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (self.mean, self.std))
+        by = "" if self.interpolation == "bilinear" else f" ({self.interpolation})"
+        return f"{cut}{by}, mean {mean}, std {std}"
+
     @classmethod
     def from_dict(cls, record: dict) -> "Preprocess":
         """Read back what `to_dict` wrote."""
@@ -84,30 +94,30 @@ class Preprocess:
 
 
 def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode a picture to RGB, upright as its EXIF tag says.
+    """Decode an image to RGB, upright as its EXIF tag says.
 
-    Transparency is laid on white, 16-bit grey is scaled (not clipped), of an animation the first frame counts.
+    Transparency is laid on white, 16-bit gray is scaled (not clipped), of an animation the first frame counts.
 
     Args:
         source: a file, or the bytes of one.
-        max_pixels: larger pictures are refused before any pixel is decoded.
+        max_pixels: larger images are refused before any pixel is decoded.
 
     Returns:
         uint8 array (H, W, 3).
 
     Raises:
-        DataError: naming the file, when it is missing, empty, no picture, damaged, too large or of floating point.
+        DataError: naming the file, when it is missing, empty, no image, damaged, too large or of floating point.
     """
-    name = "the picture" if isinstance(source, bytes) else str(source)
+    name = "the image" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else _read_bytes(source)
     if not data:
         raise DataError(f"{name} is empty (0 bytes); delete it or copy it again.")
     try:
-        with _open(data) as picture:
-            _refuse_size(picture, name, max_pixels)
-            picture.load()
-            pixels = np.asarray(_to_rgb(_upright(picture), name))
-            _tell_of_animation(picture, name)
+        with _open(data) as image:
+            _refuse_size(image, name, max_pixels)
+            image.load()
+            pixels = np.asarray(_to_rgb(_upright(image), name))
+            _tell_of_animation(image, name)
             return pixels
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name} has more than {max_pixels:,} pixels; scale it down first.") from error
@@ -119,11 +129,11 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
 
 
 def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """Scale and cut a picture to the square that `preprocess` describes.
+    """Scale and cut an image to the square that `preprocess` describes.
 
     Args:
         pixels: uint8 (H, W, 3).
-        preprocess: mean and std are not read here; normalisation happens on the device.
+        preprocess: mean and std are not read here; normalization happens on the device.
 
     Returns:
         uint8 (size, size, 3).
@@ -138,7 +148,7 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     left, top = (target[0] - size) // 2, (target[1] - size) // 2
     if (width, height) == target:
         return pixels[top : top + size, left : left + size]
-    # Only the part that is kept is computed: a 1 x 4000 picture would otherwise be blown up to gigabytes.
+    # Only the part that is kept is computed: a 1 x 4000 image would otherwise be blown up to gigabytes.
     box = (
         left * width / target[0],
         top * height / target[1],
@@ -150,20 +160,20 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
 
 
 def _open(data: bytes) -> Image.Image:
-    # Pillow only warns of what is refused here. The filters are global, and pictures are decoded in several threads.
+    # Pillow only warns of what is refused here. The filters are global, and images are decoded in several threads.
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _tell_of_animation(picture: Image.Image, name: str) -> None:
+def _tell_of_animation(image: Image.Image, name: str) -> None:
     global _has_told_of_animation
-    if _has_told_of_animation or picture.format not in _ANIMATED:
+    if _has_told_of_animation or image.format not in _ANIMATED:
         return
     with contextlib.suppress(*_DECODER_ERRORS):  # GIF looks for a second frame: if it is damaged, nobody needs it
-        if getattr(picture, "is_animated", False):
+        if getattr(image, "is_animated", False):
             _has_told_of_animation = True
-            log.warning("%s is an animation; of such pictures the first frame is used (told once)", name)
+            log.warning("%s is an animation; of such images the first frame is used (told once)", name)
 
 
 def _fault_of_header(data: bytes) -> str:
@@ -178,10 +188,10 @@ def _is_cut_short(data: bytes, error: Exception) -> bool:
     return is_short_webp or "truncated" in str(error).lower()
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
     """Turn as the EXIF tag says; Pillow's own function also rewrites the tags, and fails where one of them is odd."""
-    turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
-    return picture if turn is None else picture.transpose(turn)
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -191,24 +201,24 @@ def _read_bytes(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _refuse_size(picture: Image.Image, name: str, max_pixels: int) -> None:
-    if picture.width * picture.height > max_pixels:
+def _refuse_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
         raise DataError(
-            f"{name} is {picture.width}x{picture.height}, more than {max_pixels:,} pixels; scale it down first."
+            f"{name} is {image.width}x{image.height}, more than {max_pixels:,} pixels; scale it down first."
         )
 
 
-def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
-    if picture.mode in ("F", "I"):
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("F", "I"):
         raise DataError(
             f"{name} holds floating-point or 32-bit pixels, whose range is unknown; save it as 8-bit or 16-bit."
         )
-    if picture.mode.startswith("I;16"):
-        # Pillow clips 16-bit grey to 255 when asked for RGB; 65535 / 257 = 255 keeps the whole range instead.
-        scaled = np.asarray(picture).astype(np.int64) // 257
-        picture = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy
+    if image.mode.startswith("I;16"):
+        # Pillow clips 16-bit gray to 255 when asked for RGB; 65535 / 257 = 255 keeps the whole range instead.
+        scaled = np.asarray(image).astype(np.int64) // 257
+        image = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy

@@ -17,6 +17,23 @@ def register_resolvers() -> None:
     OmegaConf.register_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
 
 
-def as_typed(path: Path) -> str:
-    """Give a path as one would type it here, from the root or from the working directory, whichever is shorter."""
+def short_path(path: Path) -> str:
+    """Return `path` relative to the working directory if that is shorter, else unchanged."""
     return min(str(path), os.path.relpath(path), key=len)
+
+
+def job_output_dir() -> Path:
+    """Return the output directory of the current Hydra job, absolute and existing.
+
+    Only inside a command that `imago.cli.entry.run_command` started.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def quote_for_hydra(value: str) -> str:
+    """Quote a value so that Hydra's override grammar returns it unchanged."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(value, Quote.double).with_quotes()

@@ -1,4 +1,4 @@
-"""Two runs against each other: the same pictures or none, and numbers that are those of the paired test."""
+"""Two runs against each other: the same images or none, and numbers that are those of the paired test."""
 
 from pathlib import Path
 
@@ -42,12 +42,12 @@ def test_a_damaged_config_is_why_settings_are_not_compared(tmp_path: Path):
     assert "<p>None.</p>" not in page
 
 
-def test_pictures_are_matched_by_name_wherever_they_stand_and_lie(tmp_path: Path):
+def test_images_are_matched_by_name_wherever_they_stand_and_lie(tmp_path: Path):
     a, b = two_runs(tmp_path)
     names = ["/data/ant/1.jpg", "/data/ant/2.jpg", "/data/bee/3.jpg"]
-    make_evaluation(a, [0, 0, 1], [0, 0, 0], pictures=names)
+    make_evaluation(a, [0, 0, 1], [0, 0, 0], images=names)
     moved = [name.replace("/data/", "/mnt/x/") for name in reversed(names)]
-    make_evaluation(b, [1, 0, 0], [1, 0, 1], pictures=moved, data_root="/mnt/x", data_fingerprint="f2")
+    make_evaluation(b, [1, 0, 0], [1, 0, 1], images=moved, data_root="/mnt/x", data_fingerprint="f2")
     found = compare_runs(a, b).paired
     assert found is not None
     # a is right on 1 and 2, b on 3 and 2 (the middle one).
@@ -63,18 +63,18 @@ def test_classes_are_matched_by_name_too(tmp_path: Path):
     assert (found.only_a, found.only_b) == (0, 0)
 
 
-def test_other_pictures_are_refused_by_name(tmp_path: Path):
+def test_other_images_are_refused_by_name(tmp_path: Path):
     a, b = two_runs(tmp_path)
-    make_evaluation(a, [0] * 5, [0] * 5, pictures=[f"/data/{n}.jpg" for n in range(5)])
-    make_evaluation(b, [0] * 2, [0] * 2, pictures=["/data/0.jpg", "/data/new.jpg"])
+    make_evaluation(a, [0] * 5, [0] * 5, images=[f"/data/{n}.jpg" for n in range(5)])
+    make_evaluation(b, [0] * 2, [0] * 2, images=["/data/0.jpg", "/data/new.jpg"])
     with pytest.raises(DataError, match=r"only .*/a/.* has 1.jpg, 2.jpg, 3.jpg and 1 more; only .*/b/.* has new.jpg"):
         compare_runs(a, b)
 
 
-def test_names_of_pictures_and_classes_stay_on_the_line_of_the_message(tmp_path: Path):
+def test_names_of_images_and_classes_stay_on_the_line_of_the_message(tmp_path: Path):
     a, b = two_runs(tmp_path)
-    make_evaluation(a, [0], [0], pictures=["x\x1b[2J\n.png"])
-    make_evaluation(b, [0], [0], pictures=["y.png"])
+    make_evaluation(a, [0], [0], images=["x\x1b[2J\n.png"])
+    make_evaluation(b, [0], [0], images=["y.png"])
     with pytest.raises(DataError, match=r"has x\\x1b\[2J\\n\.png; only") as caught:
         compare_runs(a, b)
     assert str(caught.value).isprintable()
@@ -92,21 +92,21 @@ def test_a_final_test_over_several_views_says_so(tmp_path: Path):
     found = compare_runs(a, b)
     write_comparison_page(found, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert "on the same 2 pictures, one view of each<" in page
-    assert "accuracy on the same 2 pictures, one view of each: a 100.00 %" in comparison_text(found)
+    assert "on the same 2 images, one view of each<" in page
+    assert "accuracy on the same 2 images, one view of each: a 100.00 %" in comparison_text(found)
     assert page.count("60.00 % (57.00 to 63.00)") == 2
     assert page.count("60.00 % (57.00 to 63.00), with tta=flip") == 1
 
 
-def test_the_same_picture_with_another_class_is_refused(tmp_path: Path):
+def test_the_same_image_with_another_class_is_refused(tmp_path: Path):
     a, b = two_runs(tmp_path)
-    make_evaluation(a, [0, 1], [0, 1], pictures=["/data/x.jpg", "/data/y.jpg"])
-    make_evaluation(b, [0, 2], [0, 1], pictures=["/data/x.jpg", "/data/y.jpg"])
+    make_evaluation(a, [0, 1], [0, 1], images=["/data/x.jpg", "/data/y.jpg"])
+    make_evaluation(b, [0, 2], [0, 1], images=["/data/x.jpg", "/data/y.jpg"])
     with pytest.raises(DataError, match=r"y.jpg is bee in .*, cat in "):
         compare_runs(a, b)
 
 
-def test_numbered_pictures_of_another_data_set_are_refused(tmp_path: Path):
+def test_numbered_images_of_another_data_set_are_refused(tmp_path: Path):
     a, b = two_runs(tmp_path)
     make_evaluation(a, [0, 1], [0, 1])
     make_evaluation(b, [0, 1], [0, 1], data_fingerprint="f2")
@@ -125,5 +125,5 @@ def test_screen_and_page_tell_the_same_numbers(tmp_path: Path):
     assert "only a right: 0, only b right: 15; McNemar: p < 0.0001" in text
     write_comparison_page(found, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    for words in ("b is better on these pictures", "+37.50", "p &lt; 0.0001", "optimizer.lr", "val/acc"):
+    for words in ("b is better on these images", "+37.50", "p &lt; 0.0001", "optimizer.lr", "val/acc"):
         assert words in page, words

@@ -41,7 +41,7 @@ def diamonds(figure: Figure) -> list[tuple[float, float]]:
     return [tuple(point) for line in lines for point in line.get_xydata()]
 
 
-def test_each_run_is_a_line_and_seeds_share_colour_and_name(tmp_path: Path):
+def test_each_run_is_a_line_and_seeds_share_color_and_name(tmp_path: Path):
     runs = make_runs(tmp_path, [{"optimizer.lr": lr, "seed": seed} for lr in (0.1, 0.01) for seed in (1, 2)])
     figure = plot_curves(runs)
     assert [line.get_ydata()[0] for line in figure.axes[0].lines] == pytest.approx([0.52, 0.53, 0.5, 0.51])
@@ -61,7 +61,7 @@ def test_a_single_point_is_visible(tmp_path: Path):
     assert line.get_marker() == "."
 
 
-def test_of_many_settings_the_best_ten_are_named_and_the_rest_is_grey(tmp_path: Path):
+def test_of_many_settings_the_best_ten_are_named_and_the_rest_is_gray(tmp_path: Path):
     figure = plot_curves(make_runs(tmp_path, [{"optimizer.lr": 0.1 * n} for n in range(1, 14)]))
     names = legend(figure)
     assert names[0] == "3 more"
@@ -103,7 +103,7 @@ def test_an_effect_shows_every_run_its_interval_and_the_mean_of_each_value(tmp_p
     assert high - low == pytest.approx(0.05)
 
 
-def test_other_settings_that_differ_get_colours_of_their_own(tmp_path: Path):
+def test_other_settings_that_differ_get_colors_of_their_own(tmp_path: Path):
     runs = make_runs(
         tmp_path, [{"optimizer.lr": lr, "model.dropout": dropout} for lr in (0.1, 0.2) for dropout in (0.0, 0.5)]
     )

@@ -7,7 +7,7 @@ import pytest
 from run_folders import make_evaluation
 from sklearn import metrics as sk
 
-from imago.analysis.evaluation import eval_command, load_evaluation, saved_pictures
+from imago.analysis.evaluation import eval_command, load_evaluation, saved_images
 from imago.errors import DataError
 
 
@@ -21,7 +21,7 @@ def test_scores_are_those_of_scikit_learn(tmp_path: Path):
     assert found.per_class.f1 == pytest.approx(sk.f1_score(labels, predicted, average=None))
 
 
-def test_a_class_without_pictures_keeps_its_place(tmp_path: Path):
+def test_a_class_without_images_keeps_its_place(tmp_path: Path):
     make_evaluation(tmp_path, [0, 2], [2, 2])
     found = load_evaluation(tmp_path)
     assert found.class_names == ("ant", "bee", "cat")
@@ -35,9 +35,9 @@ def test_the_worst_mistakes_are_those_it_was_surest_of(tmp_path: Path):
 
 def test_file_names_stay_as_they_are_and_lose_the_folder_of_the_data(tmp_path: Path):
     names = ["/data/ant/a, b.jpg", "/data/ant/\udcff.jpg", "/data2/x.jpg"]
-    make_evaluation(tmp_path, [0, 0, 0], [0, 0, 0], pictures=names)
+    make_evaluation(tmp_path, [0, 0, 0], [0, 0, 0], images=names)
     found = load_evaluation(tmp_path)
-    assert list(found.pictures) == names
+    assert list(found.images) == names
     assert found.names() == ("ant/a, b.jpg", "ant/\udcff.jpg", "/data2/x.jpg")
 
 
@@ -49,8 +49,8 @@ def test_a_missing_evaluation_tells_the_command_that_makes_it(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "picture,true\n0,ant\n", "picture,true,predicted,probability\n0,dog,ant,0.5\n"]
-    + ["picture,true,predicted,probability\n0,ant,ant,high\n", "picture,true,predicted,probability\n"],
+    ["", "image,true\n0,ant\n", "image,true,predicted,probability\n0,dog,ant,0.5\n"]
+    + ["image,true,predicted,probability\n0,ant,ant,high\n", "image,true,predicted,probability\n"],
 )
 def test_damaged_predictions_are_named(content: str, tmp_path: Path):
     (make_evaluation(tmp_path, [0], [0]) / "predictions.csv").write_text(content)
@@ -58,12 +58,12 @@ def test_damaged_predictions_are_named(content: str, tmp_path: Path):
         load_evaluation(tmp_path)
 
 
-def test_pictures_that_are_no_files_come_from_beside_the_predictions(tmp_path: Path):
+def test_images_that_are_no_files_come_from_beside_the_predictions(tmp_path: Path):
     folder = make_evaluation(tmp_path, [0, 0, 0], [1, 0, 1])
-    assert saved_pictures(load_evaluation(tmp_path)) == {}
+    assert saved_images(load_evaluation(tmp_path)) == {}
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
     np.savez(folder / "mistakes.npz", rows=[2, 0], images=images)
-    found = saved_pictures(load_evaluation(tmp_path))
+    found = saved_images(load_evaluation(tmp_path))
     assert list(found) == [2, 0]
     assert (found[0] == images[1]).all()
 
@@ -76,11 +76,11 @@ def test_pictures_that_are_no_files_come_from_beside_the_predictions(tmp_path: P
         {"rows": [0, 1], "images": np.zeros((1, 4, 4, 3), np.uint8)},
     ],
 )
-def test_damaged_pictures_are_named(arrays: dict, tmp_path: Path):
+def test_damaged_images_are_named(arrays: dict, tmp_path: Path):
     folder = make_evaluation(tmp_path, [0], [1])
     np.savez(folder / "mistakes.npz", **arrays)
     with pytest.raises(DataError, match=r"mistakes.npz is damaged"):
-        saved_pictures(load_evaluation(tmp_path))
+        saved_images(load_evaluation(tmp_path))
     (folder / "mistakes.npz").write_bytes(b"PK\x03\x04 half")
     with pytest.raises(DataError, match=r"mistakes.npz is damaged"):
-        saved_pictures(load_evaluation(tmp_path))
+        saved_images(load_evaluation(tmp_path))

@@ -1,4 +1,4 @@
-"""The learning rate that is suggested for a curve, and the picture."""
+"""The learning rate that is suggested for a curve, and the image."""
 
 import numpy as np
 import pytest
@@ -32,6 +32,6 @@ def test_smoothing_starts_at_the_first_loss_and_keeps_a_constant():
     np.testing.assert_allclose(smooth([2.0] * 10), 2.0)
 
 
-def test_the_picture_is_a_png(tmp_path):
+def test_the_image_is_a_png(tmp_path):
     save_lr_curve(LRS, curve(1e-2), 1e-3, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

@@ -45,8 +45,8 @@ HARD_TO_READ = """() => {
     const hasText = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
     const isLine = e.matches('path.line');
     if (!(hasText && !e.closest('title, style')) && !isLine) continue;
-    const colour = rgba(isLine ? style.stroke : inSvg ? style.fill : style.color);
-    const ratio = contrast(colour.slice(0, 3), behind(e.closest('svg') || e));
+    const color = rgba(isLine ? style.stroke : inSvg ? style.fill : style.color);
+    const ratio = contrast(color.slice(0, 3), behind(e.closest('svg') || e));
     if (ratio < (isLine ? 3 : 4.5)) found.push(`${e.tagName}.${e.getAttribute('class')} ${ratio.toFixed(2)}`);
   }
   return [...new Set(found)] }"""
@@ -79,18 +79,18 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("a folder with a long name " + "x" * 60)
     draws = np.random.default_rng(0)
     labels = draws.integers(0, 12, 400)
-    pictures = [str(folder / "pictures" / f"{number}{'_long' * 12}.png") for number in range(400)]
-    (folder / "pictures").mkdir()
-    for file in pictures:
+    images = [str(folder / "images" / f"{number}{'_long' * 12}.png") for number in range(400)]
+    (folder / "images").mkdir()
+    for file in images:
         Image.fromarray(draws.integers(0, 256, (30, 40, 3), np.uint8)).save(file)
     runs = []
     for place, noise in (("first", 0.2), ("second", 0.4)):
         run = make_run(folder / "train" / place, lr=noise, time_s={"train": 6.0, "data_wait": 0.5, "val": 1.0})
         taken = np.where(draws.random(400) < noise, draws.integers(0, 12, 400), labels)
         sureness = draws.uniform(0.1, 1, 400).tolist()
-        make_evaluation(run, labels.tolist(), taken.tolist(), sureness, pictures, NAMES)
+        make_evaluation(run, labels.tolist(), taken.tolist(), sureness, images, NAMES)
         (run / "figures").mkdir()
-        Image.fromarray(draws.integers(0, 256, (300, 600, 3), np.uint8)).save(run / "figures" / "train_pictures.png")
+        Image.fromarray(draws.integers(0, 256, (300, 600, 3), np.uint8)).save(run / "figures" / "train_images.png")
         runs.append(run)
     failed = make_run(folder / "train" / "failed", status="failed", reason="the loss is nan " * 20, test=None, val=None)
     (failed / "metrics.csv").unlink()
@@ -130,12 +130,12 @@ def test_a_page_fits_and_can_be_read(name: str, width: int, scheme: str, shown, 
     assert page.evaluate(STICKING_OUT) == []
     assert page.evaluate(HARD_TO_READ) == []
     assert page.evaluate(OVERLAPPING) == []
-    picture = Image.open(io.BytesIO(page.screenshot(path=tmp_path / f"{name}-{scheme}-{width}.png", full_page=True)))
-    brightness = np.median(np.asarray(picture.convert("L")))
+    image = Image.open(io.BytesIO(page.screenshot(path=tmp_path / f"{name}-{scheme}-{width}.png", full_page=True)))
+    brightness = np.median(np.asarray(image.convert("L")))
     assert brightness > 235 if scheme == "light" else brightness < 50
 
 
-def test_every_picture_is_shown(shown):
+def test_every_image_is_shown(shown):
     page = shown("run", 1280, "light")
     widths = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
     assert len(widths) == 26

@@ -35,17 +35,17 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def evaluated(tmp_path: Path) -> Path:
-    """A finished run with an evaluation, pictures of it as files, and a figure."""
+    """A finished run with an evaluation, images of it as files, and a figure."""
     run = make_run(tmp_path / "train" / "first", time_s={"train": 6.0, "data_wait": 0.5, "val": 1.0, "test": 0.5})
-    pictures = [tmp_path / "pictures" / f"{number} ü.png" for number in range(40)]
-    (tmp_path / "pictures").mkdir()
-    for number, file in enumerate(pictures):
+    samples = [tmp_path / "images" / f"{number} ü.png" for number in range(40)]
+    (tmp_path / "images").mkdir()
+    for number, file in enumerate(samples):
         Image.fromarray(np.full((20, 300 if number == 39 else 20, 3), 6 * number, np.uint8)).save(file)
     labels = [number % 3 for number in range(40)]
     predicted = [label if number % 4 == 0 else (label + 1) % 3 for number, label in enumerate(labels)]
-    make_evaluation(run, labels, predicted, np.linspace(0.4, 0.99, 40).tolist(), list(map(str, pictures)))
+    make_evaluation(run, labels, predicted, np.linspace(0.4, 0.99, 40).tolist(), list(map(str, samples)))
     (run / "figures").mkdir()
-    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(run / "figures" / "train_pictures.png")
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(run / "figures" / "train_images.png")
     return run
 
 
@@ -58,7 +58,7 @@ def test_a_page_tells_all_about_a_run(evaluated: Path, tmp_path: Path):
     for words in ("waiting for data", "0.5 s", "4.00 %", "Expected calibration error", "The 25 of 30 mistakes"):
         assert words in page.text, words
     assert page.text.count(" in truth ") == 25
-    assert str(tmp_path / "pictures" / "39 ü.png") in page.text
+    assert str(tmp_path / "images" / "39 ü.png") in page.text
     titles = [svg["aria-label"].partition(".")[0] for svg in page.all("svg") if "aria-label" in svg]
     assert titles == ["loss", "lr", "acc", "Share that is right"]
 
@@ -74,13 +74,13 @@ def test_a_page_loads_nothing_and_runs_nothing(evaluated: Path, tmp_path: Path):
     assert policy.startswith("default-src 'none'")
 
 
-def test_pictures_are_small_and_described(evaluated: Path, tmp_path: Path):
+def test_images_are_small_and_described(evaluated: Path, tmp_path: Path):
     write_run_page(evaluated, "test", tmp_path / "page.html")
     images = Page(tmp_path / "page.html").all("img")
     assert len(images) == 26
-    assert all(re.fullmatch(r"(ant|bee|cat), taken for (ant|bee|cat)|train pictures", image["alt"]) for image in images)
+    assert all(re.fullmatch(r"(ant|bee|cat), taken for (ant|bee|cat)|train images", image["alt"]) for image in images)
     assert max(len(image["src"]) for image in images) < 20_000
-    assert [image["src"][:15] for image in images].count("data:image/jpeg") == 1  # the one that is no small picture
+    assert [image["src"][:15] for image in images].count("data:image/jpeg") == 1  # the one that is no small image
 
 
 def test_tables_have_headers_and_what_scrolls_can_be_reached_by_keyboard(evaluated: Path, tmp_path: Path):
@@ -116,18 +116,18 @@ def test_a_run_that_failed_at_once_has_a_page_with_its_reason(tmp_path: Path):
 def test_names_from_outside_cannot_become_markup(tmp_path: Path):
     run = make_run(tmp_path / "train" / "<b>first")
     name = "<script>alert(1)</script>"
-    make_evaluation(run, [0, 1], [1, 1], class_names=[name, "b"], pictures=["/<img src=x>.png", "/\udcff.png"])
+    make_evaluation(run, [0, 1], [1, 1], class_names=[name, "b"], images=["/<img src=x>.png", "/\udcff.png"])
     write_run_page(run, "test", tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     assert page.all("script") == page.all("b") == page.all("img") == []
     assert name in page.text
 
 
-def test_pictures_that_are_gone_or_damaged_leave_their_place_and_the_reason(tmp_path: Path):
+def test_images_that_are_gone_or_damaged_leave_their_place_and_the_reason(tmp_path: Path):
     run = make_run(tmp_path / "train" / "first")
     (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n")
-    pictures = [str(tmp_path / "gone.png"), str(tmp_path / "half.png"), "7"]
-    folder = make_evaluation(run, [0, 0, 0], [1, 1, 1], pictures=pictures)
+    samples = [str(tmp_path / "gone.png"), str(tmp_path / "half.png"), "7"]
+    folder = make_evaluation(run, [0, 0, 0], [1, 1, 1], images=samples)
     (folder / "mistakes.npz").write_bytes(b"half")
     missing = write_run_page(run, "test", tmp_path / "page.html")
     text = Page(tmp_path / "page.html").text
@@ -153,7 +153,7 @@ def test_an_evaluation_of_something_else_than_the_final_test_is_pointed_out(tmp_
     make_evaluation(run, [0, 1], [0, 1])
     write_run_page(run, "test", tmp_path / "page.html")
     text = Page(tmp_path / "page.html").text
-    assert "the run's final test gave 60.00 %: this evaluation saw other pictures or another checkpoint" in text
+    assert "the run's final test gave 60.00 %: this evaluation saw other images or another checkpoint" in text
 
 
 def test_a_final_test_over_several_views_is_why_it_gave_another_number(tmp_path: Path):
@@ -161,8 +161,8 @@ def test_a_final_test_over_several_views_is_why_it_gave_another_number(tmp_path:
     make_evaluation(run, [0, 1], [0, 1], tta="none")
     write_run_page(run, "test", tmp_path / "page.html")
     text = Page(tmp_path / "page.html").text
-    assert "the run's final test gave 60.00 %: it took the mean over several views of each picture (tta=flip)" in text
-    assert "other pictures" not in text
+    assert "the run's final test gave 60.00 %: it took the mean over several views of each image (tta=flip)" in text
+    assert "other images" not in text
 
 
 def test_a_figure_too_large_for_a_page_is_named_instead(evaluated: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Runs as tables, from small run folders made by hand: what is read, what is told apart, what is damaged."""
+"""Runs as tables, from small run directories made by hand: what is read, what is told apart, what is damaged."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def test_a_run_that_is_still_going_has_empty_results_and_whole_numbers_stay_whol
     assert (str(runs["epochs"].dtype), str(runs["seed"].dtype)) == ("Int64", "Int64")
 
 
-def test_half_a_picture_in_a_damaged_summary_is_none(tmp_path: Path):
+def test_half_a_image_in_a_damaged_summary_is_none(tmp_path: Path):
     make_run(tmp_path / "a", test={"acc": 0.5, "interval_95": [0.4, 0.6], "num_images": 10.5})
     runs = load_runs(tmp_path)
     assert (runs["num_test_images"].isna().all(), runs.loc[0, "test_acc"]) == (True, 0.5)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from run_folders import make_run
 
-from imago.analysis.records import Record, read_records
 from imago.analysis.table import RunTable, duration_text, make_table, table_text, write_csv
 from imago.errors import ConfigError, DataError
+from imago.runs.records import Record, read_records
 
 
 def record(run: str, lr: float = 0.1, seed: int = 1, test: float | None = 0.5, **facts) -> Record:

@@ -20,5 +20,5 @@ def test_the_printed_lines_make_a_header_without_problems(monkeypatch: pytest.Mo
     file.write_text("\n".join([*lines, *experiment.header_lines("mine", args, figures, 10_000)]) + "\n")
     found = results.read_experiment(file)
     assert found.problems() == []
-    assert found.fields["accuracy"] == "mean 91.00 %, 90.50 to 91.50 %, over n = 2 seeds of 10,000 pictures"
+    assert found.fields["accuracy"] == "mean 91.00 %, 90.50 to 91.50 %, over n = 2 seeds of 10,000 images"
     assert "experiment=mine data.root=DIR trainer.max_epochs=2 seed=0,1" in found.fields["command"]

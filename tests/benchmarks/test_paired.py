@@ -39,17 +39,17 @@ def test_one_seed_has_no_interval(paired: ModuleType):
     assert paired.difference(runs(paired, one=[0.5], other=[0.4]), "one", "other")["interval_95"] is None
 
 
-def test_an_interval_over_pictures_takes_each_picture_once(paired: ModuleType, monkeypatch: pytest.MonkeyPatch):
+def test_an_interval_over_images_takes_each_image_once(paired: ModuleType, monkeypatch: pytest.MonkeyPatch):
     right = {"one_0": [1, 1, 0, 1], "one_1": [1, 0, 0, 1], "other_0": [1, 0, 0, 0], "other_1": [1, 0, 0, 1]}
     monkeypatch.setattr(paired, "measure", lambda command: (0.0, 0.0))
     monkeypatch.setattr(
         paired, "load_evaluation", lambda folder: SimpleNamespace(is_right=np.array(right[folder.name], bool))
     )
     both = runs(paired, one=[0.75, 0.5], other=[0.25, 0.5])
-    found = paired.difference_on_pictures(both[::-1], "one", "other", Path("logs"))
+    found = paired.difference_on_images(both[::-1], "one", "other", Path("logs"))
     gaps = [0.0, 0.5, 0.0, 0.5]
     half = 1.96 * np.std(gaps, ddof=1) / 4**0.5
-    assert (found["num_pictures"], found["mean"]) == (4, 0.25)
+    assert (found["num_images"], found["mean"]) == (4, 0.25)
     assert found["interval_95"] == pytest.approx([0.25 - half, 0.25 + half])
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from imago.callbacks.backbone_finetuning import BackboneFinetuning
 from imago.errors import ConfigError
-from imago.model.depth import layers_by_depth
+from imago.model.layers import layers_in_order
 from imago.model.small_resnet import SmallResNet
 from imago.optimizer.groups import parameter_groups
 
@@ -67,7 +67,7 @@ def fit(net: nn.Module, callback: Callback, num_epochs: int) -> tuple[list[set[s
 
 def below(net: nn.Module, num_layers: int) -> set[str]:
     """Names of all tensors of the last layers, running statistics among them."""
-    trained = {id(parameter) for layer in layers_by_depth(net)[-num_layers:] for parameter in layer}
+    trained = {id(parameter) for layer in layers_in_order(net)[-num_layers:] for parameter in layer}
     owners = {name.rpartition(".")[0] for name, p in net.named_parameters() if id(p) in trained}
     return {name for name in net.state_dict() if name.rpartition(".")[0] in owners}
 

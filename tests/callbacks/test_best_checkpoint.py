@@ -1,4 +1,4 @@
-"""The best score survives a move of the run folder."""
+"""The best score survives a move of the run directory."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from imago.callbacks.best_checkpoint import BestCheckpoint
 from imago.callbacks.time_limit import TimeLimit
-from imago.checkpoint import write_checkpoint
+from imago.runs.checkpoint import write_checkpoint
 
 
 def had_a_best(tmp_path: Path) -> BestCheckpoint:

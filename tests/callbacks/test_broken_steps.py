@@ -8,14 +8,14 @@ import torch
 from lightning.pytorch import Callback
 from small_fit import QUIET, build_data, build_task, build_trainer
 
-from imago.checkpoint import read_checkpoint
+from imago.runs.checkpoint import read_checkpoint
 
 pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(text) for text in QUIET)]
 
-# Two epochs of four steps, with BatchNorm, averaged weights, mixed pictures, and a schedule in steps.
+# Two epochs of four steps, with BatchNorm, averaged weights, mixed images, and a schedule in steps.
 SETTINGS = (
     *("data=shapes", "data.batch_size=8", "model=small_resnet", "model.width=4", "augment.mixup_alpha=0.2"),
-    *("callbacks=[default,ema]", "callbacks.ema.decay=0.8", "callbacks.picture_grid=null"),
+    *("callbacks=[default,ema]", "callbacks.ema.decay=0.8", "callbacks.image_grid=null"),
     *("trainer.max_epochs=2", "trainer.limit_train_batches=4", "trainer.limit_val_batches=2"),
     "trainer.log_every_n_steps=1",
 )

@@ -10,7 +10,7 @@ import torch
 from imago.callbacks import last_checkpoint
 from imago.callbacks.last_checkpoint import LastCheckpoint
 from imago.errors import DivergedError, StorageError
-from imago.task.score import Score
+from imago.task.epoch_metrics import EpochMetrics
 
 
 class Saves:
@@ -29,7 +29,7 @@ class Saves:
 
 
 MODULE: Any = torch.nn.BatchNorm1d(2)
-MODULE.scores = {"train": Score()}
+MODULE.scores = {"train": EpochMetrics()}
 
 
 def in_training(trainer: Any, **settings: float) -> LastCheckpoint:
@@ -96,7 +96,7 @@ def test_what_a_finished_step_has_changed_stays():
     trainer: Any = Saves()
     callback = in_training(trainer)
     module: Any = torch.nn.BatchNorm1d(2)
-    module.scores = {"train": Score()}
+    module.scores = {"train": EpochMetrics()}
     callback.on_train_start(trainer, module)
     callback.on_train_batch_start(trainer, module, None, 0)
     module(torch.full((3, 2), 7.0))

@@ -1,4 +1,4 @@
-"""ProgressiveSize: which size when, under a real Trainer, and that evaluation never sees a small picture."""
+"""ProgressiveSize: which size when, under a real Trainer, and that evaluation never sees a small image."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from imago.errors import ConfigError
 
 
 class Watched(nn.Module):
-    """Remembers the side of the pictures it got, and whether that was in training."""
+    """Remembers the side of the images it got, and whether that was in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def test_after_the_run_the_network_is_as_it_was(tmp_path: Path):
     assert net.seen == [(True, 8)]
 
 
-def test_pictures_are_never_made_larger(tmp_path: Path):
+def test_images_are_never_made_larger(tmp_path: Path):
     task = fit(tmp_path, ProgressiveSize([16]), 1, torch.randn(2, 3, 8, 8))
     assert task.net.seen == [(True, 8), (False, 8)]
 
@@ -105,7 +105,7 @@ def test_a_resumed_run_goes_on_at_its_size(tmp_path: Path):
     assert resumed.net.seen[0] == (True, 8)
 
 
-def test_a_smaller_picture_is_the_mean_of_what_it_covers(tmp_path: Path):
+def test_a_smaller_image_is_the_mean_of_what_it_covers(tmp_path: Path):
     images = torch.arange(8.0).repeat_interleave(2)[:8].expand(2, 3, 8, 8).contiguous()  # columns 0 0 1 1 2 2 3 3
     task = fit(tmp_path, ProgressiveSize([2]), 1, images)
     left, right = task.net.images[0][0, 0, 0].tolist()

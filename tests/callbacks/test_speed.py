@@ -37,7 +37,7 @@ class Run:
         self.speed.on_validation_end(self.trainer, self.module)
 
 
-def test_totals_are_pictures_seconds_and_waiting(monkeypatch):
+def test_totals_are_images_seconds_and_waiting(monkeypatch):
     run = Run(monkeypatch)
     run.start_epoch()
     run.step(wait_s=1, work_s=3)
@@ -58,7 +58,7 @@ def test_a_logging_step_tells_the_speed_since_the_last_one(monkeypatch):
     ]
 
 
-def test_the_pictures_of_all_ranks_count(monkeypatch):
+def test_the_images_of_all_ranks_count(monkeypatch):
     run = Run(monkeypatch, log_every_n_steps=1, world_size=2)
     run.start_epoch()
     run.step(wait_s=1, work_s=1)

@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.data.datamodule import ImageDataModule
 from imago.data.splitting import SplitPlan
+from imago.instantiate import check_targets
 from imago.paths import PROJECT_ROOT
-from imago.targets import check_targets
 
 CONFIGS = PROJECT_ROOT / "configs"
 YAMLS = sorted(path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rglob("*.yaml"))
@@ -100,9 +100,12 @@ def test_every_data_set_composes_for_an_evaluation(option: str, compose):
     assert "data" not in compose(config_name="eval")
 
 
-@pytest.mark.parametrize(("command", "code"), [("eval", "evaluate"), ("predict", "predict"), ("report", "report")])
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("eval", "inference/evaluate"), ("predict", "inference/predict"), ("report", "analysis/report")],
+)
 def test_every_key_of_a_command_is_read_by_it(command: str, code: str, compose):
-    text = (PROJECT_ROOT / "src" / "imago" / "run" / f"{code}.py").read_text()
+    text = (PROJECT_ROOT / "src" / "imago" / f"{code}.py").read_text()
     read_elsewhere = {"paths", "augment", "seed"}  # by the data set, and by Hydra
     unread = [key for key in compose(config_name=command) if f"cfg.{key}" not in text and f'"{key}"' not in text]
     assert set(unread) <= read_elsewhere

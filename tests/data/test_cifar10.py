@@ -48,11 +48,11 @@ def linked(real_data, tmp_path) -> Path:
     return root
 
 
-# The pictures
+# The images
 
 
 @pytest.mark.needs_data
-def test_the_splits_have_45000_5000_and_10000_pictures(splits):
+def test_the_splits_have_45000_5000_and_10000_images(splits):
     assert [part.images.shape for part in (splits.train, splits.val, splits.test)] == [
         (45_000, 3, 32, 32),
         (5_000, 3, 32, 32),
@@ -74,7 +74,7 @@ def test_train_and_val_together_are_the_50000(splits, data_dir):
 
 
 @pytest.mark.needs_data
-def test_pictures_and_labels_are_those_that_torchvision_gives(splits, real_data):
+def test_images_and_labels_are_those_that_torchvision_gives(splits, real_data):
     from torchvision.datasets import CIFAR10
 
     official = CIFAR10(str(real_data), train=False)
@@ -84,7 +84,7 @@ def test_pictures_and_labels_are_those_that_torchvision_gives(splits, real_data)
 
 
 @pytest.mark.needs_data
-def test_mean_and_std_are_those_of_the_50000_training_pictures(data_dir, real_data):
+def test_mean_and_std_are_those_of_the_50000_training_images(data_dir, real_data):
     images = np.load(data_dir / "cache" / "cifar10.npy", mmap_mode="r")["image"][:50_000]
     levels = np.arange(256) / 255
     preprocess = module(real_data, data_dir).preprocess

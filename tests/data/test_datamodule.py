@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from imago.data.datamodule import Found, ImageDataModule
-from imago.data.dataset import LabelledArray, Splits
+from imago.data.dataset import LabeledArray, Splits
 from imago.data.sampling import TrainSampler
 from imago.data.splitting import check_labels
 from imago.errors import DataError
@@ -17,26 +17,26 @@ from imago.images import Preprocess, resize_and_crop
 SIZES = {"train": 44, "val": 12, "test": 10}
 
 
-def pictures(count: int, seed: int) -> LabelledArray:
-    """Draw pictures whose channels differ in mean and spread, so that swapped channels are noticed."""
+def samples(count: int, seed: int) -> LabeledArray:
+    """Draw images whose channels differ in mean and spread, so that swapped channels are noticed."""
     noise = np.random.default_rng(seed).normal(size=(count, 3, 8, 8))
     images = noise * np.array([20, 30, 40])[:, None, None] + np.array([90, 120, 150])[:, None, None]
     names = tuple(f"{seed}/{place}" for place in range(count))
-    return LabelledArray(images.clip(0, 255).astype(np.uint8), np.arange(count, dtype=np.int64) % 3, names)
+    return LabeledArray(images.clip(0, 255).astype(np.uint8), np.arange(count, dtype=np.int64) % 3, names)
 
 
 class TinyDataModule(ImageDataModule):
-    """Random pictures of three classes, 8 px."""
+    """Random images of three classes, 8 px."""
 
     num_reads = 0
     class_list = ("ant", "bee", "cat")
 
-    def find_pictures(self) -> Found:
+    def find_images(self) -> Found:
         self.num_reads += 1
-        return self.class_list, {split: pictures(count, seed) for seed, (split, count) in enumerate(SIZES.items())}
+        return self.class_list, {split: samples(count, seed) for seed, (split, count) in enumerate(SIZES.items())}
 
-    def own_preprocess(self) -> Preprocess:
-        val = pictures(SIZES["val"], 1).images / 255
+    def default_preprocess(self) -> Preprocess:
+        val = samples(SIZES["val"], 1).images / 255
         return Preprocess(
             8, 8, "center", tuple(val.mean(axis=(0, 2, 3)).tolist()), tuple(val.std(axis=(0, 2, 3)).tolist())
         )
@@ -60,7 +60,7 @@ def everything(loader) -> tuple[torch.Tensor, torch.Tensor]:
     ("labels", "class_names", "complaint"),
     [
         ([0, 0], ["dataset"], r"has the classes \['dataset'\]; a classifier needs at least 2"),
-        ([], ["a", "b"], "the val split has no pictures"),
+        ([], ["a", "b"], "the val split has no images"),
         ([0, 2], ["a", "b"], r"val split has labels from 0 to 2; with 2 classes they must lie in 0 \.\. 1"),
         ([-100, -100], ["a", "b"], "val split has labels from -100 to -100"),
     ],
@@ -92,14 +92,14 @@ def test_the_data_set_is_read_once():
 
 
 @pytest.mark.parametrize("split", SIZES)
-def test_loaders_yield_uint8_pictures_and_int64_labels(split: str):
+def test_loaders_yield_uint8_images_and_int64_labels(split: str):
     images, labels = next(iter(getattr(tiny(), f"{split}_dataloader")()))
     assert (images.shape, images.dtype) == ((8, 3, 8, 8), torch.uint8)
     assert (labels.shape, labels.dtype) == ((8,), torch.int64)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_evaluation_gives_every_picture_in_order_and_never_augmented(split: str):
+def test_evaluation_gives_every_image_in_order_and_never_augmented(split: str):
     data = tiny(crop_padding_px=2, flip_probability=1.0)
     loader = getattr(data, f"{split}_dataloader")()
     expected = dict(data.splits.named())[split]
@@ -109,11 +109,11 @@ def test_evaluation_gives_every_picture_in_order_and_never_augmented(split: str)
         np.testing.assert_array_equal(labels, expected.labels)
 
 
-def test_training_gives_shuffled_pictures_with_their_own_labels():
+def test_training_gives_shuffled_images_with_their_own_labels():
     data = tiny()
     images, labels = everything(data.train_dataloader())
-    places = {picture.tobytes(): place for place, picture in enumerate(data.splits.train.images)}
-    order = [places[picture.tobytes()] for picture in images.numpy()]
+    places = {image.tobytes(): place for place, image in enumerate(data.splits.train.images)}
+    order = [places[image.tobytes()] for image in images.numpy()]
     assert len(set(order)) == 40  # 5 batches; the rest is left out
     assert order != sorted(order)
     np.testing.assert_array_equal(labels, data.splits.train.labels[order])
@@ -150,7 +150,7 @@ def test_statistics_as_numpy_numbers_still_give_float32():
     assert images.dtype == torch.float32
 
 
-def test_the_device_normalises_by_the_record_that_was_set_last():
+def test_the_device_normalizes_by_the_record_that_was_set_last():
     data = tiny()
     batch = everything(data.val_dataloader())
     data.on_after_batch_transfer(batch, 0)
@@ -163,7 +163,7 @@ def test_the_device_normalises_by_the_record_that_was_set_last():
 
 
 @pytest.mark.parametrize("split", SIZES)
-def test_pictures_come_at_the_size_that_preprocess_asks_for(split: str):
+def test_images_come_at_the_size_that_preprocess_asks_for(split: str):
     data = tiny()
     data.preprocess = Preprocess(16, 20, "center", (0.5,) * 3, (0.25,) * 3)
     images, _ = next(iter(getattr(data, f"{split}_dataloader")()))
@@ -176,7 +176,7 @@ def test_evaluation_shows_what_resize_and_crop_gives(size: int, resize: int):
     data.preprocess = Preprocess(size, resize, "center", (0.5,) * 3, (0.25,) * 3)
     images, _ = everything(data.test_dataloader())
     stored = data.splits.test.images.transpose(0, 2, 3, 1)
-    expected = np.stack([resize_and_crop(picture, data.preprocess) for picture in stored])
+    expected = np.stack([resize_and_crop(image, data.preprocess) for image in stored])
     np.testing.assert_array_equal(images, expected.transpose(0, 3, 1, 2))
 
 
@@ -188,10 +188,10 @@ def test_the_same_data_has_the_same_fingerprint():
 
 
 def test_other_class_names_or_labels_have_another_fingerprint():
-    renamed, relabelled = tiny(), tiny()
+    renamed, relabeled = tiny(), tiny()
     renamed._splits = Splits(("ant", "bee", "dog"), *(split for _, split in renamed.splits.named()))
-    relabelled.splits.test.labels[:2] = relabelled.splits.test.labels[1::-1].copy()
-    assert len({data.fingerprint() for data in (tiny(), renamed, relabelled)}) == 3
+    relabeled.splits.test.labels[:2] = relabeled.splits.test.labels[1::-1].copy()
+    assert len({data.fingerprint() for data in (tiny(), renamed, relabeled)}) == 3
 
 
 # Inside a Trainer
@@ -218,14 +218,14 @@ def test_a_resumed_run_starts_at_the_batch_after_those_that_are_done(done: int, 
 
 
 @pytest.mark.parametrize("split", SIZES)
-def test_ranks_get_different_pictures(split: str):
+def test_ranks_get_different_images(split: str):
     parts = []
     for rank in range(2):
         data = tiny()
         data.trainer = trainer_that_has_done(0)
         data.trainer.global_rank, data.trainer.world_size = rank, 2
         images, _ = everything(getattr(data, f"{split}_dataloader")())
-        parts.append({picture.tobytes() for picture in images.numpy()})
+        parts.append({image.tobytes() for image in images.numpy()})
     assert parts[0].isdisjoint(parts[1])
     assert len(parts[0] | parts[1]) == {"train": 40, "val": 12, "test": 10}[split]
 
@@ -306,6 +306,6 @@ def test_a_trainer_sees_the_batches_of_each_epoch_in_the_sampler_s_order(tmp_pat
     for epoch in range(3):
         sampler.set_epoch(epoch)
         batches = (torch.from_numpy(data.splits.train.images[key.indices]) for key in sampler)
-        normalised = (data.on_after_batch_transfer((images, None), 0)[0] for images in batches)
-        expected += [images.double().sum().item() for images in normalised]
+        normalized = (data.on_after_batch_transfer((images, None), 0)[0] for images in batches)
+        expected += [images.double().sum().item() for images in normalized]
     assert recorder.sums == pytest.approx(expected, abs=0.01)

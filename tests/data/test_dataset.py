@@ -1,15 +1,15 @@
-"""Whole batches out of memory: right shapes, right pictures, and the same whoever prepares them."""
+"""Whole batches out of memory: right shapes, right images, and the same whoever prepares them."""
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from imago.data.augment.crop_flip import Augment
-from imago.data.dataset import ArrayDataset, LabelledArray
+from imago.augment.crop_flip import Augment
+from imago.data.dataset import ArrayDataset, LabeledArray
 from imago.data.sampling import BatchKey, TrainSampler
 
-PICTURES = LabelledArray(
+IMAGES = LabeledArray(
     np.random.default_rng(0).integers(1, 256, (40, 3, 8, 8), dtype=np.uint8),
     np.arange(40, dtype=np.int64) % 7,
     tuple(map(str, range(40))),
@@ -22,42 +22,40 @@ def as_is(batch):
 
 
 @pytest.mark.parametrize("augment", [None, AUGMENT])
-def test_a_batch_is_uint8_pictures_and_int64_labels(augment: Augment | None):
-    images, labels = ArrayDataset(PICTURES, augment).__getitems__(BatchKey(0, np.array([3, 1, 4])))
+def test_a_batch_is_uint8_images_and_int64_labels(augment: Augment | None):
+    images, labels = ArrayDataset(IMAGES, augment).__getitems__(BatchKey(0, np.array([3, 1, 4])))
     assert (images.shape, images.dtype) == ((3, 3, 8, 8), torch.uint8)
     assert (labels.shape, labels.dtype) == ((3,), torch.int64)
 
 
-def test_without_augmentation_the_pictures_come_as_they_are():
+def test_without_augmentation_the_images_come_as_they_are():
     indices = np.array([3, 1, 4])
-    images, labels = ArrayDataset(PICTURES).__getitems__(BatchKey(9, indices))
-    np.testing.assert_array_equal(images, PICTURES.images[indices])
-    np.testing.assert_array_equal(labels, PICTURES.labels[indices])
+    images, labels = ArrayDataset(IMAGES).__getitems__(BatchKey(9, indices))
+    np.testing.assert_array_equal(images, IMAGES.images[indices])
+    np.testing.assert_array_equal(labels, IMAGES.labels[indices])
 
 
-def test_augmented_pictures_keep_their_labels():
+def test_augmented_images_keep_their_labels():
     indices = np.arange(40)[::-1].copy()
-    _, labels = ArrayDataset(PICTURES, AUGMENT).__getitems__(BatchKey(0, indices))
-    np.testing.assert_array_equal(labels, PICTURES.labels[indices])
+    _, labels = ArrayDataset(IMAGES, AUGMENT).__getitems__(BatchKey(0, indices))
+    np.testing.assert_array_equal(labels, IMAGES.labels[indices])
 
 
 def test_augmentation_changes_with_the_epoch_and_repeats_with_it():
-    dataset = ArrayDataset(PICTURES, AUGMENT, seed=1)
+    dataset = ArrayDataset(IMAGES, AUGMENT, seed=1)
     first, other, again = (dataset.__getitems__(BatchKey(epoch, np.arange(40)))[0] for epoch in (0, 1, 0))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_augmentation_depends_on_the_seed():
-    first, other = (
-        ArrayDataset(PICTURES, AUGMENT, seed).__getitems__(BatchKey(0, np.arange(40)))[0] for seed in (0, 1)
-    )
+    first, other = (ArrayDataset(IMAGES, AUGMENT, seed).__getitems__(BatchKey(0, np.arange(40)))[0] for seed in (0, 1))
     assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("augment", [None, AUGMENT])
 def test_writing_into_a_batch_leaves_the_data_set_alone(augment: Augment | None):
-    dataset = ArrayDataset(PICTURES, augment)
+    dataset = ArrayDataset(IMAGES, augment)
     key = BatchKey(0, np.arange(40))
     before = dataset.__getitems__(key)[0].clone()
     dataset.__getitems__(key)[0].zero_()
@@ -65,7 +63,7 @@ def test_writing_into_a_batch_leaves_the_data_set_alone(augment: Augment | None)
 
 
 def test_batches_are_the_same_with_0_and_2_workers():
-    dataset = ArrayDataset(PICTURES, AUGMENT, seed=1)
+    dataset = ArrayDataset(IMAGES, AUGMENT, seed=1)
     here, elsewhere = (
         list(DataLoader(dataset, batch_sampler=TrainSampler(40, 6, seed=1), collate_fn=as_is, num_workers=workers))
         for workers in (0, 2)
@@ -76,17 +74,15 @@ def test_batches_are_the_same_with_0_and_2_workers():
         assert torch.equal(labels, other_labels)
 
 
-def test_pictures_in_memory_can_be_cropped_and_resized_too():
+def test_images_in_memory_can_be_cropped_and_resized_too():
     augment = Augment(flip_probability=0.5, random_resized_crop_scale=(0.35, 1.0))
-    dataset = ArrayDataset(PICTURES, augment, seed=1)
+    dataset = ArrayDataset(IMAGES, augment, seed=1)
     images, labels = dataset.__getitems__(BatchKey(0, np.arange(40)))
     alone, _ = dataset.__getitems__(BatchKey(0, np.array([7])))
     assert (images.shape, images.dtype) == ((40, 3, 8, 8), torch.uint8)
     assert torch.equal(alone[0], images[7])
-    np.testing.assert_array_equal(labels, PICTURES.labels)
-    assert not np.array_equal(images, PICTURES.images)
-    # All of it is the picture itself.
-    whole = ArrayDataset(PICTURES, Augment(random_resized_crop_scale=(1.0, 1.0))).__getitems__(
-        BatchKey(0, np.arange(3))
-    )
-    assert whole[0].float().mean() == pytest.approx(PICTURES.images[:3].mean(), abs=8)
+    np.testing.assert_array_equal(labels, IMAGES.labels)
+    assert not np.array_equal(images, IMAGES.images)
+    # All of it is the image itself.
+    whole = ArrayDataset(IMAGES, Augment(random_resized_crop_scale=(1.0, 1.0))).__getitems__(BatchKey(0, np.arange(3)))
+    assert whole[0].float().mean() == pytest.approx(IMAGES.images[:3].mean(), abs=8)

@@ -1,4 +1,4 @@
-"""Pictures in files: what is damaged is left out, a split is written down and taken back, classes are balanced."""
+"""Samples in files: what is damaged is left out, a split is written down and taken back, classes are balanced."""
 
 import csv
 import logging
@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from imago.data.cache import place
-from imago.data.dataset import LabelledFiles
+from imago.data import cache_policy
+from imago.data.dataset import LabeledFiles
 from imago.data.image_folder import ImageFolderDataModule
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess, read_image, resize_and_crop
@@ -20,7 +20,7 @@ NUM = {"ant": 30, "bee": 20}
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder of class folders; every picture has another colour."""
+    """A folder of class folders; every image has another color."""
     for name, count in NUM.items():
         for number in range(count):
             path = tmp_path / "set" / name / f"{number:02d}.png"
@@ -42,7 +42,7 @@ def split_names(data: ImageFolderDataModule) -> dict[str, set[str]]:
 
 
 def spoil(root: Path) -> dict[str, str]:
-    """Damage three pictures; gives what is wrong with each."""
+    """Damage three images; gives what is wrong with each."""
     whole = (root / "ant" / "03.png").read_bytes()
     (root / "ant" / "03.png").write_bytes(whole[: len(whole) // 2])
     (root / "ant" / "04.png").write_bytes(b"")
@@ -50,7 +50,7 @@ def spoil(root: Path) -> dict[str, str]:
     return {"ant/03.png": "damaged", "ant/04.png": "empty", "bee/05.png": "not a"}
 
 
-# Bad pictures
+# Bad images
 
 
 def test_skip_leaves_the_bad_ones_out_of_every_split_and_lists_them(root: Path, caplog: pytest.LogCaptureFixture):
@@ -59,28 +59,28 @@ def test_skip_leaves_the_bad_ones_out_of_every_split_and_lists_them(root: Path, 
         data = module(root, on_bad_image="skip")
     assert not set.union(*split_names(data).values()) & set(reasons)
     assert sum(len(part) for _, part in data.splits.named()) == 47
-    assert "left out 3 pictures that cannot be read (6 %)" in caplog.text
-    data.write_down(root.parent)
+    assert "left out 3 images that cannot be read (6 %)" in caplog.text
+    data.write_split(root.parent)
     with (root.parent / "bad_images.csv").open() as file:
         listed = {row["path"]: row["reason"] for row in csv.DictReader(file)}
     assert listed.keys() == reasons.keys()
     assert all(reasons[path] in reason for path, reason in listed.items())
 
 
-def test_a_class_without_a_readable_picture_is_an_error_even_with_skip(root: Path):
+def test_a_class_without_a_readable_image_is_an_error_even_with_skip(root: Path):
     for path in (root / "bee").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="class 'bee' of .* has no training pictures that can be read"):
+    with pytest.raises(DataError, match="class 'bee' of .* has no training images that can be read"):
         module(root, on_bad_image="skip")
 
 
-def test_a_set_without_bad_pictures_writes_no_list(root: Path):
+def test_a_set_without_bad_images_writes_no_list(root: Path):
     data = module(root, on_bad_image="skip")
-    data.write_down(root.parent)
+    data.write_split(root.parent)
     assert not (root.parent / "bad_images.csv").exists()
 
 
-def test_an_unknown_way_with_bad_pictures_is_refused(root: Path):
+def test_an_unknown_way_with_bad_images_is_refused(root: Path):
     with pytest.raises(ConfigError, match="data.on_bad_image=ignore is not one of error, skip"):
         module(root, on_bad_image="ignore")
 
@@ -94,7 +94,7 @@ SHOWN = Preprocess(10, 12, "center", (0.5,) * 3, (0.25,) * 3)
 
 @pytest.fixture
 def noise(tmp_path: Path) -> Path:
-    """A folder of class folders; 40 pictures of noise, 24 px wide and 16 px high: 46,080 bytes decoded."""
+    """A folder of class folders; 40 images of noise, 24 px wide and 16 px high: 46,080 bytes decoded."""
     random = np.random.default_rng(0)
     for number in range(40):
         path = tmp_path / "noise" / ("ant", "bee")[number % 2] / f"{number:02d}.png"
@@ -123,7 +123,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(self, index, class_names):
         raise AssertionError(f"{self.names[index]} is decoded again")
 
-    monkeypatch.setattr(LabelledFiles, "read", read)
+    monkeypatch.setattr(LabeledFiles, "read", read)
 
 
 @pytest.mark.parametrize("augment", [CROPS, SHIFTS, {}], ids=["crops", "shifts", "none"])
@@ -138,7 +138,7 @@ def test_no_epoch_decodes_what_is_kept_and_every_pixel_is_the_same(
     assert data.keeps_decoded
     forbid_decoding(monkeypatch)
     found = seen(data)
-    assert len(found) == 2 * 2 * (3 + 1)  # epochs x parts of a batch x batches of 28 and 8 pictures
+    assert len(found) == 2 * 2 * (3 + 1)  # epochs x parts of a batch x batches of 28 and 8 images
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
@@ -156,7 +156,7 @@ def test_validation_is_kept_as_evaluation_shows_it_whatever_the_augmentation(
 
 def test_auto_keeps_nothing_for_a_single_epoch_and_says_so(noise: Path):
     data = kept(noise, "auto")
-    assert data.keep_decoded(num_processes=1, num_epochs=1).endswith(": one epoch needs each picture once")
+    assert data.keep_decoded(num_processes=1, num_epochs=1).endswith(": one epoch needs each image once")
     assert not data.keeps_decoded
     assert not data.cache_dir.exists()
     assert "one epoch" not in data.keep_decoded(num_processes=1, num_epochs=1.5)
@@ -172,13 +172,13 @@ def test_auto_keeps_nothing_for_a_single_epoch_and_says_so(noise: Path):
         ("disk", 5, "in CACHE: 0.0 MiB, as typed"),
         ("disk", 1, "in CACHE: 0.0 MiB, as typed"),
         ("auto", 5, "in memory: 0.0 MiB of 3.0 GiB available"),
-        ("auto", 1, "nowhere: one epoch needs each picture once"),
+        ("auto", 1, "nowhere: one epoch needs each image once"),
     ],
 )
-def test_it_says_where_decoded_pictures_are_kept_and_why(
+def test_it_says_where_decoded_images_are_kept_and_why(
     noise: Path, monkeypatch: pytest.MonkeyPatch, cache: str, num_epochs: int, note: str
 ):
-    monkeypatch.setattr(place, "available_memory_bytes", lambda: 3 * 2**30)
+    monkeypatch.setattr(cache_policy, "available_memory_bytes", lambda: 3 * 2**30)
     data = kept(noise, cache)
     assert data.keep_decoded(1, num_epochs).replace(str(data.cache_dir), "CACHE") == note
     assert data.keeps_decoded is not note.startswith("nowhere")
@@ -206,12 +206,12 @@ KEPT_BYTES = [
 def test_what_is_kept_is_as_large_as_was_estimated(
     noise: Path, monkeypatch: pytest.MonkeyPatch, augment: dict, decoded_px: int | None, num_bytes: int
 ):
-    monkeypatch.setattr(place, "free_disk_bytes", lambda _: num_bytes)
+    monkeypatch.setattr(cache_policy, "free_disk_bytes", lambda _: num_bytes)
     data = kept(noise, "disk", augment=augment, decoded_px=decoded_px)
     data.keep_decoded(1, 5)
     assert sum(file.stat().st_size for file in data.cache_dir.glob("*.pixels")) == num_bytes
-    monkeypatch.setattr(place, "free_disk_bytes", lambda _: num_bytes - 1)
-    with pytest.raises(ConfigError, match="data.cache=disk: the decoded pictures need .* data.cache=none keeps none"):
+    monkeypatch.setattr(cache_policy, "free_disk_bytes", lambda _: num_bytes - 1)
+    with pytest.raises(ConfigError, match="data.cache=disk: the decoded images need .* data.cache=none keeps none"):
         kept(noise, "disk", augment=augment, decoded_px=decoded_px, cache_dir=str(noise.parent / "other")).keep_decoded(
             1, 5
         )
@@ -223,13 +223,13 @@ def test_memory_must_hold_training_and_validation_of_every_process_that_is_still
 ):
     def keep_in_memory(num_processes: int, rank: int, available_bytes: int) -> str:
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-        monkeypatch.setattr(place, "available_memory_bytes", lambda: available_bytes)
+        monkeypatch.setattr(cache_policy, "available_memory_bytes", lambda: available_bytes)
         return kept(noise, "ram", augment=augment, decoded_px=decoded_px).keep_decoded(num_processes, 5)
 
     for fitting in ((1, 0, num_bytes), (2, 0, 2 * num_bytes), (2, 1, num_bytes)):
         assert keep_in_memory(*fitting).startswith("in memory")
     for too_large in ((1, 0, num_bytes - 1), (2, 0, 2 * num_bytes - 1), (2, 1, num_bytes - 1)):
-        with pytest.raises(ConfigError, match="data.cache=ram: the decoded pictures need"):
+        with pytest.raises(ConfigError, match="data.cache=ram: the decoded images need"):
             keep_in_memory(*too_large)
 
 
@@ -238,7 +238,7 @@ def test_memory_must_hold_training_and_validation_of_every_process_that_is_still
 
 def test_a_drawn_split_is_written_down_and_comes_back_whatever_the_seed(root: Path):
     first = module(root)
-    first.write_down(root.parent)
+    first.write_split(root.parent)
     again = module(root, split_file=str(root.parent / "split.csv"), split_seed=7)
     assert split_names(again) == split_names(first)
     assert again.fingerprint() == first.fingerprint()
@@ -250,7 +250,7 @@ def test_a_split_that_the_source_gives_is_not_written_down(root: Path):
         for name in part:
             (given / split / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).rename(given / split / name)
-    module(given).write_down(root.parent)
+    module(given).write_split(root.parent)
     assert not (root.parent / "split.csv").exists()
 
 
@@ -269,7 +269,7 @@ def test_balanced_batches_show_both_classes_equally_often(root: Path):
     assert abs(int((labels == 0).sum()) - int((labels == 1).sum())) <= 8  # a batch's worth is dropped
 
 
-def test_repeated_pictures_are_augmented_anew(root: Path):
+def test_repeated_images_are_augmented_anew(root: Path):
     for number in range(2, 20):
         (root / "bee" / f"{number:02d}.png").unlink()
     pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)

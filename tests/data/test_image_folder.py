@@ -1,4 +1,4 @@
-"""A folder of pictures as a data set: its splits, its preprocess record, its batches, and pictures that are damaged."""
+"""A folder of images as a data set: its splits, its preprocess record, its batches, and images that are damaged."""
 
 import logging
 import shutil
@@ -19,14 +19,14 @@ STANDARD = {"random_resized_crop_scale": [0.35, 1.0], "flip_probability": 0.5}
 
 
 def noise(path: Path, size: tuple[int, int], seed: int = 0) -> None:
-    """Save a picture of random pixels; `size` is width, height."""
+    """Save an image of random pixels; `size` is width, height."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
 
 
 def folder(root: Path, counts: dict[str, int], size: tuple[int, int] = (12, 12)) -> Path:
-    """Fill folders such as `train/cat` with that many pictures, no two alike."""
+    """Fill folders such as `train/cat` with that many images, no two alike."""
     seed = 0
     for name, count in counts.items():
         for index in range(count):
@@ -64,10 +64,10 @@ def test_class_folders_alone_are_split_70_20_10_in_every_class(tmp_path: Path, c
         data = module(folder(tmp_path, {"ant": 10, "bee": 20}))
     assert data.class_names == ("ant", "bee")
     assert counts(data) == {"train": [7, 14], "val": [2, 4], "test": [1, 2]}
-    assert "split off the 30 training pictures, stratified: 3 for test and 6 for val" in caplog.text
+    assert "split off the 30 training images, stratified: 3 for test and 6 for val" in caplog.text
 
 
-def test_no_picture_is_in_two_splits(tmp_path: Path):
+def test_no_image_is_in_two_splits(tmp_path: Path):
     data = module(folder(tmp_path, {"ant": 10, "bee": 20}))
     parts = [names(data, split) for split in ("train", "val", "test")]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 30
@@ -89,7 +89,7 @@ def test_without_a_test_folder_the_test_split_comes_out_of_train_and_val_stays(
         data = module(tmp_path)
     assert counts(data) == {"train": [18, 9], "val": [3, 2], "test": [2, 1]}
     assert all(name.startswith("train/") for name in names(data, "test"))
-    assert "training pictures, stratified: 3 for test; data.val_as_test=true tests on val instead" in caplog.text
+    assert "training images, stratified: 3 for test; data.val_as_test=true tests on val instead" in caplog.text
 
 
 def test_val_as_test_tests_on_the_folder_s_val_and_splits_val_off_train(tmp_path: Path):
@@ -137,8 +137,8 @@ def test_fractions_that_leave_nothing_are_refused_before_any_data_is_read(fracti
         module(Path("/nowhere"), val_fraction=fractions[0], test_fraction=fractions[1])
 
 
-def test_one_picture_of_each_class_is_too_few_to_split(tmp_path: Path):
-    with pytest.raises(DataError, match="2 training pictures are too few to split test off; add pictures of each"):
+def test_one_image_of_each_class_is_too_few_to_split(tmp_path: Path):
+    with pytest.raises(DataError, match="2 training images are too few to split test off; add images of each"):
         module(folder(tmp_path, {"ant": 1, "bee": 1}))
 
 
@@ -146,7 +146,7 @@ def test_an_empty_class_folder_is_named(tmp_path: Path):
     folder(tmp_path, {"train/ant": 4, "val/ant": 1})
     (tmp_path / "train" / "bee").mkdir()
     with pytest.raises(
-        DataError, match=r"class 'bee' of .* has no training pictures that can be read; put some there or remove it"
+        DataError, match=r"class 'bee' of .* has no training images that can be read; put some there or remove it"
     ):
         module(tmp_path)
 
@@ -172,41 +172,41 @@ def test_photographs_are_evaluated_as_imagenet_nets_are(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("size", "side"), [((32, 32), 32), ((64, 64), 64), ((64, 48), 48), ((65, 65), 224)])
-def test_small_pictures_keep_their_size(tmp_path: Path, size: tuple[int, int], side: int):
+def test_small_images_keep_their_size(tmp_path: Path, size: tuple[int, int], side: int):
     assert module(folder(tmp_path, {"ant": 4, "bee": 4}, size=size)).preprocess.size == side
 
 
-def test_one_large_picture_makes_it_a_set_of_photographs(tmp_path: Path):
+def test_one_large_image_makes_it_a_set_of_photographs(tmp_path: Path):
     folder(tmp_path, {"train/ant": 4, "train/bee": 4, "val/ant": 1, "test/ant": 1})
     noise(tmp_path / "train" / "bee" / "large.png", (80, 60))
     data = module(tmp_path)
     assert data.preprocess.size == 224
-    images, _ = data.on_after_batch_transfer(everything(evaluated_training_pictures(data)), 0)
+    images, _ = data.on_after_batch_transfer(everything(evaluated_training_images(data)), 0)
     assert images.mean().abs() < 1e-4
 
 
-def evaluated_training_pictures(data: ImageFolderDataModule) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def evaluated_training_images(data: ImageFolderDataModule) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [data.evaluation_dataset("train").__getitems__(BatchKey(0, np.arange(len(data.splits.train))))]
 
 
 @pytest.mark.parametrize("size", [(20, 20), (100, 70)])
-def test_mean_and_std_are_those_of_the_training_pictures_as_evaluated(
+def test_mean_and_std_are_those_of_the_training_images_as_evaluated(
     tmp_path: Path, size: tuple[int, int], caplog: pytest.LogCaptureFixture
 ):
     data = module(folder(tmp_path, {"ant": 10, "bee": 10}, size=size))
     with caplog.at_level(logging.INFO):
-        images, _ = data.on_after_batch_transfer(everything(evaluated_training_pictures(data)), 0)
+        images, _ = data.on_after_batch_transfer(everything(evaluated_training_images(data)), 0)
     torch.testing.assert_close(images.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(images.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
-    assert "mean and std from 14 training pictures" in caplog.text
+    assert "mean and std from 14 training images" in caplog.text
 
 
-def test_mean_and_std_come_from_512_pictures_at_most(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_mean_and_std_come_from_512_images_at_most(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     folder(tmp_path, {"train/ant": 300, "train/bee": 300, "val/ant": 1, "test/ant": 1}, size=(4, 4))
     with caplog.at_level(logging.INFO):
         first, again = (module(tmp_path).preprocess for _ in range(2))
     assert first == again
-    assert "mean and std from 512 training pictures" in caplog.text
+    assert "mean and std from 512 training images" in caplog.text
 
 
 def test_of_large_files_fewer_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -217,7 +217,7 @@ def test_of_large_files_fewer_are_looked_at(tmp_path: Path, monkeypatch: pytest.
     assert len(data._sample()) == 16
 
 
-def test_black_pictures_are_not_divided_by_zero(tmp_path: Path):
+def test_black_images_are_not_divided_by_zero(tmp_path: Path):
     for name in ("ant/1.png", "ant/2.png", "bee/1.png", "bee/2.png", "bee/3.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
@@ -229,7 +229,7 @@ def test_black_pictures_are_not_divided_by_zero(tmp_path: Path):
 def test_statistics_are_not_computed_where_the_record_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = module(folder(tmp_path, {"ant": 10, "bee": 10}))
     record = module(tmp_path).preprocess
-    monkeypatch.setattr(ImageFolderDataModule, "own_preprocess", None)
+    monkeypatch.setattr(ImageFolderDataModule, "default_preprocess", None)
     data.preprocess = record
     assert next(iter(data.train_dataloader()))[0].shape == (8, 3, 12, 12)
 
@@ -249,7 +249,7 @@ def test_evaluation_shows_what_resize_and_crop_gives_of_mixed_sizes(tmp_path: Pa
     np.testing.assert_array_equal(images, np.stack(expected))
 
 
-def test_training_pictures_keep_their_labels(tmp_path: Path):
+def test_training_images_keep_their_labels(tmp_path: Path):
     for index in range(20):
         for name, value in (("black", 0), ("white", 255)):
             (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
@@ -288,7 +288,7 @@ def test_without_a_random_resized_crop_training_resizes_as_evaluation_does(tmp_p
     assert torch.equal(mirrored, plain.flip(3))
 
 
-def test_an_empty_batch_is_an_empty_array(tmp_path: Path):  # ranks that share out hardly any pictures have one
+def test_an_empty_batch_is_an_empty_array(tmp_path: Path):  # ranks that share out hardly any images have one
     data = module(folder(tmp_path, {"ant": 4, "bee": 4}))
     images, labels = data.evaluation_dataset("val").__getitems__(BatchKey(0, np.arange(0)))
     assert (images.shape, labels.shape) == ((0, 3, 12, 12), (0,))
@@ -331,7 +331,7 @@ def test_the_fingerprint_does_not_depend_on_where_the_folder_lies(tmp_path: Path
     assert module(tmp_path / "here").fingerprint() == module(tmp_path / "there").fingerprint()
 
 
-# Damaged pictures
+# Damaged images
 
 
 def cut(path: Path) -> None:
@@ -339,18 +339,18 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_damaged_picture_is_named_with_its_class_in_one_line(tmp_path: Path, num_workers: int):
+def test_a_damaged_image_is_named_with_its_class_in_one_line(tmp_path: Path, num_workers: int):
     data = module(folder(tmp_path, {"train/ant": 4, "train/bee": 4, "val/bee": 9, "test/ant": 1}), num_workers)
     cut(tmp_path / "val" / "bee" / "8.png")
     assert data.preprocess.size == 12
     with pytest.raises(DataError) as caught:
         everything(data.val_dataloader())
     text = str(caught.value)
-    assert text.startswith(f"a picture of class 'bee': {tmp_path}/val/bee/8.png is damaged: ")
+    assert text.startswith(f"an image of class 'bee': {tmp_path}/val/bee/8.png is damaged: ")
     assert "\n" not in text
 
 
-def test_a_damaged_picture_with_a_name_that_is_not_utf_8_is_named_in_printable_text(tmp_path: Path):
+def test_a_damaged_image_with_a_name_that_is_not_utf_8_is_named_in_printable_text(tmp_path: Path):
     folder(tmp_path, {"train/ant": 4, "train/bee": 4, "test/ant": 1})
     (tmp_path / "val" / "ant").mkdir(parents=True)
     with open(bytes(tmp_path / "val" / "ant") + b"/caf\xe9\n.png", "wb"):
@@ -363,13 +363,13 @@ def test_a_damaged_picture_with_a_name_that_is_not_utf_8_is_named_in_printable_t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_run_that_meets_a_damaged_picture_ends_with_one_line_and_exit_code_2(tmp_path: Path, num_workers: int):
+def test_a_run_that_meets_a_damaged_image_ends_with_one_line_and_exit_code_2(tmp_path: Path, num_workers: int):
     folder(tmp_path / "set", {"train/ant": 8, "train/bee": 8, "val/ant": 2, "val/bee": 2, "test/ant": 2})
     cut(tmp_path / "set" / "val" / "bee" / "1.png")
     settings = ["data=image_folder", f"data.root={tmp_path}/set", f"data.num_workers={num_workers}"]
     done = train(tmp_path, *settings, "data.batch_size=4", "trainer.max_epochs=1", check=False)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith(f"error: a picture of class 'bee': {tmp_path}/set/val/bee/1.png is damaged")
+    assert done.stderr.startswith(f"error: an image of class 'bee': {tmp_path}/set/val/bee/1.png is damaged")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -377,26 +377,26 @@ def test_a_run_that_meets_a_damaged_picture_ends_with_one_line_and_exit_code_2(t
 
 
 def write_all_kinds(root: Path) -> None:
-    """One picture in each mode, all of them the same: left half black, right half white, upright 40x20."""
-    grey = np.zeros((20, 40), np.uint8)
-    grey[:, 20:] = 255
-    picture = Image.fromarray(grey).convert("RGB")
+    """One image in each mode, all of them the same: left half black, right half white, upright 40x20."""
+    gray = np.zeros((20, 40), np.uint8)
+    gray[:, 20:] = 255
+    image = Image.fromarray(gray).convert("RGB")
     root.mkdir(parents=True)
-    picture.save(root / "rgb.png")
-    picture.convert("RGBA").save(root / "rgba.png")
-    picture.convert("CMYK").save(root / "cmyk.jpg", quality=95)
-    picture.convert("P").save(root / "palette.gif")
-    picture.convert("1").save(root / "bilevel.tif")
-    picture.convert("LA").save(root / "la.png")
-    picture.save(root / "Progressive.JPG", progressive=True, quality=95)
-    picture.save(root / "lossy é.webp", quality=95)
-    Image.fromarray(grey.astype(np.uint16) * 257).save(root / "grey16.png")
+    image.save(root / "rgb.png")
+    image.convert("RGBA").save(root / "rgba.png")
+    image.convert("CMYK").save(root / "cmyk.jpg", quality=95)
+    image.convert("P").save(root / "palette.gif")
+    image.convert("1").save(root / "bilevel.tif")
+    image.convert("LA").save(root / "la.png")
+    image.save(root / "Progressive.JPG", progressive=True, quality=95)
+    image.save(root / "lossy é.webp", quality=95)
+    Image.fromarray(gray.astype(np.uint16) * 257).save(root / "gray16.png")
     exif = Image.Exif()
     exif[0x0112] = 6  # show it turned by 90 degrees clockwise
-    picture.transpose(Image.Transpose.ROTATE_90).save(root / "exif.jpg", exif=exif, quality=95)
+    image.transpose(Image.Transpose.ROTATE_90).save(root / "exif.jpg", exif=exif, quality=95)
 
 
-def test_every_kind_of_file_shows_the_same_picture(tmp_path: Path):
+def test_every_kind_of_file_shows_the_same_image(tmp_path: Path):
     folder(tmp_path, {"train/ant": 4, "train/bee": 4, "test/ant": 1}, size=(20, 20))
     write_all_kinds(tmp_path / "val" / "ant")
     data = module(tmp_path)
@@ -419,15 +419,15 @@ def test_a_folder_of_all_kinds_of_files_trains(tmp_path: Path):
     assert summary(tmp_path / "train" / "kinds")["status"] == "finished"
 
 
-# Real pictures
+# Real images
 
 
 @pytest.mark.needs_data
 @pytest.mark.slow
-def test_hymenoptera_has_its_pictures_and_labels(real_data: Path):
+def test_hymenoptera_has_its_images_and_labels(real_data: Path):
     data = module(real_data / "hymenoptera_data", augment=STANDARD)
     assert data.class_names == ("ants", "bees")
-    assert len(data.splits.train) + len(data.splits.test) == 245  # one of them is no picture of an ant, but a picture
+    assert len(data.splits.train) + len(data.splits.test) == 245  # one of them is no image of an ant, but an image
     assert counts(data)["val"] == [70, 83]
     images, labels = next(iter(data.train_dataloader()))
     assert (images.shape, images.dtype) == ((8, 3, 224, 224), torch.uint8)
@@ -437,17 +437,17 @@ def test_hymenoptera_has_its_pictures_and_labels(real_data: Path):
 
 @pytest.mark.needs_data
 @pytest.mark.slow
-def test_real_pictures_have_the_statistics_of_photographs(real_data: Path):
+def test_real_images_have_the_statistics_of_photographs(real_data: Path):
     own = module(real_data / "hymenoptera_data").preprocess
     assert own.mean == pytest.approx((0.52, 0.47, 0.35), abs=0.02)
     assert own.std == pytest.approx((0.27, 0.25, 0.28), abs=0.02)
 
 
-# One picture, one split
+# One image, one split
 
 
 @pytest.mark.parametrize("link", [Path.hardlink_to, Path.symlink_to], ids=["hard link", "link"])
-def test_a_file_with_a_second_name_among_the_training_pictures_stays_in_test(tmp_path: Path, link):
+def test_a_file_with_a_second_name_among_the_training_images_stays_in_test(tmp_path: Path, link):
     folder(tmp_path, {"train/ant": 6, "train/bee": 6, "val/ant": 1, "test/ant": 2, "test/bee": 2})
     link(tmp_path / "train" / "ant" / "again.png", tmp_path / "test" / "ant" / "0.png")
     data = module(tmp_path)
@@ -468,9 +468,9 @@ def test_a_folder_named_as_a_split_among_classes_is_told(tmp_path: Path, caplog:
 
 
 @pytest.mark.parametrize("name", ["crop_padding_px", "cutout_px"])
-def test_an_augmentation_larger_than_the_pictures_is_refused(tmp_path: Path, name: str):
+def test_an_augmentation_larger_than_the_images_is_refused(tmp_path: Path, name: str):
     data = module(folder(tmp_path, {"ant": 10, "bee": 10}), augment={name: 12})
-    with pytest.raises(ConfigError, match=f"augment.{name}=12 must be less than the side of the pictures, 12 px"):
+    with pytest.raises(ConfigError, match=f"augment.{name}=12 must be less than the side of the images, 12 px"):
         data.training_dataset()
 
 
@@ -486,10 +486,10 @@ def test_settings_that_cannot_work_are_refused_before_any_data_is_read(settings:
         module(Path("/nowhere"), **settings)
 
 
-def test_a_list_that_leaves_a_class_without_training_pictures_is_refused(tmp_path: Path):
+def test_a_list_that_leaves_a_class_without_training_images_is_refused(tmp_path: Path):
     data = module(folder(tmp_path / "set", {"ant": 10, "bee": 10}))
-    data.write_down(tmp_path)
+    data.write_split(tmp_path)
     lines = (tmp_path / "split.csv").read_text().splitlines()
     (tmp_path / "split.csv").write_text("\n".join(line for line in lines if not line.endswith("bee,train")) + "\n")
-    with pytest.raises(DataError, match="data.split_file=.* leaves class 'bee' without training pictures"):
+    with pytest.raises(DataError, match="data.split_file=.* leaves class 'bee' without training images"):
         module(tmp_path / "set", split_file=str(tmp_path / "split.csv"))

@@ -11,7 +11,7 @@ from imago.errors import ConfigError
 
 
 def write(root: Path, lines: list[str], name: str = "list.csv") -> Path:
-    """Write a list and the pictures that it names, each of another colour."""
+    """Write a list and the images that it names, each of another color."""
     for number, line in enumerate(lines[1:]):
         path = root / line.split(",")[0]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def module(list_file: Path, **settings) -> ImageListDataModule:
     return data
 
 
-def test_the_list_says_which_picture_is_where_and_of_which_class(tmp_path: Path):
+def test_the_list_says_which_image_is_where_and_of_which_class(tmp_path: Path):
     rows = [
         f"{split}_{name}_{n}.png,{name},{split}" for split in ("train", "val", "test") for name in "ba" for n in "12"
     ]
@@ -50,15 +50,15 @@ def test_without_the_column_split_it_is_split_as_a_folder_is(tmp_path: Path):
 
 
 def test_paths_start_from_root_where_it_is_given(tmp_path: Path):
-    listed = write(tmp_path / "pictures", ["path,label", *(f"{n}.png,{n % 2}" for n in range(40))])
+    listed = write(tmp_path / "images", ["path,label", *(f"{n}.png,{n % 2}" for n in range(40))])
     moved = listed.rename(tmp_path / "list.csv")
-    data = module(moved, root=str(tmp_path / "pictures"))
+    data = module(moved, root=str(tmp_path / "images"))
     assert len(data.splits.train.read(0, data.class_names)) == 12
 
 
 def test_a_run_s_own_split_comes_back_as_a_list(tmp_path: Path):
     first = module(write(tmp_path, ["path,label", *(f"{n}.png,{n % 2}" for n in range(40))]))
-    first.write_down(tmp_path)
+    first.write_split(tmp_path)
     again = module(tmp_path / "split.csv", split_seed=9)
     for (_, part), (_, other) in zip(first.splits.named(), again.splits.named(), strict=True):
         assert set(part.names) == set(other.names)

@@ -122,7 +122,7 @@ def test_a_balanced_epoch_has_as_many_batches_and_every_class_equally_often():
     assert sorted(shown.tolist()) == [33, 33, 34]
 
 
-def test_a_rare_class_repeats_all_its_pictures_before_any_comes_a_second_time_more():
+def test_a_rare_class_repeats_all_its_images_before_any_comes_a_second_time_more():
     indices = np.concatenate([key.indices for key in balanced()])
     times = np.bincount(indices, minlength=100)
     assert set(times[90:].tolist()) <= {3, 4}
@@ -134,24 +134,24 @@ def test_repetitions_within_an_epoch_draw_differently():
     assert len(set(pairs)) == len(pairs) == 100
 
 
-def test_over_many_epochs_every_picture_of_a_class_is_shown_about_equally_often():
+def test_over_many_epochs_every_image_of_a_class_is_shown_about_equally_often():
     shown = np.array([key.indices for epoch in range(400) for key in balanced(epoch)])
     times = np.bincount(shown.ravel(), minlength=100)
     for members in ([*range(60)], [*range(60, 90)], [*range(90, 100)]):
         of_class = times[members]
         mean = of_class.mean()
         assert of_class.sum() == pytest.approx(400 * 100 / 3, abs=400)
-        # Of m pictures, an epoch draws a share p of them once more than the rest: over 400 epochs, a binomial.
+        # Of m images, an epoch draws a share p of them once more than the rest: over 400 epochs, a binomial.
         share = mean / 400 % 1
         spread = (400 * share * (1 - share)) ** 0.5
         assert abs(of_class - mean).max() < 4.5 * spread
 
 
-def test_each_epoch_shows_other_pictures_of_a_frequent_class():
+def test_each_epoch_shows_other_images_of_a_frequent_class():
     chosen = [{int(index) for key in balanced(epoch) for index in key.indices if index < 60} for epoch in range(100)]
-    assert all(len(pictures) in (33, 34) for pictures in chosen)
+    assert all(len(images) in (33, 34) for images in chosen)
     assert len(set(map(frozenset, chosen))) == 100
-    # Two independent draws of 34 out of 60 share 19 pictures, give or take 2 (hypergeometric); the mean of 99, 0.2.
+    # Two independent draws of 34 out of 60 share 19 images, give or take 2 (hypergeometric); the mean of 99, 0.2.
     assert np.mean([len(ours & theirs) for ours, theirs in pairwise(chosen)]) == pytest.approx(34 * 34 / 60, abs=1.5)
 
 

@@ -27,7 +27,7 @@ def linear_accuracy(splits: Splits, features: dict[str, np.ndarray]) -> float:
     return float(classifier.score((features["test"] - mean) / std, splits["test"][1]))
 
 
-def test_every_picture_and_label_is_the_published_one(splits: Splits) -> None:
+def test_every_image_and_label_is_the_published_one(splits: Splits) -> None:
     digest = hashlib.sha256()
     for split in ("train", "val", "test"):
         images, labels = splits[split]
@@ -36,7 +36,7 @@ def test_every_picture_and_label_is_the_published_one(splits: Splits) -> None:
     assert digest.hexdigest() == "41631562e423a9fae339cbaa05c42d38082ac809fed016dd227805589ccdf150"
 
 
-def test_pictures_are_uint8_channels_first_and_labels_int64(splits: Splits) -> None:
+def test_images_are_uint8_channels_first_and_labels_int64(splits: Splits) -> None:
     images, labels = splits["val"]
     assert images.shape == (1000, 3, 32, 32)
     assert images.dtype == np.uint8
@@ -50,13 +50,13 @@ def test_class_names_are_in_the_order_an_image_folder_gives_them() -> None:
 
 
 @pytest.mark.parametrize("split", SPLIT_SIZES)
-def test_every_class_has_the_same_number_of_pictures(splits: Splits, split: str) -> None:
+def test_every_class_has_the_same_number_of_images(splits: Splits, split: str) -> None:
     assert np.bincount(splits[split][1]).tolist() == [SPLIT_SIZES[split] // 10] * 10
 
 
-def test_no_picture_occurs_twice_in_or_across_the_splits(splits: Splits) -> None:
-    pictures = [image.tobytes() for images, _ in splits.values() for image in images]
-    assert len(set(pictures)) == sum(SPLIT_SIZES.values())
+def test_no_image_occurs_twice_in_or_across_the_splits(splits: Splits) -> None:
+    samples = [image.tobytes() for images, _ in splits.values() for image in images]
+    assert len(set(samples)) == sum(SPLIT_SIZES.values())
 
 
 @pytest.mark.parametrize("count", [0, 1, 37, 512])
@@ -77,16 +77,16 @@ def test_mean_and_std_are_those_of_the_train_pixels(splits: Splits) -> None:
     np.testing.assert_allclose(STD, pixels.std(axis=(0, 2, 3)), atol=5e-5)
 
 
-def test_mean_colour_and_border_colour_do_not_depend_on_the_class(splits: Splits) -> None:
+def test_mean_color_and_border_color_do_not_depend_on_the_class(splits: Splits) -> None:
     images, labels = splits["train"]
     border = np.concatenate([images[:, :, :2].reshape(5000, 3, -1), images[:, :, -2:].reshape(5000, 3, -1)], axis=2)
     for pixels in (images.reshape(5000, 3, -1), border):
         by_class = np.stack([pixels[labels == label].mean(axis=(0, 2)) for label in range(10)])
-        # Three standard errors of a class's mean: backgrounds spread by 39 grey levels over 500 pictures.
+        # Three standard errors of a class's mean: backgrounds spread by 39 gray levels over 500 images.
         np.testing.assert_allclose(by_class, np.broadcast_to(pixels.mean(axis=(0, 2)), (10, 3)), atol=5.6)
 
 
-def test_colour_statistics_tell_the_class_hardly_better_than_chance(splits: Splits) -> None:
+def test_color_statistics_tell_the_class_hardly_better_than_chance(splits: Splits) -> None:
     features = {
         split: np.concatenate([images.mean(axis=(2, 3)), images.std(axis=(2, 3))], axis=1)
         for split, (images, _) in splits.items()
@@ -100,7 +100,7 @@ def test_a_linear_classifier_cannot_solve_it_from_the_pixels(splits: Splits) -> 
     assert 0.2 < linear_accuracy(splits, features) < 0.6
 
 
-def test_the_written_folder_decodes_to_the_drawn_pictures(tmp_path: Path) -> None:
+def test_the_written_folder_decodes_to_the_drawn_images(tmp_path: Path) -> None:
     sizes = {"train": 30, "val": 20, "test": 10}
     write_shapes(tmp_path / "data" / "shapes", sizes)
     for split, size in sizes.items():
@@ -130,7 +130,7 @@ def test_an_interrupted_write_leaves_no_finished_folder_and_can_be_repeated(
 
     write_shapes(root, {"train": 10})
     assert [folder.name for folder in tmp_path.iterdir()] == ["shapes"]
-    assert len(list(root.glob("train/*/*.png"))) == 10, "the pictures of the interrupted write must be gone"
+    assert len(list(root.glob("train/*/*.png"))) == 10, "the images of the interrupted write must be gone"
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:

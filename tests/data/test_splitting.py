@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imago.data.dataset import LabelledArray
+from imago.data.dataset import LabeledArray
 from imago.data.splitting import SplitPlan, complete_splits, stratified_folds, stratified_split
 from imago.errors import ConfigError, DataError
 
 NAMES = ("ant", "bee")
 
 
-def pictures(split: str, ants: int, bees: int) -> LabelledArray:
+def images(split: str, ants: int, bees: int) -> LabeledArray:
     labels = np.repeat([0, 1], [ants, bees])
     names = tuple(f"{split}/{place}" for place in range(len(labels)))
-    return LabelledArray(np.zeros((len(labels), 3, 2, 2), np.uint8), labels, names)
+    return LabeledArray(np.zeros((len(labels), 3, 2, 2), np.uint8), labels, names)
 
 
-def split_up(found: dict[str, LabelledArray], **settings) -> tuple[dict[str, set[str]], list[str]]:
+def split_up(found: dict[str, LabeledArray], **settings) -> tuple[dict[str, set[str]], list[str]]:
     parts, drawn = complete_splits(found, SplitPlan(**settings), NAMES)
     return {name: set(part.names) for name, part in parts.items()}, drawn
 
@@ -63,42 +63,42 @@ def test_a_class_gives_at_least_one_and_keeps_at_least_one(fraction: float, expe
 
 
 def test_what_the_source_has_stays_as_it_is():
-    found = {split: pictures(split, 10, 10) for split in ("train", "val", "test")}
+    found = {split: images(split, 10, 10) for split in ("train", "val", "test")}
     parts, drawn = split_up(found)
     assert parts == {name: set(part.names) for name, part in found.items()}
     assert drawn == []
 
 
 @pytest.mark.parametrize(("ants", "bees"), [(50, 50), (80, 20), (90, 10)])
-def test_fractions_are_of_all_training_pictures_also_when_val_is_drawn_after_test(ants: int, bees: int):
-    parts, drawn = split_up({"train": pictures("train", ants, bees)}, val_fraction=0.1, test_fraction=0.2)
+def test_fractions_are_of_all_training_images_also_when_val_is_drawn_after_test(ants: int, bees: int):
+    parts, drawn = split_up({"train": images("train", ants, bees)}, val_fraction=0.1, test_fraction=0.2)
     assert drawn == ["test", "val"]
     assert {name: len(part) for name, part in parts.items()} == {"train": 70, "val": 10, "test": 20}
 
 
 def test_what_is_drawn_for_test_does_not_depend_on_val():
-    found = {"train": pictures("train", 40, 20)}
+    found = {"train": images("train", 40, 20)}
     plans = ({"val_fraction": 0.1}, {"val_fraction": 0.4}, {"fold": 2})
     tests = [split_up(found, test_fraction=0.2, **plan)[0]["test"] for plan in plans]
-    tests.append(split_up(found | {"val": pictures("val", 5, 5)}, test_fraction=0.2)[0]["test"])
+    tests.append(split_up(found | {"val": images("val", 5, 5)}, test_fraction=0.2)[0]["test"])
     assert all(part == tests[0] for part in tests)
 
 
 def test_val_and_test_are_drawn_independently_and_both_by_the_split_seed():
     def draw(split: str, given: str, seed: int) -> set[str]:
-        found = {"train": pictures("train", 200, 200), given: pictures("given", 2, 2)}
+        found = {"train": images("train", 200, 200), given: images("given", 2, 2)}
         return split_up(found, split_seed=seed, val_fraction=0.25, test_fraction=0.25)[0][split]
 
     drawn = [draw(*splits, seed) for splits in (("val", "test"), ("test", "val")) for seed in (0, 1)]
     assert [len(part) for part in drawn] == [100] * 4
     overlaps = [len(ours & theirs) for ours, theirs in itertools.combinations(drawn, 2)]
-    # Two independent quarters of 400 share 25 pictures, give or take 4 (hypergeometric); one and the same, 100.
+    # Two independent quarters of 400 share 25 images, give or take 4 (hypergeometric); one and the same, 100.
     assert max(overlaps) < 45
     assert min(overlaps) > 5
 
 
-def test_folds_are_disjoint_cover_every_training_picture_and_leave_the_test_split_alone():
-    found = {"train": pictures("train", 23, 12)}
+def test_folds_are_disjoint_cover_every_training_image_and_leave_the_test_split_alone():
+    found = {"train": images("train", 23, 12)}
     folds = [split_up(found, fold=fold, num_folds=5, test_fraction=0.2)[0] for fold in range(5)]
     assert all(part["test"] == folds[0]["test"] for part in folds)
     assert set.union(*(part["val"] for part in folds)) == folds[0]["train"] | folds[0]["val"]
@@ -108,8 +108,8 @@ def test_folds_are_disjoint_cover_every_training_picture_and_leave_the_test_spli
         assert not part["train"] & part["val"]
 
 
-def test_a_fold_takes_its_pictures_from_the_source_s_own_val_too():
-    found = {split: pictures(split, 10, 10) for split in ("train", "val", "test")}
+def test_a_fold_takes_its_images_from_the_source_s_own_val_too():
+    found = {split: images(split, 10, 10) for split in ("train", "val", "test")}
     parts, drawn = split_up(found, fold=0, num_folds=4)
     assert drawn == ["val"]
     assert {name.split("/")[0] for name in parts["val"]} == {"train", "val"}
@@ -124,23 +124,23 @@ def test_folds_have_the_same_share_of_every_class_and_the_same_size():
     assert np.bincount(folds).tolist() == [8, 8, 8, 8, 8]
 
 
-def test_a_fold_that_leaves_a_class_without_training_pictures_is_refused():
-    found = {"train": pictures("train", 10, 1), "test": pictures("test", 2, 2)}
+def test_a_fold_that_leaves_a_class_without_training_images_is_refused():
+    found = {"train": images("train", 10, 1), "test": images("test", 2, 2)}
     (fold,) = stratified_folds(found["train"].labels, 5, seed=0)[-1:]
-    with pytest.raises(DataError, match="class 'bee' has a single training picture"):
+    with pytest.raises(DataError, match="class 'bee' has a single training image"):
         split_up(found, fold=int(fold))
 
 
-def test_a_list_may_not_make_a_test_picture_of_the_source_a_training_picture(tmp_path: Path):
-    found = {"train": pictures("train", 10, 10), "test": pictures("test", 2, 2)}
+def test_a_list_may_not_make_a_test_image_of_the_source_a_training_image(tmp_path: Path):
+    found = {"train": images("train", 10, 10), "test": images("test", 2, 2)}
     listed = tmp_path / "split.csv"
     listed.write_text("path,label,split\ntrain/0,ant,train\ntrain/11,bee,val\ntest/0,ant,train\n")
-    with pytest.raises(DataError, match="split.csv.*test/0 is a test picture of the data set and cannot be train"):
+    with pytest.raises(DataError, match="split.csv.*test/0 is a test image of the data set and cannot be train"):
         split_up(found, split_file=str(listed))
 
 
 def test_a_list_of_train_and_val_leaves_the_source_its_test_split(tmp_path: Path):
-    found = {split: pictures(split, 10, 10) for split in ("train", "test")}
+    found = {split: images(split, 10, 10) for split in ("train", "test")}
     listed = tmp_path / "split.csv"
     rows = [f"train/{n},{NAMES[n // 10]},{'val' if n % 5 == 0 else 'train'}" for n in range(20)]
     listed.write_text("\n".join(["path,label,split", *rows]))
@@ -152,7 +152,7 @@ def test_a_list_of_train_and_val_leaves_the_source_its_test_split(tmp_path: Path
 
 def test_a_source_without_test_needs_a_fraction():
     with pytest.raises(ConfigError, match="no test split; give a share to split off: data.test_fraction=0.1"):
-        split_up({"train": pictures("train", 10, 10)})
+        split_up({"train": images("train", 10, 10)})
 
 
 @pytest.mark.parametrize(
@@ -172,5 +172,5 @@ def test_a_plan_that_cannot_work_is_refused(settings: dict, complaint: str):
 
 def test_what_was_drawn_is_said(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO):
-        split_up({"train": pictures("train", 20, 20)}, fold=1, num_folds=4, test_fraction=0.1)
-    assert "split off the 40 training pictures, stratified: 4 for test and 9 for val (fold 1 of 4)" in caplog.text
+        split_up({"train": images("train", 20, 20)}, fold=1, num_folds=4, test_fraction=0.1)
+    assert "split off the 40 training images, stratified: 4 for test and 9 for val (fold 1 of 4)" in caplog.text

@@ -27,7 +27,7 @@ def run_without_torch(command: Callable, *arguments: str):
         (["model=resnet101"], "of others type model=torchvision model.name=resnet101."),
         (["model=timm"], "model.name: has no value yet; type it as model.name=VALUE."),
         (["model.freeze=features.0.*"], "model.freeze=features.0.* with model.weights=null would keep random features"),
-        (["model.in_channels=2"], "model.in_channels=2 is neither 3 (pictures are read as RGB) nor 1 (grey)."),
+        (["model.in_channels=2"], "model.in_channels=2 is neither 3 (images are read as RGB) nor 1 (gray)."),
         (["preprocess.interpolation=cubic"], "preprocess.interpolation=cubic is not one of bilinear, bicubic."),
         (["model.weights=."], "model.weights=. has no checkpoints/best.ckpt"),
         (["optimizer.head_lr_multiplier=0.0"], "optimizer.head_lr_multiplier=0.0 must be greater than 0."),
@@ -42,7 +42,7 @@ def run_without_torch(command: Callable, *arguments: str):
         (["run_name=a/b"], "run_name=a/b must be the name of a folder"),
         (["model._target_=os.system"], "model._target_=os.system is not allowed"),
         (["callbacks.speed._target_=torch.hub.load"], "callbacks.speed._target_=torch.hub.load is not allowed"),
-        (["resume=nowhere"], "resume=nowhere is not a run folder"),
+        (["resume=nowhere"], "resume=nowhere is not a run directory"),
         (["resume=auto"], "resume=auto needs run_name=NAME"),
     ],
 )

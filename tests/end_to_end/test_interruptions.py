@@ -10,7 +10,7 @@ import torch
 from short_runs import summary
 from warm_runs import TINY, TWO, WarmRuns
 
-from imago.checkpoint import read_checkpoint
+from imago.runs.checkpoint import read_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interruptions")]  # their runs are made once
 
@@ -115,7 +115,7 @@ def test_every_way_of_breaking_off_is_made_good(runs, whole, way: str, workers: 
 
 KINDS = {
     "averaged weights": ("callbacks=[default,ema]", "callbacks.ema.decay=0.8"),
-    "distillation": ("task=distill", "task.teacher=TEACHER"),
+    "distillation": ("task=distillation", "task.teacher=TEACHER"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Two processes on the CPU: one folder, one log, every test picture counted once, and sweeps that cannot hang."""
+"""Two processes on the CPU: one folder, one log, every test image counted once, and sweeps that cannot hang."""
 
 import re
 import signal
@@ -52,7 +52,7 @@ def test_two_processes_share_one_folder_and_one_log(with_ddp: tuple[Path, str], 
     assert "64 on each device" in screen
 
 
-def test_each_test_picture_is_counted_once(with_ddp: tuple[Path, str]):
+def test_each_test_image_is_counted_once(with_ddp: tuple[Path, str]):
     told = summary(with_ddp[0])
     assert told["status"] == "finished"
     assert told["test"]["num_images"] == 1000

@@ -29,7 +29,7 @@ def broken(name: str) -> str:
     ("strategy", "callback", "reason"),
     [
         (TWO, "Raise", BUG),
-        (TWO, "RaiseForUser", "rank 1: the pictures are gone."),
+        (TWO, "RaiseForUser", "rank 1: the images are gone."),
         (TWO, "KillRank", KILLED),
         pytest.param(SPAWN, "KillRank", KILLED, marks=pytest.mark.soak),
         pytest.param(DDP, "Raise", BUG, marks=pytest.mark.soak),

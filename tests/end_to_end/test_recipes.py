@@ -19,7 +19,7 @@ def distilled(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A run with a teacher that was named by a link, as `logs/latest` is."""
     logs = tmp_path_factory.mktemp("distilled")
     (logs / "latest").symlink_to(finished_run)
-    done = train(logs, *ONE_EPOCH, "run_name=student", "task=distill", f"task.teacher={logs}/latest")
+    done = train(logs, *ONE_EPOCH, "run_name=student", "task=distillation", f"task.teacher={logs}/latest")
     (logs / "screen.txt").write_text(done.stdout)
     return logs / "train" / "student"
 
@@ -50,14 +50,14 @@ def test_a_teacher_of_other_classes_is_refused_in_one_line(finished_run: Path, r
         "preprocess.size=32",
         "preprocess.resize=32",
     )
-    done = train(tmp_path, *photos, "task=distill", f"task.teacher={finished_run}", check=False)
+    done = train(tmp_path, *photos, "task=distillation", f"task.teacher={finished_run}", check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "and the data has ants bees; take a teacher of the same classes." in done.stderr
 
 
 def test_a_teacher_that_does_not_exist_is_one_line(tmp_path: Path):
-    done = train(tmp_path, "task=distill", "task.teacher=no/such run", check=False)
+    done = train(tmp_path, "task=distillation", "task.teacher=no/such run", check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: task.teacher=no/such run does not exist")
 
@@ -67,7 +67,7 @@ def test_the_final_test_has_the_averaged_weights_of_the_best_checkpoint_and_tell
     own = ("callbacks=[default,ema]", "callbacks.ema.decay=0.8", "tta=flip")
     done = train(tmp_path, *ONE_EPOCH, "run_name=averaged", *own)
     run = tmp_path / "train" / "averaged"
-    assert "test accuracy, mean over several views of each picture (tta=flip)" in done.stdout
+    assert "test accuracy, mean over several views of each image (tta=flip)" in done.stdout
     assert summary(run)["test"]["tta"] == "flip"
     evaluated = command("src/eval.py", f"run={run}", "tta=flip", "accelerator=cpu")
     assert "(the run's final test: the same)" in evaluated.stdout, evaluated.stdout + evaluated.stderr
@@ -135,7 +135,7 @@ def test_what_optimizer_and_schedule_do_not_take_is_one_line_before_data_is_read
     tmp_path: Path, settings: list[str], text: str
 ):
     done = train(tmp_path, *ONE_EPOCH, *settings, check=False)
-    assert "run folder" not in done.stdout  # of the start table, which tells what was read
+    assert "run directory" not in done.stdout  # of the start table, which tells what was read
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {text}"), done.stderr
     assert done.stderr.count("\n") == 1
@@ -154,7 +154,7 @@ def test_early_stopping_ends_a_run_and_says_why(tmp_path: Path):
 def test_two_processes_distil_and_average_with_muon_and_end_with_one_set_of_weights(
     finished_run: Path, tmp_path: Path, strategy: str
 ):
-    own = ("task=distill", f"task.teacher={finished_run}", "callbacks=[default,ema]", "optimizer=muon")
+    own = ("task=distillation", f"task.teacher={finished_run}", "callbacks=[default,ema]", "optimizer=muon")
     train(tmp_path, *ONE_EPOCH, "run_name=both", *own, "trainer.devices=2", f"trainer.strategy={strategy}")
     run = tmp_path / "train" / "both"
     assert summary(run)["status"] == "finished"

@@ -14,13 +14,13 @@ from imago.data.cifar10 import CIFAR10DataModule
 
 
 def write_test_set(root: Path, folder: Path) -> dict[str, str]:
-    """Write CIFAR-10's test pictures as PNG files; gives the class of each by its name."""
+    """Write CIFAR-10's test images as PNG files; gives the class of each by its name."""
     loading = {"val_fraction": 0.1, "batch_size": 100, "num_workers": 0, "augment": {}, "seed": 0}
     data = CIFAR10DataModule(root=str(root), data_dir=str(folder.parent / "data"), **loading)
     data.set_up_data()
-    pictures, truth = data.splits.test, {}
+    images, truth = data.splits.test, {}
     folder.mkdir()
-    for number, (image, label) in enumerate(zip(pictures.images, pictures.labels, strict=True)):
+    for number, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):
         file = folder / f"{number:05d}.png"
         Image.fromarray(image.transpose(1, 2, 0)).save(file, compress_level=0)
         truth[str(file)] = data.class_names[label]
@@ -35,7 +35,7 @@ def rows(file: Path) -> list[dict[str, str]]:
 @pytest.mark.soak
 @pytest.mark.needs_data
 @pytest.mark.timeout(1200)
-def test_the_accuracy_on_all_10000_test_pictures_is_the_same_on_every_way(
+def test_the_accuracy_on_all_10000_test_images_is_the_same_on_every_way(
     real_data: Path, tmp_path: Path, command: Callable
 ):
     def run_command(*arguments: str) -> None:
@@ -45,7 +45,7 @@ def test_the_accuracy_on_all_10000_test_pictures_is_the_same_on_every_way(
     short = ("trainer.max_epochs=1", "trainer.limit_train_batches=60", "run_name=cifar")
     train(tmp_path / "logs", "data=cifar10", f"data.root={real_data}", *short)
     run = tmp_path / "logs" / "train" / "cifar"
-    truth = write_test_set(real_data, tmp_path / "pictures")
+    truth = write_test_set(real_data, tmp_path / "images")
     exported = run / "export" / "model.onnx"
     run_command("src/export.py", f"run={run}", "limit=100")
     answers = {}
@@ -56,7 +56,7 @@ def test_the_accuracy_on_all_10000_test_pictures_is_the_same_on_every_way(
         assert (found["acc"], found["num_images"]) == (summary(run)["test"]["acc"], 10_000), name
         answers[f"eval {name}"] = [row["predicted"] for row in rows(folder / "predictions.csv")]
         output = tmp_path / f"{name}.csv"
-        run_command("src/predict.py", f"run={model}", f"input={tmp_path / 'pictures'}", f"output={output}", "top_k=1")
+        run_command("src/predict.py", f"run={model}", f"input={tmp_path / 'images'}", f"output={output}", "top_k=1")
         predictions = rows(output)
         num_right = sum(row["answer"] == truth[row["file"]] for row in predictions)
         assert num_right == round(10_000 * summary(run)["test"]["acc"]), name

@@ -13,8 +13,8 @@ from short_runs import summary
 from warm_python import left_over
 from warm_runs import TINY, TWO, WarmRuns
 
-from imago.checkpoint import read_checkpoint
 from imago.paths import PROJECT_ROOT
+from imago.runs.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""From the command line to a run folder that can be trusted, used, resumed and repeated."""
+"""From the command line to a run directory that can be trusted, used, resumed and repeated."""
 
 import csv
 import json
@@ -9,8 +9,8 @@ import pytest
 import torch
 from short_runs import SHORT, summary, train
 
+from imago import load_model
 from imago.data import shapes
-from imago.run import load_model
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torchvision.models import resnet18, squeezenet1_0
 
-from imago.artefact import OnnxClassifier
+from imago.artifact import OnnxClassifier
 from imago.errors import UserError
 from imago.export.onnx import ExportError, export_onnx
 from imago.export.parity import compare
@@ -29,7 +29,7 @@ def classifier(net: nn.Module) -> Classifier:
     return Classifier(net, NAMES, PREPROCESS).eval()
 
 
-def pictures(count: int) -> np.ndarray:
+def samples(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 3, SIZE, SIZE), dtype=np.uint8)
 
 
@@ -52,16 +52,16 @@ def test_a_torchvision_network_gives_the_same_at_every_batch_size(build, tmp_pat
     torch.manual_seed(0)
     model = classifier(build(weights=None, num_classes=10)).train()
     with torch.no_grad():
-        for images in np.split(pictures(64), 4):  # so that BatchNorm has statistics of its own
+        for images in np.split(samples(64), 4):  # so that BatchNorm has statistics of its own
             model(torch.from_numpy(images))
     export_onnx(model.eval(), tmp_path / "model.onnx", FACTS)
-    parity = compare(model, OnnxClassifier(tmp_path / "model.onnx"), [pictures(100)])
+    parity = compare(model, OnnxClassifier(tmp_path / "model.onnx"), [samples(100)])
     parity.refuse_disagreement()
     assert parity.worst.max_abs_diff_logits < 1e-4
 
 
 def test_simple_cnn_gives_the_same_at_every_batch_size(small: Classifier, path: Path):
-    parity = compare(small, OnnxClassifier(path), [pictures(100)])
+    parity = compare(small, OnnxClassifier(path), [samples(100)])
     parity.refuse_disagreement()
     assert parity.worst.max_abs_diff_logits < 1e-5
 
@@ -70,7 +70,7 @@ def test_one_file_holds_everything(path: Path, tmp_path: Path):
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
     moved = tmp_path / "elsewhere.onnx"
     moved.write_bytes(path.read_bytes())
-    np.testing.assert_array_equal(OnnxClassifier(moved).logits(pictures(3)), OnnxClassifier(path).logits(pictures(3)))
+    np.testing.assert_array_equal(OnnxClassifier(moved).logits(samples(3)), OnnxClassifier(path).logits(samples(3)))
 
 
 def test_metadata_say_what_the_file_is(small: Classifier, path: Path):
@@ -110,7 +110,7 @@ def test_a_temperature_softens_the_probabilities_and_leaves_the_logits(
     monkeypatch.setattr(small, "calibration_temperature", 2.0)
     export_onnx(small, tmp_path / "model.onnx", FACTS)
     softened, plain = OnnxClassifier(tmp_path / "model.onnx"), OnnxClassifier(path)
-    images = pictures(9)
+    images = samples(9)
     np.testing.assert_array_equal(softened.logits(images), plain.logits(images))
     expected = torch.from_numpy(plain.logits(images) / 2).softmax(dim=1).numpy()
     np.testing.assert_allclose(softened.probabilities(images), expected, rtol=1e-5)
@@ -172,7 +172,7 @@ class ElevenClasses(nn.Module):
         (SimpleCNN(10, SIZE, 16), 99, "opset=99: SimpleCNN could only be written with opset 18; type opset=18"),
         (Branching(), None, "Branching cannot be exported to ONNX: Could not guard on data-dependent expression"),
         (NoSuchOperator(), None, "NoSuchOperator cannot be exported to ONNX: No ONNX function found for"),
-        (FixedBatch(), None, "FixedBatch works for 2 pictures at a time only"),
+        (FixedBatch(), None, "FixedBatch works for 2 images at a time only"),
         (ElevenClasses(), None, "ElevenClasses gives ['N', 11], not float32 logits (N, 10)"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,

@@ -46,7 +46,7 @@ class Exported:
         return logits.numpy(), logits.softmax(dim=1).numpy()
 
 
-def pictures(count: int) -> np.ndarray:
+def samples(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 3, SIZE, SIZE), dtype=np.uint8)
 
 
@@ -93,25 +93,25 @@ def test_numbers_that_are_not_finite_are_never_passed_over():
         Parity({1: agreement}).refuse_disagreement()
 
 
-def test_every_picture_is_compared_at_every_batch_size():
+def test_every_image_is_compared_at_every_batch_size():
     exported = Exported()
-    parity = compare(classifier(), exported, [pictures(500)])
+    parity = compare(classifier(), exported, [samples(500)])
     parity.refuse_disagreement()
     assert set(exported.sizes) == set(BATCH_SIZES) == set(parity.by_batch_size) == {1, 2, 7, 64}
     assert {part.num_images for part in parity.by_batch_size.values()} == {500}
     assert parity.to_dict()["label_agreement"] == 1.0
 
 
-def test_a_handful_of_pictures_still_tries_every_batch_size():
+def test_a_handful_of_images_still_tries_every_batch_size():
     exported = Exported()
-    parity = compare(classifier(), exported, [pictures(3)])
+    parity = compare(classifier(), exported, [samples(3)])
     assert set(exported.sizes) == {1, 2, 7, 64}
     assert parity.worst.num_images == 3
 
 
 def test_a_file_that_fails_at_one_batch_size_only_is_refused_with_that_size():
     exported = Exported(lambda logits: -logits if len(logits) == 7 else logits)
-    parity = compare(classifier(), exported, [pictures(20)])
+    parity = compare(classifier(), exported, [samples(20)])
     assert parity.by_batch_size[64].num_disagreements == 0
     with pytest.raises(ParityError, match=r"with batches of 7 \d+ of 20 labels differ") as caught:
         parity.refuse_disagreement()
@@ -121,7 +121,7 @@ def test_a_file_that_fails_at_one_batch_size_only_is_refused_with_that_size():
 
 
 def test_a_wrong_temperature_is_refused_though_every_label_agrees():
-    parity = compare(classifier(), Exported(lambda logits: logits / 2), [pictures(20)])
+    parity = compare(classifier(), Exported(lambda logits: logits / 2), [samples(20)])
     assert parity.worst.num_disagreements == 0
     assert parity.worst.max_abs_diff_probabilities > MAX_PROBABILITY_DIFF
     with pytest.raises(ParityError, match="probabilities by up to"):
@@ -134,7 +134,7 @@ def test_probabilities_are_compared_with_those_of_the_calibrated_checkpoint():
     )
     checkpoint = classifier()
     checkpoint.calibration_temperature = 2.0
-    compare(checkpoint, calibrated, [pictures(20)]).refuse_disagreement()
+    compare(checkpoint, calibrated, [samples(20)]).refuse_disagreement()
 
 
 def test_regrouping_keeps_every_row_in_order():
@@ -145,7 +145,7 @@ def test_regrouping_keeps_every_row_in_order():
     assert list(regroup([], 5)) == []
 
 
-def test_batches_are_of_exactly_the_size_and_give_each_picture_its_own_output():
+def test_batches_are_of_exactly_the_size_and_give_each_image_its_own_output():
     seen = []
 
     def double(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

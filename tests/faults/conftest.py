@@ -14,7 +14,7 @@ SOUND = {"train/ant": 6, "train/bee": 6, "val/ant": 2, "val/bee": 2, "test/ant":
 
 @pytest.fixture
 def fill() -> Callable[..., Path]:
-    """Give a function that fills folders with that many 12 x 12 pictures, no two alike."""
+    """Give a function that fills folders with that many 12 x 12 images, no two alike."""
 
     def run(root: Path, counts: dict[str, int] = SOUND) -> Path:
         noise = np.random.default_rng(len(list(root.rglob("*"))))

@@ -17,13 +17,11 @@ import torch
 from short_runs import train
 
 from imago.data.datamodule import Found, ImageDataModule
-from imago.data.dataset import LabelledArray
+from imago.data.dataset import LabeledArray
 from imago.errors import DataError
 from imago.images import Preprocess
 
-TREE = (
-    "expected ROOT/train/CLASS/picture.jpg (and ROOT/val/..., ROOT/test/... if you have them) or ROOT/CLASS/picture.jpg"
-)
+TREE = "expected ROOT/train/CLASS/image.jpg (and ROOT/val/..., ROOT/test/... if you have them) or ROOT/CLASS/image.jpg"
 
 
 def complaint(function: Callable, *arguments) -> str:
@@ -41,11 +39,11 @@ def empty(root: Path, fill: Callable) -> None:
     root.mkdir()
 
 
-def pictures_alone(root: Path, fill: Callable) -> None:
+def images_alone(root: Path, fill: Callable) -> None:
     fill(root, {"": 3})
 
 
-def pictures_alone_in_splits(root: Path, fill: Callable) -> None:
+def images_alone_in_splits(root: Path, fill: Callable) -> None:
     fill(root, {"train": 3, "val": 1})
 
 
@@ -86,17 +84,17 @@ def blank(root: Path, fill: Callable) -> None:
     [
         pytest.param(nowhere, f"data.root=ROOT does not exist; {TREE}.", id="25-no such folder"),
         pytest.param(empty, f"ROOT is empty; {TREE}.", id="26-empty"),
-        pytest.param(pictures_alone, f"ROOT has no class folders; {TREE}.", id="26-pictures without classes"),
+        pytest.param(images_alone, f"ROOT has no class folders; {TREE}.", id="26-images without classes"),
         pytest.param(
-            pictures_alone_in_splits, f"ROOT/train has no class folders; {TREE}.", id="26-splits without classes"
+            images_alone_in_splits, f"ROOT/train has no class folders; {TREE}.", id="26-splits without classes"
         ),
-        pytest.param(empty_class, "class 'cat' of ROOT has no training pictures", id="27-empty class"),
+        pytest.param(empty_class, "class 'cat' of ROOT has no training images", id="27-empty class"),
         pytest.param(
             one_class, "ROOT/train has only one class folder, 'ant'; a classifier needs at least 2.", id="28-one"
         ),
         pytest.param(wrapper, "Did you mean data.root=ROOT/dataset?", id="29-folder around classes"),
         pytest.param(wrapper_of_splits, "Did you mean data.root=ROOT/dataset?", id="29-folder around splits"),
-        pytest.param(unknown_class, "ROOT/val has a class 'ants' that the training pictures have not", id="31-unknown"),
+        pytest.param(unknown_class, "ROOT/val has a class 'ants' that the training images have not", id="31-unknown"),
         pytest.param(accents, r"'cafe\u0301' and 'caf\xe9' look the same; merge or rename them.", id="36-accents"),
         pytest.param(capitals, "'Cat' and 'cat' look the same; merge or rename them.", id="36-capitals"),
         pytest.param(blank, "'cat' and 'cat ' look the same; merge or rename them.", id="36-blank"),
@@ -127,7 +125,7 @@ def test_the_command_ends_with_one_line_and_exit_code_2(tmp_path: Path, fill: Ca
 
 
 @pytest.mark.parametrize("name", ["__MACOSX", ".ipynb_checkpoints", "ant/__MACOSX", "bee/.ipynb_checkpoints"])
-def test_30_hidden_folders_are_no_classes_and_hold_no_pictures(
+def test_30_hidden_folders_are_no_classes_and_hold_no_images(
     tmp_path: Path, fill: Callable, set_up: Callable, caplog: pytest.LogCaptureFixture, name: str
 ):
     root = fill(tmp_path / "set", {"ant": 10, "bee": 10, name: 2})
@@ -146,7 +144,7 @@ def test_31_labels_of_val_go_by_the_class_names_of_train(tmp_path: Path, fill: C
     assert data.splits.val.labels.tolist() == [1, 1]
 
 
-def test_32_a_loop_of_links_lists_every_picture_once(tmp_path: Path, fill: Callable, set_up: Callable):
+def test_32_a_loop_of_links_lists_every_image_once(tmp_path: Path, fill: Callable, set_up: Callable):
     root = fill(tmp_path / "set", {"ant": 10, "bee": 10})
     (root / "ant" / "loop").symlink_to("..")
     (root / "bee" / "loop").symlink_to(root / "bee")
@@ -173,7 +171,7 @@ def test_33_a_link_out_of_the_data_set_is_followed_and_told_of(
     with caplog.at_level(logging.INFO):
         data = set_up(root)
     assert "val/bee/out.png" in data.splits.val.names
-    assert "followed 1 x link to a picture outside of the data set (e.g. val/bee/out.png)" in caplog.text
+    assert "followed 1 x link to an image outside of the data set (e.g. val/bee/out.png)" in caplog.text
 
 
 @pytest.mark.parametrize("target", ["gone.png", "x.png"], ids=["34-target gone", "34-link to itself"])
@@ -190,7 +188,7 @@ def test_a_link_that_leads_nowhere_is_found_at_the_start(
 
 
 @pytest.mark.timeout(60)  # opening the pipe would wait for ever
-def test_35_a_pipe_named_like_a_picture_is_never_opened(tmp_path: Path, fill: Callable, set_up: Callable):
+def test_35_a_pipe_named_like_a_image_is_never_opened(tmp_path: Path, fill: Callable, set_up: Callable):
     root = fill(tmp_path / "set")
     os.mkfifo(root / "val" / "bee" / "x.png")
     data = set_up(root)
@@ -237,11 +235,11 @@ def test_38_a_name_that_is_not_utf_8_is_served_and_printed(
     assert sum(len(images) for images, _ in data.val_dataloader()) == 4
     os.truncate(odd + b".png", 0)
     text = complaint(list, data.val_dataloader())
-    assert text.startswith(f"a picture of class 'bee': {root}/val/bee/caf\\udce9.png is empty (0 bytes)")
+    assert text.startswith(f"an image of class 'bee': {root}/val/bee/caf\\udce9.png is empty (0 bytes)")
 
 
 @pytest.mark.slow
-def test_39_the_check_finds_pictures_of_two_splits_and_3_names_every_bad_one(
+def test_39_the_check_finds_images_of_two_splits_and_3_names_every_bad_one(
     tmp_path: Path, fill: Callable, set_up: Callable, command: Callable
 ):
     root = fill(tmp_path / "set")
@@ -261,19 +259,19 @@ def test_39_the_check_finds_pictures_of_two_splits_and_3_names_every_bad_one(
     assert len(twins & {*mended.splits.train.names, *mended.splits.val.names}) == 1
 
 
-class Labelled(ImageDataModule):
-    """Ten grey pictures with the labels given."""
+class Labeled(ImageDataModule):
+    """Ten gray images with the labels given."""
 
     def __init__(self, labels: list[int]) -> None:
         super().__init__(batch_size=4, num_workers=0, augment={}, seed=0)
         self.labels = labels
 
-    def find_pictures(self) -> Found:
+    def find_images(self) -> Found:
         names = tuple(str(number) for number in range(len(self.labels)))
-        part = LabelledArray(np.full((len(names), 3, 8, 8), 128, np.uint8), np.array(self.labels, np.int64), names)
+        part = LabeledArray(np.full((len(names), 3, 8, 8), 128, np.uint8), np.array(self.labels, np.int64), names)
         return ("ant", "bee"), {"train": part, "val": part, "test": part}
 
-    def own_preprocess(self) -> Preprocess:
+    def default_preprocess(self) -> Preprocess:
         return Preprocess(8, 8, "center", (0.5,) * 3, (0.25,) * 3)
 
 
@@ -287,13 +285,13 @@ class Labelled(ImageDataModule):
     ],
 )
 def test_labels_that_name_no_class_are_refused_at_the_start(labels: list[int], span: str):
-    text = complaint(Labelled(labels).set_up_data)
+    text = complaint(Labeled(labels).set_up_data)
     assert text == f"the train split has labels {span}; with 2 classes they must lie in 0 .. 1."
 
 
 @pytest.mark.parametrize("num_samples", [5, 9, 10, 3], ids=lambda n: f"42-{n} in batches of 4")
 def test_batch_norm_never_meets_a_batch_of_one(num_samples: int):
-    data = Labelled([0, 1] * num_samples)
+    data = Labeled([0, 1] * num_samples)
     data.labels = data.labels[:num_samples]
     data.set_up_data()
     norm = torch.nn.BatchNorm1d(3)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from imago.checkpoint import AtomicCheckpointIO, check_plain, read_checkpoint, write_checkpoint
 from imago.errors import ConfigError, DataError, UserError
-from imago.run.load import load_classifier
+from imago.inference.load import load_classifier
+from imago.runs.checkpoint import AtomicCheckpointIO, check_plain, read_checkpoint, write_checkpoint
 
 
 class Calls:

@@ -1,4 +1,4 @@
-"""Bad and odd picture files, each built here and served by the loader of a run.
+"""Bad and odd image files, each built here and served by the loader of a run.
 
 Numbered as in the catalogue of faults that the data room answers: the name of a test, or its id, begins with the row.
 
@@ -19,9 +19,9 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from imago.data.examine import examine
 from imago.errors import DataError
 from imago.images import Preprocess, read_image
-from imago.inspection.examine import examine
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
 RED, BLUE = (200, 30, 60), (20, 40, 220)
@@ -84,8 +84,8 @@ def serve(root: Path, set_up: Callable, crop: str = "squash", **settings) -> tor
     return torch.cat([images for images, _ in data.val_dataloader()])
 
 
-def with_picture(root: Path, fill: Callable, name: str, data: bytes) -> Path:
-    """Give a sound data set whose only validation picture is this one, of class bee."""
+def with_image(root: Path, fill: Callable, name: str, data: bytes) -> Path:
+    """Give a sound data set whose only validation image is this one, of class bee."""
     fill(root, {"train/ant": 4, "train/bee": 4, "test/ant": 1})
     (root / "val" / "bee").mkdir(parents=True)
     (root / "val" / "bee" / name).write_bytes(data)
@@ -94,26 +94,26 @@ def with_picture(root: Path, fill: Callable, name: str, data: bytes) -> Path:
 
 @pytest.mark.parametrize("num_workers", [pytest.param(0, id="here"), pytest.param(2, id="7-in workers")])
 @pytest.mark.parametrize(("name", "data", "reason"), BAD)
-def test_a_bad_picture_ends_the_run_with_its_file_its_class_and_the_reason(
+def test_a_bad_image_ends_the_run_with_its_file_its_class_and_the_reason(
     tmp_path: Path, fill: Callable, set_up: Callable, num_workers: int, name: str, data: bytes, reason: str
 ):
-    root = with_picture(tmp_path / "set", fill, name, data)
+    root = with_image(tmp_path / "set", fill, name, data)
     with pytest.raises(DataError) as caught:
         serve(root, set_up, num_workers=num_workers)
     text = str(caught.value)
-    assert text.startswith(f"a picture of class 'bee': {root}/val/bee/{name} {reason}")
+    assert text.startswith(f"an image of class 'bee': {root}/val/bee/{name} {reason}")
     assert text.isprintable()
 
 
 @pytest.mark.parametrize(("name", "data", "reason"), BAD)
-def test_a_bad_picture_may_be_left_out_and_is_listed_in_the_run_folder(
+def test_a_bad_image_may_be_left_out_and_is_listed_in_the_run_folder(
     tmp_path: Path, fill: Callable, set_up: Callable, name: str, data: bytes, reason: str
 ):
     root = fill(tmp_path / "set")
     (root / "val" / "bee" / name).write_bytes(data)
     kept = set_up(root, on_bad_image="skip")
     assert len(kept.splits.val) == 4
-    kept.write_down(tmp_path)
+    kept.write_split(tmp_path)
     with (tmp_path / "bad_images.csv").open() as file:
         (listed,) = csv.DictReader(file)
     assert listed["path"] == f"val/bee/{name}"
@@ -127,7 +127,7 @@ def test_3_the_command_ends_with_one_line_and_exit_code_2(tmp_path: Path, fill: 
     settings = ["data=image_folder", f"data.root={root}", "data.num_workers=2", "preprocess.size=16"]
     done = command("src/train.py", *settings, "data.batch_size=4", f"paths.log_dir={tmp_path}")
     assert done.returncode == 2, done.stderr
-    assert re.fullmatch(rf"error: a picture of class 'bee': {root}/train/bee/x\.png is damaged: .*\n", done.stderr)
+    assert re.fullmatch(rf"error: an image of class 'bee': {root}/train/bee/x\.png is damaged: .*\n", done.stderr)
 
 
 def test_4_flipped_bytes_in_a_jpeg_s_pixels_are_seen_by_its_hash_alone(tmp_path: Path):
@@ -143,7 +143,7 @@ def test_4_flipped_bytes_in_a_jpeg_s_pixels_are_seen_by_its_hash_alone(tmp_path:
 
 
 @pytest.mark.parametrize("data", [JPEG[: len(JPEG) // 2], PNG[: len(PNG) // 2]], ids=["8-JPEG", "8-PNG"])
-def test_lost_rows_never_become_grey_or_black_ones(data: bytes):
+def test_lost_rows_never_become_gray_or_black_ones(data: bytes):
     with pytest.raises(DataError, match="is cut short"):
         read_image(data)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
@@ -168,16 +168,16 @@ def rgb_16_bit() -> bytes:
     return png(8, 8, 16, 2, row * 8)
 
 
-def flat(mode: str, colour: int | tuple[int, ...]) -> Image.Image:
-    return Image.new(mode, (8, 8), colour)
+def flat(mode: str, color: int | tuple[int, ...]) -> Image.Image:
+    return Image.new(mode, (8, 8), color)
 
 
 @pytest.mark.parametrize(
-    ("data", "colour"),
+    ("data", "color"),
     [
         pytest.param(encode(flat("RGB", RED).convert("CMYK"), "JPEG", quality=95), RED, id="10-CMYK"),
         pytest.param(
-            encode(Image.fromarray(np.full((8, 8), 257 * 99, np.uint16)), "PNG"), (99,) * 3, id="11-16-bit grey"
+            encode(Image.fromarray(np.full((8, 8), 257 * 99, np.uint16)), "PNG"), (99,) * 3, id="11-16-bit gray"
         ),
         pytest.param(rgb_16_bit(), RED, id="12-16-bit RGB"),
         pytest.param(palette(), RED, id="13-palette"),
@@ -186,20 +186,20 @@ def flat(mode: str, colour: int | tuple[int, ...]) -> Image.Image:
         pytest.param(encode(flat("LA", (0, 128)), "PNG"), (127,) * 3, id="13-half-transparent LA"),
         pytest.param(encode(flat("RGBA", (*RED, 0)), "PNG"), (255,) * 3, id="13-transparent RGBA"),
         pytest.param(encode(flat("RGBA", (*RED, 255)), "PNG"), RED, id="13-opaque RGBA"),
-        pytest.param(encode(flat("L", 77), "PNG"), (77,) * 3, id="18-grey"),
+        pytest.param(encode(flat("L", 77), "PNG"), (77,) * 3, id="18-gray"),
     ],
 )
-def test_colours_are_those_that_a_viewer_shows(
-    tmp_path: Path, fill: Callable, set_up: Callable, data: bytes, colour: tuple[int, ...]
+def test_colors_are_those_that_a_viewer_shows(
+    tmp_path: Path, fill: Callable, set_up: Callable, data: bytes, color: tuple[int, ...]
 ):
-    images = serve(with_picture(tmp_path / "set", fill, "x.png", data), set_up)
+    images = serve(with_image(tmp_path / "set", fill, "x.png", data), set_up)
     assert images.dtype == torch.uint8
-    np.testing.assert_allclose(images[0].permute(1, 2, 0), np.broadcast_to(colour, (16, 16, 3)), atol=4)
+    np.testing.assert_allclose(images[0].permute(1, 2, 0), np.broadcast_to(color, (16, 16, 3)), atol=4)
 
 
-def test_11_16_bit_grey_noise_keeps_its_mean(tmp_path: Path, fill: Callable, set_up: Callable):
+def test_11_16_bit_gray_noise_keeps_its_mean(tmp_path: Path, fill: Callable, set_up: Callable):
     noise = np.random.default_rng(0).integers(0, 65_536, (256, 256), dtype=np.uint16)
-    images = serve(with_picture(tmp_path / "set", fill, "x.png", encode(Image.fromarray(noise), "PNG")), set_up)
+    images = serve(with_image(tmp_path / "set", fill, "x.png", encode(Image.fromarray(noise), "PNG")), set_up)
     assert images.float().mean().item() == pytest.approx(127.5, abs=1.0)
 
 
@@ -210,12 +210,12 @@ def test_of_animations_the_first_frame_is_shown_and_that_is_said_once(
     monkeypatch.setattr("imago.images._has_told_of_animation", False)
     frames = [flat("RGB", RED), flat("RGB", BLUE), flat("RGB", RED)]
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
-    root = with_picture(tmp_path / "set", fill, f"1.{kind}", data)
+    root = with_image(tmp_path / "set", fill, f"1.{kind}", data)
     (root / "val" / "bee" / f"2.{kind}").write_bytes(data)
     images = serve(root, set_up)
     np.testing.assert_array_equal(images.permute(0, 2, 3, 1), np.broadcast_to(RED, (2, 16, 16, 3)))
     assert [text for text in caplog.messages if "animation" in text] == [
-        f"{root}/val/bee/1.{kind} is an animation; of such pictures the first frame is used (told once)"
+        f"{root}/val/bee/1.{kind} is an animation; of such images the first frame is used (told once)"
     ]
 
 
@@ -239,13 +239,13 @@ def test_files_of_unknown_kind_are_counted_and_told_of(
     assert f"ignored 2 entries: 2 x {reason} (e.g. train/ant/{name})" in caplog.text
 
 
-def test_17_a_picture_taken_upright_is_shown_upright(tmp_path: Path, fill: Callable, set_up: Callable):
+def test_17_a_image_taken_upright_is_shown_upright(tmp_path: Path, fill: Callable, set_up: Callable):
     upright = Image.new("RGB", (48, 64), RED)
     upright.paste(BLUE, (0, 0, 48, 32))  # the sky
     exif = Image.Exif()
     exif[0x112] = 6  # the camera was held on its side
     data = encode(upright.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)
-    image = serve(with_picture(tmp_path / "set", fill, "x.jpg", data), set_up)[0]
+    image = serve(with_image(tmp_path / "set", fill, "x.jpg", data), set_up)[0]
     np.testing.assert_allclose(image[:, :7, :].permute(1, 2, 0), np.broadcast_to(BLUE, (7, 16, 3)), atol=8)
     np.testing.assert_allclose(image[:, 9:, :].permute(1, 2, 0), np.broadcast_to(RED, (7, 16, 3)), atol=8)
 
@@ -260,7 +260,7 @@ def test_17_a_picture_taken_upright_is_shown_upright(tmp_path: Path, fill: Calla
     ],
 )
 def test_odd_names_and_kinds_are_no_matter(tmp_path: Path, fill: Callable, set_up: Callable, name: str, data: bytes):
-    images = serve(with_picture(tmp_path / "set", fill, name, data), set_up)
+    images = serve(with_image(tmp_path / "set", fill, name, data), set_up)
     np.testing.assert_allclose(images[0].permute(1, 2, 0), np.broadcast_to(RED, (16, 16, 3)), atol=4)
 
 
@@ -268,7 +268,7 @@ def test_odd_names_and_kinds_are_no_matter(tmp_path: Path, fill: Callable, set_u
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1)], ids=["19-1x1", "19-1x4000", "19-4000x1"])
 def test_extreme_shapes_are_resized(tmp_path: Path, fill: Callable, set_up: Callable, size: tuple[int, int], crop: str):
     data = encode(Image.new("RGB", size, RED), "PNG")
-    images = serve(with_picture(tmp_path / "set", fill, "x.png", data), set_up, crop)
+    images = serve(with_image(tmp_path / "set", fill, "x.png", data), set_up, crop)
     np.testing.assert_array_equal(images[0].permute(1, 2, 0), np.broadcast_to(RED, (16, 16, 3)))
 
 
@@ -282,12 +282,12 @@ def test_extreme_shapes_are_resized(tmp_path: Path, fill: Callable, set_up: Call
         pytest.param(lambda: jpeg_that_claims(60_000), id="23-3600 Mpx JPEG"),
     ],
 )
-def test_pictures_of_too_many_pixels_are_refused_before_decoding(
+def test_images_of_too_many_pixels_are_refused_before_decoding(
     tmp_path: Path, fill: Callable, set_up: Callable, make: Callable
 ):
     data = make()
     assert len(data) < 40_000
-    root = with_picture(tmp_path / "set", fill, "x.png", data)
+    root = with_image(tmp_path / "set", fill, "x.png", data)
     with pytest.raises(
         DataError, match=rf"class 'bee': {root}/val/bee/x\.png .* more than 50,000,000 pixels; scale it"
     ):

@@ -18,10 +18,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from imago.checkpoint import AtomicCheckpointIO, read_checkpoint
 from imago.errors import DivergedError, StorageError
-from imago.run.record.folder import RunFolder
-from imago.run.record.free_space import check_free_space, check_writable
+from imago.runs.checkpoint import AtomicCheckpointIO, read_checkpoint
+from imago.runs.disk_space import check_free_space, check_writable
+from imago.runs.run_directory import RunDirectory
 
 _NEW_MOUNTS, _NEW_USER = 0x00020000, 0x10000000  # of unshare(2)
 
@@ -153,7 +153,7 @@ def fill(file: Path) -> None:
             junk.write(b"0" * 100)
 
 
-def fill_the_disk_and_log(folder: RunFolder) -> None:
+def fill_the_disk_and_log(folder: RunDirectory) -> None:
     with folder.recording(OmegaConf.create({"seed": 0}), []):
         fill(folder.log_dir / "junk")
         logging.getLogger("imago").debug("x" * 10_000)
@@ -161,7 +161,7 @@ def fill_the_disk_and_log(folder: RunFolder) -> None:
 
 
 def run_until_the_disk_is_full(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "train" / "run", tmp_path)
+    folder = RunDirectory(tmp_path / "train" / "run", tmp_path)
     with pytest.raises(StorageError, match=r"cannot be written .No space left on device.; make room"):
         fill_the_disk_and_log(folder)
     told = json.loads((folder.path / "summary.json").read_text())
@@ -187,9 +187,9 @@ def test_a_folder_for_reading_only_is_refused_before_anything_is_built(tmp_path:
 
 def test_a_disk_without_room_for_three_checkpoints_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     net = torch.nn.Linear(999, 1000)  # a million weights, and two moments each: 12 MB
-    monkeypatch.setattr("imago.run.record.free_space.free_disk_bytes", lambda folder: 36_000_000)
+    monkeypatch.setattr("imago.runs.disk_space.free_disk_bytes", lambda folder: 36_000_000)
     check_free_space(tmp_path, net)
-    monkeypatch.setattr("imago.run.record.free_space.free_disk_bytes", lambda folder: 35_999_999)
+    monkeypatch.setattr("imago.runs.disk_space.free_disk_bytes", lambda folder: 35_999_999)
     with pytest.raises(
         StorageError, match="35,999,999 bytes free, and three checkpoints of this network take 36,000,000"
     ):

@@ -13,11 +13,11 @@ from imago.data import loader
 from imago.data.datamodule import ImageDataModule
 from imago.data.loader import WORKER_TIMEOUT_S
 from imago.errors import DataError
-from imago.run.ending.failure import in_users_words
+from imago.runs.failure import to_user_error
 
 
 class Bad(Dataset):
-    """Does something bad in the process that reads its second picture."""
+    """Does something bad in the process that reads its second image."""
 
     def __init__(self, act) -> None:
         self.act = act
@@ -36,7 +36,7 @@ def error_of(act, **settings) -> BaseException:
     try:
         list(DataLoader(Bad(act), num_workers=1, **settings))
     except (RuntimeError, OSError) as error:
-        return in_users_words(error)
+        return to_user_error(error)
     raise AssertionError("it went well")
 
 
@@ -57,7 +57,7 @@ def test_a_worker_that_hangs_ends_the_run():
 
 
 def test_every_loader_with_workers_has_a_time_limit(set_up, fill, tmp_path: Path):
-    data: ImageDataModule = set_up(fill(tmp_path / "pictures"), num_workers=1)
+    data: ImageDataModule = set_up(fill(tmp_path / "images"), num_workers=1)
     assert data.train_dataloader().timeout == WORKER_TIMEOUT_S == 300
     data.num_workers = 0
     assert data.train_dataloader().timeout == 0
@@ -73,7 +73,7 @@ def test_every_loader_with_workers_has_a_time_limit(set_up, fill, tmp_path: Path
     ],
 )
 def test_a_small_shared_memory_names_both_ways_out(text: str):
-    told = in_users_words(RuntimeError(text))
+    told = to_user_error(RuntimeError(text))
     assert isinstance(told, DataError)
     assert "/dev/shm is too small" in str(told)
     assert "data.num_workers=0" in str(told)
@@ -100,11 +100,11 @@ class Batches(Dataset):
 def test_a_batch_that_finds_no_shared_memory_ends_the_run_at_once():
     with pytest.raises(RuntimeError) as caught:
         list(DataLoader(Batches(), num_workers=1, collate_fn=loader._as_is, timeout=50))
-    told = str(in_users_words(caught.value))
+    told = str(to_user_error(caught.value))
     assert told.startswith("/dev/shm is too small for the batches that other processes prepare (unable to allocate")
     assert "Traceback" not in told
 
 
 def test_other_errors_stay_as_they_are():
     for error in (RuntimeError("shapes do not match"), ValueError("shared memory"), KeyError("x")):
-        assert in_users_words(error) is error
+        assert to_user_error(error) is error

@@ -45,7 +45,7 @@ def test_soft_labels_weigh_the_classes():
 
 
 def slow_weighted(logits: Tensor, soft: Tensor, weight: list[float], smoothing: float) -> float:
-    """Sum one picture and class after the other; the mean is over the weight of each label before smoothing."""
+    """Sum one image and class after the other; the mean is over the weight of each label before smoothing."""
     total, mass = 0.0, 0.0
     for row, label in zip(logits.double().log_softmax(dim=1).tolist(), soft.tolist(), strict=True):
         for log_probability, share, class_weight in zip(row, label, weight, strict=True):
@@ -102,7 +102,7 @@ def test_balanced_weights_are_those_of_scikit_learn():
     assert CrossEntropy(weight="balanced", class_counts=[60, 30, 9, 1]).weight.tolist() == pytest.approx(expected)
 
 
-def test_evaluation_counts_every_picture_once():
+def test_evaluation_counts_every_image_once():
     logits, hard, soft = many()
     loss = CrossEntropy(weight=WEIGHT).eval()
     for labels in (hard, soft):
@@ -122,9 +122,9 @@ def test_weights_are_no_part_of_a_checkpoint_and_move_with_the_module():
         (
             "balanced",
             [3, 0],
-            "loss.weight=balanced needs training pictures of every class, and their counts are [3, 0]",
+            "loss.weight=balanced needs training images of every class, and their counts are [3, 0]",
         ),
-        ("balanced", None, "loss.weight=balanced needs training pictures of every class, and their counts are None"),
+        ("balanced", None, "loss.weight=balanced needs training images of every class, and their counts are None"),
         ([1.0, 2.0, 3.0], [3, 4], "loss.weight=[1.0, 2.0, 3.0] has 3 numbers for 2 classes; give one for each."),
     ],
 )

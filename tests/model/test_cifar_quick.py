@@ -34,6 +34,6 @@ def test_every_parameter_gets_a_gradient():
     assert [name for name, parameter in net.named_parameters() if not parameter.grad.any()] == []
 
 
-def test_pictures_that_are_too_small_are_refused():
+def test_images_that_are_too_small_are_refused():
     with pytest.raises(ConfigError, match=r"preprocess\.size=7 is below 8"):
         CifarQuick(10, 7)

@@ -1,4 +1,4 @@
-"""A network that takes raw pixels: the normalisation inside is the data set's own."""
+"""A network that takes raw pixels: the normalization inside is the data set's own."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from imago.model.classifier import Classifier
 PREPROCESS = Preprocess(2, 2, "center", mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25))
 
 
-def test_each_channel_is_normalised_by_its_own_mean_and_std():
+def test_each_channel_is_normalized_by_its_own_mean_and_std():
     seen = Classifier(nn.Identity(), ["a", "b"], PREPROCESS)(
         torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 2, 2)
     )
@@ -24,7 +24,7 @@ def test_the_network_sees_channels_last_memory():
     assert seen.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_logits_are_those_of_the_network_on_normalised_pictures():
+def test_logits_are_those_of_the_network_on_normalized_images():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     images = torch.randint(0, 256, (5, 3, 2, 2), dtype=torch.uint8)

@@ -9,7 +9,7 @@ from imago.model.input_size import refuse_size
 
 
 class Counting(nn.Module):
-    """Logits of the mean colour, with a buffer and a norm whose statistics must not move."""
+    """Logits of the mean color, with a buffer and a norm whose statistics must not move."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ def test_a_fitting_size_changes_nothing():
 
 def test_another_size_is_refused_with_the_reason_and_the_way_out():
     with pytest.raises(
-        ConfigError, match=r"model\.name=counting cannot take pictures of 12 px \(sides are multiples"
+        ConfigError, match=r"model\.name=counting cannot take images of 12 px \(sides are multiples"
     ) as caught:
         refuse_size(Counting(), "counting", 12, fitting_size=8, num_classes=4)
     assert str(caught.value).endswith("type e.g. preprocess.size=8.")

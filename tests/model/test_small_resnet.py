@@ -17,7 +17,7 @@ def test_it_has_eight_layers_and_few_parameters():
 
 
 @pytest.mark.parametrize(("image_size", "side"), [(32, 8), (64, 16), (65, 5), (224, 14)])
-def test_the_last_stage_sees_a_quarter_of_small_pictures_and_a_sixteenth_of_large_ones(image_size: int, side: int):
+def test_the_last_stage_sees_a_quarter_of_small_images_and_a_sixteenth_of_large_ones(image_size: int, side: int):
     net = SmallResNet(7, image_size, width=4).eval()
     shapes: list[torch.Size] = []
     net.stages.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))

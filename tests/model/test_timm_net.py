@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from imago.errors import ConfigError, DataError
-from imago.model import published
+from imago.model import pretrained
 from imago.model.timm_net import TimmNet
 
 timm = pytest.importorskip("timm")
@@ -45,7 +45,7 @@ def test_heads_are_found_and_replaced(name: str, heads: list[str]):
     assert trained == {f"{head}.{tensor}" for head in heads for tensor in ("weight", "bias")}
 
 
-def test_small_pictures_pass_the_stem_at_full_resolution():
+def test_small_images_pass_the_stem_at_full_resolution():
     net = TimmNet(7, 32, "resnet18", None, None)
     assert net.network.conv1.stride == (1, 1)
     assert isinstance(net.network.maxpool, nn.Identity)
@@ -91,7 +91,7 @@ def test_published_weights_come_from_the_cache_and_leave_the_draws_alone(lcnet, 
 
 def test_offline_and_not_cached_is_one_line_with_both_ways_out(monkeypatch):
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *place, **more: None)
-    monkeypatch.setattr(published, "is_reachable", lambda url, timeout_s: False)
+    monkeypatch.setattr(pretrained, "is_reachable", lambda url, timeout_s: False)
     with pytest.raises(DataError) as caught:
         TimmNet(7, 224, "lcnet_100", "default", None)
     for text in ("timm/lcnet_100.ra2_in1k/model.safetensors is not in", "no answer from", "=FILE.safetensors", "=null"):
@@ -116,7 +116,7 @@ def test_preprocess_is_what_the_weights_were_evaluated_with(lcnet):
         ("lcnet_100", "imagenet", r"model\.weights=imagenet: for lcnet_100 timm has weights default, ra2_in1k; null"),
         ("lcnet_100.nothing", "default", r"model\.name=lcnet_100\.nothing: for lcnet_100 timm has weights default"),
         ("lcnet_035", "default", r"model\.weights=default: for lcnet_035 timm has weights of no kind; null or a file"),
-        ("vit_tiny_patch16_384", None, r"cannot take pictures of 224 px \(.*type e\.g\. preprocess\.size=384\."),
+        ("vit_tiny_patch16_384", None, r"cannot take images of 224 px \(.*type e\.g\. preprocess\.size=384\."),
     ],
 )
 def test_what_cannot_work_is_one_line(name: str, weights: str | None, message: str):

@@ -12,12 +12,12 @@ from torchvision.models.regnet import BlockParams
 
 from imago.errors import ConfigError
 from imago.images import Preprocess, read_image, resize_and_crop
-from imago.model import published
-from imago.model.depth import layers_by_depth
+from imago.model import pretrained
+from imago.model.layers import layers_in_order
 from imago.model.torchvision_net import TorchvisionNet
 from imago.model.weights import read_weights
+from imago.normalize import Normalize
 from imago.optimizer.groups import parameter_groups
-from imago.pixels import Normalise
 
 SEVEN = ["resnet18", "resnet34", "resnet50", "vgg16", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_0"]
 
@@ -34,7 +34,7 @@ def test_every_network_gives_a_column_for_each_class(name: str, image_size: int)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_0"])
-def test_small_pictures_pass_the_first_convolution_at_full_resolution(name: str):
+def test_small_images_pass_the_first_convolution_at_full_resolution(name: str):
     sizes: list[torch.Size] = []
     net = TorchvisionNet(4, 32, name, None, None).eval()
     first = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
@@ -69,7 +69,7 @@ def test_the_head_of_every_torchvision_classifier_is_replaced(name: str, monkeyp
     (head,) = net.head_names
     trained = {key for key, value in net.network.named_parameters() if value.requires_grad}
     assert trained == {f"{head}.{tensor}" for tensor, _ in net.network.get_submodule(head).named_parameters()}
-    assert [id(p) for p in layers_by_depth(net)[-1]] == [id(p) for p in net.network.get_submodule(head).parameters()]
+    assert [id(p) for p in layers_in_order(net)[-1]] == [id(p) for p in net.network.get_submodule(head).parameters()]
 
 
 def compute_on_cpu(function: Callable) -> Callable:
@@ -82,16 +82,14 @@ def compute_on_cpu(function: Callable) -> Callable:
     return run
 
 
-def test_the_smallest_pictures_are_not_too_few_for_the_check_of_sizes():
+def test_the_smallest_images_are_not_too_few_for_the_check_of_sizes():
     net = TorchvisionNet(4, 16, "mobilenet_v3_small", None, None)  # 1x1 places before the head
     assert net(torch.zeros(2, 3, 16, 16)).shape == (2, 4)
 
 
 @pytest.mark.parametrize(("name", "image_size"), [("vgg11", 28), ("vit_b_32", 32)])
 def test_a_size_that_does_not_fit_is_one_line(name: str, image_size: int):
-    with pytest.raises(
-        ConfigError, match=rf"model\.name={name} cannot take pictures of {image_size} px \(.*"
-    ) as caught:
+    with pytest.raises(ConfigError, match=rf"model\.name={name} cannot take images of {image_size} px \(.*") as caught:
         TorchvisionNet(4, image_size, name, None, None)
     assert "preprocess.size=224" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -138,7 +136,7 @@ def test_another_head_is_dropped_and_said(squeezenet, caplog):
     assert "dropped from the file: classifier.1.weight 1000x512x1x1, classifier.1.bias 1000" in caplog.text
 
 
-def test_a_stem_for_small_pictures_is_kept_where_the_file_has_one(tmp_path):
+def test_a_stem_for_small_images_is_kept_where_the_file_has_one(tmp_path):
     trained = TorchvisionNet(10, 32, "resnet18", None, None)
     torch.save({"state_dict": {f"net.{key}": v for key, v in trained.state_dict().items()}}, tmp_path / "own.ckpt")
     net = TorchvisionNet(5, 32, "resnet18", str(tmp_path / "own.ckpt"), None)
@@ -155,7 +153,7 @@ def test_the_real_squeezenet_knows_ants_and_bees(real_data):
         files = sorted((real_data / "hymenoptera_data" / "val" / folder).glob("*.jpg"))[:10]
         pixels = [torch.from_numpy(resize_and_crop(read_image(path), preprocess).copy()) for path in files]
         with torch.no_grad():
-            top_5 = net(Normalise(preprocess)(torch.stack(pixels).permute(0, 3, 1, 2))).topk(5).indices
+            top_5 = net(Normalize(preprocess)(torch.stack(pixels).permute(0, 3, 1, 2))).topk(5).indices
         assert (top_5 == label).any(dim=1).float().mean() >= 0.7  # by chance 0.005; 0.9 and 1.0 were seen
 
 
@@ -182,7 +180,7 @@ def test_new_parts_begin_as_the_seed_says_whatever_the_weights_are(squeezenet):
 
 
 def test_without_weights_no_file_is_looked_for(cache, monkeypatch):
-    monkeypatch.setattr(published, "is_reachable", None)  # calling it would fail
+    monkeypatch.setattr(pretrained, "is_reachable", None)  # calling it would fail
     TorchvisionNet(5, 32, "squeezenet1_0", None, None)
     assert list(cache.iterdir()) == []
 

@@ -18,7 +18,7 @@ from torchvision import models
 
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
-from imago.model import published
+from imago.model import pretrained
 from imago.model.small_resnet import SmallResNet
 from imago.model.torchvision_net import TorchvisionNet
 from imago.model.weights import read_weights
@@ -191,7 +191,7 @@ def test_a_damaged_file_in_the_cache_is_named(cache, publish, saved):
 
 
 def test_offline_and_not_cached_is_one_line_with_both_ways_out(cache, monkeypatch):
-    monkeypatch.setattr(published, "is_reachable", lambda url, timeout_s: False)
+    monkeypatch.setattr(pretrained, "is_reachable", lambda url, timeout_s: False)
     with pytest.raises(DataError) as caught:
         TorchvisionNet(5, 32, "resnet18", "default", None)
     for text in ("resnet18-f37072fd.pth", str(cache), "copy the file there", "model.weights=FILE.pth", "=null"):

@@ -17,11 +17,11 @@ def build(num_classes: int = 5, image_size: int = 32, widths: tuple[int, ...] = 
 
 
 def photos(count: int = 64, size: int = 32) -> Tensor:
-    """Pictures whose neighbours and colours are alike, as in photographs."""
+    """Samples whose neighbors and colors are alike, as in photographs."""
     generator = torch.Generator().manual_seed(1)
     coarse = torch.randn(count, 3, size // 4, size // 4, generator=generator)
-    grey = torch.randn(count, 1, size // 2, size // 2, generator=generator)
-    parts = [nn.functional.interpolate(part, size=(size, size), mode="bilinear") for part in (coarse, grey)]
+    gray = torch.randn(count, 1, size // 2, size // 2, generator=generator)
+    parts = [nn.functional.interpolate(part, size=(size, size), mode="bilinear") for part in (coarse, gray)]
     return parts[0] + 2 * parts[1] + 0.1 * torch.randn(count, 3, size, size, generator=generator)
 
 
@@ -41,7 +41,7 @@ def test_a_network_for_one_size_takes_others():
     assert build(image_size=32)(torch.zeros(2, 3, 20, 24)).shape == (2, 5)
 
 
-def test_pictures_that_cannot_be_halved_so_often_are_refused():
+def test_images_that_cannot_be_halved_so_often_are_refused():
     with pytest.raises(ConfigError, match=r"needs 9 px, and they have 8; .* preprocess.size=9"):
         build(image_size=8)
     build(image_size=8, widths=(32, 48))
@@ -66,7 +66,7 @@ def test_a_block_adds_a_layer_to_what_the_layer_got():
 
 def test_the_first_channels_become_uncorrelated_and_of_variance_one():
     net, images = build(), photos()
-    net.initialise_from(images)
+    net.initialize_from(images)
     channels = net.whitening(images).transpose(0, 1).flatten(1)[:12].double()
     covariance = channels @ channels.T / channels.shape[1]
     raw = nn.functional.unfold(images, 2).transpose(0, 1).flatten(1)[:12].double()
@@ -75,42 +75,42 @@ def test_the_first_channels_become_uncorrelated_and_of_variance_one():
     torch.testing.assert_close(covariance, torch.eye(12, dtype=torch.float64), atol=0.06, rtol=0)
 
 
-def test_of_grey_pictures_the_first_channels_are_whitened_too():
+def test_of_gray_images_the_first_channels_are_whitened_too():
     net, images = WhitenedResNet(5, 32, (32, 32, 48), logit_scale=1 / 9, in_channels=1), photos()
-    net.initialise_from(images)
+    net.initialize_from(images)
     channels = net.whitening(luminance(images)).transpose(0, 1).flatten(1)[:4].double()
     covariance = channels @ channels.T / channels.shape[1]
     torch.testing.assert_close(covariance, torch.eye(4, dtype=torch.float64), atol=0.06, rtol=0)
     assert net(images).shape == (64, 5)
 
 
-def test_the_weights_of_a_coloured_network_do_not_fit_a_grey_one(tmp_path: Path):
-    torch.save(build().state_dict(), tmp_path / "coloured.pth")
+def test_the_weights_of_a_colored_network_do_not_fit_a_gray_one(tmp_path: Path):
+    torch.save(build().state_dict(), tmp_path / "colored.pth")
     with pytest.raises(UserError, match="whitening"):
-        WhitenedResNet(5, 32, (32, 32, 48), 1 / 9, weights=str(tmp_path / "coloured.pth"), in_channels=1)
+        WhitenedResNet(5, 32, (32, 32, 48), 1 / 9, weights=str(tmp_path / "colored.pth"), in_channels=1)
 
 
 def test_every_direction_comes_with_both_signs():
     net = build()
-    net.initialise_from(photos())
+    net.initialize_from(photos())
     torch.testing.assert_close(net.whitening.weight[:12], -net.whitening.weight[12:])
 
 
-def test_pictures_without_contrast_leave_finite_weights():
+def test_images_without_contrast_leave_finite_weights():
     net = build()
-    net.initialise_from(torch.zeros(4, 3, 32, 32))
+    net.initialize_from(torch.zeros(4, 3, 32, 32))
     assert net.whitening.weight.isfinite().all()
 
 
 def test_the_memory_order_survives():
     net = build().to(memory_format=torch.channels_last)
-    net.initialise_from(photos(4).to(memory_format=torch.channels_last))
+    net.initialize_from(photos(4).to(memory_format=torch.channels_last))
     assert net.whitening.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_everything_learns_but_the_first_filters_and_the_scales_of_norms():
     net = build()
-    net.initialise_from(photos())
+    net.initialize_from(photos())
     net(photos()).square().sum().backward()
     still = {name for name, parameter in net.named_parameters() if parameter.grad is None}
     assert still == {"whitening.weight"} | {
@@ -121,7 +121,7 @@ def test_everything_learns_but_the_first_filters_and_the_scales_of_norms():
 
 def test_the_first_filters_travel_with_the_weights():
     trained, rebuilt = build(), build()
-    trained.initialise_from(photos())
+    trained.initialize_from(photos())
     rebuilt.load_state_dict(trained.state_dict())
     trained.eval(), rebuilt.eval()
     images = photos(3)

@@ -64,7 +64,7 @@ def test_the_head_learns_faster_by_its_multiplier():
     assert {group["weight_decay"] for group in groups if "3.weight" in names(network, group)} == {0.05}
 
 
-def test_the_learning_rate_falls_from_layer_to_layer_towards_the_picture():
+def test_the_learning_rate_falls_from_layer_to_layer_towards_the_image():
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2, bias=False))
     groups = parameter_groups(network, 0.05, lr=0.8, head_lr_multiplier=2, layer_lr_decay=0.5)
     by_layer = {"0": 0.2, "1": 0.4, "2": 0.4, "3": 1.6}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from imago.errors import ConfigError
-from imago.optimizer.muon import Muon, orthogonalise
+from imago.optimizer.muon import Muon, orthogonalize
 
 SETTINGS = {"lr": 0.02, "weight_decay": 0.1}
 
@@ -54,7 +54,7 @@ def test_a_vector_moves_as_under_adamw(grads: list[Tensor]):
 
 
 def test_singular_values_come_near_one(grads: list[Tensor]):
-    values = torch.linalg.svdvals(orthogonalise(grads[0]).float())
+    values = torch.linalg.svdvals(orthogonalize(grads[0]).float())
     assert values.min() > 0.6
     assert values.max() < 1.3
 

@@ -12,15 +12,15 @@ from imago.schedule.constant import Constant
 from imago.schedule.duration import duration_in_steps
 from imago.schedule.one_cycle import OneCycle
 from imago.schedule.plateau import Plateau
-from imago.schedule.step import StepDown
+from imago.schedule.step import StepDecay
 from imago.schedule.warmup_cosine import WarmupCosine
 from imago.schedule.warmup_linear import WarmupLinear
 
 RUN = {"total_steps": 21, "steps_per_epoch": 5}
-LINEAR = {"warmup_epochs": 0.8, "warmup_steps": None, "final_share": 0.2}  # 0.8 epochs of 5 steps: 4 steps
-CYCLE = {"climb_epochs": None, "climb_steps": 8, "start_share": 0.1, "final_share": 0.0}
+LINEAR = {"warmup_epochs": 0.8, "warmup_steps": None, "final_factor": 0.2}  # 0.8 epochs of 5 steps: 4 steps
+CYCLE = {"warmup_epochs": None, "warmup_steps": 8, "start_factor": 0.1, "final_factor": 0.0}
 STEPS = {"every_epochs": 1.2, "every_steps": None, "factor": 0.5}  # of 6 steps each
-PLATEAU = {"monitor": "val/loss", "mode": "min", "factor": 0.5, "patience": 1, "min_share": 0.2}
+PLATEAU = {"monitor": "val/loss", "mode": "min", "factor": 0.5, "patience": 1, "min_factor": 0.2}
 
 Build = Callable[[torch.optim.Optimizer], Any]
 
@@ -72,13 +72,13 @@ def test_a_cycle_is_that_of_torch_apart_from_where_the_peak_falls():
 
 
 def test_steps_go_down_after_each_stretch():
-    course = rates(lambda optimizer: StepDown(optimizer, **RUN, **STEPS))
+    course = rates(lambda optimizer: StepDecay(optimizer, **RUN, **STEPS))
     assert course == pytest.approx([1.0] * 6 + [0.5] * 6 + [0.25] * 6 + [0.125] * 3)
 
 
 def test_a_stretch_shorter_than_a_step_is_refused():
     with pytest.raises(ConfigError, match="less than one step"):
-        StepDown(two_rates(), **RUN, every_epochs=0.01, every_steps=None, factor=0.5)
+        StepDecay(two_rates(), **RUN, every_epochs=0.01, every_steps=None, factor=0.5)
 
 
 def test_the_plateau_waits_then_halves_and_stops_at_its_floor():
@@ -108,13 +108,13 @@ def test_the_plateau_of_an_accuracy_looks_for_more():
     [
         (WarmupCosine, {"warmup_epochs": 1.4, "warmup_steps": None}, {"warmup_epochs": None, "warmup_steps": 7}),
         (WarmupLinear, {"warmup_epochs": 1.4, "warmup_steps": None}, {"warmup_epochs": None, "warmup_steps": 7}),
-        (OneCycle, {"climb_epochs": 1.4, "climb_steps": None}, {"climb_epochs": None, "climb_steps": 7}),
-        (StepDown, {"every_epochs": 1.4, "every_steps": None}, {"every_epochs": None, "every_steps": 7}),
+        (OneCycle, {"warmup_epochs": 1.4, "warmup_steps": None}, {"warmup_epochs": None, "warmup_steps": 7}),
+        (StepDecay, {"every_epochs": 1.4, "every_steps": None}, {"every_epochs": None, "every_steps": 7}),
     ],
 )
 def test_a_length_may_be_given_in_epochs_or_in_steps(name, in_epochs: dict, in_steps: dict):
-    rest = {"final_share": 0.0} | ({"start_share": 0.1} if name is OneCycle else {})
-    rest = {"factor": 0.5} if name is StepDown else rest
+    rest = {"final_factor": 0.0} | ({"start_factor": 0.1} if name is OneCycle else {})
+    rest = {"factor": 0.5} if name is StepDecay else rest
     ours, theirs = (
         rates(lambda optimizer, own=own: name(optimizer, **RUN, **own, **rest)) for own in (in_epochs, in_steps)
     )
@@ -132,7 +132,7 @@ BUILDERS: dict[str, Build] = {
     "constant": lambda optimizer: Constant(optimizer, **RUN),
     "linear": lambda optimizer: WarmupLinear(optimizer, **RUN, **LINEAR),
     "one_cycle": lambda optimizer: OneCycle(optimizer, **RUN, **CYCLE),
-    "step": lambda optimizer: StepDown(optimizer, **RUN, **STEPS),
+    "step": lambda optimizer: StepDecay(optimizer, **RUN, **STEPS),
     "plateau": lambda optimizer: Plateau(optimizer, **RUN, **PLATEAU),
 }
 
@@ -167,5 +167,5 @@ def test_an_interrupted_schedule_continues_where_it_was(name: str, tmp_path):
 
 @pytest.mark.parametrize("name", ["linear", "one_cycle", "step"])
 def test_the_shortest_runs_have_a_learning_rate(name: str):
-    kind, own = {"linear": (WarmupLinear, LINEAR), "one_cycle": (OneCycle, CYCLE), "step": (StepDown, STEPS)}[name]
+    kind, own = {"linear": (WarmupLinear, LINEAR), "one_cycle": (OneCycle, CYCLE), "step": (StepDecay, STEPS)}[name]
     assert kind(two_rates(), total_steps=1, steps_per_epoch=1, **own).get_last_lr()[0] > 0

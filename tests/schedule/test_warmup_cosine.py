@@ -10,17 +10,17 @@ import torch
 from imago.schedule.warmup_cosine import WarmupCosine, warmup_cosine
 
 
-def course(warmup_steps: int, total_steps: int, final_share: float = 0.0) -> np.ndarray:
-    return np.array([warmup_cosine(step, warmup_steps, total_steps, final_share) for step in range(total_steps)])
+def course(warmup_steps: int, total_steps: int, final_factor: float = 0.0) -> np.ndarray:
+    return np.array([warmup_cosine(step, warmup_steps, total_steps, final_factor) for step in range(total_steps)])
 
 
 def rates(
-    total_steps: int, steps_per_epoch: float, warmup_epochs: float, final_share: float = 0.0
+    total_steps: int, steps_per_epoch: float, warmup_epochs: float, final_factor: float = 0.0
 ) -> list[list[float]]:
     """Run the schedule as Lightning does, over two groups with learning rates 1 and 10; a row for each step."""
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 10.0)]
     optimizer = torch.optim.SGD(groups)
-    schedule = WarmupCosine(optimizer, total_steps, steps_per_epoch, warmup_epochs, final_share)
+    schedule = WarmupCosine(optimizer, total_steps, steps_per_epoch, warmup_epochs, final_factor)
     rows = []
     for _ in range(total_steps):
         rows.append([group["lr"] for group in optimizer.param_groups])
@@ -33,9 +33,9 @@ def test_warmup_climbs_in_even_steps_to_the_peak():
     np.testing.assert_allclose(course(4, 100)[:5], [0.2, 0.4, 0.6, 0.8, 1.0])
 
 
-@pytest.mark.parametrize("final_share", [0.0, 0.01, 1.0])
-def test_the_last_step_has_the_final_share(final_share: float):
-    assert course(4, 100, final_share)[-1] == pytest.approx(final_share, abs=1e-12)
+@pytest.mark.parametrize("final_factor", [0.0, 0.01, 1.0])
+def test_the_last_step_has_the_final_share(final_factor: float):
+    assert course(4, 100, final_factor)[-1] == pytest.approx(final_factor, abs=1e-12)
 
 
 def test_without_warmup_the_first_step_is_the_peak():

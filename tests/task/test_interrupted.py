@@ -34,7 +34,7 @@ CASES = {
         "optimizer.layer_lr_decay=0.7",
     ),
     "any other": ("optimizer=torch", "optimizer._target_=torch.optim.NAdam"),
-    "distillation": ("task=distill", "task.teacher=some/run", "callbacks=[default,ema]"),
+    "distillation": ("task=distillation", "task.teacher=some/run", "callbacks=[default,ema]"),
 }
 
 
@@ -72,7 +72,7 @@ def teacher() -> nn.Module:
 def fit(compose: Callable, run_dir: Path, settings: tuple[str, ...], *callbacks: Callback, resume: Path | None = None):
     cfg = compose(*RUN, *settings)
     data = build_data(cfg)
-    task = build_task(cfg, data, **({"teacher": teacher()} if "task=distill" in settings else {}))
+    task = build_task(cfg, data, **({"teacher": teacher()} if "task=distillation" in settings else {}))
     task.steps_per_epoch = 4 // cfg.trainer.accumulate_grad_batches  # as the run counts them
     trainer = build_trainer(cfg, run_dir, *callbacks)
     trainer.fit(task, datamodule=data, ckpt_path=resume and str(resume))

@@ -10,8 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader, TensorDataset
 
-from imago.checkpoint import AtomicCheckpointIO
-from imago.task.classify import ClassifyTask
+from imago.runs.checkpoint import AtomicCheckpointIO
+from imago.task.classification import ClassificationTask
 
 
 def task(scale: float | None, weight: float = 1.0) -> Any:
@@ -29,7 +29,7 @@ def task(scale: float | None, weight: float = 1.0) -> Any:
     [(65536.0, 1.0, True), (1.0, 1.0, True), (0.5, 1.0, False), (65536.0, float("nan"), False), (None, 1.0, False)],
 )
 def test_an_overflow_is_forgiven_while_the_scale_can_fall(scale, weight: float, is_forgiven: bool):
-    assert ClassifyTask._scale_can_fall(task(scale, weight)) is is_forgiven
+    assert ClassificationTask._scale_can_fall(task(scale, weight)) is is_forgiven
 
 
 def test_the_state_of_the_scaler_is_in_the_checkpoint_and_comes_back(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Line charts as SVG for a page: colours come from its style sheet, so they suit light and dark; no library needed."""
+"""Line charts as SVG for a page: colors come from its style sheet, so they suit light and dark; no library needed."""
 
 import math
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def line_chart(
     """Draw lines over a common axis; None if there is no finite point.
 
     Args:
-        title: read out in place of the picture too.
+        title: read out in place of the image too.
         lines: at most eight.
         x_label: below the axis.
         x_range: ends of the axis; those of the points if left out.

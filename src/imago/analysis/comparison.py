@@ -11,13 +11,14 @@ import numpy as np
 from imago.analysis.charts import Chart, Line, line_chart
 from imago.analysis.evaluation import Evaluation, load_evaluation
 from imago.analysis.page import write_page
-from imago.analysis.paired import Paired, compare_paired, p_text, verdict
-from imago.analysis.records import Record, differing, read_logged, read_record
 from imago.analysis.run_page import curve_groups
 from imago.analysis.table import duration_text, typed_value
-from imago.errors import DataError, printable
+from imago.errors import DataError
+from imago.runs.records import Record, differing, read_logged, read_record
+from imago.statistics.paired import Paired, compare_paired, p_text, verdict
+from imago.text import printable
 
-_MOST_NAMED = 3  # pictures in an error message
+_MOST_NAMED = 3  # images in an error message
 _MOST_CLASSES = 30
 
 
@@ -30,7 +31,7 @@ class Comparison:
         records: what their folders tell.
         settings: name and the two values of each setting that differs, as they are typed; empty for one that is not
             there.
-        evaluations: of the same pictures in the same order; None where one of them is missing.
+        evaluations: of the same images in the same order; None where one of them is missing.
         paired: the test on them, likewise.
         missing: why there is none.
     """
@@ -49,7 +50,7 @@ class Comparison:
 
 
 def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
-    """Read two runs and test their difference on the pictures that both were evaluated on.
+    """Read two runs and test their difference on the images that both were evaluated on.
 
     Args:
         a: a run's folder.
@@ -57,7 +58,7 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
         split: the evaluations that are compared, `eval/<split>` of both.
 
     Raises:
-        DataError: if they were evaluated on different pictures, naming some.
+        DataError: if they were evaluated on different images, naming some.
     """
     records = read_record(a), read_record(b)
     old, new = (record.settings for record in records)
@@ -71,30 +72,30 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
     names = f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}"
     if missing:
         return Comparison(names, records, changed, None, None, list(dict.fromkeys(missing)))
-    order = same_pictures(found[0], found[1])
+    order = same_images(found[0], found[1])
     paired = compare_paired(found[0].is_right, found[1].is_right[order])
     return Comparison(names, records, changed, (found[0], found[1]), paired, [])
 
 
-def same_pictures(a: Evaluation, b: Evaluation) -> np.ndarray:
-    """Give the row in `b` of each picture of `a`, int64 (N,).
+def same_images(a: Evaluation, b: Evaluation) -> np.ndarray:
+    """Give the row in `b` of each image of `a`, int64 (N,).
 
     Raises:
-        DataError: if the two do not hold the same pictures with the same classes.
+        DataError: if the two do not hold the same images with the same classes.
     """
     names_a, names_b = a.names(), b.names()
     places = {name: row for row, name in enumerate(names_b)}
     only_a, only_b = [n for n in names_a if n not in places], sorted(set(names_b) - set(names_a))
     if only_a or only_b:
         told = [f"only {x.folder} has {_listed(only)}" for x, only in ((a, only_a), (b, only_b)) if only]
-        raise DataError(f"the two runs were evaluated on different pictures: {'; '.join(told)}; {_REDO}")
+        raise DataError(f"the two runs were evaluated on different images: {'; '.join(told)}; {_REDO}")
     order = np.array([places[name] for name in names_a], np.int64)
     truth_a = np.array(a.class_names, dtype=object)[a.labels]
     truth_b = np.array(b.class_names, dtype=object)[b.labels[order]]
     if (truth_a != truth_b).any():
         row = int(np.flatnonzero(truth_a != truth_b)[0])
         raise DataError(
-            f"the two runs were evaluated on different pictures: {printable(names_a[row])} is "
+            f"the two runs were evaluated on different images: {printable(names_a[row])} is "
             f"{printable(truth_a[row])} in {a.folder}, {printable(truth_b[row])} in {b.folder}; {_REDO}"
         )
     _refuse_other_files(a, b)
@@ -105,11 +106,11 @@ _REDO = "evaluate both on the same data set: python src/eval.py run=RUN"
 
 
 def _refuse_other_files(a: Evaluation, b: Evaluation) -> None:
-    """Numbers and names may agree by chance; where pictures have no names, the data set itself must be the same."""
+    """Numbers and names may agree by chance; where images have no names, the data set itself must be the same."""
     prints = [x.facts.get("data_fingerprint") for x in (a, b)]
-    if all(name.isdecimal() for name in a.pictures) and prints[0] != prints[1]:
+    if all(name.isdecimal() for name in a.images) and prints[0] != prints[1]:
         raise DataError(
-            f"the two runs were evaluated on different pictures: the data of {a.folder} has the fingerprint "
+            f"the two runs were evaluated on different images: the data of {a.folder} has the fingerprint "
             f"{prints[0]}, that of {b.folder} {prints[1]}; {_REDO}"
         )
 
@@ -128,7 +129,7 @@ def comparison_text(found: Comparison) -> str:
     return "\n".join(
         [
             *lines,
-            f"accuracy on {_compared_pictures(found)}: {', '.join(accs)}",
+            f"accuracy on {_compared_images(found)}: {', '.join(accs)}",
             f"b - a: {100 * paired.difference:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}",
             f"only a right: {paired.only_a:,}, only b right: {paired.only_b:,}; McNemar: {p_text(paired)}",
             verdict(paired),
@@ -146,7 +147,7 @@ def write_comparison_page(found: Comparison, file: Path) -> None:
         "title": f"{found.names[0]} and {found.names[1]}",
         "found": found,
         "facts": _fact_rows(found.records),
-        "pictures": _compared_pictures(found),
+        "images": _compared_images(found),
         "accs": [float(x.is_right.mean()) for x in found.evaluations or ()],
         "p_text": p_text(found.paired) if found.paired else "",
         "verdict": verdict(found.paired) if found.paired else "",
@@ -181,16 +182,16 @@ def _told(settings: Mapping[str, Any], name: str) -> str:
 
 
 def _views(record: Record) -> str:
-    """The final test may have taken the mean over several views of each picture; the evaluations here did not."""
+    """The final test may have taken the mean over several views of each image; the evaluations here did not."""
     tta = record.settings.get("tta") or "none"
     return f", with tta={tta}" if tta != "none" and record.test_acc is not None else ""
 
 
-def _compared_pictures(found: Comparison) -> str:
+def _compared_images(found: Comparison) -> str:
     """What both were asked; where the accuracy of a final test stands beside it, why it may be another one."""
     views = {x.facts.get("tta", "none") for x in found.evaluations or ()}
     one_view = ", one view of each" if views == {"none"} and any(map(_views, found.records)) else ""
-    return f"the same {found.paired.num_images:,} pictures{one_view}" if found.paired else ""
+    return f"the same {found.paired.num_images:,} images{one_view}" if found.paired else ""
 
 
 def _class_rows(found: Comparison) -> list[tuple[str, float, float, float]]:

@@ -14,7 +14,7 @@ def load_confusion(run: Path | str, split: str = "test") -> DataFrame:
 
     Args:
         run: the run's folder.
-        split: which pictures were evaluated.
+        split: which images were evaluated.
 
     Returns:
         Counts, int64 (K, K): the true classes are the index, the predicted ones the columns.

@@ -22,9 +22,9 @@ _LOG_FROM = 30  # largest over smallest value from which an axis of numbers is l
 
 
 def plot_curves(runs: DataFrame, metric: str = "val/acc") -> Figure:
-    """Draw a logged metric over the steps, one line a run; seeds of the same settings share a colour.
+    """Draw a logged metric over the steps, one line a run; seeds of the same settings share a color.
 
-    Of more than ten settings, the ten with the best mean `val_acc` are named and the others grey.
+    Of more than ten settings, the ten with the best mean `val_acc` are named and the others gray.
 
     Args:
         runs: a table of `imago.analysis.runs.load_runs`, or some of its rows; runs without the metric are left out.
@@ -39,11 +39,11 @@ def plot_curves(runs: DataFrame, metric: str = "val/acc") -> Figure:
     figure, axes = _start(x="step", y=metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     drawn = runs[runs["folder"].isin(list(curves))]
-    for label, colour, group in _coloured(drawn, _telling_apart(drawn)):
+    for label, color, group in _colored(drawn, _telling_apart(drawn)):
         for number, folder in enumerate(group["folder"]):
             curve = curves[folder]
             marker = "." if len(curve) <= _MOST_MARKED else ""
-            axes.plot(*curve.T.to_numpy(), color=colour, marker=marker, label=label if number == 0 else None)
+            axes.plot(*curve.T.to_numpy(), color=color, marker=marker, label=label if number == 0 else None)
     _add_legend(figure, axes)
     return figure
 
@@ -51,7 +51,7 @@ def plot_curves(runs: DataFrame, metric: str = "val/acc") -> Figure:
 def plot_effect(runs: DataFrame, setting: str = "optimizer.lr", metric: str = "test_acc") -> Figure:
     """Draw what came out for each value of a setting: every finished run, and the mean.
 
-    Runs that differ in further settings get a colour for each combination of those. Values stand side by side at even
+    Runs that differ in further settings get a color for each combination of those. Values stand side by side at even
     distances, unless there are more than ten numbers. Only `test_acc` has an interval.
 
     Args:
@@ -67,15 +67,15 @@ def plot_effect(runs: DataFrame, setting: str = "optimizer.lr", metric: str = "t
     others = [name for name in setting_names(finished) if name != setting]
     finished = finished.sort_values([*others, "seed"], key=_comparable)
     x = _positions(finished[setting], axes)
-    for label, colour, group in _coloured(finished, others):
+    for label, color, group in _colored(finished, others):
         interval = [group[metric] - group["test_low"], group["test_high"] - group[metric]]
         lines = interval if metric == "test_acc" else None
-        axes.errorbar(x[group.index], group[metric], yerr=lines, fmt="o", color=colour, alpha=0.6, markersize=4)
-        axes.plot([], [], "o", color=colour, label=label)
+        axes.errorbar(x[group.index], group[metric], yerr=lines, fmt="o", color=color, alpha=0.6, markersize=4)
+        axes.plot([], [], "o", color=color, label=label)
         if group[setting].duplicated().any():  # of single runs the mean would be the run
             means = DataFrame({"x": x, "y": group[metric]}).groupby(_comparable(group[setting])).mean()
             joined = "-" if pd.api.types.is_numeric_dtype(group[setting]) else "none"
-            axes.plot(means["x"], means["y"], linestyle=joined, color=colour, marker="D")
+            axes.plot(means["x"], means["y"], linestyle=joined, color=color, marker="D")
     has_means = finished.duplicated([*others, setting]).any()
     interval_note = " with its 95 % interval" if metric == "test_acc" else ""
     axes.set_title(f"dot: one run{interval_note}" + ("; diamond: mean" if has_means else ""))
@@ -120,8 +120,8 @@ def _telling_apart(runs: DataFrame) -> list[str]:
     return setting_names(runs) or (["seed"] if runs["seed"].nunique(dropna=False) > 1 else ["run"])
 
 
-def _coloured(runs: DataFrame, names: Sequence[str]) -> Iterator[tuple[str | None, Any, DataFrame]]:
-    """Yield label, colour and rows for each combination of these columns; one single combination has no label."""
+def _colored(runs: DataFrame, names: Sequence[str]) -> Iterator[tuple[str | None, Any, DataFrame]]:
+    """Yield label, color and rows for each combination of these columns; one single combination has no label."""
     if not names:
         yield None, _COLOURS[0], runs
         return
@@ -131,11 +131,11 @@ def _coloured(runs: DataFrame, names: Sequence[str]) -> Iterator[tuple[str | Non
     rest = [group for values, group in groups if values not in named]
     for number, group in enumerate(rest):  # first, so that the named ones lie over them
         yield (f"{len(rest)} more" if number == 0 else None), _GREY, group
-    colours = iter(_COLOURS)
+    colors = iter(_COLOURS)
     for values, group in groups:
         if values in named:
             label = ", ".join(f"{name}={_shown(value)}" for name, value in zip(names, values, strict=True))
-            yield textwrap.fill(label, 40) + (f" ({len(group)} runs)" if len(group) > 1 else ""), next(colours), group
+            yield textwrap.fill(label, 40) + (f" ({len(group)} runs)" if len(group) > 1 else ""), next(colors), group
 
 
 def _positions(values: Series, axes: Axes) -> Series:

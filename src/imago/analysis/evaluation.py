@@ -1,4 +1,4 @@
-"""What `eval.py` left in a run's folder, picture by picture: answers, counts and the worst mistakes."""
+"""What `eval.py` left in a run's folder, image by image: answers, counts and the worst mistakes."""
 
 import csv
 import shlex
@@ -10,23 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from imago.analysis.metrics import Answers, worst_mistakes
-from imago.analysis.records import read_json
 from imago.errors import DataError
+from imago.files import read_json
 from imago.images import read_image
+from imago.statistics.metrics import Answers, worst_mistakes
 
-_COLUMNS = ("picture", "true", "predicted", "probability")
+_COLUMNS = ("image", "true", "predicted", "probability")
 
 
 @dataclass(frozen=True)
 class Evaluation(Answers):
-    """What a network said about N pictures of K classes.
+    """What a network said about N images of K classes.
 
     Attributes:
         folder: where it lies.
         facts: its `metrics.json`.
         class_names: K names.
-        pictures: N files, or places in the split for pictures that are no files.
+        images: N files, or places in the split for images that are no files.
         labels: true classes, int64 (N,).
         predicted: what they were taken for, int64 (N,).
         probability: of the predicted class, float64 (N,).
@@ -35,7 +35,7 @@ class Evaluation(Answers):
     folder: Path
     facts: Mapping[str, Any]
     class_names: tuple[str, ...]
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     labels: np.ndarray
     predicted: np.ndarray
     probability: np.ndarray
@@ -45,10 +45,10 @@ class Evaluation(Answers):
         return worst_mistakes(self.is_right, self.probability, limit)
 
     def names(self) -> tuple[str, ...]:
-        """Give the pictures by what stays the same where the data set lies in another folder."""
+        """Give the images by what stays the same where the data set lies in another folder."""
         root = str(self.facts.get("data_root") or "").rstrip("/\\")
         inside = (f"{root}/", f"{root}\\")
-        return tuple(name[len(root) + 1 :] if root and name.startswith(inside) else name for name in self.pictures)
+        return tuple(name[len(root) + 1 :] if root and name.startswith(inside) else name for name in self.images)
 
 
 def eval_command(run: Path | str, split: str = "test") -> str:
@@ -61,7 +61,7 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
 
     Args:
         run: the run's folder.
-        split: which pictures were evaluated.
+        split: which images were evaluated.
 
     Raises:
         DataError: if it is not there, telling how to make it, or damaged.
@@ -71,7 +71,7 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
     names = tuple(row["class"] for row in _rows(folder / "per_class.csv", eval_command(run, split)))
     places = {name: place for place, name in enumerate(names)}
     try:
-        picture, true, predicted, probability = ([row[name] for row in rows] for name in _COLUMNS)
+        sample, true, predicted, probability = ([row[name] for row in rows] for name in _COLUMNS)
         labels = np.array([places[name] for name in true], np.int64)
         taken_for = np.array([places[name] for name in predicted], np.int64)
         sureness = np.array(probability, np.float64)
@@ -79,11 +79,11 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
         raise DataError(f"{folder / 'predictions.csv'} is damaged: {error!r}; delete {folder} and redo it.") from None
     if not rows:
         raise DataError(f"{folder / 'predictions.csv'} is empty; make it again: {eval_command(run, split)}")
-    return Evaluation(folder, read_json(folder / "metrics.json"), names, tuple(picture), labels, taken_for, sureness)
+    return Evaluation(folder, read_json(folder / "metrics.json"), names, tuple(sample), labels, taken_for, sureness)
 
 
-def saved_pictures(evaluation: Evaluation) -> dict[int, np.ndarray]:
-    """Read the mistakes of a data set whose pictures are no files, from `mistakes.npz` beside the predictions.
+def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:
+    """Read the mistakes of a data set whose images are no files, from `mistakes.npz` beside the predictions.
 
     Returns:
         uint8 (H, W, 3) by the row in `predictions.csv`; empty where there is no such file.
@@ -100,23 +100,23 @@ def saved_pictures(evaluation: Evaluation) -> dict[int, np.ndarray]:
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{file} is damaged: {error}; delete it and evaluate again.") from None
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(rows) != len(images):
-        raise DataError(f"{file} is damaged: it holds no uint8 pictures (N, H, W, 3); delete it and evaluate again.")
+        raise DataError(f"{file} is damaged: it holds no uint8 images (N, H, W, 3); delete it and evaluate again.")
     return {int(row): image for row, image in zip(rows, images, strict=True)}
 
 
-def read_picture(evaluation: Evaluation, row: int, saved: Mapping[int, np.ndarray]) -> tuple[np.ndarray | None, str]:
-    """Give a picture's pixels, uint8 (H, W, 3), or None and why there are none.
+def load_image(evaluation: Evaluation, row: int, saved: Mapping[int, np.ndarray]) -> tuple[np.ndarray | None, str]:
+    """Give an image's pixels, uint8 (H, W, 3), or None and why there are none.
 
     Args:
         evaluation: of `load_evaluation`.
         row: in `predictions.csv`.
-        saved: of `saved_pictures`.
+        saved: of `saved_images`.
     """
-    name = evaluation.pictures[row]
+    name = evaluation.images[row]
     if row in saved:
         return saved[row], ""
     if name.isdecimal():  # its place in the split
-        return None, "no file: evaluate again to keep the pictures of its mistakes"
+        return None, "no file: evaluate again to keep the images of its mistakes"
     try:
         return read_image(Path(name)), ""
     except DataError as error:

@@ -1,4 +1,4 @@
-"""The loss over learning rates from low to high: a suggestion, and a picture of why."""
+"""The loss over learning rates from low to high: a suggestion, and an image of why."""
 
 from collections.abc import Sequence
 from pathlib import Path

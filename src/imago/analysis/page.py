@@ -1,4 +1,4 @@
-"""HTML pages that load nothing from anywhere: templates, and pictures inside the page itself."""
+"""HTML pages that load nothing from anywhere: templates, and images inside the page itself."""
 
 import base64
 import io
@@ -50,18 +50,18 @@ def write_page(template: str, facts: Mapping[str, Any], file: Path) -> None:
 
 
 def thumbnail_uri(pixels: np.ndarray) -> str:
-    """Turn a picture into the text of an `img`'s `src`; small pictures keep every pixel.
+    """Turn an image into the text of an `img`'s `src`; small images keep every pixel.
 
     Args:
         pixels: uint8 (H, W, 3).
     """
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     data = io.BytesIO()
-    if max(picture.size) <= SMALL_PX:
-        picture.save(data, "PNG", optimize=True)
+    if max(image.size) <= SMALL_PX:
+        image.save(data, "PNG", optimize=True)
         return _data_uri("image/png", data.getvalue())
-    picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    picture.save(data, "JPEG", quality=82)
+    image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+    image.save(data, "JPEG", quality=82)
     return _data_uri("image/jpeg", data.getvalue())
 
 

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imago.analysis.calibration import Reliability
-from imago.analysis.evaluation import Evaluation, read_picture, saved_pictures
+from imago.analysis.evaluation import Evaluation, load_image, saved_images
 from imago.analysis.fonts import lend_fonts
+from imago.statistics.calibration import Reliability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _DPI = 110
-_MAX_NAME_CHARS = 22  # a longer class name is cut: it would take the picture's place
+_MAX_NAME_CHARS = 22  # a longer class name is cut: it would take the image's place
 _MAX_NUMBERED = 30  # classes: above this the counts no longer fit into their cells
-_COLUMNS = 5  # of pictures
+_COLUMNS = 5  # of images
 _MAX_NAMED = 100  # classes: above this only some of them are named
 
 
@@ -30,7 +30,7 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
     Args:
         confusion: counts (K, K), true classes in rows.
         class_names: K names.
-        title: above the picture.
+        title: above the image.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -69,11 +69,11 @@ def save_figure(figure: "Figure", path: Path, **settings: Any) -> None:
 
 
 def draw_reliability(diagram: Reliability, title: str) -> "Figure":
-    """Draw how often a network is right against how sure it is, and below it how many pictures each bar stands for.
+    """Draw how often a network is right against how sure it is, and below it how many images each bar stands for.
 
     Args:
         diagram: of `reliability`.
-        title: above the picture.
+        title: above the image.
     """
     from matplotlib.figure import Figure
 
@@ -87,24 +87,24 @@ def draw_reliability(diagram: Reliability, title: str) -> "Figure":
     axes.set_title(f"{title}\nECE {diagram.ece:.2%}", fontsize=11, parse_math=False)
     axes.legend(loc="upper left", frameon=False, fontsize=9)
     counts.bar(diagram.low, diagram.count, width, align="edge", color="0.7", edgecolor="white")
-    counts.set(xlabel="probability of the predicted class", ylabel="pictures")
+    counts.set(xlabel="probability of the predicted class", ylabel="images")
     return figure
 
 
 def draw_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, np.ndarray] | None = None) -> "Figure":
-    """Draw the pictures of the mistakes that the network was surest of, under what it took them for.
+    """Draw the images of the mistakes that the network was surest of, under what it took them for.
 
     Args:
         evaluation: of `load_evaluation`.
-        limit: of pictures, at least 1.
-        saved: pictures that are no files, uint8 (H, W, 3) by row; None reads those beside the predictions.
+        limit: of images, at least 1.
+        saved: images that are no files, uint8 (H, W, 3) by row; None reads those beside the predictions.
 
     Raises:
         DataError: if `mistakes.npz` beside the predictions is damaged.
     """
     from matplotlib.figure import Figure
 
-    saved = saved_pictures(evaluation) if saved is None else saved
+    saved = saved_images(evaluation) if saved is None else saved
     rows = evaluation.worst_mistakes(limit).tolist()
     num_rows = max(1, math.ceil(len(rows) / _COLUMNS))
     figure = Figure(figsize=(2 * _COLUMNS, 2.4 * num_rows), dpi=_DPI, facecolor="white", layout="constrained")
@@ -112,7 +112,7 @@ def draw_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, n
     for axes in places:
         axes.set_axis_off()
     for axes, row in zip(places, rows, strict=False):
-        pixels, why = read_picture(evaluation, row, saved)
+        pixels, why = load_image(evaluation, row, saved)
         if pixels is None:
             axes.text(0.5, 0.5, textwrap.fill(why, 28), ha="center", va="center", fontsize=6, parse_math=False)
         else:
@@ -124,11 +124,11 @@ def draw_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, n
     return figure
 
 
-def draw_explanation(picture: np.ndarray, heat: np.ndarray, title: str) -> "Figure":
-    """Draw a picture, and beside it the same picture under what speaks for a class.
+def draw_explanation(image: np.ndarray, heat: np.ndarray, title: str) -> "Figure":
+    """Draw an image, and beside it the same image under what speaks for a class.
 
     Args:
-        picture: uint8 (H, W, 3).
+        image: uint8 (H, W, 3).
         heat: (H, W), in [0, 1].
         title: above both.
     """
@@ -136,9 +136,9 @@ def draw_explanation(picture: np.ndarray, heat: np.ndarray, title: str) -> "Figu
 
     figure = Figure(figsize=(6, 3.3), dpi=_DPI, facecolor="white", layout="constrained")
     plain, covered = figure.subplots(1, 2)
-    plain.imshow(picture)
-    covered.imshow(picture)
-    # Where nothing speaks for the class the picture stays as it is; a map that is everywhere half opaque would hide it.
+    plain.imshow(image)
+    covered.imshow(image)
+    # Where nothing speaks for the class the image stays as it is; a map that is everywhere half opaque would hide it.
     covered.imshow(heat, cmap="turbo", vmin=0, vmax=1, alpha=0.65 * np.sqrt(heat))
     for axes in (plain, covered):
         axes.set_axis_off()
@@ -173,5 +173,5 @@ def _write_counts(axes: "Axes", confusion: np.ndarray, shares: np.ndarray, cell_
     font_size = min(9.0, 72 * cell_inch * 0.8 / (0.62 * num_digits))  # a digit is 0.62 of the font size wide
     for (row, column), count in np.ndenumerate(confusion):
         if count:  # the eye finds mistakes faster without a field of zeros
-            colour = "white" if shares[row, column] > 0.35 else "black"
-            axes.text(column, row, f"{count}", ha="center", va="center", fontsize=font_size, color=colour)
+            color = "white" if shares[row, column] > 0.35 else "black"
+            axes.text(column, row, f"{count}", ha="center", va="center", fontsize=font_size, color=color)

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from imago.analysis.calibration import Reliability, reliability
 from imago.analysis.charts import Chart, Line, line_chart
-from imago.analysis.evaluation import Evaluation, eval_command, load_evaluation, read_picture, saved_pictures
-from imago.analysis.metrics import macro_f1, most_confused
+from imago.analysis.evaluation import Evaluation, eval_command, load_evaluation, load_image, saved_images
 from imago.analysis.page import figure_uri, thumbnail_uri, write_page
-from imago.analysis.records import Record, read_json, read_logged, read_record
 from imago.analysis.table import duration_text
 from imago.errors import DataError
+from imago.files import read_json
+from imago.runs.records import Record, read_logged, read_record
+from imago.statistics.calibration import Reliability, reliability
+from imago.statistics.metrics import macro_f1, most_confused
 
 _MOST_MISTAKES = 25
 _MOST_CLASSES = 30  # of more, the matrix would be unreadable and the bars endless: the weakest are shown
@@ -137,7 +138,7 @@ def _evaluation(run: Path, split: str, record: Record, missing: list[str]) -> di
         "acc": acc,
         "interval": found.facts.get("interval_95"),
         "macro_f1": macro_f1(found.per_class),
-        "num_images": len(found.pictures),
+        "num_images": len(found.images),
         "notes": notes,
         "classes": _class_rows(found),
         "num_classes": len(found.class_names),
@@ -156,12 +157,12 @@ def _why_other(run: Path, found: Evaluation, split: str) -> str:
     """What tells an evaluation from the run's final test, which gave another number."""
     then = (read_json(run / "summary.json").get("test") or {}).get("tta", "none")
     if then != found.facts.get("tta", "none"):
-        return f"it took the mean over several views of each picture (tta={then}), this evaluation did not"
-    return f"this evaluation saw other pictures or another checkpoint; the same as then: {eval_command(run, split)}"
+        return f"it took the mean over several views of each image (tta={then}), this evaluation did not"
+    return f"this evaluation saw other images or another checkpoint; the same as then: {eval_command(run, split)}"
 
 
 def _class_rows(found: Evaluation) -> list[tuple[str, int, float, float, float]]:
-    """Name, pictures, precision, recall and F1 of the classes that have pictures, weakest first."""
+    """Name, images, precision, recall and F1 of the classes that have images, weakest first."""
     scores = found.per_class
     present = np.flatnonzero(scores.count)
     order = present[np.argsort(scores.f1[present], kind="stable")][:_MOST_CLASSES]
@@ -173,7 +174,7 @@ def _class_rows(found: Evaluation) -> list[tuple[str, int, float, float, float]]
 
 
 def _confusion_rows(found: Evaluation) -> list[tuple[str, list[tuple[int, float]]]]:
-    """For each true class the counts, with the depth of their colour: the root of their share, so mistakes show."""
+    """For each true class the counts, with the depth of their color: the root of their share, so mistakes show."""
     totals = np.maximum(found.confusion.sum(axis=1, keepdims=True), 1)
     depths = np.sqrt(found.confusion / totals)
     return [
@@ -198,12 +199,12 @@ def _reliability_chart(diagram: Reliability) -> Chart | None:
 def _mistakes(found: Evaluation, missing: list[str]) -> list[dict[str, Any]]:
     saved, mistakes = {}, []
     try:
-        saved = saved_pictures(found)
+        saved = saved_images(found)
     except DataError as error:
         missing.append(str(error))
     for row in found.worst_mistakes(_MOST_MISTAKES).tolist():
-        picture = found.pictures[row]
-        pixels, why = read_picture(found, row, saved)
+        image = found.images[row]
+        pixels, why = load_image(found, row, saved)
         mistakes.append(
             {
                 "src": None if pixels is None else thumbnail_uri(pixels),
@@ -211,7 +212,7 @@ def _mistakes(found: Evaluation, missing: list[str]) -> list[dict[str, Any]]:
                 "label": found.class_names[found.labels[row]],
                 "predicted": found.class_names[found.predicted[row]],
                 "probability": float(found.probability[row]),
-                "picture": f"picture {picture} of the split" if picture.isdecimal() else picture,
+                "image": f"image {image} of the split" if image.isdecimal() else image,
             }
         )
     return mistakes

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from pandas import DataFrame
 
-from imago.analysis.interval import mean_interval
-from imago.analysis.records import differing, read_records
 from imago.errors import DataError
+from imago.runs.records import differing, read_records
+from imago.statistics.interval import mean_interval
 
 # What a run is (first) and what came out (last); the columns between them are the settings that differ.
 _IDENTITY = ("run", "status", "started", "data", "model", "seed")
@@ -113,6 +113,6 @@ def _typed(runs: DataFrame) -> DataFrame:
     numbers = list(dict.fromkeys((*_COUNTS, *_RESULTS[:-1])))  # all but `folder`
     runs[numbers] = runs[numbers].apply(pd.to_numeric, errors="coerce")
     counts = list(_COUNTS)
-    runs[counts] = runs[counts].where(runs[counts] % 1 == 0)  # half a picture in a damaged summary is none
+    runs[counts] = runs[counts].where(runs[counts] % 1 == 0)  # half an image in a damaged summary is none
     runs["started"] = pd.to_datetime(runs["started"], utc=True, errors="coerce")
     return runs.astype(dict.fromkeys(numbers, "float64") | dict.fromkeys(_COUNTS, "Int64"))

@@ -2,14 +2,14 @@
 
 import csv
 import statistics
-import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imago.analysis.records import Record, differing
 from imago.errors import ConfigError, DataError
+from imago.runs.records import Record, differing
+from imago.text import display_width, padded
 
 # The columns of the CSV; between `model` and `seed` stand the settings that differ.
 _FIRST = ("run", "status", "started", "data", "model")
@@ -227,22 +227,9 @@ def typed_value(value: Any) -> str:
 
 
 def _plain(text: Any) -> str:
-    """A name from a disk must not move the cursor or colour the terminal, and stays on its line."""
+    """A name from a disk must not move the cursor or color the terminal, and stays on its line."""
     return "".join(sign if sign.isprintable() else "?" for sign in str(text))
 
 
 def _total(widths: Mapping[int, int]) -> int:
     return sum(widths.values()) + 2 * (len(widths) - 1)
-
-
-def padded(text: str, width: int, to_the_right: bool = False) -> str:
-    """Fill a text with blanks up to a width in columns of a terminal."""
-    gap = " " * (width - display_width(text))
-    return gap + text if to_the_right else text + gap
-
-
-def display_width(text: str) -> int:
-    """Columns in a terminal: a Chinese sign takes two, an accent of its own none."""
-    return sum(
-        0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1 for sign in text
-    )

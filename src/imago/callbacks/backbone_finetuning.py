@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from imago.errors import ConfigError
-from imago.model.depth import layers_by_depth
 from imago.model.freezing import keep_frozen_in_evaluation
+from imago.model.layers import layers_in_order
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class BackboneFinetuning(lightning_callbacks.BackboneFinetuning):
     Args:
         unfreeze_backbone_at_epoch: counted from 0; before it only the head and a new stem train.
         epochs_per_layer: from then on one more layer below the head every so many epochs, as in Howard and Ruder 2018,
-            section 3.3 (arXiv:1801.06146); 0 unfreezes all at once. What counts as a layer: `imago.model.depth`.
+            section 3.3 (arXiv:1801.06146); 0 unfreezes all at once. What counts as a layer: `imago.model.layers`.
     """
 
     def __init__(self, unfreeze_backbone_at_epoch: int, epochs_per_layer: int = 0) -> None:
@@ -58,7 +58,7 @@ class BackboneFinetuning(lightning_callbacks.BackboneFinetuning):
     def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: Optimizer) -> None:
         """Train what is due in this epoch, and nothing else."""
         net: Any = pl_module.net
-        layers = layers_by_depth(net)
+        layers = layers_in_order(net)
         num_layers = self._num_layers(epoch, len(layers))
         trained = {id(parameter) for layer in layers[len(layers) - num_layers :] for parameter in layer}
         for part in getattr(net, "new_parts", ()):

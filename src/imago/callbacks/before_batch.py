@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class BeforeBatch:
-    """Copies of a module's buffers (BatchNorm's running statistics) and of its sums over the training pictures.
+    """Copies of a module's buffers (BatchNorm's running statistics) and of its sums over the training images.
 
     Args:
         module: has its sums in `scores["train"]`; its buffers are changed in place, never replaced.

@@ -8,14 +8,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from imago.callbacks.time_limit import is_time_up
-from imago.checkpoint import read_checkpoint
 from imago.errors import DataError
+from imago.runs.checkpoint import read_checkpoint
 
 log = logging.getLogger(__name__)
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps `best.ckpt`, also when the run folder was moved or copied before it is resumed.
+    """Keeps `best.ckpt`, also when the run directory was moved or copied before it is resumed.
 
     Args:
         dirpath: folder of the file.

@@ -106,7 +106,7 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 def _forget_unfinished_validation(trainer: Trainer) -> None:
-    """Let the resumed run validate this epoch from the first picture on: the sums of what was done are not saved.
+    """Let the resumed run validate this epoch from the first image on: the sums of what was done are not saved.
 
     Lightning would go on with the batch it had come to, or skip the validation, depending on where it broke off.
     """

@@ -1,4 +1,4 @@
-"""Small pictures first: an epoch at 20 px costs two fifths of one at 32 px, and early epochs need no details."""
+"""Small images first: an epoch at 20 px costs two fifths of one at 32 px, and early epochs need no details."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from imago.errors import ConfigError
 
 
 class ProgressiveSize(Callback):
-    """Scales training pictures down on their way into the network, less and less as the run goes on.
+    """Scales training images down on their way into the network, less and less as the run goes on.
 
     Validation and test see their full size, and so does training where a size is not below it. Source: Howard 2018 in
     the DAWNBench entry of fast.ai; Touvron et al. 2019 (arXiv:1906.06423) on why the last size must be the full one.
 
     Args:
-        sizes_px: sides of the pictures, each for an equal share of the epochs.
+        sizes_px: sides of the images, each for an equal share of the epochs.
 
     Raises:
         ConfigError: if there is none, or one below 1.

@@ -13,7 +13,7 @@ class Speed(Callback):
     the totals are right.
 
     Attributes:
-        num_images: pictures trained on by all ranks in this process's lifetime.
+        num_images: images trained on by all ranks in this process's lifetime.
         train_s: seconds from the first fetch to the end of the last step, without validation.
         wait_s: the part of `train_s` spent between steps: fetching, transferring and preparing a batch.
         val_s: seconds of validation.

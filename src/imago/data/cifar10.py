@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009): 50,000 training pictures, from which val is split, and the official 10,000 for the test.
+"""CIFAR-10 (Krizhevsky 2009): 50,000 training images, from which val is split, and the official 10,000 for the test.
 
 torchvision's own batch files are checked once by hash and kept as one array that later runs map in milliseconds.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from imago.data.datamodule import Found, ImageDataModule
-from imago.data.dataset import LabelledArray, Pictures
+from imago.data.dataset import LabeledArray, Samples
 from imago.download import is_reachable
 from imago.errors import DataError
 from imago.images import Preprocess
@@ -50,23 +50,23 @@ class CIFAR10DataModule(ImageDataModule):
         """Find or download the batch files and write the array, once."""
         kept_array(self.root, self.data_dir)
 
-    def find_pictures(self) -> Found:
+    def find_images(self) -> Found:
         """Map the array; val will be a part of the 50,000, and the official test set stays apart."""
         records = np.load(kept_array(self.root, self.data_dir), mmap_mode="r")
-        parts: dict[str, Pictures] = {}
+        parts: dict[str, Samples] = {}
         for split, part in (("train", records[:NUM_TRAIN]), ("test", records[NUM_TRAIN:])):
             names = tuple(f"{split}/{place:05d}" for place in range(len(part)))
-            parts[split] = LabelledArray(part["image"], part["label"].astype(np.int64), names)
+            parts[split] = LabeledArray(part["image"], part["label"].astype(np.int64), names)
         return CLASS_NAMES, parts
 
-    def own_preprocess(self) -> Preprocess:
-        """No resizing; mean and std of the 50,000 training pictures, as `channel_stats` computes them."""
+    def default_preprocess(self) -> Preprocess:
+        """No resizing; mean and std of the 50,000 training images, as `channel_stats` computes them."""
         mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
         return Preprocess(size=32, resize=32, crop="center", mean=mean, std=std)
 
 
 def kept_array(root: Path | None, data_dir: Path) -> Path:
-    """Give the file with all 60,000 records (dtype `RECORD`, training pictures first), written on first use.
+    """Give the file with all 60,000 records (dtype `RECORD`, training images first), written on first use.
 
     Raises:
         DataError: if the batch files are nowhere and cannot be downloaded, or are damaged.

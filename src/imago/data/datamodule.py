@@ -1,4 +1,4 @@
-"""The LightningDataModule of every data set: a subclass says where the pictures are, this class serves them."""
+"""The LightningDataModule of every data set: a subclass says where the images are, this class serves them."""
 
 import hashlib
 from pathlib import Path
@@ -10,29 +10,29 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from imago.data.augment.on_device import BatchAugment
-from imago.data.augment.settings import Augment
-from imago.data.dataset import ArrayDataset, FileDataset, LabelledArray, Pictures, Splits
-from imago.data.listing.csv_list import write_list
+from imago.augment.batch_augment import BatchAugment
+from imago.augment.settings import Augment
+from imago.data.csv_list import write_list
+from imago.data.dataset import ArrayDataset, FileDataset, LabeledArray, Samples, Splits
 from imago.data.loader import BatchLoader
 from imago.data.sampling import EvalSampler, TrainSampler
 from imago.data.splitting import SplitPlan, check_splits, complete_splits
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess, resize_and_crop
-from imago.machine import available_cores
-from imago.pixels import Normalise
+from imago.normalize import Normalize
+from imago.resources import available_cores
 
 MAX_RESIZED_BYTES = 4 * 2**30  # of one split held in memory at another size than its own; training pads a second copy
 MAX_WORKERS = 16
 SAMPLERS = ("shuffle", "balanced")
 
-Found = tuple[tuple[str, ...], dict[str, Pictures]]  # class names, and the pictures of each split that a source has
+Found = tuple[tuple[str, ...], dict[str, Samples]]  # class names, and the images of each split that a source has
 
 
 class ImageDataModule(LightningDataModule):
-    """Serves uint8 batches `(images (B, 3, H, W), labels (B,))`, and augments and normalises them on the device.
+    """Serves uint8 batches `(images (B, 3, H, W), labels (B,))`, and augments and normalizes them on the device.
 
-    A subclass gives `find_pictures` and `own_preprocess`. Whoever uses it calls `set_up_data`, may then set
+    A subclass gives `find_images` and `default_preprocess`. Whoever uses it calls `set_up_data`, may then set
     `preprocess`, and asks for loaders.
 
     Args:
@@ -41,12 +41,12 @@ class ImageDataModule(LightningDataModule):
             same whatever the number.
         augment: settings of `Augment`, for training only.
         seed: keys the order of the samples and their augmentation.
-        sampler: "shuffle" shows every training picture once an epoch, "balanced" every class equally often.
+        sampler: "shuffle" shows every training image once an epoch, "balanced" every class equally often.
         split: settings of `SplitPlan`.
 
     Attributes:
-        ignored: what lies beside the pictures and was not taken: path and reason.
-        bad: pictures that cannot be read and were left out: name and reason.
+        ignored: what lies beside the images and was not taken: path and reason.
+        bad: images that cannot be read and were left out: name and reason.
         drawn: names of the splits that were drawn here, rather than given by the source.
     """
 
@@ -73,20 +73,20 @@ class ImageDataModule(LightningDataModule):
         self.drawn: list[str] = []
         self._splits: Splits | None = None
         self._preprocess: Preprocess | None = None
-        self._on_device: tuple[BatchAugment, Normalise] | None = None
+        self._on_device: tuple[BatchAugment, Normalize] | None = None
 
-    def find_pictures(self) -> Found:
-        """Read the data set: its class names, and its pictures by split, as the source gives them.
+    def find_images(self) -> Found:
+        """Read the data set: its class names, and its images by split, as the source gives them.
 
         Raises:
             DataError: if it is missing or damaged.
         """
         raise NotImplementedError
 
-    def own_preprocess(self) -> Preprocess:
-        """Say how these pictures are evaluated when neither the user nor pretrained weights ask for something else.
+    def default_preprocess(self) -> Preprocess:
+        """Say how these images are evaluated when neither the user nor pretrained weights ask for something else.
 
-        Called after `find_pictures`, once, and only when somebody asks for `preprocess` before setting it.
+        Called after `find_images`, once, and only when somebody asks for `preprocess` before setting it.
         """
         raise NotImplementedError
 
@@ -94,7 +94,7 @@ class ImageDataModule(LightningDataModule):
         """Read the data set once, split it and check its labels; later calls return at once."""
         if self._splits is None:
             self.prepare_data()
-            class_names, found = self.find_pictures()
+            class_names, found = self.find_images()
             parts, self.drawn = complete_splits(found, self.plan, class_names, [name for name, _ in self.bad])
             check_splits(parts, class_names, self.plan)
             self._splits = Splits(class_names, **parts)
@@ -107,9 +107,9 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def preprocess(self) -> Preprocess:
-        """How pictures are evaluated: what was set, else `own_preprocess`."""
+        """How images are evaluated: what was set, else `default_preprocess`."""
         if self._preprocess is None:
-            self._preprocess = self.own_preprocess()
+            self._preprocess = self.default_preprocess()
         return self._preprocess
 
     @preprocess.setter
@@ -136,32 +136,32 @@ class ImageDataModule(LightningDataModule):
         batches = len(TrainSampler(len(self.splits.train), self.batch_size, self.seed))
         return min(limit, batches) if isinstance(limit, int) else max(1, int(batches * limit))
 
-    def write_down(self, folder: Path) -> None:
-        """Leave in a run folder which picture is where, unless the source says so: `data.split_file` takes it back."""
+    def write_split(self, folder: Path) -> None:
+        """Leave in a run directory which image is where, unless the source says so: `data.split_file` takes it back."""
         if self.drawn or self.plan.split_file:
             parts = {name: (part.names, part.labels) for name, part in self.splits.named()}
             write_list(folder / "split.csv", self.class_names, parts)
 
     def keep_decoded(self, num_processes: int, num_epochs: float) -> str:
-        """Decode pictures before the first epoch where that pays off; says where they are kept."""
+        """Decode images before the first epoch where that pays off; says where they are kept."""
         return "in memory: the data set as it is"
 
     def training_dataset(self) -> ArrayDataset | FileDataset:
-        """The training pictures, augmented as far as that is done picture by picture.
+        """The training images, augmented as far as that is done image by image.
 
         Raises:
-            ConfigError: if an augmentation is larger than the pictures.
+            ConfigError: if an augmentation is larger than the images.
         """
         for name in ("crop_padding_px", "cutout_px"):
             if getattr(self.augment, name) >= self.preprocess.size:
                 raise ConfigError(
-                    f"augment.{name}={getattr(self.augment, name)} must be less than the side of the pictures, "
+                    f"augment.{name}={getattr(self.augment, name)} must be less than the side of the images, "
                     f"{self.preprocess.size} px."
                 )
         return self._dataset("train", self.augment)
 
     def evaluation_dataset(self, split: str) -> ArrayDataset | FileDataset:
-        """The pictures of a split as they are evaluated."""
+        """The images of a split as they are evaluated."""
         return self._dataset(split, None)
 
     def train_dataloader(self) -> DataLoader:
@@ -176,26 +176,26 @@ class ImageDataModule(LightningDataModule):
         return self._loader(self.training_dataset(), sampler)
 
     def val_dataloader(self) -> DataLoader:
-        """The validation pictures in order, each once."""
+        """The validation images in order, each once."""
         return self.evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        """The test pictures in order, each once."""
+        """The test images in order, each once."""
         return self.evaluation_loader("test")
 
     def evaluation_loader(self, split: str) -> DataLoader:
-        """The pictures of a split as they are evaluated, in order, each once."""
+        """The images of a split as they are evaluated, in order, each once."""
         dataset = self.evaluation_dataset(split)
         return self._loader(dataset, EvalSampler(len(dataset), self.batch_size, *self._rank()))
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Augment a training batch and normalise, on the device: uint8 is a quarter of the bytes to get there."""
+        """Augment a training batch and normalize, on the device: uint8 is a quarter of the bytes to get there."""
         if self.trainer is None or not self.trainer.training:
             return self._device_parts()[1].to(batch[0].device)(batch[0]), batch[1]
         return self.augment_batch(*batch, (self.trainer.current_epoch, self._num_batches_done(), self._rank()[0]))
 
     def augment_batch(self, images: Tensor, labels: Tensor, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """Do to a training batch what is done per batch, and normalise it.
+        """Do to a training batch what is done per batch, and normalize it.
 
         Args:
             images: uint8 (B, 3, H, W), on any device.
@@ -203,21 +203,21 @@ class ImageDataModule(LightningDataModule):
             key: epoch, number of the batch, and rank.
 
         Returns:
-            float32 (B, 3, H, W); labels as they were, or float32 (B, K) where pictures are mixed.
+            float32 (B, 3, H, W); labels as they were, or float32 (B, K) where images are mixed.
         """
-        augment, normalise = self._device_parts()
-        coloured = augment.colours(images, key)
-        return augment.mix(normalise.to(images.device)(coloured), labels, key)
+        augment, normalize = self._device_parts()
+        colored = augment.colors(images, key)
+        return augment.mix(normalize.to(images.device)(colored), labels, key)
 
-    def _device_parts(self) -> tuple[BatchAugment, Normalise]:
+    def _device_parts(self) -> tuple[BatchAugment, Normalize]:
         if self._on_device is None:
             augment = BatchAugment(self.augment, len(self.class_names), self.seed)
-            self._on_device = augment, Normalise(self.preprocess)
+            self._on_device = augment, Normalize(self.preprocess)
         return self._on_device
 
     def _dataset(self, split: str, augment: Augment | None) -> ArrayDataset | FileDataset:
-        pictures = getattr(self.splits, split)
-        return ArrayDataset(self._at_size(pictures), augment, self.seed)
+        samples = getattr(self.splits, split)
+        return ArrayDataset(self._at_size(samples), augment, self.seed)
 
     def _loader(self, dataset: ArrayDataset | FileDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
         num_workers = self._suitable_workers(dataset) if self.num_workers is None else self.num_workers
@@ -238,18 +238,18 @@ class ImageDataModule(LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _at_size(self, pictures: LabelledArray) -> LabelledArray:
+    def _at_size(self, samples: LabeledArray) -> LabeledArray:
         size, resize = self.preprocess.size, self.preprocess.resize
         is_whole = self.preprocess.crop == "squash" or resize == size
-        if pictures.images.shape[-2:] == (size, size) and is_whole:
-            return pictures
-        num_bytes = len(pictures) * 3 * size**2
+        if samples.images.shape[-2:] == (size, size) and is_whole:
+            return samples
+        num_bytes = len(samples) * 3 * size**2
         if num_bytes > MAX_RESIZED_BYTES:
             raise DataError(
-                f"preprocess.size={size}: {len(pictures):,} pictures of that size need {num_bytes / 2**30:.1f} GiB, "
+                f"preprocess.size={size}: {len(samples):,} images of that size need {num_bytes / 2**30:.1f} GiB, "
                 f"and this data set is held in memory; write it as files for data=image_folder, or take a smaller size."
             )
-        resized = np.empty((len(pictures), 3, size, size), np.uint8)
-        for place, image in enumerate(pictures.images):
+        resized = np.empty((len(samples), 3, size, size), np.uint8)
+        for place, image in enumerate(samples.images):
             resized[place] = resize_and_crop(image.transpose(1, 2, 0), self.preprocess).transpose(2, 0, 1)
-        return LabelledArray(resized, pictures.labels, pictures.names)
+        return LabeledArray(resized, samples.labels, samples.names)

@@ -11,27 +11,28 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from imago.data.augment.crop_flip import crop_and_flip, draw, gather_crop_flip, pad
-from imago.data.augment.per_picture import transform_pictures
-from imago.data.augment.resized_crop import random_resized_crops
-from imago.data.augment.settings import Augment
-from imago.data.one_thread import one_intraop_thread
+from imago.augment.crop_flip import crop_and_flip, draw, gather_crop_flip, pad
+from imago.augment.resized_crop import random_resized_crops
+from imago.augment.sample_transforms import transform_images
+from imago.augment.settings import Augment
 from imago.data.sampling import BatchKey
-from imago.errors import DataError, printable
+from imago.errors import DataError
 from imago.images import read_image
+from imago.text import printable
+from imago.threads import one_intraop_thread
 
 if TYPE_CHECKING:
-    from imago.data.cache.store import PictureStore
+    from imago.data.image_cache import ImageStore
 
 
 @dataclass(frozen=True)
-class LabelledArray:
-    """Pictures held in memory.
+class LabeledArray:
+    """Samples held in memory.
 
     Attributes:
         images: uint8 (N, 3, H, W).
         labels: int64 (N,).
-        names: where each picture comes from: its file, or its place in the published set, as in "train/00042".
+        names: where each image comes from: its file, or its place in the published set, as in "train/00042".
     """
 
     images: np.ndarray
@@ -41,9 +42,9 @@ class LabelledArray:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: np.ndarray) -> "LabelledArray":
-        """Give some of the pictures: those at `indices`, int64 (M,)."""
-        return LabelledArray(self.images[indices], self.labels[indices], _taken(self.names, indices))
+    def take(self, indices: np.ndarray) -> "LabeledArray":
+        """Give some of the images: those at `indices`, int64 (M,)."""
+        return LabeledArray(self.images[indices], self.labels[indices], _taken(self.names, indices))
 
     def identity(self) -> bytes:
         """Give what tells this set from another one, for a fingerprint: labels and names."""
@@ -51,8 +52,8 @@ class LabelledArray:
 
 
 @dataclass(frozen=True)
-class LabelledFiles:
-    """Pictures that stay on disk until they are asked for.
+class LabeledFiles:
+    """Samples that stay on disk until they are asked for.
 
     Attributes:
         root: the folder of the data set, which `names` start from.
@@ -76,9 +77,9 @@ class LabelledFiles:
         """Where the files are."""
         return [self.root / name for name in self.names]
 
-    def take(self, indices: np.ndarray) -> "LabelledFiles":
-        """Give some of the pictures: those at `indices`, int64 (M,)."""
-        return LabelledFiles(
+    def take(self, indices: np.ndarray) -> "LabeledFiles":
+        """Give some of the images: those at `indices`, int64 (M,)."""
+        return LabeledFiles(
             self.root,
             _taken(self.names, indices),
             self.num_bytes[indices],
@@ -87,7 +88,7 @@ class LabelledFiles:
         )
 
     def read(self, index: int, class_names: Sequence[str]) -> np.ndarray:
-        """Decode one picture: uint8 (H, W, 3).
+        """Decode one image: uint8 (H, W, 3).
 
         Raises:
             DataError: naming the file and its class.
@@ -97,8 +98,8 @@ class LabelledFiles:
             return read_image(path)
         except DataError as error:
             reason = str(error).replace(str(path), printable(path))
-            way_out = "check.py lists all such pictures, data.on_bad_image=skip leaves them out."
-            raise DataError(f"a picture of class {class_names[self.labels[index]]!r}: {reason} {way_out}") from error
+            way_out = "check.py lists all such images, data.on_bad_image=skip leaves them out."
+            raise DataError(f"an image of class {class_names[self.labels[index]]!r}: {reason} {way_out}") from error
 
     def identity(self) -> bytes:
         """Give what tells this set from another one, for a fingerprint: labels, names and sizes."""
@@ -106,10 +107,10 @@ class LabelledFiles:
         return self.labels.tobytes() + names + self.num_bytes.tobytes()
 
 
-Pictures = LabelledArray | LabelledFiles
+Samples = LabeledArray | LabeledFiles
 
 
-def concatenate(parts: Sequence[Pictures]) -> Pictures:
+def concatenate(parts: Sequence[Samples]) -> Samples:
     """Put parts of one data set together, in the order given."""
     first = parts[0]
     names = tuple(chain.from_iterable(part.names for part in parts))
@@ -123,11 +124,11 @@ class Splits:
     """A data set as its source hands it over; the order of `class_names` gives the labels their meaning."""
 
     class_names: tuple[str, ...]
-    train: Pictures
-    val: Pictures
-    test: Pictures
+    train: Samples
+    val: Samples
+    test: Samples
 
-    def named(self) -> list[tuple[str, Pictures]]:
+    def named(self) -> list[tuple[str, Samples]]:
         """Give the three with their names."""
         return [("train", self.train), ("val", self.val), ("test", self.test)]
 
@@ -136,17 +137,17 @@ class ArrayDataset(Dataset):
     """Serves batches of an array; give `augment` for training, leave it out for evaluation.
 
     Args:
-        pictures: what to serve.
-        augment: crop and flip settings, or None for the pictures as they are.
+        images: what to serve.
+        augment: crop and flip settings, or None for the images as they are.
         seed: keys the draws together with the epoch and the sample index.
     """
 
-    def __init__(self, pictures: LabelledArray, augment: Augment | None = None, seed: int = 0) -> None:
-        self.labels = pictures.labels
+    def __init__(self, samples: LabeledArray, augment: Augment | None = None, seed: int = 0) -> None:
+        self.labels = samples.labels
         self.augment = augment
         self.seed = seed
         is_padded = augment is not None and augment.random_resized_crop_scale is None
-        self.images = pad(pictures.images, augment.crop_padding_px) if augment and is_padded else pictures.images
+        self.images = pad(samples.images, augment.crop_padding_px) if augment and is_padded else samples.images
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -154,7 +155,7 @@ class ArrayDataset(Dataset):
     @property
     def is_slow(self) -> bool:
         """Whether a batch takes so long that processes of their own pay off."""
-        return self.augment is not None and self.augment.is_per_picture
+        return self.augment is not None and self.augment.is_per_image
 
     @one_intraop_thread()
     def __getitems__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
@@ -165,38 +166,38 @@ class ArrayDataset(Dataset):
             draws = draw(self.augment, self.seed, key.epoch, key.indices)
             images = gather_crop_flip(self.images, key.indices, draws, self.augment.crop_padding_px)
         else:
-            pictures = (self.images[index].transpose(1, 2, 0) for index in key.indices)
+            samples = (self.images[index].transpose(1, 2, 0) for index in key.indices)
             size = self.images.shape[-1]
-            squares = random_resized_crops(pictures, size, self.augment, (self.seed, *key))
+            squares = random_resized_crops(samples, size, self.augment, (self.seed, *key))
             images = crop_and_flip(_stack(squares, len(key.indices), size), self.augment, (self.seed, *key))
         if self.augment is not None:
-            images = transform_pictures(images, self.augment, (self.seed, *key))
+            images = transform_images(images, self.augment, (self.seed, *key))
         return torch.from_numpy(images), torch.from_numpy(self.labels[key.indices])
 
 
 class FileDataset(Dataset):
-    """Serves batches of pictures that are decoded when asked for, or were decoded before.
+    """Serves batches of images that are decoded when asked for, or were decoded before.
 
     Args:
         files: what to serve.
         class_names: for the text of errors.
         size: side of the squares in a batch, in pixels.
-        prepare: makes of a decoded picture uint8 (H, W, 3) what is kept, and what training cuts its crops from: a
+        prepare: makes of a decoded image uint8 (H, W, 3) what is kept, and what training cuts its crops from: a
             square of `size`, unless `augment` has a random resized crop.
-        augment: for training; None shows the pictures as `prepare` leaves them.
+        augment: for training; None shows the images as `prepare` leaves them.
         seed: keys the draws together with the epoch and the sample index.
-        store: the prepared pictures, if they were decoded before.
+        store: the prepared images, if they were decoded before.
     """
 
     def __init__(
         self,
-        files: LabelledFiles,
+        files: LabeledFiles,
         class_names: Sequence[str],
         size: int,
         prepare: Callable[[np.ndarray], np.ndarray],
         augment: Augment | None = None,
         seed: int = 0,
-        store: "PictureStore | None" = None,
+        store: "ImageStore | None" = None,
     ) -> None:
         self.files = files
         self.class_names = class_names
@@ -231,15 +232,15 @@ class FileDataset(Dataset):
 
     def _batch(self, key: BatchKey) -> tuple[Tensor, Tensor]:
         augment, sample_key = self.augment, (self.seed, *key)
-        pictures: Iterator[np.ndarray] = (self._picture(index) for index in key.indices)
+        samples: Iterator[np.ndarray] = (self._image(index) for index in key.indices)
         if augment is not None and augment.random_resized_crop_scale is not None:
-            pictures = random_resized_crops(pictures, self.size, augment, sample_key)
-        images = _stack(pictures, len(key.indices), self.size)
+            samples = random_resized_crops(samples, self.size, augment, sample_key)
+        images = _stack(samples, len(key.indices), self.size)
         if augment is not None:
-            images = transform_pictures(crop_and_flip(images, augment, sample_key), augment, sample_key)
+            images = transform_images(crop_and_flip(images, augment, sample_key), augment, sample_key)
         return torch.from_numpy(images), torch.from_numpy(self.files.labels[key.indices])
 
-    def _picture(self, index: int) -> np.ndarray:
+    def _image(self, index: int) -> np.ndarray:
         return self.store.read(index) if self.store else self.prepare(self.files.read(index, self.class_names))
 
 
@@ -248,7 +249,7 @@ def _taken(names: Sequence[str], indices: np.ndarray) -> tuple[str, ...]:
 
 
 def _stack(squares: Iterable[np.ndarray], count: int, size: int) -> np.ndarray:
-    """Put pictures (size, size, 3) together: uint8 (count, 3, size, size), in channels_last order as they come."""
+    """Put images (size, size, 3) together: uint8 (count, 3, size, size), in channels_last order as they come."""
     images = np.empty((count, size, size, 3), np.uint8)
     for place, square in enumerate(squares):
         images[place] = square

@@ -1,11 +1,11 @@
-"""Pictures in folders named after their classes, as a data set."""
+"""Samples in folders named after their classes, as a data set."""
 
 import logging
 from typing import Any
 
-from imago.data.dataset import LabelledFiles
+from imago.data.dataset import LabeledFiles
 from imago.data.file_datamodule import FileDataModule
-from imago.data.listing.folder import Ignored, find_splits, list_pictures, list_training_classes
+from imago.data.folder_listing import Ignored, find_splits, list_images, list_training_classes
 
 log = logging.getLogger(__name__)
 
@@ -20,16 +20,16 @@ class ImageFolderDataModule(FileDataModule):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
 
-    def list_files(self) -> tuple[tuple[str, ...], dict[str, LabelledFiles]]:
-        """List the pictures; the classes are those of the training pictures."""
+    def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
+        """List the images; the classes are those of the training images."""
         ignored = Ignored()
         folders = find_splits(self.root, ignored)
         class_names = list_training_classes(self.root, folders["train"])
-        found: dict[str, LabelledFiles] = {}
-        # Test first: a file that has a second name among the training pictures stays where it is tested.
+        found: dict[str, LabeledFiles] = {}
+        # Test first: a file that has a second name among the training images stays where it is tested.
         for split in ("test", "val", "train"):
             if split in folders:
-                found[split] = list_pictures(self.root, folders[split], class_names, ignored)
+                found[split] = list_images(self.root, folders[split], class_names, ignored)
         ignored.entries.sort(key=lambda entry: not entry[0].startswith(f"{folders['train'].name}/"))
         self.ignored = ignored.entries
         if note := ignored.summary():

@@ -1,11 +1,11 @@
-"""Pictures named in a CSV list, as a data set."""
+"""Samples named in a CSV list, as a data set."""
 
 from pathlib import Path
 from typing import Any
 
-from imago.data.dataset import LabelledFiles
+from imago.data.csv_list import files_from_list, read_list
+from imago.data.dataset import LabeledFiles
 from imago.data.file_datamodule import FileDataModule
-from imago.data.listing.csv_list import files_from_list, read_list
 from imago.errors import ConfigError
 
 
@@ -27,7 +27,7 @@ class ImageListDataModule(FileDataModule):
         self.list_file = Path(list_file).expanduser()
         super().__init__(root=root or str(self.list_file.parent), **settings)
 
-    def list_files(self) -> tuple[tuple[str, ...], dict[str, LabelledFiles]]:
+    def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
         """Read the list; the classes are its labels, sorted."""
         rows = read_list(self.list_file)
         class_names = tuple(sorted({row.label for row in rows}))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imago.data.keyed import keyed_permutation
+from imago.seeding import random_permutation
 
 _REPEAT_SHIFT = 32  # a repetition within an epoch is keyed as an epoch that no run ever reaches
 
@@ -66,7 +66,7 @@ class TrainSampler:
         epoch = self.epoch
         keys: int | np.ndarray = epoch
         if self.labels is None:
-            order = keyed_permutation(self.num_samples, self.seed, epoch)
+            order = random_permutation(self.num_samples, self.seed, epoch)
         else:
             keys, order = balanced_order(self.labels, self.seed, epoch)
         for batch in range(self.start_batch, len(self)):
@@ -96,7 +96,7 @@ class EvalSampler:
 
 
 def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Order an epoch in which every class comes equally often: rare pictures repeat, frequent ones are drawn from.
+    """Order an epoch in which every class comes equally often: rare images repeat, frequent ones are drawn from.
 
     Args:
         labels: int64 (N,).
@@ -113,8 +113,8 @@ def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarra
     for number, label in enumerate(classes):
         members, slots = np.flatnonzero(labels == label), np.flatnonzero(places == number)
         rounds = range(-(-len(slots) // len(members)))
-        drawn = np.concatenate([members[keyed_permutation(len(members), seed, epoch, turn, label)] for turn in rounds])
+        drawn = np.concatenate([members[random_permutation(len(members), seed, epoch, turn, label)] for turn in rounds])
         indices[slots] = drawn[: len(slots)]
         keys[slots] = epoch + (np.arange(len(slots)) // len(members) << _REPEAT_SHIFT)
-    order = keyed_permutation(len(labels), seed, epoch)
+    order = random_permutation(len(labels), seed, epoch)
     return keys[order], indices[order]

@@ -1,7 +1,7 @@
-"""A picture set that needs no download: ten outlines, 32x32 RGB, the same pixels on every machine.
+"""An image set that needs no download: ten outlines, 32x32 RGB, the same pixels on every machine.
 
 Drawing uses integers only (fixed point, a literal sine table, keyed random bits), so no rounding mode, vector unit or
-library release can move a pixel. Colour, shade, place, size, turn and noise are drawn without knowing the class, and
+library release can move a pixel. Color, shade, place, size, turn and noise are drawn without knowing the class, and
 the outlines cover about the same area: only the outline tells the classes apart.
 """
 
@@ -16,20 +16,20 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from imago.data.keyed import keyed_bits, keyed_integers
+from imago.seeding import random_bits, random_integers
 
-# N pictures, C channels, H/W pixels, S sub-pixels along one side of a picture
+# N images, C channels, H/W pixels, S sub-pixels along one side of an image
 SPLIT_SIZES = {"train": 5000, "val": 1000, "test": 1000}
 MEAN = (0.3255, 0.3287, 0.3325)  # of the train pixels in [0, 1]; tests/data/test_shapes.py recomputes both
 STD = (0.2240, 0.2223, 0.2220)
 
 _SEED = 2026  # of the set, not of a run: another value is another data set
-_PIXELS = 32  # along one side of a picture
+_PIXELS = 32  # along one side of an image
 _SUBPIXELS = 3  # along one side of a pixel: a pixel is covered to 0 .. 9 ninths
-_CHUNK = 50  # pictures drawn at once; their sub-pixels fill 2 MB, which stays in the processor's cache
+_CHUNK = 50  # images drawn at once; their sub-pixels fill 2 MB, which stays in the processor's cache
 
 # Fixed-point units. Sub-pixel coordinates stay below 2**12 and a sine is at most 2**14, so int32 holds every product.
-_PLACE = 2 * _SUBPIXELS  # places per pixel: the centres of sub-pixels are the odd places
+_PLACE = 2 * _SUBPIXELS  # places per pixel: the centers of sub-pixels are the odd places
 _SIZE = 16  # sizes per pixel
 _UNIT = 1024  # an outline's own coordinates: the size of a shape is this many
 _SINE_BITS = 14
@@ -69,11 +69,11 @@ class _Samples:
 
     def integers(self, low: int, high: int, draw: _Draw, count: int = 1) -> np.ndarray:
         """Draw integers in [low, high): int64, shape (N, count)."""
-        return keyed_integers(low, high, _SEED, self.split_number, self.index_N[:, None], draw, np.arange(count))
+        return random_integers(low, high, _SEED, self.split_number, self.index_N[:, None], draw, np.arange(count))
 
     def words(self, count: int, draw: _Draw) -> np.ndarray:
         """Draw 64-bit words: uint64, shape (N, count)."""
-        return keyed_bits(_SEED, self.split_number, self.index_N[:, None], draw, np.arange(count))
+        return random_bits(_SEED, self.split_number, self.index_N[:, None], draw, np.arange(count))
 
 
 def draw_split(split: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +84,7 @@ def draw_split(split: str, count: int | None = None) -> tuple[np.ndarray, np.nda
         count: samples to draw; the whole split if None. Sample i is the same whatever the count.
 
     Returns:
-        Pictures, shape (N, 3, 32, 32), uint8, and labels, shape (N,), int64: indices into `CLASS_NAMES`, taking
+        Samples, shape (N, 3, 32, 32), uint8, and labels, shape (N,), int64: indices into `CLASS_NAMES`, taking
         turns from 0, so that every run of ten samples holds each class once.
 
     Raises:
@@ -108,7 +108,7 @@ def write_shapes(root: Path, sizes: Mapping[str, int] = SPLIT_SIZES) -> None:
     """Write the set as an image folder, `root/<split>/<class>/<index in the split>.png`, lossless.
 
     Everything is written to a folder beside it first and renamed at the end, so `root` exists only when it is complete.
-    Two processes may draw at once: the first to finish counts, and the pictures are the same. What an interrupted call
+    Two processes may draw at once: the first to finish counts, and the images are the same. What an interrupted call
     left beside `root` is removed.
 
     Args:
@@ -124,7 +124,7 @@ def write_shapes(root: Path, sizes: Mapping[str, int] = SPLIT_SIZES) -> None:
         if (pid := int(left_over.suffixes[-2][1:])) == os.getpid() or not _is_alive(pid):
             shutil.rmtree(left_over)
     part = root.with_name(f"{root.name}.{os.getpid()}.part")
-    with tqdm(total=sum(sizes.values()), desc="Drawing shapes", unit="picture", disable=None) as progress:
+    with tqdm(total=sum(sizes.values()), desc="Drawing shapes", unit="image", disable=None) as progress:
         for split, size in sizes.items():
             images_NCHW, labels_N = draw_split(split, size)
             for name in CLASS_NAMES:
@@ -154,13 +154,13 @@ def _coverage(outline: _Outline, samples: _Samples) -> np.ndarray:
     """Count the sub-pixels of each pixel that lie inside the outline: int32 in 0 .. 9, shape (N, H, W)."""
     turn = samples.integers(0, _TURN, _Draw.TURN)
     size = samples.integers(15 * _SIZE // 2, 10 * _SIZE + 1, _Draw.SIZE)  # 7.5 to 10 pixels
-    # Up to 3 pixels off the middle: with a reach of 1.3 sizes, even the farthest tip stays inside the picture.
+    # Up to 3 pixels off the middle: with a reach of 1.3 sizes, even the farthest tip stays inside the image.
     x, y = (samples.integers(13 * _PLACE, 19 * _PLACE + 1, draw) for draw in (_Draw.X, _Draw.Y))
     zoom = (_UNIT * _SIZE << _ZOOM_BITS) // (size * _PLACE)
     along, across = zoom * _SINE[(turn + _TURN // 4) % _TURN], zoom * _SINE[turn]
-    centres_S = np.arange(1, _PLACE * _PIXELS, 2)
-    dx, dy = centres_S - x, centres_S - y
-    # Each coordinate is one part per column plus one part per row: only their sum is as large as the picture.
+    centers_S = np.arange(1, _PLACE * _PIXELS, 2)
+    dx, dy = centers_S - x, centers_S - y
+    # Each coordinate is one part per column plus one part per row: only their sum is as large as the image.
     u_column, u_row, v_column, v_row = (
         (product_NS >> (_ZOOM_BITS + _SINE_BITS)).astype(np.int32)
         for product_NS in (dx * along, dy * across, -dx * across, dy * along)
@@ -181,7 +181,7 @@ def _paint(coverage_NHW: np.ndarray, samples: _Samples) -> np.ndarray:
     words_NHW = samples.words(_PIXELS**2, _Draw.NOISE).reshape(coverage_NHW.shape)
     images_NCHW = np.empty((len(coverage_NHW), 3, _PIXELS, _PIXELS), np.uint8)
     for channel in range(3):
-        # 16 of a word's 64 bits per channel, centred on zero.
+        # 16 of a word's 64 bits per channel, centerd on zero.
         random_NHW = ((words_NHW >> np.uint64(16 * channel)) & np.uint64(0xFFFF)).astype(np.int32) - 0x8000
         noise_NHW = (random_NHW * noise_level) >> 15
         background, shape = background_NC[:, channel, None, None], shape_NC[:, channel, None, None]

@@ -5,8 +5,8 @@ from typing import Any
 
 from imago.data import shapes
 from imago.data.datamodule import Found, ImageDataModule
-from imago.data.dataset import LabelledArray
-from imago.data.listing.folder import Ignored, list_classes, list_pictures, read_listing
+from imago.data.dataset import LabeledArray
+from imago.data.folder_listing import Ignored, list_classes, list_images, read_listing
 from imago.errors import DataError
 from imago.images import Preprocess
 
@@ -24,7 +24,7 @@ class ShapesDataModule(ImageDataModule):
         self.root = Path(root)
 
     def prepare_data(self) -> None:
-        """Draw the pictures if they are not there."""
+        """Draw the images if they are not there."""
         if not self.root.exists():
             try:
                 shapes.write_shapes(self.root)
@@ -33,21 +33,21 @@ class ShapesDataModule(ImageDataModule):
                     f"{self.root} cannot be drawn: {error.strerror}; paths.data_dir=DIR names another folder."
                 ) from error
 
-    def find_pictures(self) -> Found:
+    def find_images(self) -> Found:
         """Read the folder back; files that somebody took out or put in are an error, not another data set."""
         return shapes.CLASS_NAMES, {split: self._read(split) for split in ("train", "val", "test")}
 
-    def own_preprocess(self) -> Preprocess:
-        """No resizing; mean and std of the training pictures."""
+    def default_preprocess(self) -> Preprocess:
+        """No resizing; mean and std of the training images."""
         return Preprocess(size=32, resize=32, crop="center", mean=shapes.MEAN, std=shapes.STD)
 
-    def _read(self, split: str) -> LabelledArray:
+    def _read(self, split: str) -> LabeledArray:
         folder = self.root / split
-        listing = list_pictures(self.root, folder, list_classes(folder), Ignored())
+        listing = list_images(self.root, folder, list_classes(folder), Ignored())
         expected = shapes.SPLIT_SIZES[split]
         if list_classes(folder) != shapes.CLASS_NAMES or len(listing.paths) != expected:
             raise DataError(
-                f"{folder} holds {len(listing.paths):,} pictures of {list_classes(folder)}, not the {expected:,} that "
-                f"were drawn; delete {self.root} and run again, or use data=image_folder for pictures of your own."
+                f"{folder} holds {len(listing.paths):,} images of {list_classes(folder)}, not the {expected:,} that "
+                f"were drawn; delete {self.root} and run again, or use data=image_folder for images of your own."
             )
         return read_listing(listing, split)

@@ -1,4 +1,4 @@
-"""Which pictures are train, val and test: as the source gives them, as a list says, and seeded shares of the rest."""
+"""Which images are train, val and test: as the source gives them, as a list says, and seeded shares of the rest."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from imago.data.dataset import Pictures, concatenate
-from imago.data.keyed import keyed_permutation, keyed_seed
-from imago.data.listing.csv_list import assign_splits, read_list
+from imago.data.csv_list import assign_splits, read_list
+from imago.data.dataset import Samples, concatenate
 from imago.errors import ConfigError, DataError
+from imago.seeding import derive_seed, random_permutation
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +22,14 @@ class SplitPlan:
     """How to come by the splits that a source does not have; the test split is drawn first and never depends on val.
 
     Attributes:
-        val_fraction: share of all training pictures that becomes val, in (0, 1).
+        val_fraction: share of all training images that becomes val, in (0, 1).
         test_fraction: likewise for test; the two together stay below 1. None where the source has a test split.
         val_as_test: take the source's val for the test, as published sets without a test are compared by it.
-        split_seed: decides which pictures are split off.
+        split_seed: decides which images are split off.
         fold: which part of a cross-validation is val, in 0 .. num_folds - 1; None draws `val_fraction` once.
         num_folds: parts of the cross-validation.
-        split_file: CSV of `listing.csv_list` that says which picture belongs where; "" where there is none.
-            The source's own test pictures stay test pictures.
+        split_file: CSV of `listing.csv_list` that says which image belongs where; "" where there is none.
+            The source's own test images stay test images.
 
     Raises:
         ConfigError: if two settings cannot work together.
@@ -60,21 +60,21 @@ class SplitPlan:
 
 
 def complete_splits(
-    found: Mapping[str, Pictures], plan: SplitPlan, class_names: Sequence[str], left_out: Iterable[str] = ()
-) -> tuple[dict[str, Pictures], list[str]]:
+    found: Mapping[str, Samples], plan: SplitPlan, class_names: Sequence[str], left_out: Iterable[str] = ()
+) -> tuple[dict[str, Samples], list[str]]:
     """Split off what the source does not have.
 
     Args:
-        found: pictures by split; always with "train".
+        found: images by split; always with "train".
         plan: the settings.
         class_names: the place of a name is its label.
-        left_out: names of bad pictures, which a list may hold all the same.
+        left_out: names of bad images, which a list may hold all the same.
 
     Returns:
         train, val and test, and the names of those that were drawn here.
 
     Raises:
-        UserError: if a split file does not fit, or there are too few pictures.
+        UserError: if a split file does not fit, or there are too few images.
     """
     parts = dict(found)
     if plan.split_file:
@@ -98,11 +98,11 @@ def complete_splits(
     return {split: parts[split] for split in ("train", "val", "test")}, drawn
 
 
-def check_splits(parts: Mapping[str, Pictures], class_names: Sequence[str], plan: SplitPlan) -> None:
+def check_splits(parts: Mapping[str, Samples], class_names: Sequence[str], plan: SplitPlan) -> None:
     """Refuse splits that would train or score nonsense.
 
     Raises:
-        DataError: as `check_labels`, and for a class that has no training pictures.
+        DataError: as `check_labels`, and for a class that has no training images.
     """
     for name, part in parts.items():
         check_labels(name, part.labels, class_names)
@@ -110,7 +110,7 @@ def check_splits(parts: Mapping[str, Pictures], class_names: Sequence[str], plan
     if lacking:
         source = f"data.split_file={plan.split_file}" if plan.split_file else "the data set"
         raise DataError(
-            f"{source} leaves class {class_names[min(lacking)]!r} without training pictures; a class that is never "
+            f"{source} leaves class {class_names[min(lacking)]!r} without training images; a class that is never "
             "trained on cannot be tested."
         )
 
@@ -119,12 +119,12 @@ def check_labels(split: str, labels: np.ndarray, class_names: Sequence[str]) -> 
     """Refuse a split that would train or score nonsense.
 
     Raises:
-        DataError: no pictures, fewer than two classes, or a label that names no class.
+        DataError: no images, fewer than two classes, or a label that names no class.
     """
     if len(class_names) < 2:
         raise DataError(f"the data set has the classes {list(class_names)}; a classifier needs at least 2.")
     if not len(labels):
-        raise DataError(f"the {split} split has no pictures.")
+        raise DataError(f"the {split} split has no images.")
     if labels.min() < 0 or labels.max() >= len(class_names):
         raise DataError(
             f"the {split} split has labels from {labels.min()} to {labels.max()}; "
@@ -137,7 +137,7 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
 
     Args:
         labels: int64 (N,).
-        fraction: share to set aside, in (0, 1); rounded per class, at least 1 picture and never all of them.
+        fraction: share to set aside, in (0, 1); rounded per class, at least 1 image and never all of them.
         seed: decides which; the same seed always gives the same split.
 
     Returns:
@@ -147,13 +147,13 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        aside.append(members[keyed_permutation(len(members), seed, int(label))[:count]])
+        aside.append(members[random_permutation(len(members), seed, int(label))[:count]])
     chosen = np.sort(np.concatenate(aside))
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
 def stratified_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
-    """Deal the pictures of every class out to folds in turn; folds differ by at most one picture in each class.
+    """Deal the images of every class out to folds in turn; folds differ by at most one image in each class.
 
     Args:
         labels: int64 (N,).
@@ -161,27 +161,27 @@ def stratified_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarra
         seed: decides who goes where.
 
     Returns:
-        The fold of each picture, int64 (N,).
+        The fold of each image, int64 (N,).
     """
     folds = np.empty(len(labels), np.int64)
     dealt = 0  # going on where the last class stopped keeps the sizes of the folds alike, too
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        order = keyed_permutation(len(members), seed, _FOLD, int(label))
+        order = random_permutation(len(members), seed, _FOLD, int(label))
         folds[members[order]] = (dealt + np.arange(len(members))) % num_folds
         dealt += len(members)
     return folds
 
 
 def _as_listed(
-    found: Mapping[str, Pictures], split_file: str, class_names: Sequence[str], left_out: set[str]
-) -> dict[str, Pictures]:
+    found: Mapping[str, Samples], split_file: str, class_names: Sequence[str], left_out: set[str]
+) -> dict[str, Samples]:
     rows = [row for row in read_list(Path(split_file).expanduser()) if row.name not in left_out]
     own_test = set(found["test"].names) if "test" in found else set()
     misused = next((row for row in rows if row.split != "test" and row.name in own_test), None)
     if misused:
         raise DataError(
-            f"{misused.place}: {misused.name} is a test picture of the data set and cannot be {misused.split}; what is "
+            f"{misused.place}: {misused.name} is a test image of the data set and cannot be {misused.split}; what is "
             "tested on is never trained on or chosen by."
         )
     parts = dict(assign_splits(found, rows, class_names))
@@ -190,31 +190,31 @@ def _as_listed(
     return parts
 
 
-def _take_val_as_test(parts: dict[str, Pictures]) -> None:
+def _take_val_as_test(parts: dict[str, Samples]) -> None:
     if "val" not in parts or "test" in parts:
         fault = "there is a test split" if "test" in parts else "there is no val split"
         raise ConfigError(f"data.val_as_test=true: {fault} in this data set; leave the setting out.")
     parts["test"] = parts.pop("val")
 
 
-def _take_fold(parts: dict[str, Pictures], plan: SplitPlan, class_names: Sequence[str]) -> None:
-    """Cross-validate over all pictures that may be trained on: train and the source's own val, if it has one."""
+def _take_fold(parts: dict[str, Samples], plan: SplitPlan, class_names: Sequence[str]) -> None:
+    """Cross-validate over all images that may be trained on: train and the source's own val, if it has one."""
     pool = concatenate([parts["train"], parts["val"]]) if "val" in parts else parts["train"]
     is_val = stratified_folds(pool.labels, plan.num_folds, plan.split_seed) == plan.fold
     lost = set(np.unique(pool.labels)) - set(np.unique(pool.labels[~is_val]))
     if lost:
         raise DataError(
-            f"data.fold={plan.fold}: class {class_names[min(lost)]!r} has a single training picture, and this fold "
-            "leaves none to train on; add pictures or drop the class."
+            f"data.fold={plan.fold}: class {class_names[min(lost)]!r} has a single training image, and this fold "
+            "leaves none to train on; add images or drop the class."
         )
     parts["train"], parts["val"] = pool.take(np.flatnonzero(~is_val)), pool.take(np.flatnonzero(is_val))
 
 
-def _split_off(split: str, parts: dict[str, Pictures], fraction: float, seed: int) -> None:
+def _split_off(split: str, parts: dict[str, Samples], fraction: float, seed: int) -> None:
     train = parts["train"]
     kept, aside = stratified_split(train.labels, fraction, seed)
     if not len(aside):
-        raise DataError(f"{len(train)} training pictures are too few to split {split} off; add pictures of each class.")
+        raise DataError(f"{len(train)} training images are too few to split {split} off; add images of each class.")
     parts["train"], parts[split] = train.take(kept), train.take(aside)
 
 
@@ -226,11 +226,11 @@ def _fraction(split: str, plan: SplitPlan) -> float:
 
 
 def _seed(split: str, plan: SplitPlan) -> int:
-    return plan.split_seed if split == "val" else keyed_seed(plan.split_seed, _TEST)
+    return plan.split_seed if split == "val" else derive_seed(plan.split_seed, _TEST)
 
 
 def _say(total: int, counts: Mapping[str, int], plan: SplitPlan) -> None:
     fold = f" (fold {plan.fold} of {plan.num_folds})" if plan.fold is not None else ""
     shares = " and ".join(f"{count:,} for {split}{fold if split == 'val' else ''}" for split, count in counts.items())
     hint = "; data.val_as_test=true tests on val instead" if list(counts) == ["test"] else ""
-    log.info("split off the %s training pictures, stratified: %s%s", f"{total:,}", shares, hint)
+    log.info("split off the %s training images, stratified: %s%s", f"{total:,}", shares, hint)

@@ -10,12 +10,12 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
-from imago import artefact
+from imago import artifact
 from imago.errors import UserError
 from imago.model.classifier import Classifier
 
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
-_EXAMPLE_PICTURES = 2  # one would be taken for a constant
+_EXAMPLE_IMAGES = 2  # one would be taken for a constant
 
 
 class ExportError(UserError):
@@ -28,14 +28,14 @@ def export_onnx(
     facts: Mapping[str, Any],
     opset: int | None = None,
 ) -> int:
-    """Write `classifier` to `path` in the form that `imago.artefact` describes.
+    """Write `classifier` to `path` in the form that `imago.artifact` describes.
 
     The same classifier gives the same bytes: no time, and no path of this machine, goes into the file.
 
     Args:
         classifier: in eval mode, float32, on the CPU; its temperature goes into the graph.
         path: is written over.
-        facts: further metadata by the keys of `imago.artefact`: `run_id` and `metrics`.
+        facts: further metadata by the keys of `imago.artifact`: `run_id` and `metrics`.
         opset: version of the operator set; None leaves the choice to torch.
 
     Returns:
@@ -51,7 +51,7 @@ def export_onnx(
     _append_probabilities(model, len(classifier.class_names), classifier.calibration_temperature)
     _strip(model.graph)
     del model.metadata_props[:]
-    helper.set_model_props(model, artefact.pack_metadata(_metadata(classifier, facts)))
+    helper.set_model_props(model, artifact.pack_metadata(_metadata(classifier, facts)))
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
     return _opset(model)
@@ -60,13 +60,13 @@ def export_onnx(
 def _trace(classifier: Classifier, opset: int | None) -> onnx.ModelProto:
     """Give the graph from `images` to `logits`, every weight inside."""
     size = classifier.preprocess.size
-    example = torch.zeros(_EXAMPLE_PICTURES, 3, size, size, dtype=torch.uint8)
+    example = torch.zeros(_EXAMPLE_IMAGES, 3, size, size, dtype=torch.uint8)
     try:
         program = torch.onnx.export(
             classifier,
             (example,),
-            input_names=[artefact.INPUT],
-            output_names=[artefact.LOGITS],
+            input_names=[artifact.INPUT],
+            output_names=[artifact.LOGITS],
             opset_version=opset,
             dynamic_shapes=({0: torch.export.Dim("N")},),
             dynamo=True,
@@ -96,7 +96,7 @@ def _refuse_unfit(model: onnx.ModelProto, classifier: Classifier, opset: int | N
         )
     (images,), (logits,) = model.graph.input, model.graph.output
     if not images.type.tensor_type.shape.dim[0].dim_param:
-        raise ExportError(f"{name} works for {_EXAMPLE_PICTURES} pictures at a time only: its forward fixes the batch.")
+        raise ExportError(f"{name} works for {_EXAMPLE_IMAGES} images at a time only: its forward fixes the batch.")
     dims = [dim.dim_param or dim.dim_value for dim in logits.type.tensor_type.shape.dim]
     if dims[1:] != [len(classifier.class_names)] or logits.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
         raise ExportError(
@@ -108,20 +108,20 @@ def _append_probabilities(model: onnx.ModelProto, num_classes: int, temperature:
     """Add softmax(logits / temperature); written out, for the exporter would drop a division by 1."""
     constant = np.array(temperature, np.float32)
     divided = "calibrated_logits"
-    model.graph.initializer.append(numpy_helper.from_array(constant, artefact.TEMPERATURE))
-    model.graph.node.append(helper.make_node("Div", [artefact.LOGITS, artefact.TEMPERATURE], [divided], "calibrate"))
-    model.graph.node.append(helper.make_node("Softmax", [divided], [artefact.PROBABILITIES], "softmax", axis=1))
+    model.graph.initializer.append(numpy_helper.from_array(constant, artifact.TEMPERATURE))
+    model.graph.node.append(helper.make_node("Div", [artifact.LOGITS, artifact.TEMPERATURE], [divided], "calibrate"))
+    model.graph.node.append(helper.make_node("Softmax", [divided], [artifact.PROBABILITIES], "softmax", axis=1))
     shape = [model.graph.input[0].type.tensor_type.shape.dim[0].dim_param, num_classes]
-    info = helper.make_tensor_value_info(artefact.PROBABILITIES, onnx.TensorProto.FLOAT, shape)
+    info = helper.make_tensor_value_info(artifact.PROBABILITIES, onnx.TensorProto.FLOAT, shape)
     model.graph.output.append(info)
 
 
 def _metadata(classifier: Classifier, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        artefact.CLASS_NAMES: list(classifier.class_names),
-        artefact.PREPROCESS: classifier.preprocess.to_dict(),
-        artefact.TEMPERATURE: classifier.calibration_temperature,
-        artefact.VERSIONS: {name: version(name) for name in _PACKAGES},
+        artifact.CLASS_NAMES: list(classifier.class_names),
+        artifact.PREPROCESS: classifier.preprocess.to_dict(),
+        artifact.TEMPERATURE: classifier.calibration_temperature,
+        artifact.VERSIONS: {name: version(name) for name in _PACKAGES},
         **facts,
     }
 

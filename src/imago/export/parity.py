@@ -1,4 +1,4 @@
-"""Whether an exported file says what its checkpoint says, on real pictures and for batches of several sizes."""
+"""Whether an exported file says what its checkpoint says, on real images and for batches of several sizes."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass, field
@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from imago.artefact import OnnxClassifier
+from imago.artifact import OnnxClassifier
 from imago.errors import UserError
 from imago.model.classifier import Classifier
 
-# N pictures, S side in pixels, K classes
+# N images, S side in pixels, K classes
 BATCH_SIZES = (1, 2, 7, 64)  # one, the traced one, one that divides nothing, and one for throughput
 # Between the checkpoint's two highest logits. Below it their order is rounding: torch and onnxruntime differ by 5e-5 on
-# logits up to 212, torch by 3e-5 from itself at another batch size (measured: SimpleCNN, 1,000 val pictures of shapes).
+# logits up to 212, torch by 3e-5 from itself at another batch size (measured: SimpleCNN, 1,000 val images of shapes).
 TIE_GAP = 1e-4
 # A label cannot show a wrong temperature or softmax. Rounding gave 7e-7, in the same comparison.
 MAX_PROBABILITY_DIFF = 1e-3
 
-_CHUNK = 448  # pictures held at once: the smallest number that every batch size divides
+_CHUNK = 448  # images held at once: the smallest number that every batch size divides
 
 Outputs = tuple[np.ndarray, np.ndarray]  # logits and probabilities, each float32 (N, K)
 
@@ -30,7 +30,7 @@ class ParityError(UserError):
 
 @dataclass
 class Agreement:
-    """How outputs compare with the checkpoint's, over all pictures so far.
+    """How outputs compare with the checkpoint's, over all images so far.
 
     Attributes:
         num_ties: other label, where the checkpoint's two highest logits are less than TIE_GAP apart.
@@ -46,7 +46,7 @@ class Agreement:
     max_abs_diff_probabilities: float = 0.0
 
     def add(self, expected: Outputs, found: Outputs) -> None:
-        """Count further pictures."""
+        """Count further images."""
         logits, probabilities = expected
         second, first = np.partition(logits, -2, axis=1)[:, -2:].T
         differs = logits.argmax(axis=1) != found[0].argmax(axis=1)
@@ -63,7 +63,7 @@ class Agreement:
 
 @dataclass
 class Parity:
-    """The comparison by batch size; every size has seen every picture."""
+    """The comparison by batch size; every size has seen every image."""
 
     by_batch_size: dict[int, Agreement] = field(default_factory=lambda: {size: Agreement() for size in BATCH_SIZES})
 
@@ -98,13 +98,13 @@ class Parity:
                 )
 
 
-def compare(classifier: Classifier, exported: OnnxClassifier, pictures: Iterable[np.ndarray]) -> Parity:
-    """Run every picture through the classifier once, and through the file once for each of BATCH_SIZES.
+def compare(classifier: Classifier, exported: OnnxClassifier, samples: Iterable[np.ndarray]) -> Parity:
+    """Run every image through the classifier once, and through the file once for each of BATCH_SIZES.
 
     Args:
         classifier: in eval mode, float32, on the CPU.
         exported: the file made from it.
-        pictures: batches of any size, uint8 (N, 3, S, S), prepared as the preprocess record says.
+        samples: batches of any size, uint8 (N, 3, S, S), prepared as the preprocess record says.
     """
     temperature = classifier.calibration_temperature
 
@@ -114,7 +114,7 @@ def compare(classifier: Classifier, exported: OnnxClassifier, pictures: Iterable
             return logits.numpy(), (logits / temperature).softmax(dim=1).numpy()
 
     parity = Parity()
-    for images in regroup(pictures, _CHUNK):
+    for images in regroup(samples, _CHUNK):
         expected = in_batches(reference, images, BATCH_SIZES[-1])
         for size, agreement in parity.by_batch_size.items():
             agreement.add(expected, in_batches(exported.predict, images, size))
@@ -135,9 +135,9 @@ def regroup(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def in_batches(function: Callable[[np.ndarray], Outputs], images: np.ndarray, size: int) -> Outputs:
-    """Call `function` with exactly `size` pictures at a time, and put together what it gives for each picture.
+    """Call `function` with exactly `size` images at a time, and put together what it gives for each image.
 
-    The last batch is filled up with the first pictures, so that a size is tried even on a handful of them.
+    The last batch is filled up with the first images, so that a size is tried even on a handful of them.
     """
     count = len(images)
     places = np.arange(-(-count // size) * size) % count

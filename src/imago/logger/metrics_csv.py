@@ -1,4 +1,4 @@
-"""All logged numbers in one `metrics.csv`, in the run folder itself, that a resumed run continues."""
+"""All logged numbers in one `metrics.csv`, in the run directory itself, that a resumed run continues."""
 
 import csv
 import io
@@ -40,7 +40,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: `config.yaml` in the run folder holds every setting."""
+        """Nothing to do: `config.yaml` in the run directory holds every setting."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

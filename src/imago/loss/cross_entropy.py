@@ -12,18 +12,18 @@ from imago.errors import ConfigError
 class CrossEntropy(nn.Module):
     """Mean cross-entropy over a batch.
 
-    Smoothing and weights are for training only. In evaluation each picture counts once, so that the loss does not
-    depend on which pictures share a batch and can be compared between runs.
+    Smoothing and weights are for training only. In evaluation each image counts once, so that the loss does not
+    depend on which images share a batch and can be compared between runs.
 
     Args:
         label_smoothing: share of each label's mass spread evenly over all classes, in [0, 1).
             Source: Szegedy et al. 2016, section 7 (arXiv:1512.00567).
-        weight: how much a picture of each class counts: K numbers above 0, or "balanced" for n / (K * n_k), as
+        weight: how much an image of each class counts: K numbers above 0, or "balanced" for n / (K * n_k), as
             scikit-learn's `class_weight`; the mean is over weights, so their scale has no effect. None is no weights.
-        class_counts: training pictures of each of the K classes.
+        class_counts: training images of each of the K classes.
 
     Raises:
-        ConfigError: if the weights do not fit the classes, or a class to be balanced has no pictures.
+        ConfigError: if the weights do not fit the classes, or a class to be balanced has no images.
     """
 
     weight: Tensor | None
@@ -50,7 +50,7 @@ class CrossEntropy(nn.Module):
             label_smoothing=self.label_smoothing,
             reduction="mean" if self.weight is None or labels.ndim == 1 else "sum",
         )
-        # torch divides by the weights of hard labels, but by the number of pictures where labels are soft.
+        # torch divides by the weights of hard labels, but by the number of images where labels are soft.
         return loss if self.weight is None or labels.ndim == 1 else loss / (labels * self.weight).sum()
 
 
@@ -59,17 +59,17 @@ def class_weights(weight: str | Sequence[float], class_counts: Sequence[int] | N
 
     Args:
         weight: "balanced", or K numbers above 0.
-        class_counts: training pictures of each class; None if they are not known.
+        class_counts: training images of each class; None if they are not known.
 
     Raises:
-        ConfigError: if it is neither, has another length, or a class to be balanced has no pictures.
+        ConfigError: if it is neither, has another length, or a class to be balanced has no images.
     """
     if isinstance(weight, str):
         if weight != "balanced":
             raise ConfigError(f"loss.weight={weight} is not one of null, balanced; or give a number for each class.")
         if class_counts is None or 0 in class_counts:
             raise ConfigError(
-                f"loss.weight=balanced needs training pictures of every class, and their counts are {class_counts}; "
+                f"loss.weight=balanced needs training images of every class, and their counts are {class_counts}; "
                 "give a number for each class instead."
             )
         return [sum(class_counts) / (len(class_counts) * count) for count in class_counts]

@@ -1,4 +1,4 @@
-"""What every network here can do beside computing: begin with weights of a file, take grey pictures, stay frozen."""
+"""What every network here can do beside computing: begin with weights of a file, take gray images, stay frozen."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,9 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from imago.errors import ConfigError
-from imago.model.depth import last_layer
 from imago.model.freezing import freeze_parameters, keep_frozen_in_evaluation
-from imago.model.stem import luminance, sum_colours, take_grey
+from imago.model.layers import last_layer
+from imago.model.stem import convert_to_gray, luminance, sum_colors
 from imago.model.weights import keep_weights, local_file, looks_like_path, read_weights, recorded_preprocess
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class AdaptableNet(nn.Module):
 
     Attributes:
         head_names: modules of `body` that give the logits.
-        new_parts: modules of `body` that were made for the data: the head, a stem for small pictures.
+        new_parts: modules of `body` that were made for the data: the head, a stem for small images.
         replaced: names of the tensors that no file of weights had a value for; empty without a file.
     """
 
@@ -46,7 +46,7 @@ class AdaptableNet(nn.Module):
             DataError: the file is not there.
         """
         if weights is not None and not looks_like_path(weights):
-            raise ConfigError(f"model.weights={weights}: of this network it can be null, a file or a run folder.")
+            raise ConfigError(f"model.weights={weights}: of this network it can be null, a file or a run directory.")
         return None if weights is None else local_file(weights)
 
     @staticmethod
@@ -70,9 +70,9 @@ class AdaptableNet(nn.Module):
             name: of the network, for the log.
             file: of weights; None begins with random ones.
             freeze: "backbone", a glob over names of parameters, or None or "none".
-            in_channels: 3, or 1 for the luminance of the pictures.
+            in_channels: 3, or 1 for the luminance of the images.
             head_names: of the modules that give the logits; by default the last layer.
-            new_stem: names of modules that were replaced for small pictures.
+            new_stem: names of modules that were replaced for small images.
             state: what `file` holds, where it is read already.
 
         Raises:
@@ -84,10 +84,10 @@ class AdaptableNet(nn.Module):
         self.head_names = list(head_names) or [last_layer(self.body)]
         self.new_parts = [*self.head_names, *new_stem]
         if in_channels not in (1, 3):
-            raise ConfigError(f"model.in_channels={in_channels} is neither 3 (pictures are read as RGB) nor 1 (grey).")
-        grey_stem = take_grey(self.body) if in_channels == 1 else None
+            raise ConfigError(f"model.in_channels={in_channels} is neither 3 (images are read as RGB) nor 1 (gray).")
+        gray_stem = convert_to_gray(self.body) if in_channels == 1 else None
         if file is not None:
-            self._keep(name, file, read_weights(file) if state is None else state, grey_stem)
+            self._keep(name, file, read_weights(file) if state is None else state, gray_stem)
         if self.freeze is not None:
             freeze_parameters(self.body, self.freeze, self.new_parts, self.replaced)
             if file is not None:  # a network that is rebuilt from a checkpoint has told it before
@@ -95,11 +95,11 @@ class AdaptableNet(nn.Module):
         self.train()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map normalised pictures (N, 3, H, W) to logits (N, K)."""
+        """Map normalized images (N, 3, H, W) to logits (N, K)."""
         return self.logits(images if self.in_channels == 3 else luminance(images))
 
     def logits(self, images: Tensor) -> Tensor:
-        """Map pictures (N, in_channels, H, W) to logits (N, K)."""
+        """Map images (N, in_channels, H, W) to logits (N, K)."""
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:
@@ -114,13 +114,13 @@ class AdaptableNet(nn.Module):
         keep_frozen_in_evaluation(self.body)
         return self
 
-    def _keep(self, name: str, file: Path, state: Mapping[str, Tensor], grey_stem: str | None) -> None:
-        colours = {key: value for key, value in state.items() if key == grey_stem and value.shape[1:2] == (3,)}
-        fitted = {**state, **{key: sum_colours(value) for key, value in colours.items()}}
+    def _keep(self, name: str, file: Path, state: Mapping[str, Tensor], gray_stem: str | None) -> None:
+        colors = {key: value for key, value in state.items() if key == gray_stem and value.shape[1:2] == (3,)}
+        fitted = {**state, **{key: sum_colors(value) for key, value in colors.items()}}
         self.replaced = keep_weights(self.body, fitted, self.new_parts, file)
         log.info("%s: %s", name, _describe_kept(fitted, self.replaced, file.name))
-        if colours:
-            log.info("%s: %s is summed over the three colours of the file", name, grey_stem)
+        if colors:
+            log.info("%s: %s is summed over the three colors of the file", name, gray_stem)
 
     def _describe_frozen(self) -> str:
         total = sum(parameter.numel() for parameter in self.parameters())

@@ -17,7 +17,7 @@ class CifarQuick(AdaptableNet):
         image_size: side of the input in pixels; comes from the preprocess record; at least 8.
         weights: path of a file of an earlier run, or None for random weights.
         freeze: "backbone" trains the head only, a glob freezes the parameters it names, None trains everything.
-        in_channels: 3, or 1 for the luminance of the pictures.
+        in_channels: 3, or 1 for the luminance of the images.
     """
 
     def __init__(
@@ -30,9 +30,7 @@ class CifarQuick(AdaptableNet):
     ) -> None:
         super().__init__()
         if image_size < 8:
-            raise ConfigError(
-                f"model=cifar_quick halves pictures three times; preprocess.size={image_size} is below 8."
-            )
+            raise ConfigError(f"model=cifar_quick halves images three times; preprocess.size={image_size} is below 8.")
         self.features = nn.Sequential(
             nn.Conv2d(3, 32, kernel_size=5, padding=2),
             nn.MaxPool2d(3, stride=2, ceil_mode=True),
@@ -49,5 +47,5 @@ class CifarQuick(AdaptableNet):
         self.adapt("CifarQuick", self.find_weights(None, weights), freeze, in_channels)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Map pictures (N, in_channels, H, W) to logits (N, K)."""
+        """Map images (N, in_channels, H, W) to logits (N, K)."""
         return self.classifier(self.features(images))

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from imago.images import Preprocess
-from imago.model.depth import last_layer
-from imago.pixels import Normalise
+from imago.model.layers import last_layer
+from imago.normalize import Normalize
 
 
 class Classifier(nn.Module):
-    """Takes raw pixels: normalisation is inside, so nobody has to remember mean and std.
+    """Takes raw pixels: normalization is inside, so nobody has to remember mean and std.
 
     Args:
-        net: maps normalised float pictures (N, 3, H, W) to logits (N, K).
+        net: maps normalized float images (N, 3, H, W) to logits (N, K).
         class_names: K names; the place of a name is its label.
-        preprocess: how pictures were prepared when the network was evaluated.
+        preprocess: how images were prepared when the network was evaluated.
         calibration_temperature: what logits are divided by before the softmax, greater than 0; 1 where none was fitted.
     """
 
@@ -27,25 +27,25 @@ class Classifier(nn.Module):
         calibration_temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        self.normalise = Normalise(preprocess)
+        self.normalize = Normalize(preprocess)
         self.net = net
         self.class_names = tuple(class_names)
         self.preprocess = preprocess
         self.calibration_temperature = calibration_temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map uint8 pictures (N, 3, size, size) to logits (N, K)."""
-        return self.net(self.normalise(images))
+        """Map uint8 images (N, 3, size, size) to logits (N, K)."""
+        return self.net(self.normalize(images))
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Map uint8 pictures (N, 3, size, size) to calibrated probabilities (N, K); rows sum to 1."""
+        """Map uint8 images (N, 3, size, size) to calibrated probabilities (N, K); rows sum to 1."""
         return (self(images) / self.calibration_temperature).softmax(dim=1)
 
     def features(self, images: Tensor) -> Tensor:
-        """Map uint8 pictures (N, 3, size, size) to what the head sees of them, (N, D).
+        """Map uint8 images (N, 3, size, size) to what the head sees of them, (N, D).
 
         The head is the last linear layer, or else, as in SqueezeNet, the last convolution: then what it sees is the
-        mean over the places of the picture.
+        mean over the places of the image.
 
         Raises:
             ValueError: if the network has neither.

@@ -15,7 +15,7 @@ class SimpleCNN(AdaptableNet):
         dropout: share of hidden features dropped in training, in [0, 1).
         weights: path of a file of an earlier run, or None for random weights.
         freeze: "backbone" trains the head only, a glob freezes the parameters it names, None trains everything.
-        in_channels: 3, or 1 for the luminance of the pictures.
+        in_channels: 3, or 1 for the luminance of the images.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class SimpleCNN(AdaptableNet):
             nn.Conv2d(32, 64, kernel_size=3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            # Larger pictures come down to the same 8 x 8: the layer behind would have 100 M weights at 224 px.
+            # Larger images come down to the same 8 x 8: the layer behind would have 100 M weights at 224 px.
             nn.AdaptiveAvgPool2d(8) if image_size > 32 else nn.Identity(),
         )
         self.classifier = nn.Sequential(
@@ -49,5 +49,5 @@ class SimpleCNN(AdaptableNet):
         self.adapt("SimpleCNN", self.find_weights(None, weights), freeze, in_channels)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Map pictures (N, in_channels, H, W) to logits (N, K)."""
+        """Map images (N, in_channels, H, W) to logits (N, K)."""
         return self.classifier(self.features(images))

@@ -16,12 +16,12 @@ class SmallResNet(AdaptableNet):
     Args:
         num_classes: K, width of the head; comes from the data.
         image_size: side of the input in pixels; comes from the preprocess record. Over 64 px the first convolution has
-            stride 4, so that the stages see what they would of small pictures.
+            stride 4, so that the stages see what they would of small images.
         width: channels of the first stage; doubled in each of the others.
         blocks_per_stage: n.
         weights: path of a file of an earlier run, or None for random weights.
         freeze: "backbone" trains the head only, a glob freezes the parameters it names, None trains everything.
-        in_channels: 3, or 1 for the luminance of the pictures.
+        in_channels: 3, or 1 for the luminance of the images.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class SmallResNet(AdaptableNet):
         self.adapt("SmallResNet", self.find_weights(None, weights), freeze, in_channels)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Map pictures (N, in_channels, H, W) to logits (N, K)."""
+        """Map images (N, in_channels, H, W) to logits (N, K)."""
         features = self.stages(functional.relu(self.norm(self.stem(images))))
         return self.head(features.mean(dim=(2, 3)))
 

@@ -1,4 +1,4 @@
-"""The first convolution of a network, fitted to small pictures and to grey ones."""
+"""The first convolution of a network, fitted to small images and to gray ones."""
 
 from torch import Tensor, nn
 
@@ -9,7 +9,7 @@ _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # ITU-R BT.601, section 2.5.1
 
 
 def fit_stem(network: nn.Module, image_size: int) -> list[str]:
-    """Make the first convolution keep the resolution of pictures of up to `SMALL_PX`; larger ones change nothing.
+    """Make the first convolution keep the resolution of images of up to `SMALL_PX`; larger ones change nothing.
 
     Of 7x7 or the like it is replaced by a new 3x3 one with stride 1, of 3x3 it keeps its weights and gets stride 1; in
     ResNets the max-pool after it goes too. Patch embeddings (kernel as wide as the stride, as in ViT, Swin and
@@ -45,10 +45,10 @@ def fit_stem(network: nn.Module, image_size: int) -> list[str]:
     return [name]
 
 
-def take_grey(network: nn.Module) -> str:
+def convert_to_gray(network: nn.Module) -> str:
     """Give the first convolution one input channel, whose weights are the sums over red, green and blue.
 
-    On a grey picture, whose three channels are equal, the sums compute what the three channels did; and of random
+    On a gray image, whose three channels are equal, the sums compute what the three channels did; and of random
     weights they have just the variance that a third of the inputs asks for. Tensors' names stay, the draws too.
 
     Args:
@@ -58,28 +58,28 @@ def take_grey(network: nn.Module) -> str:
         Name of the changed weight.
 
     Raises:
-        ConfigError: if the network opens with something else than a convolution over colours.
+        ConfigError: if the network opens with something else than a convolution over colors.
     """
     name = stem_name(network)
     if name is None or getattr(network, "transform_input", False):
-        raise ConfigError("model.in_channels=1: this network takes colours only; leave model.in_channels=3.")
+        raise ConfigError("model.in_channels=1: this network takes colors only; leave model.in_channels=3.")
     stem = network.get_submodule(name)
     assert isinstance(stem, nn.Conv2d)
-    stem.weight = nn.Parameter(sum_colours(stem.weight.detach()))
+    stem.weight = nn.Parameter(sum_colors(stem.weight.detach()))
     stem.in_channels = 1
     return f"{name}.weight"
 
 
-def sum_colours(weight: Tensor) -> Tensor:
+def sum_colors(weight: Tensor) -> Tensor:
     """Sum the weight (out, 3, h, w) of a first convolution over its input channels: (out, 1, h, w)."""
     return weight.sum(dim=1, keepdim=True)
 
 
 def luminance(images: Tensor) -> Tensor:
-    """Mix normalised RGB pictures (N, 3, H, W) to grey ones (N, 1, H, W); equal channels stay what they are."""
+    """Mix normalized RGB images (N, 3, H, W) to gray ones (N, 1, H, W); equal channels stay what they are."""
     return _RED * images[:, 0:1] + _GREEN * images[:, 1:2] + _BLUE * images[:, 2:3]
 
 
 def stem_name(network: nn.Module) -> str | None:
-    """Name the first convolution, if it takes the three colours."""
+    """Name the first convolution, if it takes the three colors."""
     return next((name for name, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3), None)

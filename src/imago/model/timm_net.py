@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from imago.errors import ConfigError, DataError
-from imago.model import published
+from imago.model import pretrained
 from imago.model.adaptable_net import AdaptableNet
-from imago.model.depth import last_layer
 from imago.model.input_size import refuse_size
+from imago.model.layers import last_layer
 from imago.model.stem import fit_stem
 from imago.model.weights import local_file, looks_like_path, read_weights, recorded_preprocess
 
@@ -24,7 +24,7 @@ _WAYS_OUT = "download it elsewhere and type model.weights=FILE.safetensors, or m
 
 
 class TimmNet(AdaptableNet):
-    """A timm network whose head has the data's class count, and which takes small pictures too (`fit_stem`).
+    """A timm network whose head has the data's class count, and which takes small images too (`fit_stem`).
 
     Args:
         num_classes: K, width of the head; comes from the data.
@@ -33,7 +33,7 @@ class TimmNet(AdaptableNet):
         weights: "default", a tag such as ra2_in1k, the path of a .pth, .safetensors or .ckpt file, or None for random
             weights.
         freeze: as in `TorchvisionNet`.
-        in_channels: 3, or 1 for the luminance of the pictures.
+        in_channels: 3, or 1 for the luminance of the images.
 
     Raises:
         ConfigError: timm is not installed, or a name or a size that cannot work.
@@ -82,7 +82,7 @@ class TimmNet(AdaptableNet):
         entry = _published(str(name), weights)
         if entry is None:
             return local_file(weights)
-        return _from_hub(entry) if entry.hf_hub_id else published.cached(entry.url)
+        return _from_hub(entry) if entry.hf_hub_id else pretrained.cached(entry.url)
 
     @staticmethod
     def weights_preprocess(name: str | None, weights: str | None) -> dict[str, Any] | None:
@@ -101,7 +101,7 @@ class TimmNet(AdaptableNet):
         return sides | {"mean": list(asked.mean), "std": list(asked.std)}
 
     def logits(self, images: Tensor) -> Tensor:
-        """Map pictures (N, in_channels, H, W) to logits (N, K)."""
+        """Map images (N, in_channels, H, W) to logits (N, K)."""
         return self.network(images)
 
 
@@ -155,7 +155,7 @@ def _from_hub(entry: Any) -> Path:
     if isinstance(kept, str):
         return Path(kept)
     folder = Path(constants.HF_HUB_CACHE)
-    published.refuse_offline(hf_hub_url(repository, **place), f"{repository}/{place['filename']}", folder, _WAYS_OUT)
+    pretrained.refuse_offline(hf_hub_url(repository, **place), f"{repository}/{place['filename']}", folder, _WAYS_OUT)
     try:
         return Path(hf_hub_download(repository, **place))
     except OSError as error:  # all of the hub's errors of connections and answers

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from imago.errors import ConfigError
-from imago.model import published
+from imago.model import pretrained
 from imago.model.adaptable_net import AdaptableNet
 from imago.model.input_size import refuse_size
 from imago.model.stem import fit_stem
@@ -19,7 +19,7 @@ _WITH_FURTHER_HEADS = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLog
 
 
 class TorchvisionNet(AdaptableNet):
-    """A torchvision network whose head has the data's class count, and which takes small pictures too (`fit_stem`).
+    """A torchvision network whose head has the data's class count, and which takes small images too (`fit_stem`).
 
     Args:
         num_classes: K, width of the head; comes from the data.
@@ -30,7 +30,7 @@ class TorchvisionNet(AdaptableNet):
         freeze: "backbone" trains the head (and a new stem) only; everything else stays in eval mode, so its BatchNorm
             statistics stay as they are. A glob such as `layer[12].*` freezes the parameters it names. None trains
             everything.
-        in_channels: 3, or 1 for the luminance of the pictures.
+        in_channels: 3, or 1 for the luminance of the images.
 
     Raises:
         ConfigError: a name or a size that cannot work.
@@ -77,11 +77,11 @@ class TorchvisionNet(AdaptableNet):
         if weights is None:
             return None
         entry = _published(str(name), weights)
-        return local_file(weights) if entry is None else published.cached(entry.url)
+        return local_file(weights) if entry is None else pretrained.cached(entry.url)
 
     @staticmethod
     def weights_preprocess(name: str | None, weights: str | None) -> dict[str, Any] | None:
-        """Tell how pictures were prepared when these weights were evaluated: the record of `imago.images.Preprocess`.
+        """Tell how images were prepared when these weights were evaluated: the record of `imago.images.Preprocess`.
 
         For a local file, unless it is a checkpoint with a record of its own, it is that of the network's default
         weights, which torchvision's own files share.
@@ -105,7 +105,7 @@ class TorchvisionNet(AdaptableNet):
         return sides | {"mean": list(asked.mean), "std": list(asked.std)}
 
     def logits(self, images: Tensor) -> Tensor:
-        """Map pictures (N, in_channels, H, W) to logits (N, K)."""
+        """Map images (N, in_channels, H, W) to logits (N, K)."""
         return self.network(images)
 
 
@@ -141,4 +141,4 @@ def _published(name: str, weights: str) -> Any | None:
     if looks_like_path(weights):
         return None
     known = ", ".join(["default", *(entry for entry in entries if entry != "DEFAULT")])
-    raise ConfigError(f"model.weights={weights}: for {name} it can be {known}, null or a file or run folder.")
+    raise ConfigError(f"model.weights={weights}: for {name} it can be {known}, null or a file or run directory.")

@@ -32,8 +32,8 @@ def local_file(weights: str) -> Path:
     if not file.is_file():
         fault = "names nothing" if not weights else "is a folder" if file.is_dir() else "does not exist"
         raise DataError(
-            f"model.weights={weights} {fault}; give a .pth or .safetensors file, a run folder, or null to train from "
-            "scratch."
+            f"model.weights={weights} {fault}; give a .pth or .safetensors file, a run directory, or null "
+            "to train from scratch."
         )
     return file
 

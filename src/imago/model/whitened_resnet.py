@@ -27,10 +27,10 @@ class WhitenedResNet(AdaptableNet):
         logit_scale: factor on the logits, so that the first ones are small although the head's weights are not.
         weights: path of a file of an earlier run, or None for random weights.
         freeze: "backbone" trains the head only, a glob freezes the parameters it names, None trains everything.
-        in_channels: 3, or 1 for the luminance of the pictures, whose patches have a third of the directions.
+        in_channels: 3, or 1 for the luminance of the images, whose patches have a third of the directions.
 
     Raises:
-        ConfigError: if the pictures are too small for that many blocks.
+        ConfigError: if the images are too small for that many blocks.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class WhitenedResNet(AdaptableNet):
         smallest_px = 2 ** len(widths) + _PATCH_PX - 1
         if image_size < smallest_px:
             raise ConfigError(
-                f"model.widths={list(widths)} halves pictures {len(widths)} times, which needs {smallest_px} px, and "
+                f"model.widths={list(widths)} halves images {len(widths)} times, which needs {smallest_px} px, and "
                 f"they have {image_size}; type fewer widths or preprocess.size={smallest_px}."
             )
         self.whitening = nn.Conv2d(in_channels, 2 * in_channels * _PATCH_PX**2, _PATCH_PX)
@@ -62,19 +62,19 @@ class WhitenedResNet(AdaptableNet):
         self.in_channels = in_channels  # the first layer fits it already
 
     def logits(self, images: Tensor) -> Tensor:
-        """Map normalised pictures (N, in_channels, H, W) to logits (N, K); also of other sizes than `image_size`."""
+        """Map normalized images (N, in_channels, H, W) to logits (N, K); also of other sizes than `image_size`."""
         features = self.blocks(self.whitening(images)).amax(dim=(2, 3))
         return self.head(features) * self.logit_scale
 
     @torch.no_grad()
-    def initialise_from(self, images: Tensor) -> None:
+    def initialize_from(self, images: Tensor) -> None:
         """Set the first layer, which does not learn, so that its channels are uncorrelated and of variance 1.
 
         The filters are the principal directions of the patches over their standard deviations, each with both signs.
         They are in the checkpoint with all other weights. Source: Jordan 2024, section 3.2 (arXiv:2404.00498).
 
         Args:
-            images: normalised training pictures (N, 3, H, W); some hundred are enough.
+            images: normalized training images (N, 3, H, W); some hundred are enough.
         """
         seen = images.float() if self.in_channels == 3 else luminance(images.float())
         patches = nn.functional.unfold(seen, _PATCH_PX).transpose(1, 2).flatten(0, 1)  # (N * places, in_channels * 4)

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from imago.errors import ConfigError
-from imago.model.depth import is_vector, layers_by_depth
+from imago.model.layers import is_vector, layers_in_order
 
 
 def parameter_groups(
@@ -27,7 +27,7 @@ def parameter_groups(
         lr: learning rate of the whole; needed only where the layers differ.
         head_lr_multiplier: the head learns that much faster than the rest.
         layer_lr_decay: factor from a layer to the one before it, in (0, 1]; the head has 1. Source: Clark et al. 2020,
-            appendix A (arXiv:2003.10555). What counts as a layer: `imago.model.depth`.
+            appendix A (arXiv:2003.10555). What counts as a layer: `imago.model.layers`.
 
     Returns:
         Groups with their own `weight_decay`, and `lr` where the layers differ; the first one's is nearest to `lr`.
@@ -55,7 +55,7 @@ def _lr_factors(net: nn.Module, head_lr_multiplier: float, layer_lr_decay: float
     """The factor on the learning rate by the id of a parameter; empty where all are 1."""
     if head_lr_multiplier == layer_lr_decay == 1:
         return {}
-    *backbone, head = layers_by_depth(net)
+    *backbone, head = layers_in_order(net)
     factors = {id(parameter): head_lr_multiplier for parameter in head}
     for distance, layer in enumerate(reversed(backbone), start=1):
         factors |= {id(parameter): layer_lr_decay**distance for parameter in layer}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from imago.errors import ConfigError
-from imago.model.depth import is_vector
+from imago.model.layers import is_vector
 
 # Of the quintic polynomial: chosen for the steepest slope at 0, which leaves singular values in about 0.7 .. 1.2.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -72,7 +72,7 @@ class Muon(Optimizer):
         return loss
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """Bring the singular values of a matrix (A, B) near 1, in bf16: five steps of Newton and Schulz."""
     a, b, c = _COEFFICIENTS
     x = matrix.to(torch.bfloat16, copy=True)
@@ -93,7 +93,7 @@ def _muon_update(weight: Tensor, grad: Tensor, state: dict[str, Any], group: dic
     buffer.lerp_(grad, 1 - group["momentum"])
     direction = (grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer).flatten(1)
     scale = _RMS_OF_ADAMW * math.sqrt(max(direction.shape))
-    weight.add_(orthogonalise(direction).reshape(weight.shape), alpha=-group["lr"] * scale)
+    weight.add_(orthogonalize(direction).reshape(weight.shape), alpha=-group["lr"] * scale)
 
 
 def _adam_update(weight: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:

@@ -8,16 +8,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from imago.schedule.duration import duration_in_steps
 
 
-def one_cycle(step: int, climb_steps: int, total_steps: int, start_share: float, final_share: float) -> float:
+def one_cycle(step: int, warmup_steps: int, total_steps: int, start_factor: float, final_factor: float) -> float:
     """Give the factor on the learning rate at a step counted from 0.
 
-    It is `start_share` at step 0, 1 at step climb_steps and `final_share` at the last step, total_steps-1. Source:
+    It is `start_factor` at step 0, 1 at step warmup_steps and `final_factor` at the last step, total_steps-1. Source:
     Smith and Topin 2018 (arXiv:1708.07120), with cosines for lines as in fastai (Howard and Gugger 2020).
     """
-    if step < climb_steps:
-        low, progress = start_share, 1 - step / climb_steps
+    if step < warmup_steps:
+        low, progress = start_factor, 1 - step / warmup_steps
     else:
-        low, progress = final_share, (step - climb_steps) / max(1, total_steps - 1 - climb_steps)
+        low, progress = final_factor, (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
     return low + (1 - low) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
@@ -28,10 +28,10 @@ class OneCycle(LambdaLR):
         optimizer: whose learning rates are the peak of the cycle.
         total_steps: optimizer steps of the whole run.
         steps_per_epoch: optimizer steps in an epoch.
-        climb_epochs: length of the way up; may be a fraction, and is cut at half the run. None: see the next.
-        climb_steps: the same length in optimizer steps; exactly one of the two is given.
-        start_share: factor at the first step, in [0, 1].
-        final_share: factor at the last step, in [0, 1].
+        warmup_epochs: length of the way up; may be a fraction, and is cut at half the run. None: see the next.
+        warmup_steps: the same length in optimizer steps; exactly one of the two is given.
+        start_factor: factor at the first step, in [0, 1].
+        final_factor: factor at the last step, in [0, 1].
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class OneCycle(LambdaLR):
         optimizer: Optimizer,
         total_steps: int,
         steps_per_epoch: int,
-        climb_epochs: float | None,
-        climb_steps: int | None,
-        start_share: float,
-        final_share: float,
+        warmup_epochs: float | None,
+        warmup_steps: int | None,
+        start_factor: float,
+        final_factor: float,
     ) -> None:
-        climb = min(duration_in_steps("climb", climb_epochs, climb_steps, steps_per_epoch), total_steps // 2)
-        super().__init__(optimizer, lambda step: one_cycle(step, climb, total_steps, start_share, final_share))
+        climb = min(duration_in_steps("climb", warmup_epochs, warmup_steps, steps_per_epoch), total_steps // 2)
+        super().__init__(optimizer, lambda step: one_cycle(step, climb, total_steps, start_factor, final_factor))

@@ -21,7 +21,7 @@ class Plateau(ReduceLROnPlateau):
         mode: "min" if less of it is better, else "max".
         factor: on the learning rate, in (0, 1).
         patience: validations without improvement that are waited.
-        min_share: of the first learning rate, below which it does not fall, in [0, 1].
+        min_factor: of the first learning rate, below which it does not fall, in [0, 1].
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class Plateau(ReduceLROnPlateau):
         mode: str,
         factor: float,
         patience: int,
-        min_share: float,
+        min_factor: float,
     ) -> None:
         self.monitor = monitor
-        lowest = [min_share * group["lr"] for group in optimizer.param_groups]
+        lowest = [min_factor * group["lr"] for group in optimizer.param_groups]
         # eps: by torch's default the learning rate would not fall once it is below 1e-8.
         super().__init__(optimizer, mode=mode, factor=factor, patience=patience, min_lr=lowest, eps=0.0)  # type: ignore[arg-type]
 

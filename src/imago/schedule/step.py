@@ -7,7 +7,7 @@ from imago.errors import ConfigError
 from imago.schedule.duration import duration_in_steps
 
 
-class StepDown(LambdaLR):
+class StepDecay(LambdaLR):
     """Multiplies every learning rate by `factor` after each stretch of the same length.
 
     Source: He et al. 2016, section 3.4 (arXiv:1512.03385), who divide by 10.

@@ -6,17 +6,17 @@ from torch.optim.lr_scheduler import LambdaLR
 from imago.schedule.duration import duration_in_steps
 
 
-def warmup_linear(step: int, warmup_steps: int, total_steps: int, final_share: float) -> float:
+def warmup_linear(step: int, warmup_steps: int, total_steps: int, final_factor: float) -> float:
     """Give the factor on the learning rate at a step counted from 0.
 
-    The warm-up takes steps 0 .. warmup_steps-1 and ends at 1; the line reaches `final_share` at the last step,
+    The warm-up takes steps 0 .. warmup_steps-1 and ends at 1; the line reaches `final_factor` at the last step,
     total_steps-1. Source: Goyal et al. 2017, section 2.2, for the warm-up; Smith 2017, figure 2 (arXiv:1506.01186), for
     the triangle that a long warm-up makes of it.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     progress = (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)
-    return 1 - (1 - final_share) * min(1.0, progress)
+    return 1 - (1 - final_factor) * min(1.0, progress)
 
 
 class WarmupLinear(LambdaLR):
@@ -28,7 +28,7 @@ class WarmupLinear(LambdaLR):
         steps_per_epoch: optimizer steps in an epoch.
         warmup_epochs: length of the climb; may be a fraction, and is cut at half the run. None: see the next.
         warmup_steps: the same length in optimizer steps; exactly one of the two is given.
-        final_share: factor at the last step, in [0, 1].
+        final_factor: factor at the last step, in [0, 1].
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class WarmupLinear(LambdaLR):
         steps_per_epoch: int,
         warmup_epochs: float | None,
         warmup_steps: int | None,
-        final_share: float,
+        final_factor: float,
     ) -> None:
         warmup = min(duration_in_steps("warmup", warmup_epochs, warmup_steps, steps_per_epoch), total_steps // 2)
-        super().__init__(optimizer, lambda step: warmup_linear(step, warmup, total_steps, final_share))
+        super().__init__(optimizer, lambda step: warmup_linear(step, warmup, total_steps, final_factor))

@@ -8,8 +8,8 @@ from torch.nn.utils import skip_init
 from torch.optim import Optimizer
 
 from imago.errors import ConfigError
+from imago.instantiate import build
 from imago.optimizer.groups import parameter_groups
-from imago.targets import build
 
 _MANY_STEPS = 1_000_000  # an epoch in which no length given in steps is too long
 

@@ -1,4 +1,4 @@
-"""A trained network that teaches another one: it sees the same pictures, prepared as it learnt them."""
+"""A trained network that teaches another one: it sees the same images, prepared as it learnt them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,13 +9,13 @@ from torch.nn import functional
 
 
 class Teacher(nn.Module):
-    """Takes the student's normalised pictures; undoes the student's mean and std and applies its own.
+    """Takes the student's normalized images; undoes the student's mean and std and applies its own.
 
     It looks at what the student looks at, after augmentation (Beyer et al. 2022, section 3.1, arXiv:2106.05237): only
-    the scale of the pixels and the size of the picture become its own, not its cut.
+    the scale of the pixels and the size of the image become its own, not its cut.
 
     Args:
-        net: maps pictures (N, 3, S, S), normalised by its own record, to logits (N, K).
+        net: maps images (N, 3, S, S), normalized by its own record, to logits (N, K).
         preprocess: its own record, as `imago.images.Preprocess.to_dict` gives it.
         student: the record of the student.
     """
@@ -36,7 +36,7 @@ class Teacher(nn.Module):
         self.register_buffer("shift", (student_mean - mean) / std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map the student's pictures (N, 3, H, W) to logits (N, K)."""
+        """Map the student's images (N, 3, H, W) to logits (N, K)."""
         if images.shape[-1] != self.size_px:
             size = (self.size_px, self.size_px)
             images = functional.interpolate(images, size, mode="bilinear", antialias=True)

@@ -1,0 +1,95 @@
+"""`report.py`: runs as a table, one run as a page, or two against each other. Reads what runs left; needs no torch."""
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from imago.analysis.table import make_table, table_text, write_csv
+from imago.errors import ConfigError, DataError
+from imago.paths import short_path
+from imago.runs.records import read_records
+
+_ONLY_OF_THE_TABLE = {"sort": "started", "fold": True, "csv": None}
+_ONLY_OF_A_PAGE = {"split": "test", "output": None}
+
+
+def report(cfg: DictConfig) -> None:
+    """Show what the settings ask for.
+
+    Raises:
+        UserError: for what the user can mend.
+    """
+    _check_settings(cfg)
+    if cfg.run:
+        _report_run(cfg)
+    elif cfg.a:
+        _report_comparison(cfg)
+    else:
+        _report_table(cfg)
+
+
+def _check_settings(cfg: DictConfig) -> None:
+    wanted = [name for name in ("runs", "run", "a") if cfg[name]]
+    if len(wanted) > 1:
+        raise ConfigError(f"{wanted[0]}= and {wanted[1]}= ask for different things; type one of them.")
+    if bool(cfg.a) != bool(cfg.b):
+        raise ConfigError("a= and b= are the two runs of a comparison; type both.")
+    is_table = not (cfg.run or cfg.a)
+    without_effect = _ONLY_OF_A_PAGE if is_table else _ONLY_OF_THE_TABLE
+    for name, default in without_effect.items():
+        if cfg[name] != default:
+            place = "a page (run=, or a= and b=)" if is_table else "the table of runs"
+            raise ConfigError(f"{name}={cfg[name]} is a setting of {place}; leave it out.")
+    if cfg.split not in ("val", "test"):
+        raise ConfigError(f"split={cfg.split} is not one of test, val.")
+    for name in ("run", "a", "b"):
+        if cfg[name] and not (Path(cfg[name]) / "summary.json").is_file():
+            raise ConfigError(f"{name}={cfg[name]} is no run directory (no summary.json); give one, e.g. logs/latest.")
+
+
+def _report_table(cfg: DictConfig) -> None:
+    logs = Path(cfg.runs or cfg.paths.log_dir)
+    records = read_records(logs)
+    if not records:
+        raise DataError(f"runs={logs} holds no runs (no summary.json below it); python src/train.py makes one.")
+    table = make_table(records, cfg.sort, cfg.fold)
+    print(table_text(table, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+    print(f"\n{len(records)} runs below {short_path(logs)}; val and test are accuracies")
+    print("test: (95 % interval for the images tested), for several seeds ± standard deviation [worst..best]")
+    for note in table.notes:
+        print(f"note: {note}")
+    if cfg.csv:
+        write_csv(table, Path(cfg.csv))
+        print(f"table in {short_path(Path(cfg.csv))}")
+
+
+def _report_run(cfg: DictConfig) -> None:
+    _need_jinja2("run")
+    from imago.analysis.run_page import write_run_page
+
+    run = Path(cfg.run).resolve()
+    file = Path(cfg.output) if cfg.output else run / "report.html"
+    missing = write_run_page(run, cfg.split, file)
+    print(f"page in {short_path(file)} ({file.stat().st_size / 1e6:.1f} MB)")
+    for note in missing:
+        print(f"note: {note}")
+
+
+def _report_comparison(cfg: DictConfig) -> None:
+    _need_jinja2("a")
+    from imago.analysis.comparison import compare_runs, comparison_text, write_comparison_page
+
+    a, b = Path(cfg.a).resolve(), Path(cfg.b).resolve()
+    comparison = compare_runs(a, b, cfg.split)
+    file = Path(cfg.output) if cfg.output else a / f"comparison_with_{b.parent.name}_{b.name}.html"
+    write_comparison_page(comparison, file)
+    print(comparison_text(comparison))
+    print(f"\npage in {short_path(file)}")
+
+
+def _need_jinja2(setting: str) -> None:
+    if importlib.util.find_spec("jinja2") is None:
+        raise ConfigError(f"{setting}= writes a page, which needs jinja2; install it: pip install -e '.[analysis]'.")

@@ -1,0 +1,41 @@
+"""One grid of what the network really sees: cropped, flipped, mixed, with the colors put back."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+
+from imago.data.image_grid import lay_out, restore_colors
+
+_MAX_IMAGES = 32
+_COLUMNS = 8
+
+
+class ImageGrid(Callback):
+    """Shows `train/images` in TensorBoard and writes `train_images.png`, at the process's first training batch.
+
+    The pixels are the batch's own after augmentation and normalization, so a wrong mean, channel order or augmentation
+    shows. The module tells `preprocess` in its hyper-parameters.
+
+    Args:
+        folder: of the image.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self._is_written = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._is_written or not trainer.is_global_zero:
+            return
+        self._is_written = True
+        preprocess = pl_module.hparams["preprocess"]
+        images = restore_colors(batch[0][:_MAX_IMAGES].detach(), preprocess["mean"], preprocess["std"])
+        grid = lay_out(images, _COLUMNS)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(self.folder / "train_images.png")
+        for board in trainer.loggers:
+            if isinstance(board, TensorBoardLogger):
+                board.experiment.add_image("train/images", grid, trainer.global_step)

@@ -1,0 +1,26 @@
+"""uint8 pixels to what a network eats: the one normalization, shared by the loaders and `Classifier`."""
+
+import torch
+from torch import Tensor, nn
+
+from imago.images import Preprocess
+
+
+class Normalize(nn.Module):
+    """Scale images (N, 3, H, W), of values in 0..255, to float32 with the mean and std of `preprocess`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        super().__init__()
+        # In units of 0..255, so that the pixels need no division of their own. Not saved: the record is.
+        for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
+            self.register_buffer(
+                name, torch.tensor(values, dtype=torch.float32).mul_(255).view(1, 3, 1, 1), persistent=False
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give float32 (N, 3, H, W) for uint8 or float; channels_last memory is what convolutions are fastest on."""
+        # Last, since arithmetic with a number for each channel is several times slower in that order.
+        return (images.float() - self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)

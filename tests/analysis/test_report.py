@@ -1,0 +1,103 @@
+"""`report.py` as a user types it: tables, pages, and what is refused."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+from run_folders import make_evaluation, make_run
+
+from imago.analysis.report import report
+from imago.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def settings(compose):
+    def run(**changes) -> DictConfig:
+        cfg = compose(config_name="report")
+        for name, value in changes.items():
+            cfg[name] = str(value) if isinstance(value, Path) else value
+        return cfg
+
+    return run
+
+
+def test_runs_become_a_table_on_the_screen_and_a_csv(settings, tmp_path: Path, capsys):
+    for seed in (1, 2):
+        make_run(tmp_path / "logs" / "train" / f"s{seed}", seed)
+    make_run(tmp_path / "logs" / "sweeps" / "lr" / "0", lr=0.2, status="failed", reason="the loss is nan", test=None)
+    report(settings(runs=tmp_path / "logs", csv=tmp_path / "runs.csv"))
+    shown = capsys.readouterr().out
+    assert "train/s1 +1" in shown
+    assert "note: sweeps/lr/0 failed: the loss is nan" in shown
+    with (tmp_path / "runs.csv").open(newline="") as file:
+        assert [row["num_seeds"] for row in csv.DictReader(file)] == ["2", "1"]
+
+
+def test_a_run_becomes_a_page_in_its_folder(settings, tmp_path: Path, capsys):
+    run = make_run(tmp_path / "train" / "first")
+    make_evaluation(run, [0, 1], [0, 0])
+    report(settings(run=run))
+    assert (run / "report.html").stat().st_size > 5000
+    assert "page in" in capsys.readouterr().out
+
+
+def test_two_runs_become_a_comparison(settings, tmp_path: Path, capsys):
+    a, b = make_run(tmp_path / "train" / "a"), make_run(tmp_path / "train" / "b", lr=0.2)
+    report(settings(a=a, b=b, output=tmp_path / "page.html"))
+    assert "optimizer.lr: 0.1 -> 0.2" in capsys.readouterr().out
+    assert (tmp_path / "page.html").exists()
+    report(settings(a=a, b=b))
+    assert (a / "comparison_with_train_b.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"run": "x", "runs": "y"}, "runs= and run= ask for different things"),
+        ({"a": "x"}, "a= and b= are the two runs of a comparison; type both"),
+        ({"split": "val"}, "split=val is a setting of a page"),
+        ({"output": "x.html"}, "output=x.html is a setting of a page"),
+        ({"run": "x", "sort": "run"}, "sort=run is a setting of the table of runs"),
+        ({"a": "x", "b": "y", "csv": "c"}, "csv=c is a setting of the table of runs"),
+        ({"run": "x", "split": "train"}, "split=train is not one of test, val"),
+        ({"run": "nowhere"}, "run=nowhere is no run directory"),
+        ({"a": "nowhere", "b": "y"}, "a=nowhere is no run directory"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(changes: dict, words: str, settings):
+    with pytest.raises(ConfigError, match=words):
+        report(settings(**changes))
+
+
+def test_a_folder_without_runs_is_named(settings, tmp_path: Path):
+    with pytest.raises(DataError, match=r"runs=.* holds no runs .*python src/train.py makes one"):
+        report(settings(runs=tmp_path))
+
+
+def test_without_jinja2_the_way_out_is_told(settings, tmp_path: Path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "jinja2" else found(name, *a))
+    with pytest.raises(ConfigError, match=r"run= writes a page, which needs jinja2; install it: pip install -e"):
+        report(settings(run=make_run(tmp_path / "first")))
+
+
+@pytest.mark.slow
+def test_the_command_reads_a_real_run(finished_run: Path, command):
+    done = command("src/report.py", f"runs={finished_run.parents[1]}", "sort=test.acc")
+    assert done.returncode == 0, done.stderr
+    assert "train/short" in done.stdout
+    done = command("src/report.py", f"run={finished_run}", f"output={finished_run.parents[1]}/a b.html")
+    assert done.returncode == 0, done.stderr
+    assert "python src/eval.py run=" in done.stdout
+    assert (finished_run.parents[1] / "a b.html").exists()
+
+
+@pytest.mark.parametrize(("arguments", "words"), [(["sort=foo"], "sort=foo is no column"), (["a=x"], "type both")])
+def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], words: str, tmp_path: Path, command):
+    make_run(tmp_path / "first")
+    done = command("src/report.py", *([f"runs={tmp_path}"] if "sort" in arguments[0] else []), *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1

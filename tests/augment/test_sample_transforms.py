@@ -1,0 +1,166 @@
+"""Transforms of single images: what they do, and draws that belong to the sample, not to its batch or process."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from torch.utils.data import DataLoader, Dataset
+
+from imago.augment.sample_transforms import transform_images
+from imago.augment.settings import Augment
+
+EVERYTHING = Augment(rotation_degrees=20, policy="randaugment", gray_probability=0.5, blur_probability=0.5)
+KINDS = {
+    "rotation": Augment(rotation_degrees=30),
+    "randaugment": Augment(policy="randaugment"),
+    "trivialaugment": Augment(policy="trivialaugment"),
+    "gray": Augment(gray_probability=0.5),
+    "blur": Augment(blur_probability=0.5),
+    "everything": EVERYTHING,
+}
+
+
+def samples(count: int, side: int = 24) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 3, side, side), dtype=np.uint8)
+
+
+def changed(images: np.ndarray, transformed: np.ndarray) -> np.ndarray:
+    return (images != transformed).any(axis=(1, 2, 3))
+
+
+def test_without_such_settings_the_images_come_back_untouched():
+    images = samples(2)
+    assert transform_images(images, Augment(4, 0.5), (0, 0, np.arange(2))) is images
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_looks_the_same_alone_and_in_any_batch(kind: str):
+    images, indices = samples(12), np.arange(40, 52)
+    batch = transform_images(images, KINDS[kind], (5, 2, indices))
+    assert (batch.shape, batch.dtype) == (images.shape, np.uint8)
+    assert changed(images, batch).sum() >= 3
+    order = np.random.default_rng(1).permutation(12)
+    shuffled = transform_images(images[order], KINDS[kind], (5, 2, indices[order]))
+    np.testing.assert_array_equal(shuffled, batch[order])
+    for place in (0, 7):
+        alone = transform_images(images[place : place + 1], KINDS[kind], (5, 2, indices[place : place + 1]))
+        np.testing.assert_array_equal(alone[0], batch[place])
+
+
+class _Batches(Dataset):
+    """Four batches of three images."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, batch: int) -> np.ndarray:
+        indices = np.arange(3 * batch, 3 * batch + 3)
+        return transform_images(samples(12)[indices], EVERYTHING, (5, 2, indices))
+
+
+def test_the_number_of_workers_changes_nothing():
+    batches = [list(DataLoader(_Batches(), batch_size=None, num_workers=workers)) for workers in (0, 2)]
+    for ours, theirs in zip(*batches, strict=True):
+        assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
+
+
+@pytest.mark.parametrize("other", [(6, 2), (5, 3)])
+def test_another_seed_or_epoch_draws_anew(other: tuple[int, int]):
+    images, indices = samples(12), np.arange(12)
+    first, second = (transform_images(images, EVERYTHING, (*key, indices)) for key in ((5, 2), other))
+    assert changed(first, second).sum() >= 10
+
+
+def test_a_sample_that_comes_twice_in_an_epoch_looks_different_each_time():
+    twice = np.repeat(samples(1), 2, axis=0)
+    epochs, indices = np.array([3, 3 + 2**32]), np.array([9, 9])
+    first, second = transform_images(twice, KINDS["rotation"], (0, epochs, indices))
+    assert (first != second).any()
+    plain = transform_images(twice[:1], KINDS["rotation"], (0, 3, indices[:1]))
+    np.testing.assert_array_equal(plain[0], first)
+
+
+def test_torchs_generator_and_threads_are_left_as_they_were():
+    torch.manual_seed(4)
+    before, num_threads = torch.get_rng_state(), torch.get_num_threads()
+    transform_images(samples(3), EVERYTHING, (0, 0, np.arange(3)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == num_threads
+
+
+def test_what_was_drawn_before_does_not_matter():
+    images, key = samples(3), (0, 0, np.arange(3))
+    torch.manual_seed(1)
+    first = transform_images(images, EVERYTHING, key)
+    torch.manual_seed(2)
+    np.testing.assert_array_equal(transform_images(images, EVERYTHING, key), first)
+
+
+def test_the_images_given_are_not_changed():
+    images = samples(3)
+    before = images.copy()
+    transform_images(images, EVERYTHING, (0, 0, np.arange(3)))
+    np.testing.assert_array_equal(images, before)
+
+
+def test_turning_one_transform_on_leaves_the_draws_of_another_as_they_were():
+    images, key = samples(40), (0, 0, np.arange(40))
+    gray = transform_images(images, Augment(gray_probability=0.5), key)
+    both = transform_images(images, Augment(gray_probability=0.5, rotation_degrees=45), key)
+    is_gray, is_gray_too = ((found[:, 0] == found[:, 2]).all(axis=(1, 2)) for found in (gray, both))
+    assert 8 < is_gray.sum() < 32
+    np.testing.assert_array_equal(is_gray, is_gray_too)
+
+
+@pytest.mark.parametrize(("probability", "share"), [(0.25, 0.25), (1.0, 1.0)])
+@pytest.mark.parametrize("name", ["gray_probability", "blur_probability"])
+def test_they_come_as_often_as_asked(name: str, probability: float, share: float):
+    images = samples(600, side=6)
+    out = transform_images(images, Augment(**{name: probability}, blur_sigma_px=[1.0, 2.0]), (0, 0, np.arange(600)))
+    assert changed(images, out).mean() == pytest.approx(share, abs=0.06 if share < 1 else 0)
+
+
+def test_gray_is_the_luma_of_the_image():
+    images = samples(1)
+    gray = transform_images(images, Augment(gray_probability=1.0), (0, 0, np.arange(1)))[0]
+    luma = np.asarray(Image.fromarray(images[0].transpose(1, 2, 0)).convert("L")).astype(int)
+    assert np.abs(gray - luma).max() <= 1
+
+
+def test_blur_is_as_wide_as_asked():
+    images = samples(1, side=48)
+    blurred = transform_images(images, Augment(blur_probability=1.0, blur_sigma_px=[1.5, 1.5]), (0, 0, np.arange(1)))
+    pillow = Image.fromarray(images[0].transpose(1, 2, 0)).filter(ImageFilter.GaussianBlur(1.5))
+    middle = np.s_[8:-8, 8:-8]  # edges are continued in another way
+    ours, theirs = blurred[0].transpose(1, 2, 0)[middle].astype(int), np.asarray(pillow)[middle].astype(int)
+    assert np.abs(ours - theirs).mean() < 2.5
+    assert np.abs(images[0].transpose(1, 2, 0)[middle] - theirs).mean() > 20
+
+
+@pytest.mark.parametrize("side", [1, 2, 5])
+def test_a_image_smaller_than_the_blur_is_still_blurred(side: int):
+    augment = Augment(blur_probability=1.0, blur_sigma_px=[3.0, 3.0])
+    assert transform_images(samples(2, side), augment, (0, 0, np.arange(2))).shape == (2, 3, side, side)
+
+
+def test_rotation_turns_no_further_than_asked_and_to_both_sides():
+    images = np.zeros((200, 3, 65, 65), np.uint8)
+    images[:, :, 32, 45:] = 255  # a hand that points to the right
+    out = transform_images(images, Augment(rotation_degrees=30), (0, 0, np.arange(200)))[:, 0].astype(float)
+    rows, columns = np.mgrid[-32:33, -32:33]
+    mass = out.sum(axis=(1, 2))
+    angles = np.degrees(np.arctan2(-(out * rows).sum(axis=(1, 2)) / mass, (out * columns).sum(axis=(1, 2)) / mass))
+    assert np.abs(angles).max() < 31
+    assert (angles.min(), angles.max()) == (pytest.approx(-30, abs=2), pytest.approx(30, abs=2))
+
+
+def test_a_larger_magnitude_changes_images_more():
+    smooth = np.broadcast_to(np.linspace(0, 255, 32), (60, 3, 32, 32)).astype(np.uint8)
+    change = [
+        np.abs(
+            transform_images(smooth, Augment(policy="randaugment", policy_magnitude=m), (0, 0, np.arange(60)))
+            - 1.0 * smooth
+        ).mean()
+        for m in (0, 30)
+    ]
+    assert change[1] > 1.5 * change[0]

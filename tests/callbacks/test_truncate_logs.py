@@ -1,0 +1,59 @@
+"""The curves of a resumed run: nothing twice, nothing lost."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from imago.callbacks.truncate_logs import TruncateLogs
+from imago.logger.metrics_csv import MetricsCsv
+from imago.task.epoch_metrics import EpochMetrics
+
+
+def resume(folder: Path, step: int, is_first: bool = True) -> tuple[MetricsCsv, TensorBoardLogger]:
+    """Begin to train at a step with new loggers, as a resumed run does."""
+    loggers = MetricsCsv(str(folder / "metrics.csv")), TensorBoardLogger(str(folder), name="tensorboard", version="")
+    trainer: Any = SimpleNamespace(loggers=loggers, global_step=step, is_global_zero=is_first)
+    TruncateLogs().on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    return loggers
+
+
+def log(loggers, steps) -> None:
+    for step in steps:
+        for logger in loggers:
+            logger.log_metrics({"loss": float(step)}, step)
+    loggers[1].experiment.flush()
+
+
+def test_rows_beyond_the_checkpoint_are_cut_before_the_first_new_one(tmp_path: Path):
+    log(resume(tmp_path, 0), range(0, 10))
+    loggers = resume(tmp_path, 4)
+    steps = [line.split(",")[0] for line in (tmp_path / "metrics.csv").read_text().splitlines()]
+    assert steps == ["step", "0", "1", "2", "3"]
+    log(loggers, [7])  # it logs less often now
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("loss")] == [0, 1, 2, 3, 7]
+
+
+def test_only_the_first_rank_touches_files(tmp_path: Path):
+    resume(tmp_path, 0, is_first=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_sums_of_the_interrupted_epoch_go_on():
+    whole, first, second = EpochMetrics(), EpochMetrics(), EpochMetrics()
+    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
+    labels = torch.tensor([0, 0, 1])
+    for score, losses in ((whole, (0.5, 0.25)), (first, (0.5,))):
+        for loss in losses:
+            score.update(torch.tensor(loss), logits, labels)
+    state: dict[str, Any] = {}
+    callback, trainer = TruncateLogs(), SimpleNamespace(is_global_zero=True)
+    callback.on_save_checkpoint(trainer, SimpleNamespace(scores={"train": first}), state)  # type: ignore[arg-type]
+    callback.on_load_checkpoint(trainer, SimpleNamespace(scores={"train": second}), state)  # type: ignore[arg-type]
+    second.update(torch.tensor(0.25), logits, labels)
+    for name in ("loss_sum", "num_right", "num_images"):
+        assert getattr(second, name) == getattr(whole, name)

@@ -1,0 +1,286 @@
+"""Lists of images: how people write them, what is refused with its line, and that what is written is read back."""
+
+import csv
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imago.data.csv_list import assign_splits, files_from_list, read_list, write_list
+from imago.data.dataset import LabeledArray
+from imago.errors import DataError
+
+CLASSES = ("ants", "bees")
+
+
+def listed(folder: Path, text: str | bytes) -> Path:
+    """Write a list as it stands."""
+    file = folder / "list.csv"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return file
+
+
+def rows_of(folder: Path, text: str | bytes) -> list[tuple[str, str, str]]:
+    return [(row.name, row.label, row.split) for row in read_list(listed(folder, text))]
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    return root
+
+
+def complaint(function, *arguments) -> str:
+    with pytest.raises(DataError) as caught:
+        function(*arguments)
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+def array(labels: list[int], names: list[str]) -> LabeledArray:
+    """Samples in memory; the first pixel of each is its place."""
+    images = np.arange(len(labels), dtype=np.uint8).repeat(3).reshape(-1, 3, 1, 1)
+    return LabeledArray(images, np.array(labels, np.int64), tuple(names))
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label,split\na.jpg,ants,train\nb.jpg,bees,val\n",
+        "path,label,split\r\na.jpg,ants,train\r\nb.jpg,bees,val\r\n",
+        "\ufeffpath,label,split\na.jpg,ants,train\nb.jpg,bees,val",
+        '"path","label","split"\n"a.jpg","ants","train"\n"b.jpg","bees","val"\n',
+        "split,label,path\ntrain,ants,a.jpg\nval,bees,b.jpg\n",
+        "\n Path , Label, SPLIT\n\n./a.jpg, ants , train\n,,\nb.jpg, bees, val\n\n",
+    ],
+    ids=["plain", "CRLF", "byte order mark", "quotes", "other order", "blanks"],
+)
+def test_lists_are_read_however_they_were_written(tmp_path: Path, text: str):
+    assert rows_of(tmp_path, text) == [("a.jpg", "ants", "train"), ("b.jpg", "bees", "val")]
+
+
+def test_a_list_without_splits_has_none(tmp_path: Path):
+    assert rows_of(tmp_path, "path,label\na.jpg,ants\n") == [("a.jpg", "ants", "")]
+
+
+def test_names_may_hold_what_file_systems_allow(tmp_path: Path):
+    text = 'path,label\n"a, b.jpg",ants\n"say ""hi"".jpg",ants\n"two\nlines.jpg",ants\nünï 😀.jpg,ants\n x .jpg,ants\n'
+    names = [name for name, _, _ in rows_of(tmp_path, text)]
+    assert names == ["a, b.jpg", 'say "hi".jpg', "two\nlines.jpg", "ünï 😀.jpg", " x .jpg"]
+
+
+def test_lines_are_counted_from_1_with_blank_ones_and_line_ends_in_names(tmp_path: Path):
+    rows = read_list(listed(tmp_path, 'path,label\n\n"two\nlines.jpg",ants\nc.jpg,ants\n'))
+    assert [row.line for row in rows] == [4, 5]
+    assert rows[1].place == f"{tmp_path}/list.csv, line 5"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", ", line 1: expected a first line path,label or path,label,split, got nothing."),
+        ("a.jpg,ants\n", ", line 1: expected a first line path,label or path,label,split, got a.jpg,ants."),
+        (
+            "path,split\na.jpg,train\n",
+            ", line 1: expected a first line path,label or path,label,split, got path,split.",
+        ),
+        ("path,label,spilt\na.jpg,ants,val\n", ", line 1: expected a first line path,label or path,label,split"),
+        ("path,label,label\na.jpg,ants,ants\n", ", line 1: expected a first line path,label or path,label,split"),
+        ("path;label\na.jpg;ants\n", ", line 1: expected a first line path,label or path,label,split, got path;label."),
+        ("path,label\n\n", " has no images below its first line."),
+        ("path,label\na.jpg,ants\nb.jpg\n", ", line 3: expected 2 columns, got 1; put names with commas in quotes."),
+        ("path,label\na.jpg,ants\nb, c.jpg,ants\n", ", line 3: expected 2 columns, got 3"),
+        ("path,label\na.jpg, \n", ", line 2: the label is empty."),
+        ("path,label\n,ants\n", ", line 2: '' is not the name of a file."),
+        ("path,label\na\0.jpg,ants\n", r", line 2: 'a\x00.jpg' is not the name of a file."),
+        ("path,label,split\na.jpg,ants,\n", ", line 2: split= is not one of train, val, test."),
+        ("path,label,split\na.jpg,ants,dev\n", ", line 2: split=dev is not one of train, val, test."),
+        ("path,label\na.jpg,ants\nb.jpg,ants\n./a.jpg,bees\n", ", line 4: a.jpg is listed twice, first in line 2."),
+        (
+            "path,label\n/etc/passwd,ants\n",
+            ", line 2: /etc/passwd leads out of data.root; give a path from there on, without ..",
+        ),
+        ("path,label\n../a.jpg,ants\n", ", line 2: ../a.jpg leads out of data.root; give a path"),
+        ("path,label\na/../../b.jpg,ants\n", ", line 2: a/../../b.jpg leads out of data.root"),
+        ('path,label\n"a.jpg,ants\n', ", line 2 is not CSV: unexpected end of data."),
+        ("path,label\na.jpg,ants\nb.jpg,Ants\n", ": the labels 'ants' and 'Ants' look the same; merge or rename them."),
+        (b"path,label\na.jpg,caf\xe9\n", r": the labels: 'caf\udce9' is not UTF-8; rename it."),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_told_with_its_line(tmp_path: Path, text: str | bytes, fault: str):
+    assert complaint(read_list, listed(tmp_path, text)).startswith(f"{tmp_path}/list.csv{fault}")
+
+
+@pytest.mark.parametrize("name", ["absent.csv", "."])
+def test_a_list_that_cannot_be_read_is_named(tmp_path: Path, name: str):
+    text = complaint(read_list, tmp_path / name)
+    assert text.startswith(f"{tmp_path / name} cannot be read: ")
+    assert text.endswith("; give a CSV with a first line path,label or path,label,split.")
+
+
+# As a source
+
+
+def test_files_of_a_list_have_labels_sizes_and_times_in_its_order(tmp_path: Path):
+    touch(tmp_path, "b.jpg", "deep/a, 1.JPG", "no_ending", "v.jpg")
+    os.utime(tmp_path / "b.jpg", ns=(0, 1_700_000_000_123_456_789))
+    text = 'path,label,split\nb.jpg,bees,train\nv.jpg,ants,val\n"deep/a, 1.JPG", ants,train\nno_ending,bees,train\n'
+    found = files_from_list(tmp_path, read_list(listed(tmp_path, text)))
+    assert list(found) == ["train", "val"]
+    train = found["train"]
+    assert (train.root, train.names) == (tmp_path, ("b.jpg", "deep/a, 1.JPG", "no_ending"))
+    assert train.labels.tolist() == [1, 0, 1]
+    assert train.num_bytes.tolist() == [5, 13, 9]
+    assert train.mtime_ns[0] == 1_700_000_000_123_456_789
+    assert [path.read_bytes().decode() for path in train.paths] == list(train.names)
+    assert (found["val"].names, found["val"].labels.tolist()) == (("v.jpg",), [0])
+
+
+def test_a_list_without_splits_is_all_train(tmp_path: Path):
+    found = files_from_list(touch(tmp_path, "a.jpg"), read_list(listed(tmp_path, "path,label\na.jpg,ants\n")))
+    assert {split: files.names for split, files in found.items()} == {"train": ("a.jpg",)}
+
+
+def test_given_classes_decide_the_labels(tmp_path: Path):
+    rows = read_list(listed(tmp_path, "path,label\na.jpg,Bees\n"))
+    assert files_from_list(touch(tmp_path, "a.jpg"), rows, ("wasps", "bees"))["train"].labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("absent.jpg,ants,train", "/absent.jpg cannot be read: No such file or directory."),
+        ("folder,ants,train", "/folder is not a regular file."),
+        ("a.jpg,ant,train", "there is no class 'ant'; is it 'ants'?"),
+        ("a.jpg,wasps,train", "there is no class 'wasps'; the classes are ants, bees."),
+    ],
+)
+def test_a_line_that_does_not_fit_the_files_or_classes_is_named(tmp_path: Path, line: str, fault: str):
+    touch(tmp_path, "a.jpg", "b.jpg", "folder/x.jpg")
+    rows = read_list(listed(tmp_path, f"path,label,split\nb.jpg,bees,train\n{line}\n"))
+    assert (
+        complaint(files_from_list, tmp_path, rows, CLASSES).replace(str(tmp_path), "") == f"/list.csv, line 3: {fault}"
+    )
+
+
+def test_a_list_without_training_images_is_refused(tmp_path: Path):
+    rows = read_list(listed(tmp_path, "path,label,split\na.jpg,ants,val\n"))
+    fault = complaint(files_from_list, touch(tmp_path, "a.jpg"), rows)
+    assert fault == f"{tmp_path}/list.csv has no images of the split train."
+
+
+# As a split of another source
+
+
+FOUND = {
+    "train": array([0, 1, 0], ["train/0", "train/1", "train/2"]),
+    "val": array([1, 0], ["val/0", "val/1"]),
+}
+
+
+def assigned(folder: Path, *lines: str) -> dict:
+    return assign_splits(FOUND, read_list(listed(folder, "\n".join(["path,label,split", *lines]))), CLASSES)
+
+
+def test_images_go_where_the_list_says_in_the_order_of_the_data_set(tmp_path: Path):
+    lines = ["val/1,ants,train", "train/1,bees,test", "train/2,ants,train", "val/0,bees,val", "train/0,ants,train"]
+    parts = assigned(tmp_path, *lines)
+    assert {split: part.names for split, part in parts.items()} == {
+        "train": ("train/0", "train/2", "val/1"),
+        "val": ("val/0",),
+        "test": ("train/1",),
+    }
+    assert parts["train"].labels.tolist() == [0, 0, 0]
+    assert parts["train"].images[:, 0, 0, 0].tolist() == [0, 2, 1]
+
+
+def test_images_that_the_list_leaves_out_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        parts = assigned(tmp_path, "train/0,ants,train", "val/0,bees,val")
+    assert [part.names for part in parts.values()] == [("train/0",), ("val/0",)]
+    assert caplog.messages == ["the list leaves out 3 of 5 images, e.g. train/1"]
+
+
+def test_a_list_of_all_images_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        assigned(tmp_path, *(f"train/{n},{CLASSES[n % 2]},train" for n in range(3)), "val/0,bees,val", "val/1,ants,val")
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("train/9,ants,train", ", line 3: train/9 is not among the images of the data set."),
+        ("train/1,ants,train", ", line 3: train/1 is listed as 'ants', in the data set it is 'bees'."),
+        ("train/1,bess,train", ", line 3: there is no class 'bess'; is it 'bees'?"),
+    ],
+)
+def test_a_line_that_contradicts_the_data_set_is_named(tmp_path: Path, line: str, fault: str):
+    assert complaint(assigned, tmp_path, "train/0,ants,train", line) == f"{tmp_path}/list.csv{fault}"
+
+
+def test_a_split_file_without_splits_or_without_train_is_refused(tmp_path: Path):
+    assert complaint(assigned, tmp_path, "train/0,ants,val") == f"{tmp_path}/list.csv has no images of the split train."
+    rows = read_list(listed(tmp_path, "path,label\ntrain/0,ants\n"))
+    assert complaint(assign_splits, FOUND, rows, CLASSES).startswith(
+        f"{tmp_path}/list.csv, line 2: a list that assigns"
+    )
+
+
+# Writing
+
+
+ODD_NAMES = (
+    "a.jpg",
+    "a, b.jpg",
+    'say "hi".jpg',
+    " blanks .jpg",
+    "two\nlines.jpg",
+    "ünï 😀.jpg",
+    "caf\udce9.jpg",
+    "#1.jpg",
+)
+
+
+@pytest.mark.parametrize("names", [ODD_NAMES, (*ODD_NAMES, "carriage\rreturn.jpg", "both\r\n.jpg")])
+def test_a_written_list_comes_back_the_same(tmp_path: Path, names: tuple[str, ...]):
+    root = tmp_path / "root"
+    for number, name in enumerate(names):
+        root.mkdir(exist_ok=True)
+        (root / name).write_bytes(bytes(number))
+    labels = np.arange(len(names)) % 2
+    parts = {"train": (names[::2], labels[::2]), "val": (names[1::2], labels[1::2])}
+    write_list(tmp_path / "split.csv", CLASSES, parts)
+    rows = read_list(tmp_path / "split.csv")
+    found = files_from_list(root, rows, CLASSES)
+    for split, (part_names, part_labels) in parts.items():
+        assert found[split].names == tuple(part_names)
+        assert found[split].labels.tolist() == part_labels.tolist()
+    assert found["train"].num_bytes.tolist() == list(range(0, len(names), 2))
+    again = assign_splits(found, rows, CLASSES)
+    assert {split: files.names for split, files in again.items()} == {split: n for split, (n, _) in parts.items()}
+
+
+def test_a_written_list_is_plain_csv_with_the_bytes_of_the_names(tmp_path: Path):
+    write_list(tmp_path / "split.csv", CLASSES, {"test": (("caf\udce9.jpg", "a,b.jpg"), np.array([1, 0]))})
+    assert (tmp_path / "split.csv").read_bytes() == b'path,label,split\ncaf\xe9.jpg,bees,test\n"a,b.jpg",ants,test\n'
+
+
+def test_a_list_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    part = {"train": (("a.jpg",), np.array([0]))}
+    write_list(tmp_path / "split.csv", CLASSES, part)
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(csv, "writer", full)
+    fault = complaint(write_list, tmp_path / "split.csv", CLASSES, part)
+    assert fault == f"{tmp_path}/split.csv cannot be written: No space left on device."
+    assert [file.name for file in tmp_path.iterdir()] == ["split.csv"]
+    assert (tmp_path / "split.csv").read_text() == "path,label,split\na.jpg,ants,train\n"

@@ -1,0 +1,113 @@
+"""What is written down of one image, and of one that is none."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawn_images import photo
+from PIL import Image
+
+from imago.data.image_record import KINDS, RECORD, examine_files, examine_pixels
+from imago.images import FORMATS
+
+
+def kinds_of(record: np.void) -> set[str]:
+    return {name for bit, name in enumerate(KINDS) if record["kinds"] >> bit & 1}
+
+
+def saved(path: Path, image: Image.Image, **options) -> Path:
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "tif"])
+def test_size_and_format_of_a_file_are_told(tmp_path: Path, suffix: str):
+    file = saved(tmp_path / f"a.{suffix}", Image.new("RGB", (30, 20), (10, 200, 90)))
+    records, errors = examine_files([str(file)])
+    assert errors == [""]
+    assert (records["width"][0], records["height"][0]) == (30, 20)
+    assert FORMATS[records["format"][0]] == Image.open(file).format
+
+
+def test_the_content_tells_the_format_and_the_suffix_does_not(tmp_path: Path):
+    saved(tmp_path / "really a png.jpg", Image.new("RGB", (4, 4)), format="PNG")
+    assert FORMATS[examine_files([str(tmp_path / "really a png.jpg")])[0]["format"][0]] == "PNG"
+
+
+def test_kinds_that_one_should_know_of_are_told(tmp_path: Path):
+    gray = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    deep = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
+    color = Image.fromarray(photo(0, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = {
+        saved(tmp_path / "color.png", color): set(),
+        saved(tmp_path / "gray.png", gray): {"gray"},
+        saved(tmp_path / "deep.png", deep): {"gray", "16-bit"},
+        saved(tmp_path / "palette.png", color.quantize(8)): {"palette"},
+        saved(tmp_path / "cmyk.jpg", color.convert("CMYK")): {"CMYK"},
+        saved(tmp_path / "alpha.png", color.convert("RGBA")): {"transparent"},
+        saved(tmp_path / "moving.webp", color, save_all=True, append_images=[gray.convert("RGB")]): {"animated"},
+        saved(tmp_path / "turned.jpg", Image.new("RGB", (8, 4)), exif=exif): {"turned by EXIF"},
+    }
+    records, errors = examine_files([str(file) for file in files])
+    assert errors == [""] * len(files)
+    assert {file.name: kinds_of(record) for file, record in zip(files, records, strict=True)} == {
+        file.name: expected for file, expected in files.items()
+    }
+    assert (records["width"][-1], records["height"][-1]) == (4, 8)  # as it is used: upright
+
+
+def test_mean_and_mean_square_are_those_of_all_pixels(tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    records, _ = examine_files([str(saved(tmp_path / "a.png", Image.fromarray(pixels)))])
+    shares = pixels.reshape(-1, 3) / 255
+    assert records["mean"][0] == pytest.approx(shares.mean(axis=0), abs=1e-6)
+    assert records["mean_square"][0] == pytest.approx((shares**2).mean(axis=0), abs=1e-6)
+
+
+def test_a_thumbnail_is_the_mean_of_blocks():
+    pixels = photo(1, 64)
+    blocks = pixels.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
+    records = examine_pixels(pixels.transpose(2, 0, 1)[None])
+    assert np.abs(records["thumbnail"][0] - blocks).max() <= 1
+
+
+def test_the_same_pixels_in_memory_and_in_a_file_look_the_same(tmp_path: Path):
+    pixels = photo(2)
+    from_file, _ = examine_files([str(saved(tmp_path / "a.png", Image.fromarray(pixels)))])
+    in_memory = examine_pixels(pixels.transpose(2, 0, 1)[None])
+    for name in ("width", "height", "mean", "mean_square", "thumbnail"):
+        assert np.array_equal(from_file[name], in_memory[name])
+    assert in_memory["format"][0] == -1
+
+
+def test_only_files_with_the_same_bytes_share_a_content_hash(tmp_path: Path):
+    file = saved(tmp_path / "a.jpg", Image.fromarray(photo(3)))
+    copy, other = tmp_path / "b.jpg", tmp_path / "c.jpg"
+    copy.write_bytes(file.read_bytes())
+    other.write_bytes(file.read_bytes() + b"\0")
+    first, second, third = examine_files([str(file), str(copy), str(other)])[0]["content_hash"]
+    assert first == second != third
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty (0 bytes)"),
+        (b"<html>not found</html>", "is not an image (starts with b'<html>not fo')"),
+        (b"\x89PNG\r\n\x1a\n", "is damaged"),
+    ],
+)
+def test_a_bad_file_is_written_down_with_its_reason_and_the_others_are_done(
+    tmp_path: Path, content: bytes, reason: str
+):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(content)
+    good = saved(tmp_path / "good.png", Image.new("RGB", (5, 5)))
+    records, errors = examine_files([str(bad), str(tmp_path / "none.png"), str(good)])
+    assert errors[0].startswith(reason)
+    assert errors[1] == "cannot be read: No such file or directory."
+    assert errors[2] == ""
+    assert records["width"].tolist() == [0, 0, 5]
+    assert records.dtype == RECORD

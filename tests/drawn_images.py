@@ -1,0 +1,17 @@
+"""Samples for tests: blobs of color, which are unlike each other as photographs are."""
+
+import numpy as np
+from PIL import Image
+
+from imago.data.image_record import examine_pixels
+
+
+def photo(seed: int, size: int = 64) -> np.ndarray:
+    """Draw one, uint8 (size, size, 3)."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def records_of(*images: np.ndarray) -> np.ndarray:
+    """Describe images uint8 (H, W, 3) of any sizes."""
+    return np.concatenate([examine_pixels(image.transpose(2, 0, 1)[None]) for image in images])

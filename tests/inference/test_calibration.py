@@ -1,0 +1,111 @@
+"""The temperature beside a checkpoint: it belongs to that file alone, and its absence is always said."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import log_loss
+from torch import nn
+
+from imago import load_model
+from imago.errors import DataError
+from imago.inference.calibration import calibrate, read_temperature
+from imago.inference.load import load_predictor
+from imago.statistics.calibration import fit_temperature
+from imago.statistics.metrics import Result, softmax
+
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture
+def result() -> Result:
+    """Answers of a network that is three times as sure as it should be."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(4000, 3)) * 2
+    labels = (softmax(logits).cumsum(axis=1) < random.random((4000, 1))).sum(axis=1)
+    loud = (3 * logits).astype(np.float32)
+    return Result(NAMES, labels, loud, softmax(loud).max(axis=1))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    (tmp_path / "best.ckpt").write_bytes(b"weights")
+    return tmp_path / "best.ckpt"
+
+
+def test_the_temperature_is_written_with_what_it_is_good_for(checkpoint: Path, result: Result):
+    entry = calibrate(checkpoint, result)
+    assert json.loads((checkpoint.parent / "calibration.json").read_text()) == {"best.ckpt": entry}
+    assert entry["calibration_temperature"] == fit_temperature(result.logits, result.labels) == pytest.approx(3, 0.1)
+    assert entry["num_images"] == 4000
+    assert entry["ece_before"] > 0.1 > 0.03 > entry["ece_after"]
+    assert entry["nll_before"] == pytest.approx(log_loss(result.labels, softmax(result.logits)), rel=1e-3)
+    assert entry["nll_before"] > entry["nll_after"]
+    assert read_temperature(checkpoint) == (entry["calibration_temperature"], "")
+
+
+def test_each_checkpoint_keeps_its_own(checkpoint: Path, result: Result):
+    last = checkpoint.with_name("last.ckpt")
+    last.write_bytes(b"other weights")
+    calibrate(checkpoint, result)
+    assert read_temperature(last) == (
+        1.0,
+        f"{checkpoint.parent / 'calibration.json'} has no temperature of last.ckpt; "
+        "python src/eval.py run=RUN ckpt=last calibrate=true fits one",
+    )
+    calibrate(last, result)
+    assert read_temperature(checkpoint)[1] == read_temperature(last)[1] == ""
+
+
+def test_other_views_of_a_image_have_a_temperature_of_their_own(checkpoint: Path, result: Result):
+    one = calibrate(checkpoint, result)
+    assert read_temperature(checkpoint, "flip") == (
+        1.0,
+        f"{checkpoint.parent / 'calibration.json'} has no temperature of best.ckpt tta=flip; "
+        "python src/eval.py run=RUN tta=flip calibrate=true fits one",
+    )
+    half = Result(NAMES, result.labels, result.logits / 2, result.confidence)
+    flipped = calibrate(checkpoint, half, "flip")
+    assert flipped["calibration_temperature"] == pytest.approx(one["calibration_temperature"] / 2)
+    assert read_temperature(checkpoint, "flip") == (flipped["calibration_temperature"], "")
+    assert read_temperature(checkpoint) == (one["calibration_temperature"], "")
+
+
+def test_a_checkpoint_that_was_replaced_is_not_given_the_old_temperature(checkpoint: Path, result: Result):
+    calibrate(checkpoint, result)
+    checkpoint.write_bytes(b"newer weights")
+    temperature, reason = read_temperature(checkpoint)
+    assert temperature == 1.0
+    assert "calibration.json is of another best.ckpt; python src/eval.py run=RUN calibrate=true fits one" in reason
+
+
+@pytest.mark.parametrize("value", [0, -1, None, "2", float("nan"), [1]])
+def test_nonsense_is_refused(checkpoint: Path, value):
+    entry = {"best.ckpt": {"calibration_temperature": value}}
+    (checkpoint.parent / "calibration.json").write_text(json.dumps(entry))
+    with pytest.raises(DataError, match="calibration.json is damaged: calibration_temperature of best.ckpt is"):
+        read_temperature(checkpoint)
+
+
+@pytest.mark.slow
+def test_a_run_is_calibrated_and_predictions_use_it(finished_run: Path, caplog: pytest.LogCaptureFixture):
+    checkpoint = finished_run / "checkpoints" / "best.ckpt"
+    temperature, reason = read_temperature(checkpoint)
+    assert temperature != 1.0
+    assert reason == ""
+    with caplog.at_level(logging.WARNING, "imago"):
+        predictor, model = load_predictor(finished_run, accelerator="cpu"), load_model(finished_run)
+        assert caplog.messages == []
+        load_model(finished_run / "checkpoints" / "last.ckpt")
+    assert caplog.messages[0].startswith("probabilities are not calibrated: ")
+    assert model.calibration_temperature == temperature
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
+    logits, probabilities = predictor.predict(images)
+    np.testing.assert_allclose(probabilities, softmax(logits / temperature))
+    with torch.inference_mode():
+        found = model.probabilities(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(found, probabilities, rtol=1e-4)
+    assert isinstance(model.net, nn.Module)

@@ -1,0 +1,262 @@
+"""`predict.py`: any image under any name, one table, and no bad image keeps the others from their answer."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from warm_python import warm_hydra
+
+from imago.data import shapes
+from imago.errors import DataError
+from imago.images import Preprocess, read_image, resize_and_crop
+from imago.inference.load import load_predictor
+from imago.inference.predict import predict_images
+from imago.inference.predictions import UnreadableImage
+
+NASTY = (
+    *("IMG (1).jpg", "a,b=c.png", "[x] {y}.png", "~tilde.png", "été ünï.webp", 'quote\'s "q".png', "100%.PNG"),
+    *("a#b $HOME.png", "ends\\.gif", "*.bmp", "line\nbreak.tiff", " "),
+)
+
+
+NO_TORCH = "sys.modules['torch'] = None; sys.modules['lightning'] = None; "
+
+
+def as_code(prelude: str, arguments: list[str]) -> str:
+    """What `python -c` takes to run `src/predict.py` after a prelude."""
+    start = f"import sys, runpy; {prelude}sys.path.insert(0, 'src'); sys.argv = {['src/predict.py', *arguments]!r}; "
+    return start + "runpy.run_path('src/predict.py', run_name='__main__')"
+
+
+class Brightness:
+    """A network that knows dark, gray and light, and remembers the sizes of its batches."""
+
+    class_names = ("dark", "gray", "light")
+    preprocess = Preprocess(size=8, resize=8, crop="squash", mean=(0.5,) * 3, std=(0.5,) * 3)
+    calibration_temperature = 1.0
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        assert images.dtype == np.uint8
+        assert images.shape[1:] == (3, 8, 8)
+        self.batches.append(len(images))
+        level = images.mean(axis=(1, 2, 3))[:, None]
+        return (-np.abs(level - np.array([0, 128, 255])) / 50).astype(np.float32)
+
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logits = self.logits(images)
+        return logits, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+def write_image(file: Path, level: int = 0, mode: str = "RGB") -> Path:
+    """An image of one brightness; a name without suffix gets a JPEG."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sample = Image.new("RGB", (40, 30), (level,) * 3).convert(mode)
+    sample.save(file, format=None if file.suffix else "JPEG")
+    return file
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.fixture(scope="module")
+def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: other tests look at what lies in the folder of the finished run."""
+    return shutil.copytree(finished_run, tmp_path_factory.mktemp("predicted") / "train" / "short")
+
+
+@pytest.fixture
+def predict(command: Callable, tmp_path: Path) -> Callable:
+    """Run `python src/predict.py`."""
+
+    def start(*arguments: str, returncode: int = 0, cwd: Path | None = None):
+        entry = str(Path("src/predict.py").resolve())
+        done = command(entry, *arguments, f"paths.log_dir={tmp_path / 'logs'}", cwd=cwd or Path.cwd())
+        assert done.returncode == returncode, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    return start
+
+
+@pytest.mark.slow
+def test_images_of_any_name_get_the_label_and_probabilities_of_the_network(run: Path, predict: Callable, tmp_path):
+    images, _ = shapes.draw_split("test")
+    files = [tmp_path / "images" / name for name in NASTY if Path(name).suffix]
+    for number, file in enumerate(files):
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(images[90 * number].transpose(1, 2, 0)).resize((50 + number, 40)).save(file)
+    done = predict(f"run={run}", f"input={tmp_path / 'images'}", "top_k=10", "batch_size=4")
+    [output] = (run / "predictions").glob("*.csv")
+    found = {row["file"]: row for row in rows(output)}
+    assert set(found) == {str(file) for file in files}
+    assert f"predictions for {len(files)} of {len(files)} images: " in done.stdout
+    assert output.name in done.stdout
+    model = load_predictor(run, accelerator="cpu")
+    squares = [resize_and_crop(read_image(file), model.preprocess).transpose(2, 0, 1) for file in files]
+    for file, logits in zip(files, model.logits(np.stack(squares)), strict=True):
+        row = found[str(file)]
+        assert row["class_1"] == model.class_names[logits.argmax()]
+        shares = [float(row[f"probability_{place}"]) for place in range(1, 11)]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert shares == sorted(shares, reverse=True)
+        assert {row[f"class_{place}"] for place in range(1, 11)} == set(model.class_names)
+    assert not (tmp_path / "logs" / "train").exists()
+
+
+@pytest.mark.slow
+def test_a_truncated_jpeg_is_named_and_the_others_are_done(run: Path, predict: Callable, tmp_path: Path):
+    folder = tmp_path / "images"
+    for number in range(3):
+        write_image(folder / f"good {number}.jpg", 80 * number)
+    content = (folder / "good 1.jpg").read_bytes()
+    (folder / "bad, [1].jpg").write_bytes(content[: len(content) // 2])
+    (folder / "notes.txt").write_text("no image, and not asked for")
+    output = tmp_path / "out, put.csv"
+    done = predict(f"run={run}", f"input={folder}", f"output={output}", returncode=1)
+    errors = done.stderr.strip().splitlines()
+    assert errors[0].startswith(f"error: {folder / 'bad, [1].jpg'} is damaged: ")
+    assert errors[1:] == ["error: 1 of 4 images could not be read; the others are done"]
+    assert [Path(row["file"]).name for row in rows(output)] == [f"good {number}.jpg" for number in range(3)]
+
+
+@pytest.mark.slow
+def test_a_bad_image_does_not_end_a_sweep(run: Path, predict: Callable, tmp_path: Path):
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    done = predict("-m", f"run={run}", f"input={tmp_path / 'bad.jpg'}", "top_k=1,2", returncode=2)
+    assert "2 of 2 trials failed" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["IMG (1).jpg", "[1], ~é.png", "*.png"])
+def test_one_image_is_found_under_its_own_name_from_its_own_folder(
+    run: Path, predict: Callable, tmp_path: Path, name: str
+):
+    write_image(tmp_path / "there" / name)
+    write_image(tmp_path / "there" / "1.png")  # what "[1]*" and "*.png" would mean as patterns
+    done = predict(f"run={run}", f"input={name}", "output=out.csv", "top_k=1", cwd=tmp_path / "there")
+    assert [row["file"] for row in rows(tmp_path / "there" / "out.csv")] == [name]
+    assert done.stdout.splitlines()[0] == f"{'image':<{max(7, len(name))}}  class  probability".replace(
+        "class ", f"{'class':<{len(rows(tmp_path / 'there' / 'out.csv')[0]['class_1'])}} "
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["run=no/such run", "input=src"], "run=no/such run does not exist; give a run directory such as logs/latest"),
+        (["run=README.md"], "input: has no value yet; type it as input=VALUE"),
+        (["run=README.md", "input="], "input= names nothing; give an image, a folder, or a pattern"),
+        (["run=README.md", "input=no [such] file.jpg"], "input=no [such] file.jpg matches nothing; give an image"),
+        (["run=README.md", "input=configs"], "input=configs holds no image (.bmp .gif"),
+        (["run=README.md", "input=src", "top_k=0", "batch_size=2"], "top_k=0 must be 1 or more"),
+        (["run=README.md", "input=src", "batch_size=null"], "batch_size=null must be 1 or more"),
+        (["run=README.md", "input=src", "output=src"], "output=src is a folder; give a file, e.g. output=src/out.csv"),
+        (["run=README.md", "input=src", "threshold=1.5"], "threshold=1.5 must lie in 0 .. 1"),
+        (["run=README.md", "input=src", "output=a.json"], "output=a.json is the name of the CSV file; the JSON file"),
+        (["run=model.onnx", "input=src", "explain=true"], "explain=true needs gradients, which run=model.onnx has not"),
+        (["run=README.md", "input=${x}"], "a path cannot hold '${'"),
+    ],
+)
+def test_a_mistake_is_one_line_without_loading_torch(command: Callable, arguments: list[str], text: str):
+    done = command("-c", as_code(NO_TORCH, arguments))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert text in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_an_exported_file_gives_the_same_labels_without_torch(run: Path, command: Callable, tmp_path: Path):
+    images, _ = shapes.draw_split("val")
+    for number, image in enumerate(images[::10]):
+        Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / f"{number}.png")
+    done = command("src/export.py", f"run={run}", f"paths.log_dir={tmp_path / 'logs'}")
+    assert done.returncode == 0, done.stderr
+    found = []
+    for model, prelude in ((run, ""), (run / "export" / "model.onnx", NO_TORCH)):
+        arguments = [f"run={model}", f"input={tmp_path}", f"output={tmp_path / 'out.csv'}"]
+        done = warm_hydra().run("-c", as_code(prelude, arguments))
+        assert done.returncode == 0, done.stderr
+        found.append(rows(tmp_path / "out.csv"))
+    assert len(found[0]) == 100
+    assert [row["class_1"] for row in found[0]] == [row["class_1"] for row in found[1]]
+    shares = [[float(row["probability_1"]) for row in table] for table in found]
+    assert shares[0] == pytest.approx(shares[1], abs=1e-4)
+
+
+def test_help_is_this_commands_own(command: Callable):
+    shown = command("src/predict.py", "--help").stdout
+    assert "RUN/predictions/TIME.csv" in shown
+    assert "train.py" not in shown
+
+
+def test_images_go_through_in_batches_of_any_size_and_mode(tmp_path: Path, capsys: pytest.CaptureFixture):
+    modes = ("RGB", "L", "P", "RGBA", "CMYK", "1")
+    files = [write_image(tmp_path / f"{mode}.{'tiff' if mode == 'CMYK' else 'png'}", 255, mode) for mode in modes]
+    bad = tmp_path / "\x1b[31mbad\n.png"
+    bad.write_bytes(b"")
+    network = Brightness()
+    found = list(predict_images(network, [files[0], bad, *files[1:]], batch_size=2, top_k=2))
+    assert network.batches == [1, 2, 2, 1]
+    assert [answer.image for answer in found] == [files[0], bad, *files[1:]]
+    unread = found.pop(1)
+    assert isinstance(unread, UnreadableImage)
+    assert unread.reason.endswith("is empty (0 bytes); delete it or copy it again.")
+    assert {prediction.class_names for prediction in found} == {("light", "gray")}
+    assert all(1 > p.probabilities[0] > p.probabilities[1] for p in found)
+    [line] = capsys.readouterr().err.splitlines()
+    assert "\x1b" not in line
+    assert r"\x1b[31mbad\n.png is empty (0 bytes)" in line
+
+
+def test_a_network_that_gives_no_numbers_is_refused(tmp_path: Path):
+    class Broken(Brightness):
+        def logits(self, images: np.ndarray) -> np.ndarray:
+            return np.full((len(images), 3), np.nan, np.float32)
+
+    with pytest.raises(DataError, match="not finite"):
+        list(predict_images(Broken(), [write_image(tmp_path / "a.png")], batch_size=2, top_k=1))
+
+
+def test_a_image_below_the_threshold_gets_no_answer(tmp_path: Path):
+    files = [write_image(tmp_path / f"{level}.png", level) for level in (0, 64, 255)]
+    shares = [p.probabilities[0] for p in predict_images(Brightness(), files, batch_size=8, top_k=2)]
+    found = list(predict_images(Brightness(), files, batch_size=8, top_k=2, threshold=0.7))
+    assert shares[1] < 0.7 < min(shares[0], shares[2])
+    assert [prediction.answer for prediction in found] == ["dark", None, "light"]
+    assert found[1].probabilities[0] == shares[1]
+    sure = list(predict_images(Brightness(), files[:1], batch_size=8, top_k=1, threshold=shares[0]))
+    assert sure[0].answer == "dark"  # "less probable than": the threshold itself is enough
+
+
+@pytest.mark.slow
+def test_a_list_a_threshold_and_overlays_from_the_command_line(run: Path, predict: Callable, tmp_path: Path):
+    images, _ = shapes.draw_split("test")
+    files = []
+    for number in range(3):
+        files.append(tmp_path / f"ü {number}.png")
+        Image.fromarray(images[300 * number].transpose(1, 2, 0)).save(files[-1])
+    (tmp_path / "list.txt").write_text("".join(f"{file}\n" for file in [*files, tmp_path / "gone.png"]))
+    arguments = [f"run={run}", f"input={tmp_path / 'list.txt'}", f"output={tmp_path / 'out.csv'}"]
+    done = predict(*arguments, "threshold=1.0", "explain=true", "top_k=2", returncode=1)
+    assert "gone.png cannot be read: No such file or directory" in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: 1 of 4 images could not be read; the others are done"
+    assert "no answer for 3 of them, whose best class is less probable than threshold=1.0" in done.stdout
+    assert "(not sure)" in done.stdout
+    assert [(row["file"], row["answer"]) for row in rows(tmp_path / "out.csv")] == [(str(file), "") for file in files]
+    told = json.loads((tmp_path / "out.json").read_text())
+    temperature = json.loads((run / "checkpoints" / "calibration.json").read_text())["best.ckpt"]
+    assert told["calibration_temperature"] == temperature["calibration_temperature"]
+    assert [sample["file"] for sample in told["bad"]] == [str(tmp_path / "gone.png")]
+    overlays = sorted((tmp_path / "out_explained").iterdir())
+    assert [file.name for file in overlays] == [f"0000{n + 1}_ü {n}.png" for n in range(3)]
+    assert all(Image.open(file).width > 400 for file in overlays)

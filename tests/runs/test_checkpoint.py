@@ -1,0 +1,196 @@
+"""Checkpoint files: whole or not at all on the way out; sound, plain and ours on the way in."""
+
+import errno
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from imago.errors import DataError
+from imago.runs.checkpoint import AtomicCheckpointIO, read_checkpoint, write_checkpoint
+
+WEIGHT = torch.arange(64, dtype=torch.float32)
+CHECKPOINT = {"imago": {"schema": 1}, "state_dict": {"weight": WEIGHT}, "epoch": 3, "names": ["ant", "bee"]}
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    """A sound checkpoint."""
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    write_checkpoint(CHECKPOINT, path)
+    return path
+
+
+def is_whole(checkpoint: dict) -> bool:
+    weight = checkpoint["state_dict"]["weight"]
+    return torch.equal(weight, WEIGHT) and checkpoint | {"state_dict": None} == CHECKPOINT | {"state_dict": None}
+
+
+class Payload:
+    """Creates a file when unpickled, as an attacker's code would."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+# Writing
+
+
+def test_what_was_written_is_read_back(path):
+    assert is_whole(read_checkpoint(path))
+
+
+def test_lightning_writes_and_reads_through_the_same_door(tmp_path):
+    path = tmp_path / "new" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(CHECKPOINT, str(path))
+    assert is_whole(AtomicCheckpointIO().load_checkpoint(str(path)))
+
+
+def test_only_the_checkpoint_itself_is_left_after_a_save(path):
+    write_checkpoint(CHECKPOINT | {"epoch": 4}, path)
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+    assert read_checkpoint(path)["epoch"] == 4
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_save_that_fails_leaves_the_old_file_and_no_part(path, monkeypatch, error: BaseException):
+    def fail(checkpoint, file):
+        file.write(b"half of it")
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(type(error)):
+        write_checkpoint(CHECKPOINT | {"epoch": 4}, path)
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+    assert is_whole(read_checkpoint(path))
+
+
+def test_the_old_file_is_whole_until_the_new_one_is(path, monkeypatch):
+    save = torch.save
+    seen = []
+
+    def look(checkpoint, file):
+        save(checkpoint, file)
+        seen.append(read_checkpoint(path)["epoch"])
+
+    monkeypatch.setattr(torch, "save", look)
+    write_checkpoint(CHECKPOINT | {"epoch": 4}, path)
+    assert seen == [3]
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "run [1].ckpt"])
+def test_the_next_save_removes_what_a_kill_left_behind(tmp_path, name: str):
+    (tmp_path / f"{name}.99999.part").write_bytes(b"half of it")
+    (tmp_path / f"other-{name}.99999.part").write_bytes(b"somebody else's")
+    write_checkpoint(CHECKPOINT, tmp_path / name)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([f"other-{name}.99999.part", name])
+
+
+# Reading what is damaged
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"absent\.ckpt does not exist"):
+        read_checkpoint(tmp_path / "absent.ckpt")
+
+
+def test_an_empty_file_is_called_truncated(path):
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"last\.ckpt is truncated or no checkpoint \(0 bytes\)"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_truncated_file_is_called_truncated(path, share: float):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(DataError, match=r"last\.ckpt is truncated"):
+        read_checkpoint(path)
+
+
+def test_random_bytes_are_no_checkpoint(path):
+    path.write_bytes(
+        torch.randint(0, 256, (5000,), generator=torch.Generator().manual_seed(0)).byte().numpy().tobytes()
+    )
+    with pytest.raises(DataError, match=r"last\.ckpt is truncated or no checkpoint \(5000 bytes\)"):
+        read_checkpoint(path)
+
+
+def test_one_flipped_bit_in_a_weight_is_found(path):
+    data = bytearray(path.read_bytes())
+    data[data.index(WEIGHT.numpy().tobytes()) + 100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"last\.ckpt is damaged: the checksum of .*data/0 does not match"):
+        read_checkpoint(path)
+
+
+def test_a_flipped_bit_anywhere_is_a_data_error_or_changes_nothing(path):
+    data = path.read_bytes()
+    directory = data.index(b"PK\x01\x02")  # the zip's own fields: bit 3 turns "stored" into "compressed" there
+    flips = [(place, place % 8) for place in range(0, len(data), 3)]
+    flips += [(place, 3) for place in range(directory, len(data))]
+    refused = 0
+    for place, bit in flips:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
+        try:
+            assert is_whole(read_checkpoint(path)), f"bit {bit} of byte {place} of {len(data)}"
+        except DataError:
+            refused += 1
+    assert refused > len(flips) / 4  # the rest is padding
+
+
+# Reading what is not ours
+
+
+def test_a_bare_state_dict_is_not_ours(path):
+    torch.save({"weight": WEIGHT}, path)
+    with pytest.raises(DataError, match=r"last\.ckpt is not a checkpoint of this project"):
+        read_checkpoint(path)
+
+
+def test_a_lone_tensor_is_not_ours(path):
+    torch.save(WEIGHT, path)
+    with pytest.raises(DataError, match="is not a checkpoint of this project"):
+        read_checkpoint(path)
+
+
+def test_another_zip_is_refused(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("letter.txt", "Dear reader")
+    with pytest.raises(DataError, match=r"last\.ckpt cannot be loaded"):
+        read_checkpoint(path)
+
+
+def read_through_lightning(path: Path) -> dict:
+    return AtomicCheckpointIO().load_checkpoint(path, weights_only=False)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("read", [read_checkpoint, read_through_lightning])
+def test_code_in_a_checkpoint_is_refused_and_never_runs(path, is_zip: bool, read):
+    target = path.parent / "ran"
+    torch.save({"imago": {}, "x": Payload(target)}, path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(DataError, match=r"last\.ckpt"):
+        read(path)
+    assert not target.exists()
+
+
+def test_a_refusal_is_one_plain_line_that_does_not_teach_how_to_run_the_code(path):
+    torch.save({"imago": {}, "x": Payload(path)}, path)
+    with pytest.raises(DataError) as caught:
+        read_checkpoint(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "\x1b" not in message
+    assert "can still be loaded" not in message
+
+
+@pytest.mark.parametrize("origin", [3, None, {}, {"schema": "x"}])
+def test_a_file_that_only_looks_like_ours_is_refused_in_one_line(origin, tmp_path: Path):
+    torch.save({"imago": origin}, tmp_path / "last.ckpt")
+    with pytest.raises(DataError, match="is not a checkpoint of this project"):
+        read_checkpoint(tmp_path / "last.ckpt")

@@ -1,0 +1,124 @@
+"""Run directorys as plain records: what counts as a run, what is damaged, and what a run tells before it has ended."""
+
+import json
+import math
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from run_folders import make_run
+
+from imago.errors import DataError
+from imago.paths import PROJECT_ROOT
+from imago.runs.records import read_logged, read_record, read_records, read_settings
+
+
+def test_runs_are_found_at_any_depth_and_a_link_is_no_second_run(tmp_path: Path):
+    for place in ("train/a", "sweeps/s/0", "sweeps/s/1"):
+        make_run(tmp_path / place)
+    (tmp_path / "latest").symlink_to("train/a")
+    assert [record.run for record in read_records(tmp_path)] == ["sweeps/s/0", "sweeps/s/1", "train/a"]
+    assert read_records(tmp_path / "latest")[0].folder == str(tmp_path / "train" / "a")
+
+
+def test_what_lies_in_a_run_is_no_run(tmp_path: Path):
+    run = make_run(tmp_path / "a")
+    (run / "export").mkdir()
+    (run / "export" / "summary.json").write_text("{}")
+    assert len(read_records(tmp_path)) == 1
+
+
+def test_a_run_killed_at_its_very_start_is_named_with_the_reason(tmp_path: Path):
+    (make_run(tmp_path / "a") / "summary.json").unlink()
+    (record,) = read_records(tmp_path)
+    assert (record.status, record.settings["optimizer.lr"]) == ("unreadable", 0.1)
+    assert record.reason == f"{tmp_path / 'a' / 'summary.json'} is missing"
+
+
+def test_a_summary_without_a_status_is_damaged(tmp_path: Path):
+    (make_run(tmp_path / "a") / "summary.json").write_text('{"epochs": 3}')
+    assert read_record(tmp_path / "a").status == "unreadable"
+
+
+def test_numbers_that_are_none_are_left_out(tmp_path: Path):
+    record = read_record(make_run(tmp_path / "a", seconds="long", epochs=True, images_per_s=None))
+    assert (record.seconds, record.epochs, record.images_per_s, record.best_epoch) == (None, None, None, 2)
+
+
+def test_numbers_that_are_not_finite_are_left_out(tmp_path: Path):
+    run = make_run(tmp_path / "a", seconds=math.nan, val=None, test={"acc": math.nan, "interval_95": [math.nan, 1]})
+    (run / "metrics.csv").write_text("step,val/acc\n1,nan\n2,0.5\n")
+    record = read_record(run)
+    assert (record.seconds, record.test_acc, record.test_low, record.val_acc) == (None, None, None, 0.5)
+
+
+def test_a_run_that_goes_on_tells_its_best_validation_so_far(tmp_path: Path):
+    run = make_run(tmp_path / "a", status="running", val=None, test=None)
+    assert read_record(run).val_acc == 0.7
+    (run / "metrics.csv").write_text("step,lr\n1,0.1\n")
+    assert read_record(run).val_acc is None
+
+
+def test_logged_numbers_come_with_their_steps(tmp_path: Path):
+    logged = read_logged(make_run(tmp_path / "a"))
+    assert logged["val/acc"] == ([9.0, 19.0], [0.4, 0.7])
+    assert logged["lr"] == ([4.0, 19.0], [0.1, 0.05])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "is missing"), ("lr\n0.1\n", "cannot be read"), ("step,lr\n1,0.1,7\n", "cannot"), ("step\nx\n", "cannot")],
+)
+def test_a_damaged_log_is_named(content: str | None, words: str, tmp_path: Path):
+    file = make_run(tmp_path / "a") / "metrics.csv"
+    file.unlink() if content is None else file.write_text(content)
+    with pytest.raises(DataError, match=f"{file} {words}"):
+        read_logged(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "is missing"),
+        ("", "is damaged: it holds no settings"),
+        ("- 1", "is damaged: it holds no settings"),
+        ("{", "cannot be read: "),
+        ("a: !!python/name:os.system", "cannot be read: "),
+        ("[" * 10_000, "cannot be read: "),
+    ],
+)
+def test_a_damaged_config_is_named_and_the_results_stay(content: str | None, words: str, tmp_path: Path):
+    file = make_run(tmp_path / "a") / "config.yaml"
+    file.unlink() if content is None else file.write_text(content)
+    record = read_record(tmp_path / "a")
+    assert (record.status, record.test_acc, record.settings) == ("finished", 0.6, {})
+    assert (record.config_fault or "").startswith(f"{file} {words}")
+    with pytest.raises(DataError, match="config.yaml"):
+        read_settings(tmp_path / "a")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"status": "finished", "started": 5}', '{"status": ["finished"]}'])
+def test_a_summary_that_makes_no_sense_is_damaged_and_no_crash(content: str, tmp_path: Path):
+    (make_run(tmp_path / "a") / "summary.json").write_text(content)
+    assert read_record(tmp_path / "a").status == "unreadable"
+
+
+def test_a_process_number_too_large_for_any_machine_is_damage(tmp_path: Path):
+    run = make_run(tmp_path / "a", status="running", pid=10**30)
+    (run / "provenance.json").write_text(json.dumps({"host": platform.node()}))
+    assert read_record(run).status == "unreadable"
+
+
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("imago.runs.records, imago.analysis.table, imago.analysis.report", "torch pandas matplotlib jinja2 numpy"),
+        ("imago.analysis.run_page, imago.analysis.comparison", "torch pandas matplotlib"),
+    ],
+)
+def test_tables_and_pages_need_neither_torch_nor_what_the_extras_bring(modules: str, heavy: str):
+    code = f"import sys, {modules}; print(set({heavy!r}.split()) & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT / "src", capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr

@@ -1,0 +1,385 @@
+"""The task under a real Trainer: its loss curve, what a step costs, what reaches optimizer, schedule and checkpoint.
+
+`tests/golden/loss_curve.json` holds the loss of 20 steps. A refactoring leaves it alone. A change that is meant to move
+it writes it anew, and the commit says why:
+
+    IMAGO_UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/task/test_classify.py -k golden
+"""
+
+import csv
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from omegaconf import DictConfig
+from small_fit import QUIET, SMALL, DrawnShapes, EachStep, build_data, build_task, build_trainer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from imago.data import shapes
+from imago.data.datamodule import Found
+from imago.instantiate import build
+from imago.optimizer.groups import parameter_groups
+from imago.paths import PROJECT_ROOT
+from imago.task.classification import ClassificationTask
+
+GOLDEN = PROJECT_ROOT / "tests" / "golden" / "loss_curve.json"
+HOST_SYNC = "_local_scalar_dense"  # what .item(), float() and bool() of a tensor come down to
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
+
+# The golden curve
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The order of a sum depends on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_twenty_steps_follow_the_golden_loss_curve(compose, tmp_path: Path, one_thread: None):
+    cfg = compose("data=shapes", "model=simple_cnn", "trainer.max_epochs=2", "trainer.log_every_n_steps=1")
+    data = build_data(cfg, DrawnShapes)
+    build_trainer(cfg, tmp_path).fit(build_task(cfg, data), datamodule=data)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    losses = [float(row["train/loss_step"]) for row in rows if row["train/loss_step"]]
+    if os.environ.get("IMAGO_UPDATE_GOLDEN") == "1":
+        write_golden(losses)
+        pytest.fail(f"{GOLDEN} was written anew: read the difference, then run without IMAGO_UPDATE_GOLDEN.")
+    assert losses == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=1e-3)
+
+
+def write_golden(losses: list[float]) -> None:
+    content = {
+        "what": "loss of each step: SimpleCNN, 1,280 drawn shapes, batches of 128, AdamW, warm-up and cosine, seed 0",
+        "where": f"torch {torch.__version__}, fp32, one thread, {platform.machine()}",
+        "losses": losses,
+    }
+    GOLDEN.write_text(json.dumps(content, indent=2) + "\n")
+
+
+# What a step costs, counted exactly: the same on every machine, under any load
+
+# Aten operations that a step may have beyond those of a plain loop, as measured.
+LIGHTNING_OPS = 5  # loss / accumulate_grad_batches and its gradient, and a copy of the loss for the hooks
+SCORE_OPS = 7  # the running sums of loss and right answers
+LOG_EVERY = 4
+
+
+class CountedOps(TorchDispatchMode):
+    """Writes down the name of every aten operation, one list per batch: from its arrival to that of the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[str]] = [[]]
+
+    def new_batch(self) -> None:
+        self.batches.append([])
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.batches[-1].append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def steps_of_a_plain_loop(cfg: DictConfig) -> list[list[str]]:
+    """Operations of each step of the loop one would write by hand: same data, network, optimizer and schedule."""
+    data, count = build_data(cfg), CountedOps()
+    task = build_task(cfg, data)
+    groups = parameter_groups(task.net, cfg.optimizer.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=cfg.optimizer.lr, fused=cfg.optimizer.fused)
+    schedule = build(cfg.schedule, optimizer, total_steps=10, steps_per_epoch=10)
+    with count:
+        for batch in data.train_dataloader():
+            count.new_batch()
+            images, labels = data.on_after_batch_transfer(batch, 0)
+            optimizer.zero_grad()
+            task.loss(task.net(images), labels).backward()
+            optimizer.step()
+            schedule.step()
+    return count.batches[1:]
+
+
+@pytest.fixture(scope="module", params=["to a file", "on a terminal"])
+def steps(request, compose, tmp_path_factory) -> tuple[list[list[str]], list[list[str]]]:
+    """Operations of each of 10 steps under the Trainer, every fourth of which logs, and in a plain loop."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "on a terminal":
+            patch.setattr(sys.stdout, "isatty", lambda: True)
+        return count_steps(compose, tmp_path_factory.mktemp("steps"))
+
+
+def count_steps(compose, folder: Path) -> tuple[list[list[str]], list[list[str]]]:
+    cfg = compose("data=shapes", *SMALL, f"trainer.log_every_n_steps={LOG_EVERY}")
+    data, count = build_data(cfg), CountedOps()
+    data.on_arrival = count.new_batch
+    task, trainer = build_task(cfg, data), build_trainer(cfg, folder)
+    with count:
+        trainer.fit(task, datamodule=data)
+    return count.batches[1:11], steps_of_a_plain_loop(cfg)
+
+
+def split_by_logging(steps: list[list[str]]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """Steps that do not log and those that do, by number from 1.
+
+    The first makes the optimizer's state and the last ends the epoch: both are left out.
+    """
+    numbered = list(enumerate(steps, start=1))[1:-1]
+    quiet = {number: ops for number, ops in numbered if number % LOG_EVERY}
+    return quiet, {number: ops for number, ops in numbered if number % LOG_EVERY == 0}
+
+
+def test_a_step_that_does_not_log_never_waits_for_the_device(steps):
+    quiet, _ = split_by_logging(steps[0])
+    assert {number: ops.count(HOST_SYNC) for number, ops in quiet.items()} == dict.fromkeys(quiet, 0)
+
+
+def test_a_step_that_does_not_log_costs_little_more_than_one_of_a_plain_loop(steps):
+    quiet, _ = split_by_logging(steps[0])
+    plain, _ = split_by_logging(steps[1])
+    extra = {number: len(ops) - len(plain[number]) for number, ops in quiet.items()}
+    assert max(extra.values()) <= LIGHTNING_OPS + SCORE_OPS, extra
+
+
+def test_a_logging_step_waits_for_the_device_at_most_four_times(steps):
+    _, logging = split_by_logging(steps[0])
+    waits = {number: ops.count(HOST_SYNC) for number, ops in logging.items()}
+    assert list(waits) == [4, 8]
+    assert min(waits.values()) >= 1, "the counter sees no logging"
+    assert max(waits.values()) <= 4, waits
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_each_logging_step_leaves_one_point_on_each_curve(compose, tmp_path: Path, accumulate: int):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    cfg = compose("data=shapes", *SMALL, "trainer.log_every_n_steps=2", f"trainer.accumulate_grad_batches={accumulate}")
+    data = build_data(cfg)
+    build_trainer(cfg, tmp_path).fit(build_task(cfg, data), datamodule=data)
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    steps = {tag: [point.step for point in curves.Scalars(tag)] for tag in ("train/loss_step", "lr", "images_per_s")}
+    assert steps == dict.fromkeys(steps, [1, 3] if accumulate == 2 else [1, 3, 5, 7, 9])  # counted from 0
+
+
+MIXING = (
+    "augment.mixup_alpha=0.4",
+    "augment.cutmix_alpha=1.0",
+    "augment.erase_probability=0.5",
+    "augment.brightness=0.2",
+)
+
+
+@pytest.mark.parametrize("weight", ["null", "balanced"])
+def test_soft_labels_and_class_weights_never_wait_for_the_device(compose, tmp_path: Path, weight: str):
+    cfg = compose("data=shapes", *SMALL, *MIXING, f"loss.weight={weight}", f"trainer.log_every_n_steps={LOG_EVERY}")
+    data, count = build_data(cfg), CountedOps()
+    data.on_arrival = count.new_batch
+    task = build_task(cfg, data, class_counts=[32] * 10)
+    with count:
+        build_trainer(cfg, tmp_path).fit(task, datamodule=data)
+    quiet, _ = split_by_logging(count.batches[1:11])
+    assert {number: ops.count(HOST_SYNC) for number, ops in quiet.items()} == dict.fromkeys(quiet, 0)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    (accuracy,) = (float(row["train/acc"]) for row in rows if row["train/acc"])
+    assert 0 <= accuracy <= 1
+
+
+# What reaches the optimizer, the schedule and the checkpoint
+
+
+def test_decay_reaches_the_weights_in_the_optimizer_and_spares_the_biases(compose, tmp_path: Path):
+    cfg = compose("data=shapes", *SMALL, "optimizer.weight_decay=0.25", "trainer.limit_train_batches=1")
+    data = build_data(cfg)
+    task, trainer = build_task(cfg, data), build_trainer(cfg, tmp_path)
+    trainer.fit(task, datamodule=data)
+    (optimizer,) = trainer.optimizers
+    assert isinstance(optimizer, torch.optim.AdamW)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: decay.get(id(parameter)) for name, parameter in task.net.named_parameters()}
+    assert found == {name: 0.25 if name.endswith("weight") else 0.0 for name in found}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])  # 10 batches: 10 steps, 5, and 4 of which the last is shorter
+@pytest.mark.parametrize("who_counts", ["the Trainer", "the run"])
+def test_the_schedule_reaches_its_last_value_at_the_last_step(
+    compose, tmp_path: Path, accumulate: int, who_counts: str
+):
+    own = (f"trainer.accumulate_grad_batches={accumulate}", "schedule.final_factor=0.25", "optimizer.lr=0.004")
+    cfg = compose("data=shapes", *SMALL, *own, "trainer.max_epochs=2")
+    data = build_data(cfg)
+    task = build_task(cfg, data)
+    num_steps = math.ceil(10 / accumulate)
+    task.steps_per_epoch = num_steps if who_counts == "the run" else None
+    lrs: list[float] = []
+    see = EachStep(lambda trainer: lrs.append(trainer.optimizers[0].param_groups[0]["lr"]))
+    build_trainer(cfg, tmp_path, see).fit(task, datamodule=data)
+    assert len(lrs) == 2 * num_steps
+    assert lrs[-1] == pytest.approx(0.25 * 0.004)
+    assert lrs[-2] > 1.02 * lrs[-1]
+    assert max(lrs) == pytest.approx(0.004)
+
+
+def test_the_test_computes_in_fp32_whatever_the_precision_of_training(compose, tmp_path: Path):
+    cfg = compose("data=shapes", *SMALL, "trainer.precision=bf16-mixed", "trainer.limit_train_batches=2")
+    data = build_data(cfg)
+    task, trainer = build_task(cfg, data), build_trainer(cfg, tmp_path)
+    seen: dict[str, set[torch.dtype]] = {"fit": set(), "test": set()}
+    for module in task.net.modules():
+        module.register_forward_hook(lambda _module, _inputs, output: seen[trainer.state.fn].add(output.dtype))
+    trainer.fit(task, datamodule=data)
+    trainer.test(task, datamodule=data, verbose=False)
+    assert torch.bfloat16 in seen["fit"]
+    assert seen["test"] == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("algorithm", ["null", "value"])
+def test_gradients_are_clipped_before_a_fused_step_in_every_precision(
+    compose, tmp_path: Path, precision: str, algorithm: str
+):
+    own = ("optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0.0", "optimizer.nesterov=false")
+    how = ("optimizer.weight_decay=0.0", "schedule=constant", f"trainer.gradient_clip_algorithm={algorithm}")
+    clip = ("trainer.gradient_clip_val=0.001", f"trainer.precision={precision}", "trainer.limit_train_batches=1")
+    cfg = compose("data=shapes", *SMALL, *own, *how, *clip)
+    assert cfg.optimizer.fused
+    data = build_data(cfg)
+    task = build_task(cfg, data)
+    before = torch.cat([value.detach().flatten() for value in task.parameters()])
+    build_trainer(cfg, tmp_path).fit(task, datamodule=data)
+    moved = torch.cat([value.detach().flatten() for value in task.parameters()]) - before
+    size = moved.norm() if algorithm == "null" else moved.abs().max()
+    assert size.item() == pytest.approx(0.001, rel=1e-2)
+
+
+def test_the_settings_in_a_checkpoint_are_plain_data(compose, tmp_path: Path):
+    cfg = compose("data=shapes", *SMALL, "trainer.limit_train_batches=1")
+    data = build_data(cfg)
+    build_trainer(cfg, tmp_path).fit(build_task(cfg, data), datamodule=data)
+    settings = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]
+    assert json.loads(json.dumps(settings)) == settings  # JSON turns tuples, enums and string subclasses into others
+    assert kinds(settings) <= {dict, list, str, int, float, bool, type(None)}
+    assert settings["net"] == {**cfg.model}
+    assert settings["class_names"] == list(shapes.CLASS_NAMES)
+    assert "extra_targets" not in settings
+
+
+def kinds(value: object) -> set[type]:
+    """Exact types of a value and everything in it."""
+    below = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
+    return {type(value)}.union(*map(kinds, below))
+
+
+def test_class_weights_reach_the_loss_and_their_counts_the_checkpoint(compose, tmp_path: Path):
+    cfg = compose("data=shapes", *SMALL, "loss.weight=balanced", "trainer.limit_train_batches=1")
+    data = build_data(cfg)
+    counts = [10] * 5 + [54] * 5
+    task = build_task(cfg, data, class_counts=counts)
+    assert task.loss.weight.tolist() == pytest.approx([3.2] * 5 + [320 / 540] * 5)
+    build_trainer(cfg, tmp_path).fit(task, datamodule=data)
+    settings = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]
+    assert settings["class_counts"] == counts
+    assert ClassificationTask(**settings).loss.weight.tolist() == task.loss.weight.tolist()
+
+
+def test_a_checkpoint_from_before_class_weights_still_builds_its_task(compose):
+    cfg = compose("data=shapes", *SMALL)
+    settings = dict(build_task(cfg, build_data(cfg)).hparams)
+    del settings["class_counts"], settings["loss"]["weight"]
+    assert ClassificationTask(**settings).loss.weight is None
+
+
+# Seeds
+
+
+def train_weights(compose: Callable, run_dir: Path, seed: int, disturb: int) -> dict[str, torch.Tensor]:
+    """Weights after 3 steps with dropout; `disturb` seeds torch's own generator before training."""
+    cfg = compose("data=shapes", *SMALL, "model.dropout=0.5", f"seed={seed}", "trainer.limit_train_batches=3")
+    data = build_data(cfg)
+    task = build_task(cfg, data)
+    torch.manual_seed(disturb)
+    build_trainer(cfg, run_dir).fit(task, datamodule=data)
+    return task.net.state_dict()
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before(compose, tmp_path: Path):
+    ours, theirs = (train_weights(compose, tmp_path / str(disturb), seed=3, disturb=disturb) for disturb in (1, 2))
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_another_seed_gives_other_weights(compose, tmp_path: Path):
+    ours, theirs = (train_weights(compose, tmp_path / str(seed), seed=seed, disturb=1) for seed in (3, 4))
+    assert not any(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# A run that is broken off
+
+
+class UnevenShapes(DrawnShapes):
+    """94 shapes: 24 of each of the first three classes, and 3 or 4 of the rest, which balanced epochs repeat."""
+
+    num_train = 240
+
+    def find_images(self) -> Found:
+        class_names, found = super().find_images()
+        train = found["train"]
+        is_taken = (train.labels < 3) | (np.arange(len(train)) < 34)
+        return class_names, found | {"train": train.take(np.flatnonzero(is_taken))}
+
+
+class BreakAt(Callback):
+    """Raises in a hook of one step."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        self.step = step
+        setattr(self, hook, self.raise_at_step)
+
+    def raise_at_step(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step == self.step:
+            raise ZeroDivisionError("broken off")
+
+
+DRAWS_OF_ALL_KINDS = (  # in the loader's batches, image by image, on the device, and in the network
+    *("augment.crop_padding_px=4", "augment.policy=trivialaugment", "augment.brightness=0.4"),
+    *("augment.erase_probability=0.5", "augment.mixup_alpha=0.4", "model.dropout=0.5"),
+)
+TEN_STEPS = ("data.sampler=balanced", "data.batch_size=16", "model.hidden_features=16", "trainer.max_epochs=2")
+
+
+def run_on_uneven_shapes(cfg: DictConfig, run_dir: Path, *callbacks: Callback, resume: Path | None = None) -> dict:
+    """Weights after 2 epochs of 5 steps, all parts built anew as in a process of its own."""
+    settings = {"num_workers": 0, "augment": dict(cfg.augment), "seed": cfg.seed, "sampler": cfg.data.sampler}
+    data = UnevenShapes(cfg.data.batch_size, **settings)
+    data.set_up_data()
+    task, trainer = build_task(cfg, data), build_trainer(cfg, run_dir, *callbacks)
+    task.steps_per_epoch = data.batches_per_epoch()
+    assert task.steps_per_epoch == 5
+    trainer.fit(task, datamodule=data, ckpt_path=resume)
+    assert trainer.global_step == 10
+    return task.net.state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty.*", "ignore:.*ended before the epoch ended.*")
+def test_a_run_broken_off_in_each_epoch_and_between_ends_with_the_weights_of_an_uninterrupted_one(
+    compose, tmp_path: Path
+):
+    cfg = compose("data=shapes", *TEN_STEPS, *DRAWS_OF_ALL_KINDS)
+    expected = run_on_uneven_shapes(cfg, tmp_path / "whole")
+    last, resume = tmp_path / "broken" / "checkpoints" / "last.ckpt", None
+    for hook, step in (("on_train_batch_start", 2), ("on_train_batch_start", 5), ("on_before_optimizer_step", 7)):
+        with pytest.raises(ZeroDivisionError):
+            run_on_uneven_shapes(cfg, tmp_path / "broken", BreakAt(hook, step), resume=resume)
+        assert torch.load(last, weights_only=True)["global_step"] == step
+        resume = last
+    found = run_on_uneven_shapes(cfg, tmp_path / "broken", resume=last)
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []

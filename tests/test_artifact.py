@@ -1,0 +1,232 @@
+"""The reader of exported files: gives what the file says, and refuses with one line what it cannot trust.
+
+The files are built by hand, without torch: a network that returns the mean of each color channel, for 3 classes.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from imago import artifact
+from imago.artifact import OnnxClassifier, pack_metadata
+from imago.errors import DataError
+from imago.images import Preprocess
+
+SIZE = 4
+PREPROCESS = Preprocess(SIZE, 5, "center", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+METADATA: dict[str, Any] = {
+    "class_names": ["ant", "bee", "Käfer\udcff"],  # the last one as a folder whose name is no UTF-8
+    "preprocess": PREPROCESS.to_dict(),
+    "calibration_temperature": 1.0,
+    "run_id": "123",
+    "metrics": {"val": {"acc": 0.5, "num_images": 10}},
+    "versions": {"torch": "2.15.0"},
+}
+
+
+def build_model(batch: int | str = "N") -> onnx.ModelProto:
+    """Logits are the channel means in 0 .. 255."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["floats", "one"], ["scaled"]),
+        helper.make_node("ReduceMean", ["scaled", "axes"], ["logits"], keepdims=0),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "channel_means",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, [batch, 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3]) for name in ("logits", "probabilities")],
+        [numpy_helper.from_array(np.float32(1), "one"), numpy_helper.from_array(np.array([2, 3]), "axes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, pack_metadata(METADATA))
+    return model
+
+
+def save(model: onnx.ModelProto, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return save(build_model(), tmp_path)
+
+
+def samples(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 3, SIZE, SIZE), dtype=np.uint8)
+
+
+def change_metadata(**changes: str | None) -> onnx.ModelProto:
+    model = build_model()
+    texts = pack_metadata(METADATA) | changes
+    del model.metadata_props[:]
+    helper.set_model_props(model, {key: text for key, text in texts.items() if text is not None})
+    return model
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_logits_and_probabilities_are_the_graphs(path: Path, count: int):
+    images = samples(count)
+    model = OnnxClassifier(path)
+    logits, probabilities = model.predict(images)
+    np.testing.assert_allclose(logits, images.mean(axis=(2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(probabilities.sum(axis=1), np.ones(count), rtol=1e-6)
+    assert logits.dtype == probabilities.dtype == np.float32
+    np.testing.assert_array_equal(model.logits(images), logits)
+    np.testing.assert_array_equal(model.probabilities(images), probabilities)
+
+
+def test_images_that_are_a_view_give_the_same(path: Path):
+    images = samples(6)
+    model = OnnxClassifier(path, num_threads=1)
+    np.testing.assert_array_equal(model.logits(images[::2]), model.logits(images)[::2])
+
+
+def test_metadata_come_back_as_they_were_written(path: Path):
+    model = OnnxClassifier(path)
+    assert model.metadata == METADATA | {"schema": 1}
+    assert model.class_names == tuple(METADATA["class_names"])
+    assert model.preprocess == PREPROCESS
+
+
+@pytest.mark.parametrize(
+    ("images", "got"),
+    [
+        (samples(2)[0], r"got uint8 \(3, 4, 4\)"),
+        (samples(2)[:, :1], r"got uint8 \(2, 1, 4, 4\)"),
+        (samples(2)[..., :3], r"got uint8 \(2, 3, 4, 3\)"),
+        (samples(2).transpose(0, 2, 3, 1), r"got uint8 \(2, 4, 4, 3\)"),
+        (samples(2).astype(np.float32), r"got float32 \(2, 3, 4, 4\)"),
+    ],
+    ids=["no batch", "gray", "not square", "channels last", "float"],
+)
+def test_images_of_another_shape_or_type_are_refused_by_name(path: Path, images: np.ndarray, got: str):
+    with pytest.raises(ValueError, match=r"images of uint8 \(N, 3, 4, 4\), " + got):
+        OnnxClassifier(path).predict(images)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        OnnxClassifier(path)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert str(path) in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "does not exist; python src/export.py run=RUN writes"),
+        (b"", "holds no graph (0 bytes)"),
+        (b"not an onnx file at all, but some text\n" * 9, "is truncated or no ONNX file"),
+        (b"PK\x03\x04" + bytes(200), "no ONNX file"),
+    ],
+    ids=["missing", "empty", "text", "zip"],
+)
+def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path, content: bytes | None, reason: str):
+    path = tmp_path / "model.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    assert reason in refusal(path)
+
+
+def test_a_folder_is_refused_with_the_file_that_is_meant(tmp_path: Path):
+    assert "is a folder; give the file, e.g." in refusal(tmp_path)
+
+
+def test_a_file_cut_off_anywhere_is_refused(path: Path):
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"schema": None}, "was not exported by this project (no schema in its metadata)"),
+        ({"class_names": None}, "was not exported by this project (no class_names in its metadata)"),
+        ({"schema": "2"}, "has schema 2, this version of imago reads 1"),
+        ({"class_names": "[1, 2, 3]"}, "class_names is no list of at least two names"),
+        ({"class_names": '["one"]'}, "class_names is no list of at least two names"),
+        ({"class_names": "{"}, "has metadata that cannot be read"),
+        ({"class_names": "[" * 100_000}, "has metadata that cannot be read"),
+        ({"class_names": '["a", "b"]'}, "but by its metadata"),
+        ({"preprocess": "{}"}, "has metadata that cannot be read"),
+        ({"preprocess": json.dumps(PREPROCESS.to_dict() | {"size": "4"})}, "has metadata that cannot be read"),
+        ({"preprocess": json.dumps(PREPROCESS.to_dict() | {"resize": 3})}, "has metadata that cannot be read"),
+        ({"preprocess": json.dumps(PREPROCESS.to_dict() | {"size": 5})}, "but by its metadata"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else value[:20],
+)
+def test_metadata_that_are_missing_or_lie_are_refused(tmp_path: Path, changes: dict[str, str | None], reason: str):
+    assert reason in refusal(save(change_metadata(**changes), tmp_path))
+
+
+def make_external(tensor: TensorProto) -> None:
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/hostname")
+
+
+def in_initializer(model: onnx.ModelProto) -> None:
+    make_external(model.graph.initializer[0])
+
+
+def in_constant(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Constant", [], ["more"], value=numpy_helper.from_array(np.float32(1))))
+    make_external(model.graph.node[-1].attribute[0].t)
+
+
+def in_branch(model: onnx.ModelProto) -> None:
+    inner = helper.make_graph([], "branch", [], [], [numpy_helper.from_array(np.float32(1), "hidden")])
+    make_external(inner.initializer[0])
+    model.graph.node.append(helper.make_node("If", ["flag"], ["more"], then_branch=inner, else_branch=inner))
+
+
+@pytest.mark.parametrize("hide", [in_initializer, in_constant, in_branch])
+def test_weights_in_another_file_are_refused_wherever_they_are_named(tmp_path: Path, hide: Callable):
+    model = build_model()
+    hide(model)
+    assert "keeps weights in another file ('/etc/hostname'), which is refused" in refusal(save(model, tmp_path))
+
+
+def test_a_file_for_one_batch_size_only_is_refused(tmp_path: Path):
+    assert "takes batches of one fixed size only" in refusal(save(build_model(batch=2), tmp_path))
+
+
+def test_a_graph_that_onnxruntime_cannot_run_is_refused_without_its_own_source_lines(tmp_path: Path):
+    model = build_model()
+    model.graph.node[1].op_type = "NoSuchOperator"
+    text = refusal(save(model, tmp_path))
+    assert "cannot be run by onnxruntime" in text
+    assert "[ONNXRuntimeError]" not in text
+
+
+def test_reading_a_file_loads_neither_torch_nor_lightning_nor_hydra(path: Path, command: Callable):
+    code = (
+        "import sys; sys.path.insert(0, 'src')\n"
+        "sys.modules.update(torch=None, lightning=None, hydra=None, omegaconf=None)\n"
+        "from pathlib import Path; import numpy as np; from imago.artifact import OnnxClassifier\n"
+        f"print(OnnxClassifier(Path({str(path)!r})).logits(np.zeros((1, 3, {SIZE}, {SIZE}), np.uint8)).shape)"
+    )
+    done = command("-c", code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(1, 3)\n", "")
+
+
+def test_keys_of_the_metadata_are_those_that_others_read():
+    assert (artifact.INPUT, artifact.LOGITS, artifact.PROBABILITIES) == ("images", "logits", "probabilities")
+    assert pack_metadata({"run_id": "a b", "class_names": ["x"]}) == {
+        "run_id": "a b",
+        "class_names": '["x"]',
+        "schema": "1",
+    }

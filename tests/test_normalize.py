@@ -1,0 +1,28 @@
+"""The one normalization: the same numbers for bytes and for floats, in the memory order that convolutions want."""
+
+import pytest
+import torch
+
+from imago.images import Preprocess
+from imago.normalize import Normalize
+
+PREPROCESS = Preprocess(size=4, resize=4, crop="center", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+PIXELS = torch.arange(2 * 3 * 16).mul(5).remainder(256).to(torch.uint8).reshape(2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_pixels_are_scaled_by_mean_and_std_of_their_channel(kind: torch.dtype, memory: torch.memory_format):
+    images = PIXELS.to(kind).contiguous(memory_format=memory)
+    before = images.clone()
+    normalized = Normalize(PREPROCESS)(images)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (PREPROCESS.mean, PREPROCESS.std))
+    torch.testing.assert_close(normalized, (PIXELS / 255 - mean) / std)
+    assert normalized.dtype == torch.float32
+    assert normalized.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, before)
+
+
+def test_fractions_of_a_pixel_value_are_kept():
+    images = torch.full((1, 3, 2, 2), 102.25)
+    assert Normalize(PREPROCESS)(images)[0, 0, 0, 0].item() == pytest.approx(0.25 / 51)

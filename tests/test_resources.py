@@ -1,0 +1,135 @@
+"""Cores, memory and disk as containers limit them, on files that look like the kernel's."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from imago import resources
+from imago.resources import available_cores, available_memory_bytes, free_disk_bytes
+
+GIB = 2**30
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Write files as the kernel would show them; the machine has 8 cores and 16 GiB free."""
+    monkeypatch.setattr(resources, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(resources, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+
+    def write(files: dict[str, str]) -> None:
+        defaults = {"proc/meminfo": f"MemTotal: 33554432 kB\nMemAvailable: {16 * 2**20} kB\nBuffers: 1 kB\n"}
+        for name, text in (defaults | files).items():
+            file = tmp_path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text + "\n")
+
+    return lambda files=None: write(files or {})
+
+
+def test_without_limits_it_is_the_machine(kernel):
+    kernel()
+    assert available_cores() == 8
+    assert available_memory_bytes() == 16 * GIB
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [
+        ("max 100000", 8),
+        ("400000 100000", 4),
+        ("150000 100000", 2),  # rounded up: one core would leave half a core idle
+        ("50000 100000", 1),
+        ("1600000 100000", 8),  # more than there are cores
+        ("100000 50000", 2),
+    ],
+)
+def test_a_share_of_cpu_time_counts_in_the_newer_layout(kernel, quota: str, cores: int):
+    kernel({"proc/self/cgroup": "0::/job", "groups/job/cpu.max": quota})
+    assert available_cores() == cores
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("-1", 8), ("250000", 3), ("10000", 1)])
+def test_a_share_of_cpu_time_counts_in_the_older_layout(kernel, quota: str, cores: int):
+    kernel(
+        {
+            "proc/self/cgroup": "5:memory:/job\n4:cpu,cpuacct:/job\n0::/",
+            "groups/cpu,cpuacct/job/cpu.cfs_quota_us": quota,
+            "groups/cpu,cpuacct/job/cpu.cfs_period_us": "100000",
+        }
+    )
+    assert available_cores() == cores
+
+
+def test_the_limit_of_an_outer_group_counts_too(kernel):
+    kernel(
+        {
+            "proc/self/cgroup": "0::/user/job",
+            "groups/user/job/cpu.max": "max 100000",
+            "groups/user/cpu.max": "300000 100000",
+        }
+    )
+    assert available_cores() == 3
+
+
+def test_within_a_container_the_limit_stands_at_the_root_of_the_mount(kernel):
+    kernel(
+        {
+            "proc/self/cgroup": "4:cpu:/docker/0a1b\n3:memory:/docker/0a1b",
+            "groups/cpu/cpu.cfs_quota_us": "200000",
+            "groups/cpu/cpu.cfs_period_us": "100000",
+            "groups/memory/memory.limit_in_bytes": str(3 * GIB),
+            "groups/memory/memory.usage_in_bytes": str(1 * GIB),
+        }
+    )
+    assert available_cores() == 2
+    assert available_memory_bytes() == 2 * GIB
+
+
+def test_the_cores_a_process_may_run_on_count(kernel, monkeypatch: pytest.MonkeyPatch):
+    kernel()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 5}, raising=False)
+    assert available_cores() == 2
+
+
+@pytest.mark.parametrize(
+    ("group", "names"),
+    [
+        ("0::/job", ("groups/job/memory.max", "groups/job/memory.current", "groups/job/memory.stat", "inactive_file")),
+        (
+            "3:memory:/job",
+            (
+                *("groups/memory/job/memory.limit_in_bytes", "groups/memory/job/memory.usage_in_bytes"),
+                *("groups/memory/job/memory.stat", "total_inactive_file"),
+            ),
+        ),
+    ],
+)
+def test_memory_is_what_the_group_has_left(kernel, group: str, names: tuple[str, ...]):
+    limit, used, statistics, inactive = names
+    kernel({"proc/self/cgroup": group, limit: str(8 * GIB), used: str(6 * GIB)})
+    assert available_memory_bytes() == 2 * GIB
+    # A file that was read once fills the group's memory but can go at any time.
+    kernel({"proc/self/cgroup": group, statistics: f"anon 5\n{inactive} {3 * GIB}\nslab 7"})
+    assert available_memory_bytes() == 5 * GIB
+
+
+def test_a_group_without_a_limit_on_memory_leaves_the_machines(kernel):
+    kernel({"proc/self/cgroup": "0::/job", "groups/job/memory.max": "max", "groups/job/memory.current": "5"})
+    assert available_memory_bytes() == 16 * GIB
+
+
+def test_a_full_group_has_no_memory_left_rather_than_less(kernel):
+    kernel({"proc/self/cgroup": "0::/", "groups/memory.max": "1000", "groups/memory.current": "2000"})
+    assert available_memory_bytes() == 0
+
+
+def test_this_machine_answers():
+    assert available_cores() >= 1
+    assert available_memory_bytes() > 2**20
+
+
+def test_free_disk_is_that_of_the_nearest_folder_there_is(tmp_path: Path):
+    assert free_disk_bytes(tmp_path / "not" / "yet") == pytest.approx(free_disk_bytes(tmp_path), rel=0.01)
+    assert free_disk_bytes(tmp_path) > 0

@@ -1,0 +1,62 @@
+"""Putting a batch together starts no thread, and takes none away from the network."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from imago.paths import PROJECT_ROOT
+from imago.threads import one_intraop_thread
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_one_thread_works_inside_and_all_of_them_after(three_threads):
+    with one_intraop_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 3
+
+
+def test_an_error_inside_leaves_the_threads_as_they_were(three_threads):
+    with pytest.raises(ValueError, match="damaged"), one_intraop_thread():
+        raise ValueError("damaged")
+    assert torch.get_num_threads() == 3
+
+
+COUNT_THREADS = """
+import os
+import numpy as np, torch
+from imago.augment.settings import Augment
+from imago.data.dataset import ArrayDataset, LabeledArray
+from imago.data.sampling import BatchKey
+
+torch.set_num_threads(4)
+images = LabeledArray(np.zeros((32, 3, 96, 96), np.uint8), np.zeros(32, np.int64), ("",) * 32)
+before = len(os.listdir("/proc/self/task"))
+for settings in ({"crop_padding_px": 4}, {"random_resized_crop_scale": (0.35, 1.0)}, {"blur_probability": 1.0}):
+    dataset = ArrayDataset(images, Augment(flip_probability=0.5, **settings))
+    dataset.__getitems__(BatchKey(0, np.arange(32)))
+print(len(os.listdir("/proc/self/task")) - before, torch.get_num_threads())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux shows them")
+def test_a_batch_is_put_together_without_starting_threads():
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_THREADS],
+        cwd=PROJECT_ROOT / "src",
+        env=os.environ | {"OMP_NUM_THREADS": "4"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["0", "4"]

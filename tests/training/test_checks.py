@@ -1,0 +1,81 @@
+"""Settings that cannot work are told before torch is loaded, each by its name."""
+
+import tomllib
+from collections.abc import Callable
+
+import pytest
+
+from imago.errors import ConfigError
+from imago.paths import PROJECT_ROOT
+from imago.training.checks import check_settings
+
+TWO_LENGTHS = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: give one of the two and set the other to null."
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (["schedule.warmup_steps=10"], TWO_LENGTHS),
+        (["schedule=step", "schedule.every_epochs=null"], "schedule.every_epochs=null schedule.every_steps=null: give"),
+        (["schedule=step", "schedule.factor=1.0"], "schedule.factor=1.0 must lie between 0 and 1"),
+        (["schedule=one_cycle", "schedule.start_factor=2.0"], "schedule.start_factor=2.0 must lie in 0 .. 1"),
+        (["schedule=plateau", "schedule.monitor=val/f1"], "schedule.monitor=val/f1 is not one of"),
+        (["schedule=plateau", "schedule.monitor=train/loss"], "what steers training is validation"),
+        (["schedule=plateau", "schedule.monitor=val/acc"], "type schedule.mode=max"),
+        (["schedule=plateau", "trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 leaves no validation"),
+        (["callbacks=[default,early_stopping]", "callbacks.early_stopping.mode=min"], "early_stopping.mode=max"),
+        (["callbacks.best_checkpoint.monitor=val/f1"], "callbacks.best_checkpoint.monitor=val/f1 is not one of"),
+        (["optimizer=torch", "optimizer._target_=torch.optim.LBFGS"], "type channels_last=false"),
+        (["tta=mirror"], "tta=mirror is not one of none, flip, flip_shift"),
+        (["tune=batch_size"], "the one thing that can be tuned is tune=lr"),
+        (["tune=lr", "trainer.devices=2"], "tune=lr runs in one process; type trainer.devices=1"),
+        (["task=distillation", "task.teacher=x", "task.temperature=0.0"], "temperature=0.0 must be greater than 0"),
+        (["task=distillation", "task.teacher=x", "task.alpha=1.5"], "task.alpha=1.5 must lie in 0 .. 1"),
+        (
+            ["task=distillation", "+model@task.teacher=resnet18", "task.teacher.weights=null"],
+            "task.teacher.weights=null: a network from scratch has nothing to teach",
+        ),
+        (
+            ["callbacks=[default,backbone_finetuning]"],
+            "callbacks.backbone_finetuning with model.weights=null would keep random features as they are.",
+        ),
+        (
+            ["callbacks=[default,backbone_finetuning]", "model=resnet18", "model.freeze=backbone"],
+            "model.freeze=backbone and callbacks.backbone_finetuning exclude one another",
+        ),
+        (["trainer.gradient_clip_val=0.0"], "trainer.gradient_clip_val=0.0 must be greater than 0"),
+        (["trainer.gradient_clip_val=1.0", "trainer.precision=16-mixed"], "needs optimizer.fused=false"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_cannot_work_is_one_line(compose: Callable, settings: list[str], text: str):
+    with pytest.raises(ConfigError) as caught:
+        check_settings(compose(*settings))
+    assert text in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["schedule.warmup_epochs=null", "schedule.warmup_steps=0"],
+        ["schedule=plateau", "schedule.monitor=val/acc", "schedule.mode=max"],
+        ["trainer.limit_val_batches=0"],
+        ["callbacks=[default,ema,early_stopping]", "tta=flip", "tune=lr"],
+        ["task=distillation", "task.teacher=x", "task.alpha=1.0"],
+        ["callbacks=[default,backbone_finetuning]", "model=resnet18"],
+        ["callbacks=[default,backbone_finetuning]", "~model.weights"],
+    ],
+)
+def test_settings_that_work_pass(compose: Callable, settings: list[str]):
+    check_settings(compose(*settings))
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_whose_package_is_missing_is_one_line(compose: Callable, name: str, monkeypatch):
+    monkeypatch.setattr("imago.training.checks.find_spec", lambda package: None)
+    told = rf"^logger\.{name} needs the package {name}, which is not installed.*pip install -e '\.\[{name}\]'\.$"
+    with pytest.raises(ConfigError, match=told):
+        check_settings(compose(f"logger=[default,{name}]"))
+    extras = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert [requirement.partition(">=")[0] for requirement in extras[name]] == [name]
