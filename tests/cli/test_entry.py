@@ -41,6 +41,7 @@ COMMAND = """\
 import json, os
 from hydra.core.hydra_config import HydraConfig
 from imago.errors import DataError
+from imago.paths import job_output_dir
 
 def run(cfg):
     facts = {"seed": cfg.seed, "root": cfg.data.root, "folder": str(job_output_dir())}
