@@ -17,8 +17,8 @@ from imago.paths import PROJECT_ROOT
 
 _HYDRA = "import hydra, hydra.core.hydra_config, hydra._internal.hydra, omegaconf"
 _IMAGO = (
-    "import imago.training.fit, imago.training.train, imago.inference.evaluate, imago.inference.predict; "
-    "import imago.export.export, onnxscript; "
+    "import imago.training.build, imago.training.tune, imago.training.train, onnxscript; "
+    "import imago.inference.evaluate, imago.inference.predict, imago.export.export; "
     "import matplotlib.figure, torch.utils.tensorboard, PIL.Image; PIL.Image.init(); "
     "matplotlib.figure.Figure().savefig(os.devnull, format='png')"
 )

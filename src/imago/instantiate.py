@@ -56,7 +56,7 @@ def check_targets(config: Mapping[Any, Any], extra: Sequence[str] = (), where: s
     problems: dict[
         str, str
     ] = {}  # by target: `task.net: ${model}` shows one target under two keys, the shorter is typed
-    for path, target in sorted(_targets(_plain(config), where), key=lambda found: found[0].count(".")):
+    for path, target in sorted(_targets(to_plain(config), where), key=lambda found: found[0].count(".")):
         if not isinstance(target, str):
             problems.setdefault(repr(target), f"{path}={target!r}: a _target_ is the dotted name of a class.")
         elif not any(_matches(target, pattern) for pattern in patterns):
@@ -127,7 +127,8 @@ def _require_class(config: Mapping[Any, Any]) -> None:
         raise ConfigError(f"_target_={target} is not a class; a _target_ names a class, whose instance is built.")
 
 
-def _plain(config: Any) -> Any:
+def to_plain(config: Any) -> Any:
+    """Return an OmegaConf node as resolved plain data; anything else unchanged."""
     if isinstance(config, dict):
         return config
     from omegaconf import OmegaConf
@@ -181,7 +182,7 @@ def _refusal(path: str, target: str) -> str:
 
 def _signature_problems(config: Mapping[Any, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
     """Lines on the nodes whose keys cannot be passed to their targets; empty if the TypeError came from inside one."""
-    root = _plain(config)
+    root = to_plain(config)
     problems = []
     for path, node in _nodes(root, _full_key(config)):
         keys = {key: value for key, value in node.items() if key not in _CONTROL_KEYS}
@@ -253,7 +254,7 @@ def _unwrapped(error: Exception, config: Mapping[Any, Any]) -> Exception:
     if isinstance(located, ValueError) or _is_missing_name(
         origin, target
     ):  # ValueError: empty parts, as in "torch..Adam"
-        path = next(path for path, name in _targets(_plain(config), _full_key(config)) if name == target)
+        path = next(path for path, name in _targets(to_plain(config), _full_key(config)) if name == target)
         return ConfigError(f"{path}={target}: {_explain_missing(target)}")
     return origin if isinstance(origin, Exception) else error
 

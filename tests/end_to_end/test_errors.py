@@ -1,4 +1,4 @@
-"""What people mistype: one line, exit code 2, no traceback, no torch."""
+"""A mistake in a setting ends in one line and exit code 2, without a traceback and without importing torch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +26,11 @@ def run_without_torch(command: Callable, *arguments: str):
         (["optimizer.lr=???"], "optimizer.lr"),
         (["model=resnet101"], "of others type model=torchvision model.name=resnet101."),
         (["model=timm"], "model.name: has no value yet; type it as model.name=VALUE."),
-        (["model.freeze=features.0.*"], "model.freeze=features.0.* with model.weights=null would keep random features"),
-        (["model.in_channels=2"], "model.in_channels=2 is neither 3 (images are read as RGB) nor 1 (gray)."),
+        (
+            ["model.freeze=features.0.*"],
+            "model.freeze=features.0.* with model.weights=null would freeze random",
+        ),
+        (["model.in_channels=2"], "model.in_channels=2 must be 3 (images are read as RGB) or 1 (gray)."),
         (["preprocess.interpolation=cubic"], "preprocess.interpolation=cubic is not one of bilinear, bicubic."),
         (["model.weights=."], "model.weights=. has no checkpoints/best.ckpt"),
         (["optimizer.head_lr_multiplier=0.0"], "optimizer.head_lr_multiplier=0.0 must be greater than 0."),
@@ -39,14 +42,14 @@ def run_without_torch(command: Callable, *arguments: str):
         (["augment.random_resized_crop_scale=[a,b]"], "augment.random_resized_crop_scale=['a', 'b'] must be two"),
         (["loss.weight=[1,0]"], "loss.weight=[1, 0] must hold a number above 0 for each class"),
         (["loss.weight=even"], "loss.weight=even is not one of null, balanced"),
-        (["run_name=a/b"], "run_name=a/b must be the name of a folder"),
+        (["run_name=a/b"], "run_name=a/b must be a directory name"),
         (["model._target_=os.system"], "model._target_=os.system is not allowed"),
         (["callbacks.speed._target_=torch.hub.load"], "callbacks.speed._target_=torch.hub.load is not allowed"),
         (["resume=nowhere"], "resume=nowhere is not a run directory"),
         (["resume=auto"], "resume=auto needs run_name=NAME"),
     ],
 )
-def test_a_mistake_in_a_setting_is_one_line_without_loading_torch(command: Callable, arguments: list[str], text: str):
+def test_a_mistake_in_a_setting_is_one_line_without_importing_torch(command: Callable, arguments: list[str], text: str):
     done = run_without_torch(command, *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert text in done.stderr
@@ -56,13 +59,13 @@ def test_a_mistake_in_a_setting_is_one_line_without_loading_torch(command: Calla
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job", "--resolve"], ["--cfg", "job", "-p", "optimizer"]])
-def test_help_and_settings_are_shown_without_loading_torch(command: Callable, arguments: list[str]):
+def test_help_and_settings_are_shown_without_importing_torch(command: Callable, arguments: list[str]):
     done = run_without_torch(command, *arguments)
     assert done.returncode == 0, done.stderr
     assert "optimizer" in done.stdout or "lr:" in done.stdout
 
 
-def test_all_mistakes_are_told_at_once(command: Callable):
+def test_all_mistakes_are_reported_at_once(command: Callable):
     done = run_without_torch(command, "optimizer.lr=-1", "data.batch_size=0", "trainer.max_epochs=0")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 3
@@ -84,4 +87,4 @@ def test_a_used_run_name_is_refused(command: Callable, tmp_path: Path):
     (tmp_path / "train" / "taken" / "summary.json").write_text("{}")
     done = command("src/train.py", "run_name=taken", f"paths.log_dir={tmp_path}")
     assert done.returncode == 2
-    assert "already holds a run; take another name, or resume=" in done.stderr
+    assert "already holds a run; choose another name, or resume=" in done.stderr

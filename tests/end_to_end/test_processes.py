@@ -49,7 +49,7 @@ def test_two_processes_share_one_folder_and_one_log(with_ddp: tuple[Path, str], 
     assert len(re.findall(r"^epoch   1/1", screen, re.MULTILINE)) == 1
     assert screen.count("test accuracy") == 1
     assert (run / "train.log").read_text().count("epoch   1/1") == 1
-    assert "64 on each device" in screen
+    assert "64 per device" in screen
 
 
 def test_each_test_image_is_counted_once(with_ddp: tuple[Path, str]):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from imago.images import TTA
 from imago.task.tta import predict_with_tta, shift
-from imago.training.checks import TTA
 
 
 class Seen:

@@ -1,4 +1,4 @@
-"""Settings that cannot work are told before torch is loaded, each by its name."""
+"""Settings that cannot work are refused before torch is imported, one line each."""
 
 import tomllib
 from collections.abc import Callable
@@ -17,31 +17,34 @@ TWO_LENGTHS = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: give one of 
     [
         (["schedule.warmup_steps=10"], TWO_LENGTHS),
         (["schedule=step", "schedule.every_epochs=null"], "schedule.every_epochs=null schedule.every_steps=null: give"),
-        (["schedule=step", "schedule.factor=1.0"], "schedule.factor=1.0 must lie between 0 and 1"),
-        (["schedule=one_cycle", "schedule.start_factor=2.0"], "schedule.start_factor=2.0 must lie in 0 .. 1"),
+        (["schedule=step", "schedule.factor=1.0"], "schedule.factor=1.0 must be between 0 and 1"),
+        (["schedule=one_cycle", "schedule.start_factor=2.0"], "schedule.start_factor=2.0 must be between 0 and 1"),
         (["schedule=plateau", "schedule.monitor=val/f1"], "schedule.monitor=val/f1 is not one of"),
-        (["schedule=plateau", "schedule.monitor=train/loss"], "what steers training is validation"),
+        (["schedule=plateau", "schedule.monitor=train/loss"], "a schedule can only monitor validation"),
         (["schedule=plateau", "schedule.monitor=val/acc"], "type schedule.mode=max"),
         (["schedule=plateau", "trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 leaves no validation"),
         (["callbacks=[default,early_stopping]", "callbacks.early_stopping.mode=min"], "early_stopping.mode=max"),
         (["callbacks.best_checkpoint.monitor=val/f1"], "callbacks.best_checkpoint.monitor=val/f1 is not one of"),
         (["optimizer=torch", "optimizer._target_=torch.optim.LBFGS"], "type channels_last=false"),
         (["tta=mirror"], "tta=mirror is not one of none, flip, flip_shift"),
-        (["tune=batch_size"], "the one thing that can be tuned is tune=lr"),
+        (["tune=batch_size"], "tune=batch_size is not one of lr"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs=0 must be 1 or more"),
+        (["preprocess.std=[1.0,0.0,1.0]"], "preprocess.std=[1.0, 0.0, 1.0] must be three numbers above 0"),
+        (["preprocess.size=64", "preprocess.resize=32"], "preprocess.resize=32 must be at least preprocess.size=64"),
         (["tune=lr", "trainer.devices=2"], "tune=lr runs in one process; type trainer.devices=1"),
         (["task=distillation", "task.teacher=x", "task.temperature=0.0"], "temperature=0.0 must be greater than 0"),
-        (["task=distillation", "task.teacher=x", "task.alpha=1.5"], "task.alpha=1.5 must lie in 0 .. 1"),
+        (["task=distillation", "task.teacher=x", "task.alpha=1.5"], "task.alpha=1.5 must be between 0 and 1"),
         (
             ["task=distillation", "+model@task.teacher=resnet18", "task.teacher.weights=null"],
-            "task.teacher.weights=null: a network from scratch has nothing to teach",
+            "task.teacher.weights=null: a teacher needs trained weights",
         ),
         (
             ["callbacks=[default,backbone_finetuning]"],
-            "callbacks.backbone_finetuning with model.weights=null would keep random features as they are.",
+            "callbacks.backbone_finetuning with model.weights=null would freeze random features.",
         ),
         (
             ["callbacks=[default,backbone_finetuning]", "model=resnet18", "model.freeze=backbone"],
-            "model.freeze=backbone and callbacks.backbone_finetuning exclude one another",
+            "model.freeze=backbone and callbacks.backbone_finetuning exclude each other",
         ),
         (["trainer.gradient_clip_val=0.0"], "trainer.gradient_clip_val=0.0 must be greater than 0"),
         (["trainer.gradient_clip_val=1.0", "trainer.precision=16-mixed"], "needs optimizer.fused=false"),
@@ -74,8 +77,8 @@ def test_settings_that_work_pass(compose: Callable, settings: list[str]):
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_logger_whose_package_is_missing_is_one_line(compose: Callable, name: str, monkeypatch):
     monkeypatch.setattr("imago.training.checks.find_spec", lambda package: None)
-    told = rf"^logger\.{name} needs the package {name}, which is not installed.*pip install -e '\.\[{name}\]'\.$"
-    with pytest.raises(ConfigError, match=told):
+    message = rf"^logger\.{name} needs the package {name}, which is not installed.*pip install -e '\.\[{name}\]'\.$"
+    with pytest.raises(ConfigError, match=message):
         check_settings(compose(f"logger=[default,{name}]"))
     extras = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert [requirement.partition(">=")[0] for requirement in extras[name]] == [name]

@@ -1,4 +1,4 @@
-"""Any network with weights can teach, as a run can; what cannot teach is told by the teacher's own settings."""
+"""A teacher is a run or a network with weights; errors name the settings of the teacher."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig
+from short_runs import SHORT, summary, train
 from small_fit import build_data
 
 from imago.errors import ConfigError
 from imago.model.simple_cnn import SimpleCNN
-from imago.training.teacher import load_run, prepare_teacher, resolve_teacher
+from imago.training.teacher import load_teacher_run, prepare_teacher, resolve_teacher
+
+ONE_EPOCH = (*SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=6")
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def test_a_network_with_weights_of_the_datas_classes_teaches(taught_by: Callable
     cfg = taught_by(tmp_path / "known.pth")
     images = torch.randn(4, 3, 32, 32)
     before = torch.get_rng_state()
-    assert load_run(cfg) is None
+    assert load_teacher_run(cfg) is None
     teacher = prepare_teacher(cfg, None, build_data(cfg)).eval()
     assert torch.equal(torch.get_rng_state(), before), "the student would start from other weights"
     torch.testing.assert_close(teacher(images), net(images))
@@ -42,13 +45,13 @@ def test_a_network_with_weights_of_the_datas_classes_teaches(taught_by: Callable
 def test_a_network_whose_head_is_of_other_classes_is_refused(taught_by: Callable, tmp_path: Path):
     saved(tmp_path / "other.pth", num_classes=7)
     cfg = taught_by(tmp_path / "other.pth")
-    with pytest.raises(ConfigError, match=r"^task\.teacher\.weights=.*classifier\.4\.weight.*know the 10 classes"):
+    with pytest.raises(ConfigError, match=r"^task\.teacher\.weights=.*classifier\.4\.weight.*have the 10 classes"):
         prepare_teacher(cfg, None, build_data(cfg))
 
 
 def test_what_is_wrong_with_its_weights_names_the_teacher(taught_by: Callable, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"^task\.teacher\.weights=/no/file\.pth does not exist"):
-        load_run(taught_by("/no/file.pth"))
+        load_teacher_run(taught_by("/no/file.pth"))
     torch.save({"some.weight": torch.zeros(2)}, tmp_path / "strange.pth")
     cfg = taught_by(tmp_path / "strange.pth")
     with pytest.raises(ConfigError, match=r"^task\.teacher\.weights: .*strange\.pth does not fit this network"):
@@ -71,3 +74,59 @@ def test_a_file_is_kept_by_its_full_name(taught_by: Callable, tmp_path: Path, mo
 def test_a_network_in_place_of_a_run_is_told_how_it_is_typed(compose: Callable):
     with pytest.raises(ConfigError, match=r"task\.teacher=resnet18 does not exist.*\+model@task\.teacher=NAME"):
         resolve_teacher(compose("task=distillation", "task.teacher=resnet18").task)
+
+
+@pytest.fixture(scope="module")
+def distilled(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a teacher that was named by a link, as `logs/latest` is."""
+    logs = tmp_path_factory.mktemp("distilled")
+    (logs / "latest").symlink_to(finished_run)
+    done = train(logs, *ONE_EPOCH, "run_name=student", "task=distillation", f"task.teacher={logs}/latest")
+    (logs / "screen.txt").write_text(done.stdout)
+    return logs / "train" / "student"
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("recipes")
+def test_a_distilled_run_records_its_teacher_and_evaluates_like_any_other(distilled: Path, finished_run: Path, command):
+    screen = (distilled.parents[1] / "screen.txt").read_text()
+    assert "temperature 4.0, 70% of the loss" in screen
+    assert f"teacher: {finished_run}" in (distilled / "config.yaml").read_text()
+    done = command("src/eval.py", f"run={distilled}", "accelerator=cpu")
+    assert done.returncode == 0, done.stderr
+    assert "(the run's final test: the same)" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("recipes")
+@pytest.mark.soak
+def test_a_resumed_distilled_run_keeps_its_teacher_when_latest_changes(distilled: Path):
+    assert (distilled.parents[1] / "latest").resolve() == distilled
+    train(distilled.parents[1], f"resume={distilled}", "trainer.max_epochs=2")
+    assert summary(distilled)["epochs"] == 2
+    other = train(distilled.parents[1], f"resume={distilled}", "trainer.max_epochs=3", "task.alpha=0.1", check=False)
+    assert other.returncode == 2
+    assert "task.alpha=0.1 cannot change on resume: the run has task.alpha=0.7" in other.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("recipes")
+def test_a_teacher_of_other_classes_is_refused_in_one_line(finished_run: Path, real_data: Path, tmp_path: Path):
+    photos = (
+        "data=image_folder",
+        f"data.root={real_data}/hymenoptera_data",
+        "preprocess.size=32",
+        "preprocess.resize=32",
+    )
+    done = train(tmp_path, *photos, "task=distillation", f"task.teacher={finished_run}", check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "and the data ants bees; use a teacher with the same classes in the same order." in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("recipes")
+def test_a_teacher_that_does_not_exist_is_one_line(tmp_path: Path):
+    done = train(tmp_path, "task=distillation", "task.teacher=no/such run", check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: task.teacher=no/such run does not exist")

@@ -1,10 +1,8 @@
-"""The network of the best epoch over the validation images: its temperature, and figures of what it gets wrong."""
+"""Calibrate best.ckpt on the validation images and draw figures of its errors."""
 
-import importlib.util
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
@@ -16,46 +14,48 @@ from imago.inference.run_split import validate
 from imago.logger.tensorboard import add_hparams, add_image
 from imago.runs.run_directory import RunDirectory
 from imago.statistics.metrics import Result, softmax, worst_mistakes
+from imago.task.classification import ClassificationTask
 
 log = logging.getLogger(__name__)
 
 _NUM_MISTAKES = 15
 
 
-def describe_best(cfg: DictConfig, data: ImageDataModule, trainer: Trainer, folder: RunDirectory, step: int) -> None:
-    """Fit the temperature of best.ckpt, draw its confusions and mistakes, and fill TensorBoard's table of settings.
+def describe_best_epoch(
+    cfg: DictConfig, data: ImageDataModule, task: ClassificationTask, trainer: Trainer, directory: RunDirectory
+) -> None:
+    """Fit the temperature of best.ckpt, draw its confusions and mistakes, and add the settings to TensorBoard.
 
-    The validation images go through the network once more, in fp32 and in this process alone.
+    Runs the validation images through the network once more, in fp32 and in the main process only.
 
     Args:
         cfg: the settings of the run.
-        data: of the run.
+        data: its data module.
+        task: its task.
         trainer: after the test.
-        folder: of the run; nothing is done but in the process that writes to it.
-        step: optimizer steps at the end of the best epoch.
+        directory: its run directory.
     """
-    if not folder.is_main_process:
+    if not directory.is_main_process:
         return
-    add_hparams(cfg, folder.summary, trainer.loggers)
-    checkpoint = folder.path / "checkpoints" / "best.ckpt"
+    summary = directory.summary
+    add_hparams(cfg, summary, trainer.loggers)
+    checkpoint = directory.path / "checkpoints" / "best.ckpt"
     if not checkpoint.is_file():
         return
-    if "num_images" not in folder.summary["val"]:
+    if "num_images" not in summary["val"]:
         log.info(
             "not calibrated: trainer.limit_val_batches=%s left validation images out", cfg.trainer.limit_val_batches
         )
         return
-    data.trainer = None  # or each rank would see its share
+    data.trainer = None  # so that the loader gives this process all images, not the share of its rank
     accelerator = "cpu" if trainer.strategy.root_device.type == "cpu" else "auto"
     result = validate(checkpoint, data, cfg.extra_targets, accelerator)
     temperature = _calibrate(checkpoint, result, "none")
-    if cfg.tta != "none":  # the final test's views; predict, export and serve show one
+    if cfg.tta != "none":  # for the views of the final test; predict, export and serve use one view
         _calibrate(checkpoint, validate(checkpoint, data, cfg.extra_targets, accelerator, cfg.tta), cfg.tta)
     calibrated = replace(result, confidence=softmax(result.logits / temperature).max(axis=1))
-    if importlib.util.find_spec("matplotlib") is None:
-        log.info("no figures of the best epoch: matplotlib is not installed")
-        return
-    for name, file in _draw(calibrated, data, folder.path / "figures").items():
+    step = summary.get("best_epoch", 0) * (task.steps_per_epoch or 0)
+    for name, file in _draw(calibrated, data, directory.path / "figures").items():
         add_image(name, file, step, trainer.loggers)
 
 
@@ -69,20 +69,18 @@ def _calibrate(checkpoint: Path, result: Result, tta: str) -> float:
     return float(entry[KEY])
 
 
-def _draw(result: Result, data: ImageDataModule, folder: Path) -> dict[str, Path]:
-    """Write the figures and give them by the names that they have in TensorBoard."""
+def _draw(result: Result, data: ImageDataModule, figures: Path) -> dict[str, Path]:
+    """Write the figures; return their files by their TensorBoard names."""
     from imago.analysis.evaluation import Evaluation
     from imago.analysis.plots import draw_mistakes, save_confusion, save_figure
 
-    folder.mkdir(exist_ok=True)
-    files = {name: folder / f"{name.replace('/', '_')}.png" for name in ("val/confusion", "val/mistakes")}
-    title = f"val, best epoch: {result.is_right.mean():.2%} of {len(result.labels):,} images right"
+    figures.mkdir(exist_ok=True)
+    files = {name: figures / f"{name.replace('/', '_')}.png" for name in ("val/confusion", "val/mistakes")}
+    title = f"val, best epoch: {result.is_right.mean():.2%} of {len(result.labels):,} images correct"
     save_confusion(result.confusion, result.class_names, title, files["val/confusion"])
     names = tuple(image_names(data, "val"))
-    facts: dict[str, Any] = {}
-    evaluation = Evaluation(
-        folder, facts, result.class_names, names, result.labels, result.predicted, result.confidence
-    )
-    saved = images_in_memory(data, "val", worst_mistakes(result.is_right, result.confidence, _NUM_MISTAKES).tolist())
-    save_figure(draw_mistakes(evaluation, _NUM_MISTAKES, saved), files["val/mistakes"])
+    evaluation = Evaluation(figures, {}, result.class_names, names, result.labels, result.predicted, result.confidence)
+    worst = worst_mistakes(result.is_right, result.confidence, _NUM_MISTAKES).tolist()
+    images = images_in_memory(data, "val", worst)
+    save_figure(draw_mistakes(evaluation, _NUM_MISTAKES, images), files["val/mistakes"])
     return files

@@ -1,7 +1,7 @@
-"""What a run tells at its start and at its end."""
+"""Format what a run prints at its start and at its end."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,99 +12,104 @@ from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
 from imago.paths import short_path
-from imago.text import printable
+from imago.text import join_names
 
-_IMBALANCED = 3  # times as many training images in the largest class as in the smallest
+_IMBALANCED = 3  # ratio of the largest to the smallest class from which the table suggests a remedy
 
 
 def start_table(
-    cfg: DictConfig, data: ImageDataModule, task: torch.nn.Module, trainer: Trainer, notes: Mapping[str, str]
+    cfg: DictConfig,
+    data: ImageDataModule,
+    task: torch.nn.Module,
+    trainer: Trainer,
+    precision_reason: str,
+    preprocess_origin: str,
 ) -> str:
-    """Lay out the facts of a run, one line each.
+    """Return the table of a run's settings and choices, one line each.
 
     Args:
         cfg: the settings.
         data: after `set_up_data`.
-        task: with the network inside.
-        trainer: tells devices and precision.
-        notes: `preprocess`, `precision` and `folder`: where these come from.
+        task: with the network in `net`.
+        trainer: has the devices and the precision.
+        precision_reason: why this precision was chosen.
+        preprocess_origin: where the preprocess record comes from.
     """
     sizes = " / ".join(f"{len(split):,} {name}" for name, split in data.splits.named())
-    devices = trainer.num_devices * trainer.num_nodes
-    batches = data.batches_per_epoch(trainer.limit_train_batches)
+    num_devices = trainer.num_devices * trainer.num_nodes
+    num_batches = data.batches_per_epoch(trainer.limit_train_batches)
     rows = {
-        "data": f"{_short(cfg.data)}: {len(data.class_names)} classes, {sizes}",
+        "data": f"{_class_name(cfg.data).removesuffix('DataModule')}: {len(data.class_names)} classes, {sizes}",
         "classes": _classes(cfg, data),
         "augment": data.augment.describe(),
-        "preprocess": f"{data.preprocess.describe()} ({notes['preprocess']})",
+        "preprocess": f"{data.preprocess.describe()} ({preprocess_origin})",
         "network": _network(cfg.model, task),
         **_teacher(cfg.task),
-        "optimizer": f"{cfg.optimizer._target_.rsplit('.', 1)[-1]}, lr {cfg.optimizer.get('lr')}, "
-        f"{cfg.schedule._target_.rsplit('.', 1)[-1]}, {cfg.trainer.max_epochs} epochs",
-        "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // devices} on each device; "
-        f"{batches} batches an epoch",
-        "device": f"{devices} x {trainer.strategy.root_device.type}, {torch.get_num_threads()} threads",
-        "precision": f"{trainer.precision} ({notes['precision']}); test in fp32{describe_tta(cfg.tta).rstrip(',')}",
+        "optimizer": f"{_class_name(cfg.optimizer)}, lr {cfg.optimizer.get('lr')}, {_class_name(cfg.schedule)}, "
+        f"{cfg.trainer.max_epochs} epochs",
+        "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // num_devices} per device; "
+        f"{num_batches} batches per epoch",
+        "device": f"{num_devices} x {trainer.strategy.root_device.type}, {torch.get_num_threads()} threads",
+        "precision": f"{trainer.precision} ({precision_reason}); test in fp32{_tta(cfg.tta)}",
         "fast paths": _fast_paths(cfg),
-        "run directory": notes["folder"],
+        "run directory": short_path(Path(cfg.paths.run_dir)),
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
-def describe_tta(tta: str) -> str:
-    """Put test-time augmentation in words, with a comma before them; nothing where there is none."""
-    return "" if tta == "none" else f", mean over several views of each image (tta={tta}),"
-
-
-def end_lines(summary: Mapping[str, Any], folder: Path) -> str:
-    """Say what came out, and what to type next."""
+def end_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
+    """Return the results of a run and the commands to type next."""
     test, val, best = summary.get("test"), summary.get("val"), summary.get("best_epoch")
     lines = []
     if test:
         low, high = test["interval_95"]
+        views = f"{views}," if (views := _tta(test.get("tta", "none"))) else ""
         lines.append(
-            f"test accuracy{describe_tta(test.get('tta', 'none'))} {test['acc']:.2%}, "
-            f"95 % interval {low:.2%} to {high:.2%}, n = {test['num_images']:,}"
+            f"test accuracy{views} {test['acc']:.2%}, 95 % interval {low:.2%} to {high:.2%}, n = {test['num_images']:,}"
             + (f" (best checkpoint: epoch {best}, val accuracy {val['acc']:.2%})" if val else "")
         )
-    if test and test["num_left_out"]:
-        lines.append(
-            f"only a part: trainer.limit_test_batches left out {test['num_left_out']:,} images, in class order"
-        )
+        if test["num_left_out"]:
+            lines.append(
+                f"only a part of the test split: trainer.limit_test_batches left out {test['num_left_out']:,} images, "
+                "in class order"
+            )
     if "images_per_s" in summary:
         advice = f"; less with {summary['data_wait_advice']}" if "data_wait_advice" in summary else ""
         lines.append(
             f"{summary['images_per_s']:,.0f} images/s, {summary['data_wait_share']:.0%} of the training time spent "
             f"waiting for data{advice}"
         )
-    return "\n".join([*lines, *_next_commands(folder, max(1, summary["epochs"]))])
+    return "\n".join([*lines, *_next_commands(run_dir, max(1, summary["epochs"]))])
 
 
-def _next_commands(folder: Path, num_epochs: int) -> list[str]:
-    """Give what can be typed next; what needs a checkpoint only where there is one."""
-    place = shlex.quote(short_path(folder))
+def _next_commands(run_dir: Path, num_epochs: int) -> list[str]:
+    run = shlex.quote(short_path(run_dir))
     commands = []
-    if (folder / "checkpoints" / "best.ckpt").exists():
+    if (run_dir / "checkpoints" / "best.ckpt").exists():
         commands += [
-            f"python src/eval.py run={place}                  # per class, with a confusion matrix",
-            f"python src/predict.py run={place} input=PHOTO   # or a folder of images",
-            f"python src/export.py run={place}                # one ONNX file",
+            f"python src/eval.py run={run}                  # per class, with a confusion matrix",
+            f"python src/predict.py run={run} input=PHOTO   # or a folder of images",
+            f"python src/export.py run={run}                # one ONNX file",
         ]
-    if (folder / "checkpoints" / "last.ckpt").exists():
-        commands.append(f"python src/train.py resume={place} trainer.max_epochs={2 * num_epochs}")
-    commands.append(f"tensorboard --logdir {place}")
+    if (run_dir / "checkpoints" / "last.ckpt").exists():
+        commands.append(f"python src/train.py resume={run} trainer.max_epochs={2 * num_epochs}")
+    commands.append(f"tensorboard --logdir {run}")
     return ["next:", *(f"  {command}" for command in commands)]
 
 
-def _short(data: DictConfig) -> str:
-    return data._target_.rsplit(".", 1)[-1].removesuffix("DataModule")
+def _class_name(node: DictConfig) -> str:
+    return str(node._target_).rpartition(".")[2]
+
+
+def _tta(tta: str) -> str:
+    return "" if tta == "none" else f", mean over several views of each image (tta={tta})"
 
 
 def _classes(cfg: DictConfig, data: ImageDataModule) -> str:
-    """Name the classes with their training images, and say so where they are far from equal."""
+    """List the classes with their number of training images; of very uneven ones, name the settings that help."""
     counts = np.bincount(data.splits.train.labels, minlength=len(data.class_names))
-    listed = _listed([f"{printable(name)} {count:,}" for name, count in zip(data.class_names, counts, strict=True)])
+    listed = join_names([f"{name} {count:,}" for name, count in zip(data.class_names, counts, strict=True)])
     ratio = counts.max() / counts.min()
     if ratio < _IMBALANCED or data.sampler == "balanced" or cfg.loss.get("weight") is not None:
         return listed
@@ -115,11 +120,11 @@ def _classes(cfg: DictConfig, data: ImageDataModule) -> str:
 
 
 def _network(model: DictConfig, task: torch.nn.Module) -> str:
-    count = sum(p.numel() for p in task.parameters())
-    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    parts = [_name(model), f"{count:,} parameters"]
-    if trained < count:
-        parts.append(f"{trained:,} of them trained")
+    num_parameters = sum(p.numel() for p in task.parameters())
+    num_trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    parts = [model.get("name") or _class_name(model), f"{num_parameters:,} parameters"]
+    if num_trained < num_parameters:
+        parts.append(f"{num_trained:,} of them trained")
     if model.get("freeze") not in (None, "none"):
         parts.append(f"frozen: {model.freeze}")
     if model.get("in_channels", 3) == 1:
@@ -131,30 +136,22 @@ def _network(model: DictConfig, task: torch.nn.Module) -> str:
     return ", ".join(parts)
 
 
-def _name(model: DictConfig) -> str:
-    return model.get("name") or model._target_.rsplit(".", 1)[-1]
-
-
 def _teacher(task: DictConfig) -> dict[str, str]:
-    if not task.get("teacher"):
+    teacher = task.get("teacher")
+    if not teacher:
         return {}
-    facts = f"temperature {task.temperature}, {task.alpha:.0%} of the loss"
-    teacher = task.teacher
-    name = short_path(Path(teacher)) if isinstance(teacher, str) else f"{_name(teacher)} ({teacher.weights})"
-    return {"teacher": f"{name}, {facts}"}
-
-
-def _listed(names: Sequence[str], most: int = 10) -> str:
-    more = f" ... ({len(names) - most} more)" if len(names) > most else ""
-    return " ".join(names[:most]) + more
+    if isinstance(teacher, str):
+        name = short_path(Path(teacher))
+    else:
+        name = f"{teacher.get('name') or _class_name(teacher)} ({teacher.weights})"
+    return {"teacher": f"{name}, temperature {task.temperature}, {task.alpha:.0%} of the loss"}
 
 
 def _fast_paths(cfg: DictConfig) -> str:
-    paths = ["uint8 to the device", "one draw per sample, batched"]
-    if cfg.channels_last:
-        paths.append("channels_last")
-    if cfg.optimizer.get("fused"):
-        paths.append("fused optimizer")
-    if cfg.compile:
-        paths.append("compiled")
-    return ", ".join(paths)
+    optional = {
+        "channels_last": cfg.channels_last,
+        "fused optimizer": cfg.optimizer.get("fused"),
+        "compiled": cfg.compile,
+    }
+    chosen = [name for name, is_on in optional.items() if is_on]
+    return ", ".join(["uint8 to the device", "batched augmentation", *chosen])

@@ -1,53 +1,118 @@
-"""Compare the settings of a resumed run with those it was started with."""
+"""Store settings so that a run can be resumed, and check that a resumed run is the same run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from imago.errors import ConfigError
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
 
-# What may differ when a run goes on: how it is carried out, and the Trainer's settings where they can change midway.
+from imago.errors import ConfigError, DataError
+from imago.files import read_json
+from imago.inference.load import checkpoint_path
+from imago.instantiate import to_plain
+from imago.paths import quote_for_hydra
+from imago.training.teacher import resolve_teacher
+
+# Settings that may change when a run is resumed: they do not change its weights. Whether moved data is the same data is
+# checked by its fingerprint.
 _FREE = (
     *("paths", "callbacks", "logger", "resume", "run_name", "extra_targets", "compile", "tta"),
     *("data.num_workers", "data.cache", "data.cache_dir"),
+    *("data.root", "data.data_dir", "data.split_file", "data.list_file"),
 )
-_BINDING = ("callbacks.ema",)  # a checkpoint holds two sets of weights with it, and one without
-_JOINED = ("net", "optimizer", "schedule", "loss", "extra_targets")
-# Where the data lies may change; that it is the same data is checked by its fingerprint.
-_MAY_MOVE = ("data.root", "data.data_dir", "data.split_file", "data.list_file")
-# Of the Trainer's settings, those that change how long, where and how loudly it trains. The others change the weights,
-# or which of them are the best.
+_BINDING = ("callbacks.ema",)  # a checkpoint with averaged weights has two sets of weights
+_JOINED = ("net", "optimizer", "schedule", "loss", "extra_targets")  # `task` repeats these groups
+# Settings of the Trainer that change how long, where and how verbosely it trains, but not the weights.
 _FREE_IN_TRAINER = (
     *("max_epochs", "max_time", "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "profiler"),
     *("limit_test_batches", "num_sanity_val_steps", "deterministic", "benchmark", "detect_anomaly"),
     *("enable_model_summary", "enable_progress_bar", "enable_checkpointing", "default_root_dir"),
 )
+_PATH_KEYS = ("data.root", "task.teacher", "task.teacher.weights", "model.weights")
+
+
+def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Make the paths in the settings absolute, so that resume and eval find the files from any directory.
+
+    Args:
+        cfg: changed in place.
+        overrides: the settings as typed.
+
+    Returns:
+        The overrides with the same absolute paths.
+
+    Raises:
+        ConfigError: if `model.weights` or `task.teacher` names a run without a checkpoint.
+    """
+    if cfg.data.get("root"):
+        cfg.data.root = str(Path(cfg.data.root).absolute())
+    weights = cfg.model.get("weights")
+    if weights and weights != "default" and Path(weights).is_dir():
+        try:
+            cfg.model.weights = str(checkpoint_path(Path(weights)).resolve())
+        except DataError as error:
+            raise ConfigError(f"model.weights={error}") from error
+    resolve_teacher(cfg.task)
+    return [_with_stored_path(override, cfg) for override in overrides]
+
+
+def _with_stored_path(override: str, cfg: DictConfig) -> str:
+    key, _, value = override.partition("=")
+    if key not in _PATH_KEYS or value in ("", "null"):
+        return override
+    return f"{key}={quote_for_hydra(str(OmegaConf.select(cfg, key)))}"
+
+
+def check_run_directory(cfg: DictConfig, path: Path) -> None:
+    """Check that a new run overwrites none, and that a resumed run has a checkpoint and the same settings.
+
+    Raises:
+        ConfigError: naming `run_name`, `resume` or each setting that differs.
+    """
+    if cfg.resume is None:
+        if (path / "summary.json").exists():
+            raise ConfigError(
+                f"run_name={cfg.run_name}: {path} already holds a run; choose another name, or resume={path}."
+            )
+        return
+    if not (path / "checkpoints" / "last.ckpt").is_file():
+        raise ConfigError(f"resume={path}: the run ended before its first checkpoint; start a new run.")
+    try:
+        saved: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+    except (OSError, ValueError, YAMLError) as error:
+        raise ConfigError(f"resume={path}: its config.yaml cannot be read ({error}).") from error
+    if not saved:
+        raise ConfigError(f"resume={path}: its config.yaml is empty; start a new run.")
+    summary = read_json(path / "summary.json")
+    refuse_other_run(saved, to_plain(cfg), summary.get("epochs", 0), is_tested="test" in summary)
 
 
 def refuse_other_run(saved: Mapping[str, Any], now: Mapping[str, Any], num_epochs_done: int, is_tested: bool) -> None:
-    """Refuse settings that would make it another run, or leave nothing to do.
+    """Refuse settings that would make it another run, or that leave nothing to do.
 
     Args:
         saved: `config.yaml` of the run, as plain data.
-        now: the settings it would go on with, likewise.
-        num_epochs_done: from its summary.
-        is_tested: whether the final test is done too; a run that was killed in it may do it again.
+        now: the settings to resume with, likewise.
+        num_epochs_done: epochs that the run has finished.
+        is_tested: whether its final test is done; a run that was killed during the test may do it again.
 
     Raises:
-        ConfigError: with a line for each such setting.
+        ConfigError: with one line for each such setting.
     """
     before, after = dict(_leaves(saved)), dict(_leaves(now))
     changed = [key for key in before | after if before.get(key) != after.get(key) and not _is_free(key)]
-    # Of a group that was swapped, its class says it all; the keys below differ as a matter of course.
-    swapped = {key.removesuffix("_target_") for key in changed if key.endswith("._target_")}
-    changed = [key for key in changed if key.endswith("._target_") or not key.startswith(tuple(swapped))]
+    # If the class of a group has changed, the keys below it are not listed.
+    swapped = tuple(key.removesuffix("_target_") for key in changed if key.endswith("._target_"))
     problems = [
-        f"{key}={after.get(key)} would make it another run: it has {key}={before.get(key)}; start a new run for that."
+        f"{key}={after.get(key)} cannot change on resume: the run has {key}={before.get(key)}; start a new run instead."
         for key in changed
+        if key.endswith("._target_") or not key.startswith(swapped)
     ]
     max_epochs = now["trainer"]["max_epochs"]
     if not problems and (num_epochs_done > max_epochs or (num_epochs_done == max_epochs and is_tested)):
         problems.append(
-            f"resume={now['resume']}: this run has done its trainer.max_epochs={num_epochs_done}; "
+            f"resume={now['resume']}: this run has finished its trainer.max_epochs={num_epochs_done}; "
             f"trainer.max_epochs={2 * num_epochs_done} extends it."
         )
     if problems:
@@ -63,10 +128,10 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _is_free(key: str) -> bool:
-    if key.startswith("trainer."):
-        return key.split(".")[1] in _FREE_IN_TRAINER
+    group, _, name = key.partition(".")
+    if group == "trainer":
+        return name.partition(".")[0] in _FREE_IN_TRAINER
     if key.startswith(_BINDING):
         return False
-    # `task` repeats the groups that it joins; naming a setting once is enough.
-    repeated = key.startswith("task.") and key.split(".")[1] in _JOINED
-    return repeated or any(key == free or key.startswith(f"{free}.") for free in (*_FREE, *_MAY_MOVE))
+    is_repeated = group == "task" and name.partition(".")[0] in _JOINED
+    return is_repeated or any(key == free or key.startswith(f"{free}.") for free in _FREE)

@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from imago.errors import ConfigError, DataError, UserError
 from imago.images import Preprocess
 from imago.inference.load import checkpoint_path, load_classifier
-from imago.instantiate import build, find_target
+from imago.instantiate import build, find_target, to_plain
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def resolve_teacher(task: DictConfig) -> None:
-    """Write paths into the settings by their real names: `logs/latest` will soon be the student.
+    """Make the teacher's path in the settings absolute and resolved: `logs/latest` will soon be the student.
 
     Raises:
-        ConfigError: if there is no such run, or a run is given as weights.
+        ConfigError: if the run does not exist, or if `task.teacher.weights` is a run.
     """
     teacher = task.get("teacher")
     if isinstance(teacher, str):
@@ -41,11 +41,11 @@ def resolve_teacher(task: DictConfig) -> None:
         teacher.weights = str(path)
 
 
-def load_run(cfg: DictConfig) -> "Classifier | None":
-    """Load the run that teaches, before the seed is set, so that the student starts as it would without.
+def load_teacher_run(cfg: DictConfig) -> "Classifier | None":
+    """Load the run that is the teacher; call it before the seed is set, so that the student's weights do not change.
 
     Returns:
-        None where no run does; of a network it is only asked whether its weights are there.
+        None if the teacher is not a run; for a network, only its weights file is looked up.
     """
     teacher = cfg.task.get("teacher")
     if not teacher:
@@ -57,15 +57,21 @@ def load_run(cfg: DictConfig) -> "Classifier | None":
         if hasattr(network, "find_weights"):
             network.find_weights(teacher.get("name"), teacher.weights)
     except UserError as error:
-        raise ConfigError(_of_teacher(error) if not isinstance(teacher, str) else f"task.teacher={error}") from error
+        message = f"task.teacher={error}" if isinstance(teacher, str) else _as_teacher_setting(error)
+        raise ConfigError(message) from error
     return None
 
 
 def prepare_teacher(cfg: DictConfig, run: "Classifier | None", data: "ImageDataModule") -> "Teacher":
-    """Make the run that `load_run` gave, or else the network of the settings, see what the student sees.
+    """Wrap the teacher so that it takes the student's images.
+
+    Args:
+        cfg: the settings of the run.
+        run: from `load_teacher_run`; None builds the network of `task.teacher`.
+        data: the student's data module.
 
     Raises:
-        ConfigError: if it knows other classes, or its weights do not fit.
+        ConfigError: if the teacher has other classes, or its weights do not fit.
     """
     import torch
 
@@ -75,8 +81,8 @@ def prepare_teacher(cfg: DictConfig, run: "Classifier | None", data: "ImageDataM
         net, preprocess = _build_network(cfg, data)
     elif run.class_names != data.class_names:
         raise ConfigError(
-            f"task.teacher={cfg.task.teacher} tells {' '.join(run.class_names)} apart, in this order, and the data "
-            f"has {' '.join(data.class_names)}; take a teacher of the same classes."
+            f"task.teacher={cfg.task.teacher} has the classes {' '.join(run.class_names)}, and the data "
+            f"{' '.join(data.class_names)}; use a teacher with the same classes in the same order."
         )
     else:
         net, preprocess = run.net, run.preprocess
@@ -84,26 +90,30 @@ def prepare_teacher(cfg: DictConfig, run: "Classifier | None", data: "ImageDataM
 
 
 def _build_network(cfg: DictConfig, data: "ImageDataModule") -> tuple[Any, Preprocess]:
-    """Build the network for the data's classes, with what its weights expect of an image."""
+    """Build the teacher for the data's classes; return it with the preprocess record that its weights need."""
     import torch
 
-    settings: Any = OmegaConf.to_container(cfg.task.teacher, resolve=True)
-    ask = getattr(find_target(settings["_target_"]), "weights_preprocess", lambda name, weights: None)
+    settings = to_plain(cfg.task.teacher)
+    read_record = getattr(find_target(settings["_target_"]), "weights_preprocess", lambda name, weights: None)
     try:
-        record = data.preprocess.to_dict() | (ask(settings.get("name"), settings["weights"]) or {})
-        facts = {"num_classes": len(data.class_names), "image_size": record["size"]}
-        with torch.random.fork_rng(devices=[]):  # the student starts as it would without a teacher
-            net = build(settings, extra_targets=cfg.extra_targets, **facts)
+        record = data.preprocess.to_dict() | (read_record(settings.get("name"), settings["weights"]) or {})
+        with torch.random.fork_rng(devices=[]):  # the student's first weights must not depend on the teacher
+            net = build(
+                settings,
+                extra_targets=cfg.extra_targets,
+                num_classes=len(data.class_names),
+                image_size=record["size"],
+            )
     except UserError as error:
-        raise ConfigError(_of_teacher(error)) from error
+        raise ConfigError(_as_teacher_setting(error)) from error
     if getattr(net, "replaced", ()):
         raise ConfigError(
-            f"task.teacher.weights={settings['weights']} has no values for {' and '.join(net.replaced)}: a teacher "
-            f"must know the {len(data.class_names)} classes of the data; train it on them, then type task.teacher=RUN."
+            f"task.teacher.weights={settings['weights']} has no values for {' and '.join(net.replaced)}: the teacher "
+            f"must have the {len(data.class_names)} classes of the data; train it on them, then type task.teacher=RUN."
         )
     return net, Preprocess.from_dict(record)
 
 
-def _of_teacher(error: UserError) -> str:
-    """Let a network's own word on its settings name the teacher's."""
+def _as_teacher_setting(error: UserError) -> str:
+    """Return a network's error message with its settings named as those of the teacher."""
     return re.sub(r"\bmodel\.(name|weights|in_channels|freeze)\b", r"task.teacher.\1", str(error))

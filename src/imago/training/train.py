@@ -1,106 +1,87 @@
-"""`train.py`: data, then task, then Trainer; fit, then one look at the test split with the best checkpoint."""
+"""Train a network and test it once: settings, checks, run directory, data, task, trainer, fit, test, summary."""
 
+import logging
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError  # type: ignore[import-untyped]
+from omegaconf import DictConfig
 
-from imago.errors import ConfigError, DataError
-from imago.files import read_json
-from imago.inference.load import checkpoint_path
-from imago.paths import quote_for_hydra
 from imago.runs.disk_space import check_writable
 from imago.runs.lock import held
 from imago.runs.rank import end_with_main_process
 from imago.runs.requeue import requeueing
-from imago.runs.run_directory import RunDirectory, refuse_used_folder
+from imago.runs.run_directory import RunDirectory
 from imago.training.checks import check_settings
-from imago.training.resume import refuse_other_run
-from imago.training.teacher import resolve_teacher
+from imago.training.resume import check_run_directory, store_absolute_paths
+
+log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig) -> float:
-    """Train and test as the settings say; everything lands in the run directory.
+    """Train and test as the settings say; everything is written to the run directory.
+
+    Torch is imported only after the settings and the run directory are checked, so that a mistake is reported at once.
 
     Returns:
-        The best validation accuracy, in [0, 1]: what a sweep maximizes. The test split decides nothing.
+        The best validation accuracy, in [0, 1], which a sweep maximizes. The test split decides nothing.
 
     Raises:
-        UserError: for what the user can mend.
+        UserError: if a setting, a file or the machine does not allow the run.
     """
     check_settings(cfg)
     job = HydraConfig.get()
-    path = Path(job.runtime.output_dir)
-    if job.mode == RunMode.MULTIRUN and cfg.trainer.devices not in (1, "1"):
+    directory = RunDirectory(Path(job.runtime.output_dir), Path(cfg.paths.log_dir))
+    if job.mode == RunMode.MULTIRUN and str(cfg.trainer.devices) != "1":
         from imago.training.trial import run_trial
 
-        return run_trial(list(job.overrides.task), path)
+        return run_trial(list(job.overrides.task), directory.path)
     end_with_main_process()
-    folder = RunDirectory(path, Path(cfg.paths.log_dir))
-    cfg.paths.run_dir = str(path)
-    if cfg.data.get("root"):
-        cfg.data.root = str(Path(cfg.data.root).absolute())  # so that eval.py finds it from any folder
-    if cfg.model.get("weights"):
-        cfg.model.weights = _find_weights(cfg.model.weights)
-    resolve_teacher(cfg.task)
-    typed = [_settled(text, cfg) for text in job.overrides.task]
-    if folder.is_main_process:
-        check_writable(path)
-    with held(path) if folder.is_main_process else nullcontext():
-        return _run(cfg, folder, typed)
+    cfg.paths.run_dir = str(directory.path)
+    overrides = store_absolute_paths(cfg, job.overrides.task)
+    if directory.is_main_process:
+        check_writable(directory.path)
+    with held(directory.path) if directory.is_main_process else nullcontext():
+        if cfg.resume == "auto":
+            cfg.resume = None  # the run ended before its first checkpoint: start over in its directory
+        elif directory.is_main_process:
+            check_run_directory(cfg, directory.path)
+        with requeueing(), directory.recording(cfg, overrides):
+            if cfg.tune:
+                from imago.training.tune import tune_lr
+
+                return tune_lr(cfg, directory, overrides)
+            return fit_and_test(cfg, directory)
 
 
-def _run(cfg: DictConfig, folder: RunDirectory, typed: list[str]) -> float:
-    """Train in a folder that nobody else writes to."""
-    if cfg.resume == "auto":  # a run that ended before its first checkpoint
-        cfg.resume = None
-    elif folder.is_main_process:
-        _check_folder(cfg, folder.path)
-    with requeueing(), folder.recording(cfg, typed):
-        if cfg.tune:
-            from imago.training.tune import tune_lr
+def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
+    """Build data, task and Trainer; fit; test once with the best checkpoint; write the summary."""
+    import torch
 
-            return tune_lr(cfg, folder, typed)
-        from imago.training.fit import fit_and_test  # torch is loaded only now, when nothing is left to refuse
+    from imago.training.best_epoch import describe_best_epoch
+    from imago.training.build import build_run, final_checkpoint, resume_checkpoint
+    from imago.training.console import end_lines, start_table
+    from imago.training.machine_checks import check_machine
 
-        return fit_and_test(cfg, folder)
+    machine = check_machine(cfg)
+    data, task, trainer, preprocess_origin = build_run(cfg, machine.precision, directory)
+    log.info("%s\n", start_table(cfg, data, task, trainer, machine.precision_reason, preprocess_origin))
+    device = str(trainer.strategy.root_device)
+    directory.provenance_facts(device=device, precision=trainer.precision, data=data.fingerprint())
+    if directory.is_main_process:
+        data.write_split(directory.path)
+    share = data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()
+    cache = data.keep_decoded(trainer.num_devices, cfg.trainer.max_epochs * share)
+    log.info("decoded images kept %s\n", cache)
 
-
-def _find_weights(typed: str) -> str:
-    """Give the best checkpoint of a run directory, by its real name; what else it may be, the network understands."""
-    if typed == "default" or not Path(typed).is_dir():
-        return typed
-    try:
-        return str(checkpoint_path(Path(typed)).resolve())
-    except DataError as error:
-        raise ConfigError(f"model.weights={error}") from error
-
-
-def _settled(override: str, cfg: DictConfig) -> str:
-    """Give a setting as it is resumed from: a path by what it meant when it was typed."""
-    key, _, value = override.partition("=")
-    if key not in ("data.root", "task.teacher", "task.teacher.weights", "model.weights") or value in ("", "null"):
-        return override
-    return f"{key}={quote_for_hydra(str(OmegaConf.select(cfg, key)))}"
-
-
-def _check_folder(cfg: DictConfig, path: Path) -> None:
-    """A new run never writes over an old one, and a resumed one is the same run."""
-    if cfg.resume is None:
-        refuse_used_folder(path, cfg.run_name)
-        return
-    if not (path / "checkpoints" / "last.ckpt").is_file():
-        raise ConfigError(f"resume={path}: it was stopped before its first checkpoint; start it again as a new run.")
-    try:
-        saved: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
-    except (OSError, ValueError, YAMLError) as error:
-        raise ConfigError(f"resume={path}: its config.yaml cannot be read ({error}).") from error
-    if not saved:
-        raise ConfigError(f"resume={path}: its config.yaml is empty, so nothing tells which run it was.")
-    summary = read_json(path / "summary.json")
-    now: Any = OmegaConf.to_container(cfg, resolve=True)
-    refuse_other_run(saved, now, summary.get("epochs", 0), is_tested="test" in summary)
+    trainer.fit(task, datamodule=data, ckpt_path=resume_checkpoint(cfg, task))
+    directory.signals.raise_if_received()
+    directory.reload()  # the summary was written by rank 0, which under ddp_fork is another process
+    # Compiling once more, for fp32, would take longer than the test.
+    with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():
+        trainer.test(task, datamodule=data, ckpt_path=final_checkpoint(directory.path), verbose=False)
+    directory.reload()
+    describe_best_epoch(cfg, data, task, trainer, directory)
+    log.info("\n%s", end_lines(directory.summary, directory.path))
+    return directory.summary.get("val", {}).get("acc", float("nan"))

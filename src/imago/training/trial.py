@@ -1,7 +1,7 @@
-"""A trial of a sweep that needs several processes runs as a command of its own.
+"""Run a trial of a sweep that needs several processes as a command of its own.
 
-Lightning starts the other ranks by repeating the command line. Repeating a sweep's would start sweeps inside sweeps,
-and a trial that fails on one rank would leave the others waiting in the next trial for ever.
+Lightning starts the other ranks by repeating the command line. Repeating that of a sweep would start sweeps inside
+sweeps, and a trial that fails on one rank would leave the others waiting in the next trial.
 """
 
 import json
@@ -18,55 +18,55 @@ from imago.errors import UserError
 from imago.files import write_json
 from imago.paths import PROJECT_ROOT, quote_for_hydra
 
-# What torch.distributed leaves in the environment: a child must not take itself for somebody's rank.
+# Set by torch.distributed; a child that inherits them would start as a rank.
 _RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RUN_ID")
 
 
 class TrialError(Exception):
-    """The process of a trial ended with an error; what it was stands on the screen and in the trial's train.log."""
+    """The process of a trial ended with an error, which is printed and in the train.log of the trial."""
 
 
-def run_trial(overrides: Sequence[str], folder: Path) -> float:
-    """Run one trial in its folder and give its best validation accuracy.
+def run_trial(overrides: Sequence[str], run_dir: Path) -> float:
+    """Run one trial in its directory and return its best validation accuracy.
 
-    Ctrl-C and SIGTERM are passed on, and this process leaves after the child has saved.
+    Ctrl-C and SIGTERM are forwarded, and this process exits after the child has saved.
 
     Raises:
-        UserError: if the child ends with 2, the exit code of a mistake in the settings.
-        TrialError: if it ends with anything else but 0.
+        UserError: if the child exits with 2, a mistake in the settings.
+        TrialError: if it exits with another code than 0.
     """
     typed = [argument for argument in overrides if not argument.startswith("run_name=")]
     command = [
         sys.executable,
         str(PROJECT_ROOT / "src" / "train.py"),
         *typed,
-        f"hydra.run.dir={quote_for_hydra(str(folder))}",
+        f"hydra.run.dir={quote_for_hydra(str(run_dir))}",
     ]
     environment = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
     child = subprocess.Popen(command, env=environment, start_new_session=True)
     return_code = _wait(child)
-    summary_file = folder / "summary.json"
+    summary_file = run_dir / "summary.json"
     summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.exists() else {}
     if return_code:
         reason = f"the process of this trial ended with exit code {return_code}"
-        if summary.get("status") == "running":  # killed, so it could not say so itself
+        if summary.get("status") == "running":  # it was killed
             write_json(summary_file, summary | {"status": "failed", "reason": reason})
-        kind = UserError if return_code == 2 else TrialError  # the child has said itself what the user mistyped
-        raise kind(f"{reason}; see {folder / 'train.log'}")
+        kind = UserError if return_code == 2 else TrialError  # the child has printed the mistake
+        raise kind(f"{reason}; see {run_dir / 'train.log'}")
     return float(summary.get("val", {}).get("acc", "nan"))
 
 
 def _wait(child: subprocess.Popen) -> int:
     received: list[int] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        # The child has a session of its own: Lightning's ranks belong to it and get the signal too.
-        with suppress(ProcessLookupError):  # it has just ended
+        # The child has its own session: Lightning's ranks are in it and get the signal too.
+        with suppress(ProcessLookupError):  # it has just exited
             os.killpg(child.pid, number)
 
-    passed_on = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-    old = {number: signal.signal(number, pass_on) for number in passed_on}
+    forwarded = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    old = {number: signal.signal(number, forward) for number in forwarded}
     try:
         return_code = child.wait()
     finally:

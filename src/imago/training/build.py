@@ -1,0 +1,198 @@
+"""Build the data module, the task and the Trainer that the settings name."""
+
+import logging
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from imago.callbacks.run_summary import RunSummary
+from imago.callbacks.stop_on_signal import StopOnSignal
+from imago.callbacks.time_limit import TimeLimit
+from imago.data.datamodule import ImageDataModule
+from imago.errors import ConfigError
+from imago.images import SMALL_PX, Preprocess
+from imago.inference.load import check_continues, checkpoint_path
+from imago.instantiate import build, find_target, to_plain
+from imago.model.classifier import Classifier
+from imago.runs.checkpoint import AtomicCheckpointIO, check_plain
+from imago.runs.disk_space import check_free_space
+from imago.runs.run_directory import RunDirectory
+from imago.task.classification import ClassificationTask
+from imago.training.teacher import load_teacher_run, prepare_teacher
+
+log = logging.getLogger(__name__)
+
+_SHAPE, _STATISTICS = ("size", "resize", "crop", "interpolation"), ("mean", "std")
+
+
+def build_data(cfg: DictConfig) -> tuple[ImageDataModule, str]:
+    """Build the data module, read the data set and decide its `Preprocess` record.
+
+    Returns:
+        The data module, and where its preprocess comes from, for the start table.
+    """
+    data: ImageDataModule = build(cfg.data, extra_targets=cfg.extra_targets)
+    data.set_up_data()
+    data.preprocess, origin = decide_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
+    return data, origin
+
+
+def decide_preprocess(
+    typed: Mapping[str, Any], weights: Mapping[str, Any] | None, data: Preprocess
+) -> tuple[Preprocess, str]:
+    """Decide how images are prepared: what the user typed, else what the pretrained weights need, else the data set.
+
+    Args:
+        typed: the `preprocess` settings; None where the user typed nothing. A typed `size` alone scales `resize` along.
+        weights: the record of the pretrained weights, if there are any. Its size is not used if it is above 64 px and
+            the images are not; its mean and std are always used, as the kept layers expect them.
+        data: the data set's own record.
+
+    Returns:
+        The record, and its origin in a few words.
+    """
+    chosen = {name: value for name, value in typed.items() if value is not None}
+    origins = [f"{' '.join(chosen)} as typed"] if chosen else []
+    base = data.to_dict()
+    keeps_size = bool(weights) and data.size <= SMALL_PX < weights["size"]  # type: ignore[index]
+    if weights:
+        used = _STATISTICS if keeps_size else (*_SHAPE, *_STATISTICS)
+        base |= {name: weights[name] for name in used if name in weights}
+        if set(used) - chosen.keys():
+            origins.append(f"{'mean and std' if keeps_size else 'all'} from the pretrained weights")
+    if "size" in chosen and "resize" not in chosen:
+        chosen["resize"] = round(base["resize"] * chosen["size"] / base["size"])
+    if not weights or keeps_size:
+        origins.append("the rest from the data set" if origins else "from the data set")
+    return Preprocess.from_dict(base | chosen), ", ".join(origins)
+
+
+def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier | None = None) -> ClassificationTask:
+    """Build the task for the classes and the preprocess record of `data`.
+
+    Args:
+        cfg: the settings of the run.
+        data: after `set_up_data`.
+        teacher_run: the trained network of `task.teacher`, if that is a run.
+
+    Raises:
+        ConfigError: if the teacher has other classes, or a hyperparameter cannot be stored in a checkpoint.
+    """
+    arguments: dict[str, Any] = {
+        "net": to_plain(cfg.model),
+        "class_names": list(data.class_names),
+        "class_counts": np.bincount(data.splits.train.labels, minlength=len(data.class_names)).tolist(),
+        "preprocess": data.preprocess.to_dict(),
+    }
+    if cfg.task.get("teacher"):
+        arguments["teacher"] = prepare_teacher(cfg, teacher_run, data)
+    if cfg.resume is not None and "weights" in cfg.model:
+        arguments["net"]["weights"] = None  # the checkpoint holds all weights, and the file may be gone
+    task: ClassificationTask = build(cfg.task, extra_targets=cfg.extra_targets, **arguments)
+    check_plain(task.hparams)
+    if cfg.channels_last:
+        task.net.to(memory_format=torch.channels_last)
+    if cfg.resume is None and cfg.model.get("weights") is None and hasattr(task.net, "initialize_from"):
+        images, _ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+        task.net.initialize_from(images)  # the first training batch, the same one on every rank
+    if cfg.compile:
+        task.net.compile()  # in place: the names of the weights do not change
+    task.tta = cfg.tta
+    return task
+
+
+def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory) -> Trainer:
+    """Build the callbacks, the loggers and the Trainer.
+
+    Raises:
+        ConfigError: if Lightning refuses the combination of settings.
+    """
+    extra = cfg.extra_targets
+    callbacks = [build(part, extra_targets=extra) for part in cfg.callbacks.values() if part is not None]
+    if cfg.trainer.max_time is not None:
+        callbacks.append(TimeLimit(to_plain(cfg.trainer.max_time)))
+    arguments: dict[str, Any] = {
+        "precision": precision,
+        "callbacks": [*callbacks, RunSummary(directory), StopOnSignal(directory)],
+        "logger": [build(part, extra_targets=extra) for part in cfg.logger.values() if part is not None],
+        "plugins": [AtomicCheckpointIO()],
+        "default_root_dir": cfg.paths.run_dir,
+        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        "use_distributed_sampler": False,  # our samplers shard by rank without padding
+    }
+    try:
+        trainer: Trainer = build(cfg.trainer, extra_targets=extra, **arguments)
+    except (MisconfigurationException, ValueError) as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    directory.signals.launcher = trainer.strategy.launcher
+    return trainer
+
+
+def build_run(
+    cfg: DictConfig, precision: str, directory: RunDirectory
+) -> tuple[ImageDataModule, ClassificationTask, Trainer, str]:
+    """Build data module, task and Trainer, in the order that decides the first weights.
+
+    Returns:
+        The three, and where the preprocess record comes from, for the start table.
+    """
+    _silence_lightning()
+    teacher_run = load_teacher_run(cfg)
+    seed_everything(cfg.seed, verbose=False)  # for the first weights; all later randomness is counter-based
+    data, preprocess_origin = build_data(cfg)
+    task = build_task(cfg, data, teacher_run)
+    check_free_space(directory.path, task)
+    trainer = build_trainer(cfg, precision, directory)
+    num_batches = data.batches_per_epoch(trainer.limit_train_batches)
+    task.steps_per_epoch = math.ceil(num_batches / trainer.accumulate_grad_batches)
+    return data, task, trainer, preprocess_origin
+
+
+def resume_checkpoint(cfg: DictConfig, task: ClassificationTask) -> str | None:
+    """Return the checkpoint to resume from, after checking that it fits the task; None for a new run."""
+    if cfg.resume is None:
+        return None
+    last = checkpoint_path(Path(cfg.paths.run_dir), "last")
+    check_continues(last, task)
+    return str(last)
+
+
+def final_checkpoint(run_dir: Path) -> str | None:
+    """Return the best checkpoint; if there is none, warn that the last weights are tested and return None."""
+    best = run_dir / "checkpoints" / "best.ckpt"
+    if best.is_file():
+        return str(best)
+    log.warning("no best checkpoint (no validation, or callbacks.best_checkpoint=null): testing the last weights")
+    return None
+
+
+def _weights_preprocess(cfg: DictConfig) -> Mapping[str, Any] | None:
+    """Return the record that the pretrained weights need; None if the network's class cannot say."""
+    read_record = getattr(find_target(cfg.model._target_), "weights_preprocess", None)
+    weights = cfg.model.get("weights")
+    if cfg.resume is not None and str(weights).endswith(".ckpt"):
+        weights = str(checkpoint_path(Path(cfg.resume), "last"))  # holds the record too; the other file may be gone
+    return read_record(cfg.model.get("name"), weights) if read_record else None
+
+
+def _silence_lightning() -> None:
+    """Hide notices of Lightning that say nothing about this run; warnings about it stay."""
+    for text in (
+        ".*does not have many workers.*",  # images in memory are read fastest without workers
+        ".*smaller than the logging interval.*",  # epoch values are logged all the same
+        ".*exists and is not empty.*",  # a resumed run continues in place
+        ".*Checkpoint directory.*",
+        ".*treespec, LeafSpec.*",  # Lightning's own use of torch
+    ):
+        warnings.filterwarnings("ignore", text)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)

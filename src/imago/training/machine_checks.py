@@ -1,0 +1,160 @@
+"""Check what this machine can do for a run: devices, precision, compilation, optimizer and weights files."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig
+
+from imago.errors import ConfigError
+from imago.instantiate import find_target, to_plain
+from imago.model.weights import read_weights
+from imago.resources import available_cores
+from imago.task.optimization import check_optimization
+
+BF16, FULL = "bf16-mixed", "32-true"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The choices that depend on the machine.
+
+    Args:
+        num_devices: processes on this machine.
+        precision: Lightning's name of the precision.
+        precision_reason: why it was chosen, for the start table.
+    """
+
+    num_devices: int
+    precision: str
+    precision_reason: str
+
+
+def check_machine(cfg: DictConfig) -> Machine:
+    """Check everything that needs torch but no data, and share the CPU cores between the processes.
+
+    Raises:
+        ConfigError: if the devices, the precision, the compiler, the optimizer or the schedule do not work here.
+        DataError: if the weights file is missing or damaged.
+    """
+    accelerator = cfg.trainer.accelerator
+    num_devices = count_devices(accelerator, cfg.trainer.devices)
+    check_batch_size(cfg.data.batch_size, num_devices * cfg.trainer.num_nodes)
+    if num_devices > 1 and _device_type(accelerator) == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, available_cores() // num_devices))
+    precision, reason = choose_precision(str(cfg.trainer.precision), accelerator)
+    if cfg.compile:
+        check_compile()
+    check_optimization(to_plain(cfg.optimizer), cfg.schedule, cfg.extra_targets)
+    _check_weights(cfg)
+    return Machine(num_devices, precision, reason)
+
+
+def count_devices(accelerator: str, devices: int | str | Sequence[int]) -> int:
+    """Return the number of processes on this machine that `trainer.devices` asks for; on a CPU, at most one per core.
+
+    Raises:
+        ConfigError: if the machine has fewer devices.
+    """
+    device_type = _device_type(accelerator)
+    available = _num_available(device_type)
+    if devices in ("auto", -1, "-1"):
+        return 1 if device_type == "cpu" else available
+    if isinstance(devices, str) and not devices.lstrip("-").isdigit():
+        raise ConfigError(f"trainer.devices={devices} must be a number, a list such as [0,1], or auto.")
+    wanted = int(devices) if isinstance(devices, (int, str)) else len(devices)
+    if wanted < 1:
+        raise ConfigError(f"trainer.devices={devices} must be 1 or more, or auto.")
+    if wanted > available:
+        noun = ("CPU core" if device_type == "cpu" else "GPU") + ("s" if available != 1 else "")
+        way_out = "" if device_type == "cpu" else f"; trainer.accelerator=cpu trainer.devices={wanted} uses CPU cores"
+        raise ConfigError(f"trainer.devices={devices}: this machine has {available} {noun}{way_out}.")
+    return wanted
+
+
+def check_batch_size(batch_size: int, num_processes: int) -> None:
+    """Check that the global batch divides evenly between the processes.
+
+    Raises:
+        ConfigError: with the nearest sizes that do.
+    """
+    if batch_size % num_processes:
+        lower = batch_size // num_processes * num_processes
+        fitting = " or ".join(f"data.batch_size={size}" for size in (lower, lower + num_processes) if size)
+        raise ConfigError(
+            f"data.batch_size={batch_size} must be divisible by the {num_processes} processes; use {fitting}."
+        )
+
+
+def choose_precision(setting: str, accelerator: str) -> tuple[str, str]:
+    """Translate `trainer.precision=auto` to a precision of Lightning.
+
+    Args:
+        setting: the setting as typed.
+        accelerator: `trainer.accelerator` as typed.
+
+    Returns:
+        Lightning's name of the precision, and why it was chosen.
+
+    Raises:
+        ConfigError: for fp16 without a GPU.
+    """
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if setting == "16-mixed" and not on_gpu:
+        raise ConfigError("trainer.precision=16-mixed needs a GPU; use trainer.precision=auto.")
+    if setting != "auto":
+        return setting, "as typed"
+    if on_gpu:
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return BF16, f"{torch.cuda.get_device_name()} computes in bf16"
+        return FULL, f"{torch.cuda.get_device_name()} has no bf16; trainer.precision=16-mixed may be faster"
+    if accelerator in ("auto", "cpu") and _cpu_has_bf16():
+        return BF16, "this CPU computes in bf16"
+    return FULL, "no bf16 on this machine"
+
+
+def check_compile() -> None:
+    """Compile a small function, so that a missing compiler is reported before data is read.
+
+    Raises:
+        ConfigError: if torch cannot compile here: no C++ compiler, no headers of Python, or a Python that is too new.
+    """
+    try:
+        torch.compile(lambda values: values + 1)(torch.zeros(2))
+    except RuntimeError as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(
+            f"compile=true: torch cannot compile here ({reason[:200]}); install a C++ compiler such as g++ and the "
+            "headers of Python, or type compile=false."
+        ) from error
+
+
+def _check_weights(cfg: DictConfig) -> None:
+    """Read the file of `model.weights`: a damaged one is reported before data is read."""
+    network = find_target(cfg.model._target_)
+    if cfg.resume is None and "weights" in cfg.model and hasattr(network, "find_weights"):
+        file = network.find_weights(cfg.model.get("name"), cfg.model.weights)
+        if file is not None:
+            read_weights(file)
+
+
+def _device_type(accelerator: str) -> str:
+    if accelerator not in ("auto", "gpu"):
+        return accelerator
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    if accelerator == "gpu":
+        raise ConfigError("trainer.accelerator=gpu: torch finds no GPU; use trainer.accelerator=auto for the CPU.")
+    return "cpu"
+
+
+def _num_available(device_type: str) -> int:
+    return {"cuda": torch.cuda.device_count, "mps": lambda: 1}.get(device_type, available_cores)()
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,117 @@
+"""Devices, precision and batch size are checked before data is read."""
+
+from pathlib import Path
+
+import pytest
+from short_runs import SHORT, train
+from warm_python import warm_hydra
+
+from imago.errors import ConfigError
+from imago.training import machine_checks
+from imago.training.machine_checks import check_batch_size, choose_precision, count_devices
+
+
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_checks, "_num_available", lambda name: {"cpu": 2, "cuda": 1}[name])
+
+
+def test_devices_may_be_a_number_a_list_or_auto(two_cores):
+    assert [count_devices("cpu", wanted) for wanted in (1, 2, "2", [0, 1], "auto")] == [1, 2, 2, 2, 1]
+
+
+def test_more_devices_than_the_machine_has_are_refused(two_cores):
+    with pytest.raises(ConfigError, match=r"trainer.devices=3: this machine has 2 CPU cores\.$"):
+        count_devices("cpu", 3)
+
+
+def test_too_many_gpus_name_the_way_to_the_cpu(two_cores):
+    with pytest.raises(ConfigError, match="has 1 GPU; trainer.accelerator=cpu trainer.devices=2 uses CPU cores"):
+        count_devices("cuda", 2)
+
+
+@pytest.mark.parametrize("wanted", [0, -2])
+def test_fewer_than_one_device_is_refused(two_cores, wanted: int):
+    with pytest.raises(ConfigError, match="must be 1 or more"):
+        count_devices("cpu", wanted)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="trainer.accelerator=gpu: torch finds no GPU;"):
+        count_devices("gpu", 1)
+
+
+def test_an_indivisible_batch_names_the_nearest_sizes_that_fit():
+    check_batch_size(128, 2)
+    with pytest.raises(
+        ConfigError, match="data.batch_size=127 must be divisible .* data.batch_size=126 or data.batch_size=128"
+    ):
+        check_batch_size(127, 2)
+    with pytest.raises(ConfigError, match=r"use data.batch_size=4\.$"):
+        check_batch_size(3, 4)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_auto_takes_bf16_where_the_cpu_computes_in_it(no_gpu, monkeypatch, has_bf16: bool, expected: str):
+    monkeypatch.setattr(machine_checks, "_cpu_has_bf16", lambda: has_bf16)
+    assert choose_precision("auto", "auto")[0] == expected
+
+
+def test_what_is_typed_is_taken_as_it_is(no_gpu):
+    assert choose_precision("32-true", "cpu") == ("32-true", "as typed")
+
+
+def test_fp16_without_a_gpu_is_refused(no_gpu):
+    with pytest.raises(ConfigError, match="trainer.precision=16-mixed needs a GPU"):
+        choose_precision("16-mixed", "auto")
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_auto_on_a_gpu_asks_the_gpu(monkeypatch, has_bf16: bool, expected: str):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Card")
+    precision, why = choose_precision("auto", "auto")
+    assert precision == expected
+    assert why.startswith("Card")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (["optimizer._target_=torch.optim.NAdam"], "optimizer: torch.optim.NAdam takes no 'fused'"),
+        (["optimizer=sgd", "optimizer.momentum=0.0"], "optimizer: Nesterov momentum requires a momentum"),
+        (["optimizer=torch", "optimizer._target_=torch.optim.Nope"], "optimizer: _target_=torch.optim.Nope: there is"),
+        (["optimizer=torch", "optimizer._target_=torch.optim.adamw"], "optimizer: _target_=torch.optim.adamw is not"),
+        (["schedule._target_=imago.schedule.nope.Nope"], "schedule._target_=imago.schedule.nope.Nope: there is no"),
+        (["+schedule.warmth=1"], "schedule: imago.schedule.warmup_cosine.WarmupCosine takes no 'warmth'"),
+    ],
+)
+def test_arguments_that_the_optimizer_or_the_schedule_do_not_take_are_refused_before_data_is_read(
+    tmp_path: Path, settings: list[str], text: str
+):
+    done = train(tmp_path, *SHORT, *settings, check=False)
+    assert "run directory" not in done.stdout  # the start table, printed after data is read
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {text}"), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.soak
+def test_without_a_compiler_compiling_is_refused_in_one_line(tmp_path: Path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    nothing = {"CXX": str(empty / "c++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    # In a process that has not imported torch yet: torch looks for a compiler when it is imported.
+    done = warm_hydra().run("src/train.py", *SHORT, "compile=true", f"paths.log_dir={tmp_path}", **nothing)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: compile=true: torch cannot compile here")
+    assert done.stderr.count("\n") == 1
