@@ -1,4 +1,4 @@
-"""What several tests need: the composed settings, the real data sets, and a command line run as a user would."""
+"""Fixtures for several tests: composed settings, the real data sets, commands in a process of their own."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from imago.paths import PROJECT_ROOT
 
 @pytest.fixture(autouse=True)
 def _loggers_as_before() -> Iterator[None]:
-    """Take back what a run in this process did to the loggers."""
+    """Restore the loggers that a run in this process has changed."""
     loggers = [logging.getLogger(name) for name in ("imago", "py.warnings")]
     before = [(logger.level, logger.propagate) for logger in loggers]
     yield
@@ -47,7 +47,7 @@ def compose() -> Callable:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real data sets; skips where it is not."""
+    """The directory of the real data sets; skips if it is missing."""
     folder = os.environ.get("IMAGO_DATA_DIR", "")
     if not folder or not Path(folder).is_dir():
         pytest.skip("set IMAGO_DATA_DIR to the folder that holds cifar-10-batches-py and hymenoptera_data")
@@ -67,7 +67,7 @@ def command(request: pytest.FixtureRequest) -> Callable[..., subprocess.Complete
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> WarmRuns:
-    """Runs in processes that need not import anything; all below one folder."""
+    """Runs in preloaded processes, all below one directory."""
     return WarmRuns(tmp_path_factory.mktemp("runs"))
 
 
@@ -81,14 +81,14 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say what the long repetitions found: each records its `rule` first, and numbers under their names."""
+    """Summarize the repeated tests: each records its `rule` first, then numbers by name."""
     rules: dict[str, list[Any]] = defaultdict(list)
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
             if report.when == "call" and "rule" in dict(report.user_properties):
                 rules[dict(report.user_properties)["rule"]].append(report)
     if rules:
-        terminalreporter.section("what the long repetitions found")
+        terminalreporter.section("repeated tests")
     for rule, reports in rules.items():
         terminalreporter.line(f"{rule}: {sum(report.passed for report in reports)} of {len(reports)}")
         for name in sorted({name for report in reports for name, _ in report.user_properties} - {"rule"}):

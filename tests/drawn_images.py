@@ -1,4 +1,4 @@
-"""Samples for tests: blobs of color, which are unlike each other as photographs are."""
+"""Draw images for tests: blobs of color that differ from each other as photographs do."""
 
 import numpy as np
 from PIL import Image
@@ -7,7 +7,7 @@ from imago.data.image_record import examine_pixels
 
 
 def photo(seed: int, size: int = 64) -> np.ndarray:
-    """Draw one, uint8 (size, size, 3)."""
+    """Draw an image, uint8 (size, size, 3)."""
     coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
 

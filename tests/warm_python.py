@@ -1,6 +1,6 @@
-"""Python processes without the seconds that imports take: each is forked from one that has imported everything.
+"""Start Python processes without the seconds that imports take: each is forked from one that has imported everything.
 
-A process is one of its own in all other ways: its own session, arguments, environment, screen and exit code.
+In all other ways it is a separate process: its own session, arguments, environment, output and exit code.
 """
 
 import functools
@@ -23,11 +23,11 @@ _IMAGO = (
     "matplotlib.figure.Figure().savefig(os.devnull, format='png')"
 )
 
-# Each job gets a waiter between it and the server, so that the server is ready for the next one at once.
+# A waiter process between the job and the server keeps the server ready for the next job.
 _SERVER = """
 import json, os, runpy, signal, sys, types
 {preload}
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks for the waiters' exit codes
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the exit codes of the waiters are not read
 print("ready", flush=True)
 for line in sys.stdin:
     if not os.fork():
@@ -38,9 +38,9 @@ signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 job = json.loads(line)
 pid = os.fork()
 if pid:
-    with open(job["told"], "a", buffering=1) as told:
-        print(pid, file=told)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=told)
+    with open(job["status"], "a", buffering=1) as status:
+        print(pid, file=status)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=status)
     os._exit(0)
 os.setsid()
 for number, name in enumerate(("/dev/null", job["out"], job["err"])):
@@ -63,12 +63,12 @@ class WarmProcess:
     """A process that has been started; `pid` is also its session.
 
     Args:
-        folder: gets what it writes to the screen (`out`, `err`) and what became of it (`told`).
+        folder: receives its output (`out`, `err`) and its process id and exit code (`status`).
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.pid = int(self._told(0, time.monotonic() + 60))
+        self.pid = int(self._status_line(0, time.monotonic() + 60))
 
     @property
     def stdout(self) -> str:
@@ -80,28 +80,28 @@ class WarmProcess:
 
     @property
     def text(self) -> str:
-        """All that it has written so far."""
+        """All output so far."""
         return self.stdout + self.stderr
 
     def wait(self, timeout_s: float = 280) -> int:
-        """Give the exit code; a negative one is the number of the signal that killed it."""
+        """Return the exit code; a negative one is the number of the signal that killed the process."""
         try:
-            return int(self._told(1, time.monotonic() + timeout_s))
+            return int(self._status_line(1, time.monotonic() + timeout_s))
         except TimeoutError:
             os.killpg(self.pid, signal.SIGKILL)
             raise AssertionError(f"still running after {timeout_s} s:\n{self.text[-3000:]}") from None
 
     def wait_for(self, text: str, timeout_s: float = 200) -> None:
-        """Wait until the screen shows `text`."""
+        """Wait until the output contains `text`."""
         end = time.monotonic() + timeout_s
         while text not in self.text:
             assert time.monotonic() < end, self.text[-3000:]
             assert is_alive(self.pid), self.text[-3000:]
             time.sleep(0.02)
 
-    def _told(self, line: int, end: float) -> str:
+    def _status_line(self, line: int, end: float) -> str:
         while time.monotonic() < end:
-            lines = (self.folder / "told").read_text().splitlines(keepends=True)
+            lines = (self.folder / "status").read_text().splitlines(keepends=True)
             if len(lines) > line and lines[line].endswith("\n"):
                 return lines[line].strip()
             time.sleep(0.005)
@@ -109,7 +109,7 @@ class WarmProcess:
 
 
 class WarmPython:
-    """Starts Python processes that have already imported what `preload` says.
+    """Starts Python processes that have already executed `preload`.
 
     Args:
         preload: Python statements.
@@ -134,21 +134,21 @@ class WarmPython:
         self._num_started += 1
         folder = Path(self._folder.name) / str(self._num_started)
         folder.mkdir()
-        for name in ("out", "err", "told"):
+        for name in ("out", "err", "status"):
             (folder / name).touch()
         job = {
             "arguments": arguments,
             "cwd": str(cwd),
             "environment": os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         }
-        job |= {name: str(folder / name) for name in ("out", "err", "told")}
+        job |= {name: str(folder / name) for name in ("out", "err", "status")}
         assert self._server.stdin is not None
         self._server.stdin.write((json.dumps(job) + "\n").encode())
         self._server.stdin.flush()
         return WarmProcess(folder)
 
     def run(self, *arguments: str, cwd: Path = PROJECT_ROOT, **environment: str) -> subprocess.CompletedProcess:
-        """Run `python ARGUMENTS...` to its end."""
+        """Run `python ARGUMENTS...` and wait for its exit."""
         process = self.start(*arguments, cwd=cwd, **environment)
         code = process.wait()
         return subprocess.CompletedProcess(arguments, code, process.stdout, process.stderr)
@@ -162,13 +162,13 @@ class WarmPython:
 
 @functools.cache
 def warm_imago() -> WarmPython:
-    """Give the one, for all tests, that has imported the commands and what they need."""
+    """Return the one, shared by all tests, that has imported the commands and their packages."""
     return WarmPython(f"{_HYDRA}; {_IMAGO}")
 
 
 @functools.cache
 def warm_hydra() -> WarmPython:
-    """Give the one, for all tests, that has imported what reading the settings needs: no torch, no imago."""
+    """Return the one, shared by all tests, that has imported Hydra only: no torch, no imago."""
     return WarmPython(_HYDRA)
 
 
@@ -180,7 +180,7 @@ def is_alive(pid: int) -> bool:
 
 
 def alive_in_session(session: int) -> list[int]:
-    """Processes that one has started and that still live."""
+    """Return the processes of a session that are still running."""
     found = []
     for folder in Path("/proc").iterdir():
         try:
@@ -193,7 +193,7 @@ def alive_in_session(session: int) -> list[int]:
 
 
 def left_over(process: WarmProcess) -> list[int]:
-    """Processes of its session that do not end within a few seconds, as those that prepare batches do."""
+    """Return the processes of its session that do not exit within ten seconds."""
     for _ in range(100):
         if not alive_in_session(process.pid):
             return []

@@ -1,4 +1,4 @@
-"""Runs of `train.py` that tests break off, resume and compare: tiny ones, in processes that are started at once."""
+"""Tiny runs of `train.py` that tests interrupt, resume and compare, in processes that start at once."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ TWO = ("trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp_for
 
 
 class WarmRuns:
-    """Starts runs whose folders lie below `logs`."""
+    """Starts runs whose directories are below `logs`."""
 
     def __init__(self, logs: Path) -> None:
         self.logs = logs
@@ -31,7 +31,7 @@ class WarmRuns:
         return warm_imago().start("src/train.py", *typed, **(python_path | environment))
 
     def run(self, *arguments: str, expect: int = 0, **environment: str) -> WarmProcess:
-        """Run `train.py` to its end, which must have the exit code `expect`."""
+        """Run `train.py` and wait; the exit code must be `expect`."""
         run = self.start(*arguments, **environment)
         exit_code = run.wait()
         assert exit_code == expect, f"exit code {exit_code}\n{run.text[-5000:]}"
