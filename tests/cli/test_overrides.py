@@ -7,14 +7,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from imago.cli.messages import explain_composition_error
 from imago.cli.overrides import (
-    LOOSE_TYPES,
     PATH_KEYS,
-    _key_matches,
     check_complete,
     check_types,
     compose_defaults,
-    explain_composition_error,
+    loose_types,
     quote_paths,
 )
 from imago.errors import ConfigError
@@ -199,7 +198,7 @@ def test_every_null_in_the_shipped_configs_says_what_else_it_may_be(path):
     root = "" if group == "." or "@package _global_" in path.read_text().partition("\n")[0] else f"{group}."
     tree = OmegaConf.to_container(OmegaConf.load(path))
     tree.pop("defaults", None)
-    unlisted = [key for key in _nulls(tree, root) if not any(_key_matches(key, pattern) for pattern in LOOSE_TYPES)]
+    unlisted = [key for key in _nulls(tree, root) if loose_types(key) is None]
     assert unlisted == []
 
 

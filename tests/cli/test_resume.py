@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from imago.cli.overrides import quote_for_hydra
 from imago.cli.resume import resume_arguments
 from imago.errors import ConfigError
+from imago.paths import quote_for_hydra
 from imago.training.resume import refuse_other_run
 
 
@@ -45,7 +45,9 @@ def test_saved_settings_come_first_and_typed_ones_win(run: Path, tmp_path: Path)
 
 
 def test_a_setting_that_the_run_added_can_be_changed_without_adding_it_again(run: Path, tmp_path: Path):
-    assert "+callbacks.mine=null" in resume_arguments([f"resume={run}", "callbacks.mine=null"], tmp_path)
+    assert "+callbacks.mine=null" in resume_arguments(
+        [f"resume={quote_for_hydra(str(run))}", "callbacks.mine=null"], tmp_path
+    )
 
 
 def test_auto_continues_what_has_a_checkpoint_and_starts_what_has_none(run: Path, tmp_path: Path):
