@@ -40,8 +40,6 @@ def explain_composition_error(
             group, option = chosen_group(loader, typed), typed.partition("=")[2]
             if group and option not in (options := loader.get_group_options(group)):
                 return _explain_option(group, option, options)
-    if found := re.search(r"You must specify '([^']+)'", text):
-        return f"{found[1]}: choose one of {', '.join(loader.get_group_options(found[1]))}."
     if found := re.search(r"(?:Could not override|Could not delete from config\.) '([^']+)'", text):
         return _explain_key(found[1], argv, loader, config_name)
     if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'(?: 1\.| requires)", text):
