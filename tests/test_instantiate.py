@@ -1,5 +1,6 @@
 """Targets of a config: the allowed ones are built, others are refused, wrong names and keys are explained."""
 
+import re
 import subprocess
 import sys
 import traceback
@@ -82,11 +83,6 @@ def test_a_target_that_an_interpolation_repeats_is_reported_once():
     assert str(caught.value).count("is not allowed") == 1
 
 
-def test_a_misspelled_lightning_class_suggests_the_nearest_name():
-    with pytest.raises(ConfigError, match=r"Did you mean lightning\.pytorch\.callbacks\.ModelCheckpoint\?"):
-        check_targets({"_target_": "lightning.pytorch.callbacks.ModelCheckpont"})
-
-
 def test_extra_targets_allow_a_package_of_the_user(mynet):
     config = {"_target_": "mynet.Net", "width": 3}
     with pytest.raises(ConfigError, match="is not allowed"):
@@ -122,14 +118,11 @@ def test_a_bug_in_the_constructor_keeps_its_type_and_traceback(mynet, target, ki
     assert traceback.extract_tb(caught.value.__traceback__)[-1].name == target.split(".")[1]
 
 
-def test_a_wrong_key_is_reported_with_its_target_and_path(mynet):
+def test_a_wrong_or_missing_key_is_reported_with_its_target_and_path(mynet):
     config = OmegaConf.create({"task": {"_target_": "mynet.Task", "net": {"_target_": "mynet.Net", "wdth": 3}}})
     with pytest.raises(ConfigError, match=r"^task\.net: mynet\.Net takes no 'wdth'; did you mean width\?$"):
         build(config.task.net, extra_targets=["mynet.*"])
-
-
-def test_a_missing_key_is_reported(mynet):
-    with pytest.raises(ConfigError, match=r"mynet\.Net cannot be called .*'width'"):
+    with pytest.raises(ConfigError, match=r"^mynet\.Net cannot be called .*'width'"):
         build({"_target_": "mynet.Net"}, extra_targets=["mynet.*"])
 
 
@@ -148,25 +141,20 @@ def test_a_key_of_another_optimizer_is_a_config_error():
     assert build(config, weights).param_groups[0]["lr"] == 1e-3
 
 
-def test_a_misspelled_optimizer_suggests_the_nearest_one():
-    with pytest.raises(ConfigError, match=r"there is no 'AdmW' in torch\.optim; did you mean torch\.optim\.AdamW\?"):
-        build({"_target_": "torch.optim.AdmW"}, [])
-
-
-def test_a_misspelled_module_suggests_the_whole_correct_name():
-    config = OmegaConf.create({"data": {"_target_": "imago.pahts.register_resolvers"}})
-    with pytest.raises(ConfigError, match=r"^data\._target_=.* did you mean imago\.paths\.register_resolvers\?$"):
-        build(config.data)
-
-
-def test_a_target_with_an_empty_part_is_a_config_error():
-    with pytest.raises(ConfigError, match="imago"):
-        build({"_target_": "imago..paths"})
-
-
-def test_a_package_that_is_not_installed_is_reported():
-    with pytest.raises(ConfigError, match="no package 'not_installed_here'"):
-        build({"_target_": "not_installed_here.Net"}, extra_targets=["not_installed_here.*"])
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("lightning.pytorch.callbacks.ModelCheckpont", "Did you mean lightning.pytorch.callbacks.ModelCheckpoint?"),
+        ("torch.optim.AdmW", "there is no 'AdmW' in torch.optim; did you mean torch.optim.AdamW?"),
+        ("imago.pahts.register_resolvers", "did you mean imago.paths.register_resolvers?"),
+        ("imago..paths", "there is no '' in imago."),
+        ("not_installed_here.Net", "there is no package 'not_installed_here' here"),
+    ],
+)
+def test_a_target_that_does_not_exist_suggests_the_nearest_one(target, message):
+    config = OmegaConf.create({"data": {"_target_": target}})
+    with pytest.raises(ConfigError, match=f"^data._target_={target}.*{re.escape(message)}"):
+        build(config.data, extra_targets=["not_installed_here.*"])
 
 
 @pytest.mark.parametrize(
@@ -182,8 +170,8 @@ def test_a_module_that_fails_to_import_keeps_its_own_exception(mynet, module, ki
 
 def test_our_own_functions_are_not_called_at_any_depth(tmp_path):
     (tmp_path / "victim").write_text("unchanged")
-    writes = {"_target_": "imago.runs.run_directory.write_json", "path": str(tmp_path / "victim"), "content": "x"}
-    with pytest.raises(ConfigError, match="imago.runs.run_directory.write_json is not a class"):
+    writes = {"_target_": "imago.files.write_json", "path": str(tmp_path / "victim"), "content": "x"}
+    with pytest.raises(ConfigError, match="imago.files.write_json is not a class"):
         build(writes)
     with pytest.raises(ConfigError, match="takes no 'x'"):
         build({"_target_": "imago.model.simple_cnn.SimpleCNN", "num_classes": 2, "image_size": 32, "x": writes})

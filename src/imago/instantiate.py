@@ -95,7 +95,7 @@ def build(config: Mapping[Any, Any], /, *args: Any, extra_targets: Sequence[str]
     # Only classes: a config from a checkpoint must not call one of our functions, for example on files.
     if _is_listed(target, ALLOWED) and not inspect.isclass(found):
         raise ConfigError(f"_target_={target} is not a class; a _target_ names a class, whose instance is built.")
-    keys = [*dict.fromkeys([*(key for key in config if key not in _CONTROL_KEYS), *kwargs])]
+    keys = [key for key in dict.fromkeys([*config, *kwargs]) if key not in _CONTROL_KEYS]
     problem = _signature_problem(found, args or config.get("_args_", ()), keys, bool(config.get("_partial_")))
     if problem:
         raise ConfigError(f"{path}: {target} {problem}" if path else f"{target} {problem}")

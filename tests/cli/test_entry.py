@@ -14,28 +14,14 @@ import pytest
 
 from imago.paths import PROJECT_ROOT
 
-TREE = {
-    "probe.yaml": """\
+PROBE = """\
 defaults:
-  - _self_
+  - main
   - paths: default
-  - data: shapes
-  - model: small
-  - optimizer: adamw
   - hydra: default
   - override hydra/job_logging: none
   - override hydra/hydra_logging: none
-seed: 0
-run_name: null
-extra_targets: []
-""",
-    "data/shapes.yaml": "root: null\nbatch_size: 32\n",
-    "data/folder.yaml": "root: ???\n",
-    "model/small.yaml": "_target_: imago.model.Small\n",
-    "model/resnet18.yaml": "_target_: imago.model.ResNet18\n",
-    "optimizer/adamw.yaml": "_target_: torch.optim.AdamW\nlr: 1.0e-3\n",
-    "optimizer/sgd.yaml": "_target_: torch.optim.SGD\nlr: 0.1\n",
-}
+"""
 
 COMMAND = """\
 import json, os
@@ -72,12 +58,10 @@ entry.run_command("probe", Path({here!r}) / "configs")
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
+def project(config_dir, tmp_path_factory):
     directory = tmp_path_factory.mktemp("project")
-    for name, text in TREE.items():
-        path = directory / "configs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    shutil.copytree(config_dir, directory / "configs")
+    (directory / "configs/probe.yaml").write_text(PROBE)
     for group in ("hydra", "paths"):
         shutil.copytree(PROJECT_ROOT / "configs" / group, directory / "configs" / group)
     paths = directory / "configs/paths/default.yaml"
@@ -130,7 +114,7 @@ def test_a_rank_started_by_lightning_shares_the_directory(project):
     ("arguments", "line"),
     [
         (["optimizer.lrr=1"], "optimizer.lrr=1: there is no setting 'optimizer.lrr'; did you mean optimizer.lr?"),
-        (["model=resnet81"], "model=resnet81: there is no such option; model can be resnet18, small."),
+        (["model=resnet81"], "model=resnet81: there is no such option; model can be resnet18, resnet50, small."),
         (["data=folder"], "data.root: has no value yet; type it as data.root=VALUE."),
         (["optimizer.lr=1,2"], "optimizer.lr=1,2: several values are a sweep"),
         (["seed=${nope}"], "seed: Interpolation key 'nope' not found"),
@@ -230,7 +214,7 @@ def test_a_sweep_with_a_bug_ends_with_exit_code_1_and_shows_the_traceback(projec
 def test_a_sweep_with_a_typo_starts_no_trial(project):
     code, out, errors = run(project, "-m", "model=small,resnet81")
     assert (code, out) == (2, "")
-    assert errors == ["error: model=resnet81: there is no such option; model can be resnet18, small."]
+    assert errors == ["error: model=resnet81: there is no such option; model can be resnet18, resnet50, small."]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job", "--resolve"], ["--info"], ["--cfg", "hydra"]])
@@ -244,7 +228,7 @@ def test_flags_that_print_settings_start_no_job(project, arguments):
 def test_help_shows_examples_groups_and_completion(project):
     out = run(project, "--help")[1]
     assert "python src/train.py -m seed=1,2,3" in out
-    assert "model: resnet18, small" in out
+    assert "model: resnet18, resnet50, small" in out
     assert 'eval "$(python src/train.py -sc install=bash)"' in out
 
 
