@@ -11,7 +11,11 @@ import sys
 import time
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.types import RunMode
 
+from imago.cli.overrides import quote_paths
 from imago.paths import PROJECT_ROOT
 
 PROBE = """\
@@ -83,9 +87,9 @@ def run(project, *arguments, cwd="/", **variables):
 
 
 def test_a_command_has_its_own_directory_from_any_working_directory(project, tmp_path):
-    code, out, errors = run(project, "optimizer.lr=1", cwd=tmp_path)
+    code, out, errors = run(project, "optimizer.lr=1", "data.root=/a b/it's (1), [x]=~", cwd=tmp_path)
     assert (code, errors) == (0, [])
-    assert '"seed": 0' in out
+    assert """"seed": 0, "root": "/a b/it's (1), [x]=~",""" in out
     assert '"job": "probe"' in out
     assert f'"cwd": "{tmp_path}"' in out
     assert re.search(rf'"folder": "{project}/logs/probe/\d{{4}}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{{6}}"', out)
@@ -95,10 +99,6 @@ def test_a_command_has_its_own_directory_from_any_working_directory(project, tmp
 def test_run_name_names_the_directory_and_run_id_replaces_the_time(project):
     assert f"{project}/logs/probe/my run=1," in run(project, "run_name=my run=1,")[1]
     assert f'{project}/logs/probe/job7"' in run(project, RUN_ID="job7")[1]
-
-
-def test_a_path_with_special_characters_reaches_the_command(project):
-    assert '''"root": "/a b/it's (1), [x]=~"''' in run(project, "data.root=/a b/it's (1), [x]=~")[1]
 
 
 def test_a_rank_started_by_lightning_shares_the_directory(project):
@@ -182,15 +182,13 @@ def test_the_variable_that_disables_weights_only_is_refused(project):
     assert "checkpoints could run code; unset TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" in errors[0]
 
 
-@pytest.mark.parametrize("ranks", [{"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}, {"LOCAL_RANK": "0", "WORLD_SIZE": "2"}])
-def test_several_ranks_need_one_directory_name(project, ranks):
-    assert run(project, **ranks)[0] == 2
-    assert run(project, "run_name=a", **ranks)[0] == 0
-    assert run(project, **ranks, RUN_ID="a")[0] == 0
-
-
-def test_the_batch_script_of_slurm_is_not_a_rank(project):
-    assert run(project, SLURM_NTASKS="2")[0] == 0
+def test_several_ranks_need_one_directory_name(project):
+    slurm = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}
+    torchrun = {"LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    assert [run(project, **ranks)[0] for ranks in (slurm, torchrun)] == [2, 2]
+    assert run(project, "run_name=a", **slurm)[0] == 0
+    assert run(project, **torchrun, RUN_ID="a")[0] == 0
+    assert run(project, SLURM_NTASKS="2")[0] == 0  # the batch script itself is not a rank
 
 
 def test_a_failing_trial_does_not_stop_the_others(project):
@@ -260,12 +258,6 @@ def test_a_python_without_the_packages_reports_make_setup(tmp_path):
 
 
 def test_the_examples_in_the_help_compose():
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra._internal.utils import create_config_search_path
-    from hydra.types import RunMode
-
-    from imago.cli.overrides import quote_paths
-
     text = (PROJECT_ROOT / "configs/hydra/default.yaml").read_text()
     examples = re.findall(r"^ +python src/train\.py (\S.*?)(?:  .*)?$", text, re.MULTILINE)
     assert len(examples) > 4
