@@ -1,11 +1,11 @@
-"""Check a data set before training on it: damaged images, duplicates across splits, sizes, and a look at each class.
+"""Check a data set before training: damaged images, duplicates across splits, image sizes, examples of each class.
 
 python src/check.py data=image_folder data.root=~/flowers
-python src/check.py data=image_folder data.root=~/flowers augment=standard show=augment   # what augmentation does
+python src/check.py data=image_folder data.root=~/flowers augment=standard show=augment   # augmented images
 """
 
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    # Wraps the command in @hydra.main: bash completion looks for that word in this file.
+    # run_command applies @hydra.main. Hydra's bash completion searches this file for that name.
     run_command("check")

@@ -1,13 +1,13 @@
-"""Evaluate a trained network: accuracy with its interval, every class, and what is taken for what.
+"""Evaluate a trained network: accuracy with its interval, per-class results, the confusion matrix.
 
-python src/eval.py run=logs/latest                                         # the test images of its own data
+python src/eval.py run=logs/latest                                         # test split of its own data set
 python src/eval.py run=logs/latest split=val ckpt=last
 python src/eval.py run=logs/latest data=image_folder data.root=~/flowers   # other images, classes matched by name
-python src/eval.py run=logs/latest/export/model.onnx                       # what was exported
+python src/eval.py run=logs/latest/export/model.onnx                       # the exported model
 """
 
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    # Wraps the command in @hydra.main: bash completion looks for that word in this file.
+    # run_command applies @hydra.main. Hydra's bash completion searches this file for that name.
     run_command("eval")

@@ -1,12 +1,12 @@
-"""Say what is on images, with a trained network.
+"""Classify images with a trained network.
 
 python src/predict.py run=logs/latest input='IMG (1).jpg'
-python src/predict.py run=logs/latest input=~/photos                       # a folder, with those below it
+python src/predict.py run=logs/latest input=~/photos                       # a folder and its subfolders
 python src/predict.py run=logs/latest/export/model.onnx input='photos/*.jpg' output=photos.csv
 """
 
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    # Wraps the command in @hydra.main: bash completion looks for that word in this file.
+    # run_command applies @hydra.main. Hydra's bash completion searches this file for that name.
     run_command("predict")

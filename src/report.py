@@ -1,6 +1,6 @@
-"""Look at runs: all of them in a table, one of them as a page for the browser, or two against each other.
+"""Report on runs: a table of all of them, an HTML page of one, or a comparison of two.
 
-python src/report.py                                      # all runs below logs/, seeds folded into mean and spread
+python src/report.py                                      # all runs in logs/: mean ± std over seeds
 python src/report.py runs=logs/sweeps/lr sort=test.acc csv=runs.csv
 python src/report.py run=logs/latest                      # -> logs/latest/report.html
 python src/report.py a=logs/train/first b=logs/train/second
@@ -9,5 +9,5 @@ python src/report.py a=logs/train/first b=logs/train/second
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    # Wraps the command in @hydra.main: bash completion looks for that word in this file.
+    # run_command applies @hydra.main. Hydra's bash completion searches this file for that name.
     run_command("report")

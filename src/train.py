@@ -1,7 +1,7 @@
 """Train one classifier.
 
-python src/train.py                                        # SimpleCNN on CIFAR-10
-python src/train.py experiment=quickstart                  # needs no data and no network
+python src/train.py                                        # a small CNN on CIFAR-10
+python src/train.py experiment=quickstart                  # needs no download
 python src/train.py optimizer.lr=3e-4 trainer.max_epochs=20
 python src/train.py -m optimizer.lr=1e-3,3e-3 seed=1,2,3   # a sweep
 """
@@ -9,5 +9,5 @@ python src/train.py -m optimizer.lr=1e-3,3e-3 seed=1,2,3   # a sweep
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    # Wraps the command in @hydra.main: bash completion looks for that word in this file.
+    # run_command applies @hydra.main. Hydra's bash completion searches this file for that name.
     run_command("train")

@@ -34,9 +34,9 @@ def compose() -> Callable:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    from imago.cli.entry import register_run_folder
+    from imago.cli.entry import register_run_dir
 
-    register_run_folder()
+    register_run_dir()
 
     def run(*overrides: str, config_name: str = "train"):
         with initialize_config_dir(str(PROJECT_ROOT / "configs")):

@@ -1,4 +1,4 @@
-"""The layout holds: who imports whom, names that would break start-up, and things that must not be in the code."""
+"""Layout of the source tree: imports between packages, names of entry scripts, and unsafe or hidden constructs."""
 
 import ast
 import re
@@ -10,9 +10,10 @@ import pytest
 from imago.paths import PROJECT_ROOT
 
 SRC = PROJECT_ROOT / "src"
+PACKAGE = SRC / "imago"
 ENTRIES = sorted(path.stem for path in SRC.glob("*.py"))
 
-# Package or module -> those it may import, besides LEAVES. Imports point down this list.
+# Package or module -> those it may import, in addition to LEAVES. Imports point from the last lines to the first.
 LEAVES = {"errors", "paths", "files", "text", "download", "resources", "seeding", "threads"}
 _BASE = {"images", "instantiate", "normalize", "statistics", "artifact", "runs"}
 _PARTS = {"augment", "data", "model", "optimizer", "schedule", "loss", "logger"}
@@ -28,7 +29,7 @@ ARROWS = {
     "augment": set(),
     "data": {"augment", "images", "normalize"},
     "model": {"images", "normalize"},
-    "optimizer": {"model"},  # the order of the layers
+    "optimizer": {"model"},  # for the order of the layers
     "schedule": set(),
     "loss": set(),
     "logger": set(),
@@ -42,9 +43,13 @@ ARROWS = {
     "cli": _BASE | _COMMANDS,
 }
 
+# These see configs, and so does the module of each command. All others receive plain values or built objects.
+SEES_CONFIGS = {"cli", "training", "instantiate", "paths"}
+COMMAND_MODULES = {"evaluate", "predict", "export", "check", "report"}
+
 
 def imports(file: Path) -> set[str]:
-    """Every dotted name that a file imports, wherever in the file."""
+    """Return every dotted name that a file imports, at any level."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -54,44 +59,35 @@ def imports(file: Path) -> set[str]:
     return found
 
 
-def room(file: Path) -> str:
-    return file.relative_to(SRC / "imago").parts[0].removesuffix(".py")
+def package(file: Path) -> str:
+    """Return the package or top-level module that a file belongs to."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def test_every_room_imports_only_the_rooms_it_may():
+def test_every_package_imports_only_allowed_packages():
     wrong = []
-    for file in sorted((SRC / "imago").rglob("*.py")):
-        if file.parent.name == "imago" and file.name == "__init__.py":
-            continue
-        here = room(file)
-        rooms = {name.split(".")[1] for name in imports(file) if name.startswith("imago.")}
-        wrong += [f"{file.relative_to(SRC)} imports {there}" for there in rooms - ARROWS[here] - LEAVES - {here}]
+    for file in sorted(set(PACKAGE.rglob("*.py")) - {PACKAGE / "__init__.py"}):
+        here = package(file)
+        imported = {name.split(".")[1] for name in imports(file) if name.startswith("imago.")}
+        wrong += [f"{file.relative_to(SRC)} imports {there}" for there in imported - ARROWS[here] - LEAVES - {here}]
     assert wrong == []
 
 
 @pytest.mark.parametrize(
-    "name", ["images", "paths", "errors", "resources", "dataset_check", "analysis", "statistics", "instantiate"]
+    "name", ["images", "paths", "errors", "resources", "dataset_check", "analysis", "statistics", "instantiate", "cli"]
 )
-def test_light_rooms_do_not_load_torch(name: str):
-    place = SRC / "imago" / name
-    files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+def test_light_packages_do_not_import_torch(name: str):
+    files = [file for file in PACKAGE.rglob("*.py") if package(file) == name]
     heavy = {"torch", "lightning", "torchvision"}
     assert files
     assert [file.name for file in files if {i.split(".")[0] for i in imports(file)} & heavy] == []
 
 
-# Configs are seen by these and by the modules of the commands; everything else gets plain values or built objects.
-SEES_CONFIGS = {"cli", "training", "instantiate", "paths"}
-COMMAND_MODULES = {"evaluate", "predict", "export", "check", "report"}
-
-
-def test_only_cli_training_and_the_modules_of_commands_import_hydra():
-    knowing = {
-        file
-        for file in (SRC / "imago").rglob("*.py")
-        if {name.split(".")[0] for name in imports(file)} & {"hydra", "omegaconf"}
-    }
-    others = {file.name for file in knowing if room(file) not in SEES_CONFIGS and file.stem not in COMMAND_MODULES}
+def test_only_cli_training_and_command_modules_import_hydra():
+    files = [
+        file for file in PACKAGE.rglob("*.py") if {i.split(".")[0] for i in imports(file)} & {"hydra", "omegaconf"}
+    ]
+    others = {file.name for file in files if package(file) not in SEES_CONFIGS and file.stem not in COMMAND_MODULES}
     assert others <= {"run_directory.py", "provenance.py", "tensorboard.py"}
 
 
@@ -100,7 +96,7 @@ def test_entry_names_do_not_shadow_the_standard_library():
     assert set(ENTRIES) & sys.stdlib_module_names == set()
 
 
-def test_every_python_file_opens_with_its_purpose():
+def test_every_python_file_has_a_module_docstring():
     files = [*SRC.rglob("*.py"), *(PROJECT_ROOT / "benchmarks").rglob("*.py")]
     silent = [str(f) for f in files if f.read_text().strip() and not ast.get_docstring(ast.parse(f.read_text()))]
     assert silent == []
@@ -120,7 +116,7 @@ def test_every_python_file_opens_with_its_purpose():
         r"\beval\(",
     ],
 )
-def test_source_is_free_of_what_is_unsafe_or_hidden(pattern: str):
+def test_source_contains_no_unsafe_or_hidden_constructs(pattern: str):
     hits = [
         f"{file.relative_to(PROJECT_ROOT)}:{number}"
         for file in SRC.rglob("*.py")

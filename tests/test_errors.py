@@ -1,13 +1,16 @@
-"""Texts for people: whatever a name holds, it stays on its line."""
+"""Exceptions: which ones exit with code 2 is tested with `cli`; here those that are of two kinds."""
 
 import pytest
 
-from imago.text import printable
+from imago.errors import Stopped, StorageError, UserError
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [("plain é 数.png", "plain é 数.png"), ("a\n\tb", r"a\n\tb"), ("\x1b[31m", r"\x1b[31m"), ("\udcff", r"\udcff")],
-)
-def test_signs_without_a_letter_are_escaped_and_all_others_stay(text: str, shown: str):
-    assert printable(text) == shown
+def test_stopped_exits_the_process_with_its_code_and_has_a_reason():
+    with pytest.raises(SystemExit) as exit_:
+        raise Stopped("SIGTERM", 143)
+    assert (exit_.value.code, exit_.value.reason) == (143, "SIGTERM")
+
+
+def test_a_storage_error_is_an_error_of_the_user_and_of_the_system():
+    assert issubclass(StorageError, UserError)
+    assert issubclass(StorageError, OSError)

@@ -1,32 +1,35 @@
-"""The errors that a user can cause: one line and exit code 2. Anything else is a bug and keeps its traceback."""
+"""Exceptions for errors that a user can cause: reported in one line, exit code 2.
+
+Any other exception is a bug and keeps its traceback.
+"""
 
 
 class UserError(Exception):
-    """Something a user can mend: the text names the setting or file, what it got, what it wants and the way out."""
+    """An error that a user can fix; the message has the setting or file, what it got, what it wants and the way out."""
 
 
 class ConfigError(UserError):
-    """A setting that cannot work, named as it is typed on the command line."""
+    """A setting that cannot work, named as typed on the command line."""
 
 
 class DivergedError(UserError):
-    """Training left the finite numbers: too high a learning rate, most of the time."""
+    """NaN or infinite values during training, most often caused by a learning rate that is too high."""
 
 
 class DataError(UserError):
-    """A file or folder that is missing, damaged or not what it should be."""
+    """A file or directory that is missing, damaged or of the wrong kind."""
 
 
 class StorageError(UserError, OSError):
-    """A file that cannot be written: no space, no right, too large."""
+    """A file that cannot be written: disk full, permission denied or too large."""
 
 
 class Stopped(SystemExit):
-    """Somebody told the run to end, and it left at a safe place.
+    """The run was stopped from outside, between two training steps.
 
     Args:
-        reason: who or what, e.g. "SIGTERM".
-        exit_code: what the process leaves with.
+        reason: the cause, e.g. "SIGTERM".
+        exit_code: exit code of the process.
     """
 
     def __init__(self, reason: str, exit_code: int) -> None:

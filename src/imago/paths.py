@@ -1,7 +1,7 @@
-"""Where the project lives, so that every command works from any folder.
+"""Locate the project and the current run, and format paths.
 
-`${project_root:}` in a YAML is the folder that holds `configs/` and `src/`, taken from this file's own place:
-never the working directory, which differs between shells, notebooks, sweeps and ranks.
+`${project_root:}` in a YAML is the directory that holds `configs/` and `src/`. It is derived from this file's location,
+because the working directory differs between shells, notebooks, sweeps and ranks.
 """
 
 import os
@@ -11,7 +11,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
 def register_resolvers() -> None:
-    """Make `${project_root:}` known to OmegaConf; calling it twice is harmless."""
+    """Register `${project_root:}` with OmegaConf; safe to call twice."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
@@ -25,7 +25,7 @@ def short_path(path: Path) -> str:
 def job_output_dir() -> Path:
     """Return the output directory of the current Hydra job, absolute and existing.
 
-    Only inside a command that `imago.cli.entry.run_command` started.
+    Works only in a command started by `imago.cli.entry.run_command`.
     """
     from hydra.core.hydra_config import HydraConfig
 

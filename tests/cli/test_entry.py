@@ -1,6 +1,6 @@
-"""From the shell: exit codes, what is printed, where a run lands, and what is not imported on the way.
+"""Commands run from a shell: exit codes, output, run directories, and that torch is not imported.
 
-The commands run in processes of their own, on a small config tree: a command's promise is about its process.
+Each command runs in its own process, on a small config tree.
 """
 
 import os
@@ -11,31 +11,21 @@ import sys
 import time
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.types import RunMode
 
+from imago.cli.overrides import quote_paths
 from imago.paths import PROJECT_ROOT
 
-TREE = {
-    "probe.yaml": """\
+PROBE = """\
 defaults:
-  - _self_
+  - main
   - paths: default
-  - data: shapes
-  - model: small
-  - optimizer: adamw
   - hydra: default
   - override hydra/job_logging: none
   - override hydra/hydra_logging: none
-seed: 0
-run_name: null
-extra_targets: []
-""",
-    "data/shapes.yaml": "root: null\nbatch_size: 32\n",
-    "data/folder.yaml": "root: ???\n",
-    "model/small.yaml": "_target_: imago.model.Small\n",
-    "model/resnet18.yaml": "_target_: imago.model.ResNet18\n",
-    "optimizer/adamw.yaml": "_target_: torch.optim.AdamW\nlr: 1.0e-3\n",
-    "optimizer/sgd.yaml": "_target_: torch.optim.SGD\nlr: 0.1\n",
-}
+"""
 
 COMMAND = """\
 import json, os
@@ -44,8 +34,8 @@ from imago.errors import DataError
 from imago.paths import job_output_dir
 
 def run(cfg):
-    facts = {"seed": cfg.seed, "root": cfg.data.root, "folder": str(job_output_dir())}
-    print("RAN", json.dumps(facts | {"job": HydraConfig.get().job.name, "cwd": os.getcwd()}), flush=True)
+    settings = {"seed": cfg.seed, "root": cfg.data.root, "folder": str(job_output_dir())}
+    print("RAN", json.dumps(settings | {"job": HydraConfig.get().job.name, "cwd": os.getcwd()}), flush=True)
     if cfg.seed == 13:
         return {}["a bug"]
     if cfg.seed == 14:
@@ -59,7 +49,7 @@ def run(cfg):
     return 0.5
 """
 
-# The line on imports goes to stderr at exit, whatever way the process ends.
+# The line about imports is printed to stderr at exit, however the process ends.
 TITLE_PAGE = """\
 import atexit, sys
 from pathlib import Path
@@ -72,23 +62,21 @@ entry.run_command("probe", Path({here!r}) / "configs")
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project")
-    for name, text in TREE.items():
-        path = folder / "configs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+def project(config_dir, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("project")
+    shutil.copytree(config_dir, directory / "configs")
+    (directory / "configs/probe.yaml").write_text(PROBE)
     for group in ("hydra", "paths"):
-        shutil.copytree(PROJECT_ROOT / "configs" / group, folder / "configs" / group)
-    paths = folder / "configs/paths/default.yaml"
-    paths.write_text(re.sub(r"log_dir: \S+", f"log_dir: {folder}/logs", paths.read_text()))
-    (folder / "probe_command.py").write_text(COMMAND)
-    (folder / "probe.py").write_text(TITLE_PAGE.format(src=str(PROJECT_ROOT / "src"), here=str(folder)))
-    return folder
+        shutil.copytree(PROJECT_ROOT / "configs" / group, directory / "configs" / group)
+    paths = directory / "configs/paths/default.yaml"
+    paths.write_text(re.sub(r"log_dir: \S+", f"log_dir: {directory}/logs", paths.read_text()))
+    (directory / "probe_command.py").write_text(COMMAND)
+    (directory / "probe.py").write_text(TITLE_PAGE.format(src=str(PROJECT_ROOT / "src"), here=str(directory)))
+    return directory
 
 
 def run(project, *arguments, cwd="/", **variables):
-    """Exit code, stdout, and the lines of stderr without the one on imports, which is checked here."""
+    """Return exit code, stdout and the lines of stderr; assert that torch was not imported."""
     absent = {"LOCAL_RANK", "RANK", "WORLD_SIZE", "RUN_ID", "HYDRA_FULL_ERROR"}
     env = {key: value for key, value in os.environ.items() if key not in absent} | variables
     command = [sys.executable, str(project / "probe.py"), *arguments]
@@ -98,26 +86,22 @@ def run(project, *arguments, cwd="/", **variables):
     return done.returncode, done.stdout, errors
 
 
-def test_a_command_runs_in_a_folder_of_its_own_from_any_working_directory(project, tmp_path):
-    code, out, errors = run(project, "optimizer.lr=1", cwd=tmp_path)
+def test_a_command_has_its_own_directory_from_any_working_directory(project, tmp_path):
+    code, out, errors = run(project, "optimizer.lr=1", "data.root=/a b/it's (1), [x]=~", cwd=tmp_path)
     assert (code, errors) == (0, [])
-    assert '"seed": 0' in out
+    assert """"seed": 0, "root": "/a b/it's (1), [x]=~",""" in out
     assert '"job": "probe"' in out
     assert f'"cwd": "{tmp_path}"' in out
     assert re.search(rf'"folder": "{project}/logs/probe/\d{{4}}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{{6}}"', out)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_run_name_names_the_folder_and_run_id_replaces_the_time(project):
+def test_run_name_names_the_directory_and_run_id_replaces_the_time(project):
     assert f"{project}/logs/probe/my run=1," in run(project, "run_name=my run=1,")[1]
     assert f'{project}/logs/probe/job7"' in run(project, RUN_ID="job7")[1]
 
 
-def test_a_path_with_special_characters_reaches_the_command(project):
-    assert '''"root": "/a b/it's (1), [x]=~"''' in run(project, "data.root=/a b/it's (1), [x]=~")[1]
-
-
-def test_a_rank_started_by_lightning_shares_the_folder(project):
+def test_a_rank_started_by_lightning_shares_the_directory(project):
     folder = f'{project}/logs/probe/say "hi"'
     added = [f'hydra.run.dir="{folder}"', "hydra.job.name=train_ddp_process_1", "hydra.output_subdir=null"]
     code, out, _ = run(project, 'data.root="/a b"', *added, LOCAL_RANK="1", WORLD_SIZE="2")
@@ -130,7 +114,7 @@ def test_a_rank_started_by_lightning_shares_the_folder(project):
     ("arguments", "line"),
     [
         (["optimizer.lrr=1"], "optimizer.lrr=1: there is no setting 'optimizer.lrr'; did you mean optimizer.lr?"),
-        (["model=resnet81"], "model=resnet81: there is no such option; model can be resnet18, small."),
+        (["model=resnet81"], "model=resnet81: there is no such option; model can be resnet18, resnet50, small."),
         (["data=folder"], "data.root: has no value yet; type it as data.root=VALUE."),
         (["optimizer.lr=1,2"], "optimizer.lr=1,2: several values are a sweep"),
         (["seed=${nope}"], "seed: Interpolation key 'nope' not found"),
@@ -144,14 +128,14 @@ def test_a_rank_started_by_lightning_shares_the_folder(project):
         (["hydra.run.dir=/proc/nope"], "[Errno "),
     ],
 )
-def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(project, arguments, line):
+def test_a_user_error_is_one_line_and_exit_code_2(project, arguments, line):
     code, _, errors = run(project, *arguments)
     assert code == 2
     assert len(errors) == 1, errors
     assert errors[0].startswith(f"error: {line}")
 
 
-def test_wrong_types_are_listed_together_and_leave_no_folder_behind(project):
+def test_wrong_types_are_listed_together_and_leave_no_directory(project):
     code, out, errors = run(project, "seed=null", "optimizer.lr=abc", "run_name=typo")
     assert code == 2
     assert [error.split(":")[1] for error in errors] == [" seed=null", " optimizer.lr=abc"]
@@ -184,7 +168,7 @@ def test_ctrl_c_is_130_also_in_a_sweep(project):
 
 
 @pytest.mark.parametrize("name", ["LOCAL_RANK", "RANK"])
-def test_a_rank_without_its_group_is_refused_within_a_second(project, name: str):
+def test_a_rank_without_world_size_is_refused_within_a_second(project, name: str):
     start = time.monotonic()
     code, _, errors = run(project, **{name: "0"})
     assert code == 2
@@ -192,22 +176,19 @@ def test_a_rank_without_its_group_is_refused_within_a_second(project, name: str)
     assert time.monotonic() - start < 1
 
 
-def test_the_variable_that_lets_checkpoints_run_code_is_refused(project):
+def test_the_variable_that_disables_weights_only_is_refused(project):
     code, out, errors = run(project, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1")
     assert (code, out, len(errors)) == (2, "", 1)
     assert "checkpoints could run code; unset TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" in errors[0]
 
 
-def test_ranks_of_a_cluster_need_one_name(project):
-    ranks = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}
-    assert run(project, **ranks)[0] == 2
-    assert run(project, "run_name=a", **ranks)[0] == 0
-    assert run(project, SLURM_NTASKS="2")[0] == 0  # the batch script itself
-
-
-def test_ranks_started_from_outside_need_one_name(project):
-    assert run(project, LOCAL_RANK="0", WORLD_SIZE="2")[0] == 2
-    assert run(project, LOCAL_RANK="0", WORLD_SIZE="2", RUN_ID="a")[0] == 0
+def test_several_ranks_need_one_directory_name(project):
+    slurm = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}
+    torchrun = {"LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    assert [run(project, **ranks)[0] for ranks in (slurm, torchrun)] == [2, 2]
+    assert run(project, "run_name=a", **slurm)[0] == 0
+    assert run(project, **torchrun, RUN_ID="a")[0] == 0
+    assert run(project, SLURM_NTASKS="2")[0] == 0  # the batch script itself is not a rank
 
 
 def test_a_failing_trial_does_not_stop_the_others(project):
@@ -231,21 +212,21 @@ def test_a_sweep_with_a_bug_ends_with_exit_code_1_and_shows_the_traceback(projec
 def test_a_sweep_with_a_typo_starts_no_trial(project):
     code, out, errors = run(project, "-m", "model=small,resnet81")
     assert (code, out) == (2, "")
-    assert errors == ["error: model=resnet81: there is no such option; model can be resnet18, small."]
+    assert errors == ["error: model=resnet81: there is no such option; model can be resnet18, resnet50, small."]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job", "--resolve"], ["--info"], ["--cfg", "hydra"]])
-def test_asking_about_the_command_starts_nothing(project, arguments):
+def test_flags_that_print_settings_start_no_job(project, arguments):
     code, out, errors = run(project, *arguments)
     assert (code, errors) == (0, [])
     assert "RAN" not in out
     assert out.strip()
 
 
-def test_help_shows_examples_groups_and_how_to_complete(project):
+def test_help_shows_examples_groups_and_completion(project):
     out = run(project, "--help")[1]
     assert "python src/train.py -m seed=1,2,3" in out
-    assert "model: resnet18, small" in out
+    assert "model: resnet18, resnet50, small" in out
     assert 'eval "$(python src/train.py -sc install=bash)"' in out
 
 
@@ -264,7 +245,7 @@ def test_tab_completes_settings_and_options_and_never_writes_errors(project, typ
     assert (code, out.strip(), errors) == (0, offered, [])
 
 
-def test_a_python_without_the_packages_says_so(tmp_path):
+def test_a_python_without_the_packages_reports_make_setup(tmp_path):
     (tmp_path / "hydra_is_absent.py").write_text(
         "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
         "from imago.cli.entry import run_command; run_command('train')\n"
@@ -277,12 +258,6 @@ def test_a_python_without_the_packages_says_so(tmp_path):
 
 
 def test_the_examples_in_the_help_compose():
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra._internal.utils import create_config_search_path
-    from hydra.types import RunMode
-
-    from imago.cli.overrides import quote_paths
-
     text = (PROJECT_ROOT / "configs/hydra/default.yaml").read_text()
     examples = re.findall(r"^ +python src/train\.py (\S.*?)(?:  .*)?$", text, re.MULTILINE)
     assert len(examples) > 4

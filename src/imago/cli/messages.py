@@ -1,0 +1,97 @@
+"""Explain errors of Hydra and OmegaConf in one line each, with the nearest valid name."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from imago.cli.overrides import chosen_group, compose_defaults, explain_value, nested_keys
+from imago.instantiate import to_plain
+
+if TYPE_CHECKING:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+
+def explain_composition_error(
+    error: BaseException, argv: Sequence[str], loader: "ConfigLoaderImpl", config_name: str
+) -> str:
+    """Return one line for an error of Hydra or OmegaConf: the argument as typed, what is wrong and the way out.
+
+    Hydra's advice to add an unknown key with `+` is left out: for a typo it would only hide the mistake.
+
+    Args:
+        error: raised while composing a config.
+        argv: the typed overrides.
+        loader: searches the same directories.
+        config_name: the primary config, e.g. "train".
+    """
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    text = " ".join(str(error).split())
+    if isinstance(error, OverrideParseException):
+        return _explain_unparsable(error.override, loader)
+    if isinstance(error, MissingConfigException):
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        if group and (options := error.options or loader.get_group_options(group)):  # none for callbacks=[a,b]
+            return _explain_option(group, option, options)
+    if "Config group override must be a string" in text:  # model=null, which Hydra reports without the name
+        for typed in argv:
+            group, option = chosen_group(loader, typed), typed.partition("=")[2]
+            if group and option not in (options := loader.get_group_options(group)):
+                return _explain_option(group, option, options)
+    if found := re.search(r"(?:Could not override|Could not delete from config\.) '([^']+)'", text):
+        return _explain_key(found[1], argv, loader, config_name)
+    if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'(?: 1\.| requires)", text):
+        key, _, value = found[1].partition("=")
+        return f"{found[1]}: several values are a sweep, which needs -m before them; one list is typed {key}=[{value}]."
+    if found := re.search(r"An item is already at '([^']+)'", text):
+        return f"{_argument(found[1], argv)}: the setting exists; type it without the +."
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    return explain_value(cause) if isinstance(cause, OmegaConfBaseException) else text
+
+
+def _explain_unparsable(override: str, loader: "ConfigLoaderImpl") -> str:
+    key, equals, value = override.partition("=")
+    if equals:
+        return f"{override}: cannot be read; special characters need two pairs of quotes: '{key}=\"{value}\"'."
+    groups = [group for group in loader.list_groups("") if override in loader.get_group_options(group)]
+    return f"{override}: settings are typed key=value" + (f"; did you mean {groups[0]}={override}?" if groups else ".")
+
+
+def _explain_option(group: str, option: str, options: Iterable[str]) -> str:
+    more = f"; of others type model=torchvision model.name={option}" if group == "model" and "timm" in options else ""
+    nearest_first = sorted(options, key=lambda other: -_similarity(option, other))
+    return f"{group}={option}: there is no such option; {group} can be {', '.join(nearest_first)}{more}."
+
+
+def _explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", config_name: str) -> str:
+    if loader.get_group_options(key):
+        return f"{_argument(key, argv)}: this command leaves no choice of {key!r}."
+
+    def score(known: str) -> float:  # `batchsize` is near to `data.batch_size`
+        last_parts = (name.rpartition(".")[2] for name in (key, known))
+        whole = _similarity(key, known)
+        return max(whole, 0.9 * _similarity(*last_parts) + 0.1 * whole)
+
+    best = max(_known_keys(argv, loader, config_name), key=score, default="")
+    hint = f"did you mean {best}?" if score(best) > 0.7 else "--cfg job prints all of them."
+    return f"{_argument(key, argv)}: there is no setting {key!r}; {hint}"
+
+
+def _argument(key: str, argv: Iterable[str]) -> str:
+    return next((text for text in argv if text.lstrip("+~").partition("=")[0] == key), key)
+
+
+def _similarity(word: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, word, other).ratio()
+
+
+def _known_keys(argv: Iterable[str], loader: "ConfigLoaderImpl", config_name: str) -> list[str]:
+    for choices in (argv, ()):  # with a second mistake among the choices, use the default choices
+        try:
+            keys = nested_keys(to_plain(compose_defaults(loader, config_name, choices), resolve=False))
+            return [key for key in keys if key.partition(".")[0] != "hydra"]
+        except Exception:
+            continue
+    return []

@@ -1,0 +1,80 @@
+"""Errors of Hydra and OmegaConf are explained in one line, with the nearest valid name."""
+
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.types import RunMode
+
+from imago.cli.messages import explain_composition_error
+
+
+def explain(loader, *overrides):
+    with pytest.raises(Exception) as caught:  # noqa: PT011  Hydra raises several kinds
+        loader.load_configuration("main", list(overrides), run_mode=RunMode.RUN)
+    text = explain_composition_error(caught.value, overrides, loader, "main")
+    assert "\n" not in text
+    assert "use +" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("typed", "nearest"),
+    [
+        ("optimizer.lrr=1", "optimizer.lr"),
+        ("optimiser.lr=1", "optimizer.lr"),
+        ("optimizr=sgd", "optimizer"),
+        ("lr=1", "optimizer.lr"),
+        ("trainer.max_epoch=3", "trainer.max_epochs"),
+        ("max_epochs=3", "trainer.max_epochs"),
+        ("batchsize=3", "data.batch_size"),
+        ("~optimizer.lrr", "optimizer.lr"),
+        ("seed.x=3", "seed"),
+    ],
+)
+def test_an_unknown_setting_suggests_the_nearest_one(loader, typed, nearest):
+    key = typed.lstrip("~").partition("=")[0]
+    assert explain(loader, typed) == f"{typed}: there is no setting '{key}'; did you mean {nearest}?"
+
+
+def test_an_unknown_setting_without_a_near_one_suggests_the_list(loader):
+    assert "--cfg job" in explain(loader, "zzz=1")
+
+
+def test_the_nearest_setting_is_searched_in_the_chosen_options(loader):
+    assert "did you mean optimizer.momentum?" in explain(loader, "optimizer=sgd", "optimizer.momentm=0.9")
+
+
+@pytest.mark.parametrize("typed", ["model=resnet81", "model=[small,resnet81]"])
+def test_an_unknown_option_lists_all_options_nearest_first(loader, typed):
+    assert explain(loader, typed) == (
+        "model=resnet81: there is no such option; model can be resnet18, resnet50, small."
+    )
+
+
+@pytest.mark.parametrize("typed", ["model=null", "model=5"])
+def test_a_group_without_an_option_lists_its_options(loader, typed):
+    assert explain(loader, typed).startswith(f"{typed}: there is no such option; model can be ")
+
+
+def test_a_broken_yaml_is_reported_with_its_line(loader, tmp_path):
+    (tmp_path / "main.yaml").write_text("seed: 0\nlr: ]\n")
+    broken = ConfigLoaderImpl(create_config_search_path(str(tmp_path)))
+    assert 'main.yaml", line 2' in explain(broken)
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("optimizer.lr=1,2", "needs -m"),
+        ("seed=range(1,3)", "needs -m"),
+        ("+optimizer.lr=1", "without the +"),
+        ("seed=a:b{", "two pairs of quotes"),
+        ("resnet18", "did you mean model=resnet18?"),
+        ("nonsense", "key=value"),
+        ("hydra.job.chdir=abc", "not a valid bool"),
+    ],
+)
+def test_an_argument_that_cannot_be_read_is_repeated_with_the_way_out(loader, typed, words):
+    text = explain(loader, typed)
+    assert text.startswith(typed.partition("=")[0])
+    assert words in text

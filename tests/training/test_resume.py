@@ -1,0 +1,84 @@
+"""Resuming a run with other settings: those that would change its result are refused."""
+
+import re
+
+import pytest
+
+from imago.errors import ConfigError
+from imago.training.resume import refuse_other_run
+
+
+def settings(**trainer) -> dict:
+    return {
+        "seed": 0,
+        "resume": "x",
+        "data": {"batch_size": 8, "num_workers": 0},
+        "trainer": {"max_epochs": 5} | trainer,
+    }
+
+
+def test_settings_that_do_not_change_the_result_may_differ():
+    now = settings(max_epochs=9, devices=2)
+    now["data"]["num_workers"] = 4
+    refuse_other_run(settings(), now, num_epochs_done=5, is_tested=True)
+
+
+def test_settings_that_change_the_result_are_all_reported_by_name():
+    now = settings(max_epochs=9) | {"seed": 1, "data": {"batch_size": 16, "num_workers": 0}}
+    with pytest.raises(ConfigError) as refusal:
+        refuse_other_run(settings(), now, num_epochs_done=1, is_tested=False)
+    assert [line.split(" ")[0] for line in str(refusal.value).splitlines()] == ["seed=1", "data.batch_size=16"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "is_free"),
+    [
+        *((name, True) for name in ("devices", "strategy", "max_time", "log_every_n_steps", "num_nodes", "profiler")),
+        *((name, False) for name in ("precision", "gradient_clip_val", "accumulate_grad_batches", "overfit_batches")),
+        *((name, False) for name in ("limit_train_batches", "limit_val_batches", "check_val_every_n_epoch")),
+    ],
+)
+def test_trainer_settings_that_change_the_result_are_refused(setting: str, is_free: bool):
+    def resume():
+        refuse_other_run(settings(), settings(**{setting: 7}), num_epochs_done=1, is_tested=False)
+
+    if is_free:
+        resume()
+    else:
+        with pytest.raises(ConfigError, match=f"^trainer.{setting}=7 would make it another run"):
+            resume()
+
+
+def test_a_finished_run_reports_how_to_extend_it():
+    with pytest.raises(ConfigError, match="has done its trainer.max_epochs=5; trainer.max_epochs=10 extends it"):
+        refuse_other_run(settings(), settings(), num_epochs_done=5, is_tested=True)
+    refuse_other_run(settings(), settings(), num_epochs_done=5, is_tested=False)  # its test is still to be done
+
+
+EMA = {"_target_": "imago.callbacks.ema.Ema", "decay": 0.99}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        ({"callbacks": {"ema": EMA}}, {"callbacks": {}}, "callbacks.ema._target_=None would make it another run"),
+        ({"callbacks": {}}, {"callbacks": {"ema": EMA}}, "it has callbacks.ema._target_=None"),
+        ({"task": {"alpha": 0.7}}, {"task": {"alpha": 0.5}}, "task.alpha=0.5 would make it another run"),
+        ({"task": {"teacher": "/a"}}, {"task": {"teacher": "/b"}}, "task.teacher=/b would make it another run"),
+    ],
+)
+def test_callbacks_and_task_settings_that_change_the_result_are_refused(before: dict, after: dict, text: str):
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        refuse_other_run(settings() | before, settings() | after, num_epochs_done=1, is_tested=False)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"compile": True, "tta": "flip", "tune": None}),  # keys that are absent from an older run
+        ({"task": {"net": {"name": "a"}}}, {"task": {"net": {"name": "b"}}}),  # reported by the model group itself
+        ({"callbacks": {"speed": {"a": 1}}}, {"callbacks": {}}),
+    ],
+)
+def test_absent_keys_and_observing_callbacks_may_differ(before: dict, after: dict):
+    refuse_other_run(settings() | before, settings() | after, num_epochs_done=1, is_tested=False)
