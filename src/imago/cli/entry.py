@@ -11,7 +11,6 @@ import pkgutil
 import sys
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -43,13 +42,40 @@ COMMANDS = {
 _STARTED = datetime.now()  # one value per process, because the run directory is resolved more than once
 
 
-@dataclass
-class _Jobs:
-    """Results of the jobs of this process: a single one, or the trials of a sweep."""
+class _Command:
+    """What Hydra calls with a composed config: once, or once per trial of a sweep.
 
-    num_started: int = 0
-    is_sweep: bool = False
-    failures: list[Exception] = field(default_factory=list)
+    Args:
+        name: a key of COMMANDS.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.__module__ = name  # becomes `hydra.job.name`, the <command> in logs/<command>/
+        self.num_started = 0
+        self.is_sweep = False
+        self.failures: list[Exception] = []
+
+    def __call__(self, config: "DictConfig") -> Any:
+        """Check the config and run the command; return what a sweep optimizes."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        self.num_started += 1
+        self.is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        overrides = to_plain(HydraConfig.get().overrides, resolve=False)
+        try:
+            _check_config(config, overrides)
+            return pkgutil.resolve_name(COMMANDS[self.name])(config)
+        except Exception as error:  # not BaseException: Ctrl-C and SystemExit end a whole sweep
+            self.failures.append(error)
+            with suppress(OSError):
+                job_output_dir().rmdir()  # created by Hydra, and still empty after a typo
+            if self.is_sweep:
+                _print_trial_error(error, overrides["task"])
+            elif isinstance(error, UserError):
+                _fail(2, str(error))  # exit here: Hydra prints a line of its own for an exception, but not for an exit
+            raise
 
     def exit_if_trials_failed(self) -> None:
         if self.failures:
@@ -64,25 +90,27 @@ def run_command(command: str, config_dir: Path = CONFIG_DIR) -> None:
         command: a key of COMMANDS and the name of its YAML.
         config_dir: absolute.
     """
-    jobs = _Jobs()
+    job = _Command(command)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     try:
         _prepare_command_line()
         register_run_dir()
-        _start_hydra(command, config_dir, jobs)
+        import hydra
+
+        hydra.main(config_path=str(config_dir), config_name=command, execution_whitelist=list(ALLOWED))(job)()
     except KeyboardInterrupt:
         _fail(130, "stopped by Ctrl-C")
     except Exception as error:
         if _is_completion():
             sys.exit(0)  # a line that does not compose has no completions; an error would be printed into the prompt
-        if jobs.is_sweep:
-            jobs.exit_if_trials_failed()
+        if job.is_sweep:
+            job.exit_if_trials_failed()
         if isinstance(error, UserError):
             _fail(2, str(error))
-        if error not in jobs.failures and _is_about_the_config(error):
+        if error not in job.failures and _is_about_the_config(error):
             _fail(2, _explain(error, config_dir, command))
         raise
-    jobs.exit_if_trials_failed()  # a sweeper may catch the exception of a trial
+    job.exit_if_trials_failed()  # a sweeper may catch the exception of a trial
 
 
 def _prepare_command_line() -> None:
@@ -127,41 +155,6 @@ def register_run_dir() -> None:
     OmegaConf.register_resolver("name_or_time", lambda name: name or time, replace=True)
 
 
-def _start_hydra(command: str, config_dir: Path, jobs: _Jobs) -> None:
-    import hydra
-
-    def job(config: "DictConfig") -> Any:
-        return _run_job(command, config, jobs)
-
-    job.__module__ = command  # becomes `hydra.job.name`, the <command> in logs/<command>/
-    hydra.main(config_path=str(config_dir), config_name=command, execution_whitelist=list(ALLOWED))(job)()
-
-
-def _run_job(command: str, config: "DictConfig", jobs: _Jobs) -> Any:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    jobs.num_started += 1
-    jobs.is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    overrides = to_plain(HydraConfig.get().overrides, resolve=False)
-    try:
-        _check_config(config, overrides)
-        return pkgutil.resolve_name(COMMANDS[command])(config)
-    except Exception as error:  # not BaseException: Ctrl-C and SystemExit end a whole sweep
-        jobs.failures.append(error)
-        with suppress(OSError):
-            job_output_dir().rmdir()  # created by Hydra, and still empty after a typo
-        if jobs.is_sweep:
-            is_bug = not isinstance(error, UserError)
-            if is_bug:
-                traceback.print_exception(error)
-            reason = f"{type(error).__name__}: {error}" if is_bug else str(error)
-            _print_error(f"trial {HydraConfig.get().job.num} ({' '.join(overrides['task'])}): {reason}")
-        elif isinstance(error, UserError):
-            _fail(2, str(error))  # exit here: Hydra prints a line of its own for an exception, but not for an exit
-        raise
-
-
 def _check_config(config: "DictConfig", overrides: dict[str, list[str]]) -> None:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -172,6 +165,16 @@ def _check_config(config: "DictConfig", overrides: dict[str, list[str]]) -> None
         loader: Any = GlobalHydra.instance().config_loader()
         defaults = compose_defaults(loader, str(HydraConfig.get().job.config_name), [*overrides["hydra"], *typed])
         check_types(config, defaults, typed)
+
+
+def _print_trial_error(error: Exception, overrides: list[str]) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    is_bug = not isinstance(error, UserError)
+    if is_bug:
+        traceback.print_exception(error)
+    reason = f"{type(error).__name__}: {error}" if is_bug else str(error)
+    _print_error(f"trial {HydraConfig.get().job.num} ({' '.join(overrides)}): {reason}")
 
 
 def _fail(exit_code: int, message: str) -> NoReturn:
