@@ -115,21 +115,13 @@ def test_lines_are_counted_from_1_with_blank_ones_and_line_ends_in_names(tmp_pat
     ("text", "fault"),
     [
         ("", ", line 1: expected a first line path,label or path,label,split, got nothing."),
-        ("a.jpg,ants\n", ", line 1: expected a first line path,label or path,label,split, got a.jpg,ants."),
-        (
-            "path,split\na.jpg,train\n",
-            ", line 1: expected a first line path,label or path,label,split, got path,split.",
-        ),
         ("path,label,spilt\na.jpg,ants,val\n", ", line 1: expected a first line path,label or path,label,split"),
-        ("path,label,label\na.jpg,ants,ants\n", ", line 1: expected a first line path,label or path,label,split"),
         ("path;label\na.jpg;ants\n", ", line 1: expected a first line path,label or path,label,split, got path;label."),
         ("path,label\n\n", " has no images below its first line."),
         ("path,label\na.jpg,ants\nb.jpg\n", ", line 3: expected 2 columns, got 1; put names with commas in quotes."),
-        ("path,label\na.jpg,ants\nb, c.jpg,ants\n", ", line 3: expected 2 columns, got 3"),
         ("path,label\na.jpg, \n", ", line 2: the label is empty."),
         ("path,label\n,ants\n", ", line 2: '' is not a file name."),
         ("path,label\na\0.jpg,ants\n", r", line 2: 'a\x00.jpg' is not a file name."),
-        ("path,label,split\na.jpg,ants,\n", ", line 2: split= is not one of train, val, test."),
         ("path,label,split\na.jpg,ants,dev\n", ", line 2: split=dev is not one of train, val, test."),
         ("path,label\na.jpg,ants\nb.jpg,ants\n./a.jpg,bees\n", ", line 4: a.jpg is listed twice, first in line 2."),
         (

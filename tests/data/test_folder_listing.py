@@ -1,4 +1,7 @@
-"""Splits, classes and images are found by folder; wrong folders are refused in one line, other entries are recorded."""
+"""Splits, classes and images are found by folder; wrong folders are refused in one line, other entries are recorded.
+
+More wrong folders are in tests/faults/test_folders.py.
+"""
 
 import inspect
 import os
@@ -71,12 +74,6 @@ def test_entries_outside_the_splits_are_recorded(tmp_path: Path):
     assert ignored.entries == [(".git", "hidden name"), ("readme.txt", outside), ("unlabeled", outside)]
 
 
-def test_a_missing_root_names_the_setting_and_the_expected_tree(tmp_path: Path):
-    text = error_of(splits, tmp_path / "nowhere")
-    assert text.startswith(f"data.root={tmp_path}/nowhere does not exist; expected ROOT/train/CLASS/image.jpg")
-    assert "ROOT/CLASS/image.jpg" in text
-
-
 def test_a_file_as_root_is_refused(tmp_path: Path):
     assert "photos.zip is not a folder" in error_of(splits, touch(tmp_path, "photos.zip") / "photos.zip")
 
@@ -105,18 +102,6 @@ def test_classes_are_the_sorted_folders_that_are_not_hidden(tmp_path: Path):
     assert list_classes(tmp_path) == ("1", "10", "2")
 
 
-@pytest.mark.parametrize(
-    ("files", "fault"), [([], "is empty"), (["x.jpg"], "has no class folders"), ([".DS_Store"], "has no class folders")]
-)
-def test_a_folder_without_classes_shows_the_expected_tree(tmp_path: Path, files: list[str], fault: str):
-    assert f"{fault}; expected ROOT/train/CLASS" in error_of(list_classes, touch(tmp_path, *files))
-
-
-def test_class_folders_that_look_the_same_are_refused(tmp_path: Path):
-    text = error_of(list_classes, touch(tmp_path, "cat/x.jpg", "Cat/x.jpg"))
-    assert text == f"{tmp_path}: the class folders 'Cat' and 'cat' look the same; merge or rename them."
-
-
 def test_a_class_name_that_is_not_utf_8_is_refused_in_printable_text(tmp_path: Path):
     os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
     text = error_of(list_classes, tmp_path)
@@ -125,19 +110,6 @@ def test_a_class_name_that_is_not_utf_8_is_refused_in_printable_text(tmp_path: P
 
 
 # list_training_classes
-
-
-def test_a_folder_around_the_data_set_is_pointed_out(tmp_path: Path):
-    touch(tmp_path, "dataset/cat/x.jpg", "dataset/dog/x.jpg", "__MACOSX/x.jpg")
-    text = error_of(list_training_classes, tmp_path, tmp_path)
-    assert "has only one class folder, 'dataset'; a classifier needs at least 2." in text
-    assert text.endswith(f"Did you mean data.root={tmp_path}/dataset?")
-
-
-def test_a_folder_around_train_is_pointed_out(tmp_path: Path):
-    touch(tmp_path, "dataset/train/cat/x.jpg", "dataset/train/dog/x.jpg")
-    text = error_of(list_training_classes, tmp_path, tmp_path)
-    assert text.endswith(f"Did you mean data.root={tmp_path}/dataset?")
 
 
 def test_a_single_class_is_refused(tmp_path: Path):

@@ -51,7 +51,7 @@ class Ignored:
         """Return one line for the log: counts by reason, most frequent first, with an example each; "" if empty."""
         names: dict[str, list[str]] = {}
         for name, reason in self.entries:
-            # Second names are counted together, whatever the first name is.
+            # Second names of files are counted together.
             kind = "another name of a listed file" if reason.startswith(_SAME_FILE) else reason
             names.setdefault(kind, []).append(name)
         ranked = sorted(names.items(), key=lambda item: -len(item[1]))

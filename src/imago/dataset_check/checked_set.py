@@ -1,7 +1,7 @@
 """Compute counts, leaks, label conflicts and statistics of an examined data set."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -58,8 +58,7 @@ class CheckedSet:
     def pairs(self) -> DuplicatePairs:
         """Duplicates among the good images, by their indices in this set."""
         found = find_duplicates(self.examined.records[self.good])
-        indices = self.good[found.first], self.good[found.second]
-        return DuplicatePairs(*indices, found.is_same, found.similarity, found.min_correlation)
+        return replace(found, first=self.good[found.first], second=self.good[found.second])
 
     @cached_property
     def groups(self) -> np.ndarray:
