@@ -1,5 +1,6 @@
 """Every file is decoded once, later only new and changed ones, and no failure loses results."""
 
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -96,18 +97,16 @@ def test_processes_and_threads_return_the_same(tmp_path: Path):
 
 def test_an_interrupted_examination_keeps_what_was_done(tmp_path: Path, decoded: list[str], monkeypatch):
     names = write(tmp_path / "set", 60)
-    calls = module._decode
+    decode = module._decode
 
-    def stop_after_two(paths: list[str], num_processes: int):
-        for number, part in enumerate(calls(paths, num_processes)):
-            if number == 2:
-                raise KeyboardInterrupt
-            yield part
+    def stop_after_two_chunks(paths: list[str], num_processes: int):
+        yield from itertools.islice(decode(paths, num_processes), 2 * module._CHUNK)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_decode", stop_after_two)
+    monkeypatch.setattr(module, "_decode", stop_after_two_chunks)
     with pytest.raises(KeyboardInterrupt):
         examined(tmp_path / "set", names, tmp_path / "cache")
-    monkeypatch.setattr(module, "_decode", calls)
+    monkeypatch.setattr(module, "_decode", decode)
     decoded.clear()
     assert examined(tmp_path / "set", names, tmp_path / "cache").is_good.all()
     assert sorted(decoded) == names[2 * module._CHUNK :]

@@ -12,6 +12,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -65,22 +66,18 @@ def examine(
     root_hash = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
     file = cache_dir / f"examined-{root_hash}.npz"
     kept = _load_results(file)
-    indices = kept.find(names, num_bytes, mtime_ns)
+    states = list(zip(num_bytes.tolist(), mtime_ns.tolist(), strict=True))
     # Bad files are decoded again: a cause such as a missing permission may be gone without a change of the file.
-    new = np.array([number for number, index in enumerate(indices) if index < 0 or kept.errors[index]], np.int64)
-    if len(new):
-        parts: list[tuple[np.ndarray, list[str]]] = []
+    new = [i for i, name in enumerate(names) if name not in kept or kept[name].error or kept[name][:2] != states[i]]
+    if new:
         try:
-            parts.extend(_decode([os.path.join(root, names[number]) for number in new], num_processes))
+            decoded = _decode([os.path.join(root, names[index]) for index in new], num_processes)
+            for index, (record, error) in zip(new, decoded, strict=True):
+                kept[names[index]] = _Result(*states[index], record, error)
         finally:
-            done = new[: sum(len(records) for records, _ in parts)]
-            records = np.concatenate([np.zeros(0, RECORD), *(part for part, _ in parts)])
-            errors = tuple(error for _, part in parts for error in part)
-            done_names = tuple(names[number] for number in done)
-            kept = kept.updated(_Results(done_names, num_bytes[done], mtime_ns[done], records, errors))
             _save_results(file, kept)
-        indices = kept.find(names, num_bytes, mtime_ns)
-    return Examination(kept.records[indices], tuple(kept.errors[index] for index in indices))
+    found = [kept[name] for name in names]
+    return Examination(_stack([result.record for result in found]), tuple(result.error for result in found))
 
 
 def examine_array(images: np.ndarray) -> Examination:
@@ -93,68 +90,39 @@ def examine_array(images: np.ndarray) -> Examination:
     return Examination(np.concatenate(records), ("",) * len(images))
 
 
-@dataclass(frozen=True)
-class _Results:
-    """Records of N files at the time of their examination.
+class _Result(NamedTuple):
+    """Result of one file, with size and modification time of the file at its examination."""
 
-    Attributes:
-        names: relative to the root.
-        num_bytes: int64 (N,).
-        mtime_ns: int64 (N,).
-        records: (N,) of `RECORD`.
-        errors: N error messages, "" for a good file.
-    """
-
-    names: tuple[str, ...]
-    num_bytes: np.ndarray
-    mtime_ns: np.ndarray
-    records: np.ndarray
-    errors: tuple[str, ...]
-
-    def find(self, names: Sequence[str], num_bytes: np.ndarray, mtime_ns: np.ndarray) -> np.ndarray:
-        """Return the index of each file among these, -1 if it is unknown or has changed, int64 (M,)."""
-        index_by_name = {name: index for index, name in enumerate(self.names)}
-        indices = np.array([index_by_name.get(name, -1) for name in names], np.int64)
-        known = np.flatnonzero(indices >= 0)
-        found = indices[known]
-        is_same = (self.num_bytes[found] == num_bytes[known]) & (self.mtime_ns[found] == mtime_ns[known])
-        indices[known[~is_same]] = -1
-        return indices
-
-    def updated(self, newer: "_Results") -> "_Results":
-        """Return these results, with `newer` ones replacing or joining them."""
-        replaced = set(newer.names)
-        stay = [index for index, name in enumerate(self.names) if name not in replaced]
-        return _Results(
-            (*(self.names[index] for index in stay), *newer.names),
-            np.concatenate([self.num_bytes[stay], newer.num_bytes]),
-            np.concatenate([self.mtime_ns[stay], newer.mtime_ns]),
-            np.concatenate([self.records[stay], newer.records]),
-            (*(self.errors[index] for index in stay), *newer.errors),
-        )
+    num_bytes: int
+    mtime_ns: int
+    record: np.void
+    error: str
 
 
-def _load_results(file: Path) -> _Results:
-    """Read the kept results; return none if the file is missing, damaged or of another version."""
+def _load_results(file: Path) -> dict[str, _Result]:
+    """Read the kept results by file name; return none if they are missing, damaged or of another version."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             if arrays["version"] == _VERSION and arrays["records"].dtype == RECORD:
                 # The last name is empty, see `_save_results`.
                 names, errors = (decode_names(arrays[column].tobytes())[:-1] for column in ("names", "errors"))
-                return _Results(names, arrays["num_bytes"], arrays["mtime_ns"], arrays["records"], errors)
+                states = arrays["num_bytes"].tolist(), arrays["mtime_ns"].tolist()
+                return dict(zip(names, map(_Result, *states, arrays["records"], errors), strict=True))
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         log.warning("%s cannot be used, images are examined again: %s", file, error)
-    return _Results((), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, RECORD), ())
+    return {}
 
 
-def _save_results(file: Path, results: _Results) -> None:
+def _save_results(file: Path, results: dict[str, _Result]) -> None:
     """Write results atomically; a failure is logged, since the results are still in memory."""
     # A last, empty name distinguishes no file from one.
-    texts = {column: encode_names((*getattr(results, column), "")) for column in ("names", "errors")}
-    arrays = {column: np.frombuffer(text, np.uint8) for column, text in texts.items()}
-    arrays |= {column: getattr(results, column) for column in ("num_bytes", "mtime_ns", "records")}
+    texts = {"names": [*results, ""], "errors": [*(result.error for result in results.values()), ""]}
+    arrays = {column: np.frombuffer(encode_names(text), np.uint8) for column, text in texts.items()}
+    for column in ("num_bytes", "mtime_ns"):
+        arrays[column] = np.array([getattr(result, column) for result in results.values()], np.int64)
+    arrays["records"] = _stack([result.record for result in results.values()])
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file, "wb") as opened:
@@ -163,13 +131,18 @@ def _save_results(file: Path, results: _Results) -> None:
         log.warning("results cannot be kept, so all images are decoded again next time: %s: %s", file, error.strerror)
 
 
-def _decode(paths: list[str], num_processes: int) -> Iterator[tuple[np.ndarray, list[str]]]:
-    """Yield records and errors of the files chunk by chunk, in their order."""
+def _stack(records: Sequence[np.void]) -> np.ndarray:
+    # Several times faster than np.array; numpy's scalars are buffers, which its annotations do not declare.
+    return np.frombuffer(b"".join(records), RECORD)  # type: ignore[arg-type]
+
+
+def _decode(paths: list[str], num_processes: int) -> Iterator[tuple[np.void, str]]:
+    """Yield record and error of each file, in their order."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     with _pool(len(paths), min(num_processes, len(chunks))) as pool, _progress(len(paths)) as bar:
         try:
             for records, errors in pool.map(examine_files, chunks):
-                yield records, errors
+                yield from zip(records, errors, strict=True)
                 bar.update(len(records))
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)  # else leaving the block would wait for all chunks
