@@ -1,4 +1,4 @@
-"""The one normalization: the same numbers for bytes and for floats, in the memory order that convolutions want."""
+"""Normalization returns the same values for uint8 and float images, in channels_last memory format."""
 
 import pytest
 import torch

@@ -1,13 +1,28 @@
-"""Text for a terminal: control characters and invalid UTF-8 are escaped."""
+"""Text stays in its terminal columns, and no name controls the terminal."""
 
 import pytest
 
-from imago.text import printable
+from imago.text import display_width, join_names, padded, printable
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
-    [("plain é 数.png", "plain é 数.png"), ("a\n\tb", r"a\n\tb"), ("\x1b[31m", r"\x1b[31m"), ("\udcff", r"\udcff")],
+    ("text", "expected"),
+    [("ünï 😀", "ünï 😀"), ("a\nb\x1b[2J", r"a\nb\x1b[2J"), ("caf\udce9", r"caf\udce9"), ("\u202e", r"\u202e")],
 )
-def test_characters_that_are_not_printable_are_escaped_and_others_are_unchanged(text: str, shown: str):
-    assert printable(text) == shown
+def test_control_characters_and_invalid_utf_8_are_escaped(text: str, expected: str):
+    assert printable(text) == expected
+    printable(text).encode()
+
+
+@pytest.mark.parametrize(("text", "width"), [("", 0), ("ant", 3), ("猫猫", 4), ("cafe\u0301", 4)])
+def test_texts_are_padded_by_their_display_width(text: str, width: int):
+    assert display_width(text) == width
+    assert padded(text, 6) == text + " " * (6 - width)
+    assert padded(text, 6, align_right=True) == " " * (6 - width) + text
+    assert padded(text, 0) == text
+
+
+def test_long_lists_of_names_are_cut():
+    assert join_names(["a", "b\n"]) == r"a, b\n"
+    assert join_names([f"c{number}" for number in range(2002)], limit=2, separator=" ") == "c0 c1 and 2,000 more"
+    assert join_names([]) == ""

@@ -1,4 +1,4 @@
-"""Write and read files: atomically, and with file names that are not valid UTF-8 kept as they are.
+"""Write and read files: atomically, and with file names that are not valid UTF-8 preserved.
 
 Python decodes such a name with the error handler `surrogateescape`; the functions here encode it back the same way.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 from imago.errors import DataError
 from imago.text import printable
@@ -56,7 +56,12 @@ def fsync_directory(directory: Path) -> None:
 
 
 def remove_partial_files(directory: Path, name: str = "") -> None:
-    """Remove what `atomic_write` left in a directory when its process was killed; of one file, if `name` is given."""
+    """Remove what `atomic_write` left in a directory when its process was killed; `name` limits it to some files.
+
+    Args:
+        directory: may be missing.
+        name: how the names of the written files start.
+    """
     for file in directory.iterdir() if directory.is_dir() else ():
         if file.name.startswith(name) and file.name.endswith(_PARTIAL):
             with suppress(OSError):
@@ -84,8 +89,17 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file atomically; the first row is the header."""
+    rows = list(rows)
+    # The csv module quotes a cell that holds a line feed, but not one that holds a carriage return.
+    has_returns = any("\r" in cell for row in rows for cell in row if isinstance(cell, str))
     with atomic_write(path) as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL if has_returns else csv.QUOTE_MINIMAL, lineterminator="\n")
+        writer.writerows(rows)
+
+
+def open_text(path: Path) -> TextIO:
+    """Open a UTF-8 file, with or without a byte order mark, for reading without newline translation."""
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -95,6 +109,16 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def encode_names(names: Iterable[str]) -> bytes:
+    """Join file names with zero bytes, which no file name contains."""
+    return "\0".join(names).encode(errors="surrogateescape")
+
+
+def decode_names(data: bytes) -> tuple[str, ...]:
+    """Return the file names, at least one, that `encode_names` joined."""
+    return tuple(data.decode(errors="surrogateescape").split("\0"))
 
 
 def make_writable(directory: Path, setting: str) -> None:

@@ -1,4 +1,4 @@
-"""uint8 pixels to what a network eats: the one normalization, shared by the loaders and `Classifier`."""
+"""Normalize image batches: the one implementation for loaders, networks and exported models."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from imago.images import Preprocess
 
 
 class Normalize(nn.Module):
-    """Scale images (N, 3, H, W), of values in 0..255, to float32 with the mean and std of `preprocess`."""
+    """Scale images (N, 3, H, W), with values in 0..255, to float32 with the mean and std of `preprocess`."""
 
     mean: Tensor
     std: Tensor
@@ -21,6 +21,6 @@ class Normalize(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give float32 (N, 3, H, W) for uint8 or float; channels_last memory is what convolutions are fastest on."""
-        # Last, since arithmetic with a number for each channel is several times slower in that order.
+        """Return float32 (N, 3, H, W) in channels_last memory format, which is the fastest one for convolutions."""
+        # The conversion comes last: per-channel arithmetic is several times slower in channels_last.
         return (images.float() - self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)

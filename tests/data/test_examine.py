@@ -1,5 +1,6 @@
-"""Every file is decoded once: the second time only what is new or has changed is, and no failure loses results."""
+"""Every file is decoded once, later only new and changed ones, and no failure loses results."""
 
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -16,14 +17,15 @@ from imago.data.image_record import examine_files
 
 def write(root: Path, count: int) -> list[str]:
     root.mkdir()
-    for place in range(count):
-        Image.fromarray(photo(place, 16)).save(root / f"{place:03d}.png")
-    return [f"{place:03d}.png" for place in range(count)]
+    names = [f"{number:03d}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        Image.fromarray(photo(number, 16)).save(root / name)
+    return names
 
 
 def examined(root: Path, names: list[str], cache_dir: Path, num_processes: int = 2) -> Examination:
-    found = [os.stat(root / name) for name in names]
-    sizes, times = (np.array([getattr(one, key) for one in found]) for key in ("st_size", "st_mtime_ns"))
+    stats = [os.stat(root / name) for name in names]
+    sizes, times = (np.array([getattr(stat, key) for stat in stats]) for key in ("st_size", "st_mtime_ns"))
     return examine(root, names, sizes, times, cache_dir, num_processes)
 
 
@@ -40,7 +42,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_the_second_time_nothing_is_decoded_and_all_is_known(tmp_path: Path, decoded: list[str]):
+def test_a_second_examination_decodes_nothing_and_returns_the_same(tmp_path: Path, decoded: list[str]):
     names = write(tmp_path / "set", 40)
     first = examined(tmp_path / "set", names, tmp_path / "cache")
     assert sorted(decoded) == names
@@ -51,7 +53,7 @@ def test_the_second_time_nothing_is_decoded_and_all_is_known(tmp_path: Path, dec
     assert second.records["mean"][7] == pytest.approx(photo(7, 16).mean(axis=(0, 1)) / 255, abs=1e-6)
 
 
-def test_only_what_is_new_or_has_changed_is_decoded_again(tmp_path: Path, decoded: list[str]):
+def test_only_new_and_changed_files_are_decoded_again(tmp_path: Path, decoded: list[str]):
     names = write(tmp_path / "set", 5)
     examined(tmp_path / "set", names[:4], tmp_path / "cache")
     decoded.clear()
@@ -62,7 +64,7 @@ def test_only_what_is_new_or_has_changed_is_decoded_again(tmp_path: Path, decode
     assert again.records["width"].tolist() == [16, 20, 16, 16, 16]
 
 
-def test_a_part_of_the_files_may_be_asked_for_in_any_order(tmp_path: Path, decoded: list[str]):
+def test_some_of_the_files_may_be_examined_in_any_order(tmp_path: Path, decoded: list[str]):
     names = write(tmp_path / "set", 6)
     whole = examined(tmp_path / "set", names, tmp_path / "cache")
     decoded.clear()
@@ -72,7 +74,7 @@ def test_a_part_of_the_files_may_be_asked_for_in_any_order(tmp_path: Path, decod
     assert decoded == []
 
 
-def test_a_bad_file_is_told_each_time_and_tried_again(tmp_path: Path, decoded: list[str]):
+def test_a_bad_file_is_decoded_and_reported_every_time(tmp_path: Path, decoded: list[str]):
     names = write(tmp_path / "set", 3)
     (tmp_path / "set" / names[1]).write_bytes(b"")
     for _ in range(2):
@@ -83,7 +85,7 @@ def test_a_bad_file_is_told_each_time_and_tried_again(tmp_path: Path, decoded: l
     assert decoded.count(names[0]) == 1
 
 
-def test_processes_and_threads_find_the_same(tmp_path: Path):
+def test_processes_and_threads_return_the_same(tmp_path: Path):
     names = write(tmp_path / "set", module._MIN_FOR_PROCESSES + 10)
     (tmp_path / "set" / names[100]).write_bytes(b"no image")
     by_processes = examined(tmp_path / "set", names, tmp_path / "one")
@@ -95,25 +97,23 @@ def test_processes_and_threads_find_the_same(tmp_path: Path):
 
 def test_an_interrupted_examination_keeps_what_was_done(tmp_path: Path, decoded: list[str], monkeypatch):
     names = write(tmp_path / "set", 60)
-    calls = module._decode
+    decode = module._decode
 
-    def stop_after_two(paths: list[str], num_processes: int):
-        for number, part in enumerate(calls(paths, num_processes)):
-            if number == 2:
-                raise KeyboardInterrupt
-            yield part
+    def stop_after_two_chunks(paths: list[str], num_processes: int):
+        yield from itertools.islice(decode(paths, num_processes), 2 * module._CHUNK)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_decode", stop_after_two)
+    monkeypatch.setattr(module, "_decode", stop_after_two_chunks)
     with pytest.raises(KeyboardInterrupt):
         examined(tmp_path / "set", names, tmp_path / "cache")
-    monkeypatch.setattr(module, "_decode", calls)
+    monkeypatch.setattr(module, "_decode", decode)
     decoded.clear()
     assert examined(tmp_path / "set", names, tmp_path / "cache").is_good.all()
     assert sorted(decoded) == names[2 * module._CHUNK :]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04 cut short"])
-def test_a_damaged_file_of_results_is_said_and_replaced(tmp_path: Path, content: bytes, decoded: list[str], caplog):
+def test_a_damaged_file_of_results_is_logged_and_replaced(tmp_path: Path, content: bytes, decoded: list[str], caplog):
     names = write(tmp_path / "set", 3)
     examined(tmp_path / "set", names, tmp_path / "cache")
     [file] = (tmp_path / "cache").iterdir()
@@ -127,7 +127,7 @@ def test_a_damaged_file_of_results_is_said_and_replaced(tmp_path: Path, content:
     assert decoded == []
 
 
-def test_where_nothing_can_be_kept_it_is_said_and_the_result_is_there(tmp_path: Path, caplog):
+def test_results_that_cannot_be_kept_are_logged_and_returned(tmp_path: Path, caplog):
     names = write(tmp_path / "set", 2)
     (tmp_path / "cache").write_text("a file where a folder should be")
     with caplog.at_level(logging.WARNING):
@@ -135,7 +135,7 @@ def test_where_nothing_can_be_kept_it_is_said_and_the_result_is_there(tmp_path: 
     assert "results cannot be kept" in caplog.text
 
 
-def test_two_data_sets_share_a_folder_of_results_and_odd_names_are_kept(tmp_path: Path, decoded: list[str]):
+def test_two_data_sets_share_a_folder_of_results_and_unusual_names_are_kept(tmp_path: Path, decoded: list[str]):
     names = write(tmp_path / "a", 1) and write(tmp_path / "b", 1)
     odd = "line\nbreak é 猫.png"
     Image.fromarray(photo(5, 9)).save(tmp_path / "a" / odd)
@@ -148,7 +148,7 @@ def test_two_data_sets_share_a_folder_of_results_and_odd_names_are_kept(tmp_path
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
-def test_no_files_are_no_trouble(tmp_path: Path):
+def test_no_files_have_no_records(tmp_path: Path):
     assert len(examine(tmp_path, [], np.zeros(0, np.int64), np.zeros(0, np.int64), tmp_path, 2).records) == 0
     assert not list(tmp_path.iterdir())
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imago.data import cache_policy
+from imago.data import image_cache
 from imago.data.dataset import LabeledFiles
 from imago.data.image_folder import ImageFolderDataModule
 from imago.errors import ConfigError, DataError
@@ -178,7 +178,7 @@ def test_auto_keeps_nothing_for_a_single_epoch_and_says_so(noise: Path):
 def test_it_says_where_decoded_images_are_kept_and_why(
     noise: Path, monkeypatch: pytest.MonkeyPatch, cache: str, num_epochs: int, note: str
 ):
-    monkeypatch.setattr(cache_policy, "available_memory_bytes", lambda: 3 * 2**30)
+    monkeypatch.setattr(image_cache, "available_memory_bytes", lambda: 3 * 2**30)
     data = kept(noise, cache)
     assert data.keep_decoded(1, num_epochs).replace(str(data.cache_dir), "CACHE") == note
     assert data.keeps_decoded is not note.startswith("nowhere")
@@ -206,11 +206,11 @@ KEPT_BYTES = [
 def test_what_is_kept_is_as_large_as_was_estimated(
     noise: Path, monkeypatch: pytest.MonkeyPatch, augment: dict, decoded_px: int | None, num_bytes: int
 ):
-    monkeypatch.setattr(cache_policy, "free_disk_bytes", lambda _: num_bytes)
+    monkeypatch.setattr(image_cache, "free_disk_bytes", lambda _: num_bytes)
     data = kept(noise, "disk", augment=augment, decoded_px=decoded_px)
     data.keep_decoded(1, 5)
     assert sum(file.stat().st_size for file in data.cache_dir.glob("*.pixels")) == num_bytes
-    monkeypatch.setattr(cache_policy, "free_disk_bytes", lambda _: num_bytes - 1)
+    monkeypatch.setattr(image_cache, "free_disk_bytes", lambda _: num_bytes - 1)
     with pytest.raises(ConfigError, match="data.cache=disk: the decoded images need .* data.cache=none keeps none"):
         kept(noise, "disk", augment=augment, decoded_px=decoded_px, cache_dir=str(noise.parent / "other")).keep_decoded(
             1, 5
@@ -223,7 +223,7 @@ def test_memory_must_hold_training_and_validation_of_every_process_that_is_still
 ):
     def keep_in_memory(num_processes: int, rank: int, available_bytes: int) -> str:
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-        monkeypatch.setattr(cache_policy, "available_memory_bytes", lambda: available_bytes)
+        monkeypatch.setattr(image_cache, "available_memory_bytes", lambda: available_bytes)
         return kept(noise, "ram", augment=augment, decoded_px=decoded_px).keep_decoded(num_processes, 5)
 
     for fitting in ((1, 0, num_bytes), (2, 0, 2 * num_bytes), (2, 1, num_bytes)):

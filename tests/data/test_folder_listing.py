@@ -1,4 +1,7 @@
-"""Which folders are splits and classes, what is listed in them, and which folders are refused in one line."""
+"""Splits, classes and images are found by folder; wrong folders are refused in one line, other entries are recorded.
+
+More wrong folders are in tests/faults/test_folders.py.
+"""
 
 import inspect
 import os
@@ -8,6 +11,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from imago.data.dataset import LabeledFiles
 from imago.data.folder_listing import (
@@ -22,7 +26,7 @@ from imago.errors import DataError
 
 
 def touch(root: Path, *names: str) -> Path:
-    """Make empty files; nothing here opens them."""
+    """Create empty files; no test opens them."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +39,7 @@ def splits(root: Path) -> dict[str, str]:
     return {split: folder.relative_to(root).as_posix() for split, folder in found.items()}
 
 
-def complaint(function, *arguments) -> str:
+def error_of(function, *arguments) -> str:
     with pytest.raises(DataError) as caught:
         function(*arguments)
     assert "\n" not in str(caught.value)
@@ -55,7 +59,7 @@ def complaint(function, *arguments) -> str:
         (["train/a"], {"train": "train"}),
         (["cat", "dog"], {"train": "."}),
         (["train", "plane", "car"], {"train": "."}),  # a class of vehicles
-        (["train", "val"], {"train": "train", "val": "val"}),  # images without class folders, refused later
+        (["train", "val"], {"train": "train", "val": "val"}),  # images without class folders are refused later
     ],
 )
 def test_splits_are_found_by_their_names(tmp_path: Path, folders: list[str], expected: dict[str, str]):
@@ -63,37 +67,31 @@ def test_splits_are_found_by_their_names(tmp_path: Path, folders: list[str], exp
     assert splits(tmp_path) == expected
 
 
-def test_what_lies_beside_the_splits_is_told_of(tmp_path: Path):
+def test_entries_outside_the_splits_are_recorded(tmp_path: Path):
     ignored = Ignored()
     find_splits(touch(tmp_path, "train/a/x.jpg", "unlabeled/x.jpg", "readme.txt", ".git/x.jpg"), ignored)
-    beside = "beside the split folders"
-    assert ignored.entries == [(".git", "hidden name"), ("readme.txt", beside), ("unlabeled", beside)]
-
-
-def test_a_missing_root_names_the_setting_and_the_expected_tree(tmp_path: Path):
-    text = complaint(splits, tmp_path / "nowhere")
-    assert text.startswith(f"data.root={tmp_path}/nowhere does not exist; expected ROOT/train/CLASS/image.jpg")
-    assert "ROOT/CLASS/image.jpg" in text
+    outside = "outside the split folders"
+    assert ignored.entries == [(".git", "hidden name"), ("readme.txt", outside), ("unlabeled", outside)]
 
 
 def test_a_file_as_root_is_refused(tmp_path: Path):
-    assert "photos.zip is not a folder" in complaint(splits, touch(tmp_path, "photos.zip") / "photos.zip")
+    assert "photos.zip is not a folder" in error_of(splits, touch(tmp_path, "photos.zip") / "photos.zip")
 
 
 def test_two_folders_for_one_split_are_refused(tmp_path: Path):
     touch(tmp_path, "train/a/x.jpg", "val/a/x.jpg", "valid/a/x.jpg")
-    assert "val/ and valid/ are both val; keep one" in complaint(splits, tmp_path)
+    assert "val/ and valid/ are both val; keep one" in error_of(splits, tmp_path)
 
 
 def test_splits_without_train_are_refused(tmp_path: Path):
-    text = complaint(splits, touch(tmp_path, "training_set/a/x.jpg", "val/a/x.jpg", "test/a/x.jpg"))
+    text = error_of(splits, touch(tmp_path, "training_set/a/x.jpg", "val/a/x.jpg", "test/a/x.jpg"))
     assert "has test/ and val/ but no train/; expected ROOT/train" in text
 
 
 def test_a_linked_train_folder_says_that_links_are_not_followed(tmp_path: Path):
     touch(tmp_path, "elsewhere/a/x.jpg", "root/val/a/x.jpg")
     (tmp_path / "root" / "train").symlink_to(tmp_path / "elsewhere")
-    assert "no train/ (links to folders are not followed)" in complaint(splits, tmp_path / "root")
+    assert "no train/ (links to folders are not followed)" in error_of(splits, tmp_path / "root")
 
 
 # list_classes
@@ -104,27 +102,9 @@ def test_classes_are_the_sorted_folders_that_are_not_hidden(tmp_path: Path):
     assert list_classes(tmp_path) == ("1", "10", "2")
 
 
-@pytest.mark.parametrize(
-    ("files", "fault"), [([], "is empty"), (["x.jpg"], "has no class folders"), ([".DS_Store"], "has no class folders")]
-)
-def test_a_folder_without_classes_shows_the_expected_tree(tmp_path: Path, files: list[str], fault: str):
-    assert f"{fault}; expected ROOT/train/CLASS" in complaint(list_classes, touch(tmp_path, *files))
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [("cat", "Cat"), ("cat", "cat "), ("café", unicodedata.normalize("NFD", "café")), ("straße", "STRASSE")],
-)
-def test_names_of_classes_that_look_the_same_are_refused(tmp_path: Path, one: str, other: str):
-    text = complaint(list_classes, touch(tmp_path, f"{one}/x.jpg", f"{other}/x.jpg"))
-    assert "look the same; merge or rename them" in text
-    assert ascii(one) in text
-    assert ascii(other) in text
-
-
 def test_a_class_name_that_is_not_utf_8_is_refused_in_printable_text(tmp_path: Path):
     os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
-    text = complaint(list_classes, tmp_path)
+    text = error_of(list_classes, tmp_path)
     assert r"class folders: 'caf\udce9' is not UTF-8; rename it" in text
     text.encode()
 
@@ -132,22 +112,9 @@ def test_a_class_name_that_is_not_utf_8_is_refused_in_printable_text(tmp_path: P
 # list_training_classes
 
 
-def test_a_folder_around_the_data_set_is_pointed_out(tmp_path: Path):
-    touch(tmp_path, "dataset/cat/x.jpg", "dataset/dog/x.jpg", "__MACOSX/x.jpg")
-    text = complaint(list_training_classes, tmp_path, tmp_path)
-    assert "has only one class folder, 'dataset'; a classifier needs at least 2." in text
-    assert text.endswith(f"Did you mean data.root={tmp_path}/dataset?")
-
-
-def test_a_folder_around_train_is_pointed_out(tmp_path: Path):
-    touch(tmp_path, "dataset/train/cat/x.jpg", "dataset/train/dog/x.jpg")
-    text = complaint(list_training_classes, tmp_path, tmp_path)
-    assert text.endswith(f"Did you mean data.root={tmp_path}/dataset?")
-
-
 def test_a_single_class_is_refused(tmp_path: Path):
     touch(tmp_path, "train/cat/x.jpg", "train/__dog/x.jpg")
-    assert "train has only one class folder, 'cat'" in complaint(list_training_classes, tmp_path, tmp_path / "train")
+    assert "train has only one class folder, 'cat'" in error_of(list_training_classes, tmp_path, tmp_path / "train")
 
 
 # list_images
@@ -175,7 +142,11 @@ def test_names_start_from_the_root_of_the_data_set(tmp_path: Path):
     touch(tmp_path, "val/a/x.jpg", "val/a/notes.txt", "val/.hidden", "val/b.jpg")
     listing, ignored = listing_of(tmp_path, "a", folder="val")
     assert (listing.root, listing.names) == (tmp_path, ("val/a/x.jpg",))
-    expected = {"val/.hidden": "hidden name", "val/a/notes.txt": "ending .txt", "val/b.jpg": "beside the class folders"}
+    expected = {
+        "val/.hidden": "hidden name",
+        "val/a/notes.txt": "ending .txt",
+        "val/b.jpg": "outside the class folders",
+    }
     assert dict(ignored) == expected
 
 
@@ -193,13 +164,13 @@ def test_names_start_from_the_root_of_the_data_set(tmp_path: Path):
         ("__MACOSX", "hidden name"),
     ],
 )
-def test_what_is_no_image_is_noted_with_the_reason(tmp_path: Path, name: str, reason: str):
+def test_what_is_no_image_is_recorded_with_the_reason(tmp_path: Path, name: str, reason: str):
     listing, ignored = listing_of(touch(tmp_path, "a/x.jpg", f"a/{name}"), "a")
     assert listing.names == ("a/x.jpg",)
     assert ignored == [(f"a/{name}", reason)]
 
 
-def test_a_hidden_folder_is_noted_as_one_entry(tmp_path: Path):
+def test_a_hidden_folder_is_recorded_as_one_entry(tmp_path: Path):
     touch(tmp_path, "a/x.jpg", "a/.ipynb_checkpoints/1.jpg", "a/.ipynb_checkpoints/2.jpg", "__MACOSX/a/._x.jpg")
     listing, ignored = listing_of(tmp_path, "a")
     assert listing.names == ("a/x.jpg",)
@@ -217,7 +188,7 @@ def test_links_to_folders_are_not_followed(tmp_path: Path):
 
 
 @pytest.mark.parametrize("target", ["nothing.jpg", "lost.jpg", "x.jpg/below"])  # lost.jpg is a link to itself
-def test_links_that_lead_nowhere_are_noted(tmp_path: Path, target: str):
+def test_dangling_links_are_recorded(tmp_path: Path, target: str):
     touch(tmp_path, "a/x.jpg", "b/x.jpg")
     for name in ("a/lost.jpg", "a/lost", "lost"):
         (tmp_path / name).symlink_to(target)
@@ -228,7 +199,7 @@ def test_links_that_lead_nowhere_are_noted(tmp_path: Path, target: str):
     assert list_training_classes(tmp_path, tmp_path) == ("a", "b")
 
 
-def test_a_link_to_a_image_is_one_and_those_out_of_the_data_set_are_told_of(tmp_path: Path):
+def test_a_link_to_an_image_is_listed_and_recorded_if_it_leaves_the_data_set(tmp_path: Path):
     touch(tmp_path, "root/a/x.jpg", "elsewhere/y.jpg", "root/notes/z.jpg")
     (tmp_path / "root" / "a" / "y.jpg").symlink_to(tmp_path / "elsewhere" / "y.jpg")
     (tmp_path / "root" / "a" / "z.jpg").symlink_to("../notes/z.jpg")
@@ -249,7 +220,7 @@ def test_a_file_with_several_names_is_one_image(tmp_path: Path):
     assert ignored == [(name, "same file as a/hard.jpg") for name in ("b/soft.jpg", "b/x.jpg")]
 
 
-@pytest.mark.timeout(20)  # opening the pipe would wait for ever
+@pytest.mark.timeout(20)  # opening the pipe would block forever
 def test_only_regular_files_are_images(tmp_path: Path):
     touch(tmp_path, "a/x.jpg", "a/folder.png/y.jpg")
     os.mkfifo(tmp_path / "a" / "pipe.png")
@@ -258,7 +229,7 @@ def test_only_regular_files_are_images(tmp_path: Path):
     assert ignored == [("a/pipe.png", "not a regular file")]
 
 
-def test_folders_may_be_nested_deeper_than_python_calls(tmp_path: Path):
+def test_folders_may_be_nested_deeper_than_the_recursion_limit(tmp_path: Path):
     touch(tmp_path, "a/x.jpg", "a/" + 150 * "d/" + "y.jpg")
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack()) + 100)
@@ -269,31 +240,31 @@ def test_folders_may_be_nested_deeper_than_python_calls(tmp_path: Path):
     assert listing.names == ("a/" + 150 * "d/" + "y.jpg", "a/x.jpg")
 
 
-def test_labels_go_by_the_name_of_the_class_not_by_its_place(tmp_path: Path):
+def test_labels_follow_the_class_name_and_not_its_position(tmp_path: Path):
     assert listing_of(touch(tmp_path, "dog/x.jpg"), "ant", "cat", "dog")[0].labels.tolist() == [2]
 
 
-def test_labels_do_not_mind_how_an_accent_is_written(tmp_path: Path):
+def test_labels_ignore_how_an_accent_is_encoded(tmp_path: Path):
     touch(tmp_path, f"{unicodedata.normalize('NFD', 'café')}/x.jpg")
     assert listing_of(tmp_path, "bar", "café")[0].labels.tolist() == [1]
 
 
 @pytest.mark.parametrize(("name", "hint"), [("bess", "is it 'bees'?"), ("wasps", "the classes are ants, bees.")])
-def test_a_class_that_train_does_not_know_is_refused(tmp_path: Path, name: str, hint: str):
-    text = complaint(listing_of, touch(tmp_path, f"{name}/x.jpg"), "ants", "bees")
-    assert text == f"{tmp_path} has a class {name!r} that the training images have not; {hint}"
+def test_a_class_without_training_images_is_refused(tmp_path: Path, name: str, hint: str):
+    text = error_of(listing_of, touch(tmp_path, f"{name}/x.jpg"), "ants", "bees")
+    assert text == f"{tmp_path} has a class {name!r} that the training images do not have; {hint}"
 
 
 def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     touch(tmp_path, "a/x.jpg")
     monkeypatch.setattr(os, "scandir", lambda folder: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
-    assert re.search("cannot be read: Permission denied", complaint(list_classes, tmp_path))
+    assert re.search("cannot be read: Permission denied", error_of(list_classes, tmp_path))
 
 
 # Ignored
 
 
-def test_a_clean_folder_has_nothing_to_say():
+def test_the_summary_of_nothing_is_empty():
     assert Ignored().summary() == ""
 
 
@@ -324,11 +295,9 @@ def test_a_summary_of_very_many_reasons_stays_short():
 # read_listing
 
 
-def test_images_of_two_sizes_are_no_array(tmp_path: Path):
-    from PIL import Image
-
+def test_images_of_two_sizes_are_refused(tmp_path: Path):
     (tmp_path / "a").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "a" / "1.png")
     Image.new("RGB", (5, 4)).save(tmp_path / "a" / "2.png")
-    text = complaint(read_listing, listing_of(tmp_path, "a")[0], "train")
+    text = error_of(read_listing, listing_of(tmp_path, "a")[0], "train")
     assert text == f"{tmp_path}/a/2.png is 5x4, other images of train are not."

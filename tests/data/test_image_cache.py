@@ -1,9 +1,8 @@
-"""Decoded images are kept once, shared by every process, and never show anything but what decoding gives."""
+"""Decoded images are kept where they fit, once, shared by every process, and equal to what decoding returns."""
 
 import logging
 import multiprocessing
 import os
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,16 +14,18 @@ from torch.utils.data import DataLoader
 
 from imago.augment.resized_crop import limit_shorter_side
 from imago.augment.settings import Augment
-from imago.data import image_cache as store_module
+from imago.data import image_cache
 from imago.data.dataset import FileDataset, LabeledFiles
-from imago.data.image_cache import ImageStore, build_store, open_store
+from imago.data.image_cache import ImageStore, build_store, choose_store, estimate_bytes, open_store
 from imago.data.sampling import TrainSampler
-from imago.errors import DataError
+from imago.errors import ConfigError, DataError
 from imago.images import Preprocess, read_image, resize_and_crop
 
 CLASS_NAMES = ("ant", "bee")
 KEY = {"size": 8, "resize": 8, "crop": "center"}
 SIZES = [(12, 9), (8, 8), (30, 5), (7, 20), (16, 16)]  # width, height
+GIB = 2**30
+FOLDER = Path("data/cache")
 
 
 def as_is(pixels: np.ndarray) -> np.ndarray:
@@ -33,26 +34,108 @@ def as_is(pixels: np.ndarray) -> np.ndarray:
 
 def listed(root: Path) -> LabeledFiles:
     paths = sorted(root.rglob("*.png"))
-    facts = [path.stat() for path in paths]
+    stats = [path.stat() for path in paths]
     return LabeledFiles(
         root,
         tuple(str(path.relative_to(root)) for path in paths),
-        np.array([fact.st_size for fact in facts], np.int64),
-        np.array([fact.st_mtime_ns for fact in facts], np.int64),
+        np.array([stat.st_size for stat in stats], np.int64),
+        np.array([stat.st_mtime_ns for stat in stats], np.int64),
         np.array([CLASS_NAMES.index(path.parent.name) for path in paths], np.int64),
     )
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> LabeledFiles:
-    """Five images of five shapes; one name is no valid UTF-8."""
+    """Five images of five shapes; one name is not valid UTF-8."""
     random = np.random.default_rng(0)
-    for place, (width, height) in enumerate(SIZES):
-        folder = tmp_path / "images" / CLASS_NAMES[place % 2]
+    for number, (width, height) in enumerate(SIZES):
+        folder = tmp_path / "images" / CLASS_NAMES[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / (f"{place}.png" if place else os.fsdecode(b"caf\xe9.png")))
+        Image.fromarray(pixels).save(folder / (f"{number}.png" if number else os.fsdecode(b"caf\xe9.png")))
     return listed(tmp_path / "images")
+
+
+# choose_store and estimate_bytes
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """10 GiB of memory and 100 GiB of disk are free."""
+    monkeypatch.setattr(image_cache, "available_memory_bytes", lambda: 10 * GIB)
+    monkeypatch.setattr(image_cache, "free_disk_bytes", lambda folder: 100 * GIB)
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    ("mode", "gibibytes", "num_processes", "kept", "chosen"),
+    [
+        ("none", 1, 1, 0, "none"),
+        ("ram", 10, 1, 0, "ram"),
+        ("ram", 5, 2, 0, "ram"),
+        ("disk", 100, 1, 0, "disk"),
+        ("disk", 300, 1, 250, "disk"),  # most of it exists already
+        ("auto", 5, 1, 0, "ram"),
+        ("auto", 6, 1, 0, "disk"),
+        ("auto", 3, 2, 0, "disk"),  # every process would keep its own
+        ("auto", 50, 4, 0, "disk"),  # on disk they share
+        ("auto", 51, 1, 0, "none"),
+        ("auto", 5, 1, 5, "disk"),  # nothing remains to decode
+        ("auto", 300, 1, 300, "disk"),
+    ],
+)
+def test_images_are_kept_where_they_fit(mode: str, gibibytes: int, num_processes: int, kept: int, chosen: str):
+    assert choose_store(mode, gibibytes * GIB, FOLDER, num_processes, kept * GIB)[0] == chosen
+
+
+@pytest.mark.usefixtures("machine")
+def test_the_reason_is_returned_with_its_numbers():
+    assert choose_store("auto", 512 * 2**20, FOLDER, 2)[1] == "1.0 GiB of 10.0 GiB available"
+    assert choose_store("auto", 8 * GIB, FOLDER, 1)[1] == "8.0 GiB of 100.0 GiB available"
+    assert choose_store("auto", 8 * GIB, FOLDER, 1, 8 * GIB)[1] == "8.0 GiB, kept in data/cache by an earlier run"
+    assert choose_store("ram", 3 * 2**20, FOLDER, 1)[1] == "3.0 MiB, as typed"
+    assert choose_store("auto", 60 * GIB, FOLDER, 1)[1] == (
+        "60.0 GiB are over half of the 10.0 GiB of memory and 100.0 GiB of disk; a lower data.decoded_px or "
+        "preprocess.size makes them smaller"
+    )
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    ("mode", "gibibytes", "text"),
+    [
+        ("ram", 11, r"^data\.cache=ram: .* need 11\.0 GiB, and memory has 10\.0 GiB available; data\.cache=disk keeps"),
+        ("disk", 101, r"^data\.cache=disk: .* need 101\.0 GiB, and data/cache has 100\.0 GiB .*; data\.cache=none"),
+        ("floppy", 1, r"^data\.cache=floppy is not one of none, ram, disk, auto\.$"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(mode: str, gibibytes: int, text: str):
+    with pytest.raises(ConfigError, match=text) as error:
+        choose_store(mode, gibibytes * GIB, FOLDER, 1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("machine")
+def test_without_files_in_memory_the_disk_is_taken(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr("os.memfd_create")
+    assert choose_store("auto", GIB, FOLDER, 1)[0] == "disk"
+    with pytest.raises(ConfigError, match=r"^data\.cache=ram"):
+        choose_store("ram", GIB, FOLDER, 1)
+
+
+def test_an_estimate_of_few_images_is_exact_and_needs_no_decoding(tmp_path: Path):
+    for name, (width, height) in {"a.png": (20, 10), "b.png": (30, 40)}.items():
+        Image.new("RGB", (width, height)).save(tmp_path / name)
+    (tmp_path / "c.png").write_bytes(b"no image")
+    sizes = np.zeros(2, np.int64)
+    files = LabeledFiles(tmp_path, ("a.png", "b.png"), sizes, sizes, sizes)
+    assert estimate_bytes(files, lambda height, width: (height, width)) == (200 + 1200) * 3
+    assert estimate_bytes(files, lambda height, width: (8, 8)) == 2 * 64 * 3
+    bad = LabeledFiles(tmp_path, ("a.png", "c.png"), sizes, sizes, sizes)
+    assert estimate_bytes(bad, lambda height, width: (height, width)) == 2 * 200 * 3
+
+
+# ImageStore, build_store and open_store
 
 
 def build(files: LabeledFiles, where: str, folder: Path, key: dict = KEY, prepare=as_is) -> ImageStore:
@@ -67,7 +150,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("where", ["ram", "disk"])
-def test_a_store_gives_the_pixels_that_decoding_gives(files: LabeledFiles, tmp_path: Path, where: str):
+def test_a_store_returns_the_pixels_that_decoding_returns(files: LabeledFiles, tmp_path: Path, where: str):
     store = build(files, where, tmp_path / "kept")
     assert len(store) == 5
     assert store.num_bytes == sum(width * height * 3 for width, height in SIZES)
@@ -83,16 +166,15 @@ def test_images_are_kept_as_they_were_prepared(files: LabeledFiles, tmp_path: Pa
         np.testing.assert_array_equal(store.read(index), square(read_image(path)))
 
 
-def test_many_images_keep_their_order(files: LabeledFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(store_module, "_READ_AHEAD", 1)  # several rounds of the threads
+def test_images_keep_their_order_over_several_rounds_of_the_threads(files: LabeledFiles, tmp_path: Path):
     order = np.random.default_rng(1).integers(0, 5, 40)
     many = files.take(order)
     store = build(many, "ram", tmp_path)
-    assert all(np.array_equal(store.read(place), read_image(many.paths[place])) for place in range(40))
+    assert all(np.array_equal(store.read(index), read_image(many.paths[index])) for index in range(40))
 
 
 @pytest.mark.parametrize("where", ["ram", "disk"])
-def test_what_is_written_into_a_image_does_not_reach_the_store(files: LabeledFiles, tmp_path: Path, where: str):
+def test_changes_to_an_image_do_not_reach_the_store(files: LabeledFiles, tmp_path: Path, where: str):
     store = build(files, where, tmp_path / "kept")
     elsewhere = ImageStore(store.pixels, store.shapes)
     before = store.read(1).copy()
@@ -100,7 +182,7 @@ def test_what_is_written_into_a_image_does_not_reach_the_store(files: LabeledFil
     np.testing.assert_array_equal(elsewhere.read(1), before)
 
 
-def give_sums(store: ImageStore, results) -> None:
+def put_sums(store: ImageStore, results) -> None:
     results.put([int(store.read(index).sum()) for index in range(len(store))])
 
 
@@ -111,25 +193,25 @@ def test_other_processes_read_the_same_bytes(files: LabeledFiles, tmp_path: Path
     store = build(files, where, tmp_path / "kept")
     context = multiprocessing.get_context(method)
     results = context.Queue()
-    process = context.Process(target=give_sums, args=(store, results))
+    process = context.Process(target=put_sums, args=(store, results))
     process.start()
     sums = results.get(timeout=60)
     process.join(timeout=60)
     assert sums == [int(read_image(path).sum()) for path in files.paths]
 
 
-def test_only_a_name_travels_to_other_processes(files: LabeledFiles, tmp_path: Path):
+def test_only_the_file_name_is_pickled(files: LabeledFiles, tmp_path: Path):
     made, arguments = build(files, "ram", tmp_path).__reduce__()
     assert made is ImageStore
     assert not [part for part in arguments if isinstance(part, np.ndarray) and part.dtype == np.uint8]
 
 
-def test_memory_is_given_back_with_the_store(files: LabeledFiles, tmp_path: Path):
+def test_memory_is_freed_with_the_store(files: LabeledFiles, tmp_path: Path):
     store = build(files, "ram", tmp_path)
-    place = store.pixels
-    assert place.exists()
+    file = store.pixels
+    assert file.exists()
     del store
-    assert not place.exists()
+    assert not file.exists()
 
 
 def test_a_second_run_decodes_nothing(files: LabeledFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -149,20 +231,6 @@ def test_only_a_finished_store_of_these_files_is_opened(files: LabeledFiles, tmp
     assert open_store(files.take(np.arange(4)), tmp_path / "kept", KEY) is None
 
 
-def test_a_changed_file_is_decoded_again_and_the_old_pixels_go(
-    files: LabeledFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    build(files, "disk", tmp_path / "kept")
-    Image.new("RGB", (3, 4), "red").save(files.paths[3])
-    changed = listed(files.root)
-    with caplog.at_level(logging.INFO):
-        store = build(changed, "disk", tmp_path / "kept")
-    assert store.read(3).shape == (4, 3, 3)
-    assert (store.read(3) == (255, 0, 0)).all()
-    assert "decoding again: 1 images have changed since they were kept" in caplog.text
-    assert len(list((tmp_path / "kept").glob("*.pixels"))) == 1
-
-
 def save(path: Path, color: str, width: int, mtime_ns: int) -> None:
     """Write an image whose file size follows from its own size alone, not from its colors."""
     Image.new("RGB", (width, 6), color).save(path, compress_level=0)
@@ -173,39 +241,35 @@ def save(path: Path, color: str, width: int, mtime_ns: int) -> None:
     ("width", "time_step_ns", "what_differs"),
     [(8, 0, {"num_bytes"}), (6, 1_000_000_000, {"mtime_ns"}), (8, 1_000_000_000, {"num_bytes", "mtime_ns"})],
 )
-def test_a_file_of_another_size_or_another_time_is_decoded_again(
-    files: LabeledFiles, tmp_path: Path, width: int, time_step_ns: int, what_differs: set[str]
+def test_a_file_of_another_size_or_another_time_is_decoded_again_and_the_old_pixels_are_deleted(
+    files: LabeledFiles, tmp_path: Path, caplog, width: int, time_step_ns: int, what_differs: set[str]
 ):
+    caplog.set_level(logging.INFO)
     path, mtime_ns = files.paths[2], int(files.mtime_ns[2])
     save(path, "red", 6, mtime_ns)
     before = listed(files.root)
     assert (build(before, "disk", tmp_path / "kept").read(2) == (255, 0, 0)).all()
     save(path, "blue", width, mtime_ns + time_step_ns)
     after = listed(files.root)
-    facts = ("names", "num_bytes", "mtime_ns")
-    assert {name for name in facts if not np.array_equal(getattr(before, name), getattr(after, name))} == what_differs
+    columns = ("names", "num_bytes", "mtime_ns")
+    assert {name for name in columns if not np.array_equal(getattr(before, name), getattr(after, name))} == what_differs
     store = build(after, "disk", tmp_path / "kept")
     assert store.read(2).shape == (6, width, 3)
     assert (store.read(2) == (0, 0, 255)).all()
-    assert len(list((tmp_path / "kept").glob("*.pixels"))) == 1  # the old pixels are gone
+    assert "decoding again: 1 images have changed since they were kept" in caplog.text
+    assert len(list((tmp_path / "kept").glob("*.pixels"))) == 1
 
 
-def test_a_file_of_the_same_size_but_another_time_counts_as_changed(files: LabeledFiles, tmp_path: Path):
-    build(files, "disk", tmp_path / "kept")
-    touched = replace(files, mtime_ns=files.mtime_ns + np.array([0, 0, 1, 0, 0]))
-    assert open_store(touched, tmp_path / "kept", KEY) is None
-
-
-def test_another_preprocess_is_decoded_again_and_says_so(
+def test_another_preprocess_is_decoded_again_with_a_log_message(
     files: LabeledFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     build(files, "disk", tmp_path / "kept")
     with caplog.at_level(logging.INFO):
         build(files, "disk", tmp_path / "kept", KEY | {"size": 9})
-    assert 'prepared otherwise ({"crop": "center", "resize": 8, "schema": 1, "size": 8})' in caplog.text
+    assert 'prepared in another way ({"crop": "center", "resize": 8, "schema": 1, "size": 8})' in caplog.text
 
 
-def test_what_another_split_kept_stays(files: LabeledFiles, tmp_path: Path):
+def test_the_images_of_another_split_stay(files: LabeledFiles, tmp_path: Path):
     build(files.take(np.arange(3)), "disk", tmp_path / "kept")
     build(files.take(np.arange(1, 5)), "disk", tmp_path / "kept")
     assert open_store(files.take(np.arange(3)), tmp_path / "kept", KEY) is not None
@@ -239,7 +303,7 @@ def test_what_a_killed_process_left_is_removed(files: LabeledFiles, tmp_path: Pa
     assert not left_over.exists()
 
 
-def test_a_folder_that_cannot_be_written_is_told_in_one_line(files: LabeledFiles, tmp_path: Path):
+def test_a_folder_that_cannot_be_written_is_named_in_one_line(files: LabeledFiles, tmp_path: Path):
     (tmp_path / "kept").write_text("a file")
     with pytest.raises(DataError, match=r"^data\.cache=disk: .*kept cannot be written \(.*\); data\.cache=none"):
         build(files, "disk", tmp_path / "kept")
@@ -271,7 +335,7 @@ SQUARE = partial(resize_and_crop, preprocess=Preprocess(8, 8, "center", (0.0,) *
 SHRUNK = partial(limit_shorter_side, most_px=6)
 
 
-def its_own_batch(batch):
+def identity(batch):
     return batch
 
 
@@ -285,11 +349,13 @@ def its_own_batch(batch):
         (SQUARE, None),
     ],
 )
-def test_no_place_and_no_number_of_workers_changes_a_pixel(files: LabeledFiles, tmp_path: Path, prepare, augment):
+def test_neither_the_store_nor_the_number_of_workers_changes_a_pixel(
+    files: LabeledFiles, tmp_path: Path, prepare, augment
+):
     def batches(store: ImageStore | None, num_workers: int) -> list[torch.Tensor]:
         dataset = FileDataset(files, CLASS_NAMES, 8, prepare, augment, 3, store)
         sampler = TrainSampler(len(files), 2, 3)
-        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=its_own_batch, num_workers=num_workers)
+        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=identity, num_workers=num_workers)
         return [part for batch in loader for part in batch]
 
     expected = batches(None, 0)

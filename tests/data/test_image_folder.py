@@ -464,7 +464,7 @@ def test_a_folder_named_as_a_split_among_classes_is_told(tmp_path: Path, caplog:
     with caplog.at_level(logging.INFO):
         data = module(folder(tmp_path, {"ant": 10, "bee": 10, "test": 10}))
     assert data.class_names == ("ant", "bee", "test")
-    assert "taken as classes, not as splits: test/, which lies beside other folders" in caplog.text
+    assert "read as classes, not as splits, because there are other folders: test/" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["crop_padding_px", "cutout_px"])

@@ -1,4 +1,4 @@
-"""What is written down of one image, and of one that is none."""
+"""The record of an image describes it, and a bad file has an error instead."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def saved(path: Path, image: Image.Image, **options) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "tif"])
-def test_size_and_format_of_a_file_are_told(tmp_path: Path, suffix: str):
+def test_size_and_format_of_a_file_are_recorded(tmp_path: Path, suffix: str):
     file = saved(tmp_path / f"a.{suffix}", Image.new("RGB", (30, 20), (10, 200, 90)))
     records, errors = examine_files([str(file)])
     assert errors == [""]
@@ -29,12 +29,12 @@ def test_size_and_format_of_a_file_are_told(tmp_path: Path, suffix: str):
     assert FORMATS[records["format"][0]] == Image.open(file).format
 
 
-def test_the_content_tells_the_format_and_the_suffix_does_not(tmp_path: Path):
+def test_the_format_follows_the_content_and_not_the_suffix(tmp_path: Path):
     saved(tmp_path / "really a png.jpg", Image.new("RGB", (4, 4)), format="PNG")
     assert FORMATS[examine_files([str(tmp_path / "really a png.jpg")])[0]["format"][0]] == "PNG"
 
 
-def test_kinds_that_one_should_know_of_are_told(tmp_path: Path):
+def test_unusual_kinds_are_recorded(tmp_path: Path):
     gray = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     deep = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
     color = Image.fromarray(photo(0, 8))
@@ -55,7 +55,7 @@ def test_kinds_that_one_should_know_of_are_told(tmp_path: Path):
     assert {file.name: kinds_of(record) for file, record in zip(files, records, strict=True)} == {
         file.name: expected for file, expected in files.items()
     }
-    assert (records["width"][-1], records["height"][-1]) == (4, 8)  # as it is used: upright
+    assert (records["width"][-1], records["height"][-1]) == (4, 8)  # upright
 
 
 def test_mean_and_mean_square_are_those_of_all_pixels(tmp_path: Path):
@@ -73,7 +73,7 @@ def test_a_thumbnail_is_the_mean_of_blocks():
     assert np.abs(records["thumbnail"][0] - blocks).max() <= 1
 
 
-def test_the_same_pixels_in_memory_and_in_a_file_look_the_same(tmp_path: Path):
+def test_the_same_pixels_in_memory_and_in_a_file_have_the_same_record(tmp_path: Path):
     pixels = photo(2)
     from_file, _ = examine_files([str(saved(tmp_path / "a.png", Image.fromarray(pixels)))])
     in_memory = examine_pixels(pixels.transpose(2, 0, 1)[None])
@@ -99,9 +99,7 @@ def test_only_files_with_the_same_bytes_share_a_content_hash(tmp_path: Path):
         (b"\x89PNG\r\n\x1a\n", "is damaged"),
     ],
 )
-def test_a_bad_file_is_written_down_with_its_reason_and_the_others_are_done(
-    tmp_path: Path, content: bytes, reason: str
-):
+def test_a_bad_file_has_its_reason_and_the_others_are_decoded(tmp_path: Path, content: bytes, reason: str):
     bad = tmp_path / "bad.png"
     bad.write_bytes(content)
     good = saved(tmp_path / "good.png", Image.new("RGB", (5, 5)))

@@ -1,4 +1,4 @@
-"""`check.py`: one look at a data set tells everything that is wrong with it, and its exit code says whether to stop."""
+"""`check.py` reports every problem of a data set at once, and exits with 1 if one needs a decision."""
 
 import csv
 import json
@@ -13,7 +13,8 @@ from drawn_images import photo
 from PIL import Image
 
 from imago.data.dataset import LabeledArray, Splits
-from imago.dataset_check.check import draw_sheets, gather
+from imago.dataset_check.check import gather
+from imago.dataset_check.pages import draw_sheets
 from imago.images import Preprocess
 
 RECORD = Preprocess(size=16, resize=16, crop="center", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -21,12 +22,12 @@ RECORD = Preprocess(size=16, resize=16, crop="center", mean=(0.5,) * 3, std=(0.5
 
 def write_set(root: Path, num_train: int = 12) -> Path:
     """Write two classes in three splits, no two images alike."""
-    for place, name in enumerate(("bee", "猫")):
+    for label, name in enumerate(("bee", "猫")):
         for split, count in (("train", num_train), ("val", 3), ("test", 3)):
             folder = root / split / name
             folder.mkdir(parents=True)
             for number in range(count):
-                seed = 1000 * place + 100 * len(split) + number
+                seed = 1000 * label + 100 * len(split) + number
                 Image.fromarray(photo(seed, 48)).save(folder / f"{number}.png")
     return root
 
@@ -41,8 +42,8 @@ def check(command: Callable, tmp_path: Path) -> Callable[..., subprocess.Complet
     """Run `python src/check.py` on a folder; results land in tmp_path/logs/check/one."""
 
     def run(root: Path, *arguments: str, returncode: int = 0) -> subprocess.CompletedProcess:
-        places = (f"paths.log_dir={tmp_path / 'logs'}", f"paths.data_dir={tmp_path / 'data'}")
-        done = command("src/check.py", "data=image_folder", f"data.root={root}", "run_name=one", *places, *arguments)
+        paths = (f"paths.log_dir={tmp_path / 'logs'}", f"paths.data_dir={tmp_path / 'data'}")
+        done = command("src/check.py", "data=image_folder", f"data.root={root}", "run_name=one", *paths, *arguments)
         assert done.returncode == returncode, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done
@@ -51,7 +52,7 @@ def check(command: Callable, tmp_path: Path) -> Callable[..., subprocess.Complet
 
 
 class MemorySet:
-    """As much of a data module as a check in memory asks for."""
+    """The attributes of a data module in memory that a check uses."""
 
     class_names = ("ant", "bee")
 
@@ -77,35 +78,34 @@ def test_a_sheet_shows_the_images_of_one_class_of_all_splits(tmp_path: Path):
     data = MemorySet()
     pages = dict(draw_sheets(gather(data, tmp_path), [part for _, part in data.splits.named()], RECORD))
     assert list(pages) == ["0000_ant.png", "0001_bee.png"]
-    cells = [pages["0001_bee.png"][30 : 30 + 96, 2 + 98 * place : 98 + 98 * place] for place in range(6)]
-    for place, cell in zip((1, 3, 5, 7, 9, 11), cells, strict=True):
-        seed = 0 if place == 11 else place
+    cells = [pages["0001_bee.png"][30 : 30 + 96, 2 + 98 * column : 98 + 98 * column] for column in range(6)]
+    for seed, cell in zip((1, 3, 5, 7, 9, 0), cells, strict=True):
         assert np.array_equal(cell, photo(seed, 16).repeat(6, axis=0).repeat(6, axis=1))
 
 
 @pytest.mark.slow
-def test_a_sound_data_set_is_told_so_and_shown(check: Callable, tmp_path: Path):
+def test_a_sound_data_set_is_reported_and_drawn(check: Callable, tmp_path: Path):
     done = check(write_set(tmp_path / "my set (1)", num_train=40))
     folder = tmp_path / "logs" / "check" / "one"
     assert {path.name for path in folder.iterdir()} == {
         *("check.json", "bad_files.csv", "ignored.csv", "duplicates.csv", "contact_sheets")
     }
-    facts = json.loads((folder / "check.json").read_text())
-    assert facts["classes"]["猫"] == {"train": 40, "val": 3, "test": 3}
-    assert facts["formats"] == {"PNG": 92}
-    assert facts["sizes"]["median"] == [48, 48]
+    content = json.loads((folder / "check.json").read_text())
+    assert content["classes"]["猫"] == {"train": 40, "val": 3, "test": 3}
+    assert content["formats"] == {"PNG": 92}
+    assert content["sizes"]["median"] == [48, 48]
     assert {path.name for path in (folder / "contact_sheets").iterdir()} == {"0000_bee.png", "0001_猫.png"}
     assert rows(folder / "bad_files.csv") == rows(folder / "duplicates.csv") == []
     assert "  python src/train.py data=image_folder 'data.root=" in done.stdout
     assert not (tmp_path / "logs" / "latest").exists()
     again = check(tmp_path / "my set (1)", returncode=2)
     assert "run_name=one: " in again.stderr
-    assert "already holds a check; take another name" in again.stderr
-    assert json.loads((folder / "check.json").read_text()) == facts
+    assert "already holds a check; choose another name" in again.stderr
+    assert json.loads((folder / "check.json").read_text()) == content
 
 
 @pytest.mark.slow
-def test_everything_wrong_is_told_at_once_with_exit_code_1(check: Callable, tmp_path: Path):
+def test_all_problems_are_reported_at_once_with_exit_code_1(check: Callable, tmp_path: Path):
     root = write_set(tmp_path / "set")
     train = root / "train"
     (train / "bee" / "3.png").write_bytes(b"")
@@ -134,7 +134,7 @@ def test_everything_wrong_is_told_at_once_with_exit_code_1(check: Callable, tmp_
         "2 of 39 images cannot be read",
         "1 of 7 test images are also in train",
         "1 of 7 val images are also in train",
-        "1 x twins",
+        "1 x duplicates",
     ]
     assert done.stderr.strip().endswith("4 of the findings (marked !) need a decision before training")
     kept = {row["path"] for row in rows(folder / "split_without_leaks.csv")}
@@ -143,7 +143,7 @@ def test_everything_wrong_is_told_at_once_with_exit_code_1(check: Callable, tmp_
 
 
 @pytest.mark.slow
-def test_the_split_without_leaks_is_one_that_data_split_file_takes(check: Callable, tmp_path: Path):
+def test_the_split_without_leaks_is_a_valid_data_split_file(check: Callable, tmp_path: Path):
     root = write_set(tmp_path / "set")
     shutil.copy(root / "train" / "bee" / "0.png", root / "test" / "bee" / "copy.png")
     check(root, returncode=1)
@@ -154,7 +154,7 @@ def test_the_split_without_leaks_is_one_that_data_split_file_takes(check: Callab
 
 
 @pytest.mark.slow
-def test_skipped_images_are_listed_and_are_no_reason_to_stop(check: Callable, tmp_path: Path):
+def test_skipped_images_are_listed_and_exit_with_0(check: Callable, tmp_path: Path):
     root = write_set(tmp_path / "set")
     (root / "train" / "bee" / "3.png").write_bytes(b"<html>")
     done = check(root, "data.on_bad_image=skip")
@@ -181,7 +181,7 @@ def test_show_augment_writes_one_image_and_nothing_else(check: Callable, tmp_pat
         (["data.root=/nowhere"], "data.root=/nowhere does not exist"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(check: Callable, tmp_path: Path, arguments: list[str], text: str):
+def test_a_user_error_is_one_line_and_exit_code_2(check: Callable, tmp_path: Path, arguments: list[str], text: str):
     done = check(write_set(tmp_path / "set", num_train=2), *arguments, returncode=2)
     assert done.stderr.strip().splitlines() == [done.stderr.strip()]
     assert done.stderr.startswith("error: ")
@@ -190,7 +190,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(check: Callable, tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_a_set_without_a_readable_training_image_ends_with_one_line_and_the_list(check: Callable, tmp_path: Path):
+def test_a_set_without_a_readable_training_image_is_refused_after_its_list_is_written(check: Callable, tmp_path: Path):
     root = write_set(tmp_path / "set", num_train=2)
     for file in (root / "train").rglob("*.png"):
         file.write_bytes(b"")

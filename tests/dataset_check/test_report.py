@@ -1,4 +1,4 @@
-"""What stands on the screen and in the files."""
+"""The printed tables, check.json and the CSV files hold the same numbers, for any names."""
 
 import csv
 import json
@@ -12,10 +12,11 @@ from imago.data.examine import Examination
 from imago.dataset_check import report
 from imago.dataset_check.checked_set import CheckedSet
 from imago.dataset_check.findings import find
+from imago.text import display_width
 
 
 def checked_set(class_names: tuple[str, ...], counts: list[int], names: tuple[str, ...] = ()) -> CheckedSet:
-    """Make a set of training images, one tiny image over and over; `counts` of each class."""
+    """Return a set of training images, all with the same pixels; `counts` of each class."""
     total = sum(counts)
     records = np.repeat(records_of(photo(0, 4)), total)
     records["content_hash"] = np.arange(total)
@@ -50,17 +51,17 @@ def test_of_many_classes_the_largest_and_the_smallest_are_shown():
     assert "... 30 classes between these" in lines[11]
 
 
-def test_columns_stand_under_each_other_whatever_the_script():
+def test_columns_are_aligned_for_every_script():
     lines = report.class_table(checked_set(("ant", "猫猫", "line\nbreak", "x" * 200), [1, 1, 1, 1]))
-    columns = {report._width(line[: line.rindex("#" * 20)]) for line in lines[1:-1]}
+    columns = {display_width(line[: line.rindex("#" * 20)]) for line in lines[1:-1]}
     assert len(columns) == 1
-    assert max(map(report._width, lines)) < 120
+    assert max(map(display_width, lines)) < 120
     assert any("line\\nbreak" in line for line in lines)
 
 
-def test_facts_and_json_say_the_same():
+def test_the_summary_and_the_json_hold_the_same_numbers():
     checked = checked_set(("ant", "bee"), [40, 10])
-    text = "\n".join(report.fact_lines(checked, [("a\nb.txt", "no image")], "32 px"))
+    text = "\n".join(report.summary_lines(checked, [("a\nb.txt", "no image")], "32 px"))
     assert "min 4x4, median 4x4, max 4x4" in text
     assert "1 files or folders, e.g. a\\nb.txt (no image)" in text
     content = json.loads(json.dumps(report.as_json(checked, find(checked, 1, 0))))
@@ -76,7 +77,7 @@ def test_facts_and_json_say_the_same():
     ]
 
 
-def test_lists_hold_every_name_as_it_is_on_the_disk(tmp_path: Path):
+def test_csv_files_hold_every_name_as_it_is_on_disk(tmp_path: Path):
     odd = os.fsdecode(b'\xff, "quoted".png')
     whole = checked_set(("ant", "bee"), [2, 1], names=(odd, "b.png", "c.png"))
     records = whole.examined.records
@@ -106,4 +107,4 @@ def test_serious_findings_are_marked():
     lines = report.finding_lines(find(bad, 0, 0))
     assert lines[0] == "! 1. 1 of 4 images cannot be read"
     assert lines[2].startswith("  2. ")
-    assert report.finding_lines([]) == ["nothing found that should be mended"]
+    assert report.finding_lines([]) == ["no problems found"]

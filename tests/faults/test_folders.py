@@ -94,7 +94,9 @@ def blank(root: Path, fill: Callable) -> None:
         ),
         pytest.param(wrapper, "Did you mean data.root=ROOT/dataset?", id="29-folder around classes"),
         pytest.param(wrapper_of_splits, "Did you mean data.root=ROOT/dataset?", id="29-folder around splits"),
-        pytest.param(unknown_class, "ROOT/val has a class 'ants' that the training images have not", id="31-unknown"),
+        pytest.param(
+            unknown_class, "ROOT/val has a class 'ants' that the training images do not have", id="31-unknown"
+        ),
         pytest.param(accents, r"'cafe\u0301' and 'caf\xe9' look the same; merge or rename them.", id="36-accents"),
         pytest.param(capitals, "'Cat' and 'cat' look the same; merge or rename them.", id="36-capitals"),
         pytest.param(blank, "'cat' and 'cat ' look the same; merge or rename them.", id="36-blank"),

@@ -1,4 +1,4 @@
-"""A checkpoint made to run code never runs any, whatever reads it."""
+"""A checkpoint that was made to execute code executes none, in every function that reads it."""
 
 import builtins
 import os
@@ -13,7 +13,7 @@ from imago.runs.checkpoint import AtomicCheckpointIO, check_plain, read_checkpoi
 
 
 class Calls:
-    """Unpickled, it calls a function."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function, *arguments) -> None:
         self.call = function, arguments
@@ -28,15 +28,15 @@ PAYLOADS = {
     "eval": lambda target: Calls(eval, f"open({str(target)!r}, 'w')"),
     "pathlib": lambda target: Calls(Path.touch, target),
 }
-PLACES = ("hyper_parameters", "state_dict", "callbacks")
+ENTRIES = ("hyper_parameters", "state_dict", "callbacks")
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_a_pickled_call_is_never_made(tmp_path: Path, payload: str, place: str):
+def test_a_pickled_call_is_never_made(tmp_path: Path, payload: str, entry: str):
     target, file = tmp_path / "ran", tmp_path / "last.ckpt"
     state = {"imago": {"schema": 1}, "state_dict": {}, "hyper_parameters": {}} | {
-        place: {"x": PAYLOADS[payload](target)}
+        entry: {"x": PAYLOADS[payload](target)}
     }
     torch.save(state, file)
     for read in (read_checkpoint, load_classifier, AtomicCheckpointIO().load_checkpoint):
@@ -62,7 +62,7 @@ def settings(net: dict) -> dict:
         {"_target_": "torch.hub.load", "repo_or_dir": "TARGET"},
     ],
 )
-def test_a_target_in_a_checkpoint_is_held_to_the_list(tmp_path: Path, net: dict):
+def test_a_target_of_a_checkpoint_outside_the_list_is_refused(tmp_path: Path, net: dict):
     target = tmp_path / "ran"
     typed = {
         key: value.replace("TARGET", str(target)) if isinstance(value, str) else value for key, value in net.items()
@@ -75,7 +75,7 @@ def test_a_target_in_a_checkpoint_is_held_to_the_list(tmp_path: Path, net: dict)
     assert not target.exists()
 
 
-def test_the_function_that_lightning_calls_for_hyper_parameters_is_not_called(tmp_path: Path):
+def test_the_instantiator_of_lightning_is_not_called(tmp_path: Path):
     """`_instantiator` in the hyper-parameters names a function that `load_from_checkpoint` imports and calls."""
     target, file = tmp_path / "ran", tmp_path / "x.ckpt"
     hyper = settings({"_target_": "imago.model.simple_cnn.SimpleCNN"}) | {

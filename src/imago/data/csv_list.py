@@ -1,24 +1,25 @@
-"""CSV lists of images: path, label and, if known, split. A run writes its split down as one, and takes one back.
+"""Read and write CSV lists of images (path, label and optionally split), and compare class names.
 
-UTF-8, with or without a byte order mark. Bytes of a file name that are not UTF-8 are written as they are on the disk.
+The files are UTF-8, with or without a byte order mark. File names that are not valid UTF-8 are written byte by byte.
 """
 
 import csv
+import difflib
 import logging
 import os
 import posixpath
 import stat
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from imago.data.class_names import nearest_class, plain_name, refuse_unclear_names
 from imago.data.dataset import LabeledFiles, Samples, concatenate
 from imago.errors import DataError
-from imago.text import printable
+from imago.files import open_text, write_csv
+from imago.text import join_names, printable
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +30,45 @@ _HEADER = "a first line path,label or path,label,split"
 ImagesT = TypeVar("ImagesT", bound=Samples)
 
 
+def plain_name(name: str) -> str:
+    """Return the form in which class names are compared: composed accents, lower case, no surrounding blanks."""
+    return unicodedata.normalize("NFC", name.casefold()).strip()
+
+
+def refuse_unclear_names(names: Iterable[str], what: str) -> None:
+    """Check names that will be class names.
+
+    Args:
+        names: each once.
+        what: start of the error message, as in "DIR: the class folders".
+
+    Raises:
+        DataError: if two names look the same, or one is not UTF-8.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if any("\ud800" <= char <= "\udfff" for char in name):  # Python's stand-ins for bytes that are not UTF-8
+            raise DataError(f"{what}: {ascii(name)} is not UTF-8; rename it.")
+        other = seen.setdefault(plain_name(name), name)
+        if other != name:
+            raise DataError(f"{what} {ascii(other)} and {ascii(name)} look the same; merge or rename them.")
+
+
+def nearest_class(name: str, class_names: Sequence[str]) -> str:
+    """Return the end of an error message: the class that an unknown name may mean, or the existing ones."""
+    close = difflib.get_close_matches(name, class_names, n=1)
+    return f"is it {close[0]!r}?" if close else f"the classes are {join_names(class_names)}."
+
+
 class ListedImage(NamedTuple):
-    """One line of a list.
+    """One row of a list.
 
     Attributes:
-        name: of the file, with slashes, from the root of the data set.
+        name: path of the file relative to the root of the data set, with slashes.
         label: name of its class.
         split: train, val or test; "" in a list without that column.
         file: the list.
-        line: in it, from 1.
+        line: line number in the list, from 1.
     """
 
     name: str
@@ -47,30 +78,34 @@ class ListedImage(NamedTuple):
     line: int
 
     @property
-    def place(self) -> str:
-        """File and line, for the text of errors."""
-        return _place(self.file, self.line)
+    def location(self) -> str:
+        """File and line, for error messages."""
+        return f"{printable(self.file)}, line {self.line}"
 
 
 def read_list(path: Path) -> list[ListedImage]:
-    """Read a list; blank lines and blanks around labels and splits do not count.
+    """Read a list; blank lines, and blanks around labels and splits, are ignored.
 
     Raises:
-        DataError: naming the line, for what is no list, has no images, or names one twice or outside of the root.
+        DataError: naming the line, if the file is no such list, has no images, or names one twice or outside of the
+            root.
     """
     try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with open_text(path) as file:
             reader = csv.reader(file, strict=True)
             lines = [(reader.line_num, cells) for cells in reader if "".join(cells).strip()]
     except OSError as error:
-        raise DataError(f"{printable(path)} cannot be read: {error.strerror}; give a CSV with {_HEADER}.") from error
+        raise DataError(f"{printable(path)} cannot be read: {error.strerror}; use a CSV with {_HEADER}.") from error
     except csv.Error as error:
-        raise DataError(f"{_place(path, reader.line_num)} is not CSV: {error}.") from error
-    columns = _columns(path, lines[0][1] if lines else [])
-    rows = [_row(path, line, cells, columns) for line, cells in lines[1:]]
+        raise DataError(f"{printable(path)}, line {reader.line_num} is not CSV: {error}.") from error
+    columns = _parse_header(path, lines[0][1] if lines else [])
+    rows = [_parse_row(path, line, cells, columns) for line, cells in lines[1:]]
     if not rows:
         raise DataError(f"{printable(path)} has no images below its first line.")
-    _refuse_repetition(rows)
+    first_line: dict[str, int] = {}
+    for row in rows:
+        if (line := first_line.setdefault(row.name, row.line)) != row.line:
+            raise DataError(f"{row.location}: {printable(row.name)} is listed twice, first in line {line}.")
     refuse_unclear_names(dict.fromkeys(row.label for row in rows), f"{printable(path)}: the labels")
     return rows
 
@@ -81,76 +116,74 @@ def files_from_list(
     """Find the files of a list, in its order.
 
     Args:
-        root: the folder that the names of the list start from.
-        rows: of the list; without splits all are train.
-        class_names: the place of a name is its label; None takes the labels of the list, sorted.
+        root: the directory that the names of the list are relative to.
+        rows: of the list; without splits, all are train.
+        class_names: the index of a name is its label; None takes the labels of the list, sorted.
 
     Returns:
         The images by split, always with "train".
 
     Raises:
-        DataError: naming the line, for a file that is missing or a label that is no class, or without train.
+        DataError: naming the line, if a file is missing, a label is no class, or there is no training image.
     """
-    class_names = sorted({row.label for row in rows}) if class_names is None else class_names
-    label_by_name = {plain_name(name): label for label, name in enumerate(class_names)}
+    labels_N = _labels(rows, sorted({row.label for row in rows}) if class_names is None else class_names)
     columns = []
     first: dict[tuple[int, int], ListedImage] = {}
     for row in rows:
-        found = _stat(root, row)
-        other = first.setdefault((found.st_dev, found.st_ino), row)
+        status = _stat(root, row)
+        other = first.setdefault((status.st_dev, status.st_ino), row)
         if other is not row:
             fault = f"{printable(row.name)} is another name of the file {printable(other.name)} in line {other.line}"
-            raise DataError(f"{row.place}: {fault}; list it once.")
-        columns.append((found.st_size, found.st_mtime_ns, _label(row, label_by_name, class_names)))
-    num_bytes_N, mtime_ns_N, labels_N = np.array(columns, np.int64).T.copy()
+            raise DataError(f"{row.location}: {fault}; list it once.")
+        columns.append((status.st_size, status.st_mtime_ns))
+    num_bytes_N, mtime_ns_N = np.array(columns, np.int64).T.copy()
     files = LabeledFiles(root, tuple(row.name for row in rows), num_bytes_N, mtime_ns_N, labels_N)
-    return _by_split(files, rows, np.arange(len(rows)))
+    return _group_by_split(files, rows, np.arange(len(rows)))
 
 
 def assign_splits(
     found: Mapping[str, ImagesT], rows: Sequence[ListedImage], class_names: Sequence[str]
 ) -> dict[str, ImagesT]:
-    """Move the images of a data set to the splits that a list gives them, and say how many it leaves out.
+    """Split the images of a data set as a list says, and log how many images it leaves out.
 
-    The order of the images is that of the data set, whatever that of the list.
+    The images keep the order of the data set, whatever the order of the list.
 
     Args:
-        found: the images by split, as the data set has them.
+        found: the images by their present split.
         rows: of the list.
-        class_names: the place of a name is its label.
+        class_names: the index of a name is its label.
 
     Returns:
         The images by split, always with "train".
 
     Raises:
-        DataError: naming the line, for an image that is not in the data set or of another class there.
+        DataError: naming the line, if an image is not in the data set, or is of another class there.
     """
     if not rows[0].split:
-        raise DataError(f"{rows[0].place}: a list that assigns splits needs the column split: train, val or test.")
+        raise DataError(f"{rows[0].location}: a list that assigns splits needs the column split: train, val or test.")
     images = cast(ImagesT, concatenate(list(found.values())))
-    place_of = {name: place for place, name in enumerate(images.names)}
-    label_by_name = {plain_name(name): label for label, name in enumerate(class_names)}
-    places = np.empty(len(rows), np.int64)
-    for number, row in enumerate(rows):
-        if row.name not in place_of:
-            raise DataError(f"{row.place}: {printable(row.name)} is not among the images of the data set.")
-        places[number] = place_of.pop(row.name)
-        label = images.labels[places[number]]
-        if _label(row, label_by_name, class_names) != label:
+    index_by_name = {name: index for index, name in enumerate(images.names)}
+    indices_N = np.empty(len(rows), np.int64)
+    for number, (row, listed) in enumerate(zip(rows, _labels(rows, class_names), strict=True)):
+        if row.name not in index_by_name:
+            raise DataError(f"{row.location}: {printable(row.name)} is not among the images of the data set.")
+        indices_N[number] = index_by_name.pop(row.name)
+        label = images.labels[indices_N[number]]
+        if listed != label:
             fault = f"{printable(row.name)} is listed as {row.label!r}, in the data set it is {class_names[label]!r}"
-            raise DataError(f"{row.place}: {fault}.")
-    if place_of:
-        example = printable(next(iter(place_of)))
-        log.info("the list leaves out %d of %d images, e.g. %s", len(place_of), len(images), example)
-    return _by_split(images, rows, places)
+            raise DataError(f"{row.location}: {fault}.")
+    if index_by_name:
+        example = printable(next(iter(index_by_name)))
+        log.info("the list leaves out %d of %d images, e.g. %s", len(index_by_name), len(images), example)
+    return _group_by_split(images, rows, indices_N)
 
 
 def write_list(path: Path, class_names: Sequence[str], parts: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> None:
-    """Write a list with splits, whole or not at all.
+    """Write a list with splits atomically.
 
     Args:
         path: of the CSV.
-        class_names: the place of a name is its label.
+        class_names: the index of a name is its label.
         parts: by split, the names of the images and their labels, int64 (N,).
 
     Raises:
@@ -161,26 +194,14 @@ def write_list(path: Path, class_names: Sequence[str], parts: Mapping[str, tuple
         for split, (names, labels) in parts.items()
         for name, label in zip(names, labels, strict=True)
     ]
-    # The csv module puts a name in quotes for a line feed in it, but not for a carriage return.
-    has_returns = any("\r" in name for name, _, _ in rows)
-    part_file = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with part_file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            writer = csv.writer(file, quoting=csv.QUOTE_ALL if has_returns else csv.QUOTE_MINIMAL, lineterminator="\n")
-            writer.writerows([COLUMNS, *rows])
-        part_file.replace(path)
+        write_csv(path, [COLUMNS, *rows])
     except OSError as error:
-        with suppress(OSError):
-            part_file.unlink()
         raise DataError(f"{printable(path)} cannot be written: {error.strerror}.") from error
 
 
-def _place(path: Path, line: int) -> str:
-    return f"{printable(path)}, line {line}"
-
-
-def _columns(path: Path, header: Sequence[str]) -> list[str]:
-    """Check the first line and give the names in it; a column that nobody knows may be a misspelt one."""
+def _parse_header(path: Path, header: Sequence[str]) -> list[str]:
+    """Return the column names; unknown ones are refused, as they may be misspelled."""
     columns = [cell.strip().casefold() for cell in header]
     if sorted(columns) not in (sorted(COLUMNS), sorted(COLUMNS[:2])):
         got = printable(",".join(header)) if header else "nothing"
@@ -188,57 +209,50 @@ def _columns(path: Path, header: Sequence[str]) -> list[str]:
     return columns
 
 
-def _row(path: Path, line: int, cells: Sequence[str], columns: Sequence[str]) -> ListedImage:
-    place = _place(path, line)
+def _parse_row(path: Path, line: int, cells: Sequence[str], columns: Sequence[str]) -> ListedImage:
+    location = f"{printable(path)}, line {line}"
     if len(cells) != len(columns):
-        raise DataError(f"{place}: expected {len(columns)} columns, got {len(cells)}; put names with commas in quotes.")
+        fault = f"expected {len(columns)} columns, got {len(cells)}; put names with commas in quotes"
+        raise DataError(f"{location}: {fault}.")
     cell = dict(zip(columns, cells, strict=True))
-    label, split = cell["label"].strip(), cell.get("split", "").strip()
+    name, label, split = cell["path"], cell["label"].strip(), cell.get("split", "").strip()
     if not label:
-        raise DataError(f"{place}: the label is empty.")
+        raise DataError(f"{location}: the label is empty.")
     if "split" in cell and split not in SPLITS:
-        raise DataError(f"{place}: split={printable(split)} is not one of {', '.join(SPLITS)}.")
-    return ListedImage(_name(cell["path"], place), label, split, path, line)
+        raise DataError(f"{location}: split={printable(split)} is not one of {', '.join(SPLITS)}.")
+    if not name.strip() or "\0" in name:
+        raise DataError(f"{location}: {name!r} is not a file name.")
+    if posixpath.isabs(name) or os.path.isabs(name) or ".." in name.split("/"):  # lists may come from strangers
+        fault = f"{printable(name)} is outside of data.root; write a path relative to it, without .."
+        raise DataError(f"{location}: {fault}")
+    return ListedImage(posixpath.normpath(name), label, split, path, line)
 
 
-def _name(path: str, place: str) -> str:
-    """Refuse paths that lead out of the data set, whoever wrote the list."""
-    if not path.strip() or "\0" in path:
-        raise DataError(f"{place}: {path!r} is not the name of a file.")
-    if posixpath.isabs(path) or os.path.isabs(path) or ".." in path.split("/"):
-        raise DataError(f"{place}: {printable(path)} leads out of data.root; give a path from there on, without ..")
-    return posixpath.normpath(path)
-
-
-def _refuse_repetition(rows: Iterable[ListedImage]) -> None:
-    seen: dict[str, int] = {}
+def _labels(rows: Sequence[ListedImage], class_names: Sequence[str]) -> np.ndarray:
+    """Return the label of each row, int64 (N,)."""
+    label_by_name = {plain_name(name): label for label, name in enumerate(class_names)}
     for row in rows:
-        first = seen.setdefault(row.name, row.line)
-        if first != row.line:
-            raise DataError(f"{row.place}: {printable(row.name)} is listed twice, first in line {first}.")
-
-
-def _label(row: ListedImage, label_by_name: Mapping[str, int], class_names: Sequence[str]) -> int:
-    label = label_by_name.get(plain_name(row.label))
-    if label is None:
-        raise DataError(f"{row.place}: there is no class {row.label!r}; {nearest_class(row.label, class_names)}")
-    return label
+        if plain_name(row.label) not in label_by_name:
+            hint = nearest_class(row.label, class_names)
+            raise DataError(f"{row.location}: there is no class {row.label!r}; {hint}")
+    return np.array([label_by_name[plain_name(row.label)] for row in rows], np.int64)
 
 
 def _stat(root: Path, row: ListedImage) -> os.stat_result:
     try:
-        found = os.stat(f"{root}/{row.name}")
+        status = os.stat(f"{root}/{row.name}")
     except OSError as error:
-        raise DataError(f"{row.place}: {printable(root / row.name)} cannot be read: {error.strerror}.") from error
-    if not stat.S_ISREG(found.st_mode):
-        raise DataError(f"{row.place}: {printable(root / row.name)} is not a regular file.")
-    return found
+        raise DataError(f"{row.location}: {printable(root / row.name)} cannot be read: {error.strerror}.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{row.location}: {printable(root / row.name)} is not a regular file.")
+    return status
 
 
-def _by_split(images: ImagesT, rows: Sequence[ListedImage], places: np.ndarray) -> dict[str, ImagesT]:
-    """Take the image at `places[i]` to the split of `rows[i]`."""
+def _group_by_split(images: ImagesT, rows: Sequence[ListedImage], indices_N: np.ndarray) -> dict[str, ImagesT]:
+    """Put the image at `indices_N[i]` into the split of `rows[i]`."""
     splits = np.array([row.split or "train" for row in rows])
     if "train" not in splits:
         raise DataError(f"{printable(rows[0].file)} has no images of the split train.")
-    there = [split for split in SPLITS if split in splits]
-    return {split: cast(ImagesT, images.take(np.sort(places[splits == split]))) for split in there}
+    return {
+        split: cast(ImagesT, images.take(np.sort(indices_N[splits == split]))) for split in SPLITS if split in splits
+    }

@@ -13,11 +13,10 @@ import numpy as np
 
 from imago.augment.resized_crop import limit_shorter_side, limited_sides
 from imago.augment.settings import Augment
-from imago.data.cache_policy import PLACES, choose_store, estimate_bytes
 from imago.data.datamodule import Found, ImageDataModule
 from imago.data.dataset import FileDataset, LabeledFiles
 from imago.data.examine import examine
-from imago.data.image_cache import ImageStore, build_store, open_store
+from imago.data.image_cache import CACHE_MODES, ImageStore, build_store, choose_store, estimate_bytes, open_store
 from imago.data.image_statistics import describe_images, shrink
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess, resize_and_crop
@@ -72,7 +71,7 @@ class FileDataModule(ImageDataModule):
         super().__init__(**settings)
         if not root:
             raise ConfigError("data.root has no value; give the folder of your images, e.g. data.root=~/flowers.")
-        for key, value, known in (("on_bad_image", on_bad_image, ON_BAD_IMAGE), ("cache", cache, PLACES)):
+        for key, value, known in (("on_bad_image", on_bad_image, ON_BAD_IMAGE), ("cache", cache, CACHE_MODES)):
             if value not in known:
                 raise ConfigError(f"data.{key}={value} is not one of {', '.join(known)}.")
         if decoded_px is not None and decoded_px < 1:

@@ -1,10 +1,9 @@
-"""Samples in folders named after their classes: which folders are the splits, the classes, and what is in them."""
+"""List image files in folders named after their classes: the splits, the classes and the images of each."""
 
 import errno
 import logging
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from imago.data.class_names import nearest_class, plain_name, refuse_unclear_names
+from imago.data.csv_list import nearest_class, plain_name, refuse_unclear_names
 from imago.data.dataset import LabeledArray, LabeledFiles
 from imago.errors import DataError
 from imago.images import SUFFIXES, read_image
@@ -26,18 +25,18 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_MAX_REASONS = 8  # in the line of the log
-_SAME_FILE = "same file as "  # starts the reason of a second name
+_MAX_REASONS = 8  # in the log message
+_SAME_FILE = "same file as "  # prefix of the reason of a second name
 
 
 @dataclass
 class Ignored:
-    """What a scan leaves out, and why.
+    """Entries that a scan leaves out, with the reasons.
 
     Attributes:
-        entries: name from the root of the data set, and reason.
-        outside: names of images that are links to files outside of the data set; those are listed all the same.
-        listed: name of every file that was taken, by device and inode: another name of it is no other image.
+        entries: name relative to the root of the data set, and reason.
+        outside: names of images that are links to files outside of the data set; they are listed all the same.
+        listed: name of every listed file, by device and inode: another name of it is not another image.
     """
 
     entries: list[tuple[str, str]] = field(default_factory=list)
@@ -45,34 +44,38 @@ class Ignored:
     listed: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def add(self, name: str, reason: str) -> None:
-        """Note one file or folder."""
+        """Record one file or folder."""
         self.entries.append((name, reason))
 
     def summary(self) -> str:
-        """Give one line for the log: counts by reason, most frequent first, with an example each; "" if all is well."""
-        examples: dict[str, str] = {}
+        """Return one line for the log: counts by reason, most frequent first, with an example each; "" if empty."""
+        names: dict[str, list[str]] = {}
         for name, reason in self.entries:
-            examples.setdefault(_kind(reason), name)
-        counts = Counter(_kind(reason) for _, reason in self.entries).most_common()
-        parts = [f"{n:,} x {printable(kind)} (e.g. {printable(examples[kind])})" for kind, n in counts[:_MAX_REASONS]]
-        if len(counts) > _MAX_REASONS:
-            parts.append(f"{sum(n for _, n in counts[_MAX_REASONS:]):,} for other reasons")
-        told = [f"ignored {len(self.entries):,} entries: {', '.join(parts)}"] if parts else []
+            # Second names of files are counted together.
+            kind = "another name of a listed file" if reason.startswith(_SAME_FILE) else reason
+            names.setdefault(kind, []).append(name)
+        ranked = sorted(names.items(), key=lambda item: -len(item[1]))
+        parts = [
+            f"{len(found):,} x {printable(kind)} (e.g. {printable(found[0])})" for kind, found in ranked[:_MAX_REASONS]
+        ]
+        if len(ranked) > _MAX_REASONS:
+            parts.append(f"{sum(len(found) for _, found in ranked[_MAX_REASONS:]):,} for other reasons")
+        notes = [f"ignored {len(self.entries):,} entries: {', '.join(parts)}"] if parts else []
         if self.outside:
             links = f"followed {len(self.outside):,} x link to an image outside of the data set"
-            told.append(f"{links} (e.g. {printable(self.outside[0])})")
-        return "; ".join(told)
+            notes.append(f"{links} (e.g. {printable(self.outside[0])})")
+        return "; ".join(notes)
 
 
 def find_splits(root: Path, ignored: Ignored) -> dict[str, Path]:
-    """Tell which folders hold train, val and test.
+    """Find the folders of train, val and test.
 
     Args:
-        root: what the user named.
-        ignored: told of what lies beside the splits.
+        root: the value of `data.root`.
+        ignored: receives the entries that are no split folders.
 
     Returns:
-        The folders by split, always with "train". In `ROOT/CLASS`, "train" is the root itself and stands alone.
+        The folders by split, always with "train". For `ROOT/CLASS`, "train" is the root itself and the only split.
 
     Raises:
         DataError: if there is no such folder, two folders mean one split, or there are splits without train.
@@ -85,32 +88,31 @@ def find_splits(root: Path, ignored: Ignored) -> dict[str, Path]:
     for name in names:
         split = SPLIT_FOLDERS.get(name.casefold())
         if split in found:
-            raise DataError(
-                f"data.root={printable(root)}: {found[split].name}/ and {name}/ are both {split}; keep one."
-            )
+            fault = f"{found[split].name}/ and {name}/ are both {split}; keep one"
+            raise DataError(f"data.root={printable(root)}: {fault}.")
         if split:
             found[split] = root / name
-    # A set of vehicles may have a class "train": then that folder holds images, and there are others beside it.
+    # A data set of vehicles may have a class "train": that folder holds images, and there are other folders.
     if not found or (len(found) < len(names) and not any(_folders(folder) for folder in found.values())):
         if found:
             names_found = ", ".join(f"{folder.name}/" for folder in found.values())
-            log.warning("taken as classes, not as splits: %s, which lies beside other folders", names_found)
+            log.warning("read as classes, not as splits, because there are other folders: %s", names_found)
         return {"train": root}
     if "train" not in found:
-        there = " and ".join(f"{folder.name}/" for folder in found.values())
-        fault = f"has {there} but no train/{_note_on_links(root)}"
+        existing = " and ".join(f"{folder.name}/" for folder in found.values())
+        fault = f"has {existing} but no train/{_note_on_links(root)}"
         raise DataError(f"data.root={printable(root)} {fault}; expected {EXPECTED_TREE}.")
     for entry in _entries(root):
         if root / entry.name not in found.values():
-            ignored.add(entry.name, _reason_beside(entry, "the split folders"))
+            ignored.add(entry.name, _reason_outside(entry, "the split folders"))
     return found
 
 
 def list_classes(folder: Path) -> tuple[str, ...]:
-    """Give the names of the class folders, sorted; names that start with a dot or two underscores are none.
+    """Return the names of the class folders, sorted, without those that start with a dot or two underscores.
 
     Raises:
-        DataError: if the folder is missing or has no class folder, or two names of classes look the same.
+        DataError: if the folder is missing or has no class folder, or two class names look the same.
     """
     if not folder.is_dir():
         raise DataError(f"{printable(folder)} does not exist; expected {EXPECTED_TREE}.")
@@ -123,10 +125,10 @@ def list_classes(folder: Path) -> tuple[str, ...]:
 
 
 def list_training_classes(root: Path, folder: Path) -> tuple[str, ...]:
-    """Give the classes of the data set in `root`, whose training images are in `folder`.
+    """Return the classes of the data set in `root`, whose training images are in `folder`.
 
     Raises:
-        DataError: as `list_classes`, and for a single class, which is mostly a folder around the data set.
+        DataError: as `list_classes`, and for a single class, which is usually a folder around the data set.
     """
     names = list_classes(folder)
     if len(names) < 2:
@@ -143,35 +145,35 @@ def list_training_classes(root: Path, folder: Path) -> tuple[str, ...]:
 def list_images(root: Path, folder: Path, class_names: Sequence[str], ignored: Ignored) -> LabeledFiles:
     """List the images of every class; nested folders belong to the class above them.
 
-    Only regular files count, each once, whatever number of names it has. Links to folders are not followed: a loop
+    Only regular files are listed, each once, however many names it has. Links to folders are not followed: a loop
     would list an image many times.
 
     Args:
-        root: of the data set; the names of the images start from it.
-        folder: in it or the same; holds a folder for each class, or for some of them.
-        class_names: of the data set; the place of a name is its label.
-        ignored: told of what is no image, and which files were taken before, in this split or another.
+        root: of the data set; the names of the images are relative to it.
+        folder: the root or a folder in it, with a folder for each class or for some of them.
+        class_names: of the data set; the index of a name is its label.
+        ignored: receives what is no image; it also holds the files listed before, of this split or another.
 
     Raises:
-        DataError: if a class folder has a name that is not among `class_names`.
+        DataError: if the name of a class folder is not among `class_names`.
     """
+    list_classes(folder)
     label_by_name = {plain_name(name): label for label, name in enumerate(class_names)}
     prefix = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
     real_root = os.path.realpath(root)
     names: list[str] = []
     columns: list[tuple[int, int, int]] = []
-    list_classes(folder)
     for class_folder in _entries(folder):
         if not _is_class_folder(class_folder):
-            ignored.add(prefix + class_folder.name, _reason_beside(class_folder, "the class folders"))
+            ignored.add(prefix + class_folder.name, _reason_outside(class_folder, "the class folders"))
             continue
         label = label_by_name.get(plain_name(class_folder.name))
         if label is None:
-            fault = f"has a class {class_folder.name!r} that the training images have not"
+            fault = f"has a class {class_folder.name!r} that the training images do not have"
             raise DataError(f"{printable(folder)} {fault}; {nearest_class(class_folder.name, class_names)}")
-        for name, entry, found in _images(class_folder, prefix, ignored):
+        for name, entry, status in _images(class_folder, prefix, ignored):
             names.append(name)
-            columns.append((found.st_size, found.st_mtime_ns, label))
+            columns.append((status.st_size, status.st_mtime_ns, label))
             if entry.is_symlink() and os.path.commonpath([real_root, os.path.realpath(entry.path)]) != real_root:
                 ignored.outside.append(name)
     num_bytes_N, mtime_ns_N, labels_N = np.array(columns, np.int64).reshape(-1, 3).T.copy()
@@ -179,7 +181,7 @@ def list_images(root: Path, folder: Path, class_names: Sequence[str], ignored: I
 
 
 def read_listing(listing: LabeledFiles, name: str) -> LabeledArray:
-    """Decode images of one common size into memory, with a progress bar called `name`.
+    """Decode images of one common size into memory, with a progress bar titled `name`.
 
     Raises:
         DataError: naming the file that is damaged or of another size.
@@ -201,79 +203,69 @@ def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
 
 
 def _folders(folder: Path) -> list[str]:
-    """Names of the folders that may be splits or classes, sorted."""
+    """Return the names of the folders that may be splits or classes, sorted."""
     return [entry.name for entry in _entries(folder) if _is_class_folder(entry)]
 
 
 def _is_class_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir(follow_symlinks=False) and not _is_hidden(entry.name)
+    return entry.is_dir(follow_symlinks=False) and not _is_hidden(entry)
+
+
+def _is_hidden(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith((".", "__"))
+
+
+def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and os.path.isdir(entry.path)  # entry.is_dir() raises for a link to itself
 
 
 def _note_on_links(folder: Path) -> str:
     return " (links to folders are not followed)" if any(map(_is_link_to_folder, _entries(folder))) else ""
 
 
-def _is_link_to_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_symlink() and os.path.isdir(entry.path)  # entry.is_dir() raises where a link goes round in circles
+def _reason_outside(entry: os.DirEntry[str], what: str) -> str:
+    if _is_hidden(entry):
+        return "hidden name"
+    return "link to a folder (not followed)" if _is_link_to_folder(entry) else f"outside {what}"
 
 
 def _images(
     folder: os.DirEntry[str], prefix: str, ignored: Ignored
 ) -> Iterator[tuple[str, os.DirEntry[str], os.stat_result]]:
-    """Yield every image below a folder that was not listed yet."""
-    for name, entry in _walk(folder, prefix):
-        found = _stat_image(entry)
-        if isinstance(found, str):
-            ignored.add(name, found)
+    """Yield every image below a folder that was not listed before, in the order of the names."""
+    waiting = [(prefix + folder.name, folder)]
+    while waiting:  # not recursive: folders may be nested deeper than Python's recursion limit
+        name, entry = waiting.pop()
+        if _is_class_folder(entry):
+            waiting += [(f"{name}/{inner.name}", inner) for inner in reversed(_entries(entry.path))]
             continue
-        other = ignored.listed.setdefault((found.st_dev, found.st_ino), name)
+        status = _stat_image(entry)
+        if isinstance(status, str):
+            ignored.add(name, status)
+            continue
+        other = ignored.listed.setdefault((status.st_dev, status.st_ino), name)
         if other == name:
-            yield name, entry, found
+            yield name, entry, status
         else:
             ignored.add(name, f"{_SAME_FILE}{other}")
 
 
-def _walk(folder: os.DirEntry[str], prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield all that is below a folder except folders to look into, with its name, in the order of the names."""
-    waiting = [(prefix + folder.name, folder)]
-    while waiting:  # not recursive: folders may be nested deeper than Python's calls
-        name, entry = waiting.pop()
-        if _is_class_folder(entry):
-            waiting += [(f"{name}/{inner.name}", inner) for inner in reversed(_entries(entry.path))]
-        else:
-            yield name, entry
-
-
 def _stat_image(entry: os.DirEntry[str]) -> os.stat_result | str:
-    """Give size, time and identity of an image, or the reason why this is none."""
-    ending = os.path.splitext(entry.name)[1].lower()
-    if _is_hidden(entry.name):
+    """Return size, time and identity of an image, or the reason why it is none."""
+    suffix = os.path.splitext(entry.name)[1].lower()
+    wrong_suffix = "" if suffix in SUFFIXES else f"ending {suffix}" if suffix else "no ending"
+    if _is_hidden(entry):
         return "hidden name"
-    if ending not in SUFFIXES and not entry.is_symlink():
-        return f"ending {ending}" if ending else "no ending"
+    if wrong_suffix and not entry.is_symlink():
+        return wrong_suffix
     try:
-        found = entry.stat()
+        status = entry.stat()
     except OSError as error:
         if entry.is_symlink() and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return "dangling link"
         raise DataError(f"{printable(entry.path)} cannot be read: {error.strerror}.") from error
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         return "link to a folder (not followed)"
-    if ending not in SUFFIXES:
-        return f"ending {ending}" if ending else "no ending"
-    return found if stat.S_ISREG(found.st_mode) else "not a regular file"
-
-
-def _reason_beside(entry: os.DirEntry[str], what: str) -> str:
-    if _is_hidden(entry.name):
-        return "hidden name"
-    return "link to a folder (not followed)" if _is_link_to_folder(entry) else f"beside {what}"
-
-
-def _kind(reason: str) -> str:
-    """Put second names of files together, whatever the first name is."""
-    return "another name of a listed file" if reason.startswith(_SAME_FILE) else reason
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "__"))
+    if wrong_suffix:
+        return wrong_suffix
+    return status if stat.S_ISREG(status.st_mode) else "not a regular file"

@@ -1,4 +1,4 @@
-"""Decoded images in memory or on disk, so that only the first epoch decodes; the pixels are the same everywhere."""
+"""Keep decoded images in memory or on disk, so that only the first epoch decodes; the pixels are the same."""
 
 import fcntl
 import hashlib
@@ -13,46 +13,116 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from imago.data.dataset import LabeledFiles
-from imago.errors import DataError
+from imago.errors import ConfigError, DataError
+from imago.files import atomic_write, decode_names, encode_names, remove_partial_files
+from imago.images import FORMATS
+from imago.resources import available_memory_bytes, free_disk_bytes
 from imago.threads import one_intraop_thread
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1  # raised when what is in the files changes
+CACHE_MODES = ("none", "ram", "disk", "auto")
+_SCHEMA = 1  # increased when the content of the files changes
+_MAX_HEADERS = 500  # images whose size is read for an estimate
 _READ_AHEAD = 16  # images per thread that are decoded before they are written
+_SMALLER = "a lower data.decoded_px or preprocess.size makes them smaller"
 # From asm-generic/mman-common.h: without it Linux refuses a private mapping that is larger than the memory.
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
-_BROKEN_INDEX = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_DAMAGED_INDEX = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+
+
+def choose_store(
+    mode: str, estimated_bytes: int, folder: Path, num_processes: int, kept_bytes: int = 0
+) -> tuple[str, str]:
+    """Decide where decoded images are kept.
+
+    Args:
+        mode: one of `CACHE_MODES`. "auto" is "disk" if all are there already, else "ram" if they fit in half of the
+            available memory, else "disk" if they fit in half of its free space, else "none".
+        estimated_bytes: of all decoded images.
+        folder: a directory on the disk.
+        num_processes: that will each keep their own copy in memory; on disk they share one.
+        kept_bytes: the part that an earlier run has left in `folder`.
+
+    Returns:
+        "none", "ram" or "disk", and the reason in words.
+
+    Raises:
+        ConfigError: if `mode` is none of these, or the memory or disk is too small for it.
+    """
+    if mode not in CACHE_MODES:
+        raise ConfigError(f"data.cache={mode} is not one of {', '.join(CACHE_MODES)}.")
+    if mode == "none":
+        return "none", "as typed"
+    needed = {"ram": estimated_bytes * num_processes, "disk": estimated_bytes - kept_bytes}
+    available = {"ram": available_memory_bytes() if hasattr(os, "memfd_create") else 0, "disk": free_disk_bytes(folder)}
+    if mode != "auto":
+        if needed[mode] > available[mode]:
+            name, way_out = ("memory", "disk keeps them on disk") if mode == "ram" else (folder, "none keeps none")
+            raise ConfigError(
+                f"data.cache={mode}: the decoded images need {_format_bytes(needed[mode])}, and {name} has "
+                f"{_format_bytes(available[mode])} available; data.cache={way_out}, {_SMALLER}."
+            )
+        return mode, f"{_format_bytes(estimated_bytes)}, as typed"
+    if needed["disk"] <= 0:
+        return "disk", f"{_format_bytes(estimated_bytes)}, kept in {folder} by an earlier run"
+    for kind in ("ram", "disk"):
+        if needed[kind] * 2 <= available[kind]:
+            return kind, f"{_format_bytes(needed[kind])} of {_format_bytes(available[kind])} available"
+    memory, disk = (_format_bytes(available[kind]) for kind in ("ram", "disk"))
+    size = _format_bytes(needed["ram"])
+    return "none", f"{size} are over half of the {memory} of memory and {disk} of disk; {_SMALLER}"
+
+
+def estimate_bytes(files: LabeledFiles, sides: Callable[[int, int], tuple[int, int]]) -> int:
+    """Estimate the bytes of all images once they are decoded and prepared, from the headers of some of them.
+
+    Args:
+        files: the images; those that cannot be read are skipped.
+        sides: returns height and width of a prepared image, given those of the decoded one, in pixels.
+    """
+    num_pixels = []
+    for index in np.unique(np.linspace(0, len(files) - 1, _MAX_HEADERS).astype(np.int64)):
+        try:
+            with Image.open(files.root / files.names[index], formats=FORMATS) as image:
+                num_pixels.append(np.prod(sides(image.height, image.width)))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue  # reported when it is decoded
+    return round(np.mean(num_pixels) * 3 * len(files)) if num_pixels else 0
 
 
 class ImageStore:
     """Decoded images of any sizes, one after another in one file that every process maps into its memory.
 
-    Processes share the bytes, whether they are forked or spawned: only the file's name travels. In memory the file is
-    one without a place in any folder, so the size of /dev/shm, small in containers, is no limit.
+    Forked and spawned processes share the bytes: only the file name is pickled. In memory the file is an anonymous one,
+    so that the size of /dev/shm, which is small in containers, is no limit.
 
     Args:
         pixels: the file: uint8, image after image.
         shapes: int64 (N, 2), height and width of each image.
-        handle: file descriptor to close with this store; a file in memory lives as long as it.
+        handle: file descriptor that is closed together with this store; a file in memory exists until then.
     """
 
     def __init__(self, pixels: Path, shapes: np.ndarray, handle: int | None = None) -> None:
         self.pixels = pixels
         self.shapes = shapes
         self._offsets = np.concatenate([[0], np.cumsum(shapes.prod(axis=1) * 3)])
-        self._bytes = _map(pixels, self.num_bytes)
+        self._bytes = self._map()
         if handle is not None:
             weakref.finalize(self, os.close, handle)
 
     def __len__(self) -> int:
         return len(self.shapes)
+
+    def __reduce__(self) -> tuple:
+        return ImageStore, (self.pixels, self.shapes)
 
     @property
     def num_bytes(self) -> int:
@@ -60,12 +130,18 @@ class ImageStore:
         return int(self._offsets[-1])
 
     def read(self, index: int) -> np.ndarray:
-        """Give one image: uint8 (H, W, 3), without a copy. What is written into it stays in this process."""
+        """Return one image, uint8 (H, W, 3), without a copy; changes to it are visible in this process only."""
         height, width = self.shapes[index]
         return self._bytes[self._offsets[index] : self._offsets[index + 1]].reshape(height, width, 3)
 
-    def __reduce__(self) -> tuple:
-        return ImageStore, (self.pixels, self.shapes)
+    def _map(self) -> np.ndarray:
+        with self.pixels.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != self.num_bytes:
+                raise ValueError(f"{self.pixels} is incomplete")
+            # Private: the file cannot be changed through the mapping, and torch accepts the arrays without a copy.
+            flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+            mapped = mmap.mmap(file.fileno(), self.num_bytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        return np.frombuffer(mapped, np.uint8)
 
 
 def build_store(
@@ -77,24 +153,24 @@ def build_store(
     key: Mapping[str, Any],
     num_threads: int,
 ) -> ImageStore:
-    """Decode every image once; on disk, take what an earlier run or another process has decoded.
+    """Decode every image once; on disk, reuse what an earlier run or another process has decoded.
 
     Args:
-        files: the images, N of them; the store has the same order.
-        class_names: for the text of errors.
-        prepare: makes of a decoded image uint8 (H, W, 3) what is kept.
+        files: the N images; the store has the same order.
+        class_names: for error messages.
+        prepare: converts a decoded image, uint8 (H, W, 3), to the one that is kept.
         where: "ram" or "disk".
         folder: of the files on disk.
-        key: what `prepare` does, as plain data: images that were prepared otherwise are not taken.
+        key: what `prepare` does, as plain data: images that were prepared in another way are not reused.
         num_threads: that decode at the same time.
 
     Raises:
         DataError: naming the image that cannot be read and its class, or the disk that is full.
     """
-    decoded = _decoded(files, class_names, prepare, num_threads)
+    images = _decode(files, class_names, prepare, num_threads)
     try:
         with one_intraop_thread():
-            return _build_in_memory(decoded) if where == "ram" else _build_on_disk(decoded, files, folder, key)
+            return _build_in_memory(images) if where == "ram" else _build_on_disk(images, files, folder, key)
     except OSError as error:
         raise DataError(
             f"data.cache={where}: {folder if where == 'disk' else 'the memory'} cannot be written ({error.strerror}); "
@@ -103,10 +179,12 @@ def build_store(
 
 
 def open_store(files: LabeledFiles, folder: Path, key: Mapping[str, Any]) -> ImageStore | None:
-    """Give the images that `build_store` put on disk; None if they are not there, incomplete or of changed files."""
+    """Open the images that `build_store` kept on disk; return None if they are missing, incomplete or outdated."""
+    base = folder / _store_name(files, key)
     try:
-        return ImageStore(*_open_index(folder / _name(files, key)))
-    except _BROKEN_INDEX:
+        with base.with_suffix(".npz").open("rb") as file, np.load(file) as index:
+            return ImageStore(base.with_suffix(".pixels"), index["shapes"])
+    except _DAMAGED_INDEX:
         return None
 
 
@@ -124,37 +202,34 @@ def _build_in_memory(images: Iterator[np.ndarray]) -> ImageStore:
 def _build_on_disk(
     images: Iterator[np.ndarray], files: LabeledFiles, folder: Path, key: Mapping[str, Any]
 ) -> ImageStore:
-    """Write the pixels, then the index, each whole or not at all, while other processes wait."""
+    """Write the pixels, then the index, both atomically, while other processes wait."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = _name(files, key)
+    name = _store_name(files, key)
     with _lock(folder / f"{name}.lock"):
-        store = open_store(files, folder, key)
-        if store is not None:
+        if (store := open_store(files, folder, key)) is not None:
             return store
-        _drop_stale(files, folder, key)
-        for left_over in folder.glob(f"{name}.*.part"):  # of a process that was killed
-            left_over.unlink()
-        with _whole(folder / f"{name}.pixels") as file:
+        _delete_outdated(files, folder, key)
+        remove_partial_files(folder, name)
+        pixels = folder / f"{name}.pixels"
+        with atomic_write(pixels, "wb") as file:
             shapes = _write(images, file)
-        names, text = _packed(files.names), _packed([_text(key)])
-        with _whole(folder / f"{name}.npz") as file:
+        names, text = (np.frombuffer(encode_names(part), np.uint8) for part in (files.names, [_key_text(key)]))
+        with atomic_write(folder / f"{name}.npz", "wb") as file:
             np.savez(file, names=names, num_bytes=files.num_bytes, mtime_ns=files.mtime_ns, shapes=shapes, key=text)
         log.info("kept %s decoded images in %s", f"{len(files):,}", folder)
-        return ImageStore(*_open_index(folder / name))
+        return ImageStore(pixels, shapes)
 
 
-def _decoded(
+def _decode(
     files: LabeledFiles,
     class_names: Sequence[str],
     prepare: Callable[[np.ndarray], np.ndarray],
     num_threads: int,
 ) -> Iterator[np.ndarray]:
     """Decode in threads, in order and only a little ahead."""
-    is_first_rank = os.environ.get("LOCAL_RANK", "0") == "0"
-    progress = tqdm(
-        total=len(files), desc="decoding", unit="image", leave=False, disable=None if is_first_rank else True
-    )
     step = num_threads * _READ_AHEAD
+    disable = None if os.environ.get("LOCAL_RANK", "0") == "0" else True
+    progress = tqdm(total=len(files), desc="decoding", unit="image", leave=False, disable=disable)
     with progress, ThreadPoolExecutor(num_threads) as threads:
         for start in range(0, len(files), step):
             indices = range(start, min(start + step, len(files)))
@@ -163,8 +238,8 @@ def _decoded(
                 progress.update()
 
 
-def _write(images: Iterator[np.ndarray], file: BinaryIO) -> np.ndarray:
-    """Write the pixels and give the shapes, int64 (N, 2)."""
+def _write(images: Iterator[np.ndarray], file: IO[bytes]) -> np.ndarray:
+    """Write the pixels and return the shapes, int64 (N, 2)."""
     shapes = []
     for image in images:
         file.write(np.ascontiguousarray(image).data)
@@ -173,22 +248,8 @@ def _write(images: Iterator[np.ndarray], file: BinaryIO) -> np.ndarray:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary neighbor that gets the name once it is complete and on the disk."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Let one process at a time pass; the lock of one that dies is free."""
+    """Run the block in one process at a time; the system releases the lock of a process that dies."""
     with path.open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,58 +259,32 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _open_index(place: Path) -> tuple[Path, np.ndarray]:
-    pixels = place.with_name(f"{place.name}.pixels")
-    with _index(place.with_name(f"{place.name}.npz")) as index:
-        return pixels, index["shapes"]
-
-
-@contextmanager
-def _index(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
-    with path.open("rb") as file, np.load(file) as index:
-        yield index
-
-
-def _map(pixels: Path, num_bytes: int) -> np.ndarray:
-    with pixels.open("rb") as file:
-        if os.fstat(file.fileno()).st_size != num_bytes:
-            raise ValueError(f"{pixels} is incomplete")
-        # Private: nobody can change the file through it, and torch takes the arrays without a warning or a copy.
-        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
-        mapped = mmap.mmap(file.fileno(), num_bytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    return np.frombuffer(mapped, np.uint8)
-
-
-def _drop_stale(files: LabeledFiles, folder: Path, key: Mapping[str, Any]) -> None:
-    """Delete what was kept of files that have changed since; what other splits or settings keep stays."""
-    now = dict(zip(files.names, zip(files.num_bytes.tolist(), files.mtime_ns.tolist(), strict=True), strict=True))
+def _delete_outdated(files: LabeledFiles, folder: Path, key: Mapping[str, Any]) -> None:
+    """Delete the images of files that have changed since; those of other splits and settings stay."""
+    current = dict(zip(files.names, zip(files.num_bytes.tolist(), files.mtime_ns.tolist(), strict=True), strict=True))
     for index_file in folder.glob(f"{_root_name(files)}-*.npz"):
         try:
-            with _index(index_file) as index:
-                names, old_key = _unpacked(index["names"]), _unpacked(index["key"])[0]
-                facts = zip(index["num_bytes"].tolist(), index["mtime_ns"].tolist(), strict=True)
-                shared = [(now[name], fact) for name, fact in zip(names, facts, strict=True) if name in now]
-        except _BROKEN_INDEX:
+            with index_file.open("rb") as file, np.load(file) as index:
+                names, (old_key,) = (decode_names(index[column].tobytes()) for column in ("names", "key"))
+                kept = zip(index["num_bytes"].tolist(), index["mtime_ns"].tolist(), strict=True)
+                is_changed = [current[name] != old for name, old in zip(names, kept, strict=True) if name in current]
+        except _DAMAGED_INDEX:
             log.info("decoding again: %s is damaged", index_file)
-            _delete(index_file)
-            continue
-        if num_changed := sum(new != old for new, old in shared):
-            log.info("decoding again: %s images have changed since they were kept", f"{num_changed:,}")
-            _delete(index_file)
-        elif shared and old_key != _text(key):
-            log.info("decoding: the images that are kept were prepared otherwise (%s)", old_key)
+        else:
+            if is_changed and not any(is_changed) and old_key != _key_text(key):
+                log.info("decoding: the kept images were prepared in another way (%s)", old_key)
+            if not any(is_changed):
+                continue
+            log.info("decoding again: %s images have changed since they were kept", f"{sum(is_changed):,}")
+        for suffix in (".npz", ".pixels"):  # the index first: without it, no process opens the pixels
+            index_file.with_suffix(suffix).unlink(missing_ok=True)
 
 
-def _delete(index_file: Path) -> None:
-    for suffix in (".npz", ".pixels"):  # the index first: without it, nobody opens the pixels; locks may be held
-        index_file.with_suffix(suffix).unlink(missing_ok=True)
-
-
-def _name(files: LabeledFiles, key: Mapping[str, Any]) -> str:
-    """Name a store after all that decides what is in it."""
-    digest = hashlib.sha256(_text(key).encode())
-    for part in (_packed(files.names), files.num_bytes, files.mtime_ns):
-        digest.update(part.tobytes())
+def _store_name(files: LabeledFiles, key: Mapping[str, Any]) -> str:
+    """Return a file name that depends on everything that determines the content of a store."""
+    digest = hashlib.sha256(_key_text(key).encode())
+    for part in (encode_names(files.names), files.num_bytes.tobytes(), files.mtime_ns.tobytes()):
+        digest.update(part)
     return f"{_root_name(files)}-{digest.hexdigest()[:16]}"
 
 
@@ -257,14 +292,9 @@ def _root_name(files: LabeledFiles) -> str:
     return hashlib.sha256(os.fsencode(files.root.absolute())).hexdigest()[:12]
 
 
-def _text(key: Mapping[str, Any]) -> str:
-    return json.dumps({"schema": SCHEMA, **key}, sort_keys=True)
+def _key_text(key: Mapping[str, Any]) -> str:
+    return json.dumps({"schema": _SCHEMA, **key}, sort_keys=True)
 
 
-def _packed(names: Sequence[str]) -> np.ndarray:
-    """Put texts into bytes, whatever is in them: names of files may be no valid UTF-8."""
-    return np.frombuffer("\0".join(names).encode(errors="surrogateescape"), np.uint8)
-
-
-def _unpacked(packed: np.ndarray) -> list[str]:
-    return packed.tobytes().decode(errors="surrogateescape").split("\0")
+def _format_bytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""What is kept of one image after it was decoded once: a fixed-size record, so that 100,000 of them are one array."""
+"""Decode image files to fixed-size records: size, format, content hash, channel statistics and a thumbnail."""
 
 import hashlib
 import io
@@ -9,17 +9,16 @@ import numpy as np
 from PIL import Image
 
 from imago.errors import DataError
-from imago.images import FORMATS, read_image
+from imago.images import EXIF_ORIENTATION, FORMATS, read_image
 
 THUMBNAIL_PX = 16
 KINDS = ("gray", "palette", "16-bit", "CMYK", "transparent", "animated", "turned by EXIF")
 _MODES = {"1": "gray", "L": "gray", "LA": "gray", "P": "palette", "PA": "palette", "CMYK": "CMYK"}
-_ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4
 
-# width, height: px, as the image is used, so after turning.
-# format: place in FORMATS; -1 of images that never were a file.
+# width, height: px, of the upright image.
+# format: index in FORMATS; -1 of images that are not read from a file.
 # kinds: bit k is set for KINDS[k].
-# content_hash: of the file's bytes. 64 bits: with a million files two different ones agree with a chance below 1e-7.
+# content_hash: of the file's bytes; in a million files, the probability of equal hashes of two files is below 1e-7.
 # mean, mean_square: per channel, of all pixels in [0, 1].
 # thumbnail: the whole image, squashed.
 RECORD = np.dtype(
@@ -40,31 +39,31 @@ def examine_files(paths: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """Decode files.
 
     Returns:
-        Records (N,) of `RECORD`, and what is wrong with each file, "" for a good one. Of a bad file only the content
-        hash is filled in.
+        Records (N,) of `RECORD`, and the error message of each file, "" for a good one. The record of a bad file holds
+        the content hash only.
     """
     records, errors = np.zeros(len(paths), RECORD), [""] * len(paths)
-    for place, path in enumerate(paths):
+    for index, path in enumerate(paths):
         try:
             data = Path(path).read_bytes()
-            records["content_hash"][place] = _hash(data)
-            _describe_pixels(records, place, read_image(data))
-            _describe_header(records, place, data)
+            records["content_hash"][index] = _hash(data)
+            _describe_pixels(records, index, read_image(data))
+            _describe_header(records, index, data)
         except OSError as error:
-            errors[place] = f"cannot be read: {error.strerror}."
+            errors[index] = f"cannot be read: {error.strerror}."
         except DataError as error:
-            errors[place] = str(error).removeprefix("the image ")
+            errors[index] = str(error).removeprefix("the image ")
     return records, errors
 
 
 def examine_pixels(images: np.ndarray) -> np.ndarray:
-    """Describe images in memory, uint8 (N, 3, H, W), by records (N,) of `RECORD`."""
+    """Return records (N,) of `RECORD` of images in memory, uint8 (N, 3, H, W)."""
     records = np.zeros(len(images), RECORD)
     records["format"] = -1
-    for place, image in enumerate(images):
+    for index, image in enumerate(images):
         pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
-        records["content_hash"][place] = _hash(pixels.tobytes())
-        _describe_pixels(records, place, pixels)
+        records["content_hash"][index] = _hash(pixels.tobytes())
+        _describe_pixels(records, index, pixels)
     return records
 
 
@@ -72,29 +71,29 @@ def _hash(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def _describe_pixels(records: np.ndarray, place: int, pixels: np.ndarray) -> None:
-    records["height"][place], records["width"][place] = pixels.shape[:2]
-    sample = Image.fromarray(pixels)
-    counts = np.array(sample.histogram(), np.float64).reshape(3, 256) / (pixels.shape[0] * pixels.shape[1])
+def _describe_pixels(records: np.ndarray, index: int, pixels: np.ndarray) -> None:
+    records["height"][index], records["width"][index] = pixels.shape[:2]
+    image = Image.fromarray(pixels)
+    counts = np.array(image.histogram(), np.float64).reshape(3, 256) / (pixels.shape[0] * pixels.shape[1])
     levels = np.arange(256) / 255
-    records["mean"][place], records["mean_square"][place] = counts @ levels, counts @ levels**2
+    records["mean"][index], records["mean_square"][index] = counts @ levels, counts @ levels**2
     size = (THUMBNAIL_PX, THUMBNAIL_PX)
-    # Every pixel counts; the gap lets a large image be halved a few times first, which is many times faster.
-    records["thumbnail"][place] = np.asarray(sample.resize(size, Image.Resampling.BOX, reducing_gap=4.0))
+    # `reducing_gap` first halves a large image a few times, which is many times faster; every pixel still counts.
+    records["thumbnail"][index] = np.asarray(image.resize(size, Image.Resampling.BOX, reducing_gap=4.0))
 
 
-def _describe_header(records: np.ndarray, place: int, data: bytes) -> None:
-    """Tell format and kinds; the image is known to be a good one, so nothing can fail here."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as sample:
-        records["format"][place] = FORMATS.index("JPEG" if sample.format == "MPO" else str(sample.format))
-        is_16_bit_png = sample.format == "PNG" and data[24] == 16  # byte of the header chunk, PNG 3rd ed., 11.2.1
-        flags = {
-            "16-bit": sample.mode.startswith("I;16") or is_16_bit_png,
-            "transparent": sample.mode in ("RGBA", "LA", "PA") or "transparency" in sample.info,
-            "animated": sample.format in ("GIF", "PNG", "WEBP") and getattr(sample, "is_animated", False),
-            "turned by EXIF": sample.getexif().get(_ORIENTATION, 1) in range(2, 9),
+def _describe_header(records: np.ndarray, index: int, data: bytes) -> None:
+    """Fill in format and kinds of an image that was decoded before, so that no error can occur."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        records["format"][index] = FORMATS.index("JPEG" if image.format == "MPO" else str(image.format))
+        is_16_bit_png = image.format == "PNG" and data[24] == 16  # byte of the header chunk, PNG 3rd ed., 11.2.1
+        is_16_bit_gray = image.mode.startswith("I;16")
+        kinds = {
+            _MODES.get(image.mode, ""): True,
+            "gray": is_16_bit_gray or _MODES.get(image.mode) == "gray",
+            "16-bit": is_16_bit_gray or is_16_bit_png,
+            "transparent": image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
+            "animated": image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False),
+            "turned by EXIF": image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9),
         }
-        names = {_MODES.get(sample.mode, ""), *(name for name, is_set in flags.items() if is_set)}
-        if sample.mode.startswith("I;16"):
-            names.add("gray")
-    records["kinds"][place] = sum(1 << bit for bit, name in enumerate(KINDS) if name in names)
+    records["kinds"][index] = sum(1 << bit for bit, name in enumerate(KINDS) if kinds.get(name))

@@ -1,4 +1,4 @@
-"""How images of one's own are evaluated: the size that suits them, and the mean and std of their channels."""
+"""Compute the default preprocessing of a data set: size, and mean and std per channel."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,24 +10,23 @@ LARGE = Preprocess(size=224, resize=256, crop="center", mean=(0.0,) * 3, std=(1.
 
 
 def describe_images(images: Sequence[np.ndarray]) -> Preprocess:
-    """Say how images like these are evaluated.
+    """Compute the preprocessing for images like these.
 
     Args:
-        images: uint8 (H, W, 3), those over `SMALL_PX` already as `shrink` leaves them.
+        images: uint8 (H, W, 3), those over `SMALL_PX` already resized by `shrink`.
 
     Returns:
-        `LARGE`, or for small images the largest of their shorter sides as size, without any scaling if all are
-        squares of that size; with mean and std of the evaluated images.
+        `LARGE`, or for small images the largest of their shorter sides as size, so that squares of one size are not
+        scaled; with mean and std of the preprocessed images.
     """
+    record = LARGE.to_dict()
     if max(max(pixels.shape[:2]) for pixels in images) <= SMALL_PX:
         size = max(min(pixels.shape[:2]) for pixels in images)
-        shape = LARGE.to_dict() | {"size": size, "resize": size}
-    else:
-        shape = LARGE.to_dict()
-    own = Preprocess.from_dict(shape)
-    evaluated = (square if max(square.shape[:2]) > SMALL_PX else resize_and_crop(square, own) for square in images)
-    mean, std = channel_statistics(evaluated)
-    return Preprocess.from_dict(shape | {"mean": mean, "std": std})
+        record |= {"size": size, "resize": size}
+    own = Preprocess.from_dict(record)
+    prepared = (pixels if max(pixels.shape[:2]) > SMALL_PX else resize_and_crop(pixels, own) for pixels in images)
+    mean, std = channel_statistics(prepared)
+    return Preprocess.from_dict(record | {"mean": mean, "std": std})
 
 
 def channel_statistics(images: Iterable[np.ndarray]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -43,5 +42,5 @@ def channel_statistics(images: Iterable[np.ndarray]) -> tuple[tuple[float, ...],
 
 
 def shrink(pixels: np.ndarray) -> np.ndarray:
-    """Keep small images, and of the others only what is evaluated: a sample of photographs fits in memory then."""
+    """Preprocess a large image and return a small one unchanged, so that a sample of photographs fits in memory."""
     return pixels if max(pixels.shape[:2]) <= SMALL_PX else resize_and_crop(pixels, LARGE)

@@ -181,8 +181,8 @@ def _as_listed(
     misused = next((row for row in rows if row.split != "test" and row.name in own_test), None)
     if misused:
         raise DataError(
-            f"{misused.place}: {misused.name} is a test image of the data set and cannot be {misused.split}; what is "
-            "tested on is never trained on or chosen by."
+            f"{misused.location}: {misused.name} is a test image of the data set and cannot be {misused.split}; what "
+            "is tested on is never trained on or chosen by."
         )
     parts = dict(assign_splits(found, rows, class_names))
     if "test" in found:  # a list of train and val alone does not take the source's own test split away

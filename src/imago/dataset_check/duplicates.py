@@ -1,32 +1,34 @@
-"""Samples that are there twice: the same bytes, or the same scene scaled, recolored, cropped a little or compressed.
+"""Find duplicate images: the same bytes, or the same scene scaled, recolored, cropped a little or compressed.
 
-Near ones are found by how their thumbnails correlate once mean and linear trend are taken out of each channel, which
-leaves nothing of a sky or a lit wall. On CIFAR-10 it gives 174 test images a near twin among the training images;
-173 of them were looked at, and 3 are only alike. Barz and Denzler (Do We Train on Test Data?, J. Imaging 6(6):41,
-2020) list 248 by the features of a network. 110 of these are among them; most others of theirs are cropped or moved
-by more than a thumbnail shows, and most others of ours are recolored copies that their list does not have.
+Near duplicates are found by the correlation of their thumbnails, after mean and linear trend are removed from each
+channel, which leaves nothing of a sky or an evenly lit wall. On CIFAR-10, 174 test images have a near duplicate among
+the training images; 173 of them were inspected, and 3 are only similar. Barz and Denzler (Do We Train on Test Data?,
+J. Imaging 6(6):41, 2020) list 248, found by the features of a network. 110 images are in both lists; most of the others
+in theirs are cropped or shifted by more than a thumbnail shows, and most of the others in ours are recolored copies.
 
-Not all pairs are compared: each image goes to the cells of its nearest few among sampled images, and pairs within
-a cell are, so the time grows as N * sqrt(N). On CIFAR-10 none of the 692 pairs is lost by that.
+Not all pairs are compared: each image is assigned to the cells of its nearest few among sampled images, and the pairs
+within a cell are compared, so that the time grows as N * sqrt(N). On CIFAR-10 this loses none of the 692 pairs.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-MIN_CORRELATION = 0.92  # below, more pairs on CIFAR-10 are merely alike; looked at down to 0.87
-MIN_CONTRAST = 3.0  # levels out of 255, of what is left of the thumbnail; plainer ones correlate by their noise
-# Samples of one pattern (drawn shapes, digits) are alike without being copies. The bar is then raised, on Fisher's
-# scale atanh(r), to this many times what the closest tenth of random pairs has: 4.3 * 0.27 on CIFAR-10 leaves it where
-# it is, 4.3 * 0.74 on 7,000 drawn shapes clears their closest pair.
+MIN_CORRELATION = 0.92  # below, more pairs of CIFAR-10 are only similar; inspected down to 0.87
+MIN_CONTRAST = 3.0  # levels out of 255, of the thumbnail without trend; with less, the noise correlates
+# Images of one pattern (drawn shapes, digits) are similar without being copies. The threshold is then raised, on
+# Fisher's scale atanh(r), to this many times the 0.9 quantile of random pairs: 4.3 * 0.27 on CIFAR-10 leaves it as it
+# is, 4.3 * 0.74 on 7,000 drawn shapes is above their most similar pair.
 _TIMES_RANDOM = 4.3
-_MAX_CORRELATION = 0.997  # never above: what is compressed once more stays over this
+_MAX_CORRELATION = 0.997  # never above: a copy that is compressed once more stays over this
 
 _COARSE_LOSS = 0.01  # 8 x 8 thumbnails of a pair may correlate less than those of 16 x 16 by this much
 _NUM_SAMPLED = 2_000
 _NUM_NEAREST_CELLS = 5
-_MAX_NEIGHBOURS = 8  # of one image in a cell: the frames of a video would give millions of pairs
+_MAX_NEIGHBORS = 8  # of one image in a cell: the frames of a video would make millions of pairs
 _BLOCK = 2_048  # rows compared at a time
 
 
@@ -35,12 +37,12 @@ class DuplicatePairs:
     """P pairs of images.
 
     Attributes:
-        first: place of the one that comes first in the data set, int64 (P,). Of several images with the same bytes,
+        first: index of the image that comes first in the data set, int64 (P,). Of several images with the same bytes,
             each is paired with the first of them only.
-        second: place of the other, int64 (P,).
+        second: index of the other image, int64 (P,).
         is_same: whether the bytes are the same, bool (P,).
         similarity: correlation of the thumbnails, float32 (P,); 1 for the same bytes.
-        min_correlation: from which on a pair was taken as near.
+        min_correlation: threshold for near duplicates.
     """
 
     first: np.ndarray
@@ -54,50 +56,37 @@ class DuplicatePairs:
 
 
 def find_duplicates(records: np.ndarray) -> DuplicatePairs:
-    """Find them among good images, records (N,) of `RECORD`; N may be 0."""
-    firsts, same = _same_bytes(records["content_hash"])
-    features, contrast = _features(records["thumbnail"][firsts])
+    """Find the duplicates among good images, records (N,) of `RECORD`; N may be 0."""
+    _, first_indices, inverse = np.unique(records["content_hash"], return_index=True, return_inverse=True)
+    first = first_indices[inverse]
+    others = np.flatnonzero(first != np.arange(len(records)))
+    same = np.stack([first[others], others], axis=1)
+
+    distinct = np.sort(first_indices)
+    features, contrast = _features(records["thumbnail"][distinct])
     is_clear = contrast >= MIN_CONTRAST
-    places, features = firsts[is_clear], features[is_clear]
-    bar = _min_correlation(features)
-    near, similarity = _near_pairs(features, bar)
-    pairs = np.concatenate([same, places[near]])
+    distinct, features = distinct[is_clear], features[is_clear]
+    threshold = _min_correlation(features)
+    near, similarity = _near_pairs(features, threshold)
+
+    pairs = np.concatenate([same, distinct[near]])
     is_same = np.arange(len(pairs)) < len(same)
     similarity = np.concatenate([np.ones(len(same), np.float32), similarity])
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
-    return DuplicatePairs(pairs[order, 0], pairs[order, 1], is_same[order], similarity[order], bar)
+    return DuplicatePairs(pairs[order, 0], pairs[order, 1], is_same[order], similarity[order], threshold)
 
 
 def group_pairs(num_images: int, pairs: DuplicatePairs) -> np.ndarray:
-    """Number the images so that those with a chain of pairs between them share one, the lowest place: int64 (N,)."""
-    group = np.arange(num_images)
-
-    def root(place: int) -> int:
-        while group[place] != place:
-            group[place] = place = group[group[place]]
-        return place
-
-    for first, second in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
-        low, high = sorted((root(first), root(second)))
-        group[high] = low
-    for place in np.union1d(pairs.first, pairs.second).tolist():
-        group[place] = root(place)
-    return group
-
-
-def _same_bytes(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give the first place of each content, sorted, and pairs (first, other) of the rest, int64 (P, 2)."""
-    _, first_of, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    first = first_of[inverse]
-    others = np.flatnonzero(first != np.arange(len(hashes)))
-    return np.sort(first_of), np.stack([first[others], others], axis=1)
+    """Return a group number per image, (N,), equal for images that are connected by a chain of pairs."""
+    edges = coo_array((np.ones(len(pairs), bool), (pairs.first, pairs.second)), shape=(num_images, num_images))
+    return connected_components(edges, directed=False)[1]
 
 
 def _features(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Take mean and linear trend out of thumbnails uint8 (N, S, S, 3).
+    """Remove mean and linear trend from thumbnails uint8 (N, S, S, 3).
 
     Returns:
-        float32 rows of length 1, (N, 3 * S * S), and what was left of the contrast, float32 (N,), in levels.
+        float32 rows of length 1, (N, 3 * S * S), and the remaining contrast in levels, float32 (N,).
     """
     size = thumbnails.shape[1]
     ramp = np.arange(size, dtype=np.float32) - (size - 1) / 2
@@ -114,7 +103,7 @@ def _features(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _min_correlation(features: np.ndarray) -> float:
     sampled = features[_spread(len(features), _NUM_SAMPLED)]
-    if len(sampled) < 20:  # too few pairs to tell what is usual
+    if len(sampled) < 20:  # too few pairs for a quantile
         return MIN_CORRELATION
     usual = np.quantile((sampled @ sampled.T)[np.triu_indices(len(sampled), 1)], 0.9)
     raised = np.tanh(_TIMES_RANDOM * np.arctanh(np.clip(usual, 0, 0.9)))
@@ -122,40 +111,41 @@ def _min_correlation(features: np.ndarray) -> float:
 
 
 def _spread(count: int, num_wanted: int) -> np.ndarray:
-    """Choose places out of `count`, evenly spread."""
+    """Return at most `num_wanted` indices out of `count`, evenly spread."""
     num_taken = min(num_wanted, count)
     return np.arange(num_taken) * count // max(1, num_taken)
 
 
-def _near_pairs(features: np.ndarray, bar: float) -> tuple[np.ndarray, np.ndarray]:
-    """Give the pairs that correlate by `bar` or more, int64 (P, 2), and by how much, float32 (P,)."""
+def _near_pairs(features: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs that correlate by `threshold` or more, int64 (P, 2), and their correlation, float32 (P,)."""
     coarse = _coarse(features)
     found = [np.zeros((0, 2), np.int64)]
     for members in _cells(coarse):
         for start in range(0, len(members), _BLOCK):
-            rows, columns = _close(coarse[members[start : start + _BLOCK]] @ coarse[members].T, bar - _COARSE_LOSS)
+            correlation = coarse[members[start : start + _BLOCK]] @ coarse[members].T
+            rows, columns = _close(correlation, threshold - _COARSE_LOSS)
             pairs = np.stack([members[rows + start], members[columns]], axis=1)
             found.append(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1))
     pairs = np.unique(np.concatenate(found), axis=0)
     parts = [pairs[start : start + _BLOCK].T for start in range(0, len(pairs), _BLOCK)]
     exact = [np.einsum("pf,pf->p", features[first], features[second]) for first, second in parts]
     similarity = np.concatenate([np.zeros(0, np.float32), *exact])
-    return pairs[similarity >= bar], similarity[similarity >= bar].clip(max=1)
+    return pairs[similarity >= threshold], similarity[similarity >= threshold].clip(max=1)
 
 
 def _coarse(features: np.ndarray) -> np.ndarray:
-    """Halve the resolution of features (N, 3 * S * S): a quarter of the work; rows of length 1 again."""
+    """Halve the resolution of features (N, 3 * S * S), for a quarter of the work; rows have length 1 again."""
     size = int(np.sqrt(features.shape[1] // 3))
     blocks = features.reshape(len(features), 3, size // 2, 2, size // 2, 2)
     halved = blocks.mean(axis=(3, 5)).reshape(len(features), 3 * (size // 2) ** 2)
     return halved / np.maximum(np.linalg.norm(halved, axis=1, keepdims=True), 1e-6)
 
 
-def _close(correlation: np.ndarray, bar: float) -> tuple[np.ndarray, np.ndarray]:
-    """Give rows and columns of what lies over the bar; of a row with too many, the highest."""
-    is_close = correlation >= bar
-    for row in np.flatnonzero(is_close.sum(axis=1) > _MAX_NEIGHBOURS + 1):
-        highest = np.argpartition(correlation[row], -_MAX_NEIGHBOURS - 1)[-_MAX_NEIGHBOURS - 1 :]
+def _close(correlation: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows and columns of the values over the threshold; of a row with too many, the highest."""
+    is_close = correlation >= threshold
+    for row in np.flatnonzero(is_close.sum(axis=1) > _MAX_NEIGHBORS + 1):
+        highest = np.argpartition(correlation[row], -_MAX_NEIGHBORS - 1)[-_MAX_NEIGHBORS - 1 :]
         is_close[row] = False
         is_close[row, highest] = True
     rows, columns = np.nonzero(is_close)
@@ -163,7 +153,7 @@ def _close(correlation: np.ndarray, bar: float) -> tuple[np.ndarray, np.ndarray]
 
 
 def _cells(features: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the members of each cell, int64, sorted; each image is a member of its nearest few."""
+    """Yield the members of each cell, int64, sorted; each image is a member of its nearest few cells."""
     centers = features[_spread(len(features), max(1, int(2 * np.sqrt(len(features)))))]
     num_nearest = min(_NUM_NEAREST_CELLS, len(centers))
     nearest = [np.zeros((0, num_nearest), np.int64)]

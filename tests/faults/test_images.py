@@ -1,8 +1,7 @@
-"""Bad and odd image files, each built here and served by the loader of a run.
+"""Bad and unusual image files, each created here and loaded by the loader of a run.
 
-Numbered as in the catalogue of faults that the data room answers: the name of a test, or its id, begins with the row.
-
-What is bad is named with its class and the reason, in one line; what is only odd shows what an image viewer shows.
+The name or the id of a test begins with the row of the fault catalog. A bad image is named with its class and the
+reason in one line; an unusual one is loaded as an image viewer shows it.
 """
 
 import csv
@@ -34,7 +33,7 @@ def encode(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def png(width: int, height: int, bit_depth: int, color_type: int, rows: bytes) -> bytes:
-    """Write a PNG by hand, with what Pillow does not write."""
+    """Return the bytes of a PNG that Pillow cannot write."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -48,7 +47,7 @@ def flip(data: bytes, position: int) -> bytes:
 
 
 def black_and_white(side: int) -> bytes:
-    """A sound PNG of side x side pixels in a few kilobytes."""
+    """Return the bytes of a valid PNG of side x side pixels in a few kilobytes."""
     return png(side, side, 1, 0, bytes(side * (1 + (side + 7) // 8)))
 
 
@@ -77,15 +76,15 @@ BAD = [
 ]
 
 
-def serve(root: Path, set_up: Callable, crop: str = "squash", **settings) -> torch.Tensor:
-    """Give what a run's validation would see: uint8 (N, 3, 16, 16), in the order of the names."""
+def load_val(root: Path, set_up: Callable, crop: str = "squash", **settings) -> torch.Tensor:
+    """Return the validation images of a run: uint8 (N, 3, 16, 16), in the order of the names."""
     data = set_up(root, **settings)
     data.preprocess = Preprocess(16, 16, crop, (0.0,) * 3, (1.0,) * 3)
     return torch.cat([images for images, _ in data.val_dataloader()])
 
 
 def with_image(root: Path, fill: Callable, name: str, data: bytes) -> Path:
-    """Give a sound data set whose only validation image is this one, of class bee."""
+    """Create a sound data set whose only validation image is this one, of class bee."""
     fill(root, {"train/ant": 4, "train/bee": 4, "test/ant": 1})
     (root / "val" / "bee").mkdir(parents=True)
     (root / "val" / "bee" / name).write_bytes(data)
@@ -99,7 +98,7 @@ def test_a_bad_image_ends_the_run_with_its_file_its_class_and_the_reason(
 ):
     root = with_image(tmp_path / "set", fill, name, data)
     with pytest.raises(DataError) as caught:
-        serve(root, set_up, num_workers=num_workers)
+        load_val(root, set_up, num_workers=num_workers)
     text = str(caught.value)
     assert text.startswith(f"an image of class 'bee': {root}/val/bee/{name} {reason}")
     assert text.isprintable()
@@ -130,8 +129,8 @@ def test_3_the_command_ends_with_one_line_and_exit_code_2(tmp_path: Path, fill: 
     assert re.fullmatch(rf"error: an image of class 'bee': {root}/train/bee/x\.png is damaged: .*\n", done.stderr)
 
 
-def test_4_flipped_bytes_in_a_jpeg_s_pixels_are_seen_by_its_hash_alone(tmp_path: Path):
-    # No decoder can tell: `check.py` therefore keeps a hash of every file, and data sets are known by it.
+def test_4_flipped_bytes_in_the_pixels_of_a_jpeg_change_its_hash(tmp_path: Path):
+    # No decoder detects them; `check.py` therefore records a hash of every file.
     changed = flip(JPEG, len(JPEG) - 200)
     (tmp_path / "whole.jpg").write_bytes(JPEG)
     (tmp_path / "changed.jpg").write_bytes(changed)
@@ -150,7 +149,7 @@ def test_lost_rows_never_become_gray_or_black_ones(data: bytes):
 
 
 @pytest.mark.parametrize("data", [JPEG[: len(JPEG) // 2], flip(JPEG, 400)[:-2]], ids=["9-cut", "9-flipped and cut"])
-def test_the_examination_decodes_and_does_not_trust_the_header(tmp_path: Path, data: bytes):
+def test_the_examination_decodes_the_pixels_and_not_only_the_header(tmp_path: Path, data: bytes):
     Image.open(io.BytesIO(data)).verify()  # finds nothing
     (tmp_path / "x.jpg").write_bytes(data)
     examined = examine(tmp_path, ("x.jpg",), np.array([len(data)]), np.zeros(1, np.int64), tmp_path / "cache", 1)
@@ -192,30 +191,34 @@ def flat(mode: str, color: int | tuple[int, ...]) -> Image.Image:
 def test_colors_are_those_that_a_viewer_shows(
     tmp_path: Path, fill: Callable, set_up: Callable, data: bytes, color: tuple[int, ...]
 ):
-    images = serve(with_image(tmp_path / "set", fill, "x.png", data), set_up)
+    images = load_val(with_image(tmp_path / "set", fill, "x.png", data), set_up)
     assert images.dtype == torch.uint8
     np.testing.assert_allclose(images[0].permute(1, 2, 0), np.broadcast_to(color, (16, 16, 3)), atol=4)
 
 
 def test_11_16_bit_gray_noise_keeps_its_mean(tmp_path: Path, fill: Callable, set_up: Callable):
     noise = np.random.default_rng(0).integers(0, 65_536, (256, 256), dtype=np.uint16)
-    images = serve(with_image(tmp_path / "set", fill, "x.png", encode(Image.fromarray(noise), "PNG")), set_up)
+    images = load_val(with_image(tmp_path / "set", fill, "x.png", encode(Image.fromarray(noise), "PNG")), set_up)
     assert images.float().mean().item() == pytest.approx(127.5, abs=1.0)
 
 
-@pytest.mark.parametrize(("kind", "options"), [("GIF", {}), ("WEBP", {"lossless": True})], ids=["15-GIF", "15-WEBP"])
-def test_of_animations_the_first_frame_is_shown_and_that_is_said_once(
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {})],
+    ids=["15-GIF", "15-WEBP", "15-PNG"],
+)
+def test_of_an_animation_the_first_frame_is_loaded_with_one_log_message(
     tmp_path: Path, fill: Callable, set_up: Callable, caplog, monkeypatch, kind: str, options: dict
 ):
-    monkeypatch.setattr("imago.images._has_told_of_animation", False)
+    monkeypatch.setattr("imago.images._has_warned_of_animation", False)
     frames = [flat("RGB", RED), flat("RGB", BLUE), flat("RGB", RED)]
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     root = with_image(tmp_path / "set", fill, f"1.{kind}", data)
     (root / "val" / "bee" / f"2.{kind}").write_bytes(data)
-    images = serve(root, set_up)
+    images = load_val(root, set_up)
     np.testing.assert_array_equal(images.permute(0, 2, 3, 1), np.broadcast_to(RED, (2, 16, 16, 3)))
     assert [text for text in caplog.messages if "animation" in text] == [
-        f"{root}/val/bee/1.{kind} is an animation; of such images the first frame is used (told once)"
+        f"{root}/val/bee/1.{kind} is an animation; of such images the first frame is used (logged once)"
     ]
 
 
@@ -227,7 +230,7 @@ def test_of_animations_the_first_frame_is_shown_and_that_is_said_once(
         pytest.param("x", "no ending", id="16-no ending"),
     ],
 )
-def test_files_of_unknown_kind_are_counted_and_told_of(
+def test_files_of_unknown_kind_are_counted_in_the_log(
     tmp_path: Path, fill: Callable, set_up: Callable, caplog, name: str, reason: str
 ):
     root = fill(tmp_path / "set")
@@ -239,13 +242,13 @@ def test_files_of_unknown_kind_are_counted_and_told_of(
     assert f"ignored 2 entries: 2 x {reason} (e.g. train/ant/{name})" in caplog.text
 
 
-def test_17_a_image_taken_upright_is_shown_upright(tmp_path: Path, fill: Callable, set_up: Callable):
+def test_17_an_image_is_turned_upright(tmp_path: Path, fill: Callable, set_up: Callable):
     upright = Image.new("RGB", (48, 64), RED)
     upright.paste(BLUE, (0, 0, 48, 32))  # the sky
     exif = Image.Exif()
-    exif[0x112] = 6  # the camera was held on its side
+    exif[0x112] = 6  # the camera was rotated
     data = encode(upright.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)
-    image = serve(with_image(tmp_path / "set", fill, "x.jpg", data), set_up)[0]
+    image = load_val(with_image(tmp_path / "set", fill, "x.jpg", data), set_up)[0]
     np.testing.assert_allclose(image[:, :7, :].permute(1, 2, 0), np.broadcast_to(BLUE, (7, 16, 3)), atol=8)
     np.testing.assert_allclose(image[:, 9:, :].permute(1, 2, 0), np.broadcast_to(RED, (7, 16, 3)), atol=8)
 
@@ -259,8 +262,10 @@ def test_17_a_image_taken_upright_is_shown_upright(tmp_path: Path, fill: Callabl
         pytest.param("UPPER.JPG", encode(flat("RGB", RED), "JPEG"), id="18-upper case"),
     ],
 )
-def test_odd_names_and_kinds_are_no_matter(tmp_path: Path, fill: Callable, set_up: Callable, name: str, data: bytes):
-    images = serve(with_image(tmp_path / "set", fill, name, data), set_up)
+def test_unusual_names_and_suffixes_are_loaded(
+    tmp_path: Path, fill: Callable, set_up: Callable, name: str, data: bytes
+):
+    images = load_val(with_image(tmp_path / "set", fill, name, data), set_up)
     np.testing.assert_allclose(images[0].permute(1, 2, 0), np.broadcast_to(RED, (16, 16, 3)), atol=4)
 
 
@@ -268,7 +273,7 @@ def test_odd_names_and_kinds_are_no_matter(tmp_path: Path, fill: Callable, set_u
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1)], ids=["19-1x1", "19-1x4000", "19-4000x1"])
 def test_extreme_shapes_are_resized(tmp_path: Path, fill: Callable, set_up: Callable, size: tuple[int, int], crop: str):
     data = encode(Image.new("RGB", size, RED), "PNG")
-    images = serve(with_image(tmp_path / "set", fill, "x.png", data), set_up, crop)
+    images = load_val(with_image(tmp_path / "set", fill, "x.png", data), set_up, crop)
     np.testing.assert_array_equal(images[0].permute(1, 2, 0), np.broadcast_to(RED, (16, 16, 3)))
 
 
@@ -280,6 +285,7 @@ def test_extreme_shapes_are_resized(tmp_path: Path, fill: Callable, set_up: Call
         pytest.param(lambda: black_and_white(15_000), id="21-225 Mpx PNG"),
         pytest.param(lambda: png(50_000, 50_000, 1, 0, b"\0"), id="22-2500 Mpx PNG"),
         pytest.param(lambda: jpeg_that_claims(60_000), id="23-3600 Mpx JPEG"),
+        pytest.param(lambda: jpeg_that_claims(7_072), id="23-just over 50 Mpx, JPEG"),
     ],
 )
 def test_images_of_too_many_pixels_are_refused_before_decoding(
@@ -291,7 +297,7 @@ def test_images_of_too_many_pixels_are_refused_before_decoding(
     with pytest.raises(
         DataError, match=rf"class 'bee': {root}/val/bee/x\.png .* more than 50,000,000 pixels; scale it"
     ):
-        serve(root, set_up)
+        load_val(root, set_up)
 
 
 def test_20_the_service_may_set_a_lower_limit():

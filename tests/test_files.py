@@ -1,0 +1,118 @@
+"""Files are replaced completely or not at all, and file names that are not valid UTF-8 survive every format."""
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+
+from imago.errors import DataError
+from imago.files import (
+    atomic_write,
+    decode_names,
+    encode_names,
+    fsync_directory,
+    make_writable,
+    open_text,
+    read_json,
+    remove_partial_files,
+    write_csv,
+    write_json,
+    write_text,
+)
+
+NOT_UTF_8 = os.fsdecode(b"caf\xe9.jpg")
+NAMES = ("a.jpg", 'say "hi", twice.jpg', "two\nlines.jpg", "carriage\rreturn.jpg", "ünï 😀.jpg", NOT_UTF_8)
+
+
+@pytest.mark.parametrize(("mode", "content"), [("w", "new\r\n"), ("wb", b"new\xff")])
+def test_a_file_is_replaced_when_the_block_ends(tmp_path: Path, mode: str, content: str | bytes):
+    path = tmp_path / "x"
+    path.write_text("old")
+    with atomic_write(path, mode) as file:
+        file.write(content)
+        file.flush()
+        assert path.read_text() == "old"
+    assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, error: type[BaseException]):
+    path = tmp_path / "x"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with atomic_write(path) as file:
+            file.write("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_partial_files_of_a_killed_process_are_removed_and_no_others(tmp_path: Path):
+    for name in ("a.csv.12.34.part", "b.csv.12.34.part", "a.csv", "part"):
+        (tmp_path / name).touch()
+    remove_partial_files(tmp_path, "a.csv")
+    assert {path.name for path in tmp_path.iterdir()} == {"b.csv.12.34.part", "a.csv", "part"}
+    remove_partial_files(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.csv", "part"}
+    remove_partial_files(tmp_path / "missing")
+
+
+def test_the_name_of_a_partial_file_is_one_that_is_removed(tmp_path: Path):
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "x"):
+        remove_partial_files(tmp_path, "x")
+    fsync_directory(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_csv_file_is_read_back_with_every_name(tmp_path: Path):
+    write_csv(tmp_path / "x.csv", [("path", "n"), *((name, number) for number, name in enumerate(NAMES))])
+    with open_text(tmp_path / "x.csv") as file:
+        rows = list(csv.reader(file, strict=True))
+    assert rows == [["path", "n"], *([name, str(number)] for number, name in enumerate(NAMES))]
+
+
+def test_a_plain_csv_file_has_no_quotes_and_the_bytes_of_the_names(tmp_path: Path):
+    write_csv(tmp_path / "x.csv", [("path", "n"), (NOT_UTF_8, 1)])
+    assert (tmp_path / "x.csv").read_bytes() == b"path,n\ncaf\xe9.jpg,1\n"
+
+
+def test_text_is_read_with_or_without_a_byte_order_mark(tmp_path: Path):
+    for content in (b"caf\xe9.jpg\r\n", b"\xef\xbb\xbfcaf\xe9.jpg\r\n"):
+        (tmp_path / "x").write_bytes(content)
+        with open_text(tmp_path / "x") as file:
+            assert file.read() == f"{NOT_UTF_8}\r\n"
+
+
+def test_text_and_json_are_read_back_with_every_name(tmp_path: Path):
+    write_text(tmp_path / "x.txt", "\n".join(NAMES))
+    assert (tmp_path / "x.txt").read_bytes() == os.fsencode("\n".join(NAMES))
+    write_json(tmp_path / "x.json", {"names": NAMES})
+    assert read_json(tmp_path / "x.json") == {"names": list(NAMES)}
+    write_json(tmp_path / "x.json", {"name": "猫"})
+    assert "猫" in (tmp_path / "x.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"[1, 2]", b"\xff", b"[" * 100_000])
+def test_a_damaged_json_file_is_an_empty_dict(tmp_path: Path, content: bytes):
+    (tmp_path / "x.json").write_bytes(content)
+    assert read_json(tmp_path / "x.json") == {}
+    assert read_json(tmp_path / "missing.json") == {}
+
+
+@pytest.mark.parametrize("names", [NAMES, ("a",), ("",), ("a", "")])
+def test_encoded_names_are_decoded_to_the_same(names: tuple[str, ...]):
+    assert decode_names(encode_names(names)) == names
+
+
+def test_a_directory_that_cannot_be_written_names_the_setting(tmp_path: Path):
+    make_writable(tmp_path / "new" / "deep", "output=DIR")
+    assert not list((tmp_path / "new" / "deep").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file cannot be written: .*; choose another directory with output=DIR\.$"):
+        make_writable(tmp_path / "file", "output=DIR")
