@@ -67,9 +67,9 @@ def test_analysis_reads_compares_and_draws_a_sweep(tmp_path: Path, command, monk
     notebook = executed("analysis.ipynb", last, tmp_path)
     assert printed(notebook).endswith("4 4 [2, 2] True\n")
     assert len(outputs(notebook, "image/png")) == 3
-    assert printed(notebook).count("make it with: python src/eval.py run=") == 2
+    assert printed(notebook).count("create it with: python src/eval.py run=") == 2
 
-    for run in set(re.findall(r"make it with: python src/eval\.py run=(\S+)", printed(notebook))):
+    for run in set(re.findall(r"create it with: python src/eval\.py run=(\S+)", printed(notebook))):
         evaluate(Path(run), command)
     assert len(outputs(executed("analysis.ipynb", last, tmp_path), "image/png")) == 5
 
