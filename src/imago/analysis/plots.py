@@ -4,7 +4,6 @@ import math
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,38 +174,26 @@ def _write_counts(axes: "Axes", confusion: np.ndarray, shares: np.ndarray, cell_
 
 def _set_fonts(figure: "Figure") -> None:
     """Add installed fonts for characters that the default font lacks, e.g. Chinese or Hindi class names."""
-    from matplotlib import rcParams
-    from matplotlib.font_manager import FontProperties, findfont, get_font
+    from matplotlib import font_manager, rcParams
     from matplotlib.text import Text
 
-    texts = figure.findobj(Text)
-    default = get_font(findfont(FontProperties()))
-    characters = {character for text in texts for character in text.get_text() if character.isprintable()}
-    missing = frozenset(character for character in characters if not default.get_char_index(ord(character)))
-    families = [*rcParams["font.family"], *_families_with(missing)]
-    for text in texts if missing else []:
-        text.set_fontfamily(families)
-
-
-@cache
-def _families_with(characters: frozenset[str]) -> tuple[str, ...]:
-    """Return the fewest installed fonts that have the characters, regular sans-serif ones first, and register them."""
-    from matplotlib import font_manager
-
-    def rank(file: str) -> tuple[bool, bool, str]:
-        return "Sans" not in Path(file).stem, "Regular" not in Path(file).stem, file
-
-    families, left = [], set(characters)
-    for file in sorted(font_manager.findSystemFonts(), key=rank) if left else []:
+    texts, families = figure.findobj(Text), list(rcParams["font.family"])
+    default = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    characters = {ord(character) for text in texts for character in text.get_text() if character.isprintable()}
+    missing = {character for character in characters if not default.get_char_index(character)}
+    for file in sorted(font_manager.findSystemFonts(), key=_regular_sans_first) if missing else ():
         try:
             font = font_manager.get_font(file)
         except (OSError, RuntimeError):  # FreeType cannot read it
             continue
-        found = {character for character in left if font.get_char_index(ord(character))}
+        found = {character for character in missing if font.get_char_index(character)}
         if found and font.scalable:
             font_manager.fontManager.addfont(file)
             families.append(font_manager.FontProperties(fname=file).get_name())
-            left -= found
-        if not left:
-            break
-    return tuple(families)
+            missing -= found
+    for text in texts if len(families) > len(rcParams["font.family"]) else ():
+        text.set_fontfamily(families)
+
+
+def _regular_sans_first(file: str) -> tuple[bool, bool, str]:
+    return "Sans" not in Path(file).stem, "Regular" not in Path(file).stem, file

@@ -62,23 +62,14 @@ def write_run_page(run: Path, split: str, file: Path) -> list[str]:
 def _headlines(record: Record) -> list[tuple[str, str, str]]:
     """Return name, value and note of the main results."""
     interval, wait = range_text(record.test_low, record.test_high), record.data_wait_share
+    tested = f"95 %: {interval}, n = {count_text(record.num_test_images)}" if interval else ""
+    epochs = f"{record.epochs} epoch{'s'[: record.epochs > 1]}" if record.epochs else ""
+    waiting = "" if wait is None else f"{100 * wait:.1f} % of the time waiting for data"
     headlines = [
-        (
-            "test accuracy",
-            percent(record.test_acc),
-            f"95 %: {interval}, n = {count_text(record.num_test_images)}" if interval else "",
-        ),
+        ("test accuracy", percent(record.test_acc), tested),
         ("best val accuracy", percent(record.val_acc), f"epoch {record.best_epoch}" if record.best_epoch else ""),
-        (
-            "time",
-            duration_text(record.seconds),
-            f"{record.epochs} epoch{'s'[: record.epochs > 1]}" if record.epochs else "",
-        ),
-        (
-            "images/s",
-            count_text(record.images_per_s),
-            "" if wait is None else f"{100 * wait:.1f} % of the time waiting for data",
-        ),
+        ("time", duration_text(record.seconds), epochs),
+        ("images/s", count_text(record.images_per_s), waiting),
     ]
     return [headline for headline in headlines if headline[1]]
 
@@ -113,7 +104,8 @@ def _evaluation(run: Path, split: str, record: Record, missing: list[str]) -> di
     if found is None:
         return None
     diagram = reliability(found.probability, found.is_right)
-    depths = np.sqrt(found.confusion / np.maximum(found.confusion.sum(axis=1, keepdims=True), 1))  # mistakes show
+    # The color of a cell is the square root of its share of the row, so that mistakes are visible.
+    depths = np.sqrt(found.confusion / np.maximum(found.confusion.sum(axis=1, keepdims=True), 1))
     return {
         "found": found,
         "acc": percent(found.is_right.mean()),
