@@ -5,20 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from run_folders import make_evaluation
-from sklearn import metrics as sk
 
 from imago.analysis.evaluation import eval_command, load_evaluation, saved_images
 from imago.errors import DataError
-
-
-def test_scores_are_those_of_scikit_learn(tmp_path: Path):
-    draws = np.random.default_rng(0)
-    labels, predicted = draws.integers(0, 3, 200), draws.integers(0, 3, 200)
-    make_evaluation(tmp_path, labels.tolist(), predicted.tolist())
-    found = load_evaluation(tmp_path)
-    assert found.is_right.mean() == sk.accuracy_score(labels, predicted)
-    assert (found.confusion == sk.confusion_matrix(labels, predicted)).all()
-    assert found.per_class.f1 == pytest.approx(sk.f1_score(labels, predicted, average=None))
 
 
 def test_a_class_without_images_keeps_its_index(tmp_path: Path):

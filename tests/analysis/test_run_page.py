@@ -1,4 +1,4 @@
-"""One run as a page: its content, what is missing in it, and that it loads nothing from the network."""
+"""One run as a page (run_page.py, page.py): content, missing parts, escaping, and no network."""
 
 import re
 from html.parser import HTMLParser

@@ -1,4 +1,4 @@
-"""Pages in a browser: nothing overflows, text is readable in light and dark mode, and nothing is fetched."""
+"""The pages in a browser: nothing overflows, text is readable in light and dark mode, and nothing is fetched."""
 
 import io
 import shutil
