@@ -11,10 +11,10 @@ from imago.errors import ConfigError, DataError
 from imago.runs.records import Record, read_records
 
 
-def record(run: str, lr: float = 0.1, seed: int = 1, test: float | None = 0.5, **facts) -> Record:
-    settings = {"data": "Shapes", "model": "SimpleCNN", "seed": seed, "optimizer.lr": lr} | facts.pop("settings", {})
+def record(run: str, lr: float = 0.1, seed: int = 1, test: float | None = 0.5, **values) -> Record:
+    settings = {"data": "Shapes", "model": "SimpleCNN", "seed": seed, "optimizer.lr": lr} | values.pop("settings", {})
     known = {"status": "finished", "started": f"2026-03-01T10:00:{len(run):02}", "val_acc": test, "test_acc": test}
-    return Record(run=run, folder=f"/logs/{run}", settings=settings, **(known | facts))
+    return Record(run=run, folder=f"/logs/{run}", settings=settings, **(known | values))
 
 
 def column(table: RunTable, name: str) -> list:
@@ -127,9 +127,11 @@ def test_the_csv_has_plain_numbers_and_a_column_for_each_setting(tmp_path: Path)
     assert (second["optimizer.lr"], second["test_acc"]) == ("0.2", "")
 
 
-def test_a_csv_that_cannot_be_written_is_named(tmp_path: Path):
-    with pytest.raises(DataError, match="csv=.* cannot be written"):
-        write_csv(make_table([record("a")]), tmp_path)
+def test_a_csv_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path, Path(".")):
+        with pytest.raises(DataError, match=f"csv={path} cannot be written"):
+            write_csv(make_table([record("a")]), path)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_the_temperature_of_a_network_without_mistakes_stays_finite():
     labels = logits.argmax(axis=1)
     temperature = fit_temperature(logits, labels)
     confidence = softmax(logits / temperature).max(axis=1).mean()
-    assert 0.9 < confidence < 1 - 1e-4  # of 100 right answers, Laplace expects about 101 in 102
+    assert 0.9 < confidence < 1 - 1e-4  # after 100 of 100, Laplace expects about 101 in 102
 
 
 def test_a_network_worse_than_chance_gets_the_highest_temperature():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from imago.statistics.paired import bootstrap_difference, compare_paired, mcnemar_exact, p_text, verdict
+from imago.statistics.paired import bootstrap_difference, compare_paired, mcnemar_exact
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (0, 1), (3, 3), (1, 9), (79, 31), (500, 620)])
@@ -28,14 +28,14 @@ def test_only_images_that_exactly_one_got_right_count():
     assert (found.num_images, found.only_a, found.only_b) == (6, 3, 1)
     assert found.difference == pytest.approx(-2 / 6)
     assert found.p_value == pytest.approx(0.625)  # 2 * (1 + 4) / 16
-    assert p_text(found) == "p = 0.62"
-    assert "No difference shown" in verdict(found)
+    assert found.p_text == "p = 0.62"
+    assert "No difference shown" in found.verdict
 
 
 def test_the_verdict_names_the_better_one():
     right, wrong = np.ones(20, bool), np.zeros(20, bool)
-    assert verdict(compare_paired(right, wrong)).startswith("a is better")
-    assert verdict(compare_paired(wrong, right)).startswith("b is better")
+    assert compare_paired(right, wrong).verdict.startswith("a is better")
+    assert compare_paired(wrong, right).verdict.startswith("b is better")
 
 
 def test_equal_predictions_have_no_difference():

@@ -14,7 +14,7 @@ from imago.analysis.page import Table, optional, write_page
 from imago.analysis.table import count_text, duration_text, percent, range_text, typed_value
 from imago.errors import DataError
 from imago.runs.records import Record, differing, read_logged, read_record
-from imago.statistics.paired import Paired, compare_paired, p_text, verdict
+from imago.statistics.paired import Paired, compare_paired
 from imago.text import join_names, printable
 
 _MAX_CLASSES = 30
@@ -94,8 +94,8 @@ def comparison_text(found: Comparison) -> str:
             *lines,
             f"accuracy on {found.compared_images}: {', '.join(accs)}",
             f"b - a: {100 * paired.difference:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}",
-            f"only a right: {paired.only_a:,}, only b right: {paired.only_b:,}; McNemar: {p_text(paired)}",
-            verdict(paired),
+            f"only a right: {paired.only_a:,}, only b right: {paired.only_b:,}; McNemar: {paired.p_text}",
+            paired.verdict,
         ]
     )
 
@@ -107,21 +107,15 @@ def write_comparison_page(found: Comparison, file: Path) -> None:
         DataError: if it cannot be written.
     """
     text_columns = [("a", ""), ("b", "")]
-    number_columns = [("a", "number"), ("b", "number"), ("points", "number")]
+    class_columns = [("class", ""), *((name, "number") for name in ("a", "b", "points"))]
+    class_rows = _class_rows(*found.evaluations) if found.evaluations else []
     context = {
         "title": f"{found.names[0]} and {found.names[1]}",
         "found": found,
         "results": Table("Results", [("result", ""), *text_columns], _result_rows(found.records)),
         "accs": [float(x.is_right.mean()) for x in found.evaluations or ()],
-        "p_text": p_text(found.paired) if found.paired else "",
-        "verdict": verdict(found.paired) if found.paired else "",
         "settings": Table("Settings that differ", [("setting", ""), *text_columns], found.settings, style="words"),
-        "classes": Table(
-            "Recall of the classes",
-            [("class", ""), *number_columns],
-            _class_rows(*found.evaluations) if found.evaluations else [],
-            "Recall of each class, largest change first.",
-        ),
+        "classes": Table("Recall", class_columns, class_rows, "Recall of each class, largest change first."),
         "charts": _charts(found.records),
     }
     write_page("comparison.html.j2", context, file)

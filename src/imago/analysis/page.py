@@ -64,7 +64,7 @@ def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         # A page has to be valid UTF-8, so bytes of file names that are not are escaped.
-        write_text(file, text.encode("utf-8", "backslashreplace").decode())
+        write_text(file.absolute(), text.encode("utf-8", "backslashreplace").decode())
     except OSError as error:
         raise DataError(f"output={file} cannot be written: {error.strerror}.") from error
 

@@ -81,7 +81,7 @@ def write_csv(table: RunTable, path: Path) -> None:
     columns = [*_FIRST, *table.setting_names, *_LAST]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(path, [columns, *([row.get(column) for column in columns] for row in table.rows)])
+        write_rows(path.absolute(), [columns, *([row.get(column) for column in columns] for row in table.rows)])
     except OSError as error:
         raise DataError(f"csv={path} cannot be written: {error.strerror}.") from error
 

@@ -28,6 +28,19 @@ class Paired:
     interval_95: tuple[float, float]
     p_value: float
 
+    @property
+    def p_text(self) -> str:
+        """The p-value as text; below 1 in 10,000 the exact number carries no information."""
+        return "p < 0.0001" if self.p_value < 0.0001 else f"p = {self.p_value:.2g}"
+
+    @property
+    def verdict(self) -> str:
+        """The comparison in one sentence."""
+        if self.p_value >= 0.05:
+            return "No difference shown: chance alone often produces such counts (p ≥ 0.05)."
+        better = "b" if self.difference > 0 else "a"
+        return f"{better} is better on these images, by more than chance explains (p < 0.05)."
+
 
 def compare_paired(right_a: np.ndarray, right_b: np.ndarray, seed: int = 0) -> Paired:
     """Compare two classifiers image by image.
@@ -74,16 +87,3 @@ def bootstrap_difference(only_a: int, only_b: int, num_images: int, seed: int = 
     drawn = np.random.default_rng(seed).multinomial(num_images, shares, _NUM_DRAWS)
     low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / num_images, [0.025, 0.975])
     return float(low), float(high)
-
-
-def p_text(paired: Paired) -> str:
-    """Format the p-value; below 1 in 10,000 the exact number carries no information."""
-    return "p < 0.0001" if paired.p_value < 0.0001 else f"p = {paired.p_value:.2g}"
-
-
-def verdict(paired: Paired) -> str:
-    """Summarize the comparison in one sentence."""
-    if paired.p_value >= 0.05:
-        return "No difference shown: chance alone often produces such counts (p ≥ 0.05)."
-    better = "b" if paired.difference > 0 else "a"
-    return f"{better} is better on these images, by more than chance explains (p < 0.05)."
