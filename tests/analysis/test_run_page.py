@@ -35,7 +35,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def evaluated(tmp_path: Path) -> Path:
-    """A finished run with an evaluation, images of it as files, and a figure."""
+    """Return a finished run with an evaluation, image files and a figure."""
     run = make_run(tmp_path / "train" / "first", time_s={"train": 6.0, "data_wait": 0.5, "val": 1.0, "test": 0.5})
     samples = [tmp_path / "images" / f"{number} ü.png" for number in range(40)]
     (tmp_path / "images").mkdir()
@@ -84,7 +84,9 @@ def test_images_are_small_and_described(evaluated: Path, tmp_path: Path):
     assert [image["src"][:15] for image in images].count("data:image/jpeg") == 1  # the one that is no small image
 
 
-def test_tables_have_headers_and_what_scrolls_can_be_reached_by_keyboard(evaluated: Path, tmp_path: Path):
+def test_tables_have_headers_sections_have_names_and_scrolling_parts_can_be_reached_by_keyboard(
+    evaluated: Path, tmp_path: Path
+):
     write_run_page(evaluated, "test", tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     assert {header.get("scope") for header in page.all("th")} == {"col", "row"}
@@ -92,6 +94,7 @@ def test_tables_have_headers_and_what_scrolls_can_be_reached_by_keyboard(evaluat
     assert [a for a in scrolling if a.get("tabindex") != "0" or not a.get("aria-label")] == []
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
+    assert {section["aria-labelledby"] for section in page.all("section")} <= set(ids)
     assert {a["href"][1:] for a in page.all("a")} <= set(ids)
 
 

@@ -96,6 +96,7 @@ def draw_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, n
         DataError: if `mistakes.npz` is damaged.
     """
     saved = saved_images(evaluation) if saved is None else saved
+    names = [_shortened(name) for name in evaluation.class_names]
     rows = evaluation.worst_mistakes(limit).tolist()
     num_rows = max(1, math.ceil(len(rows) / _NUM_COLUMNS))
     figure = _new_figure(2 * _NUM_COLUMNS, 2.4 * num_rows)
@@ -108,9 +109,7 @@ def draw_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, n
             axes.text(0.5, 0.5, textwrap.fill(reason, 28), ha="center", va="center", fontsize=6, parse_math=False)
         else:
             axes.imshow(pixels)
-        predicted, true = (
-            _shortened(evaluation.class_names[x[row]]) for x in (evaluation.predicted, evaluation.labels)
-        )
+        predicted, true = names[evaluation.predicted[row]], names[evaluation.labels[row]]
         title = f"{predicted} {evaluation.probability[row]:.0%}\ntrue: {true}"
         axes.set_title(title, fontsize=8, parse_math=False)
     _set_fonts(figure)

@@ -130,9 +130,7 @@ def _notes(run: Path, split: str, record: Record, found: Evaluation) -> list[str
     if split != "test" or record.test_acc is None or abs(found.is_right.mean() - record.test_acc) <= 1e-9:
         return notes
     tta = (read_json(run / "summary.json").get("test") or {}).get("tta", "none")
-    reason = (
-        f"this evaluation used other images or another checkpoint; to repeat it as then: {eval_command(run, split)}"
-    )
+    reason = f"this evaluation used other images or another checkpoint; to repeat it: {eval_command(run, split)}"
     if tta != found.metadata.get("tta", "none"):
         reason = f"it took the mean over several views of each image (tta={tta}), this evaluation did not"
     return [*notes, f"the run's final test gave {percent(record.test_acc)}: {reason}"]
