@@ -1,4 +1,4 @@
-"""Run directorys made by hand, as `train.py` and `eval.py` leave them, for the tests of what reads them."""
+"""Write run directories with the files of `train.py` and `eval.py`, for tests of the modules that read them."""
 
 import csv
 import json
@@ -27,8 +27,8 @@ CURVES = """step,train/loss_step,lr,epoch,val/loss,val/acc,train/loss,train/acc,
 """
 
 
-def make_run(folder: Path, seed: int = 1, lr: float = 0.1, config: dict | None = None, **facts) -> Path:
-    """Write `summary.json`, `metrics.csv` and a `config.yaml` that repeats settings where the real one does."""
+def make_run(folder: Path, seed: int = 1, lr: float = 0.1, config: dict | None = None, **summary) -> Path:
+    """Write `summary.json`, `metrics.csv`, `provenance.json` and a `config.yaml` with the same copies as a real one."""
     folder.mkdir(parents=True)
     optimizer = {"_target_": "torch.optim.AdamW", "lr": lr}
     settings = {
@@ -42,7 +42,7 @@ def make_run(folder: Path, seed: int = 1, lr: float = 0.1, config: dict | None =
         "callbacks": {"best": {"dirpath": f"{folder}/checkpoints"}, "progress": {"refresh_every_n_steps": seed}},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(settings | (config or {})))
-    (folder / "summary.json").write_text(json.dumps(FINISHED | facts))
+    (folder / "summary.json").write_text(json.dumps(FINISHED | summary))
     (folder / "metrics.csv").write_text(CURVES)
     provenance = {"command": "python src/train.py", "overrides": ["seed=1"], "git": {"commit": "abc", "diff": "+x"}}
     (folder / "provenance.json").write_text(json.dumps(provenance))
@@ -57,14 +57,14 @@ def make_evaluation(
     images: Sequence[str] | None = None,
     class_names: Sequence[str] = ("ant", "bee", "cat"),
     split: str = "test",
-    **facts,
+    **metadata,
 ) -> Path:
-    """Write what `eval.py` leaves in `RUN/eval/SPLIT`, as far as a report reads it."""
+    """Write the files of `RUN/eval/SPLIT` that a report reads."""
     folder = run / "eval" / split
     folder.mkdir(parents=True)
-    sureness = probability if probability is not None else np.full(len(labels), 0.8)
+    probabilities = probability if probability is not None else np.full(len(labels), 0.8)
     names = images if images is not None else range(len(labels))
-    rows = zip(names, labels, predicted, sureness, strict=True)
+    rows = zip(names, labels, predicted, probabilities, strict=True)
     with (folder / "predictions.csv").open("w", newline="", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "true", "predicted", "probability"])
@@ -73,6 +73,6 @@ def make_evaluation(
         writer = csv.writer(file)
         writer.writerow(["class", "precision", "recall", "f1", "n"])
         writer.writerows([name, 0, 0, 0, 0] for name in class_names)
-    metrics = {"interval_95": [0.5, 0.7], "data_fingerprint": "f1", "data_root": "/data"} | facts
+    metrics = {"interval_95": [0.5, 0.7], "data_fingerprint": "f1", "data_root": "/data"} | metadata
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder

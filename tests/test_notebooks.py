@@ -1,4 +1,4 @@
-"""Notebooks: committed without outputs, free of training code, and working on real runs."""
+"""Notebooks: no outputs, no training code, and they work on real runs."""
 
 import json
 import re
@@ -31,9 +31,9 @@ def test_a_notebook_trains_nothing(file: Path):
     assert re.findall(r"^\s*(?:!|%%bash)|\b(?:lightning|hydra|subprocess|optim|fit|backward)\b", source, re.M) == []
 
 
-def test_looking_at_runs_needs_no_torch():
+def test_analysis_of_runs_needs_no_torch():
     source = "\n".join("".join(cell["source"]) for cell in code_cells(PROJECT_ROOT / "notebooks" / "analysis.ipynb"))
-    assert re.findall(r"\b(?:torch|imago\.run)\b", source) == []
+    assert re.findall(r"\b(?:torch|imago\.training)\b", source) == []
 
 
 def evaluate(run: Path, command) -> None:
@@ -42,7 +42,7 @@ def evaluate(run: Path, command) -> None:
 
 
 def executed(name: str, last: str, folder: Path) -> nbformat.NotebookNode:
-    """Run a copy of a notebook, with one more cell at its end that tells what is in its tables."""
+    """Run a copy of a notebook, with one more cell at its end that prints values of its tables."""
     notebook = nbformat.read(PROJECT_ROOT / "notebooks" / name, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(last))
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
@@ -67,20 +67,20 @@ def test_analysis_reads_compares_and_draws_a_sweep(tmp_path: Path, command, monk
     notebook = executed("analysis.ipynb", last, tmp_path)
     assert printed(notebook).endswith("4 4 [2, 2] True\n")
     assert len(outputs(notebook, "image/png")) == 3
-    assert printed(notebook).count("make it with: python src/eval.py run=") == 2
+    assert printed(notebook).count("create it with: python src/eval.py run=") == 2
 
-    for run in set(re.findall(r"make it with: python src/eval\.py run=(\S+)", printed(notebook))):
+    for run in set(re.findall(r"create it with: python src/eval\.py run=(\S+)", printed(notebook))):
         evaluate(Path(run), command)
     assert len(outputs(executed("analysis.ipynb", last, tmp_path), "image/png")) == 5
 
 
 @pytest.mark.slow
-def test_a_model_answers_for_drawn_shapes_and_for_images_of_ones_own(tmp_path: Path, finished_run: Path, monkeypatch):
+def test_a_model_predicts_drawn_shapes_and_image_files(tmp_path: Path, finished_run: Path, monkeypatch):
     monkeypatch.setenv("IMAGO_RUN", str(finished_run))
-    last = "print(answers.shape, tuple(features.shape), alike.to_numpy().diagonal().tolist() == [1.0] * len(names))"
+    last = "print(predictions.shape, tuple(features.shape), (similarity.to_numpy().diagonal() == 1).all())"
     notebook = executed("use_a_model.ipynb", last, tmp_path)
     assert printed(notebook) == "torch.Size([1, 10])\n(12, 4) (12, 512) True\n"
-    assert len(outputs(notebook, "image/png")) == 1 + 4  # the images, and why four of them are called what they are
+    assert len(outputs(notebook, "image/png")) == 1 + 4  # the images, and explanations of four of them
 
     (tmp_path / "photos" / "below").mkdir(parents=True)
     for name in ("a, b.png", "below/ü.JPG"):

@@ -1,4 +1,4 @@
-"""Line charts as SVG: ticks are round, points lie where they should, and what cannot be drawn is told."""
+"""Line charts as SVG: ticks, positions, values that cannot be drawn, and text for screen readers."""
 
 import math
 import re
@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from imago.analysis.charts import Chart, Line, line_chart, ticks
+from imago.analysis.charts import Chart, Line, curve_groups, line_chart, ticks
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 
@@ -37,7 +37,7 @@ def test_there_are_always_a_few_ticks(span: float):
     assert 2 <= len(ticks(0.1 * span, 1.1 * span)) <= 7
 
 
-def test_points_lie_at_their_values():
+def test_points_are_drawn_at_their_values():
     _, svg = drawn([Line("a", [0, 5, 10], [0, 1, 0.5], 1)], x_range=(0, 10), y_range=(0, 1))
     (left, bottom), (middle, top), (right, half) = points(svg, 1)
     assert (middle, half) == pytest.approx(((left + right) / 2, (top + bottom) / 2))
@@ -52,7 +52,7 @@ def test_values_that_are_not_finite_are_left_out_and_counted():
 
 
 @pytest.mark.parametrize("values", [[], [math.nan, math.nan]])
-def test_nothing_to_draw_is_no_chart(values: list[float]):
+def test_without_finite_values_there_is_no_chart(values: list[float]):
     assert line_chart("loss", [Line("a", range(len(values)), values, 1)], "step") is None
 
 
@@ -70,7 +70,13 @@ def test_a_long_line_is_thinned_and_keeps_its_ends():
     assert (found[0], found[-1]) == tuple(points(whole, 1))
 
 
-def test_a_chart_can_be_read_out_and_names_are_escaped():
+def test_a_chart_has_a_description_for_screen_readers_and_names_are_escaped():
     _, svg = drawn([Line("<val/acc>", [1, 2], [0.25, 0.75], 1)])
     assert svg.get("role") == "img"
     assert svg.get("aria-label") == "loss. <val/acc> goes from 0.25 to 0.75"
+
+
+def test_train_and_val_values_of_a_metric_are_one_chart():
+    names = ["train/loss_step", "train/loss", "val/loss", "lr", "val/acc", "epoch", "test/acc", "test/num_images"]
+    groups = curve_groups(names)
+    assert groups == {"loss": ["train/loss", "train/loss_step", "val/loss"], "lr": ["lr"], "acc": ["val/acc"]}

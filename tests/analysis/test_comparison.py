@@ -1,4 +1,4 @@
-"""Two runs against each other: the same images or none, and numbers that are those of the paired test."""
+"""Comparison of two runs: matched images, refused ones, settings, and the numbers of the paired test."""
 
 from pathlib import Path
 
@@ -13,22 +13,22 @@ def two_runs(tmp_path: Path) -> tuple[Path, Path]:
     return make_run(tmp_path / "train" / "a", lr=0.1), make_run(tmp_path / "train" / "b", lr=0.2)
 
 
-def test_settings_that_differ_are_told_with_both_values(tmp_path: Path):
+def test_settings_that_differ_are_listed_with_both_values(tmp_path: Path):
     found = compare_runs(*two_runs(tmp_path))
     assert found.settings == [("optimizer.lr", "0.1", "0.2")]
     assert found.paired is None
-    assert [reason.partition("make it with: ")[2] for reason in found.missing] == [
+    assert [reason.partition("create it with: ")[2] for reason in found.missing] == [
         f"python src/eval.py run={tmp_path / 'train' / name}" for name in "ab"
     ]
 
 
-def test_settings_are_told_as_they_are_typed_and_one_that_is_not_there_is_empty(tmp_path: Path):
+def test_settings_are_listed_as_typed_and_a_missing_one_is_empty(tmp_path: Path):
     a = make_run(tmp_path / "a", config={"compile": True, "tune": None})
     b = make_run(tmp_path / "b", config={"tune": "lr"})
     assert compare_runs(a, b).settings == [("compile", "true", ""), ("tune", "null", "lr")]
 
 
-def test_a_damaged_config_is_why_settings_are_not_compared(tmp_path: Path):
+def test_a_damaged_config_is_named_as_the_reason_why_settings_are_not_compared(tmp_path: Path):
     a, b = two_runs(tmp_path)
     (b / "config.yaml").write_text("{")
     found = compare_runs(a, b)
@@ -42,7 +42,7 @@ def test_a_damaged_config_is_why_settings_are_not_compared(tmp_path: Path):
     assert "<p>None.</p>" not in page
 
 
-def test_images_are_matched_by_name_wherever_they_stand_and_lie(tmp_path: Path):
+def test_images_are_matched_by_name_in_any_order_and_directory(tmp_path: Path):
     a, b = two_runs(tmp_path)
     names = ["/data/ant/1.jpg", "/data/ant/2.jpg", "/data/bee/3.jpg"]
     make_evaluation(a, [0, 0, 1], [0, 0, 0], images=names)
@@ -63,7 +63,7 @@ def test_classes_are_matched_by_name_too(tmp_path: Path):
     assert (found.only_a, found.only_b) == (0, 0)
 
 
-def test_other_images_are_refused_by_name(tmp_path: Path):
+def test_different_images_are_refused_by_name(tmp_path: Path):
     a, b = two_runs(tmp_path)
     make_evaluation(a, [0] * 5, [0] * 5, images=[f"/data/{n}.jpg" for n in range(5)])
     make_evaluation(b, [0] * 2, [0] * 2, images=["/data/0.jpg", "/data/new.jpg"])
@@ -71,7 +71,7 @@ def test_other_images_are_refused_by_name(tmp_path: Path):
         compare_runs(a, b)
 
 
-def test_names_of_images_and_classes_stay_on_the_line_of_the_message(tmp_path: Path):
+def test_control_characters_in_image_names_are_escaped_in_the_message(tmp_path: Path):
     a, b = two_runs(tmp_path)
     make_evaluation(a, [0], [0], images=["x\x1b[2J\n.png"])
     make_evaluation(b, [0], [0], images=["y.png"])
@@ -80,12 +80,12 @@ def test_names_of_images_and_classes_stay_on_the_line_of_the_message(tmp_path: P
     assert str(caught.value).isprintable()
 
 
-def test_what_both_lack_is_said_once(tmp_path: Path):
+def test_a_reason_that_both_share_is_listed_once(tmp_path: Path):
     run, _ = two_runs(tmp_path)
     assert len(compare_runs(run, run).missing) == 1
 
 
-def test_a_final_test_over_several_views_says_so(tmp_path: Path):
+def test_a_final_test_over_several_views_is_noted(tmp_path: Path):
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", config={"tta": "flip"})
     for run in (a, b):
         make_evaluation(run, [0, 1], [0, 1])
@@ -114,7 +114,7 @@ def test_numbered_images_of_another_data_set_are_refused(tmp_path: Path):
         compare_runs(a, b)
 
 
-def test_screen_and_page_tell_the_same_numbers(tmp_path: Path):
+def test_terminal_and_page_have_the_same_numbers(tmp_path: Path):
     a, b = two_runs(tmp_path)
     make_evaluation(a, [0] * 40, [0] * 20 + [1] * 20)
     make_evaluation(b, [0] * 40, [0] * 35 + [1] * 5)

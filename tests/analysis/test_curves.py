@@ -1,4 +1,4 @@
-"""Figures over runs: what is drawn, under which names, and what is said when there is nothing to draw."""
+"""Figures over several runs: lines, colors, legends, ticks, and refused names."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from imago.errors import ConfigError
 
 
 def make_runs(tmp_path: Path, settings: list[dict], steps: int = 3) -> DataFrame:
-    """Give a table like that of `load_runs`, with a metrics.csv for each row; accuracies rise from row to row."""
+    """Return a table like that of `load_runs`, with a metrics.csv for each row; accuracies rise from row to row."""
     rows = []
     for number, row in enumerate(settings):
         folder = tmp_path / str(number)
@@ -21,9 +21,9 @@ def make_runs(tmp_path: Path, settings: list[dict], steps: int = 3) -> DataFrame
         acc = 0.5 + 0.01 * number
         curve = DataFrame({"step": range(steps), "val/acc": acc, "lr": np.nan})
         curve.to_csv(folder / "metrics.csv", index=False)
-        facts = {"run": f"train/{number}", "status": "finished", "data": "Shapes", "model": "SimpleCNN", "seed": 1}
+        identity = {"run": f"train/{number}", "status": "finished", "data": "Shapes", "model": "SimpleCNN", "seed": 1}
         results = {"val_acc": acc, "test_acc": acc, "test_low": acc - 0.02, "test_high": acc + 0.03}
-        rows.append(facts | row | results | {"folder": str(folder)})
+        rows.append(identity | row | results | {"folder": str(folder)})
     return DataFrame(rows)
 
 
@@ -32,7 +32,7 @@ def legend(figure: Figure) -> list[str]:
 
 
 def dots(figure: Figure) -> list[tuple[float, float]]:
-    """Where the runs stand, of `plot_effect`."""
+    """Return the positions of the runs in a figure of `plot_effect`."""
     return [tuple(point) for bar in figure.axes[0].containers for point in bar.lines[0].get_xydata()]
 
 
@@ -50,7 +50,7 @@ def test_each_run_is_a_line_and_seeds_share_color_and_name(tmp_path: Path):
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("step", "val/acc")
 
 
-def test_runs_that_differ_in_the_seed_only_are_named_by_it_and_otherwise_by_their_folder(tmp_path: Path):
+def test_runs_that_differ_only_in_the_seed_are_named_by_it_and_equal_ones_by_their_path(tmp_path: Path):
     runs = make_runs(tmp_path, [{"seed": 1}, {"seed": 2}, {"seed": 2}])
     assert legend(plot_curves(runs[:2])) == ["seed=1", "seed=2"]
     assert legend(plot_curves(runs[1:])) == ["run=train/1", "run=train/2"]
@@ -77,9 +77,9 @@ def test_runs_without_the_metric_are_left_out(tmp_path: Path):
 
 
 @pytest.mark.parametrize("metric", ["val/accuracy", "lr"])
-def test_a_metric_that_nobody_logged_is_answered_with_what_was(metric: str, tmp_path: Path):
+def test_a_metric_that_no_run_logged_is_refused_with_the_logged_ones(metric: str, tmp_path: Path):
     runs = make_runs(tmp_path, [{}])
-    with pytest.raises(ConfigError, match=rf"metric={metric} .* logged: step, val/acc, lr"):
+    with pytest.raises(ConfigError, match=rf"metric={metric} .* logged: val/acc"):
         plot_curves(runs, metric)
 
 
@@ -89,7 +89,7 @@ def test_a_setting_in_dollars_is_no_formula(tmp_path: Path):
     plot_effect(runs, "data.root").savefig(tmp_path / "effect.png")
 
 
-def test_an_effect_shows_every_run_its_interval_and_the_mean_of_each_value(tmp_path: Path):
+def test_an_effect_shows_each_run_with_its_interval_and_the_mean_of_each_value(tmp_path: Path):
     runs = make_runs(tmp_path, [{"optimizer.lr": lr, "seed": seed} for lr in (0.1, 0.01) for seed in (1, 2)])
     figure = plot_effect(runs)
     axes = figure.axes[0]
@@ -97,20 +97,20 @@ def test_an_effect_shows_every_run_its_interval_and_the_mean_of_each_value(tmp_p
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.01", "0.1"]
     found = sorted(dots(figure))
     assert [y for _, y in found] == pytest.approx([0.52, 0.53, 0.50, 0.51])
-    assert len({x for x, _ in found}) == 4  # beside each other, not on top
+    assert len({x for x, _ in found}) == 4  # next to each other
     assert np.array(diamonds(figure)) == pytest.approx(np.array([[0, 0.525], [1, 0.505]]))
     low, high = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
     assert high - low == pytest.approx(0.05)
 
 
-def test_other_settings_that_differ_get_colors_of_their_own(tmp_path: Path):
+def test_other_settings_that_differ_get_different_colors(tmp_path: Path):
     runs = make_runs(
         tmp_path, [{"optimizer.lr": lr, "model.dropout": dropout} for lr in (0.1, 0.2) for dropout in (0.0, 0.5)]
     )
     assert legend(plot_effect(runs)) == ["model.dropout=0 (2 runs)", "model.dropout=0.5 (2 runs)"]
 
 
-def test_names_are_not_joined_by_a_line_and_a_missing_value_has_its_place(tmp_path: Path):
+def test_text_values_are_not_joined_by_a_line_and_a_missing_one_is_null(tmp_path: Path):
     kinds = ["SGD", "AdamW", None]
     runs = make_runs(tmp_path, [{"optimizer": kind, "seed": seed} for kind in kinds for seed in (1, 2)])
     figure = plot_effect(runs, "optimizer", "val_acc")
@@ -140,16 +140,16 @@ def test_unfinished_runs_do_not_count(tmp_path: Path):
         plot_effect(runs[1:])
 
 
-def test_unknown_names_are_answered_with_those_that_are_there(tmp_path: Path):
+def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path):
     runs = make_runs(tmp_path, [{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2}])
-    with pytest.raises(ConfigError, match=r"setting=optimizer.lrr: .* differ in it; they do in optimizer.lr, seed"):
+    with pytest.raises(ConfigError, match=r"setting=optimizer.lrr: .* differ in it; they differ in optimizer.lr, seed"):
         plot_effect(runs, "optimizer.lrr")
     for metric in ("acc", "status"):
         with pytest.raises(ConfigError, match=f"metric={metric} is no column of numbers"):
             plot_effect(runs, metric=metric)
 
 
-def test_whole_numbers_with_gaps_can_be_drawn(tmp_path: Path):
+def test_integers_with_missing_values_can_be_drawn(tmp_path: Path):
     runs = make_runs(tmp_path, [{"seed": 1}, {"seed": 2}]).astype({"seed": "Int64"})
     runs["epochs"] = pd.array([3, None], dtype="Int64")
     assert len(dots(plot_effect(runs, "seed", "val_acc"))) == 2

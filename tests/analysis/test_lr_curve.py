@@ -1,4 +1,4 @@
-"""The learning rate that is suggested for a curve, and the image."""
+"""The suggested learning rate of a loss curve, and its figure."""
 
 import numpy as np
 import pytest
@@ -9,12 +9,12 @@ LRS = list(np.geomspace(1e-6, 1, 121))  # 20 for each power of ten
 
 
 def curve(lowest: float) -> list[float]:
-    """A loss of 2.3 that falls to 1 at the learning rate `lowest` and rises beyond."""
+    """Return a loss of 2.3 that decreases to 1 at the learning rate `lowest` and rises beyond."""
     return [2.3 - 1.3 * float(np.exp(-((np.log10(lr / lowest)) ** 2))) for lr in LRS]
 
 
 @pytest.mark.parametrize("lowest", [1e-3, 1e-2])
-def test_the_suggestion_is_a_tenth_of_where_the_loss_is_lowest(lowest: float):
+def test_the_suggestion_is_a_tenth_of_the_learning_rate_with_the_lowest_loss(lowest: float):
     suggestion = suggest(LRS, curve(lowest))
     assert suggestion is not None
     # The smoothing lags behind by about 9 steps of 20 a decade.
@@ -22,16 +22,16 @@ def test_the_suggestion_is_a_tenth_of_where_the_loss_is_lowest(lowest: float):
 
 
 @pytest.mark.parametrize("losses", [[2.3] * 121, list(np.linspace(2.3, 9, 121)), [2.3]])
-def test_without_a_fall_there_is_no_suggestion(losses: list[float]):
+def test_without_a_decrease_there_is_no_suggestion(losses: list[float]):
     assert suggest(LRS[: len(losses)], losses) is None
 
 
-def test_smoothing_starts_at_the_first_loss_and_keeps_a_constant():
+def test_smoothing_is_bias_corrected():
     assert smooth([3.0, 1.0])[0] == pytest.approx(3.0)
     assert smooth([3.0, 1.0])[1] == pytest.approx((0.9 * 3 + 1) / 1.9)
     np.testing.assert_allclose(smooth([2.0] * 10), 2.0)
 
 
-def test_the_image_is_a_png(tmp_path):
+def test_the_figure_is_a_png(tmp_path):
     save_lr_curve(LRS, curve(1e-2), 1e-3, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

@@ -1,42 +1,84 @@
-"""Figures: mistakes under what they were taken for, how sure and how right, and where a network looked."""
+"""Figures: confusion matrix, mistakes, reliability and explanation, also with class names in any script."""
 
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
+import pytest
+from matplotlib import font_manager
 from PIL import Image
 from run_folders import make_evaluation
 
 from imago.analysis.evaluation import load_evaluation
-from imago.analysis.plots import draw_explanation, draw_mistakes, draw_reliability, save_figure
+from imago.analysis.plots import (
+    draw_confusion,
+    draw_explanation,
+    draw_mistakes,
+    draw_reliability,
+    save_confusion,
+    save_figure,
+)
 from imago.statistics.calibration import reliability
 
+FONTS = Path(mpl.get_data_path()) / "fonts" / "ttf"
 
-def test_mistakes_are_drawn_surest_first_and_what_is_gone_says_so(tmp_path: Path):
+
+def some_confusion(num_classes: int) -> np.ndarray:
+    return np.random.default_rng(0).poisson(2 + 2000 / num_classes * np.eye(num_classes))
+
+
+@pytest.mark.parametrize("num_classes", [2, 30, pytest.param(100, marks=pytest.mark.slow)])
+def test_names_and_counts_of_the_confusion_image_do_not_overlap(num_classes: int):
+    names = [f"a class called {number}" for number in range(num_classes)]
+    figure = draw_confusion(some_confusion(num_classes), names, "title")
+    figure.draw_without_rendering()  # lays it out
+    axes = figure.axes[0]
+    for labels, side in ((axes.get_xticklabels(), 0), (axes.get_yticklabels(), 1)):
+        boxes = [label.get_window_extent().get_points()[:, side] for label in labels]
+        ends = sorted((low, high) for low, high in boxes)
+        assert all(high <= low + 1 for (_, high), (low, _) in zip(ends, ends[1:], strict=False))
+        assert min(label.get_fontsize() for label in labels) >= 6
+    cell = abs(axes.transData.transform((1, 0))[0] - axes.transData.transform((0, 0))[0])
+    counts = sorted(axes.texts, key=lambda text: len(text.get_text()))
+    assert bool(counts) == (num_classes <= 30)
+    assert all(text.get_window_extent().width <= cell for text in counts[-1:])  # the longest
+
+
+def test_the_confusion_image_is_light_and_has_any_class_name(tmp_path):
+    names = ["under $5 or $6", "_hidden", "日本", "x" * 80]
+    save_confusion(np.diag([3, 0, 2, 1]), names, "50 % of $x$", tmp_path / "confusion.png")
+    image = np.asarray(Image.open(tmp_path / "confusion.png").convert("RGB"))
+    assert (image[0, 0] == 255).all()
+    assert (image > 240).mean() > 0.5
+    assert 300 < min(image.shape[:2]) < max(image.shape[:2]) < 1500
+
+
+def test_mistakes_are_drawn_by_probability_and_a_missing_file_is_named(tmp_path: Path):
     Image.new("RGB", (30, 20), (10, 20, 30)).save(tmp_path / "0.png")
     images = [str(tmp_path / f"{number}.png") for number in range(3)]
     make_evaluation(tmp_path, [0, 0, 1], [1, 0, 2], [0.6, 0.9, 0.7], images)
     figure = draw_mistakes(load_evaluation(tmp_path), limit=4)
     first, second, *rest = figure.axes
-    assert [first.get_title(), second.get_title()] == ["cat 70%\nin truth bee", "bee 60%\nin truth ant"]
+    assert [first.get_title(), second.get_title()] == ["cat 70%\ntrue: bee", "bee 60%\ntrue: ant"]
     assert "cannot be read" in " ".join(first.texts[0].get_text().split())
     assert (np.asarray(second.images[0].get_array()) == (10, 20, 30)).all()
     assert not any(axes.images or axes.texts or axes.get_title() for axes in rest)
 
 
-def test_a_network_without_mistakes_gives_an_empty_figure(tmp_path: Path):
+def test_without_mistakes_the_figure_is_empty(tmp_path: Path):
     make_evaluation(tmp_path, [0, 1], [0, 1])
     figure = draw_mistakes(load_evaluation(tmp_path))
     assert not any(axes.images for axes in figure.axes)
     figure.draw_without_rendering()
 
 
-def test_images_that_are_no_files_are_handed_over(tmp_path: Path):
+def test_images_that_are_not_files_are_passed_as_arrays(tmp_path: Path):
     make_evaluation(tmp_path, [0, 0], [1, 0], images=["val/0", "val/1"])
     figure = draw_mistakes(load_evaluation(tmp_path), saved={0: np.full((4, 4, 3), 9, np.uint8)})
     assert (np.asarray(figure.axes[0].images[0].get_array()) == 9).all()
 
 
-def test_the_reliability_diagram_has_a_bar_a_bin_and_a_point_on_each(tmp_path: Path):
+def test_the_reliability_diagram_has_a_bar_for_each_bin(tmp_path: Path):
     diagram = reliability(np.array([0.55, 0.6, 0.9, 1.0, 1.0]), np.array([True, False, True, True, False]))
     figure = draw_reliability(diagram, "cats under $5")
     bars, counts = figure.axes
@@ -48,7 +90,7 @@ def test_the_reliability_diagram_has_a_bar_a_bin_and_a_point_on_each(tmp_path: P
     assert Image.open(tmp_path / "r.png").size > (400, 400)
 
 
-def test_an_explanation_leaves_the_image_bare_where_nothing_speaks_for_the_class():
+def test_an_explanation_is_transparent_where_there_is_no_evidence():
     image, heat = np.full((8, 8, 3), 100, np.uint8), np.zeros((8, 8), np.float32)
     heat[0, 0] = 1
     plain, covered = draw_explanation(image, heat, "ants 93.1%").axes
@@ -56,3 +98,36 @@ def test_an_explanation_leaves_the_image_bare_where_nothing_speaks_for_the_class
     opacity = covered.images[1].get_alpha()
     assert opacity[0, 0] > 0.5
     assert opacity[1:, 1:].max() == 0
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replace the list of installed fonts by an empty one, which a test fills."""
+    files: list[str] = []
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: files)
+    return files
+
+
+def letter_in(has: str, lacks: str) -> str:
+    """Return a letter that one of matplotlib's fonts has and the other lacks."""
+    with_letter, without = (font_manager.get_font(str(FONTS / f"{name}.ttf")) for name in (has, lacks))
+    return next(
+        chr(code) for code in with_letter.get_charmap() if chr(code).isalpha() and not without.get_char_index(code)
+    )
+
+
+def families(name: str) -> set[tuple[str, ...]]:
+    figure = draw_confusion(np.eye(2, dtype=int), [name, "plain"], "title")
+    return {tuple(label.get_fontfamily()) for label in figure.axes[0].get_yticklabels()}
+
+
+def test_a_character_that_the_font_lacks_comes_from_an_installed_font(installed: list[str], tmp_path: Path):
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    installed += [str(tmp_path / "broken.ttf"), str(FONTS / "cmr10.ttf"), str(FONTS / "STIXGeneral.ttf")]
+    letter = letter_in("STIXGeneral", "DejaVuSans")
+    assert families(letter) == {("sans-serif", "STIXGeneral")}
+
+
+def test_the_font_stays_if_no_character_is_missing_or_no_font_has_it(installed: list[str]):
+    assert families("Ωμέγα") == {("sans-serif",)}
+    assert families("\U000f1234蜂") == {("sans-serif",)}

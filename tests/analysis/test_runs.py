@@ -1,4 +1,4 @@
-"""Runs as tables, from small run directories made by hand: what is read, what is told apart, what is damaged."""
+"""Runs as pandas tables: columns, types, damaged directories, and means over seeds."""
 
 import json
 import os
@@ -11,12 +11,11 @@ import pandas as pd
 import pytest
 from run_folders import make_run
 
-from imago.analysis.confusion import load_confusion
-from imago.analysis.runs import load_curves, load_runs, mean_over_seeds, setting_names
+from imago.analysis.runs import load_runs, mean_over_seeds, setting_names
 from imago.errors import DataError
 
 
-def test_every_run_below_the_folder_is_a_row_with_its_results(tmp_path: Path):
+def test_every_run_below_the_directory_is_a_row_with_its_results(tmp_path: Path):
     make_run(tmp_path / "train" / "a")
     make_run(tmp_path / "sweeps" / "s" / "0", started="2026-03-01T09:00:00+00:00")
     (tmp_path / "latest").symlink_to("train/a")
@@ -39,14 +38,14 @@ def test_the_settings_that_differ_are_columns_and_their_copies_are_not(tmp_path:
     assert not [name for name in runs.columns if "." in name and name != "optimizer.lr"]
 
 
-def test_the_networks_settings_stand_under_model_and_not_under_the_task(tmp_path: Path):
+def test_settings_of_the_network_are_named_model_and_not_task_net(tmp_path: Path):
     for name, dropout in (("a", 0.0), ("b", 0.5)):
         model = {"_target_": "imago.model.simple_cnn.SimpleCNN", "dropout": dropout}
         make_run(tmp_path / name, config={"model": model, "task": {"net": model}})
     assert setting_names(load_runs(tmp_path)) == ["model.dropout"]
 
 
-def test_another_class_shows_by_its_short_name_and_a_key_that_one_lacks_is_empty(tmp_path: Path):
+def test_a_class_is_shown_by_its_short_name_and_a_missing_setting_is_empty(tmp_path: Path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", config={"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}})
     runs = load_runs(tmp_path).sort_values("run")
@@ -54,7 +53,7 @@ def test_another_class_shows_by_its_short_name_and_a_key_that_one_lacks_is_empty
     assert runs["optimizer.momentum"].isna().tolist() == [True, False]
 
 
-def test_a_network_chosen_by_name_is_called_by_it(tmp_path: Path):
+def test_a_network_chosen_by_name_is_shown_by_it(tmp_path: Path):
     chosen = {"_target_": "imago.model.x.TorchvisionNet", "name": "resnet18"}
     own = {"_target_": "imago.model.simple_cnn.SimpleCNN"}
     for name, model in (("a", chosen), ("b", own)):
@@ -75,7 +74,7 @@ def test_one_run_alone_has_no_settings_that_differ(tmp_path: Path):
     assert (runs["run"].tolist(), setting_names(runs)) == (["a"], [])
 
 
-def test_a_run_that_lost_its_process_has_died(tmp_path: Path):
+def test_a_run_whose_process_is_gone_has_died(tmp_path: Path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     hosts = {"dead": platform.node(), "elsewhere": "another-host", "alive": platform.node(), "ended": platform.node()}
@@ -87,7 +86,7 @@ def test_a_run_that_lost_its_process_has_died(tmp_path: Path):
     assert found == {"dead": "died", "elsewhere": "running", "alive": "running", "ended": "finished"}
 
 
-def test_a_run_that_is_still_going_has_empty_results_and_whole_numbers_stay_whole(tmp_path: Path):
+def test_a_running_run_has_empty_results_and_counts_stay_integers(tmp_path: Path):
     make_run(tmp_path / "a")
     folder = make_run(tmp_path / "b")
     (folder / "metrics.csv").unlink()
@@ -97,7 +96,7 @@ def test_a_run_that_is_still_going_has_empty_results_and_whole_numbers_stay_whol
     assert (str(runs["epochs"].dtype), str(runs["seed"].dtype)) == ("Int64", "Int64")
 
 
-def test_half_a_image_in_a_damaged_summary_is_none(tmp_path: Path):
+def test_half_an_image_in_a_damaged_summary_is_missing(tmp_path: Path):
     make_run(tmp_path / "a", test={"acc": 0.5, "interval_95": [0.4, 0.6], "num_images": 10.5})
     runs = load_runs(tmp_path)
     assert (runs["num_test_images"].isna().all(), runs.loc[0, "test_acc"]) == (True, 0.5)
@@ -123,19 +122,19 @@ def test_a_run_without_settings_does_not_make_all_settings_differ(content: str |
     assert (len(runs), [name for name in runs.columns if "." in name]) == (2, [])
 
 
-def test_a_folder_without_runs_gives_an_empty_table_with_all_columns(tmp_path: Path):
+def test_a_directory_without_runs_is_an_empty_table_with_all_columns(tmp_path: Path):
     runs = load_runs(tmp_path)
     assert len(runs) == 0
     assert {"run", "status", "seed", "val_acc", "data_wait_share"} <= set(runs.columns)
     assert len(mean_over_seeds(runs)) == 0
 
 
-def test_a_folder_that_is_not_there_is_refused_by_name(tmp_path: Path):
-    with pytest.raises(DataError, match=r"runs=.*nowhere is not a folder"):
+def test_a_missing_directory_is_refused_by_name(tmp_path: Path):
+    with pytest.raises(DataError, match=r"runs=.*nowhere is not a "):
         load_runs(tmp_path / "nowhere")
 
 
-def test_seeds_of_equal_settings_are_averaged_and_the_best_validation_mean_leads(tmp_path: Path):
+def test_seeds_of_equal_settings_are_averaged_and_the_best_validation_mean_is_first(tmp_path: Path):
     for seed, lr, val in [(1, 0.1, 0.5), (2, 0.1, 0.7), (3, 0.1, 0.6), (1, 0.2, 0.9)]:
         make_run(tmp_path / f"{seed}-{lr}", seed, lr, val={"acc": val}, test={"acc": val / 2})
     table = mean_over_seeds(load_runs(tmp_path))
@@ -159,45 +158,3 @@ def test_a_setting_that_some_runs_lack_still_makes_a_group(tmp_path: Path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", config={"schedule": {"warmup_epochs": 5}})
     assert len(mean_over_seeds(load_runs(tmp_path))) == 2
-
-
-def test_curves_are_numbers_and_empty_where_nothing_was_logged(tmp_path: Path):
-    (tmp_path / "metrics.csv").write_text("step,lr,val/acc\n4,0.1,\n9,,0.5\n12,nan,odd\n")
-    curves = load_curves(tmp_path)
-    assert curves["step"].tolist() == [4, 9, 12]
-    assert curves["val/acc"].dropna().tolist() == [0.5]
-    assert all(pd.api.types.is_numeric_dtype(kind) for kind in curves.dtypes)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"), [(None, "is missing"), ("", "cannot be read"), ("step\n1,2\n3,4,5\n", "cannot be read")]
-)
-def test_missing_and_damaged_curves_are_named(content: str | None, words: str, tmp_path: Path):
-    if content is not None:
-        (tmp_path / "metrics.csv").write_text(content)
-    with pytest.raises(DataError, match=rf"{tmp_path / 'metrics.csv'} {words}"):
-        load_curves(tmp_path)
-
-
-def write_confusion(run: Path, content: str) -> None:
-    (run / "eval" / "test").mkdir(parents=True)
-    (run / "eval" / "test" / "confusion.csv").write_text(content)
-
-
-def test_a_confusion_matrix_keeps_class_names_as_they_are(tmp_path: Path):
-    write_confusion(tmp_path, 'x,007,NA,"a, b"\n007,5,1,0\nNA,0,7,2\n"a, b",1,0,3\n')
-    confusion = load_confusion(tmp_path)
-    assert list(confusion.index) == list(confusion.columns) == ["007", "NA", "a, b"]
-    assert confusion.to_numpy().tolist() == [[5, 1, 0], [0, 7, 2], [1, 0, 3]]
-
-
-def test_a_missing_confusion_matrix_tells_the_command_that_makes_it(tmp_path: Path):
-    with pytest.raises(DataError, match=r"make it with: python src/eval.py run='.*/my run'$"):
-        load_confusion(tmp_path / "my run")
-
-
-@pytest.mark.parametrize("content", ["", "x,a,b\na,1,2\n", "x,a\na,many\n"])
-def test_a_damaged_confusion_matrix_is_named(content: str, tmp_path: Path):
-    write_confusion(tmp_path, content)
-    with pytest.raises(DataError, match=r"confusion.csv (cannot be read|is damaged)"):
-        load_confusion(tmp_path)

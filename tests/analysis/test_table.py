@@ -1,4 +1,4 @@
-"""The table of runs: what is folded, how it is sorted, what fits on a screen, and the CSV."""
+"""The table of runs: folding, sorting, layout in a narrow terminal, and the CSV."""
 
 import csv
 from pathlib import Path
@@ -11,10 +11,10 @@ from imago.errors import ConfigError, DataError
 from imago.runs.records import Record, read_records
 
 
-def record(run: str, lr: float = 0.1, seed: int = 1, test: float | None = 0.5, **facts) -> Record:
-    settings = {"data": "Shapes", "model": "SimpleCNN", "seed": seed, "optimizer.lr": lr} | facts.pop("settings", {})
+def record(run: str, lr: float = 0.1, seed: int = 1, test: float | None = 0.5, **values) -> Record:
+    settings = {"data": "Shapes", "model": "SimpleCNN", "seed": seed, "optimizer.lr": lr} | values.pop("settings", {})
     known = {"status": "finished", "started": f"2026-03-01T10:00:{len(run):02}", "val_acc": test, "test_acc": test}
-    return Record(run=run, folder=f"/logs/{run}", settings=settings, **(known | facts))
+    return Record(run=run, folder=f"/logs/{run}", settings=settings, **(known | values))
 
 
 def column(table: RunTable, name: str) -> list:
@@ -38,7 +38,7 @@ def test_every_seed_is_a_row_where_folding_is_off():
     assert column(table, "seed") == [1, 2]
 
 
-def test_runs_that_did_not_finish_are_rows_of_their_own_and_say_why():
+def test_runs_that_did_not_finish_are_single_rows_with_a_note():
     failed = record("bb", seed=2, status="failed", reason="the loss is nan", test=None)
     table = make_table([record("a"), failed, record("ccc", seed=3, status="died", test=None)])
     assert column(table, "status") == ["finished", "failed", "died"]
@@ -51,14 +51,14 @@ def test_the_same_seed_twice_counts_once_and_the_older_run_is_named():
     assert table.notes[0].endswith("left out of the means, as a newer run has the same settings and seed: a")
 
 
-def test_only_settings_that_differ_among_runs_of_one_kind_are_told():
+def test_only_settings_that_differ_among_runs_of_one_kind_are_listed():
     other = record("ccc", settings={"data": "CIFAR10", "augment.cutout_px": 8, "seed": 5})
     table = make_table([record("a", lr=0.1), record("bb", lr=0.2), other])
     assert table.setting_names == ["optimizer.lr"]
     assert column(table, "typed") == ["optimizer.lr=0.1", "optimizer.lr=0.2", ""]
 
 
-def test_damaged_folders_are_rows_and_notes(tmp_path: Path):
+def test_damaged_directories_are_rows_and_notes(tmp_path: Path):
     make_run(tmp_path / "good")
     (make_run(tmp_path / "bad") / "summary.json").write_text("{")
     table = make_table(read_records(tmp_path))
@@ -89,8 +89,8 @@ def test_settings_are_sorted_upwards_as_numbers():
     assert column(make_table(runs, sort="optimizer.lr"), "optimizer.lr") == [1e-5, 9.0, 10.0]
 
 
-def test_an_unknown_column_is_answered_with_those_that_are_there():
-    with pytest.raises(ConfigError, match=r"sort=acc is no column; sort by one of run, .*optimizer.lr.*test_acc"):
+def test_an_unknown_column_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"sort=acc is not a column; sort by one of run, .*optimizer.lr.*test_acc"):
         make_table([record("a", lr=0.1), record("bb", lr=0.2)], sort="acc")
 
 
@@ -99,13 +99,13 @@ def test_in_a_narrow_terminal_every_line_fits_and_no_setting_is_lost():
     lines = table_text(make_table(runs), width=60).splitlines()
     assert max(map(len, lines[:-1])) <= 60
     assert [line.strip() for line in lines if line.startswith("    ")] == ["optimizer.lr=0.2", "optimizer.lr=0.1"]
-    assert "no room for" in lines[-1]
+    assert "too narrow for" in lines[-1]
 
 
-def test_a_name_from_the_disk_cannot_send_codes_to_the_terminal():
+def test_control_characters_in_names_are_escaped():
     assert "\x1b" not in table_text(make_table([record("a\x1b[2J")]), None)
     (note,) = make_table([record("a", status="failed", reason="no\x1b[2J\nroom")]).notes
-    assert note == "a failed: no?[2J room"
+    assert note == r"a failed: no\x1b[2J room"
 
 
 def test_wide_signs_take_two_columns():
@@ -127,14 +127,16 @@ def test_the_csv_has_plain_numbers_and_a_column_for_each_setting(tmp_path: Path)
     assert (second["optimizer.lr"], second["test_acc"]) == ("0.2", "")
 
 
-def test_a_csv_that_cannot_be_written_is_named(tmp_path: Path):
-    with pytest.raises(DataError, match="csv=.* cannot be written"):
-        write_csv(make_table([record("a")]), tmp_path)
+def test_a_csv_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path, Path(".")):
+        with pytest.raises(DataError, match=f"csv={path} cannot be written"):
+            write_csv(make_table([record("a")]), path)
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(None, ""), (0.55, "0.6 s"), (42, "42 s"), (59.9, "1 min 0 s"), (125, "2 min 5 s"), (7260, "2 h 1 min")],
 )
-def test_times_are_told_in_words(seconds: float | None, text: str):
+def test_durations_have_units(seconds: float | None, text: str):
     assert duration_text(seconds) == text

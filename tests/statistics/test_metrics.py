@@ -1,16 +1,14 @@
-"""Accuracy, top-k, precision, recall, F1 and the confusion matrix are scikit-learn's; its image can be read."""
+"""Accuracy, top-k, precision, recall, F1 and the confusion matrix, compared with scikit-learn."""
 
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn import metrics as sk
 
-from imago.analysis.plots import draw_confusion, save_confusion
-from imago.statistics.interval import wilson_interval
+from imago.statistics.intervals import wilson_interval
 from imago.statistics.metrics import (
     Result,
     confusion_matrix,
-    macro_f1,
+    macro_scores,
     most_confused,
     num_right_in_top,
     per_class,
@@ -20,8 +18,8 @@ from imago.statistics.metrics import (
 )
 
 
-def noisy_answers(num_classes: int, num_images: int = 500, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of uneven frequency, and logits that often point to them."""
+def noisy_predictions(num_classes: int, num_images: int = 500, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels of uneven frequency, and logits that are often right."""
     random = np.random.default_rng(seed)
     labels = (num_classes * random.random(num_images) ** 2).astype(np.int64)
     logits = random.normal(size=(num_images, num_classes)).astype(np.float32)
@@ -30,8 +28,8 @@ def noisy_answers(num_classes: int, num_images: int = 500, seed: int = 0) -> tup
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 10, 100])
-def test_counts_and_shares_are_those_of_scikit_learn(num_classes: int):
-    labels, logits = noisy_answers(num_classes)
+def test_confusion_precision_recall_and_f1_are_those_of_scikit_learn(num_classes: int):
+    labels, logits = noisy_predictions(num_classes)
     predicted = logits.argmax(axis=1)
     confusion = confusion_matrix(labels, predicted, num_classes)
     classes = per_class(confusion)
@@ -45,15 +43,16 @@ def test_counts_and_shares_are_those_of_scikit_learn(num_classes: int):
 
 @pytest.mark.parametrize("num_classes", [2, 10, 100])
 def test_macro_f1_is_the_mean_over_the_classes_that_have_images(num_classes: int):
-    labels, logits = noisy_answers(num_classes)
+    labels, logits = noisy_predictions(num_classes)
     predicted = logits.argmax(axis=1)
     expected = sk.f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0)
-    assert macro_f1(per_class(confusion_matrix(labels, predicted, num_classes))) == pytest.approx(expected)
+    scores = macro_scores(per_class(confusion_matrix(labels, predicted, num_classes)))
+    assert scores["macro_f1"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 10])
 def test_top_k_counts_are_those_of_scikit_learn(k: int):
-    labels, logits = noisy_answers(10)
+    labels, logits = noisy_predictions(10)
     expected = 500 if k == 10 else sk.top_k_accuracy_score(labels, logits, k=k, labels=range(10), normalize=False)
     assert num_right_in_top(logits, labels, k) == expected
 
@@ -72,7 +71,7 @@ def test_a_class_without_images_or_predictions_scores_zero_without_a_warning():
     assert classes.f1[2] == 0
 
 
-def test_most_confused_names_true_class_first_and_leaves_out_what_never_happened():
+def test_most_confused_has_the_true_class_first_and_no_empty_cells():
     assert most_confused(np.array([[9, 1, 0], [4, 5, 0], [0, 0, 7]]), 5) == [(1, 0, 4), (0, 1, 1)]
     assert most_confused(np.eye(3, dtype=np.int64), 5) == []
 
@@ -84,15 +83,15 @@ def test_softmax_sums_to_one_also_for_logits_that_overflow():
     assert probabilities[1:] == pytest.approx(1 / 3)
 
 
-def test_top_classes_gives_all_there_are_at_most():
+def test_top_classes_returns_at_most_all_classes():
     logits = np.array([[0.1, 3.0, 2.0]], np.float32)
     assert top_classes(logits, 2).tolist() == [[1, 2]]
     assert top_classes(logits, 9).tolist() == [[1, 2, 0]]
 
 
 @pytest.mark.parametrize(("num_classes", "has_top5"), [(5, False), (6, True)])
-def test_result_sums_up_with_top_5_only_where_it_says_something(num_classes: int, has_top5: bool):
-    labels, logits = noisy_answers(num_classes)
+def test_result_has_top_5_only_for_more_than_5_classes(num_classes: int, has_top5: bool):
+    labels, logits = noisy_predictions(num_classes)
     names = tuple(f"c{number}" for number in range(num_classes))
     found = Result(names, labels, logits, softmax(logits).max(axis=1)).metrics()
     num_right = int((logits.argmax(axis=1) == labels).sum())
@@ -103,8 +102,8 @@ def test_result_sums_up_with_top_5_only_where_it_says_something(num_classes: int
 
 
 @pytest.mark.parametrize("num_classes", [2, 10])
-def test_every_headline_is_scikit_learns_and_lies_in_its_interval(num_classes: int):
-    labels, logits = noisy_answers(num_classes)
+def test_every_score_is_that_of_scikit_learn_and_inside_its_interval(num_classes: int):
+    labels, logits = noisy_predictions(num_classes)
     names = tuple(f"c{number}" for number in range(num_classes))
     probabilities = softmax(logits / 2)
     found = Result(names, labels, logits, probabilities.max(axis=1), calibration_temperature=2.0).metrics()
@@ -125,41 +124,7 @@ def test_every_headline_is_scikit_learns_and_lies_in_its_interval(num_classes: i
         assert 0 <= low < found[name] < high <= 1, name
 
 
-# The image of the confusion matrix.
-
-
-def some_confusion(num_classes: int) -> np.ndarray:
-    labels, logits = noisy_answers(num_classes, num_images=20_000)
-    return confusion_matrix(labels, logits.argmax(axis=1), num_classes)
-
-
-@pytest.mark.parametrize("num_classes", [2, 30, pytest.param(100, marks=pytest.mark.slow)])
-def test_names_and_counts_of_the_confusion_image_do_not_overlap(num_classes: int):
-    names = [f"a class called {number}" for number in range(num_classes)]
-    figure = draw_confusion(some_confusion(num_classes), names, "title")
-    figure.draw_without_rendering()  # lays it out
-    axes = figure.axes[0]
-    for labels, side in ((axes.get_xticklabels(), 0), (axes.get_yticklabels(), 1)):
-        boxes = [label.get_window_extent().get_points()[:, side] for label in labels]
-        ends = sorted((low, high) for low, high in boxes)
-        assert all(high <= low + 1 for (_, high), (low, _) in zip(ends, ends[1:], strict=False))
-        assert min(label.get_fontsize() for label in labels) >= 6
-    cell = abs(axes.transData.transform((1, 0))[0] - axes.transData.transform((0, 0))[0])
-    counts = sorted(axes.texts, key=lambda text: len(text.get_text()))
-    assert bool(counts) == (num_classes <= 30)
-    assert all(text.get_window_extent().width <= cell for text in counts[-1:])  # the longest
-
-
-def test_confusion_image_is_light_and_takes_any_name(tmp_path):
-    names = ["under $5 or $6", "_hidden", "日本", "x" * 80]
-    save_confusion(np.diag([3, 0, 2, 1]), names, "50 % of $x$", tmp_path / "confusion.png")
-    image = np.asarray(Image.open(tmp_path / "confusion.png").convert("RGB"))
-    assert (image[0, 0] == 255).all()
-    assert (image > 240).mean() > 0.5
-    assert 300 < min(image.shape[:2]) < max(image.shape[:2]) < 1500
-
-
-def test_the_worst_mistakes_are_those_it_was_surest_of_and_the_first_of_equal_ones_leads():
+def test_the_worst_mistakes_have_the_highest_confidence_and_the_first_of_equal_ones_leads():
     is_right = np.array([True, False, False, True, False])
     confidence = np.array([0.99, 0.4, 0.8, 0.2, 0.8])
     assert worst_mistakes(is_right, confidence, 2).tolist() == [2, 4]

@@ -1,29 +1,51 @@
-"""HTML pages that load nothing from anywhere: templates, and images inside the page itself."""
+"""Write HTML pages that load nothing from the network: templates, tables, and images embedded in the page."""
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from imago.analysis.table import percent
 from imago.errors import DataError
+from imago.files import write_text
 from imago.images import SMALL_PX
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_THUMBNAIL_PX = 160  # longer side; 25 of them as JPEG are some 200 kB
-_MAX_FIGURE_BYTES = 1_500_000  # a larger figure is named instead: pages should stay small enough to be mailed
+_THUMBNAIL_PX = 160  # longer side; 25 of them as JPEG take about 200 kB
+_MAX_FIGURE_BYTES = 1_500_000  # larger figures are only named, so that a page can be mailed
 
 
-def write_page(template: str, facts: Mapping[str, Any], file: Path) -> None:
-    """Fill in a template and write the page under another name first: a reader never sees half of it.
+@dataclass(frozen=True)
+class Table:
+    """A table of a page; the first cell of a row is its header.
+
+    Attributes:
+        label: for screen readers.
+        columns: header and kind of each column: "number", "bar" (a share in [0, 1]) or "".
+        rows: cells as text; a number in [0, 1] in a "bar" column.
+        caption: above the table, or empty.
+        style: "words" for long texts in columns of fixed width, or empty.
+    """
+
+    label: str
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+    style: str = ""
+
+
+def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
+    """Render a template and write the page atomically.
 
     Args:
         template: a file in `templates/`.
-        facts: what it tells; texts are escaped.
-        file: its folder is made if it is not there.
+        context: variables of the template; texts are escaped.
+        file: its directory is created if necessary.
 
     Raises:
         DataError: if it cannot be written.
@@ -37,26 +59,28 @@ def write_page(template: str, facts: Mapping[str, Any], file: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.2f} %"
-    text = environment.get_template(template).render(facts)
-    part = file.with_name(f"{file.name}.part")
+    environment.filters["percent"] = percent
+    text = environment.get_template(template).render(context)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        # A file name that is no UTF-8 cannot stand in a page as it is.
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
-        part.replace(file)
+        # A page has to be valid UTF-8, so bytes of file names that are not are escaped.
+        write_text(file.absolute(), text.encode("utf-8", "backslashreplace").decode())
     except OSError as error:
         raise DataError(f"output={file} cannot be written: {error.strerror}.") from error
 
 
-def thumbnail_uri(pixels: np.ndarray) -> str:
-    """Turn an image into the text of an `img`'s `src`; small images keep every pixel.
+def optional(missing: list[str], read: Callable[..., Any], *arguments: Any) -> Any:
+    """Return `read(*arguments)`; on a DataError, append its message to `missing` and return None."""
+    try:
+        return read(*arguments)
+    except DataError as error:
+        missing.append(str(error))
+        return None
 
-    Args:
-        pixels: uint8 (H, W, 3).
-    """
-    image = Image.fromarray(pixels)
-    data = io.BytesIO()
+
+def thumbnail_uri(pixels: np.ndarray) -> str:
+    """Encode an image uint8 (H, W, 3) as a data URI: small ones as they are, larger ones scaled down."""
+    image, data = Image.fromarray(pixels), io.BytesIO()
     if max(image.size) <= SMALL_PX:
         image.save(data, "PNG", optimize=True)
         return _data_uri("image/png", data.getvalue())
@@ -66,11 +90,11 @@ def thumbnail_uri(pixels: np.ndarray) -> str:
 
 
 def figure_uri(file: Path) -> str | None:
-    """Give a PNG file as the text of an `img`'s `src`; None if it is too large for a page, or no PNG."""
+    """Encode a PNG file as a data URI; return None if it is too large for a page or not PNG."""
     data = file.read_bytes()
     is_png = data.startswith(b"\x89PNG")
     return _data_uri("image/png", data) if is_png and len(data) <= _MAX_FIGURE_BYTES else None
 
 
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+def _data_uri(mime_type: str, data: bytes) -> str:
+    return f"data:{mime_type};base64,{base64.b64encode(data).decode('ascii')}"

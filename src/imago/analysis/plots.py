@@ -1,4 +1,4 @@
-"""Figures as PNG files, readable on a white page. matplotlib is imported only when one is drawn."""
+"""Draw figures for PNG files and notebooks. matplotlib is imported only when a figure is drawn."""
 
 import math
 import textwrap
@@ -10,80 +10,73 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imago.analysis.evaluation import Evaluation, load_image, saved_images
-from imago.analysis.fonts import lend_fonts
 from imago.statistics.calibration import Reliability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DPI = 110
-_MAX_NAME_CHARS = 22  # a longer class name is cut: it would take the image's place
-_MAX_NUMBERED = 30  # classes: above this the counts no longer fit into their cells
-_COLUMNS = 5  # of images
-_MAX_NAMED = 100  # classes: above this only some of them are named
+_MAX_NAME_CHARS = 22  # longer class names are cut, else they take the space of the image
+_MAX_NUMBERED = 30  # classes: with more, the counts do not fit into their cells
+_NUM_COLUMNS = 5  # of images
+_MAX_NAMED = 100  # classes: with more, only some of them are named
 
 
 def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str) -> "Figure":
-    """Draw a confusion matrix: each row shaded by its share, so that rare classes show as clearly as common ones.
+    """Draw a confusion matrix; the color is the share of the row, so that rare classes show as well as frequent ones.
 
     Args:
         confusion: counts (K, K), true classes in rows.
         class_names: K names.
-        title: above the image.
+        title: above the matrix.
     """
     from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
 
-    num_classes = len(class_names)
-    cell_inch = _cell_inch(num_classes)
-    side = num_classes * cell_inch
-    figure = Figure(figsize=(side + 3.4, side + 2.8), dpi=_DPI, facecolor="white", layout="constrained")
+    cell_inch = _cell_inch(len(class_names))
+    side = len(class_names) * cell_inch
+    figure = _new_figure(side + 3.4, side + 2.8)
     axes = figure.add_subplot()
-    count = confusion.sum(axis=1, keepdims=True)
-    shares = np.divide(confusion, count, out=np.zeros(confusion.shape), where=count > 0)
-    # A root, because the mistakes are what one looks for: 4 % of a row already shows as a fifth of the full shade.
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    # The square root makes mistakes visible: 4 % of a row gets a fifth of the full color.
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
     bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
     bar.set_label("share of the true class", fontsize=9)
     _name_axes(axes, class_names, font_size=min(10, 72 * cell_inch * 0.72))
     axes.set_title(title, fontsize=max(11, side), parse_math=False)
-    if num_classes <= _MAX_NUMBERED:
+    if len(class_names) <= _MAX_NUMBERED:
         _write_counts(axes, confusion, shares, cell_inch)
-    lend_fonts(figure)
+    _set_fonts(figure)
     return figure
 
 
 def save_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str, path: Path) -> None:
-    """Write what `draw_confusion` draws as a PNG file."""
-    # Tight, since long names of classes stand outside; it costs drawing everything twice.
+    """Write the figure of `draw_confusion` as a PNG file."""
+    # "tight" includes long class names outside the axes; it draws everything twice.
     save_figure(draw_confusion(confusion, class_names, title), path, bbox_inches="tight", pad_inches=0.15)
 
 
 def save_figure(figure: "Figure", path: Path, **settings: Any) -> None:
     """Write a figure as a PNG file; `settings` are those of matplotlib's `savefig`."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for a sign that no font has
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box is drawn where no font has the glyph
         figure.savefig(path, format="png", **settings)
 
 
 def draw_reliability(diagram: Reliability, title: str) -> "Figure":
-    """Draw how often a network is right against how sure it is, and below it how many images each bar stands for.
+    """Draw accuracy over confidence, and below it the number of images in each bin.
 
     Args:
-        diagram: of `reliability`.
-        title: above the image.
+        diagram: from `reliability`.
+        title: above the diagram.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 5.6), dpi=_DPI, facecolor="white", layout="constrained")
+    figure = _new_figure(5, 5.6)
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     width = diagram.high - diagram.low
     axes.bar(diagram.low, diagram.accuracy, width, align="edge", color="#7aa6d8", edgecolor="white")
-    axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1, label="as sure as right")
+    axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1, label="perfectly calibrated")
     axes.plot(diagram.confidence, diagram.accuracy, "o", color="#1f4e8c", markersize=4, label="this network")
-    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="share that is right")
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     axes.set_title(f"{title}\nECE {diagram.ece:.2%}", fontsize=11, parse_math=False)
     axes.legend(loc="upper left", frameon=False, fontsize=9)
     counts.bar(diagram.low, diagram.count, width, align="edge", color="0.7", edgecolor="white")
@@ -92,59 +85,61 @@ def draw_reliability(diagram: Reliability, title: str) -> "Figure":
 
 
 def draw_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, np.ndarray] | None = None) -> "Figure":
-    """Draw the images of the mistakes that the network was surest of, under what it took them for.
+    """Draw the images of the mistakes with the highest probability, each with predicted and true class.
 
     Args:
-        evaluation: of `load_evaluation`.
-        limit: of images, at least 1.
-        saved: images that are no files, uint8 (H, W, 3) by row; None reads those beside the predictions.
+        evaluation: from `load_evaluation`.
+        limit: largest number of images, at least 1.
+        saved: images that are not files, uint8 (H, W, 3) by row; None reads them from `mistakes.npz`.
 
     Raises:
-        DataError: if `mistakes.npz` beside the predictions is damaged.
+        DataError: if `mistakes.npz` is damaged.
     """
-    from matplotlib.figure import Figure
-
     saved = saved_images(evaluation) if saved is None else saved
+    names = [_shortened(name) for name in evaluation.class_names]
     rows = evaluation.worst_mistakes(limit).tolist()
-    num_rows = max(1, math.ceil(len(rows) / _COLUMNS))
-    figure = Figure(figsize=(2 * _COLUMNS, 2.4 * num_rows), dpi=_DPI, facecolor="white", layout="constrained")
-    places = figure.subplots(num_rows, _COLUMNS, squeeze=False).ravel()
-    for axes in places:
+    num_rows = max(1, math.ceil(len(rows) / _NUM_COLUMNS))
+    figure = _new_figure(2 * _NUM_COLUMNS, 2.4 * num_rows)
+    cells = figure.subplots(num_rows, _NUM_COLUMNS, squeeze=False).ravel()
+    for axes in cells:
         axes.set_axis_off()
-    for axes, row in zip(places, rows, strict=False):
-        pixels, why = load_image(evaluation, row, saved)
+    for axes, row in zip(cells, rows, strict=False):
+        pixels, reason = load_image(evaluation, row, saved)
         if pixels is None:
-            axes.text(0.5, 0.5, textwrap.fill(why, 28), ha="center", va="center", fontsize=6, parse_math=False)
+            axes.text(0.5, 0.5, textwrap.fill(reason, 28), ha="center", va="center", fontsize=6, parse_math=False)
         else:
             axes.imshow(pixels)
-        taken, true = evaluation.class_names[evaluation.predicted[row]], evaluation.class_names[evaluation.labels[row]]
-        title = f"{_shortened(taken)} {evaluation.probability[row]:.0%}\nin truth {_shortened(true)}"
+        predicted, true = names[evaluation.predicted[row]], names[evaluation.labels[row]]
+        title = f"{predicted} {evaluation.probability[row]:.0%}\ntrue: {true}"
         axes.set_title(title, fontsize=8, parse_math=False)
-    lend_fonts(figure)
+    _set_fonts(figure)
     return figure
 
 
 def draw_explanation(image: np.ndarray, heat: np.ndarray, title: str) -> "Figure":
-    """Draw an image, and beside it the same image under what speaks for a class.
+    """Draw an image, and next to it the same image under a heat map.
 
     Args:
         image: uint8 (H, W, 3).
-        heat: (H, W), in [0, 1].
+        heat: evidence for a class, (H, W), in [0, 1].
         title: above both.
     """
+    figure = _new_figure(6, 3.3)
+    plain, covered = figure.subplots(1, 2)
+    for axes in (plain, covered):
+        axes.imshow(image)
+        axes.set_axis_off()
+    # Transparent where there is no evidence; a map of constant opacity would hide the image.
+    covered.imshow(heat, cmap="turbo", vmin=0, vmax=1, alpha=0.65 * np.sqrt(heat))
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    _set_fonts(figure)
+    return figure
+
+
+def _new_figure(width_inch: float, height_inch: float) -> "Figure":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.3), dpi=_DPI, facecolor="white", layout="constrained")
-    plain, covered = figure.subplots(1, 2)
-    plain.imshow(image)
-    covered.imshow(image)
-    # Where nothing speaks for the class the image stays as it is; a map that is everywhere half opaque would hide it.
-    covered.imshow(heat, cmap="turbo", vmin=0, vmax=1, alpha=0.65 * np.sqrt(heat))
-    for axes in (plain, covered):
-        axes.set_axis_off()
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    lend_fonts(figure)
-    return figure
+    return Figure(figsize=(width_inch, height_inch), dpi=110, facecolor="white", layout="constrained")
 
 
 def _cell_inch(num_classes: int) -> float:
@@ -154,12 +149,11 @@ def _cell_inch(num_classes: int) -> float:
 
 
 def _name_axes(axes: "Axes", class_names: Sequence[str], font_size: float) -> None:
-    step = math.ceil(len(class_names) / _MAX_NAMED)
-    places = range(0, len(class_names), step)
-    names = [_shortened(class_names[place]) for place in places]
-    # `parse_math` off: a class may be called "under $5".
-    axes.set_xticks(places, names, fontsize=max(font_size, 6), rotation=90, parse_math=False)
-    axes.set_yticks(places, names, fontsize=max(font_size, 6), parse_math=False)
+    indices = range(0, len(class_names), math.ceil(len(class_names) / _MAX_NAMED))
+    names = [_shortened(class_names[index]) for index in indices]
+    # parse_math=False: a class may be called "under $5".
+    axes.set_xticks(indices, names, fontsize=max(font_size, 6), rotation=90, parse_math=False)
+    axes.set_yticks(indices, names, fontsize=max(font_size, 6), parse_math=False)
     axes.set_xlabel("predicted class", fontsize=10)
     axes.set_ylabel("true class", fontsize=10)
 
@@ -172,6 +166,33 @@ def _write_counts(axes: "Axes", confusion: np.ndarray, shares: np.ndarray, cell_
     num_digits = len(str(confusion.max()))
     font_size = min(9.0, 72 * cell_inch * 0.8 / (0.62 * num_digits))  # a digit is 0.62 of the font size wide
     for (row, column), count in np.ndenumerate(confusion):
-        if count:  # the eye finds mistakes faster without a field of zeros
+        if count:  # zeros are left out, so that mistakes are easy to see
             color = "white" if shares[row, column] > 0.35 else "black"
             axes.text(column, row, f"{count}", ha="center", va="center", fontsize=font_size, color=color)
+
+
+def _set_fonts(figure: "Figure") -> None:
+    """Add installed fonts for characters that the default font lacks, e.g. Chinese or Hindi class names."""
+    from matplotlib import font_manager, rcParams
+    from matplotlib.text import Text
+
+    texts, families = figure.findobj(Text), list(rcParams["font.family"])
+    default = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    characters = {ord(character) for text in texts for character in text.get_text() if character.isprintable()}
+    missing = {character for character in characters if not default.get_char_index(character)}
+    for file in sorted(font_manager.findSystemFonts(), key=_regular_sans_first) if missing else ():
+        try:
+            font = font_manager.get_font(file)
+        except (OSError, RuntimeError):  # FreeType cannot read it
+            continue
+        found = {character for character in missing if font.get_char_index(character)}
+        if found and font.scalable:
+            font_manager.fontManager.addfont(file)
+            families.append(font_manager.FontProperties(fname=file).get_name())
+            missing -= found
+    for text in texts if len(families) > len(rcParams["font.family"]) else ():
+        text.set_fontfamily(families)
+
+
+def _regular_sans_first(file: str) -> tuple[bool, bool, str]:
+    return "Sans" not in Path(file).stem, "Regular" not in Path(file).stem, file

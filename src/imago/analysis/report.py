@@ -1,6 +1,5 @@
-"""`report.py`: runs as a table, one run as a page, or two against each other. Reads what runs left; needs no torch."""
+"""Report on runs: a table of all, a page for one, or a comparison of two. Reads run directories, without torch."""
 
-import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -12,15 +11,15 @@ from imago.errors import ConfigError, DataError
 from imago.paths import short_path
 from imago.runs.records import read_records
 
-_ONLY_OF_THE_TABLE = {"sort": "started", "fold": True, "csv": None}
-_ONLY_OF_A_PAGE = {"split": "test", "output": None}
+_ONLY_TABLE = {"sort": "started", "fold": True, "csv": None}
+_ONLY_PAGE = {"split": "test", "output": None}
 
 
 def report(cfg: DictConfig) -> None:
-    """Show what the settings ask for.
+    """Print the table, or write the page that the settings select.
 
     Raises:
-        UserError: for what the user can mend.
+        UserError: for settings or files that the user has to correct.
     """
     _check_settings(cfg)
     if cfg.run:
@@ -32,29 +31,28 @@ def report(cfg: DictConfig) -> None:
 
 
 def _check_settings(cfg: DictConfig) -> None:
-    wanted = [name for name in ("runs", "run", "a") if cfg[name]]
-    if len(wanted) > 1:
-        raise ConfigError(f"{wanted[0]}= and {wanted[1]}= ask for different things; type one of them.")
+    selected = [name for name in ("runs", "run", "a") if cfg[name]]
+    if len(selected) > 1:
+        raise ConfigError(f"{selected[0]}= and {selected[1]}= select different reports; use one of them.")
     if bool(cfg.a) != bool(cfg.b):
-        raise ConfigError("a= and b= are the two runs of a comparison; type both.")
+        raise ConfigError("a= and b= are the two runs of a comparison; use both.")
     is_table = not (cfg.run or cfg.a)
-    without_effect = _ONLY_OF_A_PAGE if is_table else _ONLY_OF_THE_TABLE
-    for name, default in without_effect.items():
+    for name, default in (_ONLY_PAGE if is_table else _ONLY_TABLE).items():
         if cfg[name] != default:
-            place = "a page (run=, or a= and b=)" if is_table else "the table of runs"
-            raise ConfigError(f"{name}={cfg[name]} is a setting of {place}; leave it out.")
+            kind = "a page (run=, or a= and b=)" if is_table else "the table of runs"
+            raise ConfigError(f"{name}={cfg[name]} is a setting of {kind}; leave it out.")
     if cfg.split not in ("val", "test"):
         raise ConfigError(f"split={cfg.split} is not one of test, val.")
     for name in ("run", "a", "b"):
         if cfg[name] and not (Path(cfg[name]) / "summary.json").is_file():
-            raise ConfigError(f"{name}={cfg[name]} is no run directory (no summary.json); give one, e.g. logs/latest.")
+            raise ConfigError(f"{name}={cfg[name]} is no run directory (no summary.json); use one, e.g. logs/latest.")
 
 
 def _report_table(cfg: DictConfig) -> None:
     logs = Path(cfg.runs or cfg.paths.log_dir)
     records = read_records(logs)
     if not records:
-        raise DataError(f"runs={logs} holds no runs (no summary.json below it); python src/train.py makes one.")
+        raise DataError(f"runs={logs} contains no runs (no summary.json below it); python src/train.py creates one.")
     table = make_table(records, cfg.sort, cfg.fold)
     print(table_text(table, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     print(f"\n{len(records)} runs below {short_path(logs)}; val and test are accuracies")
@@ -67,7 +65,6 @@ def _report_table(cfg: DictConfig) -> None:
 
 
 def _report_run(cfg: DictConfig) -> None:
-    _need_jinja2("run")
     from imago.analysis.run_page import write_run_page
 
     run = Path(cfg.run).resolve()
@@ -79,7 +76,6 @@ def _report_run(cfg: DictConfig) -> None:
 
 
 def _report_comparison(cfg: DictConfig) -> None:
-    _need_jinja2("a")
     from imago.analysis.comparison import compare_runs, comparison_text, write_comparison_page
 
     a, b = Path(cfg.a).resolve(), Path(cfg.b).resolve()
@@ -88,8 +84,3 @@ def _report_comparison(cfg: DictConfig) -> None:
     write_comparison_page(comparison, file)
     print(comparison_text(comparison))
     print(f"\npage in {short_path(file)}")
-
-
-def _need_jinja2(setting: str) -> None:
-    if importlib.util.find_spec("jinja2") is None:
-        raise ConfigError(f"{setting}= writes a page, which needs jinja2; install it: pip install -e '.[analysis]'.")

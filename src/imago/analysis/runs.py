@@ -1,4 +1,4 @@
-"""All runs below a folder as tables: one row a run, one row a logged step, one row a setting over its seeds."""
+"""Load run directories as pandas tables: one row for each run, or for each setting with the mean over its seeds."""
 
 import math
 import warnings
@@ -8,33 +8,32 @@ import numpy as np
 import pandas as pd
 from pandas import DataFrame
 
-from imago.errors import DataError
 from imago.runs.records import differing, read_records
-from imago.statistics.interval import mean_interval
+from imago.statistics.intervals import mean_interval
 
-# What a run is (first) and what came out (last); the columns between them are the settings that differ.
+# The first and the last columns; the settings that differ are between them.
 _IDENTITY = ("run", "status", "started", "data", "model", "seed")
 _RESULTS = (
     *("val_acc", "test_acc", "test_low", "test_high", "num_test_images", "best_epoch", "epochs"),
     *("seconds", "images_per_s", "data_wait_share", "folder"),
 )
-_COUNTS = ("seed", "num_test_images", "best_epoch", "epochs")
+_COUNTS = ["seed", "num_test_images", "best_epoch", "epochs"]
 
 
 def load_runs(logs: Path | str) -> DataFrame:
-    """Read every run below a folder, in order of their start.
+    """Read every run below a directory, in order of their start.
 
     Args:
         logs: searched recursively for `summary.json`.
 
     Returns:
-        One row a run. `run` is its path below `logs`, `folder` the whole path; accuracies are shares in [0, 1] and
-        `test_low`, `test_high` the ends of the 95 % interval. Between `seed` and `val_acc` stand the settings that are
-        not the same in all these runs, by the names they are typed. `status` is the run's own word (running, finished,
-        failed, stopped), or "died" for one that was killed and could not say so, or "unreadable".
+        One row for each run. `run` is its path below `logs`, `folder` the full path; accuracies are in [0, 1], and
+        `test_low`, `test_high` are the ends of the 95 % interval. Between `seed` and `val_acc` are the settings that
+        differ between these runs, named as on the command line. `status` is running, finished, failed or stopped as
+        in the summary, "died" for a run that was killed, or "unreadable".
 
     Raises:
-        DataError: if `logs` is no folder.
+        DataError: if `logs` is not a directory.
     """
     records = read_records(logs)
     for record in records:
@@ -50,47 +49,25 @@ def load_runs(logs: Path | str) -> DataFrame:
     return _typed(DataFrame(rows, columns=[*_IDENTITY, *names, *_RESULTS])).sort_values("started", ignore_index=True)
 
 
-def load_curves(run: Path | str) -> DataFrame:
-    """Read everything that a run logged, from its `metrics.csv`.
-
-    Args:
-        run: the run's folder.
-
-    Returns:
-        One row a logged step, all columns numbers; NaN means "not logged at this step".
-
-    Raises:
-        DataError: if the file is missing, empty or damaged.
-    """
-    file = Path(run) / "metrics.csv"
-    try:
-        curves = pd.read_csv(file)
-    except FileNotFoundError:
-        raise DataError(f"{file} is missing: this run logged nothing.") from None
-    except (ValueError, OSError) as error:  # pandas' own errors are ValueErrors
-        raise DataError(f"{file} cannot be read: {error}") from None
-    return curves.apply(pd.to_numeric, errors="coerce")
-
-
 def setting_names(runs: DataFrame) -> list[str]:
-    """Name the settings that differ within a table of `load_runs`, or within some of its rows; `seed` is not one."""
+    """Return the settings that differ within a table of `load_runs` or some of its rows, without `seed`."""
     columns = [name for name in runs.columns if name not in (*_IDENTITY, *_RESULTS)]
     return [name for name in ("data", "model", *columns) if runs[name].nunique(dropna=False) > 1]
 
 
 def mean_over_seeds(runs: DataFrame) -> DataFrame:
-    """Put the seeds of equal settings together, the best mean of `val_acc` first.
+    """Compute the mean over the seeds of equal settings, the best mean of `val_acc` first.
 
-    Only finished runs count, and of several with the same settings and seed only the newest: the same draw twice says
-    nothing about the spread.
+    Only finished runs count, and of several with the same settings and seed only the newest, because a repetition
+    carries no information about the spread.
 
     Args:
         runs: a table of `load_runs`, or some of its rows.
 
     Returns:
-        One row for each combination of settings: the settings, `n` (how many seeds), mean and standard deviation of
-        `val_acc` and `test_acc`, and in `test_acc_low`, `test_acc_high` the 95 % interval of the mean over other
-        seeds; a single seed has neither deviation nor interval.
+        One row for each combination of settings: the settings, `n` (number of seeds), mean and standard deviation of
+        `val_acc` and `test_acc`, and in `test_acc_low`, `test_acc_high` the 95 % interval of the mean over further
+        seeds; NaN for a single seed.
     """
     names = list(dict.fromkeys(["data", "model", *setting_names(runs)]))
     finished = runs[runs["status"] == "finished"].sort_values("started")
@@ -103,16 +80,15 @@ def mean_over_seeds(runs: DataFrame) -> DataFrame:
         test_acc_mean=("test_acc", "mean"),
         test_acc_std=("test_acc", "std"),
     )
-    spans = [mean_interval(found.dropna().tolist()) or (math.nan, math.nan) for _, found in groups["test_acc"]]
-    table[["test_acc_low", "test_acc_high"]] = np.reshape(spans, (-1, 2))
+    intervals = [mean_interval(accs.dropna().tolist()) or (math.nan, math.nan) for _, accs in groups["test_acc"]]
+    table[["test_acc_low", "test_acc_high"]] = np.reshape(intervals, (-1, 2))
     return table.reset_index().sort_values("val_acc_mean", ascending=False, ignore_index=True)
 
 
 def _typed(runs: DataFrame) -> DataFrame:
-    """Give each column its type: an empty cell must not turn whole numbers into decimals."""
-    numbers = list(dict.fromkeys((*_COUNTS, *_RESULTS[:-1])))  # all but `folder`
-    runs[numbers] = runs[numbers].apply(pd.to_numeric, errors="coerce")
-    counts = list(_COUNTS)
-    runs[counts] = runs[counts].where(runs[counts] % 1 == 0)  # half an image in a damaged summary is none
+    """Convert each column to its type; counts stay integers where a cell is empty."""
+    numbers = [*dict.fromkeys((*_COUNTS, *_RESULTS[:-1]))]  # without `folder`
+    runs[numbers] = runs[numbers].apply(pd.to_numeric, errors="coerce").astype("float64")
+    runs[_COUNTS] = runs[_COUNTS].where(runs[_COUNTS] % 1 == 0).astype("Int64")  # a damaged summary may have 10.5
     runs["started"] = pd.to_datetime(runs["started"], utc=True, errors="coerce")
-    return runs.astype(dict.fromkeys(numbers, "float64") | dict.fromkeys(_COUNTS, "Int64"))
+    return runs

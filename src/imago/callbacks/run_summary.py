@@ -13,7 +13,7 @@ from imago.data.file_datamodule import FileDataModule
 from imago.resources import available_cores
 from imago.runs.checkpoint import read_checkpoint
 from imago.runs.run_directory import RunDirectory
-from imago.statistics.interval import wilson_interval
+from imago.statistics.intervals import wilson_interval
 
 log = logging.getLogger(__name__)
 

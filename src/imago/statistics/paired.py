@@ -1,4 +1,4 @@
-"""Two classifiers on the same images: is one of them better, or was it luck? numpy only."""
+"""Compare two classifiers on the same images: McNemar's test and a bootstrap interval of the difference."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,16 @@ _NUM_DRAWS = 10_000
 
 @dataclass(frozen=True)
 class Paired:
-    """What two classifiers got right on the same N images.
+    """Result of comparing two classifiers, a and b, on the same N images.
 
     Attributes:
         num_images: N.
-        only_a: images that only the first got right.
-        only_b: images that only the second got right.
-        difference: accuracy of the second minus that of the first, in [-1, 1].
+        only_a: images that only a classifies correctly.
+        only_b: images that only b classifies correctly.
+        difference: accuracy of b minus that of a, in [-1, 1].
         interval_95: of the difference, by bootstrap over the images.
-        p_value: of McNemar's exact test: how often chance alone gives counts as uneven as these.
+        p_value: of McNemar's exact test: the probability of counts at least as uneven as these if both are equally
+            good.
     """
 
     num_images: int
@@ -27,14 +28,27 @@ class Paired:
     interval_95: tuple[float, float]
     p_value: float
 
+    @property
+    def p_text(self) -> str:
+        """The p-value as text; below 1 in 10,000 the exact number carries no information."""
+        return "p < 0.0001" if self.p_value < 0.0001 else f"p = {self.p_value:.2g}"
+
+    @property
+    def verdict(self) -> str:
+        """The comparison in one sentence."""
+        if self.p_value >= 0.05:
+            return "No difference shown: chance alone often produces such counts (p ≥ 0.05)."
+        better = "b" if self.difference > 0 else "a"
+        return f"{better} is better on these images, by more than chance explains (p < 0.05)."
+
 
 def compare_paired(right_a: np.ndarray, right_b: np.ndarray, seed: int = 0) -> Paired:
-    """Hold two classifiers against each other, image by image.
+    """Compare two classifiers image by image.
 
     Args:
-        right_a: whether the first was right, bool (N,), N at least 1.
-        right_b: whether the second was, on the same images in the same order.
-        seed: of the bootstrap's draws.
+        right_a: whether a is right, bool (N,), N at least 1.
+        right_b: whether b is right, for the same images in the same order.
+        seed: of the bootstrap draws.
     """
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     count = len(right_a)
@@ -43,35 +57,28 @@ def compare_paired(right_a: np.ndarray, right_b: np.ndarray, seed: int = 0) -> P
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Give the two-sided p-value that two classifiers are equally good.
+    """Return the two-sided p-value of the hypothesis that two classifiers are equally good.
 
-    Only images that exactly one of them got right tell anything; if they are equally good, each of these is a coin
-    toss. Computed in whole numbers, so it is exact for any count.
+    Only images that exactly one of them classifies correctly count. If both are equally good, each of these is a coin
+    toss.
 
-    Args:
-        only_a: images that only the first got right.
-        only_b: images that only the second got right.
-
-    Source: McNemar 1947 (doi:10.1007/BF02295996), with the binomial distribution itself.
+    Source: McNemar 1947 (doi:10.1007/BF02295996), with the binomial distribution instead of its approximation.
     """
-    tosses, fewer = only_a + only_b, min(only_a, only_b)
-    ways, term = 0, 1
-    for heads in range(fewer + 1):
-        ways += term
-        term = term * (tosses - heads) // (heads + 1)
-    return min(1.0, 2 * ways / 2**tosses)
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def bootstrap_difference(only_a: int, only_b: int, num_images: int, seed: int = 0) -> tuple[float, float]:
-    """Give the 95 % percentile interval of the difference in accuracy, second minus first.
+    """Return the 95 % percentile interval of the difference in accuracy, b minus a.
 
-    Drawing images with replacement and counting the two kinds that differ is drawing from a multinomial
-    distribution, which is what is done here.
+    Drawing images with replacement and counting the two kinds that differ is the same as drawing the two counts from
+    a multinomial distribution.
 
     Args:
-        only_a: images that only the first got right.
-        only_b: images that only the second got right.
-        num_images: all of them, at least 1.
+        only_a: images that only a classifies correctly.
+        only_b: images that only b classifies correctly.
+        num_images: all images, at least 1.
         seed: of the draws.
 
     Source: Efron and Tibshirani 1993, chapter 13.
@@ -80,16 +87,3 @@ def bootstrap_difference(only_a: int, only_b: int, num_images: int, seed: int = 
     drawn = np.random.default_rng(seed).multinomial(num_images, shares, _NUM_DRAWS)
     low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / num_images, [0.025, 0.975])
     return float(low), float(high)
-
-
-def p_text(paired: Paired) -> str:
-    """Put the p-value in words; how far it is below 1 in 10,000 means nothing."""
-    return "p < 0.0001" if paired.p_value < 0.0001 else f"p = {paired.p_value:.2g}"
-
-
-def verdict(paired: Paired) -> str:
-    """Put the comparison in one sentence."""
-    if paired.p_value >= 0.05:
-        return "No difference shown: chance alone gives such counts often enough (p ≥ 0.05)."
-    better = "b" if paired.difference > 0 else "a"
-    return f"{better} is better on these images, by more than chance explains (p < 0.05)."

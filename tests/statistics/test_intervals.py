@@ -1,15 +1,63 @@
-"""Intervals by drawing again: they hold the truth about as often as they say, in simulated tests of a known network."""
+"""Intervals: published values, and coverage of the true value in simulations."""
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from imago.statistics.bootstrap import ece_interval, macro_intervals
 from imago.statistics.calibration import reliability
+from imago.statistics.intervals import ece_interval, macro_intervals, mean_interval, wilson_interval
 from imago.statistics.metrics import confusion_matrix, macro_scores, per_class, softmax
 
 
+@pytest.mark.parametrize(
+    ("num_right", "num_images", "low", "high"),
+    [
+        # Newcombe 1998 (Statistics in Medicine 17:857), table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        # scipy.stats.binomtest(...).proportion_ci(method="wilson")
+        (8, 10, 0.4902, 0.9433),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+    ],
+)
+def test_wilson_intervals_are_the_published_ones(num_right: int, num_images: int, low: float, high: float):
+    assert wilson_interval(num_right, num_images) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_ends_of_wilson_intervals_are_exactly_0_and_1():
+    for num_images in range(1, 200):
+        assert wilson_interval(0, num_images)[0] == 0
+        assert wilson_interval(num_images, num_images)[1] == 1
+
+
+def test_wilson_intervals_contain_the_share_and_stay_within_0_and_1():
+    for num_images in (1, 2, 7, 50):
+        for num_right in range(num_images + 1):
+            low, high = wilson_interval(num_right, num_images)
+            assert 0 <= low <= num_right / num_images <= high <= 1
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5, 10, 11, 12, 20, 100])
+def test_the_interval_of_a_mean_over_seeds_is_students(num_seeds: int):
+    values = np.random.default_rng(num_seeds).normal(0.9, 0.01, num_seeds)
+    expected = stats.t.interval(0.95, num_seeds - 1, values.mean(), stats.sem(values))
+    assert mean_interval(values.tolist()) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_a_single_seed_has_no_interval():
+    assert mean_interval([0.9]) is None
+    assert mean_interval([]) is None
+
+
+def test_equal_seeds_have_an_interval_of_width_zero():
+    assert mean_interval([0.5, 0.5]) == (0.5, 0.5)
+
+
 class Simulated:
-    """A network whose answers for ever new images can be drawn; it says softmax(logits / temperature)."""
+    """A network whose predictions for new images can be drawn; it outputs softmax(logits / temperature)."""
 
     def __init__(self, num_classes: int, temperature: float) -> None:
         self.random = np.random.default_rng(0)
@@ -17,17 +65,18 @@ class Simulated:
         self.temperature = temperature
 
     def draw(self, num_images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Give labels, predicted classes and their probabilities, each (N,)."""
+        """Return labels, predicted classes and their probabilities, each (N,)."""
         num_classes = len(self.frequencies)
         logits = 1.5 * self.random.normal(size=(num_images, num_classes)) + np.log(self.frequencies)
         below = softmax(logits).cumsum(axis=1) < self.random.random((num_images, 1))
-        said = softmax(logits / self.temperature)
-        return below.sum(axis=1).clip(0, num_classes - 1), said.argmax(axis=1), said.max(axis=1)
+        probabilities = softmax(logits / self.temperature)
+        labels = below.sum(axis=1).clip(0, num_classes - 1)
+        return labels, probabilities.argmax(axis=1), probabilities.max(axis=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_images", [150, 1000])
-def test_macro_scores_of_all_images_lie_in_the_interval_about_95_times_in_100(num_images: int):
+def test_about_95_of_100_macro_intervals_contain_the_true_score(num_images: int):
     network, num_trials = Simulated(5, 1.0), 200
     labels, predicted, _ = network.draw(400_000)
     truth = macro_scores(per_class(confusion_matrix(labels, predicted, 5)))
@@ -44,7 +93,7 @@ def test_macro_scores_of_all_images_lie_in_the_interval_about_95_times_in_100(nu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_the_calibration_error_of_all_images_lies_in_the_interval_at_least_about_95_times(temperature: float):
+def test_at_least_about_95_of_100_ece_intervals_contain_the_true_error(temperature: float):
     network, num_trials = Simulated(5, temperature), 150
     labels, predicted, confidence = network.draw(400_000)
     truth = reliability(confidence, labels == predicted).ece
@@ -56,7 +105,7 @@ def test_the_calibration_error_of_all_images_lies_in_the_interval_at_least_about
     assert hits / num_trials >= 0.92
 
 
-def test_macro_intervals_are_those_of_drawing_the_images_themselves():
+def test_macro_intervals_are_those_of_drawing_images():
     labels, predicted, _ = Simulated(4, 1.0).draw(300)
     random, scores = np.random.default_rng(5), []
     for _ in range(1500):
@@ -74,19 +123,19 @@ def test_the_same_seed_gives_the_same_interval():
     assert ece_interval(confidence, is_right) != ece_interval(confidence, is_right, seed=1)
 
 
-def test_a_network_without_mistakes_has_nothing_to_vary():
+def test_without_mistakes_the_intervals_have_width_zero():
     found = macro_intervals(np.diag([3, 4, 5]))
     assert found == dict.fromkeys(("macro_precision", "macro_recall", "macro_f1"), (1.0, 1.0))
     assert ece_interval(np.ones(5), np.ones(5, bool)) == (0.0, 0.0)
 
 
-def test_the_interval_holds_the_measured_error():
+def test_the_ece_interval_contains_the_measured_error():
     labels, predicted, confidence = Simulated(3, 0.6).draw(500)
     low, high = ece_interval(confidence, labels == predicted)
     assert 0 <= low < reliability(confidence, labels == predicted).ece < high <= 1
 
 
-def test_a_class_that_is_never_predicted_counts_as_none_found():
+def test_a_class_that_is_never_predicted_has_recall_zero_in_every_draw():
     found = macro_intervals(np.array([[10, 0], [10, 0]]))
     low, high = found["macro_recall"]
     assert low == high == 0.5

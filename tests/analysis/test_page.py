@@ -1,4 +1,4 @@
-"""The pages in a real browser: nothing overflows, everything can be read in the dark too, and nothing is fetched."""
+"""The pages in a browser: nothing overflows, text is readable in light and dark mode, and nothing is fetched."""
 
 import io
 import shutil
@@ -23,11 +23,11 @@ NAMES = [f"a class with quite a long name {number}" for number in range(11)] + [
     "oneverylongwordwithoutanyblankinit" * 2
 ]
 
-# Elements that stick out on the right, unless something around them scrolls.
+# Elements beyond the right edge, unless an ancestor scrolls.
 STICKING_OUT = """() => [...document.body.querySelectorAll('*')].filter(e => !e.closest('.scroll, pre, .skip')
   && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + '.' + e.className)"""
 
-# Texts with less contrast than WCAG 2.2 asks for (1.4.3: 4.5 to 1), with what lies behind them composited.
+# Texts with less contrast than WCAG 2.2 requires (1.4.3: 4.5 to 1) on their composited background.
 HARD_TO_READ = """() => {
   const rgba = text => { const n = text.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n };
   const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3]));
@@ -51,7 +51,7 @@ HARD_TO_READ = """() => {
   }
   return [...new Set(found)] }"""
 
-# Texts of one chart that lie on each other.
+# Texts of one chart that overlap.
 OVERLAPPING = """() => [...document.querySelectorAll('figure > svg')].flatMap(svg => {
   const boxes = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
   return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([b, q]) => p.left < q.right && q.left < p.right
@@ -60,13 +60,13 @@ OVERLAPPING = """() => [...document.querySelectorAll('figure > svg')].flatMap(sv
 
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """Headless Chromium: that of the system, else the one that `playwright install chromium` brought."""
+    """Start headless Chromium: that of the system, else the one of `playwright install chromium`."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as running:
         system = next(filter(None, map(shutil.which, BROWSERS)), None)
         own = running.chromium.executable_path
         if system is None and not Path(own).exists():
-            pytest.skip("no Chromium here; python -m playwright install chromium brings one")
+            pytest.skip("no Chromium found; install it with: python -m playwright install chromium")
         # Chromium's sandbox does not work for root, as containers have it; these pages are our own.
         started = running.chromium.launch(executable_path=system or own, args=["--no-sandbox"])
         yield started
@@ -75,7 +75,7 @@ def browser() -> "Iterator[Browser]":
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Pages with all that makes a page wide: long names and paths, many classes, wide tables."""
+    """Write pages that are hard to fit: long names and paths, many classes, wide tables."""
     folder = tmp_path_factory.mktemp("a folder with a long name " + "x" * 60)
     draws = np.random.default_rng(0)
     labels = draws.integers(0, 12, 400)
@@ -84,11 +84,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for file in images:
         Image.fromarray(draws.integers(0, 256, (30, 40, 3), np.uint8)).save(file)
     runs = []
-    for place, noise in (("first", 0.2), ("second", 0.4)):
-        run = make_run(folder / "train" / place, lr=noise, time_s={"train": 6.0, "data_wait": 0.5, "val": 1.0})
-        taken = np.where(draws.random(400) < noise, draws.integers(0, 12, 400), labels)
-        sureness = draws.uniform(0.1, 1, 400).tolist()
-        make_evaluation(run, labels.tolist(), taken.tolist(), sureness, images, NAMES)
+    for name, noise in (("first", 0.2), ("second", 0.4)):
+        run = make_run(folder / "train" / name, lr=noise, time_s={"train": 6.0, "data_wait": 0.5, "val": 1.0})
+        predicted = np.where(draws.random(400) < noise, draws.integers(0, 12, 400), labels)
+        probability = draws.uniform(0.1, 1, 400).tolist()
+        make_evaluation(run, labels.tolist(), predicted.tolist(), probability, images, NAMES)
         (run / "figures").mkdir()
         Image.fromarray(draws.integers(0, 256, (300, 600, 3), np.uint8)).save(run / "figures" / "train_images.png")
         runs.append(run)
@@ -103,22 +103,22 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def shown(browser: "Browser", pages: dict[str, Path]) -> "Iterator[Callable[..., Page]]":
-    """Open one of the pages; whatever it asks for from elsewhere fails the test."""
-    contexts, asked = [], []
+    """Return a function that opens a page; any request to the network fails the test."""
+    contexts, requests = [], []
 
     def run(name: str, width: int, scheme: str) -> "Page":
         context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: asked.append(message.text))
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: requests.append(message.text))
         page.goto(pages[name].as_uri())
         return page
 
     yield run
     for context in contexts:
         context.close()
-    assert [url[:80] for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert [url[:80] for url in requests if not url.startswith(("file:", "data:"))] == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
