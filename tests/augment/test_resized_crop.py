@@ -50,7 +50,7 @@ def test_crops_reach_every_edge_of_the_image():
     assert (left.min(), top.min(), right.max(), bottom.max()) == (0, 0, 50, 40)
 
 
-def test_a_image_no_crop_fits_into_gives_its_middle():
+def test_an_image_no_crop_fits_into_gives_its_middle():
     assert crop_box(1, 4000, (0.9, 1.0), crop_uniforms(0, 0, np.arange(1))[0]) == (1999, 0, 2000, 1)
     assert crop_box(300, 90, (1.0, 1.0), crop_uniforms(0, 0, np.arange(1))[0]) == (0, 90, 90, 210)
 
@@ -140,7 +140,7 @@ def test_the_shorter_side_is_limited_and_the_shape_stays(height, width, most_px,
     assert limit_shorter_side(np.zeros((height, width, 3), np.uint8), most_px).shape == (*expected, 3)
 
 
-def test_a_image_is_scaled_down_as_pillow_does():
+def test_an_image_is_scaled_down_as_pillow_does():
     pixels = photograph(150, 200)
     expected = np.asarray(Image.fromarray(pixels).resize((80, 60), Image.Resampling.BILINEAR)).astype(int)
     assert abs(limit_shorter_side(pixels, 60) - expected).max() <= 1

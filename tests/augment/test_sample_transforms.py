@@ -138,7 +138,7 @@ def test_blur_is_as_wide_as_asked():
 
 
 @pytest.mark.parametrize("side", [1, 2, 5])
-def test_a_image_smaller_than_the_blur_is_still_blurred(side: int):
+def test_an_image_smaller_than_the_blur_is_still_blurred(side: int):
     augment = Augment(blur_probability=1.0, blur_sigma_px=[3.0, 3.0])
     assert transform_images(samples(2, side), augment, (0, 0, np.arange(2))).shape == (2, 3, side, side)
 

@@ -190,7 +190,7 @@ def test_a_link_that_leads_nowhere_is_found_at_the_start(
 
 
 @pytest.mark.timeout(60)  # opening the pipe would wait for ever
-def test_35_a_pipe_named_like_a_image_is_never_opened(tmp_path: Path, fill: Callable, set_up: Callable):
+def test_35_a_pipe_named_like_an_image_is_never_opened(tmp_path: Path, fill: Callable, set_up: Callable):
     root = fill(tmp_path / "set")
     os.mkfifo(root / "val" / "bee" / "x.png")
     data = set_up(root)

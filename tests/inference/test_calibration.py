@@ -60,7 +60,7 @@ def test_each_checkpoint_keeps_its_own(checkpoint: Path, result: Result):
     assert read_temperature(checkpoint)[1] == read_temperature(last)[1] == ""
 
 
-def test_other_views_of_a_image_have_a_temperature_of_their_own(checkpoint: Path, result: Result):
+def test_other_views_of_an_image_have_a_temperature_of_their_own(checkpoint: Path, result: Result):
     one = calibrate(checkpoint, result)
     assert read_temperature(checkpoint, "flip") == (
         1.0,

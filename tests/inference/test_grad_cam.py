@@ -44,7 +44,7 @@ def test_the_map_is_bright_where_the_class_is_and_dark_elsewhere():
     assert maps[0, 8:, 8:].max() == maps[1, :8, :8].max() == 0
 
 
-def test_a_image_in_which_nothing_speaks_for_the_class_is_dark():
+def test_an_image_in_which_nothing_speaks_for_the_class_is_dark():
     images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     assert grad_cam(classifier(RedOrBlue(), 16), images, torch.tensor([0])).max() == 0
 

@@ -227,7 +227,7 @@ def test_a_network_that_gives_no_numbers_is_refused(tmp_path: Path):
         list(predict_images(Broken(), [write_image(tmp_path / "a.png")], batch_size=2, top_k=1))
 
 
-def test_a_image_below_the_threshold_gets_no_answer(tmp_path: Path):
+def test_an_image_below_the_threshold_gets_no_answer(tmp_path: Path):
     files = [write_image(tmp_path / f"{level}.png", level) for level in (0, 64, 255)]
     shares = [p.probabilities[0] for p in predict_images(Brightness(), files, batch_size=8, top_k=2)]
     found = list(predict_images(Brightness(), files, batch_size=8, top_k=2, threshold=0.7))

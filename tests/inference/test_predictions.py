@@ -49,13 +49,13 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path):
         write_predictions(tmp_path / "file" / "out.csv", [], [], {}, num_columns=1)
 
 
-def test_the_table_shows_all_classes_of_a_image_without_an_answer():
+def test_the_table_shows_all_classes_of_an_image_without_an_answer():
     lines = list(table([prediction("x.png"), prediction("a\nb.png", None)]))
     assert lines[1].split() == ["x.png", "a", "75.00%", "b", "25.0%"]
     assert lines[2].split() == [r"a\nb.png", "(not", "sure)", "75.00%", "a", "75.0%,", "b", "25.0%"]
 
 
-def test_the_only_class_of_a_image_without_an_answer_stands_below_a_heading():
+def test_the_only_class_of_an_image_without_an_answer_stands_below_a_heading():
     heading, sure, unsure = table([Prediction(Path("x.png"), ("a",), (0.75,), answer) for answer in ("a", None)])
     assert heading.endswith("   then")
     assert (sure.split()[1:], unsure.split()[-2:]) == (["a", "75.00%"], ["a", "75.0%"])
