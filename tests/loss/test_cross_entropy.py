@@ -1,10 +1,11 @@
-"""Cross-entropy against numbers worked out by hand."""
+"""Cross-entropy against values computed by hand."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
 from imago.errors import ConfigError
@@ -31,11 +32,11 @@ def test_evaluation_does_not_smooth():
     assert loss(LOGITS, LABELS).item() == pytest.approx(PLAIN)
 
 
-def test_without_being_asked_nothing_is_smoothed():
+def test_by_default_nothing_is_smoothed():
     assert CrossEntropy().train()(LOGITS, LABELS).item() == pytest.approx(PLAIN)
 
 
-def test_soft_labels_weigh_the_classes():
+def test_soft_labels_weight_the_classes():
     soft = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])
     expected = -(0.5 * math.log(0.5) + 0.5 * math.log(0.25) + math.log(0.8)) / 2
     assert CrossEntropy()(LOGITS, soft).item() == pytest.approx(expected)
@@ -45,7 +46,7 @@ def test_soft_labels_weigh_the_classes():
 
 
 def slow_weighted(logits: Tensor, soft: Tensor, weight: list[float], smoothing: float) -> float:
-    """Sum one image and class after the other; the mean is over the weight of each label before smoothing."""
+    """Return the loss summed in a loop; the mean is over the weight of each label before smoothing."""
     total, mass = 0.0, 0.0
     for row, label in zip(logits.double().log_softmax(dim=1).tolist(), soft.tolist(), strict=True):
         for log_probability, share, class_weight in zip(row, label, weight, strict=True):
@@ -58,7 +59,7 @@ WEIGHT = [0.5, 2.0, 4.0, 1.0]
 
 
 def many(count: int = 50) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, hard labels and soft labels of four classes."""
+    """Return logits, hard labels and soft labels of four classes."""
     random = torch.Generator().manual_seed(0)
     logits, soft = torch.randn(count, 4, generator=random), torch.rand(count, 4, generator=random)
     return logits, soft.argmax(dim=1), soft / soft.sum(dim=1, keepdim=True)
@@ -96,9 +97,8 @@ def test_equal_weights_are_no_weights_for_soft_labels_too(weight):
 
 
 def test_balanced_weights_are_those_of_scikit_learn():
-    sklearn = pytest.importorskip("sklearn.utils.class_weight")
     labels = np.repeat(range(4), [60, 30, 9, 1])
-    expected = sklearn.compute_class_weight("balanced", classes=np.arange(4), y=labels)
+    expected = compute_class_weight("balanced", classes=np.arange(4), y=labels)
     assert CrossEntropy(weight="balanced", class_counts=[60, 30, 9, 1]).weight.tolist() == pytest.approx(expected)
 
 
@@ -109,7 +109,7 @@ def test_evaluation_counts_every_image_once():
         assert loss(logits, labels).item() == pytest.approx(CrossEntropy().eval()(logits, labels).item())
 
 
-def test_weights_are_no_part_of_a_checkpoint_and_move_with_the_module():
+def test_weights_are_not_saved_and_move_with_the_module():
     loss = CrossEntropy(weight=WEIGHT)
     assert loss.state_dict() == {}
     assert loss.to("meta").weight.device.type == "meta"
