@@ -128,7 +128,7 @@ def test_tune_suggests_a_learning_rate_and_trains_nothing(tmp_path: Path):
         (["optimizer=torch", "optimizer._target_=torch.optim.Nope"], "optimizer: _target_=torch.optim.Nope: there is"),
         (["optimizer=torch", "optimizer._target_=torch.optim.adamw"], "optimizer: _target_=torch.optim.adamw is not"),
         (["schedule._target_=imago.schedule.nope.Nope"], "schedule._target_=imago.schedule.nope.Nope: there is no"),
-        (["+schedule.warmth=1"], "schedule: imago.schedule.warmup_cosine.WarmupCosine takes no 'warmth'"),
+        (["+schedule.warmth=1"], "schedule: imago.schedule.schedules.WarmupCosine takes no 'warmth'"),
     ],
 )
 def test_what_optimizer_and_schedule_do_not_take_is_one_line_before_data_is_read(
