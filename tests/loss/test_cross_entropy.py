@@ -18,22 +18,13 @@ PLAIN = -(math.log(0.5) + math.log(0.8)) / 2
 EVEN = -(math.log(0.5 * 0.25 * 0.25) + math.log(0.1 * 0.8 * 0.1)) / 3 / 2  # the target with all mass spread evenly
 
 
-def test_it_is_the_mean_of_minus_the_log_probability_of_the_label():
-    assert CrossEntropy()(LOGITS, LABELS).item() == pytest.approx(PLAIN)
-
-
-def test_training_smooths_the_labels():
-    loss = CrossEntropy(label_smoothing=0.3).train()
-    assert loss(LOGITS, LABELS).item() == pytest.approx(0.7 * PLAIN + 0.3 * EVEN)
-
-
-def test_evaluation_does_not_smooth():
-    loss = CrossEntropy(label_smoothing=0.3).eval()
-    assert loss(LOGITS, LABELS).item() == pytest.approx(PLAIN)
-
-
-def test_by_default_nothing_is_smoothed():
-    assert CrossEntropy().train()(LOGITS, LABELS).item() == pytest.approx(PLAIN)
+@pytest.mark.parametrize(
+    ("smoothing", "is_training", "expected"),
+    [(0.0, False, PLAIN), (0.0, True, PLAIN), (0.3, True, 0.7 * PLAIN + 0.3 * EVEN), (0.3, False, PLAIN)],
+)
+def test_it_is_the_mean_negative_log_probability_of_labels_smoothed_in_training_only(smoothing, is_training, expected):
+    loss = CrossEntropy(label_smoothing=smoothing).train(is_training)
+    assert loss(LOGITS, LABELS).item() == pytest.approx(expected)
 
 
 def test_soft_labels_weight_the_classes():
@@ -119,11 +110,7 @@ def test_weights_are_not_saved_and_move_with_the_module():
     ("weight", "counts", "text"),
     [
         ("balance", [3, 4], "loss.weight=balance is not one of null, balanced; or give a number for each class."),
-        (
-            "balanced",
-            [3, 0],
-            "loss.weight=balanced needs training images of every class, and their counts are [3, 0]",
-        ),
+        ("balanced", [3, 0], "loss.weight=balanced needs training images of every class, and their counts are [3, 0]"),
         ("balanced", None, "loss.weight=balanced needs training images of every class, and their counts are None"),
         ([1.0, 2.0, 3.0], [3, 4], "loss.weight=[1.0, 2.0, 3.0] has 3 numbers for 2 classes; give one for each."),
     ],

@@ -33,13 +33,6 @@ def test_frozen_parameters_are_left_out():
     assert set().union(*(names(network, group) for group in groups)) == {"1.weight", "1.bias", "3.weight", "3.bias"}
 
 
-def test_an_empty_group_is_left_out():
-    (group,) = parameter_groups(nn.Linear(2, 2, bias=False), 0.05)
-    assert group["weight_decay"] == 0.05
-    (group,) = parameter_groups(nn.BatchNorm2d(2), 0.05)
-    assert group["weight_decay"] == 0.0
-
-
 def test_tokens_bias_tables_and_layer_scales_do_not_decay():
     with torch.device("meta"):
         vit, swin, convnext = (models.get_model(name) for name in ("vit_b_32", "swin_t", "convnext_tiny"))
@@ -109,8 +102,8 @@ def test_a_step_without_gradient_shrinks_only_what_decays(optimizer: type):
     torch.testing.assert_close(network[3].weight, before["3.weight"] * 0.95)
 
 
-def test_without_weight_decay_there_is_one_group_as_lbfgs_requires():
-    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    (group,) = parameter_groups(network, 0.0)
-    assert len(group["params"]) == 4
+@pytest.mark.parametrize(("network", "weight_decay"), [(net(), 0.0), (nn.BatchNorm2d(2), 0.05)])
+def test_if_nothing_decays_there_is_one_group_as_lbfgs_requires(network: nn.Module, weight_decay: float):
+    (group,) = parameter_groups(network, weight_decay)
+    assert (len(group["params"]), group["weight_decay"]) == (len(list(network.parameters())), 0.0)
     torch.optim.LBFGS([group])

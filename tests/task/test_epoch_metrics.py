@@ -37,13 +37,6 @@ def test_an_empty_split_has_no_result():
     assert EpochMetrics().result(ONE_DEVICE) == {}
 
 
-def test_all_wrong_is_zero_and_all_right_is_one():
-    wrong, right = EpochMetrics(), EpochMetrics()
-    wrong.update(torch.tensor(1.0), logits_for(0, 1), torch.tensor([1, 0]))
-    right.update(torch.tensor(1.0), logits_for(0, 1), torch.tensor([0, 1]))
-    assert (wrong.result(ONE_DEVICE)["acc"], right.result(ONE_DEVICE)["acc"]) == (0, 1)
-
-
 def test_the_sums_of_all_ranks_are_added():
     others = torch.tensor([9.0, 1.0, 2.0])  # loss sum, correct predictions and images of another rank
     ranks = SimpleNamespace(
