@@ -51,8 +51,8 @@ metrics: setup  ## print size, function lengths, and modules and calls of a trai
 bench-data: setup  ## compare the loaders with others; needs the data sets in $$IMAGO_DATA_DIR and an idle machine
 	$(BIN)/python benchmarks/data.py $(ARGS)
 
-clean:  ## remove .venv, caches and drawn data; keeps the runs in logs/
-	rm -rf .venv data/shapes data/cache build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove .venv and caches; keeps the runs in logs/
+	rm -rf .venv data/cache build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Without the extras wandb and mlflow: no test needs them, and MLflow would install a server with every setup.
