@@ -3,22 +3,22 @@
     IMAGO_DATA_DIR=data python benchmarks/data.py
     python benchmarks/data.py --rounds 3 --cases cifar jpeg_500
 
-Every figure comes from a forked child of its own that prepares batches through a real DataLoader, with one intra-op
-thread and no workers, so that CPU seconds count the whole work of one core. A round measures all sides of a case one
-after the other, in turn forwards and backwards; ratios are taken within a round.
+Every measurement runs in a forked child process that prepares batches through a DataLoader with one intra-op thread and
+no workers, so that CPU seconds count the whole work of one core. A round measures all sides of a case one after the
+other, in alternating order; ratios are computed within a round.
 
-    cifar     CIFAR-10, crop and flip: the project, torchvision v1 on PIL images, and a bare gather `X[indices]`.
-              Then with jitter of brightness, contrast and saturation and with normalization, which the project does for
-              a batch at a time.
+    cifar     CIFAR-10, crop and flip: the project, torchvision v1 on PIL images, and a plain gather `X[indices]`.
+              Also with jitter of brightness, contrast and saturation and with normalization, which the project
+              computes per batch.
     jpeg_500  JPEG of 500 x 375 px, quality 90: random resized crop to 224 px and flip. The project without a cache,
               with data.cache=ram from the second epoch on, and PIL with torchvision v2, which also normalizes. The
-              project's batches are uint8; what normalizing them on the CPU adds is measured apart.
-    jpeg_1000 likewise, 1000 x 750 px.
-    overload  images per second of wall clock, alone and among busy processes, three a core with the loader itself;
-              beside it plain counting, which tells what share of the machine is left.
-    memory    memory that belongs to two workers alone, after epoch 2 and after the last one.
+              project's batches are uint8; normalizing them on the CPU is a case of its own.
+    jpeg_1000 the same with 1000 x 750 px.
+    overload  images per second of wall clock, alone and with three busy processes per core, the loader included;
+              also a counting loop, which measures the share of the CPU that is left.
+    memory    private memory of two workers, after epoch 2 and after the last one.
 
-The JPEG are the photographs of hymenoptera_data, cut to size; both data sets lie below $IMAGO_DATA_DIR. Linux only.
+The JPEG images are the photographs of hymenoptera_data, resized; both data sets are in $IMAGO_DATA_DIR. Linux only.
 """
 
 import argparse
@@ -54,8 +54,8 @@ SCALE = (0.35, 1.0)  # of the random resized crop: augment=standard
 JPEG_SIZES = {"jpeg_500": (500, 375), "jpeg_1000": (1000, 750)}
 NUM_PIL = 4_000  # CIFAR images that the slow side prepares
 MEMORY_EPOCHS = 8
-MANY = 50_000_000
-PER_CORE = 3  # processes that want each core under overload, the loader among them
+NUM_COUNTED = 50_000_000
+PER_CORE = 3  # busy processes per core under overload, the loader included
 MIB = 2**20
 
 
@@ -85,7 +85,7 @@ CHECKS = {
 
 
 class PerSample(Dataset):
-    """What tutorials do: one image at a time through a chain of transforms."""
+    """The pipeline of tutorials: one image at a time through a chain of transforms."""
 
     def __init__(self, samples: list, labels: np.ndarray, transform: Callable) -> None:
         self.images, self.labels, self.transform = samples, labels, transform
@@ -94,14 +94,14 @@ class PerSample(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """Open, if it is a file, and transform."""
+        """Open the image if it is a file, and transform it."""
         sample = self.images[index]
         image = Image.open(sample).convert("RGB") if isinstance(sample, Path) else Image.fromarray(sample)
         return self.transform(image), int(self.labels[index])
 
 
 def build_data(*overrides: str) -> ImageDataModule:
-    """Build a data module as `train.py` would, with one process, and read the data."""
+    """Build a data module as `train.py` does, with one process, and read the data."""
     register_run_dir()
     with initialize_config_dir(str(PROJECT_ROOT / "configs")):
         cfg = compose("train", overrides=[*overrides, "data.num_workers=0"])
@@ -112,7 +112,7 @@ def build_data(*overrides: str) -> ImageDataModule:
 
 
 def epochs(loader: DataLoader, count: int = 1, finish: Callable = lambda images, labels: images) -> int:
-    """Take every batch of some epochs, `finish` each, and count the images."""
+    """Iterate over the batches of `count` epochs, apply `finish` to each, and return the number of images."""
     num_images = 0
     for epoch in range(count):
         if hasattr(loader.batch_sampler, "set_epoch"):
@@ -123,10 +123,10 @@ def epochs(loader: DataLoader, count: int = 1, finish: Callable = lambda images,
 
 
 def measure(work: Callable[[], int], warm_up: Callable[[], object] = lambda: None, num_threads: int = 1) -> dict:
-    """Run in a forked child; gives images per CPU-second and per second of wall clock.
+    """Run `work` in a forked child and return images per CPU-second and per second of wall clock.
 
     Raises:
-        RuntimeError: if the child fails; it has printed why.
+        RuntimeError: if the child fails; it has printed the reason.
     """
     receiver, sender = multiprocessing.Pipe(duplex=False)
 
@@ -147,7 +147,7 @@ def measure(work: Callable[[], int], warm_up: Callable[[], object] = lambda: Non
 
 
 def cifar_sides() -> dict[str, Callable[[], dict]]:
-    """The sides of case cifar."""
+    """Return the sides of case cifar."""
     plain, full = (build_data("data=cifar10", "augment=crop_flip", *more) for more in ([], JITTER))
     train = plain.splits.train
     pixels, labels = torch.from_numpy(np.array(train.images)), torch.from_numpy(train.labels)
@@ -176,7 +176,7 @@ def cifar_sides() -> dict[str, Callable[[], dict]]:
 
 
 def jpeg_sides(folder: Path) -> dict[str, Callable[[], dict]]:
-    """The sides of the cases jpeg_*."""
+    """Return the sides of the cases jpeg_*."""
     decoding, cached = (folder_data(folder, cache) for cache in ("none", "ram"))
     mean, std = decoding.preprocess.mean, decoding.preprocess.std
     chain = v2.Compose(
@@ -193,7 +193,7 @@ def jpeg_sides(folder: Path) -> dict[str, Callable[[], dict]]:
     ours, again = decoding.train_dataloader(), cached.train_dataloader()
     finish = lambda images, labels: cached.augment_batch(images, labels, (0, 0, 0))[0]  # noqa: E731
     return {
-        # As Pillow comes; `imago.images` lets it keep the memory of an image for the next one.
+        # Pillow's default; `imago.images` makes it reuse the memory of an image for the next one.
         "pil": lambda: measure(lambda: epochs(pil), lambda: Image.core.set_blocks_max(0)),
         "project": lambda: measure(lambda: epochs(ours)),
         "project, cached": lambda: measure(lambda: epochs(again, 4), lambda: epochs(again)),
@@ -202,7 +202,7 @@ def jpeg_sides(folder: Path) -> dict[str, Callable[[], dict]]:
 
 
 def overload_sides(folder: Path) -> dict[str, Callable[[], dict]]:
-    """The sides of case overload: the main process may use every core, as it does in training."""
+    """Return the sides of case overload; the main process may use all cores, as in training."""
     cifar = build_data("data=cifar10", "augment=crop_flip").train_dataloader()
     jpeg = folder_data(folder, "ram").train_dataloader()
     cores = available_cores()
@@ -227,7 +227,7 @@ def overload_sides(folder: Path) -> dict[str, Callable[[], dict]]:
 
 
 def measure_memory(folder: Path) -> dict[str, float]:
-    """Give MiB that belong to two workers alone, after the second and after the last epoch."""
+    """Return the private memory of two workers in MiB, after the second and after the last epoch."""
     data = folder_data(folder, "ram")
     data.num_workers = 2
     loader = data.train_dataloader()
@@ -244,7 +244,7 @@ def _own_bytes(pid: int | None) -> int:
 
 
 def folder_data(folder: Path, cache: str) -> ImageDataModule:
-    """Build the data module of a folder of images, with its images decoded if they are to be cached."""
+    """Build the data module of a folder of images; decode the images if they are cached."""
     data = build_data("data=image_folder", f"data.root={folder}", "augment=standard", f"data.cache={cache}")
     data.keep_decoded(num_processes=1, num_epochs=10)
     return data
@@ -252,7 +252,7 @@ def folder_data(folder: Path, cache: str) -> ImageDataModule:
 
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Keep that many processes computing."""
+    """Keep `count` processes computing."""
     processes = [multiprocessing.get_context("fork").Process(target=_spin, daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
@@ -265,8 +265,8 @@ def busy_processes(count: int) -> Iterator[None]:
 
 
 def _count() -> int:
-    """Compute without data: what this falls by is the share of the machine that is left."""
-    return sum(1 for _ in range(MANY))
+    """Compute without data: the speed measures the share of the CPU that is left."""
+    return sum(1 for _ in range(NUM_COUNTED))
 
 
 def _spin() -> None:
@@ -275,17 +275,17 @@ def _spin() -> None:
 
 
 def write_jpegs(folder: Path, size: tuple[int, int], num_samples: int) -> None:
-    """Cut the photographs of hymenoptera_data to one size, in folders named after their classes."""
+    """Write the photographs of hymenoptera_data in one size, in folders named after their classes."""
     source = Path(os.environ["IMAGO_DATA_DIR"]) / "hymenoptera_data" / "train"
     for path in sorted(source.rglob("*.jpg"))[::-1][:num_samples]:
-        place = folder / path.parent.name / path.name
-        place.parent.mkdir(parents=True, exist_ok=True)
+        target = folder / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(path) as sample:
-            ImageOps.fit(sample.convert("RGB"), size, Image.Resampling.LANCZOS).save(place, quality=90)
+            ImageOps.fit(sample.convert("RGB"), size, Image.Resampling.LANCZOS).save(target, quality=90)
 
 
 def run_case(name: str, sides: dict[str, Callable[[], dict]], rounds: int) -> dict[str, Any]:
-    """Measure the sides in turn, print medians and how the targets are met, and give all of it."""
+    """Measure the sides in alternating order, print medians and checks, and return all readings."""
     readings: dict[str, list[dict]] = {side: [] for side in sides}
     for round_ in range(rounds):
         for side in list(sides)[:: 1 if round_ % 2 == 0 else -1]:
@@ -298,7 +298,7 @@ def run_case(name: str, sides: dict[str, Callable[[], dict]], rounds: int) -> di
 
 
 def judge(name: str, check: Check, speeds: dict[str, list[float]]) -> dict[str, Any]:
-    """Compare a ratio with its target, and print it."""
+    """Compare a ratio with its target, print and return the result."""
     ratios = [ours / theirs for ours, theirs in zip(speeds[check.side], speeds[check.than], strict=True)]
     median = statistics.median(ratios)
     is_met = check.least <= median <= check.most
@@ -313,7 +313,7 @@ def judge(name: str, check: Check, speeds: dict[str, list[float]]) -> dict[str, 
 
 
 def judge_memory(sizes: dict[str, float]) -> dict[str, Any]:
-    """Workers may not grow by more than 5 %, what the allocator leaves undecided."""
+    """Check that the workers grow by at most 5 %, the uncertainty caused by the allocator."""
     growth = sizes["after_last_epoch"] / sizes["after_epoch_2"]
     is_met = growth <= 1.05
     print(
@@ -324,7 +324,7 @@ def judge_memory(sizes: dict[str, float]) -> dict[str, Any]:
 
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line; the help text is the docstring above."""
+    """Read the command line; the help text is the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="readings of each side (default: 5)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
@@ -334,13 +334,13 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         metavar="FILE",
         default=PROJECT_ROOT / "benchmarks/results/data.json",
-        help="where the figures go (default: benchmarks/results/data.json)",
+        help="output file (default: benchmarks/results/data.json)",
     )
     args = parser.parse_args()
     if args.rounds < 3:
-        parser.error(f"--rounds={args.rounds} must be at least 3: a median needs them")
+        parser.error(f"--rounds={args.rounds} must be at least 3 for a median")
     if "IMAGO_DATA_DIR" not in os.environ:
-        parser.error("set IMAGO_DATA_DIR to the folder that holds cifar-10-batches-py and hymenoptera_data")
+        parser.error("set IMAGO_DATA_DIR to the folder that contains cifar-10-batches-py and hymenoptera_data")
     return args
 
 

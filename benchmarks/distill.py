@@ -1,10 +1,10 @@
-"""What a teacher is worth: a small network on CIFAR-10 with and without one, paired by seed.
+"""Measure the effect of distillation: a small network on CIFAR-10 with and without a teacher, paired by seed.
 
     IMAGO_DATA_DIR=data python benchmarks/distill.py
     python benchmarks/distill.py --teacher logs/train/RUN
 
-Without --teacher one is trained first: experiment=cifar10_small_resnet. The students are SimpleCNN with few hidden
-features, from the same first weights, on the same batches, for the same epochs.
+Without --teacher, experiment=cifar10_small_resnet is trained first. The students are SimpleCNN with few hidden
+features, with the same initial weights, batches and epochs.
 """
 
 import argparse
@@ -19,9 +19,9 @@ TAUGHT, ALONE = "with teacher", "without"
 
 
 def main() -> None:
-    """Train the teacher if there is none, run both sides and store the figures."""
+    """Train the teacher if none is given, run both sides and store the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", type=Path, help="run directory of a teacher; left out: train one")
+    parser.add_argument("--teacher", type=Path, help="run directory of a teacher (default: train one)")
     parser.add_argument("--epochs", type=int, default=5, help="of each student (default: 5)")
     parser.add_argument("--hidden-features", type=int, default=32, help="of the students (default: 32)")
     add_arguments(parser, "distill")
@@ -33,13 +33,13 @@ def main() -> None:
     runs = run_sides(sides, args, "distill")
     found = difference(runs, TAUGHT, ALONE)
     teacher_acc = json.loads((teacher / "summary.json").read_text())["test"]["acc"]
-    facts = {"epochs": args.epochs, "hidden_features": args.hidden_features, "teacher_test_acc": teacher_acc}
-    store(args.json, args, runs, **facts, sides={side: summarize(runs, side) for side in sides}, difference=found)
+    settings = {"epochs": args.epochs, "hidden_features": args.hidden_features, "teacher_test_acc": teacher_acc}
+    store(args.json, args, runs, **settings, sides={side: summarize(runs, side) for side in sides}, difference=found)
     print(describe_difference(found))
 
 
 def train_teacher(args: argparse.Namespace) -> Path:
-    """Train the recipe for small residual nets and give its run directory."""
+    """Train experiment=cifar10_small_resnet and return its run directory."""
     name = f"distill_{time.strftime('%Y%m%d_%H%M%S')}_teacher"
     settings = ["experiment=cifar10_small_resnet", *args.override, "seed=100"]
     summary, cpu_s, _ = train(settings, name, args.log_dir)

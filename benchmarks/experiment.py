@@ -3,8 +3,8 @@
     IMAGO_DATA_DIR=data python benchmarks/experiment.py quickstart
     python benchmarks/experiment.py finetune_folder --override data.root=DIR --seeds 0 1 2 3 4
 
-The header's fields are explained in docs/results.py; `source` is kept as it is. Core-minutes are user and system time
-of a whole run, its data workers included, divided by 60: the mean over the seeds.
+docs/results.py documents the fields of the header. Core-minutes are the user and system time of a whole run, data
+workers included, in minutes: the mean over the seeds.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from train_speed import PROJECT_ROOT, describe_environment
 
 
 def header_lines(name: str, args: argparse.Namespace, figures: dict[str, float], num_test_images: int) -> list[str]:
-    """Give the measured fields of a header; paths in the command become DIR."""
+    """Return the measured fields of a header; paths in the command are replaced by DIR."""
     seeds = ",".join(map(str, args.seeds))
     typed = [f"{text.partition('=')[0]}=DIR" if "=/" in text or "=~" in text else text for text in args.override]
     machine = describe_environment()
@@ -33,7 +33,7 @@ def header_lines(name: str, args: argparse.Namespace, figures: dict[str, float],
 
 
 def main() -> None:
-    """Run, store the figures and print the lines."""
+    """Run the experiment, store the results and print the lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of a file in configs/experiment")
     add_arguments(parser, "experiment")

@@ -1,7 +1,7 @@
-"""Runs of src/train.py side by side: every side once for each seed, in turn, and what lies between them.
+"""Compare settings of src/train.py: run each side once per seed and compute the difference of their test accuracies.
 
-Imported by the benchmarks next to it. Each run is a whole child process; its CPU time is measured as in train_speed.py,
-and its accuracy is that of the final test in its summary.json. Linux only.
+Imported by the other benchmarks. Each run is a child process; its CPU time is measured as in train_speed.py, and its
+accuracy is that of the final test in its summary.json. Linux only.
 """
 
 import argparse
@@ -17,18 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student_t
 from train_speed import PROJECT_ROOT, adopt_orphans, describe_environment, measure
 
 from imago.analysis.evaluation import load_evaluation
 
-# Student's t, two-sided 95 %, by degrees of freedom: up to 20 seeds.
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
-T_95 |= {11: 2.201, 12: 2.179, 13: 2.160, 14: 2.145, 15: 2.131, 16: 2.120, 17: 2.110, 18: 2.101, 19: 2.093}
-
 
 @dataclass(frozen=True)
 class Run:
-    """One training; `test_acc` in [0, 1]; `name` is that of its folder in logs/train."""
+    """One training run; `test_acc` in [0, 1]; `name` is its folder in logs/train."""
 
     name: str
     side: str
@@ -40,36 +37,37 @@ class Run:
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add what all of these benchmarks take."""
+    """Add the arguments that these benchmarks share."""
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of each side per seed")
     parser.add_argument(
         "--override", action="append", default=[], metavar="KEY=VALUE", help="a setting for every side; repeatable"
     )
-    parser.add_argument("--log-dir", type=Path, default=PROJECT_ROOT / "logs", help="where the run directories go")
+    parser.add_argument("--log-dir", type=Path, default=PROJECT_ROOT / "logs", help="folder of the run directories")
     default = PROJECT_ROOT / "benchmarks" / "results" / f"{name}.json"
-    parser.add_argument("--json", type=Path, metavar="FILE", default=default, help="where the figures go")
+    parser.add_argument("--json", type=Path, metavar="FILE", default=default, help="output file")
 
 
 def train(settings: Sequence[str], name: str, log_dir: Path) -> tuple[dict[str, Any], float, float]:
-    """Run src/train.py as the run `name`; gives its summary, CPU seconds and wall seconds.
+    """Run src/train.py with run_name=`name` and return its summary, CPU seconds and wall seconds.
 
     Raises:
-        RuntimeError: if it fails; the message ends with the last lines it printed.
+        RuntimeError: if it fails; the message ends with the last lines of its output.
     """
-    # Relative, as a path in a folder of the user's would need quoting.
-    place = os.path.relpath(log_dir, PROJECT_ROOT)
-    cpu_s, wall_s = measure([sys.executable, "src/train.py", *settings, f"run_name={name}", f"paths.log_dir={place}"])
+    relative_dir = os.path.relpath(log_dir, PROJECT_ROOT)  # an absolute path may need quoting
+    cpu_s, wall_s = measure(
+        [sys.executable, "src/train.py", *settings, f"run_name={name}", f"paths.log_dir={relative_dir}"]
+    )
     return json.loads((log_dir / "train" / name / "summary.json").read_text()), cpu_s, wall_s
 
 
 def run_sides(sides: Mapping[str, Sequence[str]], args: argparse.Namespace, benchmark: str) -> list[Run]:
-    """Train every side once for each seed, the order turned round from seed to seed, and print a line for each."""
+    """Train every side once per seed, in alternating order, and print a line for each run."""
     adopt_orphans()
     stamp = time.strftime("%Y%m%d_%H%M%S")
     runs = []
     print(f"{'seed':>4} {'side':<12} {'test acc':>9} {'core-minutes':>13}")
-    for place, seed in enumerate(args.seeds):
-        for side in list(sides) if place % 2 == 0 else list(sides)[::-1]:
+    for index, seed in enumerate(args.seeds):
+        for side in list(sides) if index % 2 == 0 else list(sides)[::-1]:
             name = f"{benchmark}_{stamp}_{re.sub('[^a-z0-9]+', '-', side.lower())}_{seed}"
             summary, cpu_s, wall_s = train([*sides[side], *args.override, f"seed={seed}"], name, args.log_dir)
             test = summary["test"]
@@ -79,7 +77,7 @@ def run_sides(sides: Mapping[str, Sequence[str]], args: argparse.Namespace, benc
 
 
 def summarize(runs: Sequence[Run], side: str) -> dict[str, float]:
-    """Give mean, lowest, highest and standard deviation of a side's accuracies, and its mean core-minutes."""
+    """Return mean, lowest, highest and standard deviation of a side's accuracies, and its mean core-minutes."""
     accs = [run.test_acc for run in runs if run.side == side]
     return {
         "num_seeds": len(accs),
@@ -92,20 +90,20 @@ def summarize(runs: Sequence[Run], side: str) -> dict[str, float]:
 
 
 def difference(runs: Sequence[Run], side: str, other: str) -> dict[str, Any]:
-    """Give the mean of `side` minus `other`, paired by seed, and its 95 % interval (Student's t; None for one seed)."""
+    """Return the mean of `side` minus `other`, paired by seed, and its 95 % interval (None for one seed)."""
     accs = {(run.side, run.seed): run.test_acc for run in runs}
     pairs = [accs[side, run.seed] - run.test_acc for run in runs if run.side == other]
     mean, interval = statistics.mean(pairs), None
-    if len(pairs) - 1 in T_95:
-        half = T_95[len(pairs) - 1] * statistics.stdev(pairs) / len(pairs) ** 0.5
+    if len(pairs) > 1:
+        half = float(student_t.ppf(0.975, len(pairs) - 1)) * statistics.stdev(pairs) / len(pairs) ** 0.5
         interval = [mean - half, mean + half]
     return {"what": f"{side} minus {other}", "pairs": pairs, "mean": mean, "interval_95": interval}
 
 
 def difference_on_images(runs: Sequence[Run], side: str, other: str, log_dir: Path) -> dict[str, Any]:
-    """Give the mean of `side` minus `other` as `difference` does, with an interval for other images, not other seeds.
+    """Return the mean of `side` minus `other` as `difference` does, with an interval over images instead of seeds.
 
-    Each run is evaluated on the test split, and for each image the share of the seeds that get it right is counted.
+    Each run is evaluated on the test split; for each image, the share of the seeds that classify it correctly counts.
     """
     right: dict[str, list[np.ndarray]] = {side: [], other: []}
     for run in sorted(runs, key=lambda run: run.seed):
@@ -124,7 +122,7 @@ def difference_on_images(runs: Sequence[Run], side: str, other: str, log_dir: Pa
 
 
 def describe_difference(found: Mapping[str, Any]) -> str:
-    """Put a difference of accuracies in words, in percentage points."""
+    """Return a difference of accuracies as text, in percentage points."""
     low, high = found["interval_95"] or (float("nan"), float("nan"))
     over = f"{found['num_images']:,} images" if "num_images" in found else f"{len(found['pairs'])} pairs of runs"
     return (
@@ -134,7 +132,7 @@ def describe_difference(found: Mapping[str, Any]) -> str:
 
 
 def store(file: Path, args: argparse.Namespace, runs: Sequence[Run], **figures: Any) -> None:
-    """Write the figures with what a reader needs to judge them; nothing in there names a folder of this machine."""
+    """Write the results with hardware, versions and settings, without paths of this machine."""
     report = {
         **describe_environment(),
         "overrides": [re.sub(r"=[/~].*", "=<path>", override) for override in args.override],

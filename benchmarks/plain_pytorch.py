@@ -1,13 +1,12 @@
-"""Train the small CNN on CIFAR-10 the way a competent tutorial reader would.
+"""Train a small CNN on CIFAR-10 with plain PyTorch, in the style of the torchvision tutorials.
 
     IMAGO_DATA_DIR=data python benchmarks/plain_pytorch.py
     python benchmarks/plain_pytorch.py --root data --epochs 1 --seed 3 --json plain.json
 
-This is the yardstick that `train_speed.py` measures the project against: deliberately ordinary (PIL transforms one
-image at a time, worker processes, fp32, a plain loop) but not crippled: anything slow in it is what the torchvision
-tutorials do too. Do not tune it; a faster yardstick is a different benchmark.
+`train_speed.py` compares the project with this script: PIL transforms of one image at a time, worker processes, fp32, a
+plain loop, as in the torchvision tutorials. Do not tune it: a faster script is a different benchmark.
 
-CIFAR-10 must already lie under the root as `cifar-10-batches-py/`; nothing is downloaded.
+CIFAR-10 must exist under the root as `cifar-10-batches-py/`; nothing is downloaded.
 """
 
 import argparse
@@ -116,7 +115,7 @@ def evaluate(model: nn.Module, loader: DataLoader) -> float:
 def cpu_seconds() -> float:
     """Return user + system seconds of this process since it started, and of its finished worker processes.
 
-    The kernel adds a worker's time only once it was waited for, so a worker still alive would be left out.
+    The kernel adds a worker's time when it has been waited for, so a worker that is still alive is not counted.
     """
     assert not multiprocessing.active_children(), "every DataLoader iterator was exhausted, which ends its workers"
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -124,7 +123,7 @@ def cpu_seconds() -> float:
 
 
 def run(args: argparse.Namespace) -> dict[str, float]:
-    """Train, validate after each epoch, test once at the end.
+    """Train, validate after each epoch, and test once at the end.
 
     Returns:
         test_acc in [0, 1]; epochs; train_images, images in one epoch; seconds, wall time after the imports;
@@ -150,12 +149,12 @@ def run(args: argparse.Namespace) -> dict[str, float]:
 
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line; the help text is the docstring above."""
+    """Read the command line; the help text is the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--root",
         default=os.environ.get("IMAGO_DATA_DIR", "data/"),
-        help="folder that holds cifar-10-batches-py/ (default: $IMAGO_DATA_DIR, else data/)",
+        help="folder that contains cifar-10-batches-py/ (default: $IMAGO_DATA_DIR, else data/)",
     )
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -163,12 +162,12 @@ def parse_args() -> argparse.Namespace:
         "--num-train-images",
         type=int,
         default=NUM_TRAIN_IMAGES,
-        help=f"fewer than {NUM_TRAIN_IMAGES} for a quick trial; not for a measurement",
+        help=f"fewer than {NUM_TRAIN_IMAGES} for a quick trial, not for a measurement",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
     args = parser.parse_args()
     if not 1 <= args.num_train_images <= NUM_TRAIN_IMAGES:
-        parser.error(f"--num-train-images={args.num_train_images} must lie in 1..{NUM_TRAIN_IMAGES}")
+        parser.error(f"--num-train-images={args.num_train_images} must be in 1..{NUM_TRAIN_IMAGES}")
     if args.epochs < 1:
         parser.error(f"--epochs={args.epochs} must be at least 1")
     return args

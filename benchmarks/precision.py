@@ -1,13 +1,13 @@
-"""What bf16 gains in speed and costs in accuracy.
+"""Measure the speed and the accuracy of bf16 against fp32.
 
     IMAGO_DATA_DIR=data python benchmarks/precision.py
     python benchmarks/precision.py --only step
 
-Wants the project installed, as make setup does it.
+Requires `make setup`.
 
-step: one training step of ResNet-18 with the stem for 32 px, in this process: bf16 autocast, channels_last and a fused
-AdamW against plain fp32. Rounds of both sides in turn, CPU seconds of the process, ratio within each round.
-accuracy: SimpleCNN on CIFAR-10 with trainer.precision=bf16-mixed and 32-true, paired by seed, and by image.
+step: one training step of ResNet-18 with a stem for 32 px, in this process: bf16 autocast, channels_last and a fused
+AdamW against plain fp32. CPU seconds of the process in alternating order; ratios are computed within a round.
+accuracy: SimpleCNN on CIFAR-10 with trainer.precision=bf16-mixed and 32-true, paired by seed and by image.
 """
 
 import argparse
@@ -34,13 +34,13 @@ BF16, FP32 = "bf16-mixed", "32-true"
 
 
 def build_network() -> nn.Module:
-    """ResNet-18 as `model=resnet18 model.weights=null` is for images of 32 px."""
+    """Return ResNet-18 as built by `model=resnet18 model.weights=null` for images of 32 px."""
     torch.manual_seed(0)
     return TorchvisionNet(name="resnet18", weights=None, freeze=None, num_classes=10, image_size=32)
 
 
 class Side:
-    """A network with an optimizer, and a step that takes CPU seconds."""
+    """A network with its optimizer and a batch of random images."""
 
     def __init__(self, is_fast: bool, batch_size: int) -> None:
         self.net = build_network()
@@ -61,7 +61,7 @@ class Side:
         self.optimizer.step()
 
     def cpu_s(self, num_steps: int) -> float:
-        """CPU seconds of a step, the mean of some."""
+        """Return the CPU seconds of a step, averaged over `num_steps`."""
         start = time.process_time()
         for _ in range(num_steps):
             self.step()
@@ -69,16 +69,16 @@ class Side:
 
 
 def compare_steps(args: argparse.Namespace) -> dict[str, Any]:
-    """Time both sides in turn and give seconds and ratios."""
+    """Time both sides in alternating order and return seconds and ratios."""
     plain, fast = Side(False, args.batch_size), Side(True, args.batch_size)
     for side in (plain, fast):
-        side.step()  # memory and kernels are set up in the first one
+        side.step()  # the first step allocates memory and compiles kernels
     rounds = []
-    for place in range(args.rounds):
-        order = (plain, fast) if place % 2 == 0 else (fast, plain)
+    for index in range(args.rounds):
+        order = (plain, fast) if index % 2 == 0 else (fast, plain)
         seconds = {side.is_fast: side.cpu_s(args.steps) for side in order}
         rounds.append((seconds[False], seconds[True]))
-        print(f"round {place}: fp32 {seconds[False]:.2f} CPU s a step, fast {seconds[True]:.2f}", flush=True)
+        print(f"round {index}: fp32 {seconds[False]:.2f} CPU s a step, fast {seconds[True]:.2f}", flush=True)
     ratios = [before / after for before, after in rounds]
     print(f"step ratio {statistics.median(ratios):.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})")
     return {
@@ -90,13 +90,13 @@ def compare_steps(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what is asked for and store the figures."""
+    """Run the selected parts and store the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["step", "accuracy"], help="leave the other one out")
-    parser.add_argument("--batch-size", type=int, default=128, help="of a step (default: 128)")
-    parser.add_argument("--steps", type=int, default=5, help="in a row, of each side (default: 5)")
-    parser.add_argument("--rounds", type=int, default=5, help="of both sides in turn (default: 5)")
-    parser.add_argument("--epochs", type=int, default=4, help="of SimpleCNN on CIFAR-10 (default: 4)")
+    parser.add_argument("--only", choices=["step", "accuracy"], help="run only this part")
+    parser.add_argument("--batch-size", type=int, default=128, help="images of a step (default: 128)")
+    parser.add_argument("--steps", type=int, default=5, help="consecutive steps of each side (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of both sides (default: 5)")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of SimpleCNN on CIFAR-10 (default: 4)")
     add_arguments(parser, "precision")
     args = parser.parse_args()
     figures: dict[str, Any] = {}

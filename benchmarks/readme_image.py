@@ -1,4 +1,4 @@
-"""Draw the image of the README from a real run: loss and accuracy over the epochs, and the test at the end.
+"""Draw the image of the README from a run: loss and accuracy over the epochs, and the test accuracy.
 
 python src/train.py trainer.max_epochs=20 run_name=cifar10_simple_cnn
 python benchmarks/readme_image.py logs/train/cifar10_simple_cnn docs/images/cifar10_simple_cnn.png

@@ -1,6 +1,6 @@
-"""What a safe save costs: `write_checkpoint` against a plain `torch.save` with fsync, 100 MB, in turns.
+"""Measure the time of a checkpoint save of 100 MB against a plain `torch.save` with fsync.
 
-python benchmarks/save_cost.py            # prints and writes benchmarks/results/save_cost.json
+python benchmarks/save_cost.py            # prints the results and writes benchmarks/results/save_cost.json
 """
 
 import json
@@ -20,14 +20,14 @@ RESULT = Path(__file__).parent / "results" / "save_cost.json"
 
 
 def state() -> dict:
-    """Weights and two moments each, 100 MB in 60 tensors, as Adam has them."""
+    """Return weights and two Adam moments each: 100 MB in 60 tensors."""
     weights = {f"layer{number}": torch.randn(416_000) for number in range(20)}
     moments = {n: {"exp_avg": w.clone(), "exp_avg_sq": w.square()} for n, w in enumerate(weights.values())}
     return {"state_dict": weights, "optimizer_states": [{"state": moments}]}
 
 
 def plain(checkpoint: dict, path: Path) -> None:
-    """Save as anybody would who wants the bytes on the disk."""
+    """Save with `torch.save` and fsync."""
     with path.open("wb") as file:
         torch.save(checkpoint, file)
         file.flush()
@@ -35,14 +35,14 @@ def plain(checkpoint: dict, path: Path) -> None:
 
 
 def seconds(save: Callable[[dict, Path], None], checkpoint: dict, path: Path) -> float:
-    """Time one save over an older file."""
+    """Return the seconds of one save over an existing file."""
     start = perf_counter()
     save(checkpoint, path)
     return perf_counter() - start
 
 
 def main() -> None:
-    """Measure in turns, so that a busy disk slows both, and compare the medians."""
+    """Measure both alternately, so that a busy disk slows both, and compare the medians."""
     checkpoint = state()
     ours, theirs = [], []
     with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -50,7 +50,7 @@ def main() -> None:
             theirs.append(seconds(plain, checkpoint, Path(folder) / "plain.ckpt"))
             ours.append(seconds(AtomicCheckpointIO().save_checkpoint, checkpoint, Path(folder) / "last.ckpt"))
         size = (Path(folder) / "last.ckpt").stat().st_size
-    facts = {
+    results = {
         "megabytes": round(size / 1e6, 1),
         "rounds": NUM_ROUNDS,
         "ours_s": round(statistics.median(ours), 4),
@@ -58,8 +58,8 @@ def main() -> None:
         "ratio_of_medians": round(statistics.median(ours) / statistics.median(theirs), 3),
         "median_of_ratios": round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3),
     }
-    RESULT.write_text(json.dumps(facts, indent=2) + "\n")
-    print(json.dumps(facts, indent=2))
+    RESULT.write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -3,20 +3,19 @@
     IMAGO_DATA_DIR=data python benchmarks/train_speed.py
     python benchmarks/train_speed.py --epochs 1 --rounds 5 --b-override data.num_workers=0 --clean
 
-Side A is `benchmarks/plain_pytorch.py`, side B is `src/train.py`. Each round runs both as whole child processes, one
-after the other; which goes first alternates, so that a machine slowing down does not favor one side.
+Side A is `benchmarks/plain_pytorch.py`, side B is `src/train.py`. Each round runs both as child processes, one after
+the other, in alternating order, so that a machine that becomes slower does not favor one side.
 
-What is measured: images per CPU-second = 45,000 x epochs / CPU seconds of the whole process. Those CPU seconds are
-user + system time of the child and of all its own children (data workers), with start-up, imports, validation and test
-included. So few epochs dilute a difference in the training loop, on both sides alike. CPU time rather than wall time,
-because other work on a shared machine disturbs it less.
+Images per CPU-second are 45,000 x epochs / CPU seconds of the whole process: user + system time of the child and of its
+own children (data workers), including start-up, imports, validation and test. With few epochs, a difference in the
+training loop is therefore diluted on both sides. CPU time is less sensitive to other load than wall time.
 
-Both sides run with OMP_WAIT_POLICY=passive. By default an OpenMP thread that waits for another one spins, and on a busy
-machine that counts as CPU time: with a load of 3.5 on 2 cores, side A on 9,000 images took 47 and 66 CPU seconds with
-the default, 28 and 30 with passive, for the same accuracy. The figure should count work, not waiting.
+Both sides run with OMP_WAIT_POLICY=passive. By default, a waiting OpenMP thread spins, which counts as CPU time on a
+busy machine: with a load of 3.5 on 2 cores, side A took 47 and 66 CPU seconds for 9,000 images with the default, and 28
+and 30 with passive, for the same accuracy.
 
-Give `--b-override` only settings that keep the 45,000 training images and the epochs; this script cannot see more.
-Linux only. Run from anywhere; both sides start in the project root with this interpreter.
+`--b-override` must keep the 45,000 training images and the epochs; this script does not check it. Linux only. Both
+sides start in the project root with this interpreter.
 """
 
 import argparse
@@ -38,14 +37,14 @@ from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 NUM_TRAIN_IMAGES = 45_000  # one epoch, both sides; CIFAR-10's other 5,000 train images validate
-CHILD_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}  # both sides; why: see the top
+CHILD_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}  # both sides; see the module's docstring
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 FIGURES = ("images_per_cpu_s", "cpu_s", "wall_s", "test_acc")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One side's figures in one round; `test_acc` in [0, 1], `load_1min` the load average just before the start."""
+    """The results of one side in one round; `test_acc` in [0, 1], `load_1min` is the load average before the start."""
 
     round: int
     side: str
@@ -57,9 +56,9 @@ class Run:
 
 
 def adopt_orphans() -> None:
-    """Make the kernel hand this process the grandchildren whose parent ended without waiting for them.
+    """Become the parent of grandchildren whose parent ended without waiting for them.
 
-    Otherwise their CPU time would go to init and the side that left them would look faster than it is.
+    Otherwise their CPU time would be lost, and the side that left them would seem faster than it is.
     """
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed; this benchmark needs Linux")
@@ -68,10 +67,10 @@ def adopt_orphans() -> None:
 def measure(command: list[str]) -> tuple[float, float]:
     """Run a command in the project root and return its (CPU seconds, wall seconds).
 
-    The CPU seconds are user + system of the process, its children and any it left behind, which are waited for.
+    CPU seconds are user + system time of the process and its children; orphans are waited for.
 
     Raises:
-        RuntimeError: if the command fails; the message ends with the last lines it printed.
+        RuntimeError: if the command fails; the message ends with the last lines of its output.
     """
     with tempfile.TemporaryFile(mode="w+") as output:
         start = time.perf_counter()
@@ -84,7 +83,7 @@ def measure(command: list[str]) -> tuple[float, float]:
         )
         _, status, usage = os.wait4(child.pid, 0)
         wall_s = time.perf_counter() - start
-        child.returncode = os.waitstatus_to_exitcode(status)  # tells Popen that it was waited for
+        child.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait again
         if child.returncode != 0:
             output.seek(0)
             tail = "".join(output.readlines()[-20:])
@@ -113,7 +112,7 @@ def run_plain(epochs: int, seed: int) -> tuple[float, float, float]:
 
 
 def run_project(epochs: int, seed: int, run_directory: Path, overrides: list[str]) -> tuple[float, float, float]:
-    """Run side B, which writes into `run_directory`, and return its (CPU seconds, wall seconds, test accuracy)."""
+    """Run side B, which writes to `run_directory`, and return its (CPU seconds, wall seconds, test accuracy)."""
     command = [sys.executable, "src/train.py", f"trainer.max_epochs={epochs}", f"seed={seed}"]
     cpu_s, wall_s = measure([*command, f"run_name={run_directory.name}", *overrides])
     return cpu_s, wall_s, read_test_acc(run_directory / "summary.json")
@@ -123,10 +122,10 @@ def read_test_acc(summary_path: Path) -> float:
     """Return `test.acc` of a run's summary.
 
     Raises:
-        RuntimeError: if the file is missing, or holds no float in [0, 1] there.
+        RuntimeError: if the file is missing or has no float in [0, 1] there.
     """
     if not summary_path.is_file():
-        raise RuntimeError(f"src/train.py ended well but wrote no {summary_path.relative_to(PROJECT_ROOT)}")
+        raise RuntimeError(f"src/train.py succeeded but wrote no {summary_path.relative_to(PROJECT_ROOT)}")
     summary = json.loads(summary_path.read_text())
     test_acc = summary.get("test", {}).get("acc")
     if not isinstance(test_acc, float) or not 0 <= test_acc <= 1:
@@ -176,9 +175,9 @@ def print_summary(summary: dict[str, dict]) -> None:
 
 
 def describe_environment() -> dict[str, str | int]:
-    """Return what a reader needs to judge the figures later; nothing that names the machine or its folders."""
+    """Return date, commit, CPU, cores, threads and versions; no host name and no paths."""
     cpu_models = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
-    # --exclude: the bare hash, even where a tag is near.
+    # --exclude: print the hash even if there is a tag.
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     commit = subprocess.run(describe, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False).stdout.strip()
     return {
@@ -193,20 +192,20 @@ def describe_environment() -> dict[str, str | int]:
 
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line; the help text is the docstring above."""
+    """Read the command line; the help text is the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=2, help="epochs of each run (default: 2)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side; the round is the seed (default: 3)")
     parser.add_argument(
         "--b-override", action="append", default=[], metavar="KEY=VALUE", help="extra override for side B; repeatable"
     )
-    parser.add_argument("--clean", action="store_true", help="delete side B's runs after the figures are stored")
+    parser.add_argument("--clean", action="store_true", help="delete side B's runs after the results are stored")
     parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
         default=PROJECT_ROOT / "benchmarks/results/train_speed.json",
-        help="where the figures go (default: benchmarks/results/train_speed.json)",
+        help="output file (default: benchmarks/results/train_speed.json)",
     )
     args = parser.parse_args()
     for name in ("epochs", "rounds"):

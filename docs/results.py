@@ -1,18 +1,18 @@
-"""Write docs/results.md from the headers of configs/experiment, and print its top rows for the README.
+"""Write docs/results.md from the headers of configs/experiment, and print the rows for the README.
 
 python docs/results.py            # or: make results
-python docs/results.py --check    # only tell whether docs/results.md is up to date (exit code 1: it is not)
+python docs/results.py --check    # write nothing; exit code 1 if docs/results.md is not up to date
 
-A header is the comment on top of an experiment: what it is, then one line for each field.
+A header is the comment at the top of an experiment: its title, then one line for each field.
 
     # source:        where the recipe comes from
-    # command:       what was typed, seeds included
+    # command:       the command line, seeds included
     # hardware:      what it ran on
     # core-minutes:  CPU time of one run, start-up and test included
     # accuracy:      on the test split: mean, lowest and highest over n seeds
-    # commit:        the code it was measured on, and the date
+    # commit:        the commit that was measured, and the date
 
-One that was not run here says `accuracy: not run`, and has neither hardware, core-minutes nor commit.
+An experiment that was not run has `accuracy: not run` and no hardware, core-minutes and commit.
 """
 
 import argparse
@@ -34,7 +34,7 @@ NUM_TOP_ROWS = 4  # for the README
 
 @dataclass(frozen=True)
 class Experiment:
-    """What the header of an experiment says."""
+    """The header of an experiment."""
 
     name: str
     title: str
@@ -42,11 +42,11 @@ class Experiment:
 
     @property
     def is_measured(self) -> bool:
-        """Whether it was run here."""
+        """Whether the experiment was run."""
         return self.fields.get("accuracy") != NOT_RUN
 
     def problems(self) -> list[str]:
-        """Tell what is missing from the header, or should not be there."""
+        """Return a line for each field that is missing or must not be set."""
         wanted = {*ALWAYS, *(MEASURED if self.is_measured else ())}
         missing = sorted(wanted - {field for field, text in self.fields.items() if text})
         accuracy = self.fields.get("accuracy")
@@ -59,7 +59,7 @@ class Experiment:
 
 
 def read_experiment(file: Path) -> Experiment:
-    """Read the comment on top of a YAML; a line that is indented further goes on with the field above it."""
+    """Read the comment at the top of a YAML; a line that is indented further continues the field above it."""
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -81,13 +81,13 @@ def read_experiment(file: Path) -> Experiment:
 
 
 def read_all(folder: Path = EXPERIMENTS) -> list[Experiment]:
-    """Read every experiment; the measured ones first, by name."""
+    """Read all experiments; the measured ones first, by name."""
     experiments = [read_experiment(file) for file in folder.glob("*.yaml")]
     return sorted(experiments, key=lambda experiment: (not experiment.is_measured, experiment.name))
 
 
 def measured_rows(experiments: list[Experiment]) -> list[str]:
-    """Give the lines of the table of measured experiments, its two header lines first."""
+    """Return the lines of the table of measured experiments."""
     rows = ["| experiment | test accuracy | core-minutes | hardware | commit |", "|---|---|---|---|---|"]
     for experiment in experiments:
         if experiment.is_measured:
@@ -96,22 +96,31 @@ def measured_rows(experiments: list[Experiment]) -> list[str]:
     return rows
 
 
+def readme_rows(experiments: list[Experiment]) -> list[str]:
+    """Return the lines of the README's table, which leaves out hardware, commit and what is in parentheses."""
+    rows = ["| experiment | test accuracy | core-minutes |", "|---|---|---|"]
+    for experiment in [experiment for experiment in experiments if experiment.is_measured][:NUM_TOP_ROWS]:
+        accuracy = re.sub(r" \(.*\)", "", experiment.fields.get("accuracy", ""))
+        rows.append(f"| `{experiment.name}` | {accuracy} | {experiment.fields.get('core-minutes', '')} |")
+    return rows
+
+
 def render(experiments: list[Experiment]) -> str:
-    """Give the whole page."""
+    """Return the whole page."""
     lines = [
         "# Results",
         "",
-        "Written by `python docs/results.py` from the headers of `configs/experiment`; not to be edited by hand.",
-        "Accuracy is that of the final test, which chose nothing; core-minutes are CPU time of one run, start-up and",
+        "Written by `python docs/results.py` from the headers of `configs/experiment`; do not edit.",
+        "Accuracy is measured on the test split after training; core-minutes are the CPU time of one run, start-up and",
         "test included.",
         "",
         "## Measured",
         "",
         *measured_rows(experiments),
         "",
-        "## Not run here",
+        "## Not run",
         "",
-        "| experiment | what it is | source |",
+        "| experiment | title | source |",
         "|---|---|---|",
         *(f"| `{e.name}` | {e.title} | {e.fields.get('source', '')} |" for e in experiments if not e.is_measured),
         "",
@@ -136,7 +145,7 @@ def main() -> None:
     if arguments.check:
         sys.exit(0 if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page else f"{PAGE} is not up to date")
     PAGE.write_text(page, encoding="utf-8")
-    print("\n".join(measured_rows(experiments)[: 2 + NUM_TOP_ROWS]))
+    print("\n".join(readme_rows(experiments)))
 
 
 if __name__ == "__main__":

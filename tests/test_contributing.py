@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md keeps its word: its code goes into a copy of the project, and its commands run there."""
+"""The code of CONTRIBUTING.md is written into a copy of the project, and its commands run there as printed."""
 
 import os
 import re
@@ -23,7 +23,7 @@ FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", GUIDE, re.DOTA
 COMMANDS = [command for command in re.findall(r"`([^`\n]+)`", GUIDE) if command.startswith("python src/")]
 EXTRA = "extra_targets=[mynet.*]"
 
-# What makes a command short enough for a test; the command itself stays as it is printed.
+# Settings that make a run short; the command itself is run as printed.
 SHORTER = ("trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.accelerator=cpu")
 
 
@@ -34,7 +34,7 @@ def command_with(part: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project after somebody has followed the guide; paths.py finds its root by its own place."""
+    """Return a copy of the project with the files of the guide; paths.py finds the root from its own path."""
     root = tmp_path_factory.mktemp("project")
     for folder in ("src", "configs"):
         shutil.copytree(PROJECT_ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -71,7 +71,7 @@ def mynet_importable(project: Path, monkeypatch) -> Iterator[None]:
 
 
 def shapes_root() -> str:
-    """The drawn shapes of the real project: the copy need not draw them again."""
+    """Return the drawn shapes of the real project, so that the copy need not draw them again."""
     return f"data.root={PROJECT_ROOT / 'data' / 'shapes'}"
 
 
@@ -85,12 +85,12 @@ def test_the_guide_is_short_and_names_the_four_commands():
         assert f"| `make {target}` |" in GUIDE
 
 
-def test_every_block_of_code_says_which_file_it_is():
+def test_every_block_of_code_names_its_file():
     assert len(FILES) == GUIDE.count("```") / 2 == 5
     assert len(COMMANDS) == 3
 
 
-def test_every_file_that_the_guide_points_at_exists():
+def test_every_file_named_in_the_guide_exists():
     named = re.findall(r"`((?:src|tests|benchmarks|configs)/[^`]*)`", GUIDE)
     assert named
     assert [path for path in named if not (PROJECT_ROOT / path).exists() and not path.startswith("src/mynet")] == []
@@ -107,7 +107,7 @@ def test_the_code_passes_the_project_s_own_lint(project: Path):
 
 
 @pytest.mark.slow
-def test_the_network_trains_and_is_loaded_only_where_its_package_is_allowed(run, project: Path, mynet_importable: None):
+def test_the_network_trains_and_loads_only_if_its_package_is_allowed(run, project: Path, mynet_importable: None):
     done = run(*command_with("model=tiny"), *SHORTER, shapes_root(), "run_name=network")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = project / "logs" / "train" / "network"
@@ -176,7 +176,7 @@ def test_an_experiment_with_another_optimizer_keeps_its_lr(run):
     assert "lr: 0.005" in done.stdout
 
 
-def test_a_fraction_is_refused_where_the_default_is_whole(run):
+def test_a_fraction_is_refused_for_an_integer_setting(run):
     done = run("src/train.py", "model=tiny", "model.width=1.5", EXTRA, "data=shapes")
     assert done.returncode == 2
     assert "model.width=1.5: wants a whole number" in done.stderr

@@ -1,4 +1,4 @@
-"""The commands of the README, run from the README."""
+"""The commands of the README are run as printed; its links, folders and names exist."""
 
 import re
 import shlex
@@ -17,12 +17,13 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("python src/")
 ]
-# What makes a command short enough for a test; the command itself stays as it is printed.
+# Settings that make a run short; the command itself is run as printed.
 SHORTER = ("trainer=debug", "trainer.num_sanity_val_steps=0")
 
 
-def test_readme_is_short_and_its_links_lead_somewhere():
+def test_readme_is_short_and_its_links_exist():
     assert len(README.splitlines()) <= 150
+    assert max(map(len, README.splitlines())) <= 120
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert links
     assert [link for link in links if not (PROJECT_ROOT / link).exists()] == []
@@ -36,10 +37,10 @@ def test_readme_names_every_command_and_every_config_group():
             assert group.name in README
 
 
-def test_readme_names_every_room():
-    for room in (PROJECT_ROOT / "src" / "imago").iterdir():
-        if room.name not in ("__init__.py", "__pycache__", "errors.py", "paths.py", "download.py"):
-            assert room.name in README, room.name
+def test_readme_names_every_package_and_module():
+    for part in (PROJECT_ROOT / "src" / "imago").iterdir():
+        if part.name not in ("__init__.py", "__pycache__", "errors.py", "paths.py", "download.py"):
+            assert part.name in README, part.name
 
 
 @pytest.mark.slow
@@ -47,8 +48,8 @@ def test_readme_names_every_room():
 def test_command_runs_as_printed(command: str, real_data: Path, finished_run: Path, tmp_path: Path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     images = real_data / "hymenoptera_data"
-    places = {"logs/latest": run, "~/flowers": images, "photo.jpg": next(images.glob("val/ants/*.jpg"))}
-    for printed, real in places.items():
+    real_paths = {"logs/latest": run, "~/flowers": images, "photo.jpg": next(images.glob("val/ants/*.jpg"))}
+    for printed, real in real_paths.items():
         command = command.replace(printed, str(real))
     arguments = [*shlex.split(command)[1:], *extra_arguments(command, tmp_path)]
     done = warm_imago().run(*arguments, IMAGO_DATA_DIR=str(real_data))
@@ -56,14 +57,14 @@ def test_command_runs_as_printed(command: str, real_data: Path, finished_run: Pa
 
 
 def extra_arguments(command: str, logs: Path) -> list[str]:
-    """What makes a new training run short, and independent of weights that this machine may not have."""
+    """Return settings that make a training run short and independent of downloaded weights."""
     if "check.py" in command:
         return [f"paths.log_dir={logs}"]
     if "train.py" not in command or "--cfg" in command or "resume=" in command:
         return []
     extra = [f"paths.log_dir={logs}", *SHORTER]
     if "experiment=" in command:
-        extra += ["trainer.max_epochs=1"]  # an experiment's own number comes after the Trainer's
+        extra += ["trainer.max_epochs=1"]  # the experiment overrides the trainer's value
     if "tune=" in command:
         extra += ["data.batch_size=32"]
     if "model=resnet18" in command:

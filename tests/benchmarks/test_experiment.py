@@ -1,4 +1,4 @@
-"""What benchmarks/experiment.py prints is what docs/results.py wants in a header."""
+"""The lines that benchmarks/experiment.py prints are a complete header for docs/results.py."""
 
 import argparse
 
@@ -7,7 +7,7 @@ import pytest
 from imago.paths import PROJECT_ROOT
 
 
-def test_the_printed_lines_make_a_header_without_problems(monkeypatch: pytest.MonkeyPatch, tmp_path):
+def test_the_printed_lines_are_a_complete_header(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.syspath_prepend(PROJECT_ROOT / "benchmarks")
     monkeypatch.syspath_prepend(PROJECT_ROOT / "docs")
     import experiment

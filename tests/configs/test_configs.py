@@ -1,4 +1,4 @@
-"""Every YAML composes, says what it is for, and names only keys that its target takes."""
+"""Every YAML composes, opens with its purpose, and has only keys that its target takes."""
 
 import inspect
 from dataclasses import fields
@@ -16,11 +16,11 @@ from imago.paths import PROJECT_ROOT
 CONFIGS = PROJECT_ROOT / "configs"
 YAMLS = sorted(path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rglob("*.yaml"))
 OPTIONS = [path for path in YAMLS if len(path.parts) == 2 and path.parts[0] != "hydra"]
-# Packages of somebody's own beside ours, as CONTRIBUTING.md has them.
+# Packages next to imago, as in CONTRIBUTING.md.
 EXTRA = [f"{path.name}.*" for path in (PROJECT_ROOT / "src").iterdir() if path.is_dir() and path.name.isidentifier()]
-# What the optimizer room reads before the optimizer itself is built.
-READ_BEFORE = {"optimizer": {"head_lr_multiplier", "layer_lr_decay"}}
-# What `run` adds when it builds: facts of the data, or of the run.
+# Keys that `imago.task.optimization` reads; the optimizer does not get them.
+READ_BY_THE_TASK = {"optimizer": {"head_lr_multiplier", "layer_lr_decay"}}
+# Arguments that are added when the target is built.
 ADDED = {
     "model": {"num_classes", "image_size"},
     "task": {"class_names", "preprocess", "class_counts"},
@@ -31,7 +31,7 @@ ADDED = {
 
 
 def targets(node, path: str = ""):
-    """Every node with a `_target_`, with its key path."""
+    """Iterate over the nodes with a `_target_` and their key paths."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield path, node
@@ -40,7 +40,7 @@ def targets(node, path: str = ""):
 
 
 def accepted_keys(target: type) -> set[str]:
-    """Keyword arguments of a class; `**loading` passes on to the classes above it."""
+    """Return the keyword arguments of a class, and of its base classes if it has `**kwargs`."""
     keys: set[str] = set()
     for owner in target.__mro__:
         if "__init__" not in vars(owner) or owner is object:
@@ -49,7 +49,7 @@ def accepted_keys(target: type) -> set[str]:
         keys |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    # A data module hands the rest of its settings to the plan of its splits.
+    # A data module passes its other settings to SplitPlan.
     return keys | ({field.name for field in fields(SplitPlan)} if issubclass(target, ImageDataModule) else set())
 
 
@@ -68,9 +68,9 @@ def test_every_key_is_an_argument_of_its_target(option: Path, compose):
     node = composed if group in ("experiment", "paths") else {group: composed[group]}
     for path, settings in targets(node):
         target = get_class(settings["_target_"])
-        keys = {key for key in settings if not key.startswith("_")} - READ_BEFORE.get(path.split(".")[-1], set())
+        keys = {key for key in settings if not key.startswith("_")} - READ_BY_THE_TASK.get(path.split(".")[-1], set())
         assert keys - accepted_keys(target) == set(), f"{path}: {settings['_target_']}"
-        assert not ADDED.get(path, set()) & keys, f"{path} must not set what the data decides"
+        assert not ADDED.get(path, set()) & keys, f"{path} must not set what is added"
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=str)
@@ -81,13 +81,13 @@ def test_yaml_opens_with_its_purpose(path: Path):
     assert len(first) > 20
 
 
-def test_changing_the_network_leaves_the_optimizer_alone(compose):
+def test_another_network_keeps_the_optimizer(compose):
     plain, other = compose("optimizer.lr=0.5"), compose("optimizer.lr=0.5", "model=simple_cnn", "model.dropout=0.5")
     assert plain.optimizer == other.optimizer
     assert other.task.net.dropout == 0.5
 
 
-def test_command_line_beats_experiment_beats_defaults(compose):
+def test_the_command_line_overrides_an_experiment_which_overrides_the_defaults(compose):
     assert compose("experiment=quickstart").data._target_.endswith("ShapesDataModule")
     assert compose("experiment=quickstart", "trainer.max_epochs=3").trainer.max_epochs == 3
 
@@ -106,6 +106,6 @@ def test_every_data_set_composes_for_an_evaluation(option: str, compose):
 )
 def test_every_key_of_a_command_is_read_by_it(command: str, code: str, compose):
     text = (PROJECT_ROOT / "src" / "imago" / f"{code}.py").read_text()
-    read_elsewhere = {"paths", "augment", "seed"}  # by the data set, and by Hydra
+    read_elsewhere = {"paths", "augment", "seed"}  # by the data set and by Hydra
     unread = [key for key in compose(config_name=command) if f"cfg.{key}" not in text and f'"{key}"' not in text]
     assert set(unread) <= read_elsewhere

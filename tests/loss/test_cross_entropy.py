@@ -1,10 +1,11 @@
-"""Cross-entropy against numbers worked out by hand."""
+"""Cross-entropy against values computed by hand."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
 from imago.errors import ConfigError
@@ -17,25 +18,16 @@ PLAIN = -(math.log(0.5) + math.log(0.8)) / 2
 EVEN = -(math.log(0.5 * 0.25 * 0.25) + math.log(0.1 * 0.8 * 0.1)) / 3 / 2  # the target with all mass spread evenly
 
 
-def test_it_is_the_mean_of_minus_the_log_probability_of_the_label():
-    assert CrossEntropy()(LOGITS, LABELS).item() == pytest.approx(PLAIN)
+@pytest.mark.parametrize(
+    ("smoothing", "is_training", "expected"),
+    [(0.0, False, PLAIN), (0.0, True, PLAIN), (0.3, True, 0.7 * PLAIN + 0.3 * EVEN), (0.3, False, PLAIN)],
+)
+def test_it_is_the_mean_negative_log_probability_of_labels_smoothed_in_training_only(smoothing, is_training, expected):
+    loss = CrossEntropy(label_smoothing=smoothing).train(is_training)
+    assert loss(LOGITS, LABELS).item() == pytest.approx(expected)
 
 
-def test_training_smooths_the_labels():
-    loss = CrossEntropy(label_smoothing=0.3).train()
-    assert loss(LOGITS, LABELS).item() == pytest.approx(0.7 * PLAIN + 0.3 * EVEN)
-
-
-def test_evaluation_does_not_smooth():
-    loss = CrossEntropy(label_smoothing=0.3).eval()
-    assert loss(LOGITS, LABELS).item() == pytest.approx(PLAIN)
-
-
-def test_without_being_asked_nothing_is_smoothed():
-    assert CrossEntropy().train()(LOGITS, LABELS).item() == pytest.approx(PLAIN)
-
-
-def test_soft_labels_weigh_the_classes():
+def test_soft_labels_weight_the_classes():
     soft = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])
     expected = -(0.5 * math.log(0.5) + 0.5 * math.log(0.25) + math.log(0.8)) / 2
     assert CrossEntropy()(LOGITS, soft).item() == pytest.approx(expected)
@@ -45,7 +37,7 @@ def test_soft_labels_weigh_the_classes():
 
 
 def slow_weighted(logits: Tensor, soft: Tensor, weight: list[float], smoothing: float) -> float:
-    """Sum one image and class after the other; the mean is over the weight of each label before smoothing."""
+    """Return the loss summed in a loop; the mean is over the weight of each label before smoothing."""
     total, mass = 0.0, 0.0
     for row, label in zip(logits.double().log_softmax(dim=1).tolist(), soft.tolist(), strict=True):
         for log_probability, share, class_weight in zip(row, label, weight, strict=True):
@@ -58,7 +50,7 @@ WEIGHT = [0.5, 2.0, 4.0, 1.0]
 
 
 def many(count: int = 50) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, hard labels and soft labels of four classes."""
+    """Return logits, hard labels and soft labels of four classes."""
     random = torch.Generator().manual_seed(0)
     logits, soft = torch.randn(count, 4, generator=random), torch.rand(count, 4, generator=random)
     return logits, soft.argmax(dim=1), soft / soft.sum(dim=1, keepdim=True)
@@ -96,9 +88,8 @@ def test_equal_weights_are_no_weights_for_soft_labels_too(weight):
 
 
 def test_balanced_weights_are_those_of_scikit_learn():
-    sklearn = pytest.importorskip("sklearn.utils.class_weight")
     labels = np.repeat(range(4), [60, 30, 9, 1])
-    expected = sklearn.compute_class_weight("balanced", classes=np.arange(4), y=labels)
+    expected = compute_class_weight("balanced", classes=np.arange(4), y=labels)
     assert CrossEntropy(weight="balanced", class_counts=[60, 30, 9, 1]).weight.tolist() == pytest.approx(expected)
 
 
@@ -109,7 +100,7 @@ def test_evaluation_counts_every_image_once():
         assert loss(logits, labels).item() == pytest.approx(CrossEntropy().eval()(logits, labels).item())
 
 
-def test_weights_are_no_part_of_a_checkpoint_and_move_with_the_module():
+def test_weights_are_not_saved_and_move_with_the_module():
     loss = CrossEntropy(weight=WEIGHT)
     assert loss.state_dict() == {}
     assert loss.to("meta").weight.device.type == "meta"
@@ -119,11 +110,7 @@ def test_weights_are_no_part_of_a_checkpoint_and_move_with_the_module():
     ("weight", "counts", "text"),
     [
         ("balance", [3, 4], "loss.weight=balance is not one of null, balanced; or give a number for each class."),
-        (
-            "balanced",
-            [3, 0],
-            "loss.weight=balanced needs training images of every class, and their counts are [3, 0]",
-        ),
+        ("balanced", [3, 0], "loss.weight=balanced needs training images of every class, and their counts are [3, 0]"),
         ("balanced", None, "loss.weight=balanced needs training images of every class, and their counts are None"),
         ([1.0, 2.0, 3.0], [3, 4], "loss.weight=[1.0, 2.0, 3.0] has 3 numbers for 2 classes; give one for each."),
     ],

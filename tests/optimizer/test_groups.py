@@ -1,4 +1,4 @@
-"""Which parameters decay, and how fast each layer learns."""
+"""Which parameters decay, and the learning rate of each layer."""
 
 import pytest
 import torch
@@ -33,14 +33,7 @@ def test_frozen_parameters_are_left_out():
     assert set().union(*(names(network, group) for group in groups)) == {"1.weight", "1.bias", "3.weight", "3.bias"}
 
 
-def test_an_empty_group_is_left_out():
-    (group,) = parameter_groups(nn.Linear(2, 2, bias=False), 0.05)
-    assert group["weight_decay"] == 0.05
-    (group,) = parameter_groups(nn.BatchNorm2d(2), 0.05)
-    assert group["weight_decay"] == 0.0
-
-
-def test_tokens_tables_of_biases_and_layer_scales_do_not_decay():
+def test_tokens_bias_tables_and_layer_scales_do_not_decay():
     with torch.device("meta"):
         vit, swin, convnext = (models.get_model(name) for name in ("vit_b_32", "swin_t", "convnext_tiny"))
     for network in (vit, swin, convnext):
@@ -56,7 +49,7 @@ def rates(network: nn.Module, groups: list[dict]) -> dict[str, float]:
     return {name: group["lr"] for group in groups for name in names(network, group)}
 
 
-def test_the_head_learns_faster_by_its_multiplier():
+def test_the_learning_rate_of_the_head_is_multiplied():
     network = net()
     groups = parameter_groups(network, 0.05, lr=0.1, head_lr_multiplier=10)
     expected = {"0.weight": 0.1, "0.bias": 0.1, "1.weight": 0.1, "1.bias": 0.1, "3.weight": 1.0, "3.bias": 1.0}
@@ -64,14 +57,14 @@ def test_the_head_learns_faster_by_its_multiplier():
     assert {group["weight_decay"] for group in groups if "3.weight" in names(network, group)} == {0.05}
 
 
-def test_the_learning_rate_falls_from_layer_to_layer_towards_the_image():
+def test_the_learning_rate_decreases_from_the_head_to_the_first_layer():
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2, bias=False))
     groups = parameter_groups(network, 0.05, lr=0.8, head_lr_multiplier=2, layer_lr_decay=0.5)
     by_layer = {"0": 0.2, "1": 0.4, "2": 0.4, "3": 1.6}
     assert rates(network, groups) == {name: by_layer[name[0]] for name, _ in network.named_parameters()}
 
 
-def test_frozen_layers_keep_their_place_in_the_order():
+def test_frozen_layers_count_in_the_order():
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     network[1].requires_grad_(False)
     assert rates(network, parameter_groups(network, 0.0, lr=1.0, layer_lr_decay=0.5)) == {
@@ -85,8 +78,8 @@ def test_the_first_group_has_the_learning_rate_that_was_typed(settings: dict):
     assert parameter_groups(net(), 0.05, lr=0.1, **settings)[0].get("lr", 0.1) == 0.1
 
 
-def test_without_a_learning_rate_there_is_nothing_to_share_out():
-    with pytest.raises(ConfigError, match="share out optimizer.lr, which is not set"):
+def test_factors_without_a_learning_rate_are_refused():
+    with pytest.raises(ConfigError, match="multiply optimizer.lr, which is not set"):
         parameter_groups(net(), 0.05, layer_lr_decay=0.5)
 
 
@@ -109,8 +102,8 @@ def test_a_step_without_gradient_shrinks_only_what_decays(optimizer: type):
     torch.testing.assert_close(network[3].weight, before["3.weight"] * 0.95)
 
 
-def test_without_weight_decay_there_is_one_group_so_that_lbfgs_takes_it():
-    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    (group,) = parameter_groups(network, 0.0)
-    assert len(group["params"]) == 4
+@pytest.mark.parametrize(("network", "weight_decay"), [(net(), 0.0), (nn.BatchNorm2d(2), 0.05)])
+def test_if_nothing_decays_there_is_one_group_as_lbfgs_requires(network: nn.Module, weight_decay: float):
+    (group,) = parameter_groups(network, weight_decay)
+    assert (len(group["params"]), group["weight_decay"]) == (len(list(network.parameters())), 0.0)
     torch.optim.LBFGS([group])

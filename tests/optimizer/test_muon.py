@@ -1,4 +1,4 @@
-"""Muon against torch's own: on matrices, on convolutions and, for vectors, against AdamW."""
+"""Muon against `torch.optim.Muon` on matrices and convolutions, and against AdamW on vectors."""
 
 import copy
 
@@ -12,7 +12,7 @@ from imago.optimizer.muon import Muon, orthogonalize
 SETTINGS = {"lr": 0.02, "weight_decay": 0.1}
 
 
-def walk(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, grads: list[Tensor]) -> Tensor:
+def optimize(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, grads: list[Tensor]) -> Tensor:
     for grad in grads:
         parameter.grad = grad.clone().reshape(parameter.shape)
         optimizer.step()
@@ -27,30 +27,28 @@ def grads() -> list[Tensor]:
 
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("is_tall", [True, False])
-def test_a_matrix_moves_as_under_torchs_own_muon(grads: list[Tensor], nesterov: bool, is_tall: bool):
-    if not hasattr(torch.optim, "Muon"):
-        pytest.skip("this torch has no Muon")
+def test_a_matrix_is_updated_as_by_torchs_muon(grads: list[Tensor], nesterov: bool, is_tall: bool):
     grads = [grad.T.contiguous() if is_tall else grad for grad in grads]
     ours, theirs = nn.Parameter(torch.ones_like(grads[0])), nn.Parameter(torch.ones_like(grads[0]))
     own = {**SETTINGS, "nesterov": nesterov}
     reference = torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **own)
-    torch.testing.assert_close(walk(Muon([ours], **own), ours, grads), walk(reference, theirs, grads))
+    torch.testing.assert_close(optimize(Muon([ours], **own), ours, grads), optimize(reference, theirs, grads))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_the_filters_of_a_convolution_move_as_the_rows_of_a_matrix(grads: list[Tensor], memory_format):
+def test_the_filters_of_a_convolution_are_updated_as_the_rows_of_a_matrix(grads: list[Tensor], memory_format):
     matrix = nn.Parameter(torch.ones(6, 18))
     filters = nn.Parameter(torch.ones(6, 2, 3, 3).to(memory_format=memory_format))
-    expected = walk(Muon([matrix], **SETTINGS), matrix, grads)
-    moved = walk(Muon([filters], **SETTINGS), filters, grads)
+    expected = optimize(Muon([matrix], **SETTINGS), matrix, grads)
+    moved = optimize(Muon([filters], **SETTINGS), filters, grads)
     torch.testing.assert_close(moved.flatten(1), expected)
     assert filters.is_contiguous(memory_format=memory_format)
 
 
-def test_a_vector_moves_as_under_adamw(grads: list[Tensor]):
+def test_a_vector_is_updated_as_by_adamw(grads: list[Tensor]):
     ours, theirs = nn.Parameter(torch.ones(108)), nn.Parameter(torch.ones(108))
-    expected = walk(torch.optim.AdamW([theirs], **SETTINGS), theirs, grads)
-    torch.testing.assert_close(walk(Muon([ours], **SETTINGS), ours, grads), expected)
+    expected = optimize(torch.optim.AdamW([theirs], **SETTINGS), theirs, grads)
+    torch.testing.assert_close(optimize(Muon([ours], **SETTINGS), ours, grads), expected)
 
 
 def test_singular_values_come_near_one(grads: list[Tensor]):
@@ -59,7 +57,7 @@ def test_singular_values_come_near_one(grads: list[Tensor]):
     assert values.max() < 1.3
 
 
-def test_a_parameter_without_a_gradient_stays():
+def test_a_parameter_without_a_gradient_is_unchanged():
     frozen = nn.Parameter(torch.ones(2, 2))
     Muon([frozen], **SETTINGS).step()
     assert torch.equal(frozen, torch.ones(2, 2))
@@ -69,7 +67,7 @@ def test_an_interrupted_optimizer_continues_where_it_was(grads: list[Tensor], tm
     weight, bias = nn.Parameter(torch.ones(6, 18)), nn.Parameter(torch.ones(108))
     optimizer = Muon([{"params": [weight]}, {"params": [bias], "weight_decay": 0.0}], **SETTINGS)
     for parameter in (weight, bias):
-        walk(optimizer, parameter, grads[:2])
+        optimize(optimizer, parameter, grads[:2])
     torch.save(optimizer.state_dict(), tmp_path / "state")
     other_weight, other_bias = copy.deepcopy(weight), copy.deepcopy(bias)
     resumed = Muon([{"params": [other_weight]}, {"params": [other_bias]}], lr=1.0)
@@ -83,13 +81,13 @@ def test_an_interrupted_optimizer_continues_where_it_was(grads: list[Tensor], tm
     assert torch.equal(bias, other_bias)
 
 
-def test_a_token_is_a_vector_whatever_its_shape(grads: list[Tensor]):
+def test_a_token_is_a_vector_in_any_shape(grads: list[Tensor]):
     ours, theirs = nn.Parameter(torch.ones(1, 1, 108)), nn.Parameter(torch.ones(108))
-    moved = walk(torch.optim.AdamW([theirs], **SETTINGS), theirs, grads)
-    torch.testing.assert_close(walk(Muon([ours], **SETTINGS), ours, grads).flatten(), moved)
+    moved = optimize(torch.optim.AdamW([theirs], **SETTINGS), theirs, grads)
+    torch.testing.assert_close(optimize(Muon([ours], **SETTINGS), ours, grads).flatten(), moved)
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0])
-def test_a_momentum_that_would_blow_up_is_refused(momentum: float):
+def test_a_momentum_outside_the_range_is_refused(momentum: float):
     with pytest.raises(ConfigError, match=f"optimizer.momentum={momentum} must be"):
         Muon([nn.Parameter(torch.ones(2))], momentum=momentum, **SETTINGS)

@@ -1,9 +1,11 @@
-"""The task under a real Trainer: its loss curve, what a step costs, what reaches optimizer, schedule and checkpoint.
+"""The task under a real Trainer: loss curve, syncs per step, optimizer, schedule, checkpoint, overflows, resuming.
 
-`tests/golden/loss_curve.json` holds the loss of 20 steps. A refactoring leaves it alone. A change that is meant to move
-it writes it anew, and the commit says why:
+`tests/golden/loss_curve.json` holds the loss of 20 steps. A refactoring does not change it. A change that is meant to
+change it writes the file again, and the commit says why:
 
-    IMAGO_UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/task/test_classify.py -k golden
+    IMAGO_UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/task/test_classification.py -k golden
+
+`tests/task/test_optimization.py` and `test_epoch_metrics.py` cover the parts alone.
 """
 
 import csv
@@ -14,24 +16,28 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
 from omegaconf import DictConfig
 from small_fit import QUIET, SMALL, DrawnShapes, EachStep, build_data, build_task, build_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
 
 from imago.data import shapes
 from imago.data.datamodule import Found
-from imago.instantiate import build
-from imago.optimizer.groups import parameter_groups
 from imago.paths import PROJECT_ROOT
+from imago.runs.checkpoint import AtomicCheckpointIO
 from imago.task.classification import ClassificationTask
 
 GOLDEN = PROJECT_ROOT / "tests" / "golden" / "loss_curve.json"
-HOST_SYNC = "_local_scalar_dense"  # what .item(), float() and bool() of a tensor come down to
+HOST_SYNC = "_local_scalar_dense"  # the operation behind .item(), float() and bool() of a tensor
+SELF_LOG = "self.log"
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 
@@ -56,7 +62,7 @@ def test_twenty_steps_follow_the_golden_loss_curve(compose, tmp_path: Path, one_
     losses = [float(row["train/loss_step"]) for row in rows if row["train/loss_step"]]
     if os.environ.get("IMAGO_UPDATE_GOLDEN") == "1":
         write_golden(losses)
-        pytest.fail(f"{GOLDEN} was written anew: read the difference, then run without IMAGO_UPDATE_GOLDEN.")
+        pytest.fail(f"{GOLDEN} was written again: read the difference, then run without IMAGO_UPDATE_GOLDEN.")
     assert losses == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=1e-3)
 
 
@@ -69,16 +75,13 @@ def write_golden(losses: list[float]) -> None:
     GOLDEN.write_text(json.dumps(content, indent=2) + "\n")
 
 
-# What a step costs, counted exactly: the same on every machine, under any load
+# What a step costs, counted: the same on every machine, under any load
 
-# Aten operations that a step may have beyond those of a plain loop, as measured.
-LIGHTNING_OPS = 5  # loss / accumulate_grad_batches and its gradient, and a copy of the loss for the hooks
-SCORE_OPS = 7  # the running sums of loss and right answers
 LOG_EVERY = 4
 
 
 class CountedOps(TorchDispatchMode):
-    """Writes down the name of every aten operation, one list per batch: from its arrival to that of the next."""
+    """Record the name of every aten operation, one list per batch: from its arrival to that of the next."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,71 +95,54 @@ class CountedOps(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def steps_of_a_plain_loop(cfg: DictConfig) -> list[list[str]]:
-    """Operations of each step of the loop one would write by hand: same data, network, optimizer and schedule."""
+def count_steps(cfg: DictConfig, folder: Path, **settings: Any) -> list[list[str]]:
+    """Return operations and calls of `self.log` of each of 10 steps under the Trainer, every fourth of which logs."""
     data, count = build_data(cfg), CountedOps()
-    task = build_task(cfg, data)
-    groups = parameter_groups(task.net, cfg.optimizer.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=cfg.optimizer.lr, fused=cfg.optimizer.fused)
-    schedule = build(cfg.schedule, optimizer, total_steps=10, steps_per_epoch=10)
+    data.on_arrival = count.new_batch
+    task, trainer = build_task(cfg, data, **settings), build_trainer(cfg, folder)
+    log = task.log
+    task.log = lambda *args, **kwargs: (count.batches[-1].append(SELF_LOG), log(*args, **kwargs))
     with count:
-        for batch in data.train_dataloader():
-            count.new_batch()
-            images, labels = data.on_after_batch_transfer(batch, 0)
-            optimizer.zero_grad()
-            task.loss(task.net(images), labels).backward()
-            optimizer.step()
-            schedule.step()
-    return count.batches[1:]
+        trainer.fit(task, datamodule=data)
+    assert any(SELF_LOG in ops for ops in count.batches), "self.log, which logs the epoch, is not counted"
+    return count.batches[1:11]
 
 
 @pytest.fixture(scope="module", params=["to a file", "on a terminal"])
-def steps(request, compose, tmp_path_factory) -> tuple[list[list[str]], list[list[str]]]:
-    """Operations of each of 10 steps under the Trainer, every fourth of which logs, and in a plain loop."""
+def steps(request, compose, tmp_path_factory) -> list[list[str]]:
+    cfg = compose("data=shapes", *SMALL, f"trainer.log_every_n_steps={LOG_EVERY}")
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "on a terminal":
             patch.setattr(sys.stdout, "isatty", lambda: True)
-        return count_steps(compose, tmp_path_factory.mktemp("steps"))
-
-
-def count_steps(compose, folder: Path) -> tuple[list[list[str]], list[list[str]]]:
-    cfg = compose("data=shapes", *SMALL, f"trainer.log_every_n_steps={LOG_EVERY}")
-    data, count = build_data(cfg), CountedOps()
-    data.on_arrival = count.new_batch
-    task, trainer = build_task(cfg, data), build_trainer(cfg, folder)
-    with count:
-        trainer.fit(task, datamodule=data)
-    return count.batches[1:11], steps_of_a_plain_loop(cfg)
+        return count_steps(cfg, tmp_path_factory.mktemp("steps"))
 
 
 def split_by_logging(steps: list[list[str]]) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """Steps that do not log and those that do, by number from 1.
+    """Return the steps that do not log and those that do, by number from 1.
 
-    The first makes the optimizer's state and the last ends the epoch: both are left out.
+    The first creates the optimizer's state and the last ends the epoch: both are left out.
     """
     numbered = list(enumerate(steps, start=1))[1:-1]
     quiet = {number: ops for number, ops in numbered if number % LOG_EVERY}
     return quiet, {number: ops for number, ops in numbered if number % LOG_EVERY == 0}
 
 
-def test_a_step_that_does_not_log_never_waits_for_the_device(steps):
-    quiet, _ = split_by_logging(steps[0])
-    assert {number: ops.count(HOST_SYNC) for number, ops in quiet.items()} == dict.fromkeys(quiet, 0)
+def assert_quiet(steps: list[list[str]]) -> None:
+    quiet, _ = split_by_logging(steps)
+    waits = {number: [op for op in ops if op in (HOST_SYNC, SELF_LOG)] for number, ops in quiet.items()}
+    assert waits == {number: [] for number in quiet}
 
 
-def test_a_step_that_does_not_log_costs_little_more_than_one_of_a_plain_loop(steps):
-    quiet, _ = split_by_logging(steps[0])
-    plain, _ = split_by_logging(steps[1])
-    extra = {number: len(ops) - len(plain[number]) for number, ops in quiet.items()}
-    assert max(extra.values()) <= LIGHTNING_OPS + SCORE_OPS, extra
+def test_a_step_that_does_not_log_never_syncs_and_never_calls_self_log(steps):
+    assert_quiet(steps)
 
 
-def test_a_logging_step_waits_for_the_device_at_most_four_times(steps):
-    _, logging = split_by_logging(steps[0])
-    waits = {number: ops.count(HOST_SYNC) for number, ops in logging.items()}
-    assert list(waits) == [4, 8]
-    assert min(waits.values()) >= 1, "the counter sees no logging"
-    assert max(waits.values()) <= 4, waits
+def test_a_logging_step_syncs_at_most_four_times(steps):
+    _, logging = split_by_logging(steps)
+    syncs = {number: ops.count(HOST_SYNC) for number, ops in logging.items()}
+    assert list(syncs) == [4, 8]
+    assert min(syncs.values()) >= 1, "the counter records no logging"
+    assert max(syncs.values()) <= 4, syncs
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -180,15 +166,9 @@ MIXING = (
 
 
 @pytest.mark.parametrize("weight", ["null", "balanced"])
-def test_soft_labels_and_class_weights_never_wait_for_the_device(compose, tmp_path: Path, weight: str):
+def test_soft_labels_and_class_weights_never_sync(compose, tmp_path: Path, weight: str):
     cfg = compose("data=shapes", *SMALL, *MIXING, f"loss.weight={weight}", f"trainer.log_every_n_steps={LOG_EVERY}")
-    data, count = build_data(cfg), CountedOps()
-    data.on_arrival = count.new_batch
-    task = build_task(cfg, data, class_counts=[32] * 10)
-    with count:
-        build_trainer(cfg, tmp_path).fit(task, datamodule=data)
-    quiet, _ = split_by_logging(count.batches[1:11])
-    assert {number: ops.count(HOST_SYNC) for number, ops in quiet.items()} == dict.fromkeys(quiet, 0)
+    assert_quiet(count_steps(cfg, tmp_path, class_counts=[32] * 10))
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     (accuracy,) = (float(row["train/acc"]) for row in rows if row["train/acc"])
     assert 0 <= accuracy <= 1
@@ -197,7 +177,7 @@ def test_soft_labels_and_class_weights_never_wait_for_the_device(compose, tmp_pa
 # What reaches the optimizer, the schedule and the checkpoint
 
 
-def test_decay_reaches_the_weights_in_the_optimizer_and_spares_the_biases(compose, tmp_path: Path):
+def test_weight_decay_applies_to_weights_and_not_to_biases(compose, tmp_path: Path):
     cfg = compose("data=shapes", *SMALL, "optimizer.weight_decay=0.25", "trainer.limit_train_batches=1")
     data = build_data(cfg)
     task, trainer = build_task(cfg, data), build_trainer(cfg, tmp_path)
@@ -210,26 +190,26 @@ def test_decay_reaches_the_weights_in_the_optimizer_and_spares_the_biases(compos
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])  # 10 batches: 10 steps, 5, and 4 of which the last is shorter
-@pytest.mark.parametrize("who_counts", ["the Trainer", "the run"])
+@pytest.mark.parametrize("counted_by", ["the Trainer", "the run"])
 def test_the_schedule_reaches_its_last_value_at_the_last_step(
-    compose, tmp_path: Path, accumulate: int, who_counts: str
+    compose, tmp_path: Path, accumulate: int, counted_by: str
 ):
     own = (f"trainer.accumulate_grad_batches={accumulate}", "schedule.final_factor=0.25", "optimizer.lr=0.004")
     cfg = compose("data=shapes", *SMALL, *own, "trainer.max_epochs=2")
     data = build_data(cfg)
     task = build_task(cfg, data)
     num_steps = math.ceil(10 / accumulate)
-    task.steps_per_epoch = num_steps if who_counts == "the run" else None
+    task.steps_per_epoch = num_steps if counted_by == "the run" else None
     lrs: list[float] = []
-    see = EachStep(lambda trainer: lrs.append(trainer.optimizers[0].param_groups[0]["lr"]))
-    build_trainer(cfg, tmp_path, see).fit(task, datamodule=data)
+    record = EachStep(lambda trainer: lrs.append(trainer.optimizers[0].param_groups[0]["lr"]))
+    build_trainer(cfg, tmp_path, record).fit(task, datamodule=data)
     assert len(lrs) == 2 * num_steps
     assert lrs[-1] == pytest.approx(0.25 * 0.004)
     assert lrs[-2] > 1.02 * lrs[-1]
     assert max(lrs) == pytest.approx(0.004)
 
 
-def test_the_test_computes_in_fp32_whatever_the_precision_of_training(compose, tmp_path: Path):
+def test_the_test_computes_in_fp32_after_training_in_bf16(compose, tmp_path: Path):
     cfg = compose("data=shapes", *SMALL, "trainer.precision=bf16-mixed", "trainer.limit_train_batches=2")
     data = build_data(cfg)
     task, trainer = build_task(cfg, data), build_trainer(cfg, tmp_path)
@@ -274,7 +254,7 @@ def test_the_settings_in_a_checkpoint_are_plain_data(compose, tmp_path: Path):
 
 
 def kinds(value: object) -> set[type]:
-    """Exact types of a value and everything in it."""
+    """Return the exact types of a value and everything in it."""
     below = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
     return {type(value)}.union(*map(kinds, below))
 
@@ -291,18 +271,62 @@ def test_class_weights_reach_the_loss_and_their_counts_the_checkpoint(compose, t
     assert ClassificationTask(**settings).loss.weight.tolist() == task.loss.weight.tolist()
 
 
-def test_a_checkpoint_from_before_class_weights_still_builds_its_task(compose):
-    cfg = compose("data=shapes", *SMALL)
-    settings = dict(build_task(cfg, build_data(cfg)).hparams)
-    del settings["class_counts"], settings["loss"]["weight"]
-    assert ClassificationTask(**settings).loss.weight is None
+# Overflows of fp16
+
+
+def parts_of_a_task(scale: float | None, weight: float) -> Any:
+    """Return the parts of a task that decide, with a scaler of fp16 or without one."""
+    scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+    if scaler is not None:
+        scaler.scale(torch.ones(1))
+    plugin = SimpleNamespace(scaler=scaler)
+    weights = {"weight": torch.full((3,), weight), "num_batches": torch.tensor(3)}
+    return SimpleNamespace(trainer=SimpleNamespace(precision_plugin=plugin), state_dict=lambda: weights)
+
+
+@pytest.mark.parametrize(
+    ("scale", "weight", "is_overflow"),
+    [(65536.0, 1.0, True), (1.0, 1.0, True), (0.5, 1.0, False), (65536.0, float("nan"), False), (None, 1.0, False)],
+)
+def test_an_overflow_is_overflow_while_the_scale_can_fall(scale, weight: float, is_overflow: bool):
+    assert ClassificationTask._scale_can_fall(parts_of_a_task(scale, weight)) is is_overflow
+
+
+def test_the_scale_of_fp16_is_saved_in_the_checkpoint_and_restored(tmp_path: Path):
+    class Module(LightningModule):
+        """One weight; the first step's gradient overflows, so the scaler halves its scale."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+            factor = float("inf") if self.trainer.global_step == batch_idx == 0 else 1.0
+            return (self.weight * batch[0] * factor).sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    def trainer(max_epochs: int) -> Trainer:
+        precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        plugins = [precision, AtomicCheckpointIO()]
+        return Trainer(accelerator="cpu", max_epochs=max_epochs, plugins=plugins, default_root_dir=tmp_path, **quiet)
+
+    batches = DataLoader(TensorDataset(torch.ones(3, 1)))
+    first, second = trainer(1), trainer(1)
+    first.fit(Module(), batches)
+    assert first.precision_plugin.scaler.get_scale() == 512.0
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    second.fit(Module(), batches, ckpt_path=tmp_path / "last.ckpt")
+    assert second.precision_plugin.scaler.get_scale() == 512.0
 
 
 # Seeds
 
 
 def train_weights(compose: Callable, run_dir: Path, seed: int, disturb: int) -> dict[str, torch.Tensor]:
-    """Weights after 3 steps with dropout; `disturb` seeds torch's own generator before training."""
+    """Return the weights after 3 steps with dropout; `disturb` seeds torch's generator before training."""
     cfg = compose("data=shapes", *SMALL, "model.dropout=0.5", f"seed={seed}", "trainer.limit_train_batches=3")
     data = build_data(cfg)
     task = build_task(cfg, data)
@@ -311,17 +335,17 @@ def train_weights(compose: Callable, run_dir: Path, seed: int, disturb: int) -> 
     return task.net.state_dict()
 
 
-def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before(compose, tmp_path: Path):
+def test_the_same_seed_results_in_the_same_weights_after_any_earlier_random_draws(compose, tmp_path: Path):
     ours, theirs = (train_weights(compose, tmp_path / str(disturb), seed=3, disturb=disturb) for disturb in (1, 2))
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
-def test_another_seed_gives_other_weights(compose, tmp_path: Path):
+def test_another_seed_results_in_other_weights(compose, tmp_path: Path):
     ours, theirs = (train_weights(compose, tmp_path / str(seed), seed=seed, disturb=1) for seed in (3, 4))
     assert not any(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-# A run that is broken off
+# An interrupted run
 
 
 class UnevenShapes(DrawnShapes):
@@ -337,7 +361,7 @@ class UnevenShapes(DrawnShapes):
 
 
 class BreakAt(Callback):
-    """Raises in a hook of one step."""
+    """Raise in a hook of one step."""
 
     def __init__(self, hook: str, step: int) -> None:
         self.step = step
@@ -345,10 +369,10 @@ class BreakAt(Callback):
 
     def raise_at_step(self, trainer: Trainer, *_: object) -> None:
         if trainer.global_step == self.step:
-            raise ZeroDivisionError("broken off")
+            raise ZeroDivisionError("interrupted")
 
 
-DRAWS_OF_ALL_KINDS = (  # in the loader's batches, image by image, on the device, and in the network
+RANDOM_DRAWS = (  # in the loader per batch and per image, on the device, and in the network
     *("augment.crop_padding_px=4", "augment.policy=trivialaugment", "augment.brightness=0.4"),
     *("augment.erase_probability=0.5", "augment.mixup_alpha=0.4", "model.dropout=0.5"),
 )
@@ -356,7 +380,7 @@ TEN_STEPS = ("data.sampler=balanced", "data.batch_size=16", "model.hidden_featur
 
 
 def run_on_uneven_shapes(cfg: DictConfig, run_dir: Path, *callbacks: Callback, resume: Path | None = None) -> dict:
-    """Weights after 2 epochs of 5 steps, all parts built anew as in a process of its own."""
+    """Return the weights after 2 epochs of 5 steps, with all parts built again as in a new process."""
     settings = {"num_workers": 0, "augment": dict(cfg.augment), "seed": cfg.seed, "sampler": cfg.data.sampler}
     data = UnevenShapes(cfg.data.batch_size, **settings)
     data.set_up_data()
@@ -370,16 +394,16 @@ def run_on_uneven_shapes(cfg: DictConfig, run_dir: Path, *callbacks: Callback, r
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty.*", "ignore:.*ended before the epoch ended.*")
-def test_a_run_broken_off_in_each_epoch_and_between_ends_with_the_weights_of_an_uninterrupted_one(
+def test_a_run_interrupted_in_each_epoch_and_between_ends_with_the_weights_of_an_uninterrupted_one(
     compose, tmp_path: Path
 ):
-    cfg = compose("data=shapes", *TEN_STEPS, *DRAWS_OF_ALL_KINDS)
+    cfg = compose("data=shapes", *TEN_STEPS, *RANDOM_DRAWS)
     expected = run_on_uneven_shapes(cfg, tmp_path / "whole")
-    last, resume = tmp_path / "broken" / "checkpoints" / "last.ckpt", None
+    last, resume = tmp_path / "interrupted" / "checkpoints" / "last.ckpt", None
     for hook, step in (("on_train_batch_start", 2), ("on_train_batch_start", 5), ("on_before_optimizer_step", 7)):
         with pytest.raises(ZeroDivisionError):
-            run_on_uneven_shapes(cfg, tmp_path / "broken", BreakAt(hook, step), resume=resume)
+            run_on_uneven_shapes(cfg, tmp_path / "interrupted", BreakAt(hook, step), resume=resume)
         assert torch.load(last, weights_only=True)["global_step"] == step
         resume = last
-    found = run_on_uneven_shapes(cfg, tmp_path / "broken", resume=last)
+    found = run_on_uneven_shapes(cfg, tmp_path / "interrupted", resume=last)
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []

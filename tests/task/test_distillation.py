@@ -1,4 +1,4 @@
-"""Distillation: the loss worked out by hand, a teacher that stays apart, and images as the teacher learnt them."""
+"""Distillation: the loss against a hand computation, a teacher that is not trained, and the teacher's normalization."""
 
 import copy
 from pathlib import Path
@@ -10,16 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imago.task.classification import ClassificationTask
-from imago.task.distillation import DistillationTask, softened_divergence
-from imago.task.teacher import Teacher
+from imago.task.distillation import DistillationTask, Teacher, softened_divergence
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 
 DISTILL = (*SMALL, "data=shapes", "task=distillation", "task.teacher=some/run", "trainer.limit_train_batches=3")
 
 
-class Normed(nn.Sequential):
-    """A teacher with BatchNorm and dropout, which would show if it were trained."""
+class NetWithBatchNorm(nn.Sequential):
+    """A teacher whose BatchNorm statistics would change if it were trained."""
 
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(10))
@@ -39,14 +38,14 @@ def test_the_divergence_is_the_sum_over_classes_of_softened_probabilities():
     torch.testing.assert_close(softened_divergence(logits, taught, 4.0), expected)
 
 
-def test_a_student_that_answers_as_its_teacher_has_nothing_to_learn():
+def test_the_divergence_of_equal_predictions_is_zero():
     logits = torch.randn(5, 3)
     assert softened_divergence(logits, logits + 7, 2.0).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.7, 1.0])
 def test_the_loss_is_the_weighted_sum_of_both(compose, alpha: float):
-    teacher = Normed()
+    teacher = NetWithBatchNorm()
     _, _, task = distill_task(compose, teacher, f"task.alpha={alpha}", "task.temperature=3")
     images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
     logits = task(images)
@@ -56,7 +55,7 @@ def test_the_loss_is_the_weighted_sum_of_both(compose, alpha: float):
 
 
 def test_the_teacher_is_neither_trained_nor_saved_nor_counted(compose, tmp_path: Path):
-    teacher = Normed()
+    teacher = NetWithBatchNorm()
     before = copy.deepcopy(teacher.state_dict())
     cfg, data, task = distill_task(compose, teacher, "callbacks=[default,ema]")
     trainer = build_trainer(cfg, tmp_path)
@@ -74,26 +73,26 @@ def test_the_teacher_is_neither_trained_nor_saved_nor_counted(compose, tmp_path:
 
 
 def test_the_student_starts_as_it_would_without_a_teacher(compose):
-    _, data, task = distill_task(compose, Normed())
+    _, data, task = distill_task(compose, NetWithBatchNorm())
     plain = build_task(compose(*SMALL, "data=shapes"), data)
     assert isinstance(task, DistillationTask)
     assert type(plain) is ClassificationTask
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in task.state_dict().items())
 
 
-def test_validation_and_test_know_nothing_of_the_teacher(compose, tmp_path: Path):
-    class Silent(nn.Module):
+def test_validation_and_test_do_not_call_the_teacher(compose, tmp_path: Path):
+    class Counter(nn.Module):
         num_calls = 0
 
         def forward(self, images: Tensor) -> Tensor:
-            Silent.num_calls += 1
+            Counter.num_calls += 1
             return torch.zeros(len(images), 10)
 
-    cfg, data, task = distill_task(compose, Silent())
+    cfg, data, task = distill_task(compose, Counter())
     trainer = build_trainer(cfg, tmp_path)
     trainer.fit(task, datamodule=data)
     trainer.test(task, datamodule=data, verbose=False)
-    assert Silent.num_calls == 3
+    assert Counter.num_calls == 3
 
 
 RECORD = {"size": 8, "resize": 8, "crop": "center", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
@@ -105,18 +104,18 @@ def normalized(pixels: Tensor, record: dict) -> Tensor:
     return (pixels - mean) / std
 
 
-def test_the_teacher_sees_the_pixels_in_its_own_normalization():
+def test_images_are_normalized_for_the_teacher():
     pixels = torch.rand(2, 3, 8, 8)
     seen = Teacher(nn.Identity(), OTHER, student=RECORD)(normalized(pixels, RECORD))
     torch.testing.assert_close(seen, normalized(pixels, OTHER))
 
 
-def test_with_the_same_record_nothing_is_touched():
+def test_images_of_the_same_normalization_are_unchanged():
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(Teacher(nn.Identity(), RECORD, student=RECORD)(images), images)
 
 
-def test_a_teacher_of_another_size_sees_the_image_at_its_own():
+def test_images_are_resized_for_a_teacher_of_another_size():
     pixels = torch.full((1, 3, 8, 8), 0.5)
     pixels[..., 4:] = 1.0
     seen = Teacher(nn.Identity(), OTHER | {"size": 16}, student=RECORD)(normalized(pixels, RECORD))

@@ -1,4 +1,4 @@
-"""What an optimizer or a schedule refuses is told over a single weight, and nothing is refused that works."""
+"""Settings that an optimizer or a schedule refuses are reported for a single weight; working settings pass."""
 
 from collections.abc import Callable
 
@@ -23,16 +23,16 @@ from imago.task.optimization import check_optimization
         ["schedule=constant"],
     ],
 )
-def test_what_works_is_not_refused_and_draws_no_random_number(compose: Callable, settings: list[str]):
+def test_working_settings_pass_and_no_random_number_is_drawn(compose: Callable, settings: list[str]):
     cfg = compose(*settings)
     before = torch.get_rng_state()
     check_optimization(cfg.optimizer, cfg.schedule)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_number_out_of_range_is_torchs_own_word_under_the_settings_name():
+def test_a_value_out_of_range_is_reported_with_the_message_of_torch():
     with pytest.raises(ConfigError, match=r"^optimizer: Invalid momentum value: -1\.0; configs/optimizer lists others"):
         check_optimization(
             {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": -1.0},
-            {"_target_": "imago.schedule.constant.Constant"},
+            {"_target_": "imago.schedule.schedules.Constant"},
         )

@@ -1,4 +1,4 @@
-"""Test-time augmentation: which views there are, and that their probabilities are averaged."""
+"""Test-time augmentation: which views exist, and that their probabilities are averaged."""
 
 import pytest
 import torch
@@ -8,44 +8,44 @@ from imago.images import TTA
 from imago.task.tta import predict_with_tta, shift
 
 
-class Seen:
-    """A network that answers by the first pixel, and keeps what it was shown."""
+class RecordingNet:
+    """A network whose logits are the first pixel and 0; records its inputs."""
 
     def __init__(self) -> None:
-        self.shown: list[Tensor] = []
+        self.inputs: list[Tensor] = []
 
     def __call__(self, images: Tensor) -> Tensor:
-        self.shown.append(images)
+        self.inputs.append(images)
         corner = images[:, 0, 0, 0].float()
         return torch.stack([corner, torch.zeros_like(corner)], dim=1)
 
 
 def image() -> Tensor:
-    """3 rows of 0 1 2, 3 4 5, 6 7 8, in each channel: (1, 3, 3, 3)."""
+    """Return rows 0 1 2, 3 4 5, 6 7 8 in each channel: (1, 3, 3, 3)."""
     return torch.arange(9.0).view(1, 1, 3, 3).repeat(1, 3, 1, 1)
 
 
-def test_none_is_the_network_itself():
-    net = Seen()
+def test_none_calls_the_network_once():
+    net = RecordingNet()
     assert torch.equal(predict_with_tta(net, image(), "none"), torch.zeros(1, 2))
-    assert len(net.shown) == 1
+    assert len(net.inputs) == 1
 
 
 def test_flip_averages_the_probabilities_of_the_image_and_its_mirror_image():
-    logits = predict_with_tta(Seen(), image(), "flip")
+    logits = predict_with_tta(RecordingNet(), image(), "flip")
     expected = (torch.tensor([0.0, 0.0]).softmax(0) + torch.tensor([2.0, 0.0]).softmax(0)) / 2
     torch.testing.assert_close(logits.softmax(dim=1)[0], expected)
     torch.testing.assert_close(logits.exp()[0], expected)
 
 
-def test_flip_shift_weighs_the_middle_twice():
-    net = Seen()
+def test_flip_shift_weights_the_unshifted_views_twice():
+    net = RecordingNet()
     logits = predict_with_tta(net, image(), "flip_shift")
     # The image and its mirror image, then moved up and left, then down and right.
     corners, weights = [0, 2, 4, 5, 0, 1], [0.25, 0.25, 0.125, 0.125, 0.125, 0.125]
-    assert [int(images[0, 0, 0, 0]) for images in net.shown] == corners
-    answers = torch.tensor([[float(corner), 0.0] for corner in corners]).softmax(dim=1)
-    torch.testing.assert_close(logits.exp()[0], torch.tensor(weights) @ answers)
+    assert [int(images[0, 0, 0, 0]) for images in net.inputs] == corners
+    probabilities = torch.tensor([[float(corner), 0.0] for corner in corners]).softmax(dim=1)
+    torch.testing.assert_close(logits.exp()[0], torch.tensor(weights) @ probabilities)
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,16 @@ def test_a_shift_moves_the_image_and_repeats_its_edge(down: int, right: int, row
     assert shift(image(), down, right)[0, 0].tolist() == rows
 
 
-def test_bytes_stay_bytes():
-    net = Seen()
+def test_uint8_images_stay_uint8():
+    net = RecordingNet()
     predict_with_tta(net, image().to(torch.uint8), "flip_shift")
-    assert {images.dtype for images in net.shown} == {torch.uint8}
+    assert {images.dtype for images in net.inputs} == {torch.uint8}
 
 
-def test_a_probability_that_rounds_to_nothing_has_a_finite_logarithm():
+def test_a_probability_that_rounds_to_zero_has_a_finite_logarithm():
     assert predict_with_tta(lambda images: torch.tensor([[0.0, -1e4]]), image(), "flip").isfinite().all()
 
 
 @pytest.mark.parametrize("tta", TTA)
-def test_every_name_that_the_check_lets_through_is_known(tta: str):
-    assert predict_with_tta(Seen(), image(), tta).shape == (1, 2)
+def test_every_name_that_the_check_accepts_is_implemented(tta: str):
+    assert predict_with_tta(RecordingNet(), image(), tta).shape == (1, 2)

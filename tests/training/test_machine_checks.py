@@ -92,7 +92,7 @@ def test_auto_on_a_gpu_asks_the_gpu(monkeypatch, has_bf16: bool, expected: str):
         (["optimizer=torch", "optimizer._target_=torch.optim.Nope"], "optimizer: _target_=torch.optim.Nope: there is"),
         (["optimizer=torch", "optimizer._target_=torch.optim.adamw"], "optimizer: _target_=torch.optim.adamw is not"),
         (["schedule._target_=imago.schedule.nope.Nope"], "schedule._target_=imago.schedule.nope.Nope: there is no"),
-        (["+schedule.warmth=1"], "schedule: imago.schedule.warmup_cosine.WarmupCosine takes no 'warmth'"),
+        (["+schedule.warmth=1"], "schedule: imago.schedule.schedules.WarmupCosine takes no 'warmth'"),
     ],
 )
 def test_arguments_that_the_optimizer_or_the_schedule_do_not_take_are_refused_before_data_is_read(

@@ -32,7 +32,7 @@ class Progress(TQDMProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict]:
         """Give what stands behind the bar; the values are those of the last logging step."""
-        logged: Any = pl_module.shown
+        logged: Any = pl_module.last_logged
         return {short: form.format(logged[name]) for name, (short, form) in _SHOWN.items() if name in logged}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

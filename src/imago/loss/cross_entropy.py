@@ -1,4 +1,4 @@
-"""Cross-entropy, with label smoothing and class weights if asked for."""
+"""Cross-entropy with label smoothing and class weights."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ from imago.errors import ConfigError
 class CrossEntropy(nn.Module):
     """Mean cross-entropy over a batch.
 
-    Smoothing and weights are for training only. In evaluation each image counts once, so that the loss does not
-    depend on which images share a batch and can be compared between runs.
+    Smoothing and weights apply to training only. In evaluation each image counts once, so that the loss does not
+    depend on the other images of the batch and can be compared between runs.
 
     Args:
-        label_smoothing: share of each label's mass spread evenly over all classes, in [0, 1).
-            Source: Szegedy et al. 2016, section 7 (arXiv:1512.00567).
-        weight: how much an image of each class counts: K numbers above 0, or "balanced" for n / (K * n_k), as
-            scikit-learn's `class_weight`; the mean is over weights, so their scale has no effect. None is no weights.
+        label_smoothing: share of each label's mass spread evenly over all classes, in [0, 1). Source: Szegedy et al.
+            2016, section 7 (arXiv:1512.00567).
+        weight: K weights above 0; or "balanced" for n / (K * n_k), as scikit-learn's `class_weight`. The loss is
+            divided by the sum of the weights of the batch, so their scale has no effect.
         class_counts: training images of each of the K classes.
 
     Raises:
-        ConfigError: if the weights do not fit the classes, or a class to be balanced has no images.
+        ConfigError: if the weights do not fit the classes, or are balanced and a class has no images.
     """
 
     weight: Tensor | None
@@ -37,33 +37,22 @@ class CrossEntropy(nn.Module):
         super().__init__()
         self.label_smoothing = label_smoothing
         weights = None if weight is None else torch.tensor(class_weights(weight, class_counts), dtype=torch.float32)
-        self.register_buffer("weight", weights, persistent=False)  # the settings tell them
+        self.register_buffer("weight", weights, persistent=False)  # built from the settings
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Give the scalar loss of logits (N, K) against class indices (N,) or probabilities (N, K)."""
+        """Return the loss () of logits (N, K) for class indices (N,) or probabilities (N, K)."""
         if not self.training:
             return functional.cross_entropy(logits, labels)
-        loss = functional.cross_entropy(
-            logits,
-            labels,
-            weight=self.weight,
-            label_smoothing=self.label_smoothing,
-            reduction="mean" if self.weight is None or labels.ndim == 1 else "sum",
-        )
-        # torch divides by the weights of hard labels, but by the number of images where labels are soft.
-        return loss if self.weight is None or labels.ndim == 1 else loss / (labels * self.weight).sum()
+        smoothing = self.label_smoothing
+        if self.weight is None or labels.ndim == 1:
+            return functional.cross_entropy(logits, labels, self.weight, label_smoothing=smoothing)
+        # The mean of torch divides by the number of images for soft labels, by the sum of their weights for hard ones.
+        total = functional.cross_entropy(logits, labels, self.weight, label_smoothing=smoothing, reduction="sum")
+        return total / (labels * self.weight).sum()
 
 
 def class_weights(weight: str | Sequence[float], class_counts: Sequence[int] | None) -> list[float]:
-    """Give the K numbers that `loss.weight` stands for.
-
-    Args:
-        weight: "balanced", or K numbers above 0.
-        class_counts: training images of each class; None if they are not known.
-
-    Raises:
-        ConfigError: if it is neither, has another length, or a class to be balanced has no images.
-    """
+    """Return the K weights that `loss.weight` stands for; arguments and errors as in `CrossEntropy`."""
     if isinstance(weight, str):
         if weight != "balanced":
             raise ConfigError(f"loss.weight={weight} is not one of null, balanced; or give a number for each class.")

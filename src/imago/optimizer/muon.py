@@ -11,21 +11,20 @@ from torch.optim import Optimizer
 from imago.errors import ConfigError
 from imago.model.layers import is_vector
 
-# Of the quintic polynomial: chosen for the steepest slope at 0, which leaves singular values in about 0.7 .. 1.2.
+# Coefficients of the quintic polynomial: the steepest slope at 0; singular values end in about 0.7 to 1.2.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _NUM_ITERATIONS = 5
 _RMS_OF_ADAMW = 0.2  # of a typical AdamW update
 
 
 class Muon(Optimizer):
-    """Makes the update of a weight as nearly orthogonal as five matrix products can, and scales it like AdamW's.
+    """Make the update of a weight nearly orthogonal by five matrix products, and scale it like an AdamW update.
 
-    So `lr` and `weight_decay` mean what they mean for AdamW, and one learning rate serves both kinds of parameters.
-    `torch.optim.Muon` takes matrices only and leaves the rest to a second optimizer; here a convolution's filters
-    (out, in, height, width) are taken as a matrix (out, in * height * width), and vectors, tokens among them, get
-    AdamW. An optimizer sees shapes, not places: the first and the last layer get Muon too.
+    `lr` and `weight_decay` mean the same as for AdamW, and one learning rate serves all parameters. `torch.optim.Muon`
+    takes matrices only; here a convolution's filters (out, in, height, width) are treated as a matrix
+    (out, in * height * width), and vectors, among them tokens, are updated by AdamW. First and last layer use Muon too.
 
-    Sources: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); Liu et al. 2025, section 2.2 (arXiv:2502.16982) for
+    Source: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); Liu et al. 2025, section 2.2 (arXiv:2502.16982), for
     the scale.
 
     Args:
@@ -33,12 +32,12 @@ class Muon(Optimizer):
         lr: learning rate, above 0.
         weight_decay: decoupled, as in AdamW.
         momentum: of Muon, in [0, 1).
-        nesterov: whether Muon looks a step ahead.
+        nesterov: whether Muon uses Nesterov momentum.
         betas: of AdamW.
         eps: of AdamW.
 
     Raises:
-        ConfigError: a momentum outside of [0, 1).
+        ConfigError: if `momentum` is outside [0, 1).
     """
 
     def __init__(
@@ -53,16 +52,14 @@ class Muon(Optimizer):
     ) -> None:
         if not 0 <= momentum < 1:
             raise ConfigError(f"optimizer.momentum={momentum} must be at least 0 and below 1.")
-        facts = {"momentum": momentum, "nesterov": nesterov, "betas": tuple(betas), "eps": eps}
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **facts})
+        moments = {"momentum": momentum, "nesterov": nesterov, "betas": tuple(betas), "eps": eps}
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **moments})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; gives what the closure gives."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """Take one step and return the loss of the closure, if there is one."""
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -73,7 +70,7 @@ class Muon(Optimizer):
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """Bring the singular values of a matrix (A, B) near 1, in bf16: five steps of Newton and Schulz."""
+    """Return a matrix (A, B), in bf16, with its singular values moved near 1 by five Newton-Schulz iterations."""
     a, b, c = _COEFFICIENTS
     x = matrix.to(torch.bfloat16, copy=True)
     is_tall = matrix.shape[0] > matrix.shape[1]

@@ -1,4 +1,4 @@
-"""The classification task: one network, one loss, one optimizer, and counts instead of costly metrics."""
+"""The classification task: the training, validation and test step of a network, its loss, optimizer and schedule."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,27 +15,27 @@ from torch.optim import Optimizer
 from imago.errors import DivergedError
 from imago.instantiate import build
 from imago.task.epoch_metrics import EpochMetrics, count_right
-from imago.task.optimization import build_optimizer, build_schedule
+from imago.task.optimization import build_optimization
 from imago.task.tta import predict_with_tta
 
 
 class ClassificationTask(LightningModule):
-    """Trains a network on `(images (N, 3, H, W) float32, labels (N,))` and counts what it gets right.
+    """Train a network on `(images (N, 3, H, W) float32, labels (N,))` and measure its loss and accuracy.
 
-    Where training mixes images, its labels are soft, (N, K), and the largest one counts as the right answer.
+    Labels of mixed images are soft, (N, K); their largest class counts as the label.
 
-    The arguments are plain data: they go into the checkpoint, which therefore loads with `weights_only=True` and can
-    rebuild the network by itself.
+    The arguments are plain data: they are saved in the checkpoint, which loads with `weights_only=True` and rebuilds
+    the network.
 
     Args:
         net: `_target_` and settings of the network.
         optimizer: `_target_` of a `torch.optim` class and its settings.
-        schedule: `_target_` and settings of the learning rate's course.
+        schedule: `_target_` and settings of the learning-rate schedule.
         loss: `_target_` and settings of the loss.
-        class_names: K names; the place of a name is its label.
-        preprocess: the record of `imago.images.Preprocess`.
-        class_counts: training images of each class, which a loss with `weight` is given; None in older checkpoints.
-        extra_targets: packages of the user's own that targets may name; never read from a checkpoint.
+        class_names: K names; the index of a name is its label.
+        preprocess: `imago.images.Preprocess` as a dict.
+        class_counts: training images of each class, passed to a loss with `weight`.
+        extra_targets: further packages that targets may name; never saved in a checkpoint.
     """
 
     def __init__(
@@ -50,38 +50,49 @@ class ClassificationTask(LightningModule):
         extra_targets: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["extra_targets", "teacher"], logger=False)  # plain data
+        self.save_hyperparameters(ignore=["extra_targets", "teacher"], logger=False)
         self.extra_targets = tuple(extra_targets)
-        facts = {"num_classes": len(class_names), "image_size": preprocess["size"]}
-        self.net = build(net, extra_targets=self.extra_targets, **facts)
-        counted = {"class_counts": class_counts} if loss.get("weight") is not None else {}
-        self.loss = build(loss, extra_targets=self.extra_targets, **counted)
+        shape = {"num_classes": len(class_names), "image_size": preprocess["size"]}
+        self.net = build(net, extra_targets=self.extra_targets, **shape)
+        counts = {"class_counts": class_counts} if loss.get("weight") is not None else {}
+        self.loss = build(loss, extra_targets=self.extra_targets, **counts)
         self.steps_per_epoch: int | None = None  # optimizer steps; None asks the Trainer
-        self.tta = "none"  # views of an image that the test takes the mean over, see `imago.task.tta`
-        self._logged_step = -1
-        self.shown: dict[str, float] = {}  # the newest number under each name that `log_step` was given
+        self.tta = "none"  # views of an image that the test averages, see `imago.task.tta`
+        self.last_logged: dict[str, float] = {}  # newest value of each name passed to `log_step`
         self.scores = {split: EpochMetrics() for split in ("train", "val", "test")}
+        self._logged_step = -1
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalized images (N, 3, H, W) to logits (N, K)."""
         return self.net(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Give the loss of a batch; logs only on every `log_every_n_steps`-th optimizer step."""
+        """Return the loss of a batch; log on every `log_every_n_steps`-th optimizer step only."""
         images, labels = batch
         logits = self(images)
         loss = self.training_loss(images, logits, labels)
         self.scores["train"].update(loss, logits, labels)
-        # Of the batches that accumulate to one step, the first logs.
         is_due = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        if is_due and self._logged_step != self.global_step:
+        if is_due and self._logged_step != self.global_step:  # with accumulation, the first batch of a step logs
             self._logged_step = self.global_step
-            self._log_step(loss, logits, labels)
+            self._log_training_step(loss, logits, labels)
         return loss
 
     def training_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """Give the loss that is trained on; validation and test have `self.loss`."""
+        """Return the loss to minimize; validation and test use `self.loss`."""
         return self.loss(logits, labels)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self(images)
+        self.scores["val"].update(self.loss(logits, labels), logits, labels)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        # fp32 after training in any precision, so that checkpoint and exported file predict the same labels
+        with torch.autocast(self.device.type, enabled=False):
+            logits = predict_with_tta(self, images.float(), self.tta)
+        self.scores["test"].update(self.loss(logits, labels), logits, labels)
 
     def on_train_epoch_start(self) -> None:
         self.scores["train"] = EpochMetrics()
@@ -92,102 +103,81 @@ class ClassificationTask(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.scores["val"] = EpochMetrics()
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch
-        logits = self(images)
-        self.scores["val"].update(self.loss(logits, labels), logits, labels)
-
     def on_validation_epoch_end(self) -> None:
         self._log_epoch("val")
 
     def on_test_epoch_start(self) -> None:
-        torch.backends.cudnn.allow_tf32 = False  # its default rounds the fp32 of convolutions to 10 bits
+        torch.backends.cudnn.allow_tf32 = False  # the default rounds fp32 convolutions to a mantissa of 10 bits
         self.scores["test"] = EpochMetrics()
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch
-        # fp32 whatever the training precision was: then checkpoint and exported file give the same labels.
-        with torch.autocast(self.device.type, enabled=False):
-            logits = predict_with_tta(self, images.float(), self.tta)
-        self.scores["test"].update(self.loss(logits, labels), logits, labels)
 
     def on_test_epoch_end(self) -> None:
         self._log_epoch("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer over the decay groups and the schedule over the steps of the whole run."""
-        optimizer = build_optimizer(self.hparams["optimizer"], self.net, self.extra_targets)
+        """Build the optimizer over the parameter groups and the schedule over the steps of the whole run."""
         epochs = self.trainer.max_epochs or 1
-        # Asking the Trainer makes it build the loaders, which on a resumed run is before it knows where to go on.
+        # The Trainer builds the loaders to answer this, on a resumed run before the position in the data is restored.
         steps_per_epoch = self.steps_per_epoch or int(self.trainer.estimated_stepping_batches) // epochs
-        schedule = build_schedule(self.hparams["schedule"], optimizer, epochs, steps_per_epoch, self.extra_targets)
-        facts: Any = {"scheduler": schedule, "interval": "step", "reduce_on_plateau": False}  # see `_tell_schedule`
-        return {"optimizer": optimizer, "lr_scheduler": facts}
+        settings = self.hparams["optimizer"], self.hparams["schedule"]
+        optimizer, schedule = build_optimization(*settings, self.net, epochs, steps_per_epoch, self.extra_targets)
+        config: Any = {"scheduler": schedule, "interval": "step", "reduce_on_plateau": False}  # `_step_plateau` does
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip before a fused optimizer's step under bf16, too: what Lightning refuses it for is the scale of fp16."""
+        """Clip gradients; with bf16 also for a fused optimizer, which Lightning refuses because of fp16's scaler."""
         plugin = self.trainer.precision_plugin
         if gradient_clip_val and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            how = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, how)
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val, algorithm)
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def _log_step(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """The one place in training that waits for the device; a loss that is no number stops the run here."""
+    def log_step(self, values: dict[str, float], step: int) -> None:
+        """Pass numbers to the loggers, and keep them in `last_logged` for the progress bar.
+
+        `self.log` would convert each to a tensor and, for the bar, synchronize with the device on every step.
+        """
+        self.last_logged |= values
+        for logger in self.loggers:
+            logger.log_metrics({**values, "epoch": self.current_epoch}, step)
+
+    def _log_training_step(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Log loss, accuracy and learning rate, the only sync point in training; raise if the loss is not finite."""
         value = loss.item()
         if not math.isfinite(value) and not self._scale_can_fall():
             raise DivergedError(
                 f"the loss is {value} at epoch {self.current_epoch}, step {self.global_step}; "
                 f"lower optimizer.lr, set trainer.gradient_clip_val=1.0, or look at the data."
             )
-        num_right = count_right(logits, labels).item()
-        self.log_step(
-            {
-                "train/loss_step": value,
-                "train/acc_step": num_right / len(logits),
-                "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
-            },
-            step=self.global_step,
-        )
+        accuracy = count_right(logits, labels).item() / len(logits)
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_step({"train/loss_step": value, "train/acc_step": accuracy, "lr": lr}, step=self.global_step)
 
     def _scale_can_fall(self) -> bool:
-        """Whether this is one of fp16's overflows: the scaler leaves such a step out and halves its scale for the next.
+        """Return whether an infinite loss is an fp16 overflow: the scaler skips such a step and halves its scale.
 
-        Not so where the weights themselves are broken, or where the scale has fallen so far that it is not to blame.
+        It is none if the weights are not finite, or if the scale is already below 1.
         """
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is None or scaler.get_scale() < 1.0:
             return False
         return all(bool(value.isfinite().all()) for value in self.state_dict().values())
 
-    def log_step(self, values: dict[str, float], step: int) -> None:
-        """Hand numbers to the loggers as they are, and keep them in `shown` for the bar.
-
-        `self.log` would make a tensor of each, read it back for the loggers, and, for the bar, again on every step.
-        """
-        self.shown |= values
-        for logger in self.loggers:
-            logger.log_metrics({**values, "epoch": self.current_epoch}, step)
-
     def _log_epoch(self, split: str) -> None:
         result = self.scores[split].result(self.trainer.strategy)
         if self.trainer.sanity_checking:
             return
-        self._tell_schedule(split, result)
-        if split != "test":  # how many images were tested is a result; how many were seen in an epoch is not
+        self._step_plateau(split, result)
+        if split != "test":  # the number of tested images is part of the result
             result.pop("num_images", None)
         self.log_dict({f"{split}/{name}": value for name, value in result.items()}, sync_dist=True)
 
-    def _tell_schedule(self, split: str, result: dict[str, float]) -> None:
-        """Show a schedule the number that it watches: Lightning would, but only after the checkpoints are written."""
+    def _step_plateau(self, split: str, result: dict[str, float]) -> None:
+        """Step a schedule that monitors this split: Lightning would do so after the checkpoints are written."""
         for config in self.trainer.lr_scheduler_configs:
             schedule: Any = config.scheduler
-            watched_split, _, name = getattr(schedule, "monitor", "").partition("/")
-            if watched_split == split:
+            monitored_split, _, name = getattr(schedule, "monitor", "").partition("/")
+            if monitored_split == split:
                 schedule.step(result[name])

@@ -1,4 +1,4 @@
-"""The optimizer of a network and the course of its learning rate, as the settings name them."""
+"""Build the optimizer of a network and its learning-rate schedule from settings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,51 +11,50 @@ from imago.errors import ConfigError
 from imago.instantiate import build
 from imago.optimizer.groups import parameter_groups
 
-_MANY_STEPS = 1_000_000  # an epoch in which no length given in steps is too long
+_MANY_STEPS = 1_000_000  # an epoch in which every duration has at least one step
 
 
-def build_optimizer(settings: Mapping[str, Any], net: nn.Module, extra_targets: Sequence[str] = ()) -> Optimizer:
-    """Build the optimizer over the decay groups of a network.
-
-    Args:
-        settings: `_target_` of a `torch.optim` class and its settings, with those of `parameter_groups`.
-        net: whose trainable parameters it steps.
-        extra_targets: packages of the user's own that the target may name.
-
-    Raises:
-        ConfigError: if there is no such class, or it does not take the settings.
-    """
-    settings = dict(settings)
-    shares = {key: settings.pop(key) for key in ("head_lr_multiplier", "layer_lr_decay") if key in settings}
-    groups = parameter_groups(net, settings.get("weight_decay", 0.0), settings.get("lr"), **shares)
-    try:
-        return build(settings, groups, extra_targets=extra_targets)
-    except ConfigError as error:
-        raise ConfigError(f"optimizer: {error} To take a setting out, type ~optimizer.KEY.") from error
-    except ValueError as error:  # torch's own word on its settings
-        raise ConfigError(f"optimizer: {str(error).rstrip('.')}; configs/optimizer lists others.") from error
-
-
-def build_schedule(
-    settings: Mapping[str, Any],
-    optimizer: Optimizer,
+def build_optimization(
+    optimizer: Mapping[str, Any],
+    schedule: Mapping[str, Any],
+    net: nn.Module,
     num_epochs: int,
     steps_per_epoch: int,
     extra_targets: Sequence[str] = (),
-) -> Any:
-    """Build the schedule over the optimizer steps of a whole run."""
-    total_steps = steps_per_epoch * num_epochs
-    facts = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
-    return build(settings, optimizer, extra_targets=extra_targets, **facts)
+) -> tuple[Optimizer, Any]:
+    """Build the optimizer over the parameter groups of a network, and the schedule over the steps of a whole run.
+
+    Args:
+        optimizer: `_target_` of a `torch.optim` class, its settings and those of `parameter_groups`.
+        schedule: `_target_` of a class in `imago.schedule.schedules` and its settings.
+        net: its trainable parameters are optimized.
+        num_epochs: epochs of the run.
+        steps_per_epoch: optimizer steps in an epoch.
+        extra_targets: further packages that the targets may name.
+
+    Raises:
+        ConfigError: if a class does not exist or refuses its settings.
+    """
+    settings = dict(optimizer)
+    factors = {key: settings.pop(key) for key in ("head_lr_multiplier", "layer_lr_decay") if key in settings}
+    groups = parameter_groups(net, settings.get("weight_decay", 0.0), settings.get("lr"), **factors)
+    try:
+        built = build(settings, groups, extra_targets=extra_targets)
+    except ConfigError as error:
+        raise ConfigError(f"optimizer: {error} To remove a setting, type ~optimizer.KEY.") from error
+    except ValueError as error:  # torch's message on a value
+        raise ConfigError(f"optimizer: {str(error).rstrip('.')}; configs/optimizer lists others.") from error
+    steps = {"total_steps": steps_per_epoch * num_epochs, "steps_per_epoch": steps_per_epoch}
+    return built, build(schedule, built, extra_targets=extra_targets, **steps)
 
 
 def check_optimization(
     optimizer: Mapping[str, Any], schedule: Mapping[str, Any], extra_targets: Sequence[str] = ()
 ) -> None:
-    """Build both over a single weight, so that what they refuse is told before any data is read.
+    """Build both for a single weight, so that wrong settings are reported before data is read.
 
     Raises:
-        ConfigError: if there is no such class, or it does not take the settings.
+        ConfigError: if a class does not exist or refuses its settings.
     """
-    single = skip_init(nn.Linear, 1, 1, bias=False)  # draws no random number; a matrix, as some take nothing else
-    build_schedule(schedule, build_optimizer(optimizer, single, extra_targets), 1, _MANY_STEPS, extra_targets)
+    single = skip_init(nn.Linear, 1, 1, bias=False)  # draws no random number; a matrix: some optimizers take no others
+    build_optimization(optimizer, schedule, single, 1, _MANY_STEPS, extra_targets)

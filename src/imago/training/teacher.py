@@ -14,7 +14,7 @@ from imago.instantiate import build, find_target, to_plain
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
     from imago.model.classifier import Classifier
-    from imago.task.teacher import Teacher
+    from imago.task.distillation import Teacher
 
 
 def resolve_teacher(task: DictConfig) -> None:
@@ -75,7 +75,7 @@ def prepare_teacher(cfg: DictConfig, run: "Classifier | None", data: "ImageDataM
     """
     import torch
 
-    from imago.task.teacher import Teacher
+    from imago.task.distillation import Teacher
 
     if run is None:
         net, preprocess = _build_network(cfg, data)

@@ -74,7 +74,7 @@ def _sweep_settings(cfg: DictConfig) -> DictConfig:
     with open_dict(sweep):
         sweep.optimizer.lr = _LOWEST_LR
         sweep.schedule = {
-            "_target_": "imago.schedule.lr_sweep.LrSweep",
+            "_target_": "imago.schedule.schedules.LrSweep",
             "num_steps": _NUM_STEPS,
             "range_factor": _HIGHEST_LR / _LOWEST_LR,
         }
