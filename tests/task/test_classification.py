@@ -24,7 +24,7 @@ from small_fit import QUIET, SMALL, DrawnShapes, EachStep, build_data, build_tas
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imago.data import shapes
-from imago.data.datamodule import Found
+from imago.data.datamodule import DatasetParts
 from imago.instantiate import build
 from imago.optimizer.groups import parameter_groups
 from imago.paths import PROJECT_ROOT
@@ -329,8 +329,8 @@ class UnevenShapes(DrawnShapes):
 
     num_train = 240
 
-    def find_images(self) -> Found:
-        class_names, found = super().find_images()
+    def load_dataset(self) -> DatasetParts:
+        class_names, found = super().load_dataset()
         train = found["train"]
         is_taken = (train.labels < 3) | (np.arange(len(train)) < 34)
         return class_names, found | {"train": train.take(np.flatnonzero(is_taken))}
