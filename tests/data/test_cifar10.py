@@ -115,7 +115,6 @@ def test_a_second_load_neither_writes_the_array_nor_opens_the_batch_files(real_d
     monkeypatch.setattr(cifar10, "_verify", None)  # calling it would fail
     monkeypatch.setattr(cifar10, "_save_array", None)
     data = module(real_data, data_dir)
-    data.prepare_data()
     data.set_up_data()
     assert kept.stat().st_mtime_ns == before
 

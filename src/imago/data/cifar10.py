@@ -48,12 +48,8 @@ class CIFAR10DataModule(ImageDataModule):
         self.root = Path(root) if root else None
         self.data_dir = Path(data_dir)
 
-    def prepare_data(self) -> None:
-        """Find or download the files and save the array, once."""
-        saved_array(self.root, self.data_dir)
-
     def load_dataset(self) -> DatasetParts:
-        """Map the array into memory; train and the official test split."""
+        """Return train and the official test split, mapped into memory."""
         records = np.load(saved_array(self.root, self.data_dir), mmap_mode="r")
         parts: dict[str, Samples] = {}
         for split, part in (("train", records[:NUM_TRAIN]), ("test", records[NUM_TRAIN:])):
