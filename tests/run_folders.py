@@ -35,7 +35,7 @@ def make_run(folder: Path, seed: int = 1, lr: float = 0.1, config: dict | None =
         "seed": seed,
         "run_name": folder.name,
         "paths": {"run_dir": str(folder)},
-        "data": {"_target_": "imago.data.shapes_folder.ShapesDataModule", "seed": seed, "batch_size": 32},
+        "data": {"_target_": "imago.data.shapes.ShapesDataModule", "seed": seed, "batch_size": 32},
         "model": {"_target_": "imago.model.simple_cnn.SimpleCNN", "dropout": 0.0},
         "optimizer": optimizer,
         "task": {"_recursive_": False, "net": {"dropout": 0.0}, "optimizer": optimizer},

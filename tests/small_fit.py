@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from omegaconf import DictConfig
 
 from imago.data import shapes
-from imago.data.datamodule import Found, ImageDataModule
+from imago.data.datamodule import DatasetParts, ImageDataModule
 from imago.data.dataset import LabeledArray
 from imago.images import Preprocess
 from imago.instantiate import build
@@ -29,16 +29,16 @@ SMALL = ("data.batch_size=32", "model.hidden_features=16", "trainer.max_epochs=1
 
 @functools.cache
 def drawn(split: str, count: int) -> LabeledArray:
-    return LabeledArray(*shapes.draw_split(split, count), tuple(f"{split}/{place}" for place in range(count)))
+    return LabeledArray(*shapes.draw_split(split, count), tuple(f"{split}/{index}" for index in range(count)))
 
 
 class DrawnShapes(ImageDataModule):
-    """The first drawn shapes, from memory; tells `on_arrival` of each batch."""
+    """The first drawn shapes, from memory; calls `on_arrival` for each batch."""
 
     num_train = 1280
     on_arrival: Callable[[], None] = staticmethod(lambda: None)
 
-    def find_images(self) -> Found:
+    def load_dataset(self) -> DatasetParts:
         sizes = {"train": self.num_train, "val": 100, "test": 100}
         return shapes.CLASS_NAMES, {split: drawn(split, count) for split, count in sizes.items()}
 

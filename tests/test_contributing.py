@@ -70,11 +70,6 @@ def mynet_importable(project: Path, monkeypatch) -> Iterator[None]:
         del sys.modules[name]
 
 
-def shapes_root() -> str:
-    """Return the drawn shapes of the real project, so that the copy need not draw them again."""
-    return f"data.root={PROJECT_ROOT / 'data' / 'shapes'}"
-
-
 # The page
 
 
@@ -108,7 +103,7 @@ def test_the_code_passes_the_project_s_own_lint(project: Path):
 
 @pytest.mark.slow
 def test_the_network_trains_and_loads_only_if_its_package_is_allowed(run, project: Path, mynet_importable: None):
-    done = run(*command_with("model=tiny"), *SHORTER, shapes_root(), "run_name=network")
+    done = run(*command_with("model=tiny"), *SHORTER, "run_name=network")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = project / "logs" / "train" / "network"
     assert summary(folder)["status"] == "finished"

@@ -1,4 +1,4 @@
-"""Cores, memory and disk as containers limit them, on files that look like the kernel's."""
+"""CPU cores, memory and disk within container limits, read from simulated files of the kernel."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ GIB = 2**30
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Write files as the kernel would show them; the machine has 8 cores and 16 GiB free."""
     monkeypatch.setattr(resources, "_PROC", tmp_path / "proc")
-    monkeypatch.setattr(resources, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(resources, "_CGROUPS", tmp_path / "groups")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
 
     def write(files: dict[str, str]) -> None:
@@ -28,7 +28,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return lambda files=None: write(files or {})
 
 
-def test_without_limits_it_is_the_machine(kernel):
+def test_without_limits_the_resources_are_those_of_the_machine(kernel):
     kernel()
     assert available_cores() == 8
     assert available_memory_bytes() == 16 * GIB
@@ -45,13 +45,13 @@ def test_without_limits_it_is_the_machine(kernel):
         ("100000 50000", 2),
     ],
 )
-def test_a_share_of_cpu_time_counts_in_the_newer_layout(kernel, quota: str, cores: int):
+def test_a_cpu_quota_counts_in_cgroup_v2(kernel, quota: str, cores: int):
     kernel({"proc/self/cgroup": "0::/job", "groups/job/cpu.max": quota})
     assert available_cores() == cores
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("-1", 8), ("250000", 3), ("10000", 1)])
-def test_a_share_of_cpu_time_counts_in_the_older_layout(kernel, quota: str, cores: int):
+def test_a_cpu_quota_counts_in_cgroup_v1(kernel, quota: str, cores: int):
     kernel(
         {
             "proc/self/cgroup": "5:memory:/job\n4:cpu,cpuacct:/job\n0::/",
@@ -73,7 +73,7 @@ def test_the_limit_of_an_outer_group_counts_too(kernel):
     assert available_cores() == 3
 
 
-def test_within_a_container_the_limit_stands_at_the_root_of_the_mount(kernel):
+def test_inside_a_container_the_limit_is_at_the_root_of_the_mount(kernel):
     kernel(
         {
             "proc/self/cgroup": "4:cpu:/docker/0a1b\n3:memory:/docker/0a1b",
@@ -87,7 +87,7 @@ def test_within_a_container_the_limit_stands_at_the_root_of_the_mount(kernel):
     assert available_memory_bytes() == 2 * GIB
 
 
-def test_the_cores_a_process_may_run_on_count(kernel, monkeypatch: pytest.MonkeyPatch):
+def test_cpu_affinity_counts(kernel, monkeypatch: pytest.MonkeyPatch):
     kernel()
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 5}, raising=False)
     assert available_cores() == 2
@@ -106,7 +106,7 @@ def test_the_cores_a_process_may_run_on_count(kernel, monkeypatch: pytest.Monkey
         ),
     ],
 )
-def test_memory_is_what_the_group_has_left(kernel, group: str, names: tuple[str, ...]):
+def test_memory_is_the_limit_of_the_group_minus_its_usage(kernel, group: str, names: tuple[str, ...]):
     limit, used, statistics, inactive = names
     kernel({"proc/self/cgroup": group, limit: str(8 * GIB), used: str(6 * GIB)})
     assert available_memory_bytes() == 2 * GIB
@@ -115,21 +115,21 @@ def test_memory_is_what_the_group_has_left(kernel, group: str, names: tuple[str,
     assert available_memory_bytes() == 5 * GIB
 
 
-def test_a_group_without_a_limit_on_memory_leaves_the_machines(kernel):
+def test_without_a_memory_limit_the_memory_is_that_of_the_machine(kernel):
     kernel({"proc/self/cgroup": "0::/job", "groups/job/memory.max": "max", "groups/job/memory.current": "5"})
     assert available_memory_bytes() == 16 * GIB
 
 
-def test_a_full_group_has_no_memory_left_rather_than_less(kernel):
+def test_the_memory_left_is_never_negative(kernel):
     kernel({"proc/self/cgroup": "0::/", "groups/memory.max": "1000", "groups/memory.current": "2000"})
     assert available_memory_bytes() == 0
 
 
-def test_this_machine_answers():
+def test_this_machine_has_cores_and_memory():
     assert available_cores() >= 1
     assert available_memory_bytes() > 2**20
 
 
-def test_free_disk_is_that_of_the_nearest_folder_there_is(tmp_path: Path):
+def test_free_disk_space_of_a_missing_folder_is_that_of_its_nearest_parent(tmp_path: Path):
     assert free_disk_bytes(tmp_path / "not" / "yet") == pytest.approx(free_disk_bytes(tmp_path), rel=0.01)
     assert free_disk_bytes(tmp_path) > 0

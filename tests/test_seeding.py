@@ -1,4 +1,4 @@
-"""Draws that depend on their key and on nothing else, and look random all the same."""
+"""Counter-based random numbers: they depend on their key alone and pass statistical tests."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_the_order_of_the_parts_matters():
     assert random_bits(1) != random_bits(1, 0)
 
 
-def test_an_array_draws_what_its_elements_draw_alone():
+def test_an_array_of_keys_draws_the_numbers_of_its_elements():
     indices = np.array([5, 0, 123_456, 5])
     together = random_bits(7, indices, 1)
     assert together.dtype == np.uint64
@@ -82,14 +82,14 @@ def test_a_permutation_holds_every_number_once(count: int):
     np.testing.assert_array_equal(np.sort(permutation), np.arange(count))
 
 
-def test_permutations_of_other_keys_are_other_ones():
+def test_permutations_of_different_keys_differ():
     orders = {tuple(random_permutation(50, seed, epoch).tolist()) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
 
 
-def test_every_number_comes_to_every_place_of_a_permutation_equally_often():
+def test_every_number_is_at_every_index_of_a_permutation_equally_often():
     orders = np.array([random_permutation(5, 0, epoch) for epoch in range(5000)])
-    shares = np.array([np.bincount(orders[:, place], minlength=5) for place in range(5)]) / 5000
+    shares = np.array([np.bincount(orders[:, index], minlength=5) for index in range(5)]) / 5000
     np.testing.assert_allclose(shares, 0.2, atol=0.025)
 
 

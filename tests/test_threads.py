@@ -1,4 +1,4 @@
-"""Putting a batch together starts no thread, and takes none away from the network."""
+"""Preparing a batch starts no thread and restores the number of threads."""
 
 import os
 import subprocess
@@ -19,13 +19,13 @@ def three_threads():
     torch.set_num_threads(before)
 
 
-def test_one_thread_works_inside_and_all_of_them_after(three_threads):
+def test_the_number_of_threads_is_one_inside_and_restored_afterwards(three_threads):
     with one_intraop_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 3
 
 
-def test_an_error_inside_leaves_the_threads_as_they_were(three_threads):
+def test_the_number_of_threads_is_restored_after_an_error(three_threads):
     with pytest.raises(ValueError, match="damaged"), one_intraop_thread():
         raise ValueError("damaged")
     assert torch.get_num_threads() == 3
@@ -50,7 +50,7 @@ print(len(os.listdir("/proc/self/task")) - before, torch.get_num_threads())
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux shows them")
-def test_a_batch_is_put_together_without_starting_threads():
+def test_preparing_a_batch_starts_no_thread():
     done = subprocess.run(
         [sys.executable, "-c", COUNT_THREADS],
         cwd=PROJECT_ROOT / "src",

@@ -1,26 +1,25 @@
-"""Tell within seconds whether a download can work: the libraries' own downloads have no time limit."""
+"""Check within seconds whether a server can be reached; the downloads of the libraries have no timeout."""
 
 import threading
-import urllib.error
 import urllib.request
 
 TIMEOUT_S = 8
 
 
 def is_reachable(url: str, timeout_s: float = TIMEOUT_S) -> bool:
-    """Ask for the headers of `url`, honouring the proxy settings; False when no answer comes in time."""
-    answers: list[bool] = []
+    """Request the headers of `url`, through the proxy of the environment; return False if none arrive in time."""
+    reached = threading.Event()
 
-    def ask() -> None:
+    def request_headers() -> None:
         request = urllib.request.Request(url, method="HEAD")
         try:
             with urllib.request.urlopen(request, timeout=timeout_s):
-                answers.append(True)
-        except (OSError, urllib.error.URLError):
-            answers.append(False)
+                reached.set()
+        except OSError:  # URLError is one
+            pass
 
-    # A daemon thread, because looking up a name can hang far beyond the socket's own time limit.
-    thread = threading.Thread(target=ask, daemon=True)
+    # In a daemon thread, because a DNS lookup can take much longer than the timeout of the socket.
+    thread = threading.Thread(target=request_headers, daemon=True)
     thread.start()
     thread.join(timeout_s)
-    return bool(answers and answers[0])
+    return reached.is_set()

@@ -1,19 +1,19 @@
-"""Random numbers without hidden state: every draw is a pure function of its key.
+"""Provide counter-based random numbers: every draw is a pure function of its key.
 
-A draw keyed by (seed, epoch, sample index) is the same whatever the number of workers, the batch it falls in, the
-numpy release or the interruptions of the run. The mixer is SplitMix64 (Steele, Lea and Flood 2014,
-doi:10.1145/2714064.2660195), applied to all samples at once in unsigned 64-bit integers.
+A draw keyed by (seed, epoch, sample index) does not depend on the number of workers, the batch, the numpy release or
+interruptions of the run. The generator is SplitMix64 (Steele, Lea and Flood 2014, doi:10.1145/2714064.2660195), applied
+to all samples at once in unsigned 64-bit integers.
 """
 
 import numpy as np
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # the odd constant nearest 2**64 / golden ratio, from the paper
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # odd integer nearest to 2**64 / golden ratio, from the paper
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)  # multipliers of the paper's finalizer (Stafford's variant 13)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def random_bits(*key: int | np.ndarray) -> np.ndarray:
-    """Mix the parts of a key into 64 uniform bits.
+    """Draw 64 uniform random bits for a key.
 
     Args:
         key: integers or integer arrays that broadcast together; their order matters.
@@ -31,17 +31,17 @@ def random_bits(*key: int | np.ndarray) -> np.ndarray:
 def random_integers(low: int, high: int | np.ndarray, *key: int | np.ndarray) -> np.ndarray:
     """Draw integers in [low, high), one per broadcast key, as int64; `high - low` must be below 2**32."""
     span = np.asarray(high - low).astype(np.uint64)
-    # The top 32 bits, multiplied and shifted: no division, and a bias below span / 2**32.
+    # Multiply and shift the upper 32 bits: no division, and a bias below span / 2**32.
     return ((random_bits(*key) >> np.uint64(32)) * span >> np.uint64(32)).astype(np.int64) + low
 
 
 def random_permutation(count: int, *key: int) -> np.ndarray:
-    """Order 0 .. count-1 by keyed bits: int64, shape (count,)."""
+    """Return a random permutation of 0 .. count-1: int64, shape (count,)."""
     return np.argsort(random_bits(*key, np.arange(count)), kind="stable")
 
 
 def derive_seed(*key: int) -> int:
-    """Fold a key into a seed for `torch.manual_seed` and the like, in [0, 2**63)."""
+    """Return a seed in [0, 2**63) for `torch.manual_seed` and similar functions."""
     return int(random_bits(*key) >> np.uint64(1))
 
 

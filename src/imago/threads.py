@@ -1,4 +1,4 @@
-"""Batches are put together by one thread in each process, however many the network computes with."""
+"""Limit torch to one thread while a batch is prepared."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,11 +8,11 @@ import torch
 
 @contextmanager
 def one_intraop_thread() -> Iterator[None]:
-    """Let torch's operations in here run on the calling thread alone, and give it back its threads afterwards.
+    """Run torch operations on the calling thread only; restore the number of threads afterwards.
 
-    On a busy machine the threads of one operation wait for those that the system does not let run: batches came 20
-    times later under a load of three processes a core, and 3 times later, their share of the cores, with one thread.
-    Call it from one thread at a time: the setting belongs to the process.
+    On a busy machine the threads of one operation wait for each other: under a load of three processes per core,
+    batches took 20 times longer with all threads, and 3 times longer with one. The setting belongs to the process, so
+    only one thread may call this at a time.
     """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The real CIFAR-10: right numbers, read once, and a useful word when it is missing or damaged."""
+"""The real CIFAR-10: splits, statistics, the saved array, and errors of missing or damaged files."""
 
 import shutil
 from collections import Counter
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imago.data import cifar10
-from imago.data.cifar10 import CLASS_NAMES, FOLDER, SHA256, CIFAR10DataModule, find_batches, kept_array
+from imago.data.cifar10 import CLASS_NAMES, FOLDER, SHA256, CIFAR10DataModule, find_batches, saved_array
 from imago.data.dataset import Splits
 from imago.errors import DataError
 
@@ -26,9 +26,9 @@ def read(data: CIFAR10DataModule) -> Splits:
 
 @pytest.fixture(scope="module")
 def data_dir(real_data, tmp_path_factory):
-    """A folder with the kept array, written once for all tests here and removed after them: it takes 185 MB."""
+    """Return a folder with the saved array, shared by all tests here and removed after them: it takes 185 MB."""
     folder = tmp_path_factory.mktemp("cifar10")
-    kept_array(real_data, folder)
+    saved_array(real_data, folder)
     yield folder
     shutil.rmtree(folder)
 
@@ -40,7 +40,7 @@ def splits(real_data, data_dir) -> Splits:
 
 @pytest.fixture
 def linked(real_data, tmp_path) -> Path:
-    """A folder of links to the real batch files, of which a test may replace some."""
+    """Return a folder of links to the real batch files, of which a test may replace some."""
     root = tmp_path / "linked"
     (root / FOLDER).mkdir(parents=True)
     for name in SHA256:
@@ -74,7 +74,7 @@ def test_train_and_val_together_are_the_50000(splits, data_dir):
 
 
 @pytest.mark.needs_data
-def test_images_and_labels_are_those_that_torchvision_gives(splits, real_data):
+def test_images_and_labels_equal_those_of_torchvision(splits, real_data):
     from torchvision.datasets import CIFAR10
 
     official = CIFAR10(str(real_data), train=False)
@@ -98,7 +98,7 @@ def test_mean_and_std_are_those_of_the_50000_training_images(data_dir, real_data
 
 
 @pytest.mark.needs_data
-def test_the_split_is_decided_by_split_seed_alone(splits, data_dir, real_data):
+def test_the_split_depends_on_split_seed_alone(splits, data_dir, real_data):
     same = read(module(real_data, data_dir, seed=1))
     other = read(module(real_data, data_dir, split_seed=1))
     np.testing.assert_array_equal(same.val.images, splits.val.images)
@@ -112,52 +112,51 @@ def test_the_split_is_decided_by_split_seed_alone(splits, data_dir, real_data):
 def test_a_second_load_neither_writes_the_array_nor_opens_the_batch_files(real_data, data_dir, monkeypatch):
     kept = data_dir / "cache" / "cifar10.npy"
     before = kept.stat().st_mtime_ns
-    monkeypatch.setattr(cifar10, "_verified_batches", None)  # calling it would fail
-    monkeypatch.setattr(cifar10, "_write_array", None)
+    monkeypatch.setattr(cifar10, "_verify", None)  # calling it would fail
+    monkeypatch.setattr(cifar10, "_save_array", None)
     data = module(real_data, data_dir)
-    data.prepare_data()
     data.set_up_data()
     assert kept.stat().st_mtime_ns == before
 
 
 @pytest.mark.needs_data
-def test_the_kept_array_is_found_without_the_batch_files(data_dir, monkeypatch):
+def test_the_saved_array_is_enough_without_the_batch_files(data_dir, monkeypatch):
     monkeypatch.delenv("IMAGO_DATA_DIR")
     assert len(read(module(None, data_dir)).test) == 10_000
 
 
 @pytest.mark.needs_data
-def test_half_an_array_is_not_taken_for_the_whole(real_data, tmp_path, monkeypatch):
+def test_an_incomplete_array_is_written_again(real_data, tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(cifar10, "_verified_batches", lambda root: root)
-    monkeypatch.setattr(cifar10, "_write_array", lambda root, kept: written.append((root, kept)))
+    monkeypatch.setattr(cifar10, "_verify", lambda root: None)
+    monkeypatch.setattr(cifar10, "_save_array", lambda root, kept: written.append((root, kept)))
     half = tmp_path / "cache" / "cifar10.npy"
     half.parent.mkdir()
     half.write_bytes(bytes(1000))
-    kept_array(real_data, tmp_path)
+    saved_array(real_data, tmp_path)
     assert written == [(real_data, half)]
 
 
 @pytest.mark.needs_data
-def test_a_full_disk_is_a_data_error_and_leaves_no_part_behind(real_data, tmp_path, monkeypatch):
+def test_a_full_disk_is_a_data_error_and_leaves_no_partial_file(real_data, tmp_path, monkeypatch):
     def full(file, records):
         file.write(b"some")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(DataError, match=r"cifar10\.npy cannot be written: No space left on device; 185 MB"):
-        kept_array(real_data, tmp_path)
+        saved_array(real_data, tmp_path)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 # Missing or damaged
 
 
-def test_missing_data_without_a_network_names_the_ways_out(tmp_path, monkeypatch):
+def test_the_error_of_missing_data_without_a_network_names_the_ways_out(tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGO_DATA_DIR", str(tmp_path / "elsewhere"))
     monkeypatch.setattr(cifar10, "is_reachable", lambda url: False)
     with pytest.raises(DataError) as caught:
-        kept_array(None, tmp_path / "data")
+        saved_array(None, tmp_path / "data")
     for word in (FOLDER, str(tmp_path / "data"), str(tmp_path / "elsewhere"), "IMAGO_DATA_DIR", "data.root"):
         assert word in str(caught.value)
     assert "data=shapes needs no data" in str(caught.value)
@@ -180,18 +179,18 @@ def test_batch_files_in_the_data_folder_come_first(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "fault"), [("nowhere", "does not exist"), (".", f"has no folder {FOLDER}")])
 def test_a_wrong_root_names_the_setting(tmp_path, name: str, fault: str):
     with pytest.raises(DataError, match=rf"data\.root={tmp_path / name} {fault}"):
-        kept_array(tmp_path / name, tmp_path)
+        saved_array(tmp_path / name, tmp_path)
 
 
 @pytest.mark.needs_data
-def test_a_flipped_bit_in_a_batch_file_is_found(linked, tmp_path):
+def test_a_flipped_bit_in_a_batch_file_is_detected(linked, tmp_path):
     path = linked / FOLDER / "data_batch_1"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.unlink()
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"data_batch_1 is damaged \(sha256 "):
-        kept_array(linked, tmp_path)
+        saved_array(linked, tmp_path)
     assert not (tmp_path / "cache").exists()
 
 
@@ -199,4 +198,4 @@ def test_a_flipped_bit_in_a_batch_file_is_found(linked, tmp_path):
 def test_a_missing_batch_file_is_named(linked, tmp_path):
     (linked / FOLDER / "data_batch_1").unlink()
     with pytest.raises(DataError, match="data_batch_1 is missing"):
-        kept_array(linked, tmp_path)
+        saved_array(linked, tmp_path)

@@ -1,4 +1,4 @@
-"""What loaders hand out, what the device gets, and which data sets are refused."""
+"""Batches of the loaders, augmentation and normalization on the device, preprocessing, fingerprint, resuming."""
 
 from types import SimpleNamespace
 
@@ -7,10 +7,9 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from imago.data.datamodule import Found, ImageDataModule
+from imago.data.datamodule import DatasetParts, ImageDataModule
 from imago.data.dataset import LabeledArray, Splits
 from imago.data.sampling import TrainSampler
-from imago.data.splitting import check_labels
 from imago.errors import DataError
 from imago.images import Preprocess, resize_and_crop
 
@@ -21,7 +20,7 @@ def samples(count: int, seed: int) -> LabeledArray:
     """Draw images whose channels differ in mean and spread, so that swapped channels are noticed."""
     noise = np.random.default_rng(seed).normal(size=(count, 3, 8, 8))
     images = noise * np.array([20, 30, 40])[:, None, None] + np.array([90, 120, 150])[:, None, None]
-    names = tuple(f"{seed}/{place}" for place in range(count))
+    names = tuple(f"{seed}/{index}" for index in range(count))
     return LabeledArray(images.clip(0, 255).astype(np.uint8), np.arange(count, dtype=np.int64) % 3, names)
 
 
@@ -31,7 +30,7 @@ class TinyDataModule(ImageDataModule):
     num_reads = 0
     class_list = ("ant", "bee", "cat")
 
-    def find_images(self) -> Found:
+    def load_dataset(self) -> DatasetParts:
         self.num_reads += 1
         return self.class_list, {split: samples(count, seed) for seed, (split, count) in enumerate(SIZES.items())}
 
@@ -53,28 +52,7 @@ def everything(loader) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
-# check_labels
-
-
-@pytest.mark.parametrize(
-    ("labels", "class_names", "complaint"),
-    [
-        ([0, 0], ["dataset"], r"has the classes \['dataset'\]; a classifier needs at least 2"),
-        ([], ["a", "b"], "the val split has no images"),
-        ([0, 2], ["a", "b"], r"val split has labels from 0 to 2; with 2 classes they must lie in 0 \.\. 1"),
-        ([-100, -100], ["a", "b"], "val split has labels from -100 to -100"),
-    ],
-)
-def test_labels_that_would_train_nonsense_are_refused(labels: list[int], class_names: list[str], complaint: str):
-    with pytest.raises(DataError, match=complaint):
-        check_labels("val", np.array(labels, np.int64), class_names)
-
-
-def test_the_first_and_the_last_label_are_allowed():
-    check_labels("val", np.array([0, 1], np.int64), ["a", "b"])
-
-
-def test_a_refused_data_set_is_refused_again():
+def test_set_up_data_raises_again_after_an_error():
     data = TinyDataModule(batch_size=8, num_workers=0, augment={}, seed=0)
     data.class_list = ("ant", "bee")
     for _ in range(2):
@@ -82,7 +60,7 @@ def test_a_refused_data_set_is_refused_again():
             data.set_up_data()
 
 
-def test_the_data_set_is_read_once():
+def test_set_up_data_loads_the_dataset_once():
     data = tiny()
     data.set_up_data()
     assert data.num_reads == 1
@@ -99,7 +77,7 @@ def test_loaders_yield_uint8_images_and_int64_labels(split: str):
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_evaluation_gives_every_image_in_order_and_never_augmented(split: str):
+def test_evaluation_loaders_return_every_image_in_order_without_augmentation(split: str):
     data = tiny(crop_padding_px=2, flip_probability=1.0)
     loader = getattr(data, f"{split}_dataloader")()
     expected = dict(data.splits.named())[split]
@@ -109,17 +87,17 @@ def test_evaluation_gives_every_image_in_order_and_never_augmented(split: str):
         np.testing.assert_array_equal(labels, expected.labels)
 
 
-def test_training_gives_shuffled_images_with_their_own_labels():
+def test_the_training_loader_returns_shuffled_images_with_their_labels():
     data = tiny()
     images, labels = everything(data.train_dataloader())
-    places = {image.tobytes(): place for place, image in enumerate(data.splits.train.images)}
-    order = [places[image.tobytes()] for image in images.numpy()]
-    assert len(set(order)) == 40  # 5 batches; the rest is left out
+    indices = {image.tobytes(): index for index, image in enumerate(data.splits.train.images)}
+    order = [indices[image.tobytes()] for image in images.numpy()]
+    assert len(set(order)) == 40  # 5 batches; the last, incomplete one is dropped
     assert order != sorted(order)
     np.testing.assert_array_equal(labels, data.splits.train.labels[order])
 
 
-def test_training_augments_as_it_was_told():
+def test_the_training_loader_applies_the_augment_settings():
     plain, mirrored = (everything(data.train_dataloader())[0] for data in (tiny(), tiny(flip_probability=1.0)))
     assert torch.equal(mirrored, plain.flip(3))
 
@@ -150,7 +128,7 @@ def test_statistics_as_numpy_numbers_still_give_float32():
     assert images.dtype == torch.float32
 
 
-def test_the_device_normalizes_by_the_record_that_was_set_last():
+def test_batches_are_normalized_with_the_preprocess_that_was_set_last():
     data = tiny()
     batch = everything(data.val_dataloader())
     data.on_after_batch_transfer(batch, 0)
@@ -163,7 +141,7 @@ def test_the_device_normalizes_by_the_record_that_was_set_last():
 
 
 @pytest.mark.parametrize("split", SIZES)
-def test_images_come_at_the_size_that_preprocess_asks_for(split: str):
+def test_images_have_the_size_of_preprocess(split: str):
     data = tiny()
     data.preprocess = Preprocess(16, 20, "center", (0.5,) * 3, (0.25,) * 3)
     images, _ = next(iter(getattr(data, f"{split}_dataloader")()))
@@ -171,7 +149,7 @@ def test_images_come_at_the_size_that_preprocess_asks_for(split: str):
 
 
 @pytest.mark.parametrize(("size", "resize"), [(16, 20), (4, 6), (8, 8), (8, 10)])
-def test_evaluation_shows_what_resize_and_crop_gives(size: int, resize: int):
+def test_evaluation_images_equal_those_of_resize_and_crop(size: int, resize: int):
     data = tiny()
     data.preprocess = Preprocess(size, resize, "center", (0.5,) * 3, (0.25,) * 3)
     images, _ = everything(data.test_dataloader())
@@ -187,7 +165,7 @@ def test_the_same_data_has_the_same_fingerprint():
     assert tiny().fingerprint() == tiny().fingerprint()
 
 
-def test_other_class_names_or_labels_have_another_fingerprint():
+def test_the_fingerprint_changes_with_class_names_and_labels():
     renamed, relabeled = tiny(), tiny()
     renamed._splits = Splits(("ant", "bee", "dog"), *(split for _, split in renamed.splits.named()))
     relabeled.splits.test.labels[:2] = relabeled.splits.test.labels[1::-1].copy()
@@ -198,7 +176,7 @@ def test_other_class_names_or_labels_have_another_fingerprint():
 
 
 def trainer_that_has_done(batches: int, limit_train_batches: int | float = 1.0) -> SimpleNamespace:
-    """Stand in for a Trainer whose progress was just restored."""
+    """Return a substitute for a Trainer whose progress was just restored."""
     progress = SimpleNamespace(total=SimpleNamespace(processed=batches))
     fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
     return SimpleNamespace(
@@ -207,14 +185,14 @@ def trainer_that_has_done(batches: int, limit_train_batches: int | float = 1.0) 
 
 
 @pytest.mark.parametrize(
-    ("done", "limit", "place"),
+    ("done", "limit", "position"),
     [(0, 1.0, (0, 0)), (5, 1.0, (1, 0)), (12, 1.0, (2, 2)), (7, 3, (2, 1)), (7, 0.5, (3, 1)), (7, 99, (1, 2))],
 )
-def test_a_resumed_run_starts_at_the_batch_after_those_that_are_done(done: int, limit, place: tuple[int, int]):
+def test_a_resumed_run_starts_at_the_batch_after_those_that_are_done(done: int, limit, position: tuple[int, int]):
     data = tiny()  # 5 batches in an epoch
     data.trainer = trainer_that_has_done(done, limit)
     sampler = data.train_dataloader().batch_sampler
-    assert (sampler.epoch, sampler.start_batch) == place
+    assert (sampler.epoch, sampler.start_batch) == position
 
 
 @pytest.mark.parametrize("split", SIZES)
@@ -234,7 +212,7 @@ ON_DEVICE = ({"brightness": 0.9}, {"mixup_alpha": 1.0}, {"cutmix_alpha": 1.0}, {
 
 
 def on_device(data: TinyDataModule, epoch: int, done: int, rank: int, training: bool = True):
-    """Give what a Trainer at this place makes of one and the same batch."""
+    """Return the same batch after the transfer, at this position of a training run."""
     data.trainer = trainer_that_has_done(done)
     data.trainer.current_epoch, data.trainer.global_rank, data.trainer.world_size = epoch, rank, 2
     data.trainer.training = training
@@ -243,15 +221,15 @@ def on_device(data: TinyDataModule, epoch: int, done: int, rank: int, training: 
 
 
 @pytest.mark.parametrize("augment", ON_DEVICE, ids=str)
-def test_each_batch_of_each_rank_has_draws_of_its_own_on_the_device(augment: dict[str, float]):
+def test_each_batch_of_each_rank_is_augmented_differently_on_the_device(augment: dict[str, float]):
     data = tiny(**augment)
-    places = [(0, 0, 0), (0, 1, 0), (0, 2, 0), (0, 0, 1), (0, 1, 1), (1, 5, 0), (1, 5, 1)]  # 5 batches in an epoch
-    drawn = [on_device(data, *place)[0] for place in places]
-    assert len({images.numpy().tobytes() for images in drawn}) == len(places)
+    positions = [(0, 0, 0), (0, 1, 0), (0, 2, 0), (0, 0, 1), (0, 1, 1), (1, 5, 0), (1, 5, 1)]  # 5 batches in an epoch
+    drawn = [on_device(data, *position)[0] for position in positions]
+    assert len({images.numpy().tobytes() for images in drawn}) == len(positions)
 
 
 @pytest.mark.parametrize("augment", ON_DEVICE, ids=str)
-def test_the_same_batch_has_the_same_draws_again_whatever_was_drawn_between(augment: dict[str, float]):
+def test_the_same_batch_is_augmented_alike_whatever_came_between(augment: dict[str, float]):
     first, other = tiny(**augment), tiny(**augment)
     images, labels = on_device(first, 1, 7, 1)
     for done in range(3):
@@ -270,7 +248,7 @@ def test_validation_during_training_is_not_augmented_on_the_device(augment: dict
 
 
 class Recorder(LightningModule):
-    """Trains nothing and remembers the pixel sum of every training batch."""
+    """Record the pixel sum of every training batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -287,7 +265,7 @@ class Recorder(LightningModule):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.filterwarnings("ignore:.*validation_step.*", "ignore:.*does not have many workers.*")
-def test_a_trainer_sees_the_batches_of_each_epoch_in_the_sampler_s_order(tmp_path, num_workers: int):
+def test_a_trainer_gets_the_batches_of_each_epoch_in_the_order_of_the_sampler(tmp_path, num_workers: int):
     data, recorder = tiny(num_workers), Recorder()
     trainer = Trainer(
         accelerator="cpu",

@@ -1,4 +1,4 @@
-"""Whole batches out of memory: right shapes, right images, and the same whoever prepares them."""
+"""Batches of images in memory. `FileDataset` is tested with the datamodules of files."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_a_batch_is_uint8_images_and_int64_labels(augment: Augment | None):
     assert (labels.shape, labels.dtype) == ((3,), torch.int64)
 
 
-def test_without_augmentation_the_images_come_as_they_are():
+def test_without_augmentation_the_images_are_unchanged():
     indices = np.array([3, 1, 4])
     images, labels = ArrayDataset(IMAGES).__getitems__(BatchKey(9, indices))
     np.testing.assert_array_equal(images, IMAGES.images[indices])
@@ -54,7 +54,7 @@ def test_augmentation_depends_on_the_seed():
 
 
 @pytest.mark.parametrize("augment", [None, AUGMENT])
-def test_writing_into_a_batch_leaves_the_data_set_alone(augment: Augment | None):
+def test_writing_into_a_batch_does_not_change_the_dataset(augment: Augment | None):
     dataset = ArrayDataset(IMAGES, augment)
     key = BatchKey(0, np.arange(40))
     before = dataset.__getitems__(key)[0].clone()
@@ -64,12 +64,12 @@ def test_writing_into_a_batch_leaves_the_data_set_alone(augment: Augment | None)
 
 def test_batches_are_the_same_with_0_and_2_workers():
     dataset = ArrayDataset(IMAGES, AUGMENT, seed=1)
-    here, elsewhere = (
+    ours, theirs = (
         list(DataLoader(dataset, batch_sampler=TrainSampler(40, 6, seed=1), collate_fn=as_is, num_workers=workers))
         for workers in (0, 2)
     )
-    assert len(here) == len(elsewhere) == 6
-    for (images, labels), (other_images, other_labels) in zip(here, elsewhere, strict=True):
+    assert len(ours) == len(theirs) == 6
+    for (images, labels), (other_images, other_labels) in zip(ours, theirs, strict=True):
         assert torch.equal(images, other_images)
         assert torch.equal(labels, other_labels)
 
@@ -83,6 +83,6 @@ def test_images_in_memory_can_be_cropped_and_resized_too():
     assert torch.equal(alone[0], images[7])
     np.testing.assert_array_equal(labels, IMAGES.labels)
     assert not np.array_equal(images, IMAGES.images)
-    # All of it is the image itself.
+    # A crop of the whole area is the image itself.
     whole = ArrayDataset(IMAGES, Augment(random_resized_crop_scale=(1.0, 1.0))).__getitems__(BatchKey(0, np.arange(3)))
     assert whole[0].float().mean() == pytest.approx(IMAGES.images[:3].mean(), abs=8)

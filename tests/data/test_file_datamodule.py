@@ -1,285 +1,545 @@
-"""Samples in files: what is damaged is left out, a split is written down and taken back, classes are balanced."""
+"""Datasets of image files: splits, preprocessing, batches, unreadable images, split files, CSV lists."""
 
 import csv
 import logging
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from short_runs import summary, train
 
-from imago.data import image_cache
-from imago.data.dataset import LabeledFiles
-from imago.data.image_folder import ImageFolderDataModule
+from imago.data.file_datamodule import FileDataModule, ImageFolderDataModule, ImageListDataModule
+from imago.data.sampling import BatchKey
 from imago.errors import ConfigError, DataError
-from imago.images import Preprocess, read_image, resize_and_crop
+from imago.images import read_image, resize_and_crop
 
-NUM = {"ant": 30, "bee": 20}
+STANDARD = {"random_resized_crop_scale": [0.35, 1.0], "flip_probability": 0.5}
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A folder of class folders; every image has another color."""
-    for name, count in NUM.items():
-        for number in range(count):
-            path = tmp_path / "set" / name / f"{number:02d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (12, 12), (5 * number, 0, 0)).save(path)
-    return tmp_path / "set"
+def noise(path: Path, size: tuple[int, int], seed: int = 0) -> None:
+    """Save an image of random pixels; `size` is width, height."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def folder(root: Path, counts: dict[str, int], size: tuple[int, int] = (12, 12)) -> Path:
+    """Fill folders such as `train/cat` with that many images, no two alike."""
+    seed = 0
+    for name, count in counts.items():
+        for index in range(count):
+            noise(root / name / f"{index:02d}.png", size, seed := seed + 1)
+    return root
+
+
+def settings_of(directory: Path, **settings) -> dict:
+    split = {"val_fraction": 0.2, "test_fraction": 0.1, "cache": "none", "cache_dir": str(directory / "cache")}
+    return split | {"batch_size": 8, "num_workers": 0, "augment": {}, "seed": 0} | settings
 
 
 def module(root: Path, **settings) -> ImageFolderDataModule:
-    given = {"val_fraction": 0.2, "test_fraction": 0.1, "cache": "none", "cache_dir": str(root.parent / "cache")}
-    loading = {"batch_size": 8, "num_workers": 0, "augment": {}, "seed": 0}
-    data = ImageFolderDataModule(root=str(root), **(given | loading | settings))
+    data = ImageFolderDataModule(root=str(root), **settings_of(root.parent, **settings))
     data.set_up_data()
     return data
 
 
-def split_names(data: ImageFolderDataModule) -> dict[str, set[str]]:
-    return {split: set(part.names) for split, part in data.splits.named()}
+def listed(list_file: Path, **settings) -> ImageListDataModule:
+    data = ImageListDataModule(str(list_file), **settings_of(list_file.parent, **settings))
+    data.set_up_data()
+    return data
 
 
-def spoil(root: Path) -> dict[str, str]:
-    """Damage three images; gives what is wrong with each."""
-    whole = (root / "ant" / "03.png").read_bytes()
-    (root / "ant" / "03.png").write_bytes(whole[: len(whole) // 2])
+def names(data: FileDataModule) -> dict[str, set[str]]:
+    return {split: set(files.names) for split, files in data.splits.named()}
+
+
+def counts(data: FileDataModule) -> dict[str, list[int]]:
+    return {split: np.bincount(files.labels, minlength=2).tolist() for split, files in data.splits.named()}
+
+
+def everything(loader) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = zip(*loader, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+# Splits
+
+
+def test_class_folders_alone_are_split_70_20_10_in_every_class(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        data = module(folder(tmp_path, {"ant": 10, "bee": 20}))
+    assert data.class_names == ("ant", "bee")
+    assert counts(data) == {"train": [7, 14], "val": [2, 4], "test": [1, 2]}
+    assert len(set.union(*names(data).values())) == 30
+    assert "split off the 30 training images, stratified: 3 for test and 6 for val" in caplog.text
+
+
+def test_splits_in_folders_are_not_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    kinds = {"train/ant": 5, "train/bee": 4, "val/ant": 3, "val/bee": 2, "test/bee": 2}
+    with caplog.at_level(logging.INFO):
+        data = module(folder(tmp_path, kinds))
+    assert counts(data) == {"train": [5, 4], "val": [3, 2], "test": [0, 2]}
+    assert caplog.text == ""
+
+
+def test_without_a_test_folder_test_is_split_off_train_and_val_is_unchanged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder(tmp_path, {"train/ant": 20, "train/bee": 10, "val/ant": 3, "val/bee": 2})
+    with caplog.at_level(logging.INFO):
+        data = module(tmp_path)
+    assert counts(data) == {"train": [18, 9], "val": [3, 2], "test": [2, 1]}
+    assert all(name.startswith("train/") for name in names(data)["test"])
+    assert "training images, stratified: 3 for test; data.val_as_test=true tests on val instead" in caplog.text
+
+
+def test_val_as_test_tests_on_the_val_folder_and_splits_val_off_train(tmp_path: Path):
+    folder(tmp_path, {"train/ant": 20, "train/bee": 10, "val/ant": 3, "val/bee": 2})
+    data = module(tmp_path, val_as_test=True)
+    assert counts(data) == {"train": [16, 8], "val": [4, 2], "test": [3, 2]}
+    assert all(name.startswith("val/") for name in names(data)["test"])
+
+
+@pytest.mark.parametrize("train_name", ["train", "training"])
+def test_without_a_val_folder_val_is_split_off_train(tmp_path: Path, train_name: str):
+    kinds = {f"{train_name}/ant": 10, f"{train_name}/bee": 10, "testing/ant": 2, "testing/bee": 2}
+    assert counts(module(folder(tmp_path, kinds))) == {"train": [8, 8], "val": [2, 2], "test": [2, 2]}
+
+
+@pytest.mark.parametrize("link", [Path.hardlink_to, Path.symlink_to], ids=["hard link", "link"])
+def test_a_test_file_with_a_second_name_among_the_training_images_stays_a_test_image(tmp_path: Path, link):
+    folder(tmp_path, {"train/ant": 6, "train/bee": 6, "val/ant": 1, "test/ant": 2, "test/bee": 2})
+    link(tmp_path / "train" / "ant" / "again.png", tmp_path / "test" / "ant" / "00.png")
+    data = module(tmp_path)
+    assert counts(data) == {"train": [6, 6], "val": [1, 0], "test": [2, 2]}
+    assert data.ignored == [("train/ant/again.png", "same file as test/ant/00.png")]
+
+
+def test_a_class_folder_with_the_name_of_a_split_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        data = module(folder(tmp_path, {"ant": 10, "bee": 10, "test": 10}))
+    assert data.class_names == ("ant", "bee", "test")
+    assert re.search("as classes, not as splits.*: test/", caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"decoded_px": 0}, "data.decoded_px=0 must be 1 or more"),
+        ({"cache": "rma"}, "data.cache=rma is not one of none, ram, disk, auto"),
+        ({"on_bad_image": "ignore"}, "data.on_bad_image=ignore is not one of error, skip"),
+        ({"sampler": "weighted"}, "data.sampler=weighted is not one of shuffle, balanced"),
+        ({"val_fraction": 0.0}, "data.val_fraction=0.0 and data.test_fraction=0.1 must be greater than 0"),
+    ],
+)
+def test_invalid_settings_are_refused_before_any_data_is_read(settings: dict, fault: str):
+    with pytest.raises(ConfigError, match=fault):
+        module(Path("/nowhere"), **settings)
+
+
+# Split files and folds
+
+
+def test_a_drawn_split_is_written_and_read_back_whatever_the_seed(tmp_path: Path):
+    first = module(folder(tmp_path / "set", {"ant": 30, "bee": 20}))
+    first.write_split(tmp_path)
+    again = module(tmp_path / "set", split_file=str(tmp_path / "split.csv"), split_seed=7)
+    assert names(again) == names(first)
+    assert again.fingerprint() == first.fingerprint()
+
+
+def test_published_splits_are_not_written(tmp_path: Path):
+    data = module(folder(tmp_path / "set", {"train/ant": 4, "train/bee": 4, "val/bee": 1, "test/bee": 1}))
+    data.write_split(tmp_path)
+    assert not (tmp_path / "split.csv").exists()
+
+
+def test_a_split_file_without_training_images_of_a_class_is_refused(tmp_path: Path):
+    module(folder(tmp_path / "set", {"ant": 10, "bee": 10})).write_split(tmp_path)
+    lines = (tmp_path / "split.csv").read_text().splitlines()
+    (tmp_path / "split.csv").write_text("\n".join(line for line in lines if not line.endswith("bee,train")) + "\n")
+    with pytest.raises(DataError, match="data.split_file=.* leaves class 'bee' without training images"):
+        module(tmp_path / "set", split_file=str(tmp_path / "split.csv"))
+
+
+def test_folds_of_a_folder_cover_it_and_share_one_test_split(tmp_path: Path):
+    root = folder(tmp_path / "set", {"ant": 30, "bee": 20})
+    folds = [names(module(root, fold=fold, num_folds=3)) for fold in range(3)]
+    assert folds[0]["test"] == folds[1]["test"] == folds[2]["test"]
+    assert set.union(*(fold["val"] for fold in folds)) | folds[0]["test"] == set.union(*folds[0].values())
+
+
+# Preprocess
+
+
+def test_photographs_are_evaluated_as_imagenet_nets_are(tmp_path: Path):
+    own = module(folder(tmp_path, {"ant": 4, "bee": 4}, size=(90, 70))).preprocess
+    assert (own.size, own.resize, own.crop) == (224, 256, "center")
+
+
+@pytest.mark.parametrize(("size", "side"), [((32, 32), 32), ((64, 64), 64), ((64, 48), 48), ((65, 65), 224)])
+def test_small_images_keep_their_size(tmp_path: Path, size: tuple[int, int], side: int):
+    assert module(folder(tmp_path, {"ant": 4, "bee": 4}, size=size)).preprocess.size == side
+
+
+def evaluated_training_images(data: FileDataModule) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [data.evaluation_dataset("train").__getitems__(BatchKey(0, np.arange(len(data.splits.train))))]
+
+
+def test_one_large_image_makes_the_dataset_one_of_photographs(tmp_path: Path):
+    folder(tmp_path, {"train/ant": 4, "train/bee": 4, "val/ant": 1, "test/ant": 1})
+    noise(tmp_path / "train" / "bee" / "large.png", (80, 60))
+    data = module(tmp_path)
+    assert data.preprocess.size == 224
+    images, _ = data.on_after_batch_transfer(everything(evaluated_training_images(data)), 0)
+    assert images.mean().abs() < 1e-4
+
+
+@pytest.mark.parametrize("size", [(20, 20), (100, 70)])
+def test_mean_and_std_are_those_of_the_training_images_as_evaluated(
+    tmp_path: Path, size: tuple[int, int], caplog: pytest.LogCaptureFixture
+):
+    data = module(folder(tmp_path, {"ant": 10, "bee": 10}, size=size))
+    with caplog.at_level(logging.INFO):
+        images, _ = data.on_after_batch_transfer(everything(evaluated_training_images(data)), 0)
+    torch.testing.assert_close(images.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(images.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
+    assert "mean and std from 14 training images" in caplog.text
+
+
+def test_mean_and_std_are_computed_from_512_images_at_most(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder(tmp_path, {"train/ant": 300, "train/bee": 300, "val/ant": 1, "test/ant": 1}, size=(4, 4))
+    with caplog.at_level(logging.INFO):
+        first, again = (module(tmp_path).preprocess for _ in range(2))
+    assert first == again
+    assert "mean and std from 512 training images" in caplog.text
+
+
+def test_mean_and_std_of_large_files_are_computed_from_fewer_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    data = module(folder(tmp_path, {"ant": 40, "bee": 40}))
+    for limit_bytes, num_images in ((30 * data.splits.train.num_bytes.max(), 30), (0, 16)):
+        monkeypatch.setattr("imago.data.file_datamodule.SAMPLE_BYTES", limit_bytes)
+        with caplog.at_level(logging.INFO):
+            data.default_preprocess()
+        assert f"mean and std from {num_images} training images" in caplog.text
+
+
+def test_black_images_are_not_divided_by_zero(tmp_path: Path):
+    for name in ("ant/1.png", "ant/2.png", "bee/1.png", "bee/2.png", "bee/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    data = module(tmp_path)
+    assert data.preprocess.mean == (0.0, 0.0, 0.0)
+    assert data.on_after_batch_transfer(everything(data.val_dataloader()), 0)[0].isfinite().all()
+
+
+def test_mean_and_std_are_not_computed_if_preprocess_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = module(folder(tmp_path, {"ant": 10, "bee": 10}))
+    record = module(tmp_path).preprocess
+    monkeypatch.setattr(ImageFolderDataModule, "default_preprocess", None)
+    data.preprocess = record
+    assert next(iter(data.train_dataloader()))[0].shape == (8, 3, 12, 12)
+
+
+# Batches
+
+
+def test_evaluation_images_of_mixed_sizes_equal_those_of_resize_and_crop(tmp_path: Path):
+    folder(tmp_path, {"train/ant": 4, "train/bee": 4, "test/ant": 1})
+    for index, size in enumerate([(70, 100), (300, 20), (1, 1), (257, 256)]):
+        noise(tmp_path / "val" / "bee" / f"{index}.png", size)
+    data = module(tmp_path)
+    images, labels = everything(data.val_dataloader())
+    paths = data.splits.val.paths
+    expected = [resize_and_crop(read_image(path), data.preprocess).transpose(2, 0, 1) for path in paths]
+    assert (images.dtype, labels.tolist()) == (torch.uint8, [1, 1, 1, 1])
+    np.testing.assert_array_equal(images, np.stack(expected))
+
+
+def test_training_images_keep_their_labels(tmp_path: Path):
+    for index in range(20):
+        for name, value in (("black", 0), ("white", 255)):
+            (tmp_path / "train" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (80 + index, 70), (value,) * 3).save(tmp_path / "train" / name / f"{index}.png")
+    images, labels = everything(module(tmp_path, augment=STANDARD).train_dataloader())
+    assert set(labels.tolist()) == {0, 1}
+    assert torch.equal(images[:, 0, 0, 0].long(), labels * 255)
+
+
+@pytest.mark.parametrize("augment", [STANDARD, {"crop_padding_px": 4, "flip_probability": 0.5}], ids=str)
+def test_batches_are_the_same_with_0_and_2_workers(tmp_path: Path, augment: dict):
+    folder(tmp_path, {"ant": 12, "bee": 12}, size=(90, 70))
+    ours, theirs = (module(tmp_path, num_workers=num_workers, augment=augment) for num_workers in (0, 2))
+    for loader in ("train_dataloader", "val_dataloader"):
+        parts = zip(everything(getattr(ours, loader)()), everything(getattr(theirs, loader)()), strict=True)
+        assert all(torch.equal(part, other) for part, other in parts)
+
+
+def test_a_sample_is_augmented_alike_in_any_batch_and_differently_in_each_epoch(tmp_path: Path):
+    data = module(folder(tmp_path, {"ant": 12, "bee": 12}, size=(90, 70)), augment=STANDARD)
+    dataset = data.training_dataset()
+    batch, _ = dataset.__getitems__(BatchKey(1, np.array([3, 5, 7])))
+    alone, _ = dataset.__getitems__(BatchKey(1, np.array([5])))
+    later, _ = dataset.__getitems__(BatchKey(2, np.array([5])))
+    assert torch.equal(batch[1], alone[0])
+    assert not torch.equal(alone, later)
+
+
+def test_without_a_random_resized_crop_training_resizes_as_evaluation_does(tmp_path: Path):
+    data = module(folder(tmp_path, {"ant": 12, "bee": 12}, size=(90, 70)), augment={"flip_probability": 1.0})
+    key = BatchKey(0, np.arange(4))
+    flipped, _ = data.training_dataset().__getitems__(key)
+    plain, _ = data.evaluation_dataset("train").__getitems__(key)
+    assert torch.equal(flipped, plain.flip(3))
+
+
+def test_an_empty_batch_is_an_empty_array(tmp_path: Path):  # the last batch of a rank may be empty
+    data = module(folder(tmp_path, {"ant": 4, "bee": 4}))
+    images, labels = data.evaluation_dataset("val").__getitems__(BatchKey(0, np.arange(0)))
+    assert (images.shape, labels.shape) == ((0, 3, 12, 12), (0,))
+
+
+@pytest.mark.parametrize("name", ["crop_padding_px", "cutout_px"])
+def test_an_augmentation_larger_than_the_images_is_refused(tmp_path: Path, name: str):
+    data = module(folder(tmp_path, {"ant": 10, "bee": 10}), augment={name: 12})
+    with pytest.raises(ConfigError, match=f"augment.{name}=12 must be less than the side of the images, 12 px"):
+        data.train_dataloader()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(("has_gpu", "cores", "expected"), [(True, 1, 1), (True, 2, 2), (True, 64, 16), (False, 64, 0)])
+def test_with_a_gpu_up_to_16_cores_decode_and_on_a_cpu_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_gpu: bool, cores: int, expected: int
+):
+    monkeypatch.setattr("imago.data.datamodule.available_cores", lambda: cores)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    data = module(folder(tmp_path, {"ant": 4, "bee": 4}), num_workers=None)
+    assert data.train_dataloader().num_workers == expected
+
+
+def test_balanced_batches_show_both_classes_equally_often(tmp_path: Path):
+    data = module(folder(tmp_path / "set", {"ant": 30, "bee": 20}), sampler="balanced")
+    labels = np.concatenate([labels.numpy() for _, labels in data.train_dataloader()])
+    assert abs(int((labels == 0).sum()) - int((labels == 1).sum())) <= 8  # one batch is dropped
+
+
+def test_repeated_images_are_augmented_differently(tmp_path: Path):
+    root = folder(tmp_path / "set", {"ant": 30})
+    for number in range(2):
+        noise(root / "bee" / f"{number}.png", (12, 12))
+    augment = {"crop_padding_px": 4, "flip_probability": 0.5}
+    data = module(root, sampler="balanced", augment=augment, test_fraction=0.01)
+    bees = np.concatenate([images[labels == 1].numpy() for images, labels in data.train_dataloader()])
+    assert len(np.unique(bees.reshape(len(bees), -1), axis=0)) > len(bees) / 2
+
+
+# Fingerprint
+
+
+def test_the_fingerprint_depends_on_names_and_sizes_of_files(tmp_path: Path):
+    kinds = {"train/ant": 3, "train/bee": 3, "val/ant": 1, "test/ant": 1}
+    first = module(folder(tmp_path, kinds)).fingerprint()
+    assert module(tmp_path).fingerprint() == first
+    (tmp_path / "train" / "ant" / "00.png").rename(tmp_path / "train" / "ant" / "0.png")
+    renamed = module(tmp_path).fingerprint()
+    noise(tmp_path / "train" / "ant" / "0.png", (13, 12))
+    assert len({first, renamed, module(tmp_path).fingerprint()}) == 3
+
+
+def test_the_fingerprint_does_not_depend_on_the_parent_folder(tmp_path: Path):
+    folder(tmp_path / "here", {"ant": 4, "bee": 4})
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    assert module(tmp_path / "here").fingerprint() == module(tmp_path / "there").fingerprint()
+
+
+# Unreadable images
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_damaged_image_is_named_with_its_class_in_one_line(tmp_path: Path, num_workers: int):
+    folder(tmp_path, {"train/ant": 4, "train/bee": 4, "val/bee": 9, "test/ant": 1})
+    data = module(tmp_path, num_workers=num_workers)
+    cut(tmp_path / "val" / "bee" / "08.png")
+    assert data.preprocess.size == 12
+    with pytest.raises(DataError) as caught:
+        everything(data.val_dataloader())
+    text = str(caught.value)
+    assert text.startswith(f"an image of class 'bee': {tmp_path}/val/bee/08.png is damaged: ")
+    assert "\n" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_with_a_damaged_image_ends_with_one_line_and_exit_code_2(tmp_path: Path, num_workers: int):
+    folder(tmp_path / "set", {"train/ant": 8, "train/bee": 8, "val/ant": 2, "val/bee": 2, "test/ant": 2})
+    cut(tmp_path / "set" / "val" / "bee" / "01.png")
+    settings = ["data=image_folder", f"data.root={tmp_path}/set", f"data.num_workers={num_workers}"]
+    done = train(tmp_path, *settings, "data.batch_size=4", "trainer.max_epochs=1", check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: an image of class 'bee': {tmp_path}/set/val/bee/01.png is damaged")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_skip_leaves_unreadable_images_out_of_every_split_and_lists_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    root = folder(tmp_path / "set", {"ant": 30, "bee": 20})
+    cut(root / "ant" / "03.png")
     (root / "ant" / "04.png").write_bytes(b"")
     (root / "bee" / "05.png").write_bytes(b"<html>not found</html>")
-    return {"ant/03.png": "damaged", "ant/04.png": "empty", "bee/05.png": "not a"}
-
-
-# Bad images
-
-
-def test_skip_leaves_the_bad_ones_out_of_every_split_and_lists_them(root: Path, caplog: pytest.LogCaptureFixture):
-    reasons = spoil(root)
+    reasons = {"ant/03.png": "damaged", "ant/04.png": "empty", "bee/05.png": "not a"}
     with caplog.at_level(logging.INFO):
         data = module(root, on_bad_image="skip")
-    assert not set.union(*split_names(data).values()) & set(reasons)
+    assert not set.union(*names(data).values()) & set(reasons)
     assert sum(len(part) for _, part in data.splits.named()) == 47
     assert "left out 3 images that cannot be read (6 %)" in caplog.text
-    data.write_split(root.parent)
-    with (root.parent / "bad_images.csv").open() as file:
-        listed = {row["path"]: row["reason"] for row in csv.DictReader(file)}
-    assert listed.keys() == reasons.keys()
-    assert all(reasons[path] in reason for path, reason in listed.items())
+    data.write_split(tmp_path)
+    with (tmp_path / "bad_images.csv").open() as file:
+        rows = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    assert rows.keys() == reasons.keys()
+    assert all(reasons[path] in reason for path, reason in rows.items())
 
 
-def test_a_class_without_a_readable_image_is_an_error_even_with_skip(root: Path):
+def test_a_class_without_readable_training_images_is_refused_even_with_skip(tmp_path: Path):
+    root = folder(tmp_path / "set", {"ant": 5, "bee": 5})
     for path in (root / "bee").iterdir():
         path.write_bytes(b"")
     with pytest.raises(DataError, match="class 'bee' of .* has no training images that can be read"):
         module(root, on_bad_image="skip")
 
 
-def test_a_set_without_bad_images_writes_no_list(root: Path):
-    data = module(root, on_bad_image="skip")
-    data.write_split(root.parent)
-    assert not (root.parent / "bad_images.csv").exists()
+def test_without_unreadable_images_no_list_of_them_is_written(tmp_path: Path):
+    module(folder(tmp_path / "set", {"ant": 10, "bee": 10}), on_bad_image="skip").write_split(tmp_path)
+    assert not (tmp_path / "bad_images.csv").exists()
 
 
-def test_an_unknown_way_with_bad_images_is_refused(root: Path):
-    with pytest.raises(ConfigError, match="data.on_bad_image=ignore is not one of error, skip"):
-        module(root, on_bad_image="ignore")
+# All kinds of files
 
 
-# Kept decoded
+def write_all_kinds(root: Path) -> None:
+    """Save the same image in many modes and formats: left half black, right half white, upright 40x20."""
+    gray = np.zeros((20, 40), np.uint8)
+    gray[:, 20:] = 255
+    image = Image.fromarray(gray).convert("RGB")
+    root.mkdir(parents=True)
+    image.save(root / "rgb.png")
+    image.convert("RGBA").save(root / "rgba.png")
+    image.convert("CMYK").save(root / "cmyk.jpg", quality=95)
+    image.convert("P").save(root / "palette.gif")
+    image.convert("1").save(root / "bilevel.tif")
+    image.convert("LA").save(root / "la.png")
+    image.save(root / "Progressive.JPG", progressive=True, quality=95)
+    image.save(root / "lossy é.webp", quality=95)
+    Image.fromarray(gray.astype(np.uint16) * 257).save(root / "gray16.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown rotated by 90 degrees clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(root / "exif.jpg", exif=exif, quality=95)
 
-CROPS = {"random_resized_crop_scale": [0.3, 1.0], "flip_probability": 0.5}
-SHIFTS = {"crop_padding_px": 2, "flip_probability": 0.5}
-SHOWN = Preprocess(10, 12, "center", (0.5,) * 3, (0.25,) * 3)
+
+def test_every_kind_of_file_shows_the_same_image(tmp_path: Path):
+    folder(tmp_path, {"train/ant": 4, "train/bee": 4, "test/ant": 1}, size=(20, 20))
+    write_all_kinds(tmp_path / "val" / "ant")
+    images, _ = everything(module(tmp_path).val_dataloader())
+    assert images.shape == (10, 3, 20, 20)
+    assert images[..., :7].max() < 20, "left is not black"
+    assert images[..., 13:].min() > 235, "right is not white"
 
 
-@pytest.fixture
-def noise(tmp_path: Path) -> Path:
-    """A folder of class folders; 40 images of noise, 24 px wide and 16 px high: 46,080 bytes decoded."""
-    random = np.random.default_rng(0)
-    for number in range(40):
-        path = tmp_path / "noise" / ("ant", "bee")[number % 2] / f"{number:02d}.png"
+@pytest.mark.slow
+def test_a_folder_of_all_kinds_of_files_trains(tmp_path: Path):
+    for name in ("ant", "bee"):
+        write_all_kinds(tmp_path / "set" / name)
+        noise(tmp_path / "set" / name / "large.png", (120, 90))
+        noise(tmp_path / "set" / name / "tiny.png", (1, 1))
+    settings = ["data=image_folder", f"data.root={tmp_path}/set", "augment=standard", "preprocess.size=32"]
+    done = train(tmp_path, *settings, "data.batch_size=4", "trainer.max_epochs=1", "run_name=kinds")
+    assert "ImageFolder: 2 classes, 18 train / 4 val / 2 test" in done.stdout
+    assert "random_resized_crop_scale [0.35, 1.0]" in done.stdout
+    assert summary(tmp_path / "train" / "kinds")["status"] == "finished"
+
+
+# Real images
+
+
+@pytest.mark.needs_data
+@pytest.mark.slow
+def test_hymenoptera_has_its_images_and_labels(real_data: Path):
+    data = module(real_data / "hymenoptera_data", augment=STANDARD)
+    assert data.class_names == ("ants", "bees")
+    assert len(data.splits.train) + len(data.splits.test) == 245  # one shows no ant, but it is an image
+    assert counts(data)["val"] == [70, 83]
+    images, labels = next(iter(data.train_dataloader()))
+    assert (images.shape, images.dtype) == ((8, 3, 224, 224), torch.uint8)
+    key = next(iter(data.train_dataloader().batch_sampler))
+    assert labels.tolist() == [["ants", "bees"].index(data.splits.train.paths[i].parent.name) for i in key.indices]
+
+
+@pytest.mark.needs_data
+@pytest.mark.slow
+def test_real_images_have_the_statistics_of_photographs(real_data: Path):
+    own = module(real_data / "hymenoptera_data").preprocess
+    assert own.mean == pytest.approx((0.52, 0.47, 0.35), abs=0.02)
+    assert own.std == pytest.approx((0.27, 0.25, 0.28), abs=0.02)
+
+
+# CSV lists
+
+
+def write_listed(root: Path, lines: list[str]) -> Path:
+    """Write a list and the images that it names, each of another color."""
+    for number, line in enumerate(lines[1:]):
+        path = root / line.split(",")[0]
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (16, 24, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "noise"
+        Image.new("RGB", (12, 12), (number, 0, 0)).save(path)
+    (root / "list.csv").write_text("\n".join(lines) + "\n")
+    return root / "list.csv"
 
 
-def kept(root: Path, cache: str, **settings) -> ImageFolderDataModule:
-    data = module(root, cache=cache, **settings)
-    data.preprocess = SHOWN
-    return data
+FORTY = ["path,label", *(f"{number}.png,{number % 2}" for number in range(40))]
 
 
-def seen(data: ImageFolderDataModule) -> list[torch.Tensor]:
-    """Everything that two epochs of training and validation show."""
-    batches = []
-    for epoch in range(2):
-        loader = data.train_dataloader()
-        loader.batch_sampler.set_epoch(epoch)
-        batches += [*loader, *data.val_dataloader()]
-    return [part for batch in batches for part in batch]
+def test_a_list_determines_split_and_class_of_each_image(tmp_path: Path):
+    rows = [
+        f"{split}_{name}_{n}.png,{name},{split}" for split in ("train", "val", "test") for name in "ba" for n in "12"
+    ]
+    data = listed(write_listed(tmp_path, ["path,label,split", *rows]))
+    assert data.class_names == ("a", "b")
+    for split, files in data.splits.named():
+        labels = np.array(data.class_names)[files.labels]
+        assert [name.split("_")[:2] for name in files.names] == [[split, label] for label in labels]
+    images, labels = next(iter(data.test_dataloader()))
+    assert images[:, 0, 0, 0].tolist() == [8, 9, 10, 11]
+    assert labels.tolist() == [1, 1, 0, 0]
 
 
-def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(self, index, class_names):
-        raise AssertionError(f"{self.names[index]} is decoded again")
-
-    monkeypatch.setattr(LabeledFiles, "read", read)
-
-
-@pytest.mark.parametrize("augment", [CROPS, SHIFTS, {}], ids=["crops", "shifts", "none"])
-@pytest.mark.parametrize(("cache", "decoded_px"), [("ram", None), ("disk", None), ("auto", 14)])
-def test_no_epoch_decodes_what_is_kept_and_every_pixel_is_the_same(
-    noise: Path, monkeypatch: pytest.MonkeyPatch, cache: str, decoded_px: int | None, augment: dict
-):
-    expected = seen(kept(noise, "none", augment=augment, decoded_px=decoded_px))
-    data = kept(noise, cache, augment=augment, decoded_px=decoded_px)
-    assert not data.keeps_decoded
-    data.keep_decoded(num_processes=1, num_epochs=2)
-    assert data.keeps_decoded
-    forbid_decoding(monkeypatch)
-    found = seen(data)
-    assert len(found) == 2 * 2 * (3 + 1)  # epochs x parts of a batch x batches of 28 and 8 images
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+def test_a_list_without_the_column_split_is_split_as_a_folder_is(tmp_path: Path):
+    data = listed(write_listed(tmp_path, FORTY))
+    assert [len(split) for _, split in data.splits.named()] == [28, 8, 4]
+    assert data.drawn == ["test", "val"]
 
 
-@pytest.mark.parametrize("cache", ["ram", "disk"])
-def test_validation_is_kept_as_evaluation_shows_it_whatever_the_augmentation(
-    noise: Path, monkeypatch: pytest.MonkeyPatch, cache: str
-):
-    data = kept(noise, cache, augment=CROPS)
-    data.keep_decoded(num_processes=1, num_epochs=2)
-    forbid_decoding(monkeypatch)
-    ((images, _),) = data.val_dataloader()
-    squares = [resize_and_crop(read_image(path), SHOWN) for path in data.splits.val.paths]
-    np.testing.assert_array_equal(images, np.stack(squares).transpose(0, 3, 1, 2))
+def test_the_paths_of_a_list_are_relative_to_root_if_it_is_set(tmp_path: Path):
+    moved = write_listed(tmp_path / "images", FORTY).rename(tmp_path / "list.csv")
+    data = listed(moved, root=str(tmp_path / "images"))
+    assert len(data.splits.train.read(0, data.class_names)) == 12
 
 
-def test_auto_keeps_nothing_for_a_single_epoch_and_says_so(noise: Path):
-    data = kept(noise, "auto")
-    assert data.keep_decoded(num_processes=1, num_epochs=1).endswith(": one epoch needs each image once")
-    assert not data.keeps_decoded
-    assert not data.cache_dir.exists()
-    assert "one epoch" not in data.keep_decoded(num_processes=1, num_epochs=1.5)
-    assert data.keeps_decoded
+def test_the_written_split_is_a_list(tmp_path: Path):
+    first = listed(write_listed(tmp_path, FORTY))
+    first.write_split(tmp_path)
+    assert names(listed(tmp_path / "split.csv", split_seed=9)) == names(first)
 
 
-@pytest.mark.parametrize(
-    ("cache", "num_epochs", "note"),
-    [
-        ("none", 5, "nowhere: as typed"),
-        ("ram", 5, "in memory: 0.0 MiB, as typed"),
-        ("ram", 1, "in memory: 0.0 MiB, as typed"),
-        ("disk", 5, "in CACHE: 0.0 MiB, as typed"),
-        ("disk", 1, "in CACHE: 0.0 MiB, as typed"),
-        ("auto", 5, "in memory: 0.0 MiB of 3.0 GiB available"),
-        ("auto", 1, "nowhere: one epoch needs each image once"),
-    ],
-)
-def test_it_says_where_decoded_images_are_kept_and_why(
-    noise: Path, monkeypatch: pytest.MonkeyPatch, cache: str, num_epochs: int, note: str
-):
-    monkeypatch.setattr(image_cache, "available_memory_bytes", lambda: 3 * 2**30)
-    data = kept(noise, cache)
-    assert data.keep_decoded(1, num_epochs).replace(str(data.cache_dir), "CACHE") == note
-    assert data.keeps_decoded is not note.startswith("nowhere")
-    assert any(data.cache_dir.rglob("*.pixels")) is (cache == "disk")
-
-
-def test_auto_takes_what_an_earlier_run_kept_on_disk(noise: Path, monkeypatch: pytest.MonkeyPatch):
-    expected = seen(kept(noise, "none", augment=CROPS))
-    kept(noise, "disk", augment=CROPS).keep_decoded(1, 2)
-    forbid_decoding(monkeypatch)
-    data = kept(noise, "auto", augment=CROPS)
-    assert data.keep_decoded(1, 2).endswith(f"kept in {data.cache_dir} by an earlier run")
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(seen(data), expected, strict=True))
-
-
-# Validation is kept as squares of 10 px; training whole for its crops, scaled down if asked, else as squares too.
-KEPT_BYTES = [
-    (CROPS, None, 28 * 24 * 16 * 3 + 8 * 10 * 10 * 3),
-    (CROPS, 8, 28 * 12 * 8 * 3 + 8 * 10 * 10 * 3),
-    (SHIFTS, None, 36 * 10 * 10 * 3),
-]
-
-
-@pytest.mark.parametrize(("augment", "decoded_px", "num_bytes"), KEPT_BYTES)
-def test_what_is_kept_is_as_large_as_was_estimated(
-    noise: Path, monkeypatch: pytest.MonkeyPatch, augment: dict, decoded_px: int | None, num_bytes: int
-):
-    monkeypatch.setattr(image_cache, "free_disk_bytes", lambda _: num_bytes)
-    data = kept(noise, "disk", augment=augment, decoded_px=decoded_px)
-    data.keep_decoded(1, 5)
-    assert sum(file.stat().st_size for file in data.cache_dir.glob("*.pixels")) == num_bytes
-    monkeypatch.setattr(image_cache, "free_disk_bytes", lambda _: num_bytes - 1)
-    with pytest.raises(ConfigError, match="data.cache=disk: the decoded images need .* data.cache=none keeps none"):
-        kept(noise, "disk", augment=augment, decoded_px=decoded_px, cache_dir=str(noise.parent / "other")).keep_decoded(
-            1, 5
-        )
-
-
-@pytest.mark.parametrize(("augment", "decoded_px", "num_bytes"), KEPT_BYTES)
-def test_memory_must_hold_training_and_validation_of_every_process_that_is_still_to_come(
-    noise: Path, monkeypatch: pytest.MonkeyPatch, augment: dict, decoded_px: int | None, num_bytes: int
-):
-    def keep_in_memory(num_processes: int, rank: int, available_bytes: int) -> str:
-        monkeypatch.setenv("LOCAL_RANK", str(rank))
-        monkeypatch.setattr(image_cache, "available_memory_bytes", lambda: available_bytes)
-        return kept(noise, "ram", augment=augment, decoded_px=decoded_px).keep_decoded(num_processes, 5)
-
-    for fitting in ((1, 0, num_bytes), (2, 0, 2 * num_bytes), (2, 1, num_bytes)):
-        assert keep_in_memory(*fitting).startswith("in memory")
-    for too_large in ((1, 0, num_bytes - 1), (2, 0, 2 * num_bytes - 1), (2, 1, num_bytes - 1)):
-        with pytest.raises(ConfigError, match="data.cache=ram: the decoded images need"):
-            keep_in_memory(*too_large)
-
-
-# Splits on paper
-
-
-def test_a_drawn_split_is_written_down_and_comes_back_whatever_the_seed(root: Path):
-    first = module(root)
-    first.write_split(root.parent)
-    again = module(root, split_file=str(root.parent / "split.csv"), split_seed=7)
-    assert split_names(again) == split_names(first)
-    assert again.fingerprint() == first.fingerprint()
-
-
-def test_a_split_that_the_source_gives_is_not_written_down(root: Path):
-    given = root.parent / "copied"
-    for split, part in split_names(module(root)).items():
-        for name in part:
-            (given / split / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).rename(given / split / name)
-    module(given).write_split(root.parent)
-    assert not (root.parent / "split.csv").exists()
-
-
-def test_folds_of_a_folder_cover_it_and_share_one_test_split(root: Path):
-    folds = [split_names(module(root, fold=fold, num_folds=3)) for fold in range(3)]
-    assert folds[0]["test"] == folds[1]["test"] == folds[2]["test"]
-    assert set.union(*(fold["val"] for fold in folds)) | folds[0]["test"] == set.union(*folds[0].values())
-
-
-# Balance
-
-
-def test_balanced_batches_show_both_classes_equally_often(root: Path):
-    data = module(root, sampler="balanced")
-    labels = np.concatenate([labels.numpy() for _, labels in data.train_dataloader()])
-    assert abs(int((labels == 0).sum()) - int((labels == 1).sum())) <= 8  # a batch's worth is dropped
-
-
-def test_repeated_images_are_augmented_anew(root: Path):
-    for number in range(2, 20):
-        (root / "bee" / f"{number:02d}.png").unlink()
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
-    for number in range(2):
-        Image.fromarray(pixels).save(root / "bee" / f"{number:02d}.png")
-    data = module(root, sampler="balanced", augment={"crop_padding_px": 4, "flip_probability": 0.5}, test_fraction=0.01)
-    bees = np.concatenate([images[labels == 1].numpy() for images, labels in data.train_dataloader()])
-    assert len(np.unique(bees.reshape(len(bees), -1), axis=0)) > len(bees) / 2
-
-
-def test_an_unknown_sampler_is_refused(root: Path):
-    with pytest.raises(ConfigError, match="data.sampler=weighted is not one of shuffle, balanced"):
-        module(root, sampler="weighted")
+def test_an_empty_list_file_is_refused():
+    with pytest.raises(ConfigError, match="data.list_file has no value; set it to a CSV"):
+        ImageListDataModule("", **settings_of(Path()))

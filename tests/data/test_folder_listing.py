@@ -11,7 +11,6 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from imago.data.dataset import LabeledFiles
 from imago.data.folder_listing import (
@@ -20,7 +19,6 @@ from imago.data.folder_listing import (
     list_classes,
     list_images,
     list_training_classes,
-    read_listing,
 )
 from imago.errors import DataError
 
@@ -290,14 +288,3 @@ def test_a_summary_of_very_many_reasons_stays_short():
     text = ignored.summary()
     assert "ignored 1,000 entries: 1 x ending .0 (e.g. train/a/x.0), " in text
     assert text.endswith("1 x ending .7 (e.g. train/a/x.7), 992 for other reasons")
-
-
-# read_listing
-
-
-def test_images_of_two_sizes_are_refused(tmp_path: Path):
-    (tmp_path / "a").mkdir()
-    Image.new("RGB", (4, 4)).save(tmp_path / "a" / "1.png")
-    Image.new("RGB", (5, 4)).save(tmp_path / "a" / "2.png")
-    text = error_of(read_listing, listing_of(tmp_path, "a")[0], "train")
-    assert text == f"{tmp_path}/a/2.png is 5x4, other images of train are not."

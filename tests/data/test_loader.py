@@ -1,4 +1,4 @@
-"""The loader of every split: its workers do not die of a signal to all processes, and never outlive the main one."""
+"""The loader: errors of workers, and workers that survive signals to all processes but not the main process."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ from imago.errors import DataError
 
 
 class Batches:
-    """Gives the number it is asked for as a batch, or an error for the number 7."""
+    """Return each number as a batch, and an error for the number 7."""
 
     def __getitems__(self, number: int) -> tuple[torch.Tensor, torch.Tensor] | DataError:
         return DataError("seven") if number == 7 else (torch.full((2,), number), torch.zeros(2))
@@ -25,7 +25,7 @@ def loader(numbers, num_workers: int = 1) -> BatchLoader:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
-def test_a_worker_that_another_process_signals_goes_on(number: int):
+def test_a_worker_ignores_signals_of_other_processes(number: int):
     batches = iter(loader(range(6)))
     next(batches)
     (worker,) = multiprocessing.active_children()
@@ -44,7 +44,7 @@ def test_the_main_process_ends_its_worker_by_sigterm():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_error_in_place_of_a_batch_is_raised_here_and_ends_the_workers(num_workers: int):
+def test_an_error_returned_by_a_worker_is_raised_in_the_main_process_and_ends_the_workers(num_workers: int):
     with pytest.raises(DataError, match="seven"):
         list(loader(range(12), num_workers))
     assert not multiprocessing.active_children()
@@ -58,7 +58,7 @@ def test_a_loader_can_be_used_again_after_an_error(num_workers: int):
             list(own)
 
 
-def test_a_worker_whose_parent_is_killed_while_it_starts_leaves(monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_whose_parent_is_killed_during_its_start_exits(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "getppid", lambda: 1)
     worker = multiprocessing.get_context("fork").Process(target=lambda: (_outlive_signals(0), os._exit(3)))
     worker.start()
@@ -66,7 +66,7 @@ def test_a_worker_whose_parent_is_killed_while_it_starts_leaves(monkeypatch: pyt
     assert worker.exitcode == 0
 
 
-def _ranks_part() -> None:
+def _stop_the_worker_of_a_rank() -> None:
     own = loader(range(2))
     batches = iter(own)
     next(batches)
@@ -76,13 +76,13 @@ def _ranks_part() -> None:
     own._iterator = None
 
 
-def test_a_worker_that_hears_nothing_does_not_hold_a_forked_rank():
-    rank = multiprocessing.get_context("fork").Process(target=_ranks_part)
+def test_a_stopped_worker_does_not_block_the_exit_of_a_forked_rank():
+    rank = multiprocessing.get_context("fork").Process(target=_stop_the_worker_of_a_rank)
     rank.start()
     rank.join(30)
-    is_held = rank.is_alive()
+    is_blocked = rank.is_alive()
     rank.kill()
-    assert not is_held
+    assert not is_blocked
 
 
 STUCK = """
@@ -96,8 +96,8 @@ iterator = None
 
 
 @pytest.mark.soak
-def test_a_worker_that_hears_nothing_does_not_hold_the_main_process(tmp_path):
-    """It is within an operation that keeps Python's lock for years: no thread of it can take a signal."""
+def test_a_stuck_worker_does_not_block_the_exit_of_the_main_process(tmp_path):
+    """The operation never releases the global interpreter lock, so no thread can handle a signal."""
     (tmp_path / "tests_loader.py").symlink_to(__file__)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     subprocess.run([sys.executable, "-c", STUCK], env=environment, check=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Which sample comes when: each once, by seed and epoch only, shared out among ranks without overlap."""
+"""Sample order: each sample once, by seed and epoch only, sharded over ranks without overlap."""
 
 from itertools import pairwise
 
@@ -24,7 +24,7 @@ def test_an_epoch_holds_each_sample_at_most_once_and_leaves_out_less_than_a_batc
     assert len(sampler) == len(list(sampler)) == 10
 
 
-def test_every_batch_has_the_same_size_and_names_its_epoch():
+def test_every_batch_has_the_same_size_and_the_current_epoch():
     sampler = TrainSampler(103, 10, seed=0)
     sampler.set_epoch(4)
     assert [(key.epoch, len(key.indices)) for key in sampler] == [(4, 10)] * 10
@@ -68,7 +68,7 @@ def test_a_start_batch_continues_the_same_order():
         np.testing.assert_array_equal(early.indices, late.indices)
 
 
-def test_the_epoch_after_a_resumed_one_is_whole():
+def test_the_epoch_after_a_resumed_one_is_complete():
     sampler = TrainSampler(100, 10, seed=0)
     sampler.start_batch = 3
     sampler.set_epoch(1)
@@ -122,14 +122,14 @@ def test_a_balanced_epoch_has_as_many_batches_and_every_class_equally_often():
     assert sorted(shown.tolist()) == [33, 33, 34]
 
 
-def test_a_rare_class_repeats_all_its_images_before_any_comes_a_second_time_more():
+def test_a_rare_class_repeats_all_its_images_equally_often():
     indices = np.concatenate([key.indices for key in balanced()])
     times = np.bincount(indices, minlength=100)
     assert set(times[90:].tolist()) <= {3, 4}
     assert times[:60].max() == 1
 
 
-def test_repetitions_within_an_epoch_draw_differently():
+def test_repetitions_within_an_epoch_have_different_keys():
     pairs = [(int(epoch), int(index)) for key in balanced() for epoch, index in zip(*key, strict=True)]
     assert len(set(pairs)) == len(pairs) == 100
 
@@ -155,7 +155,7 @@ def test_each_epoch_shows_other_images_of_a_frequent_class():
     assert np.mean([len(ours & theirs) for ours, theirs in pairwise(chosen)]) == pytest.approx(34 * 34 / 60, abs=1.5)
 
 
-def test_ranks_share_a_balanced_batch_out():
+def test_ranks_share_each_balanced_batch():
     whole = balanced()
     shares = [balanced(rank=rank, num_ranks=2) for rank in (0, 1)]
     for key, left, right in zip(whole, *shares, strict=True):

@@ -1,14 +1,12 @@
-"""The shapes: the same pixels everywhere, no leak past the outline, and a folder that is whole or absent."""
+"""The drawn shapes: same pixels on every machine, and only the outline distinguishes the classes."""
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from imago.data.shapes import CLASS_NAMES, MEAN, SPLIT_SIZES, STD, draw_split, write_shapes
+from imago.data.shapes import CLASS_NAMES, MEAN, SPLIT_SIZES, STD, ShapesDataModule, draw_split
 
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -60,13 +58,13 @@ def test_no_image_occurs_twice_in_or_across_the_splits(splits: Splits) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 37, 512])
-def test_a_part_of_a_split_is_the_head_of_the_whole(splits: Splits, count: int) -> None:
+def test_the_first_samples_do_not_depend_on_their_number(splits: Splits, count: int) -> None:
     images, labels = draw_split("test", count)
     np.testing.assert_array_equal(images, splits["test"][0][:count])
     np.testing.assert_array_equal(labels, splits["test"][1][:count])
 
 
-def test_an_unknown_split_is_refused_by_name() -> None:
+def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match="split='validation' is not one of train, val, test"):
         draw_split("validation")
 
@@ -86,7 +84,7 @@ def test_mean_color_and_border_color_do_not_depend_on_the_class(splits: Splits) 
         np.testing.assert_allclose(by_class, np.broadcast_to(pixels.mean(axis=(0, 2)), (10, 3)), atol=5.6)
 
 
-def test_color_statistics_tell_the_class_hardly_better_than_chance(splits: Splits) -> None:
+def test_color_statistics_predict_the_class_hardly_better_than_chance(splits: Splits) -> None:
     features = {
         split: np.concatenate([images.mean(axis=(2, 3)), images.std(axis=(2, 3))], axis=1)
         for split, (images, _) in splits.items()
@@ -100,40 +98,20 @@ def test_a_linear_classifier_cannot_solve_it_from_the_pixels(splits: Splits) -> 
     assert 0.2 < linear_accuracy(splits, features) < 0.6
 
 
-def test_the_written_folder_decodes_to_the_drawn_images(tmp_path: Path) -> None:
-    sizes = {"train": 30, "val": 20, "test": 10}
-    write_shapes(tmp_path / "data" / "shapes", sizes)
-    for split, size in sizes.items():
-        images, labels = draw_split(split, size)
-        files = sorted((tmp_path / "data" / "shapes" / split).glob("*/*.png"), key=lambda file: file.name)
-        assert [file.parent.name for file in files] == [CLASS_NAMES[label] for label in labels]
-        decoded = np.stack([np.asarray(Image.open(file)).transpose(2, 0, 1) for file in files])
-        np.testing.assert_array_equal(decoded, images)
+def test_the_datamodule_returns_the_drawn_images_sorted_by_class(splits: Splits) -> None:
+    data = ShapesDataModule(batch_size=8, num_workers=0, augment={}, seed=0)
+    data.set_up_data()
+    assert data.drawn == []
+    for split, part in data.splits.named():
+        images, labels = splits[split]
+        assert part.labels.tolist() == sorted(labels.tolist())
+        for index in (0, 7, len(labels) - 1):
+            drawn_index = int(part.names[index].split("/")[2].removesuffix(".png"))
+            np.testing.assert_array_equal(part.images[index], images[drawn_index])
+    assert data.splits.train.names[:2] == ("train/arrow/0000.png", "train/arrow/0010.png")
 
 
-def test_an_interrupted_write_leaves_no_finished_folder_and_can_be_repeated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = tmp_path / "shapes"
-    save = Image.Image.save
-
-    def save_until_the_disk_is_full(image: Image.Image, file: Path) -> None:
-        if file.name == "0015.png":
-            raise OSError("No space left on device")
-        save(image, file)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "save", save_until_the_disk_is_full)
-        with pytest.raises(OSError, match="No space left"):
-            write_shapes(root, {"train": 20})
-    assert not root.exists()
-
-    write_shapes(root, {"train": 10})
-    assert [folder.name for folder in tmp_path.iterdir()] == ["shapes"]
-    assert len(list(root.glob("train/*/*.png"))) == 10, "the images of the interrupted write must be gone"
-
-
-def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError, match="delete it"):
-        write_shapes(tmp_path, {"train": 10})
-    assert list(tmp_path.iterdir()) == []
+def test_the_fingerprint_is_the_published_one() -> None:
+    data = ShapesDataModule(batch_size=8, num_workers=0, augment={}, seed=0)
+    data.set_up_data()
+    assert data.fingerprint() == "46447d049169ff52"

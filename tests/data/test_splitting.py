@@ -1,4 +1,4 @@
-"""Who is in which split: shares, folds, lists, and what cannot be split."""
+"""Splits: shares, folds, lists, and errors."""
 
 import itertools
 import logging
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imago.data.dataset import LabeledArray
-from imago.data.splitting import SplitPlan, complete_splits, stratified_folds, stratified_split
+from imago.data.splitting import SplitPlan, check_splits, complete_splits, stratified_folds, stratified_split
 from imago.errors import ConfigError, DataError
 
 NAMES = ("ant", "bee")
@@ -16,7 +16,7 @@ NAMES = ("ant", "bee")
 
 def images(split: str, ants: int, bees: int) -> LabeledArray:
     labels = np.repeat([0, 1], [ants, bees])
-    names = tuple(f"{split}/{place}" for place in range(len(labels)))
+    names = tuple(f"{split}/{index}" for index in range(len(labels)))
     return LabeledArray(np.zeros((len(labels), 3, 2, 2), np.uint8), labels, names)
 
 
@@ -40,20 +40,20 @@ def test_a_split_takes_the_same_share_of_every_class():
     assert np.bincount(LABELS[aside]).tolist() == [40, 10, 2]
 
 
-def test_a_split_comes_back_sorted():
+def test_the_indices_of_a_split_are_sorted():
     for part in stratified_split(LABELS, 0.1, seed=0):
         assert part.dtype == np.int64
         assert (np.diff(part) > 0).all()
 
 
-def test_a_split_is_decided_by_its_seed_alone():
+def test_a_split_depends_on_its_seed_alone():
     first, again, other = (stratified_split(LABELS, 0.1, seed)[1] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0.001, [1, 1, 0]), (0.999, [9, 1, 0])])
-def test_a_class_gives_at_least_one_and_keeps_at_least_one(fraction: float, expected: list[int]):
+def test_at_least_one_image_of_a_class_is_split_off_and_one_is_kept(fraction: float, expected: list[int]):
     labels = np.repeat([0, 1, 2], [10, 2, 1])
     _, aside = stratified_split(labels, fraction, seed=0)
     assert np.bincount(labels[aside], minlength=3).tolist() == expected
@@ -62,7 +62,7 @@ def test_a_class_gives_at_least_one_and_keeps_at_least_one(fraction: float, expe
 # complete_splits
 
 
-def test_what_the_source_has_stays_as_it_is():
+def test_published_splits_are_not_changed():
     found = {split: images(split, 10, 10) for split in ("train", "val", "test")}
     parts, drawn = split_up(found)
     assert parts == {name: set(part.names) for name, part in found.items()}
@@ -76,7 +76,7 @@ def test_fractions_are_of_all_training_images_also_when_val_is_drawn_after_test(
     assert {name: len(part) for name, part in parts.items()} == {"train": 70, "val": 10, "test": 20}
 
 
-def test_what_is_drawn_for_test_does_not_depend_on_val():
+def test_the_test_split_does_not_depend_on_val():
     found = {"train": images("train", 40, 20)}
     plans = ({"val_fraction": 0.1}, {"val_fraction": 0.4}, {"fold": 2})
     tests = [split_up(found, test_fraction=0.2, **plan)[0]["test"] for plan in plans]
@@ -108,7 +108,7 @@ def test_folds_are_disjoint_cover_every_training_image_and_leave_the_test_split_
         assert not part["train"] & part["val"]
 
 
-def test_a_fold_takes_its_images_from_the_source_s_own_val_too():
+def test_a_fold_includes_the_published_val_split():
     found = {split: images(split, 10, 10) for split in ("train", "val", "test")}
     parts, drawn = split_up(found, fold=0, num_folds=4)
     assert drawn == ["val"]
@@ -131,7 +131,7 @@ def test_a_fold_that_leaves_a_class_without_training_images_is_refused():
         split_up(found, fold=int(fold))
 
 
-def test_a_list_may_not_make_a_test_image_of_the_source_a_training_image(tmp_path: Path):
+def test_a_split_file_cannot_make_a_published_test_image_a_training_image(tmp_path: Path):
     found = {"train": images("train", 10, 10), "test": images("test", 2, 2)}
     listed = tmp_path / "split.csv"
     listed.write_text("path,label,split\ntrain/0,ant,train\ntrain/11,bee,val\ntest/0,ant,train\n")
@@ -139,7 +139,7 @@ def test_a_list_may_not_make_a_test_image_of_the_source_a_training_image(tmp_pat
         split_up(found, split_file=str(listed))
 
 
-def test_a_list_of_train_and_val_leaves_the_source_its_test_split(tmp_path: Path):
+def test_a_split_file_of_train_and_val_keeps_the_published_test_split(tmp_path: Path):
     found = {split: images(split, 10, 10) for split in ("train", "test")}
     listed = tmp_path / "split.csv"
     rows = [f"train/{n},{NAMES[n // 10]},{'val' if n % 5 == 0 else 'train'}" for n in range(20)]
@@ -150,27 +150,65 @@ def test_a_list_of_train_and_val_leaves_the_source_its_test_split(tmp_path: Path
     assert parts["val"] == {"train/0", "train/5", "train/10", "train/15"}
 
 
-def test_a_source_without_test_needs_a_fraction():
-    with pytest.raises(ConfigError, match="no test split; give a share to split off: data.test_fraction=0.1"):
+def test_a_dataset_without_test_split_needs_test_fraction():
+    with pytest.raises(ConfigError, match="no test split; set the share to split off: data.test_fraction=0.1"):
         split_up({"train": images("train", 10, 10)})
 
 
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"fold": 5}, r"data.fold=5 must lie in 0 .. 4 .* -m 'data.fold=range\(5\)'"),
-        ({"fold": -1}, "data.fold=-1 must lie in 0"),
+        ({"fold": 5}, r"data.fold=5 must be in 0 .. 4 .* -m 'data.fold=range\(5\)'"),
+        ({"fold": -1}, "data.fold=-1 must be in 0"),
         ({"num_folds": 1}, "data.num_folds=1 must be 2 or more"),
         ({"val_fraction": 0.0}, "data.val_fraction=0.0 and"),
+        ({"test_fraction": 0.0}, "data.test_fraction=0.0 must be greater than 0"),
+        ({"test_fraction": -0.1}, "data.test_fraction=-0.1 must be greater than 0"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "together less than 1"),
     ],
 )
-def test_a_plan_that_cannot_work_is_refused(settings: dict, complaint: str):
+def test_settings_that_contradict_each_other_are_refused(settings: dict, complaint: str):
     with pytest.raises(ConfigError, match=complaint):
         SplitPlan(**settings)
 
 
-def test_what_was_drawn_is_said(caplog: pytest.LogCaptureFixture):
+@pytest.mark.parametrize(
+    ("splits", "fault"), [(("train", "val", "test"), "there is a test split"), (("train",), "there is no val split")]
+)
+def test_val_as_test_without_effect_is_refused(splits: tuple[str, ...], fault: str):
+    with pytest.raises(ConfigError, match=f"^data.val_as_test=true: {fault} in this data set; leave the setting out.$"):
+        split_up({split: images(split, 5, 5) for split in splits}, val_as_test=True)
+
+
+def test_one_image_of_each_class_is_too_few_to_split():
+    with pytest.raises(DataError, match="2 training images are too few to split test off; add images of each"):
+        split_up({"train": images("train", 1, 1)}, test_fraction=0.1)
+
+
+def test_the_drawn_splits_are_logged(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO):
         split_up({"train": images("train", 20, 20)}, fold=1, num_folds=4, test_fraction=0.1)
     assert "split off the 40 training images, stratified: 4 for test and 9 for val (fold 1 of 4)" in caplog.text
+
+
+# check_splits
+
+
+@pytest.mark.parametrize(
+    ("labels", "class_names", "fault"),
+    [
+        ([0, 0], ["dataset"], r"has the classes \['dataset'\]; a classifier needs at least 2"),
+        ([], ["a", "b"], "the val split has no images"),
+        ([0, 2], ["a", "b"], r"val split has labels from 0 to 2; with 2 classes they must be in 0 \.\. 1"),
+        ([-100, -100], ["a", "b"], "val split has labels from -100 to -100"),
+    ],
+)
+def test_splits_that_cannot_be_trained_on_or_tested_are_refused(labels: list[int], class_names: list[str], fault: str):
+    val = LabeledArray(np.zeros((len(labels), 3, 2, 2), np.uint8), np.array(labels, np.int64), ("",) * len(labels))
+    train = images("train", 2, 2)
+    with pytest.raises(DataError, match=fault):
+        check_splits({"train": train, "val": val, "test": train}, class_names, SplitPlan())
+
+
+def test_the_first_and_the_last_label_are_allowed():
+    check_splits({"train": images("train", 1, 1)}, NAMES, SplitPlan())

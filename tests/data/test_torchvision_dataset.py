@@ -1,4 +1,4 @@
-"""torchvision's own sets by name: read from small files in their own format, and a word when they are missing."""
+"""Datasets of torchvision by name: read from small files in their own format, and errors of missing ones."""
 
 import inspect
 from pathlib import Path
@@ -39,7 +39,7 @@ def mnist(tmp_path: Path) -> Path:
 
 
 class MixedSizes:
-    """Stands in for a set like Food101: images of several sizes, no list of class names."""
+    """A dataset like Food101: images of several sizes, no list of class names."""
 
     def __init__(self, root: str, split: str, download: bool = False) -> None:
         self.split = split
@@ -51,7 +51,7 @@ class MixedSizes:
         return Image.new("L", (40 + index, 30), 20 * index), index % 3
 
 
-def test_a_set_is_read_by_its_name_and_its_test_split_stays_apart(mnist: Path):
+def test_a_dataset_is_loaded_by_name_and_keeps_its_test_split(mnist: Path):
     data = module("MNIST", mnist)
     data.set_up_data()
     assert [len(split) for _, split in data.splits.named()] == [50, 10, NUM_TEST]
@@ -62,7 +62,7 @@ def test_a_set_is_read_by_its_name_and_its_test_split_stays_apart(mnist: Path):
         np.testing.assert_array_equal(split.images[:, 0, 5, 5], 10 * split.labels)
 
 
-def test_the_preprocess_is_the_images_own_size_and_statistics(mnist: Path):
+def test_the_default_preprocess_has_the_size_and_statistics_of_the_images(mnist: Path):
     data = module("MNIST", mnist)
     data.set_up_data()
     preprocess = data.preprocess
@@ -72,9 +72,9 @@ def test_the_preprocess_is_the_images_own_size_and_statistics(mnist: Path):
     assert preprocess.std == pytest.approx([values.std()] * 3)
 
 
-def test_mixed_sizes_need_a_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_images_of_several_sizes_need_data_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(torchvision.datasets, "Food101", MixedSizes)
-    with pytest.raises(DataError, match="not a square; data.size=SIDE"):
+    with pytest.raises(DataError, match="not squares of one size, e.g. image 0: 40x30; data.size=SIDE"):
         module("Food101", tmp_path).set_up_data()
     data = module("Food101", tmp_path, size=16)
     data.set_up_data()
@@ -82,7 +82,7 @@ def test_mixed_sizes_need_a_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert data.class_names == ("0", "1", "2")
 
 
-def test_a_set_without_a_test_split_of_its_own_is_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_dataset_without_a_test_split_is_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     class Whole(MixedSizes):
         def __init__(self, root: str, download: bool = False) -> None:
             super().__init__(root, "all")
@@ -93,12 +93,16 @@ def test_a_set_without_a_test_split_of_its_own_is_split(monkeypatch: pytest.Monk
     assert [len(split) for _, split in data.splits.named()] == [6, 3, 3]
 
 
-def test_an_unknown_name_gets_the_nearest_ones():
-    with pytest.raises(ConfigError, match="data.name=FashonMNIST is not .* nearest first: FashionMNIST,"):
+def test_an_unknown_name_is_refused_with_the_nearest_ones():
+    with pytest.raises(
+        ConfigError, match="data.name=FashonMNIST is not a supported data set; nearest first: FashionMNIST,"
+    ):
         module("FashonMNIST", Path())
 
 
-def test_offline_says_what_is_missing_and_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_missing_dataset_without_a_network_is_refused_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.setattr(torchvision_dataset, "is_reachable", lambda url: False)
     with pytest.raises(DataError, match="CIFAR100 is not in .* cannot be downloaded .no network.; put torchvision's"):
         module("CIFAR100", tmp_path).set_up_data()

@@ -165,11 +165,9 @@ def test_a_damaged_checkpoint_is_refused(copied_run: Path, command: Callable):
 
 
 def test_an_error_of_the_data_names_the_config_that_asks_for_it(tmp_path: Path):
-    root = tmp_path / "shapes"
-    root.mkdir()
-    settings = {"root": str(root), "batch_size": 8, "num_workers": 0, "augment": {}, "seed": 0}
-    settings["_target_"] = "imago.data.shapes_folder.ShapesDataModule"
-    with pytest.raises(DataError, match=r"config\.yaml: .*shapes/train does not exist"):
+    settings = {"root": str(tmp_path / "gone"), "data_dir": str(tmp_path), "batch_size": 8, "num_workers": 0}
+    settings |= {"augment": {}, "seed": 0, "_target_": "imago.data.cifar10.CIFAR10DataModule"}
+    with pytest.raises(DataError, match=r"config\.yaml: .*gone does not exist"):
         _set_up_data(settings, tmp_path, SimpleNamespace(preprocess=None), [])
 
 

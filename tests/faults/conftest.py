@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imago.data.image_folder import ImageFolderDataModule
+from imago.data.file_datamodule import ImageFolderDataModule
 
 SOUND = {"train/ant": 6, "train/bee": 6, "val/ant": 2, "val/bee": 2, "test/ant": 2, "test/bee": 2}
 

@@ -1,7 +1,4 @@
-"""Folders and labels that are not what they should be, each built here and set up as every run does.
-
-Numbered as in the catalogue of faults that the data room answers: the name of a test, or its id, begins with the row.
-"""
+"""Image folders and labels with faults; test names and ids begin with the row of the catalogue of faults."""
 
 import csv
 import logging
@@ -16,7 +13,7 @@ import pytest
 import torch
 from short_runs import train
 
-from imago.data.datamodule import Found, ImageDataModule
+from imago.data.datamodule import DatasetParts, ImageDataModule
 from imago.data.dataset import LabeledArray
 from imago.errors import DataError
 from imago.images import Preprocess
@@ -24,7 +21,7 @@ from imago.images import Preprocess
 TREE = "expected ROOT/train/CLASS/image.jpg (and ROOT/val/..., ROOT/test/... if you have them) or ROOT/CLASS/image.jpg"
 
 
-def complaint(function: Callable, *arguments) -> str:
+def error_of(function: Callable, *arguments) -> str:
     with pytest.raises(DataError) as caught:
         function(*arguments)
     assert str(caught.value).isprintable()
@@ -106,7 +103,7 @@ def test_a_folder_that_is_no_data_set_is_refused_in_one_line(
     tmp_path: Path, fill: Callable, set_up: Callable, build: Callable, fault: str
 ):
     build(tmp_path / "set", fill)
-    assert fault in complaint(set_up, tmp_path / "set").replace(f"{tmp_path}/set", "ROOT")
+    assert fault in error_of(set_up, tmp_path / "set").replace(f"{tmp_path}/set", "ROOT")
 
 
 @pytest.mark.slow
@@ -164,7 +161,7 @@ def test_32_a_file_of_several_names_is_listed_once(tmp_path: Path, fill: Callabl
     assert data.ignored == [(f"{name}/again.png", f"same file as {name}/00.png") for name in ("ant", "bee")]
 
 
-def test_33_a_link_out_of_the_data_set_is_followed_and_told_of(
+def test_33_a_link_out_of_the_data_set_is_followed_and_logged(
     tmp_path: Path, fill: Callable, set_up: Callable, caplog: pytest.LogCaptureFixture
 ):
     root = fill(tmp_path / "set")
@@ -177,7 +174,7 @@ def test_33_a_link_out_of_the_data_set_is_followed_and_told_of(
 
 
 @pytest.mark.parametrize("target", ["gone.png", "x.png"], ids=["34-target gone", "34-link to itself"])
-def test_a_link_that_leads_nowhere_is_found_at_the_start(
+def test_a_dangling_link_is_reported_at_the_start(
     tmp_path: Path, fill: Callable, set_up: Callable, caplog: pytest.LogCaptureFixture, target: str
 ):
     root = fill(tmp_path / "set")
@@ -198,9 +195,7 @@ def test_35_a_pipe_named_like_an_image_is_never_opened(tmp_path: Path, fill: Cal
     assert sum(len(images) for images, _ in data.val_dataloader()) == 4
 
 
-def test_37_numbers_as_names_of_classes_keep_their_names_with_the_labels(
-    tmp_path: Path, fill: Callable, set_up: Callable
-):
+def test_37_numeric_class_names_keep_their_labels(tmp_path: Path, fill: Callable, set_up: Callable):
     counts = {"1": 5, "2": 6, "10": 7}
     data = set_up(fill(tmp_path / "set", {f"train/{name}": count for name, count in counts.items()}))
     assert data.class_names == ("1", "10", "2")
@@ -209,7 +204,7 @@ def test_37_numbers_as_names_of_classes_keep_their_names_with_the_labels(
 
 
 @pytest.mark.slow
-def test_37_a_trained_network_carries_the_names_of_its_classes(tmp_path: Path, fill: Callable, command: Callable):
+def test_37_a_checkpoint_contains_the_class_names(tmp_path: Path, fill: Callable, command: Callable):
     root = fill(tmp_path / "set", {"1": 10, "2": 10, "10": 10})
     short = ["data.batch_size=8", "trainer.max_epochs=1", "run_name=numbers"]
     train(tmp_path, "data=image_folder", f"data.root={root}", *short)
@@ -219,7 +214,7 @@ def test_37_a_trained_network_carries_the_names_of_its_classes(tmp_path: Path, f
     assert done.returncode == 0, done.stderr
     with output.open() as file:
         (row,) = csv.DictReader(file)
-    assert {row[f"class_{place}"] for place in (1, 2, 3)} == {"1", "2", "10"}
+    assert {row[f"class_{rank}"] for rank in (1, 2, 3)} == {"1", "2", "10"}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -236,7 +231,7 @@ def test_38_a_name_that_is_not_utf_8_is_served_and_printed(
     assert r"1 x ending .txt (e.g. val/bee/caf\udce9.txt)" in caplog.text
     assert sum(len(images) for images, _ in data.val_dataloader()) == 4
     os.truncate(odd + b".png", 0)
-    text = complaint(list, data.val_dataloader())
+    text = error_of(list, data.val_dataloader())
     assert text.startswith(f"an image of class 'bee': {root}/val/bee/caf\\udce9.png is empty (0 bytes)")
 
 
@@ -249,16 +244,16 @@ def test_39_the_check_finds_images_of_two_splits_and_3_names_every_bad_one(
     bad = ["test/ant/01.png", "train/bee/00.png", "val/bee/01.png"]
     for name in bad:
         os.truncate(root / name, 100)
-    places = [f"paths.log_dir={tmp_path}/logs", f"paths.data_dir={tmp_path}/data"]
-    done = command("src/check.py", "data=image_folder", f"data.root={root}", *places)
+    paths = [f"paths.log_dir={tmp_path}/logs", f"paths.data_dir={tmp_path}/data"]
+    done = command("src/check.py", "data=image_folder", f"data.root={root}", *paths)
     assert done.returncode == 1, done.stderr
     (folder,) = (tmp_path / "logs" / "check").iterdir()
     with (folder / "bad_files.csv").open() as file:
         assert sorted(row["path"] for row in csv.DictReader(file)) == bad
     assert "val/ant/again.png" in (folder / "duplicates.csv").read_text()
-    mended = set_up(root, split_file=str(folder / "split_without_leaks.csv"), on_bad_image="skip")
+    repaired = set_up(root, split_file=str(folder / "split_without_leaks.csv"), on_bad_image="skip")
     twins = {"train/ant/00.png", "val/ant/again.png"}
-    assert len(twins & {*mended.splits.train.names, *mended.splits.val.names}) == 1
+    assert len(twins & {*repaired.splits.train.names, *repaired.splits.val.names}) == 1
 
 
 class Labeled(ImageDataModule):
@@ -268,7 +263,7 @@ class Labeled(ImageDataModule):
         super().__init__(batch_size=4, num_workers=0, augment={}, seed=0)
         self.labels = labels
 
-    def find_images(self) -> Found:
+    def load_dataset(self) -> DatasetParts:
         names = tuple(str(number) for number in range(len(self.labels)))
         part = LabeledArray(np.full((len(names), 3, 8, 8), 128, np.uint8), np.array(self.labels, np.int64), names)
         return ("ant", "bee"), {"train": part, "val": part, "test": part}
@@ -286,13 +281,13 @@ class Labeled(ImageDataModule):
         pytest.param([0, -100, 1, 1], "from -100 to 1", id="41-one ignored"),
     ],
 )
-def test_labels_that_name_no_class_are_refused_at_the_start(labels: list[int], span: str):
-    text = complaint(Labeled(labels).set_up_data)
-    assert text == f"the train split has labels {span}; with 2 classes they must lie in 0 .. 1."
+def test_labels_without_a_class_are_refused_at_the_start(labels: list[int], span: str):
+    text = error_of(Labeled(labels).set_up_data)
+    assert text == f"the train split has labels {span}; with 2 classes they must be in 0 .. 1."
 
 
 @pytest.mark.parametrize("num_samples", [5, 9, 10, 3], ids=lambda n: f"42-{n} in batches of 4")
-def test_batch_norm_never_meets_a_batch_of_one(num_samples: int):
+def test_batch_norm_never_gets_a_batch_of_one(num_samples: int):
     data = Labeled([0, 1] * num_samples)
     data.labels = data.labels[:num_samples]
     data.set_up_data()

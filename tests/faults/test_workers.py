@@ -1,4 +1,4 @@
-"""Processes that prepare batches die, hang or find no memory: one line with the way out."""
+"""Worker processes that die, hang or run out of shared memory end the run with one line and the way out."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from imago.runs.failure import to_user_error
 
 
 class Bad(Dataset):
-    """Does something bad in the process that reads its second image."""
+    """Call `act` in the process that reads the second image."""
 
     def __init__(self, act) -> None:
         self.act = act
@@ -32,28 +32,28 @@ class Bad(Dataset):
 
 
 def error_of(act, **settings) -> BaseException:
-    """What the user is told."""
+    """Return the error that the user gets."""
     try:
         list(DataLoader(Bad(act), num_workers=1, **settings))
     except (RuntimeError, OSError) as error:
         return to_user_error(error)
-    raise AssertionError("it went well")
+    raise AssertionError("no error was raised")
 
 
 @pytest.mark.slow
 def test_a_killed_worker_names_the_setting_that_needs_less_memory():
-    told = error_of(lambda: os.kill(os.getpid(), signal.SIGKILL))
-    assert isinstance(told, DataError)
-    assert "probably out of memory: data.num_workers=0 takes none" in str(told)
-    assert "\n" not in str(told)
+    error = error_of(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert isinstance(error, DataError)
+    assert "probably out of memory: data.num_workers=0 takes none" in str(error)
+    assert "\n" not in str(error)
 
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_ends_the_run():
-    told = error_of(lambda: time.sleep(60), timeout=1)
-    assert isinstance(told, DataError)
-    assert "no batch came for 1 s" in str(told)
-    assert "data.num_workers=0" in str(told)
+    error = error_of(lambda: time.sleep(60), timeout=1)
+    assert isinstance(error, DataError)
+    assert "no batch came for 1 s" in str(error)
+    assert "data.num_workers=0" in str(error)
 
 
 def test_every_loader_with_workers_has_a_time_limit(set_up, fill, tmp_path: Path):
@@ -72,16 +72,16 @@ def test_every_loader_with_workers_has_a_time_limit(set_up, fill, tmp_path: Path
         "unable to open shared memory object </torch_1> in read-write mode: No space left on device (28)",
     ],
 )
-def test_a_small_shared_memory_names_both_ways_out(text: str):
-    told = to_user_error(RuntimeError(text))
-    assert isinstance(told, DataError)
-    assert "/dev/shm is too small" in str(told)
-    assert "data.num_workers=0" in str(told)
-    assert "--shm-size" in str(told)
+def test_an_error_of_shared_memory_names_both_ways_out(text: str):
+    error = to_user_error(RuntimeError(text))
+    assert isinstance(error, DataError)
+    assert "/dev/shm is too small" in str(error)
+    assert "data.num_workers=0" in str(error)
+    assert "--shm-size" in str(error)
 
 
 class NoRoom:
-    """Stands for a batch that /dev/shm has no room for."""
+    """A batch that does not fit into /dev/shm."""
 
     def share_memory_(self) -> None:
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
@@ -97,14 +97,14 @@ class Batches(Dataset):
 
 @pytest.mark.slow
 @pytest.mark.timeout(60)
-def test_a_batch_that_finds_no_shared_memory_ends_the_run_at_once():
+def test_too_little_shared_memory_ends_the_run_at_once():
     with pytest.raises(RuntimeError) as caught:
-        list(DataLoader(Batches(), num_workers=1, collate_fn=loader._as_is, timeout=50))
-    told = str(to_user_error(caught.value))
-    assert told.startswith("/dev/shm is too small for the batches that other processes prepare (unable to allocate")
-    assert "Traceback" not in told
+        list(DataLoader(Batches(), num_workers=1, collate_fn=loader._share, timeout=50))
+    text = str(to_user_error(caught.value))
+    assert text.startswith("/dev/shm is too small for the batches that other processes prepare (unable to allocate")
+    assert "Traceback" not in text
 
 
-def test_other_errors_stay_as_they_are():
+def test_other_errors_are_not_changed():
     for error in (RuntimeError("shapes do not match"), ValueError("shared memory"), KeyError("x")):
         assert to_user_error(error) is error

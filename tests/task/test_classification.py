@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from imago.data import shapes
-from imago.data.datamodule import Found
+from imago.data.datamodule import DatasetParts
 from imago.paths import PROJECT_ROOT
 from imago.runs.checkpoint import AtomicCheckpointIO
 from imago.task.classification import ClassificationTask
@@ -353,8 +353,8 @@ class UnevenShapes(DrawnShapes):
 
     num_train = 240
 
-    def find_images(self) -> Found:
-        class_names, found = super().find_images()
+    def load_dataset(self) -> DatasetParts:
+        class_names, found = super().load_dataset()
         train = found["train"]
         is_taken = (train.labels < 3) | (np.arange(len(train)) < 34)
         return class_names, found | {"train": train.take(np.flatnonzero(is_taken))}

@@ -1,6 +1,7 @@
-"""CIFAR-10 (Krizhevsky 2009): 50,000 training images, from which val is split, and the official 10,000 for the test.
+"""Provide CIFAR-10 (Krizhevsky 2009): 50,000 training images, from which val is split off, and 10,000 test images.
 
-torchvision's own batch files are checked once by hash and kept as one array that later runs map in milliseconds.
+The files that torchvision downloads are verified once by their hashes and saved as one array, which later runs map into
+memory in milliseconds.
 """
 
 import hashlib
@@ -10,16 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from imago.data.datamodule import Found, ImageDataModule
+from imago.data.datamodule import DatasetParts, ImageDataModule
 from imago.data.dataset import LabeledArray, Samples
 from imago.download import is_reachable
 from imago.errors import DataError
+from imago.files import atomic_write
 from imago.images import Preprocess
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-NUM_TRAIN = 50_000
+NUM_TRAIN, NUM_IMAGES = 50_000, 60_000
 FOLDER = "cifar-10-batches-py"
-# Of the files whose md5 torchvision knows; the files are pickles, so nothing opens them before this check.
+# Of the files whose md5 torchvision has. The files are pickles, so no file is opened before this check.
 SHA256 = {
     "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
     "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
@@ -33,12 +35,12 @@ RECORD = np.dtype([("image", np.uint8, (3, 32, 32)), ("label", np.uint8)])
 
 
 class CIFAR10DataModule(ImageDataModule):
-    """CIFAR-10, in memory.
+    """Load CIFAR-10 into memory.
 
     Args:
-        root: folder that holds `cifar-10-batches-py`; None: `data_dir`, then $IMAGO_DATA_DIR, then download.
-        data_dir: where a download and the array kept for later runs go.
-        settings: the arguments of `ImageDataModule`.
+        root: directory that contains `cifar-10-batches-py`; None: `data_dir`, then $IMAGO_DATA_DIR, then download.
+        data_dir: directory of the download and of the saved array.
+        settings: arguments of `ImageDataModule`.
     """
 
     def __init__(self, root: str | None, data_dir: str, **settings: Any) -> None:
@@ -46,57 +48,54 @@ class CIFAR10DataModule(ImageDataModule):
         self.root = Path(root) if root else None
         self.data_dir = Path(data_dir)
 
-    def prepare_data(self) -> None:
-        """Find or download the batch files and write the array, once."""
-        kept_array(self.root, self.data_dir)
-
-    def find_images(self) -> Found:
-        """Map the array; val will be a part of the 50,000, and the official test set stays apart."""
-        records = np.load(kept_array(self.root, self.data_dir), mmap_mode="r")
+    def load_dataset(self) -> DatasetParts:
+        """Return train and the official test split, mapped into memory."""
+        records = np.load(saved_array(self.root, self.data_dir), mmap_mode="r")
         parts: dict[str, Samples] = {}
         for split, part in (("train", records[:NUM_TRAIN]), ("test", records[NUM_TRAIN:])):
-            names = tuple(f"{split}/{place:05d}" for place in range(len(part)))
+            names = tuple(f"{split}/{index:05d}" for index in range(len(part)))
             parts[split] = LabeledArray(part["image"], part["label"].astype(np.int64), names)
         return CLASS_NAMES, parts
 
     def default_preprocess(self) -> Preprocess:
-        """No resizing; mean and std of the 50,000 training images, as `channel_stats` computes them."""
+        """Keep the size; use mean and std of the 50,000 training images, as `channel_statistics` computes them."""
         mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
         return Preprocess(size=32, resize=32, crop="center", mean=mean, std=std)
 
 
-def kept_array(root: Path | None, data_dir: Path) -> Path:
-    """Give the file with all 60,000 records (dtype `RECORD`, training images first), written on first use.
+def saved_array(root: Path | None, data_dir: Path) -> Path:
+    """Return the file with all 60,000 records (dtype `RECORD`, training images first); write it if it is missing.
 
     Raises:
-        DataError: if the batch files are nowhere and cannot be downloaded, or are damaged.
+        DataError: if the files are missing and cannot be downloaded, or are damaged.
     """
     if root is not None and not (root / FOLDER).is_dir():
         fault = f"has no folder {FOLDER}" if root.is_dir() else "does not exist"
-        raise DataError(f"data.root={root} {fault}; give the folder that contains {FOLDER}.")
-    kept = data_dir / "cache" / "cifar10.npy"
-    if kept.is_file() and kept.stat().st_size > RECORD.itemsize * 60_000:
-        return kept
-    _write_array(_verified_batches(root or find_batches(data_dir)), kept)
-    return kept
+        raise DataError(f"data.root={root} {fault}; set it to the folder that contains {FOLDER}.")
+    path = data_dir / "cache" / "cifar10.npy"
+    if not path.is_file() or path.stat().st_size <= RECORD.itemsize * NUM_IMAGES:
+        source = root or find_batches(data_dir)
+        _verify(source)
+        _save_array(source, path)
+    return path
 
 
 def find_batches(data_dir: Path) -> Path:
-    """Give the folder that contains `cifar-10-batches-py`, downloading it into `data_dir` if it is nowhere.
+    """Return the directory that contains `cifar-10-batches-py`; download it into `data_dir` if there is none.
 
     Raises:
-        DataError: within 10 s, if it is nowhere and there is no network.
+        DataError: within 10 s, if there is none and no network.
     """
-    places = [data_dir] + [Path(os.environ[name]) for name in ("IMAGO_DATA_DIR",) if os.environ.get(name)]
-    for place in places:
-        if (place / FOLDER).is_dir():
-            return place
+    directories = [data_dir] + [Path(os.environ[name]) for name in ("IMAGO_DATA_DIR",) if os.environ.get(name)]
+    for directory in directories:
+        if (directory / FOLDER).is_dir():
+            return directory
     from torchvision.datasets import CIFAR10
 
     if not is_reachable(CIFAR10.url):
         raise DataError(
-            f"CIFAR-10 is not in {' or '.join(map(str, places))} and cannot be downloaded (no network); put the folder "
-            f"{FOLDER} there or set IMAGO_DATA_DIR or data.root. data=shapes needs no data and no network."
+            f"CIFAR-10 is not in {' or '.join(map(str, directories))} and cannot be downloaded (no network); put the "
+            f"folder {FOLDER} there or set IMAGO_DATA_DIR or data.root. data=shapes needs no data and no network."
         )
     try:
         CIFAR10(str(data_dir), download=True)
@@ -105,7 +104,7 @@ def find_batches(data_dir: Path) -> Path:
     return data_dir
 
 
-def _verified_batches(root: Path) -> Path:
+def _verify(root: Path) -> None:
     for name, expected in SHA256.items():
         path = root / FOLDER / name
         if not path.is_file():
@@ -114,24 +113,19 @@ def _verified_batches(root: Path) -> Path:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
             raise DataError(f"{path} is damaged (sha256 {found[:12]}..., expected {expected[:12]}...); copy it again.")
-    return root
 
 
-def _write_array(root: Path, kept: Path) -> None:
-    """Write to a temporary name first, so that an interrupted run never leaves half an array behind."""
+def _save_array(root: Path, path: Path) -> None:
     from torchvision.datasets import CIFAR10
 
-    records = np.empty(60_000, RECORD)
+    records = np.empty(NUM_IMAGES, RECORD)
     for part, is_train in ((slice(0, NUM_TRAIN), True), (slice(NUM_TRAIN, None), False)):
         source = CIFAR10(str(root), train=is_train, download=False)
         records["image"][part] = source.data.transpose(0, 3, 1, 2)
         records["label"][part] = source.targets
-    part_file = kept.with_name(f"{kept.name}.{os.getpid()}.part")
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with part_file.open("wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, "wb") as file:
             np.save(file, records)
-        part_file.replace(kept)
     except OSError as error:
-        part_file.unlink(missing_ok=True)
-        raise DataError(f"{kept} cannot be written: {error.strerror}; 185 MB are needed there.") from error
+        raise DataError(f"{path} cannot be written: {error.strerror}; 185 MB are needed there.") from error

@@ -1,4 +1,4 @@
-"""The LightningDataModule of every data set: a subclass says where the images are, this class serves them."""
+"""Provide the base LightningDataModule: splits, samplers, loaders, and augmentation and normalization on the device."""
 
 import hashlib
 from pathlib import Path
@@ -22,32 +22,31 @@ from imago.images import Preprocess, resize_and_crop
 from imago.normalize import Normalize
 from imago.resources import available_cores
 
-MAX_RESIZED_BYTES = 4 * 2**30  # of one split held in memory at another size than its own; training pads a second copy
+MAX_RESIZED_BYTES = 4 * 2**30  # of one split in memory at another size than its own; training pads a second copy
 MAX_WORKERS = 16
 SAMPLERS = ("shuffle", "balanced")
 
-Found = tuple[tuple[str, ...], dict[str, Samples]]  # class names, and the images of each split that a source has
+DatasetParts = tuple[tuple[str, ...], dict[str, Samples]]  # class names, and the samples of each published split
 
 
 class ImageDataModule(LightningDataModule):
-    """Serves uint8 batches `(images (B, 3, H, W), labels (B,))`, and augments and normalizes them on the device.
+    """Load uint8 batches `(images (B, 3, H, W), labels (B,))`; augment and normalize them on the device.
 
-    A subclass gives `find_images` and `default_preprocess`. Whoever uses it calls `set_up_data`, may then set
-    `preprocess`, and asks for loaders.
+    A subclass implements `load_dataset` and `default_preprocess`. A caller calls `set_up_data`, may then set
+    `preprocess`, and then gets loaders.
 
     Args:
-        batch_size: samples per training step over all devices, and per evaluation batch on each.
-        num_workers: processes that prepare batches; None takes what suits the source and the machine. Batches are the
-            same whatever the number.
-        augment: settings of `Augment`, for training only.
-        seed: keys the order of the samples and their augmentation.
-        sampler: "shuffle" shows every training image once an epoch, "balanced" every class equally often.
-        split: settings of `SplitPlan`.
+        batch_size: samples per training step over all devices, and per evaluation batch on each device.
+        num_workers: processes that prepare batches; None chooses by dataset and machine. Batches do not depend on it.
+        augment: arguments of `Augment`, for training only.
+        seed: determines the order of the samples and their augmentation.
+        sampler: "shuffle" shows every training image once per epoch, "balanced" every class equally often.
+        split: arguments of `SplitPlan`.
 
     Attributes:
-        ignored: what lies beside the images and was not taken: path and reason.
+        ignored: directory entries that are not part of the dataset: path and reason.
         bad: images that cannot be read and were left out: name and reason.
-        drawn: names of the splits that were drawn here, rather than given by the source.
+        drawn: names of the splits that were drawn here because they are not published.
     """
 
     def __init__(
@@ -75,39 +74,39 @@ class ImageDataModule(LightningDataModule):
         self._preprocess: Preprocess | None = None
         self._on_device: tuple[BatchAugment, Normalize] | None = None
 
-    def find_images(self) -> Found:
-        """Read the data set: its class names, and its images by split, as the source gives them.
+    def load_dataset(self) -> DatasetParts:
+        """Return the class names, and the samples of each published split; "train" is always one of them.
 
         Raises:
-            DataError: if it is missing or damaged.
+            DataError: if the dataset is missing or damaged.
         """
         raise NotImplementedError
 
     def default_preprocess(self) -> Preprocess:
-        """Say how these images are evaluated when neither the user nor pretrained weights ask for something else.
+        """Return the preprocessing to use if neither the user nor pretrained weights define one.
 
-        Called after `find_images`, once, and only when somebody asks for `preprocess` before setting it.
+        Called at most once, after `load_dataset`.
         """
         raise NotImplementedError
 
     def set_up_data(self) -> None:
-        """Read the data set once, split it and check its labels; later calls return at once."""
+        """Load the dataset, complete its splits and check the labels; later calls do nothing."""
         if self._splits is None:
             self.prepare_data()
-            class_names, found = self.find_images()
+            class_names, found = self.load_dataset()
             parts, self.drawn = complete_splits(found, self.plan, class_names, [name for name, _ in self.bad])
             check_splits(parts, class_names, self.plan)
             self._splits = Splits(class_names, **parts)
 
     @property
     def splits(self) -> Splits:
-        """The data set, as `set_up_data` read it."""
+        """Return the splits; `set_up_data` must be called first."""
         assert self._splits is not None, "set_up_data() comes first"
         return self._splits
 
     @property
     def preprocess(self) -> Preprocess:
-        """How images are evaluated: what was set, else `default_preprocess`."""
+        """Return the preprocessing that was set, else `default_preprocess`."""
         if self._preprocess is None:
             self._preprocess = self.default_preprocess()
         return self._preprocess
@@ -118,36 +117,33 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Class names; the place of a name is its label."""
+        """Return the name of each label."""
         return self.splits.class_names
 
     def fingerprint(self) -> str:
-        """Give a short hash of class names, split sizes, labels, and names and sizes of files.
-
-        Another split, another order or another file has another one.
-        """
+        """Return a short hash of class names, split sizes, labels, and names and sizes of files."""
         digest = hashlib.sha256("\n".join(self.class_names).encode())
         for name, split in self.splits.named():
             digest.update(f"{name} {len(split)}".encode() + split.identity())
         return digest.hexdigest()[:16]
 
     def batches_per_epoch(self, limit: int | float = 1.0) -> int:
-        """Count the training batches of an epoch; `limit` is Lightning's `limit_train_batches`: a number or a share."""
+        """Return the number of training batches per epoch; `limit` is Lightning's `limit_train_batches`."""
         batches = len(TrainSampler(len(self.splits.train), self.batch_size, self.seed))
         return min(limit, batches) if isinstance(limit, int) else max(1, int(batches * limit))
 
     def write_split(self, folder: Path) -> None:
-        """Leave in a run directory which image is where, unless the source says so: `data.split_file` takes it back."""
+        """Write `split.csv`, which `data.split_file` reads, unless all splits are published."""
         if self.drawn or self.plan.split_file:
             parts = {name: (part.names, part.labels) for name, part in self.splits.named()}
             write_list(folder / "split.csv", self.class_names, parts)
 
     def keep_decoded(self, num_processes: int, num_epochs: float) -> str:
-        """Decode images before the first epoch where that pays off; says where they are kept."""
+        """Decode images before the first epoch if that saves time; return where they are kept, for the log."""
         return "in memory: the data set as it is"
 
     def training_dataset(self) -> ArrayDataset | FileDataset:
-        """The training images, augmented as far as that is done image by image.
+        """Return the training images with the augmentations that are applied per image.
 
         Raises:
             ConfigError: if an augmentation is larger than the images.
@@ -161,49 +157,49 @@ class ImageDataModule(LightningDataModule):
         return self._dataset("train", self.augment)
 
     def evaluation_dataset(self, split: str) -> ArrayDataset | FileDataset:
-        """The images of a split as they are evaluated."""
+        """Return the preprocessed images of a split."""
         return self._dataset(split, None)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled, augmented batches, starting where an interrupted run stopped."""
+        """Return shuffled, augmented batches, starting where an interrupted run stopped."""
         train = self.splits.train
         labels = train.labels if self.sampler == "balanced" else None
         sampler = TrainSampler(len(train), self.batch_size, self.seed, *self._rank(), labels)
         if self.trainer is not None:
-            # The progress is restored by now, the epoch number is not: count the batches that are done.
+            # Lightning has restored the progress by now, but not the epoch number: compute it from the batches done.
             done, per_epoch = self._num_batches_done(), self.batches_per_epoch(self.trainer.limit_train_batches)
             sampler.epoch, sampler.start_batch = divmod(done, per_epoch)
         return self._loader(self.training_dataset(), sampler)
 
     def val_dataloader(self) -> DataLoader:
-        """The validation images in order, each once."""
+        """Return the validation images in order."""
         return self.evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        """The test images in order, each once."""
+        """Return the test images in order."""
         return self.evaluation_loader("test")
 
     def evaluation_loader(self, split: str) -> DataLoader:
-        """The images of a split as they are evaluated, in order, each once."""
+        """Return the preprocessed images of a split in order, each once."""
         dataset = self.evaluation_dataset(split)
         return self._loader(dataset, EvalSampler(len(dataset), self.batch_size, *self._rank()))
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Augment a training batch and normalize, on the device: uint8 is a quarter of the bytes to get there."""
+        """Augment a training batch and normalize, on the device: uint8 is a quarter of the bytes to transfer."""
         if self.trainer is None or not self.trainer.training:
             return self._device_parts()[1].to(batch[0].device)(batch[0]), batch[1]
         return self.augment_batch(*batch, (self.trainer.current_epoch, self._num_batches_done(), self._rank()[0]))
 
     def augment_batch(self, images: Tensor, labels: Tensor, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """Do to a training batch what is done per batch, and normalize it.
+        """Apply the augmentations that work on whole batches, and normalize.
 
         Args:
             images: uint8 (B, 3, H, W), on any device.
             labels: int64 (B,).
-            key: epoch, number of the batch, and rank.
+            key: epoch, batch index and rank.
 
         Returns:
-            float32 (B, 3, H, W); labels as they were, or float32 (B, K) where images are mixed.
+            float32 (B, 3, H, W); labels unchanged, or float32 (B, K) if images are mixed.
         """
         augment, normalize = self._device_parts()
         colored = augment.colors(images, key)
@@ -216,29 +212,28 @@ class ImageDataModule(LightningDataModule):
         return self._on_device
 
     def _dataset(self, split: str, augment: Augment | None) -> ArrayDataset | FileDataset:
-        samples = getattr(self.splits, split)
-        return ArrayDataset(self._at_size(samples), augment, self.seed)
+        return ArrayDataset(self._resized(getattr(self.splits, split)), augment, self.seed)
 
     def _loader(self, dataset: ArrayDataset | FileDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
         num_workers = self._suitable_workers(dataset) if self.num_workers is None else self.num_workers
         return BatchLoader(dataset, sampler, num_workers, pin_memory=torch.cuda.is_available())
 
     def _suitable_workers(self, dataset: ArrayDataset | FileDataset) -> int:
-        # On a CPU the network needs every core itself: more busy processes than cores slow its threads down many times.
+        # On a CPU the network needs all cores: more busy processes than cores slow its threads down many times.
         has_gpu = self.trainer.strategy.root_device.type != "cpu" if self.trainer else torch.cuda.is_available()
         if not has_gpu or not dataset.is_slow:
             return 0
-        num_sharing = self.trainer.num_devices if self.trainer else 1
-        return max(1, min(MAX_WORKERS, available_cores() // num_sharing))
+        num_devices = self.trainer.num_devices if self.trainer else 1
+        return max(1, min(MAX_WORKERS, available_cores() // num_devices))
 
     def _num_batches_done(self) -> int:
-        assert self.trainer is not None, "asked only while a Trainer runs"
+        assert self.trainer is not None, "called only while a Trainer runs"
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _at_size(self, samples: LabeledArray) -> LabeledArray:
+    def _resized(self, samples: LabeledArray) -> LabeledArray:
         size, resize = self.preprocess.size, self.preprocess.resize
         is_whole = self.preprocess.crop == "squash" or resize == size
         if samples.images.shape[-2:] == (size, size) and is_whole:
@@ -247,9 +242,9 @@ class ImageDataModule(LightningDataModule):
         if num_bytes > MAX_RESIZED_BYTES:
             raise DataError(
                 f"preprocess.size={size}: {len(samples):,} images of that size need {num_bytes / 2**30:.1f} GiB, "
-                f"and this data set is held in memory; write it as files for data=image_folder, or take a smaller size."
+                f"and this data set is held in memory; write it as files for data=image_folder, or use a smaller size."
             )
         resized = np.empty((len(samples), 3, size, size), np.uint8)
-        for place, image in enumerate(samples.images):
-            resized[place] = resize_and_crop(image.transpose(1, 2, 0), self.preprocess).transpose(2, 0, 1)
+        for index, image in enumerate(samples.images):
+            resized[index] = resize_and_crop(image.transpose(1, 2, 0), self.preprocess).transpose(2, 0, 1)
         return LabeledArray(resized, samples.labels, samples.names)

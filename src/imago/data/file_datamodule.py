@@ -1,6 +1,5 @@
-"""Samples in files: decoded when they are needed, or kept decoded; what is damaged is named or left out."""
+"""Provide the datasets of image files: a directory per class, or a CSV list; decoded on access or kept decoded."""
 
-import csv
 import logging
 import os
 from collections.abc import Callable
@@ -13,12 +12,15 @@ import numpy as np
 
 from imago.augment.resized_crop import limit_shorter_side, limited_sides
 from imago.augment.settings import Augment
-from imago.data.datamodule import Found, ImageDataModule
+from imago.data.csv_list import files_from_list, read_list
+from imago.data.datamodule import DatasetParts, ImageDataModule
 from imago.data.dataset import FileDataset, LabeledFiles
 from imago.data.examine import examine
+from imago.data.folder_listing import Ignored, find_splits, list_images, list_training_classes
 from imago.data.image_cache import CACHE_MODES, ImageStore, build_store, choose_store, estimate_bytes, open_store
 from imago.data.image_statistics import describe_images, shrink
 from imago.errors import ConfigError, DataError
+from imago.files import write_csv
 from imago.images import Preprocess, resize_and_crop
 from imago.resources import available_cores
 from imago.seeding import random_permutation
@@ -26,37 +28,37 @@ from imago.text import printable
 
 log = logging.getLogger(__name__)
 
-_SAMPLE = 2  # tells what `split_seed` is used for
-MAX_SAMPLE = 512  # images that mean and std are computed from: a standard error of mean below 0.01
-SAMPLE_BYTES = 100_000_000  # fewer where the files are large: a second or two of decoding
+_SAMPLE = 2  # key of this use of `split_seed`
+MAX_SAMPLE = 512  # images from which mean and std are computed: a standard error of the mean below 0.01
+SAMPLE_BYTES = 100_000_000  # fewer images if the files are large: a second or two of decoding
 MIN_SAMPLE = 16
 ON_BAD_IMAGE = ("error", "skip")
 
 
 class _Preparation(NamedTuple):
-    """What becomes of a decoded image: how, with which height and width, and that as plain data."""
+    """Conversion of a decoded image to the one that is cached and augmented."""
 
-    make: Callable[[np.ndarray], np.ndarray]
-    sides: Callable[[int, int], tuple[int, int]]
-    key: dict[str, Any]
+    convert: Callable[[np.ndarray], np.ndarray]  # of uint8 (H, W, 3)
+    sides: Callable[[int, int], tuple[int, int]]  # height and width of the result, from those of the decoded image
+    key: dict[str, Any]  # the conversion as plain data, for the cache
 
 
 class FileDataModule(ImageDataModule):
-    """A data set of image files; a subclass gives `list_files`.
+    """Load a dataset of image files; a subclass implements `list_files`.
 
     Args:
-        root: the folder that holds them.
-        cache_dir: where decoded images and the results of examinations are kept.
-        cache: where decoded images are kept from the first epoch on: "none", "ram", "disk" or "auto", which takes one
-            of these by what fits. The pixels are the same.
-        decoded_px: shorter side that training images are scaled down to before a random resized crop; None cuts it
-            out of the image as it is.
+        root: directory of the images.
+        cache_dir: directory of decoded images and of the results of decoding tests.
+        cache: where decoded images are kept from the first epoch on: "none", "ram", "disk", or "auto", which chooses
+            one of them by the available space. The pixels are the same.
+        decoded_px: shorter side that training images are scaled down to before a random resized crop; None crops the
+            original image.
         on_bad_image: "error" stops at an image that cannot be read; "skip" decodes every image before the run and
-            leaves those out.
-        settings: the arguments of `ImageDataModule`.
+            leaves unreadable ones out.
+        settings: arguments of `ImageDataModule`.
 
     Raises:
-        ConfigError: if a setting cannot work.
+        ConfigError: if an argument is invalid.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class FileDataModule(ImageDataModule):
     ) -> None:
         super().__init__(**settings)
         if not root:
-            raise ConfigError("data.root has no value; give the folder of your images, e.g. data.root=~/flowers.")
+            raise ConfigError("data.root has no value; set it to the folder of your images, e.g. data.root=~/flowers.")
         for key, value, known in (("on_bad_image", on_bad_image, ON_BAD_IMAGE), ("cache", cache, CACHE_MODES)):
             if value not in known:
                 raise ConfigError(f"data.{key}={value} is not one of {', '.join(known)}.")
@@ -84,15 +86,15 @@ class FileDataModule(ImageDataModule):
         self._stores: dict[tuple[str, str], ImageStore] = {}
 
     def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
-        """Find the files and their classes, without opening any.
+        """Return the class names and the files of each split, without opening any image.
 
         Raises:
-            DataError: for what is no data set, naming what is expected.
+            DataError: if there is no such dataset; names what is expected.
         """
         raise NotImplementedError
 
-    def find_images(self) -> Found:
-        """List the files, and leave out the bad ones where that is asked for."""
+    def load_dataset(self) -> DatasetParts:
+        """List the files; with `on_bad_image="skip"`, leave unreadable ones out."""
         class_names, found = self.list_files()
         if self.on_bad_image == "skip":
             found = {split: self._without_bad(files) for split, files in found.items()}
@@ -103,104 +105,140 @@ class FileDataModule(ImageDataModule):
         if not counts.all():
             raise DataError(
                 f"class {class_names[counts.argmin()]!r} of {printable(self.root)} has no training images that can "
-                "be read; put some there or remove it."
+                "be read; add some or remove the class."
             )
         return class_names, dict(found)
 
     def default_preprocess(self) -> Preprocess:
-        """Size by the size of the images; mean and std of a sample of the training images."""
-        files = self._sample()
+        """Choose the size by the size of the images; compute mean and std from a sample of the training images."""
+        train: Any = self.splits.train
+        order = random_permutation(len(train), self.plan.split_seed, _SAMPLE)[:MAX_SAMPLE]
+        num_fitting = int((np.cumsum(train.num_bytes[order]) <= SAMPLE_BYTES).sum())
+        files = train.take(order[: max(MIN_SAMPLE, num_fitting)])
         with ThreadPoolExecutor(min(4, available_cores())) as threads:
             images = list(threads.map(lambda index: shrink(files.read(index, self.class_names)), range(len(files))))
         log.info("mean and std from %s training images", f"{len(files):,}")
         return describe_images(images)
 
     def write_split(self, folder: Path) -> None:
-        """Leave the list of bad images, too."""
+        """Write `split.csv` and, if images were left out, `bad_images.csv`."""
         super().write_split(folder)
         if self.bad:
-            with (folder / "bad_images.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *self.bad])
-
-    def _without_bad(self, files: LabeledFiles) -> LabeledFiles:
-        examined = examine(files.root, files.names, files.num_bytes, files.mtime_ns, self.cache_dir, available_cores())
-        is_bad = np.array([bool(error) for error in examined.errors], bool)
-        self.bad += [(files.names[place], examined.errors[place]) for place in np.flatnonzero(is_bad)]
-        return files.take(np.flatnonzero(~is_bad))
-
-    def _notes(self) -> list[str]:
-        """Say which settings have no effect, or one that is hardly meant."""
-        if self.decoded_px is None:
-            return []
-        if self.augment.random_resized_crop_scale is None:
-            return [f"data.decoded_px={self.decoded_px} has no effect without augment.random_resized_crop_scale"]
-        if self.decoded_px < self.preprocess.size:
-            return [f"data.decoded_px={self.decoded_px} is less than preprocess.size={self.preprocess.size}: blurred"]
-        return []
+            write_csv(folder / "bad_images.csv", [("path", "reason"), *self.bad])
 
     def keep_decoded(self, num_processes: int, num_epochs: float) -> str:
-        """Decode the images of training and validation now, as `cache` says, so that no epoch has to.
+        """Decode the training and validation images once, before the first epoch, as `cache` says.
 
         Args:
-            num_processes: of this machine that will each train on them.
-            num_epochs: how often they will be asked for; "auto" keeps nothing for a single time.
+            num_processes: training processes on this machine.
+            num_epochs: number of times that each image is needed; "auto" keeps nothing for a single time.
 
         Returns:
-            Where they are kept and why, in a few words.
+            Where the images are kept and why, in a few words.
 
         Raises:
-            UserError: if they do not fit, or one cannot be read.
+            UserError: if there is too little space, or an image cannot be read.
         """
-        for note in self._notes():
-            log.warning("%s", note)
-        parts = {"train": self._prepare(self.augment), "val": self._prepare(None)}
+        self._warn_about_decoded_px()
         if self.cache == "none":
             return "nowhere: as typed"
         if self.cache == "auto" and num_epochs <= 1:
             return "nowhere: one epoch needs each image once"
+        parts = {"train": self._preparation(self.augment), "val": self._preparation(None)}
         files: dict[str, Any] = {split: getattr(self.splits, split) for split in parts}
         sizes = {split: estimate_bytes(files[split], part.sides) for split, part in parts.items()}
-        kept = {split: open_store(files[split], self.cache_dir, part.key) for split, part in parts.items()}
-        kept_bytes = sum(sizes[split] for split, store in kept.items() if store)
-        # Ranks that came before this one have taken their share of the memory already.
+        existing = [split for split, part in parts.items() if open_store(files[split], self.cache_dir, part.key)]
+        existing_bytes = sum(sizes[split] for split in existing)
+        # Ranks that were here before this one already use their share of the memory.
         num_to_come = num_processes - int(os.environ.get("LOCAL_RANK", "0"))
-        where, note = choose_store(self.cache, sum(sizes.values()), self.cache_dir, num_to_come, kept_bytes)
+        where, reason = choose_store(self.cache, sum(sizes.values()), self.cache_dir, num_to_come, existing_bytes)
         if where == "none":
-            return f"nowhere: {note}"
+            return f"nowhere: {reason}"
         for split, part in parts.items():
-            here = (files[split], self.class_names, part.make, where, self.cache_dir, part.key, available_cores())
-            self._stores[split, part.key["kind"]] = build_store(*here)
-        return f"{'in memory' if where == 'ram' else f'in {self.cache_dir}'}: {note}"
+            arguments = (files[split], self.class_names, part.convert, where, self.cache_dir, part.key)
+            self._stores[split, part.key["kind"]] = build_store(*arguments, available_cores())
+        return f"{'in memory' if where == 'ram' else f'in {self.cache_dir}'}: {reason}"
 
     @property
     def keeps_decoded(self) -> bool:
-        """Whether no epoch has to decode."""
+        """Return whether no epoch has to decode images."""
         return bool(self._stores)
 
-    def _prepare(self, augment: Augment | None) -> "_Preparation":
-        """Say what becomes of an image before it is augmented; validation and test show exactly that."""
+    def _without_bad(self, files: LabeledFiles) -> LabeledFiles:
+        examined = examine(files.root, files.names, files.num_bytes, files.mtime_ns, self.cache_dir, available_cores())
+        is_bad = np.array([bool(error) for error in examined.errors], bool)
+        self.bad += [(files.names[index], examined.errors[index]) for index in np.flatnonzero(is_bad)]
+        return files.take(np.flatnonzero(~is_bad))
+
+    def _warn_about_decoded_px(self) -> None:
+        if self.decoded_px is None:
+            return
+        if self.augment.random_resized_crop_scale is None:
+            log.warning("data.decoded_px=%d has no effect without augment.random_resized_crop_scale", self.decoded_px)
+        elif self.decoded_px < self.preprocess.size:
+            text = "data.decoded_px=%d is less than preprocess.size=%d: training images are blurred"
+            log.warning(text, self.decoded_px, self.preprocess.size)
+
+    def _preparation(self, augment: Augment | None) -> _Preparation:
+        """Return what is done to a decoded image before it is augmented, or shown in validation and test."""
         if augment is not None and augment.random_resized_crop_scale is not None:
-            key = {"kind": "part", "decoded_px": self.decoded_px}
             return _Preparation(
                 partial(limit_shorter_side, most_px=self.decoded_px),
                 partial(limited_sides, most_px=self.decoded_px),
-                key,
+                {"kind": "part", "decoded_px": self.decoded_px},
             )
-        shape = {name: getattr(self.preprocess, name) for name in ("size", "resize", "crop", "interpolation")}
         size = self.preprocess.size
-        return _Preparation(
-            partial(resize_and_crop, preprocess=self.preprocess), lambda *_: (size, size), {"kind": "square", **shape}
-        )
+        settings = {name: getattr(self.preprocess, name) for name in ("size", "resize", "crop", "interpolation")}
+        convert = partial(resize_and_crop, preprocess=self.preprocess)
+        return _Preparation(convert, lambda *_: (size, size), {"kind": "square", **settings})
 
     def _dataset(self, split: str, augment: Augment | None) -> FileDataset:
         files: Any = getattr(self.splits, split)
-        part = self._prepare(augment)
+        part = self._preparation(augment)
         store = self._stores.get((split, part.key["kind"]))
-        return FileDataset(files, self.class_names, self.preprocess.size, part.make, augment, self.seed, store)
+        return FileDataset(files, self.class_names, self.preprocess.size, part.convert, augment, self.seed, store)
 
-    def _sample(self) -> LabeledFiles:
-        """Choose the training images to look at: the same ones every time."""
-        files: Any = self.splits.train
-        order = random_permutation(len(files), self.plan.split_seed, _SAMPLE)[:MAX_SAMPLE]
-        num_fitting = int((np.cumsum(files.num_bytes[order]) <= SAMPLE_BYTES).sum())
-        return files.take(order[: max(MIN_SAMPLE, num_fitting)])
+
+class ImageFolderDataModule(FileDataModule):
+    """Load images from a directory per class, in `root`, or in train, val and test directories of `root`."""
+
+    def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
+        """List the images; the classes are those of the training images."""
+        ignored = Ignored()
+        folders = find_splits(self.root, ignored)
+        class_names = list_training_classes(self.root, folders["train"])
+        found: dict[str, LabeledFiles] = {}
+        # Test first: a test file that has a second name among the training images stays a test image.
+        for split in ("test", "val", "train"):
+            if split in folders:
+                found[split] = list_images(self.root, folders[split], class_names, ignored)
+        ignored.entries.sort(key=lambda entry: not entry[0].startswith(f"{folders['train'].name}/"))
+        self.ignored = ignored.entries
+        if note := ignored.summary():
+            log.info("%s", note)
+        return class_names, found
+
+
+class ImageListDataModule(FileDataModule):
+    """Load the images that a CSV lists in the columns path, label and, optionally, split.
+
+    Args:
+        list_file: the CSV.
+        root: directory that the paths are relative to; None uses the directory of the CSV.
+        settings: arguments of `FileDataModule`.
+
+    Raises:
+        ConfigError: if `list_file` is empty.
+    """
+
+    def __init__(self, list_file: str, root: str | None = None, **settings: Any) -> None:
+        if not list_file:
+            raise ConfigError("data.list_file has no value; set it to a CSV with the columns path,label[,split].")
+        self.list_file = Path(list_file).expanduser()
+        super().__init__(root=root or str(self.list_file.parent), **settings)
+
+    def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
+        """Read the list; the classes are its labels, sorted."""
+        rows = read_list(self.list_file)
+        class_names = tuple(sorted({row.label for row in rows}))
+        return class_names, files_from_list(self.root, rows, class_names)

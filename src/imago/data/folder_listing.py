@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from imago.data.csv_list import nearest_class, plain_name, refuse_unclear_names
-from imago.data.dataset import LabeledArray, LabeledFiles
+from imago.data.dataset import LabeledFiles
 from imago.errors import DataError
-from imago.images import SUFFIXES, read_image
+from imago.images import SUFFIXES
 from imago.text import printable
 
 log = logging.getLogger(__name__)
@@ -178,20 +177,6 @@ def list_images(root: Path, folder: Path, class_names: Sequence[str], ignored: I
                 ignored.outside.append(name)
     num_bytes_N, mtime_ns_N, labels_N = np.array(columns, np.int64).reshape(-1, 3).T.copy()
     return LabeledFiles(root, tuple(names), num_bytes_N, mtime_ns_N, labels_N)
-
-
-def read_listing(listing: LabeledFiles, name: str) -> LabeledArray:
-    """Decode images of one common size into memory, with a progress bar titled `name`.
-
-    Raises:
-        DataError: naming the file that is damaged or of another size.
-    """
-    images = [read_image(path) for path in tqdm(listing.paths, desc=f"reading {name}", leave=False, disable=None)]
-    for path, image in zip(listing.paths, images, strict=True):
-        if image.shape != images[0].shape:
-            raise DataError(f"{path} is {image.shape[1]}x{image.shape[0]}, other images of {name} are not.")
-    samples = np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2))
-    return LabeledArray(samples, listing.labels, listing.names)
 
 
 def _entries(folder: Path | str) -> list[os.DirEntry[str]]:

@@ -1,4 +1,4 @@
-"""torch's loader as every split has it: whole batches, errors told here, and workers that outlive a signal to all."""
+"""Provide the DataLoader of every split: whole batches, errors raised in the main process, signal-safe workers."""
 
 import multiprocessing
 import os
@@ -13,31 +13,31 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from imago.errors import DataError
 
-WORKER_TIMEOUT_S = 300  # a worker that hangs ends the run instead of holding it for ever
+WORKER_TIMEOUT_S = 300  # a hanging worker ends the run with an error
 
 
 class BatchLoader(DataLoader):
-    """Gives the batches that the data set has put together, and raises the error that it gave in place of one.
+    """Load the batches that the dataset returns, and raise a `DataError` that it returns instead of one.
 
     Args:
-        dataset: its `__getitems__` takes what the sampler yields and gives a whole batch, or a `DataError`.
-        sampler: yields what is needed to put one batch together.
-        num_workers: processes that prepare batches; they live until the loader goes.
-        pin_memory: whether batches come in page-locked memory, from where they get to a GPU faster.
+        dataset: its `__getitems__` takes a batch key from the sampler and returns a whole batch or a `DataError`.
+        sampler: yields one key per batch.
+        num_workers: processes that prepare batches; they live as long as the loader.
+        pin_memory: whether batches are copied to page-locked memory, which is faster to copy to a GPU.
     """
 
     def __init__(self, dataset: Any, sampler: Any, num_workers: int, pin_memory: bool) -> None:
         super().__init__(
             dataset,
             batch_sampler=sampler,
-            collate_fn=_as_is,  # type: ignore[arg-type]  # torch expects a list of samples
+            collate_fn=_share,  # type: ignore[arg-type]  # torch expects a list of samples
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             timeout=WORKER_TIMEOUT_S if num_workers else 0,
             worker_init_fn=_outlive_signals,
         )
-        if num_workers:  # not by `atexit`, which is not heard in a rank that was forked or spawned
+        if num_workers:  # not by `atexit`, which does not run in a forked or spawned rank
             Finalize(None, _kill_stuck_workers, exitpriority=100)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own iterator class
@@ -46,18 +46,17 @@ class BatchLoader(DataLoader):
     def _checked(self, batch: Any) -> Any:
         if not isinstance(batch, DataError):
             return batch
-        workers: Any = self._iterator  # torch keeps them here; None without
+        workers: Any = self._iterator  # where torch keeps persistent workers; None without
         if workers is not None:
-            workers._shutdown_workers()  # the error keeps this object alive, and with it its processes
-            self._iterator = None  # whoever goes on with this loader gets new ones
+            workers._shutdown_workers()  # the traceback keeps this loader alive, and with it its processes
+            self._iterator = None  # the next epoch starts new workers
         raise batch
 
 
-def _as_is(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Tensor, Tensor] | DataError:
-    """Pass on what the data set has already put together.
+def _share(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Tensor, Tensor] | DataError:
+    """Move the batch of a worker to shared memory, so that too little of it raises in the main process.
 
-    A worker moves it to shared memory here: where there is too little, this raises in the main process, too. Left to
-    torch it fails in a thread of the worker, and the main process waits for a batch that never comes.
+    Otherwise torch moves it in a thread of the worker; if that fails, the main process waits until its timeout.
     """
     if get_worker_info() is not None and not isinstance(batch, DataError):
         for part in batch:
@@ -66,29 +65,29 @@ def _as_is(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Tensor, Tensor] | 
 
 
 def _outlive_signals(worker: int) -> None:
-    """Leave it to the main process to end this one: it may be in a step, and that step may need more batches.
+    """Ignore signals that do not come from the main process, whose current step may need more batches.
 
     A terminal, `timeout`, SLURM and service managers signal all processes of a job at once. SIGTERM is also how
-    the main process ends its workers, so the sender decides, which only Linux tells.
+    the main process ends its workers, so the sender decides, which only Linux reports.
     """
     parent: Any = multiprocessing.parent_process()
-    if os.getppid() != parent.pid:  # killed before this one could see it: torch would take its heir for it
+    if os.getppid() != parent.pid:  # killed while this worker started; torch would watch the new parent instead
         os._exit(0)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_leave_when_parent_says, args=(parent.pid,), daemon=True).start()
+        threading.Thread(target=_exit_on_signal_of, args=(parent.pid,), daemon=True).start()
 
 
-def _leave_when_parent_says(parent: int) -> None:
+def _exit_on_signal_of(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
 
 
 def _kill_stuck_workers() -> None:
-    """End workers that are too stuck to hear SIGTERM, which `multiprocessing` would wait for without end."""
+    """Kill workers that do not react to SIGTERM, for which `multiprocessing` would wait without a limit."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()

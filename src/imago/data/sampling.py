@@ -1,61 +1,63 @@
-"""Which samples make up which batch, in which order: a pure function of (seed, epoch), sharded by rank."""
+"""Provide batch samplers whose order is a pure function of (seed, epoch), sharded by rank without padding."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from imago.seeding import random_permutation
 
-_REPEAT_SHIFT = 32  # a repetition within an epoch is keyed as an epoch that no run ever reaches
+_REPEAT_SHIFT = 32  # a repetition within an epoch is keyed as an epoch number that no run reaches
 
 
 class BatchKey(NamedTuple):
-    """Names one batch: `indices` is int64 (B,); `epoch`, one number or int64 (B,), keys each sample's draws."""
+    """Identify one batch.
+
+    Attributes:
+        epoch: part of the key of each sample's random draws: one number, or int64 (B,).
+        indices: of the samples, int64 (B,).
+    """
 
     epoch: int | np.ndarray
     indices: np.ndarray
 
 
+@dataclass(eq=False)
 class TrainSampler:
-    """Yields shuffled batches of one epoch, the same for every number of workers and after every interruption.
+    """Yield shuffled batches of one epoch, independent of the number of workers and of interruptions.
 
-    The last incomplete batch of an epoch is left out (another one each epoch), so every step has the same size; a set
-    smaller than one batch is one batch.
+    The last incomplete batch of an epoch is dropped (other samples in each epoch), so every step has the same batch
+    size. A dataset smaller than one batch is one batch.
 
     Args:
         num_samples: size of the training set.
-        batch_size: samples in a batch over all ranks.
-        seed: with the epoch, decides the order.
-        rank: which share of each batch is ours.
-        num_ranks: how many shares there are; must divide `batch_size`.
-        labels: int64 (N,) to show every class equally often; None shows every sample once an epoch.
+        batch_size: samples per batch over all ranks.
+        seed: determines the order together with the epoch.
+        rank: index of this rank.
+        num_ranks: number of ranks; must divide `batch_size`.
+        labels: int64 (N,) to show every class equally often; None shows every sample once per epoch.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        num_ranks: int = 1,
-        labels: np.ndarray | None = None,
-    ) -> None:
-        self.num_samples = num_samples
-        self.labels = labels
-        self.batch_size = min(batch_size, num_samples)
-        self.seed = seed
-        self.rank, self.num_ranks = rank, num_ranks
-        self.epoch = 0
-        self.start_batch = 0  # batches of this epoch that an interrupted run has already done
+    num_samples: int
+    batch_size: int
+    seed: int
+    rank: int = 0
+    num_ranks: int = 1
+    labels: np.ndarray | None = None
+    epoch: int = field(default=0, init=False)
+    start_batch: int = field(default=0, init=False)  # batches of this epoch that were done before an interruption
+
+    def __post_init__(self) -> None:
+        self.batch_size = min(self.batch_size, self.num_samples)
 
     @property
     def sampler(self) -> "TrainSampler":
-        """Lightning announces epochs to the `sampler` of a batch sampler, which here is the same object."""
+        """Return itself: Lightning calls `set_epoch` on the `sampler` of a batch sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch; a new epoch starts at its first batch."""
+        """Set the epoch (called by Lightning); a new epoch starts at its first batch."""
         if epoch != self.epoch:
             self.epoch, self.start_batch = epoch, 0
 
@@ -76,9 +78,9 @@ class TrainSampler:
 
 
 class EvalSampler:
-    """Yields every sample once, in order: ranks share them out and nothing is padded or repeated.
+    """Yield batches of every sample once, in order, sharded by rank without padding or repetition.
 
-    Every rank has the same number of batches, since ranks wait for each other in each; the last of a rank may be empty.
+    Every rank has the same number of batches, because ranks synchronize in each; the last one of a rank may be empty.
     """
 
     def __init__(self, num_samples: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> None:
@@ -96,22 +98,24 @@ class EvalSampler:
 
 
 def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Order an epoch in which every class comes equally often: rare images repeat, frequent ones are drawn from.
+    """Order an epoch of N samples in which every class occurs equally often.
+
+    Samples of rare classes repeat; of frequent classes, a random part is shown.
 
     Args:
         labels: int64 (N,).
-        seed: with the epoch, decides the order.
+        seed: determines the order together with the epoch.
         epoch: counted from 0.
 
     Returns:
-        For each of N places in the epoch, int64: what keys the draws of its sample (the epoch, and another number for
-        each repetition, so that no two look the same), and the sample's index.
+        The epoch key of each sample, int64 (N,) (the epoch, or another number for each repetition, so that repeated
+        samples are augmented differently), and the sample indices, int64 (N,).
     """
     classes = np.unique(labels)
-    places = np.arange(len(labels)) % len(classes)  # which class comes where, before the shuffle
+    class_numbers = np.arange(len(labels)) % len(classes)  # class of each position, before the shuffle
     keys, indices = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
     for number, label in enumerate(classes):
-        members, slots = np.flatnonzero(labels == label), np.flatnonzero(places == number)
+        members, slots = np.flatnonzero(labels == label), np.flatnonzero(class_numbers == number)
         rounds = range(-(-len(slots) // len(members)))
         drawn = np.concatenate([members[random_permutation(len(members), seed, epoch, turn, label)] for turn in rounds])
         indices[slots] = drawn[: len(slots)]

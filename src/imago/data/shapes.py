@@ -1,21 +1,19 @@
-"""An image set that needs no download: ten outlines, 32x32 RGB, the same pixels on every machine.
+"""Provide a drawn dataset that needs no download: ten outlines, 32x32 RGB, the same pixels on every machine.
 
 Drawing uses integers only (fixed point, a literal sine table, keyed random bits), so no rounding mode, vector unit or
-library release can move a pixel. Color, shade, place, size, turn and noise are drawn without knowing the class, and
-the outlines cover about the same area: only the outline tells the classes apart.
+library release changes a pixel. Color, shade, position, size, rotation and noise are drawn independently of the class,
+and all outlines cover about the same area: only the outline distinguishes the classes.
 """
 
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, auto
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
+from imago.data.datamodule import DatasetParts, ImageDataModule
+from imago.data.dataset import LabeledArray, Samples
+from imago.images import Preprocess
 from imago.seeding import random_bits, random_integers
 
 # N images, C channels, H/W pixels, S sub-pixels along one side of an image
@@ -23,15 +21,15 @@ SPLIT_SIZES = {"train": 5000, "val": 1000, "test": 1000}
 MEAN = (0.3255, 0.3287, 0.3325)  # of the train pixels in [0, 1]; tests/data/test_shapes.py recomputes both
 STD = (0.2240, 0.2223, 0.2220)
 
-_SEED = 2026  # of the set, not of a run: another value is another data set
+_SEED = 2026  # of the dataset, not of a run: another value is another dataset
 _PIXELS = 32  # along one side of an image
-_SUBPIXELS = 3  # along one side of a pixel: a pixel is covered to 0 .. 9 ninths
-_CHUNK = 50  # images drawn at once; their sub-pixels fill 2 MB, which stays in the processor's cache
+_SUBPIXELS = 3  # along one side of a pixel, whose coverage is 0 .. 9 ninths
+_CHUNK = 50  # images drawn at once; their sub-pixels take 2 MB, which stays in the processor's cache
 
 # Fixed-point units. Sub-pixel coordinates stay below 2**12 and a sine is at most 2**14, so int32 holds every product.
-_PLACE = 2 * _SUBPIXELS  # places per pixel: the centers of sub-pixels are the odd places
-_SIZE = 16  # sizes per pixel
-_UNIT = 1024  # an outline's own coordinates: the size of a shape is this many
+_POSITION = 2 * _SUBPIXELS  # position units per pixel: the centers of sub-pixels are at odd positions
+_SIZE = 16  # size units per pixel
+_UNIT = 1024  # size of a shape in the coordinates of its outline
 _SINE_BITS = 14
 _ZOOM_BITS = 8
 _TURN = 120  # steps of a full turn, divisible by 3, 4 and 5
@@ -42,12 +40,12 @@ _QUARTER += [12733, 13255, 13741, 14189, 14598, 14968, 15296, 15582, 15826, 1602
 _HALF = np.array(_QUARTER[:-1] + _QUARTER[:0:-1], np.int64)
 _SINE = np.concatenate([_HALF, -_HALF])
 
-# From coordinates u and v, int32, to whether the point lies inside, bool, same shape.
+# Maps coordinates u and v, int32, to whether the point is inside, bool, same shape.
 _Outline = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class _Draw(IntEnum):
-    """What a random number is for. The value is part of its key, so renumbering changes the data."""
+    """Purpose of a random number. The value is part of its key, so renumbering changes the data."""
 
     TURN = auto()
     SIZE = auto()
@@ -62,7 +60,7 @@ class _Draw(IntEnum):
 
 @dataclass(frozen=True)
 class _Samples:
-    """Some samples of one split; each of their random numbers is a function of set, split, index and purpose."""
+    """Samples of one split; each random number is a function of dataset, split, index and purpose."""
 
     split_number: int
     index_N: np.ndarray
@@ -76,16 +74,33 @@ class _Samples:
         return random_bits(_SEED, self.split_number, self.index_N[:, None], draw, np.arange(count))
 
 
+class ShapesDataModule(ImageDataModule):
+    """Draw ten shapes at 32 px into memory, in about a second; needs no files and no network."""
+
+    def load_dataset(self) -> DatasetParts:
+        """Draw the three splits, sorted by class."""
+        parts: dict[str, Samples] = {}
+        for split in SPLIT_SIZES:
+            images_NCHW, labels_N = draw_split(split)
+            order = np.argsort(labels_N, kind="stable")
+            names = tuple(f"{split}/{CLASS_NAMES[labels_N[index]]}/{index:04d}.png" for index in order)
+            parts[split] = LabeledArray(images_NCHW[order], labels_N[order], names)
+        return CLASS_NAMES, parts
+
+    def default_preprocess(self) -> Preprocess:
+        """Keep the size; use mean and std of the training images."""
+        return Preprocess(size=32, resize=32, crop="center", mean=MEAN, std=STD)
+
+
 def draw_split(split: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a split, or the first `count` samples of it.
+    """Draw a split, or its first `count` samples.
 
     Args:
         split: a key of `SPLIT_SIZES`.
-        count: samples to draw; the whole split if None. Sample i is the same whatever the count.
+        count: number of samples; None draws the whole split. Sample i does not depend on it.
 
     Returns:
-        Samples, shape (N, 3, 32, 32), uint8, and labels, shape (N,), int64: indices into `CLASS_NAMES`, taking
-        turns from 0, so that every run of ten samples holds each class once.
+        Images, uint8, shape (N, 3, 32, 32), and labels, int64, shape (N,): sample i has label i modulo 10.
 
     Raises:
         ValueError: if there is no such split.
@@ -104,63 +119,17 @@ def draw_split(split: str, count: int | None = None) -> tuple[np.ndarray, np.nda
     return images_NCHW, labels_N
 
 
-def write_shapes(root: Path, sizes: Mapping[str, int] = SPLIT_SIZES) -> None:
-    """Write the set as an image folder, `root/<split>/<class>/<index in the split>.png`, lossless.
-
-    Everything is written to a folder beside it first and renamed at the end, so `root` exists only when it is complete.
-    Two processes may draw at once: the first to finish counts, and the images are the same. What an interrupted call
-    left beside `root` is removed.
-
-    Args:
-        root: folder to make; its parents are made too.
-        sizes: number of samples to write of each split.
-
-    Raises:
-        FileExistsError: if `root` exists.
-    """
-    if root.exists():
-        raise FileExistsError(f"{root} exists already; delete it to have the shapes drawn again.")
-    for left_over in root.parent.glob(f"{root.name}.*.part"):
-        if (pid := int(left_over.suffixes[-2][1:])) == os.getpid() or not _is_alive(pid):
-            shutil.rmtree(left_over)
-    part = root.with_name(f"{root.name}.{os.getpid()}.part")
-    with tqdm(total=sum(sizes.values()), desc="Drawing shapes", unit="image", disable=None) as progress:
-        for split, size in sizes.items():
-            images_NCHW, labels_N = draw_split(split, size)
-            for name in CLASS_NAMES:
-                (part / split / name).mkdir(parents=True)
-            for index, (image_HWC, label) in enumerate(zip(images_NCHW.transpose(0, 2, 3, 1), labels_N, strict=True)):
-                Image.fromarray(image_HWC).save(part / split / CLASS_NAMES[label] / f"{index:04d}.png")
-                progress.update()
-    try:
-        part.rename(root)
-    except OSError:  # somebody else was faster
-        if not root.is_dir():
-            raise
-        shutil.rmtree(part)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)  # signal 0 asks without touching
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it lives, as somebody else's
-        return True
-    return True
-
-
 def _coverage(outline: _Outline, samples: _Samples) -> np.ndarray:
-    """Count the sub-pixels of each pixel that lie inside the outline: int32 in 0 .. 9, shape (N, H, W)."""
+    """Count the sub-pixels of each pixel that are inside the outline: int32 in 0 .. 9, shape (N, H, W)."""
     turn = samples.integers(0, _TURN, _Draw.TURN)
     size = samples.integers(15 * _SIZE // 2, 10 * _SIZE + 1, _Draw.SIZE)  # 7.5 to 10 pixels
-    # Up to 3 pixels off the middle: with a reach of 1.3 sizes, even the farthest tip stays inside the image.
-    x, y = (samples.integers(13 * _PLACE, 19 * _PLACE + 1, draw) for draw in (_Draw.X, _Draw.Y))
-    zoom = (_UNIT * _SIZE << _ZOOM_BITS) // (size * _PLACE)
+    # Up to 3 pixels off the center: with a radius of 1.3 sizes, the farthest corner stays inside the image.
+    x, y = (samples.integers(13 * _POSITION, 19 * _POSITION + 1, draw) for draw in (_Draw.X, _Draw.Y))
+    zoom = (_UNIT * _SIZE << _ZOOM_BITS) // (size * _POSITION)
     along, across = zoom * _SINE[(turn + _TURN // 4) % _TURN], zoom * _SINE[turn]
-    centers_S = np.arange(1, _PLACE * _PIXELS, 2)
+    centers_S = np.arange(1, _POSITION * _PIXELS, 2)
     dx, dy = centers_S - x, centers_S - y
-    # Each coordinate is one part per column plus one part per row: only their sum is as large as the image.
+    # Each coordinate is a sum of a column term and a row term: only the sum has the size of the image.
     u_column, u_row, v_column, v_row = (
         (product_NS >> (_ZOOM_BITS + _SINE_BITS)).astype(np.int32)
         for product_NS in (dx * along, dy * across, -dx * across, dy * along)
@@ -181,7 +150,7 @@ def _paint(coverage_NHW: np.ndarray, samples: _Samples) -> np.ndarray:
     words_NHW = samples.words(_PIXELS**2, _Draw.NOISE).reshape(coverage_NHW.shape)
     images_NCHW = np.empty((len(coverage_NHW), 3, _PIXELS, _PIXELS), np.uint8)
     for channel in range(3):
-        # 16 of a word's 64 bits per channel, centerd on zero.
+        # 16 of the 64 bits of a word per channel, centered on zero.
         random_NHW = ((words_NHW >> np.uint64(16 * channel)) & np.uint64(0xFFFF)).astype(np.int32) - 0x8000
         noise_NHW = (random_NHW * noise_level) >> 15
         background, shape = background_NC[:, channel, None, None], shape_NC[:, channel, None, None]
@@ -199,9 +168,9 @@ def _box(u: np.ndarray, v: np.ndarray, half_width: int, half_height: int) -> np.
 
 
 def _sides_facing(u: np.ndarray, v: np.ndarray, sides: int, apothem: int) -> np.ndarray:
-    """Count the sides of a regular polygon whose line has the point on the polygon's side: int8, shape of `u`.
+    """Count the sides of a regular polygon for which the point is on the inner side: int8, shape of `u`.
 
-    All sides: the point is in the polygon. All but one of five: it is in the pentagram.
+    If it is on the inner side of all sides, it is in the polygon; for all but one of five, in the pentagram.
     """
     count = np.zeros(u.shape, np.int8)
     for step in range(0, _TURN, _TURN // sides):
@@ -210,7 +179,7 @@ def _sides_facing(u: np.ndarray, v: np.ndarray, sides: int, apothem: int) -> np.
     return count
 
 
-# The measures give every outline an area of 1.8 to 1.9 _UNIT**2 and a reach of at most 1.3 _UNIT.
+# With these numbers every outline has an area of 1.8 to 1.9 _UNIT**2 and a radius of at most 1.3 _UNIT.
 _OUTLINES: dict[str, _Outline] = {
     "arrow": lambda u, v: (_sides_facing(200 - u, v, 3, 520) == 3) | _box(u + 660, v, 520, 300),
     "bars": lambda u, v: _box(u, np.abs(v) - 580, 960, 250),

@@ -1,4 +1,4 @@
-"""Any of torchvision's data sets of images and labels, by name, held in memory."""
+"""Provide the image classification datasets of torchvision by name, in memory."""
 
 import difflib
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from imago.data.datamodule import Found, ImageDataModule
+from imago.data.datamodule import DatasetParts, ImageDataModule
 from imago.data.dataset import LabeledArray, Samples
 from imago.data.image_statistics import channel_statistics
 from imago.download import is_reachable
@@ -22,9 +22,9 @@ from imago.seeding import random_permutation
 _FLAG = {"train": {"train": True}, "test": {"train": False}}
 _TRAIN_TEST = {"train": {"split": "train"}, "test": {"split": "test"}}
 _ALL_THREE = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
-_WHOLE: dict[str, dict[str, Any]] = {"train": {}}  # published without a test split: data.test_fraction says how much
+_WHOLE: dict[str, dict[str, Any]] = {"train": {}}  # published without a test split; data.test_fraction splits it off
 
-# What torchvision's class wants to hear for each split.
+# Arguments of the class in torchvision.datasets for each split. torchvision has no common convention for them.
 SETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
     **dict.fromkeys(("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "QMNIST", "USPS"), _FLAG),
     **dict.fromkeys(("SVHN", "STL10", "GTSRB", "Food101"), _TRAIN_TEST),
@@ -35,74 +35,71 @@ SETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "Country211": {"train": {"split": "train"}, "val": {"split": "valid"}, "test": {"split": "test"}},
     "Imagenette": {"train": {"split": "train"}, "test": {"split": "val"}},
 }
-MAX_SAMPLE = 5_000  # images that mean and std are computed from
-_SAMPLE = 4  # tells what `split_seed` is used for
+MAX_SAMPLE = 5_000  # images from which mean and std are computed
+_SAMPLE = 4  # key of this use of `split_seed`
 
 
 class TorchvisionDataModule(ImageDataModule):
-    """A set of `torchvision.datasets`, downloaded by torchvision on first use.
+    """Load a dataset of `torchvision.datasets`, downloaded by torchvision on first use.
 
     Args:
-        name: of the class, e.g. CIFAR100.
-        data_dir: where its files are or go.
-        size: side of the squares that images are kept at, in pixels; None keeps them as they are, which must then all
-            have one size.
-        settings: the arguments of `ImageDataModule`.
+        name: class name, e.g. CIFAR100.
+        data_dir: directory of its files.
+        size: height and width that images are cropped and resized to, in pixels; None keeps the original size, which
+            must be the same for all images.
+        settings: arguments of `ImageDataModule`.
 
     Raises:
-        ConfigError: for a name that is not in `SETS`.
+        ConfigError: if `name` is not in `SETS`.
     """
 
     def __init__(self, name: str, data_dir: str, size: int | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         if name not in SETS:
             close = sorted(SETS, key=lambda known: -difflib.SequenceMatcher(None, name.lower(), known.lower()).ratio())
-            raise ConfigError(
-                f"data.name={name} is not a set this project can read; nearest first: {', '.join(close)}."
-            )
+            raise ConfigError(f"data.name={name} is not a supported data set; nearest first: {', '.join(close)}.")
         if size is not None and size < 1:
             raise ConfigError(f"data.size={size} must be 1 or more, or null for images as they are.")
         self.set_name = name
         self.data_dir = Path(data_dir)
         self.size = size
 
-    def find_images(self) -> Found:
-        """Read every split that torchvision has."""
-        sources: dict[str, Any] = {split: self._open(how) for split, how in SETS[self.set_name].items()}
+    def load_dataset(self) -> DatasetParts:
+        """Read every published split."""
+        sources: dict[str, Any] = {split: self._open(arguments) for split, arguments in SETS[self.set_name].items()}
         parts: dict[str, Samples] = {split: self._read(split, source) for split, source in sources.items()}
         num_classes = 1 + max(int(part.labels.max()) for part in parts.values())
         names = getattr(sources["train"], "classes", None) or [str(label) for label in range(num_classes)]
-        return tuple(name if isinstance(name, str) else name[0] for name in names), parts  # some have synonyms
+        return tuple(name if isinstance(name, str) else name[0] for name in names), parts  # some are lists of synonyms
 
     def default_preprocess(self) -> Preprocess:
-        """No resizing; mean and std of a sample of the training images."""
+        """Keep the size; compute mean and std from a sample of the training images."""
         train: Any = self.splits.train
         sample = train.images[random_permutation(len(train), self.plan.split_seed, _SAMPLE)[:MAX_SAMPLE]]
         mean, std = channel_statistics(sample.transpose(0, 2, 3, 1))
         size = train.images.shape[-1]
-        shape = {"size": size, "resize": size, "crop": "center"}
-        return Preprocess.from_dict(shape | {"mean": mean, "std": std})
+        return Preprocess.from_dict({"size": size, "resize": size, "crop": "center", "mean": mean, "std": std})
 
-    def _open(self, how: Mapping[str, Any]) -> Any:
-        """Open one split, downloading it if it is not there.
+    def _open(self, arguments: Mapping[str, Any]) -> Any:
+        """Open one split; download it if it is missing.
 
         Raises:
-            DataError: within seconds, if it is not there and there is no network.
+            DataError: within seconds, if it is missing and there is no network.
         """
         import torchvision.datasets
 
         source: Any = getattr(torchvision.datasets, self.set_name)
         for folder in (self.data_dir, Path(os.environ.get("IMAGO_DATA_DIR") or self.data_dir)):
-            with suppress(RuntimeError, FileNotFoundError):  # torchvision's words for "not there"
-                return source(str(folder), download=False, **how)
-        address = next(_addresses(vars(source).values()), None)
-        if address and not is_reachable(address):
+            with suppress(RuntimeError, FileNotFoundError):  # raised by torchvision if files are missing
+                return source(str(folder), download=False, **arguments)
+        url = next(_urls(vars(source).values()), None)
+        if url and not is_reachable(url):
             raise DataError(
                 f"{self.set_name} is not in {self.data_dir} and cannot be downloaded (no network); put torchvision's "
                 "files there or set paths.data_dir. data=shapes needs no data and no network."
             )
         try:
-            return source(str(self.data_dir), download=True, **how)
+            return source(str(self.data_dir), download=True, **arguments)
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise DataError(
@@ -110,45 +107,33 @@ class TorchvisionDataModule(ImageDataModule):
             ) from error
 
     def _read(self, split: str, source: Any) -> LabeledArray:
-        count = len(source)
-        first = self._square(np.asarray(source[0][0].convert("RGB")), 0)
-        if count * first.nbytes > available_memory_bytes():
+        count, side = len(source), self.size or source[0][0].height
+        if count * 3 * side**2 > available_memory_bytes():
             raise DataError(
-                f"{count:,} images of {self.set_name}, {_in_px(first)} each, do not fit in the memory there is; "
-                "data.size=SIDE keeps smaller squares, e.g. data.size=64."
+                f"{count:,} images of {self.set_name}, {side}x{side} each, do not fit in the available memory; "
+                "data.size=SIDE crops and resizes them, e.g. data.size=64."
             )
-        images, labels = np.empty((count, 3, *first.shape[:2]), np.uint8), np.empty(count, np.int64)
-        for place in tqdm(range(count), desc=f"reading {split}", leave=False, disable=None):
-            image, labels[place] = source[place]
-            square = self._square(np.asarray(image.convert("RGB")), place)
-            if square.shape != first.shape:
+        images, labels = np.empty((count, 3, side, side), np.uint8), np.empty(count, np.int64)
+        for index in tqdm(range(count), desc=f"reading {split}", leave=False, disable=None):
+            image, labels[index] = source[index]
+            pixels = np.asarray(image.convert("RGB"))
+            if self.size is not None:
+                pixels = resize_and_crop(pixels, Preprocess(side, side, "center", (0.0,) * 3, (1.0,) * 3))
+            if pixels.shape != (side, side, 3):
                 raise DataError(
-                    f"{self.set_name} has images of several sizes, e.g. {_in_px(first)} and {_in_px(square)}; "
-                    "data.size=SIDE cuts squares of one size out of them, e.g. data.size=64."
+                    f"images of {self.set_name} are not squares of one size, e.g. image {index}: {image.width}x"
+                    f"{image.height}; data.size=SIDE crops and resizes them, e.g. data.size=64."
                 )
-            images[place] = square.transpose(2, 0, 1)
-        return LabeledArray(images, labels, tuple(f"{split}/{place:05d}" for place in range(count)))
-
-    def _square(self, pixels: np.ndarray, place: int) -> np.ndarray:
-        if self.size is not None:
-            return resize_and_crop(pixels, Preprocess(self.size, self.size, "center", (0.0,) * 3, (1.0,) * 3))
-        if pixels.shape[0] != pixels.shape[1]:
-            raise DataError(
-                f"image {place} of {self.set_name} is {_in_px(pixels)}, not a square; data.size=SIDE cuts squares."
-            )
-        return pixels
+            images[index] = pixels.transpose(2, 0, 1)
+        return LabeledArray(images, labels, tuple(f"{split}/{index:05d}" for index in range(count)))
 
 
-def _addresses(values: Iterable[Any]) -> Iterator[str]:
-    """Find the web addresses among the attributes of torchvision's class, which has no one name for them."""
+def _urls(values: Iterable[Any]) -> Iterator[str]:
+    """Yield the URLs among class attributes: each class of torchvision names and nests them differently."""
     for value in values:
         if isinstance(value, str) and value.startswith(("http://", "https://")):
             yield value
         elif isinstance(value, (list, tuple)):
-            yield from _addresses(value)
+            yield from _urls(value)
         elif isinstance(value, dict):
-            yield from _addresses(value.values())
-
-
-def _in_px(pixels: np.ndarray) -> str:
-    return f"{pixels.shape[1]}x{pixels.shape[0]}"
+            yield from _urls(value.values())
