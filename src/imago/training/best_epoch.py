@@ -11,8 +11,7 @@ from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
 from imago.inference.calibration import KEY, calibrate
-from imago.inference.results import image_names, images_in_memory
-from imago.inference.run_split import validate
+from imago.inference.run_split import image_names, images_in_memory, validate
 from imago.logger.tensorboard import add_hparams, add_image
 from imago.runs.run_directory import RunDirectory
 from imago.statistics.metrics import Result, softmax, worst_mistakes
@@ -78,11 +77,13 @@ def _draw(result: Result, data: ImageDataModule, folder: Path) -> dict[str, Path
     files = {name: folder / f"{name.replace('/', '_')}.png" for name in ("val/confusion", "val/mistakes")}
     title = f"val, best epoch: {result.is_right.mean():.2%} of {len(result.labels):,} images right"
     save_confusion(result.confusion, result.class_names, title, files["val/confusion"])
-    names = tuple(image_names(data, "val"))
+    names = tuple(image_names(data.splits.val))
     facts: dict[str, Any] = {}
     evaluation = Evaluation(
         folder, facts, result.class_names, names, result.labels, result.predicted, result.confidence
     )
-    saved = images_in_memory(data, "val", worst_mistakes(result.is_right, result.confidence, _NUM_MISTAKES).tolist())
+    saved = images_in_memory(
+        data.splits.val, worst_mistakes(result.is_right, result.confidence, _NUM_MISTAKES).tolist()
+    )
     save_figure(draw_mistakes(evaluation, _NUM_MISTAKES, saved), files["val/mistakes"])
     return files
