@@ -49,9 +49,8 @@ def export(cfg: DictConfig) -> None:
     with _logging(file.with_name(LOG)):
         log.debug("%s %s", checkpoint, OmegaConf.to_container(cfg, resolve=True))
         classifier = load_calibrated(checkpoint, cfg.extra_targets)  # torch is loaded here
-        num_parameters = sum(parameter.numel() for parameter in classifier.parameters())
-        description = f"{type(classifier.net).__name__}, {num_parameters:,} parameters, {len(classifier.class_names)}"
-        log.info("checkpoint  %s: %s classes", short_path(checkpoint), description)
+        name, num_classes = type(classifier.net).__name__, len(classifier.class_names)
+        log.info("checkpoint  %s: %s, %d classes", short_path(checkpoint), name, num_classes)
         data: ImageDataModule = build(data_settings, extra_targets=cfg.extra_targets)
         _set_up_data(data, run, classifier)
         metadata = {artifact.RUN_ID: printable(run.name), artifact.METRICS: _metrics(run, checkpoint)}

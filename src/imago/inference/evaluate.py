@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +13,7 @@ from imago.errors import ConfigError, DataError
 from imago.files import make_writable, read_json
 from imago.images import TTA
 from imago.inference.calibration import KEY, calibrate
-from imago.inference.load import (
-    Predictor,
-    TorchPredictor,
-    check_settings,
-    find_device,
-    find_model,
-    is_onnx,
-    load_classifier,
-    load_predictor,
-    run_directory,
-)
+from imago.inference.load import Predictor, check_settings, find_model, is_onnx, load_predictor, run_directory
 from imago.inference.results import summary_lines, write_results
 from imago.inference.run_split import SPLITS, match_classes, run_split, split_samples
 from imago.instantiate import build, check_targets
@@ -50,16 +40,18 @@ def evaluate(cfg: DictConfig) -> float:
     file = find_model(cfg.run, cfg.ckpt, cfg.accelerator)
     run = run_directory(Path(cfg.run))
     settings = _data_settings(cfg, run)
+    own_run = run if run is not None and _is_own(run, settings) else None
+    if own_run and cfg.split == "all":
+        raise ConfigError("split=all would count the images that the run was trained on; type other data, data=...")
     folder = Path(cfg.output) if cfg.output else (run or file.parent) / "eval" / _result_name(cfg, file)
     logging.basicConfig(stream=sys.stdout, format="%(message)s")  # messages of the data set
     logging.getLogger("imago").setLevel(logging.INFO)
 
-    predictor = _load(cfg, file)  # torch is loaded only now; a damaged file is reported before data is read
+    # torch is loaded only now. A damaged file is reported before data is read.
+    predictor = load_predictor(file, cfg.extra_targets, cfg.accelerator, cfg.tta, is_calibrated=not cfg.calibrate)
     data: ImageDataModule = build(settings, extra_targets=cfg.extra_targets)
     data.set_up_data()
-    own_run = run if run is not None and _is_own(run, settings) else None
-    if own_run and "data" in cfg:
-        _refuse_another_split(cfg, data, own_run)
+    note = _compare_with_training(cfg, data, own_run)
     data.preprocess = predictor.preprocess
     class_indices = match_classes(data.class_names, predictor.class_names)
     make_writable(folder, "output=DIR")
@@ -71,7 +63,7 @@ def evaluate(cfg: DictConfig) -> float:
     written = write_results(folder, result, info, split_samples(data, cfg.split))
     print("\n".join(summary_lines(result, info, _compare_with_final_test(run, info))))
     print(f"\nresults in {short_path(folder)}: {', '.join(written)}")
-    for note in _notes(cfg, data, own_run, info["data_fingerprint"]):
+    if note:
         print(f"note: {note}")
     return float(info["acc"])
 
@@ -92,12 +84,6 @@ def read_data_settings(run: Path, extra_targets: Sequence[str]) -> dict[str, Any
         settings["split_file"] = str(run / "split.csv")
     check_targets(settings, extra_targets, "data")
     return settings
-
-
-def _load(cfg: DictConfig, file: Path) -> Predictor:
-    if cfg.calibrate:  # no warning that there is no temperature yet
-        return TorchPredictor(load_classifier(file, cfg.extra_targets), find_device(cfg.accelerator), cfg.tta)
-    return load_predictor(file, cfg.extra_targets, cfg.accelerator, cfg.tta)
 
 
 def _check_settings(cfg: DictConfig) -> None:
@@ -132,8 +118,6 @@ def _data_settings(cfg: DictConfig, run: Path | None) -> dict[str, Any]:
         )
     else:
         settings = read_data_settings(run, cfg.extra_targets)
-    if cfg.split == "all" and run is not None and _is_own(run, settings):
-        raise ConfigError("split=all would count the images that the run was trained on; type other data, data=...")
     return settings | ({"batch_size": cfg.batch_size} if cfg.batch_size is not None else {})
 
 
@@ -155,16 +139,6 @@ def _is_own(run: Path, settings: Mapping[str, Any]) -> bool:
 def _source(settings: Mapping[str, Any], key: str) -> Any:
     value = settings.get(key)
     return os.path.realpath(value) if value and key in _PATHS else value
-
-
-def _refuse_another_split(cfg: DictConfig, data: "ImageDataModule", run: Path) -> None:
-    """Raise if the run's own images are split in another way than in training."""
-    fingerprint = read_json(run / "provenance.json").get("data")
-    if cfg.split in data.drawn and fingerprint not in (None, data.fingerprint()):
-        raise ConfigError(
-            f"split={cfg.split} of the run's own images is drawn differently here than in its training: it would "
-            "contain images that were trained on. Leave data= out to use the split of the training."
-        )
 
 
 def _describe(
@@ -191,18 +165,32 @@ def _describe(
     return info
 
 
-def _notes(cfg: DictConfig, data: "ImageDataModule", own_run: Path | None, fingerprint: str) -> Iterator[str]:
-    """Yield what limits the meaning of the numbers; `own_run` is None for data other than the run's own."""
-    if own_run is not None:
-        if read_json(own_run / "provenance.json").get("data", fingerprint) != fingerprint:
-            yield (
-                "the data set of the run has changed since training: files were changed, or it is split differently.\n"
-                "      Unless the split is a fixed part of it, images that were trained on may be among these."
-            )
-    elif cfg.split in data.drawn:
-        total = sum(len(part) for _, part in data.splits.named())
-        count = len(split_samples(data, cfg.split))
-        yield f"the data set has no {cfg.split} split: these are {count:,} of its {total:,}; split=all takes all"
+def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Path | None) -> str:
+    """Return a note if images that were trained on may be among those of the split, or if they are only a few.
+
+    Args:
+        cfg: the settings.
+        data: set up.
+        own_run: the run if these are its own images, else None.
+
+    Raises:
+        ConfigError: if the run's own images are split in another way than in training.
+    """
+    is_drawn = cfg.split in data.drawn
+    if own_run is None and is_drawn:
+        count, total = len(split_samples(data, cfg.split)), sum(len(part) for _, part in data.splits.named())
+        return f"the data set has no {cfg.split} split: these are {count:,} of its {total:,}; split=all takes all"
+    if own_run is None or read_json(own_run / "provenance.json").get("data") in (None, data.fingerprint()):
+        return ""
+    if is_drawn and "data" in cfg:
+        raise ConfigError(
+            f"split={cfg.split} of the run's own images is drawn differently here than in its training: it would "
+            "contain images that were trained on. Leave data= out to use the split of the training."
+        )
+    return (
+        "the data set of the run has changed since training: files were changed, or it is split differently.\n"
+        "      Unless the split is a fixed part of it, images that were trained on may be among these."
+    )
 
 
 def _result_name(cfg: DictConfig, file: Path) -> str:

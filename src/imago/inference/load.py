@@ -79,7 +79,11 @@ class TorchPredictor:
 
 
 def load_predictor(
-    path: Path, extra_targets: Sequence[str] = (), accelerator: str = "auto", tta: str = "none"
+    path: Path,
+    extra_targets: Sequence[str] = (),
+    accelerator: str = "auto",
+    tta: str = "none",
+    is_calibrated: bool = True,
 ) -> Predictor:
     """Load a trained network that maps images to logits.
 
@@ -88,6 +92,7 @@ def load_predictor(
         extra_targets: packages that the checkpoint's network may come from, as typed by the user.
         accelerator: auto, cpu or gpu; an ONNX file runs on the CPU.
         tta: views of each image to average, see `imago.task.tta`; for a checkpoint only.
+        is_calibrated: whether to load a checkpoint's temperature, and to log a warning if there is none.
 
     Raises:
         DataError: if there is no intact checkpoint or ONNX file of this project.
@@ -100,7 +105,8 @@ def load_predictor(
         if exported.calibration_temperature == UNCALIBRATED:
             log.warning("probabilities are not calibrated: %s was exported without a temperature", path)
         return exported
-    return TorchPredictor(load_calibrated(path, extra_targets, tta), find_device(accelerator), tta)
+    model = load_calibrated(path, extra_targets, tta) if is_calibrated else load_classifier(path, extra_targets)
+    return TorchPredictor(model, find_device(accelerator), tta)
 
 
 def load_calibrated(path: Path, extra_targets: Sequence[str] = (), tta: str = "none") -> "Classifier":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imago.errors import DataError
-from imago.inference.load import Predictor, TorchPredictor, find_device, load_classifier
+from imago.inference.load import Predictor, load_predictor
 from imago.statistics.metrics import Result
 from imago.text import join_names
 
@@ -106,7 +106,7 @@ def validate(
         accelerator: auto, cpu or gpu.
         tta: views of each image to average, see `imago.task.tta`.
     """
-    predictor = TorchPredictor(load_classifier(checkpoint, extra_targets), find_device(accelerator), tta)
+    predictor = load_predictor(checkpoint, extra_targets, accelerator, tta, is_calibrated=False)
     data.preprocess = predictor.preprocess
     return run_split(predictor, data, "val", match_classes(data.class_names, predictor.class_names))
 
