@@ -14,15 +14,12 @@ from PIL import Image
 from short_runs import summary
 from sklearn import metrics as sk
 
-from imago import artifact
 from imago.data import shapes
-from imago.images import Preprocess
 from imago.inference.load import load_predictor
 from imago.statistics.calibration import reliability
 
 NO_TORCH = "import sys, runpy; sys.modules['torch'] = None; sys.modules['lightning'] = None; sys.path.insert(0, 'src');"
 RUN = "runpy.run_path('src/eval.py', run_name='__main__')"
-CENTRES, SHARPNESS = np.linspace(0.1, 0.6, 10, dtype=np.float32), 400
 
 
 @pytest.fixture(scope="module")
@@ -42,41 +39,6 @@ def evaluate(command: Callable, tmp_path: Path) -> Callable:
         return done.stdout if returncode == 0 else done.stderr
 
     return start
-
-
-def write_onnx(file: Path, class_names: list[str], size: int) -> None:
-    """Write a network that predicts the class whose CENTRES is nearest to the mean of the red channel."""
-    import onnx
-    from onnx import TensorProto as T
-    from onnx import helper
-
-    num_classes = len(class_names)
-    constants = {"scale": np.float32(1 / 255), "weight": np.zeros((3, num_classes), np.float32)}
-    constants["weight"][0], constants["bias"] = 2 * SHARPNESS * CENTRES, -SHARPNESS * CENTRES**2
-    constants["temperature"] = np.float32(2)
-    nodes = [
-        helper.make_node("Cast", ["images"], ["floats"], to=T.FLOAT),
-        helper.make_node("ReduceMean", ["floats"], ["means"], axes=[2, 3], keepdims=0),
-        helper.make_node("Mul", ["means", "scale"], ["shares"]),
-        helper.make_node("MatMul", ["shares", "weight"], ["products"]),
-        helper.make_node("Add", ["products", "bias"], ["logits"]),
-        helper.make_node("Div", ["logits", "temperature"], ["cooled"]),
-        helper.make_node("Softmax", ["cooled"], ["probabilities"], axis=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "red",
-        [helper.make_tensor_value_info("images", T.UINT8, ["N", 3, size, size])],
-        [helper.make_tensor_value_info(name, T.FLOAT, ["N", num_classes]) for name in ("logits", "probabilities")],
-        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    record = Preprocess(size, size, "center", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).to_dict()
-    metadata = {artifact.RUN_ID: "test", artifact.TEMPERATURE: 2.0}
-    metadata |= {artifact.CLASS_NAMES: class_names, artifact.PREPROCESS: record}
-    helper.set_model_props(model, artifact.pack_metadata(metadata))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, file)
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -255,25 +217,20 @@ def test_changed_data_of_the_run_is_reported(run: Path, evaluate: Callable, tmp_
 
 
 @pytest.mark.slow
-def test_an_exported_file_is_evaluated_on_the_data_of_its_run_or_on_typed_data(
-    run: Path, evaluate: Callable, tmp_path: Path
+def test_an_exported_file_is_evaluated_like_its_checkpoint_or_on_typed_data(
+    run: Path, evaluate: Callable, command: Callable, tmp_path: Path
 ):
-    names = list(shapes.CLASS_NAMES)
-    write_onnx(run / "export" / "model.onnx", names, 32)
-    evaluate(f"run={run / 'export' / 'model.onnx'}")
-    found = rows(run / "eval" / "test-model.onnx" / "predictions.csv")
-    images, labels = shapes.draw_split("test")
-    order = np.argsort(labels, kind="stable")  # as the folder is read
-    images, labels = images[order], labels[order]
-    logits = -SHARPNESS * (images[:, :1].mean(axis=(2, 3)) / 255 - CENTRES) ** 2
-    assert len(set(logits.argmax(axis=1))) > 5
-    assert [row["predicted"] for row in found] == [names[index] for index in logits.argmax(axis=1)]
-    assert [row["true"] for row in found] == [names[label] for label in labels]
-    cooled = np.exp(logits / 2)  # by the temperature in the file
-    expected = (cooled / cooled.sum(axis=1, keepdims=True)).max(axis=1)
-    assert [float(row["probability"]) for row in found] == pytest.approx(expected, abs=1e-4)
+    done = command("src/export.py", f"run={run}", "limit=5", f"paths.log_dir={tmp_path / 'logs'}")
+    assert done.returncode == 0, done.stderr
+    exported, tables = run / "export" / "model.onnx", []
+    for model, folder in ((run, "test"), (exported, "test-model.onnx")):
+        evaluate(f"run={model}")
+        tables.append(rows(run / "eval" / folder / "predictions.csv"))
+    shares = [[float(row.pop("probability")) for row in table] for table in tables]
+    assert tables[0] == tables[1]
+    assert shares[0] == pytest.approx(shares[1], abs=1e-4)
 
-    alone = shutil.copy(run / "export" / "model.onnx", tmp_path / "alone.onnx")
+    alone = shutil.copy(exported, tmp_path / "alone.onnx")
     printed = evaluate(f"run={alone}", returncode=2)
     assert "is not in a run directory that names its data; add e.g. data=image_folder" in printed
     evaluate(f"run={alone}", "data=shapes", "split=val")

@@ -140,11 +140,8 @@ def test_one_image_is_found_under_its_own_name_from_its_own_folder(
 ):
     write_image(tmp_path / "there" / name)
     write_image(tmp_path / "there" / "1.png")  # what "[1]*" and "*.png" would mean as patterns
-    done = predict(f"run={run}", f"input={name}", "output=out.csv", "top_k=1", cwd=tmp_path / "there")
+    predict(f"run={run}", f"input={name}", "output=out.csv", "top_k=1", cwd=tmp_path / "there")
     assert [row["file"] for row in rows(tmp_path / "there" / "out.csv")] == [name]
-    assert done.stdout.splitlines()[0] == f"{'image':<{max(7, len(name))}}  class  probability".replace(
-        "class ", f"{'class':<{len(rows(tmp_path / 'there' / 'out.csv')[0]['class_1'])}} "
-    )
 
 
 @pytest.mark.parametrize(
