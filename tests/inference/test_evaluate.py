@@ -246,7 +246,7 @@ def test_an_exported_file_is_evaluated_like_its_checkpoint_or_on_typed_data(
         (["run=tests"], "run=tests has no checkpoints/best.ckpt; it is not a run directory"),
         (
             ["run=README.md", "calibrate=true", "data=shapes"],
-            "calibrate=true fits on the val images of the run's own",
+            "calibrate=true fits on the val images of the run",
         ),
         (["run=model.onnx", "calibrate=true"], "calibrate=true: run=model.onnx is an ONNX file; calibrate its run"),
         (["run=README.md", "split=train"], "split=train is not one of test, val, all"),

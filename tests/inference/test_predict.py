@@ -156,10 +156,10 @@ def test_one_image_is_found_under_its_own_name_from_its_own_folder(
         (["run=README.md", "input=src", "batch_size=null"], "batch_size=null must be 1 or more"),
         (["run=README.md", "input=src", "output=src"], "output=src is a folder; type a file, e.g. output=src/out.csv"),
         (["run=README.md", "input=src", "threshold=1.5"], "threshold=1.5 must be in 0 .. 1"),
-        (["run=README.md", "input=src", "output=a.json"], "output=a.json is the name of the CSV file; the JSON file"),
+        (["run=README.md", "input=src", "output=a.json"], "output=a.json is the CSV file; the JSON file"),
         (
             ["run=model.onnx", "input=src", "explain=true"],
-            "explain=true needs gradients, which an ONNX file lacks: run=model.onnx",
+            "explain=true needs a checkpoint: run=model.onnx",
         ),
         (["run=README.md", "input=${x}"], "a path cannot hold '${'"),
     ],

@@ -64,15 +64,13 @@ def export(cfg: DictConfig) -> None:
 
 def _find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
     """Check the settings before torch is loaded; return checkpoint file and run directory, both absolute."""
+    limit, opset = cfg.limit, cfg.opset
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     check_settings(
         {
-            f"limit={cfg.limit} must be 1 or more; leave it out to compare on all validation images.": (
-                cfg.limit is not None and cfg.limit < 1
-            ),
-            f"opset={cfg.opset} must be 1 or more, e.g. opset=18; leave it out for torch's own choice.": (
-                cfg.opset is not None and cfg.opset < 1
-            ),
+            f"limit={limit} must be 1 or more, or null for all validation images.": limit is not None and limit < 1,
+            f"opset={opset} must be 1 or more, e.g. 18, or null for torch's own choice.": opset is not None
+            and opset < 1,
             f"{sys.executable} lacks {', '.join(missing)}; run make setup, then use .venv/bin/python.": bool(missing),
         }
     )

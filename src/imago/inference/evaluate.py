@@ -87,22 +87,19 @@ def read_data_settings(run: Path, extra_targets: Sequence[str]) -> dict[str, Any
 
 
 def _check_settings(cfg: DictConfig) -> None:
-    is_exported = is_onnx(Path(cfg.run or ""))
+    run, tta, size, output = cfg.run, cfg.tta, cfg.batch_size, cfg.output
+    is_exported = is_onnx(Path(run or ""))
     check_settings(
         {
             f"split={cfg.split} is not one of {', '.join(SPLITS)}.": cfg.split not in SPLITS,
-            f"tta={cfg.tta} is not one of {', '.join(TTA)}.": cfg.tta not in TTA,
-            f"tta={cfg.tta}: run={cfg.run} is an ONNX file, which has one view; type a checkpoint.": (
-                cfg.tta != "none" and is_exported
-            ),
-            f"calibrate=true: run={cfg.run} is an ONNX file; calibrate its run, then export it again.": (
-                cfg.calibrate and is_exported
-            ),
-            "calibrate=true fits on the val images of the run's own data; leave data= out.": (
-                cfg.calibrate and "data" in cfg
-            ),
-            f"batch_size={cfg.batch_size} must be 1 or more.": cfg.batch_size is not None and cfg.batch_size < 1,
-            f"output={cfg.output} is a file; type a directory for the results.": Path(cfg.output or "").is_file(),
+            f"tta={tta} is not one of {', '.join(TTA)}.": tta not in TTA,
+            f"tta={tta} needs a checkpoint; run={run} is an ONNX file, which has one view.": tta != "none"
+            and is_exported,
+            f"calibrate=true: run={run} is an ONNX file; calibrate its run, export again.": cfg.calibrate
+            and is_exported,
+            "calibrate=true fits on the val images of the run; leave data= out.": cfg.calibrate and "data" in cfg,
+            f"batch_size={size} must be 1 or more.": size is not None and size < 1,
+            f"output={output} is a file; type a directory for the results.": Path(output or "").is_file(),
         }
     )
 

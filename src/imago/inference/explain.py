@@ -98,9 +98,8 @@ def target_layer(classifier: Classifier) -> str:
     """
     calls = _record_calls(classifier)
     # The head is the last linear layer; a network without one (SqueezeNet) ends in a convolution.
-    heads = [[name for name, module, _ in calls if isinstance(module, kind)] for kind in (nn.Conv2d, nn.Linear)]
-    head = [name for names in heads for name in names][-1:]
-    calls = list(takewhile(lambda call: [call[0]] != head, calls))
+    heads = [name for kind in (nn.Conv2d, nn.Linear) for name, module, _ in calls if isinstance(module, kind)]
+    calls = list(takewhile(lambda call: call[0] not in heads[-1:], calls))
     names = [name for name, _, _ in calls]
     maps = [index for index, (name, _, shape) in enumerate(calls) if _is_map(shape) and names.count(name) == 1]
     if not maps or any(_is_sequence(shape) for _, _, shape in calls[maps[-1] :]):

@@ -230,17 +230,15 @@ def find_model(run: str | None, ckpt: str | None, accelerator: str) -> Path:
         ConfigError: if there is none, or a setting cannot work.
     """
     path = Path(run or "")
+    is_file, is_gpu = path.is_file(), accelerator == "gpu"
     check_settings(
         {
             f"run={run or ''} is empty; type a run directory such as logs/latest, or an ONNX file.": not run,
             f"ckpt={ckpt or ''} is not best, last or a file.": not ckpt,
-            f"ckpt={ckpt} selects a checkpoint of a run directory, but run={run} is a file.": (
-                ckpt not in (None, "", "best") and path.is_file()
-            ),
+            f"ckpt={ckpt} selects a checkpoint of a run directory, but run={run} is a file.": ckpt != "best"
+            and is_file,
             f"accelerator={accelerator} is not one of {', '.join(_ACCELERATORS)}.": accelerator not in _ACCELERATORS,
-            f"accelerator=gpu: run={run} is an ONNX file, which runs on the CPU here.": (
-                accelerator == "gpu" and is_onnx(path)
-            ),
+            f"accelerator=gpu: run={run} is an ONNX file, which runs on the CPU here.": is_gpu and is_onnx(path),
         }
     )
     try:

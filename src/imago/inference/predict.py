@@ -110,7 +110,8 @@ def predict_images(
 
 
 def _check_settings(cfg: DictConfig) -> None:
-    output = Path(cfg.output or "out.csv")
+    output, explain = Path(cfg.output or "out.csv"), cfg.explain
+    lacks_captum, is_exported = importlib.util.find_spec("captum") is None, is_onnx(Path(cfg.run or ""))
     counts = {f"{name}={'null' if cfg[name] is None else cfg[name]}": cfg[name] for name in ("top_k", "batch_size")}
     check_settings(
         {
@@ -118,15 +119,10 @@ def _check_settings(cfg: DictConfig) -> None:
             f"threshold={cfg.threshold} must be in 0 .. 1.": not 0 <= cfg.threshold <= 1,
             f"input={cfg.input or ''} is empty; type an image, a folder, or a pattern in quotes.": not cfg.input,
             f"output={output} is a folder; type a file, e.g. output={output / 'out.csv'}.": output.is_dir(),
-            f"output={output} is the name of the CSV file; the JSON file gets the same name.": (
-                output.suffix.lower() == ".json"
-            ),
-            f"explain=true needs gradients, which an ONNX file lacks: run={cfg.run}; type a checkpoint.": (
-                cfg.explain and is_onnx(Path(cfg.run or ""))
-            ),
-            "explain=true needs captum; install it: pip install -e '.[analysis]'.": (
-                cfg.explain and importlib.util.find_spec("captum") is None
-            ),
+            f"output={output} is the CSV file; the JSON file gets the same name.": output.suffix.lower() == ".json",
+            f"explain=true needs a checkpoint: run={cfg.run} is an ONNX file, without gradients.": explain
+            and is_exported,
+            "explain=true needs captum; install it: pip install -e '.[analysis]'.": explain and lacks_captum,
         }
     )
 
