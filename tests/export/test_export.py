@@ -166,8 +166,9 @@ def test_changed_data_is_reported_and_missing_data_names_the_config(copied_run: 
     provenance.write_text(json.dumps(json.loads(provenance.read_text()) | {"data": "another"}))
     assert "has changed since the run was trained" in export(command, f"run={copied_run}", "limit=5").stdout
     root = OmegaConf.load(config).data.root
-    config.write_text(config.read_text().replace(root, str(copied_run / "gone")))
-    assert_refused(export(command, f"run={copied_run}"), "config.yaml: ")
+    (copied_run / "empty").mkdir()
+    config.write_text(config.read_text().replace(root, str(copied_run / "empty")))
+    assert_refused(export(command, f"run={copied_run}"), "config.yaml: ")  # which names the data
 
 
 @pytest.mark.parametrize(
