@@ -1,4 +1,4 @@
-"""The reader of exported files: gives what the file says, and refuses with one line what it cannot trust.
+"""The reader of exported files returns the outputs of the file, and refuses an untrusted file with one line.
 
 The files are built by hand, without torch: a network that returns the mean of each color channel, for 3 classes.
 """
@@ -21,7 +21,7 @@ from imago.images import Preprocess
 SIZE = 4
 PREPROCESS = Preprocess(SIZE, 5, "center", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 METADATA: dict[str, Any] = {
-    "class_names": ["ant", "bee", "Käfer\udcff"],  # the last one as a folder whose name is no UTF-8
+    "class_names": ["ant", "bee", "Käfer\udcff"],  # the last one is not valid UTF-8
     "preprocess": PREPROCESS.to_dict(),
     "calibration_temperature": 1.0,
     "run_id": "123",
@@ -81,17 +81,15 @@ def test_logits_and_probabilities_are_the_graphs(path: Path, count: int):
     np.testing.assert_allclose(logits, images.mean(axis=(2, 3)), rtol=1e-6)
     np.testing.assert_allclose(probabilities.sum(axis=1), np.ones(count), rtol=1e-6)
     assert logits.dtype == probabilities.dtype == np.float32
-    np.testing.assert_array_equal(model.logits(images), logits)
-    np.testing.assert_array_equal(model.probabilities(images), probabilities)
 
 
-def test_images_that_are_a_view_give_the_same(path: Path):
+def test_a_strided_view_of_images_gives_the_same_logits(path: Path):
     images = samples(6)
     model = OnnxClassifier(path, num_threads=1)
-    np.testing.assert_array_equal(model.logits(images[::2]), model.logits(images)[::2])
+    np.testing.assert_array_equal(model.predict(images[::2])[0], model.predict(images)[0][::2])
 
 
-def test_metadata_come_back_as_they_were_written(path: Path):
+def test_metadata_are_read_as_they_were_written(path: Path):
     model = OnnxClassifier(path)
     assert model.metadata == METADATA | {"schema": 1}
     assert model.class_names == tuple(METADATA["class_names"])
@@ -109,7 +107,7 @@ def test_metadata_come_back_as_they_were_written(path: Path):
     ],
     ids=["no batch", "gray", "not square", "channels last", "float"],
 )
-def test_images_of_another_shape_or_type_are_refused_by_name(path: Path, images: np.ndarray, got: str):
+def test_images_of_another_shape_or_type_are_refused(path: Path, images: np.ndarray, got: str):
     with pytest.raises(ValueError, match=r"images of uint8 \(N, 3, 4, 4\), " + got):
         OnnxClassifier(path).predict(images)
 
@@ -126,22 +124,22 @@ def refusal(path: Path) -> str:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "does not exist; python src/export.py run=RUN writes"),
-        (b"", "holds no graph (0 bytes)"),
-        (b"not an onnx file at all, but some text\n" * 9, "is truncated or no ONNX file"),
-        (b"PK\x03\x04" + bytes(200), "no ONNX file"),
+        (None, "does not exist; export one with python src/export.py run=RUN"),
+        (b"", "has no graph (0 bytes)"),
+        (b"not an onnx file at all, but some text\n" * 9, "is truncated or not an ONNX file"),
+        (b"PK\x03\x04" + bytes(200), "not an ONNX file"),
     ],
     ids=["missing", "empty", "text", "zip"],
 )
-def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path, content: bytes | None, reason: str):
+def test_a_file_that_is_not_onnx_is_refused(tmp_path: Path, content: bytes | None, reason: str):
     path = tmp_path / "model.onnx"
     if content is not None:
         path.write_bytes(content)
     assert reason in refusal(path)
 
 
-def test_a_folder_is_refused_with_the_file_that_is_meant(tmp_path: Path):
-    assert "is a folder; give the file, e.g." in refusal(tmp_path)
+def test_a_folder_is_refused_with_the_path_of_its_file(tmp_path: Path):
+    assert "is a folder; type the file, e.g." in refusal(tmp_path)
 
 
 def test_a_file_cut_off_anywhere_is_refused(path: Path):
@@ -157,19 +155,19 @@ def test_a_file_cut_off_anywhere_is_refused(path: Path):
         ({"schema": None}, "was not exported by this project (no schema in its metadata)"),
         ({"class_names": None}, "was not exported by this project (no class_names in its metadata)"),
         ({"schema": "2"}, "has schema 2, this version of imago reads 1"),
-        ({"class_names": "[1, 2, 3]"}, "class_names is no list of at least two names"),
-        ({"class_names": '["one"]'}, "class_names is no list of at least two names"),
-        ({"class_names": "{"}, "has metadata that cannot be read"),
-        ({"class_names": "[" * 100_000}, "has metadata that cannot be read"),
-        ({"class_names": '["a", "b"]'}, "but by its metadata"),
-        ({"preprocess": "{}"}, "has metadata that cannot be read"),
-        ({"preprocess": json.dumps(PREPROCESS.to_dict() | {"size": "4"})}, "has metadata that cannot be read"),
-        ({"preprocess": json.dumps(PREPROCESS.to_dict() | {"resize": 3})}, "has metadata that cannot be read"),
-        ({"preprocess": json.dumps(PREPROCESS.to_dict() | {"size": 5})}, "but by its metadata"),
+        ({"class_names": "[1, 2, 3]"}, "class_names is not a list of at least two names"),
+        ({"class_names": '["one"]'}, "class_names is not a list of at least two names"),
+        ({"class_names": "{"}, "has invalid metadata"),
+        ({"class_names": "[" * 100_000}, "has invalid metadata"),
+        ({"class_names": '["a", "b"]'}, "but its metadata expects"),
+        ({"preprocess": "{}"}, "has invalid metadata"),
+        ({"preprocess": json.dumps(PREPROCESS.to_dict() | {"size": "4"})}, "has invalid metadata"),
+        ({"preprocess": json.dumps(PREPROCESS.to_dict() | {"resize": 3})}, "has invalid metadata"),
+        ({"preprocess": json.dumps(PREPROCESS.to_dict() | {"size": 5})}, "but its metadata expects"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value[:20],
 )
-def test_metadata_that_are_missing_or_lie_are_refused(tmp_path: Path, changes: dict[str, str | None], reason: str):
+def test_missing_or_wrong_metadata_are_refused(tmp_path: Path, changes: dict[str, str | None], reason: str):
     assert reason in refusal(save(change_metadata(**changes), tmp_path))
 
 
@@ -194,7 +192,7 @@ def in_branch(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("hide", [in_initializer, in_constant, in_branch])
-def test_weights_in_another_file_are_refused_wherever_they_are_named(tmp_path: Path, hide: Callable):
+def test_weights_in_another_file_are_refused_anywhere_in_the_graph(tmp_path: Path, hide: Callable):
     model = build_model()
     hide(model)
     assert "keeps weights in another file ('/etc/hostname'), which is refused" in refusal(save(model, tmp_path))
@@ -217,13 +215,13 @@ def test_reading_a_file_loads_neither_torch_nor_lightning_nor_hydra(path: Path, 
         "import sys; sys.path.insert(0, 'src')\n"
         "sys.modules.update(torch=None, lightning=None, hydra=None, omegaconf=None)\n"
         "from pathlib import Path; import numpy as np; from imago.artifact import OnnxClassifier\n"
-        f"print(OnnxClassifier(Path({str(path)!r})).logits(np.zeros((1, 3, {SIZE}, {SIZE}), np.uint8)).shape)"
+        f"print(OnnxClassifier(Path({str(path)!r})).predict(np.zeros((1, 3, {SIZE}, {SIZE}), np.uint8))[0].shape)"
     )
     done = command("-c", code)
     assert (done.returncode, done.stdout, done.stderr) == (0, "(1, 3)\n", "")
 
 
-def test_keys_of_the_metadata_are_those_that_others_read():
+def test_names_of_outputs_and_metadata_stay_the_same():
     assert (artifact.INPUT, artifact.LOGITS, artifact.PROBABILITIES) == ("images", "logits", "probabilities")
     assert pack_metadata({"run_id": "a b", "class_names": ["x"]}) == {
         "run_id": "a b",

@@ -14,7 +14,7 @@ from imago.data.cifar10 import CIFAR10DataModule
 
 
 def write_test_set(root: Path, folder: Path) -> dict[str, str]:
-    """Write CIFAR-10's test images as PNG files; gives the class of each by its name."""
+    """Write CIFAR-10's test images as PNG files; return the class of each by its file name."""
     loading = {"val_fraction": 0.1, "batch_size": 100, "num_workers": 0, "augment": {}, "seed": 0}
     data = CIFAR10DataModule(root=str(root), data_dir=str(folder.parent / "data"), **loading)
     data.set_up_data()
@@ -35,7 +35,7 @@ def rows(file: Path) -> list[dict[str, str]]:
 @pytest.mark.soak
 @pytest.mark.needs_data
 @pytest.mark.timeout(1200)
-def test_the_accuracy_on_all_10000_test_images_is_the_same_on_every_way(
+def test_checkpoint_and_onnx_predict_all_10000_test_images_alike_in_eval_and_predict(
     real_data: Path, tmp_path: Path, command: Callable
 ):
     def run_command(*arguments: str) -> None:
@@ -48,19 +48,19 @@ def test_the_accuracy_on_all_10000_test_images_is_the_same_on_every_way(
     truth = write_test_set(real_data, tmp_path / "images")
     exported = run / "export" / "model.onnx"
     run_command("src/export.py", f"run={run}", "limit=100")
-    answers = {}
+    predicted = {}
     for name, model in (("checkpoint", run), ("onnx", exported)):
         run_command("src/eval.py", f"run={model}")
         folder = run / "eval" / ("test" if model == run else "test-model.onnx")
         found = json.loads((folder / "metrics.json").read_text())
         assert (found["acc"], found["num_images"]) == (summary(run)["test"]["acc"], 10_000), name
-        answers[f"eval {name}"] = [row["predicted"] for row in rows(folder / "predictions.csv")]
+        predicted[f"eval {name}"] = [row["predicted"] for row in rows(folder / "predictions.csv")]
         output = tmp_path / f"{name}.csv"
         run_command("src/predict.py", f"run={model}", f"input={tmp_path / 'images'}", f"output={output}", "top_k=1")
         predictions = rows(output)
         num_right = sum(row["answer"] == truth[row["file"]] for row in predictions)
         assert num_right == round(10_000 * summary(run)["test"]["acc"]), name
-        answers[f"predict {name}"] = [row["answer"] for row in predictions]
-    first, *others = map(np.array, answers.values())
+        predicted[f"predict {name}"] = [row["answer"] for row in predictions]
+    first, *others = map(np.array, predicted.values())
     assert len(first) == 10_000
     assert [int((first != other).sum()) for other in others] == [0, 0, 0]

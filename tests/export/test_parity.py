@@ -1,4 +1,4 @@
-"""The comparison of an exported file with its checkpoint: what counts as the same, as a tie, and as wrong."""
+"""The comparison of an exported file with its checkpoint: equal labels, ties, and disagreements."""
 
 from types import SimpleNamespace
 
@@ -12,11 +12,12 @@ from imago.export.parity import (
     BATCH_SIZES,
     MAX_PROBABILITY_DIFF,
     Agreement,
-    Parity,
     ParityError,
+    check,
     compare,
     in_batches,
     regroup,
+    summarize,
 )
 from imago.images import Preprocess
 from imago.model.classifier import Classifier
@@ -32,7 +33,7 @@ def classifier() -> Classifier:
 
 
 class Exported:
-    """Stands for a file: the classifier itself, with something done to what it gives."""
+    """Replaces an exported file: the classifier itself, with changed logits."""
 
     def __init__(self, change=lambda logits: logits):
         self.model = classifier()
@@ -62,7 +63,7 @@ def count(expected: tuple, found: tuple) -> Agreement:
     return agreement
 
 
-def test_the_same_outputs_agree_in_everything():
+def test_the_same_outputs_have_no_differences():
     assert count(outputs([3, 1, 2], [0, 0, 1]), outputs([3, 1, 2], [0, 0, 1])) == Agreement(num_images=2)
 
 
@@ -82,50 +83,50 @@ def test_another_label_is_refused_however_close_the_probabilities_are():
     agreement = count(outputs([1.0002, 1, 0]), outputs([1, 1.0002, 0]))
     assert agreement.max_abs_diff_probabilities < MAX_PROBABILITY_DIFF
     with pytest.raises(ParityError, match="1 of 1 labels differ"):
-        Parity({1: agreement}).refuse_disagreement()
+        check({1: agreement})
 
 
-def test_numbers_that_are_not_finite_are_never_passed_over():
+def test_outputs_that_are_not_finite_are_refused():
     agreement = count(outputs([float("nan"), 1, 2]), outputs([float("nan"), 1, 2]))
     agreement.add(outputs([3, 1, 2]), outputs([3, 1, 2]))
     assert np.isnan(agreement.max_abs_diff_probabilities)
     with pytest.raises(ParityError):
-        Parity({1: agreement}).refuse_disagreement()
+        check({1: agreement})
 
 
 def test_every_image_is_compared_at_every_batch_size():
     exported = Exported()
     parity = compare(classifier(), exported, [samples(500)])
-    parity.refuse_disagreement()
-    assert set(exported.sizes) == set(BATCH_SIZES) == set(parity.by_batch_size) == {1, 2, 7, 64}
-    assert {part.num_images for part in parity.by_batch_size.values()} == {500}
-    assert parity.to_dict()["label_agreement"] == 1.0
+    check(parity)
+    assert set(exported.sizes) == set(BATCH_SIZES) == set(parity) == {1, 2, 7, 64}
+    assert {part.num_images for part in parity.values()} == {500}
+    assert summarize(parity)["label_agreement"] == 1.0
 
 
-def test_a_handful_of_images_still_tries_every_batch_size():
+def test_a_few_images_are_compared_at_every_batch_size():
     exported = Exported()
     parity = compare(classifier(), exported, [samples(3)])
     assert set(exported.sizes) == {1, 2, 7, 64}
-    assert parity.worst.num_images == 3
+    assert summarize(parity)["num_images"] == 3
 
 
 def test_a_file_that_fails_at_one_batch_size_only_is_refused_with_that_size():
     exported = Exported(lambda logits: -logits if len(logits) == 7 else logits)
     parity = compare(classifier(), exported, [samples(20)])
-    assert parity.by_batch_size[64].num_disagreements == 0
+    assert parity[64].num_disagreements == 0
     with pytest.raises(ParityError, match=r"with batches of 7 \d+ of 20 labels differ") as caught:
-        parity.refuse_disagreement()
+        check(parity)
     assert isinstance(caught.value, UserError)
     assert "\n" not in str(caught.value)
-    assert parity.to_dict()["label_agreement"] < 1
+    assert summarize(parity)["label_agreement"] < 1
 
 
 def test_a_wrong_temperature_is_refused_though_every_label_agrees():
     parity = compare(classifier(), Exported(lambda logits: logits / 2), [samples(20)])
-    assert parity.worst.num_disagreements == 0
-    assert parity.worst.max_abs_diff_probabilities > MAX_PROBABILITY_DIFF
+    assert summarize(parity)["num_disagreements"] == 0
+    assert summarize(parity)["max_abs_diff_probabilities"] > MAX_PROBABILITY_DIFF
     with pytest.raises(ParityError, match="probabilities by up to"):
-        parity.refuse_disagreement()
+        check(parity)
 
 
 def test_probabilities_are_compared_with_those_of_the_calibrated_checkpoint():
@@ -134,7 +135,7 @@ def test_probabilities_are_compared_with_those_of_the_calibrated_checkpoint():
     )
     checkpoint = classifier()
     checkpoint.calibration_temperature = 2.0
-    compare(checkpoint, calibrated, [samples(20)]).refuse_disagreement()
+    check(compare(checkpoint, calibrated, [samples(20)]))
 
 
 def test_regrouping_keeps_every_row_in_order():

@@ -1,4 +1,4 @@
-"""The temperature beside a checkpoint: it belongs to that file alone, and its absence is always said."""
+"""The temperature of a checkpoint: it belongs to that file alone, and a missing one is always reported."""
 
 import json
 import logging
@@ -22,12 +22,12 @@ NAMES = ("a", "b", "c")
 
 @pytest.fixture
 def result() -> Result:
-    """Answers of a network that is three times as sure as it should be."""
+    """The outputs of a network whose logits are three times too large."""
     random = np.random.default_rng(0)
     logits = random.normal(size=(4000, 3)) * 2
     labels = (softmax(logits).cumsum(axis=1) < random.random((4000, 1))).sum(axis=1)
-    loud = (3 * logits).astype(np.float32)
-    return Result(NAMES, labels, loud, softmax(loud).max(axis=1))
+    scaled = (3 * logits).astype(np.float32)
+    return Result(NAMES, labels, scaled, softmax(scaled).max(axis=1))
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "best.ckpt"
 
 
-def test_the_temperature_is_written_with_what_it_is_good_for(checkpoint: Path, result: Result):
+def test_the_temperature_is_written_with_the_errors_before_and_after(checkpoint: Path, result: Result):
     entry = calibrate(checkpoint, result)
     assert json.loads((checkpoint.parent / "calibration.json").read_text()) == {"best.ckpt": entry}
     assert entry["calibration_temperature"] == fit_temperature(result.logits, result.labels) == pytest.approx(3, 0.1)
@@ -47,25 +47,25 @@ def test_the_temperature_is_written_with_what_it_is_good_for(checkpoint: Path, r
     assert read_temperature(checkpoint) == (entry["calibration_temperature"], "")
 
 
-def test_each_checkpoint_keeps_its_own(checkpoint: Path, result: Result):
+def test_each_checkpoint_has_its_own_temperature(checkpoint: Path, result: Result):
     last = checkpoint.with_name("last.ckpt")
     last.write_bytes(b"other weights")
     calibrate(checkpoint, result)
     assert read_temperature(last) == (
         1.0,
-        f"{checkpoint.parent / 'calibration.json'} has no temperature of last.ckpt; "
-        "python src/eval.py run=RUN ckpt=last calibrate=true fits one",
+        f"{checkpoint.parent / 'calibration.json'} has no temperature for last.ckpt; "
+        "fit one with python src/eval.py run=RUN ckpt=last calibrate=true",
     )
     calibrate(last, result)
     assert read_temperature(checkpoint)[1] == read_temperature(last)[1] == ""
 
 
-def test_other_views_of_an_image_have_a_temperature_of_their_own(checkpoint: Path, result: Result):
+def test_several_views_of_an_image_have_their_own_temperature(checkpoint: Path, result: Result):
     one = calibrate(checkpoint, result)
     assert read_temperature(checkpoint, "flip") == (
         1.0,
-        f"{checkpoint.parent / 'calibration.json'} has no temperature of best.ckpt tta=flip; "
-        "python src/eval.py run=RUN tta=flip calibrate=true fits one",
+        f"{checkpoint.parent / 'calibration.json'} has no temperature for best.ckpt tta=flip; "
+        "fit one with python src/eval.py run=RUN tta=flip calibrate=true",
     )
     half = Result(NAMES, result.labels, result.logits / 2, result.confidence)
     flipped = calibrate(checkpoint, half, "flip")
@@ -74,16 +74,18 @@ def test_other_views_of_an_image_have_a_temperature_of_their_own(checkpoint: Pat
     assert read_temperature(checkpoint) == (one["calibration_temperature"], "")
 
 
-def test_a_checkpoint_that_was_replaced_is_not_given_the_old_temperature(checkpoint: Path, result: Result):
+def test_a_replaced_checkpoint_does_not_get_the_old_temperature(checkpoint: Path, result: Result):
     calibrate(checkpoint, result)
     checkpoint.write_bytes(b"newer weights")
     temperature, reason = read_temperature(checkpoint)
     assert temperature == 1.0
-    assert "calibration.json is of another best.ckpt; python src/eval.py run=RUN calibrate=true fits one" in reason
+    assert (
+        "calibration.json was fitted for another best.ckpt; fit one with python src/eval.py run=RUN calibrate" in reason
+    )
 
 
 @pytest.mark.parametrize("value", [0, -1, None, "2", float("nan"), [1]])
-def test_nonsense_is_refused(checkpoint: Path, value):
+def test_a_temperature_that_is_no_positive_number_is_refused(checkpoint: Path, value):
     entry = {"best.ckpt": {"calibration_temperature": value}}
     (checkpoint.parent / "calibration.json").write_text(json.dumps(entry))
     with pytest.raises(DataError, match="calibration.json is damaged: calibration_temperature of best.ckpt is"):

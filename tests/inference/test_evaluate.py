@@ -1,61 +1,36 @@
-"""`eval.py`: the number of the final test again, from the run alone; other data by the names of its classes."""
+"""`eval.py` repeats the final test of a run, and evaluates other data by the names of its classes."""
 
 import csv
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from short_runs import summary
 from sklearn import metrics as sk
 
-from imago import artifact
 from imago.data import shapes
-from imago.errors import ConfigError, DataError
-from imago.images import Preprocess
-from imago.inference.evaluate import _screen
-from imago.inference.load import checkpoint_path, find_model, load_classifier, load_predictor, run_directory
-from imago.inference.run_split import match_classes
-from imago.runs.checkpoint import write_checkpoint
+from imago.inference.load import load_predictor
 from imago.statistics.calibration import reliability
-from imago.statistics.metrics import Result
 
-NET = """
-from torch import nn
-
-class Tiny(nn.Module):
-    '''Says on each class how bright a channel is; refuses to read pretrained weights.'''
-
-    def __init__(self, num_classes, image_size, weights):
-        super().__init__()
-        assert weights is None, weights
-        self.layer = nn.Linear(3, num_classes)
-
-    def forward(self, images):
-        return self.layer(images.mean(dim=(2, 3)))
-"""
 NO_TORCH = "import sys, runpy; sys.modules['torch'] = None; sys.modules['lightning'] = None; sys.path.insert(0, 'src');"
 RUN = "runpy.run_path('src/eval.py', run_name='__main__')"
-CENTRES, SHARPNESS = np.linspace(0.1, 0.6, 10, dtype=np.float32), 400
-PREPROCESS = {"size": 8, "resize": 10, "crop": "center", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
 
 
 @pytest.fixture(scope="module")
 def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy: other tests look at what lies in the folder of the finished run."""
+    """A copy: other tests check the directory contents of the finished run."""
     return shutil.copytree(finished_run, tmp_path_factory.mktemp("evaluated") / "train" / "short")
 
 
 @pytest.fixture
 def evaluate(command: Callable, tmp_path: Path) -> Callable:
-    """Run `python src/eval.py` and give what it printed."""
+    """Run `python src/eval.py` and return its output."""
 
     def start(*arguments: str, returncode: int = 0, **environment: str) -> str:
         done = command("src/eval.py", *arguments, f"paths.log_dir={tmp_path / 'logs'}", **environment)
@@ -64,55 +39,6 @@ def evaluate(command: Callable, tmp_path: Path) -> Callable:
         return done.stdout if returncode == 0 else done.stderr
 
     return start
-
-
-@pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The checkpoint of a network from somebody's own package, whose settings name pretrained weights."""
-    (tmp_path / "tinynet.py").write_text(NET)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "tinynet", raising=False)
-    settings = {"_target_": "tinynet.Tiny", "weights": "/no/such/file.pth"}
-    state = {"net.layer.weight": torch.eye(3)[[2, 0]], "net.layer.bias": torch.zeros(2), "loss.weight": torch.ones(1)}
-    hparams = {"net": settings, "class_names": ["blue", "red"], "preprocess": PREPROCESS}
-    file = tmp_path / "some.ckpt"
-    write_checkpoint({"imago": {"schema": 1}, "hyper_parameters": hparams, "state_dict": state}, file)
-    return file
-
-
-def write_onnx(file: Path, class_names: list[str], size: int) -> None:
-    """Write a network that takes the mean of the red channel for the nearest of CENTRES, as `export.py` would."""
-    import onnx
-    from onnx import TensorProto as T
-    from onnx import helper
-
-    num_classes = len(class_names)
-    constants = {"scale": np.float32(1 / 255), "weight": np.zeros((3, num_classes), np.float32)}
-    constants["weight"][0], constants["bias"] = 2 * SHARPNESS * CENTRES, -SHARPNESS * CENTRES**2
-    constants["temperature"] = np.float32(2)
-    nodes = [
-        helper.make_node("Cast", ["images"], ["floats"], to=T.FLOAT),
-        helper.make_node("ReduceMean", ["floats"], ["means"], axes=[2, 3], keepdims=0),
-        helper.make_node("Mul", ["means", "scale"], ["shares"]),
-        helper.make_node("MatMul", ["shares", "weight"], ["products"]),
-        helper.make_node("Add", ["products", "bias"], ["logits"]),
-        helper.make_node("Div", ["logits", "temperature"], ["cooled"]),
-        helper.make_node("Softmax", ["cooled"], ["probabilities"], axis=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "red",
-        [helper.make_tensor_value_info("images", T.UINT8, ["N", 3, size, size])],
-        [helper.make_tensor_value_info(name, T.FLOAT, ["N", num_classes]) for name in ("logits", "probabilities")],
-        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    record = Preprocess(size, size, "center", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).to_dict()
-    facts = {artifact.SCHEMA: artifact.SCHEMA_VERSION, artifact.RUN_ID: "test", artifact.TEMPERATURE: 2.0}
-    facts |= {artifact.CLASS_NAMES: class_names, artifact.PREPROCESS: record}
-    helper.set_model_props(model, artifact.pack_metadata(facts))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(model, file)
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -191,7 +117,7 @@ def test_classes_of_other_data_are_matched_by_name(run: Path, evaluate: Callable
     assert {(Path(row["image"]).parent.name, row["true"]) for row in found} == {(name, name) for name in chosen}
     model = load_predictor(run)
     samples = np.stack([np.asarray(Image.open(row["image"])).transpose(2, 0, 1) for row in found])
-    expected = [shapes.CLASS_NAMES[place] for place in model.logits(samples).argmax(axis=1)]
+    expected = [shapes.CLASS_NAMES[index] for index in model.predict(samples)[0].argmax(axis=1)]
     assert [row["predicted"] for row in found] == expected
     assert metrics(folder)["num_images"] == 18
     assert "circle" in printed
@@ -212,9 +138,9 @@ def test_every_image_of_other_data_is_seen_with_split_all(run: Path, evaluate: C
     assert all(Path(row["image"]).parent.name == row["true"] for row in found)
     assert "ImageFolder all, 20 images, each seen once" in printed
     printed = evaluate(f"run={run}", *other)
-    assert "note: the data set has no test split: these are 2 of its 20; split=all takes all of them" in printed
+    assert "note: the data set has no test split: these are 2 of its 20; split=all takes all" in printed
     printed = evaluate(f"run={run}", "split=all", returncode=2)
-    assert "split=all would count the images that the run was trained on; give other data" in printed
+    assert "split=all would count the images that the run was trained on; type other data" in printed
 
 
 @pytest.mark.slow
@@ -223,18 +149,18 @@ def test_the_images_of_the_run_are_its_own_however_their_folder_is_typed(run: Pa
     (tmp_path / "link").symlink_to(root)
     for typed in (os.path.relpath(root), f"{root}/../{root.name}", tmp_path / "link"):
         printed = evaluate(f"run={run}", "data=shapes", f"data.root={typed}", "split=all", returncode=2)
-        assert "split=all would count the images that the run was trained on; give other data" in printed
+        assert "split=all would count the images that the run was trained on; type other data" in printed
 
 
 @pytest.mark.slow
-def test_the_images_of_the_run_split_otherwise_are_refused(run: Path, evaluate: Callable):
+def test_the_images_of_the_run_in_another_split_are_refused(run: Path, evaluate: Callable):
     printed = evaluate(f"run={run}", "data=shapes", "data.fold=0", "split=val", returncode=2)
-    assert "split=val of the run's own images is drawn otherwise here than in its training" in printed
+    assert "split=val of the run's own images is drawn differently here than in its training" in printed
     assert evaluate(f"run={run}", "data=shapes", "split=val")
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_told_before_any_data_is_read(run: Path, evaluate: Callable, tmp_path: Path):
+def test_a_damaged_checkpoint_is_reported_before_any_data_is_read(run: Path, evaluate: Callable, tmp_path: Path):
     damaged = shutil.copytree(run, tmp_path / "damaged")
     file = damaged / "checkpoints" / "best.ckpt"
     file.write_bytes(file.read_bytes()[:1000])
@@ -261,7 +187,7 @@ def test_probabilities_are_calibrated_and_a_checkpoint_without_a_temperature_can
     (copy / "checkpoints" / "calibration.json").unlink()
     printed = evaluate(f"run={copy}", "split=val")
     assert "probabilities are not calibrated: " in printed
-    assert "best.ckpt; python src/eval.py run=RUN calibrate=true fits one" in printed
+    assert "best.ckpt; fit one with python src/eval.py run=RUN calibrate=true" in printed
     assert "calibration_temperature" not in metrics(copy / "eval" / "val")
     assert metrics(copy / "eval" / "val")["ece"] == pytest.approx(fitted["ece_before"])
     printed = evaluate(f"run={copy}", "calibrate=true")
@@ -271,47 +197,42 @@ def test_probabilities_are_calibrated_and_a_checkpoint_without_a_temperature_can
 
 
 @pytest.mark.slow
-def test_a_class_that_the_network_does_not_know_is_refused(run: Path, evaluate: Callable, tmp_path: Path):
+def test_a_class_that_the_network_lacks_is_refused(run: Path, evaluate: Callable, tmp_path: Path):
     write_folder(tmp_path / "data", ("ring", "star"))
     for split in ("train", "val", "test"):
         (tmp_path / "data" / split / "star").rename(tmp_path / "data" / split / "hexagon")
     printed = evaluate(f"run={run}", "data=image_folder", f"data.root={tmp_path / 'data'}", returncode=2)
     assert len(printed.strip().splitlines()) == 1
-    assert "classes that the network does not know: 'hexagon'; it knows 'arrow', 'bars'" in printed
+    assert "classes that the network lacks: 'hexagon'; the network has 'arrow', 'bars'" in printed
 
 
 @pytest.mark.slow
-def test_data_of_the_run_that_has_changed_since_is_told(run: Path, evaluate: Callable, tmp_path: Path):
+def test_changed_data_of_the_run_is_reported(run: Path, evaluate: Callable, tmp_path: Path):
     changed = shutil.copytree(run, tmp_path / "changed")
     file = changed / "provenance.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"data": "another"}))
     printed = evaluate(f"run={changed}")
-    assert "note: this is the data set of the run, but not as it was" in printed
+    assert "note: the data set of the run has changed since training" in printed
     assert "final test" not in printed
 
 
 @pytest.mark.slow
-def test_an_exported_file_is_evaluated_on_the_data_of_its_run_or_on_typed_data(
-    run: Path, evaluate: Callable, tmp_path: Path
+def test_an_exported_file_is_evaluated_like_its_checkpoint_or_on_typed_data(
+    run: Path, evaluate: Callable, command: Callable, tmp_path: Path
 ):
-    names = list(shapes.CLASS_NAMES)
-    write_onnx(run / "export" / "model.onnx", names, 32)
-    evaluate(f"run={run / 'export' / 'model.onnx'}")
-    found = rows(run / "eval" / "test-model.onnx" / "predictions.csv")
-    images, labels = shapes.draw_split("test")
-    order = np.argsort(labels, kind="stable")  # as the folder is read
-    images, labels = images[order], labels[order]
-    logits = -SHARPNESS * (images[:, :1].mean(axis=(2, 3)) / 255 - CENTRES) ** 2
-    assert len(set(logits.argmax(axis=1))) > 5
-    assert [row["predicted"] for row in found] == [names[place] for place in logits.argmax(axis=1)]
-    assert [row["true"] for row in found] == [names[label] for label in labels]
-    cooled = np.exp(logits / 2)  # by the temperature in the file
-    expected = (cooled / cooled.sum(axis=1, keepdims=True)).max(axis=1)
-    assert [float(row["probability"]) for row in found] == pytest.approx(expected, abs=1e-4)
+    done = command("src/export.py", f"run={run}", "limit=5", f"paths.log_dir={tmp_path / 'logs'}")
+    assert done.returncode == 0, done.stderr
+    exported, tables = run / "export" / "model.onnx", []
+    for model, folder in ((run, "test"), (exported, "test-model.onnx")):
+        evaluate(f"run={model}")
+        tables.append(rows(run / "eval" / folder / "predictions.csv"))
+    shares = [[float(row.pop("probability")) for row in table] for table in tables]
+    assert tables[0] == tables[1]
+    assert shares[0] == pytest.approx(shares[1], abs=1e-4)
 
-    alone = shutil.copy(run / "export" / "model.onnx", tmp_path / "alone.onnx")
+    alone = shutil.copy(exported, tmp_path / "alone.onnx")
     printed = evaluate(f"run={alone}", returncode=2)
-    assert "is in no run directory that names its data; add e.g. data=image_folder" in printed
+    assert "is not in a run directory that names its data; add e.g. data=image_folder" in printed
     evaluate(f"run={alone}", "data=shapes", "split=val")
     assert (tmp_path / "eval" / "val-shapes-alone.onnx" / "metrics.json").is_file()
 
@@ -320,25 +241,25 @@ def test_an_exported_file_is_evaluated_on_the_data_of_its_run_or_on_typed_data(
     ("arguments", "text"),
     [
         ([], "run: has no value yet; type it as run=VALUE"),
-        (["run=no/such run"], "run=no/such run does not exist; give a run directory such as logs/latest"),
-        (["run=null"], "run= names nothing; give a run directory"),
-        (["run=tests"], "run=tests has no checkpoints/best.ckpt; it is no run directory"),
+        (["run=no/such run"], "run=no/such run does not exist; type a run directory such as logs/latest"),
+        (["run=null"], "run= is empty; type a run directory"),
+        (["run=tests"], "run=tests has no checkpoints/best.ckpt; it is not a run directory"),
         (
             ["run=README.md", "calibrate=true", "data=shapes"],
-            "calibrate=true fits on the val images of the run's own",
+            "calibrate=true fits on the val images of the run",
         ),
         (["run=model.onnx", "calibrate=true"], "calibrate=true: run=model.onnx is an ONNX file; calibrate its run"),
         (["run=README.md", "split=train"], "split=train is not one of test, val, all"),
         (
             ["run=README.md", "ckpt=last"],
-            "ckpt=last chooses among the checkpoints of a run, but run=README.md is a file",
+            "ckpt=last selects a checkpoint of a run directory, but run=README.md is a file",
         ),
         (["run=README.md", "accelerator=tpu"], "accelerator=tpu is not one of auto, cpu, gpu"),
         (["run=README.md", "batch_size=0"], "batch_size=0 must be 1 or more"),
         (["run=README.md", "batch_size=a"], "batch_size=a: wants a whole number or null"),
-        (["run=README.md", "output=README.md"], "output=README.md is a file; give a folder"),
+        (["run=README.md", "output=README.md"], "output=README.md is a file; type a directory"),
         (["run=README.md", "data=shape"], "data=shape: there is no such option; data can be shapes"),
-        (["run=README.md"], "run=README.md is in no run directory that names its data"),
+        (["run=README.md"], "run=README.md is not in a run directory that names its data"),
         (["run=README.md", "data=shapes", "data._target_=os.system"], "data._target_=os.system is not allowed"),
         (["run=README.md", "model=resnet18"], "this command leaves no choice of 'model'"),
     ],
@@ -364,71 +285,8 @@ def test_a_run_without_a_readable_config_is_one_line(command: Callable, tmp_path
     assert "data._target_=os.system is not allowed" in command("src/eval.py", f"run={tmp_path / 'run'}").stderr
 
 
-def test_help_and_settings_are_this_commands_own(command: Callable):
+def test_help_and_settings_are_those_of_this_command(command: Callable):
     shown = command("src/eval.py", "--help").stdout
     assert "RUN/eval/SPLIT/" in shown
     assert "train.py" not in shown
     assert "split: test" in command("src/eval.py", "run=x", "--cfg", "job").stdout
-
-
-def test_classes_are_matched_whatever_their_order_and_unicode_form():
-    assert match_classes(["cafe\u0301", "a"], ["a", "b", "caf\u00e9"]).tolist() == [2, 0]
-    with pytest.raises(DataError, match="does not know: 'A'; it knows 'a'"):
-        match_classes(["A"], ["a"])
-
-
-def test_rebuilding_a_network_never_reads_pretrained_weights(tiny: Path):
-    with pytest.raises(ConfigError, match="tinynet.Tiny"):
-        load_classifier(tiny)
-    assert load_classifier(tiny, ["tinynet.*"]).class_names == ("blue", "red")
-
-
-def test_weights_that_no_longer_fit_the_code_of_their_network_are_one_line(tiny: Path):
-    module = tiny.parent / "tinynet.py"
-    module.write_text(NET.replace("self.layer", "self.renamed_layer"))
-    with pytest.raises(
-        DataError, match="the weights do not fit tinynet.Tiny as its code is now: .*renamed_layer"
-    ) as caught:
-        load_classifier(tiny, ["tinynet.*"])
-    assert "\n" not in str(caught.value)
-
-
-def test_predictor_gives_fp32_logits_with_the_checkpoints_own_preprocess(tiny: Path):
-    predictor = load_predictor(tiny, extra_targets=["tinynet.*"], accelerator="cpu")
-    images = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), np.uint8)
-    means = (images.mean(axis=(2, 3)) / 255 - PREPROCESS["mean"]) / PREPROCESS["std"]
-    logits, probabilities = predictor.predict(images)
-    assert logits.dtype == np.float32
-    assert logits == pytest.approx(means[:, [2, 0]], abs=1e-5)
-    assert probabilities.sum(axis=1) == pytest.approx(1)
-    assert predictor.preprocess == Preprocess.from_dict(PREPROCESS)
-
-
-def test_a_checkpoint_of_a_run_is_found_by_word_name_or_path(tmp_path: Path):
-    folder = tmp_path / "run" / "checkpoints"
-    folder.mkdir(parents=True)
-    (folder.parent / "config.yaml").touch()
-    for name in ("best", "epoch=3"):
-        (folder / f"{name}.ckpt").touch()
-    run = folder.parent
-    assert checkpoint_path(run) == folder / "best.ckpt"
-    for name in ("epoch=3", "epoch=3.ckpt", str(folder / "epoch=3.ckpt")):
-        assert checkpoint_path(run, name) == folder / "epoch=3.ckpt"
-    assert run_directory(folder / "best.ckpt") == run_directory(run / "export" / "model.onnx") == run.resolve()
-    assert run_directory(tmp_path / "alone.onnx") is None
-    with pytest.raises(ConfigError, match=r"^run=.*/run has no checkpoints/last.ckpt; it has best, epoch=3\.$"):
-        find_model(str(run), "last", "auto")
-    with pytest.raises(ConfigError, match=r"^run=.*/run has no checkpoint /no/such\.ckpt; it has best, epoch=3\.$"):
-        find_model(str(run), "/no/such.ckpt", "auto")
-    with pytest.raises(ConfigError, match="accelerator=gpu: run=.* is an ONNX file"):
-        find_model(str(tmp_path / "x.onnx"), "best", "gpu")
-
-
-def test_class_names_cannot_send_codes_to_the_terminal():
-    logits = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
-    result = Result(("a\x1b[2J", "b\nc"), np.array([0, 1, 1]), logits, np.array([0.7, 0.7, 0.7]))
-    facts = {"model": "best.ckpt", "data": "ImageFolder", "split": "val", "tta": "none"}
-    lines = _screen(result, facts, result.metrics(), None).splitlines()
-    assert all(line.isprintable() for line in lines)
-    assert r"confused  b\nc as a\x1b[2J 1 x" in lines
-    assert lines[-1].startswith(r"b\nc ")

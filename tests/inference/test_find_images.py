@@ -1,4 +1,4 @@
-"""Which images `input` means: one file under any name, a folder, a pattern, or a list."""
+"""The images that `input` means: one file with any name, a folder, a pattern, or a list."""
 
 import os
 from collections.abc import Sequence
@@ -27,13 +27,13 @@ def names(found: Sequence[Path], root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_an_existing_file_is_that_file_whatever_its_name(tmp_path: Path, name: str):
+def test_an_existing_file_is_found_whatever_its_name(tmp_path: Path, name: str):
     write_image(tmp_path / name)
     write_image(tmp_path / "x.bmp")
     assert find_images(str(tmp_path / name)) == [tmp_path / name]
 
 
-def test_a_folder_is_searched_with_all_below_it_but_not_in_hidden_places(tmp_path: Path):
+def test_a_folder_is_searched_with_its_subfolders_but_without_hidden_ones(tmp_path: Path):
     for name in ("b.JPG", "a/c.png", "a/[d]/e.webp", ".hidden.png", ".cache/f.png", "a/.g/h.png", "readme.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -42,7 +42,7 @@ def test_a_folder_is_searched_with_all_below_it_but_not_in_hidden_places(tmp_pat
     assert names(find_images(str(tmp_path)), tmp_path) == ["a/[d]/e.webp", "a/c.png", "b.JPG"]
 
 
-def test_a_pattern_gives_images_and_what_lies_in_folders_each_once(tmp_path: Path):
+def test_a_pattern_finds_images_and_folder_contents_each_once(tmp_path: Path):
     for name in ("x1.png", "x2.txt", "x3/y.png", "x3/z/y.png", "other.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -54,13 +54,13 @@ def test_a_pattern_gives_images_and_what_lies_in_folders_each_once(tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "reason"), [("a" * 5000, "matches nothing"), ("x\n[y].png", r"x\\n\[y\].png matches")]
 )
-def test_what_cannot_be_a_file_is_one_line(text: str, reason: str):
+def test_a_text_that_matches_nothing_is_one_line(text: str, reason: str):
     with pytest.raises(ConfigError, match=reason) as caught:
         find_images(text)
     assert "\n" not in str(caught.value)
 
 
-def test_a_list_gives_its_paths_in_its_own_order_with_those_that_are_gone(tmp_path: Path):
+def test_a_list_keeps_its_order_and_its_missing_files(tmp_path: Path):
     names = ["b.png", "a, b.png", " lead.png", os.fsdecode(b"latin\xe9.png")]
     text = "\ufeff" + "\r\n".join(["b.png", "", "a, b.png", " lead.png"]) + "\n"
     file = tmp_path / "List.TXT"
@@ -74,7 +74,7 @@ def test_an_empty_list_is_refused(tmp_path: Path):
         find_images(str(tmp_path / "list.txt"))
 
 
-def test_a_table_is_no_image_and_no_list(tmp_path: Path):
+def test_a_table_is_refused(tmp_path: Path):
     (tmp_path / "list.csv").write_text("path,label\na.png,ant\n")
-    with pytest.raises(ConfigError, match=r"list.csv is a table; give an image, a folder, a list of paths in a .txt"):
+    with pytest.raises(ConfigError, match=r"list.csv is a table; type an image, a folder, a list of paths in a .txt"):
         find_images(str(tmp_path / "list.csv"))

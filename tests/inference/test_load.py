@@ -1,14 +1,24 @@
-"""What a run can go on from: a whole state of training, of the same network and the same classes."""
+"""Loading: which checkpoint a path means, the network it describes, and what a run can resume from."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from imago.errors import DataError
-from imago.inference.load import check_continues
+from imago.errors import ConfigError, DataError
+from imago.images import Preprocess
+from imago.inference.load import (
+    check_continues,
+    checkpoint_path,
+    find_model,
+    load_classifier,
+    load_predictor,
+    run_directory,
+)
 from imago.runs.checkpoint import write_checkpoint
 
 SAVED: dict[str, Any] = {
@@ -23,7 +33,7 @@ TASK: Any = SimpleNamespace(
 )
 
 
-def test_a_state_of_the_same_network_is_gone_on_with(tmp_path: Path):
+def test_the_state_of_the_same_network_passes(tmp_path: Path):
     write_checkpoint(SAVED, tmp_path / "last.ckpt")
     check_continues(tmp_path / "last.ckpt", TASK)
 
@@ -33,15 +43,17 @@ def test_a_state_of_the_same_network_is_gone_on_with(tmp_path: Path):
     [
         (
             {"state_dict": {"weight": torch.zeros(5, 3)}},
-            "another network .* weight has the shape .5, 3. there and .2, 3.",
+            "another network .*: weight has the shape .5, 3. there and .2, 3.",
         ),
         ({"state_dict": {}}, "weight has the shape None there"),
         ({"state_dict": SAVED["state_dict"] | {"more": torch.zeros(1)}}, "more has the shape .1,. there and None here"),
-        ({"hyper_parameters": {"class_names": ["bee", "ant"]}}, "is of the classes .'bee', 'ant'., and the data has"),
-        ({"loops": None}, "no state of a training that could go on"),
+        ({"hyper_parameters": {"class_names": ["bee", "ant"]}}, "has the classes .'bee', 'ant'., and the data has"),
+        ({"loops": None}, "no training state to resume from"),
     ],
 )
-def test_another_state_is_refused_in_one_line(tmp_path: Path, changed: dict[str, Any], text: str):
+def test_the_state_of_another_network_or_other_classes_is_refused_in_one_line(
+    tmp_path: Path, changed: dict[str, Any], text: str
+):
     saved = {key: value for key, value in (SAVED | changed).items() if value is not None}
     write_checkpoint(saved, tmp_path / "last.ckpt")
     with pytest.raises(DataError, match=text) as caught:
@@ -49,7 +61,87 @@ def test_another_state_is_refused_in_one_line(tmp_path: Path, changed: dict[str,
     assert str(caught.value).isprintable()
 
 
-def test_a_damaged_state_names_the_other_one(tmp_path: Path):
+def test_a_damaged_state_names_the_other_checkpoint(tmp_path: Path):
     (tmp_path / "last.ckpt").write_bytes(b"half")
-    with pytest.raises(DataError, match="is truncated .* best.ckpt, copied over it, goes on from the best epoch"):
+    with pytest.raises(DataError, match="is truncated .* Copy best.ckpt over it to resume from the best epoch"):
         check_continues(tmp_path / "last.ckpt", TASK)
+
+
+NET = """
+from torch import nn
+
+class Tiny(nn.Module):
+    '''Maps the means of the channels to logits; refuses to read pretrained weights.'''
+
+    def __init__(self, num_classes, image_size, weights):
+        super().__init__()
+        assert weights is None, weights
+        self.layer = nn.Linear(3, num_classes)
+
+    def forward(self, images):
+        return self.layer(images.mean(dim=(2, 3)))
+"""
+
+
+PREPROCESS = {"size": 8, "resize": 10, "crop": "center", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkpoint of a network from the user's own package, whose settings name pretrained weights."""
+    (tmp_path / "tinynet.py").write_text(NET)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "tinynet", raising=False)
+    settings = {"_target_": "tinynet.Tiny", "weights": "/no/such/file.pth"}
+    state = {"net.layer.weight": torch.eye(3)[[2, 0]], "net.layer.bias": torch.zeros(2), "loss.weight": torch.ones(1)}
+    hparams = {"net": settings, "class_names": ["blue", "red"], "preprocess": PREPROCESS}
+    file = tmp_path / "some.ckpt"
+    write_checkpoint({"imago": {"schema": 1}, "hyper_parameters": hparams, "state_dict": state}, file)
+    return file
+
+
+def test_rebuilding_a_network_never_reads_pretrained_weights(tiny: Path):
+    with pytest.raises(ConfigError, match="tinynet.Tiny"):
+        load_classifier(tiny)
+    assert load_classifier(tiny, ["tinynet.*"]).class_names == ("blue", "red")
+
+
+def test_weights_that_do_not_fit_the_code_of_their_network_are_one_line(tiny: Path):
+    module = tiny.parent / "tinynet.py"
+    module.write_text(NET.replace("self.layer", "self.renamed_layer"))
+    with pytest.raises(
+        DataError, match="the weights do not fit tinynet.Tiny as its code is now: .*renamed_layer"
+    ) as caught:
+        load_classifier(tiny, ["tinynet.*"])
+    assert "\n" not in str(caught.value)
+
+
+def test_predictor_returns_fp32_logits_with_the_checkpoints_own_preprocess(tiny: Path):
+    predictor = load_predictor(tiny, extra_targets=["tinynet.*"], accelerator="cpu")
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), np.uint8)
+    means = (images.mean(axis=(2, 3)) / 255 - PREPROCESS["mean"]) / PREPROCESS["std"]
+    logits, probabilities = predictor.predict(images)
+    assert logits.dtype == np.float32
+    assert logits == pytest.approx(means[:, [2, 0]], abs=1e-5)
+    assert probabilities.sum(axis=1) == pytest.approx(1)
+    assert predictor.preprocess == Preprocess.from_dict(PREPROCESS)
+
+
+def test_a_checkpoint_of_a_run_is_found_by_keyword_name_or_path(tmp_path: Path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder.parent / "config.yaml").touch()
+    for name in ("best", "epoch=3"):
+        (folder / f"{name}.ckpt").touch()
+    run = folder.parent
+    assert checkpoint_path(run) == folder / "best.ckpt"
+    for name in ("epoch=3", "epoch=3.ckpt", str(folder / "epoch=3.ckpt")):
+        assert checkpoint_path(run, name) == folder / "epoch=3.ckpt"
+    assert run_directory(folder / "best.ckpt") == run_directory(run / "export" / "model.onnx") == run.resolve()
+    assert run_directory(tmp_path / "alone.onnx") is None
+    with pytest.raises(ConfigError, match=r"^run=.*/run has no checkpoints/last.ckpt; it has best, epoch=3\.$"):
+        find_model(str(run), "last", "auto")
+    with pytest.raises(ConfigError, match=r"^run=.*/run has no checkpoint /no/such\.ckpt; it has best, epoch=3\.$"):
+        find_model(str(run), "/no/such.ckpt", "auto")
+    with pytest.raises(ConfigError, match=r"ckpt= is not best, last or a file\.\naccelerator=gpu: run=.* is an ONNX"):
+        find_model(str(tmp_path / "x.onnx"), None, "gpu")

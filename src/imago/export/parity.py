@@ -1,7 +1,7 @@
-"""Whether an exported file says what its checkpoint says, on real images and for batches of several sizes."""
+"""Compare an exported file with its checkpoint, on real images and for batches of several sizes."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, astuple, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,29 +12,29 @@ from imago.errors import UserError
 from imago.model.classifier import Classifier
 
 # N images, S side in pixels, K classes
-BATCH_SIZES = (1, 2, 7, 64)  # one, the traced one, one that divides nothing, and one for throughput
+BATCH_SIZES = (1, 2, 7, 64)  # one image, the traced size, one that divides no other, and one for throughput
 # Between the checkpoint's two highest logits. Below it their order is rounding: torch and onnxruntime differ by 5e-5 on
 # logits up to 212, torch by 3e-5 from itself at another batch size (measured: SimpleCNN, 1,000 val images of shapes).
 TIE_GAP = 1e-4
-# A label cannot show a wrong temperature or softmax. Rounding gave 7e-7, in the same comparison.
+# Labels do not depend on the temperature or the softmax. Rounding gave 7e-7, in the same comparison.
 MAX_PROBABILITY_DIFF = 1e-3
 
-_CHUNK = 448  # images held at once: the smallest number that every batch size divides
+_CHUNK = 448  # images compared at once: the smallest number that every batch size divides
 
 Outputs = tuple[np.ndarray, np.ndarray]  # logits and probabilities, each float32 (N, K)
 
 
 class ParityError(UserError):
-    """An exported file that does not say what its checkpoint says."""
+    """An exported file whose outputs differ from those of its checkpoint."""
 
 
 @dataclass
 class Agreement:
-    """How outputs compare with the checkpoint's, over all images so far.
+    """Differences between the outputs of a file and its checkpoint, over all images so far.
 
     Attributes:
         num_ties: other label, where the checkpoint's two highest logits are less than TIE_GAP apart.
-        num_disagreements: other label, without that excuse.
+        num_disagreements: other label in all other cases.
         max_abs_diff_logits: NaN if either side is not finite.
         max_abs_diff_probabilities: likewise.
     """
@@ -46,7 +46,7 @@ class Agreement:
     max_abs_diff_probabilities: float = 0.0
 
     def add(self, expected: Outputs, found: Outputs) -> None:
-        """Count further images."""
+        """Add further images."""
         logits, probabilities = expected
         second, first = np.partition(logits, -2, axis=1)[:, -2:].T
         differs = logits.argmax(axis=1) != found[0].argmax(axis=1)
@@ -54,75 +54,65 @@ class Agreement:
         self.num_images += len(logits)
         self.num_ties += int(is_tie.sum())
         self.num_disagreements += int((differs & ~is_tie).sum())
-        # np.maximum, unlike max(), passes a NaN on
+        # np.maximum, unlike max(), returns NaN if either number is NaN
         self.max_abs_diff_logits = float(np.maximum(self.max_abs_diff_logits, np.abs(logits - found[0]).max()))
         self.max_abs_diff_probabilities = float(
             np.maximum(self.max_abs_diff_probabilities, np.abs(probabilities - found[1]).max())
         )
 
 
-@dataclass
-class Parity:
-    """The comparison by batch size; every size has seen every image."""
-
-    by_batch_size: dict[int, Agreement] = field(default_factory=lambda: {size: Agreement() for size in BATCH_SIZES})
-
-    @property
-    def worst(self) -> Agreement:
-        """The largest of each number over the batch sizes."""
-        largest = np.max([astuple(part) for part in self.by_batch_size.values()], axis=0)
-        return Agreement(*(int(count) for count in largest[:3]), *(float(diff) for diff in largest[3:]))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give plain numbers for the report."""
-        worst = self.worst
-        return asdict(worst) | {
-            "label_agreement": 1 - worst.num_disagreements / max(worst.num_images, 1),
-            "by_batch_size": {str(size): asdict(part) for size, part in self.by_batch_size.items()},
-        }
-
-    def refuse_disagreement(self) -> None:
-        """Pass only a file that gives the checkpoint's labels and probabilities.
-
-        Raises:
-            ParityError: saying how far off it is, and for which batch size.
-        """
-        for size, part in self.by_batch_size.items():
-            # written so that NaN fails
-            if part.num_disagreements or not part.max_abs_diff_probabilities <= MAX_PROBABILITY_DIFF:
-                raise ParityError(
-                    f"the ONNX file does not say what the checkpoint says, so it was not kept: with batches of {size} "
-                    f"{part.num_disagreements} of {part.num_images:,} labels differ, logits by up to "
-                    f"{part.max_abs_diff_logits:.2g}, probabilities by up to {part.max_abs_diff_probabilities:.2g}; "
-                    "try another opset, e.g. opset=18."
-                )
+def summarize(by_batch_size: Mapping[int, Agreement]) -> dict[str, Any]:
+    """Return plain numbers for the report: the largest of each over the batch sizes, and those of each size."""
+    by_size = {str(size): asdict(part) for size, part in by_batch_size.items()}
+    worst = {name: max(part[name] for part in by_size.values()) for name in asdict(Agreement())}
+    agreement = 1 - worst["num_disagreements"] / max(worst["num_images"], 1)
+    return worst | {"label_agreement": agreement, "by_batch_size": by_size}
 
 
-def compare(classifier: Classifier, exported: OnnxClassifier, samples: Iterable[np.ndarray]) -> Parity:
-    """Run every image through the classifier once, and through the file once for each of BATCH_SIZES.
+def check(by_batch_size: Mapping[int, Agreement]) -> None:
+    """Raise if the file does not give the checkpoint's labels and probabilities.
+
+    Raises:
+        ParityError: with the difference, and the batch size.
+    """
+    for size, part in by_batch_size.items():
+        # written so that NaN fails
+        if part.num_disagreements or not part.max_abs_diff_probabilities <= MAX_PROBABILITY_DIFF:
+            raise ParityError(
+                f"the ONNX file differs from the checkpoint, so it was not kept: with batches of {size} "
+                f"{part.num_disagreements} of {part.num_images:,} labels differ, logits by up to "
+                f"{part.max_abs_diff_logits:.2g}, probabilities by up to {part.max_abs_diff_probabilities:.2g}; "
+                "try another opset, e.g. opset=18."
+            )
+
+
+def compare(classifier: Classifier, exported: OnnxClassifier, images: Iterable[np.ndarray]) -> dict[int, Agreement]:
+    """Compare on every image: run the classifier once, and the file once for each of BATCH_SIZES.
 
     Args:
         classifier: in eval mode, float32, on the CPU.
-        exported: the file made from it.
-        samples: batches of any size, uint8 (N, 3, S, S), prepared as the preprocess record says.
+        exported: the file written from it.
+        images: batches of any size, uint8 (N, 3, S, S), prepared as the preprocess record says.
+
+    Returns:
+        The differences by batch size.
     """
-    temperature = classifier.calibration_temperature
 
-    def reference(images: np.ndarray) -> Outputs:
+    def reference(batch: np.ndarray) -> Outputs:
         with torch.inference_mode():
-            logits = classifier(torch.from_numpy(images))
-            return logits.numpy(), (logits / temperature).softmax(dim=1).numpy()
+            logits = classifier(torch.from_numpy(batch))
+            return logits.numpy(), (logits / classifier.calibration_temperature).softmax(dim=1).numpy()
 
-    parity = Parity()
-    for images in regroup(samples, _CHUNK):
-        expected = in_batches(reference, images, BATCH_SIZES[-1])
-        for size, agreement in parity.by_batch_size.items():
-            agreement.add(expected, in_batches(exported.predict, images, size))
-    return parity
+    by_batch_size = {size: Agreement() for size in BATCH_SIZES}
+    for chunk in regroup(images, _CHUNK):
+        expected = in_batches(reference, chunk, BATCH_SIZES[-1])
+        for size, agreement in by_batch_size.items():
+            agreement.add(expected, in_batches(exported.predict, chunk, size))
+    return by_batch_size
 
 
 def regroup(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Cut a stream of batches (N, ...) into arrays of `size` rows; the last one may be shorter."""
+    """Regroup a stream of batches (N, ...) into arrays of `size` rows; the last one may be shorter."""
     kept: list[np.ndarray] = []
     for batch in batches:
         kept.append(batch)
@@ -135,12 +125,12 @@ def regroup(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 def in_batches(function: Callable[[np.ndarray], Outputs], images: np.ndarray, size: int) -> Outputs:
-    """Call `function` with exactly `size` images at a time, and put together what it gives for each image.
+    """Call `function` with exactly `size` images at a time, and concatenate its outputs.
 
-    The last batch is filled up with the first images, so that a size is tried even on a handful of them.
+    The last batch is filled up with the first images, so that each size is tested even on a few images.
     """
     count = len(images)
-    places = np.arange(-(-count // size) * size) % count
-    parts = [function(images[places[start : start + size]]) for start in range(0, len(places), size)]
+    indices = np.arange(-(-count // size) * size) % count
+    parts = [function(images[indices[start : start + size]]) for start in range(0, len(indices), size)]
     logits, probabilities = (np.concatenate(outputs)[:count] for outputs in zip(*parts, strict=True))
     return logits, probabilities

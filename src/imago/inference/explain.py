@@ -1,59 +1,52 @@
-"""Samples of where a network looked: Grad-CAM over what it saw, as predict.py writes them."""
+"""Explain predictions with Grad-CAM overlays, computed by captum on the last feature map of the network."""
 
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from imago.analysis.plots import draw_explanation, save_figure
 from imago.errors import ConfigError, DataError
 from imago.inference.load import Predictor, TorchPredictor
 from imago.inference.predictions import Prediction
-
-if TYPE_CHECKING:
-    from imago.model.classifier import Classifier
+from imago.model.classifier import Classifier
 
 _MAX_STEM_CHARS = 60
 
 
 class Explainer:
-    """Writes an overlay for each image into a folder, named by the image's place and name.
+    """Write an overlay for each image into a folder, named by the image's number and name.
 
     Args:
-        predictor: the network; an exported file has no gradients.
-        folder: made with the first image.
+        predictor: the network, from a checkpoint.
+        folder: created with the first image.
 
     Raises:
-        ConfigError: if this network cannot be explained, or a package for it is missing.
+        ConfigError: if Grad-CAM cannot explain this network.
     """
 
     def __init__(self, predictor: Predictor, folder: Path) -> None:
-        from imago.inference.grad_cam import target_layer
-
-        if not isinstance(predictor, TorchPredictor):
-            raise ConfigError("explain=true needs gradients, which an ONNX file has not; give the run or a checkpoint.")
+        assert isinstance(predictor, TorchPredictor), "the settings check refuses ONNX files"
         self.folder = folder
         self.layer = target_layer(predictor.model)
-        self._model: Classifier = predictor.model
+        self._model = predictor.model
         self._num_written = 0
 
     def write(self, squares: np.ndarray, predictions: list[Prediction]) -> None:
         """Write the overlays of a batch, each for the most probable class.
 
         Args:
-            squares: what the network saw, uint8 (N, 3, size, size).
+            squares: the network's input, uint8 (N, 3, size, size).
             predictions: N of them.
 
         Raises:
-            DataError: if they cannot be written.
+            DataError: if the overlays cannot be written.
         """
-        import torch
-
-        from imago.analysis.plots import draw_explanation, save_figure
-        from imago.inference.grad_cam import grad_cam
-
-        places = [self._model.class_names.index(prediction.class_names[0]) for prediction in predictions]
+        classes = [self._model.class_names.index(prediction.class_names[0]) for prediction in predictions]
         device = self._model.normalize.mean.device
-        maps = grad_cam(self._model, torch.from_numpy(squares).to(device), torch.tensor(places, device=device)).numpy()
+        maps = grad_cam(self._model, torch.from_numpy(squares).to(device), torch.tensor(classes, device=device)).numpy()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for square, heat, prediction in zip(squares.transpose(0, 2, 3, 1), maps, predictions, strict=True):
@@ -63,5 +56,84 @@ class Explainer:
                 save_figure(draw_explanation(square, heat, title), self.folder / name)
         except OSError as error:
             raise DataError(
-                f"{self.folder} cannot be written: {error.strerror}; name another file, output=FILE.csv."
+                f"{self.folder} cannot be written: {error.strerror}; choose another file with output=FILE.csv."
             ) from error
+
+
+def grad_cam(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor:
+    """Compute for each pixel how much it contributes to a class.
+
+    Args:
+        classifier: in eval mode.
+        images: uint8 (N, 3, S, S), on the device of the classifier.
+        classes: the class to explain for each image, int64 (N,).
+
+    Returns:
+        float32 (N, S, S) on the CPU, in [0, 1]; an image's largest value is 1, or 0 if nothing contributes.
+
+    Raises:
+        ConfigError: if the network has no feature map, or captum is not installed.
+
+    Source: Selvaraju et al. 2017 (arXiv:1610.02391).
+    """
+    try:
+        from captum.attr import LayerAttribution, LayerGradCam
+    except ModuleNotFoundError as error:
+        raise ConfigError("explain=true needs captum; install it: pip install -e '.[analysis]'.") from error
+    layer = classifier.net.get_submodule(target_layer(classifier))
+    # Gradients of the input make autograd record every layer, also frozen ones.
+    inputs = classifier.normalize(images).requires_grad_()
+    with torch.enable_grad():
+        small = LayerGradCam(classifier.net, layer).attribute(inputs, target=classes, relu_attributions=True)
+    maps = LayerAttribution.interpolate(small.detach(), tuple(images.shape[-2:]), interpolate_mode="bilinear")[:, 0]
+    largest = maps.amax(dim=(1, 2), keepdim=True)
+    return torch.where(largest > 0, maps / largest.clamp_min(torch.finfo(maps.dtype).tiny), 0).float().cpu()
+
+
+def target_layer(classifier: Classifier) -> str:
+    """Return the name of the last module before the head whose output is a map (N, C, H, W), larger than 1 x 1.
+
+    Raises:
+        ConfigError: if there is none, as in a network that processes the image as a sequence of patches.
+    """
+    calls = _record_calls(classifier)
+    # The head is the last linear layer; a network without one (SqueezeNet) ends in a convolution.
+    heads = [name for kind in (nn.Conv2d, nn.Linear) for name, module, _ in calls if isinstance(module, kind)]
+    calls = list(takewhile(lambda call: call[0] not in heads[-1:], calls))
+    names = [name for name, _, _ in calls]
+    maps = [index for index, (name, _, shape) in enumerate(calls) if _is_map(shape) and names.count(name) == 1]
+    if not maps or any(_is_sequence(shape) for _, _, shape in calls[maps[-1] :]):
+        raise ConfigError(
+            f"explain=true: {type(classifier.net).__name__} has no feature map of the image before its head, which "
+            "Grad-CAM needs; convolutional networks have one."
+        )
+    return names[maps[-1]]
+
+
+def _record_calls(classifier: Classifier) -> list[tuple[str, nn.Module, torch.Size]]:
+    """Return name, module and output shape of each call in a forward pass, in the order in which the calls end."""
+    calls: list[tuple[str, nn.Module, torch.Size]] = []
+    names = {module: name for name, module in classifier.net.named_modules() if name}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        if isinstance(output, Tensor):
+            calls.append((names[module], module, output.shape))
+
+    hooks = [module.register_forward_hook(record) for module in names]
+    size, device = classifier.preprocess.size, classifier.normalize.mean.device
+    try:
+        with torch.inference_mode():
+            classifier(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _is_map(shape: torch.Size) -> bool:
+    """Return whether a shape is (N, C, H, W) with H = W, as images are square; Swin's (N, H, W, C) is not."""
+    return len(shape) == 4 and shape[2] == shape[3] > 1
+
+
+def _is_sequence(shape: torch.Size) -> bool:
+    return (len(shape) == 3 and shape[1] > 1) or (len(shape) == 4 and shape[1] == shape[2] > 1 and shape[3] != shape[2])

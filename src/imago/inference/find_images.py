@@ -1,4 +1,4 @@
-"""Which files the setting `input` of predict.py means."""
+"""Find the image files that the setting `input` of predict.py means."""
 
 import glob
 import os
@@ -9,15 +9,15 @@ from imago.errors import ConfigError, DataError
 from imago.images import SUFFIXES
 from imago.text import printable
 
-_WAY_OUT = "give an image, a folder, a list of paths in a .txt file, or a pattern in quotes such as 'photos/*.jpg'"
+_WAY_OUT = "type an image, a folder, a list of paths in a .txt file, or a pattern in quotes such as 'photos/*.jpg'"
 
 
 def find_images(text: str) -> list[Path]:
-    """Give the images that `input` means: in the order of a list, else in the order of their names.
+    """Return the images that `input` means: in the order of a list, else sorted by name.
 
-    An existing file is that file, whatever its name looks like, and whatever its suffix; only a `.txt` file is a list,
-    a path on each line, as if it had been typed. A folder is searched with all below it, hidden ones left out. Anything
-    else is a pattern, with `**` for folders of any depth.
+    An existing file is that file, whatever its name and suffix; only a `.txt` file is a list, with one path per line
+    as it would be typed. A folder is searched with its subfolders, without hidden files and folders. Anything else is
+    a glob pattern, with `**` for folders of any depth.
 
     Raises:
         ConfigError: if there are none.
@@ -27,21 +27,18 @@ def find_images(text: str) -> list[Path]:
         if text.lower().endswith(".csv"):
             raise ConfigError(f"input={printable(text)} is a table; {_WAY_OUT}.")
         return _read_list(Path(text)) if text.lower().endswith(".txt") else [Path(text)]
-    is_folder = os.path.isdir(text)
-    places = [text] if is_folder else sorted(glob.glob(text, recursive=True)) if text else []
-    found = sorted({Path(image) for place in places for image in _images_in(place)})
+    paths = [text] if os.path.isdir(text) else sorted(glob.glob(text, recursive=True)) if text else []
+    found = sorted({Path(image) for path in paths for image in _images_in(path)})
     if not found:
-        kinds = " ".join(sorted(SUFFIXES))
-        fault = f"holds no image ({kinds})" if places else "matches nothing"
-        raise ConfigError(f"input={printable(text)} {fault}; {_WAY_OUT}.")
+        reason = f"has no image ({' '.join(sorted(SUFFIXES))})" if paths else "matches nothing"
+        raise ConfigError(f"input={printable(text)} {reason}; {_WAY_OUT}.")
     return found
 
 
 def _read_list(file: Path) -> list[Path]:
-    """Whether the images are there is seen when they are read: one that is gone does not stop the others."""
+    """Return the paths of a list, also of missing images: those are reported when they are read."""
     try:
-        # `surrogateescape` keeps a file name that is no UTF-8 as it is on the disk; -sig drops what Windows puts first.
-        lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+        lines = os.fsdecode(file.read_bytes()).removeprefix("\ufeff").split("\n")  # Windows writes the mark
     except OSError as error:
         raise DataError(f"{printable(file)} cannot be read: {error.strerror}.") from error
     names = [line.rstrip("\r") for line in lines if line.strip()]
@@ -50,14 +47,14 @@ def _read_list(file: Path) -> list[Path]:
     return [Path(name).expanduser() for name in names]
 
 
-def _images_in(place: str) -> Iterator[str]:
-    """The place itself if it is an image, or all images below it if it is a folder."""
-    if not os.path.isdir(place):
-        if _is_image(place):
-            yield place
+def _images_in(path: str) -> Iterator[str]:
+    """Yield the path itself if it is an image file, or all images of a folder and its subfolders."""
+    if not os.path.isdir(path):
+        if _is_image(path):
+            yield path
         return
-    for folder, below, names in os.walk(place, onerror=_refuse_folder):
-        below[:] = [name for name in below if not name.startswith(".")]
+    for folder, subfolders, names in os.walk(path, onerror=_refuse_folder):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         yield from (os.path.join(folder, name) for name in names if not name.startswith(".") and _is_image(name))
 
 

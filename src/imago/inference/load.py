@@ -1,7 +1,7 @@
-"""From a run directory, a checkpoint or an ONNX file to a network that can be used; an ONNX file needs no torch."""
+"""Load a trained network from a run directory, a checkpoint or an ONNX file; an ONNX file needs no torch."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,39 +22,35 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# N images, K classes
 _PREFIX = "net."  # of the network's keys in a checkpoint of the task
 _ACCELERATORS = ("auto", "cpu", "gpu")
 
 
 class Predictor(Protocol):
-    """What evaluation and prediction ask of a trained network, whatever file it comes from."""
+    """A trained network from any kind of file.
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """K names; the place of a name is its label."""
+    Attributes:
+        class_names: K names; the index of a name is its label.
+        preprocess: how images are prepared for the network.
+        calibration_temperature: divisor of the logits before the softmax; 1 if none was fitted.
+    """
 
-    @property
-    def preprocess(self) -> Preprocess:
-        """How images are prepared for it."""
-
-    @property
-    def calibration_temperature(self) -> float:
-        """What logits are divided by before the softmax; 1 where none was fitted."""
-
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Map uint8 images (N, 3, size, size) to float32 logits (N, K)."""
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    calibration_temperature: float
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Give logits and calibrated probabilities, (N, K) each."""
+        """Map uint8 images (N, 3, size, size) to float32 logits and calibrated probabilities, (N, K) each."""
 
 
 class TorchPredictor:
-    """A network in torch, in fp32 whatever it was trained in.
+    """A torch network that computes in fp32, whatever precision it was trained in.
 
     Args:
-        model: as `load_classifier` or `load_calibrated` gives it.
+        model: as returned by `load_classifier` or `load_calibrated`.
         device: where it computes.
-        tta: views of each image to take the mean of, see `imago.task.tta`.
+        tta: views of each image to average, see `imago.task.tta`.
 
     Attributes:
         model: on that device.
@@ -71,40 +67,36 @@ class TorchPredictor:
         self._tta = tta
         self.model = model.float().to(device).to(memory_format=torch.channels_last)
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Map uint8 images (N, 3, size, size) to float32 logits (N, K)."""
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Map uint8 images (N, 3, size, size) to float32 logits and calibrated probabilities, (N, K) each."""
         import torch
 
         from imago.task.tta import predict_with_tta
 
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
-            return predict_with_tta(self.model, torch.from_numpy(images).to(self._device), self._tta).cpu().numpy()
-
-    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Give logits and calibrated probabilities, (N, K) each."""
-        logits = self.logits(images)
+            logits = predict_with_tta(self.model, torch.from_numpy(images).to(self._device), self._tta).cpu().numpy()
         return logits, softmax(logits / self.calibration_temperature)
 
 
 def load_predictor(
     path: Path,
-    ckpt: str = "best",
     extra_targets: Sequence[str] = (),
     accelerator: str = "auto",
     tta: str = "none",
+    is_calibrated: bool = True,
 ) -> Predictor:
-    """Make a trained network ready to map images to logits.
+    """Load a trained network that maps images to logits.
 
     Args:
-        path: a run directory, a checkpoint file, or an ONNX file, for which torch is not even loaded.
-        ckpt: which checkpoint of a run directory: best, last, or a file.
-        extra_targets: packages that the checkpoint's network may come from, as the user typed them.
+        path: a run directory (its best checkpoint), a checkpoint file, or an ONNX file (loaded without torch).
+        extra_targets: packages that the checkpoint's network may come from, as typed by the user.
         accelerator: auto, cpu or gpu; an ONNX file runs on the CPU.
-        tta: views of each image to take the mean of, see `imago.task.tta`; a checkpoint only.
+        tta: views of each image to average, see `imago.task.tta`; for a checkpoint only.
+        is_calibrated: whether to load a checkpoint's temperature, and to log a warning if there is none.
 
     Raises:
-        DataError: if there is no sound checkpoint or ONNX file of this project.
-        ConfigError: if the accelerator is not there, or the checkpoint names a target that is not allowed.
+        DataError: if there is no intact checkpoint or ONNX file of this project.
+        ConfigError: if the accelerator is missing, or the checkpoint names a target that is not allowed.
     """
     if is_onnx(path):
         from imago.artifact import OnnxClassifier
@@ -113,12 +105,12 @@ def load_predictor(
         if exported.calibration_temperature == UNCALIBRATED:
             log.warning("probabilities are not calibrated: %s was exported without a temperature", path)
         return exported
-    classifier = load_calibrated(checkpoint_path(path, ckpt), extra_targets, tta)
-    return TorchPredictor(classifier, find_device(accelerator), tta)
+    model = load_calibrated(path, extra_targets, tta) if is_calibrated else load_classifier(path, extra_targets)
+    return TorchPredictor(model, find_device(accelerator), tta)
 
 
 def load_calibrated(path: Path, extra_targets: Sequence[str] = (), tta: str = "none") -> "Classifier":
-    """Load a network with the temperature fitted for its checkpoint and these views; warn where there is none."""
+    """Load a network with the temperature fitted for its checkpoint and these views; log a warning if there is none."""
     file = checkpoint_path(path)
     classifier = load_classifier(file, extra_targets)
     classifier.calibration_temperature, reason = read_temperature(file, tta)
@@ -128,69 +120,75 @@ def load_calibrated(path: Path, extra_targets: Sequence[str] = (), tta: str = "n
 
 
 def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifier":
-    """Rebuild the network that a checkpoint describes and fill in its weights, uncalibrated."""
+    """Build the network that a checkpoint describes and load its weights, without a temperature.
+
+    Raises:
+        DataError: if there is no intact checkpoint, or its weights do not fit the network's code.
+        ConfigError: if it names a target that is not allowed.
+    """
     from imago.model.classifier import Classifier
     from imago.runs.checkpoint import read_checkpoint
 
     file = checkpoint_path(path)
     checkpoint = read_checkpoint(file)
     try:
-        settings: dict[str, Any] = checkpoint["hyper_parameters"]
-        preprocess = Preprocess.from_dict(settings["preprocess"])
-        facts: dict[str, Any] = {"num_classes": len(settings["class_names"]), "image_size": int(preprocess.size)}
-        net_settings = dict(settings["net"])
+        hparams: dict[str, Any] = checkpoint["hyper_parameters"]
+        settings = dict(hparams["net"])
+        preprocess = Preprocess.from_dict(hparams["preprocess"])
+        arguments: dict[str, Any] = {
+            "num_classes": len(hparams["class_names"]),
+            "image_size": int(preprocess.size),
+        }
         state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(_PREFIX)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{file} does not describe a network ({error!r}); it was changed after it was saved."
-        ) from error
-    if "weights" in net_settings:
-        facts["weights"] = None  # all weights are in the checkpoint: no pretrained file is read or downloaded
-    net = build(net_settings, extra_targets=extra_targets, **facts)
+        raise DataError(f"{file} does not describe a network ({error!r}); it was changed after saving.") from error
+    if "weights" in settings:
+        arguments["weights"] = None  # all weights are in the checkpoint: no pretrained file is read or downloaded
+    net = build(settings, extra_targets=extra_targets, **arguments)
     if not hasattr(net, "load_state_dict"):
-        raise ConfigError(f"{file} names {net_settings.get('_target_')} as its network, which is none.")
+        raise ConfigError(f"{file} names {settings.get('_target_')} as its network, which is not an nn.Module.")
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(
-            f"{file}: the weights do not fit {net_settings['_target_']} as its code is now: {reason}"
+            f"{file}: the weights do not fit {settings['_target_']} as its code is now: {reason}"
         ) from error
-    return Classifier(net, settings["class_names"], preprocess).eval()
+    return Classifier(net, hparams["class_names"], preprocess).eval()
 
 
 def check_continues(file: Path, task: "ClassificationTask") -> None:
-    """See that a run can go on from a checkpoint, before Lightning takes it apart.
+    """Check that a run can resume from a checkpoint, before Lightning loads it.
 
     Args:
         file: `last.ckpt` of the run.
-        task: built for the settings and data of now.
+        task: built from the current settings and data.
 
     Raises:
-        DataError: if it is damaged, or of another network or other classes.
+        DataError: if it is damaged, or has another network or other classes.
     """
     from imago.runs.checkpoint import read_checkpoint
 
     try:
         saved = read_checkpoint(file)
     except DataError as error:
-        raise DataError(f"{error} best.ckpt, copied over it, goes on from the best epoch.") from error
+        raise DataError(f"{error} Copy best.ckpt over it to resume from the best epoch.") from error
     if not saved.keys() >= {"loops", "optimizer_states", "state_dict", "hyper_parameters"}:
-        raise DataError(f"{file} has no state of a training that could go on; it was changed after it was saved.")
+        raise DataError(f"{file} has no training state to resume from; it was changed after saving.")
     classes = list(saved["hyper_parameters"].get("class_names", ()))
     if classes != list(task.hparams["class_names"]):
-        raise DataError(f"{file} is of the classes {classes}, and the data has {task.hparams['class_names']}.")
+        raise DataError(f"{file} has the classes {classes}, and the data has {task.hparams['class_names']}.")
     before, now = ({k: tuple(v.shape) for k, v in state.items()} for state in (saved["state_dict"], task.state_dict()))
     for name in before | now:
         if before.get(name) != now.get(name):
             raise DataError(
-                f"{file} is of another network than the code makes now: {name} has the shape {before.get(name)} there "
-                f"and {now.get(name)} here; bring the code back, or start a new run."
+                f"{file} has another network than the current code: {name} has the shape {before.get(name)} there and "
+                f"{now.get(name)} here; restore the code, or start a new run."
             )
 
 
 def checkpoint_path(path: Path, name: str = "best") -> Path:
-    """Give the checkpoint file that `path` means.
+    """Return the checkpoint file that `path` means.
 
     Args:
         path: the file itself, or a run directory.
@@ -202,43 +200,55 @@ def checkpoint_path(path: Path, name: str = "best") -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise DataError(f"{path} does not exist; give a run directory such as logs/latest, or a checkpoint file.")
+        raise DataError(f"{path} does not exist; type a run directory such as logs/latest, or a checkpoint file.")
     folder = path / "checkpoints"
-    places = [folder / f"{name}.ckpt", *([] if name in ("best", "last") else [Path(name), folder / name])]
-    for file in places:
-        if file.is_file():
-            return file
+    candidates = [folder / f"{name}.ckpt", *([] if name in ("best", "last") else [Path(name), folder / name])]
+    found = next(filter(Path.is_file, candidates), None)
+    if found is not None:
+        return found
     others = ", ".join(sorted(file.stem for file in folder.glob("*.ckpt")))
-    reason = f"it has {others}." if others else "it is no run directory, or the run has not saved yet."
+    reason = f"it has {others}." if others else "it is not a run directory, or the run has not saved yet."
     wanted = f"checkpoint {name}" if "/" in name else f"checkpoints/{name.removesuffix('.ckpt')}.ckpt"
     raise DataError(f"{path} has no {wanted}; {reason}")
 
 
+def check_settings(problems: Mapping[str, bool]) -> None:
+    """Raise one ConfigError with a line for each problem that is there.
+
+    Args:
+        problems: message, and whether the problem is there.
+    """
+    found = [message for message, is_there in problems.items() if is_there]
+    if found:
+        raise ConfigError("\n".join(found))
+
+
 def find_model(run: str | None, ckpt: str | None, accelerator: str) -> Path:
-    """Give the file that the settings `run` and `ckpt` mean, and refuse what cannot work; loads no torch.
+    """Return the file that the settings `run` and `ckpt` mean; loads no torch.
 
     Raises:
-        ConfigError: naming the setting.
+        ConfigError: if there is none, or a setting cannot work.
     """
-    if not run:
-        raise ConfigError(f"run={run or ''} names nothing; give a run directory such as logs/latest, or an ONNX file.")
-    if not ckpt:
-        raise ConfigError(f"ckpt={ckpt or ''} is neither best nor last nor a file.")
-    if accelerator not in _ACCELERATORS:
-        raise ConfigError(f"accelerator={accelerator} is not one of {', '.join(_ACCELERATORS)}.")
-    path = Path(run)
-    if path.is_file() and ckpt != "best":
-        raise ConfigError(f"ckpt={ckpt} chooses among the checkpoints of a run, but run={run} is a file.")
-    if is_onnx(path) and accelerator == "gpu":
-        raise ConfigError(f"accelerator=gpu: run={run} is an ONNX file, which runs on the CPU here.")
+    path = Path(run or "")
+    is_file, is_gpu = path.is_file(), accelerator == "gpu"
+    check_settings(
+        {
+            f"run={run or ''} is empty; type a run directory such as logs/latest, or an ONNX file.": not run,
+            f"ckpt={ckpt or ''} is not best, last or a file.": not ckpt,
+            f"ckpt={ckpt} selects a checkpoint of a run directory, but run={run} is a file.": ckpt != "best"
+            and is_file,
+            f"accelerator={accelerator} is not one of {', '.join(_ACCELERATORS)}.": accelerator not in _ACCELERATORS,
+            f"accelerator=gpu: run={run} is an ONNX file, which runs on the CPU here.": is_gpu and is_onnx(path),
+        }
+    )
     try:
-        return checkpoint_path(path, ckpt)
+        return checkpoint_path(path, str(ckpt))
     except DataError as error:
         raise ConfigError(f"run={error}") from error
 
 
 def run_directory(path: Path) -> Path | None:
-    """Give the run directory that a checkpoint or an exported file lies in, absolute, or a folder itself; else None."""
+    """Return the absolute run directory of a checkpoint or an exported file, or the directory itself; else None."""
     if path.is_dir():
         return path.resolve()
     parents = path.resolve().parents
@@ -246,22 +256,19 @@ def run_directory(path: Path) -> Path | None:
 
 
 def is_onnx(path: Path) -> bool:
-    """Tell an exported file from a checkpoint by its name."""
+    """Return whether a file is an ONNX file, by its name."""
     return path.suffix.lower() == ".onnx"
 
 
 def find_device(accelerator: str) -> "torch.device":
-    """Give the device that the setting `accelerator` means.
+    """Return the device that the setting `accelerator` means.
 
     Raises:
-        ConfigError: if it asks for a GPU that is not there.
+        ConfigError: if it asks for a GPU and there is none.
     """
     import torch
 
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda")
-    if accelerator != "cpu" and torch.backends.mps.is_available():
-        return torch.device("mps")
-    if accelerator == "gpu":
-        raise ConfigError("accelerator=gpu: torch finds no GPU here; accelerator=auto takes the CPU.")
-    return torch.device("cpu")
+    device = None if accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
+    if device is None and accelerator == "gpu":
+        raise ConfigError("accelerator=gpu: torch finds no GPU here; accelerator=auto uses the CPU.")
+    return device or torch.device("cpu")

@@ -1,117 +1,137 @@
-"""What `eval.py` leaves in its folder: numbers, tables, figures, and the images of the worst mistakes."""
+"""Write and print the results of an evaluation: numbers, tables, figures, and the images of the worst mistakes."""
 
-import csv
-import importlib.util
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imago.errors import DataError
-from imago.files import write_json
-from imago.inference.run_split import split_images
-from imago.statistics.metrics import Result, worst_mistakes
+from imago.files import atomic_write, write_csv, write_json
+from imago.inference.calibration import KEY
+from imago.inference.run_split import image_names, images_in_memory
+from imago.paths import short_path
+from imago.statistics.metrics import Result, most_confused, worst_mistakes
+from imago.text import display_width, padded, printable
 
 if TYPE_CHECKING:
-    from imago.data.datamodule import ImageDataModule
+    from imago.data.dataset import Samples
 
 NUM_KEPT = 50  # images of mistakes; a page shows the worst 25
-_FIGURES = ("confusion.png", "reliability.png")
+_MAX_LISTED = 20  # classes that fit on a screen; of more, the weakest are shown
 
 
-def write_results(folder: Path, result: Result, facts: Mapping[str, Any], data: "ImageDataModule") -> list[str]:
-    """Write facts, tables and figures; gives the names of the files.
+def write_results(folder: Path, result: Result, info: Mapping[str, Any], samples: "Samples") -> list[str]:
+    """Write metrics.json, tables and figures; return the names of the files.
 
     Args:
-        folder: made if it is not there; older results in it are replaced.
-        result: of `run_split`.
-        facts: go into metrics.json; `split` tells which images these are.
-        data: they are taken from.
+        folder: created if missing; older results in it are replaced.
+        result: as returned by `run_split`.
+        info: content of metrics.json.
+        samples: the images.
 
     Raises:
-        DataError: if it cannot be written.
+        DataError: if the files cannot be written.
     """
-    split, counts = facts["split"], result.confusion.tolist()
-    title = f"{split}: {result.is_right.mean():.2%} of {len(result.labels):,} images right"
+    tables = _tables(result, image_names(samples))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "metrics.json", facts)
-        _write_csv(folder / "per_class.csv", _per_class_rows(result))
-        header = ["true class \\ predicted", *result.class_names]
-        lines = ([name, *row] for name, row in zip(result.class_names, counts, strict=True))
-        _write_csv(folder / "confusion.csv", [header, *lines])
-        _write_csv(folder / "predictions.csv", _prediction_rows(result, image_names(data, split)))
-        written = ["metrics.json", "per_class.csv", "confusion.csv", "predictions.csv"]
-        written += _write_mistakes(folder / "mistakes.npz", result, data, split)
-        if importlib.util.find_spec("matplotlib") is None:
-            return [*written, f"but no {' and '.join(_FIGURES)}, as matplotlib is not installed"]
-        _write_figures(folder, result, title)
-        return [*written, *_FIGURES]
+        write_json(folder / "metrics.json", info)
+        for name, rows in tables.items():
+            write_csv(folder / name, rows)
+        mistakes = _write_mistakes(folder / "mistakes.npz", result, samples)
+        return ["metrics.json", *tables, *mistakes, *_write_figures(folder, result, info["split"])]
     except OSError as error:
-        raise DataError(f"{folder} cannot be written: {error.strerror}; name another folder, output=DIR.") from error
+        raise DataError(
+            f"{folder} cannot be written: {error.strerror}; choose another directory with output=DIR."
+        ) from error
 
 
-def image_names(data: "ImageDataModule", split: str) -> list[str]:
-    """Give the images of a split: the paths of files, or the names that images in memory have."""
-    from imago.data.dataset import LabeledFiles
+def summary_lines(result: Result, info: Mapping[str, Any], final_test: str = "") -> list[str]:
+    """Format the results for the screen.
 
-    parts = [part for _, part in split_images(data, split)]
-    return [str(name) for part in parts for name in (part.paths if isinstance(part, LabeledFiles) else part.names)]
+    Args:
+        result: as returned by `run_split`.
+        info: content of metrics.json.
+        final_test: comparison with the final test of the run, printed after the accuracy.
+    """
+    names = [printable(name) for name in result.class_names]
+    mistakes = [
+        f"{names[true]} as {names[predicted]} {n} x" for true, predicted, n in most_confused(result.confusion, 4)
+    ]
+    fitted = f"temperature {info[KEY]:.3f}, fitted on val" if KEY in info else "not calibrated"
+    views = "" if info["tta"] == "none" else f"mean over several views of each image, tta={info['tta']}"
+    rows = {
+        "model": short_path(Path(info["model"])),
+        "data": f"{info['data']} {info['split']}, {info['num_images']:,} images, each seen once",
+        "accuracy": f"{info['acc']:.2%}, {_interval(info, 'acc')}{final_test}",
+        "views": views,
+        "top-5": f"{info['top5_acc']:.2%}, {_interval(info, 'top5_acc')}" if "top5_acc" in info else "",
+        "macro F1": f"{info['macro_f1']:.4f}, {_interval(info, 'macro_f1')}",
+        "ECE": f"{info['ece']:.2%}, {_interval(info, 'ece')} ({fitted})",
+        "confused": ", ".join(mistakes),
+    }
+    return [*(f"{name:<8}  {value}" for name, value in rows.items() if value), "", *_class_table(result)]
 
 
-def images_in_memory(data: "ImageDataModule", split: str, rows: Sequence[int]) -> dict[int, np.ndarray]:
-    """Give some images, uint8 (H, W, 3) by row, of a data set whose images are no files; else nothing."""
-    from imago.data.dataset import LabeledArray
-
-    parts = [part for _, part in split_images(data, split)]
-    arrays = [part.images for part in parts if isinstance(part, LabeledArray)]
-    if len(arrays) < len(parts):
-        return {}
-    starts = np.cumsum([0, *map(len, arrays)])
-    found = {}
-    for row in rows:
-        place = int(np.searchsorted(starts, row, side="right")) - 1
-        found[row] = arrays[place][row - starts[place]].transpose(1, 2, 0)
-    return found
+def _interval(info: Mapping[str, Any], name: str) -> str:
+    low, high = info["interval_95" if name == "acc" else f"{name}_interval_95"]
+    form = ".4f" if name == "macro_f1" else ".2%"
+    return f"95 % interval {low:{form}} to {high:{form}}"
 
 
-def _write_mistakes(file: Path, result: Result, data: "ImageDataModule", split: str) -> list[str]:
-    rows = worst_mistakes(result.is_right, result.confidence, NUM_KEPT)
-    samples = images_in_memory(data, split, rows.tolist())
-    if not samples:
-        file.unlink(missing_ok=True)  # of an older evaluation, whose rows are others
+def _class_table(result: Result) -> list[str]:
+    """Format precision, recall, F1 and n of the classes that have images; of many, the weakest."""
+    scores = result.per_class
+    present = np.flatnonzero(scores.count)
+    shown = present if len(present) <= _MAX_LISTED else present[np.argsort(scores.f1[present])[:_MAX_LISTED]]
+    names = {index: printable(result.class_names[index]) for index in shown.tolist()}
+    width = max(map(display_width, ["class", *names.values()]))
+    lines = [f"{'class':<{width}}  precision   recall       F1        n"]
+    lines += [
+        f"{padded(name, width)}   {scores.precision[index]:>8.2%} {scores.recall[index]:>8.2%} "
+        f"{scores.f1[index]:>8.4f} {scores.count[index]:>8,}"
+        for index, name in names.items()
+    ]
+    if len(shown) < len(present):
+        lines.append(f"the weakest {len(shown)} of {len(present)} classes; all of them are in per_class.csv")
+    return lines
+
+
+def _write_mistakes(file: Path, result: Result, samples: "Samples") -> list[str]:
+    rows = worst_mistakes(result.is_right, result.confidence, NUM_KEPT).tolist()
+    images = images_in_memory(samples, rows)
+    if not images:
+        file.unlink(missing_ok=True)  # of an older evaluation, with other rows
         return []
-    np.savez_compressed(file, rows=rows, images=np.stack([samples[row] for row in rows.tolist()]))
+    with atomic_write(file, "wb") as content:
+        np.savez_compressed(content, rows=rows, images=np.stack(list(images.values())))
     return [file.name]
 
 
-def _write_figures(folder: Path, result: Result, title: str) -> None:
+def _write_figures(folder: Path, result: Result, split: str) -> list[str]:
     from imago.analysis.plots import draw_reliability, save_confusion, save_figure
     from imago.statistics.calibration import reliability
 
+    title = f"{split}: {result.is_right.mean():.2%} of {len(result.labels):,} images right"
     save_confusion(result.confusion, result.class_names, title, folder / "confusion.png")
     diagram = reliability(result.confidence, result.is_right)
     save_figure(draw_reliability(diagram, title), folder / "reliability.png")
+    return ["confusion.png", "reliability.png"]
 
 
-def _per_class_rows(result: Result) -> Iterable[Sequence[Any]]:
-    yield "class", "precision", "recall", "f1", "n"
-    scores = result.per_class
-    columns = (scores.precision, scores.recall, scores.f1)
-    for place, name in enumerate(result.class_names):
-        yield name, *(round(float(column[place]), 6) for column in columns), int(scores.count[place])
-
-
-def _prediction_rows(result: Result, samples: Sequence[str]) -> Iterable[Sequence[Any]]:
-    yield "image", "true", "predicted", "probability"
-    names = result.class_names
-    columns = (samples, result.labels, result.predicted, result.confidence)
-    for image, true, predicted, probability in zip(*columns, strict=True):
-        yield image, names[true], names[predicted], f"{probability:.6f}"
-
-
-def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    # `surrogateescape` gives a file name that is no UTF-8 back as it is on the disk.
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+def _tables(result: Result, images: Sequence[str]) -> dict[str, list[Sequence[Any]]]:
+    """Return the rows of each CSV file, with a header."""
+    scores, names = result.per_class, result.class_names
+    columns = [np.round(values, 6).tolist() for values in (scores.precision, scores.recall, scores.f1)]
+    per_class = zip(names, *columns, scores.count.tolist(), strict=True)
+    confusion = zip(names, result.confusion.tolist(), strict=True)
+    predictions = zip(images, result.labels, result.predicted, result.confidence, strict=True)
+    return {
+        "per_class.csv": [("class", "precision", "recall", "f1", "n"), *per_class],
+        "confusion.csv": [("true class \\ predicted", *names), *((name, *counts) for name, counts in confusion)],
+        "predictions.csv": [
+            ("image", "true", "predicted", "probability"),
+            *((image, names[true], names[predicted], f"{share:.6f}") for image, true, predicted, share in predictions),
+        ],
+    }

@@ -1,4 +1,4 @@
-"""Every image of a split through a trained network: what evaluation and calibration start from."""
+"""Run a trained network over the images of a split, for evaluation and calibration."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imago.errors import DataError
-from imago.inference.load import Predictor, TorchPredictor, find_device, load_classifier
+from imago.inference.load import Predictor, load_predictor
 from imago.statistics.metrics import Result
+from imago.text import join_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,45 +22,60 @@ if TYPE_CHECKING:
 SPLITS = ("test", "val", "all")  # all: of a data set that was not trained on
 
 
-def split_images(data: "ImageDataModule", split: str) -> list[tuple[str, "Samples"]]:
-    """Give the parts of the data set that the setting `split` means, by name."""
-    return [(name, part) for name, part in data.splits.named() if split in (name, "all")]
+def split_samples(data: "ImageDataModule", split: str) -> "Samples":
+    """Return the samples of a split, one of SPLITS; for "all", those of train, val and test in this order."""
+    from imago.data.dataset import concatenate
+
+    parts = dict(data.splits.named())
+    return concatenate(list(parts.values())) if split == "all" else parts[split]
 
 
-def match_classes(names: Sequence[str], known: Sequence[str]) -> np.ndarray:
-    """Give for each class of a data set its place among the classes of the network, int64.
+def image_names(samples: "Samples") -> list[str]:
+    """Return the names of images: paths of files, or the names of images in memory."""
+    return [str(name) for name in getattr(samples, "paths", samples.names)]
+
+
+def images_in_memory(samples: "Samples", rows: Sequence[int]) -> dict[int, np.ndarray]:
+    """Return some images by their row, uint8 (H, W, 3); an empty dict if the images are files."""
+    from imago.data.dataset import LabeledArray
+
+    return {row: samples.images[row].transpose(1, 2, 0) for row in rows} if isinstance(samples, LabeledArray) else {}
+
+
+def match_classes(names: Sequence[str], network_names: Sequence[str]) -> np.ndarray:
+    """Return for each class of a data set its index among the classes of the network, int64.
 
     Raises:
-        DataError: if the network does not know one; it cannot be right about its images.
+        DataError: if the network lacks one; it cannot be right about the images of that class.
     """
-    places = {unicodedata.normalize("NFC", name): place for place, name in enumerate(known)}
-    missing = [name for name in names if unicodedata.normalize("NFC", name) not in places]
+    indices = {unicodedata.normalize("NFC", name): index for index, name in enumerate(network_names)}
+    missing = [name for name in names if unicodedata.normalize("NFC", name) not in indices]
     if missing:
         raise DataError(
-            f"the data set has classes that the network does not know: {_listed(missing)}; it knows {_listed(known)}. "
-            "Rename or remove their folders."
+            f"the data set has classes that the network lacks: {join_names(map(repr, missing))}; the network has "
+            f"{join_names(map(repr, network_names))}. Rename or remove their folders."
         )
-    return np.array([places[unicodedata.normalize("NFC", name)] for name in names], np.int64)
+    return np.array([indices[unicodedata.normalize("NFC", name)] for name in names], np.int64)
 
 
-def run_split(predictor: Predictor, data: "ImageDataModule", split: str, places: np.ndarray) -> Result:
+def run_split(predictor: Predictor, data: "ImageDataModule", split: str, class_indices: np.ndarray) -> Result:
     """Map every image of a split to logits.
 
     Args:
         predictor: the network.
         data: set up, with the network's preprocess.
         split: one of SPLITS.
-        places: of `match_classes`.
+        class_indices: as returned by `match_classes`.
 
     Raises:
-        DataError: if the network's numbers are not finite, or an image was lost or seen twice.
+        DataError: if outputs are not finite, or an image was lost or read twice.
     """
     labels, logits, confidence = [], [], []
     for images, batch_labels in _batches(data, split):
         batch_logits, probabilities = predictor.predict(images.numpy())
         logits.append(batch_logits)
         confidence.append(probabilities.max(axis=1))
-        labels.append(places[batch_labels.numpy()])
+        labels.append(class_indices[batch_labels.numpy()])
     result = Result(
         predictor.class_names,
         np.concatenate(labels),
@@ -67,30 +83,30 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str, places:
         np.concatenate(confidence),
         predictor.calibration_temperature,
     )
-    expected = np.concatenate([places[part.labels] for _, part in split_images(data, split)])
+    expected = class_indices[split_samples(data, split).labels]
     if not np.array_equal(result.labels, expected):
         raise DataError(
-            f"{len(result.labels):,} of {len(expected):,} images of {split} were seen, or in another order: the data "
-            "set has changed while it was read; try again."
+            f"{len(result.labels):,} of {len(expected):,} images of {split} were read, or in another order: the data "
+            "set changed while it was read; try again."
         )
     if not np.isfinite(result.logits).all():
-        raise DataError("the network gives numbers that are not finite; its weights are of no use.")
+        raise DataError("the network's outputs contain NaN or infinity; use another checkpoint.")
     return result
 
 
 def validate(
     checkpoint: Path, data: "ImageDataModule", extra_targets: Sequence[str], accelerator: str, tta: str = "none"
 ) -> Result:
-    """Map the validation images to the logits that a checkpoint gives in fp32, uncalibrated.
+    """Map the validation images to a checkpoint's logits, in fp32 and uncalibrated.
 
     Args:
         checkpoint: the file.
-        data: set up; it gets the preprocess of the checkpoint.
+        data: set up; its preprocess is set to that of the checkpoint.
         extra_targets: packages that the network may come from.
         accelerator: auto, cpu or gpu.
-        tta: views of each image to take the mean of, see `imago.task.tta`.
+        tta: views of each image to average, see `imago.task.tta`.
     """
-    predictor = TorchPredictor(load_classifier(checkpoint, extra_targets), find_device(accelerator), tta)
+    predictor = load_predictor(checkpoint, extra_targets, accelerator, tta, is_calibrated=False)
     data.preprocess = predictor.preprocess
     return run_split(predictor, data, "val", match_classes(data.class_names, predictor.class_names))
 
@@ -98,11 +114,6 @@ def validate(
 def _batches(data: "ImageDataModule", split: str) -> Iterator[tuple["Tensor", "Tensor"]]:
     from tqdm import tqdm
 
-    loaders = [data.evaluation_loader(name) for name, _ in split_images(data, split)]
+    loaders = [data.evaluation_loader(name) for name, _ in data.splits.named() if split in (name, "all")]
     total = sum(map(len, loaders))
     yield from tqdm(chain(*loaders), desc=split, total=total, unit="batch", leave=False, disable=None)
-
-
-def _listed(names: Sequence[str], most: int = 10) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more

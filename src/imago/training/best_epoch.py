@@ -9,8 +9,7 @@ from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
 from imago.inference.calibration import KEY, calibrate
-from imago.inference.results import image_names, images_in_memory
-from imago.inference.run_split import validate
+from imago.inference.run_split import image_names, images_in_memory, validate
 from imago.logger.tensorboard import add_hparams, add_image
 from imago.runs.run_directory import RunDirectory
 from imago.statistics.metrics import Result, softmax, worst_mistakes
@@ -78,9 +77,9 @@ def _draw(result: Result, data: ImageDataModule, figures: Path) -> dict[str, Pat
     files = {name: figures / f"{name.replace('/', '_')}.png" for name in ("val/confusion", "val/mistakes")}
     title = f"val, best epoch: {result.is_right.mean():.2%} of {len(result.labels):,} images correct"
     save_confusion(result.confusion, result.class_names, title, files["val/confusion"])
-    names = tuple(image_names(data, "val"))
+    names = tuple(image_names(data.splits.val))
     evaluation = Evaluation(figures, {}, result.class_names, names, result.labels, result.predicted, result.confidence)
     worst = worst_mistakes(result.is_right, result.confidence, _NUM_MISTAKES).tolist()
-    images = images_in_memory(data, "val", worst)
+    images = images_in_memory(data.splits.val, worst)
     save_figure(draw_mistakes(evaluation, _NUM_MISTAKES, images), files["val/mistakes"])
     return files

@@ -1,4 +1,4 @@
-"""Grad-CAM: it points at what the network answers to, in networks of any family, frozen or not."""
+"""Grad-CAM highlights what the network reacts to, in networks of any family, frozen or not."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from imago.errors import ConfigError
 from imago.images import Preprocess
-from imago.inference.grad_cam import grad_cam, target_layer
+from imago.inference.explain import grad_cam, target_layer
 from imago.model.classifier import Classifier
 from imago.model.simple_cnn import SimpleCNN
 from imago.model.torchvision_net import TorchvisionNet
@@ -16,7 +16,7 @@ pytest.importorskip("captum")
 
 def classifier(net: nn.Module, size: int, num_classes: int = 2) -> Classifier:
     record = Preprocess(size, size, "center", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Classifier(net, [f"class {place}" for place in range(num_classes)], record).eval()
+    return Classifier(net, [f"class {index}" for index in range(num_classes)], record).eval()
 
 
 class RedOrBlue(nn.Module):
@@ -44,7 +44,7 @@ def test_the_map_is_bright_where_the_class_is_and_dark_elsewhere():
     assert maps[0, 8:, 8:].max() == maps[1, :8, :8].max() == 0
 
 
-def test_an_image_in_which_nothing_speaks_for_the_class_is_dark():
+def test_an_image_in_which_nothing_contributes_to_the_class_is_dark():
     images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     assert grad_cam(classifier(RedOrBlue(), 16), images, torch.tensor([0])).max() == 0
 
@@ -55,7 +55,7 @@ def test_an_image_in_which_nothing_speaks_for_the_class_is_dark():
     [
         ("resnet18", 64, "layer4"),
         ("resnet18", 32, "layer4"),
-        ("squeezenet1_0", 64, "classifier.0"),  # dropout: what the last convolution, its head, is given
+        ("squeezenet1_0", 64, "classifier.0"),  # dropout: the input of the last convolution, its head
         ("mobilenet_v3_small", 64, "features"),
         ("shufflenet_v2_x0_5", 64, "conv5"),
         ("convnext_tiny", 64, "features"),
@@ -63,19 +63,19 @@ def test_an_image_in_which_nothing_speaks_for_the_class_is_dark():
         ("alexnet", 64, "avgpool"),
     ],
 )
-def test_the_layer_is_the_last_map_in_front_of_the_head(name: str, size: int, layer: str):
-    torch.manual_seed(4)  # of some random weights, no place speaks for either class
+def test_the_layer_is_the_last_map_before_the_head(name: str, size: int, layer: str):
+    torch.manual_seed(4)  # with some random weights, no pixel contributes to either class
     net = TorchvisionNet(2, size, name, weights=None, freeze=None).requires_grad_(False)
     model = classifier(net, size)
     assert target_layer(model) == f"network.{layer}"
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    maps = torch.cat([grad_cam(model, images, torch.tensor([place, place])) for place in (0, 1)])
+    maps = torch.cat([grad_cam(model, images, torch.tensor([label, label])) for label in (0, 1)])
     assert maps.isfinite().all()
     assert maps.max() == 1
     assert maps.min() >= 0
 
 
-def test_our_own_network_is_explained_too():
+def test_simple_cnn_has_a_layer():
     assert target_layer(classifier(SimpleCNN(2, 64), 64)) == "features"
     assert target_layer(classifier(SimpleCNN(2, 32), 32)) == "features"
 
@@ -89,12 +89,12 @@ def test_our_own_network_is_explained_too():
     ids=["of pixels", "of their mean"],
 )
 def test_a_network_without_a_map_is_refused(net: nn.Module):
-    with pytest.raises(ConfigError, match="explain=true: Sequential has no layer with a map of the image"):
+    with pytest.raises(ConfigError, match="explain=true: Sequential has no feature map of the image"):
         target_layer(classifier(net, 16))
 
 
 @pytest.mark.slow
-def test_a_transformer_is_refused_rather_than_explained_by_its_patches():
+def test_a_transformer_is_refused():
     net = TorchvisionNet(2, 224, "vit_b_16", weights=None, freeze=None)
     with pytest.raises(ConfigError, match="convolutional networks have one"):
         target_layer(classifier(net, 224))
