@@ -1,9 +1,9 @@
-"""Evaluate a trained network: accuracy with its interval, per-class results, the confusion matrix.
+"""Evaluate a trained network: accuracy with its interval, per-class scores and the confusion matrix.
 
-python src/eval.py run=logs/latest                                         # test split of its own data set
+python src/eval.py run=logs/latest                                         # the test split of its own data
 python src/eval.py run=logs/latest split=val ckpt=last
-python src/eval.py run=logs/latest data=image_folder data.root=~/flowers   # other images, classes matched by name
-python src/eval.py run=logs/latest/export/model.onnx                       # the exported model
+python src/eval.py run=logs/latest data=image_folder data.root=~/flowers   # other images; classes are matched by name
+python src/eval.py run=logs/latest/export/model.onnx                       # the exported file
 """
 
 from imago.cli.entry import run_command

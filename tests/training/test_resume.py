@@ -45,12 +45,12 @@ def test_trainer_settings_that_change_the_result_are_refused(setting: str, is_fr
     if is_free:
         resume()
     else:
-        with pytest.raises(ConfigError, match=f"^trainer.{setting}=7 would make it another run"):
+        with pytest.raises(ConfigError, match=f"^trainer.{setting}=7 cannot change on resume"):
             resume()
 
 
 def test_a_finished_run_reports_how_to_extend_it():
-    with pytest.raises(ConfigError, match="has done its trainer.max_epochs=5; trainer.max_epochs=10 extends it"):
+    with pytest.raises(ConfigError, match="has finished its trainer.max_epochs=5; trainer.max_epochs=10 extends it"):
         refuse_other_run(settings(), settings(), num_epochs_done=5, is_tested=True)
     refuse_other_run(settings(), settings(), num_epochs_done=5, is_tested=False)  # its test is still to be done
 
@@ -61,10 +61,10 @@ EMA = {"_target_": "imago.callbacks.ema.Ema", "decay": 0.99}
 @pytest.mark.parametrize(
     ("before", "after", "text"),
     [
-        ({"callbacks": {"ema": EMA}}, {"callbacks": {}}, "callbacks.ema._target_=None would make it another run"),
-        ({"callbacks": {}}, {"callbacks": {"ema": EMA}}, "it has callbacks.ema._target_=None"),
-        ({"task": {"alpha": 0.7}}, {"task": {"alpha": 0.5}}, "task.alpha=0.5 would make it another run"),
-        ({"task": {"teacher": "/a"}}, {"task": {"teacher": "/b"}}, "task.teacher=/b would make it another run"),
+        ({"callbacks": {"ema": EMA}}, {"callbacks": {}}, "callbacks.ema._target_=None cannot change on resume"),
+        ({"callbacks": {}}, {"callbacks": {"ema": EMA}}, "the run has callbacks.ema._target_=None"),
+        ({"task": {"alpha": 0.7}}, {"task": {"alpha": 0.5}}, "task.alpha=0.5 cannot change on resume"),
+        ({"task": {"teacher": "/a"}}, {"task": {"teacher": "/b"}}, "task.teacher=/b cannot change on resume"),
     ],
 )
 def test_callbacks_and_task_settings_that_change_the_result_are_refused(before: dict, after: dict, text: str):
