@@ -105,9 +105,7 @@ def test_a_place_that_cannot_be_written_is_found_out_at_once(tmp_path: Path):
     make_writable(tmp_path / "new" / "place", "output=DIR")
     assert list((tmp_path / "new" / "place").iterdir()) == []
     (tmp_path / "file").touch()
-    with pytest.raises(
-        DataError, match=r"file/below cannot be written: .*; choose another .* output=DIR\.$"
-    ):
+    with pytest.raises(DataError, match=r"file/below cannot be written: .*; choose another .* output=DIR\.$"):
         make_writable(tmp_path / "file" / "below", "output=DIR")
 
 
