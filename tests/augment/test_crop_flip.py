@@ -45,12 +45,6 @@ def test_crop_and_flip_equal_the_slow_reference(shape: tuple[int, ...], padding_
     np.testing.assert_array_equal(fast, slow_crop_flip(images, rows, draws, padding_px))
 
 
-def test_a_middle_crop_without_flip_is_the_image_itself():
-    images = samples(4, 3, 8, 8)
-    middle = Draws(top=np.full(4, 2), left=np.full(4, 2), flip=np.zeros(4, bool))
-    np.testing.assert_array_equal(gather_crop_flip(pad(images, 2), np.arange(4), middle, 2), images)
-
-
 @pytest.mark.parametrize("padding_px", [0, 2])
 def test_a_batch_that_was_just_assembled_is_cropped_and_flipped_alike(padding_px: int):
     images = samples(40, 3, 8, 8)
@@ -58,15 +52,6 @@ def test_a_batch_that_was_just_assembled_is_cropped_and_flipped_alike(padding_px
     draws = draw(augment, 1, 2, np.arange(40))
     expected = gather_crop_flip(pad(images, padding_px), np.arange(40), draws, padding_px)
     np.testing.assert_array_equal(crop_and_flip(images.copy(), augment, (1, 2, np.arange(40))), expected)
-
-
-def test_the_padding_in_a_crop_is_zero():
-    images = samples(1, 3, 8, 8)  # no pixel of it is 0
-    corner = Draws(top=np.array([0]), left=np.array([4]), flip=np.array([False]))
-    out = gather_crop_flip(pad(images, 2), np.array([0]), corner, 2)[0]
-    assert (out[:, :2] == 0).all()
-    assert (out[:, :, -2:] == 0).all()
-    assert (out[:, 2:, :-2] > 0).all()
 
 
 def test_padding_by_zero_pixels_returns_a_copy():

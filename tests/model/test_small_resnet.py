@@ -27,12 +27,6 @@ def test_the_last_stage_has_a_quarter_of_the_side_of_small_images_and_a_sixteent
     assert shapes == [(2, 16, side, side)]
 
 
-def test_width_and_blocks_are_settings():
-    net = SmallResNet(7, 32, width=4, blocks_per_stage=3)
-    assert [len(stage) for stage in net.stages] == [3, 3, 3]
-    assert net.head.in_features == 16
-
-
 def test_a_block_whose_second_norm_is_zero_returns_its_input():
     block = ResidualBlock(4, 4, stride=1).eval()
     nn.init.zeros_(block.norm2.weight)

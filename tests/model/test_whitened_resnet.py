@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from imago.errors import ConfigError, UserError
 from imago.model.stem import luminance
-from imago.model.whitened_resnet import ResidualBlock, WhitenedResNet
+from imago.model.whitened_resnet import WhitenedResNet
 
 
 def build(num_classes: int = 5, image_size: int = 32, widths: tuple[int, ...] = (32, 32, 48)) -> WhitenedResNet:
@@ -54,14 +54,6 @@ def test_a_convolution_starts_as_the_identity_on_its_input_channels():
     wider = build().blocks[3].down[0](features)
     torch.testing.assert_close(wider[:, :32], features)
     assert (wider[:, 32:] - 0).abs().min() > 0
-
-
-def test_a_block_adds_the_output_of_a_layer_to_its_input():
-    block = ResidualBlock(4, 8).eval()
-    halved = block.down(torch.randn(2, 4, 10, 10))
-    assert halved.shape == (2, 8, 5, 5)
-    features = torch.randn(2, 4, 10, 10)
-    torch.testing.assert_close(block(features), block.down(features) + block.layer(block.down(features)))
 
 
 def test_the_first_channels_become_uncorrelated_and_of_variance_one():

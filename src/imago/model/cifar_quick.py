@@ -15,9 +15,7 @@ class CifarQuick(AdaptableNet):
     Args:
         num_classes: K, width of the head; comes from the data.
         image_size: side of the input in pixels; comes from the preprocess record; at least 8.
-        weights: as in `AdaptableNet`, a file or None.
-        freeze: as in `AdaptableNet`.
-        in_channels: as in `AdaptableNet`.
+        weights, freeze, in_channels: as in `AdaptableNet`.
     """
 
     def __init__(

@@ -13,9 +13,7 @@ class SimpleCNN(AdaptableNet):
         image_size: side of the input in pixels; comes from the preprocess record; at least 4.
         hidden_features: width of the layer before the head.
         dropout: share of hidden features dropped in training, in [0, 1).
-        weights: as in `AdaptableNet`, a file or None.
-        freeze: as in `AdaptableNet`.
-        in_channels: as in `AdaptableNet`.
+        weights, freeze, in_channels: as in `AdaptableNet`.
     """
 
     def __init__(

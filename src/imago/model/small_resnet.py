@@ -19,9 +19,7 @@ class SmallResNet(AdaptableNet):
             stride 4, so that the stages work at the resolution of small images.
         width: channels of the first stage; doubled in each of the others.
         blocks_per_stage: n.
-        weights: as in `AdaptableNet`, a file or None.
-        freeze: as in `AdaptableNet`.
-        in_channels: as in `AdaptableNet`.
+        weights, freeze, in_channels: as in `AdaptableNet`.
     """
 
     def __init__(

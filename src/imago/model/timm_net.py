@@ -28,8 +28,7 @@ class TimmNet(AdaptableNet):
         image_size: side of the input in pixels; comes from the preprocess record.
         name: of the network in timm; `lcnet_100.ra2_in1k` names its weights too.
         weights: "default", a tag such as ra2_in1k, a file, or None for random weights.
-        freeze: as in `AdaptableNet`.
-        in_channels: as in `AdaptableNet`.
+        freeze, in_channels: as in `AdaptableNet`.
 
     Raises:
         ConfigError: timm is not installed, or a name or a size that cannot work.

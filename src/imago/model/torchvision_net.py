@@ -26,8 +26,7 @@ class TorchvisionNet(AdaptableNet):
         image_size: side of the input in pixels; comes from the preprocess record.
         name: of the network in torchvision.
         weights: "default", a name such as IMAGENET1K_V1, a file, or None for random weights.
-        freeze: as in `AdaptableNet`.
-        in_channels: as in `AdaptableNet`.
+        freeze, in_channels: as in `AdaptableNet`.
 
     Raises:
         ConfigError: a name or a size that cannot work.

@@ -25,9 +25,7 @@ class WhitenedResNet(AdaptableNet):
         image_size: side of the input in pixels; comes from the preprocess record.
         widths: channels of each block.
         logit_scale: factor on the logits, so that the first ones are small although the head's weights are not.
-        weights: as in `AdaptableNet`, a file or None.
-        freeze: as in `AdaptableNet`.
-        in_channels: as in `AdaptableNet`; with 1 the whitening has a third of the directions.
+        weights, freeze, in_channels: as in `AdaptableNet`; of gray patches there are a third of the directions.
 
     Raises:
         ConfigError: if the images are too small for that many blocks.
