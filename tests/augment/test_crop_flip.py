@@ -1,10 +1,10 @@
-"""Crops and flips: the fast batch version against a slow one, and draws that belong to the sample, not to its batch."""
+"""Crops and flips: the fast batch version against a slow one, and draws that do not depend on the batch."""
 
 import numpy as np
 import pytest
 
-from imago.augment.crop_flip import Augment, Draws, crop_and_flip, draw, gather_crop_flip, pad
-from imago.errors import ConfigError
+from imago.augment.crop_flip import Draws, crop_and_flip, draw, gather_crop_flip, pad
+from imago.augment.settings import Augment
 
 AUGMENT = Augment(crop_padding_px=2, flip_probability=0.5)
 
@@ -14,7 +14,7 @@ def samples(*shape: int) -> np.ndarray:
 
 
 def slow_crop_flip(images: np.ndarray, rows: np.ndarray, draws: Draws, padding_px: int) -> np.ndarray:
-    """Pad, cut and mirror one image after the other."""
+    """Pad, crop and flip one image after the other."""
     _, channels, height, width = images.shape
     out = []
     for row, top, left, flip in zip(rows, draws.top, draws.left, draws.flip, strict=True):
@@ -45,22 +45,8 @@ def test_crop_and_flip_equal_the_slow_reference(shape: tuple[int, ...], padding_
     np.testing.assert_array_equal(fast, slow_crop_flip(images, rows, draws, padding_px))
 
 
-def test_a_middle_crop_without_flip_is_the_image_itself():
-    images = samples(4, 3, 8, 8)
-    middle = Draws(top=np.full(4, 2), left=np.full(4, 2), flip=np.zeros(4, bool))
-    np.testing.assert_array_equal(gather_crop_flip(pad(images, 2), np.arange(4), middle, 2), images)
-
-
-def test_only_those_that_drew_a_flip_are_mirrored_left_to_right():
-    images = samples(2, 3, 8, 8)
-    draws = Draws(top=np.zeros(2, int), left=np.zeros(2, int), flip=np.array([True, False]))
-    out = gather_crop_flip(pad(images, 0), np.arange(2), draws, 0)
-    np.testing.assert_array_equal(out[0], images[0, :, :, ::-1])
-    np.testing.assert_array_equal(out[1], images[1])
-
-
 @pytest.mark.parametrize("padding_px", [0, 2])
-def test_a_batch_put_together_just_now_is_cropped_and_flipped_alike(padding_px: int):
+def test_a_batch_that_was_just_assembled_is_cropped_and_flipped_alike(padding_px: int):
     images = samples(40, 3, 8, 8)
     augment = Augment(padding_px, 0.5, vertical_flip_probability=0.5)
     draws = draw(augment, 1, 2, np.arange(40))
@@ -68,21 +54,12 @@ def test_a_batch_put_together_just_now_is_cropped_and_flipped_alike(padding_px: 
     np.testing.assert_array_equal(crop_and_flip(images.copy(), augment, (1, 2, np.arange(40))), expected)
 
 
-def test_what_a_crop_shows_of_the_padding_is_zero():
-    images = samples(1, 3, 8, 8)  # no pixel of it is 0
-    corner = Draws(top=np.array([0]), left=np.array([4]), flip=np.array([False]))
-    out = gather_crop_flip(pad(images, 2), np.array([0]), corner, 2)[0]
-    assert (out[:, :2] == 0).all()
-    assert (out[:, :, -2:] == 0).all()
-    assert (out[:, 2:, :-2] > 0).all()
-
-
-def test_padding_never_hands_out_the_original_array():
+def test_padding_by_zero_pixels_returns_a_copy():
     images = samples(1, 3, 8, 8)
     assert not np.shares_memory(pad(images, 0), images)
 
 
-def test_cropping_leaves_the_stored_images_alone():
+def test_cropping_does_not_change_the_stored_images():
     padded = pad(samples(4, 3, 8, 8), 2)
     before = padded.copy()
     draws = draw(AUGMENT, 0, 0, np.arange(4))
@@ -90,7 +67,7 @@ def test_cropping_leaves_the_stored_images_alone():
     np.testing.assert_array_equal(padded, before)
 
 
-def test_crops_reach_every_place_equally_often():
+def test_all_crop_offsets_are_equally_frequent():
     draws = draw(AUGMENT, seed=0, epoch=0, indices=np.arange(50_000))
     counts = np.bincount(draws.top * 5 + draws.left, minlength=25)
     assert len(counts) == 25
@@ -98,12 +75,12 @@ def test_crops_reach_every_place_equally_often():
 
 
 @pytest.mark.parametrize(("probability", "share"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
-def test_flips_come_as_often_as_asked(probability: float, share: float):
+def test_flips_have_the_requested_probability(probability: float, share: float):
     flips = draw(Augment(0, probability), seed=0, epoch=0, indices=np.arange(40_000)).flip
     assert flips.mean() == pytest.approx(share, abs=0.01 if 0 < share < 1 else 0)
 
 
-def test_flips_do_not_go_with_the_crop():
+def test_flips_do_not_correlate_with_the_crop():
     draws = draw(AUGMENT, seed=0, epoch=0, indices=np.arange(50_000))
     assert abs(np.corrcoef(draws.flip, draws.left)[0, 1]) < 0.02
     assert abs(np.corrcoef(draws.flip, draws.top)[0, 1]) < 0.02
@@ -112,29 +89,29 @@ def test_flips_do_not_go_with_the_crop():
 def test_a_sample_draws_the_same_alone_and_in_any_batch():
     indices = np.arange(100, 140)
     batch = draw(AUGMENT, seed=5, epoch=2, indices=indices)
-    for place, index in enumerate(indices):
+    for row, index in enumerate(indices):
         alone = draw(AUGMENT, seed=5, epoch=2, indices=np.array([index]))
-        assert (batch.top[place], batch.left[place], batch.flip[place]) == (alone.top[0], alone.left[0], alone.flip[0])
+        assert (batch.top[row], batch.left[row], batch.flip[row]) == (alone.top[0], alone.left[0], alone.flip[0])
 
 
 @pytest.mark.parametrize("other", [{"seed": 1, "epoch": 0}, {"seed": 0, "epoch": 1}])
-def test_another_seed_or_epoch_draws_anew(other: dict[str, int]):
+def test_another_seed_or_epoch_has_other_draws(other: dict[str, int]):
     indices = np.arange(1000)
     first, second = draw(AUGMENT, 0, 0, indices), draw(AUGMENT, indices=indices, **other)
     same = (first.top == second.top) & (first.left == second.left) & (first.flip == second.flip)
     assert same.mean() == pytest.approx(1 / 50, abs=0.02)
 
 
-def test_a_sample_that_comes_twice_in_an_epoch_draws_by_the_epoch_number_of_each_place():
+def test_a_sample_that_occurs_twice_in_an_epoch_draws_by_the_epoch_number_of_each_occurrence():
     epochs, indices = np.array([3, 3 + 2**32, 8]), np.array([7, 7, 9])
     together = draw(AUGMENT, 0, epochs, indices)
-    for place, (epoch, index) in enumerate(zip(epochs, indices, strict=True)):
+    for row, (epoch, index) in enumerate(zip(epochs, indices, strict=True)):
         alone = draw(AUGMENT, 0, int(epoch), np.array([index]))
-        assert (together.top[place], together.left[place]) == (alone.top[0], alone.left[0])
+        assert (together.top[row], together.left[row]) == (alone.top[0], alone.left[0])
 
 
 @pytest.mark.parametrize(("probability", "share"), [(0.25, 0.25), (1.0, 1.0)])
-def test_vertical_flips_come_as_often_as_asked_and_leave_the_other_draws_as_they_were(probability: float, share: float):
+def test_vertical_flips_have_the_requested_probability_and_do_not_change_other_draws(probability: float, share: float):
     indices = np.arange(20_000)
     plain, ours = (draw(Augment(2, 0.5, vertical_flip_probability=p), 0, 0, indices) for p in (0.0, probability))
     assert plain.vertical_flip is None
@@ -144,22 +121,16 @@ def test_vertical_flips_come_as_often_as_asked_and_leave_the_other_draws_as_they
         np.testing.assert_array_equal(getattr(ours, name), getattr(plain, name))
 
 
-def test_only_those_that_drew_a_vertical_flip_stand_on_their_head():
-    images = samples(2, 3, 8, 8)
-    draws = Draws(
-        np.zeros(2, int), np.zeros(2, int), flip=np.array([True, True]), vertical_flip=np.array([True, False])
-    )
-    out = gather_crop_flip(pad(images, 0), np.arange(2), draws, 0)
+def test_images_that_drew_a_flip_are_mirrored_and_no_others():
+    images = samples(3, 3, 8, 8)
+    flip, vertical_flip = np.array([True, True, False]), np.array([True, False, False])
+    draws = Draws(np.zeros(3, int), np.zeros(3, int), flip, vertical_flip)
+    out = gather_crop_flip(pad(images, 0), np.arange(3), draws, 0)
     np.testing.assert_array_equal(out[0], images[0, :, ::-1, ::-1])
     np.testing.assert_array_equal(out[1], images[1, :, :, ::-1])
+    np.testing.assert_array_equal(out[2], images[2])
 
 
-def test_another_padding_leaves_the_flips_as_they_were():
+def test_another_padding_does_not_change_the_flips():
     indices = np.arange(1000)
     np.testing.assert_array_equal(draw(AUGMENT, 0, 0, indices).flip, draw(Augment(0, 0.5), 0, 0, indices).flip)
-
-
-@pytest.mark.parametrize("scale", [[0.5], [0.0, 1.0], [1.0, 0.35], [0.5, 1.5], [0.1, 0.2, 0.3]])
-def test_a_scale_that_is_no_pair_of_shares_is_refused(scale: list[float]):
-    with pytest.raises(ConfigError, match=r"^augment\.random_resized_crop_scale=\[.*\] must be two shares of the area"):
-        Augment(random_resized_crop_scale=scale)

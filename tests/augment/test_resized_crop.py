@@ -1,4 +1,4 @@
-"""Random parts of images, scaled to squares: drawn as asked, within 1 of Pillow, and by one thread."""
+"""Random resized crops: areas and ratios as requested, pixels within 1 of Pillow's."""
 
 import numpy as np
 import pytest
@@ -10,20 +10,20 @@ from imago.augment.settings import Augment
 
 
 def photograph(height: int, width: int) -> np.ndarray:
-    """Draw smooth shades with some noise, as photographs have: uint8 (height, width, 3)."""
+    """Return smooth shades with some noise, like a photograph: uint8 (height, width, 3)."""
     down, right = np.mgrid[:height, :width]
     shades = np.stack([down * 255 / height, right * 255 / width, 128 + 100 * np.sin(down / 9 + right / 7)], axis=2)
     return (shades + np.random.default_rng(0).normal(0, 12, shades.shape)).clip(0, 255).astype(np.uint8)
 
 
 def boxes(height: int, width: int, scale: tuple[float, float], count: int = 2000) -> np.ndarray:
-    """Draw that many crops of an image: int64 (count, 4)."""
+    """Draw crops of an image: int64 (count, 4)."""
     uniforms = crop_uniforms(0, 0, np.arange(count))
-    return np.array([crop_box(height, width, scale, uniforms[place]) for place in range(count)])
+    return np.array([crop_box(height, width, scale, uniforms[index]) for index in range(count)])
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (64, 64), (3, 4), (1, 1), (1, 4000), (4000, 1)])
-def test_crops_lie_inside_the_image_and_are_not_empty(height: int, width: int):
+def test_crops_are_inside_the_image_and_not_empty(height: int, width: int):
     left, top, right, bottom = boxes(height, width, (0.08, 1.0), 200).T
     assert left.min() >= 0
     assert top.min() >= 0
@@ -33,7 +33,7 @@ def test_crops_lie_inside_the_image_and_are_not_empty(height: int, width: int):
     assert (bottom - top).min() >= 1
 
 
-def test_crops_have_the_areas_and_ratios_that_were_asked_for():
+def test_crops_have_the_requested_areas_and_ratios():
     left, top, right, bottom = boxes(375, 500, (0.35, 0.6)).T
     area = (right - left) * (bottom - top) / (375 * 500)
     ratio = (right - left) / (bottom - top)
@@ -50,12 +50,12 @@ def test_crops_reach_every_edge_of_the_image():
     assert (left.min(), top.min(), right.max(), bottom.max()) == (0, 0, 50, 40)
 
 
-def test_an_image_no_crop_fits_into_gives_its_middle():
+def test_an_image_that_no_crop_fits_into_is_cropped_at_its_center():
     assert crop_box(1, 4000, (0.9, 1.0), crop_uniforms(0, 0, np.arange(1))[0]) == (1999, 0, 2000, 1)
     assert crop_box(300, 90, (1.0, 1.0), crop_uniforms(0, 0, np.arange(1))[0]) == (0, 90, 90, 210)
 
 
-def test_a_resized_crop_shows_the_part_that_was_drawn():
+def test_a_resized_crop_contains_the_part_that_was_drawn():
     ramp = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None], (200, 200))  # row r has the value r
     pixels = np.stack([ramp, ramp.T, ramp], axis=2)
     augment = Augment(random_resized_crop_scale=(0.35, 0.5))
@@ -75,7 +75,7 @@ def test_a_sample_draws_the_same_resized_crop_alone_and_in_any_batch():
     assert len(np.unique(batch)) == batch.size
 
 
-def test_a_resized_crop_leaves_the_flips_as_they_were():
+def test_a_resized_crop_does_not_change_the_flips():
     indices = np.arange(1000)
     with_crop = Augment(flip_probability=0.5, random_resized_crop_scale=(0.35, 1.0))
     np.testing.assert_array_equal(draw(with_crop, 0, 0, indices).flip, draw(Augment(0, 0.5), 0, 0, indices).flip)
@@ -93,7 +93,7 @@ def test_a_resized_crop_is_the_crop_as_pillow_scales_it(scale: tuple[float, floa
         assert abs(square - expected).max() <= 1
 
 
-def test_images_that_must_not_be_written_are_read_all_the_same():
+def test_read_only_images_are_accepted():
     pixels = photograph(40, 50)
     augment, key = Augment(random_resized_crop_scale=(0.3, 0.8)), (0, 0, np.arange(1))
     (expected,) = random_resized_crops([pixels], 16, augment, key)
@@ -103,7 +103,7 @@ def test_images_that_must_not_be_written_are_read_all_the_same():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 3)])
-def test_the_smallest_images_give_squares_too(shape: tuple[int, int]):
+def test_the_smallest_images_become_squares_too(shape: tuple[int, int]):
     pixels = np.full((*shape, 3), 77, np.uint8)
     augment = Augment(random_resized_crop_scale=(0.35, 1.0))
     for square in random_resized_crops([pixels] * 5, 32, augment, (0, 0, np.arange(5))):
@@ -111,8 +111,8 @@ def test_the_smallest_images_give_squares_too(shape: tuple[int, int]):
         assert (square == 77).all()
 
 
-def test_squares_keep_the_order_in_memory_of_images():
-    """Batches and stores are put together by plain copies then, several times faster than by turning the axes."""
+def test_squares_are_contiguous_in_height_width_channel_order():
+    """Batches are then assembled by plain copies, several times faster than with permuted axes."""
     (square,) = random_resized_crops(
         [photograph(40, 50)], 16, Augment(random_resized_crop_scale=(0.3, 0.8)), (0, 0, np.arange(1))
     )
@@ -135,17 +135,17 @@ def test_squares_keep_the_order_in_memory_of_images():
         (2, 3001, 1, (1, 1500)),
     ],
 )
-def test_the_shorter_side_is_limited_and_the_shape_stays(height, width, most_px, expected):
+def test_the_shorter_side_is_limited_and_the_ratio_is_kept(height, width, most_px, expected):
     assert limited_sides(height, width, most_px) == expected
     assert limit_shorter_side(np.zeros((height, width, 3), np.uint8), most_px).shape == (*expected, 3)
 
 
-def test_an_image_is_scaled_down_as_pillow_does():
+def test_an_image_is_scaled_down_as_by_pillow():
     pixels = photograph(150, 200)
     expected = np.asarray(Image.fromarray(pixels).resize((80, 60), Image.Resampling.BILINEAR)).astype(int)
     assert abs(limit_shorter_side(pixels, 60) - expected).max() <= 1
 
 
-def test_a_small_image_is_not_even_copied():
+def test_a_small_image_is_not_copied():
     pixels = photograph(60, 80)
     assert limit_shorter_side(pixels, 60) is pixels

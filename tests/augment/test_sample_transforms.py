@@ -1,4 +1,4 @@
-"""Transforms of single images: what they do, and draws that belong to the sample, not to its batch or process."""
+"""Transforms of single images: their effects, and draws that do not depend on the batch or the process."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def changed(images: np.ndarray, transformed: np.ndarray) -> np.ndarray:
     return (images != transformed).any(axis=(1, 2, 3))
 
 
-def test_without_such_settings_the_images_come_back_untouched():
+def test_without_such_settings_the_images_are_returned_unchanged():
     images = samples(2)
     assert transform_images(images, Augment(4, 0.5), (0, 0, np.arange(2))) is images
 
@@ -42,9 +42,9 @@ def test_a_sample_looks_the_same_alone_and_in_any_batch(kind: str):
     order = np.random.default_rng(1).permutation(12)
     shuffled = transform_images(images[order], KINDS[kind], (5, 2, indices[order]))
     np.testing.assert_array_equal(shuffled, batch[order])
-    for place in (0, 7):
-        alone = transform_images(images[place : place + 1], KINDS[kind], (5, 2, indices[place : place + 1]))
-        np.testing.assert_array_equal(alone[0], batch[place])
+    for index in (0, 7):
+        alone = transform_images(images[index : index + 1], KINDS[kind], (5, 2, indices[index : index + 1]))
+        np.testing.assert_array_equal(alone[0], batch[index])
 
 
 class _Batches(Dataset):
@@ -58,20 +58,20 @@ class _Batches(Dataset):
         return transform_images(samples(12)[indices], EVERYTHING, (5, 2, indices))
 
 
-def test_the_number_of_workers_changes_nothing():
+def test_the_number_of_workers_has_no_effect():
     batches = [list(DataLoader(_Batches(), batch_size=None, num_workers=workers)) for workers in (0, 2)]
     for ours, theirs in zip(*batches, strict=True):
         assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
 
 
 @pytest.mark.parametrize("other", [(6, 2), (5, 3)])
-def test_another_seed_or_epoch_draws_anew(other: tuple[int, int]):
+def test_another_seed_or_epoch_has_other_draws(other: tuple[int, int]):
     images, indices = samples(12), np.arange(12)
     first, second = (transform_images(images, EVERYTHING, (*key, indices)) for key in ((5, 2), other))
     assert changed(first, second).sum() >= 10
 
 
-def test_a_sample_that_comes_twice_in_an_epoch_looks_different_each_time():
+def test_a_sample_that_occurs_twice_in_an_epoch_is_transformed_differently():
     twice = np.repeat(samples(1), 2, axis=0)
     epochs, indices = np.array([3, 3 + 2**32]), np.array([9, 9])
     first, second = transform_images(twice, KINDS["rotation"], (0, epochs, indices))
@@ -80,20 +80,12 @@ def test_a_sample_that_comes_twice_in_an_epoch_looks_different_each_time():
     np.testing.assert_array_equal(plain[0], first)
 
 
-def test_torchs_generator_and_threads_are_left_as_they_were():
+def test_the_state_of_torchs_generator_and_threads_is_kept():
     torch.manual_seed(4)
     before, num_threads = torch.get_rng_state(), torch.get_num_threads()
     transform_images(samples(3), EVERYTHING, (0, 0, np.arange(3)))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == num_threads
-
-
-def test_what_was_drawn_before_does_not_matter():
-    images, key = samples(3), (0, 0, np.arange(3))
-    torch.manual_seed(1)
-    first = transform_images(images, EVERYTHING, key)
-    torch.manual_seed(2)
-    np.testing.assert_array_equal(transform_images(images, EVERYTHING, key), first)
 
 
 def test_the_images_given_are_not_changed():
@@ -103,7 +95,7 @@ def test_the_images_given_are_not_changed():
     np.testing.assert_array_equal(images, before)
 
 
-def test_turning_one_transform_on_leaves_the_draws_of_another_as_they_were():
+def test_turning_one_transform_on_does_not_change_the_draws_of_another():
     images, key = samples(40), (0, 0, np.arange(40))
     gray = transform_images(images, Augment(gray_probability=0.5), key)
     both = transform_images(images, Augment(gray_probability=0.5, rotation_degrees=45), key)
@@ -114,7 +106,7 @@ def test_turning_one_transform_on_leaves_the_draws_of_another_as_they_were():
 
 @pytest.mark.parametrize(("probability", "share"), [(0.25, 0.25), (1.0, 1.0)])
 @pytest.mark.parametrize("name", ["gray_probability", "blur_probability"])
-def test_they_come_as_often_as_asked(name: str, probability: float, share: float):
+def test_gray_and_blur_have_the_requested_probability(name: str, probability: float, share: float):
     images = samples(600, side=6)
     out = transform_images(images, Augment(**{name: probability}, blur_sigma_px=[1.0, 2.0]), (0, 0, np.arange(600)))
     assert changed(images, out).mean() == pytest.approx(share, abs=0.06 if share < 1 else 0)
@@ -127,25 +119,25 @@ def test_gray_is_the_luma_of_the_image():
     assert np.abs(gray - luma).max() <= 1
 
 
-def test_blur_is_as_wide_as_asked():
+def test_blur_has_the_requested_width():
     images = samples(1, side=48)
     blurred = transform_images(images, Augment(blur_probability=1.0, blur_sigma_px=[1.5, 1.5]), (0, 0, np.arange(1)))
     pillow = Image.fromarray(images[0].transpose(1, 2, 0)).filter(ImageFilter.GaussianBlur(1.5))
-    middle = np.s_[8:-8, 8:-8]  # edges are continued in another way
+    middle = np.s_[8:-8, 8:-8]  # edges are padded in another way
     ours, theirs = blurred[0].transpose(1, 2, 0)[middle].astype(int), np.asarray(pillow)[middle].astype(int)
     assert np.abs(ours - theirs).mean() < 2.5
     assert np.abs(images[0].transpose(1, 2, 0)[middle] - theirs).mean() > 20
 
 
 @pytest.mark.parametrize("side", [1, 2, 5])
-def test_an_image_smaller_than_the_blur_is_still_blurred(side: int):
+def test_an_image_smaller_than_the_blur_is_blurred(side: int):
     augment = Augment(blur_probability=1.0, blur_sigma_px=[3.0, 3.0])
     assert transform_images(samples(2, side), augment, (0, 0, np.arange(2))).shape == (2, 3, side, side)
 
 
-def test_rotation_turns_no_further_than_asked_and_to_both_sides():
+def test_rotation_is_to_both_sides_up_to_the_limit():
     images = np.zeros((200, 3, 65, 65), np.uint8)
-    images[:, :, 32, 45:] = 255  # a hand that points to the right
+    images[:, :, 32, 45:] = 255  # a line from the center to the right
     out = transform_images(images, Augment(rotation_degrees=30), (0, 0, np.arange(200)))[:, 0].astype(float)
     rows, columns = np.mgrid[-32:33, -32:33]
     mass = out.sum(axis=(1, 2))

@@ -1,4 +1,4 @@
-"""The augmentation settings: ranges, what is on, and the same keys in every choice of `augment=`."""
+"""The augmentation settings: ranges, descriptions, and the same keys in every option of `augment=`."""
 
 from dataclasses import fields
 
@@ -12,18 +12,18 @@ from imago.paths import PROJECT_ROOT
 CHOICES = sorted(path.stem for path in (PROJECT_ROOT / "configs" / "augment").glob("*.yaml"))
 
 
-def test_the_choices_are_those_of_the_guide():
+def test_the_options_of_the_config_group():
     assert CHOICES == ["crop_flip", "heavy", "none", "randaugment", "standard", "trivialaugment"]
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_has_every_key_and_is_valid(choice: str, compose):
+def test_every_option_has_every_key_and_is_valid(choice: str, compose):
     settings = OmegaConf.to_container(compose(f"augment={choice}", "augment.mixup_alpha=0.3").augment)
     assert set(settings) == {field.name for field in fields(Augment)}
     assert Augment(**settings).mixup_alpha == 0.3
 
 
-def test_none_is_what_the_code_does_without_settings(compose):
+def test_augment_none_equals_the_defaults_of_the_code(compose):
     assert Augment(**compose("augment=none").augment) == Augment()
 
 
@@ -49,7 +49,7 @@ def test_none_is_what_the_code_does_without_settings(compose):
         ("policy", "autoaugment", "is not one of null, randaugment, trivialaugment."),
     ],
 )
-def test_a_value_out_of_range_is_named_as_it_is_typed(name: str, value: object, text: str):
+def test_a_value_out_of_range_is_reported_as_it_is_typed(name: str, value: object, text: str):
     with pytest.raises(ConfigError) as error:
         Augment(**{name: value})
     assert str(error.value) == f"augment.{name}={value} {text}"
@@ -57,18 +57,18 @@ def test_a_value_out_of_range_is_named_as_it_is_typed(name: str, value: object, 
 
 @pytest.mark.parametrize("name", ["random_resized_crop_scale", "erase_scale"])
 @pytest.mark.parametrize("scale", [[0.5], [0.0, 1.0], [1.0, 0.35], [0.5, 1.5], [0.1, 0.2, 0.3], ["a", "b"]])
-def test_a_scale_that_is_no_pair_of_shares_is_refused(name: str, scale: list):
+def test_a_scale_that_is_not_a_pair_of_shares_is_refused(name: str, scale: list):
     with pytest.raises(ConfigError, match=rf"^augment\.{name}=\[.*\] must be two shares of the area.*\.$"):
         Augment(**{name: scale})
 
 
 @pytest.mark.parametrize("sigma", [[0.0, 1.0], [2.0, 1.0], [1.0], [1.0, float("inf")]])
-def test_a_blur_that_is_no_pair_of_lengths_is_refused(sigma: list[float]):
+def test_a_blur_that_is_not_a_pair_of_lengths_is_refused(sigma: list[float]):
     with pytest.raises(ConfigError, match=r"^augment\.blur_sigma_px=\[.*\] must be two lengths in px above 0"):
         Augment(blur_sigma_px=sigma)
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     with pytest.raises(ConfigError) as error:
         Augment(hue=1, mixup_alpha=-1, policy="x", erase_scale=[2])
     assert len(str(error.value).splitlines()) == 4
@@ -89,16 +89,16 @@ def test_all_problems_are_told_at_once():
         ({"random_resized_crop_scale": OmegaConf.create([0.35, 1])}, "random_resized_crop_scale [0.35, 1]"),
     ],
 )
-def test_the_description_tells_what_is_on_and_what_has_no_effect(settings: dict, text: str):
+def test_the_description_lists_what_is_on_and_what_has_no_effect(settings: dict, text: str):
     assert Augment(**settings).describe() == text
 
 
 @pytest.mark.parametrize("name", ["rotation_degrees", "gray_probability", "blur_probability"])
-def test_transforms_of_single_images_are_recognized(name: str):
+def test_settings_of_single_images_are_recognized(name: str):
     assert Augment(**{name: 0.5}).is_per_image
 
 
-def test_a_policy_works_on_single_images_and_crops_and_colors_do_not():
+def test_a_policy_is_per_image_and_crops_and_colors_are_not():
     assert Augment(policy="trivialaugment").is_per_image
     assert not Augment(4, 0.5, [0.3, 1.0], brightness=1, erase_probability=1, mixup_alpha=1).is_per_image
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from imago.augment.crop_flip import Augment
+from imago.augment.settings import Augment
 from imago.data.dataset import ArrayDataset, LabeledArray
 from imago.data.sampling import BatchKey, TrainSampler
 

@@ -30,7 +30,7 @@ def test_a_run_begins_with_the_network_of_another_and_freezes_a_part(first: Path
         f"model.weights={logs / 'latest'}",
     )
     done = train(logs, *SHORT, *settings, "run_name=second", "optimizer.head_lr_multiplier=10")
-    assert "46 of 46 pretrained tensors kept from best.ckpt" in done.stdout
+    assert "46 of 46 pretrained tensors loaded from best.ckpt" in done.stdout
     assert f"frozen: stages.[01].*, pretrained ({first / 'checkpoints' / 'best.ckpt'})" in done.stdout
     second = logs / "train" / "second"
     before, after = network(first), network(second)

@@ -1,4 +1,4 @@
-"""Files of weights as torchvision publishes them, made here, and a hub cache to keep them in."""
+"""Files of weights as torchvision publishes them, written by the tests, and an empty hub cache."""
 
 import hashlib
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def saved() -> Callable[[Path, str], Path]:
 
 @pytest.fixture
 def changed() -> Callable[..., Path]:
-    """Change, add or (None) leave out tensors of a file; `__` in a name stands for a dot."""
+    """Change, add or (None) remove tensors of a file; `__` in a name stands for a dot."""
 
     def run(path: Path, **tensors: torch.Tensor | None) -> Path:
         state = torch.load(path, weights_only=True) | {key.replace("__", "."): value for key, value in tensors.items()}
@@ -41,7 +41,7 @@ def squeezenet(saved: Callable, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty hub cache of torch's own."""
+    """An empty hub cache."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
@@ -50,12 +50,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def publish(monkeypatch: pytest.MonkeyPatch):
-    """Give a file the name that its hash asks for, and let torchvision's default weights of `name` be that file."""
+    """Rename a file to include its hash, and make it torchvision's default weights of `name`."""
 
-    def run(file: Path, name: str, place: str = "https://download.invalid/models") -> Path:
+    def run(file: Path, name: str, url: str = "https://download.invalid/models") -> Path:
         named = file.with_name(f"{name}-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth")
         file.rename(named)
-        monkeypatch.setattr(models.get_model_weights(name).DEFAULT.value, "url", f"{place}/{named.name}")
+        monkeypatch.setattr(models.get_model_weights(name).DEFAULT.value, "url", f"{url}/{named.name}")
         return named
 
     return run

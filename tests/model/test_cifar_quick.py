@@ -1,4 +1,4 @@
-"""CifarQuick: its known size, its shapes, and that all of it learns."""
+"""CifarQuick: number of parameters, shapes and gradients."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The order of layers: what belongs together, for families that are built in different ways."""
+"""The order of layers, for architectures that are built in different ways."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from imago.model.torchvision_net import TorchvisionNet
 
 
 def first_names(net: nn.Module) -> list[str]:
-    """The name of the first parameter of each layer, and the count of all parameters is right."""
+    """Return the name of the first parameter of each layer; check that each parameter is in one layer."""
     body = getattr(net, "body", net)
     names = {id(parameter): name for name, parameter in body.named_parameters()}
     layers = layers_in_order(net)
@@ -26,7 +26,7 @@ def meta(name: str) -> TorchvisionNet:
         return TorchvisionNet(5, 224, name, None, None)
 
 
-def test_a_resnet_has_its_stem_its_blocks_and_its_head():
+def test_a_resnet_has_a_stem_its_blocks_and_a_head():
     blocks = [f"layer{stage}.{block}.conv1.weight" for stage in (1, 2, 3, 4) for block in (0, 1)]
     assert first_names(meta("resnet18")) == ["conv1.weight", *blocks, "fc.weight"]
 
@@ -50,14 +50,14 @@ def test_a_convnext_has_each_block_and_each_downsampling():
     assert first_names(meta("convnext_tiny")) == ["features.0.0.weight", *middle, "classifier.2.weight"]
 
 
-def test_a_squeezenet_has_its_fires():
-    fires = [f"features.{place}.squeeze.weight" for place in (3, 4, 5, 7, 8, 9, 10, 12)]
+def test_a_squeezenet_has_a_layer_for_each_fire():
+    fires = [f"features.{index}.squeeze.weight" for index in (3, 4, 5, 7, 8, 9, 10, 12)]
     assert first_names(meta("squeezenet1_0")) == ["features.0.weight", *fires, "classifier.1.weight"]
 
 
 def test_a_plain_stack_has_a_layer_for_each_convolution_with_its_norm():
-    convolutions = [f"features.{place}.weight" for place in (0, 4, 8, 11, 15, 18, 22, 25)]
-    linear = [f"classifier.{place}.weight" for place in (0, 3, 6)]
+    convolutions = [f"features.{index}.weight" for index in (0, 4, 8, 11, 15, 18, 22, 25)]
+    linear = [f"classifier.{index}.weight" for index in (0, 3, 6)]
     assert first_names(meta("vgg11_bn")) == [*convolutions, *linear]
 
 
@@ -69,11 +69,11 @@ def test_our_own_networks_are_in_order(net: nn.Module, num_layers: int):
     assert len(first_names(net)) == num_layers
 
 
-def test_of_somebodys_own_network_the_last_layer_is_the_head():
+def test_the_last_layer_of_a_users_own_network_is_the_head():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     assert first_names(net) == ["0.weight", "3.weight"]
 
 
-def test_a_bare_torchvision_network_is_no_other_than_ours():
+def test_a_plain_torchvision_network_has_the_layers_of_ours():
     with torch.device("meta"):
         assert first_names(models.resnet18()) == first_names(meta("resnet18"))

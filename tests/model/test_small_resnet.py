@@ -1,4 +1,4 @@
-"""SmallResNet: its size, its shapes, and that its blocks are residual."""
+"""SmallResNet: number of parameters, shapes, gradients and residual blocks."""
 
 import pytest
 import torch
@@ -17,7 +17,9 @@ def test_it_has_eight_layers_and_few_parameters():
 
 
 @pytest.mark.parametrize(("image_size", "side"), [(32, 8), (64, 16), (65, 5), (224, 14)])
-def test_the_last_stage_sees_a_quarter_of_small_images_and_a_sixteenth_of_large_ones(image_size: int, side: int):
+def test_the_last_stage_has_a_quarter_of_the_side_of_small_images_and_a_sixteenth_of_large_ones(
+    image_size: int, side: int
+):
     net = SmallResNet(7, image_size, width=4).eval()
     shapes: list[torch.Size] = []
     net.stages.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
@@ -25,13 +27,7 @@ def test_the_last_stage_sees_a_quarter_of_small_images_and_a_sixteenth_of_large_
     assert shapes == [(2, 16, side, side)]
 
 
-def test_width_and_blocks_are_settings():
-    net = SmallResNet(7, 32, width=4, blocks_per_stage=3)
-    assert [len(stage) for stage in net.stages] == [3, 3, 3]
-    assert net.head.in_features == 16
-
-
-def test_a_block_whose_convolutions_give_nothing_passes_its_input_on():
+def test_a_block_whose_second_norm_is_zero_returns_its_input():
     block = ResidualBlock(4, 4, stride=1).eval()
     nn.init.zeros_(block.norm2.weight)
     features = torch.rand(2, 4, 5, 5)

@@ -1,4 +1,4 @@
-"""timm's networks: heads, weights and their preprocess, and what is said where something is missing."""
+"""timm's networks: heads, weights and their preprocess, and errors for what is missing."""
 
 import logging
 import sys
@@ -52,11 +52,11 @@ def test_small_images_pass_the_stem_at_full_resolution():
     assert net.new_parts == ["fc", "conv1"]
 
 
-def test_weights_of_a_file_are_kept_but_the_head(lcnet, caplog):
+def test_weights_of_a_file_are_copied_except_the_head(lcnet, caplog):
     with caplog.at_level(logging.INFO, "imago"):
         net = TimmNet(7, 224, "lcnet_050", str(lcnet), None)
     state = torch.load(lcnet, weights_only=True)
-    assert "kept from lcnet.pth (new: classifier.weight, classifier.bias); dropped from the file" in caplog.text
+    assert "loaded from lcnet.pth (new: classifier.weight, classifier.bias); dropped from the file" in caplog.text
     own = net.network.state_dict()
     assert {key for key in state if not torch.equal(state[key], own[key])} == {"classifier.weight", "classifier.bias"}
 
@@ -66,12 +66,12 @@ def test_weights_of_another_network_are_refused(lcnet):
         TimmNet(7, 224, "lcnet_100", str(lcnet), None)
 
 
-def test_published_weights_come_from_the_cache_and_leave_the_draws_alone(lcnet, monkeypatch):
+def test_published_weights_come_from_the_cache_and_do_not_change_the_random_draws(lcnet, monkeypatch):
     entry = timm.get_pretrained_cfg("lcnet_050.ra2_in1k")
-    asked = []
+    requested = []
 
     def cache(repository: str, filename: str, revision: str | None) -> str:
-        asked.append((repository, filename))
+        requested.append((repository, filename))
         return str(lcnet)
 
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cache)
@@ -79,7 +79,7 @@ def test_published_weights_come_from_the_cache_and_leave_the_draws_alone(lcnet, 
     for weights in ("default", "ra2_in1k", str(lcnet), None):
         torch.manual_seed(0)
         nets.append((TimmNet(7, 224, "lcnet_050", weights, None), torch.rand(1)))
-    assert set(asked) == {(entry.hf_hub_id, "model.safetensors")}
+    assert set(requested) == {(entry.hf_hub_id, "model.safetensors")}
     stems = [net.network.conv_stem.weight for net, _ in nets]
     assert torch.equal(stems[0], stems[1])
     assert torch.equal(stems[0], stems[2])
@@ -89,8 +89,8 @@ def test_published_weights_come_from_the_cache_and_leave_the_draws_alone(lcnet, 
         assert torch.equal(draw, nets[3][1])
 
 
-def test_offline_and_not_cached_is_one_line_with_both_ways_out(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *place, **more: None)
+def test_being_offline_without_a_cached_file_is_one_line_with_the_ways_out(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: None)
     monkeypatch.setattr(pretrained, "is_reachable", lambda url, timeout_s: False)
     with pytest.raises(DataError) as caught:
         TimmNet(7, 224, "lcnet_100", "default", None)
@@ -119,13 +119,13 @@ def test_preprocess_is_what_the_weights_were_evaluated_with(lcnet):
         ("vit_tiny_patch16_384", None, r"cannot take images of 224 px \(.*type e\.g\. preprocess\.size=384\."),
     ],
 )
-def test_what_cannot_work_is_one_line(name: str, weights: str | None, message: str):
+def test_a_wrong_name_or_size_is_refused_in_one_line(name: str, weights: str | None, message: str):
     with torch.device("meta"), pytest.raises(ConfigError, match=message) as caught:
         TimmNet(7, 224, name, weights, None)
     assert "\n" not in str(caught.value)
 
 
-def test_without_the_package_the_way_out_is_named(monkeypatch):
+def test_without_the_package_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigError, match=r"model=timm needs the package timm, which make setup installs"):
         TimmNet.find_weights("lcnet_100", "default")

@@ -1,8 +1,7 @@
-"""torchvision's networks: what is kept of the weights, what is new, and what is frozen."""
+"""torchvision's networks: heads, stems for small images, copied weights, and their preprocess."""
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +16,8 @@ from imago.model.layers import layers_in_order
 from imago.model.torchvision_net import TorchvisionNet
 from imago.model.weights import read_weights
 from imago.normalize import Normalize
-from imago.optimizer.groups import parameter_groups
 
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 SEVEN = ["resnet18", "resnet34", "resnet50", "vgg16", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_0"]
 
 
@@ -27,8 +26,8 @@ SEVEN = ["resnet18", "resnet34", "resnet50", "vgg16", "mobilenet_v3_small", "eff
 
 @pytest.mark.parametrize("image_size", [32, 224])
 @pytest.mark.parametrize("name", SEVEN)
-def test_every_network_gives_a_column_for_each_class(name: str, image_size: int):
-    with torch.device("meta"):  # shapes are all that is asked for
+def test_logits_have_a_column_for_each_class(name: str, image_size: int):
+    with torch.device("meta"):  # only shapes are tested
         net = TorchvisionNet(7, image_size, name, None, None)
         assert net(torch.zeros(2, 3, image_size, image_size)).shape == (2, 7)
 
@@ -53,7 +52,7 @@ def test_the_stem_changes_up_to_64_px(image_size: int, kernel: tuple[int, int], 
 
 
 @pytest.mark.parametrize("name", ["densenet121", "convnext_tiny", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_y_400mf"])
-def test_other_families_are_built_too(name: str):
+def test_networks_of_other_families_are_built_too(name: str):
     net = TorchvisionNet(7, 32, name, None, None).eval()
     assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
     assert len(net.network.get_submodule(net.new_parts[0]).weight) == 7
@@ -82,35 +81,36 @@ def compute_on_cpu(function: Callable) -> Callable:
     return run
 
 
-def test_the_smallest_images_are_not_too_few_for_the_check_of_sizes():
-    net = TorchvisionNet(4, 16, "mobilenet_v3_small", None, None)  # 1x1 places before the head
+def test_the_size_check_allows_a_single_pixel_before_the_head():
+    net = TorchvisionNet(4, 16, "mobilenet_v3_small", None, None)
     assert net(torch.zeros(2, 3, 16, 16)).shape == (2, 4)
 
 
 @pytest.mark.parametrize(("name", "image_size"), [("vgg11", 28), ("vit_b_32", 32)])
-def test_a_size_that_does_not_fit_is_one_line(name: str, image_size: int):
+def test_a_size_that_does_not_fit_is_refused_in_one_line(name: str, image_size: int):
     with pytest.raises(ConfigError, match=rf"model\.name={name} cannot take images of {image_size} px \(.*") as caught:
         TorchvisionNet(4, image_size, name, None, None)
     assert "preprocess.size=224" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-# What is kept
+# Copied weights
 
 
 @pytest.mark.parametrize(
-    ("image_size", "kept", "new"), [(224, 120, "fc.weight, fc.bias"), (32, 119, "fc.weight, fc.bias, conv1.weight")]
+    ("image_size", "num_loaded", "new"),
+    [(224, 120, "fc.weight, fc.bias"), (32, 119, "fc.weight, fc.bias, conv1.weight")],
 )
-def test_weights_from_the_cache_are_kept_and_counted(image_size, kept, new, cache, publish, caplog, saved):
+def test_weights_from_the_cache_are_copied_and_counted(image_size, num_loaded, new, cache, publish, caplog, saved):
     file = publish(saved(cache / "file", "resnet18"), "resnet18")
     with caplog.at_level(logging.INFO, "imago"):
         net = TorchvisionNet(10, image_size, "resnet18", "default", None)
-    assert f"resnet18: {kept} of 122 pretrained tensors kept from {file.name} (new: {new})" in caplog.text
+    assert f"resnet18: {num_loaded} of 122 pretrained tensors loaded from {file.name} (new: {new})" in caplog.text
     state = torch.load(file, weights_only=True)
     own = net.network.state_dict()
     equal = {key for key, value in state.items() if value.shape == own[key].shape and torch.equal(value, own[key])}
     assert set(state) - equal == set(new.split(", "))
-    assert len(equal) == kept
+    assert len(equal) == num_loaded
 
 
 def test_a_three_by_three_stem_keeps_its_weights_at_stride_one(tmp_path, saved):
@@ -121,22 +121,22 @@ def test_a_three_by_three_stem_keeps_its_weights_at_stride_one(tmp_path, saved):
     torch.testing.assert_close(net.network.features[0][0].weight, read_weights(file)["features.0.0.weight"])
 
 
-def test_a_head_with_the_same_classes_is_kept(squeezenet, caplog):
+def test_a_head_with_the_same_number_of_classes_is_copied(squeezenet, caplog):
     with caplog.at_level(logging.INFO, "imago"):
         net = TorchvisionNet(1000, 224, "squeezenet1_0", str(squeezenet), None)
-    assert "52 of 52 pretrained tensors kept" in caplog.text
+    assert "52 of 52 pretrained tensors loaded" in caplog.text
     assert "new" not in caplog.text
     assert all(torch.equal(net.network.state_dict()[key], value) for key, value in read_weights(squeezenet).items())
 
 
-def test_another_head_is_dropped_and_said(squeezenet, caplog):
+def test_a_head_with_another_number_of_classes_is_dropped_and_logged(squeezenet, caplog):
     with caplog.at_level(logging.INFO, "imago"):
         TorchvisionNet(2, 224, "squeezenet1_0", str(squeezenet), None)
-    assert "50 of 52 pretrained tensors kept from squeezenet.pth (new: classifier.1.weight, " in caplog.text
+    assert "50 of 52 pretrained tensors loaded from squeezenet.pth (new: classifier.1.weight, " in caplog.text
     assert "dropped from the file: classifier.1.weight 1000x512x1x1, classifier.1.bias 1000" in caplog.text
 
 
-def test_a_stem_for_small_images_is_kept_where_the_file_has_one(tmp_path):
+def test_a_stem_for_small_images_is_copied_if_the_file_has_one(tmp_path):
     trained = TorchvisionNet(10, 32, "resnet18", None, None)
     torch.save({"state_dict": {f"net.{key}": v for key, v in trained.state_dict().items()}}, tmp_path / "own.ckpt")
     net = TorchvisionNet(5, 32, "resnet18", str(tmp_path / "own.ckpt"), None)
@@ -144,7 +144,7 @@ def test_a_stem_for_small_images_is_kept_where_the_file_has_one(tmp_path):
 
 
 @pytest.mark.needs_data
-def test_the_real_squeezenet_knows_ants_and_bees(real_data):
+def test_the_real_squeezenet_recognizes_ants_and_bees(real_data):
     file = str(real_data / "weights" / "squeezenet1_0-imagenet.pth")
     net = TorchvisionNet(1000, 224, "squeezenet1_0", file, None).eval()
     preprocess = Preprocess.from_dict(TorchvisionNet.weights_preprocess("squeezenet1_0", file) or {})
@@ -168,7 +168,7 @@ def test_names_and_shapes_do_not_depend_on_the_weights(squeezenet, image_size: i
     nets[0].load_state_dict(nets[1].state_dict())
 
 
-def test_new_parts_begin_as_the_seed_says_whatever_the_weights_are(squeezenet):
+def test_the_first_values_of_new_parts_depend_on_the_seed_and_not_on_the_weights(squeezenet):
     states = []
     for seed, source in ((0, None), (0, str(squeezenet)), (1, str(squeezenet))):
         torch.manual_seed(seed)
@@ -179,67 +179,53 @@ def test_new_parts_begin_as_the_seed_says_whatever_the_weights_are(squeezenet):
         assert not torch.equal(without, other_seed)
 
 
-def test_without_weights_no_file_is_looked_for(cache, monkeypatch):
+def test_without_weights_nothing_is_downloaded(cache, monkeypatch):
     monkeypatch.setattr(pretrained, "is_reachable", None)  # calling it would fail
     TorchvisionNet(5, 32, "squeezenet1_0", None, None)
     assert list(cache.iterdir()) == []
 
 
-# Freezing
+# Names and published weights
 
 
-def test_an_unknown_freeze_is_refused():
-    with pytest.raises(ConfigError, match=r"model\.freeze=all matches none of the network's 52 parameters"):
-        TorchvisionNet(5, 32, "squeezenet1_0", None, "all")
+def test_an_unknown_network_is_refused_with_the_nearest_names():
+    with pytest.raises(ConfigError, match=r"model\.name=resnet81: .* did you mean resnet18"):
+        TorchvisionNet(5, 32, "resnet81", None, None)
 
 
-def step(net: TorchvisionNet) -> None:
-    """One training step, over the parameters that the task would give to the optimizer."""
-    optimizer = torch.optim.SGD(parameter_groups(net, 0.0), lr=0.1)
-    net.train()
-    nn.functional.cross_entropy(net(torch.randn(8, 3, 32, 32)), torch.arange(8) % 5).backward()
-    optimizer.step()
+@pytest.mark.slow
+def test_auxiliary_heads_of_a_file_are_left_out(tmp_path, monkeypatch, caplog):
+    torch.manual_seed(1)
+    with_heads = models.get_model("googlenet", weights=None, num_classes=20, init_weights=False)
+    torch.save(with_heads.state_dict(), tmp_path / "googlenet.pth")
+    with caplog.at_level(logging.INFO, "imago"):
+        net = TorchvisionNet(5, 224, "googlenet", str(tmp_path / "googlenet.pth"), None)
+    assert "(new: fc.weight, fc.bias)" in caplog.text
+    torch.testing.assert_close(net.network.conv1.conv.weight, with_heads.conv1.conv.weight)
+    assert net.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 5)
+
+
+def test_unknown_weights_are_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="for resnet50 it can be default, IMAGENET1K_V1, IMAGENET1K_V2, null or"):
+        TorchvisionNet.find_weights("resnet50", "IMAGENET1K_V3")
 
 
 @pytest.mark.parametrize(
-    ("name", "trained"),
+    ("name", "weights", "resize", "interpolation"),
     [
-        ("resnet18", {"fc.weight", "fc.bias", "conv1.weight"}),
-        ("mobilenet_v3_small", {"classifier.3.weight", "classifier.3.bias"}),
+        ("resnet18", "default", 256, "bilinear"),
+        ("resnet50", "default", 232, "bilinear"),
+        ("resnet50", "IMAGENET1K_V1", 256, "bilinear"),
+        ("efficientnet_b0", "default", 256, "bicubic"),
     ],
 )
-def test_a_step_with_a_frozen_backbone_changes_the_head_and_a_new_stem_only(name: str, trained: set[str]):
-    torch.manual_seed(0)
-    net = TorchvisionNet(5, 32, name, None, "backbone")
-    before = {key: value.clone() for key, value in net.network.state_dict().items()}
-    step(net)
-    after = net.network.state_dict()
-    assert {key for key, value in before.items() if not torch.equal(value, after[key])} == trained
-    assert {key for key, value in net.network.named_parameters() if value.requires_grad} == trained
+def test_preprocess_is_what_the_weights_were_evaluated_with(name: str, weights: str, resize: int, interpolation: str):
+    expected = {"size": 224, "resize": resize, "crop": "center", "interpolation": interpolation} | IMAGENET
+    assert TorchvisionNet.weights_preprocess(name, weights) == expected
+    assert Preprocess.from_dict(expected).to_dict() == expected
 
 
-def test_without_freezing_batch_statistics_move():
-    net = TorchvisionNet(5, 32, "mobilenet_v3_small", None, None)
-    before = net.network.features[0][1].running_mean.clone()
-    step(net)
-    assert not torch.equal(before, net.network.features[0][1].running_mean)
-
-
-def test_a_frozen_part_stays_in_evaluation_with_its_dropout():
-    net = TorchvisionNet(5, 32, "mobilenet_v3_small", None, "backbone")
-    assert {name for name, module in net.network.named_modules() if module.training} == {"classifier.3"}
-    assert not any(module.training for module in net.eval().modules())
-
-
-def test_freezing_says_how_many_parameters_train(caplog, tmp_path: Path):
-    torch.save(models.squeezenet1_0().state_dict(), tmp_path / "trained.pth")
-    with caplog.at_level(logging.INFO, "imago"):
-        TorchvisionNet(5, 224, "squeezenet1_0", str(tmp_path / "trained.pth"), "backbone")
-    line = "squeezenet1_0: the backbone is frozen, 2,565 of 737,989 parameters train (classifier.1)"
-    assert caplog.text.count(line) == 1
-
-
-def test_a_frozen_network_that_is_rebuilt_from_a_checkpoint_says_nothing_again(caplog):
-    with caplog.at_level(logging.INFO, "imago"):
-        TorchvisionNet(5, 224, "squeezenet1_0", None, "backbone")
-    assert caplog.text == ""
+def test_a_local_file_has_the_preprocess_of_the_default_weights():
+    weights_preprocess = TorchvisionNet.weights_preprocess
+    assert weights_preprocess("resnet18", "some/file.pth") == weights_preprocess("resnet18", "default")
+    assert weights_preprocess("resnet18", None) is None

@@ -1,4 +1,4 @@
-"""WhitenedResNet: its size and shapes, what it starts from, and which parts of it learn."""
+"""WhitenedResNet: number of parameters, shapes, first values, and which parameters train."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from imago.errors import ConfigError, UserError
 from imago.model.stem import luminance
-from imago.model.whitened_resnet import ResidualBlock, WhitenedResNet
+from imago.model.whitened_resnet import WhitenedResNet
 
 
 def build(num_classes: int = 5, image_size: int = 32, widths: tuple[int, ...] = (32, 32, 48)) -> WhitenedResNet:
@@ -17,7 +17,7 @@ def build(num_classes: int = 5, image_size: int = 32, widths: tuple[int, ...] = 
 
 
 def photos(count: int = 64, size: int = 32) -> Tensor:
-    """Samples whose neighbors and colors are alike, as in photographs."""
+    """Images with correlated neighbors and colors, like photographs."""
     generator = torch.Generator().manual_seed(1)
     coarse = torch.randn(count, 3, size // 4, size // 4, generator=generator)
     gray = torch.randn(count, 1, size // 2, size // 2, generator=generator)
@@ -41,27 +41,19 @@ def test_a_network_for_one_size_takes_others():
     assert build(image_size=32)(torch.zeros(2, 3, 20, 24)).shape == (2, 5)
 
 
-def test_images_that_cannot_be_halved_so_often_are_refused():
+def test_images_too_small_for_the_number_of_blocks_are_refused():
     with pytest.raises(ConfigError, match=r"needs 9 px, and they have 8; .* preprocess.size=9"):
         build(image_size=8)
     build(image_size=8, widths=(32, 48))
 
 
-def test_a_convolution_begins_as_the_identity_on_the_channels_it_is_given():
+def test_a_convolution_starts_as_the_identity_on_its_input_channels():
     features = torch.randn(2, 32, 8, 8)
     first = build().blocks[2].down[0](features)
     torch.testing.assert_close(first[:, :32], features)
     wider = build().blocks[3].down[0](features)
     torch.testing.assert_close(wider[:, :32], features)
     assert (wider[:, 32:] - 0).abs().min() > 0
-
-
-def test_a_block_adds_a_layer_to_what_the_layer_got():
-    block = ResidualBlock(4, 8).eval()
-    halved = block.down(torch.randn(2, 4, 10, 10))
-    assert halved.shape == (2, 8, 5, 5)
-    features = torch.randn(2, 4, 10, 10)
-    torch.testing.assert_close(block(features), block.down(features) + block.layer(block.down(features)))
 
 
 def test_the_first_channels_become_uncorrelated_and_of_variance_one():
@@ -75,7 +67,7 @@ def test_the_first_channels_become_uncorrelated_and_of_variance_one():
     torch.testing.assert_close(covariance, torch.eye(12, dtype=torch.float64), atol=0.06, rtol=0)
 
 
-def test_of_gray_images_the_first_channels_are_whitened_too():
+def test_the_first_channels_of_gray_images_are_whitened_too():
     net, images = WhitenedResNet(5, 32, (32, 32, 48), logit_scale=1 / 9, in_channels=1), photos()
     net.initialize_from(images)
     channels = net.whitening(luminance(images)).transpose(0, 1).flatten(1)[:4].double()
@@ -84,10 +76,10 @@ def test_of_gray_images_the_first_channels_are_whitened_too():
     assert net(images).shape == (64, 5)
 
 
-def test_the_weights_of_a_colored_network_do_not_fit_a_gray_one(tmp_path: Path):
-    torch.save(build().state_dict(), tmp_path / "colored.pth")
+def test_the_weights_of_a_color_network_do_not_fit_a_gray_one(tmp_path: Path):
+    torch.save(build().state_dict(), tmp_path / "color.pth")
     with pytest.raises(UserError, match="whitening"):
-        WhitenedResNet(5, 32, (32, 32, 48), 1 / 9, weights=str(tmp_path / "colored.pth"), in_channels=1)
+        WhitenedResNet(5, 32, (32, 32, 48), 1 / 9, weights=str(tmp_path / "color.pth"), in_channels=1)
 
 
 def test_every_direction_comes_with_both_signs():
@@ -96,30 +88,30 @@ def test_every_direction_comes_with_both_signs():
     torch.testing.assert_close(net.whitening.weight[:12], -net.whitening.weight[12:])
 
 
-def test_images_without_contrast_leave_finite_weights():
+def test_images_without_contrast_result_in_finite_weights():
     net = build()
     net.initialize_from(torch.zeros(4, 3, 32, 32))
     assert net.whitening.weight.isfinite().all()
 
 
-def test_the_memory_order_survives():
+def test_the_memory_order_is_kept():
     net = build().to(memory_format=torch.channels_last)
     net.initialize_from(photos(4).to(memory_format=torch.channels_last))
     assert net.whitening.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_everything_learns_but_the_first_filters_and_the_scales_of_norms():
+def test_all_but_the_first_filters_and_the_scales_of_norms_get_a_gradient():
     net = build()
     net.initialize_from(photos())
     net(photos()).square().sum().backward()
-    still = {name for name, parameter in net.named_parameters() if parameter.grad is None}
-    assert still == {"whitening.weight"} | {
+    frozen = {name for name, parameter in net.named_parameters() if parameter.grad is None}
+    assert frozen == {"whitening.weight"} | {
         f"{name}.weight" for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)
     }
     assert [n for n, p in net.named_parameters() if p.grad is not None and not p.grad.any()] == []
 
 
-def test_the_first_filters_travel_with_the_weights():
+def test_the_first_filters_are_part_of_the_state_dict():
     trained, rebuilt = build(), build()
     trained.initialize_from(photos())
     rebuilt.load_state_dict(trained.state_dict())

@@ -1,6 +1,6 @@
-"""Crops and flips of training images, one independent draw per sample, keyed by (seed, epoch, sample index).
+"""Random crops and flips of training images; the draws of a sample depend on (seed, epoch, sample index) only.
 
-Pure functions over whole batches; validation and test never come here.
+Legend: N stored images, B samples of a batch, C channels, H and W pixels, p the padding in pixels.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ import numpy as np
 from imago.augment.settings import Augment
 from imago.seeding import random_integers
 
-# Tells the draws of one sample apart, so that adding an augmentation leaves the others as they were.
-_TOP, _LEFT, _FLIP, _VERTICAL_FLIP = 1, 2, 3, 5  # 4: `resized_crop`
-_CERTAIN = 2**31  # chances are numbers below it
+# The last part of a key: a new augmentation does not change the draws of another. `resized_crop` has 4.
+_TOP, _LEFT, _FLIP, _VERTICAL_FLIP = 1, 2, 3, 5
+_CERTAIN = 2**31  # a draw below probability * _CERTAIN is a yes
+_FLIP_BYTES = 2**18  # flipped at once, so that the copies stay in the CPU's cache
 
 # Seed, epoch and sample indices int64 (B,); the epoch is one number, or int64 (B,) where an epoch repeats a sample.
 SampleKey = tuple[int, int | np.ndarray, np.ndarray]
@@ -20,7 +21,7 @@ SampleKey = tuple[int, int | np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Draws:
-    """The random choices for a batch: int64 (B,) offsets in [0, 2 * padding] and bool (B,) flips; None is no flip."""
+    """The random choices for a batch: int64 (B,) offsets in [0, 2p] and bool (B,) flips; None is no flip."""
 
     top: np.ndarray
     left: np.ndarray
@@ -30,33 +31,31 @@ class Draws:
 
 def draw(augment: Augment, seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> Draws:
     """Draw crop offsets and flips for the samples `indices`, shape (B,)."""
-    offsets = 2 * augment.crop_padding_px + 1
-    key, probability = (seed, epoch, indices), augment.vertical_flip_probability
-    # All at once: for a small batch the number of calls is what costs.
+    offsets, key = 2 * augment.crop_padding_px + 1, (seed, epoch, indices)
+    # One call for all three: in a small batch the number of calls is what costs.
     spans, purposes = np.array([[offsets], [offsets], [_CERTAIN]]), np.array([[_TOP], [_LEFT], [_FLIP]])
     top, left, chance = random_integers(0, spans, *key, purposes)
-    return Draws(
-        top=top,
-        left=left,
-        flip=chance < round(augment.flip_probability * _CERTAIN),
-        vertical_flip=_chosen(probability, *key, _VERTICAL_FLIP) if probability else None,
-    )
+    vertical_flip = None
+    if augment.vertical_flip_probability:
+        chance_vertical = random_integers(0, _CERTAIN, *key, _VERTICAL_FLIP)
+        vertical_flip = chance_vertical < round(augment.vertical_flip_probability * _CERTAIN)
+    return Draws(top, left, chance < round(augment.flip_probability * _CERTAIN), vertical_flip)
 
 
 def pad(images: np.ndarray, padding_px: int) -> np.ndarray:
-    """Surround images (N, C, H, W) by zeros, once per run: crops are then plain copies. Always a new array."""
+    """Return a new array of images (N, C, H, W) with zeros on each side, from which crops are plain copies."""
     return np.pad(images, ((0, 0), (0, 0), (padding_px, padding_px), (padding_px, padding_px)))
 
 
 def gather_crop_flip(padded: np.ndarray, rows: np.ndarray, draws: Draws, padding_px: int) -> np.ndarray:
-    """Copy the images `rows` out of a padded array, each with its own crop, then mirror those that drew a flip.
+    """Copy the images `rows` out of a padded array, each with its own crop, and flip those that drew a flip.
 
-    A crop is taken as one element of all bytes between its first and last, so those of a whole batch are a single fancy
-    index; the gaps go in a second copy, row by row. Together they cost less than torch's gather without any crop.
+    A crop is copied as one element of all bytes between its first and last, so that one fancy index copies a whole
+    batch; a second copy, row by row, removes the gaps. Both cost less than torch's gather without any crop.
 
     Args:
         padded: uint8 (N, C, H + 2p, W + 2p), C-contiguous.
-        rows: int64 (B,), which images.
+        rows: indices of the images, int64 (B,).
         draws: offsets in [0, 2p] and flips, each (B,).
         padding_px: p.
 
@@ -78,25 +77,14 @@ def gather_crop_flip(padded: np.ndarray, rows: np.ndarray, draws: Draws, padding
         strides=(strip.itemsize, channel_stride, row_stride),
     )
     images = np.ascontiguousarray(lines).view(np.uint8).reshape(len(rows), channels, height, width)
-    _mirror(images, draws.flip, axis=3)
-    if draws.vertical_flip is not None:
-        _mirror(images, draws.vertical_flip, axis=2)
-    return images
-
-
-def _mirror(images: np.ndarray, is_chosen: np.ndarray, axis: int) -> None:
-    """Turn the chosen images (B, C, H, W) round, in place."""
-    import torch  # mirrors several times faster than numpy; the rest of this file works without it
-
-    places = np.flatnonzero(is_chosen)
-    images[places] = torch.from_numpy(images[places]).flip(axis).numpy()
+    return _flip(images, draws)
 
 
 def crop_and_flip(images: np.ndarray, augment: Augment, key: SampleKey) -> np.ndarray:
-    """Apply the crop and flips of `augment` to a batch that was put together just now.
+    """Apply the crop and flips of `augment` to a batch that was just assembled.
 
     Args:
-        images: uint8 (B, C, H, W); the flips are done in place.
+        images: uint8 (B, C, H, W); may be changed in place.
         augment: the settings.
         key: of the B samples.
 
@@ -104,20 +92,21 @@ def crop_and_flip(images: np.ndarray, augment: Augment, key: SampleKey) -> np.nd
         uint8 (B, C, H, W).
     """
     draws = draw(augment, *key)
-    if augment.crop_padding_px:
-        padded = pad(images, augment.crop_padding_px)
-        return gather_crop_flip(padded, np.arange(len(images)), draws, augment.crop_padding_px)
-    import torch  # mirrors several times faster than numpy; the rest of this file works without it
+    if not augment.crop_padding_px:
+        return _flip(images, draws)
+    padded = pad(images, augment.crop_padding_px)
+    return gather_crop_flip(padded, np.arange(len(images)), draws, augment.crop_padding_px)
 
-    batch = torch.from_numpy(images)
-    for place in np.flatnonzero(draws.flip):
-        batch[place] = batch[place].flip(-1)
-    if draws.vertical_flip is not None:
-        for place in np.flatnonzero(draws.vertical_flip):
-            batch[place] = batch[place].flip(-2)
+
+def _flip(images: np.ndarray, draws: Draws) -> np.ndarray:
+    """Flip images (B, C, H, W) in place, left to right and top to bottom, and return them."""
+    import torch  # flips several times faster than numpy; nothing else in this module needs it
+
+    step = max(1, _FLIP_BYTES // max(1, images[:1].nbytes))
+    for is_chosen, axis in ((draws.flip, 3), (draws.vertical_flip, 2)):
+        if is_chosen is not None:
+            chosen = np.flatnonzero(is_chosen)
+            for start in range(0, len(chosen), step):
+                part = chosen[start : start + step]
+                images[part] = torch.from_numpy(images[part]).flip(axis).numpy()
     return images
-
-
-def _chosen(probability: float, *key: int | np.ndarray) -> np.ndarray:
-    """Draw yes or no for each key, with that chance of yes: bool (B,)."""
-    return random_integers(0, _CERTAIN, *key) < round(probability * _CERTAIN)

@@ -1,4 +1,4 @@
-"""Augmentations that work on one image at a time, in the loader's processes, through torchvision's v2 transforms."""
+"""Rotation, RandAugment, TrivialAugment, gray and blur: torchvision's v2 transforms on one image at a time."""
 
 import math
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from imago.augment.settings import MAX_MAGNITUDE, Augment
 from imago.seeding import random_bits
 from imago.threads import one_intraop_thread
 
-# Tells the draws of one sample apart, and from those of `augmentation`: turning one on leaves the others as they were.
+# The last part of a key: turning one transform on does not change the draws of another.
 _ROTATION, _POLICY, _GRAY, _BLUR = 101, 102, 103, 104
 
 _KERNEL_SIGMAS = 3  # a Gaussian beyond three standard deviations weighs 0.3 %
 
 
 def transform_images(images: np.ndarray, augment: Augment, key: SampleKey) -> np.ndarray:
-    """Rotate, apply the policy, gray and blur: each image by draws of its own, whatever batch it stands in.
+    """Rotate, apply the policy, gray and blur; the draws of an image do not depend on its batch.
 
     Args:
         images: uint8 (B, 3, H, W).
@@ -28,26 +28,25 @@ def transform_images(images: np.ndarray, augment: Augment, key: SampleKey) -> np
         key: of the B samples.
 
     Returns:
-        uint8 (B, 3, H, W): a new array, or `images` if no such setting is on. torch's generator is left as it was.
+        uint8 (B, 3, H, W): a new array, or `images` if no such setting is on. The state of torch's generator is kept.
     """
     if not augment.is_per_image:
         return images
     transforms = _transforms(augment, min(images.shape[-2:]))
-    seed, epoch, indices = key
-    seeds = {purpose: (random_bits(seed, epoch, indices, purpose) >> np.uint64(1)).tolist() for purpose in transforms}
+    seeds = {purpose: (random_bits(*key, purpose) >> np.uint64(1)).tolist() for purpose in transforms}
     transformed = np.empty_like(images)
     with torch.random.fork_rng(devices=[]), one_intraop_thread():
-        for place, image in enumerate(images):
+        for index, image in enumerate(images):
             sample = torch.from_numpy(image)
             for purpose, transform in transforms.items():
-                torch.default_generator.manual_seed(seeds[purpose][place])  # torch.manual_seed would seed GPUs as well
+                torch.default_generator.manual_seed(seeds[purpose][index])  # torch.manual_seed would seed GPUs as well
                 sample = transform(sample)
-            transformed[place] = sample.numpy()
+            transformed[index] = sample.numpy()
     return transformed
 
 
 def _transforms(augment: Augment, shorter_side_px: int) -> dict[int, Callable[[Tensor], Tensor]]:
-    """Give the transforms that are on, by their purpose, in the order in which they are applied."""
+    """Return the transforms that are on by their purpose, in the order in which they are applied."""
     transforms: dict[int, Callable[[Tensor], Tensor]] = {}
     if augment.rotation_degrees:
         transforms[_ROTATION] = v2.RandomRotation(augment.rotation_degrees, InterpolationMode.BILINEAR)
@@ -59,7 +58,7 @@ def _transforms(augment: Augment, shorter_side_px: int) -> dict[int, Callable[[T
     if augment.gray_probability:
         transforms[_GRAY] = v2.RandomGrayscale(augment.gray_probability)
     if augment.blur_probability:
-        # The edge is mirrored outwards, which reaches no further than the image itself does.
+        # The image is padded by its own reflection, which cannot be wider than the image.
         radius_px = min(math.ceil(_KERNEL_SIGMAS * augment.blur_sigma_px[1]), shorter_side_px - 1)
         blur = v2.GaussianBlur(2 * radius_px + 1, list(augment.blur_sigma_px))
         transforms[_BLUR] = v2.RandomApply([blur], augment.blur_probability)

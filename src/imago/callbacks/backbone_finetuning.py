@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from imago.errors import ConfigError
-from imago.model.freezing import keep_frozen_in_evaluation
+from imago.model.adapt import keep_frozen_in_evaluation
 from imago.model.layers import layers_in_order
 
 log = logging.getLogger(__name__)

@@ -1,23 +1,21 @@
-"""CifarQuick: three 5x5 convolutions and two linear layers, the net of the classic CIFAR-10 tutorials."""
+"""CifarQuick: three 5x5 convolutions and two linear layers, the network of the classic CIFAR-10 tutorials."""
 
 from torch import Tensor, nn
 
 from imago.errors import ConfigError
-from imago.model.adaptable_net import AdaptableNet
+from imago.model.adapt import AdaptableNet, adapt
 
 
 class CifarQuick(AdaptableNet):
     """conv5x5-32, max-pool, conv5x5-32, pool, conv5x5-64, pool, fc-64, head: 145,578 parameters at 32 px, 10 classes.
 
-    The first ReLU comes after its pool and none stands between the linear layers, as in the original: `cifar10_quick`
+    The first ReLU comes after its pool and there is none between the linear layers, as in the original: `cifar10_quick`
     of Caffe (github.com/BVLC/caffe, examples/cifar10), after cuda-convnet's quick layers by A. Krizhevsky.
 
     Args:
         num_classes: K, width of the head; comes from the data.
         image_size: side of the input in pixels; comes from the preprocess record; at least 8.
-        weights: path of a file of an earlier run, or None for random weights.
-        freeze: "backbone" trains the head only, a glob freezes the parameters it names, None trains everything.
-        in_channels: 3, or 1 for the luminance of the images.
+        weights, freeze, in_channels: as in `AdaptableNet`.
     """
 
     def __init__(
@@ -41,11 +39,11 @@ class CifarQuick(AdaptableNet):
             nn.Conv2d(32, 64, kernel_size=5, padding=2),
             nn.ReLU(),
             nn.AvgPool2d(3, stride=2, ceil_mode=True),
-            nn.AdaptiveAvgPool2d(4),  # nothing at 32 px; the layer behind would have 3 M weights at 224 px
+            nn.AdaptiveAvgPool2d(4),  # no effect at 32 px; the next layer would have 3 M weights at 224 px
         )
         self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(64 * 4 * 4, 64), nn.Linear(64, num_classes))
-        self.adapt("CifarQuick", self.find_weights(None, weights), freeze, in_channels)
+        adapt(self, self.find_weights(None, weights), freeze, in_channels)
 
-    def logits(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Map images (N, in_channels, H, W) to logits (N, K)."""
         return self.classifier(self.features(images))

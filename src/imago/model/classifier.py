@@ -1,4 +1,4 @@
-"""A trained network together with what it needs to be used: class names, preprocess and temperature."""
+"""Classifier: a trained network with its class names, preprocess record and calibration temperature."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from imago.normalize import Normalize
 
 
 class Classifier(nn.Module):
-    """Takes raw pixels: normalization is inside, so nobody has to remember mean and std.
+    """Maps raw pixels to logits; the normalization is part of it.
 
     Args:
         net: maps normalized float images (N, 3, H, W) to logits (N, K).
-        class_names: K names; the place of a name is its label.
+        class_names: K names; the index of a name is its label.
         preprocess: how images were prepared when the network was evaluated.
-        calibration_temperature: what logits are divided by before the softmax, greater than 0; 1 where none was fitted.
+        calibration_temperature: logits are divided by it before the softmax; above 0, and 1 if none was fitted.
     """
 
     def __init__(
@@ -42,19 +42,19 @@ class Classifier(nn.Module):
         return (self(images) / self.calibration_temperature).softmax(dim=1)
 
     def features(self, images: Tensor) -> Tensor:
-        """Map uint8 images (N, 3, size, size) to what the head sees of them, (N, D).
+        """Map uint8 images (N, 3, size, size) to the inputs of the head, (N, D).
 
-        The head is the last linear layer, or else, as in SqueezeNet, the last convolution: then what it sees is the
-        mean over the places of the image.
+        The head is the last linear layer, or else, as in SqueezeNet, the last convolution, whose inputs are averaged
+        over height and width.
 
         Raises:
-            ValueError: if the network has neither.
+            ValueError: the network has neither.
         """
         head = self.net.get_submodule(last_layer(self.net))
-        seen: list[Tensor] = []
-        hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        inputs: list[Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
         try:
             self(images)
         finally:
             hook.remove()
-        return seen[0].mean(dim=(2, 3)) if isinstance(head, nn.Conv2d) else seen[0]
+        return inputs[0].mean(dim=(2, 3)) if isinstance(head, nn.Conv2d) else inputs[0]

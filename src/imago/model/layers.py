@@ -1,4 +1,4 @@
-"""The order of a network's layers from the image to the logits, for any architecture."""
+"""Sort the layers of any network from the image to the logits, and find its head."""
 
 from collections.abc import Iterator
 
@@ -10,13 +10,12 @@ _LISTS = (nn.Sequential, nn.ModuleList)
 def layers_in_order(net: nn.Module) -> list[list[nn.Parameter]]:
     """Sort a network's parameters into layers: stem, one block after the other, head.
 
-    A block is what a network repeats: a residual block of a ResNet, an encoder block of a ViT, a Fire of SqueezeNet; a
-    plain stack, as in VGG, has a layer for each convolution. Norms, tokens and position embeddings, which stand between
-    the blocks, belong to the layer before them. The order is that of registration, as in every network of torchvision.
+    A block is the unit that a network repeats: a residual block of a ResNet, an encoder block of a ViT, a Fire of
+    SqueezeNet; in a plain stack, as in VGG, each convolution is a layer. Norms, tokens and position embeddings between
+    the blocks belong to the layer before them. The order is that of registration, as in every network of torchvision.
 
     Args:
-        net: with `body` and `head_names` as every network here (see `AdaptableNet`); of another one the last layer is
-            the head.
+        net: with `body` and `head_names` as in `AdaptableNet`; of another network the last layer is the head.
 
     Returns:
         At least one list; the last is the head's.
@@ -26,7 +25,7 @@ def layers_in_order(net: nn.Module) -> list[list[nn.Parameter]]:
     of_head = [parameter for head in heads for parameter in head.parameters()]
     seen = set(map(id, of_head))
     layers: list[list[nn.Parameter]] = []
-    early: list[nn.Parameter] = []  # what stands before the first layer
+    early: list[nn.Parameter] = []  # before the first layer
     for parameters, is_layer in _parts(body, is_top=True):
         new = [parameter for parameter in parameters if id(parameter) not in seen]
         seen.update(map(id, new))
@@ -39,27 +38,28 @@ def layers_in_order(net: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def last_layer(net: nn.Module) -> str:
-    """Name the last linear layer; SqueezeNet has none, its head is the last (1x1) convolution.
+    """Return the name of the last linear layer, or else of the last convolution, which is the head of SqueezeNet.
 
     Raises:
-        ValueError: if the network has neither.
+        ValueError: the network has neither.
     """
     for kind in (nn.Linear, nn.Conv2d):
         names = [name for name, module in net.named_modules() if isinstance(module, kind)]
         if names:
             return names[-1]
-    raise ValueError(f"{type(net).__name__} has no linear layer or convolution, which every classifier ends in.")
+    raise ValueError(f"{type(net).__name__} has no linear layer or convolution as its head.")
 
 
 def is_vector(parameter: nn.Parameter) -> bool:
-    """Tell the biases, the scales and shifts of norms, and tokens from the weights of layers."""
+    """Return True for biases, scales and shifts of norms, and tokens; False for the weights of layers."""
     return parameter.numel() == max(parameter.shape, default=1)
 
 
 def _parts(module: nn.Module, is_top: bool = False, in_top: bool = False) -> Iterator[tuple[list[nn.Parameter], bool]]:
-    """Open the network itself, a plain stack of layers right in it, and whatever holds a list of blocks.
+    """Walk through the network, a plain stack that is its child, and every module that contains a list of blocks.
 
-    Gives parameters, and whether they can be a layer: what an opened module owns itself is a token or an embedding.
+    Yields:
+        Parameters, and whether they can be a layer: those of a walked module itself are tokens or embeddings.
     """
     if not (is_top or (in_top and _is_stack(module)) or any(map(_is_block_list, module.modules()))):
         yield list(module.parameters()), True
@@ -74,7 +74,7 @@ def _is_stack(module: nn.Module) -> bool:
 
 
 def _is_block_list(module: nn.Module) -> bool:
-    """Whether two blocks of the same class stand in it, or in the stages that it lists."""
+    """Return whether it contains two blocks of the same class, directly or in the stages that it lists."""
     if not isinstance(module, (*_LISTS, nn.ModuleDict)):
         return False
     children = list(module.children())
@@ -84,6 +84,6 @@ def _is_block_list(module: nn.Module) -> bool:
 
 
 def _is_block(module: nn.Module) -> bool:
-    """A class of its own with layers in it; convolution, norm and activation in a row are no block."""
+    """Return whether it is a class of its own with layers; convolution, norm and activation in a row are no block."""
     has_layers = any(next(child.parameters(), None) is not None for child in module.children())
     return has_layers and not isinstance(module, nn.Sequential)

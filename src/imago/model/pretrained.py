@@ -1,8 +1,10 @@
-"""Published files of weights: from torch's hub cache, downloaded if need be, within seconds a plain no if offline."""
+"""Download published weights into the library's cache, and fail within seconds when offline."""
 
 import hashlib
 import re
 import socket
+from collections.abc import Sequence
+from difflib import get_close_matches
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,26 +12,33 @@ from urllib.parse import urlsplit
 import torch
 
 from imago.download import is_reachable
-from imago.errors import DataError
+from imago.errors import ConfigError, DataError
 
-REACH_TIMEOUT_S = 3.0  # with some 5 s for the imports before it, the answer "no network" comes within 10 s
-STALL_TIMEOUT_S = 30.0  # without one, torch.hub waits for ever on a server that has stopped sending
-WAYS_OUT = (
-    "copy the file there, or type model.weights=FILE.pth for another place or model.weights=null for none at all."
-)
+REACH_TIMEOUT_S = 3.0  # with some 5 s for the imports before it, being offline is reported within 10 s
+STALL_TIMEOUT_S = 30.0  # torch.hub itself waits for ever for a server that has stopped sending
+_WAYS_OUT = "copy the file there, or type model.weights=FILE.pth, or model.weights=null to train from scratch."
 
 
-def cached(url: str) -> Path:
-    """Give the file of `url` in torch's hub cache, downloaded if it is not there, and sound.
+def check_name(name: str, names: Sequence[str], library: str, examples: str) -> None:
+    """Raise a ConfigError with the nearest `names` if a library has no network `name`."""
+    if name not in names:
+        close = ", ".join(get_close_matches(name, names, n=3, cutoff=0.5))
+        hint = f"did you mean {close}?" if close else f"names are such as {examples}."
+        raise ConfigError(f"model.name={name}: there is no such network of {library} here; {hint}")
+
+
+def download(url: str) -> Path:
+    """Return the file of `url` in torch's hub cache, downloaded if it is not there.
 
     Raises:
-        DataError: in one line, if it cannot be downloaded or is damaged.
+        DataError: it cannot be downloaded or is damaged.
     """
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    file = folder / Path(urlsplit(url).path).name
-    match = re.search(r"-([0-9a-f]{8,})\.", file.name)  # torch.hub's convention: how the sha256 begins
+    directory = Path(torch.hub.get_dir()) / "checkpoints"
+    file = directory / Path(urlsplit(url).path).name
+    match = re.search(r"-([0-9a-f]{8,})\.", file.name)  # torch.hub's convention: the first digits of the sha256
     prefix = match[1] if match else ""
     if not file.is_file():
+        check_online(url, file.name, directory)
         _download(url, file, prefix)
     try:
         with file.open("rb") as content:
@@ -43,31 +52,30 @@ def cached(url: str) -> Path:
     return file
 
 
-def refuse_offline(url: str, name: str, folder: Path, ways_out: str = WAYS_OUT) -> None:
-    """Ask for the headers of `url` before a download, which has no time limit of its own.
+def check_online(url: str, name: str, directory: Path, ways_out: str = _WAYS_OUT) -> None:
+    """Request the headers of `url` before a download, which has no time limit of its own.
 
     Args:
         url: of the file.
         name: of the file, for the message.
-        folder: where it was looked for.
+        directory: the cache that does not have it.
         ways_out: end of the message.
 
     Raises:
-        DataError: with both ways out, if no answer comes within seconds.
+        DataError: no answer within seconds.
     """
     if not is_reachable(url, REACH_TIMEOUT_S):
         host = urlsplit(url).netloc
-        raise DataError(f"{name} is not in {folder} and cannot be downloaded (no answer from {host}); {ways_out}")
+        raise DataError(f"{name} is not in {directory} and cannot be downloaded (no answer from {host}); {ways_out}")
 
 
 def _download(url: str, file: Path, prefix: str) -> None:
-    refuse_offline(url, file.name, file.parent)
-    before = socket.getdefaulttimeout()
+    timeout_s = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_TIMEOUT_S)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), prefix, progress=True)
     except (OSError, RuntimeError, HTTPException) as error:
-        raise DataError(f"the download of {file.name} into {file.parent} failed ({error}); {WAYS_OUT}") from error
+        raise DataError(f"the download of {file.name} into {file.parent} failed ({error}); {_WAYS_OUT}") from error
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(timeout_s)

@@ -1,8 +1,8 @@
-"""SimpleCNN: two convolutions and two linear layers, small enough for a laptop and a first look at any data set."""
+"""SimpleCNN: two convolutions and two linear layers, for a laptop and a first run on any data set."""
 
 from torch import Tensor, nn
 
-from imago.model.adaptable_net import AdaptableNet
+from imago.model.adapt import AdaptableNet, adapt
 
 
 class SimpleCNN(AdaptableNet):
@@ -13,9 +13,7 @@ class SimpleCNN(AdaptableNet):
         image_size: side of the input in pixels; comes from the preprocess record; at least 4.
         hidden_features: width of the layer before the head.
         dropout: share of hidden features dropped in training, in [0, 1).
-        weights: path of a file of an earlier run, or None for random weights.
-        freeze: "backbone" trains the head only, a glob freezes the parameters it names, None trains everything.
-        in_channels: 3, or 1 for the luminance of the images.
+        weights, freeze, in_channels: as in `AdaptableNet`.
     """
 
     def __init__(
@@ -36,7 +34,7 @@ class SimpleCNN(AdaptableNet):
             nn.Conv2d(32, 64, kernel_size=3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            # Larger images come down to the same 8 x 8: the layer behind would have 100 M weights at 224 px.
+            # Larger images are pooled to 8 x 8 too: the next layer would have 100 M weights at 224 px.
             nn.AdaptiveAvgPool2d(8) if image_size > 32 else nn.Identity(),
         )
         self.classifier = nn.Sequential(
@@ -46,8 +44,8 @@ class SimpleCNN(AdaptableNet):
             nn.Dropout(dropout),
             nn.Linear(hidden_features, num_classes),
         )
-        self.adapt("SimpleCNN", self.find_weights(None, weights), freeze, in_channels)
+        adapt(self, self.find_weights(None, weights), freeze, in_channels)
 
-    def logits(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Map images (N, in_channels, H, W) to logits (N, K)."""
         return self.classifier(self.features(images))

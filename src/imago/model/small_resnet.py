@@ -1,27 +1,25 @@
-"""SmallResNet: a residual net for CPUs, from 8 layers and 78,000 parameters on."""
+"""SmallResNet: a residual network for CPUs, with 8 layers and 78,000 parameters or more."""
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from imago.images import SMALL_PX
-from imago.model.adaptable_net import AdaptableNet
+from imago.model.adapt import AdaptableNet, adapt
 
 
 class SmallResNet(AdaptableNet):
-    """conv3x3, three stages of residual blocks at full, half and quarter resolution, mean over places, head.
+    """conv3x3, three stages of residual blocks at full, half and quarter resolution, global mean, head.
 
-    Source: He et al. 2016, section 4.2 (arXiv:1512.03385), whose CIFAR nets have 6 n + 2 layers; with n = 1 it is the
-    ResNet-8 that others took from it. Here a 1x1 convolution leads past a block that changes the width.
+    Source: He et al. 2016, section 4.2 (arXiv:1512.03385), whose CIFAR nets have 6 n + 2 layers; n = 1 is the common
+    ResNet-8. Here a block that changes the width has a 1x1 convolution in its shortcut.
 
     Args:
         num_classes: K, width of the head; comes from the data.
         image_size: side of the input in pixels; comes from the preprocess record. Over 64 px the first convolution has
-            stride 4, so that the stages see what they would of small images.
+            stride 4, so that the stages work at the resolution of small images.
         width: channels of the first stage; doubled in each of the others.
         blocks_per_stage: n.
-        weights: path of a file of an earlier run, or None for random weights.
-        freeze: "backbone" trains the head only, a glob freezes the parameters it names, None trains everything.
-        in_channels: 3, or 1 for the luminance of the images.
+        weights, freeze, in_channels: as in `AdaptableNet`.
     """
 
     def __init__(
@@ -44,9 +42,9 @@ class SmallResNet(AdaptableNet):
             _stage(2 * width, 4 * width, blocks_per_stage, stride=2),
         )
         self.head = nn.Linear(4 * width, num_classes)
-        self.adapt("SmallResNet", self.find_weights(None, weights), freeze, in_channels)
+        adapt(self, self.find_weights(None, weights), freeze, in_channels)
 
-    def logits(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Map images (N, in_channels, H, W) to logits (N, K)."""
         features = self.stages(functional.relu(self.norm(self.stem(images))))
         return self.head(features.mean(dim=(2, 3)))
@@ -56,8 +54,8 @@ class ResidualBlock(nn.Module):
     """relu(x + conv-norm-relu-conv-norm(x)), with a 1x1 convolution for x where the shape changes.
 
     Args:
-        in_width: channels (N, in_width, H, W) it takes.
-        width: channels (N, width, H / stride, W / stride) it gives.
+        in_width: channels of the input (N, in_width, H, W).
+        width: channels of the output (N, width, H / stride, W / stride).
         stride: of its first convolution.
     """
 
@@ -77,6 +75,6 @@ class ResidualBlock(nn.Module):
 
 
 def _stage(in_width: int, width: int, num_blocks: int, stride: int) -> nn.Sequential:
-    """Blocks of one width; the first takes the stride."""
+    """Build the blocks of one width; the first has the stride."""
     first = ResidualBlock(in_width, width, stride)
     return nn.Sequential(first, *(ResidualBlock(width, width, stride=1) for _ in range(num_blocks - 1)))

@@ -1,6 +1,5 @@
-"""Any of torchvision's classifiers by its name, pretrained or not, with a head for the data and a stem for its size."""
+"""TorchvisionNet: any classifier of torchvision by its name, pretrained or not."""
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +7,26 @@ from torch import Tensor, nn
 from torchvision import models
 
 from imago.errors import ConfigError
-from imago.model import pretrained
-from imago.model.adaptable_net import AdaptableNet
-from imago.model.input_size import refuse_size
-from imago.model.stem import fit_stem
-from imago.model.weights import local_file, looks_like_path, read_weights, recorded_preprocess
+from imago.model.adapt import AdaptableNet, adapt
+from imago.model.pretrained import check_name, download
+from imago.model.stem import check_image_size, fit_stem
+from imago.model.weights import find_file, is_path, read_weights, recorded_preprocess
 
-# These train with further heads, for which the loss has no place; they, and their weights in a file, are left out.
-_WITH_FURTHER_HEADS = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
+# Auxiliary heads of these networks, which the loss does not use; they, and their weights in a file, are left out.
+_AUXILIARY_HEADS = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
+# Published weights of these expect pixels in -1 .. 1, which `transform_input` computes.
+_AUXILIARY_SETTINGS = {"aux_logits": False, "transform_input": True, "init_weights": False}
 
 
 class TorchvisionNet(AdaptableNet):
-    """A torchvision network whose head has the data's class count, and which takes small images too (`fit_stem`).
+    """A torchvision network with a head for the classes of the data and a stem for the size of its images.
 
     Args:
         num_classes: K, width of the head; comes from the data.
         image_size: side of the input in pixels; comes from the preprocess record.
-        name: of the network, as torchvision spells it.
-        weights: "default", a name such as IMAGENET1K_V1, the path of a .pth, .safetensors or .ckpt file, or None for
-            random weights.
-        freeze: "backbone" trains the head (and a new stem) only; everything else stays in eval mode, so its BatchNorm
-            statistics stay as they are. A glob such as `layer[12].*` freezes the parameters it names. None trains
-            everything.
-        in_channels: 3, or 1 for the luminance of the images.
+        name: of the network in torchvision.
+        weights: "default", a name such as IMAGENET1K_V1, a file, or None for random weights.
+        freeze, in_channels: as in `AdaptableNet`.
 
     Raises:
         ConfigError: a name or a size that cannot work.
@@ -48,97 +44,61 @@ class TorchvisionNet(AdaptableNet):
     ) -> None:
         super().__init__()
         file = self.find_weights(name, weights)
-        self.network = _build(name, num_classes)
+        auxiliary_heads = _AUXILIARY_HEADS.get(name, ())
+        extra: dict[str, Any] = _AUXILIARY_SETTINGS if auxiliary_heads else {}
+        self.network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **extra)
         new_stem = fit_stem(self.network, image_size)
-        refuse_size(self.network, name, image_size, fitting_size=224, num_classes=num_classes)
+        check_image_size(self.network, name, image_size, 224, num_classes)
         state = {} if file is None else read_weights(file)
-        further_heads = _WITH_FURTHER_HEADS.get(name, ())
-        state = {key: value for key, value in state.items() if not key.startswith(further_heads)}
-        self.adapt(name, file, freeze, in_channels, new_stem=new_stem, state=state)
+        state = {key: value for key, value in state.items() if not key.startswith(auxiliary_heads)}
+        adapt(self, file, freeze, in_channels, name, new_stem=new_stem, state=state)
 
     @property
     def body(self) -> nn.Module:
         """The network as torchvision builds it."""
         return self.network
 
-    @staticmethod
-    def find_weights(name: str | None, weights: str | None) -> Path | None:
-        """Give the file that `model.weights` means, downloaded if need be; None for None.
-
-        Args:
-            name: of the network, as torchvision spells it.
-            weights: "default", a name such as IMAGENET1K_V1, the path of a file, or None.
-
-        Raises:
-            ConfigError: unknown network or unknown weights.
-            DataError: in one line, if the file is not there and cannot be downloaded, or is damaged.
-        """
-        check_name(str(name))
-        if weights is None:
-            return None
-        entry = _published(str(name), weights)
-        return local_file(weights) if entry is None else pretrained.cached(entry.url)
-
-    @staticmethod
-    def weights_preprocess(name: str | None, weights: str | None) -> dict[str, Any] | None:
-        """Tell how images were prepared when these weights were evaluated: the record of `imago.images.Preprocess`.
-
-        For a local file, unless it is a checkpoint with a record of its own, it is that of the network's default
-        weights, which torchvision's own files share.
-
-        Args:
-            name: of the network, as torchvision spells it.
-            weights: as in `find_weights`.
-
-        Returns:
-            size, resize (pixels), crop, interpolation, mean and std (of pixels in [0, 1]); None for weights=None.
-        """
-        check_name(str(name))
-        if weights is None:
-            return None
-        entry = _published(str(name), weights)
-        if entry is None and (record := recorded_preprocess(Path(weights).expanduser())) is not None:
-            return record
-        asked = (entry or models.get_model_weights(name).DEFAULT).transforms()
-        sides = {"size": asked.crop_size[0], "resize": asked.resize_size[0], "crop": "center"}
-        sides["interpolation"] = asked.interpolation.value
-        return sides | {"mean": list(asked.mean), "std": list(asked.std)}
-
-    def logits(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Map images (N, in_channels, H, W) to logits (N, K)."""
         return self.network(images)
 
+    @staticmethod
+    def find_weights(name: str | None, weights: str | None) -> Path | None:
+        entry = _find_entry(name, weights)
+        if weights is None:
+            return None
+        return find_file(weights) if entry is None else download(entry.url)
 
-def check_name(name: str) -> None:
-    """Refuse a network that torchvision does not have.
+    @staticmethod
+    def weights_preprocess(name: str | None, weights: str | None) -> dict[str, Any] | None:
+        """Return the record of `imago.images.Preprocess` that the weights were evaluated with.
+
+        A file that is no checkpoint with a record of its own is evaluated as the network's default weights, as
+        torchvision's own files are.
+        """
+        entry = _find_entry(name, weights)
+        if weights is None:
+            return None
+        if entry is None and (record := recorded_preprocess(Path(weights).expanduser())) is not None:
+            return record
+        transforms = (entry or models.get_model_weights(str(name)).DEFAULT).transforms()
+        sides = {"size": transforms.crop_size[0], "resize": transforms.resize_size[0], "crop": "center"}
+        sides["interpolation"] = transforms.interpolation.value
+        return sides | {"mean": list(transforms.mean), "std": list(transforms.std)}
+
+
+def _find_entry(name: str | None, weights: str | None) -> Any | None:
+    """Return the published weights in torchvision's list; None for None or the path of a file.
 
     Raises:
-        ConfigError: with the nearest names.
+        ConfigError: torchvision has no such network or weights.
     """
-    names = models.list_models(module=models)
-    if name not in names:
-        close = ", ".join(get_close_matches(name, names, n=3, cutoff=0.5))
-        hint = f"did you mean {close}?" if close else "names are such as resnet18, vgg16 or efficientnet_b0."
-        raise ConfigError(f"model.name={name}: there is no such network of torchvision here; {hint}")
-
-
-def _build(name: str, num_classes: int) -> nn.Module:
-    extra: dict[str, bool] = {}
-    if (
-        name in _WITH_FURTHER_HEADS
-    ):  # their published weights expect pixels in -1 .. 1, which they bring about themselves
-        extra = {"aux_logits": False, "transform_input": True, "init_weights": False}
-    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **extra)
-    return network
-
-
-def _published(name: str, weights: str) -> Any | None:
-    """The entry of torchvision's list; None if `weights` is the path of a file."""
-    entries = models.get_model_weights(name).__members__
-    key = "DEFAULT" if weights == "default" else weights
-    if key in entries:
-        return entries[key]
-    if looks_like_path(weights):
+    check_name(str(name), models.list_models(module=models), "torchvision", "resnet18, vgg16 or efficientnet_b0")
+    if weights is None:
         return None
+    entries = models.get_model_weights(str(name)).__members__
+    key = "DEFAULT" if weights == "default" else weights
+    if key in entries or is_path(weights):
+        return entries.get(key)
     known = ", ".join(["default", *(entry for entry in entries if entry != "DEFAULT")])
     raise ConfigError(f"model.weights={weights}: for {name} it can be {known}, null or a file or run directory.")

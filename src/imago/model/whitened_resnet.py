@@ -1,4 +1,4 @@
-"""WhitenedResNet: a residual net that is quick to train on a CPU: whitened patches, three blocks, a scaled head."""
+"""WhitenedResNet: a residual network that trains fast on a CPU, with a whitening first layer."""
 
 from collections.abc import Sequence
 
@@ -6,16 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from imago.errors import ConfigError
-from imago.model.adaptable_net import AdaptableNet
+from imago.model.adapt import AdaptableNet, adapt
 from imago.model.stem import luminance
 
 _PATCH_PX = 2  # side of the patches that the first layer whitens
-_WHITENING_EPS = 5e-4  # added to the variances, so that directions which are nearly noise are not blown up
-_NORM_MOMENTUM = 0.4  # share of the newest batch in BatchNorm's statistics: a short run cannot wait for 0.1
+_WHITENING_EPS = 5e-4  # added to the variances, so that directions of noise are not amplified
+_NORM_MOMENTUM = 0.4  # weight of the newest batch in BatchNorm's statistics: torch's 0.1 is slow for a short run
 
 
 class WhitenedResNet(AdaptableNet):
-    """Whitening 2x2 convolution, a residual block for each width, maximum over places, head.
+    """Whitening 2x2 convolution, a residual block for each width, global maximum, head.
 
     Every block halves the resolution. Source of all but the residual sums: airbench94 (Jordan 2024,
     arXiv:2404.00498), narrower here.
@@ -25,9 +25,7 @@ class WhitenedResNet(AdaptableNet):
         image_size: side of the input in pixels; comes from the preprocess record.
         widths: channels of each block.
         logit_scale: factor on the logits, so that the first ones are small although the head's weights are not.
-        weights: path of a file of an earlier run, or None for random weights.
-        freeze: "backbone" trains the head only, a glob freezes the parameters it names, None trains everything.
-        in_channels: 3, or 1 for the luminance of the images, whose patches have a third of the directions.
+        weights, freeze, in_channels: as in `AdaptableNet`; of gray patches there are a third of the directions.
 
     Raises:
         ConfigError: if the images are too small for that many blocks.
@@ -58,26 +56,29 @@ class WhitenedResNet(AdaptableNet):
         self.logit_scale = logit_scale
         nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]  # there is one
         nn.init.normal_(self.head.weight)
-        self.adapt("WhitenedResNet", self.find_weights(None, weights), freeze, in_channels=3)
-        self.in_channels = in_channels  # the first layer fits it already
+        self.in_channels = in_channels
+        adapt(self, self.find_weights(None, weights), freeze, in_channels=3)  # the first layer fits `in_channels`
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Map normalized images (N, in_channels, H, W) to logits (N, K); also of other sizes than `image_size`."""
-        features = self.blocks(self.whitening(images)).amax(dim=(2, 3))
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalized images (N, 3, H, W) to logits (N, K); also of other sizes than `image_size`."""
+        channels = images if self.in_channels == 3 else luminance(images)
+        features = self.blocks(self.whitening(channels)).amax(dim=(2, 3))
         return self.head(features) * self.logit_scale
 
     @torch.no_grad()
     def initialize_from(self, images: Tensor) -> None:
-        """Set the first layer, which does not learn, so that its channels are uncorrelated and of variance 1.
+        """Set the first layer, which is not trained, so that its channels are uncorrelated and have variance 1.
 
-        The filters are the principal directions of the patches over their standard deviations, each with both signs.
-        They are in the checkpoint with all other weights. Source: Jordan 2024, section 3.2 (arXiv:2404.00498).
+        The filters are the principal directions of the patches divided by their standard deviations, each with both
+        signs. They are saved in the checkpoint like all weights. Source: Jordan 2024, section 3.2 (arXiv:2404.00498).
 
         Args:
             images: normalized training images (N, 3, H, W); some hundred are enough.
         """
-        seen = images.float() if self.in_channels == 3 else luminance(images.float())
-        patches = nn.functional.unfold(seen, _PATCH_PX).transpose(1, 2).flatten(0, 1)  # (N * places, in_channels * 4)
+        channels = images.float() if self.in_channels == 3 else luminance(images.float())
+        patches = (
+            nn.functional.unfold(channels, _PATCH_PX).transpose(1, 2).flatten(0, 1)
+        )  # (N * H * W, in_channels * 4)
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (directions / (variances + _WHITENING_EPS).sqrt()).T.reshape(
             -1, self.in_channels, _PATCH_PX, _PATCH_PX
@@ -89,8 +90,8 @@ class ResidualBlock(nn.Module):
     """x + layer(x), where x = layer(input) has half the resolution; a layer is convolution, BatchNorm and GELU.
 
     Args:
-        in_width: channels of the features (N, in_width, H, W) it takes.
-        width: channels of the features (N, width, H // 2, W // 2) it gives.
+        in_width: channels of the input (N, in_width, H, W).
+        width: channels of the output (N, width, H // 2, W // 2).
     """
 
     def __init__(self, in_width: int, width: int) -> None:
@@ -105,14 +106,14 @@ class ResidualBlock(nn.Module):
 
 
 def _convolution(in_width: int, width: int) -> nn.Conv2d:
-    """A 3x3 convolution whose first filters begin as the identity, the others at random."""
+    """Build a 3x3 convolution whose first filters are the identity and the others random."""
     convolution = nn.Conv2d(in_width, width, 3, padding=1, bias=False)
     nn.init.dirac_(convolution.weight.data[:in_width])
     return convolution
 
 
 def _norm(width: int) -> nn.BatchNorm2d:
-    """BatchNorm whose scale stays 1: what follows can scale for itself."""
+    """Build a BatchNorm whose scale stays 1: the layers after it can learn the scale."""
     norm = nn.BatchNorm2d(width, momentum=_NORM_MOMENTUM)
     norm.weight.requires_grad_(False)
     return norm

@@ -1,0 +1,72 @@
+"""Random erasing and cutout: set a rectangle of each image to 0.
+
+Legend: N samples, H and W pixels. Rectangles are int64 arrays (4, N): top, bottom, left and right in pixels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_MAX_LOG_RATIO = math.log(1 / 0.3)  # of height to width of an erased rectangle (Zhong et al. 2020, section 4)
+_ATTEMPTS = 10  # as torchvision's RandomErasing, which then leaves the image unchanged
+
+
+def erase(images: Tensor, boxes: np.ndarray) -> Tensor:
+    """Return a copy of images (N, 3, H, W) that is 0 inside the boxes; a box may reach over the image's edges."""
+    return images.clone().masked_fill_(box_mask(images, boxes), 0.0)  # the clone keeps channels_last order
+
+
+def draw_rectangles(
+    generator: np.random.Generator, probability: float, scale: Sequence[float], shape: Sequence[int]
+) -> np.ndarray:
+    """Draw the rectangles of random erasing.
+
+    Args:
+        generator: of the random numbers.
+        probability: chance that an image is erased, in [0, 1].
+        scale: smallest and largest share of the area that a rectangle covers.
+        shape: of the images, (N, 3, H, W).
+
+    Returns:
+        int64 (4, N); empty rectangles for images that are not erased.
+
+    Source: Zhong et al. 2020 (arXiv:1708.04896).
+    """
+    count, _, height, width = shape
+    is_chosen = generator.random(count) < probability
+    areas = height * width * generator.uniform(scale[0], scale[1], (count, _ATTEMPTS))
+    ratios = np.exp(generator.uniform(-_MAX_LOG_RATIO, _MAX_LOG_RATIO, (count, _ATTEMPTS)))
+    heights, widths = (np.rint(np.sqrt(area)).astype(np.int64) for area in (areas * ratios, areas / ratios))
+    fits = (heights < height) & (widths < width)
+    first = np.arange(count), fits.argmax(axis=1)
+    is_chosen &= fits[first]
+    heights, widths = heights[first] * is_chosen, widths[first] * is_chosen
+    tops = (generator.random(count) * (height - heights + 1)).astype(np.int64)
+    lefts = (generator.random(count) * (width - widths + 1)).astype(np.int64)
+    return np.stack([tops, tops + heights, lefts, lefts + widths])
+
+
+def draw_squares(generator: np.random.Generator, side_px: int, shape: Sequence[int]) -> np.ndarray:
+    """Draw the squares of cutout around random pixels of images (N, 3, H, W); they may reach over the edges.
+
+    Source: DeVries and Taylor 2017 (arXiv:1708.04552).
+    """
+    count, _, height, width = shape
+    tops, lefts = (generator.integers(0, length, count) - side_px // 2 for length in (height, width))
+    return np.stack([tops, tops + side_px, lefts, lefts + side_px])
+
+
+def box_mask(images: Tensor, boxes: np.ndarray) -> Tensor:
+    """Return bool (N, 1, H, W), True for the pixels of images (N, 3, H, W) inside the boxes."""
+    top, bottom, left, right = to_device_of(images, boxes).view(4, -1, 1)
+    rows, columns = (torch.arange(length, device=images.device) for length in images.shape[-2:])
+    in_rows, in_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+    return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+
+
+def to_device_of(tensor: Tensor, values: np.ndarray) -> Tensor:
+    """Copy `values` to the device of `tensor` without waiting for the device."""
+    return torch.from_numpy(values).to(tensor.device, non_blocking=True)
