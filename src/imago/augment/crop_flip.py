@@ -13,7 +13,7 @@ from imago.seeding import random_integers
 # The last part of a key: a new augmentation does not change the draws of another. `resized_crop` has 4.
 _TOP, _LEFT, _FLIP, _VERTICAL_FLIP = 1, 2, 3, 5
 _CERTAIN = 2**31  # a draw below probability * _CERTAIN is a yes
-_FLIP_BYTES = 2**18  # flipped at once, so that the copies stay in the CPU's cache
+_SMALL_BYTES = 2**14  # up to this size the chosen images are flipped at once, larger ones one by one
 
 # Seed, epoch and sample indices int64 (B,); the epoch is one number, or int64 (B,) where an epoch repeats a sample.
 SampleKey = tuple[int, int | np.ndarray, np.ndarray]
@@ -99,14 +99,15 @@ def crop_and_flip(images: np.ndarray, augment: Augment, key: SampleKey) -> np.nd
 
 
 def _flip(images: np.ndarray, draws: Draws) -> np.ndarray:
-    """Flip images (B, C, H, W) in place, left to right and top to bottom, and return them."""
+    """Flip the chosen images in place."""
     import torch  # flips several times faster than numpy; nothing else in this module needs it
 
-    step = max(1, _FLIP_BYTES // max(1, images[:1].nbytes))
+    batch = torch.from_numpy(images)
     for is_chosen, axis in ((draws.flip, 3), (draws.vertical_flip, 2)):
-        if is_chosen is not None:
-            chosen = np.flatnonzero(is_chosen)
-            for start in range(0, len(chosen), step):
-                part = chosen[start : start + step]
-                images[part] = torch.from_numpy(images[part]).flip(axis).numpy()
+        chosen = np.flatnonzero(is_chosen) if is_chosen is not None else np.empty(0, np.int64)
+        if len(chosen) and images[0].nbytes <= _SMALL_BYTES:
+            images[chosen] = torch.from_numpy(images[chosen]).flip(axis).numpy()
+        else:
+            for index in chosen.tolist():
+                batch[index] = batch[index].flip(axis - 1)
     return images
