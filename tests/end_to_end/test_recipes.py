@@ -150,7 +150,7 @@ def test_early_stopping_ends_a_run_and_says_why(tmp_path: Path):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork"])
 def test_two_processes_distil_and_average_with_muon_and_end_with_one_set_of_weights(
     finished_run: Path, tmp_path: Path, strategy: str
 ):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from imago.data.datamodule import ImageDataModule
 from imago.inference.calibration import KEY, calibrate
@@ -36,7 +36,8 @@ def describe_best(cfg: DictConfig, data: ImageDataModule, trainer: Trainer, fold
     """
     if not folder.is_main_process:
         return
-    add_hparams(cfg, folder.summary, trainer.loggers)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    add_hparams(settings, folder.summary, trainer.loggers)
     checkpoint = folder.path / "checkpoints" / "best.ckpt"
     if not checkpoint.is_file():
         return

@@ -85,6 +85,9 @@ def _trainer_problems(cfg: DictConfig) -> list[str]:
         problems.append("trainer.limit_train_batches=0 leaves nothing to train on; eval.py evaluates without training.")
     if str(cfg.trainer.precision) not in _PRECISIONS:
         problems.append(f"trainer.precision={cfg.trainer.precision} is not one of {', '.join(_PRECISIONS)}.")
+    strategy = cfg.trainer.strategy
+    if isinstance(strategy, str) and ("spawn" in strategy or "notebook" in strategy):
+        problems.append(f"trainer.strategy={strategy} is not supported; use ddp or, on a CPU, ddp_fork.")
     clip = cfg.trainer.gradient_clip_val
     if clip is not None and not clip > 0:
         problems.append(f"trainer.gradient_clip_val={clip} must be greater than 0, or null for none.")

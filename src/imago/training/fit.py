@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from imago.callbacks.run_summary import RunSummary
-from imago.callbacks.stop_on_signal import StopOnSignal
+from imago.callbacks.stop_on_signal import StopOnSignal, call_on_exception_in_forked_ranks
 from imago.callbacks.time_limit import TimeLimit
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
@@ -26,9 +26,7 @@ from imago.instantiate import build, find_target
 from imago.model.classifier import Classifier
 from imago.model.weights import read_weights
 from imago.paths import short_path
-from imago.runs.checkpoint import AtomicCheckpointIO, check_plain
-from imago.runs.disk_space import check_free_space
-from imago.runs.forked import tell_callbacks_in_ranks
+from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_plain
 from imago.runs.run_directory import RunDirectory
 from imago.task.classification import ClassificationTask
 from imago.task.optimization import check_optimization
@@ -58,7 +56,7 @@ def fit_and_test(cfg: DictConfig, folder: RunDirectory) -> float:
     data, task, trainer = parts.data, parts.task, parts.trainer
     log.info("%s\n", start_table(cfg, data, task, trainer, parts.notes))
     device = str(trainer.strategy.root_device)
-    folder.provenance_facts(device=device, precision=trainer.precision, data=data.fingerprint())
+    folder.add_provenance(device=device, precision=trainer.precision, data=data.fingerprint())
     if folder.is_main_process:
         data.write_split(folder.path)
     num_epochs = cfg.trainer.max_epochs * data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()
@@ -66,7 +64,7 @@ def fit_and_test(cfg: DictConfig, folder: RunDirectory) -> float:
 
     trainer.fit(task, datamodule=data, ckpt_path=_resume_path(cfg, folder, task))
     folder.signals.raise_if_received()
-    folder.reload()  # rank 0 wrote the numbers, which ddp_spawn and ddp_fork run in a process of its own
+    folder.reload()  # rank 0 wrote the results, with ddp_fork in another process
     # Compiling once more, for fp32, would take longer than the test.
     with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():
         trainer.test(task, datamodule=data, ckpt_path=_final_checkpoint(folder), verbose=False)
@@ -160,7 +158,7 @@ def build_trainer(cfg: DictConfig, precision: str, reporter: RunSummary) -> Trai
     loggers = [build(part, extra_targets=extra) for part in cfg.logger.values() if part is not None]
     facts: dict[str, Any] = {
         "precision": precision,
-        "callbacks": [*callbacks, reporter, StopOnSignal(reporter.folder)],
+        "callbacks": [*callbacks, reporter, StopOnSignal(reporter.directory)],
         "logger": loggers,
         "plugins": [AtomicCheckpointIO()],
         "default_root_dir": cfg.paths.run_dir,
@@ -171,8 +169,8 @@ def build_trainer(cfg: DictConfig, precision: str, reporter: RunSummary) -> Trai
         trainer: Trainer = build(cfg.trainer, extra_targets=extra, **facts)
     except (MisconfigurationException, ValueError) as error:  # Lightning's word on a combination of settings
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-    reporter.folder.signals.launcher = trainer.strategy.launcher
-    tell_callbacks_in_ranks(trainer, reporter.folder.path)
+    reporter.directory.signals.launcher = trainer.strategy.launcher
+    call_on_exception_in_forked_ranks(trainer)
     return trainer
 
 

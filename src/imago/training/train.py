@@ -1,6 +1,5 @@
 """`train.py`: data, then task, then Trainer; fit, then one look at the test split with the best checkpoint."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,7 @@ from imago.errors import ConfigError, DataError
 from imago.files import read_json
 from imago.inference.load import checkpoint_path
 from imago.paths import quote_for_hydra
-from imago.runs.disk_space import check_writable
-from imago.runs.lock import held
-from imago.runs.rank import end_with_main_process
-from imago.runs.requeue import requeueing
-from imago.runs.run_directory import RunDirectory, refuse_used_folder
+from imago.runs.run_directory import RunDirectory, refuse_used_directory
 from imago.training.checks import check_settings
 from imago.training.resume import refuse_other_run
 from imago.training.teacher import resolve_teacher
@@ -39,7 +34,6 @@ def train(cfg: DictConfig) -> float:
         from imago.training.trial import run_trial
 
         return run_trial(list(job.overrides.task), path)
-    end_with_main_process()
     folder = RunDirectory(path, Path(cfg.paths.log_dir))
     cfg.paths.run_dir = str(path)
     if cfg.data.get("root"):
@@ -48,19 +42,11 @@ def train(cfg: DictConfig) -> float:
         cfg.model.weights = _find_weights(cfg.model.weights)
     resolve_teacher(cfg.task)
     typed = [_settled(text, cfg) for text in job.overrides.task]
-    if folder.is_main_process:
-        check_writable(path)
-    with held(path) if folder.is_main_process else nullcontext():
-        return _run(cfg, folder, typed)
-
-
-def _run(cfg: DictConfig, folder: RunDirectory, typed: list[str]) -> float:
-    """Train in a folder that nobody else writes to."""
-    if cfg.resume == "auto":  # a run that ended before its first checkpoint
+    is_auto = cfg.resume == "auto"  # a run that ended before its first checkpoint
+    if is_auto:
         cfg.resume = None
-    elif folder.is_main_process:
-        _check_folder(cfg, folder.path)
-    with requeueing(), folder.recording(cfg, typed):
+    settings = OmegaConf.to_yaml(cfg, resolve=True)
+    with folder.open(settings, typed, cfg.seed, check=None if is_auto else lambda: _check_folder(cfg, path)):
         if cfg.tune:
             from imago.training.tune import tune_lr
 
@@ -91,7 +77,7 @@ def _settled(override: str, cfg: DictConfig) -> str:
 def _check_folder(cfg: DictConfig, path: Path) -> None:
     """A new run never writes over an old one, and a resumed one is the same run."""
     if cfg.resume is None:
-        refuse_used_folder(path, cfg.run_name)
+        refuse_used_directory(path, cfg.run_name)
         return
     if not (path / "checkpoints" / "last.ckpt").is_file():
         raise ConfigError(f"resume={path}: it was stopped before its first checkpoint; start it again as a new run.")
