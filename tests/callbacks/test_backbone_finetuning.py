@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -70,10 +69,6 @@ def below(net: nn.Module, num_layers: int) -> set[str]:
     trained = {id(parameter) for layer in layers_in_order(net)[-num_layers:] for parameter in layer}
     owners = {name.rpartition(".")[0] for name, p in net.named_parameters() if id(p) in trained}
     return {name for name in net.state_dict() if name.rpartition(".")[0] in owners}
-
-
-def test_it_is_lightnings_callback():
-    assert issubclass(BackboneFinetuning, lightning_callbacks.BackboneFinetuning)
 
 
 def test_the_backbone_trains_from_its_epoch_on_and_does_not_move_before():

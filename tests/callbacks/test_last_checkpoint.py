@@ -100,7 +100,9 @@ def test_every_saved_state_is_resumed_to_the_same_weights_and_curves(compose, tm
     for copy, name, step in copies:
         fit(compose(*SETTINGS, *CASES[case]), copy, resume=name)
         try:
-            assert_same(copy, whole)
+            assert_same_state(copy, whole)
+            if name == "last.ckpt" and step % steps_per_epoch:  # else values are logged after the save, and the copy
+                assert curves(copy) == curves(whole)
         except AssertionError as error:
             raise AssertionError(f"resumed from {name} of step {step}: {error}") from error
 

@@ -84,4 +84,4 @@ def test_a_used_run_name_is_refused(command: Callable, tmp_path: Path):
     (tmp_path / "train" / "taken" / "summary.json").write_text("{}")
     done = command("src/train.py", "run_name=taken", f"paths.log_dir={tmp_path}")
     assert done.returncode == 2
-    assert "already holds a run; take another name, or resume=" in done.stderr
+    assert "already holds a run; choose another name, or resume=" in done.stderr

@@ -44,7 +44,7 @@ def error_of(act, **settings) -> BaseException:
 def test_a_killed_worker_names_the_setting_that_needs_less_memory():
     told = error_of(lambda: os.kill(os.getpid(), signal.SIGKILL))
     assert isinstance(told, DataError)
-    assert "probably out of memory: data.num_workers=0 takes none" in str(told)
+    assert "probably out of memory: data.num_workers=0 uses none" in str(told)
     assert "\n" not in str(told)
 
 
@@ -101,7 +101,7 @@ def test_a_batch_that_finds_no_shared_memory_ends_the_run_at_once():
     with pytest.raises(RuntimeError) as caught:
         list(DataLoader(Batches(), num_workers=1, collate_fn=loader._as_is, timeout=50))
     told = str(to_user_error(caught.value))
-    assert told.startswith("/dev/shm is too small for the batches that other processes prepare (unable to allocate")
+    assert told.startswith("/dev/shm is too small for the batches of the loader workers (unable to allocate")
     assert "Traceback" not in told
 
 

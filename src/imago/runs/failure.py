@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import platform
 import re
 import signal
 import time
@@ -35,8 +34,6 @@ class Failure:
         is_user_error: whether the user can correct it.
         traceback: empty if the rank was killed.
         time_s: seconds since 1970.
-        host: name of the machine.
-        pid: of the process.
     """
 
     rank: str
@@ -44,8 +41,6 @@ class Failure:
     is_user_error: bool
     traceback: str
     time_s: float
-    host: str
-    pid: int
 
 
 @dataclass(frozen=True)
@@ -136,7 +131,7 @@ def _exit_code(process: Any, timeout_s: float) -> int | None:
 
 
 def _write(directory: Path, rank: str, text: str, is_user_error: bool = False, traceback: str = "") -> None:
-    failure = Failure(rank, text, is_user_error, traceback, time.time(), platform.node(), os.getpid())
+    failure = Failure(rank, text, is_user_error, traceback, time.time())
     # The file may exist, or the disk may be full: then nothing more can be reported.
     with suppress(OSError), (directory / f"failure_rank{rank.replace(' ', '_')}.json").open("x") as file:
         json.dump(asdict(failure), file, indent=2)

@@ -83,7 +83,7 @@ def read_records(logs: Path | str) -> list[Record]:
     """
     logs = Path(logs)
     if not logs.is_dir():
-        raise DataError(f"runs={logs} is not a directory; give one that contains runs, e.g. logs.")
+        raise DataError(f"runs={logs} is not a folder; give one that contains runs, e.g. logs.")
     found = []
     for path, subdirectories, files in os.walk(logs):
         if not _MARKERS.isdisjoint(files):
