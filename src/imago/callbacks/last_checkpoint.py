@@ -57,5 +57,5 @@ class LastCheckpoint(ModelCheckpoint):
     def save(self, trainer: Trainer) -> None:
         """Save in rank 0, without waiting for the other ranks; before the first step there is nothing to save."""
         if trainer.is_global_zero and trainer.global_step > 0:
-            state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            state = trainer._checkpoint_connector.dump_checkpoint(False)  # not the weights only
             trainer.strategy.save_checkpoint(state, Path(str(self.dirpath)) / "last.ckpt")
