@@ -84,8 +84,8 @@ def survived_kills(folder: Path, num_kills: int) -> int:
 @pytest.fixture(params=["TMPDIR in memory", "TMPDIR on the disk"])
 def temporary(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the directory where other programs write first."""
-    place = "/dev/shm" if "memory" in request.param else str(tmp_path)
-    monkeypatch.setenv("TMPDIR", place)
+    directory = "/dev/shm" if "memory" in request.param else str(tmp_path)
+    monkeypatch.setenv("TMPDIR", directory)
     monkeypatch.setattr(tempfile, "tempdir", None)
 
 
