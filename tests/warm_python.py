@@ -120,7 +120,7 @@ class WarmPython:
         self._num_started = 0
         self._server = subprocess.Popen(
             [sys.executable, "-c", _SERVER.format(preload=preload)],
-            cwd=PROJECT_ROOT,
+            cwd=PROJECT_ROOT / "src",  # imago is imported from this checkout
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Gradual unfreezing: what trains in which epoch, at which learning rate; that it resumes is tested with the task."""
+"""Which layers train in which epoch, at which learning rate; `tests/task/test_interrupted.py` resumes such a run."""
 
 import logging
 from types import SimpleNamespace
@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -42,7 +41,7 @@ class Task(LightningModule):
 
 
 class Watch(Callback):
-    """Notes the tensors that each epoch changed, running statistics too."""
+    """Record the tensors that each epoch changed, including running statistics."""
 
     def __init__(self) -> None:
         self.changed: list[set[str]] = []
@@ -72,17 +71,13 @@ def below(net: nn.Module, num_layers: int) -> set[str]:
     return {name for name in net.state_dict() if name.rpartition(".")[0] in owners}
 
 
-def test_it_is_lightnings_callback():
-    assert issubclass(BackboneFinetuning, lightning_callbacks.BackboneFinetuning)
-
-
 def test_the_backbone_trains_from_its_epoch_on_and_does_not_move_before():
     net = SmallResNet(3, 16, width=4)
     changed, _ = fit(net, BackboneFinetuning(unfreeze_backbone_at_epoch=2), 4)
     assert changed == [below(net, 1)] * 2 + [set(net.state_dict())] * 2
 
 
-def test_layer_by_layer_it_thaws_from_the_head_down():
+def test_layers_are_unfrozen_one_by_one_from_the_head_down():
     net = SmallResNet(3, 16, width=4)
     changed, _ = fit(net, BackboneFinetuning(unfreeze_backbone_at_epoch=1, epochs_per_layer=2), 6)
     assert changed == [below(net, count) for count in (1, 2, 2, 3, 3, 4)]
@@ -94,7 +89,7 @@ def test_the_learning_rates_are_those_of_the_schedule():
     assert sorted(rates) == pytest.approx([0.01 * 0.5**6, 0.1 * 0.5**6])  # 3 epochs of 2 steps
 
 
-def test_somebodys_own_network_is_frozen_up_to_its_last_layer():
+def test_any_other_network_is_frozen_except_its_last_layer():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     changed, _ = fit(net, BackboneFinetuning(unfreeze_backbone_at_epoch=1), 2)
     assert changed == [{"4.weight", "4.bias"}, set(net.state_dict())]
@@ -107,14 +102,14 @@ def test_a_new_stem_trains_from_the_start():
     assert changed == [below(net, 1) | {"stem.weight"}]
 
 
-def test_it_says_what_trains_once(caplog):
+def test_a_change_of_the_trained_layers_is_logged_once(caplog):
     with caplog.at_level(logging.INFO, "imago"):
         fit(SmallResNet(3, 16, width=4), BackboneFinetuning(unfreeze_backbone_at_epoch=2), 4)
-    told = [record.getMessage() for record in caplog.records if "layers train" in record.getMessage()]
-    assert [text.split(",")[0] for text in told] == ["epoch 0: 1 of 5 layers train", "epoch 2: 5 of 5 layers train"]
+    logged = [record.getMessage() for record in caplog.records if "layers train" in record.getMessage()]
+    assert [text.split(",")[0] for text in logged] == ["epoch 0: 1 of 5 layers train", "epoch 2: 5 of 5 layers train"]
 
 
-def test_a_network_that_is_frozen_by_itself_is_refused():
+def test_model_freeze_is_refused():
     net = SmallResNet(3, 16, width=4, freeze="stages.0.*")
     with pytest.raises(ConfigError, match=r"model\.freeze=stages\.0\.\* and callbacks/backbone_finetuning exclude"):
         fit(net, BackboneFinetuning(unfreeze_backbone_at_epoch=1), 1)

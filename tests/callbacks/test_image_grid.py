@@ -1,4 +1,4 @@
-"""The grid of what the network sees, once, in TensorBoard and as a file; and the curves that stand beside it."""
+"""The grid of training images, once, in TensorBoard and as a file; and the curves of a run."""
 
 import io
 from pathlib import Path
@@ -16,7 +16,7 @@ MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 
 
 class Board(TensorBoardLogger):
-    """Keeps what it is given instead of writing a file."""
+    """Record the images instead of writing a file."""
 
     def __init__(self) -> None:
         self.added: list[tuple[str, torch.Tensor, int]] = []
@@ -37,7 +37,7 @@ def start_batches(
         grid.on_train_batch_start(trainer, module, batch, batch_idx)
 
 
-def test_the_grid_is_written_once_however_many_batches_follow(tmp_path: Path):
+def test_the_grid_is_written_once(tmp_path: Path):
     board = Board()
     start_batches(tmp_path, 3, [board])
     assert [(tag, step) for tag, _, step in board.added] == [("train/images", 7)]

@@ -1,113 +1,218 @@
-"""When `last.ckpt` is written, and when it must not be."""
+"""A run that is resumed from any of its checkpoints ends with the weights and curves of an uninterrupted one."""
 
+import math
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from small_fit import QUIET, build_data, build_task, build_trainer
 
 from imago.callbacks import last_checkpoint
 from imago.callbacks.last_checkpoint import LastCheckpoint
-from imago.errors import DivergedError, StorageError
-from imago.task.epoch_metrics import EpochMetrics
+from imago.callbacks.time_limit import TimeLimit
+from imago.runs.checkpoint import AtomicCheckpointIO, read_checkpoint
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in (*QUIET, "ignore:.*exists and is not empty")]
+
+# Two epochs of five batches, with BatchNorm, averaged weights and mixed images; saved before every step.
+SETTINGS = (
+    *("data=shapes", "data.batch_size=8", "model=small_resnet", "model.width=8", "augment.mixup_alpha=0.2"),
+    *("callbacks=[default,ema]", "callbacks.ema.decay=0.8", "callbacks.image_grid=null"),
+    *("trainer.max_epochs=2", "trainer.limit_train_batches=5", "trainer.limit_val_batches=2"),
+    *("trainer.log_every_n_steps=1", "callbacks.last_checkpoint.every_minutes=0.0"),
+)
+PLATEAU = ("schedule=plateau", "schedule.patience=0", "schedule.monitor=val/acc", "schedule.mode=max")
+CASES: dict[str, tuple[str, ...]] = {
+    "validation after each epoch": PLATEAU,
+    "accumulating": ("trainer.accumulate_grad_batches=2",),
+    "validation within the epoch": (*PLATEAU, "trainer.val_check_interval=2"),
+    "validation within the epoch, accumulating": (
+        *PLATEAU,
+        "trainer.val_check_interval=2",
+        "trainer.accumulate_grad_batches=2",
+    ),
+    "validation of every third batch": (
+        *PLATEAU,
+        "trainer.val_check_interval=3",
+        "trainer.check_val_every_n_epoch=null",
+    ),
+    "validation after the second epoch": (*PLATEAU, "trainer.check_val_every_n_epoch=2"),
+}
+MEASURED = ("images_per_s", "data_wait_share", "peak_memory_gib")  # no function of the seed
 
 
-class Saves:
-    """Stands for a Trainer in its third step; counts what is saved."""
-
-    def __init__(self, world_size: int = 2, rank: int = 0) -> None:
-        self.saved: list[Path] = []
-        self.world_size, self.is_global_zero, self.global_step = world_size, rank == 0, 3
-        self.accumulate_grad_batches, self.num_training_batches, self.should_stop, self.validating = 2, 8, False, False
-        self.callbacks: list[Any] = []
-        self._checkpoint_connector = SimpleNamespace(dump_checkpoint=lambda weights_only: {})
-        self.strategy = SimpleNamespace(save_checkpoint=lambda state, path: self.saved.append(path))
-        none_yet = SimpleNamespace(current=SimpleNamespace(processed=0, completed=0))
-        epoch_loop = SimpleNamespace(batch_progress=none_yet, val_loop=SimpleNamespace(batch_progress=none_yet))
-        self.fit_loop = SimpleNamespace(epoch_loop=epoch_loop, epoch_progress=none_yet)
+def fit(cfg: Any, run: Path, *callbacks: Callback, resume: str | None = None, come_first: bool = False) -> None:
+    data = build_data(cfg)
+    task = build_task(cfg, data)
+    task.steps_per_epoch = math.ceil(5 / cfg.trainer.accumulate_grad_batches)
+    trainer = build_trainer(cfg, run, *callbacks)
+    if come_first:
+        trainer.callbacks.sort(key=lambda callback: callback not in callbacks)  # type: ignore[attr-defined]
+    trainer.fit(task, datamodule=data, ckpt_path=str(run / "checkpoints" / resume) if resume else None)
 
 
-MODULE: Any = torch.nn.BatchNorm1d(2)
-MODULE.scores = {"train": EpochMetrics()}
+def state(run: Path) -> dict[str, Any]:
+    """Everything that training changes."""
+    saved = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    names = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "train_score")
+    return {name: saved[name] for name in names} | {"lr": sorted(saved["lr_schedulers"][0].items(), key=str)}
 
 
-def in_training(trainer: Any, **settings: float) -> LastCheckpoint:
-    callback = LastCheckpoint("run/checkpoints", **settings)
-    callback.on_train_start(trainer, MODULE)
-    return callback
+def assert_same_state(run: Path, other: Path) -> None:
+    ours, theirs = state(run), state(other)
+    assert ours.pop("lr") == theirs.pop("lr")
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def test_an_error_saves_once_training_has_begun():
-    trainer: Any = Saves()
-    in_training(trainer).on_exception(trainer, MODULE, ValueError())
-    assert trainer.saved == [Path("run/checkpoints/last.ckpt").absolute()]
+def curves(run: Path) -> list[str]:
+    rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    kept = [index for index, name in enumerate(rows[0]) if name not in MEASURED]
+    return [",".join(row[index] for index in kept) for row in rows]
 
 
-@pytest.mark.parametrize("error", [DivergedError("nan"), StorageError("full")])
-def test_broken_numbers_and_a_full_disk_are_not_saved(error: Exception):
-    trainer: Any = Saves()
-    in_training(trainer).on_exception(trainer, MODULE, error)
-    assert trainer.saved == []
+def assert_same(run: Path, other: Path) -> None:
+    assert_same_state(run, other)
+    assert curves(run) == curves(other)
 
 
-def test_an_error_while_a_checkpoint_is_restored_or_in_the_test_saves_nothing():
-    trainer: Any = Saves()
-    LastCheckpoint("run/checkpoints").on_exception(trainer, MODULE, ValueError())
-    callback = in_training(trainer)
-    callback.on_train_end(trainer, MODULE)
-    callback.on_exception(trainer, MODULE, ValueError())
-    assert trainer.saved == []
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_every_saved_state_is_resumed_to_the_same_weights_and_curves(compose, tmp_path, monkeypatch, case: str):
+    whole, copies = tmp_path / "whole", []
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def save_and_copy_run(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save(self, checkpoint, path)
+        copies.append((tmp_path / f"copy {len(copies)}", Path(path).name, checkpoint["global_step"]))
+        shutil.copytree(whole, copies[-1][0])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_copy_run)
+        fit(compose(*SETTINGS, *CASES[case]), whole)
+    assert {name for _, name, _ in copies} == {"best.ckpt", "last.ckpt"}
+    steps_per_epoch = 3 if "accumulating" in case else 5
+    assert {step for _, _, step in copies} == set(range(1, 2 * steps_per_epoch + 1)), "each step is saved"
+    for copy, name, step in copies:
+        fit(compose(*SETTINGS, *CASES[case]), copy, resume=name)
+        try:
+            assert_same_state(copy, whole)
+            if name == "last.ckpt" and step % steps_per_epoch:  # else values are logged after the save, and the copy
+                assert curves(copy) == curves(whole)
+        except AssertionError as error:
+            raise AssertionError(f"resumed from {name} of step {step}: {error}") from error
 
 
-def test_only_the_first_rank_saves():
-    trainer: Any = Saves(rank=1)
-    in_training(trainer).on_exception(trainer, MODULE, ValueError())
-    assert trainer.saved == []
+class RaiseIn(Callback):
+    """Raise in one hook of a callback."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        def raise_error(trainer: Any, *arguments: Any, **named: Any) -> None:
+            if trainer.global_step == step:
+                raise ZeroDivisionError(f"raised in {hook}")
+
+        setattr(self, hook, raise_error)
 
 
-def test_a_long_epoch_is_saved_between_steps_when_the_time_has_come(monkeypatch: pytest.MonkeyPatch):
-    clock = [0.0]
+# Each with the number of completed optimizer steps; 3 is within the first epoch, 5 at its end.
+MOMENTS = [
+    *(("on_train_batch_start", 3), ("on_before_zero_grad", 3), ("on_after_backward", 3)),
+    *(("on_before_optimizer_step", 3), ("on_train_batch_end", 3), ("on_train_batch_end", 5)),
+    *(("on_validation_start", 5), ("on_validation_epoch_start", 5), ("on_validation_batch_end", 5)),
+    *(("on_validation_epoch_end", 5), ("on_validation_end", 10), ("on_train_epoch_end", 10)),
+    *(("on_train_epoch_start", 5), ("on_train_batch_start", 5), ("on_after_backward", 8)),
+]
+
+
+@pytest.fixture(scope="module")
+def whole(compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    run = tmp_path_factory.mktemp("whole")
+    fit(compose(*SETTINGS), run)
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "come_first", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["after_ours", "before_ours"]
+)
+@pytest.mark.parametrize(("hook", "step"), MOMENTS)
+def test_after_an_exception_the_last_save_is_intact_and_is_resumed(
+    compose, whole, tmp_path, hook: str, step: int, come_first: bool
+):
+    with pytest.raises(ZeroDivisionError, match=hook):
+        fit(compose(*SETTINGS), tmp_path, RaiseIn(hook, step), come_first=come_first)
+    assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] in (step - 1, step)
+    fit(compose(*SETTINGS), tmp_path, resume="last.ckpt")
+    assert_same(tmp_path, whole)
+
+
+class Clock(Callback):
+    """End the time of a `TimeLimit` in a batch of the first epoch."""
+
+    def __init__(self, limit: TimeLimit, batch_idx: int) -> None:
+        self.limit, self.batch_idx = limit, batch_idx
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.batch_idx:
+            self.limit._duration = 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+@pytest.mark.parametrize(
+    ("case", "batch_idx", "num_batches"),
+    [
+        ("validation after each epoch", 2, 3),
+        ("accumulating", 2, 4),
+        ("validation within the epoch", 1, 3),
+    ],
+)
+def test_a_pause_by_max_time_is_resumed_to_the_same_weights(
+    compose, tmp_path, case: str, batch_idx: int, num_batches: int, name: str
+):
+    fit(compose(*SETTINGS, *CASES[case]), tmp_path / "whole")
+    limit = TimeLimit("00:01:00:00")
+    fit(compose(*SETTINGS, *CASES[case]), tmp_path / "run", limit, Clock(limit, batch_idx))
+    paused = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert paused["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] == num_batches
+    fit(compose(*SETTINGS, *CASES[case]), tmp_path / "run", resume=name)
+    assert_same_state(tmp_path / "run", tmp_path / "whole")
+
+
+def saving_trainer(saved: list[Path], is_rank_0: bool = True, global_step: int = 3) -> Any:
+    """Replace a Trainer by one that lists what is saved."""
+    return SimpleNamespace(
+        is_global_zero=is_rank_0,
+        global_step=global_step,
+        accumulate_grad_batches=2,
+        _checkpoint_connector=SimpleNamespace(dump_checkpoint=lambda weights_only: {}),
+        strategy=SimpleNamespace(save_checkpoint=lambda state, path: saved.append(path)),
+    )
+
+
+def test_a_long_epoch_is_saved_between_steps_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch):
+    clock, saved = [0.0], []
     monkeypatch.setattr(last_checkpoint, "monotonic", lambda: clock[0])
-    trainer: Any = Saves()
-    callback = in_training(trainer, every_minutes=10.0)
-    callback.on_train_epoch_start(trainer, MODULE)
-    due = []
-    for batch in range(8):  # of 4 minutes each; two make a step
-        before = len(trainer.saved)
-        callback.on_train_batch_start(trainer, MODULE, None, batch)
-        due += [batch] if len(trainer.saved) > before else []
+    module: Any = None
+    trainer = saving_trainer(saved)
+    callback = LastCheckpoint("run/checkpoints", every_minutes=10.0)
+    callback.on_train_epoch_start(trainer, module)
+    due: Sequence[int] = []
+    for batch_idx in range(8):  # of 4 minutes each; two make a step
+        callback.on_train_batch_start(trainer, module, None, batch_idx)
+        due = [*due, batch_idx] if len(saved) > len(due) else due
         clock[0] += 240
-    assert due == [4]  # 10 minutes are over in batch 3, within a step; then again after batch 7
+    assert due == [4]  # 10 minutes have passed in batch 3, within a step; and then again after batch 7
+    assert saved == [Path("run/checkpoints/last.ckpt").absolute()]
 
 
-def test_what_a_broken_batch_has_changed_is_undone():
-    trainer: Any = Saves()
-    callback = in_training(trainer)
-    callback.on_train_batch_start(trainer, MODULE, None, 0)
-    MODULE(torch.full((3, 2), 7.0))
-    MODULE.scores["train"].update(torch.tensor(1.0), torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))
-    callback.on_exception(trainer, MODULE, ValueError())
-    assert MODULE.running_mean.tolist() == [0.0, 0.0]
-    assert (MODULE.num_batches_tracked, MODULE.scores["train"].num_images, len(trainer.saved)) == (0, 0, 1)
-
-
-def test_what_a_finished_step_has_changed_stays():
-    trainer: Any = Saves()
-    callback = in_training(trainer)
-    module: Any = torch.nn.BatchNorm1d(2)
-    module.scores = {"train": EpochMetrics()}
-    callback.on_train_start(trainer, module)
-    callback.on_train_batch_start(trainer, module, None, 0)
-    module(torch.full((3, 2), 7.0))
-    trainer.global_step += 1
-    callback.on_exception(trainer, module, ValueError())
-    assert module.num_batches_tracked == 1
-
-
-def test_within_the_optimizer_nothing_is_saved():
-    trainer: Any = Saves()
-    callback = in_training(trainer)
-    callback.on_before_optimizer_step(trainer, MODULE, None)  # type: ignore[arg-type]
-    callback.on_exception(trainer, MODULE, ValueError())
-    assert trainer.saved == []
+@pytest.mark.parametrize("arguments", [{"is_rank_0": False}, {"global_step": 0}])
+def test_other_ranks_and_a_run_without_a_step_save_nothing(arguments: dict[str, Any]):
+    saved: list[Path] = []
+    LastCheckpoint("run/checkpoints").save(saving_trainer(saved, **arguments))
+    assert saved == []

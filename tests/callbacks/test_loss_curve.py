@@ -1,4 +1,4 @@
-"""The loss of each step, and when the short training ends."""
+"""The loss of each step, and the end of the short training."""
 
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ def test_it_ends_after_its_steps():
 
 
 @pytest.mark.parametrize("last", [4.1, float("nan"), float("inf")])
-def test_it_ends_when_the_loss_has_blown_up(last: float):
+def test_it_ends_when_the_loss_has_diverged(last: float):
     assert feed([2.0, 1.0, 3.9, last, 1.0])[1] == 4
 
 

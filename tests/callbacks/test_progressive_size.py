@@ -1,4 +1,4 @@
-"""ProgressiveSize: which size when, under a real Trainer, and that evaluation never sees a small image."""
+"""The size in each epoch, with a real Trainer, and the full size in evaluation."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from imago.errors import ConfigError
 
 
 class Watched(nn.Module):
-    """Remembers the side of the images it got, and whether that was in training."""
+    """Record the size of the images, and whether it was in training mode."""
 
     def __init__(self) -> None:
         super().__init__()

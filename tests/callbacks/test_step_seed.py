@@ -1,4 +1,4 @@
-"""Random draws of a training step depend on its place in the run and on nothing that came before."""
+"""The random numbers of a training step depend only on seed, epoch, batch index and rank."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""The curves of a resumed run: nothing twice, nothing lost."""
+"""The curves of a resumed run: no step appears twice, and none is missing."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,22 +28,22 @@ def log(loggers, steps) -> None:
     loggers[1].experiment.flush()
 
 
-def test_rows_beyond_the_checkpoint_are_cut_before_the_first_new_one(tmp_path: Path):
+def test_rows_after_the_checkpoint_are_removed_before_the_first_new_one(tmp_path: Path):
     log(resume(tmp_path, 0), range(0, 10))
     loggers = resume(tmp_path, 4)
     steps = [line.split(",")[0] for line in (tmp_path / "metrics.csv").read_text().splitlines()]
     assert steps == ["step", "0", "1", "2", "3"]
-    log(loggers, [7])  # it logs less often now
+    log(loggers, [7])  # now with a larger log_every_n_steps
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("loss")] == [0, 1, 2, 3, 7]
 
 
-def test_only_the_first_rank_touches_files(tmp_path: Path):
+def test_only_rank_0_writes_files(tmp_path: Path):
     resume(tmp_path, 0, is_first=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_sums_of_the_interrupted_epoch_go_on():
+def test_the_sums_of_the_interrupted_epoch_are_continued():
     whole, first, second = EpochMetrics(), EpochMetrics(), EpochMetrics()
     logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
     labels = torch.tensor([0, 0, 1])

@@ -1,4 +1,4 @@
-"""A run that breaks off, however, goes on to the weights and curves of one that never did."""
+"""A run that is interrupted in any way is resumed to the weights and curves of an uninterrupted one."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from imago.runs.checkpoint import read_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interruptions")]  # their runs are made once
 
-# How it breaks off, in which optimizer step (epochs begin at 0, 3 and 6), with which exit code; and what else is set.
+# How it is interrupted, the exit code, and further settings. Epochs begin at the optimizer steps 0, 3 and 6.
 WAYS: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "epoch end": ("{_target_: interruptions.Raise, step: 3}", 1, ()),
     "mid-epoch": ("{_target_: interruptions.Kill, step: 5}", -9, ("callbacks.last_checkpoint.every_minutes=0.0",)),
@@ -22,7 +22,7 @@ WAYS: dict[str, tuple[str, int, tuple[str, ...]]] = {
     "SIGTERM": ("{_target_: interruptions.Signal, step: 4}", 143, ()),
     "kill -9": ("{_target_: interruptions.Kill, step: 4}", -9, ()),
 }
-STEP_AFTER = {"epoch end": 3, "mid-epoch": 4, "exception": 4, "SIGTERM": 4, "kill -9": 3}
+SAVED_STEP = {"epoch end": 3, "mid-epoch": 4, "exception": 3, "SIGTERM": 4, "kill -9": 3}
 IN_TEST = [("mid-epoch", 2, 1), ("SIGTERM", 0, 1), ("kill -9", 2, 2)]
 ALL = [(way, workers, processes) for way in WAYS for workers in (0, 2) for processes in (1, 2)]
 
@@ -31,7 +31,7 @@ MEASURED = ("images_per_s", "data_wait_share", "peak_memory_gib")  # no function
 
 @pytest.fixture(scope="module")
 def whole(runs: WarmRuns) -> dict[int, Path]:
-    """Runs that nothing interrupts, by their number of processes; the number of workers changes nothing."""
+    """Return uninterrupted runs by their number of processes; the number of workers has no effect."""
     return Whole(runs)
 
 
@@ -75,7 +75,7 @@ def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in board.Scalars(tag)]
 
 
-def break_off(runs: WarmRuns, way: str, workers: int, processes: int, *more: str) -> Path:
+def interrupt(runs: WarmRuns, way: str, workers: int, processes: int, *more: str) -> Path:
     callback, exit_code, settings = WAYS[way]
     name = f"{way.replace(' ', '_')}{workers}{processes}{len(list(runs.logs.glob('train/*')))}"
     given = (
@@ -90,9 +90,9 @@ def break_off(runs: WarmRuns, way: str, workers: int, processes: int, *more: str
     return runs.logs / "train" / name
 
 
-def is_resumed_to_the_same(runs: WarmRuns, whole: dict[int, Path], way: str, workers: int, processes: int) -> None:
-    run = break_off(runs, way, workers, processes)
-    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == STEP_AFTER[way]
+def assert_resumed_to_the_same(runs: WarmRuns, whole: dict[int, Path], way: str, workers: int, processes: int) -> None:
+    run = interrupt(runs, way, workers, processes)
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == SAVED_STEP[way]
     status = {"SIGTERM": "stopped", "kill -9": "running", "mid-epoch": "running"}.get(way, "failed")
     assert summary(run)["status"] == status
     runs.run(f"resume={run}", "callbacks.broken=null")
@@ -102,15 +102,19 @@ def is_resumed_to_the_same(runs: WarmRuns, whole: dict[int, Path], way: str, wor
 
 
 @pytest.mark.parametrize(("way", "workers", "processes"), IN_TEST)
-def test_a_broken_run_goes_on_to_the_same_weights_and_curves(runs, whole, way: str, workers: int, processes: int):
-    is_resumed_to_the_same(runs, whole, way, workers, processes)
+def test_an_interrupted_run_is_resumed_to_the_same_weights_and_curves(
+    runs, whole, way: str, workers: int, processes: int
+):
+    assert_resumed_to_the_same(runs, whole, way, workers, processes)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("way", "workers", "processes"), ALL)
-def test_every_way_of_breaking_off_is_made_good(runs, whole, way: str, workers: int, processes: int, record_property):
+def test_every_interruption_is_resumed_to_the_same_weights_and_curves(
+    runs, whole, way: str, workers: int, processes: int, record_property
+):
     record_property("rule", "resumed runs that end with the weights and curves of an uninterrupted one, bit for bit")
-    is_resumed_to_the_same(runs, whole, way, workers, processes)
+    assert_resumed_to_the_same(runs, whole, way, workers, processes)
 
 
 KINDS = {
@@ -128,21 +132,23 @@ KINDS = {
         pytest.param("distillation", "SIGTERM", marks=pytest.mark.soak),
     ],
 )
-def test_what_is_more_than_a_network_goes_on_the_same_too(runs, whole, kind: str, way: str, record_property):
+def test_averaged_weights_and_a_teacher_are_resumed_to_the_same_weights(
+    runs, whole, kind: str, way: str, record_property
+):
     record_property("rule", "runs with averaged weights or a teacher that go on to the same weights")
     more = [text.replace("TEACHER", str(whole[1])) for text in KINDS[kind]]
     untouched = runs.logs / "train" / f"untouched {kind}"
     if not untouched.exists():
         runs.run(*TINY, *more, f"run_name={untouched.name}")
-    run = break_off(runs, way, 0, 1, *more)
-    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == STEP_AFTER[way]
+    run = interrupt(runs, way, 0, 1, *more)
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == SAVED_STEP[way]
     runs.run(f"resume={run}", "callbacks.broken=null")
     assert_same(run, untouched)
 
 
 @pytest.mark.soak
-def test_a_mid_epoch_break_leaves_no_gap_where_each_batch_is_a_step(runs: WarmRuns):
-    single = (*TINY, "trainer.accumulate_grad_batches=1")
+def test_an_interruption_within_an_epoch_leaves_no_gap_in_the_curves(runs: WarmRuns):
+    single = (*TINY, "trainer.accumulate_grad_batches=1", "callbacks.last_checkpoint.every_minutes=0.0")
     runs.run(*single, "run_name=single")
     runs.run(*single, "run_name=broken", "+callbacks.broken={_target_: interruptions.Raise, step: 7}", expect=1)
     run, other = runs.logs / "train" / "broken", runs.logs / "train" / "single"
@@ -152,13 +158,13 @@ def test_a_mid_epoch_break_leaves_no_gap_where_each_batch_is_a_step(runs: WarmRu
 
 
 def test_tensorboard_shows_no_step_twice_after_a_kill(runs: WarmRuns, whole: dict[int, Path]):
-    run = break_off(runs, "kill -9", 0, 1)
+    run = interrupt(runs, "kill -9", 0, 1)
     runs.run(f"resume={run}", "callbacks.broken=null")
     for tag in ("train/loss_step", "val/acc", "train/loss"):
         assert scalars(run, tag) == scalars(whole[1], tag)
 
 
-def test_a_pause_by_max_time_goes_on_to_the_same_weights(runs: WarmRuns, whole: dict[int, Path]):
+def test_a_pause_by_max_time_is_resumed_to_the_same_weights(runs: WarmRuns, whole: dict[int, Path]):
     slow = "+callbacks.slow={_target_: interruptions.Slow, seconds: 0.5}"
     # 7.5 s of waiting in all: the time is up in the second or third epoch, whatever the machine.
     runs.run(*TINY, "run_name=paused", "trainer.max_time=00:00:00:04", slow)
@@ -174,7 +180,7 @@ def test_a_pause_by_max_time_goes_on_to_the_same_weights(runs: WarmRuns, whole: 
     assert [row["step"] for row in curves(run)] == [row["step"] for row in curves(whole[1])]
 
 
-def test_a_finished_run_says_so_and_the_best_score_is_remembered(runs: WarmRuns, whole: dict[int, Path]):
+def test_a_finished_run_is_refused_and_an_extended_one_keeps_its_best_score(runs: WarmRuns, whole: dict[int, Path]):
     run = runs.logs / "train" / "done"
     shutil.copytree(whole[1], run, symlinks=True)
     again = runs.run(f"resume={run}", expect=2)
@@ -196,14 +202,14 @@ def test_a_finished_run_says_so_and_the_best_score_is_remembered(runs: WarmRuns,
         ("data=cifar10", "data._target_="),
     ],
 )
-def test_what_would_make_it_another_run_is_refused_in_one_line(runs, whole, setting: str, text: str):
+def test_a_setting_that_changes_the_run_is_refused_in_one_line(runs, whole, setting: str, text: str):
     done = runs.run(f"resume={whole[1]}", "trainer.max_epochs=6", setting, expect=2)
     errors = [line for line in done.text.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.text
     assert text in errors[0]
 
 
-def test_auto_starts_continues_and_starts_over_what_never_saved(runs: WarmRuns, whole: dict[int, Path]):
+def test_auto_starts_resumes_and_restarts_a_run_without_a_checkpoint(runs: WarmRuns, whole: dict[int, Path]):
     named = ("run_name=auto", "resume=auto")
     killed = "+callbacks.broken={_target_: interruptions.Kill, step: 1}"
     runs.run(*TINY, *named, killed, expect=-9)
@@ -215,11 +221,13 @@ def test_auto_starts_continues_and_starts_over_what_never_saved(runs: WarmRuns, 
     assert len(json.loads((run / "provenance.json").read_text())["resumes"]) == 2
 
 
-@pytest.mark.parametrize("way", [pytest.param("RaiseInValidation", marks=pytest.mark.soak), "SignalInValidation"])
-def test_a_run_that_breaks_off_in_its_validation_validates_again(runs, whole, way: str):
+@pytest.mark.parametrize(
+    ("way", "step"), [pytest.param("RaiseInValidation", 3, marks=pytest.mark.soak), ("SignalInValidation", 6)]
+)
+def test_a_run_that_is_interrupted_in_its_validation_is_resumed(runs, whole, way: str, step: int):
     callback = f"+callbacks.broken={{_target_: interruptions.{way}, step: 6}}"
     runs.run(*TINY, f"run_name={way}", callback, expect=1 if way.startswith("Raise") else 143)
     run = runs.logs / "train" / way
-    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 6
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == step
     runs.run(f"resume={run}", "callbacks.broken=null")
     assert_same(run, whole[1])

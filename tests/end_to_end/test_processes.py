@@ -53,12 +53,12 @@ def test_two_processes_share_one_folder_and_one_log(with_ddp: tuple[Path, str], 
 
 
 def test_each_test_image_is_counted_once(with_ddp: tuple[Path, str]):
-    told = summary(with_ddp[0])
-    assert told["status"] == "finished"
-    assert told["test"]["num_images"] == 1000
+    found = summary(with_ddp[0])
+    assert found["status"] == "finished"
+    assert found["test"]["num_images"] == 1000
 
 
-@pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp_spawn", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("strategy", ["ddp_fork"])
 def test_every_strategy_gives_the_same_numbers(with_ddp: tuple[Path, str], logs: Path, strategy: str):
     done = train(logs, *TWO, f"trainer.strategy={strategy}", f"run_name={strategy}")
     ours, theirs = summary(logs / "train" / strategy), summary(with_ddp[0])
@@ -96,7 +96,7 @@ def test_a_failing_rank_never_hangs_a_sweep(attempt: int, tmp_path: Path, record
     ("number", "code", "reason"),
     [(signal.SIGINT, 130, "Ctrl-C"), pytest.param(signal.SIGTERM, 143, "SIGTERM", marks=pytest.mark.soak)],
 )
-def test_a_stopped_run_saves_says_so_and_can_be_resumed(tmp_path: Path, number: int, code: int, reason: str):
+def test_a_stopped_run_saves_and_has_the_reason_in_its_summary(tmp_path: Path, number: int, code: int, reason: str):
     arguments = (*SHORT, "run_name=stopped", "trainer.max_epochs=50", f"paths.log_dir={tmp_path}")
     process = subprocess.Popen(
         [sys.executable, "src/train.py", *arguments],

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: saved, an exit code that tells, a true summary, and no process left behind."""
+"""SIGTERM, SIGUSR1 and Ctrl-C save the state, set exit code and summary, and leave no process running."""
 
 import json
 import os
@@ -24,7 +24,6 @@ STRATEGIES = {
     "one process, 2 workers": ("data.num_workers=2",),
     "ddp": (*TWO, "trainer.strategy=auto"),
     "ddp_fork": TWO,
-    "ddp_spawn": (*TWO, "trainer.strategy=ddp_spawn"),
 }
 CODES = {signal.SIGTERM: (143, "SIGTERM"), signal.SIGUSR1: (143, "SIGUSR1"), signal.SIGINT: (130, "Ctrl-C")}
 # To the process that the user started, or, as from a terminal, to all of them.
@@ -39,7 +38,7 @@ ALL = [(name, number, to_all) for name in STRATEGIES for number in CODES for to_
 
 
 def is_stopped(runs: WarmRuns, strategy: str, number: int, to_all: bool) -> float:
-    """Stop a run in its second epoch; gives the seconds that it took to leave."""
+    """Stop a run in its second epoch and return the seconds until it exits."""
     name = f"{strategy}-{number}-{to_all}".replace(" ", "").replace(",", "")
     run = runs.start(*LONG, *STRATEGIES[strategy], f"run_name={name}")
     folder = runs.logs / "train" / name
@@ -50,8 +49,8 @@ def is_stopped(runs: WarmRuns, strategy: str, number: int, to_all: bool) -> floa
     (os.killpg if to_all else os.kill)(run.pid, number)
     exit_code = run.wait(60)
     seconds = time.monotonic() - start
-    told = summary(folder)
-    assert (exit_code, told["status"], told["reason"]) == (CODES[number][0], "stopped", CODES[number][1]), run.text
+    found = summary(folder)
+    assert (exit_code, found["status"], found["reason"]) == (CODES[number][0], "stopped", CODES[number][1]), run.text
     saved = read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"]
     assert saved == last_logged_step(folder) + 1, "every step that was done is saved"
     assert "Traceback" not in run.text
@@ -90,7 +89,7 @@ def test_no_process_outlives_one_that_was_killed_and_the_run_goes_on(runs: WarmR
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] >= 3
 
 
-def test_a_signal_in_the_final_test_keeps_the_training_and_the_test_is_done_again(runs: WarmRuns):
+def test_a_signal_in_the_final_test_keeps_the_training_and_the_test_is_repeated(runs: WarmRuns):
     slow = "+callbacks.slow={_target_: interruptions.SlowTest}"
     run = runs.start(*TINY, "run_name=tested", slow)
     run.wait_for("testing")
@@ -103,7 +102,7 @@ def test_a_signal_in_the_final_test_keeps_the_training_and_the_test_is_done_agai
     assert "test" in summary(folder)
 
 
-def test_a_slurm_job_that_is_told_its_time_is_up_saves_and_queues_itself_again(runs: WarmRuns, tmp_path: Path):
+def test_a_slurm_job_saves_at_sigusr1_and_is_queued_again(runs: WarmRuns, tmp_path: Path):
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
     (tmp_path / "scontrol").chmod(0o755)
     job = {"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "imago", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}

@@ -1,4 +1,4 @@
-"""Checkpoint files outlive kill -9 in the middle of a save, a full disk, a limit on sizes and a read-only folder."""
+"""Checkpoint files survive kill -9 during a save, a full disk, a limit on file sizes and a read-only directory."""
 
 import ctypes
 import json
@@ -16,18 +16,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from imago.errors import DivergedError, StorageError
-from imago.runs.checkpoint import AtomicCheckpointIO, read_checkpoint
-from imago.runs.disk_space import check_free_space, check_writable
+from imago.errors import DataError, DivergedError, StorageError
+from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, read_checkpoint
 from imago.runs.run_directory import RunDirectory
 
 _NEW_MOUNTS, _NEW_USER = 0x00020000, 0x10000000  # of unshare(2)
 
 
 def in_a_fork(work: Callable[[], object]) -> int:
-    """Start `work` in a process of its own; torch is there already."""
+    """Start `work` in a forked process, which has already imported torch."""
     pid = os.fork()
     if not pid:
         try:
@@ -41,7 +39,7 @@ def in_a_fork(work: Callable[[], object]) -> int:
 
 
 def checkpoint(epoch: int, num_floats: int = 200_000) -> dict:
-    """Tensors of many sizes that all say which epoch they are of."""
+    """Return tensors of many sizes that all hold the number of the epoch."""
     sizes = [num_floats, num_floats // 7, 1000, 1]
     return {"state_dict": {str(size): torch.full((size,), float(epoch)) for size in sizes}, "epoch": epoch}
 
@@ -85,9 +83,9 @@ def survived_kills(folder: Path, num_kills: int) -> int:
 
 @pytest.fixture(params=["TMPDIR in memory", "TMPDIR on the disk"])
 def temporary(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where other programs would write first: it must not matter."""
-    place = "/dev/shm" if "memory" in request.param else str(tmp_path)
-    monkeypatch.setenv("TMPDIR", place)
+    """Set the directory where other programs write first."""
+    directory = "/dev/shm" if "memory" in request.param else str(tmp_path)
+    monkeypatch.setenv("TMPDIR", directory)
     monkeypatch.setattr(tempfile, "tempdir", None)
 
 
@@ -104,14 +102,14 @@ def test_both_files_load_after_each_of_a_hundred_kills(tmp_path: Path, temporary
     assert survived == 100
 
 
-def test_a_save_does_not_need_the_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_save_does_not_use_the_directory_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     AtomicCheckpointIO().save_checkpoint(checkpoint(1), tmp_path / "last.ckpt")
     assert epoch_of(tmp_path / "last.ckpt") == 1
 
 
 def save_too_much(folder: Path) -> None:
-    """One that fits and one that does not; the second must say so and leave the first."""
+    """Save a file that fits and one that does not; the second raises and the first is kept."""
     save = AtomicCheckpointIO().save_checkpoint
     save(checkpoint(1, num_floats=10_000), folder / "last.ckpt")
     with pytest.raises(StorageError, match=r"last\.ckpt cannot be written .* bytes are free there"):
@@ -154,7 +152,7 @@ def fill(file: Path) -> None:
 
 
 def fill_the_disk_and_log(folder: RunDirectory) -> None:
-    with folder.recording(OmegaConf.create({"seed": 0}), []):
+    with folder.open("seed: 0\n", [], 0):
         fill(folder.log_dir / "junk")
         logging.getLogger("imago").debug("x" * 10_000)
         (folder.path / "metrics.csv").write_text("step\n" * 1000)
@@ -162,34 +160,35 @@ def fill_the_disk_and_log(folder: RunDirectory) -> None:
 
 def run_until_the_disk_is_full(tmp_path: Path) -> None:
     folder = RunDirectory(tmp_path / "train" / "run", tmp_path)
-    with pytest.raises(StorageError, match=r"cannot be written .No space left on device.; make room"):
+    with pytest.raises(StorageError, match=r"cannot be written .No space left on device.; free some space"):
         fill_the_disk_and_log(folder)
-    told = json.loads((folder.path / "summary.json").read_text())
-    assert told["status"] == "failed"
-    assert "No space left on device" in told["reason"]
+    saved = json.loads((folder.path / "summary.json").read_text())
+    assert saved["status"] == "failed"
+    assert "No space left on device" in saved["reason"]
     assert not list(folder.path.glob("*.part"))
 
 
-def test_a_run_on_a_full_disk_says_so_in_its_summary(tmp_path: Path):
+def test_the_summary_of_a_run_names_the_full_disk(tmp_path: Path):
     def work() -> None:
         run_until_the_disk_is_full(tmp_path)
 
     assert mount_in_a_fork(["-t", "tmpfs", "-o", "size=200k", "tmpfs"], tmp_path, work) == 0
 
 
-def test_a_folder_for_reading_only_is_refused_before_anything_is_built(tmp_path: Path):
+def test_a_read_only_directory_is_refused_before_anything_is_built(tmp_path: Path):
     def work() -> None:
-        with pytest.raises(StorageError, match="checkpoints cannot be written .Read-only file system.; give another"):
-            check_writable(tmp_path / "run")
+        refused = pytest.raises(DataError, match="run cannot be written: Read-only file system; choose .*log_dir=DIR")
+        with refused, RunDirectory(tmp_path / "run", tmp_path).open("seed: 0\n", [], 0):
+            pass
 
     assert mount_in_a_fork(["-t", "tmpfs", "-o", "ro", "tmpfs"], tmp_path, work) == 0
 
 
-def test_a_disk_without_room_for_three_checkpoints_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_without_space_for_three_checkpoints_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     net = torch.nn.Linear(999, 1000)  # a million weights, and two moments each: 12 MB
-    monkeypatch.setattr("imago.runs.disk_space.free_disk_bytes", lambda folder: 36_000_000)
+    monkeypatch.setattr("imago.runs.checkpoint.free_disk_bytes", lambda folder: 36_000_000)
     check_free_space(tmp_path, net)
-    monkeypatch.setattr("imago.runs.disk_space.free_disk_bytes", lambda folder: 35_999_999)
+    monkeypatch.setattr("imago.runs.checkpoint.free_disk_bytes", lambda folder: 35_999_999)
     with pytest.raises(
         StorageError, match="35,999,999 bytes free, and three checkpoints of this network take 36,000,000"
     ):
@@ -198,7 +197,7 @@ def test_a_disk_without_room_for_three_checkpoints_is_refused(tmp_path: Path, mo
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("part", ["state_dict", "optimizer_states", "current_model_state"])
-def test_no_number_that_is_none_is_saved(tmp_path: Path, part: str, value: float):
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, part: str, value: float):
     save = AtomicCheckpointIO().save_checkpoint
     save(checkpoint(1), tmp_path / "last.ckpt")
     broken = {"moments": torch.tensor([1.0, value])}

@@ -1,4 +1,4 @@
-"""`metrics.csv`: a row a step, on the disk at once, and continued by a resumed run."""
+"""`metrics.csv`: one row per step, written at once, and continued by a resumed run."""
 
 import csv
 import math
@@ -33,7 +33,7 @@ def test_another_step_gets_another_row(path):
     assert [(row["step"], row["loss"]) for row in rows(path)] == [("1", "1"), ("2", "0.5"), ("3", "0.3333333")]
 
 
-def test_a_growing_row_leaves_the_earlier_ones_alone(path):
+def test_adding_to_a_row_keeps_the_earlier_ones(path):
     log = MetricsCsv(str(path))
     for step in (1, 2, 3):
         log.log_metrics({"loss": 0.5}, step=step)
@@ -71,7 +71,7 @@ def test_a_resumed_run_continues_the_file(path):
     ]
 
 
-def test_steps_that_a_resumed_run_does_again_are_replaced(path):
+def test_steps_that_a_resumed_run_trains_again_are_replaced(path):
     first = MetricsCsv(str(path))
     for step in (1, 2, 3):
         first.log_metrics({"loss": 0.5}, step=step)
@@ -80,7 +80,7 @@ def test_steps_that_a_resumed_run_does_again_are_replaced(path):
     assert [(row["step"], row["loss"]) for row in rows(path)] == [("1", "0.5"), ("2", "0.25")]
 
 
-def test_a_run_that_logs_nothing_leaves_an_earlier_file_alone(path):
+def test_a_run_that_logs_nothing_keeps_an_earlier_file(path):
     MetricsCsv(str(path)).log_metrics({"loss": 0.5}, step=1)
     before = path.read_bytes()
     log = MetricsCsv(str(path))
@@ -101,14 +101,14 @@ def test_a_last_line_that_a_kill_cut_short_does_not_swallow_the_next(path, left:
 
 
 @pytest.mark.parametrize("left", ["", "step,loss\r\n"])
-def test_a_file_without_rows_is_started_anew(path, left: str):
+def test_a_file_without_rows_is_replaced(path, left: str):
     path.parent.mkdir()
     path.write_text(left)
     MetricsCsv(str(path)).log_metrics({"loss": 0.25}, step=0)
     assert rows(path) == [{"step": "0", "loss": "0.25"}]
 
 
-def test_a_value_that_is_no_number_reads_back_as_such(path):
+def test_nan_and_infinity_can_be_read_again(path):
     MetricsCsv(str(path)).log_metrics({"loss": math.nan, "grad": math.inf}, step=0)
     assert math.isnan(float(rows(path)[0]["loss"]))
     assert float(rows(path)[0]["grad"]) == math.inf

@@ -1,16 +1,18 @@
-"""Settings in TensorBoard's table: what decides a result, as it is typed; and what a run leaves there."""
+"""The settings, scores and figures of a run in TensorBoard."""
 
 import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
-from imago.logger.tensorboard import decisive_settings
+from imago.logger.tensorboard import flat_settings
 
 
-def test_settings_are_numbers_and_texts_under_the_keys_that_are_typed(compose):
-    found = decisive_settings(compose("model=resnet18", "optimizer.lr=0.003", "seed=7", "model.weights=null"))
+def test_settings_are_numbers_and_texts_by_their_names_as_typed(compose):
+    cfg = compose("model=resnet18", "optimizer.lr=0.003", "seed=7", "model.weights=null")
+    found = flat_settings(OmegaConf.to_container(cfg, resolve=True))
     assert found["seed"] == 7
     assert found["optimizer"] == "AdamW"
     assert found["optimizer.lr"] == 0.003
@@ -21,7 +23,7 @@ def test_settings_are_numbers_and_texts_under_the_keys_that_are_typed(compose):
 
 
 @pytest.mark.slow
-def test_a_run_leaves_its_settings_with_the_score_and_figures_of_its_best_epoch(finished_run: Path):
+def test_a_run_has_its_settings_with_the_scores_and_figures_of_its_best_epoch(finished_run: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -43,7 +45,7 @@ def test_a_run_leaves_its_settings_with_the_score_and_figures_of_its_best_epoch(
 
 
 @pytest.mark.slow
-def test_a_run_tells_what_its_time_went_to(finished_run: Path):
+def test_the_summary_has_the_time_of_each_phase(finished_run: Path):
     summary = json.loads((finished_run / "summary.json").read_text())
     assert set(summary["time_s"]) == {"train", "data_wait", "val", "test"}
     assert min(summary["time_s"].values()) >= 0

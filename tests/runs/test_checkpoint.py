@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or not at all on the way out; sound, plain and ours on the way in."""
+"""Checkpoint files are written atomically, and read only if they are intact, plain data and of this project."""
 
 import errno
 import zipfile
@@ -16,7 +16,7 @@ CHECKPOINT = {"imago": {"schema": 1}, "state_dict": {"weight": WEIGHT}, "epoch":
 
 @pytest.fixture
 def path(tmp_path) -> Path:
-    """A sound checkpoint."""
+    """An intact checkpoint."""
     path = tmp_path / "checkpoints" / "last.ckpt"
     write_checkpoint(CHECKPOINT, path)
     return path
@@ -40,11 +40,11 @@ class Payload:
 # Writing
 
 
-def test_what_was_written_is_read_back(path):
+def test_a_checkpoint_is_read_as_it_was_written(path):
     assert is_whole(read_checkpoint(path))
 
 
-def test_lightning_writes_and_reads_through_the_same_door(tmp_path):
+def test_the_plugin_of_lightning_writes_and_reads_the_same(tmp_path):
     path = tmp_path / "new" / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(CHECKPOINT, str(path))
     assert is_whole(AtomicCheckpointIO().load_checkpoint(str(path)))
@@ -69,28 +69,28 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_part(path, monkeypatch, er
     assert is_whole(read_checkpoint(path))
 
 
-def test_the_old_file_is_whole_until_the_new_one_is(path, monkeypatch):
+def test_the_old_file_is_intact_until_the_new_one_is(path, monkeypatch):
     save = torch.save
     seen = []
 
-    def look(checkpoint, file):
+    def save_and_read(checkpoint, file):
         save(checkpoint, file)
         seen.append(read_checkpoint(path)["epoch"])
 
-    monkeypatch.setattr(torch, "save", look)
+    monkeypatch.setattr(torch, "save", save_and_read)
     write_checkpoint(CHECKPOINT | {"epoch": 4}, path)
     assert seen == [3]
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "run [1].ckpt"])
-def test_the_next_save_removes_what_a_kill_left_behind(tmp_path, name: str):
+def test_the_next_save_removes_the_partial_file_of_a_killed_one(tmp_path, name: str):
     (tmp_path / f"{name}.99999.part").write_bytes(b"half of it")
-    (tmp_path / f"other-{name}.99999.part").write_bytes(b"somebody else's")
+    (tmp_path / f"other-{name}.99999.part").write_bytes(b"of another file")
     write_checkpoint(CHECKPOINT, tmp_path / name)
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([f"other-{name}.99999.part", name])
 
 
-# Reading what is damaged
+# Damaged files
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -131,28 +131,28 @@ def test_one_flipped_bit_in_a_weight_is_found(path):
 def test_a_flipped_bit_anywhere_is_a_data_error_or_changes_nothing(path):
     data = path.read_bytes()
     directory = data.index(b"PK\x01\x02")  # the zip's own fields: bit 3 turns "stored" into "compressed" there
-    flips = [(place, place % 8) for place in range(0, len(data), 3)]
-    flips += [(place, 3) for place in range(directory, len(data))]
+    flips = [(index, index % 8) for index in range(0, len(data), 3)]
+    flips += [(index, 3) for index in range(directory, len(data))]
     refused = 0
-    for place, bit in flips:
-        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
+    for index, bit in flips:
+        path.write_bytes(data[:index] + bytes([data[index] ^ 1 << bit]) + data[index + 1 :])
         try:
-            assert is_whole(read_checkpoint(path)), f"bit {bit} of byte {place} of {len(data)}"
+            assert is_whole(read_checkpoint(path)), f"bit {bit} of byte {index} of {len(data)}"
         except DataError:
             refused += 1
     assert refused > len(flips) / 4  # the rest is padding
 
 
-# Reading what is not ours
+# Files of others
 
 
-def test_a_bare_state_dict_is_not_ours(path):
+def test_a_bare_state_dict_is_refused(path):
     torch.save({"weight": WEIGHT}, path)
     with pytest.raises(DataError, match=r"last\.ckpt is not a checkpoint of this project"):
         read_checkpoint(path)
 
 
-def test_a_lone_tensor_is_not_ours(path):
+def test_a_single_tensor_is_refused(path):
     torch.save(WEIGHT, path)
     with pytest.raises(DataError, match="is not a checkpoint of this project"):
         read_checkpoint(path)
@@ -179,7 +179,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(path, is_zip: bool, read
     assert not target.exists()
 
 
-def test_a_refusal_is_one_plain_line_that_does_not_teach_how_to_run_the_code(path):
+def test_a_refusal_is_one_line_without_torch_s_advice_to_load_it_anyway(path):
     torch.save({"imago": {}, "x": Payload(path)}, path)
     with pytest.raises(DataError) as caught:
         read_checkpoint(path)
@@ -190,7 +190,7 @@ def test_a_refusal_is_one_plain_line_that_does_not_teach_how_to_run_the_code(pat
 
 
 @pytest.mark.parametrize("origin", [3, None, {}, {"schema": "x"}])
-def test_a_file_that_only_looks_like_ours_is_refused_in_one_line(origin, tmp_path: Path):
+def test_a_damaged_header_is_refused_in_one_line(origin, tmp_path: Path):
     torch.save({"imago": origin}, tmp_path / "last.ckpt")
     with pytest.raises(DataError, match="is not a checkpoint of this project"):
         read_checkpoint(tmp_path / "last.ckpt")

@@ -1,4 +1,4 @@
-"""What ranks leave behind, and which of them is believed."""
+"""The failure files of the ranks, and which of them is the reason for the end of a run."""
 
 import errno
 import json
@@ -11,42 +11,54 @@ import pytest
 
 from imago.errors import ConfigError, DataError, Stopped, StorageError, UserError
 from imago.runs.failure import (
-    Failure,
     clear_failures,
+    exit_status,
     first_failure,
-    record_exit,
-    record_lost_ranks,
     to_user_error,
     write_failure,
-    write_failure_file,
+    write_killed,
+    write_killed_ranks,
 )
-from imago.runs.status import exit_status
 
-LOST = "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242"
-
-
-def test_the_earliest_failure_is_the_reason(tmp_path: Path):
-    write_failure_file(tmp_path, Failure("0", 20.0, "ValueError: later"))
-    write_failure_file(tmp_path, Failure("3", 10.0, "ValueError: earlier"))
-    assert first_failure(tmp_path) == Failure("3", 10.0, "ValueError: earlier")
+LOST = "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242"
+KILLED = "killed by signal 9; out of memory?"
 
 
-def test_a_lost_connection_is_no_reason_where_there_is_another(tmp_path: Path):
-    write_failure_file(tmp_path, Failure("0", 10.0, LOST))
-    assert first_failure(tmp_path) == Failure("0", 10.0, LOST)
-    write_failure_file(tmp_path, Failure("1", 20.0, "killed by signal 9; out of memory?"))
-    found = first_failure(tmp_path)
-    assert found is not None
-    assert found.rank == "1"
+@pytest.fixture
+def fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Write the failure of a rank."""
+
+    def write(rank: int, error: BaseException) -> None:
+        monkeypatch.setenv("RANK", str(rank))
+        write_failure(tmp_path, error)
+        monkeypatch.delenv("RANK")
+
+    return write
 
 
-def test_the_first_word_of_a_rank_stays_and_half_a_file_is_passed_over(tmp_path: Path):
-    write_failure_file(tmp_path, Failure("1", 10.0, "the bug"))
-    write_failure_file(tmp_path, Failure("1", 20.0, "killed by signal 6; out of memory?"))
+def reason(directory: Path) -> str:
+    failure = first_failure(directory)
+    return f"{failure.rank}: {failure.text}" if failure else "none"
+
+
+def test_the_earliest_failure_is_the_reason(tmp_path: Path, fail):
+    fail(3, ValueError("earlier"))
+    fail(0, ValueError("later"))
+    assert reason(tmp_path) == "3: ValueError: earlier"
+
+
+def test_a_lost_connection_is_the_reason_only_if_there_is_no_other(tmp_path: Path, fail):
+    fail(0, RuntimeError(LOST))
+    assert reason(tmp_path) == f"0: RuntimeError: {LOST}"
+    write_killed(tmp_path, 1, -9)
+    assert reason(tmp_path) == f"1: {KILLED}"
+
+
+def test_the_first_failure_of_a_rank_is_kept_and_half_a_file_is_ignored(tmp_path: Path, fail):
+    fail(1, ValueError("the bug"))
+    write_killed(tmp_path, 1, -6)
     (tmp_path / "failure_rank0.json").write_text('{"rank": "0", "wh')
-    found = first_failure(tmp_path)
-    assert found is not None
-    assert found.text == "the bug"
+    assert reason(tmp_path) == "1: ValueError: the bug"
     clear_failures(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -67,13 +79,13 @@ def test_a_file_is_named_after_its_rank(tmp_path: Path, monkeypatch, variables: 
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     write_failure(tmp_path, DataError("no images."))
-    told = json.loads((tmp_path / name).read_text())
-    assert (told["text"], told["is_users"]) == ("no images.", True)
-    assert "DataError" in told["traceback"]
+    saved = json.loads((tmp_path / name).read_text())
+    assert (saved["text"], saved["is_user_error"]) == ("no images.", True)
+    assert "DataError" in saved["traceback"]
 
 
 class ExitedError(Exception):
-    """As torch raises it where a forked rank ended."""
+    """As torch raises it when a forked rank ended."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"process 0 terminated with exit code {exit_code}")
@@ -87,79 +99,77 @@ class ExitedError(Exception):
         (ExitedError(143), 15, "stopped", "SIGTERM", 143),
         (ExitedError(143), None, "stopped", "SIGTERM", 143),
         (ExitedError(130), None, "stopped", "Ctrl-C", None),
-        (RuntimeError(LOST), 15, "stopped", "SIGTERM", 143),  # what breaks while leaving
+        (RuntimeError(LOST), 15, "stopped", "SIGTERM", 143),  # what fails during the exit
         (RuntimeError("DataLoader worker (pid 7) exited unexpectedly"), 2, "stopped", "Ctrl-C", None),
-        (DataError("the disk is full."), 15, "failed", "the disk is full.", None),  # this, the user must know
+        (DataError("the disk is full."), 15, "failed", "the disk is full.", None),  # the user must see this
         (ExitedError(1), None, "failed", "ExitedError: process 0 terminated with exit code 1", None),
     ],
 )
-def test_a_stop_is_told_from_a_failure(tmp_path: Path, error, received, status: str, reason: str, code):
-    ending = exit_status(error, tmp_path, received)
-    assert (ending.status, ending.reason) == (status, reason)
+def test_a_stop_is_distinguished_from_a_failure(tmp_path: Path, error, received, status: str, reason: str, code):
+    end = exit_status(error, tmp_path, received)
+    assert (end.status, end.reason) == (status, reason)
     if reason == "Ctrl-C":
-        assert isinstance(ending.error, KeyboardInterrupt)
+        assert isinstance(end.error, KeyboardInterrupt)
     elif code is not None:
-        assert ending.error.code == code
+        assert isinstance(end.error, Stopped)
+        assert end.error.code == code
 
 
-def test_what_a_rank_tells_the_user_comes_out_as_one_line(tmp_path: Path):
-    write_failure_file(tmp_path, Failure("1", 1.0, "no images.", is_users=True))
-    ending = exit_status(ExitedError(1), tmp_path, None)
-    assert (ending.status, ending.reason) == ("failed", "rank 1: no images.")
-    assert isinstance(ending.error, UserError)
+def test_a_user_error_of_a_rank_becomes_one_line(tmp_path: Path, fail):
+    fail(1, DataError("no images."))
+    end = exit_status(ExitedError(1), tmp_path, None)
+    assert (end.status, end.reason) == ("failed", "rank 1: no images.")
+    assert isinstance(end.error, UserError)
 
 
-def test_a_failure_of_this_process_alone_is_told_as_it_is(tmp_path: Path):
+def test_a_failure_of_this_process_alone_does_not_name_a_rank(tmp_path: Path):
     error = ConfigError("seed=-1 must be 0 or more.")
     write_failure(tmp_path, error)
-    ending = exit_status(error, tmp_path, None)
-    assert ending.error is error
-    assert ending.reason == "seed=-1 must be 0 or more."
+    end = exit_status(error, tmp_path, None)
+    assert end.error is error
+    assert end.reason == "seed=-1 must be 0 or more."
 
 
-def test_a_rank_that_is_told_to_leave_because_another_failed_says_why(tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    write_failure(tmp_path, ZeroDivisionError("broken"))
-    ending = exit_status(Stopped("SIGTERM", 143), tmp_path, 15)  # by torchrun
-    assert (ending.status, ending.reason) == ("failed", "rank 1: ZeroDivisionError: broken")
+def test_a_rank_that_torchrun_stops_because_another_failed_reports_that_failure(tmp_path: Path, fail):
+    fail(1, ZeroDivisionError("broken"))
+    end = exit_status(Stopped("SIGTERM", 143), tmp_path, 15)
+    assert (end.status, end.reason) == ("failed", "rank 1: ZeroDivisionError: broken")
     clear_failures(tmp_path)
-    write_failure(tmp_path, RuntimeError(LOST))  # what the others say when this one has left
+    fail(1, RuntimeError(LOST))  # raised in the other ranks when this one has exited
     assert exit_status(Stopped("SIGTERM", 143), tmp_path, 15).status == "stopped"
 
 
-@pytest.mark.parametrize(
-    ("exit_code", "texts"), [(-9, ["killed by signal 9; out of memory?"]), (-15, []), (0, []), (1, []), (None, [])]
-)
-def test_a_rank_that_was_killed_is_written_down_and_one_that_left_is_not(tmp_path: Path, exit_code, texts: list[str]):
-    record_exit(tmp_path, 1, exit_code)
+@pytest.mark.parametrize(("exit_code", "texts"), [(-9, [KILLED]), (-15, []), (0, []), (1, []), (None, [])])
+def test_a_killed_rank_is_recorded_and_one_that_exited_is_not(tmp_path: Path, exit_code, texts: list[str]):
+    write_killed(tmp_path, 1, exit_code)
     assert [json.loads(file.read_text())["text"] for file in tmp_path.iterdir()] == texts
 
 
-def test_a_lost_connection_waits_for_the_rank_that_was_killed(tmp_path: Path):
-    killed, living = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
+def test_after_a_lost_connection_the_killed_rank_is_found(tmp_path: Path):
+    killed, running = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
     os.kill(killed.pid, signal.SIGKILL)
+    ranks = {1: killed, 2: running}
     try:
-        record_lost_ranks(tmp_path, ValueError("of our own"), [killed, living])
+        write_killed_ranks(tmp_path, ValueError("of this process"), ranks)
         assert first_failure(tmp_path) is None
-        record_lost_ranks(tmp_path, RuntimeError(LOST), [killed, living])
-        ending = exit_status(RuntimeError(LOST), tmp_path, None)
-        assert ending.reason == "rank 1: killed by signal 9; out of memory?"
+        write_killed_ranks(tmp_path, RuntimeError(LOST), ranks)
+        assert exit_status(RuntimeError(LOST), tmp_path, None).reason == f"rank 1: {KILLED}"
     finally:
-        living.kill()
-        living.wait()
+        running.kill()
+        running.wait()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
-def test_a_disk_without_room_is_told_in_one_line_also_where_a_logger_wraps_it(number: int):
+def test_a_full_disk_is_one_line_also_if_a_logger_wraps_the_error(number: int):
     full = OSError(number, os.strerror(number), "/runs/a/metrics.csv")
     wrapped = ValueError("\n you tried to log 2.9 which is currently not supported.")
     wrapped.__cause__ = full
     for error in (full, wrapped):
-        told = to_user_error(error)
-        assert isinstance(told, StorageError)
-        assert str(told).startswith(f"/runs/a/metrics.csv cannot be written ({os.strerror(number)}); make room")
+        line = to_user_error(error)
+        assert isinstance(line, StorageError)
+        assert str(line).startswith(f"/runs/a/metrics.csv cannot be written ({os.strerror(number)}); free some space")
 
 
-def test_an_error_that_is_in_the_users_words_stays_as_it_is():
+def test_a_user_error_is_unchanged():
     error = StorageError("last.ckpt cannot be written.")
     assert to_user_error(error) is error

@@ -1,4 +1,4 @@
-"""Run directorys as plain records: what counts as a run, what is damaged, and what a run tells before it has ended."""
+"""Run directories as records: which directories are runs, damaged files, and runs that have not ended."""
 
 import json
 import math
@@ -16,14 +16,14 @@ from imago.runs.records import read_logged, read_record, read_records, read_sett
 
 
 def test_runs_are_found_at_any_depth_and_a_link_is_no_second_run(tmp_path: Path):
-    for place in ("train/a", "sweeps/s/0", "sweeps/s/1"):
-        make_run(tmp_path / place)
+    for name in ("train/a", "sweeps/s/0", "sweeps/s/1"):
+        make_run(tmp_path / name)
     (tmp_path / "latest").symlink_to("train/a")
     assert [record.run for record in read_records(tmp_path)] == ["sweeps/s/0", "sweeps/s/1", "train/a"]
     assert read_records(tmp_path / "latest")[0].folder == str(tmp_path / "train" / "a")
 
 
-def test_what_lies_in_a_run_is_no_run(tmp_path: Path):
+def test_a_directory_within_a_run_is_no_run(tmp_path: Path):
     run = make_run(tmp_path / "a")
     (run / "export").mkdir()
     (run / "export" / "summary.json").write_text("{}")
@@ -42,7 +42,7 @@ def test_a_summary_without_a_status_is_damaged(tmp_path: Path):
     assert read_record(tmp_path / "a").status == "unreadable"
 
 
-def test_numbers_that_are_none_are_left_out(tmp_path: Path):
+def test_values_that_are_not_finite_are_left_out(tmp_path: Path):
     record = read_record(make_run(tmp_path / "a", seconds="long", epochs=True, images_per_s=None))
     assert (record.seconds, record.epochs, record.images_per_s, record.best_epoch) == (None, None, None, 2)
 
@@ -54,14 +54,14 @@ def test_numbers_that_are_not_finite_are_left_out(tmp_path: Path):
     assert (record.seconds, record.test_acc, record.test_low, record.val_acc) == (None, None, None, 0.5)
 
 
-def test_a_run_that_goes_on_tells_its_best_validation_so_far(tmp_path: Path):
+def test_a_running_run_has_its_best_validation_so_far(tmp_path: Path):
     run = make_run(tmp_path / "a", status="running", val=None, test=None)
     assert read_record(run).val_acc == 0.7
     (run / "metrics.csv").write_text("step,lr\n1,0.1\n")
     assert read_record(run).val_acc is None
 
 
-def test_logged_numbers_come_with_their_steps(tmp_path: Path):
+def test_logged_values_have_their_steps(tmp_path: Path):
     logged = read_logged(make_run(tmp_path / "a"))
     assert logged["val/acc"] == ([9.0, 19.0], [0.4, 0.7])
     assert logged["lr"] == ([4.0, 19.0], [0.1, 0.05])
@@ -100,12 +100,12 @@ def test_a_damaged_config_is_named_and_the_results_stay(content: str | None, wor
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"status": "finished", "started": 5}', '{"status": ["finished"]}'])
-def test_a_summary_that_makes_no_sense_is_damaged_and_no_crash(content: str, tmp_path: Path):
+def test_a_summary_with_wrong_types_is_unreadable(content: str, tmp_path: Path):
     (make_run(tmp_path / "a") / "summary.json").write_text(content)
     assert read_record(tmp_path / "a").status == "unreadable"
 
 
-def test_a_process_number_too_large_for_any_machine_is_damage(tmp_path: Path):
+def test_a_process_number_that_is_too_large_is_unreadable(tmp_path: Path):
     run = make_run(tmp_path / "a", status="running", pid=10**30)
     (run / "provenance.json").write_text(json.dumps({"host": platform.node()}))
     assert read_record(run).status == "unreadable"
@@ -118,7 +118,7 @@ def test_a_process_number_too_large_for_any_machine_is_damage(tmp_path: Path):
         ("imago.analysis.run_page, imago.analysis.comparison", "torch pandas matplotlib"),
     ],
 )
-def test_tables_and_pages_need_neither_torch_nor_what_the_extras_bring(modules: str, heavy: str):
+def test_tables_and_pages_do_not_load_torch_or_plotting(modules: str, heavy: str):
     code = f"import sys, {modules}; print(set({heavy!r}.split()) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT / "src", capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr

@@ -1,4 +1,4 @@
-"""The run directory tells the truth about how a run ended."""
+"""What a run directory contains after a run that finished, failed, was stopped or was resumed."""
 
 import contextlib
 import json
@@ -6,30 +6,28 @@ import logging
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
-from imago.errors import ConfigError, DataError
-from imago.files import make_writable
-from imago.runs.failure import Failure, write_failure_file
-from imago.runs.run_directory import RunDirectory, refuse_used_folder
+from imago.errors import ConfigError, DataError, Stopped
+from imago.runs.failure import write_killed
+from imago.runs.run_directory import RunDirectory
 
-CFG = OmegaConf.create({"seed": 3, "a": "${seed}"})
+SETTINGS = ("seed: 3\n", ["seed=3"], 3)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunDirectory:
+def directory(tmp_path: Path) -> RunDirectory:
     return RunDirectory(tmp_path / "train" / "run", tmp_path)
 
 
-def summary(folder: RunDirectory) -> dict:
-    return json.loads((folder.path / "summary.json").read_text())
+def summary(directory: RunDirectory) -> dict:
+    return json.loads((directory.path / "summary.json").read_text())
 
 
-def test_a_run_is_running_and_then_finished(folder: RunDirectory):
-    with folder.recording(CFG, ["seed=3"]):
-        assert summary(folder)["status"] == "running"
-    assert summary(folder)["status"] == "finished"
-    assert summary(folder)["reason"] is None
+def test_a_run_is_running_and_then_finished(directory: RunDirectory):
+    with directory.open(*SETTINGS):
+        assert summary(directory)["status"] == "running"
+    assert summary(directory)["status"] == "finished"
+    assert summary(directory)["reason"] is None
 
 
 @pytest.mark.parametrize(
@@ -41,89 +39,136 @@ def test_a_run_is_running_and_then_finished(folder: RunDirectory):
         (SystemExit(143), "stopped", "exit code 143"),
     ],
 )
-def test_a_run_that_broke_off_says_why_and_raises(folder: RunDirectory, error, status: str, reason: str):
-    with pytest.raises(type(error)), folder.recording(CFG, []):
+def test_a_run_that_raised_has_the_reason_in_its_summary(directory: RunDirectory, error, status: str, reason: str):
+    with pytest.raises(type(error)), directory.open(*SETTINGS):
         raise error
-    assert (summary(folder)["status"], summary(folder)["reason"]) == (status, reason)
+    assert (summary(directory)["status"], summary(directory)["reason"]) == (status, reason)
 
 
-def test_the_log_file_has_what_the_screen_has_and_the_traceback_of_an_error(folder: RunDirectory, capsys):
-    with contextlib.suppress(DataError), folder.recording(CFG, []):
+def test_the_log_file_has_the_lines_of_the_screen_and_the_traceback_of_an_error(directory: RunDirectory, capsys):
+    with contextlib.suppress(DataError), directory.open(*SETTINGS):
         logging.getLogger("imago.test").info("a line with é")
         raise DataError("no images.")
     assert capsys.readouterr().out == "a line with é\n"
-    text = (folder.path / "train.log").read_text(encoding="utf-8")
+    text = (directory.path / "train.log").read_text(encoding="utf-8")
     assert "a line with é" in text
     assert "Traceback" in text
 
 
-def test_no_handler_stays_behind_for_the_next_trial(folder: RunDirectory):
+def test_no_log_handler_is_left_for_the_next_trial(directory: RunDirectory):
     before = list(logging.getLogger("imago").handlers)
-    with folder.recording(CFG, []):
+    with directory.open(*SETTINGS):
         pass
     assert logging.getLogger("imago").handlers == before
 
 
-def test_settings_are_kept_resolved_and_latest_points_here(folder: RunDirectory, tmp_path: Path):
+def test_settings_are_saved_and_latest_links_to_the_run(directory: RunDirectory, tmp_path: Path):
     (tmp_path / "latest").symlink_to("elsewhere")
-    with folder.recording(CFG, ["seed=3"]):
+    with directory.open(*SETTINGS):
         pass
-    assert OmegaConf.load(folder.path / "config.yaml").a == 3
-    assert json.loads((folder.path / "provenance.json").read_text())["overrides"] == ["seed=3"]
-    assert (tmp_path / "latest").resolve() == folder.path.resolve()
+    assert (directory.path / "config.yaml").read_text() == "seed: 3\n"
+    assert json.loads((directory.path / "provenance.json").read_text())["overrides"] == ["seed=3"]
+    assert (tmp_path / "latest").resolve() == directory.path.resolve()
 
 
-def test_a_resumed_run_keeps_its_past_and_refuses_other_data(folder: RunDirectory, tmp_path: Path):
-    with folder.recording(CFG, ["seed=3"]):
-        folder.provenance_facts(data="abc", device="cpu")
-        folder.update(test={"acc": 1.0})
-    again = RunDirectory(folder.path, tmp_path)
-    with again.recording(CFG, []):
+def test_a_resumed_run_keeps_its_results_and_refuses_other_data(directory: RunDirectory, tmp_path: Path):
+    with directory.open(*SETTINGS):
+        directory.add_provenance(data="abc", device="cpu")
+        directory.update(test={"acc": 1.0})
+    again = RunDirectory(directory.path, tmp_path)
+    with again.open(*SETTINGS):
         assert summary(again)["test"] == {"acc": 1.0}
         with pytest.raises(DataError, match="was started on other data .fingerprint abc, now xyz"):
-            again.provenance_facts(data="xyz", device="cpu")
-    provenance = json.loads((folder.path / "provenance.json").read_text())
+            again.add_provenance(data="xyz", device="cpu")
+    provenance = json.loads((directory.path / "provenance.json").read_text())
     assert (provenance["data"], len(provenance["resumes"])) == ("abc", 1)
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    folder = RunDirectory(tmp_path / "run", tmp_path)
-    with folder.recording(CFG, []):
-        folder.update(test=1)
+    directory = RunDirectory(tmp_path / "run", tmp_path)
+    with directory.open(*SETTINGS):
+        directory.update(test=1)
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path):
-    refuse_used_folder(tmp_path, "new")
-    (tmp_path / "summary.json").touch()
-    with pytest.raises(ConfigError, match="run_name=old: .* already holds a run"):
-        refuse_used_folder(tmp_path, "old")
-
-
-def test_a_place_that_cannot_be_written_is_found_out_at_once(tmp_path: Path):
-    make_writable(tmp_path / "new" / "place", "output=DIR")
-    assert list((tmp_path / "new" / "place").iterdir()) == []
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"file/below cannot be written: .*; choose another .* output=DIR\.$"):
-        make_writable(tmp_path / "file" / "below", "output=DIR")
-
-
-def test_a_summary_that_a_power_cut_emptied_and_what_a_kill_left_behind_lose_no_run(folder: RunDirectory):
-    with folder.recording(CFG, []):
+def test_an_empty_summary_and_partial_files_of_a_kill_do_not_prevent_a_resume(directory: RunDirectory):
+    with directory.open(*SETTINGS):
         pass
-    (folder.path / "summary.json").write_text("")
-    (folder.path / "summary.json.1.2.part").write_text('{"sta')
-    with RunDirectory(folder.path, folder.log_dir).recording(CFG, []):
+    (directory.path / "summary.json").write_text("")
+    (directory.path / "summary.json.1.2.part").write_text('{"sta')
+    with RunDirectory(directory.path, directory.log_dir).open(*SETTINGS):
         pass
-    assert summary(folder)["status"] == "finished"
-    assert not list(folder.path.glob("*.part"))
+    assert summary(directory)["status"] == "finished"
+    assert not list(directory.path.glob("*.part"))
 
 
-def test_a_failed_rank_is_not_forgotten_by_what_the_main_process_still_writes(folder: RunDirectory):
-    with folder.recording(CFG, []):
-        write_failure_file(folder.path, Failure("1", 0.0, "killed by signal 9"))
-        folder.mark_failed()
-        folder.update(epochs=2)  # an epoch ended just then; this process may be killed before it can say more
-        told = summary(folder)
-    assert (told["status"], told["reason"], told["epochs"]) == ("failed", "rank 1: killed by signal 9", 2)
+def test_a_later_update_of_the_main_process_keeps_the_failure_of_a_rank(directory: RunDirectory):
+    with directory.open(*SETTINGS):
+        write_killed(directory.path, 1, -9)
+        directory.mark_failed()
+        directory.update(epochs=2)  # this process may be killed before it can write more
+        found = summary(directory)
+    assert (found["status"], found["epochs"]) == ("failed", 2)
+    assert found["reason"] == "rank 1: killed by signal 9; out of memory?"
+
+
+def test_a_check_refuses_the_directory_before_anything_is_written(directory: RunDirectory):
+    def check() -> None:
+        raise ConfigError("another run.")
+
+    with pytest.raises(ConfigError, match="another run"), directory.open(*SETTINGS, check=check):
+        pass
+    assert list(directory.path.iterdir()) == []
+
+
+def test_a_directory_is_used_by_one_run_at_a_time(directory: RunDirectory):
+    with directory.open(*SETTINGS):
+        assert (directory.path / ".lock").is_file()
+    assert not (directory.path / ".lock").exists()
+
+
+@pytest.fixture
+def requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file with the arguments that `scontrol` got, in job 77."""
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    return tmp_path / "requeued"
+
+
+def stop(directory: Path, reason: str) -> None:
+    with pytest.raises(Stopped), RunDirectory(directory / "run", directory).open(*SETTINGS):
+        raise Stopped(reason, 143)
+
+
+def test_after_sigusr1_a_slurm_job_is_queued_again(requeued: Path):
+    stop(requeued.parent, "SIGUSR1")
+    assert requeued.read_text() == "requeue 77\n"
+
+
+def test_a_task_of_a_job_array_is_queued_as_that_task(requeued: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    stop(requeued.parent, "SIGUSR1")
+    assert requeued.read_text() == "requeue 5_3\n"
+
+
+@pytest.mark.parametrize(("name", "value"), [("reason", "SIGTERM"), ("SLURM_PROCID", "1"), ("SLURM_JOB_ID", None)])
+def test_otherwise_no_job_is_queued_again(requeued: Path, monkeypatch, name: str, value: str | None):
+    if value is None:
+        monkeypatch.delenv(name)
+    elif name != "reason":
+        monkeypatch.setenv(name, value)
+    stop(requeued.parent, value if name == "reason" and value else "SIGUSR1")
+    assert not requeued.exists()
+
+
+def test_a_refusal_of_scontrol_is_logged(requeued: Path):
+    (requeued.parent / "scontrol").write_text("#!/bin/sh\necho 'Job may not be requeued' >&2\nexit 1\n")
+    stop(requeued.parent, "SIGUSR1")
+    log = (requeued.parent / "run" / "train.log").read_text()
+    assert "job 77 is not queued again: scontrol failed: Job may not be requeued" in log

@@ -1,15 +1,17 @@
-"""When a signal acts: at once, at the end of a step, once for the same signal passed on twice."""
+"""When a signal takes effect, and that a rank ends with the process that started it."""
 
 import os
-import pickle
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
+from warm_python import is_alive
 
 from imago.errors import Stopped
 from imago.runs import signals as signals_module
-from imago.runs.signals import Signals, stopped_by
+from imago.runs.signals import Signals, exit_with_main_process, stopped_by
 
 NUMBERS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 
@@ -21,7 +23,7 @@ def send(number: int) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_ignored():
-    """Let Ctrl-C through, which a script in the background ignores, and SIGHUP, which nohup does; put all back."""
+    """Handle Ctrl-C, which a script in the background ignores, and SIGHUP, which nohup ignores; restore all after."""
     old = {number: signal.signal(number, signal.SIG_DFL) for number in NUMBERS}
     old[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -30,65 +32,65 @@ def _nothing_is_ignored():
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_outside_of_training_it_leaves_at_once(number: int):
-    with pytest.raises(Stopped) as stop, Signals().caught():
+def test_outside_of_training_a_signal_exits_at_once(number: int):
+    with pytest.raises(Stopped) as stop, Signals().handle():
         send(number)
     assert (stop.value.reason, stop.value.code) == (signal.Signals(number).name, 143)
 
 
-def test_ctrl_c_is_python_s_own_outside_of_training():
-    with pytest.raises(KeyboardInterrupt), Signals().caught():
+def test_outside_of_training_ctrl_c_is_a_keyboard_interrupt():
+    with pytest.raises(KeyboardInterrupt), Signals().handle():
         send(signal.SIGINT)
 
 
 @pytest.mark.parametrize("number", [*NUMBERS, signal.SIGINT])
-def test_in_training_it_waits_to_be_asked(number: int):
+def test_in_training_a_signal_is_deferred(number: int):
     signals = Signals()
-    with signals.caught():
+    with signals.handle():
         signals.is_deferred = True
         send(number)
-        send(number)  # a terminal and torchrun both pass it on
+        send(number)  # a terminal and torchrun both send it
         assert signals.received == number
         with pytest.raises(Stopped) as stop:
             signals.raise_if_received()
     assert stop.value.code == (130 if number == signal.SIGINT else 143)
 
 
-def test_a_later_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch):
+def test_a_second_signal_later_exits_at_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(signals_module, "_SAME_SIGNAL_S", 0.0)
     signals = Signals()
     signals.is_deferred = True
-    with signals.caught():
+    with signals.handle():
         send(signal.SIGTERM)
         assert signals.received == signal.SIGTERM
         with pytest.raises(Stopped):
             send(signal.SIGTERM)
 
 
-def test_the_handlers_are_put_back():
+def test_the_handlers_are_restored():
     before = [signal.getsignal(number) for number in NUMBERS]
-    with Signals().caught():
+    with Signals().handle():
         assert [signal.getsignal(number) for number in NUMBERS] != before
     assert [signal.getsignal(number) for number in NUMBERS] == before
 
 
 @pytest.mark.parametrize("number", [*NUMBERS, signal.SIGINT])
-def test_the_same_signal_once_more_does_not_break_into_leaving(number: int):
-    with pytest.raises((Stopped, KeyboardInterrupt)), Signals().caught():
+def test_the_same_signal_once_more_does_not_interrupt_the_exit(number: int):
+    with pytest.raises((Stopped, KeyboardInterrupt)), Signals().handle():
         send(number)
     send(number)
 
 
-def test_a_job_in_the_background_goes_on_ignoring_ctrl_c():
+def test_a_background_job_still_ignores_ctrl_c():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with Signals().caught():
+    with Signals().handle():
         send(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
-def test_a_forked_process_that_prepares_batches_lives_on():
+def test_a_forked_loader_worker_is_not_stopped():
     signals = Signals()
-    with signals.caught():
+    with signals.handle():
         pid = os.fork()
         if not pid:
             try:
@@ -100,27 +102,61 @@ def test_a_forked_process_that_prepares_batches_lives_on():
     assert signals.received is None
 
 
-def test_a_rank_but_the_first_leaves_without_an_error_code(monkeypatch: pytest.MonkeyPatch):
+def test_a_rank_other_than_0_exits_without_an_error_code(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert stopped_by(signal.SIGTERM).code == 0
 
 
 class Ranks:
-    """Stands for Lightning's launcher with one living process."""
+    """Replaces Lightning's launcher, with one running process."""
 
     procs = (type("Process", (), {"is_alive": lambda self: True})(),)
 
     def __init__(self) -> None:
-        self.passed_on: list[int] = []
+        self.sent: list[int] = []
 
     def kill(self, number: int) -> None:
-        self.passed_on.append(number)
+        self.sent.append(number)
 
 
-def test_a_process_that_only_waits_for_its_ranks_passes_the_signal_on_and_waits():
+def test_a_process_that_waits_for_forked_ranks_passes_the_signal_on_and_waits():
     signals = Signals()
     signals.launcher = ranks = Ranks()
-    with signals.caught():
+    with signals.handle():
         send(signal.SIGTERM)
-    assert (ranks.passed_on, signals.received) == ([signal.SIGTERM], signal.SIGTERM)
-    assert pickle.loads(pickle.dumps(signals)).launcher is None  # a spawned rank has no ranks of its own
+    assert (ranks.sent, signals.received) == ([signal.SIGTERM], signal.SIGTERM)
+
+
+MAIN = """
+import os, subprocess, sys, time
+from imago.runs.signals import exit_with_main_process
+exit_with_main_process()
+code = "import time; from imago.runs import signals; signals._GRACE_S = 0.1; "
+code += "signals.exit_with_main_process(); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"LOCAL_RANK": "1"})
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_ends_when_the_process_that_started_it_is_killed():
+    environment = {name: value for name, value in os.environ.items() if name != signals_module._MAIN_PID}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", MAIN], stdout=subprocess.PIPE, env=environment) as main:
+        assert main.stdout is not None
+        child = int(main.stdout.readline())
+        time.sleep(2)
+        assert is_alive(child)
+        main.kill()
+    end = time.monotonic() + 30
+    while is_alive(child) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not is_alive(child)
+
+
+def test_a_rank_that_another_launcher_started_is_not_watched(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(signals_module._MAIN_PID, raising=False)
+    monkeypatch.setenv("RANK", "1")
+    exit_with_main_process()
+    assert signals_module._MAIN_PID not in os.environ

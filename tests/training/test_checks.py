@@ -46,6 +46,8 @@ TWO_LENGTHS = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: give one of 
             ["callbacks=[default,backbone_finetuning]", "model=resnet18", "model.freeze=backbone"],
             "model.freeze=backbone and callbacks.backbone_finetuning exclude each other",
         ),
+        (["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn is not supported; use ddp or, on a CPU, ddp_fork"),
+        (["trainer.strategy=ddp_notebook"], "trainer.strategy=ddp_notebook is not supported; use ddp or"),
         (["trainer.gradient_clip_val=0.0"], "trainer.gradient_clip_val=0.0 must be greater than 0"),
         (["trainer.gradient_clip_val=1.0", "trainer.precision=16-mixed"], "needs optimizer.fused=false"),
     ],

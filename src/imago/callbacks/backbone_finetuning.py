@@ -1,4 +1,4 @@
-"""Gradual unfreezing: the head alone at first, later the layers below it."""
+"""Unfreeze a network gradually: train the head alone at first, later the layers below it."""
 
 import logging
 from typing import Any
@@ -17,16 +17,16 @@ log = logging.getLogger(__name__)
 
 
 class BackboneFinetuning(lightning_callbacks.BackboneFinetuning):
-    """Lightning's callback, for a task whose network is called `net` and whose schedule steps.
+    """Lightning's callback, for a task whose network is `net` and whose learning rate schedule steps.
 
-    Lightning's own gives the backbone to the optimizer when it is unfrozen, but torch's schedules refuse groups that
-    were not there from the start. Here they are: a frozen parameter has no gradient, and optimizers pass it over,
-    weight decay included. Nothing is saved: what trains follows from the epoch, also where a run goes on.
+    Lightning's own adds the backbone to the optimizer when it is unfrozen, but torch's schedules require all parameter
+    groups from the start. Here they exist from the start: a frozen parameter has no gradient, and optimizers skip it,
+    weight decay included. Nothing is saved: which layers train follows from the epoch, also in a resumed run.
 
     Args:
         unfreeze_backbone_at_epoch: counted from 0; before it only the head and a new stem train.
-        epochs_per_layer: from then on one more layer below the head every so many epochs, as in Howard and Ruder 2018,
-            section 3.3 (arXiv:1801.06146); 0 unfreezes all at once. What counts as a layer: `imago.model.layers`.
+        epochs_per_layer: after it, unfreeze one more layer below the head every so many epochs, as in Howard and Ruder
+            2018, section 3.3 (arXiv:1801.06146); 0 unfreezes all at once. `imago.model.layers` defines a layer.
     """
 
     def __init__(self, unfreeze_backbone_at_epoch: int, epochs_per_layer: int = 0) -> None:
@@ -35,7 +35,7 @@ class BackboneFinetuning(lightning_callbacks.BackboneFinetuning):
         self._num_trained: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Freeze nothing yet: the optimizer must be given every parameter."""
+        """Freeze nothing yet: the optimizer must get every parameter."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -43,7 +43,7 @@ class BackboneFinetuning(lightning_callbacks.BackboneFinetuning):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         frozen = getattr(pl_module.net, "freeze", None)
         if frozen is not None:
-            raise ConfigError(f"model.freeze={frozen} and callbacks/backbone_finetuning exclude one another.")
+            raise ConfigError(f"model.freeze={frozen} and callbacks/backbone_finetuning exclude one another; use one.")
         strategy = trainer.strategy
         if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
             raise ConfigError(
@@ -52,11 +52,11 @@ class BackboneFinetuning(lightning_callbacks.BackboneFinetuning):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin as the epoch asks for, which on a resumed run may be in the middle."""
+        """Freeze the layers of the current epoch, in which a resumed run may be in the middle."""
         self.finetune_function(pl_module, trainer.current_epoch, trainer.optimizers[0])
 
     def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: Optimizer) -> None:
-        """Train what is due in this epoch, and nothing else."""
+        """Set `requires_grad` for the layers that train in this epoch, and only for these."""
         net: Any = pl_module.net
         layers = layers_in_order(net)
         num_layers = self._num_layers(epoch, len(layers))
@@ -65,9 +65,9 @@ class BackboneFinetuning(lightning_callbacks.BackboneFinetuning):
             trained |= {id(parameter) for parameter in net.body.get_submodule(part).parameters()}
         for parameter in net.parameters():
             parameter.requires_grad_(id(parameter) in trained)
-        net.train()  # what was frozen until now comes back out of evaluation
+        net.train()  # also what was frozen, and therefore in evaluation mode
         keep_frozen_in_evaluation(net)
-        self._tell(net, epoch, num_layers, len(layers))
+        self._log_change(net, epoch, num_layers, len(layers))
 
     def _num_layers(self, epoch: int, num_layers: int) -> int:
         epochs = epoch - self.unfreeze_backbone_at_epoch
@@ -75,7 +75,7 @@ class BackboneFinetuning(lightning_callbacks.BackboneFinetuning):
             return 1
         return num_layers if self.epochs_per_layer == 0 else min(num_layers, 2 + epochs // self.epochs_per_layer)
 
-    def _tell(self, net: nn.Module, epoch: int, num_trained: int, num_layers: int) -> None:
+    def _log_change(self, net: nn.Module, epoch: int, num_trained: int, num_layers: int) -> None:
         if num_trained != self._num_trained:
             count = sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
             log.info("epoch %d: %d of %d layers train, %s parameters", epoch, num_trained, num_layers, f"{count:,}")

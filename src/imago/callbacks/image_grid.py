@@ -1,4 +1,4 @@
-"""One grid of what the network really sees: cropped, flipped, mixed, with the colors put back."""
+"""Show a grid of training images as the network sees them: cropped, flipped, mixed, with the colors restored."""
 
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ _COLUMNS = 8
 
 
 class ImageGrid(Callback):
-    """Shows `train/images` in TensorBoard and writes `train_images.png`, at the process's first training batch.
+    """Add `train/images` to TensorBoard and write `train_images.png`, at the first training batch of the process.
 
-    The pixels are the batch's own after augmentation and normalization, so a wrong mean, channel order or augmentation
-    shows. The module tells `preprocess` in its hyper-parameters.
+    The pixels are those of the batch after augmentation and normalization, so that a wrong mean, channel order or
+    augmentation is visible. The hyper-parameters of the module contain `preprocess`.
 
     Args:
-        folder: of the image.
+        folder: directory of the image.
     """
 
     def __init__(self, folder: str) -> None:

@@ -1,21 +1,21 @@
-"""The loss of every step of a short training, which ends when the loss has blown up: for `tune=lr`."""
+"""Record the loss of every step of a short training, for `tune=lr`."""
 
 import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-_BLOWN_UP = 4.0  # times the lowest loss so far: as in fastai's learning rate finder
+_DIVERGED = 4.0  # times the lowest loss so far: as in fastai's learning rate finder
 
 
 class LossCurve(Callback):
-    """Keeps the losses and stops training after `num_steps`, or earlier if the loss has blown up.
+    """Record the losses and stop training after `num_steps`, or earlier if the loss has diverged.
 
     Args:
         num_steps: optimizer steps.
 
     Attributes:
-        losses: of each optimizer step; the last may be no finite number.
+        losses: of each optimizer step; the last may be NaN or infinite.
     """
 
     def __init__(self, num_steps: int) -> None:
@@ -27,10 +27,10 @@ class LossCurve(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._batch_losses.append(outputs["loss"].item())
-        if trainer.global_step == len(self.losses):  # of the batches that accumulate to a step, not yet the last
+        if trainer.global_step == len(self.losses):  # this batch did not end an optimizer step
             return
         self.losses.append(sum(self._batch_losses) / len(self._batch_losses))
         self._batch_losses.clear()
         newest = self.losses[-1]
-        if not math.isfinite(newest) or newest > _BLOWN_UP * min(self.losses) or len(self.losses) == self.num_steps:
+        if not math.isfinite(newest) or newest > _DIVERGED * min(self.losses) or len(self.losses) == self.num_steps:
             trainer.should_stop = True

@@ -1,4 +1,4 @@
-"""A bar with loss, accuracy and images/s on a terminal, and one line an epoch everywhere."""
+"""Show a progress bar with loss, accuracy and images/s on a terminal, and log one line per epoch."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 log = logging.getLogger(__name__)
 
-# Logged name -> short name on the bar and its format.
+# Logged name -> short name in the bar and its format.
 _SHOWN = {
     "train/loss_step": ("loss", "{:.3f}"),
     "train/acc_step": ("acc", "{:.1%}"),
@@ -19,45 +19,45 @@ _SHOWN = {
 
 
 class Progress(TQDMProgressBar):
-    """Draws the bar only on a terminal: in a log file it would be thousands of lines.
+    """Draw the bar on a terminal only: in a log file it would be thousands of lines.
 
     Args:
-        refresh_every_n_steps: redrawing on every step costs more than a small network's step on a GPU.
+        refresh_every_n_steps: redrawing on every step costs more than the step of a small network on a GPU.
     """
 
     def __init__(self, refresh_every_n_steps: int) -> None:
         super().__init__(refresh_rate=refresh_every_n_steps if sys.stdout.isatty() else 0)
-        self._epoch_start = 0.0
+        self._epoch_start_s = 0.0
         self._first_epoch = 0
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict]:
-        """Give what stands behind the bar; the values are those of the last logging step."""
+        """Return the text after the bar; the values are those of the last logging step."""
         logged: Any = pl_module.last_logged
         return {short: form.format(logged[name]) for name, (short, form) in _SHOWN.items() if name in logged}
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.current_epoch > self._first_epoch:
-            self._tell_epoch(trainer)
-        super().on_train_epoch_start(trainer, pl_module)
-        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
-        self._epoch_start = perf_counter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._first_epoch = trainer.current_epoch
-        self._epoch_start = perf_counter()
+        self._epoch_start_s = perf_counter()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The last epoch is logged here, as Lightning computes its training values after on_train_epoch_end.
+        if trainer.current_epoch > self._first_epoch:
+            self._log_epoch(trainer)
+        super().on_train_epoch_start(trainer, pl_module)
+        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}")
+        self._epoch_start_s = perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        self._tell_epoch(trainer)
+        self._log_epoch(trainer)
 
-    def _tell_epoch(self, trainer: Trainer) -> None:
-        """Lightning computes an epoch's training values after the callbacks' own hooks: so tell one epoch later."""
+    def _log_epoch(self, trainer: Trainer) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         parts = [f"epoch {trainer.current_epoch:>3}/{trainer.max_epochs}"]
         for split in ("train", "val"):
             if f"{split}/acc" in metrics:
                 parts.append(f"{split} loss {metrics[f'{split}/loss']:.3f} acc {metrics[f'{split}/acc']:6.2%}")
-        parts.append(f"{perf_counter() - self._epoch_start:.1f} s")
+        parts.append(f"{perf_counter() - self._epoch_start_s:.1f} s")
         self.train_progress_bar.clear()
         log.info("   ".join(parts))

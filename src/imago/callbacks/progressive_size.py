@@ -1,4 +1,4 @@
-"""Small images first: an epoch at 20 px costs two fifths of one at 32 px, and early epochs need no details."""
+"""Train on smaller images in early epochs, which need fewer details: 20 px cost two fifths of the time of 32 px."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from imago.errors import ConfigError
 
 
 class ProgressiveSize(Callback):
-    """Scales training images down on their way into the network, less and less as the run goes on.
+    """Shrink the images (bilinear, antialiased) just before the network, so that all else sees their full size.
 
-    Validation and test see their full size, and so does training where a size is not below it. Source: Howard 2018 in
-    the DAWNBench entry of fast.ai; Touvron et al. 2019 (arXiv:1906.06423) on why the last size must be the full one.
+    Validation and test use the full size, and so does training if a size is not smaller. Source: Howard 2018 in the
+    DAWNBench entry of fast.ai; Touvron et al. 2019 (arXiv:1906.06423) on why the last size must be the full one.
 
     Args:
         sizes_px: sides of the images, each for an equal share of the epochs.
@@ -26,7 +26,7 @@ class ProgressiveSize(Callback):
     def __init__(self, sizes_px: Sequence[int]) -> None:
         if not sizes_px or min(sizes_px) < 1:
             raise ConfigError(
-                f"callbacks.progressive_size.sizes_px={list(sizes_px)} must be sides in px, e.g. [24,32]."
+                f"callbacks.progressive_size.sizes_px={list(sizes_px)} must be sizes in px, e.g. [24,32]."
             )
         self.sizes_px = list(sizes_px)
         self._size_px = self.sizes_px[-1]
@@ -36,14 +36,14 @@ class ProgressiveSize(Callback):
         self._hook = network.register_forward_pre_hook(self._shrink)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # An epoch that is resumed in its middle has no start of its own.
+        # Not in on_train_epoch_start, which is not called in an epoch that is resumed in the middle.
         self._size_px = self.size_at(trainer.current_epoch, trainer.max_epochs or 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._hook.remove()
 
     def size_at(self, epoch: int, num_epochs: int) -> int:
-        """Give the size in px at an epoch counted from 0."""
+        """Return the size in px at an epoch counted from 0."""
         return self.sizes_px[min(epoch, num_epochs - 1) * len(self.sizes_px) // num_epochs]
 
     def _shrink(self, network: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:

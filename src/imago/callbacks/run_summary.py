@@ -1,14 +1,15 @@
-"""Writes what came out into the run directory, from the process that knows it: rank 0, not always the main process."""
+"""Write the results of training and test to `summary.json`, in rank 0, which may be a forked process."""
 
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from imago.callbacks.data_wait import data_wait_advice_for
-from imago.callbacks.speed import Speed
+from imago.augment.settings import Augment
+from imago.callbacks.monitoring import Speed
 from imago.data.file_datamodule import FileDataModule
 from imago.resources import available_cores
 from imago.runs.checkpoint import read_checkpoint
@@ -17,85 +18,71 @@ from imago.statistics.intervals import wilson_interval
 
 log = logging.getLogger(__name__)
 
+_DECODED_PX = 256  # leaves room for random crops to 224 px, the size that most networks are trained at
+_MAX_WAIT_SHARE = 0.1  # of the training time: above it the summary advises what to change
+
+# The most expensive augmentations: of single images, then of every pixel of a batch.
+_PER_IMAGE = ("policy", "rotation_degrees", "blur_probability", "gray_probability")
+_COLORS = ("hue", "saturation", "contrast", "brightness")
+
 
 class RunSummary(Callback):
-    """Keeps the log to rank 0 and updates `summary.json` after training and after the test.
+    """Log in rank 0 only, and update `summary.json` after training and after the test.
 
     Args:
-        folder: of the run; travels to the ranks that ddp_spawn starts.
+        directory: of the run.
     """
 
-    def __init__(self, folder: RunDirectory) -> None:
-        self.folder = folder
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not trainer.is_global_zero:
             logging.getLogger("imago").setLevel(logging.ERROR)
-        elif not self.folder.log_is_open():  # a spawned process starts without
-            self.folder.open_log()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            self.folder.update(**_training_facts(trainer))
+            self.directory.update(**_training_results(trainer))
             for stopper in trainer.early_stopping_callbacks:
                 if stopper.stopped_epoch:
                     log.info("stopped early: %s", stopper.stopping_reason_message)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            self.folder.update(test=_test_facts(trainer))
-            if speed := _speed(trainer):
-                times = self.folder.summary.get("time_s", {}) | {"test": round(speed.test_s, 2)}
-                self.folder.update(time_s=times)
+            self.directory.update(test=_test_results(trainer))
+            if speed := _find_speed(trainer):
+                times = self.directory.summary.get("time_s", {}) | {"test": round(speed.test_s, 2)}
+                self.directory.update(time_s=times)
 
 
-def _training_facts(trainer: Trainer) -> dict[str, Any]:
+def _training_results(trainer: Trainer) -> dict[str, Any]:
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
     # Lightning counts an epoch that `trainer.max_time` cut short; the resumed run still has to finish it.
     epochs = progress.processed // max(1, int(trainer.num_training_batches))
-    facts: dict[str, Any] = {"epochs": epochs, "steps": trainer.global_step}
+    results: dict[str, Any] = {"epochs": epochs, "steps": trainer.global_step}
     monitoring = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
     if monitoring and monitoring[0].best_model_score is not None:
-        facts["val"] = _validation_facts(trainer, float(monitoring[0].best_model_score))
+        results["val"] = _validation_results(trainer, float(monitoring[0].best_model_score))
         best = read_checkpoint(Path(monitoring[0].best_model_path))
-        facts["best_epoch"] = best["epoch"] + 1  # counted from 1, as on screen
-    speed = _speed(trainer)
-    if speed and speed.train_s:
-        facts |= _speed_facts(trainer, speed)
-    return facts
+        results["best_epoch"] = best["epoch"] + 1  # counted from 1, as on the screen
+    speed = _find_speed(trainer)
+    return results | (_speed_results(trainer, speed) if speed and speed.train_s else {})
 
 
-def _speed(trainer: Trainer) -> Speed | None:
+def _find_speed(trainer: Trainer) -> Speed | None:
     return next((c for c in trainer.callbacks if isinstance(c, Speed)), None)  # type: ignore[attr-defined]
 
 
-def _speed_facts(trainer: Trainer, speed: Speed) -> dict[str, Any]:
-    share = speed.wait_s / speed.train_s
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # of our data module
-    cache = data.cache if isinstance(data, FileDataModule) and not data.keeps_decoded else None
-    num_workers = trainer.train_dataloader.num_workers  # type: ignore[union-attr]  # of our loader
-    is_cpu = trainer.strategy.root_device.type == "cpu"
-    num_cores = 0 if is_cpu else max(1, available_cores() // trainer.num_devices)
-    advice = data_wait_advice_for(share, cache, data.augment, num_workers, num_cores)
-    times = {"train": speed.train_s - speed.wait_s, "data_wait": speed.wait_s, "val": speed.val_s}
-    facts = {
-        "images_per_s": round(speed.num_images / speed.train_s, 1),
-        "data_wait_share": round(share, 4),
-        "time_s": {name: round(seconds, 2) for name, seconds in times.items()},
-    }
-    return facts | ({"data_wait_advice": advice} if advice else {})
-
-
-def _validation_facts(trainer: Trainer, acc: float) -> dict[str, Any]:
-    """The best validation accuracy; with its interval where the whole split was used."""
-    facts: dict[str, Any] = {"acc": round(acc, 6)}
+def _validation_results(trainer: Trainer, acc: float) -> dict[str, Any]:
+    """Return the best validation accuracy, with its interval if the whole split was used."""
+    results: dict[str, Any] = {"acc": round(acc, 6)}
     if isinstance(trainer.limit_val_batches, float) and trainer.limit_val_batches == 1.0:  # the int 1 is one batch
         count = len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]  # of our data module
-        facts |= {"interval_95": list(wilson_interval(round(acc * count), count)), "num_images": count}
-    return facts
+        results |= {"interval_95": list(wilson_interval(round(acc * count), count)), "num_images": count}
+    return results
 
 
-def _test_facts(trainer: Trainer) -> dict[str, Any]:
+def _test_results(trainer: Trainer) -> dict[str, Any]:
     metrics = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
     count = round(metrics["num_images"])
     num_right = round(metrics["acc"] * count)
@@ -108,3 +95,55 @@ def _test_facts(trainer: Trainer) -> dict[str, Any]:
         "num_left_out": len(trainer.datamodule.splits.test) - count,  # type: ignore[attr-defined]  # of our data module
         **({"tta": tta} if tta != "none" else {}),
     }
+
+
+def _speed_results(trainer: Trainer, speed: Speed) -> dict[str, Any]:
+    share = speed.wait_s / speed.train_s
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # of our data module
+    cache = data.cache if isinstance(data, FileDataModule) and not data.keeps_decoded else None
+    num_workers = trainer.train_dataloader.num_workers  # type: ignore[union-attr]  # of our loader
+    is_cpu = trainer.strategy.root_device.type == "cpu"
+    num_cores = 0 if is_cpu else max(1, available_cores() // trainer.num_devices)
+    advice = data_wait_advice(share, cache, data.augment, num_workers, num_cores)
+    times = {"train": speed.train_s - speed.wait_s, "data_wait": speed.wait_s, "val": speed.val_s}
+    results = {
+        "images_per_s": round(speed.num_images / speed.train_s, 1),
+        "data_wait_share": round(share, 4),
+        "time_s": {name: round(seconds, 2) for name, seconds in times.items()},
+    }
+    return results | ({"data_wait_advice": advice} if advice else {})
+
+
+def data_wait_advice(share: float, cache: str | None, augment: Augment, num_workers: int, num_cores: int) -> str | None:
+    """Return the settings that would shorten the waiting for data, the most helpful first.
+
+    Args:
+        share: of the training time spent waiting for data, in [0, 1].
+        cache: `data.cache` if every epoch decodes its images again, None if none does.
+        augment: the settings of the training images.
+        num_workers: number of loader workers.
+        num_cores: cores that this training process can use for data; 0 if the network computes on them.
+
+    Returns:
+        None if the share is small.
+    """
+    if share <= _MAX_WAIT_SHARE:
+        return None
+    changes = []
+    if cache == "none":
+        changes.append("data.cache=auto")
+    elif cache is not None and augment.random_resized_crop_scale is not None:  # too large for "auto" to keep
+        changes.append(f"data.decoded_px={_DECODED_PX} data.cache=auto")
+    if num_workers < num_cores:
+        changes.append(f"data.num_workers={num_cores}")
+    if lighter := _turn_off(augment, _PER_IMAGE) or _turn_off(augment, _COLORS):
+        changes.append(f"{lighter} (which trains otherwise)")
+    return " or ".join(changes) or "a lower preprocess.size (which trains otherwise)"
+
+
+def _turn_off(augment: Augment, names: tuple[str, ...]) -> str:
+    """Return the overrides that turn off those of the settings that are on."""
+    off = {field.name: field.default for field in fields(augment)}
+    return " ".join(
+        f"augment.{name}={'null' if off[name] is None else off[name]}" for name in names if getattr(augment, name)
+    )

@@ -1,4 +1,4 @@
-"""Dropout and the like draw from (seed, epoch, batch, rank): nothing depends on what came before."""
+"""Seed torch before every training step, from (seed, epoch, batch index, rank)."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from imago.seeding import derive_seed
 
 
 class StepSeed(Callback):
-    """Seeds torch before every training step, so that a resumed run draws what the uninterrupted one would have.
+    """Seed dropout and other random layers, so that a resumed run draws the same numbers as an uninterrupted one.
 
     Args:
-        seed: the run's seed.
+        seed: of the run.
     """
 
     def __init__(self, seed: int) -> None:

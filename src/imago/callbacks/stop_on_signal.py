@@ -1,76 +1,97 @@
-"""What a signal does to a training: it ends before the next step, on all ranks at once, with its state saved."""
+"""Stop training after a signal, on all ranks before the same batch, with the state saved."""
 
 import threading
-from subprocess import Popen
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
-from imago.runs.failure import record_exit
+from imago.callbacks.last_checkpoint import LastCheckpoint
+from imago.runs.failure import write_killed
 from imago.runs.run_directory import RunDirectory
 from imago.runs.signals import stopped_by
 
 
 class StopOnSignal(Callback):
-    """Leaves between two optimizer steps, or between two batches of the validation where there is one process.
+    """Save and stop before the next batch that begins an optimizer step.
 
-    With several, all leave before the same batch, whichever of them got the signal: one that leaves alone would let
-    the others wait for it.
+    A signal during validation takes effect after it. The ranks agree on the batch: if one stopped alone, the others
+    would wait for it.
 
     Args:
-        folder: of the run; it has the signals, and gets the failure of each rank.
+        directory: of the run; holds the signals, and gets the failure of each rank.
     """
 
-    def __init__(self, folder: RunDirectory) -> None:
-        self.folder = folder
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.folder.signals.install()  # a rank that was forked or spawned has none of its own yet
+        self.directory.signals.install()  # in a forked rank for the first time
         if stage == "fit":
-            for rank, process in enumerate(self.folder.signals.started_ranks(), start=1):
-                threading.Thread(target=_watch, args=(self.folder, rank, process), daemon=True).start()
+            for rank, process in self.directory.signals.rank_processes().items():
+                threading.Thread(target=_watch, args=(self.directory, rank, process), daemon=True).start()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.folder.signals.is_deferred = True
-        self.folder.signals.install()  # Lightning's handler, by now in place, speaks to the other ranks in mid-step
+        self.directory.signals.is_deferred = True
+        self.directory.signals.install()  # Lightning's handlers, by now installed, stop within a step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx % trainer.accumulate_grad_batches == 0:  # else gradients wait, and a checkpoint has none
-            self._leave_if_told(trainer)
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        # Ranks may have different numbers of validation batches: there they cannot ask one another.
-        if trainer.world_size == 1 and self.folder.signals.is_deferred:
-            self._leave_if_told(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.folder.signals.is_deferred = False  # all is saved: what comes now can be done again
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.folder.signals.install()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        is_failure = isinstance(exception, Exception) and self.folder.signals.received is None
-        is_of_another = type(exception).__module__.startswith("torch.multiprocessing")  # in the process that waits
-        if is_failure and not is_of_another and trainer.world_size > 1:
-            self.folder.record_failure(exception)
-
-    def _leave_if_told(self, trainer: Trainer) -> None:
-        received = self.folder.signals.received or 0
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        received = self.directory.signals.received or 0
         if trainer.world_size > 1:
-            told = torch.tensor([received], device=trainer.strategy.root_device)
-            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-            received = int(told)
+            highest = torch.tensor([received], device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+            received = int(highest)
         if received:
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, LastCheckpoint):
+                    callback.save(trainer)
             raise stopped_by(received)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.directory.signals.is_deferred = False  # all is saved, and what follows can be repeated
 
-def _watch(folder: RunDirectory, rank: int, process: Popen) -> None:
-    """Write down what became of a rank at once: Lightning kills this process, too, within five seconds."""
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.directory.signals.install()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        is_failure = isinstance(exception, Exception) and self.directory.signals.received is None
+        is_of_forked_rank = type(exception).__module__.startswith("torch.multiprocessing")
+        if is_failure and not is_of_forked_rank and trainer.world_size > 1:
+            self.directory.record_failure(exception)
+
+
+def _watch(directory: RunDirectory, rank: int, process: Any) -> None:
+    """Record at once that a rank ended: within five seconds Lightning kills this process, too."""
     exit_code = process.wait()
-    record_exit(folder.path, rank, exit_code)
+    write_killed(directory.path, rank, exit_code)
     if exit_code:
-        folder.mark_failed()
+        directory.mark_failed()
+
+
+def call_on_exception_in_forked_ranks(trainer: Trainer) -> None:
+    """Call `on_exception` of the callbacks in the rank that failed, with trainer.strategy=ddp_fork.
+
+    Lightning calls it in the main process only, which gets the error as text.
+    """
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _MultiProcessingLauncher):
+        launch = launcher.launch
+
+        def launch_reporting(function: Callable, *args: Any, **kwargs: Any) -> Any:
+            return launch(partial(_report, trainer, function), *args, **kwargs)
+
+        launcher.launch = launch_reporting  # type: ignore[method-assign]
+
+
+def _report(trainer: Trainer, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except BaseException as error:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            callback.on_exception(trainer, trainer.lightning_module, error)
+        raise

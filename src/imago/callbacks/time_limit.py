@@ -1,4 +1,4 @@
-"""`trainer.max_time`: a pause between two optimizer steps, from which `resume=` goes on as if there had been none."""
+"""End training after `trainer.max_time`, so that `resume=` continues it to the same weights."""
 
 from typing import Any
 
@@ -9,13 +9,16 @@ from imago.errors import ConfigError
 
 
 class TimeLimit(Timer):
-    """Ends the training when the time is up: Lightning's own may do so between batches that accumulate to one step.
+    """End training when the time is up, after a batch that ends an optimizer step.
+
+    Lightning's own may end it between batches that accumulate to one step, or before a validation within the epoch,
+    which the resumed run would skip.
 
     Args:
-        duration: as `trainer.max_time`, e.g. "00:12:00:00", days first; resumes count.
+        duration: as `trainer.max_time`, e.g. "00:12:00:00", days first; it includes the time before a resume.
 
     Attributes:
-        cuts_epoch: whether the time was up before the epoch was.
+        cuts_epoch: whether training ended before the epoch did.
     """
 
     def __init__(self, duration: str | dict[str, int]) -> None:
@@ -24,7 +27,7 @@ class TimeLimit(Timer):
         self.cuts_epoch = False
 
     def on_fit_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Refuse to go on for no time at all."""
+        """Raise a ConfigError if no time is left."""
         super().on_fit_start(trainer, *args, **kwargs)
         if trainer.should_stop:
             raise ConfigError(f"trainer.max_time={self.duration}: the run has used it up; a longer time extends it.")
@@ -32,12 +35,15 @@ class TimeLimit(Timer):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        loop = trainer.fit_loop
+        is_last = batch_idx + 1 == trainer.num_training_batches
+        ends_step = is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if ends_step and (is_last or not loop.epoch_loop._should_check_val_fx(loop._data_fetcher)):  # type: ignore[arg-type]
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            self.cuts_epoch = trainer.should_stop and batch_idx + 1 < trainer.num_training_batches
+            self.cuts_epoch = trainer.should_stop and not is_last
 
 
 def is_time_up(trainer: Trainer) -> bool:
-    """Tell whether the epoch that runs is cut short by a time limit."""
+    """Return whether a time limit ends the current epoch early."""
     limits = [callback for callback in trainer.callbacks if isinstance(callback, TimeLimit)]  # type: ignore[attr-defined]
     return any(limit.cuts_epoch for limit in limits)

@@ -1,4 +1,4 @@
-"""A resumed run has one curve: no step twice, and the interrupted epoch's numbers are those of all its batches."""
+"""Remove from the logs what an interrupted run logged after its last save, so that each step appears once."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ _KEY = "train_score"
 
 
 class TruncateLogs(Callback):
-    """Cuts what an interrupted run logged beyond the checkpoint that training goes on from.
+    """Truncate the logs at the step from which training is resumed.
 
-    It also keeps the sums of the training images' loss and accuracy in the checkpoint: the module has them in
-    `scores["train"]`. With several ranks only the first rank's sums are kept.
+    It also saves the sums of the training loss and accuracy (`scores["train"]` of the module) in the checkpoint, so
+    that the values of an interrupted epoch are those of all its batches; with several ranks only those of rank 0.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -23,13 +23,13 @@ class TruncateLogs(Callback):
             return
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCsv):
-                logger.cut(trainer.global_step)
+                logger.truncate(trainer.global_step)
             elif isinstance(logger, TensorBoardLogger):
-                _cut_events(logger, trainer.global_step)
+                _truncate_events(logger, trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count on where the interrupted run was: Lightning, resuming between two batches, counts one step twice."""
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # the step that epoch values get
+        # The step of epoch values. Lightning counts one step twice if it resumes between two batches.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         score: Any = pl_module.scores["train"]  # type: ignore[index]  # of our task
@@ -41,9 +41,9 @@ class TruncateLogs(Callback):
             score.loss_sum, score.num_right, score.num_images = checkpoint[_KEY]
 
 
-def _cut_events(logger: TensorBoardLogger, step: int) -> None:
-    """Tell TensorBoard that a session starts at this step: it then leaves out what earlier ones have from there on."""
-    # Here, as only runs with this logger need it.
+def _truncate_events(logger: TensorBoardLogger, step: int) -> None:
+    """Write the event of a session start at this step: TensorBoard then ignores older events from that step on."""
+    # Imported here because only runs with this logger need it.
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
     writer = logger.experiment._get_file_writer()

@@ -1,8 +1,7 @@
-"""All logged numbers in one `metrics.csv`, in the run directory itself, that a resumed run continues."""
+"""Log all values to `metrics.csv` in the run directory; a resumed run continues the file."""
 
 import csv
 import io
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,16 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from imago.errors import DataError
+from imago.files import write_text
 
 
 class MetricsCsv(Logger):
-    """Keeps a row per logged step, on the disk at once; an empty cell means "not logged at this step".
+    """Write one row per logged step at once; an empty cell means "not logged at this step".
 
-    A resumed run continues the file: rows of steps that it does again are replaced.
+    In a resumed run, rows of steps that are trained again are replaced.
 
     Args:
-        path: the file.
+        path: of the file.
     """
 
     def __init__(self, path: str) -> None:
@@ -28,7 +28,7 @@ class MetricsCsv(Logger):
         self._columns = ["step"]
         self._rows: list[dict[str, Any]] = []
         self._is_open = False
-        self._tail = 0  # where in the file the last row starts: it may still grow
+        self._last_row_start = 0  # byte offset of the last row, to which values may be added
 
     @property
     def name(self) -> str:
@@ -40,26 +40,26 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: `config.yaml` in the run directory holds every setting."""
+        """Do nothing: `config.yaml` in the run directory contains every setting."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Write the values of a step, beside those that are there already."""
+        """Add values to the row of a step."""
         step = step or 0
         if not self._is_open:
-            self.cut(step)
+            self.truncate(step)
         if self._rows and self._rows[-1]["step"] == step:
             self._rows[-1].update(metrics)
         else:
-            self._tail = self.path.stat().st_size if self.path.exists() else 0
+            self._last_row_start = self.path.stat().st_size if self.path.exists() else 0
             self._rows.append({"step": step, **metrics})
         new_columns = [name for name in metrics if name not in self._columns]
         self._columns += new_columns
         self._write_all() if new_columns else self._write_last()
 
     @rank_zero_only
-    def cut(self, step: int) -> None:
-        """Read what an interrupted run left, and drop what this one, which goes on at `step`, will do again."""
+    def truncate(self, step: int) -> None:
+        """Read the file of an interrupted run, and remove the rows from `step` on."""
         self._is_open = True
         if self.path.is_file():
             with self.path.open(newline="") as file:
@@ -72,24 +72,20 @@ class MetricsCsv(Logger):
             self._write_all()
 
     def _write_all(self) -> None:
-        lines = [_line(self._columns, dict(zip(self._columns, self._columns, strict=True)))]
-        lines += [_line(self._columns, row) for row in self._rows]
-        part = self.path.with_suffix(".csv.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text("".join(lines), newline="")
-        os.replace(part, self.path)
-        self._tail = self.path.stat().st_size - len(lines[-1].encode())
+        lines = [_line(self._columns), *(_line(row.get(name, "") for name in self._columns) for row in self._rows)]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path, "".join(lines))
+        self._last_row_start = self.path.stat().st_size - len(lines[-1].encode())
 
     def _write_last(self) -> None:
         with self.path.open("r+", newline="") as file:
-            file.seek(self._tail)
+            file.seek(self._last_row_start)
             file.truncate()
-            file.write(_line(self._columns, self._rows[-1]))
+            file.write(_line(self._rows[-1].get(name, "") for name in self._columns))
 
 
-def _line(columns: list[str], row: dict[str, Any]) -> str:
-    """Give one line of the file; 7 digits are what a float32 holds."""
+def _line(values: Any) -> str:
+    """Format one row; a float32 has 7 significant digits."""
     line = io.StringIO()
-    values = (row.get(name, "") for name in columns)
     csv.writer(line).writerow([f"{value:.7g}" if isinstance(value, float) else value for value in values])
     return line.getvalue()

@@ -1,8 +1,6 @@
-"""Checkpoint files: written whole or not at all, read only after they have proven sound, and never unpickled freely."""
+"""Write checkpoint files atomically, and read them only if they are intact and hold nothing but plain data."""
 
-import glob
 import io
-import os
 import pickle
 import re
 import struct
@@ -10,84 +8,84 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from imago.errors import ConfigError, DataError, DivergedError, StorageError
+from imago.files import atomic_write, fsync_directory, remove_partial_files
 from imago.resources import free_disk_bytes
 
-SCHEMA = 1  # raised when what is in a checkpoint changes so that older code would misread it
+SCHEMA = 1  # increased when the contents change so that older code would misread them
 
-# What training changes; callbacks may hold an infinite score as a start.
+# The entries that training changes; the state of a callback may hold an infinite score as its start value.
 _TRAINED = ("state_dict", "optimizer_states", "current_model_state")
+_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError)
+_NUM_FILES = 3  # best.ckpt, last.ckpt and the one that is being written
+_NUM_COPIES = 3  # of the weights in a checkpoint: the weights and the two moments of Adam
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's reader and writer, with a temporary file in the same folder, fsync and rename.
+    """Lightning's checkpoint plugin, with atomic writes and verified reads.
 
-    Lightning itself writes to TMPDIR and moves; where that is another file system, a kill in the middle destroys the
-    old checkpoint.
+    Lightning itself writes to TMPDIR and moves the file. If that is another file system, a kill during the move
+    destroys the old checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` so that `path` holds the old file or the new one, never a part of either.
+        """Write `checkpoint` so that `path` holds either the old file or the complete new one.
 
         Raises:
-            DivergedError: if a weight, or what an optimizer has summed up, is not finite; the older file is kept.
-            StorageError: if it cannot be written; likewise.
+            DivergedError: if a weight or an optimizer state is not finite; the old file is kept.
+            StorageError: if the file cannot be written; the old file is kept.
         """
-        # Lightning also hands weights from a forked or spawned rank to the main process through here, bare.
-        _refuse_non_finite(checkpoint, Path(path))
-        if not _is_hand_over(path):
+        _check_finite(checkpoint, Path(path))
+        if not _is_rank_result(path):
             checkpoint = {"imago": {"schema": SCHEMA, "torch": str(torch.__version__)}} | checkpoint
         try:
             write_checkpoint(checkpoint, Path(path))
         except OSError as error:
             raise StorageError(
                 f"{path} cannot be written ({error.strerror or error}); {free_disk_bytes(Path(path)):,} bytes are free "
-                "there. The older checkpoint is kept: make room, then go on with resume=RUN."
+                "there. The old checkpoint is kept: free some space, then continue with resume=RUN."
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
-        """Read `path` as `read_checkpoint` does; plain data and tensors only, whatever `weights_only` says."""
-        if _is_hand_over(path):
+        """Read `path` as `read_checkpoint` does: plain data and tensors only, whatever `weights_only` is."""
+        if _is_rank_result(path):
             return torch.load(path, map_location=map_location, weights_only=True)
         return read_checkpoint(Path(path), map_location)
 
 
+def _is_rank_result(path: Any) -> bool:
+    """Return whether Lightning passes the bare weights of a forked rank to the main process in this file."""
+    return Path(path).name == ".temp.ckpt"  # the name in lightning/pytorch/strategies/launchers/multiprocessing.py
+
+
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Save to a temporary neighbor, bring it to the disk, then give it its name.
+    """Save to a temporary file in the same directory, fsync it and rename it.
 
     Raises:
-        OSError: if it cannot be written; the old file is untouched and no part is left behind.
+        OSError: if it cannot be written; the old file is unchanged and the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
-        left_over.unlink(missing_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            _save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name itself must survive a power cut
-    finally:
-        os.close(folder)
+    remove_partial_files(path.parent, f"{path.name}.")
+    with atomic_write(path, "wb") as file:
+        writer = _Writer(file)
+        try:
+            torch.save(checkpoint, writer)  # type: ignore[arg-type]  # it calls write and flush only
+        except RuntimeError as error:
+            raise writer.error or error from None
+    fsync_directory(path.parent)
 
 
-class _Sink:
-    """Passes on to a file what torch writes, and keeps what the system says about it: torch does not."""
+class _Writer:
+    """A file that keeps the `OSError` of a failed write: `torch.save` raises a RuntimeError without the cause."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[Any]) -> None:
         self.file = file
+        self.flush = file.flush
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
@@ -96,17 +94,6 @@ class _Sink:
         except OSError as error:
             self.error = error
             raise
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _save(checkpoint: Mapping[str, Any], file: BinaryIO) -> None:
-    sink = _Sink(file)
-    try:
-        torch.save(checkpoint, sink)  # type: ignore[arg-type]  # it needs no more of a file than this
-    except RuntimeError as error:
-        raise sink.error or error from None
 
 
 def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, Any]:
@@ -123,30 +110,36 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (
-        zlib.error,
-        zipfile.BadZipFile,
-        OSError,
-        EOFError,
-        ValueError,
-        NotImplementedError,
-        RuntimeError,
-        struct.error,
-    ) as error:
+    except _DAMAGED_ZIP as error:
         raise DataError(f"{path} is truncated or no checkpoint ({path.stat().st_size} bytes).") from error
     if damaged:
         raise DataError(
             f"{path} is damaged: the checksum of {damaged} does not match; use the other checkpoint of the run."
         )
-    return _load(path, map_location)
+    checkpoint = _load(path, map_location)
+    header = checkpoint.get("imago") if isinstance(checkpoint, dict) else None
+    if not isinstance(header, dict) or not isinstance(header.get("schema"), int):
+        raise DataError(f"{path} is not a checkpoint of this project.")
+    if header["schema"] > SCHEMA:
+        raise DataError(f"{path} was written by a later version of imago; update this checkout.")
+    return checkpoint
 
 
-def _is_hand_over(path: Any) -> bool:
-    return Path(path).name == ".temp.ckpt"  # Lightning's name, in launchers/multiprocessing.py
+def _load(path: Path, map_location: Any | None) -> Any:
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({found[1]})" if found else ""
+        raise DataError(
+            f"{path} holds more than plain data and tensors{what}; it is refused, as it could run code."
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def check_plain(settings: Mapping[str, Any]) -> None:
-    """Prove that hyper-parameters will load again, before a run spends hours on a checkpoint that does not.
+    """Check before training that hyper-parameters can be loaded again with `weights_only=True`.
 
     Raises:
         ConfigError: naming the first that is not plain data or tensors.
@@ -159,18 +152,35 @@ def check_plain(settings: Mapping[str, Any]) -> None:
             torch.load(file, weights_only=True)
         except (pickle.PickleError, AttributeError, TypeError, RuntimeError) as error:
             raise ConfigError(
-                f"task: its hyper-parameter {name}={value!r} is a {type(value).__name__} or holds something that no "
-                "checkpoint can give back safely; numbers, text, lists, dicts and tensors are fine."
+                f"task: its hyper-parameter {name}={value!r} is a {type(value).__name__} or holds something that "
+                "cannot be loaded safely from a checkpoint; use numbers, text, lists, dicts and tensors."
             ) from error
 
 
-def _refuse_non_finite(checkpoint: Mapping[str, Any], path: Path) -> None:
+def check_free_space(directory: Path, module: torch.nn.Module) -> None:
+    """Check that three checkpoints of a module fit on the disk.
+
+    Raises:
+        StorageError: if fewer bytes are free.
+    """
+    last = directory / "checkpoints" / "last.ckpt"
+    weight_bytes = sum(value.numel() * value.element_size() for value in module.state_dict().values())
+    checkpoint_bytes = last.stat().st_size if last.is_file() else _NUM_COPIES * weight_bytes
+    free_bytes = free_disk_bytes(directory)
+    if free_bytes < _NUM_FILES * checkpoint_bytes:
+        raise StorageError(
+            f"{directory} has {free_bytes:,} bytes free, and three checkpoints of this network take "
+            f"{_NUM_FILES * checkpoint_bytes:,}; free some space, or choose another directory with paths.log_dir=DIR."
+        )
+
+
+def _check_finite(checkpoint: Mapping[str, Any], path: Path) -> None:
     parts = [part for name, part in checkpoint.items() if name in _TRAINED] or [checkpoint]
     for name, value in _tensors(parts):
-        # The sum of others is never finite, that of finite numbers may overflow; it costs a tenth of a look at each.
+        # Check the sum first: it costs a tenth. A sum of finite numbers may overflow, hence the second check.
         if value.is_floating_point() and not value.sum().isfinite() and not value.isfinite().all():
             raise DivergedError(
-                f"the weights are no longer finite ({name}), so {path} was not written over; lower "
+                f"the weights are no longer finite ({name}), so {path} was not overwritten; lower "
                 f"optimizer.lr or set trainer.gradient_clip_val=1.0."
             )
 
@@ -184,22 +194,3 @@ def _tensors(node: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     elif isinstance(node, (list, tuple)):
         for value in node:
             yield from _tensors(value, name)
-
-
-def _load(path: Path, map_location: Any | None) -> dict[str, Any]:
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({found[1]})" if found else ""
-        raise DataError(
-            f"{path} holds more than plain data and tensors{what}; it is refused, as it could run code."
-        ) from error
-    except (RuntimeError, ValueError) as error:
-        raise DataError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
-    origin = checkpoint.get("imago") if isinstance(checkpoint, dict) else None
-    if not isinstance(origin, dict) or not isinstance(origin.get("schema"), int):
-        raise DataError(f"{path} is not a checkpoint of this project.")
-    if origin["schema"] > SCHEMA:
-        raise DataError(f"{path} was written by a later version of imago; bring this checkout up to date.")
-    return checkpoint

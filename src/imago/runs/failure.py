@@ -1,161 +1,196 @@
-"""Why a run of several processes failed: each rank that fails leaves a file, and whoever is left reads them."""
+"""Collect the failure reason of each rank, and determine why a run ended."""
 
 import errno
 import json
 import os
-import platform
 import re
 import signal
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
+from typing import Any
 
-from imago.errors import DataError, StorageError, UserError
-from imago.runs.rank import rank_name
+from imago.errors import DataError, Stopped, StorageError, UserError
+from imago.runs.signals import stopped_by
 
-# What the other ranks say when one is gone: never the reason itself.
-_SECOND_HAND = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|TCPStore", re.I)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# A rank that has not come to handle them dies of these: nothing was wrong with it.
-_ASKED_TO_LEAVE = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+# What the other ranks raise when one has ended: never the reason itself.
+_LOST_CONNECTION = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|TCPStore", re.I)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# A rank that is asked to stop before it has installed its handlers is killed by one of these: no failure.
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What one rank died of.
+    """Why one rank ended, as in `failure_rankN.json`.
 
     Args:
-        rank: as in the name of the file.
-        when: seconds since 1970.
-        text: one line.
-        is_users: whether the user can mend it.
-        host: name of the machine.
-        pid: of the process.
-        traceback: of a bug; empty where nobody could take one.
+        rank: global rank, or "LOCAL_RANK of node NODE_RANK".
+        text: the error message.
+        is_user_error: whether the user can correct it.
+        traceback: empty if the rank was killed.
+        time_s: seconds since 1970.
     """
 
     rank: str
-    when: float
     text: str
-    is_users: bool = False
-    host: str = ""
-    pid: int = 0
-    traceback: str = ""
-
-    @property
-    def is_first_hand(self) -> bool:
-        """Whether it tells what went wrong there, rather than that another rank is gone or that this one was killed."""
-        return bool(self.traceback) and not _is_second_hand(self.text)
+    is_user_error: bool
+    traceback: str
+    time_s: float
 
 
-def words(error: BaseException) -> str:
-    """Give an error's text as `summary.json` has it: with its kind, unless it is written for the user anyway."""
+@dataclass(frozen=True)
+class ExitStatus:
+    """Status and reason for `summary.json`, and the error to exit with."""
+
+    status: str
+    reason: str
+    error: BaseException
+
+
+def exit_status(error: BaseException, directory: Path, received: int | None) -> ExitStatus:
+    """Determine why a run ended.
+
+    Args:
+        error: what was raised in this process.
+        directory: of the run, with the failure files of the ranks.
+        received: the signal that this process received, if any.
+    """
+    first = first_failure(directory)
+    is_cause_known = first is not None and first.traceback and not _LOST_CONNECTION.search(first.text)
+    stop = _find_stop(error, received)
+    if stop is not None and not is_cause_known:  # torchrun sends SIGTERM to the others if one rank fails
+        return ExitStatus("stopped", stop.reason, KeyboardInterrupt() if stop.code == 130 else stop)
+    if isinstance(error, SystemExit) and stop is None:
+        return ExitStatus("stopped", f"exit code {error.code}", error)
+    error = to_user_error(error)
+    if first is None or first.text == _describe(error):
+        return ExitStatus("failed", _describe(error), error)
+    reason = f"rank {first.rank}: {first.text}"
+    return ExitStatus("failed", reason, UserError(reason) if first.is_user_error else error)
+
+
+def _find_stop(error: BaseException, received: int | None) -> Stopped | None:
+    """Return the stop that caused an error, if any: Lightning and torch wrap it, and more may fail during exit."""
+    if isinstance(error, Stopped):
+        return error
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return Stopped("Ctrl-C", 130)
+    if received is not None and not isinstance(error, UserError):
+        return stopped_by(received)
+    if type(error).__name__ == "SIGTERMException":  # by name: importing it would load torch
+        return Stopped("SIGTERM", 143)
+    exit_code = getattr(error, "exit_code", None)  # torch's, if only a forked rank received the signal
+    return Stopped("Ctrl-C" if exit_code == 130 else "SIGTERM", exit_code) if exit_code in (130, 143) else None
+
+
+def write_failure(directory: Path, error: BaseException) -> None:
+    """Write the failure file of this rank; an existing one is kept."""
+    error = to_user_error(error)
+    text = "".join(traceback.format_exception(error))
+    _write(directory, _rank_name(), _describe(error), isinstance(error, UserError), text)
+
+
+def write_killed(directory: Path, rank: int, exit_code: int | None) -> None:
+    """Write the failure file of a rank that the system killed.
+
+    Args:
+        directory: of the run.
+        rank: of a process that this one started.
+        exit_code: a negative one is the signal that ended it; None while it runs.
+    """
+    if exit_code is not None and exit_code < 0 and -exit_code not in _STOP_SIGNALS:
+        _write(directory, str(rank), f"killed by signal {-exit_code}; out of memory?")
+
+
+def write_killed_ranks(directory: Path, error: BaseException, processes: Mapping[int, Any]) -> None:
+    """Write the failure files of killed ranks if a connection was lost or a forked rank ended.
+
+    Args:
+        directory: of the run.
+        error: what was raised in this process.
+        processes: the ranks that this process started; they get one second to end.
+    """
+    if _LOST_CONNECTION.search(_describe(error)) or type(error).__module__.startswith("torch.multiprocessing"):
+        end_s = time.monotonic() + 1.0
+        for rank, process in processes.items():
+            write_killed(directory, rank, _exit_code(process, max(0.0, end_s - time.monotonic())))
+
+
+def _exit_code(process: Any, timeout_s: float) -> int | None:
+    if isinstance(process, Popen):
+        with suppress(TimeoutExpired):
+            return process.wait(timeout_s)
+        return None
+    process.join(timeout_s)
+    return process.exitcode
+
+
+def _write(directory: Path, rank: str, text: str, is_user_error: bool = False, traceback: str = "") -> None:
+    failure = Failure(rank, text, is_user_error, traceback, time.time())
+    # The file may exist, or the disk may be full: then nothing more can be reported.
+    with suppress(OSError), (directory / f"failure_rank{rank.replace(' ', '_')}.json").open("x") as file:
+        json.dump(asdict(failure), file, indent=2)
+
+
+def _rank_name() -> str:
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return os.environ[name]
+    node, local = os.environ.get("NODE_RANK", "0"), os.environ.get("LOCAL_RANK", "0")
+    return local if node == "0" else f"{local} of node {node}"
+
+
+def _describe(error: BaseException) -> str:
+    """Return the message, with the type of the error unless it is written for the user."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def write_failure(folder: Path, error: BaseException) -> None:
-    """Leave a file for this rank; the first one stays."""
-    error = to_user_error(error)
-    text = "".join(traceback.format_exception(error))
-    is_users = isinstance(error, UserError)
-    write_failure_file(
-        folder, Failure(rank_name(), time.time(), words(error), is_users, platform.node(), os.getpid(), text)
-    )
-
-
-def write_failure_file(folder: Path, failure: Failure) -> None:
-    """Write a failure down, unless that rank has left a file itself."""
-    file = folder / f"failure_rank{failure.rank.replace(' ', '_')}.json"
-    try:
-        with file.open("x", encoding="utf-8") as out:
-            json.dump(asdict(failure), out, indent=2, ensure_ascii=False)
-    except OSError:  # it is there, or the disk is full: nothing more can be done for the reader
-        return
-
-
-def record_exit(folder: Path, rank: int, exit_code: int | None) -> None:
-    """Write down that the system killed a rank: it could not do so itself.
-
-    Args:
-        folder: of the run.
-        rank: of a process that this one has started.
-        exit_code: a negative one is the signal that ended it; None while it lives.
-    """
-    if exit_code is not None and exit_code < 0 and -exit_code not in _ASKED_TO_LEAVE:
-        write_failure_file(folder, Failure(str(rank), time.time(), f"killed by signal {-exit_code}; out of memory?"))
-
-
-def record_lost_ranks(folder: Path, error: BaseException, processes: Sequence[Popen]) -> None:
-    """Where a connection broke, give the other ranks a second to be gone, and write down which were killed.
-
-    Args:
-        folder: of the run.
-        error: what came out of this process.
-        processes: of the ranks from 1 on, which this one has started.
-    """
-    if _is_second_hand(words(error)):
-        end = time.monotonic() + 1.0
-        for rank, process in enumerate(processes, start=1):
-            with suppress(TimeoutExpired):
-                record_exit(folder, rank, process.wait(timeout=max(0.0, end - time.monotonic())))
-
-
-def clear_failures(folder: Path) -> None:
-    """Forget how an earlier attempt ended."""
-    for file in folder.glob("failure_rank*.json"):
+def clear_failures(directory: Path) -> None:
+    """Remove the failure files of an earlier attempt."""
+    for file in directory.glob("failure_rank*.json"):
         file.unlink(missing_ok=True)
 
 
-def first_failure(folder: Path) -> Failure | None:
-    """Give the failure that the others follow from: the earliest that is not about a lost connection."""
+def first_failure(directory: Path) -> Failure | None:
+    """Return the earliest failure that is not a lost connection; if there is none, the earliest lost connection."""
     found = []
-    for file in folder.glob("failure_rank*.json"):
-        try:
+    for file in directory.glob("failure_rank*.json"):
+        with suppress(OSError, ValueError, TypeError):  # half written by a process that was killed
             found.append(Failure(**json.loads(file.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError):  # half written by a process that was killed
-            continue
-    return min(found, key=lambda failure: (_is_second_hand(failure.text), failure.when), default=None)
-
-
-def _is_second_hand(text: str) -> bool:
-    return _SECOND_HAND.search(text) is not None
+    return min(found, key=lambda failure: (bool(_LOST_CONNECTION.search(failure.text)), failure.time_s), default=None)
 
 
 def to_user_error(error: BaseException) -> BaseException:
-    """Say what a full disk and torch's errors about its loader processes ask for; any other error as it is."""
+    """Return a one-line error with the way out for a full disk and for failed loader workers; others unchanged."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return error
     for full in (error, error.__cause__):  # TensorBoard's logger wraps it
-        if isinstance(full, OSError) and full.errno in _NO_ROOM:
-            place = full.filename or "the run directory"
-            return StorageError(f"{place} cannot be written ({full.strerror}); make room, then go on with resume=RUN.")
+        if isinstance(full, OSError) and full.errno in _NO_SPACE:
+            file = full.filename or "the run directory"
+            return StorageError(
+                f"{file} cannot be written ({full.strerror}); free some space, then continue with resume=RUN."
+            )
     if not isinstance(error, (RuntimeError, OSError)):
         return error
-    if found := re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", text):
-        if "Bus error" in text or "shared memory" in text:
-            return DataError(_shared_memory(text))
+    if "shared memory" in text or "shm_open" in text or ("DataLoader worker" in text and "Bus error" in text):
+        text = text[max(0, text.rfind("unable to ")) :]  # a worker's error includes its traceback
         return DataError(
-            f"a process that prepares batches (pid {found[1].strip()}) {found[2].split('. ')[0].rstrip('.')}; probably "
-            "out of memory: data.num_workers=0 takes none, and a smaller data.batch_size takes less."
+            f"/dev/shm is too small for the batches of the loader workers ({text[:120]}); data.num_workers=0 does not "
+            "use it, and in Docker --shm-size=1g makes it larger."
         )
-    if "shared memory" in text or "shm_open" in text:
-        return DataError(_shared_memory(text))
+    if found := re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", text):
+        return DataError(
+            f"a loader worker (pid {found[1].strip()}) {found[2].split('. ')[0].rstrip('.')}; probably out of memory: "
+            "data.num_workers=0 uses none, and a smaller data.batch_size needs less memory."
+        )
     if found := re.search(r"DataLoader timed out after ([\d.]+) seconds", text):
         return DataError(
-            f"no batch came for {found[1]} s: a process that prepares them hangs, or the disk does; "
-            "data.num_workers=0 shows where."
+            f"no batch came for {found[1]} s: a loader worker or the disk hangs; data.num_workers=0 shows where."
         )
     return error
-
-
-def _shared_memory(text: str) -> str:
-    text = text[max(0, text.rfind("unable to ")) :]  # what a worker raises comes with its traceback
-    return (
-        f"/dev/shm is too small for the batches that other processes prepare ({text[:120]}); data.num_workers=0 needs "
-        "none of it, in Docker --shm-size=1g makes it larger."
-    )

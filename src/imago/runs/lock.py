@@ -1,4 +1,4 @@
-"""One process writes to a run directory: a second one, started or resumed by mistake, would spoil both runs."""
+"""Lock a run directory, so that only one run writes to it."""
 
 import errno
 import fcntl
@@ -9,24 +9,19 @@ from pathlib import Path
 
 from imago.errors import ConfigError
 
-_NAME = ".lock"
-
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a folder while the run writes to it; the system lets go of it when the process ends, however that is.
+def lock_directory(directory: Path) -> Iterator[None]:
+    """Lock an existing directory; the system releases the lock when the process ends, however it ends.
 
-    The lock is POSIX's: processes that this one forks do not have it, and it works between machines where their file
-    system has locks at all; where it has none, nothing is checked.
-
-    Args:
-        folder: of the run; can be written.
+    It is a POSIX lock: forked processes do not inherit it, and it works between machines if their file system supports
+    locks. If not, nothing is checked.
 
     Raises:
-        ConfigError: if another process holds it.
+        ConfigError: if another process holds the lock.
     """
-    file = folder / _NAME
-    handle = _lock(file)
+    file = directory / ".lock"
+    handle = _open_locked(file)
     try:
         yield
     finally:
@@ -35,8 +30,8 @@ def held(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _lock(file: Path) -> int:
-    """Give the open file; one that a run has just taken away at its end is made anew."""
+def _open_locked(file: Path) -> int:
+    """Return the handle of the locked file; a file that another run has just deleted is created again."""
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -45,7 +40,7 @@ def _lock(file: Path) -> int:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 os.close(handle)
                 raise ConfigError(
-                    f"{file.parent} belongs to a run that is still going on; wait for it, stop it, or take another "
+                    f"{file.parent} belongs to a run that is still running; wait for it, stop it, or choose another "
                     "run_name."
                 ) from error
         with suppress(FileNotFoundError):

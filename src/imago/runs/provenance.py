@@ -1,4 +1,4 @@
-"""Where a run comes from: enough to explain or repeat it a year later."""
+"""Collect the command, code, packages and machine of a run, so that it can be explained and repeated later."""
 
 import os
 import platform
@@ -13,14 +13,14 @@ from typing import Any
 from imago.paths import PROJECT_ROOT
 
 _PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy", "pillow")
-_MAX_DIFF_CHARS = 1_000_000  # a larger diff is cut and says so: usually a notebook with its images
+_MAX_DIFF_CHARS = 1_000_000  # a larger diff, usually of a notebook with images, is cut
 
 
 def collect(overrides: Sequence[str], seed: int) -> dict[str, Any]:
-    """Gather command, code, packages and machine as plain data for `provenance.json`.
+    """Return the provenance as plain data for `provenance.json`.
 
     Args:
-        overrides: the settings as typed, which is what `resume=` starts from.
+        overrides: the settings as typed, which `resume=` starts from.
         seed: of the run.
     """
     return {
@@ -39,7 +39,7 @@ def collect(overrides: Sequence[str], seed: int) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """Give the processor's name as the system tells it."""
+    """Return the name of the processor."""
     try:
         with open("/proc/cpuinfo") as lines:
             names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -49,13 +49,13 @@ def cpu_name() -> str:
 
 
 def _git_state() -> dict[str, Any]:
-    """Commit and uncommitted changes; empty outside a git checkout."""
+    """Return the commit and the uncommitted changes; an empty dict outside a git checkout."""
     commit = _git("rev-parse", "HEAD")
     if not commit:
         return {}
     diff = _git("diff", "HEAD")
     if len(diff) > _MAX_DIFF_CHARS:
-        diff = diff[:_MAX_DIFF_CHARS] + f"\n... cut here: {len(diff):,} characters in all\n"
+        diff = diff[:_MAX_DIFF_CHARS] + f"\n... cut here: {len(diff):,} characters in total\n"
     return {
         "commit": commit.strip(),
         "diff": diff,

@@ -1,4 +1,4 @@
-"""What run directories tell, as plain Python: neither pandas nor torch, so a table of runs is there at once."""
+"""Read run directories as plain Python objects, without torch or pandas, so that tables appear at once."""
 
 import csv
 import json
@@ -15,41 +15,42 @@ import yaml  # type: ignore[import-untyped]
 from imago.errors import DataError
 from imago.files import read_json
 
-_SIGNS = frozenset({"summary.json", "provenance.json"})  # a run that was killed at its very start has only the second
-_PARTS = frozenset({"checkpoints", "tensorboard", "eval", "export", "predictions", "figures"})
+# The files that mark a run directory; a run that was killed at its start has only the second.
+_MARKERS = frozenset({"summary.json", "provenance.json"})
+_SUBDIRECTORIES = frozenset({"checkpoints", "tensorboard", "eval", "export", "predictions", "figures"})
 
-# Settings that change no result: where a run writes, and what it shows while it runs. The dot ends a name.
+# Settings that do not change a result. The dot ends a name.
 _WITHOUT_EFFECT = (
     *("paths.", "logger.", "run_name.", "resume."),
     *("callbacks.progress.", "callbacks.speed.", "callbacks.image_grid."),
 )
-# PyYAML's parser in C is ten times as fast; it is left out of some builds.
+# PyYAML's parser in C is ten times as fast; some builds do not include it.
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
 class Record:
-    """One run, as far as its folder can be read; what it does not tell is None.
+    """One run, as far as its directory can be read; a missing value is None.
 
     Attributes:
-        run: path below the folder that was searched.
-        folder: the whole path.
-        status: the run's own word (running, finished, failed, stopped), "died" for one that was killed and could not
-            say so, or "unreadable".
+        run: path relative to the directory that was searched.
+        folder: absolute path.
+        status: as in the summary (running, finished, failed, stopped), "died" for a run that was killed without
+            writing its status, or "unreadable".
         reason: why it failed or stopped, or what cannot be read.
-        config_fault: why `settings` is empty, where its file is missing or damaged.
+        config_fault: why `settings` is empty, if its file is missing or damaged.
         started: in UTC, ISO 8601.
-        settings: what was set, flat, named as on the command line.
-        val_acc: best validation accuracy, so far if the run is not finished, in [0, 1].
+        settings: flat, named as on the command line.
+        val_acc: best validation accuracy in [0, 1], so far if the run is not finished.
         test_acc: of the best checkpoint, in [0, 1].
         test_low: lower end of its 95 % interval.
         test_high: upper end.
-        num_test_images: images tested.
+        num_test_images: number of images tested.
         best_epoch: counted from 1.
-        epochs: done.
-        seconds: from start to end, all included.
+        epochs: number of completed epochs.
+        seconds: total duration.
         images_per_s: in training.
-        data_wait_share: of the training time, in [0, 1].
+        data_wait_share: share of the training time, in [0, 1].
     """
 
     run: str
@@ -72,51 +73,51 @@ class Record:
 
 
 def read_records(logs: Path | str) -> list[Record]:
-    """Read every run below a folder, in order of their path.
+    """Read every run below a directory, in order of the paths.
 
     Args:
         logs: searched recursively; links are not followed, so `logs/latest` is not counted twice.
 
     Raises:
-        DataError: if `logs` is no folder.
+        DataError: if `logs` is not a directory.
     """
     logs = Path(logs)
     if not logs.is_dir():
-        raise DataError(f"runs={logs} is not a folder; give one that holds runs, e.g. logs.")
-    folders = []
-    for place, below, files in os.walk(logs):
-        if not _SIGNS.isdisjoint(files):
-            folders.append(Path(place))
-            below[:] = [name for name in below if name not in _PARTS]
-    return [read_record(folder, logs) for folder in sorted(folders)]
+        raise DataError(f"runs={logs} is not a folder; give one that contains runs, e.g. logs.")
+    found = []
+    for path, subdirectories, files in os.walk(logs):
+        if not _MARKERS.isdisjoint(files):
+            found.append(Path(path))
+            subdirectories[:] = [name for name in subdirectories if name not in _SUBDIRECTORIES]
+    return [read_record(path, logs) for path in sorted(found)]
 
 
 def read_record(folder: Path, logs: Path | None = None) -> Record:
-    """Read one run; a damaged one is a record too, with the reason.
+    """Read one run; a damaged one gives a record with the reason.
 
     Args:
         folder: of the run.
-        logs: what `run` is relative to; the parent of the folder if left out.
+        logs: what `Record.run` is relative to; the parent of the directory by default.
     """
-    place = folder.relative_to(logs).as_posix() if logs else "."
-    place = place if place != "." else folder.resolve().name
+    name = folder.relative_to(logs).as_posix() if logs else "."
+    name = name if name != "." else folder.resolve().name
     settings: dict[str, Any] = {}
     config_fault = None
     try:
-        settings = _without_own_paths(read_settings(folder), folder)
+        settings = _without_paths(read_settings(folder), folder)
     except DataError as error:
         config_fault = str(error)
     try:
-        facts = _facts(folder)
+        entries = _read_summary(folder)
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        facts = {"status": "unreadable", "reason": _fault(folder / "summary.json", error)}
-    return Record(place, str(folder.resolve()), settings=settings, config_fault=config_fault, **facts)
+        entries = {"status": "unreadable", "reason": _fault(folder / "summary.json", error)}
+    return Record(name, str(folder.resolve()), settings=settings, config_fault=config_fault, **entries)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Flatten `config.yaml` to what is typed on a command line.
+    """Read `config.yaml` as a flat dict from names as typed on the command line to values.
 
-    A class stands under its group by its short name: `optimizer: AdamW`.
+    The value of a group is the short name of its class: `optimizer: AdamW`.
 
     Raises:
         DataError: if it is missing or damaged.
@@ -129,14 +130,37 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise DataError(f"{file} is damaged: it holds no settings")
     flat = _flatten(config)
-    for network in ("model", "task.net"):  # its copy, see `differing`
+    for network in ("model", "task.net"):  # the second is a copy, see `differing`
         if name := flat.pop(f"{network}.name", None):
             flat[network] = name  # one class builds resnet18, resnet50, ...
     return flat
 
 
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if key == "_target_":
+            flat[prefix] = str(value).rsplit(".", 1)[-1].removesuffix("DataModule")
+        elif isinstance(value, Mapping):
+            flat |= _flatten(value, name)
+        elif not str(key).startswith("_"):  # Hydra's own keys
+            flat[name] = str(value) if isinstance(value, list) else value
+    return flat
+
+
+def _without_paths(flat: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Remove settings that differ between any two runs without an effect, such as paths inside the run directory."""
+    run_dir = str(flat.get("paths.run_dir") or folder.resolve())
+    return {
+        name: value
+        for name, value in flat.items()
+        if not str(value).startswith(run_dir) and not f"{name}.".startswith(_WITHOUT_EFFECT)
+    }
+
+
 def read_logged(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Read a run's `metrics.csv`: for each number that was logged, the steps and the values, which may be NaN.
+    """Read `metrics.csv`: for each logged name the steps and the values, which may be NaN.
 
     Raises:
         DataError: if the file is missing or damaged.
@@ -160,33 +184,32 @@ def read_logged(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name the settings that are not the same in all of these, each once.
+    """Return the names of the settings that are not equal in all runs.
 
-    `task.optimizer.lr` only repeats `optimizer.lr` and is left out.
+    `task.optimizer.lr` is a copy of `optimizer.lr` and is left out.
     """
-    names = dict.fromkeys(name for found in settings for name in found)
-    found_values: dict[str, list[Any]] = {}
-    for name in sorted(names, key=lambda name: name.count(".")):
-        values = [found.get(name) for found in settings]
-        short_path = name.replace("task.net", "task.model", 1)  # the one group that the task calls otherwise
-        is_copy = any(short_path.endswith(f".{other}") and values == found_values[other] for other in found_values)
+    names = {name for run in settings for name in run}
+    found: dict[str, list[Any]] = {}
+    for name in sorted(names, key=lambda name: (name.count("."), name)):
+        values = [run.get(name) for run in settings]
+        original = name.replace("task.net", "task.model", 1)  # the one group with another name in the task
+        is_copy = any(original.endswith(f".{other}") and values == found[other] for other in found)
         if len(set(values)) > 1 and not is_copy:
-            found_values[name] = values
-    return list(found_values)
+            found[name] = values
+    return list(found)
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    """Read `summary.json`; raises whatever a damaged one causes."""
+def _read_summary(folder: Path) -> dict[str, Any]:
+    """Return the entries of a `Record` in `summary.json`; a damaged file raises one of several errors."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     test = summary.get("test") or {}
     low, high = test.get("interval_95") or (None, None)
-    status, reason = summary.get("status"), summary.get("reason")
+    status, reason, started = summary.get("status"), summary.get("reason"), summary.get("started")
     if not isinstance(status, str):
         raise ValueError("it has no status")
-    started = summary.get("started")
     if started is not None and not isinstance(started, str):
         raise ValueError("its start is no time")
-    if status == "running" and _is_dead(folder, summary.get("pid")):
+    if status == "running" and _has_died(folder, summary.get("pid")):
         status, reason = "died", "it was killed, or its machine stopped"
     numbers = {
         **{name: summary.get(name) for name in ("best_epoch", "epochs", "seconds", "images_per_s", "data_wait_share")},
@@ -194,21 +217,20 @@ def _facts(folder: Path) -> dict[str, Any]:
         **{"test_acc": test.get("acc"), "test_low": low, "test_high": high},
         "num_test_images": test.get("num_images"),
     }
-    if numbers["val_acc"] is None:  # written when training ends; until then the log tells
-        numbers["val_acc"] = _best_so_far(folder)
-    facts = {"status": status, "reason": reason, "started": started}
-    return facts | {name: value if _is_number(value) else None for name, value in numbers.items()}
+    if numbers["val_acc"] is None:  # written at the end of training; until then it is in the log
+        numbers["val_acc"] = _best_logged(folder)
+    finite = {name: value if _is_finite(value) else None for name, value in numbers.items()}
+    return {"status": status, "reason": reason, "started": started} | finite
 
 
-def _best_so_far(folder: Path) -> float | None:
-    """Give the best `val/acc` that was logged, of a run that still goes on or did not come to its end."""
+def _best_logged(folder: Path) -> float | None:
     try:
         return max(filter(math.isfinite, read_logged(folder).get("val/acc", ((), ()))[1]), default=None)
     except DataError:
         return None
 
 
-def _is_number(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -216,8 +238,8 @@ def _fault(file: Path, error: Exception) -> str:
     return f"{file} " + ("is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}")
 
 
-def _is_dead(folder: Path, pid: Any) -> bool:
-    """Tell whether a run of this very host has lost its process; of other hosts nothing is known."""
+def _has_died(folder: Path, pid: Any) -> bool:
+    """Return whether the process of a run on this machine has ended; for other machines return False."""
     host = read_json(folder / "provenance.json").get("host")
     if host != platform.node() or not isinstance(pid, int) or os.name == "nt":  # on Windows os.kill(pid, 0) kills
         return False
@@ -226,28 +248,5 @@ def _is_dead(folder: Path, pid: Any) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass  # it lives and belongs to somebody else
+        pass  # it runs as another user
     return False
-
-
-def _without_own_paths(flat: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Leave out what differs between any two runs and changes nothing: paths inside the run, where it writes."""
-    run_dir = str(flat.get("paths.run_dir") or folder.resolve())
-    return {
-        name: value
-        for name, value in flat.items()
-        if not str(value).startswith(run_dir) and not f"{name}.".startswith(_WITHOUT_EFFECT)
-    }
-
-
-def _flatten(node: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        name = f"{above}.{key}" if above else str(key)
-        if key == "_target_":
-            flat[above] = str(value).rsplit(".", 1)[-1].removesuffix("DataModule")
-        elif isinstance(value, Mapping):
-            flat |= _flatten(value, name)
-        elif not str(key).startswith("_"):  # Hydra's own keys
-            flat[name] = str(value) if isinstance(value, list) else value
-    return flat

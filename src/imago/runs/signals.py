@@ -1,31 +1,59 @@
-"""SIGTERM, SIGUSR1, SIGHUP and Ctrl-C: while training they wait for the end of the step, else they act at once."""
+"""Handle SIGTERM, SIGUSR1, SIGHUP and Ctrl-C in the processes of a run."""
 
 import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from time import monotonic
 from types import FrameType
 from typing import Any
 
 from imago.errors import Stopped
-from imago.runs.rank import is_main_process
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-# A terminal, torchrun and a sweep all pass a signal on: within this time a second one is the same one.
+# A terminal, torchrun and a sweep all pass a signal on: within this time a second one counts as the same one.
 _SAME_SIGNAL_S = 10.0
+_MAIN_PID = "IMAGO_MAIN_PID"  # environment variable for the ranks that Lightning starts as commands
+_GRACE_S = 5.0  # a rank notices and records a lost connection sooner than that
+
+
+def is_main_process() -> bool:
+    """Return whether this is rank 0, by the variables that torchrun, SLURM or Lightning set for each rank."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return os.environ[name] == "0"
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def exit_with_main_process() -> None:
+    """End this rank when the process that started it has ended; to be called at the start of both.
+
+    A rank that has not yet connected would wait for rank 0 for half an hour.
+    """
+    main_pid = os.environ.get(_MAIN_PID)
+    if is_main_process():
+        os.environ[_MAIN_PID] = str(os.getpid())
+    elif main_pid is not None:
+        threading.Thread(target=_exit_after, args=(int(main_pid),), daemon=True).start()
+
+
+def _exit_after(parent_pid: int) -> None:
+    while os.getppid() == parent_pid:
+        time.sleep(1.0)
+    time.sleep(_GRACE_S)
+    os._exit(1)
 
 
 class Signals:
-    """What this process was told, and when it may act on it.
+    """The signal that this process received, and whether it acts at once.
 
     Attributes:
         received: number of the first signal; None before.
-        is_deferred: true between the first and the last training step, where leaving at once would lose the epoch:
-            `StopOnSignal` then looks at `received` before every step.
-        launcher: Lightning's, which knows the processes of the other ranks; None in those.
+        is_deferred: true from the start to the end of training, where an immediate exit would lose work:
+            `StopOnSignal` then checks `received` before every optimizer step.
+        launcher: Lightning's, which holds the processes of the other ranks; None in those.
     """
 
     def __init__(self) -> None:
@@ -33,16 +61,13 @@ class Signals:
         self.is_deferred = False
         self.launcher: Any = None
         self._pid = os.getpid()
-        self._received_at = 0.0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"launcher": None}  # on the way to a spawned rank
+        self._received_at_s = 0.0
 
     @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Handle the signals within, and put the handlers back after, unless one has come.
+    def handle(self) -> Iterator[None]:
+        """Handle the signals within the block, and restore the old handlers unless a signal came.
 
-        Then the process is about to leave, and the same one once more must not break into that.
+        After a signal the process is about to exit, and the same signal once more must not interrupt that.
         """
         old = {number: signal.getsignal(number) for number in _SIGNALS}
         self.install()
@@ -55,17 +80,17 @@ class Signals:
                         signal.signal(number, handler)
 
     def install(self) -> None:
-        """Handle the signals in this process: again after Lightning has put in its own, and in each new rank."""
+        """Install the handlers: again after Lightning has installed its own, and in each forked rank."""
         if self._pid != os.getpid():
             self._pid, self.launcher = os.getpid(), None
         if threading.current_thread() is not threading.main_thread():
-            return  # a notebook's or a test's thread cannot
+            return  # Python allows it in the main thread only; a notebook or a test may use another
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as in a background job or under nohup
                 signal.signal(number, self._handle)
 
     def raise_if_received(self) -> None:
-        """Leave after a signal that came while it was deferred.
+        """Exit after a signal that came while it was deferred.
 
         Raises:
             Stopped: with the signal's name.
@@ -74,31 +99,29 @@ class Signals:
             self._pass_on(self.received)
             raise stopped_by(self.received)
 
+    def rank_processes(self) -> dict[int, Any]:
+        """Return the ranks that this process started: `Popen` of the ranks from 1 on, or all ranks if forked."""
+        processes = getattr(self.launcher, "procs", ())
+        return {rank + isinstance(process, subprocess.Popen): process for rank, process in enumerate(processes)}
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a process that prepares batches, or a rank that has not come to `install`
+        if os.getpid() != self._pid:  # a loader worker, or a forked rank before `install`
             self.received = self.received or number
             return
-        now = monotonic()
+        now_s = time.monotonic()
         is_first = self.received is None
-        if not is_first and now - self._received_at < _SAME_SIGNAL_S:
+        if not is_first and now_s - self._received_at_s < _SAME_SIGNAL_S:
             return
-        self.received, self._received_at = self.received or number, now
-        if is_first and self._waits_for_ranks():
+        self.received, self._received_at_s = self.received or number, now_s
+        if is_first and self._waits_for_forked_ranks():
             self._pass_on(number)
         elif not is_first or not self.is_deferred:
             self._pass_on(number)
             raise KeyboardInterrupt if self.received == signal.SIGINT else stopped_by(self.received)
 
-    def started_ranks(self) -> list[subprocess.Popen]:
-        """Give the processes of the ranks from 1 on that this one has started with a command of their own."""
-        return [process for process in self._processes() if isinstance(process, subprocess.Popen)]
-
-    def _waits_for_ranks(self) -> bool:
-        """Whether all training is done by processes that this one has forked or spawned, and that it waits for."""
-        return any(not isinstance(process, subprocess.Popen) and process.is_alive() for process in self._processes())
-
-    def _processes(self) -> Sequence[Any]:
-        return getattr(self.launcher, "procs", ())
+    def _waits_for_forked_ranks(self) -> bool:
+        processes = self.rank_processes().values()
+        return any(not isinstance(process, subprocess.Popen) and process.is_alive() for process in processes)
 
     def _pass_on(self, number: int) -> None:
         if self.launcher is not None:
@@ -106,10 +129,10 @@ class Signals:
 
 
 def stopped_by(number: int) -> Stopped:
-    """Give what a process leaves with: 130 after Ctrl-C and 143 after the others.
+    """Return the exception to exit with: exit code 130 after Ctrl-C, 143 after the other signals.
 
-    A rank but the first leaves with 0: Lightning and torchrun kill all others at once when one leaves with an error,
-    and the first may still be saving.
+    A rank other than 0 exits with 0: Lightning and torchrun kill all ranks at once when one exits with an error, and
+    rank 0 may still be saving.
     """
     reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     exit_code = 130 if number == signal.SIGINT else 143

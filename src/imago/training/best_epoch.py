@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from imago.data.datamodule import ImageDataModule
 from imago.inference.calibration import KEY, calibrate
 from imago.inference.run_split import image_names, images_in_memory, validate
+from imago.instantiate import to_plain
 from imago.logger.tensorboard import add_hparams, add_image
 from imago.runs.run_directory import RunDirectory
 from imago.statistics.metrics import Result, softmax, worst_mistakes
@@ -37,7 +38,7 @@ def describe_best_epoch(
     if not directory.is_main_process:
         return
     summary = directory.summary
-    add_hparams(cfg, summary, trainer.loggers)
+    add_hparams(to_plain(cfg), summary, trainer.loggers)
     checkpoint = directory.path / "checkpoints" / "best.ckpt"
     if not checkpoint.is_file():
         return

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from imago.callbacks.run_summary import RunSummary
-from imago.callbacks.stop_on_signal import StopOnSignal
+from imago.callbacks.stop_on_signal import StopOnSignal, call_on_exception_in_forked_ranks
 from imago.callbacks.time_limit import TimeLimit
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
@@ -23,8 +23,7 @@ from imago.images import SMALL_PX, Preprocess
 from imago.inference.load import check_continues, checkpoint_path
 from imago.instantiate import build, find_target, to_plain
 from imago.model.classifier import Classifier
-from imago.runs.checkpoint import AtomicCheckpointIO, check_plain
-from imago.runs.disk_space import check_free_space
+from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_plain
 from imago.runs.run_directory import RunDirectory
 from imago.task.classification import ClassificationTask
 from imago.training.teacher import load_teacher_run, prepare_teacher
@@ -134,6 +133,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory) -> T
     except (MisconfigurationException, ValueError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     directory.signals.launcher = trainer.strategy.launcher
+    call_on_exception_in_forked_ranks(trainer)
     return trainer
 
 

@@ -94,6 +94,9 @@ def _value_problems(cfg: DictConfig) -> Iterator[str]:
 def _trainer_problems(cfg: DictConfig) -> Iterator[str]:
     if not cfg.trainer.limit_train_batches:
         yield "trainer.limit_train_batches=0 leaves nothing to train on; eval.py evaluates without training."
+    strategy = str(cfg.trainer.strategy)
+    if "spawn" in strategy or "notebook" in strategy:
+        yield f"trainer.strategy={strategy} is not supported; use ddp or, on a CPU, ddp_fork."
     is_fp16 = cfg.trainer.precision == "16-mixed"
     if is_fp16 and cfg.trainer.gradient_clip_val is not None and cfg.optimizer.get("fused"):
         yield "trainer.gradient_clip_val with trainer.precision=16-mixed needs optimizer.fused=false."

@@ -6,12 +6,8 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from imago.runs.disk_space import check_writable
-from imago.runs.lock import held
-from imago.runs.rank import end_with_main_process
-from imago.runs.requeue import requeueing
 from imago.runs.run_directory import RunDirectory
 from imago.training.checks import check_settings
 from imago.training.resume import check_run_directory, store_absolute_paths
@@ -37,22 +33,18 @@ def train(cfg: DictConfig) -> float:
         from imago.training.trial import run_trial
 
         return run_trial(list(job.overrides.task), directory.path)
-    end_with_main_process()
     cfg.paths.run_dir = str(directory.path)
     overrides = store_absolute_paths(cfg, job.overrides.task)
-    if directory.is_main_process:
-        check_writable(directory.path)
-    with held(directory.path) if directory.is_main_process else nullcontext():
-        if cfg.resume == "auto":
-            cfg.resume = None  # the run ended before its first checkpoint: start over in its directory
-        elif directory.is_main_process:
-            check_run_directory(cfg, directory.path)
-        with requeueing(), directory.recording(cfg, overrides):
-            if cfg.tune:
-                from imago.training.tune import tune_lr
+    starts_over = cfg.resume == "auto"  # the run ended before its first checkpoint
+    if starts_over:
+        cfg.resume = None
+    check = None if starts_over else lambda: check_run_directory(cfg, directory.path)
+    with directory.open(OmegaConf.to_yaml(cfg, resolve=True), overrides, cfg.seed, check):
+        if cfg.tune:
+            from imago.training.tune import tune_lr
 
-                return tune_lr(cfg, directory, overrides)
-            return fit_and_test(cfg, directory)
+            return tune_lr(cfg, directory, overrides)
+        return fit_and_test(cfg, directory)
 
 
 def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
@@ -68,7 +60,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     data, task, trainer, preprocess_origin = build_run(cfg, machine.precision, directory)
     log.info("%s\n", start_table(cfg, data, task, trainer, machine.precision_reason, preprocess_origin))
     device = str(trainer.strategy.root_device)
-    directory.provenance_facts(device=device, precision=trainer.precision, data=data.fingerprint())
+    directory.add_provenance(device=device, precision=trainer.precision, data=data.fingerprint())
     if directory.is_main_process:
         data.write_split(directory.path)
     share = data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()

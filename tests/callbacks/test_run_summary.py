@@ -1,14 +1,14 @@
-"""Where a run waits for data, it is told what to type: from its real settings."""
+"""The advice for a run that waits for data; the other results are tested with whole runs (end_to_end, logger)."""
 
 import pytest
 
 from imago.augment.settings import Augment
-from imago.callbacks.data_wait import data_wait_advice_for
+from imago.callbacks.run_summary import data_wait_advice
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.1])
-def test_a_run_that_hardly_waits_is_told_nothing(share: float):
-    assert data_wait_advice_for(share, "none", Augment(policy="randaugment"), num_workers=0, num_cores=8) is None
+def test_a_run_that_waits_little_gets_no_advice(share: float):
+    assert data_wait_advice(share, "none", Augment(policy="randaugment"), num_workers=0, num_cores=8) is None
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,9 @@ def test_a_run_that_hardly_waits_is_told_nothing(share: float):
         (None, {"flip_probability": 0.5}, 8, "a lower preprocess.size (which trains otherwise)"),
     ],
 )
-def test_the_most_helpful_change_comes_first(cache: str | None, augment: dict, num_workers: int, advice: str):
-    assert data_wait_advice_for(0.11, cache, Augment(**augment), num_workers, num_cores=8) == advice
+def test_the_most_helpful_setting_comes_first(cache: str | None, augment: dict, num_workers: int, advice: str):
+    assert data_wait_advice(0.11, cache, Augment(**augment), num_workers, num_cores=8) == advice
 
 
-def test_beside_a_network_on_the_cpu_no_processes_are_advised():
-    assert data_wait_advice_for(0.5, "none", Augment(), num_workers=0, num_cores=0) == "data.cache=auto"
+def test_if_the_network_computes_on_the_cpu_no_workers_are_advised():
+    assert data_wait_advice(0.5, "none", Augment(), num_workers=0, num_cores=0) == "data.cache=auto"

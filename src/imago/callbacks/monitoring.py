@@ -1,0 +1,127 @@
+"""Log the speed, the memory and the length of the gradient on logging steps."""
+
+import resource
+import sys
+from time import perf_counter
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+_BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2)
+
+
+class GradNorm(Callback):
+    """Log `grad_norm`: the Euclidean length of the gradient of all weights, before it is clipped."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if (trainer.global_step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        gradients = [
+            weight.grad for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None
+        ]
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        pl_module.log_step({"grad_norm": norm}, trainer.global_step)  # type: ignore[operator]  # of our task
+
+
+class _OnLoggingStep(Callback):
+    """Call `log` at the end of a batch that ends an optimizer step which logs."""
+
+    _step = 0  # optimizer steps at the end of the last batch
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step  # not 0 in a resumed run
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        has_stepped = trainer.global_step != self._step
+        self._step = trainer.global_step
+        if has_stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            values = self.measure(pl_module.device)
+            pl_module.log_step(values, trainer.global_step - 1)  # type: ignore[operator]  # of our task
+
+    def measure(self, device: torch.device) -> dict[str, float]:
+        """Return the values to log."""
+        raise NotImplementedError
+
+
+class Memory(_OnLoggingStep):
+    """Log `peak_memory_gib`: of the tensors on a GPU, or of the whole process on a CPU, without loader workers."""
+
+    def measure(self, device: torch.device) -> dict[str, float]:
+        return {"peak_memory_gib": peak_memory_gib(device)}
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the highest memory use so far, in GiB; this does not wait for the device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_UNIT / 2**30
+
+
+class Speed(_OnLoggingStep):
+    """Log `images_per_s` and `data_wait_share`, and keep the totals of the run.
+
+    It reads only the wall clock and does not wait for the device: on a GPU the value of a single logging step may be
+    off, while the totals are right.
+
+    Attributes:
+        num_images: images trained on by all ranks since this process started.
+        train_s: seconds from the first fetch to the end of the last step, without validation.
+        wait_s: the part of `train_s` between steps: fetching, transferring and preparing a batch.
+        val_s: seconds of validation.
+        test_s: seconds of the test.
+    """
+
+    def __init__(self) -> None:
+        self.num_images = 0
+        self.train_s = self.wait_s = self.val_s = self.test_s = 0.0
+        self._logged = (0, 0.0, 0.0)  # num_images, train_s and wait_s at the last logging step
+        self._mark_s = 0.0  # clock at the last hook
+        self._eval_start_s = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._mark_s = perf_counter()  # an epoch that is resumed in the middle does not call on_train_epoch_start
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._mark_s = perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        now_s = perf_counter()
+        self.wait_s += now_s - self._mark_s
+        self.train_s += now_s - self._mark_s
+        self._mark_s = now_s
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now_s = perf_counter()
+        self.train_s += now_s - self._mark_s
+        self._mark_s = now_s
+        self.num_images += len(batch[0]) * trainer.world_size
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def measure(self, device: torch.device) -> dict[str, float]:
+        num_images, train_s, wait_s = self._logged
+        self._logged = (self.num_images, self.train_s, self.wait_s)
+        elapsed_s = self.train_s - train_s
+        return {
+            "images_per_s": (self.num_images - num_images) / elapsed_s,
+            "data_wait_share": (self.wait_s - wait_s) / elapsed_s,
+        }
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._eval_start_s = perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._mark_s = perf_counter()  # validation within an epoch is not time spent waiting for training data
+        self.val_s += self._mark_s - self._eval_start_s
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._eval_start_s = perf_counter()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.test_s += perf_counter() - self._eval_start_s

@@ -1,0 +1,125 @@
+"""Speed, memory and the length of the gradient; the clock is set by the tests."""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from imago.callbacks import monitoring
+from imago.callbacks.monitoring import GradNorm, Memory, Speed, peak_memory_gib
+
+
+def test_the_gradient_norm_is_that_of_all_weights_and_logged_on_logging_steps_only():
+    weights = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(3))]
+    weights[0].grad, weights[1].grad = torch.tensor([1.0, 2.0]), torch.tensor([-2.0])  # the third is frozen
+    optimizer = torch.optim.SGD([{"params": weights[:1]}, {"params": weights[1:]}], lr=0.1)
+    logged: list[Any] = []
+    module: Any = SimpleNamespace(log_step=lambda values, step: logged.append((values, step)))
+    for step in range(6):
+        trainer: Any = SimpleNamespace(global_step=step, log_every_n_steps=3)
+        GradNorm().on_before_optimizer_step(trainer, module, optimizer)
+    assert logged == [({"grad_norm": 3.0}, 2), ({"grad_norm": 3.0}, 5)]
+
+
+def test_the_peak_memory_is_that_of_this_process(monkeypatch: pytest.MonkeyPatch):
+    measured = peak_memory_gib(torch.device("cpu"))
+    assert 0.05 < measured < 1000  # torch alone takes more than 50 MiB; a wrong unit would be off by 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    usage = SimpleNamespace(ru_maxrss=3 * 2**30 // unit)
+    monkeypatch.setattr(monitoring.resource, "getrusage", lambda who: usage)
+    assert peak_memory_gib(torch.device("cpu")) == 3
+
+
+def test_a_batch_that_does_not_end_a_step_logs_nothing():
+    logged: list[int] = []
+    module: Any = SimpleNamespace(log_step=lambda values, step: logged.append(step), device=torch.device("cpu"))
+    callback = Memory()
+    for step in (0, 1, 1, 2, 2, 3, 3, 4):  # two batches a step
+        trainer: Any = SimpleNamespace(global_step=step, log_every_n_steps=2)
+        callback.on_train_batch_end(trainer, module, None, None, 0)
+    assert logged == [1, 3]
+
+
+class Run:
+    """A training run with given durations."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, log_every_n_steps: int = 2, world_size: int = 1) -> None:
+        self.now_s = 100.0
+        monkeypatch.setattr(monitoring, "perf_counter", lambda: self.now_s)
+        self.trainer: Any = SimpleNamespace(world_size=world_size, global_step=0, log_every_n_steps=log_every_n_steps)
+        self.logged: list[tuple[str, float]] = []
+        log = lambda values, step: self.logged.extend(values.items())  # noqa: E731
+        self.module: Any = SimpleNamespace(log_step=log, device=torch.device("cpu"))
+        self.speed = Speed()
+
+    def start_epoch(self) -> None:
+        self.speed.on_train_epoch_start(self.trainer, self.module)
+
+    def step(self, wait_s: float, work_s: float, num_images: int = 10) -> None:
+        batch = (torch.zeros(num_images, 3, 2, 2), torch.zeros(num_images))
+        self.now_s += wait_s
+        self.speed.on_train_batch_start(self.trainer, self.module, batch, 0)
+        self.now_s += work_s
+        self.trainer.global_step += 1
+        self.speed.on_train_batch_end(self.trainer, self.module, None, batch, 0)
+
+    def validate(self, seconds: float) -> None:
+        self.speed.on_validation_start(self.trainer, self.module)
+        self.now_s += seconds
+        self.speed.on_validation_end(self.trainer, self.module)
+
+
+def test_totals_are_images_seconds_and_waiting(monkeypatch: pytest.MonkeyPatch):
+    run = Run(monkeypatch)
+    run.start_epoch()
+    run.step(wait_s=1, work_s=3)
+    run.step(wait_s=0.5, work_s=2, num_images=6)
+    assert (run.speed.num_images, run.speed.train_s, run.speed.wait_s) == pytest.approx((16, 6.5, 1.5))
+
+
+def test_a_logging_step_has_the_speed_since_the_last_one(monkeypatch: pytest.MonkeyPatch):
+    run = Run(monkeypatch, log_every_n_steps=2)
+    run.start_epoch()
+    for wait_s, work_s in [(1, 1), (1, 1), (0, 1), (1, 2)]:
+        run.step(wait_s, work_s)
+    assert run.logged == [
+        ("images_per_s", pytest.approx(5)),
+        ("data_wait_share", pytest.approx(0.5)),
+        ("images_per_s", pytest.approx(5)),
+        ("data_wait_share", pytest.approx(0.25)),
+    ]
+
+
+def test_the_images_of_all_ranks_count(monkeypatch: pytest.MonkeyPatch):
+    run = Run(monkeypatch, log_every_n_steps=1, world_size=2)
+    run.start_epoch()
+    run.step(wait_s=1, work_s=1)
+    assert run.speed.num_images == 20
+    assert run.logged[0] == ("images_per_s", pytest.approx(10))
+
+
+def test_validation_and_test_have_times_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    run = Run(monkeypatch)
+    run.start_epoch()
+    run.step(wait_s=1, work_s=1)
+    run.validate(seconds=50)  # within an epoch
+    run.step(wait_s=1, work_s=1)
+    run.validate(seconds=6)
+    run.speed.on_test_start(run.trainer, run.module)
+    run.now_s += 7
+    run.speed.on_test_end(run.trainer, run.module)
+    assert (run.speed.val_s, run.speed.test_s) == pytest.approx((56, 7))
+    assert (run.speed.train_s, run.speed.wait_s) == pytest.approx((4, 2))
+
+
+def test_the_time_between_epochs_is_not_training_time(monkeypatch: pytest.MonkeyPatch):
+    run = Run(monkeypatch)
+    run.start_epoch()
+    run.step(wait_s=1, work_s=1)
+    run.now_s += 50
+    run.start_epoch()
+    run.step(wait_s=1, work_s=1)
+    assert (run.speed.train_s, run.speed.wait_s) == pytest.approx((4, 2))
