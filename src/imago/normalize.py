@@ -1,4 +1,6 @@
-"""Normalize image batches: the one implementation for loaders, networks and exported models."""
+"""Normalize image batches, in one implementation for loaders, networks and exported models, and undo it."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,3 +26,18 @@ class Normalize(nn.Module):
         """Return float32 (N, 3, H, W) in channels_last memory format, which is the fastest one for convolutions."""
         # The conversion comes last: per-channel arithmetic is several times slower in channels_last.
         return (images.float() - self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
+
+
+def restore_colors(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Undo the normalization.
+
+    Args:
+        images: normalized images (N, 3, H, W), on any device and of any floating-point type.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, likewise.
+
+    Returns:
+        uint8 (N, 3, H, W) on the CPU; values outside [0, 255] are clipped.
+    """
+    scale, shift = (torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in (std, mean))
+    return ((images.float().cpu() * scale + shift) * 255).round().clamp(0, 255).to(torch.uint8)

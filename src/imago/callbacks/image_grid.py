@@ -6,8 +6,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from torchvision.utils import make_grid
 
-from imago.data.image_grid import lay_out, restore_colors
+from imago.normalize import restore_colors
 
 _MAX_IMAGES = 32
 _COLUMNS = 8
@@ -33,7 +34,7 @@ class ImageGrid(Callback):
         self._is_written = True
         preprocess = pl_module.hparams["preprocess"]
         images = restore_colors(batch[0][:_MAX_IMAGES].detach(), preprocess["mean"], preprocess["std"])
-        grid = lay_out(images, _COLUMNS)
+        grid = make_grid(images, nrow=_COLUMNS, pad_value=255)
         self.folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grid.permute(1, 2, 0).numpy()).save(self.folder / "train_images.png")
         for board in trainer.loggers:

@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from imago.augment.settings import Augment
 from imago.callbacks.monitoring import Speed
-from imago.data.file_datamodule import FileDataModule
 from imago.resources import available_cores
 from imago.runs.checkpoint import read_checkpoint
 from imago.runs.run_directory import RunDirectory
@@ -100,7 +99,7 @@ def _test_results(trainer: Trainer) -> dict[str, Any]:
 def _speed_results(trainer: Trainer, speed: Speed) -> dict[str, Any]:
     share = speed.wait_s / speed.train_s
     data: Any = trainer.datamodule  # type: ignore[attr-defined]  # of our data module
-    cache = data.cache if isinstance(data, FileDataModule) and not data.keeps_decoded else None
+    cache = None if getattr(data, "keeps_decoded", True) else data.cache
     num_workers = trainer.train_dataloader.num_workers  # type: ignore[union-attr]  # of our loader
     is_cpu = trainer.strategy.root_device.type == "cpu"
     num_cores = 0 if is_cpu else max(1, available_cores() // trainer.num_devices)

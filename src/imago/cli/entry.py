@@ -15,7 +15,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imago.cli.messages import explain_composition_error
 from imago.cli.overrides import check_complete, check_types, compose_defaults, quote_paths
 from imago.cli.resume import resume_arguments
 from imago.errors import ConfigError, UserError
@@ -198,6 +197,8 @@ def _is_about_the_config(error: Exception) -> bool:
 def _explain(error: Exception, config_dir: Path, command: str) -> str:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path_from_sources
+
+    from imago.cli.messages import explain_composition_error
 
     flags = _read_flags()
     directories = [str(config_dir), *([os.path.abspath(flags.config_dir)] if flags.config_dir else [])]

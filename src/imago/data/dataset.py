@@ -17,6 +17,7 @@ from imago.augment.sample_transforms import transform_images
 from imago.augment.settings import Augment
 from imago.data.sampling import BatchKey
 from imago.errors import DataError
+from imago.files import encode_names
 from imago.images import read_image
 from imago.text import printable
 from imago.threads import one_intraop_thread
@@ -41,7 +42,7 @@ class _Labeled:
 
     def identity(self) -> bytes:
         """Return bytes that identify the samples, for a fingerprint: labels and names."""
-        return self.labels.tobytes() + "\0".join(self.names).encode(errors="surrogateescape")
+        return self.labels.tobytes() + encode_names(self.names)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from imago.data.dataset import LabeledFiles, Samples
-from imago.data.image_grid import GAP_PX, lay_out, restore_colors
 from imago.data.sampling import BatchKey
 from imago.dataset_check.checked_set import CheckedSet
 from imago.images import Preprocess, resize_and_crop
+from imago.normalize import restore_colors
 from imago.resources import available_cores
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _COLUMNS = 8
 _CELL_PX = 96  # approximately: small images are enlarged by an integer factor, large ones scaled down
 _FONT_PX = 18
 _STRIP_PX = 30
+_GAP_PX = 2
 _NO_CHARACTER = "\uffff"  # Unicode 16.0, section 23.7: a font draws its glyph for missing characters
 
 
@@ -67,11 +68,11 @@ def draw_sheet(squares: Sequence[np.ndarray], caption: str) -> np.ndarray:
         uint8 (height, width, 3).
     """
     cells = [_resize_to_cell(square) for square in squares]
-    step = cells[0].shape[0] + GAP_PX
-    page = np.full((_STRIP_PX + math.ceil(len(cells) / _COLUMNS) * step, _COLUMNS * step + GAP_PX, 3), 255, np.uint8)
+    step = cells[0].shape[0] + _GAP_PX
+    page = np.full((_STRIP_PX + math.ceil(len(cells) / _COLUMNS) * step, _COLUMNS * step + _GAP_PX, 3), 255, np.uint8)
     page[:_STRIP_PX] = _draw_caption(caption, page.shape[1])
     for index, cell in enumerate(cells):
-        top, left = _STRIP_PX + index // _COLUMNS * step, GAP_PX + index % _COLUMNS * step
+        top, left = _STRIP_PX + index // _COLUMNS * step, _GAP_PX + index % _COLUMNS * step
         page[top : top + len(cell), left : left + len(cell)] = cell
     return page
 
@@ -98,13 +99,21 @@ def draw_augmentations(data: "ImageDataModule", num_images: int = 8, num_draws: 
     evaluated: Any = data.evaluation_dataset("train")
     dataset: Any = data.training_dataset()
     originals, _ = evaluated.__getitems__(BatchKey(0, indices))
-    columns = [lay_out(originals, columns=1)]
+    columns = [_column(originals.numpy())]
     for epoch in range(num_draws):
         images, labels = dataset.__getitems__(BatchKey(epoch, indices))
         augmented, _ = data.augment_batch(images, labels, (epoch, 0, 0))
-        column = lay_out(restore_colors(augmented, data.preprocess.mean, data.preprocess.std), columns=1)
-        columns.append(column if epoch == 0 else column[:, :, GAP_PX:])
+        column = _column(restore_colors(augmented, data.preprocess.mean, data.preprocess.std).numpy())
+        columns.append(column if epoch == 0 else column[:, :, _GAP_PX:])
     return np.concatenate(columns, axis=2).transpose(1, 2, 0)
+
+
+def _column(images: np.ndarray) -> np.ndarray:
+    """Stack images, uint8 (N, 3, H, W), with white gaps around each; return (3, height, width)."""
+    gap = _GAP_PX
+    padded = np.pad(images, ((0, 0), (0, 0), (gap, 0), (gap, gap)), constant_values=255)
+    column = padded.transpose(1, 0, 2, 3).reshape(3, -1, padded.shape[-1])
+    return np.pad(column, ((0, 0), (0, gap), (0, 0)), constant_values=255)
 
 
 def _resize_to_cell(square: np.ndarray) -> np.ndarray:

@@ -26,7 +26,6 @@ from imago.model.classifier import Classifier
 from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_plain
 from imago.runs.run_directory import RunDirectory
 from imago.task.classification import ClassificationTask
-from imago.training.teacher import load_teacher_run, prepare_teacher
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +92,8 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier |
         "preprocess": data.preprocess.to_dict(),
     }
     if cfg.task.get("teacher"):
+        from imago.training.teacher import prepare_teacher
+
         arguments["teacher"] = prepare_teacher(cfg, teacher_run, data)
     if cfg.resume is not None and "weights" in cfg.model:
         arguments["net"]["weights"] = None  # the checkpoint holds all weights, and the file may be gone
@@ -146,7 +147,11 @@ def build_run(
         The three, and where the preprocess record comes from, for the start table.
     """
     _silence_lightning()
-    teacher_run = load_teacher_run(cfg)
+    teacher_run = None
+    if cfg.task.get("teacher"):
+        from imago.training.teacher import load_teacher_run
+
+        teacher_run = load_teacher_run(cfg)
     seed_everything(cfg.seed, verbose=False)  # for the first weights; all later randomness is counter-based
     data, preprocess_origin = build_data(cfg)
     task = build_task(cfg, data, teacher_run)

@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 
 from imago.errors import ConfigError
 from imago.instantiate import find_target, to_plain
-from imago.model.weights import read_weights
 from imago.resources import available_cores
 from imago.task.optimization import check_optimization
 
@@ -136,6 +135,8 @@ def _check_weights(cfg: DictConfig) -> None:
     if cfg.resume is None and "weights" in cfg.model and hasattr(network, "find_weights"):
         file = network.find_weights(cfg.model.get("name"), cfg.model.weights)
         if file is not None:
+            from imago.model.weights import read_weights
+
             read_weights(file)
 
 

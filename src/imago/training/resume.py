@@ -12,7 +12,6 @@ from imago.files import read_json
 from imago.inference.load import checkpoint_path
 from imago.instantiate import to_plain
 from imago.paths import quote_for_hydra
-from imago.training.teacher import resolve_teacher
 
 # Settings that may change when a run is resumed: they do not change its weights. Whether moved data is the same data is
 # checked by its fingerprint.
@@ -53,7 +52,10 @@ def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]
             cfg.model.weights = str(checkpoint_path(Path(weights)).resolve())
         except DataError as error:
             raise ConfigError(f"model.weights={error}") from error
-    resolve_teacher(cfg.task)
+    if cfg.task.get("teacher"):
+        from imago.training.teacher import resolve_teacher
+
+        resolve_teacher(cfg.task)
     return [_with_stored_path(override, cfg) for override in overrides]
 
 
