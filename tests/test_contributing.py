@@ -174,4 +174,4 @@ def test_an_experiment_with_another_optimizer_keeps_its_lr(run):
 def test_a_fraction_is_refused_for_an_integer_setting(run):
     done = run("src/train.py", "model=tiny", "model.width=1.5", EXTRA, "data=shapes")
     assert done.returncode == 2
-    assert "model.width=1.5: wants a whole number" in done.stderr
+    assert "model.width=1.5: expected a whole number" in done.stderr

@@ -90,7 +90,7 @@ def test_the_name_of_a_file_does_not_matter(tmp_path, name: str):
 def test_a_truncated_image_is_called_cut_short(tmp_path, data: bytes):
     path = tmp_path / "rose.png"
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"rose\.png is damaged: it is cut short; delete it or copy it again\.$"):
+    with pytest.raises(DataError, match=r"rose\.png is damaged: it is truncated; delete it or copy it again\.$"):
         read_image(path)
 
 

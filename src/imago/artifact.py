@@ -93,7 +93,7 @@ class OnnxClassifier:
 def pack_metadata(values: Mapping[str, Any]) -> dict[str, str]:
     """Convert metadata by the keys of this module to the texts that an ONNX file stores; add the schema.
 
-    The schema comes last, and so do the metadata in a file: a file cut off anywhere has none.
+    The schema is written last, and the metadata are at the end of the file, so a truncated file has no schema.
     """
     texts = {key: value if key == RUN_ID else json.dumps(value) for key, value in values.items()}
     return texts | {SCHEMA: json.dumps(SCHEMA_VERSION)}

@@ -5,7 +5,7 @@ Any other exception is a bug and keeps its traceback.
 
 
 class UserError(Exception):
-    """An error that a user can fix; the message has the setting or file, what it got, what it wants and the way out."""
+    """An error that a user can fix; the message names the setting or file, its value, the expected one and the fix."""
 
 
 class ConfigError(UserError):

@@ -94,7 +94,8 @@ class Preprocess:
 def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image to RGB, upright as its EXIF tag says.
 
-    Transparency is composited on white, 16-bit gray is scaled and not clipped, of an animation the first frame is read.
+    Transparency is composited on white, 16-bit gray is scaled and not clipped. Of an animation, only
+    the first frame is read.
 
     Args:
         source: a file or its bytes.
@@ -104,7 +105,7 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
         uint8 array (H, W, 3).
 
     Raises:
-        DataError: naming the file, if it is missing, empty, no image, damaged, too large or of floating point.
+        DataError: naming the file, if it is missing, empty, damaged, too large, not an image, or of floating point.
     """
     name = "the image" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else _read_bytes(source)
@@ -124,7 +125,7 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
     except UnidentifiedImageError:
         raise DataError(f"{name} {_describe_unidentified(data)}") from None
     except _DECODER_ERRORS as error:
-        fault = "it is cut short" if _is_cut_short(data, error) else str(error)
+        fault = "it is truncated" if _is_cut_short(data, error) else str(error)
         raise DataError(f"{name} is damaged: {fault}; delete it or copy it again.") from error
 
 
@@ -202,7 +203,7 @@ def _warn_of_animation(image: Image.Image, name: str) -> None:
     with contextlib.suppress(*_DECODER_ERRORS):  # looking for a second frame fails if a GIF is damaged behind the first
         if getattr(image, "is_animated", False):
             _has_warned_of_animation = True
-            log.warning("%s is an animation; of such images the first frame is used (logged once)", name)
+            log.warning("%s is an animation; only the first frame of such images is used (logged once)", name)
 
 
 def _describe_unidentified(data: bytes) -> str:

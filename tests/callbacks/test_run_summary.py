@@ -20,15 +20,25 @@ def test_a_run_that_waits_little_gets_no_advice(share: float):
         ("auto", {"random_resized_crop_scale": [0.3, 1.0]}, 8, "data.decoded_px=256 data.cache=auto"),
         (None, {}, 2, "data.num_workers=8"),
         (None, {}, 0, "data.num_workers=8"),
-        (None, {"policy": "trivialaugment"}, 0, "data.num_workers=8 or augment.policy=null (which trains otherwise)"),
+        (
+            None,
+            {"policy": "trivialaugment"},
+            0,
+            "data.num_workers=8 or augment.policy=null (changes the training)",
+        ),
         (
             None,
             {"policy": "randaugment", "rotation_degrees": 10.0, "hue": 0.1},
             8,
-            "augment.policy=null augment.rotation_degrees=0.0 (which trains otherwise)",
+            "augment.policy=null augment.rotation_degrees=0.0 (changes the training)",
         ),
-        (None, {"brightness": 0.2, "hue": 0.1}, 8, "augment.hue=0.0 augment.brightness=0.0 (which trains otherwise)"),
-        (None, {"flip_probability": 0.5}, 8, "a lower preprocess.size (which trains otherwise)"),
+        (
+            None,
+            {"brightness": 0.2, "hue": 0.1},
+            8,
+            "augment.hue=0.0 augment.brightness=0.0 (changes the training)",
+        ),
+        (None, {"flip_probability": 0.5}, 8, "a lower preprocess.size (changes the training)"),
     ],
 )
 def test_the_most_helpful_setting_comes_first(cache: str | None, augment: dict, num_workers: int, advice: str):

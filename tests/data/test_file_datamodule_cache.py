@@ -85,7 +85,7 @@ def test_kept_validation_images_equal_those_of_resize_and_crop(
 
 def test_auto_keeps_nothing_for_a_single_epoch(noise: Path):
     data = kept(noise, "auto")
-    assert data.keep_decoded(num_processes=1, num_epochs=1).endswith(": one epoch needs each image once")
+    assert data.keep_decoded(num_processes=1, num_epochs=1).endswith("(one epoch reads each image once)")
     assert not data.keeps_decoded
     assert not data.cache_dir.exists()
     assert "one epoch" not in data.keep_decoded(num_processes=1, num_epochs=1.5)
@@ -95,13 +95,13 @@ def test_auto_keeps_nothing_for_a_single_epoch(noise: Path):
 @pytest.mark.parametrize(
     ("cache", "num_epochs", "note"),
     [
-        ("none", 5, "nowhere: as typed"),
+        ("none", 5, "nowhere (data.cache=none)"),
         ("ram", 5, "in memory: 0.0 MiB, as typed"),
         ("ram", 1, "in memory: 0.0 MiB, as typed"),
         ("disk", 5, "in CACHE: 0.0 MiB, as typed"),
         ("disk", 1, "in CACHE: 0.0 MiB, as typed"),
         ("auto", 5, "in memory: 0.0 MiB of 3.0 GiB available"),
-        ("auto", 1, "nowhere: one epoch needs each image once"),
+        ("auto", 1, "nowhere (one epoch reads each image once)"),
     ],
 )
 def test_keep_decoded_returns_where_images_are_kept_and_why(
@@ -140,7 +140,7 @@ def test_the_kept_images_have_the_estimated_size(
     data.keep_decoded(1, 5)
     assert sum(file.stat().st_size for file in data.cache_dir.glob("*.pixels")) == num_bytes
     monkeypatch.setattr(image_cache, "free_disk_bytes", lambda _: num_bytes - 1)
-    with pytest.raises(ConfigError, match="data.cache=disk: the decoded images need .* data.cache=none keeps none"):
+    with pytest.raises(ConfigError, match="data.cache=disk: the decoded images need .* data.cache=none disables"):
         kept(noise, "disk", augment=augment, decoded_px=decoded_px, cache_dir=str(noise.parent / "other")).keep_decoded(
             1, 5
         )

@@ -256,7 +256,7 @@ def test_a_file_of_another_size_or_another_time_is_decoded_again_and_the_old_pix
     store = build(after, "disk", tmp_path / "kept")
     assert store.read(2).shape == (6, width, 3)
     assert (store.read(2) == (0, 0, 255)).all()
-    assert "decoding again: 1 images have changed since they were kept" in caplog.text
+    assert "decoding again: 1 images have changed since they were cached" in caplog.text
     assert len(list((tmp_path / "kept").glob("*.pixels"))) == 1
 
 

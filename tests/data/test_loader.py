@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from imago.data.loader import BatchLoader, _outlive_signals
+from imago.data.loader import BatchLoader, _ignore_foreign_signals
 from imago.errors import DataError
 
 
@@ -60,7 +60,7 @@ def test_a_loader_can_be_used_again_after_an_error(num_workers: int):
 
 def test_a_worker_whose_parent_is_killed_during_its_start_exits(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    worker = multiprocessing.get_context("fork").Process(target=lambda: (_outlive_signals(0), os._exit(3)))
+    worker = multiprocessing.get_context("fork").Process(target=lambda: (_ignore_foreign_signals(0), os._exit(3)))
     worker.start()
     worker.join(20)
     assert worker.exitcode == 0

@@ -20,11 +20,11 @@ def run_without_torch(command: Callable, *arguments: str):
         (["optimizer.lrr=1"], "optimizer.lrr=1: there is no setting 'optimizer.lrr'; did you mean optimizer.lr?"),
         (["model=simple_cn"], "model=simple_cn: there is no such option; model can be simple_cnn"),
         (["experiment=quickstat"], "experiment=quickstat: there is no such option"),
-        (["optimizer.lr=abc"], "optimizer.lr=abc: wants a number (the default is 0.002), got text"),
-        (["seed=null"], "seed=null: wants a whole number"),
-        (["trainer.max_epochs=2.5"], "trainer.max_epochs=2.5: wants a whole number"),
+        (["optimizer.lr=abc"], "optimizer.lr=abc: expected a number (default: 0.002), got text"),
+        (["seed=null"], "seed=null: expected a whole number"),
+        (["trainer.max_epochs=2.5"], "trainer.max_epochs=2.5: expected a whole number"),
         (["optimizer.lr=???"], "optimizer.lr"),
-        (["model=resnet101"], "of others type model=torchvision model.name=resnet101."),
+        (["model=resnet101"], "for other networks type model=torchvision model.name=resnet101."),
         (["model=timm"], "model.name: has no value yet; type it as model.name=VALUE."),
         (
             ["model.freeze=features.0.*"],
@@ -75,7 +75,7 @@ def test_all_mistakes_are_reported_at_once(command: Callable):
 def test_a_data_root_that_does_not_exist_names_the_setting(command: Callable, tmp_path: Path):
     done = command("src/train.py", "data.root=/no/such place", f"paths.log_dir={tmp_path}")
     assert done.returncode == 2
-    expected = "data.root=/no/such place does not exist; give the folder that contains cifar-10-batches-py."
+    expected = "data.root=/no/such place does not exist; set it to the folder that contains cifar-10-batches-py."
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in next(tmp_path.rglob("train.log")).read_text()

@@ -184,7 +184,7 @@ def test_a_finished_run_is_refused_and_an_extended_one_keeps_its_best_score(runs
     run = runs.logs / "train" / "done"
     shutil.copytree(whole[1], run, symlinks=True)
     again = runs.run(f"resume={run}", expect=2)
-    assert "has done its trainer.max_epochs=3; trainer.max_epochs=6 extends it" in again.text
+    assert "has finished its trainer.max_epochs=3; trainer.max_epochs=6 extends it" in again.text
     best = read_checkpoint(run / "checkpoints" / "best.ckpt")
     runs.run(f"resume={run}", "trainer.max_epochs=4", "optimizer.lr=0.002")
     assert summary(run)["epochs"] == 4
@@ -196,9 +196,9 @@ def test_a_finished_run_is_refused_and_an_extended_one_keeps_its_best_score(runs
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
-        ("data.batch_size=16", "data.batch_size=16 would make it another run: it has data.batch_size=32"),
-        ("trainer.precision=32-true", "trainer.precision=32-true would make it another run"),
-        ("model.dropout=0.3", "model.dropout=0.3 would make it another run: it has model.dropout=0.1"),
+        ("data.batch_size=16", "data.batch_size=16 cannot change on resume: the run has data.batch_size=32"),
+        ("trainer.precision=32-true", "trainer.precision=32-true cannot change on resume"),
+        ("model.dropout=0.3", "model.dropout=0.3 cannot change on resume: the run has model.dropout=0.1"),
         ("data=cifar10", "data._target_="),
     ],
 )

@@ -63,7 +63,7 @@ def float_tiff() -> bytes:
 
 
 JPEG, PNG = encode(NOISE, "JPEG"), encode(NOISE, "PNG")
-CUT = "is damaged: it is cut short; delete it or copy it again."
+CUT = "is damaged: it is truncated; delete it or copy it again."
 BAD = [
     pytest.param("x.jpg", JPEG[: len(JPEG) // 2], CUT, id="1-half a JPEG"),
     pytest.param("x.jpg", JPEG[:-2], CUT, id="1-JPEG without its last 2 bytes"),
@@ -143,7 +143,7 @@ def test_4_flipped_bytes_in_the_pixels_of_a_jpeg_change_its_hash(tmp_path: Path)
 
 @pytest.mark.parametrize("data", [JPEG[: len(JPEG) // 2], PNG[: len(PNG) // 2]], ids=["8-JPEG", "8-PNG"])
 def test_lost_rows_never_become_gray_or_black_ones(data: bytes):
-    with pytest.raises(DataError, match="is cut short"):
+    with pytest.raises(DataError, match="is truncated"):
         read_image(data)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
@@ -218,7 +218,7 @@ def test_of_an_animation_the_first_frame_is_loaded_with_one_log_message(
     images = load_val(root, set_up)
     np.testing.assert_array_equal(images.permute(0, 2, 3, 1), np.broadcast_to(RED, (2, 16, 16, 3)))
     assert [text for text in caplog.messages if "animation" in text] == [
-        f"{root}/val/bee/1.{kind} is an animation; of such images the first frame is used (logged once)"
+        f"{root}/val/bee/1.{kind} is an animation; only the first frame of such images is used (logged once)"
     ]
 
 

@@ -256,12 +256,12 @@ def test_an_exported_file_is_evaluated_like_its_checkpoint_or_on_typed_data(
         ),
         (["run=README.md", "accelerator=tpu"], "accelerator=tpu is not one of auto, cpu, gpu"),
         (["run=README.md", "batch_size=0"], "batch_size=0 must be 1 or more"),
-        (["run=README.md", "batch_size=a"], "batch_size=a: wants a whole number or null"),
+        (["run=README.md", "batch_size=a"], "batch_size=a: expected a whole number or null"),
         (["run=README.md", "output=README.md"], "output=README.md is a file; type a directory"),
         (["run=README.md", "data=shape"], "data=shape: there is no such option; data can be shapes"),
         (["run=README.md"], "run=README.md is not in a run directory that names its data"),
         (["run=README.md", "data=shapes", "data._target_=os.system"], "data._target_=os.system is not allowed"),
-        (["run=README.md", "model=resnet18"], "this command leaves no choice of 'model'"),
+        (["run=README.md", "model=resnet18"], "this command has no options for 'model'"),
     ],
 )
 def test_a_mistake_is_one_line_without_loading_torch(command: Callable, arguments: list[str], text: str):

@@ -248,7 +248,7 @@ def test_a_list_a_threshold_and_overlays_from_the_command_line(run: Path, predic
     assert "gone.png cannot be read: No such file or directory" in done.stderr
     assert done.stderr.splitlines()[-1] == "error: 1 of 4 images could not be read; the others are done"
     assert "no answer for 3 of them: their best class is less probable than threshold=1.0" in done.stdout
-    assert "(not sure)" in done.stdout
+    assert "(below threshold)" in done.stdout
     assert [(row["file"], row["answer"]) for row in rows(tmp_path / "out.csv")] == [(str(file), "") for file in files]
     saved = json.loads((tmp_path / "out.json").read_text())
     temperature = json.loads((run / "checkpoints" / "calibration.json").read_text())["best.ckpt"]

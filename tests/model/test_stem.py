@@ -50,5 +50,5 @@ def test_a_size_that_does_not_fit_is_refused_with_the_reason_and_a_size_that_doe
 
 @pytest.mark.parametrize("net", [MeanColorNet(), nn.Flatten(), nn.Conv2d(3, 5, 3)])
 def test_a_network_without_logits_for_the_classes_is_refused(net: nn.Module):
-    with pytest.raises(ConfigError, match=r"model\.name=net is no classifier: it returns no logits for 5 classes"):
+    with pytest.raises(ConfigError, match=r"model\.name=net is not a classifier: its output is not 5 logits"):
         check_image_size(net, "net", 8, fitting_size=8, num_classes=5)

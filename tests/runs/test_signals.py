@@ -11,7 +11,7 @@ from warm_python import is_alive
 
 from imago.errors import Stopped
 from imago.runs import signals as signals_module
-from imago.runs.signals import Signals, exit_with_main_process, stopped_by
+from imago.runs.signals import Signals, stopped_by, watch_main_process
 
 NUMBERS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP]
 
@@ -129,10 +129,10 @@ def test_a_process_that_waits_for_forked_ranks_passes_the_signal_on_and_waits():
 
 MAIN = """
 import os, subprocess, sys, time
-from imago.runs.signals import exit_with_main_process
-exit_with_main_process()
+from imago.runs.signals import watch_main_process
+watch_main_process()
 code = "import time; from imago.runs import signals; signals._GRACE_S = 0.1; "
-code += "signals.exit_with_main_process(); time.sleep(60)"
+code += "signals.watch_main_process(); time.sleep(60)"
 child = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"LOCAL_RANK": "1"})
 print(child.pid, flush=True)
 time.sleep(60)
@@ -158,5 +158,5 @@ def test_a_rank_ends_when_the_process_that_started_it_is_killed():
 def test_a_rank_that_another_launcher_started_is_not_watched(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(signals_module._MAIN_PID, raising=False)
     monkeypatch.setenv("RANK", "1")
-    exit_with_main_process()
+    watch_main_process()
     assert signals_module._MAIN_PID not in os.environ

@@ -29,7 +29,7 @@ def test_only_images_that_exactly_one_got_right_count():
     assert found.difference == pytest.approx(-2 / 6)
     assert found.p_value == pytest.approx(0.625)  # 2 * (1 + 4) / 16
     assert found.p_text == "p = 0.62"
-    assert "No difference shown" in found.verdict
+    assert "No significant difference" in found.verdict
 
 
 def test_the_verdict_names_the_better_one():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 _NEW_SHARE = 0.1  # of the newest loss in the moving average
-_SAFETY = 10.0  # training is at the edge where the loss is lowest (Howard and Gugger 2020, chapter 5)
+_SAFETY = 10.0  # at the lowest loss training is nearly unstable (Howard and Gugger 2020, chapter 5)
 _MIN_DECREASE = 0.02  # of the first loss; less is noise
 
 

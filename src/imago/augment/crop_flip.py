@@ -12,7 +12,7 @@ from imago.seeding import random_integers
 
 # The last part of a key: a new augmentation does not change the draws of another. `resized_crop` has 4.
 _TOP, _LEFT, _FLIP, _VERTICAL_FLIP = 1, 2, 3, 5
-_CERTAIN = 2**31  # a draw below probability * _CERTAIN is a yes
+_PROBABILITY_SCALE = 2**31  # a draw below probability * _PROBABILITY_SCALE is a yes
 _SMALL_BYTES = 2**14  # up to this size the chosen images are flipped at once, larger ones one by one
 
 # Seed, epoch and sample indices int64 (B,); the epoch is one number, or int64 (B,) where an epoch repeats a sample.
@@ -32,14 +32,14 @@ class Draws:
 def draw(augment: Augment, seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> Draws:
     """Draw crop offsets and flips for the samples `indices`, shape (B,)."""
     offsets, key = 2 * augment.crop_padding_px + 1, (seed, epoch, indices)
-    # One call for all three: in a small batch the number of calls is what costs.
-    spans, purposes = np.array([[offsets], [offsets], [_CERTAIN]]), np.array([[_TOP], [_LEFT], [_FLIP]])
+    # One call for all three: in a small batch the overhead of the calls dominates.
+    spans, purposes = np.array([[offsets], [offsets], [_PROBABILITY_SCALE]]), np.array([[_TOP], [_LEFT], [_FLIP]])
     top, left, chance = random_integers(0, spans, *key, purposes)
     vertical_flip = None
     if augment.vertical_flip_probability:
-        chance_vertical = random_integers(0, _CERTAIN, *key, _VERTICAL_FLIP)
-        vertical_flip = chance_vertical < round(augment.vertical_flip_probability * _CERTAIN)
-    return Draws(top, left, chance < round(augment.flip_probability * _CERTAIN), vertical_flip)
+        chance_vertical = random_integers(0, _PROBABILITY_SCALE, *key, _VERTICAL_FLIP)
+        vertical_flip = chance_vertical < round(augment.vertical_flip_probability * _PROBABILITY_SCALE)
+    return Draws(top, left, chance < round(augment.flip_probability * _PROBABILITY_SCALE), vertical_flip)
 
 
 def pad(images: np.ndarray, padding_px: int) -> np.ndarray:

@@ -15,7 +15,7 @@ _ATTEMPTS = 10  # as torchvision's RandomErasing, which then leaves the image un
 
 
 def erase(images: Tensor, boxes: np.ndarray) -> Tensor:
-    """Return a copy of images (N, 3, H, W) that is 0 inside the boxes; a box may reach over the image's edges."""
+    """Return a copy of images (N, 3, H, W) that is 0 inside the boxes; a box may extend beyond the image."""
     return images.clone().masked_fill_(box_mask(images, boxes), 0.0)  # the clone keeps channels_last order
 
 

@@ -11,12 +11,13 @@ from imago.callbacks.time_limit import is_time_up
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Save `last.ckpt` after every epoch and, within a long one, before a batch that begins an optimizer step.
+    """Save `last.ckpt` after every epoch and, within a long one, between two optimizer steps.
 
     Only from these states does Lightning resume to the weights of an uninterrupted run. Therefore an exception saves
     nothing, and a signal is saved at the next such point, see `StopOnSignal`.
 
-    This is a separate callback because `save_last` of a monitoring one moves only when the best does.
+    This is a separate callback because `save_last` of a `ModelCheckpoint` with `monitor` writes only when the best
+    score improves.
 
     Args:
         dirpath: directory of the file.

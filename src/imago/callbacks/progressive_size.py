@@ -1,4 +1,4 @@
-"""Train on smaller images in early epochs, which need fewer details: 20 px cost two fifths of the time of 32 px."""
+"""Train on smaller images in early epochs: a step at 20 px takes 40 % of the time of a step at 32 px."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -136,8 +136,8 @@ def data_wait_advice(share: float, cache: str | None, augment: Augment, num_work
     if num_workers < num_cores:
         changes.append(f"data.num_workers={num_cores}")
     if lighter := _turn_off(augment, _PER_IMAGE) or _turn_off(augment, _COLORS):
-        changes.append(f"{lighter} (which trains otherwise)")
-    return " or ".join(changes) or "a lower preprocess.size (which trains otherwise)"
+        changes.append(f"{lighter} (changes the training)")
+    return " or ".join(changes) or "a lower preprocess.size (changes the training)"
 
 
 def _turn_off(augment: Augment, names: tuple[str, ...]) -> str:

@@ -1,6 +1,7 @@
 """Run a command: compose the config, check it, call the command's function and turn exceptions into exit codes.
 
-Exit codes: 0 success, 1 a bug (with its traceback), 2 an error of the user (one line on stderr), 130 Ctrl-C.
+Exit codes: 0 success; 1 a bug (with its traceback), or images or findings that need attention (predict.py, check.py);
+2 an error of the user (one line on stderr); 130 Ctrl-C; 143 another stop signal.
 Neither torch nor Lightning is imported before the config is checked, so that a typo is reported within a second.
 """
 
@@ -133,7 +134,7 @@ def _check_ranks() -> None:
         if name in os.environ and "WORLD_SIZE" not in os.environ:
             raise ConfigError(
                 f"{name}={os.environ[name]} is set in the environment, but WORLD_SIZE is not: this process would wait "
-                f"for others that never come. Unset {name}, or start with torchrun."
+                f"for ranks that are not started. Unset {name}, or start with torchrun."
             )
     # SLURM sets the number of tasks for its batch script, too, but a step only for what srun starts.
     num_tasks = os.environ.get("SLURM_NTASKS", "1") if "SLURM_STEP_ID" in os.environ else "1"

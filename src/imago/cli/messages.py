@@ -60,14 +60,18 @@ def _explain_unparsable(override: str, loader: "ConfigLoaderImpl") -> str:
 
 
 def _explain_option(group: str, option: str, options: Iterable[str]) -> str:
-    more = f"; of others type model=torchvision model.name={option}" if group == "model" and "timm" in options else ""
+    more = (
+        f"; for other networks type model=torchvision model.name={option}"
+        if group == "model" and "timm" in options
+        else ""
+    )
     nearest_first = sorted(options, key=lambda other: -_similarity(option, other))
     return f"{group}={option}: there is no such option; {group} can be {', '.join(nearest_first)}{more}."
 
 
 def _explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", config_name: str) -> str:
     if loader.get_group_options(key):
-        return f"{_argument(key, argv)}: this command leaves no choice of {key!r}."
+        return f"{_argument(key, argv)}: this command has no options for {key!r}."
 
     def score(known: str) -> float:  # `batchsize` is near to `data.batch_size`
         last_parts = (name.rpartition(".")[2] for name in (key, known))

@@ -168,9 +168,9 @@ def _type_problems(key: str, default: Any, value: Any) -> Iterator[str]:
     if allowed == (NULL,):
         return  # a null of the user's own config: any type may be meant
     if type(value) not in allowed and not (type(value) is int and float in allowed):
-        wants = " or ".join(_TYPE_WORDS[kind] for kind in allowed)
+        expected = " or ".join(_TYPE_WORDS[kind] for kind in allowed)
         got = _as_typed(value) if isinstance(value, bool) else _TYPE_WORDS[type(value)]
-        yield f"{key}={_as_typed(value)}: wants {wants} (the default is {_as_typed(default)}), got {got}."
+        yield f"{key}={_as_typed(value)}: expected {expected} (default: {_as_typed(default)}), got {got}."
     elif isinstance(value, list) and isinstance(default, list) and default:
         for index, item in enumerate(value):
             yield from _type_problems(f"{key}[{index}]", default[min(index, len(default) - 1)], item)

@@ -21,7 +21,7 @@ from imago.images import Preprocess
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NUM_TRAIN, NUM_IMAGES = 50_000, 60_000
 FOLDER = "cifar-10-batches-py"
-# Of the files whose md5 torchvision has. The files are pickles, so no file is opened before this check.
+# SHA-256 of the files that torchvision verifies by MD5. The files are pickles, so no file is opened before this check.
 SHA256 = {
     "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
     "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",

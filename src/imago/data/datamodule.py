@@ -40,7 +40,7 @@ class ImageDataModule(LightningDataModule):
         num_workers: processes that prepare batches; None chooses by dataset and machine. Batches do not depend on it.
         augment: arguments of `Augment`, for training only.
         seed: determines the order of the samples and their augmentation.
-        sampler: "shuffle" shows every training image once per epoch, "balanced" every class equally often.
+        sampler: "shuffle" uses every training image once per epoch, "balanced" samples the classes equally often.
         split: arguments of `SplitPlan`.
 
     Attributes:

@@ -117,7 +117,7 @@ def _load_results(file: Path) -> dict[str, _Result]:
 
 def _save_results(file: Path, results: dict[str, _Result]) -> None:
     """Write results atomically; a failure is logged, since the results are still in memory."""
-    # A last, empty name distinguishes no file from one.
+    # An empty last entry distinguishes an empty list from a list with one empty name.
     texts = {"names": [*results, ""], "errors": [*(result.error for result in results.values()), ""]}
     arrays = {column: np.frombuffer(encode_names(text), np.uint8) for column, text in texts.items()}
     for column in ("num_bytes", "mtime_ns"):

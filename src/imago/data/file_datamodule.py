@@ -141,15 +141,15 @@ class FileDataModule(ImageDataModule):
         """
         self._warn_about_decoded_px()
         if self.cache == "none":
-            return "nowhere: as typed"
+            return "nowhere (data.cache=none)"
         if self.cache == "auto" and num_epochs <= 1:
-            return "nowhere: one epoch needs each image once"
+            return "nowhere (one epoch reads each image once)"
         parts = {"train": self._preparation(self.augment), "val": self._preparation(None)}
         files: dict[str, Any] = {split: getattr(self.splits, split) for split in parts}
         sizes = {split: estimate_bytes(files[split], part.sides) for split, part in parts.items()}
         existing = [split for split, part in parts.items() if open_store(files[split], self.cache_dir, part.key)]
         existing_bytes = sum(sizes[split] for split in existing)
-        # Ranks that were here before this one already use their share of the memory.
+        # The copies of the earlier ranks are already in memory.
         num_to_come = num_processes - int(os.environ.get("LOCAL_RANK", "0"))
         where, reason = choose_store(self.cache, sum(sizes.values()), self.cache_dir, num_to_come, existing_bytes)
         if where == "none":
@@ -180,7 +180,7 @@ class FileDataModule(ImageDataModule):
             log.warning(text, self.decoded_px, self.preprocess.size)
 
     def _preparation(self, augment: Augment | None) -> _Preparation:
-        """Return what is done to a decoded image before it is augmented, or shown in validation and test."""
+        """Return what is done to a decoded image before it is augmented, or used in validation and test."""
         if augment is not None and augment.random_resized_crop_scale is not None:
             return _Preparation(
                 partial(limit_shorter_side, most_px=self.decoded_px),

@@ -65,7 +65,9 @@ def choose_store(
     available = {"ram": available_memory_bytes() if hasattr(os, "memfd_create") else 0, "disk": free_disk_bytes(folder)}
     if mode != "auto":
         if needed[mode] > available[mode]:
-            name, way_out = ("memory", "disk keeps them on disk") if mode == "ram" else (folder, "none keeps none")
+            name, way_out = (
+                ("memory", "disk keeps them on disk") if mode == "ram" else (folder, "none disables the cache")
+            )
             raise ConfigError(
                 f"data.cache={mode}: the decoded images need {_format_bytes(needed[mode])}, and {name} has "
                 f"{_format_bytes(available[mode])} available; data.cache={way_out}, {_SMALLER}."
@@ -272,10 +274,10 @@ def _delete_outdated(files: LabeledFiles, folder: Path, key: Mapping[str, Any]) 
             log.info("decoding again: %s is damaged", index_file)
         else:
             if is_changed and not any(is_changed) and old_key != _key_text(key):
-                log.info("decoding: the kept images were prepared in another way (%s)", old_key)
+                log.info("decoding: the cached images were made with other settings (%s)", old_key)
             if not any(is_changed):
                 continue
-            log.info("decoding again: %s images have changed since they were kept", f"{sum(is_changed):,}")
+            log.info("decoding again: %s images have changed since they were cached", f"{sum(is_changed):,}")
         for suffix in (".npz", ".pixels"):  # the index first: without it, no process opens the pixels
             index_file.with_suffix(suffix).unlink(missing_ok=True)
 

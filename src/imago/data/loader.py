@@ -17,7 +17,7 @@ WORKER_TIMEOUT_S = 300  # a hanging worker ends the run with an error
 
 
 class BatchLoader(DataLoader):
-    """Load the batches that the dataset returns, and raise a `DataError` that it returns instead of one.
+    """Load the batches that the dataset returns, and raise the `DataError` if the dataset returned one.
 
     Args:
         dataset: its `__getitems__` takes a batch key from the sampler and returns a whole batch or a `DataError`.
@@ -35,7 +35,7 @@ class BatchLoader(DataLoader):
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             timeout=WORKER_TIMEOUT_S if num_workers else 0,
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=_ignore_foreign_signals,
         )
         if num_workers:  # not by `atexit`, which does not run in a forked or spawned rank
             Finalize(None, _kill_stuck_workers, exitpriority=100)
@@ -54,7 +54,7 @@ class BatchLoader(DataLoader):
 
 
 def _share(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Tensor, Tensor] | DataError:
-    """Move the batch of a worker to shared memory, so that too little of it raises in the main process.
+    """Move the batch of a worker to shared memory, so that a lack of shared memory raises in the main process.
 
     Otherwise torch moves it in a thread of the worker; if that fails, the main process waits until its timeout.
     """
@@ -64,7 +64,7 @@ def _share(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Tensor, Tensor] | 
     return batch
 
 
-def _outlive_signals(worker: int) -> None:
+def _ignore_foreign_signals(worker: int) -> None:
     """Ignore signals that do not come from the main process, whose current step may need more batches.
 
     A terminal, `timeout`, SLURM and service managers signal all processes of a job at once. SIGTERM is also how

@@ -8,7 +8,7 @@ import numpy as np
 
 from imago.seeding import random_permutation
 
-_REPEAT_SHIFT = 32  # a repetition within an epoch is keyed as an epoch number that no run reaches
+_REPEAT_SHIFT = 32  # offset to the epoch in the key of a repeated sample, above any epoch of a run
 
 
 class BatchKey(NamedTuple):
@@ -27,7 +27,7 @@ class BatchKey(NamedTuple):
 class TrainSampler:
     """Yield shuffled batches of one epoch, independent of the number of workers and of interruptions.
 
-    The last incomplete batch of an epoch is dropped (other samples in each epoch), so every step has the same batch
+    The last incomplete batch of an epoch is dropped, different samples in each epoch, so every step has the same batch
     size. A dataset smaller than one batch is one batch.
 
     Args:

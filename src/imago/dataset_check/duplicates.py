@@ -1,7 +1,7 @@
 """Find duplicate images: the same bytes, or the same scene scaled, recolored, cropped a little or compressed.
 
 Near duplicates are found by the correlation of their thumbnails, after mean and linear trend are removed from each
-channel, which leaves nothing of a sky or an evenly lit wall. On CIFAR-10, 174 test images have a near duplicate among
+channel, so that a sky or an evenly lit wall has no features. On CIFAR-10, 174 test images have a near duplicate among
 the training images; 173 of them were inspected, and 3 are only similar. Barz and Denzler (Do We Train on Test Data?,
 J. Imaging 6(6):41, 2020) list 248, found by the features of a network. 110 images are in both lists; most of the others
 in theirs are cropped or shifted by more than a thumbnail shows, and most of the others in ours are recolored copies.

@@ -61,7 +61,7 @@ def _duplicates(checked: CheckedSet) -> Iterator[Finding]:
     for split, into in (("test", "train"), ("test", "val"), ("val", "train")):
         if num_leaked := len(checked.leaked(split, into)):
             total = checked.counts[:, checked.split_names.index(split)].sum()
-            text = f"{num_leaked:,} of {total:,} {split} images are also in {into}, the same or nearly"
+            text = f"{num_leaked:,} of {total:,} {split} images have an exact or near duplicate in {into}"
             way_out = "data.split_file with split_without_leaks.csv leaves the duplicates out"
             if not checked.can_leave_leaks_out:
                 way_out = "without all of them a class would have no training image left"
@@ -69,11 +69,11 @@ def _duplicates(checked: CheckedSet) -> Iterator[Finding]:
     if checked.conflicts:
         classes = [checked.class_names[label] for label in np.unique(checked.labels[checked.conflicts[0]])]
         example = " and ".join(map(repr, classes[:3]))
-        text = f"{len(checked.conflicts):,} x duplicates, the same or nearly, in different classes, e.g. in {example}"
+        text = f"{len(checked.conflicts):,} x exact or near duplicates in different classes, e.g. in {example}"
         way_out = "see duplicates.csv; keep the one in the right class"
         yield Finding("label conflicts", text, way_out, is_serious=True)
     if len(checked.repeats):
-        text = f"{len(checked.repeats):,} images repeat another one of their class and split, the same or nearly"
+        text = f"{len(checked.repeats):,} images are exact or near duplicates of another one of their class and split"
         yield Finding("repeats", text, "see duplicates.csv; harmless, but in test they count more than once")
 
 

@@ -213,12 +213,12 @@ def checkpoint_path(path: Path, name: str = "best") -> Path:
 
 
 def check_settings(problems: Mapping[str, bool]) -> None:
-    """Raise one ConfigError with a line for each problem that is there.
+    """Raise one ConfigError with one line for each problem that exists.
 
     Args:
-        problems: message, and whether the problem is there.
+        problems: message, and whether the problem exists.
     """
-    found = [message for message, is_there in problems.items() if is_there]
+    found = [message for message, exists in problems.items() if exists]
     if found:
         raise ConfigError("\n".join(found))
 

@@ -11,7 +11,7 @@ from imago.text import display_width, padded, printable
 
 _MAX_LISTED = 20  # images that fit on a screen; the files have all of them
 _MAX_NAME_CHARS = 60  # of an image on the screen
-_NO_ANSWER = "(not sure)"
+_NO_ANSWER = "(below threshold)"
 
 
 @dataclass(frozen=True)

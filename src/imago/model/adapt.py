@@ -1,4 +1,4 @@
-"""Fit a network to the data: gray images, pretrained weights, and which parameters train."""
+"""Fit a network to the data: gray images, pretrained weights, and which parameters are trained."""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ from imago.download import is_reachable
 from imago.errors import ConfigError, DataError
 
 REACH_TIMEOUT_S = 3.0  # with some 5 s for the imports before it, being offline is reported within 10 s
-STALL_TIMEOUT_S = 30.0  # torch.hub itself waits for ever for a server that has stopped sending
+STALL_TIMEOUT_S = 30.0  # torch.hub itself has no timeout for a server that has stopped sending
 _WAYS_OUT = "copy the file there, or type model.weights=FILE.pth, or model.weights=null to train from scratch."
 
 

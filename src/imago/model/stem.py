@@ -104,7 +104,7 @@ def check_image_size(network: nn.Module, name: str, image_size: int, fitting_siz
             f"preprocess.size={fitting_size}."
         ) from error
     if getattr(logits, "shape", None) != (1, num_classes):
-        raise ConfigError(f"model.name={name} is no classifier: it returns no logits for {num_classes} classes.")
+        raise ConfigError(f"model.name={name} is not a classifier: its output is not {num_classes} logits per image.")
 
 
 def _stem_name(network: nn.Module) -> str | None:

@@ -113,9 +113,9 @@ def _find_entry(name: str, weights: str | None) -> Any | None:
         return timm.get_pretrained_cfg(name)
     if weights in tags:
         return timm.get_pretrained_cfg(f"{architecture}.{weights}")
-    known = ", ".join(["default", *tags]) if tags else "of no kind"
+    known = ", ".join(["default", *tags]) if tags else "none"
     wrong = f"model.name={name}" if tag and weights == "default" else f"model.weights={weights}"
-    raise ConfigError(f"{wrong}: for {architecture} timm has weights {known}; null or a file will do.")
+    raise ConfigError(f"{wrong}: for {architecture} the weights in timm are {known}; use one of them, null or a file.")
 
 
 def _download_from_hub(entry: Any) -> Path:

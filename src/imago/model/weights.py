@@ -71,7 +71,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         content = {key: value for key, value in content.items() if key.startswith("net.")}
     for key, value in content.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise DataError(f"model.weights: {file} has values in {key} that are not finite; take other weights.")
+            raise DataError(f"model.weights: {file} has values in {key} that are not finite; use other weights.")
     prefix = next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in content)), "")
     return {_OLD_DENSENET.sub(r"\1\2.", key.removeprefix(prefix)): value for key, value in content.items()}
 

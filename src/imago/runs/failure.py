@@ -17,7 +17,7 @@ from typing import Any
 from imago.errors import DataError, Stopped, StorageError, UserError
 from imago.runs.signals import stopped_by
 
-# What the other ranks raise when one has ended: never the reason itself.
+# Lost-connection errors of the other ranks when one has ended; they are not the cause.
 _LOST_CONNECTION = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|TCPStore", re.I)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # A rank that is asked to stop before it has installed its handlers is killed by one of these: no failure.

@@ -19,7 +19,7 @@ from imago.files import read_json
 _MARKERS = frozenset({"summary.json", "provenance.json"})
 _SUBDIRECTORIES = frozenset({"checkpoints", "tensorboard", "eval", "export", "predictions", "figures"})
 
-# Settings that do not change a result. The dot ends a name.
+# Settings that do not change a result. The trailing dot matches whole keys only.
 _WITHOUT_EFFECT = (
     *("paths.", "logger.", "run_name.", "resume."),
     *("callbacks.progress.", "callbacks.speed.", "callbacks.image_grid."),
@@ -208,7 +208,7 @@ def _read_summary(folder: Path) -> dict[str, Any]:
     if not isinstance(status, str):
         raise ValueError("it has no status")
     if started is not None and not isinstance(started, str):
-        raise ValueError("its start is no time")
+        raise ValueError("its start is not a string")
     if status == "running" and _has_died(folder, summary.get("pid")):
         status, reason = "died", "it was killed, or its machine stopped"
     numbers = {

@@ -19,7 +19,7 @@ from imago.files import make_writable, read_json, remove_partial_files, write_js
 from imago.runs.failure import clear_failures, exit_status, first_failure, write_failure, write_killed_ranks
 from imago.runs.lock import lock_directory
 from imago.runs.provenance import collect
-from imago.runs.signals import Signals, exit_with_main_process, is_main_process
+from imago.runs.signals import Signals, is_main_process, watch_main_process
 
 _log = logging.getLogger("imago")
 
@@ -61,7 +61,7 @@ class RunDirectory:
             ConfigError: if another process uses the directory.
             DataError: if the directory cannot be written.
         """
-        exit_with_main_process()
+        watch_main_process()
         with ExitStack() as stack:
             if self.is_main_process:
                 make_writable(self.path, "paths.log_dir=DIR")
@@ -99,7 +99,7 @@ class RunDirectory:
             raise end.error from None
 
     def update(self, **entries: Any) -> None:
-        """Add entries to `summary.json`; the status of a run with a failed rank does not stay "running"."""
+        """Add entries to `summary.json`; set the status to failed if a rank has failed."""
         self.summary |= entries
         if self.is_main_process:
             with _SUMMARY_LOCK:

@@ -13,7 +13,7 @@ from typing import Any
 from imago.errors import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-# A terminal, torchrun and a sweep all pass a signal on: within this time a second one counts as the same one.
+# A terminal, torchrun and a sweep all forward a signal: repetitions within this time are ignored.
 _SAME_SIGNAL_S = 10.0
 _MAIN_PID = "IMAGO_MAIN_PID"  # environment variable for the ranks that Lightning starts as commands
 _GRACE_S = 5.0  # a rank notices and records a lost connection sooner than that
@@ -27,8 +27,8 @@ def is_main_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
-def exit_with_main_process() -> None:
-    """End this rank when the process that started it has ended; to be called at the start of both.
+def watch_main_process() -> None:
+    """Start a thread that ends this rank when the main process has ended; called at the start of both.
 
     A rank that has not yet connected would wait for rank 0 for half an hour.
     """
@@ -47,7 +47,7 @@ def _exit_after(parent_pid: int) -> None:
 
 
 class Signals:
-    """The signal that this process received, and whether it acts at once.
+    """Handle stop signals: raise at once, or defer to the next optimizer step.
 
     Attributes:
         received: number of the first signal; None before.

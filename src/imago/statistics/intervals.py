@@ -54,7 +54,7 @@ def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_D
     Args:
         confusion: counts (K, K) of N images, true classes in rows; N at least 1.
         seed: of the draws.
-        num_draws: more draws only make the ends steadier.
+        num_draws: number of bootstrap samples.
 
     Source: Efron and Tibshirani 1993, chapter 13.
     """
@@ -80,7 +80,7 @@ def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_D
 def ece_interval(confidence: np.ndarray, is_right: np.ndarray, seed: int = 0, num_draws: int = NUM_DRAWS) -> Interval:
     """Return an interval that contains the expected calibration error in at least about 95 % of cases.
 
-    The error of a sample is larger than that of all images, because chance opens a gap in every bin. The lower end is
+    The error of a sample is larger than that of all images, because noise widens the gap of every bin. The lower end is
     therefore reduced by the amount that chance moves all gaps together, and may be 0; the upper end is that of the
     draws.
 
@@ -88,7 +88,7 @@ def ece_interval(confidence: np.ndarray, is_right: np.ndarray, seed: int = 0, nu
         confidence: probability of the predicted class, (N,), N at least 1.
         is_right: whether the predicted class is the true one, bool (N,).
         seed: of the draws.
-        num_draws: more draws only make the ends steadier.
+        num_draws: number of bootstrap samples.
 
     Source: our own, from the triangle inequality; compared with simulations in the tests.
     """

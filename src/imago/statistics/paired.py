@@ -37,9 +37,9 @@ class Paired:
     def verdict(self) -> str:
         """The comparison in one sentence."""
         if self.p_value >= 0.05:
-            return "No difference shown: chance alone often produces such counts (p ≥ 0.05)."
+            return "No significant difference on these images (p ≥ 0.05)."
         better = "b" if self.difference > 0 else "a"
-        return f"{better} is better on these images, by more than chance explains (p < 0.05)."
+        return f"{better} is significantly better on these images (p < 0.05)."
 
 
 def compare_paired(right_a: np.ndarray, right_b: np.ndarray, seed: int = 0) -> Paired:

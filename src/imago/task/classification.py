@@ -158,7 +158,7 @@ class ClassificationTask(LightningModule):
     def _scale_can_fall(self) -> bool:
         """Return whether an infinite loss is an fp16 overflow: the scaler skips such a step and halves its scale.
 
-        It is none if the weights are not finite, or if the scale is already below 1.
+        It is not an overflow if the weights are not finite, or if the scale is already below 1.
         """
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is None or scaler.get_scale() < 1.0:

@@ -141,7 +141,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory) -> T
 def build_run(
     cfg: DictConfig, precision: str, directory: RunDirectory
 ) -> tuple[ImageDataModule, ClassificationTask, Trainer, str]:
-    """Build data module, task and Trainer, in the order that decides the first weights.
+    """Build data module, task and Trainer, in the order that determines the initial weights.
 
     Returns:
         The three, and where the preprocess record comes from, for the start table.
@@ -181,7 +181,7 @@ def final_checkpoint(run_dir: Path) -> str | None:
 
 
 def _weights_preprocess(cfg: DictConfig) -> Mapping[str, Any] | None:
-    """Return the record that the pretrained weights need; None if the network's class cannot say."""
+    """Return the record that the pretrained weights need; None if the class does not define it."""
     read_record = getattr(find_target(cfg.model._target_), "weights_preprocess", None)
     weights = cfg.model.get("weights")
     if cfg.resume is not None and str(weights).endswith(".ckpt"):
@@ -190,7 +190,7 @@ def _weights_preprocess(cfg: DictConfig) -> Mapping[str, Any] | None:
 
 
 def _silence_lightning() -> None:
-    """Hide notices of Lightning that say nothing about this run; warnings about it stay."""
+    """Hide messages of Lightning that do not concern this run."""
     for text in (
         ".*does not have many workers.*",  # images in memory are read fastest without workers
         ".*smaller than the logging interval.*",  # epoch values are logged all the same

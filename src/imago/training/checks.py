@@ -174,7 +174,7 @@ def _tune_problems(cfg: DictConfig) -> Iterator[str]:
     if cfg.tune != "lr":
         yield f"tune={cfg.tune} is not one of lr."
     if cfg.resume is not None:
-        yield f"tune={cfg.tune} starts from the first weights and cannot resume; leave resume= out."
+        yield f"tune={cfg.tune} starts from the initial weights and cannot resume; leave resume= out."
     if str(cfg.trainer.devices) != "1":
         yield f"tune={cfg.tune} runs in one process; type trainer.devices=1."
 

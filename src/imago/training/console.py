@@ -75,7 +75,7 @@ def end_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
                 "in class order"
             )
     if "images_per_s" in summary:
-        advice = f"; less with {summary['data_wait_advice']}" if "data_wait_advice" in summary else ""
+        advice = f"; to reduce it: {summary['data_wait_advice']}" if "data_wait_advice" in summary else ""
         lines.append(
             f"{summary['images_per_s']:,.0f} images/s, {summary['data_wait_share']:.0%} of the training time spent "
             f"waiting for data{advice}"

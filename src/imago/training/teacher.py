@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def resolve_teacher(task: DictConfig) -> None:
-    """Make the teacher's path in the settings absolute and resolved: `logs/latest` will soon be the student.
+    """Make the teacher's path in the settings absolute and resolved: `logs/latest` will be linked to the student.
 
     Raises:
         ConfigError: if the run does not exist, or if `task.teacher.weights` is a run.

@@ -21,7 +21,7 @@ def train(cfg: DictConfig) -> float:
     Torch is imported only after the settings and the run directory are checked, so that a mistake is reported at once.
 
     Returns:
-        The best validation accuracy, in [0, 1], which a sweep maximizes. The test split decides nothing.
+        The best validation accuracy, in [0, 1], which a sweep maximizes. The test split is not used for selection.
 
     Raises:
         UserError: if a setting, a file or the machine does not allow the run.
