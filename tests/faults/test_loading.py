@@ -35,7 +35,7 @@ ENTRIES = ("hyper_parameters", "state_dict", "callbacks")
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_a_pickled_call_is_never_made(tmp_path: Path, payload: str, entry: str):
     target, file = tmp_path / "ran", tmp_path / "last.ckpt"
-    state = {"imago": {"schema": 1}, "state_dict": {}, "hyper_parameters": {}} | {
+    state = {"imago": {"schema": 2}, "state_dict": {}, "hyper_parameters": {}} | {
         entry: {"x": PAYLOADS[payload](target)}
     }
     torch.save(state, file)
@@ -68,7 +68,7 @@ def test_a_target_of_a_checkpoint_outside_the_list_is_refused(tmp_path: Path, ne
         key: value.replace("TARGET", str(target)) if isinstance(value, str) else value for key, value in net.items()
     }
     write_checkpoint(
-        {"imago": {"schema": 1}, "state_dict": {}, "hyper_parameters": settings(typed)}, tmp_path / "x.ckpt"
+        {"imago": {"schema": 2}, "state_dict": {}, "hyper_parameters": settings(typed)}, tmp_path / "x.ckpt"
     )
     with pytest.raises(UserError):
         load_classifier(tmp_path / "x.ckpt")
@@ -82,7 +82,7 @@ def test_the_instantiator_of_lightning_is_not_called(tmp_path: Path):
         "_instantiator": "os.system",
         "command": f"touch {target}",
     }
-    write_checkpoint({"imago": {"schema": 1}, "state_dict": {}, "hyper_parameters": hyper}, file)
+    write_checkpoint({"imago": {"schema": 2}, "state_dict": {}, "hyper_parameters": hyper}, file)
     with pytest.raises(UserError):
         load_classifier(file)  # the weights are missing; what matters is what was not called
     assert not target.exists()

@@ -22,7 +22,7 @@ from imago.inference.load import (
 from imago.runs.checkpoint import write_checkpoint
 
 SAVED: dict[str, Any] = {
-    "imago": {"schema": 1},
+    "imago": {"schema": 2},
     "loops": {},
     "optimizer_states": [],
     "hyper_parameters": {"class_names": ["ant", "bee"]},
@@ -96,7 +96,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     state = {"net.layer.weight": torch.eye(3)[[2, 0]], "net.layer.bias": torch.zeros(2), "loss.weight": torch.ones(1)}
     hparams = {"net": settings, "class_names": ["blue", "red"], "preprocess": PREPROCESS}
     file = tmp_path / "some.ckpt"
-    write_checkpoint({"imago": {"schema": 1}, "hyper_parameters": hparams, "state_dict": state}, file)
+    write_checkpoint({"imago": {"schema": 2}, "hyper_parameters": hparams, "state_dict": state}, file)
     return file
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from imago.errors import ConfigError
 from imago.model.simple_cnn import SimpleCNN
 
 
@@ -32,3 +33,8 @@ def test_dropout_is_on_in_training_mode_only():
     assert not torch.equal(net(images), net(images))
     net.eval()
     assert torch.equal(net(images), net(images))
+
+
+def test_an_image_size_below_4_is_refused():
+    with pytest.raises(ConfigError, match=r"preprocess\.size=3 is below 4"):
+        SimpleCNN(4, 3)

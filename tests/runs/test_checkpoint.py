@@ -11,7 +11,7 @@ from imago.errors import DataError
 from imago.runs.checkpoint import AtomicCheckpointIO, read_checkpoint, write_checkpoint
 
 WEIGHT = torch.arange(64, dtype=torch.float32)
-CHECKPOINT = {"imago": {"schema": 1}, "state_dict": {"weight": WEIGHT}, "epoch": 3, "names": ["ant", "bee"]}
+CHECKPOINT = {"imago": {"schema": 2}, "state_dict": {"weight": WEIGHT}, "epoch": 3, "names": ["ant", "bee"]}
 
 
 @pytest.fixture
@@ -194,3 +194,9 @@ def test_a_damaged_header_is_refused_in_one_line(origin, tmp_path: Path):
     torch.save({"imago": origin}, tmp_path / "last.ckpt")
     with pytest.raises(DataError, match="is not a checkpoint of this project"):
         read_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_a_checkpoint_of_the_first_edition_names_the_commit_that_reads_it(tmp_path: Path):
+    write_checkpoint(CHECKPOINT | {"imago": {"schema": 1}}, tmp_path / "old.ckpt")
+    with pytest.raises(DataError, match="first edition of imago; commit 7986d1c reads it"):
+        read_checkpoint(tmp_path / "old.ckpt")

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from imago.errors import ConfigError
 from imago.model.adapt import AdaptableNet, adapt
 
 
@@ -27,6 +28,8 @@ class SimpleCNN(AdaptableNet):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
+        if image_size < 4:
+            raise ConfigError(f"model=simple_cnn halves images twice; preprocess.size={image_size} is below 4.")
         self.features = nn.Sequential(
             nn.Conv2d(3, 32, kernel_size=3, padding=1),
             nn.ReLU(),

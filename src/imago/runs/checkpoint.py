@@ -17,7 +17,8 @@ from imago.errors import ConfigError, DataError, DivergedError, StorageError
 from imago.files import atomic_write, fsync_directory, remove_partial_files
 from imago.resources import free_disk_bytes
 
-SCHEMA = 1  # increased when the contents change so that older code would misread them
+SCHEMA = 2  # increased when the contents change; 1 is the first edition
+_FIRST_EDITION = "7986d1c"
 
 # The entries that training changes; the state of a callback may hold an infinite score as its start value.
 _TRAINED = ("state_dict", "optimizer_states", "current_model_state")
@@ -120,6 +121,8 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
     header = checkpoint.get("imago") if isinstance(checkpoint, dict) else None
     if not isinstance(header, dict) or not isinstance(header.get("schema"), int):
         raise DataError(f"{path} is not a checkpoint of this project.")
+    if header["schema"] < SCHEMA:
+        raise DataError(f"{path} was written by the first edition of imago; commit {_FIRST_EDITION} reads it.")
     if header["schema"] > SCHEMA:
         raise DataError(f"{path} was written by a later version of imago; update this checkout.")
     return checkpoint
