@@ -165,9 +165,11 @@ def test_changed_data_is_reported_and_missing_data_names_the_config(copied_run: 
     provenance, config = copied_run / "provenance.json", copied_run / "config.yaml"
     provenance.write_text(json.dumps(json.loads(provenance.read_text()) | {"data": "another"}))
     assert "has changed since the run was trained" in export(command, f"run={copied_run}", "limit=5").stdout
-    root = OmegaConf.load(config).data.root
+    settings = OmegaConf.load(config)
     (copied_run / "empty").mkdir()
-    config.write_text(config.read_text().replace(root, str(copied_run / "empty")))
+    target = "imago.data.file_datamodule.ImageFolderDataModule"
+    settings.data |= {"_target_": target, "root": f"{copied_run}/empty", "cache_dir": ""}
+    OmegaConf.save(settings, config)
     assert_refused(export(command, f"run={copied_run}"), "config.yaml: ")  # which names the data
 
 

@@ -44,7 +44,7 @@ def error_of(act, **settings) -> BaseException:
 def test_a_killed_worker_names_the_setting_that_needs_less_memory():
     error = error_of(lambda: os.kill(os.getpid(), signal.SIGKILL))
     assert isinstance(error, DataError)
-    assert "probably out of memory: data.num_workers=0 takes none" in str(error)
+    assert "probably out of memory: data.num_workers=0 uses none" in str(error)
     assert "\n" not in str(error)
 
 
@@ -101,7 +101,7 @@ def test_too_little_shared_memory_ends_the_run_at_once():
     with pytest.raises(RuntimeError) as caught:
         list(DataLoader(Batches(), num_workers=1, collate_fn=loader._share, timeout=50))
     text = str(to_user_error(caught.value))
-    assert text.startswith("/dev/shm is too small for the batches that other processes prepare (unable to allocate")
+    assert text.startswith("/dev/shm is too small for the batches of the loader workers (unable to allocate")
     assert "Traceback" not in text
 
 

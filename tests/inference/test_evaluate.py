@@ -145,10 +145,15 @@ def test_every_image_of_other_data_is_seen_with_split_all(run: Path, evaluate: C
 
 @pytest.mark.slow
 def test_the_images_of_the_run_are_its_own_however_their_folder_is_typed(run: Path, evaluate: Callable, tmp_path: Path):
-    root = Path(OmegaConf.load(run / "config.yaml").data.root)
+    copy, root = tmp_path / "run", tmp_path / "images"
+    shutil.copytree(run, copy)
+    root.mkdir()
+    settings = OmegaConf.load(copy / "config.yaml")
+    settings.data |= {"_target_": "imago.data.file_datamodule.ImageFolderDataModule", "root": str(root)}
+    OmegaConf.save(settings, copy / "config.yaml")
     (tmp_path / "link").symlink_to(root)
     for typed in (os.path.relpath(root), f"{root}/../{root.name}", tmp_path / "link"):
-        printed = evaluate(f"run={run}", "data=shapes", f"data.root={typed}", "split=all", returncode=2)
+        printed = evaluate(f"run={copy}", "data=image_folder", f"data.root={typed}", "split=all", returncode=2)
         assert "split=all would count the images that the run was trained on; type other data" in printed
 
 
