@@ -397,13 +397,18 @@ def run_on_uneven_shapes(cfg: DictConfig, run_dir: Path, *callbacks: Callback, r
 def test_a_run_interrupted_in_each_epoch_and_between_ends_with_the_weights_of_an_uninterrupted_one(
     compose, tmp_path: Path
 ):
-    cfg = compose("data=shapes", *TEN_STEPS, *RANDOM_DRAWS)
+    cfg = compose("data=shapes", "callbacks.last_checkpoint.every_minutes=0.0", *TEN_STEPS, *RANDOM_DRAWS)
     expected = run_on_uneven_shapes(cfg, tmp_path / "whole")
     last, resume = tmp_path / "interrupted" / "checkpoints" / "last.ckpt", None
-    for hook, step in (("on_train_batch_start", 2), ("on_train_batch_start", 5), ("on_before_optimizer_step", 7)):
+    # Lightning calls the callbacks that save last, so that a batch whose start raises has not been saved.
+    for hook, step, saved in (
+        ("train_batch_start", 2, 1),
+        ("train_batch_start", 5, 5),
+        ("before_optimizer_step", 7, 7),
+    ):
         with pytest.raises(ZeroDivisionError):
-            run_on_uneven_shapes(cfg, tmp_path / "interrupted", BreakAt(hook, step), resume=resume)
-        assert torch.load(last, weights_only=True)["global_step"] == step
+            run_on_uneven_shapes(cfg, tmp_path / "interrupted", BreakAt(f"on_{hook}", step), resume=resume)
+        assert torch.load(last, weights_only=True)["global_step"] == saved
         resume = last
     found = run_on_uneven_shapes(cfg, tmp_path / "interrupted", resume=last)
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
