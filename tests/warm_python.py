@@ -26,6 +26,7 @@ _IMAGO = (
 # A waiter process between the job and the server keeps the server ready for the next job.
 _SERVER = """
 import json, os, runpy, signal, sys, types
+sys.path.insert(0, {source!r})  # imago is imported from this checkout
 {preload}
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the exit codes of the waiters are not read
 print("ready", flush=True)
@@ -119,8 +120,8 @@ class WarmPython:
         self._folder = tempfile.TemporaryDirectory(prefix="warm")
         self._num_started = 0
         self._server = subprocess.Popen(
-            [sys.executable, "-c", _SERVER.format(preload=preload)],
-            cwd=PROJECT_ROOT / "src",  # imago is imported from this checkout
+            [sys.executable, "-c", _SERVER.format(preload=preload, source=str(PROJECT_ROOT / "src"))],
+            cwd=PROJECT_ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
