@@ -1,0 +1,46 @@
+"""The lines at the end of a run: its accuracy with interval, what was left out, and the next commands."""
+
+from pathlib import Path
+
+import pytest
+
+from imago.training.console import end_lines
+
+SUMMARY = {
+    "epochs": 3,
+    "best_epoch": 2,
+    "val": {"acc": 0.9},
+    "test": {"acc": 0.85, "interval_95": [0.8, 0.9], "num_images": 1000, "num_left_out": 0},
+    "images_per_s": 1234.5,
+    "data_wait_share": 0.25,
+}
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path
+
+
+def test_the_accuracy_has_its_interval_and_number_of_images(run_dir: Path):
+    first, speed, *_ = end_lines(SUMMARY, run_dir).splitlines()
+    accuracy = "test accuracy 85.00%, 95 % interval 80.00% to 90.00%, n = 1,000"
+    assert first == f"{accuracy} (best checkpoint: epoch 2, val accuracy 90.00%)"
+    assert speed == "1,234 images/s, 25% of the training time spent waiting for data"
+
+
+def test_test_time_augmentation_and_left_out_images_are_printed(run_dir: Path):
+    test = SUMMARY["test"] | {"tta": "flip", "num_left_out": 40}
+    text = end_lines(SUMMARY | {"test": test}, run_dir)
+    assert "test accuracy, mean over several views of each image (tta=flip), 85.00%" in text
+    assert "only a part of the test split: trainer.limit_test_batches left out 40 images" in text
+
+
+def test_commands_that_need_a_checkpoint_are_printed_only_if_it_exists(run_dir: Path):
+    assert "eval.py" not in end_lines(SUMMARY, run_dir)
+    assert "resume=" not in end_lines(SUMMARY, run_dir)
+    for name in ("best", "last"):
+        (run_dir / "checkpoints" / f"{name}.ckpt").touch()
+    text = end_lines(SUMMARY, run_dir)
+    assert all(f"python src/{name}.py run=" in text for name in ("eval", "predict", "export"))
+    assert "trainer.max_epochs=6" in text
