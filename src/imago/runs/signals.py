@@ -35,7 +35,7 @@ def watch_main_process() -> None:
     main_pid = os.environ.get(_MAIN_PID)
     if is_main_process():
         os.environ[_MAIN_PID] = str(os.getpid())
-    elif main_pid is not None:
+    elif main_pid not in (None, str(os.getpid())):
         threading.Thread(target=_exit_after, args=(int(main_pid),), daemon=True).start()
 
 
