@@ -195,7 +195,7 @@ def _explain_missing(parent: Any, known: str, target: str) -> str:
 def _signature_problem(target: Any, args: Sequence[Any], keys: Sequence[str], partial: bool) -> str:
     """Return why a target cannot be called with these keys; empty if it can be or has no signature."""
     try:
-        signature = inspect.signature(target)
+        signature = inspect.signature(target, follow_wrapped=False)
     except (TypeError, ValueError):  # not callable, or written in C without a signature
         return ""
     bind = signature.bind_partial if partial else signature.bind

@@ -79,9 +79,12 @@ def write_csv(table: RunTable, path: Path) -> None:
         DataError: if it cannot be written.
     """
     columns = [*_FIRST, *table.setting_names, *_LAST]
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        raise DataError(f"csv={path} cannot be written: it is not a regular file; name a file, e.g. csv=runs.csv.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(path.absolute(), [columns, *([row.get(column) for column in columns] for row in table.rows)])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_rows(target, [columns, *([row.get(column) for column in columns] for row in table.rows)])
     except OSError as error:
         raise DataError(f"csv={path} cannot be written: {error.strerror}.") from error
 

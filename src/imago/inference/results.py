@@ -113,7 +113,7 @@ def _write_figures(folder: Path, result: Result, split: str) -> list[str]:
     from imago.analysis.plots import draw_reliability, save_confusion, save_figure
     from imago.statistics.calibration import reliability
 
-    title = f"{split}: {result.is_right.mean():.2%} of {len(result.labels):,} images right"
+    title = f"{split}: {result.is_right.mean():.2%} of {len(result.labels):,} images correct"
     save_confusion(result.confusion, result.class_names, title, folder / "confusion.png")
     diagram = reliability(result.confidence, result.is_right)
     save_figure(draw_reliability(diagram, title), folder / "reliability.png")

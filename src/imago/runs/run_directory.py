@@ -65,6 +65,8 @@ class RunDirectory:
         with ExitStack() as stack:
             if self.is_main_process:
                 make_writable(self.path, "paths.log_dir=DIR")
+                if (self.path / "checkpoints").exists():
+                    make_writable(self.path / "checkpoints", "paths.log_dir=DIR")
                 stack.enter_context(lock_directory(self.path))
                 if check is not None:
                     check()

@@ -121,7 +121,7 @@ def _monitor_problems(cfg: DictConfig) -> Iterator[str]:
         monitor, mode = part.get("monitor"), part.get("mode")
         if monitor is None:
             continue
-        best = "max" if monitor.endswith("/acc") else "min"
+        best = "max" if str(monitor).endswith("/acc") else "min"
         if monitor not in _MONITORED:
             yield f"{name}.monitor={monitor} is not one of {', '.join(_MONITORED)}."
         elif name == "schedule" and not monitor.startswith("val/"):
