@@ -60,7 +60,9 @@ def extra_arguments(command: str, logs: Path) -> list[str]:
     """Return settings that make a training run short and independent of downloaded weights."""
     if "check.py" in command:
         return [f"paths.log_dir={logs}"]
-    if "train.py" not in command or "--cfg" in command or "resume=" in command:
+    if "resume=" in command:
+        return [f"paths.log_dir={logs}"]  # `latest` of the shared run stays
+    if "train.py" not in command or "--cfg" in command:
         return []
     extra = [f"paths.log_dir={logs}", *SHORTER]
     if "experiment=" in command:

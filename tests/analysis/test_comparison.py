@@ -125,5 +125,5 @@ def test_terminal_and_page_have_the_same_numbers(tmp_path: Path):
     assert "only a right: 0, only b right: 15; McNemar: p < 0.0001" in text
     write_comparison_page(found, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    for words in ("b is better on these images", "+37.50", "p &lt; 0.0001", "optimizer.lr", "val/acc"):
+    for words in ("b is significantly better on these images", "+37.50", "p &lt; 0.0001", "optimizer.lr", "val/acc"):
         assert words in page, words

@@ -24,7 +24,7 @@ def with_best(tmp_path: Path) -> BestCheckpoint:
 
 
 def test_a_moved_run_keeps_its_best_score(tmp_path: Path):
-    write_checkpoint({"imago": {"schema": 1}}, tmp_path / "new" / "best.ckpt")
+    write_checkpoint({"imago": {"schema": 2}}, tmp_path / "new" / "best.ckpt")
     new = BestCheckpoint(str(tmp_path / "new"), "val/acc", "max")
     new.load_state_dict(with_best(tmp_path).state_dict())
     assert new.best_model_score == 0.9

@@ -82,7 +82,7 @@ def test_a_path_is_one_value_also_in_a_sweep():
 
 
 @pytest.mark.parametrize(
-    ("override", "wants"),
+    ("override", "expected"),
     [
         ("optimizer.lr=abc", "a number"),
         ("seed=null", "a whole number"),
@@ -97,8 +97,8 @@ def test_a_path_is_one_value_also_in_a_sweep():
         ("++seed=x", "a whole number"),
     ],
 )
-def test_a_value_of_another_type_than_the_default_is_refused(loader, override, wants):
-    with pytest.raises(ConfigError, match=rf"^{override.lstrip('+')}: wants {wants} \(the default is "):
+def test_a_value_of_another_type_than_the_default_is_refused(loader, override, expected):
+    with pytest.raises(ConfigError, match=rf"^{override.lstrip('+')}: expected {expected} \(default: "):
         check(loader, override)
 
 
@@ -131,7 +131,7 @@ def test_values_inside_lists_and_groups_are_checked(loader):
 
 def test_types_come_from_the_chosen_option_and_the_experiment(loader):
     check(loader, "optimizer=sgd", "optimizer.momentum=0.5")
-    with pytest.raises(ConfigError, match=r"optimizer\.momentum=big: .*default is 0\.9"):
+    with pytest.raises(ConfigError, match=r"optimizer\.momentum=big: .*default: 0\.9"):
         check(loader, "experiment=good", "optimizer.momentum=big")
 
 

@@ -266,7 +266,7 @@ def test_another_preprocess_is_decoded_again_with_a_log_message(
     build(files, "disk", tmp_path / "kept")
     with caplog.at_level(logging.INFO):
         build(files, "disk", tmp_path / "kept", KEY | {"size": 9})
-    assert 'prepared in another way ({"crop": "center", "resize": 8, "schema": 1, "size": 8})' in caplog.text
+    assert 'made with other settings ({"crop": "center", "resize": 8, "schema": 1, "size": 8})' in caplog.text
 
 
 def test_the_images_of_another_split_stay(files: LabeledFiles, tmp_path: Path):

@@ -132,9 +132,9 @@ def test_all_problems_are_reported_at_once_with_exit_code_1(check: Callable, tmp
     marked = [line[5:] for line in done.stdout.splitlines() if line.startswith("! ")]
     assert [text.split(",")[0] for text in marked] == [
         "2 of 39 images cannot be read",
-        "1 of 7 test images are also in train",
-        "1 of 7 val images are also in train",
-        "1 x duplicates",
+        "1 of 7 test images have an exact or near duplicate in train",
+        "1 of 7 val images have an exact or near duplicate in train",
+        "1 x exact or near duplicates in different classes",
     ]
     assert done.stderr.strip().endswith("4 of the findings (marked !) need a decision before training")
     kept = {row["path"] for row in rows(folder / "split_without_leaks.csv")}
@@ -149,7 +149,7 @@ def test_the_split_without_leaks_is_a_valid_data_split_file(check: Callable, tmp
     check(root, returncode=1)
     found = tmp_path / "logs" / "check" / "one" / "split_without_leaks.csv"
     done = check(root, f"data.split_file={found}", "run_name=two")
-    assert "also in train" not in done.stdout
+    assert "near duplicate in train" not in done.stdout
     assert json.loads((found.parents[1] / "two" / "check.json").read_text())["classes"]["bee"]["train"] == 11
 
 

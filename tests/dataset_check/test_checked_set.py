@@ -82,7 +82,7 @@ def test_serious_findings_come_first_and_say_what_to_do():
     assert [finding.is_serious for finding in findings] == [True] * 4 + [False] * 4
     assert findings[0].text == "1 of 13 images cannot be read"
     assert "data.on_bad_image=skip" in findings[0].way_out
-    assert findings[1].text == "1 of 4 test images are have an exact or near duplicate in train"
+    assert findings[1].text == "1 of 4 test images have an exact or near duplicate in train"
     assert "'ant' has 4.0 times as many training images as 'bee'" in findings[5].text
     assert "data.sampler=balanced" in findings[5].way_out
 

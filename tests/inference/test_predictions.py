@@ -52,7 +52,7 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path):
 def test_the_table_shows_all_classes_of_an_image_without_an_answer():
     lines = list(table([prediction("x.png"), prediction("a\nb.png", None)]))
     assert lines[1].split() == ["x.png", "a", "75.00%", "b", "25.0%"]
-    assert lines[2].split() == [r"a\nb.png", "(not", "sure)", "75.00%", "a", "75.0%,", "b", "25.0%"]
+    assert lines[2].split() == [r"a\nb.png", "(below", "threshold)", "75.00%", "a", "75.0%,", "b", "25.0%"]
 
 
 def test_the_only_class_of_an_image_without_an_answer_has_a_heading():

@@ -113,9 +113,13 @@ def test_preprocess_is_what_the_weights_were_evaluated_with(lcnet):
     ("name", "weights", "message"),
     [
         ("lcnet_10", None, r"model\.name=lcnet_10: there is no such network of timm here; did you mean .*lcnet_100"),
-        ("lcnet_100", "imagenet", r"model\.weights=imagenet: for lcnet_100 timm has weights default, ra2_in1k; null"),
-        ("lcnet_100.nothing", "default", r"model\.name=lcnet_100\.nothing: for lcnet_100 timm has weights default"),
-        ("lcnet_035", "default", r"model\.weights=default: for lcnet_035 timm has weights of no kind; null or a file"),
+        ("lcnet_100", "imagenet", r"model\.weights=imagenet: for lcnet_100 the weights in timm are default, ra2_in1k"),
+        (
+            "lcnet_100.nothing",
+            "default",
+            r"model\.name=lcnet_100\.nothing: for lcnet_100 the weights in timm are default",
+        ),
+        ("lcnet_035", "default", r"model\.weights=default: for lcnet_035 the weights in timm are none"),
         ("vit_tiny_patch16_384", None, r"cannot take images of 224 px \(.*type e\.g\. preprocess\.size=384\."),
     ],
 )

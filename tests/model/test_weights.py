@@ -68,7 +68,7 @@ def checkpoint(tmp_path) -> Path:
     net = SmallResNet(4, 32, width=4)
     state = {f"net.{key}": value for key, value in net.state_dict().items()} | {"loss.weight": torch.ones(4)}
     record = {"size": 32, "resize": 40, "crop": "center", "mean": [0.1] * 3, "std": [0.2] * 3}
-    content = {"imago": {"schema": 1}, "state_dict": state, "hyper_parameters": {"preprocess": record}}
+    content = {"imago": {"schema": 2}, "state_dict": state, "hyper_parameters": {"preprocess": record}}
     torch.save(content, tmp_path / "best.ckpt")
     return tmp_path / "best.ckpt"
 

@@ -34,8 +34,8 @@ def test_only_images_that_exactly_one_got_right_count():
 
 def test_the_verdict_names_the_better_one():
     right, wrong = np.ones(20, bool), np.zeros(20, bool)
-    assert compare_paired(right, wrong).verdict.startswith("a is better")
-    assert compare_paired(wrong, right).verdict.startswith("b is better")
+    assert compare_paired(right, wrong).verdict.startswith("a is significantly better")
+    assert compare_paired(wrong, right).verdict.startswith("b is significantly better")
 
 
 def test_equal_predictions_have_no_difference():
