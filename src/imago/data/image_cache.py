@@ -65,12 +65,10 @@ def choose_store(
     available = {"ram": available_memory_bytes() if hasattr(os, "memfd_create") else 0, "disk": free_disk_bytes(folder)}
     if mode != "auto":
         if needed[mode] > available[mode]:
-            name, way_out = (
-                ("memory", "disk keeps them on disk") if mode == "ram" else (folder, "none disables the cache")
-            )
+            name, remedy = ("memory", "disk keeps them on disk") if mode == "ram" else (folder, "none disables it")
             raise ConfigError(
                 f"data.cache={mode}: the decoded images need {_format_bytes(needed[mode])}, and {name} has "
-                f"{_format_bytes(available[mode])} available; data.cache={way_out}, {_SMALLER}."
+                f"{_format_bytes(available[mode])} available; data.cache={remedy}, {_SMALLER}."
             )
         return mode, f"{_format_bytes(estimated_bytes)}, as typed"
     if needed["disk"] <= 0:
