@@ -152,7 +152,7 @@ def build_run(
         from imago.training.teacher import load_teacher_run
 
         teacher_run = load_teacher_run(cfg)
-    seed_everything(cfg.seed, verbose=False)  # for the first weights; all later randomness is counter-based
+    seed_everything(cfg.seed, verbose=False)  # for the initial weights; all later randomness is counter-based
     data, preprocess_origin = build_data(cfg)
     task = build_task(cfg, data, teacher_run)
     check_free_space(directory.path, task)
