@@ -246,7 +246,7 @@ def _own_bytes(pid: int | None) -> int:
 def folder_data(folder: Path, cache: str) -> ImageDataModule:
     """Build the data module of a folder of images; decode the images if they are cached."""
     data = build_data("data=image_folder", f"data.root={folder}", "augment=standard", f"data.cache={cache}")
-    data.keep_decoded(num_processes=1, num_epochs=10)
+    data.fill_cache(num_processes=1, num_epochs=10)
     return data
 
 

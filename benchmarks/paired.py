@@ -109,7 +109,7 @@ def difference_on_images(runs: Sequence[Run], side: str, other: str, log_dir: Pa
     for run in sorted(runs, key=lambda run: run.seed):
         folder = log_dir / "train" / run.name
         measure([sys.executable, "src/eval.py", f"run={os.path.relpath(folder, PROJECT_ROOT)}"])
-        right[run.side].append(load_evaluation(folder).is_right)
+        right[run.side].append(load_evaluation(folder).is_correct)
     gaps = np.mean(right[side], axis=0, dtype=float) - np.mean(right[other], axis=0, dtype=float)
     half = 1.96 * gaps.std(ddof=1) / len(gaps) ** 0.5
     interval = [float(gaps.mean() - half), float(gaps.mean() + half)]

@@ -36,14 +36,14 @@ import os
 import numpy as np, torch
 from imago.augment.settings import Augment
 from imago.data.dataset import ArrayDataset, LabeledArray
-from imago.data.sampling import BatchKey
+from imago.data.sampling import BatchIndices
 
 torch.set_num_threads(4)
 images = LabeledArray(np.zeros((32, 3, 96, 96), np.uint8), np.zeros(32, np.int64), ("",) * 32)
 before = len(os.listdir("/proc/self/task"))
 for settings in ({"crop_padding_px": 4}, {"random_resized_crop_scale": (0.35, 1.0)}, {"blur_probability": 1.0}):
     dataset = ArrayDataset(images, Augment(flip_probability=0.5, **settings))
-    dataset.__getitems__(BatchKey(0, np.arange(32)))
+    dataset.__getitems__(BatchIndices(0, np.arange(32)))
 print(len(os.listdir("/proc/self/task")) - before, torch.get_num_threads())
 """
 

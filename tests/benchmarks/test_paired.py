@@ -43,7 +43,7 @@ def test_an_interval_over_images_counts_each_image_once(paired: ModuleType, monk
     right = {"one_0": [1, 1, 0, 1], "one_1": [1, 0, 0, 1], "other_0": [1, 0, 0, 0], "other_1": [1, 0, 0, 1]}
     monkeypatch.setattr(paired, "measure", lambda command: (0.0, 0.0))
     monkeypatch.setattr(
-        paired, "load_evaluation", lambda folder: SimpleNamespace(is_right=np.array(right[folder.name], bool))
+        paired, "load_evaluation", lambda folder: SimpleNamespace(is_correct=np.array(right[folder.name], bool))
     )
     both = runs(paired, one=[0.75, 0.5], other=[0.25, 0.5])
     found = paired.difference_on_images(both[::-1], "one", "other", Path("logs"))

@@ -55,5 +55,5 @@ def test_the_sums_of_the_interrupted_epoch_are_continued():
     callback.on_save_checkpoint(trainer, SimpleNamespace(scores={"train": first}), state)  # type: ignore[arg-type]
     callback.on_load_checkpoint(trainer, SimpleNamespace(scores={"train": second}), state)  # type: ignore[arg-type]
     second.update(torch.tensor(0.25), logits, labels)
-    for name in ("loss_sum", "num_right", "num_images"):
+    for name in ("loss_sum", "num_correct", "num_images"):
         assert getattr(second, name) == getattr(whole, name)

@@ -11,11 +11,11 @@ import pytest
 
 from imago.data.csv_list import (
     assign_splits,
+    check_class_names,
     files_from_list,
     nearest_class,
     plain_name,
     read_list,
-    refuse_unclear_names,
     write_list,
 )
 from imago.data.dataset import LabeledArray
@@ -63,12 +63,12 @@ def array(labels: list[int], names: list[str]) -> LabeledArray:
 )
 def test_class_names_that_look_the_same_are_refused(one: str, other: str):
     assert plain_name(one) == plain_name(other)
-    error = error_of(refuse_unclear_names, [one, "dog", other], "list.csv: the labels")
+    error = error_of(check_class_names, [one, "dog", other], "list.csv: the labels")
     assert error == f"list.csv: the labels {one!a} and {other!a} look the same; merge or rename them."
 
 
 def test_class_names_that_look_different_pass():
-    refuse_unclear_names(["cat", "cats", "кот", "1", "01", "c a t"], "list.csv: the labels")
+    check_class_names(["cat", "cats", "кот", "1", "01", "c a t"], "list.csv: the labels")
 
 
 @pytest.mark.parametrize(("name", "hint"), [("bess", "is it 'bees'?"), ("wasps", "the classes are ants, bees.")])

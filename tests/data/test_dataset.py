@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from imago.augment.settings import Augment
 from imago.data.dataset import ArrayDataset, LabeledArray
-from imago.data.sampling import BatchKey, TrainSampler
+from imago.data.sampling import BatchIndices, TrainSampler
 
 IMAGES = LabeledArray(
     np.random.default_rng(0).integers(1, 256, (40, 3, 8, 8), dtype=np.uint8),
@@ -23,40 +23,42 @@ def as_is(batch):
 
 @pytest.mark.parametrize("augment", [None, AUGMENT])
 def test_a_batch_is_uint8_images_and_int64_labels(augment: Augment | None):
-    images, labels = ArrayDataset(IMAGES, augment).__getitems__(BatchKey(0, np.array([3, 1, 4])))
+    images, labels = ArrayDataset(IMAGES, augment).__getitems__(BatchIndices(0, np.array([3, 1, 4])))
     assert (images.shape, images.dtype) == ((3, 3, 8, 8), torch.uint8)
     assert (labels.shape, labels.dtype) == ((3,), torch.int64)
 
 
 def test_without_augmentation_the_images_are_unchanged():
     indices = np.array([3, 1, 4])
-    images, labels = ArrayDataset(IMAGES).__getitems__(BatchKey(9, indices))
+    images, labels = ArrayDataset(IMAGES).__getitems__(BatchIndices(9, indices))
     np.testing.assert_array_equal(images, IMAGES.images[indices])
     np.testing.assert_array_equal(labels, IMAGES.labels[indices])
 
 
 def test_augmented_images_keep_their_labels():
     indices = np.arange(40)[::-1].copy()
-    _, labels = ArrayDataset(IMAGES, AUGMENT).__getitems__(BatchKey(0, indices))
+    _, labels = ArrayDataset(IMAGES, AUGMENT).__getitems__(BatchIndices(0, indices))
     np.testing.assert_array_equal(labels, IMAGES.labels[indices])
 
 
 def test_augmentation_changes_with_the_epoch_and_repeats_with_it():
     dataset = ArrayDataset(IMAGES, AUGMENT, seed=1)
-    first, other, again = (dataset.__getitems__(BatchKey(epoch, np.arange(40)))[0] for epoch in (0, 1, 0))
+    first, other, again = (dataset.__getitems__(BatchIndices(epoch, np.arange(40)))[0] for epoch in (0, 1, 0))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_augmentation_depends_on_the_seed():
-    first, other = (ArrayDataset(IMAGES, AUGMENT, seed).__getitems__(BatchKey(0, np.arange(40)))[0] for seed in (0, 1))
+    first, other = (
+        ArrayDataset(IMAGES, AUGMENT, seed).__getitems__(BatchIndices(0, np.arange(40)))[0] for seed in (0, 1)
+    )
     assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("augment", [None, AUGMENT])
 def test_writing_into_a_batch_does_not_change_the_dataset(augment: Augment | None):
     dataset = ArrayDataset(IMAGES, augment)
-    key = BatchKey(0, np.arange(40))
+    key = BatchIndices(0, np.arange(40))
     before = dataset.__getitems__(key)[0].clone()
     dataset.__getitems__(key)[0].zero_()
     assert torch.equal(dataset.__getitems__(key)[0], before)
@@ -77,12 +79,14 @@ def test_batches_are_the_same_with_0_and_2_workers():
 def test_images_in_memory_can_be_cropped_and_resized_too():
     augment = Augment(flip_probability=0.5, random_resized_crop_scale=(0.35, 1.0))
     dataset = ArrayDataset(IMAGES, augment, seed=1)
-    images, labels = dataset.__getitems__(BatchKey(0, np.arange(40)))
-    alone, _ = dataset.__getitems__(BatchKey(0, np.array([7])))
+    images, labels = dataset.__getitems__(BatchIndices(0, np.arange(40)))
+    alone, _ = dataset.__getitems__(BatchIndices(0, np.array([7])))
     assert (images.shape, images.dtype) == ((40, 3, 8, 8), torch.uint8)
     assert torch.equal(alone[0], images[7])
     np.testing.assert_array_equal(labels, IMAGES.labels)
     assert not np.array_equal(images, IMAGES.images)
     # A crop of the whole area is the image itself.
-    whole = ArrayDataset(IMAGES, Augment(random_resized_crop_scale=(1.0, 1.0))).__getitems__(BatchKey(0, np.arange(3)))
+    whole = ArrayDataset(IMAGES, Augment(random_resized_crop_scale=(1.0, 1.0))).__getitems__(
+        BatchIndices(0, np.arange(3))
+    )
     assert whole[0].float().mean() == pytest.approx(IMAGES.images[:3].mean(), abs=8)

@@ -13,7 +13,7 @@ from PIL import Image
 from short_runs import summary, train
 
 from imago.data.file_datamodule import FileDataModule, ImageFolderDataModule, ImageListDataModule
-from imago.data.sampling import BatchKey
+from imago.data.sampling import BatchIndices
 from imago.errors import ConfigError, DataError
 from imago.images import read_image, resize_and_crop
 
@@ -187,7 +187,7 @@ def test_small_images_keep_their_size(tmp_path: Path, size: tuple[int, int], sid
 
 
 def evaluated_training_images(data: FileDataModule) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [data.evaluation_dataset("train").__getitems__(BatchKey(0, np.arange(len(data.splits.train))))]
+    return [data.evaluation_dataset("train").__getitems__(BatchIndices(0, np.arange(len(data.splits.train))))]
 
 
 def test_one_large_image_makes_the_dataset_one_of_photographs(tmp_path: Path):
@@ -284,16 +284,16 @@ def test_batches_are_the_same_with_0_and_2_workers(tmp_path: Path, augment: dict
 def test_a_sample_is_augmented_alike_in_any_batch_and_differently_in_each_epoch(tmp_path: Path):
     data = module(folder(tmp_path, {"ant": 12, "bee": 12}, size=(90, 70)), augment=STANDARD)
     dataset = data.training_dataset()
-    batch, _ = dataset.__getitems__(BatchKey(1, np.array([3, 5, 7])))
-    alone, _ = dataset.__getitems__(BatchKey(1, np.array([5])))
-    later, _ = dataset.__getitems__(BatchKey(2, np.array([5])))
+    batch, _ = dataset.__getitems__(BatchIndices(1, np.array([3, 5, 7])))
+    alone, _ = dataset.__getitems__(BatchIndices(1, np.array([5])))
+    later, _ = dataset.__getitems__(BatchIndices(2, np.array([5])))
     assert torch.equal(batch[1], alone[0])
     assert not torch.equal(alone, later)
 
 
 def test_without_a_random_resized_crop_training_resizes_as_evaluation_does(tmp_path: Path):
     data = module(folder(tmp_path, {"ant": 12, "bee": 12}, size=(90, 70)), augment={"flip_probability": 1.0})
-    key = BatchKey(0, np.arange(4))
+    key = BatchIndices(0, np.arange(4))
     flipped, _ = data.training_dataset().__getitems__(key)
     plain, _ = data.evaluation_dataset("train").__getitems__(key)
     assert torch.equal(flipped, plain.flip(3))
@@ -301,7 +301,7 @@ def test_without_a_random_resized_crop_training_resizes_as_evaluation_does(tmp_p
 
 def test_an_empty_batch_is_an_empty_array(tmp_path: Path):  # the last batch of a rank may be empty
     data = module(folder(tmp_path, {"ant": 4, "bee": 4}))
-    images, labels = data.evaluation_dataset("val").__getitems__(BatchKey(0, np.arange(0)))
+    images, labels = data.evaluation_dataset("val").__getitems__(BatchIndices(0, np.arange(0)))
     assert (images.shape, labels.shape) == ((0, 3, 12, 12), (0,))
 
 

@@ -62,9 +62,9 @@ def test_kept_images_are_not_decoded_again_and_every_pixel_is_the_same(
 ):
     expected = seen(kept(noise, "none", augment=augment, decoded_px=decoded_px))
     data = kept(noise, cache, augment=augment, decoded_px=decoded_px)
-    assert not data.keeps_decoded
-    data.keep_decoded(num_processes=1, num_epochs=2)
-    assert data.keeps_decoded
+    assert not data.is_cached
+    data.fill_cache(num_processes=1, num_epochs=2)
+    assert data.is_cached
     forbid_decoding(monkeypatch)
     found = seen(data)
     assert len(found) == 2 * 2 * (3 + 1)  # epochs x parts of a batch x batches of 28 and 8 images
@@ -76,7 +76,7 @@ def test_kept_validation_images_equal_those_of_resize_and_crop(
     noise: Path, monkeypatch: pytest.MonkeyPatch, cache: str
 ):
     data = kept(noise, cache, augment=CROPS)
-    data.keep_decoded(num_processes=1, num_epochs=2)
+    data.fill_cache(num_processes=1, num_epochs=2)
     forbid_decoding(monkeypatch)
     ((images, _),) = data.val_dataloader()
     squares = [resize_and_crop(read_image(path), SHOWN) for path in data.splits.val.paths]
@@ -85,11 +85,11 @@ def test_kept_validation_images_equal_those_of_resize_and_crop(
 
 def test_auto_keeps_nothing_for_a_single_epoch(noise: Path):
     data = kept(noise, "auto")
-    assert data.keep_decoded(num_processes=1, num_epochs=1).endswith("(one epoch reads each image once)")
-    assert not data.keeps_decoded
+    assert data.fill_cache(num_processes=1, num_epochs=1).endswith("(one epoch reads each image once)")
+    assert not data.is_cached
     assert not data.cache_dir.exists()
-    assert "one epoch" not in data.keep_decoded(num_processes=1, num_epochs=1.5)
-    assert data.keeps_decoded
+    assert "one epoch" not in data.fill_cache(num_processes=1, num_epochs=1.5)
+    assert data.is_cached
 
 
 @pytest.mark.parametrize(
@@ -109,17 +109,17 @@ def test_keep_decoded_returns_where_images_are_kept_and_why(
 ):
     monkeypatch.setattr(image_cache, "available_memory_bytes", lambda: 3 * 2**30)
     data = kept(noise, cache)
-    assert data.keep_decoded(1, num_epochs).replace(str(data.cache_dir), "CACHE") == note
-    assert data.keeps_decoded is not note.startswith("nowhere")
+    assert data.fill_cache(1, num_epochs).replace(str(data.cache_dir), "CACHE") == note
+    assert data.is_cached is not note.startswith("nowhere")
     assert any(data.cache_dir.rglob("*.pixels")) is (cache == "disk")
 
 
 def test_auto_uses_the_images_that_an_earlier_run_kept_on_disk(noise: Path, monkeypatch: pytest.MonkeyPatch):
     expected = seen(kept(noise, "none", augment=CROPS))
-    kept(noise, "disk", augment=CROPS).keep_decoded(1, 2)
+    kept(noise, "disk", augment=CROPS).fill_cache(1, 2)
     forbid_decoding(monkeypatch)
     data = kept(noise, "auto", augment=CROPS)
-    assert data.keep_decoded(1, 2).endswith(f"kept in {data.cache_dir} by an earlier run")
+    assert data.fill_cache(1, 2).endswith(f"kept in {data.cache_dir} by an earlier run")
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(seen(data), expected, strict=True))
 
 
@@ -137,11 +137,11 @@ def test_the_kept_images_have_the_estimated_size(
 ):
     monkeypatch.setattr(image_cache, "free_disk_bytes", lambda _: num_bytes)
     data = kept(noise, "disk", augment=augment, decoded_px=decoded_px)
-    data.keep_decoded(1, 5)
+    data.fill_cache(1, 5)
     assert sum(file.stat().st_size for file in data.cache_dir.glob("*.pixels")) == num_bytes
     monkeypatch.setattr(image_cache, "free_disk_bytes", lambda _: num_bytes - 1)
     with pytest.raises(ConfigError, match="data.cache=disk: the decoded images need .* data.cache=none disables"):
-        kept(noise, "disk", augment=augment, decoded_px=decoded_px, cache_dir=str(noise.parent / "other")).keep_decoded(
+        kept(noise, "disk", augment=augment, decoded_px=decoded_px, cache_dir=str(noise.parent / "other")).fill_cache(
             1, 5
         )
 
@@ -153,7 +153,7 @@ def test_memory_must_hold_the_images_of_every_process_that_has_not_started_yet(
     def keep_in_memory(num_processes: int, rank: int, available_bytes: int) -> str:
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         monkeypatch.setattr(image_cache, "available_memory_bytes", lambda: available_bytes)
-        return kept(noise, "ram", augment=augment, decoded_px=decoded_px).keep_decoded(num_processes, 5)
+        return kept(noise, "ram", augment=augment, decoded_px=decoded_px).fill_cache(num_processes, 5)
 
     for fitting in ((1, 0, num_bytes), (2, 0, 2 * num_bytes), (2, 1, num_bytes)):
         assert keep_in_memory(*fitting).startswith("in memory")

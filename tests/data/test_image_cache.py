@@ -16,7 +16,7 @@ from imago.augment.resized_crop import limit_shorter_side
 from imago.augment.settings import Augment
 from imago.data import image_cache
 from imago.data.dataset import FileDataset, LabeledFiles
-from imago.data.image_cache import ImageStore, build_store, choose_store, estimate_bytes, open_store
+from imago.data.image_cache import ImageCache, build_cache, choose_cache, estimate_bytes, open_cache
 from imago.data.sampling import TrainSampler
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess, read_image, resize_and_crop
@@ -56,7 +56,7 @@ def files(tmp_path: Path) -> LabeledFiles:
     return listed(tmp_path / "images")
 
 
-# choose_store and estimate_bytes
+# choose_cache and estimate_bytes
 
 
 @pytest.fixture
@@ -85,16 +85,16 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_images_are_kept_where_they_fit(mode: str, gibibytes: int, num_processes: int, kept: int, chosen: str):
-    assert choose_store(mode, gibibytes * GIB, FOLDER, num_processes, kept * GIB)[0] == chosen
+    assert choose_cache(mode, gibibytes * GIB, FOLDER, num_processes, kept * GIB)[0] == chosen
 
 
 @pytest.mark.usefixtures("machine")
 def test_the_reason_is_returned_with_its_numbers():
-    assert choose_store("auto", 512 * 2**20, FOLDER, 2)[1] == "1.0 GiB of 10.0 GiB available"
-    assert choose_store("auto", 8 * GIB, FOLDER, 1)[1] == "8.0 GiB of 100.0 GiB available"
-    assert choose_store("auto", 8 * GIB, FOLDER, 1, 8 * GIB)[1] == "8.0 GiB, kept in data/cache by an earlier run"
-    assert choose_store("ram", 3 * 2**20, FOLDER, 1)[1] == "3.0 MiB, as typed"
-    assert choose_store("auto", 60 * GIB, FOLDER, 1)[1] == (
+    assert choose_cache("auto", 512 * 2**20, FOLDER, 2)[1] == "1.0 GiB of 10.0 GiB available"
+    assert choose_cache("auto", 8 * GIB, FOLDER, 1)[1] == "8.0 GiB of 100.0 GiB available"
+    assert choose_cache("auto", 8 * GIB, FOLDER, 1, 8 * GIB)[1] == "8.0 GiB, kept in data/cache by an earlier run"
+    assert choose_cache("ram", 3 * 2**20, FOLDER, 1)[1] == "3.0 MiB, as typed"
+    assert choose_cache("auto", 60 * GIB, FOLDER, 1)[1] == (
         "60.0 GiB are over half of the 10.0 GiB of memory and 100.0 GiB of disk; a lower data.decoded_px or "
         "preprocess.size makes them smaller"
     )
@@ -111,16 +111,16 @@ def test_the_reason_is_returned_with_its_numbers():
 )
 def test_what_does_not_fit_is_refused_in_one_line(mode: str, gibibytes: int, text: str):
     with pytest.raises(ConfigError, match=text) as error:
-        choose_store(mode, gibibytes * GIB, FOLDER, 1)
+        choose_cache(mode, gibibytes * GIB, FOLDER, 1)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.usefixtures("machine")
 def test_without_files_in_memory_the_disk_is_taken(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr("os.memfd_create")
-    assert choose_store("auto", GIB, FOLDER, 1)[0] == "disk"
+    assert choose_cache("auto", GIB, FOLDER, 1)[0] == "disk"
     with pytest.raises(ConfigError, match=r"^data\.cache=ram"):
-        choose_store("ram", GIB, FOLDER, 1)
+        choose_cache("ram", GIB, FOLDER, 1)
 
 
 def test_an_estimate_of_few_images_is_exact_and_needs_no_decoding(tmp_path: Path):
@@ -135,11 +135,11 @@ def test_an_estimate_of_few_images_is_exact_and_needs_no_decoding(tmp_path: Path
     assert estimate_bytes(bad, lambda height, width: (height, width)) == 2 * 200 * 3
 
 
-# ImageStore, build_store and open_store
+# ImageCache, build_cache and open_cache
 
 
-def build(files: LabeledFiles, where: str, folder: Path, key: dict = KEY, prepare=as_is) -> ImageStore:
-    return build_store(files, CLASS_NAMES, prepare, where, folder, key, num_threads=2)
+def build(files: LabeledFiles, where: str, folder: Path, key: dict = KEY, prepare=as_is) -> ImageCache:
+    return build_cache(files, CLASS_NAMES, prepare, where, folder, key, num_threads=2)
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,13 +176,13 @@ def test_images_keep_their_order_over_several_rounds_of_the_threads(files: Label
 @pytest.mark.parametrize("where", ["ram", "disk"])
 def test_changes_to_an_image_do_not_reach_the_store(files: LabeledFiles, tmp_path: Path, where: str):
     store = build(files, where, tmp_path / "kept")
-    elsewhere = ImageStore(store.pixels, store.shapes)
+    elsewhere = ImageCache(store.pixels, store.shapes)
     before = store.read(1).copy()
     store.read(1)[:] = 0
     np.testing.assert_array_equal(elsewhere.read(1), before)
 
 
-def put_sums(store: ImageStore, results) -> None:
+def put_sums(store: ImageCache, results) -> None:
     results.put([int(store.read(index).sum()) for index in range(len(store))])
 
 
@@ -202,7 +202,7 @@ def test_other_processes_read_the_same_bytes(files: LabeledFiles, tmp_path: Path
 
 def test_only_the_file_name_is_pickled(files: LabeledFiles, tmp_path: Path):
     made, arguments = build(files, "ram", tmp_path).__reduce__()
-    assert made is ImageStore
+    assert made is ImageCache
     assert not [part for part in arguments if isinstance(part, np.ndarray) and part.dtype == np.uint8]
 
 
@@ -222,13 +222,13 @@ def test_a_second_run_decodes_nothing(files: LabeledFiles, tmp_path: Path, monke
 
 
 def test_only_a_finished_store_of_these_files_is_opened(files: LabeledFiles, tmp_path: Path):
-    assert open_store(files, tmp_path / "kept", KEY) is None
+    assert open_cache(files, tmp_path / "kept", KEY) is None
     build(files, "disk", tmp_path / "kept")
-    opened = open_store(files, tmp_path / "kept", KEY)
+    opened = open_cache(files, tmp_path / "kept", KEY)
     assert opened is not None
     np.testing.assert_array_equal(opened.read(2), read_image(files.paths[2]))
-    assert open_store(files, tmp_path / "kept", KEY | {"size": 9}) is None
-    assert open_store(files.take(np.arange(4)), tmp_path / "kept", KEY) is None
+    assert open_cache(files, tmp_path / "kept", KEY | {"size": 9}) is None
+    assert open_cache(files.take(np.arange(4)), tmp_path / "kept", KEY) is None
 
 
 def save(path: Path, color: str, width: int, mtime_ns: int) -> None:
@@ -272,7 +272,7 @@ def test_another_preprocess_is_decoded_again_with_a_log_message(
 def test_the_images_of_another_split_stay(files: LabeledFiles, tmp_path: Path):
     build(files.take(np.arange(3)), "disk", tmp_path / "kept")
     build(files.take(np.arange(1, 5)), "disk", tmp_path / "kept")
-    assert open_store(files.take(np.arange(3)), tmp_path / "kept", KEY) is not None
+    assert open_cache(files.take(np.arange(3)), tmp_path / "kept", KEY) is not None
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".pixels"])
@@ -280,7 +280,7 @@ def test_a_truncated_store_is_built_again(files: LabeledFiles, tmp_path: Path, s
     build(files, "disk", tmp_path / "kept")
     (file,) = (tmp_path / "kept").glob(f"*{suffix}")
     file.write_bytes(file.read_bytes()[:-5])
-    assert open_store(files, tmp_path / "kept", KEY) is None
+    assert open_cache(files, tmp_path / "kept", KEY) is None
     store = build(files, "disk", tmp_path / "kept")
     np.testing.assert_array_equal(store.read(4), read_image(files.paths[4]))
 
@@ -352,7 +352,7 @@ def identity(batch):
 def test_neither_the_store_nor_the_number_of_workers_changes_a_pixel(
     files: LabeledFiles, tmp_path: Path, prepare, augment
 ):
-    def batches(store: ImageStore | None, num_workers: int) -> list[torch.Tensor]:
+    def batches(store: ImageCache | None, num_workers: int) -> list[torch.Tensor]:
         dataset = FileDataset(files, CLASS_NAMES, 8, prepare, augment, 3, store)
         sampler = TrainSampler(len(files), 2, 3)
         loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=identity, num_workers=num_workers)

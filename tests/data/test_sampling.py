@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from imago.data.sampling import BatchKey, EvalSampler, TrainSampler
+from imago.data.sampling import BatchIndices, EvalSampler, TrainSampler
 
 
 def epoch_order(sampler: TrainSampler, epoch: int) -> np.ndarray:
@@ -109,7 +109,7 @@ def test_evaluation_goes_through_the_samples_in_order():
 IMBALANCED = np.repeat([0, 1, 2], [60, 30, 10])
 
 
-def balanced(epoch: int = 0, **share: int) -> list[BatchKey]:
+def balanced(epoch: int = 0, **share: int) -> list[BatchIndices]:
     sampler = TrainSampler(100, 20, seed=0, **share, labels=IMBALANCED)
     sampler.set_epoch(epoch)
     return list(sampler)

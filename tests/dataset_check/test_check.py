@@ -88,14 +88,14 @@ def test_a_sound_data_set_is_reported_and_drawn(check: Callable, tmp_path: Path)
     done = check(write_set(tmp_path / "my set (1)", num_train=40))
     folder = tmp_path / "logs" / "check" / "one"
     assert {path.name for path in folder.iterdir()} == {
-        *("check.json", "bad_files.csv", "ignored.csv", "duplicates.csv", "contact_sheets")
+        *("check.json", "bad_images.csv", "ignored.csv", "duplicates.csv", "contact_sheets")
     }
     content = json.loads((folder / "check.json").read_text())
     assert content["classes"]["猫"] == {"train": 40, "val": 3, "test": 3}
     assert content["formats"] == {"PNG": 92}
     assert content["sizes"]["median"] == [48, 48]
     assert {path.name for path in (folder / "contact_sheets").iterdir()} == {"0000_bee.png", "0001_猫.png"}
-    assert rows(folder / "bad_files.csv") == rows(folder / "duplicates.csv") == []
+    assert rows(folder / "bad_images.csv") == rows(folder / "duplicates.csv") == []
     assert "  python src/train.py data=image_folder 'data.root=" in done.stdout
     assert not (tmp_path / "logs" / "latest").exists()
     again = check(tmp_path / "my set (1)", returncode=2)
@@ -117,7 +117,7 @@ def test_all_problems_are_reported_at_once_with_exit_code_1(check: Callable, tmp
     (train / "bee" / "notes.txt").write_text("no image")
     done = check(root, returncode=1)
     folder = tmp_path / "logs" / "check" / "one"
-    bad = rows(folder / "bad_files.csv")
+    bad = rows(folder / "bad_images.csv")
     assert [(row["path"], row["split"], row["class"]) for row in bad] == [
         ("train/bee/3.png", "train", "bee"),
         ("train/猫/4.png", "train", "猫"),
@@ -159,7 +159,7 @@ def test_skipped_images_are_listed_and_exit_with_0(check: Callable, tmp_path: Pa
     (root / "train" / "bee" / "3.png").write_bytes(b"<html>")
     done = check(root, "data.on_bad_image=skip")
     assert "1 images cannot be read and are left out" in done.stdout
-    [row] = rows(tmp_path / "logs" / "check" / "one" / "bad_files.csv")
+    [row] = rows(tmp_path / "logs" / "check" / "one" / "bad_images.csv")
     assert row["path"] == "train/bee/3.png"
     assert row["reason"].startswith("is not an image")
 
@@ -196,4 +196,4 @@ def test_a_set_without_a_readable_training_image_is_refused_after_its_list_is_wr
         file.write_bytes(b"")
     done = check(root, returncode=2)
     assert "no training image can be read; see " in done.stderr
-    assert len(rows(tmp_path / "logs" / "check" / "one" / "bad_files.csv")) == 4
+    assert len(rows(tmp_path / "logs" / "check" / "one" / "bad_images.csv")) == 4

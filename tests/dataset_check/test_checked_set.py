@@ -81,10 +81,10 @@ def test_serious_findings_come_first_and_say_what_to_do():
     assert [finding.kind for finding in findings] == [*kinds, "small test", "ignored"]
     assert [finding.is_serious for finding in findings] == [True] * 4 + [False] * 4
     assert findings[0].text == "1 of 13 images cannot be read"
-    assert "data.on_bad_image=skip" in findings[0].way_out
+    assert "data.on_bad_image=skip" in findings[0].remedy
     assert findings[1].text == "1 of 4 test images have an exact or near duplicate in train"
     assert "'ant' has 4.0 times as many training images as 'bee'" in findings[5].text
-    assert "data.sampler=balanced" in findings[5].way_out
+    assert "data.sampler=balanced" in findings[5].remedy
 
 
 def test_a_balanced_set_without_duplicates_has_no_serious_finding():

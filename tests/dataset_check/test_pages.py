@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imago.data.sampling import BatchKey
+from imago.data.sampling import BatchIndices
 from imago.dataset_check.pages import draw_augmentations, draw_sheet, sheet_name
 from imago.images import Preprocess
 from imago.normalize import Normalize
@@ -83,7 +83,7 @@ class _Numbered:
         self.keys.append(key)
         return Normalize(self.preprocess)(images + 100 * key[0]), torch.zeros(len(labels), 3)
 
-    def _batch(self, key: BatchKey, added: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, key: BatchIndices, added: int) -> tuple[Tensor, Tensor]:
         values = torch.from_numpy(key.indices + added).to(torch.uint8)
         return values.view(-1, 1, 1, 1).expand(-1, 3, 4, 4), torch.zeros(len(values), dtype=torch.int64)
 

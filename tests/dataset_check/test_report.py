@@ -94,7 +94,7 @@ def test_csv_files_hold_every_name_as_it_is_on_disk(tmp_path: Path):
     header, line = rows(tmp_path / "duplicates.csv")
     assert header == ["group", "kind", "correlation", *(f"{c}_{e}" for e in "ab" for c in ("path", "split", "class"))]
     assert line == ["1", "same bytes", "1.000", odd, "train", "ant", "b.png", "train", "ant"]
-    report.write_bad_files(tmp_path / "bad.csv", checked, [("gone.png", "is empty")])
+    report.write_bad_images(tmp_path / "bad.csv", checked, [("gone.png", "is empty")])
     assert rows(tmp_path / "bad.csv")[1:] == [["c.png", "train", "bee", "bad"], ["gone.png", "", "", "is empty"]]
 
 

@@ -248,7 +248,7 @@ def test_39_the_check_finds_images_of_two_splits_and_3_names_every_bad_one(
     done = command("src/check.py", "data=image_folder", f"data.root={root}", *paths)
     assert done.returncode == 1, done.stderr
     (folder,) = (tmp_path / "logs" / "check").iterdir()
-    with (folder / "bad_files.csv").open() as file:
+    with (folder / "bad_images.csv").open() as file:
         assert sorted(row["path"] for row in csv.DictReader(file)) == bad
     assert "val/ant/again.png" in (folder / "duplicates.csv").read_text()
     repaired = set_up(root, split_file=str(folder / "split_without_leaks.csv"), on_bad_image="skip")

@@ -182,9 +182,9 @@ def test_probabilities_are_calibrated_and_a_checkpoint_without_a_temperature_can
     printed = evaluate(f"run={copy}", "split=val")
     found, predictions = metrics(copy / "eval" / "val"), rows(copy / "eval" / "val" / "predictions.csv")
     confidence = np.array([float(row["probability"]) for row in predictions])
-    is_right = np.array([row["true"] == row["predicted"] for row in predictions])
+    is_correct = np.array([row["true"] == row["predicted"] for row in predictions])
     assert found["calibration_temperature"] == fitted["calibration_temperature"]
-    assert found["ece"] == pytest.approx(reliability(confidence, is_right).ece, abs=1e-5)
+    assert found["ece"] == pytest.approx(reliability(confidence, is_correct).ece, abs=1e-5)
     assert found["ece"] == pytest.approx(fitted["ece_after"])
     assert found["nll"] == pytest.approx(fitted["nll_after"])
     assert f"temperature {fitted['calibration_temperature']:.3f}, fitted on val" in printed

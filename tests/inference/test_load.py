@@ -12,7 +12,7 @@ import torch
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
 from imago.inference.load import (
-    check_continues,
+    check_compatible,
     checkpoint_path,
     find_model,
     load_classifier,
@@ -35,7 +35,7 @@ TASK: Any = SimpleNamespace(
 
 def test_the_state_of_the_same_network_passes(tmp_path: Path):
     write_checkpoint(SAVED, tmp_path / "last.ckpt")
-    check_continues(tmp_path / "last.ckpt", TASK)
+    check_compatible(tmp_path / "last.ckpt", TASK)
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_the_state_of_another_network_or_other_classes_is_refused_in_one_line(
     saved = {key: value for key, value in (SAVED | changed).items() if value is not None}
     write_checkpoint(saved, tmp_path / "last.ckpt")
     with pytest.raises(DataError, match=text) as caught:
-        check_continues(tmp_path / "last.ckpt", TASK)
+        check_compatible(tmp_path / "last.ckpt", TASK)
     assert str(caught.value).isprintable()
 
 
 def test_a_damaged_state_names_the_other_checkpoint(tmp_path: Path):
     (tmp_path / "last.ckpt").write_bytes(b"half")
     with pytest.raises(DataError, match="is truncated .* Copy best.ckpt over it to resume from the best epoch"):
-        check_continues(tmp_path / "last.ckpt", TASK)
+        check_compatible(tmp_path / "last.ckpt", TASK)
 
 
 NET = """

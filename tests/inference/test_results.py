@@ -38,7 +38,7 @@ def test_images_in_memory_have_names_and_their_mistakes_are_saved(samples: Label
     found = load_evaluation(tmp_path)
     assert found.images == tuple(f"test/{index}" for index in range(5))
     kept = saved_images(found)
-    worst = worst_mistakes(result.is_right, result.confidence, 25)
+    worst = worst_mistakes(result.is_correct, result.confidence, 25)
     assert list(kept) == found.worst_mistakes(25).tolist() == worst.tolist()
     assert len(kept) > 0
     assert {row: image.max() for row, image in kept.items()} == {row: 200 + row for row in kept}

@@ -44,7 +44,7 @@ def make_data(dropped: int = 0) -> SimpleNamespace:
 def test_every_image_is_evaluated_once_and_in_order(split: str, count: int):
     result = run_split(Echo(), make_data(), split, np.arange(3))
     assert len(result.labels) == count
-    assert result.is_right.all()
+    assert result.is_correct.all()
     assert result.calibration_temperature == 2
     assert result.confidence == pytest.approx(np.exp(2) / (np.exp(2) + 2))
 
@@ -52,7 +52,7 @@ def test_every_image_is_evaluated_once_and_in_order(split: str, count: int):
 def test_labels_are_those_of_the_network():
     result = run_split(Echo(), make_data(), "val", np.array([1, 2, 0]))
     assert result.labels.tolist() == [(label + 1) % 3 for label in [1, 2, 0, 1, 2, 0, 1]]
-    assert not result.is_right.any()
+    assert not result.is_correct.any()
 
 
 def test_a_lost_image_is_an_error():

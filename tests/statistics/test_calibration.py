@@ -12,8 +12,8 @@ from imago.statistics.metrics import softmax
 
 def test_bins_and_ece_are_those_computed_by_hand():
     confidence = np.array([0.55, 0.6, 0.9, 1.0, 1.0])
-    is_right = np.array([True, False, True, True, False])
-    found = reliability(confidence, is_right, num_bins=10)
+    is_correct = np.array([True, False, True, True, False])
+    found = reliability(confidence, is_correct, num_bins=10)
     assert found.low.tolist() == pytest.approx([0.5, 0.8, 0.9])
     assert found.high.tolist() == pytest.approx([0.6, 0.9, 1.0])
     assert found.count.tolist() == [2, 1, 2]
@@ -25,9 +25,9 @@ def test_bins_and_ece_are_those_computed_by_hand():
 def test_bins_are_those_of_scikit_learn():
     draws = np.random.default_rng(0)
     confidence = draws.random(3000)
-    is_right = draws.random(3000) < confidence**2
-    accuracy, probability = calibration_curve(is_right, confidence, n_bins=15)
-    found = reliability(confidence, is_right)
+    is_correct = draws.random(3000) < confidence**2
+    accuracy, probability = calibration_curve(is_correct, confidence, n_bins=15)
+    found = reliability(confidence, is_correct)
     assert found.accuracy == pytest.approx(accuracy)
     assert found.confidence == pytest.approx(probability)
 

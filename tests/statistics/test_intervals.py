@@ -10,7 +10,7 @@ from imago.statistics.metrics import confusion_matrix, macro_scores, per_class, 
 
 
 @pytest.mark.parametrize(
-    ("num_right", "num_images", "low", "high"),
+    ("num_correct", "num_images", "low", "high"),
     [
         # Newcombe 1998 (Statistics in Medicine 17:857), table I, method 3.
         (81, 263, 0.2553, 0.3662),
@@ -23,8 +23,8 @@ from imago.statistics.metrics import confusion_matrix, macro_scores, per_class, 
         (10, 10, 0.7225, 1.0),
     ],
 )
-def test_wilson_intervals_are_the_published_ones(num_right: int, num_images: int, low: float, high: float):
-    assert wilson_interval(num_right, num_images) == pytest.approx((low, high), abs=5e-5)
+def test_wilson_intervals_are_the_published_ones(num_correct: int, num_images: int, low: float, high: float):
+    assert wilson_interval(num_correct, num_images) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_the_ends_of_wilson_intervals_are_exactly_0_and_1():
@@ -35,9 +35,9 @@ def test_the_ends_of_wilson_intervals_are_exactly_0_and_1():
 
 def test_wilson_intervals_contain_the_share_and_stay_within_0_and_1():
     for num_images in (1, 2, 7, 50):
-        for num_right in range(num_images + 1):
-            low, high = wilson_interval(num_right, num_images)
-            assert 0 <= low <= num_right / num_images <= high <= 1
+        for num_correct in range(num_images + 1):
+            low, high = wilson_interval(num_correct, num_images)
+            assert 0 <= low <= num_correct / num_images <= high <= 1
 
 
 @pytest.mark.parametrize("num_seeds", [2, 3, 5, 10, 11, 12, 20, 100])
@@ -118,9 +118,9 @@ def test_macro_intervals_are_those_of_drawing_images():
 
 def test_the_same_seed_gives_the_same_interval():
     _, _, confidence = Simulated(3, 1.0).draw(50)
-    is_right = np.arange(50) % 2 == 0
-    assert ece_interval(confidence, is_right) == ece_interval(confidence, is_right)
-    assert ece_interval(confidence, is_right) != ece_interval(confidence, is_right, seed=1)
+    is_correct = np.arange(50) % 2 == 0
+    assert ece_interval(confidence, is_correct) == ece_interval(confidence, is_correct)
+    assert ece_interval(confidence, is_correct) != ece_interval(confidence, is_correct, seed=1)
 
 
 def test_without_mistakes_the_intervals_have_width_zero():

@@ -94,10 +94,10 @@ def test_result_has_top_5_only_for_more_than_5_classes(num_classes: int, has_top
     labels, logits = noisy_predictions(num_classes)
     names = tuple(f"c{number}" for number in range(num_classes))
     found = Result(names, labels, logits, softmax(logits).max(axis=1)).metrics()
-    num_right = int((logits.argmax(axis=1) == labels).sum())
-    assert found["acc"] == num_right / 500
-    assert found["interval_95"] == list(wilson_interval(num_right, 500))
-    assert (found["num_right"], found["num_images"]) == (num_right, 500)
+    num_correct = int((logits.argmax(axis=1) == labels).sum())
+    assert found["acc"] == num_correct / 500
+    assert found["interval_95"] == list(wilson_interval(num_correct, 500))
+    assert (found["num_correct"], found["num_images"]) == (num_correct, 500)
     assert ("top5_acc" in found) == has_top5
 
 
@@ -125,7 +125,7 @@ def test_every_score_is_that_of_scikit_learn_and_inside_its_interval(num_classes
 
 
 def test_the_worst_mistakes_have_the_highest_confidence_and_the_first_of_equal_ones_leads():
-    is_right = np.array([True, False, False, True, False])
+    is_correct = np.array([True, False, False, True, False])
     confidence = np.array([0.99, 0.4, 0.8, 0.2, 0.8])
-    assert worst_mistakes(is_right, confidence, 2).tolist() == [2, 4]
-    assert worst_mistakes(is_right, confidence, 9).tolist() == [2, 4, 1]
+    assert worst_mistakes(is_correct, confidence, 2).tolist() == [2, 4]
+    assert worst_mistakes(is_correct, confidence, 9).tolist() == [2, 4, 1]

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
-from imago.task.epoch_metrics import EpochMetrics, count_right
+from imago.task.epoch_metrics import EpochMetrics, count_correct
 
 ONE_DEVICE = SingleDeviceStrategy(device=torch.device("cpu"))
 
@@ -18,12 +18,12 @@ def logits_for(*classes: int) -> Tensor:
 
 
 def test_predictions_are_counted_by_the_largest_logit():
-    assert count_right(logits_for(0, 1, 2, 2), torch.tensor([0, 1, 1, 2])).item() == 3
+    assert count_correct(logits_for(0, 1, 2, 2), torch.tensor([0, 1, 1, 2])).item() == 3
 
 
 def test_soft_labels_count_by_their_largest_class():
     soft = torch.tensor([[0.6, 0.4, 0.0], [0.1, 0.2, 0.7]])
-    assert count_right(logits_for(0, 1), soft).item() == 1
+    assert count_correct(logits_for(0, 1), soft).item() == 1
 
 
 def test_batches_of_different_size_count_by_their_images():

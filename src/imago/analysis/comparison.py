@@ -19,7 +19,7 @@ from imago.text import join_names, printable
 
 _MAX_CLASSES = 30
 _MAX_NAMES = 3  # images in an error message
-_WAY_OUT = "evaluate both on the same data set: python src/eval.py run=RUN"
+_REMEDY = "evaluate both on the same data set: python src/eval.py run=RUN"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
     names = f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}"
     if missing:
         return Comparison(names, records, settings, None, None, list(dict.fromkeys(missing)))
-    paired = compare_paired(first.is_right, second.is_right[_matching_rows(first, second)])
+    paired = compare_paired(first.is_correct, second.is_correct[_matching_rows(first, second)])
     return Comparison(names, records, settings, (first, second), paired, [])
 
 
@@ -88,7 +88,7 @@ def comparison_text(found: Comparison) -> str:
         return "\n".join([*lines, *(f"no paired test: {reason}" for reason in found.missing)])
     paired = found.paired
     low, high = paired.interval_95
-    accs = [f"{label} {percent(x.is_right.mean())}" for label, x in zip("ab", found.evaluations, strict=True)]
+    accs = [f"{label} {percent(x.is_correct.mean())}" for label, x in zip("ab", found.evaluations, strict=True)]
     return "\n".join(
         [
             *lines,
@@ -113,7 +113,7 @@ def write_comparison_page(found: Comparison, file: Path) -> None:
         "title": f"{found.names[0]} and {found.names[1]}",
         "found": found,
         "results": Table("Results", [("result", ""), *text_columns], _result_rows(found.records)),
-        "accs": [float(x.is_right.mean()) for x in found.evaluations or ()],
+        "accs": [float(x.is_correct.mean()) for x in found.evaluations or ()],
         "settings": Table("Settings that differ", [("setting", ""), *text_columns], found.settings, style="words"),
         "classes": Table("Recall", class_columns, class_rows, "Recall of each class, largest change first."),
         "charts": _charts(found.records),
@@ -152,7 +152,7 @@ def _matching_rows(a: Evaluation, b: Evaluation) -> np.ndarray:
 
 
 def _different_images(reason: str) -> DataError:
-    return DataError(f"the two runs were evaluated on different images: {reason}; {_WAY_OUT}")
+    return DataError(f"the two runs were evaluated on different images: {reason}; {_REMEDY}")
 
 
 def _result_rows(records: tuple[Record, Record]) -> list[tuple[str, str, str]]:

@@ -40,7 +40,7 @@ class Evaluation(Predictions):
 
     def worst_mistakes(self, limit: int) -> np.ndarray:
         """Return the rows of the mistakes with the highest probability, highest first, int64 (at most `limit`,)."""
-        return worst_mistakes(self.is_right, self.probability, limit)
+        return worst_mistakes(self.is_correct, self.probability, limit)
 
     def names(self) -> tuple[str, ...]:
         """Return the image names relative to the root of the data set, so that they stay the same when it is moved."""

@@ -103,12 +103,12 @@ def _evaluation(run: Path, split: str, record: Record, missing: list[str]) -> di
     found: Evaluation | None = optional(missing, load_evaluation, run, split)
     if found is None:
         return None
-    diagram = reliability(found.probability, found.is_right)
+    diagram = reliability(found.probability, found.is_correct)
     # The color of a cell is the square root of its share of the row, so that mistakes are visible.
     depths = np.sqrt(found.confusion / np.maximum(found.confusion.sum(axis=1, keepdims=True), 1))
     return {
         "found": found,
-        "acc": percent(found.is_right.mean()),
+        "acc": percent(found.is_correct.mean()),
         "interval": range_text(*(found.metadata.get("interval_95") or (None, None))),
         "macro_f1": macro_scores(found.per_class)["macro_f1"],
         "notes": _notes(run, split, record, found),
@@ -119,7 +119,7 @@ def _evaluation(run: Path, split: str, record: Record, missing: list[str]) -> di
         "reliability": _reliability_chart(diagram),
         "bins": _bin_table(diagram),
         "mistakes": _mistakes(found, missing),
-        "num_mistakes": int((~found.is_right).sum()),
+        "num_mistakes": int((~found.is_correct).sum()),
     }
 
 
@@ -127,7 +127,7 @@ def _notes(run: Path, split: str, record: Record, found: Evaluation) -> list[str
     """Return the temperature, and why the evaluation has another accuracy than the final test of the run."""
     temperature = found.metadata.get("calibration_temperature")
     notes = [f"calibrated with temperature {temperature:.3f}, fitted on val"] if temperature is not None else []
-    if split != "test" or record.test_acc is None or abs(found.is_right.mean() - record.test_acc) <= 1e-9:
+    if split != "test" or record.test_acc is None or abs(found.is_correct.mean() - record.test_acc) <= 1e-9:
         return notes
     tta = (read_json(run / "summary.json").get("test") or {}).get("tta", "none")
     reason = f"this evaluation used other images or another checkpoint; to repeat it: {eval_command(run, split)}"

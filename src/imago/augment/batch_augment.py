@@ -15,7 +15,7 @@ from imago.augment.random_erasing import draw_rectangles, draw_squares, erase, t
 from imago.augment.settings import Augment
 from imago.seeding import derive_seed
 
-BatchSeedKey = tuple[int, int, int]  # epoch, batch index, rank
+SeedKey = tuple[int, int, int]  # epoch, batch index, rank
 
 # The last part of a key: turning one augmentation on does not change the draws of another.
 _COLORS, _ERASE, _CUTOUT, _MIX = 201, 202, 203, 204
@@ -35,7 +35,7 @@ class BatchAugment:
         self.num_classes = num_classes
         self.seed = seed
 
-    def colors(self, images: Tensor, key: BatchSeedKey) -> Tensor:
+    def colors(self, images: Tensor, key: SeedKey) -> Tensor:
         """Change brightness, contrast, saturation and hue, in this order, by factors as torchvision's ColorJitter.
 
         Args:
@@ -64,7 +64,7 @@ class BatchAugment:
                 adjust(pixels, factor)
         return pixels
 
-    def mix(self, images: Tensor, labels: Tensor, key: BatchSeedKey) -> tuple[Tensor, Tensor]:
+    def mix(self, images: Tensor, labels: Tensor, key: SeedKey) -> tuple[Tensor, Tensor]:
         """Apply random erasing and cutout, then MixUp or CutMix.
 
         Args:
@@ -93,7 +93,7 @@ class BatchAugment:
             return cutmix(images, targets, boxes, order)
         return mixup_or_cutmix(images, targets, is_mixup, lam, boxes, order)
 
-    def draw_mix(self, key: BatchSeedKey, count: int, height: int, width: int) -> tuple[np.ndarray, ...]:
+    def draw_mix(self, key: SeedKey, count: int, height: int, width: int) -> tuple[np.ndarray, ...]:
         """Draw for each of `count` samples whether MixUp is used, `lam`, the box of CutMix and the other sample."""
         generator = self._generator(key, _MIX)
         mixup_alpha, cutmix_alpha = self.augment.mixup_alpha, self.augment.cutmix_alpha
@@ -103,5 +103,5 @@ class BatchAugment:
         rows, columns = generator.integers(0, height, count), generator.integers(0, width, count)
         return is_mixup, lam, cutmix_boxes(lam, rows, columns, height, width), generator.permutation(count)
 
-    def _generator(self, key: BatchSeedKey, purpose: int) -> np.random.Generator:
+    def _generator(self, key: SeedKey, purpose: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(derive_seed(self.seed, *key, purpose)))

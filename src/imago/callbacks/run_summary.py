@@ -84,11 +84,11 @@ def _validation_results(trainer: Trainer, acc: float) -> dict[str, Any]:
 def _test_results(trainer: Trainer) -> dict[str, Any]:
     metrics = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
     count = round(metrics["num_images"])
-    num_right = round(metrics["acc"] * count)
+    num_correct = round(metrics["acc"] * count)
     tta = getattr(trainer.lightning_module, "tta", "none")
     return {
-        "acc": num_right / count,
-        "interval_95": list(wilson_interval(num_right, count)),
+        "acc": num_correct / count,
+        "interval_95": list(wilson_interval(num_correct, count)),
         "loss": metrics["loss"],
         "num_images": count,
         "num_left_out": len(trainer.datamodule.splits.test) - count,  # type: ignore[attr-defined]  # of our data module
@@ -99,7 +99,7 @@ def _test_results(trainer: Trainer) -> dict[str, Any]:
 def _speed_results(trainer: Trainer, speed: Speed) -> dict[str, Any]:
     share = speed.wait_s / speed.train_s
     data: Any = trainer.datamodule  # type: ignore[attr-defined]  # of our data module
-    cache = None if getattr(data, "keeps_decoded", True) else data.cache
+    cache = None if getattr(data, "is_cached", True) else data.cache
     num_workers = trainer.train_dataloader.num_workers  # type: ignore[union-attr]  # of our loader
     is_cpu = trainer.strategy.root_device.type == "cpu"
     num_cores = 0 if is_cpu else max(1, available_cores() // trainer.num_devices)

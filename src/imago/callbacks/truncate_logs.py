@@ -33,12 +33,12 @@ class TruncateLogs(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         score: Any = pl_module.scores["train"]  # type: ignore[index]  # of our task
-        checkpoint[_KEY] = [torch.as_tensor(score.loss_sum), torch.as_tensor(score.num_right), score.num_images]
+        checkpoint[_KEY] = [torch.as_tensor(score.loss_sum), torch.as_tensor(score.num_correct), score.num_images]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if _KEY in checkpoint and trainer.is_global_zero:
             score: Any = pl_module.scores["train"]  # type: ignore[index]
-            score.loss_sum, score.num_right, score.num_images = checkpoint[_KEY]
+            score.loss_sum, score.num_correct, score.num_images = checkpoint[_KEY]
 
 
 def _truncate_events(logger: TensorBoardLogger, step: int) -> None:

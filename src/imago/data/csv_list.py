@@ -35,7 +35,7 @@ def plain_name(name: str) -> str:
     return unicodedata.normalize("NFC", name.casefold()).strip()
 
 
-def refuse_unclear_names(names: Iterable[str], what: str) -> None:
+def check_class_names(names: Iterable[str], what: str) -> None:
     """Check names that will be class names.
 
     Args:
@@ -106,7 +106,7 @@ def read_list(path: Path) -> list[ListedImage]:
     for row in rows:
         if (line := first_line.setdefault(row.name, row.line)) != row.line:
             raise DataError(f"{row.location}: {printable(row.name)} is listed twice, first in line {line}.")
-    refuse_unclear_names(dict.fromkeys(row.label for row in rows), f"{printable(path)}: the labels")
+    check_class_names(dict.fromkeys(row.label for row in rows), f"{printable(path)}: the labels")
     return rows
 
 

@@ -138,7 +138,7 @@ class ImageDataModule(LightningDataModule):
             parts = {name: (part.names, part.labels) for name, part in self.splits.named()}
             write_list(folder / "split.csv", self.class_names, parts)
 
-    def keep_decoded(self, num_processes: int, num_epochs: float) -> str:
+    def fill_cache(self, num_processes: int, num_epochs: float) -> str:
         """Decode images before the first epoch if that saves time; return where they are kept, for the log."""
         return "in memory: the data set as it is"
 

@@ -15,7 +15,7 @@ from imago.augment.crop_flip import crop_and_flip, draw, gather_crop_flip, pad
 from imago.augment.resized_crop import random_resized_crops
 from imago.augment.sample_transforms import transform_images
 from imago.augment.settings import Augment
-from imago.data.sampling import BatchKey
+from imago.data.sampling import BatchIndices
 from imago.errors import DataError
 from imago.files import encode_names
 from imago.images import read_image
@@ -23,7 +23,7 @@ from imago.text import printable
 from imago.threads import one_intraop_thread
 
 if TYPE_CHECKING:
-    from imago.data.image_cache import ImageStore
+    from imago.data.image_cache import ImageCache
 
 
 class _Labeled:
@@ -94,8 +94,8 @@ class LabeledFiles(_Labeled):
             return read_image(path)
         except DataError as error:
             reason = str(error).replace(str(path), printable(path))
-            way_out = "check.py lists all such images, data.on_bad_image=skip leaves them out."
-            raise DataError(f"an image of class {class_names[self.labels[index]]!r}: {reason} {way_out}") from error
+            remedy = "check.py lists all such images, data.on_bad_image=skip leaves them out."
+            raise DataError(f"an image of class {class_names[self.labels[index]]!r}: {reason} {remedy}") from error
 
     def identity(self) -> bytes:
         """Return bytes that identify the samples, for a fingerprint: labels, names and file sizes."""
@@ -157,7 +157,7 @@ class ArrayDataset(Dataset):
         return self.augment is not None and self.augment.is_per_image
 
     @one_intraop_thread()
-    def __getitems__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, key: BatchIndices) -> tuple[Tensor, Tensor]:
         """Return one batch: images uint8 (B, 3, H, W) and labels int64 (B,)."""
         indices, augment, sample_key = key.indices, self.augment, (self.seed, *key)
         if augment is None:
@@ -193,7 +193,7 @@ class FileDataset(Dataset):
     prepare: Callable[[np.ndarray], np.ndarray]
     augment: Augment | None = None
     seed: int = 0
-    store: "ImageStore | None" = None
+    store: "ImageCache | None" = None
 
     is_slow: ClassVar[bool] = True  # decoding takes so long that worker processes are worth their cost
 
@@ -201,7 +201,7 @@ class FileDataset(Dataset):
         return len(self.files)
 
     @one_intraop_thread()
-    def __getitems__(self, key: BatchKey) -> tuple[Tensor, Tensor] | DataError:
+    def __getitems__(self, key: BatchIndices) -> tuple[Tensor, Tensor] | DataError:
         """Return one batch: images uint8 (B, 3, size, size) and labels int64 (B,).
 
         Raises:

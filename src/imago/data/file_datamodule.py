@@ -17,7 +17,7 @@ from imago.data.datamodule import DatasetParts, ImageDataModule
 from imago.data.dataset import FileDataset, LabeledFiles
 from imago.data.examine import examine
 from imago.data.folder_listing import Ignored, find_splits, list_images, list_training_classes
-from imago.data.image_cache import CACHE_MODES, ImageStore, build_store, choose_store, estimate_bytes, open_store
+from imago.data.image_cache import CACHE_MODES, ImageCache, build_cache, choose_cache, estimate_bytes, open_cache
 from imago.data.image_statistics import describe_images, shrink
 from imago.errors import ConfigError, DataError
 from imago.files import write_csv
@@ -83,7 +83,7 @@ class FileDataModule(ImageDataModule):
         self.cache = cache
         self.decoded_px = decoded_px
         self.on_bad_image = on_bad_image
-        self._stores: dict[tuple[str, str], ImageStore] = {}
+        self._stores: dict[tuple[str, str], ImageCache] = {}
 
     def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
         """Return the class names and the files of each split, without opening any image.
@@ -126,7 +126,7 @@ class FileDataModule(ImageDataModule):
         if self.bad:
             write_csv(folder / "bad_images.csv", [("path", "reason"), *self.bad])
 
-    def keep_decoded(self, num_processes: int, num_epochs: float) -> str:
+    def fill_cache(self, num_processes: int, num_epochs: float) -> str:
         """Decode the training and validation images once, before the first epoch, as `cache` says.
 
         Args:
@@ -147,20 +147,20 @@ class FileDataModule(ImageDataModule):
         parts = {"train": self._preparation(self.augment), "val": self._preparation(None)}
         files: dict[str, Any] = {split: getattr(self.splits, split) for split in parts}
         sizes = {split: estimate_bytes(files[split], part.sides) for split, part in parts.items()}
-        existing = [split for split, part in parts.items() if open_store(files[split], self.cache_dir, part.key)]
+        existing = [split for split, part in parts.items() if open_cache(files[split], self.cache_dir, part.key)]
         existing_bytes = sum(sizes[split] for split in existing)
         # The copies of the earlier ranks are already in memory.
         num_to_come = num_processes - int(os.environ.get("LOCAL_RANK", "0"))
-        where, reason = choose_store(self.cache, sum(sizes.values()), self.cache_dir, num_to_come, existing_bytes)
+        where, reason = choose_cache(self.cache, sum(sizes.values()), self.cache_dir, num_to_come, existing_bytes)
         if where == "none":
             return f"nowhere: {reason}"
         for split, part in parts.items():
             arguments = (files[split], self.class_names, part.convert, where, self.cache_dir, part.key)
-            self._stores[split, part.key["kind"]] = build_store(*arguments, available_cores())
+            self._stores[split, part.key["kind"]] = build_cache(*arguments, available_cores())
         return f"{'in memory' if where == 'ram' else f'in {self.cache_dir}'}: {reason}"
 
     @property
-    def keeps_decoded(self) -> bool:
+    def is_cached(self) -> bool:
         """Return whether no epoch has to decode images."""
         return bool(self._stores)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imago.data.csv_list import nearest_class, plain_name, refuse_unclear_names
+from imago.data.csv_list import check_class_names, nearest_class, plain_name
 from imago.data.dataset import LabeledFiles
 from imago.errors import DataError
 from imago.images import SUFFIXES
@@ -119,7 +119,7 @@ def list_classes(folder: Path) -> tuple[str, ...]:
     if not names:
         fault = f"has no class folders{_note_on_links(folder)}" if _entries(folder) else "is empty"
         raise DataError(f"{printable(folder)} {fault}; expected {EXPECTED_TREE}.")
-    refuse_unclear_names(names, f"{printable(folder)}: the class folders")
+    check_class_names(names, f"{printable(folder)}: the class folders")
     return tuple(names)
 
 

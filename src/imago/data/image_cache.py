@@ -38,7 +38,7 @@ _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 _DAMAGED_INDEX = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
-def choose_store(
+def choose_cache(
     mode: str, estimated_bytes: int, folder: Path, num_processes: int, kept_bytes: int = 0
 ) -> tuple[str, str]:
     """Decide where decoded images are kept.
@@ -98,7 +98,7 @@ def estimate_bytes(files: LabeledFiles, sides: Callable[[int, int], tuple[int, i
     return round(np.mean(num_pixels) * 3 * len(files)) if num_pixels else 0
 
 
-class ImageStore:
+class ImageCache:
     """Decoded images of any sizes, one after another in one file that every process maps into its memory.
 
     Forked and spawned processes share the bytes: only the file name is pickled. In memory the file is an anonymous one,
@@ -122,7 +122,7 @@ class ImageStore:
         return len(self.shapes)
 
     def __reduce__(self) -> tuple:
-        return ImageStore, (self.pixels, self.shapes)
+        return ImageCache, (self.pixels, self.shapes)
 
     @property
     def num_bytes(self) -> int:
@@ -144,7 +144,7 @@ class ImageStore:
         return np.frombuffer(mapped, np.uint8)
 
 
-def build_store(
+def build_cache(
     files: LabeledFiles,
     class_names: Sequence[str],
     prepare: Callable[[np.ndarray], np.ndarray],
@@ -152,7 +152,7 @@ def build_store(
     folder: Path,
     key: Mapping[str, Any],
     num_threads: int,
-) -> ImageStore:
+) -> ImageCache:
     """Decode every image once; on disk, reuse what an earlier run or another process has decoded.
 
     Args:
@@ -178,17 +178,17 @@ def build_store(
         ) from error
 
 
-def open_store(files: LabeledFiles, folder: Path, key: Mapping[str, Any]) -> ImageStore | None:
-    """Open the images that `build_store` kept on disk; return None if they are missing, incomplete or outdated."""
+def open_cache(files: LabeledFiles, folder: Path, key: Mapping[str, Any]) -> ImageCache | None:
+    """Open the images that `build_cache` kept on disk; return None if they are missing, incomplete or outdated."""
     base = folder / _store_name(files, key)
     try:
         with base.with_suffix(".npz").open("rb") as file, np.load(file) as index:
-            return ImageStore(base.with_suffix(".pixels"), index["shapes"])
+            return ImageCache(base.with_suffix(".pixels"), index["shapes"])
     except _DAMAGED_INDEX:
         return None
 
 
-def _build_in_memory(images: Iterator[np.ndarray]) -> ImageStore:
+def _build_in_memory(images: Iterator[np.ndarray]) -> ImageCache:
     handle = os.memfd_create("imago-images")
     try:
         with os.fdopen(handle, "wb", closefd=False) as file:
@@ -196,17 +196,17 @@ def _build_in_memory(images: Iterator[np.ndarray]) -> ImageStore:
     except BaseException:
         os.close(handle)
         raise
-    return ImageStore(Path(f"/proc/{os.getpid()}/fd/{handle}"), shapes, handle)
+    return ImageCache(Path(f"/proc/{os.getpid()}/fd/{handle}"), shapes, handle)
 
 
 def _build_on_disk(
     images: Iterator[np.ndarray], files: LabeledFiles, folder: Path, key: Mapping[str, Any]
-) -> ImageStore:
+) -> ImageCache:
     """Write the pixels, then the index, both atomically, while other processes wait."""
     folder.mkdir(parents=True, exist_ok=True)
     name = _store_name(files, key)
     with _lock(folder / f"{name}.lock"):
-        if (store := open_store(files, folder, key)) is not None:
+        if (store := open_cache(files, folder, key)) is not None:
             return store
         _delete_outdated(files, folder, key)
         remove_partial_files(folder, name)
@@ -217,7 +217,7 @@ def _build_on_disk(
         with atomic_write(folder / f"{name}.npz", "wb") as file:
             np.savez(file, names=names, num_bytes=files.num_bytes, mtime_ns=files.mtime_ns, shapes=shapes, key=text)
         log.info("kept %s decoded images in %s", f"{len(files):,}", folder)
-        return ImageStore(pixels, shapes)
+        return ImageCache(pixels, shapes)
 
 
 def _decode(

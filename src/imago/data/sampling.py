@@ -11,7 +11,7 @@ from imago.seeding import random_permutation
 _REPEAT_SHIFT = 32  # offset to the epoch in the key of a repeated sample, above any epoch of a run
 
 
-class BatchKey(NamedTuple):
+class BatchIndices(NamedTuple):
     """Identify one batch.
 
     Attributes:
@@ -64,7 +64,7 @@ class TrainSampler:
     def __len__(self) -> int:
         return self.num_samples // self.batch_size
 
-    def __iter__(self) -> Iterator[BatchKey]:
+    def __iter__(self) -> Iterator[BatchIndices]:
         epoch = self.epoch
         keys: int | np.ndarray = epoch
         if self.labels is None:
@@ -74,7 +74,7 @@ class TrainSampler:
         for batch in range(self.start_batch, len(self)):
             start = batch * self.batch_size
             share = slice(start + self.rank, start + self.batch_size, self.num_ranks)
-            yield BatchKey(keys if isinstance(keys, int) else keys[share], order[share])
+            yield BatchIndices(keys if isinstance(keys, int) else keys[share], order[share])
 
 
 class EvalSampler:
@@ -92,9 +92,9 @@ class EvalSampler:
     def __len__(self) -> int:
         return self.num_batches
 
-    def __iter__(self) -> Iterator[BatchKey]:
+    def __iter__(self) -> Iterator[BatchIndices]:
         for batch in range(self.num_batches):
-            yield BatchKey(0, self.indices[batch * self.batch_size : (batch + 1) * self.batch_size])
+            yield BatchIndices(0, self.indices[batch * self.batch_size : (batch + 1) * self.batch_size])
 
 
 def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from imago.data.dataset import Samples
 
 _SHOW = ("all", "augment")
-_BAD_FILES, _SPLIT_FILE = "bad_files.csv", "split_without_leaks.csv"
+_BAD_IMAGES, _SPLIT_FILE = "bad_images.csv", "split_without_leaks.csv"
 _DATA_SETTINGS = ("data=", "data.", "augment", "preprocess", "paths.data_dir=", "extra_targets")  # a run needs them too
 
 
@@ -107,10 +107,10 @@ def _write_augmentations(data: "ImageDataModule", folder: Path) -> None:
 def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedSet, folder: Path) -> int:
     """Write all files, print the report, and return the number of serious findings."""
     ignored, left_out = data.ignored, data.bad
-    report.write_bad_files(folder / _BAD_FILES, checked, left_out)
+    report.write_bad_images(folder / _BAD_IMAGES, checked, left_out)
     write_csv(folder / "ignored.csv", [("path", "reason"), *ignored])
     if not checked.counts[:, 0].any():
-        raise DataError(f"no training image can be read; see {short_path(folder / _BAD_FILES)}.")
+        raise DataError(f"no training image can be read; see {short_path(folder / _BAD_IMAGES)}.")
     print("\n".join(report.class_table(checked)), end="\n\n")
     preprocess, description = _preprocess(cfg, data, checked)
     print("\n".join(report.summary_lines(checked, ignored, description)), end="\n\n")

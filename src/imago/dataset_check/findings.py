@@ -23,13 +23,13 @@ class Finding:
     Attributes:
         kind: short name, as in check.json.
         text: what was found.
-        way_out: what to do.
+        remedy: what to do.
         is_serious: whether it must be decided before the results of a run can be trusted.
     """
 
     kind: str
     text: str
-    way_out: str
+    remedy: str
     is_serious: bool = False
 
 
@@ -50,11 +50,11 @@ def find(checked: CheckedSet, num_ignored: int, num_left_out: int) -> list[Findi
 def _unreadable(checked: CheckedSet, num_left_out: int) -> Iterator[Finding]:
     if len(checked.bad):
         text = f"{len(checked.bad):,} of {len(checked):,} images cannot be read"
-        way_out = "see bad_files.csv; delete them or copy them again, or leave them out with data.on_bad_image=skip"
-        yield Finding("bad images", text, way_out, is_serious=True)
+        remedy = "see bad_images.csv; delete them or copy them again, or leave them out with data.on_bad_image=skip"
+        yield Finding("bad images", text, remedy, is_serious=True)
     if num_left_out:
         text = f"{num_left_out:,} images cannot be read and are left out, as data.on_bad_image=skip says"
-        yield Finding("left out", text, "see bad_files.csv")
+        yield Finding("left out", text, "see bad_images.csv")
 
 
 def _duplicates(checked: CheckedSet) -> Iterator[Finding]:
@@ -62,16 +62,16 @@ def _duplicates(checked: CheckedSet) -> Iterator[Finding]:
         if num_leaked := len(checked.leaked(split, into)):
             total = checked.counts[:, checked.split_names.index(split)].sum()
             text = f"{num_leaked:,} of {total:,} {split} images have an exact or near duplicate in {into}"
-            way_out = "data.split_file with split_without_leaks.csv leaves the duplicates out"
+            remedy = "data.split_file with split_without_leaks.csv leaves the duplicates out"
             if not checked.can_leave_leaks_out:
-                way_out = "without all of them a class would have no training image left"
-            yield Finding(f"{split} in {into}", text, f"see duplicates.csv; {way_out}", is_serious=True)
+                remedy = "without all of them a class would have no training image left"
+            yield Finding(f"{split} in {into}", text, f"see duplicates.csv; {remedy}", is_serious=True)
     if checked.conflicts:
         classes = [checked.class_names[label] for label in np.unique(checked.labels[checked.conflicts[0]])]
         example = " and ".join(map(repr, classes[:3]))
         text = f"{len(checked.conflicts):,} x exact or near duplicates in different classes, e.g. in {example}"
-        way_out = "see duplicates.csv; keep the one in the right class"
-        yield Finding("label conflicts", text, way_out, is_serious=True)
+        remedy = "see duplicates.csv; keep the one in the right class"
+        yield Finding("label conflicts", text, remedy, is_serious=True)
     if len(checked.repeats):
         text = f"{len(checked.repeats):,} images are exact or near duplicates of another one of their class and split"
         yield Finding("repeats", text, "see duplicates.csv; harmless, but in test they count more than once")
@@ -92,8 +92,8 @@ def _class_counts(checked: CheckedSet) -> Iterator[Finding]:
     num_test = int(checked.counts[:, checked.split_names.index("test")].sum())
     if num_test < FEW_TEST_IMAGES:
         text = f"the test split has only {num_test} images: the accuracy will be uncertain"
-        way_out = "look at the interval that a run prints; data.fold trains on several splits"
-        yield Finding("small test", text, way_out)
+        remedy = "look at the interval that a run prints; data.fold trains on several splits"
+        yield Finding("small test", text, remedy)
 
 
 def _kinds(checked: CheckedSet) -> Iterator[Finding]:

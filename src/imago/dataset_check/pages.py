@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from imago.data.dataset import LabeledFiles, Samples
-from imago.data.sampling import BatchKey
+from imago.data.sampling import BatchIndices
 from imago.dataset_check.checked_set import CheckedSet
 from imago.images import Preprocess, resize_and_crop
 from imago.normalize import restore_colors
@@ -98,10 +98,10 @@ def draw_augmentations(data: "ImageDataModule", num_images: int = 8, num_draws: 
     indices = np.unique(np.linspace(0, len(data.splits.train) - 1, num_images).astype(np.int64))
     evaluated: Any = data.evaluation_dataset("train")
     dataset: Any = data.training_dataset()
-    originals, _ = evaluated.__getitems__(BatchKey(0, indices))
+    originals, _ = evaluated.__getitems__(BatchIndices(0, indices))
     columns = [_column(originals.numpy())]
     for epoch in range(num_draws):
-        images, labels = dataset.__getitems__(BatchKey(epoch, indices))
+        images, labels = dataset.__getitems__(BatchIndices(epoch, indices))
         augmented, _ = data.augment_batch(images, labels, (epoch, 0, 0))
         column = _column(restore_colors(augmented, data.preprocess.mean, data.preprocess.std).numpy())
         columns.append(column if epoch == 0 else column[:, :, _GAP_PX:])

@@ -67,7 +67,7 @@ def finding_lines(findings: Sequence[Finding]) -> list[str]:
     lines = []
     for number, finding in enumerate(findings, 1):
         mark = "!" if finding.is_serious else " "
-        lines += [f"{mark} {number}. {finding.text}", f"     {finding.way_out}"]
+        lines += [f"{mark} {number}. {finding.text}", f"     {finding.remedy}"]
     return lines or ["no problems found"]
 
 
@@ -99,7 +99,7 @@ def as_json(checked: CheckedSet, findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
-def write_bad_files(path: Path, checked: CheckedSet, left_out: Sequence[tuple[str, str]]) -> None:
+def write_bad_images(path: Path, checked: CheckedSet, left_out: Sequence[tuple[str, str]]) -> None:
     """Write path, split, class and reason of the images that cannot be read.
 
     Args:

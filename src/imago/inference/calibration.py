@@ -37,8 +37,8 @@ def calibrate(checkpoint: Path, result: Result, tta: str = "none") -> dict[str, 
         "num_images": len(result.labels),
         "nll_before": nll(result.logits, result.labels),
         "nll_after": nll(result.logits, result.labels, temperature),
-        "ece_before": reliability(before, result.is_right).ece,
-        "ece_after": reliability(after, result.is_right).ece,
+        "ece_before": reliability(before, result.is_correct).ece,
+        "ece_after": reliability(after, result.is_correct).ece,
         "checkpoint_sha256": _sha256(checkpoint),
     }
     file = checkpoint.with_name(FILE)

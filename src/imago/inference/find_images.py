@@ -9,7 +9,7 @@ from imago.errors import ConfigError, DataError
 from imago.images import SUFFIXES
 from imago.text import printable
 
-_WAY_OUT = "type an image, a folder, a list of paths in a .txt file, or a pattern in quotes such as 'photos/*.jpg'"
+_REMEDY = "type an image, a folder, a list of paths in a .txt file, or a pattern in quotes such as 'photos/*.jpg'"
 
 
 def find_images(text: str) -> list[Path]:
@@ -25,13 +25,13 @@ def find_images(text: str) -> list[Path]:
     """
     if os.path.isfile(text):
         if text.lower().endswith(".csv"):
-            raise ConfigError(f"input={printable(text)} is a table; {_WAY_OUT}.")
+            raise ConfigError(f"input={printable(text)} is a table; {_REMEDY}.")
         return _read_list(Path(text)) if text.lower().endswith(".txt") else [Path(text)]
     paths = [text] if os.path.isdir(text) else sorted(glob.glob(text, recursive=True)) if text else []
     found = sorted({Path(image) for path in paths for image in _images_in(path)})
     if not found:
         reason = f"has no image ({' '.join(sorted(SUFFIXES))})" if paths else "matches nothing"
-        raise ConfigError(f"input={printable(text)} {reason}; {_WAY_OUT}.")
+        raise ConfigError(f"input={printable(text)} {reason}; {_REMEDY}.")
     return found
 
 

@@ -157,7 +157,7 @@ def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifie
     return Classifier(net, hparams["class_names"], preprocess).eval()
 
 
-def check_continues(file: Path, task: "ClassificationTask") -> None:
+def check_compatible(file: Path, task: "ClassificationTask") -> None:
     """Check that a run can resume from a checkpoint, before Lightning loads it.
 
     Args:

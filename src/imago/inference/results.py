@@ -99,7 +99,7 @@ def _class_table(result: Result) -> list[str]:
 
 
 def _write_mistakes(file: Path, result: Result, samples: "Samples") -> list[str]:
-    rows = worst_mistakes(result.is_right, result.confidence, NUM_KEPT).tolist()
+    rows = worst_mistakes(result.is_correct, result.confidence, NUM_KEPT).tolist()
     images = images_in_memory(samples, rows)
     if not images:
         file.unlink(missing_ok=True)  # of an older evaluation, with other rows
@@ -113,9 +113,9 @@ def _write_figures(folder: Path, result: Result, split: str) -> list[str]:
     from imago.analysis.plots import draw_reliability, save_confusion, save_figure
     from imago.statistics.calibration import reliability
 
-    title = f"{split}: {result.is_right.mean():.2%} of {len(result.labels):,} images correct"
+    title = f"{split}: {result.is_correct.mean():.2%} of {len(result.labels):,} images correct"
     save_confusion(result.confusion, result.class_names, title, folder / "confusion.png")
-    diagram = reliability(result.confidence, result.is_right)
+    diagram = reliability(result.confidence, result.is_correct)
     save_figure(draw_reliability(diagram, title), folder / "reliability.png")
     return ["confusion.png", "reliability.png"]
 

@@ -33,12 +33,12 @@ class Reliability:
         return float(np.abs(self.accuracy - self.confidence) @ self.count / self.count.sum())
 
 
-def reliability(confidence: np.ndarray, is_right: np.ndarray, num_bins: int = _NUM_BINS) -> Reliability:
+def reliability(confidence: np.ndarray, is_correct: np.ndarray, num_bins: int = _NUM_BINS) -> Reliability:
     """Compute accuracy and mean confidence in each bin of confidence.
 
     Args:
         confidence: probability of the predicted class, (N,), in [0, 1], N at least 1.
-        is_right: whether the predicted class is the true one, bool (N,).
+        is_correct: whether the predicted class is the true one, bool (N,).
         num_bins: number of bins of equal width over [0, 1].
 
     Source: Guo et al. 2017, section 2 (arXiv:1706.04599).
@@ -47,7 +47,7 @@ def reliability(confidence: np.ndarray, is_right: np.ndarray, num_bins: int = _N
     count = np.bincount(bins, minlength=num_bins)
     used = np.flatnonzero(count)
     mean_confidence = np.bincount(bins, weights=confidence, minlength=num_bins)[used] / count[used]
-    accuracy = np.bincount(bins, weights=is_right, minlength=num_bins)[used] / count[used]
+    accuracy = np.bincount(bins, weights=is_correct, minlength=num_bins)[used] / count[used]
     return Reliability(used / num_bins, (used + 1) / num_bins, mean_confidence, accuracy, count[used])
 
 

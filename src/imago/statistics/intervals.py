@@ -14,18 +14,18 @@ _QUANTILES = (0.025, 0.975)
 Interval = tuple[float, float]
 
 
-def wilson_interval(num_right: int, num_images: int) -> Interval:
+def wilson_interval(num_correct: int, num_images: int) -> Interval:
     """Return the 95 % interval of an accuracy; it stays inside [0, 1] and is correct for small counts too.
 
     Args:
-        num_right: correctly classified images, in [0, num_images].
+        num_correct: correctly classified images, in [0, num_images].
         num_images: images tested, at least 1.
 
     Source: Wilson 1927 (doi:10.1080/01621459.1927.10502953).
     """
     from scipy.stats import binomtest  # imported here because it takes 0.5 s
 
-    low, high = binomtest(num_right, num_images).proportion_ci(method="wilson")
+    low, high = binomtest(num_correct, num_images).proportion_ci(method="wilson")
     return float(low), float(high)
 
 
@@ -63,11 +63,11 @@ def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_D
     cells = np.flatnonzero(confusion)  # images of one cell are alike, so their numbers are drawn instead of the images
     shares = confusion.flat[cells] / num_images
     rows, columns = np.divmod(cells, num_classes)
-    is_right = rows == columns
+    is_correct = rows == columns
     scores = np.empty((num_draws, 3))
     for draw in range(num_draws):
         counts = random.multinomial(num_images, shares)
-        right = np.bincount(rows[is_right], weights=counts[is_right], minlength=num_classes)
+        right = np.bincount(rows[is_correct], weights=counts[is_correct], minlength=num_classes)
         true = np.bincount(rows, weights=counts, minlength=num_classes)
         predicted = np.bincount(columns, weights=counts, minlength=num_classes)
         present = true > 0
@@ -77,7 +77,7 @@ def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_D
     return dict(zip(("macro_precision", "macro_recall", "macro_f1"), zip(low, high, strict=True), strict=True))
 
 
-def ece_interval(confidence: np.ndarray, is_right: np.ndarray, seed: int = 0, num_draws: int = NUM_DRAWS) -> Interval:
+def ece_interval(confidence: np.ndarray, is_correct: np.ndarray, seed: int = 0, num_draws: int = NUM_DRAWS) -> Interval:
     """Return an interval that contains the expected calibration error in at least about 95 % of cases.
 
     The error of a sample is larger than that of all images, because noise widens the gap of every bin. The lower end is
@@ -86,7 +86,7 @@ def ece_interval(confidence: np.ndarray, is_right: np.ndarray, seed: int = 0, nu
 
     Args:
         confidence: probability of the predicted class, (N,), N at least 1.
-        is_right: whether the predicted class is the true one, bool (N,).
+        is_correct: whether the predicted class is the true one, bool (N,).
         seed: of the draws.
         num_draws: number of bootstrap samples.
 
@@ -94,7 +94,7 @@ def ece_interval(confidence: np.ndarray, is_right: np.ndarray, seed: int = 0, nu
     """
     random = np.random.default_rng(seed)
     count, bins = len(confidence), bin_indices(confidence)
-    gap = is_right - confidence
+    gap = is_correct - confidence
     measured = np.bincount(bins, weights=gap, minlength=bins.max() + 1) / count
     shifts, errors = np.empty(num_draws), np.empty(num_draws)
     for draw in range(num_draws):

@@ -40,7 +40,7 @@ class Predictions:
     predicted: np.ndarray
 
     @cached_property
-    def is_right(self) -> np.ndarray:
+    def is_correct(self) -> np.ndarray:
         """Whether the predicted class of each image is the true one, bool (N,)."""
         return self.labels == self.predicted
 
@@ -83,8 +83,8 @@ class Result(Predictions):
 
         `interval_95` is that of `acc`; of any other score it is `NAME_interval_95`.
         """
-        count, num_right = len(self.labels), int(np.trace(self.confusion))
-        metrics: dict[str, Any] = {"acc": num_right / count, "interval_95": list(wilson_interval(num_right, count))}
+        count, num_correct = len(self.labels), int(np.trace(self.confusion))
+        metrics: dict[str, Any] = {"acc": num_correct / count, "interval_95": list(wilson_interval(num_correct, count))}
         if len(self.class_names) > 5:
             num_in_top = num_right_in_top(self.logits, self.labels, 5)
             metrics["top5_acc"] = num_in_top / count
@@ -92,10 +92,10 @@ class Result(Predictions):
         intervals = macro_intervals(self.confusion)
         for name, value in macro_scores(self.per_class).items():
             metrics |= {name: value, f"{name}_interval_95": list(intervals[name])}
-        metrics["ece"] = reliability(self.confidence, self.is_right).ece
-        metrics["ece_interval_95"] = list(ece_interval(self.confidence, self.is_right))
+        metrics["ece"] = reliability(self.confidence, self.is_correct).ece
+        metrics["ece_interval_95"] = list(ece_interval(self.confidence, self.is_correct))
         metrics["nll"] = nll(self.logits, self.labels, self.calibration_temperature)
-        return metrics | {"num_images": count, "num_right": num_right}
+        return metrics | {"num_images": count, "num_correct": num_correct}
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
@@ -151,15 +151,15 @@ def most_confused(confusion: np.ndarray, limit: int) -> list[tuple[int, int, int
     return [(true, predicted, int(mistakes[true, predicted])) for true, predicted in cells if mistakes[true, predicted]]
 
 
-def worst_mistakes(is_right: np.ndarray, confidence: np.ndarray, limit: int) -> np.ndarray:
+def worst_mistakes(is_correct: np.ndarray, confidence: np.ndarray, limit: int) -> np.ndarray:
     """Return the rows of the mistakes with the highest confidence, highest first, int64 (at most `limit`,).
 
     Args:
-        is_right: bool (N,).
+        is_correct: bool (N,).
         confidence: probability of the predicted class, (N,).
         limit: largest number of rows.
     """
-    wrong = np.flatnonzero(~is_right)
+    wrong = np.flatnonzero(~is_correct)
     return wrong[np.argsort(-confidence[wrong], kind="stable")[:limit]]
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from imago.errors import DivergedError
 from imago.instantiate import build
-from imago.task.epoch_metrics import EpochMetrics, count_right
+from imago.task.epoch_metrics import EpochMetrics, count_correct
 from imago.task.optimization import build_optimization
 from imago.task.tta import predict_with_tta
 
@@ -151,7 +151,7 @@ class ClassificationTask(LightningModule):
                 f"the loss is {value} at epoch {self.current_epoch}, step {self.global_step}; "
                 f"lower optimizer.lr, set trainer.gradient_clip_val=1.0, or look at the data."
             )
-        accuracy = count_right(logits, labels).item() / len(logits)
+        accuracy = count_correct(logits, labels).item() / len(logits)
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_step({"train/loss_step": value, "train/acc_step": accuracy, "lr": lr}, step=self.global_step)
 

@@ -76,11 +76,11 @@ def _draw(result: Result, data: ImageDataModule, figures: Path) -> dict[str, Pat
 
     figures.mkdir(exist_ok=True)
     files = {name: figures / f"{name.replace('/', '_')}.png" for name in ("val/confusion", "val/mistakes")}
-    title = f"val, best epoch: {result.is_right.mean():.2%} of {len(result.labels):,} images correct"
+    title = f"val, best epoch: {result.is_correct.mean():.2%} of {len(result.labels):,} images correct"
     save_confusion(result.confusion, result.class_names, title, files["val/confusion"])
     names = tuple(image_names(data.splits.val))
     evaluation = Evaluation(figures, {}, result.class_names, names, result.labels, result.predicted, result.confidence)
-    worst = worst_mistakes(result.is_right, result.confidence, _NUM_MISTAKES).tolist()
+    worst = worst_mistakes(result.is_correct, result.confidence, _NUM_MISTAKES).tolist()
     images = images_in_memory(data.splits.val, worst)
     save_figure(draw_mistakes(evaluation, _NUM_MISTAKES, images), files["val/mistakes"])
     return files

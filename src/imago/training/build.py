@@ -20,7 +20,7 @@ from imago.callbacks.time_limit import TimeLimit
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
 from imago.images import SMALL_PX, Preprocess
-from imago.inference.load import check_continues, checkpoint_path
+from imago.inference.load import check_compatible, checkpoint_path
 from imago.instantiate import build, find_target, to_plain
 from imago.model.classifier import Classifier
 from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_plain
@@ -167,7 +167,7 @@ def resume_checkpoint(cfg: DictConfig, task: ClassificationTask) -> str | None:
     if cfg.resume is None:
         return None
     last = checkpoint_path(Path(cfg.paths.run_dir), "last")
-    check_continues(last, task)
+    check_compatible(last, task)
     return str(last)
 
 

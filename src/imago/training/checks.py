@@ -82,9 +82,9 @@ def _value_problems(cfg: DictConfig) -> Iterator[str]:
         value = OmegaConf.select(cfg, key)
         if value not in allowed and str(value) not in allowed:
             yield f"{key}={value} is not one of {', '.join(str(choice) for choice in allowed if choice is not None)}."
-    for key, (wanted, is_right) in _RANGES.items():
+    for key, (wanted, is_correct) in _RANGES.items():
         value = OmegaConf.select(cfg, key)
-        if value is not None and not is_right(value):
+        if value is not None and not is_correct(value):
             yield f"{key}={value} must be {wanted}."
     size, resize = cfg.preprocess.size, cfg.preprocess.resize
     if size is not None and resize is not None and resize < size:

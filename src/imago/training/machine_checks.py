@@ -67,8 +67,8 @@ def count_devices(accelerator: str, devices: int | str | Sequence[int]) -> int:
         raise ConfigError(f"trainer.devices={devices} must be 1 or more, or auto.")
     if wanted > available:
         noun = ("CPU core" if device_type == "cpu" else "GPU") + ("s" if available != 1 else "")
-        way_out = "" if device_type == "cpu" else f"; trainer.accelerator=cpu trainer.devices={wanted} uses CPU cores"
-        raise ConfigError(f"trainer.devices={devices}: this machine has {available} {noun}{way_out}.")
+        remedy = "" if device_type == "cpu" else f"; trainer.accelerator=cpu trainer.devices={wanted} uses CPU cores"
+        raise ConfigError(f"trainer.devices={devices}: this machine has {available} {noun}{remedy}.")
     return wanted
 
 

@@ -64,7 +64,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     if directory.is_main_process:
         data.write_split(directory.path)
     share = data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()
-    cache = data.keep_decoded(trainer.num_devices, cfg.trainer.max_epochs * share)
+    cache = data.fill_cache(trainer.num_devices, cfg.trainer.max_epochs * share)
     log.info("decoded images kept %s\n", cache)
 
     trainer.fit(task, datamodule=data, ckpt_path=resume_checkpoint(cfg, task))
