@@ -13,7 +13,7 @@ from imago.data import shapes
 from imago.data.datamodule import DatasetParts, ImageDataModule
 from imago.data.dataset import LabeledArray
 from imago.images import Preprocess
-from imago.instantiate import build
+from imago.instantiate import build, to_plain
 from imago.runs.checkpoint import AtomicCheckpointIO
 from imago.task.classification import ClassificationTask
 
@@ -72,13 +72,15 @@ def build_task(cfg: DictConfig, data: ImageDataModule, **extra: Any) -> Classifi
 def build_trainer(cfg: DictConfig, run_dir: Path, *callbacks: Callback) -> Trainer:
     """The Trainer of the configs with all of their callbacks and loggers, and some more."""
     cfg.paths.run_dir = str(run_dir)
+    settings = to_plain(cfg)  # Hydra copies the whole config for each part of a DictConfig
     parts = {
-        "callbacks": [build(part) for part in cfg.callbacks.values() if part is not None] + [*callbacks],
-        "logger": [build(part) for part in cfg.logger.values()],
+        "callbacks": [build(part) for part in settings["callbacks"].values() if part is not None] + [*callbacks],
+        "logger": [build(part) for part in settings["logger"].values() if part is not None],
         "plugins": [AtomicCheckpointIO()],
         "precision": "32-true" if cfg.trainer.precision == "auto" else cfg.trainer.precision,
+        "default_root_dir": str(run_dir),
     }
-    return build(cfg.trainer, accelerator="cpu", use_distributed_sampler=False, default_root_dir=str(run_dir), **parts)
+    return build(settings["trainer"], accelerator="cpu", use_distributed_sampler=False, **parts)
 
 
 class EachStep(Callback):

@@ -16,6 +16,7 @@ from imago.files import (
     open_text,
     read_json,
     remove_partial_files,
+    sha256_of,
     write_csv,
     write_json,
     write_text,
@@ -96,6 +97,8 @@ def test_text_and_json_are_read_back_with_every_name(tmp_path: Path):
     assert read_json(tmp_path / "x.json") == {"names": list(NAMES)}
     write_json(tmp_path / "x.json", {"name": "猫"})
     assert "猫" in (tmp_path / "x.json").read_text(encoding="utf-8")
+    (tmp_path / "abc").write_bytes(b"abc")  # the example of FIPS 180-4
+    assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"[1, 2]", b"\xff", b"[" * 100_000])

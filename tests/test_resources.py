@@ -1,12 +1,17 @@
-"""CPU cores, memory and disk within container limits, read from simulated files of the kernel."""
+"""CPU cores, memory and disk within container limits, read from simulated files of the kernel; and servers."""
 
+import http.server
 import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from imago import resources
-from imago.resources import available_cores, available_memory_bytes, free_disk_bytes
+from imago.resources import available_cores, available_memory_bytes, free_disk_bytes, is_reachable
 
 GIB = 2**30
 
@@ -115,14 +120,10 @@ def test_memory_is_the_limit_of_the_group_minus_its_usage(kernel, group: str, na
     assert available_memory_bytes() == 5 * GIB
 
 
-def test_without_a_memory_limit_the_memory_is_that_of_the_machine(kernel):
-    kernel({"proc/self/cgroup": "0::/job", "groups/job/memory.max": "max", "groups/job/memory.current": "5"})
-    assert available_memory_bytes() == 16 * GIB
-
-
-def test_the_memory_left_is_never_negative(kernel):
-    kernel({"proc/self/cgroup": "0::/", "groups/memory.max": "1000", "groups/memory.current": "2000"})
-    assert available_memory_bytes() == 0
+@pytest.mark.parametrize(("limit", "left_bytes"), [("max", 16 * GIB), ("1000", 0)])
+def test_the_memory_left_is_that_of_the_machine_without_a_limit_and_never_negative(kernel, limit: str, left_bytes: int):
+    kernel({"proc/self/cgroup": "0::/job", "groups/job/memory.max": limit, "groups/job/memory.current": "2000"})
+    assert available_memory_bytes() == left_bytes
 
 
 def test_this_machine_has_cores_and_memory():
@@ -133,3 +134,26 @@ def test_this_machine_has_cores_and_memory():
 def test_free_disk_space_of_a_missing_folder_is_that_of_its_nearest_parent(tmp_path: Path):
     assert free_disk_bytes(tmp_path / "not" / "yet") == pytest.approx(free_disk_bytes(tmp_path), rel=0.01)
     assert free_disk_bytes(tmp_path) > 0
+
+
+@pytest.fixture
+def server_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("no_proxy", "*")
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, args=(0.005,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_is_reachable_and_a_missing_page_is_not(server_url: str):
+    assert is_reachable(server_url)
+    assert not is_reachable(server_url + "no-such-file")
+
+
+def test_a_server_that_does_not_respond_is_not_reachable_after_the_timeout(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        start_s = time.monotonic()
+        assert not is_reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout_s=0.05)
+        assert time.monotonic() - start_s < 5

@@ -82,15 +82,10 @@ def test_a_permutation_holds_every_number_once(count: int):
     np.testing.assert_array_equal(np.sort(permutation), np.arange(count))
 
 
-def test_permutations_of_different_keys_differ():
-    orders = {tuple(random_permutation(50, seed, epoch).tolist()) for seed in range(5) for epoch in range(5)}
-    assert len(orders) == 25
-
-
 def test_every_number_is_at_every_index_of_a_permutation_equally_often():
-    orders = np.array([random_permutation(5, 0, epoch) for epoch in range(5000)])
-    shares = np.array([np.bincount(orders[:, index], minlength=5) for index in range(5)]) / 5000
-    np.testing.assert_allclose(shares, 0.2, atol=0.025)
+    orders = np.array([random_permutation(5, 0, epoch) for epoch in range(2000)])
+    shares = np.array([np.bincount(orders[:, index], minlength=5) for index in range(5)]) / 2000
+    np.testing.assert_allclose(shares, 0.2, atol=0.035)
 
 
 def test_seeds_fit_in_63_bits():

@@ -4,6 +4,7 @@ Python decodes such a name with the error handler `surrogateescape`; the functio
 """
 
 import csv
+import hashlib
 import json
 import os
 import threading
@@ -109,6 +110,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def encode_names(names: Iterable[str]) -> bytes:

@@ -1,4 +1,4 @@
-"""Report the CPU cores, memory and disk space available to this process, within the limits of its container.
+"""Report what this process has: CPU cores, memory and disk space within the limits of its container, and a connection.
 
 Linux reports the limits of control groups in files: https://docs.kernel.org/admin-guide/cgroup-v2.html, and cgroup-v1/
 for the older layout.
@@ -7,9 +7,11 @@ for the older layout.
 import math
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+REACH_TIMEOUT_S = 8.0  # our choice: a user waits this long for the line that a server cannot be reached
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -22,27 +24,50 @@ def available_cores() -> int:
 
 def available_memory_bytes() -> int:
     """Return the memory that can still be allocated: free or reclaimable, or what a control group has left, if less."""
-    return max(0, min([_free_bytes(), *_cgroup_memory_left()]))
+    free_bytes = _number(_PROC / "meminfo", "MemAvailable:") * 1024
+    if not free_bytes:  # not reported: take the total memory
+        free_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(0, min([free_bytes, *_cgroup_memory_left()]))
 
 
-def free_disk_bytes(folder: Path) -> int:
-    """Return the free space of the disk of `folder`, which need not exist yet."""
-    existing = folder.absolute()
+def free_disk_bytes(directory: Path) -> int:
+    """Return the free space of the disk of a directory, which need not exist yet."""
+    existing = directory.absolute()
     while not existing.exists():
         existing = existing.parent
     return shutil.disk_usage(existing).free
 
 
+def is_reachable(url: str, timeout_s: float = REACH_TIMEOUT_S) -> bool:
+    """Request the headers of `url`, through the proxy of the environment; return False if none arrive in time.
+
+    The downloads of the libraries have no timeout.
+    """
+    import urllib.request
+
+    reached = threading.Event()
+
+    def request_headers() -> None:
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=timeout_s):
+                reached.set()
+        except OSError:  # URLError is one
+            pass
+
+    # In a daemon thread, because a DNS lookup can take much longer than the timeout of the socket.
+    thread = threading.Thread(target=request_headers, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return reached.is_set()
+
+
 def _cpu_quotas() -> Iterator[float]:
-    """Yield the quotas of CPU time, in cores."""
-    for folder in _cgroup_folders(""):
-        quota, _, period = _read(folder / "cpu.max").partition(" ")
-        if quota.isdigit():
-            yield int(quota) / int(period)
-    for folder in _cgroup_folders("cpu"):
-        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
-        if quota.isdigit() and period.isdigit():  # -1 means no quota
-            yield int(quota) / int(period)
+    """Yield the quotas of CPU time, in cores; without a limit the kernel reports "max" or -1."""
+    quotas = [_read(group / "cpu.max").split() for group in _cgroups("")]
+    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    quotas += [[_read(group / name) for name in names] for group in _cgroups("cpu")]
+    yield from (int(quota[0]) / int(quota[1]) for quota in quotas if quota and quota[0].isdigit())
 
 
 def _cgroup_memory_left() -> Iterator[int]:
@@ -52,27 +77,21 @@ def _cgroup_memory_left() -> Iterator[int]:
         ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     )
     for controller, limit_name, usage_name, cached_name in layouts:
-        for folder in _cgroup_folders(controller):
-            limit, usage = _read(folder / limit_name), _read(folder / usage_name)
+        for group in _cgroups(controller):
+            limit, usage = _read(group / limit_name), _read(group / usage_name)
             if limit.isdigit() and usage.isdigit():
-                yield int(limit) - int(usage) + _number(folder / "memory.stat", cached_name)
+                yield int(limit) - int(usage) + _number(group / "memory.stat", cached_name)
 
 
-def _cgroup_folders(controller: str) -> Iterator[Path]:
+def _cgroups(controller: str) -> Iterator[Path]:
     """Yield the directories of this process's control group and its parents; "" means the newer layout, cgroup v2."""
     for line in _read(_PROC / "self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        if controller not in controllers.split(","):
-            continue
-        mount = _CGROUPS / controllers
-        # Inside a container the mount may show the group itself as the root, although `path` is the path outside.
-        yield from (mount / parent.relative_to("/") for parent in (Path(path), *Path(path).parents))
-
-
-def _free_bytes() -> int:
-    if available_kib := _number(_PROC / "meminfo", "MemAvailable:"):
-        return available_kib * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # total memory, if the free part is not reported
+        if controller in controllers.split(","):
+            # Inside a container the mount may show the group itself as the root, although `path` is the path outside.
+            yield from (
+                _CGROUPS / controllers / parent.relative_to("/") for parent in (Path(path), *Path(path).parents)
+            )
 
 
 def _number(file: Path, name: str) -> int:

@@ -1,6 +1,7 @@
-"""The averaged weights: computed by hand, validated, saved and tested; `test_last_checkpoint.py` resumes them."""
+"""The averaged weights: computed by hand, validated, saved and tested; `test_checkpoints.py` resumes them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,13 +48,20 @@ class Normed(nn.Sequential):
         )
 
 
-def normed_task(compose, *overrides: str):
-    cfg = compose(*AVERAGED, *overrides)
+@pytest.fixture(scope="module")
+def averaged(compose, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A run with its final test: directory, records, data, task and the result of the test."""
+    cfg, run_dir, seen = compose(*AVERAGED), tmp_path_factory.mktemp("averaged"), Recorded()
     data = build_data(cfg)
     task = build_task(cfg, data)
     torch.manual_seed(0)
     task.net = Normed(10, 32)
-    return cfg, data, task
+    trainer = build_trainer(cfg, run_dir, seen)
+    trainer.fit(task, datamodule=data)
+    best = str(run_dir / "checkpoints" / "best.ckpt")
+    validated = seen.validated[-1]
+    (result,) = trainer.test(task, datamodule=data, ckpt_path=best, verbose=False)
+    return SimpleNamespace(run_dir=run_dir, seen=seen, validated=validated, data=data, task=task, result=result)
 
 
 def saved(run: Path, name: str, key: str = "state_dict") -> dict[str, torch.Tensor]:
@@ -66,47 +74,35 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
-def test_the_average_is_the_one_computed_by_hand_and_counts_stay_integers(compose, tmp_path: Path):
-    cfg, data, task = normed_task(compose)
-    seen = Recorded()
-    build_trainer(cfg, tmp_path, seen).fit(task, datamodule=data)
-    expected = {name: value.clone() for name, value in seen.trained[0].items()}
-    for state in seen.trained[1:]:
+def test_the_average_is_the_one_computed_by_hand_and_counts_stay_integers(averaged):
+    first, *others = averaged.seen.trained
+    expected = {name: value.clone() for name, value in first.items()}
+    for state in others:
         for name, value in state.items():
             expected[name] = 0.8 * expected[name] + 0.2 * value if value.is_floating_point() else value
-    last = saved(tmp_path, "last")
+    last = saved(averaged.run_dir, "last")
     assert last["1.num_batches_tracked"] == 4
     for name, value in expected.items():
         torch.testing.assert_close(last[name], value)
-    assert_equal(saved(tmp_path, "last", "current_model_state"), seen.trained[-1])
+    assert_equal(saved(averaged.run_dir, "last", "current_model_state"), averaged.seen.trained[-1])
 
 
-def test_the_averaged_weights_are_validated_saved_as_the_best_and_tested(compose, tmp_path: Path):
-    cfg, data, task = normed_task(compose)
-    seen = Recorded()
-    trainer = build_trainer(cfg, tmp_path, seen)
-    trainer.fit(task, datamodule=data)
-    best = saved(tmp_path, "best")
-    assert_equal(best, seen.validated[-1])
-    assert not torch.equal(best["4.weight"], seen.trained[-1]["4.weight"])
-    trainer.test(task, datamodule=data, ckpt_path=str(tmp_path / "checkpoints" / "best.ckpt"), verbose=False)
-    assert_equal(dict(task.net.state_dict()), best)
+def test_the_averaged_weights_are_validated_saved_as_the_best_and_tested(averaged):
+    best = saved(averaged.run_dir, "best")
+    assert_equal(best, averaged.validated)
+    assert not torch.equal(best["4.weight"], averaged.seen.trained[-1]["4.weight"])
+    assert_equal(dict(averaged.task.net.state_dict()), best)
 
 
-def test_a_loaded_network_has_the_averaged_weights_and_the_accuracy_of_the_test(compose, tmp_path: Path):
-    cfg, data, task = normed_task(compose)
-    trainer = build_trainer(cfg, tmp_path)
-    trainer.fit(task, datamodule=data)
-    (result,) = trainer.test(
-        task, datamodule=data, ckpt_path=str(tmp_path / "checkpoints" / "best.ckpt"), verbose=False
-    )
+def test_a_loaded_network_has_the_averaged_weights_and_the_accuracy_of_the_test(averaged):
     net = Normed(10, 32)
-    net.load_state_dict(saved(tmp_path, "best"))
-    model = Classifier(net, data.class_names, Preprocess.from_dict(task.hparams["preprocess"])).eval()
-    test = data.splits.test
+    net.load_state_dict(saved(averaged.run_dir, "best"))
+    preprocess = Preprocess.from_dict(averaged.task.hparams["preprocess"])
+    model = Classifier(net, averaged.data.class_names, preprocess).eval()
+    test = averaged.data.splits.test
     with torch.inference_mode():
         predicted = model(torch.from_numpy(test.images)).argmax(dim=1).numpy()
-    assert (predicted == test.labels).mean() == pytest.approx(result["test/acc"])
+    assert (predicted == test.labels).mean() == pytest.approx(averaged.result["test/acc"])
 
 
 @pytest.mark.parametrize("decay", [-0.5, 1.0, 1.5])

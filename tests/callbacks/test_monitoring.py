@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from imago.callbacks import monitoring
-from imago.callbacks.monitoring import GradNorm, Memory, Speed, peak_memory_gib
+from imago.callbacks.monitoring import GradNorm, Memory, Speed
 
 
 def test_the_gradient_norm_is_that_of_all_weights_and_logged_on_logging_steps_only():
@@ -25,12 +25,12 @@ def test_the_gradient_norm_is_that_of_all_weights_and_logged_on_logging_steps_on
 
 
 def test_the_peak_memory_is_that_of_this_process(monkeypatch: pytest.MonkeyPatch):
-    measured = peak_memory_gib(torch.device("cpu"))
-    assert 0.05 < measured < 1000  # torch alone takes more than 50 MiB; a wrong unit would be off by 1024
+    cpu = torch.device("cpu")
+    assert 0.05 < Memory().measure(cpu)["peak_memory_gib"] < 1000  # torch alone takes more than 50 MiB
     unit = 1 if sys.platform == "darwin" else 1024
     usage = SimpleNamespace(ru_maxrss=3 * 2**30 // unit)
     monkeypatch.setattr(monitoring.resource, "getrusage", lambda who: usage)
-    assert peak_memory_gib(torch.device("cpu")) == 3
+    assert Memory().measure(cpu) == {"peak_memory_gib": 3}
 
 
 def test_a_batch_that_does_not_end_a_step_logs_nothing():
@@ -72,33 +72,28 @@ class Run:
         self.speed.on_validation_end(self.trainer, self.module)
 
 
-def test_totals_are_images_seconds_and_waiting(monkeypatch: pytest.MonkeyPatch):
+def test_totals_are_images_seconds_and_waiting_without_the_time_between_epochs(monkeypatch: pytest.MonkeyPatch):
     run = Run(monkeypatch)
     run.start_epoch()
     run.step(wait_s=1, work_s=3)
+    run.now_s += 50
+    run.start_epoch()
     run.step(wait_s=0.5, work_s=2, num_images=6)
     assert (run.speed.num_images, run.speed.train_s, run.speed.wait_s) == pytest.approx((16, 6.5, 1.5))
 
 
-def test_a_logging_step_has_the_speed_since_the_last_one(monkeypatch: pytest.MonkeyPatch):
-    run = Run(monkeypatch, log_every_n_steps=2)
+def test_a_logging_step_has_the_speed_of_all_ranks_since_the_last_one(monkeypatch: pytest.MonkeyPatch):
+    run = Run(monkeypatch, log_every_n_steps=2, world_size=2)
     run.start_epoch()
     for wait_s, work_s in [(1, 1), (1, 1), (0, 1), (1, 2)]:
         run.step(wait_s, work_s)
+    assert run.speed.num_images == 80
     assert run.logged == [
-        ("images_per_s", pytest.approx(5)),
+        ("images_per_s", pytest.approx(10)),
         ("data_wait_share", pytest.approx(0.5)),
-        ("images_per_s", pytest.approx(5)),
+        ("images_per_s", pytest.approx(10)),
         ("data_wait_share", pytest.approx(0.25)),
     ]
-
-
-def test_the_images_of_all_ranks_count(monkeypatch: pytest.MonkeyPatch):
-    run = Run(monkeypatch, log_every_n_steps=1, world_size=2)
-    run.start_epoch()
-    run.step(wait_s=1, work_s=1)
-    assert run.speed.num_images == 20
-    assert run.logged[0] == ("images_per_s", pytest.approx(10))
 
 
 def test_validation_and_test_have_times_of_their_own(monkeypatch: pytest.MonkeyPatch):
@@ -112,14 +107,4 @@ def test_validation_and_test_have_times_of_their_own(monkeypatch: pytest.MonkeyP
     run.now_s += 7
     run.speed.on_test_end(run.trainer, run.module)
     assert (run.speed.val_s, run.speed.test_s) == pytest.approx((56, 7))
-    assert (run.speed.train_s, run.speed.wait_s) == pytest.approx((4, 2))
-
-
-def test_the_time_between_epochs_is_not_training_time(monkeypatch: pytest.MonkeyPatch):
-    run = Run(monkeypatch)
-    run.start_epoch()
-    run.step(wait_s=1, work_s=1)
-    run.now_s += 50
-    run.start_epoch()
-    run.step(wait_s=1, work_s=1)
     assert (run.speed.train_s, run.speed.wait_s) == pytest.approx((4, 2))

@@ -1,6 +1,7 @@
 """Checkpoint files are written atomically, and read only if they are intact, plain data and of this project."""
 
 import errno
+import random
 import zipfile
 from pathlib import Path
 
@@ -38,10 +39,6 @@ class Payload:
 
 
 # Writing
-
-
-def test_a_checkpoint_is_read_as_it_was_written(path):
-    assert is_whole(read_checkpoint(path))
 
 
 def test_the_plugin_of_lightning_writes_and_reads_the_same(tmp_path):
@@ -98,25 +95,18 @@ def test_a_missing_file_is_named(tmp_path):
         read_checkpoint(tmp_path / "absent.ckpt")
 
 
-def test_an_empty_file_is_called_truncated(path):
-    path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"last\.ckpt is truncated or no checkpoint \(0 bytes\)"):
-        read_checkpoint(path)
-
-
-@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
 def test_a_truncated_file_is_called_truncated(path, share: float):
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(DataError, match=r"last\.ckpt is truncated"):
+    num_bytes = path.stat().st_size
+    with pytest.raises(DataError, match=rf"last\.ckpt is truncated or not a checkpoint \({num_bytes} bytes\)"):
         read_checkpoint(path)
 
 
 def test_random_bytes_are_no_checkpoint(path):
-    path.write_bytes(
-        torch.randint(0, 256, (5000,), generator=torch.Generator().manual_seed(0)).byte().numpy().tobytes()
-    )
-    with pytest.raises(DataError, match=r"last\.ckpt is truncated or no checkpoint \(5000 bytes\)"):
+    path.write_bytes(random.Random(0).randbytes(5000))
+    with pytest.raises(DataError, match=r"last\.ckpt is truncated or not a checkpoint \(5000 bytes\)"):
         read_checkpoint(path)
 
 
@@ -131,8 +121,8 @@ def test_one_flipped_bit_in_a_weight_is_found(path):
 def test_a_flipped_bit_anywhere_is_a_data_error_or_changes_nothing(path):
     data = path.read_bytes()
     directory = data.index(b"PK\x01\x02")  # the zip's own fields: bit 3 turns "stored" into "compressed" there
-    flips = [(index, index % 8) for index in range(0, len(data), 3)]
-    flips += [(index, 3) for index in range(directory, len(data))]
+    flips = [(index, index % 8) for index in range(0, len(data), 13)]
+    flips += [(index, 3) for index in range(directory, len(data), 3)]
     refused = 0
     for index, bit in flips:
         path.write_bytes(data[:index] + bytes([data[index] ^ 1 << bit]) + data[index + 1 :])
@@ -146,15 +136,12 @@ def test_a_flipped_bit_anywhere_is_a_data_error_or_changes_nothing(path):
 # Files of others
 
 
-def test_a_bare_state_dict_is_refused(path):
-    torch.save({"weight": WEIGHT}, path)
+@pytest.mark.parametrize(
+    "content", [{"weight": WEIGHT}, WEIGHT, *({"imago": header} for header in (3, None, {}, {"schema": "x"}))]
+)
+def test_a_file_without_an_intact_header_is_refused(path, content):
+    torch.save(content, path)
     with pytest.raises(DataError, match=r"last\.ckpt is not a checkpoint of this project"):
-        read_checkpoint(path)
-
-
-def test_a_single_tensor_is_refused(path):
-    torch.save(WEIGHT, path)
-    with pytest.raises(DataError, match="is not a checkpoint of this project"):
         read_checkpoint(path)
 
 
@@ -189,14 +176,10 @@ def test_a_refusal_is_one_line_without_torch_s_advice_to_load_it_anyway(path):
     assert "can still be loaded" not in message
 
 
-@pytest.mark.parametrize("origin", [3, None, {}, {"schema": "x"}])
-def test_a_damaged_header_is_refused_in_one_line(origin, tmp_path: Path):
-    torch.save({"imago": origin}, tmp_path / "last.ckpt")
-    with pytest.raises(DataError, match="is not a checkpoint of this project"):
-        read_checkpoint(tmp_path / "last.ckpt")
-
-
-def test_a_checkpoint_of_the_first_edition_names_the_commit_that_reads_it(tmp_path: Path):
-    write_checkpoint(CHECKPOINT | {"imago": {"schema": 1}}, tmp_path / "old.ckpt")
-    with pytest.raises(DataError, match="first edition of imago; commit 7986d1c reads it"):
-        read_checkpoint(tmp_path / "old.ckpt")
+@pytest.mark.parametrize(
+    ("schema", "words"), [(1, "the first edition of imago; commit 7986d1c reads it"), (3, "a later version of imago")]
+)
+def test_a_checkpoint_of_another_edition_names_what_reads_it(path, schema: int, words: str):
+    write_checkpoint(CHECKPOINT | {"imago": {"schema": schema}}, path)
+    with pytest.raises(DataError, match=f"was written by {words}"):
+        read_checkpoint(path)

@@ -37,17 +37,9 @@ def test_a_run_killed_at_its_very_start_is_named_with_the_reason(tmp_path: Path)
     assert record.reason == f"{tmp_path / 'a' / 'summary.json'} is missing"
 
 
-def test_a_summary_without_a_status_is_damaged(tmp_path: Path):
-    (make_run(tmp_path / "a") / "summary.json").write_text('{"epochs": 3}')
-    assert read_record(tmp_path / "a").status == "unreadable"
-
-
-def test_values_that_are_not_finite_are_left_out(tmp_path: Path):
-    record = read_record(make_run(tmp_path / "a", seconds="long", epochs=True, images_per_s=None))
+def test_values_that_are_not_finite_numbers_are_left_out(tmp_path: Path):
+    record = read_record(make_run(tmp_path / "b", seconds="long", epochs=True, images_per_s=None))
     assert (record.seconds, record.epochs, record.images_per_s, record.best_epoch) == (None, None, None, 2)
-
-
-def test_numbers_that_are_not_finite_are_left_out(tmp_path: Path):
     run = make_run(tmp_path / "a", seconds=math.nan, val=None, test={"acc": math.nan, "interval_95": [math.nan, 1]})
     (run / "metrics.csv").write_text("step,val/acc\n1,nan\n2,0.5\n")
     record = read_record(run)
@@ -86,7 +78,7 @@ def test_a_damaged_log_is_named(content: str | None, words: str, tmp_path: Path)
         ("- 1", "is damaged: it holds no settings"),
         ("{", "cannot be read: "),
         ("a: !!python/name:os.system", "cannot be read: "),
-        ("[" * 10_000, "cannot be read: "),
+        ("[" * 1_500, "cannot be read: "),
     ],
 )
 def test_a_damaged_config_is_named_and_the_results_stay(content: str | None, words: str, tmp_path: Path):
@@ -99,7 +91,9 @@ def test_a_damaged_config_is_named_and_the_results_stay(content: str | None, wor
         read_settings(tmp_path / "a")
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"status": "finished", "started": 5}', '{"status": ["finished"]}'])
+@pytest.mark.parametrize(
+    "content", ['{"epochs": 3}', "[" * 100_000, '{"status": "finished", "started": 5}', '{"status": ["finished"]}']
+)
 def test_a_summary_with_wrong_types_is_unreadable(content: str, tmp_path: Path):
     (make_run(tmp_path / "a") / "summary.json").write_text(content)
     assert read_record(tmp_path / "a").status == "unreadable"
@@ -111,14 +105,13 @@ def test_a_process_number_that_is_too_large_is_unreadable(tmp_path: Path):
     assert read_record(run).status == "unreadable"
 
 
-@pytest.mark.parametrize(
-    ("modules", "heavy"),
-    [
-        ("imago.runs.records, imago.analysis.table, imago.analysis.report", "torch pandas matplotlib jinja2 numpy"),
-        ("imago.analysis.run_page, imago.analysis.comparison", "torch pandas matplotlib"),
-    ],
-)
-def test_tables_and_pages_do_not_load_torch_or_plotting(modules: str, heavy: str):
-    code = f"import sys, {modules}; print(set({heavy!r}.split()) & set(sys.modules))"
+def test_tables_and_pages_do_not_load_torch_or_plotting():
+    modules = {
+        "imago.runs.records, imago.analysis.table, imago.analysis.report": "torch pandas matplotlib jinja2 numpy",
+        "imago.analysis.run_page, imago.analysis.comparison": "torch pandas matplotlib",
+    }
+    code = "".join(
+        f"import sys, {names}; print(set({heavy!r}.split()) & set(sys.modules));" for names, heavy in modules.items()
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT / "src", capture_output=True, text=True)
-    assert done.stdout == "set()\n", done.stderr
+    assert done.stdout == "set()\nset()\n", done.stderr

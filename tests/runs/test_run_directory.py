@@ -3,13 +3,17 @@
 import contextlib
 import json
 import logging
+import os
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from imago.errors import ConfigError, DataError, Stopped
 from imago.runs.failure import write_killed
-from imago.runs.run_directory import RunDirectory
+from imago.runs.run_directory import RunDirectory, lock_directory
 
 SETTINGS = ("seed: 3\n", ["seed=3"], 3)
 
@@ -46,20 +50,15 @@ def test_a_run_that_raised_has_the_reason_in_its_summary(directory: RunDirectory
 
 
 def test_the_log_file_has_the_lines_of_the_screen_and_the_traceback_of_an_error(directory: RunDirectory, capsys):
+    before = list(logging.getLogger("imago").handlers)
     with contextlib.suppress(DataError), directory.open(*SETTINGS):
         logging.getLogger("imago.test").info("a line with é")
         raise DataError("no images.")
+    assert logging.getLogger("imago").handlers == before
     assert capsys.readouterr().out == "a line with é\n"
     text = (directory.path / "train.log").read_text(encoding="utf-8")
     assert "a line with é" in text
     assert "Traceback" in text
-
-
-def test_no_log_handler_is_left_for_the_next_trial(directory: RunDirectory):
-    before = list(logging.getLogger("imago").handlers)
-    with directory.open(*SETTINGS):
-        pass
-    assert logging.getLogger("imago").handlers == before
 
 
 def test_settings_are_saved_and_latest_links_to_the_run(directory: RunDirectory, tmp_path: Path):
@@ -88,7 +87,7 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("LOCAL_RANK", "1")
     directory = RunDirectory(tmp_path / "run", tmp_path)
     with directory.open(*SETTINGS):
-        directory.update(test=1)
+        pass
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -106,7 +105,7 @@ def test_an_empty_summary_and_partial_files_of_a_kill_do_not_prevent_a_resume(di
 def test_a_later_update_of_the_main_process_keeps_the_failure_of_a_rank(directory: RunDirectory):
     with directory.open(*SETTINGS):
         write_killed(directory.path, 1, -9)
-        directory.mark_failed()
+        directory.update()
         directory.update(epochs=2)  # this process may be killed before it can write more
         found = summary(directory)
     assert (found["status"], found["epochs"]) == ("failed", 2)
@@ -119,13 +118,44 @@ def test_a_check_refuses_the_directory_before_anything_is_written(directory: Run
 
     with pytest.raises(ConfigError, match="another run"), directory.open(*SETTINGS, check=check):
         pass
-    assert list(directory.path.iterdir()) == []
+    assert [file.name for file in directory.path.iterdir()] == [".lock"]
 
 
-def test_a_directory_is_used_by_one_run_at_a_time(directory: RunDirectory):
-    with directory.open(*SETTINGS):
-        assert (directory.path / ".lock").is_file()
-    assert not (directory.path / ".lock").exists()
+def in_a_fork(work: Callable[[], object]) -> int:
+    pid = os.fork()
+    if not pid:
+        work()
+        signal.pause()
+    return pid
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path: Path):
+    def hold() -> None:
+        with lock_directory(tmp_path):
+            (tmp_path / "locked").touch()
+            signal.pause()
+
+    pid = in_a_fork(hold)
+    while not (tmp_path / "locked").exists():
+        time.sleep(0.001)
+    for _ in range(2):  # a refusal does not release the lock
+        with pytest.raises(ConfigError, match="belongs to a run that is still running"), lock_directory(tmp_path):
+            pass
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with lock_directory(tmp_path):
+        pass
+
+
+def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path):
+    with lock_directory(tmp_path):
+        pid = in_a_fork(lambda: None)
+    try:
+        second = in_a_fork(lambda: os._exit(0 if lock_directory(tmp_path).__enter__() is None else 1))
+        assert os.waitpid(second, 0)[1] == 0
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 @pytest.fixture
@@ -145,16 +175,14 @@ def stop(directory: Path, reason: str) -> None:
         raise Stopped(reason, 143)
 
 
-def test_after_sigusr1_a_slurm_job_is_queued_again(requeued: Path):
+@pytest.mark.parametrize(
+    ("array", "job"), [({}, "77"), ({"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}, "5_3")]
+)
+def test_after_sigusr1_a_slurm_job_or_task_of_an_array_is_queued_again(requeued: Path, monkeypatch, array, job: str):
+    for name, value in array.items():
+        monkeypatch.setenv(name, value)
     stop(requeued.parent, "SIGUSR1")
-    assert requeued.read_text() == "requeue 77\n"
-
-
-def test_a_task_of_a_job_array_is_queued_as_that_task(requeued: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    stop(requeued.parent, "SIGUSR1")
-    assert requeued.read_text() == "requeue 5_3\n"
+    assert requeued.read_text() == f"requeue {job}\n"
 
 
 @pytest.mark.parametrize(("name", "value"), [("reason", "SIGTERM"), ("SLURM_PROCID", "1"), ("SLURM_JOB_ID", None)])

@@ -16,17 +16,14 @@ class GradNorm(Callback):
     """Log `grad_norm`: the Euclidean length of the gradient of all weights, before it is clipped."""
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if (trainer.global_step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return
-        gradients = [
-            weight.grad for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None
-        ]
-        norm = torch.nn.utils.get_total_norm(gradients).item()
-        pl_module.log_step({"grad_norm": norm}, trainer.global_step)  # type: ignore[operator]  # of our task
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None]).item()
+            pl_module.log_step({"grad_norm": norm}, trainer.global_step)  # type: ignore[operator]  # of our task
 
 
 class _OnLoggingStep(Callback):
-    """Call `log` at the end of a batch that ends an optimizer step which logs."""
+    """Log what `measure` returns at the end of a batch that ends an optimizer step which logs."""
 
     _step = 0  # optimizer steps at the end of the last batch
 
@@ -43,7 +40,6 @@ class _OnLoggingStep(Callback):
             pl_module.log_step(values, trainer.global_step - 1)  # type: ignore[operator]  # of our task
 
     def measure(self, device: torch.device) -> dict[str, float]:
-        """Return the values to log."""
         raise NotImplementedError
 
 
@@ -51,14 +47,12 @@ class Memory(_OnLoggingStep):
     """Log `peak_memory_gib`: of the tensors on a GPU, or of the whole process on a CPU, without loader workers."""
 
     def measure(self, device: torch.device) -> dict[str, float]:
-        return {"peak_memory_gib": peak_memory_gib(device)}
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Return the highest memory use so far, in GiB; this does not wait for the device."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_UNIT / 2**30
+        """Return the highest memory use so far; this does not wait for the device."""
+        if device.type == "cuda":
+            peak_bytes = torch.cuda.max_memory_allocated(device)
+        else:
+            peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_UNIT
+        return {"peak_memory_gib": peak_bytes / 2**30}
 
 
 class Speed(_OnLoggingStep):
@@ -80,27 +74,28 @@ class Speed(_OnLoggingStep):
         self.train_s = self.wait_s = self.val_s = self.test_s = 0.0
         self._logged = (0, 0.0, 0.0)  # num_images, train_s and wait_s at the last logging step
         self._mark_s = 0.0  # clock at the last hook
-        self._eval_start_s = 0.0
+
+    def _lap_s(self) -> float:
+        """Return the time since the last hook, and start a new lap."""
+        before_s, self._mark_s = self._mark_s, perf_counter()
+        return self._mark_s - before_s
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._mark_s = perf_counter()  # an epoch that is resumed in the middle does not call on_train_epoch_start
+        self._lap_s()  # an epoch that is resumed in the middle does not call on_train_epoch_start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._mark_s = perf_counter()
+        self._lap_s()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        now_s = perf_counter()
-        self.wait_s += now_s - self._mark_s
-        self.train_s += now_s - self._mark_s
-        self._mark_s = now_s
+        wait_s = self._lap_s()
+        self.wait_s += wait_s
+        self.train_s += wait_s
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now_s = perf_counter()
-        self.train_s += now_s - self._mark_s
-        self._mark_s = now_s
+        self.train_s += self._lap_s()
         self.num_images += len(batch[0]) * trainer.world_size
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -114,14 +109,13 @@ class Speed(_OnLoggingStep):
         }
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._eval_start_s = perf_counter()
+        self._lap_s()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._mark_s = perf_counter()  # validation within an epoch is not time spent waiting for training data
-        self.val_s += self._mark_s - self._eval_start_s
+        self.val_s += self._lap_s()  # validation within an epoch is not time spent waiting for training data
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._eval_start_s = perf_counter()
+        self._lap_s()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.test_s += perf_counter() - self._eval_start_s
+        self.test_s += self._lap_s()

@@ -1,14 +1,12 @@
 """Write the results of training and test to `summary.json`, in rank 0, which may be a forked process."""
 
 import logging
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from imago.augment.settings import Augment
 from imago.callbacks.monitoring import Speed
 from imago.resources import available_cores
 from imago.runs.checkpoint import read_checkpoint
@@ -18,18 +16,14 @@ from imago.statistics.intervals import wilson_interval
 log = logging.getLogger(__name__)
 
 _DECODED_PX = 256  # leaves room for random crops to 224 px, the size that most networks are trained at
-_MAX_WAIT_SHARE = 0.1  # of the training time: above it the summary advises what to change
-
-# The most expensive augmentations: of single images, then of every pixel of a batch.
-_PER_IMAGE = ("policy", "rotation_degrees", "blur_probability", "gray_probability")
-_COLORS = ("hue", "saturation", "contrast", "brightness")
+_MAX_WAIT_SHARE = 0.1  # of the training time: above it the summary advises what to change; our choice
 
 
 class RunSummary(Callback):
     """Log in rank 0 only, and update `summary.json` after training and after the test.
 
     Args:
-        directory: of the run.
+        directory: the run directory.
     """
 
     def __init__(self, directory: RunDirectory) -> None:
@@ -48,10 +42,14 @@ class RunSummary(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            self.directory.update(test=_test_results(trainer))
+            results = _test_results(trainer)
             if speed := _find_speed(trainer):
-                times = self.directory.summary.get("time_s", {}) | {"test": round(speed.test_s, 2)}
-                self.directory.update(time_s=times)
+                results["time_s"] = self.directory.summary.get("time_s", {}) | {"test": round(speed.test_s, 2)}
+            self.directory.update(**results)
+
+
+def _find_speed(trainer: Trainer) -> Speed | None:
+    return next((c for c in trainer.callbacks if isinstance(c, Speed)), None)  # type: ignore[attr-defined]
 
 
 def _training_results(trainer: Trainer) -> dict[str, Any]:
@@ -61,88 +59,63 @@ def _training_results(trainer: Trainer) -> dict[str, Any]:
     results: dict[str, Any] = {"epochs": epochs, "steps": trainer.global_step}
     monitoring = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
     if monitoring and monitoring[0].best_model_score is not None:
-        results["val"] = _validation_results(trainer, float(monitoring[0].best_model_score))
+        acc = float(monitoring[0].best_model_score)
+        results["val"] = {"acc": round(acc, 6)}
+        if isinstance(trainer.limit_val_batches, float) and trainer.limit_val_batches == 1.0:  # the int 1 is one batch
+            count = len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]  # of our data module
+            interval = list(wilson_interval(round(acc * count), count))
+            results["val"] |= {"interval_95": interval, "num_images": count}
         best = read_checkpoint(Path(monitoring[0].best_model_path))
         results["best_epoch"] = best["epoch"] + 1  # counted from 1, as on the screen
     speed = _find_speed(trainer)
     return results | (_speed_results(trainer, speed) if speed and speed.train_s else {})
 
 
-def _find_speed(trainer: Trainer) -> Speed | None:
-    return next((c for c in trainer.callbacks if isinstance(c, Speed)), None)  # type: ignore[attr-defined]
-
-
-def _validation_results(trainer: Trainer, acc: float) -> dict[str, Any]:
-    """Return the best validation accuracy, with its interval if the whole split was used."""
-    results: dict[str, Any] = {"acc": round(acc, 6)}
-    if isinstance(trainer.limit_val_batches, float) and trainer.limit_val_batches == 1.0:  # the int 1 is one batch
-        count = len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]  # of our data module
-        results |= {"interval_95": list(wilson_interval(round(acc * count), count)), "num_images": count}
-    return results
-
-
 def _test_results(trainer: Trainer) -> dict[str, Any]:
     metrics = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
     count = round(metrics["num_images"])
     num_correct = round(metrics["acc"] * count)
-    tta = getattr(trainer.lightning_module, "tta", "none")
-    return {
+    results = {
         "acc": num_correct / count,
         "interval_95": list(wilson_interval(num_correct, count)),
         "loss": metrics["loss"],
         "num_images": count,
         "num_left_out": len(trainer.datamodule.splits.test) - count,  # type: ignore[attr-defined]  # of our data module
-        **({"tta": tta} if tta != "none" else {}),
     }
+    tta = getattr(trainer.lightning_module, "tta", "none")
+    return {"test": results | ({"tta": tta} if tta != "none" else {})}
 
 
 def _speed_results(trainer: Trainer, speed: Speed) -> dict[str, Any]:
     share = speed.wait_s / speed.train_s
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # of our data module
-    cache = None if getattr(data, "is_cached", True) else data.cache
-    num_workers = trainer.train_dataloader.num_workers  # type: ignore[union-attr]  # of our loader
-    is_cpu = trainer.strategy.root_device.type == "cpu"
-    num_cores = 0 if is_cpu else max(1, available_cores() // trainer.num_devices)
-    advice = data_wait_advice(share, cache, data.augment, num_workers, num_cores)
     times = {"train": speed.train_s - speed.wait_s, "data_wait": speed.wait_s, "val": speed.val_s}
-    results = {
+    results: dict[str, Any] = {
         "images_per_s": round(speed.num_images / speed.train_s, 1),
         "data_wait_share": round(share, 4),
         "time_s": {name: round(seconds, 2) for name, seconds in times.items()},
     }
-    return results | ({"data_wait_advice": advice} if advice else {})
+    if share > _MAX_WAIT_SHARE:
+        is_cpu = trainer.strategy.root_device.type == "cpu"
+        num_cores = 0 if is_cpu else max(1, available_cores() // trainer.num_devices)
+        num_workers = trainer.train_dataloader.num_workers  # type: ignore[union-attr]  # of our loader
+        results["data_wait_advice"] = data_wait_advice(trainer.datamodule, num_workers, num_cores)  # type: ignore[attr-defined]
+    return results
 
 
-def data_wait_advice(share: float, cache: str | None, augment: Augment, num_workers: int, num_cores: int) -> str | None:
+def data_wait_advice(data: Any, num_workers: int, num_cores: int) -> str:
     """Return the settings that would shorten the waiting for data, the most helpful first.
 
     Args:
-        share: of the training time spent waiting for data, in [0, 1].
-        cache: `data.cache` if every epoch decodes its images again, None if none does.
-        augment: the settings of the training images.
+        data: the data module; one without `is_cached` holds its images in memory.
         num_workers: number of loader workers.
         num_cores: cores that this training process can use for data; 0 if the network computes on them.
-
-    Returns:
-        None if the share is small.
     """
-    if share <= _MAX_WAIT_SHARE:
-        return None
     changes = []
-    if cache == "none":
-        changes.append("data.cache=auto")
-    elif cache is not None and augment.random_resized_crop_scale is not None:  # too large for "auto" to keep
-        changes.append(f"data.decoded_px={_DECODED_PX} data.cache=auto")
+    if not getattr(data, "is_cached", True):
+        if data.cache == "none":
+            changes.append("data.cache=auto")
+        elif data.augment.random_resized_crop_scale is not None:  # whole images were too large to keep
+            changes.append(f"data.decoded_px={_DECODED_PX} data.cache=auto")
     if num_workers < num_cores:
         changes.append(f"data.num_workers={num_cores}")
-    if lighter := _turn_off(augment, _PER_IMAGE) or _turn_off(augment, _COLORS):
-        changes.append(f"{lighter} (changes the training)")
-    return " or ".join(changes) or "a lower preprocess.size (changes the training)"
-
-
-def _turn_off(augment: Augment, names: tuple[str, ...]) -> str:
-    """Return the overrides that turn off those of the settings that are on."""
-    off = {field.name: field.default for field in fields(augment)}
-    return " ".join(
-        f"augment.{name}={'null' if off[name] is None else off[name]}" for name in names if getattr(augment, name)
-    )
+    return " or ".join(changes) or "fewer augment settings or a lower preprocess.size (change the training)"

@@ -6,12 +6,13 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
 
 from imago.errors import ConfigError, DataError, DivergedError, StorageError
 from imago.files import atomic_write, fsync_directory, remove_partial_files
@@ -41,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             DivergedError: if a weight or an optimizer state is not finite; the old file is kept.
             StorageError: if the file cannot be written; the old file is kept.
         """
-        _check_finite(checkpoint, Path(path))
+        _check_finite(checkpoint, path)
         if not _is_rank_result(path):
             checkpoint = {"imago": {"schema": SCHEMA, "torch": str(torch.__version__)}} | checkpoint
         try:
@@ -112,18 +113,19 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except _DAMAGED_ZIP as error:
-        raise DataError(f"{path} is truncated or no checkpoint ({path.stat().st_size} bytes).") from error
+        raise DataError(f"{path} is truncated or not a checkpoint ({path.stat().st_size} bytes).") from error
     if damaged:
         raise DataError(
             f"{path} is damaged: the checksum of {damaged} does not match; use the other checkpoint of the run."
         )
     checkpoint = _load(path, map_location)
     header = checkpoint.get("imago") if isinstance(checkpoint, dict) else None
-    if not isinstance(header, dict) or not isinstance(header.get("schema"), int):
+    schema = header.get("schema") if isinstance(header, dict) else None
+    if not isinstance(schema, int):
         raise DataError(f"{path} is not a checkpoint of this project.")
-    if header["schema"] < SCHEMA:
+    if schema < SCHEMA:
         raise DataError(f"{path} was written by the first edition of imago; commit {_FIRST_EDITION} reads it.")
-    if header["schema"] > SCHEMA:
+    if schema > SCHEMA:
         raise DataError(f"{path} was written by a later version of imago; update this checkout.")
     return checkpoint
 
@@ -132,8 +134,8 @@ def _load(path: Path, map_location: Any | None) -> Any:
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({found[1]})" if found else ""
+        match = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({match[1]})" if match else ""
         raise DataError(
             f"{path} holds more than plain data and tensors{what}; it is refused, as it could run code."
         ) from error
@@ -160,40 +162,31 @@ def check_plain(settings: Mapping[str, Any]) -> None:
             ) from error
 
 
-def check_free_space(directory: Path, module: torch.nn.Module) -> None:
+def check_free_space(run_dir: Path, module: torch.nn.Module) -> None:
     """Check that three checkpoints of a module fit on the disk.
 
     Raises:
         StorageError: if fewer bytes are free.
     """
-    last = directory / "checkpoints" / "last.ckpt"
-    weight_bytes = sum(value.numel() * value.element_size() for value in module.state_dict().values())
-    checkpoint_bytes = last.stat().st_size if last.is_file() else _NUM_COPIES * weight_bytes
-    free_bytes = free_disk_bytes(directory)
-    if free_bytes < _NUM_FILES * checkpoint_bytes:
+    last = run_dir / "checkpoints" / "last.ckpt"
+    weight_bytes = sum(value.nbytes for value in module.state_dict().values())
+    needed_bytes = _NUM_FILES * (last.stat().st_size if last.is_file() else _NUM_COPIES * weight_bytes)
+    free_bytes = free_disk_bytes(run_dir)
+    if free_bytes < needed_bytes:
         raise StorageError(
-            f"{directory} has {free_bytes:,} bytes free, and three checkpoints of this network take "
-            f"{_NUM_FILES * checkpoint_bytes:,}; free some space, or choose another directory with paths.log_dir=DIR."
+            f"{run_dir} has {free_bytes:,} bytes free, and three checkpoints of this network take {needed_bytes:,}; "
+            "free some space, or choose another directory with paths.log_dir=DIR."
         )
 
 
-def _check_finite(checkpoint: Mapping[str, Any], path: Path) -> None:
-    parts = [part for name, part in checkpoint.items() if name in _TRAINED] or [checkpoint]
-    for name, value in _tensors(parts):
+def _check_finite(checkpoint: Mapping[str, Any], path: Any) -> None:
+    def check(value: torch.Tensor) -> None:
         # Check the sum first: it costs a tenth. A sum of finite numbers may overflow, hence the second check.
         if value.is_floating_point() and not value.sum().isfinite() and not value.isfinite().all():
             raise DivergedError(
-                f"the weights are no longer finite ({name}), so {path} was not overwritten; lower "
-                f"optimizer.lr or set trainer.gradient_clip_val=1.0."
+                f"the weights are no longer finite, so {path} was not overwritten; lower optimizer.lr or set "
+                "trainer.gradient_clip_val=1.0."
             )
 
-
-def _tensors(node: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(node, torch.Tensor):
-        yield name, node
-    elif isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _tensors(value, str(key))
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _tensors(value, name)
+    trained = [value for name, value in checkpoint.items() if name in _TRAINED]
+    apply_to_collection(trained or dict(checkpoint), torch.Tensor, check)

@@ -2,18 +2,20 @@
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from imago.paths import PROJECT_ROOT
 
 _PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy", "pillow")
-_MAX_DIFF_CHARS = 1_000_000  # a larger diff, usually of a notebook with images, is cut
 
 
 def collect(overrides: Sequence[str], seed: int) -> dict[str, Any]:
@@ -21,7 +23,7 @@ def collect(overrides: Sequence[str], seed: int) -> dict[str, Any]:
 
     Args:
         overrides: the settings as typed, which `resume=` starts from.
-        seed: of the run.
+        seed: the run's seed.
     """
     return {
         "command": shlex.join(sys.orig_argv),
@@ -33,34 +35,22 @@ def collect(overrides: Sequence[str], seed: int) -> dict[str, Any]:
         "packages": {name: version(name) for name in _PACKAGES},
         "host": platform.node(),
         "platform": platform.platform(),
-        "cpu": cpu_name(),
+        "cpu": _cpu_name(),
         "num_cpus": os.cpu_count(),
     }
 
 
-def cpu_name() -> str:
-    """Return the name of the processor."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+def _cpu_name() -> str:
+    with suppress(OSError):
+        if match := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return match[1]
+    return platform.processor() or platform.machine()
 
 
 def _git_state() -> dict[str, Any]:
     """Return the commit and the uncommitted changes; an empty dict outside a git checkout."""
-    commit = _git("rev-parse", "HEAD")
-    if not commit:
-        return {}
-    diff = _git("diff", "HEAD")
-    if len(diff) > _MAX_DIFF_CHARS:
-        diff = diff[:_MAX_DIFF_CHARS] + f"\n... cut here: {len(diff):,} characters in total\n"
-    return {
-        "commit": commit.strip(),
-        "diff": diff,
-        "untracked": _git("ls-files", "-o", "--exclude-standard").split("\n")[:-1],
-    }
+    commit, untracked = _git("rev-parse", "HEAD").strip(), _git("ls-files", "-o", "--exclude-standard")
+    return {"commit": commit, "diff": _git("diff", "HEAD"), "untracked": untracked.splitlines()} if commit else {}
 
 
 def _git(*arguments: str) -> str:

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,23 +35,23 @@ class Record:
 
     Attributes:
         run: path relative to the directory that was searched.
-        folder: absolute path.
-        status: as in the summary (running, finished, failed, stopped), "died" for a run that was killed without
+        folder: absolute path of the run directory.
+        status: the status in the summary (running, finished, failed, stopped), "died" for a run that was killed without
             writing its status, or "unreadable".
         reason: why it failed or stopped, or what cannot be read.
         config_fault: why `settings` is empty, if its file is missing or damaged.
-        started: in UTC, ISO 8601.
-        settings: flat, named as on the command line.
+        started: start of the run in UTC, ISO 8601.
+        settings: flat settings, named as on the command line.
         val_acc: best validation accuracy in [0, 1], so far if the run is not finished.
-        test_acc: of the best checkpoint, in [0, 1].
+        test_acc: test accuracy of the best checkpoint, in [0, 1].
         test_low: lower end of its 95 % interval.
-        test_high: upper end.
+        test_high: upper end of its 95 % interval.
         num_test_images: number of images tested.
-        best_epoch: counted from 1.
+        best_epoch: epoch of the best checkpoint, counted from 1.
         epochs: number of completed epochs.
         seconds: total duration.
-        images_per_s: in training.
-        data_wait_share: share of the training time, in [0, 1].
+        images_per_s: training speed.
+        data_wait_share: share of the training time spent waiting for data, in [0, 1].
     """
 
     run: str
@@ -83,35 +84,35 @@ def read_records(logs: Path | str) -> list[Record]:
     """
     logs = Path(logs)
     if not logs.is_dir():
-        raise DataError(f"runs={logs} is not a folder; give one that contains runs, e.g. logs.")
-    found = []
+        raise DataError(f"runs={logs} is not a directory; give one that contains runs, e.g. logs.")
+    run_dirs = []
     for path, subdirectories, files in os.walk(logs):
         if not _MARKERS.isdisjoint(files):
-            found.append(Path(path))
+            run_dirs.append(Path(path))
             subdirectories[:] = [name for name in subdirectories if name not in _SUBDIRECTORIES]
-    return [read_record(path, logs) for path in sorted(found)]
+    return [read_record(run_dir, logs) for run_dir in sorted(run_dirs)]
 
 
-def read_record(folder: Path, logs: Path | None = None) -> Record:
+def read_record(run_dir: Path, logs: Path | None = None) -> Record:
     """Read one run; a damaged one gives a record with the reason.
 
     Args:
-        folder: of the run.
-        logs: what `Record.run` is relative to; the parent of the directory by default.
+        run_dir: the run directory.
+        logs: what `Record.run` is relative to; the parent of the run directory by default.
     """
-    name = folder.relative_to(logs).as_posix() if logs else "."
-    name = name if name != "." else folder.resolve().name
+    name = run_dir.relative_to(logs).as_posix() if logs else "."
+    name = name if name != "." else run_dir.resolve().name
     settings: dict[str, Any] = {}
     config_fault = None
     try:
-        settings = _without_paths(read_settings(folder), folder)
+        settings = _without_paths(read_settings(run_dir), run_dir)
     except DataError as error:
         config_fault = str(error)
     try:
-        entries = _read_summary(folder)
+        results = _read_summary(run_dir)
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        entries = {"status": "unreadable", "reason": _fault(folder / "summary.json", error)}
-    return Record(name, str(folder.resolve()), settings=settings, config_fault=config_fault, **entries)
+        results = {"status": "unreadable", "reason": _fault(run_dir / "summary.json", error)}
+    return Record(name, str(run_dir.resolve()), settings=settings, config_fault=config_fault, **results)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -159,13 +160,13 @@ def _without_paths(flat: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def read_logged(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
+def read_logged(run_dir: Path) -> dict[str, tuple[list[float], list[float]]]:
     """Read `metrics.csv`: for each logged name the steps and the values, which may be NaN.
 
     Raises:
         DataError: if the file is missing or damaged.
     """
-    file = folder / "metrics.csv"
+    file = run_dir / "metrics.csv"
     logged: dict[str, tuple[list[float], list[float]]] = {}
     try:
         with file.open(newline="", encoding="utf-8") as lines:
@@ -176,10 +177,8 @@ def read_logged(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
                         steps, values = logged.setdefault(name, ([], []))
                         steps.append(step)
                         values.append(float(value))
-    except FileNotFoundError:
-        raise DataError(f"{file} is missing: this run logged nothing.") from None
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise DataError(f"{file} cannot be read: {error}") from None
+        raise DataError(_fault(file, error)) from None
     return logged
 
 
@@ -199,18 +198,16 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(found)
 
 
-def _read_summary(folder: Path) -> dict[str, Any]:
-    """Return the entries of a `Record` in `summary.json`; a damaged file raises one of several errors."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+def _read_summary(run_dir: Path) -> dict[str, Any]:
+    """Return the fields of a `Record` in `summary.json`; a damaged file raises one of several errors."""
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    status, reason, started = summary.get("status"), summary.get("reason"), summary.get("started")
+    if not isinstance(status, str) or not isinstance(started, str | None):
+        raise ValueError("it has no status, or its start is not a string")
+    if status == "running" and _has_died(run_dir, summary.get("pid")):
+        status, reason = "died", "it was killed, or its machine stopped"
     test = summary.get("test") or {}
     low, high = test.get("interval_95") or (None, None)
-    status, reason, started = summary.get("status"), summary.get("reason"), summary.get("started")
-    if not isinstance(status, str):
-        raise ValueError("it has no status")
-    if started is not None and not isinstance(started, str):
-        raise ValueError("its start is not a string")
-    if status == "running" and _has_died(folder, summary.get("pid")):
-        status, reason = "died", "it was killed, or its machine stopped"
     numbers = {
         **{name: summary.get(name) for name in ("best_epoch", "epochs", "seconds", "images_per_s", "data_wait_share")},
         "val_acc": (summary.get("val") or {}).get("acc"),
@@ -218,16 +215,11 @@ def _read_summary(folder: Path) -> dict[str, Any]:
         "num_test_images": test.get("num_images"),
     }
     if numbers["val_acc"] is None:  # written at the end of training; until then it is in the log
-        numbers["val_acc"] = _best_logged(folder)
+        with suppress(DataError):
+            values = read_logged(run_dir).get("val/acc", ([], []))[1]
+            numbers["val_acc"] = max(filter(math.isfinite, values), default=None)
     finite = {name: value if _is_finite(value) else None for name, value in numbers.items()}
     return {"status": status, "reason": reason, "started": started} | finite
-
-
-def _best_logged(folder: Path) -> float | None:
-    try:
-        return max(filter(math.isfinite, read_logged(folder).get("val/acc", ((), ()))[1]), default=None)
-    except DataError:
-        return None
 
 
 def _is_finite(value: Any) -> bool:
@@ -238,15 +230,13 @@ def _fault(file: Path, error: Exception) -> str:
     return f"{file} " + ("is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}")
 
 
-def _has_died(folder: Path, pid: Any) -> bool:
+def _has_died(run_dir: Path, pid: Any) -> bool:
     """Return whether the process of a run on this machine has ended; for other machines return False."""
-    host = read_json(folder / "provenance.json").get("host")
-    if host != platform.node() or not isinstance(pid, int) or os.name == "nt":  # on Windows os.kill(pid, 0) kills
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass  # it runs as another user
+    if read_json(run_dir / "provenance.json").get("host") == platform.node() and isinstance(pid, int):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass  # it runs as another user
     return False

@@ -1,5 +1,6 @@
 """Open and close a run directory: lock, signal handlers, log file, provenance, and how the run ended."""
 
+import fcntl
 import json
 import logging
 import os
@@ -7,25 +8,22 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from imago.errors import DataError
+from imago.errors import ConfigError, DataError
 from imago.files import make_writable, read_json, remove_partial_files, write_json, write_text
 from imago.runs.failure import clear_failures, exit_status, first_failure, write_failure, write_killed_ranks
-from imago.runs.lock import lock_directory
 from imago.runs.provenance import collect
 from imago.runs.signals import Signals, is_main_process, watch_main_process
 
 _log = logging.getLogger("imago")
 
-_HANDLER = "run directory"  # name of our handlers: a notebook or a test may have others
-_LOGGERS = ("imago", "lightning.pytorch", "py.warnings")
-_SUMMARY_LOCK = threading.RLock()  # the threads that watch the other ranks write the summary, too
+_SUMMARY_LOCK = threading.Lock()  # the threads that watch the other ranks write the summary, too
 
 
 class RunDirectory:
@@ -41,7 +39,11 @@ class RunDirectory:
         self.log_dir = log_dir
         self.is_main_process = is_main_process()
         self.signals = Signals()
-        self.summary: dict[str, Any] = {}
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The content of `summary.json`, which under ddp_fork another process writes."""
+        return read_json(self.path / "summary.json")
 
     @contextmanager
     def open(
@@ -54,8 +56,8 @@ class RunDirectory:
         Args:
             settings: all settings of the run as YAML, for `config.yaml`.
             overrides: the settings as typed, which `resume=` starts from.
-            seed: of the run.
-            check: called when the directory is locked and before anything is written to it; it raises to refuse it.
+            seed: the run's seed.
+            check: called when the directory is locked and before a run writes to it; it raises to refuse it.
 
         Raises:
             ConfigError: if another process uses the directory.
@@ -70,8 +72,7 @@ class RunDirectory:
                 stack.enter_context(lock_directory(self.path))
                 if check is not None:
                     check()
-                self._open_log()
-                stack.callback(_close_log)
+                stack.enter_context(_log_to(self.path / "train.log"))
                 self._write_start(settings, overrides, seed)
             else:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -88,46 +89,33 @@ class RunDirectory:
             self._write_end("finished", None, start_s)
         except BaseException as error:
             write_killed_ranks(self.path, error, self.signals.rank_processes())
-            end = exit_status(error, self.path, self.signals.received)
-            if end.status == "failed":
+            status, reason, exit_error = exit_status(error, self.path, self.signals.received)
+            if status == "failed":
                 _log.debug("".join(traceback.format_exception(error)))
                 if not self.is_main_process:
                     self.record_failure(error)
-            self._write_end(end.status, end.reason, start_s)
-            if end.reason == "SIGUSR1" and self.is_main_process:
-                requeue_slurm_job()
-            if end.error is error:
+            self._write_end(status, reason, start_s)
+            if reason == "SIGUSR1" and self.is_main_process:
+                _requeue_slurm_job()
+            if exit_error is error:
                 raise
-            raise end.error from None
+            raise exit_error from None
 
     def update(self, **entries: Any) -> None:
-        """Add entries to `summary.json`; set the status to failed if a rank has failed."""
-        self.summary |= entries
-        if self.is_main_process:
-            with _SUMMARY_LOCK:
-                write_json(self.path / "summary.json", self.summary | self._rank_failure(self.summary))
+        """Add entries to `summary.json`; the status of a running run becomes failed if a rank has failed."""
+        with _SUMMARY_LOCK:
+            summary = self.summary | entries
+            failure = first_failure(self.path) if summary.get("status") == "running" else None
+            if failure is not None:
+                reason = f"rank {failure.rank}: {failure.text}"
+                summary |= {"status": "failed", "reason": reason, "ended": _now()}
+            if entries or failure:
+                write_json(self.path / "summary.json", summary)
 
     def record_failure(self, error: BaseException) -> None:
         """Write the failure of this rank to a file and to the summary: the main process may be killed before it can."""
         write_failure(self.path, error)
-        self.mark_failed()
-
-    def mark_failed(self) -> None:
-        """Write to the summary of a running run why a rank failed."""
-        with _SUMMARY_LOCK:
-            summary = read_json(self.path / "summary.json")
-            if entries := self._rank_failure(summary):
-                write_json(self.path / "summary.json", summary | entries)
-
-    def _rank_failure(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        failure = first_failure(self.path) if summary.get("status") == "running" else None
-        if failure is None:
-            return {}
-        return {"status": "failed", "reason": f"rank {failure.rank}: {failure.text}", "ended": _now()}
-
-    def reload(self) -> None:
-        """Read the summary again after a forked rank has written to it."""
-        self.summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        self.update()
 
     def add_provenance(self, data: str, **entries: Any) -> None:
         """Add entries to `provenance.json`.
@@ -141,7 +129,7 @@ class RunDirectory:
         """
         if self.is_main_process:
             file = self.path / "provenance.json"
-            saved = json.loads(file.read_text(encoding="utf-8"))
+            saved = read_json(file)
             if saved.get("data", data) != data:
                 raise DataError(
                     f"{self.path} was started on other data (fingerprint {saved['data']}, now {data}): files were "
@@ -154,52 +142,75 @@ class RunDirectory:
         remove_partial_files(self.path)
         write_text(self.path / "config.yaml", settings)
         provenance, file = collect(overrides, seed), self.path / "provenance.json"
-        if file.exists():  # a resumed run keeps the provenance of its start
-            first = json.loads(file.read_text(encoding="utf-8"))
+        if first := read_json(file):  # a resumed run keeps the provenance of its start
             resumes = [*first.get("resumes", []), provenance]
             provenance = first | {"overrides": provenance["overrides"], "resumes": resumes}
         write_json(file, provenance)
-        self.summary = dict(read_json(self.path / "summary.json"))  # a resumed run keeps its results
-        self.update(status="running", reason=None, started=_now(), pid=os.getpid())
-        link = self.log_dir / "latest"
-        part = link.with_name(f"latest.{os.getpid()}.part")
-        part.symlink_to(os.path.relpath(self.path, self.log_dir))
-        part.replace(link)
+        self.update(status="running", reason=None, started=_now(), pid=os.getpid())  # a resumed run keeps its results
+        new_link = self.log_dir / f"latest.{os.getpid()}.part"
+        new_link.symlink_to(os.path.relpath(self.path, self.log_dir))
+        new_link.replace(self.log_dir / "latest")
 
     def _write_end(self, status: str, reason: str | None, start_s: float) -> None:
-        seconds = round(perf_counter() - start_s, 1)
+        if not self.is_main_process:
+            return
+        end = {"status": status, "reason": reason, "ended": _now(), "seconds": round(perf_counter() - start_s, 1)}
         try:
-            self.update(status=status, reason=reason, ended=_now(), seconds=seconds)
+            self.update(**end)
         except OSError:  # on a full disk, overwrite the old summary in place
+            text = json.dumps(self.summary | end, indent=2) + "\n"
             with suppress(OSError), (self.path / "summary.json").open("r+", encoding="utf-8") as file:
-                file.write(json.dumps(self.summary, indent=2) + "\n")
+                file.write(text)
                 file.truncate()
 
-    def _open_log(self) -> None:
-        """Log our messages to the screen, and those of Lightning and all warnings to train.log, too."""
-        screen = logging.StreamHandler(sys.stdout)
-        screen.setLevel(logging.INFO)
-        file = _LogFile(self.path / "train.log", encoding="utf-8", errors="backslashreplace")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.captureWarnings(True)
-        for name in _LOGGERS:
-            logger = logging.getLogger(name)
-            logger.setLevel(logging.DEBUG if name == "imago" else logging.INFO)
-            logger.propagate = False
-            for handler in (screen, file) if name == "imago" else (file,):
-                handler.set_name(_HANDLER)
-                logger.addHandler(handler)
+
+@contextmanager
+def lock_directory(directory: Path) -> Iterator[None]:
+    """Lock an existing directory; the system releases the lock when the process ends, however it ends.
+
+    It is a POSIX lock: forked processes do not inherit it, and it works between machines if their file system supports
+    locks. If not, nothing is checked.
+
+    Raises:
+        ConfigError: if another process holds the lock.
+    """
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:  # it depends on the system which of the two
+            raise ConfigError(
+                f"{directory} belongs to a run that is still running; wait for it, stop it, or choose another run_name."
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
-def _close_log() -> None:
-    """Remove the handlers: the next trial of a sweep logs to another directory."""
-    logging.captureWarnings(False)
-    for name in _LOGGERS:
-        logger = logging.getLogger(name)
-        for handler in [handler for handler in logger.handlers if handler.get_name() == _HANDLER]:
-            logger.removeHandler(handler)
-            if isinstance(handler, logging.FileHandler):
-                handler.close()
+@contextmanager
+def _log_to(file: Path) -> Iterator[None]:
+    """Log our messages to the screen, and those of Lightning and all warnings to a file, too.
+
+    The handlers are removed afterwards: the next trial of a sweep logs to another directory.
+    """
+    screen = logging.StreamHandler(sys.stdout)
+    screen.setLevel(logging.INFO)
+    log_file = _LogFile(file, encoding="utf-8", errors="backslashreplace")
+    log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [_log, logging.getLogger("lightning.pytorch"), logging.getLogger("py.warnings")]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        logger.setLevel(logging.DEBUG if logger is _log else logging.INFO)
+        logger.propagate = False
+        logger.addHandler(log_file)
+    _log.addHandler(screen)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        _log.removeHandler(screen)
+        for logger in loggers:
+            logger.removeHandler(log_file)
+        log_file.close()
 
 
 class _LogFile(logging.FileHandler):
@@ -214,7 +225,7 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-def requeue_slurm_job() -> None:
+def _requeue_slurm_job() -> None:
     """Queue this SLURM job, or this task of a job array, again; outside SLURM do nothing."""
     if "SLURM_JOB_ID" not in os.environ:
         return
@@ -222,12 +233,10 @@ def requeue_slurm_job() -> None:
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
-        failure = done.stderr.strip() if done.returncode else None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        failure = str(error)
-    if failure is not None:
-        _log.warning("job %s is not queued again: scontrol failed: %s", job, failure)
+        subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        failure = getattr(error, "stderr", None) or error
+        _log.warning("job %s is not queued again: scontrol failed: %s", job, str(failure).strip())
 
 
 def _now() -> str:

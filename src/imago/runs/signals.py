@@ -2,11 +2,11 @@
 
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from subprocess import Popen
 from types import FrameType
 from typing import Any
 
@@ -19,12 +19,18 @@ _MAIN_PID = "IMAGO_MAIN_PID"  # environment variable for the ranks that Lightnin
 _GRACE_S = 5.0  # a rank notices and records a lost connection sooner than that
 
 
-def is_main_process() -> bool:
-    """Return whether this is rank 0, by the variables that torchrun, SLURM or Lightning set for each rank."""
+def rank_name() -> str:
+    """Return this rank by the variables that torchrun, SLURM or Lightning set: "3", or "1 of node 2"."""
     for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
-            return os.environ[name] == "0"
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+            return os.environ[name]
+    node, local = os.environ.get("NODE_RANK", "0"), os.environ.get("LOCAL_RANK", "0")
+    return local if node == "0" else f"{local} of node {node}"
+
+
+def is_main_process() -> bool:
+    """Return whether this is rank 0, also before the ranks are connected."""
+    return rank_name() == "0"
 
 
 def watch_main_process() -> None:
@@ -69,13 +75,13 @@ class Signals:
 
         After a signal the process is about to exit, and the same signal once more must not interrupt that.
         """
-        old = {number: signal.getsignal(number) for number in _SIGNALS}
+        old_handlers = {number: signal.getsignal(number) for number in _SIGNALS}
         self.install()
         try:
             yield
         finally:
-            if self.received is None and threading.current_thread() is threading.main_thread():
-                for number, handler in old.items():
+            if self.received is None:
+                for number, handler in old_handlers.items():
                     if handler is not None:
                         signal.signal(number, handler)
 
@@ -83,8 +89,6 @@ class Signals:
         """Install the handlers: again after Lightning has installed its own, and in each forked rank."""
         if self._pid != os.getpid():
             self._pid, self.launcher = os.getpid(), None
-        if threading.current_thread() is not threading.main_thread():
-            return  # Python allows it in the main thread only; a notebook or a test may use another
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as in a background job or under nohup
                 signal.signal(number, self._handle)
@@ -102,7 +106,7 @@ class Signals:
     def rank_processes(self) -> dict[int, Any]:
         """Return the ranks that this process started: `Popen` of the ranks from 1 on, or all ranks if forked."""
         processes = getattr(self.launcher, "procs", ())
-        return {rank + isinstance(process, subprocess.Popen): process for rank, process in enumerate(processes)}
+        return {rank + isinstance(process, Popen): process for rank, process in enumerate(processes)}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a loader worker, or a forked rank before `install`
@@ -113,15 +117,13 @@ class Signals:
         if not is_first and now_s - self._received_at_s < _SAME_SIGNAL_S:
             return
         self.received, self._received_at_s = self.received or number, now_s
-        if is_first and self._waits_for_forked_ranks():
+        ranks = self.rank_processes().values()
+        waits_for_forked_ranks = any(not isinstance(rank, Popen) and rank.is_alive() for rank in ranks)
+        if is_first and waits_for_forked_ranks:
             self._pass_on(number)
         elif not is_first or not self.is_deferred:
             self._pass_on(number)
             raise KeyboardInterrupt if self.received == signal.SIGINT else stopped_by(self.received)
-
-    def _waits_for_forked_ranks(self) -> bool:
-        processes = self.rank_processes().values()
-        return any(not isinstance(process, subprocess.Popen) and process.is_alive() for process in processes)
 
     def _pass_on(self, number: int) -> None:
         if self.launcher is not None:

@@ -1,4 +1,4 @@
-"""Remove from the logs what an interrupted run logged after its last save, so that each step appears once."""
+"""Make a resumed run draw the same random numbers and log the same curves as an uninterrupted one."""
 
 from typing import Any
 
@@ -7,21 +7,34 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from imago.logger.metrics_csv import MetricsCsv
+from imago.seeding import derive_seed
 
 _KEY = "train_score"
 
 
+class StepSeed(Callback):
+    """Seed dropout and other random layers before every training step, from (seed, epoch, batch index, rank).
+
+    Args:
+        seed: the run's seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(derive_seed(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
+
+
 class TruncateLogs(Callback):
-    """Truncate the logs at the step from which training is resumed.
+    """Remove from the logs what an interrupted run logged after its last save, so that each step appears once.
 
     It also saves the sums of the training loss and accuracy (`scores["train"]` of the module) in the checkpoint, so
     that the values of an interrupted epoch are those of all its batches; with several ranks only those of rank 0.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, MetricsCsv):
                 logger.truncate(trainer.global_step)
             elif isinstance(logger, TensorBoardLogger):

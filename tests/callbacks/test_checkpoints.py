@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,34 +10,33 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from small_fit import QUIET, build_data, build_task, build_trainer
 
-from imago.callbacks import last_checkpoint
-from imago.callbacks.last_checkpoint import LastCheckpoint
-from imago.callbacks.time_limit import TimeLimit
-from imago.runs.checkpoint import AtomicCheckpointIO, read_checkpoint
+from imago.callbacks import checkpoints
+from imago.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from imago.callbacks.stopping import TimeLimit
+from imago.errors import ConfigError
+from imago.runs.checkpoint import AtomicCheckpointIO, read_checkpoint, write_checkpoint
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in (*QUIET, "ignore:.*exists and is not empty")]
 
 # Two epochs of five batches, with BatchNorm, averaged weights and mixed images; saved before every step.
 SETTINGS = (
     *("data=shapes", "data.batch_size=8", "model=small_resnet", "model.width=8", "augment.mixup_alpha=0.2"),
-    *("callbacks=[default,ema]", "callbacks.ema.decay=0.8", "callbacks.image_grid=null"),
+    *("callbacks=[default,ema]", "callbacks.ema.decay=0.8", "callbacks.image_grid=null", "logger.tensorboard=null"),
     *("trainer.max_epochs=2", "trainer.limit_train_batches=5", "trainer.limit_val_batches=2"),
     *("trainer.log_every_n_steps=1", "callbacks.last_checkpoint.every_minutes=0.0"),
 )
 PLATEAU = ("schedule=plateau", "schedule.patience=0", "schedule.monitor=val/acc", "schedule.mode=max")
+WITHIN = (*PLATEAU, "trainer.val_check_interval=2")
 CASES: dict[str, tuple[str, ...]] = {
     "validation after each epoch": PLATEAU,
     "accumulating": ("trainer.accumulate_grad_batches=2",),
-    "validation within the epoch": (*PLATEAU, "trainer.val_check_interval=2"),
-    "validation within the epoch, accumulating": (
-        *PLATEAU,
-        "trainer.val_check_interval=2",
-        "trainer.accumulate_grad_batches=2",
-    ),
+    "validation within the epoch": WITHIN,
+    "validation within the epoch, accumulating": (*WITHIN, "trainer.accumulate_grad_batches=2"),
     "validation of every third batch": (
-        *PLATEAU,
+        *WITHIN,
         "trainer.val_check_interval=3",
         "trainer.check_val_every_n_epoch=null",
     ),
@@ -56,34 +55,29 @@ def fit(cfg: Any, run: Path, *callbacks: Callback, resume: str | None = None, co
     trainer.fit(task, datamodule=data, ckpt_path=str(run / "checkpoints" / resume) if resume else None)
 
 
-def state(run: Path) -> dict[str, Any]:
-    """Everything that training changes."""
-    saved = read_checkpoint(run / "checkpoints" / "last.ckpt")
+def state(file: Path) -> dict[str, Any]:
+    """Everything in a checkpoint that training changes."""
+    saved = read_checkpoint(file)
     names = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "train_score")
     return {name: saved[name] for name in names} | {"lr": sorted(saved["lr_schedulers"][0].items(), key=str)}
 
 
 def assert_same_state(run: Path, other: Path) -> None:
-    ours, theirs = state(run), state(other)
+    ours, theirs = (state(directory / "checkpoints" / "last.ckpt") for directory in (run, other))
     assert ours.pop("lr") == theirs.pop("lr")
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 def curves(run: Path) -> list[str]:
     rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
-    kept = [index for index, name in enumerate(rows[0]) if name not in MEASURED]
-    return [",".join(row[index] for index in kept) for row in rows]
-
-
-def assert_same(run: Path, other: Path) -> None:
-    assert_same_state(run, other)
-    assert curves(run) == curves(other)
+    columns = [index for index, name in enumerate(rows[0]) if name not in MEASURED]
+    return [",".join(row[index] for index in columns) for row in rows]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_saved_state_is_resumed_to_the_same_weights_and_curves(compose, tmp_path, monkeypatch, case: str):
-    whole, copies = tmp_path / "whole", []
+    cfg, whole, copies = compose(*SETTINGS, *CASES[case]), tmp_path / "whole", []
     save = AtomicCheckpointIO.save_checkpoint
 
     def save_and_copy_run(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -93,12 +87,12 @@ def test_every_saved_state_is_resumed_to_the_same_weights_and_curves(compose, tm
 
     with monkeypatch.context() as patch:
         patch.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_copy_run)
-        fit(compose(*SETTINGS, *CASES[case]), whole)
+        fit(cfg, whole)
     assert {name for _, name, _ in copies} == {"best.ckpt", "last.ckpt"}
     steps_per_epoch = 3 if "accumulating" in case else 5
     assert {step for _, _, step in copies} == set(range(1, 2 * steps_per_epoch + 1)), "each step is saved"
     for copy, name, step in copies:
-        fit(compose(*SETTINGS, *CASES[case]), copy, resume=name)
+        fit(cfg, copy, resume=name)
         try:
             assert_same_state(copy, whole)
             if name == "last.ckpt" and step % steps_per_epoch:  # else values are logged after the save, and the copy
@@ -129,10 +123,15 @@ MOMENTS = [
 
 
 @pytest.fixture(scope="module")
-def whole(compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cfg(compose) -> Any:
+    return compose(*SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def whole(cfg, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     run = tmp_path_factory.mktemp("whole")
-    fit(compose(*SETTINGS), run)
+    fit(cfg, run)
     return run
 
 
@@ -142,13 +141,14 @@ def whole(compose, tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 @pytest.mark.parametrize(("hook", "step"), MOMENTS)
 def test_after_an_exception_the_last_save_is_intact_and_is_resumed(
-    compose, whole, tmp_path, hook: str, step: int, come_first: bool
+    cfg, whole, tmp_path, hook: str, step: int, come_first: bool
 ):
     with pytest.raises(ZeroDivisionError, match=hook):
-        fit(compose(*SETTINGS), tmp_path, RaiseIn(hook, step), come_first=come_first)
+        fit(cfg, tmp_path, RaiseIn(hook, step), come_first=come_first)
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] in (step - 1, step)
-    fit(compose(*SETTINGS), tmp_path, resume="last.ckpt")
-    assert_same(tmp_path, whole)
+    fit(cfg, tmp_path, resume="last.ckpt")
+    assert_same_state(tmp_path, whole)
+    assert curves(tmp_path) == curves(whole)
 
 
 class Clock(Callback):
@@ -163,7 +163,6 @@ class Clock(Callback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
 @pytest.mark.parametrize(
     ("case", "batch_idx", "num_batches"),
     [
@@ -173,15 +172,18 @@ class Clock(Callback):
     ],
 )
 def test_a_pause_by_max_time_is_resumed_to_the_same_weights(
-    compose, tmp_path, case: str, batch_idx: int, num_batches: int, name: str
+    compose, tmp_path, case: str, batch_idx: int, num_batches: int
 ):
-    fit(compose(*SETTINGS, *CASES[case]), tmp_path / "whole")
+    cfg = compose(*SETTINGS, *CASES[case])
+    fit(cfg, tmp_path / "whole")
     limit = TimeLimit("00:01:00:00")
-    fit(compose(*SETTINGS, *CASES[case]), tmp_path / "run", limit, Clock(limit, batch_idx))
-    paused = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    fit(cfg, tmp_path / "last.ckpt", limit, Clock(limit, batch_idx))
+    paused = read_checkpoint(tmp_path / "last.ckpt" / "checkpoints" / "last.ckpt")
     assert paused["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] == num_batches
-    fit(compose(*SETTINGS, *CASES[case]), tmp_path / "run", resume=name)
-    assert_same_state(tmp_path / "run", tmp_path / "whole")
+    shutil.copytree(tmp_path / "last.ckpt", tmp_path / "best.ckpt")
+    for name in ("last.ckpt", "best.ckpt"):
+        fit(cfg, tmp_path / name, resume=name)
+        assert_same_state(tmp_path / name, tmp_path / "whole")
 
 
 def saving_trainer(saved: list[Path], is_rank_0: bool = True, global_step: int = 3) -> Any:
@@ -196,23 +198,93 @@ def saving_trainer(saved: list[Path], is_rank_0: bool = True, global_step: int =
 
 
 def test_a_long_epoch_is_saved_between_steps_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch):
-    clock, saved = [0.0], []
-    monkeypatch.setattr(last_checkpoint, "monotonic", lambda: clock[0])
+    clock, saved, num_saved = [0.0], [], []
+    monkeypatch.setattr(checkpoints, "monotonic", lambda: clock[0])
     module: Any = None
     trainer = saving_trainer(saved)
     callback = LastCheckpoint("run/checkpoints", every_minutes=10.0)
     callback.on_train_epoch_start(trainer, module)
-    due: Sequence[int] = []
     for batch_idx in range(8):  # of 4 minutes each; two make a step
         callback.on_train_batch_start(trainer, module, None, batch_idx)
-        due = [*due, batch_idx] if len(saved) > len(due) else due
+        num_saved.append(len(saved))
         clock[0] += 240
-    assert due == [4]  # 10 minutes have passed in batch 3, within a step; and then again after batch 7
+    assert num_saved == [0] * 4 + [1] * 4  # 10 minutes have passed in batch 3, within a step; then after batch 7
     assert saved == [Path("run/checkpoints/last.ckpt").absolute()]
 
 
 @pytest.mark.parametrize("arguments", [{"is_rank_0": False}, {"global_step": 0}])
 def test_other_ranks_and_a_run_without_a_step_save_nothing(arguments: dict[str, Any]):
     saved: list[Path] = []
-    LastCheckpoint("run/checkpoints").save(saving_trainer(saved, **arguments))
+    LastCheckpoint("run/checkpoints").save_now(saving_trainer(saved, **arguments))
     assert saved == []
+
+
+def best_checkpoint(directory: Path, has_best: bool = False) -> BestCheckpoint:
+    callback = BestCheckpoint(str(directory), "val/acc", "max")
+    if has_best:
+        best = str(directory / "best.ckpt")
+        callback.best_model_path = callback.kth_best_model_path = best
+        callback.best_model_score = callback.kth_value = torch.tensor(0.9)
+        callback.best_k_models = {best: torch.tensor(0.9)}
+    return callback
+
+
+def test_a_moved_run_keeps_its_best_score(tmp_path: Path):
+    write_checkpoint({"imago": {"schema": 2}}, tmp_path / "new" / "best.ckpt")
+    new = best_checkpoint(tmp_path / "new")
+    new.load_state_dict(best_checkpoint(tmp_path / "old", has_best=True).state_dict())
+    assert new.best_model_score == 0.9
+    assert new.best_model_path == str(tmp_path / "new" / "best.ckpt")
+    assert new.best_k_models == {new.best_model_path: torch.tensor(0.9)}
+
+
+@pytest.mark.parametrize(("has_best", "content"), [(False, None), (True, None), (True, b""), (True, b"PK half of it")])
+def test_without_an_intact_file_there_is_no_best_score(tmp_path: Path, has_best: bool, content: bytes | None):
+    if content is not None:
+        (tmp_path / "best.ckpt").write_bytes(content)
+    new = best_checkpoint(tmp_path)
+    new.load_state_dict(best_checkpoint(tmp_path / "old", has_best).state_dict())
+    assert (new.best_model_score, new.best_model_path, new.best_k_models) == (None, "", {})
+
+
+@pytest.mark.parametrize(
+    ("cuts_epoch", "has_best", "is_best_saved", "is_last_saved"),
+    [(True, True, False, False), (True, False, True, False), (False, True, True, True)],
+)
+def test_an_epoch_that_was_cut_short_is_the_best_only_if_there_is_no_other(
+    tmp_path: Path, monkeypatch, cuts_epoch: bool, has_best: bool, is_best_saved: bool, is_last_saved: bool
+):
+    monkeypatch.setattr(ModelCheckpoint, "_should_skip_saving_checkpoint", lambda self, trainer: False)
+    limit = TimeLimit("00:00:00:01")
+    limit.cuts_epoch = cuts_epoch
+    trainer: Any = SimpleNamespace(callbacks=[limit])
+    assert best_checkpoint(tmp_path, has_best)._should_skip_saving_checkpoint(trainer) != is_best_saved
+    assert LastCheckpoint(str(tmp_path))._should_skip_saving_checkpoint(trainer) != is_last_saved
+
+
+@pytest.mark.parametrize(
+    ("interval", "accumulate", "num_batches", "every_n_epochs", "is_refused"),
+    [
+        (3, 2, 8, 1, True),
+        (4, 2, 8, 1, False),
+        (5, 2, 5, 1, False),  # at the end of the epoch the last step ends, too
+        (4, 2, 5, None, True),  # counted over epochs
+        (4, 2, 8, None, False),
+        (float("inf"), 2, 8, 1, False),
+    ],
+)
+def test_a_validation_within_an_optimizer_step_is_refused(
+    tmp_path: Path, interval: float, accumulate: int, num_batches: int, every_n_epochs: int | None, is_refused: bool
+):
+    trainer: Any = SimpleNamespace(
+        val_check_batch=interval,
+        val_check_interval=interval,
+        accumulate_grad_batches=accumulate,
+        num_training_batches=num_batches,
+        check_val_every_n_epoch=every_n_epochs,
+        enable_validation=True,
+    )
+    module: Any = None
+    words = f"trainer.val_check_interval={interval} validates after {interval} batches"
+    with pytest.raises(ConfigError, match=words) if is_refused else nullcontext():
+        best_checkpoint(tmp_path).on_train_start(trainer, module)

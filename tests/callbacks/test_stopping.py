@@ -1,14 +1,32 @@
-"""When `trainer.max_time` ends training; `test_last_checkpoint.py` resumes such runs."""
+"""When a signal or `trainer.max_time` ends training; `test_checkpoints.py` and end_to_end resume such runs."""
 
+import signal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from imago.callbacks.time_limit import TimeLimit, is_time_up
-from imago.errors import ConfigError
+from imago.callbacks.stopping import StopOnSignal, TimeLimit, is_time_up
+from imago.errors import ConfigError, Stopped
+from imago.runs.run_directory import RunDirectory
 
 MODULE: Any = None
+
+
+def test_a_signal_stops_before_the_batch_that_begins_the_next_step_and_saves(tmp_path: Path):
+    directory = RunDirectory(tmp_path, tmp_path)
+    saved: list[Any] = []
+    checkpoints = [SimpleNamespace(save_now=saved.append), SimpleNamespace()]
+    trainer: Any = SimpleNamespace(accumulate_grad_batches=2, world_size=1, checkpoint_callbacks=checkpoints)
+    callback = StopOnSignal(directory)
+    callback.on_train_batch_start(trainer, MODULE, None, 0)
+    directory.signals.received = signal.SIGUSR1
+    callback.on_train_batch_start(trainer, MODULE, None, 1)
+    assert saved == []
+    with pytest.raises(Stopped) as stop:
+        callback.on_train_batch_start(trainer, MODULE, None, 2)
+    assert (stop.value.reason, saved) == ("SIGUSR1", [trainer])
 
 
 def end_batch(batch_idx: int, is_validation_due: bool = False) -> tuple[bool, bool]:
@@ -28,17 +46,11 @@ def end_batch(batch_idx: int, is_validation_due: bool = False) -> tuple[bool, bo
     return trainer.should_stop, is_time_up(trainer)
 
 
-def test_training_ends_after_a_batch_that_ends_a_step():
+def test_a_time_limit_ends_training_between_steps_and_not_before_a_validation_within_the_epoch():
     assert end_batch(0) == (False, False)
     assert end_batch(1) == (True, True)
-
-
-def test_training_does_not_end_before_a_validation_within_the_epoch():
     assert end_batch(1, is_validation_due=True) == (False, False)
-
-
-def test_the_last_batch_of_an_epoch_does_not_cut_it():
-    assert end_batch(4, is_validation_due=True) == (True, False)
+    assert end_batch(4, is_validation_due=True) == (True, False)  # the last batch does not cut the epoch
 
 
 def test_a_run_without_time_left_is_refused():

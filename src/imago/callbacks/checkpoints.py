@@ -1,13 +1,14 @@
-"""Save the state with the best validation score, which is tested, exported and used."""
+"""Save the state with the best validation score and the newest one."""
 
 import logging
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from imago.callbacks.time_limit import is_time_up
+from imago.callbacks.stopping import is_time_up
 from imago.errors import ConfigError, DataError
 from imago.files import atomic_write
 from imago.runs.checkpoint import read_checkpoint
@@ -49,17 +50,10 @@ class BestCheckpoint(ModelCheckpoint):
                 f"be resumed; use a multiple of {accumulate} batches."
             )
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_compared(trainer):
-            super().on_validation_end(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_compared(trainer):  # Lightning saves here if each epoch is validated once
-            super().on_train_epoch_end(trainer, pl_module)
-
-    def _is_compared(self, trainer: Trainer) -> bool:
-        """Return whether this epoch counts: one that `trainer.max_time` cut short only if there is no other."""
-        return not (is_time_up(trainer) and self.best_model_path)
+    def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
+        """An epoch that `trainer.max_time` cut short counts only if there is no other."""
+        is_skipped = is_time_up(trainer) and bool(self.best_model_path)
+        return is_skipped or super()._should_skip_saving_checkpoint(trainer)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         last = Path(filepath).with_name("last.ckpt")
@@ -84,3 +78,54 @@ class BestCheckpoint(ModelCheckpoint):
             moved |= {"best_model_path": best, "kth_best_model_path": best}
             moved["best_k_models"] = {best: state_dict["best_model_score"]}
         super().load_state_dict(state_dict | moved)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Save `last.ckpt` after every epoch and, within a long one, between two optimizer steps.
+
+    Only from these states does Lightning resume to the weights of an uninterrupted run. Therefore an exception saves
+    nothing, and a signal is saved at the next such point, see `StopOnSignal`.
+
+    This is a separate callback because `save_last` of a `ModelCheckpoint` with `monitor` writes only when the best
+    score improves.
+
+    Args:
+        dirpath: directory of the file.
+        every_minutes: time between two saves within an epoch; a kill without notice loses at most this.
+    """
+
+    def __init__(self, dirpath: str, every_minutes: float = 15.0) -> None:
+        super().__init__(dirpath, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+        self.every_minutes = every_minutes
+        self._saved_at_s = monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A state that was saved before a batch counts that batch as fetched, and the resumed run fetches it again.
+        # With check_val_every_n_epoch=null Lightning validates by this count.
+        batches: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+        batches.ready = batches.processed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_at_s = monotonic()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        is_due = monotonic() - self._saved_at_s > 60 * self.every_minutes
+        if is_due and batch_idx and batch_idx % trainer.accumulate_grad_batches == 0:
+            self._saved_at_s = monotonic()
+            self.save_now(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when `trainer.max_time` ends an epoch early: what follows is not part of the training."""
+        if is_time_up(trainer):
+            self.save_now(trainer)
+
+    def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
+        return is_time_up(trainer) or super()._should_skip_saving_checkpoint(trainer)
+
+    def save_now(self, trainer: Trainer) -> None:
+        """Save in rank 0, without waiting for the other ranks; before the first step there is nothing to save."""
+        if trainer.is_global_zero and trainer.global_step > 0:
+            state = trainer._checkpoint_connector.dump_checkpoint(False)  # not the weights only
+            trainer.strategy.save_checkpoint(state, Path(str(self.dirpath)) / "last.ckpt")

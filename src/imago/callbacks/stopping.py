@@ -1,4 +1,4 @@
-"""Stop training after a signal, on all ranks before the same batch, with the state saved."""
+"""Stop training after a signal or a time limit so that it can be resumed, and record the ranks that failed."""
 
 import threading
 from collections.abc import Callable
@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
-from imago.callbacks.last_checkpoint import LastCheckpoint
+from imago.errors import ConfigError
 from imago.runs.failure import write_killed
 from imago.runs.run_directory import RunDirectory
 from imago.runs.signals import stopped_by
@@ -22,7 +23,7 @@ class StopOnSignal(Callback):
     would wait for it.
 
     Args:
-        directory: of the run; holds the signals, and gets the failure of each rank.
+        directory: the run directory; it holds the signals, and gets the failure of each rank.
     """
 
     def __init__(self, directory: RunDirectory) -> None:
@@ -48,8 +49,8 @@ class StopOnSignal(Callback):
             received = int(highest)
         if received:
             for callback in trainer.checkpoint_callbacks:
-                if isinstance(callback, LastCheckpoint):
-                    callback.save(trainer)
+                if hasattr(callback, "save_now"):  # `LastCheckpoint`, which is optional
+                    callback.save_now(trainer)
             raise stopped_by(received)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,7 +71,7 @@ def _watch(directory: RunDirectory, rank: int, process: Any) -> None:
     exit_code = process.wait()
     write_killed(directory.path, rank, exit_code)
     if exit_code:
-        directory.mark_failed()
+        directory.update()
 
 
 def call_on_exception_in_forked_ranks(trainer: Trainer) -> None:
@@ -78,20 +79,55 @@ def call_on_exception_in_forked_ranks(trainer: Trainer) -> None:
 
     Lightning calls it in the main process only, which gets the error as text.
     """
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _MultiProcessingLauncher):
-        launch = launcher.launch
-
-        def launch_reporting(function: Callable, *args: Any, **kwargs: Any) -> Any:
-            return launch(partial(_report, trainer, function), *args, **kwargs)
-
-        launcher.launch = launch_reporting  # type: ignore[method-assign]
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        trainer._run = partial(_run_and_report, trainer, trainer._run)  # type: ignore[method-assign]
 
 
-def _report(trainer: Trainer, function: Callable, *args: Any, **kwargs: Any) -> Any:
+def _run_and_report(trainer: Trainer, run: Callable, *args: Any, **kwargs: Any) -> Any:
     try:
-        return function(*args, **kwargs)
+        return run(*args, **kwargs)
     except BaseException as error:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             callback.on_exception(trainer, trainer.lightning_module, error)
         raise
+
+
+class TimeLimit(Timer):
+    """End training after `trainer.max_time`, after a batch that ends an optimizer step.
+
+    Lightning's own may end it between batches that accumulate to one step, or before a validation within the epoch,
+    which the resumed run would skip.
+
+    Args:
+        duration: as `trainer.max_time`, e.g. "00:12:00:00", days first; it includes the time before a resume.
+
+    Attributes:
+        cuts_epoch: whether training ended before the epoch did.
+    """
+
+    def __init__(self, duration: str | dict[str, int]) -> None:
+        super().__init__(duration, verbose=False)
+        self.duration = duration
+        self.cuts_epoch = False
+
+    def on_fit_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Raise a ConfigError if no time is left."""
+        super().on_fit_start(trainer, *args, **kwargs)
+        if trainer.should_stop:
+            raise ConfigError(f"trainer.max_time={self.duration}: the run has used it up; a longer time extends it.")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loop = trainer.fit_loop
+        is_last = batch_idx + 1 == trainer.num_training_batches
+        ends_step = is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if ends_step and (is_last or not loop.epoch_loop._should_check_val_fx(loop._data_fetcher)):  # type: ignore[arg-type]
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            self.cuts_epoch = trainer.should_stop and not is_last
+
+
+def is_time_up(trainer: Trainer) -> bool:
+    """Return whether a time limit ends the current epoch early."""
+    limits = [callback for callback in trainer.callbacks if isinstance(callback, TimeLimit)]  # type: ignore[attr-defined]
+    return any(limit.cuts_epoch for limit in limits)
