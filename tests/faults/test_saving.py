@@ -202,7 +202,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, part: str, va
     save(checkpoint(1), tmp_path / "last.ckpt")
     broken = {"moments": torch.tensor([1.0, value])}
     state = checkpoint(2) | {part: [{"state": {0: broken}}] if part == "optimizer_states" else broken}
-    with pytest.raises(DivergedError, match=r"no longer finite \(moments\)"):
+    with pytest.raises(DivergedError, match="no longer finite"):
         save(state, tmp_path / "last.ckpt")
     assert epoch_of(tmp_path / "last.ckpt") == 1
     callbacks = {"callbacks": {"best": {"kth_value": torch.tensor(float("-inf"))}}}  # no score yet

@@ -4,7 +4,6 @@ The files that torchvision downloads are verified once by their hashes and saved
 memory in milliseconds.
 """
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ import numpy as np
 
 from imago.data.datamodule import DatasetParts, ImageDataModule
 from imago.data.dataset import LabeledArray, Samples
-from imago.download import is_reachable
 from imago.errors import DataError
-from imago.files import atomic_write
+from imago.files import atomic_write, sha256_of
 from imago.images import Preprocess
+from imago.resources import is_reachable
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NUM_TRAIN, NUM_IMAGES = 50_000, 60_000
@@ -109,8 +108,7 @@ def _verify(root: Path) -> None:
         path = root / FOLDER / name
         if not path.is_file():
             raise DataError(f"{path} is missing; copy the folder {FOLDER} again.")
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(path)
         if found != expected:
             raise DataError(f"{path} is damaged (sha256 {found[:12]}..., expected {expected[:12]}...); copy it again.")
 

@@ -1,6 +1,5 @@
 """The command `export.py`: export a checkpoint as one ONNX file, kept only if its outputs equal the checkpoint's."""
 
-import hashlib
 import importlib.util
 import logging
 import os
@@ -18,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago import artifact
 from imago.errors import ConfigError, DataError
-from imago.files import atomic_write, read_json, remove_partial_files, write_json
+from imago.files import atomic_write, read_json, remove_partial_files, sha256_of, write_json
 from imago.inference.evaluate import read_data_settings
 from imago.inference.load import check_settings, find_model, is_onnx, load_calibrated, run_directory
 from imago.instantiate import build
@@ -134,7 +133,7 @@ def _write_verified(
     )
     return {
         "file": file.name,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sha256": sha256_of(file),
         "num_bytes": file.stat().st_size,
         "opset": opset,
         **numbers,

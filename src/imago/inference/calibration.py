@@ -1,12 +1,11 @@
 """Fit the temperature of a checkpoint on val, and keep it in calibration.json in the checkpoint's directory."""
 
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
 
 from imago.errors import DataError
-from imago.files import read_json, write_json
+from imago.files import read_json, sha256_of, write_json
 from imago.statistics.calibration import UNCALIBRATED, fit_temperature, nll, reliability
 from imago.statistics.metrics import Result, softmax
 
@@ -39,7 +38,7 @@ def calibrate(checkpoint: Path, result: Result, tta: str = "none") -> dict[str, 
         "nll_after": nll(result.logits, result.labels, temperature),
         "ece_before": reliability(before, result.is_correct).ece,
         "ece_after": reliability(after, result.is_correct).ece,
-        "checkpoint_sha256": _sha256(checkpoint),
+        "checkpoint_sha256": sha256_of(checkpoint),
     }
     file = checkpoint.with_name(FILE)
     try:
@@ -69,15 +68,10 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
     temperature = entry.get(KEY) if isinstance(entry, dict) else None
     if not isinstance(temperature, int | float) or not math.isfinite(temperature) or temperature <= 0:
         raise DataError(f"{file} is damaged: {KEY} of {name} is {temperature!r}; delete it, and {how_to_fit}.")
-    if entry.get("checkpoint_sha256") != _sha256(checkpoint):
+    if entry.get("checkpoint_sha256") != sha256_of(checkpoint):
         return UNCALIBRATED, f"{file} was fitted for another {checkpoint.name}; {how_to_fit}"
     return float(temperature), ""
 
 
 def _entry_name(checkpoint: Path, tta: str) -> str:
     return checkpoint.name if tta == "none" else f"{checkpoint.name} tta={tta}"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -15,8 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from imago.callbacks.run_summary import RunSummary
-from imago.callbacks.stop_on_signal import StopOnSignal, call_on_exception_in_forked_ranks
-from imago.callbacks.time_limit import TimeLimit
+from imago.callbacks.stopping import StopOnSignal, TimeLimit, call_on_exception_in_forked_ranks
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
 from imago.images import SMALL_PX, Preprocess

@@ -69,11 +69,9 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
 
     trainer.fit(task, datamodule=data, ckpt_path=resume_checkpoint(cfg, task))
     directory.signals.raise_if_received()
-    directory.reload()  # the summary was written by rank 0, which under ddp_fork is another process
     # Compiling once more, for fp32, would take longer than the test.
     with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():
         trainer.test(task, datamodule=data, ckpt_path=final_checkpoint(directory.path), verbose=False)
-    directory.reload()
     describe_best_epoch(cfg, data, task, trainer, directory)
     log.info("\n%s", end_lines(directory.summary, directory.path))
     return directory.summary.get("val", {}).get("acc", float("nan"))
