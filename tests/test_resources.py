@@ -57,24 +57,15 @@ def test_a_cpu_quota_counts_in_cgroup_v2(kernel, quota: str, cores: int):
 
 @pytest.mark.parametrize(("quota", "cores"), [("-1", 8), ("250000", 3), ("10000", 1)])
 def test_a_cpu_quota_counts_in_cgroup_v1(kernel, quota: str, cores: int):
-    kernel(
-        {
-            "proc/self/cgroup": "5:memory:/job\n4:cpu,cpuacct:/job\n0::/",
-            "groups/cpu,cpuacct/job/cpu.cfs_quota_us": quota,
-            "groups/cpu,cpuacct/job/cpu.cfs_period_us": "100000",
-        }
-    )
+    group = "groups/cpu,cpuacct/job"
+    limits = {f"{group}/cpu.cfs_quota_us": quota, f"{group}/cpu.cfs_period_us": "100000"}
+    kernel({"proc/self/cgroup": "5:memory:/job\n4:cpu,cpuacct:/job\n0::/", **limits})
     assert available_cores() == cores
 
 
 def test_the_limit_of_an_outer_group_counts_too(kernel):
-    kernel(
-        {
-            "proc/self/cgroup": "0::/user/job",
-            "groups/user/job/cpu.max": "max 100000",
-            "groups/user/cpu.max": "300000 100000",
-        }
-    )
+    limits = {"groups/user/job/cpu.max": "max 100000", "groups/user/cpu.max": "300000 100000"}
+    kernel({"proc/self/cgroup": "0::/user/job", **limits})
     assert available_cores() == 3
 
 
@@ -99,24 +90,20 @@ def test_cpu_affinity_counts(kernel, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("group", "names"),
+    ("group", "directory", "limit", "used", "inactive"),
     [
-        ("0::/job", ("groups/job/memory.max", "groups/job/memory.current", "groups/job/memory.stat", "inactive_file")),
+        ("0::/job", "groups/job", "memory.max", "memory.current", "inactive_file"),
         (
-            "3:memory:/job",
-            (
-                *("groups/memory/job/memory.limit_in_bytes", "groups/memory/job/memory.usage_in_bytes"),
-                *("groups/memory/job/memory.stat", "total_inactive_file"),
-            ),
+            *("3:memory:/job", "groups/memory/job"),
+            *("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
         ),
     ],
 )
-def test_memory_is_the_limit_of_the_group_minus_its_usage(kernel, group: str, names: tuple[str, ...]):
-    limit, used, statistics, inactive = names
-    kernel({"proc/self/cgroup": group, limit: str(8 * GIB), used: str(6 * GIB)})
+def test_memory_is_the_limit_of_the_group_minus_its_usage(kernel, group, directory, limit, used, inactive):
+    kernel({"proc/self/cgroup": group, f"{directory}/{limit}": str(8 * GIB), f"{directory}/{used}": str(6 * GIB)})
     assert available_memory_bytes() == 2 * GIB
     # A file that was read once fills the group's memory but can go at any time.
-    kernel({"proc/self/cgroup": group, statistics: f"anon 5\n{inactive} {3 * GIB}\nslab 7"})
+    kernel({"proc/self/cgroup": group, f"{directory}/memory.stat": f"anon 5\n{inactive} {3 * GIB}\nslab 7"})
     assert available_memory_bytes() == 5 * GIB
 
 

@@ -1,4 +1,4 @@
-"""Counter-based random numbers: they depend on their key alone and pass statistical tests."""
+"""Counter-based random numbers: they are the published ones, depend on their key alone and fill their range."""
 
 import numpy as np
 import pytest
@@ -52,27 +52,12 @@ def test_an_array_of_keys_draws_the_numbers_of_its_elements():
     assert together.tolist() == [int(random_bits(7, int(index), 1)) for index in indices]
 
 
-def test_one_flipped_bit_of_the_key_changes_half_of_the_bits():
-    key = np.arange(10_000)
-    changed = np.bitwise_count(random_bits(3, key) ^ random_bits(3, key ^ 1))
-    assert changed.mean() == pytest.approx(32, abs=0.2)
-    assert changed.min() > 8
-
-
 def test_integers_fill_their_range_evenly():
     draws = random_integers(-4, 5, 0, 0, np.arange(90_000))
     assert draws.dtype == np.int64
     assert sorted(set(draws.tolist())) == list(range(-4, 5))
     counts = np.bincount(draws + 4)
     assert ((counts - 10_000) ** 2 / 10_000).sum() < 27.9  # chi-square, 8 degrees of freedom, 99.95 %
-
-
-@pytest.mark.parametrize("part", [0, 1, 2])
-def test_neighboring_keys_draw_independently(part: int):
-    key = [0, 0, 0]
-    key[part] = np.arange(50_001)
-    draws = random_integers(0, 2**31, *key)
-    assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.02
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 1000])

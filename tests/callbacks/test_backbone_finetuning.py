@@ -97,12 +97,6 @@ def test_a_new_stem_trains_from_the_start():
     assert changed == [below(net, 1) | {"stem.weight"}]
 
 
-def test_model_freeze_is_refused():
-    net = SmallResNet(3, 16, width=4, freeze="stages.0.*")
-    with pytest.raises(ConfigError, match=r"model\.freeze=stages\.0\.\* and callbacks/backbone_finetuning exclude"):
-        fit(net, BackboneFinetuning(unfreeze_backbone_at_epoch=1), 1)
-
-
 @pytest.mark.parametrize(("settings", "is_refused"), [({}, True), ({"find_unused_parameters": True}, False)])
 def test_several_processes_need_a_strategy_that_allows_for_frozen_parts(settings: dict, is_refused: bool):
     trainer: Any = SimpleNamespace(strategy=DDPStrategy(**settings))

@@ -18,11 +18,9 @@ class Watched(nn.Module):
         super().__init__()
         self.head = nn.Linear(3, 2)
         self.seen: list[tuple[bool, int]] = []
-        self.images: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
         self.seen.append((self.training, images.shape[-1]))
-        self.images.append(images)
         return self.head(images.mean(dim=(2, 3)))
 
 
@@ -81,21 +79,11 @@ def test_each_size_has_an_equal_share_of_the_epochs(sizes_px: list[int], num_epo
     assert [callback.size_at(epoch, num_epochs) for epoch in range(num_epochs)] == expected
 
 
-def test_training_grows_and_validation_has_its_full_size(tmp_path: Path):
-    task = fit(tmp_path, ProgressiveSize([4, 8]), 2, torch.randn(4, 3, 8, 8))
-    assert task.net.seen == [(True, 4)] * 2 + [(False, 8)] * 2 + [(True, 8)] * 2 + [(False, 8)] * 2
-
-
-def test_after_the_run_the_network_is_as_it_was(tmp_path: Path):
-    net = fit(tmp_path, ProgressiveSize([4]), 1, torch.randn(2, 3, 8, 8)).net.train()
-    net.seen.clear()
-    net(torch.zeros(1, 3, 8, 8))
-    assert net.seen == [(True, 8)]
-
-
-def test_images_are_never_made_larger(tmp_path: Path):
-    task = fit(tmp_path, ProgressiveSize([16]), 1, torch.randn(2, 3, 8, 8))
-    assert task.net.seen == [(True, 8), (False, 8)]
+def test_training_grows_and_validation_and_the_network_after_the_run_have_the_full_size(tmp_path: Path):
+    net = fit(tmp_path, ProgressiveSize([4, 8]), 2, torch.randn(4, 3, 8, 8)).net
+    assert net.seen == [(True, 4)] * 2 + [(False, 8)] * 2 + [(True, 8)] * 2 + [(False, 8)] * 2
+    net.train()(torch.zeros(1, 3, 6, 6))
+    assert net.seen[-1] == (True, 6)
 
 
 def test_a_resumed_run_goes_on_at_its_size(tmp_path: Path):
@@ -105,10 +93,20 @@ def test_a_resumed_run_goes_on_at_its_size(tmp_path: Path):
     assert resumed.net.seen[0] == (True, 8)
 
 
-def test_a_smaller_image_is_the_mean_of_what_it_covers(tmp_path: Path):
-    images = torch.arange(8.0).repeat_interleave(2)[:8].expand(2, 3, 8, 8).contiguous()  # columns 0 0 1 1 2 2 3 3
-    task = fit(tmp_path, ProgressiveSize([2]), 1, images)
-    left, right = task.net.images[0][0, 0, 0].tolist()
+def shrink(images: Tensor, size_px: int) -> Tensor:
+    callback, net = ProgressiveSize([size_px]), nn.Identity()
+    (images,) = callback._shrink(net, (images,))
+    return images
+
+
+def test_images_are_never_made_larger():
+    images = torch.randn(2, 3, 8, 8)
+    assert shrink(images, 16) is images
+
+
+def test_a_smaller_image_is_the_mean_of_what_it_covers():
+    columns = torch.arange(8.0).repeat_interleave(2)[:8].expand(2, 3, 8, 8)  # 0 0 1 1 2 2 3 3
+    left, right = shrink(columns, 2)[0, 0, 0].tolist()
     assert left + right == pytest.approx(3)  # symmetric about the middle, 1.5
     assert 0.5 <= left < 1
 

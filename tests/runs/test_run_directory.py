@@ -27,13 +27,6 @@ def summary(directory: RunDirectory) -> dict:
     return json.loads((directory.path / "summary.json").read_text())
 
 
-def test_a_run_is_running_and_then_finished(directory: RunDirectory):
-    with directory.open(*SETTINGS):
-        assert summary(directory)["status"] == "running"
-    assert summary(directory)["status"] == "finished"
-    assert summary(directory)["reason"] is None
-
-
 @pytest.mark.parametrize(
     ("error", "status", "reason"),
     [
@@ -61,10 +54,13 @@ def test_the_log_file_has_the_lines_of_the_screen_and_the_traceback_of_an_error(
     assert "Traceback" in text
 
 
-def test_settings_are_saved_and_latest_links_to_the_run(directory: RunDirectory, tmp_path: Path):
+def test_a_run_is_running_and_then_finished_with_its_settings_saved_and_linked_as_latest(
+    directory: RunDirectory, tmp_path: Path
+):
     (tmp_path / "latest").symlink_to("elsewhere")
     with directory.open(*SETTINGS):
-        pass
+        assert summary(directory)["status"] == "running"
+    assert (summary(directory)["status"], summary(directory)["reason"]) == ("finished", None)
     assert (directory.path / "config.yaml").read_text() == "seed: 3\n"
     assert json.loads((directory.path / "provenance.json").read_text())["overrides"] == ["seed=3"]
     assert (tmp_path / "latest").resolve() == directory.path.resolve()

@@ -31,9 +31,6 @@ class BackboneFinetuning(Callback):
         self.epochs_per_layer = epochs_per_layer
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        frozen = getattr(pl_module.net, "freeze", None)
-        if frozen is not None:
-            raise ConfigError(f"model.freeze={frozen} and callbacks/backbone_finetuning exclude one another; use one.")
         strategy = trainer.strategy
         if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
             raise ConfigError(

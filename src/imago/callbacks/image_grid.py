@@ -10,8 +10,7 @@ from torchvision.utils import make_grid
 
 from imago.normalize import restore_colors
 
-_MAX_IMAGES = 32
-_COLUMNS = 8
+_MAX_IMAGES, _COLUMNS = 32, 8  # a grid that fits on a screen
 
 
 class ImageGrid(Callback):
@@ -21,7 +20,7 @@ class ImageGrid(Callback):
     augmentation is visible. The hyper-parameters of the module contain `preprocess`.
 
     Args:
-        folder: directory of the image.
+        folder: the directory of the image.
     """
 
     def __init__(self, folder: str) -> None:
@@ -37,6 +36,6 @@ class ImageGrid(Callback):
         grid = make_grid(images, nrow=_COLUMNS, pad_value=255)
         self.folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grid.permute(1, 2, 0).numpy()).save(self.folder / "train_images.png")
-        for board in trainer.loggers:
-            if isinstance(board, TensorBoardLogger):
-                board.experiment.add_image("train/images", grid, trainer.global_step)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("train/images", grid, trainer.global_step)

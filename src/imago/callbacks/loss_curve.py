@@ -12,10 +12,10 @@ class LossCurve(Callback):
     """Record the losses and stop training after `num_steps`, or earlier if the loss has diverged.
 
     Args:
-        num_steps: optimizer steps.
+        num_steps: number of optimizer steps.
 
     Attributes:
-        losses: of each optimizer step; the last may be NaN or infinite.
+        losses: the loss of each optimizer step; the last may be NaN or infinite.
     """
 
     def __init__(self, num_steps: int) -> None:

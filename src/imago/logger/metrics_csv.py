@@ -19,7 +19,7 @@ class MetricsCsv(Logger):
     In a resumed run, rows of steps that are trained again are replaced.
 
     Args:
-        path: of the file.
+        path: the CSV file.
     """
 
     def __init__(self, path: str) -> None:
@@ -48,11 +48,10 @@ class MetricsCsv(Logger):
         step = step or 0
         if not self._is_open:
             self.truncate(step)
-        if self._rows and self._rows[-1]["step"] == step:
-            self._rows[-1].update(metrics)
-        else:
+        if not self._rows or self._rows[-1]["step"] != step:
             self._last_row_start = self.path.stat().st_size if self.path.exists() else 0
-            self._rows.append({"step": step, **metrics})
+            self._rows.append({"step": step})
+        self._rows[-1].update(metrics)
         new_columns = [name for name in metrics if name not in self._columns]
         self._columns += new_columns
         self._write_all() if new_columns else self._write_last()

@@ -16,10 +16,10 @@ def add_image(name: str, file: Path, step: int, loggers: Iterable[Logger]) -> No
     """Add a PNG file.
 
     Args:
-        name: as in val/confusion.
+        name: the name in TensorBoard, such as val/confusion.
         file: the image.
-        step: optimizer steps.
-        loggers: of the run; those of other types are ignored.
+        step: number of optimizer steps.
+        loggers: the loggers of the run; those of other types are ignored.
     """
     with Image.open(file) as image:
         pixels = np.asarray(image.convert("RGB"))
@@ -32,9 +32,9 @@ def add_hparams(settings: Mapping[str, Any], summary: Mapping[str, Any], loggers
     """Fill the tab HPARAMS: the settings that affect the result, with `best/val_acc` and `test/acc`.
 
     Args:
-        settings: of the run, as plain nested dicts.
-        summary: of the run, after the test.
-        loggers: of the run; those of other types are ignored.
+        settings: the settings of the run, as plain nested dicts.
+        summary: the summary of the run, after the test.
+        loggers: the loggers of the run; those of other types are ignored.
     """
     scores = {"best/val_acc": summary.get("val", {}).get("acc"), "test/acc": summary.get("test", {}).get("acc")}
     metrics = {name: value for name, value in scores.items() if value is not None}

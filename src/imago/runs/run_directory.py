@@ -210,7 +210,8 @@ def _log_to(file: Path) -> Iterator[None]:
         _log.removeHandler(screen)
         for logger in loggers:
             logger.removeHandler(log_file)
-        log_file.close()
+        with suppress(OSError):
+            log_file.close()
 
 
 class _LogFile(logging.FileHandler):
@@ -219,10 +220,6 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
-
-    def close(self) -> None:
-        with suppress(OSError):
-            super().close()
 
 
 def _requeue_slurm_job() -> None:
