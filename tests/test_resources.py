@@ -1,17 +1,12 @@
-"""CPU cores, memory and disk within container limits, read from simulated files of the kernel; and servers."""
+"""CPU cores, memory and disk within container limits, read from simulated files of the kernel."""
 
-import http.server
 import os
-import socket
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from imago import resources
-from imago.resources import available_cores, available_memory_bytes, free_disk_bytes, is_reachable
+from imago.resources import available_cores, available_memory_bytes, free_disk_bytes
 
 GIB = 2**30
 
@@ -121,26 +116,3 @@ def test_this_machine_has_cores_and_memory():
 def test_free_disk_space_of_a_missing_folder_is_that_of_its_nearest_parent(tmp_path: Path):
     assert free_disk_bytes(tmp_path / "not" / "yet") == pytest.approx(free_disk_bytes(tmp_path), rel=0.01)
     assert free_disk_bytes(tmp_path) > 0
-
-
-@pytest.fixture
-def server_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setenv("no_proxy", "*")
-    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
-    threading.Thread(target=server.serve_forever, args=(0.005,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_server_is_reachable_and_a_missing_page_is_not(server_url: str):
-    assert is_reachable(server_url)
-    assert not is_reachable(server_url + "no-such-file")
-
-
-def test_a_server_that_does_not_respond_is_not_reachable_after_the_timeout(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("no_proxy", "*")
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        start_s = time.monotonic()
-        assert not is_reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout_s=0.05)
-        assert time.monotonic() - start_s < 5

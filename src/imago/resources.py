@@ -1,4 +1,4 @@
-"""Report what this process has: CPU cores, memory and disk space within the limits of its container, and a connection.
+"""Report the CPU cores, memory and disk space available to this process, within the limits of its container.
 
 Linux reports the limits of control groups in files: https://docs.kernel.org/admin-guide/cgroup-v2.html, and cgroup-v1/
 for the older layout.
@@ -7,11 +7,9 @@ for the older layout.
 import math
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-REACH_TIMEOUT_S = 8.0  # our choice: a user waits this long for the line that a server cannot be reached
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -36,30 +34,6 @@ def free_disk_bytes(directory: Path) -> int:
     while not existing.exists():
         existing = existing.parent
     return shutil.disk_usage(existing).free
-
-
-def is_reachable(url: str, timeout_s: float = REACH_TIMEOUT_S) -> bool:
-    """Request the headers of `url`, through the proxy of the environment; return False if none arrive in time.
-
-    The downloads of the libraries have no timeout.
-    """
-    import urllib.request
-
-    reached = threading.Event()
-
-    def request_headers() -> None:
-        request = urllib.request.Request(url, method="HEAD")
-        try:
-            with urllib.request.urlopen(request, timeout=timeout_s):
-                reached.set()
-        except OSError:  # URLError is one
-            pass
-
-    # In a daemon thread, because a DNS lookup can take much longer than the timeout of the socket.
-    thread = threading.Thread(target=request_headers, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    return reached.is_set()
 
 
 def _cpu_quotas() -> Iterator[float]:

@@ -4,6 +4,7 @@ The files that torchvision downloads are verified once by their hashes and saved
 memory in milliseconds.
 """
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ import numpy as np
 
 from imago.data.datamodule import DatasetParts, ImageDataModule
 from imago.data.dataset import LabeledArray, Samples
+from imago.download import is_reachable
 from imago.errors import DataError
-from imago.files import atomic_write, sha256_of
+from imago.files import atomic_write
 from imago.images import Preprocess
-from imago.resources import is_reachable
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NUM_TRAIN, NUM_IMAGES = 50_000, 60_000
@@ -108,7 +109,8 @@ def _verify(root: Path) -> None:
         path = root / FOLDER / name
         if not path.is_file():
             raise DataError(f"{path} is missing; copy the folder {FOLDER} again.")
-        found = sha256_of(path)
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
             raise DataError(f"{path} is damaged (sha256 {found[:12]}..., expected {expected[:12]}...); copy it again.")
 

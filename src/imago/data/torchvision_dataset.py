@@ -13,9 +13,10 @@ from tqdm import tqdm
 from imago.data.datamodule import DatasetParts, ImageDataModule
 from imago.data.dataset import LabeledArray, Samples
 from imago.data.image_statistics import channel_statistics
+from imago.download import is_reachable
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess, resize_and_crop
-from imago.resources import available_memory_bytes, is_reachable
+from imago.resources import available_memory_bytes
 from imago.seeding import random_permutation
 
 _FLAG = {"train": {"train": True}, "test": {"train": False}}

@@ -1,5 +1,6 @@
 """Download published weights into the library's cache, and fail within seconds when offline."""
 
+import hashlib
 import re
 import socket
 from collections.abc import Sequence
@@ -10,9 +11,8 @@ from urllib.parse import urlsplit
 
 import torch
 
+from imago.download import is_reachable
 from imago.errors import ConfigError, DataError
-from imago.files import sha256_of
-from imago.resources import is_reachable
 
 REACH_TIMEOUT_S = 3.0  # with some 5 s for the imports before it, being offline is reported within 10 s
 STALL_TIMEOUT_S = 30.0  # torch.hub itself has no timeout for a server that has stopped sending
@@ -41,7 +41,8 @@ def download(url: str) -> Path:
         check_online(url, file.name, directory)
         _download(url, file, prefix)
     try:
-        found = sha256_of(file)
+        with file.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}.") from error
     if not found.startswith(prefix):
