@@ -8,7 +8,7 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
-from imago.data import torchvision_dataset
+from imago import download
 from imago.data.torchvision_dataset import SETS, TorchvisionDataModule
 from imago.errors import ConfigError, DataError
 
@@ -103,7 +103,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_ones():
 def test_a_missing_dataset_without_a_network_is_refused_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr(torchvision_dataset, "is_reachable", lambda url: False)
+    monkeypatch.setattr(download, "is_reachable", lambda url: False)
     with pytest.raises(DataError, match="CIFAR100 is not in .* cannot be downloaded .no network.; put torchvision's"):
         module("CIFAR100", tmp_path).set_up_data()
 

@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader
 from imago.augment.batch_augment import BatchAugment
 from imago.augment.settings import Augment
 from imago.data.csv_list import write_list
-from imago.data.dataset import ArrayDataset, FileDataset, LabeledArray, Samples, Splits
+from imago.data.dataset import ArrayDataset, FileDataset, LabeledArray, LabeledFiles, Samples, Splits
 from imago.data.loader import BatchLoader
 from imago.data.sampling import EvalSampler, TrainSampler
-from imago.data.splitting import SplitPlan, check_splits, complete_splits
+from imago.data.splitting import SplitPlan, complete_splits
 from imago.errors import ConfigError, DataError
+from imago.files import encode_names
 from imago.images import Preprocess, resize_and_crop
 from imago.normalize import Normalize
 from imago.resources import available_cores
@@ -93,10 +94,9 @@ class ImageDataModule(LightningDataModule):
         """Load the dataset, complete its splits and check the labels; later calls do nothing."""
         if self._splits is None:
             self.prepare_data()
-            class_names, found = self.load_dataset()
-            parts, self.drawn = complete_splits(found, self.plan, class_names, [name for name, _ in self.bad])
-            check_splits(parts, class_names, self.plan)
-            self._splits = Splits(class_names, **parts)
+            class_names, published = self.load_dataset()
+            splits, self.drawn = complete_splits(published, self.plan, class_names, [name for name, _ in self.bad])
+            self._splits = Splits(class_names, **splits)
 
     @property
     def splits(self) -> Splits:
@@ -123,8 +123,10 @@ class ImageDataModule(LightningDataModule):
     def fingerprint(self) -> str:
         """Return a short hash of class names, split sizes, labels, and names and sizes of files."""
         digest = hashlib.sha256("\n".join(self.class_names).encode())
-        for name, split in self.splits.named():
-            digest.update(f"{name} {len(split)}".encode() + split.identity())
+        for name, samples in self.splits.named():
+            num_bytes = samples.num_bytes.tobytes() if isinstance(samples, LabeledFiles) else b""
+            digest.update(f"{name} {len(samples)}".encode())
+            digest.update(samples.labels.tobytes() + encode_names(samples.names) + num_bytes)
         return digest.hexdigest()[:16]
 
     def batches_per_epoch(self, limit: int | float = 1.0) -> int:
@@ -132,11 +134,11 @@ class ImageDataModule(LightningDataModule):
         batches = len(TrainSampler(len(self.splits.train), self.batch_size, self.seed))
         return min(limit, batches) if isinstance(limit, int) else max(1, int(batches * limit))
 
-    def write_split(self, folder: Path) -> None:
+    def write_split(self, directory: Path) -> None:
         """Write `split.csv`, which `data.split_file` reads, unless all splits are published."""
         if self.drawn or self.plan.split_file:
-            parts = {name: (part.names, part.labels) for name, part in self.splits.named()}
-            write_list(folder / "split.csv", self.class_names, parts)
+            splits = {name: (samples.names, samples.labels) for name, samples in self.splits.named()}
+            write_list(directory / "split.csv", self.class_names, splits)
 
     def fill_cache(self, num_processes: int, num_epochs: float) -> str:
         """Decode images before the first epoch if that saves time; return where they are kept, for the log."""
