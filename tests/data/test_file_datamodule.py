@@ -166,7 +166,7 @@ def test_a_split_file_without_training_images_of_a_class_is_refused(tmp_path: Pa
     module(folder(tmp_path / "set", {"ant": 10, "bee": 10})).write_split(tmp_path)
     lines = (tmp_path / "split.csv").read_text().splitlines()
     (tmp_path / "split.csv").write_text("\n".join(line for line in lines if not line.endswith("bee,train")) + "\n")
-    with pytest.raises(DataError, match="data.split_file=.* leaves class 'bee' without training images"):
+    with pytest.raises(DataError, match="data.split_file=.* has no training images of class 'bee'"):
         module(tmp_path / "set", split_file=str(tmp_path / "split.csv"))
 
 
@@ -340,7 +340,9 @@ def test_a_class_without_readable_training_images_is_refused_even_with_skip(tmp_
     root = folder(tmp_path / "set", {"ant": 5, "bee": 5})
     for path in (root / "bee").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="leaves class 'bee' without training images that can be read; add some"):
+    with pytest.raises(
+        DataError, match="the data set has no training images of class 'bee' that can be read; add some"
+    ):
         module(root, on_bad_image="skip")
 
 

@@ -194,7 +194,7 @@ def test_the_drawn_splits_are_logged(caplog: pytest.LogCaptureFixture):
         ([], ["a", "b"], "the val split has no images"),
         ([0, 2], ["a", "b"], r"val split has labels from 0 to 2; with 2 classes they must be in 0 \.\. 1"),
         ([-100, -100], ["a", "b"], "val split has labels from -100 to -100"),
-        ([0, 1], ["a", "b", "c"], "the data set leaves class 'c' without training images that can be read; add some"),
+        ([0, 1], ["a", "b", "c"], "the data set has no training images of class 'c' that can be read; add some"),
     ],
 )
 def test_splits_that_cannot_be_trained_on_or_tested_are_refused(labels: list[int], class_names: list[str], fault: str):

@@ -206,6 +206,6 @@ def _check(splits: Mapping[str, Samples], class_names: Sequence[str], split_file
     if missing:
         source = f"data.split_file={split_file}" if split_file else "the data set"
         raise DataError(
-            f"{source} leaves class {class_names[min(missing)]!r} without training images that can be read; add some "
-            "or remove the class."
+            f"{source} has no training images of class {class_names[min(missing)]!r} that can be read; add some or "
+            "remove the class."
         )
