@@ -143,7 +143,7 @@ def test_evaluation_images_equal_those_of_resize_and_crop(size: int, resize: int
 def test_the_fingerprint_changes_with_class_names_and_labels():
     assert tiny().fingerprint() == tiny().fingerprint()
     renamed, relabeled = tiny(), tiny()
-    renamed._splits = Splits(("ant", "bee", "dog"), *(split for _, split in renamed.splits.named()))
+    renamed.splits = Splits(("ant", "bee", "dog"), *(split for _, split in renamed.splits.named()))
     relabeled.splits.test.labels[:2] = relabeled.splits.test.labels[1::-1].copy()
     assert len({data.fingerprint() for data in (tiny(), renamed, relabeled)}) == 3
 

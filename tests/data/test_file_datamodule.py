@@ -181,7 +181,7 @@ def test_mean_and_std_are_those_of_the_training_images_as_evaluated(
     with caplog.at_level(logging.INFO):
         assert data.preprocess.size == side
     key = BatchIndices(0, np.arange(len(data.splits.train)))
-    batch = data.evaluation_dataset("train").__getitems__(key)
+    batch = data.dataset("train").__getitems__(key)
     images, _ = data.on_after_batch_transfer(batch, 0)
     torch.testing.assert_close(images.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(images.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
@@ -256,13 +256,13 @@ def test_without_a_random_resized_crop_training_resizes_as_evaluation_does(tmp_p
     data = module(folder(tmp_path, {"ant": 12, "bee": 12}, size=(90, 70)), augment={"flip_probability": 1.0})
     key = BatchIndices(0, np.arange(4))
     flipped, _ = data.training_dataset().__getitems__(key)
-    plain, _ = data.evaluation_dataset("train").__getitems__(key)
+    plain, _ = data.dataset("train").__getitems__(key)
     assert torch.equal(flipped, plain.flip(3))
 
 
 def test_an_empty_batch_is_an_empty_array(tmp_path: Path):  # the last batch of a rank may be empty
     data = module(folder(tmp_path, {"ant": 4, "bee": 4}))
-    images, labels = data.evaluation_dataset("val").__getitems__(BatchIndices(0, np.arange(0)))
+    images, labels = data.dataset("val").__getitems__(BatchIndices(0, np.arange(0)))
     assert (images.shape, labels.shape) == ((0, 3, 12, 12), (0,))
 
 

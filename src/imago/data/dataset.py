@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -139,11 +139,6 @@ class ArrayDataset(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def is_slow(self) -> bool:
-        """Return whether preparing a batch takes so long that worker processes are worth their cost."""
-        return self.augment is not None and self.augment.is_per_image
-
     @one_intraop_thread()
     def __getitems__(self, key: BatchIndices) -> tuple[Tensor, Tensor]:
         """Return one batch: images uint8 (B, 3, H, W) and labels int64 (B,)."""
@@ -177,8 +172,6 @@ class FileDataset(Dataset):
     size: int
     augment: Augment | None = None
     seed: int = 0
-
-    is_slow: ClassVar[bool] = True  # decoding takes so long that worker processes are worth their cost
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -159,11 +159,9 @@ class FileDataModule(ImageDataModule):
         return files.take(np.flatnonzero(examined.is_good))
 
     def _warn_about_decoded_px(self) -> None:
-        if self.decoded_px is None:
-            return
-        if not _crops_at_random(self.augment):
+        if self.decoded_px and not _crops_at_random(self.augment):
             log.warning("data.decoded_px=%d has no effect without augment.random_resized_crop_scale", self.decoded_px)
-        elif self.decoded_px < self.preprocess.size:
+        elif self.decoded_px and self.decoded_px < self.preprocess.size:
             text = "data.decoded_px=%d is less than preprocess.size=%d: training images are blurred"
             log.warning(text, self.decoded_px, self.preprocess.size)
 
@@ -178,7 +176,8 @@ class FileDataModule(ImageDataModule):
             settings = " ".join(f"{name}={getattr(self.preprocess, name)}" for name in names)
         return partial(_read, files, self.class_names, prepare), settings
 
-    def _dataset(self, split: str, augment: Augment | None) -> FileDataset:
+    def dataset(self, split: str, augment: Augment | None = None) -> FileDataset:
+        """Return the preprocessed images of a split; training images also with the augmentations of single images."""
         files: Any = getattr(self.splits, split)
         read, settings = self._reader(files, augment)
         if cache := self._caches.get((split, settings)):
