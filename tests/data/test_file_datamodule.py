@@ -66,6 +66,18 @@ def everything(loader) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of small images that no test changes."""
+    return folder(tmp_path_factory.mktemp("squares") / "set", {"ant": 12, "bee": 12})
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of images that are too large to keep their size, which no test changes."""
+    return folder(tmp_path_factory.mktemp("photographs") / "set", {"ant": 12, "bee": 12}, size=(70, 66))
+
+
 # Splits
 
 
@@ -148,10 +160,10 @@ def test_invalid_settings_are_refused_before_any_data_is_read(settings: dict, fa
 # Split files and folds
 
 
-def test_a_drawn_split_is_written_and_read_back_whatever_the_seed(tmp_path: Path):
-    first = module(folder(tmp_path / "set", {"ant": 30, "bee": 20}))
+def test_a_drawn_split_is_written_and_read_back_whatever_the_seed(squares: Path, tmp_path: Path):
+    first = module(squares)
     first.write_split(tmp_path)
-    again = module(tmp_path / "set", split_file=str(tmp_path / "split.csv"), split_seed=7)
+    again = module(squares, split_file=str(tmp_path / "split.csv"), split_seed=7)
     assert names(again) == names(first)
     assert again.fingerprint() == first.fingerprint()
 
@@ -162,12 +174,12 @@ def test_published_splits_are_not_written_and_neither_is_an_empty_list_of_bad_im
     assert not list(tmp_path.glob("*.csv"))
 
 
-def test_a_split_file_without_training_images_of_a_class_is_refused(tmp_path: Path):
-    module(folder(tmp_path / "set", {"ant": 10, "bee": 10})).write_split(tmp_path)
+def test_a_split_file_without_training_images_of_a_class_is_refused(squares: Path, tmp_path: Path):
+    module(squares).write_split(tmp_path)
     lines = (tmp_path / "split.csv").read_text().splitlines()
     (tmp_path / "split.csv").write_text("\n".join(line for line in lines if not line.endswith("bee,train")) + "\n")
     with pytest.raises(DataError, match="data.split_file=.* has no training images of class 'bee'"):
-        module(tmp_path / "set", split_file=str(tmp_path / "split.csv"))
+        module(squares, split_file=str(tmp_path / "split.csv"))
 
 
 # Preprocess
@@ -201,14 +213,6 @@ def test_mean_and_std_of_many_images_or_large_files_are_computed_from_fewer_imag
         assert caplog.text.count(f"mean and std from {num_images} training images") == 2
 
 
-def test_mean_and_std_are_not_computed_if_preprocess_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    data = module(folder(tmp_path, {"ant": 10, "bee": 10}))
-    record = module(tmp_path).preprocess
-    monkeypatch.setattr(ImageFolderDataModule, "default_preprocess", None)
-    data.preprocess = record
-    assert next(iter(data.train_dataloader()))[0].shape == (8, 3, 12, 12)
-
-
 # Batches
 
 
@@ -234,16 +238,15 @@ def test_training_images_keep_their_labels(tmp_path: Path):
     assert torch.equal(images[:, 0, 0, 0].long(), labels * 255)
 
 
-def test_batches_are_the_same_with_0_and_2_workers(tmp_path: Path):
-    folder(tmp_path, {"ant": 12, "bee": 12}, size=(40, 30))
-    ours, theirs = (module(tmp_path, num_workers=num_workers, augment=STANDARD) for num_workers in (0, 2))
+def test_batches_are_the_same_with_0_and_2_workers(squares: Path):
+    ours, theirs = (module(squares, num_workers=num_workers, augment=STANDARD) for num_workers in (0, 2))
     for loader in ("train_dataloader", "val_dataloader"):
         parts = zip(everything(getattr(ours, loader)()), everything(getattr(theirs, loader)()), strict=True)
         assert all(torch.equal(part, other) for part, other in parts)
 
 
-def test_a_sample_is_augmented_alike_in_any_batch_and_differently_in_each_epoch(tmp_path: Path):
-    data = module(folder(tmp_path, {"ant": 12, "bee": 12}, size=(90, 70)), augment=STANDARD)
+def test_a_sample_is_augmented_alike_in_any_batch_and_differently_in_each_epoch(photographs: Path):
+    data = module(photographs, augment=STANDARD)
     dataset = data.training_dataset()
     batch, _ = dataset.__getitems__(BatchIndices(1, np.array([3, 5, 7])))
     alone, _ = dataset.__getitems__(BatchIndices(1, np.array([5])))
@@ -252,23 +255,22 @@ def test_a_sample_is_augmented_alike_in_any_batch_and_differently_in_each_epoch(
     assert not torch.equal(alone, later)
 
 
-def test_without_a_random_resized_crop_training_resizes_as_evaluation_does(tmp_path: Path):
-    data = module(folder(tmp_path, {"ant": 12, "bee": 12}, size=(90, 70)), augment={"flip_probability": 1.0})
+def test_without_a_random_resized_crop_training_resizes_as_evaluation_does(photographs: Path):
+    data = module(photographs, augment={"flip_probability": 1.0})
     key = BatchIndices(0, np.arange(4))
     flipped, _ = data.training_dataset().__getitems__(key)
     plain, _ = data.dataset("train").__getitems__(key)
     assert torch.equal(flipped, plain.flip(3))
 
 
-def test_an_empty_batch_is_an_empty_array(tmp_path: Path):  # the last batch of a rank may be empty
-    data = module(folder(tmp_path, {"ant": 4, "bee": 4}))
-    images, labels = data.dataset("val").__getitems__(BatchIndices(0, np.arange(0)))
+def test_an_empty_batch_is_an_empty_array(squares: Path):  # the last batch of a rank may be empty
+    images, labels = module(squares).dataset("val").__getitems__(BatchIndices(0, np.arange(0)))
     assert (images.shape, labels.shape) == ((0, 3, 12, 12), (0,))
 
 
 @pytest.mark.parametrize("name", ["crop_padding_px", "cutout_px"])
-def test_an_augmentation_larger_than_the_images_is_refused(tmp_path: Path, name: str):
-    data = module(folder(tmp_path, {"ant": 10, "bee": 10}), augment={name: 12})
+def test_an_augmentation_larger_than_the_images_is_refused(squares: Path, name: str):
+    data = module(squares, augment={name: 12})
     with pytest.raises(ConfigError, match=f"augment.{name}=12 must be less than the side of the images, 12 px"):
         data.train_dataloader()
 
@@ -276,27 +278,20 @@ def test_an_augmentation_larger_than_the_images_is_refused(tmp_path: Path, name:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(("has_gpu", "cores", "expected"), [(True, 1, 1), (True, 2, 2), (True, 64, 16), (False, 64, 0)])
 def test_with_a_gpu_up_to_16_cores_decode_and_on_a_cpu_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_gpu: bool, cores: int, expected: int
+    squares: Path, monkeypatch: pytest.MonkeyPatch, has_gpu: bool, cores: int, expected: int
 ):
     monkeypatch.setattr("imago.data.datamodule.available_cores", lambda: cores)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    data = module(folder(tmp_path, {"ant": 4, "bee": 4}), num_workers=None)
-    assert data.train_dataloader().num_workers == expected
+    assert module(squares, num_workers=None).train_dataloader().num_workers == expected
 
 
-def test_balanced_batches_show_both_classes_equally_often(tmp_path: Path):
-    data = module(folder(tmp_path / "set", {"ant": 30, "bee": 20}), sampler="balanced")
-    labels = np.concatenate([labels.numpy() for _, labels in data.train_dataloader()])
-    assert abs(int((labels == 0).sum()) - int((labels == 1).sum())) <= 8  # one batch is dropped
-
-
-def test_repeated_images_are_augmented_differently(tmp_path: Path):
-    root = folder(tmp_path / "set", {"ant": 30})
-    for number in range(2):
-        noise(root / "bee" / f"{number}.png", (12, 12))
+def test_balanced_batches_show_both_classes_equally_often_and_augment_repetitions_differently(tmp_path: Path):
+    root = folder(tmp_path / "set", {"ant": 30, "bee": 3})
     augment = {"crop_padding_px": 4, "flip_probability": 0.5}
-    data = module(root, sampler="balanced", augment=augment, test_fraction=0.01)
-    bees = np.concatenate([images[labels == 1].numpy() for images, labels in data.train_dataloader()])
+    batches = list(module(root, sampler="balanced", augment=augment, test_fraction=0.01).train_dataloader())
+    labels = np.concatenate([labels.numpy() for _, labels in batches])
+    assert abs(int((labels == 0).sum()) - int((labels == 1).sum())) <= 8  # one batch is dropped
+    bees = np.concatenate([images[labels == 1].numpy() for images, labels in batches])
     assert len(np.unique(bees.reshape(len(bees), -1), axis=0)) > len(bees) / 2
 
 
@@ -320,15 +315,15 @@ def test_the_fingerprint_depends_on_names_and_sizes_of_files_but_not_on_the_pare
 def test_skip_leaves_unreadable_images_out_of_every_split_and_lists_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    root = folder(tmp_path / "set", {"ant": 30, "bee": 20})
+    root = folder(tmp_path / "set", {"ant": 12, "bee": 8})
     (root / "ant" / "04.png").write_bytes(b"")
     (root / "bee" / "05.png").write_bytes(b"<html>not found</html>")
     reasons = {"ant/04.png": "empty", "bee/05.png": "not a"}
     with caplog.at_level(logging.INFO):
         data = module(root, on_bad_image="skip")
     assert not set.union(*names(data).values()) & set(reasons)
-    assert sum(len(files) for _, files in data.splits.named()) == 48
-    assert "left out 2 images that cannot be read (4 %)" in caplog.text
+    assert sum(len(files) for _, files in data.splits.named()) == 18
+    assert "left out 2 images that cannot be read (10 %)" in caplog.text
     data.write_split(tmp_path)
     with (tmp_path / "bad_images.csv").open() as file:
         rows = {row["path"]: row["reason"] for row in csv.DictReader(file)}

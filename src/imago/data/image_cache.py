@@ -110,9 +110,6 @@ class ImageCache:
         # As a plain array: each slice of a memmap is an object of its own class, which takes ten times longer.
         self._bytes = np.asarray(np.memmap(pixels, np.uint8, "r", shape=(int(self._offsets[-1]),)))
 
-    def __len__(self) -> int:
-        return len(self.shapes)
-
     def __reduce__(self) -> tuple:
         return ImageCache, (self.pixels, self.shapes)
 

@@ -116,11 +116,10 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     Returns:
         Sorted indices of the remaining images and of those split off, int64.
     """
-    chosen_by_class = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        chosen_by_class.append(members[random_permutation(len(members), seed, int(label))[:count]])
+    chosen_by_class = [
+        members[: min(max(1, round(fraction * len(members))), len(members) - 1)]
+        for members in _shuffled_by_class(labels, seed)
+    ]
     chosen = np.sort(np.concatenate(chosen_by_class))
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
@@ -137,13 +136,15 @@ def stratified_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarra
         Fold of each image, int64 (N,).
     """
     folds = np.empty(len(labels), np.int64)
-    num_done = 0  # continuing with the fold after the last one makes the folds of equal size, too
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        order = random_permutation(len(members), seed, _FOLD, int(label))
-        folds[members[order]] = (num_done + np.arange(len(members))) % num_folds
-        num_done += len(members)
+    # Each class continues with the fold after the last one, so that the folds are of equal size, too.
+    folds[np.concatenate(_shuffled_by_class(labels, seed, _FOLD))] = np.arange(len(labels)) % num_folds
     return folds
+
+
+def _shuffled_by_class(labels: np.ndarray, *key: int) -> list[np.ndarray]:
+    """Return the indices of each class in a random order, int64 (M,) each."""
+    members = [(int(label), np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    return [indices[random_permutation(len(indices), *key, label)] for label, indices in members]
 
 
 def _as_listed(
