@@ -187,6 +187,16 @@ def test_the_drawn_splits_are_logged(caplog: pytest.LogCaptureFixture):
 # Splits that cannot be used
 
 
+def test_a_dataset_without_any_training_image_is_refused():
+    with pytest.raises(DataError, match="the train split has no images"):
+        split_up({"train": images("train", 0, 0)}, test_fraction=0.1)
+
+
+def test_more_folds_than_images_are_refused():
+    with pytest.raises(DataError, match="data.fold=4: 4 training images are too few for 5 folds"):
+        split_up({"train": images("train", 2, 2), "test": images("test", 1, 1)}, fold=4)
+
+
 @pytest.mark.parametrize(
     ("labels", "class_names", "fault"),
     [

@@ -25,7 +25,7 @@ from imago.normalize import Normalize
 from imago.resources import available_cores
 
 MAX_RESIZED_BYTES = 4 * 2**30  # of one split in memory at another size than its own; training pads a second copy
-MAX_WORKERS = 16
+MAX_WORKERS = 16  # chosen: each takes memory and time to start
 SAMPLERS = ("shuffle", "balanced")
 
 DatasetParts = tuple[tuple[str, ...], dict[str, Samples]]  # class names, and the samples of each published split

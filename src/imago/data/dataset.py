@@ -33,8 +33,8 @@ class _Labeled:
 
     def take(self, indices: np.ndarray) -> Self:
         """Return the samples at `indices`, int64 (M,)."""
-        taken: dict[str, Any] = {column: getattr(self, column)[indices] for column in _columns(self)}
-        return replace(self, names=tuple(self.names[index] for index in indices), **taken)  # type: ignore[type-var]
+        columns: dict[str, Any] = {name: getattr(self, name)[indices] for name in _columns(self)}
+        return replace(self, names=tuple(self.names[index] for index in indices), **columns)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class LabeledFiles(_Labeled):
     """Samples in image files, which are read on access.
 
     Attributes:
-        root: directory of the dataset.
+        root: the directory of the dataset.
         names: paths of the N files relative to `root`, with slashes.
         num_bytes: size of each file, int64 (N,).
         mtime_ns: modification time of each file, int64 (N,), in nanoseconds.
@@ -93,13 +93,11 @@ class LabeledFiles(_Labeled):
 Samples = LabeledArray | LabeledFiles
 
 
-def concatenate(parts: Sequence[Samples]) -> Samples:
-    """Concatenate parts of one dataset, in the given order."""
-    names = tuple(chain.from_iterable(part.names for part in parts))
-    joined: dict[str, Any] = {
-        column: np.concatenate([getattr(part, column) for part in parts]) for column in _columns(parts[0])
-    }
-    return replace(parts[0], names=names, **joined)
+def concatenate(splits: Sequence[Samples]) -> Samples:
+    """Concatenate splits of one dataset, in the given order."""
+    names = tuple(chain.from_iterable(split.names for split in splits))
+    columns = {name: np.concatenate([getattr(split, name) for split in splits]) for name in _columns(splits[0])}
+    return replace(splits[0], names=names, **columns)  # type: ignore[arg-type]
 
 
 def _columns(samples: Any) -> list[str]:
@@ -133,8 +131,9 @@ class ArrayDataset(Dataset):
         self.labels = samples.labels
         self.augment = augment
         self.seed = seed
-        is_padded = augment is not None and augment.random_resized_crop_scale is None
-        self.images = pad(samples.images, augment.crop_padding_px) if augment and is_padded else samples.images
+        self.images = samples.images
+        if augment is not None and augment.random_resized_crop_scale is None:
+            self.images = pad(samples.images, augment.crop_padding_px)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _SAMPLE = 2  # key of this use of `split_seed`
 MAX_SAMPLE = 512  # images from which mean and std are computed: a standard error of the mean below 0.01
 SAMPLE_BYTES = 100_000_000  # fewer images if the files are large: a second or two of decoding
-MIN_SAMPLE = 16
+MIN_SAMPLE = 16  # chosen: even of the largest files
 ON_BAD_IMAGE = ("error", "skip")
 
 

@@ -26,8 +26,8 @@ class SplitPlan:
         test_fraction: share that becomes test; the sum of both is below 1. None if the dataset has a test split.
         val_as_test: use the published val as test, which is how datasets without a published test are compared.
         split_seed: determines which images are split off.
-        fold: index of the cross-validation part that is val, in 0 .. num_folds - 1; None draws `val_fraction` once.
-        num_folds: number of parts of the cross-validation.
+        fold: index of the cross-validation fold that is val, in 0 .. num_folds - 1; None draws `val_fraction` once.
+        num_folds: number of folds of the cross-validation.
         split_file: CSV of `imago.data.csv_list` with the split of each image; "" for none. Published test images stay
             test images.
 
@@ -62,7 +62,7 @@ class SplitPlan:
 def complete_splits(
     published: Mapping[str, Samples], plan: SplitPlan, class_names: Sequence[str], left_out: Iterable[str] = ()
 ) -> tuple[dict[str, Samples], list[str]]:
-    """Draw the splits that the dataset does not have, and check that all three can be trained on and tested.
+    """Check the splits of a dataset, and draw those that it does not have.
 
     Args:
         published: samples by split; always with "train".
@@ -85,6 +85,7 @@ def complete_splits(
             fault = "there is a test split" if "test" in splits else "there is no val split"
             raise ConfigError(f"data.val_as_test=true: {fault} in this data set; leave the setting out.")
         splits["test"] = splits.pop("val")
+    _check(splits, class_names, plan.split_file)
     drawn = [split for split in ("test", "val") if split not in splits]
     num_drawn_from = len(splits["train"])
     if plan.fold is not None and "val" in splits:
@@ -101,7 +102,6 @@ def complete_splits(
         fold = "" if plan.fold is None else f" (fold {plan.fold} of {plan.num_folds})"
         hint = "; data.val_as_test=true tests on val instead" if drawn == ["test"] else ""
         log.info("split off the %s training images, stratified: %s%s%s", f"{num_drawn_from:,}", counts, fold, hint)
-    _check(splits, class_names, plan.split_file)
     return {split: splits[split] for split in ("train", "val", "test")}, drawn
 
 
@@ -168,6 +168,8 @@ def _take_fold(splits: dict[str, Samples], plan: SplitPlan, class_names: Sequenc
     """Make fold `plan.fold` of train and published val the val split, and the other folds train."""
     pool = concatenate([splits[split] for split in ("train", "val") if split in splits])
     is_val = stratified_folds(pool.labels, plan.num_folds, plan.split_seed) == plan.fold
+    if not is_val.any():
+        raise DataError(f"data.fold={plan.fold}: {len(pool)} training images are too few for {plan.num_folds} folds.")
     lost = set(pool.labels) - set(pool.labels[~is_val])
     if lost:
         raise DataError(
@@ -192,6 +194,7 @@ def _split_off(split: str, splits: dict[str, Samples], plan: SplitPlan, remainin
 
 
 def _check(splits: Mapping[str, Samples], class_names: Sequence[str], split_file: str) -> None:
+    """Check that the splits can be trained on and tested; drawing the others from train changes nothing in this."""
     if len(class_names) < 2:
         raise DataError(f"the data set has the classes {list(class_names)}; a classifier needs at least 2.")
     for split, samples in splits.items():
