@@ -1,7 +1,15 @@
-"""Check within seconds whether a server can be reached; the downloads of the libraries have no timeout."""
+"""Download data sets, after a check within seconds whether the server can be reached.
 
+The downloads of the libraries have no timeout.
+"""
+
+import os
 import threading
 import urllib.request
+from pathlib import Path
+from typing import Any
+
+from imago.errors import DataError
 
 TIMEOUT_S = 8
 
@@ -23,3 +31,36 @@ def is_reachable(url: str, timeout_s: float = TIMEOUT_S) -> bool:
     thread.start()
     thread.join(timeout_s)
     return reached.is_set()
+
+
+def data_directories(data_dir: Path) -> list[Path]:
+    """Return the directories where a data set may be: `data_dir` and $IMAGO_DATA_DIR."""
+    other = os.environ.get("IMAGO_DATA_DIR")
+    return [data_dir, Path(other)] if other else [data_dir]
+
+
+def download_dataset(source: Any, url: str | None, data_dir: Path, remedy: str, **arguments: Any) -> Any:
+    """Open a data set of torchvision after downloading it.
+
+    Args:
+        source: the class in `torchvision.datasets`.
+        url: one of its URLs, which is requested first; None downloads without this check.
+        data_dir: the directory of the download.
+        remedy: what to do without a network, for the error message.
+        arguments: arguments of the class.
+
+    Raises:
+        DataError: within 10 s, if there is no network.
+    """
+    name = source.__name__
+    if url and not is_reachable(url):
+        places = " or ".join(map(str, data_directories(data_dir)))
+        raise DataError(
+            f"{name} is not in {places} and cannot be downloaded (no network); {remedy}. data=shapes needs no data and "
+            "no network."
+        )
+    try:
+        return source(str(data_dir), download=True, **arguments)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"the download of {name} into {data_dir} failed: {reason}; run the command again.") from error

@@ -3,44 +3,43 @@
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from imago import download
 from imago.data import cifar10
 from imago.data.cifar10 import CLASS_NAMES, FOLDER, SHA256, CIFAR10DataModule, find_batches, saved_array
 from imago.data.dataset import Splits
+from imago.data.image_statistics import channel_statistics
 from imago.errors import DataError
 
 
-def module(root: Path | None, data_dir: Path, split_seed: int = 0, seed: int = 0) -> CIFAR10DataModule:
-    loading = {"batch_size": 128, "num_workers": 0, "augment": {}, "seed": seed}
-    split = {"val_fraction": 0.1, "split_seed": split_seed}
-    return CIFAR10DataModule(str(root) if root else None, str(data_dir), **split, **loading)
-
-
-def read(data: CIFAR10DataModule) -> Splits:
-    data.set_up_data()
-    return data.splits
+def module(root: Path | None, data_dir: Path) -> CIFAR10DataModule:
+    loading = {"batch_size": 128, "num_workers": 0, "augment": {}, "seed": 0}
+    return CIFAR10DataModule(str(root) if root else None, str(data_dir), val_fraction=0.1, **loading)
 
 
 @pytest.fixture(scope="module")
 def data_dir(real_data, tmp_path_factory):
-    """Return a folder with the saved array, shared by all tests here and removed after them: it takes 185 MB."""
-    folder = tmp_path_factory.mktemp("cifar10")
-    saved_array(real_data, folder)
-    yield folder
-    shutil.rmtree(folder)
+    """Return a directory with the saved array, shared by all tests here and removed after them: it takes 185 MB."""
+    directory = tmp_path_factory.mktemp("cifar10")
+    saved_array(real_data, directory)
+    yield directory
+    shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="module")
 def splits(real_data, data_dir) -> Splits:
-    return read(module(real_data, data_dir))
+    data = module(real_data, data_dir)
+    data.set_up_data()
+    return data.splits
 
 
 @pytest.fixture
 def linked(real_data, tmp_path) -> Path:
-    """Return a folder of links to the real batch files, of which a test may replace some."""
+    """Return a directory of links to the real batch files, of which a test may replace some."""
     root = tmp_path / "linked"
     (root / FOLDER).mkdir(parents=True)
     for name in SHA256:
@@ -52,21 +51,15 @@ def linked(real_data, tmp_path) -> Path:
 
 
 @pytest.mark.needs_data
-def test_the_splits_have_45000_5000_and_10000_images(splits):
-    assert [part.images.shape for part in (splits.train, splits.val, splits.test)] == [
-        (45_000, 3, 32, 32),
-        (5_000, 3, 32, 32),
-        (10_000, 3, 32, 32),
-    ]
+@pytest.mark.slow
+def test_the_splits_have_45000_5000_and_10000_images_and_the_same_share_of_every_class(splits):
+    for samples, count in ((splits.train, 4500), (splits.val, 500), (splits.test, 1000)):
+        assert samples.images.shape == (10 * count, 3, 32, 32)
+        assert np.bincount(samples.labels).tolist() == [count] * 10
 
 
 @pytest.mark.needs_data
-def test_every_class_has_the_same_share_of_every_split(splits):
-    for part, count in ((splits.train, 4500), (splits.val, 500), (splits.test, 1000)):
-        assert np.bincount(part.labels).tolist() == [count] * 10
-
-
-@pytest.mark.needs_data
+@pytest.mark.slow
 def test_train_and_val_together_are_the_50000(splits, data_dir):
     together = Counter(image.tobytes() for part in (splits.train, splits.val) for image in part.images)
     kept = np.load(data_dir / "cache" / "cifar10.npy", mmap_mode="r")["image"][:50_000]
@@ -74,6 +67,7 @@ def test_train_and_val_together_are_the_50000(splits, data_dir):
 
 
 @pytest.mark.needs_data
+@pytest.mark.slow
 def test_images_and_labels_equal_those_of_torchvision(splits, real_data):
     from torchvision.datasets import CIFAR10
 
@@ -84,45 +78,24 @@ def test_images_and_labels_equal_those_of_torchvision(splits, real_data):
 
 
 @pytest.mark.needs_data
+@pytest.mark.slow
 def test_mean_and_std_are_those_of_the_50000_training_images(data_dir, real_data):
     images = np.load(data_dir / "cache" / "cifar10.npy", mmap_mode="r")["image"][:50_000]
-    levels = np.arange(256) / 255
+    statistics = channel_statistics(images.transpose(0, 2, 3, 1))
     preprocess = module(real_data, data_dir).preprocess
-    for channel in range(3):
-        counts = sum(np.bincount(part.ravel(), minlength=256) for part in np.array_split(images[:, channel], 10))
-        share = counts / counts.sum()
-        mean = (share * levels).sum()
-        std = np.sqrt((share * (levels - mean) ** 2).sum())
-        assert preprocess.mean[channel] == pytest.approx(mean, abs=5.1e-5)
-        assert preprocess.std[channel] == pytest.approx(std, abs=5.1e-5)
-
-
-@pytest.mark.needs_data
-def test_the_split_depends_on_split_seed_alone(splits, data_dir, real_data):
-    same = read(module(real_data, data_dir, seed=1))
-    other = read(module(real_data, data_dir, split_seed=1))
-    np.testing.assert_array_equal(same.val.images, splits.val.images)
-    assert not np.array_equal(other.val.images, splits.val.images)
+    assert preprocess.mean == pytest.approx(statistics["mean"], abs=5.1e-5)
+    assert preprocess.std == pytest.approx(statistics["std"], abs=5.1e-5)
 
 
 # Read once
 
 
 @pytest.mark.needs_data
-def test_a_second_load_neither_writes_the_array_nor_opens_the_batch_files(real_data, data_dir, monkeypatch):
-    kept = data_dir / "cache" / "cifar10.npy"
-    before = kept.stat().st_mtime_ns
-    monkeypatch.setattr(cifar10, "_verify", None)  # calling it would fail
-    monkeypatch.setattr(cifar10, "_save_array", None)
-    data = module(real_data, data_dir)
-    data.set_up_data()
-    assert kept.stat().st_mtime_ns == before
-
-
-@pytest.mark.needs_data
+@pytest.mark.slow
 def test_the_saved_array_is_enough_without_the_batch_files(data_dir, monkeypatch):
     monkeypatch.delenv("IMAGO_DATA_DIR")
-    assert len(read(module(None, data_dir)).test) == 10_000
+    monkeypatch.setattr(cifar10, "find_batches", None)  # calling it would fail
+    assert len(module(None, data_dir).load_dataset()[1]["test"]) == 10_000
 
 
 @pytest.mark.needs_data
@@ -143,6 +116,11 @@ def test_a_full_disk_is_a_data_error_and_leaves_no_partial_file(real_data, tmp_p
         file.write(b"some")
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(cifar10, "_verify", lambda root: None)
+    monkeypatch.setattr(cifar10, "NUM_IMAGES", 10)
+    monkeypatch.setattr(
+        "torchvision.datasets.CIFAR10", lambda *_, **__: SimpleNamespace(data=np.zeros((1, 1, 1, 1)), targets=0)
+    )
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(DataError, match=r"cifar10\.npy cannot be written: No space left on device; 185 MB"):
         saved_array(real_data, tmp_path)
@@ -154,7 +132,7 @@ def test_a_full_disk_is_a_data_error_and_leaves_no_partial_file(real_data, tmp_p
 
 def test_the_error_of_missing_data_without_a_network_names_the_ways_out(tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGO_DATA_DIR", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(cifar10, "is_reachable", lambda url: False)
+    monkeypatch.setattr(download, "is_reachable", lambda url: False)
     with pytest.raises(DataError) as caught:
         saved_array(None, tmp_path / "data")
     for word in (FOLDER, str(tmp_path / "data"), str(tmp_path / "elsewhere"), "IMAGO_DATA_DIR", "data.root"):
@@ -163,17 +141,11 @@ def test_the_error_of_missing_data_without_a_network_names_the_ways_out(tmp_path
     assert "\n" not in str(caught.value)
 
 
-def test_batch_files_are_found_in_imago_data_dir(tmp_path, monkeypatch):
-    (tmp_path / "elsewhere" / FOLDER).mkdir(parents=True)
+def test_batch_files_are_found_in_imago_data_dir_and_those_in_the_data_directory_come_first(tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGO_DATA_DIR", str(tmp_path / "elsewhere"))
-    assert find_batches(tmp_path / "data") == tmp_path / "elsewhere"
-
-
-def test_batch_files_in_the_data_folder_come_first(tmp_path, monkeypatch):
-    for name in ("elsewhere", "data"):
-        (tmp_path / name / FOLDER).mkdir(parents=True)
-    monkeypatch.setenv("IMAGO_DATA_DIR", str(tmp_path / "elsewhere"))
-    assert find_batches(tmp_path / "data") == tmp_path / "data"
+    for directory in (tmp_path / "elsewhere", tmp_path / "data"):
+        (directory / FOLDER).mkdir(parents=True)
+        assert find_batches(tmp_path / "data") == directory
 
 
 @pytest.mark.parametrize(("name", "fault"), [("nowhere", "does not exist"), (".", f"has no folder {FOLDER}")])

@@ -7,7 +7,7 @@ import pytest
 from drawn_images import photo
 from PIL import Image
 
-from imago.data.image_record import KINDS, RECORD, examine_files, examine_pixels
+from imago.data.image_record import KINDS, RECORD, examine_file, examine_pixels
 from imago.images import FORMATS
 
 
@@ -23,15 +23,15 @@ def saved(path: Path, image: Image.Image, **options) -> Path:
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "tif"])
 def test_size_and_format_of_a_file_are_recorded(tmp_path: Path, suffix: str):
     file = saved(tmp_path / f"a.{suffix}", Image.new("RGB", (30, 20), (10, 200, 90)))
-    records, errors = examine_files([str(file)])
-    assert errors == [""]
-    assert (records["width"][0], records["height"][0]) == (30, 20)
-    assert FORMATS[records["format"][0]] == Image.open(file).format
+    record, error = examine_file(file)
+    assert error == ""
+    assert (record["width"], record["height"]) == (30, 20)
+    assert FORMATS[record["format"]] == Image.open(file).format
 
 
 def test_the_format_follows_the_content_and_not_the_suffix(tmp_path: Path):
-    saved(tmp_path / "really a png.jpg", Image.new("RGB", (4, 4)), format="PNG")
-    assert FORMATS[examine_files([str(tmp_path / "really a png.jpg")])[0]["format"][0]] == "PNG"
+    record, _ = examine_file(saved(tmp_path / "really a png.jpg", Image.new("RGB", (4, 4)), format="PNG"))
+    assert FORMATS[record["format"]] == "PNG"
 
 
 def test_unusual_kinds_are_recorded(tmp_path: Path):
@@ -50,20 +50,18 @@ def test_unusual_kinds_are_recorded(tmp_path: Path):
         saved(tmp_path / "moving.webp", color, save_all=True, append_images=[gray.convert("RGB")]): {"animated"},
         saved(tmp_path / "turned.jpg", Image.new("RGB", (8, 4)), exif=exif): {"turned by EXIF"},
     }
-    records, errors = examine_files([str(file) for file in files])
-    assert errors == [""] * len(files)
-    assert {file.name: kinds_of(record) for file, record in zip(files, records, strict=True)} == {
-        file.name: expected for file, expected in files.items()
-    }
-    assert (records["width"][-1], records["height"][-1]) == (4, 8)  # upright
+    for file, expected in files.items():
+        record, error = examine_file(file)
+        assert (file.name, kinds_of(record), error) == (file.name, expected, "")
+    assert (record["width"], record["height"]) == (4, 8)  # upright
 
 
 def test_mean_and_mean_square_are_those_of_all_pixels(tmp_path: Path):
     pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
-    records, _ = examine_files([str(saved(tmp_path / "a.png", Image.fromarray(pixels)))])
+    record, _ = examine_file(saved(tmp_path / "a.png", Image.fromarray(pixels)))
     shares = pixels.reshape(-1, 3) / 255
-    assert records["mean"][0] == pytest.approx(shares.mean(axis=0), abs=1e-6)
-    assert records["mean_square"][0] == pytest.approx((shares**2).mean(axis=0), abs=1e-6)
+    assert record["mean"] == pytest.approx(shares.mean(axis=0), abs=1e-6)
+    assert record["mean_square"] == pytest.approx((shares**2).mean(axis=0), abs=1e-6)
 
 
 def test_a_thumbnail_is_the_mean_of_blocks():
@@ -75,11 +73,12 @@ def test_a_thumbnail_is_the_mean_of_blocks():
 
 def test_the_same_pixels_in_memory_and_in_a_file_have_the_same_record(tmp_path: Path):
     pixels = photo(2)
-    from_file, _ = examine_files([str(saved(tmp_path / "a.png", Image.fromarray(pixels)))])
-    in_memory = examine_pixels(pixels.transpose(2, 0, 1)[None])
+    from_file, _ = examine_file(saved(tmp_path / "a.png", Image.fromarray(pixels)))
+    _, in_memory = examine_pixels(np.stack([photo(1), pixels]).transpose(0, 3, 1, 2))
     for name in ("width", "height", "mean", "mean_square", "thumbnail"):
         assert np.array_equal(from_file[name], in_memory[name])
-    assert in_memory["format"][0] == -1
+    assert in_memory["format"] == -1
+    assert len(examine_pixels(np.zeros((0, 3, 4, 4), np.uint8))) == 0
 
 
 def test_only_files_with_the_same_bytes_share_a_content_hash(tmp_path: Path):
@@ -87,7 +86,7 @@ def test_only_files_with_the_same_bytes_share_a_content_hash(tmp_path: Path):
     copy, other = tmp_path / "b.jpg", tmp_path / "c.jpg"
     copy.write_bytes(file.read_bytes())
     other.write_bytes(file.read_bytes() + b"\0")
-    first, second, third = examine_files([str(file), str(copy), str(other)])[0]["content_hash"]
+    first, second, third = (examine_file(path)[0]["content_hash"] for path in (file, copy, other))
     assert first == second != third
 
 
@@ -97,15 +96,13 @@ def test_only_files_with_the_same_bytes_share_a_content_hash(tmp_path: Path):
         (b"", "is empty (0 bytes)"),
         (b"<html>not found</html>", "is not an image (starts with b'<html>not fo')"),
         (b"\x89PNG\r\n\x1a\n", "is damaged"),
+        (None, "cannot be read: No such file or directory."),
     ],
 )
-def test_a_bad_file_has_its_reason_and_the_others_are_decoded(tmp_path: Path, content: bytes, reason: str):
+def test_a_bad_file_has_its_reason_and_an_empty_record(tmp_path: Path, content: bytes | None, reason: str):
     bad = tmp_path / "bad.png"
-    bad.write_bytes(content)
-    good = saved(tmp_path / "good.png", Image.new("RGB", (5, 5)))
-    records, errors = examine_files([str(bad), str(tmp_path / "none.png"), str(good)])
-    assert errors[0].startswith(reason)
-    assert errors[1] == "cannot be read: No such file or directory."
-    assert errors[2] == ""
-    assert records["width"].tolist() == [0, 0, 5]
-    assert records.dtype == RECORD
+    if content is not None:
+        bad.write_bytes(content)
+    record, error = examine_file(bad)
+    assert error.startswith(reason)
+    assert record == np.zeros(1, RECORD)[0]

@@ -11,13 +11,13 @@ from imago.images import resize_and_crop
 def test_mean_and_std_are_those_of_all_pixels():
     images = [photo(0, 8), photo(1, 20)]
     pixels = np.concatenate([image.reshape(-1, 3) for image in images]) / 255
-    mean, std = channel_statistics(images)
-    assert mean == pytest.approx(pixels.mean(axis=0))
-    assert std == pytest.approx(pixels.std(axis=0))
+    statistics = channel_statistics(images)
+    assert statistics["mean"] == pytest.approx(pixels.mean(axis=0))
+    assert statistics["std"] == pytest.approx(pixels.std(axis=0))
 
 
 def test_the_std_of_a_constant_channel_is_not_0():
-    assert channel_statistics([np.zeros((4, 4, 3), np.uint8)])[1] == (1 / 255,) * 3
+    assert channel_statistics([np.zeros((4, 4, 3), np.uint8)])["std"] == (1 / 255,) * 3
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,8 @@ def test_small_images_keep_their_size_and_others_are_resized(sizes: list[tuple[i
     images = [photo(number, 400)[:height, :width] for number, (height, width) in enumerate(sizes)]
     preprocess = describe_images([shrink(image) for image in images])
     assert (preprocess.size, preprocess.resize, preprocess.crop) == (size, resize, "center")
-    mean, std = channel_statistics(resize_and_crop(image, preprocess) for image in images)
-    assert (preprocess.mean, preprocess.std) == (mean, std)
+    statistics = channel_statistics(resize_and_crop(image, preprocess) for image in images)
+    assert {"mean": preprocess.mean, "std": preprocess.std} == statistics
 
 
 def test_only_large_images_are_shrunk():

@@ -6,14 +6,27 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from imago.data.image_statistics import channel_statistics
 from imago.data.shapes import CLASS_NAMES, MEAN, SPLIT_SIZES, STD, ShapesDataModule, draw_split
 
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 @pytest.fixture(scope="module")
-def splits() -> Splits:
-    return {split: draw_split(split) for split in SPLIT_SIZES}
+def data() -> ShapesDataModule:
+    data = ShapesDataModule(batch_size=8, num_workers=0, augment={}, seed=0)
+    data.set_up_data()
+    return data
+
+
+@pytest.fixture(scope="module")
+def splits(data: ShapesDataModule) -> Splits:
+    """Return images and labels in the order in which they are drawn: the data module sorts them by class."""
+    drawn = {}
+    for split, samples in data.splits.named():
+        order = np.argsort([int(name.split("/")[2].removesuffix(".png")) for name in samples.names])
+        drawn[split] = samples.images[order], samples.labels[order]
+    return drawn
 
 
 def linear_accuracy(splits: Splits, features: dict[str, np.ndarray]) -> float:
@@ -34,22 +47,12 @@ def test_every_image_and_label_is_the_published_one(splits: Splits) -> None:
     assert digest.hexdigest() == "41631562e423a9fae339cbaa05c42d38082ac809fed016dd227805589ccdf150"
 
 
-def test_images_are_uint8_channels_first_and_labels_int64(splits: Splits) -> None:
-    images, labels = splits["val"]
-    assert images.shape == (1000, 3, 32, 32)
-    assert images.dtype == np.uint8
-    assert labels.shape == (1000,)
-    assert labels.dtype == np.int64
-
-
-def test_class_names_are_in_the_order_an_image_folder_gives_them() -> None:
+def test_every_split_has_the_same_number_of_images_of_every_class(splits: Splits) -> None:
     assert list(CLASS_NAMES) == sorted(set(CLASS_NAMES))
-    assert len(CLASS_NAMES) == 10
-
-
-@pytest.mark.parametrize("split", SPLIT_SIZES)
-def test_every_class_has_the_same_number_of_images(splits: Splits, split: str) -> None:
-    assert np.bincount(splits[split][1]).tolist() == [SPLIT_SIZES[split] // 10] * 10
+    for split, (images, labels) in splits.items():
+        assert (images.shape, images.dtype) == ((SPLIT_SIZES[split], 3, 32, 32), np.uint8)
+        assert labels.dtype == np.int64
+        assert np.bincount(labels).tolist() == [SPLIT_SIZES[split] // 10] * 10
 
 
 def test_no_image_occurs_twice_in_or_across_the_splits(splits: Splits) -> None:
@@ -57,22 +60,17 @@ def test_no_image_occurs_twice_in_or_across_the_splits(splits: Splits) -> None:
     assert len(set(samples)) == sum(SPLIT_SIZES.values())
 
 
-@pytest.mark.parametrize("count", [0, 1, 37, 512])
+@pytest.mark.parametrize("count", [0, 1, 64])
 def test_the_first_samples_do_not_depend_on_their_number(splits: Splits, count: int) -> None:
     images, labels = draw_split("test", count)
     np.testing.assert_array_equal(images, splits["test"][0][:count])
     np.testing.assert_array_equal(labels, splits["test"][1][:count])
 
 
-def test_an_unknown_split_is_refused() -> None:
-    with pytest.raises(ValueError, match="split='validation' is not one of train, val, test"):
-        draw_split("validation")
-
-
 def test_mean_and_std_are_those_of_the_train_pixels(splits: Splits) -> None:
-    pixels = splits["train"][0] / 255.0
-    np.testing.assert_allclose(MEAN, pixels.mean(axis=(0, 2, 3)), atol=5e-5)
-    np.testing.assert_allclose(STD, pixels.std(axis=(0, 2, 3)), atol=5e-5)
+    statistics = channel_statistics(splits["train"][0].transpose(0, 2, 3, 1))
+    np.testing.assert_allclose(MEAN, statistics["mean"], atol=5e-5)
+    np.testing.assert_allclose(STD, statistics["std"], atol=5e-5)
 
 
 def test_mean_color_and_border_color_do_not_depend_on_the_class(splits: Splits) -> None:
@@ -98,20 +96,11 @@ def test_a_linear_classifier_cannot_solve_it_from_the_pixels(splits: Splits) -> 
     assert 0.2 < linear_accuracy(splits, features) < 0.6
 
 
-def test_the_datamodule_returns_the_drawn_images_sorted_by_class(splits: Splits) -> None:
-    data = ShapesDataModule(batch_size=8, num_workers=0, augment={}, seed=0)
-    data.set_up_data()
+def test_the_datamodule_sorts_the_images_by_class_and_its_fingerprint_is_the_published_one(
+    data: ShapesDataModule,
+) -> None:
     assert data.drawn == []
-    for split, part in data.splits.named():
-        images, labels = splits[split]
-        assert part.labels.tolist() == sorted(labels.tolist())
-        for index in (0, 7, len(labels) - 1):
-            drawn_index = int(part.names[index].split("/")[2].removesuffix(".png"))
-            np.testing.assert_array_equal(part.images[index], images[drawn_index])
+    for _, samples in data.splits.named():
+        assert samples.labels.tolist() == sorted(samples.labels.tolist())
     assert data.splits.train.names[:2] == ("train/arrow/0000.png", "train/arrow/0010.png")
-
-
-def test_the_fingerprint_is_the_published_one() -> None:
-    data = ShapesDataModule(batch_size=8, num_workers=0, augment={}, seed=0)
-    data.set_up_data()
     assert data.fingerprint() == "46447d049169ff52"

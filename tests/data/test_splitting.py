@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imago.data.dataset import LabeledArray
-from imago.data.splitting import SplitPlan, check_splits, complete_splits, stratified_folds, stratified_split
+from imago.data.splitting import SplitPlan, complete_splits, stratified_folds, stratified_split
 from imago.errors import ConfigError, DataError
 
 NAMES = ("ant", "bee")
@@ -20,9 +20,9 @@ def images(split: str, ants: int, bees: int) -> LabeledArray:
     return LabeledArray(np.zeros((len(labels), 3, 2, 2), np.uint8), labels, names)
 
 
-def split_up(found: dict[str, LabeledArray], **settings) -> tuple[dict[str, set[str]], list[str]]:
-    parts, drawn = complete_splits(found, SplitPlan(**settings), NAMES)
-    return {name: set(part.names) for name, part in parts.items()}, drawn
+def split_up(published: dict[str, LabeledArray], **settings) -> tuple[dict[str, set[str]], list[str]]:
+    splits, drawn = complete_splits(published, SplitPlan(**settings), NAMES)
+    return {name: set(samples.names) for name, samples in splits.items()}, drawn
 
 
 # stratified_split
@@ -30,20 +30,13 @@ def split_up(found: dict[str, LabeledArray], **settings) -> tuple[dict[str, set[
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [400, 100, 20]))
 
 
-def test_a_split_is_disjoint_and_complete():
-    kept, aside = stratified_split(LABELS, 0.1, seed=0)
-    np.testing.assert_array_equal(np.sort(np.concatenate([kept, aside])), np.arange(520))
-
-
 def test_a_split_takes_the_same_share_of_every_class():
-    _, aside = stratified_split(LABELS, 0.1, seed=0)
-    assert np.bincount(LABELS[aside]).tolist() == [40, 10, 2]
-
-
-def test_the_indices_of_a_split_are_sorted():
-    for part in stratified_split(LABELS, 0.1, seed=0):
-        assert part.dtype == np.int64
-        assert (np.diff(part) > 0).all()
+    others, chosen = stratified_split(LABELS, 0.1, seed=0)
+    np.testing.assert_array_equal(np.sort(np.concatenate([others, chosen])), np.arange(520))
+    assert np.bincount(LABELS[chosen]).tolist() == [40, 10, 2]
+    for indices in (others, chosen):
+        assert indices.dtype == np.int64
+        assert (np.diff(indices) > 0).all()
 
 
 def test_a_split_depends_on_its_seed_alone():
@@ -55,17 +48,17 @@ def test_a_split_depends_on_its_seed_alone():
 @pytest.mark.parametrize(("fraction", "expected"), [(0.001, [1, 1, 0]), (0.999, [9, 1, 0])])
 def test_at_least_one_image_of_a_class_is_split_off_and_one_is_kept(fraction: float, expected: list[int]):
     labels = np.repeat([0, 1, 2], [10, 2, 1])
-    _, aside = stratified_split(labels, fraction, seed=0)
-    assert np.bincount(labels[aside], minlength=3).tolist() == expected
+    _, chosen = stratified_split(labels, fraction, seed=0)
+    assert np.bincount(labels[chosen], minlength=3).tolist() == expected
 
 
 # complete_splits
 
 
 def test_published_splits_are_not_changed():
-    found = {split: images(split, 10, 10) for split in ("train", "val", "test")}
-    parts, drawn = split_up(found)
-    assert parts == {name: set(part.names) for name, part in found.items()}
+    published = {split: images(split, 10, 10) for split in ("train", "val", "test")}
+    parts, drawn = split_up(published)
+    assert parts == {name: set(part.names) for name, part in published.items()}
     assert drawn == []
 
 
@@ -77,17 +70,17 @@ def test_fractions_are_of_all_training_images_also_when_val_is_drawn_after_test(
 
 
 def test_the_test_split_does_not_depend_on_val():
-    found = {"train": images("train", 40, 20)}
+    published = {"train": images("train", 40, 20)}
     plans = ({"val_fraction": 0.1}, {"val_fraction": 0.4}, {"fold": 2})
-    tests = [split_up(found, test_fraction=0.2, **plan)[0]["test"] for plan in plans]
-    tests.append(split_up(found | {"val": images("val", 5, 5)}, test_fraction=0.2)[0]["test"])
+    tests = [split_up(published, test_fraction=0.2, **plan)[0]["test"] for plan in plans]
+    tests.append(split_up(published | {"val": images("val", 5, 5)}, test_fraction=0.2)[0]["test"])
     assert all(part == tests[0] for part in tests)
 
 
 def test_val_and_test_are_drawn_independently_and_both_by_the_split_seed():
     def draw(split: str, given: str, seed: int) -> set[str]:
-        found = {"train": images("train", 200, 200), given: images("given", 2, 2)}
-        return split_up(found, split_seed=seed, val_fraction=0.25, test_fraction=0.25)[0][split]
+        published = {"train": images("train", 200, 200), given: images("given", 2, 2)}
+        return split_up(published, split_seed=seed, val_fraction=0.25, test_fraction=0.25)[0][split]
 
     drawn = [draw(*splits, seed) for splits in (("val", "test"), ("test", "val")) for seed in (0, 1)]
     assert [len(part) for part in drawn] == [100] * 4
@@ -98,22 +91,22 @@ def test_val_and_test_are_drawn_independently_and_both_by_the_split_seed():
 
 
 def test_folds_are_disjoint_cover_every_training_image_and_leave_the_test_split_alone():
-    found = {"train": images("train", 23, 12)}
-    folds = [split_up(found, fold=fold, num_folds=5, test_fraction=0.2)[0] for fold in range(5)]
+    published = {"train": images("train", 23, 12)}
+    folds = [split_up(published, fold=fold, num_folds=5, test_fraction=0.2)[0] for fold in range(5)]
     assert all(part["test"] == folds[0]["test"] for part in folds)
     assert set.union(*(part["val"] for part in folds)) == folds[0]["train"] | folds[0]["val"]
     assert sum(len(part["val"]) for part in folds) == 35 - len(folds[0]["test"])
     for part in folds:
-        assert part["train"] | part["val"] | part["test"] == set(found["train"].names)
+        assert part["train"] | part["val"] | part["test"] == set(published["train"].names)
         assert not part["train"] & part["val"]
 
 
 def test_a_fold_includes_the_published_val_split():
-    found = {split: images(split, 10, 10) for split in ("train", "val", "test")}
-    parts, drawn = split_up(found, fold=0, num_folds=4)
+    published = {split: images(split, 10, 10) for split in ("train", "val", "test")}
+    parts, drawn = split_up(published, fold=0, num_folds=4)
     assert drawn == ["val"]
     assert {name.split("/")[0] for name in parts["val"]} == {"train", "val"}
-    assert parts["test"] == set(found["test"].names)
+    assert parts["test"] == set(published["test"].names)
 
 
 def test_folds_have_the_same_share_of_every_class_and_the_same_size():
@@ -125,28 +118,28 @@ def test_folds_have_the_same_share_of_every_class_and_the_same_size():
 
 
 def test_a_fold_that_leaves_a_class_without_training_images_is_refused():
-    found = {"train": images("train", 10, 1), "test": images("test", 2, 2)}
-    (fold,) = stratified_folds(found["train"].labels, 5, seed=0)[-1:]
+    published = {"train": images("train", 10, 1), "test": images("test", 2, 2)}
+    (fold,) = stratified_folds(published["train"].labels, 5, seed=0)[-1:]
     with pytest.raises(DataError, match="class 'bee' has a single training image"):
-        split_up(found, fold=int(fold))
+        split_up(published, fold=int(fold))
 
 
 def test_a_split_file_cannot_make_a_published_test_image_a_training_image(tmp_path: Path):
-    found = {"train": images("train", 10, 10), "test": images("test", 2, 2)}
+    published = {"train": images("train", 10, 10), "test": images("test", 2, 2)}
     listed = tmp_path / "split.csv"
     listed.write_text("path,label,split\ntrain/0,ant,train\ntrain/11,bee,val\ntest/0,ant,train\n")
     with pytest.raises(DataError, match="split.csv.*test/0 is a test image of the data set and cannot be train"):
-        split_up(found, split_file=str(listed))
+        split_up(published, split_file=str(listed))
 
 
 def test_a_split_file_of_train_and_val_keeps_the_published_test_split(tmp_path: Path):
-    found = {split: images(split, 10, 10) for split in ("train", "test")}
+    published = {split: images(split, 10, 10) for split in ("train", "test")}
     listed = tmp_path / "split.csv"
     rows = [f"train/{n},{NAMES[n // 10]},{'val' if n % 5 == 0 else 'train'}" for n in range(20)]
     listed.write_text("\n".join(["path,label,split", *rows]))
-    parts, drawn = split_up(found, split_file=str(listed))
+    parts, drawn = split_up(published, split_file=str(listed))
     assert drawn == []
-    assert parts["test"] == set(found["test"].names)
+    assert parts["test"] == set(published["test"].names)
     assert parts["val"] == {"train/0", "train/5", "train/10", "train/15"}
 
 
@@ -191,7 +184,17 @@ def test_the_drawn_splits_are_logged(caplog: pytest.LogCaptureFixture):
     assert "split off the 40 training images, stratified: 4 for test and 9 for val (fold 1 of 4)" in caplog.text
 
 
-# check_splits
+# Splits that cannot be used
+
+
+def test_a_dataset_without_any_training_image_is_refused():
+    with pytest.raises(DataError, match="the train split has no images"):
+        split_up({"train": images("train", 0, 0)}, test_fraction=0.1)
+
+
+def test_more_folds_than_images_are_refused():
+    with pytest.raises(DataError, match="data.fold=4: 4 training images are too few for 5 folds"):
+        split_up({"train": images("train", 2, 2), "test": images("test", 1, 1)}, fold=4)
 
 
 @pytest.mark.parametrize(
@@ -201,14 +204,11 @@ def test_the_drawn_splits_are_logged(caplog: pytest.LogCaptureFixture):
         ([], ["a", "b"], "the val split has no images"),
         ([0, 2], ["a", "b"], r"val split has labels from 0 to 2; with 2 classes they must be in 0 \.\. 1"),
         ([-100, -100], ["a", "b"], "val split has labels from -100 to -100"),
+        ([0, 1], ["a", "b", "c"], "the data set has no training images of class 'c' that can be read; add some"),
     ],
 )
 def test_splits_that_cannot_be_trained_on_or_tested_are_refused(labels: list[int], class_names: list[str], fault: str):
     val = LabeledArray(np.zeros((len(labels), 3, 2, 2), np.uint8), np.array(labels, np.int64), ("",) * len(labels))
     train = images("train", 2, 2)
     with pytest.raises(DataError, match=fault):
-        check_splits({"train": train, "val": val, "test": train}, class_names, SplitPlan())
-
-
-def test_the_first_and_the_last_label_are_allowed():
-    check_splits({"train": images("train", 1, 1)}, NAMES, SplitPlan())
+        complete_splits({"train": train, "val": val, "test": train}, SplitPlan(), class_names)

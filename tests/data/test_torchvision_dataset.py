@@ -8,9 +8,10 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
-from imago.data import torchvision_dataset
+from imago import download
 from imago.data.torchvision_dataset import SETS, TorchvisionDataModule
 from imago.errors import ConfigError, DataError
+from imago.images import Preprocess
 
 NUM_TRAIN, NUM_TEST = 60, 20
 
@@ -51,7 +52,7 @@ class MixedSizes:
         return Image.new("L", (40 + index, 30), 20 * index), index % 3
 
 
-def test_a_dataset_is_loaded_by_name_and_keeps_its_test_split(mnist: Path):
+def test_a_dataset_is_loaded_by_name_with_its_test_split_size_and_statistics(mnist: Path):
     data = module("MNIST", mnist)
     data.set_up_data()
     assert [len(split) for _, split in data.splits.named()] == [50, 10, NUM_TEST]
@@ -60,16 +61,9 @@ def test_a_dataset_is_loaded_by_name_and_keeps_its_test_split(mnist: Path):
     for _, split in data.splits.named():
         assert split.images.shape[1:] == (3, 28, 28)
         np.testing.assert_array_equal(split.images[:, 0, 5, 5], 10 * split.labels)
-
-
-def test_the_default_preprocess_has_the_size_and_statistics_of_the_images(mnist: Path):
-    data = module("MNIST", mnist)
-    data.set_up_data()
-    preprocess = data.preprocess
-    assert (preprocess.size, preprocess.resize) == (28, 28)
     values = data.splits.train.images[:, 0] / 255
-    assert preprocess.mean == pytest.approx([values.mean()] * 3)
-    assert preprocess.std == pytest.approx([values.std()] * 3)
+    expected = Preprocess(28, 28, "center", pytest.approx([values.mean()] * 3), pytest.approx([values.std()] * 3))
+    assert data.preprocess == expected
 
 
 def test_images_of_several_sizes_need_data_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -103,7 +97,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_ones():
 def test_a_missing_dataset_without_a_network_is_refused_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr(torchvision_dataset, "is_reachable", lambda url: False)
+    monkeypatch.setattr(download, "is_reachable", lambda url: False)
     with pytest.raises(DataError, match="CIFAR100 is not in .* cannot be downloaded .no network.; put torchvision's"):
         module("CIFAR100", tmp_path).set_up_data()
 

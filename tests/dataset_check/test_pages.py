@@ -75,7 +75,7 @@ class _Numbered:
     def training_dataset(self) -> SimpleNamespace:
         return SimpleNamespace(__getitems__=lambda key: self._batch(key, 10 * key.epoch))
 
-    def evaluation_dataset(self, split: str) -> SimpleNamespace:
+    def dataset(self, split: str) -> SimpleNamespace:
         assert split == "train"
         return SimpleNamespace(__getitems__=lambda key: self._batch(key, 0))
 

@@ -85,7 +85,9 @@ def blank(root: Path, fill: Callable) -> None:
         pytest.param(
             images_alone_in_splits, f"ROOT/train has no class folders; {TREE}.", id="26-splits without classes"
         ),
-        pytest.param(empty_class, "class 'cat' of ROOT has no training images", id="27-empty class"),
+        pytest.param(
+            empty_class, "has no training images of class 'cat' that can be read; add some", id="27-empty class"
+        ),
         pytest.param(
             one_class, "ROOT/train has only one class folder, 'ant'; a classifier needs at least 2.", id="28-one"
         ),

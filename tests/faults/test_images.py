@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import labeled_files
 from PIL import Image, ImageFile
 
 from imago.data.examine import examine
@@ -135,8 +136,7 @@ def test_4_flipped_bytes_in_the_pixels_of_a_jpeg_change_its_hash(tmp_path: Path)
     (tmp_path / "whole.jpg").write_bytes(JPEG)
     (tmp_path / "changed.jpg").write_bytes(changed)
     assert np.abs(read_image(changed).astype(int) - read_image(JPEG)).max() > 20
-    names = ("whole.jpg", "changed.jpg")
-    examined = examine(tmp_path, names, np.full(2, len(JPEG)), np.zeros(2, np.int64), tmp_path / "cache", 1)
+    examined = examine(labeled_files(tmp_path, ("whole.jpg", "changed.jpg")), tmp_path / "cache")
     assert examined.errors == ("", "")
     assert len(np.unique(examined.records["content_hash"])) == 2
 
@@ -152,7 +152,7 @@ def test_lost_rows_never_become_gray_or_black_ones(data: bytes):
 def test_the_examination_decodes_the_pixels_and_not_only_the_header(tmp_path: Path, data: bytes):
     Image.open(io.BytesIO(data)).verify()  # finds nothing
     (tmp_path / "x.jpg").write_bytes(data)
-    examined = examine(tmp_path, ("x.jpg",), np.array([len(data)]), np.zeros(1, np.int64), tmp_path / "cache", 1)
+    examined = examine(labeled_files(tmp_path, ("x.jpg",)), tmp_path / "cache")
     assert examined.errors[0].startswith("is damaged: ")
 
 

@@ -5,7 +5,6 @@ memory in milliseconds.
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from imago.data.datamodule import DatasetParts, ImageDataModule
 from imago.data.dataset import LabeledArray, Samples
-from imago.download import is_reachable
+from imago.download import data_directories, download_dataset
 from imago.errors import DataError
 from imago.files import atomic_write
 from imago.images import Preprocess
@@ -38,8 +37,8 @@ class CIFAR10DataModule(ImageDataModule):
     """Load CIFAR-10 into memory.
 
     Args:
-        root: directory that contains `cifar-10-batches-py`; None: `data_dir`, then $IMAGO_DATA_DIR, then download.
-        data_dir: directory of the download and of the saved array.
+        root: the directory that contains `cifar-10-batches-py`; None: `data_dir`, then $IMAGO_DATA_DIR, then download.
+        data_dir: the directory of the download and of the saved array.
         settings: arguments of `ImageDataModule`.
     """
 
@@ -51,11 +50,11 @@ class CIFAR10DataModule(ImageDataModule):
     def load_dataset(self) -> DatasetParts:
         """Return train and the official test split, mapped into memory."""
         records = np.load(saved_array(self.root, self.data_dir), mmap_mode="r")
-        parts: dict[str, Samples] = {}
-        for split, part in (("train", records[:NUM_TRAIN]), ("test", records[NUM_TRAIN:])):
-            names = tuple(f"{split}/{index:05d}" for index in range(len(part)))
-            parts[split] = LabeledArray(part["image"], part["label"].astype(np.int64), names)
-        return CLASS_NAMES, parts
+        splits: dict[str, Samples] = {}
+        for split, samples in (("train", records[:NUM_TRAIN]), ("test", records[NUM_TRAIN:])):
+            names = tuple(f"{split}/{index:05d}" for index in range(len(samples)))
+            splits[split] = LabeledArray(samples["image"], samples["label"].astype(np.int64), names)
+        return CLASS_NAMES, splits
 
     def default_preprocess(self) -> Preprocess:
         """Keep the size; use mean and std of the 50,000 training images, as `channel_statistics` computes them."""
@@ -86,21 +85,13 @@ def find_batches(data_dir: Path) -> Path:
     Raises:
         DataError: within 10 s, if there is none and no network.
     """
-    directories = [data_dir] + [Path(os.environ[name]) for name in ("IMAGO_DATA_DIR",) if os.environ.get(name)]
-    for directory in directories:
+    for directory in data_directories(data_dir):
         if (directory / FOLDER).is_dir():
             return directory
     from torchvision.datasets import CIFAR10
 
-    if not is_reachable(CIFAR10.url):
-        raise DataError(
-            f"CIFAR-10 is not in {' or '.join(map(str, directories))} and cannot be downloaded (no network); put the "
-            f"folder {FOLDER} there or set IMAGO_DATA_DIR or data.root. data=shapes needs no data and no network."
-        )
-    try:
-        CIFAR10(str(data_dir), download=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"the download of CIFAR-10 into {data_dir} failed: {error}; run the command again.") from error
+    remedy = f"put the folder {FOLDER} there or set IMAGO_DATA_DIR or data.root"
+    download_dataset(CIFAR10, CIFAR10.url, data_dir, remedy)
     return data_dir
 
 
@@ -109,20 +100,19 @@ def _verify(root: Path) -> None:
         path = root / FOLDER / name
         if not path.is_file():
             raise DataError(f"{path} is missing; copy the folder {FOLDER} again.")
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected:
-            raise DataError(f"{path} is damaged (sha256 {found[:12]}..., expected {expected[:12]}...); copy it again.")
+        got = hashlib.sha256(path.read_bytes()).hexdigest()
+        if got != expected:
+            raise DataError(f"{path} is damaged (sha256 {got[:12]}..., expected {expected[:12]}...); copy it again.")
 
 
 def _save_array(root: Path, path: Path) -> None:
     from torchvision.datasets import CIFAR10
 
     records = np.empty(NUM_IMAGES, RECORD)
-    for part, is_train in ((slice(0, NUM_TRAIN), True), (slice(NUM_TRAIN, None), False)):
+    for samples, is_train in ((records[:NUM_TRAIN], True), (records[NUM_TRAIN:], False)):
         source = CIFAR10(str(root), train=is_train, download=False)
-        records["image"][part] = source.data.transpose(0, 3, 1, 2)
-        records["label"][part] = source.targets
+        samples["image"] = source.data.transpose(0, 3, 1, 2)
+        samples["label"] = source.targets
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, "wb") as file:

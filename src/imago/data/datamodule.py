@@ -1,6 +1,7 @@
 """Provide the base LightningDataModule: splits, samplers, loaders, and augmentation and normalization on the device."""
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,18 @@ from torch.utils.data import DataLoader
 from imago.augment.batch_augment import BatchAugment
 from imago.augment.settings import Augment
 from imago.data.csv_list import write_list
-from imago.data.dataset import ArrayDataset, FileDataset, LabeledArray, Samples, Splits
+from imago.data.dataset import ArrayDataset, FileDataset, LabeledArray, LabeledFiles, Samples, Splits
 from imago.data.loader import BatchLoader
 from imago.data.sampling import EvalSampler, TrainSampler
-from imago.data.splitting import SplitPlan, check_splits, complete_splits
+from imago.data.splitting import SplitPlan, complete_splits
 from imago.errors import ConfigError, DataError
+from imago.files import encode_names
 from imago.images import Preprocess, resize_and_crop
 from imago.normalize import Normalize
 from imago.resources import available_cores
 
 MAX_RESIZED_BYTES = 4 * 2**30  # of one split in memory at another size than its own; training pads a second copy
-MAX_WORKERS = 16
+MAX_WORKERS = 16  # chosen: each takes memory and time to start
 SAMPLERS = ("shuffle", "balanced")
 
 DatasetParts = tuple[tuple[str, ...], dict[str, Samples]]  # class names, and the samples of each published split
@@ -44,10 +46,13 @@ class ImageDataModule(LightningDataModule):
         split: arguments of `SplitPlan`.
 
     Attributes:
+        splits: the samples; exists after `set_up_data`.
         ignored: directory entries that are not part of the dataset: path and reason.
         bad: images that cannot be read and were left out: name and reason.
         drawn: names of the splits that were drawn here because they are not published.
     """
+
+    splits: Splits
 
     def __init__(
         self,
@@ -70,9 +75,7 @@ class ImageDataModule(LightningDataModule):
         self.ignored: list[tuple[str, str]] = []
         self.bad: list[tuple[str, str]] = []
         self.drawn: list[str] = []
-        self._splits: Splits | None = None
-        self._preprocess: Preprocess | None = None
-        self._on_device: tuple[BatchAugment, Normalize] | None = None
+        self._normalizer: tuple[Preprocess, Normalize] | None = None
 
     def load_dataset(self) -> DatasetParts:
         """Return the class names, and the samples of each published split; "train" is always one of them.
@@ -91,29 +94,16 @@ class ImageDataModule(LightningDataModule):
 
     def set_up_data(self) -> None:
         """Load the dataset, complete its splits and check the labels; later calls do nothing."""
-        if self._splits is None:
+        if not hasattr(self, "splits"):
             self.prepare_data()
-            class_names, found = self.load_dataset()
-            parts, self.drawn = complete_splits(found, self.plan, class_names, [name for name, _ in self.bad])
-            check_splits(parts, class_names, self.plan)
-            self._splits = Splits(class_names, **parts)
+            class_names, published = self.load_dataset()
+            splits, self.drawn = complete_splits(published, self.plan, class_names, [name for name, _ in self.bad])
+            self.splits = Splits(class_names, **splits)
 
-    @property
-    def splits(self) -> Splits:
-        """Return the splits; `set_up_data` must be called first."""
-        assert self._splits is not None, "set_up_data() comes first"
-        return self._splits
-
-    @property
+    @cached_property
     def preprocess(self) -> Preprocess:
-        """Return the preprocessing that was set, else `default_preprocess`."""
-        if self._preprocess is None:
-            self._preprocess = self.default_preprocess()
-        return self._preprocess
-
-    @preprocess.setter
-    def preprocess(self, record: Preprocess) -> None:
-        self._preprocess, self._on_device = record, None
+        """The preprocessing that was set, else `default_preprocess`."""
+        return self.default_preprocess()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -123,8 +113,10 @@ class ImageDataModule(LightningDataModule):
     def fingerprint(self) -> str:
         """Return a short hash of class names, split sizes, labels, and names and sizes of files."""
         digest = hashlib.sha256("\n".join(self.class_names).encode())
-        for name, split in self.splits.named():
-            digest.update(f"{name} {len(split)}".encode() + split.identity())
+        for name, samples in self.splits.named():
+            num_bytes = samples.num_bytes.tobytes() if isinstance(samples, LabeledFiles) else b""
+            digest.update(f"{name} {len(samples)}".encode())
+            digest.update(samples.labels.tobytes() + encode_names(samples.names) + num_bytes)
         return digest.hexdigest()[:16]
 
     def batches_per_epoch(self, limit: int | float = 1.0) -> int:
@@ -132,11 +124,11 @@ class ImageDataModule(LightningDataModule):
         batches = len(TrainSampler(len(self.splits.train), self.batch_size, self.seed))
         return min(limit, batches) if isinstance(limit, int) else max(1, int(batches * limit))
 
-    def write_split(self, folder: Path) -> None:
+    def write_split(self, directory: Path) -> None:
         """Write `split.csv`, which `data.split_file` reads, unless all splits are published."""
         if self.drawn or self.plan.split_file:
-            parts = {name: (part.names, part.labels) for name, part in self.splits.named()}
-            write_list(folder / "split.csv", self.class_names, parts)
+            splits = {name: (samples.names, samples.labels) for name, samples in self.splits.named()}
+            write_list(directory / "split.csv", self.class_names, splits)
 
     def fill_cache(self, num_processes: int, num_epochs: float) -> str:
         """Decode images before the first epoch if that saves time; return where they are kept, for the log."""
@@ -154,11 +146,11 @@ class ImageDataModule(LightningDataModule):
                     f"augment.{name}={getattr(self.augment, name)} must be less than the side of the images, "
                     f"{self.preprocess.size} px."
                 )
-        return self._dataset("train", self.augment)
+        return self.dataset("train", self.augment)
 
-    def evaluation_dataset(self, split: str) -> ArrayDataset | FileDataset:
-        """Return the preprocessed images of a split."""
-        return self._dataset(split, None)
+    def dataset(self, split: str, augment: Augment | None = None) -> ArrayDataset | FileDataset:
+        """Return the preprocessed images of a split; training images also with the augmentations of single images."""
+        return ArrayDataset(self._resized(getattr(self.splits, split)), augment, self.seed)
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled, augmented batches, starting where an interrupted run stopped."""
@@ -181,13 +173,13 @@ class ImageDataModule(LightningDataModule):
 
     def evaluation_loader(self, split: str) -> DataLoader:
         """Return the preprocessed images of a split in order, each once."""
-        dataset = self.evaluation_dataset(split)
+        dataset = self.dataset(split)
         return self._loader(dataset, EvalSampler(len(dataset), self.batch_size, *self._rank()))
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Augment a training batch and normalize, on the device: uint8 is a quarter of the bytes to transfer."""
         if self.trainer is None or not self.trainer.training:
-            return self._device_parts()[1].to(batch[0].device)(batch[0]), batch[1]
+            return self._normalize(batch[0]), batch[1]
         return self.augment_batch(*batch, (self.trainer.current_epoch, self._num_batches_done(), self._rank()[0]))
 
     def augment_batch(self, images: Tensor, labels: Tensor, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
@@ -201,18 +193,13 @@ class ImageDataModule(LightningDataModule):
         Returns:
             float32 (B, 3, H, W); labels unchanged, or float32 (B, K) if images are mixed.
         """
-        augment, normalize = self._device_parts()
-        colored = augment.colors(images, key)
-        return augment.mix(normalize.to(images.device)(colored), labels, key)
+        augment = BatchAugment(self.augment, len(self.class_names), self.seed)
+        return augment.mix(self._normalize(augment.colors(images, key)), labels, key)
 
-    def _device_parts(self) -> tuple[BatchAugment, Normalize]:
-        if self._on_device is None:
-            augment = BatchAugment(self.augment, len(self.class_names), self.seed)
-            self._on_device = augment, Normalize(self.preprocess)
-        return self._on_device
-
-    def _dataset(self, split: str, augment: Augment | None) -> ArrayDataset | FileDataset:
-        return ArrayDataset(self._resized(getattr(self.splits, split)), augment, self.seed)
+    def _normalize(self, images: Tensor) -> Tensor:
+        if self._normalizer is None or self._normalizer[0] is not self.preprocess:
+            self._normalizer = self.preprocess, Normalize(self.preprocess)
+        return self._normalizer[1].to(images.device)(images)
 
     def _loader(self, dataset: ArrayDataset | FileDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
         num_workers = self._suitable_workers(dataset) if self.num_workers is None else self.num_workers
@@ -221,7 +208,8 @@ class ImageDataModule(LightningDataModule):
     def _suitable_workers(self, dataset: ArrayDataset | FileDataset) -> int:
         # On a CPU the network needs all cores: more busy processes than cores slow its threads down many times.
         has_gpu = self.trainer.strategy.root_device.type != "cpu" if self.trainer else torch.cuda.is_available()
-        if not has_gpu or not dataset.is_slow:
+        is_per_image = dataset.augment is not None and dataset.augment.is_per_image
+        if not has_gpu or not (is_per_image or isinstance(dataset, FileDataset)):
             return 0
         num_devices = self.trainer.num_devices if self.trainer else 1
         return max(1, min(MAX_WORKERS, available_cores() // num_devices))

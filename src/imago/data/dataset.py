@@ -4,26 +4,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from imago.augment.crop_flip import crop_and_flip, draw, gather_crop_flip, pad
+from imago.augment.crop_flip import SampleKey, crop_and_flip, draw, gather_crop_flip, pad
 from imago.augment.resized_crop import random_resized_crops
 from imago.augment.sample_transforms import transform_images
 from imago.augment.settings import Augment
 from imago.data.sampling import BatchIndices
 from imago.errors import DataError
-from imago.files import encode_names
 from imago.images import read_image
 from imago.text import printable
 from imago.threads import one_intraop_thread
-
-if TYPE_CHECKING:
-    from imago.data.image_cache import ImageCache
 
 
 class _Labeled:
@@ -37,12 +33,8 @@ class _Labeled:
 
     def take(self, indices: np.ndarray) -> Self:
         """Return the samples at `indices`, int64 (M,)."""
-        taken: dict[str, Any] = {column: getattr(self, column)[indices] for column in _columns(self)}
-        return replace(self, names=tuple(self.names[index] for index in indices), **taken)  # type: ignore[type-var]
-
-    def identity(self) -> bytes:
-        """Return bytes that identify the samples, for a fingerprint: labels and names."""
-        return self.labels.tobytes() + encode_names(self.names)
+        columns: dict[str, Any] = {name: getattr(self, name)[indices] for name in _columns(self)}
+        return replace(self, names=tuple(self.names[index] for index in indices), **columns)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ class LabeledFiles(_Labeled):
     """Samples in image files, which are read on access.
 
     Attributes:
-        root: directory of the dataset.
+        root: the directory of the dataset.
         names: paths of the N files relative to `root`, with slashes.
         num_bytes: size of each file, int64 (N,).
         mtime_ns: modification time of each file, int64 (N,), in nanoseconds.
@@ -97,21 +89,15 @@ class LabeledFiles(_Labeled):
             remedy = "check.py lists all such images, data.on_bad_image=skip leaves them out."
             raise DataError(f"an image of class {class_names[self.labels[index]]!r}: {reason} {remedy}") from error
 
-    def identity(self) -> bytes:
-        """Return bytes that identify the samples, for a fingerprint: labels, names and file sizes."""
-        return super().identity() + self.num_bytes.tobytes()
-
 
 Samples = LabeledArray | LabeledFiles
 
 
-def concatenate(parts: Sequence[Samples]) -> Samples:
-    """Concatenate parts of one dataset, in the given order."""
-    names = tuple(chain.from_iterable(part.names for part in parts))
-    joined: dict[str, Any] = {
-        column: np.concatenate([getattr(part, column) for part in parts]) for column in _columns(parts[0])
-    }
-    return replace(parts[0], names=names, **joined)
+def concatenate(splits: Sequence[Samples]) -> Samples:
+    """Concatenate splits of one dataset, in the given order."""
+    names = tuple(chain.from_iterable(split.names for split in splits))
+    columns = {name: np.concatenate([getattr(split, name) for split in splits]) for name in _columns(splits[0])}
+    return replace(splits[0], names=names, **columns)  # type: ignore[arg-type]
 
 
 def _columns(samples: Any) -> list[str]:
@@ -145,16 +131,12 @@ class ArrayDataset(Dataset):
         self.labels = samples.labels
         self.augment = augment
         self.seed = seed
-        is_padded = augment is not None and augment.random_resized_crop_scale is None
-        self.images = pad(samples.images, augment.crop_padding_px) if augment and is_padded else samples.images
+        self.images = samples.images
+        if augment is not None and augment.random_resized_crop_scale is None:
+            self.images = pad(samples.images, augment.crop_padding_px)
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    @property
-    def is_slow(self) -> bool:
-        """Return whether preparing a batch takes so long that worker processes are worth their cost."""
-        return self.augment is not None and self.augment.is_per_image
 
     @one_intraop_thread()
     def __getitems__(self, key: BatchIndices) -> tuple[Tensor, Tensor]:
@@ -174,31 +156,24 @@ class ArrayDataset(Dataset):
 
 @dataclass(eq=False)
 class FileDataset(Dataset):
-    """Return batches of images that are decoded on access, or were decoded before.
+    """Return batches of images that are read one at a time: decoded, or from a cache.
 
     Args:
-        files: the image files and labels.
-        class_names: used in error messages.
+        labels: int64 (N,).
+        read: returns the image at an index, uint8: (size, size, 3), or any size if `augment` has a random resized crop.
         size: height and width of the images in a batch, in pixels.
-        prepare: converts a decoded image uint8 (H, W, 3) to the image that is cached and augmented: (size, size, 3),
-            or any size if `augment` has a random resized crop.
-        augment: augmentation for training; None returns the prepared images unchanged.
+        augment: augmentation for training; None returns the images unchanged.
         seed: first part of the key of each random draw; epoch and sample index are the others.
-        store: the prepared images, if they were decoded before.
     """
 
-    files: LabeledFiles
-    class_names: Sequence[str]
+    labels: np.ndarray
+    read: Callable[[int], np.ndarray]
     size: int
-    prepare: Callable[[np.ndarray], np.ndarray]
     augment: Augment | None = None
     seed: int = 0
-    store: "ImageCache | None" = None
-
-    is_slow: ClassVar[bool] = True  # decoding takes so long that worker processes are worth their cost
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.labels)
 
     @one_intraop_thread()
     def __getitems__(self, key: BatchIndices) -> tuple[Tensor, Tensor] | DataError:
@@ -209,20 +184,15 @@ class FileDataset(Dataset):
                 for the loader to raise, because torch would hide its message in the worker's traceback.
         """
         try:
-            images = _augmented(map(self._image, key.indices), self.size, self.augment, (self.seed, *key))
+            images = _augmented(map(self.read, key.indices), self.size, self.augment, (self.seed, *key))
         except DataError as error:
             if get_worker_info() is None:
                 raise
             return error
-        return torch.from_numpy(images), torch.from_numpy(self.files.labels[key.indices])
-
-    def _image(self, index: int) -> np.ndarray:
-        return self.store.read(index) if self.store else self.prepare(self.files.read(index, self.class_names))
+        return torch.from_numpy(images), torch.from_numpy(self.labels[key.indices])
 
 
-def _augmented(
-    samples: Iterator[np.ndarray], size: int, augment: Augment | None, key: tuple[int, int | np.ndarray, np.ndarray]
-) -> np.ndarray:
+def _augmented(samples: Iterator[np.ndarray], size: int, augment: Augment | None, key: SampleKey) -> np.ndarray:
     """Augment single images and stack them: uint8 (B, 3, size, size) in channels_last memory order.
 
     Args:

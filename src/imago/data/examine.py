@@ -1,32 +1,32 @@
-"""Decode every image of a data set once in parallel, and keep the results for the next time."""
+"""Decode every image of a data set once, in threads, and keep the results for the next time."""
 
 import hashlib
 import logging
-import multiprocessing
 import os
-import signal
-import threading
 import zipfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from imago.data.image_record import RECORD, examine_files, examine_pixels
-from imago.errors import DataError
+from imago.data.image_record import RECORD, examine_file
 from imago.files import atomic_write, decode_names, encode_names
+from imago.resources import available_cores
+
+if TYPE_CHECKING:
+    from imago.data.dataset import LabeledFiles
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1  # increased when the same file would get another record; results of other versions are not used
-_CHUNK = 16  # files: short enough that Ctrl-C takes effect within a second or two
-_CHUNK_IN_MEMORY = 512
-_MIN_FOR_PROCESSES = 200  # files: for fewer, starting processes takes longer than decoding in threads
+_VERSION = 2  # part of the file name, increased when the same file would get another record
+_READ_AHEAD = 16  # images per thread that are decoded before the first of them is used
+_BAD_STATE = (-1, -1)  # size and time of no file
+
+States = dict[str, tuple[tuple[int, int], np.void]]  # by file name: size and modification time, and the record
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Examination:
     """Records of N images.
 
     Attributes:
-        records: (N,) of `RECORD`; for a bad image only the content hash is filled in.
+        records: (N,) of `RECORD`; empty for an image that cannot be decoded.
         errors: error message of each image, "" for a good one.
     """
 
@@ -47,137 +47,75 @@ class Examination:
         return np.array([not error for error in self.errors], bool)
 
 
-def examine(
-    root: Path, names: Sequence[str], num_bytes: np.ndarray, mtime_ns: np.ndarray, cache_dir: Path, num_processes: int
-) -> Examination:
+def examine(files: "LabeledFiles", cache_dir: Path) -> Examination:
     """Decode all files that have no result yet; errors are recorded and not raised.
 
     Args:
-        root: directory of the data set, which `names` are relative to.
-        names: of the N files.
-        num_bytes: size of each file, int64 (N,).
-        mtime_ns: modification time of each file, int64 (N,).
-        cache_dir: directory of the results, one file per root; results of interrupted examinations are kept, too.
-        num_processes: that decode.
-
-    Raises:
-        DataError: if a decoding process is killed.
+        files: the image files.
+        cache_dir: directory of the results, one file per data set; those of interrupted examinations are kept, too.
     """
-    root_hash = hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()
-    file = cache_dir / f"examined-{root_hash}.npz"
-    kept = _load_results(file)
-    states = list(zip(num_bytes.tolist(), mtime_ns.tolist(), strict=True))
-    # Bad files are decoded again: a cause such as a missing permission may be gone without a change of the file.
-    new = [i for i, name in enumerate(names) if name not in kept or kept[name].error or kept[name][:2] != states[i]]
-    if new:
-        try:
-            decoded = _decode([os.path.join(root, names[index]) for index in new], num_processes)
-            for index, (record, error) in zip(new, decoded, strict=True):
-                kept[names[index]] = _Result(*states[index], record, error)
-        finally:
-            _save_results(file, kept)
-    found = [kept[name] for name in names]
-    return Examination(_stack([result.record for result in found]), tuple(result.error for result in found))
+    root_hash = hashlib.blake2b(os.fsencode(files.root.resolve()), digest_size=8).hexdigest()
+    results_file = cache_dir / f"examined-{_VERSION}-{root_hash}.npz"
+    results = _load_results(results_file)
+    states = list(zip(files.num_bytes.tolist(), files.mtime_ns.tolist(), strict=True))
+    new = [i for i, name in enumerate(files.names) if name not in results or results[name][0] != states[i]]
+    errors = [""] * len(files)
+    try:
+        decoded = map_in_threads(lambda index: examine_file(files.root / files.names[index]), new, "examining")
+        for index, (record, errors[index]) in zip(new, decoded, strict=True):
+            # Bad files are decoded again: a missing permission, say, may be granted without a change of the file.
+            results[files.names[index]] = (_BAD_STATE if errors[index] else states[index], record)
+    finally:
+        if new:
+            _save_results(results_file, results)
+    return Examination(np.array([results[name][1] for name in files.names], RECORD), tuple(errors))
 
 
-def examine_array(images: np.ndarray) -> Examination:
-    """Compute records of images in memory, uint8 (N, 3, H, W); none of them has an error."""
-    records = [np.zeros(0, RECORD)]
-    with _progress(len(images)) as bar:
-        for start in range(0, len(images), _CHUNK_IN_MEMORY):
-            records.append(examine_pixels(images[start : start + _CHUNK_IN_MEMORY]))
-            bar.update(len(records[-1]))
-    return Examination(np.concatenate(records), ("",) * len(images))
+def map_in_threads(function: Callable[[int], Any], indices: Sequence[int], description: str) -> Iterator[Any]:
+    """Yield `function(index)` for each index in order, computed in one thread per core and only a little ahead.
+
+    The main process shows the progress with this description.
+    """
+    num_threads = available_cores()
+    step = num_threads * _READ_AHEAD
+    is_hidden = True if os.environ.get("LOCAL_RANK", "0") != "0" else None  # None: unless stderr is a terminal
+    with (
+        tqdm(total=len(indices), desc=description, unit="image", leave=False, disable=is_hidden) as progress,
+        ThreadPoolExecutor(num_threads) as threads,
+    ):
+        for start in range(0, len(indices), step):
+            for result in threads.map(function, indices[start : start + step]):
+                yield result
+                progress.update()
 
 
-class _Result(NamedTuple):
-    """Result of one file, with size and modification time of the file at its examination."""
-
-    num_bytes: int
-    mtime_ns: int
-    record: np.void
-    error: str
-
-
-def _load_results(file: Path) -> dict[str, _Result]:
-    """Read the kept results by file name; return none if they are missing, damaged or of another version."""
+def _load_results(file: Path) -> States:
+    """Read the results; return none if they are missing or damaged."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            if arrays["version"] == _VERSION and arrays["records"].dtype == RECORD:
-                # The last name is empty, see `_save_results`.
-                names, errors = (decode_names(arrays[column].tobytes())[:-1] for column in ("names", "errors"))
-                states = arrays["num_bytes"].tolist(), arrays["mtime_ns"].tolist()
-                return dict(zip(names, map(_Result, *states, arrays["records"], errors), strict=True))
+            names = decode_names(arrays["names"].tobytes())
+            # Without results, the names are one empty text, which the shorter list of states drops.
+            return dict(
+                zip(names, zip(map(tuple, arrays["states"].tolist()), arrays["records"], strict=True), strict=False)
+            )
     except FileNotFoundError:
-        pass
+        return {}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         log.warning("%s cannot be used, images are examined again: %s", file, error)
-    return {}
+        return {}
 
 
-def _save_results(file: Path, results: dict[str, _Result]) -> None:
+def _save_results(file: Path, results: States) -> None:
     """Write results atomically; a failure is logged, since the results are still in memory."""
-    # An empty last entry distinguishes an empty list from a list with one empty name.
-    texts = {"names": [*results, ""], "errors": [*(result.error for result in results.values()), ""]}
-    arrays = {column: np.frombuffer(encode_names(text), np.uint8) for column, text in texts.items()}
-    for column in ("num_bytes", "mtime_ns"):
-        arrays[column] = np.array([getattr(result, column) for result in results.values()], np.int64)
-    arrays["records"] = _stack([result.record for result in results.values()])
+    states, records = [state for state, _ in results.values()], [record for _, record in results.values()]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file, "wb") as opened:
-            np.savez(opened, version=np.array(_VERSION), **arrays)  # type: ignore[arg-type]
+            np.savez(
+                opened,
+                names=np.frombuffer(encode_names(results), np.uint8),
+                states=np.array(states, np.int64).reshape(-1, 2),
+                records=np.array(records, RECORD),
+            )
     except OSError as error:
         log.warning("results cannot be kept, so all images are decoded again next time: %s: %s", file, error.strerror)
-
-
-def _stack(records: Sequence[np.void]) -> np.ndarray:
-    # Several times faster than np.array; numpy's scalars are buffers, which its annotations do not declare.
-    return np.frombuffer(b"".join(records), RECORD)  # type: ignore[arg-type]
-
-
-def _decode(paths: list[str], num_processes: int) -> Iterator[tuple[np.void, str]]:
-    """Yield record and error of each file, in their order."""
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    with _pool(len(paths), min(num_processes, len(chunks))) as pool, _progress(len(paths)) as bar:
-        try:
-            for records, errors in pool.map(examine_files, chunks):
-                yield from zip(records, errors, strict=True)
-                bar.update(len(records))
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)  # else leaving the block would wait for all chunks
-            if isinstance(error, BrokenProcessPool):
-                raise DataError(
-                    "a process that decodes images was killed, probably for lack of memory; run the command again: "
-                    "the results so far are kept."
-                ) from error
-            raise
-
-
-def _pool(num_files: int, num_processes: int) -> Executor:
-    if num_files < _MIN_FOR_PROCESSES:
-        return ThreadPoolExecutor(num_processes)
-    # Not fork: threads of torch may hold locks at that moment, which would stay locked in the copy.
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(num_processes, context, _start_process)
-
-
-def _start_process() -> None:
-    """Ignore Ctrl-C, which the main process handles, log nothing, and exit when the main process exits."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.disable()
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a process of the pool has a parent"
-    parent.join()
-    os._exit(1)
-
-
-def _progress(total: int) -> tqdm:
-    return tqdm(total=total, desc="examining", unit="image", leave=False, disable=None)

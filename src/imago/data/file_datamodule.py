@@ -1,54 +1,43 @@
-"""Provide the datasets of image files: a directory per class, or a CSV list; decoded on access or kept decoded."""
+"""Provide the datasets of image files: a folder per class, or a CSV list; decoded on access or kept decoded."""
 
 import logging
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from imago.augment.resized_crop import limit_shorter_side, limited_sides
+from imago.augment.resized_crop import limit_shorter_side
 from imago.augment.settings import Augment
 from imago.data.csv_list import files_from_list, read_list
 from imago.data.datamodule import DatasetParts, ImageDataModule
 from imago.data.dataset import FileDataset, LabeledFiles
-from imago.data.examine import examine
+from imago.data.examine import examine, map_in_threads
 from imago.data.folder_listing import Ignored, find_splits, list_images, list_training_classes
 from imago.data.image_cache import CACHE_MODES, ImageCache, build_cache, choose_cache, estimate_bytes, open_cache
 from imago.data.image_statistics import describe_images, shrink
-from imago.errors import ConfigError, DataError
+from imago.errors import ConfigError
 from imago.files import write_csv
 from imago.images import Preprocess, resize_and_crop
-from imago.resources import available_cores
 from imago.seeding import random_permutation
-from imago.text import printable
 
 log = logging.getLogger(__name__)
 
 _SAMPLE = 2  # key of this use of `split_seed`
 MAX_SAMPLE = 512  # images from which mean and std are computed: a standard error of the mean below 0.01
 SAMPLE_BYTES = 100_000_000  # fewer images if the files are large: a second or two of decoding
-MIN_SAMPLE = 16
+MIN_SAMPLE = 16  # chosen: even of the largest files
 ON_BAD_IMAGE = ("error", "skip")
-
-
-class _Preparation(NamedTuple):
-    """Conversion of a decoded image to the one that is cached and augmented."""
-
-    convert: Callable[[np.ndarray], np.ndarray]  # of uint8 (H, W, 3)
-    sides: Callable[[int, int], tuple[int, int]]  # height and width of the result, from those of the decoded image
-    key: dict[str, Any]  # the conversion as plain data, for the cache
 
 
 class FileDataModule(ImageDataModule):
     """Load a dataset of image files; a subclass implements `list_files`.
 
     Args:
-        root: directory of the images.
-        cache_dir: directory of decoded images and of the results of decoding tests.
+        root: the directory of the images.
+        cache_dir: the directory of decoded images and of the results of decoding tests.
         cache: where decoded images are kept from the first epoch on: "none", "ram", "disk", or "auto", which chooses
             one of them by the available space. The pixels are the same.
         decoded_px: shorter side that training images are scaled down to before a random resized crop; None crops the
@@ -83,7 +72,7 @@ class FileDataModule(ImageDataModule):
         self.cache = cache
         self.decoded_px = decoded_px
         self.on_bad_image = on_bad_image
-        self._stores: dict[tuple[str, str], ImageCache] = {}
+        self._caches: dict[tuple[str, str], ImageCache] = {}  # by split and settings of `_reader`
 
     def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
         """Return the class names and the files of each split, without opening any image.
@@ -95,36 +84,31 @@ class FileDataModule(ImageDataModule):
 
     def load_dataset(self) -> DatasetParts:
         """List the files; with `on_bad_image="skip"`, leave unreadable ones out."""
-        class_names, found = self.list_files()
+        class_names, splits = self.list_files()
         if self.on_bad_image == "skip":
-            found = {split: self._without_bad(files) for split, files in found.items()}
+            num_images = sum(map(len, splits.values()))
+            splits = {split: self._without_bad(files) for split, files in splits.items()}
             if self.bad:
-                share = len(self.bad) / sum(map(len, found.values()), len(self.bad))
+                share = len(self.bad) / num_images
                 log.warning("left out %d images that cannot be read (%.2g %%)", len(self.bad), 100 * share)
-        counts = np.bincount(found["train"].labels, minlength=len(class_names))
-        if not counts.all():
-            raise DataError(
-                f"class {class_names[counts.argmin()]!r} of {printable(self.root)} has no training images that can "
-                "be read; add some or remove the class."
-            )
-        return class_names, dict(found)
+        return class_names, dict(splits)
 
     def default_preprocess(self) -> Preprocess:
         """Choose the size by the size of the images; compute mean and std from a sample of the training images."""
         train: Any = self.splits.train
         order = random_permutation(len(train), self.plan.split_seed, _SAMPLE)[:MAX_SAMPLE]
         num_fitting = int((np.cumsum(train.num_bytes[order]) <= SAMPLE_BYTES).sum())
-        files = train.take(order[: max(MIN_SAMPLE, num_fitting)])
-        with ThreadPoolExecutor(min(4, available_cores())) as threads:
-            images = list(threads.map(lambda index: shrink(files.read(index, self.class_names)), range(len(files))))
-        log.info("mean and std from %s training images", f"{len(files):,}")
-        return describe_images(images)
+        sample = order[: max(MIN_SAMPLE, num_fitting)].tolist()
+        images = map_in_threads(lambda index: shrink(train.read(index, self.class_names)), sample, "mean and std")
+        preprocess = describe_images(list(images))
+        log.info("mean and std from %s training images", f"{len(sample):,}")
+        return preprocess
 
-    def write_split(self, folder: Path) -> None:
+    def write_split(self, directory: Path) -> None:
         """Write `split.csv` and, if images were left out, `bad_images.csv`."""
-        super().write_split(folder)
+        super().write_split(directory)
         if self.bad:
-            write_csv(folder / "bad_images.csv", [("path", "reason"), *self.bad])
+            write_csv(directory / "bad_images.csv", [("path", "reason"), *self.bad])
 
     def fill_cache(self, num_processes: int, num_epochs: float) -> str:
         """Decode the training and validation images once, before the first epoch, as `cache` says.
@@ -144,79 +128,92 @@ class FileDataModule(ImageDataModule):
             return "nowhere (data.cache=none)"
         if self.cache == "auto" and num_epochs <= 1:
             return "nowhere (one epoch reads each image once)"
-        parts = {"train": self._preparation(self.augment), "val": self._preparation(None)}
-        files: dict[str, Any] = {split: getattr(self.splits, split) for split in parts}
-        sizes = {split: estimate_bytes(files[split], part.sides) for split, part in parts.items()}
-        existing = [split for split, part in parts.items() if open_cache(files[split], self.cache_dir, part.key)]
-        existing_bytes = sum(sizes[split] for split in existing)
+        augments = {"train": self.augment, "val": None}
+        files: dict[str, Any] = {split: getattr(self.splits, split) for split in augments}
+        num_bytes = existing_bytes = 0
+        for split, augment in augments.items():
+            split_bytes = len(files[split]) * 3 * self.preprocess.size**2
+            if _crops_at_random(augment):
+                split_bytes = estimate_bytes(files[split], self.decoded_px)
+            num_bytes += split_bytes
+            _, settings = self._reader(files[split], augment)
+            existing_bytes += split_bytes if open_cache(files[split], self.cache_dir, settings) else 0
         # The copies of the earlier ranks are already in memory.
         num_to_come = num_processes - int(os.environ.get("LOCAL_RANK", "0"))
-        where, reason = choose_cache(self.cache, sum(sizes.values()), self.cache_dir, num_to_come, existing_bytes)
+        where, reason = choose_cache(self.cache, num_bytes, self.cache_dir, num_to_come, existing_bytes)
         if where == "none":
             return f"nowhere: {reason}"
-        for split, part in parts.items():
-            arguments = (files[split], self.class_names, part.convert, where, self.cache_dir, part.key)
-            self._stores[split, part.key["kind"]] = build_cache(*arguments, available_cores())
+        for split, augment in augments.items():
+            read, settings = self._reader(files[split], augment)
+            self._caches[split, settings] = build_cache(files[split], read, where, self.cache_dir, settings)
         return f"{'in memory' if where == 'ram' else f'in {self.cache_dir}'}: {reason}"
 
     @property
     def is_cached(self) -> bool:
         """Return whether no epoch has to decode images."""
-        return bool(self._stores)
+        return bool(self._caches)
 
     def _without_bad(self, files: LabeledFiles) -> LabeledFiles:
-        examined = examine(files.root, files.names, files.num_bytes, files.mtime_ns, self.cache_dir, available_cores())
-        is_bad = np.array([bool(error) for error in examined.errors], bool)
-        self.bad += [(files.names[index], examined.errors[index]) for index in np.flatnonzero(is_bad)]
-        return files.take(np.flatnonzero(~is_bad))
+        examined = examine(files, self.cache_dir)
+        self.bad += [(name, error) for name, error in zip(files.names, examined.errors, strict=True) if error]
+        return files.take(np.flatnonzero(examined.is_good))
 
     def _warn_about_decoded_px(self) -> None:
-        if self.decoded_px is None:
-            return
-        if self.augment.random_resized_crop_scale is None:
+        if self.decoded_px and not _crops_at_random(self.augment):
             log.warning("data.decoded_px=%d has no effect without augment.random_resized_crop_scale", self.decoded_px)
-        elif self.decoded_px < self.preprocess.size:
+        elif self.decoded_px and self.decoded_px < self.preprocess.size:
             text = "data.decoded_px=%d is less than preprocess.size=%d: training images are blurred"
             log.warning(text, self.decoded_px, self.preprocess.size)
 
-    def _preparation(self, augment: Augment | None) -> _Preparation:
-        """Return what is done to a decoded image before it is augmented, or used in validation and test."""
-        if augment is not None and augment.random_resized_crop_scale is not None:
-            return _Preparation(
-                partial(limit_shorter_side, most_px=self.decoded_px),
-                partial(limited_sides, most_px=self.decoded_px),
-                {"kind": "part", "decoded_px": self.decoded_px},
-            )
-        size = self.preprocess.size
-        settings = {name: getattr(self.preprocess, name) for name in ("size", "resize", "crop", "interpolation")}
-        convert = partial(resize_and_crop, preprocess=self.preprocess)
-        return _Preparation(convert, lambda *_: (size, size), {"kind": "square", **settings})
+    def _reader(self, files: LabeledFiles, augment: Augment | None) -> tuple[Callable[[int], np.ndarray], str]:
+        """Return the function that reads an image as it is cached and then augmented, and its settings as text."""
+        if _crops_at_random(augment):
+            prepare = partial(limit_shorter_side, most_px=self.decoded_px)
+            settings = f"decoded_px={self.decoded_px}"
+        else:
+            prepare = partial(resize_and_crop, preprocess=self.preprocess)
+            names = ("size", "resize", "crop", "interpolation")
+            settings = " ".join(f"{name}={getattr(self.preprocess, name)}" for name in names)
+        return partial(_read, files, self.class_names, prepare), settings
 
-    def _dataset(self, split: str, augment: Augment | None) -> FileDataset:
+    def dataset(self, split: str, augment: Augment | None = None) -> FileDataset:
+        """Return the preprocessed images of a split; training images also with the augmentations of single images."""
         files: Any = getattr(self.splits, split)
-        part = self._preparation(augment)
-        store = self._stores.get((split, part.key["kind"]))
-        return FileDataset(files, self.class_names, self.preprocess.size, part.convert, augment, self.seed, store)
+        read, settings = self._reader(files, augment)
+        if cache := self._caches.get((split, settings)):
+            read = cache.read
+        return FileDataset(files.labels, read, self.preprocess.size, augment, self.seed)
+
+
+def _crops_at_random(augment: Augment | None) -> bool:
+    return augment is not None and augment.random_resized_crop_scale is not None
+
+
+def _read(
+    files: LabeledFiles, class_names: Sequence[str], prepare: Callable[[np.ndarray], np.ndarray], index: int
+) -> np.ndarray:
+    """Decode and prepare an image; not a method, so that workers get the files without the data module."""
+    return prepare(files.read(index, class_names))
 
 
 class ImageFolderDataModule(FileDataModule):
-    """Load images from a directory per class, in `root`, or in train, val and test directories of `root`."""
+    """Load images from a folder per class, in `root`, or in train, val and test folders of `root`."""
 
     def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
         """List the images; the classes are those of the training images."""
         ignored = Ignored()
         folders = find_splits(self.root, ignored)
         class_names = list_training_classes(self.root, folders["train"])
-        found: dict[str, LabeledFiles] = {}
+        splits: dict[str, LabeledFiles] = {}
         # Test first: a test file that has a second name among the training images stays a test image.
         for split in ("test", "val", "train"):
             if split in folders:
-                found[split] = list_images(self.root, folders[split], class_names, ignored)
+                splits[split] = list_images(self.root, folders[split], class_names, ignored)
         ignored.entries.sort(key=lambda entry: not entry[0].startswith(f"{folders['train'].name}/"))
         self.ignored = ignored.entries
         if note := ignored.summary():
             log.info("%s", note)
-        return class_names, found
+        return class_names, splits
 
 
 class ImageListDataModule(FileDataModule):

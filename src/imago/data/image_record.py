@@ -1,19 +1,18 @@
-"""Decode image files to fixed-size records: size, format, content hash, channel statistics and a thumbnail."""
+"""Describe images by fixed-size records: size, format, content hash, channel statistics and a thumbnail."""
 
 import hashlib
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from imago.errors import DataError
 from imago.images import EXIF_ORIENTATION, FORMATS, read_image
 
 THUMBNAIL_PX = 16
 KINDS = ("gray", "palette", "16-bit", "CMYK", "transparent", "animated", "turned by EXIF")
-_MODES = {"1": "gray", "L": "gray", "LA": "gray", "P": "palette", "PA": "palette", "CMYK": "CMYK"}
 
 # width, height: px, of the upright image.
 # format: index in FORMATS; -1 of images that are not read from a file.
@@ -35,35 +34,34 @@ RECORD = np.dtype(
 )
 
 
-def examine_files(paths: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Decode files.
+def examine_file(path: Path) -> tuple[np.void, str]:
+    """Decode a file.
 
     Returns:
-        Records (N,) of `RECORD`, and the error message of each file, "" for a good one. The record of a bad file holds
-        the content hash only.
+        One `RECORD` and "", or an empty one and the error message of a file that cannot be decoded.
     """
-    records, errors = np.zeros(len(paths), RECORD), [""] * len(paths)
-    for index, path in enumerate(paths):
-        try:
-            data = Path(path).read_bytes()
-            records["content_hash"][index] = _hash(data)
-            _describe_pixels(records, index, read_image(data))
-            _describe_header(records, index, data)
-        except OSError as error:
-            errors[index] = f"cannot be read: {error.strerror}."
-        except DataError as error:
-            errors[index] = str(error).removeprefix("the image ")
-    return records, errors
+    record = np.zeros(1, RECORD)[0]
+    try:
+        data = path.read_bytes()
+        _describe_pixels(record, read_image(data))
+    except OSError as error:
+        return record, f"cannot be read: {error.strerror}."
+    except DataError as error:
+        return record, str(error).removeprefix("the image ")
+    record["content_hash"] = _hash(data)
+    _describe_header(record, data)
+    return record, ""
 
 
 def examine_pixels(images: np.ndarray) -> np.ndarray:
     """Return records (N,) of `RECORD` of images in memory, uint8 (N, 3, H, W)."""
     records = np.zeros(len(images), RECORD)
     records["format"] = -1
-    for index, image in enumerate(images):
+    progress = tqdm(images, desc="examining", unit="image", leave=False, disable=None)
+    for record, image in zip(records, progress, strict=True):
         pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
-        records["content_hash"][index] = _hash(pixels.tobytes())
-        _describe_pixels(records, index, pixels)
+        record["content_hash"] = _hash(pixels.tobytes())
+        _describe_pixels(record, pixels)
     return records
 
 
@@ -71,29 +69,30 @@ def _hash(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def _describe_pixels(records: np.ndarray, index: int, pixels: np.ndarray) -> None:
-    records["height"][index], records["width"][index] = pixels.shape[:2]
+def _describe_pixels(record: np.void, pixels: np.ndarray) -> None:
+    record["height"], record["width"] = pixels.shape[:2]
     image = Image.fromarray(pixels)
-    counts = np.array(image.histogram(), np.float64).reshape(3, 256) / (pixels.shape[0] * pixels.shape[1])
+    shares = np.array(image.histogram(), np.float64).reshape(3, 256) / (pixels.shape[0] * pixels.shape[1])
     levels = np.arange(256) / 255
-    records["mean"][index], records["mean_square"][index] = counts @ levels, counts @ levels**2
+    record["mean"], record["mean_square"] = shares @ levels, shares @ levels**2
     size = (THUMBNAIL_PX, THUMBNAIL_PX)
     # `reducing_gap` first halves a large image a few times, which is many times faster; every pixel still counts.
-    records["thumbnail"][index] = np.asarray(image.resize(size, Image.Resampling.BOX, reducing_gap=4.0))
+    record["thumbnail"] = np.asarray(image.resize(size, Image.Resampling.BOX, reducing_gap=4.0))
 
 
-def _describe_header(records: np.ndarray, index: int, data: bytes) -> None:
+def _describe_header(record: np.void, data: bytes) -> None:
     """Fill in format and kinds of an image that was decoded before, so that no error can occur."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        records["format"][index] = FORMATS.index("JPEG" if image.format == "MPO" else str(image.format))
-        is_16_bit_png = image.format == "PNG" and data[24] == 16  # byte of the header chunk, PNG 3rd ed., 11.2.1
+        record["format"] = FORMATS.index("JPEG" if image.format == "MPO" else str(image.format))
         is_16_bit_gray = image.mode.startswith("I;16")
-        kinds = {
-            _MODES.get(image.mode, ""): True,
-            "gray": is_16_bit_gray or _MODES.get(image.mode) == "gray",
-            "16-bit": is_16_bit_gray or is_16_bit_png,
+        is_of_kind = {
+            "gray": is_16_bit_gray or image.mode in ("1", "L", "LA"),
+            "palette": image.mode in ("P", "PA"),
+            # The bit depth is a byte of the header chunk (PNG 3rd ed., 11.2.1).
+            "16-bit": is_16_bit_gray or (image.format == "PNG" and data[24] == 16),
+            "CMYK": image.mode == "CMYK",
             "transparent": image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
             "animated": image.format in ("GIF", "PNG", "WEBP") and getattr(image, "is_animated", False),
             "turned by EXIF": image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9),
         }
-    records["kinds"][index] = sum(1 << bit for bit, name in enumerate(KINDS) if kinds.get(name))
+    record["kinds"] = sum(1 << bit for bit, name in enumerate(KINDS) if is_of_kind[name])

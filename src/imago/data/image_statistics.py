@@ -1,6 +1,8 @@
 """Compute the default preprocessing of a data set: size, and mean and std per channel."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -19,18 +21,18 @@ def describe_images(images: Sequence[np.ndarray]) -> Preprocess:
         `LARGE`, or for small images the largest of their shorter sides as size, so that squares of one size are not
         scaled; with mean and std of the preprocessed images.
     """
-    record = LARGE.to_dict()
+    preprocess = LARGE
     if max(max(pixels.shape[:2]) for pixels in images) <= SMALL_PX:
         size = max(min(pixels.shape[:2]) for pixels in images)
-        record |= {"size": size, "resize": size}
-    own = Preprocess.from_dict(record)
-    prepared = (pixels if max(pixels.shape[:2]) > SMALL_PX else resize_and_crop(pixels, own) for pixels in images)
-    mean, std = channel_statistics(prepared)
-    return Preprocess.from_dict(record | {"mean": mean, "std": std})
+        preprocess = replace(LARGE, size=size, resize=size)
+    prepared = (
+        pixels if max(pixels.shape[:2]) > SMALL_PX else resize_and_crop(pixels, preprocess) for pixels in images
+    )
+    return replace(preprocess, **channel_statistics(prepared))
 
 
-def channel_statistics(images: Iterable[np.ndarray]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Compute mean and std per channel, of pixels in [0, 1], over images uint8 (H, W, 3)."""
+def channel_statistics(images: Iterable[np.ndarray]) -> dict[str, Any]:
+    """Compute the mean and std of a `Preprocess` over images uint8 (H, W, 3)."""
     counts = np.zeros((3, 256), np.int64)
     for pixels in images:
         counts += [np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(3)]
@@ -38,7 +40,7 @@ def channel_statistics(images: Iterable[np.ndarray]) -> tuple[tuple[float, ...],
     mean = counts @ levels / counts.sum(axis=1)
     std = np.sqrt(counts @ levels**2 / counts.sum(axis=1) - mean**2)
     # A channel without any contrast (black masks) would otherwise be divided by zero.
-    return tuple(mean.tolist()), tuple(std.clip(min=1 / 255).tolist())
+    return {"mean": tuple(mean.tolist()), "std": tuple(std.clip(min=1 / 255).tolist())}
 
 
 def shrink(pixels: np.ndarray) -> np.ndarray:

@@ -59,8 +59,8 @@ def _share(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Tensor, Tensor] | 
     Otherwise torch moves it in a thread of the worker; if that fails, the main process waits until its timeout.
     """
     if get_worker_info() is not None and not isinstance(batch, DataError):
-        for part in batch:
-            part.share_memory_()
+        for tensor in batch:
+            tensor.share_memory_()
     return batch
 
 

@@ -1,5 +1,6 @@
 """Provide batch samplers whose order is a pure function of (seed, epoch), sharded by rank without padding."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -85,9 +86,8 @@ class EvalSampler:
 
     def __init__(self, num_samples: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> None:
         self.indices = np.arange(rank, num_samples, num_ranks)
-        largest_share = -(-num_samples // num_ranks)
         self.batch_size = batch_size
-        self.num_batches = -(-largest_share // batch_size)
+        self.num_batches = math.ceil(math.ceil(num_samples / num_ranks) / batch_size)
 
     def __len__(self) -> int:
         return self.num_batches

@@ -6,8 +6,6 @@ and all outlines cover about the same area: only the outline distinguishes the c
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import IntEnum, auto
 
 import numpy as np
 
@@ -22,56 +20,30 @@ MEAN = (0.3255, 0.3287, 0.3325)  # of the train pixels in [0, 1]; tests/data/tes
 STD = (0.2240, 0.2223, 0.2220)
 
 _SEED = 2026  # of the dataset, not of a run: another value is another dataset
-_PIXELS = 32  # along one side of an image
+# Purposes of random numbers, a part of their keys: renumbering changes the data.
+_TURN, _SIZE, _X, _Y, _BACKGROUND, _SHAPE, _SHADE, _NOISE_LEVEL, _NOISE = range(1, 10)
+
+_SIDE_PX = 32
 _SUBPIXELS = 3  # along one side of a pixel, whose coverage is 0 .. 9 ninths
 _CHUNK = 50  # images drawn at once; their sub-pixels take 2 MB, which stays in the processor's cache
 
 # Fixed-point units. Sub-pixel coordinates stay below 2**12 and a sine is at most 2**14, so int32 holds every product.
-_POSITION = 2 * _SUBPIXELS  # position units per pixel: the centers of sub-pixels are at odd positions
-_SIZE = 16  # size units per pixel
+_POSITION_UNITS = 2 * _SUBPIXELS  # position units per pixel: the centers of sub-pixels are at odd positions
+_SIZE_UNITS = 16  # size units per pixel
 _UNIT = 1024  # size of a shape in the coordinates of its outline
 _SINE_BITS = 14
 _ZOOM_BITS = 8
-_TURN = 120  # steps of a full turn, divisible by 3, 4 and 5
+_FULL_TURN = 120  # steps, divisible by 3, 4 and 5
 
 # round(2**14 * sin(3 degrees * k)) for k = 0 .. 30, mirrored below to the full turn
 _QUARTER = [0, 857, 1713, 2563, 3406, 4240, 5063, 5872, 6664, 7438, 8192, 8923, 9630, 10311, 10963, 11585, 12176]
 _QUARTER += [12733, 13255, 13741, 14189, 14598, 14968, 15296, 15582, 15826, 16026, 16182, 16294, 16362, 16384]
 _HALF = np.array(_QUARTER[:-1] + _QUARTER[:0:-1], np.int64)
 _SINE = np.concatenate([_HALF, -_HALF])
+_COSINE = np.roll(_SINE, -_FULL_TURN // 4)
 
 # Maps coordinates u and v, int32, to whether the point is inside, bool, same shape.
 _Outline = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-class _Draw(IntEnum):
-    """Purpose of a random number. The value is part of its key, so renumbering changes the data."""
-
-    TURN = auto()
-    SIZE = auto()
-    X = auto()
-    Y = auto()
-    BACKGROUND = auto()
-    SHAPE = auto()
-    SHADE = auto()
-    NOISE_LEVEL = auto()
-    NOISE = auto()
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """Samples of one split; each random number is a function of dataset, split, index and purpose."""
-
-    split_number: int
-    index_N: np.ndarray
-
-    def integers(self, low: int, high: int, draw: _Draw, count: int = 1) -> np.ndarray:
-        """Draw integers in [low, high): int64, shape (N, count)."""
-        return random_integers(low, high, _SEED, self.split_number, self.index_N[:, None], draw, np.arange(count))
-
-    def words(self, count: int, draw: _Draw) -> np.ndarray:
-        """Draw 64-bit words: uint64, shape (N, count)."""
-        return random_bits(_SEED, self.split_number, self.index_N[:, None], draw, np.arange(count))
 
 
 class ShapesDataModule(ImageDataModule):
@@ -79,17 +51,17 @@ class ShapesDataModule(ImageDataModule):
 
     def load_dataset(self) -> DatasetParts:
         """Draw the three splits, sorted by class."""
-        parts: dict[str, Samples] = {}
+        splits: dict[str, Samples] = {}
         for split in SPLIT_SIZES:
             images_NCHW, labels_N = draw_split(split)
             order = np.argsort(labels_N, kind="stable")
             names = tuple(f"{split}/{CLASS_NAMES[labels_N[index]]}/{index:04d}.png" for index in order)
-            parts[split] = LabeledArray(images_NCHW[order], labels_N[order], names)
-        return CLASS_NAMES, parts
+            splits[split] = LabeledArray(images_NCHW[order], labels_N[order], names)
+        return CLASS_NAMES, splits
 
     def default_preprocess(self) -> Preprocess:
         """Keep the size; use mean and std of the training images."""
-        return Preprocess(size=32, resize=32, crop="center", mean=MEAN, std=STD)
+        return Preprocess(size=_SIDE_PX, resize=_SIDE_PX, crop="center", mean=MEAN, std=STD)
 
 
 def draw_split(split: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -101,33 +73,34 @@ def draw_split(split: str, count: int | None = None) -> tuple[np.ndarray, np.nda
 
     Returns:
         Images, uint8, shape (N, 3, 32, 32), and labels, int64, shape (N,): sample i has label i modulo 10.
-
-    Raises:
-        ValueError: if there is no such split.
     """
-    if split not in SPLIT_SIZES:
-        raise ValueError(f"split={split!r} is not one of {', '.join(SPLIT_SIZES)}.")
     split_number = list(SPLIT_SIZES).index(split)
     index_N = np.arange(SPLIT_SIZES[split] if count is None else count)
     labels_N = index_N % len(CLASS_NAMES)
-    images_NCHW = np.empty((len(index_N), 3, _PIXELS, _PIXELS), np.uint8)
+    images_NCHW = np.empty((len(index_N), 3, _SIDE_PX, _SIDE_PX), np.uint8)
     for label, name in enumerate(CLASS_NAMES):
         members = index_N[labels_N == label]
         for start in range(0, len(members), _CHUNK):
-            samples = _Samples(split_number, members[start : start + _CHUNK])
-            images_NCHW[samples.index_N] = _paint(_coverage(_OUTLINES[name], samples), samples)
+            chunk = members[start : start + _CHUNK]
+            key = (_SEED, split_number, chunk[:, None])
+            images_NCHW[chunk] = _paint(_coverage(_OUTLINES[name], key), key)
     return images_NCHW, labels_N
 
 
-def _coverage(outline: _Outline, samples: _Samples) -> np.ndarray:
+def _integers(key: tuple, purpose: int, low: int, high: int, count: int = 1) -> np.ndarray:
+    """Draw integers in [low, high) for the N samples of `key`: int64, shape (N, count)."""
+    return random_integers(low, high, *key, purpose, np.arange(count))
+
+
+def _coverage(outline: _Outline, key: tuple) -> np.ndarray:
     """Count the sub-pixels of each pixel that are inside the outline: int32 in 0 .. 9, shape (N, H, W)."""
-    turn = samples.integers(0, _TURN, _Draw.TURN)
-    size = samples.integers(15 * _SIZE // 2, 10 * _SIZE + 1, _Draw.SIZE)  # 7.5 to 10 pixels
+    turn = _integers(key, _TURN, 0, _FULL_TURN)
+    size = _integers(key, _SIZE, 15 * _SIZE_UNITS // 2, 10 * _SIZE_UNITS + 1)  # 7.5 to 10 pixels
     # Up to 3 pixels off the center: with a radius of 1.3 sizes, the farthest corner stays inside the image.
-    x, y = (samples.integers(13 * _POSITION, 19 * _POSITION + 1, draw) for draw in (_Draw.X, _Draw.Y))
-    zoom = (_UNIT * _SIZE << _ZOOM_BITS) // (size * _POSITION)
-    along, across = zoom * _SINE[(turn + _TURN // 4) % _TURN], zoom * _SINE[turn]
-    centers_S = np.arange(1, _POSITION * _PIXELS, 2)
+    x, y = (_integers(key, purpose, 13 * _POSITION_UNITS, 19 * _POSITION_UNITS + 1) for purpose in (_X, _Y))
+    zoom = (_UNIT * _SIZE_UNITS << _ZOOM_BITS) // (size * _POSITION_UNITS)
+    along, across = zoom * _COSINE[turn], zoom * _SINE[turn]
+    centers_S = np.arange(1, _POSITION_UNITS * _SIDE_PX, 2)
     dx, dy = centers_S - x, centers_S - y
     # Each coordinate is a sum of a column term and a row term: only the sum has the size of the image.
     u_column, u_row, v_column, v_row = (
@@ -135,20 +108,20 @@ def _coverage(outline: _Outline, samples: _Samples) -> np.ndarray:
         for product_NS in (dx * along, dy * across, -dx * across, dy * along)
     )
     inside_NSS = outline(u_column[:, None, :] + u_row[:, :, None], v_column[:, None, :] + v_row[:, :, None])
-    blocks = inside_NSS.reshape(-1, _PIXELS, _SUBPIXELS, _PIXELS, _SUBPIXELS)
+    blocks = inside_NSS.reshape(-1, _SIDE_PX, _SUBPIXELS, _SIDE_PX, _SUBPIXELS)
     return blocks.sum(axis=(2, 4), dtype=np.int32)
 
 
-def _paint(coverage_NHW: np.ndarray, samples: _Samples) -> np.ndarray:
+def _paint(coverage_NHW: np.ndarray, key: tuple) -> np.ndarray:
     """Blend a light shape into a darker background, then add shade and noise: uint8, shape (N, 3, H, W)."""
-    background_NC = samples.integers(0, 136, _Draw.BACKGROUND, 3).astype(np.int32)
-    shape_NC = samples.integers(120, 256, _Draw.SHAPE, 3).astype(np.int32)
-    slope_x, slope_y = samples.integers(-30, 31, _Draw.SHADE, 2).astype(np.int32).T[:, :, None, None]
-    ramp = np.arange(1 - _PIXELS, _PIXELS, 2, dtype=np.int32)
-    shade_NHW = (slope_x * ramp + slope_y * ramp[:, None]) // _PIXELS
-    noise_level = samples.integers(2, 21, _Draw.NOISE_LEVEL).astype(np.int32)[:, :, None]
-    words_NHW = samples.words(_PIXELS**2, _Draw.NOISE).reshape(coverage_NHW.shape)
-    images_NCHW = np.empty((len(coverage_NHW), 3, _PIXELS, _PIXELS), np.uint8)
+    background_NC = _integers(key, _BACKGROUND, 0, 136, 3).astype(np.int32)
+    shape_NC = _integers(key, _SHAPE, 120, 256, 3).astype(np.int32)
+    slope_x, slope_y = _integers(key, _SHADE, -30, 31, 2).astype(np.int32).T[:, :, None, None]
+    ramp = np.arange(1 - _SIDE_PX, _SIDE_PX, 2, dtype=np.int32)
+    shade_NHW = (slope_x * ramp + slope_y * ramp[:, None]) // _SIDE_PX
+    noise_level = _integers(key, _NOISE_LEVEL, 2, 21).astype(np.int32)[:, :, None]
+    words_NHW = random_bits(*key, _NOISE, np.arange(_SIDE_PX**2)).reshape(coverage_NHW.shape)
+    images_NCHW = np.empty((len(coverage_NHW), 3, _SIDE_PX, _SIDE_PX), np.uint8)
     for channel in range(3):
         # 16 of the 64 bits of a word per channel, centered on zero.
         random_NHW = ((words_NHW >> np.uint64(16 * channel)) & np.uint64(0xFFFF)).astype(np.int32) - 0x8000
@@ -173,9 +146,8 @@ def _sides_facing(u: np.ndarray, v: np.ndarray, sides: int, apothem: int) -> np.
     If it is on the inner side of all sides, it is in the polygon; for all but one of five, in the pentagram.
     """
     count = np.zeros(u.shape, np.int8)
-    for step in range(0, _TURN, _TURN // sides):
-        sine, cosine = int(_SINE[step]), int(_SINE[(step + _TURN // 4) % _TURN])
-        count += u * cosine + v * sine <= apothem << _SINE_BITS
+    for step in range(0, _FULL_TURN, _FULL_TURN // sides):
+        count += u * int(_COSINE[step]) + v * int(_SINE[step]) <= apothem << _SINE_BITS
     return count
 
 

@@ -26,8 +26,8 @@ class SplitPlan:
         test_fraction: share that becomes test; the sum of both is below 1. None if the dataset has a test split.
         val_as_test: use the published val as test, which is how datasets without a published test are compared.
         split_seed: determines which images are split off.
-        fold: index of the cross-validation part that is val, in 0 .. num_folds - 1; None draws `val_fraction` once.
-        num_folds: number of parts of the cross-validation.
+        fold: index of the cross-validation fold that is val, in 0 .. num_folds - 1; None draws `val_fraction` once.
+        num_folds: number of folds of the cross-validation.
         split_file: CSV of `imago.data.csv_list` with the split of each image; "" for none. Published test images stay
             test images.
 
@@ -60,12 +60,12 @@ class SplitPlan:
 
 
 def complete_splits(
-    found: Mapping[str, Samples], plan: SplitPlan, class_names: Sequence[str], left_out: Iterable[str] = ()
+    published: Mapping[str, Samples], plan: SplitPlan, class_names: Sequence[str], left_out: Iterable[str] = ()
 ) -> tuple[dict[str, Samples], list[str]]:
-    """Draw the splits that the dataset does not have.
+    """Check the splits of a dataset, and draw those that it does not have.
 
     Args:
-        found: samples by split; always with "train".
+        published: samples by split; always with "train".
         plan: the settings.
         class_names: name of each label.
         left_out: names of unreadable images, which `plan.split_file` may still list.
@@ -74,54 +74,35 @@ def complete_splits(
         Samples of train, val and test, and the names of the splits that were drawn.
 
     Raises:
-        UserError: if a split file does not match the dataset, or there are too few images.
+        UserError: if a split file does not match the dataset, there are too few images or classes, a split has no
+            images or an invalid label, or a class has no training images.
     """
-    parts = dict(found)
+    splits = dict(published)
     if plan.split_file:
-        parts = _as_listed(parts, plan.split_file, class_names, set(left_out))
+        splits = _as_listed(published, plan.split_file, class_names, set(left_out))
     if plan.val_as_test:
-        _use_val_as_test(parts)
-    drawn = [split for split in ("test", "val") if split not in parts]
-    num_pooled = len(parts["train"])
-    if plan.fold is not None:
-        num_pooled += len(parts.get("val", ()))
-        drawn = [split for split in drawn if split == "test"] + ["val"]
-    remaining = 1.0
+        if "val" not in splits or "test" in splits:
+            fault = "there is a test split" if "test" in splits else "there is no val split"
+            raise ConfigError(f"data.val_as_test=true: {fault} in this data set; leave the setting out.")
+        splits["test"] = splits.pop("val")
+    _check(splits, class_names, plan.split_file)
+    drawn = [split for split in ("test", "val") if split not in splits]
+    num_drawn_from = len(splits["train"])
+    if plan.fold is not None and "val" in splits:
+        drawn.append("val")
+        num_drawn_from += len(splits["val"])
+    remaining = 1.0  # share of the training images
     for split in drawn:
         if split == "val" and plan.fold is not None:
-            _take_fold(parts, plan, class_names)
+            _take_fold(splits, plan, class_names)
         else:
-            remaining -= _split_off(split, parts, plan, remaining)
+            remaining -= _split_off(split, splits, plan, remaining)
     if drawn:
-        _log_drawn(num_pooled, {split: len(parts[split]) for split in drawn}, plan)
-    return {split: parts[split] for split in ("train", "val", "test")}, drawn
-
-
-def check_splits(parts: Mapping[str, Samples], class_names: Sequence[str], plan: SplitPlan) -> None:
-    """Check that the splits can be trained on and tested.
-
-    Raises:
-        DataError: if there are less than two classes, a split has no images or an invalid label, or a class has no
-            training images.
-    """
-    if len(class_names) < 2:
-        raise DataError(f"the data set has the classes {list(class_names)}; a classifier needs at least 2.")
-    for split, part in parts.items():
-        if not len(part):
-            raise DataError(f"the {split} split has no images.")
-        low, high = part.labels.min(), part.labels.max()
-        if low < 0 or high >= len(class_names):
-            raise DataError(
-                f"the {split} split has labels from {low} to {high}; "
-                f"with {len(class_names)} classes they must be in 0 .. {len(class_names) - 1}."
-            )
-    missing = set(range(len(class_names))) - set(parts["train"].labels.tolist())
-    if missing:
-        source = f"data.split_file={plan.split_file}" if plan.split_file else "the data set"
-        raise DataError(
-            f"{source} leaves class {class_names[min(missing)]!r} without training images; a class that is never "
-            "trained on cannot be tested."
-        )
+        counts = " and ".join(f"{len(splits[split]):,} for {split}" for split in drawn)
+        fold = "" if plan.fold is None else f" (fold {plan.fold} of {plan.num_folds})"
+        hint = "; data.val_as_test=true tests on val instead" if drawn == ["test"] else ""
+        log.info("split off the %s training images, stratified: %s%s%s", f"{num_drawn_from:,}", counts, fold, hint)
+    return {split: splits[split] for split in ("train", "val", "test")}, drawn
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,12 +116,11 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     Returns:
         Sorted indices of the remaining images and of those split off, int64.
     """
-    parts = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        parts.append(members[random_permutation(len(members), seed, int(label))[:count]])
-    chosen = np.sort(np.concatenate(parts))
+    chosen_by_class = [
+        members[: min(max(1, round(fraction * len(members))), len(members) - 1)]
+        for members in _shuffled_by_class(labels, seed)
+    ]
+    chosen = np.sort(np.concatenate(chosen_by_class))
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
@@ -156,68 +136,80 @@ def stratified_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarra
         Fold of each image, int64 (N,).
     """
     folds = np.empty(len(labels), np.int64)
-    num_done = 0  # continuing with the fold after the last one makes the folds of equal size, too
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        order = random_permutation(len(members), seed, _FOLD, int(label))
-        folds[members[order]] = (num_done + np.arange(len(members))) % num_folds
-        num_done += len(members)
+    # Each class continues with the fold after the last one, so that the folds are of equal size, too.
+    folds[np.concatenate(_shuffled_by_class(labels, seed, _FOLD))] = np.arange(len(labels)) % num_folds
     return folds
 
 
+def _shuffled_by_class(labels: np.ndarray, *key: int) -> list[np.ndarray]:
+    """Return the indices of each class in a random order, int64 (M,) each."""
+    members = [(int(label), np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    return [indices[random_permutation(len(indices), *key, label)] for label, indices in members]
+
+
 def _as_listed(
-    found: Mapping[str, Samples], split_file: str, class_names: Sequence[str], left_out: set[str]
+    published: Mapping[str, Samples], split_file: str, class_names: Sequence[str], left_out: set[str]
 ) -> dict[str, Samples]:
     rows = [row for row in read_list(Path(split_file).expanduser()) if row.name not in left_out]
-    published_test = set(found["test"].names) if "test" in found else set()
-    misused = next((row for row in rows if row.split != "test" and row.name in published_test), None)
+    test_names = set(published["test"].names) if "test" in published else set()
+    misused = next((row for row in rows if row.split != "test" and row.name in test_names), None)
     if misused:
         raise DataError(
             f"{misused.location}: {misused.name} is a test image of the data set and cannot be {misused.split}; the "
             "test split is never used for training or validation."
         )
-    parts = dict(assign_splits(found, rows, class_names))
-    if "test" in found:  # a list with only train and val keeps the published test split
-        parts.setdefault("test", found["test"])
-    return parts
+    splits = dict(assign_splits(published, rows, class_names))
+    if "test" in published:  # a list with only train and val keeps the published test split
+        splits.setdefault("test", published["test"])
+    return splits
 
 
-def _use_val_as_test(parts: dict[str, Samples]) -> None:
-    if "val" not in parts or "test" in parts:
-        fault = "there is a test split" if "test" in parts else "there is no val split"
-        raise ConfigError(f"data.val_as_test=true: {fault} in this data set; leave the setting out.")
-    parts["test"] = parts.pop("val")
-
-
-def _take_fold(parts: dict[str, Samples], plan: SplitPlan, class_names: Sequence[str]) -> None:
+def _take_fold(splits: dict[str, Samples], plan: SplitPlan, class_names: Sequence[str]) -> None:
     """Make fold `plan.fold` of train and published val the val split, and the other folds train."""
-    pool = concatenate([parts["train"], parts["val"]]) if "val" in parts else parts["train"]
+    pool = concatenate([splits[split] for split in ("train", "val") if split in splits])
     is_val = stratified_folds(pool.labels, plan.num_folds, plan.split_seed) == plan.fold
-    lost = set(np.unique(pool.labels)) - set(np.unique(pool.labels[~is_val]))
+    if not is_val.any():
+        raise DataError(f"data.fold={plan.fold}: {len(pool)} training images are too few for {plan.num_folds} folds.")
+    lost = set(pool.labels) - set(pool.labels[~is_val])
     if lost:
         raise DataError(
             f"data.fold={plan.fold}: class {class_names[min(lost)]!r} has a single training image, and this fold "
             "leaves none to train on; add images or drop the class."
         )
-    parts["train"], parts["val"] = pool.take(np.flatnonzero(~is_val)), pool.take(np.flatnonzero(is_val))
+    splits["train"], splits["val"] = pool.take(np.flatnonzero(~is_val)), pool.take(np.flatnonzero(is_val))
 
 
-def _split_off(split: str, parts: dict[str, Samples], plan: SplitPlan, remaining: float) -> float:
+def _split_off(split: str, splits: dict[str, Samples], plan: SplitPlan, remaining: float) -> float:
     """Draw val or test from train, of which the share `remaining` is left; return the share that was drawn."""
     fraction = plan.val_fraction if split == "val" else plan.test_fraction
     if not fraction:
         raise ConfigError(f"this data set has no {split} split; set the share to split off: data.{split}_fraction=0.1.")
     seed = plan.split_seed if split == "val" else derive_seed(plan.split_seed, _TEST)
-    train = parts["train"]
-    kept, chosen = stratified_split(train.labels, fraction / remaining, seed)
+    train = splits["train"]
+    others, chosen = stratified_split(train.labels, fraction / remaining, seed)
     if not len(chosen):
         raise DataError(f"{len(train)} training images are too few to split {split} off; add images of each class.")
-    parts["train"], parts[split] = train.take(kept), train.take(chosen)
+    splits["train"], splits[split] = train.take(others), train.take(chosen)
     return fraction
 
 
-def _log_drawn(total: int, counts: Mapping[str, int], plan: SplitPlan) -> None:
-    fold = f" (fold {plan.fold} of {plan.num_folds})" if plan.fold is not None else ""
-    shares = " and ".join(f"{count:,} for {split}{fold if split == 'val' else ''}" for split, count in counts.items())
-    hint = "; data.val_as_test=true tests on val instead" if list(counts) == ["test"] else ""
-    log.info("split off the %s training images, stratified: %s%s", f"{total:,}", shares, hint)
+def _check(splits: Mapping[str, Samples], class_names: Sequence[str], split_file: str) -> None:
+    """Check that the splits can be trained on and tested; drawing the others from train changes nothing in this."""
+    if len(class_names) < 2:
+        raise DataError(f"the data set has the classes {list(class_names)}; a classifier needs at least 2.")
+    for split, samples in splits.items():
+        if not len(samples):
+            raise DataError(f"the {split} split has no images.")
+        low, high = samples.labels.min(), samples.labels.max()
+        if low < 0 or high >= len(class_names):
+            raise DataError(
+                f"the {split} split has labels from {low} to {high}; "
+                f"with {len(class_names)} classes they must be in 0 .. {len(class_names) - 1}."
+            )
+    missing = set(range(len(class_names))) - set(splits["train"].labels.tolist())
+    if missing:
+        source = f"data.split_file={split_file}" if split_file else "the data set"
+        raise DataError(
+            f"{source} has no training images of class {class_names[min(missing)]!r} that can be read; add some or "
+            "remove the class."
+        )

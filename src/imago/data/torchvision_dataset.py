@@ -1,8 +1,8 @@
 """Provide the image classification datasets of torchvision by name, in memory."""
 
 import difflib
-import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from imago.data.datamodule import DatasetParts, ImageDataModule
 from imago.data.dataset import LabeledArray, Samples
 from imago.data.image_statistics import channel_statistics
-from imago.download import is_reachable
+from imago.download import data_directories, download_dataset
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess, resize_and_crop
 from imago.resources import available_memory_bytes
@@ -44,7 +44,7 @@ class TorchvisionDataModule(ImageDataModule):
 
     Args:
         name: class name, e.g. CIFAR100.
-        data_dir: directory of its files.
+        data_dir: the directory of its files.
         size: height and width that images are cropped and resized to, in pixels; None keeps the original size, which
             must be the same for all images.
         settings: arguments of `ImageDataModule`.
@@ -67,18 +67,17 @@ class TorchvisionDataModule(ImageDataModule):
     def load_dataset(self) -> DatasetParts:
         """Read every published split."""
         sources: dict[str, Any] = {split: self._open(arguments) for split, arguments in SETS[self.set_name].items()}
-        parts: dict[str, Samples] = {split: self._read(split, source) for split, source in sources.items()}
-        num_classes = 1 + max(int(part.labels.max()) for part in parts.values())
-        names = getattr(sources["train"], "classes", None) or [str(label) for label in range(num_classes)]
-        return tuple(name if isinstance(name, str) else name[0] for name in names), parts  # some are lists of synonyms
+        splits: dict[str, Samples] = {split: self._read(split, source) for split, source in sources.items()}
+        num_classes = 1 + max(int(samples.labels.max()) for samples in splits.values())
+        names = getattr(sources["train"], "classes", None) or map(str, range(num_classes))
+        return tuple(name if isinstance(name, str) else name[0] for name in names), splits  # some list synonyms
 
     def default_preprocess(self) -> Preprocess:
         """Keep the size; compute mean and std from a sample of the training images."""
         train: Any = self.splits.train
         sample = train.images[random_permutation(len(train), self.plan.split_seed, _SAMPLE)[:MAX_SAMPLE]]
-        mean, std = channel_statistics(sample.transpose(0, 2, 3, 1))
         size = train.images.shape[-1]
-        return Preprocess.from_dict({"size": size, "resize": size, "crop": "center", "mean": mean, "std": std})
+        return Preprocess(size, size, "center", **channel_statistics(sample.transpose(0, 2, 3, 1)))
 
     def _open(self, arguments: Mapping[str, Any]) -> Any:
         """Open one split; download it if it is missing.
@@ -89,22 +88,13 @@ class TorchvisionDataModule(ImageDataModule):
         import torchvision.datasets
 
         source: Any = getattr(torchvision.datasets, self.set_name)
-        for folder in (self.data_dir, Path(os.environ.get("IMAGO_DATA_DIR") or self.data_dir)):
+        for directory in data_directories(self.data_dir):
             with suppress(RuntimeError, FileNotFoundError):  # raised by torchvision if files are missing
-                return source(str(folder), download=False, **arguments)
-        url = next(_urls(vars(source).values()), None)
-        if url and not is_reachable(url):
-            raise DataError(
-                f"{self.set_name} is not in {self.data_dir} and cannot be downloaded (no network); put torchvision's "
-                "files there or set paths.data_dir. data=shapes needs no data and no network."
-            )
-        try:
-            return source(str(self.data_dir), download=True, **arguments)
-        except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(
-                f"the download of {self.set_name} into {self.data_dir} failed: {reason}; put torchvision's files there."
-            ) from error
+                return source(str(directory), download=False, **arguments)
+        # Each class of torchvision names and nests its URLs differently.
+        urls = re.findall(r"'(https?://[^']+)'", str(list(vars(source).values())))
+        remedy = "put torchvision's files there or set paths.data_dir"
+        return download_dataset(source, next(iter(urls), None), self.data_dir, remedy, **arguments)
 
     def _read(self, split: str, source: Any) -> LabeledArray:
         count, side = len(source), self.size or source[0][0].height
@@ -126,14 +116,3 @@ class TorchvisionDataModule(ImageDataModule):
                 )
             images[index] = pixels.transpose(2, 0, 1)
         return LabeledArray(images, labels, tuple(f"{split}/{index:05d}" for index in range(count)))
-
-
-def _urls(values: Iterable[Any]) -> Iterator[str]:
-    """Yield the URLs among class attributes: each class of torchvision names and nests them differently."""
-    for value in values:
-        if isinstance(value, str) and value.startswith(("http://", "https://")):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _urls(value)
-        elif isinstance(value, dict):
-            yield from _urls(value.values())

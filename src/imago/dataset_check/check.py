@@ -10,7 +10,8 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from imago.data.examine import Examination, examine, examine_array
+from imago.data.examine import Examination, examine
+from imago.data.image_record import examine_pixels
 from imago.dataset_check import report
 from imago.dataset_check.checked_set import CheckedSet
 from imago.dataset_check.findings import find
@@ -19,7 +20,6 @@ from imago.files import write_csv, write_json
 from imago.images import Preprocess
 from imago.instantiate import build
 from imago.paths import job_output_dir, short_path
-from imago.resources import available_cores
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
@@ -92,8 +92,8 @@ def _examine(part: "Samples", cache_dir: Path) -> Examination:
     from imago.data.dataset import LabeledFiles
 
     if not isinstance(part, LabeledFiles):
-        return examine_array(part.images)
-    return examine(part.root, part.names, part.num_bytes, part.mtime_ns, cache_dir, available_cores())
+        return Examination(examine_pixels(part.images), ("",) * len(part))
+    return examine(part, cache_dir)
 
 
 def _write_augmentations(data: "ImageDataModule", folder: Path) -> None:

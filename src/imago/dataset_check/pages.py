@@ -96,7 +96,7 @@ def draw_augmentations(data: "ImageDataModule", num_images: int = 8, num_draws: 
         uint8 (height, width, 3), with white gaps; the gap after the first column is wider.
     """
     indices = np.unique(np.linspace(0, len(data.splits.train) - 1, num_images).astype(np.int64))
-    evaluated: Any = data.evaluation_dataset("train")
+    evaluated: Any = data.dataset("train")
     dataset: Any = data.training_dataset()
     originals, _ = evaluated.__getitems__(BatchIndices(0, indices))
     columns = [_column(originals.numpy())]
