@@ -175,8 +175,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         )
     if image.mode.startswith("I;16"):
         # Converted to RGB by Pillow, 16-bit gray is clipped to 255; 65535 / 257 = 255 keeps the whole range.
-        scaled = np.asarray(image).astype(np.int64) // 257
-        image = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

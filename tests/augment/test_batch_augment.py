@@ -204,12 +204,14 @@ def test_erasing_does_not_change_the_draws_of_mixing():
     assert torch.equal(*soft)
 
 
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("settings", [{"erase_probability": 1.0}, {"cutout_px": 3}, {"mixup_alpha": 1.0}, HEAVY])
-def test_memory_order_and_the_given_tensors_are_kept(settings: dict):
+def test_memory_order_and_the_given_tensors_are_kept(settings: dict, memory: torch.memory_format):
     images, labels = numbered(8)
+    images = images.contiguous(memory_format=memory)
     before = images.clone()
     mixed, _ = batch_augment(**settings).mix(images, labels, KEY)
-    assert mixed.is_contiguous(memory_format=torch.channels_last)
+    assert mixed.is_contiguous(memory_format=memory)
     assert torch.equal(images, before)
 
 

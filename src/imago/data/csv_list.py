@@ -126,14 +126,14 @@ def files_from_list(root: Path, rows: Sequence[ListedImage], class_names: Sequen
 
 
 def assign_splits(
-    found: Mapping[str, Samples], rows: Sequence[ListedImage], class_names: Sequence[str]
+    images_by_split: Mapping[str, Samples], rows: Sequence[ListedImage], class_names: Sequence[str]
 ) -> dict[str, Samples]:
     """Split the images of a data set as a list says, and log how many images it leaves out.
 
     The images keep the order of the data set, whatever the order of the list.
 
     Args:
-        found: the images by their present split.
+        images_by_split: the images by their present split.
         rows: the list.
         class_names: the index of a name is its label.
 
@@ -145,7 +145,7 @@ def assign_splits(
     """
     if not rows[0].split:
         raise DataError(f"{rows[0].location}: a list that assigns splits needs the column split: train, val or test.")
-    images = concatenate(list(found.values()))
+    images = concatenate(list(images_by_split.values()))
     index_by_name = {name: index for index, name in enumerate(images.names)}
     indices = []
     for row, label in zip(rows, _labels(rows, class_names), strict=True):

@@ -217,8 +217,9 @@ def _stat_image(entry: os.DirEntry[str], name: str, first_names: _FirstNames) ->
 
 def _count_reasons(ignored: Ignored) -> str:
     """Return the number of entries for each reason, most frequent first, with an example each."""
-    names: dict[str, list[str]] = {}
+    names_by_reason: dict[str, list[str]] = {}
     for name, reason in ignored:
-        names.setdefault(reason.partition(" as ")[0], []).append(name)  # second names of files are counted together
-    ranked = sorted(names.items(), key=lambda item: -len(item[1]))
-    return join_names(f"{len(found):,} x {reason} (e.g. {found[0]})" for reason, found in ranked)
+        kind = reason.partition(" as ")[0]  # counts second names of different files together
+        names_by_reason.setdefault(kind, []).append(name)
+    ranked = sorted(names_by_reason.items(), key=lambda item: -len(item[1]))
+    return join_names(f"{len(names):,} x {kind} (e.g. {names[0]})" for kind, names in ranked)

@@ -85,7 +85,7 @@ def _repeats(checked: CheckedSet) -> Iterator[Finding]:
 
 
 def _class_counts(counts: np.ndarray, class_names: Sequence[str]) -> Iterator[Finding]:
-    """Look at the numbers of images, (K, 3): of each class in each split."""
+    """Examine `counts`, the number of images of each class in each split, int64 (K, 3)."""
     empty = np.argwhere(counts == 0)
     if len(empty):
         label, split = empty[0].tolist()

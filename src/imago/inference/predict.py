@@ -33,8 +33,7 @@ def predict(cfg: DictConfig) -> None:
     """Predict as configured: print a table, and write all predictions to a CSV and a JSON file.
 
     Raises:
-        UserError: for what the user can correct.
-        SystemExit: with 1, after all others are done, if an image could not be read.
+        UserError: for what the user can correct; after all others are done, if an image could not be read.
     """
     _check_settings(cfg)
     file = find_model(cfg.run, cfg.ckpt, cfg.accelerator)
