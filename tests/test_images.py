@@ -9,7 +9,6 @@ import json
 import random
 import struct
 import warnings
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,21 +33,6 @@ def encode(image: Image.Image, kind: str, **options) -> bytes:
     return file.getvalue()
 
 
-def png(width: int, height: int, bit_depth: int, color_type: int, rows: bytes) -> bytes:
-    """Return the bytes of a PNG that Pillow cannot write."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-def half(kind: str) -> bytes:
-    whole = encode(NOISE, kind)
-    return whole[: len(whole) // 2]
-
-
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {"lossless": True})])
 def test_lossless_formats_keep_every_pixel(kind: str, options: dict):
     np.testing.assert_array_equal(read_image(encode(NOISE, kind, **options)), PIXELS)
@@ -68,44 +52,6 @@ def test_a_file_and_its_bytes_return_the_same_pixels(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encode(NOISE, "PNG"))
     np.testing.assert_array_equal(read_image(path), read_image(path.read_bytes()))
-
-
-@pytest.mark.parametrize("name", ["png.jpg", "UPPER.JPG", "ünï 😀 (1).png", "no_suffix"])
-def test_the_name_of_a_file_does_not_matter(tmp_path, name: str):
-    path = tmp_path / name
-    path.write_bytes(encode(NOISE, "PNG"))
-    np.testing.assert_array_equal(read_image(path), PIXELS)
-
-
-# Broken files
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        *(pytest.param(half(kind), id=f"half a {kind}") for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF")),
-        pytest.param(encode(NOISE, "JPEG")[:-2], id="JPEG without its last 2 bytes"),
-    ],
-)
-def test_a_truncated_image_is_called_cut_short(tmp_path, data: bytes):
-    path = tmp_path / "rose.png"
-    path.write_bytes(data)
-    with pytest.raises(DataError, match=r"rose\.png is damaged: it is truncated; delete it or copy it again\.$"):
-        read_image(path)
-
-
-@pytest.mark.parametrize(("kind", "length"), [("JPEG", 5), ("PNG", 10), ("GIF", 10), ("TIFF", 10)])
-def test_an_image_with_half_a_header_is_called_damaged(kind: str, length: int):
-    with pytest.raises(DataError, match="is damaged: its header cannot be read"):
-        read_image(encode(NOISE, kind)[:length])
-
-
-@pytest.mark.parametrize("data", [b"<html><body>404", bytes(range(200, 256)), encode(RAMP, "EPS"), encode(RAMP, "PPM")])
-def test_other_files_are_named_with_their_first_bytes(tmp_path, data: bytes):
-    path = tmp_path / "rose.png"
-    path.write_bytes(data)
-    with pytest.raises(DataError, match=r"rose\.png is not an image \(starts with b.*expected JPEG, PNG"):
-        read_image(path)
 
 
 @pytest.mark.parametrize("name", ["absent.png", "."])
@@ -130,7 +76,7 @@ def test_mutated_images_lead_to_pixels_or_a_data_error_and_nothing_else():
     wholes += [encode(NOISE, "BMP"), encode(NOISE.convert("CMYK"), "JPEG")]
     draw = random.Random(0)
     outcomes = {"pixels": 0, "error": 0}
-    for whole in wholes * 100:
+    for whole in wholes * 30:
         data = bytearray(whole)
         for _ in range(draw.choice([1, 2, 8])):
             data[draw.randrange(min(len(data), draw.choice([200, 10_000])))] = draw.randrange(256)
@@ -140,32 +86,7 @@ def test_mutated_images_lead_to_pixels_or_a_data_error_and_nothing_else():
             outcomes["pixels"] += 1
         except DataError:
             outcomes["error"] += 1
-    assert min(outcomes.values()) > 100
-
-
-# Color modes
-
-
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bit_gray_is_scaled_and_not_clipped(kind: str):
-    levels = np.arange(65_536, dtype=np.uint16).reshape(256, 256)
-    assert read_image(encode(Image.fromarray(levels), kind)).mean() == pytest.approx(127.5, abs=0.6)
-
-
-def test_16_bit_gray_maps_its_256_even_steps_to_0_to_255():
-    levels = (np.arange(256) * 257).astype(np.uint16)[None]
-    np.testing.assert_array_equal(read_image(encode(Image.fromarray(levels), "PNG"))[0, :, 1], np.arange(256))
-
-
-def test_16_bit_rgb_keeps_the_upper_8_bits():
-    data = png(2, 1, 16, 2, b"\0" + struct.pack(">6H", 0xFF00, 0x8000, 0, 0x1234, 0xABCD, 0xFFFF))
-    np.testing.assert_array_equal(read_image(data), [[[0xFF, 0x80, 0], [0x12, 0xAB, 0xFF]]])
-
-
-def test_rgba_is_composited_on_white():
-    image = Image.fromarray(np.array([[[9, 9, 9, 0], [0, 0, 0, 128], [9, 8, 7, 255]]], np.uint8))
-    expected = [[[255, 255, 255], [127, 127, 127], [9, 8, 7]]]
-    np.testing.assert_array_equal(read_image(encode(image, "PNG")), expected)
+    assert min(outcomes.values()) > 30
 
 
 def test_black_and_white_become_0_and_255():
@@ -204,15 +125,6 @@ def test_an_image_is_turned_upright_by_its_exif_tag(orientation: int):
     np.testing.assert_array_equal(read_image(encode(NOISE, "PNG", exif=exif)), UPRIGHT[orientation](PIXELS))
 
 
-# Sizes
-
-
-def test_the_pixel_limit_itself_is_allowed():
-    assert read_image(encode(NOISE, "PNG"), max_pixels=24 * 32).shape == (24, 32, 3)
-    with pytest.raises(DataError, match="32x24, more than 767 pixels"):
-        read_image(encode(NOISE, "PNG"), max_pixels=24 * 32 - 1)
-
-
 # Resize and crop
 
 
@@ -223,13 +135,10 @@ def square(size: int, resize: int, crop: str = "center") -> Preprocess:
 THIRDS = np.repeat(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8), 40, axis=1).repeat(40, axis=0)
 
 
-def test_center_keeps_only_the_middle_of_a_wide_image():
-    np.testing.assert_array_equal(resize_and_crop(THIRDS, square(16, 16))[:, 2:-2], np.full((16, 12, 3), (0, 255, 0)))
-
-
-def test_center_keeps_only_the_middle_of_a_tall_image():
-    tall = THIRDS.transpose(1, 0, 2)
-    np.testing.assert_array_equal(resize_and_crop(tall, square(16, 16))[2:-2], np.full((12, 16, 3), (0, 255, 0)))
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2)], ids=["wide", "tall"])
+def test_center_keeps_only_the_middle(axes: tuple[int, ...]):
+    middle = resize_and_crop(THIRDS.transpose(axes), square(16, 16)).transpose(axes)[:, 2:-2]
+    np.testing.assert_array_equal(middle, np.full((16, 12, 3), (0, 255, 0)))
 
 
 def test_squash_keeps_the_whole_image():
@@ -237,7 +146,7 @@ def test_squash_keeps_the_whole_image():
     np.testing.assert_array_equal(squashed[7, [1, 7, 13]], np.diag([255, 255, 255]))
 
 
-@pytest.mark.parametrize("shape", [(37, 91), (91, 37), (224, 225), (5, 400), (16, 16)])
+@pytest.mark.parametrize("shape", [(37, 91), (91, 37), (224, 225), (5, 80), (16, 16)])
 @pytest.mark.parametrize(("size", "resize"), [(32, 36), (32, 32), (224, 256)])
 def test_center_equals_scaling_the_whole_image_and_cutting_out_the_middle(shape, size: int, resize: int):
     pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)

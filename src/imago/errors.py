@@ -7,6 +7,8 @@ Any other exception is a bug and keeps its traceback.
 class UserError(Exception):
     """An error that a user can fix; the message names the setting or file, its value, the expected one and the fix."""
 
+    exit_code = 2
+
 
 class ConfigError(UserError):
     """A setting that cannot work, named as typed on the command line."""
@@ -18,6 +20,12 @@ class DivergedError(UserError):
 
 class DataError(UserError):
     """A file or directory that is missing, damaged or of the wrong kind."""
+
+
+class IncompleteError(UserError):
+    """All results are written, but a part of the input could not be used or needs a decision."""
+
+    exit_code = 1
 
 
 class StorageError(UserError, OSError):

@@ -8,7 +8,6 @@ import contextlib
 import io
 import logging
 import struct
-import threading
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,8 +30,6 @@ INTERPOLATIONS = ("bilinear", "bicubic")  # both antialiased, as in the evaluati
 TTA = ("none", "flip", "flip_shift")  # test-time augmentation, see `imago.task.tta`
 EXIF_ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4
 
-# The first bytes of these formats, to distinguish a damaged image from another kind of file.
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)  # raised for damaged files
 _ANIMATED = ("GIF", "WEBP", "PNG")  # the frames of TIFF and JPEG are pages and previews instead
 _TRANSPOSE_BY_ORIENTATION = {
@@ -44,12 +41,13 @@ _TRANSPOSE_BY_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_warning_filters_lock = threading.Lock()
 _has_warned_of_animation = False  # once per process
 
 # Pillow keeps this many blocks of up to 16 MB for the next images. Blocks returned to the system come back as page
 # faults, which can cost more than decoding: 8 ms instead of 3 ms for an image of 1000 x 750 pixels.
 Image.core.set_blocks_max(2)
+# Pillow warns of some sizes above MAX_PIXELS, which `read_image` refuses.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,8 @@ class Preprocess:
 def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an image to RGB, upright as its EXIF tag says.
 
-    Transparency is composited on white, 16-bit gray is scaled and not clipped. Of an animation, only
-    the first frame is read.
+    Transparency is composited on white, 16-bit gray is scaled and not clipped. Only the first frame of an animation is
+    read.
 
     Args:
         source: a file or its bytes.
@@ -108,11 +106,14 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
         DataError: naming the file, if it is missing, empty, damaged, too large, not an image, or of floating point.
     """
     name = "the image" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else _read_bytes(source)
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror}.") from error
     if not data:
         raise DataError(f"{name} is empty (0 bytes); delete it or copy it again.")
     try:
-        with _open(data) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 size = f"{image.width}x{image.height}"
                 raise DataError(f"{name} is {size}, more than {max_pixels:,} pixels; scale it down first.")
@@ -123,9 +124,10 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name} has more than {max_pixels:,} pixels; scale it down first.") from error
     except UnidentifiedImageError:
-        raise DataError(f"{name} {_describe_unidentified(data)}") from None
+        expected = "expected JPEG, PNG, WebP, BMP, GIF or TIFF"
+        raise DataError(f"{name} is not an image (starts with {data[:12]!r}); {expected}.") from None
     except _DECODER_ERRORS as error:
-        fault = "it is truncated" if _is_cut_short(data, error) else str(error)
+        fault = "it is truncated" if "truncated" in str(error).lower() else str(error)
         raise DataError(f"{name} is damaged: {fault}; delete it or copy it again.") from error
 
 
@@ -160,20 +162,6 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((size, size), filter_, box=box))
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _open(data: bytes) -> Image.Image:
-    # Pillow only warns of some sizes that are errors here. Warning filters are global, and several threads decode.
-    with _warning_filters_lock, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-
-
 def _upright(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose: it also rewrites the tags, and fails if one of them has an invalid type.
     method = _TRANSPOSE_BY_ORIENTATION.get(image.getexif().get(EXIF_ORIENTATION, 1))
@@ -187,8 +175,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         )
     if image.mode.startswith("I;16"):
         # Converted to RGB by Pillow, 16-bit gray is clipped to 255; 65535 / 257 = 255 keeps the whole range.
-        scaled = np.asarray(image).astype(np.int64) // 257
-        image = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -204,16 +191,3 @@ def _warn_of_animation(image: Image.Image, name: str) -> None:
         if getattr(image, "is_animated", False):
             _has_warned_of_animation = True
             log.warning("%s is an animation; only the first frame of such images is used (logged once)", name)
-
-
-def _describe_unidentified(data: bytes) -> str:
-    if data.startswith(_SIGNATURES):
-        return "is damaged: its header cannot be read; delete it or copy it again."
-    return f"is not an image (starts with {data[:12]!r}); expected JPEG, PNG, WebP, BMP, GIF or TIFF."
-
-
-def _is_cut_short(data: bytes, error: Exception) -> bool:
-    # The error of the WebP decoder does not say so; its container stores the number of bytes after the first 8
-    # (RFC 9649, section 2.4).
-    is_short_webp = data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little")
-    return is_short_webp or "truncated" in str(error).lower()

@@ -1,7 +1,6 @@
 """MixUp and CutMix: images and targets against a slow reference, pixel by pixel."""
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
@@ -69,13 +68,3 @@ def test_cutmix_boxes_have_the_ratio_of_the_image_and_are_cut_off_at_its_edges()
     top, bottom, left, right = cutmix_boxes(np.array([0.75, 0.75]), np.array([20, 0]), np.array([10, 39]), 40, 40)
     assert (top.tolist(), bottom.tolist()) == ([10, 0], [30, 10])
     assert (left.tolist(), right.tolist()) == ([0, 29], [20, 40])
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_memory_order_and_the_given_tensors_are_kept(memory_format: torch.memory_format):
-    images, targets, lam, boxes, order = batch()
-    images = images.contiguous(memory_format=memory_format)
-    before = images.clone()
-    for mixed, _ in (mixup(images, targets, lam, order), cutmix(images, targets, boxes, order)):
-        assert mixed.is_contiguous(memory_format=memory_format)
-    assert torch.equal(images, before)

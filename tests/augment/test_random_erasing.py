@@ -18,10 +18,10 @@ def holes_of(boxes: np.ndarray, height: int, width: int) -> torch.Tensor:
 
 
 def test_rectangles_have_the_requested_probability_area_and_ratio():
-    boxes = draw_rectangles(np.random.default_rng(0), 0.3, [0.1, 0.2], (2000, 3, 40, 30))
+    boxes = draw_rectangles(np.random.default_rng(0), 0.3, [0.1, 0.2], (1000, 3, 40, 30))
     holes = holes_of(boxes, 40, 30)
     areas = holes.float().mean(dim=(1, 2))
-    assert (areas > 0).float().mean() == pytest.approx(0.3, abs=0.04)
+    assert (areas > 0).float().mean() == pytest.approx(0.3, abs=0.05)
     assert areas[areas > 0].min() > 0.09
     assert areas.max() < 0.22
     ratios = (holes.any(dim=2).sum(dim=1) / holes.any(dim=1).sum(dim=1))[areas > 0]
@@ -36,10 +36,10 @@ def test_a_rectangle_that_never_fits_is_not_erased():
 
 
 def test_cutout_erases_a_square_around_any_pixel_of_every_image():
-    holes = holes_of(draw_squares(np.random.default_rng(0), 6, (4000, 3, 12, 16)), 12, 16)
+    holes = holes_of(draw_squares(np.random.default_rng(0), 6, (1500, 3, 12, 16)), 12, 16)
     heights, widths = holes.any(dim=2).sum(dim=1), holes.any(dim=1).sum(dim=1)
     assert (heights.min(), heights.max(), widths.min(), widths.max()) == (3, 6, 3, 6)
-    assert (widths == 6).float().mean() == pytest.approx(11 / 16, abs=0.03)  # centers in columns 3 .. 13
+    assert (widths == 6).float().mean() == pytest.approx(11 / 16, abs=0.04)  # centers in columns 3 .. 13
 
 
 def test_a_box_may_reach_over_the_edges_of_the_image():

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from torch.utils.data import DataLoader, Dataset
 
 from imago.augment.sample_transforms import transform_images
 from imago.augment.settings import Augment
@@ -47,23 +46,6 @@ def test_a_sample_looks_the_same_alone_and_in_any_batch(kind: str):
         np.testing.assert_array_equal(alone[0], batch[index])
 
 
-class _Batches(Dataset):
-    """Four batches of three images."""
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, batch: int) -> np.ndarray:
-        indices = np.arange(3 * batch, 3 * batch + 3)
-        return transform_images(samples(12)[indices], EVERYTHING, (5, 2, indices))
-
-
-def test_the_number_of_workers_has_no_effect():
-    batches = [list(DataLoader(_Batches(), batch_size=None, num_workers=workers)) for workers in (0, 2)]
-    for ours, theirs in zip(*batches, strict=True):
-        assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
-
-
 @pytest.mark.parametrize("other", [(6, 2), (5, 3)])
 def test_another_seed_or_epoch_has_other_draws(other: tuple[int, int]):
     images, indices = samples(12), np.arange(12)
@@ -80,19 +62,13 @@ def test_a_sample_that_occurs_twice_in_an_epoch_is_transformed_differently():
     np.testing.assert_array_equal(plain[0], first)
 
 
-def test_the_state_of_torchs_generator_and_threads_is_kept():
-    torch.manual_seed(4)
-    before, num_threads = torch.get_rng_state(), torch.get_num_threads()
-    transform_images(samples(3), EVERYTHING, (0, 0, np.arange(3)))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.get_num_threads() == num_threads
-
-
-def test_the_images_given_are_not_changed():
+def test_the_given_images_and_the_state_of_torchs_generator_and_threads_are_kept():
     images = samples(3)
-    before = images.copy()
+    before = images.copy(), torch.get_rng_state(), torch.get_num_threads()
     transform_images(images, EVERYTHING, (0, 0, np.arange(3)))
-    np.testing.assert_array_equal(images, before)
+    np.testing.assert_array_equal(images, before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert torch.get_num_threads() == before[2]
 
 
 def test_turning_one_transform_on_does_not_change_the_draws_of_another():
@@ -104,12 +80,15 @@ def test_turning_one_transform_on_does_not_change_the_draws_of_another():
     np.testing.assert_array_equal(is_gray, is_gray_too)
 
 
-@pytest.mark.parametrize(("probability", "share"), [(0.25, 0.25), (1.0, 1.0)])
 @pytest.mark.parametrize("name", ["gray_probability", "blur_probability"])
-def test_gray_and_blur_have_the_requested_probability(name: str, probability: float, share: float):
-    images = samples(600, side=6)
-    out = transform_images(images, Augment(**{name: probability}, blur_sigma_px=[1.0, 2.0]), (0, 0, np.arange(600)))
-    assert changed(images, out).mean() == pytest.approx(share, abs=0.06 if share < 1 else 0)
+def test_gray_and_blur_have_the_requested_probability(name: str):
+    images, indices = samples(300, side=6), np.arange(300)
+    some, every = (
+        transform_images(images, Augment(**{name: share}, blur_sigma_px=[1.0, 2.0]), (0, 0, indices))
+        for share in (0.25, 1.0)
+    )
+    assert changed(images, some).mean() == pytest.approx(0.25, abs=0.08)
+    assert changed(images, every).all()
 
 
 def test_gray_is_the_luma_of_the_image():
@@ -136,23 +115,18 @@ def test_an_image_smaller_than_the_blur_is_blurred(side: int):
 
 
 def test_rotation_is_to_both_sides_up_to_the_limit():
-    images = np.zeros((200, 3, 65, 65), np.uint8)
+    images = np.zeros((80, 3, 65, 65), np.uint8)
     images[:, :, 32, 45:] = 255  # a line from the center to the right
-    out = transform_images(images, Augment(rotation_degrees=30), (0, 0, np.arange(200)))[:, 0].astype(float)
+    out = transform_images(images, Augment(rotation_degrees=30), (0, 0, np.arange(80)))[:, 0].astype(float)
     rows, columns = np.mgrid[-32:33, -32:33]
     mass = out.sum(axis=(1, 2))
     angles = np.degrees(np.arctan2(-(out * rows).sum(axis=(1, 2)) / mass, (out * columns).sum(axis=(1, 2)) / mass))
     assert np.abs(angles).max() < 31
-    assert (angles.min(), angles.max()) == (pytest.approx(-30, abs=2), pytest.approx(30, abs=2))
+    assert (angles.min(), angles.max()) == (pytest.approx(-30, abs=3), pytest.approx(30, abs=3))
 
 
 def test_a_larger_magnitude_changes_images_more():
-    smooth = np.broadcast_to(np.linspace(0, 255, 32), (60, 3, 32, 32)).astype(np.uint8)
-    change = [
-        np.abs(
-            transform_images(smooth, Augment(policy="randaugment", policy_magnitude=m), (0, 0, np.arange(60)))
-            - 1.0 * smooth
-        ).mean()
-        for m in (0, 30)
-    ]
-    assert change[1] > 1.5 * change[0]
+    smooth, indices = np.broadcast_to(np.linspace(0, 255, 32), (40, 3, 32, 32)).astype(np.uint8), np.arange(40)
+    weak, strong = (Augment(policy="randaugment", policy_magnitude=magnitude) for magnitude in (0, 30))
+    changes = [abs(transform_images(smooth, augment, (0, 0, indices)) - 1.0 * smooth) for augment in (weak, strong)]
+    assert changes[1].mean() > 1.5 * changes[0].mean()

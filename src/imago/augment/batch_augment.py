@@ -2,14 +2,17 @@
 
 torchvision's v2 transforms draw once for a batch; here each sample has its own draws. They come from (seed, epoch,
 batch index, rank) and are made by numpy on the CPU, so they do not depend on the kind of device. Nothing here waits for
-the device. Legend: N samples, K classes, H and W pixels.
+the device.
+
+The `adjust_` functions compute what torchvision's do, with one factor for each image, (N, 1, 1, 1). They change images,
+float (N, 3, H, W) in [0, 255], in place and return them: a new tensor for every step would cost more than the
+arithmetic. Legend: N samples, K classes, H and W pixels.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from imago.augment.color import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
 from imago.augment.mixup import cutmix, cutmix_boxes, mixup, mixup_or_cutmix
 from imago.augment.random_erasing import draw_rectangles, draw_squares, erase, to_device_of
 from imago.augment.settings import Augment
@@ -20,6 +23,9 @@ SeedKey = tuple[int, int, int]  # epoch, batch index, rank
 # The last part of a key: turning one augmentation on does not change the draws of another.
 _COLORS, _ERASE, _CUTOUT, _MIX = 201, 202, 203, 204
 
+_MAX_VALUE = 255.0
+_GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as rounded by torchvision
+
 
 class BatchAugment:
     """Applies the settings of `augment` that work on batches: call `colors`, normalize, then call `mix`.
@@ -27,7 +33,7 @@ class BatchAugment:
     Args:
         augment: the settings.
         num_classes: K.
-        seed: of the run.
+        seed: the seed of the run.
     """
 
     def __init__(self, augment: Augment, num_classes: int, seed: int) -> None:
@@ -40,27 +46,23 @@ class BatchAugment:
 
         Args:
             images: uint8 (N, 3, H, W).
-            key: of the batch.
+            key: epoch, batch index and rank.
 
         Returns:
             float32 in [0, 255]; `images` itself if no color setting is on.
         """
         settings = self.augment
-        max_changes = np.array([settings.brightness, settings.contrast, settings.saturation])[:, None]
-        if not (max_changes.any() or settings.hue):
+        limits = np.array([settings.brightness, settings.contrast, settings.saturation, settings.hue])[:, None]
+        if not limits.any():
             return images
         uniforms = self._generator(key, _COLORS).random((4, len(images)))
-        lowest, highest = np.maximum(0.0, 1 - max_changes), 1 + max_changes
-        factors = np.concatenate([lowest + (highest - lowest) * uniforms[:3], settings.hue * (2 * uniforms[3:] - 1)])
+        lowest, highest = np.maximum(0.0, 1 - limits[:3]), 1 + limits[:3]
+        factors = np.concatenate([lowest + (highest - lowest) * uniforms[:3], limits[3:] * (2 * uniforms[3:] - 1)])
         on_device = to_device_of(images, factors.astype(np.float32)).view(4, -1, 1, 1, 1)
         pixels = images.float()  # a new tensor, which the following change in place
-        for adjust, factor, is_on in (
-            (adjust_brightness, on_device[0], settings.brightness),
-            (adjust_contrast, on_device[1], settings.contrast),
-            (adjust_saturation, on_device[2], settings.saturation),
-            (adjust_hue, on_device[3], settings.hue),
-        ):
-            if is_on:
+        adjustments = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+        for adjust, factor, limit in zip(adjustments, on_device, limits, strict=True):
+            if limit:
                 adjust(pixels, factor)
         return pixels
 
@@ -70,7 +72,7 @@ class BatchAugment:
         Args:
             images: normalized, float (N, 3, H, W); erased pixels become 0, the mean color.
             labels: int64 (N,).
-            key: of the batch.
+            key: epoch, batch index and rank.
 
         Returns:
             Images of the same shape, and the labels: unchanged, or float32 (N, K) with rows that sum to 1 if
@@ -97,7 +99,8 @@ class BatchAugment:
         """Draw for each of `count` samples whether MixUp is used, `lam`, the box of CutMix and the other sample."""
         generator = self._generator(key, _MIX)
         mixup_alpha, cutmix_alpha = self.augment.mixup_alpha, self.augment.cutmix_alpha
-        is_mixup = generator.random(count) < ((mixup_alpha > 0) + (not cutmix_alpha > 0)) / 2
+        mixup_share = (0.5 if mixup_alpha else 0.0) if cutmix_alpha else 1.0
+        is_mixup = generator.random(count) < mixup_share
         alphas = np.where(is_mixup, mixup_alpha or 1.0, cutmix_alpha or 1.0)
         lam = generator.beta(alphas, alphas)
         rows, columns = generator.integers(0, height, count), generator.integers(0, width, count)
@@ -105,3 +108,46 @@ class BatchAugment:
 
     def _generator(self, key: SeedKey, purpose: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(derive_seed(self.seed, *key, purpose)))
+
+
+def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
+    """Multiply all pixels; 0 gives black."""
+    return images.mul_(factors).clamp_(0.0, _MAX_VALUE)
+
+
+def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
+    """Multiply the difference between each pixel and the mean gray of its image; 0 gives that gray."""
+    gray = _gray(images.mean(dim=(2, 3), keepdim=True))
+    return images.mul_(factors).add_(gray * (1 - factors)).clamp_(0.0, _MAX_VALUE)
+
+
+def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
+    """Multiply the difference between each pixel and its own gray; 0 gives a gray image."""
+    gray = _gray(images).mul_(1 - factors)
+    return images.mul_(factors).add_(gray).clamp_(0.0, _MAX_VALUE)
+
+
+def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Rotate the hue by `turns`, shape (N, 1, 1, 1), in [-0.5, 0.5] of the whole color wheel.
+
+    Source: the hexagon model of Smith 1978 (doi:10.1145/965139.807361), as in torchvision and Pillow.
+    """
+    red, green, blue = images.split(1, dim=1)
+    largest = images.amax(dim=1, keepdim=True)
+    spread = largest - images.amin(dim=1, keepdim=True)
+    # In sixths of the wheel; a gray pixel has no hue, and any number will do.
+    from_green, from_blue = (blue - red).add_(spread, alpha=2), (red - green).add_(spread, alpha=4)
+    hue = torch.where(largest == green, from_green, from_blue)
+    hue = torch.where(largest == red, green - blue, hue).div_(spread.clamp(min=1e-6)).div_(6).add_(turns)
+    for channel, opposite in zip((red, green, blue), (1 / 2, 5 / 6, 1 / 6), strict=True):
+        # A channel is smallest at the opposite hue and up to 1/6 from it, and largest from 1/3 on.
+        distance = hue - opposite
+        distance.sub_(distance.round()).abs_()
+        channel.copy_(largest).sub_(distance.mul_(-6).add_(2).clamp_(0.0, 1.0).mul_(spread))
+    return images
+
+
+def _gray(images: Tensor) -> Tensor:
+    """Return the gray value of each pixel, a new tensor (N, 1, H, W)."""
+    red, green, blue = images.split(1, dim=1)
+    return red.mul(_GRAY_WEIGHTS[0]).add_(green, alpha=_GRAY_WEIGHTS[1]).add_(blue, alpha=_GRAY_WEIGHTS[2])

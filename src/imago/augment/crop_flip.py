@@ -47,15 +47,15 @@ def pad(images: np.ndarray, padding_px: int) -> np.ndarray:
     return np.pad(images, ((0, 0), (0, 0), (padding_px, padding_px), (padding_px, padding_px)))
 
 
-def gather_crop_flip(padded: np.ndarray, rows: np.ndarray, draws: Draws, padding_px: int) -> np.ndarray:
-    """Copy the images `rows` out of a padded array, each with its own crop, and flip those that drew a flip.
+def gather_crop_flip(padded: np.ndarray, indices: np.ndarray, draws: Draws, padding_px: int) -> np.ndarray:
+    """Copy the images at `indices` out of a padded array, each with its own crop, and flip those that drew a flip.
 
     A crop is copied as one element of all bytes between its first and last, so that one fancy index copies a whole
     batch; a second copy, row by row, removes the gaps. Both cost less than torch's gather without any crop.
 
     Args:
         padded: uint8 (N, C, H + 2p, W + 2p), C-contiguous.
-        rows: indices of the images, int64 (B,).
+        indices: indices of the images, int64 (B,).
         draws: offsets in [0, 2p] and flips, each (B,).
         padding_px: p.
 
@@ -69,14 +69,14 @@ def gather_crop_flip(padded: np.ndarray, rows: np.ndarray, draws: Draws, padding
     strip = np.dtype((np.void, (channels - 1) * channel_stride + (height - 1) * row_stride + width))
     last_start = 2 * padding_px * (row_stride + pixel_stride)
     strips = np.ndarray((len(padded), last_start + 1), strip, buffer=padded, strides=(image_stride, pixel_stride))
-    copied = strips[rows, draws.top * row_stride + draws.left]
+    copied = strips[indices, draws.top * row_stride + draws.left]
     lines = np.ndarray(
-        shape=(len(rows), channels, height),
+        shape=(len(indices), channels, height),
         dtype=np.dtype((np.void, width)),
         buffer=copied,
         strides=(strip.itemsize, channel_stride, row_stride),
     )
-    images = np.ascontiguousarray(lines).view(np.uint8).reshape(len(rows), channels, height, width)
+    images = np.ascontiguousarray(lines).view(np.uint8).reshape(len(indices), channels, height, width)
     return _flip(images, draws)
 
 
@@ -86,7 +86,7 @@ def crop_and_flip(images: np.ndarray, augment: Augment, key: SampleKey) -> np.nd
     Args:
         images: uint8 (B, C, H, W); may be changed in place.
         augment: the settings.
-        key: of the B samples.
+        key: seed, epoch and indices of the B samples.
 
     Returns:
         uint8 (B, C, H, W).

@@ -62,8 +62,8 @@ def cutmix_boxes(lam: np.ndarray, rows: np.ndarray, columns: np.ndarray, height:
         lam: share of the area outside the rectangle before it is cut off, in [0, 1], float64 (N,).
         rows: row of the center pixel, int64 (N,).
         columns: column of the center pixel, int64 (N,).
-        height: of the images, in pixels.
-        width: of the images, in pixels.
+        height: height of the images, in pixels.
+        width: width of the images, in pixels.
 
     Returns:
         Top, bottom, left and right, int64 (4, N).

@@ -25,10 +25,10 @@ def draw_rectangles(
     """Draw the rectangles of random erasing.
 
     Args:
-        generator: of the random numbers.
+        generator: the source of the random numbers.
         probability: chance that an image is erased, in [0, 1].
         scale: smallest and largest share of the area that a rectangle covers.
-        shape: of the images, (N, 3, H, W).
+        shape: shape of the images, (N, 3, H, W).
 
     Returns:
         int64 (4, N); empty rectangles for images that are not erased.

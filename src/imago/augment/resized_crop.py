@@ -28,8 +28,8 @@ def random_resized_crops(
     Args:
         images: B images uint8 (H, W, 3), of any sizes.
         size: side of the squares, in pixels.
-        augment: with `random_resized_crop_scale`.
-        key: of the B samples.
+        augment: the settings, with `random_resized_crop_scale`.
+        key: seed, epoch and indices of the B samples.
 
     Yields:
         uint8 (size, size, 3).
@@ -47,8 +47,8 @@ def crop_box(height: int, width: int, scale: Sequence[float], uniforms: np.ndarr
     """Choose the part of an image that a random resized crop keeps.
 
     Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
         scale: smallest and largest share of the area.
         uniforms: numbers in [0, 1), shape (attempts, 4): area, ratio of the sides, left and top. The first attempt
             that fits into the image counts.
@@ -72,7 +72,7 @@ def crop_box(height: int, width: int, scale: Sequence[float], uniforms: np.ndarr
 def crop_uniforms(seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Draw numbers in [0, 1) for the crops of a batch, float64 (B, attempts, 4)."""
     attempt, number = np.arange(_ATTEMPTS)[:, None], np.arange(4)
-    epochs, samples = (part[:, None, None] for part in np.broadcast_arrays(epoch, indices))
+    epochs, samples = (values[:, None, None] for values in np.broadcast_arrays(epoch, indices))
     bits = random_bits(seed, epochs, samples, _RESIZED_CROP, attempt, number)
     return (bits >> np.uint64(11)) * 2.0**-53  # a float64 holds 53 bits
 

@@ -25,7 +25,7 @@ def transform_images(images: np.ndarray, augment: Augment, key: SampleKey) -> np
     Args:
         images: uint8 (B, 3, H, W).
         augment: the settings.
-        key: of the B samples.
+        key: seed, epoch and indices of the B samples.
 
     Returns:
         uint8 (B, 3, H, W): a new array, or `images` if no such setting is on. The state of torch's generator is kept.

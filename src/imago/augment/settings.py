@@ -86,7 +86,7 @@ class Augment:
         for name in _PAIRS:  # OmegaConf passes lists of its own class
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        problems = [*self._number_problems(), *self._pair_problems()]
+        problems = list(self._range_problems())
         if self.policy is not None and self.policy not in POLICIES:
             problems.append(f"augment.policy={self.policy} is not one of null, {', '.join(POLICIES)}.")
         if problems:
@@ -120,18 +120,18 @@ class Augment:
         setting, _, value = needed.partition("=")
         return getattr(self, setting) == value if value else getattr(self, setting) > 0
 
-    def _number_problems(self) -> Iterator[str]:
+    def _range_problems(self) -> Iterator[str]:
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if not least <= value <= most or not math.isfinite(value):  # False for nan, too
                 wanted = f"lie in {least} .. {most}" if most < math.inf else f"be {least} or more"
                 yield f"augment.{name}={value} must {wanted}."
-
-    def _pair_problems(self) -> Iterator[str]:
-        for name, (most, unit, example) in _PAIRS.items():
+        for name, most in _PAIRS.items():
             pair = getattr(self, name)
             if pair is not None and not _is_rising(pair, most):
-                yield f"augment.{name}={list(pair)} must be two {unit}, the smaller one first, e.g. {example}."
+                limit = f" and at most {most}" if most < math.inf else ""
+                wanted = f"two numbers above 0{limit}, the smaller one first, e.g. [0.1,0.5]"
+                yield f"augment.{name}={list(pair)} must be {wanted}."
 
 
 def _is_rising(pair: Sequence[float], most: float) -> bool:
@@ -149,9 +149,5 @@ _RANGES: dict[str, tuple[float, float]] = {
     "policy_num_ops": (1, NUM_OPERATIONS),
     "policy_magnitude": (0, MAX_MAGNITUDE),
 }
-_SHARES = "shares of the area between 0 and 1"
-_PAIRS = {  # largest value, kind of the numbers, example
-    "random_resized_crop_scale": (1, _SHARES, "[0.35,1.0]; null is off"),
-    "blur_sigma_px": (math.inf, "lengths in px above 0", "[0.1,2.0]"),
-    "erase_scale": (1, _SHARES, "[0.02,0.33]"),
-}
+# Largest value of settings that are a pair of numbers.
+_PAIRS = {"random_resized_crop_scale": 1, "blur_sigma_px": math.inf, "erase_scale": 1}

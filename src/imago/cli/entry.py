@@ -74,7 +74,9 @@ class _Command:
             if self.is_sweep:
                 _print_trial_error(error, overrides["task"])
             elif isinstance(error, UserError):
-                _fail(2, str(error))  # exit here: Hydra prints a line of its own for an exception, but not for an exit
+                _fail(
+                    error.exit_code, str(error)
+                )  # exit here: Hydra prints a line of its own for an exception, but not for an exit
             raise
 
     def exit_if_trials_failed(self) -> None:
@@ -106,7 +108,7 @@ def run_command(command: str, config_dir: Path = CONFIG_DIR) -> None:
         if job.is_sweep:
             job.exit_if_trials_failed()
         if isinstance(error, UserError):
-            _fail(2, str(error))
+            _fail(error.exit_code, str(error))
         if error not in job.failures and _is_about_the_config(error):
             _fail(2, _explain(error, config_dir, command))
         raise

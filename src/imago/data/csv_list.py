@@ -1,10 +1,9 @@
-"""Read and write CSV lists of images (path, label and optionally split), and compare class names.
+"""Read CSV lists of images: path, label and optionally split.
 
-The files are UTF-8, with or without a byte order mark. File names that are not valid UTF-8 are written byte by byte.
+The files are UTF-8, with or without a byte order mark. File names that are not valid UTF-8 are kept byte by byte.
 """
 
 import csv
-import difflib
 import logging
 import os
 import posixpath
@@ -12,13 +11,13 @@ import stat
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
 import numpy as np
 
 from imago.data.dataset import LabeledFiles, Samples, concatenate
 from imago.errors import DataError
-from imago.files import open_text, write_csv
+from imago.files import open_text
 from imago.text import join_names, printable
 
 log = logging.getLogger(__name__)
@@ -27,20 +26,18 @@ SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "split")
 _HEADER = "a first line path,label or path,label,split"
 
-ImagesT = TypeVar("ImagesT", bound=Samples)
-
 
 def plain_name(name: str) -> str:
     """Return the form in which class names are compared: composed accents, lower case, no surrounding blanks."""
     return unicodedata.normalize("NFC", name.casefold()).strip()
 
 
-def check_class_names(names: Iterable[str], what: str) -> None:
+def check_class_names(names: Iterable[str], source: str) -> None:
     """Check names that will be class names.
 
     Args:
-        names: each once.
-        what: start of the error message, as in "DIR: the class folders".
+        names: different names.
+        source: the start of the error message, as in "DIR: the class folders".
 
     Raises:
         DataError: if two names look the same, or one is not UTF-8.
@@ -48,16 +45,10 @@ def check_class_names(names: Iterable[str], what: str) -> None:
     seen: dict[str, str] = {}
     for name in names:
         if any("\ud800" <= char <= "\udfff" for char in name):  # Python's stand-ins for bytes that are not UTF-8
-            raise DataError(f"{what}: {ascii(name)} is not UTF-8; rename it.")
+            raise DataError(f"{source}: {ascii(name)} is not UTF-8; rename it.")
         other = seen.setdefault(plain_name(name), name)
         if other != name:
-            raise DataError(f"{what} {ascii(other)} and {ascii(name)} look the same; merge or rename them.")
-
-
-def nearest_class(name: str, class_names: Sequence[str]) -> str:
-    """Return the end of an error message: the class that an unknown name may mean, or the existing ones."""
-    close = difflib.get_close_matches(name, class_names, n=1)
-    return f"is it {close[0]!r}?" if close else f"the classes are {join_names(class_names)}."
+            raise DataError(f"{source} {ascii(other)} and {ascii(name)} look the same; merge or rename them.")
 
 
 class ListedImage(NamedTuple):
@@ -83,74 +74,67 @@ class ListedImage(NamedTuple):
         return f"{printable(self.file)}, line {self.line}"
 
 
-def read_list(path: Path) -> list[ListedImage]:
+def read_list(file: Path) -> list[ListedImage]:
     """Read a list; blank lines, and blanks around labels and splits, are ignored.
 
     Raises:
-        DataError: naming the line, if the file is no such list, has no images, or names one twice or outside of the
-            root.
+        DataError: naming the line, if the file is not such a list, has no images, or names one twice or outside of
+            the root.
     """
     try:
-        with open_text(path) as file:
-            reader = csv.reader(file, strict=True)
+        with open_text(file) as opened:
+            reader = csv.reader(opened, strict=True)
             lines = [(reader.line_num, cells) for cells in reader if "".join(cells).strip()]
     except OSError as error:
-        raise DataError(f"{printable(path)} cannot be read: {error.strerror}; use a CSV with {_HEADER}.") from error
+        raise DataError(f"{printable(file)} cannot be read: {error.strerror}; use a CSV with {_HEADER}.") from error
     except csv.Error as error:
-        raise DataError(f"{printable(path)}, line {reader.line_num} is not CSV: {error}.") from error
-    columns = _parse_header(path, lines[0][1] if lines else [])
-    rows = [_parse_row(path, line, cells, columns) for line, cells in lines[1:]]
+        raise DataError(f"{printable(file)}, line {reader.line_num} is not CSV: {error}.") from error
+    header = lines[0][1] if lines else []
+    columns = [cell.strip().casefold() for cell in header]
+    if sorted(columns) not in (sorted(COLUMNS), sorted(COLUMNS[:2])):  # an unknown column may be misspelled
+        got = printable(",".join(header)) or "nothing"
+        raise DataError(f"{printable(file)}, line 1: expected {_HEADER}, got {got}.")
+    rows = [_parse_row(file, line, cells, columns) for line, cells in lines[1:]]
     if not rows:
-        raise DataError(f"{printable(path)} has no images below its first line.")
+        raise DataError(f"{printable(file)} has no images below its first line.")
     first_line: dict[str, int] = {}
     for row in rows:
         if (line := first_line.setdefault(row.name, row.line)) != row.line:
             raise DataError(f"{row.location}: {printable(row.name)} is listed twice, first in line {line}.")
-    check_class_names(dict.fromkeys(row.label for row in rows), f"{printable(path)}: the labels")
+    check_class_names(dict.fromkeys(row.label for row in rows), f"{printable(file)}: the labels")
     return rows
 
 
-def files_from_list(
-    root: Path, rows: Sequence[ListedImage], class_names: Sequence[str] | None = None
-) -> dict[str, LabeledFiles]:
+def files_from_list(root: Path, rows: Sequence[ListedImage], class_names: Sequence[str]) -> dict[str, LabeledFiles]:
     """Find the files of a list, in its order.
 
     Args:
         root: the directory that the names of the list are relative to.
-        rows: of the list; without splits, all are train.
-        class_names: the index of a name is its label; None takes the labels of the list, sorted.
+        rows: the list; without splits, all are train.
+        class_names: the index of a name is its label.
 
     Returns:
         The images by split, always with "train".
 
     Raises:
-        DataError: naming the line, if a file is missing, a label is no class, or there is no training image.
+        DataError: naming the line, if a file is missing, a label is not a class, or there is no training image.
     """
-    labels_N = _labels(rows, sorted({row.label for row in rows}) if class_names is None else class_names)
-    columns = []
-    first: dict[tuple[int, int], ListedImage] = {}
-    for row in rows:
-        status = _stat(root, row)
-        other = first.setdefault((status.st_dev, status.st_ino), row)
-        if other is not row:
-            fault = f"{printable(row.name)} is another name of the file {printable(other.name)} in line {other.line}"
-            raise DataError(f"{row.location}: {fault}; list it once.")
-        columns.append((status.st_size, status.st_mtime_ns))
-    num_bytes_N, mtime_ns_N = np.array(columns, np.int64).T.copy()
-    files = LabeledFiles(root, tuple(row.name for row in rows), num_bytes_N, mtime_ns_N, labels_N)
-    return _group_by_split(files, rows, np.arange(len(rows)))
+    labels = _labels(rows, class_names)
+    num_bytes, mtime_ns = np.array([_stat(root, row) for row in rows], np.int64).T.copy()
+    files = LabeledFiles(root, tuple(row.name for row in rows), num_bytes, mtime_ns, labels)
+    return {split: files.take(indices) for split, indices in _by_split(rows, np.arange(len(rows))).items()}
 
 
 def assign_splits(
-    found: Mapping[str, ImagesT], rows: Sequence[ListedImage], class_names: Sequence[str]
-) -> dict[str, ImagesT]:
+    images_by_split: Mapping[str, Samples], rows: Sequence[ListedImage], class_names: Sequence[str]
+) -> dict[str, Samples]:
     """Split the images of a data set as a list says, and log how many images it leaves out.
 
     The images keep the order of the data set, whatever the order of the list.
 
     Args:
-        found: the images by their present split.
-        rows: of the list.
+        images_by_split: the images by their present split.
+        rows: the list.
         class_names: the index of a name is its label.
 
     Returns:
@@ -161,56 +145,25 @@ def assign_splits(
     """
     if not rows[0].split:
         raise DataError(f"{rows[0].location}: a list that assigns splits needs the column split: train, val or test.")
-    images = cast(ImagesT, concatenate(list(found.values())))
+    images = concatenate(list(images_by_split.values()))
     index_by_name = {name: index for index, name in enumerate(images.names)}
-    indices_N = np.empty(len(rows), np.int64)
-    for number, (row, listed) in enumerate(zip(rows, _labels(rows, class_names), strict=True)):
+    indices = []
+    for row, label in zip(rows, _labels(rows, class_names), strict=True):
         if row.name not in index_by_name:
             raise DataError(f"{row.location}: {printable(row.name)} is not among the images of the data set.")
-        indices_N[number] = index_by_name.pop(row.name)
-        label = images.labels[indices_N[number]]
-        if listed != label:
-            fault = f"{printable(row.name)} is listed as {row.label!r}, in the data set it is {class_names[label]!r}"
-            raise DataError(f"{row.location}: {fault}.")
+        indices.append(index_by_name.pop(row.name))
+        true_label = images.labels[indices[-1]]
+        if label != true_label:
+            fault = f"{printable(row.name)} is listed as {row.label!r}, in the data set it is"
+            raise DataError(f"{row.location}: {fault} {class_names[true_label]!r}.")
     if index_by_name:
         example = printable(next(iter(index_by_name)))
         log.info("the list leaves out %d of %d images, e.g. %s", len(index_by_name), len(images), example)
-    return _group_by_split(images, rows, indices_N)
+    return {split: images.take(np.sort(chosen)) for split, chosen in _by_split(rows, np.array(indices)).items()}
 
 
-def write_list(path: Path, class_names: Sequence[str], parts: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> None:
-    """Write a list with splits atomically.
-
-    Args:
-        path: of the CSV.
-        class_names: the index of a name is its label.
-        parts: by split, the names of the images and their labels, int64 (N,).
-
-    Raises:
-        DataError: if it cannot be written.
-    """
-    rows = [
-        (name, class_names[label], split)
-        for split, (names, labels) in parts.items()
-        for name, label in zip(names, labels, strict=True)
-    ]
-    try:
-        write_csv(path, [COLUMNS, *rows])
-    except OSError as error:
-        raise DataError(f"{printable(path)} cannot be written: {error.strerror}.") from error
-
-
-def _parse_header(path: Path, header: Sequence[str]) -> list[str]:
-    """Return the column names; unknown ones are refused, as they may be misspelled."""
-    columns = [cell.strip().casefold() for cell in header]
-    if sorted(columns) not in (sorted(COLUMNS), sorted(COLUMNS[:2])):
-        got = printable(",".join(header)) if header else "nothing"
-        raise DataError(f"{printable(path)}, line 1: expected {_HEADER}, got {got}.")
-    return columns
-
-
-def _parse_row(path: Path, line: int, cells: Sequence[str], columns: Sequence[str]) -> ListedImage:
-    location = f"{printable(path)}, line {line}"
+def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[str]) -> ListedImage:
+    location = f"{printable(file)}, line {line}"
     if len(cells) != len(columns):
         fault = f"expected {len(columns)} columns, got {len(cells)}; put names with commas in quotes"
         raise DataError(f"{location}: {fault}.")
@@ -222,10 +175,11 @@ def _parse_row(path: Path, line: int, cells: Sequence[str], columns: Sequence[st
         raise DataError(f"{location}: split={printable(split)} is not one of {', '.join(SPLITS)}.")
     if not name.strip() or "\0" in name:
         raise DataError(f"{location}: {name!r} is not a file name.")
-    if posixpath.isabs(name) or os.path.isabs(name) or ".." in name.split("/"):  # lists may come from strangers
-        fault = f"{printable(name)} is outside of data.root; write a path relative to it, without .."
-        raise DataError(f"{location}: {fault}")
-    return ListedImage(posixpath.normpath(name), label, split, path, line)
+    if os.path.isabs(name) or ".." in name.split("/"):  # lists may come from strangers
+        raise DataError(
+            f"{location}: {printable(name)} is outside of data.root; write a path relative to it, without .."
+        )
+    return ListedImage(posixpath.normpath(name), label, split, file, line)
 
 
 def _labels(rows: Sequence[ListedImage], class_names: Sequence[str]) -> np.ndarray:
@@ -233,26 +187,25 @@ def _labels(rows: Sequence[ListedImage], class_names: Sequence[str]) -> np.ndarr
     label_by_name = {plain_name(name): label for label, name in enumerate(class_names)}
     for row in rows:
         if plain_name(row.label) not in label_by_name:
-            hint = nearest_class(row.label, class_names)
-            raise DataError(f"{row.location}: there is no class {row.label!r}; {hint}")
+            existing = join_names(class_names)
+            raise DataError(f"{row.location}: there is no class {row.label!r}; the classes are {existing}.")
     return np.array([label_by_name[plain_name(row.label)] for row in rows], np.int64)
 
 
-def _stat(root: Path, row: ListedImage) -> os.stat_result:
+def _stat(root: Path, row: ListedImage) -> tuple[int, int]:
+    """Return size and modification time of a file, which must be a regular one: opening a pipe would block."""
     try:
         status = os.stat(f"{root}/{row.name}")
     except OSError as error:
         raise DataError(f"{row.location}: {printable(root / row.name)} cannot be read: {error.strerror}.") from error
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{row.location}: {printable(root / row.name)} is not a regular file.")
-    return status
+    return status.st_size, status.st_mtime_ns
 
 
-def _group_by_split(images: ImagesT, rows: Sequence[ListedImage], indices_N: np.ndarray) -> dict[str, ImagesT]:
-    """Put the image at `indices_N[i]` into the split of `rows[i]`."""
+def _by_split(rows: Sequence[ListedImage], indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Group `indices`, one of each row, by the split of the row."""
     splits = np.array([row.split or "train" for row in rows])
     if "train" not in splits:
         raise DataError(f"{printable(rows[0].file)} has no images of the split train.")
-    return {
-        split: cast(ImagesT, images.take(np.sort(indices_N[splits == split]))) for split in SPLITS if split in splits
-    }
+    return {split: indices[splits == split] for split in SPLITS if split in splits}

@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader
 
 from imago.augment.batch_augment import BatchAugment
 from imago.augment.settings import Augment
-from imago.data.csv_list import write_list
+from imago.data.csv_list import COLUMNS
 from imago.data.dataset import ArrayDataset, FileDataset, LabeledArray, LabeledFiles, Samples, Splits
 from imago.data.loader import BatchLoader
 from imago.data.sampling import EvalSampler, TrainSampler
 from imago.data.splitting import SplitPlan, complete_splits
 from imago.errors import ConfigError, DataError
-from imago.files import encode_names
+from imago.files import encode_names, write_csv
 from imago.images import Preprocess, resize_and_crop
 from imago.normalize import Normalize
 from imago.resources import available_cores
@@ -127,8 +127,12 @@ class ImageDataModule(LightningDataModule):
     def write_split(self, directory: Path) -> None:
         """Write `split.csv`, which `data.split_file` reads, unless all splits are published."""
         if self.drawn or self.plan.split_file:
-            splits = {name: (samples.names, samples.labels) for name, samples in self.splits.named()}
-            write_list(directory / "split.csv", self.class_names, splits)
+            rows = [
+                (name, self.class_names[label], split)
+                for split, part in self.splits.named()
+                for name, label in zip(part.names, part.labels, strict=True)
+            ]
+            write_csv(directory / "split.csv", [COLUMNS, *rows])
 
     def fill_cache(self, num_processes: int, num_epochs: float) -> str:
         """Decode images before the first epoch if that saves time; return where they are kept, for the log."""

@@ -51,6 +51,10 @@ class LabeledArray(_Labeled):
     labels: np.ndarray
     names: tuple[str, ...]
 
+    def read(self, index: int, class_names: Sequence[str]) -> np.ndarray:
+        """Return one image, uint8 (H, W, 3), as `LabeledFiles.read` does."""
+        return self.images[index].transpose(1, 2, 0)
+
 
 @dataclass(frozen=True)
 class LabeledFiles(_Labeled):

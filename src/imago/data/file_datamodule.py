@@ -15,7 +15,7 @@ from imago.data.csv_list import files_from_list, read_list
 from imago.data.datamodule import DatasetParts, ImageDataModule
 from imago.data.dataset import FileDataset, LabeledFiles
 from imago.data.examine import examine, map_in_threads
-from imago.data.folder_listing import Ignored, find_splits, list_images, list_training_classes
+from imago.data.folder_listing import list_image_folder
 from imago.data.image_cache import CACHE_MODES, ImageCache, build_cache, choose_cache, estimate_bytes, open_cache
 from imago.data.image_statistics import describe_images, shrink
 from imago.errors import ConfigError
@@ -201,19 +201,8 @@ class ImageFolderDataModule(FileDataModule):
 
     def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
         """List the images; the classes are those of the training images."""
-        ignored = Ignored()
-        folders = find_splits(self.root, ignored)
-        class_names = list_training_classes(self.root, folders["train"])
-        splits: dict[str, LabeledFiles] = {}
-        # Test first: a test file that has a second name among the training images stays a test image.
-        for split in ("test", "val", "train"):
-            if split in folders:
-                splits[split] = list_images(self.root, folders[split], class_names, ignored)
-        ignored.entries.sort(key=lambda entry: not entry[0].startswith(f"{folders['train'].name}/"))
-        self.ignored = ignored.entries
-        if note := ignored.summary():
-            log.info("%s", note)
-        return class_names, splits
+        class_names, files, self.ignored = list_image_folder(self.root)
+        return class_names, files
 
 
 class ImageListDataModule(FileDataModule):

@@ -11,7 +11,7 @@ from imago.data.image_record import KINDS
 from imago.dataset_check.duplicates import DuplicatePairs, find_duplicates, group_pairs
 from imago.images import FORMATS
 
-_RARE = 100  # a format is rare if fewer than one image in so many has it
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,13 @@ class CheckedSet:
 
     Attributes:
         class_names: K names; the index of a name is its label.
-        split_names: in the order train, val, test.
         names: file name or other origin of each image.
-        splits: index of each image's split in `split_names`, int64 (N,).
+        splits: index of each image's split in `SPLITS`, int64 (N,).
         labels: int64 (N,).
         examined: record and error of each image.
     """
 
     class_names: tuple[str, ...]
-    split_names: tuple[str, ...]
     names: tuple[str, ...]
     splits: np.ndarray
     labels: np.ndarray
@@ -36,6 +34,10 @@ class CheckedSet:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def origin(self, index: int) -> tuple[str, str, str]:
+        """Return name, split and class of an image."""
+        return self.names[index], SPLITS[self.splits[index]], self.class_names[self.labels[index]]
 
     @cached_property
     def good(self) -> np.ndarray:
@@ -49,16 +51,16 @@ class CheckedSet:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """Number of good images of each class in each split, int64 (K, S)."""
-        table = np.zeros((len(self.class_names), len(self.split_names)), np.int64)
+        """Number of good images of each class in each split, int64 (K, 3)."""
+        table = np.zeros((len(self.class_names), len(SPLITS)), np.int64)
         np.add.at(table, (self.labels[self.good], self.splits[self.good]), 1)
         return table
 
     @cached_property
     def pairs(self) -> DuplicatePairs:
         """Duplicates among the good images, by their indices in this set."""
-        found = find_duplicates(self.examined.records[self.good])
-        return replace(found, first=self.good[found.first], second=self.good[found.second])
+        pairs = find_duplicates(self.examined.records[self.good])
+        return replace(pairs, first=self.good[pairs.first], second=self.good[pairs.second])
 
     @cached_property
     def groups(self) -> np.ndarray:
@@ -67,17 +69,14 @@ class CheckedSet:
 
     def leaked(self, split: str, into: str) -> np.ndarray:
         """Return the indices of the images of a split that have a duplicate in another one, int64 (M,)."""
-        there = np.unique(self.groups[self.splits == self.split_names.index(into)])
-        here = np.flatnonzero(self.splits == self.split_names.index(split))
-        return here[np.isin(self.groups[here], there)]
+        other_groups = np.unique(self.groups[self.splits == SPLITS.index(into)])
+        indices = np.flatnonzero(self.splits == SPLITS.index(split))
+        return indices[np.isin(self.groups[indices], other_groups)]
 
     @cached_property
-    def conflicts(self) -> list[np.ndarray]:
-        """Duplicates of different classes: one array of indices per group."""
-        indices = np.union1d(self.pairs.first, self.pairs.second)
-        indices = indices[np.argsort(self.groups[indices], kind="stable")]
-        starts = np.flatnonzero(np.diff(self.groups[indices])) + 1
-        return [group for group in np.split(indices, starts) if len(np.unique(self.labels[group])) > 1]
+    def conflicts(self) -> np.ndarray:
+        """Indices of the pairs whose images are of different classes, int64 (M,)."""
+        return np.flatnonzero(self.labels[self.pairs.first] != self.labels[self.pairs.second])
 
     @cached_property
     def repeats(self) -> np.ndarray:
@@ -86,46 +85,44 @@ class CheckedSet:
         is_inside = (self.splits[first] == self.splits[second]) & (self.labels[first] == self.labels[second])
         return np.unique(second[is_inside])
 
+    @cached_property
     def without_leaks(self) -> np.ndarray:
-        """Return the good images without duplicates across splits, int64 (M,): test keeps its own, then val."""
+        """Indices of the good images without duplicates across splits, int64 (M,): test keeps its own, then val."""
         last_split = np.zeros(len(self), np.int64)
         np.maximum.at(last_split, self.groups, self.splits)
         return self.good[self.splits[self.good] == last_split[self.groups[self.good]]]
 
-    @cached_property
+    @property
+    def has_leaks(self) -> bool:
+        """Whether two splits share an image."""
+        return len(self.without_leaks) < len(self.good)
+
+    @property
     def can_leave_leaks_out(self) -> bool:
-        """Whether every class still has a training image after `without_leaks`."""
-        is_train = self.splits == self.split_names.index("train")
-        kept = self.without_leaks()
-        before, after = self.labels[self.good[is_train[self.good]]], self.labels[kept[is_train[kept]]]
+        """Whether every class still has a training image without the leaks."""
+        before, after = (self.labels[indices[self.splits[indices] == 0]] for indices in (self.good, self.without_leaks))
         return set(before.tolist()) == set(after.tolist())
 
-    def channel_statistics(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and std per channel, each (3,), over the whole good images of a split with equal weight."""
-        records = self.examined.records[self.good[self.splits[self.good] == self.split_names.index(split)]]
+    @cached_property
+    def train_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std per channel, each (3,), of the whole good training images, each with equal weight."""
+        records = self.examined.records[self.good[self.splits[self.good] == 0]]
         mean = records["mean"].astype(np.float64).mean(axis=0)
         return mean, np.sqrt(np.maximum(records["mean_square"].astype(np.float64).mean(axis=0) - mean**2, 0))
 
     def formats(self) -> dict[str, int]:
         """Count the formats of the good images, most frequent first."""
-        found = Counter(self.examined.records["format"][self.good].tolist())
-        return {FORMATS[index] if index >= 0 else "in memory": count for index, count in found.most_common()}
-
-    def rare_formats(self) -> dict[str, str]:
-        """Return the first image of each rare format; such an image often does not belong to its class."""
-        of_good = self.examined.records["format"][self.good]
-        rare = [index for index in np.unique(of_good) if 0 < (of_good == index).sum() * _RARE < len(of_good)]
-        return {FORMATS[index]: self.names[self.good[of_good == index][0]] for index in rare}
+        counts = Counter(self.examined.records["format"][self.good].tolist())
+        return {FORMATS[index] if index >= 0 else "in memory": count for index, count in counts.most_common()}
 
     def kinds(self) -> dict[str, int]:
         """Count the good images of each of `KINDS` that occurs."""
         bits = self.examined.records["kinds"][self.good]
-        found = {name: int((bits >> bit & 1).sum()) for bit, name in enumerate(KINDS)}
-        return {name: count for name, count in found.items() if count}
+        counts = {name: int((bits >> bit & 1).sum()) for bit, name in enumerate(KINDS)}
+        return {name: count for name, count in counts.items() if count}
 
-    def sizes(self) -> dict[str, tuple[int, int]]:
+    def sizes(self) -> dict[str, list[int]]:
         """Return width and height, in px, of the smallest, the median and the largest good image by area."""
-        records = self.examined.records[self.good]
-        order = np.argsort(records["width"].astype(np.int64) * records["height"], kind="stable")
-        chosen = {"min": order[0], "median": order[len(order) // 2], "max": order[-1]}
-        return {name: (int(records["width"][i]), int(records["height"][i])) for name, i in chosen.items()}
+        sides = np.stack([self.examined.records[name][self.good] for name in ("width", "height")], axis=1)
+        ordered = sides[np.argsort(sides.astype(np.int64).prod(axis=1), kind="stable")].tolist()
+        return {"min": ordered[0], "median": ordered[len(ordered) // 2], "max": ordered[-1]}

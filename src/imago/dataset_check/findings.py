@@ -1,16 +1,16 @@
 """List what a user should know about a data set before training, and what to do about it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from imago.dataset_check.checked_set import CheckedSet
+from imago.dataset_check.checked_set import SPLITS, CheckedSet
 
 IMBALANCE = 3.0  # training images of the largest class per image of the smallest; below, plain shuffling is sufficient
 FEW_TEST_IMAGES = 100  # the 95 % interval of an accuracy is then up to 19 points wide (Wilson 1927)
 _KIND_NOTES = {
-    "animated": "of an animation the first frame is used",
+    "animated": "only the first frame is used",
     "16-bit": "16-bit values are scaled to 8 bits",
     "transparent": "transparent pixels are composited on white",
 }
@@ -38,13 +38,16 @@ def find(checked: CheckedSet, num_ignored: int, num_left_out: int) -> list[Findi
 
     Args:
         checked: the data set.
-        num_ignored: files and folders that are no images.
-        num_left_out: bad images that are not in `checked`, since they are skipped on purpose.
+        num_ignored: number of ignored files and folders.
+        num_left_out: number of bad images that are not in `checked`, since they are skipped on purpose.
     """
-    found = [*_unreadable(checked, num_left_out), *_duplicates(checked), *_class_counts(checked), *_kinds(checked)]
-    if num_ignored:
-        found.append(Finding("ignored", f"{num_ignored:,} files or folders are ignored", "see ignored.csv for why"))
-    return found
+    return [
+        *_unreadable(checked, num_left_out),
+        *_leaks(checked),
+        *_repeats(checked),
+        *_class_counts(checked.counts, checked.class_names),
+        *_unusual_files(checked, num_ignored),
+    ]
 
 
 def _unreadable(checked: CheckedSet, num_left_out: int) -> Iterator[Finding]:
@@ -57,48 +60,53 @@ def _unreadable(checked: CheckedSet, num_left_out: int) -> Iterator[Finding]:
         yield Finding("left out", text, "see bad_images.csv")
 
 
-def _duplicates(checked: CheckedSet) -> Iterator[Finding]:
+def _leaks(checked: CheckedSet) -> Iterator[Finding]:
     for split, into in (("test", "train"), ("test", "val"), ("val", "train")):
         if num_leaked := len(checked.leaked(split, into)):
-            total = checked.counts[:, checked.split_names.index(split)].sum()
+            total = checked.counts[:, SPLITS.index(split)].sum()
             text = f"{num_leaked:,} of {total:,} {split} images have an exact or near duplicate in {into}"
             remedy = "data.split_file with split_without_leaks.csv leaves the duplicates out"
             if not checked.can_leave_leaks_out:
                 remedy = "without all of them a class would have no training image left"
             yield Finding(f"{split} in {into}", text, f"see duplicates.csv; {remedy}", is_serious=True)
-    if checked.conflicts:
-        classes = [checked.class_names[label] for label in np.unique(checked.labels[checked.conflicts[0]])]
-        example = " and ".join(map(repr, classes[:3]))
-        text = f"{len(checked.conflicts):,} x exact or near duplicates in different classes, e.g. in {example}"
-        remedy = "see duplicates.csv; keep the one in the right class"
-        yield Finding("label conflicts", text, remedy, is_serious=True)
+
+
+def _repeats(checked: CheckedSet) -> Iterator[Finding]:
+    if len(checked.conflicts):
+        pair = checked.conflicts[0]
+        one, other = (checked.origin(ends[pair])[2] for ends in (checked.pairs.first, checked.pairs.second))
+        text = (
+            f"{len(checked.conflicts):,} x exact or near duplicates in different classes, e.g. in {one!r} and {other!r}"
+        )
+        yield Finding("label conflicts", text, "see duplicates.csv; keep the one in the right class", is_serious=True)
     if len(checked.repeats):
         text = f"{len(checked.repeats):,} images are exact or near duplicates of another one of their class and split"
         yield Finding("repeats", text, "see duplicates.csv; harmless, but in test they count more than once")
 
 
-def _class_counts(checked: CheckedSet) -> Iterator[Finding]:
-    empty = np.argwhere(checked.counts == 0)
+def _class_counts(counts: np.ndarray, class_names: Sequence[str]) -> Iterator[Finding]:
+    """Examine `counts`, the number of images of each class in each split, int64 (K, 3)."""
+    empty = np.argwhere(counts == 0)
     if len(empty):
-        label, split = empty[0]
-        example = f"e.g. {checked.class_names[label]!r} none in {checked.split_names[split]}"
+        label, split = empty[0].tolist()
+        example = f"e.g. {class_names[label]!r} none in {SPLITS[split]}"
         text = f"{len(np.unique(empty[:, 0])):,} classes have a split without an image, {example}"
         yield Finding("empty classes", text, "add images or split differently; they have no accuracy there")
-    counts = checked.counts[:, checked.split_names.index("train")]
-    if counts.min() and counts.max() / counts.min() >= IMBALANCE:
-        most, least = (checked.class_names[label] for label in (counts.argmax(), counts.argmin()))
-        text = f"{most!r} has {counts.max() / counts.min():.1f} times as many training images as {least!r}"
+    train, num_test = counts[:, 0], counts[:, 2].sum()
+    if train.min() and train.max() / train.min() >= IMBALANCE:
+        most, least = class_names[int(train.argmax())], class_names[int(train.argmin())]
+        text = f"{most!r} has {train.max() / train.min():.1f} times as many training images as {least!r}"
         yield Finding("imbalance", text, "try data.sampler=balanced or loss.weight=balanced, and look at macro F1")
-    num_test = int(checked.counts[:, checked.split_names.index("test")].sum())
     if num_test < FEW_TEST_IMAGES:
         text = f"the test split has only {num_test} images: the accuracy will be uncertain"
         remedy = "look at the interval that a run prints; data.fold trains on several splits"
         yield Finding("small test", text, remedy)
 
 
-def _kinds(checked: CheckedSet) -> Iterator[Finding]:
-    counts = {name: count for name, count in checked.kinds().items() if name in _KIND_NOTES}
-    if counts:
-        text = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-        notes = "; ".join(_KIND_NOTES[name] for name in counts)
-        yield Finding("kinds", f"there are images of these kinds: {text}", notes)
+def _unusual_files(checked: CheckedSet, num_ignored: int) -> Iterator[Finding]:
+    counts = checked.kinds()
+    for name, note in _KIND_NOTES.items():
+        if name in counts:
+            yield Finding("kinds", f"{counts[name]:,} images are {name}", note)
+    if num_ignored:
+        yield Finding("ignored", f"{num_ignored:,} files or folders are ignored", "see ignored.csv for why")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from imago.errors import DataError
+from imago.errors import DataError, IncompleteError
 from imago.files import make_writable
 from imago.images import Preprocess, read_image, resize_and_crop
 from imago.inference.calibration import KEY
@@ -33,8 +33,7 @@ def predict(cfg: DictConfig) -> None:
     """Predict as configured: print a table, and write all predictions to a CSV and a JSON file.
 
     Raises:
-        UserError: for what the user can correct.
-        SystemExit: with 1, after all others are done, if an image could not be read.
+        UserError: for what the user can correct; after all others are done, if an image could not be read.
     """
     _check_settings(cfg)
     file = find_model(cfg.run, cfg.ckpt, cfg.accelerator)
@@ -61,7 +60,7 @@ def predict(cfg: DictConfig) -> None:
     if explainer and predictions:
         print(f"Grad-CAM overlays of layer {explainer.layer}: {short_path(explainer.folder)}")
     if bad:
-        _end_with_failures(len(bad), len(images))
+        raise IncompleteError(f"{len(bad):,} of {len(images):,} images could not be read; the others are done")
 
 
 def predict_images(
@@ -152,14 +151,3 @@ def _predict_batch(
         answer = names[0] if shares[classes[0]] >= threshold else None
         predictions.append(Prediction(image, names, tuple(shares[classes].tolist()), answer))
     return predictions
-
-
-def _end_with_failures(num_failed: int, num_images: int) -> None:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    message = f"{num_failed:,} of {num_images:,} images could not be read; the others are done"
-    if HydraConfig.get().mode == RunMode.MULTIRUN:  # exiting would end the whole sweep
-        raise DataError(message)
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(1)
