@@ -13,6 +13,7 @@ from imago.callbacks.monitoring import Speed
 from imago.resources import available_cores
 from imago.runs.checkpoint import read_checkpoint
 from imago.runs.run_directory import RunDirectory
+from imago.settings import typed_value
 from imago.statistics.intervals import wilson_interval
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,4 @@ def data_wait_advice(share: float, cache: str | None, augment: Augment, num_work
 def _turn_off(augment: Augment, names: tuple[str, ...]) -> str:
     """Return the overrides that turn off those of the settings that are on."""
     off = {field.name: field.default for field in fields(augment)}
-    return " ".join(
-        f"augment.{name}={'null' if off[name] is None else off[name]}" for name in names if getattr(augment, name)
-    )
+    return " ".join(f"augment.{name}={typed_value(off[name])}" for name in names if getattr(augment, name))

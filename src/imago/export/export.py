@@ -22,7 +22,7 @@ from imago.files import atomic_write, read_json, remove_partial_files, write_jso
 from imago.inference.evaluate import read_data_settings
 from imago.inference.load import check_settings, find_model, is_onnx, load_calibrated, run_directory
 from imago.instantiate import build
-from imago.paths import short_path
+from imago.paths import checkpoint_file, short_path
 from imago.text import printable
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _set_up_data(data: "ImageDataModule", run: Path, classifier: "Classifier") -
 
 def _metrics(run: Path, checkpoint: Path) -> dict[str, Any]:
     """Return the run's val and test accuracy with n and interval; they belong to the best checkpoint only."""
-    if checkpoint != run / "checkpoints" / "best.ckpt":
+    if checkpoint != checkpoint_file(run):
         return {}
     summary, wanted = read_json(run / "summary.json"), ("acc", "interval_95", "num_images")
     found = {split: summary[split] for split in ("val", "test") if isinstance(summary.get(split), dict)}

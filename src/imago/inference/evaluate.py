@@ -17,7 +17,7 @@ from imago.inference.load import Predictor, check_settings, find_model, is_onnx,
 from imago.inference.results import summary_lines, write_results
 from imago.inference.run_split import SPLITS, match_classes, run_split, split_samples
 from imago.instantiate import build, check_targets
-from imago.paths import short_path
+from imago.paths import checkpoint_file, short_path
 from imago.statistics.calibration import UNCALIBRATED
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def _result_name(cfg: DictConfig, file: Path) -> str:
 
 def _compare_with_final_test(run: Path | None, info: Mapping[str, Any]) -> str:
     """Compare the accuracy with the run's final test, if it used the same checkpoint and images; else return ""."""
-    if run is None or info["split"] != "test" or Path(info["model"]) != run / "checkpoints" / "best.ckpt":
+    if run is None or info["split"] != "test" or Path(info["model"]) != checkpoint_file(run):
         return ""
     test = read_json(run / "summary.json").get("test") or {}
     fingerprint = read_json(run / "provenance.json").get("data")

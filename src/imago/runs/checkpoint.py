@@ -15,6 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from imago.errors import ConfigError, DataError, DivergedError, StorageError
 from imago.files import atomic_write, fsync_directory, remove_partial_files
+from imago.paths import checkpoint_file
 from imago.resources import free_disk_bytes
 
 SCHEMA = 2  # increased when the contents change; 1 is the first edition
@@ -166,7 +167,7 @@ def check_free_space(directory: Path, module: torch.nn.Module) -> None:
     Raises:
         StorageError: if fewer bytes are free.
     """
-    last = directory / "checkpoints" / "last.ckpt"
+    last = checkpoint_file(directory, "last")
     weight_bytes = sum(value.numel() * value.element_size() for value in module.state_dict().values())
     checkpoint_bytes = last.stat().st_size if last.is_file() else _NUM_COPIES * weight_bytes
     free_bytes = free_disk_bytes(directory)
