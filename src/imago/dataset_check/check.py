@@ -1,6 +1,5 @@
 """`check.py`: report damaged, duplicate, unbalanced and unusual images of a data set before a training run."""
 
-import logging
 import shlex
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from imago.errors import ConfigError, DataError, UserError
 from imago.files import write_csv, write_json
 from imago.images import Preprocess
 from imago.instantiate import build
+from imago.log import log_to
 from imago.paths import job_output_dir, short_path
 from imago.resources import available_cores
 
@@ -30,6 +30,7 @@ _BAD_IMAGES, _SPLIT_FILE = "bad_images.csv", "split_without_leaks.csv"
 _DATA_SETTINGS = ("data=", "data.", "augment", "preprocess", "paths.data_dir=", "extra_targets")  # a run needs them too
 
 
+@log_to()
 def check(cfg: DictConfig) -> None:
     """Check the data set that the settings name, and write the results to the output directory of the job.
 
@@ -42,8 +43,6 @@ def check(cfg: DictConfig) -> None:
         raise ConfigError(f"show={cfg.show} is not one of {', '.join(_SHOW)}.")
     if (folder / "check.json").exists():
         raise ConfigError(f"run_name={cfg.run_name}: {folder} already holds a check; choose another name.")
-    logging.basicConfig(stream=sys.stdout, format="%(message)s")  # messages of the data module
-    logging.getLogger("imago").setLevel(logging.INFO)
     data = _build(cfg)
     cache_dir = Path(cfg.data.get("cache_dir") or Path(cfg.paths.data_dir) / "cache")
     checked = gather(data, cache_dir) if cfg.show == "all" else None
