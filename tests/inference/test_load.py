@@ -11,14 +11,7 @@ import torch
 
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
-from imago.inference.load import (
-    check_compatible,
-    checkpoint_path,
-    find_model,
-    load_classifier,
-    load_predictor,
-    run_directory,
-)
+from imago.inference.load import check_compatible, checkpoint_path, find_model, load_classifier, load_predictor
 from imago.runs.checkpoint import write_checkpoint
 
 SAVED: dict[str, Any] = {
@@ -128,20 +121,32 @@ def test_predictor_returns_fp32_logits_with_the_checkpoints_own_preprocess(tiny:
 
 
 def test_a_checkpoint_of_a_run_is_found_by_keyword_name_or_path(tmp_path: Path):
-    folder = tmp_path / "run" / "checkpoints"
-    folder.mkdir(parents=True)
-    (folder.parent / "config.yaml").touch()
-    for name in ("best", "epoch=3"):
-        (folder / f"{name}.ckpt").touch()
-    run = folder.parent
-    assert checkpoint_path(run) == folder / "best.ckpt"
-    for name in ("epoch=3", "epoch=3.ckpt", str(folder / "epoch=3.ckpt")):
-        assert checkpoint_path(run, name) == folder / "epoch=3.ckpt"
-    assert run_directory(folder / "best.ckpt") == run_directory(run / "export" / "model.onnx") == run.resolve()
-    assert run_directory(tmp_path / "alone.onnx") is None
-    with pytest.raises(ConfigError, match=r"^run=.*/run has no checkpoints/last.ckpt; it has best, epoch=3\.$"):
-        find_model(str(run), "last", "auto")
-    with pytest.raises(ConfigError, match=r"^run=.*/run has no checkpoint /no/such\.ckpt; it has best, epoch=3\.$"):
-        find_model(str(run), "/no/such.ckpt", "auto")
-    with pytest.raises(ConfigError, match=r"ckpt= is not best, last or a file\.\naccelerator=gpu: run=.* is an ONNX"):
-        find_model(str(tmp_path / "x.onnx"), None, "gpu")
+    run, directory = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    for file in ("config.yaml", "checkpoints/best.ckpt", "checkpoints/epoch=3.ckpt", "export/model.onnx", "../x.onnx"):
+        (run / file).parent.mkdir(parents=True, exist_ok=True)
+        (run / file).touch()
+    assert checkpoint_path(run) == directory / "best.ckpt"
+    for name in ("epoch=3", "epoch=3.ckpt", str(directory / "epoch=3.ckpt")):
+        assert find_model(str(run), name, "auto", {}) == (directory / "epoch=3.ckpt", run)
+    for file in (directory / "best.ckpt", run / "export" / "model.onnx"):
+        assert find_model(str(file), "best", "auto", {}) == (file, run)
+    assert find_model(f"{tmp_path}/x.onnx", "best", "auto", {}) == (tmp_path / "x.onnx", None)
+
+
+@pytest.mark.parametrize(
+    ("run", "ckpt", "accelerator", "text"),
+    [
+        ("run", "last", "auto", r"^run=.*/run has no checkpoints/last.ckpt; it is not a run directory, or the run has"),
+        ("run", "/no/such.ckpt", "auto", r"^run=.*/run has no checkpoint /no/such\.ckpt; it is not a run directory"),
+        (
+            "x.onnx",
+            None,
+            "gpu",
+            r"ckpt= is not best, last or a file\.\naccelerator=gpu: run=.* is an ONNX .*\nlimit=0$",
+        ),
+    ],
+)
+def test_mistakes_in_settings_are_one_line_each(tmp_path: Path, run: str, ckpt: str, accelerator: str, text: str):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ConfigError, match=text):
+        find_model(f"{tmp_path}/{run}", ckpt, accelerator, {"limit=0": run == "x.onnx", "limit=1": False})

