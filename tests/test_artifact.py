@@ -176,12 +176,10 @@ def test_a_file_for_one_batch_size_only_is_refused(tmp_path: Path):
     assert "takes batches of one fixed size only" in refusal(save(build_model(batch=2), tmp_path))
 
 
-def test_a_graph_that_onnxruntime_cannot_run_is_refused_without_its_own_source_lines(tmp_path: Path):
+def test_a_graph_that_onnxruntime_cannot_run_is_refused(tmp_path: Path):
     model = build_model()
     model.graph.node[1].op_type = "NoSuchOperator"
-    text = refusal(save(model, tmp_path))
-    assert "cannot be run by onnxruntime" in text
-    assert "[ONNXRuntimeError]" not in text
+    assert "cannot be run by onnxruntime" in refusal(save(model, tmp_path))
 
 
 def test_reading_a_file_loads_neither_torch_nor_lightning_nor_hydra(path: Path, command: Callable):

@@ -6,7 +6,6 @@ service and small machines import it. A file may come from a stranger, so it is 
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,6 @@ VERSIONS = "versions"
 SCHEMA = "schema"
 SCHEMA_VERSION = 1
 
-# In onnxruntime's messages: a code, and often a line of its own C++ source.
-_ORT_PREFIX = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : (/\S+:\d+ .*?\) )?")
 _HOW_TO_EXPORT = "export one with python src/export.py run=RUN"
 
 
@@ -159,5 +156,5 @@ def _start_session(content: bytes, path: Path, num_threads: int) -> Any:
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no other common base class
-        reason = _ORT_PREFIX.sub("", str(error).partition("\n")[0])
+        reason, _, _ = str(error).partition("\n")
         raise DataError(f"{path} cannot be run by onnxruntime {onnxruntime.__version__}: {reason}") from error

@@ -63,37 +63,13 @@ def test_simple_cnn_gives_the_same_at_every_batch_size(small: Classifier, path: 
     assert compare(small, OnnxClassifier(path), [samples(100)])["max_abs_diff_logits"] < 1e-5
 
 
-def test_the_file_works_without_any_other_file(path: Path, tmp_path: Path):
-    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
-    moved = tmp_path / "elsewhere.onnx"
-    moved.write_bytes(path.read_bytes())
-    np.testing.assert_array_equal(OnnxClassifier(moved).predict(samples(3)), OnnxClassifier(path).predict(samples(3)))
-
-
 def test_metadata_describe_the_file(small: Classifier, path: Path):
-    model = OnnxClassifier(path)
-    assert model.class_names == small.class_names
-    assert model.preprocess == PREPROCESS
-    assert model.metadata["run_id"] == "my run"
-    assert model.metadata["metrics"] == METADATA["metrics"]
+    model = OnnxClassifier(path)  # which checks names, types and sizes of input and outputs
+    assert (model.class_names, model.preprocess) == (small.class_names, PREPROCESS)
+    assert METADATA.items() <= model.metadata.items()
     assert model.metadata["calibration_temperature"] == 1.0
     assert model.metadata["versions"]["torch"] == torch.__version__.partition("+")[0]
-
-
-def test_input_and_outputs_have_the_names_types_and_sizes_of_the_contract(path: Path):
-    graph = onnx.load(path).graph
-    found = {
-        value.name: (
-            value.type.tensor_type.elem_type,
-            [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
-        )
-        for value in (*graph.input, *graph.output)
-    }
-    assert found == {
-        "images": (onnx.TensorProto.UINT8, ["N", 3, SIZE, SIZE]),
-        "logits": (onnx.TensorProto.FLOAT, ["N", 10]),
-        "probabilities": (onnx.TensorProto.FLOAT, ["N", 10]),
-    }
+    assert onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
 
 
 def test_the_temperature_is_a_constant_in_the_graph_that_changes_the_probabilities_but_not_the_logits(

@@ -2,12 +2,12 @@
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
@@ -19,16 +19,20 @@ SAVED: dict[str, Any] = {
     "loops": {},
     "optimizer_states": [],
     "hyper_parameters": {"class_names": ["ant", "bee"]},
-    "state_dict": {"weight": torch.zeros(2, 3)},
+    "state_dict": {"weight": torch.ones(2, 3)},
 }
-TASK: Any = SimpleNamespace(
-    hparams={"class_names": ["ant", "bee"]}, state_dict=lambda: {"weight": torch.zeros(2, 3, device="meta")}
-)
 
 
-def test_the_state_of_the_same_network_passes(tmp_path: Path):
+@pytest.fixture
+def task() -> Any:
+    task = nn.Linear(3, 2, bias=False)
+    task.hparams = {"class_names": ["ant", "bee"], "net": {"_target_": "mynet.Tiny"}}
+    return task
+
+
+def test_the_state_of_the_same_network_passes(tmp_path: Path, task: Any):
     write_checkpoint(SAVED, tmp_path / "last.ckpt")
-    check_compatible(tmp_path / "last.ckpt", TASK)
+    check_compatible(tmp_path / "last.ckpt", task)
 
 
 @pytest.mark.parametrize(
@@ -36,28 +40,27 @@ def test_the_state_of_the_same_network_passes(tmp_path: Path):
     [
         (
             {"state_dict": {"weight": torch.zeros(5, 3)}},
-            "another network .*: weight has the shape .5, 3. there and .2, 3.",
+            "do not fit mynet.Tiny as its code is now; restore .* weight: .*5, 3",
         ),
-        ({"state_dict": {}}, "weight has the shape None there"),
-        ({"state_dict": SAVED["state_dict"] | {"more": torch.zeros(1)}}, "more has the shape .1,. there and None here"),
+        ({"state_dict": {}}, "do not fit mynet.Tiny as its code is now; restore .*Missing key.*weight"),
         ({"hyper_parameters": {"class_names": ["bee", "ant"]}}, "has the classes .'bee', 'ant'., and the data has"),
         ({"loops": None}, "no training state to resume from"),
     ],
 )
 def test_the_state_of_another_network_or_other_classes_is_refused_in_one_line(
-    tmp_path: Path, changed: dict[str, Any], text: str
+    tmp_path: Path, task: Any, changed: dict[str, Any], text: str
 ):
     saved = {key: value for key, value in (SAVED | changed).items() if value is not None}
     write_checkpoint(saved, tmp_path / "last.ckpt")
     with pytest.raises(DataError, match=text) as caught:
-        check_compatible(tmp_path / "last.ckpt", TASK)
+        check_compatible(tmp_path / "last.ckpt", task)
     assert str(caught.value).isprintable()
 
 
-def test_a_damaged_state_names_the_other_checkpoint(tmp_path: Path):
+def test_a_damaged_state_names_the_other_checkpoint(tmp_path: Path, task: Any):
     (tmp_path / "last.ckpt").write_bytes(b"half")
     with pytest.raises(DataError, match="is truncated .* Copy best.ckpt over it to resume from the best epoch"):
-        check_compatible(tmp_path / "last.ckpt", TASK)
+        check_compatible(tmp_path / "last.ckpt", task)
 
 
 NET = """
@@ -102,9 +105,7 @@ def test_rebuilding_a_network_never_reads_pretrained_weights(tiny: Path):
 def test_weights_that_do_not_fit_the_code_of_their_network_are_one_line(tiny: Path):
     module = tiny.parent / "tinynet.py"
     module.write_text(NET.replace("self.layer", "self.renamed_layer"))
-    with pytest.raises(
-        DataError, match="the weights do not fit tinynet.Tiny as its code is now: .*renamed_layer"
-    ) as caught:
+    with pytest.raises(DataError, match="the weights do not fit tinynet.Tiny as its code .*renamed_layer") as caught:
         load_classifier(tiny, ["tinynet.*"])
     assert "\n" not in str(caught.value)
 

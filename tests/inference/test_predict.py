@@ -20,12 +20,7 @@ from imago.inference.load import load_predictor
 from imago.inference.predict import predict as predict_command
 from imago.inference.predict import predict_images
 
-NASTY = (
-    *("IMG (1).jpg", "a,b=c.png", "[x] {y}.png", "~tilde.png", "été ünï.webp", 'quote\'s "q".png', "100%.PNG"),
-    *("a#b $HOME.png", "ends\\.gif", "*.bmp", "line\nbreak.tiff", " "),
-)
-
-
+NAMES = ("IMG (1).jpg", "a,b=c.png", "[x] {y}.png", "été ünï.webp", "a#b $HOME.png", "line\nbreak.tiff")
 NO_TORCH = "sys.modules['torch'] = None; sys.modules['lightning'] = None; "
 
 
@@ -90,7 +85,7 @@ def predict(command: Callable, tmp_path: Path) -> Callable:
 @pytest.mark.slow
 def test_images_of_any_name_get_the_label_and_probabilities_of_the_network(run: Path, predict: Callable, tmp_path):
     images, _ = shapes.draw_split("test")
-    files = [tmp_path / "images" / name for name in NASTY if Path(name).suffix]
+    files = [tmp_path / "images" / name for name in NAMES]
     for number, file in enumerate(files):
         file.parent.mkdir(exist_ok=True)
         Image.fromarray(images[90 * number].transpose(1, 2, 0)).resize((50 + number, 40)).save(file)
@@ -136,12 +131,10 @@ def test_a_bad_image_does_not_end_a_sweep(run: Path, predict: Callable, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["IMG (1).jpg", "[1], ~é.png", "*.png"])
-def test_one_image_is_found_under_its_own_name_from_its_own_folder(
-    run: Path, predict: Callable, tmp_path: Path, name: str
-):
+def test_one_image_is_found_under_its_own_name_from_its_own_folder(run: Path, predict: Callable, tmp_path: Path):
+    name = "[1], ~é*.png"
     write_image(tmp_path / "there" / name)
-    write_image(tmp_path / "there" / "1.png")  # what "[1]*" and "*.png" would mean as patterns
+    write_image(tmp_path / "there" / "1, ~é.png")  # what the name would mean as a pattern
     predict(f"run={run}", f"input={name}", "output=out.csv", "top_k=1", cwd=tmp_path / "there")
     assert [row["file"] for row in rows(tmp_path / "there" / "out.csv")] == [name]
 

@@ -55,12 +55,6 @@ def test_the_table_shows_all_classes_of_an_image_without_an_answer():
     assert lines[2].split() == [r"a\nb.png", "(below", "threshold)", "75.00%", "a", "75.0%,", "b", "25.0%"]
 
 
-def test_the_only_class_of_an_image_without_an_answer_has_a_heading():
-    heading, sure, unsure = table([Prediction(Path("x.png"), [("a", 0.75)], answer) for answer in ("a", None)])
-    assert heading.endswith("   then")
-    assert (sure.split()[1:], unsure.split()[-2:]) == (["a", "75.00%"], ["a", "75.0%"])
-
-
 def test_the_table_shows_the_first_twenty_images():
     lines = list(table([prediction(f"{number}.png") for number in range(30)]))
     assert len(lines) == 22
@@ -74,9 +68,3 @@ def test_class_names_cannot_control_the_terminal():
     assert "".join(lines).isprintable()
     assert r"a\x1b[2J" in lines[1]
     assert r"b\nc 25.0%" in lines[1]
-
-
-def test_columns_are_aligned_with_wide_characters():
-    wide = Prediction(Path("数.png"), [("数据", 0.75), ("b", 0.25)], "数据")
-    lines = list(table([wide, prediction("x.png")]))
-    assert [line.index("75.00%") for line in lines[1:]] == [20 - 3, 20]  # three of the characters are two columns wide

@@ -20,19 +20,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig
 from small_fit import QUIET, SMALL, DrawnShapes, EachStep, build_data, build_task, build_trainer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, TensorDataset
 
 from imago.data import shapes
 from imago.data.datamodule import DatasetParts
 from imago.paths import PROJECT_ROOT
-from imago.runs.checkpoint import AtomicCheckpointIO
 from imago.task.classification import ClassificationTask, EpochMetrics, count_correct
 
 GOLDEN = PROJECT_ROOT / "tests" / "golden" / "loss_curve.json"
@@ -354,36 +351,6 @@ def parts_of_a_task(scale: float | None, weight: float) -> Any:
 )
 def test_an_overflow_is_overflow_while_the_scale_can_fall(scale, weight: float, is_overflow: bool):
     assert ClassificationTask._scale_can_fall(parts_of_a_task(scale, weight)) is is_overflow
-
-
-def test_the_scale_of_fp16_is_saved_in_the_checkpoint_and_restored(tmp_path: Path):
-    class Module(LightningModule):
-        """One weight; the first step's gradient overflows, so the scaler halves its scale."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(1))
-
-        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-            factor = float("inf") if self.trainer.global_step == batch_idx == 0 else 1.0
-            return (self.weight * batch[0] * factor).sum()
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), 0.1)
-
-    def trainer(max_epochs: int) -> Trainer:
-        precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        plugins = [precision, AtomicCheckpointIO()]
-        return Trainer(accelerator="cpu", max_epochs=max_epochs, plugins=plugins, default_root_dir=tmp_path, **quiet)
-
-    batches = DataLoader(TensorDataset(torch.ones(3, 1)))
-    first, second = trainer(1), trainer(1)
-    first.fit(Module(), batches)
-    assert first.precision_plugin.scaler.get_scale() == 512.0
-    first.save_checkpoint(tmp_path / "last.ckpt")
-    second.fit(Module(), batches, ckpt_path=tmp_path / "last.ckpt")
-    assert second.precision_plugin.scaler.get_scale() == 512.0
 
 
 # Seeds and interrupted runs

@@ -15,6 +15,8 @@ from imago.statistics.calibration import UNCALIBRATED
 from imago.statistics.metrics import softmax
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from imago.artifact import OnnxClassifier
     from imago.model.classifier import Classifier
     from imago.task.classification import ClassificationTask
@@ -134,13 +136,7 @@ def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifie
     net = build(settings, extra_targets=extra_targets, **shape)
     if not hasattr(net, "load_state_dict"):
         raise ConfigError(f"{file} names {settings.get('_target_')} as its network, which is not an nn.Module.")
-    try:
-        net.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(
-            f"{file}: the weights do not fit {settings['_target_']} as its code is now: {reason}"
-        ) from error
+    _load_weights(net, state, file, settings["_target_"])
     return Classifier(net, hparams["class_names"], preprocess).eval()
 
 
@@ -149,7 +145,7 @@ def check_compatible(file: Path, task: "ClassificationTask") -> None:
 
     Args:
         file: `last.ckpt` of the run.
-        task: built from the current settings and data.
+        task: built from the current settings and data; gets the weights of the checkpoint.
 
     Raises:
         DataError: if it is damaged, or has another network or other classes.
@@ -165,13 +161,17 @@ def check_compatible(file: Path, task: "ClassificationTask") -> None:
     class_names = list(saved["hyper_parameters"].get("class_names", ()))
     if class_names != list(task.hparams["class_names"]):
         raise DataError(f"{file} has the classes {class_names}, and the data has {task.hparams['class_names']}.")
-    before, now = ({k: tuple(v.shape) for k, v in state.items()} for state in (saved["state_dict"], task.state_dict()))
-    for name in before | now:
-        if before.get(name) != now.get(name):
-            raise DataError(
-                f"{file} has another network than the current code: {name} has the shape {before.get(name)} there and "
-                f"{now.get(name)} here; restore the code, or start a new run."
-            )
+    _load_weights(task, saved["state_dict"], file, task.hparams["net"]["_target_"])
+
+
+def _load_weights(module: "nn.Module", state: Mapping[str, Any], file: Path, network: str) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"{file}: the weights do not fit {network} as its code is now; restore the code, or train again: {reason}"
+        ) from error
 
 
 def checkpoint_path(path: Path, name: str = "best") -> Path:

@@ -22,6 +22,7 @@ from imago.inference.load import Predictor, find_model, is_onnx, load_predictor
 from imago.inference.predictions import Prediction, table, write_predictions
 from imago.inference.run_split import check_finite
 from imago.paths import short_path
+from imago.settings import typed_value
 from imago.statistics.metrics import top_classes
 from imago.text import printable
 
@@ -112,9 +113,9 @@ def _problems(cfg: DictConfig) -> dict[str, bool]:
     """Return messages about the settings, and whether each problem exists."""
     output, explain = Path(cfg.output or "out.csv"), cfg.explain
     lacks_captum, is_exported = importlib.util.find_spec("captum") is None, is_onnx(Path(cfg.run or ""))
-    counts = {f"{name}={'null' if cfg[name] is None else cfg[name]}": cfg[name] for name in ("top_k", "batch_size")}
     return {
-        **{f"{typed} must be 1 or more.": count is None or count < 1 for typed, count in counts.items()},
+        f"top_k={typed_value(cfg.top_k)} must be 1 or more.": not cfg.top_k or cfg.top_k < 1,
+        f"batch_size={typed_value(cfg.batch_size)} must be 1 or more.": not cfg.batch_size or cfg.batch_size < 1,
         f"threshold={cfg.threshold} must be in 0 .. 1.": not 0 <= cfg.threshold <= 1,
         f"input={cfg.input or ''} is empty; type an image, a folder, or a pattern in quotes.": not cfg.input,
         f"output={output} is a folder; type a file, e.g. output={output / 'out.csv'}.": output.is_dir(),
