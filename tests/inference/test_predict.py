@@ -153,7 +153,7 @@ def settings(compose: Callable) -> DictConfig:
         ({"input": "configs"}, "input=configs has no image (.bmp .gif"),
         ({"top_k": 0, "batch_size": 2}, "top_k=0 must be 1 or more"),
         ({"batch_size": None}, "batch_size=null must be 1 or more"),
-        ({"output": "src"}, "output=src is a folder; type a file, e.g. output=src/out.csv"),
+        ({"output": "src"}, "output=src is a directory; type a file, e.g. output=src/out.csv"),
         ({"threshold": 1.5}, "threshold=1.5 must be in 0 .. 1"),
         ({"output": "a.json"}, "output=a.json is the CSV file; the JSON file"),
         ({"run": "model.onnx", "explain": True}, "explain=true needs a checkpoint: run=model.onnx"),

@@ -13,6 +13,7 @@ from imago.files import report_unwritable
 from imago.inference.load import Predictor, TorchPredictor
 from imago.inference.predictions import Prediction
 from imago.model.classifier import Classifier
+from imago.model.layers import last_layer
 
 _MAX_STEM_CHARS = 60  # of the image's name: file names may have 255 bytes
 
@@ -94,13 +95,11 @@ def target_layer(classifier: Classifier) -> str:
     Raises:
         ConfigError: if there is none, as in a network that processes the image as a sequence of patches.
     """
-    calls = _record_calls(classifier)
-    # The head is the last linear layer; a network without one (SqueezeNet) ends in a convolution.
-    heads = [name for kind in (nn.Conv2d, nn.Linear) for name, module, _ in calls if isinstance(module, kind)]
-    calls = list(takewhile(lambda call: call[0] not in heads[-1:], calls))
-    names = [name for name, _, _ in calls]
-    maps = [index for index, (name, _, shape) in enumerate(calls) if _is_map(shape) and names.count(name) == 1]
-    if not maps or any(_is_sequence(shape) for _, _, shape in calls[maps[-1] :]):
+    head = last_layer(classifier.net)
+    calls = list(takewhile(lambda call: call[0] != head, _record_calls(classifier)))
+    names = [name for name, _ in calls]
+    maps = [index for index, (name, shape) in enumerate(calls) if _is_map(shape) and names.count(name) == 1]
+    if not maps or any(_is_sequence(shape) for _, shape in calls[maps[-1] :]):
         raise ConfigError(
             f"explain=true: {type(classifier.net).__name__} has no feature map of the image before its head, which "
             "Grad-CAM needs; convolutional networks have one."
@@ -108,14 +107,14 @@ def target_layer(classifier: Classifier) -> str:
     return names[maps[-1]]
 
 
-def _record_calls(classifier: Classifier) -> list[tuple[str, nn.Module, torch.Size]]:
-    """Return name, module and output shape of each call in a forward pass, in the order in which the calls end."""
-    calls: list[tuple[str, nn.Module, torch.Size]] = []
+def _record_calls(classifier: Classifier) -> list[tuple[str, torch.Size]]:
+    """Return the module's name and output shape of each call in a forward pass, in the order in which calls end."""
+    calls: list[tuple[str, torch.Size]] = []
     names = {module: name for name, module in classifier.net.named_modules() if name}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
         if isinstance(output, Tensor):
-            calls.append((names[module], module, output.shape))
+            calls.append((names[module], output.shape))
 
     hooks = [module.register_forward_hook(record) for module in names]
     size, device = classifier.preprocess.size, classifier.normalize.mean.device

@@ -118,7 +118,7 @@ def _problems(cfg: DictConfig) -> dict[str, bool]:
         f"batch_size={typed_value(cfg.batch_size)} must be 1 or more.": not cfg.batch_size or cfg.batch_size < 1,
         f"threshold={cfg.threshold} must be in 0 .. 1.": not 0 <= cfg.threshold <= 1,
         f"input={cfg.input or ''} is empty; type an image, a folder, or a pattern in quotes.": not cfg.input,
-        f"output={output} is a folder; type a file, e.g. output={output / 'out.csv'}.": output.is_dir(),
+        f"output={output} is a directory; type a file, e.g. output={output / 'out.csv'}.": output.is_dir(),
         f"output={output} is the CSV file; the JSON file gets the same name.": output.suffix.lower() == ".json",
         f"explain=true needs a checkpoint: run={cfg.run} is an ONNX file, without gradients.": explain and is_exported,
         "explain=true needs captum; install it: pip install -e '.[analysis]'.": explain and lacks_captum,
