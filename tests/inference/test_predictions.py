@@ -17,7 +17,7 @@ def prediction(name: str, answer: str | None = "a") -> Prediction:
 def test_csv_and_json_have_the_same_predictions_and_the_json_the_unreadable_images(tmp_path: Path):
     answers = [prediction("x.png"), prediction("y.png", None)]
     bad = [(Path("z.png"), "z.png is empty")]
-    write_predictions(tmp_path / "new" / "out.csv", answers, bad, {"model": "m"}, top_k=2)
+    write_predictions(tmp_path / "new" / "out.csv", answers, bad, {"model": "m"})
     assert (tmp_path / "new" / "out.csv").read_text().splitlines() == [
         "file,answer,class_1,probability_1,class_2,probability_2",
         "x.png,a,a,0.750000,b,0.250000",
@@ -37,7 +37,7 @@ def test_csv_and_json_have_the_same_predictions_and_the_json_the_unreadable_imag
 
 def test_a_file_name_that_is_not_utf8_is_written_as_its_own_bytes(tmp_path: Path):
     name = os.fsdecode(b"latin\xe9.png")
-    write_predictions(tmp_path / "out.csv", [Prediction(Path(name), [("a", 1.0)], "a")], [], {}, top_k=1)
+    write_predictions(tmp_path / "out.csv", [Prediction(Path(name), [("a", 1.0)], "a")], [], {})
     expected = b"file,answer,class_1,probability_1\nlatin\xe9.png,a,a,1.000000\n"
     assert (tmp_path / "out.csv").read_bytes() == expected
     assert json.loads((tmp_path / "out.json").read_text())["predictions"][0]["file"] == name
@@ -46,7 +46,7 @@ def test_a_file_name_that_is_not_utf8_is_written_as_its_own_bytes(tmp_path: Path
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"out.csv cannot be written: .+; choose another file with output="):
-        write_predictions(tmp_path / "file" / "out.csv", [], [], {}, top_k=1)
+        write_predictions(tmp_path / "file" / "out.csv", [], [], {})
 
 
 def test_the_table_shows_all_classes_of_an_image_without_an_answer():

@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from imago import artifact
 from imago.errors import ConfigError, DataError
@@ -49,7 +49,6 @@ def export(cfg: DictConfig) -> None:
     file = run / _DIRECTORY / _FILE
     make_writable(file.parent, "run=RUN")
     with log_to(file.with_name(_LOG)):
-        log.debug("%s %s", checkpoint, OmegaConf.to_container(cfg, resolve=True))
         try:
             _export(cfg, checkpoint, run, data_settings, file)
         except BaseException:

@@ -18,10 +18,6 @@ _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 _EXAMPLE_IMAGES = 2  # torch.export would treat a batch of one as a constant
 
 
-class ExportError(UserError):
-    """A network that cannot be written as ONNX in the requested form."""
-
-
 def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any], opset: int | None = None) -> int:
     """Write `classifier` to `path` in the form that `imago.artifact` defines.
 
@@ -37,7 +33,7 @@ def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any],
         The opset of the file.
 
     Raises:
-        ExportError: the network has no ONNX form, or not with this opset or for batches of any size.
+        UserError: the network has no ONNX form, or not with this opset or for batches of any size.
     """
     model = _trace(classifier, opset)
     _check(model, classifier, opset)
@@ -76,7 +72,7 @@ def _trace(classifier: Classifier, opset: int | None) -> onnx.ModelProto:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        raise ExportError(f"{type(classifier.net).__name__} cannot be exported to ONNX: {reason}") from error
+        raise UserError(f"{type(classifier.net).__name__} cannot be exported to ONNX: {reason}") from error
     assert program is not None, "dynamo=True returns a program"
     return program.model_proto
 
@@ -85,18 +81,16 @@ def _check(model: onnx.ModelProto, classifier: Classifier, opset: int | None) ->
     """Raise for another opset, which the exporter only warns about, for a fixed batch size, or for other outputs."""
     name, num_classes, written = type(classifier.net).__name__, len(classifier.class_names), _opset(model)
     if opset not in (None, written):
-        raise ExportError(
+        raise UserError(
             f"opset={opset}: {name} could only be written with opset {written}; type opset={written}, or leave it out "
             "for torch's own choice."
         )
     (images,), (logits,) = model.graph.input, model.graph.output
     if not images.type.tensor_type.shape.dim[0].dim_param:
-        raise ExportError(
-            f"{name} works only for {_EXAMPLE_IMAGES} images at a time: its forward fixes the batch size."
-        )
+        raise UserError(f"{name} works only for {_EXAMPLE_IMAGES} images at a time: its forward fixes the batch size.")
     dims = [dim.dim_param or dim.dim_value for dim in logits.type.tensor_type.shape.dim]
     if dims[1:] != [num_classes] or logits.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise ExportError(f"{name} returns {dims}, not float32 logits (N, {num_classes}), one for each class.")
+        raise UserError(f"{name} returns {dims}, not float32 logits (N, {num_classes}), one for each class.")
 
 
 def _append_probabilities(model: onnx.ModelProto, num_classes: int, temperature: float) -> None:

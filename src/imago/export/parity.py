@@ -24,10 +24,6 @@ NUM_AT_ONCE = 448  # images to pass to `compare` at once: the smallest number th
 Outputs = tuple[np.ndarray, np.ndarray]  # logits and probabilities, each float32 (N, K)
 
 
-class ParityError(UserError):
-    """An exported file whose outputs differ from those of its checkpoint."""
-
-
 @dataclass
 class Agreement:
     """Differences between the outputs of a file and its checkpoint, over all images so far.
@@ -73,7 +69,7 @@ def compare(classifier: Classifier, exported: OnnxClassifier, images: Iterable[n
         Plain numbers for the report: the largest of each over the batch sizes, and those of each size.
 
     Raises:
-        ParityError: if the file does not give the checkpoint's labels and probabilities.
+        UserError: if the file does not give the checkpoint's labels and probabilities.
     """
 
     def reference(batch: np.ndarray) -> Outputs:
@@ -94,10 +90,10 @@ def compare(classifier: Classifier, exported: OnnxClassifier, images: Iterable[n
 
 
 def check(agreement: Agreement, batch_size: int) -> None:
-    """Raise a `ParityError` if the file does not give the checkpoint's labels and probabilities."""
+    """Raise a `UserError` if the file does not give the checkpoint's labels and probabilities."""
     # written so that NaN fails
     if agreement.num_disagreements or not agreement.max_abs_diff_probabilities <= MAX_PROBABILITY_DIFF:
-        raise ParityError(
+        raise UserError(
             f"the ONNX file differs from the checkpoint, so it was not kept: with batches of {batch_size} "
             f"{agreement.num_disagreements} of {agreement.num_images:,} labels differ, logits by up to "
             f"{agreement.max_abs_diff_logits:.2g}, probabilities by up to {agreement.max_abs_diff_probabilities:.2g}; "

@@ -54,7 +54,7 @@ def predict(cfg: DictConfig) -> None:
         predictor, images, cfg.batch_size, cfg.top_k, cfg.threshold, explainer=explainer
     )
     info = {"model": str(file.resolve()), KEY: predictor.calibration_temperature, "threshold": cfg.threshold}
-    write_predictions(output, predictions, unreadable, info, min(cfg.top_k, len(predictor.class_names)))
+    write_predictions(output, predictions, unreadable, info)
     if predictions:
         print("\n".join(table(predictions)), end="\n\n")
     print(f"predictions for {len(predictions):,} of {len(images):,} images: {short_path(output)} and .json")

@@ -33,7 +33,6 @@ def write_predictions(
     predictions: Sequence[Prediction],
     unreadable: Sequence[tuple[Path, str]],
     info: Mapping[str, Any],
-    top_k: int,
 ) -> None:
     """Write a CSV file with one line per readable image, and the same with the unreadable images as JSON.
 
@@ -44,11 +43,11 @@ def write_predictions(
         predictions: the predictions in the order of the images.
         unreadable: the images that could not be read, and why.
         info: first keys of the JSON, such as the model.
-        top_k: number of classes per image.
 
     Raises:
         DataError: if the files cannot be written.
     """
+    top_k = max((len(prediction.top_k) for prediction in predictions), default=0)
     header = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("class", "probability")]
     rows, records = [["file", "answer", *header]], []
     for prediction in predictions:
