@@ -6,7 +6,6 @@ service and small machines import it. A file may come from a stranger, so it is 
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,6 @@ VERSIONS = "versions"
 SCHEMA = "schema"
 SCHEMA_VERSION = 1
 
-# In onnxruntime's messages: a code, and often a line of its own C++ source.
-_ORT_PREFIX = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : (/\S+:\d+ .*?\) )?")
 _HOW_TO_EXPORT = "export one with python src/export.py run=RUN"
 
 
@@ -41,7 +38,7 @@ class OnnxClassifier:
 
     Args:
         path: a file written by `export.py`.
-        num_threads: of one call; 0 lets onnxruntime use every core.
+        num_threads: CPU threads of one call; 0 lets onnxruntime use every core.
 
     Attributes:
         class_names: K names; the index of a name is its label.
@@ -54,40 +51,33 @@ class OnnxClassifier:
     """
 
     def __init__(self, path: Path, num_threads: int = 0) -> None:
-        self.path = path
-        content = _read(path)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}; {_HOW_TO_EXPORT}.") from error
         self.metadata = _unpack_metadata(_read_metadata(content, path), path)
         self.class_names: tuple[str, ...] = tuple(self.metadata[CLASS_NAMES])
         self.preprocess = Preprocess.from_dict(self.metadata[PREPROCESS])
         self.calibration_temperature = float(self.metadata[TEMPERATURE])
         self._session = _start_session(content, path, num_threads)
-        self._check_graph()
+        self._check_graph(path)
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Map images uint8 (N, 3, S, S) to logits and probabilities, float32 (N, K) each.
-
-        Raises:
-            ValueError: images of another shape or type.
-        """
-        size = self.preprocess.size
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"{self.path.name} takes {INPUT} of uint8 (N, 3, {size}, {size}), got {images.dtype} {images.shape}."
-            )
+        """Map images uint8 (N, 3, S, S) to logits and probabilities, float32 (N, K) each."""
         logits, probabilities = self._session.run([LOGITS, PROBABILITIES], {INPUT: images})
         return logits, probabilities
 
-    def _check_graph(self) -> None:
+    def _check_graph(self, path: Path) -> None:
         """Raise if names, types or sizes in the graph do not match the metadata: prediction would fail or be wrong."""
         size = self.preprocess.size
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if any(node.shape and isinstance(node.shape[0], int) for node in inputs):
-            raise DataError(f"{self.path} takes batches of one fixed size only.")
-        found = {node.name: (node.type, node.shape[1:]) for node in (*inputs, *outputs)}
+            raise DataError(f"{path} takes batches of one fixed size only.")
+        actual = {node.name: (node.type, node.shape[1:]) for node in (*inputs, *outputs)}
         expected = {INPUT: ("tensor(uint8)", [3, size, size])}
         expected |= dict.fromkeys((LOGITS, PROBABILITIES), ("tensor(float)", [len(self.class_names)]))
-        if found != expected or len(inputs) != 1:
-            raise DataError(f"{self.path} has {found}, but its metadata expects {expected}; {_HOW_TO_EXPORT}.")
+        if actual != expected or len(inputs) != 1:
+            raise DataError(f"{path} has {actual}, but its metadata expects {expected}; {_HOW_TO_EXPORT}.")
 
 
 def pack_metadata(values: Mapping[str, Any]) -> dict[str, str]:
@@ -97,17 +87,6 @@ def pack_metadata(values: Mapping[str, Any]) -> dict[str, str]:
     """
     texts = {key: value if key == RUN_ID else json.dumps(value) for key, value in values.items()}
     return texts | {SCHEMA: json.dumps(SCHEMA_VERSION)}
-
-
-def _read(path: Path) -> bytes:
-    if path.is_dir():
-        raise DataError(f"{path} is a folder; type the file, e.g. {path / 'export' / 'model.onnx'}.")
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; {_HOW_TO_EXPORT}.") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _read_metadata(content: bytes, path: Path) -> dict[str, str]:
@@ -144,30 +123,25 @@ def _tensors(message: Any) -> Iterator[Any]:
 
 def _unpack_metadata(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
     """Decode and check the output of `pack_metadata`."""
-    missing = [key for key in (SCHEMA, CLASS_NAMES, PREPROCESS, TEMPERATURE, RUN_ID) if key not in texts]
-    if missing:
-        raise DataError(f"{path} was not exported by this project (no {missing[0]} in its metadata); {_HOW_TO_EXPORT}.")
+    if SCHEMA not in texts:
+        raise DataError(f"{path} was not exported by this project (no {SCHEMA} in its metadata); {_HOW_TO_EXPORT}.")
     try:
         values: dict[str, Any] = {key: text if key == RUN_ID else json.loads(text) for key, text in texts.items()}
         if values[SCHEMA] != SCHEMA_VERSION:
-            raise DataError(
-                f"{path} has schema {values[SCHEMA]}, this version of imago reads {SCHEMA_VERSION}; export it again."
-            )
-        _check_values(values)
+            raise ValueError(f"{SCHEMA} is {values[SCHEMA]}, this version of imago reads {SCHEMA_VERSION}")
+        _check_values(values[CLASS_NAMES], Preprocess.from_dict(values[PREPROCESS]), values[TEMPERATURE])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{path} has invalid metadata ({error}); export it again.") from error
     return values
 
 
-def _check_values(values: Mapping[str, Any]) -> None:
-    names, temperature = values[CLASS_NAMES], values[TEMPERATURE]
-    if not isinstance(names, list) or len(names) < 2 or not all(isinstance(name, str) for name in names):
+def _check_values(class_names: Any, preprocess: Preprocess, temperature: Any) -> None:
+    if not isinstance(class_names, list) or len(class_names) < 2 or not all(isinstance(n, str) for n in class_names):
         raise ValueError(f"{CLASS_NAMES} is not a list of at least two names")
-    record = Preprocess.from_dict(values[PREPROCESS])
-    is_valid = all(type(side) is int and side > 0 for side in (record.size, record.resize))
-    is_known = record.crop in ("center", "squash") and record.interpolation in INTERPOLATIONS
-    if not is_valid or not is_known or record.resize < record.size:
-        raise ValueError(f"{PREPROCESS} is {record}")
+    is_valid = all(type(side) is int and side > 0 for side in (preprocess.size, preprocess.resize))
+    is_known = preprocess.crop in ("center", "squash") and preprocess.interpolation in INTERPOLATIONS
+    if not is_valid or not is_known or preprocess.resize < preprocess.size:
+        raise ValueError(f"{PREPROCESS} is {preprocess}")
     if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
         raise ValueError(f"{TEMPERATURE} is {temperature!r}")
 
@@ -182,5 +156,5 @@ def _start_session(content: bytes, path: Path, num_threads: int) -> Any:
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no other common base class
-        reason = _ORT_PREFIX.sub("", str(error).partition("\n")[0])
+        reason, _, _ = str(error).partition("\n")
         raise DataError(f"{path} cannot be run by onnxruntime {onnxruntime.__version__}: {reason}") from error

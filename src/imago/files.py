@@ -138,11 +138,21 @@ def make_writable(directory: Path, setting: str) -> None:
     Raises:
         DataError: if nothing can be written there.
     """
-    try:
+    with report_unwritable(directory, f"; choose another directory with {setting}"):
         directory.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=directory):
             pass
+
+
+@contextmanager
+def report_unwritable(path: Path, remedy: str = "") -> Iterator[None]:
+    """Raise a `DataError` that names `path` if the block raises an `OSError`.
+
+    Args:
+        path: the file or directory that the block writes.
+        remedy: the end of the message, e.g. "; choose another directory with output=DIR".
+    """
+    try:
+        yield
     except OSError as error:
-        raise DataError(
-            f"{printable(directory)} cannot be written: {error.strerror}; choose another directory with {setting}."
-        ) from error
+        raise DataError(f"{printable(path)} cannot be written: {error.strerror}{remedy}.") from error

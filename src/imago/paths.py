@@ -22,6 +22,11 @@ def short_path(path: Path) -> str:
     return min(str(path), os.path.relpath(path), key=len)
 
 
+def checkpoint_file(run_dir: Path, name: str = "best") -> Path:
+    """Return the file of the checkpoint `best` or `last` of a run, whether or not it exists."""
+    return run_dir / "checkpoints" / f"{name}.ckpt"
+
+
 def job_output_dir() -> Path:
     """Return the output directory of the current Hydra job, absolute and existing.
 

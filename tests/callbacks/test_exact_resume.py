@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from imago.callbacks.exact_resume import StepSeed, TruncateLogs
 from imago.logger.metrics_csv import MetricsCsv
-from imago.task.epoch_metrics import EpochMetrics
+from imago.task.classification import EpochMetrics
 
 HERE = {"seed": 1, "epoch": 2, "batch": 3, "rank": 0}
 
@@ -74,8 +74,8 @@ def test_the_sums_of_the_interrupted_epoch_are_continued():
             score.update(torch.tensor(loss), logits, labels)
     state: dict[str, Any] = {}
     callback, trainer = TruncateLogs(), SimpleNamespace(is_global_zero=True)
-    callback.on_save_checkpoint(trainer, SimpleNamespace(scores={"train": first}), state)  # type: ignore[arg-type]
-    callback.on_load_checkpoint(trainer, SimpleNamespace(scores={"train": second}), state)  # type: ignore[arg-type]
+    callback.on_save_checkpoint(trainer, SimpleNamespace(epoch_metrics={"train": first}), state)  # type: ignore[arg-type]
+    callback.on_load_checkpoint(trainer, SimpleNamespace(epoch_metrics={"train": second}), state)  # type: ignore[arg-type]
     second.update(torch.tensor(0.25), logits, labels)
     for name in ("loss_sum", "num_correct", "num_images"):
         assert getattr(second, name) == getattr(whole, name)

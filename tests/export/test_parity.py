@@ -12,12 +12,9 @@ from imago.export.parity import (
     BATCH_SIZES,
     MAX_PROBABILITY_DIFF,
     Agreement,
-    ParityError,
     check,
     compare,
     in_batches,
-    regroup,
-    summarize,
 )
 from imago.images import Preprocess
 from imago.model.classifier import Classifier
@@ -82,51 +79,39 @@ def test_another_label_within_the_rounding_of_the_checkpoint_is_a_tie(gap: float
 def test_another_label_is_refused_however_close_the_probabilities_are():
     agreement = count(outputs([1.0002, 1, 0]), outputs([1, 1.0002, 0]))
     assert agreement.max_abs_diff_probabilities < MAX_PROBABILITY_DIFF
-    with pytest.raises(ParityError, match="1 of 1 labels differ"):
-        check({1: agreement})
+    with pytest.raises(UserError, match="1 of 1 labels differ"):
+        check(agreement, 1)
 
 
 def test_outputs_that_are_not_finite_are_refused():
     agreement = count(outputs([float("nan"), 1, 2]), outputs([float("nan"), 1, 2]))
     agreement.add(outputs([3, 1, 2]), outputs([3, 1, 2]))
     assert np.isnan(agreement.max_abs_diff_probabilities)
-    with pytest.raises(ParityError):
-        check({1: agreement})
+    with pytest.raises(UserError, match="by up to nan"):
+        check(agreement, 1)
 
 
-def test_every_image_is_compared_at_every_batch_size():
+@pytest.mark.parametrize("batches", [[3], [100, 20]])
+def test_every_image_is_compared_at_every_batch_size(batches: list[int]):
     exported = Exported()
-    parity = compare(classifier(), exported, [samples(500)])
-    check(parity)
-    assert set(exported.sizes) == set(BATCH_SIZES) == set(parity) == {1, 2, 7, 64}
-    assert {part.num_images for part in parity.values()} == {500}
-    assert summarize(parity)["label_agreement"] == 1.0
-
-
-def test_a_few_images_are_compared_at_every_batch_size():
-    exported = Exported()
-    parity = compare(classifier(), exported, [samples(3)])
-    assert set(exported.sizes) == {1, 2, 7, 64}
-    assert summarize(parity)["num_images"] == 3
+    report = compare(classifier(), exported, map(samples, batches))
+    assert set(exported.sizes) == set(BATCH_SIZES) == {1, 2, 7, 64}
+    assert {size: numbers["num_images"] for size, numbers in report["by_batch_size"].items()} == dict.fromkeys(
+        ("1", "2", "7", "64"), sum(batches)
+    )
+    assert (report["num_images"], report["num_disagreements"], report["label_agreement"]) == (sum(batches), 0, 1.0)
 
 
 def test_a_file_that_fails_at_one_batch_size_only_is_refused_with_that_size():
     exported = Exported(lambda logits: -logits if len(logits) == 7 else logits)
-    parity = compare(classifier(), exported, [samples(20)])
-    assert parity[64].num_disagreements == 0
-    with pytest.raises(ParityError, match=r"with batches of 7 \d+ of 20 labels differ") as caught:
-        check(parity)
-    assert isinstance(caught.value, UserError)
+    with pytest.raises(UserError, match=r"with batches of 7 \d+ of 20 labels differ") as caught:
+        compare(classifier(), exported, [samples(20)])
     assert "\n" not in str(caught.value)
-    assert summarize(parity)["label_agreement"] < 1
 
 
 def test_a_wrong_temperature_is_refused_though_every_label_agrees():
-    parity = compare(classifier(), Exported(lambda logits: logits / 2), [samples(20)])
-    assert summarize(parity)["num_disagreements"] == 0
-    assert summarize(parity)["max_abs_diff_probabilities"] > MAX_PROBABILITY_DIFF
-    with pytest.raises(ParityError, match="probabilities by up to"):
-        check(parity)
+    with pytest.raises(UserError, match="0 of 20 labels differ, .* probabilities by up to"):
+        compare(classifier(), Exported(lambda logits: logits / 2), [samples(20)])
 
 
 def test_probabilities_are_compared_with_those_of_the_calibrated_checkpoint():
@@ -135,15 +120,7 @@ def test_probabilities_are_compared_with_those_of_the_calibrated_checkpoint():
     )
     checkpoint = classifier()
     checkpoint.calibration_temperature = 2.0
-    check(compare(checkpoint, calibrated, [samples(20)]))
-
-
-def test_regrouping_keeps_every_row_in_order():
-    rows = np.arange(23)
-    groups = list(regroup(np.split(rows, [1, 1, 9, 20]), 5))
-    assert [len(group) for group in groups] == [5, 5, 5, 5, 3]
-    np.testing.assert_array_equal(np.concatenate(groups), rows)
-    assert list(regroup([], 5)) == []
+    compare(checkpoint, calibrated, [samples(20)])
 
 
 def test_batches_are_of_exactly_the_size_and_give_each_image_its_own_output():

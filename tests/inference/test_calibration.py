@@ -12,7 +12,7 @@ from torch import nn
 
 from imago import load_model
 from imago.errors import DataError
-from imago.inference.calibration import calibrate, read_temperature
+from imago.inference.calibration import KEY, calibrate, read_temperature
 from imago.inference.load import load_predictor
 from imago.statistics.calibration import fit_temperature
 from imago.statistics.metrics import Result, softmax
@@ -47,31 +47,22 @@ def test_the_temperature_is_written_with_the_errors_before_and_after(checkpoint:
     assert read_temperature(checkpoint) == (entry["calibration_temperature"], "")
 
 
-def test_each_checkpoint_has_its_own_temperature(checkpoint: Path, result: Result):
-    last = checkpoint.with_name("last.ckpt")
-    last.write_bytes(b"other weights")
-    calibrate(checkpoint, result)
-    assert read_temperature(last) == (
-        1.0,
-        f"{checkpoint.parent / 'calibration.json'} has no temperature for last.ckpt; "
-        "fit one with python src/eval.py run=RUN ckpt=last calibrate=true",
-    )
-    calibrate(last, result)
-    assert read_temperature(checkpoint)[1] == read_temperature(last)[1] == ""
-
-
-def test_several_views_of_an_image_have_their_own_temperature(checkpoint: Path, result: Result):
-    one = calibrate(checkpoint, result)
-    assert read_temperature(checkpoint, "flip") == (
-        1.0,
-        f"{checkpoint.parent / 'calibration.json'} has no temperature for best.ckpt tta=flip; "
-        "fit one with python src/eval.py run=RUN tta=flip calibrate=true",
-    )
-    half = Result(NAMES, result.labels, result.logits / 2, result.confidence)
-    flipped = calibrate(checkpoint, half, "flip")
-    assert flipped["calibration_temperature"] == pytest.approx(one["calibration_temperature"] / 2)
-    assert read_temperature(checkpoint, "flip") == (flipped["calibration_temperature"], "")
-    assert read_temperature(checkpoint) == (one["calibration_temperature"], "")
+@pytest.mark.parametrize(
+    ("name", "tta", "entry", "option"),
+    [("last.ckpt", "none", "last.ckpt", "ckpt=last"), ("best.ckpt", "flip", "best.ckpt tta=flip", "tta=flip")],
+)
+def test_each_checkpoint_and_each_number_of_views_has_its_own_temperature(
+    checkpoint: Path, result: Result, name: str, tta: str, entry: str, option: str
+):
+    file, other = checkpoint.with_name("calibration.json"), checkpoint.with_name(name)
+    other.write_bytes(b"weights")
+    first = calibrate(checkpoint, result)[KEY]
+    remedy = f"fit one with python src/eval.py run=RUN {option} calibrate=true"
+    assert read_temperature(other, tta) == (1.0, f"{file} has no temperature for {entry}; {remedy}")
+    second = calibrate(other, Result(NAMES, result.labels, result.logits / 2, result.confidence), tta)[KEY]
+    assert second == pytest.approx(first / 2)
+    assert read_temperature(other, tta) == (second, "")
+    assert read_temperature(checkpoint) == (first, "")
 
 
 def test_a_replaced_checkpoint_does_not_get_the_old_temperature(checkpoint: Path, result: Result):
@@ -85,7 +76,7 @@ def test_a_replaced_checkpoint_does_not_get_the_old_temperature(checkpoint: Path
 
 
 @pytest.mark.parametrize("value", [0, -1, None, "2", float("nan"), [1]])
-def test_a_temperature_that_is_no_positive_number_is_refused(checkpoint: Path, value):
+def test_a_temperature_that_is_not_a_positive_number_is_refused(checkpoint: Path, value):
     entry = {"best.ckpt": {"calibration_temperature": value}}
     (checkpoint.parent / "calibration.json").write_text(json.dumps(entry))
     with pytest.raises(DataError, match="calibration.json is damaged: calibration_temperature of best.ckpt is"):

@@ -3,18 +3,22 @@
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from short_runs import summary
 from sklearn import metrics as sk
 
 from imago.data import shapes
+from imago.errors import ConfigError, UserError
+from imago.inference.evaluate import _source, read_data_settings
+from imago.inference.evaluate import evaluate as evaluate_command
 from imago.inference.load import load_predictor
 from imago.statistics.calibration import reliability
 
@@ -50,14 +54,13 @@ def metrics(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def write_folder(root: Path, class_names: tuple[str, ...], num_each: int = 6) -> None:
+def write_folder(root: Path, class_names: tuple[str, ...], num_each: int, splits: tuple[str, ...]) -> None:
     """An image folder of some shapes, the same images in each split."""
     images, labels = shapes.draw_split("test")
-    for name in class_names:
-        chosen = images[labels == shapes.CLASS_NAMES.index(name)][:num_each]
-        for split in ("train", "val", "test"):
+    for split in splits:
+        for name in class_names:
             (root / split / name).mkdir(parents=True)
-            for number, image in enumerate(chosen):
+            for number, image in enumerate(images[labels == shapes.CLASS_NAMES.index(name)][:num_each]):
                 Image.fromarray(image.transpose(1, 2, 0)).save(root / split / name / f"{number}.png")
 
 
@@ -98,7 +101,7 @@ def test_both_splits_of_a_sweep_are_evaluated_and_val_is_as_in_training(run: Pat
 
 
 @pytest.mark.slow
-def test_another_checkpoint_gets_a_folder_of_its_own(run: Path, evaluate: Callable, tmp_path: Path):
+def test_another_checkpoint_gets_a_directory_of_its_own(run: Path, evaluate: Callable, tmp_path: Path):
     printed = evaluate(f"run={run}", "ckpt=last", "batch_size=1000")
     assert metrics(run / "eval" / "test-last")["model"].endswith("last.ckpt")
     assert "final test" not in printed
@@ -110,7 +113,7 @@ def test_another_checkpoint_gets_a_folder_of_its_own(run: Path, evaluate: Callab
 @pytest.mark.slow
 def test_classes_of_other_data_are_matched_by_name(run: Path, evaluate: Callable, tmp_path: Path):
     chosen = ("star", "circle", "ring")  # as folders they are sorted otherwise than in the network
-    write_folder(tmp_path / "some shapes", chosen)
+    write_folder(tmp_path / "some shapes", chosen, 6, ("train", "val", "test"))
     printed = evaluate(f"run={run}", "data=image_folder", f"data.root={tmp_path / 'some shapes'}")
     folder = run / "eval" / "test-image_folder-some shapes"
     found = rows(folder / "predictions.csv")
@@ -126,11 +129,7 @@ def test_classes_of_other_data_are_matched_by_name(run: Path, evaluate: Callable
 
 @pytest.mark.slow
 def test_every_image_of_other_data_is_seen_with_split_all(run: Path, evaluate: Callable, tmp_path: Path):
-    images, labels = shapes.draw_split("test")
-    for name in ("ring", "star"):
-        (tmp_path / "found" / name).mkdir(parents=True)
-        for number, image in enumerate(images[labels == shapes.CLASS_NAMES.index(name)][:10]):
-            Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "found" / name / f"{number}.png")
+    write_folder(tmp_path / "found", ("ring", "star"), 10, ("",))
     other = ("data=image_folder", f"data.root={tmp_path / 'found'}")
     printed = evaluate(f"run={run}", *other, "split=all")
     found = rows(run / "eval" / "all-image_folder-found" / "predictions.csv")
@@ -143,18 +142,14 @@ def test_every_image_of_other_data_is_seen_with_split_all(run: Path, evaluate: C
     assert "split=all would count the images that the run was trained on; type other data" in printed
 
 
-@pytest.mark.slow
-def test_the_images_of_the_run_are_its_own_however_their_folder_is_typed(run: Path, evaluate: Callable, tmp_path: Path):
-    copy, root = tmp_path / "run", tmp_path / "images"
-    shutil.copytree(run, copy)
+def test_the_images_of_a_run_are_its_own_however_their_folder_is_typed(tmp_path: Path):
+    root = tmp_path / "images"
     root.mkdir()
-    settings = OmegaConf.load(copy / "config.yaml")
-    settings.data |= {"_target_": "imago.data.file_datamodule.ImageFolderDataModule", "root": str(root)}
-    OmegaConf.save(settings, copy / "config.yaml")
     (tmp_path / "link").symlink_to(root)
-    for typed in (os.path.relpath(root), f"{root}/../{root.name}", tmp_path / "link"):
-        printed = evaluate(f"run={copy}", "data=image_folder", f"data.root={typed}", "split=all", returncode=2)
-        assert "split=all would count the images that the run was trained on; type other data" in printed
+    own = _source({"_target_": "x.Folder", "root": str(root), "val_fraction": 0.1})
+    for typed in (os.path.relpath(root), f"{root}/../{root.name}", f"{tmp_path}/link"):
+        assert _source({"_target_": "x.Folder", "root": typed}) == own
+    assert _source({"_target_": "x.Folder", "root": str(tmp_path)}) != own
 
 
 @pytest.mark.slow
@@ -202,16 +197,6 @@ def test_probabilities_are_calibrated_and_a_checkpoint_without_a_temperature_can
 
 
 @pytest.mark.slow
-def test_a_class_that_the_network_lacks_is_refused(run: Path, evaluate: Callable, tmp_path: Path):
-    write_folder(tmp_path / "data", ("ring", "star"))
-    for split in ("train", "val", "test"):
-        (tmp_path / "data" / split / "star").rename(tmp_path / "data" / split / "hexagon")
-    printed = evaluate(f"run={run}", "data=image_folder", f"data.root={tmp_path / 'data'}", returncode=2)
-    assert len(printed.strip().splitlines()) == 1
-    assert "classes that the network lacks: 'hexagon'; the network has 'arrow', 'bars'" in printed
-
-
-@pytest.mark.slow
 def test_changed_data_of_the_run_is_reported(run: Path, evaluate: Callable, tmp_path: Path):
     changed = shutil.copytree(run, tmp_path / "changed")
     file = changed / "provenance.json"
@@ -242,56 +227,59 @@ def test_an_exported_file_is_evaluated_like_its_checkpoint_or_on_typed_data(
     assert (tmp_path / "eval" / "val-shapes-alone.onnx" / "metrics.json").is_file()
 
 
+@pytest.fixture(scope="module")
+def settings(compose: Callable) -> DictConfig:
+    cfg = compose("run=README.md", config_name="eval")
+    OmegaConf.set_struct(cfg, False)  # so that data= can be added
+    return cfg
+
+
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("changes", "text"),
     [
-        ([], "run: has no value yet; type it as run=VALUE"),
-        (["run=no/such run"], "run=no/such run does not exist; type a run directory such as logs/latest"),
-        (["run=null"], "run= is empty; type a run directory"),
-        (["run=tests"], "run=tests has no checkpoints/best.ckpt; it is not a run directory"),
-        (
-            ["run=README.md", "calibrate=true", "data=shapes"],
-            "calibrate=true fits on the val images of the run",
-        ),
-        (["run=model.onnx", "calibrate=true"], "calibrate=true: run=model.onnx is an ONNX file; calibrate its run"),
-        (["run=README.md", "split=train"], "split=train is not one of test, val, all"),
-        (
-            ["run=README.md", "ckpt=last"],
-            "ckpt=last selects a checkpoint of a run directory, but run=README.md is a file",
-        ),
-        (["run=README.md", "accelerator=tpu"], "accelerator=tpu is not one of auto, cpu, gpu"),
-        (["run=README.md", "batch_size=0"], "batch_size=0 must be 1 or more"),
-        (["run=README.md", "batch_size=a"], "batch_size=a: expected a whole number or null"),
-        (["run=README.md", "output=README.md"], "output=README.md is a file; type a directory"),
-        (["run=README.md", "data=shape"], "data=shape: there is no such option; data can be shapes"),
-        (["run=README.md"], "run=README.md is not in a run directory that names its data"),
-        (["run=README.md", "data=shapes", "data._target_=os.system"], "data._target_=os.system is not allowed"),
-        (["run=README.md", "model=resnet18"], "this command has no options for 'model'"),
+        ({"run": None}, "run= is empty; type a run directory"),
+        ({"run": "no/such run"}, "run=no/such run does not exist; type a run directory such as logs/latest"),
+        ({"run": "tests"}, "run=tests has no checkpoints/best.ckpt; it is not a run directory"),
+        ({"calibrate": True, "data": {}}, "calibrate=true fits on the val images of the run"),
+        ({"run": "x.onnx", "calibrate": True}, "calibrate=true: run=x.onnx is an ONNX file; calibrate its run"),
+        ({"run": "x.onnx", "tta": "flip"}, "tta=flip needs a checkpoint; run=x.onnx is an ONNX file"),
+        ({"split": "train"}, "split=train is not one of test, val, all"),
+        ({"ckpt": "last"}, "ckpt=last selects a checkpoint of a run directory, but run=README.md is a file"),
+        ({"accelerator": "tpu"}, "accelerator=tpu is not one of auto, cpu, gpu"),
+        ({"batch_size": 0}, "batch_size=0 must be 1 or more"),
+        ({"output": "README.md"}, "output=README.md is a file; type a directory"),
+        ({}, "run=README.md is not in a run directory that names its data"),
     ],
 )
-def test_a_mistake_is_one_line_without_loading_torch(command: Callable, arguments: list[str], text: str):
-    done = command("-c", f"{NO_TORCH} sys.argv = {['src/eval.py', *arguments]!r}; {RUN}")
+def test_a_mistake_is_one_line(settings: DictConfig, changes: dict, text: str):
+    with pytest.raises(ConfigError, match=re.escape(text)) as caught:
+        evaluate_command(OmegaConf.merge(settings, changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_is_found_without_loading_torch(command: Callable):
+    done = command("-c", f"{NO_TORCH} sys.argv = ['src/eval.py', 'run=README.md', 'split=train']; {RUN}")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert text in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr == "error: split=train is not one of test, val, all.\n"
 
 
-def test_a_run_without_a_readable_config_is_one_line(command: Callable, tmp_path: Path):
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "checkpoints" / "best.ckpt").write_bytes(b"")
-    config = tmp_path / "run" / "config.yaml"
-    for text, reason in (("a: [", "cannot be read"), ("a: 1", "names no data set"), ("data: 3", "names no data set")):
-        config.write_text(text)
-        done = command("src/eval.py", f"run={tmp_path / 'run'}")
-        assert done.returncode == 2, done.stderr
-        assert reason in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
-    config.write_text("data: {_target_: os.system}")
-    assert "data._target_=os.system is not allowed" in command("src/eval.py", f"run={tmp_path / 'run'}").stderr
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: [", "config.yaml cannot be read"),
+        ("a: 1", "config.yaml names no data set"),
+        ("data: 3", "config.yaml names no data set"),
+        ("data: {_target_: os.getcwd}\nextra_targets: [os.getcwd]", "data._target_=os.getcwd is not allowed"),
+    ],
+)
+def test_a_run_without_a_readable_config_is_one_line(tmp_path: Path, text: str, reason: str):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=reason) as caught:
+        read_data_settings(tmp_path, [])
+    assert "\n" not in str(caught.value)
 
 
-def test_help_and_settings_are_those_of_this_command(command: Callable):
+def test_help_is_about_this_command(command: Callable):
     shown = command("src/eval.py", "--help").stdout
     assert "RUN/eval/SPLIT/" in shown
     assert "train.py" not in shown
-    assert "split: test" in command("src/eval.py", "run=x", "--cfg", "job").stdout

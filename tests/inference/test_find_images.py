@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from imago.errors import ConfigError
 from imago.inference.find_images import find_images
@@ -16,20 +15,14 @@ NASTY = (
 )
 
 
-def write_image(file: Path) -> Path:
-    """An image; a name without suffix gets a JPEG."""
-    Image.new("RGB", (4, 3)).save(file, format=None if file.suffix else "JPEG")
-    return file
-
-
 def names(found: Sequence[Path], root: Path) -> list[str]:
     return [str(path.relative_to(root)) for path in found]
 
 
 @pytest.mark.parametrize("name", NASTY)
 def test_an_existing_file_is_found_whatever_its_name(tmp_path: Path, name: str):
-    write_image(tmp_path / name)
-    write_image(tmp_path / "x.bmp")
+    for file in (name, "x.bmp"):
+        (tmp_path / file).touch()
     assert find_images(str(tmp_path / name)) == [tmp_path / name]
 
 
@@ -40,6 +33,14 @@ def test_a_folder_is_searched_with_its_subfolders_but_without_hidden_ones(tmp_pa
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
     (tmp_path / "folder.png").mkdir()
     assert names(find_images(str(tmp_path)), tmp_path) == ["a/[d]/e.webp", "a/c.png", "b.JPG"]
+
+
+def test_a_pipe_named_like_an_image_is_left_out_and_a_broken_link_is_reported_when_it_is_read(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("gone.png")
+    assert names(find_images(str(tmp_path)), tmp_path) == ["link.png"]
+    with pytest.raises(ConfigError, match="pipe.png has no image"):
+        find_images(str(tmp_path / "pipe.png"))
 
 
 def test_a_pattern_finds_images_and_folder_contents_each_once(tmp_path: Path):
@@ -72,9 +73,3 @@ def test_an_empty_list_is_refused(tmp_path: Path):
     (tmp_path / "list.txt").write_text("\n \n")
     with pytest.raises(ConfigError, match="list.txt is an empty list; write the path of an image on each line"):
         find_images(str(tmp_path / "list.txt"))
-
-
-def test_a_table_is_refused(tmp_path: Path):
-    (tmp_path / "list.csv").write_text("path,label\na.png,ant\n")
-    with pytest.raises(ConfigError, match=r"list.csv is a table; type an image, a folder, a list of paths in a .txt"):
-        find_images(str(tmp_path / "list.csv"))

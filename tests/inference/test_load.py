@@ -2,23 +2,16 @@
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
-from imago.inference.load import (
-    check_compatible,
-    checkpoint_path,
-    find_model,
-    load_classifier,
-    load_predictor,
-    run_directory,
-)
+from imago.inference.load import check_compatible, checkpoint_path, find_model, load_classifier, load_predictor
 from imago.runs.checkpoint import write_checkpoint
 
 SAVED: dict[str, Any] = {
@@ -26,16 +19,20 @@ SAVED: dict[str, Any] = {
     "loops": {},
     "optimizer_states": [],
     "hyper_parameters": {"class_names": ["ant", "bee"]},
-    "state_dict": {"weight": torch.zeros(2, 3)},
+    "state_dict": {"weight": torch.ones(2, 3)},
 }
-TASK: Any = SimpleNamespace(
-    hparams={"class_names": ["ant", "bee"]}, state_dict=lambda: {"weight": torch.zeros(2, 3, device="meta")}
-)
 
 
-def test_the_state_of_the_same_network_passes(tmp_path: Path):
+@pytest.fixture
+def task() -> Any:
+    task = nn.Linear(3, 2, bias=False)
+    task.hparams = {"class_names": ["ant", "bee"], "net": {"_target_": "mynet.Tiny"}}
+    return task
+
+
+def test_the_state_of_the_same_network_passes(tmp_path: Path, task: Any):
     write_checkpoint(SAVED, tmp_path / "last.ckpt")
-    check_compatible(tmp_path / "last.ckpt", TASK)
+    check_compatible(tmp_path / "last.ckpt", task)
 
 
 @pytest.mark.parametrize(
@@ -43,28 +40,27 @@ def test_the_state_of_the_same_network_passes(tmp_path: Path):
     [
         (
             {"state_dict": {"weight": torch.zeros(5, 3)}},
-            "another network .*: weight has the shape .5, 3. there and .2, 3.",
+            "do not fit mynet.Tiny as its code is now; restore .* weight: .*5, 3",
         ),
-        ({"state_dict": {}}, "weight has the shape None there"),
-        ({"state_dict": SAVED["state_dict"] | {"more": torch.zeros(1)}}, "more has the shape .1,. there and None here"),
+        ({"state_dict": {}}, "do not fit mynet.Tiny as its code is now; restore .*Missing key.*weight"),
         ({"hyper_parameters": {"class_names": ["bee", "ant"]}}, "has the classes .'bee', 'ant'., and the data has"),
         ({"loops": None}, "no training state to resume from"),
     ],
 )
 def test_the_state_of_another_network_or_other_classes_is_refused_in_one_line(
-    tmp_path: Path, changed: dict[str, Any], text: str
+    tmp_path: Path, task: Any, changed: dict[str, Any], text: str
 ):
     saved = {key: value for key, value in (SAVED | changed).items() if value is not None}
     write_checkpoint(saved, tmp_path / "last.ckpt")
     with pytest.raises(DataError, match=text) as caught:
-        check_compatible(tmp_path / "last.ckpt", TASK)
+        check_compatible(tmp_path / "last.ckpt", task)
     assert str(caught.value).isprintable()
 
 
-def test_a_damaged_state_names_the_other_checkpoint(tmp_path: Path):
+def test_a_damaged_state_names_the_other_checkpoint(tmp_path: Path, task: Any):
     (tmp_path / "last.ckpt").write_bytes(b"half")
     with pytest.raises(DataError, match="is truncated .* Copy best.ckpt over it to resume from the best epoch"):
-        check_compatible(tmp_path / "last.ckpt", TASK)
+        check_compatible(tmp_path / "last.ckpt", task)
 
 
 NET = """
@@ -109,9 +105,7 @@ def test_rebuilding_a_network_never_reads_pretrained_weights(tiny: Path):
 def test_weights_that_do_not_fit_the_code_of_their_network_are_one_line(tiny: Path):
     module = tiny.parent / "tinynet.py"
     module.write_text(NET.replace("self.layer", "self.renamed_layer"))
-    with pytest.raises(
-        DataError, match="the weights do not fit tinynet.Tiny as its code is now: .*renamed_layer"
-    ) as caught:
+    with pytest.raises(DataError, match="the weights do not fit tinynet.Tiny as its code .*renamed_layer") as caught:
         load_classifier(tiny, ["tinynet.*"])
     assert "\n" not in str(caught.value)
 
@@ -128,20 +122,32 @@ def test_predictor_returns_fp32_logits_with_the_checkpoints_own_preprocess(tiny:
 
 
 def test_a_checkpoint_of_a_run_is_found_by_keyword_name_or_path(tmp_path: Path):
-    folder = tmp_path / "run" / "checkpoints"
-    folder.mkdir(parents=True)
-    (folder.parent / "config.yaml").touch()
-    for name in ("best", "epoch=3"):
-        (folder / f"{name}.ckpt").touch()
-    run = folder.parent
-    assert checkpoint_path(run) == folder / "best.ckpt"
-    for name in ("epoch=3", "epoch=3.ckpt", str(folder / "epoch=3.ckpt")):
-        assert checkpoint_path(run, name) == folder / "epoch=3.ckpt"
-    assert run_directory(folder / "best.ckpt") == run_directory(run / "export" / "model.onnx") == run.resolve()
-    assert run_directory(tmp_path / "alone.onnx") is None
-    with pytest.raises(ConfigError, match=r"^run=.*/run has no checkpoints/last.ckpt; it has best, epoch=3\.$"):
-        find_model(str(run), "last", "auto")
-    with pytest.raises(ConfigError, match=r"^run=.*/run has no checkpoint /no/such\.ckpt; it has best, epoch=3\.$"):
-        find_model(str(run), "/no/such.ckpt", "auto")
-    with pytest.raises(ConfigError, match=r"ckpt= is not best, last or a file\.\naccelerator=gpu: run=.* is an ONNX"):
-        find_model(str(tmp_path / "x.onnx"), None, "gpu")
+    run, directory = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    for file in ("config.yaml", "checkpoints/best.ckpt", "checkpoints/epoch=3.ckpt", "export/model.onnx", "../x.onnx"):
+        (run / file).parent.mkdir(parents=True, exist_ok=True)
+        (run / file).touch()
+    assert checkpoint_path(run) == directory / "best.ckpt"
+    for name in ("epoch=3", "epoch=3.ckpt", str(directory / "epoch=3.ckpt")):
+        assert find_model(str(run), name, "auto", {}) == (directory / "epoch=3.ckpt", run)
+    for file in (directory / "best.ckpt", run / "export" / "model.onnx"):
+        assert find_model(str(file), "best", "auto", {}) == (file, run)
+    assert find_model(f"{tmp_path}/x.onnx", "best", "auto", {}) == (tmp_path / "x.onnx", None)
+
+
+@pytest.mark.parametrize(
+    ("run", "ckpt", "accelerator", "text"),
+    [
+        ("run", "last", "auto", r"^run=.*/run has no checkpoints/last.ckpt; it is not a run directory, or the run has"),
+        ("run", "/no/such.ckpt", "auto", r"^run=.*/run has no checkpoint /no/such\.ckpt; it is not a run directory"),
+        (
+            "x.onnx",
+            None,
+            "gpu",
+            r"ckpt= is not best, last or a file\.\naccelerator=gpu: run=.* is an ONNX .*\nlimit=0$",
+        ),
+    ],
+)
+def test_mistakes_in_settings_are_one_line_each(tmp_path: Path, run: str, ckpt: str, accelerator: str, text: str):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ConfigError, match=text):
+        find_model(f"{tmp_path}/{run}", ckpt, accelerator, {"limit=0": run == "x.onnx", "limit=1": False})

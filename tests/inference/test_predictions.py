@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from imago.errors import DataError
-from imago.inference.predictions import Prediction, UnreadableImage, table, write_predictions
+from imago.inference.predictions import Prediction, table, write_predictions
 
 
 def prediction(name: str, answer: str | None = "a") -> Prediction:
-    return Prediction(Path(name), ("a", "b"), (0.75, 0.25), answer)
+    return Prediction(Path(name), [("a", 0.75), ("b", 0.25)], answer)
 
 
 def test_csv_and_json_have_the_same_predictions_and_the_json_the_unreadable_images(tmp_path: Path):
     answers = [prediction("x.png"), prediction("y.png", None)]
-    bad = [UnreadableImage(Path("z.png"), "z.png is empty")]
-    write_predictions(tmp_path / "new" / "out.csv", answers, bad, {"model": "m"}, top_k=2)
+    bad = [(Path("z.png"), "z.png is empty")]
+    write_predictions(tmp_path / "new" / "out.csv", answers, bad, {"model": "m"})
     assert (tmp_path / "new" / "out.csv").read_text().splitlines() == [
         "file,answer,class_1,probability_1,class_2,probability_2",
         "x.png,a,a,0.750000,b,0.250000",
@@ -37,7 +37,7 @@ def test_csv_and_json_have_the_same_predictions_and_the_json_the_unreadable_imag
 
 def test_a_file_name_that_is_not_utf8_is_written_as_its_own_bytes(tmp_path: Path):
     name = os.fsdecode(b"latin\xe9.png")
-    write_predictions(tmp_path / "out.csv", [Prediction(Path(name), ("a",), (1.0,), "a")], [], {}, top_k=1)
+    write_predictions(tmp_path / "out.csv", [Prediction(Path(name), [("a", 1.0)], "a")], [], {})
     expected = b"file,answer,class_1,probability_1\nlatin\xe9.png,a,a,1.000000\n"
     assert (tmp_path / "out.csv").read_bytes() == expected
     assert json.loads((tmp_path / "out.json").read_text())["predictions"][0]["file"] == name
@@ -46,19 +46,13 @@ def test_a_file_name_that_is_not_utf8_is_written_as_its_own_bytes(tmp_path: Path
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"out.csv cannot be written: .+; choose another file with output="):
-        write_predictions(tmp_path / "file" / "out.csv", [], [], {}, top_k=1)
+        write_predictions(tmp_path / "file" / "out.csv", [], [], {})
 
 
 def test_the_table_shows_all_classes_of_an_image_without_an_answer():
     lines = list(table([prediction("x.png"), prediction("a\nb.png", None)]))
     assert lines[1].split() == ["x.png", "a", "75.00%", "b", "25.0%"]
     assert lines[2].split() == [r"a\nb.png", "(below", "threshold)", "75.00%", "a", "75.0%,", "b", "25.0%"]
-
-
-def test_the_only_class_of_an_image_without_an_answer_has_a_heading():
-    heading, sure, unsure = table([Prediction(Path("x.png"), ("a",), (0.75,), answer) for answer in ("a", None)])
-    assert heading.endswith("   then")
-    assert (sure.split()[1:], unsure.split()[-2:]) == (["a", "75.00%"], ["a", "75.0%"])
 
 
 def test_the_table_shows_the_first_twenty_images():
@@ -68,15 +62,9 @@ def test_the_table_shows_the_first_twenty_images():
 
 
 def test_class_names_cannot_control_the_terminal():
-    odd = Prediction(Path("x.png"), ("a\x1b[2J", "b\nc"), (0.75, 0.25), "a\x1b[2J")
+    odd = Prediction(Path("x.png"), [("a\x1b[2J", 0.75), ("b\nc", 0.25)], "a\x1b[2J")
     lines = list(table([odd]))
     assert len(lines) == 2
     assert "".join(lines).isprintable()
     assert r"a\x1b[2J" in lines[1]
     assert r"b\nc 25.0%" in lines[1]
-
-
-def test_columns_are_aligned_with_wide_characters():
-    wide = Prediction(Path("数.png"), ("数据", "b"), (0.75, 0.25), "数据")
-    lines = list(table([wide, prediction("x.png")]))
-    assert [line.index("75.00%") for line in lines[1:]] == [20 - 3, 20]  # three of the characters are two columns wide

@@ -16,8 +16,11 @@ NAMES = ("a", "b", "c")
 class Echo:
     """Predicts an image's first pixel as its class."""
 
-    class_names = NAMES
     calibration_temperature = 2.0
+    preprocess = "the network's"
+
+    def __init__(self, class_names: tuple[str, ...] = NAMES) -> None:
+        self.class_names = class_names
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         logits = 4 * np.eye(3, dtype=np.float32)[images[:, 0, 0, 0]]
@@ -25,46 +28,47 @@ class Echo:
         return logits, shares / shares.sum(axis=1, keepdims=True)
 
 
-def make_data(dropped: int = 0) -> SimpleNamespace:
-    parts = {}
+def make_data(num_dropped: int = 0) -> SimpleNamespace:
+    by_split = {}
     for number, split in enumerate(("train", "val", "test")):
         labels = (np.arange(7) + number) % 3
         images = np.broadcast_to(labels[:, None, None, None], (7, 3, 2, 2)).astype(np.uint8)
-        parts[split] = LabeledArray(images, labels, tuple(map(str, range(7))))
+        by_split[split] = LabeledArray(images, labels, tuple(map(str, range(7))))
 
     def loader(split: str) -> list:
-        part = parts[split]
-        rows = np.arange(len(part) - dropped)
-        return [(torch.from_numpy(part.images[r]), torch.from_numpy(part.labels[r])) for r in np.array_split(rows, 3)]
+        samples, batches = by_split[split], np.array_split(np.arange(7 - num_dropped), 3)
+        return [(torch.from_numpy(samples.images[b]), torch.from_numpy(samples.labels[b])) for b in batches]
 
-    return SimpleNamespace(splits=Splits(NAMES, **parts), evaluation_loader=loader)
+    return SimpleNamespace(splits=Splits(NAMES, **by_split), class_names=NAMES, evaluation_loader=loader)
 
 
 @pytest.mark.parametrize(("split", "count"), [("val", 7), ("test", 7), ("all", 21)])
 def test_every_image_is_evaluated_once_and_in_order(split: str, count: int):
-    result = run_split(Echo(), make_data(), split, np.arange(3))
+    data = make_data()
+    result = run_split(Echo(), data, split)
     assert len(result.labels) == count
     assert result.is_correct.all()
     assert result.calibration_temperature == 2
     assert result.confidence == pytest.approx(np.exp(2) / (np.exp(2) + 2))
+    assert data.preprocess == "the network's"
 
 
 def test_labels_are_those_of_the_network():
-    result = run_split(Echo(), make_data(), "val", np.array([1, 2, 0]))
+    result = run_split(Echo(class_names=("c", "a", "b")), make_data(), "val")
     assert result.labels.tolist() == [(label + 1) % 3 for label in [1, 2, 0, 1, 2, 0, 1]]
     assert not result.is_correct.any()
 
 
 def test_a_lost_image_is_an_error():
     with pytest.raises(DataError, match="6 of 7 images of test were read"):
-        run_split(Echo(), make_data(dropped=1), "test", np.arange(3))
+        run_split(Echo(), make_data(num_dropped=1), "test")
 
 
 def test_outputs_that_are_not_finite_are_refused():
     broken = Echo()
     broken.predict = lambda images: (np.full((len(images), 3), np.nan), np.ones((len(images), 3)))
     with pytest.raises(DataError, match="outputs contain NaN or infinity"):
-        run_split(broken, make_data(), "val", np.arange(3))
+        run_split(broken, make_data(), "val")
 
 
 def test_classes_are_matched_in_any_order_and_unicode_form():
@@ -73,9 +77,9 @@ def test_classes_are_matched_in_any_order_and_unicode_form():
         match_classes(["A"], ["a"])
 
 
-def test_rows_of_all_splits_together_are_the_right_images():
+def test_indices_of_all_splits_together_are_the_right_images():
     splits = make_data().splits
-    found = images_in_memory(split_samples(SimpleNamespace(splits=splits), "all"), [0, 6, 7, 13, 14, 20])
+    images = images_in_memory(split_samples(SimpleNamespace(splits=splits), "all"), [0, 6, 7, 13, 14, 20])
     expected = [splits.train.images[[0, 6]], splits.val.images[[0, 6]], splits.test.images[[0, 6]]]
-    assert list(found) == [0, 6, 7, 13, 14, 20]
-    np.testing.assert_array_equal(np.stack(list(found.values())), np.concatenate(expected).transpose(0, 2, 3, 1))
+    assert list(images) == [0, 6, 7, 13, 14, 20]
+    np.testing.assert_array_equal(np.stack(list(images.values())), np.concatenate(expected).transpose(0, 2, 3, 1))

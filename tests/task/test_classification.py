@@ -4,8 +4,6 @@
 change it writes the file again, and the commit says why:
 
     IMAGO_UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/task/test_classification.py -k golden
-
-`tests/task/test_optimization.py` and `test_epoch_metrics.py` cover the parts alone.
 """
 
 import csv
@@ -14,7 +12,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,24 +20,53 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig
 from small_fit import QUIET, SMALL, DrawnShapes, EachStep, build_data, build_task, build_trainer
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, TensorDataset
 
 from imago.data import shapes
 from imago.data.datamodule import DatasetParts
 from imago.paths import PROJECT_ROOT
-from imago.runs.checkpoint import AtomicCheckpointIO
-from imago.task.classification import ClassificationTask
+from imago.task.classification import ClassificationTask, EpochMetrics, count_correct
 
 GOLDEN = PROJECT_ROOT / "tests" / "golden" / "loss_curve.json"
 HOST_SYNC = "_local_scalar_dense"  # the operation behind .item(), float() and bool() of a tensor
 SELF_LOG = "self.log"
 
-pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
+pytestmark = [
+    pytest.mark.filterwarnings(text)
+    for text in (
+        *QUIET,
+        "ignore:.*before `optimizer.step",
+        "ignore:.*exists and is not empty",
+        "ignore:.*ended before the epoch ended",
+    )
+]
+
+
+def fit(
+    cfg: DictConfig,
+    run_dir: Path,
+    *callbacks: Callback,
+    data: DrawnShapes | None = None,
+    resume: Path | None = None,
+    **settings: Any,
+) -> tuple[ClassificationTask, Trainer]:
+    """Train with all parts built again, as in a new process."""
+    data = data or build_data(cfg)
+    task, trainer = build_task(cfg, data, **settings), build_trainer(cfg, run_dir, *callbacks)
+    num_batches = data.batches_per_epoch(cfg.trainer.limit_train_batches)
+    task.steps_per_epoch = math.ceil(num_batches / cfg.trainer.accumulate_grad_batches)  # as the run counts them
+    trainer.fit(task, datamodule=data, ckpt_path=resume)
+    return task, trainer
+
+
+def saved(run_dir: Path) -> dict[str, Any]:
+    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+
 
 # The golden curve
 
@@ -56,8 +83,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.slow
 def test_twenty_steps_follow_the_golden_loss_curve(compose, tmp_path: Path, one_thread: None):
     cfg = compose("data=shapes", "model=simple_cnn", "trainer.max_epochs=2", "trainer.log_every_n_steps=1")
-    data = build_data(cfg, DrawnShapes)
-    build_trainer(cfg, tmp_path).fit(build_task(cfg, data), datamodule=data)
+    fit(cfg, tmp_path, data=build_data(cfg, DrawnShapes))
     rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
     losses = [float(row["train/loss_step"]) for row in rows if row["train/loss_step"]]
     if os.environ.get("IMAGO_UPDATE_GOLDEN") == "1":
@@ -150,8 +176,7 @@ def test_each_logging_step_leaves_one_point_on_each_curve(compose, tmp_path: Pat
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     cfg = compose("data=shapes", *SMALL, "trainer.log_every_n_steps=2", f"trainer.accumulate_grad_batches={accumulate}")
-    data = build_data(cfg)
-    build_trainer(cfg, tmp_path).fit(build_task(cfg, data), datamodule=data)
+    fit(cfg, tmp_path)
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     steps = {tag: [point.step for point in curves.Scalars(tag)] for tag in ("train/loss_step", "lr", "images_per_s")}
     assert steps == dict.fromkeys(steps, [1, 3] if accumulate == 2 else [1, 3, 5, 7, 9])  # counted from 0
@@ -174,32 +199,20 @@ def test_soft_labels_and_class_weights_never_sync(compose, tmp_path: Path, weigh
     assert 0 <= accuracy <= 1
 
 
-# What reaches the optimizer, the schedule and the checkpoint
+# What reaches the schedule, the optimizer and the checkpoint
 
 
-def test_weight_decay_applies_to_weights_and_not_to_biases(compose, tmp_path: Path):
-    cfg = compose("data=shapes", *SMALL, "optimizer.weight_decay=0.25", "trainer.limit_train_batches=1")
-    data = build_data(cfg)
-    task, trainer = build_task(cfg, data), build_trainer(cfg, tmp_path)
-    trainer.fit(task, datamodule=data)
-    (optimizer,) = trainer.optimizers
-    assert isinstance(optimizer, torch.optim.AdamW)
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    found = {name: decay.get(id(parameter)) for name, parameter in task.net.named_parameters()}
-    assert found == {name: 0.25 if name.endswith("weight") else 0.0 for name in found}
-
-
-@pytest.mark.parametrize("accumulate", [1, 2, 3])  # 10 batches: 10 steps, 5, and 4 of which the last is shorter
-@pytest.mark.parametrize("counted_by", ["the Trainer", "the run"])
+@pytest.mark.parametrize(("accumulate", "is_counted"), [(1, False), (2, True), (3, True), (3, False)])
 def test_the_schedule_reaches_its_last_value_at_the_last_step(
-    compose, tmp_path: Path, accumulate: int, counted_by: str
+    compose, tmp_path: Path, accumulate: int, is_counted: bool
 ):
+    """10 batches per epoch: 10 steps, 5, and 4 of which the last is shorter; the Trainer counts them, or the run."""
     own = (f"trainer.accumulate_grad_batches={accumulate}", "schedule.final_factor=0.25", "optimizer.lr=0.004")
     cfg = compose("data=shapes", *SMALL, *own, "trainer.max_epochs=2")
     data = build_data(cfg)
     task = build_task(cfg, data)
     num_steps = math.ceil(10 / accumulate)
-    task.steps_per_epoch = num_steps if counted_by == "the run" else None
+    task.steps_per_epoch = num_steps if is_counted else None
     lrs: list[float] = []
     record = EachStep(lambda trainer: lrs.append(trainer.optimizers[0].param_groups[0]["lr"]))
     build_trainer(cfg, tmp_path, record).fit(task, datamodule=data)
@@ -207,6 +220,19 @@ def test_the_schedule_reaches_its_last_value_at_the_last_step(
     assert lrs[-1] == pytest.approx(0.25 * 0.004)
     assert lrs[-2] > 1.02 * lrs[-1]
     assert max(lrs) == pytest.approx(0.004)
+
+
+def test_the_learning_rate_of_a_plateau_schedule_falls_when_validation_does_not_improve(compose, tmp_path: Path):
+    lrs: list[float] = []
+
+    class Watch(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            lrs.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    limits = ("trainer.max_epochs=3", "trainer.limit_train_batches=1", "optimizer.lr=1e-9")
+    _, trainer = fit(compose(*SMALL, "data=shapes", *PLATEAU, *limits), tmp_path, Watch())
+    assert lrs == pytest.approx([1e-9, 1e-9, 0.3e-9])  # a network that does not move does not improve
+    assert trainer.lr_scheduler_configs[0].scheduler.num_bad_epochs == 0
 
 
 def test_the_test_computes_in_fp32_after_training_in_bf16(compose, tmp_path: Path):
@@ -222,8 +248,7 @@ def test_the_test_computes_in_fp32_after_training_in_bf16(compose, tmp_path: Pat
     assert seen["test"] == {torch.float32}
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("algorithm", ["null", "value"])
+@pytest.mark.parametrize(("precision", "algorithm"), [("32-true", "value"), ("bf16-mixed", "null")])
 def test_gradients_are_clipped_before_a_fused_step_in_every_precision(
     compose, tmp_path: Path, precision: str, algorithm: str
 ):
@@ -233,24 +258,26 @@ def test_gradients_are_clipped_before_a_fused_step_in_every_precision(
     cfg = compose("data=shapes", *SMALL, *own, *how, *clip)
     assert cfg.optimizer.fused
     data = build_data(cfg)
-    task = build_task(cfg, data)
-    before = torch.cat([value.detach().flatten() for value in task.parameters()])
-    build_trainer(cfg, tmp_path).fit(task, datamodule=data)
+    before = torch.cat([value.detach().flatten() for value in build_task(cfg, data).parameters()])
+    task, _ = fit(cfg, tmp_path, data=data)
     moved = torch.cat([value.detach().flatten() for value in task.parameters()]) - before
     size = moved.norm() if algorithm == "null" else moved.abs().max()
     assert size.item() == pytest.approx(0.001, rel=1e-2)
 
 
-def test_the_settings_in_a_checkpoint_are_plain_data(compose, tmp_path: Path):
-    cfg = compose("data=shapes", *SMALL, "trainer.limit_train_batches=1")
-    data = build_data(cfg)
-    build_trainer(cfg, tmp_path).fit(build_task(cfg, data), datamodule=data)
-    settings = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]
+def test_the_settings_in_a_checkpoint_are_plain_data_and_rebuild_the_task(compose, tmp_path: Path):
+    cfg = compose("data=shapes", *SMALL, "loss.weight=balanced", "trainer.limit_train_batches=1")
+    counts = [10] * 5 + [54] * 5
+    task, _ = fit(cfg, tmp_path, class_counts=counts)
+    assert task.loss.weight.tolist() == pytest.approx([3.2] * 5 + [320 / 540] * 5)
+    settings = saved(tmp_path)["hyper_parameters"]
     assert json.loads(json.dumps(settings)) == settings  # JSON turns tuples, enums and string subclasses into others
     assert kinds(settings) <= {dict, list, str, int, float, bool, type(None)}
     assert settings["net"] == {**cfg.model}
     assert settings["class_names"] == list(shapes.CLASS_NAMES)
+    assert settings["class_counts"] == counts
     assert "extra_targets" not in settings
+    assert ClassificationTask(**settings).loss.weight.tolist() == task.loss.weight.tolist()
 
 
 def kinds(value: object) -> set[type]:
@@ -259,16 +286,50 @@ def kinds(value: object) -> set[type]:
     return {type(value)}.union(*map(kinds, below))
 
 
-def test_class_weights_reach_the_loss_and_their_counts_the_checkpoint(compose, tmp_path: Path):
-    cfg = compose("data=shapes", *SMALL, "loss.weight=balanced", "trainer.limit_train_batches=1")
-    data = build_data(cfg)
-    counts = [10] * 5 + [54] * 5
-    task = build_task(cfg, data, class_counts=counts)
-    assert task.loss.weight.tolist() == pytest.approx([3.2] * 5 + [320 / 540] * 5)
-    build_trainer(cfg, tmp_path).fit(task, datamodule=data)
-    settings = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]
-    assert settings["class_counts"] == counts
-    assert ClassificationTask(**settings).loss.weight.tolist() == task.loss.weight.tolist()
+# Loss and accuracy of an epoch: each image counts once, in any batch and on any rank
+
+
+ONE_DEVICE = SingleDeviceStrategy(device=torch.device("cpu"))
+
+
+def logits_for(*labels: int) -> Tensor:
+    """Return logits of three classes that are largest at `labels`."""
+    return 5 * nn.functional.one_hot(torch.tensor(labels), 3).float() - 1
+
+
+def test_predictions_are_counted_by_the_largest_logit_and_the_largest_soft_label():
+    assert count_correct(logits_for(0, 1, 2, 2), torch.tensor([0, 1, 1, 2])).item() == 3
+    soft = torch.tensor([[0.6, 0.4, 0.0], [0.1, 0.2, 0.7]])
+    assert count_correct(logits_for(0, 1), soft).item() == 1
+
+
+def test_batches_of_different_size_count_by_their_images_and_an_empty_split_has_no_result():
+    metrics = EpochMetrics()
+    assert metrics.result(ONE_DEVICE) == {}
+    metrics.update(torch.tensor(1.0, requires_grad=True) * 1, logits_for(0, 0, 0), torch.tensor([0, 0, 1]))
+    metrics.update(torch.tensor(5.0), logits_for(2), torch.tensor([2]))
+    metrics.update(torch.tensor(float("nan")), logits_for(2)[:0], torch.tensor([], dtype=torch.int64))
+    assert metrics.result(ONE_DEVICE) == {"loss": pytest.approx(2.0), "acc": 0.75, "num_images": 4}
+    assert not metrics.loss_sum.requires_grad  # the graph of a training loss is not kept
+
+
+def test_the_sums_of_all_ranks_are_added():
+    others = torch.tensor([9.0, 1.0, 2.0])  # loss sum, correct predictions and images of another rank
+    ranks = SimpleNamespace(
+        root_device=torch.device("cpu"),
+        reduce=lambda sums, reduce_op: {"sum": sums + others}[reduce_op],
+    )
+    metrics = EpochMetrics()
+    metrics.update(torch.tensor(1.0), logits_for(0), torch.tensor([0]))
+    assert metrics.result(ranks) == {"loss": pytest.approx(10 / 3), "acc": pytest.approx(2 / 3), "num_images": 3}
+
+
+def test_small_losses_still_count_after_many_batches():
+    metrics = EpochMetrics()
+    logits, labels = logits_for(0).expand(100, 3), torch.zeros(100, dtype=torch.int64)
+    for _ in range(500):
+        metrics.update(torch.tensor(0.125), logits, labels)
+    assert metrics.result(ONE_DEVICE) == {"loss": pytest.approx(0.125, rel=1e-6), "acc": 1, "num_images": 50_000}
 
 
 # Overflows of fp16
@@ -292,60 +353,27 @@ def test_an_overflow_is_overflow_while_the_scale_can_fall(scale, weight: float, 
     assert ClassificationTask._scale_can_fall(parts_of_a_task(scale, weight)) is is_overflow
 
 
-def test_the_scale_of_fp16_is_saved_in_the_checkpoint_and_restored(tmp_path: Path):
-    class Module(LightningModule):
-        """One weight; the first step's gradient overflows, so the scaler halves its scale."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(1))
-
-        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-            factor = float("inf") if self.trainer.global_step == batch_idx == 0 else 1.0
-            return (self.weight * batch[0] * factor).sum()
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), 0.1)
-
-    def trainer(max_epochs: int) -> Trainer:
-        precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        plugins = [precision, AtomicCheckpointIO()]
-        return Trainer(accelerator="cpu", max_epochs=max_epochs, plugins=plugins, default_root_dir=tmp_path, **quiet)
-
-    batches = DataLoader(TensorDataset(torch.ones(3, 1)))
-    first, second = trainer(1), trainer(1)
-    first.fit(Module(), batches)
-    assert first.precision_plugin.scaler.get_scale() == 512.0
-    first.save_checkpoint(tmp_path / "last.ckpt")
-    second.fit(Module(), batches, ckpt_path=tmp_path / "last.ckpt")
-    assert second.precision_plugin.scaler.get_scale() == 512.0
+# Seeds and interrupted runs
 
 
-# Seeds
+def test_the_seed_alone_determines_the_weights_whatever_was_drawn_before(compose, tmp_path: Path):
+    class Draw(Callback):
+        """Seeds torch's generator before training."""
 
+        def __init__(self, seed: int) -> None:
+            self.seed = seed
 
-def train_weights(compose: Callable, run_dir: Path, seed: int, disturb: int) -> dict[str, torch.Tensor]:
-    """Return the weights after 3 steps with dropout; `disturb` seeds torch's generator before training."""
-    cfg = compose("data=shapes", *SMALL, "model.dropout=0.5", f"seed={seed}", "trainer.limit_train_batches=3")
-    data = build_data(cfg)
-    task = build_task(cfg, data)
-    torch.manual_seed(disturb)
-    build_trainer(cfg, run_dir).fit(task, datamodule=data)
-    return task.net.state_dict()
+        def setup(self, trainer, pl_module, stage):
+            torch.manual_seed(self.seed)
 
+    def weights(seed: int, disturb: int) -> dict[str, Tensor]:
+        limits = ("trainer.limit_train_batches=3", "callbacks.last_checkpoint=null")
+        cfg = compose("data=shapes", *SMALL, "model.dropout=0.5", f"seed={seed}", *limits)
+        return fit(cfg, tmp_path / f"{seed} {disturb}", Draw(disturb))[0].net.state_dict()
 
-def test_the_same_seed_results_in_the_same_weights_after_any_earlier_random_draws(compose, tmp_path: Path):
-    ours, theirs = (train_weights(compose, tmp_path / str(disturb), seed=3, disturb=disturb) for disturb in (1, 2))
+    ours, theirs, others = weights(3, disturb=1), weights(3, disturb=2), weights(4, disturb=1)
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-
-
-def test_another_seed_results_in_other_weights(compose, tmp_path: Path):
-    ours, theirs = (train_weights(compose, tmp_path / str(seed), seed=seed, disturb=1) for seed in (3, 4))
-    assert not any(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-# An interrupted run
+    assert not any(torch.equal(ours[name], others[name]) for name in ours)
 
 
 class UnevenShapes(DrawnShapes):
@@ -379,36 +407,75 @@ RANDOM_DRAWS = (  # in the loader per batch and per image, on the device, and in
 TEN_STEPS = ("data.sampler=balanced", "data.batch_size=16", "model.hidden_features=16", "trainer.max_epochs=2")
 
 
-def run_on_uneven_shapes(cfg: DictConfig, run_dir: Path, *callbacks: Callback, resume: Path | None = None) -> dict:
-    """Return the weights after 2 epochs of 5 steps, with all parts built again as in a new process."""
+def fit_uneven(cfg: DictConfig, run_dir: Path, *callbacks: Callback, resume: Path | None = None) -> dict[str, Tensor]:
+    """Return the weights after 2 epochs of 5 steps."""
     settings = {"num_workers": 0, "augment": dict(cfg.augment), "seed": cfg.seed, "sampler": cfg.data.sampler}
     data = UnevenShapes(cfg.data.batch_size, **settings)
     data.set_up_data()
-    task, trainer = build_task(cfg, data), build_trainer(cfg, run_dir, *callbacks)
-    task.steps_per_epoch = data.batches_per_epoch()
-    assert task.steps_per_epoch == 5
-    trainer.fit(task, datamodule=data, ckpt_path=resume)
+    task, trainer = fit(cfg, run_dir, *callbacks, data=data, resume=resume)
     assert trainer.global_step == 10
     return task.net.state_dict()
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*exists and is not empty.*", "ignore:.*ended before the epoch ended.*")
 def test_a_run_interrupted_in_each_epoch_and_between_ends_with_the_weights_of_an_uninterrupted_one(
     compose, tmp_path: Path
 ):
     cfg = compose("data=shapes", "callbacks.last_checkpoint.every_minutes=0.0", *TEN_STEPS, *RANDOM_DRAWS)
-    expected = run_on_uneven_shapes(cfg, tmp_path / "whole")
+    expected = fit_uneven(cfg, tmp_path / "whole")
     last, resume = tmp_path / "interrupted" / "checkpoints" / "last.ckpt", None
     # Lightning calls the callbacks that save last, so that a batch whose start raises has not been saved.
-    for hook, step, saved in (
+    for hook, step, saved_step in (
         ("train_batch_start", 2, 1),
         ("train_batch_start", 5, 5),
         ("before_optimizer_step", 7, 7),
     ):
         with pytest.raises(ZeroDivisionError):
-            run_on_uneven_shapes(cfg, tmp_path / "interrupted", BreakAt(f"on_{hook}", step), resume=resume)
-        assert torch.load(last, weights_only=True)["global_step"] == saved
+            fit_uneven(cfg, tmp_path / "interrupted", BreakAt(f"on_{hook}", step), resume=resume)
+        assert saved(tmp_path / "interrupted")["global_step"] == saved_step
         resume = last
-    found = run_on_uneven_shapes(cfg, tmp_path / "interrupted", resume=last)
+    found = fit_uneven(cfg, tmp_path / "interrupted", resume=last)
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+PLATEAU = ("schedule=plateau", "schedule.patience=0", "schedule.monitor=val/acc", "schedule.mode=max")
+CASES = {
+    "plateau": PLATEAU,
+    "averaged weights": ("callbacks=[default,ema]", "callbacks.ema.decay=0.7", "schedule=one_cycle"),
+    "muon": ("optimizer=muon", "schedule=linear", "schedule.warmup_epochs=null", "schedule.warmup_steps=3"),
+    "adam with clipping": (
+        *("optimizer=adam", "trainer.gradient_clip_val=0.1"),
+        *("schedule=step", "schedule.every_epochs=1"),
+    ),
+    "sgd, accumulating": ("optimizer=sgd", "trainer.accumulate_grad_batches=2", "optimizer.lr=0.01"),
+    "unfreezing": (
+        *("callbacks=[default,backbone_finetuning]", "callbacks.backbone_finetuning.epochs_per_layer=1"),
+        *("optimizer.head_lr_multiplier=5", "optimizer.layer_lr_decay=0.7"),
+    ),
+    "any other": ("optimizer=torch", "optimizer._target_=torch.optim.NAdam"),
+    "distillation": ("task=distillation", "task.teacher=some/run", "callbacks=[default,ema]"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_interrupted_twice_ends_with_the_same_weights_with_each_kind_of_optimizer(
+    compose, tmp_path: Path, case: str
+):
+    limits = ("trainer.max_epochs=4", "trainer.limit_train_batches=4", "callbacks.last_checkpoint.every_minutes=0.0")
+    cfg = compose(*SMALL, "data=shapes", "model.dropout=0.2", *limits, *CASES[case])
+    torch.manual_seed(7)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    settings = {"teacher": teacher} if case == "distillation" else {}
+    _, whole = fit(cfg, tmp_path / "whole", **settings)
+    resume = None
+    for hook, step in (("on_train_epoch_start", 4), ("on_train_batch_start", 7)):
+        with pytest.raises(ZeroDivisionError):
+            fit(cfg, tmp_path / "broken", BreakAt(hook, step), resume=resume, **settings)
+        resume = tmp_path / "broken" / "checkpoints" / "last.ckpt"
+    _, resumed = fit(cfg, tmp_path / "broken", resume=resume, **settings)
+    ours, theirs = saved(tmp_path / "whole"), saved(tmp_path / "broken")
+    for part in {"state_dict", "current_model_state"} & ours.keys():
+        assert [name for name in ours[part] if not torch.equal(ours[part][name], theirs[part][name])] == []
+    assert resumed.optimizers[0].param_groups[0]["lr"] == whole.optimizers[0].param_groups[0]["lr"]
+    assert resumed.callback_metrics["val/acc"] == whole.callback_metrics["val/acc"]

@@ -36,10 +36,6 @@ def test_the_divergence_is_the_sum_over_classes_of_softened_probabilities():
     ours, theirs = (logits / 4).softmax(1), (taught / 4).softmax(1)
     expected = 16 * (theirs * (theirs / ours).log()).sum() / 2
     torch.testing.assert_close(softened_divergence(logits, taught, 4.0), expected)
-
-
-def test_the_divergence_of_equal_predictions_is_zero():
-    logits = torch.randn(5, 3)
     assert softened_divergence(logits, logits + 7, 2.0).item() == pytest.approx(0, abs=1e-6)
 
 
@@ -108,11 +104,7 @@ def test_images_are_normalized_for_the_teacher():
     pixels = torch.rand(2, 3, 8, 8)
     seen = Teacher(nn.Identity(), OTHER, student=RECORD)(normalized(pixels, RECORD))
     torch.testing.assert_close(seen, normalized(pixels, OTHER))
-
-
-def test_images_of_the_same_normalization_are_unchanged():
-    images = torch.randn(2, 3, 8, 8)
-    assert torch.equal(Teacher(nn.Identity(), RECORD, student=RECORD)(images), images)
+    assert torch.equal(Teacher(nn.Identity(), RECORD, student=RECORD)(pixels), pixels)
 
 
 def test_images_are_resized_for_a_teacher_of_another_size():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from imago.errors import ConfigError
-from imago.task.optimization import check_optimization
+from imago.task.optimization import build_optimization, check_optimization
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,12 @@ def test_a_value_out_of_range_is_reported_with_the_message_of_torch():
             {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": -1.0},
             {"_target_": "imago.schedule.schedules.Constant"},
         )
+
+
+def test_weight_decay_applies_to_weights_and_not_to_biases():
+    net = torch.nn.Linear(3, 2)
+    settings = {"_target_": "torch.optim.AdamW", "lr": 0.1, "weight_decay": 0.25}
+    optimizer, _ = build_optimization(settings, {"_target_": "imago.schedule.schedules.Constant"}, net, 1, 1)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    decay = {id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert decay == {id(net.weight): 0.25, id(net.bias): 0.0}

@@ -11,9 +11,10 @@ import numpy as np
 from imago.analysis.charts import Chart, Line, curve_groups, line_chart
 from imago.analysis.evaluation import Evaluation, load_evaluation
 from imago.analysis.page import Table, optional, write_page
-from imago.analysis.table import count_text, duration_text, percent, range_text, typed_value
+from imago.analysis.table import count_text, duration_text, percent, range_text
 from imago.errors import DataError
 from imago.runs.records import Record, differing, read_logged, read_record
+from imago.settings import typed_value
 from imago.statistics.paired import Paired, compare_paired
 from imago.text import join_names, printable
 

@@ -13,6 +13,7 @@ from typing import Any
 from imago.errors import ConfigError, DataError
 from imago.files import write_csv as write_rows
 from imago.runs.records import Record, differing
+from imago.settings import typed_value
 from imago.text import display_width, padded, printable
 
 # The columns of the CSV; between `model` and `seed` are the settings that differ.
@@ -139,11 +140,6 @@ def range_text(low: float | None, high: float | None, separator: str = " to ") -
 def count_text(count: float | None) -> str:
     """Format a count or speed with thousands separators; empty if it is None."""
     return "" if count is None else f"{count:,.0f}"
-
-
-def typed_value(value: Any) -> str:
-    """Return the value of a setting as it is typed: null, true, 0.1."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _note(record: Record) -> str | None:

@@ -29,7 +29,7 @@ class StepSeed(Callback):
 class TruncateLogs(Callback):
     """Remove from the logs what an interrupted run logged after its last save, so that each step appears once.
 
-    It also saves the sums of the training loss and accuracy (`scores["train"]` of the module) in the checkpoint, so
+    It also saves the sums of the training loss and accuracy (the task's `epoch_metrics["train"]`) in the checkpoint, so
     that the values of an interrupted epoch are those of all its batches; with several ranks only those of rank 0.
     """
 
@@ -45,13 +45,13 @@ class TruncateLogs(Callback):
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        score: Any = pl_module.scores["train"]  # type: ignore[index]  # of our task
-        checkpoint[_KEY] = [torch.as_tensor(score.loss_sum), torch.as_tensor(score.num_correct), score.num_images]
+        metrics: Any = pl_module.epoch_metrics["train"]  # type: ignore[index]  # of our task
+        checkpoint[_KEY] = [torch.as_tensor(metrics.loss_sum), torch.as_tensor(metrics.num_correct), metrics.num_images]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if _KEY in checkpoint and trainer.is_global_zero:
-            score: Any = pl_module.scores["train"]  # type: ignore[index]
-            score.loss_sum, score.num_correct, score.num_images = checkpoint[_KEY]
+            metrics: Any = pl_module.epoch_metrics["train"]  # type: ignore[index]
+            metrics.loss_sum, metrics.num_correct, metrics.num_images = checkpoint[_KEY]
 
 
 def _truncate_events(logger: TensorBoardLogger, step: int) -> None:

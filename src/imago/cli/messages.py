@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from imago.cli.overrides import chosen_group, compose_defaults, explain_value, nested_keys
+from imago.cli.overrides import chosen_group, compose_defaults, explain_value
 from imago.instantiate import to_plain
+from imago.settings import flatten
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -94,8 +95,9 @@ def _similarity(word: str, other: str) -> float:
 def _known_keys(argv: Iterable[str], loader: "ConfigLoaderImpl", config_name: str) -> list[str]:
     for choices in (argv, ()):  # with a second mistake among the choices, use the default choices
         try:
-            keys = nested_keys(to_plain(compose_defaults(loader, config_name, choices), resolve=False))
-            return [key for key in keys if key.partition(".")[0] != "hydra"]
+            settings = to_plain(compose_defaults(loader, config_name, choices), resolve=False)
+            keys = [key.split(".") for key in flatten(settings) if not key.startswith("hydra.")]
+            return sorted({".".join(parts[:end]) for parts in keys for end in range(1, len(parts) + 1)})
         except Exception:
             continue
     return []

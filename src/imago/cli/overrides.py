@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from imago.errors import ConfigError
 from imago.instantiate import to_plain
 from imago.paths import quote_for_hydra
+from imago.settings import flatten, typed_value
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -98,7 +99,7 @@ def check_types(config: "DictConfig", defaults: "DictConfig", overrides: Sequenc
         if override.is_delete():
             continue
         typed = override.key_or_group.replace("/", ".")
-        for key in (typed, *nested_keys(override.value(), f"{typed}.")):  # `optimizer={lr: 1}` sets optimizer.lr
+        for key in (typed, *flatten(override.value(), typed)):  # `optimizer={lr: 1}` sets optimizer.lr
             default, value = (
                 to_plain(OmegaConf.select(tree, key, default=_ABSENT, throw_on_resolution_failure=False), resolve=False)
                 for tree in (defaults, config)
@@ -156,25 +157,14 @@ def explain_value(error: Any) -> str:
     return f"{error.full_key}: {reason}" if error.full_key else reason
 
 
-def nested_keys(node: Any, path: str = "") -> Iterator[str]:
-    """Yield the key path of each value in a dict of dicts, with `path` as the prefix; nothing for other values."""
-    for key, value in node.items() if isinstance(node, dict) else ():
-        yield f"{path}{key}"
-        yield from nested_keys(value, f"{path}{key}.")
-
-
 def _type_problems(key: str, default: Any, value: Any) -> Iterator[str]:
     allowed = loose_types(key) or (type(default),)
     if allowed == (NULL,):
         return  # a null of the user's own config: any type may be meant
     if type(value) not in allowed and not (type(value) is int and float in allowed):
         expected = " or ".join(_TYPE_WORDS[kind] for kind in allowed)
-        got = _as_typed(value) if isinstance(value, bool) else _TYPE_WORDS[type(value)]
-        yield f"{key}={_as_typed(value)}: expected {expected} (default: {_as_typed(default)}), got {got}."
+        got = typed_value(value) if isinstance(value, bool) else _TYPE_WORDS[type(value)]
+        yield f"{key}={typed_value(value)}: expected {expected} (default: {typed_value(default)}), got {got}."
     elif isinstance(value, list) and isinstance(default, list) and default:
         for index, item in enumerate(value):
             yield from _type_problems(f"{key}[{index}]", default[min(index, len(default) - 1)], item)
-
-
-def _as_typed(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)

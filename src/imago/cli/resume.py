@@ -5,7 +5,7 @@ from pathlib import Path
 
 from imago.errors import ConfigError
 from imago.files import read_json
-from imago.paths import quote_for_hydra
+from imago.paths import checkpoint_file, quote_for_hydra
 
 
 def resume_arguments(argv: Sequence[str], log_dir: Path) -> list[str]:
@@ -30,7 +30,7 @@ def resume_arguments(argv: Sequence[str], log_dir: Path) -> list[str]:
     run_dir = _find_auto(typed, log_dir) if resume == "auto" else Path(resume).resolve()
     if run_dir is None:
         return [argument for argument in argv if _key(argument) != "resume"]
-    if resume == "auto" and not _last_checkpoint(run_dir).is_file():
+    if resume == "auto" and not checkpoint_file(run_dir, "last").is_file():
         return list(argv)  # it ended before its first checkpoint: start again in the same directory
     saved = read_json(run_dir / "provenance.json").get("overrides")
     if not isinstance(saved, list):
@@ -53,11 +53,7 @@ def _find_auto(typed: Mapping[str, str], log_dir: Path) -> Path | None:
     if name is None:
         raise ConfigError("resume=auto needs run_name=NAME, the run to continue or to start.")
     run_dir = Path(_value(typed, "paths.log_dir") or log_dir) / "train" / name
-    return run_dir if (run_dir / "summary.json").is_file() or _last_checkpoint(run_dir).is_file() else None
-
-
-def _last_checkpoint(run_dir: Path) -> Path:
-    return run_dir / "checkpoints" / "last.ckpt"
+    return run_dir if (run_dir / "summary.json").is_file() or checkpoint_file(run_dir, "last").is_file() else None
 
 
 def _key(argument: str) -> str:

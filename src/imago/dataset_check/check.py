@@ -1,7 +1,5 @@
 """`check.py`: report damaged, duplicate, unbalanced and unusual images of a data set before a training run."""
 
-import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ from imago.errors import ConfigError, DataError, IncompleteError, UserError
 from imago.files import write_csv, write_json
 from imago.images import Preprocess
 from imago.instantiate import build
+from imago.log import log_to
 from imago.paths import job_output_dir, short_path
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 _SHOW = ("all", "augment")
 
 
+@log_to()
 def check(cfg: DictConfig) -> None:
     """Check the data set that the settings name, and write the results to the output directory of the job.
 
@@ -39,8 +39,6 @@ def check(cfg: DictConfig) -> None:
         raise ConfigError(f"show={cfg.show} is not one of {', '.join(_SHOW)}.")
     if (directory / "check.json").exists():
         raise ConfigError(f"run_name={cfg.run_name}: {directory} already holds a check; choose another name.")
-    logging.basicConfig(stream=sys.stdout, format="%(message)s")  # messages of the data module
-    logging.getLogger("imago").setLevel(logging.INFO)
     data = _build(cfg)
     cache_dir = Path(cfg.data.get("cache_dir") or Path(cfg.paths.data_dir) / "cache")
     checked = gather(data, cache_dir) if cfg.show == "all" else None

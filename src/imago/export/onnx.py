@@ -18,10 +18,6 @@ _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 _EXAMPLE_IMAGES = 2  # torch.export would treat a batch of one as a constant
 
 
-class ExportError(UserError):
-    """A network that cannot be written as ONNX in the requested form."""
-
-
 def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any], opset: int | None = None) -> int:
     """Write `classifier` to `path` in the form that `imago.artifact` defines.
 
@@ -29,7 +25,7 @@ def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any],
 
     Args:
         classifier: in eval mode, float32, on the CPU; its temperature becomes part of the graph.
-        path: is overwritten.
+        path: the file to write or to replace.
         metadata: `run_id` and `metrics`, by the keys of `imago.artifact`; the others are added.
         opset: version of the operator set; None leaves the choice to torch.
 
@@ -37,10 +33,8 @@ def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any],
         The opset of the file.
 
     Raises:
-        ExportError: the network has no ONNX form, or not with this opset or for batches of any size.
+        UserError: the network has no ONNX form, or not with this opset or for batches of any size.
     """
-    if classifier.training:
-        raise ValueError("the classifier is in training mode, where dropout is random; call its .eval() first.")
     model = _trace(classifier, opset)
     _check(model, classifier, opset)
     _append_probabilities(model, len(classifier.class_names), classifier.calibration_temperature)
@@ -78,27 +72,25 @@ def _trace(classifier: Classifier, opset: int | None) -> onnx.ModelProto:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        raise ExportError(f"{type(classifier.net).__name__} cannot be exported to ONNX: {reason}") from error
+        raise UserError(f"{type(classifier.net).__name__} cannot be exported to ONNX: {reason}") from error
     assert program is not None, "dynamo=True returns a program"
     return program.model_proto
 
 
 def _check(model: onnx.ModelProto, classifier: Classifier, opset: int | None) -> None:
     """Raise for another opset, which the exporter only warns about, for a fixed batch size, or for other outputs."""
-    name, num_classes, found = type(classifier.net).__name__, len(classifier.class_names), _opset(model)
-    if opset not in (None, found):
-        raise ExportError(
-            f"opset={opset}: {name} could only be written with opset {found}; type opset={found}, or leave it out for "
-            "torch's own choice."
+    name, num_classes, written = type(classifier.net).__name__, len(classifier.class_names), _opset(model)
+    if opset not in (None, written):
+        raise UserError(
+            f"opset={opset}: {name} could only be written with opset {written}; type opset={written}, or leave it out "
+            "for torch's own choice."
         )
     (images,), (logits,) = model.graph.input, model.graph.output
     if not images.type.tensor_type.shape.dim[0].dim_param:
-        raise ExportError(
-            f"{name} works only for {_EXAMPLE_IMAGES} images at a time: its forward fixes the batch size."
-        )
+        raise UserError(f"{name} works only for {_EXAMPLE_IMAGES} images at a time: its forward fixes the batch size.")
     dims = [dim.dim_param or dim.dim_value for dim in logits.type.tensor_type.shape.dim]
     if dims[1:] != [num_classes] or logits.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise ExportError(f"{name} returns {dims}, not float32 logits (N, {num_classes}), one for each class.")
+        raise UserError(f"{name} returns {dims}, not float32 logits (N, {num_classes}), one for each class.")
 
 
 def _append_probabilities(model: onnx.ModelProto, num_classes: int, temperature: float) -> None:
@@ -118,9 +110,9 @@ def _strip(graph: onnx.GraphProto) -> None:
     quantizer of onnxruntime fails (issue 25890).
     """
     del graph.value_info[:]
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        del part.metadata_props[:]
-        part.doc_string = ""
+    for element in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del element.metadata_props[:]
+        element.doc_string = ""
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):  # the branches of an If
@@ -128,4 +120,4 @@ def _strip(graph: onnx.GraphProto) -> None:
 
 
 def _opset(model: onnx.ModelProto) -> int:
-    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return next(operators.version for operators in model.opset_import if operators.domain in ("", "ai.onnx"))

@@ -1,6 +1,6 @@
 """Compare an exported file with its checkpoint, on real images and for batches of several sizes."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,13 +19,9 @@ TIE_GAP = 1e-4
 # Labels do not depend on the temperature or the softmax. Rounding gave 7e-7, in the same comparison.
 MAX_PROBABILITY_DIFF = 1e-3
 
-_CHUNK = 448  # images compared at once: the smallest number that every batch size divides
+NUM_AT_ONCE = 448  # images to pass to `compare` at once: the smallest number that every batch size divides
 
 Outputs = tuple[np.ndarray, np.ndarray]  # logits and probabilities, each float32 (N, K)
-
-
-class ParityError(UserError):
-    """An exported file whose outputs differ from those of its checkpoint."""
 
 
 @dataclass
@@ -33,9 +29,9 @@ class Agreement:
     """Differences between the outputs of a file and its checkpoint, over all images so far.
 
     Attributes:
-        num_ties: other label, where the checkpoint's two highest logits are less than TIE_GAP apart.
-        num_disagreements: other label in all other cases.
-        max_abs_diff_logits: NaN if either side is not finite.
+        num_ties: images with another label, where the checkpoint's two highest logits are less than TIE_GAP apart.
+        num_disagreements: images with another label in all other cases.
+        max_abs_diff_logits: largest difference; NaN if either side is not finite.
         max_abs_diff_probabilities: likewise.
     """
 
@@ -45,48 +41,23 @@ class Agreement:
     max_abs_diff_logits: float = 0.0
     max_abs_diff_probabilities: float = 0.0
 
-    def add(self, expected: Outputs, found: Outputs) -> None:
-        """Add further images."""
+    def add(self, expected: Outputs, exported: Outputs) -> None:
+        """Add the outputs of the checkpoint and of the file for further images."""
         logits, probabilities = expected
         second, first = np.partition(logits, -2, axis=1)[:, -2:].T
-        differs = logits.argmax(axis=1) != found[0].argmax(axis=1)
+        differs = logits.argmax(axis=1) != exported[0].argmax(axis=1)
         is_tie = differs & (first - second < TIE_GAP)
         self.num_images += len(logits)
         self.num_ties += int(is_tie.sum())
         self.num_disagreements += int((differs & ~is_tie).sum())
         # np.maximum, unlike max(), returns NaN if either number is NaN
-        self.max_abs_diff_logits = float(np.maximum(self.max_abs_diff_logits, np.abs(logits - found[0]).max()))
+        self.max_abs_diff_logits = float(np.maximum(self.max_abs_diff_logits, np.abs(logits - exported[0]).max()))
         self.max_abs_diff_probabilities = float(
-            np.maximum(self.max_abs_diff_probabilities, np.abs(probabilities - found[1]).max())
+            np.maximum(self.max_abs_diff_probabilities, np.abs(probabilities - exported[1]).max())
         )
 
 
-def summarize(by_batch_size: Mapping[int, Agreement]) -> dict[str, Any]:
-    """Return plain numbers for the report: the largest of each over the batch sizes, and those of each size."""
-    by_size = {str(size): asdict(part) for size, part in by_batch_size.items()}
-    worst = {name: max(part[name] for part in by_size.values()) for name in asdict(Agreement())}
-    agreement = 1 - worst["num_disagreements"] / max(worst["num_images"], 1)
-    return worst | {"label_agreement": agreement, "by_batch_size": by_size}
-
-
-def check(by_batch_size: Mapping[int, Agreement]) -> None:
-    """Raise if the file does not give the checkpoint's labels and probabilities.
-
-    Raises:
-        ParityError: with the difference, and the batch size.
-    """
-    for size, part in by_batch_size.items():
-        # written so that NaN fails
-        if part.num_disagreements or not part.max_abs_diff_probabilities <= MAX_PROBABILITY_DIFF:
-            raise ParityError(
-                f"the ONNX file differs from the checkpoint, so it was not kept: with batches of {size} "
-                f"{part.num_disagreements} of {part.num_images:,} labels differ, logits by up to "
-                f"{part.max_abs_diff_logits:.2g}, probabilities by up to {part.max_abs_diff_probabilities:.2g}; "
-                "try another opset, e.g. opset=18."
-            )
-
-
-def compare(classifier: Classifier, exported: OnnxClassifier, images: Iterable[np.ndarray]) -> dict[int, Agreement]:
+def compare(classifier: Classifier, exported: OnnxClassifier, images: Iterable[np.ndarray]) -> dict[str, Any]:
     """Compare on every image: run the classifier once, and the file once for each of BATCH_SIZES.
 
     Args:
@@ -95,7 +66,10 @@ def compare(classifier: Classifier, exported: OnnxClassifier, images: Iterable[n
         images: batches of any size, uint8 (N, 3, S, S), prepared as the preprocess record says.
 
     Returns:
-        The differences by batch size.
+        Plain numbers for the report: the largest of each over the batch sizes, and those of each size.
+
+    Raises:
+        UserError: if the file does not give the checkpoint's labels and probabilities.
     """
 
     def reference(batch: np.ndarray) -> Outputs:
@@ -104,24 +78,27 @@ def compare(classifier: Classifier, exported: OnnxClassifier, images: Iterable[n
             return logits.numpy(), (logits / classifier.calibration_temperature).softmax(dim=1).numpy()
 
     by_batch_size = {size: Agreement() for size in BATCH_SIZES}
-    for chunk in regroup(images, _CHUNK):
-        expected = in_batches(reference, chunk, BATCH_SIZES[-1])
+    for batch in images:
+        expected = in_batches(reference, batch, BATCH_SIZES[-1])
         for size, agreement in by_batch_size.items():
-            agreement.add(expected, in_batches(exported.predict, chunk, size))
-    return by_batch_size
+            agreement.add(expected, in_batches(exported.predict, batch, size))
+    for size, agreement in by_batch_size.items():
+        check(agreement, size)
+    numbers = {str(size): asdict(agreement) for size, agreement in by_batch_size.items()}
+    worst = {name: max(of_size[name] for of_size in numbers.values()) for name in asdict(Agreement())}
+    return worst | {"label_agreement": 1.0, "by_batch_size": numbers}  # a disagreement has raised
 
 
-def regroup(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """Regroup a stream of batches (N, ...) into arrays of `size` rows; the last one may be shorter."""
-    kept: list[np.ndarray] = []
-    for batch in batches:
-        kept.append(batch)
-        while sum(map(len, kept)) >= size:
-            rows = np.concatenate(kept)
-            yield rows[:size]
-            kept = [rows[size:]]
-    if any(map(len, kept)):
-        yield np.concatenate(kept)
+def check(agreement: Agreement, batch_size: int) -> None:
+    """Raise a `UserError` if the file does not give the checkpoint's labels and probabilities."""
+    # written so that NaN fails
+    if agreement.num_disagreements or not agreement.max_abs_diff_probabilities <= MAX_PROBABILITY_DIFF:
+        raise UserError(
+            f"the ONNX file differs from the checkpoint, so it was not kept: with batches of {batch_size} "
+            f"{agreement.num_disagreements} of {agreement.num_images:,} labels differ, logits by up to "
+            f"{agreement.max_abs_diff_logits:.2g}, probabilities by up to {agreement.max_abs_diff_probabilities:.2g}; "
+            "try another opset, e.g. opset=18."
+        )
 
 
 def in_batches(function: Callable[[np.ndarray], Outputs], images: np.ndarray, size: int) -> Outputs:
@@ -131,6 +108,6 @@ def in_batches(function: Callable[[np.ndarray], Outputs], images: np.ndarray, si
     """
     count = len(images)
     indices = np.arange(-(-count // size) * size) % count
-    parts = [function(images[indices[start : start + size]]) for start in range(0, len(indices), size)]
-    logits, probabilities = (np.concatenate(outputs)[:count] for outputs in zip(*parts, strict=True))
+    outputs = [function(images[indices[start : start + size]]) for start in range(0, len(indices), size)]
+    logits, probabilities = (np.concatenate(arrays)[:count] for arrays in zip(*outputs, strict=True))
     return logits, probabilities

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from imago.errors import DataError
-from imago.files import read_json, sha256_of, write_json
+from imago.files import read_json, report_unwritable, sha256_of, write_json
 from imago.statistics.calibration import UNCALIBRATED, fit_temperature, nll, reliability
 from imago.statistics.metrics import Result, softmax
 
@@ -18,7 +18,7 @@ def calibrate(checkpoint: Path, result: Result, tta: str = "none") -> dict[str, 
 
     Args:
         checkpoint: the file that the logits come from.
-        result: for the validation images, in fp32.
+        result: outputs for the validation images, in fp32.
         tta: the views of each image that were averaged; the mean of several is less confident than one view.
 
     Returns:
@@ -29,22 +29,15 @@ def calibrate(checkpoint: Path, result: Result, tta: str = "none") -> dict[str, 
         DataError: if it cannot be written.
     """
     temperature = fit_temperature(result.logits, result.labels)
-    before, after = (softmax(result.logits / divisor).max(axis=1) for divisor in (UNCALIBRATED, temperature))
-    entry = {
-        KEY: temperature,
-        "split": "val",
-        "num_images": len(result.labels),
-        "nll_before": nll(result.logits, result.labels),
-        "nll_after": nll(result.logits, result.labels, temperature),
-        "ece_before": reliability(before, result.is_correct).ece,
-        "ece_after": reliability(after, result.is_correct).ece,
-        "checkpoint_sha256": sha256_of(checkpoint),
-    }
+    entry = {KEY: temperature, "split": "val", "num_images": len(result.labels)}
+    for when, divisor in (("before", UNCALIBRATED), ("after", temperature)):
+        confidence = softmax(result.logits / divisor).max(axis=1)
+        entry[f"nll_{when}"] = nll(result.logits, result.labels, divisor)
+        entry[f"ece_{when}"] = reliability(confidence, result.is_correct).ece
+    entry["checkpoint_sha256"] = sha256_of(checkpoint)
     file = checkpoint.with_name(FILE)
-    try:
+    with report_unwritable(file):
         write_json(file, read_json(file) | {_entry_name(checkpoint, tta): entry})
-    except OSError as error:
-        raise DataError(f"{file} cannot be written: {error.strerror}.") from error
     return entry
 
 
@@ -52,7 +45,7 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
     """Return the temperature of a checkpoint and an empty text, or UNCALIBRATED and the reason.
 
     Args:
-        checkpoint: the file.
+        checkpoint: the checkpoint file.
         tta: the views of each image that are averaged; each setting has its own temperature.
 
     Raises:
@@ -66,7 +59,7 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
     if entry is None:
         return UNCALIBRATED, f"{file} has no temperature for {name}; {how_to_fit}"
     temperature = entry.get(KEY) if isinstance(entry, dict) else None
-    if not isinstance(temperature, int | float) or not math.isfinite(temperature) or temperature <= 0:
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
         raise DataError(f"{file} is damaged: {KEY} of {name} is {temperature!r}; delete it, and {how_to_fit}.")
     if entry.get("checkpoint_sha256") != sha256_of(checkpoint):
         return UNCALIBRATED, f"{file} was fitted for another {checkpoint.name}; {how_to_fit}"

@@ -1,8 +1,6 @@
 """The command `eval.py`: evaluate a trained network on val or test images."""
 
-import logging
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,20 +11,19 @@ from imago.errors import ConfigError, DataError
 from imago.files import make_writable, read_json
 from imago.images import TTA
 from imago.inference.calibration import KEY, calibrate
-from imago.inference.load import Predictor, check_settings, find_model, is_onnx, load_predictor, run_directory
+from imago.inference.load import find_model, is_onnx, load_predictor
 from imago.inference.results import summary_lines, write_results
-from imago.inference.run_split import SPLITS, match_classes, run_split, split_samples
+from imago.inference.run_split import SPLITS, run_split, split_samples
 from imago.instantiate import build, check_targets
-from imago.paths import short_path
+from imago.log import log_to
+from imago.paths import checkpoint_file, short_path
 from imago.statistics.calibration import UNCALIBRATED
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
 
-_SOURCE = ("_target_", "root", "list_file", "name")  # data settings that say where the images come from
-_PATHS = ("root", "list_file")  # those that can be typed in several ways
 
-
+@log_to()
 def evaluate(cfg: DictConfig) -> float:
     """Evaluate as configured and write all results to one directory.
 
@@ -36,33 +33,37 @@ def evaluate(cfg: DictConfig) -> float:
     Raises:
         UserError: for what the user can correct.
     """
-    _check_settings(cfg)
-    file = find_model(cfg.run, cfg.ckpt, cfg.accelerator)
-    run = run_directory(Path(cfg.run))
+    file, run = find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
     settings = _data_settings(cfg, run)
-    own_run = run if run is not None and _is_own(run, settings) else None
-    if own_run and cfg.split == "all":
+    is_own = run is not None and _source(_read_config(run).get("data") or {}) == _source(settings)
+    if is_own and cfg.split == "all":
         raise ConfigError("split=all would count the images that the run was trained on; type other data, data=...")
-    folder = Path(cfg.output) if cfg.output else (run or file.parent) / "eval" / _result_name(cfg, file)
-    logging.basicConfig(stream=sys.stdout, format="%(message)s")  # messages of the data set
-    logging.getLogger("imago").setLevel(logging.INFO)
+    directory = Path(cfg.output) if cfg.output else (run or file.parent) / "eval" / _result_name(cfg, file)
 
     # torch is loaded only now. A damaged file is reported before data is read.
     predictor = load_predictor(file, cfg.extra_targets, cfg.accelerator, cfg.tta, is_calibrated=not cfg.calibrate)
     data: ImageDataModule = build(settings, extra_targets=cfg.extra_targets)
     data.set_up_data()
-    note = _compare_with_training(cfg, data, own_run)
-    data.preprocess = predictor.preprocess
-    class_indices = match_classes(data.class_names, predictor.class_names)
-    make_writable(folder, "output=DIR")
+    note = _compare_with_training(cfg, data, run if is_own else None)
+    make_writable(directory, "output=DIR")
     if cfg.calibrate:
-        entry = calibrate(file, run_split(predictor, data, "val", class_indices), cfg.tta)
-        predictor.calibration_temperature = entry[KEY]
-    result = run_split(predictor, data, cfg.split, class_indices)
-    info = _describe(cfg, file, run, settings, data, predictor) | result.metrics()
-    written = write_results(folder, result, info, split_samples(data, cfg.split))
+        predictor.calibration_temperature = calibrate(file, run_split(predictor, data, "val"), cfg.tta)[KEY]
+    result = run_split(predictor, data, cfg.split)
+    info = {
+        "run": str(run or file.parent),
+        "model": str(file.resolve()),
+        "data": settings["_target_"].rsplit(".", 1)[-1].removesuffix("DataModule"),
+        "data_root": settings.get("root"),
+        "data_fingerprint": data.fingerprint(),
+        "split": cfg.split,
+        "tta": cfg.tta,
+        "preprocess": predictor.preprocess.to_dict(),
+        **({} if predictor.calibration_temperature == UNCALIBRATED else {KEY: predictor.calibration_temperature}),
+        **result.metrics(),
+    }
+    written = write_results(directory, result, info, split_samples(data, cfg.split))
     print("\n".join(summary_lines(result, info, _compare_with_final_test(run, info))))
-    print(f"\nresults in {short_path(folder)}: {', '.join(written)}")
+    print(f"\nresults in {short_path(directory)}: {', '.join(written)}")
     if note:
         print(f"note: {note}")
     return float(info["acc"])
@@ -86,22 +87,19 @@ def read_data_settings(run: Path, extra_targets: Sequence[str]) -> dict[str, Any
     return settings
 
 
-def _check_settings(cfg: DictConfig) -> None:
+def _problems(cfg: DictConfig) -> dict[str, bool]:
+    """Return messages about the settings, and whether each problem exists."""
     run, tta, size, output = cfg.run, cfg.tta, cfg.batch_size, cfg.output
     is_exported = is_onnx(Path(run or ""))
-    check_settings(
-        {
-            f"split={cfg.split} is not one of {', '.join(SPLITS)}.": cfg.split not in SPLITS,
-            f"tta={tta} is not one of {', '.join(TTA)}.": tta not in TTA,
-            f"tta={tta} needs a checkpoint; run={run} is an ONNX file, which has one view.": tta != "none"
-            and is_exported,
-            f"calibrate=true: run={run} is an ONNX file; calibrate its run, export again.": cfg.calibrate
-            and is_exported,
-            "calibrate=true fits on the val images of the run; leave data= out.": cfg.calibrate and "data" in cfg,
-            f"batch_size={size} must be 1 or more.": size is not None and size < 1,
-            f"output={output} is a file; type a directory for the results.": Path(output or "").is_file(),
-        }
-    )
+    return {
+        f"split={cfg.split} is not one of {', '.join(SPLITS)}.": cfg.split not in SPLITS,
+        f"tta={tta} is not one of {', '.join(TTA)}.": tta not in TTA,
+        f"tta={tta} needs a checkpoint; run={run} is an ONNX file, which has one view.": is_exported and tta != "none",
+        f"calibrate=true: run={run} is an ONNX file; calibrate its run, export again.": is_exported and cfg.calibrate,
+        "calibrate=true fits on the val images of the run; leave data= out.": cfg.calibrate and "data" in cfg,
+        f"batch_size={size} must be 1 or more.": size is not None and size < 1,
+        f"output={output} is a file; type a directory for the results.": Path(output or "").is_file(),
+    }
 
 
 def _data_settings(cfg: DictConfig, run: Path | None) -> dict[str, Any]:
@@ -127,39 +125,9 @@ def _read_config(run: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _is_own(run: Path, settings: Mapping[str, Any]) -> bool:
-    """Return whether data settings name the images of the run, however they are split."""
-    own = _read_config(run).get("data") or {}
-    return all(_source(own, key) == _source(settings, key) for key in _SOURCE)
-
-
-def _source(settings: Mapping[str, Any], key: str) -> Any:
-    value = settings.get(key)
-    return os.path.realpath(value) if value and key in _PATHS else value
-
-
-def _describe(
-    cfg: DictConfig,
-    file: Path,
-    run: Path | None,
-    settings: Mapping[str, Any],
-    data: "ImageDataModule",
-    predictor: Predictor,
-) -> dict[str, Any]:
-    """Return the first keys of metrics.json: what was evaluated, on what and how."""
-    info = {
-        "run": str(run or file.parent),
-        "model": str(file.resolve()),
-        "data": settings["_target_"].rsplit(".", 1)[-1].removesuffix("DataModule"),
-        "data_root": settings.get("root"),
-        "data_fingerprint": data.fingerprint(),
-        "split": cfg.split,
-        "tta": cfg.tta,
-        "preprocess": predictor.preprocess.to_dict(),
-    }
-    if predictor.calibration_temperature != UNCALIBRATED:
-        info[KEY] = predictor.calibration_temperature
-    return info
+def _source(settings: Mapping[str, Any]) -> list[str]:
+    """Return where images come from, however they are split; a path can be typed in several ways."""
+    return [os.path.realpath(str(settings.get(key))) for key in ("_target_", "root", "list_file", "name")]
 
 
 def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Path | None) -> str:
@@ -167,17 +135,19 @@ def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Pa
 
     Args:
         cfg: the settings.
-        data: set up.
+        data: the data module, set up.
         own_run: the run if these are its own images, else None.
 
     Raises:
         ConfigError: if the run's own images are split in another way than in training.
     """
     is_drawn = cfg.split in data.drawn
-    if own_run is None and is_drawn:
-        count, total = len(split_samples(data, cfg.split)), sum(len(part) for _, part in data.splits.named())
+    if own_run is None:
+        if not is_drawn:
+            return ""
+        count, total = len(split_samples(data, cfg.split)), len(split_samples(data, "all"))
         return f"the data set has no {cfg.split} split: these are {count:,} of its {total:,}; split=all takes all"
-    if own_run is None or read_json(own_run / "provenance.json").get("data") in (None, data.fingerprint()):
+    if read_json(own_run / "provenance.json").get("data") in (None, data.fingerprint()):
         return ""
     if is_drawn and "data" in cfg:
         raise ConfigError(
@@ -194,26 +164,24 @@ def _result_name(cfg: DictConfig, file: Path) -> str:
     """Return a directory name: SPLIT, and what distinguishes this evaluation: its data, checkpoint and views."""
     from hydra.core.hydra_config import HydraConfig
 
-    parts = [cfg.split]
+    words = [cfg.split]
     if "data" in cfg:
         choice = str(HydraConfig.get().runtime.choices["data"])
         root = Path(cfg.data.get("root") or choice).resolve().name[:60]
-        parts += [choice] if root in (choice, "") else [choice, root]
+        words += [choice] if root in (choice, "") else [choice, root]
     if is_onnx(file) or file.stem != "best":
-        parts.append(file.name if is_onnx(file) else file.stem)
+        words.append(file.name if is_onnx(file) else file.stem)
     if cfg.tta != "none":
-        parts.append(f"tta_{cfg.tta}")
-    return "-".join(parts)
+        words.append(f"tta_{cfg.tta}")
+    return "-".join(words)
 
 
 def _compare_with_final_test(run: Path | None, info: Mapping[str, Any]) -> str:
-    """Compare the accuracy with the run's final test, if it used the same checkpoint and images; else return ""."""
-    if run is None or info["split"] != "test" or Path(info["model"]) != run / "checkpoints" / "best.ckpt":
+    """Compare the accuracy with the run's final test; return "" if that used another checkpoint or other images."""
+    if run is None or info["split"] != "test" or Path(info["model"]) != checkpoint_file(run):
         return ""
     test = read_json(run / "summary.json").get("test") or {}
-    fingerprint = read_json(run / "provenance.json").get("data")
-    if fingerprint != info["data_fingerprint"] or test.get("num_images") != info["num_images"]:
+    now = (info["data_fingerprint"], info["num_images"], info["tta"])
+    if (read_json(run / "provenance.json").get("data"), test.get("num_images"), test.get("tta", "none")) != now:
         return ""
-    views = "" if test.get("tta", "none") == info["tta"] else f", with tta={test.get('tta', 'none')}"
-    is_same = not views and test["acc"] == info["acc"]
-    return f" (the run's final test{views}: {'the same' if is_same else format(test['acc'], '.2%')})"
+    return f" (the run's final test: {'the same' if test['acc'] == info['acc'] else format(test['acc'], '.2%')})"

@@ -8,83 +8,82 @@ import torch
 from torch import Tensor, nn
 
 from imago.analysis.plots import draw_explanation, save_figure
-from imago.errors import ConfigError, DataError
+from imago.errors import ConfigError
+from imago.files import report_unwritable
 from imago.inference.load import Predictor, TorchPredictor
 from imago.inference.predictions import Prediction
 from imago.model.classifier import Classifier
+from imago.model.layers import last_layer
 
-_MAX_STEM_CHARS = 60
+_MAX_STEM_CHARS = 60  # of the image's name: file names may have 255 bytes
 
 
 class Explainer:
-    """Write an overlay for each image into a folder, named by the image's number and name.
+    """Write an overlay for each image, named by the image's number and name.
 
     Args:
         predictor: the network, from a checkpoint.
-        folder: created with the first image.
+        directory: created with the first image.
+
+    Attributes:
+        layer: name of the module whose output is explained.
 
     Raises:
         ConfigError: if Grad-CAM cannot explain this network.
     """
 
-    def __init__(self, predictor: Predictor, folder: Path) -> None:
+    def __init__(self, predictor: Predictor, directory: Path) -> None:
         assert isinstance(predictor, TorchPredictor), "the settings check refuses ONNX files"
-        self.folder = folder
+        self.directory = directory
         self.layer = target_layer(predictor.model)
         self._model = predictor.model
         self._num_written = 0
 
-    def write(self, squares: np.ndarray, predictions: list[Prediction]) -> None:
+    def write(self, images: np.ndarray, predictions: list[Prediction]) -> None:
         """Write the overlays of a batch, each for the most probable class.
 
         Args:
-            squares: the network's input, uint8 (N, 3, size, size).
-            predictions: N of them.
+            images: the network's input, uint8 (N, 3, size, size).
+            predictions: those of the N images.
 
         Raises:
             DataError: if the overlays cannot be written.
         """
-        classes = [self._model.class_names.index(prediction.class_names[0]) for prediction in predictions]
-        device = self._model.normalize.mean.device
-        maps = grad_cam(self._model, torch.from_numpy(squares).to(device), torch.tensor(classes, device=device)).numpy()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for square, heat, prediction in zip(squares.transpose(0, 2, 3, 1), maps, predictions, strict=True):
+        classes = [self._model.class_names.index(prediction.top_k[0][0]) for prediction in predictions]
+        maps = grad_cam(self._model, torch.from_numpy(images), torch.tensor(classes)).numpy()
+        with report_unwritable(self.directory, "; choose another file with output=FILE.csv"):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for image, heat, prediction in zip(images.transpose(0, 2, 3, 1), maps, predictions, strict=True):
                 self._num_written += 1
                 name = f"{self._num_written:05d}_{prediction.image.stem[:_MAX_STEM_CHARS]}.png"
-                title = f"{prediction.class_names[0]} {prediction.probabilities[0]:.1%}"
-                save_figure(draw_explanation(square, heat, title), self.folder / name)
-        except OSError as error:
-            raise DataError(
-                f"{self.folder} cannot be written: {error.strerror}; choose another file with output=FILE.csv."
-            ) from error
+                class_name, share = prediction.top_k[0]
+                save_figure(draw_explanation(image, heat, f"{class_name} {share:.1%}"), self.directory / name)
 
 
 def grad_cam(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor:
     """Compute for each pixel how much it contributes to a class.
 
     Args:
-        classifier: in eval mode.
-        images: uint8 (N, 3, S, S), on the device of the classifier.
+        classifier: in eval mode, on any device.
+        images: uint8 (N, 3, S, S).
         classes: the class to explain for each image, int64 (N,).
 
     Returns:
         float32 (N, S, S) on the CPU, in [0, 1]; an image's largest value is 1, or 0 if nothing contributes.
 
     Raises:
-        ConfigError: if the network has no feature map, or captum is not installed.
+        ConfigError: if the network has no feature map.
 
     Source: Selvaraju et al. 2017 (arXiv:1610.02391).
     """
-    try:
-        from captum.attr import LayerAttribution, LayerGradCam
-    except ModuleNotFoundError as error:
-        raise ConfigError("explain=true needs captum; install it: pip install -e '.[analysis]'.") from error
+    from captum.attr import LayerAttribution, LayerGradCam
+
+    device = classifier.normalize.mean.device
     layer = classifier.net.get_submodule(target_layer(classifier))
     # Gradients of the input make autograd record every layer, also frozen ones.
-    inputs = classifier.normalize(images).requires_grad_()
+    inputs = classifier.normalize(images.to(device)).requires_grad_()
     with torch.enable_grad():
-        small = LayerGradCam(classifier.net, layer).attribute(inputs, target=classes, relu_attributions=True)
+        small = LayerGradCam(classifier.net, layer).attribute(inputs, target=classes.to(device), relu_attributions=True)
     maps = LayerAttribution.interpolate(small.detach(), tuple(images.shape[-2:]), interpolate_mode="bilinear")[:, 0]
     largest = maps.amax(dim=(1, 2), keepdim=True)
     return torch.where(largest > 0, maps / largest.clamp_min(torch.finfo(maps.dtype).tiny), 0).float().cpu()
@@ -96,13 +95,11 @@ def target_layer(classifier: Classifier) -> str:
     Raises:
         ConfigError: if there is none, as in a network that processes the image as a sequence of patches.
     """
-    calls = _record_calls(classifier)
-    # The head is the last linear layer; a network without one (SqueezeNet) ends in a convolution.
-    heads = [name for kind in (nn.Conv2d, nn.Linear) for name, module, _ in calls if isinstance(module, kind)]
-    calls = list(takewhile(lambda call: call[0] not in heads[-1:], calls))
-    names = [name for name, _, _ in calls]
-    maps = [index for index, (name, _, shape) in enumerate(calls) if _is_map(shape) and names.count(name) == 1]
-    if not maps or any(_is_sequence(shape) for _, _, shape in calls[maps[-1] :]):
+    head = last_layer(classifier.net)
+    calls = list(takewhile(lambda call: call[0] != head, _record_calls(classifier)))
+    names = [name for name, _ in calls]
+    maps = [index for index, (name, shape) in enumerate(calls) if _is_map(shape) and names.count(name) == 1]
+    if not maps or any(_is_sequence(shape) for _, shape in calls[maps[-1] :]):
         raise ConfigError(
             f"explain=true: {type(classifier.net).__name__} has no feature map of the image before its head, which "
             "Grad-CAM needs; convolutional networks have one."
@@ -110,14 +107,14 @@ def target_layer(classifier: Classifier) -> str:
     return names[maps[-1]]
 
 
-def _record_calls(classifier: Classifier) -> list[tuple[str, nn.Module, torch.Size]]:
-    """Return name, module and output shape of each call in a forward pass, in the order in which the calls end."""
-    calls: list[tuple[str, nn.Module, torch.Size]] = []
+def _record_calls(classifier: Classifier) -> list[tuple[str, torch.Size]]:
+    """Return the module's name and output shape of each call in a forward pass, in the order in which calls end."""
+    calls: list[tuple[str, torch.Size]] = []
     names = {module: name for name, module in classifier.net.named_modules() if name}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
         if isinstance(output, Tensor):
-            calls.append((names[module], module, output.shape))
+            calls.append((names[module], output.shape))
 
     hooks = [module.register_forward_hook(record) for module in names]
     size, device = classifier.preprocess.size, classifier.normalize.mean.device

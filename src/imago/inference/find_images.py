@@ -17,22 +17,20 @@ def find_images(text: str) -> list[Path]:
 
     An existing file is that file, whatever its name and suffix; only a `.txt` file is a list, with one path per line
     as it would be typed. A folder is searched with its subfolders, without hidden files and folders. Anything else is
-    a glob pattern, with `**` for folders of any depth.
+    a glob pattern, with `**` for folders of any depth. Links are followed; pipes and devices are left out.
 
     Raises:
         ConfigError: if there are none.
         DataError: if a list or a folder cannot be read.
     """
     if os.path.isfile(text):
-        if text.lower().endswith(".csv"):
-            raise ConfigError(f"input={printable(text)} is a table; {_REMEDY}.")
         return _read_list(Path(text)) if text.lower().endswith(".txt") else [Path(text)]
-    paths = [text] if os.path.isdir(text) else sorted(glob.glob(text, recursive=True)) if text else []
-    found = sorted({Path(image) for path in paths for image in _images_in(path)})
-    if not found:
+    paths = [text] if os.path.isdir(text) else glob.glob(text, recursive=True) if text else []
+    images = sorted({Path(file) for path in paths for file in _files(path) if _is_image(file)})
+    if not images:
         reason = f"has no image ({' '.join(sorted(SUFFIXES))})" if paths else "matches nothing"
         raise ConfigError(f"input={printable(text)} {reason}; {_REMEDY}.")
-    return found
+    return images
 
 
 def _read_list(file: Path) -> list[Path]:
@@ -47,19 +45,19 @@ def _read_list(file: Path) -> list[Path]:
     return [Path(name).expanduser() for name in names]
 
 
-def _images_in(path: str) -> Iterator[str]:
-    """Yield the path itself if it is an image file, or all images of a folder and its subfolders."""
+def _files(path: str) -> Iterator[str]:
+    """Yield the path itself if it is not a folder, else the files in it and its subfolders without the hidden ones."""
     if not os.path.isdir(path):
-        if _is_image(path):
-            yield path
+        yield path
         return
     for folder, subfolders, names in os.walk(path, onerror=_refuse_folder):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        yield from (os.path.join(folder, name) for name in names if not name.startswith(".") and _is_image(name))
+        yield from (os.path.join(folder, name) for name in names if not name.startswith("."))
 
 
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+def _is_image(path: str) -> bool:
+    """Return whether it is an image by its suffix, and a file or a broken link, which is reported when it is read."""
+    return Path(path).suffix.lower() in SUFFIXES and (os.path.isfile(path) or not os.path.exists(path))
 
 
 def _refuse_folder(error: OSError) -> None:

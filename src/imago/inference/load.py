@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -15,57 +15,46 @@ from imago.statistics.calibration import UNCALIBRATED
 from imago.statistics.metrics import softmax
 
 if TYPE_CHECKING:
-    import torch
+    from torch import nn
 
+    from imago.artifact import OnnxClassifier
     from imago.model.classifier import Classifier
     from imago.task.classification import ClassificationTask
 
 log = logging.getLogger(__name__)
 
-# N images, K classes
 _PREFIX = "net."  # of the network's keys in a checkpoint of the task
 _ACCELERATORS = ("auto", "cpu", "gpu")
 
 
-class Predictor(Protocol):
-    """A trained network from any kind of file.
-
-    Attributes:
-        class_names: K names; the index of a name is its label.
-        preprocess: how images are prepared for the network.
-        calibration_temperature: divisor of the logits before the softmax; 1 if none was fitted.
-    """
-
-    class_names: tuple[str, ...]
-    preprocess: Preprocess
-    calibration_temperature: float
-
-    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Map uint8 images (N, 3, size, size) to float32 logits and calibrated probabilities, (N, K) each."""
-
-
 class TorchPredictor:
-    """A torch network that computes in fp32, whatever precision it was trained in.
+    """A torch network that computes in fp32, whatever precision it was trained in; used like an `OnnxClassifier`.
 
     Args:
-        model: as returned by `load_classifier` or `load_calibrated`.
-        device: where it computes.
+        model: the network, in eval mode.
+        accelerator: auto, cpu or gpu.
         tta: views of each image to average, see `imago.task.tta`.
 
     Attributes:
-        model: on that device.
+        model: the network on that device.
+
+    Raises:
+        ConfigError: if `accelerator` is gpu and there is none.
     """
 
-    def __init__(self, model: "Classifier", device: "torch.device", tta: str = "none") -> None:
+    def __init__(self, model: "Classifier", accelerator: str, tta: str = "none") -> None:
         import torch
 
+        device = None if accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
+        if device is None and accelerator == "gpu":
+            raise ConfigError("accelerator=gpu: torch finds no GPU here; accelerator=auto uses the CPU.")
         self.class_names = model.class_names
         self.preprocess = model.preprocess
         self.calibration_temperature = model.calibration_temperature
         torch.backends.cudnn.allow_tf32 = False  # its default rounds the fp32 of convolutions to 10 bits
-        self._device = device
+        self._device = device or torch.device("cpu")
         self._tta = tta
-        self.model = model.float().to(device).to(memory_format=torch.channels_last)
+        self.model = model.float().to(self._device).to(memory_format=torch.channels_last)
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Map uint8 images (N, 3, size, size) to float32 logits and calibrated probabilities, (N, K) each."""
@@ -76,6 +65,9 @@ class TorchPredictor:
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
             logits = predict_with_tta(self.model, torch.from_numpy(images).to(self._device), self._tta).cpu().numpy()
         return logits, softmax(logits / self.calibration_temperature)
+
+
+Predictor: TypeAlias = "TorchPredictor | OnnxClassifier"
 
 
 def load_predictor(
@@ -106,7 +98,7 @@ def load_predictor(
             log.warning("probabilities are not calibrated: %s was exported without a temperature", path)
         return exported
     model = load_calibrated(path, extra_targets, tta) if is_calibrated else load_classifier(path, extra_targets)
-    return TorchPredictor(model, find_device(accelerator), tta)
+    return TorchPredictor(model, accelerator, tta)
 
 
 def load_calibrated(path: Path, extra_targets: Sequence[str] = (), tta: str = "none") -> "Classifier":
@@ -135,25 +127,16 @@ def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifie
         hparams: dict[str, Any] = checkpoint["hyper_parameters"]
         settings = dict(hparams["net"])
         preprocess = Preprocess.from_dict(hparams["preprocess"])
-        arguments: dict[str, Any] = {
-            "num_classes": len(hparams["class_names"]),
-            "image_size": int(preprocess.size),
-        }
+        shape = {"num_classes": len(hparams["class_names"]), "image_size": int(preprocess.size)}
         state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(_PREFIX)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{file} does not describe a network ({error!r}); it was changed after saving.") from error
     if "weights" in settings:
-        arguments["weights"] = None  # all weights are in the checkpoint: no pretrained file is read or downloaded
-    net = build(settings, extra_targets=extra_targets, **arguments)
+        settings["weights"] = None  # all weights are in the checkpoint: no pretrained file is read or downloaded
+    net = build(settings, extra_targets=extra_targets, **shape)
     if not hasattr(net, "load_state_dict"):
         raise ConfigError(f"{file} names {settings.get('_target_')} as its network, which is not an nn.Module.")
-    try:
-        net.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(
-            f"{file}: the weights do not fit {settings['_target_']} as its code is now: {reason}"
-        ) from error
+    _load_weights(net, state, file, settings["_target_"])
     return Classifier(net, hparams["class_names"], preprocess).eval()
 
 
@@ -162,7 +145,7 @@ def check_compatible(file: Path, task: "ClassificationTask") -> None:
 
     Args:
         file: `last.ckpt` of the run.
-        task: built from the current settings and data.
+        task: built from the current settings and data; gets the weights of the checkpoint.
 
     Raises:
         DataError: if it is damaged, or has another network or other classes.
@@ -175,16 +158,20 @@ def check_compatible(file: Path, task: "ClassificationTask") -> None:
         raise DataError(f"{error} Copy best.ckpt over it to resume from the best epoch.") from error
     if not saved.keys() >= {"loops", "optimizer_states", "state_dict", "hyper_parameters"}:
         raise DataError(f"{file} has no training state to resume from; it was changed after saving.")
-    classes = list(saved["hyper_parameters"].get("class_names", ()))
-    if classes != list(task.hparams["class_names"]):
-        raise DataError(f"{file} has the classes {classes}, and the data has {task.hparams['class_names']}.")
-    before, now = ({k: tuple(v.shape) for k, v in state.items()} for state in (saved["state_dict"], task.state_dict()))
-    for name in before | now:
-        if before.get(name) != now.get(name):
-            raise DataError(
-                f"{file} has another network than the current code: {name} has the shape {before.get(name)} there and "
-                f"{now.get(name)} here; restore the code, or start a new run."
-            )
+    class_names = list(saved["hyper_parameters"].get("class_names", ()))
+    if class_names != list(task.hparams["class_names"]):
+        raise DataError(f"{file} has the classes {class_names}, and the data has {task.hparams['class_names']}.")
+    _load_weights(task, saved["state_dict"], file, task.hparams["net"]["_target_"])
+
+
+def _load_weights(module: "nn.Module", state: Mapping[str, Any], file: Path, network: str) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"{file}: the weights do not fit {network} as its code is now; restore the code, or train again: {reason}"
+        ) from error
 
 
 def checkpoint_path(path: Path, name: str = "best") -> Path:
@@ -201,74 +188,56 @@ def checkpoint_path(path: Path, name: str = "best") -> Path:
         return path
     if not path.is_dir():
         raise DataError(f"{path} does not exist; type a run directory such as logs/latest, or a checkpoint file.")
-    folder = path / "checkpoints"
-    candidates = [folder / f"{name}.ckpt", *([] if name in ("best", "last") else [Path(name), folder / name])]
-    found = next(filter(Path.is_file, candidates), None)
-    if found is not None:
-        return found
-    others = ", ".join(sorted(file.stem for file in folder.glob("*.ckpt")))
+    directory = path / "checkpoints"
+    candidates = [directory / f"{name}.ckpt", *([] if name in ("best", "last") else [Path(name), directory / name])]
+    file = next(filter(Path.is_file, candidates), None)
+    if file is not None:
+        return file
+    others = ", ".join(sorted(file.stem for file in directory.glob("*.ckpt")))
     reason = f"it has {others}." if others else "it is not a run directory, or the run has not saved yet."
     wanted = f"checkpoint {name}" if "/" in name else f"checkpoints/{name.removesuffix('.ckpt')}.ckpt"
     raise DataError(f"{path} has no {wanted}; {reason}")
 
 
-def check_settings(problems: Mapping[str, bool]) -> None:
-    """Raise one ConfigError with one line for each problem that exists.
+def find_model(
+    run: str | None, ckpt: str | None, accelerator: str, problems: Mapping[str, bool]
+) -> tuple[Path, Path | None]:
+    """Check the settings of a command, and find its network; loads no torch.
 
     Args:
-        problems: message, and whether the problem exists.
-    """
-    found = [message for message, exists in problems.items() if exists]
-    if found:
-        raise ConfigError("\n".join(found))
+        run: the setting: a run directory, a checkpoint or an ONNX file.
+        ckpt: the setting: which checkpoint of a run directory.
+        accelerator: the setting.
+        problems: message about another setting, and whether the problem exists.
 
-
-def find_model(run: str | None, ckpt: str | None, accelerator: str) -> Path:
-    """Return the file that the settings `run` and `ckpt` mean; loads no torch.
+    Returns:
+        The file, and the absolute run directory that it belongs to, if there is one.
 
     Raises:
-        ConfigError: if there is none, or a setting cannot work.
+        ConfigError: with one line for each problem.
     """
     path = Path(run or "")
     is_file, is_gpu = path.is_file(), accelerator == "gpu"
-    check_settings(
-        {
-            f"run={run or ''} is empty; type a run directory such as logs/latest, or an ONNX file.": not run,
-            f"ckpt={ckpt or ''} is not best, last or a file.": not ckpt,
-            f"ckpt={ckpt} selects a checkpoint of a run directory, but run={run} is a file.": ckpt != "best"
-            and is_file,
-            f"accelerator={accelerator} is not one of {', '.join(_ACCELERATORS)}.": accelerator not in _ACCELERATORS,
-            f"accelerator=gpu: run={run} is an ONNX file, which runs on the CPU here.": is_gpu and is_onnx(path),
-        }
-    )
+    checks = {
+        f"run={run or ''} is empty; type a run directory such as logs/latest, or an ONNX file.": not run,
+        f"ckpt={ckpt or ''} is not best, last or a file.": not ckpt,
+        f"ckpt={ckpt} selects a checkpoint of a run directory, but run={run} is a file.": ckpt != "best" and is_file,
+        f"accelerator={accelerator} is not one of {', '.join(_ACCELERATORS)}.": accelerator not in _ACCELERATORS,
+        f"accelerator=gpu: run={run} is an ONNX file, which runs on the CPU here.": is_gpu and is_onnx(path),
+        **problems,
+    }
+    if messages := [message for message, is_problem in checks.items() if is_problem]:
+        raise ConfigError("\n".join(messages))
     try:
-        return checkpoint_path(path, str(ckpt))
+        file = checkpoint_path(path, str(ckpt))
     except DataError as error:
         raise ConfigError(f"run={error}") from error
-
-
-def run_directory(path: Path) -> Path | None:
-    """Return the absolute run directory of a checkpoint or an exported file, or the directory itself; else None."""
-    if path.is_dir():
-        return path.resolve()
-    parents = path.resolve().parents
-    return next((folder for folder in parents[1:3] if (folder / "config.yaml").is_file()), None)
+    if not is_file:
+        return file, path.resolve()
+    parents = path.resolve().parents[1:3]  # of RUN/checkpoints/best.ckpt, RUN/export/model.onnx, or a level deeper
+    return file, next((directory for directory in parents if (directory / "config.yaml").is_file()), None)
 
 
 def is_onnx(path: Path) -> bool:
     """Return whether a file is an ONNX file, by its name."""
     return path.suffix.lower() == ".onnx"
-
-
-def find_device(accelerator: str) -> "torch.device":
-    """Return the device that the setting `accelerator` means.
-
-    Raises:
-        ConfigError: if it asks for a GPU and there is none.
-    """
-    import torch
-
-    device = None if accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
-    if device is None and accelerator == "gpu":
-        raise ConfigError("accelerator=gpu: torch finds no GPU here; accelerator=auto uses the CPU.")
-    return device or torch.device("cpu")

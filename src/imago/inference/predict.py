@@ -3,11 +3,12 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from omegaconf import DictConfig
@@ -17,9 +18,11 @@ from imago.files import make_writable
 from imago.images import Preprocess, read_image, resize_and_crop
 from imago.inference.calibration import KEY
 from imago.inference.find_images import find_images
-from imago.inference.load import Predictor, check_settings, find_model, is_onnx, load_predictor, run_directory
-from imago.inference.predictions import Prediction, UnreadableImage, table, write_predictions
+from imago.inference.load import Predictor, find_model, is_onnx, load_predictor
+from imago.inference.predictions import Prediction, table, write_predictions
+from imago.inference.run_split import check_finite
 from imago.paths import short_path
+from imago.settings import typed_value
 from imago.statistics.metrics import top_classes
 from imago.text import printable
 
@@ -35,10 +38,10 @@ def predict(cfg: DictConfig) -> None:
     Raises:
         UserError: for what the user can correct; after all others are done, if an image could not be read.
     """
-    _check_settings(cfg)
-    file = find_model(cfg.run, cfg.ckpt, cfg.accelerator)
+    file, run = find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
     images = find_images(cfg.input)
-    output = Path(cfg.output) if cfg.output else _default_output(Path(cfg.run))
+    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f.csv")  # unique, like the name of a run directory
+    output = Path(cfg.output) if cfg.output else (run or file.parent) / "predictions" / name
     predictor = load_predictor(file, cfg.extra_targets, cfg.accelerator)
     make_writable(output.parent, "output=FILE.csv")
     explainer = None
@@ -46,21 +49,20 @@ def predict(cfg: DictConfig) -> None:
         from imago.inference.explain import Explainer
 
         explainer = Explainer(predictor, output.with_name(f"{output.stem}_explained"))
-    results = list(predict_images(predictor, images, cfg.batch_size, cfg.top_k, cfg.threshold, explainer))
-    predictions = [result for result in results if isinstance(result, Prediction)]
-    bad = [result for result in results if isinstance(result, UnreadableImage)]
+    predictions, unreadable = predict_images(
+        predictor, images, cfg.batch_size, cfg.top_k, cfg.threshold, explainer=explainer
+    )
     info = {"model": str(file.resolve()), KEY: predictor.calibration_temperature, "threshold": cfg.threshold}
-    write_predictions(output, predictions, bad, info, min(cfg.top_k, len(predictor.class_names)))
+    write_predictions(output, predictions, unreadable, info)
     if predictions:
         print("\n".join(table(predictions)), end="\n\n")
     print(f"predictions for {len(predictions):,} of {len(images):,} images: {short_path(output)} and .json")
-    num_unsure = sum(prediction.answer is None for prediction in predictions)
-    if num_unsure:
+    if num_unsure := sum(prediction.answer is None for prediction in predictions):
         print(f"no answer for {num_unsure:,} of them: their best class is less probable than threshold={cfg.threshold}")
     if explainer and predictions:
-        print(f"Grad-CAM overlays of layer {explainer.layer}: {short_path(explainer.folder)}")
-    if bad:
-        raise IncompleteError(f"{len(bad):,} of {len(images):,} images could not be read; the others are done")
+        print(f"Grad-CAM overlays of layer {explainer.layer}: {short_path(explainer.directory)}")
+    if unreadable:
+        raise IncompleteError(f"{len(unreadable):,} of {len(images):,} images could not be read; the others are done")
 
 
 def predict_images(
@@ -70,8 +72,8 @@ def predict_images(
     top_k: int,
     threshold: float = 0.0,
     explainer: "Explainer | None" = None,
-) -> Iterator[Prediction | UnreadableImage]:
-    """Yield a result for each image, in order; print those that cannot be read on stderr, too.
+) -> tuple[list[Prediction], list[tuple[Path, str]]]:
+    """Predict images; print those that cannot be read on stderr.
 
     Args:
         predictor: the network.
@@ -81,73 +83,69 @@ def predict_images(
         threshold: an image whose best class is less probable gets no answer; in [0, 1].
         explainer: writes an overlay for each image.
 
+    Returns:
+        The predictions, and the images that cannot be read with the reason, both in the order of `images`.
+
     Raises:
         DataError: if the network's outputs are not finite.
     """
     from tqdm import tqdm
 
-    with (
-        ThreadPoolExecutor(_NUM_READERS) as readers,
-        tqdm(total=len(images), unit="image", leave=False, disable=None) as bar,
-    ):
-        for start in range(0, len(images), batch_size):
+    predictions: list[Prediction] = []
+    unreadable: list[tuple[Path, str]] = []
+    read = partial(_read, preprocess=predictor.preprocess)
+    with ThreadPoolExecutor(_NUM_READERS) as readers:
+        for start in tqdm(range(0, len(images), batch_size), unit="batch", leave=False, disable=None):
             batch = images[start : start + batch_size]
-            results: list[Any] = list(readers.map(lambda image: _read(image, predictor.preprocess), batch))
-            for result in results:
-                if isinstance(result, UnreadableImage):
-                    bar.write(f"error: {printable(result.reason)}", file=sys.stderr)
-            rows = [row for row, result in enumerate(results) if isinstance(result, np.ndarray)]
-            if rows:
-                squares = np.stack([results[row] for row in rows])
-                predictions = _predict_batch(predictor, squares, [batch[row] for row in rows], top_k, threshold)
-                if explainer:
-                    explainer.write(squares, predictions)
-                for row, prediction in zip(rows, predictions, strict=True):
-                    results[row] = prediction
-            yield from results
-            bar.update(len(batch))
+            results = list(zip(batch, readers.map(read, batch), strict=True))
+            errors = [(image, str(result)) for image, result in results if isinstance(result, DataError)]
+            for _, reason in errors:
+                tqdm.write(f"error: {printable(reason)}", file=sys.stderr)
+            unreadable += errors
+            squares = [(image, result) for image, result in results if not isinstance(result, DataError)]
+            if squares:
+                predictions += _predict_batch(predictor, squares, top_k, threshold, explainer)
+    return predictions, unreadable
 
 
-def _check_settings(cfg: DictConfig) -> None:
+def _problems(cfg: DictConfig) -> dict[str, bool]:
+    """Return messages about the settings, and whether each problem exists."""
     output, explain = Path(cfg.output or "out.csv"), cfg.explain
     lacks_captum, is_exported = importlib.util.find_spec("captum") is None, is_onnx(Path(cfg.run or ""))
-    counts = {f"{name}={'null' if cfg[name] is None else cfg[name]}": cfg[name] for name in ("top_k", "batch_size")}
-    check_settings(
-        {
-            **{f"{typed} must be 1 or more.": count is None or count < 1 for typed, count in counts.items()},
-            f"threshold={cfg.threshold} must be in 0 .. 1.": not 0 <= cfg.threshold <= 1,
-            f"input={cfg.input or ''} is empty; type an image, a folder, or a pattern in quotes.": not cfg.input,
-            f"output={output} is a folder; type a file, e.g. output={output / 'out.csv'}.": output.is_dir(),
-            f"output={output} is the CSV file; the JSON file gets the same name.": output.suffix.lower() == ".json",
-            f"explain=true needs a checkpoint: run={cfg.run} is an ONNX file, without gradients.": explain
-            and is_exported,
-            "explain=true needs captum; install it: pip install -e '.[analysis]'.": explain and lacks_captum,
-        }
-    )
+    return {
+        f"top_k={typed_value(cfg.top_k)} must be 1 or more.": not cfg.top_k or cfg.top_k < 1,
+        f"batch_size={typed_value(cfg.batch_size)} must be 1 or more.": not cfg.batch_size or cfg.batch_size < 1,
+        f"threshold={cfg.threshold} must be in 0 .. 1.": not 0 <= cfg.threshold <= 1,
+        f"input={cfg.input or ''} is empty; type an image, a folder, or a pattern in quotes.": not cfg.input,
+        f"output={output} is a directory; type a file, e.g. output={output / 'out.csv'}.": output.is_dir(),
+        f"output={output} is the CSV file; the JSON file gets the same name.": output.suffix.lower() == ".json",
+        f"explain=true needs a checkpoint: run={cfg.run} is an ONNX file, without gradients.": explain and is_exported,
+        "explain=true needs captum; install it: pip install -e '.[analysis]'.": explain and lacks_captum,
+    }
 
 
-def _default_output(run: Path) -> Path:
-    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f.csv")  # unique, like the name of a run directory
-    return (run_directory(run) or run.resolve().parent) / "predictions" / name
-
-
-def _read(image: Path, preprocess: Preprocess) -> np.ndarray | UnreadableImage:
-    """Read an image as the network's input, uint8 (3, size, size)."""
+def _read(image: Path, preprocess: Preprocess) -> np.ndarray | DataError:
+    """Read an image as the network's input, uint8 (3, size, size), or return why it cannot be read."""
     try:
         return resize_and_crop(read_image(image), preprocess).transpose(2, 0, 1)
     except DataError as error:
-        return UnreadableImage(image, str(error))
+        return error
 
 
 def _predict_batch(
-    predictor: Predictor, squares: np.ndarray, images: Sequence[Path], top_k: int, threshold: float
+    predictor: Predictor,
+    squares: Sequence[tuple[Path, np.ndarray]],
+    top_k: int,
+    threshold: float,
+    explainer: "Explainer | None",
 ) -> list[Prediction]:
-    logits, probabilities = predictor.predict(squares)
-    if not np.isfinite(logits).all():
-        raise DataError("the network's outputs contain NaN or infinity; use another checkpoint.")
+    images = np.stack([square for _, square in squares])
+    logits, probabilities = predictor.predict(images)
+    check_finite(logits)
     predictions = []
-    for image, shares, classes in zip(images, probabilities, top_classes(logits, top_k), strict=True):
-        names = tuple(predictor.class_names[index] for index in classes)
-        answer = names[0] if shares[classes[0]] >= threshold else None
-        predictions.append(Prediction(image, names, tuple(shares[classes].tolist()), answer))
+    for (file, _), shares, classes in zip(squares, probabilities, top_classes(logits, top_k), strict=True):
+        best = [(predictor.class_names[index], float(shares[index])) for index in classes]
+        predictions.append(Prediction(file, best, best[0][0] if best[0][1] >= threshold else None))
+    if explainer:
+        explainer.write(images, predictions)
     return predictions

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imago.errors import DataError
-from imago.files import write_csv, write_json
+from imago.files import report_unwritable, write_csv, write_json
 from imago.text import display_width, padded, printable
 
 _MAX_LISTED = 20  # images that fit on a screen; the files have all of them
@@ -16,37 +15,24 @@ _NO_ANSWER = "(below threshold)"
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one image, best first, with probabilities in [0, 1].
+    """The most probable classes of one image.
 
     Attributes:
+        image: the file.
+        top_k: names of classes with their probabilities in [0, 1], best first.
         answer: the first class, or None if it is less probable than the threshold.
     """
 
     image: Path
-    class_names: tuple[str, ...]
-    probabilities: tuple[float, ...]
+    top_k: list[tuple[str, float]]
     answer: str | None
-
-    @property
-    def top_k(self) -> list[tuple[str, float]]:
-        """Classes with their probabilities, best first."""
-        return list(zip(self.class_names, self.probabilities, strict=True))
-
-
-@dataclass(frozen=True)
-class UnreadableImage:
-    """An image that could not be read, and why."""
-
-    image: Path
-    reason: str
 
 
 def write_predictions(
     file: Path,
     predictions: Sequence[Prediction],
-    bad: Sequence[UnreadableImage],
+    unreadable: Sequence[tuple[Path, str]],
     info: Mapping[str, Any],
-    top_k: int,
 ) -> None:
     """Write a CSV file with one line per readable image, and the same with the unreadable images as JSON.
 
@@ -54,32 +40,28 @@ def write_predictions(
 
     Args:
         file: the CSV file; the JSON file has the same name with .json.
-        predictions: in the order of the images.
-        bad: the images that could not be read.
+        predictions: the predictions in the order of the images.
+        unreadable: the images that could not be read, and why.
         info: first keys of the JSON, such as the model.
-        top_k: number of classes per image.
 
     Raises:
         DataError: if the files cannot be written.
     """
-    columns = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("class", "probability")]
-    records = [
-        {
-            "file": str(prediction.image),
-            "answer": prediction.answer,
-            "top_k": [{"class": name, "probability": round(share, 6)} for name, share in prediction.top_k],
-        }
-        for prediction in predictions
-    ]
-    unreadable = [{"file": str(image.image), "reason": image.reason} for image in bad]
-    try:
+    top_k = max((len(prediction.top_k) for prediction in predictions), default=0)
+    header = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("class", "probability")]
+    rows, records = [["file", "answer", *header]], []
+    for prediction in predictions:
+        image, answer = str(prediction.image), prediction.answer
+        rows.append(
+            [image, answer or "", *(cell for name, share in prediction.top_k for cell in (name, f"{share:.6f}"))]
+        )
+        classes = [{"class": name, "probability": round(share, 6)} for name, share in prediction.top_k]
+        records.append({"file": image, "answer": answer, "top_k": classes})
+    bad = [{"file": str(image), "reason": reason} for image, reason in unreadable]
+    with report_unwritable(file, "; choose another file with output=FILE.csv"):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_csv(file, [["file", "answer", *columns], *map(_row, predictions)])
-        write_json(file.with_suffix(".json"), {**info, "predictions": records, "bad": unreadable})
-    except OSError as error:
-        raise DataError(
-            f"{printable(file)} cannot be written: {error.strerror}; choose another file with output=FILE.csv."
-        ) from error
+        write_csv(file, rows)
+        write_json(file.with_suffix(".json"), {**info, "predictions": records, "bad": bad})
 
 
 def table(predictions: Sequence[Prediction]) -> Iterator[str]:
@@ -92,20 +74,14 @@ def table(predictions: Sequence[Prediction]) -> Iterator[str]:
     images = [_shortened(printable(prediction.image)) for prediction in shown]
     answers = [printable(prediction.answer or _NO_ANSWER) for prediction in shown]
     width, class_width = (max(map(display_width, column)) for column in (["image", *images], ["class", *answers]))
-    has_more = any(len(prediction.class_names) > 1 or not prediction.answer for prediction in shown)
-    yield f"{'image':<{width}}  {'class':<{class_width}}  probability" + ("   then" if has_more else "")
-    for image, answer, prediction in zip(images, answers, shown, strict=True):
-        others = prediction.top_k[1:] if prediction.answer else prediction.top_k
-        then = ", ".join(f"{printable(name)} {share:.1%}" for name, share in others)
-        best = prediction.probabilities[0]
+    others = [prediction.top_k[1:] if prediction.answer else prediction.top_k for prediction in shown]
+    yield f"{'image':<{width}}  {'class':<{class_width}}  probability" + ("   then" if any(others) else "")
+    for image, answer, prediction, classes in zip(images, answers, shown, others, strict=True):
+        then = ", ".join(f"{printable(name)} {share:.1%}" for name, share in classes)
+        best = prediction.top_k[0][1]
         yield f"{padded(image, width)}  {padded(answer, class_width)}  {best:>11.2%}   {then}".rstrip()
     if len(predictions) > len(shown):
         yield f"... and {len(predictions) - len(shown):,} more"
-
-
-def _row(prediction: Prediction) -> list[Any]:
-    cells = [cell for name, share in prediction.top_k for cell in (name, f"{share:.6f}")]
-    return [prediction.image, prediction.answer or "", *cells]
 
 
 def _shortened(name: str) -> str:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imago.errors import DataError
-from imago.files import atomic_write, write_csv, write_json
+from imago.files import atomic_write, report_unwritable, write_csv, write_json
 from imago.inference.calibration import KEY
 from imago.inference.run_split import image_names, images_in_memory
 from imago.paths import short_path
@@ -17,16 +16,16 @@ from imago.text import display_width, padded, printable
 if TYPE_CHECKING:
     from imago.data.dataset import Samples
 
-NUM_KEPT = 50  # images of mistakes; a page shows the worst 25
+_NUM_SAVED = 50  # images of mistakes; a page shows the worst 25
 _MAX_LISTED = 20  # classes that fit on a screen; of more, the weakest are shown
 
 
-def write_results(folder: Path, result: Result, info: Mapping[str, Any], samples: "Samples") -> list[str]:
+def write_results(directory: Path, result: Result, info: Mapping[str, Any], samples: "Samples") -> list[str]:
     """Write metrics.json, tables and figures; return the names of the files.
 
     Args:
-        folder: created if missing; older results in it are replaced.
-        result: as returned by `run_split`.
+        directory: created if missing; older results in it are replaced.
+        result: the outputs that `run_split` returned.
         info: content of metrics.json.
         samples: the images.
 
@@ -34,26 +33,22 @@ def write_results(folder: Path, result: Result, info: Mapping[str, Any], samples
         DataError: if the files cannot be written.
     """
     tables = _tables(result, image_names(samples))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "metrics.json", info)
+    with report_unwritable(directory, "; choose another directory with output=DIR"):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "metrics.json", info)
         for name, rows in tables.items():
-            write_csv(folder / name, rows)
-        mistakes = _write_mistakes(folder / "mistakes.npz", result, samples)
-        return ["metrics.json", *tables, *mistakes, *_write_figures(folder, result, info["split"])]
-    except OSError as error:
-        raise DataError(
-            f"{folder} cannot be written: {error.strerror}; choose another directory with output=DIR."
-        ) from error
+            write_csv(directory / name, rows)
+        mistakes = _write_mistakes(directory / "mistakes.npz", result, samples)
+        return ["metrics.json", *tables, *mistakes, *_write_figures(directory, result, info["split"])]
 
 
 def summary_lines(result: Result, info: Mapping[str, Any], final_test: str = "") -> list[str]:
     """Format the results for the screen.
 
     Args:
-        result: as returned by `run_split`.
+        result: the outputs that `run_split` returned.
         info: content of metrics.json.
-        final_test: comparison with the final test of the run, printed after the accuracy.
+        final_test: comparison with the final test of the run, to print after the accuracy.
     """
     names = [printable(name) for name in result.class_names]
     mistakes = [
@@ -61,7 +56,7 @@ def summary_lines(result: Result, info: Mapping[str, Any], final_test: str = "")
     ]
     fitted = f"temperature {info[KEY]:.3f}, fitted on val" if KEY in info else "not calibrated"
     views = "" if info["tta"] == "none" else f"mean over several views of each image, tta={info['tta']}"
-    rows = {
+    lines = {
         "model": short_path(Path(info["model"])),
         "data": f"{info['data']} {info['split']}, {info['num_images']:,} images, each seen once",
         "accuracy": f"{info['acc']:.2%}, {_interval(info, 'acc')}{final_test}",
@@ -71,7 +66,7 @@ def summary_lines(result: Result, info: Mapping[str, Any], final_test: str = "")
         "ECE": f"{info['ece']:.2%}, {_interval(info, 'ece')} ({fitted})",
         "confused": ", ".join(mistakes),
     }
-    return [*(f"{name:<8}  {value}" for name, value in rows.items() if value), "", *_class_table(result)]
+    return [*(f"{name:<8}  {value}" for name, value in lines.items() if value), "", *_class_table(result)]
 
 
 def _interval(info: Mapping[str, Any], name: str) -> str:
@@ -99,24 +94,24 @@ def _class_table(result: Result) -> list[str]:
 
 
 def _write_mistakes(file: Path, result: Result, samples: "Samples") -> list[str]:
-    rows = worst_mistakes(result.is_correct, result.confidence, NUM_KEPT).tolist()
-    images = images_in_memory(samples, rows)
+    indices = worst_mistakes(result.is_correct, result.confidence, _NUM_SAVED).tolist()
+    images = images_in_memory(samples, indices)
     if not images:
-        file.unlink(missing_ok=True)  # of an older evaluation, with other rows
+        file.unlink(missing_ok=True)  # of an older evaluation, with other mistakes
         return []
     with atomic_write(file, "wb") as content:
-        np.savez_compressed(content, rows=rows, images=np.stack(list(images.values())))
+        np.savez_compressed(content, rows=indices, images=np.stack(list(images.values())))
     return [file.name]
 
 
-def _write_figures(folder: Path, result: Result, split: str) -> list[str]:
+def _write_figures(directory: Path, result: Result, split: str) -> list[str]:
     from imago.analysis.plots import draw_reliability, save_confusion, save_figure
     from imago.statistics.calibration import reliability
 
     title = f"{split}: {result.is_correct.mean():.2%} of {len(result.labels):,} images correct"
-    save_confusion(result.confusion, result.class_names, title, folder / "confusion.png")
+    save_confusion(result.confusion, result.class_names, title, directory / "confusion.png")
     diagram = reliability(result.confidence, result.is_correct)
-    save_figure(draw_reliability(diagram, title), folder / "reliability.png")
+    save_figure(draw_reliability(diagram, title), directory / "reliability.png")
     return ["confusion.png", "reliability.png"]
 
 

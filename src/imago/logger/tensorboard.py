@@ -8,6 +8,8 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image
 
+from imago.settings import flat_settings
+
 _GROUPS = ("data", "augment", "model", "optimizer", "schedule", "loss")
 _TRAINER_SETTINGS = ("max_epochs", "precision", "accumulate_grad_batches", "gradient_clip_val")
 
@@ -39,33 +41,18 @@ def add_hparams(settings: Mapping[str, Any], summary: Mapping[str, Any], loggers
     scores = {"best/val_acc": summary.get("val", {}).get("acc"), "test/acc": summary.get("test", {}).get("acc")}
     metrics = {name: value for name, value in scores.items() if value is not None}
     for board in _tensorboards(loggers):
-        board.log_hyperparams(flat_settings(settings), metrics, step=summary.get("steps", 0))
+        board.log_hyperparams(hparams(settings), metrics, step=summary.get("steps", 0))
         board.experiment.flush()
 
 
-def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def hparams(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """Return the settings that affect the result, by their names as typed; the value of a group is its class name."""
-    flat = {"seed": settings["seed"]}
-    flat |= {f"trainer.{name}": _scalar(settings["trainer"][name]) for name in _TRAINER_SETTINGS}
+    chosen: dict[str, Any] = {"seed": settings["seed"]}
+    chosen["trainer"] = {name: settings["trainer"][name] for name in _TRAINER_SETTINGS}
     for group in _GROUPS:  # without copies of another group, such as data.augment
-        flat |= _flatten(group, {key: value for key, value in settings[group].items() if key not in settings})
-    return flat
-
-
-def _flatten(path: str, node: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        if key == "_target_":
-            flat[path] = str(value).rpartition(".")[2]
-        elif isinstance(value, Mapping):
-            flat |= _flatten(f"{path}.{key}", value)
-        elif not key.startswith("_"):
-            flat[f"{path}.{key}"] = _scalar(value)
-    return flat
-
-
-def _scalar(value: Any) -> bool | int | float | str:
-    return value if isinstance(value, bool | int | float | str) else "null" if value is None else str(value)
+        chosen[group] = {key: value for key, value in settings[group].items() if key not in settings}
+    flat = flat_settings(chosen)
+    return {key: "null" if value is None else value for key, value in flat.items()}
 
 
 def _tensorboards(loggers: Iterable[Logger]) -> Iterator[TensorBoardLogger]:

@@ -16,6 +16,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 
 from imago.errors import ConfigError, DataError, DivergedError, StorageError
 from imago.files import atomic_write, fsync_directory, remove_partial_files
+from imago.paths import checkpoint_file
 from imago.resources import free_disk_bytes
 
 SCHEMA = 2  # increased when the contents change; 1 is the first edition
@@ -168,7 +169,7 @@ def check_free_space(run_dir: Path, module: torch.nn.Module) -> None:
     Raises:
         StorageError: if fewer bytes are free.
     """
-    last = run_dir / "checkpoints" / "last.ckpt"
+    last = checkpoint_file(run_dir, "last")
     weight_bytes = sum(value.nbytes for value in module.state_dict().values())
     needed_bytes = _NUM_FILES * (last.stat().st_size if last.is_file() else _NUM_COPIES * weight_bytes)
     free_bytes = free_disk_bytes(run_dir)

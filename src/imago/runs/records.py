@@ -15,6 +15,7 @@ import yaml  # type: ignore[import-untyped]
 
 from imago.errors import DataError
 from imago.files import read_json
+from imago.settings import flat_settings
 
 # The files that mark a run directory; a run that was killed at its start has only the second.
 _MARKERS = frozenset({"summary.json", "provenance.json"})
@@ -130,23 +131,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise DataError(_fault(file, error)) from None
     if not isinstance(config, dict):
         raise DataError(f"{file} is damaged: it holds no settings")
-    flat = _flatten(config)
+    flat = flat_settings(config)
     for network in ("model", "task.net"):  # the second is a copy, see `differing`
         if name := flat.pop(f"{network}.name", None):
             flat[network] = name  # one class builds resnet18, resnet50, ...
-    return flat
-
-
-def _flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        name = f"{prefix}.{key}" if prefix else str(key)
-        if key == "_target_":
-            flat[prefix] = str(value).rsplit(".", 1)[-1].removesuffix("DataModule")
-        elif isinstance(value, Mapping):
-            flat |= _flatten(value, name)
-        elif not str(key).startswith("_"):  # Hydra's own keys
-            flat[name] = str(value) if isinstance(value, list) else value
     return flat
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -14,7 +15,6 @@ from torch.optim import Optimizer
 
 from imago.errors import DivergedError
 from imago.instantiate import build
-from imago.task.epoch_metrics import EpochMetrics, count_correct
 from imago.task.optimization import build_optimization
 from imago.task.tta import predict_with_tta
 
@@ -59,7 +59,7 @@ class ClassificationTask(LightningModule):
         self.steps_per_epoch: int | None = None  # optimizer steps; None asks the Trainer
         self.tta = "none"  # views of an image that the test averages, see `imago.task.tta`
         self.last_logged: dict[str, float] = {}  # newest value of each name passed to `log_step`
-        self.scores = {split: EpochMetrics() for split in ("train", "val", "test")}
+        self.epoch_metrics = {split: EpochMetrics() for split in ("train", "val", "test")}
         self._logged_step = -1
 
     def forward(self, images: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class ClassificationTask(LightningModule):
         images, labels = batch
         logits = self(images)
         loss = self.training_loss(images, logits, labels)
-        self.scores["train"].update(loss, logits, labels)
+        self.epoch_metrics["train"].update(loss, logits, labels)
         is_due = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if is_due and self._logged_step != self.global_step:  # with accumulation, the first batch of a step logs
             self._logged_step = self.global_step
@@ -85,30 +85,30 @@ class ClassificationTask(LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         logits = self(images)
-        self.scores["val"].update(self.loss(logits, labels), logits, labels)
+        self.epoch_metrics["val"].update(self.loss(logits, labels), logits, labels)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         # fp32 after training in any precision, so that checkpoint and exported file predict the same labels
         with torch.autocast(self.device.type, enabled=False):
             logits = predict_with_tta(self, images.float(), self.tta)
-        self.scores["test"].update(self.loss(logits, labels), logits, labels)
+        self.epoch_metrics["test"].update(self.loss(logits, labels), logits, labels)
 
     def on_train_epoch_start(self) -> None:
-        self.scores["train"] = EpochMetrics()
+        self.epoch_metrics["train"] = EpochMetrics()
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train")
 
     def on_validation_epoch_start(self) -> None:
-        self.scores["val"] = EpochMetrics()
+        self.epoch_metrics["val"] = EpochMetrics()
 
     def on_validation_epoch_end(self) -> None:
         self._log_epoch("val")
 
     def on_test_epoch_start(self) -> None:
         torch.backends.cudnn.allow_tf32 = False  # the default rounds fp32 convolutions to a mantissa of 10 bits
-        self.scores["test"] = EpochMetrics()
+        self.epoch_metrics["test"] = EpochMetrics()
 
     def on_test_epoch_end(self) -> None:
         self._log_epoch("test")
@@ -166,7 +166,7 @@ class ClassificationTask(LightningModule):
         return all(bool(value.isfinite().all()) for value in self.state_dict().values())
 
     def _log_epoch(self, split: str) -> None:
-        result = self.scores[split].result(self.trainer.strategy)
+        result = self.epoch_metrics[split].result(self.trainer.strategy)
         if self.trainer.sanity_checking:
             return
         self._step_plateau(split, result)
@@ -181,3 +181,34 @@ class ClassificationTask(LightningModule):
             monitored_split, _, name = getattr(schedule, "monitor", "").partition("/")
             if monitored_split == split:
                 schedule.step(result[name])
+
+
+class EpochMetrics:
+    """Sum loss and correct predictions over batches; `result` reduces the sums over all ranks."""
+
+    def __init__(self) -> None:
+        self.loss_sum: Tensor | float = 0.0
+        self.num_correct: Tensor | int = 0
+        self.num_images = 0
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its mean loss (), logits (N, K) and labels (N,) or soft labels (N, K)."""
+        if not len(logits):  # the last batch of a rank may be empty, and its mean loss is NaN
+            return
+        self.loss_sum = loss.detach() * len(logits) + self.loss_sum
+        self.num_correct = count_correct(logits, labels) + self.num_correct
+        self.num_images += len(logits)
+
+    def result(self, strategy: Strategy) -> dict[str, float]:
+        """Return mean loss, accuracy in [0, 1] and number of images over all ranks; {} without images."""
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        device = strategy.root_device if is_distributed else "cpu"  # MPS has no float64
+        sums = torch.tensor([self.loss_sum, self.num_correct, self.num_images], dtype=torch.float64, device=device)
+        loss, right, images = strategy.reduce(sums, reduce_op="sum").tolist()
+        return {"loss": loss / images, "acc": right / images, "num_images": images} if images else {}
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Count the rows of logits (N, K) that are largest at the label, or at the largest soft label: int64 ()."""
+    targets = labels if labels.ndim == 1 else labels.argmax(dim=1)
+    return (logits.argmax(dim=1) == targets).sum()

@@ -12,6 +12,7 @@ from imago.inference.calibration import KEY, calibrate
 from imago.inference.run_split import image_names, images_in_memory, validate
 from imago.instantiate import to_plain
 from imago.logger.tensorboard import add_hparams, add_image
+from imago.paths import checkpoint_file
 from imago.runs.run_directory import RunDirectory
 from imago.statistics.metrics import Result, softmax, worst_mistakes
 from imago.task.classification import ClassificationTask
@@ -39,7 +40,7 @@ def describe_best_epoch(
         return
     summary = directory.summary
     add_hparams(to_plain(cfg), summary, trainer.loggers)
-    checkpoint = directory.path / "checkpoints" / "best.ckpt"
+    checkpoint = checkpoint_file(directory.path)
     if not checkpoint.is_file():
         return
     if "num_images" not in summary["val"]:

@@ -22,6 +22,7 @@ from imago.images import SMALL_PX, Preprocess
 from imago.inference.load import check_compatible, checkpoint_path
 from imago.instantiate import build, find_target, to_plain
 from imago.model.classifier import Classifier
+from imago.paths import checkpoint_file
 from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_plain
 from imago.runs.run_directory import RunDirectory
 from imago.task.classification import ClassificationTask
@@ -172,7 +173,7 @@ def resume_checkpoint(cfg: DictConfig, task: ClassificationTask) -> str | None:
 
 def final_checkpoint(run_dir: Path) -> str | None:
     """Return the best checkpoint; if there is none, warn that the last weights are tested and return None."""
-    best = run_dir / "checkpoints" / "best.ckpt"
+    best = checkpoint_file(run_dir)
     if best.is_file():
         return str(best)
     log.warning("no best checkpoint (no validation, or callbacks.best_checkpoint=null): testing the last weights")

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
-from imago.paths import short_path
+from imago.paths import checkpoint_file, short_path
 from imago.text import join_names
 
 _IMBALANCED = 3  # ratio of the largest to the smallest class from which the table suggests a remedy
@@ -86,13 +86,13 @@ def end_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
 def _next_commands(run_dir: Path, num_epochs: int) -> list[str]:
     run = shlex.quote(short_path(run_dir))
     commands = []
-    if (run_dir / "checkpoints" / "best.ckpt").exists():
+    if checkpoint_file(run_dir).exists():
         commands += [
             f"python src/eval.py run={run}                  # per class, with a confusion matrix",
             f"python src/predict.py run={run} input=PHOTO   # or a folder of images",
             f"python src/export.py run={run}                # one ONNX file",
         ]
-    if (run_dir / "checkpoints" / "last.ckpt").exists():
+    if checkpoint_file(run_dir, "last").exists():
         commands.append(f"python src/train.py resume={run} trainer.max_epochs={2 * num_epochs}")
     commands.append(f"tensorboard --logdir {run}")
     return ["next:", *(f"  {command}" for command in commands)]

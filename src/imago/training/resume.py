@@ -1,6 +1,6 @@
 """Store settings so that a run can be resumed, and check that a resumed run is the same run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from imago.errors import ConfigError, DataError
 from imago.files import read_json
 from imago.inference.load import checkpoint_path
 from imago.instantiate import to_plain
-from imago.paths import quote_for_hydra
+from imago.paths import checkpoint_file, quote_for_hydra
+from imago.settings import flatten
 
 # Settings that may change when a run is resumed: they do not change its weights. Whether moved data is the same data is
 # checked by its fingerprint.
@@ -78,7 +79,7 @@ def check_run_directory(cfg: DictConfig, path: Path) -> None:
                 f"run_name={cfg.run_name}: {path} already holds a run; choose another name, or resume={path}."
             )
         return
-    if not (path / "checkpoints" / "last.ckpt").is_file():
+    if not checkpoint_file(path, "last").is_file():
         raise ConfigError(f"resume={path}: the run ended before its first checkpoint; start a new run.")
     try:
         saved: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
@@ -102,7 +103,7 @@ def refuse_other_run(saved: Mapping[str, Any], now: Mapping[str, Any], num_epoch
     Raises:
         ConfigError: with one line for each such setting.
     """
-    before, after = dict(_leaves(saved)), dict(_leaves(now))
+    before, after = flatten(saved), flatten(now)
     changed = [key for key in before | after if before.get(key) != after.get(key) and not _is_free(key)]
     # If the class of a group has changed, the keys below it are not listed.
     swapped = tuple(key.removesuffix("_target_") for key in changed if key.endswith("._target_"))
@@ -119,14 +120,6 @@ def refuse_other_run(saved: Mapping[str, Any], now: Mapping[str, Any], num_epoch
         )
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, node
 
 
 def _is_free(key: str) -> bool:

@@ -1,0 +1,56 @@
+"""Print imago's messages on the screen, and write them to a file together with those of Lightning and all warnings."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+@contextmanager
+def log_to(file: Path | None = None) -> Iterator[None]:
+    """Print imago's messages on the screen, from the level INFO; write them, also debug messages, to `file`.
+
+    The handlers are removed afterwards: the next job of a sweep logs to another directory.
+
+    Args:
+        file: also receives the messages of Lightning and all warnings; None leaves those as they are.
+
+    Raises:
+        OSError: if the file cannot be opened.
+    """
+    imago = logging.getLogger("imago")
+    screen = logging.StreamHandler(sys.stdout)
+    screen.setLevel(logging.INFO)
+    handlers: list[tuple[logging.Logger, logging.Handler]] = [(imago, screen)]
+    if file:
+        log_file = _LogFile(file, encoding="utf-8", errors="backslashreplace")
+        log_file.setFormatter(logging.Formatter(_FORMAT))
+        handlers += [(logging.getLogger(name), log_file) for name in ("imago", "lightning.pytorch", "py.warnings")]
+        logging.captureWarnings(True)
+    for logger, handler in handlers:
+        logger.setLevel(logging.DEBUG if logger is imago else logging.INFO)
+        logger.propagate = False
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for logger, handler in handlers:
+            logger.removeHandler(handler)
+            if handler is not screen:
+                handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that drops lines when the disk is full: the error is reported once, at the end."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()

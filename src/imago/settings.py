@@ -1,0 +1,41 @@
+"""Flatten nested settings to their names on the command line, and format a value as it is typed there."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def flatten(node: Any, key: str = "") -> dict[str, Any]:
+    """Return the values in nested dicts by their dotted keys, as in `optimizer.lr`.
+
+    Args:
+        node: nested dicts; lists count as values.
+        key: the dotted key of `node`.
+    """
+    if not isinstance(node, Mapping):
+        return {key: node}
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        flat |= flatten(value, f"{key}.{name}" if key else str(name))
+    return flat
+
+
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten the settings of a run for a table: the value of a group is the short name of its class.
+
+    Lists become text. Hydra's own keys, such as `_partial_`, are left out.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in flatten(settings).items():
+        group, _, name = key.rpartition(".")
+        if name == "_target_":
+            flat[group] = str(value).rpartition(".")[2].removesuffix("DataModule")
+        elif not name.startswith("_"):
+            flat[key] = str(value) if isinstance(value, list) else value
+    return flat
+
+
+def typed_value(value: Any) -> str:
+    """Return a value as it is typed: null, true, 0.1."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,43 @@
+"""Messages on the screen and in a log file."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import pytest
+
+from imago.log import log_to
+
+log = logging.getLogger("imago.test")
+
+
+def test_messages_are_printed_and_the_file_also_has_debug_messages_and_warnings(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    with log_to(tmp_path / "x.log"):
+        log.info("a line with é")
+        log.debug("a detail")
+        warnings.warn("of a library", stacklevel=1)
+    log.info("afterwards")
+    assert capsys.readouterr().out == "a line with é\n"
+    text = (tmp_path / "x.log").read_text(encoding="utf-8")
+    assert all(message in text for message in ("a line with é", "a detail", "of a library"))
+    assert "afterwards" not in text
+
+
+def test_without_a_file_messages_are_printed_once_in_each_job_of_a_sweep(capsys: pytest.CaptureFixture):
+    @log_to()
+    def job() -> None:
+        log.info("a line")
+        log.debug("a detail")
+
+    job()
+    job()
+    assert capsys.readouterr().out == "a line\na line\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_full_disk_does_not_end_the_command(capsys: pytest.CaptureFixture):
+    with log_to(Path("/dev/full")):
+        log.info("a line")
+    assert capsys.readouterr() == ("a line\n", "")
