@@ -97,7 +97,7 @@ def test_any_other_network_is_frozen_except_its_last_layer():
 
 def test_a_new_stem_trains_from_the_start():
     net = SmallResNet(3, 16, width=4)
-    net.new_parts = ["head", "stem"]
+    net.new_stem = ["stem"]
     changed, _ = fit(net, BackboneFinetuning(unfreeze_backbone_at_epoch=5), 1)
     assert changed == [below(net, 1) | {"stem.weight"}]
 
@@ -107,12 +107,6 @@ def test_a_change_of_the_trained_layers_is_logged_once(caplog):
         fit(SmallResNet(3, 16, width=4), BackboneFinetuning(unfreeze_backbone_at_epoch=2), 4)
     logged = [record.getMessage() for record in caplog.records if "layers train" in record.getMessage()]
     assert [text.split(",")[0] for text in logged] == ["epoch 0: 1 of 5 layers train", "epoch 2: 5 of 5 layers train"]
-
-
-def test_model_freeze_is_refused():
-    net = SmallResNet(3, 16, width=4, freeze="stages.0.*")
-    with pytest.raises(ConfigError, match=r"model\.freeze=stages\.0\.\* and callbacks/backbone_finetuning exclude"):
-        fit(net, BackboneFinetuning(unfreeze_backbone_at_epoch=1), 1)
 
 
 @pytest.mark.parametrize(("settings", "is_refused"), [({}, True), ({"find_unused_parameters": True}, False)])

@@ -23,7 +23,7 @@ def first_names(net: nn.Module) -> list[str]:
 
 def meta(name: str) -> TorchvisionNet:
     with torch.device("meta"):
-        return TorchvisionNet(5, 224, name, None, None)
+        return TorchvisionNet(5, 224, name)
 
 
 def test_a_resnet_has_a_stem_its_blocks_and_a_head():

@@ -21,13 +21,13 @@ def test_a_damaged_file_in_the_cache_is_refused(cache, publish, saved):
     file = publish(saved(cache / "file", "squeezenet1_0"), "squeezenet1_0")
     file.write_bytes(file.read_bytes() + b"x")
     with pytest.raises(DataError, match=rf"{file} is damaged \(its sha256 begins with .* delete it"):
-        TorchvisionNet(5, 32, "squeezenet1_0", "default", None)
+        find_weights("squeezenet1_0", "default")
 
 
 def test_being_offline_without_a_cached_file_is_one_line_with_the_ways_out(cache, monkeypatch):
     monkeypatch.setattr(pretrained, "is_reachable", lambda url, timeout_s: False)
     with pytest.raises(DataError) as caught:
-        TorchvisionNet(5, 32, "resnet18", "default", None)
+        find_weights("resnet18", "default")
     for text in ("resnet18-f37072fd.pth", str(cache), "copy the file there", "model.weights=FILE.pth", "=null"):
         assert text in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,12 +1,10 @@
 """WhitenedResNet: number of parameters, shapes, first values, and which parameters train."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from imago.errors import ConfigError, UserError
+from imago.errors import ConfigError
 from imago.model.stem import luminance
 from imago.model.whitened_resnet import WhitenedResNet
 
@@ -74,12 +72,6 @@ def test_the_first_channels_of_gray_images_are_whitened_too():
     covariance = channels @ channels.T / channels.shape[1]
     torch.testing.assert_close(covariance, torch.eye(4, dtype=torch.float64), atol=0.06, rtol=0)
     assert net(images).shape == (64, 5)
-
-
-def test_the_weights_of_a_color_network_do_not_fit_a_gray_one(tmp_path: Path):
-    torch.save(build().state_dict(), tmp_path / "color.pth")
-    with pytest.raises(UserError, match="whitening"):
-        WhitenedResNet(5, 32, (32, 32, 48), 1 / 9, weights=str(tmp_path / "color.pth"), in_channels=1)
 
 
 def test_every_direction_comes_with_both_signs():

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from imago.errors import ConfigError
 from imago.model.adapt import keep_frozen_in_evaluation
-from imago.model.layers import layers_in_order
+from imago.model.layers import layers_in_order, new_parts
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,6 @@ class BackboneFinetuning(lightning_callbacks.BackboneFinetuning):
         return {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        frozen = getattr(pl_module.net, "freeze", None)
-        if frozen is not None:
-            raise ConfigError(f"model.freeze={frozen} and callbacks/backbone_finetuning exclude one another; use one.")
         strategy = trainer.strategy
         if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
             raise ConfigError(
@@ -61,8 +58,8 @@ class BackboneFinetuning(lightning_callbacks.BackboneFinetuning):
         layers = layers_in_order(net)
         num_layers = self._num_layers(epoch, len(layers))
         trained = {id(parameter) for layer in layers[len(layers) - num_layers :] for parameter in layer}
-        for part in getattr(net, "new_parts", ()):
-            trained |= {id(parameter) for parameter in net.body.get_submodule(part).parameters()}
+        for part in new_parts(net):
+            trained |= {id(parameter) for parameter in getattr(net, "body", net).get_submodule(part).parameters()}
         for parameter in net.parameters():
             parameter.requires_grad_(id(parameter) in trained)
         net.train()  # also what was frozen, and therefore in evaluation mode

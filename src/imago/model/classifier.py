@@ -50,7 +50,10 @@ class Classifier(nn.Module):
         Raises:
             ValueError: the network has neither.
         """
-        head = self.net.get_submodule(last_layer(self.net))
+        name = last_layer(self.net)
+        if name is None:
+            raise ValueError(f"{type(self.net).__name__} has no linear layer or convolution as its head.")
+        head = self.net.get_submodule(name)
         inputs: list[Tensor] = []
         hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
         try:

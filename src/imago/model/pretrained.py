@@ -1,10 +1,8 @@
-"""Download published weights into the library's cache, and fail within seconds when offline."""
+"""Download published weights into torch's hub cache, and fail within seconds when offline."""
 
 import hashlib
 import re
 import socket
-from collections.abc import Sequence
-from difflib import get_close_matches
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,19 +10,11 @@ from urllib.parse import urlsplit
 import torch
 
 from imago.download import is_reachable
-from imago.errors import ConfigError, DataError
+from imago.errors import DataError
 
-REACH_TIMEOUT_S = 3.0  # with some 5 s for the imports before it, being offline is reported within 10 s
-STALL_TIMEOUT_S = 30.0  # torch.hub itself has no timeout for a server that has stopped sending
-_WAYS_OUT = "copy the file there, or type model.weights=FILE.pth, or model.weights=null to train from scratch."
-
-
-def check_name(name: str, names: Sequence[str], library: str, examples: str) -> None:
-    """Raise a ConfigError with the nearest `names` if a library has no network `name`."""
-    if name not in names:
-        close = ", ".join(get_close_matches(name, names, n=3, cutoff=0.5))
-        hint = f"did you mean {close}?" if close else f"names are such as {examples}."
-        raise ConfigError(f"model.name={name}: there is no such network of {library} here; {hint}")
+_REACH_TIMEOUT_S = 3.0  # with some 5 s for the imports before it, being offline is reported within 10 s
+_STALL_TIMEOUT_S = 30.0  # torch.hub itself has no timeout for a server that has stopped sending
+_REMEDY = "copy the file there, or type model.weights=FILE.pth, or model.weights=null to train from scratch."
 
 
 def download(url: str) -> Path:
@@ -42,40 +32,40 @@ def download(url: str) -> Path:
         _download(url, file, prefix)
     try:
         with file.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}.") from error
-    if not found.startswith(prefix):
+    if not digest.startswith(prefix):
         raise DataError(
-            f"{file} is damaged (its sha256 begins with {found[:8]}, not {prefix}); delete it, then run again."
+            f"{file} is damaged (its sha256 begins with {digest[:8]}, not {prefix}); delete it, then run again."
         )
     return file
 
 
-def check_online(url: str, name: str, directory: Path, ways_out: str = _WAYS_OUT) -> None:
+def check_online(url: str, name: str, directory: Path, remedy: str = _REMEDY) -> None:
     """Request the headers of `url` before a download, which has no time limit of its own.
 
     Args:
-        url: of the file.
-        name: of the file, for the message.
+        url: address of the file.
+        name: name of the file, for the message.
         directory: the cache that does not have it.
-        ways_out: end of the message.
+        remedy: end of the message.
 
     Raises:
         DataError: no answer within seconds.
     """
-    if not is_reachable(url, REACH_TIMEOUT_S):
+    if not is_reachable(url, _REACH_TIMEOUT_S):
         host = urlsplit(url).netloc
-        raise DataError(f"{name} is not in {directory} and cannot be downloaded (no answer from {host}); {ways_out}")
+        raise DataError(f"{name} is not in {directory} and cannot be downloaded (no answer from {host}); {remedy}")
 
 
 def _download(url: str, file: Path, prefix: str) -> None:
     timeout_s = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(STALL_TIMEOUT_S)
+    socket.setdefaulttimeout(_STALL_TIMEOUT_S)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), prefix, progress=True)
     except (OSError, RuntimeError, HTTPException) as error:
-        raise DataError(f"the download of {file.name} into {file.parent} failed ({error}); {_WAYS_OUT}") from error
+        raise DataError(f"the download of {file.name} into {file.parent} failed ({error}); {_REMEDY}") from error
     finally:
         socket.setdefaulttimeout(timeout_s)
