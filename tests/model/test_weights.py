@@ -75,7 +75,10 @@ def test_only_the_network_of_a_checkpoint_is_read(checkpoint, caplog):
     state = read_weights(checkpoint)
     with caplog.at_level(logging.INFO, "imago"):
         net = network(SmallResNet, 9, 32, width=4, weights=str(checkpoint))
-    assert "loaded from best.ckpt (new: head.weight, head.bias); dropped from the file: head.weight 4x16" in caplog.text
+    assert (
+        "loaded from best.ckpt (new: head.weight, head.bias); dropped from the file: head.weight, head.bias"
+        in caplog.text
+    )
     assert torch.equal(net.stem.weight, state["stem.weight"])
     assert net.uninitialized_names == ["head.weight", "head.bias"]
 
@@ -104,7 +107,9 @@ def test_a_head_with_a_missing_tensor_is_not_copied(squeezenet, changed):
 
 def test_a_mismatch_names_the_first_tensors(tmp_path, saved):
     file = saved(tmp_path / "mobilenet.pth", "mobilenet_v3_small")
-    with pytest.raises(DataError, match=r"\d+ unknown \(features\.0\.0\.weight, .* \.\.\.\)") as caught:
+    with pytest.raises(
+        DataError, match=r"does not fit this network \(Missing key.*features\.0\.weight.*; choose the model="
+    ) as caught:
         squeezenet_net(1000, file)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -114,9 +119,8 @@ def test_a_missing_tensor_and_one_of_another_shape_are_reported_together(squeeze
     changed(squeezenet, features__3__squeeze__bias=None, features__0__bias=torch.zeros(4))
     with pytest.raises(DataError) as caught:
         squeezenet_net(5, squeezenet)
-    assert "1 missing (features.3.squeeze.bias), 1 of another shape (features.0.bias 4 instead of 96)" in str(
-        caught.value
-    )
+    for text in ('Missing key(s) in state_dict: "features.3.squeeze.bias"', "size mismatch for features.0.bias"):
+        assert text in str(caught.value)
 
 
 def test_values_that_are_not_finite_are_refused(squeezenet, changed):

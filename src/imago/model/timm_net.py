@@ -1,5 +1,6 @@
 """TimmNet: any classifier of timm by its name (lcnet_100 is PP-LCNet)."""
 
+from functools import partial
 from math import floor
 from pathlib import Path
 from typing import Any
@@ -8,73 +9,10 @@ import torch
 from torch import Tensor
 
 from imago.errors import ConfigError, DataError
-from imago.model.library_net import LibraryNet, check_name
-from imago.model.pretrained import check_online, download
+from imago.model.library_net import LibraryNet, Published, check_name, check_online, download
 from imago.model.weights import is_path
 
 _REMEDY = "download it elsewhere and type model.weights=FILE.safetensors, or model.weights=null for none at all."
-
-
-def _timm() -> Any:
-    """Import timm, which is an optional package."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ConfigError(
-            "model=timm needs the package timm, which make setup installs (or pip install timm); model=torchvision "
-            "needs none."
-        ) from error
-    return timm
-
-
-def _find_entry(name: str, weights: str | None) -> Any | None:
-    timm = _timm()
-    if not timm.is_model(str(name)):
-        check_name(str(name), timm.list_models(), "timm", "lcnet_100, resnet18d or vit_tiny_patch16_224")
-    architecture, _, tag = name.partition(".")
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
-    if weights is None or (weights != "default" and weights not in tags and is_path(weights)):
-        return None
-    if weights == "default" and tags and tag in ("", *tags):
-        return timm.get_pretrained_cfg(name)
-    if weights in tags:
-        return timm.get_pretrained_cfg(f"{architecture}.{weights}")
-    known = ", ".join(["default", *tags]) if tags else "none"
-    wrong = f"model.name={name}" if tag and weights == "default" else f"model.weights={weights}"
-    raise ConfigError(f"{wrong}: for {architecture} the weights in timm are {known}; use one of them, null or a file.")
-
-
-def _download_entry(entry: Any) -> Path:
-    """Return the file in the Hugging Face cache, downloaded if it is not there."""
-    if not entry.hf_hub_id:
-        return download(entry.url)
-    from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
-
-    repository, _, revision = entry.hf_hub_id.partition("@")
-    file: dict[str, Any] = {"filename": entry.hf_hub_filename or "model.safetensors", "revision": revision or None}
-    cached = try_to_load_from_cache(repository, **file)
-    if isinstance(cached, str):
-        return Path(cached)
-    directory = Path(constants.HF_HUB_CACHE)
-    check_online(hf_hub_url(repository, **file), f"{repository}/{file['filename']}", directory, _REMEDY)
-    try:
-        return Path(hf_hub_download(repository, **file))
-    except OSError as error:  # the base class of the hub's connection and HTTP errors
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"the download of {repository} into {directory} failed ({reason}); {_REMEDY}") from error
-
-
-def _entry_preprocess(name: str, entry: Any | None) -> dict[str, Any]:
-    settings = entry or _timm().get_pretrained_cfg(name)
-    size = settings.input_size[-1]
-    return {
-        "size": size,
-        "resize": floor(size / settings.crop_pct),  # floor: timm's own rounding
-        "crop": "squash" if settings.crop_mode == "squash" else "center",
-        "interpolation": settings.interpolation,
-        "mean": list(settings.mean),
-        "std": list(settings.std),
-    }
 
 
 class TimmNet(LibraryNet):
@@ -88,10 +26,6 @@ class TimmNet(LibraryNet):
     Attributes:
         head_names: names of the modules of `network` that compute the logits; a distilled network has two.
     """
-
-    find_entry = staticmethod(_find_entry)
-    download_entry = staticmethod(_download_entry)
-    entry_preprocess = staticmethod(_entry_preprocess)
 
     def __init__(self, num_classes: int, image_size: int, name: str) -> None:
         network = _timm().create_model(name.partition(".")[0], num_classes=num_classes)
@@ -110,3 +44,72 @@ class TimmNet(LibraryNet):
         name, overlay = f"{entry.architecture}.{entry.tag}", {"state_dict": state}
         with torch.random.fork_rng(devices=[]):  # the first values of our own new parts must not depend on it
             return _timm().create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+
+    @staticmethod
+    def published(name: str, weights: str | None) -> Published:
+        """Look up published weights; for None or a path only the preprocess record.
+
+        Raises:
+            ConfigError: timm is not installed, or has no such network or weights.
+        """
+        entry = _find_entry(str(name), weights)
+        settings = entry or _timm().get_pretrained_cfg(name)
+        size = settings.input_size[-1]
+        record = {
+            "size": size,
+            "resize": floor(size / settings.crop_pct),  # floor: timm's own rounding
+            "crop": "squash" if settings.crop_mode == "squash" else "center",
+            "interpolation": settings.interpolation,
+            "mean": list(settings.mean),
+            "std": list(settings.std),
+        }
+        return Published(partial(_download, entry) if entry else None, record)
+
+
+def _timm() -> Any:
+    """Import timm, which is an optional package."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(
+            "model=timm needs the package timm, which make setup installs (or pip install timm); model=torchvision "
+            "needs none."
+        ) from error
+    return timm
+
+
+def _find_entry(name: str, weights: str | None) -> Any | None:
+    timm = _timm()
+    if not timm.is_model(name):
+        check_name(name, timm.list_models(), "timm", "lcnet_100, resnet18d or vit_tiny_patch16_224")
+    architecture, _, tag = name.partition(".")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if weights is None or (weights != "default" and weights not in tags and is_path(weights)):
+        return None
+    if weights == "default" and tags and tag in ("", *tags):
+        return timm.get_pretrained_cfg(name)
+    if weights in tags:
+        return timm.get_pretrained_cfg(f"{architecture}.{weights}")
+    known = ", ".join(["default", *tags]) if tags else "none"
+    wrong = f"model.name={name}" if tag and weights == "default" else f"model.weights={weights}"
+    raise ConfigError(f"{wrong}: for {architecture} the weights in timm are {known}; use one of them, null or a file.")
+
+
+def _download(entry: Any) -> Path:
+    """Return the file in the Hugging Face cache, downloaded if it is not there."""
+    if not entry.hf_hub_id:
+        return download(entry.url)
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    repository, _, revision = entry.hf_hub_id.partition("@")
+    file: dict[str, Any] = {"filename": entry.hf_hub_filename or "model.safetensors", "revision": revision or None}
+    cached = try_to_load_from_cache(repository, **file)
+    if isinstance(cached, str):
+        return Path(cached)
+    directory = Path(constants.HF_HUB_CACHE)
+    check_online(hf_hub_url(repository, **file), f"{repository}/{file['filename']}", directory, _REMEDY)
+    try:
+        return Path(hf_hub_download(repository, **file))
+    except OSError as error:  # the base class of the hub's connection and HTTP errors
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"the download of {repository} into {directory} failed ({reason}); {_REMEDY}") from error

@@ -6,12 +6,13 @@ A file that cannot be found, read or copied is an error, never a silent fall bac
 import logging
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imago.errors import ConfigError, DataError
 from imago.model.layers import new_parts
@@ -23,6 +24,7 @@ _PREFIXES = ("module.", "net.network.", "net.")  # of names of tensors: DDP's, a
 # Before 2018 the layers of a DenseNet block had dots in their names, and its published files still have.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 _COUNTER = ".num_batches_tracked"  # of BatchNorm: older files lack it, and nothing here reads it
+_MAX_REASON = 300  # characters of torch's list of tensors that do not fit
 
 
 def find_file(weights: str) -> Path:
@@ -48,10 +50,8 @@ def is_path(weights: str) -> bool:
 
 def recorded_preprocess(weights: str) -> dict[str, Any] | None:
     """Return the record of `imago.images.Preprocess` in a checkpoint of this project; None for other files."""
-    content = _load(Path(weights).expanduser()) if weights.endswith(".ckpt") else None
-    settings = content.get("hyper_parameters") if isinstance(content, Mapping) else None
-    record = settings.get("preprocess") if isinstance(settings, Mapping) else None
-    return dict(record) if isinstance(record, Mapping) else None
+    content = _load(Path(weights).expanduser()) if weights.endswith(".ckpt") else {}
+    return content.get("hyper_parameters", {}).get("preprocess")
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -100,42 +100,29 @@ def load_weights(net: Any, file: Path, weights: str | None, gray_weight: str | N
         state = net.convert_weights(state, weights)
     if gray_weight in state and state[gray_weight].shape[1:2] == (3,):
         state[gray_weight] = state[gray_weight].sum(dim=1, keepdim=True)
-    new_names = _copy_tensors(getattr(net, "body", net), state, new_parts(net), file)
-    dropped = [f"{key} {_shape(state[key])}" for key in new_names if key in state]
-    name = getattr(net, "name", type(net).__name__)
-    text = f"{name}: {len(state) - len(dropped)} of {len(state)} pretrained tensors loaded from {file.name}"
-    text += f" (new: {', '.join(new_names)})" if new_names else ""
-    log.info(text + (f"; dropped from the file: {', '.join(dropped)}" if dropped else ""))
-    return new_names
-
-
-def _copy_tensors(network: nn.Module, state: Mapping[str, Tensor], parts: Sequence[str], file: Path) -> list[str]:
-    """Copy `state`, but a module in `parts` keeps its values unless all of its tensors fit; arguments as above."""
-    targets = network.state_dict()  # shares memory with the network
-    fitting = {key for key, value in state.items() if key in targets and targets[key].shape == value.shape}
-    names_by_part = [[key for key in targets if key.startswith(f"{part}.")] for part in parts]
-    new_names = [key for names in names_by_part if not fitting.issuperset(names) for key in names]
-    problems = {
-        "missing": [key for key in targets if not (key in state or key in new_names or key.endswith(_COUNTER))],
-        "unknown": [key for key in state if key not in targets],
-        "of another shape": [
-            f"{key} {_shape(value)} instead of {_shape(targets[key])}"
-            for key, value in state.items()
-            if key in targets and key not in fitting and key not in new_names
-        ],
-    }
-    listed = [
-        f"{len(keys)} {problem} ({', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})"
-        for problem, keys in problems.items()
-        if keys
-    ]
-    if listed:
+    body = getattr(net, "body", net)
+    targets = body.state_dict()
+    new_names: list[str] = []
+    for part in new_parts(net):
+        names = [name for name in targets if name.startswith(f"{part}.")]
+        if any(name not in state or state[name].shape != targets[name].shape for name in names):
+            new_names += names
+    kept = {name for name in targets if name in new_names or (name not in state and name.endswith(_COUNTER))}
+    merged: Any = OrderedDict(state | {name: targets[name] for name in kept})
+    merged._metadata = targets._metadata  # versions of the modules, which torchvision's MNASNet requires
+    try:
+        body.load_state_dict(merged)
+    except RuntimeError as error:
+        reason = " ".join(str(error).partition("\n")[2].split())[:_MAX_REASON]
         raise DataError(
-            f"model.weights: {file} does not fit this network: tensors {', '.join(listed)}; choose the model= it "
-            "was made from, or other weights."
-        )
-    for key in fitting.difference(new_names):
-        targets[key].copy_(state[key])
+            f"model.weights: {file} does not fit this network ({reason}); choose the model= it was made from, or other "
+            "weights."
+        ) from error
+    dropped = [name for name in new_names if name in state]
+    text = f"{len(state) - len(dropped)} of {len(state)} pretrained tensors loaded from {file.name}"
+    text += f" (new: {', '.join(new_names)})" if new_names else ""
+    text += f"; dropped from the file: {', '.join(dropped)}" if dropped else ""
+    log.info("%s: %s", getattr(net, "name", type(net).__name__), text)
     return new_names
 
 
@@ -163,7 +150,3 @@ def _load(file: Path) -> Any:
             f"model.weights: {file} is damaged or not a file of weights ({reason}); copy it again, or give a "
             "state_dict in a .pth or .safetensors file."
         ) from error
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
