@@ -54,12 +54,10 @@ class WhitenedResNet(nn.Module):
         self.logit_scale = logit_scale
         nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]  # there is one
         nn.init.normal_(self.head.weight)
-        self.in_channels = in_channels
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalized images (N, 3, H, W) to logits (N, K); also of other sizes than `image_size`."""
-        channels = images if self.in_channels == 3 else luminance(images)
-        features = self.blocks(self.whitening(channels)).amax(dim=(2, 3))
+        features = self.blocks(self.whitening(self._channels(images))).amax(dim=(2, 3))
         return self.head(features) * self.logit_scale
 
     @torch.no_grad()
@@ -72,14 +70,15 @@ class WhitenedResNet(nn.Module):
         Args:
             images: normalized training images (N, 3, H, W); some hundred are enough.
         """
-        channels = images.float() if self.in_channels == 3 else luminance(images.float())
-        patches = (
-            nn.functional.unfold(channels, _PATCH_PX).transpose(1, 2).flatten(0, 1)
-        )  # (N * H * W, in_channels * 4)
+        columns = nn.functional.unfold(self._channels(images.float()), _PATCH_PX)  # (N, in_channels * 4, H * W)
+        patches = columns.transpose(1, 2).flatten(0, 1)
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (directions / (variances + _WHITENING_EPS).sqrt()).T
         filters = filters.reshape(-1, *self.whitening.weight.shape[1:])
         self.whitening.weight.copy_(torch.cat([filters, -filters]))
+
+    def _channels(self, images: Tensor) -> Tensor:
+        return images if self.whitening.in_channels == 3 else luminance(images)
 
 
 class ResidualBlock(nn.Module):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from imago.errors import ConfigError, DataError, UserError
-from imago.images import Preprocess
 from imago.inference.load import checkpoint_path, load_classifier
 from imago.instantiate import to_plain
 from imago.model.adapt import build_network, find_weights, weights_preprocess
@@ -48,9 +47,7 @@ def load_teacher_run(cfg: DictConfig) -> "Classifier | None":
     Returns:
         None if the teacher is not a run; for a network, only its weights file is looked up.
     """
-    teacher = cfg.task.get("teacher")
-    if not teacher:
-        return None
+    teacher = cfg.task.teacher
     try:
         if isinstance(teacher, str):
             return load_classifier(Path(teacher), cfg.extra_targets)
@@ -75,27 +72,22 @@ def prepare_teacher(cfg: DictConfig, run: "Classifier | None", data: "ImageDataM
 
     from imago.task.distillation import Teacher
 
-    if run is None:
-        net, preprocess = _build_network(cfg, data)
-    elif run.class_names != data.class_names:
+    if run is not None and run.class_names != data.class_names:
         raise ConfigError(
             f"task.teacher={cfg.task.teacher} has the classes {' '.join(run.class_names)}, and the data "
             f"{' '.join(data.class_names)}; use a teacher with the same classes in the same order."
         )
-    else:
-        net, preprocess = run.net, run.preprocess
-    return Teacher(net.to(memory_format=torch.channels_last), preprocess.to_dict(), data.preprocess.to_dict())
+    with torch.random.fork_rng(devices=[]):  # the student's first weights must not depend on the teacher
+        net, record = (run.net, run.preprocess.to_dict()) if run else _build_network(cfg, data)
+    return Teacher(net.to(memory_format=torch.channels_last), record, data.preprocess.to_dict())
 
 
-def _build_network(cfg: DictConfig, data: "ImageDataModule") -> tuple[Any, Preprocess]:
+def _build_network(cfg: DictConfig, data: "ImageDataModule") -> tuple[Any, dict[str, Any]]:
     """Build the teacher for the data's classes; return it with the preprocess record that its weights need."""
-    import torch
-
     settings, num_classes = to_plain(cfg.task.teacher), len(data.class_names)
     try:
         record = data.preprocess.to_dict() | (weights_preprocess(settings) or {})
-        with torch.random.fork_rng(devices=[]):  # the student's first weights must not depend on the teacher
-            net = build_network(settings, num_classes, record["size"], cfg.extra_targets)
+        net = build_network(settings, num_classes, record["size"], cfg.extra_targets)
     except UserError as error:
         raise ConfigError(_name_teacher(error)) from error
     if new_names := getattr(net, "uninitialized_names", ()):
@@ -103,7 +95,7 @@ def _build_network(cfg: DictConfig, data: "ImageDataModule") -> tuple[Any, Prepr
             f"task.teacher.weights={settings['weights']} has no values for {' and '.join(new_names)}: the teacher "
             f"must have the {num_classes} classes of the data; train it on them, then type task.teacher=RUN."
         )
-    return net, Preprocess.from_dict(record)
+    return net, record
 
 
 def _name_teacher(error: UserError) -> str:
