@@ -85,10 +85,11 @@ def test_with_a_frozen_backbone_only_the_head_and_a_new_stem_train(name: str, tr
 
 
 @pytest.mark.parametrize("freeze", [None, "none"])
-def test_none_trains_everything(freeze: str | None):
-    net = small_resnet(freeze=freeze)
-    assert all(parameter.requires_grad for parameter in net.parameters())
+@pytest.mark.parametrize("kind", [SimpleCNN, CifarQuick, SmallResNet])
+def test_none_trains_every_tensor(kind: type, freeze: str | None):
+    net = network(kind, 5, 32, freeze=freeze)
     assert all(module.training for module in net.modules())
+    assert step(net) == set(net.state_dict())
 
 
 @pytest.mark.parametrize(

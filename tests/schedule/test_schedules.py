@@ -78,14 +78,6 @@ def test_after_the_warmup_the_factor_is_a_cosine():
     assert cosine_factors(0, 101)[25] == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
 
 
-def test_the_factor_increases_to_the_peak_and_then_only_decreases():
-    factors = cosine_factors(10, 100, 0.1)
-    assert factors.argmax() == 10
-    assert (np.diff(factors[:11]) > 0).all()
-    assert (np.diff(factors[10:]) < 0).all()
-    assert factors.min() > 0
-
-
 @pytest.mark.parametrize(("warmup_epochs", "peak"), [(1, 10), (0.5, 5), (8, 25)])  # at most half of 50 steps
 def test_warmup_may_be_a_fraction_of_an_epoch_and_takes_at_most_half_the_run(warmup_epochs: float, peak: int):
     own = {"warmup_epochs": warmup_epochs, "warmup_steps": None, "final_factor": 0.0}
