@@ -145,22 +145,6 @@ def test_the_plateau_of_an_accuracy_improves_upwards():
 # All of them
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "rest"),
-    [
-        (WarmupCosine, "warmup", {"final_factor": 0.0}),
-        (WarmupLinear, "warmup", {"final_factor": 0.0}),
-        (OneCycle, "warmup", {"start_factor": 0.1, "final_factor": 0.0}),
-        (StepDecay, "every", {"factor": 0.5}),
-    ],
-)
-def test_a_duration_may_be_given_in_epochs_or_in_steps(kind, name: str, rest: dict):
-    durations = ({f"{name}_epochs": 1.4, f"{name}_steps": None}, {f"{name}_epochs": None, f"{name}_steps": 7})
-    in_epochs, in_steps = (rates(lambda optimizer, own=own: kind(optimizer, **RUN, **own, **rest)) for own in durations)
-    assert in_epochs == in_steps
-    assert len(set(in_epochs)) > 1
-
-
 @pytest.mark.parametrize("name", ["cosine", "linear", "one_cycle", "step"])
 @pytest.mark.parametrize("total_steps", [1, 2, 3])
 def test_the_shortest_runs_have_a_learning_rate(name: str, total_steps: int, monkeypatch: pytest.MonkeyPatch):

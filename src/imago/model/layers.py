@@ -34,28 +34,23 @@ def layers_in_order(net: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def head_names(net: nn.Module) -> list[str]:
-    """Return the names of the modules that compute the logits: those that the network names, or its last layer.
+    """Return the names, in `net.body` if there is one, of the modules that compute the logits.
 
-    Names are those in `net.body`, the network that it wraps, if it has one.
+    If the network does not name them, it is the last linear layer, or else, as in SqueezeNet, the last convolution.
     """
     if hasattr(net, "head_names"):
         return net.head_names  # type: ignore[return-value]
-    name = last_layer(getattr(net, "body", net))
-    return [] if name is None else [name]
+    body: nn.Module = getattr(net, "body", net)
+    for kind in (nn.Linear, nn.Conv2d):
+        names = [name for name, module in body.named_modules() if isinstance(module, kind)]
+        if names:
+            return names[-1:]
+    return []
 
 
 def new_parts(net: nn.Module) -> list[str]:
     """Return the names of the modules that were created for the data: the head, and a stem for small images."""
     return [*head_names(net), *getattr(net, "new_stem", ())]
-
-
-def last_layer(net: nn.Module) -> str | None:
-    """Return the name of the last linear layer, or else of the last convolution, which is the head of SqueezeNet."""
-    for kind in (nn.Linear, nn.Conv2d):
-        names = [name for name, module in net.named_modules() if isinstance(module, kind)]
-        if names:
-            return names[-1]
-    return None
 
 
 def is_vector(parameter: nn.Parameter) -> bool:
