@@ -36,7 +36,7 @@ BF16, FP32 = "bf16-mixed", "32-true"
 def build_network() -> nn.Module:
     """Return ResNet-18 as built by `model=resnet18 model.weights=null` for images of 32 px."""
     torch.manual_seed(0)
-    return TorchvisionNet(name="resnet18", weights=None, freeze=None, num_classes=10, image_size=32)
+    return TorchvisionNet(num_classes=10, image_size=32, name="resnet18")
 
 
 class Side:

@@ -28,7 +28,7 @@ ARROWS = {
     "runs": {"statistics"},
     "augment": set(),
     "data": {"augment", "images", "normalize"},
-    "model": {"images", "normalize"},
+    "model": {"images", "instantiate", "normalize"},
     "optimizer": {"model"},  # for the order of the layers
     "schedule": set(),
     "loss": set(),

@@ -162,7 +162,7 @@ def test_center_equals_scaling_the_whole_image_and_cutting_out_the_middle(shape,
 def test_a_photo_is_prepared_as_torchvision_prepares_it_for_its_own_weights(name: str, real_data: Path):
     photo = sorted((real_data / "hymenoptera_data" / "val" / "ants").glob("*.jpg"))[0]
     theirs = get_model_weights(name).DEFAULT.transforms()(Image.open(photo).convert("RGB"))
-    record = Preprocess.from_dict(TorchvisionNet.weights_preprocess(name, "default") or {})
+    record = Preprocess.from_dict(TorchvisionNet.weights_preprocess(name, "default"))
     ours = (resize_and_crop(read_image(photo), record) / 255 - np.array(record.mean)) / np.array(record.std)
     assert np.abs(ours - theirs.permute(1, 2, 0).numpy()).mean() < 0.01
     other = "bilinear" if record.interpolation == "bicubic" else "bicubic"

@@ -18,8 +18,9 @@ YAMLS = sorted(path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rgl
 OPTIONS = [path for path in YAMLS if len(path.parts) == 2 and path.parts[0] != "hydra"]
 # Packages next to imago, as in CONTRIBUTING.md.
 EXTRA = [f"{path.name}.*" for path in (PROJECT_ROOT / "src").iterdir() if path.is_dir() and path.name.isidentifier()]
-# Keys that `imago.task.optimization` reads; the optimizer does not get them.
-READ_BY_THE_TASK = {"optimizer": {"head_lr_multiplier", "layer_lr_decay"}}
+# Keys that `imago.task.optimization` and `imago.model.adapt` read; the optimizer and the network do not get them.
+_APPLIED = {"weights", "freeze", "in_channels"}
+READ_BY_THE_TASK = {"optimizer": {"head_lr_multiplier", "layer_lr_decay"}, "model": _APPLIED, "net": _APPLIED}
 # Arguments that are added when the target is built.
 ADDED = {
     "model": {"num_classes", "image_size"},

@@ -65,7 +65,7 @@ def test_an_image_in_which_nothing_contributes_to_the_class_is_dark():
 )
 def test_the_layer_is_the_last_map_before_the_head(name: str, size: int, layer: str):
     torch.manual_seed(4)  # with some random weights, no pixel contributes to either class
-    net = TorchvisionNet(2, size, name, weights=None, freeze=None).requires_grad_(False)
+    net = TorchvisionNet(2, size, name).requires_grad_(False)
     model = classifier(net, size)
     assert target_layer(model) == f"network.{layer}"
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -95,6 +95,6 @@ def test_a_network_without_a_map_is_refused(net: nn.Module):
 
 @pytest.mark.slow
 def test_a_transformer_is_refused():
-    net = TorchvisionNet(2, 224, "vit_b_16", weights=None, freeze=None)
+    net = TorchvisionNet(2, 224, "vit_b_16")
     with pytest.raises(ConfigError, match="convolutional networks have one"):
         target_layer(classifier(net, 224))

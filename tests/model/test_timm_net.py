@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import network
 from torch import nn
 
 from imago.errors import ConfigError, DataError
-from imago.model import pretrained
+from imago.model import library_net
+from imago.model.layers import head_names, new_parts
 from imago.model.timm_net import TimmNet
 
 timm = pytest.importorskip("timm")
@@ -29,32 +31,29 @@ def lcnet(tmp_path) -> Path:
     ("name", "heads"),
     [
         ("lcnet_050", ["classifier"]),
-        ("resnet18d", ["fc"]),
         ("convnext_atto", ["head.fc"]),
         ("deit_tiny_distilled_patch16_224", ["head", "head_dist"]),
-        ("mobilenetv4_conv_small", ["classifier"]),
-        ("repvgg_a0", ["head.fc"]),
     ],
 )
 def test_heads_are_found_and_replaced(name: str, heads: list[str]):
     with torch.device("meta"):
-        net = TimmNet(7, 224, name, None, "backbone")
+        net = network(TimmNet, 7, 224, name=name, freeze="backbone")
         assert net(torch.zeros(2, 3, 224, 224)).shape == (2, 7)
-    assert net.head_names == heads
+    assert head_names(net) == heads
     trained = {key for key, value in net.network.named_parameters() if value.requires_grad}
     assert trained == {f"{head}.{tensor}" for head in heads for tensor in ("weight", "bias")}
 
 
 def test_small_images_pass_the_stem_at_full_resolution():
-    net = TimmNet(7, 32, "resnet18", None, None)
+    net = TimmNet(7, 32, "resnet18")
     assert net.network.conv1.stride == (1, 1)
     assert isinstance(net.network.maxpool, nn.Identity)
-    assert net.new_parts == ["fc", "conv1"]
+    assert new_parts(net) == ["fc", "conv1"]
 
 
 def test_weights_of_a_file_are_copied_except_the_head(lcnet, caplog):
     with caplog.at_level(logging.INFO, "imago"):
-        net = TimmNet(7, 224, "lcnet_050", str(lcnet), None)
+        net = network(TimmNet, 7, 224, name="lcnet_050", weights=str(lcnet))
     state = torch.load(lcnet, weights_only=True)
     assert "loaded from lcnet.pth (new: classifier.weight, classifier.bias); dropped from the file" in caplog.text
     own = net.network.state_dict()
@@ -62,8 +61,8 @@ def test_weights_of_a_file_are_copied_except_the_head(lcnet, caplog):
 
 
 def test_weights_of_another_network_are_refused(lcnet):
-    with pytest.raises(DataError, match=r"lcnet\.pth does not fit this network: tensors .* of another shape \("):
-        TimmNet(7, 224, "lcnet_100", str(lcnet), None)
+    with pytest.raises(DataError, match=r"lcnet\.pth does not fit this network \(size mismatch for "):
+        network(TimmNet, 7, 224, name="lcnet_100", weights=str(lcnet))
 
 
 def test_published_weights_come_from_the_cache_and_do_not_change_the_random_draws(lcnet, monkeypatch):
@@ -76,24 +75,23 @@ def test_published_weights_come_from_the_cache_and_do_not_change_the_random_draw
 
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cache)
     nets = []
-    for weights in ("default", "ra2_in1k", str(lcnet), None):
+    for weights in ("default", str(lcnet), None):
         torch.manual_seed(0)
-        nets.append((TimmNet(7, 224, "lcnet_050", weights, None), torch.rand(1)))
+        nets.append((network(TimmNet, 7, 224, name="lcnet_050", weights=weights), torch.rand(1)))
     assert set(requested) == {(entry.hf_hub_id, "model.safetensors")}
     stems = [net.network.conv_stem.weight for net, _ in nets]
     assert torch.equal(stems[0], stems[1])
-    assert torch.equal(stems[0], stems[2])
-    assert not torch.equal(stems[0], stems[3])
+    assert not torch.equal(stems[0], stems[2])
     for net, draw in nets:
-        assert torch.equal(net.network.classifier.weight, nets[3][0].network.classifier.weight)
-        assert torch.equal(draw, nets[3][1])
+        assert torch.equal(net.network.classifier.weight, nets[2][0].network.classifier.weight)
+        assert torch.equal(draw, nets[2][1])
 
 
 def test_being_offline_without_a_cached_file_is_one_line_with_the_ways_out(monkeypatch):
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: None)
-    monkeypatch.setattr(pretrained, "is_reachable", lambda url, timeout_s: False)
+    monkeypatch.setattr(library_net, "is_reachable", lambda url, timeout_s: False)
     with pytest.raises(DataError) as caught:
-        TimmNet(7, 224, "lcnet_100", "default", None)
+        TimmNet.find_weights("lcnet_100", "default")
     for text in ("timm/lcnet_100.ra2_in1k/model.safetensors is not in", "no answer from", "=FILE.safetensors", "=null"):
         assert text in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -104,7 +102,6 @@ def test_preprocess_is_what_the_weights_were_evaluated_with(lcnet):
     expected |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     for weights in ("default", "ra2_in1k", str(lcnet)):
         assert TimmNet.weights_preprocess("lcnet_100", weights) == expected
-    assert TimmNet.weights_preprocess("lcnet_100", None) is None
     half = TimmNet.weights_preprocess("vit_tiny_patch16_384", "default")
     assert half == expected | {"size": 384, "resize": 384, "mean": [0.5] * 3, "std": [0.5] * 3}
 
@@ -125,7 +122,7 @@ def test_preprocess_is_what_the_weights_were_evaluated_with(lcnet):
 )
 def test_a_wrong_name_or_size_is_refused_in_one_line(name: str, weights: str | None, message: str):
     with torch.device("meta"), pytest.raises(ConfigError, match=message) as caught:
-        TimmNet(7, 224, name, weights, None)
+        network(TimmNet, 7, 224, name=name, weights=weights)
     assert "\n" not in str(caught.value)
 
 

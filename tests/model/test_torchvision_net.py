@@ -5,70 +5,39 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from networks import network
 from torch import nn
 from torchvision import models
 from torchvision.models.regnet import BlockParams
 
 from imago.errors import ConfigError
 from imago.images import Preprocess, read_image, resize_and_crop
-from imago.model import pretrained
-from imago.model.layers import layers_in_order
+from imago.model import library_net
+from imago.model.layers import head_names, layers_in_order
 from imago.model.torchvision_net import TorchvisionNet
 from imago.model.weights import read_weights
 from imago.normalize import Normalize
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-SEVEN = ["resnet18", "resnet34", "resnet50", "vgg16", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_0"]
+
+
+def build(num_classes: int, image_size: int, name: str, weights: object = None, **settings) -> TorchvisionNet:
+    path = None if weights is None else str(weights)
+    return network(TorchvisionNet, num_classes, image_size, name=name, weights=path, **settings)
 
 
 # Shapes and the stem
 
 
-@pytest.mark.parametrize("image_size", [32, 224])
-@pytest.mark.parametrize("name", SEVEN)
-def test_logits_have_a_column_for_each_class(name: str, image_size: int):
-    with torch.device("meta"):  # only shapes are tested
-        net = TorchvisionNet(7, image_size, name, None, None)
-        assert net(torch.zeros(2, 3, image_size, image_size)).shape == (2, 7)
+FAST = ["resnet18", "vgg16", "squeezenet1_0", "shufflenet_v2_x0_5", "mnasnet0_5"]
+SLOW = ["resnet50", "mobilenet_v3_small", "efficientnet_b0", "densenet121", "convnext_tiny", "regnet_y_400mf"]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_0"])
-def test_small_images_pass_the_first_convolution_at_full_resolution(name: str):
-    sizes: list[torch.Size] = []
-    net = TorchvisionNet(4, 32, name, None, None).eval()
-    first = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
-    first.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-2:]))
-    logits = net(torch.randn(2, 3, 32, 32))
-    assert sizes == [(32, 32)]
-    assert logits.shape == (2, 4)
-    assert logits.isfinite().all()
-
-
-@pytest.mark.parametrize(("image_size", "kernel", "has_pool"), [(64, (3, 3), False), (65, (7, 7), True)])
-def test_the_stem_changes_up_to_64_px(image_size: int, kernel: tuple[int, int], has_pool: bool):
-    network = TorchvisionNet(4, image_size, "resnet18", None, None).network
-    assert network.conv1.kernel_size == kernel
-    assert isinstance(network.maxpool, nn.MaxPool2d) is has_pool
-
-
-@pytest.mark.parametrize("name", ["densenet121", "convnext_tiny", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_y_400mf"])
-def test_networks_of_other_families_are_built_too(name: str):
-    net = TorchvisionNet(7, 32, name, None, None).eval()
-    assert net(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
-    assert len(net.network.get_submodule(net.new_parts[0]).weight) == 7
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", models.list_models(module=models))
-def test_the_head_of_every_torchvision_classifier_is_replaced(name: str, monkeypatch):
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_logits_of_small_images_have_a_column_for_each_class(name: str, monkeypatch):
     monkeypatch.setattr(BlockParams, "from_init_params", compute_on_cpu(BlockParams.from_init_params))
-    with torch.device("meta"):
-        net = TorchvisionNet(7, 224, name, None, "backbone").eval()
-        assert net(torch.zeros(2, 3, 224, 224)).shape == (2, 7)
-    (head,) = net.head_names
-    trained = {key for key, value in net.network.named_parameters() if value.requires_grad}
-    assert trained == {f"{head}.{tensor}" for tensor, _ in net.network.get_submodule(head).named_parameters()}
-    assert [id(p) for p in layers_in_order(net)[-1]] == [id(p) for p in net.network.get_submodule(head).parameters()]
+    with torch.device("meta"):  # only shapes are tested
+        assert TorchvisionNet(7, 32, name)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
 def compute_on_cpu(function: Callable) -> Callable:
@@ -81,15 +50,43 @@ def compute_on_cpu(function: Callable) -> Callable:
     return run
 
 
-def test_the_size_check_allows_a_single_pixel_before_the_head():
-    net = TorchvisionNet(4, 16, "mobilenet_v3_small", None, None)
-    assert net(torch.zeros(2, 3, 16, 16)).shape == (2, 4)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "efficientnet_b0", "squeezenet1_0"])
+def test_small_images_pass_the_first_convolution_at_full_resolution(name: str):
+    sizes: list[torch.Size] = []
+    with torch.device("meta"):
+        net = TorchvisionNet(4, 32, name)
+        first = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
+        first.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[-2:]))
+        net(torch.zeros(2, 3, 32, 32))
+    assert sizes == [(32, 32)]
+
+
+@pytest.mark.parametrize(("image_size", "kernel", "has_pool"), [(64, (3, 3), False), (65, (7, 7), True)])
+def test_the_stem_changes_up_to_64_px(image_size: int, kernel: tuple[int, int], has_pool: bool):
+    with torch.device("meta"):
+        resnet = TorchvisionNet(4, image_size, "resnet18").network
+    assert resnet.conv1.kernel_size == kernel
+    assert isinstance(resnet.maxpool, nn.MaxPool2d) is has_pool
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.list_models(module=models))
+def test_the_head_of_every_torchvision_classifier_is_replaced(name: str, monkeypatch):
+    monkeypatch.setattr(BlockParams, "from_init_params", compute_on_cpu(BlockParams.from_init_params))
+    with torch.device("meta"):
+        net = build(7, 224, name, freeze="backbone").eval()
+        assert net(torch.zeros(2, 3, 224, 224)).shape == (2, 7)
+    (head,) = head_names(net)
+    trained = {key for key, value in net.network.named_parameters() if value.requires_grad}
+    assert trained == {f"{head}.{tensor}" for tensor, _ in net.network.get_submodule(head).named_parameters()}
+    assert [id(p) for p in layers_in_order(net)[-1]] == [id(p) for p in net.network.get_submodule(head).parameters()]
 
 
 @pytest.mark.parametrize(("name", "image_size"), [("vgg11", 28), ("vit_b_32", 32)])
 def test_a_size_that_does_not_fit_is_refused_in_one_line(name: str, image_size: int):
-    with pytest.raises(ConfigError, match=rf"model\.name={name} cannot take images of {image_size} px \(.*") as caught:
-        TorchvisionNet(4, image_size, name, None, None)
+    refused = pytest.raises(ConfigError, match=rf"model\.name={name} cannot take images of {image_size} px \(.*")
+    with torch.device("meta"), refused as caught:
+        TorchvisionNet(4, image_size, name)
     assert "preprocess.size=224" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -99,55 +96,50 @@ def test_a_size_that_does_not_fit_is_refused_in_one_line(name: str, image_size: 
 
 @pytest.mark.parametrize(
     ("image_size", "num_loaded", "new"),
-    [(224, 120, "fc.weight, fc.bias"), (32, 119, "fc.weight, fc.bias, conv1.weight")],
+    [
+        (224, 50, "classifier.1.weight, classifier.1.bias"),
+        (32, 48, "classifier.1.weight, classifier.1.bias, features.0.weight, features.0.bias"),
+    ],
 )
 def test_weights_from_the_cache_are_copied_and_counted(image_size, num_loaded, new, cache, publish, caplog, saved):
-    file = publish(saved(cache / "file", "resnet18"), "resnet18")
+    file = publish(saved(cache / "file", "squeezenet1_0"), "squeezenet1_0")
     with caplog.at_level(logging.INFO, "imago"):
-        net = TorchvisionNet(10, image_size, "resnet18", "default", None)
-    assert f"resnet18: {num_loaded} of 122 pretrained tensors loaded from {file.name} (new: {new})" in caplog.text
+        net = build(10, image_size, "squeezenet1_0", "default")
+    assert f"squeezenet1_0: {num_loaded} of 52 pretrained tensors loaded from {file.name} (new: {new})" in caplog.text
+    assert "dropped from the file: classifier.1.weight, classifier.1.bias" in caplog.text
     state = torch.load(file, weights_only=True)
-    own = net.network.state_dict()
-    equal = {key for key, value in state.items() if value.shape == own[key].shape and torch.equal(value, own[key])}
-    assert set(state) - equal == set(new.split(", "))
-    assert len(equal) == num_loaded
+    values = net.network.state_dict()
+    assert {key for key in state if not torch.equal(state[key], values[key])} == set(new.split(", "))
 
 
 def test_a_three_by_three_stem_keeps_its_weights_at_stride_one(tmp_path, saved):
     file = saved(tmp_path / "file.pth", "mobilenet_v3_small")
-    net = TorchvisionNet(10, 32, "mobilenet_v3_small", str(file), None)
-    assert net.new_parts == ["classifier.3"]
+    net = build(10, 32, "mobilenet_v3_small", file)
+    assert net.new_stem == []
     assert net.network.features[0][0].stride == (1, 1)
     torch.testing.assert_close(net.network.features[0][0].weight, read_weights(file)["features.0.0.weight"])
 
 
 def test_a_head_with_the_same_number_of_classes_is_copied(squeezenet, caplog):
     with caplog.at_level(logging.INFO, "imago"):
-        net = TorchvisionNet(1000, 224, "squeezenet1_0", str(squeezenet), None)
+        net = build(1000, 224, "squeezenet1_0", squeezenet)
     assert "52 of 52 pretrained tensors loaded" in caplog.text
     assert "new" not in caplog.text
     assert all(torch.equal(net.network.state_dict()[key], value) for key, value in read_weights(squeezenet).items())
 
 
-def test_a_head_with_another_number_of_classes_is_dropped_and_logged(squeezenet, caplog):
-    with caplog.at_level(logging.INFO, "imago"):
-        TorchvisionNet(2, 224, "squeezenet1_0", str(squeezenet), None)
-    assert "50 of 52 pretrained tensors loaded from squeezenet.pth (new: classifier.1.weight, " in caplog.text
-    assert "dropped from the file: classifier.1.weight 1000x512x1x1, classifier.1.bias 1000" in caplog.text
-
-
 def test_a_stem_for_small_images_is_copied_if_the_file_has_one(tmp_path):
-    trained = TorchvisionNet(10, 32, "resnet18", None, None)
+    trained = build(10, 32, "squeezenet1_0")
     torch.save({"state_dict": {f"net.{key}": v for key, v in trained.state_dict().items()}}, tmp_path / "own.ckpt")
-    net = TorchvisionNet(5, 32, "resnet18", str(tmp_path / "own.ckpt"), None)
-    torch.testing.assert_close(net.network.conv1.weight, trained.network.conv1.weight)
+    net = build(5, 32, "squeezenet1_0", tmp_path / "own.ckpt")
+    torch.testing.assert_close(net.network.features[0].weight, trained.network.features[0].weight)
 
 
 @pytest.mark.needs_data
 def test_the_real_squeezenet_recognizes_ants_and_bees(real_data):
     file = str(real_data / "weights" / "squeezenet1_0-imagenet.pth")
-    net = TorchvisionNet(1000, 224, "squeezenet1_0", file, None).eval()
-    preprocess = Preprocess.from_dict(TorchvisionNet.weights_preprocess("squeezenet1_0", file) or {})
+    net = build(1000, 224, "squeezenet1_0", file).eval()
+    preprocess = Preprocess.from_dict(TorchvisionNet.weights_preprocess("squeezenet1_0", file))
     categories = models.SqueezeNet1_0_Weights.DEFAULT.meta["categories"]
     for folder, label in (("ants", categories.index("ant")), ("bees", categories.index("bee"))):
         files = sorted((real_data / "hymenoptera_data" / "val" / folder).glob("*.jpg"))[:10]
@@ -160,52 +152,43 @@ def test_the_real_squeezenet_recognizes_ants_and_bees(real_data):
 # The same network with and without the file
 
 
-@pytest.mark.parametrize("image_size", [32, 224])
-def test_names_and_shapes_do_not_depend_on_the_weights(squeezenet, image_size: int):
-    nets = [TorchvisionNet(5, image_size, "squeezenet1_0", source, None) for source in (None, str(squeezenet))]
-    shapes = [{key: value.shape for key, value in net.state_dict().items()} for net in nets]
-    assert shapes[0] == shapes[1]
-    nets[0].load_state_dict(nets[1].state_dict())
-
-
-def test_the_first_values_of_new_parts_depend_on_the_seed_and_not_on_the_weights(squeezenet):
-    states = []
-    for seed, source in ((0, None), (0, str(squeezenet)), (1, str(squeezenet))):
+def test_shapes_first_values_of_new_parts_and_later_draws_depend_on_the_seed_and_not_on_the_weights(squeezenet):
+    states, shapes = [], []
+    for seed, source in ((0, None), (0, squeezenet), (1, squeezenet)):
         torch.manual_seed(seed)
-        net = TorchvisionNet(5, 32, "squeezenet1_0", source, None)
+        net = build(5, 32, "squeezenet1_0", source)
         states.append((net.network.features[0].weight, net.network.classifier[1].weight, torch.rand(1)))
+        shapes.append({key: value.shape for key, value in net.state_dict().items()})
+    assert shapes[0] == shapes[1]
     for without, with_file, other_seed in zip(*states, strict=True):
         assert torch.equal(without, with_file)
         assert not torch.equal(without, other_seed)
 
 
 def test_without_weights_nothing_is_downloaded(cache, monkeypatch):
-    monkeypatch.setattr(pretrained, "is_reachable", None)  # calling it would fail
-    TorchvisionNet(5, 32, "squeezenet1_0", None, None)
+    monkeypatch.setattr(library_net, "is_reachable", None)  # calling it would fail
+    build(5, 32, "squeezenet1_0")
     assert list(cache.iterdir()) == []
 
 
-# Names and published weights
-
-
-def test_an_unknown_network_is_refused_with_the_nearest_names():
-    with pytest.raises(ConfigError, match=r"model\.name=resnet81: .* did you mean resnet18"):
-        TorchvisionNet(5, 32, "resnet81", None, None)
-
-
 @pytest.mark.slow
-def test_auxiliary_heads_of_a_file_are_left_out(tmp_path, monkeypatch, caplog):
+def test_auxiliary_heads_of_a_file_are_left_out(tmp_path, caplog):
     torch.manual_seed(1)
     with_heads = models.get_model("googlenet", weights=None, num_classes=20, init_weights=False)
     torch.save(with_heads.state_dict(), tmp_path / "googlenet.pth")
     with caplog.at_level(logging.INFO, "imago"):
-        net = TorchvisionNet(5, 224, "googlenet", str(tmp_path / "googlenet.pth"), None)
+        net = build(5, 224, "googlenet", tmp_path / "googlenet.pth")
     assert "(new: fc.weight, fc.bias)" in caplog.text
     torch.testing.assert_close(net.network.conv1.conv.weight, with_heads.conv1.conv.weight)
     assert net.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 5)
 
 
-def test_unknown_weights_are_refused_with_the_known_ones():
+# Names and published weights
+
+
+def test_an_unknown_network_or_unknown_weights_are_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"model\.name=resnet81: .* did you mean resnet18"):
+        build(5, 32, "resnet81")
     with pytest.raises(ConfigError, match="for resnet50 it can be default, IMAGENET1K_V1, IMAGENET1K_V2, null or"):
         TorchvisionNet.find_weights("resnet50", "IMAGENET1K_V3")
 
@@ -214,6 +197,7 @@ def test_unknown_weights_are_refused_with_the_known_ones():
     ("name", "weights", "resize", "interpolation"),
     [
         ("resnet18", "default", 256, "bilinear"),
+        ("resnet18", "some/file.pth", 256, "bilinear"),
         ("resnet50", "default", 232, "bilinear"),
         ("resnet50", "IMAGENET1K_V1", 256, "bilinear"),
         ("efficientnet_b0", "default", 256, "bicubic"),
@@ -223,9 +207,3 @@ def test_preprocess_is_what_the_weights_were_evaluated_with(name: str, weights: 
     expected = {"size": 224, "resize": resize, "crop": "center", "interpolation": interpolation} | IMAGENET
     assert TorchvisionNet.weights_preprocess(name, weights) == expected
     assert Preprocess.from_dict(expected).to_dict() == expected
-
-
-def test_a_local_file_has_the_preprocess_of_the_default_weights():
-    weights_preprocess = TorchvisionNet.weights_preprocess
-    assert weights_preprocess("resnet18", "some/file.pth") == weights_preprocess("resnet18", "default")
-    assert weights_preprocess("resnet18", None) is None

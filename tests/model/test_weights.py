@@ -2,17 +2,23 @@
 
 import logging
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from networks import network
 from safetensors.torch import save_file
 
 from imago.errors import ConfigError, DataError
+from imago.model.adapt import weights_preprocess
 from imago.model.small_resnet import SmallResNet
 from imago.model.torchvision_net import TorchvisionNet
 from imago.model.weights import find_file, read_weights
+
+
+def squeezenet_net(num_classes: int, file: Path) -> TorchvisionNet:
+    return network(TorchvisionNet, num_classes, 224, name="squeezenet1_0", weights=str(file))
+
 
 # Reading
 
@@ -31,10 +37,11 @@ def test_wrapped_files_are_read(squeezenet, wrap: str | None):
 
 
 def test_files_from_before_the_batch_counter_load(tmp_path, saved, changed):
-    file = saved(tmp_path / "old.pth", "resnet18")
+    file = saved(tmp_path / "old.pth", "mobilenet_v3_small")
     counters = [key for key in torch.load(file, weights_only=True) if key.endswith("num_batches_tracked")]
-    net = TorchvisionNet(10, 224, "resnet18", str(changed(file, **dict.fromkeys(counters))), None)
-    torch.testing.assert_close(net.network.conv1.weight, read_weights(file)["conv1.weight"])
+    changed(file, **dict.fromkeys(counters))
+    net = network(TorchvisionNet, 10, 224, name="mobilenet_v3_small", weights=str(file))
+    torch.testing.assert_close(net.network.features[0][0].weight, read_weights(file)["features.0.0.weight"])
 
 
 def test_safetensors_are_read_like_a_pth(squeezenet, tmp_path):
@@ -43,15 +50,6 @@ def test_safetensors_are_read_like_a_pth(squeezenet, tmp_path):
     again = read_weights(tmp_path / "file.safetensors")
     assert again.keys() == state.keys()
     assert all(torch.equal(again[key], value) for key, value in state.items())
-
-
-@pytest.mark.parametrize("content", [b"", b"no safetensors", b"\xff" * 40])
-def test_damaged_safetensors_are_refused_in_one_line(tmp_path, content: bytes):
-    file = tmp_path / "file.safetensors"
-    file.write_bytes(content)
-    with pytest.raises(DataError, match=r"file\.safetensors is damaged or no safetensors file") as caught:
-        read_weights(file)
-    assert "\n" not in str(caught.value)
 
 
 def test_safetensors_without_the_package_name_the_way_out(squeezenet, tmp_path, monkeypatch):
@@ -76,26 +74,30 @@ def checkpoint(tmp_path) -> Path:
 def test_only_the_network_of_a_checkpoint_is_read(checkpoint, caplog):
     state = read_weights(checkpoint)
     with caplog.at_level(logging.INFO, "imago"):
-        net = SmallResNet(9, 32, width=4, weights=str(checkpoint))
-    assert "loaded from best.ckpt (new: head.weight, head.bias); dropped from the file: head.weight 4x16" in caplog.text
+        net = network(SmallResNet, 9, 32, width=4, weights=str(checkpoint))
+    assert (
+        "loaded from best.ckpt (new: head.weight, head.bias); dropped from the file: head.weight, head.bias"
+        in caplog.text
+    )
     assert torch.equal(net.stem.weight, state["stem.weight"])
-    assert net.replaced == ["head.weight", "head.bias"]
+    assert net.uninitialized_names == ["head.weight", "head.bias"]
 
 
 def test_a_checkpoint_has_a_preprocess_record_and_other_files_have_none(checkpoint, squeezenet):
-    assert SmallResNet.weights_preprocess(None, str(checkpoint))["resize"] == 40
+    small_resnet = {"_target_": "imago.model.small_resnet.SmallResNet"}
+    assert weights_preprocess(small_resnet | {"weights": str(checkpoint)})["resize"] == 40
     assert TorchvisionNet.weights_preprocess("resnet18", str(checkpoint))["mean"] == [0.1] * 3
-    assert SmallResNet.weights_preprocess(None, str(squeezenet)) is None
-    assert SmallResNet.weights_preprocess(None, None) is None
+    assert weights_preprocess(small_resnet | {"weights": str(squeezenet)}) is None
+    assert weights_preprocess(small_resnet | {"weights": None}) is None
 
 
 def test_our_own_networks_have_no_published_weights():
     with pytest.raises(ConfigError, match=r"model\.weights=default: of this network it can be null, a file or a run"):
-        SmallResNet(9, 32, weights="default")
+        network(SmallResNet, 9, 32, weights="default")
 
 
 def test_a_head_with_a_missing_tensor_is_not_copied(squeezenet, changed):
-    net = TorchvisionNet(1000, 224, "squeezenet1_0", str(changed(squeezenet, classifier__1__bias=None)), None)
+    net = squeezenet_net(1000, changed(squeezenet, classifier__1__bias=None))
     file_head = read_weights(squeezenet)["classifier.1.weight"]
     assert not torch.equal(net.network.classifier[1].weight, file_head)
 
@@ -104,9 +106,11 @@ def test_a_head_with_a_missing_tensor_is_not_copied(squeezenet, changed):
 
 
 def test_a_mismatch_names_the_first_tensors(tmp_path, saved):
-    file = saved(tmp_path / "r34.pth", "resnet34")
-    with pytest.raises(DataError, match=r"96 unknown \(layer1\.2\.conv1\.weight, .* \.\.\.\)") as caught:
-        TorchvisionNet(1000, 224, "resnet18", str(file), None)
+    file = saved(tmp_path / "mobilenet.pth", "mobilenet_v3_small")
+    with pytest.raises(
+        DataError, match=r"does not fit this network \(Missing key.*features\.0\.weight.*; choose the model="
+    ) as caught:
+        squeezenet_net(1000, file)
     assert str(file) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -114,10 +118,9 @@ def test_a_mismatch_names_the_first_tensors(tmp_path, saved):
 def test_a_missing_tensor_and_one_of_another_shape_are_reported_together(squeezenet, changed):
     changed(squeezenet, features__3__squeeze__bias=None, features__0__bias=torch.zeros(4))
     with pytest.raises(DataError) as caught:
-        TorchvisionNet(5, 224, "squeezenet1_0", str(squeezenet), None)
-    assert "1 missing (features.3.squeeze.bias), 1 of another shape (features.0.bias 4 instead of 96)" in str(
-        caught.value
-    )
+        squeezenet_net(5, squeezenet)
+    for text in ('Missing key(s) in state_dict: "features.3.squeeze.bias"', "size mismatch for features.0.bias"):
+        assert text in str(caught.value)
 
 
 def test_values_that_are_not_finite_are_refused(squeezenet, changed):
@@ -130,29 +133,34 @@ def test_a_flipped_bit_is_found(squeezenet):
     data = bytearray(squeezenet.read_bytes())
     data[len(data) // 2] ^= 1
     squeezenet.write_bytes(data)
-    with pytest.raises(DataError, match=r"squeezenet\.pth is damaged \(the checksum of "):
+    with pytest.raises(DataError, match=r"squeezenet\.pth is damaged .* the checksum of .* does not match"):
         read_weights(squeezenet)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a file of weights", b"PK\x03\x04 no zip", b"\x80\x02}q\x00."])
-def test_files_of_other_kinds_are_refused_in_one_line(tmp_path, content: bytes):
-    file = tmp_path / "file.pth"
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a file of weights", b"PK\x03\x04 no zip", b"\x80\x02}q\x00.", b"\xff" * 40]
+)
+def test_files_of_other_kinds_are_refused_in_one_line(tmp_path, content: bytes, suffix: str):
+    file = tmp_path / f"file.{suffix}"
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"file\.pth (is no file of weights|contains no state_dict)") as caught:
+    with pytest.raises(
+        DataError, match=r"file\.\w+ (is damaged or not a file of weights|contains no state_dict)"
+    ) as caught:
         read_weights(file)
     assert "\n" not in str(caught.value)
 
 
 def test_a_truncated_file_is_refused(squeezenet):
     squeezenet.write_bytes(squeezenet.read_bytes()[:100_000])
-    with pytest.raises(DataError, match=r"squeezenet\.pth is no file of weights") as caught:
+    with pytest.raises(DataError, match=r"squeezenet\.pth is damaged or not a file of weights") as caught:
         read_weights(squeezenet)
     assert "miniz" not in str(caught.value)  # of torch's message only the first sentence is shown
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path):
     torch.save({"weight": torch.zeros(1), "hook": print}, tmp_path / "evil.pth")
-    with pytest.raises(DataError, match=r"evil\.pth is no file of weights"):
+    with pytest.raises(DataError, match=r"evil\.pth is damaged or not a file of weights"):
         read_weights(tmp_path / "evil.pth")
 
 
@@ -160,13 +168,6 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
 def test_a_file_without_named_tensors_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(DataError, match="contains no state_dict"):
-        read_weights(tmp_path / "file.pth")
-
-
-def test_a_zip_of_another_kind_is_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "file.pth", "w") as archive:
-        archive.writestr("readme.txt", "hello")
-    with pytest.raises(DataError, match=r"file\.pth is no file of weights"):
         read_weights(tmp_path / "file.pth")
 
 

@@ -89,19 +89,6 @@ def test_a_shared_parameter_is_counted_once():
     assert [len(group["params"]) for group in parameter_groups(network, 0.05)] == [1, 2]
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
-def test_a_step_without_gradient_shrinks_only_what_decays(optimizer: type):
-    network = net()
-    nn.init.ones_(network[3].bias)
-    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
-    for parameter in network.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer(parameter_groups(network, 0.5), lr=0.1, weight_decay=0.5).step()
-    shrunk = {name for name, parameter in network.named_parameters() if not torch.equal(parameter, before[name])}
-    assert shrunk == {"0.weight", "3.weight"}
-    torch.testing.assert_close(network[3].weight, before["3.weight"] * 0.95)
-
-
 @pytest.mark.parametrize(("network", "weight_decay"), [(net(), 0.0), (nn.BatchNorm2d(2), 0.05)])
 def test_if_nothing_decays_there_is_one_group_as_lbfgs_requires(network: nn.Module, weight_decay: float):
     (group,) = parameter_groups(network, weight_decay)

@@ -265,6 +265,12 @@ def test_gradients_are_clipped_before_a_fused_step_in_every_precision(
     assert size.item() == pytest.approx(0.001, rel=1e-2)
 
 
+def test_frozen_parts_of_the_network_stay_in_eval_mode(compose):
+    cfg = compose("data=shapes", "model=small_resnet", "model.freeze=backbone", "trainer.max_epochs=1")
+    task = build_task(cfg, build_data(cfg)).eval().train()
+    assert {name for name, module in task.net.named_modules() if module.training} == {"", "head"}
+
+
 def test_the_settings_in_a_checkpoint_are_plain_data_and_rebuild_the_task(compose, tmp_path: Path):
     cfg = compose("data=shapes", *SMALL, "loss.weight=balanced", "trainer.limit_train_batches=1")
     counts = [10] * 5 + [54] * 5

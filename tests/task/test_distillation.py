@@ -100,7 +100,8 @@ def normalized(pixels: Tensor, record: dict) -> Tensor:
     return (pixels - mean) / std
 
 
-def test_images_are_normalized_for_the_teacher():
+@pytest.mark.parametrize("record", [RECORD, OTHER])
+def test_images_are_normalized_for_the_teacher(record: dict):
     pixels = torch.rand(2, 3, 8, 8)
     seen = Teacher(nn.Identity(), OTHER, student=RECORD)(normalized(pixels, RECORD))
     torch.testing.assert_close(seen, normalized(pixels, OTHER))

@@ -49,7 +49,7 @@ def test_a_damaged_weights_file_is_refused_before_data_is_read(compose: Callable
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut short")
     nowhere = ("data=image_folder", f"data.root={tmp_path / 'nowhere'}")
     cfg = compose(*nowhere, f"model.weights={tmp_path / 'cut.pth'}")
-    with pytest.raises(DataError, match=r"cut\.pth is no file of weights"):
+    with pytest.raises(DataError, match=r"cut\.pth is damaged or not a file of weights"):
         check_machine(cfg)
 
 

@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from imago.errors import ConfigError
 from imago.model.adapt import keep_frozen_in_evaluation
-from imago.model.layers import layers_in_order
+from imago.model.layers import layers_in_order, new_parts
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ class BackboneFinetuning(Callback):
         layers = layers_in_order(net)
         num_trained = self._num_trained(epoch, len(layers))
         trained = {id(parameter) for layer in layers[len(layers) - num_trained :] for parameter in layer}
-        for name in getattr(net, "new_parts", ()):
-            trained |= {id(parameter) for parameter in net.body.get_submodule(name).parameters()}
+        for part in new_parts(net):
+            trained |= {id(parameter) for parameter in getattr(net, "body", net).get_submodule(part).parameters()}
         for parameter in net.parameters():
             parameter.requires_grad_(id(parameter) in trained)
         net.train()  # also what was frozen, and therefore in evaluation mode

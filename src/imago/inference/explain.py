@@ -13,7 +13,7 @@ from imago.files import report_unwritable
 from imago.inference.load import Predictor, TorchPredictor
 from imago.inference.predictions import Prediction
 from imago.model.classifier import Classifier
-from imago.model.layers import last_layer
+from imago.model.layers import head_names
 
 _MAX_STEM_CHARS = 60  # of the image's name: file names may have 255 bytes
 
@@ -95,8 +95,10 @@ def target_layer(classifier: Classifier) -> str:
     Raises:
         ConfigError: if there is none, as in a network that processes the image as a sequence of patches.
     """
-    head = last_layer(classifier.net)
-    calls = list(takewhile(lambda call: call[0] != head, _record_calls(classifier)))
+    body = getattr(classifier.net, "body", classifier.net)
+    heads = [body.get_submodule(name) for name in head_names(classifier.net)]
+    names_of_heads = [name for name, module in classifier.net.named_modules() if module in heads]
+    calls = list(takewhile(lambda call: call[0] not in names_of_heads, _record_calls(classifier)))
     names = [name for name, _ in calls]
     maps = [index for index, (name, shape) in enumerate(calls) if _is_map(shape) and names.count(name) == 1]
     if not maps or any(_is_sequence(shape) for _, shape in calls[maps[-1] :]):

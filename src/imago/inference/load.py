@@ -10,7 +10,6 @@ import numpy as np
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
 from imago.inference.calibration import read_temperature
-from imago.instantiate import build
 from imago.statistics.calibration import UNCALIBRATED
 from imago.statistics.metrics import softmax
 
@@ -118,6 +117,7 @@ def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifie
         DataError: if there is no intact checkpoint, or its weights do not fit the network's code.
         ConfigError: if it names a target that is not allowed.
     """
+    from imago.model.adapt import build_network
     from imago.model.classifier import Classifier
     from imago.runs.checkpoint import read_checkpoint
 
@@ -127,17 +127,15 @@ def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifie
         hparams: dict[str, Any] = checkpoint["hyper_parameters"]
         settings = dict(hparams["net"])
         preprocess = Preprocess.from_dict(hparams["preprocess"])
-        shape = {"num_classes": len(hparams["class_names"]), "image_size": int(preprocess.size)}
+        class_names = tuple(hparams["class_names"])
         state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(_PREFIX)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{file} does not describe a network ({error!r}); it was changed after saving.") from error
     if "weights" in settings:
         settings["weights"] = None  # all weights are in the checkpoint: no pretrained file is read or downloaded
-    net = build(settings, extra_targets=extra_targets, **shape)
-    if not hasattr(net, "load_state_dict"):
-        raise ConfigError(f"{file} names {settings.get('_target_')} as its network, which is not an nn.Module.")
+    net = build_network(settings, len(class_names), preprocess.size, extra_targets)
     _load_weights(net, state, file, settings["_target_"])
-    return Classifier(net, hparams["class_names"], preprocess).eval()
+    return Classifier(net, class_names, preprocess).eval()
 
 
 def check_compatible(file: Path, task: "ClassificationTask") -> None:

@@ -1,6 +1,7 @@
 """Cross-entropy with label smoothing and class weights."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class CrossEntropy(nn.Module):
             2016, section 7 (arXiv:1512.00567).
         weight: K weights above 0; or "balanced" for n / (K * n_k), as scikit-learn's `class_weight`. The loss is
             divided by the sum of the weights of the batch, so their scale has no effect.
-        class_counts: training images of each of the K classes.
+        class_counts: number of training images of each of the K classes.
 
     Raises:
         ConfigError: if the weights do not fit the classes, or are balanced and a class has no images.
@@ -36,7 +37,7 @@ class CrossEntropy(nn.Module):
     ) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
-        weights = None if weight is None else torch.tensor(class_weights(weight, class_counts), dtype=torch.float32)
+        weights = None if weight is None else torch.tensor(_class_weights(weight, class_counts), dtype=torch.float32)
         self.register_buffer("weight", weights, persistent=False)  # built from the settings
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -51,11 +52,9 @@ class CrossEntropy(nn.Module):
         return total / (labels * self.weight).sum()
 
 
-def class_weights(weight: str | Sequence[float], class_counts: Sequence[int] | None) -> list[float]:
+def _class_weights(weight: Any, class_counts: Sequence[int] | None) -> list[float]:
     """Return the K weights that `loss.weight` stands for; arguments and errors as in `CrossEntropy`."""
-    if isinstance(weight, str):
-        if weight != "balanced":
-            raise ConfigError(f"loss.weight={weight} is not one of null, balanced; or give a number for each class.")
+    if weight == "balanced":
         if class_counts is None or 0 in class_counts:
             raise ConfigError(
                 f"loss.weight=balanced needs training images of every class, and their counts are {class_counts}; "

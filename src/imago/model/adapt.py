@@ -1,167 +1,152 @@
-"""Fit a network to the data: gray images, pretrained weights, and which parameters are trained."""
+"""Build a network and apply its settings `weights`, `freeze` and `in_channels`, which any `nn.Module` may have."""
 
-import logging
+import inspect
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from imago.errors import ConfigError
-from imago.model.layers import last_layer
-from imago.model.stem import convert_to_gray, luminance
-from imago.model.weights import copy_weights, find_file, is_path, read_weights, recorded_preprocess
+from imago.instantiate import build, check_targets, find_target
+from imago.model.layers import new_parts
 
-log = logging.getLogger(__name__)
+_APPLIED = ("weights", "freeze", "in_channels")
 
 
-class AdaptableNet(nn.Module):
-    """Base class of the networks here; a subclass builds its layers, then calls `adapt`.
-
-    All of them take three arguments besides their own:
-        weights: path of a .pth, .safetensors or .ckpt file, the name of published weights, or None for random ones.
-        freeze: "backbone" trains the head and a new stem only, and keeps everything else in eval mode; a glob such as
-            `layer[12].*` freezes the parameters that it matches; None or "none" trains everything.
-        in_channels: 3, or 1 to train on the luminance of the images.
+def build_network(
+    settings: Mapping[str, Any], num_classes: int, image_size: int, extra_targets: Sequence[str] = ()
+) -> Any:
+    """Build a network and apply its settings; a class that takes one of the three arguments itself is given it.
 
     Names and shapes of the tensors, and the first values of the new parts, do not depend on `weights`: a checkpoint is
     rebuilt with `weights=None`, without the file.
 
-    Attributes:
-        freeze: as above, None for "none".
-        head_names: modules of `body` that compute the logits.
-        new_parts: modules of `body` that were created for the data: the head, a stem for small images.
-        replaced: names of the tensors that the file of weights had no values for; empty without a file.
+    Args:
+        settings: `_target_`, arguments of the class, and those of `adapt` that are not the default.
+        num_classes: K, width of the head.
+        image_size: side of the input in pixels.
+        extra_targets: further packages that targets may name.
+
+    Raises:
+        ConfigError: a target that is refused, or settings that cannot work.
+        DataError: weights that are missing, damaged or of another network.
     """
+    check_targets(settings, extra_targets)  # before `find_target` imports anything
+    network = _network_class(settings)
+    applied = {key: settings[key] for key in _APPLIED if key in settings and not _takes(network, key)}
+    file = find_weights(settings)
+    arguments = {key: value for key, value in settings.items() if key not in applied}
+    net = build(arguments, extra_targets=extra_targets, num_classes=num_classes, image_size=image_size)
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"_target_={settings.get('_target_')} is not a network; name a class derived from nn.Module.")
+    adapt(net, file, **applied)
+    return net
 
-    freeze: str | None
-    head_names: list[str]
-    new_parts: list[str]
-    replaced: Sequence[str] = ()
 
-    @property
-    def body(self) -> nn.Module:
-        """The network that a file of weights belongs to: this one, or the one that it wraps."""
-        return self
+def find_weights(settings: Mapping[str, Any]) -> Path | None:
+    """Return the file that `model.weights` names, downloaded if needed; None for null or if the class reads weights.
 
-    @staticmethod
-    def find_weights(name: str | None, weights: str | None) -> Path | None:
-        """Return the file that `model.weights` names, downloaded if needed; None for None.
+    Raises:
+        ConfigError: the library has no such network, or no published weights of that name.
+        DataError: the file does not exist, cannot be downloaded or is damaged.
+    """
+    network, weights = _network_class(settings), settings.get("weights")
+    if hasattr(network, "find_weights"):
+        return network.find_weights(settings.get("name"), weights)
+    if weights is None or _takes(network, "weights"):
+        return None
+    from imago.model.weights import find_file, is_path
 
-        Args:
-            name: of the network, for a class that builds many.
-            weights: as in the class.
+    if not is_path(weights):
+        raise ConfigError(f"model.weights={weights}: of this network it can be null, a file or a run directory.")
+    return find_file(weights)
 
-        Raises:
-            ConfigError: unknown network, or no published weights of that name.
-            DataError: the file does not exist, cannot be downloaded or is damaged.
-        """
-        if weights is not None and not is_path(weights):
-            raise ConfigError(f"model.weights={weights}: of this network it can be null, a file or a run directory.")
-        return None if weights is None else find_file(weights)
 
-    @staticmethod
-    def weights_preprocess(name: str | None, weights: str | None) -> dict[str, Any] | None:
-        """Return the record of `imago.images.Preprocess` that the weights were evaluated with; None if unknown."""
-        return None if weights is None else recorded_preprocess(Path(weights).expanduser())
+def weights_preprocess(settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the record of `imago.images.Preprocess` that `model.weights` were evaluated with; None if unknown."""
+    network, weights = _network_class(settings), settings.get("weights")
+    if weights is None or _takes(network, "weights"):
+        return None
+    if hasattr(network, "weights_preprocess"):
+        return network.weights_preprocess(settings.get("name"), weights)
+    from imago.model.weights import recorded_preprocess
 
-    def train(self, mode: bool = True) -> Self:
-        """Switch between training and eval mode; frozen parts stay in eval mode, dropout included."""
-        super().train(mode)
-        keep_frozen_in_evaluation(self)
-        return self
+    return recorded_preprocess(weights)
 
 
 def adapt(
-    net: Any,
-    file: Path | None,
-    freeze: str | None,
-    in_channels: int,
-    name: str | None = None,
-    head_names: Sequence[str] = (),
-    new_stem: Sequence[str] = (),
-    state: Mapping[str, Tensor] | None = None,
+    net: Any, file: Path | None = None, weights: str | None = None, freeze: str | None = None, in_channels: int = 3
 ) -> None:
-    """Fit a network, whose layers are built, to the data and to weights; set the attributes of `AdaptableNet`.
+    """Convert a network to gray images, copy weights into it and freeze parameters.
 
     Args:
-        net: changed in place; names of modules are those of `net.body` if it has one.
-        file: of weights; None keeps the random ones.
-        freeze: as in `AdaptableNet`.
-        in_channels: as in `AdaptableNet`.
-        name: of the network, for the log; by default its class.
-        head_names: modules that compute the logits; by default the last layer.
-        new_stem: modules that were replaced for small images.
-        state: what `file` contains, if it is read already.
-
-    Raises:
-        ConfigError: settings that cannot work.
-        DataError: weights that are damaged or of another network.
+        net: changed in place; gets `uninitialized_names`, the tensors that the file has no values for.
+        file: from `find_weights`; None keeps the random values.
+        weights: path of a .pth, .safetensors or .ckpt file, or the name of published weights.
+        freeze: "backbone" trains the head and a new stem only, and keeps everything else in eval mode; a glob such as
+            `layer[12].*` freezes the parameters that it matches; None or "none" trains everything.
+        in_channels: 3, or 1 to train on the luminance of the images.
     """
-    body, name = getattr(net, "body", net), name or type(net).__name__
-    net.freeze = None if freeze == "none" else freeze
-    net.head_names = list(head_names) or [last_layer(body)]
-    net.new_parts = [*net.head_names, *new_stem]
-    if in_channels not in (1, 3):
-        raise ConfigError(f"model.in_channels={in_channels} is neither 3 (images are read as RGB) nor 1 (gray).")
+    gray_weight = None
     if in_channels == 1:
-        gray_weight = convert_to_gray(body)
-        net.register_forward_pre_hook(_to_luminance)
+        from imago.model.stem import convert_to_gray
+
+        gray_weight = convert_to_gray(net)
     if file is not None:
-        state = read_weights(file) if state is None else state
-        if in_channels == 1 and gray_weight in state and state[gray_weight].shape[1:2] == (3,):
-            state = {**state, gray_weight: state[gray_weight].sum(dim=1, keepdim=True)}
-        net.replaced = copy_weights(body, state, net.new_parts, file)
-        _log_copied(name, state, net.replaced, file)
-    if net.freeze is not None:
-        freeze_parameters(body, net.freeze, net.new_parts, net.replaced)
-    net.train()
+        from imago.model.weights import load_weights
+
+        net.uninitialized_names = load_weights(net, file, weights, gray_weight)
+    if freeze not in (None, "none"):
+        freeze_parameters(net, freeze, getattr(net, "uninitialized_names", ()))
+        keep_frozen_in_evaluation(net, freeze)
 
 
-def freeze_parameters(network: nn.Module, freeze: str, new_parts: Sequence[str], random: Sequence[str] = ()) -> None:
+def freeze_parameters(net: nn.Module, freeze: str, uninitialized_names: Sequence[str] = ()) -> None:
     """Set `requires_grad` of every parameter.
 
     Args:
-        network: changed in place.
-        freeze: "backbone" for everything but `new_parts`, or a glob over names of parameters, e.g. `layer[12].*`.
-        new_parts: modules that start without pretrained weights: the head, a new stem.
-        random: names of the tensors that the file of weights had no values for.
+        net: changed in place.
+        freeze: "backbone" for everything but the head and a new stem, or a glob over names of parameters.
+        uninitialized_names: tensors that the file of weights had no values for.
 
     Raises:
         ConfigError: a glob that matches nothing, leaves nothing to train, or would freeze random values.
     """
-    names = [name for name, _ in network.named_parameters()]
+    parameters = dict(getattr(net, "body", net).named_parameters())
     if freeze == "backbone":
-        frozen = {name for name in names if not name.startswith(tuple(f"{part}." for part in new_parts))}
+        trained = tuple(f"{part}." for part in new_parts(net))
+        frozen = {name for name in parameters if not name.startswith(trained)}
     else:
-        frozen = {name for name in names if fnmatchcase(name, freeze)}
+        frozen = {name for name in parameters if fnmatchcase(name, freeze)}
     if not frozen:
-        is_module = any(name.startswith(f"{freeze}.") for name in names)
+        is_module = any(name.startswith(f"{freeze}.") for name in parameters)
+        names = list(parameters)
         hint = f"did you mean {freeze}.*?" if is_module else f"they are called {', '.join(names[:3])} ... {names[-1]}."
-        raise ConfigError(f"model.freeze={freeze} matches none of the network's {len(names)} parameters; {hint}")
-    if len(frozen) == len(names):
-        raise ConfigError(f"model.freeze={freeze} leaves nothing to train; it matches all {len(names)} parameters.")
-    if freeze != "backbone" and (stuck := [name for name in random if name in frozen]):
+        raise ConfigError(f"model.freeze={freeze} matches none of the network's {len(parameters)} parameters; {hint}")
+    if len(frozen) == len(parameters):
+        raise ConfigError(f"model.freeze={freeze} leaves nothing to train; it matches all {len(frozen)} parameters.")
+    if freeze != "backbone" and (random_names := [name for name in uninitialized_names if name in frozen]):
         raise ConfigError(
-            f"model.freeze={freeze} would keep {' and '.join(stuck)} random: model.weights has no values for "
-            f"{'it' if len(stuck) == 1 else 'them'}; use a narrower pattern, or model.freeze=backbone."
+            f"model.freeze={freeze} would keep {' and '.join(random_names)} random: model.weights has no values for "
+            "that; use a narrower pattern, or model.freeze=backbone."
         )
-    for name, parameter in network.named_parameters():
+    for name, parameter in parameters.items():
         parameter.requires_grad_(name not in frozen)
 
 
-def keep_frozen_in_evaluation(net: nn.Module) -> None:
+def keep_frozen_in_evaluation(net: nn.Module, freeze: str | None = None) -> None:
     """Set the modules that have parameters, of which none trains, to eval mode; other modules keep their mode.
 
-    So BatchNorm uses its running statistics without updating them, and dropout inside a frozen block is off. With a
-    frozen backbone the modules without parameters are set to eval mode too: the features of the head do not change.
+    So BatchNorm uses its running statistics without updating them, and dropout inside a frozen block is off. With
+    `freeze="backbone"` the modules without parameters are set to eval mode too: the inputs of the head do not change.
     """
-    body: Any = getattr(net, "body", net)
-    if getattr(net, "freeze", None) == "backbone":
-        for module in body.children() if body is net else (body,):
+    body = getattr(net, "body", net)
+    if freeze == "backbone":
+        for module in net.children():
             module.eval()
-        for part in getattr(net, "new_parts", ()):
+        for part in new_parts(net):
             body.get_submodule(part).train(net.training)
     for module in body.modules():
         parameters = list(module.parameters())
@@ -169,17 +154,13 @@ def keep_frozen_in_evaluation(net: nn.Module) -> None:
             module.eval()
 
 
-def _to_luminance(net: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """Convert the input of a network for gray images, as a forward pre-hook."""
-    return (luminance(inputs[0]),)
+def _network_class(settings: Mapping[str, Any]) -> Any:
+    return find_target(str(settings.get("_target_")))
 
 
-def _log_copied(name: str, state: Mapping[str, Tensor], new: Sequence[str], file: Path) -> None:
-    dropped = [key for key in new if key in state]
-    text = f"{len(state) - len(dropped)} of {len(state)} pretrained tensors loaded from {file.name}"
-    if new:
-        text += f" (new: {', '.join(new)})"
-    if dropped:
-        shapes = ", ".join(f"{key} {'x'.join(map(str, state[key].shape))}" for key in dropped)
-        text += f"; dropped from the file: {shapes}"
-    log.info("%s: %s", name, text)
+def _takes(network: Any, key: str) -> bool:
+    """Return whether a class takes an argument itself."""
+    try:
+        return key in inspect.signature(network).parameters
+    except (TypeError, ValueError):  # not a class, which `build` reports
+        return True

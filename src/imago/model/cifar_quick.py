@@ -3,10 +3,9 @@
 from torch import Tensor, nn
 
 from imago.errors import ConfigError
-from imago.model.adapt import AdaptableNet, adapt
 
 
-class CifarQuick(AdaptableNet):
+class CifarQuick(nn.Module):
     """conv5x5-32, max-pool, conv5x5-32, pool, conv5x5-64, pool, fc-64, head: 145,578 parameters at 32 px, 10 classes.
 
     The first ReLU comes after its pool and there is none between the linear layers, as in the original: `cifar10_quick`
@@ -15,17 +14,9 @@ class CifarQuick(AdaptableNet):
     Args:
         num_classes: K, width of the head; comes from the data.
         image_size: side of the input in pixels; comes from the preprocess record; at least 8.
-        weights, freeze, in_channels: as in `AdaptableNet`.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        image_size: int,
-        weights: str | None = None,
-        freeze: str | None = None,
-        in_channels: int = 3,
-    ) -> None:
+    def __init__(self, num_classes: int, image_size: int) -> None:
         super().__init__()
         if image_size < 8:
             raise ConfigError(f"model=cifar_quick halves images three times; preprocess.size={image_size} is below 8.")
@@ -42,8 +33,7 @@ class CifarQuick(AdaptableNet):
             nn.AdaptiveAvgPool2d(4),  # no effect at 32 px; the next layer would have 3 M weights at 224 px
         )
         self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(64 * 4 * 4, 64), nn.Linear(64, num_classes))
-        adapt(self, self.find_weights(None, weights), freeze, in_channels)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, in_channels, H, W) to logits (N, K)."""
+        """Map images (N, 3, H, W) to logits (N, K)."""
         return self.classifier(self.features(images))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from imago.images import Preprocess
-from imago.model.layers import last_layer
+from imago.model.layers import head_names
 from imago.normalize import Normalize
 
 
@@ -44,13 +44,15 @@ class Classifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """Map uint8 images (N, 3, size, size) to the inputs of the head, (N, D).
 
-        The head is the last linear layer, or else, as in SqueezeNet, the last convolution, whose inputs are averaged
-        over height and width.
+        The inputs of a convolution, as in SqueezeNet, are averaged over height and width.
 
         Raises:
-            ValueError: the network has neither.
+            ValueError: the network has no linear layer or convolution.
         """
-        head = self.net.get_submodule(last_layer(self.net))
+        names = head_names(self.net)
+        if not names:
+            raise ValueError(f"{type(self.net).__name__} has no linear layer or convolution as its head.")
+        head = getattr(self.net, "body", self.net).get_submodule(names[-1])
         inputs: list[Tensor] = []
         hook = head.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
         try:

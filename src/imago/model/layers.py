@@ -14,19 +14,15 @@ def layers_in_order(net: nn.Module) -> list[list[nn.Parameter]]:
     SqueezeNet; in a plain stack, as in VGG, each convolution is a layer. Norms, tokens and position embeddings between
     the blocks belong to the layer before them. The order is that of registration, as in every network of torchvision.
 
-    Args:
-        net: with `body` and `head_names` as in `AdaptableNet`; of another network the last layer is the head.
-
     Returns:
         At least one list; the last is the head's.
     """
     body: nn.Module = getattr(net, "body", net)
-    heads = [body.get_submodule(name) for name in getattr(net, "head_names", ())]
-    of_head = [parameter for head in heads for parameter in head.parameters()]
+    of_head = [parameter for name in head_names(net) for parameter in body.get_submodule(name).parameters()]
     seen = set(map(id, of_head))
     layers: list[list[nn.Parameter]] = []
     early: list[nn.Parameter] = []  # before the first layer
-    for parameters, is_layer in _parts(body, is_top=True):
+    for parameters, is_layer in _walk(body, is_top=True):
         new = [parameter for parameter in parameters if id(parameter) not in seen]
         seen.update(map(id, new))
         if is_layer and not all(map(is_vector, new)):
@@ -37,17 +33,24 @@ def layers_in_order(net: nn.Module) -> list[list[nn.Parameter]]:
     return [*layers, [*early, *of_head]] if of_head or early else layers
 
 
-def last_layer(net: nn.Module) -> str:
-    """Return the name of the last linear layer, or else of the last convolution, which is the head of SqueezeNet.
+def head_names(net: nn.Module) -> list[str]:
+    """Return the names, in `net.body` if there is one, of the modules that compute the logits.
 
-    Raises:
-        ValueError: the network has neither.
+    If the network does not name them, it is the last linear layer, or else, as in SqueezeNet, the last convolution.
     """
+    if hasattr(net, "head_names"):
+        return net.head_names  # type: ignore[return-value]
+    body: nn.Module = getattr(net, "body", net)
     for kind in (nn.Linear, nn.Conv2d):
-        names = [name for name, module in net.named_modules() if isinstance(module, kind)]
+        names = [name for name, module in body.named_modules() if isinstance(module, kind)]
         if names:
-            return names[-1]
-    raise ValueError(f"{type(net).__name__} has no linear layer or convolution as its head.")
+            return names[-1:]
+    return []
+
+
+def new_parts(net: nn.Module) -> list[str]:
+    """Return the names of the modules that were created for the data: the head, and a stem for small images."""
+    return [*head_names(net), *getattr(net, "new_stem", ())]
 
 
 def is_vector(parameter: nn.Parameter) -> bool:
@@ -55,7 +58,7 @@ def is_vector(parameter: nn.Parameter) -> bool:
     return parameter.numel() == max(parameter.shape, default=1)
 
 
-def _parts(module: nn.Module, is_top: bool = False, in_top: bool = False) -> Iterator[tuple[list[nn.Parameter], bool]]:
+def _walk(module: nn.Module, is_top: bool = False, in_top: bool = False) -> Iterator[tuple[list[nn.Parameter], bool]]:
     """Walk through the network, a plain stack that is its child, and every module that contains a list of blocks.
 
     Yields:
@@ -66,7 +69,7 @@ def _parts(module: nn.Module, is_top: bool = False, in_top: bool = False) -> Ite
         return
     yield list(module.parameters(recurse=False)), next(module.children(), None) is None
     for child in module.children():
-        yield from _parts(child, in_top=is_top)
+        yield from _walk(child, in_top=is_top)
 
 
 def _is_stack(module: nn.Module) -> bool:
@@ -84,6 +87,6 @@ def _is_block_list(module: nn.Module) -> bool:
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Return whether it is a class of its own with layers; convolution, norm and activation in a row are no block."""
+    """Return whether it is a class of its own with layers; convolution, norm and activation in a row are not."""
     has_layers = any(next(child.parameters(), None) is not None for child in module.children())
     return has_layers and not isinstance(module, nn.Sequential)

@@ -3,10 +3,9 @@
 from torch import Tensor, nn
 
 from imago.errors import ConfigError
-from imago.model.adapt import AdaptableNet, adapt
 
 
-class SimpleCNN(AdaptableNet):
+class SimpleCNN(nn.Module):
     """conv3x3-32, pool, conv3x3-64, pool, fc-512, head, with ReLU between; about 2.1 M parameters at 32 px and above.
 
     Args:
@@ -14,19 +13,9 @@ class SimpleCNN(AdaptableNet):
         image_size: side of the input in pixels; comes from the preprocess record; at least 4.
         hidden_features: width of the layer before the head.
         dropout: share of hidden features dropped in training, in [0, 1).
-        weights, freeze, in_channels: as in `AdaptableNet`.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        image_size: int,
-        hidden_features: int = 512,
-        dropout: float = 0.0,
-        weights: str | None = None,
-        freeze: str | None = None,
-        in_channels: int = 3,
-    ) -> None:
+    def __init__(self, num_classes: int, image_size: int, hidden_features: int = 512, dropout: float = 0.0) -> None:
         super().__init__()
         if image_size < 4:
             raise ConfigError(f"model=simple_cnn halves images twice; preprocess.size={image_size} is below 4.")
@@ -47,8 +36,7 @@ class SimpleCNN(AdaptableNet):
             nn.Dropout(dropout),
             nn.Linear(hidden_features, num_classes),
         )
-        adapt(self, self.find_weights(None, weights), freeze, in_channels)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, in_channels, H, W) to logits (N, K)."""
+        """Map images (N, 3, H, W) to logits (N, K)."""
         return self.classifier(self.features(images))

@@ -4,10 +4,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imago.images import SMALL_PX
-from imago.model.adapt import AdaptableNet, adapt
 
 
-class SmallResNet(AdaptableNet):
+class SmallResNet(nn.Module):
     """conv3x3, three stages of residual blocks at full, half and quarter resolution, global mean, head.
 
     Source: He et al. 2016, section 4.2 (arXiv:1512.03385), whose CIFAR nets have 6 n + 2 layers; n = 1 is the common
@@ -18,20 +17,10 @@ class SmallResNet(AdaptableNet):
         image_size: side of the input in pixels; comes from the preprocess record. Over 64 px the first convolution has
             stride 4, so that the stages work at the resolution of small images.
         width: channels of the first stage; doubled in each of the others.
-        blocks_per_stage: n.
-        weights, freeze, in_channels: as in `AdaptableNet`.
+        blocks_per_stage: n of the 6 n + 2 layers.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        image_size: int,
-        width: int = 16,
-        blocks_per_stage: int = 1,
-        weights: str | None = None,
-        freeze: str | None = None,
-        in_channels: int = 3,
-    ) -> None:
+    def __init__(self, num_classes: int, image_size: int, width: int = 16, blocks_per_stage: int = 1) -> None:
         super().__init__()
         stride = 1 if image_size <= SMALL_PX else 4
         self.stem = nn.Conv2d(3, width, kernel_size=3, stride=stride, padding=1, bias=False)
@@ -42,10 +31,9 @@ class SmallResNet(AdaptableNet):
             _stage(2 * width, 4 * width, blocks_per_stage, stride=2),
         )
         self.head = nn.Linear(4 * width, num_classes)
-        adapt(self, self.find_weights(None, weights), freeze, in_channels)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, in_channels, H, W) to logits (N, K)."""
+        """Map images (N, 3, H, W) to logits (N, K)."""
         features = self.stages(functional.relu(self.norm(self.stem(images))))
         return self.head(features.mean(dim=(2, 3)))
 
@@ -56,7 +44,7 @@ class ResidualBlock(nn.Module):
     Args:
         in_width: channels of the input (N, in_width, H, W).
         width: channels of the output (N, width, H / stride, W / stride).
-        stride: of its first convolution.
+        stride: stride of the first convolution.
     """
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:

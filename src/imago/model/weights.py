@@ -1,28 +1,34 @@
-"""Find, read and copy files of weights.
+"""Find files of weights, read them and copy them into a network.
 
 A file that cannot be found, read or copied is an error, never a silent fall back to random weights.
 """
 
+import logging
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imago.errors import ConfigError, DataError
+from imago.model.layers import new_parts
+
+log = logging.getLogger(__name__)
 
 _WRAPPERS = ("state_dict", "model")  # keys under which files keep the state_dict
 _PREFIXES = ("module.", "net.network.", "net.")  # of names of tensors: DDP's, and of our own checkpoints
 # Before 2018 the layers of a DenseNet block had dots in their names, and its published files still have.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 _COUNTER = ".num_batches_tracked"  # of BatchNorm: older files lack it, and nothing here reads it
+_MAX_REASON = 300  # characters of torch's list of tensors that do not fit
 
 
 def find_file(weights: str) -> Path:
-    """Return the file that `model.weights` names.
+    """Return the file of a path.
 
     Raises:
         DataError: it does not exist.
@@ -42,12 +48,10 @@ def is_path(weights: str) -> bool:
     return bool(Path(weights).suffix) or "/" in weights or Path(weights).exists()
 
 
-def recorded_preprocess(file: Path) -> dict[str, Any] | None:
+def recorded_preprocess(weights: str) -> dict[str, Any] | None:
     """Return the record of `imago.images.Preprocess` in a checkpoint of this project; None for other files."""
-    content = _load(file) if file.suffix == ".ckpt" else None
-    settings = content.get("hyper_parameters") if isinstance(content, Mapping) else None
-    record = settings.get("preprocess") if isinstance(settings, Mapping) else None
-    return dict(record) if isinstance(record, Mapping) else None
+    content = _load(Path(weights).expanduser()) if weights.endswith(".ckpt") else {}
+    return content.get("hyper_parameters", {}).get("preprocess")
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -76,92 +80,73 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     return {_OLD_DENSENET.sub(r"\1\2.", key.removeprefix(prefix)): value for key, value in content.items()}
 
 
-def copy_weights(network: nn.Module, state: Mapping[str, Tensor], new_parts: Sequence[str], file: Path) -> list[str]:
-    """Copy `state` into `network`; a part in `new_parts` keeps its values unless all of its tensors fit.
+def load_weights(net: Any, file: Path, weights: str | None, gray_weight: str | None) -> list[str]:
+    """Read a file, copy its tensors into a network and log how many were copied.
 
     Args:
-        network: changed in place.
-        state: tensors of `file` by name.
-        new_parts: names of modules that may differ from the file: the head, a new stem.
-        file: for the error message.
+        net: changed in place.
+        file: contains a state_dict for `net`, or for `net.body` if it has one.
+        weights: `model.weights` as typed.
+        gray_weight: name of the weight that was summed over colors; one of the file with colors is summed too.
 
     Returns:
         Names of the tensors that were not copied.
 
     Raises:
-        DataError: any other mismatch, with the first names and shapes.
+        DataError: the file is damaged or does not fit the network.
     """
-    own = network.state_dict()  # shares memory with the network
-    fits = {key for key, value in state.items() if key in own and own[key].shape == value.shape}
-    tensors = [[key for key in own if key.startswith(f"{part}.")] for part in new_parts]
-    new = [key for keys in tensors if not fits.issuperset(keys) for key in keys]
-    problems = {
-        "missing": [key for key in own if not (key in state or key in new or key.endswith(_COUNTER))],
-        "unknown": [key for key in state if key not in own],
-        "of another shape": [
-            f"{key} {_shape(state[key])} instead of {_shape(own[key])}"
-            for key in state
-            if key in own and key not in fits and key not in new
-        ],
-    }
-    found = [
-        f"{len(keys)} {kind} ({', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})"
-        for kind, keys in problems.items()
-        if keys
-    ]
-    if found:
+    state = read_weights(file)
+    if hasattr(net, "convert_weights"):
+        state = net.convert_weights(state, weights)
+    if gray_weight in state and state[gray_weight].shape[1:2] == (3,):
+        state[gray_weight] = state[gray_weight].sum(dim=1, keepdim=True)
+    body = getattr(net, "body", net)
+    targets = body.state_dict()
+    new_names: list[str] = []
+    for part in new_parts(net):
+        names = [name for name in targets if name.startswith(f"{part}.")]
+        if any(name not in state or state[name].shape != targets[name].shape for name in names):
+            new_names += names
+    kept = {name for name in targets if name in new_names or (name not in state and name.endswith(_COUNTER))}
+    merged: Any = OrderedDict(state | {name: targets[name] for name in kept})
+    merged._metadata = targets._metadata  # versions of the modules, which torchvision's MNASNet requires
+    try:
+        body.load_state_dict(merged)
+    except RuntimeError as error:
+        reason = " ".join(str(error).partition("\n")[2].split())[:_MAX_REASON]
         raise DataError(
-            f"model.weights: {file} does not fit this network: tensors {', '.join(found)}; choose the model= it "
-            "was made from, or other weights."
-        )
-    for key in fits.difference(new):
-        own[key].copy_(state[key])
-    return new
+            f"model.weights: {file} does not fit this network ({reason}); choose the model= it was made from, or other "
+            "weights."
+        ) from error
+    dropped = [name for name in new_names if name in state]
+    text = f"{len(state) - len(dropped)} of {len(state)} pretrained tensors loaded from {file.name}"
+    text += f" (new: {', '.join(new_names)})" if new_names else ""
+    text += f"; dropped from the file: {', '.join(dropped)}" if dropped else ""
+    log.info("%s: %s", getattr(net, "name", type(net).__name__), text)
+    return new_names
 
 
 def _load(file: Path) -> Any:
-    """Load plain data and tensors."""
-    if file.suffix == ".safetensors":
-        return _load_safetensors(file)
-    _check_zip(file)
+    """Load plain data and tensors, after a test of the checksums: torch.load would load a damaged tensor."""
     try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        if zipfile.is_zipfile(file):  # all but the older format of torch.save
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise ValueError(f"the checksum of {damaged} does not match")
         return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can fail in any way
-        first_sentence = re.split(r"\n|\. ", str(error))[0]
-        reason = f"{type(error).__name__}: {first_sentence}"  # the text alone may be a number
-        raise DataError(
-            f"model.weights: {file} is no file of weights ({reason}); give a state_dict in a .pth."
-        ) from error
-
-
-def _load_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
     except ImportError as error:
         raise ConfigError(
             f"model.weights={file} needs the package safetensors, which make setup installs; or give a .pth file."
         ) from error
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"model.weights: {file} is damaged or no safetensors file ({error}); copy it again.") from error
-
-
-def _check_zip(file: Path) -> None:
-    """Raise a DataError if a checksum does not match: `torch.load` does not check, and would load wrong weights."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-    except zipfile.BadZipFile:
-        return  # the older format of torch.save; torch.load refuses anything else
-    except OSError as error:
-        raise DataError(f"model.weights: {file} cannot be read: {error.strerror}.") from error
-    except Exception:  # zlib.error, EOFError, struct.error, NotImplementedError ...: the structure is damaged
-        damaged = "the archive"
-    if damaged:
-        raise DataError(f"model.weights: {file} is damaged (the checksum of {damaged} does not match); copy it again.")
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
+    except Exception as error:  # a damaged file can fail in any way
+        first_sentence = re.split(r"\n|\. ", str(error))[0]
+        reason = f"{type(error).__name__}: {first_sentence}"  # the text alone may be a number
+        raise DataError(
+            f"model.weights: {file} is damaged or not a file of weights ({reason}); copy it again, or give a "
+            "state_dict in a .pth or .safetensors file."
+        ) from error

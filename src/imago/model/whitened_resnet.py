@@ -6,15 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from imago.errors import ConfigError
-from imago.model.adapt import AdaptableNet, adapt
 from imago.model.stem import luminance
 
 _PATCH_PX = 2  # side of the patches that the first layer whitens
-_WHITENING_EPS = 5e-4  # added to the variances, so that directions of noise are not amplified
-_NORM_MOMENTUM = 0.4  # weight of the newest batch in BatchNorm's statistics: torch's 0.1 is slow for a short run
+_WHITENING_EPS = 5e-4  # added to the variances, so that directions of noise are not amplified; as in airbench94
+# Weight of the newest batch in BatchNorm's statistics: torch's 0.1 is slow for a short run. 1 - 0.6 of airbench94.
+_NORM_MOMENTUM = 0.4
 
 
-class WhitenedResNet(AdaptableNet):
+class WhitenedResNet(nn.Module):
     """Whitening 2x2 convolution, a residual block for each width, global maximum, head.
 
     Every block halves the resolution. Source of all but the residual sums: airbench94 (Jordan 2024,
@@ -25,7 +25,7 @@ class WhitenedResNet(AdaptableNet):
         image_size: side of the input in pixels; comes from the preprocess record.
         widths: channels of each block.
         logit_scale: factor on the logits, so that the first ones are small although the head's weights are not.
-        weights, freeze, in_channels: as in `AdaptableNet`; of gray patches there are a third of the directions.
+        in_channels: 3, or 1 to use the luminance of the images, with a third as many filters in the first layer.
 
     Raises:
         ConfigError: if the images are too small for that many blocks.
@@ -37,8 +37,6 @@ class WhitenedResNet(AdaptableNet):
         image_size: int,
         widths: Sequence[int],
         logit_scale: float,
-        weights: str | None = None,
-        freeze: str | None = None,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
@@ -56,13 +54,10 @@ class WhitenedResNet(AdaptableNet):
         self.logit_scale = logit_scale
         nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]  # there is one
         nn.init.normal_(self.head.weight)
-        self.in_channels = in_channels
-        adapt(self, self.find_weights(None, weights), freeze, in_channels=3)  # the first layer fits `in_channels`
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalized images (N, 3, H, W) to logits (N, K); also of other sizes than `image_size`."""
-        channels = images if self.in_channels == 3 else luminance(images)
-        features = self.blocks(self.whitening(channels)).amax(dim=(2, 3))
+        features = self.blocks(self.whitening(self._channels(images))).amax(dim=(2, 3))
         return self.head(features) * self.logit_scale
 
     @torch.no_grad()
@@ -75,15 +70,15 @@ class WhitenedResNet(AdaptableNet):
         Args:
             images: normalized training images (N, 3, H, W); some hundred are enough.
         """
-        channels = images.float() if self.in_channels == 3 else luminance(images.float())
-        patches = (
-            nn.functional.unfold(channels, _PATCH_PX).transpose(1, 2).flatten(0, 1)
-        )  # (N * H * W, in_channels * 4)
+        columns = nn.functional.unfold(self._channels(images.float()), _PATCH_PX)  # (N, in_channels * 4, H * W)
+        patches = columns.transpose(1, 2).flatten(0, 1)
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-        filters = (directions / (variances + _WHITENING_EPS).sqrt()).T.reshape(
-            -1, self.in_channels, _PATCH_PX, _PATCH_PX
-        )
+        filters = (directions / (variances + _WHITENING_EPS).sqrt()).T
+        filters = filters.reshape(-1, *self.whitening.weight.shape[1:])
         self.whitening.weight.copy_(torch.cat([filters, -filters]))
+
+    def _channels(self, images: Tensor) -> Tensor:
+        return images if self.whitening.in_channels == 3 else luminance(images)
 
 
 class ResidualBlock(nn.Module):

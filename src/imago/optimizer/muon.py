@@ -11,10 +11,12 @@ from torch.optim import Optimizer
 from imago.errors import ConfigError
 from imago.model.layers import is_vector
 
-# Coefficients of the quintic polynomial: the steepest slope at 0; singular values end in about 0.7 to 1.2.
+# Coefficients and number of iterations of Jordan et al. 2024: a quintic polynomial with the steepest slope at 0, whose
+# singular values end in about 0.7 to 1.2.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _NUM_ITERATIONS = 5
-_RMS_OF_ADAMW = 0.2  # of a typical AdamW update
+_RMS_OF_ADAMW = 0.2  # of a typical AdamW update (Liu et al. 2025)
+_SMALLEST_NORM = 1e-7  # as in torch.optim.Muon
 
 
 class Muon(Optimizer):
@@ -30,11 +32,11 @@ class Muon(Optimizer):
     Args:
         params: tensors, or groups of them.
         lr: learning rate, above 0.
-        weight_decay: decoupled, as in AdamW.
-        momentum: of Muon, in [0, 1).
+        weight_decay: decoupled weight decay, as in AdamW.
+        momentum: momentum of Muon, in [0, 1).
         nesterov: whether Muon uses Nesterov momentum.
-        betas: of AdamW.
-        eps: of AdamW.
+        betas: decay rates of AdamW's two moments.
+        eps: AdamW's lower limit of the divisor.
 
     Raises:
         ConfigError: if `momentum` is outside [0, 1).
@@ -52,8 +54,8 @@ class Muon(Optimizer):
     ) -> None:
         if not 0 <= momentum < 1:
             raise ConfigError(f"optimizer.momentum={momentum} must be at least 0 and below 1.")
-        moments = {"momentum": momentum, "nesterov": nesterov, "betas": tuple(betas), "eps": eps}
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **moments})
+        settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
+        super().__init__(params, settings | {"betas": tuple(betas), "eps": eps})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -76,7 +78,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     is_tall = matrix.shape[0] > matrix.shape[1]
     if is_tall:
         x = x.T
-    x.div_(x.norm().clamp(min=1e-7))
+    x.div_(x.norm().clamp(min=_SMALLEST_NORM))
     for _ in range(_NUM_ITERATIONS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -6,6 +6,7 @@ Lightning steps every scheduler after each optimizer step. Step 0 is the first s
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
@@ -15,69 +16,54 @@ from imago.errors import ConfigError
 from imago.schedule.duration import duration_in_steps
 
 
-def warmup_cosine(step: int, warmup_steps: int, total_steps: int, final_factor: float) -> float:
-    """Return the factor of a linear warm-up to 1, then a cosine to `final_factor` at the last step.
-
-    The warm-up takes steps 0 to warmup_steps - 1. Source: Goyal et al. 2017, section 2.2 (arXiv:1706.02677); Loshchilov
-    and Hutter 2017, eq. 5 (arXiv:1608.03983), without restarts.
-    """
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    return _cosine(final_factor, _progress(step, warmup_steps, total_steps))
-
-
-def warmup_linear(step: int, warmup_steps: int, total_steps: int, final_factor: float) -> float:
-    """Return the factor of a linear warm-up to 1, then a line to `final_factor` at the last step.
-
-    Source: Goyal et al. 2017, section 2.2 (arXiv:1706.02677); Smith 2017, figure 2 (arXiv:1506.01186), for the triangle
-    that results from a long warm-up.
-    """
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    return 1 - (1 - final_factor) * _progress(step, warmup_steps, total_steps)
-
-
-def one_cycle(step: int, warmup_steps: int, total_steps: int, start_factor: float, final_factor: float) -> float:
-    """Return the factor of half a cosine from `start_factor` up to 1, then half a cosine to `final_factor`.
-
-    The factor is 1 at step warmup_steps. Source: Smith and Topin 2018 (arXiv:1708.07120), with cosines instead of lines
-    as in fastai (Howard and Gugger 2020, arXiv:2002.04688).
-    """
-    if step < warmup_steps:
-        return _cosine(start_factor, 1 - step / warmup_steps)
-    return _cosine(final_factor, _progress(step, warmup_steps, total_steps))
-
-
-def step_decay(step: int, every_steps: int, factor: float) -> float:
-    """Return `factor` to the power of the decays done. Source: He et al. 2016, section 3.4 (arXiv:1512.03385)."""
-    return factor ** (step // every_steps)
-
-
-def constant(step: int) -> float:
-    """Return 1 at every step."""
-    return 1.0
-
-
-def _progress(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Return the share of the steps after the warm-up that are done, in [0, 1]; 1 at the last step and beyond."""
-    return min(1.0, (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps))
-
-
-def _cosine(low: float, progress: float) -> float:
+def cosine(low: float, progress: float) -> float:
     """Return half a cosine from 1 at progress 0 to `low` at progress 1."""
     return low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def line(low: float, progress: float) -> float:
+    """Return a line from 1 at progress 0 to `low` at progress 1."""
+    return 1 - (1 - low) * progress
+
+
+def warmup_factor(
+    step: int,
+    warmup_steps: int,
+    total_steps: int,
+    final_factor: float,
+    start_factor: float | None = None,
+    decay: Callable[[float, float], float] = cosine,
+) -> float:
+    """Return a factor that increases to 1 at step `warmup_steps`, then decreases to `final_factor` at the last step.
+
+    Args:
+        step: current step.
+        warmup_steps: number of steps before the peak.
+        total_steps: number of steps of the run; after them the factor stays at `final_factor`.
+        final_factor: factor at the last step.
+        start_factor: factor at step 0, the start of half a cosine; None for a line, which would be 0 at step -1.
+        decay: `cosine` or `line`.
+    """
+    if step < warmup_steps:
+        linear = (step + 1) / (warmup_steps + 1)
+        return linear if start_factor is None else cosine(start_factor, 1 - step / warmup_steps)
+    return decay(final_factor, min(1.0, (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)))
+
+
 class WarmupCosine(LambdaLR):
-    """Apply `warmup_cosine`.
+    """Increase the learning rates along a line, then decrease them along a cosine.
+
+    Source: Goyal et al. 2017, section 2.2 (arXiv:1706.02677); Loshchilov and Hutter 2017, eq. 5 (arXiv:1608.03983),
+    without restarts.
 
     Args:
         warmup_epochs: duration of the warm-up; at most half of the run is used.
         warmup_steps: the same in optimizer steps.
         final_factor: factor at the last step, in [0, 1].
+        start_factor: factor at the first step, in [0, 1]; only in `OneCycle`.
     """
 
-    factor = staticmethod(warmup_cosine)
+    decay = staticmethod(cosine)
 
     def __init__(
         self,
@@ -87,43 +73,35 @@ class WarmupCosine(LambdaLR):
         warmup_epochs: float | None,
         warmup_steps: int | None,
         final_factor: float,
+        start_factor: float | None = None,
     ) -> None:
         warmup = min(duration_in_steps("warmup", warmup_epochs, warmup_steps, steps_per_epoch), total_steps // 2)
-        super().__init__(optimizer, lambda step: self.factor(step, warmup, total_steps, final_factor))
+        decay = self.decay
+        super().__init__(
+            optimizer, lambda step: warmup_factor(step, warmup, total_steps, final_factor, start_factor, decay)
+        )
 
 
 class WarmupLinear(WarmupCosine):
-    """Apply `warmup_linear`; the arguments are those of `WarmupCosine`."""
+    """Increase and decrease the learning rates along lines.
 
-    factor = staticmethod(warmup_linear)
-
-
-class OneCycle(LambdaLR):
-    """Apply `one_cycle`; the momentum is left unchanged.
-
-    Args:
-        warmup_epochs: duration of the increase; at most half of the run is used.
-        warmup_steps: the same in optimizer steps.
-        start_factor: factor at the first step, in [0, 1].
-        final_factor: factor at the last step, in [0, 1].
+    Source: Goyal et al. 2017, section 2.2 (arXiv:1706.02677); Smith 2017, figure 2 (arXiv:1506.01186), for the triangle
+    that results from a long warm-up.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        total_steps: int,
-        steps_per_epoch: int,
-        warmup_epochs: float | None,
-        warmup_steps: int | None,
-        start_factor: float,
-        final_factor: float,
-    ) -> None:
-        warmup = min(duration_in_steps("warmup", warmup_epochs, warmup_steps, steps_per_epoch), total_steps // 2)
-        super().__init__(optimizer, lambda step: one_cycle(step, warmup, total_steps, start_factor, final_factor))
+    decay = staticmethod(line)
+
+
+class OneCycle(WarmupCosine):
+    """Increase and decrease the learning rates along cosines; the momentum is left unchanged.
+
+    Source: Smith and Topin 2018 (arXiv:1708.07120), with cosines instead of lines as in fastai (Howard and Gugger 2020,
+    arXiv:2002.04688).
+    """
 
 
 class StepDecay(LambdaLR):
-    """Apply `step_decay`.
+    """Multiply the learning rates by `factor` at regular intervals. Source: He et al. 2016 (arXiv:1512.03385).
 
     Args:
         every_epochs: duration between two decays, at least one step.
@@ -149,21 +127,21 @@ class StepDecay(LambdaLR):
                 f"schedule.every_epochs={every_epochs} schedule.every_steps={every_steps} is less than one step of "
                 f"{steps_per_epoch} optimizer steps an epoch; set a longer duration, e.g. schedule.every_epochs=1.0."
             )
-        super().__init__(optimizer, lambda step: step_decay(step, every, factor))
+        super().__init__(optimizer, lambda step: factor ** (step // every))
 
 
 class Constant(LambdaLR):
     """Keep every learning rate."""
 
     def __init__(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> None:
-        super().__init__(optimizer, constant)
+        super().__init__(optimizer, lambda step: 1.0)
 
 
 class LrSweep(LambdaLR):
     """Increase the learning rates exponentially, for `tune=lr`. Source: Smith 2017, section 3.3 (arXiv:1506.01186).
 
     Args:
-        num_steps: at least 2.
+        num_steps: number of steps of the sweep, at least 2.
         range_factor: learning rate at step `num_steps` - 1 divided by that of step 0.
     """
 
@@ -180,9 +158,9 @@ class Plateau(ReduceLROnPlateau):
     continues with the same learning rate. Lightning would call it after them.
 
     Args:
-        monitor: val/loss or val/acc.
+        monitor: "val/loss" or "val/acc".
         mode: "min" if lower is better, else "max".
-        factor: in (0, 1).
+        factor: factor of each reduction, in (0, 1).
         patience: validations without improvement that are accepted.
         min_factor: lower limit, as a share of the initial learning rate, in [0, 1].
     """

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from imago.errors import DivergedError
 from imago.instantiate import build
+from imago.model.adapt import build_network, keep_frozen_in_evaluation
 from imago.task.optimization import build_optimization
 from imago.task.tta import predict_with_tta
 
@@ -28,7 +29,7 @@ class ClassificationTask(LightningModule):
     the network.
 
     Args:
-        net: `_target_` and settings of the network.
+        net: `_target_` and settings of the network, see `imago.model.adapt`.
         optimizer: `_target_` of a `torch.optim` class and its settings.
         schedule: `_target_` and settings of the learning-rate schedule.
         loss: `_target_` and settings of the loss.
@@ -52,8 +53,7 @@ class ClassificationTask(LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["extra_targets", "teacher"], logger=False)
         self.extra_targets = tuple(extra_targets)
-        shape = {"num_classes": len(class_names), "image_size": preprocess["size"]}
-        self.net = build(net, extra_targets=self.extra_targets, **shape)
+        self.net = build_network(net, len(class_names), preprocess["size"], self.extra_targets)
         counts = {"class_counts": class_counts} if loss.get("weight") is not None else {}
         self.loss = build(loss, extra_targets=self.extra_targets, **counts)
         self.steps_per_epoch: int | None = None  # optimizer steps; None asks the Trainer
@@ -61,6 +61,13 @@ class ClassificationTask(LightningModule):
         self.last_logged: dict[str, float] = {}  # newest value of each name passed to `log_step`
         self.epoch_metrics = {split: EpochMetrics() for split in ("train", "val", "test")}
         self._logged_step = -1
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and eval mode; frozen parts of the network stay in eval mode."""
+        super().train(mode)
+        if freeze := self.hparams["net"].get("freeze"):
+            keep_frozen_in_evaluation(self.net, freeze)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalized images (N, 3, H, W) to logits (N, K)."""

@@ -18,7 +18,7 @@ class DistillationTask(ClassificationTask):
 
     Args:
         teacher: maps the student's batches to logits (N, K); neither trained nor saved.
-        temperature: above 0.
+        temperature: divisor of the logits, above 0.
         alpha: weight of the teacher in the loss, in [0, 1].
         **settings: arguments of `ClassificationTask`.
     """
@@ -54,7 +54,7 @@ class Teacher(nn.Module):
     Args:
         net: maps images (N, 3, S, S), normalized by `preprocess`, to logits (N, K).
         preprocess: the teacher's `imago.images.Preprocess` as a dict.
-        student: the student's.
+        student: the student's `Preprocess` as a dict.
     """
 
     scale: Tensor

@@ -20,7 +20,8 @@ from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
 from imago.images import SMALL_PX, Preprocess
 from imago.inference.load import check_compatible, checkpoint_path
-from imago.instantiate import build, find_target, to_plain
+from imago.instantiate import build, to_plain
+from imago.model.adapt import weights_preprocess
 from imago.model.classifier import Classifier
 from imago.paths import checkpoint_file
 from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_plain
@@ -181,12 +182,11 @@ def final_checkpoint(run_dir: Path) -> str | None:
 
 
 def _weights_preprocess(cfg: DictConfig) -> Mapping[str, Any] | None:
-    """Return the record that the pretrained weights need; None if the class does not define it."""
-    read_record = getattr(find_target(cfg.model._target_), "weights_preprocess", None)
-    weights = cfg.model.get("weights")
-    if cfg.resume is not None and str(weights).endswith(".ckpt"):
-        weights = str(checkpoint_path(Path(cfg.resume), "last"))  # holds the record too; the other file may be gone
-    return read_record(cfg.model.get("name"), weights) if read_record else None
+    """Return the record that the pretrained weights need; None if it is unknown."""
+    settings = to_plain(cfg.model)
+    if cfg.resume is not None and str(settings.get("weights")).endswith(".ckpt"):
+        settings["weights"] = str(checkpoint_path(Path(cfg.resume), "last"))  # has it too; the other file may be gone
+    return weights_preprocess(settings)
 
 
 def _silence_lightning() -> None:

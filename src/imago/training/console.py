@@ -130,8 +130,8 @@ def _network(model: DictConfig, task: torch.nn.Module) -> str:
     if model.get("in_channels", 3) == 1:
         parts.append("on gray images")
     if "weights" in model:
-        replaced = getattr(task.net, "replaced", ())
-        new = f", new: {' '.join(replaced)}" if replaced else ""
+        new_names = getattr(task.net, "uninitialized_names", ())
+        new = f", new: {' '.join(new_names)}" if new_names else ""
         parts.append(f"pretrained ({model.weights}{new})" if model.weights else "from scratch")
     return ", ".join(parts)
 

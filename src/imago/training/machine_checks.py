@@ -8,7 +8,8 @@ import torch
 from omegaconf import DictConfig
 
 from imago.errors import ConfigError
-from imago.instantiate import find_target, to_plain
+from imago.instantiate import to_plain
+from imago.model.adapt import find_weights
 from imago.resources import available_cores
 from imago.task.optimization import check_optimization
 
@@ -131,13 +132,10 @@ def check_compile() -> None:
 
 def _check_weights(cfg: DictConfig) -> None:
     """Read the file of `model.weights`: a damaged one is reported before data is read."""
-    network = find_target(cfg.model._target_)
-    if cfg.resume is None and "weights" in cfg.model and hasattr(network, "find_weights"):
-        file = network.find_weights(cfg.model.get("name"), cfg.model.weights)
-        if file is not None:
-            from imago.model.weights import read_weights
+    if cfg.resume is None and (file := find_weights(cfg.model)):
+        from imago.model.weights import read_weights
 
-            read_weights(file)
+        read_weights(file)
 
 
 def _device_type(accelerator: str) -> str:

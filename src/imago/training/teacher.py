@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from imago.errors import ConfigError, DataError, UserError
-from imago.images import Preprocess
 from imago.inference.load import checkpoint_path, load_classifier
-from imago.instantiate import build, find_target, to_plain
+from imago.instantiate import to_plain
+from imago.model.adapt import build_network, find_weights, weights_preprocess
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
@@ -47,18 +47,13 @@ def load_teacher_run(cfg: DictConfig) -> "Classifier | None":
     Returns:
         None if the teacher is not a run; for a network, only its weights file is looked up.
     """
-    teacher = cfg.task.get("teacher")
-    if not teacher:
-        return None
+    teacher = cfg.task.teacher
     try:
         if isinstance(teacher, str):
             return load_classifier(Path(teacher), cfg.extra_targets)
-        network = find_target(teacher._target_)
-        if hasattr(network, "find_weights"):
-            network.find_weights(teacher.get("name"), teacher.weights)
+        find_weights(teacher)
     except UserError as error:
-        message = f"task.teacher={error}" if isinstance(teacher, str) else _as_teacher_setting(error)
-        raise ConfigError(message) from error
+        raise ConfigError(f"task.teacher={error}" if isinstance(teacher, str) else _name_teacher(error)) from error
     return None
 
 
@@ -66,8 +61,8 @@ def prepare_teacher(cfg: DictConfig, run: "Classifier | None", data: "ImageDataM
     """Wrap the teacher so that it takes the student's images.
 
     Args:
-        cfg: the settings of the run.
-        run: from `load_teacher_run`; None builds the network of `task.teacher`.
+        cfg: the run's settings.
+        run: result of `load_teacher_run`; None builds the network of `task.teacher`.
         data: the student's data module.
 
     Raises:
@@ -77,43 +72,32 @@ def prepare_teacher(cfg: DictConfig, run: "Classifier | None", data: "ImageDataM
 
     from imago.task.distillation import Teacher
 
-    if run is None:
-        net, preprocess = _build_network(cfg, data)
-    elif run.class_names != data.class_names:
+    if run is not None and run.class_names != data.class_names:
         raise ConfigError(
             f"task.teacher={cfg.task.teacher} has the classes {' '.join(run.class_names)}, and the data "
             f"{' '.join(data.class_names)}; use a teacher with the same classes in the same order."
         )
-    else:
-        net, preprocess = run.net, run.preprocess
-    return Teacher(net.to(memory_format=torch.channels_last), preprocess.to_dict(), data.preprocess.to_dict())
+    with torch.random.fork_rng(devices=[]):  # the student's first weights must not depend on the teacher
+        net, record = (run.net, run.preprocess.to_dict()) if run else _build_network(cfg, data)
+    return Teacher(net.to(memory_format=torch.channels_last), record, data.preprocess.to_dict())
 
 
-def _build_network(cfg: DictConfig, data: "ImageDataModule") -> tuple[Any, Preprocess]:
+def _build_network(cfg: DictConfig, data: "ImageDataModule") -> tuple[Any, dict[str, Any]]:
     """Build the teacher for the data's classes; return it with the preprocess record that its weights need."""
-    import torch
-
-    settings = to_plain(cfg.task.teacher)
-    read_record = getattr(find_target(settings["_target_"]), "weights_preprocess", lambda name, weights: None)
+    settings, num_classes = to_plain(cfg.task.teacher), len(data.class_names)
     try:
-        record = data.preprocess.to_dict() | (read_record(settings.get("name"), settings["weights"]) or {})
-        with torch.random.fork_rng(devices=[]):  # the student's first weights must not depend on the teacher
-            net = build(
-                settings,
-                extra_targets=cfg.extra_targets,
-                num_classes=len(data.class_names),
-                image_size=record["size"],
-            )
+        record = data.preprocess.to_dict() | (weights_preprocess(settings) or {})
+        net = build_network(settings, num_classes, record["size"], cfg.extra_targets)
     except UserError as error:
-        raise ConfigError(_as_teacher_setting(error)) from error
-    if getattr(net, "replaced", ()):
+        raise ConfigError(_name_teacher(error)) from error
+    if new_names := getattr(net, "uninitialized_names", ()):
         raise ConfigError(
-            f"task.teacher.weights={settings['weights']} has no values for {' and '.join(net.replaced)}: the teacher "
-            f"must have the {len(data.class_names)} classes of the data; train it on them, then type task.teacher=RUN."
+            f"task.teacher.weights={settings['weights']} has no values for {' and '.join(new_names)}: the teacher "
+            f"must have the {num_classes} classes of the data; train it on them, then type task.teacher=RUN."
         )
-    return net, Preprocess.from_dict(record)
+    return net, record
 
 
-def _as_teacher_setting(error: UserError) -> str:
+def _name_teacher(error: UserError) -> str:
     """Return a network's error message with its settings named as those of the teacher."""
     return re.sub(r"\bmodel\.(name|weights|in_channels|freeze)\b", r"task.teacher.\1", str(error))

@@ -1,0 +1,171 @@
+"""LibraryNet: what the networks of torchvision and timm have in common, and the download of their weights."""
+
+import hashlib
+import re
+import socket
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from http.client import HTTPException
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor, nn
+
+from imago.download import is_reachable
+from imago.errors import ConfigError, DataError
+from imago.model.stem import fit_stem
+from imago.model.weights import find_file, recorded_preprocess
+
+_REACH_TIMEOUT_S = 3.0  # with some 5 s for the imports before it, being offline is reported within 10 s
+_STALL_TIMEOUT_S = 30.0  # torch.hub itself has no timeout for a server that has stopped sending
+_REMEDY = "copy the file there, or type model.weights=FILE.pth, or model.weights=null to train from scratch."
+
+
+class Published(NamedTuple):
+    """What a library publishes about weights.
+
+    Args:
+        download: returns the file, downloaded if needed; None for a path or no weights.
+        preprocess: `imago.images.Preprocess` as a dict; for a path or no weights, that of the default weights.
+    """
+
+    download: Callable[[], Path] | None
+    preprocess: dict[str, Any]
+
+
+class LibraryNet(nn.Module):
+    """A network of a library with a stem for the size of the images; a subclass defines `published`.
+
+    Args:
+        network: as the library builds it, with K logits; files of weights have its names of tensors.
+        name: name of the network in the library.
+        num_classes: K.
+        image_size: side of the input in pixels.
+        fitting_size: a side that the network was made for, in pixels.
+
+    Attributes:
+        new_stem: names of modules of `network` that were replaced for small images.
+
+    Raises:
+        ConfigError: a size that the network cannot take.
+    """
+
+    published: Callable[[str, str | None], Published]
+
+    def __init__(self, network: nn.Module, name: str, num_classes: int, image_size: int, fitting_size: int) -> None:
+        super().__init__()
+        self.network = network
+        self.name = name
+        self.new_stem = fit_stem(network, image_size)
+        check_image_size(network, name, image_size, fitting_size, num_classes)
+
+    @property
+    def body(self) -> nn.Module:
+        """The network as the library builds it."""
+        return self.network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, in_channels, H, W) to logits (N, K)."""
+        return self.network(images)
+
+    @classmethod
+    def find_weights(cls, name: str, weights: str | None) -> Path | None:
+        """Return the file of `weights`, downloaded if needed; arguments and errors as in `adapt.find_weights`."""
+        download_file = cls.published(name, weights).download
+        if weights is None:
+            return None
+        return download_file() if download_file else find_file(weights)
+
+    @classmethod
+    def weights_preprocess(cls, name: str, weights: str) -> dict[str, Any]:
+        """Return the preprocess record that `weights` were evaluated with.
+
+        A file that is not a checkpoint with a record of its own is evaluated as the network's default weights, as the
+        library's own files are.
+        """
+        published = cls.published(name, weights)
+        return (not published.download and recorded_preprocess(weights)) or published.preprocess
+
+
+def check_name(name: str, names: Sequence[str], library: str, examples: str) -> None:
+    """Raise a ConfigError with the nearest `names` if a library has no network `name`."""
+    if name not in names:
+        close = ", ".join(get_close_matches(name, names, n=3, cutoff=0.5))
+        hint = f"did you mean {close}?" if close else f"names are such as {examples}."
+        raise ConfigError(f"model.name={name}: there is no such network of {library} here; {hint}")
+
+
+def check_image_size(network: nn.Module, name: str, image_size: int, fitting_size: int, num_classes: int) -> None:
+    """Trace one image through a network on the meta device, which computes nothing; arguments as in `LibraryNet`.
+
+    Raises:
+        ConfigError: the network fails, or its output is not (N, K).
+    """
+    network.eval()  # one image may be too few for BatchNorm's statistics
+    state = {key: value.to("meta") for key, value in chain(network.named_parameters(), network.named_buffers())}
+    image = torch.zeros(1, 3, image_size, image_size, device="meta")
+    try:
+        with torch.no_grad():
+            logits = torch.func.functional_call(network, state, (image,))
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise ConfigError(
+            f"model.name={name} cannot take images of {image_size} px ({reason}); type e.g. "
+            f"preprocess.size={fitting_size}."
+        ) from error
+    if getattr(logits, "shape", None) != (1, num_classes):
+        raise ConfigError(f"model.name={name} is not a classifier: its output is not {num_classes} logits per image.")
+    network.train()
+
+
+def download(url: str) -> Path:
+    """Return the file of `url` in torch's hub cache, downloaded if it is not there.
+
+    Raises:
+        DataError: it cannot be downloaded or is damaged.
+    """
+    directory = Path(torch.hub.get_dir()) / "checkpoints"
+    file = directory / Path(urlsplit(url).path).name
+    match = re.search(r"-([0-9a-f]{8,})\.", file.name)  # torch.hub's convention: the first digits of the sha256
+    prefix = match[1] if match else ""
+    if not file.is_file():
+        check_online(url, file.name, directory)
+        timeout_s = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(_STALL_TIMEOUT_S)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), prefix, progress=True)
+        except (OSError, RuntimeError, HTTPException) as error:
+            raise DataError(f"the download of {file.name} into {directory} failed ({error}); {_REMEDY}") from error
+        finally:
+            socket.setdefaulttimeout(timeout_s)
+    try:
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}.") from error
+    if not digest.startswith(prefix):
+        raise DataError(
+            f"{file} is damaged (its sha256 begins with {digest[:8]}, not {prefix}); delete it, then run again."
+        )
+    return file
+
+
+def check_online(url: str, name: str, directory: Path, remedy: str = _REMEDY) -> None:
+    """Request the headers of `url` before a download, which has no time limit of its own.
+
+    Args:
+        url: address of the file.
+        name: name of the file, for the message.
+        directory: the cache that does not have it.
+        remedy: end of the message.
+
+    Raises:
+        DataError: no answer within seconds.
+    """
+    if not is_reachable(url, _REACH_TIMEOUT_S):
+        host = urlsplit(url).netloc
+        raise DataError(f"{name} is not in {directory} and cannot be downloaded (no answer from {host}); {remedy}")
