@@ -14,10 +14,10 @@ def two_runs(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_settings_that_differ_are_listed_with_both_values(tmp_path: Path):
-    found = compare_runs(*two_runs(tmp_path))
-    assert found.settings == [("optimizer.lr", "0.1", "0.2")]
-    assert found.paired is None
-    assert [reason.partition("create it with: ")[2] for reason in found.missing] == [
+    comparison = compare_runs(*two_runs(tmp_path))
+    assert comparison.settings == [("optimizer.lr", "0.1", "0.2")]
+    assert comparison.paired is None
+    assert [reason.partition("create it with: ")[2] for reason in comparison.missing] == [
         f"python src/eval.py run={tmp_path / 'train' / name}" for name in "ab"
     ]
 
@@ -31,12 +31,12 @@ def test_settings_are_listed_as_typed_and_a_missing_one_is_empty(tmp_path: Path)
 def test_a_damaged_config_is_named_as_the_reason_why_settings_are_not_compared(tmp_path: Path):
     a, b = two_runs(tmp_path)
     (b / "config.yaml").write_text("{")
-    found = compare_runs(a, b)
-    assert found.settings == []
-    text = comparison_text(found)
+    comparison = compare_runs(a, b)
+    assert comparison.settings == []
+    text = comparison_text(comparison)
     assert f"settings not compared: {b / 'config.yaml'} cannot be read: " in text
     assert "no setting differs" not in text
-    write_comparison_page(found, tmp_path / "page.html")
+    write_comparison_page(comparison, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert f"Not compared: {b / 'config.yaml'} cannot be read: " in page
     assert "<p>None.</p>" not in page
@@ -48,19 +48,19 @@ def test_images_are_matched_by_name_in_any_order_and_directory(tmp_path: Path):
     make_evaluation(a, [0, 0, 1], [0, 0, 0], images=names)
     moved = [name.replace("/data/", "/mnt/x/") for name in reversed(names)]
     make_evaluation(b, [1, 0, 0], [1, 0, 1], images=moved, data_root="/mnt/x", data_fingerprint="f2")
-    found = compare_runs(a, b).paired
-    assert found is not None
+    paired = compare_runs(a, b).paired
+    assert paired is not None
     # a is right on 1 and 2, b on 3 and 2 (the middle one).
-    assert (found.num_images, found.only_a, found.only_b, found.difference) == (3, 1, 1, 0.0)
+    assert (paired.num_images, paired.only_a, paired.only_b, paired.difference) == (3, 1, 1, 0.0)
 
 
 def test_classes_are_matched_by_name_too(tmp_path: Path):
     a, b = two_runs(tmp_path)
     make_evaluation(a, [0, 1], [0, 1])
     make_evaluation(b, [1, 0], [1, 0], class_names=("bee", "ant"))
-    found = compare_runs(a, b).paired
-    assert found is not None
-    assert (found.only_a, found.only_b) == (0, 0)
+    paired = compare_runs(a, b).paired
+    assert paired is not None
+    assert (paired.only_a, paired.only_b) == (0, 0)
 
 
 def test_different_images_are_refused_by_name(tmp_path: Path):
@@ -89,11 +89,11 @@ def test_a_final_test_over_several_views_is_noted(tmp_path: Path):
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", config={"tta": "flip"})
     for run in (a, b):
         make_evaluation(run, [0, 1], [0, 1])
-    found = compare_runs(a, b)
-    write_comparison_page(found, tmp_path / "page.html")
+    comparison = compare_runs(a, b)
+    write_comparison_page(comparison, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "on the same 2 images, one view of each<" in page
-    assert "accuracy on the same 2 images, one view of each: a 100.00 %" in comparison_text(found)
+    assert "accuracy on the same 2 images, one view of each: a 100.00 %" in comparison_text(comparison)
     assert page.count("60.00 % (57.00 to 63.00)") == 2
     assert page.count("60.00 % (57.00 to 63.00), with tta=flip") == 1
 
@@ -118,12 +118,12 @@ def test_terminal_and_page_have_the_same_numbers(tmp_path: Path):
     a, b = two_runs(tmp_path)
     make_evaluation(a, [0] * 40, [0] * 20 + [1] * 20)
     make_evaluation(b, [0] * 40, [0] * 35 + [1] * 5)
-    found = compare_runs(a, b)
-    text = comparison_text(found)
+    comparison = compare_runs(a, b)
+    text = comparison_text(comparison)
     assert "a 50.00 %, b 87.50 %" in text
     assert "b - a: +37.50 points, 95 % interval +22.50 to +52.50" in text
     assert "only a right: 0, only b right: 15; McNemar: p < 0.0001" in text
-    write_comparison_page(found, tmp_path / "page.html")
+    write_comparison_page(comparison, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     for words in ("b is significantly better on these images", "+37.50", "p &lt; 0.0001", "optimizer.lr", "val/acc"):
         assert words in page, words

@@ -17,11 +17,6 @@ def test_a_class_without_images_keeps_its_index(tmp_path: Path):
     assert (found.labels.tolist(), found.predicted.tolist()) == ([0, 2], [2, 2])
 
 
-def test_the_worst_mistakes_have_the_highest_probability(tmp_path: Path):
-    make_evaluation(tmp_path, [0, 0, 0, 0, 0], [1, 0, 1, 2, 1], [0.5, 0.99, 0.9, 0.7, 0.9])
-    assert load_evaluation(tmp_path).worst_mistakes(3).tolist() == [2, 4, 3]
-
-
 def test_image_names_are_kept_and_relative_names_do_not_contain_the_data_root(tmp_path: Path):
     names = ["/data/ant/a, b.jpg", "/data/ant/\udcff.jpg", "/data2/x.jpg"]
     make_evaluation(tmp_path, [0, 0, 0], [0, 0, 0], images=names)

@@ -149,7 +149,7 @@ def test_of_many_classes_the_weakest_are_shown_and_the_matrix_is_left_out(tmp_pa
     page = Page(tmp_path / "page.html")
     assert "The weakest 30 of 100 classes" in page.text
     assert [table for table in page.all("table") if table.get("class") == "confusion"] == []
-    assert "class099 class000 1" in page.text
+    assert "class099 as class000 1" in page.text
 
 
 def test_an_evaluation_of_something_else_than_the_final_test_is_pointed_out(tmp_path: Path):

@@ -114,8 +114,8 @@ def test_a_process_number_that_is_too_large_is_unreadable(tmp_path: Path):
 @pytest.mark.parametrize(
     ("modules", "heavy"),
     [
-        ("imago.runs.records, imago.analysis.table, imago.analysis.report", "torch pandas matplotlib jinja2 numpy"),
-        ("imago.analysis.run_page, imago.analysis.comparison", "torch pandas matplotlib"),
+        ("imago.runs.records, imago.analysis.report", "torch pandas matplotlib jinja2 numpy"),
+        ("imago.analysis.table, imago.analysis.run_page, imago.analysis.comparison", "torch"),
     ],
 )
 def test_tables_and_pages_do_not_load_torch_or_plotting(modules: str, heavy: str):

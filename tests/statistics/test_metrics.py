@@ -14,7 +14,6 @@ from imago.statistics.metrics import (
     per_class,
     softmax,
     top_classes,
-    worst_mistakes,
 )
 
 
@@ -125,7 +124,7 @@ def test_every_score_is_that_of_scikit_learn_and_inside_its_interval(num_classes
 
 
 def test_the_worst_mistakes_have_the_highest_confidence_and_the_first_of_equal_ones_leads():
-    is_correct = np.array([True, False, False, True, False])
-    confidence = np.array([0.99, 0.4, 0.8, 0.2, 0.8])
-    assert worst_mistakes(is_correct, confidence, 2).tolist() == [2, 4]
-    assert worst_mistakes(is_correct, confidence, 9).tolist() == [2, 4, 1]
+    labels, logits = np.array([0, 1, 1, 0, 1]), np.tile(np.array([1, 0], np.float32), (5, 1))
+    result = Result(("a", "b"), labels, logits, np.array([0.99, 0.4, 0.8, 0.2, 0.8]))
+    assert result.worst_mistakes(2).tolist() == [2, 4]
+    assert result.worst_mistakes(9).tolist() == [2, 4, 1]

@@ -88,29 +88,29 @@ def draw_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, n
     """Draw the images of the mistakes with the highest probability, each with predicted and true class.
 
     Args:
-        evaluation: from `load_evaluation`.
+        evaluation: an evaluation, as returned by `load_evaluation`.
         limit: largest number of images, at least 1.
-        saved: images that are not files, uint8 (H, W, 3) by row; None reads them from `mistakes.npz`.
+        saved: images that are not files, uint8 (H, W, 3) by index; None reads them from `mistakes.npz`.
 
     Raises:
         DataError: if `mistakes.npz` is damaged.
     """
     saved = saved_images(evaluation) if saved is None else saved
     names = [_shortened(name) for name in evaluation.class_names]
-    rows = evaluation.worst_mistakes(limit).tolist()
-    num_rows = max(1, math.ceil(len(rows) / _NUM_COLUMNS))
+    indices = evaluation.worst_mistakes(limit).tolist()
+    num_rows = max(1, math.ceil(len(indices) / _NUM_COLUMNS))
     figure = _new_figure(2 * _NUM_COLUMNS, 2.4 * num_rows)
     cells = figure.subplots(num_rows, _NUM_COLUMNS, squeeze=False).ravel()
     for axes in cells:
         axes.set_axis_off()
-    for axes, row in zip(cells, rows, strict=False):
-        pixels, reason = load_image(evaluation, row, saved)
+    for axes, index in zip(cells, indices, strict=False):
+        pixels, reason = load_image(evaluation, index, saved)
         if pixels is None:
             axes.text(0.5, 0.5, textwrap.fill(reason, 28), ha="center", va="center", fontsize=6, parse_math=False)
         else:
             axes.imshow(pixels)
-        predicted, true = names[evaluation.predicted[row]], names[evaluation.labels[row]]
-        title = f"{predicted} {evaluation.probability[row]:.0%}\ntrue: {true}"
+        predicted, true = names[evaluation.predicted[index]], names[evaluation.labels[index]]
+        title = f"{predicted} {evaluation.confidence[index]:.0%}\ntrue: {true}"
         axes.set_title(title, fontsize=8, parse_math=False)
     _set_fonts(figure)
     return figure

@@ -11,7 +11,7 @@ from imago.files import atomic_write, write_csv, write_json
 from imago.inference.calibration import KEY
 from imago.inference.run_split import image_names, images_in_memory
 from imago.paths import short_path
-from imago.statistics.metrics import Result, most_confused, worst_mistakes
+from imago.statistics.metrics import Result, most_confused
 from imago.text import display_width, padded, printable
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _class_table(result: Result) -> list[str]:
 
 
 def _write_mistakes(file: Path, result: Result, samples: "Samples") -> list[str]:
-    rows = worst_mistakes(result.is_correct, result.confidence, NUM_KEPT).tolist()
+    rows = result.worst_mistakes(NUM_KEPT).tolist()
     images = images_in_memory(samples, rows)
     if not images:
         file.unlink(missing_ok=True)  # of an older evaluation, with other rows

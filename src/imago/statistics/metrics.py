@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from imago.statistics.calibration import UNCALIBRATED, nll, reliability
 from imago.statistics.intervals import ece_interval, macro_intervals, wilson_interval
@@ -33,11 +34,19 @@ class PerClass:
 
 
 class Predictions:
-    """Base of a data class with true and predicted classes of N images, both int64 (N,)."""
+    """Base of a data class with true and predicted classes of N images.
+
+    Attributes:
+        class_names: K names.
+        labels: true classes, int64 (N,), as indices into `class_names`.
+        predicted: predicted classes, int64 (N,).
+        confidence: probability of the predicted class, float (N,), in [0, 1].
+    """
 
     class_names: tuple[str, ...]
     labels: np.ndarray
     predicted: np.ndarray
+    confidence: np.ndarray
 
     @cached_property
     def is_correct(self) -> np.ndarray:
@@ -54,18 +63,19 @@ class Predictions:
         """Precision, recall, F1 and the number of images of each class."""
         return per_class(self.confusion)
 
+    def worst_mistakes(self, limit: int) -> np.ndarray:
+        """Return the indices of the mistakes with the highest confidence, highest first, int64 (at most `limit`,)."""
+        wrong = np.flatnonzero(~self.is_correct)
+        return wrong[np.argsort(-self.confidence[wrong], kind="stable")[:limit]]
+
 
 @dataclass(frozen=True)
 class Result(Predictions):
-    """Outputs of a network for images whose class is known.
+    """Outputs of a network for images whose class is known; `predicted` has the classes with the largest logit.
 
     Attributes:
-        class_names: K names, those of the network.
-        labels: true classes, int64 (N,), as indices into `class_names`.
         logits: float32 (N, K).
-        confidence: probability of the predicted class, (N,).
         calibration_temperature: the number that logits were divided by for `confidence`.
-        predicted: classes with the largest logit, int64 (N,).
     """
 
     class_names: tuple[str, ...]
@@ -103,7 +113,7 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
 
     Args:
         labels: true classes, int (N,), in [0, num_classes).
-        predicted: likewise.
+        predicted: predicted classes, int (N,), in [0, num_classes).
         num_classes: K.
 
     Returns:
@@ -151,22 +161,9 @@ def most_confused(confusion: np.ndarray, limit: int) -> list[tuple[int, int, int
     return [(true, predicted, int(mistakes[true, predicted])) for true, predicted in cells if mistakes[true, predicted]]
 
 
-def worst_mistakes(is_correct: np.ndarray, confidence: np.ndarray, limit: int) -> np.ndarray:
-    """Return the rows of the mistakes with the highest confidence, highest first, int64 (at most `limit`,).
-
-    Args:
-        is_correct: bool (N,).
-        confidence: probability of the predicted class, (N,).
-        limit: largest number of rows.
-    """
-    wrong = np.flatnonzero(~is_correct)
-    return wrong[np.argsort(-confidence[wrong], kind="stable")[:limit]]
-
-
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Return the probabilities of logits (N, K), float64 (N, K): rows sum to 1, and large logits do not overflow."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    return special.softmax(logits.astype(np.float64), axis=1)
 
 
 def top_classes(logits: np.ndarray, k: int) -> np.ndarray:
