@@ -44,7 +44,9 @@ def _check_settings(cfg: DictConfig) -> None:
         raise ConfigError(f"split={cfg.split} is not one of test, val.")
     for name in ("run", "a", "b"):
         if cfg[name] and not (Path(cfg[name]) / "summary.json").is_file():
-            raise ConfigError(f"{name}={cfg[name]} is no run directory (no summary.json); use one, e.g. logs/latest.")
+            raise ConfigError(
+                f"{name}={cfg[name]} is not a run directory (no summary.json); use one, e.g. logs/latest."
+            )
 
 
 def _report_table(cfg: DictConfig) -> None:
