@@ -70,9 +70,9 @@ def read_experiment(file: Path) -> Experiment:
     title: list[str] = []
     name = ""
     for line in lines:
-        if found := re.match(rf" ({'|'.join((*ALWAYS, *MEASURED))}):\s+(.*)", line):
-            name = found[1]
-            fields[name] = found[2].strip()
+        if field := re.match(rf" ({'|'.join((*ALWAYS, *MEASURED))}):\s+(.*)", line):
+            name = field[1]
+            fields[name] = field[2].strip()
         elif name and line.startswith("   "):
             fields[name] += f" {line.strip()}"
         elif line.strip() and not fields:
@@ -80,9 +80,9 @@ def read_experiment(file: Path) -> Experiment:
     return Experiment(file.stem, " ".join(title), fields)
 
 
-def read_all(folder: Path = EXPERIMENTS) -> list[Experiment]:
+def read_all(directory: Path = EXPERIMENTS) -> list[Experiment]:
     """Read all experiments; the measured ones first, by name."""
-    experiments = [read_experiment(file) for file in folder.glob("*.yaml")]
+    experiments = [read_experiment(file) for file in directory.glob("*.yaml")]
     return sorted(experiments, key=lambda experiment: (not experiment.is_measured, experiment.name))
 
 

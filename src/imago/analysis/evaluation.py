@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from imago.errors import DataError
-from imago.files import read_json
+from imago.files import open_text, read_json
 from imago.images import read_image
 from imago.statistics.metrics import Predictions
 
@@ -115,8 +115,7 @@ def load_image(evaluation: Evaluation, index: int, saved: Mapping[int, np.ndarra
 
 def _read_csv(file: Path, command: str) -> list[dict[str, str]]:
     try:
-        # `surrogateescape` keeps file names that are not valid UTF-8.
-        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
+        with open_text(file) as lines:
             return list(csv.DictReader(lines))
     except FileNotFoundError:
         raise DataError(f"{file} is missing; create it with: {command}") from None

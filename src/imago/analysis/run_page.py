@@ -1,7 +1,7 @@
 """Write one run as a page: its results, curves, evaluation, settings and provenance."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,17 +137,14 @@ def _notes(run: Path, split: str, record: Record, evaluation: Evaluation) -> lis
     return [*notes, f"the run's final test gave {percent(record.test_acc)}: {reason}"]
 
 
-def _class_rows(evaluation: Evaluation) -> list[Sequence[str | float]]:
+def _class_rows(evaluation: Evaluation) -> list[tuple[str, str, float, str, str, str]]:
     """Return the scores of the classes that have images, weakest first."""
     scores = evaluation.per_class
-    present = np.flatnonzero(scores.count)
-    weakest = present[np.argsort(scores.f1[present], kind="stable")][:_MAX_CLASSES]
+    classes = zip(evaluation.class_names, scores.f1, scores.recall, scores.precision, scores.count, strict=True)
+    weakest = sorted((row for row in classes if row[-1]), key=lambda row: row[1])[:_MAX_CLASSES]
     return [
-        (
-            *(evaluation.class_names[k], f"{scores.f1[k]:.4f}", float(scores.f1[k])),
-            *(percent(scores.recall[k]), percent(scores.precision[k]), count_text(scores.count[k])),
-        )
-        for k in weakest
+        (name, f"{f1:.4f}", f1, percent(recall), percent(precision), count_text(count))
+        for name, f1, recall, precision, count in weakest
     ]
 
 
@@ -159,21 +156,13 @@ def _bin_rows(diagram: Reliability) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _mistakes(evaluation: Evaluation, missing: list[str]) -> list[dict[str, Any]]:
-    saved, mistakes = optional(missing, saved_images, evaluation) or {}, []
+def _mistakes(evaluation: Evaluation, missing: list[str]) -> list[tuple[int, str, str]]:
+    """Return the index of each of the worst mistakes, with its image as data URI or the reason why there is none."""
+    saved = optional(missing, saved_images, evaluation) or {}
+    mistakes = []
     for index in evaluation.worst_mistakes(_MAX_MISTAKES).tolist():
-        image = evaluation.images[index]
         pixels, reason = load_image(evaluation, index, saved)
-        mistakes.append(
-            {
-                "src": None if pixels is None else thumbnail_uri(pixels),
-                "reason": reason,
-                "label": evaluation.class_names[evaluation.labels[index]],
-                "predicted": evaluation.class_names[evaluation.predicted[index]],
-                "confidence": float(evaluation.confidence[index]),
-                "image": f"image {image} of the split" if image.isdecimal() else image,
-            }
-        )
+        mistakes.append((index, "" if pixels is None else thumbnail_uri(pixels), reason))
     return mistakes
 
 
