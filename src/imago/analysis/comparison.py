@@ -10,12 +10,12 @@ import numpy as np
 
 from imago.analysis.charts import Chart, Line, curve_groups, line_charts
 from imago.analysis.evaluation import Evaluation, load_evaluation
-from imago.analysis.page import optional, write_page
+from imago.analysis.page import headlines, optional, views, write_page
 from imago.analysis.table import typed_value
 from imago.errors import DataError
 from imago.runs.records import Record, differing, read_logged, read_record
 from imago.statistics.paired import Paired, compare_paired
-from imago.text import count_text, duration_text, join_names, percent, printable, range_text
+from imago.text import join_names, percent, printable
 
 _MAX_CLASSES = 30  # rows of the page, as for a single run
 _MAX_NAMES = 3  # images in an error message, which stays one line
@@ -45,16 +45,22 @@ class Comparison:
     missing: Sequence[str]
 
     @property
-    def accs(self) -> list[float]:
-        """The accuracies of both on the same images, in [0, 1]."""
-        return [float(evaluation.is_correct.mean()) for evaluation in self.evaluations]
-
-    @property
-    def compared_images(self) -> str:
-        """The number of images, and a note if the final test of a run used several views of each."""
+    def scores(self) -> list[tuple[str, str, str]]:
+        """Name, value and note of each score of the paired test; empty without one."""
+        if self.paired is None:
+            return []
+        acc_a, acc_b = (percent(evaluation.is_correct.mean()) for evaluation in self.evaluations)
         is_one_view = all(evaluation.metadata.get("tta", "none") == "none" for evaluation in self.evaluations)
-        one_view = ", one view of each" if is_one_view and any(map(_tta_note, self.records)) else ""
-        return f"the same {self.paired.num_images:,} images{one_view}" if self.paired else ""
+        had_views = any(views(record) != "none" for record in self.records)
+        images = f"on the same {self.paired.num_images:,} images" + ", one view of each" * (is_one_view and had_views)
+        low, high = (f"{100 * end:+.2f}" for end in self.paired.interval_95)
+        counts = f"only a right: {self.paired.only_a:,}, only b right: {self.paired.only_b:,}"
+        return [
+            ("accuracy of a", acc_a, images),
+            ("accuracy of b", acc_b, images),
+            ("b - a, in points", f"{100 * self.paired.difference:+.2f}", f"95 % interval {low} to {high}"),
+            ("McNemar's exact test", self.paired.p_text, counts),
+        ]
 
 
 def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
@@ -89,15 +95,8 @@ def comparison_text(comparison: Comparison) -> str:
     lines += settings or faults or ["   no setting differs"]
     if comparison.paired is None:
         return "\n".join([*lines, *(f"no paired test: {reason}" for reason in comparison.missing)])
-    paired = comparison.paired
-    low, high = paired.interval_95
-    acc_a, acc_b = map(percent, comparison.accs)
-    lines += [
-        f"accuracy on {comparison.compared_images}: a {acc_a}, b {acc_b}",
-        f"b - a: {100 * paired.difference:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}",
-        f"only a right: {paired.only_a:,}, only b right: {paired.only_b:,}; McNemar: {paired.p_text}",
-        paired.verdict,
-    ]
+    lines += [f"{name}: {value} ({note})" for name, value, note in comparison.scores]
+    lines.append(comparison.paired.verdict)
     return "\n".join(lines)
 
 
@@ -150,26 +149,9 @@ def _different_images(reason: str) -> DataError:
 
 
 def _result_rows(records: tuple[Record, Record]) -> list[tuple[str, str, str]]:
-    a, b = map(_results, records)
-    return [(name, a[name], b[name]) for name in a if a[name] or b[name]]
-
-
-def _results(record: Record) -> dict[str, str]:
-    interval = range_text(record.test_low, record.test_high)
-    return {
-        "status": record.status,
-        "val accuracy": percent(record.val_acc),
-        "test accuracy": percent(record.test_acc) + (f" ({interval})" if interval else "") + _tta_note(record),
-        "time": duration_text(record.seconds),
-        "images/s": count_text(record.images_per_s),
-        "waiting for data": percent(record.data_wait_share),
-    }
-
-
-def _tta_note(record: Record) -> str:
-    """Return a note if the final test used several views of each image; the evaluation may have used one."""
-    tta = record.settings.get("tta") or "none"
-    return f", with tta={tta}" if tta != "none" and record.test_acc is not None else ""
+    a, b = ({name: f"{value} ({note})" if note else value for name, value, note in headlines(r)} for r in records)
+    rows = [(name, a.get(name, ""), b.get(name, "")) for name in a | b]
+    return [("status", records[0].status, records[1].status), *rows]
 
 
 def _typed(settings: Mapping[str, Any], name: str) -> str:

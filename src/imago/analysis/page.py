@@ -12,7 +12,8 @@ from PIL import Image
 from imago.errors import DataError
 from imago.files import write_text
 from imago.images import SMALL_PX
-from imago.text import percent
+from imago.runs.records import Record
+from imago.text import count_text, duration_text, percent, range_text
 
 _THUMBNAIL_PX = 160  # longer side; 25 of them as JPEG take about 200 kB
 _MAX_FIGURE_BYTES = 1_500_000  # larger figures are only named, so that a page can be mailed
@@ -43,6 +44,24 @@ def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
         write_text(file.absolute(), text.encode("utf-8", "backslashreplace").decode())
     except OSError as error:
         raise DataError(f"output={file} cannot be written: {error.strerror}.") from error
+
+
+def headlines(record: Record) -> list[tuple[str, str, str]]:
+    """Return name, value and note of the main results of a run."""
+    interval, wait, tta = range_text(record.test_low, record.test_high), record.data_wait_share, views(record)
+    tested = f"95 %: {interval}, n = {count_text(record.num_test_images)}" if interval else ""
+    cards = [
+        ("test accuracy", percent(record.test_acc), tested + (f", with tta={tta}" if tta != "none" else "")),
+        ("best val accuracy", percent(record.val_acc), f"epoch {record.best_epoch}" if record.best_epoch else ""),
+        ("time", duration_text(record.seconds), f"epochs: {record.epochs}" if record.epochs else ""),
+        ("images/s", count_text(record.images_per_s), f"{percent(wait)} of the time waiting for data" if wait else ""),
+    ]
+    return [card for card in cards if card[1]]
+
+
+def views(record: Record) -> str:
+    """Return the `tta` of the final test; "none" is one view of each image."""
+    return str(record.settings.get("tta") or "none")
 
 
 def optional(missing: list[str], read: Callable[..., Any], *arguments: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from imago.analysis.charts import Chart, Line, curve_groups, line_charts
 from imago.analysis.evaluation import Evaluation, eval_command, load_evaluation, load_image, saved_images
-from imago.analysis.page import figure_uri, optional, thumbnail_uri, write_page
+from imago.analysis.page import figure_uri, headlines, optional, thumbnail_uri, write_page
 from imago.files import read_json
 from imago.runs.records import Record, read_logged, read_record
 from imago.statistics.calibration import Reliability, reliability
@@ -19,7 +19,6 @@ from imago.text import count_text, duration_text, percent, range_text
 _MAX_MISTAKES = 25  # images, about 200 kB
 _MAX_CLASSES = 30  # with more, the matrix is wider than a screen and only the weakest classes are listed
 _MAX_CONFUSED = 20  # rows, about a screen
-_MAX_FIGURES = 12  # of a page that can be mailed
 _TIMES = {"train": "training", "data_wait": "waiting for data", "val": "validation", "test": "final test"}
 
 
@@ -43,7 +42,7 @@ def write_run_page(run: Path, split: str, file: Path) -> list[str]:
     context = {
         "title": f"{run.parent.name}/{run.name}",
         "record": record,
-        "headlines": _headlines(record),
+        "results": headlines(record),
         "charts": _charts(optional(missing, read_logged, run) or {}),
         "times": _times(read_json(run / "summary.json"), missing),
         "split": split,
@@ -60,21 +59,6 @@ def write_run_page(run: Path, split: str, file: Path) -> list[str]:
     }
     write_page("run.html.j2", context | {"missing": missing}, file)
     return missing
-
-
-def _headlines(record: Record) -> list[tuple[str, str, str]]:
-    """Return name, value and note of the main results."""
-    interval, wait = range_text(record.test_low, record.test_high), record.data_wait_share
-    tested = f"95 %: {interval}, n = {count_text(record.num_test_images)}" if interval else ""
-    epochs = f"{record.epochs} epoch{'s'[: record.epochs > 1]}" if record.epochs else ""
-    waiting = "" if wait is None else f"{100 * wait:.1f} % of the time waiting for data"
-    headlines = [
-        ("test accuracy", percent(record.test_acc), tested),
-        ("best val accuracy", percent(record.val_acc), f"epoch {record.best_epoch}" if record.best_epoch else ""),
-        ("time", duration_text(record.seconds), epochs),
-        ("images/s", count_text(record.images_per_s), waiting),
-    ]
-    return [headline for headline in headlines if headline[1]]
 
 
 def _charts(logged: Mapping[str, tuple[list[float], list[float]]]) -> list[Chart]:
@@ -171,7 +155,7 @@ def _figures(directory: Path, missing: list[str]) -> list[tuple[str, str]]:
     files = sorted(directory.glob("*.png"))
     if not files:
         missing.append("the run has no figures/*.png: the images seen in training are in TensorBoard only")
-    uris = {file: figure_uri(file) for file in files[:_MAX_FIGURES]}
+    uris = {file: figure_uri(file) for file in files}
     missing += [f"{file}: too large for the page, or not PNG" for file, uri in uris.items() if uri is None]
     return [(file.stem.replace("_", " "), uri) for file, uri in uris.items() if uri is not None]
 
