@@ -28,7 +28,7 @@ def make_runs(tmp_path: Path, settings: list[dict], steps: int = 3) -> DataFrame
 
 
 def legend(figure: Figure) -> list[str]:
-    return [text.get_text() for found in figure.legends for text in found.get_texts()]
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
 def dots(figure: Figure) -> list[tuple[float, float]]:
@@ -64,18 +64,13 @@ def test_of_many_settings_the_best_ten_are_named_and_the_rest_is_gray(tmp_path: 
     assert len(figure.axes[0].lines) == 13
 
 
-def test_runs_without_the_metric_are_left_out(tmp_path: Path):
-    runs = make_runs(tmp_path, [{"seed": 1}, {"seed": 2}, {"seed": 3}])
-    (tmp_path / "0" / "metrics.csv").unlink()
-    (tmp_path / "1" / "metrics.csv").write_text("step,lr\n1,0.1\n")
-    assert len(plot_curves(runs).axes[0].lines) == 1
-
-
 @pytest.mark.parametrize("metric", ["val/accuracy", "lr"])
-def test_a_metric_that_no_run_logged_is_refused_with_the_logged_ones(metric: str, tmp_path: Path):
-    runs = make_runs(tmp_path, [{}])
+def test_a_metric_that_no_run_logged_is_refused_and_runs_without_it_are_left_out(metric: str, tmp_path: Path):
+    runs = make_runs(tmp_path, [{"seed": 1}, {"seed": 2}])
     with pytest.raises(ConfigError, match=rf"metric={metric} .* logged: val/acc"):
         plot_curves(runs, metric)
+    (tmp_path / "1" / "metrics.csv").unlink()
+    assert len(plot_curves(runs).axes[0].lines) == 1
 
 
 def test_a_setting_in_dollars_is_no_formula(tmp_path: Path):
@@ -90,9 +85,9 @@ def test_an_effect_shows_each_run_with_its_interval_and_the_mean_of_each_value(t
     axes = figure.axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("optimizer.lr", "test_acc")
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.01", "0.1"]
-    found = sorted(dots(figure))
-    assert [y for _, y in found] == pytest.approx([0.52, 0.53, 0.50, 0.51])
-    assert len({x for x, _ in found}) == 4  # next to each other
+    points = sorted(dots(figure))
+    assert [y for _, y in points] == pytest.approx([0.52, 0.53, 0.50, 0.51])
+    assert len({x for x, _ in points}) == 4  # next to each other
     assert np.array(diamonds(figure)) == pytest.approx(np.array([[0, 0.525], [1, 0.505]]))
     low, high = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
     assert high - low == pytest.approx(0.05)
@@ -128,7 +123,8 @@ def test_of_many_values_some_are_named_and_single_runs_have_no_mean(tmp_path: Pa
 
 def test_unfinished_runs_do_not_count(tmp_path: Path):
     runs = make_runs(tmp_path, [{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2, "status": "died"}])
-    assert len(dots(plot_effect(runs))) == 1
+    runs["epochs"] = pd.array([3, None], dtype="Int64")
+    assert len(dots(plot_effect(runs))) == len(dots(plot_effect(runs, metric="epochs"))) == 1
     with pytest.raises(ConfigError, match="none of these 1 runs is finished"):
         plot_effect(runs[1:])
 
@@ -140,10 +136,3 @@ def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path):
     for metric in ("acc", "status"):
         with pytest.raises(ConfigError, match=f"metric={metric} is not a column of numbers"):
             plot_effect(runs, metric=metric)
-
-
-def test_integers_with_missing_values_can_be_drawn(tmp_path: Path):
-    runs = make_runs(tmp_path, [{"seed": 1}, {"seed": 2}]).astype({"seed": "Int64"})
-    runs["epochs"] = pd.array([3, None], dtype="Int64")
-    assert len(dots(plot_effect(runs, "seed", "val_acc"))) == 2
-    assert len(dots(plot_effect(runs, "seed", "epochs"))) == 1

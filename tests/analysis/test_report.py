@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
-from run_folders import make_evaluation, make_run
+from run_folders import make_run
 
 from imago.analysis.report import report
 from imago.errors import ConfigError, DataError
@@ -34,16 +34,11 @@ def test_runs_become_a_table_in_the_terminal_and_a_csv(settings, tmp_path: Path,
         assert [row["num_seeds"] for row in csv.DictReader(file)] == ["2", "1"]
 
 
-def test_a_run_becomes_a_page_in_its_directory(settings, tmp_path: Path, capsys):
-    run = make_run(tmp_path / "train" / "first")
-    make_evaluation(run, [0, 1], [0, 0])
-    report(settings(run=run))
-    assert (run / "report.html").stat().st_size > 5000
-    assert "page in" in capsys.readouterr().out
-
-
-def test_two_runs_become_a_comparison(settings, tmp_path: Path, capsys):
+def test_a_run_becomes_a_page_in_its_directory_and_two_runs_a_comparison(settings, tmp_path: Path, capsys):
     a, b = make_run(tmp_path / "train" / "a"), make_run(tmp_path / "train" / "b", lr=0.2)
+    report(settings(run=a))
+    assert (a / "report.html").stat().st_size > 5000
+    assert "page in" in capsys.readouterr().out
     report(settings(a=a, b=b, output=tmp_path / "page.html"))
     assert "optimizer.lr: 0.1 -> 0.2" in capsys.readouterr().out
     assert (tmp_path / "page.html").exists()

@@ -56,19 +56,20 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
     Raises:
         DataError: if it is missing (with the command that creates it) or damaged.
     """
-    directory = Path(run) / "eval" / split
-    file, command = directory / "predictions.csv", eval_command(run, split)
-    rows = _read_csv(file, command)
-    names = tuple(row["class"] for row in _read_csv(directory / "per_class.csv", command))
-    indices = {name: index for index, name in enumerate(names)}
+    directory, command = Path(run) / "eval" / split, eval_command(run, split)
     try:
+        rows, classes = _read_csv(directory / "predictions.csv"), _read_csv(directory / "per_class.csv")
+        names = tuple(row["class"] for row in classes)
+        indices = {name: index for index, name in enumerate(names)}
         images = tuple(row["image"] for row in rows)
         labels, predicted = (np.array([indices[row[name]] for row in rows], np.int64) for name in ("true", "predicted"))
         confidence = np.array([row["probability"] for row in rows], np.float64)
-    except (KeyError, ValueError) as error:
-        raise DataError(f"{file} is damaged: {error!r}; delete {directory} and evaluate again: {command}") from None
-    if not rows:
-        raise DataError(f"{file} is empty; create it again with: {command}")
+        if not rows:
+            raise ValueError("predictions.csv is empty")
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename} is missing; create it with: {command}") from None
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise DataError(f"{directory} is damaged: {error!r}; delete it and evaluate again: {command}") from None
     return Evaluation(directory, read_json(directory / "metrics.json"), names, images, labels, predicted, confidence)
 
 
@@ -113,11 +114,6 @@ def load_image(evaluation: Evaluation, index: int, saved: Mapping[int, np.ndarra
         return None, str(error)
 
 
-def _read_csv(file: Path, command: str) -> list[dict[str, str]]:
-    try:
-        with open_text(file) as lines:
-            return list(csv.DictReader(lines))
-    except FileNotFoundError:
-        raise DataError(f"{file} is missing; create it with: {command}") from None
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{file} cannot be read: {error}") from None
+def _read_csv(file: Path) -> list[dict[str, str]]:
+    with open_text(file) as lines:
+        return list(csv.DictReader(lines))
