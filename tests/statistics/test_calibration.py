@@ -45,7 +45,7 @@ def drawn(num_images: int = 3000, num_classes: int = 5, scale: float = 1.0) -> t
     return scale * logits, labels
 
 
-@pytest.mark.parametrize("scale", [0.02, 0.5, 1.0, 4.0, 100.0])
+@pytest.mark.parametrize("scale", [0.02, 1.0, 100.0])
 def test_the_fitted_temperature_is_the_scale_of_the_logits(scale: float):
     assert fit_temperature(*drawn(20_000, scale=scale)) == pytest.approx(scale, rel=0.03)
 

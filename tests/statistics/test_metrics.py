@@ -7,7 +7,6 @@ from sklearn import metrics as sk
 from imago.statistics.intervals import wilson_interval
 from imago.statistics.metrics import (
     Result,
-    confusion_matrix,
     macro_scores,
     most_confused,
     num_right_in_top,
@@ -15,6 +14,11 @@ from imago.statistics.metrics import (
     softmax,
     top_classes,
 )
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    logits = np.eye(num_classes, dtype=np.float32)[predicted]
+    return Result(tuple(map(str, range(num_classes))), labels, logits, logits.max(axis=1)).confusion
 
 
 def noisy_predictions(num_classes: int, num_images: int = 500, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,9 @@ class Predictions:
     @cached_property
     def confusion(self) -> np.ndarray:
         """Counts, int64 (K, K), true classes in rows."""
-        return confusion_matrix(self.labels, self.predicted, len(self.class_names))
+        num_classes = len(self.class_names)
+        cells = np.bincount(self.labels * num_classes + self.predicted, minlength=num_classes**2)
+        return cells.reshape(num_classes, num_classes)
 
     @cached_property
     def per_class(self) -> PerClass:
@@ -93,34 +95,19 @@ class Result(Predictions):
 
         `interval_95` is that of `acc`; of any other score it is `NAME_interval_95`.
         """
-        count, num_correct = len(self.labels), int(np.trace(self.confusion))
-        metrics: dict[str, Any] = {"acc": num_correct / count, "interval_95": list(wilson_interval(num_correct, count))}
+        num_images, num_correct = len(self.labels), int(self.is_correct.sum())
+        intervals = {"acc": wilson_interval(num_correct, num_images), **macro_intervals(self.confusion)}
+        scores = {"acc": num_correct / num_images, **macro_scores(self.per_class)}
         if len(self.class_names) > 5:
             num_in_top = num_right_in_top(self.logits, self.labels, 5)
-            metrics["top5_acc"] = num_in_top / count
-            metrics["top5_acc_interval_95"] = list(wilson_interval(num_in_top, count))
-        intervals = macro_intervals(self.confusion)
-        for name, value in macro_scores(self.per_class).items():
-            metrics |= {name: value, f"{name}_interval_95": list(intervals[name])}
-        metrics["ece"] = reliability(self.confidence, self.is_correct).ece
-        metrics["ece_interval_95"] = list(ece_interval(self.confidence, self.is_correct))
+            scores["top5_acc"], intervals["top5_acc"] = num_in_top / num_images, wilson_interval(num_in_top, num_images)
+        scores["ece"] = reliability(self.confidence, self.is_correct).ece
+        intervals["ece"] = ece_interval(self.confidence, self.is_correct)
+        metrics: dict[str, Any] = {}
+        for name, score in scores.items():
+            metrics |= {name: score, "interval_95" if name == "acc" else f"{name}_interval_95": list(intervals[name])}
         metrics["nll"] = nll(self.logits, self.labels, self.calibration_temperature)
-        return metrics | {"num_images": count, "num_correct": num_correct}
-
-
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count the images of each true class (row) by their predicted class (column).
-
-    Args:
-        labels: true classes, int (N,), in [0, num_classes).
-        predicted: predicted classes, int (N,), in [0, num_classes).
-        num_classes: K.
-
-    Returns:
-        int64 (K, K).
-    """
-    cells = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
-    return cells.reshape(num_classes, num_classes).astype(np.int64)
+        return metrics | {"num_images": num_images, "num_correct": num_correct}
 
 
 def num_right_in_top(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
@@ -140,7 +127,7 @@ def num_right_in_top(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
 
 
 def per_class(confusion: np.ndarray) -> PerClass:
-    """Compute precision, recall and F1 of each class from the matrix of `confusion_matrix`, (K, K)."""
+    """Compute precision, recall and F1 of each class from counts (K, K), true classes in rows."""
     right, predicted, count = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
     totals = (predicted, count, (predicted + count) / 2)
     precision, recall, f1 = (right / np.where(total, total, 1) for total in totals)
