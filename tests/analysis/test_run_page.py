@@ -162,7 +162,7 @@ def test_of_many_classes_the_weakest_are_shown_and_the_matrix_is_left_out(tmp_pa
     [("none", "this evaluation used other images or another checkpoint"), ("flip", "it took the mean over several")],
 )
 def test_why_an_evaluation_has_another_accuracy_than_the_final_test(tta: str, reason: str, tmp_path: Path):
-    run = make_run(tmp_path / "train" / "first", test={"acc": 0.6, "num_images": 2, "tta": tta})
+    run = make_run(tmp_path / "train" / "first", config={"tta": tta})
     make_evaluation(run, [0, 1], [0, 1], tta="none")
     page, _ = written(run)
     assert f"the run's final test gave 60.00 %: {reason}" in page.text

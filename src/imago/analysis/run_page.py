@@ -9,7 +9,7 @@ import numpy as np
 
 from imago.analysis.charts import Chart, Line, curve_groups, line_charts
 from imago.analysis.evaluation import Evaluation, eval_command, load_evaluation, load_image, saved_images
-from imago.analysis.page import figure_uri, headlines, optional, thumbnail_uri, write_page
+from imago.analysis.page import figure_uri, headlines, optional, thumbnail_uri, views, write_page
 from imago.files import read_json
 from imago.runs.records import Record, read_logged, read_record
 from imago.statistics.calibration import Reliability, reliability
@@ -114,9 +114,8 @@ def _notes(run: Path, split: str, record: Record, evaluation: Evaluation) -> lis
     notes = [f"calibrated with temperature {temperature:.3f}, fitted on val"] if temperature is not None else []
     if split != "test" or record.test_acc is None or abs(evaluation.is_correct.mean() - record.test_acc) <= 1e-9:
         return notes
-    tta = (read_json(run / "summary.json").get("test") or {}).get("tta", "none")
     reason = f"this evaluation used other images or another checkpoint; to repeat it: {eval_command(run, split)}"
-    if tta != metadata.get("tta", "none"):
+    if (tta := views(record)) != metadata.get("tta", "none"):
         reason = f"it took the mean over several views of each image (tta={tta}), this evaluation did not"
     return [*notes, f"the run's final test gave {percent(record.test_acc)}: {reason}"]
 
