@@ -52,7 +52,8 @@ class Comparison:
         acc_a, acc_b = (percent(evaluation.is_correct.mean()) for evaluation in self.evaluations)
         is_one_view = all(evaluation.metadata.get("tta", "none") == "none" for evaluation in self.evaluations)
         had_views = any(views(record) != "none" for record in self.records)
-        images = f"on the same {self.paired.num_images:,} images" + ", one view of each" * (is_one_view and had_views)
+        one_view = ", one view of each" if is_one_view and had_views else ""
+        images = f"on the same {self.paired.num_images:,} images{one_view}"
         low, high = (f"{100 * end:+.2f}" for end in self.paired.interval_95)
         counts = f"only a right: {self.paired.only_a:,}, only b right: {self.paired.only_b:,}"
         return [
