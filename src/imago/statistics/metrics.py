@@ -120,9 +120,9 @@ def num_right_in_top(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
         labels: int (N,).
         k: 1 counts the images that `argmax` classifies correctly.
     """
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    true_logits = np.take_along_axis(logits, labels[:, None], axis=1)
     is_earlier = np.arange(logits.shape[1]) < labels[:, None]
-    num_larger = ((logits > own) | ((logits == own) & is_earlier)).sum(axis=1)
+    num_larger = ((logits > true_logits) | ((logits == true_logits) & is_earlier)).sum(axis=1)
     return int((num_larger < k).sum())
 
 
