@@ -291,9 +291,9 @@ def run_case(name: str, sides: dict[str, Callable[[], dict]], rounds: int) -> di
         for side in list(sides)[:: 1 if round_ % 2 == 0 else -1]:
             readings[side].append(sides[side]())
     unit = "per_s" if name == "overload" else "per_cpu_s"
-    speeds = {side: [reading[unit] for reading in found] for side, found in readings.items()}
-    for side, found in speeds.items():
-        print(f"{name:>10}  {side:<28} {statistics.median(found):>12,.0f} images {unit.replace('_', ' ')}")
+    speeds = {side: [reading[unit] for reading in of_side] for side, of_side in readings.items()}
+    for side, values in speeds.items():
+        print(f"{name:>10}  {side:<28} {statistics.median(values):>12,.0f} images {unit.replace('_', ' ')}")
     return {"unit": unit, "readings": readings, "checks": [judge(name, check, speeds) for check in CHECKS[name]]}
 
 

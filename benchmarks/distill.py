@@ -31,11 +31,11 @@ def main() -> None:
     student = ["model=simple_cnn", f"model.hidden_features={args.hidden_features}", f"trainer.max_epochs={args.epochs}"]
     sides = {TAUGHT: [*student, "task=distillation", f"task.teacher={teacher}"], ALONE: student}
     runs = run_sides(sides, args, "distill")
-    found = difference(runs, TAUGHT, ALONE)
+    result = difference(runs, TAUGHT, ALONE)
     teacher_acc = json.loads((teacher / "summary.json").read_text())["test"]["acc"]
     settings = {"epochs": args.epochs, "hidden_features": args.hidden_features, "teacher_test_acc": teacher_acc}
-    store(args.json, args, runs, **settings, sides={side: summarize(runs, side) for side in sides}, difference=found)
-    print(describe_difference(found))
+    store(args.json, args, runs, **settings, sides={side: summarize(runs, side) for side in sides}, difference=result)
+    print(describe_difference(result))
 
 
 def train_teacher(args: argparse.Namespace) -> Path:

@@ -30,9 +30,9 @@ def main() -> None:
         SCRATCH: [*both, *shape, "model.weights=null", "optimizer=adamw", f"optimizer.lr={args.scratch_lr}"],
     }
     runs = run_sides(sides, args, "finetune")
-    found = difference(runs, PRETRAINED, SCRATCH)
-    store(args.json, args, runs, sides={side: summarize(runs, side) for side in sides}, difference=found)
-    print(describe_difference(found))
+    result = difference(runs, PRETRAINED, SCRATCH)
+    store(args.json, args, runs, sides={side: summarize(runs, side) for side in sides}, difference=result)
+    print(describe_difference(result))
 
 
 if __name__ == "__main__":

@@ -98,14 +98,14 @@ def probe_run() -> dict:
     Raises:
         RuntimeError: if the run fails, with what it printed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "imago_probe.py").write_text(PROBE)
-        file = Path(folder) / "probe.json"
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "imago_probe.py").write_text(PROBE)
+        file = Path(directory) / "probe.json"
         settings = ["+callbacks.probe._target_=imago_probe.Probe", "extra_targets=[imago_probe.*]"]
         done = subprocess.run(
-            [sys.executable, "src/train.py", *SHORT_RUN, *settings, f"paths.log_dir={folder}/logs"],
+            [sys.executable, "src/train.py", *SHORT_RUN, *settings, f"paths.log_dir={directory}/logs"],
             cwd=PROJECT_ROOT,
-            env=os.environ | {"PYTHONPATH": folder, "PROBE_FILE": str(file)},
+            env=os.environ | {"PYTHONPATH": directory, "PROBE_FILE": str(file)},
             capture_output=True,
             text=True,
         )
@@ -116,9 +116,9 @@ def probe_run() -> dict:
 
 def run_figures() -> dict[str, str]:
     """Return the figures of a default training run."""
-    found = probe_run()
-    loaded = {file for file in found["modules"].values() if file and Path(file).is_relative_to(PACKAGE)}
-    names = [name for file, name in found["frames"] if Path(file).is_relative_to(SRC)]
+    probe = probe_run()
+    loaded = {file for file in probe["modules"].values() if file and Path(file).is_relative_to(PACKAGE)}
+    names = [name for file, name in probe["frames"] if Path(file).is_relative_to(SRC)]
     return {
         "modules loaded by train.py": f"{len(loaded)}, {sum(count_lines(Path(file)) for file in loaded):,} lines",
         "calls from train.py to trainer.fit": f"{len(names)}: {' > '.join(names)}",

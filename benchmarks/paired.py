@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
 from train_speed import PROJECT_ROOT, adopt_orphans, describe_environment, measure
 
 from imago.analysis.evaluation import load_evaluation
+from imago.statistics.intervals import mean_interval
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run; `test_acc` in [0, 1]; `name` is its folder in logs/train."""
+    """One training run; `test_acc` in [0, 1]; `name` is that of its directory in logs/train."""
 
     name: str
     side: str
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--override", action="append", default=[], metavar="KEY=VALUE", help="a setting for every side; repeatable"
     )
-    parser.add_argument("--log-dir", type=Path, default=PROJECT_ROOT / "logs", help="folder of the run directories")
+    parser.add_argument("--log-dir", type=Path, default=PROJECT_ROOT / "logs", help="directory of the run directories")
     default = PROJECT_ROOT / "benchmarks" / "results" / f"{name}.json"
     parser.add_argument("--json", type=Path, metavar="FILE", default=default, help="output file")
 
@@ -93,11 +93,13 @@ def difference(runs: Sequence[Run], side: str, other: str) -> dict[str, Any]:
     """Return the mean of `side` minus `other`, paired by seed, and its 95 % interval (None for one seed)."""
     accs = {(run.side, run.seed): run.test_acc for run in runs}
     pairs = [accs[side, run.seed] - run.test_acc for run in runs if run.side == other]
-    mean, interval = statistics.mean(pairs), None
-    if len(pairs) > 1:
-        half = float(student_t.ppf(0.975, len(pairs) - 1)) * statistics.stdev(pairs) / len(pairs) ** 0.5
-        interval = [mean - half, mean + half]
-    return {"what": f"{side} minus {other}", "pairs": pairs, "mean": mean, "interval_95": interval}
+    interval = mean_interval(pairs)
+    return {
+        "what": f"{side} minus {other}",
+        "pairs": pairs,
+        "mean": statistics.mean(pairs),
+        "interval_95": list(interval) if interval else None,
+    }
 
 
 def difference_on_images(runs: Sequence[Run], side: str, other: str, log_dir: Path) -> dict[str, Any]:
@@ -105,12 +107,12 @@ def difference_on_images(runs: Sequence[Run], side: str, other: str, log_dir: Pa
 
     Each run is evaluated on the test split; for each image, the share of the seeds that classify it correctly counts.
     """
-    right: dict[str, list[np.ndarray]] = {side: [], other: []}
+    is_correct: dict[str, list[np.ndarray]] = {side: [], other: []}
     for run in sorted(runs, key=lambda run: run.seed):
-        folder = log_dir / "train" / run.name
-        measure([sys.executable, "src/eval.py", f"run={os.path.relpath(folder, PROJECT_ROOT)}"])
-        right[run.side].append(load_evaluation(folder).is_correct)
-    gaps = np.mean(right[side], axis=0, dtype=float) - np.mean(right[other], axis=0, dtype=float)
+        run_dir = log_dir / "train" / run.name
+        measure([sys.executable, "src/eval.py", f"run={os.path.relpath(run_dir, PROJECT_ROOT)}"])
+        is_correct[run.side].append(load_evaluation(run_dir).is_correct)
+    gaps = np.mean(is_correct[side], axis=0, dtype=float) - np.mean(is_correct[other], axis=0, dtype=float)
     half = 1.96 * gaps.std(ddof=1) / len(gaps) ** 0.5
     interval = [float(gaps.mean() - half), float(gaps.mean() + half)]
     return {
@@ -121,12 +123,12 @@ def difference_on_images(runs: Sequence[Run], side: str, other: str, log_dir: Pa
     }
 
 
-def describe_difference(found: Mapping[str, Any]) -> str:
+def describe_difference(result: Mapping[str, Any]) -> str:
     """Return a difference of accuracies as text, in percentage points."""
-    low, high = found["interval_95"] or (float("nan"), float("nan"))
-    over = f"{found['num_images']:,} images" if "num_images" in found else f"{len(found['pairs'])} pairs of runs"
+    low, high = result["interval_95"] or (float("nan"), float("nan"))
+    over = f"{result['num_images']:,} images" if "num_images" in result else f"{len(result['pairs'])} pairs of runs"
     return (
-        f"{found['what']}: {100 * found['mean']:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}, "
+        f"{result['what']}: {100 * result['mean']:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}, "
         f"n = {over}"
     )
 

@@ -109,8 +109,8 @@ def main() -> None:
         figures |= {"epochs": args.epochs, "sides": {side: summarize(runs, side) for side in (BF16, FP32)}}
         figures["difference"] = difference(runs, BF16, FP32)
         figures["difference_on_images"] = difference_on_images(runs, BF16, FP32, args.log_dir)
-        for found in (figures["difference"], figures["difference_on_images"]):
-            print(describe_difference(found))
+        for result in (figures["difference"], figures["difference_on_images"]):
+            print(describe_difference(result))
     store(args.json, args, runs, **figures)
 
 

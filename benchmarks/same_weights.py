@@ -33,18 +33,18 @@ SHORT = [
     *("data=shapes", "trainer.accelerator=cpu", "trainer.max_epochs=2"),
     *("trainer.limit_train_batches=20", "trainer.limit_val_batches=4", "trainer.limit_test_batches=2"),
 ]
-PARTS = ("state_dict", "optimizer_states", "averaging_state", "current_model_state")
+SECTIONS = ("state_dict", "optimizer_states", "averaging_state", "current_model_state")
 
 
-def train(checkout: Path, name: str, folder: Path, threads: int) -> Path:
-    """Train one of RUNS with the code of a checkout and return the folder of its checkpoints.
+def train(checkout: Path, name: str, directory: Path, threads: int) -> Path:
+    """Train one of RUNS with the code of a checkout and return the directory of its checkpoints.
 
     Raises:
         RuntimeError: if the run fails, with what it printed.
     """
     done = subprocess.run(
         [sys.executable, "src/train.py", *SHORT, *RUNS[name], f"run_name={name}"]
-        + [f"paths.data_dir={folder}/data", f"paths.log_dir={folder}/logs"],
+        + [f"paths.data_dir={directory}/data", f"paths.log_dir={directory}/logs"],
         cwd=checkout,
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         capture_output=True,
@@ -52,7 +52,7 @@ def train(checkout: Path, name: str, folder: Path, threads: int) -> Path:
     )
     if done.returncode != 0:
         raise RuntimeError(f"{checkout}: {name} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return folder / "logs" / "train" / name / "checkpoints"
+    return directory / "logs" / "train" / name / "checkpoints"
 
 
 def tensors(node: Any) -> Iterator[Tensor]:
@@ -75,7 +75,7 @@ def is_equal(ours: Tensor, theirs: Tensor) -> bool:
 def compare(ours: Path, theirs: Path) -> dict[str, Any]:
     """Return step, number of tensors and number of different ones of two checkpoint files."""
     one, other = (torch.load(path, weights_only=True, map_location="cpu") for path in (ours, theirs))
-    pairs = [(list(tensors(one.get(part))), list(tensors(other.get(part)))) for part in PARTS]
+    pairs = [(list(tensors(one.get(section))), list(tensors(other.get(section)))) for section in SECTIONS]
     num_different = sum(
         sum(not is_equal(*pair) for pair in zip(a, b, strict=False)) + abs(len(a) - len(b)) for a, b in pairs
     )
@@ -104,10 +104,10 @@ def main() -> None:
     commit = subprocess.run(describe, cwd=args.other, capture_output=True, text=True, check=False).stdout.strip()
     rows = []
     print(f"{'run':<14} {'checkpoint':<11} {'step':>5} {'tensors':>8} {'different':>10}")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         for name in args.runs:
-            ours = train(PROJECT_ROOT, name, Path(folder) / "ours", args.threads)
-            theirs = train(args.other.resolve(), name, Path(folder) / "other", args.threads)
+            ours = train(PROJECT_ROOT, name, Path(directory) / "ours", args.threads)
+            theirs = train(args.other.resolve(), name, Path(directory) / "other", args.threads)
             for file in ("last.ckpt", "best.ckpt"):
                 row = {"run": name, "checkpoint": file, **compare(ours / file, theirs / file)}
                 rows.append(row)

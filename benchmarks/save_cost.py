@@ -45,11 +45,11 @@ def main() -> None:
     """Measure both alternately, so that a busy disk slows both, and compare the medians."""
     checkpoint = state()
     ours, theirs = [], []
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory(dir=".") as directory:
         for _ in range(NUM_ROUNDS):
-            theirs.append(seconds(plain, checkpoint, Path(folder) / "plain.ckpt"))
-            ours.append(seconds(AtomicCheckpointIO().save_checkpoint, checkpoint, Path(folder) / "last.ckpt"))
-        size = (Path(folder) / "last.ckpt").stat().st_size
+            theirs.append(seconds(plain, checkpoint, Path(directory) / "plain.ckpt"))
+            ours.append(seconds(AtomicCheckpointIO().save_checkpoint, checkpoint, Path(directory) / "last.ckpt"))
+        size = (Path(directory) / "last.ckpt").stat().st_size
     results = {
         "megabytes": round(size / 1e6, 1),
         "rounds": NUM_ROUNDS,

@@ -104,18 +104,18 @@ def reap_orphans() -> float:
 
 def run_plain(epochs: int, seed: int) -> tuple[float, float, float]:
     """Run side A and return its (CPU seconds, wall seconds, test accuracy)."""
-    with tempfile.TemporaryDirectory() as folder:
-        figures_path = Path(folder) / "plain.json"
+    with tempfile.TemporaryDirectory() as directory:
+        figures_path = Path(directory) / "plain.json"
         command = [sys.executable, "benchmarks/plain_pytorch.py", f"--epochs={epochs}", f"--seed={seed}"]
         cpu_s, wall_s = measure([*command, f"--json={figures_path}"])
         return cpu_s, wall_s, json.loads(figures_path.read_text())["test_acc"]
 
 
-def run_project(epochs: int, seed: int, run_directory: Path, overrides: list[str]) -> tuple[float, float, float]:
-    """Run side B, which writes to `run_directory`, and return its (CPU seconds, wall seconds, test accuracy)."""
+def run_project(epochs: int, seed: int, run_dir: Path, overrides: list[str]) -> tuple[float, float, float]:
+    """Run side B, which writes to `run_dir`, and return its (CPU seconds, wall seconds, test accuracy)."""
     command = [sys.executable, "src/train.py", f"trainer.max_epochs={epochs}", f"seed={seed}"]
-    cpu_s, wall_s = measure([*command, f"run_name={run_directory.name}", *overrides])
-    return cpu_s, wall_s, read_test_acc(run_directory / "summary.json")
+    cpu_s, wall_s = measure([*command, f"run_name={run_dir.name}", *overrides])
+    return cpu_s, wall_s, read_test_acc(run_dir / "summary.json")
 
 
 def read_test_acc(summary_path: Path) -> float:
@@ -133,17 +133,17 @@ def read_test_acc(summary_path: Path) -> float:
     return test_acc
 
 
-def run_rounds(args: argparse.Namespace, run_folders: list[Path]) -> list[Run]:
-    """Run both sides once for each of side B's folders, print a line for each run, and return them in order."""
+def run_rounds(args: argparse.Namespace, run_dirs: list[Path]) -> list[Run]:
+    """Run both sides once for each of side B's directories, print a line for each run, and return them in order."""
     runs = []
     print(f"{'round':>6} {'side':>4} {'images/CPU-s':>13} {'CPU s':>9} {'wall s':>9} {'test acc':>9} {'load':>6}")
-    for round_, run_directory in enumerate(run_folders):
+    for round_, run_dir in enumerate(run_dirs):
         for side in ("A", "B") if round_ % 2 == 0 else ("B", "A"):
             load_1min = os.getloadavg()[0]
             if side == "A":
                 cpu_s, wall_s, test_acc = run_plain(args.epochs, round_)
             else:
-                cpu_s, wall_s, test_acc = run_project(args.epochs, round_, run_directory, args.b_override)
+                cpu_s, wall_s, test_acc = run_project(args.epochs, round_, run_dir, args.b_override)
             speed = NUM_TRAIN_IMAGES * args.epochs / cpu_s
             runs.append(Run(round_, side, speed, cpu_s, wall_s, test_acc, load_1min))
             print(
@@ -222,8 +222,8 @@ def main() -> None:
     adopt_orphans()
     environment = describe_environment()  # before the runs: the commit that was measured
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    run_folders = [PROJECT_ROOT / f"logs/train/train_speed_{stamp}_{round_}" for round_ in range(args.rounds)]
-    runs = run_rounds(args, run_folders)
+    run_dirs = [PROJECT_ROOT / f"logs/train/train_speed_{stamp}_{round_}" for round_ in range(args.rounds)]
+    runs = run_rounds(args, run_dirs)
     summary = summarize(runs)
     print_summary(summary)
     report = {
@@ -238,8 +238,8 @@ def main() -> None:
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(report, indent=2) + "\n")
     if args.clean:
-        for run_directory in run_folders:
-            shutil.rmtree(run_directory)
+        for run_dir in run_dirs:
+            shutil.rmtree(run_dir)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import argparse
 import re
 import sys
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -60,19 +61,16 @@ class Experiment:
 
 def read_experiment(file: Path) -> Experiment:
     """Read the comment at the top of a YAML; a line that is indented further continues the field above it."""
-    lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#"))
-    lines = [line for line in lines if not line.startswith(" @package")]
+    text = file.read_text(encoding="utf-8")
+    comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    lines = [line.removeprefix("#") for line in comment if not line.startswith("# @package")]
     fields: dict[str, str] = {}
     title: list[str] = []
     name = ""
     for line in lines:
-        if found := re.match(rf" ({'|'.join((*ALWAYS, *MEASURED))}):\s+(.*)", line):
-            name = found[1]
-            fields[name] = found[2].strip()
+        if field := re.match(rf" ({'|'.join((*ALWAYS, *MEASURED))}):\s+(.*)", line):
+            name = field[1]
+            fields[name] = field[2].strip()
         elif name and line.startswith("   "):
             fields[name] += f" {line.strip()}"
         elif line.strip() and not fields:
@@ -80,29 +78,25 @@ def read_experiment(file: Path) -> Experiment:
     return Experiment(file.stem, " ".join(title), fields)
 
 
-def read_all(folder: Path = EXPERIMENTS) -> list[Experiment]:
+def read_all(directory: Path = EXPERIMENTS) -> list[Experiment]:
     """Read all experiments; the measured ones first, by name."""
-    experiments = [read_experiment(file) for file in folder.glob("*.yaml")]
+    experiments = [read_experiment(file) for file in directory.glob("*.yaml")]
     return sorted(experiments, key=lambda experiment: (not experiment.is_measured, experiment.name))
 
 
 def measured_rows(experiments: list[Experiment]) -> list[str]:
     """Return the lines of the table of measured experiments."""
     rows = ["| experiment | test accuracy | core-minutes | hardware | commit |", "|---|---|---|---|---|"]
-    for experiment in experiments:
-        if experiment.is_measured:
-            cells = (experiment.fields.get(field, "") for field in ("accuracy", "core-minutes", "hardware", "commit"))
-            rows.append(f"| `{experiment.name}` | {' | '.join(cells)} |")
+    for experiment in filter(lambda experiment: experiment.is_measured, experiments):
+        cells = (experiment.fields.get(field, "") for field in ("accuracy", "core-minutes", "hardware", "commit"))
+        rows.append(f"| `{experiment.name}` | {' | '.join(cells)} |")
     return rows
 
 
 def readme_rows(experiments: list[Experiment]) -> list[str]:
     """Return the lines of the README's table, which leaves out hardware, commit and what is in parentheses."""
-    rows = ["| experiment | test accuracy | core-minutes |", "|---|---|---|"]
-    for experiment in [experiment for experiment in experiments if experiment.is_measured][:NUM_TOP_ROWS]:
-        accuracy = re.sub(r" \(.*\)", "", experiment.fields.get("accuracy", ""))
-        rows.append(f"| `{experiment.name}` | {accuracy} | {experiment.fields.get('core-minutes', '')} |")
-    return rows
+    rows = [row.rsplit("|", 3)[0] + "|" for row in measured_rows(experiments)[: 2 + NUM_TOP_ROWS]]
+    return [re.sub(r" \(.*\)", "", row) for row in rows]
 
 
 def render(experiments: list[Experiment]) -> str:

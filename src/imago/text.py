@@ -1,4 +1,4 @@
-"""Format text for a terminal: escape control characters, pad by display width, shorten long lists."""
+"""Format text and numbers: escape control characters, pad by display width, shorten long lists, add units."""
 
 import unicodedata
 from collections.abc import Iterable
@@ -28,3 +28,28 @@ def join_names(names: Iterable[str], limit: int = 10, separator: str = ", ") -> 
     names = list(names)
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return separator.join(map(printable, names[:limit])) + more
+
+
+def duration_text(seconds: float | None) -> str:
+    """Format a duration, e.g. 26 s, 12 min 5 s or 3 h 20 min; empty if it is None."""
+    if seconds is None:
+        return ""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def percent(share: float | None) -> str:
+    """Format a share in [0, 1] as percent; empty if it is None."""
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def range_text(low: float | None, high: float | None, separator: str = " to ") -> str:
+    """Format two shares in percent, without the sign; empty if one of them is None."""
+    return "" if low is None or high is None else f"{100 * low:.2f}{separator}{100 * high:.2f}"
+
+
+def count_text(count: float | None) -> str:
+    """Format a count or speed with thousands separators; empty if it is None."""
+    return "" if count is None else f"{count:,.0f}"

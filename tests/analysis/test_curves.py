@@ -28,7 +28,7 @@ def make_runs(tmp_path: Path, settings: list[dict], steps: int = 3) -> DataFrame
 
 
 def legend(figure: Figure) -> list[str]:
-    return [text.get_text() for found in figure.legends for text in found.get_texts()]
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
 def dots(figure: Figure) -> list[tuple[float, float]]:
@@ -52,41 +52,31 @@ def test_each_run_is_a_line_and_seeds_share_color_and_name(tmp_path: Path):
 
 def test_runs_that_differ_only_in_the_seed_are_named_by_it_and_equal_ones_by_their_path(tmp_path: Path):
     runs = make_runs(tmp_path, [{"seed": 1}, {"seed": 2}, {"seed": 2}])
-    assert legend(plot_curves(runs[:2])) == ["seed=1", "seed=2"]
-    assert legend(plot_curves(runs[1:])) == ["run=train/1", "run=train/2"]
-
-
-def test_a_single_point_is_visible(tmp_path: Path):
-    line = plot_curves(make_runs(tmp_path, [{}], steps=1)).axes[0].lines[0]
-    assert line.get_marker() == "."
+    assert sorted(legend(plot_curves(runs[:2]))) == ["seed=1", "seed=2"]
+    assert sorted(legend(plot_curves(runs[1:]))) == ["run=train/1", "run=train/2"]
 
 
 def test_of_many_settings_the_best_ten_are_named_and_the_rest_is_gray(tmp_path: Path):
     figure = plot_curves(make_runs(tmp_path, [{"optimizer.lr": 0.1 * n} for n in range(1, 14)]))
     names = legend(figure)
     assert names[0] == "3 more"
-    assert names[1:] == [f"optimizer.lr={0.1 * n:g}" for n in range(4, 14)]
+    assert names[1:] == [f"optimizer.lr={0.1 * n:g}" for n in range(13, 3, -1)]
     assert len(figure.axes[0].lines) == 13
 
 
-def test_runs_without_the_metric_are_left_out(tmp_path: Path):
-    runs = make_runs(tmp_path, [{"seed": 1}, {"seed": 2}, {"seed": 3}])
-    (tmp_path / "0" / "metrics.csv").unlink()
-    (tmp_path / "1" / "metrics.csv").write_text("step,lr\n1,0.1\n")
-    assert len(plot_curves(runs).axes[0].lines) == 1
-
-
 @pytest.mark.parametrize("metric", ["val/accuracy", "lr"])
-def test_a_metric_that_no_run_logged_is_refused_with_the_logged_ones(metric: str, tmp_path: Path):
-    runs = make_runs(tmp_path, [{}])
+def test_a_metric_that_no_run_logged_is_refused_and_runs_without_it_are_left_out(metric: str, tmp_path: Path):
+    runs = make_runs(tmp_path, [{"seed": 1}, {"seed": 2}])
     with pytest.raises(ConfigError, match=rf"metric={metric} .* logged: val/acc"):
         plot_curves(runs, metric)
+    (tmp_path / "1" / "metrics.csv").unlink()
+    assert len(plot_curves(runs).axes[0].lines) == 1
 
 
 def test_a_setting_in_dollars_is_no_formula(tmp_path: Path):
     runs = make_runs(tmp_path, [{"data.root": "/a$b{$c"}, {"data.root": "/d"}])
-    plot_curves(runs).savefig(tmp_path / "curves.png")
-    plot_effect(runs, "data.root").savefig(tmp_path / "effect.png")
+    plot_curves(runs).draw_without_rendering()
+    plot_effect(runs, "data.root").draw_without_rendering()
 
 
 def test_an_effect_shows_each_run_with_its_interval_and_the_mean_of_each_value(tmp_path: Path):
@@ -95,9 +85,9 @@ def test_an_effect_shows_each_run_with_its_interval_and_the_mean_of_each_value(t
     axes = figure.axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("optimizer.lr", "test_acc")
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.01", "0.1"]
-    found = sorted(dots(figure))
-    assert [y for _, y in found] == pytest.approx([0.52, 0.53, 0.50, 0.51])
-    assert len({x for x, _ in found}) == 4  # next to each other
+    points = sorted(dots(figure))
+    assert [y for _, y in points] == pytest.approx([0.52, 0.53, 0.50, 0.51])
+    assert len({x for x, _ in points}) == 4  # next to each other
     assert np.array(diamonds(figure)) == pytest.approx(np.array([[0, 0.525], [1, 0.505]]))
     low, high = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
     assert high - low == pytest.approx(0.05)
@@ -107,35 +97,34 @@ def test_other_settings_that_differ_get_different_colors(tmp_path: Path):
     runs = make_runs(
         tmp_path, [{"optimizer.lr": lr, "model.dropout": dropout} for lr in (0.1, 0.2) for dropout in (0.0, 0.5)]
     )
-    assert legend(plot_effect(runs)) == ["model.dropout=0 (2 runs)", "model.dropout=0.5 (2 runs)"]
+    assert sorted(legend(plot_effect(runs))) == ["model.dropout=0 (2 runs)", "model.dropout=0.5 (2 runs)"]
 
 
-def test_text_values_are_not_joined_by_a_line_and_a_missing_one_is_null(tmp_path: Path):
-    kinds = ["SGD", "AdamW", None]
-    runs = make_runs(tmp_path, [{"optimizer": kind, "seed": seed} for kind in kinds for seed in (1, 2)])
+@pytest.mark.parametrize(
+    ("values", "texts", "style"),
+    [
+        (["SGD", "AdamW", None], ["AdamW", "SGD", "null"], "None"),
+        ([10.0, 9.0, None], ["9", "10", "null"], "-"),  # as numbers, not as texts
+    ],
+)
+def test_only_numbers_are_joined_by_a_line_and_a_missing_value_is_null(values, texts, style: str, tmp_path: Path):
+    runs = make_runs(tmp_path, [{"optimizer": value, "seed": seed} for value in values for seed in (1, 2)])
     figure = plot_effect(runs, "optimizer", "val_acc")
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["AdamW", "SGD", "null"]
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == texts
     assert [y for _, y in sorted(diamonds(figure))] == pytest.approx([0.525, 0.505, 0.545])
-    assert {line.get_linestyle() for line in figure.axes[0].lines if line.get_marker() == "D"} == {"None"}
+    assert {line.get_linestyle() for line in figure.axes[0].lines if line.get_marker() == "D"} == {style}
 
 
-def test_numbers_with_an_empty_cell_keep_the_order_of_numbers(tmp_path: Path):
-    runs = make_runs(tmp_path, [{"schedule.warmup_epochs": value} for value in (10.0, 9.0, None)])
-    figure = plot_effect(runs, "schedule.warmup_epochs")
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["9", "10", "null"]
-    assert [y for _, y in sorted(dots(figure))] == pytest.approx([0.51, 0.50, 0.52])
-
-
-def test_many_numbers_get_an_axis_of_numbers_and_no_mean_of_single_runs(tmp_path: Path):
+def test_of_many_values_some_are_named_and_single_runs_have_no_mean(tmp_path: Path):
     figure = plot_effect(make_runs(tmp_path, [{"optimizer.lr": 10.0**-n} for n in range(12)]))
-    assert figure.axes[0].get_xscale() == "log"
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == [f"{10.0**n:g}" for n in range(-11, 1, 2)]
     assert (len(dots(figure)), len(diamonds(figure))) == (12, 0)
-    assert "mean" not in figure.axes[0].get_title()
 
 
 def test_unfinished_runs_do_not_count(tmp_path: Path):
     runs = make_runs(tmp_path, [{"optimizer.lr": 0.1}, {"optimizer.lr": 0.2, "status": "died"}])
-    assert len(dots(plot_effect(runs))) == 1
+    runs["epochs"] = pd.array([3, None], dtype="Int64")
+    assert len(dots(plot_effect(runs))) == len(dots(plot_effect(runs, metric="epochs"))) == 1
     with pytest.raises(ConfigError, match="none of these 1 runs is finished"):
         plot_effect(runs[1:])
 
@@ -145,12 +134,5 @@ def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"setting=optimizer.lrr: .* differ in it; they differ in optimizer.lr, seed"):
         plot_effect(runs, "optimizer.lrr")
     for metric in ("acc", "status"):
-        with pytest.raises(ConfigError, match=f"metric={metric} is no column of numbers"):
+        with pytest.raises(ConfigError, match=f"metric={metric} is not a column of numbers"):
             plot_effect(runs, metric=metric)
-
-
-def test_integers_with_missing_values_can_be_drawn(tmp_path: Path):
-    runs = make_runs(tmp_path, [{"seed": 1}, {"seed": 2}]).astype({"seed": "Int64"})
-    runs["epochs"] = pd.array([3, None], dtype="Int64")
-    assert len(dots(plot_effect(runs, "seed", "val_acc"))) == 2
-    assert len(dots(plot_effect(runs, "seed", "epochs"))) == 1

@@ -10,14 +10,7 @@ from PIL import Image
 from run_folders import make_evaluation
 
 from imago.analysis.evaluation import load_evaluation
-from imago.analysis.plots import (
-    draw_confusion,
-    draw_explanation,
-    draw_mistakes,
-    draw_reliability,
-    save_confusion,
-    save_figure,
-)
+from imago.analysis.plots import draw_confusion, draw_explanation, draw_mistakes, draw_reliability, save_confusion
 from imago.statistics.calibration import reliability
 
 FONTS = Path(mpl.get_data_path()) / "fonts" / "ttf"
@@ -27,7 +20,7 @@ def some_confusion(num_classes: int) -> np.ndarray:
     return np.random.default_rng(0).poisson(2 + 2000 / num_classes * np.eye(num_classes))
 
 
-@pytest.mark.parametrize("num_classes", [2, 30, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_classes", [2, 10, *(pytest.param(n, marks=pytest.mark.slow) for n in (30, 100))])
 def test_names_and_counts_of_the_confusion_image_do_not_overlap(num_classes: int):
     names = [f"a class called {number}" for number in range(num_classes)]
     figure = draw_confusion(some_confusion(num_classes), names, "title")
@@ -65,20 +58,13 @@ def test_mistakes_are_drawn_by_probability_and_a_missing_file_is_named(tmp_path:
     assert not any(axes.images or axes.texts or axes.get_title() for axes in rest)
 
 
-def test_without_mistakes_the_figure_is_empty(tmp_path: Path):
-    make_evaluation(tmp_path, [0, 1], [0, 1])
-    figure = draw_mistakes(load_evaluation(tmp_path))
-    assert not any(axes.images for axes in figure.axes)
-    figure.draw_without_rendering()
-
-
 def test_images_that_are_not_files_are_passed_as_arrays(tmp_path: Path):
     make_evaluation(tmp_path, [0, 0], [1, 0], images=["val/0", "val/1"])
     figure = draw_mistakes(load_evaluation(tmp_path), saved={0: np.full((4, 4, 3), 9, np.uint8)})
     assert (np.asarray(figure.axes[0].images[0].get_array()) == 9).all()
 
 
-def test_the_reliability_diagram_has_a_bar_for_each_bin(tmp_path: Path):
+def test_the_reliability_diagram_has_a_bar_for_each_bin():
     diagram = reliability(np.array([0.55, 0.6, 0.9, 1.0, 1.0]), np.array([True, False, True, True, False]))
     figure = draw_reliability(diagram, "cats under $5")
     bars, counts = figure.axes
@@ -86,8 +72,6 @@ def test_the_reliability_diagram_has_a_bar_for_each_bin(tmp_path: Path):
     assert [bar.get_x() for bar in bars.patches] == diagram.low.tolist()
     assert [bar.get_height() for bar in counts.patches] == diagram.count.tolist()
     assert bars.get_title() == f"cats under $5\nECE {diagram.ece:.2%}"
-    save_figure(figure, tmp_path / "r.png")
-    assert Image.open(tmp_path / "r.png").size > (400, 400)
 
 
 def test_an_explanation_is_transparent_where_there_is_no_evidence():

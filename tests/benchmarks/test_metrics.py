@@ -1,11 +1,5 @@
 """Lines of code are counted without blank lines, comments and docstrings; functions with their docstring."""
 
-from types import ModuleType
-
-import pytest
-
-from imago.paths import PROJECT_ROOT
-
 SOURCE = '''"""Module.
 
 Two paragraphs.
@@ -22,19 +16,12 @@ def add(a, b):
 '''
 
 
-@pytest.fixture
-def metrics(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(PROJECT_ROOT / "benchmarks")
-    import metrics
-
-    return metrics
+def test_code_lines_leave_out_blank_lines_comments_and_docstrings(script):
+    assert script("metrics").code_lines(SOURCE) == 4
 
 
-def test_code_lines_leave_out_blank_lines_comments_and_docstrings(metrics: ModuleType):
-    assert metrics.code_lines(SOURCE) == 4
-
-
-def test_the_length_of_a_function_includes_its_docstring(metrics: ModuleType, tmp_path, monkeypatch):
+def test_the_length_of_a_function_includes_its_docstring(script, tmp_path, monkeypatch):
+    metrics = script("metrics")
     monkeypatch.setattr(metrics, "SRC", tmp_path)
     (tmp_path / "adding.py").write_text(SOURCE)
     assert metrics.functions(tmp_path / "adding.py") == [(3, "adding.py:add")]

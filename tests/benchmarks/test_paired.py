@@ -6,15 +6,10 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from imago.paths import PROJECT_ROOT
-
 
 @pytest.fixture
-def paired(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(PROJECT_ROOT / "benchmarks")
-    import paired
-
-    return paired
+def paired(script) -> ModuleType:
+    return script("paired")
 
 
 def runs(paired: ModuleType, **accs: list[float]) -> list:
@@ -27,12 +22,14 @@ def runs(paired: ModuleType, **accs: list[float]) -> list:
 
 def test_the_difference_is_paired_by_seed_in_any_order(paired: ModuleType):
     both = runs(paired, one=[0.5, 0.7, 0.9], other=[0.4, 0.5, 0.9])
-    found = paired.difference(both[::-1], "one", "other")
-    assert sorted(found["pairs"]) == pytest.approx([0.0, 0.1, 0.2])
-    assert found["mean"] == pytest.approx(0.1)
+    difference = paired.difference(both[::-1], "one", "other")
+    assert sorted(difference["pairs"]) == pytest.approx([0.0, 0.1, 0.2])
+    assert difference["mean"] == pytest.approx(0.1)
     half = 4.303 * 0.1 / 3**0.5  # Student's t of 2 degrees of freedom; the standard deviation is 0.1
-    assert found["interval_95"] == pytest.approx([0.1 - half, 0.1 + half], rel=1e-3)
-    assert "one minus other: +10.00 points, 95 % interval -14.84 to +34.84, n = 3" in paired.describe_difference(found)
+    assert difference["interval_95"] == pytest.approx([0.1 - half, 0.1 + half], rel=1e-3)
+    assert "one minus other: +10.00 points, 95 % interval -14.84 to +34.84, n = 3" in paired.describe_difference(
+        difference
+    )
 
 
 def test_one_seed_has_no_interval(paired: ModuleType):
@@ -46,8 +43,8 @@ def test_an_interval_over_images_counts_each_image_once(paired: ModuleType, monk
         paired, "load_evaluation", lambda folder: SimpleNamespace(is_correct=np.array(right[folder.name], bool))
     )
     both = runs(paired, one=[0.75, 0.5], other=[0.25, 0.5])
-    found = paired.difference_on_images(both[::-1], "one", "other", Path("logs"))
+    difference = paired.difference_on_images(both[::-1], "one", "other", Path("logs"))
     gaps = [0.0, 0.5, 0.0, 0.5]
     half = 1.96 * np.std(gaps, ddof=1) / 4**0.5
-    assert (found["num_images"], found["mean"]) == (4, 0.25)
-    assert found["interval_95"] == pytest.approx([0.25 - half, 0.25 + half])
+    assert (difference["num_images"], difference["mean"]) == (4, 0.25)
+    assert difference["interval_95"] == pytest.approx([0.25 - half, 0.25 + half])

@@ -6,17 +6,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from imago.paths import PROJECT_ROOT
-
 WEIGHT = torch.tensor([1.0, 0.0, float("nan")])
 
 
 @pytest.fixture
-def same_weights(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(PROJECT_ROOT / "benchmarks")
-    import same_weights
-
-    return same_weights
+def same_weights(script) -> ModuleType:
+    return script("same_weights")
 
 
 def save(path: Path, weight: torch.Tensor, key: str = "weight", **parts: dict) -> Path:

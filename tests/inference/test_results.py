@@ -12,7 +12,7 @@ from imago.analysis.evaluation import load_evaluation, saved_images
 from imago.data.dataset import LabeledArray, LabeledFiles
 from imago.errors import DataError
 from imago.inference.results import summary_lines, write_results
-from imago.statistics.metrics import Result, softmax, worst_mistakes
+from imago.statistics.metrics import Result, softmax
 
 NAMES = ("ant", "bee")
 
@@ -38,8 +38,7 @@ def test_images_in_memory_have_names_and_their_mistakes_are_saved(samples: Label
     found = load_evaluation(tmp_path)
     assert found.images == tuple(f"test/{index}" for index in range(5))
     kept = saved_images(found)
-    worst = worst_mistakes(result.is_correct, result.confidence, 25)
-    assert list(kept) == found.worst_mistakes(25).tolist() == worst.tolist()
+    assert list(kept) == found.worst_mistakes(25).tolist() == result.worst_mistakes(25).tolist()
     assert len(kept) > 0
     assert {row: image.max() for row, image in kept.items()} == {row: 200 + row for row in kept}
     assert json.loads((folder / "metrics.json").read_text()) == {"split": "test"}

@@ -6,7 +6,7 @@ from scipy import stats
 
 from imago.statistics.calibration import reliability
 from imago.statistics.intervals import ece_interval, macro_intervals, mean_interval, wilson_interval
-from imago.statistics.metrics import confusion_matrix, macro_scores, per_class, softmax
+from imago.statistics.metrics import macro_scores, per_class, softmax
 
 
 @pytest.mark.parametrize(
@@ -17,43 +17,35 @@ from imago.statistics.metrics import confusion_matrix, macro_scores, per_class, 
         (15, 148, 0.0624, 0.1605),
         (0, 20, 0.0, 0.1611),
         (1, 29, 0.0061, 0.1718),
-        # scipy.stats.binomtest(...).proportion_ci(method="wilson")
-        (8, 10, 0.4902, 0.9433),
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
+        (29, 29, 0.8830, 1.0),
     ],
 )
 def test_wilson_intervals_are_the_published_ones(num_correct: int, num_images: int, low: float, high: float):
     assert wilson_interval(num_correct, num_images) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_the_ends_of_wilson_intervals_are_exactly_0_and_1():
-    for num_images in range(1, 200):
-        assert wilson_interval(0, num_images)[0] == 0
-        assert wilson_interval(num_images, num_images)[1] == 1
+@pytest.mark.parametrize("num_images", [1, 2, 7, 50, 199])
+def test_the_ends_of_wilson_intervals_are_exactly_0_and_1(num_images: int):
+    assert wilson_interval(0, num_images)[0] == 0
+    assert wilson_interval(num_images, num_images)[1] == 1
 
 
-def test_wilson_intervals_contain_the_share_and_stay_within_0_and_1():
-    for num_images in (1, 2, 7, 50):
-        for num_correct in range(num_images + 1):
-            low, high = wilson_interval(num_correct, num_images)
-            assert 0 <= low <= num_correct / num_images <= high <= 1
-
-
-@pytest.mark.parametrize("num_seeds", [2, 3, 5, 10, 11, 12, 20, 100])
+@pytest.mark.parametrize("num_seeds", [2, 3, 20])
 def test_the_interval_of_a_mean_over_seeds_is_students(num_seeds: int):
     values = np.random.default_rng(num_seeds).normal(0.9, 0.01, num_seeds)
     expected = stats.t.interval(0.95, num_seeds - 1, values.mean(), stats.sem(values))
     assert mean_interval(values.tolist()) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-def test_a_single_seed_has_no_interval():
+def test_a_single_seed_has_no_interval_and_equal_seeds_one_of_width_zero():
     assert mean_interval([0.9]) is None
     assert mean_interval([]) is None
-
-
-def test_equal_seeds_have_an_interval_of_width_zero():
     assert mean_interval([0.5, 0.5]) == (0.5, 0.5)
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    cells = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
 
 
 class Simulated:
@@ -116,22 +108,18 @@ def test_macro_intervals_are_those_of_drawing_images():
         assert (low, high) == pytest.approx(expected, abs=0.012), name
 
 
-def test_the_same_seed_gives_the_same_interval():
-    _, _, confidence = Simulated(3, 1.0).draw(50)
-    is_correct = np.arange(50) % 2 == 0
-    assert ece_interval(confidence, is_correct) == ece_interval(confidence, is_correct)
-    assert ece_interval(confidence, is_correct) != ece_interval(confidence, is_correct, seed=1)
-
-
 def test_without_mistakes_the_intervals_have_width_zero():
     found = macro_intervals(np.diag([3, 4, 5]))
     assert found == dict.fromkeys(("macro_precision", "macro_recall", "macro_f1"), (1.0, 1.0))
     assert ece_interval(np.ones(5), np.ones(5, bool)) == (0.0, 0.0)
 
 
-def test_the_ece_interval_contains_the_measured_error():
+def test_the_ece_interval_contains_the_measured_error_and_depends_only_on_the_seed():
     labels, predicted, confidence = Simulated(3, 0.6).draw(500)
     low, high = ece_interval(confidence, labels == predicted)
+    assert (
+        (low, high) == ece_interval(confidence, labels == predicted) != ece_interval(confidence, labels == predicted, 1)
+    )
     assert 0 <= low < reliability(confidence, labels == predicted).ece < high <= 1
 
 

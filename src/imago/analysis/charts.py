@@ -1,29 +1,23 @@
 """Draw line charts as SVG for a page; the style sheet of the page has the colors, for light and dark mode."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
 # In the units of the drawing, which the page scales; at a width of 360 px letters are still 11 px high.
 _WIDTH, _HEIGHT = 400, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 388, 12, 210  # of the axes
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 388, 12, 210  # ends of the axes
 _MAX_POINTS = 500  # of a line: more cannot be seen in 340 px, and the page would grow to megabytes
 _MAX_MARKED = 40  # points of a line: on more, markers would hide the line
 _NOT_CURVES = ("epoch", "test/")  # test results are single numbers
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of a chart; points that are not finite are left out.
-
-    Attributes:
-        name: as it is logged.
-        x: in ascending order.
-        y: as many values.
-        style: index of a line style of the page, 1 to 8.
-    """
+class Line(NamedTuple):
+    """One line of a chart; `x` ascends, and `style` is the number of a line style of the page, 1 to 4."""
 
     name: str
     x: Sequence[float]
@@ -31,16 +25,8 @@ class Line:
     style: int
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A drawing with its title, legend and note.
-
-    Attributes:
-        title: above the drawing.
-        svg: markup.
-        lines: entries of the legend.
-        note: below the drawing, or empty.
-    """
+class Chart(NamedTuple):
+    """A drawing as SVG, with its title, the lines of its legend, and a note or an empty text."""
 
     title: str
     svg: str
@@ -57,100 +43,83 @@ def curve_groups(names: Iterable[str]) -> dict[str, list[str]]:
     return {title: sorted(group) for title, group in groups.items()}
 
 
-def line_chart(
-    title: str,
-    lines: Sequence[Line],
-    x_label: str,
-    x_range: tuple[float, float] | None = None,
-    y_range: tuple[float, float] | None = None,
-) -> Chart | None:
-    """Draw lines over a common axis; return None if there is no finite point.
+def line_charts(
+    groups: Mapping[str, Sequence[Line]], x_label: str, limits: tuple[float, float] | None = None
+) -> list[Chart]:
+    """Draw one chart for each group of lines with a finite point.
 
     Args:
-        title: also read by screen readers.
-        lines: at most eight.
-        x_label: below the axis.
-        x_range: ends of the axis; those of the points if None.
-        y_range: likewise.
+        groups: lines by the title of their chart, which is also read by screen readers.
+        x_label: the text below the axis.
+        limits: the ends of both axes; those of the points if None.
     """
-    drawn = [(line, points) for line in lines if (points := _finite(line))]
-    if not drawn:
-        return None
-    x_values, y_values = zip(*(point for _, points in drawn for point in points), strict=True)
-    x_axis = _Axis(*_limits(x_values, x_range), _LEFT, _RIGHT)
-    low, high = _limits(y_values, y_range)
-    first, second, *_ = ticks(low, high)
-    step = second - first  # widened to the next ticks, so that no line is drawn along the frame
-    y_axis = _Axis(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, _BOTTOM, _TOP)
-    parts = [*_grid(x_axis, y_axis, x_label), *(_path(line, points, x_axis, y_axis) for line, points in drawn)]
-    changes = (f"{line.name} goes from {_number(p[0][1])} to {_number(p[-1][1])}" for line, p in drawn)
-    svg = (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(". ".join((title, *changes)))}">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
-    )
-    num_lost = sum(len(line.x) - len(points) for line, points in drawn)
-    note = f"{num_lost} values that are not finite are not drawn" if num_lost else ""
-    return Chart(title, svg, [line for line, _ in drawn], note)
-
-
-def ticks(low: float, high: float, limit: int = 6) -> list[float]:
-    """Return round numbers within [low, high], `low` < `high`, at distances of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / limit
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [number * step for number in range(first, last + 1)]
+    charts = []
+    for title, lines in groups.items():
+        drawn = [line for line in map(_finite, lines) if line.x]
+        if drawn:
+            num_lost = sum(len(line.x) for line in lines) - sum(len(line.x) for line in drawn)
+            note = f"{num_lost} values that are not finite are not drawn" if num_lost else ""
+            charts.append(Chart(title, _svg(title, drawn, x_label, limits), drawn, note))
+    return charts
 
 
 class _Axis(NamedTuple):
-    low: float
-    high: float
+    ticks: Sequence[float]
     start: float
     end: float
 
-    def position(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+    def positions(self, values: Sequence[float]) -> list[float]:
+        scale = (self.end - self.start) / (self.ticks[-1] - self.ticks[0])
+        return [self.start + (value - self.ticks[0]) * scale for value in values]
 
 
-def _limits(values: Sequence[float], ends: tuple[float, float] | None) -> tuple[float, float]:
-    low, high = ends or (min(values), max(values))
-    half = abs(low) / 10 or 0.5
-    return (low, high) if low < high else (low - half, low + half)
+def _axis(values: Sequence[float], limits: tuple[float, float] | None, start: float, end: float) -> _Axis:
+    """Return an axis that ends at round numbers, so that no line is drawn along the frame."""
+    low, high = limits or (min(values), max(values))
+    margin = 0 if low < high else abs(low) / 10 or 0.5
+    return _Axis(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low - margin, high + margin), start, end)
 
 
-def _finite(line: Line) -> list[tuple[float, float]]:
-    return [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+def _finite(line: Line) -> Line:
+    points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+    return line._replace(x=[x for x, _ in points], y=[y for _, y in points])
 
 
-def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str) -> list[str]:
-    parts = []
-    for value in ticks(y_axis.low, y_axis.high):
-        y = y_axis.position(value)
-        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
-    for value in ticks(x_axis.low, x_axis.high, 5):
-        x = x_axis.position(value)
-        parts.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{_BOTTOM}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{_BOTTOM + 16}" text-anchor="middle">{_number(value)}</text>')
-    middle = (_LEFT + _RIGHT) / 2
-    label = f'<text x="{middle}" y="{_BOTTOM + 33}" text-anchor="middle">{escape(x_label)}</text>'
-    return [*parts, f'<path class="axis" d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}"/>', label]
-
-
-def _path(line: Line, points: Sequence[tuple[float, float]], x_axis: _Axis, y_axis: _Axis) -> str:
-    stride = math.ceil(len(points) / _MAX_POINTS)
-    kept = [*points[:-1:stride], points[-1]]
-    positions = [(f"{x_axis.position(x):.1f}", f"{y_axis.position(y):.1f}") for x, y in kept]
-    path = f'<path class="line line{line.style}" d="M{"L".join(map(" ".join, positions))}"/>'
-    if len(kept) > _MAX_MARKED:
-        return path
-    marks = (
-        f'<circle class="mark line{line.style}" cx="{cx}" cy="{cy}" r="3">'
-        f"<title>{escape(line.name)} {_number(y)} at {_number(x)}</title></circle>"
-        for (x, y), (cx, cy) in zip(kept, positions, strict=True)
+def _svg(title: str, lines: Sequence[Line], x_label: str, limits: tuple[float, float] | None) -> str:
+    x_axis = _axis([x for line in lines for x in line.x], limits, _LEFT, _RIGHT)
+    y_axis = _axis([y for line in lines for y in line.y], limits, _BOTTOM, _TOP)
+    changes = (f"{line.name} goes from {_number(line.y[0])} to {_number(line.y[-1])}" for line in lines)
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(". ".join((title, *changes)))}">'
+        f"<title>{escape(title)}</title>{_grid(x_axis, y_axis)}"
+        f'<text x="{(_LEFT + _RIGHT) / 2}" y="{_BOTTOM + 33}" text-anchor="middle">{escape(x_label)}</text>'
+        f"{''.join(_path(line, x_axis, y_axis) for line in lines)}</svg>"
     )
-    return path + "".join(marks)
+
+
+def _grid(x_axis: _Axis, y_axis: _Axis) -> str:
+    elements = []
+    for value, y in zip(y_axis.ticks, y_axis.positions(y_axis.ticks), strict=True):
+        elements.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
+        elements.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
+    for value, x in zip(x_axis.ticks, x_axis.positions(x_axis.ticks), strict=True):
+        elements.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{_BOTTOM}"/>')
+        elements.append(f'<text x="{x:.1f}" y="{_BOTTOM + 16}" text-anchor="middle">{_number(value)}</text>')
+    return "".join([*elements, f'<path class="axis" d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}"/>'])
+
+
+def _path(line: Line, x_axis: _Axis, y_axis: _Axis) -> str:
+    shown = np.unique(np.linspace(0, len(line.x) - 1, _MAX_POINTS).astype(int)).tolist()
+    x, y = [line.x[index] for index in shown], [line.y[index] for index in shown]
+    positions = [(f"{a:.1f}", f"{b:.1f}") for a, b in zip(x_axis.positions(x), y_axis.positions(y), strict=True)]
+    marks = [
+        f'<circle class="mark line{line.style}" cx="{cx}" cy="{cy}" r="3">'
+        f"<title>{escape(line.name)} {_number(y[number])} at {_number(x[number])}</title></circle>"
+        for number, (cx, cy) in enumerate(positions if len(positions) <= _MAX_MARKED else [])
+    ]
+    path = "L".join(map(" ".join, positions))
+    return f'<path class="line line{line.style}" d="M{path}"/>{"".join(marks)}'
 
 
 def _number(value: float) -> str:
-    return f"{0.0 if abs(value) < 1e-12 else value:.4g}"
+    return f"{0.0 if abs(value) < 1e-12 else value:.4g}"  # ticks may miss 0 by a rounding error

@@ -1,7 +1,7 @@
 """Draw figures over several runs: a metric over the steps, and the effect of a setting."""
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ from imago.runs.records import read_logged
 
 _COLORS = [f"C{number}" for number in range(10)]  # matplotlib's cycle
 _MAX_MARKED = 30  # points of a curve: on more, markers would hide the line
-_MAX_TICKS = 10  # values of a setting at even distances; more get an axis of numbers
-_MIN_LOG_RATIO = 30  # of the largest to the smallest value, from which an axis of numbers is logarithmic
+_MAX_TICKS = 10  # more labels would overlap
 
 
 def plot_curves(runs: DataFrame, metric: str = "val/acc") -> Figure:
@@ -38,7 +37,7 @@ def plot_curves(runs: DataFrame, metric: str = "val/acc") -> Figure:
     logged = {folder: optional([], read_logged, Path(folder)) or {} for folder in runs["folder"]}
     drawn = runs[[metric in logged[folder] for folder in runs["folder"]]]
     if drawn.empty:
-        known = ", ".join(dict.fromkeys(name for found in logged.values() for name in found)) or "nothing"
+        known = ", ".join(dict.fromkeys(name for curves in logged.values() for name in curves)) or "nothing"
         raise ConfigError(f"metric={metric} was logged by none of these {len(runs)} runs; logged: {known}.")
     figure, axes = _new_figure("step", metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -53,10 +52,9 @@ def plot_curves(runs: DataFrame, metric: str = "val/acc") -> Figure:
 
 
 def plot_effect(runs: DataFrame, setting: str = "optimizer.lr", metric: str = "test_acc") -> Figure:
-    """Draw the result for each value of a setting: every finished run, and the mean.
+    """Draw the result for each value of a setting, at even distances: every finished run, and the mean.
 
-    Runs that differ in further settings get a color for each combination of those. Values have even distances, unless
-    there are more than ten numbers. Only `test_acc` has an interval.
+    Runs that differ in further settings get a color for each combination of those. Only `test_acc` has an interval.
 
     Args:
         runs: a table of `imago.analysis.runs.load_runs`, or some of its rows.
@@ -67,11 +65,9 @@ def plot_effect(runs: DataFrame, setting: str = "optimizer.lr", metric: str = "t
         ConfigError: if the runs do not differ in the setting, or no finished run has the metric.
     """
     finished = _finished(runs, setting, metric)
-    others = [name for name in setting_names(finished) if name != setting]
-    finished = finished.sort_values([*others, "seed"], key=lambda c: c if is_numeric_dtype(c) else c.map(_text))
     figure, axes = _new_figure(setting, metric)
     x, has_interval = _positions(finished[setting], axes), metric == "test_acc"
-    for label, color, group in _colored(finished, others):
+    for label, color, group in _colored(finished, [name for name in setting_names(finished) if name != setting]):
         interval = [group[metric] - group["test_low"], group["test_high"] - group[metric]] if has_interval else None
         axes.errorbar(x[group.index], group[metric], yerr=interval, fmt="o", color=color, alpha=0.6, markersize=4)
         axes.plot([], [], "o", color=color, label=label)
@@ -79,9 +75,7 @@ def plot_effect(runs: DataFrame, setting: str = "optimizer.lr", metric: str = "t
             points = DataFrame({"x": x, "y": group[metric]}).groupby(group[setting].map(_text)).mean().sort_values("x")
             style = "-" if is_numeric_dtype(group[setting]) else "none"
             axes.plot(points["x"], points["y"], linestyle=style, color=color, marker="D")
-    has_means = finished.duplicated([*others, setting]).any()
-    interval_note = " with its 95 % interval" if has_interval else ""
-    axes.set_title(f"dot: one run{interval_note}" + ("; diamond: mean" if has_means else ""))
+    axes.set_title(f"dot: one run{' with its 95 % interval' if has_interval else ''}; diamond: mean of several")
     _add_legend(figure, axes)
     return figure
 
@@ -92,7 +86,7 @@ def _finished(runs: DataFrame, setting: str, metric: str) -> DataFrame:
         names = ", ".join([*setting_names(runs), "seed"])
         raise ConfigError(f"setting={setting}: these runs do not differ in it; they differ in {names}.")
     if metric not in runs.columns or not is_numeric_dtype(runs[metric]):
-        raise ConfigError(f"metric={metric} is no column of numbers; use val_acc, test_acc or images_per_s.")
+        raise ConfigError(f"metric={metric} is not a column of numbers; use val_acc, test_acc or images_per_s.")
     finished = runs[(runs["status"] == "finished") & runs[metric].notna()]
     if finished.empty:
         raise ConfigError(f"metric={metric}: none of these {len(runs)} runs is finished and has it.")
@@ -104,13 +98,11 @@ def _colored(runs: DataFrame, names: Sequence[str]) -> Iterator[tuple[str | None
     if not names:
         yield None, _COLORS[0], runs
         return
-    groups = list(runs.groupby(list(names), dropna=False))
-    best_first = sorted(groups, key=lambda group: -group[1]["val_acc"].mean())
-    named = {values for values, _ in best_first[: len(_COLORS)]}
-    rest = [group for values, group in groups if values not in named]
-    for number, group in enumerate(rest):  # first, so that the colored ones are drawn over them
-        yield (f"{len(rest)} more" if number == 0 else None), "0.8", group
-    for (values, group), color in zip([group for group in groups if group[0] in named], _COLORS, strict=False):
+    groups = sorted(runs.groupby(list(names), dropna=False), key=lambda group: -group[1]["val_acc"].mean())
+    others = groups[len(_COLORS) :]
+    for number, (_, group) in enumerate(others):  # first, so that the colored ones are drawn over them
+        yield (f"{len(others)} more" if number == 0 else None), "0.8", group
+    for (values, group), color in zip(groups, _COLORS, strict=False):
         label = ", ".join(f"{name}={_text(value)}" for name, value in zip(names, values, strict=True))
         yield textwrap.fill(label, 40) + (f" ({len(group)} runs)" if len(group) > 1 else ""), color, group
 
@@ -119,17 +111,13 @@ def _positions(values: Series, axes: Axes) -> Series:
     """Return the x coordinate of each run and set the ticks; runs with the same value are next to each other."""
     is_numeric = is_numeric_dtype(values)
     distinct = sorted(values.unique(), key=lambda value: (pd.isna(value), value if is_numeric else str(value)))
-    if is_numeric and len(distinct) > _MAX_TICKS:
-        if distinct[0] > 0 and values.max() / values.min() >= _MIN_LOG_RATIO:
-            axes.set_xscale("log")
-        return values.astype("float64")
-    texts = values.map(_text)
-    ticks: Mapping[str, int] = {text: index for index, text in enumerate(dict.fromkeys(map(_text, distinct)))}
-    axes.set_xticks(list(ticks.values()), list(ticks))
-    axes.set_xlim(-0.5, len(ticks) - 0.5)
-    same = texts.groupby(texts)
+    texts = [_text(value) for value in distinct]
+    ticks = range(0, len(texts), -(-len(texts) // _MAX_TICKS))
+    axes.set_xticks(ticks, [texts[tick] for tick in ticks])
+    axes.set_xlim(-0.5, len(texts) - 0.5)
+    same = values.groupby(values.map(_text))
     count, number = same.transform("size"), same.cumcount()
-    return texts.map(ticks).astype("float64") + (number - (count - 1) / 2) * (0.4 / count).clip(upper=0.08)
+    return values.map(_text).map(texts.index) + (number - (count - 1) / 2) * (0.4 / count).clip(upper=0.08)
 
 
 def _text(value: Any) -> str:

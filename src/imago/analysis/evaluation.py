@@ -11,23 +11,19 @@ from typing import Any
 import numpy as np
 
 from imago.errors import DataError
-from imago.files import read_json
+from imago.files import open_text, read_json
 from imago.images import read_image
-from imago.statistics.metrics import Predictions, worst_mistakes
+from imago.statistics.metrics import Predictions
 
 
 @dataclass(frozen=True)
 class Evaluation(Predictions):
-    """Predictions of a network for N images of K classes.
+    """Predictions of a network for N images.
 
     Attributes:
         directory: RUN/eval/SPLIT.
         metadata: content of its `metrics.json`.
-        class_names: K names.
         images: N files, or indices in the split for images that are not files.
-        labels: true classes, int64 (N,).
-        predicted: predicted classes, int64 (N,).
-        probability: of the predicted class, float64 (N,).
     """
 
     directory: Path
@@ -36,11 +32,7 @@ class Evaluation(Predictions):
     images: tuple[str, ...]
     labels: np.ndarray
     predicted: np.ndarray
-    probability: np.ndarray
-
-    def worst_mistakes(self, limit: int) -> np.ndarray:
-        """Return the rows of the mistakes with the highest probability, highest first, int64 (at most `limit`,)."""
-        return worst_mistakes(self.is_correct, self.probability, limit)
+    confidence: np.ndarray
 
     def names(self) -> tuple[str, ...]:
         """Return the image names relative to the root of the data set, so that they stay the same when it is moved."""
@@ -64,27 +56,28 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
     Raises:
         DataError: if it is missing (with the command that creates it) or damaged.
     """
-    directory = Path(run) / "eval" / split
-    file, command = directory / "predictions.csv", eval_command(run, split)
-    rows = _read_csv(file, command)
-    names = tuple(row["class"] for row in _read_csv(directory / "per_class.csv", command))
-    indices = {name: index for index, name in enumerate(names)}
+    directory, command = Path(run) / "eval" / split, eval_command(run, split)
     try:
+        rows, classes = _read_csv(directory / "predictions.csv"), _read_csv(directory / "per_class.csv")
+        names = tuple(row["class"] for row in classes)
+        indices = {name: index for index, name in enumerate(names)}
         images = tuple(row["image"] for row in rows)
         labels, predicted = (np.array([indices[row[name]] for row in rows], np.int64) for name in ("true", "predicted"))
-        probability = np.array([row["probability"] for row in rows], np.float64)
-    except (KeyError, ValueError) as error:
-        raise DataError(f"{file} is damaged: {error!r}; delete {directory} and evaluate again: {command}") from None
-    if not rows:
-        raise DataError(f"{file} is empty; create it again with: {command}")
-    return Evaluation(directory, read_json(directory / "metrics.json"), names, images, labels, predicted, probability)
+        confidence = np.array([row["probability"] for row in rows], np.float64)
+        if not rows:
+            raise ValueError("predictions.csv is empty")
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename} is missing; create it with: {command}") from None
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise DataError(f"{directory} is damaged: {error!r}; delete it and evaluate again: {command}") from None
+    return Evaluation(directory, read_json(directory / "metrics.json"), names, images, labels, predicted, confidence)
 
 
 def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:
     """Read `mistakes.npz`: the images of mistakes, for a data set whose images are not files.
 
     Returns:
-        uint8 (H, W, 3) by row in `predictions.csv`; empty if there is no such file.
+        uint8 (H, W, 3) by index in the evaluation; empty if there is no such file.
 
     Raises:
         DataError: if it is damaged.
@@ -94,25 +87,25 @@ def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:
         return {}
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            rows, images = arrays["rows"], arrays["images"]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(rows) != len(images):
+            indices, images = arrays["rows"], arrays["images"]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(indices) != len(images):
             raise ValueError("it contains no uint8 images (N, H, W, 3)")
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{file} is damaged: {error}; delete it and evaluate again.") from None
-    return dict(zip(rows.tolist(), images, strict=True))
+    return dict(zip(indices.tolist(), images, strict=True))
 
 
-def load_image(evaluation: Evaluation, row: int, saved: Mapping[int, np.ndarray]) -> tuple[np.ndarray | None, str]:
+def load_image(evaluation: Evaluation, index: int, saved: Mapping[int, np.ndarray]) -> tuple[np.ndarray | None, str]:
     """Return the pixels of an image, uint8 (H, W, 3), or None and the reason.
 
     Args:
-        evaluation: from `load_evaluation`.
-        row: in `predictions.csv`.
-        saved: from `saved_images`.
+        evaluation: an evaluation, as returned by `load_evaluation`.
+        index: the index of the image.
+        saved: images that are not files, as returned by `saved_images`.
     """
-    name = evaluation.images[row]
-    if row in saved:
-        return saved[row], ""
+    name = evaluation.images[index]
+    if index in saved:
+        return saved[index], ""
     if name.isdecimal():  # an index in the split
         return None, "not a file: evaluate again to save the images of mistakes"
     try:
@@ -121,12 +114,6 @@ def load_image(evaluation: Evaluation, row: int, saved: Mapping[int, np.ndarray]
         return None, str(error)
 
 
-def _read_csv(file: Path, command: str) -> list[dict[str, str]]:
-    try:
-        # `surrogateescape` keeps file names that are not valid UTF-8.
-        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
-            return list(csv.DictReader(lines))
-    except FileNotFoundError:
-        raise DataError(f"{file} is missing; create it with: {command}") from None
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{file} cannot be read: {error}") from None
+def _read_csv(file: Path) -> list[dict[str, str]]:
+    with open_text(file) as lines:
+        return list(csv.DictReader(lines))

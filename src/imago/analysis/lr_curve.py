@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-_NEW_SHARE = 0.1  # of the newest loss in the moving average
+_NEW_SHARE = 0.1  # of the newest loss in the moving average; our own choice: it evens out about 10 batches
 _SAFETY = 10.0  # at the lowest loss training is nearly unstable (Howard and Gugger 2020, chapter 5)
-_MIN_DECREASE = 0.02  # of the first loss; less is noise
+_MIN_DECREASE = 0.02  # of the first loss; less is noise between batches (our own choice)
 
 
 def smooth(losses: Sequence[float]) -> np.ndarray:
@@ -21,8 +21,8 @@ def suggest(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     """Return a tenth of the learning rate with the lowest smoothed loss.
 
     Args:
-        lrs: in ascending order, (n,), n at least 1.
-        losses: at each learning rate, finite, (n,).
+        lrs: learning rates in ascending order, (n,), n at least 1.
+        losses: the loss at each learning rate, finite, (n,).
 
     Returns:
         A learning rate; None if the loss does not decrease.

@@ -1,63 +1,40 @@
-"""Write HTML pages that load nothing from the network: templates, tables, and images embedded in the page."""
+"""Write HTML pages that load nothing from the network, with images embedded in the page."""
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from imago.analysis.table import percent
 from imago.errors import DataError
 from imago.files import write_text
 from imago.images import SMALL_PX
+from imago.runs.records import Record
+from imago.text import count_text, duration_text, percent, range_text
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _THUMBNAIL_PX = 160  # longer side; 25 of them as JPEG take about 200 kB
 _MAX_FIGURE_BYTES = 1_500_000  # larger figures are only named, so that a page can be mailed
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of a page; the first cell of a row is its header.
-
-    Attributes:
-        label: for screen readers.
-        columns: header and kind of each column: "number", "bar" (a share in [0, 1]) or "".
-        rows: cells as text; a number in [0, 1] in a "bar" column.
-        caption: above the table, or empty.
-        style: "words" for long texts in columns of fixed width, or empty.
-    """
-
-    label: str
-    columns: Sequence[tuple[str, str]]
-    rows: Sequence[Sequence[Any]]
-    caption: str = ""
-    style: str = ""
 
 
 def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
     """Render a template and write the page atomically.
 
     Args:
-        template: a file in `templates/`.
-        context: variables of the template; texts are escaped.
-        file: its directory is created if necessary.
+        template: the name of a file in `templates/`.
+        context: the variables of the template; texts are escaped.
+        file: the page; its directory is created if necessary.
 
     Raises:
         DataError: if it cannot be written.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = percent
     text = environment.get_template(template).render(context)
@@ -67,6 +44,24 @@ def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
         write_text(file.absolute(), text.encode("utf-8", "backslashreplace").decode())
     except OSError as error:
         raise DataError(f"output={file} cannot be written: {error.strerror}.") from error
+
+
+def headlines(record: Record) -> list[tuple[str, str, str]]:
+    """Return name, value and note of the main results of a run."""
+    interval, wait, tta = range_text(record.test_low, record.test_high), record.data_wait_share, views(record)
+    tested = f"95 %: {interval}, n = {count_text(record.num_test_images)}" if interval else ""
+    cards = [
+        ("test accuracy", percent(record.test_acc), tested + (f", with tta={tta}" if tta != "none" else "")),
+        ("best val accuracy", percent(record.val_acc), f"epoch {record.best_epoch}" if record.best_epoch else ""),
+        ("time", duration_text(record.seconds), f"epochs: {record.epochs}" if record.epochs else ""),
+        ("images/s", count_text(record.images_per_s), f"{percent(wait)} of the time waiting for data" if wait else ""),
+    ]
+    return [card for card in cards if card[1]]
+
+
+def views(record: Record) -> str:
+    """Return the `tta` of the final test; "none" is one view of each image."""
+    return str(record.settings.get("tta") or "none")
 
 
 def optional(missing: list[str], read: Callable[..., Any], *arguments: Any) -> Any:

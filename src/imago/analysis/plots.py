@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Sizes are our own choice; tests check that names and counts do not overlap for 2 to 100 classes.
 _MAX_NAME_CHARS = 22  # longer class names are cut, else they take the space of the image
 _MAX_NUMBERED = 30  # classes: with more, the counts do not fit into their cells
 _NUM_COLUMNS = 5  # of images
 _MAX_NAMED = 100  # classes: with more, only some of them are named
+_MAX_SIDE_INCH = 17  # of the matrix, however many classes: 1,870 px
+_DARK_SHARE = 0.35  # of a row, from which a cell is so dark that its count is white
 
 
 def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str) -> "Figure":
@@ -28,12 +31,15 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
     Args:
         confusion: counts (K, K), true classes in rows.
         class_names: K names.
-        title: above the matrix.
+        title: the text above the matrix.
     """
     from matplotlib.colors import PowerNorm
 
-    cell_inch = _cell_inch(len(class_names))
-    side = len(class_names) * cell_inch
+    num_classes = len(class_names)
+    has_counts = num_classes <= _MAX_NUMBERED
+    # 0.42 inch hold three digits in a readable size.
+    cell_inch = max(0.42, min(0.9, 4.5 / num_classes)) if has_counts else _MAX_SIDE_INCH / max(num_classes, _MAX_NAMED)
+    side = num_classes * cell_inch
     figure = _new_figure(side + 3.4, side + 2.8)
     axes = figure.add_subplot()
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
@@ -42,9 +48,10 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
     bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
     bar.set_label("share of the true class", fontsize=9)
-    _name_axes(axes, class_names, font_size=min(10, 72 * cell_inch * 0.72))
+    # 72 points are an inch; a line of text takes 0.72 of its cell, which leaves space between two names.
+    _name_axes(axes, class_names, font_size=max(6, min(10, 72 * cell_inch * 0.72)))
     axes.set_title(title, fontsize=max(11, side), parse_math=False)
-    if len(class_names) <= _MAX_NUMBERED:
+    if has_counts:
         _write_counts(axes, confusion, shares, cell_inch)
     _set_fonts(figure)
     return figure
@@ -67,8 +74,8 @@ def draw_reliability(diagram: Reliability, title: str) -> "Figure":
     """Draw accuracy over confidence, and below it the number of images in each bin.
 
     Args:
-        diagram: from `reliability`.
-        title: above the diagram.
+        diagram: accuracy and confidence, as returned by `reliability`.
+        title: the text above the diagram.
     """
     figure = _new_figure(5, 5.6)
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
@@ -88,29 +95,29 @@ def draw_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, n
     """Draw the images of the mistakes with the highest probability, each with predicted and true class.
 
     Args:
-        evaluation: from `load_evaluation`.
+        evaluation: an evaluation, as returned by `load_evaluation`.
         limit: largest number of images, at least 1.
-        saved: images that are not files, uint8 (H, W, 3) by row; None reads them from `mistakes.npz`.
+        saved: images that are not files, uint8 (H, W, 3) by index; None reads them from `mistakes.npz`.
 
     Raises:
         DataError: if `mistakes.npz` is damaged.
     """
     saved = saved_images(evaluation) if saved is None else saved
     names = [_shortened(name) for name in evaluation.class_names]
-    rows = evaluation.worst_mistakes(limit).tolist()
-    num_rows = max(1, math.ceil(len(rows) / _NUM_COLUMNS))
+    indices = evaluation.worst_mistakes(limit).tolist()
+    num_rows = max(1, math.ceil(len(indices) / _NUM_COLUMNS))
     figure = _new_figure(2 * _NUM_COLUMNS, 2.4 * num_rows)
     cells = figure.subplots(num_rows, _NUM_COLUMNS, squeeze=False).ravel()
     for axes in cells:
         axes.set_axis_off()
-    for axes, row in zip(cells, rows, strict=False):
-        pixels, reason = load_image(evaluation, row, saved)
+    for axes, index in zip(cells, indices, strict=False):
+        pixels, reason = load_image(evaluation, index, saved)
         if pixels is None:
             axes.text(0.5, 0.5, textwrap.fill(reason, 28), ha="center", va="center", fontsize=6, parse_math=False)
         else:
             axes.imshow(pixels)
-        predicted, true = names[evaluation.predicted[row]], names[evaluation.labels[row]]
-        title = f"{predicted} {evaluation.probability[row]:.0%}\ntrue: {true}"
+        predicted, true = names[evaluation.predicted[index]], names[evaluation.labels[index]]
+        title = f"{predicted} {evaluation.confidence[index]:.0%}\ntrue: {true}"
         axes.set_title(title, fontsize=8, parse_math=False)
     _set_fonts(figure)
     return figure
@@ -120,9 +127,9 @@ def draw_explanation(image: np.ndarray, heat: np.ndarray, title: str) -> "Figure
     """Draw an image, and next to it the same image under a heat map.
 
     Args:
-        image: uint8 (H, W, 3).
+        image: pixels, uint8 (H, W, 3).
         heat: evidence for a class, (H, W), in [0, 1].
-        title: above both.
+        title: the text above both.
     """
     figure = _new_figure(6, 3.3)
     plain, covered = figure.subplots(1, 2)
@@ -142,20 +149,13 @@ def _new_figure(width_inch: float, height_inch: float) -> "Figure":
     return Figure(figsize=(width_inch, height_inch), dpi=110, facecolor="white", layout="constrained")
 
 
-def _cell_inch(num_classes: int) -> float:
-    if num_classes <= _MAX_NUMBERED:
-        return max(0.42, min(0.9, 4.5 / num_classes))
-    return 0.17 if num_classes <= _MAX_NAMED else 17 / num_classes
-
-
 def _name_axes(axes: "Axes", class_names: Sequence[str], font_size: float) -> None:
     indices = range(0, len(class_names), math.ceil(len(class_names) / _MAX_NAMED))
     names = [_shortened(class_names[index]) for index in indices]
     # parse_math=False: a class may be called "under $5".
-    axes.set_xticks(indices, names, fontsize=max(font_size, 6), rotation=90, parse_math=False)
-    axes.set_yticks(indices, names, fontsize=max(font_size, 6), parse_math=False)
-    axes.set_xlabel("predicted class", fontsize=10)
-    axes.set_ylabel("true class", fontsize=10)
+    axes.set_xticks(indices, names, fontsize=font_size, rotation=90, parse_math=False)
+    axes.set_yticks(indices, names, fontsize=font_size, parse_math=False)
+    axes.set(xlabel="predicted class", ylabel="true class")
 
 
 def _shortened(name: str) -> str:
@@ -164,11 +164,11 @@ def _shortened(name: str) -> str:
 
 def _write_counts(axes: "Axes", confusion: np.ndarray, shares: np.ndarray, cell_inch: float) -> None:
     num_digits = len(str(confusion.max()))
-    font_size = min(9.0, 72 * cell_inch * 0.8 / (0.62 * num_digits))  # a digit is 0.62 of the font size wide
-    for (row, column), count in np.ndenumerate(confusion):
-        if count:  # zeros are left out, so that mistakes are easy to see
-            color = "white" if shares[row, column] > 0.35 else "black"
-            axes.text(column, row, f"{count}", ha="center", va="center", fontsize=font_size, color=color)
+    # In DejaVu Sans a digit is 0.62 of the font size wide; 0.8 of the cell leaves a margin.
+    font_size = min(9.0, 72 * cell_inch * 0.8 / (0.62 * num_digits))
+    for row, column in np.argwhere(confusion):  # zeros are left out, so that mistakes are easy to see
+        color = "white" if shares[row, column] > _DARK_SHARE else "black"
+        axes.text(column, row, confusion[row, column], ha="center", va="center", fontsize=font_size, color=color)
 
 
 def _set_fonts(figure: "Figure") -> None:
@@ -185,12 +185,12 @@ def _set_fonts(figure: "Figure") -> None:
             font = font_manager.get_font(file)
         except (OSError, RuntimeError):  # FreeType cannot read it
             continue
-        found = {character for character in missing if font.get_char_index(character)}
-        if found and font.scalable:
+        available = {character for character in missing if font.get_char_index(character)}
+        if available and font.scalable:
             font_manager.fontManager.addfont(file)
             families.append(font_manager.FontProperties(fname=file).get_name())
-            missing -= found
-    for text in texts if len(families) > len(rcParams["font.family"]) else ():
+            missing -= available
+    for text in texts:
         text.set_fontfamily(families)
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from imago.analysis.table import make_table, table_text, write_csv
 from imago.errors import ConfigError, DataError
 from imago.paths import short_path
-from imago.runs.records import read_records
+from imago.text import join_names
 
 _ONLY_TABLE = {"sort": "started", "fold": True, "csv": None}
 _ONLY_PAGE = {"split": "test", "output": None}
@@ -45,20 +44,27 @@ def _check_settings(cfg: DictConfig) -> None:
         raise ConfigError(f"split={cfg.split} is not one of test, val.")
     for name in ("run", "a", "b"):
         if cfg[name] and not (Path(cfg[name]) / "summary.json").is_file():
-            raise ConfigError(f"{name}={cfg[name]} is no run directory (no summary.json); use one, e.g. logs/latest.")
+            raise ConfigError(
+                f"{name}={cfg[name]} is not a run directory (no summary.json); use one, e.g. logs/latest."
+            )
 
 
 def _report_table(cfg: DictConfig) -> None:
+    from imago.analysis.runs import fold_seeds, load_runs, older_repetitions
+    from imago.analysis.table import notes, sort_runs, table_text, write_csv
+
     logs = Path(cfg.runs or cfg.paths.log_dir)
-    records = read_records(logs)
-    if not records:
+    runs = load_runs(logs)
+    if runs.empty:
         raise DataError(f"runs={logs} contains no runs (no summary.json below it); python src/train.py creates one.")
-    table = make_table(records, cfg.sort, cfg.fold)
+    table = sort_runs(fold_seeds(runs) if cfg.fold else runs, cfg.sort)
     print(table_text(table, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
-    print(f"\n{len(records)} runs below {short_path(logs)}; val and test are accuracies")
+    print(f"\n{len(runs)} runs below {short_path(logs)}; val and test are accuracies")
     print("test: (95 % interval for the images tested), for several seeds ± standard deviation [worst..best]")
-    for note in table.notes:
+    for note in notes(runs):
         print(f"note: {note}")
+    if cfg.fold and (older := older_repetitions(runs)["run"].tolist()):
+        print(f"note: left out of the means, as a newer run has the same settings and seed: {join_names(older)}")
     if cfg.csv:
         write_csv(table, Path(cfg.csv))
         print(f"table in {short_path(Path(cfg.csv))}")

@@ -1,10 +1,9 @@
-"""Load run directories as pandas tables: one row for each run, or for each setting with the mean over its seeds."""
+"""Load run directories as pandas tables: one row for each run, or one for all seeds of the same settings."""
 
-import math
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from pandas import DataFrame
 
@@ -15,9 +14,11 @@ from imago.statistics.intervals import mean_interval
 _IDENTITY = ("run", "status", "started", "data", "model", "seed")
 _RESULTS = (
     *("val_acc", "test_acc", "test_low", "test_high", "num_test_images", "best_epoch", "epochs"),
-    *("seconds", "images_per_s", "data_wait_share", "folder"),
+    *("seconds", "images_per_s", "data_wait_share", "folder", "reason", "config_fault"),
 )
+_SEEDS = ("num_seeds", "val_std", "test_std", "test_lowest", "test_highest")  # only in a table of `fold_seeds`
 _COUNTS = ["seed", "num_test_images", "best_epoch", "epochs"]
+_MEANS = ["val_acc", "test_acc", "seconds", "images_per_s", "data_wait_share"]
 
 
 def load_runs(logs: Path | str) -> DataFrame:
@@ -30,65 +31,78 @@ def load_runs(logs: Path | str) -> DataFrame:
         One row for each run. `run` is its path below `logs`, `folder` the full path; accuracies are in [0, 1], and
         `test_low`, `test_high` are the ends of the 95 % interval. Between `seed` and `val_acc` are the settings that
         differ between these runs, named as on the command line. `status` is running, finished, failed or stopped as
-        in the summary, "died" for a run that was killed, or "unreadable".
+        in the summary, "died" for a run that was killed, or "unreadable". `reason` says why a run ended early, and
+        `config_fault` why its settings are missing.
 
     Raises:
         DataError: if `logs` is not a directory.
     """
     records = read_records(logs)
-    for record in records:
-        fault = record.reason if record.status == "unreadable" else record.config_fault
-        if fault:
-            warnings.warn(fault, stacklevel=2)
     names = [name for name in differing([r.settings for r in records if r.settings]) if name not in _IDENTITY]
-    rows = [
-        {name: record.settings.get(name) for name in ("data", "model", "seed", *names)}
-        | {name: value for name, value in vars(record).items() if name != "settings"}
-        for record in records
-    ]
-    return _typed(DataFrame(rows, columns=[*_IDENTITY, *names, *_RESULTS])).sort_values("started", ignore_index=True)
+    rows = [vars(r) | {name: r.settings.get(name) for name in ("data", "model", "seed", *names)} for r in records]
+    return _table(rows, [*_IDENTITY, *names, *_RESULTS]).sort_values("started", ignore_index=True)
 
 
 def setting_names(runs: DataFrame) -> list[str]:
     """Return the settings that differ within a table of `load_runs` or some of its rows, without `seed`."""
-    columns = [name for name in runs.columns if name not in (*_IDENTITY, *_RESULTS)]
+    columns = [name for name in runs.columns if name not in (*_IDENTITY, *_RESULTS, *_SEEDS)]
     return [name for name in ("data", "model", *columns) if runs[name].nunique(dropna=False) > 1]
 
 
-def mean_over_seeds(runs: DataFrame) -> DataFrame:
-    """Compute the mean over the seeds of equal settings, the best mean of `val_acc` first.
+def fold_seeds(runs: DataFrame) -> DataFrame:
+    """Combine the seeds of equal settings into their mean.
 
-    Only finished runs count, and of several with the same settings and seed only the newest, because a repetition
-    carries no information about the spread.
+    Only finished runs are combined, and of several with the same settings and seed only the newest, because a
+    repetition carries no information about the spread.
 
     Args:
         runs: a table of `load_runs`, or some of its rows.
 
     Returns:
-        One row for each combination of settings: the settings, `n` (number of seeds), mean and standard deviation of
-        `val_acc` and `test_acc`, and in `test_acc_low`, `test_acc_high` the 95 % interval of the mean over further
-        seeds; NaN for a single seed.
+        The same columns, and `num_seeds`. In a row for several seeds, accuracies and speeds are means and the rest is
+        of the newest run; `val_std`, `test_std` are standard deviations, `test_lowest`, `test_highest` the extremes,
+        and `test_low`, `test_high` the ends of the 95 % interval of the mean over further seeds.
     """
-    names = list(dict.fromkeys(["data", "model", *setting_names(runs)]))
-    finished = runs[runs["status"] == "finished"].sort_values("started")
-    newest = finished.drop_duplicates([*names, "seed"], keep="last")
-    groups = newest.groupby(names, dropna=False, sort=False)
-    table = groups.agg(
-        n=("seed", "size"),
-        val_acc_mean=("val_acc", "mean"),
-        val_acc_std=("val_acc", "std"),
-        test_acc_mean=("test_acc", "mean"),
-        test_acc_std=("test_acc", "std"),
-    )
-    intervals = [mean_interval(accs.dropna().tolist()) or (math.nan, math.nan) for _, accs in groups["test_acc"]]
-    table[["test_acc_low", "test_acc_high"]] = np.reshape(intervals, (-1, 2))
-    return table.reset_index().sort_values("val_acc_mean", ascending=False, ignore_index=True)
+    complete = _complete(runs).drop(older_repetitions(runs).index)
+    groups = complete.groupby(_group_names(runs), dropna=False, sort=False)
+    single = runs.drop(_complete(runs).index)
+    rows = [_fold(seeds) for _, seeds in groups] + [_fold(single.loc[[index]]) for index in single.index]
+    return _table(rows, [*runs.columns, *_SEEDS])
 
 
-def _typed(runs: DataFrame) -> DataFrame:
-    """Convert each column to its type; counts stay integers where a cell is empty."""
-    numbers = [*dict.fromkeys((*_COUNTS, *_RESULTS[:-1]))]  # without `folder`
-    runs[numbers] = runs[numbers].apply(pd.to_numeric, errors="coerce").astype("float64")
-    runs[_COUNTS] = runs[_COUNTS].where(runs[_COUNTS] % 1 == 0).astype("Int64")  # a damaged summary may have 10.5
-    runs["started"] = pd.to_datetime(runs["started"], utc=True, errors="coerce")
-    return runs
+def older_repetitions(runs: DataFrame) -> DataFrame:
+    """Return the finished runs for which there is a newer one with the same settings and seed."""
+    complete = _complete(runs)
+    return complete[complete.duplicated([*_group_names(runs), "seed"], keep="last")]
+
+
+def _complete(runs: DataFrame) -> DataFrame:
+    """Return the finished runs whose settings are known, in order of their start."""
+    return runs[(runs["status"] == "finished") & runs["config_fault"].isna()].sort_values("started")
+
+
+def _group_names(runs: DataFrame) -> list[str]:
+    return list(dict.fromkeys(["data", "model", *setting_names(runs)]))
+
+
+def _fold(seeds: DataFrame) -> dict[str, Any]:
+    """Return the row for runs that differ only in the seed; the last one is the newest."""
+    row = seeds.iloc[-1].to_dict() | {"num_seeds": len(seeds)}
+    if len(seeds) == 1:
+        return row
+    tests = seeds["test_acc"].dropna()
+    low, high = mean_interval(tests.tolist()) or (None, None)
+    spread = {"val_std": seeds["val_acc"].std(), "test_std": tests.std(), "test_low": low, "test_high": high}
+    of_one_run = dict.fromkeys(("seed", "best_epoch", "folder"))
+    extremes = {"test_lowest": tests.min(), "test_highest": tests.max()}
+    name = f"{seeds['run'].min()} +{len(seeds) - 1}"
+    return row | seeds[_MEANS].mean().to_dict() | spread | extremes | of_one_run | {"run": name}
+
+
+def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> DataFrame:
+    """Create a table with numbers in its columns of numbers, also where cells or all rows are empty."""
+    table = DataFrame(rows, columns=list(columns))
+    numbers = [*_COUNTS, *_MEANS, "test_low", "test_high"]
+    table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce").astype("float64")
+    table[_COUNTS] = table[_COUNTS].round().astype("Int64")
+    return table

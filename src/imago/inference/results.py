@@ -10,13 +10,13 @@ from imago.files import atomic_write, report_unwritable, write_csv, write_json
 from imago.inference.calibration import KEY
 from imago.inference.run_split import image_names, images_in_memory
 from imago.paths import short_path
-from imago.statistics.metrics import Result, most_confused, worst_mistakes
+from imago.statistics.metrics import Result, most_confused
 from imago.text import display_width, padded, printable
 
 if TYPE_CHECKING:
     from imago.data.dataset import Samples
 
-_NUM_SAVED = 50  # images of mistakes; a page shows the worst 25
+_NUM_KEPT = 50  # images of mistakes; a page shows the worst 25
 _MAX_LISTED = 20  # classes that fit on a screen; of more, the weakest are shown
 
 
@@ -94,7 +94,7 @@ def _class_table(result: Result) -> list[str]:
 
 
 def _write_mistakes(file: Path, result: Result, samples: "Samples") -> list[str]:
-    indices = worst_mistakes(result.is_correct, result.confidence, _NUM_SAVED).tolist()
+    indices = result.worst_mistakes(_NUM_KEPT).tolist()
     images = images_in_memory(samples, indices)
     if not images:
         file.unlink(missing_ok=True)  # of an older evaluation, with other mistakes

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import log_softmax
 
 _NUM_BINS = 15  # as in Guo et al. 2017
 UNCALIBRATED = 1.0  # the temperature that leaves probabilities unchanged
@@ -14,10 +15,10 @@ class Reliability:
     """Samples grouped by the probability of their predicted class, in bins of equal width without the empty ones.
 
     Attributes:
-        low: lower ends of the bins, float (M,), M at most 15.
-        high: upper ends, which belong to the bin.
-        confidence: mean probability of the images in a bin.
-        accuracy: share of them that is right.
+        low: lower ends of the bins, float (M,).
+        high: upper ends, which belong to the bin, float (M,).
+        confidence: mean probability of the images in a bin, float (M,).
+        accuracy: share of these images that is classified correctly, float (M,).
         count: images in a bin, int64 (M,).
     """
 
@@ -58,9 +59,8 @@ def bin_indices(confidence: np.ndarray, num_bins: int = _NUM_BINS) -> np.ndarray
 
 def nll(logits: np.ndarray, labels: np.ndarray, temperature: float = UNCALIBRATED) -> float:
     """Return the mean negative log-likelihood, in nats, of labels int (N,) under softmax(logits (N, K) / T)."""
-    scaled = _shifted(logits) / temperature
-    own = np.take_along_axis(scaled, labels[:, None], axis=1)[:, 0]
-    return float(np.mean(np.log(np.exp(scaled).sum(axis=1)) - own))
+    log_probabilities = log_softmax(logits.astype(np.float64) / temperature, axis=1)
+    return float(-np.take_along_axis(log_probabilities, labels[:, None], axis=1).mean())
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -80,21 +80,15 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """
     from scipy.optimize import minimize_scalar  # imported here because it takes 0.3 s
 
-    scores = _shifted(logits)
-    if not scores.any():
+    if not np.ptp(logits, axis=1).any():
         return UNCALIBRATED
+    logits = logits.astype(np.float64)
     softening = 1 / (len(labels) + 2)
-    own = np.take_along_axis(scores, labels[:, None], axis=1)[:, 0]
-    target = np.mean((1 - softening) * own + softening * scores.mean(axis=1))
+    targets = np.full(logits.shape, softening / logits.shape[1])
+    targets[np.arange(len(labels)), labels] += 1 - softening
 
     def loss(log_temperature: float) -> float:  # has one minimum
-        temperature = np.exp(log_temperature)
-        return float(np.mean(np.log(np.exp(scores / temperature).sum(axis=1))) - target / temperature)
+        return -float(np.vdot(targets, log_softmax(logits / np.exp(log_temperature), axis=1)) / len(labels))
 
     bounds = np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}).x))
-
-
-def _shifted(logits: np.ndarray) -> np.ndarray:
-    """Subtract the largest logit of each row, in float64: probabilities stay the same and `exp` does not overflow."""
-    return logits.astype(np.float64) - logits.max(axis=1, keepdims=True)

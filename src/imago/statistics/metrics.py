@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from imago.statistics.calibration import UNCALIBRATED, nll, reliability
 from imago.statistics.intervals import ece_interval, macro_intervals, wilson_interval
@@ -33,11 +34,19 @@ class PerClass:
 
 
 class Predictions:
-    """Base of a data class with true and predicted classes of N images, both int64 (N,)."""
+    """Base of a data class with true and predicted classes of N images.
+
+    Attributes:
+        class_names: K names.
+        labels: true classes, int64 (N,), as indices into `class_names`.
+        predicted: predicted classes, int64 (N,).
+        confidence: probability of the predicted class, float (N,), in [0, 1].
+    """
 
     class_names: tuple[str, ...]
     labels: np.ndarray
     predicted: np.ndarray
+    confidence: np.ndarray
 
     @cached_property
     def is_correct(self) -> np.ndarray:
@@ -47,25 +56,28 @@ class Predictions:
     @cached_property
     def confusion(self) -> np.ndarray:
         """Counts, int64 (K, K), true classes in rows."""
-        return confusion_matrix(self.labels, self.predicted, len(self.class_names))
+        num_classes = len(self.class_names)
+        cells = np.bincount(self.labels * num_classes + self.predicted, minlength=num_classes**2)
+        return cells.reshape(num_classes, num_classes)
 
     @cached_property
     def per_class(self) -> PerClass:
         """Precision, recall, F1 and the number of images of each class."""
         return per_class(self.confusion)
 
+    def worst_mistakes(self, limit: int) -> np.ndarray:
+        """Return the indices of the mistakes with the highest confidence, highest first, int64 (at most `limit`,)."""
+        wrong = np.flatnonzero(~self.is_correct)
+        return wrong[np.argsort(-self.confidence[wrong], kind="stable")[:limit]]
+
 
 @dataclass(frozen=True)
 class Result(Predictions):
-    """Outputs of a network for images whose class is known.
+    """Outputs of a network for images whose class is known; `predicted` has the classes with the largest logit.
 
     Attributes:
-        class_names: K names, those of the network.
-        labels: true classes, int64 (N,), as indices into `class_names`.
         logits: float32 (N, K).
-        confidence: probability of the predicted class, (N,).
         calibration_temperature: the number that logits were divided by for `confidence`.
-        predicted: classes with the largest logit, int64 (N,).
     """
 
     class_names: tuple[str, ...]
@@ -83,34 +95,19 @@ class Result(Predictions):
 
         `interval_95` is that of `acc`; of any other score it is `NAME_interval_95`.
         """
-        count, num_correct = len(self.labels), int(np.trace(self.confusion))
-        metrics: dict[str, Any] = {"acc": num_correct / count, "interval_95": list(wilson_interval(num_correct, count))}
+        num_images, num_correct = len(self.labels), int(self.is_correct.sum())
+        intervals = {"acc": wilson_interval(num_correct, num_images), **macro_intervals(self.confusion)}
+        scores = {"acc": num_correct / num_images, **macro_scores(self.per_class)}
         if len(self.class_names) > 5:
             num_in_top = num_right_in_top(self.logits, self.labels, 5)
-            metrics["top5_acc"] = num_in_top / count
-            metrics["top5_acc_interval_95"] = list(wilson_interval(num_in_top, count))
-        intervals = macro_intervals(self.confusion)
-        for name, value in macro_scores(self.per_class).items():
-            metrics |= {name: value, f"{name}_interval_95": list(intervals[name])}
-        metrics["ece"] = reliability(self.confidence, self.is_correct).ece
-        metrics["ece_interval_95"] = list(ece_interval(self.confidence, self.is_correct))
+            scores["top5_acc"], intervals["top5_acc"] = num_in_top / num_images, wilson_interval(num_in_top, num_images)
+        scores["ece"] = reliability(self.confidence, self.is_correct).ece
+        intervals["ece"] = ece_interval(self.confidence, self.is_correct)
+        metrics: dict[str, Any] = {}
+        for name, score in scores.items():
+            metrics |= {name: score, "interval_95" if name == "acc" else f"{name}_interval_95": list(intervals[name])}
         metrics["nll"] = nll(self.logits, self.labels, self.calibration_temperature)
-        return metrics | {"num_images": count, "num_correct": num_correct}
-
-
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count the images of each true class (row) by their predicted class (column).
-
-    Args:
-        labels: true classes, int (N,), in [0, num_classes).
-        predicted: likewise.
-        num_classes: K.
-
-    Returns:
-        int64 (K, K).
-    """
-    cells = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
-    return cells.reshape(num_classes, num_classes).astype(np.int64)
+        return metrics | {"num_images": num_images, "num_correct": num_correct}
 
 
 def num_right_in_top(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
@@ -123,14 +120,14 @@ def num_right_in_top(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
         labels: int (N,).
         k: 1 counts the images that `argmax` classifies correctly.
     """
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    true_logits = np.take_along_axis(logits, labels[:, None], axis=1)
     is_earlier = np.arange(logits.shape[1]) < labels[:, None]
-    num_larger = ((logits > own) | ((logits == own) & is_earlier)).sum(axis=1)
+    num_larger = ((logits > true_logits) | ((logits == true_logits) & is_earlier)).sum(axis=1)
     return int((num_larger < k).sum())
 
 
 def per_class(confusion: np.ndarray) -> PerClass:
-    """Compute precision, recall and F1 of each class from the matrix of `confusion_matrix`, (K, K)."""
+    """Compute precision, recall and F1 of each class from counts (K, K), true classes in rows."""
     right, predicted, count = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
     totals = (predicted, count, (predicted + count) / 2)
     precision, recall, f1 = (right / np.where(total, total, 1) for total in totals)
@@ -151,22 +148,9 @@ def most_confused(confusion: np.ndarray, limit: int) -> list[tuple[int, int, int
     return [(true, predicted, int(mistakes[true, predicted])) for true, predicted in cells if mistakes[true, predicted]]
 
 
-def worst_mistakes(is_correct: np.ndarray, confidence: np.ndarray, limit: int) -> np.ndarray:
-    """Return the rows of the mistakes with the highest confidence, highest first, int64 (at most `limit`,).
-
-    Args:
-        is_correct: bool (N,).
-        confidence: probability of the predicted class, (N,).
-        limit: largest number of rows.
-    """
-    wrong = np.flatnonzero(~is_correct)
-    return wrong[np.argsort(-confidence[wrong], kind="stable")[:limit]]
-
-
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Return the probabilities of logits (N, K), float64 (N, K): rows sum to 1, and large logits do not overflow."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    return special.softmax(logits.astype(np.float64), axis=1)
 
 
 def top_classes(logits: np.ndarray, k: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from imago.instantiate import to_plain
 from imago.logger.tensorboard import add_hparams, add_image
 from imago.paths import checkpoint_file
 from imago.runs.run_directory import RunDirectory
-from imago.statistics.metrics import Result, softmax, worst_mistakes
+from imago.statistics.metrics import Result, softmax
 from imago.task.classification import ClassificationTask
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,6 @@ def _draw(result: Result, data: ImageDataModule, figures: Path) -> dict[str, Pat
     save_confusion(result.confusion, result.class_names, title, files["val/confusion"])
     names = tuple(image_names(data.splits.val))
     evaluation = Evaluation(figures, {}, result.class_names, names, result.labels, result.predicted, result.confidence)
-    worst = worst_mistakes(result.is_correct, result.confidence, _NUM_MISTAKES).tolist()
-    images = images_in_memory(data.splits.val, worst)
+    images = images_in_memory(data.splits.val, result.worst_mistakes(_NUM_MISTAKES).tolist())
     save_figure(draw_mistakes(evaluation, _NUM_MISTAKES, images), files["val/mistakes"])
     return files
