@@ -109,12 +109,6 @@ def test_a_change_of_the_trained_layers_is_logged_once(caplog):
     assert [text.split(",")[0] for text in logged] == ["epoch 0: 1 of 5 layers train", "epoch 2: 5 of 5 layers train"]
 
 
-def test_model_freeze_is_refused():
-    net = SmallResNet(3, 16, width=4, freeze="stages.0.*")
-    with pytest.raises(ConfigError, match=r"model\.freeze=stages\.0\.\* and callbacks/backbone_finetuning exclude"):
-        fit(net, BackboneFinetuning(unfreeze_backbone_at_epoch=1), 1)
-
-
 @pytest.mark.parametrize(("settings", "is_refused"), [({}, True), ({"find_unused_parameters": True}, False)])
 def test_several_processes_need_a_strategy_that_allows_for_frozen_parts(settings: dict, is_refused: bool):
     trainer: Any = SimpleNamespace(strategy=DDPStrategy(**settings))

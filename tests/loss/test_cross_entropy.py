@@ -109,7 +109,6 @@ def test_weights_are_not_saved_and_move_with_the_module():
 @pytest.mark.parametrize(
     ("weight", "counts", "text"),
     [
-        ("balance", [3, 4], "loss.weight=balance is not one of null, balanced; or give a number for each class."),
         ("balanced", [3, 0], "loss.weight=balanced needs training images of every class, and their counts are [3, 0]"),
         ("balanced", None, "loss.weight=balanced needs training images of every class, and their counts are None"),
         ([1.0, 2.0, 3.0], [3, 4], "loss.weight=[1.0, 2.0, 3.0] has 3 numbers for 2 classes; give one for each."),

@@ -167,12 +167,6 @@ def test_the_first_values_of_the_head_are_the_same_for_gray_and_color():
     assert torch.equal(*heads)
 
 
-@pytest.mark.parametrize("channels", [0, 2, 4])
-def test_other_numbers_of_channels_are_refused(channels: int):
-    with pytest.raises(ConfigError, match=rf"model\.in_channels={channels} is neither 3 .* nor 1"):
-        SmallResNet(3, 16, in_channels=channels)
-
-
 # Any network
 
 

@@ -41,9 +41,6 @@ class BackboneFinetuning(lightning_callbacks.BackboneFinetuning):
         return {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        frozen = getattr(pl_module.net, "freeze", None)
-        if frozen is not None:
-            raise ConfigError(f"model.freeze={frozen} and callbacks/backbone_finetuning exclude one another; use one.")
         strategy = trainer.strategy
         if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
             raise ConfigError(

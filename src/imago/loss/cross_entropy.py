@@ -54,8 +54,6 @@ class CrossEntropy(nn.Module):
 def class_weights(weight: str | Sequence[float], class_counts: Sequence[int] | None) -> list[float]:
     """Return the K weights that `loss.weight` stands for; arguments and errors as in `CrossEntropy`."""
     if isinstance(weight, str):
-        if weight != "balanced":
-            raise ConfigError(f"loss.weight={weight} is not one of null, balanced; or give a number for each class.")
         if class_counts is None or 0 in class_counts:
             raise ConfigError(
                 f"loss.weight=balanced needs training images of every class, and their counts are {class_counts}; "

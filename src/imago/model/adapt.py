@@ -103,8 +103,6 @@ def adapt(
     net.freeze = None if freeze == "none" else freeze
     net.head_names = list(head_names) or [last_layer(body)]
     net.new_parts = [*net.head_names, *new_stem]
-    if in_channels not in (1, 3):
-        raise ConfigError(f"model.in_channels={in_channels} is neither 3 (images are read as RGB) nor 1 (gray).")
     if in_channels == 1:
         gray_weight = convert_to_gray(body)
         net.register_forward_pre_hook(_to_luminance)
