@@ -1,6 +1,6 @@
 """Check the settings of a run before torch is imported and before data is read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from importlib.util import find_spec
 from math import inf
@@ -35,7 +35,7 @@ _COLORS_OR_GRAY = ("3 (images are read as RGB) or 1 (gray)", lambda value: value
 # Settings with a range, and what must hold. A setting that is null or absent is not checked.
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": ("0 or more", lambda value: value >= 0),
-    "run_name": ("a directory name without slashes", lambda name: str(name).strip(". ") and not {*name} & {*"/\\"}),
+    "run_name": ("a directory name without slashes", lambda name: name.strip(". ") != "" and not {*name} & {*"/\\"}),
     "optimizer.lr": ("greater than 0, e.g. optimizer.lr=1e-3", lambda value: value > 0),
     "optimizer.head_lr_multiplier": _POSITIVE,
     "optimizer.layer_lr_decay": ("above 0 and at most 1", lambda value: 0 < value <= 1),
@@ -71,8 +71,10 @@ def check_settings(cfg: DictConfig) -> None:
     Raises:
         ConfigError: with one line for each setting that cannot work.
     """
-    checks = [_value_problems, _trainer_problems, _schedule_problems, _monitor_problems, _logger_problems]
-    checks += [_augment_problems, _loss_problems, _tune_problems, _freezing_problems]
+    checks: tuple[Callable[[DictConfig], Iterable[str]], ...] = (
+        *(_value_problems, _trainer_problems, _schedule_problems, _monitor_problems, _logger_problems),
+        *(_augment_problems, _loss_problems, _tune_problems, _freezing_problems),
+    )
     problems = [problem for check in checks for problem in check(cfg)]
     if problems:
         raise ConfigError("\n".join(problems))

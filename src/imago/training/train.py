@@ -56,9 +56,9 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     from imago.training.console import end_lines, start_table
     from imago.training.machine_checks import check_machine
 
-    machine = check_machine(cfg)
-    data, task, trainer, preprocess_origin = build_run(cfg, machine.precision, directory)
-    log.info("%s\n", start_table(cfg, data, task, trainer, machine.precision_reason, preprocess_origin))
+    precision, precision_reason = check_machine(cfg)
+    data, task, trainer, preprocess_origin = build_run(cfg, precision, directory)
+    log.info("%s\n", start_table(cfg, data, task, trainer, precision_reason, preprocess_origin))
     device = str(trainer.strategy.root_device)
     directory.add_provenance(device=device, precision=trainer.precision, data=data.fingerprint())
     if directory.is_main_process:
