@@ -60,12 +60,3 @@ def test_a_data_root_that_does_not_exist_names_the_setting(command: Callable, tm
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in next(tmp_path.rglob("train.log")).read_text()
-
-
-@pytest.mark.slow
-def test_a_used_run_name_is_refused(command: Callable, tmp_path: Path):
-    (tmp_path / "train" / "taken").mkdir(parents=True)
-    (tmp_path / "train" / "taken" / "summary.json").write_text("{}")
-    done = command("src/train.py", "run_name=taken", f"paths.log_dir={tmp_path}")
-    assert done.returncode == 2
-    assert "already holds a run; choose another name, or resume=" in done.stderr

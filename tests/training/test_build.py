@@ -9,10 +9,8 @@ import torch
 from lightning.pytorch import seed_everything
 from torch import Tensor
 
-from imago.errors import DataError
 from imago.images import Preprocess
 from imago.training.build import build_task, decide_preprocess, final_checkpoint
-from imago.training.machine_checks import check_machine
 
 NOTHING = dict.fromkeys(("size", "resize", "crop", "interpolation", "mean", "std"))
 IMAGENET = {"size": 224, "resize": 256, "crop": "center", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -45,14 +43,6 @@ def test_the_first_filters_come_from_the_first_training_batch(first_filters: Cal
 def test_a_resumed_run_does_not_compute_first_filters(first_filters: Callable):
     filters = first_filters("resume=somewhere")
     assert not torch.allclose(filters[:12], -filters[12:])
-
-
-def test_a_damaged_weights_file_is_refused_before_data_is_read(compose: Callable, tmp_path: Path):
-    (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut short")
-    nowhere = ("data=image_folder", f"data.root={tmp_path / 'nowhere'}")
-    cfg = compose(*nowhere, f"model.weights={tmp_path / 'cut.pth'}")
-    with pytest.raises(DataError, match=r"cut\.pth is no file of weights"):
-        check_machine(cfg)
 
 
 @pytest.mark.parametrize(

@@ -161,10 +161,9 @@ def _print_error(message: str) -> None:
 
 def _is_about_the_config(error: Exception) -> bool:
     """Return whether an exception from outside the command is about the command line or a YAML, not a bug."""
-    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "yaml"):
-        return True
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return isinstance(error, ValueError) and str(frames[-1].f_globals.get("__name__")).startswith("hydra.")
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return isinstance(error, OSError) or package in ("hydra", "omegaconf", "yaml")
 
 
 def _explain(error: Exception, command: str) -> str:

@@ -31,18 +31,6 @@ from imago.task.classification import ClassificationTask
 log = logging.getLogger(__name__)
 
 
-def build_data(cfg: DictConfig) -> tuple[ImageDataModule, str]:
-    """Build the data module, read the data set and decide its `Preprocess` record.
-
-    Returns:
-        The data module, and where its preprocess comes from, for the start table.
-    """
-    data: ImageDataModule = build(cfg.data, extra_targets=cfg.extra_targets)
-    data.set_up_data()
-    data.preprocess, origin = decide_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
-    return data, origin
-
-
 def decide_preprocess(
     typed: Mapping[str, Any], weights: Mapping[str, Any] | None, data: Preprocess
 ) -> tuple[Preprocess, str]:
@@ -152,13 +140,15 @@ def build_run(
 
         teacher_run = load_teacher_run(cfg)
     seed_everything(cfg.seed, verbose=False)  # for the initial weights; all later randomness is counter-based
-    data, preprocess_origin = build_data(cfg)
+    data: ImageDataModule = build(cfg.data, extra_targets=cfg.extra_targets)
+    data.set_up_data()
+    data.preprocess, origin = decide_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
     task = build_task(cfg, data, teacher_run)
     check_free_space(directory.path, task)
     trainer = build_trainer(cfg, precision, directory)
     num_batches = data.batches_per_epoch(trainer.limit_train_batches)
     task.steps_per_epoch = math.ceil(num_batches / trainer.accumulate_grad_batches)
-    return data, task, trainer, preprocess_origin
+    return data, task, trainer, origin
 
 
 def resume_checkpoint(cfg: DictConfig, task: ClassificationTask) -> str | None:

@@ -35,7 +35,7 @@ def train(cfg: DictConfig) -> float:
         return run_trial(list(job.overrides.task), directory.path)
     cfg.paths.run_dir = str(directory.path)
     overrides = store_absolute_paths(cfg, job.overrides.task)
-    starts_over = cfg.resume == "auto"  # the run ended before its first checkpoint
+    starts_over = cfg.resume == "auto"  # the run is new, or ended before its first checkpoint
     if starts_over:
         cfg.resume = None
     check = None if starts_over else lambda: check_run_directory(cfg, directory.path)
