@@ -37,7 +37,7 @@ def whole(runs: WarmRuns) -> Callable[..., Path]:
     """Return an uninterrupted run of one or two processes; the number of workers has no effect."""
 
     @functools.cache
-    def run(num_processes: int = 1, *more: str) -> Path:
+    def run(num_processes: int, *more: str) -> Path:
         name = f"whole{num_processes}{len(more)}"
         runs.run(*TINY, *(TWO if num_processes == 2 else ()), *more, f"run_name={name}")
         return runs.logs / "train" / name
@@ -103,19 +103,19 @@ def test_every_interruption_is_resumed_to_the_same_weights_and_curves(
 
 @pytest.mark.parametrize("way", ["mid-epoch", pytest.param("SIGTERM", marks=pytest.mark.soak)])
 def test_a_run_with_a_teacher_is_resumed_to_the_same_weights(runs: WarmRuns, whole, way: str):
-    taught = ("task=distillation", f"task.teacher={whole()}")
+    taught = ("task=distillation", f"task.teacher={whole(1)}")
     assert_resumed_to_the_same(runs, whole(1, *taught), way, *taught)
 
 
 def test_a_finished_run_is_refused_and_an_extended_one_keeps_its_best_score(runs: WarmRuns, whole):
     run = runs.logs / "train" / "done"
-    shutil.copytree(whole(), run, symlinks=True)
+    shutil.copytree(whole(1), run, symlinks=True)
     again = runs.run(f"resume={run}", expect=2)
     assert "has finished its trainer.max_epochs=3; trainer.max_epochs=6 extends it" in again.text
     runs.run(f"resume={run}", "trainer.max_epochs=4")
     assert summary(run)["epochs"] == 4
     assert [row["epoch"] for row in curves(run) if row["val/acc"]] == ["0", "1", "2", "3"]
-    assert summary(run)["val"]["acc"] >= max(float(row["val/acc"]) for row in curves(whole()) if row["val/acc"])
+    assert summary(run)["val"]["acc"] >= max(float(row["val/acc"]) for row in curves(whole(1)) if row["val/acc"])
 
 
 def test_auto_starts_resumes_and_restarts_a_run_without_a_checkpoint(runs: WarmRuns, whole):
@@ -126,7 +126,7 @@ def test_auto_starts_resumes_and_restarts_a_run_without_a_checkpoint(runs: WarmR
     assert not (run / "checkpoints" / "last.ckpt").exists()
     runs.run(*TINY, *named, "+callbacks.broken={_target_: interruptions.Kill, step: 4}", expect=-9)
     runs.run(*TINY, *named, "callbacks.broken=null")
-    assert_same(run, whole())
+    assert_same(run, whole(1))
     assert len(json.loads((run / "provenance.json").read_text())["resumes"]) == 2
 
 
@@ -139,4 +139,4 @@ def test_a_run_that_is_interrupted_in_its_validation_is_resumed(runs: WarmRuns, 
     run = runs.logs / "train" / way
     assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == step
     runs.run(f"resume={run}", "callbacks.broken=null")
-    assert_same(run, whole())
+    assert_same(run, whole(1))

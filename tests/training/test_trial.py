@@ -7,7 +7,7 @@ import pytest
 
 from imago.errors import UserError
 from imago.training import trial
-from imago.training.trial import TrialError, run_trial
+from imago.training.trial import run_trial
 
 # Writes what it was started with to the directory that it was given, and exits as the file `exit_code` says.
 CHILD = """
@@ -42,7 +42,7 @@ def test_a_trial_has_its_own_settings_and_directory_and_returns_its_accuracy(tri
     assert (summary["typed"], summary["ranks"]) == (["seed=1"], False)
 
 
-@pytest.mark.parametrize(("exit_code", "kind"), [(2, UserError), (1, TrialError)])
+@pytest.mark.parametrize(("exit_code", "kind"), [(2, UserError), (1, RuntimeError)])
 def test_a_trial_that_ends_early_is_recorded_as_failed(trial_ends, tmp_path: Path, exit_code: int, kind: type):
     with pytest.raises(kind, match=rf"ended with exit code {exit_code}; see .*train\.log"):
         trial_ends(exit_code)

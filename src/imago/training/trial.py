@@ -21,10 +21,6 @@ from imago.paths import PROJECT_ROOT, quote_for_hydra
 _RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RUN_ID")
 
 
-class TrialError(Exception):
-    """The process of a trial ended with an error, which is printed and in the train.log of the trial."""
-
-
 def run_trial(overrides: Sequence[str], run_dir: Path) -> float:
     """Run one trial in its directory and return its best validation accuracy.
 
@@ -32,7 +28,7 @@ def run_trial(overrides: Sequence[str], run_dir: Path) -> float:
 
     Raises:
         UserError: if the child exits with 2, a mistake in the settings.
-        TrialError: if it exits with another code than 0.
+        RuntimeError: if it exits with another code than 0; the error itself is in the train.log of the trial.
     """
     typed = [argument for argument in overrides if not argument.startswith("run_name=")]
     command = [sys.executable, str(PROJECT_ROOT / "src" / "train.py"), *typed]
@@ -44,7 +40,7 @@ def run_trial(overrides: Sequence[str], run_dir: Path) -> float:
         reason = f"the process of this trial ended with exit code {exit_code}"
         if summary.get("status") == "running":  # it was killed
             write_json(run_dir / "summary.json", summary | {"status": "failed", "reason": reason})
-        kind = UserError if exit_code == 2 else TrialError  # the child has printed the mistake
+        kind = UserError if exit_code == 2 else RuntimeError  # the child has printed the mistake
         raise kind(f"{reason}; see {run_dir / 'train.log'}")
     return float(summary.get("val", {}).get("acc", "nan"))
 

@@ -82,9 +82,8 @@ def _sweep_settings(cfg: DictConfig) -> DictConfig:
             "num_steps": _NUM_STEPS,
             "range_factor": _HIGHEST_LR / _LOWEST_LR,
         }
-        seeding = {name: settings for name, settings in sweep.callbacks.items() if name == "step_seed"}
         loss_curve = {"_target_": "imago.callbacks.loss_curve.LossCurve", "num_steps": _NUM_STEPS}
-        sweep.callbacks = seeding | {"loss_curve": loss_curve}
+        sweep.callbacks = {"step_seed": sweep.callbacks.get("step_seed"), "loss_curve": loss_curve}
         sweep.logger = {}
         sweep.trainer.update(max_epochs=_NUM_STEPS, limit_val_batches=0, log_every_n_steps=10 * _NUM_STEPS)
         sweep.trainer.enable_progress_bar = False
