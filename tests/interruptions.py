@@ -34,7 +34,7 @@ class RaiseWithSeed1(Raise):
     """Raise in the run with this seed only: in one trial of a sweep."""
 
     def __init__(self, step: int, rank: int, seed: int) -> None:
-        super().__init__(step if seed == 1 else -1, rank)
+        super().__init__(step if str(seed) == "1" else -1, rank)
 
 
 class RaiseForUser(_At):
