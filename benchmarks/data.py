@@ -43,9 +43,9 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 from train_speed import PROJECT_ROOT, describe_environment
 
-from imago.cli.entry import register_run_dir
 from imago.data.datamodule import ImageDataModule
 from imago.instantiate import build
+from imago.paths import register_resolvers
 from imago.resources import available_cores
 
 CASES = ("cifar", "jpeg_500", "jpeg_1000", "overload", "memory")
@@ -102,7 +102,7 @@ class PerSample(Dataset):
 
 def build_data(*overrides: str) -> ImageDataModule:
     """Build a data module as `train.py` does, with one process, and read the data."""
-    register_run_dir()
+    register_resolvers()
     with initialize_config_dir(str(PROJECT_ROOT / "configs")):
         cfg = compose("train", overrides=[*overrides, "data.num_workers=0"])
     data = build(cfg.data, extra_targets=[])

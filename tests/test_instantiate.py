@@ -1,7 +1,6 @@
 """Targets of a config: the allowed ones are built, others are refused, wrong names and keys are explained."""
 
 import re
-import subprocess
 import sys
 import traceback
 
@@ -11,7 +10,6 @@ from omegaconf import OmegaConf
 
 from imago.errors import ConfigError, DataError
 from imago.instantiate import ALLOWED, build, check_targets, find_target
-from imago.paths import PROJECT_ROOT
 
 MODULE = """
 import os
@@ -63,17 +61,8 @@ def test_a_target_outside_the_list_is_refused_with_its_key_and_the_way_out(targe
 def test_every_name_on_the_list_exists_and_is_allowed():
     names = [name for name in ALLOWED if not name.endswith(".*")]
     assert [name for name in names if find_target(name) is None] == []
+    assert find_target("torch.optim.Adamm") is None
     check_targets([{"_target_": name} for name in [*names, "imago.model.X", "torch.optim.AdamW"]])
-
-
-def test_a_target_is_refused_before_torch_is_imported():
-    code = (
-        "import sys; from imago.instantiate import check_targets\n"
-        "try: check_targets({'_target_': 'torch.hub.load'})\n"
-        "except Exception as error: print(type(error).__name__, 'torch' in sys.modules, 'hydra' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT / "src", capture_output=True, text=True)
-    assert done.stdout.strip() == "ConfigError False False", done.stderr
 
 
 def test_a_target_that_an_interpolation_repeats_is_reported_once():
@@ -176,8 +165,3 @@ def test_our_own_functions_are_not_called_at_any_depth(tmp_path):
     with pytest.raises(ConfigError, match="takes no 'x'"):
         build({"_target_": "imago.model.simple_cnn.SimpleCNN", "num_classes": 2, "image_size": 32, "x": writes})
     assert (tmp_path / "victim").read_text() == "unchanged"
-
-
-def test_a_name_that_does_not_exist_is_not_found_and_not_logged(caplog: pytest.LogCaptureFixture):
-    assert find_target("torch.optim.Adamm") is None
-    assert caplog.text == ""

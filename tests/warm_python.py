@@ -11,7 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from imago.paths import PROJECT_ROOT
 
@@ -175,28 +178,25 @@ def warm_hydra() -> WarmPython:
 
 def is_alive(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
 def alive_in_session(session: int) -> list[int]:
     """Return the processes of a session that are still running."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if folder.name.isdigit() and int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(folder.name))
-    return found
+    alive = []
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError):
+            if os.getsid(pid) == session and is_alive(pid):
+                alive.append(pid)
+    return alive
 
 
 def left_over(process: WarmProcess) -> list[int]:
     """Return the processes of its session that do not exit within ten seconds."""
     for _ in range(100):
         if not alive_in_session(process.pid):
-            return []
+            break
         time.sleep(0.1)
     return alive_in_session(process.pid)

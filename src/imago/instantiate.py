@@ -54,7 +54,7 @@ def check_targets(config: Mapping[Any, Any], extra: Sequence[str] = (), where: s
     exact = [name for name in ALLOWED if not name.endswith(".*")]
     problems: dict[str, str] = {}
     # `task.net: ${model}` repeats a target under a second key. Report the shorter one, which is the one typed.
-    for path, target in sorted(_targets(to_plain(config), where), key=lambda found: found[0].count(".")):
+    for path, target in sorted(_targets(to_plain(config), where), key=lambda item: item[0].count(".")):
         if not isinstance(target, str):
             problems.setdefault(repr(target), f"{path}={target!r}: a _target_ is the dotted name of a class.")
         elif not _is_listed(target, patterns):
@@ -89,14 +89,14 @@ def build(config: Mapping[Any, Any], /, *args: Any, extra_targets: Sequence[str]
     check_targets(config, extra_targets, path)
     target = str(config.get("_target_"))
     try:
-        found = _import_target(target)
+        imported = _import_target(target)
     except ConfigError as error:
         raise ConfigError(f"{path}._target_={target}: {error}".lstrip(".")) from None
     # Only classes: a config from a checkpoint must not call one of our functions, for example on files.
-    if _is_listed(target, ALLOWED) and not inspect.isclass(found):
+    if _is_listed(target, ALLOWED) and not inspect.isclass(imported):
         raise ConfigError(f"_target_={target} is not a class; a _target_ names a class, whose instance is built.")
     keys = [key for key in dict.fromkeys([*config, *kwargs]) if key not in _CONTROL_KEYS]
-    problem = _signature_problem(found, args or config.get("_args_", ()), keys, bool(config.get("_partial_")))
+    problem = _signature_problem(imported, args or config.get("_args_", ()), keys, bool(config.get("_partial_")))
     if problem:
         raise ConfigError(f"{path}: {target} {problem}" if path else f"{target} {problem}")
     try:
@@ -164,32 +164,32 @@ def _import_target(target: str) -> Any:
     Raises:
         ConfigError: if a part of the name does not exist. An error inside an imported module is passed on.
     """
-    found: Any = None
-    known = ""
-    for part in target.split("."):
-        name = f"{known}.{part}" if known else part
-        if known and hasattr(found, part):
-            found = getattr(found, part)
+    parent: Any = None
+    parent_name = ""
+    for attribute in target.split("."):
+        name = f"{parent_name}.{attribute}" if parent_name else attribute
+        if parent_name and hasattr(parent, attribute):
+            parent = getattr(parent, attribute)
         else:
             try:
-                found = importlib.import_module(name)
+                parent = importlib.import_module(name)
             except ModuleNotFoundError as error:
                 if not f"{name}.".startswith(f"{error.name}."):
                     raise  # the module exists, but one of its own imports is missing
-                raise ConfigError(_explain_missing(found, known, target)) from None
-        known = name
-    return found
+                raise ConfigError(_explain_missing(parent, parent_name, target)) from None
+        parent_name = name
+    return parent
 
 
-def _explain_missing(parent: Any, known: str, target: str) -> str:
-    if not known:
+def _explain_missing(parent: Any, parent_name: str, target: str) -> str:
+    if not parent_name:
         return f"there is no package {target.split('.')[0]!r} here; is it installed in this environment?"
-    wrong, dot, rest = target.removeprefix(f"{known}.").partition(".")
+    wrong, dot, rest = target.removeprefix(f"{parent_name}.").partition(".")
     names = [name for name in dir(parent) if not name.startswith("_")]
     names += [module.name for module in pkgutil.iter_modules(getattr(parent, "__path__", ()))]
     close = difflib.get_close_matches(wrong, names, n=1)
-    hint = f"; did you mean {known}.{close[0]}{dot}{rest}?" if close else "."
-    return f"there is no {wrong!r} in {known}{hint}"
+    hint = f"; did you mean {parent_name}.{close[0]}{dot}{rest}?" if close else "."
+    return f"there is no {wrong!r} in {parent_name}{hint}"
 
 
 def _signature_problem(target: Any, args: Sequence[Any], keys: Sequence[str], partial: bool) -> str:

@@ -55,16 +55,10 @@ def accepted_keys(target: type) -> set[str]:
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
-def test_option_composes_with_the_defaults(option: Path, compose):
-    cfg = compose(f"{option.parts[0]}={option.parts[1]}") if option.parts[0] != "paths" else compose()
+def test_option_composes_and_every_key_is_an_argument_of_its_target(option: Path, compose):
+    group, name = option.parts
+    cfg: DictConfig = compose(f"{group}={name}") if group != "paths" else compose()
     check_targets(cfg, EXTRA)
-    OmegaConf.to_container(cfg, resolve=True)
-
-
-@pytest.mark.parametrize("option", OPTIONS, ids=str)
-def test_every_key_is_an_argument_of_its_target(option: Path, compose):
-    cfg: DictConfig = compose(f"{option.parts[0]}={option.parts[1]}") if option.parts[0] != "paths" else compose()
-    group = option.parts[0]
     composed = OmegaConf.to_container(cfg, resolve=True)
     node = composed if group in ("experiment", "paths") else {group: composed[group]}
     for path, settings in targets(node):

@@ -19,32 +19,13 @@ def run_without_torch(command: Callable, *arguments: str):
     [
         (["optimizer.lrr=1"], "optimizer.lrr=1: there is no setting 'optimizer.lrr'; did you mean optimizer.lr?"),
         (["model=simple_cn"], "model=simple_cn: there is no such option; model can be simple_cnn"),
-        (["experiment=quickstat"], "experiment=quickstat: there is no such option"),
         (["optimizer.lr=abc"], "optimizer.lr=abc: expected a number (default: 0.002), got text"),
-        (["seed=null"], "seed=null: expected a whole number"),
-        (["trainer.max_epochs=2.5"], "trainer.max_epochs=2.5: expected a whole number"),
         (["optimizer.lr=???"], "optimizer.lr"),
         (["model=resnet101"], "for other networks type model=torchvision model.name=resnet101."),
         (["model=timm"], "model.name: has no value yet; type it as model.name=VALUE."),
-        (
-            ["model.freeze=features.0.*"],
-            "model.freeze=features.0.* with model.weights=null would freeze random",
-        ),
-        (["model.in_channels=2"], "model.in_channels=2 must be 3 (images are read as RGB) or 1 (gray)."),
-        (["preprocess.interpolation=cubic"], "preprocess.interpolation=cubic is not one of bilinear, bicubic."),
         (["model.weights=."], "model.weights=. has no checkpoints/best.ckpt"),
-        (["optimizer.head_lr_multiplier=0.0"], "optimizer.head_lr_multiplier=0.0 must be greater than 0."),
-        (["optimizer.layer_lr_decay=1.5"], "optimizer.layer_lr_decay=1.5 must be above 0 and at most 1."),
         (["optimizer.lr=-1"], "optimizer.lr=-1 must be greater than 0"),
-        (["data.batch_size=0"], "data.batch_size=0 must be 1 or more"),
-        (["trainer.precision=fp8"], "trainer.precision=fp8 is not one of auto, 32-true, bf16-mixed, 16-mixed"),
-        (["augment.policy=autoaugment"], "augment.policy=autoaugment is not one of null, randaugment, trivialaugment"),
-        (["augment.random_resized_crop_scale=[a,b]"], "augment.random_resized_crop_scale=['a', 'b'] must be two"),
-        (["loss.weight=[1,0]"], "loss.weight=[1, 0] must hold a number above 0 for each class"),
-        (["loss.weight=even"], "loss.weight=even is not one of null, balanced"),
-        (["run_name=a/b"], "run_name=a/b must be a directory name"),
         (["model._target_=os.system"], "model._target_=os.system is not allowed"),
-        (["callbacks.speed._target_=torch.hub.load"], "callbacks.speed._target_=torch.hub.load is not allowed"),
         (["resume=nowhere"], "resume=nowhere is not a run directory"),
         (["resume=auto"], "resume=auto needs run_name=NAME"),
     ],
@@ -79,12 +60,3 @@ def test_a_data_root_that_does_not_exist_names_the_setting(command: Callable, tm
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in next(tmp_path.rglob("train.log")).read_text()
-
-
-@pytest.mark.slow
-def test_a_used_run_name_is_refused(command: Callable, tmp_path: Path):
-    (tmp_path / "train" / "taken").mkdir(parents=True)
-    (tmp_path / "train" / "taken" / "summary.json").write_text("{}")
-    done = command("src/train.py", "run_name=taken", f"paths.log_dir={tmp_path}")
-    assert done.returncode == 2
-    assert "already holds a run; choose another name, or resume=" in done.stderr

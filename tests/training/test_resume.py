@@ -1,11 +1,13 @@
 """Resuming a run with other settings: those that would change its result are refused."""
 
 import re
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from imago.errors import ConfigError
-from imago.training.resume import refuse_other_run
+from imago.training.resume import check_run_directory, refuse_other_run
 
 
 def settings(**trainer) -> dict:
@@ -82,3 +84,40 @@ def test_callbacks_and_task_settings_that_change_the_result_are_refused(before: 
 )
 def test_absent_keys_and_observing_callbacks_may_differ(before: dict, after: dict):
     refuse_other_run(settings() | before, settings() | after, num_epochs_done=1, is_tested=False)
+
+
+@pytest.fixture
+def stopped(compose, tmp_path: Path) -> Path:
+    """A run that can be resumed, as far as its files are concerned."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    (tmp_path / "summary.json").write_text("{}")
+    OmegaConf.save(compose(f"resume={tmp_path}"), tmp_path / "config.yaml", resolve=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (["data.batch_size=16"], "data.batch_size=16 cannot change on resume: the run has data.batch_size=128"),
+        (["trainer.precision=32-true"], "trainer.precision=32-true cannot change on resume"),
+        (["data=shapes"], "data._target_=imago.data.shapes.ShapesDataModule cannot change on resume"),
+    ],
+)
+def test_a_setting_that_changes_the_run_is_one_line(compose, stopped: Path, settings: list[str], text: str):
+    check_run_directory(compose(f"resume={stopped}", "data.num_workers=2"), stopped)
+    with pytest.raises(ConfigError) as caught:
+        check_run_directory(compose(f"resume={stopped}", *settings), stopped)
+    assert str(caught.value).startswith(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_that_holds_another_run_or_no_checkpoint_is_refused(compose, stopped: Path):
+    with pytest.raises(ConfigError, match="run_name=taken: .* already holds a run; choose another name, or resume="):
+        check_run_directory(compose("run_name=taken"), stopped)
+    (stopped / "config.yaml").write_text("data: [")
+    with pytest.raises(ConfigError, match=r"its config\.yaml cannot be read"):
+        check_run_directory(compose(f"resume={stopped}"), stopped)
+    (stopped / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(ConfigError, match="ended before its first checkpoint"):
+        check_run_directory(compose(f"resume={stopped}"), stopped)

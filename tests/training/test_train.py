@@ -7,60 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from short_runs import SHORT, summary, train
+from short_runs import summary
+from warm_runs import TINY, WarmRuns
 
 from imago import load_model
 from imago.data import shapes
 
 pytestmark = pytest.mark.slow
 
-BROKEN_STEP = '''
-from lightning.pytorch import Callback
-
-class BreakAt(Callback):
-    """Raises in the middle of a training step's hooks, once."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == self.step:
-            1 / 0
-
-
-class BreakWithin(BreakAt):
-    """Raises between the batches that accumulate to one step."""
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == self.step and batch_idx % 2 == 1:
-            1 / 0
-
-
-class SpoilAt(BreakAt):
-    """Makes the weights infinite, as too high a learning rate does."""
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == self.step:
-            next(pl_module.parameters()).data.fill_(float("inf"))
-'''
-
 
 def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
-
-
-def assert_same_weights(run: Path, other: Path) -> None:
-    ours, theirs = weights(run), weights(other)
-    assert ours.keys() == theirs.keys()
-    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
-
-
-@pytest.fixture
-def broken_step(tmp_path: Path) -> dict[str, str]:
-    """Environment in which `mycallbacks.BreakAt` can be imported."""
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "mycallbacks.py").write_text(BROKEN_STEP)
-    return {"PYTHONPATH": str(tmp_path / "code")}
 
 
 def test_the_run_directory_has_config_provenance_summary_metrics_and_checkpoints(finished_run: Path):
@@ -135,78 +92,18 @@ def test_load_model_reproduces_the_accuracy_of_the_final_test(finished_run: Path
     assert accuracy == pytest.approx(summary(finished_run)["test"]["acc"], abs=1e-9)
 
 
-@pytest.mark.soak
-def test_same_seed_gives_the_same_weights_with_two_workers(finished_run: Path, tmp_path: Path):
-    train(tmp_path, *SHORT, "run_name=workers", "data.num_workers=2")
-    assert_same_weights(finished_run, tmp_path / "train" / "workers")
+def test_a_sweep_writes_one_run_directory_per_trial(runs: WarmRuns):
+    runs.run(*TINY, "-m", "run_name=seeds", "seed=1,2", "trainer.max_epochs=1")
+    trials = [runs.logs / "sweeps" / "seeds" / number for number in ("0", "1")]
+    assert [summary(trial)["status"] for trial in trials] == ["finished", "finished"]
+    assert not torch.equal(weights(trials[0])["net.classifier.1.weight"], weights(trials[1])["net.classifier.1.weight"])
 
 
-def test_a_bug_in_a_callback_prints_its_traceback_and_the_run_resumes_to_the_same_weights(
-    finished_run: Path, tmp_path: Path, broken_step: dict[str, str]
-):
-    broken = ("+callbacks.broken={_target_: mycallbacks.BreakAt, step: 16}", "extra_targets=[mycallbacks.*]")
-    run = tmp_path / "train" / "broken"
-    done = train(tmp_path, *SHORT, "run_name=broken", *broken, check=False, **broken_step)
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert "ZeroDivisionError" in done.stderr
-    assert summary(run)["status"] == "failed"
-    assert "ZeroDivisionError" in summary(run)["reason"]
-
-    train(tmp_path, f"resume={run}", "callbacks.broken=null", **broken_step)
-    assert summary(run)["status"] == "finished"
-    assert summary(run)["images_per_s"] > 20, "the time before the resume must not count"
-    assert len(json.loads((run / "provenance.json").read_text())["resumes"]) == 1
-    assert_same_weights(finished_run, run)
-    steps = [int(row["step"]) for row in csv.DictReader((run / "metrics.csv").open())]
-    assert steps == sorted(set(steps))
-
-
-@pytest.mark.soak
-def test_an_exception_between_accumulated_batches_resumes_to_the_same_weights(
-    tmp_path: Path, broken_step: dict[str, str]
-):
-    accumulating = (*SHORT, "trainer.accumulate_grad_batches=2")
-    broken = ("+callbacks.broken={_target_: mycallbacks.BreakWithin, step: 8}", "extra_targets=[mycallbacks.*]")
-    train(tmp_path, *accumulating, "run_name=whole")
-    done = train(tmp_path, *accumulating, "run_name=broken", *broken, check=False, **broken_step)
-    assert done.returncode == 1
-    train(tmp_path, f"resume={tmp_path / 'train' / 'broken'}", "callbacks.broken=null", **broken_step)
-    assert_same_weights(tmp_path / "train" / "whole", tmp_path / "train" / "broken")
-
-
-@pytest.mark.soak
-def test_a_finished_run_is_extended_in_place(tmp_path: Path):
-    train(tmp_path, *SHORT, "run_name=more", "trainer.max_epochs=1")
-    run = tmp_path / "train" / "more"
-    again = train(tmp_path, f"resume={run}", check=False)
-    assert again.returncode == 2
-    assert "this run has finished its trainer.max_epochs=1; trainer.max_epochs=2 extends it" in again.stderr
-    other = train(tmp_path, f"resume={run}", "data.batch_size=64", "trainer.max_epochs=2", check=False)
-    assert other.returncode == 2
-    assert "data.batch_size=64 cannot change on resume: the run has data.batch_size=128" in other.stderr
-    train(tmp_path, f"resume={run}", "trainer.max_epochs=2")
-    assert summary(run)["epochs"] == 2
-    epochs = [row["epoch"] for row in csv.DictReader((run / "metrics.csv").open()) if row["val/acc"]]
-    assert epochs == ["0", "1"]
-
-
-def test_a_sweep_writes_one_run_directory_per_trial(tmp_path: Path):
-    train(tmp_path, *SHORT, "-m", "run_name=seeds", "seed=1,2", "trainer.max_epochs=1")
-    runs = [tmp_path / "sweeps" / "seeds" / number for number in ("0", "1")]
-    assert [summary(run)["status"] for run in runs] == ["finished", "finished"]
-    assert not torch.equal(weights(runs[0])["net.classifier.1.weight"], weights(runs[1])["net.classifier.1.weight"])
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_finite_checkpoint(
-    tmp_path: Path, broken_step: dict[str, str]
-):
-    spoiled = ("+callbacks.spoiled={_target_: mycallbacks.SpoilAt, step: 13}", "extra_targets=[mycallbacks.*]")
-    done = train(tmp_path, *SHORT, "run_name=nan", *spoiled, check=False, **broken_step)
-    assert done.returncode == 2
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_finite_checkpoint(runs: WarmRuns):
+    done = runs.run(*TINY, "run_name=nan", "+callbacks.spoiled={_target_: interruptions.Spoil, step: 4}", expect=2)
     assert "lower optimizer.lr" in done.stderr
     assert "Traceback" not in done.stderr
-    run = tmp_path / "train" / "nan"
+    run = runs.logs / "train" / "nan"
     assert summary(run)["status"] == "failed"
     for name in ("best", "last"):
         assert all(torch.isfinite(value).all() for value in weights(run, name).values()), name

@@ -12,8 +12,6 @@ import pkgutil
 import sys
 import traceback
 from contextlib import suppress
-from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from imago.cli.overrides import check_complete, check_types, compose_defaults, quote_paths
@@ -39,80 +37,73 @@ COMMANDS = {
     "check": "imago.dataset_check.check:check",
 }
 
-_STARTED = datetime.now()  # one value per process, because the run directory is resolved more than once
 
-
-class _Command:
-    """What Hydra calls with a composed config: once, or once per trial of a sweep.
+class _Job:
+    """The function that Hydra calls with a composed config: once, or once per trial of a sweep.
 
     Args:
-        name: a key of COMMANDS.
+        command: a key of COMMANDS.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.__module__ = name  # becomes `hydra.job.name`, the <command> in logs/<command>/
-        self.num_started = 0
-        self.is_sweep = False
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self.__module__ = command  # becomes `hydra.job.name`, the <command> in logs/<command>/
+        self.num_trials = 0
         self.failures: list[Exception] = []
 
     def __call__(self, config: "DictConfig") -> Any:
-        """Check the config and run the command; return what a sweep optimizes."""
+        """Check the config and run the command; return what a sweep optimizes, NaN for a trial that failed."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
-        self.num_started += 1
-        self.is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-        overrides = to_plain(HydraConfig.get().overrides, resolve=False)
+        self.num_trials += 1
+        job = HydraConfig.get()
+        overrides = to_plain(job.overrides, resolve=False)
         try:
             _check_config(config, overrides)
-            return pkgutil.resolve_name(COMMANDS[self.name])(config)
+            return pkgutil.resolve_name(COMMANDS[self.command])(config)
         except Exception as error:  # not BaseException: Ctrl-C and SystemExit end a whole sweep
             self.failures.append(error)
             with suppress(OSError):
                 job_output_dir().rmdir()  # created by Hydra, and still empty after a typo
-            if self.is_sweep:
-                _print_trial_error(error, overrides["task"])
-            elif isinstance(error, UserError):
-                _fail(
-                    error.exit_code, str(error)
-                )  # exit here: Hydra prints a line of its own for an exception, but not for an exit
+            if job.mode == RunMode.MULTIRUN:
+                if not isinstance(error, UserError):
+                    traceback.print_exception(error)
+                reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                _print_error(f"trial {job.job.num} ({' '.join(overrides['task'])}): {reason}")
+                return float("nan")
+            if isinstance(error, UserError):  # exit here: Hydra prints a line of its own for an exception
+                _fail(error.exit_code, str(error))
             raise
 
-    def exit_if_trials_failed(self) -> None:
-        if self.failures:
-            is_bug = not all(isinstance(error, UserError) for error in self.failures)
-            _fail(1 if is_bug else 2, f"{len(self.failures)} of {self.num_started} trials failed")
 
-
-def run_command(command: str, config_dir: Path = CONFIG_DIR) -> None:
+def run_command(command: str) -> None:
     """Compose `configs/<command>.yaml` with the command line and run the command; exit the process on an error.
 
     Args:
         command: a key of COMMANDS and the name of its YAML.
-        config_dir: absolute.
     """
-    job = _Command(command)
+    job = _Job(command)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     try:
         _prepare_command_line()
-        register_run_dir()
+        register_resolvers()
         import hydra
 
-        hydra.main(config_path=str(config_dir), config_name=command, execution_whitelist=list(ALLOWED))(job)()
+        hydra.main(config_path=str(CONFIG_DIR), config_name=command, execution_whitelist=list(ALLOWED))(job)()
     except KeyboardInterrupt:
         _fail(130, "stopped by Ctrl-C")
     except Exception as error:
         if _is_completion():
             sys.exit(0)  # a line that does not compose has no completions; an error would be printed into the prompt
-        if job.is_sweep:
-            job.exit_if_trials_failed()
         if isinstance(error, UserError):
             _fail(error.exit_code, str(error))
         if error not in job.failures and _is_about_the_config(error):
-            _fail(2, _explain(error, config_dir, command))
+            _fail(2, _explain(error, command))
         raise
-    job.exit_if_trials_failed()  # a sweeper may catch the exception of a trial
+    if job.failures:  # of a sweep
+        is_bug = not all(isinstance(error, UserError) for error in job.failures)
+        _fail(1 if is_bug else 2, f"{len(job.failures)} of {job.num_trials} trials failed")
 
 
 def _prepare_command_line() -> None:
@@ -125,9 +116,6 @@ def _prepare_command_line() -> None:
     if os.environ.get(unsafe, "0").lower() in ("1", "y", "yes", "true"):
         raise ConfigError(f"{unsafe} is set in the environment: checkpoints could run code; unset {unsafe}.")
     _read_flags()
-    if _is_completion() and "COMP_LINE" in os.environ:  # the shell passes the line as typed, e.g. `data.root=~/flowers`
-        *words, unfinished = os.environ["COMP_LINE"].split(" ")
-        os.environ["COMP_LINE"] = " ".join([*quote_paths(words), unfinished])
 
 
 def _check_ranks() -> None:
@@ -148,15 +136,6 @@ def _check_ranks() -> None:
         )
 
 
-def register_run_dir() -> None:
-    """Register `${project_root:}` and `${name_or_time:${run_name}}` with OmegaConf."""
-    from omegaconf import OmegaConf
-
-    register_resolvers()
-    time = os.environ.get("RUN_ID") or _STARTED.strftime("%Y-%m-%d_%H-%M-%S-%f")
-    OmegaConf.register_resolver("name_or_time", lambda name: name or time, replace=True)
-
-
 def _check_config(config: "DictConfig", overrides: dict[str, list[str]]) -> None:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -167,16 +146,6 @@ def _check_config(config: "DictConfig", overrides: dict[str, list[str]]) -> None
         loader: Any = GlobalHydra.instance().config_loader()
         defaults = compose_defaults(loader, str(HydraConfig.get().job.config_name), [*overrides["hydra"], *typed])
         check_types(config, defaults, typed)
-
-
-def _print_trial_error(error: Exception, overrides: list[str]) -> None:
-    from hydra.core.hydra_config import HydraConfig
-
-    is_bug = not isinstance(error, UserError)
-    if is_bug:
-        traceback.print_exception(error)
-    reason = f"{type(error).__name__}: {error}" if is_bug else str(error)
-    _print_error(f"trial {HydraConfig.get().job.num} ({' '.join(overrides)}): {reason}")
 
 
 def _fail(exit_code: int, message: str) -> NoReturn:
@@ -191,20 +160,19 @@ def _print_error(message: str) -> None:
 
 def _is_about_the_config(error: Exception) -> bool:
     """Return whether an exception from outside the command is about the command line or a YAML, not a bug."""
-    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("hydra", "omegaconf", "yaml"):
-        return True
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return isinstance(error, ValueError) and str(frames[-1].f_globals.get("__name__")).startswith("hydra.")
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    return isinstance(error, OSError) or package in ("hydra", "omegaconf", "yaml")
 
 
-def _explain(error: Exception, config_dir: Path, command: str) -> str:
+def _explain(error: Exception, command: str) -> str:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path_from_sources
 
     from imago.cli.messages import explain_composition_error
 
     flags = _read_flags()
-    directories = [str(config_dir), *([os.path.abspath(flags.config_dir)] if flags.config_dir else [])]
+    directories = [str(CONFIG_DIR), *([os.path.abspath(flags.config_dir)] if flags.config_dir else [])]
     loader = ConfigLoaderImpl(create_config_search_path_from_sources(directories))
     return explain_composition_error(error, flags.overrides, loader, flags.config_name or command)
 

@@ -41,13 +41,13 @@ def explain_composition_error(
             group, option = chosen_group(loader, typed), typed.partition("=")[2]
             if group and option not in (options := loader.get_group_options(group)):
                 return _explain_option(group, option, options)
-    if found := re.search(r"(?:Could not override|Could not delete from config\.) '([^']+)'", text):
-        return _explain_key(found[1], argv, loader, config_name)
-    if found := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'(?: 1\.| requires)", text):
-        key, _, value = found[1].partition("=")
-        return f"{found[1]}: several values are a sweep, which needs -m before them; one list is typed {key}=[{value}]."
-    if found := re.search(r"An item is already at '([^']+)'", text):
-        return f"{_argument(found[1], argv)}: the setting exists; type it without the +."
+    if match := re.search(r"(?:Could not override|Could not delete from config\.) '([^']+)'", text):
+        return _explain_key(match[1], argv, loader, config_name)
+    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'(?: 1\.| requires)", text):
+        key, _, value = match[1].partition("=")
+        return f"{match[1]}: several values are a sweep, which needs -m before them; one list is typed {key}=[{value}]."
+    if match := re.search(r"An item is already at '([^']+)'", text):
+        return f"{_argument(match[1], argv)}: the setting exists; type it without the +."
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     return explain_value(cause) if isinstance(cause, OmegaConfBaseException) else text
 
@@ -75,9 +75,9 @@ def _explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", conf
         return f"{_argument(key, argv)}: this command has no options for {key!r}."
 
     def score(known: str) -> float:  # `batchsize` is near to `data.batch_size`
-        last_parts = (name.rpartition(".")[2] for name in (key, known))
+        last_names = (name.rpartition(".")[2] for name in (key, known))
         whole = _similarity(key, known)
-        return max(whole, 0.9 * _similarity(*last_parts) + 0.1 * whole)
+        return max(whole, 0.9 * _similarity(*last_names) + 0.1 * whole)
 
     best = max(_known_keys(argv, loader, config_name), key=score, default="")
     hint = f"did you mean {best}?" if score(best) > 0.7 else "--cfg job prints all of them."
@@ -97,7 +97,7 @@ def _known_keys(argv: Iterable[str], loader: "ConfigLoaderImpl", config_name: st
         try:
             settings = to_plain(compose_defaults(loader, config_name, choices), resolve=False)
             keys = [key.split(".") for key in flatten(settings) if not key.startswith("hydra.")]
-            return sorted({".".join(parts[:end]) for parts in keys for end in range(1, len(parts) + 1)})
+            return sorted({".".join(names[:end]) for names in keys for end in range(1, len(names) + 1)})
         except Exception:
             continue
     return []

@@ -16,7 +16,7 @@ def resume_arguments(argv: Sequence[str], log_dir: Path) -> list[str]:
         log_dir: where `run_name=NAME resume=auto` searches for NAME, unless paths.log_dir is typed.
 
     Returns:
-        Flags, then one argument per setting; `argv` without `resume` if there is nothing to resume.
+        Flags, then one argument per setting; `argv` itself if there is nothing to resume.
 
     Raises:
         ConfigError: if RUN is not a run directory, or if `resume=auto` comes without a run_name.
@@ -27,19 +27,17 @@ def resume_arguments(argv: Sequence[str], log_dir: Path) -> list[str]:
     resume = _value(typed, "resume")
     if resume is None:
         return list(argv)
-    run_dir = _find_auto(typed, log_dir) if resume == "auto" else Path(resume).resolve()
-    if run_dir is None:
-        return [argument for argument in argv if _key(argument) != "resume"]
+    run_dir = _named_directory(typed, log_dir) if resume == "auto" else Path(resume).resolve()
     if resume == "auto" and not checkpoint_file(run_dir, "last").is_file():
-        return list(argv)  # it ended before its first checkpoint: start again in the same directory
+        return list(argv)  # it is new, or ended before its first checkpoint: start in the same directory
     saved = read_json(run_dir / "provenance.json").get("overrides")
     if not isinstance(saved, list):
         raise ConfigError(
             f"resume={resume} is not a run directory: it has no readable provenance.json; e.g. resume=logs/latest."
         )
-    own = [f"{key}={quote_for_hydra(str(run_dir))}" for key in ("resume", "hydra.run.dir")]
+    directory = [f"{key}={quote_for_hydra(str(run_dir))}" for key in ("resume", "hydra.run.dir")]
     merged: dict[str, str] = {}
-    for argument in [*map(str, saved), *typed.values(), *own]:
+    for argument in [*map(str, saved), *typed.values(), *directory]:
         key = _key(argument)
         # A key that the run added (+callbacks.mine=...) must be added again, whether or not the + is typed again.
         is_added = merged.get(key, "").startswith("+") and not argument.startswith("+")
@@ -47,13 +45,12 @@ def resume_arguments(argv: Sequence[str], log_dir: Path) -> list[str]:
     return [*(argument for argument in argv if "=" not in argument), *merged.values()]
 
 
-def _find_auto(typed: Mapping[str, str], log_dir: Path) -> Path | None:
-    """Return the run directory that `run_name=NAME resume=auto` continues; None if it does not exist yet."""
+def _named_directory(typed: Mapping[str, str], log_dir: Path) -> Path:
+    """Return the run directory that `run_name=NAME resume=auto` continues or starts."""
     name = _value(typed, "run_name")
     if name is None:
         raise ConfigError("resume=auto needs run_name=NAME, the run to continue or to start.")
-    run_dir = Path(_value(typed, "paths.log_dir") or log_dir) / "train" / name
-    return run_dir if (run_dir / "summary.json").is_file() or checkpoint_file(run_dir, "last").is_file() else None
+    return Path(_value(typed, "paths.log_dir") or log_dir) / "train" / name
 
 
 def _key(argument: str) -> str:

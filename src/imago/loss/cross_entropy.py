@@ -54,7 +54,7 @@ class CrossEntropy(nn.Module):
 
 def _class_weights(weight: Any, class_counts: Sequence[int] | None) -> list[float]:
     """Return the K weights that `loss.weight` stands for; arguments and errors as in `CrossEntropy`."""
-    if weight == "balanced":
+    if isinstance(weight, str):
         if class_counts is None or 0 in class_counts:
             raise ConfigError(
                 f"loss.weight=balanced needs training images of every class, and their counts are {class_counts}; "

@@ -1,7 +1,6 @@
 """Calibrate best.ckpt on the validation images and draw figures of its errors."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -19,7 +18,7 @@ from imago.task.classification import ClassificationTask
 
 log = logging.getLogger(__name__)
 
-_NUM_MISTAKES = 15
+_NUM_MISTAKES = 15  # 3 rows of 5 images
 
 
 def describe_best_epoch(
@@ -33,7 +32,7 @@ def describe_best_epoch(
         cfg: the settings of the run.
         data: its data module.
         task: its task.
-        trainer: after the test.
+        trainer: its Trainer, after the test.
         directory: its run directory.
     """
     if not directory.is_main_process:
@@ -44,33 +43,28 @@ def describe_best_epoch(
     if not checkpoint.is_file():
         return
     if "num_images" not in summary["val"]:
-        log.info(
-            "not calibrated: trainer.limit_val_batches=%s left validation images out", cfg.trainer.limit_val_batches
-        )
+        log.info("not calibrated: trainer.limit_val_batches=%s left images out", cfg.trainer.limit_val_batches)
         return
     data.trainer = None  # so that the loader gives this process all images, not the share of its rank
     accelerator = "cpu" if trainer.strategy.root_device.type == "cpu" else "auto"
-    result = validate(checkpoint, data, cfg.extra_targets, accelerator)
-    temperature = _calibrate(checkpoint, result, "none")
     if cfg.tta != "none":  # for the views of the final test; predict, export and serve use one view
         _calibrate(checkpoint, validate(checkpoint, data, cfg.extra_targets, accelerator, cfg.tta), cfg.tta)
-    calibrated = replace(result, confidence=softmax(result.logits / temperature).max(axis=1))
+    result = validate(checkpoint, data, cfg.extra_targets, accelerator)
+    temperature = _calibrate(checkpoint, result)
     step = summary.get("best_epoch", 0) * (task.steps_per_epoch or 0)
-    for name, file in _draw(calibrated, data, directory.path / "figures").items():
+    for name, file in _draw(result, temperature, data, directory.path / "figures").items():
         add_image(name, file, step, trainer.loggers)
 
 
-def _calibrate(checkpoint: Path, result: Result, tta: str) -> float:
-    entry = calibrate(checkpoint, result, tta)
-    log.info(
-        "calibrated on val%s: temperature %.3f, ECE %.2f %% -> %.2f %%",
-        *("" if tta == "none" else f" with tta={tta}", entry[KEY]),
-        *(100 * entry["ece_before"], 100 * entry["ece_after"]),
-    )
-    return float(entry[KEY])
+def _calibrate(checkpoint: Path, result: Result, tta: str = "none") -> float:
+    """Fit, save and log the temperature of a checkpoint."""
+    fitted = calibrate(checkpoint, result, tta)
+    eces = 100 * fitted["ece_before"], 100 * fitted["ece_after"]
+    log.info("calibrated on val (tta=%s): temperature %.3f, ECE %.2f %% -> %.2f %%", tta, fitted[KEY], *eces)
+    return float(fitted[KEY])
 
 
-def _draw(result: Result, data: ImageDataModule, figures: Path) -> dict[str, Path]:
+def _draw(result: Result, temperature: float, data: ImageDataModule, figures: Path) -> dict[str, Path]:
     """Write the figures; return their files by their TensorBoard names."""
     from imago.analysis.evaluation import Evaluation
     from imago.analysis.plots import draw_mistakes, save_confusion, save_figure
@@ -80,7 +74,8 @@ def _draw(result: Result, data: ImageDataModule, figures: Path) -> dict[str, Pat
     title = f"val, best epoch: {result.is_correct.mean():.2%} of {len(result.labels):,} images correct"
     save_confusion(result.confusion, result.class_names, title, files["val/confusion"])
     names = tuple(image_names(data.splits.val))
-    evaluation = Evaluation(figures, {}, result.class_names, names, result.labels, result.predicted, result.confidence)
-    images = images_in_memory(data.splits.val, result.worst_mistakes(_NUM_MISTAKES).tolist())
+    probability = softmax(result.logits / temperature).max(axis=1)
+    evaluation = Evaluation(figures, {}, result.class_names, names, result.labels, result.predicted, probability)
+    images = images_in_memory(data.splits.val, evaluation.worst_mistakes(_NUM_MISTAKES).tolist())
     save_figure(draw_mistakes(evaluation, _NUM_MISTAKES, images), files["val/mistakes"])
     return files

@@ -30,20 +30,6 @@ from imago.task.classification import ClassificationTask
 
 log = logging.getLogger(__name__)
 
-_SHAPE, _STATISTICS = ("size", "resize", "crop", "interpolation"), ("mean", "std")
-
-
-def build_data(cfg: DictConfig) -> tuple[ImageDataModule, str]:
-    """Build the data module, read the data set and decide its `Preprocess` record.
-
-    Returns:
-        The data module, and where its preprocess comes from, for the start table.
-    """
-    data: ImageDataModule = build(cfg.data, extra_targets=cfg.extra_targets)
-    data.set_up_data()
-    data.preprocess, origin = decide_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
-    return data, origin
-
 
 def decide_preprocess(
     typed: Mapping[str, Any], weights: Mapping[str, Any] | None, data: Preprocess
@@ -60,19 +46,19 @@ def decide_preprocess(
         The record, and its origin in a few words.
     """
     chosen = {name: value for name, value in typed.items() if value is not None}
-    origins = [f"{' '.join(chosen)} as typed"] if chosen else []
-    base = data.to_dict()
-    keeps_size = bool(weights) and data.size <= SMALL_PX < weights["size"]  # type: ignore[index]
-    if weights:
-        used = _STATISTICS if keeps_size else (*_SHAPE, *_STATISTICS)
-        base |= {name: weights[name] for name in used if name in weights}
-        if set(used) - chosen.keys():
-            origins.append(f"{'mean and std' if keeps_size else 'all'} from the pretrained weights")
+    record = data.to_dict()
+    origin = "from the data set"
+    if weights and data.size <= SMALL_PX < weights["size"]:
+        record |= {name: weights[name] for name in ("mean", "std")}
+        origin = "from the data set, mean and std from the pretrained weights"
+    elif weights:
+        record |= weights
+        origin = "from the pretrained weights"
     if "size" in chosen and "resize" not in chosen:
-        chosen["resize"] = round(base["resize"] * chosen["size"] / base["size"])
-    if not weights or keeps_size:
-        origins.append("the rest from the data set" if origins else "from the data set")
-    return Preprocess.from_dict(base | chosen), ", ".join(origins)
+        chosen["resize"] = round(record["resize"] * chosen["size"] / record["size"])
+    if chosen:
+        origin = f"{' '.join(chosen)} as typed, else {origin}"
+    return Preprocess.from_dict(record | chosen), origin
 
 
 def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier | None = None) -> ClassificationTask:
@@ -118,13 +104,13 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory) -> T
         ConfigError: if Lightning refuses the combination of settings.
     """
     extra = cfg.extra_targets
-    callbacks = [build(part, extra_targets=extra) for part in cfg.callbacks.values() if part is not None]
+    callbacks = [build(callback, extra_targets=extra) for callback in cfg.callbacks.values() if callback is not None]
     if cfg.trainer.max_time is not None:
         callbacks.append(TimeLimit(to_plain(cfg.trainer.max_time)))
     arguments: dict[str, Any] = {
         "precision": precision,
         "callbacks": [*callbacks, RunSummary(directory), StopOnSignal(directory)],
-        "logger": [build(part, extra_targets=extra) for part in cfg.logger.values() if part is not None],
+        "logger": [build(logger, extra_targets=extra) for logger in cfg.logger.values() if logger is not None],
         "plugins": [AtomicCheckpointIO()],
         "default_root_dir": cfg.paths.run_dir,
         "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
@@ -154,13 +140,15 @@ def build_run(
 
         teacher_run = load_teacher_run(cfg)
     seed_everything(cfg.seed, verbose=False)  # for the initial weights; all later randomness is counter-based
-    data, preprocess_origin = build_data(cfg)
+    data: ImageDataModule = build(cfg.data, extra_targets=cfg.extra_targets)
+    data.set_up_data()
+    data.preprocess, origin = decide_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
     task = build_task(cfg, data, teacher_run)
     check_free_space(directory.path, task)
     trainer = build_trainer(cfg, precision, directory)
     num_batches = data.batches_per_epoch(trainer.limit_train_batches)
     task.steps_per_epoch = math.ceil(num_batches / trainer.accumulate_grad_batches)
-    return data, task, trainer, preprocess_origin
+    return data, task, trainer, origin
 
 
 def resume_checkpoint(cfg: DictConfig, task: ClassificationTask) -> str | None:

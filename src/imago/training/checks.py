@@ -1,6 +1,6 @@
 """Check the settings of a run before torch is imported and before data is read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from importlib.util import find_spec
 from math import inf
@@ -22,25 +22,27 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "preprocess.crop": (None, "center", "squash"),
     "preprocess.interpolation": (None, *INTERPOLATIONS),
     "tta": TTA,
+    "tune": (None, "lr"),
 }
 
 _POSITIVE = ("greater than 0", lambda value: value > 0)
-_AT_LEAST_0 = ("0 or more", lambda value: value >= 0)
 _AT_LEAST_1 = ("1 or more", lambda value: value >= 1)
 _FRACTION = ("between 0 and 1, both excluded", lambda value: 0 < value < 1)
 _SHARE = ("between 0 and 1", lambda value: 0 <= value <= 1)
 _BELOW_1 = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+_COLORS_OR_GRAY = ("3 (images are read as RGB) or 1 (gray)", lambda value: value in (1, 3))
 
 # Settings with a range, and what must hold. A setting that is null or absent is not checked.
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "seed": _AT_LEAST_0,
+    "seed": ("0 or more", lambda value: value >= 0),
+    "run_name": ("a directory name without slashes", lambda name: name.strip(". ") != "" and not {*name} & {*"/\\"}),
     "optimizer.lr": ("greater than 0, e.g. optimizer.lr=1e-3", lambda value: value > 0),
     "optimizer.head_lr_multiplier": _POSITIVE,
     "optimizer.layer_lr_decay": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "data.batch_size": _AT_LEAST_1,
-    "data.num_workers": _AT_LEAST_0,
-    "data.val_fraction": _FRACTION,
+    "data.num_workers": ("0 or more", lambda value: value >= 0),
     "trainer.max_epochs": _AT_LEAST_1,
+    "trainer.limit_train_batches": ("greater than 0; eval.py evaluates without training", lambda value: value > 0),
     "trainer.log_every_n_steps": _AT_LEAST_1,
     "trainer.accumulate_grad_batches": _AT_LEAST_1,
     "trainer.gradient_clip_val": ("greater than 0, or null for none", lambda value: value > 0),
@@ -51,12 +53,13 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "task.temperature": _POSITIVE,
     "task.alpha": _SHARE,
     "preprocess.size": _AT_LEAST_1,
-    "preprocess.mean": ("three numbers, one per color channel", lambda value: len(value) == 3),
+    "preprocess.mean": ("three numbers, one per color channel", lambda values: len(values) == 3),
     "preprocess.std": (
         "three numbers above 0, one per color channel",
-        lambda value: len(value) == 3 and all(number > 0 for number in value),
+        lambda values: len(values) == 3 and min(values) > 0,
     ),
-    "model.in_channels": ("3 (images are read as RGB) or 1 (gray)", lambda value: value in (1, 3)),
+    "model.in_channels": _COLORS_OR_GRAY,
+    "task.teacher.in_channels": _COLORS_OR_GRAY,
     "model.dropout": _BELOW_1,
     "loss.label_smoothing": _BELOW_1,
 }
@@ -68,9 +71,9 @@ def check_settings(cfg: DictConfig) -> None:
     Raises:
         ConfigError: with one line for each setting that cannot work.
     """
-    checks = (
+    checks: tuple[Callable[[DictConfig], Iterable[str]], ...] = (
         *(_value_problems, _trainer_problems, _schedule_problems, _monitor_problems, _logger_problems),
-        *(_augment_problems, _loss_problems, _teacher_problems, _tune_problems, _freezing_problems, _name_problems),
+        *(_augment_problems, _loss_problems, _tune_problems, _freezing_problems),
     )
     problems = [problem for check in checks for problem in check(cfg)]
     if problems:
@@ -80,8 +83,8 @@ def check_settings(cfg: DictConfig) -> None:
 def _value_problems(cfg: DictConfig) -> Iterator[str]:
     for key, allowed in _CHOICES.items():
         value = OmegaConf.select(cfg, key)
-        if value not in allowed and str(value) not in allowed:
-            yield f"{key}={value} is not one of {', '.join(str(choice) for choice in allowed if choice is not None)}."
+        if value not in allowed:
+            yield f"{key}={value} is not one of {', '.join(choice for choice in allowed if choice)}."
     for key, (wanted, is_correct) in _RANGES.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and not is_correct(value):
@@ -89,11 +92,12 @@ def _value_problems(cfg: DictConfig) -> Iterator[str]:
     size, resize = cfg.preprocess.size, cfg.preprocess.resize
     if size is not None and resize is not None and resize < size:
         yield f"preprocess.resize={resize} must be at least preprocess.size={size}."
+    teacher = cfg.task.get("teacher")
+    if isinstance(teacher, DictConfig) and teacher.get("weights") is None:
+        yield "task.teacher.weights=null: a teacher needs trained weights; give a file of weights."
 
 
 def _trainer_problems(cfg: DictConfig) -> Iterator[str]:
-    if not cfg.trainer.limit_train_batches:
-        yield "trainer.limit_train_batches=0 leaves nothing to train on; eval.py evaluates without training."
     strategy = str(cfg.trainer.strategy)
     if "spawn" in strategy or "notebook" in strategy:
         yield f"trainer.strategy={strategy} is not supported; use ddp or, on a CPU, ddp_fork."
@@ -116,9 +120,8 @@ def _schedule_problems(cfg: DictConfig) -> Iterator[str]:
 
 def _monitor_problems(cfg: DictConfig) -> Iterator[str]:
     """Check `monitor` and `mode` of the schedule and of every callback that has one."""
-    callbacks = {f"callbacks.{name}": part for name, part in cfg.callbacks.items() if part is not None}
-    for name, part in {"schedule": cfg.schedule, **callbacks}.items():
-        monitor, mode = part.get("monitor"), part.get("mode")
+    for name, settings in {"schedule": cfg.schedule, **_callbacks(cfg)}.items():
+        monitor, mode = settings.get("monitor"), settings.get("mode")
         if monitor is None:
             continue
         best = "max" if str(monitor).endswith("/acc") else "min"
@@ -132,9 +135,13 @@ def _monitor_problems(cfg: DictConfig) -> Iterator[str]:
             yield f"{name}.monitor={monitor}: trainer.limit_val_batches=0 leaves no validation to monitor."
 
 
+def _callbacks(cfg: DictConfig) -> dict[str, DictConfig]:
+    return {f"callbacks.{name}": settings for name, settings in cfg.callbacks.items() if settings is not None}
+
+
 def _logger_problems(cfg: DictConfig) -> Iterator[str]:
-    for name, part in cfg.logger.items():
-        package = _LOGGER_PACKAGES.get(str(part.get("_target_")).rpartition(".")[2]) if part is not None else None
+    for name, settings in cfg.logger.items():
+        package = _LOGGER_PACKAGES.get(str(settings.get("_target_")).rpartition(".")[2]) if settings else None
         if package and find_spec(package) is None:
             yield (
                 f"logger.{name} needs the package {package}, which is not installed; it is an extra of this project: "
@@ -163,37 +170,19 @@ def _loss_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"loss.weight={list(weight)} must hold a number above 0 for each class."
 
 
-def _teacher_problems(cfg: DictConfig) -> Iterator[str]:
-    if isinstance(teacher := cfg.task.get("teacher"), DictConfig) and teacher.get("weights") is None:
-        yield "task.teacher.weights=null: a teacher needs trained weights; give a file of weights."
-
-
 def _tune_problems(cfg: DictConfig) -> Iterator[str]:
-    if cfg.tune is None:
-        return
-    if cfg.tune != "lr":
-        yield f"tune={cfg.tune} is not one of lr."
-    if cfg.resume is not None:
+    if cfg.tune and cfg.resume is not None:
         yield f"tune={cfg.tune} starts from the initial weights and cannot resume; leave resume= out."
-    if str(cfg.trainer.devices) != "1":
+    if cfg.tune and str(cfg.trainer.devices) != "1":
         yield f"tune={cfg.tune} runs in one process; type trainer.devices=1."
 
 
 def _freezing_problems(cfg: DictConfig) -> Iterator[str]:
-    freeze = cfg.model.get("freeze")
-    settings = [] if freeze in (None, "none") else [f"model.freeze={freeze}"]
-    settings += [
-        f"callbacks.{name}"
-        for name, part in cfg.callbacks.items()
-        if part is not None and str(part.get("_target_")).endswith(".BackboneFinetuning")
-    ]
+    freezing = [f"model.freeze={cfg.model.freeze}"] if cfg.model.get("freeze") not in (None, "none") else []
+    for name, settings in _callbacks(cfg).items():
+        if str(settings.get("_target_")).endswith(".BackboneFinetuning"):
+            freezing.append(name)
     if "weights" in cfg.model and cfg.model.weights is None:  # a network of the user's own may load weights itself
-        yield from (f"{setting} with model.weights=null would freeze random features." for setting in settings)
-    elif len(settings) == 2:
-        yield f"{settings[0]} and {settings[1]} exclude each other; choose one."
-
-
-def _name_problems(cfg: DictConfig) -> Iterator[str]:
-    name = cfg.run_name
-    if name is not None and (not str(name).strip(". ") or "/" in str(name) or "\\" in str(name)):
-        yield f"run_name={name} must be a directory name without slashes."
+        yield from (f"{setting} with model.weights=null would freeze random features." for setting in freezing)
+    elif len(freezing) == 2:
+        yield f"{freezing[0]} and {freezing[1]} exclude each other; choose one."

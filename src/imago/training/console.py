@@ -14,7 +14,7 @@ from imago.data.datamodule import ImageDataModule
 from imago.paths import checkpoint_file, short_path
 from imago.text import join_names
 
-_IMBALANCED = 3  # ratio of the largest to the smallest class from which the table suggests a remedy
+_IMBALANCED = 3  # ratio of the largest to the smallest class from which the table suggests a remedy; our own choice
 
 
 def start_table(
@@ -29,31 +29,34 @@ def start_table(
 
     Args:
         cfg: the settings.
-        data: after `set_up_data`.
-        task: with the network in `net`.
-        trainer: has the devices and the precision.
+        data: the data module, after `set_up_data`.
+        task: the task, with the network in `net`.
+        trainer: the Trainer, which has the devices and the precision.
         precision_reason: why this precision was chosen.
         preprocess_origin: where the preprocess record comes from.
     """
     sizes = " / ".join(f"{len(split):,} {name}" for name, split in data.splits.named())
     num_devices = trainer.num_devices * trainer.num_nodes
     num_batches = data.batches_per_epoch(trainer.limit_train_batches)
+    optional = {"channels_last": cfg.channels_last, "fused": cfg.optimizer.get("fused"), "compiled": cfg.compile}
     rows = {
         "data": f"{_class_name(cfg.data).removesuffix('DataModule')}: {len(data.class_names)} classes, {sizes}",
         "classes": _classes(cfg, data),
         "augment": data.augment.describe(),
         "preprocess": f"{data.preprocess.describe()} ({preprocess_origin})",
         "network": _network(cfg.model, task),
-        **_teacher(cfg.task),
         "optimizer": f"{_class_name(cfg.optimizer)}, lr {cfg.optimizer.get('lr')}, {_class_name(cfg.schedule)}, "
         f"{cfg.trainer.max_epochs} epochs",
         "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // num_devices} per device; "
         f"{num_batches} batches per epoch",
         "device": f"{num_devices} x {trainer.strategy.root_device.type}, {torch.get_num_threads()} threads",
         "precision": f"{trainer.precision} ({precision_reason}); test in fp32{_tta(cfg.tta)}",
-        "fast paths": _fast_paths(cfg),
+        "fast paths": ", ".join(name for name, is_on in optional.items() if is_on) or "none",
         "run directory": short_path(Path(cfg.paths.run_dir)),
     }
+    if teacher := cfg.task.get("teacher"):
+        source = short_path(Path(teacher if isinstance(teacher, str) else teacher.weights))
+        rows["teacher"] = f"{source}, temperature {cfg.task.temperature}, {cfg.task.alpha:.0%} of the loss"
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
@@ -85,21 +88,20 @@ def end_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
 
 def _next_commands(run_dir: Path, num_epochs: int) -> list[str]:
     run = shlex.quote(short_path(run_dir))
-    commands = []
+    commands = ["next:"]
     if checkpoint_file(run_dir).exists():
         commands += [
-            f"python src/eval.py run={run}                  # per class, with a confusion matrix",
-            f"python src/predict.py run={run} input=PHOTO   # or a folder of images",
-            f"python src/export.py run={run}                # one ONNX file",
+            f"  python src/eval.py run={run}                  # per class, with a confusion matrix",
+            f"  python src/predict.py run={run} input=PHOTO   # or a folder of images",
+            f"  python src/export.py run={run}                # one ONNX file",
         ]
     if checkpoint_file(run_dir, "last").exists():
-        commands.append(f"python src/train.py resume={run} trainer.max_epochs={2 * num_epochs}")
-    commands.append(f"tensorboard --logdir {run}")
-    return ["next:", *(f"  {command}" for command in commands)]
+        commands.append(f"  python src/train.py resume={run} trainer.max_epochs={2 * num_epochs}")
+    return [*commands, f"  tensorboard --logdir {run}"]
 
 
-def _class_name(node: DictConfig) -> str:
-    return str(node._target_).rpartition(".")[2]
+def _class_name(settings: DictConfig) -> str:
+    return str(settings._target_).rpartition(".")[2]
 
 
 def _tta(tta: str) -> str:
@@ -113,45 +115,21 @@ def _classes(cfg: DictConfig, data: ImageDataModule) -> str:
     ratio = counts.max() / counts.min()
     if ratio < _IMBALANCED or data.sampler == "balanced" or cfg.loss.get("weight") is not None:
         return listed
-    return (
-        f"{listed}; the largest has {ratio:.1f} times as many as the smallest: data.sampler=balanced or "
-        "loss.weight=balanced"
-    )
+    return f"{listed}; uneven ({ratio:.1f} to 1): data.sampler=balanced or loss.weight=balanced"
 
 
 def _network(model: DictConfig, task: torch.nn.Module) -> str:
     num_parameters = sum(p.numel() for p in task.parameters())
     num_trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    parts = [model.get("name") or _class_name(model), f"{num_parameters:,} parameters"]
+    texts = [model.get("name") or _class_name(model), f"{num_parameters:,} parameters"]
     if num_trained < num_parameters:
-        parts.append(f"{num_trained:,} of them trained")
+        texts.append(f"{num_trained:,} of them trained")
     if model.get("freeze") not in (None, "none"):
-        parts.append(f"frozen: {model.freeze}")
+        texts.append(f"frozen: {model.freeze}")
     if model.get("in_channels", 3) == 1:
-        parts.append("on gray images")
+        texts.append("on gray images")
     if "weights" in model:
         new_names = getattr(task.net, "uninitialized_names", ())
         new = f", new: {' '.join(new_names)}" if new_names else ""
-        parts.append(f"pretrained ({model.weights}{new})" if model.weights else "from scratch")
-    return ", ".join(parts)
-
-
-def _teacher(task: DictConfig) -> dict[str, str]:
-    teacher = task.get("teacher")
-    if not teacher:
-        return {}
-    if isinstance(teacher, str):
-        name = short_path(Path(teacher))
-    else:
-        name = f"{teacher.get('name') or _class_name(teacher)} ({teacher.weights})"
-    return {"teacher": f"{name}, temperature {task.temperature}, {task.alpha:.0%} of the loss"}
-
-
-def _fast_paths(cfg: DictConfig) -> str:
-    optional = {
-        "channels_last": cfg.channels_last,
-        "fused optimizer": cfg.optimizer.get("fused"),
-        "compiled": cfg.compile,
-    }
-    chosen = [name for name, is_on in optional.items() if is_on]
-    return ", ".join(["uint8 to the device", "batched augmentation", *chosen])
+        texts.append(f"pretrained ({model.weights}{new})" if model.weights else "from scratch")
+    return ", ".join(texts)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from omegaconf import DictConfig
@@ -13,26 +12,12 @@ from imago.model.adapt import find_weights
 from imago.resources import available_cores
 from imago.task.optimization import check_optimization
 
-BF16, FULL = "bf16-mixed", "32-true"
 
-
-@dataclass(frozen=True)
-class Machine:
-    """The choices that depend on the machine.
-
-    Args:
-        num_devices: processes on this machine.
-        precision: Lightning's name of the precision.
-        precision_reason: why it was chosen, for the start table.
-    """
-
-    num_devices: int
-    precision: str
-    precision_reason: str
-
-
-def check_machine(cfg: DictConfig) -> Machine:
+def check_machine(cfg: DictConfig) -> tuple[str, str]:
     """Check everything that needs torch but no data, and share the CPU cores between the processes.
+
+    Returns:
+        The precision, by Lightning's name, and why it was chosen.
 
     Raises:
         ConfigError: if the devices, the precision, the compiler, the optimizer or the schedule do not work here.
@@ -43,12 +28,12 @@ def check_machine(cfg: DictConfig) -> Machine:
     check_batch_size(cfg.data.batch_size, num_devices * cfg.trainer.num_nodes)
     if num_devices > 1 and _device_type(accelerator) == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, available_cores() // num_devices))
-    precision, reason = choose_precision(str(cfg.trainer.precision), accelerator)
+    precision = choose_precision(str(cfg.trainer.precision), accelerator)
     if cfg.compile:
         check_compile()
     check_optimization(to_plain(cfg.optimizer), cfg.schedule, cfg.extra_targets)
     _check_weights(cfg)
-    return Machine(num_devices, precision, reason)
+    return precision
 
 
 def count_devices(accelerator: str, devices: int | str | Sequence[int]) -> int:
@@ -100,18 +85,18 @@ def choose_precision(setting: str, accelerator: str) -> tuple[str, str]:
     Raises:
         ConfigError: for fp16 without a GPU.
     """
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    if setting == "16-mixed" and not on_gpu:
+    is_on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if setting == "16-mixed" and not is_on_gpu:
         raise ConfigError("trainer.precision=16-mixed needs a GPU; use trainer.precision=auto.")
     if setting != "auto":
         return setting, "as typed"
-    if on_gpu:
+    if is_on_gpu:
         if torch.cuda.is_bf16_supported(including_emulation=False):
-            return BF16, f"{torch.cuda.get_device_name()} computes in bf16"
-        return FULL, f"{torch.cuda.get_device_name()} has no bf16; trainer.precision=16-mixed may be faster"
+            return "bf16-mixed", f"{torch.cuda.get_device_name()} computes in bf16"
+        return "32-true", f"{torch.cuda.get_device_name()} has no bf16; trainer.precision=16-mixed may be faster"
     if accelerator in ("auto", "cpu") and _cpu_has_bf16():
-        return BF16, "this CPU computes in bf16"
-    return FULL, "no bf16 on this machine"
+        return "bf16-mixed", "this CPU computes in bf16"
+    return "32-true", "no bf16 on this machine"
 
 
 def check_compile() -> None:
@@ -123,7 +108,7 @@ def check_compile() -> None:
     try:
         torch.compile(lambda values: values + 1)(torch.zeros(2))
     except RuntimeError as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"compile=true: torch cannot compile here ({reason[:200]}); install a C++ compiler such as g++ and the "
             "headers of Python, or type compile=false."
@@ -139,19 +124,17 @@ def _check_weights(cfg: DictConfig) -> None:
 
 
 def _device_type(accelerator: str) -> str:
+    """Return cpu, cuda or mps."""
     if accelerator not in ("auto", "gpu"):
         return accelerator
-    if torch.cuda.is_available():
-        return "cuda"
-    if torch.backends.mps.is_available():
-        return "mps"
-    if accelerator == "gpu":
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None and accelerator == "gpu":
         raise ConfigError("trainer.accelerator=gpu: torch finds no GPU; use trainer.accelerator=auto for the CPU.")
-    return "cpu"
+    return device.type if device else "cpu"
 
 
 def _num_available(device_type: str) -> int:
-    return {"cuda": torch.cuda.device_count, "mps": lambda: 1}.get(device_type, available_cores)()
+    return available_cores() if device_type == "cpu" else torch.accelerator.device_count()
 
 
 def _cpu_has_bf16() -> bool:

@@ -14,21 +14,20 @@ from imago.instantiate import to_plain
 from imago.paths import checkpoint_file, quote_for_hydra
 from imago.settings import flatten
 
-# Settings that may change when a run is resumed: they do not change its weights. Whether moved data is the same data is
-# checked by its fingerprint.
+# Settings that may change when a run is resumed: they do not change its weights. A name stands for all settings below
+# it. Whether moved data is the same data is checked by its fingerprint.
 _FREE = (
     *("paths", "callbacks", "logger", "resume", "run_name", "extra_targets", "compile", "tta"),
     *("data.num_workers", "data.cache", "data.cache_dir"),
     *("data.root", "data.data_dir", "data.split_file", "data.list_file"),
+    *("trainer.max_epochs", "trainer.max_time", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
+    *("trainer.strategy", "trainer.log_every_n_steps", "trainer.profiler", "trainer.limit_test_batches"),
+    *("trainer.num_sanity_val_steps", "trainer.deterministic", "trainer.benchmark", "trainer.detect_anomaly"),
+    *("trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.enable_checkpointing"),
+    "trainer.default_root_dir",
+    *("task.net", "task.optimizer", "task.schedule", "task.loss", "task.extra_targets"),  # copies of these groups
 )
-_BINDING = ("callbacks.ema",)  # a checkpoint with averaged weights has two sets of weights
-_JOINED = ("net", "optimizer", "schedule", "loss", "extra_targets")  # `task` repeats these groups
-# Settings of the Trainer that change how long, where and how verbosely it trains, but not the weights.
-_FREE_IN_TRAINER = (
-    *("max_epochs", "max_time", "accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "profiler"),
-    *("limit_test_batches", "num_sanity_val_steps", "deterministic", "benchmark", "detect_anomaly"),
-    *("enable_model_summary", "enable_progress_bar", "enable_checkpointing", "default_root_dir"),
-)
+_BINDING = "callbacks.ema"  # a checkpoint with averaged weights has two sets of weights
 _PATH_KEYS = ("data.root", "task.teacher", "task.teacher.weights", "model.weights")
 
 
@@ -85,8 +84,6 @@ def check_run_directory(cfg: DictConfig, path: Path) -> None:
         saved: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
     except (OSError, ValueError, YAMLError) as error:
         raise ConfigError(f"resume={path}: its config.yaml cannot be read ({error}).") from error
-    if not saved:
-        raise ConfigError(f"resume={path}: its config.yaml is empty; start a new run.")
     summary = read_json(path / "summary.json")
     refuse_other_run(saved, to_plain(cfg), summary.get("epochs", 0), is_tested="test" in summary)
 
@@ -97,7 +94,7 @@ def refuse_other_run(saved: Mapping[str, Any], now: Mapping[str, Any], num_epoch
     Args:
         saved: `config.yaml` of the run, as plain data.
         now: the settings to resume with, likewise.
-        num_epochs_done: epochs that the run has finished.
+        num_epochs_done: number of epochs that the run has finished.
         is_tested: whether its final test is done; a run that was killed during the test may do it again.
 
     Raises:
@@ -123,10 +120,4 @@ def refuse_other_run(saved: Mapping[str, Any], now: Mapping[str, Any], num_epoch
 
 
 def _is_free(key: str) -> bool:
-    group, _, name = key.partition(".")
-    if group == "trainer":
-        return name.partition(".")[0] in _FREE_IN_TRAINER
-    if key.startswith(_BINDING):
-        return False
-    is_repeated = group == "task" and name.partition(".")[0] in _JOINED
-    return is_repeated or any(key == free or key.startswith(f"{free}.") for free in _FREE)
+    return not key.startswith(_BINDING) and any(f"{key}.".startswith(f"{free}.") for free in _FREE)

@@ -35,7 +35,7 @@ def train(cfg: DictConfig) -> float:
         return run_trial(list(job.overrides.task), directory.path)
     cfg.paths.run_dir = str(directory.path)
     overrides = store_absolute_paths(cfg, job.overrides.task)
-    starts_over = cfg.resume == "auto"  # the run ended before its first checkpoint
+    starts_over = cfg.resume == "auto"  # the run is new, or ended before its first checkpoint
     if starts_over:
         cfg.resume = None
     check = None if starts_over else lambda: check_run_directory(cfg, directory.path)
@@ -56,9 +56,9 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     from imago.training.console import end_lines, start_table
     from imago.training.machine_checks import check_machine
 
-    machine = check_machine(cfg)
-    data, task, trainer, preprocess_origin = build_run(cfg, machine.precision, directory)
-    log.info("%s\n", start_table(cfg, data, task, trainer, machine.precision_reason, preprocess_origin))
+    precision, precision_reason = check_machine(cfg)
+    data, task, trainer, preprocess_origin = build_run(cfg, precision, directory)
+    log.info("%s\n", start_table(cfg, data, task, trainer, precision_reason, preprocess_origin))
     device = str(trainer.strategy.root_device)
     directory.add_provenance(device=device, precision=trainer.precision, data=data.fingerprint())
     if directory.is_main_process:

@@ -4,7 +4,6 @@ Lightning starts the other ranks by repeating the command line. Repeating that o
 sweeps, and a trial that fails on one rank would leave the others waiting in the next trial.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -15,15 +14,11 @@ from pathlib import Path
 from types import FrameType
 
 from imago.errors import UserError
-from imago.files import write_json
+from imago.files import read_json, write_json
 from imago.paths import PROJECT_ROOT, quote_for_hydra
 
 # Set by torch.distributed; a child that inherits them would start as a rank.
 _RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RUN_ID")
-
-
-class TrialError(Exception):
-    """The process of a trial ended with an error, which is printed and in the train.log of the trial."""
 
 
 def run_trial(overrides: Sequence[str], run_dir: Path) -> float:
@@ -33,30 +28,25 @@ def run_trial(overrides: Sequence[str], run_dir: Path) -> float:
 
     Raises:
         UserError: if the child exits with 2, a mistake in the settings.
-        TrialError: if it exits with another code than 0.
+        RuntimeError: if it exits with another code than 0; the error itself is in the train.log of the trial.
     """
     typed = [argument for argument in overrides if not argument.startswith("run_name=")]
-    command = [
-        sys.executable,
-        str(PROJECT_ROOT / "src" / "train.py"),
-        *typed,
-        f"hydra.run.dir={quote_for_hydra(str(run_dir))}",
-    ]
+    command = [sys.executable, str(PROJECT_ROOT / "src" / "train.py"), *typed]
+    command.append(f"hydra.run.dir={quote_for_hydra(str(run_dir))}")
     environment = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
-    child = subprocess.Popen(command, env=environment, start_new_session=True)
-    return_code = _wait(child)
-    summary_file = run_dir / "summary.json"
-    summary = json.loads(summary_file.read_text(encoding="utf-8")) if summary_file.exists() else {}
-    if return_code:
-        reason = f"the process of this trial ended with exit code {return_code}"
+    exit_code = _wait(subprocess.Popen(command, env=environment, start_new_session=True))
+    summary = read_json(run_dir / "summary.json")
+    if exit_code:
+        reason = f"the process of this trial ended with exit code {exit_code}"
         if summary.get("status") == "running":  # it was killed
-            write_json(summary_file, summary | {"status": "failed", "reason": reason})
-        kind = UserError if return_code == 2 else TrialError  # the child has printed the mistake
+            write_json(run_dir / "summary.json", summary | {"status": "failed", "reason": reason})
+        kind = UserError if exit_code == 2 else RuntimeError  # the child has printed the mistake
         raise kind(f"{reason}; see {run_dir / 'train.log'}")
     return float(summary.get("val", {}).get("acc", "nan"))
 
 
 def _wait(child: subprocess.Popen) -> int:
+    """Return the exit code of a child that gets the signals that this process gets."""
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -68,7 +58,7 @@ def _wait(child: subprocess.Popen) -> int:
     forwarded = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     old = {number: signal.signal(number, forward) for number in forwarded}
     try:
-        return_code = child.wait()
+        exit_code = child.wait()
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -76,4 +66,4 @@ def _wait(child: subprocess.Popen) -> int:
         raise KeyboardInterrupt
     if received:
         raise SystemExit(143)
-    return return_code
+    return exit_code

@@ -4,7 +4,6 @@ import logging
 import math
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -20,7 +19,7 @@ from imago.training.machine_checks import check_machine
 
 log = logging.getLogger(__name__)
 
-_LOWEST_LR, _HIGHEST_LR = 1e-6, 10.0
+_LOWEST_LR, _HIGHEST_LR = 1e-6, 10.0  # our own choice, wide enough for SGD and for AdamW
 _NUM_STEPS = 140  # 20 per power of ten
 
 
@@ -40,32 +39,37 @@ def tune_lr(cfg: DictConfig, directory: RunDirectory, overrides: Sequence[str]) 
     """
     if "lr" not in cfg.optimizer:
         raise ConfigError(f"tune=lr: {cfg.optimizer._target_} has no setting optimizer.lr.")
-    lrs, losses = _train_with_growing_lr(cfg, directory)
+    losses = _losses_of_growing_lr(cfg, directory)
+    growth = (_HIGHEST_LR / _LOWEST_LR) ** (1 / (_NUM_STEPS - 1))
+    lrs = [_LOWEST_LR * growth**step for step in range(len(losses))]
     suggestion = suggest(lrs, losses) if losses else None
-    curve = _write(directory.path, lrs, losses, suggestion)
+    curve = directory.path / "lr_curve.csv"
+    write_csv(curve, [("lr", "loss"), *zip(lrs, losses, strict=True)])
+    if losses:
+        curve = curve.with_suffix(".png")
+        save_lr_curve(lrs, losses, suggestion, curve)
     if suggestion is None:
         raise ConfigError(
             f"tune=lr: the loss fell at no learning rate from {_LOWEST_LR:g} to {_HIGHEST_LR:g}; check the images and "
-            f"labels, and see {curve}."
+            f"labels, and see {short_path(curve)}."
         )
     directory.update(tuned={"optimizer.lr": float(f"{suggestion:.1e}")})
-    kept = [text for text in overrides if not text.startswith(("tune=", "run_name=", "optimizer.lr=", "hydra."))]
-    command = shlex.join(["python", "src/train.py", *kept, f"optimizer.lr={suggestion:.1e}"])
-    log.info("suggested learning rate %.1e, a tenth of where the loss is lowest: %s", suggestion, curve)
+    typed = [text for text in overrides if not text.startswith(("tune=", "run_name=", "optimizer.lr=", "hydra."))]
+    command = shlex.join(["python", "src/train.py", *typed, f"optimizer.lr={suggestion:.1e}"])
+    log.info("suggested learning rate %.1e, a tenth of where the loss is lowest: %s", suggestion, short_path(curve))
     log.info("next:\n  %s", command)
     return suggestion
 
 
-def _train_with_growing_lr(cfg: DictConfig, directory: RunDirectory) -> tuple[list[float], list[float]]:
-    """Return the learning rates and the loss at each, up to the first loss that is not finite."""
-    sweep = _sweep_settings(cfg)
-    data, task, trainer, _ = build_run(sweep, check_machine(sweep).precision, directory)
+def _losses_of_growing_lr(cfg: DictConfig, directory: RunDirectory) -> list[float]:
+    """Return the loss at each learning rate, up to the first loss that is not finite."""
+    settings = _sweep_settings(cfg)
+    precision, _ = check_machine(settings)
+    data, task, trainer, _ = build_run(settings, precision, directory)
     log.info("tune=lr: at most %s steps on the training images\n", _NUM_STEPS)
     trainer.fit(task, datamodule=data)
-    (curve,) = (part for part in trainer.callbacks if isinstance(part, LossCurve))  # type: ignore[attr-defined]
-    losses = [loss for loss in curve.losses if math.isfinite(loss)]
-    growth = (_HIGHEST_LR / _LOWEST_LR) ** (1 / (_NUM_STEPS - 1))
-    return [_LOWEST_LR * growth**step for step in range(len(losses))], losses
+    (curve,) = (c for c in trainer.callbacks if isinstance(c, LossCurve))  # type: ignore[attr-defined]
+    return [loss for loss in curve.losses if math.isfinite(loss)]
 
 
 def _sweep_settings(cfg: DictConfig) -> DictConfig:
@@ -78,19 +82,9 @@ def _sweep_settings(cfg: DictConfig) -> DictConfig:
             "num_steps": _NUM_STEPS,
             "range_factor": _HIGHEST_LR / _LOWEST_LR,
         }
-        seeding = {name: part for name, part in sweep.callbacks.items() if name == "step_seed"}
         loss_curve = {"_target_": "imago.callbacks.loss_curve.LossCurve", "num_steps": _NUM_STEPS}
-        sweep.callbacks = seeding | {"loss_curve": loss_curve}
+        sweep.callbacks = {"step_seed": sweep.callbacks.get("step_seed"), "loss_curve": loss_curve}
         sweep.logger = {}
         sweep.trainer.update(max_epochs=_NUM_STEPS, limit_val_batches=0, log_every_n_steps=10 * _NUM_STEPS)
         sweep.trainer.enable_progress_bar = False
     return sweep
-
-
-def _write(run_dir: Path, lrs: Sequence[float], losses: Sequence[float], suggestion: float | None) -> str:
-    """Write the curve as CSV and as a figure; return the path to look at."""
-    write_csv(run_dir / "lr_curve.csv", [("lr", "loss"), *zip(lrs, losses, strict=True)])
-    if not losses:
-        return short_path(run_dir / "lr_curve.csv")
-    save_lr_curve(lrs, losses, suggestion, run_dir / "lr_curve.png")
-    return short_path(run_dir / "lr_curve.png")

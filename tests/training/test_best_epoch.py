@@ -1,0 +1,42 @@
+"""What is skipped after a run without a best checkpoint, or without all of its validation images."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from imago.training import best_epoch
+from imago.training.best_epoch import describe_best_epoch
+
+
+@pytest.fixture
+def describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Describe the best epoch of a run that validated on a part of the images; nothing may be computed."""
+    monkeypatch.setattr(best_epoch, "add_hparams", lambda *arguments: None)
+    cfg = OmegaConf.create({"trainer": {"limit_val_batches": 2}})
+
+    def run(is_main_process: bool = True) -> None:
+        directory: Any = SimpleNamespace(path=tmp_path, is_main_process=is_main_process, summary={"val": {"acc": 0.5}})
+        trainer: Any = SimpleNamespace(loggers=[])
+        nothing: Any = None
+        describe_best_epoch(cfg, nothing, nothing, trainer, directory)
+
+    (tmp_path / "checkpoints").mkdir()
+    return run
+
+
+def test_without_a_best_checkpoint_nothing_is_calibrated(describe, caplog: pytest.LogCaptureFixture):
+    describe()
+    assert caplog.text == ""
+
+
+def test_a_part_of_the_validation_images_is_too_few_to_calibrate(describe, tmp_path: Path, caplog):
+    (tmp_path / "checkpoints" / "best.ckpt").touch()
+    describe(is_main_process=False)
+    with caplog.at_level("INFO", "imago"):
+        describe()
+    assert [record.getMessage() for record in caplog.records] == [
+        "not calibrated: trainer.limit_val_batches=2 left images out"
+    ]
