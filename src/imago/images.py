@@ -30,6 +30,8 @@ INTERPOLATIONS = ("bilinear", "bicubic")  # both antialiased, as in the evaluati
 TTA = ("none", "flip", "flip_shift")  # test-time augmentation, see `imago.task.tta`
 EXIF_ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4
 
+# The first bytes of these formats, to distinguish a damaged image from another kind of file.
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)  # raised for damaged files
 _ANIMATED = ("GIF", "WEBP", "PNG")  # the frames of TIFF and JPEG are pages and previews instead
 _TRANSPOSE_BY_ORIENTATION = {
@@ -124,6 +126,8 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name} has more than {max_pixels:,} pixels; scale it down first.") from error
     except UnidentifiedImageError:
+        if data.startswith(_SIGNATURES):
+            raise DataError(f"{name} is damaged: its header cannot be read; delete it or copy it again.") from None
         expected = "expected JPEG, PNG, WebP, BMP, GIF or TIFF"
         raise DataError(f"{name} is not an image (starts with {data[:12]!r}); {expected}.") from None
     except _DECODER_ERRORS as error:

@@ -78,7 +78,7 @@ BAD = {
     "5-zero bytes": (b"", "is empty (0 bytes)"),
     "6-HTML": (b"<html><body>404", "is not an image (starts with b'<html><body>')"),
     "6-other bytes": (bytes(range(256)), "is not an image (starts with b'\\x00\\x01"),
-    "6-half a header": (PNG[:10], "is not an image (starts with b'\\x89PNG"),
+    "6-half a header": (PNG[:10], "is damaged: its header cannot be read"),
     "6-EPS": (encode(NOISE, "EPS"), "is not an image (starts with b'%!PS"),
     "14-float TIFF": (float_tiff(), "holds floating-point or 32-bit pixels"),
 }

@@ -101,7 +101,7 @@ def test_arguments_that_the_optimizer_or_the_schedule_do_not_take_are_refused(co
 
 def test_a_damaged_weights_file_is_refused_before_data_is_read(compose, tmp_path: Path):
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut short")
-    with pytest.raises(DataError, match=r"cut\.pth is no file of weights"):
+    with pytest.raises(DataError, match=r"cut\.pth is damaged or not a file of weights"):
         check_machine(compose(f"model.weights={tmp_path / 'cut.pth'}"))
 
 

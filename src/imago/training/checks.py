@@ -41,6 +41,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "optimizer.layer_lr_decay": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "data.batch_size": _AT_LEAST_1,
     "data.num_workers": ("0 or more", lambda value: value >= 0),
+    "data.val_fraction": _FRACTION,
     "trainer.max_epochs": _AT_LEAST_1,
     "trainer.limit_train_batches": ("greater than 0; eval.py evaluates without training", lambda value: value > 0),
     "trainer.log_every_n_steps": _AT_LEAST_1,
