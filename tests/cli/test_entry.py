@@ -153,6 +153,7 @@ def test_a_bug_keeps_its_traceback_and_exit_code_1(project, seed, last_line):
 
 
 @pytest.mark.parametrize("arguments", [["seed=17"], ["-m", "seed=17,1"]])
+@pytest.mark.slow
 def test_ctrl_c_is_130_also_in_a_sweep(project, arguments):
     code, out, _ = run(project, *arguments)
     assert (code, out.count("RAN")) == (130, 1)
@@ -173,6 +174,7 @@ def test_the_variable_that_disables_weights_only_is_refused(project):
     assert "checkpoints could run code; unset TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" in errors[0]
 
 
+@pytest.mark.slow
 def test_several_ranks_need_one_directory_name(project):
     slurm = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}
     torchrun = {"LOCAL_RANK": "0", "WORLD_SIZE": "2"}
@@ -182,6 +184,7 @@ def test_several_ranks_need_one_directory_name(project):
     assert run(project, SLURM_NTASKS="2")[0] == 0  # the batch script itself is not a rank
 
 
+@pytest.mark.slow
 def test_a_failing_trial_does_not_stop_the_others(project):
     code, out, errors = run(project, "-m", "seed=16,1,abc", "run_name=sweep")
     assert code == 2
@@ -192,6 +195,7 @@ def test_a_failing_trial_does_not_stop_the_others(project):
     assert "Traceback" not in "".join(errors)
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_bug_ends_with_exit_code_1_and_shows_the_traceback(project):
     code, out, errors = run(project, "-m", "seed=16,13,1")
     assert code == 1
@@ -229,6 +233,7 @@ def test_a_python_without_the_packages_reports_make_setup():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_examples_in_the_help_compose(compose):
     text = (PROJECT_ROOT / "configs/hydra/default.yaml").read_text()
     examples = re.findall(r"^ +python src/train\.py (\S.*?)(?:  .*)?$", text, re.MULTILINE)

@@ -30,6 +30,7 @@ def run_without_torch(command: Callable, *arguments: str):
         (["resume=auto"], "resume=auto needs run_name=NAME"),
     ],
 )
+@pytest.mark.slow
 def test_a_mistake_in_a_setting_is_one_line_without_importing_torch(command: Callable, arguments: list[str], text: str):
     done = run_without_torch(command, *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -46,6 +47,7 @@ def test_help_and_settings_are_shown_without_importing_torch(command: Callable, 
     assert "optimizer" in done.stdout or "lr:" in done.stdout
 
 
+@pytest.mark.slow
 def test_all_mistakes_are_reported_at_once(command: Callable):
     done = run_without_torch(command, "optimizer.lr=-1", "data.batch_size=0", "trainer.max_epochs=0")
     assert done.returncode == 2

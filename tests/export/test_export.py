@@ -200,6 +200,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(settings: DictConfig, changes:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_mistake_is_found_without_loading_torch(command: Callable):
     assert_refused(export(command, "run=x", "limit=0", change=NO_TORCH), "limit=0 must be 1 or more")
 

@@ -89,6 +89,7 @@ def temporary(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(tempfile, "tempdir", None)
 
 
+@pytest.mark.slow
 def test_both_files_load_after_each_of_ten_kills(tmp_path: Path):
     assert survived_kills(tmp_path, 10) == 10
 

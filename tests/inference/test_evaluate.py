@@ -257,6 +257,7 @@ def test_a_mistake_is_one_line(settings: DictConfig, changes: dict, text: str):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_mistake_is_found_without_loading_torch(command: Callable):
     done = command("-c", f"{NO_TORCH} sys.argv = ['src/eval.py', 'run=README.md', 'split=train']; {RUN}")
     assert done.returncode == 2, done.stdout + done.stderr

@@ -169,6 +169,7 @@ def test_a_mistake_is_one_line(settings: DictConfig, changes: dict, text: str):
     ("typed", "text"),
     [("input=", "input= is empty; type an image"), ("input=${x}", "a path cannot hold '${'")],
 )
+@pytest.mark.slow
 def test_a_mistake_is_found_without_loading_torch(command: Callable, typed: str, text: str):
     done = command("-c", as_code(NO_TORCH, ["run=README.md", typed]))
     assert done.returncode == 2, done.stdout + done.stderr

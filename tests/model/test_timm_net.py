@@ -65,6 +65,7 @@ def test_weights_of_another_network_are_refused(lcnet):
         network(TimmNet, 7, 224, name="lcnet_100", weights=str(lcnet))
 
 
+@pytest.mark.slow
 def test_published_weights_come_from_the_cache_and_do_not_change_the_random_draws(lcnet, monkeypatch):
     entry = timm.get_pretrained_cfg("lcnet_050.ra2_in1k")
     requested = []

@@ -136,6 +136,7 @@ def test_a_stem_for_small_images_is_copied_if_the_file_has_one(tmp_path):
 
 
 @pytest.mark.needs_data
+@pytest.mark.slow
 def test_the_real_squeezenet_recognizes_ants_and_bees(real_data):
     file = str(real_data / "weights" / "squeezenet1_0-imagenet.pth")
     net = build(1000, 224, "squeezenet1_0", file).eval()

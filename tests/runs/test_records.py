@@ -105,6 +105,7 @@ def test_a_process_number_that_is_too_large_is_unreadable(tmp_path: Path):
     assert read_record(run).status == "unreadable"
 
 
+@pytest.mark.slow
 def test_tables_and_pages_do_not_load_torch_or_plotting():
     modules = {
         "imago.runs.records, imago.analysis.report": "torch pandas matplotlib jinja2 numpy",

@@ -203,6 +203,7 @@ def test_soft_labels_and_class_weights_never_sync(compose, tmp_path: Path, weigh
 
 
 @pytest.mark.parametrize(("accumulate", "is_counted"), [(1, False), (2, True), (3, True), (3, False)])
+@pytest.mark.slow
 def test_the_schedule_reaches_its_last_value_at_the_last_step(
     compose, tmp_path: Path, accumulate: int, is_counted: bool
 ):
@@ -235,6 +236,7 @@ def test_the_learning_rate_of_a_plateau_schedule_falls_when_validation_does_not_
     assert trainer.lr_scheduler_configs[0].scheduler.num_bad_epochs == 0
 
 
+@pytest.mark.slow
 def test_the_test_computes_in_fp32_after_training_in_bf16(compose, tmp_path: Path):
     cfg = compose("data=shapes", *SMALL, "trainer.precision=bf16-mixed", "trainer.limit_train_batches=2")
     data = build_data(cfg)
@@ -362,6 +364,7 @@ def test_an_overflow_is_overflow_while_the_scale_can_fall(scale, weight: float, 
 # Seeds and interrupted runs
 
 
+@pytest.mark.slow
 def test_the_seed_alone_determines_the_weights_whatever_was_drawn_before(compose, tmp_path: Path):
     class Draw(Callback):
         """Seeds torch's generator before training."""

@@ -19,6 +19,8 @@ from imago.text import count_text, duration_text, percent, range_text
 _MAX_MISTAKES = 25  # images, about 200 kB
 _MAX_CLASSES = 30  # with more, the matrix is wider than a screen and only the weakest classes are listed
 _MAX_CONFUSED = 20  # rows, about a screen
+_MAX_FIGURES = 12  # files of up to 5 MB each
+_MAX_DIFF_CHARS = 20_000  # about ten screens
 _TIMES = {"train": "training", "data_wait": "waiting for data", "val": "validation", "test": "final test"}
 
 
@@ -154,7 +156,7 @@ def _figures(directory: Path, missing: list[str]) -> list[tuple[str, str]]:
     files = sorted(directory.glob("*.png"))
     if not files:
         missing.append("the run has no figures/*.png: the images seen in training are in TensorBoard only")
-    uris = {file: figure_uri(file) for file in files}
+    uris = {file: figure_uri(file) for file in files[:_MAX_FIGURES]}
     missing += [f"{file}: too large for the page, or not PNG" for file, uri in uris.items() if uri is None]
     return [(file.stem.replace("_", " "), uri) for file, uri in uris.items() if uri is not None]
 
@@ -176,4 +178,5 @@ def _provenance(run: Path) -> dict[str, Any]:
     if git:
         rows.append(("commit", f"{git.get('commit')}" + (" with uncommitted changes" if diff else "")))
         rows.append(("untracked files", count_text(len(git.get("untracked") or ()))))
-    return {"provenance": rows, "diff": diff}
+    rest = f"\n... {len(diff) - _MAX_DIFF_CHARS:,} more characters in provenance.json"
+    return {"provenance": rows, "diff": diff[:_MAX_DIFF_CHARS] + (rest if len(diff) > _MAX_DIFF_CHARS else "")}

@@ -101,7 +101,7 @@ def _fold(seeds: DataFrame) -> dict[str, Any]:
 
 def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> DataFrame:
     """Create a table with numbers in its columns of numbers, also where cells or all rows are empty."""
-    table = DataFrame(rows, columns=list(columns))
+    table = DataFrame(rows, columns=list(columns), dtype=object)  # integers of settings stay integers
     numbers = [*_COUNTS, *_MEANS, "test_low", "test_high"]
     table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce").astype("float64")
     table[_COUNTS] = table[_COUNTS].round().astype("Int64")

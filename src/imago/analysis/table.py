@@ -126,13 +126,8 @@ def _settings_texts(runs: DataFrame) -> list[str]:
     for _, similar in runs.groupby(["data", "model"], dropna=False):
         names = setting_names(similar)
         for index, row in zip(similar.index, _rows(similar), strict=True):
-            texts[index] = printable(" ".join(f"{name}={typed_value(_as_typed(row[name]))}" for name in names))
+            texts[index] = printable(" ".join(f"{name}={typed_value(row[name])}" for name in names))
     return list(texts.values())
-
-
-def _as_typed(value: Any) -> Any:
-    """Undo pandas' conversion of integers in a column with empty cells."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _widths(table: DataFrame) -> dict[str, int]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from imago.paths import PROJECT_ROOT
 
+_MAX_DIFF_CHARS = 1_000_000  # a larger diff, usually of a notebook with images, is cut
 _PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy", "pillow")
 
 
@@ -50,7 +51,10 @@ def _cpu_name() -> str:
 def _git_state() -> dict[str, Any]:
     """Return the commit and the uncommitted changes; an empty dict outside a git checkout."""
     commit, untracked = _git("rev-parse", "HEAD").strip(), _git("ls-files", "-o", "--exclude-standard")
-    return {"commit": commit, "diff": _git("diff", "HEAD"), "untracked": untracked.splitlines()} if commit else {}
+    diff = _git("diff", "HEAD")
+    if len(diff) > _MAX_DIFF_CHARS:
+        diff = f"{diff[:_MAX_DIFF_CHARS]}\n... cut here: {len(diff):,} characters in total\n"
+    return {"commit": commit, "diff": diff, "untracked": untracked.splitlines()} if commit else {}
 
 
 def _git(*arguments: str) -> str:
