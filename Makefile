@@ -48,7 +48,7 @@ results: setup  ## write docs/results.md from the headers of configs/experiment
 metrics: setup  ## print size, function lengths, and modules and calls of a training run
 	$(BIN)/python benchmarks/metrics.py $(ARGS)
 
-bench-data: setup  ## compare the loaders with others; needs the data sets in $$IMAGO_DATA_DIR and an idle machine
+bench-data: setup  ## compare the loaders with others; needs the datasets in $$IMAGO_DATA_DIR and an idle machine
 	$(BIN)/python benchmarks/data.py $(ARGS)
 
 clean:  ## remove .venv and caches; keeps the runs in logs/

@@ -18,7 +18,7 @@ other, in alternating order; ratios are computed within a round.
               also a counting loop, which measures the share of the CPU that is left.
     memory    private memory of two workers, after epoch 2 and after the last one.
 
-The JPEG images are the photographs of hymenoptera_data, resized; both data sets are in $IMAGO_DATA_DIR. Linux only.
+The JPEG images are the photographs of hymenoptera_data, resized; both datasets are in $IMAGO_DATA_DIR. Linux only.
 """
 
 import argparse

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--scratch-lr", type=float, default=5e-4, help="learning rate from scratch (default: 5e-4)")
     add_arguments(parser, "finetune")
     args = parser.parse_args()
-    # The same preprocessing for both: without weights, that of the data set would be used.
+    # The same preprocessing for both: without weights, that of the dataset would be used.
     both = ["experiment=finetune_folder", f"data.root={args.root.absolute()}", "data.val_as_test=true"]
     shape = ["preprocess.size=224", "preprocess.resize=256"]
     sides = {

@@ -1,4 +1,4 @@
-"""Check a data set before training: damaged images, duplicates across splits, image sizes, examples of each class.
+"""Check a dataset before training: damaged images, duplicates across splits, image sizes, examples of each class.
 
 python src/check.py data=image_folder data.root=~/flowers
 python src/check.py data=image_folder data.root=~/flowers augment=standard show=augment   # augmented images

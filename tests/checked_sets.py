@@ -1,4 +1,4 @@
-"""Build small examined data sets of two classes."""
+"""Build small examined datasets of two classes."""
 
 from collections.abc import Sequence
 

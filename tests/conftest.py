@@ -1,4 +1,4 @@
-"""Fixtures for several tests: composed settings, the real data sets, commands in a process of their own."""
+"""Fixtures for several tests: composed settings, the real datasets, commands in a process of their own."""
 
 import copy
 import functools
@@ -62,7 +62,7 @@ def compose() -> Callable:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The directory of the real data sets; skips if it is missing."""
+    """The directory of the real datasets; skips if it is missing."""
     folder = os.environ.get("IMAGO_DATA_DIR", "")
     if not folder or not Path(folder).is_dir():
         pytest.skip("set IMAGO_DATA_DIR to the folder that holds cifar-10-batches-py and hymenoptera_data")

@@ -146,7 +146,7 @@ def test_statistics_in_the_code_are_those_of_the_train_pixels(project: Path, myn
         [part for part in command_with("data=digits") if part != EXTRA],
         ["src/train.py", "experiment=digits", "extra_targets=[]"],
     ],
-    ids=["network", "data set", "experiment"],
+    ids=["network", "dataset", "experiment"],
 )
 def test_without_extra_targets_the_command_is_refused(run, project: Path, arguments: list[str]):
     done = run(*arguments, "run_name=refused")

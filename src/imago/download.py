@@ -1,4 +1,4 @@
-"""Download data sets, after a check within seconds whether the server can be reached.
+"""Download datasets, after a check within seconds whether the server can be reached.
 
 The downloads of the libraries have no timeout.
 """
@@ -34,13 +34,13 @@ def is_reachable(url: str, timeout_s: float = TIMEOUT_S) -> bool:
 
 
 def data_directories(data_dir: Path) -> list[Path]:
-    """Return the directories where a data set may be: `data_dir` and $IMAGO_DATA_DIR."""
+    """Return the directories where a dataset may be: `data_dir` and $IMAGO_DATA_DIR."""
     other = os.environ.get("IMAGO_DATA_DIR")
     return [data_dir, Path(other)] if other else [data_dir]
 
 
 def download_dataset(source: Any, url: str | None, data_dir: Path, remedy: str, **arguments: Any) -> Any:
-    """Open a data set of torchvision after downloading it.
+    """Open a dataset of torchvision after downloading it.
 
     Args:
         source: the class in `torchvision.datasets`.

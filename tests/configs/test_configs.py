@@ -101,6 +101,6 @@ def test_every_data_set_composes_for_an_evaluation(option: str, compose):
 )
 def test_every_key_of_a_command_is_read_by_it(command: str, code: str, compose):
     text = (PROJECT_ROOT / "src" / "imago" / f"{code}.py").read_text()
-    read_elsewhere = {"paths", "augment", "seed"}  # by the data set and by Hydra
+    read_elsewhere = {"paths", "augment", "seed"}  # by the dataset and by Hydra
     unread = [key for key in compose(config_name=command) if f"cfg.{key}" not in text and f'"{key}"' not in text]
     assert set(unread) <= read_elsewhere

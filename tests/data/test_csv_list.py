@@ -127,7 +127,7 @@ def test_a_list_that_cannot_be_read_is_named(tmp_path: Path, name: str):
     assert text.endswith("; use a CSV with a first line path,label or path,label,split.")
 
 
-# As a data set
+# As a dataset
 
 
 def test_files_of_a_list_have_labels_sizes_and_times_in_its_order(tmp_path: Path):
@@ -173,7 +173,7 @@ def test_a_list_without_training_images_is_refused(tmp_path: Path):
     assert fault == f"{tmp_path}/list.csv has no images of the split train."
 
 
-# As the splits of another data set
+# As the splits of another dataset
 
 
 FOUND = {
@@ -208,8 +208,8 @@ def test_images_missing_from_the_list_are_counted_in_the_log(tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("train/9,ants,train", ", line 3: train/9 is not among the images of the data set."),
-        ("train/1,ants,train", ", line 3: train/1 is listed as 'ants', in the data set it is 'bees'."),
+        ("train/9,ants,train", ", line 3: train/9 is not among the images of the dataset."),
+        ("train/1,ants,train", ", line 3: train/1 is listed as 'ants', in the dataset it is 'bees'."),
         ("train/1,bess,train", ", line 3: there is no class 'bess'; the classes are ants, bees."),
     ],
 )

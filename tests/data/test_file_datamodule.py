@@ -335,9 +335,7 @@ def test_a_class_without_readable_training_images_is_refused_even_with_skip(tmp_
     root = folder(tmp_path / "set", {"ant": 5, "bee": 5})
     for path in (root / "bee").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(
-        DataError, match="the data set has no training images of class 'bee' that can be read; add some"
-    ):
+    with pytest.raises(DataError, match="the dataset has no training images of class 'bee' that can be read; add some"):
         module(root, on_bad_image="skip")
 
 

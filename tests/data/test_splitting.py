@@ -128,7 +128,7 @@ def test_a_split_file_cannot_make_a_published_test_image_a_training_image(tmp_pa
     published = {"train": images("train", 10, 10), "test": images("test", 2, 2)}
     listed = tmp_path / "split.csv"
     listed.write_text("path,label,split\ntrain/0,ant,train\ntrain/11,bee,val\ntest/0,ant,train\n")
-    with pytest.raises(DataError, match="split.csv.*test/0 is a test image of the data set and cannot be train"):
+    with pytest.raises(DataError, match="split.csv.*test/0 is a test image of the dataset and cannot be train"):
         split_up(published, split_file=str(listed))
 
 
@@ -169,7 +169,7 @@ def test_settings_that_contradict_each_other_are_refused(settings: dict, complai
     ("splits", "fault"), [(("train", "val", "test"), "there is a test split"), (("train",), "there is no val split")]
 )
 def test_val_as_test_without_effect_is_refused(splits: tuple[str, ...], fault: str):
-    with pytest.raises(ConfigError, match=f"^data.val_as_test=true: {fault} in this data set; leave the setting out.$"):
+    with pytest.raises(ConfigError, match=f"^data.val_as_test=true: {fault} in this dataset; leave the setting out.$"):
         split_up({split: images(split, 5, 5) for split in splits}, val_as_test=True)
 
 
@@ -204,7 +204,7 @@ def test_more_folds_than_images_are_refused():
         ([], ["a", "b"], "the val split has no images"),
         ([0, 2], ["a", "b"], r"val split has labels from 0 to 2; with 2 classes they must be in 0 \.\. 1"),
         ([-100, -100], ["a", "b"], "val split has labels from -100 to -100"),
-        ([0, 1], ["a", "b", "c"], "the data set has no training images of class 'c' that can be read; add some"),
+        ([0, 1], ["a", "b", "c"], "the dataset has no training images of class 'c' that can be read; add some"),
     ],
 )
 def test_splits_that_cannot_be_trained_on_or_tested_are_refused(labels: list[int], class_names: list[str], fault: str):

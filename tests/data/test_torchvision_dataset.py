@@ -89,7 +89,7 @@ def test_a_dataset_without_a_test_split_is_split(monkeypatch: pytest.MonkeyPatch
 
 def test_an_unknown_name_is_refused_with_the_nearest_ones():
     with pytest.raises(
-        ConfigError, match="data.name=FashonMNIST is not a supported data set; nearest first: FashionMNIST,"
+        ConfigError, match="data.name=FashonMNIST is not a supported dataset; nearest first: FashionMNIST,"
     ):
         module("FashonMNIST", Path())
 

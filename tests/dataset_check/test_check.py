@@ -1,4 +1,4 @@
-"""`check.py` reports every problem of a data set at once, and exits with 1 if one needs a decision."""
+"""`check.py` reports every problem of a dataset at once, and exits with 1 if one needs a decision."""
 
 import csv
 import json

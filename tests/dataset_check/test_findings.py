@@ -1,4 +1,4 @@
-"""Findings say what is wrong with a data set, the serious ones first, and what to do about it."""
+"""Findings say what is wrong with a dataset, the serious ones first, and what to do about it."""
 
 from checked_sets import ROWS, checked_set
 

@@ -1,4 +1,4 @@
-"""What the tests of bad input need: a small sound data set to spoil, and the data module that meets it."""
+"""What the tests of bad input need: a small sound dataset to spoil, and the data module that meets it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ def fill() -> Callable[..., Path]:
 
 @pytest.fixture
 def set_up(tmp_path: Path) -> Callable[..., ImageFolderDataModule]:
-    """Give a function that sets a folder up as a data set, as every run does."""
+    """Give a function that sets a folder up as a dataset, as every run does."""
 
     def run(root: Path, num_workers: int = 0, **settings) -> ImageFolderDataModule:
         given = {"val_fraction": 0.2, "test_fraction": 0.1, "cache": "none", "cache_dir": str(tmp_path / "cache")}

@@ -92,7 +92,7 @@ def load_val(root: Path, set_up: Callable, crop: str = "squash", **settings) -> 
 
 
 def with_image(root: Path, fill: Callable, name: str, data: bytes) -> Path:
-    """Create a sound data set whose only validation image is this one, of class bee."""
+    """Create a sound dataset whose only validation image is this one, of class bee."""
     fill(root, {"train/ant": 4, "train/bee": 4, "test/ant": 1})
     (root / "val" / "bee").mkdir(parents=True)
     (root / "val" / "bee" / name).write_bytes(data)

@@ -67,7 +67,7 @@ def test_a_target_of_a_checkpoint_outside_the_list_is_refused(tmp_path: Path, ne
 
 
 def test_the_instantiator_of_lightning_is_not_called(tmp_path: Path):
-    """`_instantiator` in the hyper-parameters names a function that `load_from_checkpoint` imports and calls."""
+    """`_instantiator` in the hyperparameters names a function that `load_from_checkpoint` imports and calls."""
     hyper = settings({"_target_": "imago.model.simple_cnn.SimpleCNN"})
     hyper |= {"_instantiator": "os.system", "command": f"touch {tmp_path / 'ran'}"}
     refuse_without_a_call(tmp_path / "x.ckpt", hyper, tmp_path / "ran")  # the weights are missing, too
@@ -86,7 +86,7 @@ def refuse_without_a_call(file: Path, hyper: dict, target: Path) -> None:
     ids=["path", "lambda", "module", "object deep inside", "class", "function"],
 )
 def test_a_hyper_parameter_that_would_not_load_again_is_refused_before_training(value: object):
-    with pytest.raises(ConfigError, match="task: its hyper-parameter mine="):
+    with pytest.raises(ConfigError, match="task: its hyperparameter mine="):
         check_plain({"net": {"lr": 0.1}, "mine": value})
 
 

@@ -137,7 +137,7 @@ def test_every_image_of_other_data_is_seen_with_split_all(run: Path, evaluate: C
     assert all(Path(row["image"]).parent.name == row["true"] for row in found)
     assert "ImageFolder all, 20 images, each seen once" in printed
     printed = evaluate(f"run={run}", *other)
-    assert "note: the data set has no test split: these are 2 of its 20; split=all takes all" in printed
+    assert "note: the dataset has no test split: these are 2 of its 20; split=all takes all" in printed
     printed = evaluate(f"run={run}", "split=all", returncode=2)
     assert "split=all would count the images that the run was trained on; type other data" in printed
 
@@ -202,7 +202,7 @@ def test_changed_data_of_the_run_is_reported(run: Path, evaluate: Callable, tmp_
     file = changed / "provenance.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"data": "another"}))
     printed = evaluate(f"run={changed}")
-    assert "note: the data set of the run has changed since training" in printed
+    assert "note: the dataset of the run has changed since training" in printed
     assert "final test" not in printed
 
 
@@ -268,8 +268,8 @@ def test_a_mistake_is_found_without_loading_torch(command: Callable):
     ("text", "reason"),
     [
         ("a: [", "config.yaml cannot be read"),
-        ("a: 1", "config.yaml names no data set"),
-        ("data: 3", "config.yaml names no data set"),
+        ("a: 1", "config.yaml names no dataset"),
+        ("data: 3", "config.yaml names no dataset"),
         ("data: {_target_: os.getcwd}\nextra_targets: [os.getcwd]", "data._target_=os.getcwd is not allowed"),
     ],
 )

@@ -94,7 +94,7 @@ def test_twenty_steps_follow_the_golden_loss_curve(compose, tmp_path: Path, one_
 
 def write_golden(losses: list[float]) -> None:
     content = {
-        "what": "loss of each step: SimpleCNN, 1,280 drawn shapes, batches of 128, AdamW, warm-up and cosine, seed 0",
+        "what": "loss of each step: SimpleCNN, 1,280 drawn shapes, batches of 128, AdamW, warmup and cosine, seed 0",
         "where": f"torch {torch.__version__}, fp32, one thread, {platform.machine()}",
         "losses": losses,
     }

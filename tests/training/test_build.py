@@ -48,15 +48,15 @@ def test_a_resumed_run_does_not_compute_first_filters(first_filters: Callable):
 @pytest.mark.parametrize(
     ("typed", "weights", "data", "expected", "origin"),
     [
-        ({}, None, SMALL, {}, "from the data set"),
+        ({}, None, SMALL, {}, "from the dataset"),
         ({}, IMAGENET, LARGE, IMAGENET, "from the pretrained weights"),
-        ({}, IMAGENET, SMALL, STATISTICS, "from the data set, mean and std from the pretrained weights"),
+        ({}, IMAGENET, SMALL, STATISTICS, "from the dataset, mean and std from the pretrained weights"),
         ({}, OF_A_RUN, SMALL, OF_A_RUN, "from the pretrained weights"),
         ({"mean": [0.5] * 3}, IMAGENET, LARGE, IMAGENET | {"mean": [0.5] * 3}, "mean as typed, else from the pre"),
-        ({"size": 100}, None, LARGE, {"size": 100, "resize": 125}, "size resize as typed, else from the data set"),
+        ({"size": 100}, None, LARGE, {"size": 100, "resize": 125}, "size resize as typed, else from the dataset"),
         ({"size": 100, "resize": 110}, None, LARGE, {"size": 100, "resize": 110}, "size resize as typed"),
     ],
-    ids=["data set", "weights", "small images keep their size", "weights of small images", "mean", "size", "resize"],
+    ids=["dataset", "weights", "small images keep their size", "weights of small images", "mean", "size", "resize"],
 )
 def test_images_are_prepared_as_typed_else_for_the_weights_else_as_the_data_set_says(
     typed: dict, weights: dict | None, data: Preprocess, expected: dict, origin: str

@@ -47,7 +47,7 @@ def test_the_summary_has_status_accuracies_and_speed(finished_run: Path):
 
 def test_the_terminal_shows_the_table_the_accuracy_and_the_next_commands(finished_run: Path):
     screen = (finished_run.parents[1] / "screen.txt").read_text()
-    for word in ("5,000 train / 1,000 val / 1,000 test", "from the data set", "2,122,186 parameters", "128 per"):
+    for word in ("5,000 train / 1,000 val / 1,000 test", "from the dataset", "2,122,186 parameters", "128 per"):
         assert word in screen
     assert f"test accuracy {summary(finished_run)['test']['acc']:.2%}, 95 % interval" in screen
     assert "tensorboard --logdir" in screen

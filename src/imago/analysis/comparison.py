@@ -19,7 +19,7 @@ from imago.text import join_names, percent, printable
 
 _MAX_CLASSES = 30  # rows of the page, as for a single run
 _MAX_NAMES = 3  # images in an error message, which stays one line
-_REMEDY = "evaluate both on the same data set: python src/eval.py run=RUN"
+_REMEDY = "evaluate both on the same dataset: python src/eval.py run=RUN"
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _matching_indices(a: Evaluation, b: Evaluation) -> np.ndarray:
             f"{printable(classes_b[index])} in {b.directory}"
         )
     fingerprint_a, fingerprint_b = (evaluation.metadata.get("data_fingerprint") for evaluation in (a, b))
-    # Indices and classes can be equal by chance, so images without names need the same data set.
+    # Indices and classes can be equal by chance, so images without names need the same dataset.
     if all(name.isdecimal() for name in a.images) and fingerprint_a != fingerprint_b:
         raise _different_images(
             f"the data of {a.directory} has the fingerprint {fingerprint_a}, that of {b.directory} {fingerprint_b}"

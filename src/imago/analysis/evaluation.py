@@ -35,7 +35,7 @@ class Evaluation(Predictions):
     confidence: np.ndarray
 
     def names(self) -> tuple[str, ...]:
-        """Return the image names relative to the root of the data set, so that they stay the same when it is moved."""
+        """Return the image names relative to the root of the dataset, so that they stay the same when it is moved."""
         root = str(self.metadata.get("data_root") or "").rstrip("/\\")
         inside = (f"{root}/", f"{root}\\")
         return tuple(name[len(root) + 1 :] if root and name.startswith(inside) else name for name in self.images)
@@ -74,7 +74,7 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
 
 
 def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:
-    """Read `mistakes.npz`: the images of mistakes, for a data set whose images are not files.
+    """Read `mistakes.npz`: the images of mistakes, for a dataset whose images are not files.
 
     Returns:
         uint8 (H, W, 3) by index in the evaluation; empty if there is no such file.

@@ -17,7 +17,7 @@ class ImageGrid(Callback):
     """Add `train/images` to TensorBoard and write `train_images.png`, at the first training batch of the process.
 
     The pixels are those of the batch after augmentation and normalization, so that a wrong mean, channel order or
-    augmentation is visible. The hyper-parameters of the module contain `preprocess`.
+    augmentation is visible. The hyperparameters of the module contain `preprocess`.
 
     Args:
         folder: the directory of the image.

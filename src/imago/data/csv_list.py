@@ -55,7 +55,7 @@ class ListedImage(NamedTuple):
     """One row of a list.
 
     Attributes:
-        name: path of the file relative to the root of the data set, with slashes.
+        name: path of the file relative to the root of the dataset, with slashes.
         label: name of its class.
         split: train, val or test; "" in a list without that column.
         file: the list.
@@ -128,9 +128,9 @@ def files_from_list(root: Path, rows: Sequence[ListedImage], class_names: Sequen
 def assign_splits(
     images_by_split: Mapping[str, Samples], rows: Sequence[ListedImage], class_names: Sequence[str]
 ) -> dict[str, Samples]:
-    """Split the images of a data set as a list says, and log how many images it leaves out.
+    """Split the images of a dataset as a list says, and log how many images it leaves out.
 
-    The images keep the order of the data set, whatever the order of the list.
+    The images keep the order of the dataset, whatever the order of the list.
 
     Args:
         images_by_split: the images by their present split.
@@ -141,7 +141,7 @@ def assign_splits(
         The images by split, always with "train".
 
     Raises:
-        DataError: naming the line, if an image is not in the data set, or is of another class there.
+        DataError: naming the line, if an image is not in the dataset, or is of another class there.
     """
     if not rows[0].split:
         raise DataError(f"{rows[0].location}: a list that assigns splits needs the column split: train, val or test.")
@@ -150,11 +150,11 @@ def assign_splits(
     indices = []
     for row, label in zip(rows, _labels(rows, class_names), strict=True):
         if row.name not in index_by_name:
-            raise DataError(f"{row.location}: {printable(row.name)} is not among the images of the data set.")
+            raise DataError(f"{row.location}: {printable(row.name)} is not among the images of the dataset.")
         indices.append(index_by_name.pop(row.name))
         true_label = images.labels[indices[-1]]
         if label != true_label:
-            fault = f"{printable(row.name)} is listed as {row.label!r}, in the data set it is"
+            fault = f"{printable(row.name)} is listed as {row.label!r}, in the dataset it is"
             raise DataError(f"{row.location}: {fault} {class_names[true_label]!r}.")
     if index_by_name:
         example = printable(next(iter(index_by_name)))

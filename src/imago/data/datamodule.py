@@ -136,7 +136,7 @@ class ImageDataModule(LightningDataModule):
 
     def fill_cache(self, num_processes: int, num_epochs: float) -> str:
         """Decode images before the first epoch if that saves time; return where they are kept, for the log."""
-        return "in memory: the data set as it is"
+        return "in memory: the dataset as it is"
 
     def training_dataset(self) -> ArrayDataset | FileDataset:
         """Return the training images with the augmentations that are applied per image.
@@ -234,7 +234,7 @@ class ImageDataModule(LightningDataModule):
         if num_bytes > MAX_RESIZED_BYTES:
             raise DataError(
                 f"preprocess.size={size}: {len(samples):,} images of that size need {num_bytes / 2**30:.1f} GiB, "
-                f"and this data set is held in memory; write it as files for data=image_folder, or use a smaller size."
+                f"and this dataset is held in memory; write it as files for data=image_folder, or use a smaller size."
             )
         resized = np.empty((len(samples), 3, size, size), np.uint8)
         for index, image in enumerate(samples.images):

@@ -1,4 +1,4 @@
-"""Decode every image of a data set once, in threads, and keep the results for the next time."""
+"""Decode every image of a dataset once, in threads, and keep the results for the next time."""
 
 import hashlib
 import logging
@@ -52,7 +52,7 @@ def examine(files: "LabeledFiles", cache_dir: Path) -> Examination:
 
     Args:
         files: the image files.
-        cache_dir: directory of the results, one file per data set; those of interrupted examinations are kept, too.
+        cache_dir: directory of the results, one file per dataset; those of interrupted examinations are kept, too.
     """
     root_hash = hashlib.blake2b(os.fsencode(files.root.resolve()), digest_size=8).hexdigest()
     results_file = cache_dir / f"examined-{_VERSION}-{root_hash}.npz"

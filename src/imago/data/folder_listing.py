@@ -27,13 +27,13 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-Ignored = list[tuple[str, str]]  # name relative to the root of the data set, and reason
+Ignored = list[tuple[str, str]]  # name relative to the root of the dataset, and reason
 _FirstNames = dict[tuple[int, int], str]  # of every listed file by device and inode: it is listed once
 _DANGLING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # the target is missing, below a file, or the link itself
 
 
 def list_image_folder(root: Path) -> tuple[tuple[str, ...], dict[str, LabeledFiles], Ignored]:
-    """List the images of a data set, and log what is ignored.
+    """List the images of a dataset, and log what is ignored.
 
     Only regular files are listed, each once, however many names it has. Links to folders are not followed: a loop
     would list an image many times. Nested folders belong to the class above them.
@@ -46,7 +46,7 @@ def list_image_folder(root: Path) -> tuple[tuple[str, ...], dict[str, LabeledFil
         the ignored files and folders, each with the reason.
 
     Raises:
-        DataError: if the folders do not form a data set; names what is expected.
+        DataError: if the folders do not form a dataset; names what is expected.
     """
     folders = find_splits(root)
     class_names = _training_classes(root, folders["train"])
@@ -84,7 +84,7 @@ def find_splits(root: Path) -> dict[str, str]:
             raise DataError(f"data.root={printable(root)}: {folders[split]}/ and {name}/ are both {split}; keep one.")
         if split:
             folders[split] = name
-    # A data set of vehicles may have a class "train": that folder holds images, and there are other folders.
+    # A dataset of vehicles may have a class "train": that folder holds images, and there are other folders.
     has_others = len(folders) < len(names)
     if not folders or (has_others and not any(_folder_names(root / name) for name in folders.values())):
         if folders:
@@ -98,7 +98,7 @@ def find_splits(root: Path) -> dict[str, str]:
 
 
 def _training_classes(root: Path, folder: str) -> tuple[str, ...]:
-    """Return the classes of the data set; a single one is refused, as it is usually a folder around the data set."""
+    """Return the classes of the dataset; a single one is refused, as it is usually a folder around the dataset."""
     names = _class_names(root / folder)
     if len(names) < 2:
         inner = root / names[0]
@@ -126,7 +126,7 @@ def _list_split(
     """List the images of one split.
 
     Args:
-        root: the root of the data set; the names of the images are relative to it.
+        root: the root of the dataset; the names of the images are relative to it.
         folder: the folder of the split, "" for the root.
         class_names: the index of a name is its label.
         first_names: receives the files that are listed.

@@ -1,4 +1,4 @@
-"""Compute the default preprocessing of a data set: size, and mean and std per channel."""
+"""Compute the default preprocessing of a dataset: size, and mean and std per channel."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

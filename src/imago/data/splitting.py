@@ -83,7 +83,7 @@ def complete_splits(
     if plan.val_as_test:
         if "val" not in splits or "test" in splits:
             fault = "there is a test split" if "test" in splits else "there is no val split"
-            raise ConfigError(f"data.val_as_test=true: {fault} in this data set; leave the setting out.")
+            raise ConfigError(f"data.val_as_test=true: {fault} in this dataset; leave the setting out.")
         splits["test"] = splits.pop("val")
     _check(splits, class_names, plan.split_file)
     drawn = [split for split in ("test", "val") if split not in splits]
@@ -155,7 +155,7 @@ def _as_listed(
     misused = next((row for row in rows if row.split != "test" and row.name in test_names), None)
     if misused:
         raise DataError(
-            f"{misused.location}: {misused.name} is a test image of the data set and cannot be {misused.split}; the "
+            f"{misused.location}: {misused.name} is a test image of the dataset and cannot be {misused.split}; the "
             "test split is never used for training or validation."
         )
     splits = dict(assign_splits(published, rows, class_names))
@@ -183,7 +183,7 @@ def _split_off(split: str, splits: dict[str, Samples], plan: SplitPlan, remainin
     """Draw val or test from train, of which the share `remaining` is left; return the share that was drawn."""
     fraction = plan.val_fraction if split == "val" else plan.test_fraction
     if not fraction:
-        raise ConfigError(f"this data set has no {split} split; set the share to split off: data.{split}_fraction=0.1.")
+        raise ConfigError(f"this dataset has no {split} split; set the share to split off: data.{split}_fraction=0.1.")
     seed = plan.split_seed if split == "val" else derive_seed(plan.split_seed, _TEST)
     train = splits["train"]
     others, chosen = stratified_split(train.labels, fraction / remaining, seed)
@@ -196,7 +196,7 @@ def _split_off(split: str, splits: dict[str, Samples], plan: SplitPlan, remainin
 def _check(splits: Mapping[str, Samples], class_names: Sequence[str], split_file: str) -> None:
     """Check that the splits can be trained on and tested; drawing the others from train changes nothing in this."""
     if len(class_names) < 2:
-        raise DataError(f"the data set has the classes {list(class_names)}; a classifier needs at least 2.")
+        raise DataError(f"the dataset has the classes {list(class_names)}; a classifier needs at least 2.")
     for split, samples in splits.items():
         if not len(samples):
             raise DataError(f"the {split} split has no images.")
@@ -208,7 +208,7 @@ def _check(splits: Mapping[str, Samples], class_names: Sequence[str], split_file
             )
     missing = set(range(len(class_names))) - set(splits["train"].labels.tolist())
     if missing:
-        source = f"data.split_file={split_file}" if split_file else "the data set"
+        source = f"data.split_file={split_file}" if split_file else "the dataset"
         raise DataError(
             f"{source} has no training images of class {class_names[min(missing)]!r} that can be read; add some or "
             "remove the class."

@@ -57,7 +57,7 @@ class TorchvisionDataModule(ImageDataModule):
         super().__init__(**settings)
         if name not in SETS:
             close = sorted(SETS, key=lambda known: -difflib.SequenceMatcher(None, name.lower(), known.lower()).ratio())
-            raise ConfigError(f"data.name={name} is not a supported data set; nearest first: {', '.join(close)}.")
+            raise ConfigError(f"data.name={name} is not a supported dataset; nearest first: {', '.join(close)}.")
         if size is not None and size < 1:
             raise ConfigError(f"data.size={size} must be 1 or more, or null for images as they are.")
         self.set_name = name

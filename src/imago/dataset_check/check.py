@@ -1,4 +1,4 @@
-"""`check.py`: report damaged, duplicate, unbalanced and unusual images of a data set before a training run."""
+"""`check.py`: report damaged, duplicate, unbalanced and unusual images of a dataset before a training run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ _SHOW = ("all", "augment")
 
 @log_to()
 def check(cfg: DictConfig) -> None:
-    """Check the data set that the settings name, and write the results to the output directory of the job.
+    """Check the dataset that the settings name, and write the results to the output directory of the job.
 
     Raises:
         UserError: for a problem that the user can fix; after everything is written, if a finding needs a decision.
@@ -58,7 +58,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def gather(data: "ImageDataModule", cache_dir: Path) -> CheckedSet:
-    """Examine every image of a data set, or take its result from an earlier examination.
+    """Examine every image of a dataset, or take its result from an earlier examination.
 
     Args:
         data: a data module after `set_up_data`.

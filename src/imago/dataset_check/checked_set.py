@@ -1,4 +1,4 @@
-"""Compute counts, leaks, label conflicts and statistics of an examined data set."""
+"""Compute counts, leaks, label conflicts and statistics of an examined dataset."""
 
 from collections import Counter
 from dataclasses import dataclass, replace

@@ -37,7 +37,7 @@ class DuplicatePairs:
     """P pairs of images.
 
     Attributes:
-        first: index of the image that comes first in the data set, int64 (P,). Of several images with the same bytes,
+        first: index of the image that comes first in the dataset, int64 (P,). Of several images with the same bytes,
             each is paired with the first of them only.
         second: index of the other image, int64 (P,).
         is_same: whether the bytes are the same, bool (P,).

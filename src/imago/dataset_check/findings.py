@@ -1,4 +1,4 @@
-"""List what a user should know about a data set before training, and what to do about it."""
+"""List what a user should know about a dataset before training, and what to do about it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def find(checked: CheckedSet, num_ignored: int, num_left_out: int) -> list[Findi
     """List the findings.
 
     Args:
-        checked: the data set.
+        checked: the dataset.
         num_ignored: number of ignored files and folders.
         num_left_out: number of bad images that are not in `checked`, since they are skipped on purpose.
     """

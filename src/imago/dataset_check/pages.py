@@ -32,7 +32,7 @@ def draw_sheets(
     """Yield for each class a file name and a page of its images, uint8 (height, width, 3).
 
     Args:
-        checked: the data set.
+        checked: the dataset.
         splits: its train, val and test images.
         preprocess: how the images are prepared.
     """

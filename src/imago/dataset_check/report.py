@@ -38,7 +38,7 @@ def summary_lines(checked: CheckedSet, preprocess: str) -> list[str]:
     """Return the lines below the table.
 
     Args:
-        checked: the data set, with at least one good image.
+        checked: the dataset, with at least one good image.
         preprocess: description of how a run would prepare these images.
     """
     sizes = ", ".join(f"{name} {width}x{height}" for name, (width, height) in checked.sizes().items())
@@ -97,8 +97,8 @@ def write_bad_images(file: Path, checked: CheckedSet, left_out: Sequence[tuple[s
 
     Args:
         file: the CSV to write.
-        checked: the data set.
-        left_out: path and reason of the images that the data set itself has left out already.
+        checked: the dataset.
+        left_out: path and reason of the images that the dataset itself has left out already.
     """
     rows = [(*checked.origin(index), checked.examined.errors[index]) for index in checked.bad]
     rows += [(name, "", "", reason) for name, reason in left_out]

@@ -80,7 +80,7 @@ def read_data_settings(run: Path, extra_targets: Sequence[str]) -> dict[str, Any
     """
     settings = _read_config(run).get("data")
     if not isinstance(settings, dict) or "_target_" not in settings:
-        raise DataError(f"{run / 'config.yaml'} names no data set; restore the file, or train again.")
+        raise DataError(f"{run / 'config.yaml'} names no dataset; restore the file, or train again.")
     if settings.get("split_file") and (run / "split.csv").is_file():
         settings["split_file"] = str(run / "split.csv")
     check_targets(settings, extra_targets, "data")
@@ -103,7 +103,7 @@ def _problems(cfg: DictConfig) -> dict[str, bool]:
 
 
 def _data_settings(cfg: DictConfig, run: Path | None) -> dict[str, Any]:
-    """Return the settings of the typed data set, else those of the run's own."""
+    """Return the settings of the typed dataset, else those of the run's own."""
     settings: Any
     if "data" in cfg:
         settings = OmegaConf.to_container(cfg.data, resolve=True)
@@ -146,7 +146,7 @@ def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Pa
         if not is_drawn:
             return ""
         count, total = len(split_samples(data, cfg.split)), len(split_samples(data, "all"))
-        return f"the data set has no {cfg.split} split: these are {count:,} of its {total:,}; split=all takes all"
+        return f"the dataset has no {cfg.split} split: these are {count:,} of its {total:,}; split=all takes all"
     if read_json(own_run / "provenance.json").get("data") in (None, data.fingerprint()):
         return ""
     if is_drawn and "data" in cfg:
@@ -155,7 +155,7 @@ def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Pa
             "contain images that were trained on. Leave data= out to use the split of the training."
         )
     return (
-        "the data set of the run has changed since training: files were changed, or it is split differently.\n"
+        "the dataset of the run has changed since training: files were changed, or it is split differently.\n"
         "      Unless the split is a fixed part of it, images that were trained on may be among these."
     )
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
     from imago.data.dataset import Samples
 
-SPLITS = ("test", "val", "all")  # all: of a data set that was not trained on
+SPLITS = ("test", "val", "all")  # all: of a dataset that was not trained on
 
 
 def split_samples(data: "ImageDataModule", split: str) -> "Samples":
@@ -101,7 +101,7 @@ def validate(
 
 
 def match_classes(class_names: Sequence[str], network_class_names: Sequence[str]) -> np.ndarray:
-    """Return for each class of a data set its index among the classes of the network, int64.
+    """Return for each class of a dataset its index among the classes of the network, int64.
 
     Raises:
         DataError: if the network lacks one; it cannot be right about the images of that class.
@@ -110,7 +110,7 @@ def match_classes(class_names: Sequence[str], network_class_names: Sequence[str]
     matches = {name: indices.get(unicodedata.normalize("NFC", name)) for name in class_names}
     if missing := [name for name, index in matches.items() if index is None]:
         raise DataError(
-            f"the data set has classes that the network lacks: {join_names(map(repr, missing))}; the network has "
+            f"the dataset has classes that the network lacks: {join_names(map(repr, missing))}; the network has "
             f"{join_names(map(repr, network_class_names))}. Rename or remove their folders."
         )
     return np.array(list(matches.values()), np.int64)

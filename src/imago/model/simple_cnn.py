@@ -1,4 +1,4 @@
-"""SimpleCNN: two convolutions and two linear layers, for a laptop and a first run on any data set."""
+"""SimpleCNN: two convolutions and two linear layers, for a laptop and a first run on any dataset."""
 
 from torch import Tensor, nn
 

@@ -145,7 +145,7 @@ def _load(path: Path, map_location: Any | None) -> Any:
 
 
 def check_plain(settings: Mapping[str, Any]) -> None:
-    """Check before training that hyper-parameters can be loaded again with `weights_only=True`.
+    """Check before training that hyperparameters can be loaded again with `weights_only=True`.
 
     Raises:
         ConfigError: naming the first that is not plain data or tensors.
@@ -158,7 +158,7 @@ def check_plain(settings: Mapping[str, Any]) -> None:
             torch.load(file, weights_only=True)
         except (pickle.PickleError, AttributeError, TypeError, RuntimeError) as error:
             raise ConfigError(
-                f"task: its hyper-parameter {name}={value!r} is a {type(value).__name__} or holds something that "
+                f"task: its hyperparameter {name}={value!r} is a {type(value).__name__} or holds something that "
                 "cannot be loaded safely from a checkpoint; use numbers, text, lists, dicts and tensors."
             ) from error
 

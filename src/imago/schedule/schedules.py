@@ -57,7 +57,7 @@ class WarmupCosine(LambdaLR):
     without restarts.
 
     Args:
-        warmup_epochs: duration of the warm-up; at most half of the run is used.
+        warmup_epochs: duration of the warmup; at most half of the run is used.
         warmup_steps: the same in optimizer steps.
         final_factor: factor at the last step, in [0, 1].
         start_factor: factor at the first step, in [0, 1]; only in `OneCycle`.
@@ -86,7 +86,7 @@ class WarmupLinear(WarmupCosine):
     """Increase and decrease the learning rates along lines.
 
     Source: Goyal et al. 2017, section 2.2 (arXiv:1706.02677); Smith 2017, figure 2 (arXiv:1506.01186), for the triangle
-    that results from a long warm-up.
+    that results from a long warmup.
     """
 
     decay = staticmethod(line)

@@ -34,23 +34,23 @@ log = logging.getLogger(__name__)
 def decide_preprocess(
     typed: Mapping[str, Any], weights: Mapping[str, Any] | None, data: Preprocess
 ) -> tuple[Preprocess, str]:
-    """Decide how images are prepared: what the user typed, else what the pretrained weights need, else the data set.
+    """Decide how images are prepared: what the user typed, else what the pretrained weights need, else the dataset.
 
     Args:
         typed: the `preprocess` settings; None where the user typed nothing. A typed `size` alone scales `resize` along.
         weights: the record of the pretrained weights, if there are any. Its size is not used if it is above 64 px and
             the images are not; its mean and std are always used, as the kept layers expect them.
-        data: the data set's own record.
+        data: the dataset's own record.
 
     Returns:
         The record, and its origin in a few words.
     """
     chosen = {name: value for name, value in typed.items() if value is not None}
     record = data.to_dict()
-    origin = "from the data set"
+    origin = "from the dataset"
     if weights and data.size <= SMALL_PX < weights["size"]:
         record |= {name: weights[name] for name in ("mean", "std")}
-        origin = "from the data set, mean and std from the pretrained weights"
+        origin = "from the dataset, mean and std from the pretrained weights"
     elif weights:
         record |= weights
         origin = "from the pretrained weights"
