@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from short_runs import SHORT, train
 from warm_python import warm_hydra, warm_imago
 from warm_runs import WarmRuns
@@ -88,10 +89,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> WarmRuns:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run on the drawn shapes, from the command line."""
-    logs = tmp_path_factory.mktemp("logs")
-    done = train(logs, *SHORT, "run_name=short")
-    (logs / "screen.txt").write_text(done.stdout)
+    """A short run on the drawn shapes, from the command line: one for all test processes, which only read it."""
+    own = tmp_path_factory.getbasetemp()
+    logs = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "finished_run"
+    with FileLock(f"{logs}.lock"):
+        if not (logs / "screen.txt").exists():
+            done = train(logs, *SHORT, "run_name=short")
+            (logs / "screen.txt").write_text(done.stdout)
     return logs / "train" / "short"
 
 

@@ -61,7 +61,16 @@ def printed(notebook: nbformat.NotebookNode) -> str:
 
 @pytest.mark.slow
 def test_analysis_reads_compares_and_draws_a_sweep(tmp_path: Path, command, monkeypatch):
-    train(tmp_path, "-m", *SHORT, "trainer.max_epochs=1", "optimizer.lr=1e-3,4e-3", "seed=1,2", "run_name=sweep")
+    train(
+        tmp_path,
+        "-m",
+        *SHORT,
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=4",
+        "optimizer.lr=1e-3,4e-3",
+        "seed=1,2",
+        "run_name=sweep",
+    )
     monkeypatch.setenv("IMAGO_LOGS_DIR", str(tmp_path))
     last = "print(len(runs), len(chosen), seeds['num_seeds'].tolist(), seeds['test_low'].notna().all())"
     notebook = executed("analysis.ipynb", last, tmp_path)

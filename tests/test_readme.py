@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from short_runs import train
 from warm_python import warm_imago
 
 from imago.paths import PROJECT_ROOT
@@ -47,6 +48,9 @@ def test_readme_names_every_package_and_module():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_runs_as_printed(command: str, real_data: Path, finished_run: Path, tmp_path: Path):
     run = shutil.copytree(finished_run, tmp_path / "run")
+    if "resume=" in command:  # to be continued with as few batches per epoch
+        train(tmp_path / "logs", "data=shapes", *SHORTER)
+        run = tmp_path / "logs" / "latest"
     images = real_data / "hymenoptera_data"
     real_paths = {"logs/latest": run, "~/flowers": images, "photo.jpg": next(images.glob("val/ants/*.jpg"))}
     for printed, real in real_paths.items():
@@ -70,5 +74,5 @@ def extra_arguments(command: str, logs: Path) -> list[str]:
     if "tune=" in command:
         extra += ["data.batch_size=32"]
     if "model=resnet18" in command:
-        extra += ["model.weights=null", "trainer.accelerator=cpu", "data=shapes"]
+        extra += ["model.weights=null", "trainer.accelerator=cpu", "data=shapes", "data.batch_size=16"]
     return extra

@@ -24,7 +24,7 @@ def test_the_run_directory_has_config_provenance_summary_metrics_and_checkpoints
     names = {path.name for path in finished_run.iterdir()}
     assert names == {
         *("config.yaml", "provenance.json", "summary.json", "train.log", "metrics.csv", "tensorboard"),
-        *("checkpoints", "figures"),
+        *("checkpoints", "figures", ".lock"),
     }
     kept = {path.name for path in (finished_run / "checkpoints").iterdir()}
     assert kept == {"best.ckpt", "last.ckpt", "calibration.json"}
