@@ -11,7 +11,7 @@ from imago.errors import ConfigError
 from imago.instantiate import build
 from imago.optimizer.groups import parameter_groups
 
-_MANY_STEPS = 1_000_000  # an epoch in which every duration has at least one step
+_LONG_EPOCH_STEPS = 1_000_000  # an epoch in which every duration has at least one step
 
 
 def build_optimization(
@@ -57,4 +57,4 @@ def check_optimization(
         ConfigError: if a class does not exist or refuses its settings.
     """
     single = skip_init(nn.Linear, 1, 1, bias=False)  # draws no random number; a matrix: some optimizers take no others
-    build_optimization(optimizer, schedule, single, 1, _MANY_STEPS, extra_targets)
+    build_optimization(optimizer, schedule, single, 1, _LONG_EPOCH_STEPS, extra_targets)
