@@ -50,7 +50,7 @@ def line_charts(
 
     Args:
         groups: lines by the title of their chart, which is also read by screen readers.
-        x_label: the text below the axis.
+        x_label: the text below the horizontal axis of each chart.
         limits: the ends of both axes; those of the points if None.
     """
     charts = []

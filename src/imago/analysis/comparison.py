@@ -27,8 +27,8 @@ class Comparison:
     """Result of comparing two runs, a and b.
 
     Attributes:
-        names: the names of the two runs.
-        records: what was read from their directories.
+        names: the last two parts of the paths of the run directories, e.g. "train/first".
+        records: status, results and settings of both.
         settings: name and the two values of each setting that differs, as they are typed; empty for a missing one.
         faults: why settings cannot be compared: the config of a run is missing or damaged.
         evaluations: both evaluations of the same images, or nothing.
@@ -68,8 +68,8 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
     """Read two runs and test their difference on the images that both were evaluated on.
 
     Args:
-        a: a run directory.
-        b: another run directory.
+        a: the first run directory; differences are b minus a.
+        b: the second run directory.
         split: the evaluations to compare, `eval/<split>` of both.
 
     Raises:

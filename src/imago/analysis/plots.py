@@ -30,7 +30,7 @@ def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
 
     Args:
         confusion: counts (K, K), true classes in rows.
-        class_names: K names.
+        class_names: K names, in the order of the rows and columns.
         title: one line above the matrix; a $ in it is printed as it is.
     """
     from matplotlib.colors import PowerNorm

@@ -90,7 +90,7 @@ def draw_augmentations(data: "ImageDataModule", num_images: int = 8, num_draws: 
         data: a data module after `set_up_data`.
         num_images: the largest number of images, which are spread evenly over the training split. They form one
             batch, so that each is mixed with another one of them.
-        num_draws: number of epochs.
+        num_draws: number of epochs, one column each.
 
     Returns:
         uint8 (height, width, 3), with white gaps.

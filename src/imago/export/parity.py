@@ -33,7 +33,7 @@ class Agreement:
         num_ties: images with another label, where the checkpoint's two highest logits are less than TIE_GAP apart.
         num_disagreements: images with another label in all other cases.
         max_abs_diff_logits: largest difference; NaN if either side is not finite.
-        max_abs_diff_probabilities: likewise.
+        max_abs_diff_probabilities: largest difference, in [0, 1]; NaN likewise.
     """
 
     num_images: int = 0

@@ -30,7 +30,7 @@ class TorchPredictor:
     """A torch network that computes in fp32, whatever precision it was trained in; used like an `OnnxClassifier`.
 
     Args:
-        model: the network, in eval mode.
+        model: the network with its classes and preprocess record, in eval mode.
         accelerator: auto (a GPU if there is one), cpu or gpu.
         tta: views of each image to average, see `imago.task.tta`.
 

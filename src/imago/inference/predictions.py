@@ -18,7 +18,7 @@ class Prediction:
     """The most probable classes of one image.
 
     Attributes:
-        image: the file.
+        image: the file, as typed or found.
         top_k: names of classes with their probabilities in [0, 1], best first.
         answer: the first class, or None if it is less probable than the threshold.
     """

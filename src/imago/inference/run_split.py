@@ -94,7 +94,7 @@ def validate(
         checkpoint: the file of the network; a temperature fitted for it is not used.
         data: the data module, set up; gets the preprocess of the checkpoint.
         extra_targets: further packages that the network may come from.
-        accelerator: auto, cpu or gpu.
+        accelerator: auto (a GPU if there is one), cpu or gpu.
         tta: views of each image to average, see `imago.task.tta`.
     """
     return run_split(load_predictor(checkpoint, extra_targets, accelerator, tta, is_calibrated=False), data, "val")

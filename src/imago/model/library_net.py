@@ -43,7 +43,7 @@ class LibraryNet(nn.Module):
         network: as the library builds it, with K logits; files of weights have its names of tensors.
         name: name of the network in the library, e.g. "resnet18".
         num_classes: K, width of the head; comes from the data.
-        image_size: side of the input in pixels.
+        image_size: side of the input in pixels; comes from the preprocess record.
         supported_size_px: a side that the network was made for, in pixels.
 
     Attributes:
@@ -161,10 +161,10 @@ def check_reachable(url: str, name: str, directory: Path, remedy: str = _REMEDY)
     """Request the headers of `url` before a download, which has no time limit of its own.
 
     Args:
-        url: address of the file.
+        url: address of the file; only its host is named in the message.
         name: name of the file, for the message.
         directory: the cache that does not have it.
-        remedy: end of the message.
+        remedy: end of the message: what the user can do instead.
 
     Raises:
         DataError: no answer within seconds.

@@ -33,10 +33,10 @@ class Muon(Optimizer):
         params: tensors, or groups of them.
         lr: learning rate, above 0.
         weight_decay: decoupled weight decay, as in AdamW.
-        momentum: momentum of Muon, in [0, 1).
-        nesterov: whether Muon uses Nesterov momentum.
+        momentum: share of the old average of gradients that Muon keeps at each step, in [0, 1).
+        nesterov: whether Muon mixes the newest gradient into the average once more (Nesterov).
         betas: decay rates of AdamW's two moments.
-        eps: AdamW's lower limit of the divisor.
+        eps: number that AdamW adds to the divisor.
 
     Raises:
         ConfigError: if `momentum` is outside [0, 1).

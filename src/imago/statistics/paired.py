@@ -17,7 +17,7 @@ class PairedComparison:
         only_b: images that only b classifies correctly.
         difference: accuracy of b minus that of a, in [-1, 1].
         interval_95: the 95 % interval of the difference, by bootstrap over the images.
-        p_value: the p-value of McNemar's exact test.
+        p_value: two-sided, of McNemar's exact test.
     """
 
     num_images: int

@@ -32,7 +32,7 @@ class ClassificationTask(LightningModule):
         net: `_target_` and settings of the network, see `imago.model.adapt`.
         optimizer: `_target_` of a `torch.optim` class and its settings.
         schedule: `_target_` and settings of the learning-rate schedule.
-        loss: `_target_` and settings of the loss.
+        loss: `_target_` and settings of an `nn.Module` that maps logits and labels to the mean loss.
         class_names: K names; the index of a name is its label.
         preprocess: `imago.images.Preprocess` as a dict.
         class_counts: training images of each class, passed to a loss with `weight`.

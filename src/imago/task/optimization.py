@@ -28,8 +28,8 @@ def build_optimization(
         optimizer: `_target_` of a `torch.optim` class, its settings and those of `parameter_groups`.
         schedule: `_target_` of a class in `imago.schedule.schedules` and its settings.
         net: its trainable parameters are optimized.
-        num_epochs: epochs of the run.
-        steps_per_epoch: optimizer steps in an epoch.
+        num_epochs: epochs of the whole run, which sets the length of the schedule.
+        steps_per_epoch: optimizer steps in an epoch, which convert durations given in epochs.
         extra_targets: further packages that the targets may name.
 
     Raises:
