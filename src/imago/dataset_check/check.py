@@ -121,7 +121,7 @@ def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedData
 
 
 def _preprocess(cfg: DictConfig, data: "ImageDataModule", checked: CheckedDataset) -> tuple[Preprocess | None, str]:
-    """Return the preprocessing of a run, without the bad images, and its description; None if it is unknown."""
+    """Return the preprocessing of a run, without the unreadable images, and its description; None if it is unknown."""
     try:
         preprocess = (_build(cfg, on_bad_image="skip") if len(checked.bad) else data).preprocess
     except UserError as error:

@@ -40,7 +40,7 @@ def list_findings(checked: CheckedDataset, num_ignored: int, num_left_out: int) 
     Args:
         checked: the examined dataset.
         num_ignored: number of ignored files and folders.
-        num_left_out: number of bad images that are not in `checked`, since they are skipped on purpose.
+        num_left_out: number of unreadable images that are not in `checked`, since they are skipped on purpose.
     """
     return [
         *_unreadable(checked, num_left_out),
