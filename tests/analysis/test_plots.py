@@ -10,7 +10,7 @@ from PIL import Image
 from run_folders import make_evaluation
 
 from imago.analysis.evaluation import load_evaluation
-from imago.analysis.plots import draw_confusion, draw_explanation, draw_mistakes, draw_reliability, save_confusion
+from imago.analysis.plots import plot_confusion, plot_explanation, plot_mistakes, plot_reliability, save_confusion
 from imago.statistics.calibration import reliability
 
 FONTS = Path(mpl.get_data_path()) / "fonts" / "ttf"
@@ -23,7 +23,7 @@ def some_confusion(num_classes: int) -> np.ndarray:
 @pytest.mark.parametrize("num_classes", [2, 10, *(pytest.param(n, marks=pytest.mark.slow) for n in (30, 100))])
 def test_names_and_counts_of_the_confusion_image_do_not_overlap(num_classes: int):
     names = [f"a class called {number}" for number in range(num_classes)]
-    figure = draw_confusion(some_confusion(num_classes), names, "title")
+    figure = plot_confusion(some_confusion(num_classes), names, "title")
     figure.draw_without_rendering()  # lays it out
     axes = figure.axes[0]
     for labels, side in ((axes.get_xticklabels(), 0), (axes.get_yticklabels(), 1)):
@@ -50,7 +50,7 @@ def test_mistakes_are_drawn_by_probability_and_a_missing_file_is_named(tmp_path:
     Image.new("RGB", (30, 20), (10, 20, 30)).save(tmp_path / "0.png")
     images = [str(tmp_path / f"{number}.png") for number in range(3)]
     make_evaluation(tmp_path, [0, 0, 1], [1, 0, 2], [0.6, 0.9, 0.7], images)
-    figure = draw_mistakes(load_evaluation(tmp_path), limit=4)
+    figure = plot_mistakes(load_evaluation(tmp_path), limit=4)
     first, second, *rest = figure.axes
     assert [first.get_title(), second.get_title()] == ["cat 70%\ntrue: bee", "bee 60%\ntrue: ant"]
     assert "cannot be read" in " ".join(first.texts[0].get_text().split())
@@ -60,13 +60,13 @@ def test_mistakes_are_drawn_by_probability_and_a_missing_file_is_named(tmp_path:
 
 def test_images_that_are_not_files_are_passed_as_arrays(tmp_path: Path):
     make_evaluation(tmp_path, [0, 0], [1, 0], images=["val/0", "val/1"])
-    figure = draw_mistakes(load_evaluation(tmp_path), saved={0: np.full((4, 4, 3), 9, np.uint8)})
+    figure = plot_mistakes(load_evaluation(tmp_path), saved={0: np.full((4, 4, 3), 9, np.uint8)})
     assert (np.asarray(figure.axes[0].images[0].get_array()) == 9).all()
 
 
 def test_the_reliability_diagram_has_a_bar_for_each_bin():
     diagram = reliability(np.array([0.55, 0.6, 0.9, 1.0, 1.0]), np.array([True, False, True, True, False]))
-    figure = draw_reliability(diagram, "cats under $5")
+    figure = plot_reliability(diagram, "cats under $5")
     bars, counts = figure.axes
     assert [bar.get_height() for bar in bars.patches] == diagram.accuracy.tolist()
     assert [bar.get_x() for bar in bars.patches] == diagram.low.tolist()
@@ -75,11 +75,11 @@ def test_the_reliability_diagram_has_a_bar_for_each_bin():
 
 
 def test_an_explanation_is_transparent_where_there_is_no_evidence():
-    image, heat = np.full((8, 8, 3), 100, np.uint8), np.zeros((8, 8), np.float32)
-    heat[0, 0] = 1
-    plain, covered = draw_explanation(image, heat, "ants 93.1%").axes
+    image, heatmap = np.full((8, 8, 3), 100, np.uint8), np.zeros((8, 8), np.float32)
+    heatmap[0, 0] = 1
+    plain, overlay = plot_explanation(image, heatmap, "ants 93.1%").axes
     assert (np.asarray(plain.images[0].get_array()) == 100).all()
-    opacity = covered.images[1].get_alpha()
+    opacity = overlay.images[1].get_alpha()
     assert opacity[0, 0] > 0.5
     assert opacity[1:, 1:].max() == 0
 
@@ -101,7 +101,7 @@ def letter_in(has: str, lacks: str) -> str:
 
 
 def families(name: str) -> set[tuple[str, ...]]:
-    figure = draw_confusion(np.eye(2, dtype=int), [name, "plain"], "title")
+    figure = plot_confusion(np.eye(2, dtype=int), [name, "plain"], "title")
     return {tuple(label.get_fontfamily()) for label in figure.axes[0].get_yticklabels()}
 
 

@@ -13,7 +13,7 @@ from drawn_images import photo
 from PIL import Image
 
 from imago.data.dataset import LabeledArray, Splits
-from imago.dataset_check.check import gather
+from imago.dataset_check.check import examine_dataset
 from imago.dataset_check.pages import draw_sheets
 from imago.images import Preprocess
 
@@ -66,7 +66,7 @@ class MemorySet:
 
 
 def test_images_in_memory_are_gathered_split_by_split(tmp_path: Path):
-    checked = gather(MemorySet(), tmp_path)
+    checked = examine_dataset(MemorySet(), tmp_path)
     assert checked.names == tuple(map(str, range(12)))
     assert checked.splits.tolist() == [0] * 6 + [1] * 3 + [2] * 3
     assert checked.counts.tolist() == [[3, 2, 1], [3, 1, 2]]
@@ -76,7 +76,7 @@ def test_images_in_memory_are_gathered_split_by_split(tmp_path: Path):
 
 def test_a_sheet_shows_the_images_of_one_class_of_all_splits(tmp_path: Path):
     data = MemorySet()
-    pages = dict(draw_sheets(gather(data, tmp_path), [part for _, part in data.splits.named()], RECORD))
+    pages = dict(draw_sheets(examine_dataset(data, tmp_path), [part for _, part in data.splits.named()], RECORD))
     assert list(pages) == ["0000_ant.png", "0001_bee.png"]
     cells = [pages["0001_bee.png"][32 : 32 + 96, 2 + 98 * column : 98 + 98 * column] for column in range(6)]
     for seed, cell in zip((1, 3, 5, 7, 9, 0), cells, strict=True):

@@ -1,15 +1,15 @@
 """Findings say what is wrong with a dataset, the serious ones first, and what to do about it."""
 
-from checked_sets import ROWS, checked_set
+from checked_datasets import ROWS, checked_dataset
 
 from imago.data.image_record import KINDS
-from imago.dataset_check.findings import find
+from imago.dataset_check.findings import list_findings
 
 SOUND = [(number, split, number % 2) for number, split in enumerate(["train"] * 8 + ["val"] * 4 + ["test"] * 4)]
 
 
 def test_serious_findings_come_first_and_say_what_to_do():
-    findings = find(checked_set(ROWS, bad=(5,)), num_ignored=3, num_left_out=0)
+    findings = list_findings(checked_dataset(ROWS, bad=(5,)), num_ignored=3, num_left_out=0)
     kinds = ["bad images", "test in train", "val in train", "label conflicts", "repeats", "imbalance"]
     assert [finding.kind for finding in findings] == [*kinds, "small test", "ignored"]
     assert [finding.is_serious for finding in findings] == [True] * 4 + [False] * 4
@@ -22,18 +22,18 @@ def test_serious_findings_come_first_and_say_what_to_do():
 
 
 def test_a_balanced_set_without_duplicates_has_no_serious_finding():
-    assert [finding.kind for finding in find(checked_set(SOUND), 0, 0)] == ["small test"]
+    assert [finding.kind for finding in list_findings(checked_dataset(SOUND), 0, 0)] == ["small test"]
 
 
 def test_images_that_are_skipped_on_purpose_are_reported_and_not_serious():
-    first = find(checked_set(SOUND), num_ignored=0, num_left_out=2)[0]
+    first = list_findings(checked_dataset(SOUND), num_ignored=0, num_left_out=2)[0]
     assert first.text == "2 images cannot be read and are left out, as data.on_bad_image=skip says"
     assert not first.is_serious
 
 
 def test_a_class_without_images_in_a_split_and_unusual_kinds_are_named():
-    checked = checked_set(SOUND[:-1], bad=(13,))
+    checked = checked_dataset(SOUND[:-1], bad=(13,))
     checked.examined.records["kinds"][:2] = 1 << KINDS.index("16-bit")
-    texts = [finding.text for finding in find(checked, 0, 0)]
+    texts = [finding.text for finding in list_findings(checked, 0, 0)]
     assert "1 classes have a split without an image, e.g. 'bee' none in test" in texts
     assert texts[-1] == "2 images are 16-bit"

@@ -187,7 +187,9 @@ def settings(compose: Callable) -> DictConfig:
         ({"run": "{run}/loose.ckpt"}, "is not in a run directory"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(settings: DictConfig, changes: dict, text: str, tmp_path: Path):
+def test_an_invalid_setting_is_one_line_and_writes_nothing(
+    settings: DictConfig, changes: dict, text: str, tmp_path: Path
+):
     (tmp_path / "checkpoints").mkdir()
     for name in ("config.yaml", "checkpoints/best.ckpt", "model.onnx", "loose.ckpt"):
         (tmp_path / name).touch()
@@ -201,7 +203,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(settings: DictConfig, changes:
 
 
 @pytest.mark.slow
-def test_a_mistake_is_found_without_loading_torch(command: Callable):
+def test_an_invalid_setting_is_found_without_loading_torch(command: Callable):
     assert_refused(export(command, "run=x", "limit=0", change=NO_TORCH), "limit=0 must be 1 or more")
 
 

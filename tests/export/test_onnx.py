@@ -13,7 +13,7 @@ from torchvision.models import resnet18, squeezenet1_0
 from imago.artifact import OnnxClassifier
 from imago.errors import UserError
 from imago.export.onnx import export_onnx
-from imago.export.parity import compare
+from imago.export.parity import compare_outputs
 from imago.images import Preprocess
 from imago.model.classifier import Classifier
 from imago.model.simple_cnn import SimpleCNN
@@ -55,12 +55,12 @@ def test_a_torchvision_network_gives_the_same_at_every_batch_size(build, tmp_pat
         for images in np.split(samples(64), 4):  # so that BatchNorm has statistics of its own
             model(torch.from_numpy(images))
     export_onnx(model.eval(), tmp_path / "model.onnx", METADATA)
-    report = compare(model, OnnxClassifier(tmp_path / "model.onnx"), [samples(100)])
+    report = compare_outputs(model, OnnxClassifier(tmp_path / "model.onnx"), [samples(100)])
     assert report["max_abs_diff_logits"] < 1e-4
 
 
 def test_simple_cnn_gives_the_same_at_every_batch_size(small: Classifier, path: Path):
-    assert compare(small, OnnxClassifier(path), [samples(100)])["max_abs_diff_logits"] < 1e-5
+    assert compare_outputs(small, OnnxClassifier(path), [samples(100)])["max_abs_diff_logits"] < 1e-5
 
 
 def test_metadata_describe_the_file(small: Classifier, path: Path):
@@ -86,7 +86,7 @@ def test_the_temperature_is_a_constant_in_the_graph_that_changes_the_probabiliti
     np.testing.assert_allclose(logits, plain.predict(images)[0], atol=1e-6)
     np.testing.assert_allclose(probabilities, torch.from_numpy(logits / 2).softmax(dim=1).numpy(), rtol=1e-5)
     assert softened.metadata["calibration_temperature"] == softened.calibration_temperature == 2.0
-    compare(small, softened, [images])
+    compare_outputs(small, softened, [images])
 
 
 def test_the_same_classifier_gives_the_same_bytes_without_paths_of_this_machine(

@@ -12,8 +12,8 @@ from imago.export.parity import (
     BATCH_SIZES,
     MAX_PROBABILITY_DIFF,
     Agreement,
-    check,
-    compare,
+    check_agreement,
+    compare_outputs,
     in_batches,
 )
 from imago.images import Preprocess
@@ -80,7 +80,7 @@ def test_another_label_is_refused_however_close_the_probabilities_are():
     agreement = count(outputs([1.0002, 1, 0]), outputs([1, 1.0002, 0]))
     assert agreement.max_abs_diff_probabilities < MAX_PROBABILITY_DIFF
     with pytest.raises(UserError, match="1 of 1 labels differ"):
-        check(agreement, 1)
+        check_agreement(agreement, 1)
 
 
 def test_outputs_that_are_not_finite_are_refused():
@@ -88,13 +88,13 @@ def test_outputs_that_are_not_finite_are_refused():
     agreement.add(outputs([3, 1, 2]), outputs([3, 1, 2]))
     assert np.isnan(agreement.max_abs_diff_probabilities)
     with pytest.raises(UserError, match="by up to nan"):
-        check(agreement, 1)
+        check_agreement(agreement, 1)
 
 
 @pytest.mark.parametrize("batches", [[3], [100, 20]])
 def test_every_image_is_compared_at_every_batch_size(batches: list[int]):
     exported = Exported()
-    report = compare(classifier(), exported, map(samples, batches))
+    report = compare_outputs(classifier(), exported, map(samples, batches))
     assert set(exported.sizes) == set(BATCH_SIZES) == {1, 2, 7, 64}
     assert {size: numbers["num_images"] for size, numbers in report["by_batch_size"].items()} == dict.fromkeys(
         ("1", "2", "7", "64"), sum(batches)
@@ -105,13 +105,13 @@ def test_every_image_is_compared_at_every_batch_size(batches: list[int]):
 def test_a_file_that_fails_at_one_batch_size_only_is_refused_with_that_size():
     exported = Exported(lambda logits: -logits if len(logits) == 7 else logits)
     with pytest.raises(UserError, match=r"with batches of 7 \d+ of 20 labels differ") as caught:
-        compare(classifier(), exported, [samples(20)])
+        compare_outputs(classifier(), exported, [samples(20)])
     assert "\n" not in str(caught.value)
 
 
 def test_a_wrong_temperature_is_refused_though_every_label_agrees():
     with pytest.raises(UserError, match="0 of 20 labels differ, .* probabilities by up to"):
-        compare(classifier(), Exported(lambda logits: logits / 2), [samples(20)])
+        compare_outputs(classifier(), Exported(lambda logits: logits / 2), [samples(20)])
 
 
 def test_probabilities_are_compared_with_those_of_the_calibrated_checkpoint():
@@ -120,7 +120,7 @@ def test_probabilities_are_compared_with_those_of_the_calibrated_checkpoint():
     )
     checkpoint = classifier()
     checkpoint.calibration_temperature = 2.0
-    compare(checkpoint, calibrated, [samples(20)])
+    compare_outputs(checkpoint, calibrated, [samples(20)])
 
 
 def test_batches_are_of_exactly_the_size_and_give_each_image_its_own_output():

@@ -12,22 +12,22 @@ from torch import nn
 
 from imago import load_model
 from imago.errors import DataError
-from imago.inference.calibration import KEY, calibrate, read_temperature
+from imago.inference.calibration import TEMPERATURE_KEY, calibrate, read_temperature
 from imago.inference.load import load_predictor
 from imago.statistics.calibration import fit_temperature
-from imago.statistics.metrics import Result, softmax
+from imago.statistics.metrics import LabeledOutputs, softmax
 
 NAMES = ("a", "b", "c")
 
 
 @pytest.fixture
-def result() -> Result:
+def result() -> LabeledOutputs:
     """The outputs of a network whose logits are three times too large."""
     random = np.random.default_rng(0)
     logits = random.normal(size=(4000, 3)) * 2
     labels = (softmax(logits).cumsum(axis=1) < random.random((4000, 1))).sum(axis=1)
     scaled = (3 * logits).astype(np.float32)
-    return Result(NAMES, labels, scaled, softmax(scaled).max(axis=1))
+    return LabeledOutputs(NAMES, labels, scaled, softmax(scaled).max(axis=1))
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "best.ckpt"
 
 
-def test_the_temperature_is_written_with_the_errors_before_and_after(checkpoint: Path, result: Result):
+def test_the_temperature_is_written_with_the_errors_before_and_after(checkpoint: Path, result: LabeledOutputs):
     entry = calibrate(checkpoint, result)
     assert json.loads((checkpoint.parent / "calibration.json").read_text()) == {"best.ckpt": entry}
     assert entry["calibration_temperature"] == fit_temperature(result.logits, result.labels) == pytest.approx(3, 0.1)
@@ -52,20 +52,22 @@ def test_the_temperature_is_written_with_the_errors_before_and_after(checkpoint:
     [("last.ckpt", "none", "last.ckpt", "ckpt=last"), ("best.ckpt", "flip", "best.ckpt tta=flip", "tta=flip")],
 )
 def test_each_checkpoint_and_each_number_of_views_has_its_own_temperature(
-    checkpoint: Path, result: Result, name: str, tta: str, entry: str, option: str
+    checkpoint: Path, result: LabeledOutputs, name: str, tta: str, entry: str, option: str
 ):
     file, other = checkpoint.with_name("calibration.json"), checkpoint.with_name(name)
     other.write_bytes(b"weights")
-    first = calibrate(checkpoint, result)[KEY]
+    first = calibrate(checkpoint, result)[TEMPERATURE_KEY]
     remedy = f"fit one with python src/eval.py run=RUN {option} calibrate=true"
     assert read_temperature(other, tta) == (1.0, f"{file} has no temperature for {entry}; {remedy}")
-    second = calibrate(other, Result(NAMES, result.labels, result.logits / 2, result.confidence), tta)[KEY]
+    second = calibrate(other, LabeledOutputs(NAMES, result.labels, result.logits / 2, result.confidence), tta)[
+        TEMPERATURE_KEY
+    ]
     assert second == pytest.approx(first / 2)
     assert read_temperature(other, tta) == (second, "")
     assert read_temperature(checkpoint) == (first, "")
 
 
-def test_a_replaced_checkpoint_does_not_get_the_old_temperature(checkpoint: Path, result: Result):
+def test_a_replaced_checkpoint_does_not_get_the_old_temperature(checkpoint: Path, result: LabeledOutputs):
     calibrate(checkpoint, result)
     checkpoint.write_bytes(b"newer weights")
     temperature, reason = read_temperature(checkpoint)

@@ -251,14 +251,14 @@ def settings(compose: Callable) -> DictConfig:
         ({}, "run=README.md is not in a run directory that names its data"),
     ],
 )
-def test_a_mistake_is_one_line(settings: DictConfig, changes: dict, text: str):
+def test_an_invalid_setting_is_one_line(settings: DictConfig, changes: dict, text: str):
     with pytest.raises(ConfigError, match=re.escape(text)) as caught:
         evaluate_command(OmegaConf.merge(settings, changes))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow
-def test_a_mistake_is_found_without_loading_torch(command: Callable):
+def test_an_invalid_setting_is_found_without_loading_torch(command: Callable):
     done = command("-c", f"{NO_TORCH} sys.argv = ['src/eval.py', 'run=README.md', 'split=train']; {RUN}")
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr == "error: split=train is not one of test, val, all.\n"

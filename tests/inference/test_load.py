@@ -11,7 +11,7 @@ from torch import nn
 
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
-from imago.inference.load import check_compatible, checkpoint_path, find_model, load_classifier, load_predictor
+from imago.inference.load import check_compatible, find_model, load_classifier, load_predictor, resolve_checkpoint
 from imago.runs.checkpoint import write_checkpoint
 
 SAVED: dict[str, Any] = {
@@ -126,7 +126,7 @@ def test_a_checkpoint_of_a_run_is_found_by_keyword_name_or_path(tmp_path: Path):
     for file in ("config.yaml", "checkpoints/best.ckpt", "checkpoints/epoch=3.ckpt", "export/model.onnx", "../x.onnx"):
         (run / file).parent.mkdir(parents=True, exist_ok=True)
         (run / file).touch()
-    assert checkpoint_path(run) == directory / "best.ckpt"
+    assert resolve_checkpoint(run) == directory / "best.ckpt"
     for name in ("epoch=3", "epoch=3.ckpt", str(directory / "epoch=3.ckpt")):
         assert find_model(str(run), name, "auto", {}) == (directory / "epoch=3.ckpt", run)
     for file in (directory / "best.ckpt", run / "export" / "model.onnx"):

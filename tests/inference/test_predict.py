@@ -159,7 +159,7 @@ def settings(compose: Callable) -> DictConfig:
         ({"run": "model.onnx", "explain": True}, "explain=true needs a checkpoint: run=model.onnx"),
     ],
 )
-def test_a_mistake_is_one_line(settings: DictConfig, changes: dict, text: str):
+def test_an_invalid_setting_is_one_line(settings: DictConfig, changes: dict, text: str):
     with pytest.raises(ConfigError, match=re.escape(text)) as caught:
         predict_command(OmegaConf.merge(settings, changes))
     assert "\n" not in str(caught.value)
@@ -170,7 +170,7 @@ def test_a_mistake_is_one_line(settings: DictConfig, changes: dict, text: str):
     [("input=", "input= is empty; type an image"), ("input=${x}", "a path cannot hold '${'")],
 )
 @pytest.mark.slow
-def test_a_mistake_is_found_without_loading_torch(command: Callable, typed: str, text: str):
+def test_an_invalid_setting_is_found_without_loading_torch(command: Callable, typed: str, text: str):
     done = command("-c", as_code(NO_TORCH, ["run=README.md", typed]))
     assert done.returncode == 2, done.stdout + done.stderr
     assert text in done.stderr

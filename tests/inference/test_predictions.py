@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imago.errors import DataError
-from imago.inference.predictions import Prediction, table, write_predictions
+from imago.inference.predictions import Prediction, table_lines, write_predictions
 
 
 def prediction(name: str, answer: str | None = "a") -> Prediction:
@@ -50,20 +50,20 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path):
 
 
 def test_the_table_shows_all_classes_of_an_image_without_an_answer():
-    lines = list(table([prediction("x.png"), prediction("a\nb.png", None)]))
+    lines = list(table_lines([prediction("x.png"), prediction("a\nb.png", None)]))
     assert lines[1].split() == ["x.png", "a", "75.00%", "b", "25.0%"]
     assert lines[2].split() == [r"a\nb.png", "(below", "threshold)", "75.00%", "a", "75.0%,", "b", "25.0%"]
 
 
 def test_the_table_shows_the_first_twenty_images():
-    lines = list(table([prediction(f"{number}.png") for number in range(30)]))
+    lines = list(table_lines([prediction(f"{number}.png") for number in range(30)]))
     assert len(lines) == 22
     assert lines[-1] == "... and 10 more"
 
 
 def test_class_names_cannot_control_the_terminal():
     odd = Prediction(Path("x.png"), [("a\x1b[2J", 0.75), ("b\nc", 0.25)], "a\x1b[2J")
-    lines = list(table([odd]))
+    lines = list(table_lines([odd]))
     assert len(lines) == 2
     assert "".join(lines).isprintable()
     assert r"a\x1b[2J" in lines[1]

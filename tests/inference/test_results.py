@@ -12,7 +12,7 @@ from imago.analysis.evaluation import load_evaluation, saved_images
 from imago.data.dataset import LabeledArray, LabeledFiles
 from imago.errors import DataError
 from imago.inference.results import summary_lines, write_results
-from imago.statistics.metrics import Result, softmax
+from imago.statistics.metrics import LabeledOutputs, softmax
 
 NAMES = ("ant", "bee")
 
@@ -24,9 +24,9 @@ def samples() -> LabeledArray:
     return LabeledArray(images, np.arange(5) % 2, tuple(f"test/{index}" for index in range(5)))
 
 
-def random_result(labels: np.ndarray, seed: int = 0) -> Result:
+def random_result(labels: np.ndarray, seed: int = 0) -> LabeledOutputs:
     logits = np.random.default_rng(seed).normal(size=(len(labels), 2)).astype(np.float32)
-    return Result(NAMES, labels, logits, softmax(logits).max(axis=1))
+    return LabeledOutputs(NAMES, labels, logits, softmax(logits).max(axis=1))
 
 
 def test_images_in_memory_have_names_and_their_mistakes_are_saved(samples: LabeledArray, tmp_path: Path):
@@ -66,7 +66,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(samples: LabeledArray, tmp_
 
 def test_class_names_cannot_control_the_terminal():
     logits = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
-    result = Result(("a\x1b[2J", "b\nc"), np.array([0, 1, 1]), logits, np.array([0.7, 0.7, 0.7]))
+    result = LabeledOutputs(("a\x1b[2J", "b\nc"), np.array([0, 1, 1]), logits, np.array([0.7, 0.7, 0.7]))
     info = {"model": "best.ckpt", "data": "ImageFolder", "split": "val", "tta": "none"}
     lines = summary_lines(result, info | result.metrics())
     assert all(line.isprintable() for line in lines)

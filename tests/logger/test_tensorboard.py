@@ -7,12 +7,12 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from imago.logger.tensorboard import hparams
+from imago.logger.tensorboard import result_settings
 
 
 def test_settings_are_numbers_and_texts_by_their_names_as_typed(compose):
     cfg = compose("model=resnet18", "optimizer.lr=0.003", "seed=7", "model.weights=null")
-    found = hparams(OmegaConf.to_container(cfg, resolve=True))
+    found = result_settings(OmegaConf.to_container(cfg, resolve=True))
     assert found["seed"] == 7
     assert found["optimizer"] == "AdamW"
     assert found["optimizer.lr"] == 0.003

@@ -14,13 +14,18 @@ from imago.loss.cross_entropy import CrossEntropy
 # Probabilities (0.5, 0.25, 0.25) and (0.1, 0.8, 0.1).
 LOGITS = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]).log() + 3.0
 LABELS = torch.tensor([0, 1])
-PLAIN = -(math.log(0.5) + math.log(0.8)) / 2
-EVEN = -(math.log(0.5 * 0.25 * 0.25) + math.log(0.1 * 0.8 * 0.1)) / 3 / 2  # the target with all mass spread evenly
+HARD_LABEL_LOSS = -(math.log(0.5) + math.log(0.8)) / 2
+UNIFORM_TARGET_LOSS = -(math.log(0.5 * 0.25 * 0.25) + math.log(0.1 * 0.8 * 0.1)) / 3 / 2  # all mass spread evenly
 
 
 @pytest.mark.parametrize(
     ("smoothing", "is_training", "expected"),
-    [(0.0, False, PLAIN), (0.0, True, PLAIN), (0.3, True, 0.7 * PLAIN + 0.3 * EVEN), (0.3, False, PLAIN)],
+    [
+        (0.0, False, HARD_LABEL_LOSS),
+        (0.0, True, HARD_LABEL_LOSS),
+        (0.3, True, 0.7 * HARD_LABEL_LOSS + 0.3 * UNIFORM_TARGET_LOSS),
+        (0.3, False, HARD_LABEL_LOSS),
+    ],
 )
 def test_it_is_the_mean_negative_log_probability_of_labels_smoothed_in_training_only(smoothing, is_training, expected):
     loss = CrossEntropy(label_smoothing=smoothing).train(is_training)
@@ -102,7 +107,7 @@ def test_weights_are_not_saved_and_move_with_the_module():
     [
         ("balanced", [3, 0], "loss.weight=balanced needs training images of every class, and their counts are [3, 0]"),
         ("balanced", None, "loss.weight=balanced needs training images of every class, and their counts are None"),
-        ([1.0, 2.0, 3.0], [3, 4], "loss.weight=[1.0, 2.0, 3.0] has 3 numbers for 2 classes; give one for each."),
+        ([1.0, 2.0, 3.0], [3, 4], "loss.weight=[1.0, 2.0, 3.0] has 3 numbers for 2 classes; type one for each."),
     ],
 )
 def test_weights_that_do_not_fit_the_classes_are_refused(weight, counts, text: str):

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision import models
 
 from imago.errors import ConfigError, UserError
-from imago.model.adapt import adapt, build_network, freeze_parameters, keep_frozen_in_evaluation
+from imago.model.adapt import adapt, build_network, freeze_parameters, keep_frozen_in_eval_mode
 from imago.model.cifar_quick import CifarQuick
 from imago.model.layers import head_names
 from imago.model.simple_cnn import SimpleCNN
@@ -58,7 +58,7 @@ def test_a_batch_norm_of_which_one_parameter_trains_updates_its_statistics():
 def test_dropout_is_off_inside_a_frozen_block_only():
     net = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), nn.Linear(2, 2), nn.Dropout())
     freeze_parameters(net, "0.*")
-    keep_frozen_in_evaluation(net.train())
+    keep_frozen_in_eval_mode(net.train())
     assert [net[0][1].training, net[2].training] == [False, True]
 
 

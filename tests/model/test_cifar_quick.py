@@ -7,7 +7,7 @@ from imago.errors import ConfigError
 from imago.model.cifar_quick import CifarQuick
 
 
-def test_it_has_the_parameters_of_the_original():
+def test_cifar_quick_has_145578_parameters_as_in_caffe():
     # 5x5 convolutions 3 -> 32 -> 32 -> 64, then 64 * 4 * 4 -> 64 -> 10, each with its bias
     expected = (3 * 25 + 1) * 32 + (32 * 25 + 1) * 32 + (32 * 25 + 1) * 64 + (1024 + 1) * 64 + (64 + 1) * 10
     assert sum(parameter.numel() for parameter in CifarQuick(10, 32).parameters()) == expected == 145_578

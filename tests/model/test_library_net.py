@@ -38,7 +38,7 @@ class MeanColorNet(nn.Module):
 def test_checking_a_fitting_size_changes_neither_tensors_nor_the_mode():
     net = MeanColorNet()
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    check_image_size(net, "mean", 16, fitting_size=8, num_classes=4)
+    check_image_size(net, "mean", 16, supported_size_px=8, num_classes=4)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert net.head.weight.device.type == "cpu"
     assert net.norm.training
@@ -46,14 +46,14 @@ def test_checking_a_fitting_size_changes_neither_tensors_nor_the_mode():
 
 def test_a_size_that_does_not_fit_is_refused_with_the_reason_and_a_size_that_does():
     with pytest.raises(ConfigError, match=r"model\.name=mean cannot take images of 12 px \(sides are mul") as caught:
-        check_image_size(MeanColorNet(), "mean", 12, fitting_size=8, num_classes=4)
+        check_image_size(MeanColorNet(), "mean", 12, supported_size_px=8, num_classes=4)
     assert str(caught.value).endswith("type e.g. preprocess.size=8.")
 
 
 @pytest.mark.parametrize("net", [MeanColorNet(), nn.Flatten(), nn.Conv2d(3, 5, 3)])
 def test_a_network_without_logits_for_the_classes_is_refused(net: nn.Module):
     with pytest.raises(ConfigError, match=r"model\.name=net is not a classifier: its output is not 5 logits"):
-        check_image_size(net, "net", 8, fitting_size=8, num_classes=5)
+        check_image_size(net, "net", 8, supported_size_px=8, num_classes=5)
 
 
 # Published weights

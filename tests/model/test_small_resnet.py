@@ -7,7 +7,7 @@ from torch import nn
 from imago.model.small_resnet import ResidualBlock, SmallResNet
 
 
-def test_it_has_eight_layers_and_few_parameters():
+def test_small_resnet_has_eight_layers_and_few_parameters():
     net = SmallResNet(10, 32)
     deep = [module for module in net.modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)]
     assert len(deep) + 1 == 8  # and the head

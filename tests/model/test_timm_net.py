@@ -11,7 +11,7 @@ from torch import nn
 
 from imago.errors import ConfigError, DataError
 from imago.model import library_net
-from imago.model.layers import head_names, new_parts
+from imago.model.layers import head_names, new_module_names
 from imago.model.timm_net import TimmNet
 
 timm = pytest.importorskip("timm")
@@ -48,7 +48,7 @@ def test_small_images_pass_the_stem_at_full_resolution():
     net = TimmNet(7, 32, "resnet18")
     assert net.network.conv1.stride == (1, 1)
     assert isinstance(net.network.maxpool, nn.Identity)
-    assert new_parts(net) == ["fc", "conv1"]
+    assert new_module_names(net) == ["fc", "conv1"]
 
 
 def test_weights_of_a_file_are_copied_except_the_head(lcnet, caplog):

@@ -55,7 +55,7 @@ def test_safetensors_are_read_like_a_pth(squeezenet, tmp_path):
 def test_safetensors_without_the_package_name_the_way_out(squeezenet, tmp_path, monkeypatch):
     save_file(read_weights(squeezenet), tmp_path / "file.safetensors")
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(ConfigError, match="needs the package safetensors, which make setup installs; or give a .pth"):
+    with pytest.raises(ConfigError, match="needs the package safetensors, which make setup installs; or use a .pth"):
         read_weights(tmp_path / "file.safetensors")
 
 

@@ -14,8 +14,8 @@ def test_epochs_are_converted_and_steps_are_kept(epochs: float | None, steps: in
 @pytest.mark.parametrize(
     ("epochs", "steps", "text"),
     [
-        (1.0, 2, "schedule.warmup_epochs=1.0 schedule.warmup_steps=2: give one of the two"),
-        (None, None, "schedule.warmup_epochs=null schedule.warmup_steps=null: give one of the two"),
+        (1.0, 2, "schedule.warmup_epochs=1.0 schedule.warmup_steps=2: set one of the two"),
+        (None, None, "schedule.warmup_epochs=null schedule.warmup_steps=null: set one of the two"),
         (-1, None, "schedule.warmup_epochs=-1 must be 0 or more"),
         (None, -3, "schedule.warmup_steps=-3 must be 0 or more"),
     ],

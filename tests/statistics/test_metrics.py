@@ -6,10 +6,10 @@ from sklearn import metrics as sk
 
 from imago.statistics.intervals import wilson_interval
 from imago.statistics.metrics import (
-    Result,
+    LabeledOutputs,
     macro_scores,
     most_confused,
-    num_right_in_top,
+    num_correct_in_top_k,
     per_class,
     softmax,
     top_classes,
@@ -18,7 +18,7 @@ from imago.statistics.metrics import (
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     logits = np.eye(num_classes, dtype=np.float32)[predicted]
-    return Result(tuple(map(str, range(num_classes))), labels, logits, logits.max(axis=1)).confusion
+    return LabeledOutputs(tuple(map(str, range(num_classes))), labels, logits, logits.max(axis=1)).confusion
 
 
 def noisy_predictions(num_classes: int, num_images: int = 500, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -55,13 +55,13 @@ def test_macro_f1_is_the_mean_over_the_classes_that_have_images():
 def test_top_k_counts_are_those_of_scikit_learn(k: int):
     labels, logits = noisy_predictions(10)
     expected = 500 if k == 10 else sk.top_k_accuracy_score(labels, logits, k=k, labels=range(10), normalize=False)
-    assert num_right_in_top(logits, labels, k) == expected
+    assert num_correct_in_top_k(logits, labels, k) == expected
 
 
 def test_of_equal_logits_the_first_class_wins_everywhere():
     logits, labels = np.zeros((4, 4), np.float32), np.arange(4)
-    assert [num_right_in_top(logits, labels, k) for k in (1, 2, 3, 4)] == [1, 2, 3, 4]
-    assert num_right_in_top(logits, labels, 1) == (logits.argmax(axis=1) == labels).sum()
+    assert [num_correct_in_top_k(logits, labels, k) for k in (1, 2, 3, 4)] == [1, 2, 3, 4]
+    assert num_correct_in_top_k(logits, labels, 1) == (logits.argmax(axis=1) == labels).sum()
     assert top_classes(logits, 3).tolist() == [[0, 1, 2]] * 4
     assert top_classes(np.array([[0.1, 3.0, 2.0]]), 9).tolist() == [[1, 2, 0]]
 
@@ -90,7 +90,7 @@ def test_every_score_is_that_of_scikit_learn_and_inside_its_interval_and_top_5_n
     labels, logits = noisy_predictions(num_classes)
     names = tuple(f"c{number}" for number in range(num_classes))
     probabilities = softmax(logits / 2)
-    found = Result(names, labels, logits, probabilities.max(axis=1), calibration_temperature=2.0).metrics()
+    found = LabeledOutputs(names, labels, logits, probabilities.max(axis=1), calibration_temperature=2.0).metrics()
     predicted = logits.argmax(axis=1)
     average = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
     expected = {
@@ -113,6 +113,6 @@ def test_every_score_is_that_of_scikit_learn_and_inside_its_interval_and_top_5_n
 
 def test_the_worst_mistakes_have_the_highest_confidence_and_the_first_of_equal_ones_leads():
     labels, logits = np.array([0, 1, 1, 0, 1]), np.tile(np.array([1, 0], np.float32), (5, 1))
-    result = Result(("a", "b"), labels, logits, np.array([0.99, 0.4, 0.8, 0.2, 0.8]))
+    result = LabeledOutputs(("a", "b"), labels, logits, np.array([0.99, 0.4, 0.8, 0.2, 0.8]))
     assert result.worst_mistakes(2).tolist() == [2, 4]
     assert result.worst_mistakes(9).tolist() == [2, 4, 1]

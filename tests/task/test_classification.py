@@ -357,7 +357,9 @@ def parts_of_a_task(scale: float | None, weight: float) -> Any:
     ("scale", "weight", "is_overflow"),
     [(65536.0, 1.0, True), (1.0, 1.0, True), (0.5, 1.0, False), (65536.0, float("nan"), False), (None, 1.0, False)],
 )
-def test_an_overflow_is_overflow_while_the_scale_can_fall(scale, weight: float, is_overflow: bool):
+def test_an_infinite_loss_is_an_overflow_if_the_scale_is_at_least_1_and_the_weights_are_finite(
+    scale, weight: float, is_overflow: bool
+):
     assert ClassificationTask._scale_can_fall(parts_of_a_task(scale, weight)) is is_overflow
 
 

@@ -25,7 +25,7 @@ def image() -> Tensor:
     return torch.arange(9.0).view(1, 1, 3, 3).repeat(1, 3, 1, 1)
 
 
-def test_none_calls_the_network_once():
+def test_tta_none_calls_the_network_once():
     net = RecordingNet()
     assert torch.equal(predict_with_tta(net, image(), "none"), torch.zeros(1, 2))
     assert len(net.inputs) == 1

@@ -13,7 +13,7 @@ _WIDTH, _HEIGHT = 400, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 388, 12, 210  # ends of the axes
 _MAX_POINTS = 500  # of a line: more cannot be seen in 340 px, and the page would grow to megabytes
 _MAX_MARKED = 40  # points of a line: on more, markers would hide the line
-_NOT_CURVES = ("epoch", "test/")  # test results are single numbers
+_NOT_CURVE_PREFIXES = ("epoch", "test/")  # test results are single numbers
 
 
 class Line(NamedTuple):
@@ -38,7 +38,7 @@ def curve_groups(names: Iterable[str]) -> dict[str, list[str]]:
     """Group the metrics of one chart: train/loss, train/loss_step and val/loss are all `loss`."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        if not name.startswith(_NOT_CURVES):
+        if not name.startswith(_NOT_CURVE_PREFIXES):
             groups.setdefault(name.rpartition("/")[2].removesuffix("_step"), []).append(name)
     return {title: sorted(group) for title, group in groups.items()}
 
@@ -50,7 +50,7 @@ def line_charts(
 
     Args:
         groups: lines by the title of their chart, which is also read by screen readers.
-        x_label: the text below the axis.
+        x_label: the text below the horizontal axis of each chart.
         limits: the ends of both axes; those of the points if None.
     """
     charts = []
@@ -76,7 +76,9 @@ class _Axis(NamedTuple):
 def _axis(values: Sequence[float], limits: tuple[float, float] | None, start: float, end: float) -> _Axis:
     """Return an axis that ends at round numbers, so that no line is drawn along the frame."""
     low, high = limits or (min(values), max(values))
+    # A constant line gets 10 % of its value on each side, or 0.5 if it is 0.
     margin = 0 if low < high else abs(low) / 10 or 0.5
+    # About five labels fit without overlap; our own choice.
     return _Axis(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low - margin, high + margin), start, end)
 
 
@@ -86,6 +88,7 @@ def _finite(line: Line) -> Line:
 
 
 def _svg(title: str, lines: Sequence[Line], x_label: str, limits: tuple[float, float] | None) -> str:
+    """Return one chart as SVG; screen readers get the title and the first and last value of each line."""
     x_axis = _axis([x for line in lines for x in line.x], limits, _LEFT, _RIGHT)
     y_axis = _axis([y for line in lines for y in line.y], limits, _BOTTOM, _TOP)
     changes = (f"{line.name} goes from {_number(line.y[0])} to {_number(line.y[-1])}" for line in lines)

@@ -10,11 +10,11 @@ import numpy as np
 
 from imago.analysis.charts import Chart, Line, curve_groups, line_charts
 from imago.analysis.evaluation import Evaluation, load_evaluation
-from imago.analysis.page import headlines, optional, views, write_page
+from imago.analysis.page import final_test_tta, main_results, read_or_note, write_page
 from imago.errors import DataError
 from imago.runs.records import Record, differing, read_logged, read_record
 from imago.settings import typed_value
-from imago.statistics.paired import Paired, compare_paired
+from imago.statistics.paired import PairedComparison, compare_paired
 from imago.text import join_names, percent, printable
 
 _MAX_CLASSES = 30  # rows of the page, as for a single run
@@ -27,8 +27,8 @@ class Comparison:
     """Result of comparing two runs, a and b.
 
     Attributes:
-        names: the names of the two runs.
-        records: what was read from their directories.
+        names: the last two parts of the paths of the run directories, e.g. "train/first".
+        records: status, results and settings of both.
         settings: name and the two values of each setting that differs, as they are typed; empty for a missing one.
         faults: why settings cannot be compared: the config of a run is missing or damaged.
         evaluations: both evaluations of the same images, or nothing.
@@ -41,7 +41,7 @@ class Comparison:
     settings: Sequence[tuple[str, str, str]]
     faults: Sequence[str]
     evaluations: Sequence[Evaluation]
-    paired: Paired | None
+    paired: PairedComparison | None
     missing: Sequence[str]
 
     @property
@@ -51,7 +51,7 @@ class Comparison:
             return []
         acc_a, acc_b = (percent(evaluation.is_correct.mean()) for evaluation in self.evaluations)
         is_one_view = all(evaluation.metadata.get("tta", "none") == "none" for evaluation in self.evaluations)
-        had_views = any(views(record) != "none" for record in self.records)
+        had_views = any(final_test_tta(record) != "none" for record in self.records)
         one_view = ", one view of each" if is_one_view and had_views else ""
         images = f"on the same {self.paired.num_images:,} images{one_view}"
         low, high = (f"{100 * end:+.2f}" for end in self.paired.interval_95)
@@ -68,8 +68,8 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
     """Read two runs and test their difference on the images that both were evaluated on.
 
     Args:
-        a: a run directory.
-        b: another run directory.
+        a: the first run directory; differences are b minus a.
+        b: the second run directory.
         split: the evaluations to compare, `eval/<split>` of both.
 
     Raises:
@@ -81,7 +81,7 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
     faults = [record.config_fault for record in records if record.config_fault]
     names = f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}"
     missing: list[str] = []
-    first, second = (optional(missing, load_evaluation, run, split) for run in (a, b))
+    first, second = (read_or_note(missing, load_evaluation, run, split) for run in (a, b))
     if missing:
         return Comparison(names, records, settings, faults, (), None, list(dict.fromkeys(missing)))
     paired = compare_paired(first.is_correct, second.is_correct[_matching_indices(first, second)])
@@ -150,7 +150,7 @@ def _different_images(reason: str) -> DataError:
 
 
 def _result_rows(records: tuple[Record, Record]) -> list[tuple[str, str, str]]:
-    a, b = ({name: f"{value} ({note})" if note else value for name, value, note in headlines(r)} for r in records)
+    a, b = ({name: f"{value} ({note})" if note else value for name, value, note in main_results(r)} for r in records)
     rows = [(name, a.get(name, ""), b.get(name, "")) for name in a | b]
     return [("status", records[0].status, records[1].status), *rows]
 
@@ -170,7 +170,7 @@ def _class_rows(a: Evaluation, b: Evaluation) -> list[tuple[str, str, str, str]]
 
 def _charts(records: tuple[Record, Record]) -> list[Chart]:
     """Draw one chart for each metric, without those of single steps."""
-    logged = [optional([], read_logged, Path(record.folder)) or {} for record in records]
+    logged = [read_or_note([], read_logged, Path(record.folder)) or {} for record in records]
     groups = {}
     for name in chain.from_iterable(curve_groups(logged[0] | logged[1]).values()):
         if not name.endswith("_step"):

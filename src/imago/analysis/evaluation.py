@@ -50,8 +50,8 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
     """Read `eval/<split>` of a run.
 
     Args:
-        run: the run directory.
-        split: the split that was evaluated.
+        run: run directory that `eval.py` has evaluated.
+        split: name of the directory in `RUN/eval`, e.g. "test".
 
     Raises:
         DataError: if it is missing (with the command that creates it) or damaged.
@@ -100,7 +100,7 @@ def load_image(evaluation: Evaluation, index: int, saved: Mapping[int, np.ndarra
 
     Args:
         evaluation: an evaluation, as returned by `load_evaluation`.
-        index: the index of the image.
+        index: index of the image in `evaluation`, in 0 .. N - 1.
         saved: images that are not files, as returned by `saved_images`.
     """
     name = evaluation.images[index]

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
-_NEW_SHARE = 0.1  # of the newest loss in the moving average; our own choice: it evens out about 10 batches
-_SAFETY = 10.0  # at the lowest loss training is nearly unstable (Howard and Gugger 2020, chapter 5)
+_EMA_ALPHA = 0.1  # of the newest loss in the moving average; our own choice: it evens out about 10 batches
+_SAFETY_DIVISOR = 10.0  # at the lowest loss training is nearly unstable (Howard and Gugger 2020, chapter 5)
 _MIN_DECREASE = 0.02  # of the first loss; less is noise between batches (our own choice)
 
 
-def smooth(losses: Sequence[float]) -> np.ndarray:
+def smooth_losses(losses: Sequence[float]) -> np.ndarray:
     """Return the bias-corrected exponential moving average of losses (n,)."""
     from pandas import Series  # imported here because it takes 0.5 s
 
-    return Series(losses).ewm(alpha=_NEW_SHARE).mean().to_numpy()
+    return Series(losses).ewm(alpha=_EMA_ALPHA).mean().to_numpy()
 
 
-def suggest(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
+def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     """Return a tenth of the learning rate with the lowest smoothed loss.
 
     Args:
@@ -27,9 +27,9 @@ def suggest(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     Returns:
         A learning rate; None if the loss does not decrease.
     """
-    smoothed = smooth(losses)
+    smoothed = smooth_losses(losses)
     lowest = int(smoothed.argmin())
-    return lrs[lowest] / _SAFETY if smoothed[lowest] < (1 - _MIN_DECREASE) * smoothed[0] else None
+    return lrs[lowest] / _SAFETY_DIVISOR if smoothed[lowest] < (1 - _MIN_DECREASE) * smoothed[0] else None
 
 
 def save_lr_curve(lrs: Sequence[float], losses: Sequence[float], suggestion: float | None, path: Path) -> None:
@@ -39,10 +39,11 @@ def save_lr_curve(lrs: Sequence[float], losses: Sequence[float], suggestion: flo
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xscale="log", xlabel="learning rate", ylabel="training loss")
     axes.plot(lrs, losses, color="0.75", linewidth=1, label="each step")
-    smoothed = smooth(losses)
+    smoothed = smooth_losses(losses)
     axes.plot(lrs, smoothed, color="C0", label="smoothed")
     if suggestion is not None:
         axes.axvline(suggestion, color="C3", linestyle="--", label=f"suggestion: {suggestion:.1e}")
+    # From 10 % below the lowest loss to 10 % above the first, so that divergence does not compress the curve.
     axes.set_ylim(0.9 * smoothed.min(), 1.1 * smoothed[0])
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from imago.runs.records import Record
 from imago.text import count_text, duration_text, percent, range_text
 
 _THUMBNAIL_PX = 160  # longer side; 25 of them as JPEG take about 200 kB
+_JPEG_QUALITY = 82  # of thumbnails; our own choice
 _MAX_FIGURE_BYTES = 1_500_000  # larger figures are only named, so that a page can be mailed
 
 
@@ -46,9 +47,9 @@ def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
         raise DataError(f"output={file} cannot be written: {error.strerror}.") from error
 
 
-def headlines(record: Record) -> list[tuple[str, str, str]]:
+def main_results(record: Record) -> list[tuple[str, str, str]]:
     """Return name, value and note of the main results of a run."""
-    interval, wait, tta = range_text(record.test_low, record.test_high), record.data_wait_share, views(record)
+    interval, wait, tta = range_text(record.test_low, record.test_high), record.data_wait_share, final_test_tta(record)
     tested = f"95 %: {interval}, n = {count_text(record.num_test_images)}" if interval else ""
     cards = [
         ("test accuracy", percent(record.test_acc), tested + (f", with tta={tta}" if tta != "none" else "")),
@@ -59,12 +60,12 @@ def headlines(record: Record) -> list[tuple[str, str, str]]:
     return [card for card in cards if card[1]]
 
 
-def views(record: Record) -> str:
+def final_test_tta(record: Record) -> str:
     """Return the `tta` of the final test; "none" is one view of each image."""
     return str(record.settings.get("tta") or "none")
 
 
-def optional(missing: list[str], read: Callable[..., Any], *arguments: Any) -> Any:
+def read_or_note(missing: list[str], read: Callable[..., Any], *arguments: Any) -> Any:
     """Return `read(*arguments)`; on a DataError, append its message to `missing` and return None."""
     try:
         return read(*arguments)
@@ -80,7 +81,7 @@ def thumbnail_uri(pixels: np.ndarray) -> str:
         image.save(data, "PNG", optimize=True)
         return _data_uri("image/png", data.getvalue())
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    image.save(data, "JPEG", quality=82)
+    image.save(data, "JPEG", quality=_JPEG_QUALITY)
     return _data_uri("image/jpeg", data.getvalue())
 
 

@@ -25,13 +25,13 @@ _MAX_SIDE_INCH = 17  # of the matrix, however many classes: 1,870 px
 _DARK_SHARE = 0.35  # of a row, from which a cell is so dark that its count is white
 
 
-def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str) -> "Figure":
+def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str) -> "Figure":
     """Draw a confusion matrix; the color is the share of the row, so that rare classes show as well as frequent ones.
 
     Args:
         confusion: counts (K, K), true classes in rows.
-        class_names: K names.
-        title: the text above the matrix.
+        class_names: K names, in the order of the rows and columns.
+        title: one line above the matrix; a $ in it is printed as it is.
     """
     from matplotlib.colors import PowerNorm
 
@@ -58,9 +58,9 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
 
 
 def save_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str, path: Path) -> None:
-    """Write the figure of `draw_confusion` as a PNG file."""
+    """Write the figure of `plot_confusion` as a PNG file."""
     # "tight" includes long class names outside the axes; it draws everything twice.
-    save_figure(draw_confusion(confusion, class_names, title), path, bbox_inches="tight", pad_inches=0.15)
+    save_figure(plot_confusion(confusion, class_names, title), path, bbox_inches="tight", pad_inches=0.15)
 
 
 def save_figure(figure: "Figure", path: Path, **settings: Any) -> None:
@@ -70,12 +70,12 @@ def save_figure(figure: "Figure", path: Path, **settings: Any) -> None:
         figure.savefig(path, format="png", **settings)
 
 
-def draw_reliability(diagram: Reliability, title: str) -> "Figure":
+def plot_reliability(diagram: Reliability, title: str) -> "Figure":
     """Draw accuracy over confidence, and below it the number of images in each bin.
 
     Args:
         diagram: accuracy and confidence, as returned by `reliability`.
-        title: the text above the diagram.
+        title: first line above the diagram; the ECE is added below it.
     """
     figure = _new_figure(5, 5.6)
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
@@ -91,7 +91,7 @@ def draw_reliability(diagram: Reliability, title: str) -> "Figure":
     return figure
 
 
-def draw_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, np.ndarray] | None = None) -> "Figure":
+def plot_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, np.ndarray] | None = None) -> "Figure":
     """Draw the images of the mistakes with the highest probability, each with predicted and true class.
 
     Args:
@@ -123,21 +123,22 @@ def draw_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, n
     return figure
 
 
-def draw_explanation(image: np.ndarray, heat: np.ndarray, title: str) -> "Figure":
-    """Draw an image, and next to it the same image under a heat map.
+def plot_explanation(image: np.ndarray, heatmap: np.ndarray, title: str) -> "Figure":
+    """Draw an image, and next to it the same image under a heatmap.
 
     Args:
         image: pixels, uint8 (H, W, 3).
-        heat: evidence for a class, (H, W), in [0, 1].
-        title: the text above both.
+        heatmap: evidence for a class, (H, W), in [0, 1].
+        title: one line above both; a $ in it is printed as it is.
     """
     figure = _new_figure(6, 3.3)
-    plain, covered = figure.subplots(1, 2)
-    for axes in (plain, covered):
+    plain, overlay = figure.subplots(1, 2)
+    for axes in (plain, overlay):
         axes.imshow(image)
         axes.set_axis_off()
-    # Transparent where there is no evidence; a map of constant opacity would hide the image.
-    covered.imshow(heat, cmap="turbo", vmin=0, vmax=1, alpha=0.65 * np.sqrt(heat))
+    # Transparent where there is no evidence; a map of constant opacity would hide the image. With 0.65 it
+    # stays visible under the strongest evidence; our own choice.
+    overlay.imshow(heatmap, cmap="turbo", vmin=0, vmax=1, alpha=0.65 * np.sqrt(heatmap))
     figure.suptitle(title, fontsize=11, parse_math=False)
     _set_fonts(figure)
     return figure

@@ -9,7 +9,7 @@ import numpy as np
 
 from imago.analysis.charts import Chart, Line, curve_groups, line_charts
 from imago.analysis.evaluation import Evaluation, eval_command, load_evaluation, load_image, saved_images
-from imago.analysis.page import figure_uri, headlines, optional, thumbnail_uri, views, write_page
+from imago.analysis.page import figure_uri, final_test_tta, main_results, read_or_note, thumbnail_uri, write_page
 from imago.files import read_json
 from imago.runs.records import Record, read_logged, read_record
 from imago.statistics.calibration import Reliability, reliability
@@ -19,7 +19,7 @@ from imago.text import count_text, duration_text, percent, range_text
 _MAX_MISTAKES = 25  # images, about 200 kB
 _MAX_CLASSES = 30  # with more, the matrix is wider than a screen and only the weakest classes are listed
 _MAX_CONFUSED = 20  # rows, about a screen
-_MAX_FIGURES = 12  # files of up to 5 MB each
+_MAX_FIGURES = 12  # each at most 1.5 MB, see `figure_uri`: 24 MB in all as base64; our own choice
 _MAX_DIFF_CHARS = 20_000  # about ten screens
 _TIMES = {"train": "training", "data_wait": "waiting for data", "val": "validation", "test": "final test"}
 
@@ -28,9 +28,9 @@ def write_run_page(run: Path, split: str, file: Path) -> list[str]:
     """Write the content of a run directory as one HTML file.
 
     Args:
-        run: the run directory.
+        run: the run directory; a file that it lacks leaves a gap in the page.
         split: the evaluation to show, `eval/<split>` of the run.
-        file: the page.
+        file: the page; its directory is created if necessary.
 
     Returns:
         What is missing in the page, and the way to get it.
@@ -40,12 +40,12 @@ def write_run_page(run: Path, split: str, file: Path) -> list[str]:
     """
     missing: list[str] = []
     record = read_record(run)
-    evaluation: Evaluation | None = optional(missing, load_evaluation, run, split)
+    evaluation: Evaluation | None = read_or_note(missing, load_evaluation, run, split)
     context = {
         "title": f"{run.parent.name}/{run.name}",
         "record": record,
-        "results": headlines(record),
-        "charts": _charts(optional(missing, read_logged, run) or {}),
+        "results": main_results(record),
+        "charts": _charts(read_or_note(missing, read_logged, run) or {}),
         "times": _times(read_json(run / "summary.json"), missing),
         "split": split,
         "eval_command": eval_command(run, split),
@@ -117,7 +117,7 @@ def _notes(run: Path, split: str, record: Record, evaluation: Evaluation) -> lis
     if split != "test" or record.test_acc is None or abs(evaluation.is_correct.mean() - record.test_acc) <= 1e-9:
         return notes
     reason = f"this evaluation used other images or another checkpoint; to repeat it: {eval_command(run, split)}"
-    if (tta := views(record)) != metadata.get("tta", "none"):
+    if (tta := final_test_tta(record)) != metadata.get("tta", "none"):
         reason = f"it took the mean over several views of each image (tta={tta}), this evaluation did not"
     return [*notes, f"the run's final test gave {percent(record.test_acc)}: {reason}"]
 
@@ -143,7 +143,7 @@ def _bin_rows(diagram: Reliability) -> list[tuple[str, str, str, str]]:
 
 def _mistakes(evaluation: Evaluation, missing: list[str]) -> list[tuple[int, str, str]]:
     """Return the index of each of the worst mistakes, with its image as data URI or the reason why there is none."""
-    saved = optional(missing, saved_images, evaluation) or {}
+    saved = read_or_note(missing, saved_images, evaluation) or {}
     mistakes = []
     for index in evaluation.worst_mistakes(_MAX_MISTAKES).tolist():
         pixels, reason = load_image(evaluation, index, saved)

@@ -16,28 +16,28 @@ _RESULTS = (
     *("val_acc", "test_acc", "test_low", "test_high", "num_test_images", "best_epoch", "epochs"),
     *("seconds", "images_per_s", "data_wait_share", "folder", "reason", "config_fault"),
 )
-_SEEDS = ("num_seeds", "val_std", "test_std", "test_lowest", "test_highest")  # only in a table of `fold_seeds`
-_COUNTS = ["seed", "num_test_images", "best_epoch", "epochs"]
-_MEANS = ["val_acc", "test_acc", "seconds", "images_per_s", "data_wait_share"]
+_SEED_COLUMNS = ("num_seeds", "val_std", "test_std", "test_lowest", "test_highest")  # only in a table of `fold_seeds`
+_COUNT_COLUMNS = ["seed", "num_test_images", "best_epoch", "epochs"]
+_MEAN_COLUMNS = ["val_acc", "test_acc", "seconds", "images_per_s", "data_wait_share"]
 
 
-def load_runs(logs: Path | str) -> DataFrame:
+def load_runs(log_dir: Path | str) -> DataFrame:
     """Read every run below a directory, in order of their start.
 
     Args:
-        logs: searched recursively for `summary.json`.
+        log_dir: searched recursively for `summary.json`.
 
     Returns:
-        One row for each run. `run` is its path below `logs`, `folder` the full path; accuracies are in [0, 1], and
+        One row for each run. `run` is its path below `log_dir`, `folder` the full path; accuracies are in [0, 1], and
         `test_low`, `test_high` are the ends of the 95 % interval. Between `seed` and `val_acc` are the settings that
         differ between these runs, named as on the command line. `status` is running, finished, failed or stopped as
         in the summary, "died" for a run that was killed, or "unreadable". `reason` says why a run ended early, and
         `config_fault` why its settings are missing.
 
     Raises:
-        DataError: if `logs` is not a directory.
+        DataError: if `log_dir` is not a directory.
     """
-    records = read_records(logs)
+    records = read_records(log_dir)
     names = [name for name in differing([r.settings for r in records if r.settings]) if name not in _IDENTITY]
     rows = [vars(r) | {name: r.settings.get(name) for name in ("data", "model", "seed", *names)} for r in records]
     return _table(rows, [*_IDENTITY, *names, *_RESULTS]).sort_values("started", ignore_index=True)
@@ -45,7 +45,7 @@ def load_runs(logs: Path | str) -> DataFrame:
 
 def setting_names(runs: DataFrame) -> list[str]:
     """Return the settings that differ within a table of `load_runs` or some of its rows, without `seed`."""
-    columns = [name for name in runs.columns if name not in (*_IDENTITY, *_RESULTS, *_SEEDS)]
+    columns = [name for name in runs.columns if name not in (*_IDENTITY, *_RESULTS, *_SEED_COLUMNS)]
     return [name for name in ("data", "model", *columns) if runs[name].nunique(dropna=False) > 1]
 
 
@@ -67,7 +67,7 @@ def fold_seeds(runs: DataFrame) -> DataFrame:
     groups = complete.groupby(_group_names(runs), dropna=False, sort=False)
     single = runs.drop(_complete(runs).index)
     rows = [_fold(seeds) for _, seeds in groups] + [_fold(single.loc[[index]]) for index in single.index]
-    return _table(rows, [*runs.columns, *_SEEDS])
+    return _table(rows, [*runs.columns, *_SEED_COLUMNS])
 
 
 def older_repetitions(runs: DataFrame) -> DataFrame:
@@ -96,13 +96,13 @@ def _fold(seeds: DataFrame) -> dict[str, Any]:
     of_one_run = dict.fromkeys(("seed", "best_epoch", "folder"))
     extremes = {"test_lowest": tests.min(), "test_highest": tests.max()}
     name = f"{seeds['run'].min()} +{len(seeds) - 1}"
-    return row | seeds[_MEANS].mean().to_dict() | spread | extremes | of_one_run | {"run": name}
+    return row | seeds[_MEAN_COLUMNS].mean().to_dict() | spread | extremes | of_one_run | {"run": name}
 
 
 def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> DataFrame:
     """Create a table with numbers in its columns of numbers, also where cells or all rows are empty."""
     table = DataFrame(rows, columns=list(columns), dtype=object)  # integers of settings stay integers
-    numbers = [*_COUNTS, *_MEANS, "test_low", "test_high"]
+    numbers = [*_COUNT_COLUMNS, *_MEAN_COLUMNS, "test_low", "test_high"]
     table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce").astype("float64")
-    table[_COUNTS] = table[_COUNTS].round().astype("Int64")
+    table[_COUNT_COLUMNS] = table[_COUNT_COLUMNS].round().astype("Int64")
     return table

@@ -12,8 +12,8 @@ from imago.settings import typed_value
 from imago.text import count_text, display_width, duration_text, padded, percent, printable, range_text
 
 _BEST_FIRST = ("val_acc", "test_acc", "images_per_s")
-_NUMBERS = ("val", "test", "n", "time", "images/s")  # aligned to the right
-_DISPENSABLE = ("images/s", "n", "time", "data", "model", "seed")  # in a narrow terminal, left out in this order
+_RIGHT_ALIGNED = ("val", "test", "n", "time", "images/s")  # aligned to the right
+_LEFT_OUT_IF_NARROW = ("images/s", "n", "time", "data", "model", "seed")  # in a narrow terminal, left out in this order
 
 
 def sort_runs(runs: DataFrame, column: str) -> DataFrame:
@@ -65,12 +65,12 @@ def table_text(runs: DataFrame, width: int | None) -> str:
     if width is not None and _total_width(table) > width:
         if "settings" in table:
             below = [f"\n    {text}" if text else "" for text in table.pop("settings")]
-        for header in _DISPENSABLE:
+        for header in _LEFT_OUT_IF_NARROW:
             if header in table and _total_width(table) > width:
                 table.pop(header)
                 left_out.append(header)
     columns = [
-        [padded(cell, cell_width, header in _NUMBERS) for cell in (header, *table[header])]
+        [padded(cell, cell_width, header in _RIGHT_ALIGNED) for cell in (header, *table[header])]
         for header, cell_width in _widths(table).items()
     ]
     first, *lines = ("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))

@@ -7,8 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from imago.errors import ConfigError
-from imago.model.adapt import keep_frozen_in_evaluation
-from imago.model.layers import layers_in_order, new_parts
+from imago.model.adapt import keep_frozen_in_eval_mode
+from imago.model.layers import layers_in_order, new_module_names
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +49,12 @@ class BackboneFinetuning(Callback):
         layers = layers_in_order(net)
         num_trained = self._num_trained(epoch, len(layers))
         trained = {id(parameter) for layer in layers[len(layers) - num_trained :] for parameter in layer}
-        for part in new_parts(net):
+        for part in new_module_names(net):
             trained |= {id(parameter) for parameter in getattr(net, "body", net).get_submodule(part).parameters()}
         for parameter in net.parameters():
             parameter.requires_grad_(id(parameter) in trained)
         net.train()  # also what was frozen, and therefore in evaluation mode
-        keep_frozen_in_evaluation(net)
+        keep_frozen_in_eval_mode(net)
         log.debug("epoch %d: %d of %d layers train", epoch, num_trained, len(layers))
 
     def _num_trained(self, epoch: int, num_layers: int) -> int:

@@ -10,8 +10,8 @@ from PIL import Image
 from imago.data.examine import Examination, examine
 from imago.data.image_record import examine_pixels
 from imago.dataset_check import report
-from imago.dataset_check.checked_set import CheckedSet
-from imago.dataset_check.findings import find
+from imago.dataset_check.checked_dataset import CheckedDataset
+from imago.dataset_check.findings import list_findings
 from imago.dataset_check.pages import draw_augmentations, draw_sheets
 from imago.errors import ConfigError, DataError, IncompleteError, UserError
 from imago.files import write_csv, write_json
@@ -41,7 +41,7 @@ def check(cfg: DictConfig) -> None:
         raise ConfigError(f"run_name={cfg.run_name}: {directory} already holds a check; choose another name.")
     data = _build(cfg)
     cache_dir = Path(cfg.data.get("cache_dir") or Path(cfg.paths.data_dir) / "cache")
-    checked = gather(data, cache_dir) if cfg.show == "all" else None
+    checked = examine_dataset(data, cache_dir) if cfg.show == "all" else None
     try:
         if checked is None:
             Image.fromarray(draw_augmentations(data)).save(directory / "augment.png")
@@ -57,22 +57,23 @@ def check(cfg: DictConfig) -> None:
         raise IncompleteError(f"{num_serious} of the findings (marked !) need a decision before training")
 
 
-def gather(data: "ImageDataModule", cache_dir: Path) -> CheckedSet:
+def examine_dataset(data: "ImageDataModule", cache_dir: Path) -> CheckedDataset:
     """Examine every image of a dataset, or take its result from an earlier examination.
 
     Args:
         data: a data module after `set_up_data`.
-        cache_dir: directory of the results.
+        cache_dir: directory of the results of earlier examinations; new ones are added.
     """
     samples = [split for _, split in data.splits.named()]
     examined = [_examine(split, cache_dir) for split in samples]
-    return CheckedSet(
+    return CheckedDataset(
         data.class_names,
         tuple(name for split in samples for name in split.names),
         np.repeat(np.arange(len(samples)), [len(split) for split in samples]),
         np.concatenate([split.labels for split in samples]),
         Examination(
-            np.concatenate([one.records for one in examined]), tuple(error for one in examined for error in one.errors)
+            np.concatenate([examination.records for examination in examined]),
+            tuple(error for examination in examined for error in examination.errors),
         ),
     )
 
@@ -84,15 +85,15 @@ def _build(cfg: DictConfig, **changes: Any) -> "ImageDataModule":
     return data
 
 
-def _examine(part: "Samples", cache_dir: Path) -> Examination:
+def _examine(samples: "Samples", cache_dir: Path) -> Examination:
     from imago.data.dataset import LabeledFiles
 
-    if not isinstance(part, LabeledFiles):
-        return Examination(examine_pixels(part.images), ("",) * len(part))
-    return examine(part, cache_dir)
+    if not isinstance(samples, LabeledFiles):
+        return Examination(examine_pixels(samples.images), ("",) * len(samples))
+    return examine(samples, cache_dir)
 
 
-def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedSet, directory: Path) -> int:
+def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedDataset, directory: Path) -> int:
     """Write all files, print the report, and return the number of serious findings."""
     report.write_bad_images(directory / "bad_images.csv", checked, data.bad)
     write_csv(directory / "ignored.csv", [("path", "reason"), *data.ignored])
@@ -101,7 +102,7 @@ def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedSet,
     print("\n".join(report.class_table(checked)), end="\n\n")
     preprocess, description = _preprocess(cfg, data, checked)
     print("\n".join(report.summary_lines(checked, description)), end="\n\n")
-    findings = find(checked, len(data.ignored), len(data.bad))
+    findings = list_findings(checked, len(data.ignored), len(data.bad))
     report.write_duplicates(directory / "duplicates.csv", checked)
     if checked.has_leaks and checked.can_leave_leaks_out:
         rows = [(name, label, split) for name, split, label in map(checked.origin, checked.without_leaks)]
@@ -119,8 +120,8 @@ def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedSet,
     return sum(finding.is_serious for finding in findings)
 
 
-def _preprocess(cfg: DictConfig, data: "ImageDataModule", checked: CheckedSet) -> tuple[Preprocess | None, str]:
-    """Return the preprocessing of a run, without the bad images, and its description; None if it is unknown."""
+def _preprocess(cfg: DictConfig, data: "ImageDataModule", checked: CheckedDataset) -> tuple[Preprocess | None, str]:
+    """Return the preprocessing of a run, without the unreadable images, and its description; None if it is unknown."""
     try:
         preprocess = (_build(cfg, on_bad_image="skip") if len(checked.bad) else data).preprocess
     except UserError as error:

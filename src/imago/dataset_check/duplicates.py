@@ -22,14 +22,14 @@ MIN_CONTRAST = 3.0  # levels out of 255, of the thumbnail without trend; with le
 # Images of one pattern (drawn shapes, digits) are similar without being copies. The threshold is then raised, on
 # Fisher's scale atanh(r), to this many times the 0.9 quantile of random pairs: 4.3 * 0.27 on CIFAR-10 leaves it as it
 # is, 4.3 * 0.74 on 7,000 drawn shapes is above their most similar pair.
-_TIMES_RANDOM = 4.3
+_RANDOM_PAIR_FACTOR = 4.3
 _MAX_CORRELATION = 0.997  # never above: a copy that is compressed once more stays over this
 
 _NUM_SAMPLED = 2_000  # two million pairs
-_COARSE_LOSS = 0.01  # 8 x 8 thumbnails of a pair may correlate less than those of 16 x 16 by this much
+_COARSE_MARGIN = 0.01  # 8 x 8 thumbnails of a pair may correlate less than those of 16 x 16 by this much
 _NUM_NEAREST_CELLS = 5  # loses none of the 692 pairs of CIFAR-10
 _MAX_NEIGHBORS = 8  # of one image in a cell: the frames of a video would make millions of pairs
-_BLOCK = 2_048  # rows compared at a time
+_ROWS_AT_ONCE = 2_048  # a block of correlations with 10,000 members then takes 82 MB in float32
 
 
 @dataclass(frozen=True)
@@ -103,17 +103,18 @@ def _features(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _min_correlation(features: np.ndarray) -> float:
     sampled = features[_spread(len(features), _NUM_SAMPLED)]
-    if len(sampled) < 20:  # too few pairs for a quantile
+    if len(sampled) < 20:  # fewer than 190 pairs are too few for a quantile; our own choice
         return MIN_CORRELATION
     usual = np.quantile((sampled @ sampled.T)[np.triu_indices(len(sampled), 1)], 0.9)
-    raised = np.tanh(_TIMES_RANDOM * np.arctanh(np.clip(usual, 0, 0.9)))
+    # 0.9 keeps arctanh finite; from 0.64 on, _MAX_CORRELATION limits the threshold anyway.
+    raised = np.tanh(_RANDOM_PAIR_FACTOR * np.arctanh(np.clip(usual, 0, 0.9)))
     return float(np.clip(raised, MIN_CORRELATION, _MAX_CORRELATION))
 
 
-def _spread(count: int, num_wanted: int) -> np.ndarray:
-    """Return at most `num_wanted` indices out of `count`, evenly spread."""
-    num_taken = min(num_wanted, count)
-    return np.arange(num_taken) * count // max(1, num_taken)
+def _spread(num_items: int, num_wanted: int) -> np.ndarray:
+    """Return at most `num_wanted` indices out of `num_items`, evenly spread."""
+    num_taken = min(num_wanted, num_items)
+    return np.arange(num_taken) * num_items // max(1, num_taken)
 
 
 def _near_pairs(features: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
@@ -121,13 +122,13 @@ def _near_pairs(features: np.ndarray, threshold: float) -> tuple[np.ndarray, np.
     coarse = _coarse(features)
     candidates = [np.zeros((0, 2), np.int64)]
     for members in _cells(coarse):
-        for start in range(0, len(members), _BLOCK):
-            correlation = coarse[members[start : start + _BLOCK]] @ coarse[members].T
-            rows, columns = _close(correlation, threshold - _COARSE_LOSS)
+        for start in range(0, len(members), _ROWS_AT_ONCE):
+            correlation = coarse[members[start : start + _ROWS_AT_ONCE]] @ coarse[members].T
+            rows, columns = _close(correlation, threshold - _COARSE_MARGIN)
             pairs = np.stack([members[rows + start], members[columns]], axis=1)
             candidates.append(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1))
     pairs = np.unique(np.concatenate(candidates), axis=0)
-    parts = [pairs[start : start + _BLOCK].T for start in range(0, len(pairs), _BLOCK)]
+    parts = [pairs[start : start + _ROWS_AT_ONCE].T for start in range(0, len(pairs), _ROWS_AT_ONCE)]
     exact = [np.einsum("pf,pf->p", features[first], features[second]) for first, second in parts]
     similarity = np.concatenate([np.zeros(0, np.float32), *exact])
     return pairs[similarity >= threshold], similarity[similarity >= threshold].clip(max=1)
@@ -154,11 +155,12 @@ def _close(correlation: np.ndarray, threshold: float) -> tuple[np.ndarray, np.nd
 
 def _cells(features: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the members of each cell, int64, sorted; each image is a member of its nearest few cells."""
+    # 2 * sqrt(N) cells of about sqrt(N) / 2 images each, times _NUM_NEAREST_CELLS.
     centers = features[_spread(len(features), max(1, int(2 * np.sqrt(len(features)))))]
     num_nearest = min(_NUM_NEAREST_CELLS, len(centers))
     nearest = [np.zeros((0, num_nearest), np.int64)]
-    for start in range(0, len(features), _BLOCK):
-        correlation = features[start : start + _BLOCK] @ centers.T
+    for start in range(0, len(features), _ROWS_AT_ONCE):
+        correlation = features[start : start + _ROWS_AT_ONCE] @ centers.T
         nearest.append(np.argpartition(correlation, -num_nearest, axis=1)[:, -num_nearest:])
     cell = np.concatenate(nearest).ravel()
     order = np.argsort(cell, kind="stable")

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imago.dataset_check.checked_set import SPLITS, CheckedSet
+from imago.dataset_check.checked_dataset import SPLITS, CheckedDataset
 
-IMBALANCE = 3.0  # training images of the largest class per image of the smallest; below, plain shuffling is sufficient
+# Training images of the largest class per image of the smallest; our own choice, as in training/console.py.
+MIN_IMBALANCE_RATIO = 3.0
 FEW_TEST_IMAGES = 100  # the 95 % interval of an accuracy is then up to 19 points wide (Wilson 1927)
 _KIND_NOTES = {
     "animated": "only the first frame is used",
@@ -18,12 +19,12 @@ _KIND_NOTES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding.
+    """One property of a dataset that a user should know before training.
 
     Attributes:
         kind: short name, as in check.json.
-        text: what was found.
-        remedy: what to do.
+        text: the problem with its counts, e.g. "3 of 100 images cannot be read".
+        remedy: the file to look at and the setting that helps.
         is_serious: whether it must be decided before the results of a run can be trusted.
     """
 
@@ -33,13 +34,13 @@ class Finding:
     is_serious: bool = False
 
 
-def find(checked: CheckedSet, num_ignored: int, num_left_out: int) -> list[Finding]:
-    """List the findings.
+def list_findings(checked: CheckedDataset, num_ignored: int, num_left_out: int) -> list[Finding]:
+    """List the findings, those about unreadable images and leaks first.
 
     Args:
-        checked: the dataset.
+        checked: the examined dataset.
         num_ignored: number of ignored files and folders.
-        num_left_out: number of bad images that are not in `checked`, since they are skipped on purpose.
+        num_left_out: number of unreadable images that are not in `checked`, since they are skipped on purpose.
     """
     return [
         *_unreadable(checked, num_left_out),
@@ -50,7 +51,7 @@ def find(checked: CheckedSet, num_ignored: int, num_left_out: int) -> list[Findi
     ]
 
 
-def _unreadable(checked: CheckedSet, num_left_out: int) -> Iterator[Finding]:
+def _unreadable(checked: CheckedDataset, num_left_out: int) -> Iterator[Finding]:
     if len(checked.bad):
         text = f"{len(checked.bad):,} of {len(checked):,} images cannot be read"
         remedy = "see bad_images.csv; delete them or copy them again, or leave them out with data.on_bad_image=skip"
@@ -60,7 +61,7 @@ def _unreadable(checked: CheckedSet, num_left_out: int) -> Iterator[Finding]:
         yield Finding("left out", text, "see bad_images.csv")
 
 
-def _leaks(checked: CheckedSet) -> Iterator[Finding]:
+def _leaks(checked: CheckedDataset) -> Iterator[Finding]:
     for split, into in (("test", "train"), ("test", "val"), ("val", "train")):
         if num_leaked := len(checked.leaked(split, into)):
             total = checked.counts[:, SPLITS.index(split)].sum()
@@ -71,7 +72,7 @@ def _leaks(checked: CheckedSet) -> Iterator[Finding]:
             yield Finding(f"{split} in {into}", text, f"see duplicates.csv; {remedy}", is_serious=True)
 
 
-def _repeats(checked: CheckedSet) -> Iterator[Finding]:
+def _repeats(checked: CheckedDataset) -> Iterator[Finding]:
     if len(checked.conflicts):
         pair = checked.conflicts[0]
         one, other = (checked.origin(ends[pair])[2] for ends in (checked.pairs.first, checked.pairs.second))
@@ -93,7 +94,7 @@ def _class_counts(counts: np.ndarray, class_names: Sequence[str]) -> Iterator[Fi
         text = f"{len(np.unique(empty[:, 0])):,} classes have a split without an image, {example}"
         yield Finding("empty classes", text, "add images or split differently; they have no accuracy there")
     train, num_test = counts[:, 0], counts[:, 2].sum()
-    if train.min() and train.max() / train.min() >= IMBALANCE:
+    if train.min() and train.max() / train.min() >= MIN_IMBALANCE_RATIO:
         most, least = class_names[int(train.argmax())], class_names[int(train.argmin())]
         text = f"{most!r} has {train.max() / train.min():.1f} times as many training images as {least!r}"
         yield Finding("imbalance", text, "try data.sampler=balanced or loss.weight=balanced, and look at macro F1")
@@ -103,7 +104,7 @@ def _class_counts(counts: np.ndarray, class_names: Sequence[str]) -> Iterator[Fi
         yield Finding("small test", text, remedy)
 
 
-def _unusual_files(checked: CheckedSet, num_ignored: int) -> Iterator[Finding]:
+def _unusual_files(checked: CheckedDataset, num_ignored: int) -> Iterator[Finding]:
     counts = checked.kinds()
     for name, note in _KIND_NOTES.items():
         if name in counts:

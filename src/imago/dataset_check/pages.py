@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from imago.data.sampling import BatchIndices
-from imago.dataset_check.checked_set import CheckedSet
+from imago.dataset_check.checked_dataset import CheckedDataset
 from imago.images import Preprocess, resize_and_crop
 from imago.resources import available_cores
 from imago.text import printable
@@ -21,20 +21,20 @@ _MAX_ON_ALL_SHEETS = 6_400  # images: 64 of each class up to 100 classes, fewer 
 _MIN_ON_SHEET, _MAX_ON_SHEET = 8, 64  # one row, and as many rows as fit on a screen
 _NUM_COLUMNS = 8
 _CELL_PX = 96  # approximately: small images are enlarged by an integer factor, large ones scaled down
-_FONT_PX = 18
+_FONT_PX = 18  # of the caption; our own choice
 _STRIP_PX = 30  # height of the caption
 _GAP_PX = 2
 
 
 def draw_sheets(
-    checked: CheckedSet, splits: Sequence["Samples"], preprocess: Preprocess
+    checked: CheckedDataset, splits: Sequence["Samples"], preprocess: Preprocess
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield for each class a file name and a page of its images, uint8 (height, width, 3).
 
     Args:
-        checked: the dataset.
+        checked: the examined dataset; images that cannot be read are left out.
         splits: its train, val and test images.
-        preprocess: how the images are prepared.
+        preprocess: the resize and crop for evaluation, which is shown.
     """
     starts = np.cumsum([0, *map(len, splits)])
     num_shown = min(_MAX_ON_SHEET, max(_MIN_ON_SHEET, _MAX_ON_ALL_SHEETS // len(checked.class_names)))
@@ -65,7 +65,7 @@ def draw_sheet(squares: Sequence[np.ndarray], caption: str) -> np.ndarray:
     """
     side = _CELL_PX // len(squares[0]) * len(squares[0]) or _CELL_PX
     # Enlarged by an integer factor, a box filter repeats the pixels.
-    cells = [np.asarray(Image.fromarray(one).resize((side, side), Image.Resampling.BOX)) for one in squares]
+    cells = [np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling.BOX)) for square in squares]
     grid = _lay_out(np.stack(cells), _NUM_COLUMNS)
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont
     try:
@@ -80,7 +80,7 @@ def draw_sheet(squares: Sequence[np.ndarray], caption: str) -> np.ndarray:
 def sheet_name(label: int, class_name: str) -> str:
     """Return the file name of a sheet; the label keeps names apart that differ in forbidden characters only."""
     letters = "".join(char if char.isalnum() or char in "-_" else "_" for char in class_name)
-    return f"{label:04d}_{letters[:40]}.png"
+    return f"{label:04d}_{letters[:40]}.png"  # 40 characters are at most 160 bytes in UTF-8; a name may have 255
 
 
 def draw_augmentations(data: "ImageDataModule", num_images: int = 8, num_draws: int = 8) -> np.ndarray:
@@ -90,7 +90,7 @@ def draw_augmentations(data: "ImageDataModule", num_images: int = 8, num_draws: 
         data: a data module after `set_up_data`.
         num_images: the largest number of images, which are spread evenly over the training split. They form one
             batch, so that each is mixed with another one of them.
-        num_draws: number of epochs.
+        num_draws: number of epochs, one column each.
 
     Returns:
         uint8 (height, width, 3), with white gaps.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from imago.dataset_check.checked_set import SPLITS, CheckedSet
+from imago.dataset_check.checked_dataset import SPLITS, CheckedDataset
 from imago.dataset_check.findings import Finding
 from imago.files import write_csv
 from imago.text import display_width, padded, printable
@@ -15,7 +15,7 @@ _MAX_CLASSES = 20  # lines that fit on a screen; of more, the largest and the sm
 _BAR_WIDTH = 20  # characters, so that a line with names of usual length has less than 80
 
 
-def class_table(checked: CheckedSet) -> list[str]:
+def class_table(checked: CheckedDataset) -> list[str]:
     """Return the lines of a table: number of images of each class in each split, with a bar for the total."""
     counts = np.column_stack([checked.counts, checked.counts.sum(axis=1)])
     labels = list(range(len(counts)))
@@ -34,7 +34,7 @@ def class_table(checked: CheckedSet) -> list[str]:
     return [*lines, padded("all", width) + _cells(counts.sum(axis=0))]
 
 
-def summary_lines(checked: CheckedSet, preprocess: str) -> list[str]:
+def summary_lines(checked: CheckedDataset, preprocess: str) -> list[str]:
     """Return the lines below the table.
 
     Args:
@@ -65,8 +65,8 @@ def finding_lines(findings: Sequence[Finding]) -> list[str]:
     return lines or ["no problems found"]
 
 
-def as_json(checked: CheckedSet, findings: Sequence[Finding]) -> dict[str, Any]:
-    """Return all numbers as plain data."""
+def as_json(checked: CheckedDataset, findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return counts, sizes, duplicates, channel statistics and findings as plain data, for `check.json`."""
     mean, std = checked.train_statistics
     num_same = int(checked.pairs.is_same.sum())
     counts = [dict(zip(SPLITS, row, strict=True)) for row in checked.counts.tolist()]
@@ -92,12 +92,12 @@ def as_json(checked: CheckedSet, findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
-def write_bad_images(file: Path, checked: CheckedSet, left_out: Sequence[tuple[str, str]]) -> None:
+def write_bad_images(file: Path, checked: CheckedDataset, left_out: Sequence[tuple[str, str]]) -> None:
     """Write path, split, class and reason of the images that cannot be read.
 
     Args:
-        file: the CSV to write.
-        checked: the dataset.
+        file: the CSV to write; nothing but a header if all images can be read.
+        checked: the examined dataset.
         left_out: path and reason of the images that the dataset itself has left out already.
     """
     rows = [(*checked.origin(index), checked.examined.errors[index]) for index in checked.bad]
@@ -105,7 +105,7 @@ def write_bad_images(file: Path, checked: CheckedSet, left_out: Sequence[tuple[s
     write_csv(file, [("path", "split", "class", "reason"), *rows])
 
 
-def write_duplicates(file: Path, checked: CheckedSet) -> None:
+def write_duplicates(file: Path, checked: CheckedDataset) -> None:
     """Write a row for each pair; images that are connected by pairs have one group number."""
     pairs = checked.pairs
     numbers = np.unique(checked.groups[pairs.first], return_inverse=True)[1] + 1

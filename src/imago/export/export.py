@@ -117,7 +117,7 @@ def _write_verified(
     import torch
 
     from imago.export.onnx import export_onnx
-    from imago.export.parity import compare
+    from imago.export.parity import compare_outputs
 
     remove_partial_files(file.parent, _FILE)  # of an export that was killed
     with atomic_write(file, "wb") as content:
@@ -129,19 +129,19 @@ def _write_verified(
             exported = artifact.OnnxClassifier(temporary, num_threads=torch.get_num_threads())
         except DataError as error:
             raise DataError(f"{str(error).replace(str(temporary), str(file))} It was not kept.") from error
-        numbers = compare(classifier, exported, images)
+        differences = compare_outputs(classifier, exported, images)
     log.info(
         "compared    %s validation images: every label agrees, %d ties; differences up to %.1e in logits, %.1e in "
         "probabilities",
-        *(f"{numbers['num_images']:,}", numbers["num_ties"]),
-        *(numbers["max_abs_diff_logits"], numbers["max_abs_diff_probabilities"]),
+        *(f"{differences['num_images']:,}", differences["num_ties"]),
+        *(differences["max_abs_diff_logits"], differences["max_abs_diff_probabilities"]),
     )
     return {
         "file": file.name,
         "sha256": sha256_of(file),
         "num_bytes": file.stat().st_size,
         "opset": opset,
-        **numbers,
+        **differences,
         **{key: exported.metadata[key] for key in _REPORTED},
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -152,13 +152,13 @@ def _validation_images(data: "ImageDataModule", limit: int | None) -> Iterator[n
     from tqdm import tqdm
 
     from imago.data.sampling import BatchIndices
-    from imago.export.parity import NUM_AT_ONCE
+    from imago.export.parity import NUM_IMAGES_AT_ONCE
 
     dataset: Any = data.dataset("val")
     count = len(dataset)
     num_images = min(limit or count, count)
     indices = np.arange(num_images) * count // num_images
-    starts = range(0, num_images, NUM_AT_ONCE)
+    starts = range(0, num_images, NUM_IMAGES_AT_ONCE)
     for start in tqdm(starts, desc="comparing", unit="batch", leave=False, disable=None):
-        images, _ = dataset.__getitems__(BatchIndices(0, indices[start : start + NUM_AT_ONCE]))
+        images, _ = dataset.__getitems__(BatchIndices(0, indices[start : start + NUM_IMAGES_AT_ONCE]))
         yield images.numpy()

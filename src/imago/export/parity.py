@@ -16,10 +16,11 @@ BATCH_SIZES = (1, 2, 7, 64)  # one image, the traced size, one that divides no o
 # Between the checkpoint's two highest logits. Below it their order is rounding: torch and onnxruntime differ by 5e-5 on
 # logits up to 212, torch by 3e-5 from itself at another batch size (measured: SimpleCNN, 1,000 val images of shapes).
 TIE_GAP = 1e-4
-# Labels do not depend on the temperature or the softmax. Rounding gave 7e-7, in the same comparison.
+# Our own choice. Labels do not depend on the temperature or the softmax. Rounding gave 7e-7, in the same comparison.
 MAX_PROBABILITY_DIFF = 1e-3
 
-NUM_AT_ONCE = 448  # images to pass to `compare` at once: the smallest number that every batch size divides
+# To pass to `compare_outputs`: the smallest number that every batch size divides.
+NUM_IMAGES_AT_ONCE = 448
 
 Outputs = tuple[np.ndarray, np.ndarray]  # logits and probabilities, each float32 (N, K)
 
@@ -32,7 +33,7 @@ class Agreement:
         num_ties: images with another label, where the checkpoint's two highest logits are less than TIE_GAP apart.
         num_disagreements: images with another label in all other cases.
         max_abs_diff_logits: largest difference; NaN if either side is not finite.
-        max_abs_diff_probabilities: likewise.
+        max_abs_diff_probabilities: largest difference, in [0, 1]; NaN likewise.
     """
 
     num_images: int = 0
@@ -44,9 +45,9 @@ class Agreement:
     def add(self, expected: Outputs, exported: Outputs) -> None:
         """Add the outputs of the checkpoint and of the file for further images."""
         logits, probabilities = expected
-        second, first = np.partition(logits, -2, axis=1)[:, -2:].T
+        second_largest, largest = np.partition(logits, -2, axis=1)[:, -2:].T
         differs = logits.argmax(axis=1) != exported[0].argmax(axis=1)
-        is_tie = differs & (first - second < TIE_GAP)
+        is_tie = differs & (largest - second_largest < TIE_GAP)
         self.num_images += len(logits)
         self.num_ties += int(is_tie.sum())
         self.num_disagreements += int((differs & ~is_tie).sum())
@@ -57,7 +58,7 @@ class Agreement:
         )
 
 
-def compare(classifier: Classifier, exported: OnnxClassifier, images: Iterable[np.ndarray]) -> dict[str, Any]:
+def compare_outputs(classifier: Classifier, exported: OnnxClassifier, images: Iterable[np.ndarray]) -> dict[str, Any]:
     """Compare on every image: run the classifier once, and the file once for each of BATCH_SIZES.
 
     Args:
@@ -83,13 +84,13 @@ def compare(classifier: Classifier, exported: OnnxClassifier, images: Iterable[n
         for size, agreement in by_batch_size.items():
             agreement.add(expected, in_batches(exported.predict, batch, size))
     for size, agreement in by_batch_size.items():
-        check(agreement, size)
+        check_agreement(agreement, size)
     numbers = {str(size): asdict(agreement) for size, agreement in by_batch_size.items()}
     worst = {name: max(of_size[name] for of_size in numbers.values()) for name in asdict(Agreement())}
     return worst | {"label_agreement": 1.0, "by_batch_size": numbers}  # a disagreement has raised
 
 
-def check(agreement: Agreement, batch_size: int) -> None:
+def check_agreement(agreement: Agreement, batch_size: int) -> None:
     """Raise a `UserError` if the file does not give the checkpoint's labels and probabilities."""
     # written so that NaN fails
     if agreement.num_disagreements or not agreement.max_abs_diff_probabilities <= MAX_PROBABILITY_DIFF:

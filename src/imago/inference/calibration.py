@@ -7,13 +7,13 @@ from typing import Any
 from imago.errors import DataError
 from imago.files import read_json, report_unwritable, sha256_of, write_json
 from imago.statistics.calibration import UNCALIBRATED, fit_temperature, nll, reliability
-from imago.statistics.metrics import Result, softmax
+from imago.statistics.metrics import LabeledOutputs, softmax
 
-FILE = "calibration.json"  # one entry per checkpoint of the directory and per `tta`, by their names
-KEY = "calibration_temperature"
+CALIBRATION_FILE = "calibration.json"  # one entry per checkpoint of the directory and per `tta`, by their names
+TEMPERATURE_KEY = "calibration_temperature"
 
 
-def calibrate(checkpoint: Path, result: Result, tta: str = "none") -> dict[str, Any]:
+def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> dict[str, Any]:
     """Fit the temperature of a checkpoint and write it to `calibration.json`.
 
     Args:
@@ -29,13 +29,13 @@ def calibrate(checkpoint: Path, result: Result, tta: str = "none") -> dict[str, 
         DataError: if it cannot be written.
     """
     temperature = fit_temperature(result.logits, result.labels)
-    entry = {KEY: temperature, "split": "val", "num_images": len(result.labels)}
+    entry = {TEMPERATURE_KEY: temperature, "split": "val", "num_images": len(result.labels)}
     for when, divisor in (("before", UNCALIBRATED), ("after", temperature)):
         confidence = softmax(result.logits / divisor).max(axis=1)
         entry[f"nll_{when}"] = nll(result.logits, result.labels, divisor)
         entry[f"ece_{when}"] = reliability(confidence, result.is_correct).ece
     entry["checkpoint_sha256"] = sha256_of(checkpoint)
-    file = checkpoint.with_name(FILE)
+    file = checkpoint.with_name(CALIBRATION_FILE)
     with report_unwritable(file):
         write_json(file, read_json(file) | {_entry_name(checkpoint, tta): entry})
     return entry
@@ -45,22 +45,24 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
     """Return the temperature of a checkpoint and an empty text, or UNCALIBRATED and the reason.
 
     Args:
-        checkpoint: the checkpoint file.
+        checkpoint: the file of the network; `calibration.json` is next to it.
         tta: the views of each image that are averaged; each setting has its own temperature.
 
     Raises:
         DataError: if the temperature in `calibration.json` is not a positive number.
     """
-    file, name = checkpoint.with_name(FILE), _entry_name(checkpoint, tta)
+    file, name = checkpoint.with_name(CALIBRATION_FILE), _entry_name(checkpoint, tta)
     choice = "" if checkpoint.stem == "best" else f" ckpt={checkpoint.stem}"
     choice += "" if tta == "none" else f" tta={tta}"
     how_to_fit = f"fit one with python src/eval.py run=RUN{choice} calibrate=true"
     entry = read_json(file).get(name)
     if entry is None:
         return UNCALIBRATED, f"{file} has no temperature for {name}; {how_to_fit}"
-    temperature = entry.get(KEY) if isinstance(entry, dict) else None
+    temperature = entry.get(TEMPERATURE_KEY) if isinstance(entry, dict) else None
     if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise DataError(f"{file} is damaged: {KEY} of {name} is {temperature!r}; delete it, and {how_to_fit}.")
+        raise DataError(
+            f"{file} is damaged: {TEMPERATURE_KEY} of {name} is {temperature!r}; delete it, and {how_to_fit}."
+        )
     if entry.get("checkpoint_sha256") != sha256_of(checkpoint):
         return UNCALIBRATED, f"{file} was fitted for another {checkpoint.name}; {how_to_fit}"
     return float(temperature), ""

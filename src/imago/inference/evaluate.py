@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from imago.errors import ConfigError, DataError
 from imago.files import make_writable, read_json
 from imago.images import TTA
-from imago.inference.calibration import KEY, calibrate
+from imago.inference.calibration import TEMPERATURE_KEY, calibrate
 from imago.inference.load import find_model, is_onnx, load_predictor
 from imago.inference.results import summary_lines, write_results
 from imago.inference.run_split import SPLITS, run_split, split_samples
@@ -47,9 +47,11 @@ def evaluate(cfg: DictConfig) -> float:
     note = _compare_with_training(cfg, data, run if is_own else None)
     make_writable(directory, "output=DIR")
     if cfg.calibrate:
-        predictor.calibration_temperature = calibrate(file, run_split(predictor, data, "val"), cfg.tta)[KEY]
+        entry = calibrate(file, run_split(predictor, data, "val"), cfg.tta)
+        predictor.calibration_temperature = entry[TEMPERATURE_KEY]
     result = run_split(predictor, data, cfg.split)
-    info = {
+    temperature = predictor.calibration_temperature
+    metadata = {
         "run": str(run or file.parent),
         "model": str(file.resolve()),
         "data": settings["_target_"].rsplit(".", 1)[-1].removesuffix("DataModule"),
@@ -58,15 +60,15 @@ def evaluate(cfg: DictConfig) -> float:
         "split": cfg.split,
         "tta": cfg.tta,
         "preprocess": predictor.preprocess.to_dict(),
-        **({} if predictor.calibration_temperature == UNCALIBRATED else {KEY: predictor.calibration_temperature}),
+        **({} if temperature == UNCALIBRATED else {TEMPERATURE_KEY: temperature}),
         **result.metrics(),
     }
-    written = write_results(directory, result, info, split_samples(data, cfg.split))
-    print("\n".join(summary_lines(result, info, _compare_with_final_test(run, info))))
+    written = write_results(directory, result, metadata, split_samples(data, cfg.split))
+    print("\n".join(summary_lines(result, metadata, _compare_with_final_test(run, metadata))))
     print(f"\nresults in {short_path(directory)}: {', '.join(written)}")
     if note:
         print(f"note: {note}")
-    return float(info["acc"])
+    return float(metadata["acc"])
 
 
 def read_data_settings(run: Path, extra_targets: Sequence[str]) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Pa
     """Return a note if images that were trained on may be among those of the split, or if they are only a few.
 
     Args:
-        cfg: the settings.
+        cfg: the composed config of `eval.py`.
         data: the data module, set up.
         own_run: the run if these are its own images, else None.
 
@@ -167,7 +169,7 @@ def _result_name(cfg: DictConfig, file: Path) -> str:
     words = [cfg.split]
     if "data" in cfg:
         choice = str(HydraConfig.get().runtime.choices["data"])
-        root = Path(cfg.data.get("root") or choice).resolve().name[:60]
+        root = Path(cfg.data.get("root") or choice).resolve().name[:60]  # as in explain.py: names may have 255 bytes
         words += [choice] if root in (choice, "") else [choice, root]
     if is_onnx(file) or file.stem != "best":
         words.append(file.name if is_onnx(file) else file.stem)
@@ -176,12 +178,12 @@ def _result_name(cfg: DictConfig, file: Path) -> str:
     return "-".join(words)
 
 
-def _compare_with_final_test(run: Path | None, info: Mapping[str, Any]) -> str:
+def _compare_with_final_test(run: Path | None, metadata: Mapping[str, Any]) -> str:
     """Compare the accuracy with the run's final test; return "" if that used another checkpoint or other images."""
-    if run is None or info["split"] != "test" or Path(info["model"]) != checkpoint_file(run):
+    if run is None or metadata["split"] != "test" or Path(metadata["model"]) != checkpoint_file(run):
         return ""
     test = read_json(run / "summary.json").get("test") or {}
-    now = (info["data_fingerprint"], info["num_images"], info["tta"])
+    now = (metadata["data_fingerprint"], metadata["num_images"], metadata["tta"])
     if (read_json(run / "provenance.json").get("data"), test.get("num_images"), test.get("tta", "none")) != now:
         return ""
-    return f" (the run's final test: {'the same' if test['acc'] == info['acc'] else format(test['acc'], '.2%')})"
+    return f" (the run's final test: {'the same' if test['acc'] == metadata['acc'] else format(test['acc'], '.2%')})"

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imago.analysis.plots import draw_explanation, save_figure
+from imago.analysis.plots import plot_explanation, save_figure
 from imago.errors import ConfigError
 from imago.files import report_unwritable
 from imago.inference.load import Predictor, TorchPredictor
@@ -22,7 +22,7 @@ class Explainer:
     """Write an overlay for each image, named by the image's number and name.
 
     Args:
-        predictor: the network, from a checkpoint.
+        predictor: a loaded checkpoint; an ONNX file has no gradients.
         directory: created with the first image.
 
     Attributes:
@@ -44,7 +44,7 @@ class Explainer:
 
         Args:
             images: the network's input, uint8 (N, 3, size, size).
-            predictions: those of the N images.
+            predictions: of the N images, in the same order; the first class of `top_k` is explained.
 
         Raises:
             DataError: if the overlays cannot be written.
@@ -53,11 +53,11 @@ class Explainer:
         maps = grad_cam(self._model, torch.from_numpy(images), torch.tensor(classes)).numpy()
         with report_unwritable(self.directory, "; choose another file with output=FILE.csv"):
             self.directory.mkdir(parents=True, exist_ok=True)
-            for image, heat, prediction in zip(images.transpose(0, 2, 3, 1), maps, predictions, strict=True):
+            for image, heatmap, prediction in zip(images.transpose(0, 2, 3, 1), maps, predictions, strict=True):
                 self._num_written += 1
                 name = f"{self._num_written:05d}_{prediction.image.stem[:_MAX_STEM_CHARS]}.png"
-                class_name, share = prediction.top_k[0]
-                save_figure(draw_explanation(image, heat, f"{class_name} {share:.1%}"), self.directory / name)
+                class_name, probability = prediction.top_k[0]
+                save_figure(plot_explanation(image, heatmap, f"{class_name} {probability:.1%}"), self.directory / name)
 
 
 def grad_cam(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor:

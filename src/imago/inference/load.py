@@ -30,12 +30,12 @@ class TorchPredictor:
     """A torch network that computes in fp32, whatever precision it was trained in; used like an `OnnxClassifier`.
 
     Args:
-        model: the network, in eval mode.
-        accelerator: auto, cpu or gpu.
+        model: the network with its classes and preprocess record, in eval mode.
+        accelerator: auto (a GPU if there is one), cpu or gpu.
         tta: views of each image to average, see `imago.task.tta`.
 
     Attributes:
-        model: the network on that device.
+        model: the network in float32, in channels_last format, on that device.
 
     Raises:
         ConfigError: if `accelerator` is gpu and there is none.
@@ -102,7 +102,7 @@ def load_predictor(
 
 def load_calibrated(path: Path, extra_targets: Sequence[str] = (), tta: str = "none") -> "Classifier":
     """Load a network with the temperature fitted for its checkpoint and these views; log a warning if there is none."""
-    file = checkpoint_path(path)
+    file = resolve_checkpoint(path)
     classifier = load_classifier(file, extra_targets)
     classifier.calibration_temperature, reason = read_temperature(file, tta)
     if reason:
@@ -121,7 +121,7 @@ def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifie
     from imago.model.classifier import Classifier
     from imago.runs.checkpoint import read_checkpoint
 
-    file = checkpoint_path(path)
+    file = resolve_checkpoint(path)
     checkpoint = read_checkpoint(file)
     try:
         hparams: dict[str, Any] = checkpoint["hyper_parameters"]
@@ -163,16 +163,18 @@ def check_compatible(file: Path, task: "ClassificationTask") -> None:
 
 
 def _load_weights(module: "nn.Module", state: Mapping[str, Any], file: Path, network: str) -> None:
+    from imago.model.weights import MAX_REASON_CHARS
+
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:MAX_REASON_CHARS]
         raise DataError(
             f"{file}: the weights do not fit {network} as its code is now; restore the code, or train again: {reason}"
         ) from error
 
 
-def checkpoint_path(path: Path, name: str = "best") -> Path:
+def resolve_checkpoint(path: Path, name: str = "best") -> Path:
     """Return the checkpoint file that `path` means.
 
     Args:
@@ -204,8 +206,8 @@ def find_model(
 
     Args:
         run: the setting: a run directory, a checkpoint or an ONNX file.
-        ckpt: the setting: which checkpoint of a run directory.
-        accelerator: the setting.
+        ckpt: the setting: best, last, or a file of the run directory.
+        accelerator: the setting: auto, cpu or gpu.
         problems: message about another setting, and whether the problem exists.
 
     Returns:
@@ -227,7 +229,7 @@ def find_model(
     if messages := [message for message, is_problem in checks.items() if is_problem]:
         raise ConfigError("\n".join(messages))
     try:
-        file = checkpoint_path(path, str(ckpt))
+        file = resolve_checkpoint(path, str(ckpt))
     except DataError as error:
         raise ConfigError(f"run={error}") from error
     if not is_file:

@@ -16,10 +16,10 @@ from omegaconf import DictConfig
 from imago.errors import DataError, IncompleteError
 from imago.files import make_writable
 from imago.images import Preprocess, read_image, resize_and_crop
-from imago.inference.calibration import KEY
+from imago.inference.calibration import TEMPERATURE_KEY
 from imago.inference.find_images import find_images
 from imago.inference.load import Predictor, find_model, is_onnx, load_predictor
-from imago.inference.predictions import Prediction, table, write_predictions
+from imago.inference.predictions import Prediction, table_lines, write_predictions
 from imago.inference.run_split import check_finite
 from imago.paths import short_path
 from imago.settings import typed_value
@@ -29,7 +29,8 @@ from imago.text import printable
 if TYPE_CHECKING:
     from imago.inference.explain import Explainer
 
-_NUM_READERS = min(8, os.cpu_count() or 1)  # threads: decoding takes longer than most networks and runs in parallel
+# Threads: decoding takes longer than most networks and runs in parallel. At most 8: our own choice.
+_NUM_READERS = min(8, os.cpu_count() or 1)
 
 
 def predict(cfg: DictConfig) -> None:
@@ -52,10 +53,14 @@ def predict(cfg: DictConfig) -> None:
     predictions, unreadable = predict_images(
         predictor, images, cfg.batch_size, cfg.top_k, cfg.threshold, explainer=explainer
     )
-    info = {"model": str(file.resolve()), KEY: predictor.calibration_temperature, "threshold": cfg.threshold}
-    write_predictions(output, predictions, unreadable, info)
+    metadata = {
+        "model": str(file.resolve()),
+        TEMPERATURE_KEY: predictor.calibration_temperature,
+        "threshold": cfg.threshold,
+    }
+    write_predictions(output, predictions, unreadable, metadata)
     if predictions:
-        print("\n".join(table(predictions)), end="\n\n")
+        print("\n".join(table_lines(predictions)), end="\n\n")
     print(f"predictions for {len(predictions):,} of {len(images):,} images: {short_path(output)} and .json")
     if num_unsure := sum(prediction.answer is None for prediction in predictions):
         print(f"no answer for {num_unsure:,} of them: their best class is less probable than threshold={cfg.threshold}")
@@ -76,7 +81,7 @@ def predict_images(
     """Predict images; print those that cannot be read on stderr.
 
     Args:
-        predictor: the network.
+        predictor: a loaded checkpoint or ONNX file.
         images: files of any size and mode.
         batch_size: images per forward pass.
         top_k: maximum number of classes per image.
@@ -139,12 +144,13 @@ def _predict_batch(
     threshold: float,
     explainer: "Explainer | None",
 ) -> list[Prediction]:
+    """Predict images uint8 (3, size, size) that have been read, in one forward pass, and explain them if asked to."""
     images = np.stack([square for _, square in squares])
     logits, probabilities = predictor.predict(images)
     check_finite(logits)
     predictions = []
-    for (file, _), shares, classes in zip(squares, probabilities, top_classes(logits, top_k), strict=True):
-        best = [(predictor.class_names[index], float(shares[index])) for index in classes]
+    for (file, _), class_probabilities, classes in zip(squares, probabilities, top_classes(logits, top_k), strict=True):
+        best = [(predictor.class_names[index], float(class_probabilities[index])) for index in classes]
         predictions.append(Prediction(file, best, best[0][0] if best[0][1] >= threshold else None))
     if explainer:
         explainer.write(images, predictions)

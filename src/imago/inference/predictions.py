@@ -18,7 +18,7 @@ class Prediction:
     """The most probable classes of one image.
 
     Attributes:
-        image: the file.
+        image: the file, as typed or found.
         top_k: names of classes with their probabilities in [0, 1], best first.
         answer: the first class, or None if it is less probable than the threshold.
     """
@@ -32,7 +32,7 @@ def write_predictions(
     file: Path,
     predictions: Sequence[Prediction],
     unreadable: Sequence[tuple[Path, str]],
-    info: Mapping[str, Any],
+    metadata: Mapping[str, Any],
 ) -> None:
     """Write a CSV file with one line per readable image, and the same with the unreadable images as JSON.
 
@@ -40,9 +40,9 @@ def write_predictions(
 
     Args:
         file: the CSV file; the JSON file has the same name with .json.
-        predictions: the predictions in the order of the images.
+        predictions: one for each readable image, in the order of the images.
         unreadable: the images that could not be read, and why.
-        info: first keys of the JSON, such as the model.
+        metadata: first keys of the JSON, such as the model.
 
     Raises:
         DataError: if the files cannot be written.
@@ -53,18 +53,22 @@ def write_predictions(
     for prediction in predictions:
         image, answer = str(prediction.image), prediction.answer
         rows.append(
-            [image, answer or "", *(cell for name, share in prediction.top_k for cell in (name, f"{share:.6f}"))]
+            [
+                image,
+                answer or "",
+                *(cell for name, probability in prediction.top_k for cell in (name, f"{probability:.6f}")),
+            ]
         )
-        classes = [{"class": name, "probability": round(share, 6)} for name, share in prediction.top_k]
+        classes = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.top_k]
         records.append({"file": image, "answer": answer, "top_k": classes})
     bad = [{"file": str(image), "reason": reason} for image, reason in unreadable]
     with report_unwritable(file, "; choose another file with output=FILE.csv"):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_csv(file, rows)
-        write_json(file.with_suffix(".json"), {**info, "predictions": records, "bad": bad})
+        write_json(file.with_suffix(".json"), {**metadata, "predictions": records, "bad": bad})
 
 
-def table(predictions: Sequence[Prediction]) -> Iterator[str]:
+def table_lines(predictions: Sequence[Prediction]) -> Iterator[str]:
     """Yield a heading and one line per image: its name, the predicted class, and the next classes.
 
     Args:
@@ -77,7 +81,7 @@ def table(predictions: Sequence[Prediction]) -> Iterator[str]:
     others = [prediction.top_k[1:] if prediction.answer else prediction.top_k for prediction in shown]
     yield f"{'image':<{width}}  {'class':<{class_width}}  probability" + ("   then" if any(others) else "")
     for image, answer, prediction, classes in zip(images, answers, shown, others, strict=True):
-        then = ", ".join(f"{printable(name)} {share:.1%}" for name, share in classes)
+        then = ", ".join(f"{printable(name)} {probability:.1%}" for name, probability in classes)
         best = prediction.top_k[0][1]
         yield f"{padded(image, width)}  {padded(answer, class_width)}  {best:>11.2%}   {then}".rstrip()
     if len(predictions) > len(shown):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imago.files import atomic_write, report_unwritable, write_csv, write_json
-from imago.inference.calibration import KEY
+from imago.inference.calibration import TEMPERATURE_KEY
 from imago.inference.run_split import image_names, images_in_memory
 from imago.paths import short_path
-from imago.statistics.metrics import Result, most_confused
+from imago.statistics.metrics import LabeledOutputs, most_confused
 from imago.text import display_width, padded, printable
 
 if TYPE_CHECKING:
@@ -20,14 +20,16 @@ _NUM_KEPT = 50  # images of mistakes; a page shows the worst 25
 _MAX_LISTED = 20  # classes that fit on a screen; of more, the weakest are shown
 
 
-def write_results(directory: Path, result: Result, info: Mapping[str, Any], samples: "Samples") -> list[str]:
+def write_results(
+    directory: Path, result: LabeledOutputs, metadata: Mapping[str, Any], samples: "Samples"
+) -> list[str]:
     """Write metrics.json, tables and figures; return the names of the files.
 
     Args:
         directory: created if missing; older results in it are replaced.
         result: the outputs that `run_split` returned.
-        info: content of metrics.json.
-        samples: the images.
+        metadata: content of metrics.json.
+        samples: the images of the split, in the order of `result`.
 
     Raises:
         DataError: if the files cannot be written.
@@ -35,47 +37,51 @@ def write_results(directory: Path, result: Result, info: Mapping[str, Any], samp
     tables = _tables(result, image_names(samples))
     with report_unwritable(directory, "; choose another directory with output=DIR"):
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "metrics.json", info)
+        write_json(directory / "metrics.json", metadata)
         for name, rows in tables.items():
             write_csv(directory / name, rows)
         mistakes = _write_mistakes(directory / "mistakes.npz", result, samples)
-        return ["metrics.json", *tables, *mistakes, *_write_figures(directory, result, info["split"])]
+        return ["metrics.json", *tables, *mistakes, *_write_figures(directory, result, metadata["split"])]
 
 
-def summary_lines(result: Result, info: Mapping[str, Any], final_test: str = "") -> list[str]:
+def summary_lines(result: LabeledOutputs, metadata: Mapping[str, Any], final_test: str = "") -> list[str]:
     """Format the results for the screen.
 
     Args:
         result: the outputs that `run_split` returned.
-        info: content of metrics.json.
+        metadata: content of metrics.json.
         final_test: comparison with the final test of the run, to print after the accuracy.
     """
     names = [printable(name) for name in result.class_names]
     mistakes = [
         f"{names[true]} as {names[predicted]} {n} x" for true, predicted, n in most_confused(result.confusion, 4)
     ]
-    fitted = f"temperature {info[KEY]:.3f}, fitted on val" if KEY in info else "not calibrated"
-    views = "" if info["tta"] == "none" else f"mean over several views of each image, tta={info['tta']}"
+    fitted = (
+        f"temperature {metadata[TEMPERATURE_KEY]:.3f}, fitted on val"
+        if TEMPERATURE_KEY in metadata
+        else "not calibrated"
+    )
+    views = "" if metadata["tta"] == "none" else f"mean over several views of each image, tta={metadata['tta']}"
     lines = {
-        "model": short_path(Path(info["model"])),
-        "data": f"{info['data']} {info['split']}, {info['num_images']:,} images, each seen once",
-        "accuracy": f"{info['acc']:.2%}, {_interval(info, 'acc')}{final_test}",
+        "model": short_path(Path(metadata["model"])),
+        "data": f"{metadata['data']} {metadata['split']}, {metadata['num_images']:,} images, each seen once",
+        "accuracy": f"{metadata['acc']:.2%}, {_interval(metadata, 'acc')}{final_test}",
         "views": views,
-        "top-5": f"{info['top5_acc']:.2%}, {_interval(info, 'top5_acc')}" if "top5_acc" in info else "",
-        "macro F1": f"{info['macro_f1']:.4f}, {_interval(info, 'macro_f1')}",
-        "ECE": f"{info['ece']:.2%}, {_interval(info, 'ece')} ({fitted})",
+        "top-5": f"{metadata['top5_acc']:.2%}, {_interval(metadata, 'top5_acc')}" if "top5_acc" in metadata else "",
+        "macro F1": f"{metadata['macro_f1']:.4f}, {_interval(metadata, 'macro_f1')}",
+        "ECE": f"{metadata['ece']:.2%}, {_interval(metadata, 'ece')} ({fitted})",
         "confused": ", ".join(mistakes),
     }
     return [*(f"{name:<8}  {value}" for name, value in lines.items() if value), "", *_class_table(result)]
 
 
-def _interval(info: Mapping[str, Any], name: str) -> str:
-    low, high = info["interval_95" if name == "acc" else f"{name}_interval_95"]
+def _interval(metadata: Mapping[str, Any], name: str) -> str:
+    low, high = metadata["interval_95" if name == "acc" else f"{name}_interval_95"]
     form = ".4f" if name == "macro_f1" else ".2%"
     return f"95 % interval {low:{form}} to {high:{form}}"
 
 
-def _class_table(result: Result) -> list[str]:
+def _class_table(result: LabeledOutputs) -> list[str]:
     """Format precision, recall, F1 and n of the classes that have images; of many, the weakest."""
     scores = result.per_class
     present = np.flatnonzero(scores.count)
@@ -93,7 +99,7 @@ def _class_table(result: Result) -> list[str]:
     return lines
 
 
-def _write_mistakes(file: Path, result: Result, samples: "Samples") -> list[str]:
+def _write_mistakes(file: Path, result: LabeledOutputs, samples: "Samples") -> list[str]:
     indices = result.worst_mistakes(_NUM_KEPT).tolist()
     images = images_in_memory(samples, indices)
     if not images:
@@ -104,18 +110,18 @@ def _write_mistakes(file: Path, result: Result, samples: "Samples") -> list[str]
     return [file.name]
 
 
-def _write_figures(directory: Path, result: Result, split: str) -> list[str]:
-    from imago.analysis.plots import draw_reliability, save_confusion, save_figure
+def _write_figures(directory: Path, result: LabeledOutputs, split: str) -> list[str]:
+    from imago.analysis.plots import plot_reliability, save_confusion, save_figure
     from imago.statistics.calibration import reliability
 
     title = f"{split}: {result.is_correct.mean():.2%} of {len(result.labels):,} images correct"
     save_confusion(result.confusion, result.class_names, title, directory / "confusion.png")
     diagram = reliability(result.confidence, result.is_correct)
-    save_figure(draw_reliability(diagram, title), directory / "reliability.png")
+    save_figure(plot_reliability(diagram, title), directory / "reliability.png")
     return ["confusion.png", "reliability.png"]
 
 
-def _tables(result: Result, images: Sequence[str]) -> dict[str, list[Sequence[Any]]]:
+def _tables(result: LabeledOutputs, images: Sequence[str]) -> dict[str, list[Sequence[Any]]]:
     """Return the rows of each CSV file, with a header."""
     scores, names = result.per_class, result.class_names
     columns = [np.round(values, 6).tolist() for values in (scores.precision, scores.recall, scores.f1)]
@@ -127,6 +133,9 @@ def _tables(result: Result, images: Sequence[str]) -> dict[str, list[Sequence[An
         "confusion.csv": [("true class \\ predicted", *names), *((name, *counts) for name, counts in confusion)],
         "predictions.csv": [
             ("image", "true", "predicted", "probability"),
-            *((image, names[true], names[predicted], f"{share:.6f}") for image, true, predicted, share in predictions),
+            *(
+                (image, names[true], names[predicted], f"{probability:.6f}")
+                for image, true, predicted, probability in predictions
+            ),
         ],
     }

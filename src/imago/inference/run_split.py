@@ -10,7 +10,7 @@ import numpy as np
 
 from imago.errors import DataError
 from imago.inference.load import Predictor, load_predictor
-from imago.statistics.metrics import Result
+from imago.statistics.metrics import LabeledOutputs
 from imago.text import join_names
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ def images_in_memory(samples: "Samples", indices: Sequence[int]) -> dict[int, np
     return {index: samples.images[index].transpose(1, 2, 0) for index in indices}
 
 
-def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Result:
+def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> LabeledOutputs:
     """Map every image of a split to logits.
 
     Args:
-        predictor: the network.
+        predictor: a loaded checkpoint or ONNX file.
         data: the data module, set up; gets the network's preprocess.
         split: one of SPLITS.
 
@@ -68,7 +68,7 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Resu
         logits.append(batch_logits)
         confidence.append(probabilities.max(axis=1))
         labels.append(network_labels[batch_labels.numpy()])
-    result = Result(
+    result = LabeledOutputs(
         predictor.class_names,
         np.concatenate(labels),
         np.concatenate(logits),
@@ -78,8 +78,8 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Resu
     expected = network_labels[split_samples(data, split).labels]
     if not np.array_equal(result.labels, expected):
         raise DataError(
-            f"{len(result.labels):,} of {len(expected):,} images of {split} were read, or in another order: the data "
-            "set changed while it was read; try again."
+            f"{len(result.labels):,} of {len(expected):,} images of {split} were read, or in another order: the "
+            "dataset changed while it was read; try again."
         )
     check_finite(result.logits)
     return result
@@ -87,14 +87,14 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Resu
 
 def validate(
     checkpoint: Path, data: "ImageDataModule", extra_targets: Sequence[str], accelerator: str, tta: str = "none"
-) -> Result:
+) -> LabeledOutputs:
     """Map the validation images to a checkpoint's logits, in fp32 and uncalibrated.
 
     Args:
-        checkpoint: the checkpoint file.
+        checkpoint: the file of the network; a temperature fitted for it is not used.
         data: the data module, set up; gets the preprocess of the checkpoint.
-        extra_targets: packages that the network may come from.
-        accelerator: auto, cpu or gpu.
+        extra_targets: further packages that the network may come from.
+        accelerator: auto (a GPU if there is one), cpu or gpu.
         tta: views of each image to average, see `imago.task.tta`.
     """
     return run_split(load_predictor(checkpoint, extra_targets, accelerator, tta, is_calibrated=False), data, "val")

@@ -19,7 +19,7 @@ class MetricsCsv(Logger):
     In a resumed run, rows of steps that are trained again are replaced.
 
     Args:
-        path: the CSV file.
+        path: the CSV file; created, or continued if the run is resumed.
     """
 
     def __init__(self, path: str) -> None:

@@ -19,8 +19,8 @@ def add_image(name: str, file: Path, step: int, loggers: Iterable[Logger]) -> No
 
     Args:
         name: the name in TensorBoard, such as val/confusion.
-        file: the image.
-        step: number of optimizer steps.
+        file: the PNG file, of any color mode.
+        step: number of optimizer steps at which TensorBoard shows the figure.
         loggers: the loggers of the run; those of other types are ignored.
     """
     with Image.open(file) as image:
@@ -41,11 +41,11 @@ def add_hparams(settings: Mapping[str, Any], summary: Mapping[str, Any], loggers
     scores = {"best/val_acc": summary.get("val", {}).get("acc"), "test/acc": summary.get("test", {}).get("acc")}
     metrics = {name: value for name, value in scores.items() if value is not None}
     for board in _tensorboards(loggers):
-        board.log_hyperparams(hparams(settings), metrics, step=summary.get("steps", 0))
+        board.log_hyperparams(result_settings(settings), metrics, step=summary.get("steps", 0))
         board.experiment.flush()
 
 
-def hparams(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+def result_settings(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """Return the settings that affect the result, by their names as typed; the value of a group is its class name."""
     chosen: dict[str, Any] = {"seed": settings["seed"]}
     chosen["trainer"] = {name: settings["trainer"][name] for name in _TRAINER_SETTINGS}

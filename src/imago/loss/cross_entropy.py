@@ -58,11 +58,11 @@ def _class_weights(weight: Any, class_counts: Sequence[int] | None) -> list[floa
         if class_counts is None or 0 in class_counts:
             raise ConfigError(
                 f"loss.weight=balanced needs training images of every class, and their counts are {class_counts}; "
-                "give a number for each class instead."
+                "type a number for each class, e.g. loss.weight=[1.0,2.5]."
             )
         return [sum(class_counts) / (len(class_counts) * count) for count in class_counts]
     if class_counts is not None and len(weight) != len(class_counts):
         raise ConfigError(
-            f"loss.weight={list(weight)} has {len(weight)} numbers for {len(class_counts)} classes; give one for each."
+            f"loss.weight={list(weight)} has {len(weight)} numbers for {len(class_counts)} classes; type one for each."
         )
     return list(weight)

@@ -10,9 +10,9 @@ from torch import nn
 
 from imago.errors import ConfigError
 from imago.instantiate import build, check_targets, find_target
-from imago.model.layers import new_parts
+from imago.model.layers import new_module_names
 
-_APPLIED = ("weights", "freeze", "in_channels")
+_ADAPT_SETTINGS = ("weights", "freeze", "in_channels")
 
 
 def build_network(
@@ -35,7 +35,7 @@ def build_network(
     """
     check_targets(settings, extra_targets)  # before `find_target` imports anything
     network = _network_class(settings)
-    applied = {key: settings[key] for key in _APPLIED if key in settings and not _takes(network, key)}
+    applied = {key: settings[key] for key in _ADAPT_SETTINGS if key in settings and not _takes_argument(network, key)}
     file = find_weights(settings)
     arguments = {key: value for key, value in settings.items() if key not in applied}
     net = build(arguments, extra_targets=extra_targets, num_classes=num_classes, image_size=image_size)
@@ -55,7 +55,7 @@ def find_weights(settings: Mapping[str, Any]) -> Path | None:
     network, weights = _network_class(settings), settings.get("weights")
     if hasattr(network, "find_weights"):
         return network.find_weights(settings.get("name"), weights)
-    if weights is None or _takes(network, "weights"):
+    if weights is None or _takes_argument(network, "weights"):
         return None
     from imago.model.weights import find_file, is_path
 
@@ -67,7 +67,7 @@ def find_weights(settings: Mapping[str, Any]) -> Path | None:
 def weights_preprocess(settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the record of `imago.images.Preprocess` that `model.weights` were evaluated with; None if unknown."""
     network, weights = _network_class(settings), settings.get("weights")
-    if weights is None or _takes(network, "weights"):
+    if weights is None or _takes_argument(network, "weights"):
         return None
     if hasattr(network, "weights_preprocess"):
         return network.weights_preprocess(settings.get("name"), weights)
@@ -100,7 +100,7 @@ def adapt(
         net.uninitialized_names = load_weights(net, file, weights, gray_weight)
     if freeze not in (None, "none"):
         freeze_parameters(net, freeze, getattr(net, "uninitialized_names", ()))
-        keep_frozen_in_evaluation(net, freeze)
+        keep_frozen_in_eval_mode(net, freeze)
 
 
 def freeze_parameters(net: nn.Module, freeze: str, uninitialized_names: Sequence[str] = ()) -> None:
@@ -116,7 +116,7 @@ def freeze_parameters(net: nn.Module, freeze: str, uninitialized_names: Sequence
     """
     parameters = dict(getattr(net, "body", net).named_parameters())
     if freeze == "backbone":
-        trained = tuple(f"{part}." for part in new_parts(net))
+        trained = tuple(f"{part}." for part in new_module_names(net))
         frozen = {name for name in parameters if not name.startswith(trained)}
     else:
         frozen = {name for name in parameters if fnmatchcase(name, freeze)}
@@ -136,7 +136,7 @@ def freeze_parameters(net: nn.Module, freeze: str, uninitialized_names: Sequence
         parameter.requires_grad_(name not in frozen)
 
 
-def keep_frozen_in_evaluation(net: nn.Module, freeze: str | None = None) -> None:
+def keep_frozen_in_eval_mode(net: nn.Module, freeze: str | None = None) -> None:
     """Set the modules that have parameters, of which none trains, to eval mode; other modules keep their mode.
 
     So BatchNorm uses its running statistics without updating them, and dropout inside a frozen block is off. With
@@ -146,7 +146,7 @@ def keep_frozen_in_evaluation(net: nn.Module, freeze: str | None = None) -> None
     if freeze == "backbone":
         for module in net.children():
             module.eval()
-        for part in new_parts(net):
+        for part in new_module_names(net):
             body.get_submodule(part).train(net.training)
     for module in body.modules():
         parameters = list(module.parameters())
@@ -158,7 +158,7 @@ def _network_class(settings: Mapping[str, Any]) -> Any:
     return find_target(str(settings.get("_target_")))
 
 
-def _takes(network: Any, key: str) -> bool:
+def _takes_argument(network: Any, key: str) -> bool:
     """Return whether a class takes an argument itself."""
     try:
         return key in inspect.signature(network).parameters

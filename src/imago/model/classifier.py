@@ -10,7 +10,7 @@ from imago.normalize import Normalize
 
 
 class Classifier(nn.Module):
-    """Maps raw pixels to logits; the normalization is part of it.
+    """Map raw pixels to logits; the normalization is part of the module.
 
     Args:
         net: maps normalized float images (N, 3, H, W) to logits (N, K).

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-_LISTS = (nn.Sequential, nn.ModuleList)
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
 def layers_in_order(net: nn.Module) -> list[list[nn.Parameter]]:
@@ -48,9 +48,9 @@ def head_names(net: nn.Module) -> list[str]:
     return []
 
 
-def new_parts(net: nn.Module) -> list[str]:
+def new_module_names(net: nn.Module) -> list[str]:
     """Return the names of the modules that were created for the data: the head, and a stem for small images."""
-    return [*head_names(net), *getattr(net, "new_stem", ())]
+    return [*head_names(net), *getattr(net, "new_stem_names", ())]
 
 
 def is_vector(parameter: nn.Parameter) -> bool:
@@ -73,15 +73,17 @@ def _walk(module: nn.Module, is_top: bool = False, in_top: bool = False) -> Iter
 
 
 def _is_stack(module: nn.Module) -> bool:
-    return type(module) in _LISTS and sum(isinstance(child, nn.Conv2d | nn.Linear) for child in module.children()) > 1
+    return (
+        type(module) in _CONTAINERS and sum(isinstance(child, nn.Conv2d | nn.Linear) for child in module.children()) > 1
+    )
 
 
 def _is_block_list(module: nn.Module) -> bool:
     """Return whether it contains two blocks of the same class, directly or in the stages that it lists."""
-    if not isinstance(module, (*_LISTS, nn.ModuleDict)):
+    if not isinstance(module, (*_CONTAINERS, nn.ModuleDict)):
         return False
     children = list(module.children())
-    children += [block for child in children if type(child) in _LISTS for block in child.children()]
+    children += [block for child in children if type(child) in _CONTAINERS for block in child.children()]
     blocks = [type(child) for child in children if _is_block(child)]
     return len(blocks) > len(set(blocks))
 

@@ -24,8 +24,8 @@ _STALL_TIMEOUT_S = 30.0  # torch.hub itself has no timeout for a server that has
 _REMEDY = "copy the file there, or type model.weights=FILE.pth, or model.weights=null to train from scratch."
 
 
-class Published(NamedTuple):
-    """What a library publishes about weights.
+class PublishedWeights(NamedTuple):
+    """Download function and preprocess record of published weights.
 
     Args:
         download: returns the file, downloaded if needed; None for a path or no weights.
@@ -41,26 +41,28 @@ class LibraryNet(nn.Module):
 
     Args:
         network: as the library builds it, with K logits; files of weights have its names of tensors.
-        name: name of the network in the library.
-        num_classes: K.
-        image_size: side of the input in pixels.
-        fitting_size: a side that the network was made for, in pixels.
+        name: name of the network in the library, e.g. "resnet18".
+        num_classes: K, width of the head; comes from the data.
+        image_size: side of the input in pixels; comes from the preprocess record.
+        supported_size_px: a side that the network was made for, in pixels.
 
     Attributes:
-        new_stem: names of modules of `network` that were replaced for small images.
+        new_stem_names: names of modules of `network` that were replaced for small images.
 
     Raises:
         ConfigError: a size that the network cannot take.
     """
 
-    published: Callable[[str, str | None], Published]
+    published: Callable[[str, str | None], PublishedWeights]
 
-    def __init__(self, network: nn.Module, name: str, num_classes: int, image_size: int, fitting_size: int) -> None:
+    def __init__(
+        self, network: nn.Module, name: str, num_classes: int, image_size: int, supported_size_px: int
+    ) -> None:
         super().__init__()
         self.network = network
         self.name = name
-        self.new_stem = fit_stem(network, image_size)
-        check_image_size(network, name, image_size, fitting_size, num_classes)
+        self.new_stem_names = fit_stem(network, image_size)
+        check_image_size(network, name, image_size, supported_size_px, num_classes)
 
     @property
     def body(self) -> nn.Module:
@@ -93,12 +95,13 @@ class LibraryNet(nn.Module):
 def check_name(name: str, names: Sequence[str], library: str, examples: str) -> None:
     """Raise a ConfigError with the nearest `names` if a library has no network `name`."""
     if name not in names:
+        # 0.5, our own choice, is below difflib's 0.6, so that a hint is more likely.
         close = ", ".join(get_close_matches(name, names, n=3, cutoff=0.5))
         hint = f"did you mean {close}?" if close else f"names are such as {examples}."
         raise ConfigError(f"model.name={name}: there is no such network of {library} here; {hint}")
 
 
-def check_image_size(network: nn.Module, name: str, image_size: int, fitting_size: int, num_classes: int) -> None:
+def check_image_size(network: nn.Module, name: str, image_size: int, supported_size_px: int, num_classes: int) -> None:
     """Trace one image through a network on the meta device, which computes nothing; arguments as in `LibraryNet`.
 
     Raises:
@@ -114,7 +117,7 @@ def check_image_size(network: nn.Module, name: str, image_size: int, fitting_siz
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise ConfigError(
             f"model.name={name} cannot take images of {image_size} px ({reason}); type e.g. "
-            f"preprocess.size={fitting_size}."
+            f"preprocess.size={supported_size_px}."
         ) from error
     if getattr(logits, "shape", None) != (1, num_classes):
         raise ConfigError(f"model.name={name} is not a classifier: its output is not {num_classes} logits per image.")
@@ -132,7 +135,7 @@ def download(url: str) -> Path:
     match = re.search(r"-([0-9a-f]{8,})\.", file.name)  # torch.hub's convention: the first digits of the sha256
     prefix = match[1] if match else ""
     if not file.is_file():
-        check_online(url, file.name, directory)
+        check_reachable(url, file.name, directory)
         timeout_s = socket.getdefaulttimeout()
         socket.setdefaulttimeout(_STALL_TIMEOUT_S)
         try:
@@ -154,14 +157,14 @@ def download(url: str) -> Path:
     return file
 
 
-def check_online(url: str, name: str, directory: Path, remedy: str = _REMEDY) -> None:
+def check_reachable(url: str, name: str, directory: Path, remedy: str = _REMEDY) -> None:
     """Request the headers of `url` before a download, which has no time limit of its own.
 
     Args:
-        url: address of the file.
+        url: address of the file; only its host is named in the message.
         name: name of the file, for the message.
         directory: the cache that does not have it.
-        remedy: end of the message.
+        remedy: end of the message: what the user can do instead.
 
     Raises:
         DataError: no answer within seconds.

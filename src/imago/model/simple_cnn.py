@@ -11,7 +11,7 @@ class SimpleCNN(nn.Module):
     Args:
         num_classes: K, width of the head; comes from the data.
         image_size: side of the input in pixels; comes from the preprocess record; at least 4.
-        hidden_features: width of the layer before the head.
+        hidden_features: width of the layer before the head; 512 is our own choice.
         dropout: share of hidden features dropped in training, in [0, 1).
     """
 

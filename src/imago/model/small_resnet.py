@@ -44,7 +44,7 @@ class ResidualBlock(nn.Module):
     Args:
         in_width: channels of the input (N, in_width, H, W).
         width: channels of the output (N, width, H / stride, W / stride).
-        stride: stride of the first convolution.
+        stride: stride of the first convolution and of the shortcut.
     """
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imago.errors import ConfigError, DataError
-from imago.model.library_net import LibraryNet, Published, check_name, check_online, download
+from imago.model.library_net import LibraryNet, PublishedWeights, check_name, check_reachable, download
 from imago.model.weights import is_path
 
 _REMEDY = "download it elsewhere and type model.weights=FILE.safetensors, or model.weights=null for none at all."
@@ -46,7 +46,7 @@ class TimmNet(LibraryNet):
             return _timm().create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
 
     @staticmethod
-    def published(name: str, weights: str | None) -> Published:
+    def published(name: str, weights: str | None) -> PublishedWeights:
         """Look up published weights; for None or a path only the preprocess record.
 
         Raises:
@@ -63,7 +63,7 @@ class TimmNet(LibraryNet):
             "mean": list(settings.mean),
             "std": list(settings.std),
         }
-        return Published(partial(_download, entry) if entry else None, record)
+        return PublishedWeights(partial(_download, entry) if entry else None, record)
 
 
 def _timm() -> Any:
@@ -79,6 +79,7 @@ def _timm() -> Any:
 
 
 def _find_entry(name: str, weights: str | None) -> Any | None:
+    """Return timm's config of the weights that are named; None for no weights or a path. Raise if timm has neither."""
     timm = _timm()
     if not timm.is_model(name):
         check_name(name, timm.list_models(), "timm", "lcnet_100, resnet18d or vit_tiny_patch16_224")
@@ -107,7 +108,7 @@ def _download(entry: Any) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     directory = Path(constants.HF_HUB_CACHE)
-    check_online(hf_hub_url(repository, **file), f"{repository}/{file['filename']}", directory, _REMEDY)
+    check_reachable(hf_hub_url(repository, **file), f"{repository}/{file['filename']}", directory, _REMEDY)
     try:
         return Path(hf_hub_download(repository, **file))
     except OSError as error:  # the base class of the hub's connection and HTTP errors

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision import models
 
 from imago.errors import ConfigError
-from imago.model.library_net import LibraryNet, Published, check_name, download
+from imago.model.library_net import LibraryNet, PublishedWeights, check_name, download
 from imago.model.weights import is_path
 
 # Auxiliary heads of these networks, which the loss does not use; they, and their weights in a file, are left out.
@@ -22,13 +22,13 @@ class TorchvisionNet(LibraryNet):
     Args:
         num_classes: K, width of the head; comes from the data.
         image_size: side of the input in pixels; comes from the preprocess record.
-        name: name of the network in torchvision.
+        name: name of the network in `torchvision.models`, e.g. "resnet18".
     """
 
     def __init__(self, num_classes: int, image_size: int, name: str) -> None:
         extra: dict[str, Any] = _AUXILIARY_SETTINGS if name in _AUXILIARY_HEADS else {}
         network = models.get_model(name, weights=None, num_classes=num_classes, **extra)
-        super().__init__(network, name, num_classes, image_size, fitting_size=224)
+        super().__init__(network, name, num_classes, image_size, supported_size_px=224)
 
     def convert_weights(self, state: dict[str, Tensor], weights: str) -> dict[str, Tensor]:
         """Leave out the tensors of auxiliary heads."""
@@ -36,7 +36,7 @@ class TorchvisionNet(LibraryNet):
         return {key: value for key, value in state.items() if not key.startswith(auxiliary_heads)}
 
     @staticmethod
-    def published(name: str, weights: str | None) -> Published:
+    def published(name: str, weights: str | None) -> PublishedWeights:
         """Look up published weights; for None or a path only the preprocess record.
 
         Raises:
@@ -59,4 +59,4 @@ class TorchvisionNet(LibraryNet):
             "mean": list(transforms.mean),
             "std": list(transforms.std),
         }
-        return Published(partial(download, entry.url) if entry else None, record)
+        return PublishedWeights(partial(download, entry.url) if entry else None, record)

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from imago.errors import ConfigError, DataError
-from imago.model.layers import new_parts
+from imago.model.layers import new_module_names
 
 log = logging.getLogger(__name__)
 
-_WRAPPERS = ("state_dict", "model")  # keys under which files keep the state_dict
+_WRAPPER_KEYS = ("state_dict", "model")  # keys under which files keep the state_dict
 _PREFIXES = ("module.", "net.network.", "net.")  # of names of tensors: DDP's, and of our own checkpoints
 # Before 2018 the layers of a DenseNet block had dots in their names, and its published files still have.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
-_COUNTER = ".num_batches_tracked"  # of BatchNorm: older files lack it, and nothing here reads it
-_MAX_REASON = 300  # characters of torch's list of tensors that do not fit
+_COUNTER_SUFFIX = ".num_batches_tracked"  # of BatchNorm: older files lack it, and nothing here reads it
+MAX_REASON_CHARS = 300  # characters of torch's list of tensors that do not fit
 
 
 def find_file(weights: str) -> Path:
@@ -37,7 +37,7 @@ def find_file(weights: str) -> Path:
     if not file.is_file():
         fault = "is empty" if not weights else "is a directory" if file.is_dir() else "does not exist"
         raise DataError(
-            f"model.weights={weights} {fault}; give a .pth or .safetensors file, a run directory, or null "
+            f"model.weights={weights} {fault}; type a .pth or .safetensors file, a run directory, or null "
             "to train from scratch."
         )
     return file
@@ -66,7 +66,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """
     content: Any = _load(file)
     is_own = isinstance(content, Mapping) and "imago" in content
-    for wrapper in _WRAPPERS:
+    for wrapper in _WRAPPER_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
@@ -103,17 +103,17 @@ def load_weights(net: Any, file: Path, weights: str | None, gray_weight: str | N
     body = getattr(net, "body", net)
     targets = body.state_dict()
     new_names: list[str] = []
-    for part in new_parts(net):
+    for part in new_module_names(net):
         names = [name for name in targets if name.startswith(f"{part}.")]
         if any(name not in state or state[name].shape != targets[name].shape for name in names):
             new_names += names
-    kept = {name for name in targets if name in new_names or (name not in state and name.endswith(_COUNTER))}
+    kept = {name for name in targets if name in new_names or (name not in state and name.endswith(_COUNTER_SUFFIX))}
     merged: Any = OrderedDict(state | {name: targets[name] for name in kept})
     merged._metadata = targets._metadata  # versions of the modules, which torchvision's MNASNet requires
     try:
         body.load_state_dict(merged)
     except RuntimeError as error:
-        reason = " ".join(str(error).partition("\n")[2].split())[:_MAX_REASON]
+        reason = " ".join(str(error).partition("\n")[2].split())[:MAX_REASON_CHARS]
         raise DataError(
             f"model.weights: {file} does not fit this network ({reason}); choose the model= it was made from, or other "
             "weights."
@@ -141,12 +141,12 @@ def _load(file: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise ConfigError(
-            f"model.weights={file} needs the package safetensors, which make setup installs; or give a .pth file."
+            f"model.weights={file} needs the package safetensors, which make setup installs; or use a .pth file."
         ) from error
     except Exception as error:  # a damaged file can fail in any way
         first_sentence = re.split(r"\n|\. ", str(error))[0]
         reason = f"{type(error).__name__}: {first_sentence}"  # the text alone may be a number
         raise DataError(
-            f"model.weights: {file} is damaged or not a file of weights ({reason}); copy it again, or give a "
+            f"model.weights: {file} is damaged or not a file of weights ({reason}); copy it again, or use a "
             "state_dict in a .pth or .safetensors file."
         ) from error

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from imago.errors import ConfigError
 from imago.model.stem import luminance
 
-_PATCH_PX = 2  # side of the patches that the first layer whitens
+_PATCH_PX = 2  # side of the patches that the first layer whitens, as in airbench94
 _WHITENING_EPS = 5e-4  # added to the variances, so that directions of noise are not amplified; as in airbench94
 # Weight of the newest batch in BatchNorm's statistics: torch's 0.1 is slow for a short run. 1 - 0.6 of airbench94.
 _NORM_MOMENTUM = 0.4

@@ -1,4 +1,4 @@
-"""Parameter groups: weight decay for the weights of layers only, and learning rates that differ between layers."""
+"""Split parameters into groups: weight decay for the weights of layers only, and a learning rate for each layer."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def parameter_groups(
 
     Args:
         net: the network; parameters without `requires_grad` are left out.
-        weight_decay: weight decay of the weights of layers.
+        weight_decay: of the weights of layers; all other parameters get 0.
         lr: learning rate of the network; required only if the layers differ.
         head_lr_multiplier: factor on the learning rate of the head.
         layer_lr_decay: factor from each layer to the one before it, in (0, 1]; the head has 1. Source: Clark et al.

@@ -33,10 +33,10 @@ class Muon(Optimizer):
         params: tensors, or groups of them.
         lr: learning rate, above 0.
         weight_decay: decoupled weight decay, as in AdamW.
-        momentum: momentum of Muon, in [0, 1).
-        nesterov: whether Muon uses Nesterov momentum.
+        momentum: share of the old average of gradients that Muon keeps at each step, in [0, 1).
+        nesterov: whether Muon mixes the newest gradient into the average once more (Nesterov).
         betas: decay rates of AdamW's two moments.
-        eps: AdamW's lower limit of the divisor.
+        eps: number that AdamW adds to the divisor.
 
     Raises:
         ConfigError: if `momentum` is outside [0, 1).
@@ -86,6 +86,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 
 def _muon_update(weight: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """Update a weight (out, ...) in place by an orthogonalized momentum step; `state` is created at the first call."""
     if not state:
         state["momentum"] = torch.zeros_like(grad)
     buffer = state["momentum"]
@@ -96,6 +97,7 @@ def _muon_update(weight: Tensor, grad: Tensor, state: dict[str, Any], group: dic
 
 
 def _adam_update(weight: Tensor, grad: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    """Update a parameter in place by one AdamW step without its decay, which `step` has applied."""
     if not state:
         state.update(step=0, mean=torch.zeros_like(grad), mean_of_squares=torch.zeros_like(grad))
     first, second = state["mean"], state["mean_of_squares"]

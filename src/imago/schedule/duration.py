@@ -4,7 +4,7 @@ from imago.errors import ConfigError
 
 
 def duration_in_steps(name: str, epochs: float | None, steps: int | None, steps_per_epoch: int) -> int:
-    """Return the duration in optimizer steps.
+    """Convert a duration to optimizer steps, rounded to the nearest step.
 
     Args:
         name: name of the two settings without `_epochs` and `_steps`.
@@ -18,7 +18,7 @@ def duration_in_steps(name: str, epochs: float | None, steps: int | None, steps_
     durations = {f"schedule.{name}_epochs": epochs, f"schedule.{name}_steps": steps}
     if (epochs is None) == (steps is None):
         typed = " ".join(f"{key}={'null' if value is None else value}" for key, value in durations.items())
-        raise ConfigError(f"{typed}: give one of the two and set the other to null.")
+        raise ConfigError(f"{typed}: set one of the two and the other to null.")
     for key, value in durations.items():
         if value is not None and value < 0:
             raise ConfigError(f"{key}={value} must be 0 or more.")

@@ -16,14 +16,14 @@ from imago.errors import ConfigError
 from imago.schedule.duration import duration_in_steps
 
 
-def cosine(low: float, progress: float) -> float:
-    """Return half a cosine from 1 at progress 0 to `low` at progress 1."""
-    return low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2
+def cosine(final_factor: float, progress: float) -> float:
+    """Return half a cosine from 1 at progress 0 to `final_factor` at progress 1."""
+    return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def line(low: float, progress: float) -> float:
-    """Return a line from 1 at progress 0 to `low` at progress 1."""
-    return 1 - (1 - low) * progress
+def linear(final_factor: float, progress: float) -> float:
+    """Return a line from 1 at progress 0 to `final_factor` at progress 1."""
+    return 1 - (1 - final_factor) * progress
 
 
 def warmup_factor(
@@ -37,16 +37,16 @@ def warmup_factor(
     """Return a factor that increases to 1 at step `warmup_steps`, then decreases to `final_factor` at the last step.
 
     Args:
-        step: current step.
+        step: index of the optimizer step, counted from 0.
         warmup_steps: number of steps before the peak.
         total_steps: number of steps of the run; after them the factor stays at `final_factor`.
         final_factor: factor at the last step.
         start_factor: factor at step 0, the start of half a cosine; None for a line, which would be 0 at step -1.
-        decay: `cosine` or `line`.
+        decay: `cosine` or `linear`.
     """
     if step < warmup_steps:
-        linear = (step + 1) / (warmup_steps + 1)
-        return linear if start_factor is None else cosine(start_factor, 1 - step / warmup_steps)
+        factor = (step + 1) / (warmup_steps + 1)
+        return factor if start_factor is None else cosine(start_factor, 1 - step / warmup_steps)
     return decay(final_factor, min(1.0, (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)))
 
 
@@ -89,7 +89,7 @@ class WarmupLinear(WarmupCosine):
     that results from a long warmup.
     """
 
-    decay = staticmethod(line)
+    decay = staticmethod(linear)
 
 
 class OneCycle(WarmupCosine):

@@ -91,4 +91,5 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return -float(np.vdot(targets, log_softmax(logits / np.exp(log_temperature), axis=1)) / len(labels))
 
     bounds = np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)
+    # xatol: tolerance of log T, so the temperature is exact to 8 digits.
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8}).x))

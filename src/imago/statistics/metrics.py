@@ -13,7 +13,7 @@ from scipy import special
 from imago.statistics.calibration import UNCALIBRATED, nll, reliability
 from imago.statistics.intervals import ece_interval, macro_intervals, wilson_interval
 
-# N images, K classes
+# Legend: N images, K classes
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class Result(Predictions):
+class LabeledOutputs(Predictions):
     """Outputs of a network for images whose class is known; `predicted` has the classes with the largest logit.
 
     Attributes:
@@ -99,7 +99,7 @@ class Result(Predictions):
         intervals = {"acc": wilson_interval(num_correct, num_images), **macro_intervals(self.confusion)}
         scores = {"acc": num_correct / num_images, **macro_scores(self.per_class)}
         if len(self.class_names) > 5:
-            num_in_top = num_right_in_top(self.logits, self.labels, 5)
+            num_in_top = num_correct_in_top_k(self.logits, self.labels, 5)
             scores["top5_acc"], intervals["top5_acc"] = num_in_top / num_images, wilson_interval(num_in_top, num_images)
         scores["ece"] = reliability(self.confidence, self.is_correct).ece
         intervals["ece"] = ece_interval(self.confidence, self.is_correct)
@@ -110,7 +110,7 @@ class Result(Predictions):
         return metrics | {"num_images": num_images, "num_correct": num_correct}
 
 
-def num_right_in_top(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
+def num_correct_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
     """Count the images whose class is among the `k` largest logits.
 
     Of equal logits the first class counts as larger, as in `argmax`, so that constant logits are not always right.
@@ -128,10 +128,10 @@ def num_right_in_top(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
 
 def per_class(confusion: np.ndarray) -> PerClass:
     """Compute precision, recall and F1 of each class from counts (K, K), true classes in rows."""
-    right, predicted, count = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
-    totals = (predicted, count, (predicted + count) / 2)
-    precision, recall, f1 = (right / np.where(total, total, 1) for total in totals)
-    return PerClass(precision, recall, f1, count)
+    num_correct, num_predicted, num_true = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
+    totals = (num_predicted, num_true, (num_predicted + num_true) / 2)
+    precision, recall, f1 = (num_correct / np.where(total, total, 1) for total in totals)
+    return PerClass(precision, recall, f1, num_true)
 
 
 def macro_scores(classes: PerClass) -> dict[str, float]:

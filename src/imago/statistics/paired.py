@@ -8,7 +8,7 @@ _NUM_DRAWS = 10_000  # between seeds, the ends then vary by about 0.03 points fo
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedComparison:
     """Result of comparing two classifiers, a and b, on the same N images.
 
     Attributes:
@@ -17,7 +17,7 @@ class Paired:
         only_b: images that only b classifies correctly.
         difference: accuracy of b minus that of a, in [-1, 1].
         interval_95: the 95 % interval of the difference, by bootstrap over the images.
-        p_value: the p-value of McNemar's exact test.
+        p_value: two-sided, of McNemar's exact test.
     """
 
     num_images: int
@@ -41,18 +41,18 @@ class Paired:
         return f"{better} is significantly better on these images (p < 0.05)."
 
 
-def compare_paired(right_a: np.ndarray, right_b: np.ndarray, seed: int = 0) -> Paired:
+def compare_paired(is_correct_a: np.ndarray, is_correct_b: np.ndarray, seed: int = 0) -> PairedComparison:
     """Compare two classifiers image by image.
 
     Args:
-        right_a: whether a is right, bool (N,), N at least 1.
-        right_b: whether b is right, for the same images in the same order.
-        seed: seed of the bootstrap draws.
+        is_correct_a: whether a predicts the true class, bool (N,), N at least 1.
+        is_correct_b: whether b predicts the true class, for the same images in the same order.
+        seed: seed of the bootstrap; the same seed gives the same interval.
     """
-    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    count = len(right_a)
+    only_a, only_b = int((is_correct_a & ~is_correct_b).sum()), int((is_correct_b & ~is_correct_a).sum())
+    count = len(is_correct_a)
     interval = bootstrap_difference(only_a, only_b, count, seed)
-    return Paired(count, only_a, only_b, (only_b - only_a) / count, interval, mcnemar_exact(only_a, only_b))
+    return PairedComparison(count, only_a, only_b, (only_b - only_a) / count, interval, mcnemar_exact(only_a, only_b))
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
@@ -78,7 +78,7 @@ def bootstrap_difference(only_a: int, only_b: int, num_images: int, seed: int = 
         only_a: images that only a classifies correctly.
         only_b: images that only b classifies correctly.
         num_images: number of all images, at least 1.
-        seed: seed of the draws.
+        seed: seed of the bootstrap; the same seed gives the same interval.
 
     Source: Efron and Tibshirani 1993, chapter 13.
     """

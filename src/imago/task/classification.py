@@ -1,4 +1,4 @@
-"""The classification task: the training, validation and test step of a network, its loss, optimizer and schedule."""
+"""Define the classification task: training, validation and test step of a network, its loss, optimizer, schedule."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from imago.errors import DivergedError
 from imago.instantiate import build
-from imago.model.adapt import build_network, keep_frozen_in_evaluation
+from imago.model.adapt import build_network, keep_frozen_in_eval_mode
 from imago.task.optimization import build_optimization
 from imago.task.tta import predict_with_tta
 
@@ -32,7 +32,7 @@ class ClassificationTask(LightningModule):
         net: `_target_` and settings of the network, see `imago.model.adapt`.
         optimizer: `_target_` of a `torch.optim` class and its settings.
         schedule: `_target_` and settings of the learning-rate schedule.
-        loss: `_target_` and settings of the loss.
+        loss: `_target_` and settings of an `nn.Module` that maps logits and labels to the mean loss.
         class_names: K names; the index of a name is its label.
         preprocess: `imago.images.Preprocess` as a dict.
         class_counts: training images of each class, passed to a loss with `weight`.
@@ -66,7 +66,7 @@ class ClassificationTask(LightningModule):
         """Switch between training and eval mode; frozen parts of the network stay in eval mode."""
         super().train(mode)
         if freeze := self.hparams["net"].get("freeze"):
-            keep_frozen_in_evaluation(self.net, freeze)
+            keep_frozen_in_eval_mode(self.net, freeze)
         return self
 
     def forward(self, images: Tensor) -> Tensor:
@@ -211,8 +211,12 @@ class EpochMetrics:
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         device = strategy.root_device if is_distributed else "cpu"  # MPS has no float64
         sums = torch.tensor([self.loss_sum, self.num_correct, self.num_images], dtype=torch.float64, device=device)
-        loss, right, images = strategy.reduce(sums, reduce_op="sum").tolist()
-        return {"loss": loss / images, "acc": right / images, "num_images": images} if images else {}
+        loss_sum, num_correct, num_images = strategy.reduce(sums, reduce_op="sum").tolist()
+        return (
+            {"loss": loss_sum / num_images, "acc": num_correct / num_images, "num_images": num_images}
+            if num_images
+            else {}
+        )
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from imago.errors import ConfigError
 from imago.instantiate import build
 from imago.optimizer.groups import parameter_groups
 
-_MANY_STEPS = 1_000_000  # an epoch in which every duration has at least one step
+_LONG_EPOCH_STEPS = 1_000_000  # an epoch in which every duration has at least one step
 
 
 def build_optimization(
@@ -28,8 +28,8 @@ def build_optimization(
         optimizer: `_target_` of a `torch.optim` class, its settings and those of `parameter_groups`.
         schedule: `_target_` of a class in `imago.schedule.schedules` and its settings.
         net: its trainable parameters are optimized.
-        num_epochs: epochs of the run.
-        steps_per_epoch: optimizer steps in an epoch.
+        num_epochs: epochs of the whole run, which sets the length of the schedule.
+        steps_per_epoch: optimizer steps in an epoch, which convert durations given in epochs.
         extra_targets: further packages that the targets may name.
 
     Raises:
@@ -57,4 +57,4 @@ def check_optimization(
         ConfigError: if a class does not exist or refuses its settings.
     """
     single = skip_init(nn.Linear, 1, 1, bias=False)  # draws no random number; a matrix: some optimizers take no others
-    build_optimization(optimizer, schedule, single, 1, _MANY_STEPS, extra_targets)
+    build_optimization(optimizer, schedule, single, 1, _LONG_EPOCH_STEPS, extra_targets)

@@ -7,13 +7,13 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
-from imago.inference.calibration import KEY, calibrate
+from imago.inference.calibration import TEMPERATURE_KEY, calibrate
 from imago.inference.run_split import image_names, images_in_memory, validate
 from imago.instantiate import to_plain
 from imago.logger.tensorboard import add_hparams, add_image
 from imago.paths import checkpoint_file
 from imago.runs.run_directory import RunDirectory
-from imago.statistics.metrics import Result, softmax
+from imago.statistics.metrics import LabeledOutputs, softmax
 from imago.task.classification import ClassificationTask
 
 log = logging.getLogger(__name__)
@@ -56,18 +56,20 @@ def describe_best_epoch(
         add_image(name, file, step, trainer.loggers)
 
 
-def _calibrate(checkpoint: Path, result: Result, tta: str = "none") -> float:
+def _calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> float:
     """Fit, save and log the temperature of a checkpoint."""
     fitted = calibrate(checkpoint, result, tta)
     eces = 100 * fitted["ece_before"], 100 * fitted["ece_after"]
-    log.info("calibrated on val (tta=%s): temperature %.3f, ECE %.2f %% -> %.2f %%", tta, fitted[KEY], *eces)
-    return float(fitted[KEY])
+    log.info(
+        "calibrated on val (tta=%s): temperature %.3f, ECE %.2f %% -> %.2f %%", tta, fitted[TEMPERATURE_KEY], *eces
+    )
+    return float(fitted[TEMPERATURE_KEY])
 
 
-def _draw(result: Result, temperature: float, data: ImageDataModule, figures: Path) -> dict[str, Path]:
+def _draw(result: LabeledOutputs, temperature: float, data: ImageDataModule, figures: Path) -> dict[str, Path]:
     """Write the figures; return their files by their TensorBoard names."""
     from imago.analysis.evaluation import Evaluation
-    from imago.analysis.plots import draw_mistakes, save_confusion, save_figure
+    from imago.analysis.plots import plot_mistakes, save_confusion, save_figure
 
     figures.mkdir(exist_ok=True)
     files = {name: figures / f"{name.replace('/', '_')}.png" for name in ("val/confusion", "val/mistakes")}
@@ -77,5 +79,5 @@ def _draw(result: Result, temperature: float, data: ImageDataModule, figures: Pa
     probability = softmax(result.logits / temperature).max(axis=1)
     evaluation = Evaluation(figures, {}, result.class_names, names, result.labels, result.predicted, probability)
     images = images_in_memory(data.splits.val, evaluation.worst_mistakes(_NUM_MISTAKES).tolist())
-    save_figure(draw_mistakes(evaluation, _NUM_MISTAKES, images), files["val/mistakes"])
+    save_figure(plot_mistakes(evaluation, _NUM_MISTAKES, images), files["val/mistakes"])
     return files

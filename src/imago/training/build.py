@@ -19,7 +19,7 @@ from imago.callbacks.stopping import StopOnSignal, TimeLimit, call_on_exception_
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
 from imago.images import SMALL_PX, Preprocess
-from imago.inference.load import check_compatible, checkpoint_path
+from imago.inference.load import check_compatible, resolve_checkpoint
 from imago.instantiate import build, to_plain
 from imago.model.adapt import weights_preprocess
 from imago.model.classifier import Classifier
@@ -155,7 +155,7 @@ def resume_checkpoint(cfg: DictConfig, task: ClassificationTask) -> str | None:
     """Return the checkpoint to resume from, after checking that it fits the task; None for a new run."""
     if cfg.resume is None:
         return None
-    last = checkpoint_path(Path(cfg.paths.run_dir), "last")
+    last = resolve_checkpoint(Path(cfg.paths.run_dir), "last")
     check_compatible(last, task)
     return str(last)
 
@@ -173,7 +173,9 @@ def _weights_preprocess(cfg: DictConfig) -> Mapping[str, Any] | None:
     """Return the record that the pretrained weights need; None if it is unknown."""
     settings = to_plain(cfg.model)
     if cfg.resume is not None and str(settings.get("weights")).endswith(".ckpt"):
-        settings["weights"] = str(checkpoint_path(Path(cfg.resume), "last"))  # has it too; the other file may be gone
+        settings["weights"] = str(
+            resolve_checkpoint(Path(cfg.resume), "last")
+        )  # has it too; the other file may be gone
     return weights_preprocess(settings)
 
 

@@ -9,7 +9,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from imago.errors import ConfigError, DataError
 from imago.files import read_json
-from imago.inference.load import checkpoint_path
+from imago.inference.load import resolve_checkpoint
 from imago.instantiate import to_plain
 from imago.paths import checkpoint_file, quote_for_hydra
 from imago.settings import flatten
@@ -49,7 +49,7 @@ def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]
     weights = cfg.model.get("weights")
     if weights and weights != "default" and Path(weights).is_dir():
         try:
-            cfg.model.weights = str(checkpoint_path(Path(weights)).resolve())
+            cfg.model.weights = str(resolve_checkpoint(Path(weights)).resolve())
         except DataError as error:
             raise ConfigError(f"model.weights={error}") from error
     if cfg.task.get("teacher"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from imago.errors import ConfigError, DataError, UserError
-from imago.inference.load import checkpoint_path, load_classifier
+from imago.inference.load import load_classifier, resolve_checkpoint
 from imago.instantiate import to_plain
 from imago.model.adapt import build_network, find_weights, weights_preprocess
 
@@ -26,7 +26,7 @@ def resolve_teacher(task: DictConfig) -> None:
     teacher = task.get("teacher")
     if isinstance(teacher, str):
         try:
-            checkpoint_path(Path(teacher))
+            resolve_checkpoint(Path(teacher))
         except DataError as error:
             raise ConfigError(
                 f"task.teacher={error} A network is typed +model@task.teacher=NAME task.teacher.weights=FILE."

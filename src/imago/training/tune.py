@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from imago.analysis.lr_curve import save_lr_curve, suggest
+from imago.analysis.lr_curve import save_lr_curve, suggest_lr
 from imago.callbacks.loss_curve import LossCurve
 from imago.errors import ConfigError
 from imago.files import write_csv
@@ -42,7 +42,7 @@ def tune_lr(cfg: DictConfig, directory: RunDirectory, overrides: Sequence[str]) 
     losses = _losses_of_growing_lr(cfg, directory)
     growth = (_HIGHEST_LR / _LOWEST_LR) ** (1 / (_NUM_STEPS - 1))
     lrs = [_LOWEST_LR * growth**step for step in range(len(losses))]
-    suggestion = suggest(lrs, losses) if losses else None
+    suggestion = suggest_lr(lrs, losses) if losses else None
     curve = directory.path / "lr_curve.csv"
     write_csv(curve, [("lr", "loss"), *zip(lrs, losses, strict=True)])
     if losses:

@@ -15,7 +15,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class CheckedSet:
+class CheckedDataset:
     """N images of all splits, one split after the other.
 
     Attributes:

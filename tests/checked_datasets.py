@@ -6,7 +6,7 @@ import numpy as np
 from drawn_images import photo, records_of
 
 from imago.data.examine import Examination
-from imago.dataset_check.checked_set import SPLITS, CheckedSet
+from imago.dataset_check.checked_dataset import SPLITS, CheckedDataset
 
 # (which image, split, label) of each image: 0 is in train twice and in test, 1 in train and val, 2 in two classes; 3 to
 # 8 occur once.
@@ -17,12 +17,12 @@ ROWS = [
 ]
 
 
-def checked_set(
+def checked_dataset(
     rows: Sequence[tuple[int, str, int]],
     bad: Sequence[int] = (),
     class_names: tuple[str, ...] = ("ant", "bee"),
     names: tuple[str, ...] = (),
-) -> CheckedSet:
+) -> CheckedDataset:
     """Return a set from rows as in ROWS, in the order of the splits.
 
     Args:
@@ -34,7 +34,7 @@ def checked_set(
     images = {image: records_of(photo(image, 16)) for image, _, _ in rows}
     records = np.concatenate([images[image] for image, _, _ in rows])
     records[list(bad)] = 0
-    return CheckedSet(
+    return CheckedDataset(
         class_names,
         names or tuple(f"{index}.png" for index in range(len(rows))),
         np.array([SPLITS.index(split) for _, split, _ in rows]),
