@@ -35,7 +35,7 @@ def test_only_settings_that_differ_among_runs_of_one_kind_are_listed():
     other = {"run": "c", "data": "CIFAR10", "optimizer.lr": 0.1, "augment.cutout_px": 8, "seed": 5}
     first, second, third = table_text(runs_table(*lrs, other), None).splitlines()[2:]
     assert first.endswith(" optimizer.lr=0.1")
-    assert second.endswith(" optimizer.lr=10")
+    assert second.endswith(" optimizer.lr=10.0")
     assert "=" not in third
 
 
