@@ -11,6 +11,7 @@ import pytest
 from run_folders import make_run
 
 from imago.analysis.runs import fold_seeds, load_runs, older_repetitions, setting_names
+from imago.analysis.table import sort_runs
 from imago.errors import DataError
 
 
@@ -73,6 +74,20 @@ def test_a_running_run_has_empty_results_and_counts_stay_integers(tmp_path: Path
     runs = load_runs(tmp_path)
     assert runs.loc[1, ["val_acc", "test_acc", "test_low", "epochs", "best_epoch"]].isna().all()
     assert (str(runs["epochs"].dtype), str(runs["seed"].dtype)) == ("Int64", "Int64")
+
+
+def test_settings_are_numbers_and_integers_stay_integers_beside_an_empty_cell(tmp_path: Path):
+    for lr in (10.0, 1e-5, 0.01):
+        options = {} if lr == 0.01 else {"augment": {"cutout_px": 8}}
+        make_run(tmp_path / str(lr), lr=lr, config=options)
+    runs = sort_runs(load_runs(tmp_path), "optimizer.lr")
+    assert runs["optimizer.lr"].tolist() == [1e-5, 0.01, 10.0]
+    assert "8.0" not in runs["augment.cutout_px"].to_csv()
+
+
+def test_a_seed_too_large_for_a_table_is_left_out_of_it(tmp_path: Path):
+    make_run(tmp_path / "a", seed=20260101123456789012)
+    assert load_runs(tmp_path)["seed"].isna().tolist() == [True]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"test": 3}', '{"test": {"interval_95": [1]}}', "\udcff"])

@@ -156,11 +156,13 @@ def test_a_list_without_splits_is_all_train_with_the_labels_of_the_given_classes
     [
         ("absent.jpg,ants,train", "/absent.jpg cannot be read: No such file or directory."),
         ("folder,ants,train", "/folder is not a regular file."),
+        ("link.jpg,ants,test", "link.jpg is another name of the file b.jpg in line 2; list it once."),
         ("a.jpg,wasps,train", "there is no class 'wasps'; the classes are ants, bees."),
     ],
 )
 def test_a_line_that_does_not_fit_the_files_or_classes_is_named(tmp_path: Path, line: str, fault: str):
     touch(tmp_path, "a.jpg", "b.jpg", "folder/x.jpg")
+    (tmp_path / "link.jpg").symlink_to("b.jpg")
     rows = read_list(listed(tmp_path, f"path,label,split\nb.jpg,bees,train\n{line}\n"))
     assert (
         error_of(files_from_list, tmp_path, rows, CLASSES).replace(str(tmp_path), "") == f"/list.csv, line 3: {fault}"

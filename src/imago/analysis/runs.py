@@ -17,6 +17,7 @@ _RESULTS = (
     *("seconds", "images_per_s", "data_wait_share", "folder", "reason", "config_fault"),
 )
 _SEED_COLUMNS = ("num_seeds", "val_std", "test_std", "test_lowest", "test_highest")  # only in a table of `fold_seeds`
+_MAX_EXACT = 2**53  # larger integers are not exact in float64
 _COUNT_COLUMNS = ["seed", "num_test_images", "best_epoch", "epochs"]
 _MEAN_COLUMNS = ["val_acc", "test_acc", "seconds", "images_per_s", "data_wait_share"]
 
@@ -38,7 +39,9 @@ def load_runs(log_dir: Path | str) -> DataFrame:
         DataError: if `log_dir` is not a directory.
     """
     records = read_records(log_dir)
-    names = [name for name in differing([r.settings for r in records if r.settings]) if name not in _IDENTITY]
+    names = [
+        name for name in differing([r.settings for r in records if r.settings]) if name not in (*_IDENTITY, *_RESULTS)
+    ]
     rows = [vars(r) | {name: r.settings.get(name) for name in ("data", "model", "seed", *names)} for r in records]
     return _table(rows, [*_IDENTITY, *names, *_RESULTS]).sort_values("started", ignore_index=True)
 
@@ -101,8 +104,15 @@ def _fold(seeds: DataFrame) -> dict[str, Any]:
 
 def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> DataFrame:
     """Create a table with numbers in its columns of numbers, also where cells or all rows are empty."""
-    table = DataFrame(rows, columns=list(columns), dtype=object)  # integers of settings stay integers
+    table = DataFrame(rows, columns=list(columns), dtype=object)
+    for name, column in table.items():
+        types = {type(value) for value in column.dropna()}
+        if types == {int} and column.dropna().abs().max() < _MAX_EXACT:  # integers stay integers beside an empty cell
+            table[name] = column.astype("Int64")
+        elif types and types <= {int, float}:
+            table[name] = column.astype("float64")
     numbers = [*_COUNT_COLUMNS, *_MEAN_COLUMNS, "test_low", "test_high"]
     table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce").astype("float64")
-    table[_COUNT_COLUMNS] = table[_COUNT_COLUMNS].round().astype("Int64")
+    counts = table[_COUNT_COLUMNS].round()
+    table[_COUNT_COLUMNS] = counts.where(counts.abs() < _MAX_EXACT).astype("Int64")
     return table

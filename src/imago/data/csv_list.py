@@ -120,7 +120,14 @@ def files_from_list(root: Path, rows: Sequence[ListedImage], class_names: Sequen
         DataError: naming the line, if a file is missing, a label is not a class, or there is no training image.
     """
     labels = _labels(rows, class_names)
-    num_bytes, mtime_ns = np.array([_stat(root, row) for row in rows], np.int64).T.copy()
+    statuses = [_stat(root, row) for row in rows]
+    first_rows: dict[tuple[int, int], ListedImage] = {}
+    for row, status in zip(rows, statuses, strict=True):
+        first = first_rows.setdefault((status.st_dev, status.st_ino), row)
+        if first is not row:
+            fault = f"{printable(row.name)} is another name of the file {printable(first.name)} in line {first.line}"
+            raise DataError(f"{row.location}: {fault}; list it once.")
+    num_bytes, mtime_ns = np.array([(status.st_size, status.st_mtime_ns) for status in statuses], np.int64).T.copy()
     files = LabeledFiles(root, tuple(row.name for row in rows), num_bytes, mtime_ns, labels)
     return {split: files.take(indices) for split, indices in _by_split(rows, np.arange(len(rows))).items()}
 
@@ -192,15 +199,15 @@ def _labels(rows: Sequence[ListedImage], class_names: Sequence[str]) -> np.ndarr
     return np.array([label_by_name[plain_name(row.label)] for row in rows], np.int64)
 
 
-def _stat(root: Path, row: ListedImage) -> tuple[int, int]:
-    """Return size and modification time of a file, which must be a regular one: opening a pipe would block."""
+def _stat(root: Path, row: ListedImage) -> os.stat_result:
+    """Return the status of a file, which must be a regular one: opening a pipe would block."""
     try:
         status = os.stat(f"{root}/{row.name}")
     except OSError as error:
         raise DataError(f"{row.location}: {printable(root / row.name)} cannot be read: {error.strerror}.") from error
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{row.location}: {printable(root / row.name)} is not a regular file.")
-    return status.st_size, status.st_mtime_ns
+    return status
 
 
 def _by_split(rows: Sequence[ListedImage], indices: np.ndarray) -> dict[str, np.ndarray]:

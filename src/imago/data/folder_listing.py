@@ -163,10 +163,11 @@ def _list_split(
 
 def _files_below(root: Path, folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield every file below a folder, with its name relative to the root, in the order of the names."""
-    for entry in _entries(root / folder):
-        name = f"{folder}/{entry.name}"
+    waiting = [(f"{folder}/{entry.name}", entry) for entry in reversed(_entries(root / folder))]
+    while waiting:  # not recursive: folders may be nested deeper than Python's recursion limit
+        name, entry = waiting.pop()
         if _is_folder(entry):
-            yield from _files_below(root, name)
+            waiting += [(f"{name}/{inner.name}", inner) for inner in reversed(_entries(root / name))]
         else:
             yield name, entry
 

@@ -100,13 +100,15 @@ class ImageCache:
         shapes: int64 (N, 2), height and width of each image.
 
     Raises:
-        ValueError: if the file is incomplete.
+        ValueError: if the file has another size.
     """
 
     def __init__(self, pixels: Path, shapes: np.ndarray) -> None:
         self.pixels = pixels
         self.shapes = shapes
         self._offsets = np.concatenate([[0], np.cumsum(shapes.prod(axis=1) * 3)])
+        if pixels.stat().st_size != self._offsets[-1]:
+            raise ValueError(f"{pixels} has {pixels.stat().st_size:,} bytes instead of {self._offsets[-1]:,}")
         # As a plain array: each slice of a memmap is an object of its own class, which takes ten times longer.
         self._bytes = np.asarray(np.memmap(pixels, np.uint8, "r", shape=(int(self._offsets[-1]),)))
 
@@ -175,7 +177,11 @@ def _build_on_disk(images: Iterator[np.ndarray], files: LabeledFiles, directory:
     directory.mkdir(parents=True, exist_ok=True)
     index_file, pixels = _cache_files(files, directory, settings)
     with index_file.with_suffix(".lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases the lock of a process that dies
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases the lock of a process that dies
+        except BlockingIOError:
+            log.info("another process is decoding these images: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         if (cache := open_cache(files, directory, settings)) is not None:
             return cache
         index_file.unlink(missing_ok=True)  # without it, no process opens the pixels

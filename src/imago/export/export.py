@@ -122,7 +122,11 @@ def _write_verified(
     remove_partial_files(file.parent, _FILE)  # of an export that was killed
     with atomic_write(file, "wb") as content:
         temporary = Path(content.name)
-        with file.with_name(_LOG).open("a") as log_file, redirect_stdout(log_file), redirect_stderr(log_file):
+        with (
+            file.with_name(_LOG).open("a", encoding="utf-8", errors="backslashreplace") as log_file,
+            redirect_stdout(log_file),
+            redirect_stderr(log_file),
+        ):
             opset = export_onnx(classifier, temporary, metadata, opset)
         log.info("written     opset %d, %.2f MB", opset, temporary.stat().st_size / 1e6)
         try:

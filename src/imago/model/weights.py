@@ -50,8 +50,10 @@ def is_path(weights: str) -> bool:
 
 def recorded_preprocess(weights: str) -> dict[str, Any] | None:
     """Return the record of `imago.images.Preprocess` in a checkpoint of this project; None for other files."""
-    content = _load(Path(weights).expanduser()) if weights.endswith(".ckpt") else {}
-    return content.get("hyper_parameters", {}).get("preprocess")
+    content = _load(Path(weights).expanduser()) if weights.endswith(".ckpt") else None
+    settings = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    record = settings.get("preprocess") if isinstance(settings, Mapping) else None
+    return dict(record) if isinstance(record, Mapping) else None
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

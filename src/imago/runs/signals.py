@@ -80,7 +80,7 @@ class Signals:
         try:
             yield
         finally:
-            if self.received is None:
+            if self.received is None and threading.current_thread() is threading.main_thread():
                 for number, handler in old_handlers.items():
                     if handler is not None:
                         signal.signal(number, handler)
@@ -89,6 +89,8 @@ class Signals:
         """Install the handlers: again after Lightning has installed its own, and in each forked rank."""
         if self._pid != os.getpid():
             self._pid, self.launcher = os.getpid(), None
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python allows handlers in the main thread only
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as in a background job or under nohup
                 signal.signal(number, self._handle)

@@ -35,7 +35,10 @@ _COLORS_OR_GRAY = ("3 (images are read as RGB) or 1 (gray)", lambda value: value
 # Settings with a range, and what must hold. A setting that is null or absent is not checked.
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": ("0 or more", lambda value: value >= 0),
-    "run_name": ("a directory name without slashes", lambda name: name.strip(". ") != "" and not {*name} & {*"/\\"}),
+    "run_name": (
+        "a directory name without slashes",
+        lambda name: str(name).strip(". ") != "" and not {*str(name)} & {*"/\\"},
+    ),
     "optimizer.lr": ("greater than 0, e.g. optimizer.lr=1e-3", lambda value: value > 0),
     "optimizer.head_lr_multiplier": _POSITIVE,
     "optimizer.layer_lr_decay": ("above 0 and at most 1", lambda value: 0 < value <= 1),
