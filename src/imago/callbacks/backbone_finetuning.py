@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class BackboneFinetuning(Callback):
-    """Freeze and unfreeze layers of a task whose network is `net` and whose learning rate schedule steps.
+    """Freeze and unfreeze layers of a task whose network is `net` and whose learning-rate schedule steps.
 
     Lightning's own callback adds the backbone to the optimizer when it is unfrozen, but torch's schedules require all
     parameter groups from the start. Here they exist from the start: a frozen parameter has no gradient, and optimizers
@@ -53,7 +53,7 @@ class BackboneFinetuning(Callback):
             trained |= {id(parameter) for parameter in getattr(net, "body", net).get_submodule(part).parameters()}
         for parameter in net.parameters():
             parameter.requires_grad_(id(parameter) in trained)
-        net.train()  # also what was frozen, and therefore in evaluation mode
+        net.train()  # also modules that were frozen, and therefore in eval mode
         keep_frozen_in_evaluation(net)
         log.debug("epoch %d: %d of %d layers train", epoch, num_trained, len(layers))
 
