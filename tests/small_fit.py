@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from omegaconf import DictConfig
 
 from imago.data import shapes
-from imago.data.datamodule import DatasetParts, ImageDataModule
+from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
 from imago.data.dataset import LabeledArray
 from imago.images import Preprocess
 from imago.instantiate import build, to_plain
@@ -29,7 +29,7 @@ SMALL = ("data.batch_size=32", "model.hidden_features=16", "trainer.max_epochs=1
 
 @functools.cache
 def drawn(split: str, count: int) -> LabeledArray:
-    return LabeledArray(*shapes.draw_split(split, count), tuple(f"{split}/{index}" for index in range(count)))
+    return LabeledArray(*shapes.render_split(split, count), tuple(f"{split}/{index}" for index in range(count)))
 
 
 class DrawnShapes(ImageDataModule):
@@ -38,7 +38,7 @@ class DrawnShapes(ImageDataModule):
     num_train = 1280
     on_arrival: Callable[[], None] = staticmethod(lambda: None)
 
-    def load_dataset(self) -> DatasetParts:
+    def load_dataset(self) -> ClassNamesAndSplits:
         sizes = {"train": self.num_train, "val": 100, "test": 100}
         return shapes.CLASS_NAMES, {split: drawn(split, count) for split, count in sizes.items()}
 

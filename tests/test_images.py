@@ -125,7 +125,7 @@ def test_an_image_is_turned_upright_by_its_exif_tag(orientation: int):
     np.testing.assert_array_equal(read_image(encode(NOISE, "PNG", exif=exif)), UPRIGHT[orientation](PIXELS))
 
 
-# Resize and crop
+# resize_and_crop
 
 
 def square(size: int, resize: int, crop: str = "center") -> Preprocess:

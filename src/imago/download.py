@@ -11,7 +11,7 @@ from typing import Any
 
 from imago.errors import DataError
 
-TIMEOUT_S = 8
+TIMEOUT_S = 8  # with the imports before it, being offline is reported within the 10 s that the docstrings promise
 
 
 def is_reachable(url: str, timeout_s: float = TIMEOUT_S) -> bool:
@@ -45,9 +45,9 @@ def download_dataset(source: Any, url: str | None, data_dir: Path, remedy: str, 
     Args:
         source: the class in `torchvision.datasets`.
         url: one of its URLs, which is requested first; None downloads without this check.
-        data_dir: the directory of the download.
+        data_dir: directory that the files are downloaded to.
         remedy: what to do without a network, for the error message.
-        arguments: arguments of the class.
+        arguments: further arguments of the class, e.g. train=True.
 
     Raises:
         DataError: within 10 s, if there is no network.

@@ -37,7 +37,7 @@ class Stopped(SystemExit):
 
     Args:
         reason: the cause, e.g. "SIGTERM".
-        exit_code: exit code of the process.
+        exit_code: exit code of the process: 130 or 143, 0 in a rank other than 0.
     """
 
     def __init__(self, reason: str, exit_code: int) -> None:

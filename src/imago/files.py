@@ -60,8 +60,8 @@ def remove_partial_files(directory: Path, name: str = "") -> None:
     """Remove what `atomic_write` left in a directory when its process was killed; `name` limits it to some files.
 
     Args:
-        directory: may be missing.
-        name: how the names of the written files start.
+        directory: directory to clean; nothing happens if it does not exist.
+        name: prefix of the names of the written files; "" matches all.
     """
     for file in directory.iterdir() if directory.is_dir() else ():
         if file.name.startswith(name) and file.name.endswith(_PARTIAL):

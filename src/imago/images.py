@@ -25,9 +25,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 MAX_PIXELS = 50_000_000  # 150 MB once decoded; checked before decoding, where a 12 KB file can ask for 500 MB
 # Images up to this size are not resized; the first layer of a network is adapted to them instead, since a network made
 # for 224 px would reduce them to a 2 x 2 feature map.
-SMALL_PX = 64
+MAX_SMALL_PX = 64
 INTERPOLATIONS = ("bilinear", "bicubic")  # both antialiased, as in the evaluation of published weights
-TTA = ("none", "flip", "flip_shift")  # test-time augmentation, see `imago.task.tta`
+TTA_MODES = ("none", "flip", "flip_shift")  # test-time augmentation, see `imago.task.tta`
 EXIF_ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4
 
 # The first bytes of these formats, to distinguish a damaged image from another kind of file.
@@ -78,12 +78,12 @@ class Preprocess:
 
     def describe(self) -> str:
         """Describe the record in one line."""
-        cut = f"squash to {self.size} px" if self.crop == "squash" else f"{self.size} px"
+        geometry = f"squash to {self.size} px" if self.crop == "squash" else f"{self.size} px"
         if self.crop == "center" and self.resize != self.size:
-            cut = f"shorter side to {self.resize} px, middle {self.size} px"
+            geometry = f"shorter side to {self.resize} px, middle {self.size} px"
         mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (self.mean, self.std))
-        by = "" if self.interpolation == "bilinear" else f" ({self.interpolation})"
-        return f"{cut}{by}, mean {mean}, std {std}"
+        method = "" if self.interpolation == "bilinear" else f" ({self.interpolation})"
+        return f"{geometry}{method}, mean {mean}, std {std}"
 
     @classmethod
     def from_dict(cls, record: dict) -> "Preprocess":
@@ -162,8 +162,8 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
         (left + size) * width / target[0],
         (top + size) * height / target[1],
     )
-    filter_ = Image.Resampling[preprocess.interpolation.upper()]
-    return np.asarray(Image.fromarray(pixels).resize((size, size), filter_, box=box))
+    resample = Image.Resampling[preprocess.interpolation.upper()]
+    return np.asarray(Image.fromarray(pixels).resize((size, size), resample, box=box))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -58,7 +58,7 @@ def check_targets(config: Mapping[Any, Any], extra: Sequence[str] = (), where: s
         if not isinstance(target, str):
             problems.setdefault(repr(target), f"{path}={target!r}: a _target_ is the dotted name of a class.")
         elif not _is_listed(target, patterns):
-            close = difflib.get_close_matches(target, exact, n=1, cutoff=0.85)
+            close = difflib.get_close_matches(target, exact, n=1, cutoff=0.85)  # only typos; our own choice
             hint = f" Did you mean {close[0]}?" if close else ""
             problems.setdefault(
                 target,
@@ -70,7 +70,7 @@ def check_targets(config: Mapping[Any, Any], extra: Sequence[str] = (), where: s
 
 
 def build(config: Mapping[Any, Any], /, *args: Any, extra_targets: Sequence[str] = (), **kwargs: Any) -> Any:
-    """Build the object that `config` names by its `_target_`.
+    """Check the target and the keys of `config`, then build the object that its `_target_` names.
 
     Args:
         config: a node with `_target_`, as DictConfig or plain dict.
@@ -109,7 +109,7 @@ def build(config: Mapping[Any, Any], /, *args: Any, extra_targets: Sequence[str]
         raise ConfigError(f"{reason.rstrip('.')}. {_ADD_A_PACKAGE}") from error
 
 
-def find_target(target: str) -> Any:
+def import_target_or_none(target: str) -> Any:
     """Return the object that an allowed target names; None if it cannot be imported, which `build` reports."""
     try:
         return _import_target(target)
@@ -184,12 +184,12 @@ def _import_target(target: str) -> Any:
 def _explain_missing(parent: Any, parent_name: str, target: str) -> str:
     if not parent_name:
         return f"there is no package {target.split('.')[0]!r} here; is it installed in this environment?"
-    wrong, dot, rest = target.removeprefix(f"{parent_name}.").partition(".")
+    unknown_part, dot, rest = target.removeprefix(f"{parent_name}.").partition(".")
     names = [name for name in dir(parent) if not name.startswith("_")]
     names += [module.name for module in pkgutil.iter_modules(getattr(parent, "__path__", ()))]
-    close = difflib.get_close_matches(wrong, names, n=1)
+    close = difflib.get_close_matches(unknown_part, names, n=1)
     hint = f"; did you mean {parent_name}.{close[0]}{dot}{rest}?" if close else "."
-    return f"there is no {wrong!r} in {parent_name}{hint}"
+    return f"there is no {unknown_part!r} in {parent_name}{hint}"
 
 
 def _signature_problem(target: Any, args: Sequence[Any], keys: Sequence[str], partial: bool) -> str:

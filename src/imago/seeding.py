@@ -35,9 +35,9 @@ def random_integers(low: int, high: int | np.ndarray, *key: int | np.ndarray) ->
     return ((random_bits(*key) >> np.uint64(32)) * span >> np.uint64(32)).astype(np.int64) + low
 
 
-def random_permutation(count: int, *key: int) -> np.ndarray:
-    """Return a random permutation of 0 .. count-1: int64, shape (count,)."""
-    return np.argsort(random_bits(*key, np.arange(count)), kind="stable")
+def random_permutation(num_items: int, *key: int) -> np.ndarray:
+    """Return a random permutation of 0 .. num_items - 1: int64, shape (num_items,)."""
+    return np.argsort(random_bits(*key, np.arange(num_items)), kind="stable")
 
 
 def derive_seed(*key: int) -> int:

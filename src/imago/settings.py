@@ -9,7 +9,7 @@ def flatten(node: Any, key: str = "") -> dict[str, Any]:
 
     Args:
         node: nested dicts; lists count as values.
-        key: the dotted key of `node`.
+        key: the dotted key of `node`, which the keys below it start with.
     """
     if not isinstance(node, Mapping):
         return {key: node}

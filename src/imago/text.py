@@ -25,6 +25,7 @@ def padded(text: str, width: int, align_right: bool = False) -> str:
 
 def join_names(names: Iterable[str], limit: int = 10, separator: str = ", ") -> str:
     """Join at most `limit` names, escaped, and append how many more there are."""
+    # 10 names are about one line of the terminal; our own choice.
     names = list(names)
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return separator.join(map(printable, names[:limit])) + more
@@ -34,13 +35,13 @@ def duration_text(seconds: float | None) -> str:
     """Format a duration, e.g. 26 s, 12 min 5 s or 3 h 20 min; empty if it is None."""
     if seconds is None:
         return ""
-    if seconds < 59.5:
+    if seconds < 59.5:  # from 59.5 on it would be rounded to "60 s"
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def percent(share: float | None) -> str:
+def percent_text(share: float | None) -> str:
     """Format a share in [0, 1] as percent; empty if it is None."""
     return "" if share is None else f"{100 * share:.2f} %"
 

@@ -28,8 +28,8 @@ def pixels(count: int, side: int = 16) -> Tensor:
     return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def numbered(count: int, side: int = 16) -> tuple[Tensor, Tensor]:
-    """Images whose pixels all are 1 + their index in the batch, and their labels."""
+def numbered_images(count: int, side: int = 16) -> tuple[Tensor, Tensor]:
+    """Return images whose pixels are all 1 + their index in the batch, and labels."""
     images = torch.arange(1.0, count + 1).view(-1, 1, 1, 1).expand(-1, 3, side, side)
     return images.contiguous(memory_format=torch.channels_last), torch.arange(count) % NUM_CLASSES
 
@@ -37,7 +37,7 @@ def numbered(count: int, side: int = 16) -> tuple[Tensor, Tensor]:
 def test_settings_that_are_off_return_images_and_labels_unchanged():
     images = pixels(4)
     assert batch_augment(mixup_alpha=1.0).colors(images, KEY) is images
-    images, labels = numbered(4)
+    images, labels = numbered_images(4)
     mixed, same_labels = batch_augment(brightness=0.5).mix(images, labels, KEY)
     assert mixed is images
     assert same_labels is labels
@@ -55,7 +55,7 @@ def samples(count: int = 20) -> Tensor:
     return images
 
 
-def numbers(low: float, high: float, count: int = 20) -> Tensor:
+def shuffled_factors(low: float, high: float, count: int = 20) -> Tensor:
     return torch.linspace(low, high, count)[torch.randperm(count, generator=torch.Generator().manual_seed(1))]
 
 
@@ -63,10 +63,10 @@ def numbers(low: float, high: float, count: int = 20) -> Tensor:
 @pytest.mark.parametrize(
     ("ours", "theirs", "factors"),
     [
-        (adjust_brightness, functional.adjust_brightness, numbers(0.0, 2.5)),
-        (adjust_contrast, functional.adjust_contrast, numbers(0.0, 2.5)),
-        (adjust_saturation, functional.adjust_saturation, numbers(0.0, 2.5)),
-        (adjust_hue, functional.adjust_hue, numbers(-0.5, 0.5)),
+        (adjust_brightness, functional.adjust_brightness, shuffled_factors(0.0, 2.5)),
+        (adjust_contrast, functional.adjust_contrast, shuffled_factors(0.0, 2.5)),
+        (adjust_saturation, functional.adjust_saturation, shuffled_factors(0.0, 2.5)),
+        (adjust_hue, functional.adjust_hue, shuffled_factors(-0.5, 0.5)),
     ],
 )
 def test_each_image_is_adjusted_by_its_own_factor_as_in_torchvision(
@@ -119,7 +119,7 @@ def test_one_color_setting_does_not_change_the_draws_of_the_others():
 
 @pytest.mark.parametrize("settings", [{"erase_probability": 1.0, "erase_scale": [0.2, 0.3]}, {"cutout_px": 8}])
 def test_erased_pixels_are_zero_and_each_sample_has_its_own_rectangle(settings: dict):
-    images, labels = numbered(50)
+    images, labels = numbered_images(50)
     erased, same_labels = batch_augment(**settings).mix(images, labels, KEY)
     holes = (erased == 0)[:, 0].flatten(1)
     assert holes.any(dim=1).all()
@@ -134,12 +134,12 @@ def test_erased_pixels_are_zero_and_each_sample_has_its_own_rectangle(settings: 
     "alphas", [{"mixup_alpha": 0.3}, {"cutmix_alpha": 1.0}, {"mixup_alpha": 0.3, "cutmix_alpha": 1.0}]
 )
 def test_soft_labels_match_the_shares_of_the_images(alphas: dict[str, float]):
-    images, labels = numbered(200)
+    images, labels = numbered_images(200)
     mixed, soft = batch_augment(**alphas).mix(images, labels, KEY)
     assert (soft.dtype, soft.shape) == (torch.float32, (200, NUM_CLASSES))
     torch.testing.assert_close(soft.sum(dim=1), torch.ones(200))
     # Values are 1 + index: the mean of a mixed image determines the share of the other one.
-    order = batch_augment(**alphas).draw_mix(KEY, 200, 16, 16)[3]
+    order = batch_augment(**alphas).sample_mix(KEY, 200, 16, 16)[3]
     own, other = images[:, 0, 0, 0], images[order, 0, 0, 0]
     kept = torch.where(own == other, 1.0, (mixed.mean(dim=(1, 2, 3)) - other) / (own - other))
     expected = torch.zeros(200, NUM_CLASSES)
@@ -150,7 +150,7 @@ def test_soft_labels_match_the_shares_of_the_images(alphas: dict[str, float]):
 
 
 def test_with_both_alphas_half_of_the_images_are_pasted_and_half_are_blended():
-    images, labels = numbered(300)
+    images, labels = numbered_images(300)
     mixed, _ = batch_augment(mixup_alpha=1.0, cutmix_alpha=1.0).mix(images, labels, KEY)
     num_pasted = sum(len(image.unique()) == 2 for image in mixed)
     num_blended = sum(bool((image != image.round()).any()) for image in mixed)
@@ -160,13 +160,13 @@ def test_with_both_alphas_half_of_the_images_are_pasted_and_half_are_blended():
 
 @pytest.mark.parametrize(("alpha", "variance"), [(0.2, 1 / (4 * 1.4)), (1.0, 1 / 12)])
 def test_lam_follows_the_beta_distribution(alpha: float, variance: float):
-    _, lam, _, _ = batch_augment(mixup_alpha=alpha).draw_mix(KEY, 4000, 1, 1)
+    _, lam, _, _ = batch_augment(mixup_alpha=alpha).sample_mix(KEY, 4000, 1, 1)
     assert lam.mean() == pytest.approx(0.5, abs=0.02)
     assert lam.var() == pytest.approx(variance, rel=0.06)  # of Beta(a, a): 1 / (4 (2a + 1))
 
 
 def test_a_batch_of_one_image_mixes_with_itself():
-    images, labels = numbered(1)
+    images, labels = numbered_images(1)
     mixed, soft = batch_augment(mixup_alpha=0.5, cutmix_alpha=1.0).mix(images, labels, KEY)
     torch.testing.assert_close(mixed, images)
     assert soft.tolist() == [[1, 0, 0, 0, 0]]
@@ -207,7 +207,7 @@ def test_erasing_does_not_change_the_draws_of_mixing():
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("settings", [{"erase_probability": 1.0}, {"cutout_px": 3}, {"mixup_alpha": 1.0}, HEAVY])
 def test_memory_order_and_the_given_tensors_are_kept(settings: dict, memory: torch.memory_format):
-    images, labels = numbered(8)
+    images, labels = numbered_images(8)
     images = images.contiguous(memory_format=memory)
     before = images.clone()
     mixed, _ = batch_augment(**settings).mix(images, labels, KEY)

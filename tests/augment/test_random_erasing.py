@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from imago.augment.random_erasing import draw_rectangles, draw_squares, erase
+from imago.augment.random_erasing import erase, sample_rectangles, sample_squares
 
 
 def holes_of(boxes: np.ndarray, height: int, width: int) -> torch.Tensor:
@@ -18,7 +18,7 @@ def holes_of(boxes: np.ndarray, height: int, width: int) -> torch.Tensor:
 
 
 def test_rectangles_have_the_requested_probability_area_and_ratio():
-    boxes = draw_rectangles(np.random.default_rng(0), 0.3, [0.1, 0.2], (1000, 3, 40, 30))
+    boxes = sample_rectangles(np.random.default_rng(0), 0.3, [0.1, 0.2], (1000, 3, 40, 30))
     holes = holes_of(boxes, 40, 30)
     areas = holes.float().mean(dim=(1, 2))
     assert (areas > 0).float().mean() == pytest.approx(0.3, abs=0.05)
@@ -31,12 +31,12 @@ def test_rectangles_have_the_requested_probability_area_and_ratio():
 
 
 def test_a_rectangle_that_never_fits_is_not_erased():
-    boxes = draw_rectangles(np.random.default_rng(0), 1.0, [1.0, 1.0], (50, 3, 8, 8))
+    boxes = sample_rectangles(np.random.default_rng(0), 1.0, [1.0, 1.0], (50, 3, 8, 8))
     assert not holes_of(boxes, 8, 8).any()
 
 
 def test_cutout_erases_a_square_around_any_pixel_of_every_image():
-    holes = holes_of(draw_squares(np.random.default_rng(0), 6, (1500, 3, 12, 16)), 12, 16)
+    holes = holes_of(sample_squares(np.random.default_rng(0), 6, (1500, 3, 12, 16)), 12, 16)
     heights, widths = holes.any(dim=2).sum(dim=1), holes.any(dim=1).sum(dim=1)
     assert (heights.min(), heights.max(), widths.min(), widths.max()) == (3, 6, 3, 6)
     assert (widths == 6).float().mean() == pytest.approx(11 / 16, abs=0.04)  # centers in columns 3 .. 13

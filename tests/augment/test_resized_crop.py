@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imago.augment.crop_flip import draw
+from imago.augment.crop_flip import sample_crop_flip
 from imago.augment.resized_crop import crop_box, crop_uniforms, limit_shorter_side, limited_sides, random_resized_crops
 from imago.augment.settings import Augment
 
@@ -64,7 +64,9 @@ def test_a_sample_draws_the_same_resized_crop_alone_and_in_any_batch():
 def test_a_resized_crop_does_not_change_the_flips():
     indices = np.arange(1000)
     with_crop = Augment(flip_probability=0.5, random_resized_crop_scale=(0.35, 1.0))
-    np.testing.assert_array_equal(draw(with_crop, 0, 0, indices).flip, draw(Augment(0, 0.5), 0, 0, indices).flip)
+    np.testing.assert_array_equal(
+        sample_crop_flip(with_crop, 0, 0, indices).flip, sample_crop_flip(Augment(0, 0.5), 0, 0, indices).flip
+    )
 
 
 @pytest.mark.parametrize("scale", [(0.05, 0.1), (0.35, 1.0), (1.0, 1.0)])
@@ -101,7 +103,7 @@ def test_squares_of_read_only_images_are_contiguous_in_height_width_channel_orde
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "most_px", "expected"),
+    ("height", "width", "max_shorter_side_px", "expected"),
     [
         (375, 500, 256, (256, 341)),
         (500, 375, 256, (341, 256)),
@@ -112,9 +114,9 @@ def test_squares_of_read_only_images_are_contiguous_in_height_width_channel_orde
         (2, 3001, 1, (1, 1500)),
     ],
 )
-def test_the_shorter_side_is_limited_and_the_ratio_is_kept(height, width, most_px, expected):
-    assert limited_sides(height, width, most_px) == expected
-    assert limit_shorter_side(np.zeros((height, width, 3), np.uint8), most_px).shape == (*expected, 3)
+def test_the_shorter_side_is_limited_and_the_ratio_is_kept(height, width, max_shorter_side_px, expected):
+    assert limited_sides(height, width, max_shorter_side_px) == expected
+    assert limit_shorter_side(np.zeros((height, width, 3), np.uint8), max_shorter_side_px).shape == (*expected, 3)
 
 
 def test_an_image_is_scaled_down_as_by_pillow_and_a_small_one_is_not_copied():

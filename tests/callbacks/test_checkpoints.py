@@ -151,7 +151,7 @@ def test_after_an_exception_the_last_save_is_intact_and_is_resumed(
     assert curves(tmp_path) == curves(whole)
 
 
-class Clock(Callback):
+class FakeClock(Callback):
     """End the time of a `TimeLimit` in a batch of the first epoch."""
 
     def __init__(self, limit: TimeLimit, batch_idx: int) -> None:
@@ -177,7 +177,7 @@ def test_a_pause_by_max_time_is_resumed_to_the_same_weights(
     cfg = compose(*SETTINGS, *CASES[case])
     fit(cfg, tmp_path / "whole")
     limit = TimeLimit("00:01:00:00")
-    fit(cfg, tmp_path / "last.ckpt", limit, Clock(limit, batch_idx))
+    fit(cfg, tmp_path / "last.ckpt", limit, FakeClock(limit, batch_idx))
     paused = read_checkpoint(tmp_path / "last.ckpt" / "checkpoints" / "last.ckpt")
     assert paused["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"] == num_batches
     shutil.copytree(tmp_path / "last.ckpt", tmp_path / "best.ckpt")

@@ -9,7 +9,7 @@ from imago.callbacks.loss_curve import LossCurve
 
 
 def feed(losses: list[float], num_steps: int = 100, accumulate: int = 1) -> tuple[LossCurve, int]:
-    """Show the callback batch losses as a Trainer would; gives it and the number of batches until it stopped."""
+    """Call the callback with batch losses as a Trainer does; return it and the number of batches until it stopped."""
     curve, trainer = LossCurve(num_steps), SimpleNamespace(global_step=0, should_stop=False)
     for batch, loss in enumerate(losses, start=1):
         trainer.global_step = batch // accumulate

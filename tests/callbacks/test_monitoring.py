@@ -43,7 +43,7 @@ def test_a_batch_that_does_not_end_a_step_logs_nothing():
     assert logged == [1, 3]
 
 
-class Run:
+class FakeRun:
     """A training run with given durations."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, log_every_n_steps: int = 2, world_size: int = 1) -> None:
@@ -73,7 +73,7 @@ class Run:
 
 
 def test_totals_are_images_seconds_and_waiting_without_the_time_between_epochs(monkeypatch: pytest.MonkeyPatch):
-    run = Run(monkeypatch)
+    run = FakeRun(monkeypatch)
     run.start_epoch()
     run.step(wait_s=1, work_s=3)
     run.now_s += 50
@@ -83,7 +83,7 @@ def test_totals_are_images_seconds_and_waiting_without_the_time_between_epochs(m
 
 
 def test_a_logging_step_has_the_speed_of_all_ranks_since_the_last_one(monkeypatch: pytest.MonkeyPatch):
-    run = Run(monkeypatch, log_every_n_steps=2, world_size=2)
+    run = FakeRun(monkeypatch, log_every_n_steps=2, world_size=2)
     run.start_epoch()
     for wait_s, work_s in [(1, 1), (1, 1), (0, 1), (1, 2)]:
         run.step(wait_s, work_s)
@@ -97,7 +97,7 @@ def test_a_logging_step_has_the_speed_of_all_ranks_since_the_last_one(monkeypatc
 
 
 def test_validation_and_test_have_times_of_their_own(monkeypatch: pytest.MonkeyPatch):
-    run = Run(monkeypatch)
+    run = FakeRun(monkeypatch)
     run.start_epoch()
     run.step(wait_s=1, work_s=1)
     run.validate(seconds=50)  # within an epoch

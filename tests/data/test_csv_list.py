@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imago.data.csv_list import COLUMNS, assign_splits, check_class_names, files_from_list, plain_name, read_list
+from imago.data.csv_list import COLUMNS, assign_splits, check_class_names, class_key, files_from_list, read_list
 from imago.data.dataset import LabeledArray
 from imago.errors import DataError
 from imago.files import write_csv
@@ -54,7 +54,7 @@ def array(labels: list[int], names: list[str]) -> LabeledArray:
     [("cat", "Cat"), ("cat", "cat "), ("café", unicodedata.normalize("NFD", "café")), ("straße", "STRASSE")],
 )
 def test_class_names_that_look_the_same_are_refused(one: str, other: str):
-    assert plain_name(one) == plain_name(other)
+    assert class_key(one) == class_key(other)
     error = error_of(check_class_names, [one, "dog", other], "list.csv: the labels")
     assert error == f"list.csv: the labels {one!a} and {other!a} look the same; merge or rename them."
 

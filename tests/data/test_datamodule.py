@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from imago.data.datamodule import DatasetParts, ImageDataModule
+from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
 from imago.data.dataset import LabeledArray, Splits
 from imago.data.sampling import TrainSampler
 from imago.errors import DataError
@@ -30,7 +30,7 @@ class TinyDataModule(ImageDataModule):
     num_reads = 0
     class_list = ("ant", "bee", "cat")
 
-    def load_dataset(self) -> DatasetParts:
+    def load_dataset(self) -> ClassNamesAndSplits:
         self.num_reads += 1
         return self.class_list, {split: samples(count, seed) for seed, (split, count) in enumerate(SIZES.items())}
 
@@ -71,7 +71,7 @@ def test_set_up_data_raises_again_after_an_error_and_loads_the_dataset_once():
 def test_evaluation_loaders_return_every_image_in_order_without_augmentation(split: str):
     data = tiny(crop_padding_px=2, flip_probability=1.0)
     loader = getattr(data, f"{split}_dataloader")()
-    expected = dict(data.splits.named())[split]
+    expected = dict(data.splits.items())[split]
     for _ in range(2):
         images, labels = everything(loader)
         np.testing.assert_array_equal(images, expected.images)
@@ -143,7 +143,7 @@ def test_evaluation_images_equal_those_of_resize_and_crop(size: int, resize: int
 def test_the_fingerprint_changes_with_class_names_and_labels():
     assert tiny().fingerprint() == tiny().fingerprint()
     renamed, relabeled = tiny(), tiny()
-    renamed.splits = Splits(("ant", "bee", "dog"), *(split for _, split in renamed.splits.named()))
+    renamed.splits = Splits(("ant", "bee", "dog"), *(split for _, split in renamed.splits.items()))
     relabeled.splits.test.labels[:2] = relabeled.splits.test.labels[1::-1].copy()
     assert len({data.fingerprint() for data in (tiny(), renamed, relabeled)}) == 3
 

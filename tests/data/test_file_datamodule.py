@@ -54,11 +54,11 @@ def listed(list_file: Path, **settings) -> ImageListDataModule:
 
 
 def names(data: FileDataModule) -> dict[str, set[str]]:
-    return {split: set(files.names) for split, files in data.splits.named()}
+    return {split: set(files.names) for split, files in data.splits.items()}
 
 
 def counts(data: FileDataModule) -> dict[str, list[int]]:
-    return {split: np.bincount(files.labels, minlength=2).tolist() for split, files in data.splits.named()}
+    return {split: np.bincount(files.labels, minlength=2).tolist() for split, files in data.splits.items()}
 
 
 def everything(loader) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,7 +132,7 @@ def test_a_test_file_with_a_second_name_among_the_training_images_stays_a_test_i
     link(tmp_path / "train" / "ant" / "again.png", tmp_path / "test" / "ant" / "00.png")
     data = module(tmp_path)
     assert counts(data) == {"train": [6, 6], "val": [1, 0], "test": [2, 2]}
-    assert data.ignored == [("train/ant/again.png", "same file as test/ant/00.png")]
+    assert data.ignored_entries == [("train/ant/again.png", "same file as test/ant/00.png")]
 
 
 def test_a_class_folder_with_the_name_of_a_split_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -206,8 +206,8 @@ def test_mean_and_std_of_many_images_or_large_files_are_computed_from_fewer_imag
     data = module(folder(tmp_path, {"ant": 30, "bee": 30}, size=(4, 4)))
     size = data.splits.train.num_bytes.max()
     for limit_bytes, most, num_images in ((30 * size, 512, 30), (0, 512, 16), (100 * size, 20, 20)):
-        monkeypatch.setattr("imago.data.file_datamodule.SAMPLE_BYTES", limit_bytes)
-        monkeypatch.setattr("imago.data.file_datamodule.MAX_SAMPLE", most)
+        monkeypatch.setattr("imago.data.file_datamodule.MAX_SAMPLE_BYTES", limit_bytes)
+        monkeypatch.setattr("imago.data.file_datamodule.MAX_SAMPLE_IMAGES", most)
         with caplog.at_level(logging.INFO):
             assert data.default_preprocess() == data.default_preprocess()
         assert caplog.text.count(f"mean and std from {num_images} training images") == 2
@@ -322,7 +322,7 @@ def test_skip_leaves_unreadable_images_out_of_every_split_and_lists_them(
     with caplog.at_level(logging.INFO):
         data = module(root, on_bad_image="skip")
     assert not set.union(*names(data).values()) & set(reasons)
-    assert sum(len(files) for _, files in data.splits.named()) == 18
+    assert sum(len(files) for _, files in data.splits.items()) == 18
     assert "left out 2 images that cannot be read (10 %)" in caplog.text
     data.write_split(tmp_path)
     with (tmp_path / "bad_images.csv").open() as file:
@@ -391,7 +391,7 @@ def test_a_list_determines_split_and_class_of_each_image(tmp_path: Path):
     ]
     data = listed(write_listed(tmp_path, ["path,label,split", *rows]))
     assert data.class_names == ("a", "b")
-    for split, files in data.splits.named():
+    for split, files in data.splits.items():
         labels = np.array(data.class_names)[files.labels]
         assert [name.split("_")[:2] for name in files.names] == [[split, label] for label in labels]
     images, labels = next(iter(data.test_dataloader()))
@@ -401,8 +401,8 @@ def test_a_list_determines_split_and_class_of_each_image(tmp_path: Path):
 
 def test_a_list_without_the_column_split_is_split_as_a_folder_is(tmp_path: Path):
     data = listed(write_listed(tmp_path, FORTY))
-    assert [len(split) for _, split in data.splits.named()] == [28, 8, 4]
-    assert data.drawn == ["test", "val"]
+    assert [len(split) for _, split in data.splits.items()] == [28, 8, 4]
+    assert data.random_splits == ["test", "val"]
 
 
 def test_the_paths_of_a_list_are_relative_to_root_if_it_is_set(tmp_path: Path):

@@ -80,11 +80,11 @@ def test_cached_images_are_not_decoded_again_and_every_pixel_is_the_same(
 @pytest.mark.parametrize(
     ("cache", "num_epochs", "note"),
     [
-        ("none", 5, "nowhere (data.cache=none)"),
+        ("none", 5, "none (data.cache=none)"),
         ("ram", 5, "in memory: 0.0 MiB, as typed"),
         ("disk", 1, "in cache: 0.0 MiB, as typed"),
         ("auto", 5, "in memory: 0.0 MiB of 3.0 GiB available"),
-        ("auto", 1, "nowhere (one epoch reads each image once)"),
+        ("auto", 1, "none (one epoch reads each image once)"),
         ("auto", 1.5, "in memory: 0.0 MiB of 3.0 GiB available"),
     ],
 )
@@ -94,7 +94,7 @@ def test_fill_cache_returns_where_images_are_kept_and_why(
     monkeypatch.setattr(image_cache, "available_memory_bytes", lambda: 3 * 2**30)
     data = cached(noise, cache)
     assert data.fill_cache(1, num_epochs) == note
-    assert data.is_cached is not note.startswith("nowhere")
+    assert data.is_cached is not note.startswith("none")
     assert any(data.cache_dir.rglob("*.pixels")) is (cache == "disk")
 
 

@@ -7,7 +7,7 @@ import pytest
 from drawn_images import photo
 from PIL import Image
 
-from imago.data.image_record import KINDS, RECORD, examine_file, examine_pixels
+from imago.data.image_record import IMAGE_RECORD_DTYPE, KINDS, examine_file, examine_pixels
 from imago.images import FORMATS
 
 
@@ -105,4 +105,4 @@ def test_a_bad_file_has_its_reason_and_an_empty_record(tmp_path: Path, content: 
         bad.write_bytes(content)
     record, error = examine_file(bad)
     assert error.startswith(reason)
-    assert record == np.zeros(1, RECORD)[0]
+    assert record == np.zeros(1, IMAGE_RECORD_DTYPE)[0]

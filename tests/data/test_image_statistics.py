@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from drawn_images import photo
 
-from imago.data.image_statistics import LARGE, channel_statistics, describe_images, shrink
+from imago.data.image_statistics import LARGE_IMAGE_PREPROCESS, channel_statistics, preprocess_for_images, shrink
 from imago.images import resize_and_crop
 
 
@@ -26,7 +26,7 @@ def test_the_std_of_a_constant_channel_is_not_0():
 )
 def test_small_images_keep_their_size_and_others_are_resized(sizes: list[tuple[int, int]], size: int, resize: int):
     images = [photo(number, 400)[:height, :width] for number, (height, width) in enumerate(sizes)]
-    preprocess = describe_images([shrink(image) for image in images])
+    preprocess = preprocess_for_images([shrink(image) for image in images])
     assert (preprocess.size, preprocess.resize, preprocess.crop) == (size, resize, "center")
     statistics = channel_statistics(resize_and_crop(image, preprocess) for image in images)
     assert {"mean": preprocess.mean, "std": preprocess.std} == statistics
@@ -35,4 +35,4 @@ def test_small_images_keep_their_size_and_others_are_resized(sizes: list[tuple[i
 def test_only_large_images_are_shrunk():
     small, large = photo(0, 64), photo(0, 65)
     assert shrink(small) is small
-    assert np.array_equal(shrink(large), resize_and_crop(large, LARGE))
+    assert np.array_equal(shrink(large), resize_and_crop(large, LARGE_IMAGE_PREPROCESS))

@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from imago.data.image_statistics import channel_statistics
-from imago.data.shapes import CLASS_NAMES, MEAN, SPLIT_SIZES, STD, ShapesDataModule, draw_split
+from imago.data.shapes import CLASS_NAMES, MEAN, SPLIT_SIZES, STD, ShapesDataModule, render_split
 
 Splits = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -23,7 +23,7 @@ def data() -> ShapesDataModule:
 def splits(data: ShapesDataModule) -> Splits:
     """Return images and labels in the order in which they are drawn: the data module sorts them by class."""
     drawn = {}
-    for split, samples in data.splits.named():
+    for split, samples in data.splits.items():
         order = np.argsort([int(name.split("/")[2].removesuffix(".png")) for name in samples.names])
         drawn[split] = samples.images[order], samples.labels[order]
     return drawn
@@ -62,7 +62,7 @@ def test_no_image_occurs_twice_in_or_across_the_splits(splits: Splits) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 64])
 def test_the_first_samples_do_not_depend_on_their_number(splits: Splits, count: int) -> None:
-    images, labels = draw_split("test", count)
+    images, labels = render_split("test", count)
     np.testing.assert_array_equal(images, splits["test"][0][:count])
     np.testing.assert_array_equal(labels, splits["test"][1][:count])
 
@@ -99,8 +99,8 @@ def test_a_linear_classifier_cannot_solve_it_from_the_pixels(splits: Splits) -> 
 def test_the_datamodule_sorts_the_images_by_class_and_its_fingerprint_is_the_published_one(
     data: ShapesDataModule,
 ) -> None:
-    assert data.drawn == []
-    for _, samples in data.splits.named():
+    assert data.random_splits == []
+    for _, samples in data.splits.items():
         assert samples.labels.tolist() == sorted(samples.labels.tolist())
     assert data.splits.train.names[:2] == ("train/arrow/0000.png", "train/arrow/0010.png")
     assert data.fingerprint() == "46447d049169ff52"

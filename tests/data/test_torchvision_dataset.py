@@ -9,7 +9,7 @@ import torchvision.datasets
 from PIL import Image
 
 from imago import download
-from imago.data.torchvision_dataset import SETS, TorchvisionDataModule
+from imago.data.torchvision_dataset import SPLIT_ARGUMENTS, TorchvisionDataModule
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
 
@@ -55,10 +55,10 @@ class MixedSizes:
 def test_a_dataset_is_loaded_by_name_with_its_test_split_size_and_statistics(mnist: Path):
     data = module("MNIST", mnist)
     data.set_up_data()
-    assert [len(split) for _, split in data.splits.named()] == [50, 10, NUM_TEST]
+    assert [len(split) for _, split in data.splits.items()] == [50, 10, NUM_TEST]
     assert data.class_names[3] == "3 - three"
     assert {name.split("/")[0] for name in data.splits.test.names} == {"test"}
-    for _, split in data.splits.named():
+    for _, split in data.splits.items():
         assert split.images.shape[1:] == (3, 28, 28)
         np.testing.assert_array_equal(split.images[:, 0, 5, 5], 10 * split.labels)
     values = data.splits.train.images[:, 0] / 255
@@ -84,7 +84,7 @@ def test_a_dataset_without_a_test_split_is_split(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torchvision.datasets, "EuroSAT", Whole)
     data = module("EuroSAT", tmp_path, size=16, test_fraction=0.25)
     data.set_up_data()
-    assert [len(split) for _, split in data.splits.named()] == [6, 3, 3]
+    assert [len(split) for _, split in data.splits.items()] == [6, 3, 3]
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_ones():
@@ -102,8 +102,8 @@ def test_a_missing_dataset_without_a_network_is_refused_with_the_way_out(
         module("CIFAR100", tmp_path).set_up_data()
 
 
-@pytest.mark.parametrize("name", sorted(SETS))
+@pytest.mark.parametrize("name", sorted(SPLIT_ARGUMENTS))
 def test_every_name_is_a_class_of_torchvision_that_takes_these_arguments(name: str):
     signature = inspect.signature(getattr(torchvision.datasets, name).__init__)
-    for how in SETS[name].values():
+    for how in SPLIT_ARGUMENTS[name].values():
         assert set(how) <= set(signature.parameters) | ({"train"} if name == "EMNIST" else set())

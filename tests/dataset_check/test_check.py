@@ -76,7 +76,7 @@ def test_images_in_memory_are_gathered_split_by_split(tmp_path: Path):
 
 def test_a_sheet_shows_the_images_of_one_class_of_all_splits(tmp_path: Path):
     data = MemorySet()
-    pages = dict(draw_sheets(examine_dataset(data, tmp_path), [part for _, part in data.splits.named()], RECORD))
+    pages = dict(draw_sheets(examine_dataset(data, tmp_path), [part for _, part in data.splits.items()], RECORD))
     assert list(pages) == ["0000_ant.png", "0001_bee.png"]
     cells = [pages["0001_bee.png"][32 : 32 + 96, 2 + 98 * column : 98 + 98 * column] for column in range(6)]
     for seed, cell in zip((1, 3, 5, 7, 9, 0), cells, strict=True):

@@ -65,7 +65,7 @@ def test_plain_images_and_skies_are_no_duplicates():
 
 
 def test_similar_drawn_shapes_are_no_duplicates_and_a_copy_among_them_is_found():
-    images = shapes.draw_split("val")[0][:400]
+    images = shapes.render_split("val")[0][:400]
     copy = changed(images[50].transpose(1, 2, 0), "scaled")
     records = np.concatenate([examine_pixels(images), records_of(copy)])
     assert pairs_of(records) == {(50, len(images))}

@@ -1,4 +1,4 @@
-"""A mistake in a setting ends in one line and exit code 2, without a traceback and without importing torch."""
+"""An invalid setting ends in one line and exit code 2, without a traceback and without importing torch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ def run_without_torch(command: Callable, *arguments: str):
     ],
 )
 @pytest.mark.slow
-def test_a_mistake_in_a_setting_is_one_line_without_importing_torch(command: Callable, arguments: list[str], text: str):
+def test_an_invalid_setting_is_one_line_without_importing_torch(command: Callable, arguments: list[str], text: str):
     done = run_without_torch(command, *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert text in done.stderr
@@ -48,7 +48,7 @@ def test_help_and_settings_are_shown_without_importing_torch(command: Callable, 
 
 
 @pytest.mark.slow
-def test_all_mistakes_are_reported_at_once(command: Callable):
+def test_all_invalid_settings_are_reported_at_once(command: Callable):
     done = run_without_torch(command, "optimizer.lr=-1", "data.batch_size=0", "trainer.max_epochs=0")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 3

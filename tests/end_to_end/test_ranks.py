@@ -16,7 +16,7 @@ from imago.paths import PROJECT_ROOT
 pytestmark = pytest.mark.slow
 
 DDP = (*TWO, "trainer.strategy=auto")
-KILLED = "rank 1: killed by signal 9; out of memory?"
+KILLED = "rank 1: killed by signal 9, possibly out of memory: try a smaller data.batch_size"
 BUG = "rank 1: ZeroDivisionError: broken on purpose"
 
 

@@ -20,7 +20,7 @@ from warm_python import warm_imago
 from imago import load_model
 from imago.artifact import OnnxClassifier
 from imago.data.dataset import ArrayDataset, LabeledArray
-from imago.data.shapes import draw_split
+from imago.data.shapes import render_split
 from imago.errors import ConfigError, DataError
 from imago.export.export import _metrics, _validation_images, _write_verified
 from imago.export.export import export as export_command
@@ -96,7 +96,7 @@ def test_metadata_are_those_of_the_run(exported):
 @pytest.mark.slow
 def test_labels_of_the_test_images_are_those_of_load_model(exported):
     run, _ = exported
-    images, _ = draw_split("test")
+    images, _ = render_split("test")
     with torch.inference_mode():
         expected = load_model(run)(torch.from_numpy(images)).numpy()
     logits = OnnxClassifier(run / "export" / "model.onnx").predict(images)[0]

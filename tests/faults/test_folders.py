@@ -13,7 +13,7 @@ import pytest
 import torch
 from short_runs import train
 
-from imago.data.datamodule import DatasetParts, ImageDataModule
+from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
 from imago.data.dataset import LabeledArray
 from imago.data.folder_listing import EXPECTED_TREE
 from imago.errors import DataError
@@ -77,8 +77,8 @@ def test_hidden_folders_are_not_classes_and_hold_no_images(tmp_path: Path, fill:
     with caplog.at_level(logging.INFO):
         data = set_up(root)
     assert data.class_names == ("ant", "bee")
-    assert sum(len(part) for _, part in data.splits.named()) == 20
-    assert data.ignored == [(name, "hidden name") for name in sorted([*hidden, "ant/._00.png"])]
+    assert sum(len(part) for _, part in data.splits.items()) == 20
+    assert data.ignored_entries == [(name, "hidden name") for name in sorted([*hidden, "ant/._00.png"])]
     assert "ignored 5 entries: 5 x hidden name (e.g. " in caplog.text
 
 
@@ -99,10 +99,10 @@ def test_links_to_folders_are_not_followed_and_a_file_of_several_names_is_listed
     (root / "bee" / "again.png").symlink_to("00.png")
     data = set_up(root)
     assert data.class_names == ("ant", "bee")
-    assert sum(len(part) for _, part in data.splits.named()) == 20
+    assert sum(len(part) for _, part in data.splits.items()) == 20
     link = "link to a folder (not followed)"
     again = [(f"{name}/again.png", f"same file as {name}/00.png") for name in ("ant", "bee")]
-    assert data.ignored == [again[0], ("ant/loop", link), ("ant/loop.png", link), again[1], ("cat", link)]
+    assert data.ignored_entries == [again[0], ("ant/loop", link), ("ant/loop.png", link), again[1], ("cat", link)]
 
 
 def test_a_link_out_of_the_data_set_is_followed_and_logged(
@@ -127,7 +127,7 @@ def test_a_dangling_link_is_reported_at_the_start(
     (root / "val" / "bee" / "x.png").symlink_to(target)
     with caplog.at_level(logging.INFO):
         data = set_up(root)
-    assert data.ignored == [("val/bee/x.png", "dangling link")]
+    assert data.ignored_entries == [("val/bee/x.png", "dangling link")]
     assert "ignored 1 entries: 1 x dangling link (e.g. val/bee/x.png)" in caplog.text
     assert sum(len(images) for images, _ in data.val_dataloader()) == 4
 
@@ -137,7 +137,7 @@ def test_a_pipe_named_like_an_image_is_never_opened(tmp_path: Path, fill: Callab
     root = fill(tmp_path / "set")
     os.mkfifo(root / "val" / "bee" / "x.png")
     data = set_up(root)
-    assert data.ignored == [("val/bee/x.png", "not a regular file")]
+    assert data.ignored_entries == [("val/bee/x.png", "not a regular file")]
     assert sum(len(images) for images, _ in data.val_dataloader()) == 4
 
 
@@ -145,7 +145,7 @@ def test_numeric_class_names_keep_their_labels(tmp_path: Path, fill: Callable, s
     counts = {"1": 5, "2": 6, "10": 7}
     data = set_up(fill(tmp_path / "set", {f"train/{name}": count for name, count in counts.items()}))
     assert data.class_names == ("1", "10", "2")
-    labels = np.concatenate([part.labels for _, part in data.splits.named()])
+    labels = np.concatenate([part.labels for _, part in data.splits.items()])
     assert {name: (labels == label).sum() for label, name in enumerate(data.class_names)} == counts
 
 
@@ -208,7 +208,7 @@ class Labeled(ImageDataModule):
         super().__init__(batch_size=4, num_workers=0, augment={}, seed=0)
         self.labels = labels
 
-    def load_dataset(self) -> DatasetParts:
+    def load_dataset(self) -> ClassNamesAndSplits:
         names = tuple(str(number) for number in range(len(self.labels)))
         part = LabeledArray(np.full((len(names), 3, 8, 8), 128, np.uint8), np.array(self.labels, np.int64), names)
         return ("ant", "bee"), {"train": part, "val": part, "test": part}

@@ -154,7 +154,7 @@ def test_flipped_bytes_in_the_pixels_of_a_jpeg_change_its_hash(tmp_path: Path):
     assert len(np.unique(examined.records["content_hash"])) == 2
 
 
-def test_pillow_is_never_told_to_fill_lost_rows():
+def test_pillow_does_not_load_truncated_images():
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
@@ -237,7 +237,7 @@ def test_files_of_unknown_kind_are_counted_in_the_log(tmp_path: Path, fill: Call
         (root / "val" / "bee" / name).write_bytes(PNG)
     with caplog.at_level(logging.INFO):
         data = set_up(root)
-    assert data.ignored == [(f"val/bee/{name}", reason) for name, reason in reasons.items()]
+    assert data.ignored_entries == [(f"val/bee/{name}", reason) for name, reason in reasons.items()]
     assert "ignored 3 entries: 1 x no ending (e.g. val/bee/x), 1 x ending .jp2 (e.g. val/bee/x.JP2)" in caplog.text
 
 

@@ -10,7 +10,7 @@ import torch
 
 from imago.errors import ConfigError, DataError, UserError
 from imago.inference.load import load_classifier
-from imago.runs.checkpoint import AtomicCheckpointIO, check_plain, read_checkpoint, write_checkpoint
+from imago.runs.checkpoint import AtomicCheckpointIO, check_loadable, read_checkpoint, write_checkpoint
 
 
 class Calls:
@@ -87,10 +87,10 @@ def refuse_without_a_call(file: Path, hyper: dict, target: Path) -> None:
 )
 def test_a_hyper_parameter_that_would_not_load_again_is_refused_before_training(value: object):
     with pytest.raises(ConfigError, match="task: its hyperparameter mine="):
-        check_plain({"net": {"lr": 0.1}, "mine": value})
+        check_loadable({"net": {"lr": 0.1}, "mine": value})
 
 
 def test_plain_hyper_parameters_and_tensors_pass():
-    check_plain(
+    check_loadable(
         {"net": {"lr": 0.1, "names": ["ant"], "on": True}, "weight": torch.ones(2), "none": None, "size": (1, 2)}
     )

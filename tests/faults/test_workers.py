@@ -105,6 +105,6 @@ def test_too_little_shared_memory_ends_the_run_at_once():
     assert "Traceback" not in text
 
 
-def test_other_errors_are_not_changed():
+def test_errors_that_do_not_come_from_loader_workers_are_not_changed():
     for error in (RuntimeError("shapes do not match"), ValueError("shared memory"), KeyError("x")):
         assert to_user_error(error) is error

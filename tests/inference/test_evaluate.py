@@ -56,7 +56,7 @@ def metrics(folder: Path) -> dict:
 
 def write_folder(root: Path, class_names: tuple[str, ...], num_each: int, splits: tuple[str, ...]) -> None:
     """An image folder of some shapes, the same images in each split."""
-    images, labels = shapes.draw_split("test")
+    images, labels = shapes.render_split("test")
     for split in splits:
         for name in class_names:
             (root / split / name).mkdir(parents=True)

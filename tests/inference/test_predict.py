@@ -84,7 +84,7 @@ def predict(command: Callable, tmp_path: Path) -> Callable:
 
 @pytest.mark.slow
 def test_images_of_any_name_get_the_label_and_probabilities_of_the_network(run: Path, predict: Callable, tmp_path):
-    images, _ = shapes.draw_split("test")
+    images, _ = shapes.render_split("test")
     files = [tmp_path / "images" / name for name in NAMES]
     for number, file in enumerate(files):
         file.parent.mkdir(exist_ok=True)
@@ -179,7 +179,7 @@ def test_an_invalid_setting_is_found_without_loading_torch(command: Callable, ty
 
 @pytest.mark.slow
 def test_an_exported_file_gives_the_same_labels_without_torch(run: Path, command: Callable, tmp_path: Path):
-    images, _ = shapes.draw_split("val")
+    images, _ = shapes.render_split("val")
     for number, image in enumerate(images[::10]):
         Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / f"{number}.png")
     done = command("src/export.py", f"run={run}", f"paths.log_dir={tmp_path / 'logs'}")
@@ -243,7 +243,7 @@ def test_an_image_below_the_threshold_gets_no_answer(tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_list_a_threshold_and_overlays_from_the_command_line(run: Path, predict: Callable, tmp_path: Path):
-    images, _ = shapes.draw_split("test")
+    images, _ = shapes.render_split("test")
     files = []
     for number in range(3):
         files.append(tmp_path / f"ü {number}.png")

@@ -13,16 +13,16 @@ import pytest
 from imago.errors import ConfigError, DataError, Stopped, StorageError, UserError
 from imago.runs.failure import (
     clear_failures,
-    exit_status,
+    explain_exit,
     first_failure,
     to_user_error,
     write_failure,
-    write_killed,
-    write_killed_ranks,
+    write_killed_failure,
+    write_killed_failures,
 )
 
 LOST = "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242"
-KILLED = "killed by signal 9; out of memory?"
+KILLED = "killed by signal 9, possibly out of memory: try a smaller data.batch_size"
 
 
 @pytest.fixture
@@ -51,13 +51,13 @@ def test_the_earliest_failure_is_the_reason(tmp_path: Path, fail):
 def test_a_lost_connection_is_the_reason_only_if_there_is_no_other(tmp_path: Path, fail):
     fail(0, RuntimeError(LOST))
     assert reason(tmp_path) == f"0: RuntimeError: {LOST}"
-    write_killed(tmp_path, 1, -9)
+    write_killed_failure(tmp_path, 1, -9)
     assert reason(tmp_path) == f"1: {KILLED}"
 
 
 def test_the_first_failure_of_a_rank_is_kept_and_half_a_file_is_ignored(tmp_path: Path, fail):
     fail(1, ValueError("the bug"))
-    write_killed(tmp_path, 1, -6)
+    write_killed_failure(tmp_path, 1, -6)
     (tmp_path / "failure_rank0.json").write_text('{"rank": "0", "wh')
     assert reason(tmp_path) == "1: ValueError: the bug"
     clear_failures(tmp_path)
@@ -107,7 +107,7 @@ class ExitedError(Exception):
     ],
 )
 def test_a_stop_is_distinguished_from_a_failure(tmp_path: Path, error, received, status: str, reason: str, code):
-    *end, exit_error = exit_status(error, tmp_path, received)
+    *end, exit_error = explain_exit(error, tmp_path, received)
     assert end == [status, reason]
     assert isinstance(exit_error, KeyboardInterrupt) == (reason == "Ctrl-C")
     assert getattr(exit_error, "code", None) == code
@@ -115,7 +115,7 @@ def test_a_stop_is_distinguished_from_a_failure(tmp_path: Path, error, received,
 
 def test_a_user_error_of_a_rank_becomes_one_line(tmp_path: Path, fail):
     fail(1, DataError("no images."))
-    *end, exit_error = exit_status(ExitedError(1), tmp_path, None)
+    *end, exit_error = explain_exit(ExitedError(1), tmp_path, None)
     assert end == ["failed", "rank 1: no images."]
     assert isinstance(exit_error, UserError)
 
@@ -123,20 +123,20 @@ def test_a_user_error_of_a_rank_becomes_one_line(tmp_path: Path, fail):
 def test_a_failure_of_this_process_alone_does_not_name_a_rank(tmp_path: Path):
     error = ConfigError("seed=-1 must be 0 or more.")
     write_failure(tmp_path, error)
-    assert exit_status(error, tmp_path, None) == ("failed", "seed=-1 must be 0 or more.", error)
+    assert explain_exit(error, tmp_path, None) == ("failed", "seed=-1 must be 0 or more.", error)
 
 
 def test_a_rank_that_torchrun_stops_because_another_failed_reports_that_failure(tmp_path: Path, fail):
     fail(1, ZeroDivisionError("broken"))
-    assert exit_status(Stopped("SIGTERM", 143), tmp_path, 15)[:2] == ("failed", "rank 1: ZeroDivisionError: broken")
+    assert explain_exit(Stopped("SIGTERM", 143), tmp_path, 15)[:2] == ("failed", "rank 1: ZeroDivisionError: broken")
     clear_failures(tmp_path)
     fail(1, RuntimeError(LOST))  # raised in the other ranks when this one has exited
-    assert exit_status(Stopped("SIGTERM", 143), tmp_path, 15)[0] == "stopped"
+    assert explain_exit(Stopped("SIGTERM", 143), tmp_path, 15)[0] == "stopped"
 
 
 @pytest.mark.parametrize(("exit_code", "texts"), [(-9, [KILLED]), (-15, []), (0, []), (1, []), (None, [])])
 def test_a_killed_rank_is_recorded_and_one_that_exited_is_not(tmp_path: Path, exit_code, texts: list[str]):
-    write_killed(tmp_path, 1, exit_code)
+    write_killed_failure(tmp_path, 1, exit_code)
     assert [json.loads(file.read_text())["text"] for file in tmp_path.iterdir()] == texts
 
 
@@ -144,10 +144,10 @@ def test_after_a_lost_connection_the_killed_rank_is_found(tmp_path: Path):
     killed = subprocess.Popen(["sleep", "60"])
     killed.kill()
     running: Any = SimpleNamespace(join=lambda timeout_s: None, exitcode=None)  # a forked rank
-    write_killed_ranks(tmp_path, ValueError("of this process"), {1: killed, 2: running})
+    write_killed_failures(tmp_path, ValueError("of this process"), {1: killed, 2: running})
     assert first_failure(tmp_path) is None
-    write_killed_ranks(tmp_path, RuntimeError(LOST), {1: killed, 2: running})
-    assert exit_status(RuntimeError(LOST), tmp_path, None)[1] == f"rank 1: {KILLED}"
+    write_killed_failures(tmp_path, RuntimeError(LOST), {1: killed, 2: running})
+    assert explain_exit(RuntimeError(LOST), tmp_path, None)[1] == f"rank 1: {KILLED}"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])

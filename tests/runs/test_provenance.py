@@ -10,7 +10,7 @@ from imago.runs import provenance
 
 
 def test_the_provenance_is_plain_data_with_the_settings_and_package_versions():
-    found = provenance.collect(["seed=3"], seed=3)
+    found = provenance.collect_provenance(["seed=3"], seed=3)
     assert json.loads(json.dumps(found)) == found
     assert (found["overrides"], found["seed"]) == (["seed=3"], 3)
     assert {"torch", "lightning", "hydra-core"} <= found["packages"].keys()
@@ -23,9 +23,9 @@ def test_the_commit_is_that_of_the_checkout():
     commit = subprocess.run(git, capture_output=True, text=True)
     if commit.returncode:
         pytest.skip("this directory is not a git checkout")
-    assert provenance.collect([], seed=0)["git"]["commit"] == commit.stdout.strip()
+    assert provenance.collect_provenance([], seed=0)["git"]["commit"] == commit.stdout.strip()
 
 
 def test_outside_a_git_checkout_nothing_is_recorded_of_git(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(provenance, "PROJECT_ROOT", tmp_path)
-    assert provenance.collect([], seed=0)["git"] == {}
+    assert provenance.collect_provenance([], seed=0)["git"] == {}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from imago.errors import ConfigError, DataError, Stopped
-from imago.runs.failure import write_killed
+from imago.runs.failure import write_killed_failure
 from imago.runs.run_directory import RunDirectory, lock_directory
 
 SETTINGS = ("seed: 3\n", ["seed=3"], 3)
@@ -100,12 +100,12 @@ def test_an_empty_summary_and_partial_files_of_a_kill_do_not_prevent_a_resume(di
 
 def test_a_later_update_of_the_main_process_keeps_the_failure_of_a_rank(directory: RunDirectory):
     with directory.open(*SETTINGS):
-        write_killed(directory.path, 1, -9)
+        write_killed_failure(directory.path, 1, -9)
         directory.update()
         directory.update(epochs=2)  # this process may be killed before it can write more
         found = summary(directory)
     assert (found["status"], found["epochs"]) == ("failed", 2)
-    assert found["reason"] == "rank 1: killed by signal 9; out of memory?"
+    assert found["reason"] == "rank 1: killed by signal 9, possibly out of memory: try a smaller data.batch_size"
 
 
 def test_a_check_refuses_the_directory_before_anything_is_written(directory: RunDirectory):

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imago.data import shapes
-from imago.data.datamodule import DatasetParts
+from imago.data.datamodule import ClassNamesAndSplits
 from imago.paths import PROJECT_ROOT
 from imago.task.classification import ClassificationTask, EpochMetrics, count_correct
 
@@ -392,7 +392,7 @@ class UnevenShapes(DrawnShapes):
 
     num_train = 240
 
-    def load_dataset(self) -> DatasetParts:
+    def load_dataset(self) -> ClassNamesAndSplits:
         class_names, found = super().load_dataset()
         train = found["train"]
         is_taken = (train.labels < 3) | (np.arange(len(train)) < 34)

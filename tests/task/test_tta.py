@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imago.images import TTA
+from imago.images import TTA_MODES
 from imago.task.tta import predict_with_tta, shift
 
 
@@ -70,6 +70,6 @@ def test_a_probability_that_rounds_to_zero_has_a_finite_logarithm():
     assert predict_with_tta(lambda images: torch.tensor([[0.0, -1e4]]), image(), "flip").isfinite().all()
 
 
-@pytest.mark.parametrize("tta", TTA)
+@pytest.mark.parametrize("tta", TTA_MODES)
 def test_every_name_that_the_check_accepts_is_implemented(tta: str):
     assert predict_with_tta(RecordingNet(), image(), tta).shape == (1, 2)

@@ -10,7 +10,7 @@ from lightning.pytorch import seed_everything
 from torch import Tensor
 
 from imago.images import Preprocess
-from imago.training.build import build_task, decide_preprocess, final_checkpoint
+from imago.training.build import build_task, choose_preprocess, final_checkpoint
 
 NOTHING = dict.fromkeys(("size", "resize", "crop", "interpolation", "mean", "std"))
 IMAGENET = {"size": 224, "resize": 256, "crop": "center", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -61,7 +61,7 @@ def test_a_resumed_run_does_not_compute_first_filters(first_filters: Callable):
 def test_images_are_prepared_as_typed_else_for_the_weights_else_as_the_data_set_says(
     typed: dict, weights: dict | None, data: Preprocess, expected: dict, origin: str
 ):
-    record, said = decide_preprocess(NOTHING | typed, weights, data)
+    record, said = choose_preprocess(NOTHING | typed, weights, data)
     assert record.to_dict() == data.to_dict() | expected
     assert said.startswith(origin)
 

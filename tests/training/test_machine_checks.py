@@ -62,7 +62,7 @@ def test_auto_takes_bf16_where_the_cpu_computes_in_it(no_gpu, monkeypatch, has_b
     assert choose_precision("auto", "auto")[0] == expected
 
 
-def test_what_is_typed_is_taken_as_it_is(no_gpu):
+def test_a_typed_precision_is_not_changed(no_gpu):
     assert choose_precision("32-true", "cpu") == ("32-true", "as typed")
 
 

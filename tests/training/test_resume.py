@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from imago.errors import ConfigError
-from imago.training.resume import check_run_directory, refuse_other_run
+from imago.training.resume import check_run_directory, check_unchanged_settings
 
 
 def settings(**trainer) -> dict:
@@ -22,13 +22,13 @@ def settings(**trainer) -> dict:
 def test_settings_that_do_not_change_the_result_may_differ():
     now = settings(max_epochs=9, devices=2)
     now["data"]["num_workers"] = 4
-    refuse_other_run(settings(), now, num_epochs_done=5, is_tested=True)
+    check_unchanged_settings(settings(), now, num_epochs_done=5, is_tested=True)
 
 
 def test_settings_that_change_the_result_are_all_reported_by_name():
     now = settings(max_epochs=9) | {"seed": 1, "data": {"batch_size": 16, "num_workers": 0}}
     with pytest.raises(ConfigError) as refusal:
-        refuse_other_run(settings(), now, num_epochs_done=1, is_tested=False)
+        check_unchanged_settings(settings(), now, num_epochs_done=1, is_tested=False)
     assert [line.split(" ")[0] for line in str(refusal.value).splitlines()] == ["seed=1", "data.batch_size=16"]
 
 
@@ -42,7 +42,7 @@ def test_settings_that_change_the_result_are_all_reported_by_name():
 )
 def test_trainer_settings_that_change_the_result_are_refused(setting: str, is_free: bool):
     def resume():
-        refuse_other_run(settings(), settings(**{setting: 7}), num_epochs_done=1, is_tested=False)
+        check_unchanged_settings(settings(), settings(**{setting: 7}), num_epochs_done=1, is_tested=False)
 
     if is_free:
         resume()
@@ -53,8 +53,8 @@ def test_trainer_settings_that_change_the_result_are_refused(setting: str, is_fr
 
 def test_a_finished_run_reports_how_to_extend_it():
     with pytest.raises(ConfigError, match="has finished its trainer.max_epochs=5; trainer.max_epochs=10 extends it"):
-        refuse_other_run(settings(), settings(), num_epochs_done=5, is_tested=True)
-    refuse_other_run(settings(), settings(), num_epochs_done=5, is_tested=False)  # its test is still to be done
+        check_unchanged_settings(settings(), settings(), num_epochs_done=5, is_tested=True)
+    check_unchanged_settings(settings(), settings(), num_epochs_done=5, is_tested=False)  # its test is still to be done
 
 
 EMA = {"_target_": "imago.callbacks.ema.Ema", "decay": 0.99}
@@ -71,7 +71,7 @@ EMA = {"_target_": "imago.callbacks.ema.Ema", "decay": 0.99}
 )
 def test_callbacks_and_task_settings_that_change_the_result_are_refused(before: dict, after: dict, text: str):
     with pytest.raises(ConfigError, match=re.escape(text)):
-        refuse_other_run(settings() | before, settings() | after, num_epochs_done=1, is_tested=False)
+        check_unchanged_settings(settings() | before, settings() | after, num_epochs_done=1, is_tested=False)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_callbacks_and_task_settings_that_change_the_result_are_refused(before: 
     ],
 )
 def test_absent_keys_and_observing_callbacks_may_differ(before: dict, after: dict):
-    refuse_other_run(settings() | before, settings() | after, num_epochs_done=1, is_tested=False)
+    check_unchanged_settings(settings() | before, settings() | after, num_epochs_done=1, is_tested=False)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_a_network_whose_head_is_of_other_classes_is_refused(taught_by: Callable
         prepare_teacher(cfg, None, build_data(cfg))
 
 
-def test_what_is_wrong_with_its_weights_names_the_teacher(taught_by: Callable, tmp_path: Path):
+def test_errors_about_its_weights_name_the_setting_task_teacher(taught_by: Callable, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"^task\.teacher\.weights=/no/file\.pth does not exist"):
         load_teacher_run(taught_by("/no/file.pth"))
     torch.save({"some.weight": torch.zeros(2)}, tmp_path / "strange.pth")
@@ -65,7 +65,9 @@ def test_a_run_given_as_weights_is_refused_as_its_classes_would_not_be_compared(
         resolve_teacher(taught_by(tmp_path).task)
 
 
-def test_a_file_is_kept_by_its_full_name(taught_by: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_weights_file_of_a_teacher_becomes_an_absolute_path(
+    taught_by: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     saved(tmp_path / "known.pth", num_classes=10)
     monkeypatch.chdir(tmp_path)
     cfg = taught_by("known.pth")
@@ -73,7 +75,7 @@ def test_a_file_is_kept_by_its_full_name(taught_by: Callable, tmp_path: Path, mo
     assert cfg.task.teacher.weights == str(tmp_path / "known.pth")
 
 
-def test_a_network_in_place_of_a_run_is_told_how_it_is_typed(compose: Callable):
+def test_a_network_name_as_teacher_is_refused_with_the_syntax_for_a_network(compose: Callable):
     with pytest.raises(ConfigError, match=r"task\.teacher=resnet18 does not exist.*\+model@task\.teacher=NAME"):
         resolve_teacher(compose("task=distillation", "task.teacher=resnet18").task)
 

@@ -83,7 +83,7 @@ def test_checkpoint_is_plain_data_with_clean_keys(finished_run: Path):
 
 def test_load_model_reproduces_the_accuracy_of_the_final_test(finished_run: Path):
     model = load_model(finished_run)
-    images, labels = shapes.draw_split("test")
+    images, labels = shapes.render_split("test")
     with torch.inference_mode():
         logits = torch.cat([model(torch.from_numpy(part)) for part in np.split(images, 8)])
     assert not model.training

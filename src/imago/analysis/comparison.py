@@ -12,10 +12,10 @@ from imago.analysis.charts import Chart, Line, curve_groups, line_charts
 from imago.analysis.evaluation import Evaluation, load_evaluation
 from imago.analysis.page import final_test_tta, main_results, read_or_note, write_page
 from imago.errors import DataError
-from imago.runs.records import Record, differing, read_logged, read_record
+from imago.runs.records import RunRecord, differing, read_logged, read_record
 from imago.settings import typed_value
 from imago.statistics.paired import PairedComparison, compare_paired
-from imago.text import join_names, percent, printable
+from imago.text import join_names, percent_text, printable
 
 _MAX_CLASSES = 30  # rows of the page, as for a single run
 _MAX_NAMES = 3  # images in an error message, which stays one line
@@ -37,7 +37,7 @@ class Comparison:
     """
 
     names: tuple[str, str]
-    records: tuple[Record, Record]
+    records: tuple[RunRecord, RunRecord]
     settings: Sequence[tuple[str, str, str]]
     faults: Sequence[str]
     evaluations: Sequence[Evaluation]
@@ -49,7 +49,7 @@ class Comparison:
         """Name, value and note of each score of the paired test; empty without one."""
         if self.paired is None:
             return []
-        acc_a, acc_b = (percent(evaluation.is_correct.mean()) for evaluation in self.evaluations)
+        acc_a, acc_b = (percent_text(evaluation.is_correct.mean()) for evaluation in self.evaluations)
         is_one_view = all(evaluation.metadata.get("tta", "none") == "none" for evaluation in self.evaluations)
         had_views = any(final_test_tta(record) != "none" for record in self.records)
         one_view = ", one view of each" if is_one_view and had_views else ""
@@ -149,7 +149,7 @@ def _different_images(reason: str) -> DataError:
     return DataError(f"the two runs were evaluated on different images: {reason}; {_REMEDY}")
 
 
-def _result_rows(records: tuple[Record, Record]) -> list[tuple[str, str, str]]:
+def _result_rows(records: tuple[RunRecord, RunRecord]) -> list[tuple[str, str, str]]:
     a, b = ({name: f"{value} ({note})" if note else value for name, value, note in main_results(r)} for r in records)
     rows = [(name, a.get(name, ""), b.get(name, "")) for name in a | b]
     return [("status", records[0].status, records[1].status), *rows]
@@ -165,10 +165,10 @@ def _class_rows(a: Evaluation, b: Evaluation) -> list[tuple[str, str, str, str]]
     scores = zip(a.class_names, a.per_class.count, a.per_class.recall.tolist(), strict=True)
     rows = [(name, old, recall_b[name], recall_b[name] - old) for name, count, old in scores if count]
     rows = sorted(rows, key=lambda row: -abs(row[3]))[:_MAX_CLASSES]
-    return [(name, percent(old), percent(new), f"{100 * change:+.2f}") for name, old, new, change in rows]
+    return [(name, percent_text(old), percent_text(new), f"{100 * change:+.2f}") for name, old, new, change in rows]
 
 
-def _charts(records: tuple[Record, Record]) -> list[Chart]:
+def _charts(records: tuple[RunRecord, RunRecord]) -> list[Chart]:
     """Draw one chart for each metric, without those of single steps."""
     logged = [read_or_note([], read_logged, Path(record.folder)) or {} for record in records]
     groups = {}

@@ -11,9 +11,9 @@ from PIL import Image
 
 from imago.errors import DataError
 from imago.files import write_text
-from imago.images import SMALL_PX
-from imago.runs.records import Record
-from imago.text import count_text, duration_text, percent, range_text
+from imago.images import MAX_SMALL_PX
+from imago.runs.records import RunRecord
+from imago.text import count_text, duration_text, percent_text, range_text
 
 _THUMBNAIL_PX = 160  # longer side; 25 of them as JPEG take about 200 kB
 _JPEG_QUALITY = 82  # of thumbnails; our own choice
@@ -37,7 +37,7 @@ def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["percent"] = percent
+    environment.filters["percent"] = percent_text
     text = environment.get_template(template).render(context)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -47,20 +47,24 @@ def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
         raise DataError(f"output={file} cannot be written: {error.strerror}.") from error
 
 
-def main_results(record: Record) -> list[tuple[str, str, str]]:
+def main_results(record: RunRecord) -> list[tuple[str, str, str]]:
     """Return name, value and note of the main results of a run."""
     interval, wait, tta = range_text(record.test_low, record.test_high), record.data_wait_share, final_test_tta(record)
     tested = f"95 %: {interval}, n = {count_text(record.num_test_images)}" if interval else ""
     cards = [
-        ("test accuracy", percent(record.test_acc), tested + (f", with tta={tta}" if tta != "none" else "")),
-        ("best val accuracy", percent(record.val_acc), f"epoch {record.best_epoch}" if record.best_epoch else ""),
+        ("test accuracy", percent_text(record.test_acc), tested + (f", with tta={tta}" if tta != "none" else "")),
+        ("best val accuracy", percent_text(record.val_acc), f"epoch {record.best_epoch}" if record.best_epoch else ""),
         ("time", duration_text(record.seconds), f"epochs: {record.epochs}" if record.epochs else ""),
-        ("images/s", count_text(record.images_per_s), f"{percent(wait)} of the time waiting for data" if wait else ""),
+        (
+            "images/s",
+            count_text(record.images_per_s),
+            f"{percent_text(wait)} of the time waiting for data" if wait else "",
+        ),
     ]
     return [card for card in cards if card[1]]
 
 
-def final_test_tta(record: Record) -> str:
+def final_test_tta(record: RunRecord) -> str:
     """Return the `tta` of the final test; "none" is one view of each image."""
     return str(record.settings.get("tta") or "none")
 
@@ -77,7 +81,7 @@ def read_or_note(missing: list[str], read: Callable[..., Any], *arguments: Any) 
 def thumbnail_uri(pixels: np.ndarray) -> str:
     """Encode an image uint8 (H, W, 3) as a data URI: small ones as they are, larger ones scaled down."""
     image, data = Image.fromarray(pixels), io.BytesIO()
-    if max(image.size) <= SMALL_PX:
+    if max(image.size) <= MAX_SMALL_PX:
         image.save(data, "PNG", optimize=True)
         return _data_uri("image/png", data.getvalue())
     image.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))

@@ -11,10 +11,10 @@ from imago.analysis.charts import Chart, Line, curve_groups, line_charts
 from imago.analysis.evaluation import Evaluation, eval_command, load_evaluation, load_image, saved_images
 from imago.analysis.page import figure_uri, final_test_tta, main_results, read_or_note, thumbnail_uri, write_page
 from imago.files import read_json
-from imago.runs.records import Record, read_logged, read_record
+from imago.runs.records import RunRecord, read_logged, read_record
 from imago.statistics.calibration import Reliability, reliability
 from imago.statistics.metrics import macro_scores, most_confused
-from imago.text import count_text, duration_text, percent, range_text
+from imago.text import count_text, duration_text, percent_text, range_text
 
 _MAX_MISTAKES = 25  # images, about 200 kB
 _MAX_CLASSES = 30  # with more, the matrix is wider than a screen and only the weakest classes are listed
@@ -82,7 +82,7 @@ def _times(summary: Mapping[str, Any], missing: list[str]) -> list[tuple[str, st
         return []
     times = {str(_TIMES.get(name, name)): float(seconds) for name, seconds in recorded.items()}
     times["start, saving and the rest"] = max(0.0, total_s - sum(times.values()))
-    return [(name, duration_text(s), percent(s / total_s), s / total_s) for name, s in times.items()]
+    return [(name, duration_text(s), percent_text(s / total_s), s / total_s) for name, s in times.items()]
 
 
 def _evaluation(evaluation: Evaluation, missing: list[str]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _evaluation(evaluation: Evaluation, missing: list[str]) -> dict[str, Any]:
     }
 
 
-def _notes(run: Path, split: str, record: Record, evaluation: Evaluation) -> list[str]:
+def _notes(run: Path, split: str, record: RunRecord, evaluation: Evaluation) -> list[str]:
     """Return the temperature, and why the evaluation has another accuracy than the final test of the run."""
     metadata = evaluation.metadata
     temperature = metadata.get("calibration_temperature")
@@ -119,7 +119,7 @@ def _notes(run: Path, split: str, record: Record, evaluation: Evaluation) -> lis
     reason = f"this evaluation used other images or another checkpoint; to repeat it: {eval_command(run, split)}"
     if (tta := final_test_tta(record)) != metadata.get("tta", "none"):
         reason = f"it took the mean over several views of each image (tta={tta}), this evaluation did not"
-    return [*notes, f"the run's final test gave {percent(record.test_acc)}: {reason}"]
+    return [*notes, f"the run's final test gave {percent_text(record.test_acc)}: {reason}"]
 
 
 def _class_rows(evaluation: Evaluation) -> list[tuple[str, str, float, str, str, str]]:
@@ -128,7 +128,7 @@ def _class_rows(evaluation: Evaluation) -> list[tuple[str, str, float, str, str,
     classes = zip(evaluation.class_names, scores.f1, scores.recall, scores.precision, scores.count, strict=True)
     weakest = sorted((row for row in classes if row[-1]), key=lambda row: row[1])[:_MAX_CLASSES]
     return [
-        (name, f"{f1:.4f}", f1, percent(recall), percent(precision), count_text(count))
+        (name, f"{f1:.4f}", f1, percent_text(recall), percent_text(precision), count_text(count))
         for name, f1, recall, precision, count in weakest
     ]
 
@@ -136,7 +136,7 @@ def _class_rows(evaluation: Evaluation) -> list[tuple[str, str, float, str, str,
 def _bin_rows(diagram: Reliability) -> list[tuple[str, str, str, str]]:
     bins = zip(diagram.low, diagram.high, diagram.confidence, diagram.accuracy, diagram.count, strict=True)
     return [
-        (f"{low:.2f} to {high:.2f}", percent(confidence), percent(accuracy), count_text(count))
+        (f"{low:.2f} to {high:.2f}", percent_text(confidence), percent_text(accuracy), count_text(count))
         for low, high, confidence, accuracy, count in bins
     ]
 

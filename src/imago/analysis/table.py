@@ -9,7 +9,7 @@ from imago.analysis.runs import setting_names
 from imago.errors import ConfigError, DataError
 from imago.files import write_text
 from imago.settings import typed_value
-from imago.text import count_text, display_width, duration_text, padded, percent, printable, range_text
+from imago.text import count_text, display_width, duration_text, padded, percent_text, printable, range_text
 
 _BEST_FIRST = ("val_acc", "test_acc", "images_per_s")
 _RIGHT_ALIGNED = ("val", "test", "n", "time", "images/s")  # aligned to the right
@@ -117,7 +117,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _accuracy(acc: float | None, std: float | None) -> str:
-    return percent(acc) if acc is None or std is None else f"{100 * acc:.2f} ± {percent(std)}"
+    return percent_text(acc) if acc is None or std is None else f"{100 * acc:.2f} ± {percent_text(std)}"
 
 
 def _settings_texts(runs: DataFrame) -> list[str]:

@@ -14,26 +14,26 @@ import torch
 from torch import Tensor
 
 from imago.augment.mixup import cutmix, cutmix_boxes, mixup, mixup_or_cutmix
-from imago.augment.random_erasing import draw_rectangles, draw_squares, erase, to_device_of
+from imago.augment.random_erasing import erase, sample_rectangles, sample_squares, to_device_of
 from imago.augment.settings import Augment
 from imago.seeding import derive_seed
 
 SeedKey = tuple[int, int, int]  # epoch, batch index, rank
 
 # The last part of a key: turning one augmentation on does not change the draws of another.
-_COLORS, _ERASE, _CUTOUT, _MIX = 201, 202, 203, 204
+_COLORS_KEY, _ERASE_KEY, _CUTOUT_KEY, _MIX_KEY = 201, 202, 203, 204
 
 _MAX_VALUE = 255.0
 _GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as rounded by torchvision
 
 
 class BatchAugment:
-    """Applies the settings of `augment` that work on batches: call `colors`, normalize, then call `mix`.
+    """Apply the settings of `augment` that work on batches: call `colors`, normalize, then call `mix`.
 
     Args:
-        augment: the settings.
-        num_classes: K.
-        seed: the seed of the run.
+        augment: settings; those of single images (crops, flips, policy, ...) are ignored.
+        num_classes: K, the width of soft labels.
+        seed: the setting `seed`, the first part of each key.
     """
 
     def __init__(self, augment: Augment, num_classes: int, seed: int) -> None:
@@ -55,7 +55,7 @@ class BatchAugment:
         limits = np.array([settings.brightness, settings.contrast, settings.saturation, settings.hue])[:, None]
         if not limits.any():
             return images
-        uniforms = self._generator(key, _COLORS).random((4, len(images)))
+        uniforms = self._generator(key, _COLORS_KEY).random((4, len(images)))
         lowest, highest = np.maximum(0.0, 1 - limits[:3]), 1 + limits[:3]
         factors = np.concatenate([lowest + (highest - lowest) * uniforms[:3], limits[3:] * (2 * uniforms[3:] - 1)])
         on_device = to_device_of(images, factors.astype(np.float32)).view(4, -1, 1, 1, 1)
@@ -80,31 +80,33 @@ class BatchAugment:
         """
         settings, shape = self.augment, images.shape
         if settings.erase_probability:
-            generator = self._generator(key, _ERASE)
-            images = erase(images, draw_rectangles(generator, settings.erase_probability, settings.erase_scale, shape))
+            generator = self._generator(key, _ERASE_KEY)
+            images = erase(
+                images, sample_rectangles(generator, settings.erase_probability, settings.erase_scale, shape)
+            )
         if settings.cutout_px:
-            images = erase(images, draw_squares(self._generator(key, _CUTOUT), settings.cutout_px, shape))
+            images = erase(images, sample_squares(self._generator(key, _CUTOUT_KEY), settings.cutout_px, shape))
         if not settings.is_mixing:
             return images, labels
         classes = torch.arange(self.num_classes, device=labels.device)
         targets = (labels[:, None] == classes).float()  # functional.one_hot waits for the device to check the labels
-        is_mixup, lam, boxes, order = self.draw_mix(key, len(images), *shape[-2:])
+        is_mixup, lam, boxes, order = self.sample_mix(key, len(images), *shape[-2:])
         if not settings.cutmix_alpha:
             return mixup(images, targets, lam, order)
         if not settings.mixup_alpha:
             return cutmix(images, targets, boxes, order)
         return mixup_or_cutmix(images, targets, is_mixup, lam, boxes, order)
 
-    def draw_mix(self, key: SeedKey, count: int, height: int, width: int) -> tuple[np.ndarray, ...]:
-        """Draw for each of `count` samples whether MixUp is used, `lam`, the box of CutMix and the other sample."""
-        generator = self._generator(key, _MIX)
+    def sample_mix(self, key: SeedKey, num_samples: int, height: int, width: int) -> tuple[np.ndarray, ...]:
+        """Sample for each image whether MixUp is used, `lam`, the box of CutMix and the index of the other image."""
+        generator = self._generator(key, _MIX_KEY)
         mixup_alpha, cutmix_alpha = self.augment.mixup_alpha, self.augment.cutmix_alpha
         mixup_share = (0.5 if mixup_alpha else 0.0) if cutmix_alpha else 1.0
-        is_mixup = generator.random(count) < mixup_share
+        is_mixup = generator.random(num_samples) < mixup_share
         alphas = np.where(is_mixup, mixup_alpha or 1.0, cutmix_alpha or 1.0)
         lam = generator.beta(alphas, alphas)
-        rows, columns = generator.integers(0, height, count), generator.integers(0, width, count)
-        return is_mixup, lam, cutmix_boxes(lam, rows, columns, height, width), generator.permutation(count)
+        rows, columns = generator.integers(0, height, num_samples), generator.integers(0, width, num_samples)
+        return is_mixup, lam, cutmix_boxes(lam, rows, columns, height, width), generator.permutation(num_samples)
 
     def _generator(self, key: SeedKey, purpose: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(derive_seed(self.seed, *key, purpose)))

@@ -11,16 +11,20 @@ from imago.augment.settings import Augment
 from imago.seeding import random_integers
 
 # The last part of a key: a new augmentation does not change the draws of another. `resized_crop` has 4.
-_TOP, _LEFT, _FLIP, _VERTICAL_FLIP = 1, 2, 3, 5
-_PROBABILITY_SCALE = 2**31  # a draw below probability * _PROBABILITY_SCALE is a yes
-_SMALL_BYTES = 2**14  # up to this size the chosen images are flipped at once, larger ones one by one
+_TOP_KEY, _LEFT_KEY, _FLIP_KEY, _VERTICAL_FLIP_KEY = 1, 2, 3, 5
+_PROBABILITY_SCALE = (
+    2**31
+)  # a draw below probability * _PROBABILITY_SCALE is a yes; within the 32-bit span of `random_integers`
+# Up to this size, 73 x 73 px, the chosen images are flipped by one fancy index per batch; larger ones one by one, which
+# saves a copy.
+_SMALL_BYTES = 2**14
 
 # Seed, epoch and sample indices int64 (B,); the epoch is one number, or int64 (B,) where an epoch repeats a sample.
 SampleKey = tuple[int, int | np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Draws:
+class CropFlipParams:
     """The random choices for a batch: int64 (B,) offsets in [0, 2p] and bool (B,) flips; None is no flip."""
 
     top: np.ndarray
@@ -29,17 +33,18 @@ class Draws:
     vertical_flip: np.ndarray | None = None
 
 
-def draw(augment: Augment, seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> Draws:
-    """Draw crop offsets and flips for the samples `indices`, shape (B,)."""
+def sample_crop_flip(augment: Augment, seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> CropFlipParams:
+    """Sample crop offsets and flips for the images at `indices`, shape (B,)."""
     offsets, key = 2 * augment.crop_padding_px + 1, (seed, epoch, indices)
     # One call for all three: in a small batch the overhead of the calls dominates.
-    spans, purposes = np.array([[offsets], [offsets], [_PROBABILITY_SCALE]]), np.array([[_TOP], [_LEFT], [_FLIP]])
+    spans = np.array([[offsets], [offsets], [_PROBABILITY_SCALE]])
+    purposes = np.array([[_TOP_KEY], [_LEFT_KEY], [_FLIP_KEY]])
     top, left, chance = random_integers(0, spans, *key, purposes)
     vertical_flip = None
     if augment.vertical_flip_probability:
-        chance_vertical = random_integers(0, _PROBABILITY_SCALE, *key, _VERTICAL_FLIP)
+        chance_vertical = random_integers(0, _PROBABILITY_SCALE, *key, _VERTICAL_FLIP_KEY)
         vertical_flip = chance_vertical < round(augment.vertical_flip_probability * _PROBABILITY_SCALE)
-    return Draws(top, left, chance < round(augment.flip_probability * _PROBABILITY_SCALE), vertical_flip)
+    return CropFlipParams(top, left, chance < round(augment.flip_probability * _PROBABILITY_SCALE), vertical_flip)
 
 
 def pad(images: np.ndarray, padding_px: int) -> np.ndarray:
@@ -47,7 +52,7 @@ def pad(images: np.ndarray, padding_px: int) -> np.ndarray:
     return np.pad(images, ((0, 0), (0, 0), (padding_px, padding_px), (padding_px, padding_px)))
 
 
-def gather_crop_flip(padded: np.ndarray, indices: np.ndarray, draws: Draws, padding_px: int) -> np.ndarray:
+def gather_crop_flip(padded: np.ndarray, indices: np.ndarray, params: CropFlipParams, padding_px: int) -> np.ndarray:
     """Copy the images at `indices` out of a padded array, each with its own crop, and flip those that drew a flip.
 
     A crop is copied as one element of all bytes between its first and last, so that one fancy index copies a whole
@@ -56,8 +61,8 @@ def gather_crop_flip(padded: np.ndarray, indices: np.ndarray, draws: Draws, padd
     Args:
         padded: uint8 (N, C, H + 2p, W + 2p), C-contiguous.
         indices: indices of the images, int64 (B,).
-        draws: offsets in [0, 2p] and flips, each (B,).
-        padding_px: p.
+        params: offsets in [0, 2p] and flips, each (B,).
+        padding_px: p, the zeros on each side of `padded`.
 
     Returns:
         uint8 (B, C, H, W).
@@ -69,7 +74,7 @@ def gather_crop_flip(padded: np.ndarray, indices: np.ndarray, draws: Draws, padd
     strip = np.dtype((np.void, (channels - 1) * channel_stride + (height - 1) * row_stride + width))
     last_start = 2 * padding_px * (row_stride + pixel_stride)
     strips = np.ndarray((len(padded), last_start + 1), strip, buffer=padded, strides=(image_stride, pixel_stride))
-    copied = strips[indices, draws.top * row_stride + draws.left]
+    copied = strips[indices, params.top * row_stride + params.left]
     lines = np.ndarray(
         shape=(len(indices), channels, height),
         dtype=np.dtype((np.void, width)),
@@ -77,7 +82,7 @@ def gather_crop_flip(padded: np.ndarray, indices: np.ndarray, draws: Draws, padd
         strides=(strip.itemsize, channel_stride, row_stride),
     )
     images = np.ascontiguousarray(lines).view(np.uint8).reshape(len(indices), channels, height, width)
-    return _flip(images, draws)
+    return _flip(images, params)
 
 
 def crop_and_flip(images: np.ndarray, augment: Augment, key: SampleKey) -> np.ndarray:
@@ -85,25 +90,25 @@ def crop_and_flip(images: np.ndarray, augment: Augment, key: SampleKey) -> np.nd
 
     Args:
         images: uint8 (B, C, H, W); may be changed in place.
-        augment: the settings.
+        augment: settings; `crop_padding_px` and the two flip probabilities are used.
         key: seed, epoch and indices of the B samples.
 
     Returns:
         uint8 (B, C, H, W).
     """
-    draws = draw(augment, *key)
+    params = sample_crop_flip(augment, *key)
     if not augment.crop_padding_px:
-        return _flip(images, draws)
+        return _flip(images, params)
     padded = pad(images, augment.crop_padding_px)
-    return gather_crop_flip(padded, np.arange(len(images)), draws, augment.crop_padding_px)
+    return gather_crop_flip(padded, np.arange(len(images)), params, augment.crop_padding_px)
 
 
-def _flip(images: np.ndarray, draws: Draws) -> np.ndarray:
+def _flip(images: np.ndarray, params: CropFlipParams) -> np.ndarray:
     """Flip the chosen images in place."""
     import torch  # flips several times faster than numpy; nothing else in this module needs it
 
     batch = torch.from_numpy(images)
-    for is_chosen, axis in ((draws.flip, 3), (draws.vertical_flip, 2)):
+    for is_chosen, axis in ((params.flip, 3), (params.vertical_flip, 2)):
         chosen = np.flatnonzero(is_chosen) if is_chosen is not None else np.empty(0, np.int64)
         if len(chosen) and images[0].nbytes <= _SMALL_BYTES:
             images[chosen] = torch.from_numpy(images[chosen]).flip(axis).numpy()

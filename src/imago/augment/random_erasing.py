@@ -19,13 +19,13 @@ def erase(images: Tensor, boxes: np.ndarray) -> Tensor:
     return images.clone().masked_fill_(box_mask(images, boxes), 0.0)  # the clone keeps channels_last order
 
 
-def draw_rectangles(
+def sample_rectangles(
     generator: np.random.Generator, probability: float, scale: Sequence[float], shape: Sequence[int]
 ) -> np.ndarray:
-    """Draw the rectangles of random erasing.
+    """Sample the rectangles of random erasing.
 
     Args:
-        generator: the source of the random numbers.
+        generator: its state advances by the same amount whichever images are erased.
         probability: chance that an image is erased, in [0, 1].
         scale: smallest and largest share of the area that a rectangle covers.
         shape: shape of the images, (N, 3, H, W).
@@ -35,27 +35,27 @@ def draw_rectangles(
 
     Source: Zhong et al. 2020 (arXiv:1708.04896).
     """
-    count, _, height, width = shape
-    is_chosen = generator.random(count) < probability
-    areas = height * width * generator.uniform(scale[0], scale[1], (count, _ATTEMPTS))
-    ratios = np.exp(generator.uniform(-_MAX_LOG_RATIO, _MAX_LOG_RATIO, (count, _ATTEMPTS)))
+    num_images, _, height, width = shape
+    is_chosen = generator.random(num_images) < probability
+    areas = height * width * generator.uniform(scale[0], scale[1], (num_images, _ATTEMPTS))
+    ratios = np.exp(generator.uniform(-_MAX_LOG_RATIO, _MAX_LOG_RATIO, (num_images, _ATTEMPTS)))
     heights, widths = (np.rint(np.sqrt(area)).astype(np.int64) for area in (areas * ratios, areas / ratios))
     fits = (heights < height) & (widths < width)
-    first = np.arange(count), fits.argmax(axis=1)
+    first = np.arange(num_images), fits.argmax(axis=1)
     is_chosen &= fits[first]
     heights, widths = heights[first] * is_chosen, widths[first] * is_chosen
-    tops = (generator.random(count) * (height - heights + 1)).astype(np.int64)
-    lefts = (generator.random(count) * (width - widths + 1)).astype(np.int64)
+    tops = (generator.random(num_images) * (height - heights + 1)).astype(np.int64)
+    lefts = (generator.random(num_images) * (width - widths + 1)).astype(np.int64)
     return np.stack([tops, tops + heights, lefts, lefts + widths])
 
 
-def draw_squares(generator: np.random.Generator, side_px: int, shape: Sequence[int]) -> np.ndarray:
-    """Draw the squares of cutout around random pixels of images (N, 3, H, W); they may reach over the edges.
+def sample_squares(generator: np.random.Generator, side_px: int, shape: Sequence[int]) -> np.ndarray:
+    """Sample the squares of cutout around random pixels of images (N, 3, H, W); they may reach over the edges.
 
     Source: DeVries and Taylor 2017 (arXiv:1708.04552).
     """
-    count, _, height, width = shape
-    tops, lefts = (generator.integers(0, length, count) - side_px // 2 for length in (height, width))
+    num_images, _, height, width = shape
+    tops, lefts = (generator.integers(0, length, num_images) - side_px // 2 for length in (height, width))
     return np.stack([tops, tops + side_px, lefts, lefts + side_px])
 
 

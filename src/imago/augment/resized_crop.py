@@ -15,7 +15,7 @@ from imago.augment.crop_flip import SampleKey
 from imago.augment.settings import Augment
 from imago.seeding import random_bits
 
-_RESIZED_CROP = 4  # the last part of a key; `crop_flip` lists the others
+_RESIZED_CROP_KEY = 4  # the last part of a key; `crop_flip` lists the others
 _MIN_RATIO, _MAX_RATIO = 3 / 4, 4 / 3  # width to height (Szegedy et al. 2015, section 6)
 _ATTEMPTS = 10  # as torchvision's RandomResizedCrop, which then takes the center
 
@@ -73,25 +73,25 @@ def crop_uniforms(seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> np
     """Draw numbers in [0, 1) for the crops of a batch, float64 (B, attempts, 4)."""
     attempt, number = np.arange(_ATTEMPTS)[:, None], np.arange(4)
     epochs, samples = (values[:, None, None] for values in np.broadcast_arrays(epoch, indices))
-    bits = random_bits(seed, epochs, samples, _RESIZED_CROP, attempt, number)
+    bits = random_bits(seed, epochs, samples, _RESIZED_CROP_KEY, attempt, number)
     return (bits >> np.uint64(11)) * 2.0**-53  # a float64 holds 53 bits
 
 
-def limit_shorter_side(pixels: np.ndarray, most_px: int | None) -> np.ndarray:
-    """Scale an image uint8 (H, W, 3) down until its shorter side is `most_px`; return a smaller one, or None, as it is.
+def limit_shorter_side(pixels: np.ndarray, max_shorter_side_px: int | None) -> np.ndarray:
+    """Scale an image uint8 (H, W, 3) down until its shorter side is at most `max_shorter_side_px`; None has no limit.
 
-    The sides of the result are those of `limited_sides`.
+    An image that is small enough is returned as it is. The sides of the result are those of `limited_sides`.
     """
-    height, width = limited_sides(pixels.shape[0], pixels.shape[1], most_px)
+    height, width = limited_sides(pixels.shape[0], pixels.shape[1], max_shorter_side_px)
     return pixels if (height, width) == pixels.shape[:2] else _resize(pixels, height, width)
 
 
-def limited_sides(height: int, width: int, most_px: int | None) -> tuple[int, int]:
+def limited_sides(height: int, width: int, max_shorter_side_px: int | None) -> tuple[int, int]:
     """Return the height and width of an image after `limit_shorter_side`, in pixels."""
-    if most_px is None or min(height, width) <= most_px:
+    if max_shorter_side_px is None or min(height, width) <= max_shorter_side_px:
         return height, width
-    scale = most_px / min(height, width)
-    return max(most_px, round(height * scale)), max(most_px, round(width * scale))
+    scale = max_shorter_side_px / min(height, width)
+    return max(max_shorter_side_px, round(height * scale)), max(max_shorter_side_px, round(width * scale))
 
 
 def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from imago.seeding import random_bits
 from imago.threads import one_intraop_thread
 
 # The last part of a key: turning one transform on does not change the draws of another.
-_ROTATION, _POLICY, _GRAY, _BLUR = 101, 102, 103, 104
+_ROTATION_KEY, _POLICY_KEY, _GRAY_KEY, _BLUR_KEY = 101, 102, 103, 104
 
 _KERNEL_SIGMAS = 3  # a Gaussian beyond three standard deviations weighs 0.3 %
 
@@ -24,7 +24,7 @@ def transform_images(images: np.ndarray, augment: Augment, key: SampleKey) -> np
 
     Args:
         images: uint8 (B, 3, H, W).
-        augment: the settings.
+        augment: settings; rotation, policy, gray and blur are used.
         key: seed, epoch and indices of the B samples.
 
     Returns:
@@ -49,17 +49,17 @@ def _transforms(augment: Augment, shorter_side_px: int) -> dict[int, Callable[[T
     """Return the transforms that are on by their purpose, in the order in which they are applied."""
     transforms: dict[int, Callable[[Tensor], Tensor]] = {}
     if augment.rotation_degrees:
-        transforms[_ROTATION] = v2.RandomRotation(augment.rotation_degrees, InterpolationMode.BILINEAR)
+        transforms[_ROTATION_KEY] = v2.RandomRotation(augment.rotation_degrees, InterpolationMode.BILINEAR)
     if augment.policy == "randaugment":
         ops, magnitude = augment.policy_num_ops, augment.policy_magnitude
-        transforms[_POLICY] = v2.RandAugment(ops, magnitude, num_magnitude_bins=MAX_MAGNITUDE + 1)
+        transforms[_POLICY_KEY] = v2.RandAugment(ops, magnitude, num_magnitude_bins=MAX_MAGNITUDE + 1)
     elif augment.policy == "trivialaugment":
-        transforms[_POLICY] = v2.TrivialAugmentWide()
+        transforms[_POLICY_KEY] = v2.TrivialAugmentWide()
     if augment.gray_probability:
-        transforms[_GRAY] = v2.RandomGrayscale(augment.gray_probability)
+        transforms[_GRAY_KEY] = v2.RandomGrayscale(augment.gray_probability)
     if augment.blur_probability:
         # The image is padded by its own reflection, which cannot be wider than the image.
         radius_px = min(math.ceil(_KERNEL_SIGMAS * augment.blur_sigma_px[1]), shorter_side_px - 1)
         blur = v2.GaussianBlur(2 * radius_px + 1, list(augment.blur_sigma_px))
-        transforms[_BLUR] = v2.RandomApply([blur], augment.blur_probability)
+        transforms[_BLUR_KEY] = v2.RandomApply([blur], augment.blur_probability)
     return transforms

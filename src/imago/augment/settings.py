@@ -104,16 +104,16 @@ class Augment:
 
     def describe(self) -> str:
         """Return the settings that are on, and those that were set without an effect, for the start table."""
-        on, idle = [], []
+        enabled, without_effect = [], []
         for field in fields(self):
             value = getattr(self, field.name)
             words = f"{field.name} {list(value) if isinstance(value, tuple) else value}"
             needed = _TUNES.get(field.name)
             if needed and not self._is_on(needed):
-                idle += [f"{words} has no effect without {needed}"] if value != field.default else []
+                without_effect += [f"{words} has no effect without {needed}"] if value != field.default else []
             elif needed or value != field.default:
-                on.append(words)
-        return (", ".join(on) or "none") + (f" ({'; '.join(idle)})" if idle else "")
+                enabled.append(words)
+        return (", ".join(enabled) or "none") + (f" ({'; '.join(without_effect)})" if without_effect else "")
 
     def _is_on(self, needed: str) -> bool:
         """Return whether `setting` is above 0, or `setting=value` holds."""
@@ -121,22 +121,22 @@ class Augment:
         return getattr(self, setting) == value if value else getattr(self, setting) > 0
 
     def _range_problems(self) -> Iterator[str]:
-        for name, (least, most) in _RANGES.items():
+        for name, (lowest, highest) in _RANGES.items():
             value = getattr(self, name)
-            if not least <= value <= most or not math.isfinite(value):  # False for nan, too
-                wanted = f"lie in {least} .. {most}" if most < math.inf else f"be {least} or more"
+            if not lowest <= value <= highest or not math.isfinite(value):  # False for nan, too
+                wanted = f"lie in {lowest} .. {highest}" if highest < math.inf else f"be {lowest} or more"
                 yield f"augment.{name}={value} must {wanted}."
-        for name, most in _PAIRS.items():
+        for name, highest in _PAIRS.items():
             pair = getattr(self, name)
-            if pair is not None and not _is_rising(pair, most):
-                limit = f" and at most {most}" if most < math.inf else ""
+            if pair is not None and not _is_rising(pair, highest):
+                limit = f" and at most {highest}" if highest < math.inf else ""
                 wanted = f"two numbers above 0{limit}, the smaller one first, e.g. [0.1,0.5]"
                 yield f"augment.{name}={list(pair)} must be {wanted}."
 
 
-def _is_rising(pair: Sequence[float], most: float) -> bool:
+def _is_rising(pair: Sequence[float], highest: float) -> bool:
     is_two_numbers = len(pair) == 2 and all(isinstance(number, (int, float)) for number in pair)
-    return is_two_numbers and 0 < pair[0] <= pair[1] <= most and math.isfinite(pair[1])
+    return is_two_numbers and 0 < pair[0] <= pair[1] <= highest and math.isfinite(pair[1])
 
 
 _PROBABILITIES = [f"{name}_probability" for name in ("flip", "vertical_flip", "gray", "blur", "erase")]

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class BackboneFinetuning(Callback):
-    """Freeze and unfreeze layers of a task whose network is `net` and whose learning rate schedule steps.
+    """Freeze and unfreeze layers of a task whose network is `net` and whose learning-rate schedule steps.
 
     Lightning's own callback adds the backbone to the optimizer when it is unfrozen, but torch's schedules require all
     parameter groups from the start. Here they exist from the start: a frozen parameter has no gradient, and optimizers
@@ -29,6 +29,7 @@ class BackboneFinetuning(Callback):
     def __init__(self, unfreeze_backbone_at_epoch: int, epochs_per_layer: int = 0) -> None:
         self.unfreeze_backbone_at_epoch = unfreeze_backbone_at_epoch
         self.epochs_per_layer = epochs_per_layer
+        self._num_trained_before = 0  # layers, in the epoch before
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         strategy = trainer.strategy
@@ -55,7 +56,9 @@ class BackboneFinetuning(Callback):
             parameter.requires_grad_(id(parameter) in trained)
         net.train()  # also what was frozen, and therefore in evaluation mode
         keep_frozen_in_eval_mode(net)
-        log.debug("epoch %d: %d of %d layers train", epoch, num_trained, len(layers))
+        if num_trained != self._num_trained_before:
+            self._num_trained_before = num_trained
+            log.info("epoch %d: %d of %d layers train", epoch, num_trained, len(layers))
 
     def _num_trained(self, epoch: int, num_layers: int) -> int:
         epochs = epoch - self.unfreeze_backbone_at_epoch

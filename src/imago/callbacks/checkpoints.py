@@ -20,7 +20,7 @@ class BestCheckpoint(ModelCheckpoint):
     """Save `best.ckpt`, also when the run directory was moved or copied before it is resumed.
 
     Args:
-        dirpath: directory of the file.
+        dirpath: directory of `best.ckpt`.
         monitor: name of the logged value to compare.
         mode: "max" or "min": which value of it is best.
     """
@@ -32,7 +32,7 @@ class BestCheckpoint(ModelCheckpoint):
         """Check that validation within an epoch falls between optimizer steps: a checkpoint has no gradients.
 
         Raises:
-            ConfigError: if it does not.
+            ConfigError: if `trainer.val_check_interval` falls within an optimizer step.
         """
         super().on_train_start(trainer, pl_module)
         num_batches, accumulate = trainer.num_training_batches, trainer.accumulate_grad_batches
@@ -51,7 +51,7 @@ class BestCheckpoint(ModelCheckpoint):
             )
 
     def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
-        """An epoch that `trainer.max_time` cut short counts only if there is no other."""
+        """Skip an epoch that `trainer.max_time` cut short, unless there is no best checkpoint yet."""
         is_skipped = is_time_up(trainer) and bool(self.best_model_path)
         return is_skipped or super()._should_skip_saving_checkpoint(trainer)
 
@@ -67,7 +67,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score; Lightning does not if the directory has another path than when it was saved."""
-        moved: dict[str, Any] = {"dirpath": self.dirpath}
+        restored: dict[str, Any] = {"dirpath": self.dirpath}
         if state_dict["best_model_path"]:
             best = str(Path(str(self.dirpath)) / "best.ckpt")
             try:
@@ -75,9 +75,9 @@ class BestCheckpoint(ModelCheckpoint):
             except DataError as error:
                 log.warning("%s The best epoch is chosen from the epochs that follow.", error)
                 return
-            moved |= {"best_model_path": best, "kth_best_model_path": best}
-            moved["best_k_models"] = {best: state_dict["best_model_score"]}
-        super().load_state_dict(state_dict | moved)
+            restored |= {"best_model_path": best, "kth_best_model_path": best}
+            restored["best_k_models"] = {best: state_dict["best_model_score"]}
+        super().load_state_dict(state_dict | restored)
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -90,7 +90,7 @@ class LastCheckpoint(ModelCheckpoint):
     score improves.
 
     Args:
-        dirpath: directory of the file.
+        dirpath: directory of `last.ckpt`.
         every_minutes: time between two saves within an epoch; a kill without notice loses at most this.
     """
 

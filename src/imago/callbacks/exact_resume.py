@@ -9,14 +9,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from imago.logger.metrics_csv import MetricsCsv
 from imago.seeding import derive_seed
 
-_KEY = "train_score"
+_CHECKPOINT_KEY = "train_score"
 
 
 class StepSeed(Callback):
     """Seed dropout and other random layers before every training step, from (seed, epoch, batch index, rank).
 
     Args:
-        seed: the run's seed.
+        seed: the setting `seed`, the first part of the key.
     """
 
     def __init__(self, seed: int) -> None:
@@ -46,12 +46,16 @@ class TruncateLogs(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         metrics: Any = pl_module.epoch_metrics["train"]  # type: ignore[index]  # of our task
-        checkpoint[_KEY] = [torch.as_tensor(metrics.loss_sum), torch.as_tensor(metrics.num_correct), metrics.num_images]
+        checkpoint[_CHECKPOINT_KEY] = [
+            torch.as_tensor(metrics.loss_sum),
+            torch.as_tensor(metrics.num_correct),
+            metrics.num_images,
+        ]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if _KEY in checkpoint and trainer.is_global_zero:
+        if _CHECKPOINT_KEY in checkpoint and trainer.is_global_zero:
             metrics: Any = pl_module.epoch_metrics["train"]  # type: ignore[index]
-            metrics.loss_sum, metrics.num_correct, metrics.num_images = checkpoint[_KEY]
+            metrics.loss_sum, metrics.num_correct, metrics.num_images = checkpoint[_CHECKPOINT_KEY]
 
 
 def _truncate_events(logger: TensorBoardLogger, step: int) -> None:

@@ -17,10 +17,10 @@ class ImageGrid(Callback):
     """Add `train/images` to TensorBoard and write `train_images.png`, at the first training batch of the process.
 
     The pixels are those of the batch after augmentation and normalization, so that a wrong mean, channel order or
-    augmentation is visible. The hyperparameters of the module contain `preprocess`.
+    augmentation is visible. The hyperparameters of the module must contain `preprocess`.
 
     Args:
-        folder: the directory of the image.
+        folder: directory of `train_images.png`; created if necessary.
     """
 
     def __init__(self, folder: str) -> None:

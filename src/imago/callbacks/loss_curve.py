@@ -5,14 +5,14 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-_DIVERGED = 4.0  # times the lowest loss so far: as in fastai's learning rate finder
+_DIVERGENCE_RATIO = 4.0  # times the lowest loss so far: as in fastai's learning rate finder
 
 
 class LossCurve(Callback):
     """Record the losses and stop training after `num_steps`, or earlier if the loss has diverged.
 
     Args:
-        num_steps: number of optimizer steps.
+        num_steps: optimizer steps after which training stops, unless the loss has diverged before.
 
     Attributes:
         losses: the loss of each optimizer step; the last may be NaN or infinite.
@@ -32,5 +32,9 @@ class LossCurve(Callback):
         self.losses.append(sum(self._batch_losses) / len(self._batch_losses))
         self._batch_losses.clear()
         newest = self.losses[-1]
-        if not math.isfinite(newest) or newest > _DIVERGED * min(self.losses) or len(self.losses) == self.num_steps:
+        if (
+            not math.isfinite(newest)
+            or newest > _DIVERGENCE_RATIO * min(self.losses)
+            or len(self.losses) == self.num_steps
+        ):
             trainer.should_stop = True

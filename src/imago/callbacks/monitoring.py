@@ -1,4 +1,4 @@
-"""Log the speed, the memory and the length of the gradient on logging steps."""
+"""Log training speed, peak memory and the gradient norm on logging steps."""
 
 import resource
 import sys
@@ -13,7 +13,7 @@ _BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see g
 
 
 class GradNorm(Callback):
-    """Log `grad_norm`: the Euclidean length of the gradient of all weights, before it is clipped."""
+    """Log `grad_norm`: the L2 norm of the gradients of all parameters, before clipping."""
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]

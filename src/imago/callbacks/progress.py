@@ -53,6 +53,7 @@ class Progress(TQDMProgressBar):
         self._log_epoch(trainer)
 
     def _log_epoch(self, trainer: Trainer) -> None:
+        """Log number, losses, accuracies and duration of the epoch that has ended."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         parts = [f"epoch {trainer.current_epoch:>3}/{trainer.max_epochs}"]
         for split in ("train", "val"):

@@ -16,14 +16,14 @@ from imago.statistics.intervals import wilson_interval
 log = logging.getLogger(__name__)
 
 _DECODED_PX = 256  # leaves room for random crops to 224 px, the size that most networks are trained at
-_MAX_WAIT_SHARE = 0.1  # of the training time: above it the summary advises what to change; our choice
+_MAX_WAIT_SHARE = 0.1  # of the training time: above it the summary advises what to change; our own choice
 
 
 class RunSummary(Callback):
     """Log in rank 0 only, and update `summary.json` after training and after the test.
 
     Args:
-        directory: the run directory.
+        directory: the run directory, whose `summary.json` is updated.
     """
 
     def __init__(self, directory: RunDirectory) -> None:
@@ -107,7 +107,7 @@ def data_wait_advice(data: Any, num_workers: int, num_cores: int) -> str:
 
     Args:
         data: the data module; one without `is_cached` holds its images in memory.
-        num_workers: number of loader workers.
+        num_workers: present number of loader workers.
         num_cores: cores that this training process can use for data; 0 if the network computes on them.
     """
     changes = []

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from imago.errors import ConfigError
-from imago.runs.failure import write_killed
+from imago.runs.failure import write_killed_failure
 from imago.runs.run_directory import RunDirectory
 from imago.runs.signals import stopped_by
 
@@ -69,7 +69,7 @@ class StopOnSignal(Callback):
 def _watch(directory: RunDirectory, rank: int, process: Any) -> None:
     """Record at once that a rank ended: within five seconds Lightning kills this process, too."""
     exit_code = process.wait()
-    write_killed(directory.path, rank, exit_code)
+    write_killed_failure(directory.path, rank, exit_code)
     if exit_code:
         directory.update()
 

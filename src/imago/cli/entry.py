@@ -51,7 +51,7 @@ class _Job:
         self.num_trials = 0
         self.failures: list[Exception] = []
 
-    def __call__(self, config: "DictConfig") -> Any:
+    def __call__(self, cfg: "DictConfig") -> Any:
         """Check the config and run the command; return what a sweep optimizes, NaN for a trial that failed."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
@@ -60,8 +60,8 @@ class _Job:
         job = HydraConfig.get()
         overrides = to_plain(job.overrides, resolve=False)
         try:
-            _check_config(config, overrides)
-            return pkgutil.resolve_name(COMMANDS[self.command])(config)
+            _check_config(cfg, overrides)
+            return pkgutil.resolve_name(COMMANDS[self.command])(cfg)
         except Exception as error:  # not BaseException: Ctrl-C and SystemExit end a whole sweep
             self.failures.append(error)
             with suppress(OSError):
@@ -136,16 +136,16 @@ def _check_ranks() -> None:
         )
 
 
-def _check_config(config: "DictConfig", overrides: dict[str, list[str]]) -> None:
+def _check_config(cfg: "DictConfig", overrides: dict[str, list[str]]) -> None:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
-    check_complete(config)
-    check_targets(config, config.get("extra_targets") or ())
+    check_complete(cfg)
+    check_targets(cfg, cfg.get("extra_targets") or ())
     if typed := overrides["task"]:  # composing a second time takes 0.1 s
         loader: Any = GlobalHydra.instance().config_loader()
         defaults = compose_defaults(loader, str(HydraConfig.get().job.config_name), [*overrides["hydra"], *typed])
-        check_types(config, defaults, typed)
+        check_types(cfg, defaults, typed)
 
 
 def _fail(exit_code: int, message: str) -> NoReturn:
@@ -166,6 +166,7 @@ def _is_about_the_config(error: Exception) -> bool:
 
 
 def _explain(error: Exception, command: str) -> str:
+    """Compose once more, as Hydra did, to explain an error in one line with the nearest valid name."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path_from_sources
 

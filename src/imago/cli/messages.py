@@ -18,12 +18,12 @@ def explain_composition_error(
 ) -> str:
     """Return one line for an error of Hydra or OmegaConf: the argument as typed, what is wrong and the way out.
 
-    Hydra's advice to add an unknown key with `+` is left out: for a typo it would only hide the mistake.
+    Hydra's advice to add an unknown key with `+` is left out: for a typo it would only hide the error.
 
     Args:
         error: raised while composing a config.
-        argv: the typed overrides.
-        loader: searches the same directories.
+        argv: the overrides as typed; one of them is quoted in the message.
+        loader: loads configs from the directories that the failed command searched.
         config_name: the primary config, e.g. "train".
     """
     from hydra.errors import MissingConfigException, OverrideParseException
@@ -77,9 +77,11 @@ def _explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", conf
     def score(known: str) -> float:  # `batchsize` is near to `data.batch_size`
         last_names = (name.rpartition(".")[2] for name in (key, known))
         whole = _similarity(key, known)
+        # Mostly the last name counts, the whole key breaks ties; our own choice.
         return max(whole, 0.9 * _similarity(*last_names) + 0.1 * whole)
 
     best = max(_known_keys(argv, loader, config_name), key=score, default="")
+    # 0.7: a lower limit would suggest unrelated keys; our own choice.
     hint = f"did you mean {best}?" if score(best) > 0.7 else "--cfg job prints all of them."
     return f"{_argument(key, argv)}: there is no setting {key!r}; {hint}"
 
@@ -93,7 +95,7 @@ def _similarity(word: str, other: str) -> float:
 
 
 def _known_keys(argv: Iterable[str], loader: "ConfigLoaderImpl", config_name: str) -> list[str]:
-    for choices in (argv, ()):  # with a second mistake among the choices, use the default choices
+    for choices in (argv, ()):  # with a second invalid setting among the choices, use the default choices
         try:
             settings = to_plain(compose_defaults(loader, config_name, choices), resolve=False)
             keys = [key.split(".") for key in flatten(settings) if not key.startswith("hydra.")]

@@ -86,7 +86,7 @@ def check_types(config: "DictConfig", defaults: "DictConfig", overrides: Sequenc
     Args:
         config: composed with all overrides.
         defaults: the same without the overrides of single values, from `compose_defaults`.
-        overrides: as in `hydra.overrides.task`.
+        overrides: the typed ones, as in `hydra.overrides.task`.
 
     Raises:
         ConfigError: one line for each setting of another type.

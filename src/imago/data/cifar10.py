@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from imago.data.datamodule import DatasetParts, ImageDataModule
+from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
 from imago.data.dataset import LabeledArray, Samples
 from imago.download import data_directories, download_dataset
 from imago.errors import DataError
@@ -30,7 +30,7 @@ SHA256 = {
     "data_batch_5": "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
     "test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
 }
-RECORD = np.dtype([("image", np.uint8, (3, 32, 32)), ("label", np.uint8)])
+SAMPLE_DTYPE = np.dtype([("image", np.uint8, (3, 32, 32)), ("label", np.uint8)])
 
 
 class CIFAR10DataModule(ImageDataModule):
@@ -47,7 +47,7 @@ class CIFAR10DataModule(ImageDataModule):
         self.root = Path(root) if root else None
         self.data_dir = Path(data_dir)
 
-    def load_dataset(self) -> DatasetParts:
+    def load_dataset(self) -> ClassNamesAndSplits:
         """Return train and the official test split, mapped into memory."""
         records = np.load(saved_array(self.root, self.data_dir), mmap_mode="r")
         splits: dict[str, Samples] = {}
@@ -63,7 +63,7 @@ class CIFAR10DataModule(ImageDataModule):
 
 
 def saved_array(root: Path | None, data_dir: Path) -> Path:
-    """Return the file with all 60,000 records (dtype `RECORD`, training images first); write it if it is missing.
+    """Return the file with all 60,000 records (`SAMPLE_DTYPE`, training images first); write it if it is missing.
 
     Raises:
         DataError: if the files are missing and cannot be downloaded, or are damaged.
@@ -72,7 +72,7 @@ def saved_array(root: Path | None, data_dir: Path) -> Path:
         fault = f"has no folder {FOLDER}" if root.is_dir() else "does not exist"
         raise DataError(f"data.root={root} {fault}; set it to the folder that contains {FOLDER}.")
     path = data_dir / "cache" / "cifar10.npy"
-    if not path.is_file() or path.stat().st_size <= RECORD.itemsize * NUM_IMAGES:
+    if not path.is_file() or path.stat().st_size <= SAMPLE_DTYPE.itemsize * NUM_IMAGES:
         source = root or find_batches(data_dir)
         _verify(source)
         _save_array(source, path)
@@ -96,6 +96,7 @@ def find_batches(data_dir: Path) -> Path:
 
 
 def _verify(root: Path) -> None:
+    """Compare every file with its SHA-256 before any of them is unpickled."""
     for name, expected in SHA256.items():
         path = root / FOLDER / name
         if not path.is_file():
@@ -108,7 +109,7 @@ def _verify(root: Path) -> None:
 def _save_array(root: Path, path: Path) -> None:
     from torchvision.datasets import CIFAR10
 
-    records = np.empty(NUM_IMAGES, RECORD)
+    records = np.empty(NUM_IMAGES, SAMPLE_DTYPE)
     for samples, is_train in ((records[:NUM_TRAIN], True), (records[NUM_TRAIN:], False)):
         source = CIFAR10(str(root), train=is_train, download=False)
         samples["image"] = source.data.transpose(0, 3, 1, 2)

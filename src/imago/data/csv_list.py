@@ -27,7 +27,7 @@ COLUMNS = ("path", "label", "split")
 _HEADER = "a first line path,label or path,label,split"
 
 
-def plain_name(name: str) -> str:
+def class_key(name: str) -> str:
     """Return the form in which class names are compared: composed accents, lower case, no surrounding blanks."""
     return unicodedata.normalize("NFC", name.casefold()).strip()
 
@@ -36,7 +36,7 @@ def check_class_names(names: Iterable[str], source: str) -> None:
     """Check names that will be class names.
 
     Args:
-        names: different names.
+        names: class names, all different.
         source: the start of the error message, as in "DIR: the class folders".
 
     Raises:
@@ -46,7 +46,7 @@ def check_class_names(names: Iterable[str], source: str) -> None:
     for name in names:
         if any("\ud800" <= char <= "\udfff" for char in name):  # Python's stand-ins for bytes that are not UTF-8
             raise DataError(f"{source}: {ascii(name)} is not UTF-8; rename it.")
-        other = seen.setdefault(plain_name(name), name)
+        other = seen.setdefault(class_key(name), name)
         if other != name:
             raise DataError(f"{source} {ascii(other)} and {ascii(name)} look the same; merge or rename them.")
 
@@ -56,9 +56,9 @@ class ListedImage(NamedTuple):
 
     Attributes:
         name: path of the file relative to the root of the dataset, with slashes.
-        label: name of its class.
+        label: name of its class, as written in the list.
         split: train, val or test; "" in a list without that column.
-        file: the list.
+        file: CSV that contains the row.
         line: line number in the list, from 1.
     """
 
@@ -141,7 +141,7 @@ def assign_splits(
 
     Args:
         images_by_split: the images by their present split.
-        rows: the list.
+        rows: the rows of the list, with the column split.
         class_names: the index of a name is its label.
 
     Returns:
@@ -191,12 +191,12 @@ def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[st
 
 def _labels(rows: Sequence[ListedImage], class_names: Sequence[str]) -> np.ndarray:
     """Return the label of each row, int64 (N,)."""
-    label_by_name = {plain_name(name): label for label, name in enumerate(class_names)}
+    label_by_name = {class_key(name): label for label, name in enumerate(class_names)}
     for row in rows:
-        if plain_name(row.label) not in label_by_name:
+        if class_key(row.label) not in label_by_name:
             existing = join_names(class_names)
             raise DataError(f"{row.location}: there is no class {row.label!r}; the classes are {existing}.")
-    return np.array([label_by_name[plain_name(row.label)] for row in rows], np.int64)
+    return np.array([label_by_name[class_key(row.label)] for row in rows], np.int64)
 
 
 def _stat(root: Path, row: ListedImage) -> os.stat_result:

@@ -24,11 +24,12 @@ from imago.images import Preprocess, resize_and_crop
 from imago.normalize import Normalize
 from imago.resources import available_cores
 
-MAX_RESIZED_BYTES = 4 * 2**30  # of one split in memory at another size than its own; training pads a second copy
-MAX_WORKERS = 16  # chosen: each takes memory and time to start
+# Of one split in memory at another size than its own; training pads a second copy, so 8 GiB in all; our own choice.
+MAX_RESIZED_BYTES = 4 * 2**30
+MAX_WORKERS = 16  # our own choice: each takes memory and time to start
 SAMPLERS = ("shuffle", "balanced")
 
-DatasetParts = tuple[tuple[str, ...], dict[str, Samples]]  # class names, and the samples of each published split
+ClassNamesAndSplits = tuple[tuple[str, ...], dict[str, Samples]]  # the samples of each published split, by its name
 
 
 class ImageDataModule(LightningDataModule):
@@ -47,9 +48,9 @@ class ImageDataModule(LightningDataModule):
 
     Attributes:
         splits: the samples; exists after `set_up_data`.
-        ignored: directory entries that are not part of the dataset: path and reason.
-        bad: images that cannot be read and were left out: name and reason.
-        drawn: names of the splits that were drawn here because they are not published.
+        ignored_entries: directory entries that are not part of the dataset: path and reason.
+        bad_images: images that cannot be read and were left out: name and reason.
+        random_splits: names of the splits that were drawn here because they are not published.
     """
 
     splits: Splits
@@ -71,13 +72,13 @@ class ImageDataModule(LightningDataModule):
         self.augment = Augment(**augment)
         self.seed = seed
         self.sampler = sampler
-        self.plan = SplitPlan(**split)
-        self.ignored: list[tuple[str, str]] = []
-        self.bad: list[tuple[str, str]] = []
-        self.drawn: list[str] = []
+        self.split_plan = SplitPlan(**split)
+        self.ignored_entries: list[tuple[str, str]] = []
+        self.bad_images: list[tuple[str, str]] = []
+        self.random_splits: list[str] = []
         self._normalizer: tuple[Preprocess, Normalize] | None = None
 
-    def load_dataset(self) -> DatasetParts:
+    def load_dataset(self) -> ClassNamesAndSplits:
         """Return the class names, and the samples of each published split; "train" is always one of them.
 
         Raises:
@@ -97,7 +98,8 @@ class ImageDataModule(LightningDataModule):
         if not hasattr(self, "splits"):
             self.prepare_data()
             class_names, published = self.load_dataset()
-            splits, self.drawn = complete_splits(published, self.plan, class_names, [name for name, _ in self.bad])
+            bad_names = [name for name, _ in self.bad_images]
+            splits, self.random_splits = complete_splits(published, self.split_plan, class_names, bad_names)
             self.splits = Splits(class_names, **splits)
 
     @cached_property
@@ -113,23 +115,25 @@ class ImageDataModule(LightningDataModule):
     def fingerprint(self) -> str:
         """Return a short hash of class names, split sizes, labels, and names and sizes of files."""
         digest = hashlib.sha256("\n".join(self.class_names).encode())
-        for name, samples in self.splits.named():
+        for name, samples in self.splits.items():
             num_bytes = samples.num_bytes.tobytes() if isinstance(samples, LabeledFiles) else b""
             digest.update(f"{name} {len(samples)}".encode())
             digest.update(samples.labels.tobytes() + encode_names(samples.names) + num_bytes)
         return digest.hexdigest()[:16]
 
-    def batches_per_epoch(self, limit: int | float = 1.0) -> int:
-        """Return the number of training batches per epoch; `limit` is Lightning's `limit_train_batches`."""
+    def batches_per_epoch(self, limit_train_batches: int | float = 1.0) -> int:
+        """Return the number of training batches per epoch; the limit is Lightning's: a number, or a share as float."""
         batches = len(TrainSampler(len(self.splits.train), self.batch_size, self.seed))
-        return min(limit, batches) if isinstance(limit, int) else max(1, int(batches * limit))
+        if isinstance(limit_train_batches, int):
+            return min(limit_train_batches, batches)
+        return max(1, int(batches * limit_train_batches))
 
     def write_split(self, directory: Path) -> None:
         """Write `split.csv`, which `data.split_file` reads, unless all splits are published."""
-        if self.drawn or self.plan.split_file:
+        if self.random_splits or self.split_plan.split_file:
             rows = [
                 (name, self.class_names[label], split)
-                for split, part in self.splits.named()
+                for split, part in self.splits.items()
                 for name, label in zip(part.names, part.labels, strict=True)
             ]
             write_csv(directory / "split.csv", [COLUMNS, *rows])
@@ -227,8 +231,8 @@ class ImageDataModule(LightningDataModule):
 
     def _resized(self, samples: LabeledArray) -> LabeledArray:
         size, resize = self.preprocess.size, self.preprocess.resize
-        is_whole = self.preprocess.crop == "squash" or resize == size
-        if samples.images.shape[-2:] == (size, size) and is_whole:
+        crops_nothing = self.preprocess.crop == "squash" or resize == size
+        if samples.images.shape[-2:] == (size, size) and crops_nothing:
             return samples
         num_bytes = len(samples) * 3 * size**2
         if num_bytes > MAX_RESIZED_BYTES:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from imago.augment.crop_flip import SampleKey, crop_and_flip, draw, gather_crop_flip, pad
+from imago.augment.crop_flip import SampleKey, crop_and_flip, gather_crop_flip, pad, sample_crop_flip
 from imago.augment.resized_crop import random_resized_crops
 from imago.augment.sample_transforms import transform_images
 from imago.augment.settings import Augment
@@ -61,7 +61,7 @@ class LabeledFiles(_Labeled):
     """Samples in image files, which are read on access.
 
     Attributes:
-        root: the directory of the dataset.
+        root: directory that `names` are relative to.
         names: paths of the N files relative to `root`, with slashes.
         num_bytes: size of each file, int64 (N,).
         mtime_ns: modification time of each file, int64 (N,), in nanoseconds.
@@ -117,8 +117,8 @@ class Splits:
     val: Samples
     test: Samples
 
-    def named(self) -> list[tuple[str, Samples]]:
-        """Return the splits with their names."""
+    def items(self) -> list[tuple[str, Samples]]:
+        """Return the names of the splits with their samples."""
         return [("train", self.train), ("val", self.val), ("test", self.test)]
 
 
@@ -126,7 +126,7 @@ class ArrayDataset(Dataset):
     """Return batches of images in memory.
 
     Args:
-        samples: the images and labels.
+        samples: images and labels; with `augment` but no random resized crop, a padded copy is made.
         augment: augmentation for training; None returns the images unchanged.
         seed: first part of the key of each random draw; epoch and sample index are the others.
     """
@@ -149,8 +149,8 @@ class ArrayDataset(Dataset):
         if augment is None:
             images = self.images[indices]
         elif augment.random_resized_crop_scale is None:
-            draws = draw(augment, self.seed, key.epoch, indices)
-            images = gather_crop_flip(self.images, indices, draws, augment.crop_padding_px)
+            params = sample_crop_flip(augment, self.seed, key.epoch, indices)
+            images = gather_crop_flip(self.images, indices, params, augment.crop_padding_px)
             images = transform_images(images, augment, sample_key)
         else:
             samples = (self.images[index].transpose(1, 2, 0) for index in indices)
@@ -202,7 +202,7 @@ def _augmented(samples: Iterator[np.ndarray], size: int, augment: Augment | None
     Args:
         samples: images uint8 (size, size, 3), or (H, W, 3) for a random resized crop.
         size: height and width of the result, in pixels.
-        augment: the augmentation; None only stacks.
+        augment: settings; crops, flips and the transforms of single images are used. None only stacks.
         key: seed, epoch and indices of the B samples.
     """
     if augment is not None and augment.random_resized_crop_scale is not None:

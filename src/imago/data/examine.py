@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from imago.data.image_record import RECORD, examine_file
+from imago.data.image_record import IMAGE_RECORD_DTYPE, examine_file
 from imago.files import atomic_write, decode_names, encode_names
 from imago.resources import available_cores
 
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _VERSION = 2  # part of the file name, increased when the same file would get another record
-_READ_AHEAD = 16  # images per thread that are decoded before the first of them is used
-_BAD_STATE = (-1, -1)  # size and time of no file
+# Images per thread that are decoded before the first of them is used: bounds the memory; our own choice.
+_READ_AHEAD = 16
+_NO_STATE = (-1, -1)  # size and time of no file
 
-States = dict[str, tuple[tuple[int, int], np.void]]  # by file name: size and modification time, and the record
+ResultsByName = dict[str, tuple[tuple[int, int], np.void]]  # by file name: size and modification time, and the record
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Examination:
     """Records of N images.
 
     Attributes:
-        records: (N,) of `RECORD`; empty for an image that cannot be decoded.
+        records: (N,) of `IMAGE_RECORD_DTYPE`; empty for an image that cannot be decoded.
         errors: error message of each image, "" for a good one.
     """
 
@@ -51,7 +52,7 @@ def examine(files: "LabeledFiles", cache_dir: Path) -> Examination:
     """Decode all files that have no result yet; errors are recorded and not raised.
 
     Args:
-        files: the image files.
+        files: the image files; a result is reused if the size and the modification time are unchanged.
         cache_dir: directory of the results, one file per dataset; those of interrupted examinations are kept, too.
     """
     root_hash = hashlib.blake2b(os.fsencode(files.root.resolve()), digest_size=8).hexdigest()
@@ -63,12 +64,12 @@ def examine(files: "LabeledFiles", cache_dir: Path) -> Examination:
     try:
         decoded = map_in_threads(lambda index: examine_file(files.root / files.names[index]), new, "examining")
         for index, (record, errors[index]) in zip(new, decoded, strict=True):
-            # Bad files are decoded again: a missing permission, say, may be granted without a change of the file.
-            results[files.names[index]] = (_BAD_STATE if errors[index] else states[index], record)
+            # Unreadable files are decoded again: a missing permission may be granted without a change of the file.
+            results[files.names[index]] = (_NO_STATE if errors[index] else states[index], record)
     finally:
         if new:
             _save_results(results_file, results)
-    return Examination(np.array([results[name][1] for name in files.names], RECORD), tuple(errors))
+    return Examination(np.array([results[name][1] for name in files.names], IMAGE_RECORD_DTYPE), tuple(errors))
 
 
 def map_in_threads(function: Callable[[int], Any], indices: Sequence[int], description: str) -> Iterator[Any]:
@@ -89,7 +90,7 @@ def map_in_threads(function: Callable[[int], Any], indices: Sequence[int], descr
                 progress.update()
 
 
-def _load_results(file: Path) -> States:
+def _load_results(file: Path) -> ResultsByName:
     """Read the results; return none if they are missing or damaged."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
@@ -105,7 +106,7 @@ def _load_results(file: Path) -> States:
         return {}
 
 
-def _save_results(file: Path, results: States) -> None:
+def _save_results(file: Path, results: ResultsByName) -> None:
     """Write results atomically; a failure is logged, since the results are still in memory."""
     states, records = [state for state, _ in results.values()], [record for _, record in results.values()]
     try:
@@ -115,7 +116,7 @@ def _save_results(file: Path, results: States) -> None:
                 opened,
                 names=np.frombuffer(encode_names(results), np.uint8),
                 states=np.array(states, np.int64).reshape(-1, 2),
-                records=np.array(records, RECORD),
+                records=np.array(records, IMAGE_RECORD_DTYPE),
             )
     except OSError as error:
         log.warning("results cannot be kept, so all images are decoded again next time: %s: %s", file, error.strerror)

@@ -12,12 +12,12 @@ import numpy as np
 from imago.augment.resized_crop import limit_shorter_side
 from imago.augment.settings import Augment
 from imago.data.csv_list import files_from_list, read_list
-from imago.data.datamodule import DatasetParts, ImageDataModule
+from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
 from imago.data.dataset import FileDataset, LabeledFiles
 from imago.data.examine import examine, map_in_threads
 from imago.data.folder_listing import list_image_folder
 from imago.data.image_cache import CACHE_MODES, ImageCache, build_cache, choose_cache, estimate_bytes, open_cache
-from imago.data.image_statistics import describe_images, shrink
+from imago.data.image_statistics import preprocess_for_images, shrink
 from imago.errors import ConfigError
 from imago.files import write_csv
 from imago.images import Preprocess, resize_and_crop
@@ -25,10 +25,10 @@ from imago.seeding import random_permutation
 
 log = logging.getLogger(__name__)
 
-_SAMPLE = 2  # key of this use of `split_seed`
-MAX_SAMPLE = 512  # images from which mean and std are computed: a standard error of the mean below 0.01
-SAMPLE_BYTES = 100_000_000  # fewer images if the files are large: a second or two of decoding
-MIN_SAMPLE = 16  # chosen: even of the largest files
+_SAMPLE_KEY = 2  # key of this use of `split_seed`
+MAX_SAMPLE_IMAGES = 512  # images from which mean and std are computed: a standard error of the mean below 0.01
+MAX_SAMPLE_BYTES = 100_000_000  # fewer images if the files are large: a second or two of decoding
+MIN_SAMPLE_IMAGES = 16  # even if they exceed MAX_SAMPLE_BYTES; our own choice
 ON_BAD_IMAGE = ("error", "skip")
 
 
@@ -36,7 +36,7 @@ class FileDataModule(ImageDataModule):
     """Load a dataset of image files; a subclass implements `list_files`.
 
     Args:
-        root: the directory of the images.
+        root: directory of the images; `~` is expanded.
         cache_dir: the directory of decoded images and of the results of decoding tests.
         cache: where decoded images are kept from the first epoch on: "none", "ram", "disk", or "auto", which chooses
             one of them by the available space. The pixels are the same.
@@ -82,33 +82,33 @@ class FileDataModule(ImageDataModule):
         """
         raise NotImplementedError
 
-    def load_dataset(self) -> DatasetParts:
+    def load_dataset(self) -> ClassNamesAndSplits:
         """List the files; with `on_bad_image="skip"`, leave unreadable ones out."""
         class_names, splits = self.list_files()
         if self.on_bad_image == "skip":
             num_images = sum(map(len, splits.values()))
             splits = {split: self._without_bad(files) for split, files in splits.items()}
-            if self.bad:
-                share = len(self.bad) / num_images
-                log.warning("left out %d images that cannot be read (%.2g %%)", len(self.bad), 100 * share)
+            if self.bad_images:
+                share = len(self.bad_images) / num_images
+                log.warning("left out %d images that cannot be read (%.2g %%)", len(self.bad_images), 100 * share)
         return class_names, dict(splits)
 
     def default_preprocess(self) -> Preprocess:
         """Choose the size by the size of the images; compute mean and std from a sample of the training images."""
         train: Any = self.splits.train
-        order = random_permutation(len(train), self.plan.split_seed, _SAMPLE)[:MAX_SAMPLE]
-        num_fitting = int((np.cumsum(train.num_bytes[order]) <= SAMPLE_BYTES).sum())
-        sample = order[: max(MIN_SAMPLE, num_fitting)].tolist()
+        order = random_permutation(len(train), self.split_plan.split_seed, _SAMPLE_KEY)[:MAX_SAMPLE_IMAGES]
+        num_fitting = int((np.cumsum(train.num_bytes[order]) <= MAX_SAMPLE_BYTES).sum())
+        sample = order[: max(MIN_SAMPLE_IMAGES, num_fitting)].tolist()
         images = map_in_threads(lambda index: shrink(train.read(index, self.class_names)), sample, "mean and std")
-        preprocess = describe_images(list(images))
+        preprocess = preprocess_for_images(list(images))
         log.info("mean and std from %s training images", f"{len(sample):,}")
         return preprocess
 
     def write_split(self, directory: Path) -> None:
         """Write `split.csv` and, if images were left out, `bad_images.csv`."""
         super().write_split(directory)
-        if self.bad:
-            write_csv(directory / "bad_images.csv", [("path", "reason"), *self.bad])
+        if self.bad_images:
+            write_csv(directory / "bad_images.csv", [("path", "reason"), *self.bad_images])
 
     def fill_cache(self, num_processes: int, num_epochs: float) -> str:
         """Decode the training and validation images once, before the first epoch, as `cache` says.
@@ -118,16 +118,16 @@ class FileDataModule(ImageDataModule):
             num_epochs: number of times that each image is needed; "auto" keeps nothing for a single time.
 
         Returns:
-            Where the images are kept and why, in a few words.
+            The kind of cache and the reason, for the log; starts with "none", "in memory" or "in DIR".
 
         Raises:
             UserError: if there is too little space, or an image cannot be read.
         """
         self._warn_about_decoded_px()
         if self.cache == "none":
-            return "nowhere (data.cache=none)"
+            return "none (data.cache=none)"
         if self.cache == "auto" and num_epochs <= 1:
-            return "nowhere (one epoch reads each image once)"
+            return "none (one epoch reads each image once)"
         augments = {"train": self.augment, "val": None}
         files: dict[str, Any] = {split: getattr(self.splits, split) for split in augments}
         num_bytes = existing_bytes = 0
@@ -142,7 +142,7 @@ class FileDataModule(ImageDataModule):
         num_to_come = num_processes - int(os.environ.get("LOCAL_RANK", "0"))
         where, reason = choose_cache(self.cache, num_bytes, self.cache_dir, num_to_come, existing_bytes)
         if where == "none":
-            return f"nowhere: {reason}"
+            return f"none: {reason}"
         for split, augment in augments.items():
             read, settings = self._reader(files[split], augment)
             self._caches[split, settings] = build_cache(files[split], read, where, self.cache_dir, settings)
@@ -155,7 +155,7 @@ class FileDataModule(ImageDataModule):
 
     def _without_bad(self, files: LabeledFiles) -> LabeledFiles:
         examined = examine(files, self.cache_dir)
-        self.bad += [(name, error) for name, error in zip(files.names, examined.errors, strict=True) if error]
+        self.bad_images += [(name, error) for name, error in zip(files.names, examined.errors, strict=True) if error]
         return files.take(np.flatnonzero(examined.is_good))
 
     def _warn_about_decoded_px(self) -> None:
@@ -168,7 +168,7 @@ class FileDataModule(ImageDataModule):
     def _reader(self, files: LabeledFiles, augment: Augment | None) -> tuple[Callable[[int], np.ndarray], str]:
         """Return the function that reads an image as it is cached and then augmented, and its settings as text."""
         if _crops_at_random(augment):
-            prepare = partial(limit_shorter_side, most_px=self.decoded_px)
+            prepare = partial(limit_shorter_side, max_shorter_side_px=self.decoded_px)
             settings = f"decoded_px={self.decoded_px}"
         else:
             prepare = partial(resize_and_crop, preprocess=self.preprocess)
@@ -201,7 +201,7 @@ class ImageFolderDataModule(FileDataModule):
 
     def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
         """List the images; the classes are those of the training images."""
-        class_names, files, self.ignored = list_image_folder(self.root)
+        class_names, files, self.ignored_entries = list_image_folder(self.root)
         return class_names, files
 
 
@@ -209,7 +209,7 @@ class ImageListDataModule(FileDataModule):
     """Load the images that a CSV lists in the columns path, label and, optionally, split.
 
     Args:
-        list_file: the CSV.
+        list_file: CSV with the columns path,label[,split]; `~` is expanded.
         root: directory that the paths are relative to; None uses the directory of the CSV.
         settings: arguments of `FileDataModule`.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imago.data.csv_list import check_class_names, plain_name
+from imago.data.csv_list import check_class_names, class_key
 from imago.data.dataset import LabeledFiles
 from imago.errors import DataError
 from imago.images import SUFFIXES
@@ -133,7 +133,7 @@ def _list_split(
         ignored: receives the other entries.
     """
     _class_names(root / folder)
-    label_by_name = {plain_name(name): label for label, name in enumerate(class_names)}
+    label_by_name = {class_key(name): label for label, name in enumerate(class_names)}
     names: list[str] = []
     columns: list[tuple[int, int, int]] = []
     links: list[str] = []
@@ -142,7 +142,7 @@ def _list_split(
         if not _is_folder(class_folder):
             ignored.append((class_path, _reason(class_folder) or "outside the class folders"))
             continue
-        label = label_by_name.get(plain_name(class_folder.name))
+        label = label_by_name.get(class_key(class_folder.name))
         if label is None:
             fault = f"has a class {class_folder.name!r} that the training images do not have"
             raise DataError(f"{printable(root / folder)} {fault}; the classes are {join_names(class_names)}.")

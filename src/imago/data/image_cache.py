@@ -39,7 +39,7 @@ def choose_cache(
         mode: "ram", "disk" or "auto". "auto" is "disk" if all are there already, else "ram" if they fit in half of the
             available memory, else "disk" if they fit in half of its free space, else "none".
         num_bytes: size of all decoded images.
-        directory: the directory of the cache on disk.
+        directory: directory of the cache on disk, which need not exist yet.
         num_processes: number of processes that each keep their own copy in memory; on disk they share one.
         existing_bytes: size of those images that are in `directory` already.
 
@@ -130,7 +130,7 @@ def build_cache(
         files: the N images; the cache has the same order.
         read: returns the image at an index as it is cached, uint8 (H, W, 3).
         where: "ram" or "disk".
-        directory: the directory of the files on disk.
+        directory: directory of the cache on disk; created if necessary.
         settings: what `read` does after decoding: images with other settings are not reused.
 
     Raises:

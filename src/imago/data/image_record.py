@@ -11,7 +11,7 @@ from tqdm import tqdm
 from imago.errors import DataError
 from imago.images import EXIF_ORIENTATION, FORMATS, read_image
 
-THUMBNAIL_PX = 16
+THUMBNAIL_PX = 16  # side; the thresholds of imago.dataset_check.duplicates were chosen at this size
 KINDS = ("gray", "palette", "16-bit", "CMYK", "transparent", "animated", "turned by EXIF")
 
 # width, height: px, of the upright image.
@@ -20,7 +20,7 @@ KINDS = ("gray", "palette", "16-bit", "CMYK", "transparent", "animated", "turned
 # content_hash: of the file's bytes; in a million files, the probability of equal hashes of two files is below 1e-7.
 # mean, mean_square: per channel, of all pixels in [0, 1].
 # thumbnail: the whole image, squashed.
-RECORD = np.dtype(
+IMAGE_RECORD_DTYPE = np.dtype(
     [
         ("width", "<i4"),
         ("height", "<i4"),
@@ -38,9 +38,9 @@ def examine_file(path: Path) -> tuple[np.void, str]:
     """Decode a file.
 
     Returns:
-        One `RECORD` and "", or an empty one and the error message of a file that cannot be decoded.
+        One `IMAGE_RECORD_DTYPE` and "", or an empty one and the error message of a file that cannot be decoded.
     """
-    record = np.zeros(1, RECORD)[0]
+    record = np.zeros(1, IMAGE_RECORD_DTYPE)[0]
     try:
         data = path.read_bytes()
         _describe_pixels(record, read_image(data))
@@ -54,8 +54,8 @@ def examine_file(path: Path) -> tuple[np.void, str]:
 
 
 def examine_pixels(images: np.ndarray) -> np.ndarray:
-    """Return records (N,) of `RECORD` of images in memory, uint8 (N, 3, H, W)."""
-    records = np.zeros(len(images), RECORD)
+    """Return records (N,) of `IMAGE_RECORD_DTYPE` of images in memory, uint8 (N, 3, H, W)."""
+    records = np.zeros(len(images), IMAGE_RECORD_DTYPE)
     records["format"] = -1
     progress = tqdm(images, desc="examining", unit="image", leave=False, disable=None)
     for record, image in zip(records, progress, strict=True):
@@ -76,7 +76,8 @@ def _describe_pixels(record: np.void, pixels: np.ndarray) -> None:
     levels = np.arange(256) / 255
     record["mean"], record["mean_square"] = shares @ levels, shares @ levels**2
     size = (THUMBNAIL_PX, THUMBNAIL_PX)
-    # `reducing_gap` first halves a large image a few times, which is many times faster; every pixel still counts.
+    # `reducing_gap` first reduces a large image to at least 4 times the thumbnail, which is many times faster; every
+    # pixel still counts.
     record["thumbnail"] = np.asarray(image.resize(size, Image.Resampling.BOX, reducing_gap=4.0))
 
 

@@ -6,27 +6,28 @@ from typing import Any
 
 import numpy as np
 
-from imago.images import SMALL_PX, Preprocess, resize_and_crop
+from imago.images import MAX_SMALL_PX, Preprocess, resize_and_crop
 
-LARGE = Preprocess(size=224, resize=256, crop="center", mean=(0.0,) * 3, std=(1.0,) * 3)  # as ImageNet nets are tested
+# The size and the crop with which networks for ImageNet are tested.
+LARGE_IMAGE_PREPROCESS = Preprocess(size=224, resize=256, crop="center", mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
-def describe_images(images: Sequence[np.ndarray]) -> Preprocess:
+def preprocess_for_images(images: Sequence[np.ndarray]) -> Preprocess:
     """Compute the preprocessing for images like these.
 
     Args:
-        images: uint8 (H, W, 3), those over `SMALL_PX` already resized by `shrink`.
+        images: uint8 (H, W, 3), those over `MAX_SMALL_PX` already resized by `shrink`.
 
     Returns:
-        `LARGE`, or for small images the largest of their shorter sides as size, so that squares of one size are not
-        scaled; with mean and std of the preprocessed images.
+        `LARGE_IMAGE_PREPROCESS`, or for small images the largest of their shorter sides as size, so that squares of
+        one size are not scaled; with mean and std of the preprocessed images.
     """
-    preprocess = LARGE
-    if max(max(pixels.shape[:2]) for pixels in images) <= SMALL_PX:
+    preprocess = LARGE_IMAGE_PREPROCESS
+    if max(max(pixels.shape[:2]) for pixels in images) <= MAX_SMALL_PX:
         size = max(min(pixels.shape[:2]) for pixels in images)
-        preprocess = replace(LARGE, size=size, resize=size)
+        preprocess = replace(LARGE_IMAGE_PREPROCESS, size=size, resize=size)
     prepared = (
-        pixels if max(pixels.shape[:2]) > SMALL_PX else resize_and_crop(pixels, preprocess) for pixels in images
+        pixels if max(pixels.shape[:2]) > MAX_SMALL_PX else resize_and_crop(pixels, preprocess) for pixels in images
     )
     return replace(preprocess, **channel_statistics(prepared))
 
@@ -45,4 +46,4 @@ def channel_statistics(images: Iterable[np.ndarray]) -> dict[str, Any]:
 
 def shrink(pixels: np.ndarray) -> np.ndarray:
     """Preprocess a large image and return a small one unchanged, so that a sample of photographs fits in memory."""
-    return pixels if max(pixels.shape[:2]) <= SMALL_PX else resize_and_crop(pixels, LARGE)
+    return pixels if max(pixels.shape[:2]) <= MAX_SMALL_PX else resize_and_crop(pixels, LARGE_IMAGE_PREPROCESS)

@@ -1,4 +1,4 @@
-"""Provide the DataLoader of every split: whole batches, errors raised in the main process, signal-safe workers."""
+"""Provide the DataLoader of every split: whole batches, errors raised in the main process, signals ignored."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from imago.errors import DataError
 
-WORKER_TIMEOUT_S = 300  # a hanging worker ends the run with an error
+WORKER_TIMEOUT_S = 300  # without a batch for this long the run ends with an error; our own choice
 
 
 class BatchLoader(DataLoader):
@@ -38,6 +38,7 @@ class BatchLoader(DataLoader):
             worker_init_fn=_ignore_foreign_signals,
         )
         if num_workers:  # not by `atexit`, which does not run in a forked or spawned rank
+            # 100: before the exit handlers of multiprocessing, which would wait for the workers.
             Finalize(None, _kill_stuck_workers, exitpriority=100)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own iterator class

@@ -32,10 +32,10 @@ class TrainSampler:
     size. A dataset smaller than one batch is one batch.
 
     Args:
-        num_samples: size of the training set.
+        num_samples: number of training samples on all ranks.
         batch_size: samples per batch over all ranks.
         seed: determines the order together with the epoch.
-        rank: index of this rank.
+        rank: index of this rank, in 0 .. num_ranks - 1.
         num_ranks: number of ranks; must divide `batch_size`.
         labels: int64 (N,) to show every class equally often; None shows every sample once per epoch.
     """
@@ -112,13 +112,13 @@ def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarra
         samples are augmented differently), and the sample indices, int64 (N,).
     """
     classes = np.unique(labels)
-    class_numbers = np.arange(len(labels)) % len(classes)  # class of each position, before the shuffle
+    class_at_position = np.arange(len(labels)) % len(classes)  # before the shuffle
     keys, indices = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
     for number, label in enumerate(classes):
-        members, slots = np.flatnonzero(labels == label), np.flatnonzero(class_numbers == number)
-        rounds = range(-(-len(slots) // len(members)))
-        drawn = np.concatenate([members[random_permutation(len(members), seed, epoch, turn, label)] for turn in rounds])
-        indices[slots] = drawn[: len(slots)]
+        members, slots = np.flatnonzero(labels == label), np.flatnonzero(class_at_position == number)
+        repetitions = range(-(-len(slots) // len(members)))
+        orders = [random_permutation(len(members), seed, epoch, repetition, label) for repetition in repetitions]
+        indices[slots] = members[np.concatenate(orders)][: len(slots)]
         keys[slots] = epoch + (np.arange(len(slots)) // len(members) << _REPEAT_SHIFT)
     order = random_permutation(len(labels), seed, epoch)
     return keys[order], indices[order]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from imago.data.datamodule import DatasetParts, ImageDataModule
+from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
 from imago.data.dataset import LabeledArray, Samples
 from imago.images import Preprocess
 from imago.seeding import random_bits, random_integers
@@ -21,7 +21,8 @@ STD = (0.2240, 0.2223, 0.2220)
 
 _SEED = 2026  # of the dataset, not of a run: another value is another dataset
 # Purposes of random numbers, a part of their keys: renumbering changes the data.
-_TURN, _SIZE, _X, _Y, _BACKGROUND, _SHAPE, _SHADE, _NOISE_LEVEL, _NOISE = range(1, 10)
+_TURN_KEY, _SIZE_KEY, _X_KEY, _Y_KEY, _BACKGROUND_KEY, _SHAPE_KEY = range(1, 7)
+_SHADE_KEY, _NOISE_LEVEL_KEY, _NOISE_KEY = range(7, 10)
 
 _SIDE_PX = 32
 _SUBPIXELS = 3  # along one side of a pixel, whose coverage is 0 .. 9 ninths
@@ -49,11 +50,11 @@ _Outline = Callable[[np.ndarray, np.ndarray], np.ndarray]
 class ShapesDataModule(ImageDataModule):
     """Draw ten shapes at 32 px into memory, in about a second; needs no files and no network."""
 
-    def load_dataset(self) -> DatasetParts:
+    def load_dataset(self) -> ClassNamesAndSplits:
         """Draw the three splits, sorted by class."""
         splits: dict[str, Samples] = {}
         for split in SPLIT_SIZES:
-            images_NCHW, labels_N = draw_split(split)
+            images_NCHW, labels_N = render_split(split)
             order = np.argsort(labels_N, kind="stable")
             names = tuple(f"{split}/{CLASS_NAMES[labels_N[index]]}/{index:04d}.png" for index in order)
             splits[split] = LabeledArray(images_NCHW[order], labels_N[order], names)
@@ -64,18 +65,18 @@ class ShapesDataModule(ImageDataModule):
         return Preprocess(size=_SIDE_PX, resize=_SIDE_PX, crop="center", mean=MEAN, std=STD)
 
 
-def draw_split(split: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a split, or its first `count` samples.
+def render_split(split: str, num_samples: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Render a split, or its first `num_samples` samples.
 
     Args:
         split: a key of `SPLIT_SIZES`.
-        count: number of samples; None draws the whole split. Sample i does not depend on it.
+        num_samples: None renders the whole split. Sample i does not depend on it.
 
     Returns:
         Images, uint8, shape (N, 3, 32, 32), and labels, int64, shape (N,): sample i has label i modulo 10.
     """
     split_number = list(SPLIT_SIZES).index(split)
-    index_N = np.arange(SPLIT_SIZES[split] if count is None else count)
+    index_N = np.arange(SPLIT_SIZES[split] if num_samples is None else num_samples)
     labels_N = index_N % len(CLASS_NAMES)
     images_NCHW = np.empty((len(index_N), 3, _SIDE_PX, _SIDE_PX), np.uint8)
     for label, name in enumerate(CLASS_NAMES):
@@ -94,10 +95,10 @@ def _integers(key: tuple, purpose: int, low: int, high: int, count: int = 1) -> 
 
 def _coverage(outline: _Outline, key: tuple) -> np.ndarray:
     """Count the sub-pixels of each pixel that are inside the outline: int32 in 0 .. 9, shape (N, H, W)."""
-    turn = _integers(key, _TURN, 0, _FULL_TURN)
-    size = _integers(key, _SIZE, 15 * _SIZE_UNITS // 2, 10 * _SIZE_UNITS + 1)  # 7.5 to 10 pixels
+    turn = _integers(key, _TURN_KEY, 0, _FULL_TURN)
+    size = _integers(key, _SIZE_KEY, 15 * _SIZE_UNITS // 2, 10 * _SIZE_UNITS + 1)  # 7.5 to 10 pixels
     # Up to 3 pixels off the center: with a radius of 1.3 sizes, the farthest corner stays inside the image.
-    x, y = (_integers(key, purpose, 13 * _POSITION_UNITS, 19 * _POSITION_UNITS + 1) for purpose in (_X, _Y))
+    x, y = (_integers(key, purpose, 13 * _POSITION_UNITS, 19 * _POSITION_UNITS + 1) for purpose in (_X_KEY, _Y_KEY))
     zoom = (_UNIT * _SIZE_UNITS << _ZOOM_BITS) // (size * _POSITION_UNITS)
     along, across = zoom * _COSINE[turn], zoom * _SINE[turn]
     centers_S = np.arange(1, _POSITION_UNITS * _SIDE_PX, 2)
@@ -114,13 +115,16 @@ def _coverage(outline: _Outline, key: tuple) -> np.ndarray:
 
 def _paint(coverage_NHW: np.ndarray, key: tuple) -> np.ndarray:
     """Blend a light shape into a darker background, then add shade and noise: uint8, shape (N, 3, H, W)."""
-    background_NC = _integers(key, _BACKGROUND, 0, 136, 3).astype(np.int32)
-    shape_NC = _integers(key, _SHAPE, 120, 256, 3).astype(np.int32)
-    slope_x, slope_y = _integers(key, _SHADE, -30, 31, 2).astype(np.int32).T[:, :, None, None]
+    # Background 0 .. 135 and shape 120 .. 255 overlap by 16 values; our own choice.
+    background_NC = _integers(key, _BACKGROUND_KEY, 0, 136, 3).astype(np.int32)
+    shape_NC = _integers(key, _SHAPE_KEY, 120, 256, 3).astype(np.int32)
+    slope_x, slope_y = _integers(key, _SHADE_KEY, -30, 31, 2).astype(np.int32).T[:, :, None, None]
+    # Slopes of at most 30 levels from the center to an edge; our own choice.
     ramp = np.arange(1 - _SIDE_PX, _SIDE_PX, 2, dtype=np.int32)
     shade_NHW = (slope_x * ramp + slope_y * ramp[:, None]) // _SIDE_PX
-    noise_level = _integers(key, _NOISE_LEVEL, 2, 21).astype(np.int32)[:, :, None]
-    words_NHW = random_bits(*key, _NOISE, np.arange(_SIDE_PX**2)).reshape(coverage_NHW.shape)
+    noise_level = _integers(key, _NOISE_LEVEL_KEY, 2, 21).astype(np.int32)[:, :, None]
+    # Amplitudes of 2 .. 20 levels, in both directions; our own choice.
+    words_NHW = random_bits(*key, _NOISE_KEY, np.arange(_SIDE_PX**2)).reshape(coverage_NHW.shape)
     images_NCHW = np.empty((len(coverage_NHW), 3, _SIDE_PX, _SIDE_PX), np.uint8)
     for channel in range(3):
         # 16 of the 64 bits of a word per channel, centered on zero.

@@ -14,7 +14,7 @@ from imago.seeding import derive_seed, random_permutation
 
 log = logging.getLogger(__name__)
 
-_TEST, _FOLD = 1, 3  # keys that make the draws of test, val and folds from one `split_seed` independent
+_TEST_KEY, _FOLD_KEY = 1, 3  # keys that make the draws of test, val and folds from one `split_seed` independent
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class SplitPlan:
         val_as_test: use the published val as test, which is how datasets without a published test are compared.
         split_seed: determines which images are split off.
         fold: index of the cross-validation fold that is val, in 0 .. num_folds - 1; None draws `val_fraction` once.
-        num_folds: number of folds of the cross-validation.
+        num_folds: number of folds of the cross-validation, at least 2.
         split_file: CSV of `imago.data.csv_list` with the split of each image; "" for none. Published test images stay
             test images.
 
@@ -66,7 +66,7 @@ def complete_splits(
 
     Args:
         published: samples by split; always with "train".
-        plan: the settings.
+        plan: which splits are drawn, how large they are, and by which seed or file.
         class_names: name of each label.
         left_out: names of unreadable images, which `plan.split_file` may still list.
 
@@ -129,7 +129,7 @@ def stratified_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarra
 
     Args:
         labels: int64 (N,).
-        num_folds: number of folds.
+        num_folds: number of folds, at least 2.
         seed: determines the fold of each image.
 
     Returns:
@@ -137,7 +137,7 @@ def stratified_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarra
     """
     folds = np.empty(len(labels), np.int64)
     # Each class continues with the fold after the last one, so that the folds are of equal size, too.
-    folds[np.concatenate(_shuffled_by_class(labels, seed, _FOLD))] = np.arange(len(labels)) % num_folds
+    folds[np.concatenate(_shuffled_by_class(labels, seed, _FOLD_KEY))] = np.arange(len(labels)) % num_folds
     return folds
 
 
@@ -150,6 +150,7 @@ def _shuffled_by_class(labels: np.ndarray, *key: int) -> list[np.ndarray]:
 def _as_listed(
     published: Mapping[str, Samples], split_file: str, class_names: Sequence[str], left_out: set[str]
 ) -> dict[str, Samples]:
+    """Assign images to splits as `split_file` lists them; refuse published test images listed as train or val."""
     rows = [row for row in read_list(Path(split_file).expanduser()) if row.name not in left_out]
     test_names = set(published["test"].names) if "test" in published else set()
     misused = next((row for row in rows if row.split != "test" and row.name in test_names), None)
@@ -184,7 +185,7 @@ def _split_off(split: str, splits: dict[str, Samples], plan: SplitPlan, remainin
     fraction = plan.val_fraction if split == "val" else plan.test_fraction
     if not fraction:
         raise ConfigError(f"this dataset has no {split} split; set the share to split off: data.{split}_fraction=0.1.")
-    seed = plan.split_seed if split == "val" else derive_seed(plan.split_seed, _TEST)
+    seed = plan.split_seed if split == "val" else derive_seed(plan.split_seed, _TEST_KEY)
     train = splits["train"]
     others, chosen = stratified_split(train.labels, fraction / remaining, seed)
     if not len(chosen):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from imago.data.datamodule import DatasetParts, ImageDataModule
+from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
 from imago.data.dataset import LabeledArray, Samples
 from imago.data.image_statistics import channel_statistics
 from imago.download import data_directories, download_dataset
@@ -19,24 +19,26 @@ from imago.images import Preprocess, resize_and_crop
 from imago.resources import available_memory_bytes
 from imago.seeding import random_permutation
 
-_FLAG = {"train": {"train": True}, "test": {"train": False}}
+_BY_TRAIN_FLAG = {"train": {"train": True}, "test": {"train": False}}
 _TRAIN_TEST = {"train": {"split": "train"}, "test": {"split": "test"}}
 _ALL_THREE = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
-_WHOLE: dict[str, dict[str, Any]] = {"train": {}}  # published without a test split; data.test_fraction splits it off
+_TRAIN_ONLY: dict[str, dict[str, Any]] = {"train": {}}  # data.test_fraction then splits test off
 
 # Arguments of the class in torchvision.datasets for each split. torchvision has no common convention for them.
-SETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
-    **dict.fromkeys(("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "QMNIST", "USPS"), _FLAG),
+SPLIT_ARGUMENTS: dict[str, Mapping[str, Mapping[str, Any]]] = {
+    **dict.fromkeys(("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "QMNIST", "USPS"), _BY_TRAIN_FLAG),
     **dict.fromkeys(("SVHN", "STL10", "GTSRB", "Food101"), _TRAIN_TEST),
     **dict.fromkeys(("Flowers102", "DTD", "FGVCAircraft", "PCAM", "RenderedSST2"), _ALL_THREE),
-    **dict.fromkeys(("EuroSAT", "SEMEION", "Caltech256", "SUN397"), _WHOLE),
-    "EMNIST": {split: {"split": "balanced", **flag} for split, flag in _FLAG.items()},
+    **dict.fromkeys(("EuroSAT", "SEMEION", "Caltech256", "SUN397"), _TRAIN_ONLY),
+    "EMNIST": {split: {"split": "balanced", **flag} for split, flag in _BY_TRAIN_FLAG.items()},
     "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
     "Country211": {"train": {"split": "train"}, "val": {"split": "valid"}, "test": {"split": "test"}},
     "Imagenette": {"train": {"split": "train"}, "test": {"split": "val"}},
 }
-MAX_SAMPLE = 5_000  # images from which mean and std are computed
-_SAMPLE = 4  # key of this use of `split_seed`
+# Images from which mean and std are computed. Pixels in [0, 1] have a std of at most 0.5, so the standard error of the
+# mean is at most 0.5 / sqrt(5,000) = 0.007.
+MAX_SAMPLE_IMAGES = 5_000
+_SAMPLE_KEY = 4  # key of this use of `split_seed`
 
 
 class TorchvisionDataModule(ImageDataModule):
@@ -44,19 +46,22 @@ class TorchvisionDataModule(ImageDataModule):
 
     Args:
         name: class name, e.g. CIFAR100.
-        data_dir: the directory of its files.
+        data_dir: directory of its files; missing ones are downloaded.
         size: height and width that images are cropped and resized to, in pixels; None keeps the original size, which
             must be the same for all images.
         settings: arguments of `ImageDataModule`.
 
     Raises:
-        ConfigError: if `name` is not in `SETS`.
+        ConfigError: if `name` is not in `SPLIT_ARGUMENTS`.
     """
 
     def __init__(self, name: str, data_dir: str, size: int | None = None, **settings: Any) -> None:
         super().__init__(**settings)
-        if name not in SETS:
-            close = sorted(SETS, key=lambda known: -difflib.SequenceMatcher(None, name.lower(), known.lower()).ratio())
+        if name not in SPLIT_ARGUMENTS:
+            ratios = {
+                known: difflib.SequenceMatcher(None, name.lower(), known.lower()).ratio() for known in SPLIT_ARGUMENTS
+            }
+            close = sorted(ratios, key=lambda known: -ratios[known])
             raise ConfigError(f"data.name={name} is not a supported dataset; nearest first: {', '.join(close)}.")
         if size is not None and size < 1:
             raise ConfigError(f"data.size={size} must be 1 or more, or null for images as they are.")
@@ -64,9 +69,10 @@ class TorchvisionDataModule(ImageDataModule):
         self.data_dir = Path(data_dir)
         self.size = size
 
-    def load_dataset(self) -> DatasetParts:
+    def load_dataset(self) -> ClassNamesAndSplits:
         """Read every published split."""
-        sources: dict[str, Any] = {split: self._open(arguments) for split, arguments in SETS[self.set_name].items()}
+        arguments = SPLIT_ARGUMENTS[self.set_name]
+        sources: dict[str, Any] = {split: self._open(arguments[split]) for split in arguments}
         splits: dict[str, Samples] = {split: self._read(split, source) for split, source in sources.items()}
         num_classes = 1 + max(int(samples.labels.max()) for samples in splits.values())
         names = getattr(sources["train"], "classes", None) or map(str, range(num_classes))
@@ -75,7 +81,8 @@ class TorchvisionDataModule(ImageDataModule):
     def default_preprocess(self) -> Preprocess:
         """Keep the size; compute mean and std from a sample of the training images."""
         train: Any = self.splits.train
-        sample = train.images[random_permutation(len(train), self.plan.split_seed, _SAMPLE)[:MAX_SAMPLE]]
+        order = random_permutation(len(train), self.split_plan.split_seed, _SAMPLE_KEY)
+        sample = train.images[order[:MAX_SAMPLE_IMAGES]]
         size = train.images.shape[-1]
         return Preprocess(size, size, "center", **channel_statistics(sample.transpose(0, 2, 3, 1)))
 

@@ -64,7 +64,7 @@ def examine_dataset(data: "ImageDataModule", cache_dir: Path) -> CheckedDataset:
         data: a data module after `set_up_data`.
         cache_dir: directory of the results of earlier examinations; new ones are added.
     """
-    samples = [split for _, split in data.splits.named()]
+    samples = [split for _, split in data.splits.items()]
     examined = [_examine(split, cache_dir) for split in samples]
     return CheckedDataset(
         data.class_names,
@@ -95,14 +95,14 @@ def _examine(samples: "Samples", cache_dir: Path) -> Examination:
 
 def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedDataset, directory: Path) -> int:
     """Write all files, print the report, and return the number of serious findings."""
-    report.write_bad_images(directory / "bad_images.csv", checked, data.bad)
-    write_csv(directory / "ignored.csv", [("path", "reason"), *data.ignored])
+    report.write_bad_images(directory / "bad_images.csv", checked, data.bad_images)
+    write_csv(directory / "ignored.csv", [("path", "reason"), *data.ignored_entries])
     if not checked.counts[:, 0].any():
         raise DataError(f"no training image can be read; see {short_path(directory / 'bad_images.csv')}.")
     print("\n".join(report.class_table(checked)), end="\n\n")
     preprocess, description = _preprocess(cfg, data, checked)
     print("\n".join(report.summary_lines(checked, description)), end="\n\n")
-    findings = list_findings(checked, len(data.ignored), len(data.bad))
+    findings = list_findings(checked, len(data.ignored_entries), len(data.bad_images))
     report.write_duplicates(directory / "duplicates.csv", checked)
     if checked.has_leaks and checked.can_leave_leaks_out:
         rows = [(name, label, split) for name, split, label in map(checked.origin, checked.without_leaks)]
@@ -112,7 +112,7 @@ def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedData
     write_json(directory / "check.json", source | report.as_json(checked, findings) | prepared)
     if preprocess:
         (directory / "contact_sheets").mkdir()
-        for name, page in draw_sheets(checked, [split for _, split in data.splits.named()], preprocess):
+        for name, page in draw_sheets(checked, [split for _, split in data.splits.items()], preprocess):
             Image.fromarray(page).save(directory / "contact_sheets" / name)
     print("\n".join(report.finding_lines(findings)), end="\n\n")
     print(f"results in {short_path(directory)}: {', '.join(sorted(path.name for path in directory.iterdir()))}")

@@ -56,7 +56,7 @@ class DuplicatePairs:
 
 
 def find_duplicates(records: np.ndarray) -> DuplicatePairs:
-    """Find the duplicates among good images, records (N,) of `RECORD`; N may be 0."""
+    """Find the duplicates among good images, records (N,) of `IMAGE_RECORD_DTYPE`; N may be 0."""
     _, first_indices, inverse = np.unique(records["content_hash"], return_index=True, return_inverse=True)
     first = first_indices[inverse]
     others = np.flatnonzero(first != np.arange(len(records)))

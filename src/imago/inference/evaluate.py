@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.errors import ConfigError, DataError
 from imago.files import make_writable, read_json
-from imago.images import TTA
+from imago.images import TTA_MODES
 from imago.inference.calibration import TEMPERATURE_KEY, calibrate
 from imago.inference.load import find_model, is_onnx, load_predictor
 from imago.inference.results import summary_lines, write_results
@@ -95,7 +95,7 @@ def _problems(cfg: DictConfig) -> dict[str, bool]:
     is_exported = is_onnx(Path(run or ""))
     return {
         f"split={cfg.split} is not one of {', '.join(SPLITS)}.": cfg.split not in SPLITS,
-        f"tta={tta} is not one of {', '.join(TTA)}.": tta not in TTA,
+        f"tta={tta} is not one of {', '.join(TTA_MODES)}.": tta not in TTA_MODES,
         f"tta={tta} needs a checkpoint; run={run} is an ONNX file, which has one view.": is_exported and tta != "none",
         f"calibrate=true: run={run} is an ONNX file; calibrate its run, export again.": is_exported and cfg.calibrate,
         "calibrate=true fits on the val images of the run; leave data= out.": cfg.calibrate and "data" in cfg,
@@ -143,7 +143,7 @@ def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Pa
     Raises:
         ConfigError: if the run's own images are split in another way than in training.
     """
-    is_drawn = cfg.split in data.drawn
+    is_drawn = cfg.split in data.random_splits
     if own_run is None:
         if not is_drawn:
             return ""

@@ -24,7 +24,7 @@ def split_samples(data: "ImageDataModule", split: str) -> "Samples":
     """Return the samples of a split, one of SPLITS; for "all", those of train, val and test in this order."""
     from imago.data.dataset import concatenate
 
-    by_split = dict(data.splits.named())
+    by_split = dict(data.splits.items())
     return concatenate(list(by_split.values())) if split == "all" else by_split[split]
 
 
@@ -58,7 +58,7 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
 
     network_labels = match_classes(data.class_names, predictor.class_names)
     data.preprocess = predictor.preprocess
-    loaders = [data.evaluation_loader(name) for name, _ in data.splits.named() if split in (name, "all")]
+    loaders = [data.evaluation_loader(name) for name, _ in data.splits.items() if split in (name, "all")]
     num_batches = sum(map(len, loaders))
     labels, logits, confidence = [], [], []
     for images, batch_labels in tqdm(

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from imago.errors import ConfigError
-from imago.instantiate import build, check_targets, find_target
+from imago.instantiate import build, check_targets, import_target_or_none
 from imago.model.layers import new_module_names
 
 _ADAPT_SETTINGS = ("weights", "freeze", "in_channels")
@@ -33,7 +33,7 @@ def build_network(
         ConfigError: a target that is refused, or settings that cannot work.
         DataError: weights that are missing, damaged or of another network.
     """
-    check_targets(settings, extra_targets)  # before `find_target` imports anything
+    check_targets(settings, extra_targets)  # before `import_target_or_none` imports anything
     network = _network_class(settings)
     applied = {key: settings[key] for key in _ADAPT_SETTINGS if key in settings and not _takes_argument(network, key)}
     file = find_weights(settings)
@@ -155,7 +155,7 @@ def keep_frozen_in_eval_mode(net: nn.Module, freeze: str | None = None) -> None:
 
 
 def _network_class(settings: Mapping[str, Any]) -> Any:
-    return find_target(str(settings.get("_target_")))
+    return import_target_or_none(str(settings.get("_target_")))
 
 
 def _takes_argument(network: Any, key: str) -> bool:

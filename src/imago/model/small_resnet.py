@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imago.images import SMALL_PX
+from imago.images import MAX_SMALL_PX
 
 
 class SmallResNet(nn.Module):
@@ -22,7 +22,7 @@ class SmallResNet(nn.Module):
 
     def __init__(self, num_classes: int, image_size: int, width: int = 16, blocks_per_stage: int = 1) -> None:
         super().__init__()
-        stride = 1 if image_size <= SMALL_PX else 4
+        stride = 1 if image_size <= MAX_SMALL_PX else 4
         self.stem = nn.Conv2d(3, width, kernel_size=3, stride=stride, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
         self.stages = nn.Sequential(

@@ -5,13 +5,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from imago.errors import ConfigError
-from imago.images import SMALL_PX
+from imago.images import MAX_SMALL_PX
 
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # ITU-R BT.601, section 2.5.1
 
 
 def fit_stem(network: nn.Module, image_size: int) -> list[str]:
-    """Make the first convolution keep the resolution of images of up to `SMALL_PX`; change nothing for larger ones.
+    """Make the first convolution keep the resolution of images of up to `MAX_SMALL_PX`; change nothing for larger ones.
 
     A convolution wider than 3x3 is replaced by a new 3x3 one with stride 1; a 3x3 one keeps its weights and gets stride
     1. In ResNets the max-pool after it is removed too. Patch embeddings (kernel as wide as the stride, as in ViT, Swin
@@ -28,7 +28,7 @@ def fit_stem(network: nn.Module, image_size: int) -> list[str]:
     and have no max-pool.
     """
     name, stem = _find_stem(network)
-    if image_size > SMALL_PX or stem is None or stem.kernel_size == stem.stride:
+    if image_size > MAX_SMALL_PX or stem is None or stem.kernel_size == stem.stride:
         return []
     if type(network).__name__ == "ResNet":  # torchvision's and timm's
         network.maxpool = nn.Identity()

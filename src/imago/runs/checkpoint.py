@@ -20,10 +20,10 @@ from imago.paths import checkpoint_file
 from imago.resources import free_disk_bytes
 
 SCHEMA = 2  # increased when the contents change; 1 is the first edition
-_FIRST_EDITION = "7986d1c"
+_FIRST_EDITION_COMMIT = "7986d1c"
 
 # The entries that training changes; the state of a callback may hold an infinite score as its start value.
-_TRAINED = ("state_dict", "optimizer_states", "current_model_state")
+_TRAINED_KEYS = ("state_dict", "optimizer_states", "current_model_state")
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError)
 _NUM_FILES = 3  # best.ckpt, last.ckpt and the one that is being written
 _NUM_COPIES = 3  # of the weights in a checkpoint: the weights and the two moments of Adam
@@ -75,7 +75,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_partial_files(path.parent, f"{path.name}.")
     with atomic_write(path, "wb") as file:
-        writer = _Writer(file)
+        writer = _ErrorKeepingFile(file)
         try:
             torch.save(checkpoint, writer)  # type: ignore[arg-type]  # it calls write and flush only
         except RuntimeError as error:
@@ -83,7 +83,7 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     fsync_directory(path.parent)
 
 
-class _Writer:
+class _ErrorKeepingFile:
     """A file that keeps the `OSError` of a failed write: `torch.save` raises a RuntimeError without the cause."""
 
     def __init__(self, file: IO[Any]) -> None:
@@ -125,7 +125,7 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
     if not isinstance(schema, int):
         raise DataError(f"{path} is not a checkpoint of this project.")
     if schema < SCHEMA:
-        raise DataError(f"{path} was written by the first edition of imago; commit {_FIRST_EDITION} reads it.")
+        raise DataError(f"{path} was written by the first edition of imago; commit {_FIRST_EDITION_COMMIT} reads it.")
     if schema > SCHEMA:
         raise DataError(f"{path} was written by a later version of imago; update this checkout.")
     return checkpoint
@@ -144,7 +144,7 @@ def _load(path: Path, map_location: Any | None) -> Any:
         raise DataError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
-def check_plain(settings: Mapping[str, Any]) -> None:
+def check_loadable(settings: Mapping[str, Any]) -> None:
     """Check before training that hyperparameters can be loaded again with `weights_only=True`.
 
     Raises:
@@ -189,5 +189,5 @@ def _check_finite(checkpoint: Mapping[str, Any], path: Any) -> None:
                 "trainer.gradient_clip_val=1.0."
             )
 
-    trained = [value for name, value in checkpoint.items() if name in _TRAINED]
+    trained = [value for name, value in checkpoint.items() if name in _TRAINED_KEYS]
     apply_to_collection(trained or dict(checkpoint), torch.Tensor, check)

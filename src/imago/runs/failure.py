@@ -39,11 +39,11 @@ _LOADER_ERRORS = {
 
 @dataclass(frozen=True)
 class Failure:
-    """Why one rank ended, as in `failure_rankN.json`.
+    """The reason why one rank ended, as stored in `failure_rankN.json`.
 
     Args:
         rank: global rank, or "LOCAL_RANK of node NODE_RANK".
-        text: the error message.
+        text: the error message, with the type of the error unless it is written for the user.
         is_user_error: whether the user can correct it.
         traceback: empty if the rank was killed.
         time_s: seconds since 1970.
@@ -56,7 +56,7 @@ class Failure:
     time_s: float
 
 
-def exit_status(error: BaseException, run_dir: Path, received: int | None) -> tuple[str, str, BaseException]:
+def explain_exit(error: BaseException, run_dir: Path, received: int | None) -> tuple[str, str, BaseException]:
     """Determine why a run ended.
 
     Args:
@@ -102,24 +102,24 @@ def write_failure(run_dir: Path, error: BaseException) -> None:
     _write(run_dir, Failure(rank_name(), _describe(error), isinstance(error, UserError), trace, time.time()))
 
 
-def write_killed(run_dir: Path, rank: int, exit_code: int | None) -> None:
+def write_killed_failure(run_dir: Path, rank: int, exit_code: int | None) -> None:
     """Write the failure file of a rank that the system killed.
 
     Args:
-        run_dir: the run directory.
+        run_dir: the run directory, which gets `failure_rankN.json`.
         rank: the rank of a process that this one started.
         exit_code: a negative one is the signal that ended it; None while it runs.
     """
     if exit_code is not None and exit_code < 0 and -exit_code not in _STOP_SIGNALS:
-        text = f"killed by signal {-exit_code}; out of memory?"
+        text = f"killed by signal {-exit_code}, possibly out of memory: try a smaller data.batch_size"
         _write(run_dir, Failure(str(rank), text, is_user_error=False, traceback="", time_s=time.time()))
 
 
-def write_killed_ranks(run_dir: Path, error: BaseException, processes: Mapping[int, Any]) -> None:
+def write_killed_failures(run_dir: Path, error: BaseException, processes: Mapping[int, Any]) -> None:
     """Write the failure files of killed ranks if a connection was lost or a forked rank ended.
 
     Args:
-        run_dir: the run directory.
+        run_dir: the run directory, which gets one file for each killed rank.
         error: what was raised in this process.
         processes: the ranks that this process started; they get one second to end.
     """
@@ -131,10 +131,10 @@ def write_killed_ranks(run_dir: Path, error: BaseException, processes: Mapping[i
         if isinstance(process, Popen):
             with suppress(TimeoutExpired):
                 process.wait(timeout_s)
-            write_killed(run_dir, rank, process.returncode)
+            write_killed_failure(run_dir, rank, process.returncode)
         else:
             process.join(timeout_s)
-            write_killed(run_dir, rank, process.exitcode)
+            write_killed_failure(run_dir, rank, process.exitcode)
 
 
 def _write(run_dir: Path, failure: Failure) -> None:

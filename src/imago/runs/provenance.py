@@ -15,16 +15,17 @@ from typing import Any
 
 from imago.paths import PROJECT_ROOT
 
-_MAX_DIFF_CHARS = 1_000_000  # a larger diff, usually of a notebook with images, is cut
+_MAX_DIFF_CHARS = 1_000_000  # a larger diff, usually of a notebook with images, is cut; our own choice
+_GIT_TIMEOUT_S = 20  # git on a slow network disk must not hold the run up; our own choice
 _PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy", "pillow")
 
 
-def collect(overrides: Sequence[str], seed: int) -> dict[str, Any]:
+def collect_provenance(overrides: Sequence[str], seed: int) -> dict[str, Any]:
     """Return the provenance as plain data for `provenance.json`.
 
     Args:
         overrides: the settings as typed, which `resume=` starts from.
-        seed: the run's seed.
+        seed: the setting `seed`; only stored.
     """
     return {
         "command": shlex.join(sys.orig_argv),
@@ -60,7 +61,7 @@ def _git_state() -> dict[str, Any]:
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(PROJECT_ROOT), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_GIT_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""

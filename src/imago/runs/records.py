@@ -31,7 +31,7 @@ _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """One run, as far as its directory can be read; a missing value is None.
 
     Attributes:
@@ -50,8 +50,8 @@ class Record:
         num_test_images: number of images tested.
         best_epoch: epoch of the best checkpoint, counted from 1.
         epochs: number of completed epochs.
-        seconds: total duration.
-        images_per_s: training speed.
+        seconds: duration from the last start to the end.
+        images_per_s: training images per second, over all devices.
         data_wait_share: share of the training time spent waiting for data, in [0, 1].
     """
 
@@ -74,34 +74,34 @@ class Record:
     data_wait_share: float | None = None
 
 
-def read_records(logs: Path | str) -> list[Record]:
+def read_records(log_dir: Path | str) -> list[RunRecord]:
     """Read every run below a directory, in order of the paths.
 
     Args:
-        logs: searched recursively; links are not followed, so `logs/latest` is not counted twice.
+        log_dir: searched recursively; links are not followed, so `logs/latest` is not counted twice.
 
     Raises:
-        DataError: if `logs` is not a directory.
+        DataError: if `log_dir` is not a directory.
     """
-    logs = Path(logs)
-    if not logs.is_dir():
-        raise DataError(f"runs={logs} is not a directory; give one that contains runs, e.g. logs.")
+    log_dir = Path(log_dir)
+    if not log_dir.is_dir():
+        raise DataError(f"runs={log_dir} is not a directory; type one that contains runs, e.g. runs=logs.")
     run_dirs = []
-    for path, subdirectories, files in os.walk(logs):
+    for path, subdirectories, files in os.walk(log_dir):
         if not _MARKERS.isdisjoint(files):
             run_dirs.append(Path(path))
             subdirectories[:] = [name for name in subdirectories if name not in _SUBDIRECTORIES]
-    return [read_record(run_dir, logs) for run_dir in sorted(run_dirs)]
+    return [read_record(run_dir, log_dir) for run_dir in sorted(run_dirs)]
 
 
-def read_record(run_dir: Path, logs: Path | None = None) -> Record:
-    """Read one run; a damaged one gives a record with the reason.
+def read_record(run_dir: Path, log_dir: Path | None = None) -> RunRecord:
+    """Read one run; return a record with the reason if it is damaged.
 
     Args:
-        run_dir: the run directory.
-        logs: what `Record.run` is relative to; the parent of the run directory by default.
+        run_dir: the run directory; its config and summary may be missing or damaged.
+        log_dir: what `RunRecord.run` is relative to; the parent of the run directory by default.
     """
-    name = run_dir.relative_to(logs).as_posix() if logs else "."
+    name = run_dir.relative_to(log_dir).as_posix() if log_dir else "."
     name = name if name != "." else run_dir.resolve().name
     settings: dict[str, Any] = {}
     config_fault = None
@@ -113,10 +113,10 @@ def read_record(run_dir: Path, logs: Path | None = None) -> Record:
         results = _read_summary(run_dir)
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         results = {"status": "unreadable", "reason": _fault(run_dir / "summary.json", error)}
-    return Record(name, str(run_dir.resolve()), settings=settings, config_fault=config_fault, **results)
+    return RunRecord(name, str(run_dir.resolve()), settings=settings, config_fault=config_fault, **results)
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+def read_settings(run_dir: Path) -> dict[str, Any]:
     """Read `config.yaml` as a flat dict from names as typed on the command line to values.
 
     The value of a group is the short name of its class: `optimizer: AdamW`.
@@ -124,7 +124,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: if it is missing or damaged.
     """
-    file = folder / "config.yaml"
+    file = run_dir / "config.yaml"
     try:
         config = yaml.load(file.read_text(encoding="utf-8"), _YAML_LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -138,13 +138,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return flat
 
 
-def _without_paths(flat: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _without_paths(flat: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     """Remove settings that differ between any two runs without an effect, such as paths inside the run directory."""
-    run_dir = str(flat.get("paths.run_dir") or folder.resolve())
+    prefix = str(flat.get("paths.run_dir") or run_dir.resolve())
     return {
         name: value
         for name, value in flat.items()
-        if not str(value).startswith(run_dir) and not f"{name}.".startswith(_WITHOUT_EFFECT)
+        if not str(value).startswith(prefix) and not f"{name}.".startswith(_WITHOUT_EFFECT)
     }
 
 
@@ -187,13 +187,13 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _read_summary(run_dir: Path) -> dict[str, Any]:
-    """Return the fields of a `Record` in `summary.json`; a damaged file raises one of several errors."""
+    """Return the fields of a `RunRecord` in `summary.json`; a damaged file raises one of several errors."""
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     status, reason, started = summary.get("status"), summary.get("reason"), summary.get("started")
     if not isinstance(status, str) or not isinstance(started, str | None):
         raise ValueError("it has no status, or its start is not a string")
     if status == "running" and _has_died(run_dir, summary.get("pid")):
-        status, reason = "died", "it was killed, or its machine stopped"
+        status, reason = "died", "its process ended without a status: killed, or the machine was shut down"
     test = summary.get("test") or {}
     low, high = test.get("interval_95") or (None, None)
     numbers = {

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +16,9 @@ from typing import Any
 
 from imago.errors import ConfigError, DataError
 from imago.files import make_writable, read_json, remove_partial_files, write_json, write_text
-from imago.runs.failure import clear_failures, exit_status, first_failure, write_failure, write_killed_ranks
-from imago.runs.provenance import collect
+from imago.log import log_to
+from imago.runs.failure import clear_failures, explain_exit, first_failure, write_failure, write_killed_failures
+from imago.runs.provenance import collect_provenance
 from imago.runs.signals import Signals, is_main_process, watch_main_process
 
 _log = logging.getLogger("imago")
@@ -56,7 +56,7 @@ class RunDirectory:
         Args:
             settings: all settings of the run as YAML, for `config.yaml`.
             overrides: the settings as typed, which `resume=` starts from.
-            seed: the run's seed.
+            seed: the setting `seed`, for `provenance.json`.
             check: called when the directory is locked and before a run writes to it; it raises to refuse it.
 
         Raises:
@@ -72,7 +72,7 @@ class RunDirectory:
                 stack.enter_context(lock_directory(self.path))
                 if check is not None:
                     check()
-                stack.enter_context(_log_to(self.path / "train.log"))
+                stack.enter_context(log_to(self.path / "train.log"))
                 self._write_start(settings, overrides, seed)
             else:
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -88,8 +88,8 @@ class RunDirectory:
                 yield
             self._write_end("finished", None, start_s)
         except BaseException as error:
-            write_killed_ranks(self.path, error, self.signals.rank_processes())
-            status, reason, exit_error = exit_status(error, self.path, self.signals.received)
+            write_killed_failures(self.path, error, self.signals.rank_processes())
+            status, reason, exit_error = explain_exit(error, self.path, self.signals.received)
             if status == "failed":
                 _log.debug("".join(traceback.format_exception(error)))
                 if not self.is_main_process:
@@ -121,8 +121,8 @@ class RunDirectory:
         """Add entries to `provenance.json`.
 
         Args:
-            data: fingerprint of the data.
-            entries: anything else.
+            data: fingerprint of the data, see `ImageDataModule.fingerprint`.
+            entries: further entries, which replace those of the same name.
 
         Raises:
             DataError: if a resumed run finds other data: another split could train on images it is tested with.
@@ -138,10 +138,11 @@ class RunDirectory:
             write_json(file, saved | entries | {"data": data})
 
     def _write_start(self, settings: str, overrides: Sequence[str], seed: int) -> None:
+        """Write config, provenance, the status running and the link `latest`."""
         clear_failures(self.path)
         remove_partial_files(self.path)
         write_text(self.path / "config.yaml", settings)
-        provenance, file = collect(overrides, seed), self.path / "provenance.json"
+        provenance, file = collect_provenance(overrides, seed), self.path / "provenance.json"
         if first := read_json(file):  # a resumed run keeps the provenance of its start
             resumes = [*first.get("resumes", []), provenance]
             provenance = first | {"overrides": provenance["overrides"], "resumes": resumes}
@@ -186,42 +187,6 @@ def lock_directory(directory: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _log_to(file: Path) -> Iterator[None]:
-    """Log our messages to the screen, and those of Lightning and all warnings to a file, too.
-
-    The handlers are removed afterwards: the next trial of a sweep logs to another directory.
-    """
-    screen = logging.StreamHandler(sys.stdout)
-    screen.setLevel(logging.INFO)
-    log_file = _LogFile(file, encoding="utf-8", errors="backslashreplace")
-    log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [_log, logging.getLogger("lightning.pytorch"), logging.getLogger("py.warnings")]
-    logging.captureWarnings(True)
-    for logger in loggers:
-        logger.setLevel(logging.DEBUG if logger is _log else logging.INFO)
-        logger.propagate = False
-        logger.addHandler(log_file)
-    _log.addHandler(screen)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        _log.removeHandler(screen)
-        for logger in loggers:
-            logger.removeHandler(log_file)
-        with suppress(OSError):
-            log_file.close()
-
-
-class _LogFile(logging.FileHandler):
-    """A log file that drops lines when the disk is full: the error is reported once, at the end."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-
 def _requeue_slurm_job() -> None:
     """Queue this SLURM job, or this task of a job array, again; outside SLURM do nothing."""
     if "SLURM_JOB_ID" not in os.environ:
@@ -229,7 +194,7 @@ def _requeue_slurm_job() -> None:
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    try:
+    try:  # for 60 s, of the 90 s between SIGUSR1 and the end of the time in docs/cluster.sbatch
         subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         failure = getattr(error, "stderr", None) or error

@@ -13,10 +13,10 @@ from typing import Any
 from imago.errors import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-# A terminal, torchrun and a sweep all forward a signal: repetitions within this time are ignored.
+# A terminal, torchrun and a sweep all forward a signal: repetitions within this time are ignored; our own choice.
 _SAME_SIGNAL_S = 10.0
 _MAIN_PID = "IMAGO_MAIN_PID"  # environment variable for the ranks that Lightning starts as commands
-_GRACE_S = 5.0  # a rank notices and records a lost connection sooner than that
+_GRACE_S = 5.0  # a rank notices and records a lost connection sooner than that; our own choice
 
 
 def rank_name() -> str:
@@ -47,7 +47,7 @@ def watch_main_process() -> None:
 
 def _exit_after(parent_pid: int) -> None:
     while os.getppid() == parent_pid:
-        time.sleep(1.0)
+        time.sleep(1.0)  # a second of delay costs nothing here
     time.sleep(_GRACE_S)
     os._exit(1)
 
@@ -102,7 +102,7 @@ class Signals:
             Stopped: with the signal's name.
         """
         if self.received is not None:
-            self._pass_on(self.received)
+            self._forward(self.received)
             raise stopped_by(self.received)
 
     def rank_processes(self) -> dict[int, Any]:
@@ -122,12 +122,12 @@ class Signals:
         ranks = self.rank_processes().values()
         waits_for_forked_ranks = any(not isinstance(rank, Popen) and rank.is_alive() for rank in ranks)
         if is_first and waits_for_forked_ranks:
-            self._pass_on(number)
+            self._forward(number)
         elif not is_first or not self.is_deferred:
-            self._pass_on(number)
+            self._forward(number)
             raise KeyboardInterrupt if self.received == signal.SIGINT else stopped_by(self.received)
 
-    def _pass_on(self, number: int) -> None:
+    def _forward(self, number: int) -> None:
         if self.launcher is not None:
             self.launcher.kill(number)
 

@@ -18,23 +18,23 @@ from imago.callbacks.run_summary import RunSummary
 from imago.callbacks.stopping import StopOnSignal, TimeLimit, call_on_exception_in_forked_ranks
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
-from imago.images import SMALL_PX, Preprocess
+from imago.images import MAX_SMALL_PX, Preprocess
 from imago.inference.load import check_compatible, resolve_checkpoint
 from imago.instantiate import build, to_plain
 from imago.model.adapt import weights_preprocess
 from imago.model.classifier import Classifier
 from imago.paths import checkpoint_file
-from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_plain
+from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_loadable
 from imago.runs.run_directory import RunDirectory
 from imago.task.classification import ClassificationTask
 
 log = logging.getLogger(__name__)
 
 
-def decide_preprocess(
+def choose_preprocess(
     typed: Mapping[str, Any], weights: Mapping[str, Any] | None, data: Preprocess
 ) -> tuple[Preprocess, str]:
-    """Decide how images are prepared: what the user typed, else what the pretrained weights need, else the dataset.
+    """Choose how images are prepared: what the user typed, else what the pretrained weights need, else the dataset.
 
     Args:
         typed: the `preprocess` settings; None where the user typed nothing. A typed `size` alone scales `resize` along.
@@ -48,7 +48,7 @@ def decide_preprocess(
     chosen = {name: value for name, value in typed.items() if value is not None}
     record = data.to_dict()
     origin = "from the dataset"
-    if weights and data.size <= SMALL_PX < weights["size"]:
+    if weights and data.size <= MAX_SMALL_PX < weights["size"]:
         record |= {name: weights[name] for name in ("mean", "std")}
         origin = "from the dataset, mean and std from the pretrained weights"
     elif weights:
@@ -65,8 +65,8 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier |
     """Build the task for the classes and the preprocess record of `data`.
 
     Args:
-        cfg: the settings of the run.
-        data: after `set_up_data`.
+        cfg: the composed config of `train.py`.
+        data: the data module, after `set_up_data`.
         teacher_run: the trained network of `task.teacher`, if that is a run.
 
     Raises:
@@ -85,7 +85,7 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier |
     if cfg.resume is not None and "weights" in cfg.model:
         arguments["net"]["weights"] = None  # the checkpoint holds all weights, and the file may be gone
     task: ClassificationTask = build(cfg.task, extra_targets=cfg.extra_targets, **arguments)
-    check_plain(task.hparams)
+    check_loadable(task.hparams)
     if cfg.channels_last:
         task.net.to(memory_format=torch.channels_last)
     if cfg.resume is None and cfg.model.get("weights") is None and hasattr(task.net, "initialize_from"):
@@ -142,7 +142,7 @@ def build_run(
     seed_everything(cfg.seed, verbose=False)  # for the initial weights; all later randomness is counter-based
     data: ImageDataModule = build(cfg.data, extra_targets=cfg.extra_targets)
     data.set_up_data()
-    data.preprocess, origin = decide_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
+    data.preprocess, origin = choose_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
     task = build_task(cfg, data, teacher_run)
     check_free_space(directory.path, task)
     trainer = build_trainer(cfg, precision, directory)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from imago.augment.settings import Augment
 from imago.errors import ConfigError
-from imago.images import INTERPOLATIONS, TTA
+from imago.images import INTERPOLATIONS, TTA_MODES
 from imago.schedule.duration import duration_in_steps
 
 _LOGGER_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # also the extras in pyproject.toml
@@ -21,7 +21,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
     "preprocess.crop": (None, "center", "squash"),
     "preprocess.interpolation": (None, *INTERPOLATIONS),
-    "tta": TTA,
+    "tta": TTA_MODES,
     "tune": (None, "lr"),
 }
 
@@ -98,7 +98,7 @@ def _value_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"preprocess.resize={resize} must be at least preprocess.size={size}."
     teacher = cfg.task.get("teacher")
     if isinstance(teacher, DictConfig) and teacher.get("weights") is None:
-        yield "task.teacher.weights=null: a teacher needs trained weights; give a file of weights."
+        yield "task.teacher.weights=null: a teacher needs trained weights; type task.teacher.weights=FILE."
 
 
 def _trainer_problems(cfg: DictConfig) -> Iterator[str]:

@@ -14,7 +14,9 @@ from imago.data.datamodule import ImageDataModule
 from imago.paths import checkpoint_file, short_path
 from imago.text import join_names
 
-_IMBALANCED = 3  # ratio of the largest to the smallest class from which the table suggests a remedy; our own choice
+# Images of the largest class per image of the smallest from which the table suggests a remedy; our own choice, as in
+# imago.dataset_check.findings.
+_MIN_IMBALANCE_RATIO = 3.0
 
 
 def start_table(
@@ -28,14 +30,14 @@ def start_table(
     """Return the table of a run's settings and choices, one line each.
 
     Args:
-        cfg: the settings.
+        cfg: the composed config of `train.py`.
         data: the data module, after `set_up_data`.
         task: the task, with the network in `net`.
         trainer: the Trainer, which has the devices and the precision.
-        precision_reason: why this precision was chosen.
-        preprocess_origin: where the preprocess record comes from.
+        precision_reason: why this precision was chosen, see `choose_precision`.
+        preprocess_origin: where the preprocess record comes from, see `choose_preprocess`.
     """
-    sizes = " / ".join(f"{len(split):,} {name}" for name, split in data.splits.named())
+    sizes = " / ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     num_devices = trainer.num_devices * trainer.num_nodes
     num_batches = data.batches_per_epoch(trainer.limit_train_batches)
     optional = {"channels_last": cfg.channels_last, "fused": cfg.optimizer.get("fused"), "compiled": cfg.compile}
@@ -113,7 +115,7 @@ def _classes(cfg: DictConfig, data: ImageDataModule) -> str:
     counts = np.bincount(data.splits.train.labels, minlength=len(data.class_names))
     listed = join_names([f"{name} {count:,}" for name, count in zip(data.class_names, counts, strict=True)])
     ratio = counts.max() / counts.min()
-    if ratio < _IMBALANCED or data.sampler == "balanced" or cfg.loss.get("weight") is not None:
+    if ratio < _MIN_IMBALANCE_RATIO or data.sampler == "balanced" or cfg.loss.get("weight") is not None:
         return listed
     return f"{listed}; uneven ({ratio:.1f} to 1): data.sampler=balanced or loss.weight=balanced"
 

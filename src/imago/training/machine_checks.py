@@ -12,6 +12,8 @@ from imago.model.adapt import find_weights
 from imago.resources import available_cores
 from imago.task.optimization import check_optimization
 
+_MAX_REASON_CHARS = 200  # the message can hold a long command of the compiler; our own choice
+
 
 def check_machine(cfg: DictConfig) -> tuple[str, str]:
     """Check everything that needs torch but no data, and share the CPU cores between the processes.
@@ -108,9 +110,9 @@ def check_compile() -> None:
     try:
         torch.compile(lambda values: values + 1)(torch.zeros(2))
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0][:_MAX_REASON_CHARS]
         raise ConfigError(
-            f"compile=true: torch cannot compile here ({reason[:200]}); install a C++ compiler such as g++ and the "
+            f"compile=true: torch cannot compile here ({reason}); install a C++ compiler such as g++ and the "
             "headers of Python, or type compile=false."
         ) from error
 

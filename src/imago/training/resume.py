@@ -16,7 +16,7 @@ from imago.settings import flatten
 
 # Settings that may change when a run is resumed: they do not change its weights. A name stands for all settings below
 # it. Whether moved data is the same data is checked by its fingerprint.
-_FREE = (
+_MAY_CHANGE = (
     *("paths", "callbacks", "logger", "resume", "run_name", "extra_targets", "compile", "tta"),
     *("data.num_workers", "data.cache", "data.cache_dir"),
     *("data.root", "data.data_dir", "data.split_file", "data.list_file"),
@@ -27,7 +27,7 @@ _FREE = (
     "trainer.default_root_dir",
     *("task.net", "task.optimizer", "task.schedule", "task.loss", "task.extra_targets"),  # copies of these groups
 )
-_BINDING = "callbacks.ema"  # a checkpoint with averaged weights has two sets of weights
+_MUST_NOT_CHANGE = "callbacks.ema"  # a checkpoint with averaged weights has two sets of weights
 _PATH_KEYS = ("data.root", "task.teacher", "task.teacher.weights", "model.weights")
 
 
@@ -35,7 +35,7 @@ def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]
     """Make the paths in the settings absolute, so that resume and eval find the files from any directory.
 
     Args:
-        cfg: changed in place.
+        cfg: the composed config of `train.py`; changed in place.
         overrides: the settings as typed.
 
     Returns:
@@ -85,11 +85,13 @@ def check_run_directory(cfg: DictConfig, path: Path) -> None:
     except (OSError, ValueError, YAMLError) as error:
         raise ConfigError(f"resume={path}: its config.yaml cannot be read ({error}).") from error
     summary = read_json(path / "summary.json")
-    refuse_other_run(saved, to_plain(cfg), summary.get("epochs", 0), is_tested="test" in summary)
+    check_unchanged_settings(saved, to_plain(cfg), summary.get("epochs", 0), is_tested="test" in summary)
 
 
-def refuse_other_run(saved: Mapping[str, Any], now: Mapping[str, Any], num_epochs_done: int, is_tested: bool) -> None:
-    """Refuse settings that would make it another run, or that leave nothing to do.
+def check_unchanged_settings(
+    saved: Mapping[str, Any], now: Mapping[str, Any], num_epochs_done: int, is_tested: bool
+) -> None:
+    """Check that settings do not make it another run, and that they leave something to do.
 
     Args:
         saved: `config.yaml` of the run, as plain data.
@@ -101,7 +103,7 @@ def refuse_other_run(saved: Mapping[str, Any], now: Mapping[str, Any], num_epoch
         ConfigError: with one line for each such setting.
     """
     before, after = flatten(saved), flatten(now)
-    changed = [key for key in before | after if before.get(key) != after.get(key) and not _is_free(key)]
+    changed = [key for key in before | after if before.get(key) != after.get(key) and not _may_change(key)]
     # If the class of a group has changed, the keys below it are not listed.
     swapped = tuple(key.removesuffix("_target_") for key in changed if key.endswith("._target_"))
     problems = [
@@ -119,5 +121,5 @@ def refuse_other_run(saved: Mapping[str, Any], now: Mapping[str, Any], num_epoch
         raise ConfigError("\n".join(problems))
 
 
-def _is_free(key: str) -> bool:
-    return not key.startswith(_BINDING) and any(f"{key}.".startswith(f"{free}.") for free in _FREE)
+def _may_change(key: str) -> bool:
+    return not key.startswith(_MUST_NOT_CHANGE) and any(f"{key}.".startswith(f"{name}.") for name in _MAY_CHANGE)

@@ -1,4 +1,4 @@
-"""The teacher of task=distillation: a finished run, or a network with its own weights (`+model@task.teacher=NAME`)."""
+"""Load the teacher of task=distillation: a run, or a network with weights of its own (`+model@task.teacher=NAME`)."""
 
 import re
 from pathlib import Path
@@ -61,7 +61,7 @@ def prepare_teacher(cfg: DictConfig, run: "Classifier | None", data: "ImageDataM
     """Wrap the teacher so that it takes the student's images.
 
     Args:
-        cfg: the run's settings.
+        cfg: the composed config of `train.py`.
         run: result of `load_teacher_run`; None builds the network of `task.teacher`.
         data: the student's data module.
 

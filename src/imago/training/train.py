@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> float:
     """Train and test as the settings say; everything is written to the run directory.
 
-    Torch is imported only after the settings and the run directory are checked, so that a mistake is reported at once.
+    Torch is imported only after the settings and the run directory are checked, so that errors are reported at once.
 
     Returns:
         The best validation accuracy, in [0, 1], which a sweep maximizes. The test split is not used for selection.
@@ -51,7 +51,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     """Build data, task and Trainer; fit; test once with the best checkpoint; write the summary."""
     import torch
 
-    from imago.training.best_epoch import describe_best_epoch
+    from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
     from imago.training.build import build_run, final_checkpoint, resume_checkpoint
     from imago.training.console import end_lines, start_table
     from imago.training.machine_checks import check_machine
@@ -65,13 +65,13 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
         data.write_split(directory.path)
     share = data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()
     cache = data.fill_cache(trainer.num_devices, cfg.trainer.max_epochs * share)
-    log.info("decoded images kept %s\n", cache)
+    log.info("image cache: %s\n", cache)
 
     trainer.fit(task, datamodule=data, ckpt_path=resume_checkpoint(cfg, task))
     directory.signals.raise_if_received()
     # Compiling once more, for fp32, would take longer than the test.
     with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():
         trainer.test(task, datamodule=data, ckpt_path=final_checkpoint(directory.path), verbose=False)
-    describe_best_epoch(cfg, data, task, trainer, directory)
+    calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
     log.info("\n%s", end_lines(directory.summary, directory.path))
     return directory.summary.get("val", {}).get("acc", float("nan"))

@@ -27,25 +27,25 @@ def run_trial(overrides: Sequence[str], run_dir: Path) -> float:
     Ctrl-C and SIGTERM are forwarded, and this process exits after the child has saved.
 
     Raises:
-        UserError: if the child exits with 2, a mistake in the settings.
+        UserError: if the child exits with 2, an invalid setting.
         RuntimeError: if it exits with another code than 0; the error itself is in the train.log of the trial.
     """
     typed = [argument for argument in overrides if not argument.startswith("run_name=")]
     command = [sys.executable, str(PROJECT_ROOT / "src" / "train.py"), *typed]
     command.append(f"hydra.run.dir={quote_for_hydra(str(run_dir))}")
     environment = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
-    exit_code = _wait(subprocess.Popen(command, env=environment, start_new_session=True))
+    exit_code = _wait_and_forward_signals(subprocess.Popen(command, env=environment, start_new_session=True))
     summary = read_json(run_dir / "summary.json")
     if exit_code:
         reason = f"the process of this trial ended with exit code {exit_code}"
         if summary.get("status") == "running":  # it was killed
             write_json(run_dir / "summary.json", summary | {"status": "failed", "reason": reason})
-        kind = UserError if exit_code == 2 else RuntimeError  # the child has printed the mistake
+        kind = UserError if exit_code == 2 else RuntimeError  # the child has printed the error
         raise kind(f"{reason}; see {run_dir / 'train.log'}")
     return float(summary.get("val", {}).get("acc", "nan"))
 
 
-def _wait(child: subprocess.Popen) -> int:
+def _wait_and_forward_signals(child: subprocess.Popen) -> int:
     """Return the exit code of a child that gets the signals that this process gets."""
     received: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Learning-rate range test (`tune=lr`): train some steps with growing learning rates and suggest one."""
+"""Learning-rate range test (`tune=lr`): train some steps with increasing learning rates and suggest one."""
 
 import logging
 import math
@@ -27,7 +27,7 @@ def tune_lr(cfg: DictConfig, directory: RunDirectory, overrides: Sequence[str]) 
     """Suggest a learning rate for these settings; val and test are not used, and no weights are saved.
 
     Args:
-        cfg: the settings of the training to come.
+        cfg: the composed config of `train.py`, for the training to come.
         directory: where lr_curve.csv and lr_curve.png are written.
         overrides: the settings as typed, for the printed command.
 
@@ -39,7 +39,7 @@ def tune_lr(cfg: DictConfig, directory: RunDirectory, overrides: Sequence[str]) 
     """
     if "lr" not in cfg.optimizer:
         raise ConfigError(f"tune=lr: {cfg.optimizer._target_} has no setting optimizer.lr.")
-    losses = _losses_of_growing_lr(cfg, directory)
+    losses = _losses_of_increasing_lr(cfg, directory)
     growth = (_HIGHEST_LR / _LOWEST_LR) ** (1 / (_NUM_STEPS - 1))
     lrs = [_LOWEST_LR * growth**step for step in range(len(losses))]
     suggestion = suggest_lr(lrs, losses) if losses else None
@@ -61,7 +61,7 @@ def tune_lr(cfg: DictConfig, directory: RunDirectory, overrides: Sequence[str]) 
     return suggestion
 
 
-def _losses_of_growing_lr(cfg: DictConfig, directory: RunDirectory) -> list[float]:
+def _losses_of_increasing_lr(cfg: DictConfig, directory: RunDirectory) -> list[float]:
     """Return the loss at each learning rate, up to the first loss that is not finite."""
     settings = _sweep_settings(cfg)
     precision, _ = check_machine(settings)
@@ -73,7 +73,7 @@ def _losses_of_growing_lr(cfg: DictConfig, directory: RunDirectory) -> list[floa
 
 
 def _sweep_settings(cfg: DictConfig) -> DictConfig:
-    """Return a copy of the settings with a growing learning rate, without validation, checkpoints and loggers."""
+    """Return a copy of the settings with an increasing learning rate, without validation, checkpoints and loggers."""
     sweep: Any = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
     with open_dict(sweep):
         sweep.optimizer.lr = _LOWEST_LR
@@ -85,6 +85,7 @@ def _sweep_settings(cfg: DictConfig) -> DictConfig:
         loss_curve = {"_target_": "imago.callbacks.loss_curve.LossCurve", "num_steps": _NUM_STEPS}
         sweep.callbacks = {"step_seed": sweep.callbacks.get("step_seed"), "loss_curve": loss_curve}
         sweep.logger = {}
+        # 10 * _NUM_STEPS: more than the steps of the sweep, so nothing is logged.
         sweep.trainer.update(max_epochs=_NUM_STEPS, limit_val_batches=0, log_every_n_steps=10 * _NUM_STEPS)
         sweep.trainer.enable_progress_bar = False
     return sweep

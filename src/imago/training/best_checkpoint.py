@@ -1,4 +1,4 @@
-"""Calibrate best.ckpt on the validation images and draw figures of its errors."""
+"""Calibrate best.ckpt on the validation images and plot figures of its errors."""
 
 import logging
 from pathlib import Path
@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 _NUM_MISTAKES = 15  # 3 rows of 5 images
 
 
-def describe_best_epoch(
+def calibrate_and_plot_best_checkpoint(
     cfg: DictConfig, data: ImageDataModule, task: ClassificationTask, trainer: Trainer, directory: RunDirectory
 ) -> None:
-    """Fit the temperature of best.ckpt, draw its confusions and mistakes, and add the settings to TensorBoard.
+    """Fit the temperature of best.ckpt, plot its confusion matrix and worst mistakes, add settings to TensorBoard.
 
     Runs the validation images through the network once more, in fp32 and in the main process only.
 
     Args:
-        cfg: the settings of the run.
-        data: its data module.
-        task: its task.
-        trainer: its Trainer, after the test.
-        directory: its run directory.
+        cfg: the composed config of `train.py`.
+        data: the data module; loses its Trainer.
+        task: the trained task; its `steps_per_epoch` gives the step of the figures.
+        trainer: the Trainer, after the test; its loggers get the figures.
+        directory: the run directory; `figures/` and `checkpoints/calibration.json` are written.
     """
     if not directory.is_main_process:
         return

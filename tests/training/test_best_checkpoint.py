@@ -7,21 +7,21 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from imago.training import best_epoch
-from imago.training.best_epoch import describe_best_epoch
+from imago.training import best_checkpoint
+from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
 
 
 @pytest.fixture
 def describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Describe the best epoch of a run that validated on a part of the images; nothing may be computed."""
-    monkeypatch.setattr(best_epoch, "add_hparams", lambda *arguments: None)
+    monkeypatch.setattr(best_checkpoint, "add_hparams", lambda *arguments: None)
     cfg = OmegaConf.create({"trainer": {"limit_val_batches": 2}})
 
     def run(is_main_process: bool = True) -> None:
         directory: Any = SimpleNamespace(path=tmp_path, is_main_process=is_main_process, summary={"val": {"acc": 0.5}})
         trainer: Any = SimpleNamespace(loggers=[])
         nothing: Any = None
-        describe_best_epoch(cfg, nothing, nothing, trainer, directory)
+        calibrate_and_plot_best_checkpoint(cfg, nothing, nothing, trainer, directory)
 
     (tmp_path / "checkpoints").mkdir()
     return run
