@@ -2,8 +2,10 @@
 
     IMAGO_DATA_DIR=data python benchmarks/train_speed.py
     python benchmarks/train_speed.py --epochs 1 --rounds 5 --b-override data.num_workers=0 --clean
+    python benchmarks/train_speed.py --against ../other-checkout --json /tmp/against.json
 
-Side A is `benchmarks/plain_pytorch.py`, side B is `src/train.py`. Each round runs both as child processes, one after
+Side A is `benchmarks/plain_pytorch.py`, or with --against the `src/train.py` of another checkout; side B is
+`src/train.py`. Each round runs both as child processes, one after
 the other, in alternating order, so that a machine that becomes slower does not favor one side.
 
 Images per CPU-second are 45,000 x epochs / CPU seconds of the whole process: user + system time of the child and of its
@@ -64,8 +66,8 @@ def adopt_orphans() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed; this benchmark needs Linux")
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """Run a command in the project root and return its (CPU seconds, wall seconds).
+def measure(command: list[str], checkout: Path = PROJECT_ROOT) -> tuple[float, float]:
+    """Run a command in the root of a checkout and return its (CPU seconds, wall seconds).
 
     CPU seconds are user + system time of the process and its children; orphans are waited for.
 
@@ -76,7 +78,7 @@ def measure(command: list[str]) -> tuple[float, float]:
         start = time.perf_counter()
         child = subprocess.Popen(
             command,
-            cwd=PROJECT_ROOT,
+            cwd=checkout,
             env=os.environ | CHILD_ENVIRONMENT,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -111,11 +113,13 @@ def run_plain(epochs: int, seed: int) -> tuple[float, float, float]:
         return cpu_s, wall_s, json.loads(figures_path.read_text())["test_acc"]
 
 
-def run_project(epochs: int, seed: int, run_dir: Path, overrides: list[str]) -> tuple[float, float, float]:
-    """Run side B, which writes to `run_dir`, and return its (CPU seconds, wall seconds, test accuracy)."""
+def run_project(
+    epochs: int, seed: int, run_name: str, overrides: list[str], checkout: Path = PROJECT_ROOT
+) -> tuple[float, float, float]:
+    """Run `src/train.py` of a checkout and return its (CPU seconds, wall seconds, test accuracy)."""
     command = [sys.executable, "src/train.py", f"trainer.max_epochs={epochs}", f"seed={seed}"]
-    cpu_s, wall_s = measure([*command, f"run_name={run_dir.name}", *overrides])
-    return cpu_s, wall_s, read_test_acc(run_dir / "summary.json")
+    cpu_s, wall_s = measure([*command, f"run_name={run_name}", *overrides], checkout)
+    return cpu_s, wall_s, read_test_acc(checkout / "logs" / "train" / run_name / "summary.json")
 
 
 def read_test_acc(summary_path: Path) -> float:
@@ -125,11 +129,11 @@ def read_test_acc(summary_path: Path) -> float:
         RuntimeError: if the file is missing or has no float in [0, 1] there.
     """
     if not summary_path.is_file():
-        raise RuntimeError(f"src/train.py succeeded but wrote no {summary_path.relative_to(PROJECT_ROOT)}")
+        raise RuntimeError(f"src/train.py succeeded but wrote no {summary_path}")
     summary = json.loads(summary_path.read_text())
     test_acc = summary.get("test", {}).get("acc")
     if not isinstance(test_acc, float) or not 0 <= test_acc <= 1:
-        raise RuntimeError(f"{summary_path.relative_to(PROJECT_ROOT)}: test.acc={test_acc!r}, want a float in [0, 1]")
+        raise RuntimeError(f"{summary_path}: test.acc={test_acc!r}, want a float in [0, 1]")
     return test_acc
 
 
@@ -140,10 +144,12 @@ def run_rounds(args: argparse.Namespace, run_dirs: list[Path]) -> list[Run]:
     for round_, run_dir in enumerate(run_dirs):
         for side in ("A", "B") if round_ % 2 == 0 else ("B", "A"):
             load_1min = os.getloadavg()[0]
-            if side == "A":
-                cpu_s, wall_s, test_acc = run_plain(args.epochs, round_)
+            if side == "B":
+                cpu_s, wall_s, test_acc = run_project(args.epochs, round_, run_dir.name, args.b_override)
+            elif args.against:
+                cpu_s, wall_s, test_acc = run_project(args.epochs, round_, run_dir.name, [], args.against)
             else:
-                cpu_s, wall_s, test_acc = run_project(args.epochs, round_, run_dir, args.b_override)
+                cpu_s, wall_s, test_acc = run_plain(args.epochs, round_)
             speed = NUM_TRAIN_IMAGES * args.epochs / cpu_s
             runs.append(Run(round_, side, speed, cpu_s, wall_s, test_acc, load_1min))
             print(
@@ -174,12 +180,12 @@ def print_summary(summary: dict[str, dict]) -> None:
     print(f"images per CPU-second, B/A: {ratio['median']:.2f} (min {ratio['min']:.2f}, max {ratio['max']:.2f})")
 
 
-def describe_environment() -> dict[str, str | int]:
+def describe_environment(checkout: Path = PROJECT_ROOT) -> dict[str, str | int]:
     """Return date, commit, CPU, cores, threads and versions; no host name and no paths."""
     cpu_models = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
     # --exclude: print the hash even if there is a tag.
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(describe, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(describe, cwd=checkout, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "git_commit": commit or "none",
@@ -199,6 +205,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--b-override", action="append", default=[], metavar="KEY=VALUE", help="extra override for side B; repeatable"
     )
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="side A: the src/train.py of this checkout")
     parser.add_argument("--clean", action="store_true", help="delete side B's runs after the results are stored")
     parser.add_argument(
         "--json",
@@ -231,6 +238,7 @@ def main() -> None:
         "child_environment": CHILD_ENVIRONMENT,
         "epochs": args.epochs,
         "num_train_images": NUM_TRAIN_IMAGES,
+        "against_git_commit": describe_environment(args.against)["git_commit"] if args.against else None,
         "b_overrides": [re.sub(r"=/.*", "=<path>", override) for override in args.b_override],
         **summary,
         "runs": [asdict(run) for run in runs],
