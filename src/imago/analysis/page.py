@@ -91,9 +91,10 @@ def thumbnail_uri(pixels: np.ndarray) -> str:
 
 def figure_uri(file: Path) -> str | None:
     """Encode a PNG file as a data URI; return None if it is too large for a page or not PNG."""
+    if file.stat().st_size > _MAX_FIGURE_BYTES:
+        return None
     data = file.read_bytes()
-    is_png = data.startswith(b"\x89PNG")
-    return _data_uri("image/png", data) if is_png and len(data) <= _MAX_FIGURE_BYTES else None
+    return _data_uri("image/png", data) if data.startswith(b"\x89PNG") else None
 
 
 def _data_uri(mime_type: str, data: bytes) -> str:

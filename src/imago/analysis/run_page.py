@@ -158,6 +158,8 @@ def _figures(directory: Path, missing: list[str]) -> list[tuple[str, str]]:
         missing.append("the run has no figures/*.png: the images seen in training are in TensorBoard only")
     uris = {file: figure_uri(file) for file in files[:_MAX_FIGURES]}
     missing += [f"{file}: too large for the page, or not PNG" for file, uri in uris.items() if uri is None]
+    if len(files) > _MAX_FIGURES:
+        missing.append(f"{directory} has {len(files) - _MAX_FIGURES} more figures, which are left out")
     return [(file.stem.replace("_", " "), uri) for file, uri in uris.items() if uri is not None]
 
 

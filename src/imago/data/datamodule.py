@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from imago.augment.batch_augment import BatchAugment
 from imago.augment.settings import Augment
-from imago.data.csv_list import COLUMNS
 from imago.data.dataset import ArrayDataset, FileDataset, LabeledArray, LabeledFiles, Samples, Splits
 from imago.data.loader import BatchLoader
 from imago.data.sampling import EvalSampler, TrainSampler
@@ -130,6 +129,8 @@ class ImageDataModule(LightningDataModule):
 
     def write_split(self, directory: Path) -> None:
         """Write `split.csv`, which `data.split_file` reads, unless all splits are published."""
+        from imago.data.csv_list import COLUMNS
+
         if self.random_splits or self.split_plan.split_file:
             rows = [
                 (name, self.class_names[label], split)
