@@ -1,7 +1,7 @@
 """Read the ONNX artifact; define the names of its input, outputs and metadata.
 
-One file holds network, normalization, calibration, class names and preprocess record. This module needs no torch: the
-service and small machines import it. A file may come from a stranger, so it is checked before onnxruntime reads it.
+One file holds network, normalization, calibration, class names and preprocess record. This module needs no torch, so
+machines without torch import it. A file may come from a stranger, so it is checked before onnxruntime reads it.
 """
 
 import json
@@ -21,13 +21,13 @@ LOGITS = "logits"  # float32 (N, K), as the network returns them
 PROBABILITIES = "probabilities"  # float32 (N, K), softmax of logits / calibration_temperature
 
 # Keys of the file's metadata. Every value is JSON except the run id, which is plain text.
-CLASS_NAMES = "class_names"
-PREPROCESS = "preprocess"
-TEMPERATURE = "calibration_temperature"  # also the name of the constant in the graph
-RUN_ID = "run_id"
-METRICS = "metrics"
-VERSIONS = "versions"
-SCHEMA = "schema"
+CLASS_NAMES_KEY = "class_names"
+PREPROCESS_KEY = "preprocess"
+TEMPERATURE_KEY = "calibration_temperature"  # also the name of the constant in the graph
+RUN_ID_KEY = "run_id"
+METRICS_KEY = "metrics"
+VERSIONS_KEY = "versions"
+SCHEMA_KEY = "schema"
 SCHEMA_VERSION = 1
 
 _HOW_TO_EXPORT = "export one with python src/export.py run=RUN"
@@ -56,9 +56,9 @@ class OnnxClassifier:
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}; {_HOW_TO_EXPORT}.") from error
         self.metadata = _unpack_metadata(_read_metadata(content, path), path)
-        self.class_names: tuple[str, ...] = tuple(self.metadata[CLASS_NAMES])
-        self.preprocess = Preprocess.from_dict(self.metadata[PREPROCESS])
-        self.calibration_temperature = float(self.metadata[TEMPERATURE])
+        self.class_names: tuple[str, ...] = tuple(self.metadata[CLASS_NAMES_KEY])
+        self.preprocess = Preprocess.from_dict(self.metadata[PREPROCESS_KEY])
+        self.calibration_temperature = float(self.metadata[TEMPERATURE_KEY])
         self._session = _start_session(content, path, num_threads)
         self._check_graph(path)
 
@@ -72,7 +72,7 @@ class OnnxClassifier:
         size = self.preprocess.size
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if any(node.shape and isinstance(node.shape[0], int) for node in inputs):
-            raise DataError(f"{path} takes batches of one fixed size only.")
+            raise DataError(f"{path} takes batches of one fixed size only; {_HOW_TO_EXPORT}.")
         actual = {node.name: (node.type, node.shape[1:]) for node in (*inputs, *outputs)}
         expected = {INPUT: ("tensor(uint8)", [3, size, size])}
         expected |= dict.fromkeys((LOGITS, PROBABILITIES), ("tensor(float)", [len(self.class_names)]))
@@ -85,8 +85,8 @@ def pack_metadata(values: Mapping[str, Any]) -> dict[str, str]:
 
     The schema is written last, and the metadata are at the end of the file, so a truncated file has no schema.
     """
-    texts = {key: value if key == RUN_ID else json.dumps(value) for key, value in values.items()}
-    return texts | {SCHEMA: json.dumps(SCHEMA_VERSION)}
+    texts = {key: value if key == RUN_ID_KEY else json.dumps(value) for key, value in values.items()}
+    return texts | {SCHEMA_KEY: json.dumps(SCHEMA_VERSION)}
 
 
 def _read_metadata(content: bytes, path: Path) -> dict[str, str]:
@@ -123,13 +123,13 @@ def _tensors(message: Any) -> Iterator[Any]:
 
 def _unpack_metadata(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
     """Decode and check the output of `pack_metadata`."""
-    if SCHEMA not in texts:
-        raise DataError(f"{path} was not exported by this project (no {SCHEMA} in its metadata); {_HOW_TO_EXPORT}.")
+    if SCHEMA_KEY not in texts:
+        raise DataError(f"{path} was not exported by this project (no {SCHEMA_KEY} in its metadata); {_HOW_TO_EXPORT}.")
     try:
-        values: dict[str, Any] = {key: text if key == RUN_ID else json.loads(text) for key, text in texts.items()}
-        if values[SCHEMA] != SCHEMA_VERSION:
-            raise ValueError(f"{SCHEMA} is {values[SCHEMA]}, this version of imago reads {SCHEMA_VERSION}")
-        _check_values(values[CLASS_NAMES], Preprocess.from_dict(values[PREPROCESS]), values[TEMPERATURE])
+        values: dict[str, Any] = {key: text if key == RUN_ID_KEY else json.loads(text) for key, text in texts.items()}
+        if values[SCHEMA_KEY] != SCHEMA_VERSION:
+            raise ValueError(f"{SCHEMA_KEY} is {values[SCHEMA_KEY]}, this version of imago reads {SCHEMA_VERSION}")
+        _check_values(values[CLASS_NAMES_KEY], Preprocess.from_dict(values[PREPROCESS_KEY]), values[TEMPERATURE_KEY])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{path} has invalid metadata ({error}); export it again.") from error
     return values
@@ -137,13 +137,13 @@ def _unpack_metadata(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
 
 def _check_values(class_names: Any, preprocess: Preprocess, temperature: Any) -> None:
     if not isinstance(class_names, list) or len(class_names) < 2 or not all(isinstance(n, str) for n in class_names):
-        raise ValueError(f"{CLASS_NAMES} is not a list of at least two names")
+        raise ValueError(f"{CLASS_NAMES_KEY} is not a list of at least two names")
     is_valid = all(type(side) is int and side > 0 for side in (preprocess.size, preprocess.resize))
     is_known = preprocess.crop in ("center", "squash") and preprocess.interpolation in INTERPOLATIONS
     if not is_valid or not is_known or preprocess.resize < preprocess.size:
-        raise ValueError(f"{PREPROCESS} is {preprocess}")
+        raise ValueError(f"{PREPROCESS_KEY} is {preprocess}")
     if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise ValueError(f"{TEMPERATURE} is {temperature!r}")
+        raise ValueError(f"{TEMPERATURE_KEY} is {temperature!r}")
 
 
 def _start_session(content: bytes, path: Path, num_threads: int) -> Any:

@@ -17,7 +17,7 @@ def test_settings_are_listed_as_typed_and_a_missing_one_is_empty(tmp_path: Path)
     a = make_run(tmp_path / "a", config={"compile": True, "tune": None})
     b = make_run(tmp_path / "b", config={"tune": "lr"})
     assert compare_runs(a, b).settings == [("compile", "true", ""), ("tune", "null", "lr")]
-    reasons = compare_runs(a, b).missing
+    reasons = compare_runs(a, b).notes
     assert [reason.partition("create it with: ")[2] for reason in reasons] == [
         f"python src/eval.py run={run}" for run in (a, b)
     ]
@@ -46,7 +46,7 @@ def test_images_and_classes_are_matched_by_name_in_any_order_and_directory(tmp_p
     paired = compare_runs(a, b).paired
     assert paired is not None
     # a is right on 1 and 2, b on 3 and 2 (the middle one).
-    assert (paired.num_images, paired.only_a, paired.only_b, paired.difference) == (3, 1, 1, 0.0)
+    assert (paired.num_images, paired.num_only_a, paired.num_only_b, paired.difference) == (3, 1, 1, 0.0)
 
 
 def test_different_images_are_refused_by_name(tmp_path: Path):

@@ -21,8 +21,8 @@ def test_image_names_are_kept_and_relative_names_do_not_contain_the_data_root(tm
     names = ["/data/ant/a, b.jpg", "/data/ant/\udcff.jpg", "/data2/x.jpg"]
     make_evaluation(tmp_path, [0, 0, 0], [0, 0, 0], images=names)
     evaluation = load_evaluation(tmp_path)
-    assert list(evaluation.images) == names
-    assert evaluation.names() == ("ant/a, b.jpg", "ant/\udcff.jpg", "/data2/x.jpg")
+    assert list(evaluation.image_names) == names
+    assert evaluation.relative_names() == ("ant/a, b.jpg", "ant/\udcff.jpg", "/data2/x.jpg")
 
 
 def test_a_missing_evaluation_names_the_command_that_creates_it(tmp_path: Path):

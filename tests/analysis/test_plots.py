@@ -70,7 +70,7 @@ def test_the_reliability_diagram_has_a_bar_for_each_bin():
     bars, counts = figure.axes
     assert [bar.get_height() for bar in bars.patches] == diagram.accuracy.tolist()
     assert [bar.get_x() for bar in bars.patches] == diagram.low.tolist()
-    assert [bar.get_height() for bar in counts.patches] == diagram.count.tolist()
+    assert [bar.get_height() for bar in counts.patches] == diagram.num_images.tolist()
     assert bars.get_title() == f"cats under $5\nECE {diagram.ece:.2%}"
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from run_folders import make_run
 
-from imago.analysis.runs import fold_seeds, load_runs, older_repetitions, setting_names
+from imago.analysis.runs import load_runs, mean_over_seeds, older_repetitions, setting_names
 from imago.analysis.table import sort_runs
 from imago.errors import DataError
 
@@ -105,14 +105,14 @@ def test_a_run_without_settings_is_named_and_does_not_make_all_settings_differ(t
     file.unlink()
     runs = load_runs(tmp_path)
     assert str(file) in runs.set_index("run").loc["bare", "config_fault"]
-    assert (setting_names(fold_seeds(runs)), len(fold_seeds(runs))) == (["data", "model"], 2)
+    assert (setting_names(mean_over_seeds(runs)), len(mean_over_seeds(runs))) == (["data", "model"], 2)
 
 
 def test_a_directory_without_runs_is_an_empty_table_with_all_columns(tmp_path: Path):
     runs = load_runs(tmp_path)
     assert len(runs) == 0
     assert {"run", "status", "seed", "val_acc", "data_wait_share"} <= set(runs.columns)
-    assert len(fold_seeds(runs)) == 0
+    assert len(mean_over_seeds(runs)) == 0
 
 
 def test_a_missing_directory_is_refused_by_name(tmp_path: Path):
@@ -125,13 +125,13 @@ def test_seeds_of_equal_settings_become_their_mean_and_spread(tmp_path: Path):
         make_run(
             tmp_path / f"{seed}-{lr}", seed, lr, val={"acc": val}, test={"acc": val / 2, "interval_95": [0.4, 0.5]}
         )
-    folded, single = fold_seeds(load_runs(tmp_path)).sort_values("optimizer.lr").to_dict("records")
-    assert (folded["run"], folded["optimizer.lr"], folded["num_seeds"]) == ("1-0.1 +2", 0.1, 3)
-    assert (folded["val_acc"], folded["val_std"]) == pytest.approx((0.6, 0.1))
-    assert (folded["test_acc"], folded["test_std"]) == pytest.approx((0.3, 0.05))
-    assert (folded["test_low"], folded["test_high"]) == pytest.approx((0.1758, 0.4242), abs=1e-4)
-    assert (folded["test_lowest"], folded["test_highest"]) == (0.25, 0.35)
-    assert pd.isna(folded["seed"])
+    mean, single = mean_over_seeds(load_runs(tmp_path)).sort_values("optimizer.lr").to_dict("records")
+    assert (mean["run"], mean["optimizer.lr"], mean["num_seeds"]) == ("1-0.1 +2", 0.1, 3)
+    assert (mean["val_acc"], mean["val_std"]) == pytest.approx((0.6, 0.1))
+    assert (mean["test_acc"], mean["test_std"]) == pytest.approx((0.3, 0.05))
+    assert (mean["test_low"], mean["test_high"]) == pytest.approx((0.1758, 0.4242), abs=1e-4)
+    assert (mean["test_lowest"], mean["test_highest"]) == (0.25, 0.35)
+    assert pd.isna(mean["seed"])
     assert (single["run"], single["num_seeds"], single["test_low"]) == ("1-0.2", 1, 0.4)
     assert pd.isna(single["val_std"])
 
@@ -142,11 +142,11 @@ def test_runs_that_did_not_finish_and_older_repetitions_do_not_count(tmp_path: P
     make_run(tmp_path / "failed", seed=2, status="failed", val={"acc": 0.2})
     runs = load_runs(tmp_path)
     assert older_repetitions(runs)["run"].tolist() == ["old"]
-    table = fold_seeds(runs)[["run", "status", "num_seeds", "val_acc"]]
+    table = mean_over_seeds(runs)[["run", "status", "num_seeds", "val_acc"]]
     assert table.to_numpy().tolist() == [["new", "finished", 1, 0.8], ["failed", "failed", 1, 0.2]]
 
 
 def test_a_setting_that_some_runs_lack_still_makes_a_group(tmp_path: Path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", config={"schedule": {"warmup_epochs": 5}})
-    assert len(fold_seeds(load_runs(tmp_path))) == 2
+    assert len(mean_over_seeds(load_runs(tmp_path))) == 2

@@ -7,8 +7,8 @@ import pytest
 from pandas import DataFrame
 from run_folders import make_run
 
-from imago.analysis.runs import fold_seeds, load_runs
-from imago.analysis.table import notes, sort_runs, table_text, write_csv
+from imago.analysis.runs import load_runs, mean_over_seeds
+from imago.analysis.table import notes, sort_runs, table_text, write_runs_csv
 from imago.errors import ConfigError, DataError
 
 
@@ -20,13 +20,13 @@ def runs_table(*rows: dict) -> DataFrame:
     return DataFrame([known | {"val_acc": 0.5, "test_acc": 0.5} | other | row for row in rows])
 
 
-def test_seeds_are_shown_with_their_spread_and_every_seed_without_folding(tmp_path: Path):
+def test_seeds_are_shown_with_their_spread_and_every_seed_without_means(tmp_path: Path):
     for seed, acc in ((1, 0.5), (2, 0.7)):
         make_run(tmp_path / str(seed), seed, test={"acc": acc, "interval_95": [acc - 0.1, acc + 0.1]})
     runs = load_runs(tmp_path)
-    folded = table_text(fold_seeds(runs), None)
-    assert "60.00 ± 14.14 % [50.00..70.00]" in folded
-    assert "2 seeds" in folded
+    means = table_text(mean_over_seeds(runs), None)
+    assert "60.00 ± 14.14 % [50.00..70.00]" in means
+    assert "2 seeds" in means
     assert "50.00 % (40.00..60.00)" in table_text(runs, None)
 
 
@@ -88,7 +88,7 @@ def test_the_csv_has_plain_numbers_and_a_column_for_each_setting(tmp_path: Path)
     runs = runs_table(
         {"run": "a", "optimizer.lr": 0.1, "test_low": 0.4}, {"run": "b", "optimizer.lr": 0.2, "test_acc": None}
     )
-    write_csv(runs, tmp_path / "new" / "runs.csv")
+    write_runs_csv(runs, tmp_path / "new" / "runs.csv")
     with (tmp_path / "new" / "runs.csv").open(newline="") as file:
         first, second = csv.DictReader(file)
     assert (first["optimizer.lr"], first["test_acc"], first["test_low"]) == ("0.1", "0.5", "0.4")
@@ -99,4 +99,4 @@ def test_a_csv_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in (tmp_path, Path(".")):
         with pytest.raises(DataError, match=f"csv={path} cannot be written"):
-            write_csv(runs_table({"run": "a"}), path)
+            write_runs_csv(runs_table({"run": "a"}), path)

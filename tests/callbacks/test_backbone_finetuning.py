@@ -92,7 +92,7 @@ def test_any_other_network_is_frozen_except_its_last_layer():
 
 def test_a_new_stem_trains_from_the_start():
     net = SmallResNet(3, 16, width=4)
-    net.new_stem_names = ["stem"]
+    net.new_stem_module_names = ["stem"]
     changed, _ = fit(net, BackboneFinetuning(unfreeze_backbone_at_epoch=5), 1)
     assert changed == [below(net, 1) | {"stem.weight"}]
 

@@ -78,7 +78,7 @@ def test_cells_find_what_comparing_all_pairs_finds():
         (samples[number] * rng.uniform(0.4, 1) + rng.normal(0, 8, (16, 16, 3))).clip(0, 255) for number in range(110)
     ]
     records = records_of(*samples, *(copy.astype(np.uint8) for copy in copies))
-    features, _ = duplicates._features(records["thumbnail"])
+    features, _ = duplicates._normalized_thumbnails(records["thumbnail"])
     all_pairs = np.argwhere(np.triu(features @ features.T, 1) >= duplicates.MIN_CORRELATION)
     assert len(all_pairs) > 100
     assert pairs_of(records) == set(map(tuple, all_pairs.tolist()))
@@ -88,7 +88,7 @@ def test_features_do_not_depend_on_brightness_contrast_and_linear_light():
     thumbnail = records_of(photo(4))["thumbnail"].astype(np.float64) * 0.3
     slope = np.arange(16)[:, None, None] * 4.0 + np.arange(16)[None, :, None] * 2.0
     lit = (thumbnail * 1.5 + slope + 20).round().clip(0, 255).astype(np.uint8)
-    features, _ = duplicates._features(np.concatenate([thumbnail.round().astype(np.uint8), lit]))
+    features, _ = duplicates._normalized_thumbnails(np.concatenate([thumbnail.round().astype(np.uint8), lit]))
     assert features[0] @ features[1] > 0.999
     assert np.linalg.norm(features, axis=1) == pytest.approx(1, abs=1e-5)
 

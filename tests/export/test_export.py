@@ -22,7 +22,7 @@ from imago.artifact import OnnxClassifier
 from imago.data.dataset import ArrayDataset, LabeledArray
 from imago.data.shapes import render_split
 from imago.errors import ConfigError, DataError
-from imago.export.export import _metrics, _validation_images, _write_verified
+from imago.export.export import _metrics_of, _validation_images, _write_verified
 from imago.export.export import export as export_command
 
 # Runs src/export.py as a user would, after a line of Python that changes something.
@@ -158,8 +158,8 @@ def test_metrics_are_those_of_the_summary_and_of_the_best_checkpoint_only(tmp_pa
     (tmp_path / "summary.json").write_text(
         '{"val": {"acc": 0.5, "loss": 1, "num_images": 9}, "epochs": 2, "test": null}'
     )
-    assert _metrics(tmp_path, tmp_path / "checkpoints" / "best.ckpt") == {"val": {"acc": 0.5, "num_images": 9}}
-    assert _metrics(tmp_path, tmp_path / "checkpoints" / "last.ckpt") == {}
+    assert _metrics_of(tmp_path, tmp_path / "checkpoints" / "best.ckpt") == {"val": {"acc": 0.5, "num_images": 9}}
+    assert _metrics_of(tmp_path, tmp_path / "checkpoints" / "last.ckpt") == {}
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, range(10)), (99, range(10)), (3, [0, 3, 6]), (1, [0])])

@@ -11,8 +11,9 @@ from sklearn.metrics import log_loss
 from torch import nn
 
 from imago import load_model
+from imago.artifact import TEMPERATURE_KEY
 from imago.errors import DataError
-from imago.inference.calibration import TEMPERATURE_KEY, calibrate, read_temperature
+from imago.inference.calibration import calibrate, read_temperature
 from imago.inference.load import load_predictor
 from imago.statistics.calibration import fit_temperature
 from imago.statistics.metrics import LabeledOutputs, softmax
@@ -59,7 +60,7 @@ def test_each_checkpoint_and_each_number_of_views_has_its_own_temperature(
     first = calibrate(checkpoint, result)[TEMPERATURE_KEY]
     remedy = f"fit one with python src/eval.py run=RUN {option} calibrate=true"
     assert read_temperature(other, tta) == (1.0, f"{file} has no temperature for {entry}; {remedy}")
-    second = calibrate(other, LabeledOutputs(NAMES, result.labels, result.logits / 2, result.confidence), tta)[
+    second = calibrate(other, LabeledOutputs(NAMES, result.labels, result.logits / 2, result.probability), tta)[
         TEMPERATURE_KEY
     ]
     assert second == pytest.approx(first / 2)

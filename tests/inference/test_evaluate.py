@@ -17,7 +17,7 @@ from sklearn import metrics as sk
 
 from imago.data import shapes
 from imago.errors import ConfigError, UserError
-from imago.inference.evaluate import _source, read_data_settings
+from imago.inference.evaluate import _image_source, read_data_settings
 from imago.inference.evaluate import evaluate as evaluate_command
 from imago.inference.load import load_predictor
 from imago.statistics.calibration import reliability
@@ -146,10 +146,10 @@ def test_the_images_of_a_run_are_its_own_however_their_folder_is_typed(tmp_path:
     root = tmp_path / "images"
     root.mkdir()
     (tmp_path / "link").symlink_to(root)
-    own = _source({"_target_": "x.Folder", "root": str(root), "val_fraction": 0.1})
+    own = _image_source({"_target_": "x.Folder", "root": str(root), "val_fraction": 0.1})
     for typed in (os.path.relpath(root), f"{root}/../{root.name}", f"{tmp_path}/link"):
-        assert _source({"_target_": "x.Folder", "root": typed}) == own
-    assert _source({"_target_": "x.Folder", "root": str(tmp_path)}) != own
+        assert _image_source({"_target_": "x.Folder", "root": typed}) == own
+    assert _image_source({"_target_": "x.Folder", "root": str(tmp_path)}) != own
 
 
 @pytest.mark.slow
@@ -176,10 +176,10 @@ def test_probabilities_are_calibrated_and_a_checkpoint_without_a_temperature_can
     fitted = json.loads((copy / "checkpoints" / "calibration.json").read_text())["best.ckpt"]
     printed = evaluate(f"run={copy}", "split=val")
     found, predictions = metrics(copy / "eval" / "val"), rows(copy / "eval" / "val" / "predictions.csv")
-    confidence = np.array([float(row["probability"]) for row in predictions])
+    probability = np.array([float(row["probability"]) for row in predictions])
     is_correct = np.array([row["true"] == row["predicted"] for row in predictions])
     assert found["calibration_temperature"] == fitted["calibration_temperature"]
-    assert found["ece"] == pytest.approx(reliability(confidence, is_correct).ece, abs=1e-5)
+    assert found["ece"] == pytest.approx(reliability(probability, is_correct).ece, abs=1e-5)
     assert found["ece"] == pytest.approx(fitted["ece_after"])
     assert found["nll"] == pytest.approx(fitted["nll_after"])
     assert f"temperature {fitted['calibration_temperature']:.3f}, fitted on val" in printed

@@ -11,7 +11,13 @@ from torch import nn
 
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
-from imago.inference.load import check_compatible, find_model, load_classifier, load_predictor, resolve_checkpoint
+from imago.inference.load import (
+    check_and_find_model,
+    check_compatible,
+    load_classifier,
+    load_predictor,
+    resolve_checkpoint,
+)
 from imago.runs.checkpoint import write_checkpoint
 
 SAVED: dict[str, Any] = {
@@ -128,10 +134,10 @@ def test_a_checkpoint_of_a_run_is_found_by_keyword_name_or_path(tmp_path: Path):
         (run / file).touch()
     assert resolve_checkpoint(run) == directory / "best.ckpt"
     for name in ("epoch=3", "epoch=3.ckpt", str(directory / "epoch=3.ckpt")):
-        assert find_model(str(run), name, "auto", {}) == (directory / "epoch=3.ckpt", run)
+        assert check_and_find_model(str(run), name, "auto", {}) == (directory / "epoch=3.ckpt", run)
     for file in (directory / "best.ckpt", run / "export" / "model.onnx"):
-        assert find_model(str(file), "best", "auto", {}) == (file, run)
-    assert find_model(f"{tmp_path}/x.onnx", "best", "auto", {}) == (tmp_path / "x.onnx", None)
+        assert check_and_find_model(str(file), "best", "auto", {}) == (file, run)
+    assert check_and_find_model(f"{tmp_path}/x.onnx", "best", "auto", {}) == (tmp_path / "x.onnx", None)
 
 
 @pytest.mark.parametrize(
@@ -150,4 +156,4 @@ def test_a_checkpoint_of_a_run_is_found_by_keyword_name_or_path(tmp_path: Path):
 def test_mistakes_in_settings_are_one_line_each(tmp_path: Path, run: str, ckpt: str, accelerator: str, text: str):
     (tmp_path / "run").mkdir()
     with pytest.raises(ConfigError, match=text):
-        find_model(f"{tmp_path}/{run}", ckpt, accelerator, {"limit=0": run == "x.onnx", "limit=1": False})
+        check_and_find_model(f"{tmp_path}/{run}", ckpt, accelerator, {"limit=0": run == "x.onnx", "limit=1": False})

@@ -208,11 +208,11 @@ def test_images_go_through_in_batches_of_any_size_and_mode(tmp_path: Path, capsy
     bad = tmp_path / "\x1b[31mbad\n.png"
     bad.write_bytes(b"")
     network = Brightness()
-    predictions, unreadable = predict_images(network, [files[0], bad, *files[1:]], batch_size=2, top_k=2)
+    predictions, bad_images = predict_images(network, [files[0], bad, *files[1:]], batch_size=2, top_k=2)
     assert network.batches == [1, 2, 2, 1]
     assert [prediction.image for prediction in predictions] == files
-    assert unreadable == [(bad, f"{bad} is empty (0 bytes); delete it or copy it again.")]
-    for (first, first_share), (second, second_share) in (prediction.top_k for prediction in predictions):
+    assert bad_images == [(bad, f"{bad} is empty (0 bytes); delete it or copy it again.")]
+    for (first, first_share), (second, second_share) in (prediction.best_classes for prediction in predictions):
         assert (first, second) == ("light", "gray")
         assert 1 > first_share > second_share
     [line] = capsys.readouterr().err.splitlines()
@@ -232,11 +232,11 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path: Path):
 def test_an_image_below_the_threshold_gets_no_answer(tmp_path: Path):
     files = [write_image(tmp_path / f"{level}.png", level) for level in (0, 64, 255)]
     plain, _ = predict_images(Brightness(), files, batch_size=8, top_k=2)
-    shares = [prediction.top_k[0][1] for prediction in plain]
+    shares = [prediction.best_classes[0][1] for prediction in plain]
     assert shares[1] < 0.7 < min(shares[0], shares[2])
     predictions, _ = predict_images(Brightness(), files, batch_size=8, top_k=2, threshold=0.7)
     assert [prediction.answer for prediction in predictions] == ["dark", None, "light"]
-    assert predictions[1].top_k == plain[1].top_k
+    assert predictions[1].best_classes == plain[1].best_classes
     [sure], _ = predict_images(Brightness(), files[:1], batch_size=8, top_k=1, threshold=shares[0])
     assert sure.answer == "dark"  # "less probable than": the threshold itself is enough
 

@@ -36,7 +36,7 @@ def test_images_in_memory_have_names_and_their_mistakes_are_saved(samples: Label
     assert {file.name for file in folder.iterdir()} == set(written)
     assert "reliability.png" in written
     found = load_evaluation(tmp_path)
-    assert found.images == tuple(f"test/{index}" for index in range(5))
+    assert found.image_names == tuple(f"test/{index}" for index in range(5))
     kept = saved_images(found)
     assert list(kept) == found.worst_mistakes(25).tolist() == result.worst_mistakes(25).tolist()
     assert len(kept) > 0

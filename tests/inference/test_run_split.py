@@ -49,7 +49,7 @@ def test_every_image_is_evaluated_once_and_in_order(split: str, count: int):
     assert len(result.labels) == count
     assert result.is_correct.all()
     assert result.calibration_temperature == 2
-    assert result.confidence == pytest.approx(np.exp(2) / (np.exp(2) + 2))
+    assert result.probability == pytest.approx(np.exp(2) / (np.exp(2) + 2))
     assert data.preprocess == "the network's"
 
 

@@ -166,8 +166,8 @@ def test_a_network_of_another_library_is_adapted_too(tmp_path: Path):
     torch.save(ones, tmp_path / "ones.pth")
     net = models.squeezenet1_0(num_classes=5)
     adapt(net, tmp_path / "ones.pth", freeze="backbone", in_channels=1)
-    assert net.uninitialized_names == ["classifier.1.weight", "classifier.1.bias"]
-    assert {name for name, value in net.named_parameters() if value.requires_grad} == set(net.uninitialized_names)
+    assert net.new_tensor_names == ["classifier.1.weight", "classifier.1.bias"]
+    assert {name for name, value in net.named_parameters() if value.requires_grad} == set(net.new_tensor_names)
     assert (net.features[0].weight == 3).all()  # ones, summed over the colors
     assert net(torch.randn(2, 3, 64, 64)).shape == (2, 5)
 

@@ -115,7 +115,7 @@ def test_weights_from_the_cache_are_copied_and_counted(image_size, num_loaded, n
 def test_a_three_by_three_stem_keeps_its_weights_at_stride_one(tmp_path, saved):
     file = saved(tmp_path / "file.pth", "mobilenet_v3_small")
     net = build(10, 32, "mobilenet_v3_small", file)
-    assert net.new_stem_names == []
+    assert net.new_stem_module_names == []
     assert net.network.features[0][0].stride == (1, 1)
     torch.testing.assert_close(net.network.features[0][0].weight, read_weights(file)["features.0.0.weight"])
 

@@ -80,7 +80,7 @@ def test_only_the_network_of_a_checkpoint_is_read(checkpoint, caplog):
         in caplog.text
     )
     assert torch.equal(net.stem.weight, state["stem.weight"])
-    assert net.uninitialized_names == ["head.weight", "head.bias"]
+    assert net.new_tensor_names == ["head.weight", "head.bias"]
 
 
 def test_a_checkpoint_has_a_preprocess_record_and_other_files_have_none(checkpoint, squeezenet):

@@ -15,8 +15,8 @@ def test_bins_and_ece_are_those_computed_by_hand():
     found = reliability(confidence, is_correct, num_bins=10)
     assert found.low.tolist() == pytest.approx([0.5, 0.8, 0.9])
     assert found.high.tolist() == pytest.approx([0.6, 0.9, 1.0])
-    assert found.count.tolist() == [2, 1, 2]
-    assert found.confidence.tolist() == pytest.approx([0.575, 0.9, 1.0])
+    assert found.num_images.tolist() == [2, 1, 2]
+    assert found.probability.tolist() == pytest.approx([0.575, 0.9, 1.0])
     assert found.accuracy.tolist() == [0.5, 1.0, 0.5]
     assert found.ece == pytest.approx((2 * 0.075 + 1 * 0.1 + 2 * 0.5) / 5)
 
@@ -28,12 +28,12 @@ def test_bins_are_those_of_scikit_learn():
     accuracy, probability = calibration_curve(is_correct, confidence, n_bins=15)
     found = reliability(confidence, is_correct)
     assert found.accuracy == pytest.approx(accuracy)
-    assert found.confidence == pytest.approx(probability)
+    assert found.probability == pytest.approx(probability)
 
 
 def test_probabilities_0_and_1_have_a_bin():
     found = reliability(np.array([0.0, 1.0]), np.array([False, True]))
-    assert found.count.tolist() == [1, 1]
+    assert found.num_images.tolist() == [1, 1]
     assert found.ece == 0
 
 

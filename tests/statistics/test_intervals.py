@@ -87,12 +87,12 @@ def test_about_95_of_100_macro_intervals_contain_the_true_score(num_images: int)
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_at_least_about_95_of_100_ece_intervals_contain_the_true_error(temperature: float):
     network, num_trials = Simulated(5, temperature), 150
-    labels, predicted, confidence = network.draw(400_000)
-    truth = reliability(confidence, labels == predicted).ece
+    labels, predicted, probability = network.draw(400_000)
+    truth = reliability(probability, labels == predicted).ece
     hits = 0
     for trial in range(num_trials):
-        labels, predicted, confidence = network.draw(400)
-        low, high = ece_interval(confidence, labels == predicted, seed=trial, num_draws=200)
+        labels, predicted, probability = network.draw(400)
+        low, high = ece_interval(probability, labels == predicted, seed=trial, num_draws=200)
         hits += low <= truth <= high
     assert hits / num_trials >= 0.92
 
@@ -115,12 +115,14 @@ def test_without_mistakes_the_intervals_have_width_zero():
 
 
 def test_the_ece_interval_contains_the_measured_error_and_depends_only_on_the_seed():
-    labels, predicted, confidence = Simulated(3, 0.6).draw(500)
-    low, high = ece_interval(confidence, labels == predicted)
+    labels, predicted, probability = Simulated(3, 0.6).draw(500)
+    low, high = ece_interval(probability, labels == predicted)
     assert (
-        (low, high) == ece_interval(confidence, labels == predicted) != ece_interval(confidence, labels == predicted, 1)
+        (low, high)
+        == ece_interval(probability, labels == predicted)
+        != ece_interval(probability, labels == predicted, 1)
     )
-    assert 0 <= low < reliability(confidence, labels == predicted).ece < high <= 1
+    assert 0 <= low < reliability(probability, labels == predicted).ece < high <= 1
 
 
 def test_a_class_that_is_never_predicted_has_recall_zero_in_every_draw():

@@ -41,7 +41,7 @@ def test_confusion_precision_recall_and_f1_are_those_of_scikit_learn(num_classes
     assert classes.precision == pytest.approx(sk.precision_score(labels, predicted, average=None, **every))
     assert classes.recall == pytest.approx(sk.recall_score(labels, predicted, average=None, **every))
     assert classes.f1 == pytest.approx(sk.f1_score(labels, predicted, average=None, **every))
-    assert (classes.count == np.bincount(labels, minlength=num_classes)).all()
+    assert (classes.num_images == np.bincount(labels, minlength=num_classes)).all()
 
 
 def test_macro_f1_is_the_mean_over_the_classes_that_have_images():

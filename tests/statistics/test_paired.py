@@ -8,11 +8,15 @@ import pytest
 from imago.statistics.paired import bootstrap_difference, compare_paired, mcnemar_exact
 
 
-@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (0, 1), (3, 3), (1, 9), (79, 31), (500, 620)])
-def test_mcnemar_is_twice_the_tail_of_a_fair_coin(only_a: int, only_b: int):
-    tosses = only_a + only_b
-    tail = sum(math.comb(tosses, heads) for heads in range(min(only_a, only_b) + 1))
-    assert mcnemar_exact(only_a, only_b) == mcnemar_exact(only_b, only_a) == pytest.approx(min(1, 2 * tail / 2**tosses))
+@pytest.mark.parametrize(("num_only_a", "num_only_b"), [(0, 0), (0, 1), (3, 3), (1, 9), (79, 31), (500, 620)])
+def test_mcnemar_is_twice_the_tail_of_a_fair_coin(num_only_a: int, num_only_b: int):
+    tosses = num_only_a + num_only_b
+    tail = sum(math.comb(tosses, heads) for heads in range(min(num_only_a, num_only_b) + 1))
+    assert (
+        mcnemar_exact(num_only_a, num_only_b)
+        == mcnemar_exact(num_only_b, num_only_a)
+        == pytest.approx(min(1, 2 * tail / 2**tosses))
+    )
 
 
 def test_mcnemar_of_large_counts_is_a_number():
@@ -25,7 +29,7 @@ def test_only_images_that_exactly_one_got_right_count():
     a = np.array([True, True, True, False, False, True])
     b = np.array([True, False, False, True, False, False])
     found = compare_paired(a, b)
-    assert (found.num_images, found.only_a, found.only_b) == (6, 3, 1)
+    assert (found.num_images, found.num_only_a, found.num_only_b) == (6, 3, 1)
     assert found.difference == pytest.approx(-2 / 6)
     assert found.p_value == pytest.approx(0.625)  # 2 * (1 + 4) / 16
     assert found.p_text == "p = 0.62"

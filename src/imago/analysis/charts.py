@@ -11,8 +11,10 @@ from matplotlib.ticker import MaxNLocator
 # In the units of the drawing, which the page scales; at a width of 360 px letters are still 11 px high.
 _WIDTH, _HEIGHT = 400, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 388, 12, 210  # ends of the axes
-_MAX_POINTS = 500  # of a line: more cannot be seen in 340 px, and the page would grow to megabytes
-_MAX_MARKED = 40  # points of a line: on more, markers would hide the line
+_MAX_POINTS = (
+    500  # points that are drawn of a line: more cannot be seen in 340 px, and the page would grow to megabytes
+)
+_MAX_MARKED = 40  # points of a line with markers: on more, they would hide the line; our own choice
 _NOT_CURVE_PREFIXES = ("epoch", "test/")  # test results are single numbers
 
 
@@ -55,7 +57,7 @@ def line_charts(
     """
     charts = []
     for title, lines in groups.items():
-        drawn = [line for line in map(_finite, lines) if line.x]
+        drawn = [line for line in map(_finite_points, lines) if line.x]
         if drawn:
             num_lost = sum(len(line.x) for line in lines) - sum(len(line.x) for line in drawn)
             note = f"{num_lost} values that are not finite are not drawn" if num_lost else ""
@@ -82,7 +84,7 @@ def _axis(values: Sequence[float], limits: tuple[float, float] | None, start: fl
     return _Axis(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low - margin, high + margin), start, end)
 
 
-def _finite(line: Line) -> Line:
+def _finite_points(line: Line) -> Line:
     points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
     return line._replace(x=[x for x, _ in points], y=[y for _, y in points])
 
@@ -91,7 +93,7 @@ def _svg(title: str, lines: Sequence[Line], x_label: str, limits: tuple[float, f
     """Return one chart as SVG; screen readers get the title and the first and last value of each line."""
     x_axis = _axis([x for line in lines for x in line.x], limits, _LEFT, _RIGHT)
     y_axis = _axis([y for line in lines for y in line.y], limits, _BOTTOM, _TOP)
-    changes = (f"{line.name} goes from {_number(line.y[0])} to {_number(line.y[-1])}" for line in lines)
+    changes = (f"{line.name} goes from {_number_text(line.y[0])} to {_number_text(line.y[-1])}" for line in lines)
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(". ".join((title, *changes)))}">'
         f"<title>{escape(title)}</title>{_grid(x_axis, y_axis)}"
@@ -104,10 +106,10 @@ def _grid(x_axis: _Axis, y_axis: _Axis) -> str:
     elements = []
     for value, y in zip(y_axis.ticks, y_axis.positions(y_axis.ticks), strict=True):
         elements.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>')
-        elements.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
+        elements.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number_text(value)}</text>')
     for value, x in zip(x_axis.ticks, x_axis.positions(x_axis.ticks), strict=True):
         elements.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{_BOTTOM}"/>')
-        elements.append(f'<text x="{x:.1f}" y="{_BOTTOM + 16}" text-anchor="middle">{_number(value)}</text>')
+        elements.append(f'<text x="{x:.1f}" y="{_BOTTOM + 16}" text-anchor="middle">{_number_text(value)}</text>')
     return "".join([*elements, f'<path class="axis" d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}"/>'])
 
 
@@ -117,12 +119,12 @@ def _path(line: Line, x_axis: _Axis, y_axis: _Axis) -> str:
     positions = [(f"{a:.1f}", f"{b:.1f}") for a, b in zip(x_axis.positions(x), y_axis.positions(y), strict=True)]
     marks = [
         f'<circle class="mark line{line.style}" cx="{cx}" cy="{cy}" r="3">'
-        f"<title>{escape(line.name)} {_number(y[number])} at {_number(x[number])}</title></circle>"
+        f"<title>{escape(line.name)} {_number_text(y[number])} at {_number_text(x[number])}</title></circle>"
         for number, (cx, cy) in enumerate(positions if len(positions) <= _MAX_MARKED else [])
     ]
     path = "L".join(map(" ".join, positions))
     return f'<path class="line line{line.style}" d="M{path}"/>{"".join(marks)}'
 
 
-def _number(value: float) -> str:
+def _number_text(value: float) -> str:
     return f"{0.0 if abs(value) < 1e-12 else value:.4g}"  # ticks may miss 0 by a rounding error

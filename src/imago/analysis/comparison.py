@@ -33,7 +33,7 @@ class Comparison:
         faults: why settings cannot be compared: the config of a run is missing or damaged.
         evaluations: both evaluations of the same images, or nothing.
         paired: the paired test on them, or None.
-        missing: the reasons why there is no paired test.
+        notes: why there is no paired test.
     """
 
     names: tuple[str, str]
@@ -42,7 +42,7 @@ class Comparison:
     faults: Sequence[str]
     evaluations: Sequence[Evaluation]
     paired: PairedComparison | None
-    missing: Sequence[str]
+    notes: Sequence[str]
 
     @property
     def scores(self) -> list[tuple[str, str, str]]:
@@ -55,7 +55,7 @@ class Comparison:
         one_view = ", one view of each" if is_one_view and had_views else ""
         images = f"on the same {self.paired.num_images:,} images{one_view}"
         low, high = (f"{100 * end:+.2f}" for end in self.paired.interval_95)
-        counts = f"only a right: {self.paired.only_a:,}, only b right: {self.paired.only_b:,}"
+        counts = f"only a right: {self.paired.num_only_a:,}, only b right: {self.paired.num_only_b:,}"
         return [
             ("accuracy of a", acc_a, images),
             ("accuracy of b", acc_b, images),
@@ -76,26 +76,27 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
         DataError: if they were evaluated on different images, with the names of some.
     """
     records = read_record(a), read_record(b)
-    old, new = (record.settings for record in records)
-    settings = [(name, _typed(old, name), _typed(new, name)) for name in (differing([old, new]) if old and new else ())]
+    of_a, of_b = (record.settings for record in records)
+    different = differing([of_a, of_b]) if of_a and of_b else ()
+    settings = [(name, _typed(of_a, name), _typed(of_b, name)) for name in different]
     faults = [record.config_fault for record in records if record.config_fault]
     names = f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}"
-    missing: list[str] = []
-    first, second = (read_or_note(missing, load_evaluation, run, split) for run in (a, b))
-    if missing:
-        return Comparison(names, records, settings, faults, (), None, list(dict.fromkeys(missing)))
+    notes: list[str] = []
+    first, second = (read_or_note(notes, load_evaluation, run, split) for run in (a, b))
+    if notes:
+        return Comparison(names, records, settings, faults, (), None, list(dict.fromkeys(notes)))
     paired = compare_paired(first.is_correct, second.is_correct[_matching_indices(first, second)])
     return Comparison(names, records, settings, faults, (first, second), paired, [])
 
 
 def comparison_text(comparison: Comparison) -> str:
     """Format the comparison for the terminal."""
-    settings = [printable(f"   {name}: {old} -> {new}") for name, old, new in comparison.settings]
+    settings = [printable(f"   {name}: {of_a} -> {of_b}") for name, of_a, of_b in comparison.settings]
     faults = [f"   settings not compared: {printable(fault)}" for fault in comparison.faults]
     lines = [f"{label}  {name}" for label, name in zip("ab", comparison.names, strict=True)]
     lines += settings or faults or ["   no setting differs"]
     if comparison.paired is None:
-        return "\n".join([*lines, *(f"no paired test: {reason}" for reason in comparison.missing)])
+        return "\n".join([*lines, *(f"no paired test: {reason}" for reason in comparison.notes)])
     lines += [f"{name}: {value} ({note})" for name, value, note in comparison.scores]
     lines.append(comparison.paired.verdict)
     return "\n".join(lines)
@@ -123,7 +124,7 @@ def _matching_indices(a: Evaluation, b: Evaluation) -> np.ndarray:
     Raises:
         DataError: if the two do not have the same images with the same classes.
     """
-    names_a, names_b = a.names(), b.names()
+    names_a, names_b = a.relative_names(), b.relative_names()
     only = {a.directory: set(names_a) - set(names_b), b.directory: set(names_b) - set(names_a)}
     if any(only.values()):
         extra = [f"only {directory} has {join_names(sorted(names), _MAX_NAMES)}" for directory, names in only.items()]
@@ -138,7 +139,7 @@ def _matching_indices(a: Evaluation, b: Evaluation) -> np.ndarray:
         )
     fingerprint_a, fingerprint_b = (evaluation.metadata.get("data_fingerprint") for evaluation in (a, b))
     # Indices and classes can be equal by chance, so images without names need the same dataset.
-    if all(name.isdecimal() for name in a.images) and fingerprint_a != fingerprint_b:
+    if all(name.isdecimal() for name in a.image_names) and fingerprint_a != fingerprint_b:
         raise _different_images(
             f"the data of {a.directory} has the fingerprint {fingerprint_a}, that of {b.directory} {fingerprint_b}"
         )
@@ -162,10 +163,10 @@ def _typed(settings: Mapping[str, Any], name: str) -> str:
 def _class_rows(a: Evaluation, b: Evaluation) -> list[tuple[str, str, str, str]]:
     """Return name, recall of both and the difference, for the classes that changed most."""
     recall_b = dict(zip(b.class_names, b.per_class.recall.tolist(), strict=True))
-    scores = zip(a.class_names, a.per_class.count, a.per_class.recall.tolist(), strict=True)
-    rows = [(name, old, recall_b[name], recall_b[name] - old) for name, count, old in scores if count]
+    scores = zip(a.class_names, a.per_class.num_images, a.per_class.recall.tolist(), strict=True)
+    rows = [(name, of_a, recall_b[name], recall_b[name] - of_a) for name, num_images, of_a in scores if num_images]
     rows = sorted(rows, key=lambda row: -abs(row[3]))[:_MAX_CLASSES]
-    return [(name, percent_text(old), percent_text(new), f"{100 * change:+.2f}") for name, old, new, change in rows]
+    return [(name, percent_text(of_a), percent_text(of_b), f"{100 * change:+.2f}") for name, of_a, of_b, change in rows]
 
 
 def _charts(records: tuple[RunRecord, RunRecord]) -> list[Chart]:

@@ -18,8 +18,8 @@ from imago.errors import ConfigError
 from imago.runs.records import read_logged
 
 _COLORS = [f"C{number}" for number in range(10)]  # matplotlib's cycle
-_MAX_MARKED = 30  # points of a curve: on more, markers would hide the line
-_MAX_TICKS = 10  # more labels would overlap
+_MAX_MARKED = 30  # points of a curve with markers: on more, they would hide the line; our own choice
+_MAX_TICKS = 10  # values with a label: more would overlap; our own choice
 
 
 def plot_curves(runs: DataFrame, metric: str = "val/acc") -> Figure:
@@ -42,7 +42,7 @@ def plot_curves(runs: DataFrame, metric: str = "val/acc") -> Figure:
     figure, axes = _new_figure("step", metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     names = setting_names(drawn) or (["seed"] if drawn["seed"].nunique(dropna=False) > 1 else ["run"])
-    for label, color, group in _colored(drawn, names):
+    for label, color, group in _color_groups(drawn, names):
         for number, folder in enumerate(group["folder"]):
             steps, values = logged[folder][metric]
             marker = "." if len(steps) <= _MAX_MARKED else ""
@@ -64,15 +64,17 @@ def plot_effect(runs: DataFrame, setting: str = "optimizer.lr", metric: str = "t
     Raises:
         ConfigError: if the runs do not differ in the setting, or no finished run has the metric.
     """
-    finished = _finished(runs, setting, metric)
+    finished = _finished_runs(runs, setting, metric)
     figure, axes = _new_figure(setting, metric)
     x, has_interval = _positions(finished[setting], axes), metric == "test_acc"
-    for label, color, group in _colored(finished, [name for name in setting_names(finished) if name != setting]):
+    for label, color, group in _color_groups(finished, [name for name in setting_names(finished) if name != setting]):
         interval = [group[metric] - group["test_low"], group["test_high"] - group[metric]] if has_interval else None
         axes.errorbar(x[group.index], group[metric], yerr=interval, fmt="o", color=color, alpha=0.6, markersize=4)
         axes.plot([], [], "o", color=color, label=label)
         if group[setting].duplicated().any():  # the mean of a single run is the run
-            points = DataFrame({"x": x, "y": group[metric]}).groupby(group[setting].map(_text)).mean().sort_values("x")
+            points = (
+                DataFrame({"x": x, "y": group[metric]}).groupby(group[setting].map(_value_text)).mean().sort_values("x")
+            )
             style = "-" if is_numeric_dtype(group[setting]) else "none"
             axes.plot(points["x"], points["y"], linestyle=style, color=color, marker="D")
     axes.set_title(f"dot: one run{' with its 95 % interval' if has_interval else ''}; diamond: mean of several")
@@ -80,7 +82,7 @@ def plot_effect(runs: DataFrame, setting: str = "optimizer.lr", metric: str = "t
     return figure
 
 
-def _finished(runs: DataFrame, setting: str, metric: str) -> DataFrame:
+def _finished_runs(runs: DataFrame, setting: str, metric: str) -> DataFrame:
     """Return the finished runs that have the metric, after checking both names."""
     if setting not in runs.columns:
         names = ", ".join([*setting_names(runs), "seed"])
@@ -89,11 +91,11 @@ def _finished(runs: DataFrame, setting: str, metric: str) -> DataFrame:
         raise ConfigError(f"metric={metric} is not a column of numbers; use val_acc, test_acc or images_per_s.")
     finished = runs[(runs["status"] == "finished") & runs[metric].notna()]
     if finished.empty:
-        raise ConfigError(f"metric={metric}: none of these {len(runs)} runs is finished and has it.")
+        raise ConfigError(f"metric={metric}: none of these {len(runs)} runs is finished and has it; choose other runs.")
     return finished
 
 
-def _colored(runs: DataFrame, names: Sequence[str]) -> Iterator[tuple[str | None, str, DataFrame]]:
+def _color_groups(runs: DataFrame, names: Sequence[str]) -> Iterator[tuple[str | None, str, DataFrame]]:
     """Yield label, color and rows for each combination of these columns; without columns there is no label."""
     if not names:
         yield None, _COLORS[0], runs
@@ -103,7 +105,7 @@ def _colored(runs: DataFrame, names: Sequence[str]) -> Iterator[tuple[str | None
     for number, (_, group) in enumerate(others):  # first, so that the colored ones are drawn over them
         yield (f"{len(others)} more" if number == 0 else None), "0.8", group
     for (values, group), color in zip(groups, _COLORS, strict=False):
-        label = ", ".join(f"{name}={_text(value)}" for name, value in zip(names, values, strict=True))
+        label = ", ".join(f"{name}={_value_text(value)}" for name, value in zip(names, values, strict=True))
         yield textwrap.fill(label, 40) + (f" ({len(group)} runs)" if len(group) > 1 else ""), color, group
 
 
@@ -111,17 +113,17 @@ def _positions(values: Series, axes: Axes) -> Series:
     """Return the x coordinate of each run and set the ticks; runs with the same value are next to each other."""
     is_numeric = is_numeric_dtype(values)
     distinct = sorted(values.unique(), key=lambda value: (pd.isna(value), value if is_numeric else str(value)))
-    texts = [_text(value) for value in distinct]
+    texts = [_value_text(value) for value in distinct]
     ticks = range(0, len(texts), -(-len(texts) // _MAX_TICKS))
     axes.set_xticks(ticks, [texts[tick] for tick in ticks])
     axes.set_xlim(-0.5, len(texts) - 0.5)
-    same = values.groupby(values.map(_text))
+    same = values.groupby(values.map(_value_text))
     count, number = same.transform("size"), same.cumcount()
     # At most 0.08 between neighbors, and 0.4 of the distance between two values in all.
-    return values.map(_text).map(texts.index) + (number - (count - 1) / 2) * (0.4 / count).clip(upper=0.08)
+    return values.map(_value_text).map(texts.index) + (number - (count - 1) / 2) * (0.4 / count).clip(upper=0.08)
 
 
-def _text(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if pd.isna(value):
         return "null"
     # matplotlib reads text between two dollar signs as a formula.

@@ -23,22 +23,23 @@ class Evaluation(Predictions):
     Attributes:
         directory: RUN/eval/SPLIT.
         metadata: content of its `metrics.json`.
-        images: N files, or indices in the split for images that are not files.
+        class_names: K names; the index of a name is its label.
+        image_names: N paths of files, or indices in the split for images that are not files.
     """
 
     directory: Path
     metadata: Mapping[str, Any]
     class_names: tuple[str, ...]
-    images: tuple[str, ...]
+    image_names: tuple[str, ...]
     labels: np.ndarray
     predicted: np.ndarray
-    confidence: np.ndarray
+    probability: np.ndarray
 
-    def names(self) -> tuple[str, ...]:
+    def relative_names(self) -> tuple[str, ...]:
         """Return the image names relative to the root of the dataset, so that they stay the same when it is moved."""
         root = str(self.metadata.get("data_root") or "").rstrip("/\\")
         inside = (f"{root}/", f"{root}\\")
-        return tuple(name[len(root) + 1 :] if root and name.startswith(inside) else name for name in self.images)
+        return tuple(name[len(root) + 1 :] if root and name.startswith(inside) else name for name in self.image_names)
 
 
 def eval_command(run: Path | str, split: str = "test") -> str:
@@ -59,18 +60,19 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
     directory, command = Path(run) / "eval" / split, eval_command(run, split)
     try:
         rows, classes = _read_csv(directory / "predictions.csv"), _read_csv(directory / "per_class.csv")
-        names = tuple(row["class"] for row in classes)
-        indices = {name: index for index, name in enumerate(names)}
-        images = tuple(row["image"] for row in rows)
+        class_names = tuple(row["class"] for row in classes)
+        indices = {name: index for index, name in enumerate(class_names)}
+        image_names = tuple(row["image"] for row in rows)
         labels, predicted = (np.array([indices[row[name]] for row in rows], np.int64) for name in ("true", "predicted"))
-        confidence = np.array([row["probability"] for row in rows], np.float64)
+        probability = np.array([row["probability"] for row in rows], np.float64)
         if not rows:
             raise ValueError("predictions.csv is empty")
     except FileNotFoundError as error:
         raise DataError(f"{error.filename} is missing; create it with: {command}") from None
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise DataError(f"{directory} is damaged: {error!r}; delete it and evaluate again: {command}") from None
-    return Evaluation(directory, read_json(directory / "metrics.json"), names, images, labels, predicted, confidence)
+    metadata = read_json(directory / "metrics.json")
+    return Evaluation(directory, metadata, class_names, image_names, labels, predicted, probability)
 
 
 def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:
@@ -99,11 +101,11 @@ def load_image(evaluation: Evaluation, index: int, saved: Mapping[int, np.ndarra
     """Return the pixels of an image, uint8 (H, W, 3), or None and the reason.
 
     Args:
-        evaluation: an evaluation, as returned by `load_evaluation`.
+        evaluation: from `load_evaluation`.
         index: index of the image in `evaluation`, in 0 .. N - 1.
-        saved: images that are not files, as returned by `saved_images`.
+        saved: from `saved_images`: the pixels of images that are not files.
     """
-    name = evaluation.images[index]
+    name = evaluation.image_names[index]
     if index in saved:
         return saved[index], ""
     if name.isdecimal():  # an index in the split

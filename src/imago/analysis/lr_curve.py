@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-_EMA_ALPHA = 0.1  # of the newest loss in the moving average; our own choice: it evens out about 10 batches
-_SAFETY_DIVISOR = 10.0  # at the lowest loss training is nearly unstable (Howard and Gugger 2020, chapter 5)
-_MIN_DECREASE = 0.02  # of the first loss; less is noise between batches (our own choice)
+_EMA_ALPHA = 0.1  # weight of the newest loss in the moving average, which evens out about 10 batches; our own choice
+_SAFETY_DIVISOR = (
+    10.0  # of the learning rate: at the lowest loss training is nearly unstable (Howard and Gugger 2020, chapter 5)
+)
+_MIN_DECREASE = 0.02  # share of the first loss; less is noise between batches; our own choice
 
 
 def smooth_losses(losses: Sequence[float]) -> np.ndarray:
-    """Return the bias-corrected exponential moving average of losses (n,)."""
+    """Return the exponential moving average of losses (N,), bias-corrected: its first values are not pulled to 0."""
     from pandas import Series  # imported here because it takes 0.5 s
 
     return Series(losses).ewm(alpha=_EMA_ALPHA).mean().to_numpy()
@@ -21,8 +23,8 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     """Return a tenth of the learning rate with the lowest smoothed loss.
 
     Args:
-        lrs: learning rates in ascending order, (n,), n at least 1.
-        losses: the loss at each learning rate, finite, (n,).
+        lrs: learning rates in ascending order, (N,), N at least 1.
+        losses: the loss at each learning rate, finite, (N,).
 
     Returns:
         A learning rate; None if the loss does not decrease.

@@ -15,9 +15,9 @@ from imago.images import MAX_SMALL_PX
 from imago.runs.records import RunRecord
 from imago.text import count_text, duration_text, percent_text, range_text
 
-_THUMBNAIL_PX = 160  # longer side; 25 of them as JPEG take about 200 kB
+_THUMBNAIL_PX = 160  # longer side; 25 of them as JPEG take about 200 kB; our own choice
 _JPEG_QUALITY = 82  # of thumbnails; our own choice
-_MAX_FIGURE_BYTES = 1_500_000  # larger figures are only named, so that a page can be mailed
+_MAX_FIGURE_BYTES = 1_500_000  # larger figures are only named, so that a page can be mailed; our own choice
 
 
 def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
@@ -44,7 +44,9 @@ def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
         # A page has to be valid UTF-8, so bytes of file names that are not are escaped.
         write_text(file.absolute(), text.encode("utf-8", "backslashreplace").decode())
     except OSError as error:
-        raise DataError(f"output={file} cannot be written: {error.strerror}.") from error
+        raise DataError(
+            f"output={file} cannot be written: {error.strerror}; name another file, output=FILE.html."
+        ) from error
 
 
 def main_results(record: RunRecord) -> list[tuple[str, str, str]]:
@@ -69,12 +71,12 @@ def final_test_tta(record: RunRecord) -> str:
     return str(record.settings.get("tta") or "none")
 
 
-def read_or_note(missing: list[str], read: Callable[..., Any], *arguments: Any) -> Any:
-    """Return `read(*arguments)`; on a DataError, append its message to `missing` and return None."""
+def read_or_note(notes: list[str], read: Callable[..., Any], *arguments: Any) -> Any:
+    """Return `read(*arguments)`; on a DataError, append its message to `notes` and return None."""
     try:
         return read(*arguments)
     except DataError as error:
-        missing.append(str(error))
+        notes.append(str(error))
         return None
 
 

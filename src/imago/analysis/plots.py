@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 # Sizes are our own choice; tests check that names and counts do not overlap for 2 to 100 classes.
 _MAX_NAME_CHARS = 22  # longer class names are cut, else they take the space of the image
 _MAX_NUMBERED = 30  # classes: with more, the counts do not fit into their cells
-_NUM_COLUMNS = 5  # of images
+_NUM_COLUMNS = 5  # images in a row
 _MAX_NAMED = 100  # classes: with more, only some of them are named
-_MAX_SIDE_INCH = 17  # of the matrix, however many classes: 1,870 px
-_DARK_SHARE = 0.35  # of a row, from which a cell is so dark that its count is white
+_MAX_SIDE_INCH = 17  # side of the matrix, however many classes: 1,870 px
+_DARK_SHARE = 0.35  # a cell with a larger share of its row is so dark that its count is white
 
 
 def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str) -> "Figure":
@@ -71,10 +71,10 @@ def save_figure(figure: "Figure", path: Path, **settings: Any) -> None:
 
 
 def plot_reliability(diagram: Reliability, title: str) -> "Figure":
-    """Draw accuracy over confidence, and below it the number of images in each bin.
+    """Draw accuracy over probability, and below it the number of images in each bin.
 
     Args:
-        diagram: accuracy and confidence, as returned by `reliability`.
+        diagram: from `reliability`.
         title: first line above the diagram; the ECE is added below it.
     """
     figure = _new_figure(5, 5.6)
@@ -82,11 +82,11 @@ def plot_reliability(diagram: Reliability, title: str) -> "Figure":
     width = diagram.high - diagram.low
     axes.bar(diagram.low, diagram.accuracy, width, align="edge", color="#7aa6d8", edgecolor="white")
     axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1, label="perfectly calibrated")
-    axes.plot(diagram.confidence, diagram.accuracy, "o", color="#1f4e8c", markersize=4, label="this network")
+    axes.plot(diagram.probability, diagram.accuracy, "o", color="#1f4e8c", markersize=4, label="this network")
     axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     axes.set_title(f"{title}\nECE {diagram.ece:.2%}", fontsize=11, parse_math=False)
     axes.legend(loc="upper left", frameon=False, fontsize=9)
-    counts.bar(diagram.low, diagram.count, width, align="edge", color="0.7", edgecolor="white")
+    counts.bar(diagram.low, diagram.num_images, width, align="edge", color="0.7", edgecolor="white")
     counts.set(xlabel="probability of the predicted class", ylabel="images")
     return figure
 
@@ -95,7 +95,7 @@ def plot_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, n
     """Draw the images of the mistakes with the highest probability, each with predicted and true class.
 
     Args:
-        evaluation: an evaluation, as returned by `load_evaluation`.
+        evaluation: from `load_evaluation`.
         limit: largest number of images, at least 1.
         saved: images that are not files, uint8 (H, W, 3) by index; None reads them from `mistakes.npz`.
 
@@ -117,7 +117,7 @@ def plot_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, n
         else:
             axes.imshow(pixels)
         predicted, true = names[evaluation.predicted[index]], names[evaluation.labels[index]]
-        title = f"{predicted} {evaluation.confidence[index]:.0%}\ntrue: {true}"
+        title = f"{predicted} {evaluation.probability[index]:.0%}\ntrue: {true}"
         axes.set_title(title, fontsize=8, parse_math=False)
     _set_fonts(figure)
     return figure

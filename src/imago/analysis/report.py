@@ -50,14 +50,14 @@ def _check_settings(cfg: DictConfig) -> None:
 
 
 def _report_table(cfg: DictConfig) -> None:
-    from imago.analysis.runs import fold_seeds, load_runs, older_repetitions
-    from imago.analysis.table import notes, sort_runs, table_text, write_csv
+    from imago.analysis.runs import load_runs, mean_over_seeds, older_repetitions
+    from imago.analysis.table import notes, sort_runs, table_text, write_runs_csv
 
     logs = Path(cfg.runs or cfg.paths.log_dir)
     runs = load_runs(logs)
     if runs.empty:
         raise DataError(f"runs={logs} contains no runs (no summary.json below it); python src/train.py creates one.")
-    table = sort_runs(fold_seeds(runs) if cfg.fold else runs, cfg.sort)
+    table = sort_runs(mean_over_seeds(runs) if cfg.fold else runs, cfg.sort)
     print(table_text(table, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     print(f"\n{len(runs)} runs below {short_path(logs)}; val and test are accuracies")
     print("test: (95 % interval for the images tested), for several seeds ± standard deviation [worst..best]")
@@ -66,7 +66,7 @@ def _report_table(cfg: DictConfig) -> None:
     if cfg.fold and (older := older_repetitions(runs)["run"].tolist()):
         print(f"note: left out of the means, as a newer run has the same settings and seed: {join_names(older)}")
     if cfg.csv:
-        write_csv(table, Path(cfg.csv))
+        write_runs_csv(table, Path(cfg.csv))
         print(f"table in {short_path(Path(cfg.csv))}")
 
 
@@ -75,9 +75,9 @@ def _report_run(cfg: DictConfig) -> None:
 
     run = Path(cfg.run).resolve()
     file = Path(cfg.output) if cfg.output else run / "report.html"
-    missing = write_run_page(run, cfg.split, file)
+    notes = write_run_page(run, cfg.split, file)
     print(f"page in {short_path(file)} ({file.stat().st_size / 1e6:.1f} MB)")
-    for note in missing:
+    for note in notes:
         print(f"note: {note}")
 
 

@@ -16,12 +16,12 @@ from imago.statistics.calibration import Reliability, reliability
 from imago.statistics.metrics import macro_scores, most_confused
 from imago.text import count_text, duration_text, percent_text, range_text
 
-_MAX_MISTAKES = 25  # images, about 200 kB
+_MAX_MISTAKES = 25  # images, about 200 kB; our own choice
 _MAX_CLASSES = 30  # with more, the matrix is wider than a screen and only the weakest classes are listed
-_MAX_CONFUSED = 20  # rows, about a screen
+_MAX_CONFUSED = 20  # rows, about a screen; our own choice
 _MAX_FIGURES = 12  # each at most 1.5 MB, see `figure_uri`: 24 MB in all as base64; our own choice
-_MAX_DIFF_CHARS = 20_000  # about ten screens
-_TIMES = {"train": "training", "data_wait": "waiting for data", "val": "validation", "test": "final test"}
+_MAX_DIFF_CHARS = 20_000  # about ten screens; our own choice
+_PHASE_TITLES = {"train": "training", "data_wait": "waiting for data", "val": "validation", "test": "final test"}
 
 
 def write_run_page(run: Path, split: str, file: Path) -> list[str]:
@@ -38,29 +38,30 @@ def write_run_page(run: Path, split: str, file: Path) -> list[str]:
     Raises:
         DataError: if the page cannot be written.
     """
-    missing: list[str] = []
+    notes: list[str] = []
     record = read_record(run)
-    evaluation: Evaluation | None = read_or_note(missing, load_evaluation, run, split)
+    evaluation: Evaluation | None = read_or_note(notes, load_evaluation, run, split)
     context = {
         "title": f"{run.parent.name}/{run.name}",
         "record": record,
         "results": main_results(record),
-        "charts": _charts(read_or_note(missing, read_logged, run) or {}),
-        "times": _times(read_json(run / "summary.json"), missing),
+        "charts": _charts(read_or_note(notes, read_logged, run) or {}),
+        "times": _time_rows(read_json(run / "summary.json"), notes),
         "split": split,
         "eval_command": eval_command(run, split),
         "evaluation": evaluation,
-        "figures": _figures(run / "figures", missing),
-        "config": _text(run / "config.yaml", missing),
+        "figures": _figure_uris(run / "figures", notes),
+        "config": _read_text(run / "config.yaml", notes),
         **(
-            _evaluation(evaluation, missing) | {"notes_on_accuracy": _notes(run, split, record, evaluation)}
+            _evaluation_context(evaluation, notes)
+            | {"notes_on_accuracy": _accuracy_notes(run, split, record, evaluation)}
             if evaluation
             else {}
         ),
-        **_provenance(run),
+        **_provenance_context(run),
     }
-    write_page("run.html.j2", context | {"missing": missing}, file)
-    return missing
+    write_page("run.html.j2", context | {"notes": notes}, file)
+    return notes
 
 
 def _charts(logged: Mapping[str, tuple[list[float], list[float]]]) -> list[Chart]:
@@ -74,42 +75,42 @@ def _charts(logged: Mapping[str, tuple[list[float], list[float]]]) -> list[Chart
     return line_charts(groups, "step")
 
 
-def _times(summary: Mapping[str, Any], missing: list[str]) -> list[tuple[str, str, str, float]]:
+def _time_rows(summary: Mapping[str, Any], notes: list[str]) -> list[tuple[str, str, str, float]]:
     """Return name, duration and share of each part of the run."""
     recorded, total_s = summary.get("time_s"), summary.get("seconds")
     if not isinstance(recorded, dict) or not isinstance(total_s, int | float) or total_s <= 0:
-        missing.append("the run did not record its times (summary.json has no time_s)")
+        notes.append("the run did not record its times (summary.json has no time_s)")
         return []
-    times = {str(_TIMES.get(name, name)): float(seconds) for name, seconds in recorded.items()}
+    times = {str(_PHASE_TITLES.get(name, name)): float(seconds) for name, seconds in recorded.items()}
     times["start, saving and the rest"] = max(0.0, total_s - sum(times.values()))
     return [(name, duration_text(s), percent_text(s / total_s), s / total_s) for name, s in times.items()]
 
 
-def _evaluation(evaluation: Evaluation, missing: list[str]) -> dict[str, Any]:
+def _evaluation_context(evaluation: Evaluation, notes: list[str]) -> dict[str, Any]:
     """Return the tables, the diagram and the images of an evaluation."""
     names, confusion = evaluation.class_names, evaluation.confusion
-    diagram = reliability(evaluation.confidence, evaluation.is_correct)
+    diagram = reliability(evaluation.probability, evaluation.is_correct)
     calibrated = Line("perfectly calibrated", [0.0, 1.0], [0.0, 1.0], style=4)
-    measured = Line("this network", diagram.confidence.tolist(), diagram.accuracy.tolist(), style=1)
+    measured = Line("this network", diagram.probability.tolist(), diagram.accuracy.tolist(), style=1)
     label = "probability of the predicted class"
     confused = most_confused(confusion, _MAX_CONFUSED)
     # The color of a cell is the square root of its share of the row, so that mistakes are visible.
-    depths = np.sqrt(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)).round(3).tolist()
+    cell_shades = np.sqrt(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)).round(3).tolist()
     return {
         "interval": range_text(*(evaluation.metadata.get("interval_95") or (None, None))),
         "macro_f1": macro_scores(evaluation.per_class)["macro_f1"],
         "classes": _class_rows(evaluation),
-        "depths": depths if len(names) <= _MAX_CLASSES else [],
+        "cell_shades": cell_shades if len(names) <= _MAX_CLASSES else [],
         "confused": [(f"{names[true]} as {names[predicted]}", count_text(n)) for true, predicted, n in confused],
         "ece": diagram.ece,
         "reliability": line_charts({"Accuracy": [calibrated, measured]}, label, (0, 1)),
         "bins": _bin_rows(diagram),
-        "mistakes": _mistakes(evaluation, missing),
+        "mistakes": _mistake_images(evaluation, notes),
         "num_mistakes": int((~evaluation.is_correct).sum()),
     }
 
 
-def _notes(run: Path, split: str, record: RunRecord, evaluation: Evaluation) -> list[str]:
+def _accuracy_notes(run: Path, split: str, record: RunRecord, evaluation: Evaluation) -> list[str]:
     """Return the temperature, and why the evaluation has another accuracy than the final test of the run."""
     metadata = evaluation.metadata
     temperature = metadata.get("calibration_temperature")
@@ -125,7 +126,7 @@ def _notes(run: Path, split: str, record: RunRecord, evaluation: Evaluation) -> 
 def _class_rows(evaluation: Evaluation) -> list[tuple[str, str, float, str, str, str]]:
     """Return the scores of the classes that have images, weakest first."""
     scores = evaluation.per_class
-    classes = zip(evaluation.class_names, scores.f1, scores.recall, scores.precision, scores.count, strict=True)
+    classes = zip(evaluation.class_names, scores.f1, scores.recall, scores.precision, scores.num_images, strict=True)
     weakest = sorted((row for row in classes if row[-1]), key=lambda row: row[1])[:_MAX_CLASSES]
     return [
         (name, f"{f1:.4f}", f1, percent_text(recall), percent_text(precision), count_text(count))
@@ -134,16 +135,16 @@ def _class_rows(evaluation: Evaluation) -> list[tuple[str, str, float, str, str,
 
 
 def _bin_rows(diagram: Reliability) -> list[tuple[str, str, str, str]]:
-    bins = zip(diagram.low, diagram.high, diagram.confidence, diagram.accuracy, diagram.count, strict=True)
+    bins = zip(diagram.low, diagram.high, diagram.probability, diagram.accuracy, diagram.num_images, strict=True)
     return [
-        (f"{low:.2f} to {high:.2f}", percent_text(confidence), percent_text(accuracy), count_text(count))
-        for low, high, confidence, accuracy, count in bins
+        (f"{low:.2f} to {high:.2f}", percent_text(probability), percent_text(accuracy), count_text(count))
+        for low, high, probability, accuracy, count in bins
     ]
 
 
-def _mistakes(evaluation: Evaluation, missing: list[str]) -> list[tuple[int, str, str]]:
+def _mistake_images(evaluation: Evaluation, notes: list[str]) -> list[tuple[int, str, str]]:
     """Return the index of each of the worst mistakes, with its image as data URI or the reason why there is none."""
-    saved = read_or_note(missing, saved_images, evaluation) or {}
+    saved = read_or_note(notes, saved_images, evaluation) or {}
     mistakes = []
     for index in evaluation.worst_mistakes(_MAX_MISTAKES).tolist():
         pixels, reason = load_image(evaluation, index, saved)
@@ -151,28 +152,28 @@ def _mistakes(evaluation: Evaluation, missing: list[str]) -> list[tuple[int, str
     return mistakes
 
 
-def _figures(directory: Path, missing: list[str]) -> list[tuple[str, str]]:
+def _figure_uris(directory: Path, notes: list[str]) -> list[tuple[str, str]]:
     """Return name and data URI of the figures that were drawn in training."""
     files = sorted(directory.glob("*.png"))
     if not files:
-        missing.append("the run has no figures/*.png: the images seen in training are in TensorBoard only")
+        notes.append("the run has no figures/*.png: the images seen in training are in TensorBoard only")
     uris = {file: figure_uri(file) for file in files[:_MAX_FIGURES]}
-    missing += [f"{file}: too large for the page, or not PNG" for file, uri in uris.items() if uri is None]
+    notes += [f"{file}: too large for the page, or not PNG" for file, uri in uris.items() if uri is None]
     if len(files) > _MAX_FIGURES:
-        missing.append(f"{directory} has {len(files) - _MAX_FIGURES} more figures, which are left out")
+        notes.append(f"{directory} has {len(files) - _MAX_FIGURES} more figures, which are left out")
     return [(file.stem.replace("_", " "), uri) for file, uri in uris.items() if uri is not None]
 
 
-def _text(file: Path, missing: list[str]) -> str:
+def _read_text(file: Path, notes: list[str]) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        missing.append(f"{file} cannot be read: {error}")
+        notes.append(f"{file} cannot be read: {error}")
         return ""
 
 
-def _provenance(run: Path) -> dict[str, Any]:
-    """Return the provenance as rows of a table, and the uncommitted changes."""
+def _provenance_context(run: Path) -> dict[str, Any]:
+    """Return name and value of each entry of provenance.json, and the git diff, cut to `_MAX_DIFF_CHARS`."""
     provenance = read_json(run / "provenance.json")
     git = provenance.pop("git", None) or {}
     diff = str(git.get("diff") or "")

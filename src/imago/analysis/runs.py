@@ -11,12 +11,18 @@ from imago.runs.records import differing, read_records
 from imago.statistics.intervals import mean_interval
 
 # The first and the last columns; the settings that differ are between them.
-_IDENTITY = ("run", "status", "started", "data", "model", "seed")
-_RESULTS = (
+_IDENTITY_COLUMNS = ("run", "status", "started", "data", "model", "seed")
+_RESULT_COLUMNS = (
     *("val_acc", "test_acc", "test_low", "test_high", "num_test_images", "best_epoch", "epochs"),
     *("seconds", "images_per_s", "data_wait_share", "folder", "reason", "config_fault"),
 )
-_SEED_COLUMNS = ("num_seeds", "val_std", "test_std", "test_lowest", "test_highest")  # only in a table of `fold_seeds`
+_SEED_COLUMNS = (
+    "num_seeds",
+    "val_std",
+    "test_std",
+    "test_lowest",
+    "test_highest",
+)  # only in a table of `mean_over_seeds`
 _MAX_EXACT = 2**53  # larger integers are not exact in float64
 _COUNT_COLUMNS = ["seed", "num_test_images", "best_epoch", "epochs"]
 _MEAN_COLUMNS = ["val_acc", "test_acc", "seconds", "images_per_s", "data_wait_share"]
@@ -40,19 +46,21 @@ def load_runs(log_dir: Path | str) -> DataFrame:
     """
     records = read_records(log_dir)
     names = [
-        name for name in differing([r.settings for r in records if r.settings]) if name not in (*_IDENTITY, *_RESULTS)
+        name
+        for name in differing([r.settings for r in records if r.settings])
+        if name not in (*_IDENTITY_COLUMNS, *_RESULT_COLUMNS)
     ]
     rows = [vars(r) | {name: r.settings.get(name) for name in ("data", "model", "seed", *names)} for r in records]
-    return _table(rows, [*_IDENTITY, *names, *_RESULTS]).sort_values("started", ignore_index=True)
+    return _typed_table(rows, [*_IDENTITY_COLUMNS, *names, *_RESULT_COLUMNS]).sort_values("started", ignore_index=True)
 
 
 def setting_names(runs: DataFrame) -> list[str]:
     """Return the settings that differ within a table of `load_runs` or some of its rows, without `seed`."""
-    columns = [name for name in runs.columns if name not in (*_IDENTITY, *_RESULTS, *_SEED_COLUMNS)]
+    columns = [name for name in runs.columns if name not in (*_IDENTITY_COLUMNS, *_RESULT_COLUMNS, *_SEED_COLUMNS)]
     return [name for name in ("data", "model", *columns) if runs[name].nunique(dropna=False) > 1]
 
 
-def fold_seeds(runs: DataFrame) -> DataFrame:
+def mean_over_seeds(runs: DataFrame) -> DataFrame:
     """Combine the seeds of equal settings into their mean.
 
     Only finished runs are combined, and of several with the same settings and seed only the newest, because a
@@ -69,8 +77,8 @@ def fold_seeds(runs: DataFrame) -> DataFrame:
     complete = _complete(runs).drop(older_repetitions(runs).index)
     groups = complete.groupby(_group_names(runs), dropna=False, sort=False)
     single = runs.drop(_complete(runs).index)
-    rows = [_fold(seeds) for _, seeds in groups] + [_fold(single.loc[[index]]) for index in single.index]
-    return _table(rows, [*runs.columns, *_SEED_COLUMNS])
+    rows = [_mean_of(seeds) for _, seeds in groups] + [_mean_of(single.loc[[index]]) for index in single.index]
+    return _typed_table(rows, [*runs.columns, *_SEED_COLUMNS])
 
 
 def older_repetitions(runs: DataFrame) -> DataFrame:
@@ -88,7 +96,7 @@ def _group_names(runs: DataFrame) -> list[str]:
     return list(dict.fromkeys(["data", "model", *setting_names(runs)]))
 
 
-def _fold(seeds: DataFrame) -> dict[str, Any]:
+def _mean_of(seeds: DataFrame) -> dict[str, Any]:
     """Return the row for runs that differ only in the seed; the last one is the newest."""
     row = seeds.iloc[-1].to_dict() | {"num_seeds": len(seeds)}
     if len(seeds) == 1:
@@ -102,8 +110,8 @@ def _fold(seeds: DataFrame) -> dict[str, Any]:
     return row | seeds[_MEAN_COLUMNS].mean().to_dict() | spread | extremes | of_one_run | {"run": name}
 
 
-def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> DataFrame:
-    """Create a table with numbers in its columns of numbers, also where cells or all rows are empty."""
+def _typed_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> DataFrame:
+    """Create a table whose columns of numbers have a numeric type, also where cells or all rows are empty."""
     table = DataFrame(rows, columns=list(columns), dtype=object)
     for name, column in table.items():
         types = {type(value) for value in column.dropna()}

@@ -12,7 +12,7 @@ from imago.settings import typed_value
 from imago.text import count_text, display_width, duration_text, padded, percent_text, printable, range_text
 
 _BEST_FIRST = ("val_acc", "test_acc", "images_per_s")
-_RIGHT_ALIGNED = ("val", "test", "n", "time", "images/s")  # aligned to the right
+_RIGHT_ALIGNED = ("val", "test", "n", "time", "images/s")  # columns of numbers
 _LEFT_OUT_IF_NARROW = ("images/s", "n", "time", "data", "model", "seed")  # in a narrow terminal, left out in this order
 
 
@@ -34,7 +34,7 @@ def sort_runs(runs: DataFrame, column: str) -> DataFrame:
     return runs.sort_values(name, ascending=name not in _BEST_FIRST, key=key, kind="stable", ignore_index=True)
 
 
-def write_csv(runs: DataFrame, path: Path) -> None:
+def write_runs_csv(runs: DataFrame, path: Path) -> None:
     """Write all columns with plain numbers.
 
     Raises:
@@ -47,7 +47,7 @@ def write_csv(runs: DataFrame, path: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, runs.to_csv(index=False, lineterminator="\n"))
     except OSError as error:
-        raise DataError(f"csv={path} cannot be written: {error.strerror}.") from error
+        raise DataError(f"csv={path} cannot be written: {error.strerror}; name another file, csv=FILE.csv.") from error
 
 
 def table_text(runs: DataFrame, width: int | None) -> str:

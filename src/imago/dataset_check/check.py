@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
     from imago.data.dataset import Samples
 
-_SHOW = ("all", "augment")
+_SHOW_CHOICES = ("all", "augment")
 
 
 @log_to()
@@ -35,11 +35,11 @@ def check(cfg: DictConfig) -> None:
         UserError: for a problem that the user can fix; after everything is written, if a finding needs a decision.
     """
     directory = job_output_dir()
-    if cfg.show not in _SHOW:
-        raise ConfigError(f"show={cfg.show} is not one of {', '.join(_SHOW)}.")
+    if cfg.show not in _SHOW_CHOICES:
+        raise ConfigError(f"show={cfg.show} is not one of {', '.join(_SHOW_CHOICES)}.")
     if (directory / "check.json").exists():
         raise ConfigError(f"run_name={cfg.run_name}: {directory} already holds a check; choose another name.")
-    data = _build(cfg)
+    data = _build_data(cfg)
     cache_dir = Path(cfg.data.get("cache_dir") or Path(cfg.paths.data_dir) / "cache")
     checked = examine_dataset(data, cache_dir) if cfg.show == "all" else None
     try:
@@ -78,7 +78,7 @@ def examine_dataset(data: "ImageDataModule", cache_dir: Path) -> CheckedDataset:
     )
 
 
-def _build(cfg: DictConfig, **changes: Any) -> "ImageDataModule":
+def _build_data(cfg: DictConfig, **changes: Any) -> "ImageDataModule":
     settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
     data: ImageDataModule = build(settings | changes, extra_targets=cfg.extra_targets)
     data.set_up_data()
@@ -100,7 +100,7 @@ def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedData
     if not checked.counts[:, 0].any():
         raise DataError(f"no training image can be read; see {short_path(directory / 'bad_images.csv')}.")
     print("\n".join(report.class_table(checked)), end="\n\n")
-    preprocess, description = _preprocess(cfg, data, checked)
+    preprocess, description = _preprocess_of_run(cfg, data, checked)
     print("\n".join(report.summary_lines(checked, description)), end="\n\n")
     findings = list_findings(checked, len(data.ignored_entries), len(data.bad_images))
     report.write_duplicates(directory / "duplicates.csv", checked)
@@ -120,10 +120,12 @@ def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedData
     return sum(finding.is_serious for finding in findings)
 
 
-def _preprocess(cfg: DictConfig, data: "ImageDataModule", checked: CheckedDataset) -> tuple[Preprocess | None, str]:
-    """Return the preprocessing of a run, without the unreadable images, and its description; None if it is unknown."""
+def _preprocess_of_run(
+    cfg: DictConfig, data: "ImageDataModule", checked: CheckedDataset
+) -> tuple[Preprocess | None, str]:
+    """Return the preprocessing of a run, without the bad images, and its description; None if it is unknown."""
     try:
-        preprocess = (_build(cfg, on_bad_image="skip") if len(checked.bad) else data).preprocess
+        preprocess = (_build_data(cfg, on_bad_image="skip") if len(checked.bad) else data).preprocess
     except UserError as error:
         return None, f"unknown, and no contact sheets: {error}"
     return preprocess, preprocess.describe()

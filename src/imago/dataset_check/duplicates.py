@@ -23,13 +23,13 @@ MIN_CONTRAST = 3.0  # levels out of 255, of the thumbnail without trend; with le
 # Fisher's scale atanh(r), to this many times the 0.9 quantile of random pairs: 4.3 * 0.27 on CIFAR-10 leaves it as it
 # is, 4.3 * 0.74 on 7,000 drawn shapes is above their most similar pair.
 _RANDOM_PAIR_FACTOR = 4.3
-_MAX_CORRELATION = 0.997  # never above: a copy that is compressed once more stays over this
+_MAX_CORRELATION = 0.997  # highest threshold: a copy that is compressed once more stays over this
 
-_NUM_SAMPLED = 2_000  # two million pairs
+_NUM_SAMPLED = 2_000  # images for the quantile of random pairs: two million pairs; our own choice
 _COARSE_MARGIN = 0.01  # 8 x 8 thumbnails of a pair may correlate less than those of 16 x 16 by this much
 _NUM_NEAREST_CELLS = 5  # loses none of the 692 pairs of CIFAR-10
-_MAX_NEIGHBORS = 8  # of one image in a cell: the frames of a video would make millions of pairs
-_ROWS_AT_ONCE = 2_048  # a block of correlations with 10,000 members then takes 82 MB in float32
+_MAX_NEIGHBORS = 8  # of one image in a cell, our own choice: the frames of a video would make millions of pairs
+_NUM_ROWS_AT_ONCE = 2_048  # a block of correlations with 10,000 members then takes 82 MB in float32
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def find_duplicates(records: np.ndarray) -> DuplicatePairs:
     same = np.stack([first[others], others], axis=1)
 
     distinct = np.sort(first_indices)
-    features, contrast = _features(records["thumbnail"][distinct])
-    is_clear = contrast >= MIN_CONTRAST
-    distinct, features = distinct[is_clear], features[is_clear]
+    features, contrast = _normalized_thumbnails(records["thumbnail"][distinct])
+    has_contrast = contrast >= MIN_CONTRAST
+    distinct, features = distinct[has_contrast], features[has_contrast]
     threshold = _min_correlation(features)
     near, similarity = _near_pairs(features, threshold)
 
@@ -82,7 +82,7 @@ def group_pairs(num_images: int, pairs: DuplicatePairs) -> np.ndarray:
     return connected_components(edges, directed=False)[1]
 
 
-def _features(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _normalized_thumbnails(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Remove mean and linear trend from thumbnails uint8 (N, S, S, 3).
 
     Returns:
@@ -102,7 +102,7 @@ def _features(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _min_correlation(features: np.ndarray) -> float:
-    sampled = features[_spread(len(features), _NUM_SAMPLED)]
+    sampled = features[_evenly_spread(len(features), _NUM_SAMPLED)]
     if len(sampled) < 20:  # fewer than 190 pairs are too few for a quantile; our own choice
         return MIN_CORRELATION
     usual = np.quantile((sampled @ sampled.T)[np.triu_indices(len(sampled), 1)], 0.9)
@@ -111,7 +111,7 @@ def _min_correlation(features: np.ndarray) -> float:
     return float(np.clip(raised, MIN_CORRELATION, _MAX_CORRELATION))
 
 
-def _spread(num_items: int, num_wanted: int) -> np.ndarray:
+def _evenly_spread(num_items: int, num_wanted: int) -> np.ndarray:
     """Return at most `num_wanted` indices out of `num_items`, evenly spread."""
     num_taken = min(num_wanted, num_items)
     return np.arange(num_taken) * num_items // max(1, num_taken)
@@ -119,22 +119,22 @@ def _spread(num_items: int, num_wanted: int) -> np.ndarray:
 
 def _near_pairs(features: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the pairs that correlate by `threshold` or more, int64 (P, 2), and their correlation, float32 (P,)."""
-    coarse = _coarse(features)
+    coarse = _halve_resolution(features)
     candidates = [np.zeros((0, 2), np.int64)]
     for members in _cells(coarse):
-        for start in range(0, len(members), _ROWS_AT_ONCE):
-            correlation = coarse[members[start : start + _ROWS_AT_ONCE]] @ coarse[members].T
-            rows, columns = _close(correlation, threshold - _COARSE_MARGIN)
+        for start in range(0, len(members), _NUM_ROWS_AT_ONCE):
+            correlation = coarse[members[start : start + _NUM_ROWS_AT_ONCE]] @ coarse[members].T
+            rows, columns = _pairs_above(correlation, threshold - _COARSE_MARGIN)
             pairs = np.stack([members[rows + start], members[columns]], axis=1)
             candidates.append(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1))
     pairs = np.unique(np.concatenate(candidates), axis=0)
-    parts = [pairs[start : start + _ROWS_AT_ONCE].T for start in range(0, len(pairs), _ROWS_AT_ONCE)]
+    parts = [pairs[start : start + _NUM_ROWS_AT_ONCE].T for start in range(0, len(pairs), _NUM_ROWS_AT_ONCE)]
     exact = [np.einsum("pf,pf->p", features[first], features[second]) for first, second in parts]
     similarity = np.concatenate([np.zeros(0, np.float32), *exact])
     return pairs[similarity >= threshold], similarity[similarity >= threshold].clip(max=1)
 
 
-def _coarse(features: np.ndarray) -> np.ndarray:
+def _halve_resolution(features: np.ndarray) -> np.ndarray:
     """Halve the resolution of features (N, 3 * S * S), for a quarter of the work; rows have length 1 again."""
     size = int(np.sqrt(features.shape[1] // 3))
     blocks = features.reshape(len(features), 3, size // 2, 2, size // 2, 2)
@@ -142,25 +142,25 @@ def _coarse(features: np.ndarray) -> np.ndarray:
     return halved / np.maximum(np.linalg.norm(halved, axis=1, keepdims=True), 1e-6)
 
 
-def _close(correlation: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def _pairs_above(correlation: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and columns of the values over the threshold; of a row with too many, the highest."""
-    is_close = correlation >= threshold
-    for row in np.flatnonzero(is_close.sum(axis=1) > _MAX_NEIGHBORS + 1):
+    is_above = correlation >= threshold
+    for row in np.flatnonzero(is_above.sum(axis=1) > _MAX_NEIGHBORS + 1):
         highest = np.argpartition(correlation[row], -_MAX_NEIGHBORS - 1)[-_MAX_NEIGHBORS - 1 :]
-        is_close[row] = False
-        is_close[row, highest] = True
-    rows, columns = np.nonzero(is_close)
+        is_above[row] = False
+        is_above[row, highest] = True
+    rows, columns = np.nonzero(is_above)
     return rows, columns
 
 
 def _cells(features: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the members of each cell, int64, sorted; each image is a member of its nearest few cells."""
     # 2 * sqrt(N) cells of about sqrt(N) / 2 images each, times _NUM_NEAREST_CELLS.
-    centers = features[_spread(len(features), max(1, int(2 * np.sqrt(len(features)))))]
+    centers = features[_evenly_spread(len(features), max(1, int(2 * np.sqrt(len(features)))))]
     num_nearest = min(_NUM_NEAREST_CELLS, len(centers))
     nearest = [np.zeros((0, num_nearest), np.int64)]
-    for start in range(0, len(features), _ROWS_AT_ONCE):
-        correlation = features[start : start + _ROWS_AT_ONCE] @ centers.T
+    for start in range(0, len(features), _NUM_ROWS_AT_ONCE):
+        correlation = features[start : start + _NUM_ROWS_AT_ONCE] @ centers.T
         nearest.append(np.argpartition(correlation, -num_nearest, axis=1)[:, -num_nearest:])
     cell = np.concatenate(nearest).ravel()
     order = np.argsort(cell, kind="stable")

@@ -35,15 +35,15 @@ class Finding:
 
 
 def list_findings(checked: CheckedDataset, num_ignored: int, num_left_out: int) -> list[Finding]:
-    """List the findings, those about unreadable images and leaks first.
+    """List the findings, those about bad images and leaks first.
 
     Args:
-        checked: the examined dataset.
-        num_ignored: number of ignored files and folders.
-        num_left_out: number of unreadable images that are not in `checked`, since they are skipped on purpose.
+        checked: from `examine_dataset`.
+        num_ignored: files and folders that belong to no split or class.
+        num_left_out: bad images that are not in `checked`, since data.on_bad_image=skip leaves them out.
     """
     return [
-        *_unreadable(checked, num_left_out),
+        *_bad_images(checked, num_left_out),
         *_leaks(checked),
         *_repeats(checked),
         *_class_counts(checked.counts, checked.class_names),
@@ -51,7 +51,7 @@ def list_findings(checked: CheckedDataset, num_ignored: int, num_left_out: int) 
     ]
 
 
-def _unreadable(checked: CheckedDataset, num_left_out: int) -> Iterator[Finding]:
+def _bad_images(checked: CheckedDataset, num_left_out: int) -> Iterator[Finding]:
     if len(checked.bad):
         text = f"{len(checked.bad):,} of {len(checked):,} images cannot be read"
         remedy = "see bad_images.csv; delete them or copy them again, or leave them out with data.on_bad_image=skip"
@@ -64,8 +64,8 @@ def _unreadable(checked: CheckedDataset, num_left_out: int) -> Iterator[Finding]
 def _leaks(checked: CheckedDataset) -> Iterator[Finding]:
     for split, into in (("test", "train"), ("test", "val"), ("val", "train")):
         if num_leaked := len(checked.leaked(split, into)):
-            total = checked.counts[:, SPLITS.index(split)].sum()
-            text = f"{num_leaked:,} of {total:,} {split} images have an exact or near duplicate in {into}"
+            num_images = checked.counts[:, SPLITS.index(split)].sum()
+            text = f"{num_leaked:,} of {num_images:,} {split} images have an exact or near duplicate in {into}"
             remedy = "data.split_file with split_without_leaks.csv leaves the duplicates out"
             if not checked.can_leave_leaks_out:
                 remedy = "without all of them a class would have no training image left"

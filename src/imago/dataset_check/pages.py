@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from imago.data.dataset import Samples
 
 _MAX_ON_ALL_SHEETS = 6_400  # images: 64 of each class up to 100 classes, fewer of each for more
-_MIN_ON_SHEET, _MAX_ON_SHEET = 8, 64  # one row, and as many rows as fit on a screen
-_NUM_COLUMNS = 8
-_CELL_PX = 96  # approximately: small images are enlarged by an integer factor, large ones scaled down
+_MIN_ON_SHEET, _MAX_ON_SHEET = 8, 64  # images: one row, and as many rows as fit on a screen
+_NUM_COLUMNS = 8  # images in a row; our own choice
+_CELL_PX = 96  # our own choice, and approximate: small images are enlarged by an integer factor, large ones scaled down
 _FONT_PX = 18  # of the caption; our own choice
-_STRIP_PX = 30  # height of the caption
-_GAP_PX = 2
+_STRIP_PX = 30  # height of the caption, for one line of _FONT_PX; our own choice
+_GAP_PX = 2  # white, between images; our own choice
 
 
 def draw_sheets(
@@ -32,7 +32,7 @@ def draw_sheets(
     """Yield for each class a file name and a page of its images, uint8 (height, width, 3).
 
     Args:
-        checked: the examined dataset; images that cannot be read are left out.
+        checked: from `examine_dataset`; images that cannot be read are left out.
         splits: its train, val and test images.
         preprocess: the resize and crop for evaluation, which is shown.
     """
@@ -46,10 +46,10 @@ def draw_sheets(
     with ThreadPoolExecutor(available_cores()) as threads:
         for label, name in enumerate(checked.class_names):
             indices = checked.good[checked.labels[checked.good] == label]
-            count = min(num_shown, len(indices))
-            if count:
-                caption = f"{name}: {count} of {len(indices):,} images, cropped as for evaluation"
-                squares = threads.map(square, indices[np.arange(count) * len(indices) // count].tolist())
+            num_images = min(num_shown, len(indices))
+            if num_images:
+                caption = f"{name}: {num_images} of {len(indices):,} images, cropped as for evaluation"
+                squares = threads.map(square, indices[np.arange(num_images) * len(indices) // num_images].tolist())
                 yield sheet_name(label, name), draw_sheet(list(squares), caption)
 
 
@@ -90,7 +90,7 @@ def draw_augmentations(data: "ImageDataModule", num_images: int = 8, num_draws: 
         data: a data module after `set_up_data`.
         num_images: the largest number of images, which are spread evenly over the training split. They form one
             batch, so that each is mixed with another one of them.
-        num_draws: number of epochs, one column each.
+        num_draws: epochs, one column each.
 
     Returns:
         uint8 (height, width, 3), with white gaps.

@@ -11,8 +11,8 @@ from imago.dataset_check.findings import Finding
 from imago.files import write_csv
 from imago.text import display_width, padded, printable
 
-_MAX_CLASSES = 20  # lines that fit on a screen; of more, the largest and the smallest are shown
-_BAR_WIDTH = 20  # characters, so that a line with names of usual length has less than 80
+_MAX_CLASSES = 20  # rows that fit on a screen; of more, the largest and the smallest are shown
+_BAR_WIDTH_CHARS = 20  # a line with names of usual length then has less than 80; our own choice
 
 
 def class_table(checked: CheckedDataset) -> list[str]:
@@ -26,7 +26,7 @@ def class_table(checked: CheckedDataset) -> list[str]:
     width = max(map(display_width, ["class", *names]))
     lines = [padded("class", width) + "".join(f"{name:>10}" for name in (*SPLITS, "all"))]
     for name, label in zip(names, labels, strict=True):
-        bar = "#" * round(_BAR_WIDTH * counts[label, -1] / counts[:, -1].max())
+        bar = "#" * round(_BAR_WIDTH_CHARS * counts[label, -1] / counts[:, -1].max())
         lines.append(f"{padded(name, width)}{_cells(counts[label])}  {bar}".rstrip())
     if len(counts) > len(labels):
         omitted = f"... {len(counts) - len(labels):,} classes between these; check.json has them all"

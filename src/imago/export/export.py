@@ -27,7 +27,7 @@ from imago.files import (
     write_json,
 )
 from imago.inference.evaluate import read_data_settings
-from imago.inference.load import find_model, is_onnx, load_calibrated
+from imago.inference.load import check_and_find_model, is_onnx, load_calibrated
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_DIRECTORY, _FILE, _REPORT, _LOG = "export", "model.onnx", "export_report.json", "export.log"
+_EXPORT_DIRECTORY, _ONNX_FILE, _REPORT_FILE, _LOG_FILE = "export", "model.onnx", "export_report.json", "export.log"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_REPORTED = (artifact.TEMPERATURE, artifact.RUN_ID, artifact.METRICS, artifact.VERSIONS)
+_REPORTED = (artifact.TEMPERATURE_KEY, artifact.RUN_ID_KEY, artifact.METRICS_KEY, artifact.VERSIONS_KEY)
 
 
 def export(cfg: DictConfig) -> None:
@@ -51,11 +51,11 @@ def export(cfg: DictConfig) -> None:
         UserError: for what the user can correct.
     """
     start_s = perf_counter()
-    checkpoint, run = _find_checkpoint(cfg)
+    checkpoint, run = _check_and_find_checkpoint(cfg)
     data_settings = read_data_settings(run, cfg.extra_targets)
-    file = run / _DIRECTORY / _FILE
+    file = run / _EXPORT_DIRECTORY / _ONNX_FILE
     make_writable(file.parent, "run=RUN")
-    with log_to(file.with_name(_LOG)):
+    with log_to(file.with_name(_LOG_FILE)):
         try:
             _export(cfg, checkpoint, run, data_settings, file)
         except BaseException:
@@ -66,7 +66,7 @@ def export(cfg: DictConfig) -> None:
         log.info("  python src/eval.py %s\n  python src/predict.py %s input=IMAGE", argument, argument)
 
 
-def _find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
+def _check_and_find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
     """Check the settings before torch is loaded; return checkpoint file and run directory, both absolute."""
     limit, opset = cfg.limit, cfg.opset
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
@@ -76,9 +76,11 @@ def _find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
         f"{sys.executable} lacks {', '.join(missing)}; run make setup, then use .venv/bin/python.": bool(missing),
         f"run={cfg.run} is an ONNX file already; type the run directory it came from.": is_onnx(Path(cfg.run or "")),
     }
-    checkpoint, run = find_model(cfg.run, cfg.ckpt, "cpu", problems)
+    checkpoint, run = check_and_find_model(cfg.run, cfg.ckpt, "cpu", problems)
     if run is None:
-        raise ConfigError(f"run={cfg.run} is not in a run directory (no config.yaml names its data).")
+        raise ConfigError(
+            f"run={cfg.run} is not in a run directory (no config.yaml names its data); type the run directory."
+        )
     return checkpoint.resolve(), run
 
 
@@ -95,14 +97,14 @@ def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping
     log.info("data        %s validation images, %d px", f"{len(data.splits.val):,}", data.preprocess.size)
     if read_json(run / "provenance.json").get("data") not in (None, data.fingerprint()):
         log.warning("data        has changed since the run was trained; the comparison uses it as it is now")
-    metadata = {artifact.RUN_ID: printable(run.name), artifact.METRICS: _metrics(run, checkpoint)}
+    metadata = {artifact.RUN_ID_KEY: printable(run.name), artifact.METRICS_KEY: _metrics_of(run, checkpoint)}
     with report_unwritable(file.parent):
         report = _write_verified(classifier, file, metadata, cfg.opset, _validation_images(data, cfg.limit))
-        write_json(file.with_name(_REPORT), report | {"checkpoint": os.path.relpath(checkpoint, run)})
+        write_json(file.with_name(_REPORT_FILE), report | {"checkpoint": os.path.relpath(checkpoint, run)})
 
 
-def _metrics(run: Path, checkpoint: Path) -> dict[str, Any]:
-    """Return the run's val and test accuracy with n and interval; they belong to the best checkpoint only."""
+def _metrics_of(run: Path, checkpoint: Path) -> dict[str, Any]:
+    """Return the run's val and test accuracy, number of images and interval; they are of the best checkpoint only."""
     if checkpoint != checkpoint_file(run):
         return {}
     summary, wanted = read_json(run / "summary.json"), ("acc", "interval_95", "num_images")
@@ -119,11 +121,11 @@ def _write_verified(
     from imago.export.onnx import export_onnx
     from imago.export.parity import compare_outputs
 
-    remove_partial_files(file.parent, _FILE)  # of an export that was killed
+    remove_partial_files(file.parent, _ONNX_FILE)  # of an export that was killed
     with atomic_write(file, "wb") as content:
         temporary = Path(content.name)
         with (
-            file.with_name(_LOG).open("a", encoding="utf-8", errors="backslashreplace") as log_file,
+            file.with_name(_LOG_FILE).open("a", encoding="utf-8", errors="backslashreplace") as log_file,
             redirect_stdout(log_file),
             redirect_stderr(log_file),
         ):
@@ -159,9 +161,9 @@ def _validation_images(data: "ImageDataModule", limit: int | None) -> Iterator[n
     from imago.export.parity import NUM_IMAGES_AT_ONCE
 
     dataset: Any = data.dataset("val")
-    count = len(dataset)
-    num_images = min(limit or count, count)
-    indices = np.arange(num_images) * count // num_images
+    num_all_images = len(dataset)
+    num_images = min(limit or num_all_images, num_all_images)
+    indices = np.arange(num_images) * num_all_images // num_images
     starts = range(0, num_images, NUM_IMAGES_AT_ONCE)
     for start in tqdm(starts, desc="comparing", unit="batch", leave=False, disable=None):
         images, _ = dataset.__getitems__(BatchIndices(0, indices[start : start + NUM_IMAGES_AT_ONCE]))

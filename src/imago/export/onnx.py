@@ -15,7 +15,7 @@ from imago.errors import UserError
 from imago.model.classifier import Classifier
 
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
-_EXAMPLE_IMAGES = 2  # torch.export would treat a batch of one as a constant
+_NUM_EXAMPLE_IMAGES = 2  # torch.export would treat a batch of one as a constant
 
 
 def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any], opset: int | None = None) -> int:
@@ -36,21 +36,21 @@ def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any],
         UserError: the network has no ONNX form, or not with this opset or for batches of any size.
     """
     model = _trace(classifier, opset)
-    _check(model, classifier, opset)
+    _check_graph(model, classifier, opset)
     _append_probabilities(model, len(classifier.class_names), classifier.calibration_temperature)
-    _strip(model.graph)
+    _strip_debug_info(model.graph)
     del model.metadata_props[:]
     values = {
-        artifact.CLASS_NAMES: list(classifier.class_names),
-        artifact.PREPROCESS: classifier.preprocess.to_dict(),
-        artifact.TEMPERATURE: classifier.calibration_temperature,
-        artifact.VERSIONS: {name: version(name) for name in _PACKAGES},
+        artifact.CLASS_NAMES_KEY: list(classifier.class_names),
+        artifact.PREPROCESS_KEY: classifier.preprocess.to_dict(),
+        artifact.TEMPERATURE_KEY: classifier.calibration_temperature,
+        artifact.VERSIONS_KEY: {name: version(name) for name in _PACKAGES},
         **metadata,
     }
     helper.set_model_props(model, artifact.pack_metadata(values))
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
-    return _opset(model)
+    return _opset_of(model)
 
 
 def _trace(classifier: Classifier, opset: int | None) -> onnx.ModelProto:
@@ -59,7 +59,7 @@ def _trace(classifier: Classifier, opset: int | None) -> onnx.ModelProto:
     try:
         program = torch.onnx.export(
             classifier,
-            (torch.zeros(_EXAMPLE_IMAGES, 3, size, size, dtype=torch.uint8),),
+            (torch.zeros(_NUM_EXAMPLE_IMAGES, 3, size, size, dtype=torch.uint8),),
             input_names=[artifact.INPUT],
             output_names=[artifact.LOGITS],
             opset_version=opset,
@@ -77,9 +77,9 @@ def _trace(classifier: Classifier, opset: int | None) -> onnx.ModelProto:
     return program.model_proto
 
 
-def _check(model: onnx.ModelProto, classifier: Classifier, opset: int | None) -> None:
+def _check_graph(model: onnx.ModelProto, classifier: Classifier, opset: int | None) -> None:
     """Raise for another opset, which the exporter only warns about, for a fixed batch size, or for other outputs."""
-    name, num_classes, written = type(classifier.net).__name__, len(classifier.class_names), _opset(model)
+    name, num_classes, written = type(classifier.net).__name__, len(classifier.class_names), _opset_of(model)
     if opset not in (None, written):
         raise UserError(
             f"opset={opset}: {name} could only be written with opset {written}; type opset={written}, or leave it out "
@@ -87,23 +87,27 @@ def _check(model: onnx.ModelProto, classifier: Classifier, opset: int | None) ->
         )
     (images,), (logits,) = model.graph.input, model.graph.output
     if not images.type.tensor_type.shape.dim[0].dim_param:
-        raise UserError(f"{name} works only for {_EXAMPLE_IMAGES} images at a time: its forward fixes the batch size.")
+        raise UserError(
+            f"{name} works only for {_NUM_EXAMPLE_IMAGES} images at a time; its forward must not fix the batch size."
+        )
     dims = [dim.dim_param or dim.dim_value for dim in logits.type.tensor_type.shape.dim]
     if dims[1:] != [num_classes] or logits.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
-        raise UserError(f"{name} returns {dims}, not float32 logits (N, {num_classes}), one for each class.")
+        raise UserError(f"{name} returns {dims}, not float32 logits (N, {num_classes}), one for each class; change it.")
 
 
 def _append_probabilities(model: onnx.ModelProto, num_classes: int, temperature: float) -> None:
     """Append softmax(logits / temperature); as nodes, because the exporter would drop a division by 1."""
     divided = "calibrated_logits"
-    model.graph.initializer.append(numpy_helper.from_array(np.array(temperature, np.float32), artifact.TEMPERATURE))
-    model.graph.node.append(helper.make_node("Div", [artifact.LOGITS, artifact.TEMPERATURE], [divided], "calibrate"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(temperature, np.float32), artifact.TEMPERATURE_KEY))
+    model.graph.node.append(
+        helper.make_node("Div", [artifact.LOGITS, artifact.TEMPERATURE_KEY], [divided], "calibrate")
+    )
     model.graph.node.append(helper.make_node("Softmax", [divided], [artifact.PROBABILITIES], "softmax", axis=1))
     shape = [model.graph.input[0].type.tensor_type.shape.dim[0].dim_param, num_classes]
     model.graph.output.append(helper.make_tensor_value_info(artifact.PROBABILITIES, onnx.TensorProto.FLOAT, shape))
 
 
-def _strip(graph: onnx.GraphProto) -> None:
+def _strip_debug_info(graph: onnx.GraphProto) -> None:
     """Remove the exporter's debugging information.
 
     Its notes contain source lines and paths of this machine; its list of shapes includes weights, on which the
@@ -116,8 +120,8 @@ def _strip(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):  # the branches of an If
-                _strip(attribute.g)
+                _strip_debug_info(attribute.g)
 
 
-def _opset(model: onnx.ModelProto) -> int:
+def _opset_of(model: onnx.ModelProto) -> int:
     return next(operators.version for operators in model.opset_import if operators.domain in ("", "ai.onnx"))

@@ -107,8 +107,8 @@ def in_batches(function: Callable[[np.ndarray], Outputs], images: np.ndarray, si
 
     The last batch is filled up with the first images, so that each size is tested even on a few images.
     """
-    count = len(images)
-    indices = np.arange(-(-count // size) * size) % count
+    num_images = len(images)
+    indices = np.arange(-(-num_images // size) * size) % num_images
     outputs = [function(images[indices[start : start + size]]) for start in range(0, len(indices), size)]
-    logits, probabilities = (np.concatenate(arrays)[:count] for arrays in zip(*outputs, strict=True))
+    logits, probabilities = (np.concatenate(arrays)[:num_images] for arrays in zip(*outputs, strict=True))
     return logits, probabilities

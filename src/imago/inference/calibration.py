@@ -4,13 +4,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from imago.artifact import TEMPERATURE_KEY
 from imago.errors import DataError
 from imago.files import read_json, report_unwritable, sha256_of, write_json
 from imago.statistics.calibration import UNCALIBRATED, fit_temperature, nll, reliability
 from imago.statistics.metrics import LabeledOutputs, softmax
 
 CALIBRATION_FILE = "calibration.json"  # one entry per checkpoint of the directory and per `tta`, by their names
-TEMPERATURE_KEY = "calibration_temperature"
 
 
 def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> dict[str, Any]:
@@ -31,9 +31,9 @@ def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> di
     temperature = fit_temperature(result.logits, result.labels)
     entry = {TEMPERATURE_KEY: temperature, "split": "val", "num_images": len(result.labels)}
     for when, divisor in (("before", UNCALIBRATED), ("after", temperature)):
-        confidence = softmax(result.logits / divisor).max(axis=1)
+        probability = softmax(result.logits / divisor).max(axis=1)
         entry[f"nll_{when}"] = nll(result.logits, result.labels, divisor)
-        entry[f"ece_{when}"] = reliability(confidence, result.is_correct).ece
+        entry[f"ece_{when}"] = reliability(probability, result.is_correct).ece
     entry["checkpoint_sha256"] = sha256_of(checkpoint)
     file = checkpoint.with_name(CALIBRATION_FILE)
     with report_unwritable(file):

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from imago.artifact import TEMPERATURE_KEY
 from imago.errors import ConfigError, DataError
 from imago.files import make_writable, read_json
 from imago.images import TTA_MODES
-from imago.inference.calibration import TEMPERATURE_KEY, calibrate
-from imago.inference.load import find_model, is_onnx, load_predictor
-from imago.inference.results import summary_lines, write_results
-from imago.inference.run_split import SPLITS, run_split, split_samples
+from imago.inference.calibration import calibrate
+from imago.inference.load import check_and_find_model, is_onnx, load_predictor
+from imago.inference.results import MAX_NAME_CHARS, summary_lines, write_results
+from imago.inference.run_split import EVALUATED_SPLITS, run_split, split_samples
 from imago.instantiate import build, check_targets
 from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
@@ -33,9 +34,9 @@ def evaluate(cfg: DictConfig) -> float:
     Raises:
         UserError: for what the user can correct.
     """
-    file, run = find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
+    file, run = check_and_find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
     settings = _data_settings(cfg, run)
-    is_own = run is not None and _source(_read_config(run).get("data") or {}) == _source(settings)
+    is_own = run is not None and _image_source(_read_config(run).get("data") or {}) == _image_source(settings)
     if is_own and cfg.split == "all":
         raise ConfigError("split=all would count the images that the run was trained on; type other data, data=...")
     directory = Path(cfg.output) if cfg.output else (run or file.parent) / "eval" / _result_name(cfg, file)
@@ -94,7 +95,7 @@ def _problems(cfg: DictConfig) -> dict[str, bool]:
     run, tta, size, output = cfg.run, cfg.tta, cfg.batch_size, cfg.output
     is_exported = is_onnx(Path(run or ""))
     return {
-        f"split={cfg.split} is not one of {', '.join(SPLITS)}.": cfg.split not in SPLITS,
+        f"split={cfg.split} is not one of {', '.join(EVALUATED_SPLITS)}.": cfg.split not in EVALUATED_SPLITS,
         f"tta={tta} is not one of {', '.join(TTA_MODES)}.": tta not in TTA_MODES,
         f"tta={tta} needs a checkpoint; run={run} is an ONNX file, which has one view.": is_exported and tta != "none",
         f"calibrate=true: run={run} is an ONNX file; calibrate its run, export again.": is_exported and cfg.calibrate,
@@ -127,13 +128,13 @@ def _read_config(run: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _source(settings: Mapping[str, Any]) -> list[str]:
-    """Return where images come from, however they are split; a path can be typed in several ways."""
+def _image_source(settings: Mapping[str, Any]) -> list[str]:
+    """Return dataset class and resolved paths: equal for settings that read the same images, however split."""
     return [os.path.realpath(str(settings.get(key))) for key in ("_target_", "root", "list_file", "name")]
 
 
 def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Path | None) -> str:
-    """Return a note if images that were trained on may be among those of the split, or if they are only a few.
+    """Return a note if the split may contain images that were trained on, or is drawn because the dataset has none.
 
     Args:
         cfg: the composed config of `eval.py`.
@@ -147,8 +148,8 @@ def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Pa
     if own_run is None:
         if not is_drawn:
             return ""
-        count, total = len(split_samples(data, cfg.split)), len(split_samples(data, "all"))
-        return f"the dataset has no {cfg.split} split: these are {count:,} of its {total:,}; split=all takes all"
+        num_images, num_all = (len(split_samples(data, split)) for split in (cfg.split, "all"))
+        return f"the dataset has no {cfg.split} split: these are {num_images:,} of its {num_all:,}; split=all takes all"
     if read_json(own_run / "provenance.json").get("data") in (None, data.fingerprint()):
         return ""
     if is_drawn and "data" in cfg:
@@ -169,7 +170,7 @@ def _result_name(cfg: DictConfig, file: Path) -> str:
     words = [cfg.split]
     if "data" in cfg:
         choice = str(HydraConfig.get().runtime.choices["data"])
-        root = Path(cfg.data.get("root") or choice).resolve().name[:60]  # as in explain.py: names may have 255 bytes
+        root = Path(cfg.data.get("root") or choice).resolve().name[:MAX_NAME_CHARS]
         words += [choice] if root in (choice, "") else [choice, root]
     if is_onnx(file) or file.stem != "best":
         words.append(file.name if is_onnx(file) else file.stem)
@@ -183,7 +184,7 @@ def _compare_with_final_test(run: Path | None, metadata: Mapping[str, Any]) -> s
     if run is None or metadata["split"] != "test" or Path(metadata["model"]) != checkpoint_file(run):
         return ""
     test = read_json(run / "summary.json").get("test") or {}
-    now = (metadata["data_fingerprint"], metadata["num_images"], metadata["tta"])
-    if (read_json(run / "provenance.json").get("data"), test.get("num_images"), test.get("tta", "none")) != now:
+    this_test = (metadata["data_fingerprint"], metadata["num_images"], metadata["tta"])
+    if (read_json(run / "provenance.json").get("data"), test.get("num_images"), test.get("tta", "none")) != this_test:
         return ""
     return f" (the run's final test: {'the same' if test['acc'] == metadata['acc'] else format(test['acc'], '.2%')})"

@@ -12,10 +12,9 @@ from imago.errors import ConfigError
 from imago.files import report_unwritable
 from imago.inference.load import Predictor, TorchPredictor
 from imago.inference.predictions import Prediction
+from imago.inference.results import MAX_NAME_CHARS
 from imago.model.classifier import Classifier
 from imago.model.layers import head_names
-
-_MAX_STEM_CHARS = 60  # of the image's name: file names may have 255 bytes
 
 
 class Explainer:
@@ -35,8 +34,8 @@ class Explainer:
     def __init__(self, predictor: Predictor, directory: Path) -> None:
         assert isinstance(predictor, TorchPredictor), "the settings check refuses ONNX files"
         self.directory = directory
-        self.layer = target_layer(predictor.model)
-        self._model = predictor.model
+        self.layer = target_layer(predictor.classifier)
+        self._classifier = predictor.classifier
         self._num_written = 0
 
     def write(self, images: np.ndarray, predictions: list[Prediction]) -> None:
@@ -44,19 +43,19 @@ class Explainer:
 
         Args:
             images: the network's input, uint8 (N, 3, size, size).
-            predictions: of the N images, in the same order; the first class of `top_k` is explained.
+            predictions: of the N images, in the same order; the first of `best_classes` is explained.
 
         Raises:
             DataError: if the overlays cannot be written.
         """
-        classes = [self._model.class_names.index(prediction.top_k[0][0]) for prediction in predictions]
-        maps = grad_cam(self._model, torch.from_numpy(images), torch.tensor(classes)).numpy()
+        classes = [self._classifier.class_names.index(prediction.best_classes[0][0]) for prediction in predictions]
+        maps = grad_cam(self._classifier, torch.from_numpy(images), torch.tensor(classes)).numpy()
         with report_unwritable(self.directory, "; choose another file with output=FILE.csv"):
             self.directory.mkdir(parents=True, exist_ok=True)
             for image, heatmap, prediction in zip(images.transpose(0, 2, 3, 1), maps, predictions, strict=True):
                 self._num_written += 1
-                name = f"{self._num_written:05d}_{prediction.image.stem[:_MAX_STEM_CHARS]}.png"
-                class_name, probability = prediction.top_k[0]
+                name = f"{self._num_written:05d}_{prediction.image.stem[:MAX_NAME_CHARS]}.png"
+                class_name, probability = prediction.best_classes[0]
                 save_figure(plot_explanation(image, heatmap, f"{class_name} {probability:.1%}"), self.directory / name)
 
 

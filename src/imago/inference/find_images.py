@@ -26,7 +26,7 @@ def find_images(text: str) -> list[Path]:
     if os.path.isfile(text):
         return _read_list(Path(text)) if text.lower().endswith(".txt") else [Path(text)]
     paths = [text] if os.path.isdir(text) else glob.glob(text, recursive=True) if text else []
-    images = sorted({Path(file) for path in paths for file in _files(path) if _is_image(file)})
+    images = sorted({Path(file) for path in paths for file in _list_files(path) if _is_image(file)})
     if not images:
         reason = f"has no image ({' '.join(sorted(SUFFIXES))})" if paths else "matches nothing"
         raise ConfigError(f"input={printable(text)} {reason}; {_REMEDY}.")
@@ -45,7 +45,7 @@ def _read_list(file: Path) -> list[Path]:
     return [Path(name).expanduser() for name in names]
 
 
-def _files(path: str) -> Iterator[str]:
+def _list_files(path: str) -> Iterator[str]:
     """Yield the path itself if it is not a folder, else the files in it and its subfolders without the hidden ones."""
     if not os.path.isdir(path):
         yield path

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PREFIX = "net."  # of the network's keys in a checkpoint of the task
+_NET_PREFIX = "net."  # of the network's keys in a checkpoint of the task
 _ACCELERATORS = ("auto", "cpu", "gpu")
 
 
@@ -30,30 +30,30 @@ class TorchPredictor:
     """A torch network that computes in fp32, whatever precision it was trained in; used like an `OnnxClassifier`.
 
     Args:
-        model: the network with its classes and preprocess record, in eval mode.
+        classifier: the network with its classes and preprocess record, in eval mode.
         accelerator: auto (a GPU if there is one), cpu or gpu.
         tta: views of each image to average, see `imago.task.tta`.
 
     Attributes:
-        model: the network in float32, in channels_last format, on that device.
+        classifier: the network in float32, in channels_last format, on that device.
 
     Raises:
         ConfigError: if `accelerator` is gpu and there is none.
     """
 
-    def __init__(self, model: "Classifier", accelerator: str, tta: str = "none") -> None:
+    def __init__(self, classifier: "Classifier", accelerator: str, tta: str = "none") -> None:
         import torch
 
         device = None if accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
         if device is None and accelerator == "gpu":
             raise ConfigError("accelerator=gpu: torch finds no GPU here; accelerator=auto uses the CPU.")
-        self.class_names = model.class_names
-        self.preprocess = model.preprocess
-        self.calibration_temperature = model.calibration_temperature
+        self.class_names = classifier.class_names
+        self.preprocess = classifier.preprocess
+        self.calibration_temperature = classifier.calibration_temperature
         torch.backends.cudnn.allow_tf32 = False  # its default rounds the fp32 of convolutions to 10 bits
         self._device = device or torch.device("cpu")
         self._tta = tta
-        self.model = model.float().to(self._device).to(memory_format=torch.channels_last)
+        self.classifier = classifier.float().to(self._device).to(memory_format=torch.channels_last)
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Map uint8 images (N, 3, size, size) to float32 logits and calibrated probabilities, (N, K) each."""
@@ -62,7 +62,8 @@ class TorchPredictor:
         from imago.task.tta import predict_with_tta
 
         with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
-            logits = predict_with_tta(self.model, torch.from_numpy(images).to(self._device), self._tta).cpu().numpy()
+            inputs = torch.from_numpy(images).to(self._device)
+            logits = predict_with_tta(self.classifier, inputs, self._tta).cpu().numpy()
         return logits, softmax(logits / self.calibration_temperature)
 
 
@@ -96,8 +97,8 @@ def load_predictor(
         if exported.calibration_temperature == UNCALIBRATED:
             log.warning("probabilities are not calibrated: %s was exported without a temperature", path)
         return exported
-    model = load_calibrated(path, extra_targets, tta) if is_calibrated else load_classifier(path, extra_targets)
-    return TorchPredictor(model, accelerator, tta)
+    classifier = load_calibrated(path, extra_targets, tta) if is_calibrated else load_classifier(path, extra_targets)
+    return TorchPredictor(classifier, accelerator, tta)
 
 
 def load_calibrated(path: Path, extra_targets: Sequence[str] = (), tta: str = "none") -> "Classifier":
@@ -128,7 +129,8 @@ def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifie
         settings = dict(hparams["net"])
         preprocess = Preprocess.from_dict(hparams["preprocess"])
         class_names = tuple(hparams["class_names"])
-        state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(_PREFIX)}
+        named = checkpoint["state_dict"].items()
+        state = {name.removeprefix(_NET_PREFIX): value for name, value in named if name.startswith(_NET_PREFIX)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{file} does not describe a network ({error!r}); it was changed after saving.") from error
     if "weights" in settings:
@@ -158,7 +160,10 @@ def check_compatible(file: Path, task: "ClassificationTask") -> None:
         raise DataError(f"{file} has no training state to resume from; it was changed after saving.")
     class_names = list(saved["hyper_parameters"].get("class_names", ()))
     if class_names != list(task.hparams["class_names"]):
-        raise DataError(f"{file} has the classes {class_names}, and the data has {task.hparams['class_names']}.")
+        raise DataError(
+            f"{file} has the classes {class_names}, and the data has {task.hparams['class_names']}; use the same data, "
+            "or start a new run."
+        )
     _load_weights(task, saved["state_dict"], file, task.hparams["net"]["_target_"])
 
 
@@ -199,7 +204,7 @@ def resolve_checkpoint(path: Path, name: str = "best") -> Path:
     raise DataError(f"{path} has no {wanted}; {reason}")
 
 
-def find_model(
+def check_and_find_model(
     run: str | None, ckpt: str | None, accelerator: str, problems: Mapping[str, bool]
 ) -> tuple[Path, Path | None]:
     """Check the settings of a command, and find its network; loads no torch.

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from omegaconf import DictConfig
 
+from imago.artifact import TEMPERATURE_KEY
 from imago.errors import DataError, IncompleteError
 from imago.files import make_writable
 from imago.images import Preprocess, read_image, resize_and_crop
-from imago.inference.calibration import TEMPERATURE_KEY
 from imago.inference.find_images import find_images
-from imago.inference.load import Predictor, find_model, is_onnx, load_predictor
+from imago.inference.load import Predictor, check_and_find_model, is_onnx, load_predictor
 from imago.inference.predictions import Prediction, table_lines, write_predictions
 from imago.inference.run_split import check_finite
 from imago.paths import short_path
@@ -39,7 +39,7 @@ def predict(cfg: DictConfig) -> None:
     Raises:
         UserError: for what the user can correct; after all others are done, if an image could not be read.
     """
-    file, run = find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
+    file, run = check_and_find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
     images = find_images(cfg.input)
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f.csv")  # unique, like the name of a run directory
     output = Path(cfg.output) if cfg.output else (run or file.parent) / "predictions" / name
@@ -50,7 +50,7 @@ def predict(cfg: DictConfig) -> None:
         from imago.inference.explain import Explainer
 
         explainer = Explainer(predictor, output.with_name(f"{output.stem}_explained"))
-    predictions, unreadable = predict_images(
+    predictions, bad_images = predict_images(
         predictor, images, cfg.batch_size, cfg.top_k, cfg.threshold, explainer=explainer
     )
     metadata = {
@@ -58,7 +58,7 @@ def predict(cfg: DictConfig) -> None:
         TEMPERATURE_KEY: predictor.calibration_temperature,
         "threshold": cfg.threshold,
     }
-    write_predictions(output, predictions, unreadable, metadata)
+    write_predictions(output, predictions, bad_images, metadata)
     if predictions:
         print("\n".join(table_lines(predictions)), end="\n\n")
     print(f"predictions for {len(predictions):,} of {len(images):,} images: {short_path(output)} and .json")
@@ -66,8 +66,8 @@ def predict(cfg: DictConfig) -> None:
         print(f"no answer for {num_unsure:,} of them: their best class is less probable than threshold={cfg.threshold}")
     if explainer and predictions:
         print(f"Grad-CAM overlays of layer {explainer.layer}: {short_path(explainer.directory)}")
-    if unreadable:
-        raise IncompleteError(f"{len(unreadable):,} of {len(images):,} images could not be read; the others are done")
+    if bad_images:
+        raise IncompleteError(f"{len(bad_images):,} of {len(images):,} images could not be read; the others are done")
 
 
 def predict_images(
@@ -97,8 +97,8 @@ def predict_images(
     from tqdm import tqdm
 
     predictions: list[Prediction] = []
-    unreadable: list[tuple[Path, str]] = []
-    read = partial(_read, preprocess=predictor.preprocess)
+    bad_images: list[tuple[Path, str]] = []
+    read = partial(_read_input, preprocess=predictor.preprocess)
     with ThreadPoolExecutor(_NUM_READERS) as readers:
         for start in tqdm(range(0, len(images), batch_size), unit="batch", leave=False, disable=None):
             batch = images[start : start + batch_size]
@@ -106,11 +106,11 @@ def predict_images(
             errors = [(image, str(result)) for image, result in results if isinstance(result, DataError)]
             for _, reason in errors:
                 tqdm.write(f"error: {printable(reason)}", file=sys.stderr)
-            unreadable += errors
+            bad_images += errors
             squares = [(image, result) for image, result in results if not isinstance(result, DataError)]
             if squares:
                 predictions += _predict_batch(predictor, squares, top_k, threshold, explainer)
-    return predictions, unreadable
+    return predictions, bad_images
 
 
 def _problems(cfg: DictConfig) -> dict[str, bool]:
@@ -129,7 +129,7 @@ def _problems(cfg: DictConfig) -> dict[str, bool]:
     }
 
 
-def _read(image: Path, preprocess: Preprocess) -> np.ndarray | DataError:
+def _read_input(image: Path, preprocess: Preprocess) -> np.ndarray | DataError:
     """Read an image as the network's input, uint8 (3, size, size), or return why it cannot be read."""
     try:
         return resize_and_crop(read_image(image), preprocess).transpose(2, 0, 1)

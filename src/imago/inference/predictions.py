@@ -9,7 +9,7 @@ from imago.files import report_unwritable, write_csv, write_json
 from imago.text import display_width, padded, printable
 
 _MAX_LISTED = 20  # images that fit on a screen; the files have all of them
-_MAX_NAME_CHARS = 60  # of an image on the screen
+_MAX_NAME_CHARS = 60  # of an image on the screen; our own choice
 _NO_ANSWER = "(below threshold)"
 
 
@@ -19,35 +19,35 @@ class Prediction:
 
     Attributes:
         image: the file, as typed or found.
-        top_k: names of classes with their probabilities in [0, 1], best first.
+        best_classes: names of classes with their probabilities in [0, 1], best first.
         answer: the first class, or None if it is less probable than the threshold.
     """
 
     image: Path
-    top_k: list[tuple[str, float]]
+    best_classes: list[tuple[str, float]]
     answer: str | None
 
 
 def write_predictions(
     file: Path,
     predictions: Sequence[Prediction],
-    unreadable: Sequence[tuple[Path, str]],
+    bad_images: Sequence[tuple[Path, str]],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write a CSV file with one line per readable image, and the same with the unreadable images as JSON.
+    """Write a CSV file with one line per readable image, and the same with the bad images as JSON.
 
     CSV: `file, answer, class_1, probability_1, class_2, ...`, best first; `answer` is empty below the threshold.
 
     Args:
         file: the CSV file; the JSON file has the same name with .json.
         predictions: one for each readable image, in the order of the images.
-        unreadable: the images that could not be read, and why.
+        bad_images: those that could not be read, and why.
         metadata: first keys of the JSON, such as the model.
 
     Raises:
         DataError: if the files cannot be written.
     """
-    top_k = max((len(prediction.top_k) for prediction in predictions), default=0)
+    top_k = max((len(prediction.best_classes) for prediction in predictions), default=0)
     header = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("class", "probability")]
     rows, records = [["file", "answer", *header]], []
     for prediction in predictions:
@@ -56,12 +56,12 @@ def write_predictions(
             [
                 image,
                 answer or "",
-                *(cell for name, probability in prediction.top_k for cell in (name, f"{probability:.6f}")),
+                *(cell for name, probability in prediction.best_classes for cell in (name, f"{probability:.6f}")),
             ]
         )
-        classes = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.top_k]
-        records.append({"file": image, "answer": answer, "top_k": classes})
-    bad = [{"file": str(image), "reason": reason} for image, reason in unreadable]
+        best = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.best_classes]
+        records.append({"file": image, "answer": answer, "top_k": best})
+    bad = [{"file": str(image), "reason": reason} for image, reason in bad_images]
     with report_unwritable(file, "; choose another file with output=FILE.csv"):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_csv(file, rows)
@@ -78,11 +78,11 @@ def table_lines(predictions: Sequence[Prediction]) -> Iterator[str]:
     images = [_shortened(printable(prediction.image)) for prediction in shown]
     answers = [printable(prediction.answer or _NO_ANSWER) for prediction in shown]
     width, class_width = (max(map(display_width, column)) for column in (["image", *images], ["class", *answers]))
-    others = [prediction.top_k[1:] if prediction.answer else prediction.top_k for prediction in shown]
+    others = [prediction.best_classes[1:] if prediction.answer else prediction.best_classes for prediction in shown]
     yield f"{'image':<{width}}  {'class':<{class_width}}  probability" + ("   then" if any(others) else "")
     for image, answer, prediction, classes in zip(images, answers, shown, others, strict=True):
         then = ", ".join(f"{printable(name)} {probability:.1%}" for name, probability in classes)
-        best = prediction.top_k[0][1]
+        best = prediction.best_classes[0][1]
         yield f"{padded(image, width)}  {padded(answer, class_width)}  {best:>11.2%}   {then}".rstrip()
     if len(predictions) > len(shown):
         yield f"... and {len(predictions) - len(shown):,} more"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from imago.artifact import TEMPERATURE_KEY
 from imago.files import atomic_write, report_unwritable, write_csv, write_json
-from imago.inference.calibration import TEMPERATURE_KEY
 from imago.inference.run_split import image_names, images_in_memory
 from imago.paths import short_path
 from imago.statistics.metrics import LabeledOutputs, most_confused
@@ -16,7 +16,8 @@ from imago.text import display_width, padded, printable
 if TYPE_CHECKING:
     from imago.data.dataset import Samples
 
-_NUM_KEPT = 50  # images of mistakes; a page shows the worst 25
+MAX_NAME_CHARS = 60  # of a name that becomes part of another: file names may have 255 bytes; our own choice
+_NUM_KEPT = 50  # images of mistakes; a page shows the worst 25; our own choice
 _MAX_LISTED = 20  # classes that fit on a screen; of more, the weakest are shown
 
 
@@ -84,14 +85,14 @@ def _interval(metadata: Mapping[str, Any], name: str) -> str:
 def _class_table(result: LabeledOutputs) -> list[str]:
     """Format precision, recall, F1 and n of the classes that have images; of many, the weakest."""
     scores = result.per_class
-    present = np.flatnonzero(scores.count)
+    present = np.flatnonzero(scores.num_images)
     shown = present if len(present) <= _MAX_LISTED else present[np.argsort(scores.f1[present])[:_MAX_LISTED]]
     names = {index: printable(result.class_names[index]) for index in shown.tolist()}
     width = max(map(display_width, ["class", *names.values()]))
     lines = [f"{'class':<{width}}  precision   recall       F1        n"]
     lines += [
         f"{padded(name, width)}   {scores.precision[index]:>8.2%} {scores.recall[index]:>8.2%} "
-        f"{scores.f1[index]:>8.4f} {scores.count[index]:>8,}"
+        f"{scores.f1[index]:>8.4f} {scores.num_images[index]:>8,}"
         for index, name in names.items()
     ]
     if len(shown) < len(present):
@@ -116,7 +117,7 @@ def _write_figures(directory: Path, result: LabeledOutputs, split: str) -> list[
 
     title = f"{split}: {result.is_correct.mean():.2%} of {len(result.labels):,} images correct"
     save_confusion(result.confusion, result.class_names, title, directory / "confusion.png")
-    diagram = reliability(result.confidence, result.is_correct)
+    diagram = reliability(result.probability, result.is_correct)
     save_figure(plot_reliability(diagram, title), directory / "reliability.png")
     return ["confusion.png", "reliability.png"]
 
@@ -125,9 +126,9 @@ def _tables(result: LabeledOutputs, images: Sequence[str]) -> dict[str, list[Seq
     """Return the rows of each CSV file, with a header."""
     scores, names = result.per_class, result.class_names
     columns = [np.round(values, 6).tolist() for values in (scores.precision, scores.recall, scores.f1)]
-    per_class = zip(names, *columns, scores.count.tolist(), strict=True)
+    per_class = zip(names, *columns, scores.num_images.tolist(), strict=True)
     confusion = zip(names, result.confusion.tolist(), strict=True)
-    predictions = zip(images, result.labels, result.predicted, result.confidence, strict=True)
+    predictions = zip(images, result.labels, result.predicted, result.probability, strict=True)
     return {
         "per_class.csv": [("class", "precision", "recall", "f1", "n"), *per_class],
         "confusion.csv": [("true class \\ predicted", *names), *((name, *counts) for name, counts in confusion)],

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
     from imago.data.dataset import Samples
 
-SPLITS = ("test", "val", "all")  # all: of a dataset that was not trained on
+EVALUATED_SPLITS = ("test", "val", "all")  # all: every image of a dataset that was not trained on
 
 
 def split_samples(data: "ImageDataModule", split: str) -> "Samples":
-    """Return the samples of a split, one of SPLITS; for "all", those of train, val and test in this order."""
+    """Return the samples of a split, see `EVALUATED_SPLITS`; for "all", those of train, val and test in this order."""
     from imago.data.dataset import concatenate
 
     by_split = dict(data.splits.items())
@@ -48,7 +48,7 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
     Args:
         predictor: a loaded checkpoint or ONNX file.
         data: the data module, set up; gets the network's preprocess.
-        split: one of SPLITS.
+        split: one of EVALUATED_SPLITS.
 
     Raises:
         DataError: if the network lacks a class of the data, if outputs are not finite, or if an image was lost or read
@@ -60,19 +60,19 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
     data.preprocess = predictor.preprocess
     loaders = [data.evaluation_loader(name) for name, _ in data.splits.items() if split in (name, "all")]
     num_batches = sum(map(len, loaders))
-    labels, logits, confidence = [], [], []
+    labels, logits, best_probabilities = [], [], []
     for images, batch_labels in tqdm(
         chain(*loaders), desc=split, total=num_batches, unit="batch", leave=False, disable=None
     ):
         batch_logits, probabilities = predictor.predict(images.numpy())
         logits.append(batch_logits)
-        confidence.append(probabilities.max(axis=1))
+        best_probabilities.append(probabilities.max(axis=1))
         labels.append(network_labels[batch_labels.numpy()])
     result = LabeledOutputs(
         predictor.class_names,
         np.concatenate(labels),
         np.concatenate(logits),
-        np.concatenate(confidence),
+        np.concatenate(best_probabilities),
         predictor.calibration_temperature,
     )
     expected = network_labels[split_samples(data, split).labels]

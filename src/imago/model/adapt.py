@@ -34,8 +34,10 @@ def build_network(
         DataError: weights that are missing, damaged or of another network.
     """
     check_targets(settings, extra_targets)  # before `import_target_or_none` imports anything
-    network = _network_class(settings)
-    applied = {key: settings[key] for key in _ADAPT_SETTINGS if key in settings and not _takes_argument(network, key)}
+    network_class = _network_class(settings)
+    applied = {
+        key: settings[key] for key in _ADAPT_SETTINGS if key in settings and not _takes_argument(network_class, key)
+    }
     file = find_weights(settings)
     arguments = {key: value for key, value in settings.items() if key not in applied}
     net = build(arguments, extra_targets=extra_targets, num_classes=num_classes, image_size=image_size)
@@ -52,10 +54,10 @@ def find_weights(settings: Mapping[str, Any]) -> Path | None:
         ConfigError: the library has no such network, or no published weights of that name.
         DataError: the file does not exist, cannot be downloaded or is damaged.
     """
-    network, weights = _network_class(settings), settings.get("weights")
-    if hasattr(network, "find_weights"):
-        return network.find_weights(settings.get("name"), weights)
-    if weights is None or _takes_argument(network, "weights"):
+    network_class, weights = _network_class(settings), settings.get("weights")
+    if hasattr(network_class, "find_weights"):
+        return network_class.find_weights(settings.get("name"), weights)
+    if weights is None or _takes_argument(network_class, "weights"):
         return None
     from imago.model.weights import find_file, is_path
 
@@ -66,11 +68,11 @@ def find_weights(settings: Mapping[str, Any]) -> Path | None:
 
 def weights_preprocess(settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the record of `imago.images.Preprocess` that `model.weights` were evaluated with; None if unknown."""
-    network, weights = _network_class(settings), settings.get("weights")
-    if weights is None or _takes_argument(network, "weights"):
+    network_class, weights = _network_class(settings), settings.get("weights")
+    if weights is None or _takes_argument(network_class, "weights"):
         return None
-    if hasattr(network, "weights_preprocess"):
-        return network.weights_preprocess(settings.get("name"), weights)
+    if hasattr(network_class, "weights_preprocess"):
+        return network_class.weights_preprocess(settings.get("name"), weights)
     from imago.model.weights import recorded_preprocess
 
     return recorded_preprocess(weights)
@@ -82,7 +84,7 @@ def adapt(
     """Convert a network to gray images, copy weights into it and freeze parameters.
 
     Args:
-        net: changed in place; gets `uninitialized_names`, the tensors that the file has no values for.
+        net: changed in place; gets `new_tensor_names`, the tensors that the file has no values for.
         file: from `find_weights`; None keeps the random values.
         weights: path of a .pth, .safetensors or .ckpt file, or the name of published weights.
         freeze: "backbone" trains the head and a new stem only, and keeps everything else in eval mode; a glob such as
@@ -97,19 +99,19 @@ def adapt(
     if file is not None:
         from imago.model.weights import load_weights
 
-        net.uninitialized_names = load_weights(net, file, weights, gray_weight)
+        net.new_tensor_names = load_weights(net, file, weights, gray_weight)
     if freeze not in (None, "none"):
-        freeze_parameters(net, freeze, getattr(net, "uninitialized_names", ()))
+        freeze_parameters(net, freeze, getattr(net, "new_tensor_names", ()))
         keep_frozen_in_eval_mode(net, freeze)
 
 
-def freeze_parameters(net: nn.Module, freeze: str, uninitialized_names: Sequence[str] = ()) -> None:
+def freeze_parameters(net: nn.Module, freeze: str, new_tensor_names: Sequence[str] = ()) -> None:
     """Set `requires_grad` of every parameter.
 
     Args:
         net: changed in place.
         freeze: "backbone" for everything but the head and a new stem, or a glob over names of parameters.
-        uninitialized_names: tensors that the file of weights had no values for.
+        new_tensor_names: tensors that the file of weights had no values for.
 
     Raises:
         ConfigError: a glob that matches nothing, leaves nothing to train, or would freeze random values.
@@ -127,7 +129,7 @@ def freeze_parameters(net: nn.Module, freeze: str, uninitialized_names: Sequence
         raise ConfigError(f"model.freeze={freeze} matches none of the network's {len(parameters)} parameters; {hint}")
     if len(frozen) == len(parameters):
         raise ConfigError(f"model.freeze={freeze} leaves nothing to train; it matches all {len(frozen)} parameters.")
-    if freeze != "backbone" and (random_names := [name for name in uninitialized_names if name in frozen]):
+    if freeze != "backbone" and (random_names := [name for name in new_tensor_names if name in frozen]):
         raise ConfigError(
             f"model.freeze={freeze} would keep {' and '.join(random_names)} random: model.weights has no values for "
             "that; use a narrower pattern, or model.freeze=backbone."
@@ -158,9 +160,9 @@ def _network_class(settings: Mapping[str, Any]) -> Any:
     return import_target_or_none(str(settings.get("_target_")))
 
 
-def _takes_argument(network: Any, key: str) -> bool:
-    """Return whether a class takes an argument itself."""
+def _takes_argument(network_class: Any, key: str) -> bool:
+    """Return whether a class takes an argument in `__init__`; True also for what is no class, which `build` reports."""
     try:
-        return key in inspect.signature(network).parameters
-    except (TypeError, ValueError):  # not a class, which `build` reports
+        return key in inspect.signature(network_class).parameters
+    except (TypeError, ValueError):  # not a class
         return True

@@ -50,7 +50,7 @@ def head_names(net: nn.Module) -> list[str]:
 
 def new_module_names(net: nn.Module) -> list[str]:
     """Return the names of the modules that were created for the data: the head, and a stem for small images."""
-    return [*head_names(net), *getattr(net, "new_stem_names", ())]
+    return [*head_names(net), *getattr(net, "new_stem_module_names", ())]
 
 
 def is_vector(parameter: nn.Parameter) -> bool:

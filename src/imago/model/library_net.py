@@ -20,7 +20,7 @@ from imago.model.stem import fit_stem
 from imago.model.weights import find_file, recorded_preprocess
 
 _REACH_TIMEOUT_S = 3.0  # with some 5 s for the imports before it, being offline is reported within 10 s
-_STALL_TIMEOUT_S = 30.0  # torch.hub itself has no timeout for a server that has stopped sending
+_STALL_TIMEOUT_S = 30.0  # our own choice: torch.hub itself has no timeout for a server that has stopped sending
 _REMEDY = "copy the file there, or type model.weights=FILE.pth, or model.weights=null to train from scratch."
 
 
@@ -47,7 +47,7 @@ class LibraryNet(nn.Module):
         supported_size_px: a side that the network was made for, in pixels.
 
     Attributes:
-        new_stem_names: names of modules of `network` that were replaced for small images.
+        new_stem_module_names: names of modules of `network` that were replaced for small images.
 
     Raises:
         ConfigError: a size that the network cannot take.
@@ -61,7 +61,7 @@ class LibraryNet(nn.Module):
         super().__init__()
         self.network = network
         self.name = name
-        self.new_stem_names = fit_stem(network, image_size)
+        self.new_stem_module_names = fit_stem(network, image_size)
         check_image_size(network, name, image_size, supported_size_px, num_classes)
 
     @property
@@ -149,7 +149,7 @@ def download(url: str) -> Path:
         with file.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}.") from error
+        raise DataError(f"{file} cannot be read: {error.strerror}; delete it, then run again.") from error
     if not digest.startswith(prefix):
         raise DataError(
             f"{file} is damaged (its sha256 begins with {digest[:8]}, not {prefix}); delete it, then run again."
@@ -162,7 +162,7 @@ def check_reachable(url: str, name: str, directory: Path, remedy: str = _REMEDY)
 
     Args:
         url: address of the file; only its host is named in the message.
-        name: name of the file, for the message.
+        name: of the file, for the message only.
         directory: the cache that does not have it.
         remedy: end of the message: what the user can do instead.
 

@@ -92,8 +92,10 @@ def _find_entry(name: str, weights: str | None) -> Any | None:
     if weights in tags:
         return timm.get_pretrained_cfg(f"{architecture}.{weights}")
     known = ", ".join(["default", *tags]) if tags else "none"
-    wrong = f"model.name={name}" if tag and weights == "default" else f"model.weights={weights}"
-    raise ConfigError(f"{wrong}: for {architecture} the weights in timm are {known}; use one of them, null or a file.")
+    setting = f"model.name={name}" if tag and weights == "default" else f"model.weights={weights}"
+    raise ConfigError(
+        f"{setting}: for {architecture} the weights in timm are {known}; use one of them, null or a file."
+    )
 
 
 def _download(entry: Any) -> Path:

@@ -24,11 +24,11 @@ _PREFIXES = ("module.", "net.network.", "net.")  # of names of tensors: DDP's, a
 # Before 2018 the layers of a DenseNet block had dots in their names, and its published files still have.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 _COUNTER_SUFFIX = ".num_batches_tracked"  # of BatchNorm: older files lack it, and nothing here reads it
-MAX_REASON_CHARS = 300  # characters of torch's list of tensors that do not fit
+MAX_REASON_CHARS = 300  # of torch's list of tensors that do not fit: about four lines of a terminal; our own choice
 
 
 def find_file(weights: str) -> Path:
-    """Return the file of a path.
+    """Expand `~` and check that the file exists.
 
     Raises:
         DataError: it does not exist.
@@ -72,7 +72,9 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise DataError(f"model.weights: {file} contains no state_dict (names and their tensors).")
+        raise DataError(
+            f"model.weights: {file} contains no state_dict (names and their tensors); use a file of weights."
+        )
     if is_own:  # a loss may have tensors too
         content = {key: value for key, value in content.items() if key.startswith("net.")}
     for key, value in content.items():
@@ -104,12 +106,14 @@ def load_weights(net: Any, file: Path, weights: str | None, gray_weight: str | N
         state[gray_weight] = state[gray_weight].sum(dim=1, keepdim=True)
     body = getattr(net, "body", net)
     targets = body.state_dict()
-    new_names: list[str] = []
+    new_tensor_names: list[str] = []
     for part in new_module_names(net):
         names = [name for name in targets if name.startswith(f"{part}.")]
         if any(name not in state or state[name].shape != targets[name].shape for name in names):
-            new_names += names
-    kept = {name for name in targets if name in new_names or (name not in state and name.endswith(_COUNTER_SUFFIX))}
+            new_tensor_names += names
+    kept = {
+        name for name in targets if name in new_tensor_names or (name not in state and name.endswith(_COUNTER_SUFFIX))
+    }
     merged: Any = OrderedDict(state | {name: targets[name] for name in kept})
     merged._metadata = targets._metadata  # versions of the modules, which torchvision's MNASNet requires
     try:
@@ -120,12 +124,12 @@ def load_weights(net: Any, file: Path, weights: str | None, gray_weight: str | N
             f"model.weights: {file} does not fit this network ({reason}); choose the model= it was made from, or other "
             "weights."
         ) from error
-    dropped = [name for name in new_names if name in state]
+    dropped = [name for name in new_tensor_names if name in state]
     text = f"{len(state) - len(dropped)} of {len(state)} pretrained tensors loaded from {file.name}"
-    text += f" (new: {', '.join(new_names)})" if new_names else ""
+    text += f" (new: {', '.join(new_tensor_names)})" if new_tensor_names else ""
     text += f"; dropped from the file: {', '.join(dropped)}" if dropped else ""
     log.info("%s: %s", getattr(net, "name", type(net).__name__), text)
-    return new_names
+    return new_tensor_names
 
 
 def _load(file: Path) -> Any:

@@ -37,7 +37,9 @@ def parameter_groups(
     """
     factors = _lr_factors(net, head_lr_multiplier, layer_lr_decay)
     if factors and lr is None:
-        raise ConfigError("optimizer.head_lr_multiplier and layer_lr_decay multiply optimizer.lr, which is not set.")
+        raise ConfigError(
+            "optimizer.head_lr_multiplier and optimizer.layer_lr_decay multiply optimizer.lr, which is not set; set it."
+        )
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:

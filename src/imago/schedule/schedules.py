@@ -38,8 +38,8 @@ def warmup_factor(
 
     Args:
         step: index of the optimizer step, counted from 0.
-        warmup_steps: number of steps before the peak.
-        total_steps: number of steps of the run; after them the factor stays at `final_factor`.
+        warmup_steps: steps before the peak.
+        total_steps: steps of the run; after them the factor stays at `final_factor`.
         final_factor: factor at the last step.
         start_factor: factor at step 0, the start of half a cosine; None for a line, which would be 0 at step -1.
         decay: `cosine` or `linear`.
@@ -106,7 +106,7 @@ class StepDecay(LambdaLR):
     Args:
         every_epochs: duration between two decays, at least one step.
         every_steps: the same in optimizer steps.
-        factor: factor of each decay, in (0, 1].
+        factor: of each decay, in (0, 1]; 0.1 divides by ten.
 
     Raises:
         ConfigError: if the duration is shorter than a step.
@@ -141,7 +141,7 @@ class LrSweep(LambdaLR):
     """Increase the learning rates exponentially, for `tune=lr`. Source: Smith 2017, section 3.3 (arXiv:1506.01186).
 
     Args:
-        num_steps: number of steps of the sweep, at least 2.
+        num_steps: steps of the range test, at least 2.
         range_factor: learning rate at step `num_steps` - 1 divided by that of step 0.
     """
 
@@ -160,7 +160,7 @@ class Plateau(ReduceLROnPlateau):
     Args:
         monitor: "val/loss" or "val/acc".
         mode: "min" if lower is better, else "max".
-        factor: factor of each reduction, in (0, 1).
+        factor: of each reduction, in (0, 1).
         patience: validations without improvement that are accepted.
         min_factor: lower limit, as a share of the initial learning rate, in [0, 1].
     """

@@ -16,44 +16,44 @@ class Reliability:
     Attributes:
         low: lower ends of the bins, float (M,).
         high: upper ends, which belong to the bin, float (M,).
-        confidence: mean probability of the images in a bin, float (M,).
+        probability: mean probability of the images in a bin, float (M,).
         accuracy: share of these images that is classified correctly, float (M,).
-        count: images in a bin, int64 (M,).
+        num_images: images in a bin, int64 (M,).
     """
 
     low: np.ndarray
     high: np.ndarray
-    confidence: np.ndarray
+    probability: np.ndarray
     accuracy: np.ndarray
-    count: np.ndarray
+    num_images: np.ndarray
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: the mean gap between accuracy and confidence, weighted by images; in [0, 1]."""
-        return float(np.abs(self.accuracy - self.confidence) @ self.count / self.count.sum())
+        """Expected calibration error: the mean gap between accuracy and probability, weighted by images; in [0, 1]."""
+        return float(np.abs(self.accuracy - self.probability) @ self.num_images / self.num_images.sum())
 
 
-def reliability(confidence: np.ndarray, is_correct: np.ndarray, num_bins: int = _NUM_BINS) -> Reliability:
-    """Compute accuracy and mean confidence in each bin of confidence.
+def reliability(probability: np.ndarray, is_correct: np.ndarray, num_bins: int = _NUM_BINS) -> Reliability:
+    """Group the images by the probability of their predicted class; compute accuracy and mean probability of each bin.
 
     Args:
-        confidence: probability of the predicted class, (N,), in [0, 1], N at least 1.
+        probability: probability of the predicted class, (N,), in [0, 1], N at least 1.
         is_correct: whether the predicted class is the true one, bool (N,).
         num_bins: number of bins of equal width over [0, 1].
 
     Source: Guo et al. 2017, section 2 (arXiv:1706.04599).
     """
-    bins = bin_indices(confidence, num_bins)
-    count = np.bincount(bins, minlength=num_bins)
-    used = np.flatnonzero(count)
-    mean_confidence = np.bincount(bins, weights=confidence, minlength=num_bins)[used] / count[used]
-    accuracy = np.bincount(bins, weights=is_correct, minlength=num_bins)[used] / count[used]
-    return Reliability(used / num_bins, (used + 1) / num_bins, mean_confidence, accuracy, count[used])
+    bins = bin_indices(probability, num_bins)
+    num_images = np.bincount(bins, minlength=num_bins)
+    used = np.flatnonzero(num_images)
+    mean_probability = np.bincount(bins, weights=probability, minlength=num_bins)[used] / num_images[used]
+    accuracy = np.bincount(bins, weights=is_correct, minlength=num_bins)[used] / num_images[used]
+    return Reliability(used / num_bins, (used + 1) / num_bins, mean_probability, accuracy, num_images[used])
 
 
-def bin_indices(confidence: np.ndarray, num_bins: int = _NUM_BINS) -> np.ndarray:
+def bin_indices(probability: np.ndarray, num_bins: int = _NUM_BINS) -> np.ndarray:
     """Return the bin of each probability, int64 (N,); the upper end belongs to a bin."""
-    return np.clip(np.ceil(confidence * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
+    return np.clip(np.ceil(probability * num_bins).astype(np.int64) - 1, 0, num_bins - 1)
 
 
 def nll(logits: np.ndarray, labels: np.ndarray, temperature: float = UNCALIBRATED) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 from imago.statistics.calibration import bin_indices
 
 NUM_DRAWS = 1000  # between seeds, the ends of an interval then vary by about 0.1 points for 1,000 images (measured)
-_QUANTILES = (0.025, 0.975)
+QUANTILES_95 = (0.025, 0.975)  # ends of a 95 % interval
 
 Interval = tuple[float, float]
 
@@ -41,7 +41,7 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     mean = float(np.mean(values))
     from scipy.special import stdtrit  # imported here because scipy takes 0.3 s
 
-    half = float(stdtrit(len(values) - 1, _QUANTILES[1]) * np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, QUANTILES_95[1]) * np.std(values, ddof=1)) / math.sqrt(len(values))
     return mean - half, mean + half
 
 
@@ -52,12 +52,12 @@ def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_D
 
     Args:
         confusion: counts (K, K) of N images, true classes in rows; N at least 1.
-        seed: seed of the bootstrap; the same seed gives the same interval.
-        num_draws: number of bootstrap samples, see `NUM_DRAWS` for the precision.
+        seed: of the random draws; the same seed gives the same interval.
+        num_draws: samples of the bootstrap; `NUM_DRAWS` says how precise they are.
 
     Source: Efron and Tibshirani 1993, chapter 13.
     """
-    random = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     num_images, num_classes = int(confusion.sum()), len(confusion)
     cells = np.flatnonzero(confusion)  # images of one cell are alike, so their numbers are drawn instead of the images
     shares = confusion.flat[cells] / num_images
@@ -65,18 +65,20 @@ def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_D
     is_correct = rows == columns
     scores = np.empty((num_draws, 3))
     for draw in range(num_draws):
-        counts = random.multinomial(num_images, shares)
+        counts = generator.multinomial(num_images, shares)
         num_correct = np.bincount(rows[is_correct], weights=counts[is_correct], minlength=num_classes)
         num_true = np.bincount(rows, weights=counts, minlength=num_classes)
         num_predicted = np.bincount(columns, weights=counts, minlength=num_classes)
         present = num_true > 0
         totals = (np.maximum(num_predicted, 1), num_true, (num_predicted + num_true) / 2)
         scores[draw] = [np.mean(num_correct[present] / total[present]) for total in totals]
-    low, high = np.quantile(scores, _QUANTILES, axis=0).tolist()
+    low, high = np.quantile(scores, QUANTILES_95, axis=0).tolist()
     return dict(zip(("macro_precision", "macro_recall", "macro_f1"), zip(low, high, strict=True), strict=True))
 
 
-def ece_interval(confidence: np.ndarray, is_correct: np.ndarray, seed: int = 0, num_draws: int = NUM_DRAWS) -> Interval:
+def ece_interval(
+    probability: np.ndarray, is_correct: np.ndarray, seed: int = 0, num_draws: int = NUM_DRAWS
+) -> Interval:
     """Return an interval that contains the expected calibration error in at least about 95 % of cases.
 
     The error of a sample is larger than that of all images, because noise widens the gap of every bin. The lower end is
@@ -84,21 +86,21 @@ def ece_interval(confidence: np.ndarray, is_correct: np.ndarray, seed: int = 0, 
     draws.
 
     Args:
-        confidence: probability of the predicted class, (N,), N at least 1.
+        probability: probability of the predicted class, (N,), N at least 1.
         is_correct: whether the predicted class is the true one, bool (N,).
-        seed: seed of the bootstrap; the same seed gives the same interval.
-        num_draws: number of bootstrap samples, see `NUM_DRAWS` for the precision.
+        seed: of the random draws; the same seed gives the same interval.
+        num_draws: samples of the bootstrap; `NUM_DRAWS` says how precise they are.
 
     Source: our own, from the triangle inequality; compared with simulations in the tests.
     """
-    random = np.random.default_rng(seed)
-    count, bins = len(confidence), bin_indices(confidence)
-    gap = is_correct - confidence
-    measured = np.bincount(bins, weights=gap, minlength=bins.max() + 1) / count
+    generator = np.random.default_rng(seed)
+    num_images, bins = len(probability), bin_indices(probability)
+    image_gaps = is_correct - probability
+    measured = np.bincount(bins, weights=image_gaps, minlength=bins.max() + 1) / num_images
     shifts, errors = np.empty(num_draws), np.empty(num_draws)
     for draw in range(num_draws):
-        weights = np.bincount(random.integers(0, count, count), minlength=count)
-        gaps = np.bincount(bins, weights=gap * weights, minlength=len(measured)) / count
+        weights = np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)
+        gaps = np.bincount(bins, weights=image_gaps * weights, minlength=len(measured)) / num_images
         shifts[draw], errors[draw] = np.abs(gaps - measured).sum(), np.abs(gaps).sum()
-    low = np.abs(measured).sum() - np.quantile(shifts, _QUANTILES[1])
-    return max(0.0, float(low)), min(1.0, float(np.quantile(errors, _QUANTILES[1])))
+    low = np.abs(measured).sum() - np.quantile(shifts, QUANTILES_95[1])
+    return max(0.0, float(low)), min(1.0, float(np.quantile(errors, QUANTILES_95[1])))

@@ -23,13 +23,13 @@ class PerClass:
         precision: share of the images predicted as the class that belong to it; 0 for a class never predicted.
         recall: share of the images of the class that are predicted as it; 0 for a class without images.
         f1: harmonic mean of the two; 0 where both are.
-        count: images of the class, int64.
+        num_images: images of the class, int64.
     """
 
     precision: np.ndarray
     recall: np.ndarray
     f1: np.ndarray
-    count: np.ndarray
+    num_images: np.ndarray
 
 
 class Predictions:
@@ -39,13 +39,13 @@ class Predictions:
         class_names: K names.
         labels: true classes, int64 (N,), as indices into `class_names`.
         predicted: predicted classes, int64 (N,).
-        confidence: probability of the predicted class, float (N,), in [0, 1].
+        probability: probability of the predicted class, float (N,), in [0, 1].
     """
 
     class_names: tuple[str, ...]
     labels: np.ndarray
     predicted: np.ndarray
-    confidence: np.ndarray
+    probability: np.ndarray
 
     @cached_property
     def is_correct(self) -> np.ndarray:
@@ -65,9 +65,9 @@ class Predictions:
         return per_class(self.confusion)
 
     def worst_mistakes(self, limit: int) -> np.ndarray:
-        """Return the indices of the mistakes with the highest confidence, highest first, int64 (at most `limit`,)."""
-        wrong = np.flatnonzero(~self.is_correct)
-        return wrong[np.argsort(-self.confidence[wrong], kind="stable")[:limit]]
+        """Return the indices of the mistakes with the highest probability, highest first, int64 (at most `limit`,)."""
+        mistakes = np.flatnonzero(~self.is_correct)
+        return mistakes[np.argsort(-self.probability[mistakes], kind="stable")[:limit]]
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class LabeledOutputs(Predictions):
 
     Attributes:
         logits: float32 (N, K).
-        calibration_temperature: the number that logits were divided by for `confidence`.
+        calibration_temperature: the number that logits were divided by for `probability`.
     """
 
     class_names: tuple[str, ...]
     labels: np.ndarray
     logits: np.ndarray
-    confidence: np.ndarray
+    probability: np.ndarray
     calibration_temperature: float = UNCALIBRATED
     predicted: np.ndarray = field(init=False)
 
@@ -100,8 +100,8 @@ class LabeledOutputs(Predictions):
         if len(self.class_names) > 5:
             num_in_top = num_correct_in_top_k(self.logits, self.labels, 5)
             scores["top5_acc"], intervals["top5_acc"] = num_in_top / num_images, wilson_interval(num_in_top, num_images)
-        scores["ece"] = reliability(self.confidence, self.is_correct).ece
-        intervals["ece"] = ece_interval(self.confidence, self.is_correct)
+        scores["ece"] = reliability(self.probability, self.is_correct).ece
+        intervals["ece"] = ece_interval(self.probability, self.is_correct)
         metrics: dict[str, Any] = {}
         for name, score in scores.items():
             metrics |= {name: score, "interval_95" if name == "acc" else f"{name}_interval_95": list(intervals[name])}
@@ -136,7 +136,7 @@ def per_class(confusion: np.ndarray) -> PerClass:
 def macro_scores(classes: PerClass) -> dict[str, float]:
     """Return the unweighted mean of precision, recall and F1 over the classes that have images."""
     columns = {"precision": classes.precision, "recall": classes.recall, "f1": classes.f1}
-    return {f"macro_{name}": float(column[classes.count > 0].mean()) for name, column in columns.items()}
+    return {f"macro_{name}": float(column[classes.num_images > 0].mean()) for name, column in columns.items()}
 
 
 def most_confused(confusion: np.ndarray, limit: int) -> list[tuple[int, int, int]]:

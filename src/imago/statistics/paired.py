@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from imago.statistics.intervals import QUANTILES_95
+
+_SIGNIFICANCE = 0.05  # the usual level
 _NUM_DRAWS = 10_000  # between seeds, the ends then vary by about 0.03 points for 1,000 images (measured)
 
 
@@ -13,16 +16,16 @@ class PairedComparison:
 
     Attributes:
         num_images: N.
-        only_a: images that only a classifies correctly.
-        only_b: images that only b classifies correctly.
+        num_only_a: images that only a classifies correctly.
+        num_only_b: images that only b classifies correctly.
         difference: accuracy of b minus that of a, in [-1, 1].
         interval_95: the 95 % interval of the difference, by bootstrap over the images.
         p_value: two-sided, of McNemar's exact test.
     """
 
     num_images: int
-    only_a: int
-    only_b: int
+    num_only_a: int
+    num_only_b: int
     difference: float
     interval_95: tuple[float, float]
     p_value: float
@@ -35,10 +38,10 @@ class PairedComparison:
     @property
     def verdict(self) -> str:
         """The comparison in one sentence."""
-        if self.p_value >= 0.05:
-            return "No significant difference on these images (p ≥ 0.05)."
+        if self.p_value >= _SIGNIFICANCE:
+            return f"No significant difference on these images (p ≥ {_SIGNIFICANCE})."
         better = "b" if self.difference > 0 else "a"
-        return f"{better} is significantly better on these images (p < 0.05)."
+        return f"{better} is significantly better on these images (p < {_SIGNIFICANCE})."
 
 
 def compare_paired(is_correct_a: np.ndarray, is_correct_b: np.ndarray, seed: int = 0) -> PairedComparison:
@@ -47,15 +50,17 @@ def compare_paired(is_correct_a: np.ndarray, is_correct_b: np.ndarray, seed: int
     Args:
         is_correct_a: whether a predicts the true class, bool (N,), N at least 1.
         is_correct_b: whether b predicts the true class, for the same images in the same order.
-        seed: seed of the bootstrap; the same seed gives the same interval.
+        seed: of the random draws; the same seed gives the same interval.
     """
-    only_a, only_b = int((is_correct_a & ~is_correct_b).sum()), int((is_correct_b & ~is_correct_a).sum())
-    count = len(is_correct_a)
-    interval = bootstrap_difference(only_a, only_b, count, seed)
-    return PairedComparison(count, only_a, only_b, (only_b - only_a) / count, interval, mcnemar_exact(only_a, only_b))
+    num_only_a, num_only_b = int((is_correct_a & ~is_correct_b).sum()), int((is_correct_b & ~is_correct_a).sum())
+    num_images = len(is_correct_a)
+    difference = (num_only_b - num_only_a) / num_images
+    interval = bootstrap_difference(num_only_a, num_only_b, num_images, seed)
+    p_value = mcnemar_exact(num_only_a, num_only_b)
+    return PairedComparison(num_images, num_only_a, num_only_b, difference, interval, p_value)
 
 
-def mcnemar_exact(only_a: int, only_b: int) -> float:
+def mcnemar_exact(num_only_a: int, num_only_b: int) -> float:
     """Return the two-sided p-value of the hypothesis that two classifiers are equally good.
 
     Only images that exactly one of them classifies correctly count. If both are equally good, each of these is a coin
@@ -65,24 +70,24 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     """
     from scipy.stats import binomtest
 
-    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return float(binomtest(num_only_a, num_only_a + num_only_b).pvalue) if num_only_a + num_only_b else 1.0
 
 
-def bootstrap_difference(only_a: int, only_b: int, num_images: int, seed: int = 0) -> tuple[float, float]:
+def bootstrap_difference(num_only_a: int, num_only_b: int, num_images: int, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % percentile interval of the difference in accuracy, b minus a.
 
     Drawing images with replacement and counting the two kinds that differ is the same as drawing the two counts from
     a multinomial distribution.
 
     Args:
-        only_a: images that only a classifies correctly.
-        only_b: images that only b classifies correctly.
+        num_only_a: images that only a classifies correctly.
+        num_only_b: images that only b classifies correctly.
         num_images: number of all images, at least 1.
-        seed: seed of the bootstrap; the same seed gives the same interval.
+        seed: of the random draws; the same seed gives the same interval.
 
     Source: Efron and Tibshirani 1993, chapter 13.
     """
-    shares = [only_a / num_images, only_b / num_images, max(0.0, 1 - (only_a + only_b) / num_images)]
+    shares = [num_only_a / num_images, num_only_b / num_images, max(0.0, 1 - (num_only_a + num_only_b) / num_images)]
     drawn = np.random.default_rng(seed).multinomial(num_images, shares, _NUM_DRAWS)
-    low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / num_images, [0.025, 0.975])
+    low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / num_images, QUANTILES_95)
     return float(low), float(high)

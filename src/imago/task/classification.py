@@ -151,7 +151,7 @@ class ClassificationTask(LightningModule):
             logger.log_metrics({**values, "epoch": self.current_epoch}, step)
 
     def _log_training_step(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Log loss, accuracy and learning rate, the only sync point in training; raise if the loss is not finite."""
+        """Log loss, accuracy and learning rate, which waits for the device; raise if the loss is not finite."""
         value = loss.item()
         if not math.isfinite(value) and not self._scale_can_fall():
             raise DivergedError(

@@ -6,8 +6,9 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
+from imago.artifact import TEMPERATURE_KEY
 from imago.data.datamodule import ImageDataModule
-from imago.inference.calibration import TEMPERATURE_KEY, calibrate
+from imago.inference.calibration import calibrate
 from imago.inference.run_split import image_names, images_in_memory, validate
 from imago.instantiate import to_plain
 from imago.logger.tensorboard import add_hparams, add_image

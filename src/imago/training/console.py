@@ -131,7 +131,7 @@ def _network(model: DictConfig, task: torch.nn.Module) -> str:
     if model.get("in_channels", 3) == 1:
         texts.append("on gray images")
     if "weights" in model:
-        new_names = getattr(task.net, "uninitialized_names", ())
-        new = f", new: {' '.join(new_names)}" if new_names else ""
+        new_tensor_names = getattr(task.net, "new_tensor_names", ())
+        new = f", new: {' '.join(new_tensor_names)}" if new_tensor_names else ""
         texts.append(f"pretrained ({model.weights}{new})" if model.weights else "from scratch")
     return ", ".join(texts)

@@ -90,10 +90,10 @@ def _build_network(cfg: DictConfig, data: "ImageDataModule") -> tuple[Any, dict[
         net = build_network(settings, num_classes, record["size"], cfg.extra_targets)
     except UserError as error:
         raise ConfigError(_name_teacher(error)) from error
-    if new_names := getattr(net, "uninitialized_names", ()):
+    if new_tensor_names := getattr(net, "new_tensor_names", ()):
         raise ConfigError(
-            f"task.teacher.weights={settings['weights']} has no values for {' and '.join(new_names)}: the teacher "
-            f"must have the {num_classes} classes of the data; train it on them, then type task.teacher=RUN."
+            f"task.teacher.weights={settings['weights']} has no values for {' and '.join(new_tensor_names)}: the "
+            f"teacher must have the {num_classes} classes of the data; train it on them, then type task.teacher=RUN."
         )
     return net, record
 
