@@ -52,10 +52,10 @@ CASES = ("cifar", "jpeg_500", "jpeg_1000", "overload", "memory")
 JITTER = ["augment.brightness=0.2", "augment.contrast=0.2", "augment.saturation=0.2"]
 SCALE = (0.35, 1.0)  # of the random resized crop: augment=standard
 JPEG_SIZES = {"jpeg_500": (500, 375), "jpeg_1000": (1000, 750)}
-NUM_PIL = 4_000  # CIFAR images that the slow side prepares
+NUM_PIL_IMAGES = 4_000  # CIFAR images that the slow side prepares
 MEMORY_EPOCHS = 8
-NUM_COUNTED = 50_000_000
-PER_CORE = 3  # busy processes per core under overload, the loader included
+NUM_COUNTED_STEPS = 50_000_000
+NUM_BUSY_PER_CORE = 3  # busy processes per core under overload, the loader included
 MIB = 2**20
 
 
@@ -111,7 +111,7 @@ def build_data(*overrides: str) -> ImageDataModule:
     return data
 
 
-def epochs(loader: DataLoader, count: int = 1, finish: Callable = lambda images, labels: images) -> int:
+def run_epochs(loader: DataLoader, count: int = 1, finish: Callable = lambda images, labels: images) -> int:
     """Iterate over the batches of `count` epochs, apply `finish` to each, and return the number of images."""
     num_images = 0
     for epoch in range(count):
@@ -151,14 +151,14 @@ def cifar_sides() -> dict[str, Callable[[], dict]]:
     plain, full = (build_data("data=cifar10", "augment=crop_flip", *more) for more in ([], JITTER))
     train = plain.splits.train
     pixels, labels = torch.from_numpy(np.array(train.images)), torch.from_numpy(train.labels)
-    samples = list(np.ascontiguousarray(train.images[:NUM_PIL].transpose(0, 2, 3, 1)))
+    samples = list(np.ascontiguousarray(train.images[:NUM_PIL_IMAGES].transpose(0, 2, 3, 1)))
     crop_flip = [v1.RandomCrop(32, padding=4), v1.RandomHorizontalFlip()]
     to_tensor = [v1.ToTensor(), v1.Normalize(plain.preprocess.mean, plain.preprocess.std)]
     jitter = v1.ColorJitter(0.2, 0.2, 0.2)
 
     def per_sample(*transforms: Callable) -> dict:
         loader = DataLoader(PerSample(samples, train.labels, v1.Compose(transforms)), batch_size=128, shuffle=True)
-        return measure(lambda: epochs(loader))
+        return measure(lambda: run_epochs(loader))
 
     def gather() -> int:
         order = torch.randperm(len(labels))
@@ -169,9 +169,9 @@ def cifar_sides() -> dict[str, Callable[[], dict]]:
     return {
         "pil": lambda: per_sample(*crop_flip, *to_tensor),
         "gather": lambda: measure(gather, gather),
-        "project": lambda: measure(lambda: epochs(loader, 8), lambda: epochs(loader)),
+        "project": lambda: measure(lambda: run_epochs(loader, 8), lambda: run_epochs(loader)),
         "pil, jitter": lambda: per_sample(*crop_flip, jitter, *to_tensor),
-        "project, jitter, normalized": lambda: measure(lambda: epochs(full_loader, 2, finish)),
+        "project, jitter, normalized": lambda: measure(lambda: run_epochs(full_loader, 2, finish)),
     }
 
 
@@ -194,10 +194,10 @@ def jpeg_sides(folder: Path) -> dict[str, Callable[[], dict]]:
     finish = lambda images, labels: cached.augment_batch(images, labels, (0, 0, 0))[0]  # noqa: E731
     return {
         # Pillow's default; `imago.images` makes it reuse the memory of an image for the next one.
-        "pil": lambda: measure(lambda: epochs(pil), lambda: Image.core.set_blocks_max(0)),
-        "project": lambda: measure(lambda: epochs(ours)),
-        "project, cached": lambda: measure(lambda: epochs(again, 4), lambda: epochs(again)),
-        "project, cached, normalized": lambda: measure(lambda: epochs(again, 4, finish), lambda: epochs(again)),
+        "pil": lambda: measure(lambda: run_epochs(pil), lambda: Image.core.set_blocks_max(0)),
+        "project": lambda: measure(lambda: run_epochs(ours)),
+        "project, cached": lambda: measure(lambda: run_epochs(again, 4), lambda: run_epochs(again)),
+        "project, cached, normalized": lambda: measure(lambda: run_epochs(again, 4, finish), lambda: run_epochs(again)),
     }
 
 
@@ -209,13 +209,13 @@ def overload_sides(folder: Path) -> dict[str, Callable[[], dict]]:
 
     def run(loader: DataLoader, count: int, num_busy: int) -> dict:
         with busy_processes(num_busy):
-            return measure(lambda: epochs(loader, count), lambda: epochs(loader), cores)
+            return measure(lambda: run_epochs(loader, count), lambda: run_epochs(loader), cores)
 
     def count_up(num_busy: int) -> dict:
         with busy_processes(num_busy):
-            return measure(_count)
+            return measure(_count_up)
 
-    num_busy = PER_CORE * cores - 1
+    num_busy = NUM_BUSY_PER_CORE * cores - 1
     return {
         "counting alone": lambda: count_up(0),
         "counting overloaded": lambda: count_up(num_busy),
@@ -233,7 +233,7 @@ def measure_memory(folder: Path) -> dict[str, float]:
     loader = data.train_dataloader()
     sizes = []
     for _ in range(MEMORY_EPOCHS):
-        epochs(loader)
+        run_epochs(loader)
         sizes.append(sum(_own_bytes(process.pid) for process in multiprocessing.active_children()) / MIB)
     return {"after_epoch_2": sizes[1], "after_last_epoch": sizes[-1]}
 
@@ -253,7 +253,7 @@ def folder_data(folder: Path, cache: str) -> ImageDataModule:
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
     """Keep `count` processes computing."""
-    processes = [multiprocessing.get_context("fork").Process(target=_spin, daemon=True) for _ in range(count)]
+    processes = [multiprocessing.get_context("fork").Process(target=_loop_forever, daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
     try:
@@ -264,12 +264,12 @@ def busy_processes(count: int) -> Iterator[None]:
             process.join()
 
 
-def _count() -> int:
+def _count_up() -> int:
     """Compute without data: the speed measures the share of the CPU that is left."""
-    return sum(1 for _ in range(NUM_COUNTED))
+    return sum(1 for _ in range(NUM_COUNTED_STEPS))
 
 
-def _spin() -> None:
+def _loop_forever() -> None:
     while True:
         pass
 

@@ -23,7 +23,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 SRC = PROJECT_ROOT / "src"
 PACKAGE = SRC / "imago"
 TEMPLATES = {".j2", ".css", ".js", ".html"}
-NO_CODE = {
+NO_CODE_TOKENS = {
     *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT),
     *(tokenize.ENDMARKER, tokenize.ENCODING),
 }
@@ -62,12 +62,12 @@ def code_lines(text: str) -> int:
                 docstrings.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     code: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in NO_CODE:
+        if token.type not in NO_CODE_TOKENS:
             code.update(range(token.start[0], token.end[0] + 1))
     return len(code - docstrings)
 
 
-def functions(path: Path) -> list[tuple[int, str]]:
+def function_lengths(path: Path) -> list[tuple[int, str]]:
     """Return the length in lines, docstring included, and the name of every function of a file."""
     return [
         ((node.end_lineno or node.lineno) - node.lineno + 1, f"{path.relative_to(SRC)}:{node.name}")
@@ -80,7 +80,7 @@ def source_figures() -> dict[str, str]:
     """Return the figures that are read from the files of `src/imago`."""
     modules = sorted(PACKAGE.rglob("*.py"))
     templates = [path for path in PACKAGE.rglob("*") if path.suffix in TEMPLATES]
-    lengths = sorted(length for path in modules for length in functions(path))
+    lengths = sorted(length for path in modules for length in function_lengths(path))
     longest_file = max((count_lines(path), str(path.relative_to(SRC))) for path in modules)
     return {
         "lines, templates included": f"{sum(map(count_lines, [*modules, *templates])):,}",

@@ -29,7 +29,7 @@ RUNS = {
     "mixup_ema": ["augment.mixup_alpha=0.2", "callbacks=[default,ema]", "trainer.accumulate_grad_batches=2"],
     "two_processes": ["trainer.devices=2"],
 }
-SHORT = [
+SHORT_RUN = [
     *("data=shapes", "trainer.accelerator=cpu", "trainer.max_epochs=2"),
     *("trainer.limit_train_batches=20", "trainer.limit_val_batches=4", "trainer.limit_test_batches=2"),
 ]
@@ -43,7 +43,7 @@ def train(checkout: Path, name: str, directory: Path, threads: int) -> Path:
         RuntimeError: if the run fails, with what it printed.
     """
     done = subprocess.run(
-        [sys.executable, "src/train.py", *SHORT, *RUNS[name], f"run_name={name}"]
+        [sys.executable, "src/train.py", *SHORT_RUN, *RUNS[name], f"run_name={name}"]
         + [f"paths.data_dir={directory}/data", f"paths.log_dir={directory}/logs"],
         cwd=checkout,
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},

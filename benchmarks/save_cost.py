@@ -16,17 +16,17 @@ import torch
 from imago.runs.checkpoint import AtomicCheckpointIO
 
 NUM_ROUNDS = 15
-RESULT = Path(__file__).parent / "results" / "save_cost.json"
+RESULT_FILE = Path(__file__).parent / "results" / "save_cost.json"
 
 
-def state() -> dict:
+def make_checkpoint() -> dict:
     """Return weights and two Adam moments each: 100 MB in 60 tensors."""
     weights = {f"layer{number}": torch.randn(416_000) for number in range(20)}
     moments = {n: {"exp_avg": w.clone(), "exp_avg_sq": w.square()} for n, w in enumerate(weights.values())}
     return {"state_dict": weights, "optimizer_states": [{"state": moments}]}
 
 
-def plain(checkpoint: dict, path: Path) -> None:
+def save_plainly(checkpoint: dict, path: Path) -> None:
     """Save with `torch.save` and fsync."""
     with path.open("wb") as file:
         torch.save(checkpoint, file)
@@ -34,7 +34,7 @@ def plain(checkpoint: dict, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def seconds(save: Callable[[dict, Path], None], checkpoint: dict, path: Path) -> float:
+def measure_save(save: Callable[[dict, Path], None], checkpoint: dict, path: Path) -> float:
     """Return the seconds of one save over an existing file."""
     start = perf_counter()
     save(checkpoint, path)
@@ -43,12 +43,12 @@ def seconds(save: Callable[[dict, Path], None], checkpoint: dict, path: Path) ->
 
 def main() -> None:
     """Measure both alternately, so that a busy disk slows both, and compare the medians."""
-    checkpoint = state()
+    checkpoint = make_checkpoint()
     ours, theirs = [], []
     with tempfile.TemporaryDirectory(dir=".") as directory:
         for _ in range(NUM_ROUNDS):
-            theirs.append(seconds(plain, checkpoint, Path(directory) / "plain.ckpt"))
-            ours.append(seconds(AtomicCheckpointIO().save_checkpoint, checkpoint, Path(directory) / "last.ckpt"))
+            theirs.append(measure_save(save_plainly, checkpoint, Path(directory) / "plain.ckpt"))
+            ours.append(measure_save(AtomicCheckpointIO().save_checkpoint, checkpoint, Path(directory) / "last.ckpt"))
         size = (Path(directory) / "last.ckpt").stat().st_size
     results = {
         "megabytes": round(size / 1e6, 1),
@@ -58,7 +58,7 @@ def main() -> None:
         "ratio_of_medians": round(statistics.median(ours) / statistics.median(theirs), 3),
         "median_of_ratios": round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3),
     }
-    RESULT.write_text(json.dumps(results, indent=2) + "\n")
+    RESULT_FILE.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 
 

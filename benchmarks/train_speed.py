@@ -41,7 +41,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 NUM_TRAIN_IMAGES = 45_000  # one epoch, both sides; CIFAR-10's other 5,000 train images validate
 CHILD_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}  # both sides; see the module's docstring
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-FIGURES = ("images_per_cpu_s", "cpu_s", "wall_s", "test_acc")
+FIGURE_NAMES = ("images_per_cpu_s", "cpu_s", "wall_s", "test_acc")
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def summarize(runs: list[Run]) -> dict[str, dict]:
     """Return each side's medians and the speed ratio B/A: median, min and max of the ratios within a round."""
     sides = {side: [run for run in runs if run.side == side] for side in ("A", "B")}
     medians = {
-        side: {name: statistics.median(getattr(run, name) for run in side_runs) for name in FIGURES}
+        side: {name: statistics.median(getattr(run, name) for run in side_runs) for name in FIGURE_NAMES}
         for side, side_runs in sides.items()
     }
     ratios = [b.images_per_cpu_s / a.images_per_cpu_s for a, b in zip(sides["A"], sides["B"], strict=True)]
@@ -174,7 +174,7 @@ def summarize(runs: list[Run]) -> dict[str, dict]:
 def print_summary(summary: dict[str, dict]) -> None:
     """Print the medians of both sides and the ratio of each round."""
     for side, median in summary["medians"].items():
-        speed, cpu_s, wall_s, test_acc = (median[name] for name in FIGURES)
+        speed, cpu_s, wall_s, test_acc = (median[name] for name in FIGURE_NAMES)
         print(f"{'median':>6} {side:>4} {speed:>13.1f} {cpu_s:>9.1f} {wall_s:>9.1f} {test_acc:>9.4f}")
     ratio = summary["ratio_b_over_a"]
     print(f"images per CPU-second, B/A: {ratio['median']:.2f} (min {ratio['min']:.2f}, max {ratio['max']:.2f})")

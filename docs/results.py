@@ -23,13 +23,13 @@ from itertools import takewhile
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
-EXPERIMENTS = PROJECT_ROOT / "configs" / "experiment"
+EXPERIMENTS_DIRECTORY = PROJECT_ROOT / "configs" / "experiment"
 PAGE = PROJECT_ROOT / "docs" / "results.md"
-ALWAYS = ("source", "command", "accuracy")
-MEASURED = ("hardware", "core-minutes", "commit")
+ALWAYS_FIELDS = ("source", "command", "accuracy")
+MEASURED_FIELDS = ("hardware", "core-minutes", "commit")
 NOT_RUN = "not run"
-SPREAD = re.compile(r"mean [\d.]+ %, [\d.]+ to [\d.]+ %, over n = \d+ seeds")
-NO_SPREAD = "`accuracy:` reads `mean M %, LOWEST to HIGHEST %, over n = N seeds ...`, or `not run`"
+SPREAD_PATTERN = re.compile(r"mean [\d.]+ %, [\d.]+ to [\d.]+ %, over n = \d+ seeds")
+HOW_TO_WRITE_SPREAD = "`accuracy:` reads `mean M %, LOWEST to HIGHEST %, over n = N seeds ...`, or `not run`"
 NUM_TOP_ROWS = 4  # for the README
 
 
@@ -48,14 +48,18 @@ class Experiment:
 
     def problems(self) -> list[str]:
         """Return a line for each field that is missing or must not be set."""
-        wanted = {*ALWAYS, *(MEASURED if self.is_measured else ())}
+        wanted = {*ALWAYS_FIELDS, *(MEASURED_FIELDS if self.is_measured else ())}
         missing = sorted(wanted - {field for field, text in self.fields.items() if text})
         accuracy = self.fields.get("accuracy")
         surplus = sorted(self.fields.keys() - wanted)
         return [
             *(f"{self.name}: the header has no `{field}:`" for field in missing),
             *(f"{self.name}: `{field}:` of a run that was {NOT_RUN}" for field in surplus),
-            *([f"{self.name}: {NO_SPREAD}"] if accuracy and self.is_measured and not SPREAD.match(accuracy) else []),
+            *(
+                [f"{self.name}: {HOW_TO_WRITE_SPREAD}"]
+                if accuracy and self.is_measured and not SPREAD_PATTERN.match(accuracy)
+                else []
+            ),
         ]
 
 
@@ -68,7 +72,7 @@ def read_experiment(file: Path) -> Experiment:
     title: list[str] = []
     name = ""
     for line in lines:
-        if field := re.match(rf" ({'|'.join((*ALWAYS, *MEASURED))}):\s+(.*)", line):
+        if field := re.match(rf" ({'|'.join((*ALWAYS_FIELDS, *MEASURED_FIELDS))}):\s+(.*)", line):
             name = field[1]
             fields[name] = field[2].strip()
         elif name and line.startswith("   "):
@@ -78,7 +82,7 @@ def read_experiment(file: Path) -> Experiment:
     return Experiment(file.stem, " ".join(title), fields)
 
 
-def read_all(directory: Path = EXPERIMENTS) -> list[Experiment]:
+def read_all(directory: Path = EXPERIMENTS_DIRECTORY) -> list[Experiment]:
     """Read all experiments; the measured ones first, by name."""
     experiments = [read_experiment(file) for file in directory.glob("*.yaml")]
     return sorted(experiments, key=lambda experiment: (not experiment.is_measured, experiment.name))

@@ -15,7 +15,7 @@ ENTRIES = sorted(path.stem for path in SRC.glob("*.py"))
 
 # Package or module -> those it may import, in addition to LEAVES. Imports point from the last lines to the first.
 LEAVES = {"errors", "paths", "files", "log", "settings", "text", "download", "resources", "seeding", "threads"}
-_BASE = {"images", "instantiate", "normalize", "statistics", "artifact", "runs"}
+_BASE = {"images", "instantiate", "normalize", "statistics", "onnx_classifier", "runs"}
 _PARTS = {"augment", "data", "model", "optimizer", "schedule", "loss", "logger"}
 _COMMANDS = {"training", "inference", "export", "dataset_check", "analysis"}
 ARROWS = {
@@ -24,7 +24,7 @@ ARROWS = {
     "instantiate": set(),
     "statistics": set(),
     "normalize": {"images"},
-    "artifact": {"images", "statistics"},
+    "onnx_classifier": {"images", "statistics"},
     "runs": {"statistics"},
     "augment": set(),
     "data": {"augment", "images", "normalize"},

@@ -24,4 +24,4 @@ def test_the_length_of_a_function_includes_its_docstring(script, tmp_path, monke
     metrics = script("metrics")
     monkeypatch.setattr(metrics, "SRC", tmp_path)
     (tmp_path / "adding.py").write_text(SOURCE)
-    assert metrics.functions(tmp_path / "adding.py") == [(3, "adding.py:add")]
+    assert metrics.function_lengths(tmp_path / "adding.py") == [(3, "adding.py:add")]

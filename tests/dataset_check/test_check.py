@@ -84,7 +84,7 @@ def test_a_sheet_shows_the_images_of_one_class_of_all_splits(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_sound_data_set_is_reported_and_drawn(check: Callable, tmp_path: Path):
+def test_a_sound_dataset_is_reported_and_drawn(check: Callable, tmp_path: Path):
     done = check(write_set(tmp_path / "my set (1)", num_train=40))
     folder = tmp_path / "logs" / "check" / "one"
     assert {path.name for path in folder.iterdir()} == {

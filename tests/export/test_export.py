@@ -18,18 +18,18 @@ from short_runs import summary
 from warm_python import warm_imago
 
 from imago import load_model
-from imago.artifact import OnnxClassifier
 from imago.data.dataset import ArrayDataset, LabeledArray
 from imago.data.shapes import render_split
 from imago.errors import ConfigError, DataError
 from imago.export.export import _metrics_of, _validation_images, _write_verified
 from imago.export.export import export as export_command
+from imago.onnx_classifier import OnnxClassifier
 
 # Runs src/export.py as a user would, after a line of Python that changes something.
 AFTER = "import sys, runpy; sys.path.insert(0, 'src'); sys.argv = {argv!r}\n{change}\n"
 AFTER += "runpy.run_path('src/export.py', run_name='__main__')"
 WRONG_LABELS = """
-from imago.artifact import OnnxClassifier
+from imago.onnx_classifier import OnnxClassifier
 right = OnnxClassifier.predict
 OnnxClassifier.predict = lambda self, images: tuple(-array for array in right(self, images))"""
 NO_TORCH = "sys.modules['torch'] = None; sys.modules['lightning'] = None"

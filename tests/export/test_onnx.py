@@ -10,13 +10,13 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torchvision.models import resnet18, squeezenet1_0
 
-from imago.artifact import OnnxClassifier
 from imago.errors import UserError
 from imago.export.onnx import export_onnx
 from imago.export.parity import compare_outputs
 from imago.images import Preprocess
 from imago.model.classifier import Classifier
 from imago.model.simple_cnn import SimpleCNN
+from imago.onnx_classifier import OnnxClassifier
 from imago.paths import PROJECT_ROOT
 
 SIZE = 32

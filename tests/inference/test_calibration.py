@@ -11,10 +11,10 @@ from sklearn.metrics import log_loss
 from torch import nn
 
 from imago import load_model
-from imago.artifact import TEMPERATURE_KEY
 from imago.errors import DataError
 from imago.inference.calibration import calibrate, read_temperature
 from imago.inference.load import load_predictor
+from imago.onnx_classifier import TEMPERATURE_KEY
 from imago.statistics.calibration import fit_temperature
 from imago.statistics.metrics import LabeledOutputs, softmax
 

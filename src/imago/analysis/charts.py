@@ -11,9 +11,8 @@ from matplotlib.ticker import MaxNLocator
 # In the units of the drawing, which the page scales; at a width of 360 px letters are still 11 px high.
 _WIDTH, _HEIGHT = 400, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 388, 12, 210  # ends of the axes
-_MAX_POINTS = (
-    500  # points that are drawn of a line: more cannot be seen in 340 px, and the page would grow to megabytes
-)
+# Points that are drawn of a line: more cannot be seen in 340 px, and the page would grow to megabytes.
+_MAX_POINTS = 500
 _MAX_MARKED = 40  # points of a line with markers: on more, they would hide the line; our own choice
 _NOT_CURVE_PREFIXES = ("epoch", "test/")  # test results are single numbers
 
@@ -61,7 +60,7 @@ def line_charts(
         if drawn:
             num_lost = sum(len(line.x) for line in lines) - sum(len(line.x) for line in drawn)
             note = f"{num_lost} values that are not finite are not drawn" if num_lost else ""
-            charts.append(Chart(title, _svg(title, drawn, x_label, limits), drawn, note))
+            charts.append(Chart(title, _chart_svg(title, drawn, x_label, limits), drawn, note))
     return charts
 
 
@@ -89,7 +88,7 @@ def _finite_points(line: Line) -> Line:
     return line._replace(x=[x for x, _ in points], y=[y for _, y in points])
 
 
-def _svg(title: str, lines: Sequence[Line], x_label: str, limits: tuple[float, float] | None) -> str:
+def _chart_svg(title: str, lines: Sequence[Line], x_label: str, limits: tuple[float, float] | None) -> str:
     """Return one chart as SVG; screen readers get the title and the first and last value of each line."""
     x_axis = _axis([x for line in lines for x in line.x], limits, _LEFT, _RIGHT)
     y_axis = _axis([y for line in lines for y in line.y], limits, _BOTTOM, _TOP)

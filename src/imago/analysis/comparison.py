@@ -18,7 +18,7 @@ from imago.statistics.paired import PairedComparison, compare_paired
 from imago.text import join_names, percent_text, printable
 
 _MAX_CLASSES = 30  # rows of the page, as for a single run
-_MAX_NAMES = 3  # images in an error message, which stays one line
+_MAX_NAMES = 3  # images in an error message, so that it stays one line; our own choice
 _REMEDY = "evaluate both on the same dataset: python src/eval.py run=RUN"
 
 
@@ -78,7 +78,7 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
     records = read_record(a), read_record(b)
     of_a, of_b = (record.settings for record in records)
     different = differing([of_a, of_b]) if of_a and of_b else ()
-    settings = [(name, _typed(of_a, name), _typed(of_b, name)) for name in different]
+    settings = [(name, _typed_or_empty(of_a, name), _typed_or_empty(of_b, name)) for name in different]
     faults = [record.config_fault for record in records if record.config_fault]
     names = f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}"
     notes: list[str] = []
@@ -156,7 +156,7 @@ def _result_rows(records: tuple[RunRecord, RunRecord]) -> list[tuple[str, str, s
     return [("status", records[0].status, records[1].status), *rows]
 
 
-def _typed(settings: Mapping[str, Any], name: str) -> str:
+def _typed_or_empty(settings: Mapping[str, Any], name: str) -> str:
     return typed_value(settings[name]) if name in settings else ""
 
 

@@ -51,7 +51,8 @@ def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
 
 def main_results(record: RunRecord) -> list[tuple[str, str, str]]:
     """Return name, value and note of the main results of a run."""
-    interval, wait, tta = range_text(record.test_low, record.test_high), record.data_wait_share, final_test_tta(record)
+    interval, tta = range_text(record.test_low, record.test_high), final_test_tta(record)
+    wait_share = record.data_wait_share
     tested = f"95 %: {interval}, n = {count_text(record.num_test_images)}" if interval else ""
     cards = [
         ("test accuracy", percent_text(record.test_acc), tested + (f", with tta={tta}" if tta != "none" else "")),
@@ -60,7 +61,7 @@ def main_results(record: RunRecord) -> list[tuple[str, str, str]]:
         (
             "images/s",
             count_text(record.images_per_s),
-            f"{percent_text(wait)} of the time waiting for data" if wait else "",
+            f"{percent_text(wait_share)} of the time waiting for data" if wait_share else "",
         ),
     ]
     return [card for card in cards if card[1]]

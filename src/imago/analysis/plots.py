@@ -39,18 +39,18 @@ def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
     has_counts = num_classes <= _MAX_NUMBERED
     # 0.42 inch hold three digits in a readable size.
     cell_inch = max(0.42, min(0.9, 4.5 / num_classes)) if has_counts else _MAX_SIDE_INCH / max(num_classes, _MAX_NAMED)
-    side = num_classes * cell_inch
-    figure = _new_figure(side + 3.4, side + 2.8)
+    side_inch = num_classes * cell_inch
+    figure = _new_figure(side_inch + 3.4, side_inch + 2.8)
     axes = figure.add_subplot()
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     # The square root makes mistakes visible: 4 % of a row gets a fifth of the full color.
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
-    bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
-    bar.set_label("share of the true class", fontsize=9)
+    color_bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    color_bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
+    color_bar.set_label("share of the true class", fontsize=9)
     # 72 points are an inch; a line of text takes 0.72 of its cell, which leaves space between two names.
     _name_axes(axes, class_names, font_size=max(6, min(10, 72 * cell_inch * 0.72)))
-    axes.set_title(title, fontsize=max(11, side), parse_math=False)
+    axes.set_title(title, fontsize=max(11, side_inch), parse_math=False)
     if has_counts:
         _write_counts(axes, confusion, shares, cell_inch)
     _set_fonts(figure)

@@ -16,13 +16,8 @@ _RESULT_COLUMNS = (
     *("val_acc", "test_acc", "test_low", "test_high", "num_test_images", "best_epoch", "epochs"),
     *("seconds", "images_per_s", "data_wait_share", "folder", "reason", "config_fault"),
 )
-_SEED_COLUMNS = (
-    "num_seeds",
-    "val_std",
-    "test_std",
-    "test_lowest",
-    "test_highest",
-)  # only in a table of `mean_over_seeds`
+# Only in a table of `mean_over_seeds`.
+_SEED_COLUMNS = ("num_seeds", "val_std", "test_std", "test_lowest", "test_highest")
 _MAX_EXACT = 2**53  # larger integers are not exact in float64
 _COUNT_COLUMNS = ["seed", "num_test_images", "best_epoch", "epochs"]
 _MEAN_COLUMNS = ["val_acc", "test_acc", "seconds", "images_per_s", "data_wait_share"]
@@ -74,20 +69,20 @@ def mean_over_seeds(runs: DataFrame) -> DataFrame:
         of the newest run; `val_std`, `test_std` are standard deviations, `test_lowest`, `test_highest` the extremes,
         and `test_low`, `test_high` the ends of the 95 % interval of the mean over further seeds.
     """
-    complete = _complete(runs).drop(older_repetitions(runs).index)
+    complete = _complete_runs(runs).drop(older_repetitions(runs).index)
     groups = complete.groupby(_group_names(runs), dropna=False, sort=False)
-    single = runs.drop(_complete(runs).index)
+    single = runs.drop(_complete_runs(runs).index)
     rows = [_mean_of(seeds) for _, seeds in groups] + [_mean_of(single.loc[[index]]) for index in single.index]
     return _typed_table(rows, [*runs.columns, *_SEED_COLUMNS])
 
 
 def older_repetitions(runs: DataFrame) -> DataFrame:
     """Return the finished runs for which there is a newer one with the same settings and seed."""
-    complete = _complete(runs)
+    complete = _complete_runs(runs)
     return complete[complete.duplicated([*_group_names(runs), "seed"], keep="last")]
 
 
-def _complete(runs: DataFrame) -> DataFrame:
+def _complete_runs(runs: DataFrame) -> DataFrame:
     """Return the finished runs whose settings are known, in order of their start."""
     return runs[(runs["status"] == "finished") & runs["config_fault"].isna()].sort_values("started")
 

@@ -58,23 +58,23 @@ def table_text(runs: DataFrame, width: int | None) -> str:
         width: the width of the terminal, in characters. If the table is wider, settings are printed below their run
             and some columns are left out. None leaves out nothing.
     """
-    table = DataFrame([_cells(row) for row in _rows(runs)])
+    table = DataFrame([_row_cells(row) for row in _row_dicts(runs)])
     table["settings"] = _settings_texts(runs)
     table = table.loc[:, (table != "").any()]
-    below, left_out = [""] * len(table), []
+    setting_lines, left_out = [""] * len(table), []
     if width is not None and _total_width(table) > width:
         if "settings" in table:
-            below = [f"\n    {text}" if text else "" for text in table.pop("settings")]
+            setting_lines = [f"\n    {text}" if text else "" for text in table.pop("settings")]
         for header in _LEFT_OUT_IF_NARROW:
             if header in table and _total_width(table) > width:
                 table.pop(header)
                 left_out.append(header)
     columns = [
         [padded(cell, cell_width, header in _RIGHT_ALIGNED) for cell in (header, *table[header])]
-        for header, cell_width in _widths(table).items()
+        for header, cell_width in _column_widths(table).items()
     ]
     first, *lines = ("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
-    lines = [line + text for line, text in zip(lines, below, strict=True)]
+    lines = [line + text for line, text in zip(lines, setting_lines, strict=True)]
     note = [f"(this terminal is too narrow for {', '.join(left_out)}; csv=FILE has all columns)"] if left_out else []
     return "\n".join([first, "-" * _total_width(table), *lines, *note])
 
@@ -82,7 +82,7 @@ def table_text(runs: DataFrame, width: int | None) -> str:
 def notes(runs: DataFrame) -> list[str]:
     """Return a line for each run whose row does not show everything."""
     lines = []
-    for row in _rows(runs):
+    for row in _row_dicts(runs):
         if row["status"] == "unreadable":
             lines.append(row["reason"])
         elif row["config_fault"]:
@@ -92,23 +92,23 @@ def notes(runs: DataFrame) -> list[str]:
     return [printable(" ".join(line.splitlines())) for line in lines]
 
 
-def _rows(runs: DataFrame) -> list[dict[str, Any]]:
+def _row_dicts(runs: DataFrame) -> list[dict[str, Any]]:
     """Return each row by the names of the columns, with None in empty cells."""
     return runs.astype(object).where(runs.notna(), None).to_dict("records")
 
 
-def _cells(row: dict[str, Any]) -> dict[str, str]:
+def _row_cells(row: dict[str, Any]) -> dict[str, str]:
     """Return the texts of a row by their headers."""
     if row.get("num_seeds", 1) > 1:
         row["seed"] = f"{row['num_seeds']} seeds"
         spread = f" [{range_text(row['test_lowest'], row['test_highest'], '..')}]"
     else:
         spread = f" ({range_text(row['test_low'], row['test_high'], '..')})"
-    test = _accuracy(row["test_acc"], row.get("test_std"))
+    test = _accuracy_text(row["test_acc"], row.get("test_std"))
     names = {name: row[name] for name in ("run", "status", "data", "model", "seed")}
     return {
         **{name: "" if value is None else printable(str(value)) for name, value in names.items()},
-        "val": _accuracy(row["val_acc"], row.get("val_std")),
+        "val": _accuracy_text(row["val_acc"], row.get("val_std")),
         "test": test + spread if ".." in spread else test,
         "n": count_text(row["num_test_images"]),
         "time": duration_text(row["seconds"]),
@@ -116,7 +116,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _accuracy(acc: float | None, std: float | None) -> str:
+def _accuracy_text(acc: float | None, std: float | None) -> str:
     return percent_text(acc) if acc is None or std is None else f"{100 * acc:.2f} ± {percent_text(std)}"
 
 
@@ -125,14 +125,14 @@ def _settings_texts(runs: DataFrame) -> list[str]:
     texts = dict.fromkeys(runs.index, "")
     for _, similar in runs.groupby(["data", "model"], dropna=False):
         names = setting_names(similar)
-        for index, row in zip(similar.index, _rows(similar), strict=True):
+        for index, row in zip(similar.index, _row_dicts(similar), strict=True):
             texts[index] = printable(" ".join(f"{name}={typed_value(row[name])}" for name in names))
     return list(texts.values())
 
 
-def _widths(table: DataFrame) -> dict[str, int]:
+def _column_widths(table: DataFrame) -> dict[str, int]:
     return {header: max(map(display_width, (header, *table[header]))) for header in table}
 
 
 def _total_width(table: DataFrame) -> int:
-    return sum(_widths(table).values()) + 2 * (len(table.columns) - 1)
+    return sum(_column_widths(table).values()) + 2 * (len(table.columns) - 1)

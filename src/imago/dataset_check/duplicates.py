@@ -17,6 +17,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+# Legend: N images, S side of a thumbnail in pixels, F features of a thumbnail (3 * S * S), P pairs
+
 MIN_CORRELATION = 0.92  # below, more pairs of CIFAR-10 are only similar; inspected down to 0.87
 MIN_CONTRAST = 3.0  # levels out of 255, of the thumbnail without trend; with less, the noise correlates
 # Images of one pattern (drawn shapes, digits) are similar without being copies. The threshold is then raised, on
@@ -86,7 +88,7 @@ def _normalized_thumbnails(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """Remove mean and linear trend from thumbnails uint8 (N, S, S, 3).
 
     Returns:
-        float32 rows of length 1, (N, 3 * S * S), and the remaining contrast in levels, float32 (N,).
+        float32 rows of length 1, (N, F), and the remaining contrast in levels, float32 (N,).
     """
     size = thumbnails.shape[1]
     ramp = np.arange(size, dtype=np.float32) - (size - 1) / 2
@@ -95,7 +97,7 @@ def _normalized_thumbnails(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarr
     rest -= rest.mean(axis=(2, 3), keepdims=True)
     for trend in (np.broadcast_to(ramp, (size, size)), np.broadcast_to(ramp[:, None], (size, size))):
         rest -= (rest * trend).sum(axis=(2, 3), keepdims=True) * trend
-    rows = rest.reshape(len(rest), 3 * size**2)
+    rows = rest.reshape(len(rest), 3 * size**2)  # (N, F)
     length = np.linalg.norm(rows, axis=1)
     rows /= np.maximum(length, 1e-6)[:, None]
     return rows, length / np.sqrt(rows.shape[1])
@@ -135,9 +137,9 @@ def _near_pairs(features: np.ndarray, threshold: float) -> tuple[np.ndarray, np.
 
 
 def _halve_resolution(features: np.ndarray) -> np.ndarray:
-    """Halve the resolution of features (N, 3 * S * S), for a quarter of the work; rows have length 1 again."""
+    """Halve the resolution of features (N, F), for a quarter of the work; rows (N, F / 4) have length 1 again."""
     size = int(np.sqrt(features.shape[1] // 3))
-    blocks = features.reshape(len(features), 3, size // 2, 2, size // 2, 2)
+    blocks = features.reshape(len(features), 3, size // 2, 2, size // 2, 2)  # (N, 3, S / 2, 2, S / 2, 2)
     halved = blocks.mean(axis=(3, 5)).reshape(len(features), 3 * (size // 2) ** 2)
     return halved / np.maximum(np.linalg.norm(halved, axis=1, keepdims=True), 1e-6)
 

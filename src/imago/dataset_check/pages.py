@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
     from imago.data.dataset import Samples
 
-_MAX_ON_ALL_SHEETS = 6_400  # images: 64 of each class up to 100 classes, fewer of each for more
+_MAX_ON_ALL_SHEETS = 6_400  # images: 64 of each class up to 100 classes, fewer of each for more; our own choice
 _MIN_ON_SHEET, _MAX_ON_SHEET = 8, 64  # images: one row, and as many rows as fit on a screen
 _NUM_COLUMNS = 8  # images in a row; our own choice
 _CELL_PX = 96  # our own choice, and approximate: small images are enlarged by an integer factor, large ones scaled down

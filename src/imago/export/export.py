@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from imago import artifact
+from imago import onnx_classifier
 from imago.errors import ConfigError, DataError
 from imago.files import (
     atomic_write,
@@ -41,7 +41,12 @@ log = logging.getLogger(__name__)
 
 _EXPORT_DIRECTORY, _ONNX_FILE, _REPORT_FILE, _LOG_FILE = "export", "model.onnx", "export_report.json", "export.log"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_REPORTED = (artifact.TEMPERATURE_KEY, artifact.RUN_ID_KEY, artifact.METRICS_KEY, artifact.VERSIONS_KEY)
+_REPORTED = (
+    onnx_classifier.TEMPERATURE_KEY,
+    onnx_classifier.RUN_ID_KEY,
+    onnx_classifier.METRICS_KEY,
+    onnx_classifier.VERSIONS_KEY,
+)
 
 
 def export(cfg: DictConfig) -> None:
@@ -97,7 +102,10 @@ def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping
     log.info("data        %s validation images, %d px", f"{len(data.splits.val):,}", data.preprocess.size)
     if read_json(run / "provenance.json").get("data") not in (None, data.fingerprint()):
         log.warning("data        has changed since the run was trained; the comparison uses it as it is now")
-    metadata = {artifact.RUN_ID_KEY: printable(run.name), artifact.METRICS_KEY: _metrics_of(run, checkpoint)}
+    metadata = {
+        onnx_classifier.RUN_ID_KEY: printable(run.name),
+        onnx_classifier.METRICS_KEY: _metrics_of(run, checkpoint),
+    }
     with report_unwritable(file.parent):
         report = _write_verified(classifier, file, metadata, cfg.opset, _validation_images(data, cfg.limit))
         write_json(file.with_name(_REPORT_FILE), report | {"checkpoint": os.path.relpath(checkpoint, run)})
@@ -132,7 +140,7 @@ def _write_verified(
             opset = export_onnx(classifier, temporary, metadata, opset)
         log.info("written     opset %d, %.2f MB", opset, temporary.stat().st_size / 1e6)
         try:
-            exported = artifact.OnnxClassifier(temporary, num_threads=torch.get_num_threads())
+            exported = onnx_classifier.OnnxClassifier(temporary, num_threads=torch.get_num_threads())
         except DataError as error:
             raise DataError(f"{str(error).replace(str(temporary), str(file))} It was not kept.") from error
         differences = compare_outputs(classifier, exported, images)

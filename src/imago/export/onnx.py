@@ -10,7 +10,7 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
-from imago import artifact
+from imago import onnx_classifier
 from imago.errors import UserError
 from imago.model.classifier import Classifier
 
@@ -19,14 +19,14 @@ _NUM_EXAMPLE_IMAGES = 2  # torch.export would treat a batch of one as a constant
 
 
 def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any], opset: int | None = None) -> int:
-    """Write `classifier` to `path` in the form that `imago.artifact` defines.
+    """Write `classifier` to `path` in the form that `imago.onnx_classifier` defines.
 
     The same classifier gives the same bytes: the file contains no time, and no path of this machine.
 
     Args:
         classifier: in eval mode, float32, on the CPU; its temperature becomes part of the graph.
         path: the file to write or to replace.
-        metadata: `run_id` and `metrics`, by the keys of `imago.artifact`; the others are added.
+        metadata: `run_id` and `metrics`, by the keys of `imago.onnx_classifier`; the others are added.
         opset: version of the operator set; None leaves the choice to torch.
 
     Returns:
@@ -41,13 +41,13 @@ def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any],
     _strip_debug_info(model.graph)
     del model.metadata_props[:]
     values = {
-        artifact.CLASS_NAMES_KEY: list(classifier.class_names),
-        artifact.PREPROCESS_KEY: classifier.preprocess.to_dict(),
-        artifact.TEMPERATURE_KEY: classifier.calibration_temperature,
-        artifact.VERSIONS_KEY: {name: version(name) for name in _PACKAGES},
+        onnx_classifier.CLASS_NAMES_KEY: list(classifier.class_names),
+        onnx_classifier.PREPROCESS_KEY: classifier.preprocess.to_dict(),
+        onnx_classifier.TEMPERATURE_KEY: classifier.calibration_temperature,
+        onnx_classifier.VERSIONS_KEY: {name: version(name) for name in _PACKAGES},
         **metadata,
     }
-    helper.set_model_props(model, artifact.pack_metadata(values))
+    helper.set_model_props(model, onnx_classifier.pack_metadata(values))
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())
     return _opset_of(model)
@@ -60,8 +60,8 @@ def _trace(classifier: Classifier, opset: int | None) -> onnx.ModelProto:
         program = torch.onnx.export(
             classifier,
             (torch.zeros(_NUM_EXAMPLE_IMAGES, 3, size, size, dtype=torch.uint8),),
-            input_names=[artifact.INPUT],
-            output_names=[artifact.LOGITS],
+            input_names=[onnx_classifier.INPUT],
+            output_names=[onnx_classifier.LOGITS],
             opset_version=opset,
             dynamic_shapes=({0: torch.export.Dim("N")},),
             dynamo=True,
@@ -72,7 +72,9 @@ def _trace(classifier: Classifier, opset: int | None) -> onnx.ModelProto:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        raise UserError(f"{type(classifier.net).__name__} cannot be exported to ONNX: {reason}") from error
+        raise UserError(
+            f"{type(classifier.net).__name__} cannot be exported to ONNX: {reason}; change its forward."
+        ) from error
     assert program is not None, "dynamo=True returns a program"
     return program.model_proto
 
@@ -98,13 +100,17 @@ def _check_graph(model: onnx.ModelProto, classifier: Classifier, opset: int | No
 def _append_probabilities(model: onnx.ModelProto, num_classes: int, temperature: float) -> None:
     """Append softmax(logits / temperature); as nodes, because the exporter would drop a division by 1."""
     divided = "calibrated_logits"
-    model.graph.initializer.append(numpy_helper.from_array(np.array(temperature, np.float32), artifact.TEMPERATURE_KEY))
-    model.graph.node.append(
-        helper.make_node("Div", [artifact.LOGITS, artifact.TEMPERATURE_KEY], [divided], "calibrate")
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.array(temperature, np.float32), onnx_classifier.TEMPERATURE_KEY)
     )
-    model.graph.node.append(helper.make_node("Softmax", [divided], [artifact.PROBABILITIES], "softmax", axis=1))
+    model.graph.node.append(
+        helper.make_node("Div", [onnx_classifier.LOGITS, onnx_classifier.TEMPERATURE_KEY], [divided], "calibrate")
+    )
+    model.graph.node.append(helper.make_node("Softmax", [divided], [onnx_classifier.PROBABILITIES], "softmax", axis=1))
     shape = [model.graph.input[0].type.tensor_type.shape.dim[0].dim_param, num_classes]
-    model.graph.output.append(helper.make_tensor_value_info(artifact.PROBABILITIES, onnx.TensorProto.FLOAT, shape))
+    model.graph.output.append(
+        helper.make_tensor_value_info(onnx_classifier.PROBABILITIES, onnx.TensorProto.FLOAT, shape)
+    )
 
 
 def _strip_debug_info(graph: onnx.GraphProto) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from imago.artifact import OnnxClassifier
 from imago.errors import UserError
 from imago.model.classifier import Classifier
+from imago.onnx_classifier import OnnxClassifier
 
 # N images, S side in pixels, K classes
 BATCH_SIZES = (1, 2, 7, 64)  # one image, the traced size, one that divides no other, and one for throughput

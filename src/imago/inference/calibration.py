@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from imago.artifact import TEMPERATURE_KEY
 from imago.errors import DataError
 from imago.files import read_json, report_unwritable, sha256_of, write_json
+from imago.onnx_classifier import TEMPERATURE_KEY
 from imago.statistics.calibration import UNCALIBRATED, fit_temperature, nll, reliability
 from imago.statistics.metrics import LabeledOutputs, softmax
 

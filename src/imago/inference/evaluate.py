@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from imago.artifact import TEMPERATURE_KEY
 from imago.errors import ConfigError, DataError
 from imago.files import make_writable, read_json
 from imago.images import TTA_MODES
@@ -17,6 +16,7 @@ from imago.inference.results import MAX_NAME_CHARS, summary_lines, write_results
 from imago.inference.run_split import EVALUATED_SPLITS, run_split, split_samples
 from imago.instantiate import build, check_targets
 from imago.log import log_to
+from imago.onnx_classifier import TEMPERATURE_KEY
 from imago.paths import checkpoint_file, short_path
 from imago.statistics.calibration import UNCALIBRATED
 

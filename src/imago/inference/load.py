@@ -16,8 +16,8 @@ from imago.statistics.metrics import softmax
 if TYPE_CHECKING:
     from torch import nn
 
-    from imago.artifact import OnnxClassifier
     from imago.model.classifier import Classifier
+    from imago.onnx_classifier import OnnxClassifier
     from imago.task.classification import ClassificationTask
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def load_predictor(
         ConfigError: if the accelerator is missing, or the checkpoint names a target that is not allowed.
     """
     if is_onnx(path):
-        from imago.artifact import OnnxClassifier
+        from imago.onnx_classifier import OnnxClassifier
 
         exported = OnnxClassifier(path)
         if exported.calibration_temperature == UNCALIBRATED:

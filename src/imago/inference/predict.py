@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from omegaconf import DictConfig
 
-from imago.artifact import TEMPERATURE_KEY
 from imago.errors import DataError, IncompleteError
 from imago.files import make_writable
 from imago.images import Preprocess, read_image, resize_and_crop
@@ -21,6 +20,7 @@ from imago.inference.find_images import find_images
 from imago.inference.load import Predictor, check_and_find_model, is_onnx, load_predictor
 from imago.inference.predictions import Prediction, table_lines, write_predictions
 from imago.inference.run_split import check_finite
+from imago.onnx_classifier import TEMPERATURE_KEY
 from imago.paths import short_path
 from imago.settings import typed_value
 from imago.statistics.metrics import top_classes

@@ -71,7 +71,10 @@ class MetricsCsv(Logger):
             self._write_all()
 
     def _write_all(self) -> None:
-        lines = [_line(self._columns), *(_line(row.get(name, "") for name in self._columns) for row in self._rows)]
+        lines = [
+            _format_row(self._columns),
+            *(_format_row(row.get(name, "") for name in self._columns) for row in self._rows),
+        ]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, "".join(lines))
         self._last_row_start = self.path.stat().st_size - len(lines[-1].encode())
@@ -80,10 +83,10 @@ class MetricsCsv(Logger):
         with self.path.open("r+", newline="") as file:
             file.seek(self._last_row_start)
             file.truncate()
-            file.write(_line(self._rows[-1].get(name, "") for name in self._columns))
+            file.write(_format_row(self._rows[-1].get(name, "") for name in self._columns))
 
 
-def _line(values: Any) -> str:
+def _format_row(values: Any) -> str:
     """Format one row; a float32 has 7 significant digits."""
     line = io.StringIO()
     csv.writer(line).writerow([f"{value:.7g}" if isinstance(value, float) else value for value in values])

@@ -20,7 +20,7 @@ def add_image(name: str, file: Path, step: int, loggers: Iterable[Logger]) -> No
     Args:
         name: the name in TensorBoard, such as val/confusion.
         file: the PNG file, of any color mode.
-        step: number of optimizer steps at which TensorBoard shows the figure.
+        step: optimizer steps at which TensorBoard shows the figure.
         loggers: the loggers of the run; those of other types are ignored.
     """
     with Image.open(file) as image:

@@ -21,7 +21,7 @@ class CrossEntropy(nn.Module):
             2016, section 7 (arXiv:1512.00567).
         weight: K weights above 0; or "balanced" for n / (K * n_k), as scikit-learn's `class_weight`. The loss is
             divided by the sum of the weights of the batch, so their scale has no effect.
-        class_counts: number of training images of each of the K classes.
+        class_counts: training images of each of the K classes.
 
     Raises:
         ConfigError: if the weights do not fit the classes, or are balanced and a class has no images.

@@ -41,7 +41,7 @@ class LibraryNet(nn.Module):
 
     Args:
         network: as the library builds it, with K logits; files of weights have its names of tensors.
-        name: name of the network in the library, e.g. "resnet18".
+        name: of the network in the library, e.g. "resnet18".
         num_classes: K, width of the head; comes from the data.
         image_size: side of the input in pixels; comes from the preprocess record.
         supported_size_px: a side that the network was made for, in pixels.
@@ -120,7 +120,9 @@ def check_image_size(network: nn.Module, name: str, image_size: int, supported_s
             f"preprocess.size={supported_size_px}."
         ) from error
     if getattr(logits, "shape", None) != (1, num_classes):
-        raise ConfigError(f"model.name={name} is not a classifier: its output is not {num_classes} logits per image.")
+        raise ConfigError(
+            f"model.name={name} is not a classifier: its output is not {num_classes} logits per image; use another."
+        )
     network.train()
 
 

@@ -35,11 +35,12 @@ def fit_stem(network: nn.Module, image_size: int) -> list[str]:
     if max(stem.kernel_size) <= 3:
         stem.stride = (1, 1)
         return []
-    new = nn.Conv2d(stem.in_channels, stem.out_channels, 3, stride=1, padding=1, bias=stem.bias is not None)
-    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")  # as torchvision initializes its ResNets
-    if new.bias is not None:
-        nn.init.zeros_(new.bias)
-    network.set_submodule(name, new)
+    new_stem = nn.Conv2d(stem.in_channels, stem.out_channels, 3, stride=1, padding=1, bias=stem.bias is not None)
+    # As torchvision initializes its ResNets.
+    nn.init.kaiming_normal_(new_stem.weight, mode="fan_out", nonlinearity="relu")
+    if new_stem.bias is not None:
+        nn.init.zeros_(new_stem.bias)
+    network.set_submodule(name, new_stem)
     return [name]
 
 

@@ -21,7 +21,7 @@ class TimmNet(LibraryNet):
     Args:
         num_classes: K, width of the head; comes from the data.
         image_size: side of the input in pixels; comes from the preprocess record.
-        name: name of the network in timm; `lcnet_100.ra2_in1k` names its weights too.
+        name: of the network in timm; `lcnet_100.ra2_in1k` names its weights too.
 
     Attributes:
         head_names: names of the modules of `network` that compute the logits; a distilled network has two.

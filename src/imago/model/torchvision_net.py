@@ -22,7 +22,7 @@ class TorchvisionNet(LibraryNet):
     Args:
         num_classes: K, width of the head; comes from the data.
         image_size: side of the input in pixels; comes from the preprocess record.
-        name: name of the network in `torchvision.models`, e.g. "resnet18".
+        name: of the network in `torchvision.models`, e.g. "resnet18".
     """
 
     def __init__(self, num_classes: int, image_size: int, name: str) -> None:

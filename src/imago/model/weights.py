@@ -50,7 +50,7 @@ def is_path(weights: str) -> bool:
 
 def recorded_preprocess(weights: str) -> dict[str, Any] | None:
     """Return the record of `imago.images.Preprocess` in a checkpoint of this project; None for other files."""
-    content = _load(Path(weights).expanduser()) if weights.endswith(".ckpt") else None
+    content = _load_file(Path(weights).expanduser()) if weights.endswith(".ckpt") else None
     settings = content.get("hyper_parameters") if isinstance(content, Mapping) else None
     record = settings.get("preprocess") if isinstance(settings, Mapping) else None
     return dict(record) if isinstance(record, Mapping) else None
@@ -66,7 +66,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         DataError: the file is damaged, contains other than plain data and tensors, no state_dict, or values that are
             not finite (as torchvision's features-only weights of vgg16).
     """
-    content: Any = _load(file)
+    content: Any = _load_file(file)
     is_own = isinstance(content, Mapping) and "imago" in content
     for wrapper in _WRAPPER_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -111,9 +111,8 @@ def load_weights(net: Any, file: Path, weights: str | None, gray_weight: str | N
         names = [name for name in targets if name.startswith(f"{part}.")]
         if any(name not in state or state[name].shape != targets[name].shape for name in names):
             new_tensor_names += names
-    kept = {
-        name for name in targets if name in new_tensor_names or (name not in state and name.endswith(_COUNTER_SUFFIX))
-    }
+    counters = [name for name in targets if name not in state and name.endswith(_COUNTER_SUFFIX)]
+    kept = {*new_tensor_names, *counters}
     merged: Any = OrderedDict(state | {name: targets[name] for name in kept})
     merged._metadata = targets._metadata  # versions of the modules, which torchvision's MNASNet requires
     try:
@@ -132,7 +131,7 @@ def load_weights(net: Any, file: Path, weights: str | None, gray_weight: str | N
     return new_tensor_names
 
 
-def _load(file: Path) -> Any:
+def _load_file(file: Path) -> Any:
     """Load plain data and tensors, after a test of the checksums: torch.load would load a damaged tensor."""
     try:
         if file.suffix == ".safetensors":

@@ -7,7 +7,7 @@ def duration_in_steps(name: str, epochs: float | None, steps: int | None, steps_
     """Convert a duration to optimizer steps, rounded to the nearest step.
 
     Args:
-        name: name of the two settings without `_epochs` and `_steps`.
+        name: of the two settings, without `_epochs` and `_steps`, e.g. "warmup".
         epochs: may be a fraction; None if `steps` is set.
         steps: None if `epochs` is set.
         steps_per_epoch: optimizer steps in an epoch.

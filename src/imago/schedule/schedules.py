@@ -121,13 +121,13 @@ class StepDecay(LambdaLR):
         every_steps: int | None,
         factor: float,
     ) -> None:
-        every = duration_in_steps("every", every_epochs, every_steps, steps_per_epoch)
-        if every < 1:
+        steps_between_decays = duration_in_steps("every", every_epochs, every_steps, steps_per_epoch)
+        if steps_between_decays < 1:
             raise ConfigError(
                 f"schedule.every_epochs={every_epochs} schedule.every_steps={every_steps} is less than one step of "
                 f"{steps_per_epoch} optimizer steps an epoch; set a longer duration, e.g. schedule.every_epochs=1.0."
             )
-        super().__init__(optimizer, lambda step: factor ** (step // every))
+        super().__init__(optimizer, lambda step: factor ** (step // steps_between_decays))
 
 
 class Constant(LambdaLR):

@@ -39,7 +39,7 @@ def reliability(probability: np.ndarray, is_correct: np.ndarray, num_bins: int =
     Args:
         probability: probability of the predicted class, (N,), in [0, 1], N at least 1.
         is_correct: whether the predicted class is the true one, bool (N,).
-        num_bins: number of bins of equal width over [0, 1].
+        num_bins: bins of equal width over [0, 1].
 
     Source: Guo et al. 2017, section 2 (arXiv:1706.04599).
     """

@@ -82,7 +82,7 @@ def bootstrap_difference(num_only_a: int, num_only_b: int, num_images: int, seed
     Args:
         num_only_a: images that only a classifies correctly.
         num_only_b: images that only b classifies correctly.
-        num_images: number of all images, at least 1.
+        num_images: all images, also those on which both agree; at least 1.
         seed: of the random draws; the same seed gives the same interval.
 
     Source: Efron and Tibshirani 1993, chapter 13.

@@ -152,15 +152,15 @@ class ClassificationTask(LightningModule):
 
     def _log_training_step(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Log loss, accuracy and learning rate, which waits for the device; raise if the loss is not finite."""
-        value = loss.item()
-        if not math.isfinite(value) and not self._scale_can_fall():
+        loss_value = loss.item()
+        if not math.isfinite(loss_value) and not self._scale_can_fall():
             raise DivergedError(
-                f"the loss is {value} at epoch {self.current_epoch}, step {self.global_step}; "
+                f"the loss is {loss_value} at epoch {self.current_epoch}, step {self.global_step}; "
                 f"lower optimizer.lr, set trainer.gradient_clip_val=1.0, or look at the data."
             )
         accuracy = count_correct(logits, labels).item() / len(logits)
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_step({"train/loss_step": value, "train/acc_step": accuracy, "lr": lr}, step=self.global_step)
+        self.log_step({"train/loss_step": loss_value, "train/acc_step": accuracy, "lr": lr}, step=self.global_step)
 
     def _scale_can_fall(self) -> bool:
         """Return whether an infinite loss is an fp16 overflow: the scaler skips such a step and halves its scale.

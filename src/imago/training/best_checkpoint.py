@@ -6,12 +6,12 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
-from imago.artifact import TEMPERATURE_KEY
 from imago.data.datamodule import ImageDataModule
 from imago.inference.calibration import calibrate
 from imago.inference.run_split import image_names, images_in_memory, validate
 from imago.instantiate import to_plain
 from imago.logger.tensorboard import add_hparams, add_image
+from imago.onnx_classifier import TEMPERATURE_KEY
 from imago.paths import checkpoint_file
 from imago.runs.run_directory import RunDirectory
 from imago.statistics.metrics import LabeledOutputs, softmax

@@ -1,4 +1,4 @@
-"""Read the ONNX artifact; define the names of its input, outputs and metadata.
+"""Read an exported ONNX file; define the names of its input, outputs and metadata.
 
 One file holds network, normalization, calibration, class names and preprocess record. This module needs no torch, so
 machines without torch import it. A file may come from a stranger, so it is checked before onnxruntime reads it.
@@ -157,4 +157,6 @@ def _start_session(content: bytes, path: Path, num_threads: int) -> Any:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no other common base class
         reason, _, _ = str(error).partition("\n")
-        raise DataError(f"{path} cannot be run by onnxruntime {onnxruntime.__version__}: {reason}") from error
+        raise DataError(
+            f"{path} cannot be run by onnxruntime {onnxruntime.__version__} ({reason}); {_HOW_TO_EXPORT}."
+        ) from error

@@ -13,10 +13,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from imago import artifact
-from imago.artifact import OnnxClassifier, pack_metadata
+from imago import onnx_classifier
 from imago.errors import DataError
 from imago.images import Preprocess
+from imago.onnx_classifier import OnnxClassifier, pack_metadata
 
 SIZE = 4
 PREPROCESS = Preprocess(SIZE, 5, "center", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -186,7 +186,7 @@ def test_reading_a_file_loads_neither_torch_nor_lightning_nor_hydra(path: Path, 
     code = (
         "import sys; sys.path.insert(0, 'src')\n"
         "sys.modules.update(torch=None, lightning=None, hydra=None, omegaconf=None)\n"
-        "from pathlib import Path; import numpy as np; from imago.artifact import OnnxClassifier\n"
+        "from pathlib import Path; import numpy as np; from imago.onnx_classifier import OnnxClassifier\n"
         f"print(OnnxClassifier(Path({str(path)!r})).predict(np.zeros((1, 3, {SIZE}, {SIZE}), np.uint8))[0].shape)"
     )
     done = command("-c", code)
@@ -194,7 +194,11 @@ def test_reading_a_file_loads_neither_torch_nor_lightning_nor_hydra(path: Path, 
 
 
 def test_names_of_outputs_and_metadata_stay_the_same():
-    assert (artifact.INPUT, artifact.LOGITS, artifact.PROBABILITIES) == ("images", "logits", "probabilities")
+    assert (onnx_classifier.INPUT, onnx_classifier.LOGITS, onnx_classifier.PROBABILITIES) == (
+        "images",
+        "logits",
+        "probabilities",
+    )
     assert pack_metadata({"run_id": "a b", "class_names": ["x"]}) == {
         "run_id": "a b",
         "class_names": '["x"]',
