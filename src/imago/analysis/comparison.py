@@ -125,10 +125,11 @@ def _matching_indices(a: Evaluation, b: Evaluation) -> np.ndarray:
         DataError: if the two do not have the same images with the same classes.
     """
     names_a, names_b = a.relative_names(), b.relative_names()
-    only = {a.directory: set(names_a) - set(names_b), b.directory: set(names_b) - set(names_a)}
-    if any(only.values()):
-        extra = [f"only {directory} has {join_names(sorted(names), _MAX_NAMES)}" for directory, names in only.items()]
-        raise _different_images("; ".join(text for text, names in zip(extra, only.values(), strict=True) if names))
+    names_only_in = {a.directory: set(names_a) - set(names_b), b.directory: set(names_b) - set(names_a)}
+    if any(names_only_in.values()):
+        found = [(directory, sorted(names)) for directory, names in names_only_in.items() if names]
+        texts = (f"only {directory} has {join_names(names, _MAX_NAMES)}" for directory, names in found)
+        raise _different_images("; ".join(texts))
     index_of = {name: index for index, name in enumerate(names_b)}
     indices = np.array([index_of[name] for name in names_a], np.int64)
     classes_a, classes_b = np.array(a.class_names)[a.labels], np.array(b.class_names)[b.labels[indices]]
@@ -151,7 +152,10 @@ def _different_images(reason: str) -> DataError:
 
 
 def _result_rows(records: tuple[RunRecord, RunRecord]) -> list[tuple[str, str, str]]:
-    a, b = ({name: f"{value} ({note})" if note else value for name, value, note in main_results(r)} for r in records)
+    a, b = (
+        {name: f"{value} ({note})" if note else value for name, value, note in main_results(record)}
+        for record in records
+    )
     rows = [(name, a.get(name, ""), b.get(name, "")) for name in a | b]
     return [("status", records[0].status, records[1].status), *rows]
 

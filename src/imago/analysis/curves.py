@@ -117,10 +117,10 @@ def _positions(values: Series, axes: Axes) -> Series:
     ticks = range(0, len(texts), -(-len(texts) // _MAX_TICKS))
     axes.set_xticks(ticks, [texts[tick] for tick in ticks])
     axes.set_xlim(-0.5, len(texts) - 0.5)
-    same = values.groupby(values.map(_value_text))
-    count, number = same.transform("size"), same.cumcount()
+    same_value = values.groupby(values.map(_value_text))
+    num_same, number = same_value.transform("size"), same_value.cumcount()
     # At most 0.08 between neighbors, and 0.4 of the distance between two values in all.
-    return values.map(_value_text).map(texts.index) + (number - (count - 1) / 2) * (0.4 / count).clip(upper=0.08)
+    return values.map(_value_text).map(texts.index) + (number - (num_same - 1) / 2) * (0.4 / num_same).clip(upper=0.08)
 
 
 def _value_text(value: Any) -> str:

@@ -83,7 +83,8 @@ def _time_rows(summary: Mapping[str, Any], notes: list[str]) -> list[tuple[str, 
         return []
     times = {str(_PHASE_TITLES.get(name, name)): float(seconds) for name, seconds in recorded.items()}
     times["start, saving and the rest"] = max(0.0, total_s - sum(times.values()))
-    return [(name, duration_text(s), percent_text(s / total_s), s / total_s) for name, s in times.items()]
+    shares = {name: seconds / total_s for name, seconds in times.items()}
+    return [(name, duration_text(times[name]), percent_text(share), share) for name, share in shares.items()]
 
 
 def _evaluation_context(evaluation: Evaluation, notes: list[str]) -> dict[str, Any]:
@@ -101,7 +102,9 @@ def _evaluation_context(evaluation: Evaluation, notes: list[str]) -> dict[str, A
         "macro_f1": macro_scores(evaluation.per_class)["macro_f1"],
         "classes": _class_rows(evaluation),
         "cell_shades": cell_shades if len(names) <= _MAX_CLASSES else [],
-        "confused": [(f"{names[true]} as {names[predicted]}", count_text(n)) for true, predicted, n in confused],
+        "confused": [
+            (f"{names[true]} as {names[predicted]}", count_text(num_images)) for true, predicted, num_images in confused
+        ],
         "ece": diagram.ece,
         "reliability": line_charts({"Accuracy": [calibrated, measured]}, label, (0, 1)),
         "bins": _bin_rows(diagram),

@@ -42,10 +42,11 @@ def load_runs(log_dir: Path | str) -> DataFrame:
     records = read_records(log_dir)
     names = [
         name
-        for name in differing([r.settings for r in records if r.settings])
+        for name in differing([record.settings for record in records if record.settings])
         if name not in (*_IDENTITY_COLUMNS, *_RESULT_COLUMNS)
     ]
-    rows = [vars(r) | {name: r.settings.get(name) for name in ("data", "model", "seed", *names)} for r in records]
+    shown = ("data", "model", "seed", *names)
+    rows = [vars(record) | {name: record.settings.get(name) for name in shown} for record in records]
     return _typed_table(rows, [*_IDENTITY_COLUMNS, *names, *_RESULT_COLUMNS]).sort_values("started", ignore_index=True)
 
 

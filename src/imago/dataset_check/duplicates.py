@@ -62,18 +62,18 @@ def find_duplicates(records: np.ndarray) -> DuplicatePairs:
     _, first_indices, inverse = np.unique(records["content_hash"], return_index=True, return_inverse=True)
     first = first_indices[inverse]
     others = np.flatnonzero(first != np.arange(len(records)))
-    same = np.stack([first[others], others], axis=1)
+    same_pairs = np.stack([first[others], others], axis=1)
 
     distinct = np.sort(first_indices)
     features, contrast = _normalized_thumbnails(records["thumbnail"][distinct])
     has_contrast = contrast >= MIN_CONTRAST
     distinct, features = distinct[has_contrast], features[has_contrast]
     threshold = _min_correlation(features)
-    near, similarity = _near_pairs(features, threshold)
+    near_pairs, similarity = _near_pairs(features, threshold)
 
-    pairs = np.concatenate([same, distinct[near]])
-    is_same = np.arange(len(pairs)) < len(same)
-    similarity = np.concatenate([np.ones(len(same), np.float32), similarity])
+    pairs = np.concatenate([same_pairs, distinct[near_pairs]])
+    is_same = np.arange(len(pairs)) < len(same_pairs)
+    similarity = np.concatenate([np.ones(len(same_pairs), np.float32), similarity])
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     return DuplicatePairs(pairs[order, 0], pairs[order, 1], is_same[order], similarity[order], threshold)
 

@@ -75,10 +75,9 @@ def _leaks(checked: CheckedDataset) -> Iterator[Finding]:
 def _repeats(checked: CheckedDataset) -> Iterator[Finding]:
     if len(checked.conflicts):
         pair = checked.conflicts[0]
-        one, other = (checked.origin(ends[pair])[2] for ends in (checked.pairs.first, checked.pairs.second))
-        text = (
-            f"{len(checked.conflicts):,} x exact or near duplicates in different classes, e.g. in {one!r} and {other!r}"
-        )
+        class_a, class_b = (checked.origin(ends[pair])[2] for ends in (checked.pairs.first, checked.pairs.second))
+        example = f"e.g. in {class_a!r} and {class_b!r}"
+        text = f"{len(checked.conflicts):,} x exact or near duplicates in different classes, {example}"
         yield Finding("label conflicts", text, "see duplicates.csv; keep the one in the right class", is_serious=True)
     if len(checked.repeats):
         text = f"{len(checked.repeats):,} images are exact or near duplicates of another one of their class and split"
@@ -95,8 +94,8 @@ def _class_counts(counts: np.ndarray, class_names: Sequence[str]) -> Iterator[Fi
         yield Finding("empty classes", text, "add images or split differently; they have no accuracy there")
     train, num_test = counts[:, 0], counts[:, 2].sum()
     if train.min() and train.max() / train.min() >= MIN_IMBALANCE_RATIO:
-        most, least = class_names[int(train.argmax())], class_names[int(train.argmin())]
-        text = f"{most!r} has {train.max() / train.min():.1f} times as many training images as {least!r}"
+        largest, smallest = class_names[int(train.argmax())], class_names[int(train.argmin())]
+        text = f"{largest!r} has {train.max() / train.min():.1f} times as many training images as {smallest!r}"
         yield Finding("imbalance", text, "try data.sampler=balanced or loss.weight=balanced, and look at macro F1")
     if num_test < FEW_TEST_IMAGES:
         text = f"the test split has only {num_test} images: the accuracy will be uncertain"

@@ -167,16 +167,16 @@ def _result_name(cfg: DictConfig, file: Path) -> str:
     """Return a directory name: SPLIT, and what distinguishes this evaluation: its data, checkpoint and views."""
     from hydra.core.hydra_config import HydraConfig
 
-    words = [cfg.split]
+    name_parts = [cfg.split]
     if "data" in cfg:
         choice = str(HydraConfig.get().runtime.choices["data"])
         root = Path(cfg.data.get("root") or choice).resolve().name[:MAX_NAME_CHARS]
-        words += [choice] if root in (choice, "") else [choice, root]
+        name_parts += [choice] if root in (choice, "") else [choice, root]
     if is_onnx(file) or file.stem != "best":
-        words.append(file.name if is_onnx(file) else file.stem)
+        name_parts.append(file.name if is_onnx(file) else file.stem)
     if cfg.tta != "none":
-        words.append(f"tta_{cfg.tta}")
-    return "-".join(words)
+        name_parts.append(f"tta_{cfg.tta}")
+    return "-".join(name_parts)
 
 
 def _compare_with_final_test(run: Path | None, metadata: Mapping[str, Any]) -> str:

@@ -61,11 +61,11 @@ def write_predictions(
         )
         best = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.best_classes]
         records.append({"file": image, "answer": answer, "top_k": best})
-    bad = [{"file": str(image), "reason": reason} for image, reason in bad_images]
+    bad_records = [{"file": str(image), "reason": reason} for image, reason in bad_images]
     with report_unwritable(file, "; choose another file with output=FILE.csv"):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_csv(file, rows)
-        write_json(file.with_suffix(".json"), {**metadata, "predictions": records, "bad": bad})
+        write_json(file.with_suffix(".json"), {**metadata, "predictions": records, "bad": bad_records})
 
 
 def table_lines(predictions: Sequence[Prediction]) -> Iterator[str]:
@@ -81,9 +81,9 @@ def table_lines(predictions: Sequence[Prediction]) -> Iterator[str]:
     others = [prediction.best_classes[1:] if prediction.answer else prediction.best_classes for prediction in shown]
     yield f"{'image':<{width}}  {'class':<{class_width}}  probability" + ("   then" if any(others) else "")
     for image, answer, prediction, classes in zip(images, answers, shown, others, strict=True):
-        then = ", ".join(f"{printable(name)} {probability:.1%}" for name, probability in classes)
+        next_classes = ", ".join(f"{printable(name)} {probability:.1%}" for name, probability in classes)
         best = prediction.best_classes[0][1]
-        yield f"{padded(image, width)}  {padded(answer, class_width)}  {best:>11.2%}   {then}".rstrip()
+        yield f"{padded(image, width)}  {padded(answer, class_width)}  {best:>11.2%}   {next_classes}".rstrip()
     if len(predictions) > len(shown):
         yield f"... and {len(predictions) - len(shown):,} more"
 

@@ -55,7 +55,8 @@ def summary_lines(result: LabeledOutputs, metadata: Mapping[str, Any], final_tes
     """
     names = [printable(name) for name in result.class_names]
     mistakes = [
-        f"{names[true]} as {names[predicted]} {n} x" for true, predicted, n in most_confused(result.confusion, 4)
+        f"{names[true]} as {names[predicted]} {num_images} x"
+        for true, predicted, num_images in most_confused(result.confusion, 4)
     ]
     fitted = (
         f"temperature {metadata[TEMPERATURE_KEY]:.3f}, fitted on val"
@@ -78,12 +79,12 @@ def summary_lines(result: LabeledOutputs, metadata: Mapping[str, Any], final_tes
 
 def _interval(metadata: Mapping[str, Any], name: str) -> str:
     low, high = metadata["interval_95" if name == "acc" else f"{name}_interval_95"]
-    form = ".4f" if name == "macro_f1" else ".2%"
-    return f"95 % interval {low:{form}} to {high:{form}}"
+    number_format = ".4f" if name == "macro_f1" else ".2%"
+    return f"95 % interval {low:{number_format}} to {high:{number_format}}"
 
 
 def _class_table(result: LabeledOutputs) -> list[str]:
-    """Format precision, recall, F1 and n of the classes that have images; of many, the weakest."""
+    """Format precision, recall, F1 and number of images of the classes that have images; of many, the weakest."""
     scores = result.per_class
     present = np.flatnonzero(scores.num_images)
     shown = present if len(present) <= _MAX_LISTED else present[np.argsort(scores.f1[present])[:_MAX_LISTED]]

@@ -47,11 +47,11 @@ def add_hparams(settings: Mapping[str, Any], summary: Mapping[str, Any], loggers
 
 def result_settings(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
     """Return the settings that affect the result, by their names as typed; the value of a group is its class name."""
-    chosen: dict[str, Any] = {"seed": settings["seed"]}
-    chosen["trainer"] = {name: settings["trainer"][name] for name in _TRAINER_SETTINGS}
+    by_group: dict[str, Any] = {"seed": settings["seed"]}
+    by_group["trainer"] = {name: settings["trainer"][name] for name in _TRAINER_SETTINGS}
     for group in _GROUPS:  # without copies of another group, such as data.augment
-        chosen[group] = {key: value for key, value in settings[group].items() if key not in settings}
-    flat = flat_settings(chosen)
+        by_group[group] = {key: value for key, value in settings[group].items() if key not in settings}
+    flat = flat_settings(by_group)
     return {key: "null" if value is None else value for key, value in flat.items()}
 
 

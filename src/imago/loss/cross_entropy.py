@@ -48,8 +48,8 @@ class CrossEntropy(nn.Module):
         if self.weight is None or labels.ndim == 1:
             return functional.cross_entropy(logits, labels, self.weight, label_smoothing=smoothing)
         # The mean of torch divides by the number of images for soft labels, by the sum of their weights for hard ones.
-        total = functional.cross_entropy(logits, labels, self.weight, label_smoothing=smoothing, reduction="sum")
-        return total / (labels * self.weight).sum()
+        loss_sum = functional.cross_entropy(logits, labels, self.weight, label_smoothing=smoothing, reduction="sum")
+        return loss_sum / (labels * self.weight).sum()
 
 
 def _class_weights(weight: Any, class_counts: Sequence[int] | None) -> list[float]:

@@ -23,13 +23,13 @@ def layers_in_order(net: nn.Module) -> list[list[nn.Parameter]]:
     layers: list[list[nn.Parameter]] = []
     early: list[nn.Parameter] = []  # before the first layer
     for parameters, is_layer in _walk(body, is_top=True):
-        new = [parameter for parameter in parameters if id(parameter) not in seen]
-        seen.update(map(id, new))
-        if is_layer and not all(map(is_vector, new)):
-            layers.append([*early, *new])
+        unseen = [parameter for parameter in parameters if id(parameter) not in seen]
+        seen.update(map(id, unseen))
+        if is_layer and not all(map(is_vector, unseen)):
+            layers.append([*early, *unseen])
             early = []
         else:
-            (layers[-1] if layers else early).extend(new)
+            (layers[-1] if layers else early).extend(unseen)
     return [*layers, [*early, *of_head]] if of_head or early else layers
 
 

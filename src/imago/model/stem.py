@@ -80,5 +80,7 @@ def _to_luminance(net: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
 
 def _find_stem(network: nn.Module) -> tuple[str, Any]:
     """Return the name of the first convolution over three colors, and the convolution; ("", None) if there is none."""
-    stems = ((name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
-    return next(stems, ("", None))
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            return name, module
+    return "", None

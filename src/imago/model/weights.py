@@ -71,7 +71,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     for wrapper in _WRAPPER_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    values = content.values() if isinstance(content, Mapping) else ()
+    if not values or not all(isinstance(value, Tensor) for value in values):
         raise DataError(
             f"model.weights: {file} contains no state_dict (names and their tensors); use a file of weights."
         )

@@ -41,8 +41,8 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     mean = float(np.mean(values))
     from scipy.special import stdtrit  # imported here because scipy takes 0.3 s
 
-    half = float(stdtrit(len(values) - 1, QUANTILES_95[1]) * np.std(values, ddof=1)) / math.sqrt(len(values))
-    return mean - half, mean + half
+    half_width = float(stdtrit(len(values) - 1, QUANTILES_95[1]) * np.std(values, ddof=1)) / math.sqrt(len(values))
+    return mean - half_width, mean + half_width
 
 
 def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_DRAWS) -> dict[str, Interval]:
