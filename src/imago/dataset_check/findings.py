@@ -9,7 +9,7 @@ from imago.dataset_check.checked_dataset import SPLITS, CheckedDataset
 
 # Training images of the largest class per image of the smallest; our own choice, as in training/console.py.
 MIN_IMBALANCE_RATIO = 3.0
-FEW_TEST_IMAGES = 100  # the 95 % interval of an accuracy is then up to 19 points wide (Wilson 1927); our own choice
+FEW_TEST_IMAGES = 100  # the 95 % interval of an accuracy is then up to 19 points wide (Wilson 1927)
 _KIND_NOTES = {
     "animated": "only the first frame is used",
     "16-bit": "16-bit values are scaled to 8 bits",
