@@ -188,7 +188,7 @@ def assigned(folder: Path, *lines: str) -> dict:
     return assign_splits(FOUND, read_list(listed(folder, "\n".join(["path,label,split", *lines]))), CLASSES)
 
 
-def test_images_go_where_the_list_says_in_the_order_of_the_data_set(tmp_path: Path):
+def test_images_go_where_the_list_says_in_the_order_of_the_dataset(tmp_path: Path):
     lines = ["val/1,ants,train", "train/1,bees,test", "train/2,ants,train", "val/0,bees,val", "train/0,ants,train"]
     parts = assigned(tmp_path, *lines)
     assert {split: part.names for split, part in parts.items()} == {
@@ -215,7 +215,7 @@ def test_images_missing_from_the_list_are_counted_in_the_log(tmp_path: Path, cap
         ("train/1,bess,train", ", line 3: there is no class 'bess'; the classes are ants, bees."),
     ],
 )
-def test_a_line_that_contradicts_the_data_set_is_named(tmp_path: Path, line: str, fault: str):
+def test_a_line_that_contradicts_the_dataset_is_named(tmp_path: Path, line: str, fault: str):
     assert error_of(assigned, tmp_path, "train/0,ants,train", line) == f"{tmp_path}/list.csv{fault}"
 
 

@@ -18,7 +18,7 @@ from imago.augment.random_erasing import erase, sample_rectangles, sample_square
 from imago.augment.settings import Augment
 from imago.seeding import derive_seed
 
-SeedKey = tuple[int, int, int]  # epoch, batch index, rank
+BatchKey = tuple[int, int, int]  # epoch, batch index, rank
 
 # The last part of a key: turning one augmentation on does not change the draws of another.
 _COLORS_KEY, _ERASE_KEY, _CUTOUT_KEY, _MIX_KEY = 201, 202, 203, 204
@@ -41,7 +41,7 @@ class BatchAugment:
         self.num_classes = num_classes
         self.seed = seed
 
-    def colors(self, images: Tensor, key: SeedKey) -> Tensor:
+    def colors(self, images: Tensor, key: BatchKey) -> Tensor:
         """Change brightness, contrast, saturation and hue, in this order, by factors as torchvision's ColorJitter.
 
         Args:
@@ -66,7 +66,7 @@ class BatchAugment:
                 adjust(pixels, factor)
         return pixels
 
-    def mix(self, images: Tensor, labels: Tensor, key: SeedKey) -> tuple[Tensor, Tensor]:
+    def mix(self, images: Tensor, labels: Tensor, key: BatchKey) -> tuple[Tensor, Tensor]:
         """Apply random erasing and cutout, then MixUp or CutMix.
 
         Args:
@@ -97,7 +97,7 @@ class BatchAugment:
             return cutmix(images, targets, boxes, order)
         return mixup_or_cutmix(images, targets, is_mixup, lam, boxes, order)
 
-    def sample_mix(self, key: SeedKey, num_samples: int, height: int, width: int) -> tuple[np.ndarray, ...]:
+    def sample_mix(self, key: BatchKey, num_samples: int, height: int, width: int) -> tuple[np.ndarray, ...]:
         """Sample for each image whether MixUp is used, `lam`, the box of CutMix and the index of the other image."""
         generator = self._generator(key, _MIX_KEY)
         mixup_alpha, cutmix_alpha = self.augment.mixup_alpha, self.augment.cutmix_alpha
@@ -108,7 +108,7 @@ class BatchAugment:
         rows, columns = generator.integers(0, height, num_samples), generator.integers(0, width, num_samples)
         return is_mixup, lam, cutmix_boxes(lam, rows, columns, height, width), generator.permutation(num_samples)
 
-    def _generator(self, key: SeedKey, purpose: int) -> np.random.Generator:
+    def _generator(self, key: BatchKey, purpose: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(derive_seed(self.seed, *key, purpose)))
 
 

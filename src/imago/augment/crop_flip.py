@@ -17,7 +17,7 @@ _PROBABILITY_SCALE = (
 )  # a draw below probability * _PROBABILITY_SCALE is a yes; within the 32-bit span of `random_integers`
 # Up to this size, 73 x 73 px, the chosen images are flipped by one fancy index per batch; larger ones one by one, which
 # saves a copy.
-_SMALL_BYTES = 2**14
+_MAX_FLIP_AT_ONCE_BYTES = 2**14
 
 # Seed, epoch and sample indices int64 (B,); the epoch is one number, or int64 (B,) where an epoch repeats a sample.
 SampleKey = tuple[int, int | np.ndarray, np.ndarray]
@@ -108,11 +108,11 @@ def _flip(images: np.ndarray, params: CropFlipParams) -> np.ndarray:
     import torch  # flips several times faster than numpy; nothing else in this module needs it
 
     batch = torch.from_numpy(images)
-    for is_chosen, axis in ((params.flip, 3), (params.vertical_flip, 2)):
-        chosen = np.flatnonzero(is_chosen) if is_chosen is not None else np.empty(0, np.int64)
-        if len(chosen) and images[0].nbytes <= _SMALL_BYTES:
-            images[chosen] = torch.from_numpy(images[chosen]).flip(axis).numpy()
+    for is_flipped, axis in ((params.flip, 3), (params.vertical_flip, 2)):
+        flipped = np.flatnonzero(is_flipped) if is_flipped is not None else np.empty(0, np.int64)
+        if len(flipped) and images[0].nbytes <= _MAX_FLIP_AT_ONCE_BYTES:
+            images[flipped] = torch.from_numpy(images[flipped]).flip(axis).numpy()
         else:
-            for index in chosen.tolist():
+            for index in flipped.tolist():
                 batch[index] = batch[index].flip(axis - 1)
     return images

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _MAX_LOG_RATIO = math.log(1 / 0.3)  # of height to width of an erased rectangle (Zhong et al. 2020, section 4)
-_ATTEMPTS = 10  # as torchvision's RandomErasing, which then leaves the image unchanged
+_NUM_ATTEMPTS = 10  # as torchvision's RandomErasing, which then leaves the image unchanged
 
 
 def erase(images: Tensor, boxes: np.ndarray) -> Tensor:
@@ -37,8 +37,8 @@ def sample_rectangles(
     """
     num_images, _, height, width = shape
     is_chosen = generator.random(num_images) < probability
-    areas = height * width * generator.uniform(scale[0], scale[1], (num_images, _ATTEMPTS))
-    ratios = np.exp(generator.uniform(-_MAX_LOG_RATIO, _MAX_LOG_RATIO, (num_images, _ATTEMPTS)))
+    areas = height * width * generator.uniform(scale[0], scale[1], (num_images, _NUM_ATTEMPTS))
+    ratios = np.exp(generator.uniform(-_MAX_LOG_RATIO, _MAX_LOG_RATIO, (num_images, _NUM_ATTEMPTS)))
     heights, widths = (np.rint(np.sqrt(area)).astype(np.int64) for area in (areas * ratios, areas / ratios))
     fits = (heights < height) & (widths < width)
     first = np.arange(num_images), fits.argmax(axis=1)

@@ -93,7 +93,7 @@ class Augment:
             raise ConfigError("\n".join(problems))
 
     @property
-    def is_per_image(self) -> bool:
+    def has_single_image_transforms(self) -> bool:
         """Whether a transform of single images is on; they are slow, so worker processes pay off."""
         return bool(self.rotation_degrees or self.policy or self.gray_probability or self.blur_probability)
 

@@ -15,14 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imago.data.dataset import LabeledFiles, Samples, concatenate
+from imago.data.dataset import SPLITS, LabeledFiles, Samples, concatenate
 from imago.errors import DataError
 from imago.files import open_text
 from imago.text import join_names, printable
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "split")
 _HEADER = "a first line path,label or path,label,split"
 
@@ -166,7 +165,7 @@ def assign_splits(
     if index_by_name:
         example = printable(next(iter(index_by_name)))
         log.info("the list leaves out %d of %d images, e.g. %s", len(index_by_name), len(images), example)
-    return {split: images.take(np.sort(chosen)) for split, chosen in _by_split(rows, np.array(indices)).items()}
+    return {split: images.take(np.sort(positions)) for split, positions in _by_split(rows, np.array(indices)).items()}
 
 
 def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[str]) -> ListedImage:

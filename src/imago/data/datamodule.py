@@ -122,10 +122,10 @@ class ImageDataModule(LightningDataModule):
 
     def batches_per_epoch(self, limit_train_batches: int | float = 1.0) -> int:
         """Return the number of training batches per epoch; the limit is Lightning's: a number, or a share as float."""
-        batches = len(TrainSampler(len(self.splits.train), self.batch_size, self.seed))
+        num_batches = len(TrainSampler(len(self.splits.train), self.batch_size, self.seed))
         if isinstance(limit_train_batches, int):
-            return min(limit_train_batches, batches)
-        return max(1, int(batches * limit_train_batches))
+            return min(limit_train_batches, num_batches)
+        return max(1, int(num_batches * limit_train_batches))
 
     def write_split(self, directory: Path) -> None:
         """Write `split.csv`, which `data.split_file` reads, unless all splits are published."""
@@ -168,8 +168,8 @@ class ImageDataModule(LightningDataModule):
         sampler = TrainSampler(len(train), self.batch_size, self.seed, *self._rank(), labels)
         if self.trainer is not None:
             # Lightning has restored the progress by now, but not the epoch number: compute it from the batches done.
-            done, per_epoch = self._num_batches_done(), self.batches_per_epoch(self.trainer.limit_train_batches)
-            sampler.epoch, sampler.start_batch = divmod(done, per_epoch)
+            num_done, per_epoch = self._num_batches_done(), self.batches_per_epoch(self.trainer.limit_train_batches)
+            sampler.epoch, sampler.start_batch = divmod(num_done, per_epoch)
         return self._loader(self.training_dataset(), sampler)
 
     def val_dataloader(self) -> DataLoader:
@@ -217,8 +217,8 @@ class ImageDataModule(LightningDataModule):
     def _suitable_workers(self, dataset: ArrayDataset | FileDataset) -> int:
         # On a CPU the network needs all cores: more busy processes than cores slow its threads down many times.
         has_gpu = self.trainer.strategy.root_device.type != "cpu" if self.trainer else torch.cuda.is_available()
-        is_per_image = dataset.augment is not None and dataset.augment.is_per_image
-        if not has_gpu or not (is_per_image or isinstance(dataset, FileDataset)):
+        is_slow = dataset.augment is not None and dataset.augment.has_single_image_transforms
+        if not has_gpu or not (is_slow or isinstance(dataset, FileDataset)):
             return 0
         num_devices = self.trainer.num_devices if self.trainer else 1
         return max(1, min(MAX_WORKERS, available_cores() // num_devices))

@@ -21,8 +21,12 @@ from imago.images import read_image
 from imago.text import printable
 from imago.threads import one_intraop_thread
 
+SPLITS = ("train", "val", "test")
+# Training images of the largest class per image of the smallest: from here on a remedy is suggested; our own choice.
+MIN_IMBALANCE_RATIO = 3.0
 
-class _Labeled:
+
+class _LabeledSamples:
     """Methods of labeled samples; a subclass is a dataclass whose fields have one entry per sample, except `root`."""
 
     names: tuple[str, ...]
@@ -38,7 +42,7 @@ class _Labeled:
 
 
 @dataclass(frozen=True)
-class LabeledArray(_Labeled):
+class LabeledArray(_LabeledSamples):
     """Samples in memory.
 
     Attributes:
@@ -57,7 +61,7 @@ class LabeledArray(_Labeled):
 
 
 @dataclass(frozen=True)
-class LabeledFiles(_Labeled):
+class LabeledFiles(_LabeledSamples):
     """Samples in image files, which are read on access.
 
     Attributes:
@@ -149,7 +153,7 @@ class ArrayDataset(Dataset):
         if augment is None:
             images = self.images[indices]
         elif augment.random_resized_crop_scale is None:
-            params = sample_crop_flip(augment, self.seed, key.epoch, indices)
+            params = sample_crop_flip(augment, self.seed, key.epoch_keys, indices)
             images = gather_crop_flip(self.images, indices, params, augment.crop_padding_px)
             images = transform_images(images, augment, sample_key)
         else:

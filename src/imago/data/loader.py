@@ -30,7 +30,7 @@ class BatchLoader(DataLoader):
         super().__init__(
             dataset,
             batch_sampler=sampler,
-            collate_fn=_share,  # type: ignore[arg-type]  # torch expects a list of samples
+            collate_fn=_move_to_shared_memory,  # type: ignore[arg-type]  # torch expects a list of samples
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
@@ -54,7 +54,7 @@ class BatchLoader(DataLoader):
         raise batch
 
 
-def _share(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Tensor, Tensor] | DataError:
+def _move_to_shared_memory(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Tensor, Tensor] | DataError:
     """Move the batch of a worker to shared memory, so that a lack of shared memory raises in the main process.
 
     Otherwise torch moves it in a thread of the worker; if that fails, the main process waits until its timeout.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imago.data.dataset import Samples, concatenate
+from imago.data.dataset import SPLITS, Samples, concatenate
 from imago.errors import ConfigError, DataError
 from imago.seeding import derive_seed, random_permutation
 
@@ -101,7 +101,7 @@ def complete_splits(
         fold = "" if plan.fold is None else f" (fold {plan.fold} of {plan.num_folds})"
         hint = "; data.val_as_test=true tests on val instead" if drawn == ["test"] else ""
         log.info("split off the %s training images, stratified: %s%s%s", f"{num_drawn_from:,}", counts, fold, hint)
-    return {split: splits[split] for split in ("train", "val", "test")}, drawn
+    return {split: splits[split] for split in SPLITS}, drawn
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -188,10 +188,10 @@ def _split_off(split: str, splits: dict[str, Samples], plan: SplitPlan, remainin
         raise ConfigError(f"this dataset has no {split} split; set the share to split off: data.{split}_fraction=0.1.")
     seed = plan.split_seed if split == "val" else derive_seed(plan.split_seed, _TEST_KEY)
     train = splits["train"]
-    others, chosen = stratified_split(train.labels, fraction / remaining, seed)
-    if not len(chosen):
+    kept, split_off = stratified_split(train.labels, fraction / remaining, seed)
+    if not len(split_off):
         raise DataError(f"{len(train)} training images are too few to split {split} off; add images of each class.")
-    splits["train"], splits[split] = train.take(others), train.take(chosen)
+    splits["train"], splits[split] = train.take(kept), train.take(split_off)
     return fraction
 
 

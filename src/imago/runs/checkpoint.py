@@ -19,7 +19,7 @@ from imago.files import atomic_write, fsync_directory, remove_partial_files
 from imago.paths import checkpoint_file
 from imago.resources import free_disk_bytes
 
-SCHEMA = 2  # increased when the contents change; 1 is the first edition
+SCHEMA_VERSION = 2  # increased when the contents change; 1 is the first edition
 _FIRST_EDITION_COMMIT = "7986d1c"
 
 # The entries that training changes; the state of a callback may hold an infinite score as its start value.
@@ -45,7 +45,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         _check_finite(checkpoint, path)
         if not _is_rank_result(path):
-            checkpoint = {"imago": {"schema": SCHEMA, "torch": str(torch.__version__)}} | checkpoint
+            checkpoint = {"imago": {"schema": SCHEMA_VERSION, "torch": str(torch.__version__)}} | checkpoint
         try:
             write_checkpoint(checkpoint, Path(path))
         except OSError as error:
@@ -124,9 +124,9 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
     schema = header.get("schema") if isinstance(header, dict) else None
     if not isinstance(schema, int):
         raise DataError(f"{path} is not a checkpoint of this project.")
-    if schema < SCHEMA:
+    if schema < SCHEMA_VERSION:
         raise DataError(f"{path} was written by the first edition of imago; commit {_FIRST_EDITION_COMMIT} reads it.")
-    if schema > SCHEMA:
+    if schema > SCHEMA_VERSION:
         raise DataError(f"{path} was written by a later version of imago; update this checkout.")
     return checkpoint
 
@@ -136,9 +136,9 @@ def _load(path: Path, map_location: Any | None) -> Any:
         return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         match = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({match[1]})" if match else ""
+        target = f" ({match[1]})" if match else ""
         raise DataError(
-            f"{path} holds more than plain data and tensors{what}; it is refused, as it could run code."
+            f"{path} holds more than plain data and tensors{target}; it is refused, as it could run code."
         ) from error
     except (RuntimeError, ValueError) as error:
         raise DataError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error

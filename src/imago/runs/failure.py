@@ -56,20 +56,20 @@ class Failure:
     time_s: float
 
 
-def explain_exit(error: BaseException, run_dir: Path, received: int | None) -> tuple[str, str, BaseException]:
+def explain_exit(error: BaseException, run_dir: Path, received_signal: int | None) -> tuple[str, str, BaseException]:
     """Determine why a run ended.
 
     Args:
         error: what was raised in this process.
         run_dir: the run directory, with the failure files of the ranks.
-        received: the signal that this process received, if any.
+        received_signal: the first one that this process received; None without one.
 
     Returns:
         Status and reason for `summary.json`, and the error to exit with.
     """
     first = first_failure(run_dir)
     is_cause_known = first is not None and first.traceback and not _LOST_CONNECTION.search(first.text)
-    stop = _find_stop(error, received)
+    stop = _find_stop(error, received_signal)
     if stop is not None and not is_cause_known:  # torchrun sends SIGTERM to the others if one rank fails
         return "stopped", stop.reason, KeyboardInterrupt() if stop.code == 130 else stop
     if isinstance(error, SystemExit) and stop is None:
@@ -81,14 +81,14 @@ def explain_exit(error: BaseException, run_dir: Path, received: int | None) -> t
     return "failed", reason, UserError(reason) if first.is_user_error else error
 
 
-def _find_stop(error: BaseException, received: int | None) -> Stopped | None:
+def _find_stop(error: BaseException, received_signal: int | None) -> Stopped | None:
     """Return the stop that caused an error, if any: Lightning and torch wrap it, and more may fail during exit."""
     if isinstance(error, Stopped):
         return error
     if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
         return Stopped("Ctrl-C", 130)
-    if received is not None and not isinstance(error, UserError):
-        return stopped_by(received)
+    if received_signal is not None and not isinstance(error, UserError):
+        return stopped_by(received_signal)
     if type(error).__name__ == "SIGTERMException":  # by name: importing it would load torch
         return Stopped("SIGTERM", 143)
     exit_code = getattr(error, "exit_code", None)  # torch's, if only a forked rank received the signal

@@ -89,20 +89,20 @@ def check_run_directory(cfg: DictConfig, path: Path) -> None:
 
 
 def check_unchanged_settings(
-    saved: Mapping[str, Any], now: Mapping[str, Any], num_epochs_done: int, is_tested: bool
+    saved: Mapping[str, Any], settings: Mapping[str, Any], num_epochs_done: int, is_tested: bool
 ) -> None:
-    """Check that settings do not make it another run, and that they leave something to do.
+    """Check that a resumed run keeps every setting that affects its weights, and has something left to do.
 
     Args:
         saved: `config.yaml` of the run, as plain data.
-        now: the settings to resume with, likewise.
+        settings: those to resume with, likewise.
         num_epochs_done: number of epochs that the run has finished.
         is_tested: whether its final test is done; a run that was killed during the test may do it again.
 
     Raises:
         ConfigError: with one line for each such setting.
     """
-    before, after = flatten(saved), flatten(now)
+    before, after = flatten(saved), flatten(settings)
     changed = [key for key in before | after if before.get(key) != after.get(key) and not _may_change(key)]
     # If the class of a group has changed, the keys below it are not listed.
     swapped = tuple(key.removesuffix("_target_") for key in changed if key.endswith("._target_"))
@@ -111,10 +111,10 @@ def check_unchanged_settings(
         for key in changed
         if key.endswith("._target_") or not key.startswith(swapped)
     ]
-    max_epochs = now["trainer"]["max_epochs"]
+    max_epochs = settings["trainer"]["max_epochs"]
     if not problems and (num_epochs_done > max_epochs or (num_epochs_done == max_epochs and is_tested)):
         problems.append(
-            f"resume={now['resume']}: this run has finished its trainer.max_epochs={num_epochs_done}; "
+            f"resume={settings['resume']}: this run has finished its trainer.max_epochs={num_epochs_done}; "
             f"trainer.max_epochs={2 * num_epochs_done} extends it."
         )
     if problems:

@@ -40,8 +40,8 @@ def run_trial(overrides: Sequence[str], run_dir: Path) -> float:
         reason = f"the process of this trial ended with exit code {exit_code}"
         if summary.get("status") == "running":  # it was killed
             write_json(run_dir / "summary.json", summary | {"status": "failed", "reason": reason})
-        kind = UserError if exit_code == 2 else RuntimeError  # the child has printed the error
-        raise kind(f"{reason}; see {run_dir / 'train.log'}")
+        error_type = UserError if exit_code == 2 else RuntimeError  # the child has printed the error
+        raise error_type(f"{reason}; see {run_dir / 'train.log'}")
     return float(summary.get("val", {}).get("acc", "nan"))
 
 
@@ -56,11 +56,11 @@ def _wait_and_forward_signals(child: subprocess.Popen) -> int:
             os.killpg(child.pid, number)
 
     forwarded = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-    old = {number: signal.signal(number, forward) for number in forwarded}
+    old_handlers = {number: signal.signal(number, forward) for number in forwarded}
     try:
         exit_code = child.wait()
     finally:
-        for number, handler in old.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)
     if signal.SIGINT in received:
         raise KeyboardInterrupt
