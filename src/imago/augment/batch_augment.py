@@ -4,9 +4,9 @@ torchvision's v2 transforms draw once for a batch; here each sample has its own 
 batch index, rank) and are made by numpy on the CPU, so they do not depend on the kind of device. Nothing here waits for
 the device.
 
-The `adjust_` functions compute what torchvision's do, with one factor for each image, (N, 1, 1, 1). They change images,
-float (N, 3, H, W) in [0, 255], in place and return them: a new tensor for every step would cost more than the
-arithmetic. Legend: N samples, K classes, H and W pixels.
+The `adjust_` functions compute what torchvision's do, with one factor for each image, (B, 1, 1, 1). They change images,
+float (B, 3, H, W) in [0, 255], in place and return them: a new tensor for every step would cost more than the
+arithmetic. Legend: B samples of a batch, K classes, H and W pixels.
 """
 
 import numpy as np
@@ -45,7 +45,7 @@ class BatchAugment:
         """Change brightness, contrast, saturation and hue, in this order, by factors as torchvision's ColorJitter.
 
         Args:
-            images: uint8 (N, 3, H, W).
+            images: uint8 (B, 3, H, W).
             key: epoch, batch index and rank.
 
         Returns:
@@ -70,12 +70,12 @@ class BatchAugment:
         """Apply random erasing and cutout, then MixUp or CutMix.
 
         Args:
-            images: normalized, float (N, 3, H, W); erased pixels become 0, the mean color.
-            labels: int64 (N,).
+            images: normalized, float (B, 3, H, W); erased pixels become 0, the mean color.
+            labels: int64 (B,).
             key: epoch, batch index and rank.
 
         Returns:
-            Images of the same shape, and the labels: unchanged, or float32 (N, K) with rows that sum to 1 if
+            Images of the same shape, and the labels: unchanged, or float32 (B, K) with rows that sum to 1 if
             `augment.mixup_alpha` or `augment.cutmix_alpha` is on.
         """
         settings, shape = self.augment, images.shape
@@ -130,7 +130,7 @@ def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Rotate the hue by `turns`, shape (N, 1, 1, 1), in [-0.5, 0.5] of the whole color wheel.
+    """Rotate the hue by `turns`, shape (B, 1, 1, 1), in [-0.5, 0.5] of the whole color wheel.
 
     Source: the hexagon model of Smith 1978 (doi:10.1145/965139.807361), as in torchvision and Pillow.
     """
@@ -150,6 +150,6 @@ def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def _gray(images: Tensor) -> Tensor:
-    """Return the gray value of each pixel, a new tensor (N, 1, H, W)."""
+    """Return the gray value of each pixel, a new tensor (B, 1, H, W)."""
     red, green, blue = images.split(1, dim=1)
     return red.mul(_GRAY_WEIGHTS[0]).add_(green, alpha=_GRAY_WEIGHTS[1]).add_(blue, alpha=_GRAY_WEIGHTS[2])

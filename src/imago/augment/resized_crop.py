@@ -47,8 +47,8 @@ def crop_box(height: int, width: int, scale: Sequence[float], uniforms: np.ndarr
     """Choose the part of an image that a random resized crop keeps.
 
     Args:
-        height: height of the image, in pixels.
-        width: width of the image, in pixels.
+        height: of the image, in pixels.
+        width: likewise.
         scale: smallest and largest share of the area.
         uniforms: numbers in [0, 1), shape (attempts, 4): area, ratio of the sides, left and top. The first attempt
             that fits into the image counts.

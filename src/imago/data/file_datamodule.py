@@ -26,8 +26,9 @@ from imago.seeding import random_permutation
 log = logging.getLogger(__name__)
 
 _STATISTICS_KEY = 2  # key of this use of `split_seed`
-MAX_STATISTICS_IMAGES = 512  # images from which mean and std are computed: a standard error of the mean below 0.01
-MAX_STATISTICS_BYTES = 100_000_000  # fewer images if the files are large: a second or two of decoding
+# Images from which mean and std are computed: a standard error of the mean below 0.01; our own choice.
+MAX_STATISTICS_IMAGES = 512
+MAX_STATISTICS_BYTES = 100_000_000  # fewer images if the files are large: a second or two of decoding; our own choice
 MIN_STATISTICS_IMAGES = 16  # even if they exceed MAX_STATISTICS_BYTES; our own choice
 ON_BAD_IMAGE = ("error", "skip")
 
@@ -177,7 +178,7 @@ class FileDataModule(ImageDataModule):
         return partial(_read, files, self.class_names, prepare), preparation
 
     def dataset(self, split: str, augment: Augment | None = None) -> FileDataset:
-        """Return the preprocessed images of a split; training images also with the augmentations of single images."""
+        """Return the preprocessed images of a split, augmented as far as `augment` asks for it in the data loader."""
         files: Any = getattr(self.splits, split)
         read, preparation = self._reader(files, augment)
         if cache := self._caches.get((split, preparation)):

@@ -40,7 +40,7 @@ def choose_cache(
             available memory, else "disk" if they fit in half of its free space, else "none".
         num_bytes: size of all decoded images.
         directory: directory of the cache on disk, which need not exist yet.
-        num_processes: number of processes that each keep their own copy in memory; on disk they share one.
+        num_processes: those that each keep their own copy in memory; on disk they share one.
         existing_bytes: size of those images that are in `directory` already.
 
     Returns:

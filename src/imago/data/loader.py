@@ -42,9 +42,9 @@ class BatchLoader(DataLoader):
             Finalize(None, _kill_stuck_workers, exitpriority=100)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own iterator class
-        return map(self._checked, super().__iter__())
+        return map(self._raise_if_error, super().__iter__())
 
-    def _checked(self, batch: Any) -> Any:
+    def _raise_if_error(self, batch: Any) -> Any:
         if not isinstance(batch, DataError):
             return batch
         workers: Any = self._iterator  # where torch keeps persistent workers; None without

@@ -32,11 +32,11 @@ class TrainSampler:
     size. A dataset smaller than one batch is one batch.
 
     Args:
-        num_samples: number of training samples on all ranks.
+        num_samples: N, of all ranks together.
         batch_size: samples per batch over all ranks.
         seed: determines the order together with the epoch.
-        rank: index of this rank, in 0 .. num_ranks - 1.
-        num_ranks: number of ranks; must divide `batch_size`.
+        rank: of this process, in 0 .. num_ranks - 1.
+        num_ranks: must divide `batch_size`.
         labels: int64 (N,) to show every class equally often; None shows every sample once per epoch.
     """
 

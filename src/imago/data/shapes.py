@@ -28,12 +28,13 @@ _SIDE_PX = 32
 _NUM_SUBPIXELS = 3  # along one side of a pixel, whose coverage is 0 .. 9 ninths
 _NUM_AT_ONCE = 50  # images drawn at once; their sub-pixels take 2 MB, which stays in the processor's cache
 
-# Fixed-point units. Sub-pixel coordinates stay below 2**12 and a sine is at most 2**14, so int32 holds every product.
+# Fixed-point units. Sub-pixel coordinates stay below 2**12 and a sine is at most 2**14, so int32 holds every
+# product of the two; the products in `_coverage` are int64.
 _POSITION_UNITS = 2 * _NUM_SUBPIXELS  # position units per pixel: the centers of sub-pixels are at odd positions
-_SIZE_UNITS = 16  # size units per pixel
-_UNIT = 1024  # size of a shape in the coordinates of its outline
-_SINE_BITS = 14
-_ZOOM_BITS = 8
+_SIZE_UNITS = 16  # per pixel: sizes are drawn in steps of 1/16 px; our own choice
+_UNIT = 1024  # size of a shape in the coordinates of its outline; our own choice
+_SINE_BITS = 14  # fractional bits of a sine; our own choice
+_ZOOM_BITS = 8  # fractional bits of `zoom`; our own choice
 _FULL_TURN = 120  # steps, divisible by 3, 4 and 5
 
 # round(2**14 * sin(3 degrees * k)) for k = 0 .. 30, mirrored below to the full turn

@@ -171,7 +171,10 @@ def _take_fold(splits: dict[str, Samples], plan: SplitPlan, class_names: Sequenc
     pool = concatenate([splits[split] for split in ("train", "val") if split in splits])
     is_val = stratified_folds(pool.labels, plan.num_folds, plan.split_seed) == plan.fold
     if not is_val.any():
-        raise DataError(f"data.fold={plan.fold}: {len(pool)} training images are too few for {plan.num_folds} folds.")
+        raise DataError(
+            f"data.fold={plan.fold}: {len(pool)} training images are too few for {plan.num_folds} folds; "
+            "use a lower data.num_folds."
+        )
     lost = set(pool.labels) - set(pool.labels[~is_val])
     if lost:
         raise DataError(
@@ -201,12 +204,14 @@ def _check(splits: Mapping[str, Samples], class_names: Sequence[str], split_file
         raise DataError(f"the dataset has the classes {list(class_names)}; a classifier needs at least 2.")
     for split, samples in splits.items():
         if not len(samples):
-            raise DataError(f"the {split} split has no images.")
+            remedy = "add some" if split == "train" else "add some, or remove it so that it is drawn from train"
+            raise DataError(f"the {split} split has no images; {remedy}.")
         low, high = samples.labels.min(), samples.labels.max()
         if low < 0 or high >= len(class_names):
             raise DataError(
                 f"the {split} split has labels from {low} to {high}; "
-                f"with {len(class_names)} classes they must be in 0 .. {len(class_names) - 1}."
+                f"with {len(class_names)} classes they must be in 0 .. {len(class_names) - 1}; "
+                "correct the labels or the class names."
             )
     missing = set(range(len(class_names))) - set(splits["train"].labels.tolist())
     if missing:

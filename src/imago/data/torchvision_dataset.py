@@ -36,7 +36,7 @@ SPLIT_ARGUMENTS: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "Imagenette": {"train": {"split": "train"}, "test": {"split": "val"}},
 }
 # Images from which mean and std are computed. Pixels in [0, 1] have a std of at most 0.5, so the standard error of the
-# mean is at most 0.5 / sqrt(5,000) = 0.007.
+# mean is at most 0.5 / sqrt(5,000) = 0.007; our own choice.
 MAX_STATISTICS_IMAGES = 5_000
 _STATISTICS_KEY = 4  # key of this use of `split_seed`
 

@@ -3,7 +3,6 @@
 import errno
 import json
 import re
-import signal
 import time
 import traceback
 from collections.abc import Mapping
@@ -14,13 +13,11 @@ from subprocess import Popen, TimeoutExpired
 from typing import Any
 
 from imago.errors import DataError, Stopped, StorageError, UserError
-from imago.runs.signals import rank_name, stopped_by
+from imago.runs.signals import STOP_SIGNALS, rank_name, stopped_by
 
 # Lost-connection errors of the other ranks when one has ended; they are not the cause.
 _LOST_CONNECTION = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|TCPStore", re.I)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# A rank that is asked to stop before it has installed its handlers is killed by one of these: no failure.
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 # Errors of loader workers as torch words them, and the messages for the user with what matched.
 _LOADER_ERRORS = {
     r"((?:unable to [^:]*shared memory|shm_open|DataLoader worker [^:]*: Bus error).{,90})": (
@@ -110,7 +107,8 @@ def write_killed_failure(run_dir: Path, rank: int, exit_code: int | None) -> Non
         rank: the rank of a process that this one started.
         exit_code: a negative one is the signal that ended it; None while it runs.
     """
-    if exit_code is not None and exit_code < 0 and -exit_code not in _STOP_SIGNALS:
+    # A rank that is asked to stop before it has installed its handlers is killed by one of these: no failure.
+    if exit_code is not None and exit_code < 0 and -exit_code not in STOP_SIGNALS:
         text = f"killed by signal {-exit_code}, possibly out of memory: try a smaller data.batch_size"
         _write(run_dir, Failure(str(rank), text, is_user_error=False, traceback="", time_s=time.time()))
 
@@ -121,7 +119,7 @@ def write_killed_failures(run_dir: Path, error: BaseException, processes: Mappin
     Args:
         run_dir: the run directory, which gets one file for each killed rank.
         error: what was raised in this process.
-        processes: the ranks that this process started; they get one second to end.
+        processes: the ranks that this process started; they get one second to end; our own choice.
     """
     if not _LOST_CONNECTION.search(_describe(error)) and not type(error).__module__.startswith("torch.multiprocessing"):
         return

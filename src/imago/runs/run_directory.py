@@ -191,14 +191,14 @@ def _requeue_slurm_job() -> None:
     """Queue this SLURM job, or this task of a job array, again; outside SLURM do nothing."""
     if "SLURM_JOB_ID" not in os.environ:
         return
-    job = os.environ["SLURM_JOB_ID"]
+    job_id = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+        job_id = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:  # for 60 s, of the 90 s between SIGUSR1 and the end of the time in docs/cluster.sbatch
-        subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=True)
+        subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         failure = getattr(error, "stderr", None) or error
-        _log.warning("job %s is not queued again: scontrol failed: %s", job, str(failure).strip())
+        _log.warning("job %s is not queued again: scontrol failed: %s", job_id, str(failure).strip())
 
 
 def _now() -> str:

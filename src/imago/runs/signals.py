@@ -12,7 +12,7 @@ from typing import Any
 
 from imago.errors import Stopped
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # A terminal, torchrun and a sweep all forward a signal: repetitions within this time are ignored; our own choice.
 _SAME_SIGNAL_S = 10.0
 _MAIN_PID_VARIABLE = "IMAGO_MAIN_PID"  # environment variable for the ranks that Lightning starts as commands
@@ -75,7 +75,7 @@ class Signals:
 
         After a signal the process is about to exit, and the same signal once more must not interrupt that.
         """
-        old_handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        old_handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         self.install()
         try:
             yield
@@ -91,7 +91,7 @@ class Signals:
             self._pid, self.launcher = os.getpid(), None
         if threading.current_thread() is not threading.main_thread():
             return  # Python allows handlers in the main thread only
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as in a background job or under nohup
                 signal.signal(number, self._handle)
 

@@ -173,9 +173,8 @@ def _weights_preprocess(cfg: DictConfig) -> Mapping[str, Any] | None:
     """Return the record that the pretrained weights need; None if it is unknown."""
     settings = to_plain(cfg.model)
     if cfg.resume is not None and str(settings.get("weights")).endswith(".ckpt"):
-        settings["weights"] = str(
-            resolve_checkpoint(Path(cfg.resume), "last")
-        )  # has it too; the other file may be gone
+        # The run's own checkpoint has the record too, and the file of the pretrained weights may be gone.
+        settings["weights"] = str(resolve_checkpoint(Path(cfg.resume), "last"))
     return weights_preprocess(settings)
 
 

@@ -14,7 +14,7 @@ from imago.images import INTERPOLATIONS, TTA_MODES
 from imago.schedule.duration import duration_in_steps
 
 _LOGGER_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # also the extras in pyproject.toml
-_MONITORED = ("train/loss", "train/acc", "val/loss", "val/acc")
+_MONITORED_NAMES = ("train/loss", "train/acc", "val/loss", "val/acc")
 
 # Settings that must be one of a few texts; null where the default is null.
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -129,8 +129,8 @@ def _monitor_problems(cfg: DictConfig) -> Iterator[str]:
         if monitor is None:
             continue
         best = "max" if str(monitor).endswith("/acc") else "min"
-        if monitor not in _MONITORED:
-            yield f"{name}.monitor={monitor} is not one of {', '.join(_MONITORED)}."
+        if monitor not in _MONITORED_NAMES:
+            yield f"{name}.monitor={monitor} is not one of {', '.join(_MONITORED_NAMES)}."
         elif name == "schedule" and not monitor.startswith("val/"):
             yield f"schedule.monitor={monitor}: a schedule can only monitor validation; type val/loss or val/acc."
         elif mode is not None and mode != best:

@@ -16,7 +16,7 @@ _MAX_REASON_CHARS = 200  # the message can hold a long command of the compiler; 
 
 
 def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
-    """Check everything that needs torch but no data, and share the CPU cores between the processes.
+    """Check devices, precision, compiler, optimizer and weights file; share the CPU cores between several processes.
 
     Returns:
         The precision, by Lightning's name, and why it was chosen.
@@ -80,7 +80,7 @@ def choose_precision(setting: str, accelerator: str) -> tuple[str, str]:
     """Translate `trainer.precision=auto` to a precision of Lightning.
 
     Args:
-        setting: the setting as typed.
+        setting: `trainer.precision` as typed.
         accelerator: `trainer.accelerator` as typed.
 
     Returns:

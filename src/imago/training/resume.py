@@ -16,7 +16,7 @@ from imago.settings import flatten
 
 # Settings that may change when a run is resumed: they do not change its weights. A name stands for all settings below
 # it. Whether moved data is the same data is checked by its fingerprint.
-_MAY_CHANGE = (
+_CHANGEABLE_KEYS = (
     *("paths", "callbacks", "logger", "resume", "run_name", "extra_targets", "compile", "tta"),
     *("data.num_workers", "data.cache", "data.cache_dir"),
     *("data.root", "data.data_dir", "data.split_file", "data.list_file"),
@@ -27,7 +27,7 @@ _MAY_CHANGE = (
     "trainer.default_root_dir",
     *("task.net", "task.optimizer", "task.schedule", "task.loss", "task.extra_targets"),  # copies of these groups
 )
-_MUST_NOT_CHANGE = "callbacks.ema"  # a checkpoint with averaged weights has two sets of weights
+_FIXED_KEY = "callbacks.ema"  # a checkpoint with averaged weights has two sets of weights
 _PATH_KEYS = ("data.root", "task.teacher", "task.teacher.weights", "model.weights")
 
 
@@ -96,7 +96,7 @@ def check_unchanged_settings(
     Args:
         saved: `config.yaml` of the run, as plain data.
         settings: those to resume with, likewise.
-        num_epochs_done: number of epochs that the run has finished.
+        num_epochs_done: epochs that the run has finished.
         is_tested: whether its final test is done; a run that was killed during the test may do it again.
 
     Raises:
@@ -122,4 +122,4 @@ def check_unchanged_settings(
 
 
 def _may_change(key: str) -> bool:
-    return not key.startswith(_MUST_NOT_CHANGE) and any(f"{key}.".startswith(f"{name}.") for name in _MAY_CHANGE)
+    return not key.startswith(_FIXED_KEY) and any(f"{key}.".startswith(f"{name}.") for name in _CHANGEABLE_KEYS)

@@ -16,6 +16,7 @@ from types import FrameType
 from imago.errors import UserError
 from imago.files import read_json, write_json
 from imago.paths import PROJECT_ROOT, quote_for_hydra
+from imago.runs.signals import STOP_SIGNALS
 
 # Set by torch.distributed; a child that inherits them would start as a rank.
 _RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RUN_ID")
@@ -24,7 +25,7 @@ _RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR
 def run_trial(overrides: Sequence[str], run_dir: Path) -> float:
     """Run one trial in its directory and return its best validation accuracy.
 
-    Ctrl-C and SIGTERM are forwarded, and this process exits after the child has saved.
+    Stop signals are forwarded, and this process exits after the child has saved.
 
     Raises:
         UserError: if the child exits with 2, an invalid setting.
@@ -55,8 +56,7 @@ def _wait_and_forward_signals(child: subprocess.Popen) -> int:
         with suppress(ProcessLookupError):  # it has just exited
             os.killpg(child.pid, number)
 
-    forwarded = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-    old_handlers = {number: signal.signal(number, forward) for number in forwarded}
+    old_handlers = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
         exit_code = child.wait()
     finally:
