@@ -7,5 +7,4 @@ python src/check.py data=image_folder data.root=~/flowers augment=standard show=
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    # run_command applies @hydra.main. Hydra's bash completion searches this file for that name.
-    run_command("check")
+    run_command("check")  # Hydra's bash completion searches for @hydra.main

@@ -9,5 +9,4 @@ python src/eval.py run=logs/latest/export/model.onnx                       # the
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    # run_command applies @hydra.main. Hydra's bash completion searches this file for that name.
-    run_command("eval")
+    run_command("eval")  # Hydra's bash completion searches for @hydra.main

@@ -8,5 +8,4 @@ python src/export.py run=logs/latest limit=500      # compare on 500 validation 
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    # run_command applies @hydra.main. Hydra's bash completion searches this file for that name.
-    run_command("export")
+    run_command("export")  # Hydra's bash completion searches for @hydra.main

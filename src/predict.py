@@ -8,5 +8,4 @@ python src/predict.py run=logs/latest/export/model.onnx input='photos/*.jpg' out
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    # run_command applies @hydra.main. Hydra's bash completion searches this file for that name.
-    run_command("predict")
+    run_command("predict")  # Hydra's bash completion searches for @hydra.main

@@ -9,5 +9,4 @@ python src/report.py a=logs/train/first b=logs/train/second
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    # run_command applies @hydra.main. Hydra's bash completion searches this file for that name.
-    run_command("report")
+    run_command("report")  # Hydra's bash completion searches for @hydra.main

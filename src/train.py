@@ -9,5 +9,4 @@ python src/train.py -m optimizer.lr=1e-3,3e-3 seed=1,2,3   # a sweep
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    # run_command applies @hydra.main. Hydra's bash completion searches this file for that name.
-    run_command("train")
+    run_command("train")  # Hydra's bash completion searches for @hydra.main

@@ -108,7 +108,7 @@ def test_the_network_trains_and_loads_only_if_its_package_is_allowed(run, projec
 
 
 @pytest.mark.slow
-def test_the_data_set_is_trained_on_and_tested(run, project: Path):
+def test_the_dataset_is_trained_on_and_tested(run, project: Path):
     done = run(*command_with("data=digits"), *SHORTER, "run_name=data")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = project / "logs" / "train" / "data"

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from imago.errors import ConfigError, DataError
-from imago.instantiate import ALLOWED, build, check_targets, import_target_or_none
+from imago.instantiate import ALLOWED_TARGETS, build, check_targets, import_target_or_none
 
 MODULE = """
 import os
@@ -59,7 +59,7 @@ def test_a_target_outside_the_list_is_refused_with_its_key_and_the_way_out(targe
 
 
 def test_every_name_on_the_list_exists_and_is_allowed():
-    names = [name for name in ALLOWED if not name.endswith(".*")]
+    names = [name for name in ALLOWED_TARGETS if not name.endswith(".*")]
     assert [name for name in names if import_target_or_none(name) is None] == []
     assert import_target_or_none("torch.optim.Adamm") is None
     check_targets([{"_target_": name} for name in [*names, "imago.model.X", "torch.optim.AdamW"]])

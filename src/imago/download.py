@@ -11,7 +11,7 @@ from typing import Any
 
 from imago.errors import DataError
 
-TIMEOUT_S = 8  # with the imports before it, being offline is reported within the 10 s that the docstrings promise
+TIMEOUT_S = 8  # with the imports before it, being offline is reported within 10 s
 
 
 def is_reachable(url: str, timeout_s: float = TIMEOUT_S) -> bool:

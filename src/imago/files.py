@@ -17,7 +17,7 @@ from typing import IO, Any, TextIO
 from imago.errors import DataError
 from imago.text import printable
 
-_PARTIAL = ".part"  # suffix of a file that is being written
+_PARTIAL_SUFFIX = ".part"  # of a file that is being written
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     Raises:
         OSError: if the file cannot be written.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}{_PARTIAL}")
+    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}{_PARTIAL_SUFFIX}")
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     try:
         with part.open(mode, **text) as file:
@@ -64,7 +64,7 @@ def remove_partial_files(directory: Path, name: str = "") -> None:
         name: prefix of the names of the written files; "" matches all.
     """
     for file in directory.iterdir() if directory.is_dir() else ():
-        if file.name.startswith(name) and file.name.endswith(_PARTIAL):
+        if file.name.startswith(name) and file.name.endswith(_PARTIAL_SUFFIX):
             with suppress(OSError):
                 file.unlink()
 

@@ -1,7 +1,7 @@
 """Decode images and prepare them for evaluation.
 
-This is the only decoder and the only evaluation-time resize of the project: validation, test, prediction, export checks
-and the service use it, so their pixels are identical. It needs Pillow and numpy only, and never imports torch.
+This is the only decoder and the only evaluation-time resize of the project: validation, test, prediction and export
+checks use it, so their pixels are identical. It needs Pillow and numpy only, and never imports torch.
 """
 
 import contextlib
@@ -22,9 +22,10 @@ log = logging.getLogger(__name__)
 # EPS and PDF are left out on purpose: Pillow runs an interpreter for them. MPO files of cameras count as JPEG.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-MAX_PIXELS = 50_000_000  # 150 MB once decoded; checked before decoding, where a 12 KB file can ask for 500 MB
+# 150 MB once decoded; checked before decoding, where a 12 KB file can ask for 500 MB; our own choice.
+MAX_PIXELS = 50_000_000
 # Images up to this size are not resized; the first layer of a network is adapted to them instead, since a network made
-# for 224 px would reduce them to a 2 x 2 feature map.
+# for 224 px would reduce them to a 2 x 2 feature map. 64: our own choice.
 MAX_SMALL_PX = 64
 INTERPOLATIONS = ("bilinear", "bicubic")  # both antialiased, as in the evaluation of published weights
 TTA_MODES = ("none", "flip", "flip_shift")  # test-time augmentation, see `imago.task.tta`
@@ -33,7 +34,7 @@ EXIF_ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4
 # The first bytes of these formats, to distinguish a damaged image from another kind of file.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)  # raised for damaged files
-_ANIMATED = ("GIF", "WEBP", "PNG")  # the frames of TIFF and JPEG are pages and previews instead
+ANIMATED_FORMATS = ("GIF", "WEBP", "PNG")  # the frames of TIFF and JPEG are pages and previews instead
 _TRANSPOSE_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -111,7 +112,7 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
     try:
         data = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror}.") from error
+        raise DataError(f"{name} cannot be read: {error.strerror}; check the path and its permissions.") from error
     if not data:
         raise DataError(f"{name} is empty (0 bytes); delete it or copy it again.")
     try:
@@ -189,7 +190,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _warn_of_animation(image: Image.Image, name: str) -> None:
     global _has_warned_of_animation
-    if _has_warned_of_animation or image.format not in _ANIMATED:
+    if _has_warned_of_animation or image.format not in ANIMATED_FORMATS:
         return
     with contextlib.suppress(*_DECODER_ERRORS):  # looking for a second frame fails if a GIF is damaged behind the first
         if getattr(image, "is_animated", False):

@@ -26,7 +26,7 @@ _LIGHTNING_CALLBACKS = (
 _LIGHTNING_LOGGERS = ("TensorBoardLogger", "CSVLogger", "WandbLogger", "MLFlowLogger")
 
 # No wildcard for Lightning: it contains `LightningModule.load_from_checkpoint`, which unpickles.
-ALLOWED: tuple[str, ...] = (
+ALLOWED_TARGETS: tuple[str, ...] = (
     "imago.*",
     "lightning.pytorch.Trainer",
     *(f"lightning.pytorch.callbacks.{name}" for name in _LIGHTNING_CALLBACKS),
@@ -36,7 +36,7 @@ ALLOWED: tuple[str, ...] = (
 
 # Hydra's own keys of a config node, which are not passed to the target.
 _CONTROL_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_", "_isolate_"}
-_ADD_A_PACKAGE = "For a package of your own add it, e.g. extra_targets: [mynet.*]."
+_HOW_TO_ADD_A_PACKAGE = "For a package of your own add it, e.g. extra_targets: [mynet.*]."
 
 
 def check_targets(config: Mapping[Any, Any], extra: Sequence[str] = (), where: str = "") -> None:
@@ -50,8 +50,8 @@ def check_targets(config: Mapping[Any, Any], extra: Sequence[str] = (), where: s
     Raises:
         ConfigError: one line for each `_target_` that is refused.
     """
-    patterns = (*ALLOWED, *_checked_patterns(extra))
-    exact = [name for name in ALLOWED if not name.endswith(".*")]
+    patterns = (*ALLOWED_TARGETS, *_checked_patterns(extra))
+    exact = [name for name in ALLOWED_TARGETS if not name.endswith(".*")]
     problems: dict[str, str] = {}
     # `task.net: ${model}` repeats a target under a second key. Report the shorter one, which is the one typed.
     for path, target in sorted(_targets(to_plain(config), where), key=lambda item: item[0].count(".")):
@@ -63,7 +63,7 @@ def check_targets(config: Mapping[Any, Any], extra: Sequence[str] = (), where: s
             problems.setdefault(
                 target,
                 f"{path}={target} is not allowed: a _target_ names a class of imago, a torch.optim class or one of "
-                f"the Lightning classes in src/imago/instantiate.py.{hint} {_ADD_A_PACKAGE}",
+                f"the Lightning classes in src/imago/instantiate.py.{hint} {_HOW_TO_ADD_A_PACKAGE}",
             )
     if problems:
         raise ConfigError("\n".join(problems.values()))
@@ -93,7 +93,7 @@ def build(config: Mapping[Any, Any], /, *args: Any, extra_targets: Sequence[str]
     except ConfigError as error:
         raise ConfigError(f"{path}._target_={target}: {error}".lstrip(".")) from None
     # Only classes: a config from a checkpoint must not call one of our functions, for example on files.
-    if _is_listed(target, ALLOWED) and not inspect.isclass(imported):
+    if _is_listed(target, ALLOWED_TARGETS) and not inspect.isclass(imported):
         raise ConfigError(f"_target_={target} is not a class; a _target_ names a class, whose instance is built.")
     keys = [key for key in dict.fromkeys([*config, *kwargs]) if key not in _CONTROL_KEYS]
     problem = _signature_problem(imported, args or config.get("_args_", ()), keys, bool(config.get("_partial_")))
@@ -102,11 +102,11 @@ def build(config: Mapping[Any, Any], /, *args: Any, extra_targets: Sequence[str]
     try:
         # Hydra joins this whitelist with that of @hydra.main, and refuses a key `_execution_whitelist_` in a config.
         # Not recursive: our own classes build their networks, losses and transforms by this function.
-        whitelist = [*ALLOWED, *_checked_patterns(extra_targets)]
+        whitelist = [*ALLOWED_TARGETS, *_checked_patterns(extra_targets)]
         return instantiate(config, *args, _execution_whitelist_=whitelist, _recursive_=False, **kwargs)
     except InstantiationException as error:
         reason, _, _ = " ".join(str(error).split()).partition(" Pass _execution_whitelist_")
-        raise ConfigError(f"{reason.rstrip('.')}. {_ADD_A_PACKAGE}") from error
+        raise ConfigError(f"{reason.rstrip('.')}. {_HOW_TO_ADD_A_PACKAGE}") from error
 
 
 def import_target_or_none(target: str) -> Any:
@@ -121,7 +121,7 @@ def to_plain(config: Any, resolve: bool = True) -> Any:
     """Convert a DictConfig or ListConfig to a plain container; return any other value unchanged.
 
     Args:
-        config: any value.
+        config: returned unchanged unless it is a DictConfig or ListConfig.
         resolve: replace interpolations (`${x}`) by their values.
     """
     from omegaconf import OmegaConf

@@ -9,14 +9,14 @@ from datetime import datetime
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-_STARTED = datetime.now()  # one value per process, because the run directory is resolved more than once
+_START_TIME = datetime.now()  # one value per process, because the run directory is resolved more than once
 
 
 def register_resolvers() -> None:
     """Register `${project_root:}` and `${name_or_time:${run_name}}` with OmegaConf; safe to call twice."""
     from omegaconf import OmegaConf
 
-    time = os.environ.get("RUN_ID") or _STARTED.strftime("%Y-%m-%d_%H-%M-%S-%f")
+    time = os.environ.get("RUN_ID") or _START_TIME.strftime("%Y-%m-%d_%H-%M-%S-%f")
     OmegaConf.register_resolver("project_root", lambda: str(PROJECT_ROOT), replace=True)
     OmegaConf.register_resolver("name_or_time", lambda name: name or time, replace=True)
 

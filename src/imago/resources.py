@@ -22,7 +22,7 @@ def available_cores() -> int:
 
 def available_memory_bytes() -> int:
     """Return the memory that can still be allocated: free or reclaimable, or what a control group has left, if less."""
-    free_bytes = _number(_PROC / "meminfo", "MemAvailable:") * 1024
+    free_bytes = _read_number(_PROC / "meminfo", "MemAvailable:") * 1024
     if not free_bytes:  # not reported: take the total memory
         free_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(0, min([free_bytes, *_cgroup_memory_left()]))
@@ -38,9 +38,9 @@ def free_disk_bytes(directory: Path) -> int:
 
 def _cpu_quotas() -> Iterator[float]:
     """Yield the quotas of CPU time, in cores; without a limit the kernel reports "max" or -1."""
-    quotas = [_read(group / "cpu.max").split() for group in _cgroups("")]
+    quotas = [_read_text(group / "cpu.max").split() for group in _cgroups("")]
     names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-    quotas += [[_read(group / name) for name in names] for group in _cgroups("cpu")]
+    quotas += [[_read_text(group / name) for name in names] for group in _cgroups("cpu")]
     yield from (int(quota[0]) / int(quota[1]) for quota in quotas if quota and quota[0].isdigit())
 
 
@@ -52,14 +52,14 @@ def _cgroup_memory_left() -> Iterator[int]:
     )
     for controller, limit_name, usage_name, cached_name in layouts:
         for group in _cgroups(controller):
-            limit, usage = _read(group / limit_name), _read(group / usage_name)
+            limit, usage = _read_text(group / limit_name), _read_text(group / usage_name)
             if limit.isdigit() and usage.isdigit():
-                yield int(limit) - int(usage) + _number(group / "memory.stat", cached_name)
+                yield int(limit) - int(usage) + _read_number(group / "memory.stat", cached_name)
 
 
 def _cgroups(controller: str) -> Iterator[Path]:
     """Yield the directories of this process's control group and its parents; "" means the newer layout, cgroup v2."""
-    for line in _read(_PROC / "self/cgroup").splitlines():
+    for line in _read_text(_PROC / "self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
             # Inside a container the mount may show the group itself as the root, although `path` is the path outside.
@@ -68,15 +68,15 @@ def _cgroups(controller: str) -> Iterator[Path]:
             )
 
 
-def _number(file: Path, name: str) -> int:
+def _read_number(file: Path, name: str) -> int:
     """Return the number after `name` in a file of names and numbers; 0 if there is none."""
-    for line in _read(file).splitlines():
+    for line in _read_text(file).splitlines():
         if line.split()[0] == name:
             return int(line.split()[1])
     return 0
 
 
-def _read(file: Path) -> str:
+def _read_text(file: Path) -> str:
     """Return the text of a file of the kernel; "" if this system has no such file."""
     try:
         return file.read_text().strip()

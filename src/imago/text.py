@@ -18,7 +18,7 @@ def display_width(text: str) -> int:
 
 
 def padded(text: str, width: int, align_right: bool = False) -> str:
-    """Pad a text with spaces to a display width."""
+    """Pad with spaces, on the right or on the left, to `width` columns of the terminal; see `display_width`."""
     gap = " " * (width - display_width(text))
     return gap + text if align_right else text + gap
 

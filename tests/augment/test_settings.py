@@ -96,8 +96,8 @@ def test_transforms_of_single_images_and_mixing_are_recognized():
         {"blur_probability": 1},
         {"policy": "randaugment"},
     ):
-        assert Augment(**settings).is_per_image
-    assert not Augment(4, 0.5, [0.3, 1.0], brightness=1, erase_probability=1, mixup_alpha=1).is_per_image
+        assert Augment(**settings).has_single_image_transforms
+    assert not Augment(4, 0.5, [0.3, 1.0], brightness=1, erase_probability=1, mixup_alpha=1).has_single_image_transforms
     assert [Augment(mixup_alpha=m, cutmix_alpha=c).is_mixing for m, c in ((0, 0), (1, 0), (0, 1))] == [
         False,
         True,

@@ -21,7 +21,7 @@ def test_a_signal_stops_before_the_batch_that_begins_the_next_step_and_saves(tmp
     trainer: Any = SimpleNamespace(accumulate_grad_batches=2, world_size=1, checkpoint_callbacks=checkpoints)
     callback = StopOnSignal(directory)
     callback.on_train_batch_start(trainer, MODULE, None, 0)
-    directory.signals.received = signal.SIGUSR1
+    directory.signals.received_signal = signal.SIGUSR1
     callback.on_train_batch_start(trainer, MODULE, None, 1)
     assert saved == []
     with pytest.raises(Stopped) as stop:

@@ -225,9 +225,8 @@ def test_tab_completes_settings_and_options_and_never_writes_errors(project, typ
 
 
 def test_a_python_without_the_packages_reports_make_setup():
-    code = f"import sys; sys.path.insert(0, {str(PROJECT_ROOT / 'src')!r}); import imago.cli.entry as entry; "
-    command = [sys.executable, "-S", "-c", code + "entry.run_command('train')"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-S", "-c", "import imago.cli.entry as entry; entry.run_command('train')"]
+    done = subprocess.run(command, cwd=PROJECT_ROOT / "src", capture_output=True, text=True)
     assert done.returncode == 2
     assert "make setup" in done.stderr
     assert "Traceback" not in done.stderr

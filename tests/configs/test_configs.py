@@ -88,7 +88,7 @@ def test_the_command_line_overrides_an_experiment_which_overrides_the_defaults(c
 
 
 @pytest.mark.parametrize("option", [path.name for path in OPTIONS if path.parts[0] == "data"])
-def test_every_data_set_composes_for_an_evaluation(option: str, compose):
+def test_every_dataset_composes_for_an_evaluation(option: str, compose):
     cfg = compose("run=logs/latest", f"data={option}", config_name="eval")
     check_targets(cfg, EXTRA)
     assert {"batch_size", "num_workers"} <= OmegaConf.to_container(cfg.data, resolve=True).keys()

@@ -10,7 +10,7 @@ import pytest
 
 from imago import download
 from imago.data import cifar10
-from imago.data.cifar10 import CLASS_NAMES, FOLDER, SHA256, CIFAR10DataModule, find_batches, saved_array
+from imago.data.cifar10 import BATCHES_FOLDER, CLASS_NAMES, SHA256_BY_FILE, CIFAR10DataModule, find_batches, saved_array
 from imago.data.dataset import Splits
 from imago.data.image_statistics import channel_statistics
 from imago.errors import DataError
@@ -41,9 +41,9 @@ def splits(real_data, data_dir) -> Splits:
 def linked(real_data, tmp_path) -> Path:
     """Return a directory of links to the real batch files, of which a test may replace some."""
     root = tmp_path / "linked"
-    (root / FOLDER).mkdir(parents=True)
-    for name in SHA256:
-        (root / FOLDER / name).symlink_to(real_data / FOLDER / name)
+    (root / BATCHES_FOLDER).mkdir(parents=True)
+    for name in SHA256_BY_FILE:
+        (root / BATCHES_FOLDER / name).symlink_to(real_data / BATCHES_FOLDER / name)
     return root
 
 
@@ -135,7 +135,7 @@ def test_the_error_of_missing_data_without_a_network_names_the_ways_out(tmp_path
     monkeypatch.setattr(download, "is_reachable", lambda url: False)
     with pytest.raises(DataError) as caught:
         saved_array(None, tmp_path / "data")
-    for word in (FOLDER, str(tmp_path / "data"), str(tmp_path / "elsewhere"), "IMAGO_DATA_DIR", "data.root"):
+    for word in (BATCHES_FOLDER, str(tmp_path / "data"), str(tmp_path / "elsewhere"), "IMAGO_DATA_DIR", "data.root"):
         assert word in str(caught.value)
     assert "data=shapes needs no data" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -144,11 +144,11 @@ def test_the_error_of_missing_data_without_a_network_names_the_ways_out(tmp_path
 def test_batch_files_are_found_in_imago_data_dir_and_those_in_the_data_directory_come_first(tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGO_DATA_DIR", str(tmp_path / "elsewhere"))
     for directory in (tmp_path / "elsewhere", tmp_path / "data"):
-        (directory / FOLDER).mkdir(parents=True)
+        (directory / BATCHES_FOLDER).mkdir(parents=True)
         assert find_batches(tmp_path / "data") == directory
 
 
-@pytest.mark.parametrize(("name", "fault"), [("nowhere", "does not exist"), (".", f"has no folder {FOLDER}")])
+@pytest.mark.parametrize(("name", "fault"), [("nowhere", "does not exist"), (".", f"has no folder {BATCHES_FOLDER}")])
 def test_a_wrong_root_names_the_setting(tmp_path, name: str, fault: str):
     with pytest.raises(DataError, match=rf"data\.root={tmp_path / name} {fault}"):
         saved_array(tmp_path / name, tmp_path)
@@ -156,7 +156,7 @@ def test_a_wrong_root_names_the_setting(tmp_path, name: str, fault: str):
 
 @pytest.mark.needs_data
 def test_a_flipped_bit_in_a_batch_file_is_detected(linked, tmp_path):
-    path = linked / FOLDER / "data_batch_1"
+    path = linked / BATCHES_FOLDER / "data_batch_1"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.unlink()
@@ -168,6 +168,6 @@ def test_a_flipped_bit_in_a_batch_file_is_detected(linked, tmp_path):
 
 @pytest.mark.needs_data
 def test_a_missing_batch_file_is_named(linked, tmp_path):
-    (linked / FOLDER / "data_batch_1").unlink()
+    (linked / BATCHES_FOLDER / "data_batch_1").unlink()
     with pytest.raises(DataError, match="data_batch_1 is missing"):
         saved_array(linked, tmp_path)

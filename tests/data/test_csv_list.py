@@ -98,20 +98,26 @@ def test_lines_are_counted_from_1_with_blank_ones_and_line_ends_in_names(tmp_pat
     [
         ("", ", line 1: expected a first line path,label or path,label,split, got nothing."),
         ("path,label,spilt\na.jpg,ants,val\n", ", line 1: expected a first line path,label or path,label,split"),
-        ("path,label\n\n", " has no images below its first line."),
+        ("path,label\n\n", " has no images below its first line; add one line for each."),
         ("path,label\na.jpg,ants\nb.jpg\n", ", line 3: expected 2 columns, got 1; put names with commas in quotes."),
-        ("path,label\na.jpg, \n", ", line 2: the label is empty."),
-        ("path,label\n,ants\n", ", line 2: '' is not a file name."),
-        ("path,label\na\0.jpg,ants\n", r", line 2: 'a\x00.jpg' is not a file name."),
+        ("path,label\na.jpg, \n", ", line 2: the label is empty; write the class of the image."),
+        ("path,label\n,ants\n", ", line 2: '' is not a file name; write a path relative to data.root."),
+        (
+            "path,label\na\0.jpg,ants\n",
+            r", line 2: 'a\x00.jpg' is not a file name; write a path relative to data.root.",
+        ),
         ("path,label,split\na.jpg,ants,dev\n", ", line 2: split=dev is not one of train, val, test."),
-        ("path,label\na.jpg,ants\nb.jpg,ants\n./a.jpg,bees\n", ", line 4: a.jpg is listed twice, first in line 2."),
+        (
+            "path,label\na.jpg,ants\nb.jpg,ants\n./a.jpg,bees\n",
+            ", line 4: a.jpg is listed twice, first in line 2; delete one.",
+        ),
         (
             "path,label\n/etc/passwd,ants\n",
             ", line 2: /etc/passwd is outside of data.root; write a path relative to it, without ..",
         ),
         ("path,label\n../a.jpg,ants\n", ", line 2: ../a.jpg is outside of data.root; write a path"),
         ("path,label\na/../../b.jpg,ants\n", ", line 2: a/../../b.jpg is outside of data.root"),
-        ('path,label\n"a.jpg,ants\n', ", line 2 is not CSV: unexpected end of data."),
+        ('path,label\n"a.jpg,ants\n', ", line 2 is not CSV: unexpected end of data; check its quotation marks."),
         ("path,label\na.jpg,ants\nb.jpg,Ants\n", ": the labels 'ants' and 'Ants' look the same; merge or rename them."),
         (b"path,label\na.jpg,caf\xe9\n", r": the labels: 'caf\udce9' is not UTF-8; rename it."),
     ],
@@ -154,8 +160,8 @@ def test_a_list_without_splits_is_all_train_with_the_labels_of_the_given_classes
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("absent.jpg,ants,train", "/absent.jpg cannot be read: No such file or directory."),
-        ("folder,ants,train", "/folder is not a regular file."),
+        ("absent.jpg,ants,train", "/absent.jpg cannot be read: No such file or directory; correct the line."),
+        ("folder,ants,train", "/folder is not a regular file; delete the line."),
         ("link.jpg,ants,test", "link.jpg is another name of the file b.jpg in line 2; list it once."),
         ("a.jpg,wasps,train", "there is no class 'wasps'; the classes are ants, bees."),
     ],
@@ -172,7 +178,7 @@ def test_a_line_that_does_not_fit_the_files_or_classes_is_named(tmp_path: Path, 
 def test_a_list_without_training_images_is_refused(tmp_path: Path):
     rows = read_list(listed(tmp_path, "path,label,split\na.jpg,ants,val\n"))
     fault = error_of(files_from_list, touch(tmp_path, "a.jpg"), rows, CLASSES)
-    assert fault == f"{tmp_path}/list.csv has no images of the split train."
+    assert fault == f"{tmp_path}/list.csv has no images of the split train; assign some to it."
 
 
 # As the splits of another dataset
@@ -188,7 +194,7 @@ def assigned(folder: Path, *lines: str) -> dict:
     return assign_splits(FOUND, read_list(listed(folder, "\n".join(["path,label,split", *lines]))), CLASSES)
 
 
-def test_images_go_where_the_list_says_in_the_order_of_the_data_set(tmp_path: Path):
+def test_images_go_where_the_list_says_in_the_order_of_the_dataset(tmp_path: Path):
     lines = ["val/1,ants,train", "train/1,bees,test", "train/2,ants,train", "val/0,bees,val", "train/0,ants,train"]
     parts = assigned(tmp_path, *lines)
     assert {split: part.names for split, part in parts.items()} == {
@@ -210,17 +216,23 @@ def test_images_missing_from_the_list_are_counted_in_the_log(tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("train/9,ants,train", ", line 3: train/9 is not among the images of the dataset."),
-        ("train/1,ants,train", ", line 3: train/1 is listed as 'ants', in the dataset it is 'bees'."),
+        ("train/9,ants,train", ", line 3: train/9 is not among the images of the dataset; delete the line."),
+        (
+            "train/1,ants,train",
+            ", line 3: train/1 is listed as 'ants', in the dataset it is 'bees'; correct the label.",
+        ),
         ("train/1,bess,train", ", line 3: there is no class 'bess'; the classes are ants, bees."),
     ],
 )
-def test_a_line_that_contradicts_the_data_set_is_named(tmp_path: Path, line: str, fault: str):
+def test_a_line_that_contradicts_the_dataset_is_named(tmp_path: Path, line: str, fault: str):
     assert error_of(assigned, tmp_path, "train/0,ants,train", line) == f"{tmp_path}/list.csv{fault}"
 
 
 def test_a_split_file_without_splits_or_without_train_is_refused(tmp_path: Path):
-    assert error_of(assigned, tmp_path, "train/0,ants,val") == f"{tmp_path}/list.csv has no images of the split train."
+    assert (
+        error_of(assigned, tmp_path, "train/0,ants,val")
+        == f"{tmp_path}/list.csv has no images of the split train; assign some to it."
+    )
     rows = read_list(listed(tmp_path, "path,label\ntrain/0,ants\n"))
     assert error_of(assign_splits, FOUND, rows, CLASSES).startswith(f"{tmp_path}/list.csv, line 2: a list that assigns")
 

@@ -107,7 +107,7 @@ def test_results_that_cannot_be_kept_are_logged_and_returned(tmp_path: Path, cap
     assert "results cannot be kept" in caplog.text
 
 
-def test_two_data_sets_share_a_directory_of_results_and_unusual_names_are_kept(tmp_path: Path, decoded: list[str]):
+def test_two_datasets_share_a_directory_of_results_and_unusual_names_are_kept(tmp_path: Path, decoded: list[str]):
     names = write(tmp_path / "a", 1) and write(tmp_path / "b", 1)
     unusual = ["line\nbreak é 猫.png", os.fsdecode(b"\xff.png")]
     for name in unusual:
@@ -137,5 +137,5 @@ def test_threads_compute_in_order_at_the_same_time_and_only_a_little_ahead(monke
 
     results = map_in_threads(square, range(100), "squares")
     assert next(results) == 0
-    assert len(started) <= 2 * module._READ_AHEAD
+    assert len(started) <= 2 * module._NUM_AHEAD_PER_THREAD
     assert list(results) == [index**2 for index in range(1, 100)]

@@ -206,8 +206,8 @@ def test_mean_and_std_of_many_images_or_large_files_are_computed_from_fewer_imag
     data = module(folder(tmp_path, {"ant": 30, "bee": 30}, size=(4, 4)))
     size = data.splits.train.num_bytes.max()
     for limit_bytes, most, num_images in ((30 * size, 512, 30), (0, 512, 16), (100 * size, 20, 20)):
-        monkeypatch.setattr("imago.data.file_datamodule.MAX_SAMPLE_BYTES", limit_bytes)
-        monkeypatch.setattr("imago.data.file_datamodule.MAX_SAMPLE_IMAGES", most)
+        monkeypatch.setattr("imago.data.file_datamodule.MAX_STATISTICS_BYTES", limit_bytes)
+        monkeypatch.setattr("imago.data.file_datamodule.MAX_STATISTICS_IMAGES", most)
         with caplog.at_level(logging.INFO):
             assert data.default_preprocess() == data.default_preprocess()
         assert caplog.text.count(f"mean and std from {num_images} training images") == 2

@@ -116,7 +116,7 @@ def test_labels_follow_the_class_name_and_not_its_position_or_encoding(tmp_path:
 
 def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "scandir", lambda folder: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
-    assert error_of(tmp_path) == f"{tmp_path} cannot be read: Permission denied."
+    assert error_of(tmp_path) == f"{tmp_path} cannot be read: Permission denied; check its permissions."
 
 
 def test_ignored_entries_are_logged_by_reason_with_an_example_each(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -22,7 +22,7 @@ from imago.errors import ConfigError, DataError
 from imago.images import Preprocess, read_image, resize_and_crop
 
 CLASS_NAMES = ("ant", "bee")
-SETTINGS = "size=8"
+PREPARATION = "size=8"
 SIZES = [(12, 9), (8, 8), (30, 5), (7, 20), (16, 16)]  # width, height
 GIB = 2**30
 DIRECTORY = Path("data/cache")
@@ -77,8 +77,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_images_are_kept_where_they_fit(
     mode: str, gibibytes: float, num_processes: int, existing: int, chosen: str, reason: str
 ):
-    where, why = choose_cache(mode, int(gibibytes * GIB), DIRECTORY, num_processes, existing * GIB)
-    assert where == chosen
+    kind, why = choose_cache(mode, int(gibibytes * GIB), DIRECTORY, num_processes, existing * GIB)
+    assert kind == chosen
     assert why.startswith(reason)
 
 
@@ -121,15 +121,15 @@ def reader(files: LabeledFiles) -> Callable[[int], np.ndarray]:
     return partial(files.read, class_names=CLASS_NAMES)
 
 
-def build(files: LabeledFiles, where: str, directory: Path, settings: str = SETTINGS, read=None) -> ImageCache:
-    return build_cache(files, read or reader(files), where, directory, settings)
+def build(files: LabeledFiles, kind: str, directory: Path, preparation: str = PREPARATION, read=None) -> ImageCache:
+    return build_cache(files, read or reader(files), kind, directory, preparation)
 
 
-@pytest.mark.parametrize("where", ["ram", "disk"])
+@pytest.mark.parametrize("kind", ["ram", "disk"])
 def test_a_cache_returns_the_pixels_that_were_read_and_they_cannot_be_changed(
-    files: LabeledFiles, tmp_path: Path, where: str
+    files: LabeledFiles, tmp_path: Path, kind: str
 ):
-    cache = build(files, where, tmp_path / "kept")
+    cache = build(files, kind, tmp_path / "kept")
     assert len(cache.shapes) == 5
     for index, path in enumerate(files.paths):
         np.testing.assert_array_equal(cache.read(index), read_image(path))
@@ -142,9 +142,9 @@ def put_sums(cache: ImageCache, results) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize("where", ["ram", "disk"])
-def test_other_processes_read_the_same_bytes(files: LabeledFiles, tmp_path: Path, where: str, method: str):
-    cache = build(files, where, tmp_path / "kept")
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_other_processes_read_the_same_bytes(files: LabeledFiles, tmp_path: Path, kind: str, method: str):
+    cache = build(files, kind, tmp_path / "kept")
     context = multiprocessing.get_context(method)
     results = context.Queue()
     process = context.Process(target=put_sums, args=(cache, results))
@@ -175,14 +175,14 @@ def test_a_second_run_decodes_nothing(files: LabeledFiles, tmp_path: Path):
 
 
 def test_only_a_finished_cache_of_these_files_and_settings_is_opened(files: LabeledFiles, tmp_path: Path):
-    assert open_cache(files, tmp_path / "kept", SETTINGS) is None
+    assert open_cache(files, tmp_path / "kept", PREPARATION) is None
     build(files, "disk", tmp_path / "kept")
-    assert open_cache(files, tmp_path / "kept", SETTINGS) is not None
+    assert open_cache(files, tmp_path / "kept", PREPARATION) is not None
     assert open_cache(files, tmp_path / "kept", "size=9") is None
     some = files.take(np.arange(4))
-    assert open_cache(some, tmp_path / "kept", SETTINGS) is None
+    assert open_cache(some, tmp_path / "kept", PREPARATION) is None
     build(some, "disk", tmp_path / "kept")  # as another split has
-    assert open_cache(files, tmp_path / "kept", SETTINGS) is not None
+    assert open_cache(files, tmp_path / "kept", PREPARATION) is not None
 
 
 def save(path: Path, color: str, width: int, mtime_ns: int) -> None:
@@ -217,16 +217,16 @@ def test_a_truncated_cache_is_built_again(files: LabeledFiles, tmp_path: Path, s
     build(files, "disk", tmp_path / "kept")
     (file,) = (tmp_path / "kept").glob(f"*{suffix}")
     file.write_bytes(file.read_bytes()[:-5])
-    assert open_cache(files, tmp_path / "kept", SETTINGS) is None
+    assert open_cache(files, tmp_path / "kept", PREPARATION) is None
     cache = build(files, "disk", tmp_path / "kept")
     np.testing.assert_array_equal(cache.read(4), read_image(files.paths[4]))
 
 
-@pytest.mark.parametrize("where", ["ram", "disk"])
-def test_a_bad_image_is_named_with_its_class_and_nothing_is_left(files: LabeledFiles, tmp_path: Path, where: str):
+@pytest.mark.parametrize("kind", ["ram", "disk"])
+def test_a_bad_image_is_named_with_its_class_and_nothing_is_left(files: LabeledFiles, tmp_path: Path, kind: str):
     files.paths[3].write_bytes(files.paths[3].read_bytes()[:40])
     with pytest.raises(DataError, match=rf"^an image of class 'bee': .*{files.paths[3].name} is damaged"):
-        build(files, where, tmp_path / "kept")
+        build(files, kind, tmp_path / "kept")
     assert not [file for file in tmp_path.glob("kept/*") if file.suffix != ".lock"]
 
 
@@ -297,7 +297,7 @@ def test_neither_the_cache_nor_the_number_of_workers_changes_a_pixel(
 
     read = partial(read_square, files) if is_square else reader(files)
     expected = batches(read, 0)
-    caches = [build(files, where, tmp_path / "kept", read=read) for where in ("ram", "disk")]
+    caches = [build(files, kind, tmp_path / "kept", read=read) for kind in ("ram", "disk")]
     for reads in (read, *(cache.read for cache in caches)):
         for num_workers in (0, 2):
             found = batches(reads, num_workers)

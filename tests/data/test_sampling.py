@@ -20,7 +20,7 @@ def test_an_epoch_holds_each_sample_at_most_once_in_full_batches_with_its_number
     sampler = TrainSampler(103, 10, seed=0)
     sampler.set_epoch(4)
     batches = list(sampler)
-    assert [(key.epoch, len(key.indices)) for key in batches] == [(4, 10)] * 10
+    assert [(key.epoch_keys, len(key.indices)) for key in batches] == [(4, 10)] * 10
     assert len(sampler) == 10
     order = np.concatenate([key.indices for key in batches]).tolist()
     assert len(set(order)) == 100
@@ -80,7 +80,7 @@ def test_a_set_smaller_than_a_batch_is_one_batch():
 def test_lightning_finds_set_epoch_on_the_sampler_of_the_batch_sampler():
     sampler = TrainSampler(5, 2, seed=0)
     sampler.sampler.set_epoch(3)
-    assert next(iter(sampler)).epoch == 3
+    assert next(iter(sampler)).epoch_keys == 3
 
 
 # EvalSampler

@@ -10,7 +10,7 @@ NO_TORCH = "import sys, runpy; sys.modules['torch'] = None; sys.modules['lightni
 
 def run_without_torch(command: Callable, *arguments: str):
     """Run `src/train.py` where importing torch or Lightning fails."""
-    code = f"{NO_TORCH} sys.argv = {['src/train.py', *arguments]!r}; sys.path.insert(0, 'src'); "
+    code = f"{NO_TORCH} sys.argv = {['src/train.py', *arguments]!r}; "
     return command("-c", code + "runpy.run_path('src/train.py', run_name='__main__')")
 
 

@@ -62,7 +62,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("counts", "fault"), WRONG.values(), ids=WRONG)
-def test_a_folder_that_is_not_a_data_set_is_refused_in_one_line(
+def test_a_folder_that_is_not_a_dataset_is_refused_in_one_line(
     tmp_path: Path, fill: Callable, set_up: Callable, counts: dict[str, int] | None, fault: str
 ):
     if counts is not None:
@@ -105,7 +105,7 @@ def test_links_to_folders_are_not_followed_and_a_file_of_several_names_is_listed
     assert data.ignored_entries == [again[0], ("ant/loop", link), ("ant/loop.png", link), again[1], ("cat", link)]
 
 
-def test_a_link_out_of_the_data_set_is_followed_and_logged(
+def test_a_link_out_of_the_dataset_is_followed_and_logged(
     tmp_path: Path, fill: Callable, set_up: Callable, caplog: pytest.LogCaptureFixture
 ):
     root = fill(tmp_path / "set")

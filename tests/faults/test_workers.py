@@ -99,7 +99,7 @@ class Batches(Dataset):
 @pytest.mark.timeout(60)
 def test_too_little_shared_memory_ends_the_run_at_once():
     with pytest.raises(RuntimeError) as caught:
-        list(DataLoader(Batches(), num_workers=1, collate_fn=loader._share, timeout=50))
+        list(DataLoader(Batches(), num_workers=1, collate_fn=loader._move_to_shared_memory, timeout=50))
     text = str(to_user_error(caught.value))
     assert text.startswith("/dev/shm is too small for the batches of the loader workers (unable to allocate")
     assert "Traceback" not in text

@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_reported_before_any_data_is_read(run: Path, eva
     file = damaged / "checkpoints" / "best.ckpt"
     file.write_bytes(file.read_bytes()[:1000])
     printed = evaluate(f"run={damaged}", "data=image_folder", f"data.root={tmp_path / 'nowhere'}", returncode=2)
-    assert f"{file} is truncated or not a checkpoint (1000 bytes)." in printed
+    assert f"{file} is truncated or not a checkpoint (1000 bytes); use another checkpoint of the run." in printed
 
 
 @pytest.mark.slow

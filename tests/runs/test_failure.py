@@ -94,7 +94,7 @@ class ExitedError(Exception):
 
 
 @pytest.mark.parametrize(
-    ("error", "received", "status", "reason", "code"),
+    ("error", "received_signal", "status", "reason", "code"),
     [
         (Stopped("SIGUSR1", 143), 10, "stopped", "SIGUSR1", 143),
         (ExitedError(143), 15, "stopped", "SIGTERM", 143),
@@ -106,8 +106,8 @@ class ExitedError(Exception):
         (ExitedError(1), None, "failed", "ExitedError: process 0 terminated with exit code 1", None),
     ],
 )
-def test_a_stop_is_distinguished_from_a_failure(tmp_path: Path, error, received, status: str, reason: str, code):
-    *end, exit_error = explain_exit(error, tmp_path, received)
+def test_a_stop_is_distinguished_from_a_failure(tmp_path: Path, error, received_signal, status: str, reason: str, code):
+    *end, exit_error = explain_exit(error, tmp_path, received_signal)
     assert end == [status, reason]
     assert isinstance(exit_error, KeyboardInterrupt) == (reason == "Ctrl-C")
     assert getattr(exit_error, "code", None) == code

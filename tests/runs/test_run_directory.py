@@ -68,13 +68,13 @@ def test_a_run_is_running_and_then_finished_with_its_settings_saved_and_linked_a
 
 def test_a_resumed_run_keeps_its_results_and_refuses_other_data(directory: RunDirectory, tmp_path: Path):
     with directory.open(*SETTINGS):
-        directory.add_provenance(data="abc", device="cpu")
+        directory.add_provenance(data_fingerprint="abc", device="cpu")
         directory.update(test={"acc": 1.0})
     again = RunDirectory(directory.path, tmp_path)
     with again.open(*SETTINGS):
         assert summary(again)["test"] == {"acc": 1.0}
         with pytest.raises(DataError, match="was started on other data .fingerprint abc, now xyz"):
-            again.add_provenance(data="xyz", device="cpu")
+            again.add_provenance(data_fingerprint="xyz", device="cpu")
     provenance = json.loads((directory.path / "provenance.json").read_text())
     assert (provenance["data"], len(provenance["resumes"])) == ("abc", 1)
 

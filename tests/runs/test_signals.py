@@ -52,7 +52,7 @@ def test_in_training_a_signal_is_deferred(number: int):
         signals.is_deferred = True
         send(number)
         send(number)  # a terminal and torchrun both send it
-        assert signals.received == number
+        assert signals.received_signal == number
         with pytest.raises(Stopped) as stop:
             signals.raise_if_received()
     assert stop.value.code == (130 if number == signal.SIGINT else 143)
@@ -64,7 +64,7 @@ def test_a_second_signal_later_exits_at_once(monkeypatch: pytest.MonkeyPatch):
     signals.is_deferred = True
     with signals.handle():
         send(signal.SIGTERM)
-        assert signals.received == signal.SIGTERM
+        assert signals.received_signal == signal.SIGTERM
         with pytest.raises(Stopped):
             send(signal.SIGTERM)
 
@@ -90,11 +90,11 @@ def test_a_forked_loader_worker_is_not_stopped():
         if not pid:
             try:
                 send(signal.SIGTERM)
-                os._exit(0 if signals.received == signal.SIGTERM else 3)
+                os._exit(0 if signals.received_signal == signal.SIGTERM else 3)
             except BaseException:
                 os._exit(4)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert signals.received is None
+    assert signals.received_signal is None
 
 
 def test_a_rank_other_than_0_exits_without_an_error_code(monkeypatch: pytest.MonkeyPatch):
@@ -119,7 +119,7 @@ def test_a_process_that_waits_for_forked_ranks_passes_the_signal_on_and_waits():
     signals.launcher = ranks = Ranks()
     with signals.handle():
         send(signal.SIGTERM)
-    assert (ranks.sent, signals.received) == ([signal.SIGTERM], signal.SIGTERM)
+    assert (ranks.sent, signals.received_signal) == ([signal.SIGTERM], signal.SIGTERM)
 
 
 MAIN = """
@@ -136,7 +136,7 @@ time.sleep(60)
 
 @pytest.mark.slow
 def test_a_rank_ends_when_the_process_that_started_it_is_killed():
-    environment = {name: value for name, value in os.environ.items() if name != signals_module._MAIN_PID}
+    environment = {name: value for name, value in os.environ.items() if name != signals_module._MAIN_PID_VARIABLE}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", MAIN], stdout=subprocess.PIPE, env=environment) as main:
         assert main.stdout is not None
@@ -151,7 +151,7 @@ def test_a_rank_ends_when_the_process_that_started_it_is_killed():
 
 
 def test_a_rank_that_another_launcher_started_is_not_watched(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv(signals_module._MAIN_PID, raising=False)
+    monkeypatch.delenv(signals_module._MAIN_PID_VARIABLE, raising=False)
     monkeypatch.setenv("RANK", "1")
     watch_main_process()
-    assert signals_module._MAIN_PID not in os.environ
+    assert signals_module._MAIN_PID_VARIABLE not in os.environ

@@ -58,7 +58,7 @@ def test_a_resumed_run_does_not_compute_first_filters(first_filters: Callable):
     ],
     ids=["dataset", "weights", "small images keep their size", "weights of small images", "mean", "size", "resize"],
 )
-def test_images_are_prepared_as_typed_else_for_the_weights_else_as_the_data_set_says(
+def test_images_are_prepared_as_typed_else_for_the_weights_else_as_the_dataset_says(
     typed: dict, weights: dict | None, data: Preprocess, expected: dict, origin: str
 ):
     record, said = choose_preprocess(NOTHING | typed, weights, data)

@@ -8,7 +8,7 @@ from warm_python import warm_hydra
 
 from imago.errors import ConfigError, DataError
 from imago.training import machine_checks
-from imago.training.machine_checks import check_batch_size, check_machine, choose_precision, count_devices
+from imago.training.machine_checks import check_batch_size, choose_precision, count_devices, prepare_machine
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_auto_on_a_gpu_asks_the_gpu(monkeypatch, has_bf16: bool, expected: str):
 )
 def test_arguments_that_the_optimizer_or_the_schedule_do_not_take_are_refused(compose, settings: list[str], text: str):
     with pytest.raises(ConfigError) as caught:
-        check_machine(compose(*settings))
+        prepare_machine(compose(*settings))
     assert str(caught.value).startswith(text)
     assert "\n" not in str(caught.value)
 
@@ -102,7 +102,7 @@ def test_arguments_that_the_optimizer_or_the_schedule_do_not_take_are_refused(co
 def test_a_damaged_weights_file_is_refused_before_data_is_read(compose, tmp_path: Path):
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(DataError, match=r"cut\.pth is damaged or not a file of weights"):
-        check_machine(compose(f"model.weights={tmp_path / 'cut.pth'}"))
+        prepare_machine(compose(f"model.weights={tmp_path / 'cut.pth'}"))
 
 
 @pytest.mark.soak

@@ -4,9 +4,9 @@ torchvision's v2 transforms draw once for a batch; here each sample has its own 
 batch index, rank) and are made by numpy on the CPU, so they do not depend on the kind of device. Nothing here waits for
 the device.
 
-The `adjust_` functions compute what torchvision's do, with one factor for each image, (N, 1, 1, 1). They change images,
-float (N, 3, H, W) in [0, 255], in place and return them: a new tensor for every step would cost more than the
-arithmetic. Legend: N samples, K classes, H and W pixels.
+The `adjust_` functions compute what torchvision's do, with one factor for each image, (B, 1, 1, 1). They change images,
+float (B, 3, H, W) in [0, 255], in place and return them: a new tensor for every step would cost more than the
+arithmetic. Legend: B samples of a batch, K classes, H and W pixels.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from imago.augment.random_erasing import erase, sample_rectangles, sample_square
 from imago.augment.settings import Augment
 from imago.seeding import derive_seed
 
-SeedKey = tuple[int, int, int]  # epoch, batch index, rank
+BatchKey = tuple[int, int, int]  # epoch, batch index, rank
 
 # The last part of a key: turning one augmentation on does not change the draws of another.
 _COLORS_KEY, _ERASE_KEY, _CUTOUT_KEY, _MIX_KEY = 201, 202, 203, 204
@@ -41,11 +41,11 @@ class BatchAugment:
         self.num_classes = num_classes
         self.seed = seed
 
-    def colors(self, images: Tensor, key: SeedKey) -> Tensor:
+    def colors(self, images: Tensor, key: BatchKey) -> Tensor:
         """Change brightness, contrast, saturation and hue, in this order, by factors as torchvision's ColorJitter.
 
         Args:
-            images: uint8 (N, 3, H, W).
+            images: uint8 (B, 3, H, W).
             key: epoch, batch index and rank.
 
         Returns:
@@ -66,16 +66,16 @@ class BatchAugment:
                 adjust(pixels, factor)
         return pixels
 
-    def mix(self, images: Tensor, labels: Tensor, key: SeedKey) -> tuple[Tensor, Tensor]:
+    def mix(self, images: Tensor, labels: Tensor, key: BatchKey) -> tuple[Tensor, Tensor]:
         """Apply random erasing and cutout, then MixUp or CutMix.
 
         Args:
-            images: normalized, float (N, 3, H, W); erased pixels become 0, the mean color.
-            labels: int64 (N,).
+            images: normalized, float (B, 3, H, W); erased pixels become 0, the mean color.
+            labels: int64 (B,).
             key: epoch, batch index and rank.
 
         Returns:
-            Images of the same shape, and the labels: unchanged, or float32 (N, K) with rows that sum to 1 if
+            Images of the same shape, and the labels: unchanged, or float32 (B, K) with rows that sum to 1 if
             `augment.mixup_alpha` or `augment.cutmix_alpha` is on.
         """
         settings, shape = self.augment, images.shape
@@ -97,7 +97,7 @@ class BatchAugment:
             return cutmix(images, targets, boxes, order)
         return mixup_or_cutmix(images, targets, is_mixup, lam, boxes, order)
 
-    def sample_mix(self, key: SeedKey, num_samples: int, height: int, width: int) -> tuple[np.ndarray, ...]:
+    def sample_mix(self, key: BatchKey, num_samples: int, height: int, width: int) -> tuple[np.ndarray, ...]:
         """Sample for each image whether MixUp is used, `lam`, the box of CutMix and the index of the other image."""
         generator = self._generator(key, _MIX_KEY)
         mixup_alpha, cutmix_alpha = self.augment.mixup_alpha, self.augment.cutmix_alpha
@@ -108,7 +108,7 @@ class BatchAugment:
         rows, columns = generator.integers(0, height, num_samples), generator.integers(0, width, num_samples)
         return is_mixup, lam, cutmix_boxes(lam, rows, columns, height, width), generator.permutation(num_samples)
 
-    def _generator(self, key: SeedKey, purpose: int) -> np.random.Generator:
+    def _generator(self, key: BatchKey, purpose: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(derive_seed(self.seed, *key, purpose)))
 
 
@@ -130,7 +130,7 @@ def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Rotate the hue by `turns`, shape (N, 1, 1, 1), in [-0.5, 0.5] of the whole color wheel.
+    """Rotate the hue by `turns`, shape (B, 1, 1, 1), in [-0.5, 0.5] of the whole color wheel.
 
     Source: the hexagon model of Smith 1978 (doi:10.1145/965139.807361), as in torchvision and Pillow.
     """
@@ -150,6 +150,6 @@ def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def _gray(images: Tensor) -> Tensor:
-    """Return the gray value of each pixel, a new tensor (N, 1, H, W)."""
+    """Return the gray value of each pixel, a new tensor (B, 1, H, W)."""
     red, green, blue = images.split(1, dim=1)
     return red.mul(_GRAY_WEIGHTS[0]).add_(green, alpha=_GRAY_WEIGHTS[1]).add_(blue, alpha=_GRAY_WEIGHTS[2])

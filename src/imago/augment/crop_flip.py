@@ -12,12 +12,11 @@ from imago.seeding import random_integers
 
 # The last part of a key: a new augmentation does not change the draws of another. `resized_crop` has 4.
 _TOP_KEY, _LEFT_KEY, _FLIP_KEY, _VERTICAL_FLIP_KEY = 1, 2, 3, 5
-_PROBABILITY_SCALE = (
-    2**31
-)  # a draw below probability * _PROBABILITY_SCALE is a yes; within the 32-bit span of `random_integers`
-# Up to this size, 73 x 73 px, the chosen images are flipped by one fancy index per batch; larger ones one by one, which
-# saves a copy.
-_SMALL_BYTES = 2**14
+# A draw below probability * this is a yes; within the 32-bit span of `random_integers`.
+_PROBABILITY_SCALE = 2**31
+# Up to this size, 73 x 73 px, images are flipped by one fancy index per batch; larger ones one by one, which saves a
+# copy; our own choice.
+_MAX_FLIP_AT_ONCE_BYTES = 2**14
 
 # Seed, epoch and sample indices int64 (B,); the epoch is one number, or int64 (B,) where an epoch repeats a sample.
 SampleKey = tuple[int, int | np.ndarray, np.ndarray]
@@ -104,15 +103,15 @@ def crop_and_flip(images: np.ndarray, augment: Augment, key: SampleKey) -> np.nd
 
 
 def _flip(images: np.ndarray, params: CropFlipParams) -> np.ndarray:
-    """Flip the chosen images in place."""
+    """Flip the images that drew a flip, left-right and then top-bottom, in place."""
     import torch  # flips several times faster than numpy; nothing else in this module needs it
 
     batch = torch.from_numpy(images)
-    for is_chosen, axis in ((params.flip, 3), (params.vertical_flip, 2)):
-        chosen = np.flatnonzero(is_chosen) if is_chosen is not None else np.empty(0, np.int64)
-        if len(chosen) and images[0].nbytes <= _SMALL_BYTES:
-            images[chosen] = torch.from_numpy(images[chosen]).flip(axis).numpy()
+    for is_flipped, axis in ((params.flip, 3), (params.vertical_flip, 2)):
+        flipped = np.flatnonzero(is_flipped) if is_flipped is not None else np.empty(0, np.int64)
+        if len(flipped) and images[0].nbytes <= _MAX_FLIP_AT_ONCE_BYTES:
+            images[flipped] = torch.from_numpy(images[flipped]).flip(axis).numpy()
         else:
-            for index in chosen.tolist():
+            for index in flipped.tolist():
                 batch[index] = batch[index].flip(axis - 1)
     return images

@@ -1,7 +1,7 @@
 """MixUp and CutMix: mix each sample of a batch with another one, and its target likewise.
 
-Legend: N samples, K classes, H and W pixels. What is random is an argument, drawn by numpy on the CPU and copied to the
-device of the images without waiting for it.
+Legend: B samples of a batch, K classes, H and W pixels. What is random is an argument, drawn by numpy on the CPU and
+copied to the device of the images without waiting for it.
 """
 
 import numpy as np
@@ -15,10 +15,10 @@ def mixup(images: Tensor, targets: Tensor, lam: np.ndarray, order: np.ndarray) -
     """Blend each sample with another sample of the batch.
 
     Args:
-        images: float (N, 3, H, W).
-        targets: probabilities of the classes, float32 (N, K).
-        lam: share of each sample in the blend, in [0, 1], float64 (N,).
-        order: indices of the other samples, int64 (N,).
+        images: float (B, 3, H, W).
+        targets: probabilities of the classes, float32 (B, K).
+        lam: share of each sample in the blend, in [0, 1], float64 (B,).
+        order: indices of the other samples, int64 (B,).
 
     Returns:
         Images and targets of the same shapes, `lam * x + (1 - lam) * x[order]`.
@@ -32,10 +32,10 @@ def cutmix(images: Tensor, targets: Tensor, boxes: np.ndarray, order: np.ndarray
     """Replace a rectangle of each sample by the same rectangle of another sample of the batch.
 
     Args:
-        images: float (N, 3, H, W).
-        targets: probabilities of the classes, float32 (N, K).
-        boxes: top, bottom, left and right of the rectangles, inside the image, int64 (4, N).
-        order: indices of the other samples, int64 (N,).
+        images: float (B, 3, H, W).
+        targets: probabilities of the classes, float32 (B, K).
+        boxes: top, bottom, left and right of the rectangles, inside the image, int64 (4, B).
+        order: indices of the other samples, int64 (B,).
 
     Returns:
         Images and targets of the same shapes; a target keeps the share of the area that its image keeps.
@@ -48,7 +48,7 @@ def cutmix(images: Tensor, targets: Tensor, boxes: np.ndarray, order: np.ndarray
 def mixup_or_cutmix(
     images: Tensor, targets: Tensor, is_mixup: np.ndarray, lam: np.ndarray, boxes: np.ndarray, order: np.ndarray
 ) -> tuple[Tensor, Tensor]:
-    """Apply `mixup` to the samples that `is_mixup`, bool (N,), chooses, and `cutmix` to the others."""
+    """Apply `mixup` to the samples that `is_mixup`, bool (B,), chooses, and `cutmix` to the others."""
     weights = torch.where(
         _per_image(images, is_mixup).bool(), _per_image(images, lam), (~box_mask(images, boxes)).float()
     )
@@ -59,14 +59,14 @@ def cutmix_boxes(lam: np.ndarray, rows: np.ndarray, columns: np.ndarray, height:
     """Compute rectangles around given pixels with the image's ratio of sides, cut off at the image's edges.
 
     Args:
-        lam: share of the area outside the rectangle before it is cut off, in [0, 1], float64 (N,).
-        rows: row of the center pixel, int64 (N,).
-        columns: column of the center pixel, int64 (N,).
-        height: height of the images, in pixels.
-        width: width of the images, in pixels.
+        lam: share of the area outside the rectangle before it is cut off, in [0, 1], float64 (B,).
+        rows: row of the center pixel, int64 (B,).
+        columns: column of the center pixel, int64 (B,).
+        height: of the images, in pixels.
+        width: likewise.
 
     Returns:
-        Top, bottom, left and right, int64 (4, N).
+        Top, bottom, left and right, int64 (4, B).
 
     Source: Yun et al. 2019, section 3.1.
     """
@@ -80,7 +80,7 @@ def cutmix_boxes(lam: np.ndarray, rows: np.ndarray, columns: np.ndarray, height:
 def _blend(
     images: Tensor, targets: Tensor, weights: Tensor, lam: np.ndarray, order: np.ndarray
 ) -> tuple[Tensor, Tensor]:
-    """Weight the pixels of each sample by `weights`, which broadcast to (N, 1, H, W), and its target by `lam`, (N,)."""
+    """Weight the pixels of each sample by `weights`, which broadcast to (B, 1, H, W), and its target by `lam`, (B,)."""
     other = to_device_of(images, order)
     share = to_device_of(targets, lam.astype(np.float32))[:, None]
     return torch.lerp(images[other], images, weights.to(images.dtype)), torch.lerp(targets[other], targets, share)

@@ -1,6 +1,6 @@
 """Random erasing and cutout: set a rectangle of each image to 0.
 
-Legend: N samples, H and W pixels. Rectangles are int64 arrays (4, N): top, bottom, left and right in pixels.
+Legend: B samples of a batch, H and W pixels. Rectangles are int64 arrays (4, B): top, bottom, left and right in pixels.
 """
 
 import math
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 _MAX_LOG_RATIO = math.log(1 / 0.3)  # of height to width of an erased rectangle (Zhong et al. 2020, section 4)
-_ATTEMPTS = 10  # as torchvision's RandomErasing, which then leaves the image unchanged
+_NUM_ATTEMPTS = 10  # as torchvision's RandomErasing, which then leaves the image unchanged
 
 
 def erase(images: Tensor, boxes: np.ndarray) -> Tensor:
-    """Return a copy of images (N, 3, H, W) that is 0 inside the boxes; a box may extend beyond the image."""
+    """Return a copy of images (B, 3, H, W) that is 0 inside the boxes; a box may extend beyond the image."""
     return images.clone().masked_fill_(box_mask(images, boxes), 0.0)  # the clone keeps channels_last order
 
 
@@ -28,17 +28,17 @@ def sample_rectangles(
         generator: its state advances by the same amount whichever images are erased.
         probability: chance that an image is erased, in [0, 1].
         scale: smallest and largest share of the area that a rectangle covers.
-        shape: shape of the images, (N, 3, H, W).
+        shape: shape of the images, (B, 3, H, W).
 
     Returns:
-        int64 (4, N); empty rectangles for images that are not erased.
+        int64 (4, B); empty rectangles for images that are not erased.
 
     Source: Zhong et al. 2020 (arXiv:1708.04896).
     """
     num_images, _, height, width = shape
     is_chosen = generator.random(num_images) < probability
-    areas = height * width * generator.uniform(scale[0], scale[1], (num_images, _ATTEMPTS))
-    ratios = np.exp(generator.uniform(-_MAX_LOG_RATIO, _MAX_LOG_RATIO, (num_images, _ATTEMPTS)))
+    areas = height * width * generator.uniform(scale[0], scale[1], (num_images, _NUM_ATTEMPTS))
+    ratios = np.exp(generator.uniform(-_MAX_LOG_RATIO, _MAX_LOG_RATIO, (num_images, _NUM_ATTEMPTS)))
     heights, widths = (np.rint(np.sqrt(area)).astype(np.int64) for area in (areas * ratios, areas / ratios))
     fits = (heights < height) & (widths < width)
     first = np.arange(num_images), fits.argmax(axis=1)
@@ -50,7 +50,7 @@ def sample_rectangles(
 
 
 def sample_squares(generator: np.random.Generator, side_px: int, shape: Sequence[int]) -> np.ndarray:
-    """Sample the squares of cutout around random pixels of images (N, 3, H, W); they may reach over the edges.
+    """Sample the squares of cutout around random pixels of images (B, 3, H, W); they may reach over the edges.
 
     Source: DeVries and Taylor 2017 (arXiv:1708.04552).
     """
@@ -60,7 +60,7 @@ def sample_squares(generator: np.random.Generator, side_px: int, shape: Sequence
 
 
 def box_mask(images: Tensor, boxes: np.ndarray) -> Tensor:
-    """Return bool (N, 1, H, W), True for the pixels of images (N, 3, H, W) inside the boxes."""
+    """Return bool (B, 1, H, W), True for the pixels of images (B, 3, H, W) inside the boxes."""
     top, bottom, left, right = to_device_of(images, boxes).view(4, -1, 1)
     rows, columns = (torch.arange(length, device=images.device) for length in images.shape[-2:])
     in_rows, in_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)

@@ -17,7 +17,7 @@ from imago.seeding import random_bits
 
 _RESIZED_CROP_KEY = 4  # the last part of a key; `crop_flip` lists the others
 _MIN_RATIO, _MAX_RATIO = 3 / 4, 4 / 3  # width to height (Szegedy et al. 2015, section 6)
-_ATTEMPTS = 10  # as torchvision's RandomResizedCrop, which then takes the center
+_NUM_ATTEMPTS = 10  # as torchvision's RandomResizedCrop, which then takes the center
 
 
 def random_resized_crops(
@@ -47,8 +47,8 @@ def crop_box(height: int, width: int, scale: Sequence[float], uniforms: np.ndarr
     """Choose the part of an image that a random resized crop keeps.
 
     Args:
-        height: height of the image, in pixels.
-        width: width of the image, in pixels.
+        height: of the image, in pixels.
+        width: likewise.
         scale: smallest and largest share of the area.
         uniforms: numbers in [0, 1), shape (attempts, 4): area, ratio of the sides, left and top. The first attempt
             that fits into the image counts.
@@ -71,7 +71,7 @@ def crop_box(height: int, width: int, scale: Sequence[float], uniforms: np.ndarr
 
 def crop_uniforms(seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Draw numbers in [0, 1) for the crops of a batch, float64 (B, attempts, 4)."""
-    attempt, number = np.arange(_ATTEMPTS)[:, None], np.arange(4)
+    attempt, number = np.arange(_NUM_ATTEMPTS)[:, None], np.arange(4)
     epochs, samples = (values[:, None, None] for values in np.broadcast_arrays(epoch, indices))
     bits = random_bits(seed, epochs, samples, _RESIZED_CROP_KEY, attempt, number)
     return (bits >> np.uint64(11)) * 2.0**-53  # a float64 holds 53 bits

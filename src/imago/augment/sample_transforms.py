@@ -30,7 +30,7 @@ def transform_images(images: np.ndarray, augment: Augment, key: SampleKey) -> np
     Returns:
         uint8 (B, 3, H, W): a new array, or `images` if no such setting is on. The state of torch's generator is kept.
     """
-    if not augment.is_per_image:
+    if not augment.has_single_image_transforms:
         return images
     transforms = _transforms(augment, min(images.shape[-2:]))
     seeds = {purpose: (random_bits(*key, purpose) >> np.uint64(1)).tolist() for purpose in transforms}
@@ -51,8 +51,8 @@ def _transforms(augment: Augment, shorter_side_px: int) -> dict[int, Callable[[T
     if augment.rotation_degrees:
         transforms[_ROTATION_KEY] = v2.RandomRotation(augment.rotation_degrees, InterpolationMode.BILINEAR)
     if augment.policy == "randaugment":
-        ops, magnitude = augment.policy_num_ops, augment.policy_magnitude
-        transforms[_POLICY_KEY] = v2.RandAugment(ops, magnitude, num_magnitude_bins=MAX_MAGNITUDE + 1)
+        num_ops, magnitude = augment.policy_num_ops, augment.policy_magnitude
+        transforms[_POLICY_KEY] = v2.RandAugment(num_ops, magnitude, num_magnitude_bins=MAX_MAGNITUDE + 1)
     elif augment.policy == "trivialaugment":
         transforms[_POLICY_KEY] = v2.TrivialAugmentWide()
     if augment.gray_probability:

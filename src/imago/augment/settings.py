@@ -11,7 +11,7 @@ NUM_OPERATIONS = 14  # that RandAugment draws from (Cubuk et al. 2020)
 MAX_MAGNITUDE = 30  # RandAugment's scale, 0 .. 30 (Cubuk et al. 2020)
 
 # Settings that only tune another one, and what they need to have an effect.
-_TUNES = {
+_NEEDED_BY_SETTING = {
     "policy_num_ops": "policy=randaugment",
     "policy_magnitude": "policy=randaugment",
     "blur_sigma_px": "blur_probability",
@@ -83,7 +83,7 @@ class Augment:
     cutmix_alpha: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in _PAIRS:  # OmegaConf passes lists of its own class
+        for name in _HIGHEST_OF_PAIRS:  # OmegaConf passes lists of its own class
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         problems = list(self._range_problems())
@@ -93,7 +93,7 @@ class Augment:
             raise ConfigError("\n".join(problems))
 
     @property
-    def is_per_image(self) -> bool:
+    def has_single_image_transforms(self) -> bool:
         """Whether a transform of single images is on; they are slow, so worker processes pay off."""
         return bool(self.rotation_degrees or self.policy or self.gray_probability or self.blur_probability)
 
@@ -108,7 +108,7 @@ class Augment:
         for field in fields(self):
             value = getattr(self, field.name)
             words = f"{field.name} {list(value) if isinstance(value, tuple) else value}"
-            needed = _TUNES.get(field.name)
+            needed = _NEEDED_BY_SETTING.get(field.name)
             if needed and not self._is_on(needed):
                 without_effect += [f"{words} has no effect without {needed}"] if value != field.default else []
             elif needed or value != field.default:
@@ -126,7 +126,7 @@ class Augment:
             if not lowest <= value <= highest or not math.isfinite(value):  # False for nan, too
                 wanted = f"lie in {lowest} .. {highest}" if highest < math.inf else f"be {lowest} or more"
                 yield f"augment.{name}={value} must {wanted}."
-        for name, highest in _PAIRS.items():
+        for name, highest in _HIGHEST_OF_PAIRS.items():
             pair = getattr(self, name)
             if pair is not None and not _is_rising(pair, highest):
                 limit = f" and at most {highest}" if highest < math.inf else ""
@@ -150,4 +150,4 @@ _RANGES: dict[str, tuple[float, float]] = {
     "policy_magnitude": (0, MAX_MAGNITUDE),
 }
 # Largest value of settings that are a pair of numbers.
-_PAIRS = {"random_resized_crop_scale": 1, "blur_sigma_px": math.inf, "erase_scale": 1}
+_HIGHEST_OF_PAIRS = {"random_resized_crop_scale": 1, "blur_sigma_px": math.inf, "erase_scale": 1}

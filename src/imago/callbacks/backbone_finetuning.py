@@ -61,7 +61,7 @@ class BackboneFinetuning(Callback):
             log.info("epoch %d: %d of %d layers train", epoch, num_trained, len(layers))
 
     def _num_trained(self, epoch: int, num_layers: int) -> int:
-        epochs = epoch - self.unfreeze_backbone_at_epoch
-        if epochs < 0:
+        num_epochs = epoch - self.unfreeze_backbone_at_epoch
+        if num_epochs < 0:
             return 1
-        return num_layers if self.epochs_per_layer == 0 else min(num_layers, 2 + epochs // self.epochs_per_layer)
+        return num_layers if self.epochs_per_layer == 0 else min(num_layers, 2 + num_epochs // self.epochs_per_layer)

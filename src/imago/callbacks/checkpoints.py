@@ -91,7 +91,8 @@ class LastCheckpoint(ModelCheckpoint):
 
     Args:
         dirpath: directory of `last.ckpt`.
-        every_minutes: time between two saves within an epoch; a kill without notice loses at most this.
+        every_minutes: time between two saves within an epoch; a kill without notice loses at most this; 15 is our
+            own choice.
     """
 
     def __init__(self, dirpath: str, every_minutes: float = 15.0) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from imago.logger.metrics_csv import MetricsCsv
 from imago.seeding import derive_seed
 
-_CHECKPOINT_KEY = "train_score"
+_TRAIN_SUMS_KEY = "train_score"
 
 
 class StepSeed(Callback):
@@ -46,16 +46,16 @@ class TruncateLogs(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         metrics: Any = pl_module.epoch_metrics["train"]  # type: ignore[index]  # of our task
-        checkpoint[_CHECKPOINT_KEY] = [
+        checkpoint[_TRAIN_SUMS_KEY] = [
             torch.as_tensor(metrics.loss_sum),
             torch.as_tensor(metrics.num_correct),
             metrics.num_images,
         ]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if _CHECKPOINT_KEY in checkpoint and trainer.is_global_zero:
+        if _TRAIN_SUMS_KEY in checkpoint and trainer.is_global_zero:
             metrics: Any = pl_module.epoch_metrics["train"]  # type: ignore[index]
-            metrics.loss_sum, metrics.num_correct, metrics.num_images = checkpoint[_CHECKPOINT_KEY]
+            metrics.loss_sum, metrics.num_correct, metrics.num_images = checkpoint[_TRAIN_SUMS_KEY]
 
 
 def _truncate_events(logger: TensorBoardLogger, step: int) -> None:

@@ -10,7 +10,7 @@ from torchvision.utils import make_grid
 
 from imago.normalize import restore_colors
 
-_MAX_IMAGES, _COLUMNS = 32, 8  # a grid that fits on a screen
+_MAX_IMAGES, _NUM_COLUMNS = 32, 8  # a grid that fits on a screen; our own choice
 
 
 class ImageGrid(Callback):
@@ -33,7 +33,7 @@ class ImageGrid(Callback):
         self._is_written = True
         preprocess = pl_module.hparams["preprocess"]
         images = restore_colors(batch[0][:_MAX_IMAGES].detach(), preprocess["mean"], preprocess["std"])
-        grid = make_grid(images, nrow=_COLUMNS, pad_value=255)
+        grid = make_grid(images, nrow=_NUM_COLUMNS, pad_value=255)
         self.folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grid.permute(1, 2, 0).numpy()).save(self.folder / "train_images.png")
         for logger in trainer.loggers:

@@ -65,8 +65,8 @@ class Speed(_OnLoggingStep):
         num_images: images trained on by all ranks since this process started.
         train_s: seconds from the first fetch to the end of the last step, without validation.
         wait_s: the part of `train_s` between steps: fetching, transferring and preparing a batch.
-        val_s: seconds of validation.
-        test_s: seconds of the test.
+        val_s: time of validation, also of one within an epoch, in seconds.
+        test_s: time of the final test, in seconds.
     """
 
     def __init__(self) -> None:

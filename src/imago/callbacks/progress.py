@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 log = logging.getLogger(__name__)
 
 # Logged name -> short name in the bar and its format.
-_SHOWN = {
+_BAR_METRICS = {
     "train/loss_step": ("loss", "{:.3f}"),
     "train/acc_step": ("acc", "{:.1%}"),
     "images_per_s": ("images/s", "{:,.0f}"),
@@ -33,7 +33,7 @@ class Progress(TQDMProgressBar):
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict]:
         """Return the text after the bar; the values are those of the last logging step."""
         logged: Any = pl_module.last_logged
-        return {short: form.format(logged[name]) for name, (short, form) in _SHOWN.items() if name in logged}
+        return {short: form.format(logged[name]) for name, (short, form) in _BAR_METRICS.items() if name in logged}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

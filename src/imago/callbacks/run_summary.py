@@ -62,9 +62,9 @@ def _training_results(trainer: Trainer) -> dict[str, Any]:
         acc = float(monitoring[0].best_model_score)
         results["val"] = {"acc": round(acc, 6)}
         if isinstance(trainer.limit_val_batches, float) and trainer.limit_val_batches == 1.0:  # the int 1 is one batch
-            count = len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]  # of our data module
-            interval = list(wilson_interval(round(acc * count), count))
-            results["val"] |= {"interval_95": interval, "num_images": count}
+            num_images = len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]  # of our data module
+            interval = list(wilson_interval(round(acc * num_images), num_images))
+            results["val"] |= {"interval_95": interval, "num_images": num_images}
         best = read_checkpoint(Path(monitoring[0].best_model_path))
         results["best_epoch"] = best["epoch"] + 1  # counted from 1, as on the screen
     speed = _find_speed(trainer)
@@ -73,14 +73,14 @@ def _training_results(trainer: Trainer) -> dict[str, Any]:
 
 def _test_results(trainer: Trainer) -> dict[str, Any]:
     metrics = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
-    count = round(metrics["num_images"])
-    num_correct = round(metrics["acc"] * count)
+    num_images = round(metrics["num_images"])
+    num_correct = round(metrics["acc"] * num_images)
     results = {
-        "acc": num_correct / count,
-        "interval_95": list(wilson_interval(num_correct, count)),
+        "acc": num_correct / num_images,
+        "interval_95": list(wilson_interval(num_correct, num_images)),
         "loss": metrics["loss"],
-        "num_images": count,
-        "num_left_out": len(trainer.datamodule.splits.test) - count,  # type: ignore[attr-defined]  # of our data module
+        "num_images": num_images,
+        "num_left_out": len(trainer.datamodule.splits.test) - num_images,  # type: ignore[attr-defined]  # of our data module
     }
     tta = getattr(trainer.lightning_module, "tta", "none")
     return {"test": results | ({"tta": tta} if tta != "none" else {})}

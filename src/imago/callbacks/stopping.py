@@ -42,16 +42,16 @@ class StopOnSignal(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        received = self.directory.signals.received or 0
-        if trainer.world_size > 1:
-            highest = torch.tensor([received], device=trainer.strategy.root_device)
+        received_signal = self.directory.signals.received_signal or 0
+        if trainer.world_size > 1:  # waits for the device before every step: the price of stopping at the same batch
+            highest = torch.tensor([received_signal], device=trainer.strategy.root_device)
             torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
-            received = int(highest)
-        if received:
+            received_signal = int(highest)
+        if received_signal:
             for callback in trainer.checkpoint_callbacks:
                 if hasattr(callback, "save_now"):  # `LastCheckpoint`, which is optional
                     callback.save_now(trainer)
-            raise stopped_by(received)
+            raise stopped_by(received_signal)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.directory.signals.is_deferred = False  # all is saved, and what follows can be repeated
@@ -60,7 +60,7 @@ class StopOnSignal(Callback):
         self.directory.signals.install()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        is_failure = isinstance(exception, Exception) and self.directory.signals.received is None
+        is_failure = isinstance(exception, Exception) and self.directory.signals.received_signal is None
         is_of_forked_rank = type(exception).__module__.startswith("torch.multiprocessing")
         if is_failure and not is_of_forked_rank and trainer.world_size > 1:
             self.directory.record_failure(exception)
@@ -83,9 +83,9 @@ def call_on_exception_in_forked_ranks(trainer: Trainer) -> None:
         trainer._run = partial(_run_and_report, trainer, trainer._run)  # type: ignore[method-assign]
 
 
-def _run_and_report(trainer: Trainer, run: Callable, *args: Any, **kwargs: Any) -> Any:
+def _run_and_report(trainer: Trainer, function: Callable, *args: Any, **kwargs: Any) -> Any:
     try:
-        return run(*args, **kwargs)
+        return function(*args, **kwargs)
     except BaseException as error:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             callback.on_exception(trainer, trainer.lightning_module, error)

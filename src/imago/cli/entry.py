@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from imago.cli.overrides import check_complete, check_types, compose_defaults, quote_paths
 from imago.cli.resume import resume_arguments
 from imago.errors import ConfigError, UserError
-from imago.instantiate import ALLOWED, check_targets, to_plain
+from imago.instantiate import ALLOWED_TARGETS, check_targets, to_plain
 from imago.paths import PROJECT_ROOT, job_output_dir, register_resolvers
 from imago.text import printable
 
@@ -80,6 +80,9 @@ class _Job:
 def run_command(command: str) -> None:
     """Compose `configs/<command>.yaml` with the command line and run the command; exit the process on an error.
 
+    It applies `@hydra.main`, a name that Hydra's bash completion requires in the text of the script: hence the comments
+    in `src/*.py`.
+
     Args:
         command: a key of COMMANDS and the name of its YAML.
     """
@@ -90,7 +93,7 @@ def run_command(command: str) -> None:
         register_resolvers()
         import hydra
 
-        hydra.main(config_path=str(CONFIG_DIR), config_name=command, execution_whitelist=list(ALLOWED))(job)()
+        hydra.main(config_path=str(CONFIG_DIR), config_name=command, execution_whitelist=list(ALLOWED_TARGETS))(job)()
     except KeyboardInterrupt:
         _fail(130, "stopped by Ctrl-C")
     except Exception as error:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from imago.errors import ConfigError
@@ -20,36 +21,35 @@ if TYPE_CHECKING:
 PATH_KEYS = {
     *("data.root", "data.split_file", "data.list_file", "model.weights"),
     *("task.teacher", "task.teacher.weights", "paths.data_dir", "paths.log_dir"),
-    *("input", "run", "runs", "a", "b", "artifact", "resume", "ckpt", "run_name", "output", "csv"),
+    *("input", "run", "runs", "a", "b", "resume", "ckpt", "run_name", "output", "csv"),
 }
 
-NULL = type(None)
 # Keys that accept other types than that of their default: its default is null, or a second type is allowed.
 # A star matches anything within one part of a key. An int is always accepted for a float.
 LOOSE_TYPES: dict[tuple[type, ...], set[str]] = {
-    (str, NULL): {
+    (str, NoneType): {
         *(PATH_KEYS - {"paths.data_dir", "paths.log_dir"}),
         *("paths.run_dir", "preprocess.crop", "preprocess.interpolation", "model.freeze"),
         *("augment.policy", "trainer.gradient_clip_algorithm", "trainer.profiler", "tune"),
     },
-    (int, NULL): {
+    (int, NoneType): {
         *("opset", "limit", "batch_size", "data.num_workers", "data.fold", "data.decoded_px", "data.size"),
         *("preprocess.size", "preprocess.resize", "trainer.check_val_every_n_epoch", "schedule.*_steps"),
     },
-    (float, NULL): {"schedule.*_epochs", "trainer.gradient_clip_val"},
-    (int, float, NULL): {"trainer.val_check_interval", "trainer.limit_*_batches"},
-    (bool, NULL): {"optimizer.fused", "trainer.benchmark"},
-    (list, NULL): {"preprocess.mean", "preprocess.std", "augment.random_resized_crop_scale"},
-    (dict, NULL): {"callbacks.*", "logger.*"},
-    (str, list, NULL): {"loss.weight"},
+    (float, NoneType): {"schedule.*_epochs", "trainer.gradient_clip_val"},
+    (int, float, NoneType): {"trainer.val_check_interval", "trainer.limit_*_batches"},
+    (bool, NoneType): {"optimizer.fused", "trainer.benchmark"},
+    (list, NoneType): {"preprocess.mean", "preprocess.std", "augment.random_resized_crop_scale"},
+    (dict, NoneType): {"callbacks.*", "logger.*"},
+    (str, list, NoneType): {"loss.weight"},
     (int, str, list): {"trainer.devices"},
     (str, int): {"trainer.precision"},
-    (str, dict, NULL): {"trainer.max_time"},
+    (str, dict, NoneType): {"trainer.max_time"},
     (bool, str): {"trainer.deterministic"},
 }
 
 _TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list",
-               dict: "a group of settings", NULL: "null"}  # fmt: skip
+               dict: "a group of settings", NoneType: "null"}  # fmt: skip
 _WHOLLY_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
 _ABSENT = object()
 
@@ -159,7 +159,7 @@ def explain_value(error: Any) -> str:
 
 def _type_problems(key: str, default: Any, value: Any) -> Iterator[str]:
     allowed = loose_types(key) or (type(default),)
-    if allowed == (NULL,):
+    if allowed == (NoneType,):
         return  # a null of the user's own config: any type may be meant
     if type(value) not in allowed and not (type(value) is int and float in allowed):
         expected = " or ".join(_TYPE_WORDS[kind] for kind in allowed)

@@ -19,9 +19,9 @@ from imago.images import Preprocess
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NUM_TRAIN, NUM_IMAGES = 50_000, 60_000
-FOLDER = "cifar-10-batches-py"
+BATCHES_FOLDER = "cifar-10-batches-py"
 # SHA-256 of the files that torchvision verifies by MD5. The files are pickles, so no file is opened before this check.
-SHA256 = {
+SHA256_BY_FILE = {
     "batches.meta": "f962466ef690d46b226450fb9aadc74ba4bc64a76aa526b5827fe4bc5c7125cb",
     "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
     "data_batch_2": "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
@@ -68,9 +68,9 @@ def saved_array(root: Path | None, data_dir: Path) -> Path:
     Raises:
         DataError: if the files are missing and cannot be downloaded, or are damaged.
     """
-    if root is not None and not (root / FOLDER).is_dir():
-        fault = f"has no folder {FOLDER}" if root.is_dir() else "does not exist"
-        raise DataError(f"data.root={root} {fault}; set it to the folder that contains {FOLDER}.")
+    if root is not None and not (root / BATCHES_FOLDER).is_dir():
+        fault = f"has no folder {BATCHES_FOLDER}" if root.is_dir() else "does not exist"
+        raise DataError(f"data.root={root} {fault}; set it to the folder that contains {BATCHES_FOLDER}.")
     path = data_dir / "cache" / "cifar10.npy"
     if not path.is_file() or path.stat().st_size <= SAMPLE_DTYPE.itemsize * NUM_IMAGES:
         source = root or find_batches(data_dir)
@@ -86,24 +86,24 @@ def find_batches(data_dir: Path) -> Path:
         DataError: within 10 s, if there is none and no network.
     """
     for directory in data_directories(data_dir):
-        if (directory / FOLDER).is_dir():
+        if (directory / BATCHES_FOLDER).is_dir():
             return directory
     from torchvision.datasets import CIFAR10
 
-    remedy = f"put the folder {FOLDER} there or set IMAGO_DATA_DIR or data.root"
+    remedy = f"put the folder {BATCHES_FOLDER} there or set IMAGO_DATA_DIR or data.root"
     download_dataset(CIFAR10, CIFAR10.url, data_dir, remedy)
     return data_dir
 
 
 def _verify(root: Path) -> None:
     """Compare every file with its SHA-256 before any of them is unpickled."""
-    for name, expected in SHA256.items():
-        path = root / FOLDER / name
+    for name, expected in SHA256_BY_FILE.items():
+        path = root / BATCHES_FOLDER / name
         if not path.is_file():
-            raise DataError(f"{path} is missing; copy the folder {FOLDER} again.")
-        got = hashlib.sha256(path.read_bytes()).hexdigest()
-        if got != expected:
-            raise DataError(f"{path} is damaged (sha256 {got[:12]}..., expected {expected[:12]}...); copy it again.")
+            raise DataError(f"{path} is missing; copy the folder {BATCHES_FOLDER} again.")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != expected:
+            raise DataError(f"{path} is damaged (sha256 {digest[:12]}..., expected {expected[:12]}...); copy it again.")
 
 
 def _save_array(root: Path, path: Path) -> None:

@@ -15,14 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imago.data.dataset import LabeledFiles, Samples, concatenate
+from imago.data.dataset import SPLITS, LabeledFiles, Samples, concatenate
 from imago.errors import DataError
 from imago.files import open_text
 from imago.text import join_names, printable
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "label", "split")
 _HEADER = "a first line path,label or path,label,split"
 
@@ -88,7 +87,9 @@ def read_list(file: Path) -> list[ListedImage]:
     except OSError as error:
         raise DataError(f"{printable(file)} cannot be read: {error.strerror}; use a CSV with {_HEADER}.") from error
     except csv.Error as error:
-        raise DataError(f"{printable(file)}, line {reader.line_num} is not CSV: {error}.") from error
+        raise DataError(
+            f"{printable(file)}, line {reader.line_num} is not CSV: {error}; check its quotation marks."
+        ) from error
     header = lines[0][1] if lines else []
     columns = [cell.strip().casefold() for cell in header]
     if sorted(columns) not in (sorted(COLUMNS), sorted(COLUMNS[:2])):  # an unknown column may be misspelled
@@ -96,11 +97,11 @@ def read_list(file: Path) -> list[ListedImage]:
         raise DataError(f"{printable(file)}, line 1: expected {_HEADER}, got {got}.")
     rows = [_parse_row(file, line, cells, columns) for line, cells in lines[1:]]
     if not rows:
-        raise DataError(f"{printable(file)} has no images below its first line.")
+        raise DataError(f"{printable(file)} has no images below its first line; add one line for each.")
     first_line: dict[str, int] = {}
     for row in rows:
         if (line := first_line.setdefault(row.name, row.line)) != row.line:
-            raise DataError(f"{row.location}: {printable(row.name)} is listed twice, first in line {line}.")
+            raise DataError(f"{row.location}: {printable(row.name)} is listed twice, first in line {line}; delete one.")
     check_class_names(dict.fromkeys(row.label for row in rows), f"{printable(file)}: the labels")
     return rows
 
@@ -129,7 +130,7 @@ def files_from_list(root: Path, rows: Sequence[ListedImage], class_names: Sequen
             raise DataError(f"{row.location}: {fault}; list it once.")
     num_bytes, mtime_ns = np.array([(status.st_size, status.st_mtime_ns) for status in statuses], np.int64).T.copy()
     files = LabeledFiles(root, tuple(row.name for row in rows), num_bytes, mtime_ns, labels)
-    return {split: files.take(indices) for split, indices in _by_split(rows, np.arange(len(rows))).items()}
+    return {split: files.take(indices) for split, indices in _group_by_split(rows, np.arange(len(rows))).items()}
 
 
 def assign_splits(
@@ -157,16 +158,20 @@ def assign_splits(
     indices = []
     for row, label in zip(rows, _labels(rows, class_names), strict=True):
         if row.name not in index_by_name:
-            raise DataError(f"{row.location}: {printable(row.name)} is not among the images of the dataset.")
+            raise DataError(
+                f"{row.location}: {printable(row.name)} is not among the images of the dataset; delete the line."
+            )
         indices.append(index_by_name.pop(row.name))
         true_label = images.labels[indices[-1]]
         if label != true_label:
             fault = f"{printable(row.name)} is listed as {row.label!r}, in the dataset it is"
-            raise DataError(f"{row.location}: {fault} {class_names[true_label]!r}.")
+            raise DataError(f"{row.location}: {fault} {class_names[true_label]!r}; correct the label.")
     if index_by_name:
         example = printable(next(iter(index_by_name)))
         log.info("the list leaves out %d of %d images, e.g. %s", len(index_by_name), len(images), example)
-    return {split: images.take(np.sort(chosen)) for split, chosen in _by_split(rows, np.array(indices)).items()}
+    return {
+        split: images.take(np.sort(positions)) for split, positions in _group_by_split(rows, np.array(indices)).items()
+    }
 
 
 def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[str]) -> ListedImage:
@@ -177,11 +182,11 @@ def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[st
     cell = dict(zip(columns, cells, strict=True))
     name, label, split = cell["path"], cell["label"].strip(), cell.get("split", "").strip()
     if not label:
-        raise DataError(f"{location}: the label is empty.")
+        raise DataError(f"{location}: the label is empty; write the class of the image.")
     if "split" in cell and split not in SPLITS:
         raise DataError(f"{location}: split={printable(split)} is not one of {', '.join(SPLITS)}.")
     if not name.strip() or "\0" in name:
-        raise DataError(f"{location}: {name!r} is not a file name.")
+        raise DataError(f"{location}: {name!r} is not a file name; write a path relative to data.root.")
     if os.path.isabs(name) or ".." in name.split("/"):  # lists may come from strangers
         raise DataError(
             f"{location}: {printable(name)} is outside of data.root; write a path relative to it, without .."
@@ -204,15 +209,17 @@ def _stat(root: Path, row: ListedImage) -> os.stat_result:
     try:
         status = os.stat(f"{root}/{row.name}")
     except OSError as error:
-        raise DataError(f"{row.location}: {printable(root / row.name)} cannot be read: {error.strerror}.") from error
+        raise DataError(
+            f"{row.location}: {printable(root / row.name)} cannot be read: {error.strerror}; correct the line."
+        ) from error
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{row.location}: {printable(root / row.name)} is not a regular file.")
+        raise DataError(f"{row.location}: {printable(root / row.name)} is not a regular file; delete the line.")
     return status
 
 
-def _by_split(rows: Sequence[ListedImage], indices: np.ndarray) -> dict[str, np.ndarray]:
+def _group_by_split(rows: Sequence[ListedImage], indices: np.ndarray) -> dict[str, np.ndarray]:
     """Group `indices`, one of each row, by the split of the row."""
     splits = np.array([row.split or "train" for row in rows])
     if "train" not in splits:
-        raise DataError(f"{printable(rows[0].file)} has no images of the split train.")
+        raise DataError(f"{printable(rows[0].file)} has no images of the split train; assign some to it.")
     return {split: indices[splits == split] for split in SPLITS if split in splits}

@@ -23,7 +23,7 @@ from imago.images import Preprocess, resize_and_crop
 from imago.normalize import Normalize
 from imago.resources import available_cores
 
-# Of one split in memory at another size than its own; training pads a second copy, so 8 GiB in all; our own choice.
+# Limit for one resized split in memory; training makes a padded copy of it, so twice that; our own choice.
 MAX_RESIZED_BYTES = 4 * 2**30
 MAX_WORKERS = 16  # our own choice: each takes memory and time to start
 SAMPLERS = ("shuffle", "balanced")
@@ -38,12 +38,12 @@ class ImageDataModule(LightningDataModule):
     `preprocess`, and then gets loaders.
 
     Args:
-        batch_size: samples per training step over all devices, and per evaluation batch on each device.
+        batch_size: samples per training batch over all devices, and per evaluation batch on each device.
         num_workers: processes that prepare batches; None chooses by dataset and machine. Batches do not depend on it.
-        augment: arguments of `Augment`, for training only.
+        augment: arguments of `imago.augment.settings.Augment`; evaluation loaders do not use it.
         seed: determines the order of the samples and their augmentation.
         sampler: "shuffle" uses every training image once per epoch, "balanced" samples the classes equally often.
-        split: arguments of `SplitPlan`.
+        split: arguments of `imago.data.splitting.SplitPlan`.
 
     Attributes:
         splits: the samples; exists after `set_up_data`.
@@ -108,7 +108,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Return the name of each label."""
+        """The K names; label i means `class_names[i]`. Exists after `set_up_data`."""
         return self.splits.class_names
 
     def fingerprint(self) -> str:
@@ -122,10 +122,10 @@ class ImageDataModule(LightningDataModule):
 
     def batches_per_epoch(self, limit_train_batches: int | float = 1.0) -> int:
         """Return the number of training batches per epoch; the limit is Lightning's: a number, or a share as float."""
-        batches = len(TrainSampler(len(self.splits.train), self.batch_size, self.seed))
+        num_batches = len(TrainSampler(len(self.splits.train), self.batch_size, self.seed))
         if isinstance(limit_train_batches, int):
-            return min(limit_train_batches, batches)
-        return max(1, int(batches * limit_train_batches))
+            return min(limit_train_batches, num_batches)
+        return max(1, int(num_batches * limit_train_batches))
 
     def write_split(self, directory: Path) -> None:
         """Write `split.csv`, which `data.split_file` reads, unless all splits are published."""
@@ -144,7 +144,7 @@ class ImageDataModule(LightningDataModule):
         return "in memory: the dataset as it is"
 
     def training_dataset(self) -> ArrayDataset | FileDataset:
-        """Return the training images with the augmentations that are applied per image.
+        """Return the training images with the augmentations that are applied in the data loader.
 
         Raises:
             ConfigError: if an augmentation is larger than the images.
@@ -158,8 +158,8 @@ class ImageDataModule(LightningDataModule):
         return self.dataset("train", self.augment)
 
     def dataset(self, split: str, augment: Augment | None = None) -> ArrayDataset | FileDataset:
-        """Return the preprocessed images of a split; training images also with the augmentations of single images."""
-        return ArrayDataset(self._resized(getattr(self.splits, split)), augment, self.seed)
+        """Return the preprocessed images of a split, augmented as far as `augment` asks for it in the data loader."""
+        return ArrayDataset(self._resize(getattr(self.splits, split)), augment, self.seed)
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled, augmented batches, starting where an interrupted run stopped."""
@@ -168,9 +168,9 @@ class ImageDataModule(LightningDataModule):
         sampler = TrainSampler(len(train), self.batch_size, self.seed, *self._rank(), labels)
         if self.trainer is not None:
             # Lightning has restored the progress by now, but not the epoch number: compute it from the batches done.
-            done, per_epoch = self._num_batches_done(), self.batches_per_epoch(self.trainer.limit_train_batches)
-            sampler.epoch, sampler.start_batch = divmod(done, per_epoch)
-        return self._loader(self.training_dataset(), sampler)
+            num_done, per_epoch = self._num_batches_done(), self.batches_per_epoch(self.trainer.limit_train_batches)
+            sampler.epoch, sampler.start_batch = divmod(num_done, per_epoch)
+        return self._build_loader(self.training_dataset(), sampler)
 
     def val_dataloader(self) -> DataLoader:
         """Return the validation images in order."""
@@ -183,7 +183,7 @@ class ImageDataModule(LightningDataModule):
     def evaluation_loader(self, split: str) -> DataLoader:
         """Return the preprocessed images of a split in order, each once."""
         dataset = self.dataset(split)
-        return self._loader(dataset, EvalSampler(len(dataset), self.batch_size, *self._rank()))
+        return self._build_loader(dataset, EvalSampler(len(dataset), self.batch_size, *self._rank()))
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Augment a training batch and normalize, on the device: uint8 is a quarter of the bytes to transfer."""
@@ -210,15 +210,15 @@ class ImageDataModule(LightningDataModule):
             self._normalizer = self.preprocess, Normalize(self.preprocess)
         return self._normalizer[1].to(images.device)(images)
 
-    def _loader(self, dataset: ArrayDataset | FileDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
-        num_workers = self._suitable_workers(dataset) if self.num_workers is None else self.num_workers
+    def _build_loader(self, dataset: ArrayDataset | FileDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
+        num_workers = self._choose_num_workers(dataset) if self.num_workers is None else self.num_workers
         return BatchLoader(dataset, sampler, num_workers, pin_memory=torch.cuda.is_available())
 
-    def _suitable_workers(self, dataset: ArrayDataset | FileDataset) -> int:
+    def _choose_num_workers(self, dataset: ArrayDataset | FileDataset) -> int:
         # On a CPU the network needs all cores: more busy processes than cores slow its threads down many times.
         has_gpu = self.trainer.strategy.root_device.type != "cpu" if self.trainer else torch.cuda.is_available()
-        is_per_image = dataset.augment is not None and dataset.augment.is_per_image
-        if not has_gpu or not (is_per_image or isinstance(dataset, FileDataset)):
+        is_slow = dataset.augment is not None and dataset.augment.has_single_image_transforms
+        if not has_gpu or not (is_slow or isinstance(dataset, FileDataset)):
             return 0
         num_devices = self.trainer.num_devices if self.trainer else 1
         return max(1, min(MAX_WORKERS, available_cores() // num_devices))
@@ -230,7 +230,7 @@ class ImageDataModule(LightningDataModule):
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _resized(self, samples: LabeledArray) -> LabeledArray:
+    def _resize(self, samples: LabeledArray) -> LabeledArray:
         size, resize = self.preprocess.size, self.preprocess.resize
         crops_nothing = self.preprocess.crop == "squash" or resize == size
         if samples.images.shape[-2:] == (size, size) and crops_nothing:

@@ -21,8 +21,12 @@ from imago.images import read_image
 from imago.text import printable
 from imago.threads import one_intraop_thread
 
+SPLITS = ("train", "val", "test")
+# Training images of the largest class per image of the smallest: from here on a remedy is suggested; our own choice.
+MIN_IMBALANCE_RATIO = 3.0
 
-class _Labeled:
+
+class _LabeledSamples:
     """Methods of labeled samples; a subclass is a dataclass whose fields have one entry per sample, except `root`."""
 
     names: tuple[str, ...]
@@ -38,7 +42,7 @@ class _Labeled:
 
 
 @dataclass(frozen=True)
-class LabeledArray(_Labeled):
+class LabeledArray(_LabeledSamples):
     """Samples in memory.
 
     Attributes:
@@ -57,7 +61,7 @@ class LabeledArray(_Labeled):
 
 
 @dataclass(frozen=True)
-class LabeledFiles(_Labeled):
+class LabeledFiles(_LabeledSamples):
     """Samples in image files, which are read on access.
 
     Attributes:
@@ -76,7 +80,7 @@ class LabeledFiles(_Labeled):
 
     @property
     def paths(self) -> list[Path]:
-        """Return the paths of the files."""
+        """`root / name` of each file."""
         return [self.root / name for name in self.names]
 
     def read(self, index: int, class_names: Sequence[str]) -> np.ndarray:
@@ -118,7 +122,7 @@ class Splits:
     test: Samples
 
     def items(self) -> list[tuple[str, Samples]]:
-        """Return the names of the splits with their samples."""
+        """Return (name, samples) of train, val and test, in this order."""
         return [("train", self.train), ("val", self.val), ("test", self.test)]
 
 
@@ -149,12 +153,12 @@ class ArrayDataset(Dataset):
         if augment is None:
             images = self.images[indices]
         elif augment.random_resized_crop_scale is None:
-            params = sample_crop_flip(augment, self.seed, key.epoch, indices)
+            params = sample_crop_flip(augment, self.seed, key.epoch_keys, indices)
             images = gather_crop_flip(self.images, indices, params, augment.crop_padding_px)
             images = transform_images(images, augment, sample_key)
         else:
             samples = (self.images[index].transpose(1, 2, 0) for index in indices)
-            images = _augmented(samples, self.images.shape[-1], augment, sample_key)
+            images = _augment_and_stack(samples, self.images.shape[-1], augment, sample_key)
         return torch.from_numpy(images), torch.from_numpy(self.labels[indices])
 
 
@@ -188,7 +192,7 @@ class FileDataset(Dataset):
                 for the loader to raise, because torch would hide its message in the worker's traceback.
         """
         try:
-            images = _augmented(map(self.read, key.indices), self.size, self.augment, (self.seed, *key))
+            images = _augment_and_stack(map(self.read, key.indices), self.size, self.augment, (self.seed, *key))
         except DataError as error:
             if get_worker_info() is None:
                 raise
@@ -196,7 +200,7 @@ class FileDataset(Dataset):
         return torch.from_numpy(images), torch.from_numpy(self.labels[key.indices])
 
 
-def _augmented(samples: Iterator[np.ndarray], size: int, augment: Augment | None, key: SampleKey) -> np.ndarray:
+def _augment_and_stack(samples: Iterator[np.ndarray], size: int, augment: Augment | None, key: SampleKey) -> np.ndarray:
     """Augment single images and stack them: uint8 (B, 3, size, size) in channels_last memory order.
 
     Args:
@@ -208,7 +212,7 @@ def _augmented(samples: Iterator[np.ndarray], size: int, augment: Augment | None
     if augment is not None and augment.random_resized_crop_scale is not None:
         samples = random_resized_crops(samples, size, augment, key)
     images = np.empty((len(key[2]), size, size, 3), np.uint8)
-    for index, square in enumerate(samples):
-        images[index] = square
+    for index, image in enumerate(samples):
+        images[index] = image
     batch = images.transpose(0, 3, 1, 2)
     return batch if augment is None else transform_images(crop_and_flip(batch, augment, key), augment, key)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2  # part of the file name, increased when the same file would get another record
+_SCHEMA_VERSION = 2  # part of the file name, increased when the same file would get another record
 # Images per thread that are decoded before the first of them is used: bounds the memory; our own choice.
-_READ_AHEAD = 16
+_NUM_AHEAD_PER_THREAD = 16
 _NO_STATE = (-1, -1)  # size and time of no file
 
 ResultsByName = dict[str, tuple[tuple[int, int], np.void]]  # by file name: size and modification time, and the record
@@ -56,18 +56,18 @@ def examine(files: "LabeledFiles", cache_dir: Path) -> Examination:
         cache_dir: directory of the results, one file per dataset; those of interrupted examinations are kept, too.
     """
     root_hash = hashlib.blake2b(os.fsencode(files.root.resolve()), digest_size=8).hexdigest()
-    results_file = cache_dir / f"examined-{_VERSION}-{root_hash}.npz"
+    results_file = cache_dir / f"examined-{_SCHEMA_VERSION}-{root_hash}.npz"
     results = _load_results(results_file)
     states = list(zip(files.num_bytes.tolist(), files.mtime_ns.tolist(), strict=True))
-    new = [i for i, name in enumerate(files.names) if name not in results or results[name][0] != states[i]]
+    new_indices = [i for i, name in enumerate(files.names) if name not in results or results[name][0] != states[i]]
     errors = [""] * len(files)
     try:
-        decoded = map_in_threads(lambda index: examine_file(files.root / files.names[index]), new, "examining")
-        for index, (record, errors[index]) in zip(new, decoded, strict=True):
+        decoded = map_in_threads(lambda index: examine_file(files.root / files.names[index]), new_indices, "examining")
+        for index, (record, errors[index]) in zip(new_indices, decoded, strict=True):
             # Unreadable files are decoded again: a missing permission may be granted without a change of the file.
             results[files.names[index]] = (_NO_STATE if errors[index] else states[index], record)
     finally:
-        if new:
+        if new_indices:
             _save_results(results_file, results)
     return Examination(np.array([results[name][1] for name in files.names], IMAGE_RECORD_DTYPE), tuple(errors))
 
@@ -78,7 +78,7 @@ def map_in_threads(function: Callable[[int], Any], indices: Sequence[int], descr
     The main process shows the progress with this description.
     """
     num_threads = available_cores()
-    step = num_threads * _READ_AHEAD
+    step = num_threads * _NUM_AHEAD_PER_THREAD
     is_hidden = True if os.environ.get("LOCAL_RANK", "0") != "0" else None  # None: unless stderr is a terminal
     with (
         tqdm(total=len(indices), desc=description, unit="image", leave=False, disable=is_hidden) as progress,

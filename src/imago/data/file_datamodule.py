@@ -25,10 +25,11 @@ from imago.seeding import random_permutation
 
 log = logging.getLogger(__name__)
 
-_SAMPLE_KEY = 2  # key of this use of `split_seed`
-MAX_SAMPLE_IMAGES = 512  # images from which mean and std are computed: a standard error of the mean below 0.01
-MAX_SAMPLE_BYTES = 100_000_000  # fewer images if the files are large: a second or two of decoding
-MIN_SAMPLE_IMAGES = 16  # even if they exceed MAX_SAMPLE_BYTES; our own choice
+_STATISTICS_KEY = 2  # key of this use of `split_seed`
+# Images from which mean and std are computed: a standard error of the mean below 0.01; our own choice.
+MAX_STATISTICS_IMAGES = 512
+MAX_STATISTICS_BYTES = 100_000_000  # fewer images if the files are large: a second or two of decoding; our own choice
+MIN_STATISTICS_IMAGES = 16  # even if they exceed MAX_STATISTICS_BYTES; our own choice
 ON_BAD_IMAGE = ("error", "skip")
 
 
@@ -72,7 +73,7 @@ class FileDataModule(ImageDataModule):
         self.cache = cache
         self.decoded_px = decoded_px
         self.on_bad_image = on_bad_image
-        self._caches: dict[tuple[str, str], ImageCache] = {}  # by split and settings of `_reader`
+        self._caches: dict[tuple[str, str], ImageCache] = {}  # by split and preparation
 
     def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
         """Return the class names and the files of each split, without opening any image.
@@ -96,9 +97,9 @@ class FileDataModule(ImageDataModule):
     def default_preprocess(self) -> Preprocess:
         """Choose the size by the size of the images; compute mean and std from a sample of the training images."""
         train: Any = self.splits.train
-        order = random_permutation(len(train), self.split_plan.split_seed, _SAMPLE_KEY)[:MAX_SAMPLE_IMAGES]
-        num_fitting = int((np.cumsum(train.num_bytes[order]) <= MAX_SAMPLE_BYTES).sum())
-        sample = order[: max(MIN_SAMPLE_IMAGES, num_fitting)].tolist()
+        order = random_permutation(len(train), self.split_plan.split_seed, _STATISTICS_KEY)[:MAX_STATISTICS_IMAGES]
+        num_fitting = int((np.cumsum(train.num_bytes[order]) <= MAX_STATISTICS_BYTES).sum())
+        sample = order[: max(MIN_STATISTICS_IMAGES, num_fitting)].tolist()
         images = map_in_threads(lambda index: shrink(train.read(index, self.class_names)), sample, "mean and std")
         preprocess = preprocess_for_images(list(images))
         log.info("mean and std from %s training images", f"{len(sample):,}")
@@ -136,17 +137,17 @@ class FileDataModule(ImageDataModule):
             if _crops_at_random(augment):
                 split_bytes = estimate_bytes(files[split], self.decoded_px)
             num_bytes += split_bytes
-            _, settings = self._reader(files[split], augment)
-            existing_bytes += split_bytes if open_cache(files[split], self.cache_dir, settings) else 0
+            _, preparation = self._reader(files[split], augment)
+            existing_bytes += split_bytes if open_cache(files[split], self.cache_dir, preparation) else 0
         # The copies of the earlier ranks are already in memory.
-        num_to_come = num_processes - int(os.environ.get("LOCAL_RANK", "0"))
-        where, reason = choose_cache(self.cache, num_bytes, self.cache_dir, num_to_come, existing_bytes)
-        if where == "none":
+        num_copies_to_make = num_processes - int(os.environ.get("LOCAL_RANK", "0"))
+        kind, reason = choose_cache(self.cache, num_bytes, self.cache_dir, num_copies_to_make, existing_bytes)
+        if kind == "none":
             return f"none: {reason}"
         for split, augment in augments.items():
-            read, settings = self._reader(files[split], augment)
-            self._caches[split, settings] = build_cache(files[split], read, where, self.cache_dir, settings)
-        return f"{'in memory' if where == 'ram' else f'in {self.cache_dir}'}: {reason}"
+            read, preparation = self._reader(files[split], augment)
+            self._caches[split, preparation] = build_cache(files[split], read, kind, self.cache_dir, preparation)
+        return f"{'in memory' if kind == 'ram' else f'in {self.cache_dir}'}: {reason}"
 
     @property
     def is_cached(self) -> bool:
@@ -166,21 +167,21 @@ class FileDataModule(ImageDataModule):
             log.warning(text, self.decoded_px, self.preprocess.size)
 
     def _reader(self, files: LabeledFiles, augment: Augment | None) -> tuple[Callable[[int], np.ndarray], str]:
-        """Return the function that reads an image as it is cached and then augmented, and its settings as text."""
+        """Return the function that reads an image as it is cached and then augmented, and its preparation as text."""
         if _crops_at_random(augment):
             prepare = partial(limit_shorter_side, max_shorter_side_px=self.decoded_px)
-            settings = f"decoded_px={self.decoded_px}"
+            preparation = f"decoded_px={self.decoded_px}"
         else:
             prepare = partial(resize_and_crop, preprocess=self.preprocess)
             names = ("size", "resize", "crop", "interpolation")
-            settings = " ".join(f"{name}={getattr(self.preprocess, name)}" for name in names)
-        return partial(_read, files, self.class_names, prepare), settings
+            preparation = " ".join(f"{name}={getattr(self.preprocess, name)}" for name in names)
+        return partial(_read, files, self.class_names, prepare), preparation
 
     def dataset(self, split: str, augment: Augment | None = None) -> FileDataset:
-        """Return the preprocessed images of a split; training images also with the augmentations of single images."""
+        """Return the preprocessed images of a split, augmented as far as `augment` asks for it in the data loader."""
         files: Any = getattr(self.splits, split)
-        read, settings = self._reader(files, augment)
-        if cache := self._caches.get((split, settings)):
+        read, preparation = self._reader(files, augment)
+        if cache := self._caches.get((split, preparation)):
             read = cache.read
         return FileDataset(files.labels, read, self.preprocess.size, augment, self.seed)
 

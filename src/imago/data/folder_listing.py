@@ -27,12 +27,12 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-Ignored = list[tuple[str, str]]  # name relative to the root of the dataset, and reason
+IgnoredEntries = list[tuple[str, str]]  # name relative to the root of the dataset, and reason
 _FirstNames = dict[tuple[int, int], str]  # of every listed file by device and inode: it is listed once
 _DANGLING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # the target is missing, below a file, or the link itself
 
 
-def list_image_folder(root: Path) -> tuple[tuple[str, ...], dict[str, LabeledFiles], Ignored]:
+def list_image_folder(root: Path) -> tuple[tuple[str, ...], dict[str, LabeledFiles], IgnoredEntries]:
     """List the images of a dataset, and log what is ignored.
 
     Only regular files are listed, each once, however many names it has. Links to folders are not followed: a loop
@@ -50,10 +50,10 @@ def list_image_folder(root: Path) -> tuple[tuple[str, ...], dict[str, LabeledFil
     """
     folders = find_splits(root)
     class_names = _training_classes(root, folders["train"])
-    ignored: Ignored = []
+    ignored: IgnoredEntries = []
     if folders["train"]:
         others = [entry for entry in _entries(root) if entry.name not in folders.values()]
-        ignored += [(entry.name, _reason(entry) or "outside the split folders") for entry in others]
+        ignored += [(entry.name, _reason_to_ignore(entry) or "outside the split folders") for entry in others]
     first_names: _FirstNames = {}
     files: dict[str, LabeledFiles] = {}
     # Test first: a test file that has a second name among the training images stays a test image.
@@ -121,7 +121,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _list_split(
-    root: Path, folder: str, class_names: Sequence[str], first_names: _FirstNames, ignored: Ignored
+    root: Path, folder: str, class_names: Sequence[str], first_names: _FirstNames, ignored: IgnoredEntries
 ) -> LabeledFiles:
     """List the images of one split.
 
@@ -140,7 +140,7 @@ def _list_split(
     for class_folder in _entries(root / folder):
         class_path = posixpath.join(folder, class_folder.name)
         if not _is_folder(class_folder):
-            ignored.append((class_path, _reason(class_folder) or "outside the class folders"))
+            ignored.append((class_path, _reason_to_ignore(class_folder) or "outside the class folders"))
             continue
         label = label_by_name.get(class_key(class_folder.name))
         if label is None:
@@ -177,7 +177,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"{printable(folder)} cannot be read: {error.strerror}.") from error
+        raise DataError(f"{printable(folder)} cannot be read: {error.strerror}; check its permissions.") from error
 
 
 def _folder_names(folder: Path) -> list[str]:
@@ -186,10 +186,10 @@ def _folder_names(folder: Path) -> list[str]:
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     """Return whether an entry is a folder that is not hidden, and so may be a split, a class or a part of one."""
-    return entry.is_dir(follow_symlinks=False) and not _reason(entry)
+    return entry.is_dir(follow_symlinks=False) and not _reason_to_ignore(entry)
 
 
-def _reason(entry: os.DirEntry[str]) -> str:
+def _reason_to_ignore(entry: os.DirEntry[str]) -> str:
     """Return the reason why an entry is ignored in every folder; "" if there is none."""
     if entry.name.startswith((".", "__")):
         return "hidden name"
@@ -200,7 +200,7 @@ def _reason(entry: os.DirEntry[str]) -> str:
 def _stat_image(entry: os.DirEntry[str], name: str, first_names: _FirstNames) -> os.stat_result | str:
     """Return the status of an image that is listed by this name, or the reason why it is not listed."""
     suffix = os.path.splitext(entry.name)[1].lower()
-    if reason := _reason(entry):
+    if reason := _reason_to_ignore(entry):
         return reason
     if suffix not in SUFFIXES:
         return f"ending {suffix}" if suffix else "no ending"
@@ -209,14 +209,14 @@ def _stat_image(entry: os.DirEntry[str], name: str, first_names: _FirstNames) ->
     except OSError as error:
         if entry.is_symlink() and error.errno in _DANGLING:
             return "dangling link"
-        raise DataError(f"{printable(entry.path)} cannot be read: {error.strerror}.") from error
+        raise DataError(f"{printable(entry.path)} cannot be read: {error.strerror}; check its permissions.") from error
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
     first = first_names.setdefault((status.st_dev, status.st_ino), name)
     return status if first == name else f"same file as {first}"
 
 
-def _count_reasons(ignored: Ignored) -> str:
+def _count_reasons(ignored: IgnoredEntries) -> str:
     """Return the number of entries for each reason, most frequent first, with an example each."""
     names_by_reason: dict[str, list[str]] = {}
     for name, reason in ignored:

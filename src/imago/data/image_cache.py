@@ -25,7 +25,7 @@ from imago.threads import one_intraop_thread
 log = logging.getLogger(__name__)
 
 CACHE_MODES = ("none", "ram", "disk", "auto")
-_SCHEMA = 2  # increased when the content of the files changes
+_SCHEMA_VERSION = 2  # increased when the content of the files changes
 _MAX_HEADERS = 500  # images whose size is read for an estimate: a few milliseconds, and an error of a few percent
 _SMALLER = "a lower data.decoded_px or preprocess.size makes them smaller"
 
@@ -40,7 +40,7 @@ def choose_cache(
             available memory, else "disk" if they fit in half of its free space, else "none".
         num_bytes: size of all decoded images.
         directory: directory of the cache on disk, which need not exist yet.
-        num_processes: number of processes that each keep their own copy in memory; on disk they share one.
+        num_processes: those that each keep their own copy in memory; on disk they share one.
         existing_bytes: size of those images that are in `directory` already.
 
     Returns:
@@ -77,7 +77,7 @@ def estimate_bytes(files: LabeledFiles, decoded_px: int | None) -> int:
 
     Args:
         files: the images; those that cannot be read are skipped.
-        decoded_px: the longest shorter side, in pixels; None is the original size.
+        decoded_px: images whose shorter side is longer are scaled down to it, in pixels; None keeps the original size.
     """
     num_pixels = []
     for index in np.unique(np.linspace(0, len(files) - 1, _MAX_HEADERS).astype(np.int64)):
@@ -122,16 +122,16 @@ class ImageCache:
 
 
 def build_cache(
-    files: LabeledFiles, read: Callable[[int], np.ndarray], where: str, directory: Path, settings: str
+    files: LabeledFiles, read: Callable[[int], np.ndarray], kind: str, directory: Path, preparation: str
 ) -> ImageCache:
     """Decode every image once; on disk, reuse what an earlier run or another process has decoded.
 
     Args:
         files: the N images; the cache has the same order.
         read: returns the image at an index as it is cached, uint8 (H, W, 3).
-        where: "ram" or "disk".
+        kind: "ram" or "disk".
         directory: directory of the cache on disk; created if necessary.
-        settings: what `read` does after decoding: images with other settings are not reused.
+        preparation: what `read` does after decoding: images with another preparation are not reused.
 
     Raises:
         DataError: naming the image that cannot be read and its class, or the disk that is full.
@@ -139,17 +139,17 @@ def build_cache(
     images = map_in_threads(read, range(len(files)), "decoding")
     try:
         with one_intraop_thread():
-            return _build_in_memory(images) if where == "ram" else _build_on_disk(images, files, directory, settings)
+            return _build_in_memory(images) if kind == "ram" else _build_on_disk(images, files, directory, preparation)
     except OSError as error:
         raise DataError(
-            f"data.cache={where}: {directory if where == 'disk' else 'the memory'} cannot be written "
+            f"data.cache={kind}: {directory if kind == 'disk' else 'the memory'} cannot be written "
             f"({error.strerror}); data.cache=none decodes the images in every epoch."
         ) from error
 
 
-def open_cache(files: LabeledFiles, directory: Path, settings: str) -> ImageCache | None:
+def open_cache(files: LabeledFiles, directory: Path, preparation: str) -> ImageCache | None:
     """Open the images that `build_cache` kept on disk; return None if they are missing, incomplete or outdated."""
-    index_file, pixels = _cache_files(files, directory, settings)
+    index_file, pixels = _cache_files(files, directory, preparation)
     try:
         with index_file.open("rb") as file, np.load(file) as index:
             if np.array_equal(index["states"], [files.num_bytes, files.mtime_ns]):
@@ -172,17 +172,17 @@ def _build_in_memory(images: Iterator[np.ndarray]) -> ImageCache:
     return cache
 
 
-def _build_on_disk(images: Iterator[np.ndarray], files: LabeledFiles, directory: Path, settings: str) -> ImageCache:
+def _build_on_disk(images: Iterator[np.ndarray], files: LabeledFiles, directory: Path, preparation: str) -> ImageCache:
     """Write the pixels, then the index, both atomically, while other processes wait."""
     directory.mkdir(parents=True, exist_ok=True)
-    index_file, pixels = _cache_files(files, directory, settings)
+    index_file, pixels = _cache_files(files, directory, preparation)
     with index_file.with_suffix(".lock").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases the lock of a process that dies
         except BlockingIOError:
             log.info("another process is decoding these images: waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if (cache := open_cache(files, directory, settings)) is not None:
+        if (cache := open_cache(files, directory, preparation)) is not None:
             return cache
         index_file.unlink(missing_ok=True)  # without it, no process opens the pixels
         remove_partial_files(directory, index_file.stem)
@@ -203,9 +203,9 @@ def _write(images: Iterator[np.ndarray], file: IO[bytes]) -> np.ndarray:
     return np.array(shapes, np.int64).reshape(-1, 2)
 
 
-def _cache_files(files: LabeledFiles, directory: Path, settings: str) -> tuple[Path, Path]:
+def _cache_files(files: LabeledFiles, directory: Path, preparation: str) -> tuple[Path, Path]:
     """Return the file of shapes and states and the file of pixels, which are replaced when image files change."""
-    content = encode_names([str(_SCHEMA), str(files.root.absolute()), settings, *files.names])
+    content = encode_names([str(_SCHEMA_VERSION), str(files.root.absolute()), preparation, *files.names])
     name = hashlib.sha256(content).hexdigest()[:16]
     return directory / f"{name}.npz", directory / f"{name}.pixels"
 

@@ -33,7 +33,7 @@ def preprocess_for_images(images: Sequence[np.ndarray]) -> Preprocess:
 
 
 def channel_statistics(images: Iterable[np.ndarray]) -> dict[str, Any]:
-    """Compute the mean and std of a `Preprocess` over images uint8 (H, W, 3)."""
+    """Compute mean and std per channel, of all pixels in [0, 1] of images uint8 (H, W, 3); std is at least 1 / 255."""
     counts = np.zeros((3, 256), np.int64)
     for pixels in images:
         counts += [np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(3)]

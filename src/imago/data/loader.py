@@ -30,7 +30,7 @@ class BatchLoader(DataLoader):
         super().__init__(
             dataset,
             batch_sampler=sampler,
-            collate_fn=_share,  # type: ignore[arg-type]  # torch expects a list of samples
+            collate_fn=_move_to_shared_memory,  # type: ignore[arg-type]  # torch expects a list of samples
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
@@ -42,9 +42,9 @@ class BatchLoader(DataLoader):
             Finalize(None, _kill_stuck_workers, exitpriority=100)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch names its own iterator class
-        return map(self._checked, super().__iter__())
+        return map(self._raise_if_error, super().__iter__())
 
-    def _checked(self, batch: Any) -> Any:
+    def _raise_if_error(self, batch: Any) -> Any:
         if not isinstance(batch, DataError):
             return batch
         workers: Any = self._iterator  # where torch keeps persistent workers; None without
@@ -54,7 +54,7 @@ class BatchLoader(DataLoader):
         raise batch
 
 
-def _share(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Tensor, Tensor] | DataError:
+def _move_to_shared_memory(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Tensor, Tensor] | DataError:
     """Move the batch of a worker to shared memory, so that a lack of shared memory raises in the main process.
 
     Otherwise torch moves it in a thread of the worker; if that fails, the main process waits until its timeout.

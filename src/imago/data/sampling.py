@@ -16,11 +16,11 @@ class BatchIndices(NamedTuple):
     """Identify one batch.
 
     Attributes:
-        epoch: part of the key of each sample's random draws: one number, or int64 (B,).
+        epoch_keys: part of the key of each sample's random draws: one number, or int64 (B,).
         indices: of the samples, int64 (B,).
     """
 
-    epoch: int | np.ndarray
+    epoch_keys: int | np.ndarray
     indices: np.ndarray
 
 
@@ -32,11 +32,11 @@ class TrainSampler:
     size. A dataset smaller than one batch is one batch.
 
     Args:
-        num_samples: number of training samples on all ranks.
+        num_samples: N, of all ranks together.
         batch_size: samples per batch over all ranks.
         seed: determines the order together with the epoch.
-        rank: index of this rank, in 0 .. num_ranks - 1.
-        num_ranks: number of ranks; must divide `batch_size`.
+        rank: of this process, in 0 .. num_ranks - 1.
+        num_ranks: must divide `batch_size`.
         labels: int64 (N,) to show every class equally often; None shows every sample once per epoch.
     """
 
@@ -67,15 +67,15 @@ class TrainSampler:
 
     def __iter__(self) -> Iterator[BatchIndices]:
         epoch = self.epoch
-        keys: int | np.ndarray = epoch
+        epoch_keys: int | np.ndarray = epoch
         if self.labels is None:
             order = random_permutation(self.num_samples, self.seed, epoch)
         else:
-            keys, order = balanced_order(self.labels, self.seed, epoch)
+            epoch_keys, order = balanced_order(self.labels, self.seed, epoch)
         for batch in range(self.start_batch, len(self)):
             start = batch * self.batch_size
             share = slice(start + self.rank, start + self.batch_size, self.num_ranks)
-            yield BatchIndices(keys if isinstance(keys, int) else keys[share], order[share])
+            yield BatchIndices(epoch_keys if isinstance(epoch_keys, int) else epoch_keys[share], order[share])
 
 
 class EvalSampler:
@@ -113,12 +113,12 @@ def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarra
     """
     classes = np.unique(labels)
     class_at_position = np.arange(len(labels)) % len(classes)  # before the shuffle
-    keys, indices = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
+    epoch_keys, indices = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
     for number, label in enumerate(classes):
         members, slots = np.flatnonzero(labels == label), np.flatnonzero(class_at_position == number)
         repetitions = range(-(-len(slots) // len(members)))
         orders = [random_permutation(len(members), seed, epoch, repetition, label) for repetition in repetitions]
         indices[slots] = members[np.concatenate(orders)][: len(slots)]
-        keys[slots] = epoch + (np.arange(len(slots)) // len(members) << _REPEAT_SHIFT)
+        epoch_keys[slots] = epoch + (np.arange(len(slots)) // len(members) << _REPEAT_SHIFT)
     order = random_permutation(len(labels), seed, epoch)
-    return keys[order], indices[order]
+    return epoch_keys[order], indices[order]

@@ -25,22 +25,23 @@ _TURN_KEY, _SIZE_KEY, _X_KEY, _Y_KEY, _BACKGROUND_KEY, _SHAPE_KEY = range(1, 7)
 _SHADE_KEY, _NOISE_LEVEL_KEY, _NOISE_KEY = range(7, 10)
 
 _SIDE_PX = 32
-_SUBPIXELS = 3  # along one side of a pixel, whose coverage is 0 .. 9 ninths
-_CHUNK = 50  # images drawn at once; their sub-pixels take 2 MB, which stays in the processor's cache
+_NUM_SUBPIXELS = 3  # along one side of a pixel, whose coverage is 0 .. 9 ninths
+_NUM_AT_ONCE = 50  # images drawn at once; their sub-pixels take 2 MB, which stays in the processor's cache
 
-# Fixed-point units. Sub-pixel coordinates stay below 2**12 and a sine is at most 2**14, so int32 holds every product.
-_POSITION_UNITS = 2 * _SUBPIXELS  # position units per pixel: the centers of sub-pixels are at odd positions
-_SIZE_UNITS = 16  # size units per pixel
-_UNIT = 1024  # size of a shape in the coordinates of its outline
-_SINE_BITS = 14
-_ZOOM_BITS = 8
+# Fixed-point units. Sub-pixel coordinates stay below 2**12 and a sine is at most 2**14, so int32 holds every
+# product of the two; the products in `_coverage` are int64.
+_POSITION_UNITS = 2 * _NUM_SUBPIXELS  # position units per pixel: the centers of sub-pixels are at odd positions
+_SIZE_UNITS = 16  # per pixel: sizes are drawn in steps of 1/16 px; our own choice
+_UNIT = 1024  # size of a shape in the coordinates of its outline; our own choice
+_SINE_BITS = 14  # fractional bits of a sine; our own choice
+_ZOOM_BITS = 8  # fractional bits of `zoom`; our own choice
 _FULL_TURN = 120  # steps, divisible by 3, 4 and 5
 
 # round(2**14 * sin(3 degrees * k)) for k = 0 .. 30, mirrored below to the full turn
-_QUARTER = [0, 857, 1713, 2563, 3406, 4240, 5063, 5872, 6664, 7438, 8192, 8923, 9630, 10311, 10963, 11585, 12176]
-_QUARTER += [12733, 13255, 13741, 14189, 14598, 14968, 15296, 15582, 15826, 16026, 16182, 16294, 16362, 16384]
-_HALF = np.array(_QUARTER[:-1] + _QUARTER[:0:-1], np.int64)
-_SINE = np.concatenate([_HALF, -_HALF])
+_QUARTER_SINE = [0, 857, 1713, 2563, 3406, 4240, 5063, 5872, 6664, 7438, 8192, 8923, 9630, 10311, 10963, 11585, 12176]
+_QUARTER_SINE += [12733, 13255, 13741, 14189, 14598, 14968, 15296, 15582, 15826, 16026, 16182, 16294, 16362, 16384]
+_HALF_SINE = np.array(_QUARTER_SINE[:-1] + _QUARTER_SINE[:0:-1], np.int64)
+_SINE = np.concatenate([_HALF_SINE, -_HALF_SINE])
 _COSINE = np.roll(_SINE, -_FULL_TURN // 4)
 
 # Maps coordinates u and v, int32, to whether the point is inside, bool, same shape.
@@ -81,10 +82,10 @@ def render_split(split: str, num_samples: int | None = None) -> tuple[np.ndarray
     images_NCHW = np.empty((len(index_N), 3, _SIDE_PX, _SIDE_PX), np.uint8)
     for label, name in enumerate(CLASS_NAMES):
         members = index_N[labels_N == label]
-        for start in range(0, len(members), _CHUNK):
-            chunk = members[start : start + _CHUNK]
-            key = (_SEED, split_number, chunk[:, None])
-            images_NCHW[chunk] = _paint(_coverage(_OUTLINES[name], key), key)
+        for start in range(0, len(members), _NUM_AT_ONCE):
+            batch = members[start : start + _NUM_AT_ONCE]
+            key = (_SEED, split_number, batch[:, None])
+            images_NCHW[batch] = _paint(_coverage(_OUTLINES[name], key), key)
     return images_NCHW, labels_N
 
 
@@ -109,7 +110,7 @@ def _coverage(outline: _Outline, key: tuple) -> np.ndarray:
         for product_NS in (dx * along, dy * across, -dx * across, dy * along)
     )
     inside_NSS = outline(u_column[:, None, :] + u_row[:, :, None], v_column[:, None, :] + v_row[:, :, None])
-    blocks = inside_NSS.reshape(-1, _SIDE_PX, _SUBPIXELS, _SIDE_PX, _SUBPIXELS)
+    blocks = inside_NSS.reshape(-1, _SIDE_PX, _NUM_SUBPIXELS, _SIDE_PX, _NUM_SUBPIXELS)
     return blocks.sum(axis=(2, 4), dtype=np.int32)
 
 
@@ -131,7 +132,7 @@ def _paint(coverage_NHW: np.ndarray, key: tuple) -> np.ndarray:
         random_NHW = ((words_NHW >> np.uint64(16 * channel)) & np.uint64(0xFFFF)).astype(np.int32) - 0x8000
         noise_NHW = (random_NHW * noise_level) >> 15
         background, shape = background_NC[:, channel, None, None], shape_NC[:, channel, None, None]
-        flat_NHW = background + (shape - background) * coverage_NHW // _SUBPIXELS**2
+        flat_NHW = background + (shape - background) * coverage_NHW // _NUM_SUBPIXELS**2
         images_NCHW[:, channel] = np.clip(flat_NHW + shade_NHW + noise_NHW, 0, 255)
     return images_NCHW
 

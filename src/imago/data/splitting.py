@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imago.data.dataset import Samples, concatenate
+from imago.data.dataset import SPLITS, Samples, concatenate
 from imago.errors import ConfigError, DataError
 from imago.seeding import derive_seed, random_permutation
 
@@ -101,7 +101,7 @@ def complete_splits(
         fold = "" if plan.fold is None else f" (fold {plan.fold} of {plan.num_folds})"
         hint = "; data.val_as_test=true tests on val instead" if drawn == ["test"] else ""
         log.info("split off the %s training images, stratified: %s%s%s", f"{num_drawn_from:,}", counts, fold, hint)
-    return {split: splits[split] for split in ("train", "val", "test")}, drawn
+    return {split: splits[split] for split in SPLITS}, drawn
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +171,10 @@ def _take_fold(splits: dict[str, Samples], plan: SplitPlan, class_names: Sequenc
     pool = concatenate([splits[split] for split in ("train", "val") if split in splits])
     is_val = stratified_folds(pool.labels, plan.num_folds, plan.split_seed) == plan.fold
     if not is_val.any():
-        raise DataError(f"data.fold={plan.fold}: {len(pool)} training images are too few for {plan.num_folds} folds.")
+        raise DataError(
+            f"data.fold={plan.fold}: {len(pool)} training images are too few for {plan.num_folds} folds; "
+            "use a lower data.num_folds."
+        )
     lost = set(pool.labels) - set(pool.labels[~is_val])
     if lost:
         raise DataError(
@@ -188,10 +191,10 @@ def _split_off(split: str, splits: dict[str, Samples], plan: SplitPlan, remainin
         raise ConfigError(f"this dataset has no {split} split; set the share to split off: data.{split}_fraction=0.1.")
     seed = plan.split_seed if split == "val" else derive_seed(plan.split_seed, _TEST_KEY)
     train = splits["train"]
-    others, chosen = stratified_split(train.labels, fraction / remaining, seed)
-    if not len(chosen):
+    kept, split_off = stratified_split(train.labels, fraction / remaining, seed)
+    if not len(split_off):
         raise DataError(f"{len(train)} training images are too few to split {split} off; add images of each class.")
-    splits["train"], splits[split] = train.take(others), train.take(chosen)
+    splits["train"], splits[split] = train.take(kept), train.take(split_off)
     return fraction
 
 
@@ -201,12 +204,14 @@ def _check(splits: Mapping[str, Samples], class_names: Sequence[str], split_file
         raise DataError(f"the dataset has the classes {list(class_names)}; a classifier needs at least 2.")
     for split, samples in splits.items():
         if not len(samples):
-            raise DataError(f"the {split} split has no images.")
+            remedy = "add some" if split == "train" else "add some, or remove it so that it is drawn from train"
+            raise DataError(f"the {split} split has no images; {remedy}.")
         low, high = samples.labels.min(), samples.labels.max()
         if low < 0 or high >= len(class_names):
             raise DataError(
                 f"the {split} split has labels from {low} to {high}; "
-                f"with {len(class_names)} classes they must be in 0 .. {len(class_names) - 1}."
+                f"with {len(class_names)} classes they must be in 0 .. {len(class_names) - 1}; "
+                "correct the labels or the class names."
             )
     missing = set(range(len(class_names))) - set(splits["train"].labels.tolist())
     if missing:

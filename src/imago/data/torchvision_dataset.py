@@ -36,9 +36,9 @@ SPLIT_ARGUMENTS: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "Imagenette": {"train": {"split": "train"}, "test": {"split": "val"}},
 }
 # Images from which mean and std are computed. Pixels in [0, 1] have a std of at most 0.5, so the standard error of the
-# mean is at most 0.5 / sqrt(5,000) = 0.007.
-MAX_SAMPLE_IMAGES = 5_000
-_SAMPLE_KEY = 4  # key of this use of `split_seed`
+# mean is at most 0.5 / sqrt(5,000) = 0.007; our own choice.
+MAX_STATISTICS_IMAGES = 5_000
+_STATISTICS_KEY = 4  # key of this use of `split_seed`
 
 
 class TorchvisionDataModule(ImageDataModule):
@@ -65,13 +65,13 @@ class TorchvisionDataModule(ImageDataModule):
             raise ConfigError(f"data.name={name} is not a supported dataset; nearest first: {', '.join(close)}.")
         if size is not None and size < 1:
             raise ConfigError(f"data.size={size} must be 1 or more, or null for images as they are.")
-        self.set_name = name
+        self.dataset_name = name
         self.data_dir = Path(data_dir)
         self.size = size
 
     def load_dataset(self) -> ClassNamesAndSplits:
         """Read every published split."""
-        arguments = SPLIT_ARGUMENTS[self.set_name]
+        arguments = SPLIT_ARGUMENTS[self.dataset_name]
         sources: dict[str, Any] = {split: self._open(arguments[split]) for split in arguments}
         splits: dict[str, Samples] = {split: self._read(split, source) for split, source in sources.items()}
         num_classes = 1 + max(int(samples.labels.max()) for samples in splits.values())
@@ -81,8 +81,8 @@ class TorchvisionDataModule(ImageDataModule):
     def default_preprocess(self) -> Preprocess:
         """Keep the size; compute mean and std from a sample of the training images."""
         train: Any = self.splits.train
-        order = random_permutation(len(train), self.split_plan.split_seed, _SAMPLE_KEY)
-        sample = train.images[order[:MAX_SAMPLE_IMAGES]]
+        order = random_permutation(len(train), self.split_plan.split_seed, _STATISTICS_KEY)
+        sample = train.images[order[:MAX_STATISTICS_IMAGES]]
         size = train.images.shape[-1]
         return Preprocess(size, size, "center", **channel_statistics(sample.transpose(0, 2, 3, 1)))
 
@@ -94,7 +94,7 @@ class TorchvisionDataModule(ImageDataModule):
         """
         import torchvision.datasets
 
-        source: Any = getattr(torchvision.datasets, self.set_name)
+        source: Any = getattr(torchvision.datasets, self.dataset_name)
         for directory in data_directories(self.data_dir):
             with suppress(RuntimeError, FileNotFoundError):  # raised by torchvision if files are missing
                 return source(str(directory), download=False, **arguments)
@@ -104,22 +104,22 @@ class TorchvisionDataModule(ImageDataModule):
         return download_dataset(source, next(iter(urls), None), self.data_dir, remedy, **arguments)
 
     def _read(self, split: str, source: Any) -> LabeledArray:
-        count, side = len(source), self.size or source[0][0].height
-        if count * 3 * side**2 > available_memory_bytes():
+        num_images, side = len(source), self.size or source[0][0].height
+        if num_images * 3 * side**2 > available_memory_bytes():
             raise DataError(
-                f"{count:,} images of {self.set_name}, {side}x{side} each, do not fit in the available memory; "
-                "data.size=SIDE crops and resizes them, e.g. data.size=64."
+                f"{num_images:,} images of {self.dataset_name}, {side}x{side} each, do not fit in the available "
+                "memory; data.size=SIDE crops and resizes them, e.g. data.size=64."
             )
-        images, labels = np.empty((count, 3, side, side), np.uint8), np.empty(count, np.int64)
-        for index in tqdm(range(count), desc=f"reading {split}", leave=False, disable=None):
+        images, labels = np.empty((num_images, 3, side, side), np.uint8), np.empty(num_images, np.int64)
+        for index in tqdm(range(num_images), desc=f"reading {split}", leave=False, disable=None):
             image, labels[index] = source[index]
             pixels = np.asarray(image.convert("RGB"))
             if self.size is not None:
                 pixels = resize_and_crop(pixels, Preprocess(side, side, "center", (0.0,) * 3, (1.0,) * 3))
             if pixels.shape != (side, side, 3):
                 raise DataError(
-                    f"images of {self.set_name} are not squares of one size, e.g. image {index}: {image.width}x"
+                    f"images of {self.dataset_name} are not squares of one size, e.g. image {index}: {image.width}x"
                     f"{image.height}; data.size=SIDE crops and resizes them, e.g. data.size=64."
                 )
             images[index] = pixels.transpose(2, 0, 1)
-        return LabeledArray(images, labels, tuple(f"{split}/{index:05d}" for index in range(count)))
+        return LabeledArray(images, labels, tuple(f"{split}/{index:05d}" for index in range(num_images)))

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imago.dataset_check.checked_dataset import SPLITS, CheckedDataset
+from imago.data.dataset import MIN_IMBALANCE_RATIO, SPLITS
+from imago.dataset_check.checked_dataset import CheckedDataset
 
-# Training images of the largest class per image of the smallest; our own choice, as in training/console.py.
-MIN_IMBALANCE_RATIO = 3.0
 FEW_TEST_IMAGES = 100  # the 95 % interval of an accuracy is then up to 19 points wide (Wilson 1927)
 _KIND_NOTES = {
     "animated": "only the first frame is used",

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from imago.dataset_check.checked_dataset import SPLITS, CheckedDataset
+from imago.data.dataset import SPLITS
+from imago.dataset_check.checked_dataset import CheckedDataset
 from imago.dataset_check.findings import Finding
 from imago.files import write_csv
 from imago.text import display_width, padded, printable

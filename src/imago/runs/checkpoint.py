@@ -19,14 +19,14 @@ from imago.files import atomic_write, fsync_directory, remove_partial_files
 from imago.paths import checkpoint_file
 from imago.resources import free_disk_bytes
 
-SCHEMA = 2  # increased when the contents change; 1 is the first edition
+SCHEMA_VERSION = 2  # increased when the contents change; 1 is the first edition
 _FIRST_EDITION_COMMIT = "7986d1c"
 
 # The entries that training changes; the state of a callback may hold an infinite score as its start value.
 _TRAINED_KEYS = ("state_dict", "optimizer_states", "current_model_state")
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError)
-_NUM_FILES = 3  # best.ckpt, last.ckpt and the one that is being written
-_NUM_COPIES = 3  # of the weights in a checkpoint: the weights and the two moments of Adam
+_NUM_CHECKPOINTS = 3  # best.ckpt, last.ckpt and the one that is being written
+_NUM_WEIGHT_COPIES = 3  # of the weights in a checkpoint: the weights and the two moments of Adam
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -45,7 +45,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         _check_finite(checkpoint, path)
         if not _is_rank_result(path):
-            checkpoint = {"imago": {"schema": SCHEMA, "torch": str(torch.__version__)}} | checkpoint
+            checkpoint = {"imago": {"schema": SCHEMA_VERSION, "torch": str(torch.__version__)}} | checkpoint
         try:
             write_checkpoint(checkpoint, Path(path))
         except OSError as error:
@@ -114,7 +114,9 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except _DAMAGED_ZIP as error:
-        raise DataError(f"{path} is truncated or not a checkpoint ({path.stat().st_size} bytes).") from error
+        raise DataError(
+            f"{path} is truncated or not a checkpoint ({path.stat().st_size} bytes); use another checkpoint of the run."
+        ) from error
     if damaged:
         raise DataError(
             f"{path} is damaged: the checksum of {damaged} does not match; use the other checkpoint of the run."
@@ -123,10 +125,12 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
     header = checkpoint.get("imago") if isinstance(checkpoint, dict) else None
     schema = header.get("schema") if isinstance(header, dict) else None
     if not isinstance(schema, int):
-        raise DataError(f"{path} is not a checkpoint of this project.")
-    if schema < SCHEMA:
+        raise DataError(
+            f"{path} is not a checkpoint of this project; use one of a run, e.g. RUN/checkpoints/best.ckpt."
+        )
+    if schema < SCHEMA_VERSION:
         raise DataError(f"{path} was written by the first edition of imago; commit {_FIRST_EDITION_COMMIT} reads it.")
-    if schema > SCHEMA:
+    if schema > SCHEMA_VERSION:
         raise DataError(f"{path} was written by a later version of imago; update this checkout.")
     return checkpoint
 
@@ -136,12 +140,14 @@ def _load(path: Path, map_location: Any | None) -> Any:
         return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         match = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({match[1]})" if match else ""
+        target = f" ({match[1]})" if match else ""
         raise DataError(
-            f"{path} holds more than plain data and tensors{what}; it is refused, as it could run code."
+            f"{path} holds more than plain data and tensors{target}; it is refused, as it could run code."
         ) from error
     except (RuntimeError, ValueError) as error:
-        raise DataError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise DataError(
+            f"{path} cannot be loaded ({str(error).splitlines()[0]}); use another checkpoint of the run."
+        ) from error
 
 
 def check_loadable(settings: Mapping[str, Any]) -> None:
@@ -171,7 +177,7 @@ def check_free_space(run_dir: Path, module: torch.nn.Module) -> None:
     """
     last = checkpoint_file(run_dir, "last")
     weight_bytes = sum(value.nbytes for value in module.state_dict().values())
-    needed_bytes = _NUM_FILES * (last.stat().st_size if last.is_file() else _NUM_COPIES * weight_bytes)
+    needed_bytes = _NUM_CHECKPOINTS * (last.stat().st_size if last.is_file() else _NUM_WEIGHT_COPIES * weight_bytes)
     free_bytes = free_disk_bytes(run_dir)
     if free_bytes < needed_bytes:
         raise StorageError(

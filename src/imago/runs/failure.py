@@ -3,7 +3,6 @@
 import errno
 import json
 import re
-import signal
 import time
 import traceback
 from collections.abc import Mapping
@@ -14,13 +13,11 @@ from subprocess import Popen, TimeoutExpired
 from typing import Any
 
 from imago.errors import DataError, Stopped, StorageError, UserError
-from imago.runs.signals import rank_name, stopped_by
+from imago.runs.signals import STOP_SIGNALS, rank_name, stopped_by
 
 # Lost-connection errors of the other ranks when one has ended; they are not the cause.
 _LOST_CONNECTION = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|TCPStore", re.I)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# A rank that is asked to stop before it has installed its handlers is killed by one of these: no failure.
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 # Errors of loader workers as torch words them, and the messages for the user with what matched.
 _LOADER_ERRORS = {
     r"((?:unable to [^:]*shared memory|shm_open|DataLoader worker [^:]*: Bus error).{,90})": (
@@ -56,20 +53,20 @@ class Failure:
     time_s: float
 
 
-def explain_exit(error: BaseException, run_dir: Path, received: int | None) -> tuple[str, str, BaseException]:
+def explain_exit(error: BaseException, run_dir: Path, received_signal: int | None) -> tuple[str, str, BaseException]:
     """Determine why a run ended.
 
     Args:
         error: what was raised in this process.
         run_dir: the run directory, with the failure files of the ranks.
-        received: the signal that this process received, if any.
+        received_signal: the first one that this process received; None without one.
 
     Returns:
         Status and reason for `summary.json`, and the error to exit with.
     """
     first = first_failure(run_dir)
     is_cause_known = first is not None and first.traceback and not _LOST_CONNECTION.search(first.text)
-    stop = _find_stop(error, received)
+    stop = _find_stop(error, received_signal)
     if stop is not None and not is_cause_known:  # torchrun sends SIGTERM to the others if one rank fails
         return "stopped", stop.reason, KeyboardInterrupt() if stop.code == 130 else stop
     if isinstance(error, SystemExit) and stop is None:
@@ -81,14 +78,14 @@ def explain_exit(error: BaseException, run_dir: Path, received: int | None) -> t
     return "failed", reason, UserError(reason) if first.is_user_error else error
 
 
-def _find_stop(error: BaseException, received: int | None) -> Stopped | None:
+def _find_stop(error: BaseException, received_signal: int | None) -> Stopped | None:
     """Return the stop that caused an error, if any: Lightning and torch wrap it, and more may fail during exit."""
     if isinstance(error, Stopped):
         return error
     if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
         return Stopped("Ctrl-C", 130)
-    if received is not None and not isinstance(error, UserError):
-        return stopped_by(received)
+    if received_signal is not None and not isinstance(error, UserError):
+        return stopped_by(received_signal)
     if type(error).__name__ == "SIGTERMException":  # by name: importing it would load torch
         return Stopped("SIGTERM", 143)
     exit_code = getattr(error, "exit_code", None)  # torch's, if only a forked rank received the signal
@@ -110,7 +107,8 @@ def write_killed_failure(run_dir: Path, rank: int, exit_code: int | None) -> Non
         rank: the rank of a process that this one started.
         exit_code: a negative one is the signal that ended it; None while it runs.
     """
-    if exit_code is not None and exit_code < 0 and -exit_code not in _STOP_SIGNALS:
+    # A rank that is asked to stop before it has installed its handlers is killed by one of these: no failure.
+    if exit_code is not None and exit_code < 0 and -exit_code not in STOP_SIGNALS:
         text = f"killed by signal {-exit_code}, possibly out of memory: try a smaller data.batch_size"
         _write(run_dir, Failure(str(rank), text, is_user_error=False, traceback="", time_s=time.time()))
 
@@ -121,7 +119,7 @@ def write_killed_failures(run_dir: Path, error: BaseException, processes: Mappin
     Args:
         run_dir: the run directory, which gets one file for each killed rank.
         error: what was raised in this process.
-        processes: the ranks that this process started; they get one second to end.
+        processes: the ranks that this process started; they get one second to end; our own choice.
     """
     if not _LOST_CONNECTION.search(_describe(error)) and not type(error).__module__.startswith("torch.multiprocessing"):
         return

@@ -18,11 +18,11 @@ from imago.files import read_json
 from imago.settings import flat_settings
 
 # The files that mark a run directory; a run that was killed at its start has only the second.
-_MARKERS = frozenset({"summary.json", "provenance.json"})
+_MARKER_FILES = frozenset({"summary.json", "provenance.json"})
 _SUBDIRECTORIES = frozenset({"checkpoints", "tensorboard", "eval", "export", "predictions", "figures"})
 
 # Settings that do not change a result. The trailing dot matches whole keys only.
-_WITHOUT_EFFECT = (
+_KEYS_WITHOUT_EFFECT = (
     *("paths.", "logger.", "run_name.", "resume."),
     *("callbacks.progress.", "callbacks.speed.", "callbacks.image_grid."),
 )
@@ -47,9 +47,9 @@ class RunRecord:
         test_acc: test accuracy of the best checkpoint, in [0, 1].
         test_low: lower end of its 95 % interval.
         test_high: upper end of its 95 % interval.
-        num_test_images: number of images tested.
+        num_test_images: images behind `test_acc`, which determine its interval.
         best_epoch: epoch of the best checkpoint, counted from 1.
-        epochs: number of completed epochs.
+        epochs: completed ones.
         seconds: duration from the last start to the end.
         images_per_s: training images per second, over all devices.
         data_wait_share: share of the training time spent waiting for data, in [0, 1].
@@ -88,7 +88,7 @@ def read_records(log_dir: Path | str) -> list[RunRecord]:
         raise DataError(f"runs={log_dir} is not a directory; type one that contains runs, e.g. runs=logs.")
     run_dirs = []
     for path, subdirectories, files in os.walk(log_dir):
-        if not _MARKERS.isdisjoint(files):
+        if not _MARKER_FILES.isdisjoint(files):
             run_dirs.append(Path(path))
             subdirectories[:] = [name for name in subdirectories if name not in _SUBDIRECTORIES]
     return [read_record(run_dir, log_dir) for run_dir in sorted(run_dirs)]
@@ -144,7 +144,7 @@ def _without_paths(flat: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     return {
         name: value
         for name, value in flat.items()
-        if not str(value).startswith(prefix) and not f"{name}.".startswith(_WITHOUT_EFFECT)
+        if not str(value).startswith(prefix) and not f"{name}.".startswith(_KEYS_WITHOUT_EFFECT)
     }
 
 

@@ -89,7 +89,7 @@ class RunDirectory:
             self._write_end("finished", None, start_s)
         except BaseException as error:
             write_killed_failures(self.path, error, self.signals.rank_processes())
-            status, reason, exit_error = explain_exit(error, self.path, self.signals.received)
+            status, reason, exit_error = explain_exit(error, self.path, self.signals.received_signal)
             if status == "failed":
                 _log.debug("".join(traceback.format_exception(error)))
                 if not self.is_main_process:
@@ -117,11 +117,11 @@ class RunDirectory:
         write_failure(self.path, error)
         self.update()
 
-    def add_provenance(self, data: str, **entries: Any) -> None:
+    def add_provenance(self, data_fingerprint: str, **entries: Any) -> None:
         """Add entries to `provenance.json`.
 
         Args:
-            data: fingerprint of the data, see `ImageDataModule.fingerprint`.
+            data_fingerprint: stored as `data`, see `ImageDataModule.fingerprint`.
             entries: further entries, which replace those of the same name.
 
         Raises:
@@ -130,12 +130,12 @@ class RunDirectory:
         if self.is_main_process:
             file = self.path / "provenance.json"
             saved = read_json(file)
-            if saved.get("data", data) != data:
+            if saved.get("data", data_fingerprint) != data_fingerprint:
                 raise DataError(
-                    f"{self.path} was started on other data (fingerprint {saved['data']}, now {data}): files were "
-                    "added, removed or changed. Restore them, or start a new run."
+                    f"{self.path} was started on other data (fingerprint {saved['data']}, now {data_fingerprint}): "
+                    "files were added, removed or changed. Restore them, or start a new run."
                 )
-            write_json(file, saved | entries | {"data": data})
+            write_json(file, saved | entries | {"data": data_fingerprint})
 
     def _write_start(self, settings: str, overrides: Sequence[str], seed: int) -> None:
         """Write config, provenance, the status running and the link `latest`."""
@@ -191,14 +191,14 @@ def _requeue_slurm_job() -> None:
     """Queue this SLURM job, or this task of a job array, again; outside SLURM do nothing."""
     if "SLURM_JOB_ID" not in os.environ:
         return
-    job = os.environ["SLURM_JOB_ID"]
+    job_id = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+        job_id = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:  # for 60 s, of the 90 s between SIGUSR1 and the end of the time in docs/cluster.sbatch
-        subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=True)
+        subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         failure = getattr(error, "stderr", None) or error
-        _log.warning("job %s is not queued again: scontrol failed: %s", job, str(failure).strip())
+        _log.warning("job %s is not queued again: scontrol failed: %s", job_id, str(failure).strip())
 
 
 def _now() -> str:

@@ -12,10 +12,10 @@ from typing import Any
 
 from imago.errors import Stopped
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # A terminal, torchrun and a sweep all forward a signal: repetitions within this time are ignored; our own choice.
 _SAME_SIGNAL_S = 10.0
-_MAIN_PID = "IMAGO_MAIN_PID"  # environment variable for the ranks that Lightning starts as commands
+_MAIN_PID_VARIABLE = "IMAGO_MAIN_PID"  # environment variable for the ranks that Lightning starts as commands
 _GRACE_S = 5.0  # a rank notices and records a lost connection sooner than that; our own choice
 
 
@@ -38,9 +38,9 @@ def watch_main_process() -> None:
 
     A rank that has not yet connected would wait for rank 0 for half an hour.
     """
-    main_pid = os.environ.get(_MAIN_PID)
+    main_pid = os.environ.get(_MAIN_PID_VARIABLE)
     if is_main_process():
-        os.environ[_MAIN_PID] = str(os.getpid())
+        os.environ[_MAIN_PID_VARIABLE] = str(os.getpid())
     elif main_pid not in (None, str(os.getpid())):
         threading.Thread(target=_exit_after, args=(int(main_pid),), daemon=True).start()
 
@@ -56,14 +56,14 @@ class Signals:
     """Handle stop signals: raise at once, or defer to the next optimizer step.
 
     Attributes:
-        received: number of the first signal; None before.
+        received_signal: number of the first signal; None before.
         is_deferred: true from the start to the end of training, where an immediate exit would lose work:
-            `StopOnSignal` then checks `received` before every optimizer step.
+            `StopOnSignal` then checks `received_signal` before every optimizer step.
         launcher: Lightning's, which holds the processes of the other ranks; None in those.
     """
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.received_signal: int | None = None
         self.is_deferred = False
         self.launcher: Any = None
         self._pid = os.getpid()
@@ -75,12 +75,12 @@ class Signals:
 
         After a signal the process is about to exit, and the same signal once more must not interrupt that.
         """
-        old_handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        old_handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         self.install()
         try:
             yield
         finally:
-            if self.received is None and threading.current_thread() is threading.main_thread():
+            if self.received_signal is None and threading.current_thread() is threading.main_thread():
                 for number, handler in old_handlers.items():
                     if handler is not None:
                         signal.signal(number, handler)
@@ -91,7 +91,7 @@ class Signals:
             self._pid, self.launcher = os.getpid(), None
         if threading.current_thread() is not threading.main_thread():
             return  # Python allows handlers in the main thread only
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as in a background job or under nohup
                 signal.signal(number, self._handle)
 
@@ -101,9 +101,9 @@ class Signals:
         Raises:
             Stopped: with the signal's name.
         """
-        if self.received is not None:
-            self._forward(self.received)
-            raise stopped_by(self.received)
+        if self.received_signal is not None:
+            self._forward(self.received_signal)
+            raise stopped_by(self.received_signal)
 
     def rank_processes(self) -> dict[int, Any]:
         """Return the ranks that this process started: `Popen` of the ranks from 1 on, or all ranks if forked."""
@@ -112,20 +112,20 @@ class Signals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a loader worker, or a forked rank before `install`
-            self.received = self.received or number
+            self.received_signal = self.received_signal or number
             return
         now_s = time.monotonic()
-        is_first = self.received is None
+        is_first = self.received_signal is None
         if not is_first and now_s - self._received_at_s < _SAME_SIGNAL_S:
             return
-        self.received, self._received_at_s = self.received or number, now_s
+        self.received_signal, self._received_at_s = self.received_signal or number, now_s
         ranks = self.rank_processes().values()
         waits_for_forked_ranks = any(not isinstance(rank, Popen) and rank.is_alive() for rank in ranks)
         if is_first and waits_for_forked_ranks:
             self._forward(number)
         elif not is_first or not self.is_deferred:
             self._forward(number)
-            raise KeyboardInterrupt if self.received == signal.SIGINT else stopped_by(self.received)
+            raise KeyboardInterrupt if self.received_signal == signal.SIGINT else stopped_by(self.received_signal)
 
     def _forward(self, number: int) -> None:
         if self.launcher is not None:

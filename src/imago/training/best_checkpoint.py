@@ -19,7 +19,7 @@ from imago.task.classification import ClassificationTask
 
 log = logging.getLogger(__name__)
 
-_NUM_MISTAKES = 15  # 3 rows of 5 images
+_NUM_MISTAKES = 15  # 3 rows of 5 images; our own choice
 
 
 def calibrate_and_plot_best_checkpoint(
@@ -48,7 +48,7 @@ def calibrate_and_plot_best_checkpoint(
         return
     data.trainer = None  # so that the loader gives this process all images, not the share of its rank
     accelerator = "cpu" if trainer.strategy.root_device.type == "cpu" else "auto"
-    if cfg.tta != "none":  # for the views of the final test; predict, export and serve use one view
+    if cfg.tta != "none":  # for the views of the final test; predict and export use one view
         _calibrate(checkpoint, validate(checkpoint, data, cfg.extra_targets, accelerator, cfg.tta), cfg.tta)
     result = validate(checkpoint, data, cfg.extra_targets, accelerator)
     temperature = _calibrate(checkpoint, result)

@@ -45,7 +45,7 @@ def choose_preprocess(
     Returns:
         The record, and its origin in a few words.
     """
-    chosen = {name: value for name, value in typed.items() if value is not None}
+    overrides = {name: value for name, value in typed.items() if value is not None}
     record = data.to_dict()
     origin = "from the dataset"
     if weights and data.size <= MAX_SMALL_PX < weights["size"]:
@@ -54,11 +54,11 @@ def choose_preprocess(
     elif weights:
         record |= weights
         origin = "from the pretrained weights"
-    if "size" in chosen and "resize" not in chosen:
-        chosen["resize"] = round(record["resize"] * chosen["size"] / record["size"])
-    if chosen:
-        origin = f"{' '.join(chosen)} as typed, else {origin}"
-    return Preprocess.from_dict(record | chosen), origin
+    if "size" in overrides and "resize" not in overrides:
+        overrides["resize"] = round(record["resize"] * overrides["size"] / record["size"])
+    if overrides:
+        origin = f"{' '.join(overrides)} as typed, else {origin}"
+    return Preprocess.from_dict(record | overrides), origin
 
 
 def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier | None = None) -> ClassificationTask:
@@ -151,7 +151,7 @@ def build_run(
     return data, task, trainer, origin
 
 
-def resume_checkpoint(cfg: DictConfig, task: ClassificationTask) -> str | None:
+def checkpoint_to_resume(cfg: DictConfig, task: ClassificationTask) -> str | None:
     """Return the checkpoint to resume from, after checking that it fits the task; None for a new run."""
     if cfg.resume is None:
         return None
@@ -173,9 +173,8 @@ def _weights_preprocess(cfg: DictConfig) -> Mapping[str, Any] | None:
     """Return the record that the pretrained weights need; None if it is unknown."""
     settings = to_plain(cfg.model)
     if cfg.resume is not None and str(settings.get("weights")).endswith(".ckpt"):
-        settings["weights"] = str(
-            resolve_checkpoint(Path(cfg.resume), "last")
-        )  # has it too; the other file may be gone
+        # The run's own checkpoint has the record too, and the file of the pretrained weights may be gone.
+        settings["weights"] = str(resolve_checkpoint(Path(cfg.resume), "last"))
     return weights_preprocess(settings)
 
 

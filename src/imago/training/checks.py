@@ -14,7 +14,7 @@ from imago.images import INTERPOLATIONS, TTA_MODES
 from imago.schedule.duration import duration_in_steps
 
 _LOGGER_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # also the extras in pyproject.toml
-_MONITORED = ("train/loss", "train/acc", "val/loss", "val/acc")
+_MONITORED_NAMES = ("train/loss", "train/acc", "val/loss", "val/acc")
 
 # Settings that must be one of a few texts; null where the default is null.
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -27,8 +27,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 
 _POSITIVE = ("greater than 0", lambda value: value > 0)
 _AT_LEAST_1 = ("1 or more", lambda value: value >= 1)
-_FRACTION = ("between 0 and 1, both excluded", lambda value: 0 < value < 1)
-_SHARE = ("between 0 and 1", lambda value: 0 <= value <= 1)
+_BETWEEN_0_AND_1 = ("between 0 and 1, both excluded", lambda value: 0 < value < 1)
+_FROM_0_TO_1 = ("between 0 and 1", lambda value: 0 <= value <= 1)
 _BELOW_1 = ("at least 0 and below 1", lambda value: 0 <= value < 1)
 _COLORS_OR_GRAY = ("3 (images are read as RGB) or 1 (gray)", lambda value: value in (1, 3))
 
@@ -44,18 +44,18 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "optimizer.layer_lr_decay": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "data.batch_size": _AT_LEAST_1,
     "data.num_workers": ("0 or more", lambda value: value >= 0),
-    "data.val_fraction": _FRACTION,
+    "data.val_fraction": _BETWEEN_0_AND_1,
     "trainer.max_epochs": _AT_LEAST_1,
     "trainer.limit_train_batches": ("greater than 0; eval.py evaluates without training", lambda value: value > 0),
     "trainer.log_every_n_steps": _AT_LEAST_1,
     "trainer.accumulate_grad_batches": _AT_LEAST_1,
     "trainer.gradient_clip_val": ("greater than 0, or null for none", lambda value: value > 0),
-    "schedule.start_factor": _SHARE,
-    "schedule.final_factor": _SHARE,
-    "schedule.min_factor": _SHARE,
-    "schedule.factor": _FRACTION,
+    "schedule.start_factor": _FROM_0_TO_1,
+    "schedule.final_factor": _FROM_0_TO_1,
+    "schedule.min_factor": _FROM_0_TO_1,
+    "schedule.factor": _BETWEEN_0_AND_1,
     "task.temperature": _POSITIVE,
-    "task.alpha": _SHARE,
+    "task.alpha": _FROM_0_TO_1,
     "preprocess.size": _AT_LEAST_1,
     "preprocess.mean": ("three numbers, one per color channel", lambda values: len(values) == 3),
     "preprocess.std": (
@@ -129,8 +129,8 @@ def _monitor_problems(cfg: DictConfig) -> Iterator[str]:
         if monitor is None:
             continue
         best = "max" if str(monitor).endswith("/acc") else "min"
-        if monitor not in _MONITORED:
-            yield f"{name}.monitor={monitor} is not one of {', '.join(_MONITORED)}."
+        if monitor not in _MONITORED_NAMES:
+            yield f"{name}.monitor={monitor} is not one of {', '.join(_MONITORED_NAMES)}."
         elif name == "schedule" and not monitor.startswith("val/"):
             yield f"schedule.monitor={monitor}: a schedule can only monitor validation; type val/loss or val/acc."
         elif mode is not None and mode != best:

@@ -11,12 +11,9 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
+from imago.data.dataset import MIN_IMBALANCE_RATIO
 from imago.paths import checkpoint_file, short_path
 from imago.text import join_names
-
-# Images of the largest class per image of the smallest from which the table suggests a remedy; our own choice, as in
-# imago.dataset_check.findings.
-_MIN_IMBALANCE_RATIO = 3.0
 
 
 def start_table(
@@ -43,16 +40,16 @@ def start_table(
     optional = {"channels_last": cfg.channels_last, "fused": cfg.optimizer.get("fused"), "compiled": cfg.compile}
     rows = {
         "data": f"{_class_name(cfg.data).removesuffix('DataModule')}: {len(data.class_names)} classes, {sizes}",
-        "classes": _classes(cfg, data),
+        "classes": _classes_text(cfg, data),
         "augment": data.augment.describe(),
         "preprocess": f"{data.preprocess.describe()} ({preprocess_origin})",
-        "network": _network(cfg.model, task),
+        "network": _network_text(cfg.model, task),
         "optimizer": f"{_class_name(cfg.optimizer)}, lr {cfg.optimizer.get('lr')}, {_class_name(cfg.schedule)}, "
         f"{cfg.trainer.max_epochs} epochs",
         "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // num_devices} per device; "
         f"{num_batches} batches per epoch",
         "device": f"{num_devices} x {trainer.strategy.root_device.type}, {torch.get_num_threads()} threads",
-        "precision": f"{trainer.precision} ({precision_reason}); test in fp32{_tta(cfg.tta)}",
+        "precision": f"{trainer.precision} ({precision_reason}); test in fp32{_tta_text(cfg.tta)}",
         "fast paths": ", ".join(name for name, is_on in optional.items() if is_on) or "none",
         "run directory": short_path(Path(cfg.paths.run_dir)),
     }
@@ -69,7 +66,7 @@ def end_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
     lines = []
     if test:
         low, high = test["interval_95"]
-        views = f"{views}," if (views := _tta(test.get("tta", "none"))) else ""
+        views = f"{views}," if (views := _tta_text(test.get("tta", "none"))) else ""
         lines.append(
             f"test accuracy{views} {test['acc']:.2%}, 95 % interval {low:.2%} to {high:.2%}, n = {test['num_images']:,}"
             + (f" (best checkpoint: epoch {best}, val accuracy {val['acc']:.2%})" if val else "")
@@ -106,21 +103,21 @@ def _class_name(settings: DictConfig) -> str:
     return str(settings._target_).rpartition(".")[2]
 
 
-def _tta(tta: str) -> str:
+def _tta_text(tta: str) -> str:
     return "" if tta == "none" else f", mean over several views of each image (tta={tta})"
 
 
-def _classes(cfg: DictConfig, data: ImageDataModule) -> str:
+def _classes_text(cfg: DictConfig, data: ImageDataModule) -> str:
     """List the classes with their number of training images; of very uneven ones, name the settings that help."""
     counts = np.bincount(data.splits.train.labels, minlength=len(data.class_names))
     listed = join_names([f"{name} {count:,}" for name, count in zip(data.class_names, counts, strict=True)])
     ratio = counts.max() / counts.min()
-    if ratio < _MIN_IMBALANCE_RATIO or data.sampler == "balanced" or cfg.loss.get("weight") is not None:
+    if ratio < MIN_IMBALANCE_RATIO or data.sampler == "balanced" or cfg.loss.get("weight") is not None:
         return listed
     return f"{listed}; uneven ({ratio:.1f} to 1): data.sampler=balanced or loss.weight=balanced"
 
 
-def _network(model: DictConfig, task: torch.nn.Module) -> str:
+def _network_text(model: DictConfig, task: torch.nn.Module) -> str:
     num_parameters = sum(p.numel() for p in task.parameters())
     num_trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     texts = [model.get("name") or _class_name(model), f"{num_parameters:,} parameters"]

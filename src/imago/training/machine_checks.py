@@ -15,8 +15,8 @@ from imago.task.optimization import check_optimization
 _MAX_REASON_CHARS = 200  # the message can hold a long command of the compiler; our own choice
 
 
-def check_machine(cfg: DictConfig) -> tuple[str, str]:
-    """Check everything that needs torch but no data, and share the CPU cores between the processes.
+def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
+    """Check devices, precision, compiler, optimizer and weights file; share the CPU cores between several processes.
 
     Returns:
         The precision, by Lightning's name, and why it was chosen.
@@ -45,19 +45,21 @@ def count_devices(accelerator: str, devices: int | str | Sequence[int]) -> int:
         ConfigError: if the machine has fewer devices.
     """
     device_type = _device_type(accelerator)
-    available = _num_available(device_type)
+    num_available = _num_available(device_type)
     if devices in ("auto", -1, "-1"):
-        return 1 if device_type == "cpu" else available
+        return 1 if device_type == "cpu" else num_available
     if isinstance(devices, str) and not devices.lstrip("-").isdigit():
         raise ConfigError(f"trainer.devices={devices} must be a number, a list such as [0,1], or auto.")
-    wanted = int(devices) if isinstance(devices, (int, str)) else len(devices)
-    if wanted < 1:
+    num_wanted = int(devices) if isinstance(devices, (int, str)) else len(devices)
+    if num_wanted < 1:
         raise ConfigError(f"trainer.devices={devices} must be 1 or more, or auto.")
-    if wanted > available:
-        noun = ("CPU core" if device_type == "cpu" else "GPU") + ("s" if available != 1 else "")
-        remedy = "" if device_type == "cpu" else f"; trainer.accelerator=cpu trainer.devices={wanted} uses CPU cores"
-        raise ConfigError(f"trainer.devices={devices}: this machine has {available} {noun}{remedy}.")
-    return wanted
+    if num_wanted > num_available:
+        noun = ("CPU core" if device_type == "cpu" else "GPU") + ("s" if num_available != 1 else "")
+        remedy = (
+            "" if device_type == "cpu" else f"; trainer.accelerator=cpu trainer.devices={num_wanted} uses CPU cores"
+        )
+        raise ConfigError(f"trainer.devices={devices}: this machine has {num_available} {noun}{remedy}.")
+    return num_wanted
 
 
 def check_batch_size(batch_size: int, num_processes: int) -> None:
@@ -78,7 +80,7 @@ def choose_precision(setting: str, accelerator: str) -> tuple[str, str]:
     """Translate `trainer.precision=auto` to a precision of Lightning.
 
     Args:
-        setting: the setting as typed.
+        setting: `trainer.precision` as typed.
         accelerator: `trainer.accelerator` as typed.
 
     Returns:

@@ -16,7 +16,7 @@ from imago.settings import flatten
 
 # Settings that may change when a run is resumed: they do not change its weights. A name stands for all settings below
 # it. Whether moved data is the same data is checked by its fingerprint.
-_MAY_CHANGE = (
+_CHANGEABLE_KEYS = (
     *("paths", "callbacks", "logger", "resume", "run_name", "extra_targets", "compile", "tta"),
     *("data.num_workers", "data.cache", "data.cache_dir"),
     *("data.root", "data.data_dir", "data.split_file", "data.list_file"),
@@ -27,7 +27,7 @@ _MAY_CHANGE = (
     "trainer.default_root_dir",
     *("task.net", "task.optimizer", "task.schedule", "task.loss", "task.extra_targets"),  # copies of these groups
 )
-_MUST_NOT_CHANGE = "callbacks.ema"  # a checkpoint with averaged weights has two sets of weights
+_FIXED_KEY = "callbacks.ema"  # a checkpoint with averaged weights has two sets of weights
 _PATH_KEYS = ("data.root", "task.teacher", "task.teacher.weights", "model.weights")
 
 
@@ -89,20 +89,20 @@ def check_run_directory(cfg: DictConfig, path: Path) -> None:
 
 
 def check_unchanged_settings(
-    saved: Mapping[str, Any], now: Mapping[str, Any], num_epochs_done: int, is_tested: bool
+    saved: Mapping[str, Any], settings: Mapping[str, Any], num_epochs_done: int, is_tested: bool
 ) -> None:
-    """Check that settings do not make it another run, and that they leave something to do.
+    """Check that a resumed run keeps every setting that affects its weights, and has something left to do.
 
     Args:
         saved: `config.yaml` of the run, as plain data.
-        now: the settings to resume with, likewise.
-        num_epochs_done: number of epochs that the run has finished.
+        settings: those to resume with, likewise.
+        num_epochs_done: epochs that the run has finished.
         is_tested: whether its final test is done; a run that was killed during the test may do it again.
 
     Raises:
         ConfigError: with one line for each such setting.
     """
-    before, after = flatten(saved), flatten(now)
+    before, after = flatten(saved), flatten(settings)
     changed = [key for key in before | after if before.get(key) != after.get(key) and not _may_change(key)]
     # If the class of a group has changed, the keys below it are not listed.
     swapped = tuple(key.removesuffix("_target_") for key in changed if key.endswith("._target_"))
@@ -111,10 +111,10 @@ def check_unchanged_settings(
         for key in changed
         if key.endswith("._target_") or not key.startswith(swapped)
     ]
-    max_epochs = now["trainer"]["max_epochs"]
+    max_epochs = settings["trainer"]["max_epochs"]
     if not problems and (num_epochs_done > max_epochs or (num_epochs_done == max_epochs and is_tested)):
         problems.append(
-            f"resume={now['resume']}: this run has finished its trainer.max_epochs={num_epochs_done}; "
+            f"resume={settings['resume']}: this run has finished its trainer.max_epochs={num_epochs_done}; "
             f"trainer.max_epochs={2 * num_epochs_done} extends it."
         )
     if problems:
@@ -122,4 +122,4 @@ def check_unchanged_settings(
 
 
 def _may_change(key: str) -> bool:
-    return not key.startswith(_MUST_NOT_CHANGE) and any(f"{key}.".startswith(f"{name}.") for name in _MAY_CHANGE)
+    return not key.startswith(_FIXED_KEY) and any(f"{key}.".startswith(f"{name}.") for name in _CHANGEABLE_KEYS)

@@ -57,12 +57,12 @@ def load_teacher_run(cfg: DictConfig) -> "Classifier | None":
     return None
 
 
-def prepare_teacher(cfg: DictConfig, run: "Classifier | None", data: "ImageDataModule") -> "Teacher":
+def prepare_teacher(cfg: DictConfig, teacher_run: "Classifier | None", data: "ImageDataModule") -> "Teacher":
     """Wrap the teacher so that it takes the student's images.
 
     Args:
         cfg: the composed config of `train.py`.
-        run: result of `load_teacher_run`; None builds the network of `task.teacher`.
+        teacher_run: result of `load_teacher_run`; None builds the network of `task.teacher`.
         data: the student's data module.
 
     Raises:
@@ -72,13 +72,13 @@ def prepare_teacher(cfg: DictConfig, run: "Classifier | None", data: "ImageDataM
 
     from imago.task.distillation import Teacher
 
-    if run is not None and run.class_names != data.class_names:
+    if teacher_run is not None and teacher_run.class_names != data.class_names:
         raise ConfigError(
-            f"task.teacher={cfg.task.teacher} has the classes {' '.join(run.class_names)}, and the data "
+            f"task.teacher={cfg.task.teacher} has the classes {' '.join(teacher_run.class_names)}, and the data "
             f"{' '.join(data.class_names)}; use a teacher with the same classes in the same order."
         )
     with torch.random.fork_rng(devices=[]):  # the student's first weights must not depend on the teacher
-        net, record = (run.net, run.preprocess.to_dict()) if run else _build_network(cfg, data)
+        net, record = (teacher_run.net, teacher_run.preprocess.to_dict()) if teacher_run else _build_network(cfg, data)
     return Teacher(net.to(memory_format=torch.channels_last), record, data.preprocess.to_dict())
 
 

@@ -52,22 +52,22 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     import torch
 
     from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
-    from imago.training.build import build_run, final_checkpoint, resume_checkpoint
+    from imago.training.build import build_run, checkpoint_to_resume, final_checkpoint
     from imago.training.console import end_lines, start_table
-    from imago.training.machine_checks import check_machine
+    from imago.training.machine_checks import prepare_machine
 
-    precision, precision_reason = check_machine(cfg)
+    precision, precision_reason = prepare_machine(cfg)
     data, task, trainer, preprocess_origin = build_run(cfg, precision, directory)
     log.info("%s\n", start_table(cfg, data, task, trainer, precision_reason, preprocess_origin))
     device = str(trainer.strategy.root_device)
-    directory.add_provenance(device=device, precision=trainer.precision, data=data.fingerprint())
+    directory.add_provenance(device=device, precision=trainer.precision, data_fingerprint=data.fingerprint())
     if directory.is_main_process:
         data.write_split(directory.path)
     share = data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()
     cache = data.fill_cache(trainer.num_devices, cfg.trainer.max_epochs * share)
     log.info("image cache: %s\n", cache)
 
-    trainer.fit(task, datamodule=data, ckpt_path=resume_checkpoint(cfg, task))
+    trainer.fit(task, datamodule=data, ckpt_path=checkpoint_to_resume(cfg, task))
     directory.signals.raise_if_received()
     # Compiling once more, for fp32, would take longer than the test.
     with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():

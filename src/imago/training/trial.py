@@ -16,6 +16,7 @@ from types import FrameType
 from imago.errors import UserError
 from imago.files import read_json, write_json
 from imago.paths import PROJECT_ROOT, quote_for_hydra
+from imago.runs.signals import STOP_SIGNALS
 
 # Set by torch.distributed; a child that inherits them would start as a rank.
 _RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RUN_ID")
@@ -24,7 +25,7 @@ _RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR
 def run_trial(overrides: Sequence[str], run_dir: Path) -> float:
     """Run one trial in its directory and return its best validation accuracy.
 
-    Ctrl-C and SIGTERM are forwarded, and this process exits after the child has saved.
+    Stop signals are forwarded, and this process exits after the child has saved.
 
     Raises:
         UserError: if the child exits with 2, an invalid setting.
@@ -40,8 +41,8 @@ def run_trial(overrides: Sequence[str], run_dir: Path) -> float:
         reason = f"the process of this trial ended with exit code {exit_code}"
         if summary.get("status") == "running":  # it was killed
             write_json(run_dir / "summary.json", summary | {"status": "failed", "reason": reason})
-        kind = UserError if exit_code == 2 else RuntimeError  # the child has printed the error
-        raise kind(f"{reason}; see {run_dir / 'train.log'}")
+        error_type = UserError if exit_code == 2 else RuntimeError  # the child has printed the error
+        raise error_type(f"{reason}; see {run_dir / 'train.log'}")
     return float(summary.get("val", {}).get("acc", "nan"))
 
 
@@ -55,12 +56,11 @@ def _wait_and_forward_signals(child: subprocess.Popen) -> int:
         with suppress(ProcessLookupError):  # it has just exited
             os.killpg(child.pid, number)
 
-    forwarded = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-    old = {number: signal.signal(number, forward) for number in forwarded}
+    old_handlers = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
         exit_code = child.wait()
     finally:
-        for number, handler in old.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)
     if signal.SIGINT in received:
         raise KeyboardInterrupt

@@ -15,12 +15,12 @@ from imago.files import write_csv
 from imago.paths import short_path
 from imago.runs.run_directory import RunDirectory
 from imago.training.build import build_run
-from imago.training.machine_checks import check_machine
+from imago.training.machine_checks import prepare_machine
 
 log = logging.getLogger(__name__)
 
 _LOWEST_LR, _HIGHEST_LR = 1e-6, 10.0  # our own choice, wide enough for SGD and for AdamW
-_NUM_STEPS = 140  # 20 per power of ten
+_NUM_STEPS = 140  # 20 per power of ten; our own choice
 
 
 def tune_lr(cfg: DictConfig, directory: RunDirectory, overrides: Sequence[str]) -> float:
@@ -38,7 +38,9 @@ def tune_lr(cfg: DictConfig, directory: RunDirectory, overrides: Sequence[str]) 
         ConfigError: if the loss falls at no learning rate, or the optimizer has none.
     """
     if "lr" not in cfg.optimizer:
-        raise ConfigError(f"tune=lr: {cfg.optimizer._target_} has no setting optimizer.lr.")
+        raise ConfigError(
+            f"tune=lr: {cfg.optimizer._target_} has no setting optimizer.lr; use one that has, e.g. optimizer=adamw."
+        )
     losses = _losses_of_increasing_lr(cfg, directory)
     growth = (_HIGHEST_LR / _LOWEST_LR) ** (1 / (_NUM_STEPS - 1))
     lrs = [_LOWEST_LR * growth**step for step in range(len(losses))]
@@ -63,8 +65,8 @@ def tune_lr(cfg: DictConfig, directory: RunDirectory, overrides: Sequence[str]) 
 
 def _losses_of_increasing_lr(cfg: DictConfig, directory: RunDirectory) -> list[float]:
     """Return the loss at each learning rate, up to the first loss that is not finite."""
-    settings = _sweep_settings(cfg)
-    precision, _ = check_machine(settings)
+    settings = _range_test_settings(cfg)
+    precision, _ = prepare_machine(settings)
     data, task, trainer, _ = build_run(settings, precision, directory)
     log.info("tune=lr: at most %s steps on the training images\n", _NUM_STEPS)
     trainer.fit(task, datamodule=data)
@@ -72,20 +74,20 @@ def _losses_of_increasing_lr(cfg: DictConfig, directory: RunDirectory) -> list[f
     return [loss for loss in curve.losses if math.isfinite(loss)]
 
 
-def _sweep_settings(cfg: DictConfig) -> DictConfig:
+def _range_test_settings(cfg: DictConfig) -> DictConfig:
     """Return a copy of the settings with an increasing learning rate, without validation, checkpoints and loggers."""
-    sweep: Any = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
-    with open_dict(sweep):
-        sweep.optimizer.lr = _LOWEST_LR
-        sweep.schedule = {
+    range_test: Any = OmegaConf.create(OmegaConf.to_container(cfg, resolve=False))
+    with open_dict(range_test):
+        range_test.optimizer.lr = _LOWEST_LR
+        range_test.schedule = {
             "_target_": "imago.schedule.schedules.LrSweep",
             "num_steps": _NUM_STEPS,
             "range_factor": _HIGHEST_LR / _LOWEST_LR,
         }
         loss_curve = {"_target_": "imago.callbacks.loss_curve.LossCurve", "num_steps": _NUM_STEPS}
-        sweep.callbacks = {"step_seed": sweep.callbacks.get("step_seed"), "loss_curve": loss_curve}
-        sweep.logger = {}
-        # 10 * _NUM_STEPS: more than the steps of the sweep, so nothing is logged.
-        sweep.trainer.update(max_epochs=_NUM_STEPS, limit_val_batches=0, log_every_n_steps=10 * _NUM_STEPS)
-        sweep.trainer.enable_progress_bar = False
-    return sweep
+        range_test.callbacks = {"step_seed": range_test.callbacks.get("step_seed"), "loss_curve": loss_curve}
+        range_test.logger = {}
+        # 10 * _NUM_STEPS: more than the steps of the test, so nothing is logged.
+        range_test.trainer.update(max_epochs=_NUM_STEPS, limit_val_batches=0, log_every_n_steps=10 * _NUM_STEPS)
+        range_test.trainer.enable_progress_bar = False
+    return range_test
