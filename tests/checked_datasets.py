@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from drawn_images import photo, records_of
 
-from imago.data.dataset import SPLITS
 from imago.data.examine import Examination
 from imago.dataset_check.checked_dataset import CheckedDataset
+from imago.images import SPLITS
 
 # (which image, split, label) of each image: 0 is in train twice and in test, 1 in train and val, 2 in two classes; 3 to
 # 8 occur once.

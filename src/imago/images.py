@@ -27,6 +27,7 @@ MAX_PIXELS = 50_000_000
 # Images up to this size are not resized; the first layer of a network is adapted to them instead, since a network made
 # for 224 px would reduce them to a 2 x 2 feature map. 64: our own choice.
 MAX_SMALL_PX = 64
+SPLITS = ("train", "val", "test")  # of a dataset, in the order in which they are shown
 INTERPOLATIONS = ("bilinear", "bicubic")  # both antialiased, as in the evaluation of published weights
 TTA_MODES = ("none", "flip", "flip_shift")  # test-time augmentation, see `imago.task.tta`
 EXIF_ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4

@@ -16,7 +16,7 @@ def network(run: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     logs = tmp_path_factory.mktemp("first")
-    train(logs, *SHORT, "run_name=first", "model=small_resnet", "model.width=4", "trainer.max_epochs=1")
+    train(logs, *SHORT, "run_name=first", "model=small_resnet", "model.width=8", "trainer.max_epochs=1")
     return logs / "train" / "first"
 
 
@@ -25,7 +25,7 @@ def test_a_run_begins_with_the_network_of_another_and_freezes_a_part(first: Path
     logs = first.parent.parent
     settings = (
         "model=small_resnet",
-        "model.width=4",
+        "model.width=8",
         'model.freeze="stages.[01].*"',
         f"model.weights={logs / 'latest'}",
     )

@@ -53,7 +53,13 @@ def test_early_stopping_ends_a_run_and_logs_the_reason(tmp_path: Path):
 @pytest.mark.soak
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_fork"])
 def test_two_processes_with_distillation_averaged_weights_and_muon(finished_run: Path, tmp_path: Path, strategy: str):
-    own = ("task=distillation", f"task.teacher={finished_run}", "callbacks=[default,ema]", "optimizer=muon")
+    own = (
+        "task=distillation",
+        f"task.teacher={finished_run}",
+        "callbacks=[default,ema]",
+        "optimizer=muon",
+        "model.hidden_features=16",
+    )
     train(tmp_path, *ONE_EPOCH, "run_name=both", *own, "trainer.devices=2", f"trainer.strategy={strategy}")
     run = tmp_path / "train" / "both"
     assert summary(run)["status"] == "finished"

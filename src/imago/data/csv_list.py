@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imago.data.dataset import SPLITS, LabeledFiles, Samples, concatenate
+from imago.data.dataset import LabeledFiles, Samples, concatenate
 from imago.errors import DataError
 from imago.files import open_text
+from imago.images import SPLITS
 from imago.text import join_names, printable
 
 log = logging.getLogger(__name__)

@@ -21,10 +21,6 @@ from imago.images import read_image
 from imago.text import printable
 from imago.threads import one_intraop_thread
 
-SPLITS = ("train", "val", "test")
-# Training images of the largest class per image of the smallest: from here on a remedy is suggested; our own choice.
-MIN_IMBALANCE_RATIO = 3.0
-
 
 class _LabeledSamples:
     """Methods of labeled samples; a subclass is a dataclass whose fields have one entry per sample, except `root`."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from imago.data.dataset import SPLITS, Samples, concatenate
+from imago.data.dataset import Samples, concatenate
 from imago.errors import ConfigError, DataError
+from imago.images import SPLITS
 from imago.seeding import derive_seed, random_permutation
 
 log = logging.getLogger(__name__)

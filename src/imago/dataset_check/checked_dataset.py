@@ -6,11 +6,10 @@ from functools import cached_property
 
 import numpy as np
 
-from imago.data.dataset import SPLITS
 from imago.data.examine import Examination
 from imago.data.image_record import KINDS
 from imago.dataset_check.duplicates import DuplicatePairs, find_duplicates, group_pairs
-from imago.images import FORMATS
+from imago.images import FORMATS, SPLITS
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from imago.data.dataset import MIN_IMBALANCE_RATIO, SPLITS
 from imago.dataset_check.checked_dataset import CheckedDataset
+from imago.images import SPLITS
+from imago.statistics.metrics import MIN_IMBALANCE_RATIO
 
 FEW_TEST_IMAGES = 100  # the 95 % interval of an accuracy is then up to 19 points wide (Wilson 1927)
 _KIND_NOTES = {

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from imago.data.dataset import SPLITS
 from imago.dataset_check.checked_dataset import CheckedDataset
 from imago.dataset_check.findings import Finding
 from imago.files import write_csv
+from imago.images import SPLITS
 from imago.text import display_width, padded, printable
 
 _MAX_CLASSES = 20  # rows that fit on a screen; of more, the largest and the smallest are shown

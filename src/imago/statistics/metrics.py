@@ -14,6 +14,9 @@ from imago.statistics.intervals import ece_interval, macro_intervals, wilson_int
 
 # Legend: N images, K classes
 
+# Images of the largest class per image of the smallest: from here on a remedy is suggested; our own choice.
+MIN_IMBALANCE_RATIO = 3.0
+
 
 @dataclass(frozen=True)
 class PerClass:

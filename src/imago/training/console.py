@@ -11,8 +11,8 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
-from imago.data.dataset import MIN_IMBALANCE_RATIO
 from imago.paths import checkpoint_file, short_path
+from imago.statistics.metrics import MIN_IMBALANCE_RATIO
 from imago.text import join_names
 
 
