@@ -68,7 +68,7 @@ class _Numbered:
         self.keys: list[tuple[int, int, int]] = []
 
     def training_dataset(self) -> SimpleNamespace:
-        return SimpleNamespace(__getitems__=lambda key: self._batch(key, 10 * key.epoch))
+        return SimpleNamespace(__getitems__=lambda key: self._batch(key, 10 * key.epoch_keys))
 
     def dataset(self, split: str) -> SimpleNamespace:
         assert split == "train"
