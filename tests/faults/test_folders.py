@@ -228,7 +228,8 @@ class Labeled(ImageDataModule):
 )
 def test_labels_without_a_class_are_refused_at_the_start(labels: list[int], span: str):
     text = error_of(Labeled(labels).set_up_data)
-    assert text == f"the train split has labels {span}; with 2 classes they must be in 0 .. 1; correct the labels or the class names."
+    remedy = "correct the labels or the class names."
+    assert text == f"the train split has labels {span}; with 2 classes they must be in 0 .. 1; {remedy}"
 
 
 @pytest.mark.parametrize("num_samples", [5, 9, 10, 3], ids=lambda n: f"42-{n} in batches of 4")
