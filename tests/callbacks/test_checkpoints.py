@@ -58,7 +58,7 @@ def fit(cfg: Any, run: Path, *callbacks: Callback, resume: str | None = None, co
 def state(file: Path) -> dict[str, Any]:
     """Everything in a checkpoint that training changes."""
     saved = read_checkpoint(file)
-    names = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "train_sums")
+    names = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "train_score")
     return {name: saved[name] for name in names} | {"lr": sorted(saved["lr_schedulers"][0].items(), key=str)}
 
 

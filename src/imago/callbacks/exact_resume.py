@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from imago.logger.metrics_csv import MetricsCsv
 from imago.seeding import derive_seed
 
-_TRAIN_SUMS_KEY = "train_sums"
+_TRAIN_SUMS_KEY = "train_score"
 
 
 class StepSeed(Callback):
@@ -29,8 +29,8 @@ class StepSeed(Callback):
 class TruncateLogs(Callback):
     """Remove from the logs what an interrupted run logged after its last save, so that each step appears once.
 
-    It also saves the sums of the training loss and accuracy (the task's `epoch_metrics["train"]`) of every rank in the
-    checkpoint, so that the values of an interrupted epoch are those of all its batches.
+    It also saves the sums of the training loss and accuracy (the task's `epoch_metrics["train"]`) in the checkpoint, so
+    that the values of an interrupted epoch are those of all its batches; with several ranks only those of rank 0.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,14 +46,16 @@ class TruncateLogs(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         metrics: Any = pl_module.epoch_metrics["train"]  # type: ignore[index]  # of our task
-        checkpoint[_TRAIN_SUMS_KEY] = metrics.sums_of_ranks(trainer.strategy)
+        checkpoint[_TRAIN_SUMS_KEY] = [
+            torch.as_tensor(metrics.loss_sum),
+            torch.as_tensor(metrics.num_correct),
+            metrics.num_images,
+        ]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if (sums := checkpoint.get(_TRAIN_SUMS_KEY)) is not None:
-            is_same_size = len(sums) == trainer.world_size
-            own_sums = sums[trainer.global_rank] if is_same_size else sums.sum(dim=0) * trainer.is_global_zero
+        if _TRAIN_SUMS_KEY in checkpoint and trainer.is_global_zero:
             metrics: Any = pl_module.epoch_metrics["train"]  # type: ignore[index]
-            metrics.restore(own_sums)
+            metrics.loss_sum, metrics.num_correct, metrics.num_images = checkpoint[_TRAIN_SUMS_KEY]
 
 
 def _truncate_events(logger: TensorBoardLogger, step: int) -> None:

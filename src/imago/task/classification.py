@@ -208,23 +208,13 @@ class EpochMetrics:
 
     def result(self, strategy: Strategy) -> dict[str, float]:
         """Return mean loss, accuracy in [0, 1] and number of images over all ranks; {} without images."""
-        loss_sum, num_correct, num_images = strategy.reduce(self._sums(strategy), reduce_op="sum").tolist()
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        device = strategy.root_device if is_distributed else "cpu"  # MPS has no float64
+        sums = torch.tensor([self.loss_sum, self.num_correct, self.num_images], dtype=torch.float64, device=device)
+        loss_sum, num_correct, num_images = strategy.reduce(sums, reduce_op="sum").tolist()
         if not num_images:
             return {}
         return {"loss": loss_sum / num_images, "acc": num_correct / num_images, "num_images": num_images}
-
-    def sums_of_ranks(self, strategy: Strategy) -> Tensor:
-        """Return the loss sum, the number of correct predictions and of images of each rank: float64 (R, 3)."""
-        return strategy.all_gather(self._sums(strategy)).reshape(-1, 3).cpu()
-
-    def restore(self, sums: Tensor) -> None:
-        """Continue from a row of `sums_of_ranks`."""
-        self.loss_sum, self.num_correct, self.num_images = sums[0].float(), sums[1].long(), int(sums[2])
-
-    def _sums(self, strategy: Strategy) -> Tensor:
-        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        device = strategy.root_device if is_distributed else "cpu"  # MPS has no float64
-        return torch.tensor([self.loss_sum, self.num_correct, self.num_images], dtype=torch.float64, device=device)
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
