@@ -14,6 +14,7 @@ import numpy as np
 
 from imago.errors import DataError
 from imago.images import INTERPOLATIONS, Preprocess
+from imago.statistics.calibration import TEMPERATURE_KEY  # also the name of the constant in the graph
 
 # N images, S side of an image in pixels, K classes
 INPUT = "images"  # uint8 (N, 3, S, S), N free
@@ -23,7 +24,6 @@ PROBABILITIES = "probabilities"  # float32 (N, K), softmax of logits / calibrati
 # Keys of the file's metadata. Every value is JSON except the run id, which is plain text.
 CLASS_NAMES_KEY = "class_names"
 PREPROCESS_KEY = "preprocess"
-TEMPERATURE_KEY = "calibration_temperature"  # also the name of the constant in the graph
 RUN_ID_KEY = "run_id"
 METRICS_KEY = "metrics"
 VERSIONS_KEY = "versions"

@@ -14,8 +14,7 @@ from imago import load_model
 from imago.errors import DataError
 from imago.inference.calibration import calibrate, read_temperature
 from imago.inference.load import load_predictor
-from imago.onnx_classifier import TEMPERATURE_KEY
-from imago.statistics.calibration import fit_temperature
+from imago.statistics.calibration import TEMPERATURE_KEY, fit_temperature
 from imago.statistics.metrics import LabeledOutputs, softmax
 
 NAMES = ("a", "b", "c")

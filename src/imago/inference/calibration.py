@@ -6,8 +6,7 @@ from typing import Any
 
 from imago.errors import DataError
 from imago.files import read_json, report_unwritable, sha256_of, write_json
-from imago.onnx_classifier import TEMPERATURE_KEY
-from imago.statistics.calibration import UNCALIBRATED, fit_temperature, nll, reliability
+from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED, fit_temperature, nll, reliability
 from imago.statistics.metrics import LabeledOutputs, softmax
 
 CALIBRATION_FILE = "calibration.json"  # one entry per checkpoint of the directory and per `tta`, by their names

@@ -16,9 +16,8 @@ from imago.inference.results import MAX_NAME_CHARS, summary_lines, write_results
 from imago.inference.run_split import EVALUATED_SPLITS, run_split, split_samples
 from imago.instantiate import build, check_targets
 from imago.log import log_to
-from imago.onnx_classifier import TEMPERATURE_KEY
 from imago.paths import checkpoint_file, short_path
-from imago.statistics.calibration import UNCALIBRATED
+from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule

@@ -20,9 +20,9 @@ from imago.inference.find_images import find_images
 from imago.inference.load import Predictor, check_and_find_model, is_onnx, load_predictor
 from imago.inference.predictions import Prediction, table_lines, write_predictions
 from imago.inference.run_split import check_finite
-from imago.onnx_classifier import TEMPERATURE_KEY
 from imago.paths import short_path
 from imago.settings import typed_value
+from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.metrics import top_classes
 from imago.text import printable
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from imago.files import atomic_write, report_unwritable, write_csv, write_json
 from imago.inference.run_split import image_names, images_in_memory
-from imago.onnx_classifier import TEMPERATURE_KEY
 from imago.paths import short_path
+from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.metrics import LabeledOutputs, most_confused
 from imago.text import display_width, padded, printable
 

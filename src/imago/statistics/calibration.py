@@ -6,6 +6,7 @@ import numpy as np
 
 _NUM_BINS = 15  # as in Guo et al. 2017
 UNCALIBRATED = 1.0  # the temperature that leaves probabilities unchanged
+TEMPERATURE_KEY = "calibration_temperature"  # in calibration.json, metrics.json and the metadata of an ONNX file
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3  # beyond these, probabilities are 0 and 1, or all equal
 
 

@@ -11,9 +11,9 @@ from imago.inference.calibration import calibrate
 from imago.inference.run_split import image_names, images_in_memory, validate
 from imago.instantiate import to_plain
 from imago.logger.tensorboard import add_hparams, add_image
-from imago.onnx_classifier import TEMPERATURE_KEY
 from imago.paths import checkpoint_file
 from imago.runs.run_directory import RunDirectory
+from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.metrics import LabeledOutputs, softmax
 from imago.task.classification import ClassificationTask
 
