@@ -17,8 +17,8 @@ busy machine: with a load of 3.5 on 2 cores, side A took 47 and 66 CPU seconds f
 and 30 with passive, for the same accuracy.
 
 Both sides keep freed memory (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_). By default, glibc may return the
-activations of every step to the system, or not: the same 80 steps took 0.95 to 1.8 million page faults and 6.5 to 9.0 s,
-and 0.2 million and 5.4 to 6.8 s with these settings.
+activations of every step to the system, or not: the same 80 steps took 0.95 to 1.8 million page faults and 6.5 to 9.0
+s, and 0.2 million and 5.4 to 6.8 s with these settings.
 
 `--b-override` must keep the 45,000 training images and the epochs; this script does not check it. Linux only. Both
 sides start in the project root with this interpreter.
