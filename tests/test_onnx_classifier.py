@@ -90,6 +90,22 @@ def test_metadata_are_read_as_they_were_written(path: Path):
     assert model.preprocess == PREPROCESS
 
 
+@pytest.mark.parametrize(
+    ("images", "got"),
+    [
+        (samples(2)[0], r"got uint8 \(3, 4, 4\)"),
+        (samples(2)[:, :1], r"got uint8 \(2, 1, 4, 4\)"),
+        (samples(2)[..., :3], r"got uint8 \(2, 3, 4, 3\)"),
+        (samples(2).transpose(0, 2, 3, 1), r"got uint8 \(2, 4, 4, 3\)"),
+        (samples(2).astype(np.float32), r"got float32 \(2, 3, 4, 4\)"),
+    ],
+    ids=["no batch", "gray", "not square", "channels last", "float"],
+)
+def test_images_of_another_shape_or_type_are_refused(path: Path, images: np.ndarray, got: str):
+    with pytest.raises(ValueError, match=r"images of uint8 \(N, 3, 4, 4\), " + got):
+        OnnxClassifier(path).predict(images)
+
+
 def refusal(path: Path) -> str:
     with pytest.raises(DataError) as caught:
         OnnxClassifier(path)

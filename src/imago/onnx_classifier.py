@@ -63,7 +63,14 @@ class OnnxClassifier:
         self._check_graph(path)
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Map images uint8 (N, 3, S, S) to logits and probabilities, float32 (N, K) each."""
+        """Map images uint8 (N, 3, S, S) to logits and probabilities, float32 (N, K) each.
+
+        Raises:
+            ValueError: images of another shape or type.
+        """
+        size = self.preprocess.size
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (3, size, size):
+            raise ValueError(f"expected images of uint8 (N, 3, {size}, {size}), got {images.dtype} {images.shape}.")
         logits, probabilities = self._session.run([LOGITS, PROBABILITIES], {INPUT: images})
         return logits, probabilities
 

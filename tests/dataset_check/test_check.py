@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -96,7 +97,9 @@ def test_a_sound_dataset_is_reported_and_drawn(check: Callable, tmp_path: Path):
     assert content["sizes"]["median"] == [48, 48]
     assert {path.name for path in (folder / "contact_sheets").iterdir()} == {"0000_bee.png", "0001_猫.png"}
     assert rows(folder / "bad_images.csv") == rows(folder / "duplicates.csv") == []
-    assert "next: python src/train.py with the same data settings" in done.stdout
+    [command] = [line for line in done.stdout.splitlines() if line.startswith("  python src/train.py ")]
+    settings = [f'data.root="{tmp_path / "my set (1)"}"', f'paths.data_dir="{tmp_path / "data"}"']
+    assert shlex.split(command)[2:] == ["data=image_folder", *settings]
     assert not (tmp_path / "logs" / "latest").exists()
     again = check(tmp_path / "my set (1)", returncode=2)
     assert "run_name=one: " in again.stderr

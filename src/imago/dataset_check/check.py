@@ -1,5 +1,6 @@
 """`check.py`: report damaged, duplicate, unbalanced and unusual images of a dataset before a training run."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from imago.data.dataset import Samples
 
 _SHOW_CHOICES = ("all", "augment")
+_DATA_SETTINGS = ("data=", "data.", "augment", "preprocess", "paths.data_dir=", "extra_targets")  # a run needs them too
 
 
 @log_to()
@@ -116,8 +118,19 @@ def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedData
             Image.fromarray(page).save(directory / "contact_sheets" / name)
     print("\n".join(report.finding_lines(findings)), end="\n\n")
     print(f"results in {short_path(directory)}: {', '.join(sorted(path.name for path in directory.iterdir()))}")
-    print("next: python src/train.py with the same data settings; show=augment draws augmented training images")
+    print("\n".join(_next_commands(directory / "split_without_leaks.csv")))
     return sum(finding.is_serious for finding in findings)
+
+
+def _next_commands(split_file: Path) -> list[str]:
+    """Return the commands to type next, with the data settings of this one."""
+    from hydra.core.hydra_config import HydraConfig
+
+    settings = [text for text in HydraConfig.get().overrides.task if text.startswith(_DATA_SETTINGS)]
+    commands = [["src/check.py", *settings, "show=augment"], ["src/train.py", *settings]]
+    if split_file.exists():
+        commands.append(["src/train.py", *settings, f"data.split_file={short_path(split_file)}"])
+    return ["next:", *(f"  {shlex.join(['python', *command])}" for command in commands)]
 
 
 def _preprocess_of_run(

@@ -11,6 +11,8 @@ from imago.data.image_record import KINDS
 from imago.dataset_check.duplicates import DuplicatePairs, find_duplicates, group_pairs
 from imago.images import FORMATS, SPLITS
 
+_RARE = 100  # a format is rare if fewer than one image in so many has it; our own choice
+
 
 @dataclass(frozen=True)
 class CheckedDataset:
@@ -112,6 +114,12 @@ class CheckedDataset:
         """Count the formats of the good images, most frequent first."""
         counts = Counter(self.examined.records["format"][self.good].tolist())
         return {FORMATS[index] if index >= 0 else "in memory": count for index, count in counts.most_common()}
+
+    def rare_formats(self) -> dict[str, str]:
+        """Return the first image of each rare format; such an image often does not belong to its class."""
+        formats = self.examined.records["format"][self.good]
+        rare = [index for index in np.unique(formats) if (formats == index).sum() * _RARE < len(formats)]
+        return {FORMATS[index]: self.names[self.good[formats == index][0]] for index in rare}
 
     def kinds(self) -> dict[str, int]:
         """Count the good images of each of `KINDS` that occurs."""

@@ -45,9 +45,10 @@ def summary_lines(checked: CheckedDataset, preprocess: str) -> list[str]:
     sizes = ", ".join(f"{name} {width}x{height}" for name, (width, height) in checked.sizes().items())
     mean, std = (" ".join(f"{value:.3f}" for value in values) for values in checked.train_statistics)
     num_same = int(checked.pairs.is_same.sum())
+    examples = {name: f" (e.g. {printable(image)})" for name, image in checked.rare_formats().items()}
     lines = {
         "sizes": f"{sizes} (width x height, px)",
-        "formats": ", ".join(f"{count:,} {name}" for name, count in checked.formats().items()),
+        "formats": ", ".join(f"{n:,} {name}{examples.get(name, '')}" for name, n in checked.formats().items()),
         "kinds": ", ".join(f"{count:,} {name}" for name, count in checked.kinds().items()),
         "duplicates": f"{num_same:,} pairs with the same bytes, {len(checked.pairs) - num_same:,} nearly the same "
         f"(thumbnails correlate by {checked.pairs.min_correlation:.3f} or more)",
