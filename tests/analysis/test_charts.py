@@ -65,3 +65,9 @@ def test_train_and_val_values_of_a_metric_are_one_chart():
     names = ["train/loss_step", "train/loss", "val/loss", "lr", "val/acc", "epoch", "test/acc", "test/num_images"]
     groups = curve_groups(names)
     assert groups == {"loss": ["train/loss", "train/loss_step", "val/loss"], "lr": ["lr"], "acc": ["val/acc"]}
+
+
+def test_ticks_that_are_close_together_have_different_labels():
+    chart, _ = drawn([0, 1], [1.0153, 1.0171])
+    labels = re.findall(r'text-anchor="end">([^<]+)<', chart.svg)
+    assert len(labels) == len(set(labels)) > 2

@@ -126,4 +126,4 @@ def _path(line: Line, x_axis: _Axis, y_axis: _Axis) -> str:
 
 
 def _number_text(value: float) -> str:
-    return f"{0.0 if abs(value) < 1e-12 else value:.4g}"  # ticks may miss 0 by a rounding error
+    return f"{0.0 if abs(value) < 1e-12 else value:.5g}"  # ticks may miss 0 by a rounding error
