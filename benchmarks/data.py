@@ -105,7 +105,7 @@ def build_data(*overrides: str) -> ImageDataModule:
     register_resolvers()
     with initialize_config_dir(str(PROJECT_ROOT / "configs")):
         cfg = compose("train", overrides=[*overrides, "data.num_workers=0"])
-    data = build(cfg.data, extra_targets=[])
+    data = build(cfg.data)
     data.set_up_data()
     data.preprocess = data.default_preprocess()
     return data

@@ -101,7 +101,7 @@ def probe_run() -> dict:
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "imago_probe.py").write_text(PROBE)
         file = Path(directory) / "probe.json"
-        settings = ["+callbacks.probe._target_=imago_probe.Probe", "extra_targets=[imago_probe.*]"]
+        settings = ["+callbacks.probe._target_=imago_probe.Probe"]
         done = subprocess.run(
             [sys.executable, "src/train.py", *SHORT_RUN, *settings, f"paths.log_dir={directory}/logs"],
             cwd=PROJECT_ROOT,

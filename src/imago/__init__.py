@@ -19,12 +19,12 @@ __version__ = "0.1.0"
 __all__ = ["load_model"]
 
 
-def load_model(path: str | Path, extra_targets: Sequence[str] = ()) -> "Classifier":
+def load_model(path: str | Path, trust: Sequence[str] = ()) -> "Classifier":
     """Load a trained network for inference.
 
     Args:
         path: a run directory (its best checkpoint is loaded) or a checkpoint file.
-        extra_targets: packages of your own that the checkpoint's network may come from, e.g. `["mynet.*"]`.
+        trust: packages outside this project that the checkpoint's network may come from, e.g. `["mynet"]`.
 
     Returns:
         A module in eval mode on the CPU that maps uint8 images (N, 3, size, size) to logits (N, K), with the attributes
@@ -32,8 +32,8 @@ def load_model(path: str | Path, extra_targets: Sequence[str] = ()) -> "Classifi
 
     Raises:
         DataError: if there is no intact checkpoint of this project at `path`.
-        ConfigError: if the checkpoint names a target that is not allowed.
+        ConfigError: if the checkpoint names a class that is not trusted.
     """
     from imago.inference.load import load_calibrated
 
-    return load_calibrated(Path(path), extra_targets)
+    return load_calibrated(Path(path), trust)

@@ -1,120 +1,137 @@
-"""Build objects from configs, and check which classes a config may name.
+"""Build objects from configs: a node with `_target_`, the dotted name of a class or function, and its arguments.
 
-A config can come from another person, in a shared experiment or in a checkpoint. Every `_target_` is therefore compared
-with a list: first as text, before anything is imported, then by Hydra as the imported object, because a dotted name can
-lead into another package (`imago.paths.os.system`).
+A target that was typed, or that stands in `configs/`, is the user's own code and may name anything. Targets that come
+from a checkpoint or a run directory are checked by `imago.trust` before anything is built.
 """
 
 import difflib
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from imago.errors import ConfigError
 
-_LIGHTNING_CALLBACKS = (
-    "ModelCheckpoint",
-    "EarlyStopping",
-    "LearningRateMonitor",
-    "LearningRateFinder",
-    "EMAWeightAveraging",
-    "RichProgressBar",
-    "TQDMProgressBar",
-)
-_LIGHTNING_LOGGERS = ("TensorBoardLogger", "CSVLogger", "WandbLogger", "MLFlowLogger")
-
-# No wildcard for Lightning: it contains `LightningModule.load_from_checkpoint`, which unpickles.
-ALLOWED_TARGETS: tuple[str, ...] = (
-    "imago.*",
-    "lightning.pytorch.Trainer",
-    *(f"lightning.pytorch.callbacks.{name}" for name in _LIGHTNING_CALLBACKS),
-    *(f"lightning.pytorch.loggers.{name}" for name in _LIGHTNING_LOGGERS),
-    "torch.optim.*",
-)
-
-# Hydra's own keys of a config node, which are not passed to the target.
-_CONTROL_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_", "_isolate_"}
-_HOW_TO_ADD_A_PACKAGE = "For a package of your own add it, e.g. extra_targets: [mynet.*]."
+# Keys of a config node that are not passed to the target; Hydra's names. Arguments are always plain containers.
+_CONTROL_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
-def check_targets(config: Mapping[Any, Any], extra: Sequence[str] = (), where: str = "") -> None:
-    """Refuse a config that names code outside the list, without importing any of it.
+def build(config: Mapping[Any, Any], /, *args: Any, base: type | None = None, **kwargs: Any) -> Any:
+    """Build the object that the `_target_` of `config` names, and the objects nested in its arguments.
 
-    Args:
-        config: plain container or DictConfig, of any depth.
-        extra: further patterns, as in the setting `extra_targets`: `mynet.*` or an exact name.
-        where: key path of `config` itself, for the message.
-
-    Raises:
-        ConfigError: one line for each `_target_` that is refused.
-    """
-    patterns = (*ALLOWED_TARGETS, *_checked_patterns(extra))
-    exact = [name for name in ALLOWED_TARGETS if not name.endswith(".*")]
-    problems: dict[str, str] = {}
-    # `task.net: ${model}` repeats a target under a second key. Report the shorter one, which is the one typed.
-    for path, target in sorted(_targets(to_plain(config), where), key=lambda item: item[0].count(".")):
-        if not isinstance(target, str):
-            problems.setdefault(repr(target), f"{path}={target!r}: a _target_ is the dotted name of a class.")
-        elif not _is_listed(target, patterns):
-            close = difflib.get_close_matches(target, exact, n=1, cutoff=0.85)  # only typos; our own choice
-            hint = f" Did you mean {close[0]}?" if close else ""
-            problems.setdefault(
-                target,
-                f"{path}={target} is not allowed: a _target_ names a class of imago, a torch.optim class or one of "
-                f"the Lightning classes in src/imago/instantiate.py.{hint} {_HOW_TO_ADD_A_PACKAGE}",
-            )
-    if problems:
-        raise ConfigError("\n".join(problems.values()))
-
-
-def build(config: Mapping[Any, Any], /, *args: Any, extra_targets: Sequence[str] = (), **kwargs: Any) -> Any:
-    """Check the target and the keys of `config`, then build the object that its `_target_` names.
+    `_partial_: true` returns a `functools.partial`; with `_recursive_: false` nested nodes are passed on as dicts.
 
     Args:
         config: a node with `_target_`, as DictConfig or plain dict.
         *args: positional arguments for the target.
-        extra_targets: further allowed patterns. Take them from the command line, never from a checkpoint.
+        base: class that the object must be an instance of; checked before a class is called.
         **kwargs: keyword arguments for the target; they override the keys in `config`.
 
     Raises:
-        ConfigError: the target is refused or does not exist, or the keys do not match its signature. An exception
-            that the target itself raises is passed on unchanged, with its own traceback.
+        ConfigError: the target does not exist or is no `base`, or the keys do not match its signature. An exception
+            that the target itself raises is passed on unchanged.
     """
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
     path = getattr(config, "_get_full_key", lambda _: "")(None)  # as typed on the command line; empty for a plain dict
-    check_targets(config, extra_targets, path)
-    target = str(config.get("_target_"))
+    return _build(to_plain(config), path, args, kwargs, base)
+
+
+def _build(
+    node: Mapping[str, Any],
+    path: str,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] = MappingProxyType({}),
+    base: type | None = None,
+) -> Any:
+    name, is_partial = node.get("_target_"), bool(node.get("_partial_"))
+    where = f"{path}._target_={name}".lstrip(".")
     try:
-        imported = _import_target(target)
+        target = import_target(name)
     except ConfigError as error:
-        raise ConfigError(f"{path}._target_={target}: {error}".lstrip(".")) from None
-    # Only classes: a config from a checkpoint must not call one of our functions, for example on files.
-    if _is_listed(target, ALLOWED_TARGETS) and not inspect.isclass(imported):
-        raise ConfigError(f"_target_={target} is not a class; a _target_ names a class, whose instance is built.")
-    keys = [key for key in dict.fromkeys([*config, *kwargs]) if key not in _CONTROL_KEYS]
-    problem = _signature_problem(imported, args or config.get("_args_", ()), keys, bool(config.get("_partial_")))
-    if problem:
-        raise ConfigError(f"{path}: {target} {problem}" if path else f"{target} {problem}")
-    try:
-        # Hydra joins this whitelist with that of @hydra.main, and refuses a key `_execution_whitelist_` in a config.
-        # Not recursive: our own classes build their networks, losses and transforms by this function.
-        whitelist = [*ALLOWED_TARGETS, *_checked_patterns(extra_targets)]
-        return instantiate(config, *args, _execution_whitelist_=whitelist, _recursive_=False, **kwargs)
-    except InstantiationException as error:
-        reason, _, _ = " ".join(str(error).split()).partition(" Pass _execution_whitelist_")
-        raise ConfigError(f"{reason.rstrip('.')}. {_HOW_TO_ADD_A_PACKAGE}") from error
+        raise ConfigError(f"{where}: {error}") from None
+    if not callable(target):
+        raise ConfigError(f"{where} is a {type(target).__name__}; a _target_ names a class or a function.")
+    if base and inspect.isclass(target) and not issubclass(target, base):
+        raise ConfigError(f"{where} is not a {base.__name__}; name a class derived from {full_name(base)}.")
+    nested = _build_nested if node.get("_recursive_", True) else lambda value, _: value
+    arguments = {key: nested(value, f"{path}.{key}") for key, value in node.items() if key not in _CONTROL_KEYS}
+    arguments |= kwargs
+    args = args or [nested(value, f"{path}._args_") for value in node.get("_args_", ())]
+    if problem := _signature_problem(target, args, list(arguments), is_partial):
+        raise ConfigError(f"{path}: {name} {problem}" if path else f"{name} {problem}")
+    if is_partial:
+        return partial(target, *args, **arguments)
+    built = _call(target, args, arguments, where)
+    if base and not isinstance(built, base):
+        raise ConfigError(f"{where} returns a {type(built).__name__}, not a {base.__name__}.")
+    return built
 
 
-def import_target_or_none(target: str) -> Any:
-    """Return the object that an allowed target names; None if it cannot be imported, which `build` reports."""
+def import_target(name: Any) -> Any:
+    """Import the object that a dotted name refers to.
+
+    Raises:
+        ConfigError: if it is not text, or a part of it does not exist. An error inside an imported module is passed on.
+    """
+    if not isinstance(name, str):
+        raise ConfigError("a _target_ is the dotted name of a class or function.")
+    parent: Any = None
+    parent_name = ""
+    for attribute in name.split("."):
+        full = f"{parent_name}.{attribute}" if parent_name else attribute
+        if parent_name and hasattr(parent, attribute):
+            parent = getattr(parent, attribute)
+        else:
+            try:
+                parent = importlib.import_module(full)
+            except (ModuleNotFoundError, ValueError) as error:
+                if not f"{full}.".startswith(f"{getattr(error, 'name', full)}."):
+                    raise  # the module exists, but one of its own imports is missing
+                raise ConfigError(_explain_missing(parent, parent_name, name)) from None
+        parent_name = full
+    return parent
+
+
+def import_target_or_none(name: Any) -> Any:
+    """Return the object that a target names; None if it cannot be imported, which `build` reports."""
     try:
-        return _import_target(target)
+        return import_target(name)
     except Exception:
         return None
+
+
+def accepts(target: Any, name: str) -> bool:
+    """Return whether a class or function takes an argument by this name, other than through `**kwargs`."""
+    try:
+        return name in inspect.signature(target).parameters
+    except (TypeError, ValueError):  # not callable, or written in C without a signature
+        return False
+
+
+def accepts_any(target: Any) -> bool:
+    """Return whether a class or function takes `**kwargs`."""
+    try:
+        kinds = [parameter.kind for parameter in inspect.signature(target).parameters.values()]
+    except (TypeError, ValueError):
+        return False
+    return inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def targets(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the key path and the value of each `_target_` in nested containers."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            below = f"{path}.{key}".lstrip(".")
+            if key == "_target_":
+                yield path, value
+            else:
+                yield from targets(value, below)
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from targets(value, f"{path}[{index}]")
 
 
 def to_plain(config: Any, resolve: bool = True) -> Any:
@@ -129,83 +146,57 @@ def to_plain(config: Any, resolve: bool = True) -> Any:
     return OmegaConf.to_container(config, resolve=resolve) if OmegaConf.is_config(config) else config
 
 
-def _checked_patterns(extra: Sequence[str]) -> list[str]:
-    patterns = [extra] if isinstance(extra, str) else list(extra)
-    for pattern in patterns:
-        if not isinstance(pattern, str) or not all(map(str.isidentifier, pattern.removesuffix(".*").split("."))):
-            raise ConfigError(
-                f"extra_targets={patterns}: {pattern!r} is neither a package such as mynet.* nor an exact name such as "
-                f"mynet.nets.Tiny; type extra_targets=[mynet.*]."
-            )
-    return patterns
+def full_name(target: Any) -> str:
+    """Return the dotted name of a class or function."""
+    return f"{target.__module__}.{target.__qualname__}"
 
 
-def _is_listed(target: str, patterns: Sequence[str]) -> bool:
-    return any(target.startswith(p.removesuffix("*")) if p.endswith(".*") else target == p for p in patterns)
+def _build_nested(value: Any, path: str) -> Any:
+    """Build every node with `_target_` in a container; return other values unchanged."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return _build(value, path)
+        return {key: _build_nested(item, f"{path}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_build_nested(item, f"{path}[{index}]") for index, item in enumerate(value)]
+    return value
 
 
-def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield the key path and the value of each `_target_` in a container."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            below = f"{path}.{key}".lstrip(".")
-            if key == "_target_":
-                yield below, value
-            else:
-                yield from _targets(value, below)
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from _targets(value, f"{path}[{index}]")
+def _call(target: Any, args: Sequence[Any], arguments: Mapping[str, Any], where: str) -> Any:
+    """Call a target; an argument that it passes on through `**kwargs` and that nothing takes is the user's error."""
+    try:
+        return target(*args, **arguments)
+    except TypeError as error:
+        match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if match and match[1] in arguments and not accepts(target, match[1]):
+            raise ConfigError(f"{where} takes no {match[1]!r} ({error}); remove it.") from error
+        raise
 
 
-def _import_target(target: str) -> Any:
-    """Import the object that a dotted name refers to.
-
-    Raises:
-        ConfigError: if a part of the name does not exist. An error inside an imported module is passed on.
-    """
-    parent: Any = None
-    parent_name = ""
-    for attribute in target.split("."):
-        name = f"{parent_name}.{attribute}" if parent_name else attribute
-        if parent_name and hasattr(parent, attribute):
-            parent = getattr(parent, attribute)
-        else:
-            try:
-                parent = importlib.import_module(name)
-            except ModuleNotFoundError as error:
-                if not f"{name}.".startswith(f"{error.name}."):
-                    raise  # the module exists, but one of its own imports is missing
-                raise ConfigError(_explain_missing(parent, parent_name, target)) from None
-        parent_name = name
-    return parent
-
-
-def _explain_missing(parent: Any, parent_name: str, target: str) -> str:
+def _explain_missing(parent: Any, parent_name: str, name: str) -> str:
     if not parent_name:
-        return f"there is no package {target.split('.')[0]!r} here; is it installed in this environment?"
-    unknown_part, dot, rest = target.removeprefix(f"{parent_name}.").partition(".")
-    names = [name for name in dir(parent) if not name.startswith("_")]
+        return f"there is no package {name.split('.')[0]!r} here; is it installed in this environment?"
+    unknown_part, dot, rest = name.removeprefix(f"{parent_name}.").partition(".")
+    names = [attribute for attribute in dir(parent) if not attribute.startswith("_")]
     names += [module.name for module in pkgutil.iter_modules(getattr(parent, "__path__", ()))]
     close = difflib.get_close_matches(unknown_part, names, n=1)
     hint = f"; did you mean {parent_name}.{close[0]}{dot}{rest}?" if close else "."
     return f"there is no {unknown_part!r} in {parent_name}{hint}"
 
 
-def _signature_problem(target: Any, args: Sequence[Any], keys: Sequence[str], partial: bool) -> str:
+def _signature_problem(target: Any, args: Sequence[Any], keys: Sequence[str], is_partial: bool) -> str:
     """Return why a target cannot be called with these keys; empty if it can be or has no signature."""
     try:
         signature = inspect.signature(target, follow_wrapped=False)
     except (TypeError, ValueError):  # not callable, or written in C without a signature
         return ""
-    bind = signature.bind_partial if partial else signature.bind
+    bind = signature.bind_partial if is_partial else signature.bind
     try:
         bind(*args, **dict.fromkeys(keys))
     except TypeError as error:
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         names = [name for name, parameter in signature.parameters.items() if parameter.kind in kinds]
-        takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-        unknown = [] if takes_any else [key for key in keys if key not in names]
+        unknown = [] if accepts_any(target) else [key for key in keys if key not in names]
         if not unknown:
             return f"cannot be called with these keys: {error}."
         close = difflib.get_close_matches(unknown[0], names, n=1)

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
+CONFIG_DIR = PROJECT_ROOT / "configs"
 _START_TIME = datetime.now()  # one value per process, because the run directory is resolved more than once
 
 

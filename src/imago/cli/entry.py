@@ -12,19 +12,18 @@ import pkgutil
 import sys
 import traceback
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imago.cli.overrides import check_complete, check_types, compose_defaults, quote_paths
-from imago.cli.resume import resume_arguments
+from imago.cli.overrides import check_complete, check_types, compose, compose_defaults, quote_paths
+from imago.cli.resume import check_saved_settings, is_group_choice, resume_arguments
 from imago.errors import ConfigError, UserError
-from imago.instantiate import ALLOWED_TARGETS, check_targets, to_plain
-from imago.paths import PROJECT_ROOT, job_output_dir, register_resolvers
+from imago.instantiate import to_plain
+from imago.paths import CONFIG_DIR, PROJECT_ROOT, job_output_dir, register_resolvers
 from imago.text import printable
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-CONFIG_DIR = PROJECT_ROOT / "configs"
 
 # Command -> module:function, imported after the config is checked and called with it. A sweeper optimizes the return
 # value.
@@ -48,6 +47,7 @@ class _Job:
     def __init__(self, command: str) -> None:
         self.command = command
         self.__module__ = command  # becomes `hydra.job.name`, the <command> in logs/<command>/
+        self.saved: list[str] = []  # overrides that come from the directory of a resumed run
         self.num_trials = 0
         self.failures: list[Exception] = []
 
@@ -60,7 +60,7 @@ class _Job:
         job = HydraConfig.get()
         overrides = to_plain(job.overrides, resolve=False)
         try:
-            _check_config(cfg, overrides)
+            _check_config(cfg, overrides, self.saved)
             return pkgutil.resolve_name(COMMANDS[self.command])(cfg)
         except Exception as error:  # not BaseException: Ctrl-C and SystemExit end a whole sweep
             self.failures.append(error)
@@ -89,11 +89,11 @@ def run_command(command: str) -> None:
     job = _Job(command)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     try:
-        _prepare_command_line()
+        job.saved = _prepare_command_line()
         register_resolvers()
         import hydra
 
-        hydra.main(config_path=str(CONFIG_DIR), config_name=command, execution_whitelist=list(ALLOWED_TARGETS))(job)()
+        hydra.main(config_path=str(CONFIG_DIR), config_name=command)(job)()
     except KeyboardInterrupt:
         _fail(130, "stopped by Ctrl-C")
     except Exception as error:
@@ -109,16 +109,21 @@ def run_command(command: str) -> None:
         _fail(1 if is_bug else 2, f"{len(job.failures)} of {job.num_trials} trials failed")
 
 
-def _prepare_command_line() -> None:
-    """Check the environment and rewrite `sys.argv`, which Hydra reads and Lightning passes on to its ranks."""
+def _prepare_command_line() -> list[str]:
+    """Check the environment and rewrite `sys.argv`, which Hydra reads and Lightning passes on to its ranks.
+
+    Returns:
+        The overrides that come from the directory of a resumed run.
+    """
     if importlib.util.find_spec("hydra") is None:
         raise ConfigError(f"{sys.executable} lacks the project's packages; run make setup, then use .venv/bin/python.")
-    sys.argv[1:] = resume_arguments(quote_paths(sys.argv[1:]), PROJECT_ROOT / "logs")
+    sys.argv[1:], saved = resume_arguments(quote_paths(sys.argv[1:]), PROJECT_ROOT / "logs")
     _check_ranks()
     unsafe = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # torch.load would then unpickle, in other libraries too
     if os.environ.get(unsafe, "0").lower() in ("1", "y", "yes", "true"):
         raise ConfigError(f"{unsafe} is set in the environment: checkpoints could run code; unset {unsafe}.")
     _read_flags()
+    return saved
 
 
 def _check_ranks() -> None:
@@ -139,16 +144,22 @@ def _check_ranks() -> None:
         )
 
 
-def _check_config(cfg: "DictConfig", overrides: dict[str, list[str]]) -> None:
+def _check_config(cfg: "DictConfig", overrides: dict[str, list[str]], saved: list[str]) -> None:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
 
     check_complete(cfg)
-    check_targets(cfg, cfg.get("extra_targets") or ())
-    if typed := overrides["task"]:  # composing a second time takes 0.1 s
-        loader: Any = GlobalHydra.instance().config_loader()
-        defaults = compose_defaults(loader, str(HydraConfig.get().job.config_name), [*overrides["hydra"], *typed])
-        check_types(cfg, defaults, typed)
+    if not (typed := overrides["task"]):
+        return
+    loader: Any = GlobalHydra.instance().config_loader()
+    name = str(HydraConfig.get().job.config_name)
+    if saved:
+        # With ++, as a value may be typed below a key that the run added.
+        own_values = [f"++{text.lstrip('+')}" for text in typed if text not in saved and not is_group_choice(text)]
+        own = compose(loader, name, [*overrides["hydra"], *filter(is_group_choice, typed), *own_values])
+        check_saved_settings(to_plain(cfg), to_plain(own, resolve=False), Path(cfg.resume), cfg.trust)
+    defaults = compose_defaults(loader, name, [*overrides["hydra"], *typed])  # takes 0.1 s
+    check_types(cfg, defaults, typed)
 
 
 def _fail(exit_code: int, message: str) -> NoReturn:

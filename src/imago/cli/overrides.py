@@ -111,10 +111,15 @@ def check_types(config: "DictConfig", defaults: "DictConfig", overrides: Sequenc
 
 def compose_defaults(loader: "ConfigLoaderImpl", config_name: str, overrides: Iterable[str]) -> "DictConfig":
     """Compose the config with the typed choices of groups (`model=resnet18`, `hydra.*`), without the typed values."""
+    choices = [text for text in overrides if text.startswith("hydra.") or chosen_group(loader, text)]
+    return compose(loader, config_name, choices)
+
+
+def compose(loader: "ConfigLoaderImpl", config_name: str, overrides: list[str]) -> "DictConfig":
+    """Compose a config as Hydra does for one run; its node `hydra` is part of it."""
     from hydra.types import RunMode
 
-    choices = [text for text in overrides if text.startswith("hydra.") or chosen_group(loader, text)]
-    return loader.load_configuration(config_name, choices, run_mode=RunMode.RUN, validate_sweep_overrides=False)
+    return loader.load_configuration(config_name, overrides, run_mode=RunMode.RUN, validate_sweep_overrides=False)
 
 
 def chosen_group(loader: "ConfigLoaderImpl", argument: str) -> str:

@@ -1,48 +1,114 @@
-"""Add the saved settings of a run to a command line with `resume=RUN`."""
+"""Add the saved settings of a run to a command line with `resume=RUN`, and check them: they may be a stranger's."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from imago.errors import ConfigError
+from imago.errors import ConfigError, DataError
 from imago.files import read_json
-from imago.paths import checkpoint_file, quote_for_hydra
+from imago.instantiate import targets
+from imago.paths import CONFIG_DIR, checkpoint_file, quote_for_hydra
+
+_PLAIN_CHOICE = re.compile(r"[\w\-]+(/[\w\-]+)*")  # of a YAML in configs/: no path that leads out of it
 
 
-def resume_arguments(argv: Sequence[str], log_dir: Path) -> list[str]:
+class Arguments(NamedTuple):
+    """Command line of a run that may be resumed.
+
+    Args:
+        merged: flags, then one argument per setting, for Hydra.
+        saved: the settings among them that come from the run directory, which may be somebody else's.
+    """
+
+    merged: list[str]
+    saved: list[str]
+
+
+def resume_arguments(argv: Sequence[str], log_dir: Path) -> Arguments:
     """Put the settings that RUN was started with before the typed ones, and keep its run directory.
 
     Args:
         argv: arguments as typed, path-like values quoted for Hydra.
         log_dir: where `run_name=NAME resume=auto` searches for NAME, unless paths.log_dir is typed.
 
-    Returns:
-        Flags, then one argument per setting; `argv` itself if there is nothing to resume.
-
     Raises:
         ConfigError: if RUN is not a run directory, or if `resume=auto` comes without a run_name.
+        DataError: if the run directory holds other than settings of this project.
     """
     typed = {_key(argument): argument for argument in argv if "=" in argument}
     if typed.get("resume") == "resume=":
         raise ConfigError("resume= has no value; type a run directory, e.g. resume=logs/latest.")
     resume = _value(typed, "resume")
     if resume is None:
-        return list(argv)
+        return Arguments(list(argv), [])
     run_dir = _named_directory(typed, log_dir) if resume == "auto" else Path(resume).resolve()
     if resume == "auto" and not checkpoint_file(run_dir, "last").is_file():
-        return list(argv)  # it is new, or ended before its first checkpoint: start in the same directory
-    saved = read_json(run_dir / "provenance.json").get("overrides")
-    if not isinstance(saved, list):
+        return Arguments(list(argv), [])  # it is new, or ended before its first checkpoint: start in the same directory
+    provenance = run_dir / "provenance.json"
+    overrides = read_json(provenance).get("overrides")
+    if not isinstance(overrides, list):
         raise ConfigError(
             f"resume={resume} is not a run directory: it has no readable provenance.json; e.g. resume=logs/latest."
         )
     directory = [f"{key}={quote_for_hydra(str(run_dir))}" for key in ("resume", "hydra.run.dir")]
+    _check_saved([str(override) for override in overrides], provenance)
     merged: dict[str, str] = {}
-    for argument in [*map(str, saved), *typed.values(), *directory]:
+    for argument in [*map(str, overrides), *typed.values(), *directory]:
         key = _key(argument)
         # A key that the run added (+callbacks.mine=...) must be added again, whether or not the + is typed again.
         is_added = merged.get(key, "").startswith("+") and not argument.startswith("+")
         merged[key] = f"+{argument}" if is_added else argument
-    return [*(argument for argument in argv if "=" not in argument), *merged.values()]
+    saved = [argument for argument in map(str, overrides) if merged[_key(argument)] == argument]
+    return Arguments([*(argument for argument in argv if "=" not in argument), *merged.values()], saved)
+
+
+def _check_saved(overrides: Sequence[str], source: Path) -> None:
+    """Check that saved overrides are settings, none of them Hydra's own or a file outside `configs/`."""
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        names = re.split(r"[.@/]", key.lstrip("+~"))
+        is_setting = re.fullmatch(r"(~|\+{0,2})[\w.@/\-\[\]]+", key) and (equals or key.startswith("~"))
+        if not is_setting or "hydra" in names or names[0] in ("trust", "resume"):
+            raise DataError(
+                f"{source}: {override!r} is no setting of a run; it was changed after saving. Start a new run instead."
+            )
+        if is_group_choice(override):
+            options = [option.strip() for option in value.strip("[]").split(",")]
+            if not all(_PLAIN_CHOICE.fullmatch(option) for option in options if option):
+                raise DataError(f"{source}: {override!r} names no file of configs/; it was changed after saving.")
+
+
+def is_group_choice(override: str) -> bool:
+    """Return whether an override chooses a YAML of a config group, such as `model=resnet18`."""
+    key, _, value = override.partition("=")
+    return (CONFIG_DIR / key.lstrip("+~").partition("@")[0]).is_dir() and not value.startswith("{")
+
+
+def check_saved_settings(
+    config: Mapping[str, Any], own: Mapping[str, Any], run_dir: Path, trust: Sequence[str]
+) -> None:
+    """Check what a resumed run adds to the settings of this project: their names, and the targets.
+
+    Args:
+        config: all settings, as plain data.
+        own: likewise, without the values that come from the run directory: what is typed or stands in `configs/`.
+        run_dir: the run directory.
+        trust: packages whose targets are accepted.
+
+    Raises:
+        DataError: a setting that this project does not have.
+        ConfigError: one line for each target that is refused.
+    """
+    source = run_dir / "provenance.json"
+    if unknown := sorted(set(config) - set(own)):
+        raise DataError(f"{source}: there is no setting {unknown[0]!r}; type +{unknown[0]}=VALUE again, or remove it.")
+    known = {name for key, node in own.items() if key != "hydra" for _, name in targets(node)}
+    if any(name not in known for _, name in targets(config)):
+        from imago.trust import check_saved_targets
+
+        for group, node in config.items():
+            check_saved_targets(node, group, source, trust, known)
 
 
 def _named_directory(typed: Mapping[str, str], log_dir: Path) -> Path:

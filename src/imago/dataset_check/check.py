@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from imago.data.dataset import Samples
 
 _SHOW_CHOICES = ("all", "augment")
-_DATA_SETTINGS = ("data=", "data.", "augment", "preprocess", "paths.data_dir=", "extra_targets")  # a run needs them too
+_DATA_SETTINGS = ("data=", "data.", "augment", "preprocess", "paths.data_dir=")  # a run needs them too
 
 
 @log_to()
@@ -82,7 +82,7 @@ def examine_dataset(data: "ImageDataModule", cache_dir: Path) -> CheckedDataset:
 
 def _build_data(cfg: DictConfig, **changes: Any) -> "ImageDataModule":
     settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
-    data: ImageDataModule = build(settings | changes, extra_targets=cfg.extra_targets)
+    data: ImageDataModule = build(settings | changes)
     data.set_up_data()
     return data
 

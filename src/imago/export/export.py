@@ -57,7 +57,7 @@ def export(cfg: DictConfig) -> None:
     """
     start_s = perf_counter()
     checkpoint, run = _check_and_find_checkpoint(cfg)
-    data_settings = read_data_settings(run, cfg.extra_targets)
+    data_settings = read_data_settings(run, cfg.trust)
     file = run / _EXPORT_DIRECTORY / _ONNX_FILE
     make_writable(file.parent, "run=RUN")
     with log_to(file.with_name(_LOG_FILE)):
@@ -90,10 +90,10 @@ def _check_and_find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
 
 
 def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping[str, Any], file: Path) -> None:
-    classifier = load_calibrated(checkpoint, cfg.extra_targets)  # torch is loaded here
+    classifier = load_calibrated(checkpoint, cfg.trust)  # torch is loaded here
     name, num_classes = type(classifier.net).__name__, len(classifier.class_names)
     log.info("checkpoint  %s: %s, %d classes", short_path(checkpoint), name, num_classes)
-    data: ImageDataModule = build(data_settings, extra_targets=cfg.extra_targets)
+    data: ImageDataModule = build(data_settings)
     try:
         data.set_up_data()
     except DataError as error:

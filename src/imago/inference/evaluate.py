@@ -14,10 +14,11 @@ from imago.inference.calibration import calibrate
 from imago.inference.load import check_and_find_model, is_onnx, load_predictor
 from imago.inference.results import MAX_NAME_CHARS, summary_lines, write_results
 from imago.inference.run_split import EVALUATED_SPLITS, run_split, split_samples
-from imago.instantiate import build, check_targets
+from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
+from imago.trust import check_saved_targets
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
@@ -41,8 +42,8 @@ def evaluate(cfg: DictConfig) -> float:
     directory = Path(cfg.output) if cfg.output else (run or file.parent) / "eval" / _result_name(cfg, file)
 
     # torch is loaded only now. A damaged file is reported before data is read.
-    predictor = load_predictor(file, cfg.extra_targets, cfg.accelerator, cfg.tta, is_calibrated=not cfg.calibrate)
-    data: ImageDataModule = build(settings, extra_targets=cfg.extra_targets)
+    predictor = load_predictor(file, cfg.accelerator, cfg.tta, not cfg.calibrate, cfg.trust)
+    data: ImageDataModule = build(settings)
     data.set_up_data()
     note = _compare_with_training(cfg, data, run if is_own else None)
     make_writable(directory, "output=DIR")
@@ -71,21 +72,21 @@ def evaluate(cfg: DictConfig) -> float:
     return float(metadata["acc"])
 
 
-def read_data_settings(run: Path, extra_targets: Sequence[str]) -> dict[str, Any]:
+def read_data_settings(run: Path, trust: Sequence[str]) -> dict[str, Any]:
     """Read the data settings of a run; nothing is built yet.
 
     `split_file` becomes the run's own copy: the typed file may have been moved.
 
     Raises:
         DataError: if its config.yaml cannot be read or has no data settings.
-        ConfigError: if a target is not allowed, whatever the run itself allowed.
+        ConfigError: if it names a class that is not trusted.
     """
     settings = _read_config(run).get("data")
     if not isinstance(settings, dict) or "_target_" not in settings:
         raise DataError(f"{run / 'config.yaml'} names no dataset; restore the file, or train again.")
     if settings.get("split_file") and (run / "split.csv").is_file():
         settings["split_file"] = str(run / "split.csv")
-    check_targets(settings, extra_targets, "data")
+    check_saved_targets(settings, "data", run / "config.yaml", trust)
     return settings
 
 
@@ -114,7 +115,7 @@ def _data_settings(cfg: DictConfig, run: Path | None) -> dict[str, Any]:
             f"run={cfg.run} is not in a run directory that names its data; add e.g. data=image_folder data.root=DIR."
         )
     else:
-        settings = read_data_settings(run, cfg.extra_targets)
+        settings = read_data_settings(run, cfg.trust)
     return settings | ({"batch_size": cfg.batch_size} if cfg.batch_size is not None else {})
 
 

@@ -12,6 +12,7 @@ from imago.images import Preprocess
 from imago.inference.calibration import read_temperature
 from imago.statistics.calibration import UNCALIBRATED
 from imago.statistics.metrics import softmax
+from imago.trust import check_saved_targets, without_files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,23 +73,23 @@ Predictor: TypeAlias = "TorchPredictor | OnnxClassifier"
 
 def load_predictor(
     path: Path,
-    extra_targets: Sequence[str] = (),
     accelerator: str = "auto",
     tta: str = "none",
     is_calibrated: bool = True,
+    trust: Sequence[str] = (),
 ) -> Predictor:
     """Load a trained network that maps images to logits.
 
     Args:
         path: a run directory (its best checkpoint), a checkpoint file, or an ONNX file (loaded without torch).
-        extra_targets: packages that the checkpoint's network may come from, as typed by the user.
         accelerator: auto, cpu or gpu; an ONNX file runs on the CPU.
         tta: views of each image to average, see `imago.task.tta`; for a checkpoint only.
         is_calibrated: whether to load a checkpoint's temperature, and to log a warning if there is none.
+        trust: packages outside this project that the checkpoint's network may come from, as typed by the user.
 
     Raises:
         DataError: if there is no intact checkpoint or ONNX file of this project.
-        ConfigError: if the accelerator is missing, or the checkpoint names a target that is not allowed.
+        ConfigError: if the accelerator is missing, or the checkpoint names a class that is not trusted.
     """
     if is_onnx(path):
         from imago.onnx_classifier import OnnxClassifier
@@ -97,26 +98,26 @@ def load_predictor(
         if exported.calibration_temperature == UNCALIBRATED:
             log.warning("probabilities are not calibrated: %s was exported without a temperature", path)
         return exported
-    classifier = load_calibrated(path, extra_targets, tta) if is_calibrated else load_classifier(path, extra_targets)
+    classifier = load_calibrated(path, trust, tta) if is_calibrated else load_classifier(path, trust)
     return TorchPredictor(classifier, accelerator, tta)
 
 
-def load_calibrated(path: Path, extra_targets: Sequence[str] = (), tta: str = "none") -> "Classifier":
+def load_calibrated(path: Path, trust: Sequence[str] = (), tta: str = "none") -> "Classifier":
     """Load a network with the temperature fitted for its checkpoint and these views; log a warning if there is none."""
     file = resolve_checkpoint(path)
-    classifier = load_classifier(file, extra_targets)
+    classifier = load_classifier(file, trust)
     classifier.calibration_temperature, reason = read_temperature(file, tta)
     if reason:
         log.warning("probabilities are not calibrated: %s", reason)
     return classifier
 
 
-def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifier":
+def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
     """Build the network that a checkpoint describes and load its weights, without a temperature.
 
     Raises:
         DataError: if there is no intact checkpoint, or its weights do not fit the network's code.
-        ConfigError: if it names a target that is not allowed.
+        ConfigError: if it names a class that is not trusted.
     """
     from imago.model.adapt import build_network
     from imago.model.classifier import Classifier
@@ -133,9 +134,8 @@ def load_classifier(path: Path, extra_targets: Sequence[str] = ()) -> "Classifie
         state = {name.removeprefix(_NET_PREFIX): value for name, value in named if name.startswith(_NET_PREFIX)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{file} does not describe a network ({error!r}); it was changed after saving.") from error
-    if "weights" in settings:
-        settings["weights"] = None  # all weights are in the checkpoint: no pretrained file is read or downloaded
-    net = build_network(settings, len(class_names), preprocess.size, extra_targets)
+    check_saved_targets(settings, "model", file, trust)
+    net = build_network(without_files(settings, file), len(class_names), preprocess.size)
     _load_weights(net, state, file, settings["_target_"])
     return Classifier(net, class_names, preprocess).eval()
 

@@ -43,7 +43,7 @@ def predict(cfg: DictConfig) -> None:
     images = find_images(cfg.input)
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f.csv")  # unique, like the name of a run directory
     output = Path(cfg.output) if cfg.output else (run or file.parent) / "predictions" / name
-    predictor = load_predictor(file, cfg.extra_targets, cfg.accelerator)
+    predictor = load_predictor(file, cfg.accelerator, trust=cfg.trust)
     make_writable(output.parent, "output=FILE.csv")
     explainer = None
     if cfg.explain:

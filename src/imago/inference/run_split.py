@@ -85,19 +85,16 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
     return result
 
 
-def validate(
-    checkpoint: Path, data: "ImageDataModule", extra_targets: Sequence[str], accelerator: str, tta: str = "none"
-) -> LabeledOutputs:
+def validate(checkpoint: Path, data: "ImageDataModule", accelerator: str, tta: str = "none") -> LabeledOutputs:
     """Map the validation images to a checkpoint's logits, in fp32 and uncalibrated.
 
     Args:
         checkpoint: the file of the network; a temperature fitted for it is not used.
         data: the data module, set up; gets the preprocess of the checkpoint.
-        extra_targets: further packages that the network may come from.
         accelerator: auto (a GPU if there is one), cpu or gpu.
         tta: views of each image to average, see `imago.task.tta`.
     """
-    return run_split(load_predictor(checkpoint, extra_targets, accelerator, tta, is_calibrated=False), data, "val")
+    return run_split(load_predictor(checkpoint, accelerator, tta, is_calibrated=False), data, "val")
 
 
 def match_classes(class_names: Sequence[str], network_class_names: Sequence[str]) -> np.ndarray:

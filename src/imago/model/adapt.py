@@ -1,6 +1,5 @@
 """Build a network and apply its settings `weights`, `freeze` and `in_channels`, which any `nn.Module` may have."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -9,40 +8,45 @@ from typing import Any
 from torch import nn
 
 from imago.errors import ConfigError
-from imago.instantiate import build, check_targets, import_target_or_none
+from imago.instantiate import accepts, accepts_any, build, import_target_or_none
 from imago.model.layers import new_module_names
 
 _ADAPT_SETTINGS = ("weights", "freeze", "in_channels")
 
 
-def build_network(
-    settings: Mapping[str, Any], num_classes: int, image_size: int, extra_targets: Sequence[str] = ()
-) -> Any:
+def build_network(settings: Mapping[str, Any], num_classes: int, image_size: int) -> Any:
     """Build a network and apply its settings; a class that takes one of the three arguments itself is given it.
+
+    `num_classes` is passed as an argument of that name or through `**kwargs`, `image_size` only as an argument of that
+    name.
 
     Names and shapes of the tensors, and the first values of the new parts, do not depend on `weights`: a checkpoint is
     rebuilt with `weights=None`, without the file.
 
     Args:
-        settings: `_target_`, arguments of the class, and those of `adapt` that are not the default.
+        settings: `_target_`, arguments of the class or function, and those of `adapt` that are not the default.
         num_classes: K, width of the head.
         image_size: side of the input in pixels.
-        extra_targets: further packages that targets may name.
 
     Raises:
         ConfigError: a target that is refused, or settings that cannot work.
         DataError: weights that are missing, damaged or of another network.
     """
-    check_targets(settings, extra_targets)  # before `import_target_or_none` imports anything
     network_class = _network_class(settings)
     applied = {
         key: settings[key] for key in _ADAPT_SETTINGS if key in settings and not _takes_argument(network_class, key)
     }
     file = find_weights(settings)
     arguments = {key: value for key, value in settings.items() if key not in applied}
-    net = build(arguments, extra_targets=extra_targets, num_classes=num_classes, image_size=image_size)
-    if not isinstance(net, nn.Module):
-        raise ConfigError(f"_target_={settings.get('_target_')} is not a network; name a class derived from nn.Module.")
+    if callable(network_class):
+        if not accepts(network_class, "num_classes") and not accepts_any(network_class):
+            raise ConfigError(
+                f"model._target_={settings['_target_']} takes no argument num_classes, the number of outputs, which "
+                "depends on the data; add it to the class or function."
+            )
+        arguments |= {"num_classes": num_classes}
+        arguments |= {"image_size": image_size} if accepts(network_class, "image_size") else {}
+    net = build(arguments, base=nn.Module)
     adapt(net, file, **applied)
     return net
 
@@ -161,8 +165,9 @@ def _network_class(settings: Mapping[str, Any]) -> Any:
 
 
 def _takes_argument(network_class: Any, key: str) -> bool:
-    """Return whether a class takes an argument in `__init__`; True also for what is no class, which `build` reports."""
-    try:
-        return key in inspect.signature(network_class).parameters
-    except (TypeError, ValueError):  # not a class
-        return True
+    """Return whether a class or function takes an argument itself, other than torchvision's functions their `weights`.
+
+    Those accept no other number of classes with published weights, and no files.
+    """
+    is_torchvision = getattr(network_class, "__module__", "").startswith("torchvision.models.")
+    return accepts(network_class, key) and not (is_torchvision and key == "weights")

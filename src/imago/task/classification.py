@@ -10,7 +10,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from imago.errors import DivergedError
@@ -36,7 +36,6 @@ class ClassificationTask(LightningModule):
         class_names: K names; the index of a name is its label.
         preprocess: `imago.images.Preprocess` as a dict.
         class_counts: training images of each class, passed to a loss with `weight`.
-        extra_targets: further packages that targets may name; never saved in a checkpoint.
     """
 
     def __init__(
@@ -48,14 +47,12 @@ class ClassificationTask(LightningModule):
         class_names: Sequence[str],
         preprocess: Mapping[str, Any],
         class_counts: Sequence[int] | None = None,
-        extra_targets: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["extra_targets", "teacher"], logger=False)
-        self.extra_targets = tuple(extra_targets)
-        self.net = build_network(net, len(class_names), preprocess["size"], self.extra_targets)
+        self.save_hyperparameters(ignore=["teacher"], logger=False)
+        self.net = build_network(net, len(class_names), preprocess["size"])
         counts = {"class_counts": class_counts} if loss.get("weight") is not None else {}
-        self.loss = build(loss, extra_targets=self.extra_targets, **counts)
+        self.loss = build(loss, base=nn.Module, **counts)
         self.steps_per_epoch: int | None = None  # optimizer steps; None asks the Trainer
         self.tta = "none"  # views of an image that the test averages, see `imago.task.tta`
         self.last_logged: dict[str, float] = {}  # newest value of each name passed to `log_step`
@@ -126,7 +123,7 @@ class ClassificationTask(LightningModule):
         # The Trainer builds the loaders to answer this, on a resumed run before the position in the data is restored.
         steps_per_epoch = self.steps_per_epoch or int(self.trainer.estimated_stepping_batches) // epochs
         settings = self.hparams["optimizer"], self.hparams["schedule"]
-        optimizer, schedule = build_optimization(*settings, self.net, epochs, steps_per_epoch, self.extra_targets)
+        optimizer, schedule = build_optimization(*settings, self.net, epochs, steps_per_epoch)
         config: Any = {"scheduler": schedule, "interval": "step", "reduce_on_plateau": False}  # `_step_plateau` does
         return {"optimizer": optimizer, "lr_scheduler": config}
 

@@ -49,8 +49,8 @@ def calibrate_and_plot_best_checkpoint(
     data.trainer = None  # so that the loader gives this process all images, not the share of its rank
     accelerator = "cpu" if trainer.strategy.root_device.type == "cpu" else "auto"
     if cfg.tta != "none":  # for the views of the final test; predict and export use one view
-        _calibrate(checkpoint, validate(checkpoint, data, cfg.extra_targets, accelerator, cfg.tta), cfg.tta)
-    result = validate(checkpoint, data, cfg.extra_targets, accelerator)
+        _calibrate(checkpoint, validate(checkpoint, data, accelerator, cfg.tta), cfg.tta)
+    result = validate(checkpoint, data, accelerator)
     temperature = _calibrate(checkpoint, result)
     step = summary.get("best_epoch", 0) * (task.steps_per_epoch or 0)
     for name, file in _draw(result, temperature, data, directory.path / "figures").items():

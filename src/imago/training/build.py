@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
@@ -27,6 +28,7 @@ from imago.paths import checkpoint_file
 from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_loadable
 from imago.runs.run_directory import RunDirectory
 from imago.task.classification import ClassificationTask
+from imago.trust import without_files
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +84,9 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier |
         from imago.training.teacher import prepare_teacher
 
         arguments["teacher"] = prepare_teacher(cfg, teacher_run, data)
-    if cfg.resume is not None and "weights" in cfg.model:
-        arguments["net"]["weights"] = None  # the checkpoint holds all weights, and the file may be gone
-    task: ClassificationTask = build(cfg.task, extra_targets=cfg.extra_targets, **arguments)
+    if cfg.resume is not None:  # the checkpoint holds all weights, and the files may be gone
+        arguments["net"] = without_files(arguments["net"], Path(cfg.resume))
+    task: ClassificationTask = build(cfg.task, **arguments)
     check_loadable(task.hparams)
     if cfg.channels_last:
         task.net.to(memory_format=torch.channels_last)
@@ -103,21 +105,20 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory) -> T
     Raises:
         ConfigError: if Lightning refuses the combination of settings.
     """
-    extra = cfg.extra_targets
-    callbacks = [build(callback, extra_targets=extra) for callback in cfg.callbacks.values() if callback is not None]
+    callbacks = [build(callback, base=Callback) for callback in cfg.callbacks.values() if callback is not None]
     if cfg.trainer.max_time is not None:
         callbacks.append(TimeLimit(to_plain(cfg.trainer.max_time)))
     arguments: dict[str, Any] = {
         "precision": precision,
         "callbacks": [*callbacks, RunSummary(directory), StopOnSignal(directory)],
-        "logger": [build(logger, extra_targets=extra) for logger in cfg.logger.values() if logger is not None],
+        "logger": [build(logger, base=Logger) for logger in cfg.logger.values() if logger is not None],
         "plugins": [AtomicCheckpointIO()],
         "default_root_dir": cfg.paths.run_dir,
         "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         "use_distributed_sampler": False,  # our samplers shard by rank without padding
     }
     try:
-        trainer: Trainer = build(cfg.trainer, extra_targets=extra, **arguments)
+        trainer: Trainer = build(cfg.trainer, base=Trainer, **arguments)
     except (MisconfigurationException, ValueError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     directory.signals.launcher = trainer.strategy.launcher
@@ -140,7 +141,7 @@ def build_run(
 
         teacher_run = load_teacher_run(cfg)
     seed_everything(cfg.seed, verbose=False)  # for the initial weights; all later randomness is counter-based
-    data: ImageDataModule = build(cfg.data, extra_targets=cfg.extra_targets)
+    data: ImageDataModule = build(cfg.data, base=ImageDataModule)
     data.set_up_data()
     data.preprocess, origin = choose_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
     task = build_task(cfg, data, teacher_run)

@@ -33,7 +33,7 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     precision = choose_precision(str(cfg.trainer.precision), accelerator)
     if cfg.compile:
         check_compile()
-    check_optimization(to_plain(cfg.optimizer), cfg.schedule, cfg.extra_targets)
+    check_optimization(to_plain(cfg.optimizer), to_plain(cfg.schedule))
     _check_weights(cfg)
     return precision
 

@@ -17,7 +17,7 @@ from imago.settings import flatten
 # Settings that may change when a run is resumed: they do not change its weights. A name stands for all settings below
 # it. Whether moved data is the same data is checked by its fingerprint.
 _CHANGEABLE_KEYS = (
-    *("paths", "callbacks", "logger", "resume", "run_name", "extra_targets", "compile", "tta"),
+    *("paths", "callbacks", "logger", "resume", "run_name", "trust", "compile", "tta"),
     *("data.num_workers", "data.cache", "data.cache_dir"),
     *("data.root", "data.data_dir", "data.split_file", "data.list_file"),
     *("trainer.max_epochs", "trainer.max_time", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
@@ -25,7 +25,7 @@ _CHANGEABLE_KEYS = (
     *("trainer.num_sanity_val_steps", "trainer.deterministic", "trainer.benchmark", "trainer.detect_anomaly"),
     *("trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.enable_checkpointing"),
     "trainer.default_root_dir",
-    *("task.net", "task.optimizer", "task.schedule", "task.loss", "task.extra_targets"),  # copies of these groups
+    *("task.net", "task.optimizer", "task.schedule", "task.loss"),  # copies of these groups
 )
 _FIXED_KEY = "callbacks.ema"  # a checkpoint with averaged weights has two sets of weights
 _PATH_KEYS = ("data.root", "task.teacher", "task.teacher.weights", "model.weights")

@@ -50,7 +50,7 @@ def load_teacher_run(cfg: DictConfig) -> "Classifier | None":
     teacher = cfg.task.teacher
     try:
         if isinstance(teacher, str):
-            return load_classifier(Path(teacher), cfg.extra_targets)
+            return load_classifier(Path(teacher), cfg.trust)
         find_weights(teacher)
     except UserError as error:
         raise ConfigError(f"task.teacher={error}" if isinstance(teacher, str) else _name_teacher(error)) from error
@@ -87,7 +87,7 @@ def _build_network(cfg: DictConfig, data: "ImageDataModule") -> tuple[Any, dict[
     settings, num_classes = to_plain(cfg.task.teacher), len(data.class_names)
     try:
         record = data.preprocess.to_dict() | (weights_preprocess(settings) or {})
-        net = build_network(settings, num_classes, record["size"], cfg.extra_targets)
+        net = build_network(settings, num_classes, record["size"])
     except UserError as error:
         raise ConfigError(_name_teacher(error)) from error
     if new_tensor_names := getattr(net, "new_tensor_names", ()):
