@@ -2,6 +2,10 @@
 
     IMAGO_DATA_DIR=data python benchmarks/data.py
     python benchmarks/data.py --rounds 3 --cases cifar jpeg_500
+    python benchmarks/data.py --rounds 3 --cases cifar jpeg_500 jpeg_1000 --against ../other-checkout
+
+With --against, the `benchmarks/data.py` of this and of another checkout run in turns, and the speeds of the project in
+the two are compared instead.
 
 Every measurement runs in a forked child process that prepares batches through a DataLoader with one intra-op thread and
 no workers, so that CPU seconds count the whole work of one core. A round measures all sides of a case one after the
@@ -26,6 +30,8 @@ import json
 import multiprocessing
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -57,6 +63,8 @@ MEMORY_EPOCHS = 8
 NUM_COUNTED_STEPS = 50_000_000
 NUM_BUSY_PER_CORE = 3  # busy processes per core under overload, the loader included
 MIB = 2**20
+# With glibc's own, variable thresholds the speed of large tensors depends on what was allocated before.
+FIXED_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 
 
 @dataclass(frozen=True)
@@ -323,11 +331,46 @@ def judge_memory(sizes: dict[str, float]) -> dict[str, Any]:
     return sizes | {"growth": growth, "is_met": is_met}
 
 
+def compare_checkouts(other: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Run the benchmarks of the two checkouts in turns, print and return the ratios of the project's speeds."""
+    ratios: dict[str, list[float]] = {}
+    for round_ in range(args.rounds):
+        of_round = {}
+        for checkout in [PROJECT_ROOT, other][:: 1 if round_ % 2 == 0 else -1]:
+            of_round[checkout] = run_benchmark(checkout, args)
+        for side, speed in of_round[PROJECT_ROOT].items():
+            ratios.setdefault(side, []).append(speed / of_round[other][side])
+    for side, values in ratios.items():
+        print(f"{side:<40} {statistics.median(values):.2f} [{min(values):.2f}-{max(values):.2f}]", flush=True)
+    medians = {side: statistics.median(values) for side, values in ratios.items()}
+    return {"against_git_commit": describe_environment(other)["git_commit"], "ratios": ratios, "medians": medians}
+
+
+def run_benchmark(checkout: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Run the `benchmarks/data.py` of a checkout and return the median speed of the project on each side."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        command = [sys.executable, checkout / "benchmarks/data.py", "--rounds", "3", "--cases", *args.cases]
+        subprocess.run(
+            [*command, "--json", file.name],
+            env=os.environ | FIXED_MALLOC | {"PYTHONPATH": str(checkout / "src")},
+            cwd=checkout,
+            check=True,
+        )
+        cases = json.load(file)["cases"]
+    return {
+        f"{name}: {side.replace('normalised', 'normalized')}": statistics.median(x[case["unit"]] for x in readings)
+        for name, case in cases.items()
+        for side, readings in case["readings"].items()
+        if side.startswith("project")
+    }
+
+
 def parse_args() -> argparse.Namespace:
     """Read the command line; the help text is the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="readings of each side (default: 5)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="compare with the project in this checkout")
     parser.add_argument("--images", type=int, default=200, help="JPEG of each size (default: 200)")
     parser.add_argument(
         "--json",
@@ -339,6 +382,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.rounds < 3:
         parser.error(f"--rounds={args.rounds} must be at least 3 for a median")
+    if args.against and not {"overload", "memory"}.isdisjoint(args.cases):
+        parser.error("--against compares the cases cifar, jpeg_500 and jpeg_1000; select them with --cases")
     if "IMAGO_DATA_DIR" not in os.environ:
         parser.error("set IMAGO_DATA_DIR to the folder that contains cifar-10-batches-py and hymenoptera_data")
     return args
@@ -349,19 +394,29 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)
     report: dict[str, Any] = {**describe_environment(), "rounds": args.rounds, "images": args.images}
-    report |= {"pillow": Image.__version__, "numpy": np.__version__, "load_1min": os.getloadavg()[0], "cases": {}}
+    report |= {"pillow": Image.__version__, "numpy": np.__version__, "load_1min": os.getloadavg()[0]}
+    if args.against:
+        report["against"] = compare_checkouts(args.against.resolve(), args)
+    else:
+        report["cases"] = run_cases(args)
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def run_cases(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the cases, print and return the results."""
+    cases: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folders = {name: Path(temporary) / name for name in JPEG_SIZES}
         for name, size in JPEG_SIZES.items():
             write_jpegs(folders[name], size, args.images)
         for name in args.cases:
             if name == "memory":
-                report["cases"][name] = judge_memory(measure_memory(folders["jpeg_500"]))
+                cases[name] = judge_memory(measure_memory(folders["jpeg_500"]))
                 continue
             sides = {"cifar": cifar_sides, "overload": lambda: overload_sides(folders["jpeg_500"])}.get(name)
-            report["cases"][name] = run_case(name, sides() if sides else jpeg_sides(folders[name]), args.rounds)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(report, indent=2) + "\n")
+            cases[name] = run_case(name, sides() if sides else jpeg_sides(folders[name]), args.rounds)
+    return cases
 
 
 if __name__ == "__main__":
