@@ -155,7 +155,11 @@ def _check_config(cfg: "DictConfig", overrides: dict[str, list[str]], saved: lis
     name = str(HydraConfig.get().job.config_name)
     if saved:
         # With ++, as a value may be typed below a key that the run added.
-        own_values = [f"++{text.lstrip('+')}" for text in typed if text not in saved and not is_group_choice(text)]
+        own_values = [
+            f"++{text.lstrip('+')}"
+            for text in typed
+            if not (text in saved or text.startswith("~") or is_group_choice(text))
+        ]
         own = compose(loader, name, [*overrides["hydra"], *filter(is_group_choice, typed), *own_values])
         check_saved_settings(to_plain(cfg), to_plain(own, resolve=False), Path(cfg.resume), cfg.trust)
     defaults = compose_defaults(loader, name, [*overrides["hydra"], *typed])  # takes 0.1 s

@@ -1,0 +1,167 @@
+"""Check the targets of a checkpoint or run directory, which may come from somebody else, before they are built.
+
+What a user types or keeps in `configs/` is own code and is not checked. A saved target must name a class that is
+derived from the base class of its group, and that is defined in a package of `src/` or stands in a short list of
+public classes. A prefix would not be enough: `torchvision.models._api` holds functions that unpickle.
+"""
+
+import inspect
+import sys
+from collections.abc import Container, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from imago.errors import ConfigError, DataError
+from imago.instantiate import import_target_or_none, to_plain
+from imago.paths import PROJECT_ROOT
+
+_SOURCE_DIR = PROJECT_ROOT / "src"
+
+# Group of the settings -> base class of its targets. A nested target may have any of these base classes.
+_BASES = {
+    "model": "torch.nn.Module",
+    "loss": "torch.nn.Module",
+    "augment": "torch.nn.Module",
+    "data": "lightning.pytorch.LightningDataModule",
+    "task": "lightning.pytorch.LightningModule",
+    "optimizer": "torch.optim.Optimizer",
+    "schedule": "torch.optim.lr_scheduler.LRScheduler",
+    "metrics": "torchmetrics.Metric",
+    "callbacks": "lightning.pytorch.Callback",
+    "logger": "lightning.pytorch.loggers.Logger",
+    "trainer": "lightning.pytorch.Trainer",
+}
+_GROUPS_OF_SEVERAL = ("metrics", "callbacks", "logger")  # a mapping from names to targets
+_NESTED_BASES = tuple(dict.fromkeys([*_BASES.values(), "torch.utils.data.Dataset"]))
+
+# Public modules whose classes are harmless to build from plain arguments, each with the base class that they need.
+_PUBLIC_MODULES = {
+    "torch.nn": "torch.nn.Module",
+    "torch.optim": "torch.optim.Optimizer",
+    "torch.optim.lr_scheduler": "torch.optim.lr_scheduler.LRScheduler",
+    "torchmetrics.classification": "torchmetrics.Metric",
+    "torchvision.transforms.v2": "torchvision.transforms.v2.Transform",
+}
+_PUBLIC_NAMES = {
+    "lightning.pytorch.Trainer",
+    *(
+        f"lightning.pytorch.callbacks.{name}"
+        for name in ("ModelCheckpoint", "EarlyStopping", "LearningRateMonitor", "RichProgressBar", "TQDMProgressBar")
+    ),
+    *(
+        f"lightning.pytorch.loggers.{name}"
+        for name in ("TensorBoardLogger", "CSVLogger", "WandbLogger", "MLFlowLogger")
+    ),
+}
+# Arguments of a network that name files or downloads: a checkpoint has all weights.
+_FILE_ARGUMENTS = ("pretrained", "weights", "checkpoint_path", "cache_dir")
+
+
+def check_saved_targets(
+    node: Any, path: str, source: Path, trust: Sequence[str] = (), known: Container[str] = ()
+) -> None:
+    """Check every `_target_` in settings that were saved.
+
+    Args:
+        node: settings of a group, as plain container or DictConfig; nothing of them is built.
+        path: key path of `node`, such as "model" or "data"; it determines the base class.
+        source: the file that the settings were read from, for the message.
+        trust: packages whose targets are accepted, as typed by the user; modules in them may be named, too.
+        known: further targets that are accepted, such as those of `configs/`.
+
+    Raises:
+        ConfigError: one line for each target that is refused.
+    """
+    refused = {}
+    for where, settings in _nodes(to_plain(node), path):
+        target = settings["_target_"]
+        is_trusted = isinstance(target, str) and any(f"{target}.".startswith(f"{package}.") for package in trust)
+        if not is_trusted and target not in known and not _is_harmless(settings, _base_names(where)):
+            package = str(target).partition(".")[0]
+            refused[str(target)] = (
+                f"{source}: {where}._target_={target} is neither a {_base_names(where)[0].rpartition('.')[2]} of this "
+                f"project's src/ nor a known class; if you trust where it comes from, type trust=[{package}]."
+            )
+    if refused:
+        raise ConfigError("\n".join(refused.values()))
+
+
+def without_files(settings: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """Return the settings of a saved network without the files that it would read or download.
+
+    Raises:
+        DataError: if an argument is no plain data.
+    """
+    plain = {}
+    for key, value in settings.items():
+        if not isinstance(value, (str, int, float, bool, list, tuple, dict, type(None))):
+            raise DataError(
+                f"{source}: the argument {key} of the network is no plain data; it was changed after saving."
+            )
+        plain[key] = None if key.startswith(_FILE_ARGUMENTS) else value
+    return plain
+
+
+def _nodes(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the key path of each mapping with `_target_`, and the mapping."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from _nodes(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from _nodes(value, f"{path}[{index}]")
+
+
+def _base_names(where: str) -> Sequence[str]:
+    """Return the names of the base classes that a target at this key path may have."""
+    path = "model" if where in ("task.net", "task.teacher") else where.removeprefix("task.")
+    group, _, rest = path.partition(".")
+    is_top = not rest or (group in _GROUPS_OF_SEVERAL and "." not in rest)
+    return [_BASES[group]] if group in _BASES and is_top else _NESTED_BASES
+
+
+def _is_harmless(settings: Mapping[str, Any], base_names: Sequence[str]) -> bool:
+    target = settings["_target_"]
+    if not isinstance(target, str):
+        return False
+    module, _, name = target.rpartition(".")
+    if "torch.nn.Module" in base_names and _is_published_network(module, name, settings):
+        return True
+    is_public = module in _PUBLIC_MODULES or target in _PUBLIC_NAMES
+    if not is_public and not (_SOURCE_DIR / target.partition(".")[0]).is_dir():
+        return False  # nothing is imported
+    found = import_target_or_none(target)
+    if not inspect.isclass(found):
+        return False
+    if base_names is _NESTED_BASES and not target.startswith("imago.") and _is_defined_here(found):
+        return True  # a part that the user wrote, such as a transform
+    if not issubclass(found, _classes(base_names)):
+        return False
+    if module in _PUBLIC_MODULES:
+        return issubclass(found, _classes([_PUBLIC_MODULES[module]]))
+    return is_public or _is_defined_here(found)
+
+
+def _is_defined_here(found: type) -> bool:
+    """Return whether a class is defined in a file of a package in `src/`, and not only imported there."""
+    file = getattr(sys.modules.get(found.__module__), "__file__", None)
+    return file is not None and Path(file).resolve().is_relative_to(_SOURCE_DIR)
+
+
+def _is_published_network(module: str, name: str, settings: Mapping[str, Any]) -> bool:
+    """Return whether it is a function that builds a network of torchvision or timm by its name."""
+    if module == "torchvision.models":
+        from torchvision import models
+
+        return name in models.list_models(module=models)
+    if (module, name) == ("timm", "create_model"):
+        import timm
+
+        return isinstance(settings.get("model_name"), str) and timm.is_model(settings["model_name"])
+    return False
+
+
+def _classes(names: Sequence[str]) -> tuple[type, ...]:
+    return tuple(import_target_or_none(name) for name in names)
