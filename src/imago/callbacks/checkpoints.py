@@ -19,14 +19,21 @@ log = logging.getLogger(__name__)
 class BestCheckpoint(ModelCheckpoint):
     """Save `best.ckpt`, also when the run directory was moved or copied before it is resumed.
 
+    A name that is never logged is reported once, and nothing is saved.
+
     Args:
         dirpath: directory of `best.ckpt`.
         monitor: name of the logged value to compare.
         mode: "max" or "min": which value of it is best.
+
+    Attributes:
+        best_metrics: everything that was logged when `best.ckpt` was saved, by its name.
     """
 
     def __init__(self, dirpath: str, monitor: str, mode: str) -> None:
         super().__init__(dirpath, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+        self.best_metrics: dict[str, float] = {}
+        self._has_warned = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that validation within an epoch falls between optimizer steps: a checkpoint has no gradients.
@@ -55,7 +62,23 @@ class BestCheckpoint(ModelCheckpoint):
         is_skipped = is_time_up(trainer) and bool(self.best_model_path)
         return is_skipped or super()._should_skip_saving_checkpoint(trainer)
 
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
+        if self.monitor in monitor_candidates:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+        elif trainer.enable_validation and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "callbacks.best_checkpoint.monitor=%s is not logged, so best.ckpt is not saved and the last weights "
+                "are tested; logged are %s",
+                self.monitor,
+                ", ".join(sorted(trainer.callback_metrics)) or "no values",
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"best_metrics": self.best_metrics}
+
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self.best_metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         last = Path(filepath).with_name("last.ckpt")
         if is_time_up(trainer) and last.is_file():
             # Lightning now counts the epoch as done. last.ckpt has the same weights and continues the epoch.
@@ -78,6 +101,7 @@ class BestCheckpoint(ModelCheckpoint):
             restored |= {"best_model_path": best, "kth_best_model_path": best}
             restored["best_k_models"] = {best: state_dict["best_model_score"]}
         super().load_state_dict(state_dict | restored)
+        self.best_metrics = dict(state_dict.get("best_metrics", {}))
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -6,10 +6,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from imago.callbacks.train_metrics import num_steps
 from imago.logger.metrics_csv import MetricsCsv
 from imago.seeding import derive_seed
-
-_TRAIN_SUMS_KEY = "train_score"
 
 
 class StepSeed(Callback):
@@ -27,35 +26,18 @@ class StepSeed(Callback):
 
 
 class TruncateLogs(Callback):
-    """Remove from the logs what an interrupted run logged after its last save, so that each step appears once.
-
-    It also saves the sums of the training loss and accuracy (the task's `epoch_metrics["train"]`) in the checkpoint, so
-    that the values of an interrupted epoch are those of all its batches; with several ranks only those of rank 0.
-    """
+    """Remove from the logs what an interrupted run logged after its last save, so that each step appears once."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, MetricsCsv):
-                logger.truncate(trainer.global_step)
+                logger.truncate(num_steps(trainer))
             elif isinstance(logger, TensorBoardLogger):
-                _truncate_events(logger, trainer.global_step)
+                _truncate_events(logger, num_steps(trainer))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # The step of epoch values. Lightning counts one step twice if it resumes between two batches.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        metrics: Any = pl_module.epoch_metrics["train"]  # type: ignore[index]  # of our task
-        checkpoint[_TRAIN_SUMS_KEY] = [
-            torch.as_tensor(metrics.loss_sum),
-            torch.as_tensor(metrics.num_correct),
-            metrics.num_images,
-        ]
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if _TRAIN_SUMS_KEY in checkpoint and trainer.is_global_zero:
-            metrics: Any = pl_module.epoch_metrics["train"]  # type: ignore[index]
-            metrics.loss_sum, metrics.num_correct, metrics.num_images = checkpoint[_TRAIN_SUMS_KEY]
+        trainer.fit_loop.epoch_loop._batches_that_stepped = num_steps(trainer)
 
 
 def _truncate_events(logger: TensorBoardLogger, step: int) -> None:

@@ -17,7 +17,7 @@ class ImageGrid(Callback):
     """Add `train/images` to TensorBoard and write `train_images.png`, at the first training batch of the process.
 
     The pixels are those of the batch after augmentation and normalization, so that a wrong mean, channel order or
-    augmentation is visible. The hyperparameters of the module must contain `preprocess`.
+    augmentation is visible. `preprocess` of the data module restores the colors.
 
     Args:
         folder: directory of `train_images.png`; created if necessary.
@@ -31,8 +31,8 @@ class ImageGrid(Callback):
         if self._is_written or not trainer.is_global_zero:
             return
         self._is_written = True
-        preprocess = pl_module.hparams["preprocess"]
-        images = restore_colors(batch[0][:_MAX_IMAGES].detach(), preprocess["mean"], preprocess["std"])
+        preprocess = trainer.datamodule.preprocess  # type: ignore[attr-defined]  # of our data module
+        images = restore_colors(batch[0][:_MAX_IMAGES].detach(), preprocess.mean, preprocess.std)
         grid = make_grid(images, nrow=_NUM_COLUMNS, pad_value=255)
         self.folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grid.permute(1, 2, 0).numpy()).save(self.folder / "train_images.png")

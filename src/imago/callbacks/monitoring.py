@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from imago.callbacks.train_metrics import log_step, num_steps
+
 _BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2)
 
 
@@ -16,10 +18,11 @@ class GradNorm(Callback):
     """Log `grad_norm`: the L2 norm of the gradients of all parameters, before clipping."""
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        step = num_steps(trainer)
+        if (step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None]).item()
-            pl_module.log_step({"grad_norm": norm}, trainer.global_step)  # type: ignore[operator]  # of our task
+            log_step(trainer, {"grad_norm": norm}, step)
 
 
 class _OnLoggingStep(Callback):
@@ -28,16 +31,15 @@ class _OnLoggingStep(Callback):
     _step = 0  # optimizer steps at the end of the last batch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step = trainer.global_step  # not 0 in a resumed run
+        self._step = num_steps(trainer)  # not 0 in a resumed run
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        has_stepped = trainer.global_step != self._step
-        self._step = trainer.global_step
-        if has_stepped and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            values = self.measure(pl_module.device)
-            pl_module.log_step(values, trainer.global_step - 1)  # type: ignore[operator]  # of our task
+        step = num_steps(trainer)
+        has_stepped, self._step = step != self._step, step
+        if has_stepped and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            log_step(trainer, self.measure(pl_module.device), step - 1)
 
     def measure(self, device: torch.device) -> dict[str, float]:
         raise NotImplementedError

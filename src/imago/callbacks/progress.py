@@ -3,10 +3,11 @@
 import logging
 import sys
 from time import perf_counter
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
+
+from imago.callbacks.train_metrics import TrainMetrics
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +17,7 @@ _BAR_METRICS = {
     "train/acc_step": ("acc", "{:.1%}"),
     "images_per_s": ("images/s", "{:,.0f}"),
 }
+_FORMATS = {"loss": "{:.3f}", "acc": "{:6.2%}"}  # of an epoch
 
 
 class Progress(TQDMProgressBar):
@@ -32,7 +34,8 @@ class Progress(TQDMProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict]:
         """Return the text after the bar; the values are those of the last logging step."""
-        logged: Any = pl_module.last_logged
+        newest = (c.newest for c in trainer.callbacks if isinstance(c, TrainMetrics))  # type: ignore[attr-defined]
+        logged = next(newest, {})
         return {short: form.format(logged[name]) for name, (short, form) in _BAR_METRICS.items() if name in logged}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,8 +60,10 @@ class Progress(TQDMProgressBar):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         parts = [f"epoch {trainer.current_epoch:>3}/{trainer.max_epochs}"]
         for split in ("train", "val"):
-            if f"{split}/acc" in metrics:
-                parts.append(f"{split} loss {metrics[f'{split}/loss']:.3f} acc {metrics[f'{split}/acc']:6.2%}")
+            values = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(f"{split}/")}
+            texts = [f"{name} {_FORMATS.get(name, '{:.4g}').format(value)}" for name, value in values.items()]
+            parts += [" ".join([split, *texts])] if values else []
+        parts += [f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name]  # of another task
         parts.append(f"{perf_counter() - self._epoch_start_s:.1f} s")
         self.train_progress_bar.clear()
         log.info("   ".join(parts))

@@ -1,17 +1,20 @@
 """Write the results of training and test to `summary.json`, in rank 0, which may be a forked process."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
+from imago.callbacks.checkpoints import BestCheckpoint
 from imago.callbacks.monitoring import Speed
+from imago.callbacks.train_metrics import num_steps
 from imago.resources import available_cores
 from imago.runs.checkpoint import read_checkpoint
 from imago.runs.run_directory import RunDirectory
 from imago.statistics.intervals import wilson_interval
+from imago.task.base import ImageTask
 
 log = logging.getLogger(__name__)
 
@@ -56,34 +59,43 @@ def _training_results(trainer: Trainer) -> dict[str, Any]:
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
     # Lightning counts an epoch that `trainer.max_time` cut short; the resumed run still has to finish it.
     epochs = progress.processed // max(1, int(trainer.num_training_batches))
-    results: dict[str, Any] = {"epochs": epochs, "steps": trainer.global_step}
-    monitoring = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
-    if monitoring and monitoring[0].best_model_score is not None:
-        acc = float(monitoring[0].best_model_score)
-        results["val"] = {"acc": round(acc, 6)}
+    results: dict[str, Any] = {"epochs": epochs, "steps": num_steps(trainer)}
+    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+    if best and best.best_model_path:
+        results["val"] = {name: round(value, 6) for name, value in _of_split("val", best.best_metrics).items()}
+        results["val"] |= {"monitor": best.monitor}
         if isinstance(trainer.limit_val_batches, float) and trainer.limit_val_batches == 1.0:  # the int 1 is one batch
             num_images = len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]  # of our data module
-            interval = list(wilson_interval(round(acc * num_images), num_images))
-            results["val"] |= {"interval_95": interval, "num_images": num_images}
-        best = read_checkpoint(Path(monitoring[0].best_model_path))
-        results["best_epoch"] = best["epoch"] + 1  # counted from 1, as on the screen
+            results["val"] |= _interval(trainer, results["val"], num_images) | {"num_images": num_images}
+        epoch = read_checkpoint(Path(best.best_model_path))["epoch"]
+        results["best_epoch"] = epoch + 1  # counted from 1, as on the screen
     speed = _find_speed(trainer)
     return results | (_speed_results(trainer, speed) if speed and speed.train_s else {})
 
 
 def _test_results(trainer: Trainer) -> dict[str, Any]:
-    metrics = {name.removeprefix("test/"): float(value) for name, value in trainer.callback_metrics.items()}
-    num_images = round(metrics["num_images"])
-    num_correct = round(metrics["acc"] * num_images)
-    results = {
-        "acc": num_correct / num_images,
-        "interval_95": list(wilson_interval(num_correct, num_images)),
-        "loss": metrics["loss"],
-        "num_images": num_images,
-        "num_left_out": len(trainer.datamodule.splits.test) - num_images,  # type: ignore[attr-defined]  # of our data module
-    }
+    results: dict[str, Any] = _of_split("test", trainer.callback_metrics)
+    if "num_images" in results:  # of an `ImageTask`
+        num_images = round(results["num_images"])
+        num_all = len(trainer.datamodule.splits.test)  # type: ignore[attr-defined]  # of our data module
+        results |= {"num_images": num_images, "num_left_out": num_all - num_images}
+        # Lightning logs float32; the number of correct images makes it exact again.
+        results |= {"acc": round(results["acc"] * num_images) / num_images} | _interval(trainer, results, num_images)
     tta = getattr(trainer.lightning_module, "tta", "none")
     return {"test": results | ({"tta": tta} if tta != "none" else {})}
+
+
+def _of_split(split: str, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics that were logged as SPLIT/NAME or, by other tasks, as SPLIT_NAME, by NAME."""
+    prefixes = (f"{split}/", f"{split}_")
+    return {name[len(split) + 1 :]: float(value) for name, value in metrics.items() if name.startswith(prefixes)}
+
+
+def _interval(trainer: Trainer, results: Mapping[str, float], num_images: int) -> dict[str, list[float]]:
+    """Return the interval of the accuracy; {} if the task may compute something else under this name."""
+    if not isinstance(trainer.lightning_module, ImageTask):
+        return {}
+    return {"interval_95": list(wilson_interval(round(results["acc"] * num_images), num_images))}
 
 
 def _speed_results(trainer: Trainer, speed: Speed) -> dict[str, Any]:

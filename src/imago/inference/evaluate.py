@@ -11,7 +11,7 @@ from imago.errors import ConfigError, DataError
 from imago.files import make_writable, read_json
 from imago.images import TTA_MODES
 from imago.inference.calibration import calibrate
-from imago.inference.load import check_and_find_model, is_onnx, load_predictor
+from imago.inference.load import TorchPredictor, check_and_find_model, is_onnx, load_predictor
 from imago.inference.results import MAX_NAME_CHARS, summary_lines, write_results
 from imago.inference.run_split import EVALUATED_SPLITS, run_split, split_samples
 from imago.instantiate import build
@@ -64,6 +64,11 @@ def evaluate(cfg: DictConfig) -> float:
         **({} if temperature == UNCALIBRATED else {TEMPERATURE_KEY: temperature}),
         **result.metrics(),
     }
+    if isinstance(predictor, TorchPredictor):
+        from imago.task.metrics import compute_with_intervals
+
+        further = compute_with_intervals(predictor.classifier.metrics, result.logits, result.labels)
+        metadata |= {name: value for name, value in further.items() if name not in metadata}
     written = write_results(directory, result, metadata, split_samples(data, cfg.split))
     print("\n".join(summary_lines(result, metadata, _compare_with_final_test(run, metadata))))
     print(f"\nresults in {short_path(directory)}: {', '.join(written)}")

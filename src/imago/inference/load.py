@@ -15,11 +15,11 @@ from imago.statistics.metrics import softmax
 from imago.trust import check_saved_targets, without_files
 
 if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
     from torch import nn
 
     from imago.model.classifier import Classifier
     from imago.onnx_classifier import OnnxClassifier
-    from imago.task.classification import ClassificationTask
 
 log = logging.getLogger(__name__)
 
@@ -125,22 +125,32 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
 
     file = resolve_checkpoint(path)
     checkpoint = read_checkpoint(file)
+    task = checkpoint["imago"].get("task")
     try:
         hparams: dict[str, Any] = checkpoint["hyper_parameters"]
-        settings = dict(hparams["net"])
+        if task is not None and "output_names" not in hparams:
+            raise ConfigError(
+                f"{file} was saved by {task}, which is not derived from imago.task.base.ImageTask: it has no settings "
+                "to rebuild its network from. The results of its own test are in summary.json."
+            )
+        settings, metrics = dict(hparams["net"]), dict(hparams.get("metrics") or {})
         preprocess = Preprocess.from_dict(hparams["preprocess"])
-        class_names = tuple(hparams["class_names"])
+        names = tuple(hparams.get("output_names", hparams["class_names"]))
         named = checkpoint["state_dict"].items()
         state = {name.removeprefix(_NET_PREFIX): value for name, value in named if name.startswith(_NET_PREFIX)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{file} does not describe a network ({error!r}); it was changed after saving.") from error
     check_saved_targets(settings, "model", file, trust)
-    net = build_network(without_files(settings, file), len(class_names), preprocess.size)
+    check_saved_targets(metrics, "metrics", file, trust)
+    net = build_network(without_files(settings, file), len(names), preprocess.size)
     _load_weights(net, state, file, settings["_target_"])
-    return Classifier(net, class_names, preprocess).eval()
+    classifier = Classifier(net, names, preprocess).eval()
+    classifier.metrics = metrics
+    classifier.predicts_classes = hparams.get("predicts_classes", True)
+    return classifier
 
 
-def check_compatible(file: Path, task: "ClassificationTask") -> None:
+def check_compatible(file: Path, task: "LightningModule") -> None:
     """Check that a run can resume from a checkpoint, before Lightning loads it.
 
     Args:
@@ -158,13 +168,12 @@ def check_compatible(file: Path, task: "ClassificationTask") -> None:
         raise DataError(f"{error} Copy best.ckpt over it to resume from the best epoch.") from error
     if not saved.keys() >= {"loops", "optimizer_states", "state_dict", "hyper_parameters"}:
         raise DataError(f"{file} has no training state to resume from; it was changed after saving.")
-    class_names = list(saved["hyper_parameters"].get("class_names", ()))
-    if class_names != list(task.hparams["class_names"]):
+    saved_names, names = (list(params.get("class_names", ())) for params in (saved["hyper_parameters"], task.hparams))
+    if saved_names != names:
         raise DataError(
-            f"{file} has the classes {class_names}, and the data has {task.hparams['class_names']}; use the same data, "
-            "or start a new run."
+            f"{file} has the classes {saved_names}, and the data has {names}; use the same data, or start a new run."
         )
-    _load_weights(task, saved["state_dict"], file, task.hparams["net"]["_target_"])
+    _load_weights(task, saved["state_dict"], file, type(task).__name__)
 
 
 def _load_weights(module: "nn.Module", state: Mapping[str, Any], file: Path, network: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imago.errors import DataError
-from imago.inference.load import Predictor, load_predictor
+from imago.inference.load import Predictor, TorchPredictor, load_predictor
 from imago.statistics.metrics import LabeledOutputs
 from imago.text import join_names
 
@@ -51,11 +51,16 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
         split: one of EVALUATED_SPLITS.
 
     Raises:
-        DataError: if the network lacks a class of the data, if outputs are not finite, or if an image was lost or read
-            twice.
+        DataError: if the outputs are not the classes of the data, if the network lacks one of them, if outputs are not
+            finite, or if an image was lost or read twice.
     """
     from tqdm import tqdm
 
+    if isinstance(predictor, TorchPredictor) and not predictor.classifier.predicts_classes:
+        raise DataError(
+            f"the run predicts {join_names(predictor.class_names)}, and not the classes of the data, so its labels are "
+            "unknown here; the result of its own test is in summary.json."
+        )
     network_labels = match_classes(data.class_names, predictor.class_names)
     data.preprocess = predictor.preprocess
     loaders = [data.evaluation_loader(name) for name, _ in data.splits.items() if split in (name, "all")]

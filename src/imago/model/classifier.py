@@ -1,6 +1,7 @@
 """Classifier: a trained network with its class names, preprocess record and calibration temperature."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,6 +18,10 @@ class Classifier(nn.Module):
         class_names: K names; the index of a name is its label.
         preprocess: how images were prepared when the network was evaluated.
         calibration_temperature: logits are divided by it before the softmax; above 0, and 1 if none was fitted.
+
+    Attributes:
+        metrics: `_target_` and settings of the metrics of the training, by name.
+        predicts_classes: whether the outputs are the classes of the data, and not those of another objective.
     """
 
     def __init__(
@@ -32,6 +37,8 @@ class Classifier(nn.Module):
         self.class_names = tuple(class_names)
         self.preprocess = preprocess
         self.calibration_temperature = calibration_temperature
+        self.metrics: Mapping[str, Any] = {}
+        self.predicts_classes = True
 
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 images (N, 3, size, size) to logits (N, K)."""

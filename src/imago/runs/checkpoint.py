@@ -6,7 +6,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +34,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning itself writes to TMPDIR and moves the file. If that is another file system, a kill during the move
     destroys the old checkpoint.
+
+    Args:
+        task: name of the task's class, stored in each checkpoint.
+        left_out: names of hyperparameters that are not saved because they are no plain data.
     """
+
+    def __init__(self, task: str | None = None, left_out: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.task = task
+        self.left_out = left_out
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write `checkpoint` so that `path` holds either the old file or the complete new one.
@@ -45,7 +54,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         _check_finite(checkpoint, path)
         if not _is_rank_result(path):
-            checkpoint = {"imago": {"schema": SCHEMA_VERSION, "torch": str(torch.__version__)}} | checkpoint
+            header = {"schema": SCHEMA_VERSION, "torch": str(torch.__version__), "task": self.task}
+            checkpoint = {"imago": header} | checkpoint
+            saved = checkpoint.get("hyper_parameters", {})
+            checkpoint["hyper_parameters"] = {key: saved[key] for key in saved if key not in self.left_out}
         try:
             write_checkpoint(checkpoint, Path(path))
         except OSError as error:
@@ -157,16 +169,23 @@ def check_loadable(settings: Mapping[str, Any]) -> None:
         ConfigError: naming the first that is not plain data or tensors.
     """
     for name, value in settings.items():
-        file = io.BytesIO()
-        try:
-            torch.save(value, file)
-            file.seek(0)
-            torch.load(file, weights_only=True)
-        except (pickle.PickleError, AttributeError, TypeError, RuntimeError) as error:
+        if not is_loadable(value):
             raise ConfigError(
                 f"task: its hyperparameter {name}={value!r} is a {type(value).__name__} or holds something that "
                 "cannot be loaded safely from a checkpoint; use numbers, text, lists, dicts and tensors."
-            ) from error
+            )
+
+
+def is_loadable(value: Any) -> bool:
+    """Return whether a value is plain data or tensors, which can be loaded with `weights_only=True`."""
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except (pickle.PickleError, AttributeError, TypeError, RuntimeError):
+        return False
+    return True
 
 
 def check_free_space(run_dir: Path, module: torch.nn.Module) -> None:

@@ -48,7 +48,7 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_DRAWS) -> dict[str, Interval]:
     """Return the 95 % percentile intervals of macro precision, recall and F1, by bootstrap.
 
-    A class without images in a draw is left out of the mean of that draw, as in the score itself.
+    A class without images and predictions in a draw is left out of the mean of that draw, as in the score itself.
 
     Args:
         confusion: counts (K, K) of N images, true classes in rows; N at least 1.
@@ -69,11 +69,11 @@ def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_D
         num_correct = np.bincount(rows[is_correct], weights=counts[is_correct], minlength=num_classes)
         num_true = np.bincount(rows, weights=counts, minlength=num_classes)
         num_predicted = np.bincount(columns, weights=counts, minlength=num_classes)
-        present = num_true > 0
-        totals = (np.maximum(num_predicted, 1), num_true, (num_predicted + num_true) / 2)
+        present = (num_true > 0) | (num_predicted > 0)
+        totals = (np.maximum(num_predicted, 1), np.maximum(num_true, 1), (num_predicted + num_true) / 2)
         scores[draw] = [np.mean(num_correct[present] / total[present]) for total in totals]
     low, high = np.quantile(scores, QUANTILES_95, axis=0).tolist()
-    return dict(zip(("macro_precision", "macro_recall", "macro_f1"), zip(low, high, strict=True), strict=True))
+    return dict(zip(("macro_precision", "macro_recall", "f1"), zip(low, high, strict=True), strict=True))
 
 
 def ece_interval(

@@ -27,12 +27,14 @@ class PerClass:
         recall: share of the images of the class that are predicted as it; 0 for a class without images.
         f1: harmonic mean of the two; 0 where both are.
         num_images: images of the class, int64.
+        num_predicted: images predicted as the class, int64.
     """
 
     precision: np.ndarray
     recall: np.ndarray
     f1: np.ndarray
     num_images: np.ndarray
+    num_predicted: np.ndarray
 
 
 class Predictions:
@@ -133,13 +135,18 @@ def per_class(confusion: np.ndarray) -> PerClass:
     num_correct, num_predicted, num_true = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
     totals = (num_predicted, num_true, (num_predicted + num_true) / 2)
     precision, recall, f1 = (num_correct / np.where(total, total, 1) for total in totals)
-    return PerClass(precision, recall, f1, num_true)
+    return PerClass(precision, recall, f1, num_true, num_predicted)
 
 
 def macro_scores(classes: PerClass) -> dict[str, float]:
-    """Return the unweighted mean of precision, recall and F1 over the classes that have images."""
-    columns = {"precision": classes.precision, "recall": classes.recall, "f1": classes.f1}
-    return {f"macro_{name}": float(column[classes.num_images > 0].mean()) for name, column in columns.items()}
+    """Return the unweighted mean of precision, recall and F1 over the classes with images or predictions.
+
+    A class that is predicted, but has no images, counts as 0, as in scikit-learn and torchmetrics. F1 is named `f1`, as
+    the metric of the same definition in training.
+    """
+    present = (classes.num_images > 0) | (classes.num_predicted > 0)
+    columns = {"macro_precision": classes.precision, "macro_recall": classes.recall, "f1": classes.f1}
+    return {name: float(column[present].mean()) for name, column in columns.items()}
 
 
 def most_confused(confusion: np.ndarray, limit: int) -> list[tuple[int, int, int]]:

@@ -12,6 +12,7 @@ from imago.errors import ConfigError
 from imago.instantiate import accepts, build, import_target_or_none
 from imago.optimizer.groups import parameter_groups
 
+GROUP_SETTINGS = ("head_lr_multiplier", "layer_lr_decay")  # of `parameter_groups`, not of the optimizer
 _LONG_EPOCH_STEPS = 1_000_000  # an epoch in which every duration has at least one step
 
 
@@ -19,7 +20,7 @@ def build_optimization(
     optimizer: Mapping[str, Any],
     schedule: Mapping[str, Any],
     net: nn.Module,
-    num_epochs: int,
+    total_steps: int,
     steps_per_epoch: int,
 ) -> tuple[Optimizer, Any]:
     """Build the optimizer over the parameter groups of a network, and the schedule over the steps of a whole run.
@@ -28,14 +29,14 @@ def build_optimization(
         optimizer: `_target_` of a `torch.optim` class, its settings and those of `parameter_groups`.
         schedule: `_target_` of a class in `imago.schedule.schedules` and its settings.
         net: its trainable parameters are optimized.
-        num_epochs: epochs of the whole run, which sets the length of the schedule.
+        total_steps: optimizer steps of the whole run, which set the length of the schedule.
         steps_per_epoch: optimizer steps in an epoch, which convert durations given in epochs.
 
     Raises:
         ConfigError: if a class does not exist or refuses its settings.
     """
     settings = dict(optimizer)
-    factors = {key: settings.pop(key) for key in ("head_lr_multiplier", "layer_lr_decay") if key in settings}
+    factors = {key: settings.pop(key) for key in GROUP_SETTINGS if key in settings}
     groups = parameter_groups(net, settings.get("weight_decay", 0.0), settings.get("lr"), **factors)
     try:
         built = build(settings, groups, base=Optimizer)
@@ -43,10 +44,14 @@ def build_optimization(
         raise ConfigError(f"optimizer: {error} To remove a setting, type ~optimizer.KEY.") from error
     except ValueError as error:  # torch's message on a value
         raise ConfigError(f"optimizer: {str(error).rstrip('.')}; configs/optimizer lists others.") from error
-    steps = {"total_steps": steps_per_epoch * num_epochs, "steps_per_epoch": steps_per_epoch}
+    return built, build(schedule, built, base=LRScheduler, **schedule_steps(schedule, total_steps, steps_per_epoch))
+
+
+def schedule_steps(schedule: Mapping[str, Any], total_steps: int, steps_per_epoch: int) -> dict[str, int]:
+    """Return those of the two numbers that the class of a schedule takes and that are not set; torch's take none."""
     target = import_target_or_none(schedule.get("_target_"))
-    steps = {name: value for name, value in steps.items() if accepts(target, name)}  # torch's own take none
-    return built, build(schedule, built, base=LRScheduler, **steps)
+    steps = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+    return {name: value for name, value in steps.items() if accepts(target, name) and name not in schedule}
 
 
 def check_optimization(optimizer: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
@@ -56,4 +61,4 @@ def check_optimization(optimizer: Mapping[str, Any], schedule: Mapping[str, Any]
         ConfigError: if a class does not exist or refuses its settings.
     """
     single = skip_init(nn.Linear, 1, 1, bias=False)  # draws no random number; a matrix: some optimizers take no others
-    build_optimization(optimizer, schedule, single, 1, _LONG_EPOCH_STEPS)
+    build_optimization(optimizer, schedule, single, _LONG_EPOCH_STEPS, _LONG_EPOCH_STEPS)

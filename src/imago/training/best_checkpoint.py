@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
@@ -15,7 +15,7 @@ from imago.paths import checkpoint_file
 from imago.runs.run_directory import RunDirectory
 from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.metrics import LabeledOutputs, softmax
-from imago.task.classification import ClassificationTask
+from imago.task.base import ImageTask
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ _NUM_MISTAKES = 15  # 3 rows of 5 images; our own choice
 
 
 def calibrate_and_plot_best_checkpoint(
-    cfg: DictConfig, data: ImageDataModule, task: ClassificationTask, trainer: Trainer, directory: RunDirectory
+    cfg: DictConfig, data: ImageDataModule, task: LightningModule, trainer: Trainer, directory: RunDirectory
 ) -> None:
     """Fit the temperature of best.ckpt, plot its confusion matrix and worst mistakes, add settings to TensorBoard.
 
@@ -42,6 +42,9 @@ def calibrate_and_plot_best_checkpoint(
     add_hparams(to_plain(cfg), summary, trainer.loggers)
     checkpoint = checkpoint_file(directory.path)
     if not checkpoint.is_file():
+        return
+    if not isinstance(task, ImageTask) or not task.hparams["predicts_classes"]:
+        log.info("not calibrated: the outputs of %s are not the classes of the data", type(task).__name__)
         return
     if "num_images" not in summary["val"]:
         log.info("not calibrated: trainer.limit_val_batches=%s left images out", cfg.trainer.limit_val_batches)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -17,17 +17,19 @@ from omegaconf import DictConfig
 
 from imago.callbacks.run_summary import RunSummary
 from imago.callbacks.stopping import StopOnSignal, TimeLimit, call_on_exception_in_forked_ranks
+from imago.callbacks.train_metrics import TrainMetrics
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
 from imago.images import MAX_SMALL_PX, Preprocess
 from imago.inference.load import check_compatible, resolve_checkpoint
-from imago.instantiate import build, to_plain
+from imago.instantiate import build, full_name, to_plain
 from imago.model.adapt import weights_preprocess
 from imago.model.classifier import Classifier
 from imago.paths import checkpoint_file
 from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_loadable
 from imago.runs.run_directory import RunDirectory
-from imago.task.classification import ClassificationTask
+from imago.task.base import ImageTask
+from imago.training.other_task import CheckSchedule, build_other_task, is_image_task, left_out_of_checkpoint
 from imago.trust import without_files
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ def choose_preprocess(
     return Preprocess.from_dict(record | overrides), origin
 
 
-def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier | None = None) -> ClassificationTask:
+def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier | None = None) -> LightningModule:
     """Build the task for the classes and the preprocess record of `data`.
 
     Args:
@@ -74,6 +76,23 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier |
     Raises:
         ConfigError: if the teacher has other classes, or a hyperparameter cannot be stored in a checkpoint.
     """
+    if is_image_task(cfg):
+        task: LightningModule = _build_image_task(cfg, data, teacher_run)
+    else:
+        task = build_other_task(cfg, data)
+        if cfg.channels_last:
+            task.to(memory_format=torch.channels_last)
+    net: Any = getattr(task, "net", task)
+    if cfg.resume is None and cfg.model.get("weights") is None and hasattr(net, "initialize_from"):
+        images, _ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+        net.initialize_from(images)  # the first training batch, the same one on every rank
+    if cfg.compile:
+        net.compile()  # in place: the names of the weights do not change
+    _check_manual_optimization(cfg, task)
+    return task
+
+
+def _build_image_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier | None) -> ImageTask:
     arguments: dict[str, Any] = {
         "net": to_plain(cfg.model),
         "class_names": list(data.class_names),
@@ -86,20 +105,26 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier |
         arguments["teacher"] = prepare_teacher(cfg, teacher_run, data)
     if cfg.resume is not None:  # the checkpoint holds all weights, and the files may be gone
         arguments["net"] = without_files(arguments["net"], Path(cfg.resume))
-    task: ClassificationTask = build(cfg.task, **arguments)
+    task: ImageTask = build(cfg.task, **arguments)
     check_loadable(task.hparams)
     if cfg.channels_last:
         task.net.to(memory_format=torch.channels_last)
-    if cfg.resume is None and cfg.model.get("weights") is None and hasattr(task.net, "initialize_from"):
-        images, _ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
-        task.net.initialize_from(images)  # the first training batch, the same one on every rank
-    if cfg.compile:
-        task.net.compile()  # in place: the names of the weights do not change
     task.tta = cfg.tta
     return task
 
 
-def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory) -> Trainer:
+def _check_manual_optimization(cfg: DictConfig, task: LightningModule) -> None:
+    """Raise a ConfigError for settings that only automatic optimization can apply."""
+    settings = {"accumulate_grad_batches": 1, "gradient_clip_val": None}
+    for key, off in settings.items():
+        if not task.automatic_optimization and cfg.trainer[key] != off:
+            raise ConfigError(
+                f"trainer.{key}={cfg.trainer[key]}: {type(task).__name__} steps its optimizers itself (manual "
+                "optimization), so it has to do this, too; remove the setting."
+            )
+
+
+def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task: LightningModule) -> Trainer:
     """Build the callbacks, the loggers and the Trainer.
 
     Raises:
@@ -110,9 +135,9 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory) -> T
         callbacks.append(TimeLimit(to_plain(cfg.trainer.max_time)))
     arguments: dict[str, Any] = {
         "precision": precision,
-        "callbacks": [*callbacks, RunSummary(directory), StopOnSignal(directory)],
+        "callbacks": [TrainMetrics(), CheckSchedule(), *callbacks, RunSummary(directory), StopOnSignal(directory)],
         "logger": [build(logger, base=Logger) for logger in cfg.logger.values() if logger is not None],
-        "plugins": [AtomicCheckpointIO()],
+        "plugins": [AtomicCheckpointIO(full_name(type(task)), left_out_of_checkpoint(task))],
         "default_root_dir": cfg.paths.run_dir,
         "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         "use_distributed_sampler": False,  # our samplers shard by rank without padding
@@ -128,7 +153,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory) -> T
 
 def build_run(
     cfg: DictConfig, precision: str, directory: RunDirectory
-) -> tuple[ImageDataModule, ClassificationTask, Trainer, str]:
+) -> tuple[ImageDataModule, LightningModule, Trainer, str]:
     """Build data module, task and Trainer, in the order that determines the initial weights.
 
     Returns:
@@ -146,13 +171,25 @@ def build_run(
     data.preprocess, origin = choose_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
     task = build_task(cfg, data, teacher_run)
     check_free_space(directory.path, task)
-    trainer = build_trainer(cfg, precision, directory)
-    num_batches = data.batches_per_epoch(trainer.limit_train_batches)
-    task.steps_per_epoch = math.ceil(num_batches / trainer.accumulate_grad_batches)
+    trainer = build_trainer(cfg, precision, directory, task)
+    _check_split_sizes(data, trainer.world_size)
+    if isinstance(task, ImageTask):
+        num_batches = data.batches_per_epoch(trainer.limit_train_batches)
+        task.steps_per_epoch = math.ceil(num_batches / trainer.accumulate_grad_batches)
     return data, task, trainer, origin
 
 
-def checkpoint_to_resume(cfg: DictConfig, task: ClassificationTask) -> str | None:
+def _check_split_sizes(data: ImageDataModule, num_processes: int) -> None:
+    """Raise a ConfigError if a process would get no image of a split: its metrics could not be computed."""
+    for name, split in data.splits.items():
+        if len(split) < num_processes:
+            raise ConfigError(
+                f"trainer.devices: {num_processes} processes are more than the {len(split)} images of the {name} "
+                "split; use fewer, or more images."
+            )
+
+
+def checkpoint_to_resume(cfg: DictConfig, task: LightningModule) -> str | None:
     """Return the checkpoint to resume from, after checking that it fits the task; None for a new run."""
     if cfg.resume is None:
         return None

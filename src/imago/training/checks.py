@@ -11,10 +11,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from imago.augment.settings import Augment
 from imago.errors import ConfigError
 from imago.images import INTERPOLATIONS, TTA_MODES
+from imago.instantiate import import_target_or_none
 from imago.schedule.duration import duration_in_steps
 
 _LOGGER_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # also the extras in pyproject.toml
-_MONITORED_NAMES = ("train/loss", "train/acc", "val/loss", "val/acc")
+_DIRECTIONS = {"train/loss": "min", "train/acc": "max", "val/loss": "min", "val/acc": "max"}
 
 # Settings that must be one of a few texts; null where the default is null.
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -123,20 +124,50 @@ def _schedule_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def _monitor_problems(cfg: DictConfig) -> Iterator[str]:
-    """Check `monitor` and `mode` of the schedule and of every callback that has one."""
-    for name, settings in {"schedule": cfg.schedule, **_callbacks(cfg)}.items():
-        monitor, mode = settings.get("monitor"), settings.get("mode")
-        if monitor is None:
-            continue
-        best = "max" if str(monitor).endswith("/acc") else "min"
-        if monitor not in _MONITORED_NAMES:
-            yield f"{name}.monitor={monitor} is not one of {', '.join(_MONITORED_NAMES)}."
-        elif name == "schedule" and not monitor.startswith("val/"):
+    """Check `monitor` and `mode` of the schedule and of every callback that has one.
+
+    Which names another task than ours logs is known only when it has validated.
+    """
+    names = [*_DIRECTIONS, *(f"val/{name}" for name, settings in cfg.metrics.items() if settings is not None)]
+    for key, settings in monitors(cfg).items():
+        monitor, mode = settings.monitor, settings.get("mode")
+        best = _DIRECTIONS.get(monitor)
+        if monitor not in names and str(cfg.task._target_).startswith("imago."):
+            yield f"{key}.monitor={monitor} is not one of {', '.join(names)}."
+        elif key == "schedule" and not monitor.startswith("val/"):
             yield f"schedule.monitor={monitor}: a schedule can only monitor validation; type val/loss or val/acc."
-        elif mode is not None and mode != best:
-            yield f"{name}.mode={mode}: the best {monitor} is its {best}imum; type {name}.mode={best}."
-        elif monitor.startswith("val/") and not cfg.trainer.limit_val_batches and "best_checkpoint" not in name:
-            yield f"{name}.monitor={monitor}: trainer.limit_val_batches=0 leaves no validation to monitor."
+        elif mode is not None and best is not None and mode != best:
+            yield f"{key}.mode={mode}: the best {monitor} is its {best}imum; type {key}.mode={best}."
+        elif mode not in (None, "min", "max"):
+            yield f"{key}.mode={mode} is not one of null, min, max."
+        elif monitor.startswith("val/") and not cfg.trainer.limit_val_batches and "best_checkpoint" not in key:
+            yield f"{key}.monitor={monitor}: trainer.limit_val_batches=0 leaves no validation to monitor."
+
+
+def monitors(cfg: DictConfig) -> dict[str, DictConfig]:
+    """Return the settings of the schedule and of the callbacks that monitor a value, by their key."""
+    nodes = {"schedule": cfg.schedule, **_callbacks(cfg)}
+    return {key: settings for key, settings in nodes.items() if settings.get("monitor") is not None}
+
+
+def set_modes(cfg: DictConfig) -> None:
+    """Replace `mode: null` by the direction of the monitored value: that of a metric is its `higher_is_better`.
+
+    Raises:
+        ConfigError: if the direction is not known.
+    """
+    for key, settings in monitors(cfg).items():
+        if "mode" in settings and settings.mode is None:
+            settings.mode = _DIRECTIONS.get(settings.monitor) or _metric_direction(cfg, settings.monitor)
+            if settings.mode is None:
+                raise ConfigError(f"{key}.monitor={settings.monitor}: type {key}.mode=min or {key}.mode=max.")
+
+
+def _metric_direction(cfg: DictConfig, monitor: str) -> str | None:
+    settings = cfg.metrics.get(monitor.removeprefix("val/"))
+    target = import_target_or_none(settings._target_) if settings else None
+    higher_is_better = getattr(target, "higher_is_better", None)
+    return None if higher_is_better is None else "max" if higher_is_better else "min"
 
 
 def _callbacks(cfg: DictConfig) -> dict[str, DictConfig]:

@@ -11,6 +11,7 @@ from imago.instantiate import to_plain
 from imago.model.adapt import find_weights
 from imago.resources import available_cores
 from imago.task.optimization import check_optimization
+from imago.training.checks import set_modes
 
 _MAX_REASON_CHARS = 200  # the message can hold a long command of the compiler; our own choice
 
@@ -33,6 +34,7 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     precision = choose_precision(str(cfg.trainer.precision), accelerator)
     if cfg.compile:
         check_compile()
+    set_modes(cfg)
     check_optimization(to_plain(cfg.optimizer), to_plain(cfg.schedule))
     _check_weights(cfg)
     return precision

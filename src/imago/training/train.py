@@ -1,8 +1,10 @@
 """Train a network and test it once: settings, checks, run directory, data, task, trainer, fit, test, summary."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -21,7 +23,8 @@ def train(cfg: DictConfig) -> float:
     Torch is imported only after the settings and the run directory are checked, so that errors are reported at once.
 
     Returns:
-        The best validation accuracy, in [0, 1], which a sweep maximizes. The test split is not used for selection.
+        What callbacks.best_checkpoint.monitor reached in validation at the best epoch, which a sweep optimizes; by
+        default the accuracy, in [0, 1]. The test split is not used for selection.
 
     Raises:
         UserError: if a setting, a file or the machine does not allow the run.
@@ -32,7 +35,8 @@ def train(cfg: DictConfig) -> float:
     if job.mode == RunMode.MULTIRUN and str(cfg.trainer.devices) != "1":
         from imago.training.trial import run_trial
 
-        return run_trial(list(job.overrides.task), directory.path)
+        run_trial(list(job.overrides.task), directory.path)
+        return best_value(directory.summary)
     cfg.paths.run_dir = str(directory.path)
     overrides = store_absolute_paths(cfg, job.overrides.task)
     starts_over = cfg.resume == "auto"  # the run is new, or ended before its first checkpoint
@@ -74,4 +78,10 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
         trainer.test(task, datamodule=data, ckpt_path=final_checkpoint(directory.path), verbose=False)
     calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
     log.info("\n%s", end_lines(directory.summary, directory.path))
-    return directory.summary.get("val", {}).get("acc", float("nan"))
+    return best_value(directory.summary)
+
+
+def best_value(summary: Mapping[str, Any]) -> float:
+    """Return the monitored validation value of the best epoch; NaN without one."""
+    val = summary.get("val", {})
+    return val.get(str(val.get("monitor", "")).removeprefix("val/"), float("nan"))

@@ -22,8 +22,8 @@ from imago.runs.signals import STOP_SIGNALS
 _RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RUN_ID")
 
 
-def run_trial(overrides: Sequence[str], run_dir: Path) -> float:
-    """Run one trial in its directory and return its best validation accuracy.
+def run_trial(overrides: Sequence[str], run_dir: Path) -> None:
+    """Run one trial in its directory.
 
     Stop signals are forwarded, and this process exits after the child has saved.
 
@@ -43,7 +43,6 @@ def run_trial(overrides: Sequence[str], run_dir: Path) -> float:
             write_json(run_dir / "summary.json", summary | {"status": "failed", "reason": reason})
         error_type = UserError if exit_code == 2 else RuntimeError  # the child has printed the error
         raise error_type(f"{reason}; see {run_dir / 'train.log'}")
-    return float(summary.get("val", {}).get("acc", "nan"))
 
 
 def _wait_and_forward_signals(child: subprocess.Popen) -> int:

@@ -1,0 +1,171 @@
+"""Accumulate loss, accuracy and the metrics of the config group `metrics` over an epoch, on all ranks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from imago.errors import ConfigError
+from imago.instantiate import accepts, build, import_target_or_none
+from imago.statistics.intervals import QUANTILES_95
+
+NUM_DRAWS = 200  # of a bootstrap; a metric takes some milliseconds for 10,000 images; our own choice
+RESERVED_NAMES = ("loss", "acc", "num_images")  # computed here for every task
+
+
+class LossAndAccuracy:
+    """Sum loss and correct predictions over batches; `compute` reduces the sums over all ranks."""
+
+    def __init__(self) -> None:
+        self.loss_sum: Tensor | float = 0.0
+        self.num_images = 0
+        self.num_correct: Tensor | int = 0
+        self.num_counted = 0  # images with known logits, of which `num_correct` are classified correctly
+
+    def update(self, loss: Tensor, num_images: int, logits: Tensor | None = None, labels: Tensor | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            loss: mean loss of the batch, ().
+            num_images: images in the batch; an empty one, whose mean loss is NaN, is not added.
+            logits: (N, K); without them the batch does not count for the accuracy.
+            labels: (N,) or soft labels (N, K).
+        """
+        if not num_images:
+            return
+        self.loss_sum = loss.detach() * num_images + self.loss_sum
+        self.num_images += num_images
+        if logits is not None and labels is not None:
+            self.num_correct = count_correct(logits.detach(), labels) + self.num_correct
+            self.num_counted += len(logits)
+
+    def compute(self, strategy: Strategy) -> dict[str, float]:
+        """Return mean loss, accuracy in [0, 1] if it is known, and number of images of all ranks; {} without images."""
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        device = strategy.root_device if is_distributed else "cpu"  # MPS has no float64
+        sums = [self.loss_sum, self.num_images, self.num_correct, self.num_counted]
+        total = strategy.reduce(torch.tensor(sums, dtype=torch.float64, device=device), reduce_op="sum")
+        loss_sum, num_images, num_correct, num_counted = total.tolist()
+        if not num_images:
+            return {}
+        accuracy = {"acc": num_correct / num_counted} if num_counted else {}
+        return {"loss": loss_sum / num_images, **accuracy, "num_images": num_images}
+
+
+class EvaluationMetrics(nn.Module):
+    """Loss, accuracy and the configured metrics of a split.
+
+    Args:
+        settings: `_target_` of a `torchmetrics.Metric` and its arguments, by the name that it is logged under; None
+            leaves a metric out.
+        num_classes: K, passed to a parameter of that name.
+
+    Raises:
+        ConfigError: a name that is reserved, a target that is no metric, or a metric that cannot be computed from
+            probabilities and labels or is not a single number.
+    """
+
+    def __init__(self, settings: Mapping[str, Mapping[str, Any] | None], num_classes: int) -> None:
+        super().__init__()
+        self.sums = LossAndAccuracy()
+        self.further = nn.ModuleDict(
+            {name: build_metric(name, node, num_classes) for name, node in settings.items() if node is not None}
+        )
+
+    def reset(self) -> None:
+        """Start a new epoch."""
+        self.sums = LossAndAccuracy()
+        for metric in self.further.values():
+            metric.reset()  # type: ignore[operator]  # a Metric
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its mean loss (), logits (N, K) and labels (N,); the metrics get float32 probabilities."""
+        self.sums.update(loss, len(logits), logits, labels)
+        if len(logits) and self.further:
+            probabilities = logits.float().softmax(dim=1)
+            for metric in self.further.values():
+                metric.update(probabilities, labels)  # type: ignore[operator]
+
+    def compute(self, strategy: Strategy) -> dict[str, float]:
+        """Return the values over all ranks; {} without images."""
+        result = self.sums.compute(strategy)
+        further = {name: float(metric.compute()) for name, metric in self.further.items()} if result else {}  # type: ignore[operator]
+        return result | further
+
+
+def build_metric(name: str, settings: Mapping[str, Any], num_classes: int) -> Metric:
+    """Build a metric, and compute it once for made-up probabilities: errors are reported before the training.
+
+    Args:
+        name: key in the config group `metrics`.
+        settings: `_target_` and arguments.
+        num_classes: K.
+
+    Raises:
+        ConfigError: see `EvaluationMetrics`.
+    """
+    if name in RESERVED_NAMES:
+        raise ConfigError(f"metrics.{name}: the name is reserved, as {name} is always computed; choose another name.")
+    target = import_target_or_none(settings.get("_target_"))
+    filled = {"num_classes": num_classes, "validate_args": False}  # checks of values would wait for the device
+    filled = {key: value for key, value in filled.items() if key not in settings and accepts(target, key)}
+    try:
+        metric = build(settings, base=Metric, **filled)
+        labels = torch.arange(num_classes).repeat(2)
+        metric.update(nn.functional.one_hot(labels.roll(1)).float() * 0.5 + 0.5 / num_classes, labels)
+        value = metric.compute()
+        metric.reset()
+    except ConfigError as error:
+        raise ConfigError(f"metrics.{name}: {error}") from error
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:  # torchmetrics' own checks
+        raise ConfigError(
+            f"metrics.{name}: {settings.get('_target_')} cannot be computed from probabilities (N, {num_classes}) and "
+            f"labels (N,): {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ConfigError(f"metrics.{name} must be a single number, and its value is {shape}; set its average.")
+    return metric
+
+
+def compute_with_intervals(
+    settings: Mapping[str, Mapping[str, Any] | None], logits: np.ndarray, labels: np.ndarray, seed: int = 0
+) -> dict[str, Any]:
+    """Compute metrics of a whole split, and their 95 % percentile intervals by bootstrap over the images.
+
+    Args:
+        settings: as in `EvaluationMetrics`.
+        logits: float32 (N, K).
+        labels: int64 (N,).
+        seed: of the draws; the same seed gives the same intervals.
+
+    Returns:
+        NAME and NAME_interval_95 of each metric.
+    """
+    probabilities, targets = torch.from_numpy(logits).float().softmax(dim=1), torch.from_numpy(labels)
+    generator = np.random.default_rng(seed)
+    draws = [generator.integers(0, len(labels), len(labels)) for _ in range(NUM_DRAWS)]
+    result: dict[str, Any] = {}
+    for name, node in settings.items():
+        if node is not None:
+            metric = build_metric(name, node, logits.shape[1])
+            values = [_compute_once(metric, probabilities, targets)]
+            values += [_compute_once(metric, probabilities[draw], targets[draw]) for draw in draws]
+            result |= {name: values[0], f"{name}_interval_95": np.quantile(values[1:], QUANTILES_95).tolist()}
+    return result
+
+
+def _compute_once(metric: Metric, probabilities: Tensor, labels: Tensor) -> float:
+    metric.reset()
+    metric.update(probabilities, labels)
+    return float(metric.compute())
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Count the rows of logits (N, K) that are largest at the label, or at the largest soft label: int64 ()."""
+    targets = labels if labels.ndim == 1 else labels.argmax(dim=1)
+    return (logits.argmax(dim=1) == targets).sum()

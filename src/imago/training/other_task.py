@@ -1,0 +1,88 @@
+"""Build a LightningModule that is not an `ImageTask`, such as one of another project, from the settings of a run."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig
+
+from imago.data.datamodule import ImageDataModule
+from imago.errors import ConfigError
+from imago.instantiate import build, import_target, to_plain
+from imago.model.adapt import build_network
+from imago.runs.checkpoint import is_loadable
+from imago.task.base import ImageTask
+from imago.task.optimization import GROUP_SETTINGS, schedule_steps
+
+# Parameter of a LightningModule -> group of settings that its argument is built from.
+_GROUPS = {
+    **{"net": "model", "model": "model", "optimizer": "optimizer"},
+    **dict.fromkeys(("schedule", "scheduler", "lr_scheduler"), "schedule"),
+}
+_PLAIN_TYPES = (str, int, float, bool, "str", "int", "float", "bool")  # annotations of parameters that take no object
+
+
+def is_image_task(cfg: DictConfig) -> bool:
+    """Return whether `task._target_` is derived from `ImageTask`."""
+    target = import_target(cfg.task._target_)
+    return isinstance(target, type) and issubclass(target, ImageTask)
+
+
+def build_other_task(cfg: DictConfig, data: ImageDataModule) -> LightningModule:
+    """Build the module; its parameters for a network, an optimizer and a scheduler get what the groups describe.
+
+    The network arrives built for the classes of the data, optimizer and scheduler as `functools.partial` that take the
+    parameters and the optimizer; `num_classes` is filled in.
+
+    Args:
+        cfg: the composed config of `train.py`.
+        data: the data module, after `set_up_data`.
+
+    Raises:
+        ConfigError: if the target is no LightningModule, or its arguments do not match.
+    """
+    if cfg.tta != "none":
+        raise ConfigError(f"tta={cfg.tta} needs a task derived from imago.task.base.ImageTask; type tta=none.")
+    target, num_classes = import_target(cfg.task._target_), len(data.class_names)
+    parameters = inspect.signature(target).parameters
+    settings: Any = {key: value for key, value in to_plain(cfg.task).items() if key in parameters}
+    arguments: dict[str, Any] = {"num_classes": num_classes} if "num_classes" in parameters else {}
+    for name in [name for name in _GROUPS if name in parameters and parameters[name].annotation not in _PLAIN_TYPES]:
+        node = settings.pop(name, to_plain(cfg[_GROUPS[name]]))
+        if not isinstance(node, Mapping):
+            arguments[name] = node  # typed as something else, such as null
+        elif _GROUPS[name] == "model":
+            arguments[name] = build_network(node, num_classes, data.preprocess.size)
+        else:
+            steps = schedule_steps(node, *_count_steps(cfg, data)) if _GROUPS[name] == "schedule" else {}
+            own = {key: value for key, value in node.items() if key not in GROUP_SETTINGS}
+            arguments[name] = build({**own, **steps, "_partial_": True})
+    return build({"_target_": cfg.task._target_, **settings}, base=LightningModule, **arguments)
+
+
+def _count_steps(cfg: DictConfig, data: ImageDataModule) -> tuple[int, int]:
+    """Return the optimizer steps of the whole run and those of an epoch."""
+    num_batches = data.batches_per_epoch(cfg.trainer.limit_train_batches)
+    steps_per_epoch = math.ceil(num_batches / cfg.trainer.accumulate_grad_batches)
+    return steps_per_epoch * (cfg.trainer.max_epochs or 1), steps_per_epoch
+
+
+def left_out_of_checkpoint(task: LightningModule) -> list[str]:
+    """Return the hyperparameters that are no plain data: a checkpoint that holds them could not be loaded safely."""
+    return [name for name, value in task.hparams.items() if not is_loadable(value)]
+
+
+class CheckSchedule(Callback):
+    """Refuse a module that steps one of our schedules once per epoch: they count optimizer steps."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for config in trainer.lr_scheduler_configs:
+            name = type(config.scheduler).__name__
+            if config.interval == "epoch" and type(config.scheduler).__module__.startswith("imago."):
+                raise ConfigError(
+                    f"schedule: {type(pl_module).__name__} steps its scheduler once per epoch, but {name} counts "
+                    'optimizer steps; return "interval": "step" in its configure_optimizers, or type e.g. '
+                    "schedule._target_=torch.optim.lr_scheduler.CosineAnnealingLR schedule.T_max=10."
+                )
