@@ -99,7 +99,7 @@ def _evaluation_context(evaluation: Evaluation, notes: list[str]) -> dict[str, A
     cell_shades = np.sqrt(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)).round(3).tolist()
     return {
         "interval": range_text(*(evaluation.metadata.get("interval_95") or (None, None))),
-        "macro_f1": macro_scores(evaluation.per_class)["macro_f1"],
+        "macro_f1": macro_scores(evaluation.per_class)["f1"],
         "classes": _class_rows(evaluation),
         "cell_shades": cell_shades if len(names) <= _MAX_CLASSES else [],
         "confused": [

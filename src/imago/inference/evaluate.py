@@ -1,5 +1,6 @@
 """The command `eval.py`: evaluate a trained network on val or test images."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
 from imago.trust import check_saved_targets
+
+_SAME_METRIC = 1e-6  # a metric of this name in `LabeledOutputs.metrics` is the same up to float32
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
@@ -68,7 +71,9 @@ def evaluate(cfg: DictConfig) -> float:
         from imago.task.metrics import compute_with_intervals
 
         further = compute_with_intervals(predictor.classifier.metrics, result.logits, result.labels)
-        metadata |= {name: value for name, value in further.items() if name not in metadata}
+        for name in [key for key in predictor.classifier.metrics if key in further]:
+            if abs(further[name] - metadata.get(name, math.inf)) > _SAME_METRIC:
+                metadata |= {key: further[key] for key in (name, f"{name}_interval_95")}
     written = write_results(directory, result, metadata, split_samples(data, cfg.split))
     print("\n".join(summary_lines(result, metadata, _compare_with_final_test(run, metadata))))
     print(f"\nresults in {short_path(directory)}: {', '.join(written)}")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from imago.data.dataset import Samples
 
 MAX_NAME_CHARS = 60  # of a name that becomes part of another: file names may have 255 bytes; our own choice
+# Scores with a line of their own; macro precision and recall are in metrics.json only.
+_SHOWN_METRICS = ("top5_acc", "macro_precision", "macro_recall", "f1", "ece")
 _NUM_KEPT = 50  # images of mistakes; a page shows the worst 25; our own choice
 _MAX_LISTED = 20  # classes that fit on a screen; of more, the weakest are shown
 
@@ -63,6 +65,8 @@ def summary_lines(result: LabeledOutputs, metadata: Mapping[str, Any], final_tes
         if TEMPERATURE_KEY in metadata
         else "not calibrated"
     )
+    intervals = [key.removesuffix("_interval_95") for key in metadata if key.endswith("_interval_95")]
+    further = [name for name in intervals if name not in _SHOWN_METRICS]
     views = "" if metadata["tta"] == "none" else f"mean over several views of each image, tta={metadata['tta']}"
     lines = {
         "model": short_path(Path(metadata["model"])),
@@ -70,16 +74,18 @@ def summary_lines(result: LabeledOutputs, metadata: Mapping[str, Any], final_tes
         "accuracy": f"{metadata['acc']:.2%}, {_interval(metadata, 'acc')}{final_test}",
         "views": views,
         "top-5": f"{metadata['top5_acc']:.2%}, {_interval(metadata, 'top5_acc')}" if "top5_acc" in metadata else "",
-        "macro F1": f"{metadata['macro_f1']:.4f}, {_interval(metadata, 'macro_f1')}",
+        "F1": f"{metadata['f1']:.4f}, {_interval(metadata, 'f1')}",
+        **{name: f"{metadata[name]:.4f}, {_interval(metadata, name)}" for name in further},
         "ECE": f"{metadata['ece']:.2%}, {_interval(metadata, 'ece')} ({fitted})",
         "confused": ", ".join(mistakes),
     }
-    return [*(f"{name:<8}  {value}" for name, value in lines.items() if value), "", *_class_table(result)]
+    width = max(map(len, lines))
+    return [*(f"{name:<{width}}  {value}" for name, value in lines.items() if value), "", *_class_table(result)]
 
 
 def _interval(metadata: Mapping[str, Any], name: str) -> str:
     low, high = metadata["interval_95" if name == "acc" else f"{name}_interval_95"]
-    number_format = ".4f" if name == "macro_f1" else ".2%"
+    number_format = ".2%" if name in ("acc", "top5_acc", "ece") else ".4f"
     return f"95 % interval {low:{number_format}} to {high:{number_format}}"
 
 
