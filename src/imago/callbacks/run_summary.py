@@ -79,8 +79,9 @@ def _test_results(trainer: Trainer) -> dict[str, Any]:
         num_images = round(results["num_images"])
         num_all = len(trainer.datamodule.splits.test)  # type: ignore[attr-defined]  # of our data module
         results |= {"num_images": num_images, "num_left_out": num_all - num_images}
-        # Lightning logs float32; the number of correct images makes it exact again.
-        results |= {"acc": round(results["acc"] * num_images) / num_images} | _interval(trainer, results, num_images)
+        results |= _interval(trainer, results, num_images)
+        if trainer.lightning_module.hparams["predicts_classes"]:  # Lightning logs float32: make the share exact again
+            results["acc"] = round(results["acc"] * num_images) / num_images
     tta = getattr(trainer.lightning_module, "tta", "none")
     return {"test": results | ({"tta": tta} if tta != "none" else {})}
 

@@ -119,14 +119,14 @@ class ImageTask(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = self.inputs_and_targets(*batch)
         logits = self(images)
-        self._metrics("val").update(self.loss(logits, labels), logits, labels)
+        self._metrics("val").update(self.loss(logits, labels), logits, labels, len(batch[0]))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = self.inputs_and_targets(*batch)
         # fp32 after training in any precision, so that checkpoint and exported file predict the same labels
         with torch.autocast(self.device.type, enabled=False):
             logits = predict_with_tta(self, images.float(), self.tta)
-        self._metrics("test").update(self.loss(logits, labels), logits, labels)
+        self._metrics("test").update(self.loss(logits, labels), logits, labels, len(batch[0]))
 
     def on_validation_epoch_start(self) -> None:
         self._metrics("val").reset()

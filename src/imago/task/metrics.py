@@ -82,9 +82,16 @@ class EvaluationMetrics(nn.Module):
         for metric in self.further.values():
             metric.reset()  # type: ignore[operator]  # a Metric
 
-    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: its mean loss (), logits (N, K) and labels (N,); the metrics get float32 probabilities."""
-        self.sums.update(loss, len(logits), logits, labels)
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor, num_images: int) -> None:
+        """Add a batch; the metrics get float32 probabilities.
+
+        Args:
+            loss: mean loss of the batch, ().
+            logits: (N, K).
+            labels: (N,).
+            num_images: images in the batch; N, unless a task predicts something else than one class per image.
+        """
+        self.sums.update(loss, num_images, logits, labels)
         if len(logits) and self.further:
             probabilities = logits.float().softmax(dim=1)
             for metric in self.further.values():

@@ -80,6 +80,8 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier |
         task: LightningModule = _build_image_task(cfg, data, teacher_run)
     else:
         task = build_other_task(cfg, data)
+        if names := left_out_of_checkpoint(task):
+            log.info("checkpoints leave out hyperparameters that are no plain data: %s", ", ".join(names))
         if cfg.channels_last:
             task.to(memory_format=torch.channels_last)
     net: Any = getattr(task, "net", task)

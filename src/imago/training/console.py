@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from imago.data.datamodule import ImageDataModule
 from imago.paths import checkpoint_file, short_path
 from imago.statistics.metrics import MIN_IMBALANCE_RATIO
+from imago.task.base import ImageTask
 from imago.text import join_names
 
 
@@ -45,7 +46,8 @@ def start_table(
         "preprocess": f"{data.preprocess.describe()} ({preprocess_origin})",
         "network": _network_text(cfg.model, task),
         "optimizer": f"{_class_name(cfg.optimizer)}, lr {cfg.optimizer.get('lr')}, {_class_name(cfg.schedule)}, "
-        f"{cfg.trainer.max_epochs} epochs",
+        f"{cfg.trainer.max_epochs} epochs"
+        + ("" if isinstance(task, ImageTask) else f", as far as {type(task).__name__} uses them"),
         "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // num_devices} per device; "
         f"{num_batches} batches per epoch",
         "device": f"{num_devices} x {trainer.strategy.root_device.type}, {torch.get_num_threads()} threads",
@@ -120,15 +122,19 @@ def _classes_text(cfg: DictConfig, data: ImageDataModule) -> str:
 def _network_text(model: DictConfig, task: torch.nn.Module) -> str:
     num_parameters = sum(p.numel() for p in task.parameters())
     num_trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    texts = [model.get("name") or _class_name(model), f"{num_parameters:,} parameters"]
+    net = getattr(task, "net", None)
+    name = model.get("name") or _class_name(model) if net is not None else type(task).__name__
+    texts = [name, f"{num_parameters:,} parameters"]
     if num_trained < num_parameters:
         texts.append(f"{num_trained:,} of them trained")
+    if net is None:
+        return ", ".join(texts)
     if model.get("freeze") not in (None, "none"):
         texts.append(f"frozen: {model.freeze}")
     if model.get("in_channels", 3) == 1:
         texts.append("on gray images")
     if "weights" in model:
-        new_tensor_names = getattr(task.net, "new_tensor_names", ())
+        new_tensor_names = getattr(net, "new_tensor_names", ())
         new = f", new: {' '.join(new_tensor_names)}" if new_tensor_names else ""
         texts.append(f"pretrained ({model.weights}{new})" if model.weights else "from scratch")
     return ", ".join(texts)
