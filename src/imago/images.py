@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # EPS and PDF are left out on purpose: Pillow runs an interpreter for them. MPO files of cameras count as JPEG.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-# 150 MB once decoded; checked before decoding, where a 12 KB file can ask for 500 MB; our own choice.
+# 150 MB once decoded; checked before decoding, because a file of 12 KB may need 500 MB; our own choice.
 MAX_PIXELS = 50_000_000
 # Images up to this size are not resized; the first layer of a network is adapted to them instead, since a network made
 # for 224 px would reduce them to a 2 x 2 feature map. 64: our own choice.
@@ -63,7 +63,7 @@ class Preprocess:
         resize: length that the shorter side is scaled to before the center is cropped, in pixels, at least `size`.
         crop: "center" crops the center square; "squash" scales both sides to `size` and crops nothing.
         mean: per channel (red, green, blue), of pixels scaled to [0, 1].
-        std: per channel, likewise.
+        std: per channel, of pixels scaled to [0, 1].
         interpolation: one of `INTERPOLATIONS`; records written before this field existed do not have it.
     """
 
@@ -122,7 +122,7 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
                 size = f"{image.width}x{image.height}"
                 raise DataError(f"{name} is {size}, more than {max_pixels:,} pixels; scale it down first.")
             image.load()
-            pixels = np.asarray(_to_rgb(_upright(image), name))
+            pixels = np.asarray(_to_rgb(_apply_exif_orientation(image), name))
             _warn_of_animation(image, name)
             return pixels
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -168,7 +168,7 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((size, size), resample, box=box))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _apply_exif_orientation(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose: it also rewrites the tags, and fails if one of them has an invalid type.
     method = _TRANSPOSE_BY_ORIENTATION.get(image.getexif().get(EXIF_ORIENTATION, 1))
     return image if method is None else image.transpose(method)
