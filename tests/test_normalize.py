@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from imago.images import Preprocess
-from imago.normalize import Normalize, denormalize
+from imago.normalize import Normalize, restore_colors
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 PREPROCESS = Preprocess(size=4, resize=4, crop="center", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
@@ -32,13 +32,13 @@ def test_fractions_of_a_pixel_value_are_kept():
 def test_restoring_undoes_the_loaders_normalization_to_the_last_bit():
     pixels = torch.arange(2 * 3 * 16 * 16).remainder(256).to(torch.uint8).reshape(2, 3, 16, 16)
     preprocess = Preprocess(size=16, resize=16, crop="center", mean=tuple(MEAN), std=tuple(STD))
-    assert torch.equal(denormalize(Normalize(preprocess)(pixels), MEAN, STD), pixels)
+    assert torch.equal(restore_colors(Normalize(preprocess)(pixels), MEAN, STD), pixels)
 
 
 def test_values_outside_the_range_are_clipped_and_do_not_wrap_around():
     images = torch.tensor([-100.0, 0.0, 100.0]).view(1, 1, 1, 3).expand(1, 3, 1, 3)
-    assert denormalize(images, MEAN, STD)[0, 0, 0].tolist() == [0, 102, 255]
+    assert restore_colors(images, MEAN, STD)[0, 0, 0].tolist() == [0, 102, 255]
 
 
 def test_half_precision_images_are_restored():
-    assert denormalize(torch.zeros(1, 3, 2, 2, dtype=torch.bfloat16), MEAN, STD)[0, 1, 0, 0] == 128
+    assert restore_colors(torch.zeros(1, 3, 2, 2, dtype=torch.bfloat16), MEAN, STD)[0, 1, 0, 0] == 128

@@ -122,7 +122,7 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
                 size = f"{image.width}x{image.height}"
                 raise DataError(f"{name} is {size}, more than {max_pixels:,} pixels; scale it down first.")
             image.load()
-            pixels = np.asarray(_to_rgb(_apply_exif_orientation(image), name))
+            pixels = np.asarray(_to_rgb(_upright(image), name))
             _warn_of_animation(image, name)
             return pixels
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -168,7 +168,7 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((size, size), resample, box=box))
 
 
-def _apply_exif_orientation(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose: it also rewrites the tags, and fails if one of them has an invalid type.
     method = _TRANSPOSE_BY_ORIENTATION.get(image.getexif().get(EXIF_ORIENTATION, 1))
     return image if method is None else image.transpose(method)

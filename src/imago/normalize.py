@@ -28,7 +28,7 @@ class Normalize(nn.Module):
         return (images.float() - self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
 
 
-def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def restore_colors(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Undo the normalization.
 
     Args:

@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torchvision.utils import make_grid
 
-from imago.normalize import denormalize
+from imago.normalize import restore_colors
 
 _MAX_IMAGES, _NUM_COLUMNS = 32, 8  # a grid that fits on a screen; our own choice
 
@@ -32,7 +32,7 @@ class ImageGrid(Callback):
             return
         self._is_written = True
         preprocess = pl_module.hparams["preprocess"]
-        images = denormalize(batch[0][:_MAX_IMAGES].detach(), preprocess["mean"], preprocess["std"])
+        images = restore_colors(batch[0][:_MAX_IMAGES].detach(), preprocess["mean"], preprocess["std"])
         grid = make_grid(images, nrow=_NUM_COLUMNS, pad_value=255)
         self.folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grid.permute(1, 2, 0).numpy()).save(self.folder / "train_images.png")

@@ -22,7 +22,7 @@ class BatchLoader(DataLoader):
     Args:
         dataset: its `__getitems__` takes a batch key from the sampler and returns a whole batch or a `DataError`.
         sampler: yields one key per batch.
-        num_workers: processes that prepare batches; they are persistent, i.e. kept between epochs.
+        num_workers: processes that prepare batches; they live as long as the loader.
         pin_memory: whether batches are copied to page-locked memory, which is faster to copy to a GPU.
     """
 
@@ -35,7 +35,7 @@ class BatchLoader(DataLoader):
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             timeout=WORKER_TIMEOUT_S if num_workers else 0,
-            worker_init_fn=_ignore_signals_of_other_processes,
+            worker_init_fn=_ignore_foreign_signals,
         )
         if num_workers:  # not by `atexit`, which does not run in a forked or spawned rank
             # 100: before the exit handlers of multiprocessing, which would wait for the workers.
@@ -65,7 +65,7 @@ def _move_to_shared_memory(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Te
     return batch
 
 
-def _ignore_signals_of_other_processes(worker: int) -> None:
+def _ignore_foreign_signals(worker: int) -> None:
     """Ignore signals that do not come from the main process, whose current step may need more batches.
 
     A terminal, `timeout`, SLURM and service managers signal all processes of a job at once. SIGTERM is also how

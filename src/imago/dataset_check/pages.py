@@ -95,7 +95,7 @@ def draw_augmentations(data: "ImageDataModule", num_images: int = 8, num_draws: 
     Returns:
         uint8 (height, width, 3), with white gaps.
     """
-    from imago.normalize import denormalize  # loads torch, as the data module does
+    from imago.normalize import restore_colors  # loads torch, as the data module does
 
     indices = np.unique(np.linspace(0, len(data.splits.train) - 1, num_images).astype(np.int64))
     evaluated: Any = data.dataset("train")
@@ -104,7 +104,7 @@ def draw_augmentations(data: "ImageDataModule", num_images: int = 8, num_draws: 
     for epoch in range(num_draws):
         images, labels = dataset.__getitems__(BatchIndices(epoch, indices))
         augmented, _ = data.augment_batch(images, labels, (epoch, 0, 0))
-        columns.append(denormalize(augmented, data.preprocess.mean, data.preprocess.std).numpy())
+        columns.append(restore_colors(augmented, data.preprocess.mean, data.preprocess.std).numpy())
     grid = np.stack(columns, axis=1)  # (N, 1 + draws, 3, H, W)
     return _lay_out(grid.reshape(-1, *grid.shape[2:]).transpose(0, 2, 3, 1), len(columns))
 

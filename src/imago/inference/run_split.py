@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
     from imago.data.dataset import Samples
 
-EVALUATED_SPLITS = ("test", "val", "all")  # all: every image of a dataset that was not used for training
+EVALUATED_SPLITS = ("test", "val", "all")  # all: every image of a dataset that was not trained on
 
 
 def split_samples(data: "ImageDataModule", split: str) -> "Samples":
