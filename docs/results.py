@@ -25,12 +25,12 @@ from pathlib import Path
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS_DIRECTORY = PROJECT_ROOT / "configs" / "experiment"
 PAGE = PROJECT_ROOT / "docs" / "results.md"
-ALWAYS_FIELDS = ("source", "command", "accuracy")
+REQUIRED_FIELDS = ("source", "command", "accuracy")
 MEASURED_FIELDS = ("hardware", "core-minutes", "commit")
 NOT_RUN = "not run"
 SPREAD_PATTERN = re.compile(r"mean [\d.]+ %, [\d.]+ to [\d.]+ %, over n = \d+ seeds")
-HOW_TO_WRITE_SPREAD = "`accuracy:` reads `mean M %, LOWEST to HIGHEST %, over n = N seeds ...`, or `not run`"
-NUM_TOP_ROWS = 4  # for the README
+ACCURACY_FORMAT = "`accuracy:` reads `mean M %, LOWEST to HIGHEST %, over n = N seeds ...`, or `not run`"
+NUM_README_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Experiment:
 
     def problems(self) -> list[str]:
         """Return a line for each field that is missing or must not be set."""
-        wanted = {*ALWAYS_FIELDS, *(MEASURED_FIELDS if self.is_measured else ())}
+        wanted = {*REQUIRED_FIELDS, *(MEASURED_FIELDS if self.is_measured else ())}
         missing = sorted(wanted - {field for field, text in self.fields.items() if text})
         accuracy = self.fields.get("accuracy")
         surplus = sorted(self.fields.keys() - wanted)
@@ -56,7 +56,7 @@ class Experiment:
             *(f"{self.name}: the header has no `{field}:`" for field in missing),
             *(f"{self.name}: `{field}:` of a run that was {NOT_RUN}" for field in surplus),
             *(
-                [f"{self.name}: {HOW_TO_WRITE_SPREAD}"]
+                [f"{self.name}: {ACCURACY_FORMAT}"]
                 if accuracy and self.is_measured and not SPREAD_PATTERN.match(accuracy)
                 else []
             ),
@@ -72,7 +72,7 @@ def read_experiment(file: Path) -> Experiment:
     title: list[str] = []
     name = ""
     for line in lines:
-        if field := re.match(rf" ({'|'.join((*ALWAYS_FIELDS, *MEASURED_FIELDS))}):\s+(.*)", line):
+        if field := re.match(rf" ({'|'.join((*REQUIRED_FIELDS, *MEASURED_FIELDS))}):\s+(.*)", line):
             name = field[1]
             fields[name] = field[2].strip()
         elif name and line.startswith("   "):
@@ -99,7 +99,7 @@ def measured_rows(experiments: list[Experiment]) -> list[str]:
 
 def readme_rows(experiments: list[Experiment]) -> list[str]:
     """Return the lines of the README's table, which leaves out hardware, commit and what is in parentheses."""
-    rows = [row.rsplit("|", 3)[0] + "|" for row in measured_rows(experiments)[: 2 + NUM_TOP_ROWS]]
+    rows = [row.rsplit("|", 3)[0] + "|" for row in measured_rows(experiments)[: 2 + NUM_README_ROWS]]
     return [re.sub(r" \(.*\)", "", row) for row in rows]
 
 

@@ -7,4 +7,4 @@ python src/check.py data=image_folder data.root=~/flowers augment=standard show=
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    run_command("check")  # Hydra's bash completion searches for @hydra.main
+    run_command("check")  # the text "@hydra.main" in this file enables Hydra's bash completion

@@ -9,4 +9,4 @@ python src/eval.py run=logs/latest/export/model.onnx                       # the
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    run_command("eval")  # Hydra's bash completion searches for @hydra.main
+    run_command("eval")  # the text "@hydra.main" in this file enables Hydra's bash completion

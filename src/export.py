@@ -8,4 +8,4 @@ python src/export.py run=logs/latest limit=500      # compare on 500 validation 
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    run_command("export")  # Hydra's bash completion searches for @hydra.main
+    run_command("export")  # the text "@hydra.main" in this file enables Hydra's bash completion

@@ -8,4 +8,4 @@ python src/predict.py run=logs/latest/export/model.onnx input='photos/*.jpg' out
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    run_command("predict")  # Hydra's bash completion searches for @hydra.main
+    run_command("predict")  # the text "@hydra.main" in this file enables Hydra's bash completion

@@ -9,4 +9,4 @@ python src/train.py -m optimizer.lr=1e-3,3e-3 seed=1,2,3   # a sweep
 from imago.cli.entry import run_command
 
 if __name__ == "__main__":
-    run_command("train")  # Hydra's bash completion searches for @hydra.main
+    run_command("train")  # the text "@hydra.main" in this file enables Hydra's bash completion

@@ -1,4 +1,4 @@
-"""Text stays in its terminal columns, and no name controls the terminal."""
+"""Text is padded by its display width, and control characters in names are escaped."""
 
 import pytest
 

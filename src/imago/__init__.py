@@ -1,4 +1,4 @@
-"""imago: train image classifiers with PyTorch Lightning and Hydra, and trust the reported number.
+"""imago: train, evaluate and export image classifiers with PyTorch Lightning and Hydra.
 
     from imago import load_model
     model = load_model("logs/latest")

@@ -1,4 +1,4 @@
-"""Download datasets, after a check within seconds whether the server can be reached.
+"""Download datasets, after checking within seconds that the server can be reached.
 
 The downloads of the libraries have no timeout.
 """
@@ -54,10 +54,10 @@ def download_dataset(source: Any, url: str | None, data_dir: Path, remedy: str, 
     """
     name = source.__name__
     if url and not is_reachable(url):
-        places = " or ".join(map(str, data_directories(data_dir)))
+        directories = " or ".join(map(str, data_directories(data_dir)))
         raise DataError(
-            f"{name} is not in {places} and cannot be downloaded (no network); {remedy}. data=shapes needs no data and "
-            "no network."
+            f"{name} is not in {directories} and cannot be downloaded (no network); {remedy}. data=shapes needs no "
+            "data and no network."
         )
     try:
         return source(str(data_dir), download=True, **arguments)

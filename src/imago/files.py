@@ -57,7 +57,7 @@ def fsync_directory(directory: Path) -> None:
 
 
 def remove_partial_files(directory: Path, name: str = "") -> None:
-    """Remove what `atomic_write` left in a directory when its process was killed; `name` limits it to some files.
+    """Remove temporary files that `atomic_write` left in a directory when its process was killed.
 
     Args:
         directory: directory to clean; nothing happens if it does not exist.
@@ -129,7 +129,7 @@ def decode_names(data: bytes) -> tuple[str, ...]:
 
 
 def make_writable(directory: Path, setting: str) -> None:
-    """Create a directory and write a temporary file in it, so that a missing permission is found before the work.
+    """Create a directory and write a temporary file in it, to find a missing permission before the computation.
 
     Args:
         directory: where results will be written.

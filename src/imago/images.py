@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # EPS and PDF are left out on purpose: Pillow runs an interpreter for them. MPO files of cameras count as JPEG.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-# 150 MB once decoded; checked before decoding, where a 12 KB file can ask for 500 MB; our own choice.
+# 150 MB once decoded; checked before decoding, because a file of 12 KB may need 500 MB; our own choice.
 MAX_PIXELS = 50_000_000
 # Images up to this size are not resized; the first layer of a network is adapted to them instead, since a network made
 # for 224 px would reduce them to a 2 x 2 feature map. 64: our own choice.
@@ -63,7 +63,7 @@ class Preprocess:
         resize: length that the shorter side is scaled to before the center is cropped, in pixels, at least `size`.
         crop: "center" crops the center square; "squash" scales both sides to `size` and crops nothing.
         mean: per channel (red, green, blue), of pixels scaled to [0, 1].
-        std: per channel, likewise.
+        std: per channel, of pixels scaled to [0, 1].
         interpolation: one of `INTERPOLATIONS`; records written before this field existed do not have it.
     """
 

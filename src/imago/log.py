@@ -1,4 +1,4 @@
-"""Print imago's messages on the screen, and write them to a file together with those of Lightning and all warnings."""
+"""Print imago's messages to stdout, and write them to a file together with those of Lightning and all warnings."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 @contextmanager
 def log_to(file: Path | None = None) -> Iterator[None]:
-    """Print imago's messages on the screen, from the level INFO; write them, also debug messages, to `file`.
+    """Print imago's messages from level INFO to stdout, and write them, from level DEBUG, to `file`.
 
     The handlers are removed afterwards: the next job of a sweep logs to another directory.
 

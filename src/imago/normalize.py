@@ -9,14 +9,14 @@ from imago.images import Preprocess
 
 
 class Normalize(nn.Module):
-    """Scale images (N, 3, H, W), with values in 0..255, to float32 with the mean and std of `preprocess`."""
+    """Normalize images (N, 3, H, W), with values in 0..255, by the mean and std of `preprocess`, to float32."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, preprocess: Preprocess) -> None:
         super().__init__()
-        # In units of 0..255, so that the pixels need no division of their own. Not saved: the record is.
+        # Multiplied by 255, so that pixels need not be divided by 255. Not persistent: `preprocess` is saved.
         for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
             self.register_buffer(
                 name, torch.tensor(values, dtype=torch.float32).mul_(255).view(1, 3, 1, 1), persistent=False
@@ -34,7 +34,7 @@ def restore_colors(images: Tensor, mean: Sequence[float], std: Sequence[float]) 
     Args:
         images: normalized images (N, 3, H, W), on any device and of any floating-point type.
         mean: per channel, of pixels in [0, 1].
-        std: per channel, likewise.
+        std: per channel, of pixels in [0, 1].
 
     Returns:
         uint8 (N, 3, H, W) on the CPU; values outside [0, 255] are clipped.

@@ -1,7 +1,7 @@
 """Read an exported ONNX file; define the names of its input, outputs and metadata.
 
 One file holds network, normalization, calibration, class names and preprocess record. This module needs no torch, so
-machines without torch import it. A file may come from a stranger, so it is checked before onnxruntime reads it.
+machines without torch import it. A file may be untrusted, so it is checked before onnxruntime reads it.
 """
 
 import json
@@ -75,7 +75,7 @@ class OnnxClassifier:
         return logits, probabilities
 
     def _check_graph(self, path: Path) -> None:
-        """Raise if names, types or sizes in the graph do not match the metadata: prediction would fail or be wrong."""
+        """Raise if names, types or sizes in the graph do not match the metadata: predictions would fail or be wrong."""
         size = self.preprocess.size
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if any(node.shape and isinstance(node.shape[0], int) for node in inputs):

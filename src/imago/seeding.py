@@ -1,4 +1,4 @@
-"""Provide counter-based random numbers: every draw is a pure function of its key.
+"""Provide counter-based random numbers: each number is a pure function of its key.
 
 A draw keyed by (seed, epoch, sample index) does not depend on the number of workers, the batch, the numpy release or
 interruptions of the run. The generator is SplitMix64 (Steele, Lea and Flood 2014, doi:10.1145/2714064.2660195), applied
@@ -13,7 +13,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def random_bits(*key: int | np.ndarray) -> np.ndarray:
-    """Draw 64 uniform random bits for a key.
+    """Return 64 uniform random bits for each key.
 
     Args:
         key: integers or integer arrays that broadcast together; their order matters.
@@ -29,7 +29,7 @@ def random_bits(*key: int | np.ndarray) -> np.ndarray:
 
 
 def random_integers(low: int, high: int | np.ndarray, *key: int | np.ndarray) -> np.ndarray:
-    """Draw integers in [low, high), one per broadcast key, as int64; `high - low` must be below 2**32."""
+    """Return uniform random integers in [low, high), one per broadcast key, int64; `high - low` must be below 2**32."""
     span = np.asarray(high - low).astype(np.uint64)
     # Multiply and shift the upper 32 bits: no division, and a bias below span / 2**32.
     return ((random_bits(*key) >> np.uint64(32)) * span >> np.uint64(32)).astype(np.int64) + low

@@ -35,7 +35,7 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def typed_value(value: Any) -> str:
-    """Return a value as it is typed: null, true, 0.1."""
+    """Format a value as on the command line: null, true, 0.1."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -33,7 +33,7 @@ def test_points_are_drawn_at_their_values():
 def test_values_that_are_not_finite_are_left_out_and_counted():
     chart, svg = drawn([0, 1, 2, 3], [1, math.nan, math.inf, 2])
     assert len(points(svg)) == 2
-    assert chart.note == "2 values that are not finite are not drawn"
+    assert chart.note == "2 NaN or infinite values are not drawn"
 
 
 def test_without_finite_values_there_is_no_chart():

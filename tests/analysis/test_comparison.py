@@ -65,8 +65,10 @@ def test_a_final_test_over_several_views_is_noted(tmp_path: Path):
     comparison = compare_runs(a, b)
     write_comparison_page(comparison, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert "on the same 2 images, one view of each<" in page
-    assert "accuracy of a: 100.00 % (on the same 2 images, one view of each)" in comparison_text(comparison)
+    assert "on the same 2 images, without test-time augmentation<" in page
+    assert "accuracy of a: 100.00 % (on the same 2 images, without test-time augmentation)" in comparison_text(
+        comparison
+    )
     assert page.count("60.00 % (95 %: 57.00 to 63.00, n = 1,000") == 2
     assert page.count("n = 1,000, with tta=flip)") == 1
 
@@ -94,8 +96,8 @@ def test_terminal_and_page_have_the_same_numbers(tmp_path: Path):
     comparison = compare_runs(a, b)
     text = comparison_text(comparison)
     assert "accuracy of b: 87.50 % (on the same 40 images)" in text
-    assert "b - a, in points: +37.50 (95 % interval +22.50 to +52.50)" in text
-    assert "McNemar's exact test: p < 0.0001 (only a right: 0, only b right: 15)" in text
+    assert "b - a, in percentage points: +37.50 (95 % interval +22.50 to +52.50)" in text
+    assert "McNemar's exact test: p < 0.0001 (only a correct: 0, only b correct: 15)" in text
     write_comparison_page(comparison, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     for words in ("b is significantly better on these images", "+37.50", "p &lt; 0.0001", "optimizer.lr", "val/acc"):

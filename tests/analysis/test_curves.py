@@ -23,7 +23,7 @@ def make_runs(tmp_path: Path, settings: list[dict], steps: int = 3) -> DataFrame
         curve.to_csv(folder / "metrics.csv", index=False)
         identity = {"run": f"train/{number}", "status": "finished", "data": "Shapes", "model": "SimpleCNN", "seed": 1}
         results = {"val_acc": acc, "test_acc": acc, "test_low": acc - 0.02, "test_high": acc + 0.03}
-        rows.append(identity | row | results | {"folder": str(folder)})
+        rows.append(identity | row | results | {"run_dir": str(folder)})
     return DataFrame(rows)
 
 

@@ -38,7 +38,7 @@ def test_a_run_becomes_a_page_in_its_directory_and_two_runs_a_comparison(setting
     a, b = make_run(tmp_path / "train" / "a"), make_run(tmp_path / "train" / "b", lr=0.2)
     report(settings(run=a))
     assert (a / "report.html").stat().st_size > 5000
-    assert "page in" in capsys.readouterr().out
+    assert "page written to" in capsys.readouterr().out
     report(settings(a=a, b=b, output=tmp_path / "page.html"))
     assert "optimizer.lr: 0.1 -> 0.2" in capsys.readouterr().out
     assert (tmp_path / "page.html").exists()

@@ -143,7 +143,7 @@ def test_images_that_are_missing_or_damaged_are_replaced_by_the_reason(tmp_path:
     page, missing = written(run)
     assert f"{tmp_path / 'gone.png'} cannot be read: No such file" in page.text
     assert f"{tmp_path / 'half.png'} is" in page.text
-    assert "not a file: evaluate again" in page.text
+    assert "the image is not a file; run eval.py again" in page.text
     assert any("mistakes.npz is damaged" in note for note in missing)
 
 

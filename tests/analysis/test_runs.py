@@ -24,7 +24,7 @@ def test_every_run_below_the_directory_is_a_row_with_its_results(tmp_path: Path)
     results = {"val_acc": 0.7, "test_acc": 0.6, "test_low": 0.57, "test_high": 0.63, "num_test_images": 1000}
     results |= {"best_epoch": 2, "epochs": 3, "seconds": 12.5, "images_per_s": 900, "data_wait_share": 0.05}
     identity = {"data": "Shapes", "model": "SimpleCNN", "seed": 1, "status": "finished"}
-    expected = identity | results | {"folder": str(tmp_path / "train" / "a")}
+    expected = identity | results | {"run_dir": str(tmp_path / "train" / "a")}
     assert runs.loc[1, list(expected)].to_dict() == expected
     assert setting_names(runs) == []
     assert load_runs(tmp_path / "train" / "a")["run"].tolist() == ["a"]
@@ -104,7 +104,7 @@ def test_a_run_without_settings_is_named_and_does_not_make_all_settings_differ(t
     file = make_run(tmp_path / "bare") / "config.yaml"
     file.unlink()
     runs = load_runs(tmp_path)
-    assert str(file) in runs.set_index("run").loc["bare", "config_fault"]
+    assert str(file) in runs.set_index("run").loc["bare", "config_error"]
     assert (setting_names(mean_over_seeds(runs)), len(mean_over_seeds(runs))) == (["data", "model"], 2)
 
 

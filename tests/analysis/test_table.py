@@ -8,15 +8,15 @@ from pandas import DataFrame
 from run_folders import make_run
 
 from imago.analysis.runs import load_runs, mean_over_seeds
-from imago.analysis.table import notes, sort_runs, table_text, write_runs_csv
+from imago.analysis.table import run_notes, sort_runs, table_text, write_runs_csv
 from imago.errors import ConfigError, DataError
 
 
 def runs_table(*rows: dict) -> DataFrame:
     """Return a table like that of `load_runs`."""
     known = {"status": "finished", "started": "2026-03-01", "data": "Shapes", "model": "SimpleCNN", "seed": 1}
-    results = dict.fromkeys(("test_low", "test_high", "num_test_images", "seconds", "images_per_s", "folder"))
-    other = results | {"best_epoch": 1, "epochs": 1, "data_wait_share": 0.1, "reason": None, "config_fault": None}
+    results = dict.fromkeys(("test_low", "test_high", "num_test_images", "seconds", "images_per_s", "run_dir"))
+    other = results | {"best_epoch": 1, "epochs": 1, "data_wait_share": 0.1, "reason": None, "config_error": None}
     return DataFrame([known | {"val_acc": 0.5, "test_acc": 0.5} | other | row for row in rows])
 
 
@@ -45,7 +45,7 @@ def test_what_a_row_does_not_show_is_a_note(tmp_path: Path):
     make_run(tmp_path / "dead", status="died", reason="it was killed")
     (make_run(tmp_path / "bare") / "config.yaml").write_text("a:\n- [")
     (make_run(tmp_path / "empty") / "summary.json").write_text("{")
-    empty, bad, bare = sorted(notes(load_runs(tmp_path)))
+    empty, bad, bare = sorted(run_notes(load_runs(tmp_path)))
     assert bad == r"bad failed: no\x1b[2J room"
     assert bare.startswith(f"settings of bare are not known: {tmp_path / 'bare' / 'config.yaml'} cannot be read: ")
     assert empty.startswith(f"{tmp_path / 'empty' / 'summary.json'} cannot be read: ")

@@ -85,9 +85,9 @@ def test_what_is_not_an_image_is_recorded_with_the_reason(tmp_path: Path):
         "train/.hidden": "hidden name",
         "train/a/._x.jpg": "hidden name",
         "train/a/.ipynb_checkpoints": "hidden name",
-        "train/a/photo": "no ending",
-        "train/a/photo.HEIC": "ending .heic",
-        "train/a/photo.jpg.part": "ending .part",
+        "train/a/photo": "no file extension",
+        "train/a/photo.HEIC": "file extension .heic",
+        "train/a/photo.jpg.part": "file extension .part",
         "train/y.jpg": "outside the class folders",
         "unlabeled": "outside the split folders",
     }
@@ -126,5 +126,7 @@ def test_ignored_entries_are_logged_by_reason_with_an_example_each(tmp_path: Pat
     with caplog.at_level("INFO"):
         list_image_folder(tmp_path)
     (text,) = caplog.messages
-    assert text.startswith("ignored 18 entries: 3 x same file (e.g. b/again0.jpg), 2 x ending .txt (e.g. b/1.txt), 1 x")
+    assert text.startswith(
+        "ignored 18 entries: 3 x same file (e.g. b/again0.jpg), 2 x file extension .txt (e.g. b/1.txt), 1 x"
+    )
     assert text.endswith(" and 5 more")

@@ -48,7 +48,7 @@ def test_unusual_kinds_are_recorded(tmp_path: Path):
         saved(tmp_path / "cmyk.jpg", color.convert("CMYK")): {"CMYK"},
         saved(tmp_path / "alpha.png", color.convert("RGBA")): {"transparent"},
         saved(tmp_path / "moving.webp", color, save_all=True, append_images=[gray.convert("RGB")]): {"animated"},
-        saved(tmp_path / "turned.jpg", Image.new("RGB", (8, 4)), exif=exif): {"turned by EXIF"},
+        saved(tmp_path / "turned.jpg", Image.new("RGB", (8, 4)), exif=exif): {"rotated by EXIF"},
     }
     for file, expected in files.items():
         record, error = examine_file(file)

@@ -24,7 +24,7 @@ def test_the_same_image_in_two_classes_is_a_conflict_and_in_one_a_repeat():
     checked = checked_dataset(ROWS)
     (pair,) = checked.conflicts
     assert (checked.pairs.first[pair], checked.pairs.second[pair]) == (3, 4)
-    assert checked.repeats.tolist() == [1]
+    assert checked.duplicates_within_split.tolist() == [1]
 
 
 def test_without_leaks_the_test_images_stay_and_their_duplicates_are_left_out():
@@ -38,7 +38,7 @@ def test_without_leaks_the_test_images_stay_and_their_duplicates_are_left_out():
 def test_bad_images_have_no_duplicates():
     checked = checked_dataset(ROWS, bad=(0, 1, 9))
     assert checked.leaked("test", "train").tolist() == []
-    assert checked.bad.tolist() == [0, 1, 9]
+    assert checked.bad_indices.tolist() == [0, 1, 9]
     assert 9 not in checked.without_leaks
 
 
@@ -50,9 +50,9 @@ def test_statistics_are_those_of_the_pixels_of_the_split():
 
 
 def test_leaks_cannot_be_left_out_if_a_class_would_lose_its_last_training_image():
-    assert checked_dataset(ROWS).can_leave_leaks_out
+    assert checked_dataset(ROWS).can_remove_leaks
     rows = [(0, "train", 0), (1, "train", 1), (2, "val", 0), (3, "val", 1), (0, "test", 0), (4, "test", 1)]
-    assert not checked_dataset(rows).can_leave_leaks_out
+    assert not checked_dataset(rows).can_remove_leaks
 
 
 def test_a_format_that_less_than_one_image_in_a_hundred_has_is_named_with_that_image():

@@ -27,7 +27,7 @@ def test_a_balanced_set_without_duplicates_has_no_serious_finding():
 
 def test_images_that_are_skipped_on_purpose_are_reported_and_not_serious():
     first = list_findings(checked_dataset(SOUND), num_ignored=0, num_left_out=2)[0]
-    assert first.text == "2 images cannot be read and are left out, as data.on_bad_image=skip says"
+    assert first.text == "2 images cannot be read and are left out because of data.on_bad_image=skip"
     assert not first.is_serious
 
 

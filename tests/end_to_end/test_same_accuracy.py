@@ -58,9 +58,9 @@ def test_checkpoint_and_onnx_predict_all_10000_test_images_alike_in_eval_and_pre
         output = tmp_path / f"{name}.csv"
         run_command("src/predict.py", f"run={model}", f"input={tmp_path / 'images'}", f"output={output}", "top_k=1")
         predictions = rows(output)
-        num_correct = sum(row["answer"] == truth[row["file"]] for row in predictions)
+        num_correct = sum(row["predicted"] == truth[row["file"]] for row in predictions)
         assert num_correct == round(10_000 * summary(run)["test"]["acc"]), name
-        predicted[f"predict {name}"] = [row["answer"] for row in predictions]
+        predicted[f"predict {name}"] = [row["predicted"] for row in predictions]
     first, *others = map(np.array, predicted.values())
     assert len(first) == 10_000
     assert [int((first != other).sum()) for other in others] == [0, 0, 0]

@@ -173,7 +173,7 @@ def test_a_name_that_is_not_utf_8_is_served_and_printed(
         pass
     with caplog.at_level(logging.INFO):
         data = set_up(root)
-    assert r"1 x ending .txt (e.g. val/bee/caf\udce9.txt)" in caplog.text
+    assert r"1 x file extension .txt (e.g. val/bee/caf\udce9.txt)" in caplog.text
     assert sum(len(images) for images, _ in data.val_dataloader()) == 4
     os.truncate(odd + b".png", 0)
     text = error_of(list, data.val_dataloader())

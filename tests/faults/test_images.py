@@ -232,13 +232,16 @@ def test_of_an_animation_the_first_frame_is_loaded_with_one_log_message(
 
 def test_files_of_unknown_kind_are_counted_in_the_log(tmp_path: Path, fill: Callable, set_up: Callable, caplog):
     root = fill(tmp_path / "set")
-    reasons = {"x": "no ending", "x.JP2": "ending .jp2", "x.avif": "ending .avif"}
+    reasons = {"x": "no file extension", "x.JP2": "file extension .jp2", "x.avif": "file extension .avif"}
     for name in reasons:
         (root / "val" / "bee" / name).write_bytes(PNG)
     with caplog.at_level(logging.INFO):
         data = set_up(root)
     assert data.ignored_entries == [(f"val/bee/{name}", reason) for name, reason in reasons.items()]
-    assert "ignored 3 entries: 1 x no ending (e.g. val/bee/x), 1 x ending .jp2 (e.g. val/bee/x.JP2)" in caplog.text
+    assert (
+        "ignored 3 entries: 1 x no file extension (e.g. val/bee/x), 1 x file extension .jp2 (e.g. val/bee/x.JP2)"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(

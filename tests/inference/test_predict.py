@@ -235,10 +235,10 @@ def test_an_image_below_the_threshold_gets_no_answer(tmp_path: Path):
     shares = [prediction.best_classes[0][1] for prediction in plain]
     assert shares[1] < 0.7 < min(shares[0], shares[2])
     predictions, _ = predict_images(Brightness(), files, batch_size=8, top_k=2, threshold=0.7)
-    assert [prediction.answer for prediction in predictions] == ["dark", None, "light"]
+    assert [prediction.predicted for prediction in predictions] == ["dark", None, "light"]
     assert predictions[1].best_classes == plain[1].best_classes
     [sure], _ = predict_images(Brightness(), files[:1], batch_size=8, top_k=1, threshold=shares[0])
-    assert sure.answer == "dark"  # "less probable than": the threshold itself is enough
+    assert sure.predicted == "dark"  # "less probable than": the threshold itself is enough
 
 
 @pytest.mark.slow
@@ -253,9 +253,11 @@ def test_a_list_a_threshold_and_overlays_from_the_command_line(run: Path, predic
     done = predict(*arguments, "threshold=1.0", "explain=true", "top_k=2", returncode=1)
     assert "gone.png cannot be read: No such file or directory" in done.stderr
     assert done.stderr.splitlines()[-1] == "error: 1 of 4 images could not be read; the others are done"
-    assert "no answer for 3 of them: their best class is less probable than threshold=1.0" in done.stdout
+    assert "no predicted class for 3 of them: the best is less probable than threshold=1.0" in done.stdout
     assert "(below threshold)" in done.stdout
-    assert [(row["file"], row["answer"]) for row in rows(tmp_path / "out.csv")] == [(str(file), "") for file in files]
+    assert [(row["file"], row["predicted"]) for row in rows(tmp_path / "out.csv")] == [
+        (str(file), "") for file in files
+    ]
     saved = json.loads((tmp_path / "out.json").read_text())
     temperature = json.loads((run / "checkpoints" / "calibration.json").read_text())["best.ckpt"]
     assert saved["calibration_temperature"] == temperature["calibration_temperature"]

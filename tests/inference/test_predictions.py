@@ -10,8 +10,8 @@ from imago.errors import DataError
 from imago.inference.predictions import Prediction, table_lines, write_predictions
 
 
-def prediction(name: str, answer: str | None = "a") -> Prediction:
-    return Prediction(Path(name), [("a", 0.75), ("b", 0.25)], answer)
+def prediction(name: str, predicted: str | None = "a") -> Prediction:
+    return Prediction(Path(name), [("a", 0.75), ("b", 0.25)], predicted)
 
 
 def test_csv_and_json_have_the_same_predictions_and_the_json_the_unreadable_images(tmp_path: Path):
@@ -19,7 +19,7 @@ def test_csv_and_json_have_the_same_predictions_and_the_json_the_unreadable_imag
     bad = [(Path("z.png"), "z.png is empty")]
     write_predictions(tmp_path / "new" / "out.csv", answers, bad, {"model": "m"})
     assert (tmp_path / "new" / "out.csv").read_text().splitlines() == [
-        "file,answer,class_1,probability_1,class_2,probability_2",
+        "file,predicted,class_1,probability_1,class_2,probability_2",
         "x.png,a,a,0.750000,b,0.250000",
         "y.png,,a,0.750000,b,0.250000",
     ]
@@ -27,8 +27,8 @@ def test_csv_and_json_have_the_same_predictions_and_the_json_the_unreadable_imag
     assert json.loads((tmp_path / "new" / "out.json").read_text()) == {
         "model": "m",
         "predictions": [
-            {"file": "x.png", "answer": "a", "top_k": top},
-            {"file": "y.png", "answer": None, "top_k": top},
+            {"file": "x.png", "predicted": "a", "top_k": top},
+            {"file": "y.png", "predicted": None, "top_k": top},
         ],
         "bad": [{"file": "z.png", "reason": "z.png is empty"}],
     }
@@ -38,7 +38,7 @@ def test_csv_and_json_have_the_same_predictions_and_the_json_the_unreadable_imag
 def test_a_file_name_that_is_not_utf8_is_written_as_its_own_bytes(tmp_path: Path):
     name = os.fsdecode(b"latin\xe9.png")
     write_predictions(tmp_path / "out.csv", [Prediction(Path(name), [("a", 1.0)], "a")], [], {})
-    expected = b"file,answer,class_1,probability_1\nlatin\xe9.png,a,a,1.000000\n"
+    expected = b"file,predicted,class_1,probability_1\nlatin\xe9.png,a,a,1.000000\n"
     assert (tmp_path / "out.csv").read_bytes() == expected
     assert json.loads((tmp_path / "out.json").read_text())["predictions"][0]["file"] == name
 

@@ -20,7 +20,7 @@ def test_runs_are_found_at_any_depth_and_a_link_is_no_second_run(tmp_path: Path)
         make_run(tmp_path / name)
     (tmp_path / "latest").symlink_to("train/a")
     assert [record.run for record in read_records(tmp_path)] == ["sweeps/s/0", "sweeps/s/1", "train/a"]
-    assert read_records(tmp_path / "latest")[0].folder == str(tmp_path / "train" / "a")
+    assert read_records(tmp_path / "latest")[0].run_dir == str(tmp_path / "train" / "a")
 
 
 def test_a_directory_within_a_run_is_no_run(tmp_path: Path):
@@ -86,7 +86,7 @@ def test_a_damaged_config_is_named_and_the_results_stay(content: str | None, wor
     file.unlink() if content is None else file.write_text(content)
     record = read_record(tmp_path / "a")
     assert (record.status, record.test_acc, record.settings) == ("finished", 0.6, {})
-    assert (record.config_fault or "").startswith(f"{file} {words}")
+    assert (record.config_error or "").startswith(f"{file} {words}")
     with pytest.raises(DataError, match="config.yaml"):
         read_settings(tmp_path / "a")
 

@@ -59,7 +59,7 @@ def test_in_training_a_signal_is_deferred(number: int):
 
 
 def test_a_second_signal_later_exits_at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(signals_module, "_SAME_SIGNAL_S", 0.0)
+    monkeypatch.setattr(signals_module, "_REPEATED_SIGNAL_S", 0.0)
     signals = Signals()
     signals.is_deferred = True
     with signals.handle():

@@ -12,8 +12,8 @@ from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
 
 
 @pytest.fixture
-def describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Describe the best epoch of a run that validated on a part of the images; nothing may be computed."""
+def calibrate_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Return a function that calibrates a run which validated on a part of the images."""
     monkeypatch.setattr(best_checkpoint, "add_hparams", lambda *arguments: None)
     cfg = OmegaConf.create({"trainer": {"limit_val_batches": 2}})
 
@@ -27,16 +27,16 @@ def describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def test_without_a_best_checkpoint_nothing_is_calibrated(describe, caplog: pytest.LogCaptureFixture):
-    describe()
+def test_without_a_best_checkpoint_nothing_is_calibrated(calibrate_and_plot, caplog: pytest.LogCaptureFixture):
+    calibrate_and_plot()
     assert caplog.text == ""
 
 
-def test_a_part_of_the_validation_images_is_too_few_to_calibrate(describe, tmp_path: Path, caplog):
+def test_a_part_of_the_validation_images_is_too_few_to_calibrate(calibrate_and_plot, tmp_path: Path, caplog):
     (tmp_path / "checkpoints" / "best.ckpt").touch()
-    describe(is_main_process=False)
+    calibrate_and_plot(is_main_process=False)
     with caplog.at_level("INFO", "imago"):
-        describe()
+        calibrate_and_plot()
     assert [record.getMessage() for record in caplog.records] == [
         "not calibrated: trainer.limit_val_batches=2 left images out"
     ]

@@ -61,9 +61,9 @@ def test_a_resumed_run_does_not_compute_first_filters(first_filters: Callable):
 def test_images_are_prepared_as_typed_else_for_the_weights_else_as_the_dataset_says(
     typed: dict, weights: dict | None, data: Preprocess, expected: dict, origin: str
 ):
-    record, said = choose_preprocess(NOTHING | typed, weights, data)
+    record, description = choose_preprocess(NOTHING | typed, weights, data)
     assert record.to_dict() == data.to_dict() | expected
-    assert said.startswith(origin)
+    assert description.startswith(origin)
 
 
 def test_a_run_without_a_best_checkpoint_tests_its_last_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -9,13 +9,13 @@ from imago.errors import ConfigError
 from imago.paths import PROJECT_ROOT
 from imago.training.checks import check_settings
 
-TWO_LENGTHS = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set one of the two and the other to null."
+BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set one of the two and the other to null."
 
 
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        (["schedule.warmup_steps=10"], TWO_LENGTHS),
+        (["schedule.warmup_steps=10"], BOTH_DURATIONS_SET),
         (["schedule=step", "schedule.every_epochs=null"], "schedule.every_epochs=null schedule.every_steps=null: set"),
         (["schedule=step", "schedule.factor=1.0"], "schedule.factor=1.0 must be between 0 and 1"),
         (["schedule=one_cycle", "schedule.start_factor=2.0"], "schedule.start_factor=2.0 must be between 0 and 1"),

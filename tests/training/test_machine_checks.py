@@ -57,7 +57,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_auto_takes_bf16_where_the_cpu_computes_in_it(no_gpu, monkeypatch, has_bf16: bool, expected: str):
+def test_auto_chooses_bf16_if_the_cpu_supports_it(no_gpu, monkeypatch, has_bf16: bool, expected: str):
     monkeypatch.setattr(machine_checks, "_cpu_has_bf16", lambda: has_bf16)
     assert choose_precision("auto", "auto")[0] == expected
 
@@ -72,13 +72,13 @@ def test_fp16_without_a_gpu_is_refused(no_gpu):
 
 
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_auto_on_a_gpu_asks_the_gpu(monkeypatch, has_bf16: bool, expected: str):
+def test_auto_chooses_bf16_if_the_gpu_supports_it(monkeypatch, has_bf16: bool, expected: str):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Card")
-    precision, why = choose_precision("auto", "auto")
+    precision, reason = choose_precision("auto", "auto")
     assert precision == expected
-    assert why.startswith("Card")
+    assert reason.startswith("Card")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_damaged_weights_file_is_refused_before_data_is_read(compose, tmp_path
 
 
 @pytest.mark.soak
-def test_without_a_compiler_compiling_is_refused_in_one_line(tmp_path: Path):
+def test_compile_without_a_compiler_is_refused_in_one_line(tmp_path: Path):
     empty = tmp_path / "empty"
     empty.mkdir()
     nothing = {"CXX": str(empty / "c++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}

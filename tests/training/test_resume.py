@@ -33,18 +33,18 @@ def test_settings_that_change_the_result_are_all_reported_by_name():
 
 
 @pytest.mark.parametrize(
-    ("setting", "is_free"),
+    ("setting", "may_change"),
     [
         *((name, True) for name in ("devices", "strategy", "max_time", "log_every_n_steps", "num_nodes", "profiler")),
         *((name, False) for name in ("precision", "gradient_clip_val", "accumulate_grad_batches", "overfit_batches")),
         *((name, False) for name in ("limit_train_batches", "limit_val_batches", "check_val_every_n_epoch")),
     ],
 )
-def test_trainer_settings_that_change_the_result_are_refused(setting: str, is_free: bool):
+def test_trainer_settings_that_change_the_result_are_refused(setting: str, may_change: bool):
     def resume():
         check_unchanged_settings(settings(), settings(**{setting: 7}), num_epochs_done=1, is_tested=False)
 
-    if is_free:
+    if may_change:
         resume()
     else:
         with pytest.raises(ConfigError, match=f"^trainer.{setting}=7 cannot change on resume"):
@@ -88,7 +88,7 @@ def test_absent_keys_and_observing_callbacks_may_differ(before: dict, after: dic
 
 @pytest.fixture
 def stopped(compose, tmp_path: Path) -> Path:
-    """A run that can be resumed, as far as its files are concerned."""
+    """Return a run directory with the files that are checked on resume."""
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     (tmp_path / "summary.json").write_text("{}")

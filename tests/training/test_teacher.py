@@ -19,7 +19,7 @@ ONE_EPOCH = (*SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=6")
 
 
 @pytest.fixture
-def taught_by(compose: Callable) -> Callable[[Path | str], DictConfig]:
+def config_with_teacher(compose: Callable) -> Callable[[Path | str], DictConfig]:
     def settings(weights: Path | str) -> DictConfig:
         network = ("+model@task.teacher=simple_cnn", "task.teacher.hidden_features=8")
         return compose("data=shapes", "task=distillation", *network, f"task.teacher.weights={weights}")
@@ -27,15 +27,15 @@ def taught_by(compose: Callable) -> Callable[[Path | str], DictConfig]:
     return settings
 
 
-def saved(file: Path, num_classes: int) -> SimpleCNN:
+def save_network(file: Path, num_classes: int) -> SimpleCNN:
     net = SimpleCNN(num_classes, image_size=32, hidden_features=8)
     torch.save(net.state_dict(), file)
     return net.eval()
 
 
-def test_a_network_with_weights_of_the_datas_classes_teaches(taught_by: Callable, tmp_path: Path):
-    net = saved(tmp_path / "known.pth", num_classes=10)
-    cfg = taught_by(tmp_path / "known.pth")
+def test_a_network_with_weights_for_the_classes_of_the_data_is_a_teacher(config_with_teacher: Callable, tmp_path: Path):
+    net = save_network(tmp_path / "known.pth", num_classes=10)
+    cfg = config_with_teacher(tmp_path / "known.pth")
     images = torch.randn(4, 3, 32, 32)
     before = torch.get_rng_state()
     assert load_teacher_run(cfg) is None
@@ -44,33 +44,35 @@ def test_a_network_with_weights_of_the_datas_classes_teaches(taught_by: Callable
     torch.testing.assert_close(teacher(images), net(images))
 
 
-def test_a_network_whose_head_is_of_other_classes_is_refused(taught_by: Callable, tmp_path: Path):
-    saved(tmp_path / "other.pth", num_classes=7)
-    cfg = taught_by(tmp_path / "other.pth")
+def test_a_network_whose_head_is_of_other_classes_is_refused(config_with_teacher: Callable, tmp_path: Path):
+    save_network(tmp_path / "other.pth", num_classes=7)
+    cfg = config_with_teacher(tmp_path / "other.pth")
     with pytest.raises(ConfigError, match=r"^task\.teacher\.weights=.*classifier\.4\.weight.*have the 10 classes"):
         prepare_teacher(cfg, None, build_data(cfg))
 
 
-def test_errors_about_its_weights_name_the_setting_task_teacher(taught_by: Callable, tmp_path: Path):
+def test_errors_about_its_weights_name_the_setting_task_teacher(config_with_teacher: Callable, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"^task\.teacher\.weights=/no/file\.pth does not exist"):
-        load_teacher_run(taught_by("/no/file.pth"))
+        load_teacher_run(config_with_teacher("/no/file.pth"))
     torch.save({"some.weight": torch.zeros(2)}, tmp_path / "strange.pth")
-    cfg = taught_by(tmp_path / "strange.pth")
+    cfg = config_with_teacher(tmp_path / "strange.pth")
     with pytest.raises(ConfigError, match=r"^task\.teacher\.weights: .*strange\.pth does not fit this network"):
         prepare_teacher(cfg, None, build_data(cfg))
 
 
-def test_a_run_given_as_weights_is_refused_as_its_classes_would_not_be_compared(taught_by: Callable, tmp_path: Path):
+def test_a_run_given_as_weights_is_refused_as_its_classes_would_not_be_compared(
+    config_with_teacher: Callable, tmp_path: Path
+):
     with pytest.raises(ConfigError, match=r"a run is typed task\.teacher=RUN"):
-        resolve_teacher(taught_by(tmp_path).task)
+        resolve_teacher(config_with_teacher(tmp_path).task)
 
 
 def test_the_weights_file_of_a_teacher_becomes_an_absolute_path(
-    taught_by: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config_with_teacher: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    saved(tmp_path / "known.pth", num_classes=10)
+    save_network(tmp_path / "known.pth", num_classes=10)
     monkeypatch.chdir(tmp_path)
-    cfg = taught_by("known.pth")
+    cfg = config_with_teacher("known.pth")
     resolve_teacher(cfg.task)
     assert cfg.task.teacher.weights == str(tmp_path / "known.pth")
 
@@ -82,7 +84,7 @@ def test_a_network_name_as_teacher_is_refused_with_the_syntax_for_a_network(comp
 
 @pytest.fixture(scope="module")
 def distilled(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a teacher that was named by a link, as `logs/latest` is."""
+    """Train with a teacher that is typed as a symbolic link, as `logs/latest` is; return the run directory."""
     logs = tmp_path_factory.mktemp("distilled")
     (logs / "latest").symlink_to(finished_run)
     done = train(logs, *ONE_EPOCH, "run_name=student", "task=distillation", f"task.teacher={logs}/latest")

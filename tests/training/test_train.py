@@ -1,4 +1,4 @@
-"""`python src/train.py`: the contents of the run directory, and that a run can be resumed, extended and repeated."""
+"""`python src/train.py`: the run directory, the terminal output, a sweep, and a loss that is not finite."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""A trial of a sweep in a process of its own: its result, and what becomes of its failure."""
+"""A trial of a sweep in a process of its own: its result, and how its failure is recorded."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ sys.exit(int((run_dir / "exit_code").read_text()))
 
 
 @pytest.fixture
-def trial_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def run_child_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run a trial whose process ends with an exit code; return its directory and its value."""
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "train.py").write_text(CHILD)
@@ -36,14 +36,14 @@ def trial_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def test_a_trial_has_its_own_settings_and_directory_and_returns_its_accuracy(trial_ends, tmp_path: Path):
-    assert trial_ends(0) == 0.75
+def test_a_trial_has_its_own_settings_and_directory_and_returns_its_accuracy(run_child_trial, tmp_path: Path):
+    assert run_child_trial(0) == 0.75
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["typed"], summary["ranks"]) == (["seed=1"], False)
 
 
 @pytest.mark.parametrize(("exit_code", "kind"), [(2, UserError), (1, RuntimeError)])
-def test_a_trial_that_ends_early_is_recorded_as_failed(trial_ends, tmp_path: Path, exit_code: int, kind: type):
+def test_a_trial_that_ends_early_is_recorded_as_failed(run_child_trial, tmp_path: Path, exit_code: int, kind: type):
     with pytest.raises(kind, match=rf"ended with exit code {exit_code}; see .*train\.log"):
-        trial_ends(exit_code)
+        run_child_trial(exit_code)
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"

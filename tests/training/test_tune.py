@@ -1,4 +1,4 @@
-"""`tune=lr` suggests a learning rate and writes its curve; it trains no network."""
+"""`tune=lr` suggests a learning rate and writes its curve; it saves no checkpoint."""
 
 import csv
 from pathlib import Path
@@ -8,7 +8,7 @@ from short_runs import summary, train
 
 
 @pytest.mark.slow
-def test_tune_suggests_a_learning_rate_and_trains_nothing(tmp_path: Path):
+def test_tune_suggests_a_learning_rate_and_saves_no_checkpoint(tmp_path: Path):
     done = train(tmp_path, "data=shapes", "tune=lr", "run_name=tuned", "trainer.max_epochs=3", "augment=none")
     run = tmp_path / "train" / "tuned"
     suggestion = summary(run)["tuned"]["optimizer.lr"]

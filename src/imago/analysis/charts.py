@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-# In the units of the drawing, which the page scales; at a width of 360 px letters are still 11 px high.
+# SVG user units; the page scales the chart. At a width of 360 px the text is still 11 px high.
 _WIDTH, _HEIGHT = 400, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 388, 12, 210  # ends of the axes
-# Points that are drawn of a line: more cannot be seen in 340 px, and the page would grow to megabytes.
+# Points drawn per line: more are not visible in 340 px, and the page would grow to megabytes.
 _MAX_POINTS = 500
 _MAX_MARKED = 40  # points of a line with markers: on more, they would hide the line; our own choice
-_NOT_CURVE_PREFIXES = ("epoch", "test/")  # test results are single numbers
+_EXCLUDED_PREFIXES = ("epoch", "test/")  # names of metrics that have no curve
 
 
 class Line(NamedTuple):
@@ -27,7 +27,7 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A drawing as SVG, with its title, the lines of its legend, and a note or an empty text."""
+    """A chart as SVG, with its title, the lines in its legend, and a note, which may be empty."""
 
     title: str
     svg: str
@@ -39,7 +39,7 @@ def curve_groups(names: Iterable[str]) -> dict[str, list[str]]:
     """Group the metrics of one chart: train/loss, train/loss_step and val/loss are all `loss`."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        if not name.startswith(_NOT_CURVE_PREFIXES):
+        if not name.startswith(_EXCLUDED_PREFIXES):
             groups.setdefault(name.rpartition("/")[2].removesuffix("_step"), []).append(name)
     return {title: sorted(group) for title, group in groups.items()}
 
@@ -58,8 +58,8 @@ def line_charts(
     for title, lines in groups.items():
         drawn = [line for line in map(_finite_points, lines) if line.x]
         if drawn:
-            num_lost = sum(len(line.x) for line in lines) - sum(len(line.x) for line in drawn)
-            note = f"{num_lost} values that are not finite are not drawn" if num_lost else ""
+            num_not_finite = sum(len(line.x) for line in lines) - sum(len(line.x) for line in drawn)
+            note = f"{num_not_finite} NaN or infinite values are not drawn" if num_not_finite else ""
             charts.append(Chart(title, _chart_svg(title, drawn, x_label, limits), drawn, note))
     return charts
 

@@ -10,15 +10,15 @@ import numpy as np
 
 from imago.analysis.charts import Chart, Line, curve_groups, line_charts
 from imago.analysis.evaluation import Evaluation, load_evaluation
-from imago.analysis.page import final_test_tta, main_results, read_or_note, write_page
+from imago.analysis.page import final_test_tta, main_results, read_or_none, write_page
 from imago.errors import DataError
-from imago.runs.records import RunRecord, differing, read_logged, read_record
+from imago.runs.records import RunRecord, differing_settings, read_logged, read_record
 from imago.settings import typed_value
 from imago.statistics.paired import PairedComparison, compare_paired
 from imago.text import join_names, percent_text, printable
 
-_MAX_CLASSES = 30  # rows of the page, as for a single run
-_MAX_NAMES = 3  # images in an error message, so that it stays one line; our own choice
+_MAX_CLASSES = 30  # maximum number of classes on the page, as on the page of a single run
+_MAX_NAMES = 3  # maximum number of image names in an error message; our own choice
 _REMEDY = "evaluate both on the same dataset: python src/eval.py run=RUN"
 
 
@@ -29,43 +29,43 @@ class Comparison:
     Attributes:
         names: the last two parts of the paths of the run directories, e.g. "train/first".
         records: status, results and settings of both.
-        settings: name and the two values of each setting that differs, as they are typed; empty for a missing one.
-        faults: why settings cannot be compared: the config of a run is missing or damaged.
-        evaluations: both evaluations of the same images, or nothing.
-        paired: the paired test on them, or None.
-        notes: why there is no paired test.
+        settings: name and both values of each setting that differs, as on the command line; "" if it is missing.
+        config_errors: reasons why settings cannot be compared: the config of a run is missing or damaged.
+        evaluations: the evaluations of both runs, on the same images; empty if one cannot be read.
+        paired: the paired test on the two evaluations; None without them.
+        notes: reasons why there is no paired test; empty if there is one.
     """
 
     names: tuple[str, str]
     records: tuple[RunRecord, RunRecord]
     settings: Sequence[tuple[str, str, str]]
-    faults: Sequence[str]
+    config_errors: Sequence[str]
     evaluations: Sequence[Evaluation]
     paired: PairedComparison | None
     notes: Sequence[str]
 
     @property
     def scores(self) -> list[tuple[str, str, str]]:
-        """Name, value and note of each score of the paired test; empty without one."""
+        """The name, value and note of each score of the paired test; empty without one."""
         if self.paired is None:
             return []
         acc_a, acc_b = (percent_text(evaluation.is_correct.mean()) for evaluation in self.evaluations)
-        is_one_view = all(evaluation.metadata.get("tta", "none") == "none" for evaluation in self.evaluations)
-        had_views = any(final_test_tta(record) != "none" for record in self.records)
-        one_view = ", one view of each" if is_one_view and had_views else ""
-        images = f"on the same {self.paired.num_images:,} images{one_view}"
+        is_without_tta = all(evaluation.metadata.get("tta", "none") == "none" for evaluation in self.evaluations)
+        final_test_used_tta = any(final_test_tta(record) != "none" for record in self.records)
+        views = ", without test-time augmentation" if is_without_tta and final_test_used_tta else ""
+        images = f"on the same {self.paired.num_images:,} images{views}"
         low, high = (f"{100 * end:+.2f}" for end in self.paired.interval_95)
-        counts = f"only a right: {self.paired.num_only_a:,}, only b right: {self.paired.num_only_b:,}"
+        counts = f"only a correct: {self.paired.num_only_a:,}, only b correct: {self.paired.num_only_b:,}"
         return [
             ("accuracy of a", acc_a, images),
             ("accuracy of b", acc_b, images),
-            ("b - a, in points", f"{100 * self.paired.difference:+.2f}", f"95 % interval {low} to {high}"),
+            ("b - a, in percentage points", f"{100 * self.paired.difference:+.2f}", f"95 % interval {low} to {high}"),
             ("McNemar's exact test", self.paired.p_text, counts),
         ]
 
 
 def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
-    """Read two runs and test their difference on the images that both were evaluated on.
+    """Read two runs and compare their predictions for the same images with a paired test.
 
     Args:
         a: the first run directory; differences are b minus a.
@@ -73,28 +73,28 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
         split: the evaluations to compare, `eval/<split>` of both.
 
     Raises:
-        DataError: if they were evaluated on different images, with the names of some.
+        DataError: if they were evaluated on different images; the message names some of them.
     """
     records = read_record(a), read_record(b)
-    of_a, of_b = (record.settings for record in records)
-    different = differing([of_a, of_b]) if of_a and of_b else ()
-    settings = [(name, _typed_or_empty(of_a, name), _typed_or_empty(of_b, name)) for name in different]
-    faults = [record.config_fault for record in records if record.config_fault]
+    settings_a, settings_b = (record.settings for record in records)
+    different = differing_settings([settings_a, settings_b]) if settings_a and settings_b else ()
+    settings = [(name, _setting_text(settings_a, name), _setting_text(settings_b, name)) for name in different]
+    config_errors = [record.config_error for record in records if record.config_error]
     names = f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}"
     notes: list[str] = []
-    first, second = (read_or_note(notes, load_evaluation, run, split) for run in (a, b))
+    first, second = (read_or_none(notes, load_evaluation, run, split) for run in (a, b))
     if notes:
-        return Comparison(names, records, settings, faults, (), None, list(dict.fromkeys(notes)))
+        return Comparison(names, records, settings, config_errors, (), None, list(dict.fromkeys(notes)))
     paired = compare_paired(first.is_correct, second.is_correct[_matching_indices(first, second)])
-    return Comparison(names, records, settings, faults, (first, second), paired, [])
+    return Comparison(names, records, settings, config_errors, (first, second), paired, [])
 
 
 def comparison_text(comparison: Comparison) -> str:
     """Format the comparison for the terminal."""
-    settings = [printable(f"   {name}: {of_a} -> {of_b}") for name, of_a, of_b in comparison.settings]
-    faults = [f"   settings not compared: {printable(fault)}" for fault in comparison.faults]
+    settings = [printable(f"   {name}: {value_a} -> {value_b}") for name, value_a, value_b in comparison.settings]
+    config_errors = [f"   settings not compared: {printable(error)}" for error in comparison.config_errors]
     lines = [f"{label}  {name}" for label, name in zip("ab", comparison.names, strict=True)]
-    lines += settings or faults or ["   no setting differs"]
+    lines += settings or config_errors or ["   no setting differs"]
     if comparison.paired is None:
         return "\n".join([*lines, *(f"no paired test: {reason}" for reason in comparison.notes)])
     lines += [f"{name}: {value} ({note})" for name, value, note in comparison.scores]
@@ -139,7 +139,7 @@ def _matching_indices(a: Evaluation, b: Evaluation) -> np.ndarray:
             f"{printable(classes_b[index])} in {b.directory}"
         )
     fingerprint_a, fingerprint_b = (evaluation.metadata.get("data_fingerprint") for evaluation in (a, b))
-    # Indices and classes can be equal by chance, so images without names need the same dataset.
+    # Images in memory are matched by index, so the fingerprints of the two datasets must be equal too.
     if all(name.isdecimal() for name in a.image_names) and fingerprint_a != fingerprint_b:
         raise _different_images(
             f"the data of {a.directory} has the fingerprint {fingerprint_a}, that of {b.directory} {fingerprint_b}"
@@ -160,22 +160,25 @@ def _result_rows(records: tuple[RunRecord, RunRecord]) -> list[tuple[str, str, s
     return [("status", records[0].status, records[1].status), *rows]
 
 
-def _typed_or_empty(settings: Mapping[str, Any], name: str) -> str:
+def _setting_text(settings: Mapping[str, Any], name: str) -> str:
     return typed_value(settings[name]) if name in settings else ""
 
 
 def _class_rows(a: Evaluation, b: Evaluation) -> list[tuple[str, str, str, str]]:
-    """Return name, recall of both and the difference, for the classes that changed most."""
-    recall_b = dict(zip(b.class_names, b.per_class.recall.tolist(), strict=True))
-    scores = zip(a.class_names, a.per_class.num_images, a.per_class.recall.tolist(), strict=True)
-    rows = [(name, of_a, recall_b[name], recall_b[name] - of_a) for name, num_images, of_a in scores if num_images]
-    rows = sorted(rows, key=lambda row: -abs(row[3]))[:_MAX_CLASSES]
-    return [(name, percent_text(of_a), percent_text(of_b), f"{100 * change:+.2f}") for name, of_a, of_b, change in rows]
+    """Return name, both recalls and their difference, for the classes whose recall differs most."""
+    recalls_b = dict(zip(b.class_names, b.per_class.recall.tolist(), strict=True))
+    recalls_a = zip(a.class_names, a.per_class.num_images, a.per_class.recall.tolist(), strict=True)
+    rows = [(name, recall, recalls_b[name]) for name, num_images, recall in recalls_a if num_images]
+    rows = sorted(rows, key=lambda row: -abs(row[2] - row[1]))[:_MAX_CLASSES]
+    return [
+        (name, percent_text(recall_a), percent_text(recall_b), f"{100 * (recall_b - recall_a):+.2f}")
+        for name, recall_a, recall_b in rows
+    ]
 
 
 def _charts(records: tuple[RunRecord, RunRecord]) -> list[Chart]:
-    """Draw one chart for each metric, without those of single steps."""
-    logged = [read_or_note([], read_logged, Path(record.folder)) or {} for record in records]
+    """Return one chart for each metric, except those whose names end in `_step`."""
+    logged = [read_or_none([], read_logged, Path(record.run_dir)) or {} for record in records]
     groups = {}
     for name in chain.from_iterable(curve_groups(logged[0] | logged[1]).values()):
         if not name.endswith("_step"):

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame, Series
 from pandas.api.types import is_numeric_dtype
 
-from imago.analysis.page import read_or_note
+from imago.analysis.page import read_or_none
 from imago.analysis.runs import setting_names
 from imago.errors import ConfigError
 from imago.runs.records import read_logged
@@ -34,8 +34,8 @@ def plot_curves(runs: DataFrame, metric: str = "val/acc") -> Figure:
     Raises:
         ConfigError: if none of the runs logged it; names the metrics that were logged.
     """
-    logged = {folder: read_or_note([], read_logged, Path(folder)) or {} for folder in runs["folder"]}
-    drawn = runs[[metric in logged[folder] for folder in runs["folder"]]]
+    logged = {run_dir: read_or_none([], read_logged, Path(run_dir)) or {} for run_dir in runs["run_dir"]}
+    drawn = runs[[metric in logged[run_dir] for run_dir in runs["run_dir"]]]
     if drawn.empty:
         known = ", ".join(dict.fromkeys(name for curves in logged.values() for name in curves)) or "nothing"
         raise ConfigError(f"metric={metric} was logged by none of these {len(runs)} runs; logged: {known}.")
@@ -43,8 +43,8 @@ def plot_curves(runs: DataFrame, metric: str = "val/acc") -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     names = setting_names(drawn) or (["seed"] if drawn["seed"].nunique(dropna=False) > 1 else ["run"])
     for label, color, group in _color_groups(drawn, names):
-        for number, folder in enumerate(group["folder"]):
-            steps, values = logged[folder][metric]
+        for number, run_dir in enumerate(group["run_dir"]):
+            steps, values = logged[run_dir][metric]
             marker = "." if len(steps) <= _MAX_MARKED else ""
             axes.plot(steps, values, color=color, marker=marker, label=label if number == 0 else None)
     _add_legend(figure, axes)
@@ -52,9 +52,9 @@ def plot_curves(runs: DataFrame, metric: str = "val/acc") -> Figure:
 
 
 def plot_effect(runs: DataFrame, setting: str = "optimizer.lr", metric: str = "test_acc") -> Figure:
-    """Draw the result for each value of a setting, at even distances: every finished run, and the mean.
+    """Draw a metric over the values of a setting, equally spaced: each finished run, and the mean per value.
 
-    Runs that differ in further settings get a color for each combination of those. Only `test_acc` has an interval.
+    Runs that differ in other settings get one color for each combination of these. Only `test_acc` has an interval.
 
     Args:
         runs: a table of `imago.analysis.runs.load_runs`, or some of its rows.

@@ -38,12 +38,12 @@ class Evaluation(Predictions):
     def relative_names(self) -> tuple[str, ...]:
         """Return the image names relative to the root of the dataset, so that they stay the same when it is moved."""
         root = str(self.metadata.get("data_root") or "").rstrip("/\\")
-        inside = (f"{root}/", f"{root}\\")
-        return tuple(name[len(root) + 1 :] if root and name.startswith(inside) else name for name in self.image_names)
+        prefixes = (f"{root}/", f"{root}\\")
+        return tuple(name[len(root) + 1 :] if root and name.startswith(prefixes) else name for name in self.image_names)
 
 
 def eval_command(run: Path | str, split: str = "test") -> str:
-    """Return the command that writes what `load_evaluation` reads."""
+    """Return the `eval.py` command that writes the files which `load_evaluation` reads."""
     return f"python src/eval.py run={shlex.quote(str(run))}" + (f" split={split}" if split != "test" else "")
 
 
@@ -76,7 +76,7 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
 
 
 def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:
-    """Read `mistakes.npz`: the images of mistakes, for a dataset whose images are not files.
+    """Read the misclassified images from `mistakes.npz`, which `eval.py` writes for datasets in memory.
 
     Returns:
         uint8 (H, W, 3) by index in the evaluation; empty if there is no such file.
@@ -98,7 +98,7 @@ def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:
 
 
 def load_image(evaluation: Evaluation, index: int, saved: Mapping[int, np.ndarray]) -> tuple[np.ndarray | None, str]:
-    """Return the pixels of an image, uint8 (H, W, 3), or None and the reason.
+    """Return the pixels of an image, uint8 (H, W, 3), and ""; or None and the reason.
 
     Args:
         evaluation: from `load_evaluation`.
@@ -109,7 +109,7 @@ def load_image(evaluation: Evaluation, index: int, saved: Mapping[int, np.ndarra
     if index in saved:
         return saved[index], ""
     if name.isdecimal():  # an index in the split
-        return None, "not a file: evaluate again to save the images of mistakes"
+        return None, "the image is not a file; run eval.py again to save the misclassified images"
     try:
         return read_image(Path(name)), ""
     except DataError as error:

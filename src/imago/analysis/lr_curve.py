@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 _EMA_ALPHA = 0.1  # weight of the newest loss in the moving average, which evens out about 10 batches; our own choice
-# Of the learning rate with the lowest loss, where training is nearly unstable (Howard and Gugger 2020, chapter 5).
+# Divides the learning rate with the lowest loss, which is nearly unstable (Howard and Gugger 2020, chapter 5).
 _SAFETY_DIVISOR = 10.0
-_MIN_DECREASE = 0.02  # share of the first loss; less is noise between batches; our own choice
+_MIN_DECREASE = 0.02  # share of the first loss; a smaller decrease may be noise between batches; our own choice
 
 
 def smooth_losses(losses: Sequence[float]) -> np.ndarray:

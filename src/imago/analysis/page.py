@@ -17,7 +17,7 @@ from imago.text import count_text, duration_text, percent_text, range_text
 
 _THUMBNAIL_PX = 160  # longer side; 25 of them as JPEG take about 200 kB; our own choice
 _JPEG_QUALITY = 82  # of thumbnails; our own choice
-_MAX_FIGURE_BYTES = 1_500_000  # larger figures are only named, so that a page can be mailed; our own choice
+_MAX_FIGURE_BYTES = 1_500_000  # larger figures are listed by name, which keeps a page small; our own choice
 
 
 def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
@@ -68,11 +68,11 @@ def main_results(record: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def final_test_tta(record: RunRecord) -> str:
-    """Return the `tta` of the final test; "none" is one view of each image."""
+    """Return the `tta` of the final test; "none" means no test-time augmentation."""
     return str(record.settings.get("tta") or "none")
 
 
-def read_or_note(notes: list[str], read: Callable[..., Any], *arguments: Any) -> Any:
+def read_or_none(notes: list[str], read: Callable[..., Any], *arguments: Any) -> Any:
     """Return `read(*arguments)`; on a DataError, append its message to `notes` and return None."""
     try:
         return read(*arguments)
@@ -82,7 +82,7 @@ def read_or_note(notes: list[str], read: Callable[..., Any], *arguments: Any) ->
 
 
 def thumbnail_uri(pixels: np.ndarray) -> str:
-    """Encode an image uint8 (H, W, 3) as a data URI: small ones as they are, larger ones scaled down."""
+    """Encode an image uint8 (H, W, 3) as a data URI: a small one as PNG, a larger one as a JPEG thumbnail."""
     image, data = Image.fromarray(pixels), io.BytesIO()
     if max(image.size) <= MAX_SMALL_PX:
         image.save(data, "PNG", optimize=True)

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Sizes are our own choice; tests check that names and counts do not overlap for 2 to 100 classes.
-_MAX_NAME_CHARS = 22  # longer class names are cut, else they take the space of the image
-_MAX_NUMBERED = 30  # classes: with more, the counts do not fit into their cells
+_MAX_NAME_CHARS = 22  # longer class names are shortened, so that the matrix keeps its space
+_MAX_CLASSES_WITH_COUNTS = 30  # classes: with more, the counts do not fit into their cells
 _NUM_COLUMNS = 5  # images in a row
-_MAX_NAMED = 100  # classes: with more, only some of them are named
-_MAX_SIDE_INCH = 17  # side of the matrix, however many classes: 1,870 px
+_MAX_LABELS = 100  # classes: with more, only some of them are named
+_MAX_SIDE_INCH = 17  # largest side of the matrix: 1,870 px at 110 dpi
 _DARK_SHARE = 0.35  # a cell with a larger share of its row is so dark that its count is white
 
 
 def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str) -> "Figure":
-    """Draw a confusion matrix; the color is the share of the row, so that rare classes show as well as frequent ones.
+    """Draw a confusion matrix; the color is the share of the row, so that rare classes are as visible as frequent ones.
 
     Args:
         confusion: counts (K, K), true classes in rows.
@@ -36,9 +36,9 @@ def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
     from matplotlib.colors import PowerNorm
 
     num_classes = len(class_names)
-    has_counts = num_classes <= _MAX_NUMBERED
-    # 0.42 inch hold three digits in a readable size.
-    cell_inch = max(0.42, min(0.9, 4.5 / num_classes)) if has_counts else _MAX_SIDE_INCH / max(num_classes, _MAX_NAMED)
+    has_counts = num_classes <= _MAX_CLASSES_WITH_COUNTS
+    # A cell of 0.42 inch has space for three digits of a readable size.
+    cell_inch = max(0.42, min(0.9, 4.5 / num_classes)) if has_counts else _MAX_SIDE_INCH / max(num_classes, _MAX_LABELS)
     side_inch = num_classes * cell_inch
     figure = _new_figure(side_inch + 3.4, side_inch + 2.8)
     axes = figure.add_subplot()
@@ -49,7 +49,7 @@ def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
     color_bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
     color_bar.set_label("share of the true class", fontsize=9)
     # 72 points are an inch; a line of text takes 0.72 of its cell, which leaves space between two names.
-    _name_axes(axes, class_names, font_size=max(6, min(10, 72 * cell_inch * 0.72)))
+    _label_axes(axes, class_names, font_size=max(6, min(10, 72 * cell_inch * 0.72)))
     axes.set_title(title, fontsize=max(11, side_inch), parse_math=False)
     if has_counts:
         _write_counts(axes, confusion, shares, cell_inch)
@@ -66,7 +66,7 @@ def save_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
 def save_figure(figure: "Figure", path: Path, **settings: Any) -> None:
     """Write a figure as a PNG file; `settings` are those of matplotlib's `savefig`."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box is drawn where no font has the glyph
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # such a character is drawn as a box
         figure.savefig(path, format="png", **settings)
 
 
@@ -103,7 +103,7 @@ def plot_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, n
         DataError: if `mistakes.npz` is damaged.
     """
     saved = saved_images(evaluation) if saved is None else saved
-    names = [_shortened(name) for name in evaluation.class_names]
+    names = [_shorten(name) for name in evaluation.class_names]
     indices = evaluation.worst_mistakes(limit).tolist()
     num_rows = max(1, math.ceil(len(indices) / _NUM_COLUMNS))
     figure = _new_figure(2 * _NUM_COLUMNS, 2.4 * num_rows)
@@ -124,7 +124,7 @@ def plot_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, n
 
 
 def plot_explanation(image: np.ndarray, heatmap: np.ndarray, title: str) -> "Figure":
-    """Draw an image, and next to it the same image under a heatmap.
+    """Draw an image, and next to it the same image with the heatmap on top.
 
     Args:
         image: pixels, uint8 (H, W, 3).
@@ -136,8 +136,8 @@ def plot_explanation(image: np.ndarray, heatmap: np.ndarray, title: str) -> "Fig
     for axes in (plain, overlay):
         axes.imshow(image)
         axes.set_axis_off()
-    # Transparent where there is no evidence; a map of constant opacity would hide the image. With 0.65 it
-    # stays visible under the strongest evidence; our own choice.
+    # Transparent where the heatmap is 0; a constant opacity would hide the image everywhere. With 0.65 it
+    # stays visible even where the heatmap is 1; our own choice.
     overlay.imshow(heatmap, cmap="turbo", vmin=0, vmax=1, alpha=0.65 * np.sqrt(heatmap))
     figure.suptitle(title, fontsize=11, parse_math=False)
     _set_fonts(figure)
@@ -150,16 +150,16 @@ def _new_figure(width_inch: float, height_inch: float) -> "Figure":
     return Figure(figsize=(width_inch, height_inch), dpi=110, facecolor="white", layout="constrained")
 
 
-def _name_axes(axes: "Axes", class_names: Sequence[str], font_size: float) -> None:
-    indices = range(0, len(class_names), math.ceil(len(class_names) / _MAX_NAMED))
-    names = [_shortened(class_names[index]) for index in indices]
+def _label_axes(axes: "Axes", class_names: Sequence[str], font_size: float) -> None:
+    indices = range(0, len(class_names), math.ceil(len(class_names) / _MAX_LABELS))
+    names = [_shorten(class_names[index]) for index in indices]
     # parse_math=False: a class may be called "under $5".
     axes.set_xticks(indices, names, fontsize=font_size, rotation=90, parse_math=False)
     axes.set_yticks(indices, names, fontsize=font_size, parse_math=False)
     axes.set(xlabel="predicted class", ylabel="true class")
 
 
-def _shortened(name: str) -> str:
+def _shorten(name: str) -> str:
     return name if len(name) <= _MAX_NAME_CHARS else f"{name[: _MAX_NAME_CHARS - 1]}…"
 
 
@@ -181,7 +181,7 @@ def _set_fonts(figure: "Figure") -> None:
     default = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
     characters = {ord(character) for text in texts for character in text.get_text() if character.isprintable()}
     missing = {character for character in characters if not default.get_char_index(character)}
-    for file in sorted(font_manager.findSystemFonts(), key=_regular_sans_first) if missing else ():
+    for file in sorted(font_manager.findSystemFonts(), key=_font_priority) if missing else ():
         try:
             font = font_manager.get_font(file)
         except (OSError, RuntimeError):  # FreeType cannot read it
@@ -195,5 +195,5 @@ def _set_fonts(figure: "Figure") -> None:
         text.set_fontfamily(families)
 
 
-def _regular_sans_first(file: str) -> tuple[bool, bool, str]:
+def _font_priority(file: str) -> tuple[bool, bool, str]:
     return "Sans" not in Path(file).stem, "Regular" not in Path(file).stem, file

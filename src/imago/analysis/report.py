@@ -10,12 +10,12 @@ from imago.errors import ConfigError, DataError
 from imago.paths import short_path
 from imago.text import join_names
 
-_ONLY_TABLE = {"sort": "started", "fold": True, "csv": None}
-_ONLY_PAGE = {"split": "test", "output": None}
+_TABLE_DEFAULTS = {"sort": "started", "group_seeds": True, "csv": None}
+_PAGE_DEFAULTS = {"split": "test", "output": None}
 
 
 def report(cfg: DictConfig) -> None:
-    """Print the table, or write the page that the settings select.
+    """Print the table of runs, or write the HTML page of a run or of a comparison, as the settings select.
 
     Raises:
         UserError: for settings or files that the user has to correct.
@@ -36,7 +36,7 @@ def _check_settings(cfg: DictConfig) -> None:
     if bool(cfg.a) != bool(cfg.b):
         raise ConfigError("a= and b= are the two runs of a comparison; use both.")
     is_table = not (cfg.run or cfg.a)
-    for name, default in (_ONLY_PAGE if is_table else _ONLY_TABLE).items():
+    for name, default in (_PAGE_DEFAULTS if is_table else _TABLE_DEFAULTS).items():
         if cfg[name] != default:
             kind = "a page (run=, or a= and b=)" if is_table else "the table of runs"
             raise ConfigError(f"{name}={cfg[name]} is a setting of {kind}; leave it out.")
@@ -51,23 +51,23 @@ def _check_settings(cfg: DictConfig) -> None:
 
 def _report_table(cfg: DictConfig) -> None:
     from imago.analysis.runs import load_runs, mean_over_seeds, older_repetitions
-    from imago.analysis.table import notes, sort_runs, table_text, write_runs_csv
+    from imago.analysis.table import run_notes, sort_runs, table_text, write_runs_csv
 
     logs = Path(cfg.runs or cfg.paths.log_dir)
     runs = load_runs(logs)
     if runs.empty:
         raise DataError(f"runs={logs} contains no runs (no summary.json below it); python src/train.py creates one.")
-    table = sort_runs(mean_over_seeds(runs) if cfg.fold else runs, cfg.sort)
+    table = sort_runs(mean_over_seeds(runs) if cfg.group_seeds else runs, cfg.sort)
     print(table_text(table, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     print(f"\n{len(runs)} runs below {short_path(logs)}; val and test are accuracies")
-    print("test: (95 % interval for the images tested), for several seeds ± standard deviation [worst..best]")
-    for note in notes(runs):
+    print("test: (95 % interval), for several seeds ± standard deviation [lowest..highest]")
+    for note in run_notes(runs):
         print(f"note: {note}")
-    if cfg.fold and (older := older_repetitions(runs)["run"].tolist()):
-        print(f"note: left out of the means, as a newer run has the same settings and seed: {join_names(older)}")
+    if cfg.group_seeds and (older := older_repetitions(runs)["run"].tolist()):
+        print(f"note: not in the means, because a newer run has the same settings and seed: {join_names(older)}")
     if cfg.csv:
         write_runs_csv(table, Path(cfg.csv))
-        print(f"table in {short_path(Path(cfg.csv))}")
+        print(f"table written to {short_path(Path(cfg.csv))}")
 
 
 def _report_run(cfg: DictConfig) -> None:
@@ -76,7 +76,7 @@ def _report_run(cfg: DictConfig) -> None:
     run = Path(cfg.run).resolve()
     file = Path(cfg.output) if cfg.output else run / "report.html"
     notes = write_run_page(run, cfg.split, file)
-    print(f"page in {short_path(file)} ({file.stat().st_size / 1e6:.1f} MB)")
+    print(f"page written to {short_path(file)} ({file.stat().st_size / 1e6:.1f} MB)")
     for note in notes:
         print(f"note: {note}")
 
@@ -89,4 +89,4 @@ def _report_comparison(cfg: DictConfig) -> None:
     file = Path(cfg.output) if cfg.output else a / f"comparison_with_{b.parent.name}_{b.name}.html"
     write_comparison_page(comparison, file)
     print(comparison_text(comparison))
-    print(f"\npage in {short_path(file)}")
+    print(f"\npage written to {short_path(file)}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from imago.analysis.charts import Chart, Line, curve_groups, line_charts
 from imago.analysis.evaluation import Evaluation, eval_command, load_evaluation, load_image, saved_images
-from imago.analysis.page import figure_uri, final_test_tta, main_results, read_or_note, thumbnail_uri, write_page
+from imago.analysis.page import figure_uri, final_test_tta, main_results, read_or_none, thumbnail_uri, write_page
 from imago.files import read_json
 from imago.runs.records import RunRecord, read_logged, read_record
 from imago.statistics.calibration import Reliability, reliability
@@ -17,7 +17,7 @@ from imago.statistics.metrics import macro_scores, most_confused
 from imago.text import count_text, duration_text, percent_text, range_text
 
 _MAX_MISTAKES = 25  # images, about 200 kB; our own choice
-_MAX_CLASSES = 30  # with more, the matrix is wider than a screen and only the weakest classes are listed
+_MAX_CLASSES = 30  # with more, the matrix is wider than a screen and only the classes with the lowest F1 are listed
 _MAX_CONFUSED = 20  # rows, about a screen; our own choice
 _MAX_FIGURES = 12  # each at most 1.5 MB, see `figure_uri`: 24 MB in all as base64; our own choice
 _MAX_DIFF_CHARS = 20_000  # about ten screens; our own choice
@@ -28,24 +28,24 @@ def write_run_page(run: Path, split: str, file: Path) -> list[str]:
     """Write the content of a run directory as one HTML file.
 
     Args:
-        run: the run directory; a file that it lacks leaves a gap in the page.
+        run: the run directory; parts whose files are missing are not in the page.
         split: the evaluation to show, `eval/<split>` of the run.
         file: the page; its directory is created if necessary.
 
     Returns:
-        What is missing in the page, and the way to get it.
+        One line for each part that is missing in the page, with the reason.
 
     Raises:
         DataError: if the page cannot be written.
     """
     notes: list[str] = []
     record = read_record(run)
-    evaluation: Evaluation | None = read_or_note(notes, load_evaluation, run, split)
+    evaluation: Evaluation | None = read_or_none(notes, load_evaluation, run, split)
     context = {
         "title": f"{run.parent.name}/{run.name}",
         "record": record,
         "results": main_results(record),
-        "charts": _charts(read_or_note(notes, read_logged, run) or {}),
+        "charts": _charts(read_or_none(notes, read_logged, run) or {}),
         "times": _time_rows(read_json(run / "summary.json"), notes),
         "split": split,
         "eval_command": eval_command(run, split),
@@ -65,7 +65,7 @@ def write_run_page(run: Path, split: str, file: Path) -> list[str]:
 
 
 def _charts(logged: Mapping[str, tuple[list[float], list[float]]]) -> list[Chart]:
-    """Draw the curves: training blue, validation orange, single steps pale."""
+    """Draw the curves: training in blue, validation in orange, values of single steps in a light color."""
     groups = {
         title: [
             Line(name, *logged[name], 3 if name.endswith("_step") else 1 + name.startswith("val/")) for name in names
@@ -82,7 +82,7 @@ def _time_rows(summary: Mapping[str, Any], notes: list[str]) -> list[tuple[str, 
         notes.append("the run did not record its times (summary.json has no time_s)")
         return []
     times = {str(_PHASE_TITLES.get(name, name)): float(seconds) for name, seconds in recorded.items()}
-    times["start, saving and the rest"] = max(0.0, total_s - sum(times.values()))
+    times["start, checkpoints and other"] = max(0.0, total_s - sum(times.values()))
     shares = {name: seconds / total_s for name, seconds in times.items()}
     return [(name, duration_text(times[name]), percent_text(share), share) for name, share in shares.items()]
 
@@ -114,7 +114,7 @@ def _evaluation_context(evaluation: Evaluation, notes: list[str]) -> dict[str, A
 
 
 def _accuracy_notes(run: Path, split: str, record: RunRecord, evaluation: Evaluation) -> list[str]:
-    """Return the temperature, and why the evaluation has another accuracy than the final test of the run."""
+    """Return the temperature, and why the accuracy differs from that of the final test, if it does."""
     metadata = evaluation.metadata
     temperature = metadata.get("calibration_temperature")
     notes = [f"calibrated with temperature {temperature:.3f}, fitted on val"] if temperature is not None else []
@@ -147,7 +147,7 @@ def _bin_rows(diagram: Reliability) -> list[tuple[str, str, str, str]]:
 
 def _mistake_images(evaluation: Evaluation, notes: list[str]) -> list[tuple[int, str, str]]:
     """Return the index of each of the worst mistakes, with its image as data URI or the reason why there is none."""
-    saved = read_or_note(notes, saved_images, evaluation) or {}
+    saved = read_or_none(notes, saved_images, evaluation) or {}
     mistakes = []
     for index in evaluation.worst_mistakes(_MAX_MISTAKES).tolist():
         pixels, reason = load_image(evaluation, index, saved)

@@ -7,14 +7,14 @@ from typing import Any
 import pandas as pd
 from pandas import DataFrame
 
-from imago.runs.records import differing, read_records
+from imago.runs.records import differing_settings, read_records
 from imago.statistics.intervals import mean_interval
 
 # The first and the last columns; the settings that differ are between them.
 _IDENTITY_COLUMNS = ("run", "status", "started", "data", "model", "seed")
 _RESULT_COLUMNS = (
     *("val_acc", "test_acc", "test_low", "test_high", "num_test_images", "best_epoch", "epochs"),
-    *("seconds", "images_per_s", "data_wait_share", "folder", "reason", "config_fault"),
+    *("seconds", "images_per_s", "data_wait_share", "run_dir", "reason", "config_error"),
 )
 # Only in a table of `mean_over_seeds`.
 _SEED_COLUMNS = ("num_seeds", "val_std", "test_std", "test_lowest", "test_highest")
@@ -30,11 +30,11 @@ def load_runs(log_dir: Path | str) -> DataFrame:
         log_dir: searched recursively for `summary.json`.
 
     Returns:
-        One row for each run. `run` is its path below `log_dir`, `folder` the full path; accuracies are in [0, 1], and
+        One row for each run. `run` is its path below `log_dir`, `run_dir` the full path; accuracies are in [0, 1], and
         `test_low`, `test_high` are the ends of the 95 % interval. Between `seed` and `val_acc` are the settings that
         differ between these runs, named as on the command line. `status` is running, finished, failed or stopped as
         in the summary, "died" for a run that was killed, or "unreadable". `reason` says why a run ended early, and
-        `config_fault` why its settings are missing.
+        `config_error` why its settings are missing.
 
     Raises:
         DataError: if `log_dir` is not a directory.
@@ -42,12 +42,13 @@ def load_runs(log_dir: Path | str) -> DataFrame:
     records = read_records(log_dir)
     names = [
         name
-        for name in differing([record.settings for record in records if record.settings])
+        for name in differing_settings([record.settings for record in records if record.settings])
         if name not in (*_IDENTITY_COLUMNS, *_RESULT_COLUMNS)
     ]
     shown = ("data", "model", "seed", *names)
     rows = [vars(record) | {name: record.settings.get(name) for name in shown} for record in records]
-    return _typed_table(rows, [*_IDENTITY_COLUMNS, *names, *_RESULT_COLUMNS]).sort_values("started", ignore_index=True)
+    table = _create_table(rows, [*_IDENTITY_COLUMNS, *names, *_RESULT_COLUMNS])
+    return table.sort_values("started", ignore_index=True)
 
 
 def setting_names(runs: DataFrame) -> list[str]:
@@ -57,9 +58,9 @@ def setting_names(runs: DataFrame) -> list[str]:
 
 
 def mean_over_seeds(runs: DataFrame) -> DataFrame:
-    """Combine the seeds of equal settings into their mean.
+    """Average the results of runs that differ only in the seed.
 
-    Only finished runs are combined, and of several with the same settings and seed only the newest, because a
+    Only finished runs are combined; of several with the same settings and seed only the newest counts, because a
     repetition carries no information about the spread.
 
     Args:
@@ -68,13 +69,13 @@ def mean_over_seeds(runs: DataFrame) -> DataFrame:
     Returns:
         The same columns, and `num_seeds`. In a row for several seeds, accuracies and speeds are means and the rest is
         of the newest run; `val_std`, `test_std` are standard deviations, `test_lowest`, `test_highest` the extremes,
-        and `test_low`, `test_high` the ends of the 95 % interval of the mean over further seeds.
+        and `test_low`, `test_high` the ends of the 95 % confidence interval of the mean.
     """
     complete = _complete_runs(runs).drop(older_repetitions(runs).index)
     groups = complete.groupby(_group_names(runs), dropna=False, sort=False)
-    single = runs.drop(_complete_runs(runs).index)
-    rows = [_mean_of(seeds) for _, seeds in groups] + [_mean_of(single.loc[[index]]) for index in single.index]
-    return _typed_table(rows, [*runs.columns, *_SEED_COLUMNS])
+    others = runs.drop(_complete_runs(runs).index)
+    rows = [_mean_of(seeds) for _, seeds in groups] + [_mean_of(others.loc[[index]]) for index in others.index]
+    return _create_table(rows, [*runs.columns, *_SEED_COLUMNS])
 
 
 def older_repetitions(runs: DataFrame) -> DataFrame:
@@ -85,7 +86,7 @@ def older_repetitions(runs: DataFrame) -> DataFrame:
 
 def _complete_runs(runs: DataFrame) -> DataFrame:
     """Return the finished runs whose settings are known, in order of their start."""
-    return runs[(runs["status"] == "finished") & runs["config_fault"].isna()].sort_values("started")
+    return runs[(runs["status"] == "finished") & runs["config_error"].isna()].sort_values("started")
 
 
 def _group_names(runs: DataFrame) -> list[str]:
@@ -100,18 +101,18 @@ def _mean_of(seeds: DataFrame) -> dict[str, Any]:
     tests = seeds["test_acc"].dropna()
     low, high = mean_interval(tests.tolist()) or (None, None)
     spread = {"val_std": seeds["val_acc"].std(), "test_std": tests.std(), "test_low": low, "test_high": high}
-    of_one_run = dict.fromkeys(("seed", "best_epoch", "folder"))
+    cleared = dict.fromkeys(("seed", "best_epoch", "run_dir"))
     extremes = {"test_lowest": tests.min(), "test_highest": tests.max()}
     name = f"{seeds['run'].min()} +{len(seeds) - 1}"
-    return row | seeds[_MEAN_COLUMNS].mean().to_dict() | spread | extremes | of_one_run | {"run": name}
+    return row | seeds[_MEAN_COLUMNS].mean().to_dict() | spread | extremes | cleared | {"run": name}
 
 
-def _typed_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> DataFrame:
+def _create_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> DataFrame:
     """Create a table whose columns of numbers have a numeric type, also where cells or all rows are empty."""
     table = DataFrame(rows, columns=list(columns), dtype=object)
     for name, column in table.items():
         types = {type(value) for value in column.dropna()}
-        if types == {int} and column.dropna().abs().max() < _MAX_EXACT:  # integers stay integers beside an empty cell
+        if types == {int} and column.dropna().abs().max() < _MAX_EXACT:  # Int64 can have empty cells
             table[name] = column.astype("Int64")
         elif types and types <= {int, float}:
             table[name] = column.astype("float64")

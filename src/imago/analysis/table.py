@@ -35,7 +35,7 @@ def sort_runs(runs: DataFrame, column: str) -> DataFrame:
 
 
 def write_runs_csv(runs: DataFrame, path: Path) -> None:
-    """Write all columns with plain numbers.
+    """Write all columns to a CSV file; numbers are not formatted.
 
     Raises:
         DataError: if the file cannot be written.
@@ -79,14 +79,14 @@ def table_text(runs: DataFrame, width: int | None) -> str:
     return "\n".join([first, "-" * _total_width(table), *lines, *note])
 
 
-def notes(runs: DataFrame) -> list[str]:
-    """Return a line for each run whose row does not show everything."""
+def run_notes(runs: DataFrame) -> list[str]:
+    """Return a line for each run that failed, was stopped, or whose status or settings cannot be read."""
     lines = []
     for row in _row_dicts(runs):
         if row["status"] == "unreadable":
             lines.append(row["reason"])
-        elif row["config_fault"]:
-            lines.append(f"settings of {row['run']} are not known: {row['config_fault']}")
+        elif row["config_error"]:
+            lines.append(f"settings of {row['run']} are not known: {row['config_error']}")
         elif row["reason"] and row["status"] in ("failed", "stopped"):
             lines.append(f"{row['run']} {row['status']}: {row['reason']}")
     return [printable(" ".join(line.splitlines())) for line in lines]

@@ -1,4 +1,4 @@
-"""Random crops and flips of training images; the draws of a sample depend on (seed, epoch, sample index) only.
+"""Crop and flip training images at random; the result depends on (seed, epoch, sample index) only.
 
 Legend: N stored images, B samples of a batch, C channels, H and W pixels, p the padding in pixels.
 """
@@ -10,11 +10,11 @@ import numpy as np
 from imago.augment.settings import Augment
 from imago.seeding import random_integers
 
-# The last part of a key: a new augmentation does not change the draws of another. `resized_crop` has 4.
+# Last part of a key, so that augmentations are sampled independently. `resized_crop` has 4.
 _TOP_KEY, _LEFT_KEY, _FLIP_KEY, _VERTICAL_FLIP_KEY = 1, 2, 3, 5
-# A draw below probability * this is a yes; within the 32-bit span of `random_integers`.
+# An image is flipped if its random integer is below probability * this; fits the 32-bit span of `random_integers`.
 _PROBABILITY_SCALE = 2**31
-# Up to this size, 73 x 73 px, images are flipped by one fancy index per batch; larger ones one by one, which saves a
+# Up to this size, 73 x 73 px, images are flipped by one advanced index per batch; larger ones one by one, which saves a
 # copy; our own choice.
 _MAX_FLIP_AT_ONCE_BYTES = 2**14
 
@@ -38,24 +38,24 @@ def sample_crop_flip(augment: Augment, seed: int, epoch: int | np.ndarray, indic
     # One call for all three: in a small batch the overhead of the calls dominates.
     spans = np.array([[offsets], [offsets], [_PROBABILITY_SCALE]])
     purposes = np.array([[_TOP_KEY], [_LEFT_KEY], [_FLIP_KEY]])
-    top, left, chance = random_integers(0, spans, *key, purposes)
+    top, left, flip_value = random_integers(0, spans, *key, purposes)
     vertical_flip = None
     if augment.vertical_flip_probability:
-        chance_vertical = random_integers(0, _PROBABILITY_SCALE, *key, _VERTICAL_FLIP_KEY)
-        vertical_flip = chance_vertical < round(augment.vertical_flip_probability * _PROBABILITY_SCALE)
-    return CropFlipParams(top, left, chance < round(augment.flip_probability * _PROBABILITY_SCALE), vertical_flip)
+        vertical_flip_value = random_integers(0, _PROBABILITY_SCALE, *key, _VERTICAL_FLIP_KEY)
+        vertical_flip = vertical_flip_value < round(augment.vertical_flip_probability * _PROBABILITY_SCALE)
+    return CropFlipParams(top, left, flip_value < round(augment.flip_probability * _PROBABILITY_SCALE), vertical_flip)
 
 
 def pad(images: np.ndarray, padding_px: int) -> np.ndarray:
-    """Return a new array of images (N, C, H, W) with zeros on each side, from which crops are plain copies."""
+    """Return a copy of images (N, C, H, W) with `padding_px` zeros on each side."""
     return np.pad(images, ((0, 0), (0, 0), (padding_px, padding_px), (padding_px, padding_px)))
 
 
 def gather_crop_flip(padded: np.ndarray, indices: np.ndarray, params: CropFlipParams, padding_px: int) -> np.ndarray:
-    """Copy the images at `indices` out of a padded array, each with its own crop, and flip those that drew a flip.
+    """Copy the images at `indices` out of a padded array, each with its own crop, and flip those that `params` selects.
 
-    A crop is copied as one element of all bytes between its first and last, so that one fancy index copies a whole
-    batch; a second copy, row by row, removes the gaps. Both cost less than torch's gather without any crop.
+    Each crop is copied as one element from its first to its last byte, so that one advanced index copies a whole
+    batch; a second copy, row by row, removes the gaps. Both together take less time than torch's gather alone.
 
     Args:
         padded: uint8 (N, C, H + 2p, W + 2p), C-contiguous.
@@ -69,18 +69,18 @@ def gather_crop_flip(padded: np.ndarray, indices: np.ndarray, params: CropFlipPa
     _, channels, padded_height, padded_width = padded.shape
     height, width = padded_height - 2 * padding_px, padded_width - 2 * padding_px
     image_stride, channel_stride, row_stride, pixel_stride = padded.strides
-    # From the first to the last byte of a crop, with the gaps between its rows and channels.
-    strip = np.dtype((np.void, (channels - 1) * channel_stride + (height - 1) * row_stride + width))
+    # One element: from the first to the last byte of a crop, with the gaps between its rows and channels.
+    crop_dtype = np.dtype((np.void, (channels - 1) * channel_stride + (height - 1) * row_stride + width))
     last_start = 2 * padding_px * (row_stride + pixel_stride)
-    strips = np.ndarray((len(padded), last_start + 1), strip, buffer=padded, strides=(image_stride, pixel_stride))
-    copied = strips[indices, params.top * row_stride + params.left]
-    lines = np.ndarray(
+    crops = np.ndarray((len(padded), last_start + 1), crop_dtype, buffer=padded, strides=(image_stride, pixel_stride))
+    copied = crops[indices, params.top * row_stride + params.left]
+    rows = np.ndarray(
         shape=(len(indices), channels, height),
         dtype=np.dtype((np.void, width)),
         buffer=copied,
-        strides=(strip.itemsize, channel_stride, row_stride),
+        strides=(crop_dtype.itemsize, channel_stride, row_stride),
     )
-    images = np.ascontiguousarray(lines).view(np.uint8).reshape(len(indices), channels, height, width)
+    images = np.ascontiguousarray(rows).view(np.uint8).reshape(len(indices), channels, height, width)
     return _flip(images, params)
 
 
@@ -103,7 +103,7 @@ def crop_and_flip(images: np.ndarray, augment: Augment, key: SampleKey) -> np.nd
 
 
 def _flip(images: np.ndarray, params: CropFlipParams) -> np.ndarray:
-    """Flip the images that drew a flip, left-right and then top-bottom, in place."""
+    """Flip the images that `params` selects, left-right and then top-bottom, in place."""
     import torch  # flips several times faster than numpy; nothing else in this module needs it
 
     batch = torch.from_numpy(images)

@@ -1,7 +1,7 @@
-"""MixUp and CutMix: mix each sample of a batch with another one, and its target likewise.
+"""MixUp and CutMix: mix each image of a batch, and its target, with another one.
 
-Legend: B samples of a batch, K classes, H and W pixels. What is random is an argument, drawn by numpy on the CPU and
-copied to the device of the images without waiting for it.
+Legend: B samples of a batch, K classes, H and W pixels. Random values are arguments, drawn by numpy on the CPU and
+copied to the device of the images without a synchronization.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ def mixup(images: Tensor, targets: Tensor, lam: np.ndarray, order: np.ndarray) -
     Args:
         images: float (B, 3, H, W).
         targets: probabilities of the classes, float32 (B, K).
-        lam: share of each sample in the blend, in [0, 1], float64 (B,).
+        lam: weight of each sample in the blend, in [0, 1], float64 (B,).
         order: indices of the other samples, int64 (B,).
 
     Returns:
@@ -48,7 +48,7 @@ def cutmix(images: Tensor, targets: Tensor, boxes: np.ndarray, order: np.ndarray
 def mixup_or_cutmix(
     images: Tensor, targets: Tensor, is_mixup: np.ndarray, lam: np.ndarray, boxes: np.ndarray, order: np.ndarray
 ) -> tuple[Tensor, Tensor]:
-    """Apply `mixup` to the samples that `is_mixup`, bool (B,), chooses, and `cutmix` to the others."""
+    """Apply `mixup` to the samples where `is_mixup`, bool (B,), is True, and `cutmix` to the others."""
     weights = torch.where(
         _per_image(images, is_mixup).bool(), _per_image(images, lam), (~box_mask(images, boxes)).float()
     )
@@ -56,14 +56,14 @@ def mixup_or_cutmix(
 
 
 def cutmix_boxes(lam: np.ndarray, rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Compute rectangles around given pixels with the image's ratio of sides, cut off at the image's edges.
+    """Compute rectangles around given pixels with the image's aspect ratio, clipped at the image's edges.
 
     Args:
-        lam: share of the area outside the rectangle before it is cut off, in [0, 1], float64 (B,).
+        lam: share of the area outside the rectangle before it is clipped, in [0, 1], float64 (B,).
         rows: row of the center pixel, int64 (B,).
         columns: column of the center pixel, int64 (B,).
         height: of the images, in pixels.
-        width: likewise.
+        width: of the images, in pixels.
 
     Returns:
         Top, bottom, left and right, int64 (4, B).

@@ -50,7 +50,7 @@ def sample_rectangles(
 
 
 def sample_squares(generator: np.random.Generator, side_px: int, shape: Sequence[int]) -> np.ndarray:
-    """Sample the squares of cutout around random pixels of images (B, 3, H, W); they may reach over the edges.
+    """Sample the squares of cutout around random pixels of images (B, 3, H, W); they may extend beyond the image.
 
     Source: DeVries and Taylor 2017 (arXiv:1708.04552).
     """
@@ -68,5 +68,5 @@ def box_mask(images: Tensor, boxes: np.ndarray) -> Tensor:
 
 
 def to_device_of(tensor: Tensor, values: np.ndarray) -> Tensor:
-    """Copy `values` to the device of `tensor` without waiting for the device."""
+    """Copy `values` to the device of `tensor` without synchronizing with the device."""
     return torch.from_numpy(values).to(tensor.device, non_blocking=True)

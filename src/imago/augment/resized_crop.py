@@ -1,6 +1,6 @@
-"""Random resized crops of training images, and scaling stored images down once.
+"""Crop and resize training images at random, and scale decoded images down for the cache.
 
-torch scales uint8 with vector instructions, several times faster than Pillow and within 1 of 255 of it. Evaluation uses
+torch resizes uint8 images several times faster than Pillow; results differ by at most 1 of 255. Evaluation uses
 Pillow, in `imago.images`.
 """
 
@@ -16,7 +16,7 @@ from imago.augment.settings import Augment
 from imago.seeding import random_bits
 
 _RESIZED_CROP_KEY = 4  # the last part of a key; `crop_flip` lists the others
-_MIN_RATIO, _MAX_RATIO = 3 / 4, 4 / 3  # width to height (Szegedy et al. 2015, section 6)
+_MIN_RATIO, _MAX_RATIO = 3 / 4, 4 / 3  # aspect ratio, width / height (Szegedy et al. 2015, section 6)
 _NUM_ATTEMPTS = 10  # as torchvision's RandomResizedCrop, which then takes the center
 
 
@@ -48,10 +48,10 @@ def crop_box(height: int, width: int, scale: Sequence[float], uniforms: np.ndarr
 
     Args:
         height: of the image, in pixels.
-        width: likewise.
+        width: of the image, in pixels.
         scale: smallest and largest share of the area.
-        uniforms: numbers in [0, 1), shape (attempts, 4): area, ratio of the sides, left and top. The first attempt
-            that fits into the image counts.
+        uniforms: numbers in [0, 1), shape (attempts, 4): area, aspect ratio, left and top. The first attempt
+            that fits into the image is used.
 
     Returns:
         Left, top, right and bottom in pixels; if no attempt fits, the largest center crop of an allowed ratio.
@@ -70,7 +70,7 @@ def crop_box(height: int, width: int, scale: Sequence[float], uniforms: np.ndarr
 
 
 def crop_uniforms(seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Draw numbers in [0, 1) for the crops of a batch, float64 (B, attempts, 4)."""
+    """Return random numbers in [0, 1) for the crops of a batch, float64 (B, attempts, 4)."""
     attempt, number = np.arange(_NUM_ATTEMPTS)[:, None], np.arange(4)
     epochs, samples = (values[:, None, None] for values in np.broadcast_arrays(epoch, indices))
     bits = random_bits(seed, epochs, samples, _RESIZED_CROP_KEY, attempt, number)
@@ -78,7 +78,7 @@ def crop_uniforms(seed: int, epoch: int | np.ndarray, indices: np.ndarray) -> np
 
 
 def limit_shorter_side(pixels: np.ndarray, max_shorter_side_px: int | None) -> np.ndarray:
-    """Scale an image uint8 (H, W, 3) down until its shorter side is at most `max_shorter_side_px`; None has no limit.
+    """Scale an image uint8 (H, W, 3) down until its shorter side is at most `max_shorter_side_px`; None: no limit.
 
     An image that is small enough is returned as it is. The sides of the result are those of `limited_sides`.
     """
@@ -95,8 +95,8 @@ def limited_sides(height: int, width: int, max_shorter_side_px: int | None) -> t
 
 
 def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    # torch is fastest on rows without gaps, and must not get a read-only array: so the part is copied. The batch axis
-    # is added before the axes are permuted, so that torch recognizes channels_last order and keeps it.
+    # Copied, because torch is fastest on contiguous rows and does not support read-only arrays. The batch dimension
+    # is added before the dimensions are permuted, so that torch recognizes the channels_last format and keeps it.
     batch = torch.from_numpy(pixels.copy()).unsqueeze(0).permute(0, 3, 1, 2)
     scaled = interpolate(batch, (height, width), mode="bilinear", antialias=True)
     return scaled[0].permute(1, 2, 0).numpy()

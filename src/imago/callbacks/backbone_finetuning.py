@@ -18,18 +18,18 @@ class BackboneFinetuning(Callback):
 
     Lightning's own callback adds the backbone to the optimizer when it is unfrozen, but torch's schedules require all
     parameter groups from the start. Here they exist from the start: a frozen parameter has no gradient, and optimizers
-    skip it, weight decay included. Nothing is saved: which layers train follows from the epoch, also in a resumed run.
+    skip it, weight decay included. No state is saved: the epoch determines which layers train, also in a resumed run.
 
     Args:
         unfreeze_backbone_at_epoch: counted from 0; before it only the head and a new stem train.
-        epochs_per_layer: after it, unfreeze one more layer below the head every so many epochs, as in Howard and Ruder
+        epochs_per_layer: from then on, epochs until one more layer below the head is unfrozen, as in Howard and Ruder
             2018, section 3.3 (arXiv:1801.06146); 0 unfreezes all at once. `imago.model.layers` defines a layer.
     """
 
     def __init__(self, unfreeze_backbone_at_epoch: int, epochs_per_layer: int = 0) -> None:
         self.unfreeze_backbone_at_epoch = unfreeze_backbone_at_epoch
         self.epochs_per_layer = epochs_per_layer
-        self._num_trained_before = 0  # layers, in the epoch before
+        self._last_num_trained = 0  # layers, in the epoch before
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         strategy = trainer.strategy
@@ -40,7 +40,7 @@ class BackboneFinetuning(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._freeze_for(trainer.current_epoch, pl_module.net)  # a resumed run may be in the middle of it
+        self._freeze_for(trainer.current_epoch, pl_module.net)  # for an epoch that is resumed in the middle
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._freeze_for(trainer.current_epoch, pl_module.net)
@@ -54,11 +54,11 @@ class BackboneFinetuning(Callback):
             trained |= {id(parameter) for parameter in getattr(net, "body", net).get_submodule(part).parameters()}
         for parameter in net.parameters():
             parameter.requires_grad_(id(parameter) in trained)
-        net.train()  # also what was frozen, and therefore in evaluation mode
+        net.train()  # also the modules that were frozen and in eval mode
         keep_frozen_in_eval_mode(net)
-        if num_trained != self._num_trained_before:
-            self._num_trained_before = num_trained
-            log.info("epoch %d: %d of %d layers train", epoch, num_trained, len(layers))
+        if num_trained != self._last_num_trained:
+            self._last_num_trained = num_trained
+            log.info("epoch %d: %d of %d layers are trained", epoch, num_trained, len(layers))
 
     def _num_trained(self, epoch: int, num_layers: int) -> int:
         num_epochs = epoch - self.unfreeze_backbone_at_epoch

@@ -1,4 +1,4 @@
-"""Show a grid of training images as the network sees them: cropped, flipped, mixed, with the colors restored."""
+"""Show a grid of training images as the network sees them: augmented, with the normalization undone."""
 
 from pathlib import Path
 from typing import Any

@@ -11,7 +11,7 @@ from imago.errors import ConfigError
 
 
 class ProgressiveSize(Callback):
-    """Shrink the images (bilinear, antialiased) just before the network, so that all else sees their full size.
+    """Shrink the images (bilinear, antialiased) just before the network, so that everything else uses their full size.
 
     Validation and test use the full size, and so does training if a size is not smaller. Source: Howard 2018 in the
     DAWNBench entry of fast.ai; Touvron et al. 2019 (arXiv:1906.06423) on why the last size must be the full one.

@@ -24,7 +24,7 @@ from imago.text import join_names, printable
 log = logging.getLogger(__name__)
 
 COLUMNS = ("path", "label", "split")
-_HEADER = "a first line path,label or path,label,split"
+_FIRST_LINE = "a first line path,label or path,label,split"
 
 
 def class_key(name: str) -> str:
@@ -33,7 +33,7 @@ def class_key(name: str) -> str:
 
 
 def check_class_names(names: Iterable[str], source: str) -> None:
-    """Check names that will be class names.
+    """Check that class names are valid UTF-8 and can be distinguished.
 
     Args:
         names: class names, all different.
@@ -44,7 +44,7 @@ def check_class_names(names: Iterable[str], source: str) -> None:
     """
     seen: dict[str, str] = {}
     for name in names:
-        if any("\ud800" <= char <= "\udfff" for char in name):  # Python's stand-ins for bytes that are not UTF-8
+        if any("\ud800" <= char <= "\udfff" for char in name):  # surrogates, which stand for bytes that are not UTF-8
             raise DataError(f"{source}: {ascii(name)} is not UTF-8; rename it.")
         other = seen.setdefault(class_key(name), name)
         if other != name:
@@ -70,7 +70,7 @@ class ListedImage(NamedTuple):
 
     @property
     def location(self) -> str:
-        """File and line, for error messages."""
+        """The file and line, for error messages."""
         return f"{printable(self.file)}, line {self.line}"
 
 
@@ -78,7 +78,7 @@ def read_list(file: Path) -> list[ListedImage]:
     """Read a list; blank lines, and blanks around labels and splits, are ignored.
 
     Raises:
-        DataError: naming the line, if the file is not such a list, has no images, or names one twice or outside of
+        DataError: naming the line, if the file is not such a list, has no images, or lists one twice or outside of
             the root.
     """
     try:
@@ -86,7 +86,7 @@ def read_list(file: Path) -> list[ListedImage]:
             reader = csv.reader(opened, strict=True)
             lines = [(reader.line_num, cells) for cells in reader if "".join(cells).strip()]
     except OSError as error:
-        raise DataError(f"{printable(file)} cannot be read: {error.strerror}; use a CSV with {_HEADER}.") from error
+        raise DataError(f"{printable(file)} cannot be read: {error.strerror}; use a CSV with {_FIRST_LINE}.") from error
     except csv.Error as error:
         raise DataError(
             f"{printable(file)}, line {reader.line_num} is not CSV: {error}; check its quotation marks."
@@ -95,7 +95,7 @@ def read_list(file: Path) -> list[ListedImage]:
     columns = [cell.strip().casefold() for cell in header]
     if sorted(columns) not in (sorted(COLUMNS), sorted(COLUMNS[:2])):  # an unknown column may be misspelled
         got = printable(",".join(header)) or "nothing"
-        raise DataError(f"{printable(file)}, line 1: expected {_HEADER}, got {got}.")
+        raise DataError(f"{printable(file)}, line 1: expected {_FIRST_LINE}, got {got}.")
     rows = [_parse_row(file, line, cells, columns) for line, cells in lines[1:]]
     if not rows:
         raise DataError(f"{printable(file)} has no images below its first line; add one line for each.")
@@ -137,12 +137,12 @@ def files_from_list(root: Path, rows: Sequence[ListedImage], class_names: Sequen
 def assign_splits(
     images_by_split: Mapping[str, Samples], rows: Sequence[ListedImage], class_names: Sequence[str]
 ) -> dict[str, Samples]:
-    """Split the images of a dataset as a list says, and log how many images it leaves out.
+    """Assign the images of a dataset to splits by a list, and log how many images it leaves out.
 
     The images keep the order of the dataset, whatever the order of the list.
 
     Args:
-        images_by_split: the images by their present split.
+        images_by_split: the images by their current split.
         rows: the rows of the list, with the column split.
         class_names: the index of a name is its label.
 
@@ -188,7 +188,7 @@ def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[st
         raise DataError(f"{location}: split={printable(split)} is not one of {', '.join(SPLITS)}.")
     if not name.strip() or "\0" in name:
         raise DataError(f"{location}: {name!r} is not a file name; write a path relative to data.root.")
-    if os.path.isabs(name) or ".." in name.split("/"):  # lists may come from strangers
+    if os.path.isabs(name) or ".." in name.split("/"):  # the list may come from an untrusted source
         raise DataError(
             f"{location}: {printable(name)} is outside of data.root; write a path relative to it, without .."
         )

@@ -1,4 +1,4 @@
-"""Decode every image of a dataset once, in threads, and keep the results for the next time."""
+"""Decode every image of a dataset once, in threads, and cache the results."""
 
 import hashlib
 import logging
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _SCHEMA_VERSION = 2  # part of the file name, increased when the same file would get another record
 # Images per thread that are decoded before the first of them is used: bounds the memory; our own choice.
 _NUM_AHEAD_PER_THREAD = 16
-_NO_STATE = (-1, -1)  # size and time of no file
+_NO_STATE = (-1, -1)  # matches no file, so that the file is decoded again next time
 
 ResultsByName = dict[str, tuple[tuple[int, int], np.void]]  # by file name: size and modification time, and the record
 
@@ -44,7 +44,7 @@ class Examination:
 
     @property
     def is_good(self) -> np.ndarray:
-        """Which images can be decoded, bool (N,)."""
+        """Whether each image can be decoded, bool (N,)."""
         return np.array([not error for error in self.errors], bool)
 
 
@@ -73,13 +73,13 @@ def examine(files: "LabeledFiles", cache_dir: Path) -> Examination:
 
 
 def map_in_threads(function: Callable[[int], Any], indices: Sequence[int], description: str) -> Iterator[Any]:
-    """Yield `function(index)` for each index in order, computed in one thread per core and only a little ahead.
+    """Yield `function(index)` for each index in order, computed in one thread per core, with bounded memory.
 
     The main process shows the progress with this description.
     """
     num_threads = available_cores()
     step = num_threads * _NUM_AHEAD_PER_THREAD
-    is_hidden = True if os.environ.get("LOCAL_RANK", "0") != "0" else None  # None: unless stderr is a terminal
+    is_hidden = True if os.environ.get("LOCAL_RANK", "0") != "0" else None  # None: shown on a terminal only
     with (
         tqdm(total=len(indices), desc=description, unit="image", leave=False, disable=is_hidden) as progress,
         ThreadPoolExecutor(num_threads) as threads,
@@ -91,11 +91,11 @@ def map_in_threads(function: Callable[[int], Any], indices: Sequence[int], descr
 
 
 def _load_results(file: Path) -> ResultsByName:
-    """Read the results; return none if they are missing or damaged."""
+    """Read the results; return an empty dict if the file is missing or damaged."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             names = decode_names(arrays["names"].tobytes())
-            # Without results, the names are one empty text, which the shorter list of states drops.
+            # If there are no results, `names` is one empty string, which the non-strict zip drops.
             return dict(
                 zip(names, zip(map(tuple, arrays["states"].tolist()), arrays["records"], strict=True), strict=False)
             )

@@ -1,4 +1,4 @@
-"""Provide the datasets of image files: a folder per class, or a CSV list; decoded on access or kept decoded."""
+"""Provide the datasets of image files: a folder per class, or a CSV list; decoded on access or cached."""
 
 import logging
 import os
@@ -88,7 +88,7 @@ class FileDataModule(ImageDataModule):
         class_names, splits = self.list_files()
         if self.on_bad_image == "skip":
             num_images = sum(map(len, splits.values()))
-            splits = {split: self._without_bad(files) for split, files in splits.items()}
+            splits = {split: self._without_bad_images(files) for split, files in splits.items()}
             if self.bad_images:
                 share = len(self.bad_images) / num_images
                 log.warning("left out %d images that cannot be read (%.2g %%)", len(self.bad_images), 100 * share)
@@ -134,12 +134,12 @@ class FileDataModule(ImageDataModule):
         num_bytes = existing_bytes = 0
         for split, augment in augments.items():
             split_bytes = len(files[split]) * 3 * self.preprocess.size**2
-            if _crops_at_random(augment):
+            if _has_random_resized_crop(augment):
                 split_bytes = estimate_bytes(files[split], self.decoded_px)
             num_bytes += split_bytes
             _, preparation = self._reader(files[split], augment)
             existing_bytes += split_bytes if open_cache(files[split], self.cache_dir, preparation) else 0
-        # The copies of the earlier ranks are already in memory.
+        # The copies of lower ranks may be in memory already.
         num_copies_to_make = num_processes - int(os.environ.get("LOCAL_RANK", "0"))
         kind, reason = choose_cache(self.cache, num_bytes, self.cache_dir, num_copies_to_make, existing_bytes)
         if kind == "none":
@@ -151,16 +151,16 @@ class FileDataModule(ImageDataModule):
 
     @property
     def is_cached(self) -> bool:
-        """Return whether no epoch has to decode images."""
+        """Whether decoded images are cached, so that no epoch has to decode them."""
         return bool(self._caches)
 
-    def _without_bad(self, files: LabeledFiles) -> LabeledFiles:
+    def _without_bad_images(self, files: LabeledFiles) -> LabeledFiles:
         examined = examine(files, self.cache_dir)
         self.bad_images += [(name, error) for name, error in zip(files.names, examined.errors, strict=True) if error]
         return files.take(np.flatnonzero(examined.is_good))
 
     def _warn_about_decoded_px(self) -> None:
-        if self.decoded_px and not _crops_at_random(self.augment):
+        if self.decoded_px and not _has_random_resized_crop(self.augment):
             log.warning("data.decoded_px=%d has no effect without augment.random_resized_crop_scale", self.decoded_px)
         elif self.decoded_px and self.decoded_px < self.preprocess.size:
             text = "data.decoded_px=%d is less than preprocess.size=%d: training images are blurred"
@@ -168,7 +168,7 @@ class FileDataModule(ImageDataModule):
 
     def _reader(self, files: LabeledFiles, augment: Augment | None) -> tuple[Callable[[int], np.ndarray], str]:
         """Return the function that reads an image as it is cached and then augmented, and its preparation as text."""
-        if _crops_at_random(augment):
+        if _has_random_resized_crop(augment):
             prepare = partial(limit_shorter_side, max_shorter_side_px=self.decoded_px)
             preparation = f"decoded_px={self.decoded_px}"
         else:
@@ -178,7 +178,7 @@ class FileDataModule(ImageDataModule):
         return partial(_read, files, self.class_names, prepare), preparation
 
     def dataset(self, split: str, augment: Augment | None = None) -> FileDataset:
-        """Return the preprocessed images of a split, augmented as far as `augment` asks for it in the data loader."""
+        """Return the preprocessed images of a split, with those parts of `augment` that the loader applies."""
         files: Any = getattr(self.splits, split)
         read, preparation = self._reader(files, augment)
         if cache := self._caches.get((split, preparation)):
@@ -186,7 +186,7 @@ class FileDataModule(ImageDataModule):
         return FileDataset(files.labels, read, self.preprocess.size, augment, self.seed)
 
 
-def _crops_at_random(augment: Augment | None) -> bool:
+def _has_random_resized_crop(augment: Augment | None) -> bool:
     return augment is not None and augment.random_resized_crop_scale is not None
 
 

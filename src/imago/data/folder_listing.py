@@ -28,7 +28,7 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 IgnoredEntries = list[tuple[str, str]]  # name relative to the root of the dataset, and reason
-_FirstNames = dict[tuple[int, int], str]  # of every listed file by device and inode: it is listed once
+_FirstNames = dict[tuple[int, int], str]  # first name of each listed file, by device and inode
 _DANGLING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # the target is missing, below a file, or the link itself
 
 
@@ -46,7 +46,7 @@ def list_image_folder(root: Path) -> tuple[tuple[str, ...], dict[str, LabeledFil
         the ignored files and folders, each with the reason.
 
     Raises:
-        DataError: if the folders do not form a dataset; names what is expected.
+        DataError: if the folders do not form a dataset; the message names the expected structure.
     """
     folders = find_splits(root)
     class_names = _training_classes(root, folders["train"])
@@ -74,8 +74,8 @@ def find_splits(root: Path) -> dict[str, str]:
         DataError: if there is no such folder, two folders mean one split, or there are splits without train.
     """
     if not root.is_dir():
-        fault = "is not a folder" if root.exists() else "does not exist"
-        raise DataError(f"data.root={printable(root)} {fault}; expected {EXPECTED_TREE}.")
+        problem = "is not a folder" if root.exists() else "does not exist"
+        raise DataError(f"data.root={printable(root)} {problem}; expected {EXPECTED_TREE}.")
     folders: dict[str, str] = {}
     names = _folder_names(root)
     for name in names:
@@ -129,8 +129,8 @@ def _list_split(
         root: the root of the dataset; the names of the images are relative to it.
         folder: the folder of the split, "" for the root.
         class_names: the index of a name is its label.
-        first_names: receives the files that are listed.
-        ignored: receives the other entries.
+        first_names: the files that are listed are added to it.
+        ignored: the other entries are added to it.
     """
     _class_names(root / folder)
     label_by_name = {class_key(name): label for label, name in enumerate(class_names)}
@@ -163,11 +163,11 @@ def _list_split(
 
 def _files_below(root: Path, folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield every file below a folder, with its name relative to the root, in the order of the names."""
-    waiting = [(f"{folder}/{entry.name}", entry) for entry in reversed(_entries(root / folder))]
-    while waiting:  # not recursive: folders may be nested deeper than Python's recursion limit
-        name, entry = waiting.pop()
+    stack = [(f"{folder}/{entry.name}", entry) for entry in reversed(_entries(root / folder))]
+    while stack:  # not recursive: folders may be nested deeper than Python's recursion limit
+        name, entry = stack.pop()
         if _is_folder(entry):
-            waiting += [(f"{name}/{inner.name}", inner) for inner in reversed(_entries(root / name))]
+            stack += [(f"{name}/{inner.name}", inner) for inner in reversed(_entries(root / name))]
         else:
             yield name, entry
 
@@ -203,7 +203,7 @@ def _stat_image(entry: os.DirEntry[str], name: str, first_names: _FirstNames) ->
     if reason := _reason_to_ignore(entry):
         return reason
     if suffix not in SUFFIXES:
-        return f"ending {suffix}" if suffix else "no ending"
+        return f"file extension {suffix}" if suffix else "no file extension"
     try:
         status = entry.stat()
     except OSError as error:
@@ -220,7 +220,7 @@ def _count_reasons(ignored: IgnoredEntries) -> str:
     """Return the number of entries for each reason, most frequent first, with an example each."""
     names_by_reason: dict[str, list[str]] = {}
     for name, reason in ignored:
-        kind = reason.partition(" as ")[0]  # counts second names of different files together
+        kind = reason.partition(" as ")[0]  # one kind for all reasons "same file as NAME"
         names_by_reason.setdefault(kind, []).append(name)
     ranked = sorted(names_by_reason.items(), key=lambda item: -len(item[1]))
     return join_names(f"{len(names):,} x {kind} (e.g. {names[0]})" for kind, names in ranked)

@@ -1,4 +1,4 @@
-"""Keep decoded images in memory or on disk, so that only the first epoch decodes; the pixels are the same."""
+"""Cache decoded images in memory or on disk, so that only the first epoch decodes them."""
 
 import fcntl
 import hashlib
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 CACHE_MODES = ("none", "ram", "disk", "auto")
 _SCHEMA_VERSION = 2  # increased when the content of the files changes
 _MAX_HEADERS = 500  # images whose size is read for an estimate: a few milliseconds, and an error of a few percent
-_SMALLER = "a lower data.decoded_px or preprocess.size makes them smaller"
+_HOW_TO_SHRINK = "a lower data.decoded_px or preprocess.size makes them smaller"
 
 
 def choose_cache(
@@ -40,7 +40,7 @@ def choose_cache(
             available memory, else "disk" if they fit in half of its free space, else "none".
         num_bytes: size of all decoded images.
         directory: directory of the cache on disk, which need not exist yet.
-        num_processes: those that each keep their own copy in memory; on disk they share one.
+        num_processes: processes that each need a copy in memory; a copy on disk is shared.
         existing_bytes: size of those images that are in `directory` already.
 
     Returns:
@@ -57,7 +57,7 @@ def choose_cache(
             name, remedy = ("memory", "disk keeps them on disk") if mode == "ram" else (directory, "none disables it")
             raise ConfigError(
                 f"data.cache={mode}: the decoded images need {_format_bytes(needed[mode])}, and {name} has "
-                f"{_format_bytes(available[mode])} available; data.cache={remedy}, {_SMALLER}."
+                f"{_format_bytes(available[mode])} available; data.cache={remedy}, {_HOW_TO_SHRINK}."
             )
         return mode, f"{_format_bytes(num_bytes)}, as typed"
     if needed["disk"] <= 0:
@@ -68,7 +68,7 @@ def choose_cache(
     memory, disk = (_format_bytes(available[kind]) for kind in ("ram", "disk"))
     return (
         "none",
-        f"{_format_bytes(needed['ram'])} are over half of the {memory} of memory and {disk} of disk; {_SMALLER}",
+        f"{_format_bytes(needed['ram'])} are over half of the {memory} of memory and {disk} of disk; {_HOW_TO_SHRINK}",
     )
 
 
@@ -190,7 +190,7 @@ def _build_on_disk(images: Iterator[np.ndarray], files: LabeledFiles, directory:
             shapes = _write(images, file)
         with atomic_write(index_file, "wb") as file:
             np.savez(file, states=[files.num_bytes, files.mtime_ns], shapes=shapes)
-        log.info("kept %s decoded images in %s", f"{len(files):,}", directory)
+        log.info("cached %s decoded images in %s", f"{len(files):,}", directory)
         return ImageCache(pixels, shapes)
 
 

@@ -12,14 +12,14 @@ from imago.errors import DataError
 from imago.images import ANIMATED_FORMATS, EXIF_ORIENTATION, FORMATS, read_image
 
 THUMBNAIL_PX = 16  # side; the thresholds of imago.dataset_check.duplicates were chosen at this size
-KINDS = ("gray", "palette", "16-bit", "CMYK", "transparent", "animated", "turned by EXIF")
+KINDS = ("gray", "palette", "16-bit", "CMYK", "transparent", "animated", "rotated by EXIF")
 
 # width, height: px, of the upright image.
-# format: index in FORMATS; -1 of images that are not read from a file.
+# format: index in FORMATS; -1 for images that are not read from a file.
 # kinds: bit k is set for KINDS[k].
 # content_hash: of the file's bytes; in a million files, the probability of equal hashes of two files is below 1e-7.
 # mean, mean_square: per channel, of all pixels in [0, 1].
-# thumbnail: the whole image, squashed.
+# thumbnail: the whole image, resized without keeping its aspect ratio.
 IMAGE_RECORD_DTYPE = np.dtype(
     [
         ("width", "<i4"),
@@ -35,7 +35,7 @@ IMAGE_RECORD_DTYPE = np.dtype(
 
 
 def examine_file(path: Path) -> tuple[np.void, str]:
-    """Decode a file.
+    """Decode an image file and compute its record.
 
     Returns:
         One `IMAGE_RECORD_DTYPE` and "", or an empty one and the error message of a file that cannot be decoded.
@@ -94,6 +94,6 @@ def _describe_header(record: np.void, data: bytes) -> None:
             "CMYK": image.mode == "CMYK",
             "transparent": image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
             "animated": image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False),
-            "turned by EXIF": image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9),
+            "rotated by EXIF": image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9),
         }
     record["kinds"] = sum(1 << bit for bit, name in enumerate(KINDS) if is_of_kind[name])

@@ -8,12 +8,12 @@ import numpy as np
 
 from imago.images import MAX_SMALL_PX, Preprocess, resize_and_crop
 
-# The size and the crop with which networks for ImageNet are tested.
+# Size and crop of the usual evaluation on ImageNet.
 LARGE_IMAGE_PREPROCESS = Preprocess(size=224, resize=256, crop="center", mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 def preprocess_for_images(images: Sequence[np.ndarray]) -> Preprocess:
-    """Compute the preprocessing for images like these.
+    """Choose the size for a sample of images, and compute their mean and std.
 
     Args:
         images: uint8 (H, W, 3), those over `MAX_SMALL_PX` already resized by `shrink`.

@@ -47,7 +47,7 @@ class BatchLoader(DataLoader):
     def _raise_if_error(self, batch: Any) -> Any:
         if not isinstance(batch, DataError):
             return batch
-        workers: Any = self._iterator  # where torch keeps persistent workers; None without
+        workers: Any = self._iterator  # where torch keeps persistent workers; None without workers
         if workers is not None:
             workers._shutdown_workers()  # the traceback keeps this loader alive, and with it its processes
             self._iterator = None  # the next epoch starts new workers
@@ -69,19 +69,19 @@ def _ignore_foreign_signals(worker: int) -> None:
     """Ignore signals that do not come from the main process, whose current step may need more batches.
 
     A terminal, `timeout`, SLURM and service managers signal all processes of a job at once. SIGTERM is also how
-    the main process ends its workers, so the sender decides, which only Linux reports.
+    the main process ends its workers, so it is ignored from other senders where `sigwaitinfo` reports the sender.
     """
     parent: Any = multiprocessing.parent_process()
-    if os.getppid() != parent.pid:  # killed while this worker started; torch would watch the new parent instead
+    if os.getppid() != parent.pid:  # the main process was killed while this worker started
         os._exit(0)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_exit_on_signal_of, args=(parent.pid,), daemon=True).start()
+        threading.Thread(target=_exit_on_sigterm_from, args=(parent.pid,), daemon=True).start()
 
 
-def _exit_on_signal_of(parent: int) -> None:
+def _exit_on_sigterm_from(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

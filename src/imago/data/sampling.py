@@ -9,7 +9,7 @@ import numpy as np
 
 from imago.seeding import random_permutation
 
-_REPEAT_SHIFT = 32  # offset to the epoch in the key of a repeated sample, above any epoch of a run
+_REPEAT_SHIFT = 32  # bits of an epoch key for the epoch; the bits above hold the number of the repetition
 
 
 class BatchIndices(NamedTuple):
@@ -54,7 +54,7 @@ class TrainSampler:
 
     @property
     def sampler(self) -> "TrainSampler":
-        """Return itself: Lightning calls `set_epoch` on the `sampler` of a batch sampler."""
+        """The sampler itself, because Lightning calls `set_epoch` on the `sampler` of a batch sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
@@ -74,8 +74,8 @@ class TrainSampler:
             epoch_keys, order = balanced_order(self.labels, self.seed, epoch)
         for batch in range(self.start_batch, len(self)):
             start = batch * self.batch_size
-            share = slice(start + self.rank, start + self.batch_size, self.num_ranks)
-            yield BatchIndices(epoch_keys if isinstance(epoch_keys, int) else epoch_keys[share], order[share])
+            rank_slice = slice(start + self.rank, start + self.batch_size, self.num_ranks)
+            yield BatchIndices(epoch_keys if isinstance(epoch_keys, int) else epoch_keys[rank_slice], order[rank_slice])
 
 
 class EvalSampler:
@@ -115,10 +115,10 @@ def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarra
     class_at_position = np.arange(len(labels)) % len(classes)  # before the shuffle
     epoch_keys, indices = np.empty(len(labels), np.int64), np.empty(len(labels), np.int64)
     for number, label in enumerate(classes):
-        members, slots = np.flatnonzero(labels == label), np.flatnonzero(class_at_position == number)
-        repetitions = range(-(-len(slots) // len(members)))
-        orders = [random_permutation(len(members), seed, epoch, repetition, label) for repetition in repetitions]
-        indices[slots] = members[np.concatenate(orders)][: len(slots)]
-        epoch_keys[slots] = epoch + (np.arange(len(slots)) // len(members) << _REPEAT_SHIFT)
+        class_indices, slots = np.flatnonzero(labels == label), np.flatnonzero(class_at_position == number)
+        repetitions = range(-(-len(slots) // len(class_indices)))
+        orders = [random_permutation(len(class_indices), seed, epoch, repetition, label) for repetition in repetitions]
+        indices[slots] = class_indices[np.concatenate(orders)][: len(slots)]
+        epoch_keys[slots] = epoch + (np.arange(len(slots)) // len(class_indices) << _REPEAT_SHIFT)
     order = random_permutation(len(labels), seed, epoch)
     return epoch_keys[order], indices[order]

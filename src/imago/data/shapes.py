@@ -1,6 +1,6 @@
-"""Provide a drawn dataset that needs no download: ten outlines, 32x32 RGB, the same pixels on every machine.
+"""Provide a synthetic dataset: images of ten shapes, 32x32 RGB, with the same pixels on every machine.
 
-Drawing uses integers only (fixed point, a literal sine table, keyed random bits), so no rounding mode, vector unit or
+Drawing uses integers only (fixed point, a literal sine table, counter-based random bits), so no rounding mode, CPU or
 library release changes a pixel. Color, shade, position, size, rotation and noise are drawn independently of the class,
 and all outlines cover about the same area: only the outline distinguishes the classes.
 """
@@ -21,12 +21,12 @@ STD = (0.2240, 0.2223, 0.2220)
 
 _SEED = 2026  # of the dataset, not of a run: another value is another dataset
 # Purposes of random numbers, a part of their keys: renumbering changes the data.
-_TURN_KEY, _SIZE_KEY, _X_KEY, _Y_KEY, _BACKGROUND_KEY, _SHAPE_KEY = range(1, 7)
+_ROTATION_KEY, _SIZE_KEY, _X_KEY, _Y_KEY, _BACKGROUND_KEY, _SHAPE_KEY = range(1, 7)
 _SHADE_KEY, _NOISE_LEVEL_KEY, _NOISE_KEY = range(7, 10)
 
 _SIDE_PX = 32
 _NUM_SUBPIXELS = 3  # along one side of a pixel, whose coverage is 0 .. 9 ninths
-_NUM_AT_ONCE = 50  # images drawn at once; their sub-pixels take 2 MB, which stays in the processor's cache
+_BATCH_SIZE = 50  # images drawn at once; their sub-pixels take 2 MB, which stays in the processor's cache
 
 # Fixed-point units. Sub-pixel coordinates stay below 2**12 and a sine is at most 2**14, so int32 holds every
 # product of the two; the products in `_coverage` are int64.
@@ -49,7 +49,7 @@ _Outline = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class ShapesDataModule(ImageDataModule):
-    """Draw ten shapes at 32 px into memory, in about a second; needs no files and no network."""
+    """Draw ten shapes at 32 px into memory, in about a second; without files or downloads."""
 
     def load_dataset(self) -> ClassNamesAndSplits:
         """Draw the three splits, sorted by class."""
@@ -82,8 +82,8 @@ def render_split(split: str, num_samples: int | None = None) -> tuple[np.ndarray
     images_NCHW = np.empty((len(index_N), 3, _SIDE_PX, _SIDE_PX), np.uint8)
     for label, name in enumerate(CLASS_NAMES):
         members = index_N[labels_N == label]
-        for start in range(0, len(members), _NUM_AT_ONCE):
-            batch = members[start : start + _NUM_AT_ONCE]
+        for start in range(0, len(members), _BATCH_SIZE):
+            batch = members[start : start + _BATCH_SIZE]
             key = (_SEED, split_number, batch[:, None])
             images_NCHW[batch] = _paint(_coverage(_OUTLINES[name], key), key)
     return images_NCHW, labels_N
@@ -96,18 +96,18 @@ def _integers(key: tuple, purpose: int, low: int, high: int, count: int = 1) -> 
 
 def _coverage(outline: _Outline, key: tuple) -> np.ndarray:
     """Count the sub-pixels of each pixel that are inside the outline: int32 in 0 .. 9, shape (N, H, W)."""
-    turn = _integers(key, _TURN_KEY, 0, _FULL_TURN)
+    rotation = _integers(key, _ROTATION_KEY, 0, _FULL_TURN)
     size = _integers(key, _SIZE_KEY, 15 * _SIZE_UNITS // 2, 10 * _SIZE_UNITS + 1)  # 7.5 to 10 pixels
     # Up to 3 pixels off the center: with a radius of 1.3 sizes, the farthest corner stays inside the image.
     x, y = (_integers(key, purpose, 13 * _POSITION_UNITS, 19 * _POSITION_UNITS + 1) for purpose in (_X_KEY, _Y_KEY))
     zoom = (_UNIT * _SIZE_UNITS << _ZOOM_BITS) // (size * _POSITION_UNITS)
-    along, across = zoom * _COSINE[turn], zoom * _SINE[turn]
+    scaled_cosine, scaled_sine = zoom * _COSINE[rotation], zoom * _SINE[rotation]
     centers_S = np.arange(1, _POSITION_UNITS * _SIDE_PX, 2)
     dx, dy = centers_S - x, centers_S - y
     # Each coordinate is a sum of a column term and a row term: only the sum has the size of the image.
     u_column, u_row, v_column, v_row = (
         (product_NS >> (_ZOOM_BITS + _SINE_BITS)).astype(np.int32)
-        for product_NS in (dx * along, dy * across, -dx * across, dy * along)
+        for product_NS in (dx * scaled_cosine, dy * scaled_sine, -dx * scaled_sine, dy * scaled_cosine)
     )
     inside_NSS = outline(u_column[:, None, :] + u_row[:, :, None], v_column[:, None, :] + v_row[:, :, None])
     blocks = inside_NSS.reshape(-1, _SIDE_PX, _NUM_SUBPIXELS, _SIDE_PX, _NUM_SUBPIXELS)
@@ -145,7 +145,7 @@ def _box(u: np.ndarray, v: np.ndarray, half_width: int, half_height: int) -> np.
     return (np.abs(u) <= half_width) & (np.abs(v) <= half_height)
 
 
-def _sides_facing(u: np.ndarray, v: np.ndarray, sides: int, apothem: int) -> np.ndarray:
+def _count_inner_sides(u: np.ndarray, v: np.ndarray, sides: int, apothem: int) -> np.ndarray:
     """Count the sides of a regular polygon for which the point is on the inner side: int8, shape of `u`.
 
     If it is on the inner side of all sides, it is in the polygon; for all but one of five, in the pentagram.
@@ -158,7 +158,7 @@ def _sides_facing(u: np.ndarray, v: np.ndarray, sides: int, apothem: int) -> np.
 
 # With these numbers every outline has an area of 1.8 to 1.9 _UNIT**2 and a radius of at most 1.3 _UNIT.
 _OUTLINES: dict[str, _Outline] = {
-    "arrow": lambda u, v: (_sides_facing(200 - u, v, 3, 520) == 3) | _box(u + 660, v, 520, 300),
+    "arrow": lambda u, v: (_count_inner_sides(200 - u, v, 3, 520) == 3) | _box(u + 660, v, 520, 300),
     "bars": lambda u, v: _box(u, np.abs(v) - 580, 960, 250),
     "circle": lambda u, v: _disc(u, v, 790),
     "crescent": lambda u, v: _disc(u - 240, v, 1080) & ~_disc(u - 720, v, 780),
@@ -166,7 +166,7 @@ _OUTLINES: dict[str, _Outline] = {
     "hourglass": lambda u, v: (np.abs(v) <= 940) & (np.abs(u) <= np.maximum(np.abs(v), 240)),
     "ring": lambda u, v: _disc(u, v, 1000) & ~_disc(u, v, 610),
     "square": lambda u, v: _box(u, v, 700, 700),
-    "star": lambda u, v: _sides_facing(u, v, 5, 405) >= 4,
-    "triangle": lambda u, v: _sides_facing(u, v, 3, 610) == 3,
+    "star": lambda u, v: _count_inner_sides(u, v, 5, 405) >= 4,
+    "triangle": lambda u, v: _count_inner_sides(u, v, 3, 610) == 3,
 }
 CLASS_NAMES = tuple(sorted(_OUTLINES))

@@ -1,4 +1,4 @@
-"""Complete the train, val and test splits of a dataset: as published, as listed in a CSV, or drawn by a seed."""
+"""Complete the train, val and test splits of a dataset: as published, as listed in a CSV, or split off at random."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,7 +62,7 @@ class SplitPlan:
 def complete_splits(
     published: Mapping[str, Samples], plan: SplitPlan, class_names: Sequence[str], left_out: Iterable[str] = ()
 ) -> tuple[dict[str, Samples], list[str]]:
-    """Check the splits of a dataset, and draw those that it does not have.
+    """Check the splits of a dataset, and split missing ones off the training images.
 
     Args:
         published: samples by split; always with "train".
@@ -79,30 +79,30 @@ def complete_splits(
     """
     splits = dict(published)
     if plan.split_file:
-        splits = _as_listed(published, plan.split_file, class_names, set(left_out))
+        splits = _assign_listed_splits(published, plan.split_file, class_names, set(left_out))
     if plan.val_as_test:
         if "val" not in splits or "test" in splits:
-            fault = "there is a test split" if "test" in splits else "there is no val split"
-            raise ConfigError(f"data.val_as_test=true: {fault} in this dataset; leave the setting out.")
+            problem = "there is a test split" if "test" in splits else "there is no val split"
+            raise ConfigError(f"data.val_as_test=true: {problem} in this dataset; leave the setting out.")
         splits["test"] = splits.pop("val")
     _check(splits, class_names, plan.split_file)
-    drawn = [split for split in ("test", "val") if split not in splits]
+    random_splits = [split for split in ("test", "val") if split not in splits]
     num_drawn_from = len(splits["train"])
     if plan.fold is not None and "val" in splits:
-        drawn.append("val")
+        random_splits.append("val")
         num_drawn_from += len(splits["val"])
     remaining = 1.0  # share of the training images
-    for split in drawn:
+    for split in random_splits:
         if split == "val" and plan.fold is not None:
             _take_fold(splits, plan, class_names)
         else:
             remaining -= _split_off(split, splits, plan, remaining)
-    if drawn:
-        counts = " and ".join(f"{len(splits[split]):,} for {split}" for split in drawn)
+    if random_splits:
+        counts = " and ".join(f"{len(splits[split]):,} for {split}" for split in random_splits)
         fold = "" if plan.fold is None else f" (fold {plan.fold} of {plan.num_folds})"
-        hint = "; data.val_as_test=true tests on val instead" if drawn == ["test"] else ""
+        hint = "; data.val_as_test=true tests on val instead" if random_splits == ["test"] else ""
         log.info("split off the %s training images, stratified: %s%s%s", f"{num_drawn_from:,}", counts, fold, hint)
-    return {split: splits[split] for split in SPLITS}, drawn
+    return {split: splits[split] for split in SPLITS}, random_splits
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,15 +117,15 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
         Sorted indices of the remaining images and of those split off, int64.
     """
     chosen_by_class = [
-        members[: min(max(1, round(fraction * len(members))), len(members) - 1)]
-        for members in _shuffled_by_class(labels, seed)
+        class_indices[: min(max(1, round(fraction * len(class_indices))), len(class_indices) - 1)]
+        for class_indices in _shuffled_by_class(labels, seed)
     ]
     chosen = np.sort(np.concatenate(chosen_by_class))
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
 def stratified_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
-    """Distribute the images of every class over folds in turn; folds differ by at most one image per class.
+    """Distribute the images of each class evenly over folds, which differ by at most one image per class.
 
     Args:
         labels: int64 (N,).
@@ -143,11 +143,11 @@ def stratified_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarra
 
 def _shuffled_by_class(labels: np.ndarray, *key: int) -> list[np.ndarray]:
     """Return the indices of each class in a random order, int64 (M,) each."""
-    members = [(int(label), np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    return [indices[random_permutation(len(indices), *key, label)] for label, indices in members]
+    indices_by_class = [(int(label), np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    return [indices[random_permutation(len(indices), *key, label)] for label, indices in indices_by_class]
 
 
-def _as_listed(
+def _assign_listed_splits(
     published: Mapping[str, Samples], split_file: str, class_names: Sequence[str], left_out: set[str]
 ) -> dict[str, Samples]:
     """Assign images to splits as `split_file` lists them; refuse published test images listed as train or val."""
@@ -186,7 +186,7 @@ def _take_fold(splits: dict[str, Samples], plan: SplitPlan, class_names: Sequenc
 
 
 def _split_off(split: str, splits: dict[str, Samples], plan: SplitPlan, remaining: float) -> float:
-    """Draw val or test from train, of which the share `remaining` is left; return the share that was drawn."""
+    """Split val or test off train, of which the share `remaining` is left; return the share split off."""
     fraction = plan.val_fraction if split == "val" else plan.test_fraction
     if not fraction:
         raise ConfigError(f"this dataset has no {split} split; set the share to split off: data.{split}_fraction=0.1.")
@@ -200,7 +200,7 @@ def _split_off(split: str, splits: dict[str, Samples], plan: SplitPlan, remainin
 
 
 def _check(splits: Mapping[str, Samples], class_names: Sequence[str], split_file: str) -> None:
-    """Check that the splits can be trained on and tested; drawing the others from train changes nothing in this."""
+    """Check number of classes, images and labels, before missing splits are split off train."""
     if len(class_names) < 2:
         raise DataError(f"the dataset has the classes {list(class_names)}; a classifier needs at least 2.")
     for split, samples in splits.items():

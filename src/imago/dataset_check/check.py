@@ -48,7 +48,7 @@ def check(cfg: DictConfig) -> None:
         if checked is None:
             Image.fromarray(draw_augmentations(data)).save(directory / "augment.png")
             file = short_path(directory / "augment.png")
-            print(f"each row is a training image as evaluated, then as 8 epochs would show it: {file}")
+            print(f"each row shows a training image as evaluated, then as augmented in 8 epochs: {file}")
             return
         num_serious = _write_report(cfg, data, checked, directory)
     except OSError as error:
@@ -60,7 +60,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def examine_dataset(data: "ImageDataModule", cache_dir: Path) -> CheckedDataset:
-    """Examine every image of a dataset, or take its result from an earlier examination.
+    """Examine every image of a dataset, or reuse the result of an earlier examination.
 
     Args:
         data: a data module after `set_up_data`.
@@ -106,7 +106,7 @@ def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedData
     print("\n".join(report.summary_lines(checked, description)), end="\n\n")
     findings = list_findings(checked, len(data.ignored_entries), len(data.bad_images))
     report.write_duplicates(directory / "duplicates.csv", checked)
-    if checked.has_leaks and checked.can_leave_leaks_out:
+    if checked.has_leaks and checked.can_remove_leaks:
         rows = [(name, label, split) for name, split, label in map(checked.origin, checked.without_leaks)]
         write_csv(directory / "split_without_leaks.csv", [("path", "label", "split"), *rows])
     source = {"data": cfg.data._target_, "root": cfg.data.get("root"), "data_fingerprint": data.fingerprint()}
@@ -138,7 +138,7 @@ def _preprocess_of_run(
 ) -> tuple[Preprocess | None, str]:
     """Return the preprocessing of a run, without the bad images, and its description; None if it is unknown."""
     try:
-        preprocess = (_build_data(cfg, on_bad_image="skip") if len(checked.bad) else data).preprocess
+        preprocess = (_build_data(cfg, on_bad_image="skip") if len(checked.bad_indices) else data).preprocess
     except UserError as error:
         return None, f"unknown, and no contact sheets: {error}"
     return preprocess, preprocess.describe()

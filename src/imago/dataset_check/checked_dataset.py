@@ -11,7 +11,7 @@ from imago.data.image_record import KINDS
 from imago.dataset_check.duplicates import DuplicatePairs, find_duplicates, group_pairs
 from imago.images import FORMATS, SPLITS
 
-_RARE = 100  # a format is rare if fewer than one image in so many has it; our own choice
+_RARE_FORMAT_RATIO = 100  # a format is rare if fewer than one image in 100 has it; our own choice
 
 
 @dataclass(frozen=True)
@@ -40,31 +40,31 @@ class CheckedDataset:
         return self.names[index], SPLITS[self.splits[index]], self.class_names[self.labels[index]]
 
     @cached_property
-    def good(self) -> np.ndarray:
-        """Indices of the images that can be decoded, int64."""
+    def good_indices(self) -> np.ndarray:
+        """The indices of the images that can be decoded, int64."""
         return np.flatnonzero(self.examined.is_good)
 
     @cached_property
-    def bad(self) -> np.ndarray:
-        """Indices of the images that cannot be decoded, int64."""
+    def bad_indices(self) -> np.ndarray:
+        """The indices of the images that cannot be decoded, int64."""
         return np.flatnonzero(~self.examined.is_good)
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """Number of good images of each class in each split, int64 (K, 3)."""
+        """The number of good images of each class in each split, int64 (K, 3)."""
         table = np.zeros((len(self.class_names), len(SPLITS)), np.int64)
-        np.add.at(table, (self.labels[self.good], self.splits[self.good]), 1)
+        np.add.at(table, (self.labels[self.good_indices], self.splits[self.good_indices]), 1)
         return table
 
     @cached_property
     def pairs(self) -> DuplicatePairs:
-        """Duplicates among the good images, by their indices in this set."""
-        pairs = find_duplicates(self.examined.records[self.good])
-        return replace(pairs, first=self.good[pairs.first], second=self.good[pairs.second])
+        """The duplicates among the good images, by their indices in this set."""
+        pairs = find_duplicates(self.examined.records[self.good_indices])
+        return replace(pairs, first=self.good_indices[pairs.first], second=self.good_indices[pairs.second])
 
     @cached_property
     def groups(self) -> np.ndarray:
-        """Group number of each image, int64 (N,); duplicates share a number."""
+        """The group number of each image, int64 (N,); duplicates share a number."""
         return group_pairs(len(self), self.pairs)
 
     def leaked(self, split: str, into: str) -> np.ndarray:
@@ -75,60 +75,60 @@ class CheckedDataset:
 
     @cached_property
     def conflicts(self) -> np.ndarray:
-        """Indices of the pairs whose images are of different classes, int64 (M,)."""
+        """The indices of the pairs whose images are of different classes, int64 (M,)."""
         return np.flatnonzero(self.labels[self.pairs.first] != self.labels[self.pairs.second])
 
     @cached_property
-    def repeats(self) -> np.ndarray:
-        """Indices of the images with an earlier duplicate in the same split and class, int64 (M,)."""
+    def duplicates_within_split(self) -> np.ndarray:
+        """The indices of the images with an earlier duplicate in the same split and class, int64 (M,)."""
         first, second = self.pairs.first, self.pairs.second
         is_inside = (self.splits[first] == self.splits[second]) & (self.labels[first] == self.labels[second])
         return np.unique(second[is_inside])
 
     @cached_property
     def without_leaks(self) -> np.ndarray:
-        """Indices of the good images without duplicates across splits, int64 (M,): test keeps its own, then val."""
+        """The indices of the good images, int64 (M,); of duplicates across splits only those in test, else in val."""
         last_split = np.zeros(len(self), np.int64)
         np.maximum.at(last_split, self.groups, self.splits)
-        return self.good[self.splits[self.good] == last_split[self.groups[self.good]]]
+        return self.good_indices[self.splits[self.good_indices] == last_split[self.groups[self.good_indices]]]
 
     @property
     def has_leaks(self) -> bool:
         """Whether two splits share an image."""
-        return len(self.without_leaks) < len(self.good)
+        return len(self.without_leaks) < len(self.good_indices)
 
     @property
-    def can_leave_leaks_out(self) -> bool:
-        """Whether every class still has a training image without the leaks."""
-        before, after = (self.labels[indices[self.splits[indices] == 0]] for indices in (self.good, self.without_leaks))
+    def can_remove_leaks(self) -> bool:
+        """Whether every class keeps a training image if the leaks are left out."""
+        before, after = (self.labels[kept[self.splits[kept] == 0]] for kept in (self.good_indices, self.without_leaks))
         return set(before.tolist()) == set(after.tolist())
 
     @cached_property
     def train_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and std per channel, each (3,), of the whole good training images, each with equal weight."""
-        records = self.examined.records[self.good[self.splits[self.good] == 0]]
+        """The mean and std per channel, each (3,), of the whole good training images, each with equal weight."""
+        records = self.examined.records[self.good_indices[self.splits[self.good_indices] == 0]]
         mean = records["mean"].astype(np.float64).mean(axis=0)
         return mean, np.sqrt(np.maximum(records["mean_square"].astype(np.float64).mean(axis=0) - mean**2, 0))
 
     def formats(self) -> dict[str, int]:
         """Count the formats of the good images, most frequent first."""
-        counts = Counter(self.examined.records["format"][self.good].tolist())
+        counts = Counter(self.examined.records["format"][self.good_indices].tolist())
         return {FORMATS[index] if index >= 0 else "in memory": count for index, count in counts.most_common()}
 
     def rare_formats(self) -> dict[str, str]:
         """Return the first image of each rare format; such an image often does not belong to its class."""
-        formats = self.examined.records["format"][self.good]
-        rare = [index for index in np.unique(formats) if (formats == index).sum() * _RARE < len(formats)]
-        return {FORMATS[index]: self.names[self.good[formats == index][0]] for index in rare}
+        formats = self.examined.records["format"][self.good_indices]
+        rare = [index for index in np.unique(formats) if (formats == index).sum() * _RARE_FORMAT_RATIO < len(formats)]
+        return {FORMATS[index]: self.names[self.good_indices[formats == index][0]] for index in rare}
 
     def kinds(self) -> dict[str, int]:
         """Count the good images of each of `KINDS` that occurs."""
-        bits = self.examined.records["kinds"][self.good]
+        bits = self.examined.records["kinds"][self.good_indices]
         counts = {name: int((bits >> bit & 1).sum()) for bit, name in enumerate(KINDS)}
         return {name: count for name, count in counts.items() if count}
 
     def sizes(self) -> dict[str, list[int]]:
         """Return width and height, in px, of the smallest, the median and the largest good image by area."""
-        sides = np.stack([self.examined.records[name][self.good] for name in ("width", "height")], axis=1)
+        sides = np.stack([self.examined.records[name][self.good_indices] for name in ("width", "height")], axis=1)
         ordered = sides[np.argsort(sides.astype(np.int64).prod(axis=1), kind="stable")].tolist()
         return {"min": ordered[0], "median": ordered[len(ordered) // 2], "max": ordered[-1]}

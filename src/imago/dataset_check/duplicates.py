@@ -107,10 +107,10 @@ def _min_correlation(features: np.ndarray) -> float:
     sampled = features[_evenly_spread(len(features), _NUM_SAMPLED)]
     if len(sampled) < 20:  # fewer than 190 pairs are too few for a quantile; our own choice
         return MIN_CORRELATION
-    usual = np.quantile((sampled @ sampled.T)[np.triu_indices(len(sampled), 1)], 0.9)
-    # 0.9 keeps arctanh finite; from 0.64 on, _MAX_CORRELATION limits the threshold anyway.
-    raised = np.tanh(_RANDOM_PAIR_FACTOR * np.arctanh(np.clip(usual, 0, 0.9)))
-    return float(np.clip(raised, MIN_CORRELATION, _MAX_CORRELATION))
+    random_correlation = np.quantile((sampled @ sampled.T)[np.triu_indices(len(sampled), 1)], 0.9)
+    # 0.9 keeps arctanh finite; above 0.64, the threshold is limited by _MAX_CORRELATION.
+    threshold = np.tanh(_RANDOM_PAIR_FACTOR * np.arctanh(np.clip(random_correlation, 0, 0.9)))
+    return float(np.clip(threshold, MIN_CORRELATION, _MAX_CORRELATION))
 
 
 def _evenly_spread(num_items: int, num_wanted: int) -> np.ndarray:

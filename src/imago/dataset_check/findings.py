@@ -1,4 +1,4 @@
-"""List what a user should know about a dataset before training, and what to do about it."""
+"""List problems of a dataset that a user should know before training, each with a remedy."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,12 +52,12 @@ def list_findings(checked: CheckedDataset, num_ignored: int, num_left_out: int) 
 
 
 def _bad_images(checked: CheckedDataset, num_left_out: int) -> Iterator[Finding]:
-    if len(checked.bad):
-        text = f"{len(checked.bad):,} of {len(checked):,} images cannot be read"
+    if len(checked.bad_indices):
+        text = f"{len(checked.bad_indices):,} of {len(checked):,} images cannot be read"
         remedy = "see bad_images.csv; delete them or copy them again, or leave them out with data.on_bad_image=skip"
         yield Finding("bad images", text, remedy, is_serious=True)
     if num_left_out:
-        text = f"{num_left_out:,} images cannot be read and are left out, as data.on_bad_image=skip says"
+        text = f"{num_left_out:,} images cannot be read and are left out because of data.on_bad_image=skip"
         yield Finding("left out", text, "see bad_images.csv")
 
 
@@ -67,8 +67,8 @@ def _leaks(checked: CheckedDataset) -> Iterator[Finding]:
             num_images = checked.counts[:, SPLITS.index(split)].sum()
             text = f"{num_leaked:,} of {num_images:,} {split} images have an exact or near duplicate in {into}"
             remedy = "data.split_file with split_without_leaks.csv leaves the duplicates out"
-            if not checked.can_leave_leaks_out:
-                remedy = "without all of them a class would have no training image left"
+            if not checked.can_remove_leaks:
+                remedy = "leaving them all out would leave a class without training images"
             yield Finding(f"{split} in {into}", text, f"see duplicates.csv; {remedy}", is_serious=True)
 
 
@@ -79,9 +79,9 @@ def _repeats(checked: CheckedDataset) -> Iterator[Finding]:
         example = f"e.g. in {class_a!r} and {class_b!r}"
         text = f"{len(checked.conflicts):,} x exact or near duplicates in different classes, {example}"
         yield Finding("label conflicts", text, "see duplicates.csv; keep the one in the right class", is_serious=True)
-    if len(checked.repeats):
-        text = f"{len(checked.repeats):,} images are exact or near duplicates of another one of their class and split"
-        yield Finding("repeats", text, "see duplicates.csv; harmless, but in test they count more than once")
+    if num_duplicates := len(checked.duplicates_within_split):
+        text = f"{num_duplicates:,} images are exact or near duplicates of another one of their class and split"
+        yield Finding("repeats", text, "see duplicates.csv; in the test split they count more than once")
 
 
 def _class_counts(counts: np.ndarray, class_names: Sequence[str]) -> Iterator[Finding]:
@@ -91,7 +91,7 @@ def _class_counts(counts: np.ndarray, class_names: Sequence[str]) -> Iterator[Fi
         label, split = empty[0].tolist()
         example = f"e.g. {class_names[label]!r} none in {SPLITS[split]}"
         text = f"{len(np.unique(empty[:, 0])):,} classes have a split without an image, {example}"
-        yield Finding("empty classes", text, "add images or split differently; they have no accuracy there")
+        yield Finding("empty classes", text, "add images or change the split; they have no recall in that split")
     train, num_test = counts[:, 0], counts[:, 2].sum()
     if train.min() and train.max() / train.min() >= MIN_IMBALANCE_RATIO:
         largest, smallest = class_names[int(train.argmax())], class_names[int(train.argmin())]

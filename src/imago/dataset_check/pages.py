@@ -1,4 +1,4 @@
-"""Draw the pages of a check: a contact sheet of each class, and draws of the augmentation."""
+"""Draw the pages of a check: a contact sheet of each class, and examples of the augmentation."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +45,7 @@ def draw_sheets(
 
     with ThreadPoolExecutor(available_cores()) as threads:
         for label, name in enumerate(checked.class_names):
-            indices = checked.good[checked.labels[checked.good] == label]
+            indices = checked.good_indices[checked.labels[checked.good_indices] == label]
             num_images = min(num_shown, len(indices))
             if num_images:
                 caption = f"{name}: {num_images} of {len(indices):,} images, cropped as for evaluation"

@@ -52,7 +52,7 @@ def summary_lines(checked: CheckedDataset, preprocess: str) -> list[str]:
         "kinds": ", ".join(f"{count:,} {name}" for name, count in checked.kinds().items()),
         "duplicates": f"{num_same:,} pairs with the same bytes, {len(checked.pairs) - num_same:,} nearly the same "
         f"(thumbnails correlate by {checked.pairs.min_correlation:.3f} or more)",
-        "statistics": f"mean {mean}, std {std}, of all training images, whole, each with equal weight",
+        "statistics": f"mean {mean}, std {std}, over all training images, uncropped, each with equal weight",
         "a run uses": f"{preprocess}; pretrained weights and preprocess.* may change it",
     }
     return [f"{name:<10}  {value}" for name, value in lines.items() if value]
@@ -74,7 +74,7 @@ def as_json(checked: CheckedDataset, findings: Sequence[Finding]) -> dict[str, A
     counts = [dict(zip(SPLITS, row, strict=True)) for row in checked.counts.tolist()]
     return {
         "num_images": len(checked),
-        "num_bad": len(checked.bad),
+        "num_bad": len(checked.bad_indices),
         "classes": dict(zip(checked.class_names, counts, strict=True)),
         "sizes": checked.sizes(),
         "formats": checked.formats(),
@@ -102,7 +102,7 @@ def write_bad_images(file: Path, checked: CheckedDataset, left_out: Sequence[tup
         checked: the examined dataset.
         left_out: path and reason of the images that the dataset itself has left out already.
     """
-    rows = [(*checked.origin(index), checked.examined.errors[index]) for index in checked.bad]
+    rows = [(*checked.origin(index), checked.examined.errors[index]) for index in checked.bad_indices]
     rows += [(name, "", "", reason) for name, reason in left_out]
     write_csv(file, [("path", "split", "class", "reason"), *rows])
 

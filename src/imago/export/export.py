@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 _EXPORT_DIRECTORY, _ONNX_FILE, _REPORT_FILE, _LOG_FILE = "export", "model.onnx", "export_report.json", "export.log"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_REPORTED = (
+_REPORTED_KEYS = (
     onnx_classifier.TEMPERATURE_KEY,
     onnx_classifier.RUN_ID_KEY,
     onnx_classifier.METRICS_KEY,
@@ -156,7 +156,7 @@ def _write_verified(
         "num_bytes": file.stat().st_size,
         "opset": opset,
         **differences,
-        **{key: exported.metadata[key] for key in _REPORTED},
+        **{key: exported.metadata[key] for key in _REPORTED_KEYS},
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -1,4 +1,4 @@
-"""Write a classifier as one self-contained ONNX file: pixels in, probabilities out, metadata inside."""
+"""Export a classifier to one ONNX file that contains normalization, softmax and metadata."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -33,7 +33,7 @@ def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any],
         The opset of the file.
 
     Raises:
-        UserError: the network has no ONNX form, or not with this opset or for batches of any size.
+        UserError: if the network cannot be exported, or not with this opset or for batches of any size.
     """
     model = _trace(classifier, opset)
     _check_graph(model, classifier, opset)
@@ -68,7 +68,7 @@ def _trace(classifier: Classifier, opset: int | None) -> onnx.ModelProto:
             external_data=False,
         )
     except torch.onnx.OnnxExporterError as error:
-        cause: BaseException = error  # the exporter's own text is pages of advice for its developers
+        cause: BaseException = error  # the exporter's own message is several pages long
         while cause.__cause__ is not None:
             cause = cause.__cause__
         reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)

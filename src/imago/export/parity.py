@@ -19,7 +19,7 @@ TIE_GAP = 1e-4
 # Our own choice. Labels do not depend on the temperature or the softmax. Rounding gave 7e-7, in the same comparison.
 MAX_PROBABILITY_DIFF = 1e-3
 
-# To pass to `compare_outputs`: the smallest number that every batch size divides.
+# Images per batch for `compare_outputs`: the least common multiple of BATCH_SIZES.
 NUM_IMAGES_AT_ONCE = 448
 
 Outputs = tuple[np.ndarray, np.ndarray]  # logits and probabilities, each float32 (N, K)
@@ -33,7 +33,7 @@ class Agreement:
         num_ties: images with another label, where the checkpoint's two highest logits are less than TIE_GAP apart.
         num_disagreements: images with another label in all other cases.
         max_abs_diff_logits: largest difference; NaN if either side is not finite.
-        max_abs_diff_probabilities: largest difference, in [0, 1]; NaN likewise.
+        max_abs_diff_probabilities: largest difference, in [0, 1]; NaN if either side is not finite.
     """
 
     num_images: int = 0
@@ -86,13 +86,13 @@ def compare_outputs(classifier: Classifier, exported: OnnxClassifier, images: It
     for size, agreement in by_batch_size.items():
         check_agreement(agreement, size)
     numbers = {str(size): asdict(agreement) for size, agreement in by_batch_size.items()}
-    worst = {name: max(of_size[name] for of_size in numbers.values()) for name in asdict(Agreement())}
-    return worst | {"label_agreement": 1.0, "by_batch_size": numbers}  # a disagreement has raised
+    worst = {name: max(differences[name] for differences in numbers.values()) for name in asdict(Agreement())}
+    return worst | {"label_agreement": 1.0, "by_batch_size": numbers}  # other labels have raised an error above
 
 
 def check_agreement(agreement: Agreement, batch_size: int) -> None:
-    """Raise a `UserError` if the file does not give the checkpoint's labels and probabilities."""
-    # written so that NaN fails
+    """Raise a `UserError` if labels or probabilities of the file differ from those of the checkpoint."""
+    # `not ... <= limit` is also True for NaN
     if agreement.num_disagreements or not agreement.max_abs_diff_probabilities <= MAX_PROBABILITY_DIFF:
         raise UserError(
             f"the ONNX file differs from the checkpoint, so it was not kept: with batches of {batch_size} "

@@ -9,7 +9,7 @@ from imago.files import read_json, report_unwritable, sha256_of, write_json
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED, fit_temperature, nll, reliability
 from imago.statistics.metrics import LabeledOutputs, softmax
 
-CALIBRATION_FILE = "calibration.json"  # one entry per checkpoint of the directory and per `tta`, by their names
+CALIBRATION_FILE = "calibration.json"  # one entry for each checkpoint file and `tta` setting
 
 
 def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> dict[str, Any]:
@@ -53,17 +53,15 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
     file, name = checkpoint.with_name(CALIBRATION_FILE), _entry_name(checkpoint, tta)
     choice = "" if checkpoint.stem == "best" else f" ckpt={checkpoint.stem}"
     choice += "" if tta == "none" else f" tta={tta}"
-    how_to_fit = f"fit one with python src/eval.py run=RUN{choice} calibrate=true"
+    remedy = f"fit one with python src/eval.py run=RUN{choice} calibrate=true"
     entry = read_json(file).get(name)
     if entry is None:
-        return UNCALIBRATED, f"{file} has no temperature for {name}; {how_to_fit}"
+        return UNCALIBRATED, f"{file} has no temperature for {name}; {remedy}"
     temperature = entry.get(TEMPERATURE_KEY) if isinstance(entry, dict) else None
     if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise DataError(
-            f"{file} is damaged: {TEMPERATURE_KEY} of {name} is {temperature!r}; delete it, and {how_to_fit}."
-        )
+        raise DataError(f"{file} is damaged: {TEMPERATURE_KEY} of {name} is {temperature!r}; delete it, and {remedy}.")
     if entry.get("checkpoint_sha256") != sha256_of(checkpoint):
-        return UNCALIBRATED, f"{file} was fitted for another {checkpoint.name}; {how_to_fit}"
+        return UNCALIBRATED, f"{file} was fitted for another {checkpoint.name}; {remedy}"
     return float(temperature), ""
 
 

@@ -18,11 +18,11 @@ from imago.model.layers import head_names
 
 
 class Explainer:
-    """Write an overlay for each image, named by the image's number and name.
+    """Write a Grad-CAM overlay for each image, named by the image's number and name.
 
     Args:
         predictor: a loaded checkpoint; an ONNX file has no gradients.
-        directory: created with the first image.
+        directory: of the overlays; created when the first one is written.
 
     Attributes:
         layer: name of the module whose output is explained.
@@ -60,7 +60,7 @@ class Explainer:
 
 
 def grad_cam(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor:
-    """Compute for each pixel how much it contributes to a class.
+    """Compute the Grad-CAM heatmap of one class for each image.
 
     Args:
         classifier: in eval mode, on any device.

@@ -1,4 +1,4 @@
-"""Find the image files that the setting `input` of predict.py means."""
+"""Find the image files that the setting `input` of predict.py selects."""
 
 import glob
 import os
@@ -13,7 +13,7 @@ _REMEDY = "type an image, a folder, a list of paths in a .txt file, or a pattern
 
 
 def find_images(text: str) -> list[Path]:
-    """Return the images that `input` means: in the order of a list, else sorted by name.
+    """Return the images that `input` selects: in the order of a list, else sorted by name.
 
     An existing file is that file, whatever its name and suffix; only a `.txt` file is a list, with one path per line
     as it would be typed. A folder is searched with its subfolders, without hidden files and folders. Anything else is
@@ -34,9 +34,9 @@ def find_images(text: str) -> list[Path]:
 
 
 def _read_list(file: Path) -> list[Path]:
-    """Return the paths of a list, also of missing images: those are reported when they are read."""
+    """Return the paths of a list, also of missing images, which are reported when they are read."""
     try:
-        lines = os.fsdecode(file.read_bytes()).removeprefix("\ufeff").split("\n")  # Windows writes the mark
+        lines = os.fsdecode(file.read_bytes()).removeprefix("\ufeff").split("\n")  # the byte order mark of Windows
     except OSError as error:
         raise DataError(f"{printable(file)} cannot be read: {error.strerror}.") from error
     names = [line.rstrip("\r") for line in lines if line.strip()]

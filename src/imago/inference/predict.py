@@ -62,8 +62,8 @@ def predict(cfg: DictConfig) -> None:
     if predictions:
         print("\n".join(table_lines(predictions)), end="\n\n")
     print(f"predictions for {len(predictions):,} of {len(images):,} images: {short_path(output)} and .json")
-    if num_unsure := sum(prediction.answer is None for prediction in predictions):
-        print(f"no answer for {num_unsure:,} of them: their best class is less probable than threshold={cfg.threshold}")
+    if count := sum(prediction.predicted is None for prediction in predictions):
+        print(f"no predicted class for {count:,} of them: the best is less probable than threshold={cfg.threshold}")
     if explainer and predictions:
         print(f"Grad-CAM overlays of layer {explainer.layer}: {short_path(explainer.directory)}")
     if bad_images:
@@ -85,7 +85,7 @@ def predict_images(
         images: files of any size and mode.
         batch_size: images per forward pass.
         top_k: maximum number of classes per image.
-        threshold: an image whose best class is less probable gets no answer; in [0, 1].
+        threshold: an image whose best class is less probable gets no predicted class; in [0, 1].
         explainer: writes an overlay for each image.
 
     Returns:
@@ -114,7 +114,7 @@ def predict_images(
 
 
 def _problems(cfg: DictConfig) -> dict[str, bool]:
-    """Return messages about the settings, and whether each problem exists."""
+    """Return each possible error message about the settings, and whether it applies."""
     output, explain = Path(cfg.output or "out.csv"), cfg.explain
     lacks_captum, is_exported = importlib.util.find_spec("captum") is None, is_onnx(Path(cfg.run or ""))
     return {

@@ -10,7 +10,7 @@ from imago.text import display_width, padded, printable
 
 _MAX_LISTED = 20  # images that fit on a screen; the files have all of them
 _MAX_NAME_CHARS = 60  # of an image on the screen; our own choice
-_NO_ANSWER = "(below threshold)"
+_BELOW_THRESHOLD = "(below threshold)"
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Prediction:
     Attributes:
         image: the file, as typed or found.
         best_classes: names of classes with their probabilities in [0, 1], best first.
-        answer: the first class, or None if it is less probable than the threshold.
+        predicted: the first class, or None if it is less probable than the threshold.
     """
 
     image: Path
     best_classes: list[tuple[str, float]]
-    answer: str | None
+    predicted: str | None
 
 
 def write_predictions(
@@ -36,7 +36,7 @@ def write_predictions(
 ) -> None:
     """Write a CSV file with one line per readable image, and the same with the bad images as JSON.
 
-    CSV: `file, answer, class_1, probability_1, class_2, ...`, best first; `answer` is empty below the threshold.
+    CSV: `file, predicted, class_1, probability_1, class_2, ...`, best first; `predicted` is empty below the threshold.
 
     Args:
         file: the CSV file; the JSON file has the same name with .json.
@@ -49,18 +49,18 @@ def write_predictions(
     """
     top_k = max((len(prediction.best_classes) for prediction in predictions), default=0)
     header = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("class", "probability")]
-    rows, records = [["file", "answer", *header]], []
+    rows, records = [["file", "predicted", *header]], []
     for prediction in predictions:
-        image, answer = str(prediction.image), prediction.answer
+        image, predicted = str(prediction.image), prediction.predicted
         rows.append(
             [
                 image,
-                answer or "",
+                predicted or "",
                 *(cell for name, probability in prediction.best_classes for cell in (name, f"{probability:.6f}")),
             ]
         )
         best = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.best_classes]
-        records.append({"file": image, "answer": answer, "top_k": best})
+        records.append({"file": image, "predicted": predicted, "top_k": best})
     bad_records = [{"file": str(image), "reason": reason} for image, reason in bad_images]
     with report_unwritable(file, "; choose another file with output=FILE.csv"):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -75,18 +75,18 @@ def table_lines(predictions: Sequence[Prediction]) -> Iterator[str]:
         predictions: at least one.
     """
     shown = predictions[:_MAX_LISTED]
-    images = [_shortened(printable(prediction.image)) for prediction in shown]
-    answers = [printable(prediction.answer or _NO_ANSWER) for prediction in shown]
-    width, class_width = (max(map(display_width, column)) for column in (["image", *images], ["class", *answers]))
-    others = [prediction.best_classes[1:] if prediction.answer else prediction.best_classes for prediction in shown]
-    yield f"{'image':<{width}}  {'class':<{class_width}}  probability" + ("   then" if any(others) else "")
-    for image, answer, prediction, classes in zip(images, answers, shown, others, strict=True):
+    images = [_shorten(printable(prediction.image)) for prediction in shown]
+    names = [printable(prediction.predicted or _BELOW_THRESHOLD) for prediction in shown]
+    width, class_width = (max(map(display_width, column)) for column in (["image", *images], ["class", *names]))
+    others = [prediction.best_classes[1:] if prediction.predicted else prediction.best_classes for prediction in shown]
+    yield f"{'image':<{width}}  {'class':<{class_width}}  probability" + ("   next classes" if any(others) else "")
+    for image, predicted, prediction, classes in zip(images, names, shown, others, strict=True):
         next_classes = ", ".join(f"{printable(name)} {probability:.1%}" for name, probability in classes)
         best = prediction.best_classes[0][1]
-        yield f"{padded(image, width)}  {padded(answer, class_width)}  {best:>11.2%}   {next_classes}".rstrip()
+        yield f"{padded(image, width)}  {padded(predicted, class_width)}  {best:>11.2%}   {next_classes}".rstrip()
     if len(predictions) > len(shown):
         yield f"... and {len(predictions) - len(shown):,} more"
 
 
-def _shortened(name: str) -> str:
+def _shorten(name: str) -> str:
     return name if len(name) <= _MAX_NAME_CHARS else f"...{name[3 - _MAX_NAME_CHARS :]}"

@@ -43,7 +43,7 @@ def images_in_memory(samples: "Samples", indices: Sequence[int]) -> dict[int, np
 
 
 def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> LabeledOutputs:
-    """Map every image of a split to logits.
+    """Run the network on every image of a split; return logits, probabilities and labels.
 
     Args:
         predictor: a loaded checkpoint or ONNX file.
@@ -106,7 +106,7 @@ def match_classes(class_names: Sequence[str], network_class_names: Sequence[str]
     """Return for each class of a dataset its index among the classes of the network, int64.
 
     Raises:
-        DataError: if the network lacks one; it cannot be right about the images of that class.
+        DataError: if the network lacks one, because it can never predict that class.
     """
     indices = {unicodedata.normalize("NFC", name): index for index, name in enumerate(network_class_names)}
     matches = {name: indices.get(unicodedata.normalize("NFC", name)) for name in class_names}

@@ -15,19 +15,19 @@ _TRAINER_SETTINGS = ("max_epochs", "precision", "accumulate_grad_batches", "grad
 
 
 def add_image(name: str, file: Path, step: int, loggers: Iterable[Logger]) -> None:
-    """Add a PNG file.
+    """Add a PNG file to TensorBoard as an image.
 
     Args:
         name: the name in TensorBoard, such as val/confusion.
         file: the PNG file, of any color mode.
-        step: optimizer steps at which TensorBoard shows the figure.
+        step: the global step at which TensorBoard shows the image.
         loggers: the loggers of the run; those of other types are ignored.
     """
     with Image.open(file) as image:
         pixels = np.asarray(image.convert("RGB"))
     for board in _tensorboards(loggers):
         board.experiment.add_image(name, pixels, step, dataformats="HWC")
-        board.experiment.flush()  # the Trainer, which would flush, has ended
+        board.experiment.flush()  # the Trainer has ended and does not flush it
 
 
 def add_hparams(settings: Mapping[str, Any], summary: Mapping[str, Any], loggers: Iterable[Logger]) -> None:

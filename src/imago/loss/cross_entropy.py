@@ -11,7 +11,7 @@ from imago.errors import ConfigError
 
 
 class CrossEntropy(nn.Module):
-    """Mean cross-entropy over a batch.
+    """Compute the mean cross-entropy over a batch.
 
     Smoothing and weights apply to training only. In evaluation each image counts once, so that the loss does not
     depend on the other images of the batch and can be compared between runs.
@@ -53,7 +53,7 @@ class CrossEntropy(nn.Module):
 
 
 def _class_weights(weight: Any, class_counts: Sequence[int] | None) -> list[float]:
-    """Return the K weights that `loss.weight` stands for; arguments and errors as in `CrossEntropy`."""
+    """Return the K class weights that `loss.weight` defines; arguments and errors as in `CrossEntropy`."""
     if isinstance(weight, str):
         if class_counts is None or 0 in class_counts:
             raise ConfigError(

@@ -49,7 +49,7 @@ class Classifier(nn.Module):
         return (self(images) / self.calibration_temperature).softmax(dim=1)
 
     def features(self, images: Tensor) -> Tensor:
-        """Map uint8 images (N, 3, size, size) to the inputs of the head, (N, D), D their number.
+        """Map uint8 images (N, 3, size, size) to features, the inputs of the head, (N, D).
 
         The inputs of a convolution, as in SqueezeNet, are averaged over height and width.
 

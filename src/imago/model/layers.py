@@ -18,19 +18,19 @@ def layers_in_order(net: nn.Module) -> list[list[nn.Parameter]]:
         At least one list; the last is the head's.
     """
     body: nn.Module = getattr(net, "body", net)
-    of_head = [parameter for name in head_names(net) for parameter in body.get_submodule(name).parameters()]
-    seen = set(map(id, of_head))
+    head_parameters = [parameter for name in head_names(net) for parameter in body.get_submodule(name).parameters()]
+    seen = set(map(id, head_parameters))
     layers: list[list[nn.Parameter]] = []
-    early: list[nn.Parameter] = []  # before the first layer
+    before_first_layer: list[nn.Parameter] = []
     for parameters, is_layer in _walk(body, is_top=True):
         unseen = [parameter for parameter in parameters if id(parameter) not in seen]
         seen.update(map(id, unseen))
         if is_layer and not all(map(is_vector, unseen)):
-            layers.append([*early, *unseen])
-            early = []
+            layers.append([*before_first_layer, *unseen])
+            before_first_layer = []
         else:
-            (layers[-1] if layers else early).extend(unseen)
-    return [*layers, [*early, *of_head]] if of_head or early else layers
+            (layers[-1] if layers else before_first_layer).extend(unseen)
+    return [*layers, [*before_first_layer, *head_parameters]] if head_parameters or before_first_layer else layers
 
 
 def head_names(net: nn.Module) -> list[str]:
@@ -59,7 +59,7 @@ def is_vector(parameter: nn.Parameter) -> bool:
 
 
 def _walk(module: nn.Module, is_top: bool = False, in_top: bool = False) -> Iterator[tuple[list[nn.Parameter], bool]]:
-    """Walk through the network, a plain stack that is its child, and every module that contains a list of blocks.
+    """Yield parameters in order; enter the network, a plain stack directly in it, and modules with lists of blocks.
 
     Yields:
         Parameters, and whether they can be a layer: those of a walked module itself are tokens or embeddings.
@@ -89,6 +89,6 @@ def _is_block_list(module: nn.Module) -> bool:
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Return whether it is a class of its own with layers; convolution, norm and activation in a row are not."""
+    """Return whether `module` contains modules with parameters and is not an `nn.Sequential`."""
     has_layers = any(next(child.parameters(), None) is not None for child in module.children())
     return has_layers and not isinstance(module, nn.Sequential)

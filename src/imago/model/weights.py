@@ -1,6 +1,6 @@
 """Find files of weights, read them and copy them into a network.
 
-A file that cannot be found, read or copied is an error, never a silent fall back to random weights.
+A file that cannot be found, read or copied is an error; random weights are never used instead.
 """
 
 import logging
@@ -44,7 +44,7 @@ def find_file(weights: str) -> Path:
 
 
 def is_path(weights: str) -> bool:
-    """Return whether it is a path and not the name of published weights."""
+    """Return whether `weights` is a path and not the name of published weights."""
     return bool(Path(weights).suffix) or "/" in weights or Path(weights).exists()
 
 
@@ -76,7 +76,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise DataError(
             f"model.weights: {file} contains no state_dict (names and their tensors); use a file of weights."
         )
-    if is_own:  # a loss may have tensors too
+    if is_own:  # keep only the network: a loss may have tensors too
         content = {key: value for key, value in content.items() if key.startswith("net.")}
     for key, value in content.items():
         if value.is_floating_point() and not value.isfinite().all():

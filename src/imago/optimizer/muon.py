@@ -20,7 +20,7 @@ _SMALLEST_NORM = 1e-7  # as in torch.optim.Muon
 
 
 class Muon(Optimizer):
-    """Make the update of a weight nearly orthogonal by five matrix products, and scale it like an AdamW update.
+    """Orthogonalize the update of a weight by five Newton-Schulz iterations, scaled like an AdamW update.
 
     `lr` and `weight_decay` mean the same as for AdamW, and one learning rate serves all parameters. `torch.optim.Muon`
     takes matrices only; here a convolution's filters (out, in, height, width) are treated as a matrix

@@ -17,7 +17,7 @@ from imago.runs.signals import STOP_SIGNALS, rank_name, stopped_by
 
 # Lost-connection errors of the other ranks when one has ended; they are not the cause.
 _LOST_CONNECTION = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|TCPStore", re.I)
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_UNWRITABLE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Errors of loader workers as torch words them, and the messages for the user with what matched.
 _LOADER_ERRORS = {
     r"((?:unable to [^:]*shared memory|shm_open|DataLoader worker [^:]*: Bus error).{,90})": (
@@ -166,11 +166,11 @@ def to_user_error(error: BaseException) -> BaseException:
     """Return a one-line error with the way out for a full disk and for failed loader workers; others unchanged."""
     if isinstance(error, UserError):
         return error
-    for full in (error, error.__cause__):  # TensorBoard's logger wraps it
-        if isinstance(full, OSError) and full.errno in _NO_SPACE:
-            file = full.filename or "the run directory"
+    for cause in (error, error.__cause__):  # TensorBoard's logger wraps it
+        if isinstance(cause, OSError) and cause.errno in _UNWRITABLE_ERRNOS:
+            file = cause.filename or "the run directory"
             return StorageError(
-                f"{file} cannot be written ({full.strerror}); free some space, then continue with resume=RUN."
+                f"{file} cannot be written ({cause.strerror}); free some space, then continue with resume=RUN."
             )
     if isinstance(error, RuntimeError | OSError):
         text = " ".join(str(error).split())

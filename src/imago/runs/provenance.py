@@ -16,7 +16,7 @@ from typing import Any
 from imago.paths import PROJECT_ROOT
 
 _MAX_DIFF_CHARS = 1_000_000  # a larger diff, usually of a notebook with images, is cut; our own choice
-_GIT_TIMEOUT_S = 20  # git on a slow network disk must not hold the run up; our own choice
+_GIT_TIMEOUT_S = 20  # git on a slow network disk must not delay the run; our own choice
 _PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy", "pillow")
 
 
@@ -61,7 +61,7 @@ def _git_state() -> dict[str, Any]:
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(PROJECT_ROOT), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_GIT_TIMEOUT_S)
+        completed = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_GIT_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout if done.returncode == 0 else ""
+    return completed.stdout if completed.returncode == 0 else ""

@@ -1,4 +1,4 @@
-"""Read run directories as plain Python objects, without torch or pandas, so that tables appear at once."""
+"""Read run directories as plain Python objects, without torch or pandas, whose import takes seconds."""
 
 import csv
 import json
@@ -36,30 +36,30 @@ class RunRecord:
 
     Attributes:
         run: path relative to the directory that was searched.
-        folder: absolute path of the run directory.
+        run_dir: absolute path of the run directory.
         status: the status in the summary (running, finished, failed, stopped), "died" for a run that was killed without
             writing its status, or "unreadable".
         reason: why it failed or stopped, or what cannot be read.
-        config_fault: why `settings` is empty, if its file is missing or damaged.
+        config_error: why `settings` is empty, if its file is missing or damaged.
         started: start of the run in UTC, ISO 8601.
         settings: flat settings, named as on the command line.
         val_acc: best validation accuracy in [0, 1], so far if the run is not finished.
         test_acc: test accuracy of the best checkpoint, in [0, 1].
         test_low: lower end of its 95 % interval.
         test_high: upper end of its 95 % interval.
-        num_test_images: images behind `test_acc`, which determine its interval.
+        num_test_images: number of tested images, which determines the interval.
         best_epoch: epoch of the best checkpoint, counted from 1.
-        epochs: completed ones.
+        epochs: number of completed epochs.
         seconds: duration from the last start to the end.
         images_per_s: training images per second, over all devices.
         data_wait_share: share of the training time spent waiting for data, in [0, 1].
     """
 
     run: str
-    folder: str
+    run_dir: str
     status: str
     reason: str | None = None
-    config_fault: str | None = None
+    config_error: str | None = None
     started: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     val_acc: float | None = None
@@ -104,16 +104,16 @@ def read_record(run_dir: Path, log_dir: Path | None = None) -> RunRecord:
     name = run_dir.relative_to(log_dir).as_posix() if log_dir else "."
     name = name if name != "." else run_dir.resolve().name
     settings: dict[str, Any] = {}
-    config_fault = None
+    config_error = None
     try:
         settings = _without_paths(read_settings(run_dir), run_dir)
     except DataError as error:
-        config_fault = str(error)
+        config_error = str(error)
     try:
         results = _read_summary(run_dir)
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        results = {"status": "unreadable", "reason": _fault(run_dir / "summary.json", error)}
-    return RunRecord(name, str(run_dir.resolve()), settings=settings, config_fault=config_fault, **results)
+        results = {"status": "unreadable", "reason": _read_error(run_dir / "summary.json", error)}
+    return RunRecord(name, str(run_dir.resolve()), settings=settings, config_error=config_error, **results)
 
 
 def read_settings(run_dir: Path) -> dict[str, Any]:
@@ -128,11 +128,11 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
     try:
         config = yaml.load(file.read_text(encoding="utf-8"), _YAML_LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise DataError(_fault(file, error)) from None
+        raise DataError(_read_error(file, error)) from None
     if not isinstance(config, dict):
         raise DataError(f"{file} is damaged: it holds no settings")
     flat = flat_settings(config)
-    for network in ("model", "task.net"):  # the second is a copy, see `differing`
+    for network in ("model", "task.net"):  # the second is a copy, see `differing_settings`
         if name := flat.pop(f"{network}.name", None):
             flat[network] = name  # one class builds resnet18, resnet50, ...
     return flat
@@ -166,11 +166,11 @@ def read_logged(run_dir: Path) -> dict[str, tuple[list[float], list[float]]]:
                         steps.append(step)
                         values.append(float(value))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise DataError(_fault(file, error)) from None
+        raise DataError(_read_error(file, error)) from None
     return logged
 
 
-def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the names of the settings that are not equal in all runs.
 
     `task.optimizer.lr` is a copy of `optimizer.lr` and is left out.
@@ -214,7 +214,7 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _fault(file: Path, error: Exception) -> str:
+def _read_error(file: Path, error: Exception) -> str:
     return f"{file} " + ("is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}")
 
 

@@ -23,7 +23,7 @@ from imago.runs.signals import Signals, is_main_process, watch_main_process
 
 _log = logging.getLogger("imago")
 
-_SUMMARY_LOCK = threading.Lock()  # the threads that watch the other ranks write the summary, too
+_SUMMARY_LOCK = threading.Lock()  # threads that watch other ranks write the summary as well
 
 
 class RunDirectory:
@@ -57,7 +57,7 @@ class RunDirectory:
             settings: all settings of the run as YAML, for `config.yaml`.
             overrides: the settings as typed, which `resume=` starts from.
             seed: the setting `seed`, for `provenance.json`.
-            check: called when the directory is locked and before a run writes to it; it raises to refuse it.
+            check: called when the directory is locked and before a run writes to it; may raise to refuse the directory.
 
         Raises:
             ConfigError: if another process uses the directory.
@@ -125,7 +125,7 @@ class RunDirectory:
             entries: further entries, which replace those of the same name.
 
         Raises:
-            DataError: if a resumed run finds other data: another split could train on images it is tested with.
+            DataError: if the data has changed on resume: another split could put training images into test.
         """
         if self.is_main_process:
             file = self.path / "provenance.json"
@@ -178,7 +178,7 @@ def lock_directory(directory: Path) -> Iterator[None]:
     with (directory / ".lock").open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:  # it depends on the system which of the two
+        except (BlockingIOError, PermissionError) as error:  # POSIX allows either of the two
             raise ConfigError(
                 f"{directory} belongs to a run that is still running; wait for it, stop it, or choose another run_name."
             ) from error
@@ -194,7 +194,7 @@ def _requeue_slurm_job() -> None:
     job_id = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job_id = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    try:  # for 60 s, of the 90 s between SIGUSR1 and the end of the time in docs/cluster.sbatch
+    try:  # at most 60 of the 90 s between SIGUSR1 and the time limit in docs/cluster.sbatch
         subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         failure = getattr(error, "stderr", None) or error

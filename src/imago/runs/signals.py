@@ -14,7 +14,7 @@ from imago.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # A terminal, torchrun and a sweep all forward a signal: repetitions within this time are ignored; our own choice.
-_SAME_SIGNAL_S = 10.0
+_REPEATED_SIGNAL_S = 10.0
 _MAIN_PID_VARIABLE = "IMAGO_MAIN_PID"  # environment variable for the ranks that Lightning starts as commands
 _GRACE_S = 5.0  # a rank notices and records a lost connection sooner than that; our own choice
 
@@ -34,7 +34,7 @@ def is_main_process() -> bool:
 
 
 def watch_main_process() -> None:
-    """Start a thread that ends this rank when the main process has ended; called at the start of both.
+    """Start a thread that ends this rank when the main process has ended; each rank calls it at its start.
 
     A rank that has not yet connected would wait for rank 0 for half an hour.
     """
@@ -116,7 +116,7 @@ class Signals:
             return
         now_s = time.monotonic()
         is_first = self.received_signal is None
-        if not is_first and now_s - self._received_at_s < _SAME_SIGNAL_S:
+        if not is_first and now_s - self._received_at_s < _REPEATED_SIGNAL_S:
             return
         self.received_signal, self._received_at_s = self.received_signal or number, now_s
         ranks = self.rank_processes().values()

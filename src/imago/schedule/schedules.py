@@ -17,12 +17,12 @@ from imago.schedule.duration import duration_in_steps
 
 
 def cosine(final_factor: float, progress: float) -> float:
-    """Return half a cosine from 1 at progress 0 to `final_factor` at progress 1."""
+    """Return the factor of a cosine decay from 1 at progress 0 to `final_factor` at progress 1."""
     return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def linear(final_factor: float, progress: float) -> float:
-    """Return a line from 1 at progress 0 to `final_factor` at progress 1."""
+    """Return the factor of a linear decay from 1 at progress 0 to `final_factor` at progress 1."""
     return 1 - (1 - final_factor) * progress
 
 
@@ -51,7 +51,7 @@ def warmup_factor(
 
 
 class WarmupCosine(LambdaLR):
-    """Increase the learning rates along a line, then decrease them along a cosine.
+    """Increase the learning rates linearly, then decrease them along half a cosine.
 
     Source: Goyal et al. 2017, section 2.2 (arXiv:1706.02677); Loshchilov and Hutter 2017, eq. 5 (arXiv:1608.03983),
     without restarts.
@@ -83,7 +83,7 @@ class WarmupCosine(LambdaLR):
 
 
 class WarmupLinear(WarmupCosine):
-    """Increase and decrease the learning rates along lines.
+    """Increase and decrease the learning rates linearly.
 
     Source: Goyal et al. 2017, section 2.2 (arXiv:1706.02677); Smith 2017, figure 2 (arXiv:1506.01186), for the triangle
     that results from a long warmup.
@@ -131,7 +131,7 @@ class StepDecay(LambdaLR):
 
 
 class Constant(LambdaLR):
-    """Keep every learning rate."""
+    """Keep the learning rates constant."""
 
     def __init__(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> None:
         super().__init__(optimizer, lambda step: 1.0)

@@ -30,7 +30,7 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: the mean gap between accuracy and probability, weighted by images; in [0, 1]."""
+        """The expected calibration error, in [0, 1]: the mean gap of accuracy and probability, weighted by images."""
         return float(np.abs(self.accuracy - self.probability) @ self.num_images / self.num_images.sum())
 
 
@@ -90,7 +90,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     targets = np.full(logits.shape, softening / logits.shape[1])
     targets[np.arange(len(labels)), labels] += 1 - softening
 
-    def loss(log_temperature: float) -> float:  # has one minimum
+    def loss(log_temperature: float) -> float:  # unimodal, so a bounded search finds the minimum
         return -float(np.vdot(targets, log_softmax(logits / np.exp(log_temperature), axis=1)) / len(labels))
 
     bounds = np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)

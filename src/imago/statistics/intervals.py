@@ -1,4 +1,4 @@
-"""Compute 95 % intervals: from a formula where there is one, else by bootstrap over the images."""
+"""Compute 95 % confidence intervals: from a formula where there is one, else by bootstrap over the images."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Interval = tuple[float, float]
 
 
 def wilson_interval(num_correct: int, num_images: int) -> Interval:
-    """Return the 95 % interval of an accuracy; it stays inside [0, 1] and is correct for small counts too.
+    """Return the 95 % confidence interval of an accuracy; it stays inside [0, 1], also for small counts.
 
     Args:
         num_correct: correctly classified images, in [0, num_images].
@@ -29,7 +29,7 @@ def wilson_interval(num_correct: int, num_images: int) -> Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Return the 95 % interval of the mean over further seeds; None for fewer than two values.
+    """Return the 95 % confidence interval of the mean over seeds; None for fewer than two values.
 
     Args:
         values: one result for each seed, about normally distributed.

@@ -1,6 +1,6 @@
 """Compute accuracy, top-k, precision, recall, F1 and the confusion matrix from logits, with numpy only.
 
-The numbers are those of scikit-learn (see the tests), without the second that importing it takes.
+The results are those of scikit-learn (see the tests), whose import would take a second.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from imago.statistics.intervals import ece_interval, macro_intervals, wilson_int
 
 # Legend: N images, K classes
 
-# Images of the largest class per image of the smallest: from here on a remedy is suggested; our own choice.
+# Ratio of the largest to the smallest class at which a remedy is suggested; our own choice.
 MIN_IMBALANCE_RATIO = 3.0
 
 
@@ -25,7 +25,7 @@ class PerClass:
     Attributes:
         precision: share of the images predicted as the class that belong to it; 0 for a class never predicted.
         recall: share of the images of the class that are predicted as it; 0 for a class without images.
-        f1: harmonic mean of the two; 0 where both are.
+        f1: harmonic mean of precision and recall; 0 where both are 0.
         num_images: images of the class, int64.
         num_predicted: images predicted as the class, int64.
     """
@@ -59,14 +59,14 @@ class Predictions:
 
     @cached_property
     def confusion(self) -> np.ndarray:
-        """Counts, int64 (K, K), true classes in rows."""
+        """The counts, int64 (K, K), true classes in rows."""
         num_classes = len(self.class_names)
         cells = np.bincount(self.labels * num_classes + self.predicted, minlength=num_classes**2)
         return cells.reshape(num_classes, num_classes)
 
     @cached_property
     def per_class(self) -> PerClass:
-        """Precision, recall, F1 and the number of images of each class."""
+        """The precision, recall, F1 and number of images of each class."""
         return per_class(self.confusion)
 
     def worst_mistakes(self, limit: int) -> np.ndarray:
@@ -80,7 +80,7 @@ class LabeledOutputs(Predictions):
     """Outputs of a network for images whose class is known; `predicted` has the classes with the largest logit.
 
     Attributes:
-        logits: float32 (N, K).
+        logits: outputs of the network, float32 (N, K).
         calibration_temperature: the number that logits were divided by for `probability`.
     """
 
@@ -117,7 +117,7 @@ class LabeledOutputs(Predictions):
 def num_correct_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
     """Count the images whose class is among the `k` largest logits.
 
-    Of equal logits the first class counts as larger, as in `argmax`, so that constant logits are not always right.
+    Of equal logits the first class counts as larger, as in `argmax`: constant logits predict one class only.
 
     Args:
         logits: (N, K), finite.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def resolve_teacher(task: DictConfig) -> None:
-    """Make the teacher's path in the settings absolute and resolved: `logs/latest` will be linked to the student.
+    """Make the teacher's path in the settings absolute and resolved: `logs/latest` will point to the student's run.
 
     Raises:
         ConfigError: if the run does not exist, or if `task.teacher.weights` is a run.
@@ -53,7 +53,7 @@ def load_teacher_run(cfg: DictConfig) -> "Classifier | None":
             return load_classifier(Path(teacher), cfg.trust)
         find_weights(teacher)
     except UserError as error:
-        raise ConfigError(f"task.teacher={error}" if isinstance(teacher, str) else _name_teacher(error)) from error
+        raise ConfigError(f"task.teacher={error}" if isinstance(teacher, str) else _teacher_error(error)) from error
     return None
 
 
@@ -77,7 +77,7 @@ def prepare_teacher(cfg: DictConfig, teacher_run: "Classifier | None", data: "Im
             f"task.teacher={cfg.task.teacher} has the classes {' '.join(teacher_run.class_names)}, and the data "
             f"{' '.join(data.class_names)}; use a teacher with the same classes in the same order."
         )
-    with torch.random.fork_rng(devices=[]):  # the student's first weights must not depend on the teacher
+    with torch.random.fork_rng(devices=[]):  # the student's initial weights do not depend on the teacher
         net, record = (teacher_run.net, teacher_run.preprocess.to_dict()) if teacher_run else _build_network(cfg, data)
     return Teacher(net.to(memory_format=torch.channels_last), record, data.preprocess.to_dict())
 
@@ -89,7 +89,7 @@ def _build_network(cfg: DictConfig, data: "ImageDataModule") -> tuple[Any, dict[
         record = data.preprocess.to_dict() | (weights_preprocess(settings) or {})
         net = build_network(settings, num_classes, record["size"])
     except UserError as error:
-        raise ConfigError(_name_teacher(error)) from error
+        raise ConfigError(_teacher_error(error)) from error
     if new_tensor_names := getattr(net, "new_tensor_names", ()):
         raise ConfigError(
             f"task.teacher.weights={settings['weights']} has no values for {' and '.join(new_tensor_names)}: the "
@@ -98,6 +98,6 @@ def _build_network(cfg: DictConfig, data: "ImageDataModule") -> tuple[Any, dict[
     return net, record
 
 
-def _name_teacher(error: UserError) -> str:
+def _teacher_error(error: UserError) -> str:
     """Return a network's error message with its settings named as those of the teacher."""
     return re.sub(r"\bmodel\.(name|weights|in_channels|freeze)\b", r"task.teacher.\1", str(error))

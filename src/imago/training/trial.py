@@ -46,7 +46,7 @@ def run_trial(overrides: Sequence[str], run_dir: Path) -> None:
 
 
 def _wait_and_forward_signals(child: subprocess.Popen) -> int:
-    """Return the exit code of a child that gets the signals that this process gets."""
+    """Forward stop signals to a child process until it exits; return its exit code."""
     received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:

@@ -35,7 +35,7 @@ def tune_lr(cfg: DictConfig, directory: RunDirectory, overrides: Sequence[str]) 
         The suggested learning rate.
 
     Raises:
-        ConfigError: if the loss falls at no learning rate, or the optimizer has none.
+        ConfigError: if the loss does not decrease at any learning rate, or the optimizer has no `lr`.
     """
     if "lr" not in cfg.optimizer:
         raise ConfigError(
@@ -52,8 +52,8 @@ def tune_lr(cfg: DictConfig, directory: RunDirectory, overrides: Sequence[str]) 
         save_lr_curve(lrs, losses, suggestion, curve)
     if suggestion is None:
         raise ConfigError(
-            f"tune=lr: the loss fell at no learning rate from {_LOWEST_LR:g} to {_HIGHEST_LR:g}; check the images and "
-            f"labels, and see {short_path(curve)}."
+            f"tune=lr: the loss did not decrease at any learning rate from {_LOWEST_LR:g} to {_HIGHEST_LR:g}; check "
+            f"the images and labels, and see {short_path(curve)}."
         )
     directory.update(tuned={"optimizer.lr": float(f"{suggestion:.1e}")})
     typed = [text for text in overrides if not text.startswith(("tune=", "run_name=", "optimizer.lr=", "hydra."))]
