@@ -40,7 +40,7 @@ def test_the_bar_shows_the_values_of_the_last_logging_step():
 
 
 def test_the_bar_shows_every_metric_of_the_last_validation():
-    values = {"val/loss": 0.12345, "val/acc": 0.5, "val/f1": 0.25, "val_iou": 0.125, "train/loss": 1.0}
+    values = {"val/loss": 0.12345, "val/acc": 0.5, "val/f1": 0.25, "val_iou": 0.125, "val_loss": 1.5, "train/loss": 1.0}
     metrics = {name: torch.tensor(value) for name, value in values.items()}
     trainer: Any = SimpleNamespace(callbacks=[], callback_metrics=metrics, state=SimpleNamespace(fn="validate"))
     module: Any = None
@@ -48,5 +48,5 @@ def test_the_bar_shows_every_metric_of_the_last_validation():
     progress.val_progress_bar = tqdm(disable=True)
     assert progress.get_metrics(trainer, module) == {}
     progress.on_validation_end(trainer, module)
-    shown = {"val/loss": "0.123", "val/acc": "50.00%", "val/f1": "0.2500", "val_iou": "0.1250"}
+    shown = {"val/acc": "50.00%", "val/f1": "0.2500", "val_iou": "0.1250", "val_loss": "1.500"}
     assert progress.get_metrics(trainer, module) == shown

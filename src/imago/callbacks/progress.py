@@ -45,7 +45,7 @@ class Progress(TQDMProgressBar):
         self._val_texts = {  # formatted once: reading a value waits for the device
             name: _FORMATS.get(name[4:], metric_text)(float(value)).strip()
             for name, value in trainer.callback_metrics.items()
-            if name.startswith(("val/", "val_"))
+            if name.startswith(("val/", "val_")) and name != "val/loss"  # which the line of the epoch has
         }
         super().on_validation_end(trainer, pl_module)
 
