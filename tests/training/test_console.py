@@ -9,7 +9,7 @@ from imago.training.console import end_lines
 SUMMARY = {
     "epochs": 3,
     "best_epoch": 2,
-    "val": {"acc": 0.9},
+    "val": {"acc": 0.9, "monitor": "val/acc"},
     "test": {"acc": 0.85, "interval_95": [0.8, 0.9], "num_images": 1000, "num_left_out": 0},
     "images_per_s": 1234.5,
     "data_wait_share": 0.25,

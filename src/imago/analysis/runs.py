@@ -14,8 +14,7 @@ from imago.statistics.intervals import mean_interval
 _IDENTITY_COLUMNS = ("run", "status", "started", "data", "model", "seed")
 _ACCURACY_COLUMNS = ("val_acc", "test_acc", "test_low", "test_high", "num_test_images")  # further metrics follow
 _OTHER_COLUMNS = (
-    *("best_epoch", "epochs", "seconds", "images_per_s", "data_wait_share"),
-    *("folder", "reason", "config_fault"),
+    *("best_epoch", "epochs", "seconds", "images_per_s", "data_wait_share", "folder", "reason", "config_fault"),
 )
 # Only in a table of `mean_over_seeds`.
 _SEED_COLUMNS = ("num_seeds", "val_std", "test_std", "test_lowest", "test_highest")
@@ -116,12 +115,12 @@ def _mean_of(seeds: DataFrame) -> dict[str, Any]:
     tests = seeds["test_acc"].dropna()
     low, high = mean_interval(tests.tolist()) or (None, None)
     spread = {"val_std": seeds["val_acc"].std(), "test_std": tests.std(), "test_low": low, "test_high": high}
-    further = metric_names(seeds)
-    spread |= {f"std/{name}": seeds[name].std() for name in further}
+    spread |= {f"std/{name}": seeds[name].std() for name in metric_names(seeds)}
     of_one_run = dict.fromkeys(("seed", "best_epoch", "folder"))
     extremes = {"test_lowest": tests.min(), "test_highest": tests.max()}
     name = f"{seeds['run'].min()} +{len(seeds) - 1}"
-    return row | seeds[[*_MEAN_COLUMNS, *further]].mean().to_dict() | spread | extremes | of_one_run | {"run": name}
+    means = seeds[[*_MEAN_COLUMNS, *metric_names(seeds)]].mean().to_dict()
+    return row | means | spread | extremes | of_one_run | {"run": name}
 
 
 def _typed_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> DataFrame:

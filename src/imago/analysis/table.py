@@ -46,8 +46,8 @@ def sort_runs(runs: DataFrame, column: str) -> DataFrame:
         raise ConfigError(f"sort={column} is not a column; sort by one of {', '.join(runs.columns)}.")
     is_text = runs[name].dtype == object
     key = (lambda values: values.map(str, na_action="ignore")) if is_text else None
-    is_metric = name in metric_names(runs) and not any(word in name for word in _LOWER_IS_BETTER)
-    is_ascending = name not in _BEST_FIRST and not is_metric
+    best_first = [name for name in metric_names(runs) if not any(word in name for word in _LOWER_IS_BETTER)]
+    is_ascending = name not in (*_BEST_FIRST, *best_first)
     return runs.sort_values(name, ascending=is_ascending, key=key, kind="stable", ignore_index=True)
 
 

@@ -10,8 +10,7 @@ _COUNTS = ("num_images", "num_left_out")
 def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics of validation and test that are finite numbers, by their logged names, such as `val/f1`.
 
-    Args:
-        summary: content of `summary.json`; `val` holds the values of the best epoch. Another task may lack any of them.
+    Those of validation are of the best epoch; another task may lack any of them.
     """
     return {
         f"{split}/{name}": value

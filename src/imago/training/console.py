@@ -96,13 +96,10 @@ def _test_lines(summary: Mapping[str, Any]) -> list[str]:
 
 def _best_text(summary: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
     """Return the epoch of the best checkpoint, its validation accuracy, and the monitored value if that is another."""
-    texts = [f"epoch {summary['best_epoch']}"]
-    if "val/acc" in metrics:
-        texts.append(f"val accuracy {metrics['val/acc']:.2%}")
-    monitor = f"val/{str((summary.get('val') or {}).get('monitor', ''))[4:]}"  # other tasks log val_loss
-    if monitor != "val/acc" and monitor in metrics:
-        texts.append(f"{monitor} {metric_text(metrics[monitor])}")
-    return ", ".join(texts)
+    monitor = f"val/{str(summary['val']['monitor'])[4:]}"  # other tasks log val_loss
+    accuracy = f", val accuracy {metrics['val/acc']:.2%}" if "val/acc" in metrics else ""
+    other = f", {monitor} {metric_text(metrics[monitor])}" if monitor in metrics and monitor != "val/acc" else ""
+    return f"epoch {summary['best_epoch']}{accuracy}{other}"
 
 
 def _next_commands(run_dir: Path, num_epochs: int) -> list[str]:
