@@ -32,7 +32,7 @@ ARROWS = {
     "optimizer": {"model"},  # for the order of the layers
     "schedule": set(),
     "loss": set(),
-    "logger": set(),
+    "logger": {"runs"},
     "task": _BASE | _PARTS,
     "callbacks": _BASE | _PARTS,
     "inference": _BASE | _PARTS | {"task", "analysis"},

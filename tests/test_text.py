@@ -2,7 +2,7 @@
 
 import pytest
 
-from imago.text import display_width, join_names, padded, printable
+from imago.text import display_width, join_names, metric_text, padded, printable
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,19 @@ def test_long_lists_of_names_are_cut():
     assert join_names(["a", "b\n"]) == r"a, b\n"
     assert join_names([f"c{number}" for number in range(2002)], limit=2, separator=" ") == "c0 c1 and 2,000 more"
     assert join_names([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.93124, "0.9312"),
+        (1, "1.0000"),
+        (0.0, "0.0000"),
+        (-0.5, "-0.5000"),
+        (2e-5, "2e-05"),
+        (1e5, "1e+05"),
+        (None, ""),
+    ],
+)
+def test_a_metric_has_four_decimals_or_digits(value: float | None, text: str):
+    assert metric_text(value) == text

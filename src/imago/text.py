@@ -51,6 +51,13 @@ def range_text(low: float | None, high: float | None, separator: str = " to ") -
     return "" if low is None or high is None else f"{100 * low:.2f}{separator}{100 * high:.2f}"
 
 
+def metric_text(value: float | None) -> str:
+    """Format a metric with 4 decimals, or 4 digits if it is very small or large; empty if it is None."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
+
+
 def count_text(count: float | None) -> str:
     """Format a count or speed with thousands separators; empty if it is None."""
     return "" if count is None else f"{count:,.0f}"

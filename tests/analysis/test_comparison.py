@@ -102,3 +102,15 @@ def test_terminal_and_page_have_the_same_numbers(tmp_path: Path):
     page = (tmp_path / "page.html").read_text()
     for words in ("b is significantly better on these images", "+37.50", "p &lt; 0.0001", "optimizer.lr", "val/acc"):
         assert words in page, words
+
+
+def test_further_metrics_are_rows_with_their_intervals(tmp_path: Path):
+    tests = {name: {"acc": 0.5, "num_images": 2, "f1": f1} for name, f1 in (("a", 0.5), ("b", 1.0))}
+    runs = [make_run(tmp_path / name, test=test) for name, test in tests.items()]
+    make_evaluation(runs[0], [0, 1], [0, 0], f1=0.5, f1_interval_95=[0.25, 0.75])
+    make_evaluation(runs[1], [0, 1], [0, 1], f1=1.0, f1_interval_95=[0.5, 1])
+    write_comparison_page(compare_runs(*runs), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    cells = ("0.5000 (95 %: 0.2500 to 0.7500, n = 2)", "1.0000 (95 %: 0.5000 to 1.0000, n = 2)")
+    assert '<th scope="row">test/f1</th>' in page
+    assert all(f"<td>{cell}</td>" in page for cell in cells)

@@ -173,3 +173,26 @@ def test_a_page_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"output=.*page.html cannot be written"):
         write_run_page(run, "test", tmp_path / "file" / "page.html")
+
+
+def test_further_metrics_have_the_interval_of_an_evaluation_that_measured_the_same(tmp_path: Path):
+    test = {"acc": 0.6, "interval_95": [0.57, 0.63], "num_images": 1000, "f1": 0.50001, "auroc": 0.9, "loss": 1.2}
+    run = make_run(tmp_path / "a", val={"acc": 0.7, "f1": 0.55}, test=test)
+    page, _ = written(run)
+    assert "test/f1 0.5000 n = 1,000 val/f1 0.5500 epoch 2" in page.text
+    assert "test/loss" not in page.text
+    measured = {"f1": 0.5, "f1_interval_95": [0.47, 0.53], "auroc": 0.8, "auroc_interval_95": [0.78, 0.83]}
+    make_evaluation(run, [0, 1], [0, 1], **measured, top5_acc_interval_95=[0, 1], ece=0.1, ece_interval_95="bad")
+    page, _ = written(run)
+    assert "test/f1 0.5000 95 %: 0.4700 to 0.5300, n = 1,000" in page.text
+    assert "test/auroc 0.9000 n = 1,000" in page.text
+    table = "metric value 95 % interval f1 0.5000 0.4700 to 0.5300 auroc 0.8000 0.7800 to 0.8300 Each class"
+    assert f"Metrics of these 2 images. {table}" in page.text
+
+
+def test_a_task_without_an_accuracy_shows_its_losses(tmp_path: Path):
+    run = make_run(tmp_path / "a", val={"loss": 0.5}, test={"loss": 0.25}, best_epoch=3)
+    (run / "metrics.csv").write_text("step,val_loss\n1,0.5\n")
+    page, _ = written(run)
+    assert "test/loss 0.2500 val/loss 0.5000 epoch 3" in page.text
+    assert "test accuracy" not in page.text

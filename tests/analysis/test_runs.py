@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from run_folders import make_run
 
-from imago.analysis.runs import load_runs, mean_over_seeds, older_repetitions, setting_names
+from imago.analysis.runs import load_runs, mean_over_seeds, metric_names, older_repetitions, setting_names
 from imago.analysis.table import sort_runs
 from imago.errors import DataError
 
@@ -150,3 +150,26 @@ def test_a_setting_that_some_runs_lack_still_makes_a_group(tmp_path: Path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", config={"schedule": {"warmup_epochs": 5}})
     assert len(mean_over_seeds(load_runs(tmp_path))) == 2
+
+
+def test_further_metrics_are_columns_with_mean_and_spread_over_seeds(tmp_path: Path):
+    for seed, f1 in ((1, 0.5), (2, 0.75)):
+        make_run(tmp_path / str(seed), seed, val={"acc": f1, "f1": f1}, test={"f1": f1 / 2})
+    runs = load_runs(tmp_path)
+    assert metric_names(runs) == ["val/f1", "test/f1"]
+    assert setting_names(runs) == []
+    assert runs["test/f1"].tolist() == [0.25, 0.375]
+    (mean,) = mean_over_seeds(runs).to_dict("records")
+    assert (mean["num_seeds"], mean["val/f1"], mean["test/f1"]) == (2, 0.625, 0.3125)
+    assert (mean["std/val/f1"], mean["std/test/f1"]) == pytest.approx((0.125 * 2**0.5, 0.0625 * 2**0.5))
+
+
+def test_a_metric_that_some_runs_add_separates_no_seeds_and_another_definition_does(tmp_path: Path):
+    f1, micro, auroc = {"f1": {"average": "macro"}}, {"f1": {"average": "micro"}}, {"auroc": {"_target_": "a.AUROC"}}
+    make_run(tmp_path / "1", 1, test={"f1": 0.5}, config={"metrics": f1})
+    make_run(tmp_path / "2", 2, test={"f1": 0.7, "auroc": 0.9}, config={"metrics": f1 | auroc})
+    (mean,) = mean_over_seeds(load_runs(tmp_path)).to_dict("records")
+    assert (mean["num_seeds"], mean["test/f1"], mean["test/auroc"]) == (2, pytest.approx(0.6), 0.9)
+    assert pd.isna(mean["std/test/auroc"])
+    make_run(tmp_path / "3", 3, test={"f1": 0.6}, config={"metrics": micro})
+    assert mean_over_seeds(load_runs(tmp_path))["num_seeds"].tolist() == [2, 1]

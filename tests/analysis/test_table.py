@@ -100,3 +100,41 @@ def test_a_csv_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch):
     for path in (tmp_path, Path(".")):
         with pytest.raises(DataError, match=f"csv={path} cannot be written"):
             write_runs_csv(runs_table({"run": "a"}), path)
+
+
+@pytest.mark.parametrize(
+    ("column", "order"),
+    [("test/f1", "bac"), ("test.f1", "bac"), ("val/my_loss", "acb"), ("test/calibration_error", "cab")],
+)
+def test_further_metrics_are_sorted_best_first_and_losses_and_errors_in_ascending_order(column: str, order: str):
+    values = {"a": (0.5, 0.1, 0.2), "b": (0.7, 0.3, 0.3), "c": (None, 0.2, 0.1)}
+    names = ("test/f1", "val/my_loss", "test/calibration_error")
+    runs = runs_table(*({"run": run} | dict(zip(names, row, strict=True)) for run, row in values.items()))
+    assert "".join(sort_runs(runs, column)["run"]) == order
+
+
+def test_two_metrics_in_which_the_runs_differ_are_shown_those_of_the_test_first():
+    equal = {"val/f1": 0.5, "test/same": 0.1}
+    first = {"run": "a", "test/loss": 1.0, "test/f1": 0.51234, "test/auroc": 0.9} | equal
+    second = {"run": "b", "test/loss": 2.0, "test/f1": 0.00004} | equal
+    header, _, *rows = table_text(runs_table(first, second), None).splitlines()
+    assert [name for name in header.split() if "/" in name] == ["test/f1", "test/auroc"]
+    assert "   0.5123      0.9000" in rows[0]
+    assert rows[1].endswith(" 4e-05")
+    (alone,) = table_text(runs_table(first), None).splitlines()[2:]
+    assert alone.split()[-2:] == ["0.5123", "0.9000"]
+
+
+def test_in_a_narrow_terminal_metrics_are_left_out_after_the_speed(tmp_path: Path):
+    runs = runs_table({"run": "a", "test/f1": 0.5, "images_per_s": 9.0}, {"run": "b", "test/f1": 0.6})
+    *_, note = table_text(runs, width=60).splitlines()
+    assert note.startswith("(this terminal is too narrow for images/s, test/f1;")
+    assert "test/f1" in table_text(runs, width=70).splitlines()[0]
+
+
+def test_the_mean_of_a_metric_has_its_spread_and_that_of_one_seed_says_so(tmp_path: Path):
+    make_run(tmp_path / "1", 1, test={"f1": 0.5, "auroc": 0.9})
+    make_run(tmp_path / "2", 2, test={"f1": 0.7})
+    text = table_text(mean_over_seeds(load_runs(tmp_path)), None)
+    assert "0.6000 ± 0.14" in text
+    assert "0.9000 (1 seed)" in text

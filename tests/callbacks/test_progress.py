@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from imago.callbacks.progress import Progress
 
@@ -36,3 +37,16 @@ def test_the_bar_shows_the_values_of_the_last_logging_step():
     module: Any = SimpleNamespace(last_logged={"train/loss_step": 0.1234, "images_per_s": 12345.6, "lr": 0.1})
     trainer: Any = None
     assert Progress(10).get_metrics(trainer, module) == {"loss": "0.123", "images/s": "12,346"}
+
+
+def test_the_bar_shows_every_metric_of_the_last_validation():
+    values = {"val/loss": 0.12345, "val/acc": 0.5, "val/f1": 0.25, "val_iou": 0.125, "val_loss": 1.5, "train/loss": 1.0}
+    metrics = {name: torch.tensor(value) for name, value in values.items()}
+    trainer: Any = SimpleNamespace(callbacks=[], callback_metrics=metrics, state=SimpleNamespace(fn="validate"))
+    module: Any = None
+    progress = Progress(10)
+    progress.val_progress_bar = tqdm(disable=True)
+    assert progress.get_metrics(trainer, module) == {}
+    progress.on_validation_end(trainer, module)
+    shown = {"val/acc": "50.00%", "val/f1": "0.2500", "val_iou": "0.1250", "val_loss": "1.500"}
+    assert progress.get_metrics(trainer, module) == shown

@@ -36,6 +36,9 @@ def test_a_run_has_its_settings_with_the_scores_and_figures_of_its_best_epoch(fi
     assert {"augment.mixup_alpha", "seed", "data.batch_size"} <= settings.keys()
     assert not [name for name in settings if name.startswith(("data.augment", "data.seed"))]
     assert [point.value for point in events.Scalars("best/val_acc")] == pytest.approx([summary["val"]["acc"]])
+    assert [point.value for point in events.Scalars("best/val_f1")] == pytest.approx([summary["val"]["f1"]])
+    assert {round(point.value, 5) for point in events.Scalars("test/f1")} == {round(summary["test"]["f1"], 5)}
+    assert len(events.Scalars("val/f1")) == summary["epochs"]
     assert {round(point.value, 5) for point in events.Scalars("test/acc")} == {round(summary["test"]["acc"], 5)}
     for name in ("val/confusion", "val/mistakes"):
         [shown] = events.Images(name)

@@ -46,6 +46,13 @@ def test_values_that_are_not_finite_numbers_are_left_out(tmp_path: Path):
     assert (record.seconds, record.test_acc, record.test_low, record.val_acc) == (None, None, None, 0.5)
 
 
+def test_further_metrics_have_their_logged_names_and_a_task_may_lack_the_accuracy(tmp_path: Path):
+    test = {"loss": 0.5, "f1": 0.6, "auroc": math.nan, "num_images": 10}
+    record = read_record(make_run(tmp_path / "a", val={"f1": 0.7, "monitor": "val/f1", "acc": 0.8}, test=test))
+    assert record.metrics == {"val/f1": 0.7, "test/loss": 0.5, "test/f1": 0.6}
+    assert (record.val_acc, record.test_acc, record.test_low, record.num_test_images) == (0.8, None, None, 10)
+
+
 def test_a_running_run_has_its_best_validation_so_far(tmp_path: Path):
     run = make_run(tmp_path / "a", status="running", val=None, test=None)
     assert read_record(run).val_acc == 0.7

@@ -9,7 +9,7 @@ from imago.training.console import end_lines
 SUMMARY = {
     "epochs": 3,
     "best_epoch": 2,
-    "val": {"acc": 0.9},
+    "val": {"acc": 0.9, "monitor": "val/acc"},
     "test": {"acc": 0.85, "interval_95": [0.8, 0.9], "num_images": 1000, "num_left_out": 0},
     "images_per_s": 1234.5,
     "data_wait_share": 0.25,
@@ -44,3 +44,18 @@ def test_commands_that_need_a_checkpoint_are_printed_only_if_it_exists(run_dir: 
     text = end_lines(SUMMARY, run_dir)
     assert all(f"python src/{name}.py run=" in text for name in ("eval", "predict", "export"))
     assert "trainer.max_epochs=6" in text
+
+
+def test_further_metrics_of_the_test_and_another_monitored_value_are_printed(run_dir: Path):
+    val, test = SUMMARY["val"] | {"f1": 0.75, "monitor": "val/f1"}, SUMMARY["test"] | {"f1": 0.93124, "auroc": 1.0}
+    first, second, *_ = end_lines(SUMMARY | {"val": val, "test": test}, run_dir).splitlines()
+    assert first.endswith("(best checkpoint: epoch 2, val accuracy 90.00%, val/f1 0.7500)")
+    assert second == "test f1 0.9312, auroc 1.0000"
+
+
+def test_a_task_may_lack_accuracy_interval_and_number_of_images(run_dir: Path):
+    summary = {"epochs": 3, "best_epoch": 2, "val": {"loss": 0.5, "monitor": "val_loss"}}
+    first, second, *_ = end_lines(summary | {"test": {"loss": 0.25}}, run_dir).splitlines()
+    assert (first, second) == ("test loss 0.2500 (best checkpoint: epoch 2, val/loss 0.5000)", "next:")
+    assert end_lines(summary | {"test": {"acc": 0.5}}, run_dir).startswith("test accuracy 50.00% (best checkpoint: ")
+    assert end_lines({"epochs": 3, "test": {}}, run_dir).startswith("next:")

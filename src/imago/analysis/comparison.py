@@ -111,7 +111,7 @@ def write_comparison_page(comparison: Comparison, file: Path) -> None:
     context = {
         "title": f"{comparison.names[0]} and {comparison.names[1]}",
         "comparison": comparison,
-        "results": _result_rows(comparison.records),
+        "results": _result_rows(comparison),
         "classes": _class_rows(*comparison.evaluations) if comparison.evaluations else [],
         "charts": _charts(comparison.records),
     }
@@ -151,10 +151,11 @@ def _different_images(reason: str) -> DataError:
     return DataError(f"the two runs were evaluated on different images: {reason}; {_REMEDY}")
 
 
-def _result_rows(records: tuple[RunRecord, RunRecord]) -> list[tuple[str, str, str]]:
+def _result_rows(comparison: Comparison) -> list[tuple[str, str, str]]:
+    records, evaluations = comparison.records, comparison.evaluations or (None, None)
     a, b = (
-        {name: f"{value} ({note})" if note else value for name, value, note in main_results(record)}
-        for record in records
+        {name: f"{value} ({note})" if note else value for name, value, note in main_results(record, evaluation)}
+        for record, evaluation in zip(records, evaluations, strict=True)
     )
     rows = [(name, a.get(name, ""), b.get(name, "")) for name in a | b]
     return [("status", records[0].status, records[1].status), *rows]

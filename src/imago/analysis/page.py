@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from imago.analysis.evaluation import Evaluation
 from imago.errors import DataError
 from imago.files import write_text
 from imago.images import MAX_SMALL_PX
 from imago.runs.records import RunRecord
-from imago.text import count_text, duration_text, percent_text, range_text
+from imago.text import count_text, duration_text, metric_text, percent_text, range_text
 
 _THUMBNAIL_PX = 160  # longer side; 25 of them as JPEG take about 200 kB; our own choice
 _JPEG_QUALITY = 82  # of thumbnails; our own choice
+_MAX_DIFFERENCE = 5e-5  # of a metric on a GPU and on a CPU: half of the last decimal that is shown; our own choice
 _MAX_FIGURE_BYTES = 1_500_000  # larger figures are listed by name, which keeps a page small; our own choice
 
 
@@ -49,8 +52,13 @@ def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
         ) from error
 
 
-def main_results(record: RunRecord) -> list[tuple[str, str, str]]:
-    """Return name, value and note of the main results of a run."""
+def main_results(record: RunRecord, evaluation: Evaluation | None = None) -> list[tuple[str, str, str]]:
+    """Return name, value and note of the main results of a run.
+
+    Args:
+        record: the run.
+        evaluation: has the intervals of further metrics, which are shown where it measured the same value as the run.
+    """
     interval, tta = range_text(record.test_low, record.test_high), final_test_tta(record)
     wait_share = record.data_wait_share
     tested = f"95 %: {interval}, n = {count_text(record.num_test_images)}" if interval else ""
@@ -64,7 +72,23 @@ def main_results(record: RunRecord) -> list[tuple[str, str, str]]:
             f"{percent_text(wait_share)} of the time waiting for data" if wait_share else "",
         ),
     ]
-    return [card for card in cards if card[1]]
+    return [card for card in cards if card[1]] + _metric_results(record, evaluation)
+
+
+def _metric_results(record: RunRecord, evaluation: Evaluation | None) -> list[tuple[str, str, str]]:
+    """Return name, value and note of the metrics besides the accuracy; of the losses only without an accuracy."""
+    measured = {f"{evaluation.directory.name}/{row[0]}": row for row in evaluation.metrics} if evaluation else {}
+    results = []
+    for name, value in sorted(record.metrics.items(), key=lambda item: item[0].partition("/")[::-1]):
+        _, in_evaluation, interval = measured.get(name, (name, math.inf, ""))
+        notes = [f"95 %: {interval}"] if abs(in_evaluation - value) < _MAX_DIFFERENCE else []
+        if name.startswith("test/"):
+            notes += [f"n = {count_text(record.num_test_images)}"] if record.num_test_images else []
+        elif record.best_epoch:
+            notes.append(f"epoch {record.best_epoch}")
+        if not name.endswith("/loss") or record.val_acc is None:
+            results.append((name, metric_text(value), ", ".join(notes)))
+    return results
 
 
 def final_test_tta(record: RunRecord) -> str:

@@ -14,7 +14,7 @@ from imago.files import read_json
 from imago.runs.records import RunRecord, read_logged, read_record
 from imago.statistics.calibration import Reliability, reliability
 from imago.statistics.metrics import macro_scores, most_confused
-from imago.text import count_text, duration_text, percent_text, range_text
+from imago.text import count_text, duration_text, metric_text, percent_text, range_text
 
 _MAX_MISTAKES = 25  # images, about 200 kB; our own choice
 _MAX_CLASSES = 30  # with more, the matrix is wider than a screen and only the classes with the lowest F1 are listed
@@ -44,7 +44,7 @@ def write_run_page(run: Path, split: str, file: Path) -> list[str]:
     context = {
         "title": f"{run.parent.name}/{run.name}",
         "record": record,
-        "results": main_results(record),
+        "results": main_results(record, evaluation),
         "charts": _charts(read_or_none(notes, read_logged, run) or {}),
         "times": _time_rows(read_json(run / "summary.json"), notes),
         "split": split,
@@ -99,6 +99,7 @@ def _evaluation_context(evaluation: Evaluation, notes: list[str]) -> dict[str, A
     cell_shades = np.sqrt(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)).round(3).tolist()
     return {
         "interval": range_text(*(evaluation.metadata.get("interval_95") or (None, None))),
+        "metrics": [(name, metric_text(value), interval) for name, value, interval in evaluation.metrics],
         "macro_f1": macro_scores(evaluation.per_class)["f1"],
         "classes": _class_rows(evaluation),
         "cell_shades": cell_shades if len(names) <= _MAX_CLASSES else [],

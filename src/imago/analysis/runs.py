@@ -1,6 +1,6 @@
 """Load run directories as pandas tables: one row for each run, or one for all seeds of the same settings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from imago.statistics.intervals import mean_interval
 
 # The first and the last columns; the settings that differ are between them.
 _IDENTITY_COLUMNS = ("run", "status", "started", "data", "model", "seed")
-_RESULT_COLUMNS = (
-    *("val_acc", "test_acc", "test_low", "test_high", "num_test_images", "best_epoch", "epochs"),
-    *("seconds", "images_per_s", "data_wait_share", "run_dir", "reason", "config_error"),
+_ACCURACY_COLUMNS = ("val_acc", "test_acc", "test_low", "test_high", "num_test_images")  # further metrics follow
+_OTHER_COLUMNS = (
+    *("best_epoch", "epochs", "seconds", "images_per_s", "data_wait_share", "run_dir", "reason", "config_error"),
 )
 # Only in a table of `mean_over_seeds`.
 _SEED_COLUMNS = ("num_seeds", "val_std", "test_std", "test_lowest", "test_highest")
+_NO_SETTINGS = frozenset({*_IDENTITY_COLUMNS, *_ACCURACY_COLUMNS, *_OTHER_COLUMNS, *_SEED_COLUMNS})
+_METRIC_PREFIXES = ("val/", "test/", "std/")  # no setting has such a name
 _MAX_EXACT = 2**53  # larger integers are not exact in float64
 _COUNT_COLUMNS = ["seed", "num_test_images", "best_epoch", "epochs"]
 _MEAN_COLUMNS = ["val_acc", "test_acc", "seconds", "images_per_s", "data_wait_share"]
@@ -32,29 +34,39 @@ def load_runs(log_dir: Path | str) -> DataFrame:
     Returns:
         One row for each run. `run` is its path below `log_dir`, `run_dir` the full path; accuracies are in [0, 1], and
         `test_low`, `test_high` are the ends of the 95 % interval. Between `seed` and `val_acc` are the settings that
-        differ between these runs, named as on the command line. `status` is running, finished, failed or stopped as
-        in the summary, "died" for a run that was killed, or "unreadable". `reason` says why a run ended early, and
+        differ between these runs, named as on the command line; a metric that only some runs compute is none of them.
+        Further metrics are named as they are logged: `val/f1`. `status` is running, finished, failed or stopped as in
+        the summary, "died" for a run that was killed, or "unreadable". `reason` says why a run ended early, and
         `config_error` why its settings are missing.
 
     Raises:
         DataError: if `log_dir` is not a directory.
     """
     records = read_records(log_dir)
+    settings = [record.settings for record in records if record.settings]
     names = [
         name
-        for name in differing_settings([record.settings for record in records if record.settings])
-        if name not in (*_IDENTITY_COLUMNS, *_RESULT_COLUMNS)
+        for name in differing_settings(settings)
+        if name not in _NO_SETTINGS and not _is_added_metric(name, settings)
     ]
+    metrics = list(dict.fromkeys(name for record in records for name in record.metrics))
     shown = ("data", "model", "seed", *names)
-    rows = [vars(record) | {name: record.settings.get(name) for name in shown} for record in records]
-    table = _create_table(rows, [*_IDENTITY_COLUMNS, *names, *_RESULT_COLUMNS])
-    return table.sort_values("started", ignore_index=True)
+    rows = [
+        {**vars(record), **record.metrics, **{name: record.settings.get(name) for name in shown}} for record in records
+    ]
+    columns = [*_IDENTITY_COLUMNS, *names, *_ACCURACY_COLUMNS, *metrics, *_OTHER_COLUMNS]
+    return _create_table(rows, columns).sort_values("started", ignore_index=True)
 
 
 def setting_names(runs: DataFrame) -> list[str]:
     """Return the settings that differ within a table of `load_runs` or some of its rows, without `seed`."""
-    columns = [name for name in runs.columns if name not in (*_IDENTITY_COLUMNS, *_RESULT_COLUMNS, *_SEED_COLUMNS)]
+    columns = [name for name in runs.columns if name not in _NO_SETTINGS and not name.startswith(_METRIC_PREFIXES)]
     return [name for name in ("data", "model", *columns) if runs[name].nunique(dropna=False) > 1]
+
+
+def metric_names(runs: DataFrame) -> list[str]:
+    """Return the columns of metrics besides the accuracy, such as `val/f1`."""
+    return [name for name in runs.columns if name.startswith(_METRIC_PREFIXES[:2])]
 
 
 def mean_over_seeds(runs: DataFrame) -> DataFrame:
@@ -67,15 +79,16 @@ def mean_over_seeds(runs: DataFrame) -> DataFrame:
         runs: a table of `load_runs`, or some of its rows.
 
     Returns:
-        The same columns, and `num_seeds`. In a row for several seeds, accuracies and speeds are means and the rest is
-        of the newest run; `val_std`, `test_std` are standard deviations, `test_lowest`, `test_highest` the extremes,
-        and `test_low`, `test_high` the ends of the 95 % confidence interval of the mean.
+        The same columns, and `num_seeds`. In a row for several seeds, metrics and speeds are means and the rest is of
+        the newest run; `val_std`, `test_std` and `std/NAME` of a further metric NAME are standard deviations,
+        `test_lowest`, `test_highest` the extremes, and `test_low`, `test_high` the ends of the 95 % confidence interval
+        of the mean.
     """
     complete = _complete_runs(runs).drop(older_repetitions(runs).index)
     groups = complete.groupby(_group_names(runs), dropna=False, sort=False)
     others = runs.drop(_complete_runs(runs).index)
     rows = [_mean_of(seeds) for _, seeds in groups] + [_mean_of(others.loc[[index]]) for index in others.index]
-    return _create_table(rows, [*runs.columns, *_SEED_COLUMNS])
+    return _create_table(rows, [*runs.columns, *_SEED_COLUMNS, *(f"std/{name}" for name in metric_names(runs))])
 
 
 def older_repetitions(runs: DataFrame) -> DataFrame:
@@ -93,6 +106,11 @@ def _group_names(runs: DataFrame) -> list[str]:
     return list(dict.fromkeys(["data", "model", *setting_names(runs)]))
 
 
+def _is_added_metric(name: str, settings: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a setting is of a metric that is defined alike wherever it is computed."""
+    return name.startswith("metrics.") and len({run.get(name) for run in settings} - {None}) == 1
+
+
 def _mean_of(seeds: DataFrame) -> dict[str, Any]:
     """Return the row for runs that differ only in the seed; the last one is the newest."""
     row = seeds.iloc[-1].to_dict() | {"num_seeds": len(seeds)}
@@ -101,10 +119,12 @@ def _mean_of(seeds: DataFrame) -> dict[str, Any]:
     tests = seeds["test_acc"].dropna()
     low, high = mean_interval(tests.tolist()) or (None, None)
     spread = {"val_std": seeds["val_acc"].std(), "test_std": tests.std(), "test_low": low, "test_high": high}
+    spread |= {f"std/{name}": seeds[name].std() for name in metric_names(seeds)}
     cleared = dict.fromkeys(("seed", "best_epoch", "run_dir"))
     extremes = {"test_lowest": tests.min(), "test_highest": tests.max()}
     name = f"{seeds['run'].min()} +{len(seeds) - 1}"
-    return row | seeds[_MEAN_COLUMNS].mean().to_dict() | spread | extremes | cleared | {"run": name}
+    means = seeds[[*_MEAN_COLUMNS, *metric_names(seeds)]].mean().to_dict()
+    return row | means | spread | extremes | cleared | {"run": name}
 
 
 def _create_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> DataFrame:
@@ -116,7 +136,7 @@ def _create_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> Dat
             table[name] = column.astype("Int64")
         elif types and types <= {int, float}:
             table[name] = column.astype("float64")
-    numbers = [*_COUNT_COLUMNS, *_MEAN_COLUMNS, "test_low", "test_high"]
+    numbers = [*_COUNT_COLUMNS, *_MEAN_COLUMNS, "test_low", "test_high", *metric_names(table)]
     table[numbers] = table[numbers].apply(pd.to_numeric, errors="coerce").astype("float64")
     counts = table[_COUNT_COLUMNS].round()
     table[_COUNT_COLUMNS] = counts.where(counts.abs() < _MAX_EXACT).astype("Int64")

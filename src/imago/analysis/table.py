@@ -5,33 +5,50 @@ from typing import Any
 
 from pandas import DataFrame
 
-from imago.analysis.runs import setting_names
+from imago.analysis.runs import metric_names, setting_names
 from imago.errors import ConfigError, DataError
 from imago.files import write_text
 from imago.settings import typed_value
-from imago.text import count_text, display_width, duration_text, padded, percent_text, printable, range_text
+from imago.text import (
+    count_text,
+    display_width,
+    duration_text,
+    metric_text,
+    padded,
+    percent_text,
+    printable,
+    range_text,
+)
 
 _BEST_FIRST = ("val_acc", "test_acc", "images_per_s")
+_LOWER_IS_BETTER = ("loss", "error", "distance", "/ece", "/nll")  # parts of the names of metrics; our own choice
+_MAX_METRICS = 2  # columns, so that a row fits on a screen; our own choice
 _RIGHT_ALIGNED = ("val", "test", "n", "time", "images/s")  # columns of numbers
-_LEFT_OUT_IF_NARROW = ("images/s", "n", "time", "data", "model", "seed")  # in a narrow terminal, left out in this order
+# In a narrow terminal columns are left out in this order: the first ones, further metrics, the last ones.
+_LEFT_OUT_FIRST, _LEFT_OUT_LAST = ("images/s", "n", "time"), ("data", "model", "seed")
 
 
 def sort_runs(runs: DataFrame, column: str) -> DataFrame:
-    """Sort accuracies and speeds best first, everything else in ascending order.
+    """Sort accuracies, speeds and further metrics best first, everything else in ascending order.
+
+    Of a further metric higher values are better, unless its name contains a word of `_LOWER_IS_BETTER`.
 
     Args:
         runs: a table of `imago.analysis.runs`.
-        column: its name, also as in TensorBoard (test/acc) or in `summary.json` (test.acc).
+        column: its name, also as in TensorBoard (test/acc) or in `summary.json` (test.acc, test.f1).
 
     Raises:
         ConfigError: if there is no such column.
     """
-    name = column if column in runs else column.replace("/", "_").replace(".", "_")
-    if name not in runs:
+    names = (column, column.replace(".", "/", 1), column.replace("/", "_").replace(".", "_"))
+    name = next((name for name in names if name in runs), None)
+    if name is None:
         raise ConfigError(f"sort={column} is not a column; sort by one of {', '.join(runs.columns)}.")
     is_text = runs[name].dtype == object
     key = (lambda values: values.map(str, na_action="ignore")) if is_text else None
-    return runs.sort_values(name, ascending=name not in _BEST_FIRST, key=key, kind="stable", ignore_index=True)
+    best_first = [name for name in metric_names(runs) if not any(word in name for word in _LOWER_IS_BETTER)]
+    is_ascending = name not in (*_BEST_FIRST, *best_first)
+    return runs.sort_values(name, ascending=is_ascending, key=key, kind="stable", ignore_index=True)
 
 
 def write_runs_csv(runs: DataFrame, path: Path) -> None:
@@ -58,19 +75,21 @@ def table_text(runs: DataFrame, width: int | None) -> str:
         width: the width of the terminal, in characters. If the table is wider, settings are printed below their run
             and some columns are left out. None leaves out nothing.
     """
-    table = DataFrame([_row_cells(row) for row in _row_dicts(runs)])
+    metrics = _shown_metrics(runs)
+    headers = [printable(name) for name in metrics]
+    table = DataFrame([_row_cells(row, metrics) for row in _row_dicts(runs)])
     table["settings"] = _settings_texts(runs)
     table = table.loc[:, (table != "").any()]
     setting_lines, left_out = [""] * len(table), []
     if width is not None and _total_width(table) > width:
         if "settings" in table:
             setting_lines = [f"\n    {text}" if text else "" for text in table.pop("settings")]
-        for header in _LEFT_OUT_IF_NARROW:
+        for header in (*_LEFT_OUT_FIRST, *reversed(headers), *_LEFT_OUT_LAST):
             if header in table and _total_width(table) > width:
                 table.pop(header)
                 left_out.append(header)
     columns = [
-        [padded(cell, cell_width, header in _RIGHT_ALIGNED) for cell in (header, *table[header])]
+        [padded(cell, cell_width, header in (*_RIGHT_ALIGNED, *headers)) for cell in (header, *table[header])]
         for header, cell_width in _column_widths(table).items()
     ]
     first, *lines = ("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
@@ -97,8 +116,14 @@ def _row_dicts(runs: DataFrame) -> list[dict[str, Any]]:
     return runs.astype(object).where(runs.notna(), None).to_dict("records")
 
 
-def _row_cells(row: dict[str, Any]) -> dict[str, str]:
-    """Return the texts of a row by their headers."""
+def _shown_metrics(runs: DataFrame) -> list[str]:
+    """Return the further metrics in which the rows differ: of the test before those of validation, losses last."""
+    names = [name for name in metric_names(runs) if len(runs) == 1 or runs[name].nunique(dropna=False) > 1]
+    return sorted(names, key=lambda name: (name.endswith("/loss"), name.startswith("val/")))[:_MAX_METRICS]
+
+
+def _row_cells(row: dict[str, Any], metrics: list[str]) -> dict[str, str]:
+    """Return the texts of a row by their headers; `metrics` are the further ones that are shown."""
     if row.get("num_seeds", 1) > 1:
         row["seed"] = f"{row['num_seeds']} seeds"
         spread = f" [{range_text(row['test_lowest'], row['test_highest'], '..')}]"
@@ -110,6 +135,7 @@ def _row_cells(row: dict[str, Any]) -> dict[str, str]:
         **{name: "" if value is None else printable(str(value)) for name, value in names.items()},
         "val": _accuracy_text(row["val_acc"], row.get("val_std")),
         "test": test + spread if ".." in spread else test,
+        **{printable(name): _metric_text(row, name) for name in metrics},
         "n": count_text(row["num_test_images"]),
         "time": duration_text(row["seconds"]),
         "images/s": count_text(row["images_per_s"]),
@@ -118,6 +144,13 @@ def _row_cells(row: dict[str, Any]) -> dict[str, str]:
 
 def _accuracy_text(acc: float | None, std: float | None) -> str:
     return percent_text(acc) if acc is None or std is None else f"{100 * acc:.2f} ± {percent_text(std)}"
+
+
+def _metric_text(row: dict[str, Any], name: str) -> str:
+    value, std = row[name], row.get(f"std/{name}")
+    if value is None or row.get("num_seeds", 1) == 1:
+        return metric_text(value)
+    return f"{metric_text(value)} (1 seed)" if std is None else f"{metric_text(value)} ± {std:.2g}"
 
 
 def _settings_texts(runs: DataFrame) -> list[str]:

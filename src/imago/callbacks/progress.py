@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from imago.callbacks.train_metrics import TrainMetrics
+from imago.text import metric_text
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ _BAR_METRICS = {
     "train/acc_step": ("acc", "{:.1%}"),
     "images_per_s": ("images/s", "{:,.0f}"),
 }
-_FORMATS = {"loss": "{:.3f}", "acc": "{:6.2%}"}  # of an epoch
+_FORMATS = {"loss": "{:.3f}".format, "acc": "{:6.2%}".format}  # of an epoch; other metrics have 4 decimals
 
 
 class Progress(TQDMProgressBar):
@@ -31,12 +32,22 @@ class Progress(TQDMProgressBar):
         super().__init__(refresh_rate=refresh_every_n_steps if sys.stdout.isatty() else 0)
         self._epoch_start_s = 0.0
         self._first_epoch = 0
+        self._val_texts: dict[str, str] = {}
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict]:
-        """Return the text after the bar; the values are those of the last logging step."""
+        """Return the text after the bar; the values are those of the last logging step and the last validation."""
         newest = (c.newest for c in trainer.callbacks if isinstance(c, TrainMetrics))  # type: ignore[attr-defined]
         logged = next(newest, {})
-        return {short: form.format(logged[name]) for name, (short, form) in _BAR_METRICS.items() if name in logged}
+        shown = {short: form.format(logged[name]) for name, (short, form) in _BAR_METRICS.items() if name in logged}
+        return {**shown, **self._val_texts}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._val_texts = {  # formatted once: reading a value waits for the device
+            name: _FORMATS.get(name[4:], metric_text)(float(value)).strip()
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(("val/", "val_")) and name != "val/loss"  # which the line of the epoch has
+        }
+        super().on_validation_end(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -61,7 +72,7 @@ class Progress(TQDMProgressBar):
         parts = [f"epoch {trainer.current_epoch:>3}/{trainer.max_epochs}"]
         for split in ("train", "val"):
             values = {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith(f"{split}/")}
-            texts = [f"{name} {_FORMATS.get(name, '{:.4g}').format(value)}" for name, value in values.items()]
+            texts = [f"{name} {_FORMATS.get(name, metric_text)(value)}" for name, value in values.items()]
             parts += [" ".join([split, *texts])] if values else []
         parts += [f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name]  # of another task
         parts.append(f"{perf_counter() - self._epoch_start_s:.1f} s")

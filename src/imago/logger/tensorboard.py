@@ -8,6 +8,7 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image
 
+from imago.runs.summary import summary_metrics
 from imago.settings import flat_settings
 
 _GROUPS = ("data", "augment", "model", "optimizer", "schedule", "loss")
@@ -31,15 +32,15 @@ def add_image(name: str, file: Path, step: int, loggers: Iterable[Logger]) -> No
 
 
 def add_hparams(settings: Mapping[str, Any], summary: Mapping[str, Any], loggers: Iterable[Logger]) -> None:
-    """Fill the tab HPARAMS: the settings that affect the result, with `best/val_acc` and `test/acc`.
+    """Fill the tab HPARAMS: the settings that affect the result, with all metrics: `best/val_acc`, `test/acc`, ...
 
     Args:
         settings: the settings of the run, as plain nested dicts.
         summary: the summary of the run, after the test.
         loggers: the loggers of the run; those of other types are ignored.
     """
-    scores = {"best/val_acc": summary.get("val", {}).get("acc"), "test/acc": summary.get("test", {}).get("acc")}
-    metrics = {name: value for name, value in scores.items() if value is not None}
+    # val/acc is the curve over the epochs.
+    metrics = {name.replace("val/", "best/val_", 1): value for name, value in summary_metrics(summary).items()}
     for board in _tensorboards(loggers):
         board.log_hyperparams(result_settings(settings), metrics, step=summary.get("steps", 0))
         board.experiment.flush()

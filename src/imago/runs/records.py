@@ -15,6 +15,7 @@ import yaml  # type: ignore[import-untyped]
 
 from imago.errors import DataError
 from imago.files import read_json
+from imago.runs.summary import is_finite, summary_metrics
 from imago.settings import flat_settings
 
 # The files that mark a run directory; a run that was killed at its start has only the second.
@@ -47,6 +48,7 @@ class RunRecord:
         test_acc: test accuracy of the best checkpoint, in [0, 1].
         test_low: lower end of its 95 % interval.
         test_high: upper end of its 95 % interval.
+        metrics: the other metrics of validation in the best epoch and of the test, by their logged names: `val/f1`.
         num_test_images: number of tested images, which determines the interval.
         best_epoch: epoch of the best checkpoint, counted from 1.
         epochs: number of completed epochs.
@@ -66,6 +68,7 @@ class RunRecord:
     test_acc: float | None = None
     test_low: float | None = None
     test_high: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
     num_test_images: int | None = None
     best_epoch: int | None = None
     epochs: int | None = None
@@ -206,12 +209,9 @@ def _read_summary(run_dir: Path) -> dict[str, Any]:
         with suppress(DataError):
             values = read_logged(run_dir).get("val/acc", ([], []))[1]
             numbers["val_acc"] = max(filter(math.isfinite, values), default=None)
-    finite = {name: value if _is_finite(value) else None for name, value in numbers.items()}
-    return {"status": status, "reason": reason, "started": started} | finite
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    finite = {name: value if is_finite(value) else None for name, value in numbers.items()}
+    metrics = {name: value for name, value in summary_metrics(summary).items() if name not in ("val/acc", "test/acc")}
+    return {"status": status, "reason": reason, "started": started, "metrics": metrics} | finite
 
 
 def _read_error(file: Path, error: Exception) -> str:

@@ -12,9 +12,10 @@ from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
 from imago.paths import checkpoint_file, short_path
+from imago.runs.summary import summary_metrics
 from imago.statistics.metrics import MIN_IMBALANCE_RATIO
 from imago.task.base import ImageTask
-from imago.text import join_names
+from imago.text import join_names, metric_text
 
 
 def start_table(
@@ -64,20 +65,7 @@ def start_table(
 
 def end_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
     """Return the results of a run and the commands to type next."""
-    test, val, best = summary.get("test"), summary.get("val"), summary.get("best_epoch")
-    lines = []
-    if test:
-        low, high = test["interval_95"]
-        views = f"{views}," if (views := _tta_text(test.get("tta", "none"))) else ""
-        lines.append(
-            f"test accuracy{views} {test['acc']:.2%}, 95 % interval {low:.2%} to {high:.2%}, n = {test['num_images']:,}"
-            + (f" (best checkpoint: epoch {best}, val accuracy {val['acc']:.2%})" if val else "")
-        )
-        if test["num_left_out"]:
-            lines.append(
-                f"only a part of the test split: trainer.limit_test_batches left out {test['num_left_out']:,} images, "
-                "in class order"
-            )
+    lines = _test_lines(summary)
     if "images_per_s" in summary:
         advice = f"; to reduce it: {summary['data_wait_advice']}" if "data_wait_advice" in summary else ""
         lines.append(
@@ -85,6 +73,35 @@ def end_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
             f"waiting for data{advice}"
         )
     return "\n".join([*lines, *_next_commands(run_dir, max(1, summary["epochs"]))])
+
+
+def _test_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return the accuracy of the test, its further metrics, and what was left out, as far as the task has them."""
+    test, metrics = summary.get("test") or {}, summary_metrics(summary)
+    lines = []
+    if (acc := metrics.pop("test/acc", None)) is not None:
+        views = f"{views}," if (views := _tta_text(test.get("tta", "none"))) else ""
+        interval = "95 % interval {:.2%} to {:.2%}".format(*test["interval_95"]) if "interval_95" in test else ""
+        num_images = f"n = {test['num_images']:,}" if "num_images" in test else ""
+        lines.append(", ".join(filter(None, [f"test accuracy{views} {acc:.2%}", interval, num_images])))
+    further = [f"{name[5:]} {metric_text(value)}" for name, value in metrics.items() if name.startswith("test/")]
+    lines += [f"test {', '.join(further)}"] if further else []
+    if lines and "best_epoch" in summary:
+        lines[0] += f" (best checkpoint: {_best_text(summary, metrics)})"
+    if test.get("num_left_out"):
+        lines.append(
+            f"only a part of the test split: trainer.limit_test_batches left out {test['num_left_out']:,} images, "
+            "in class order"
+        )
+    return lines
+
+
+def _best_text(summary: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+    """Return the epoch of the best checkpoint, its validation accuracy, and the monitored value if that is another."""
+    monitor = f"val/{str(summary['val']['monitor'])[4:]}"  # other tasks log val_loss
+    accuracy = f", val accuracy {metrics['val/acc']:.2%}" if "val/acc" in metrics else ""
+    other = f", {monitor} {metric_text(metrics[monitor])}" if monitor in metrics and monitor != "val/acc" else ""
+    return f"epoch {summary['best_epoch']}{accuracy}{other}"
 
 
 def _next_commands(run_dir: Path, num_epochs: int) -> list[str]:
