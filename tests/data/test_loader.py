@@ -21,7 +21,7 @@ class Batches:
 
 
 def loader(numbers, num_workers: int = 1) -> BatchLoader:
-    return BatchLoader(Batches(), [*numbers], num_workers, pin_memory=False)
+    return BatchLoader(Batches(), [*numbers], num_workers, {})
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -91,7 +91,8 @@ def _examine(samples: "Samples", cache_dir: Path) -> Examination:
     from imago.data.dataset import LabeledFiles
 
     if not isinstance(samples, LabeledFiles):
-        return Examination(examine_pixels(samples.images), ("",) * len(samples))
+        images = (samples.read(index, ()) for index in range(len(samples)))
+        return Examination(examine_pixels(images, len(samples)), ("",) * len(samples))
     return examine(samples, cache_dir)
 
 

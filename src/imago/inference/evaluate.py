@@ -1,5 +1,6 @@
 """The command `eval.py`: evaluate a trained network on val or test images."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -129,7 +130,8 @@ def _read_config(run: Path) -> dict[str, Any]:
 
 def _image_source(settings: Mapping[str, Any]) -> list[str]:
     """Return dataset class and resolved paths: equal for settings that read the same images, however split."""
-    return [os.path.realpath(str(settings.get(key))) for key in ("_target_", "root", "list_file", "name")]
+    paths = [os.path.realpath(str(settings.get(key))) for key in ("_target_", "root", "list_file", "name")]
+    return [*paths, json.dumps(settings.get("train"), sort_keys=True)]  # of data=dataset
 
 
 def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Path | None) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imago.errors import DataError
+from imago.images import Preprocess, resize_and_crop
 from imago.inference.load import Predictor, load_predictor
 from imago.statistics.metrics import LabeledOutputs
 from imago.text import join_names
@@ -33,13 +34,16 @@ def image_names(samples: "Samples") -> list[str]:
     return [str(name) for name in getattr(samples, "paths", samples.names)]
 
 
-def images_in_memory(samples: "Samples", indices: Sequence[int]) -> dict[int, np.ndarray]:
-    """Return some images by their index, uint8 (H, W, 3); an empty dict if the images are files."""
-    from imago.data.dataset import LabeledArray
+def images_in_memory(samples: "Samples", indices: Sequence[int], preprocess: Preprocess) -> dict[int, np.ndarray]:
+    """Return some images by their index, uint8 (H, W, 3), all of one size; an empty dict if the images are files."""
+    from imago.data.dataset import LabeledDataset, LabeledFiles
 
-    if not isinstance(samples, LabeledArray):
+    if isinstance(samples, LabeledFiles):
         return {}
-    return {index: samples.images[index].transpose(1, 2, 0) for index in indices}
+    images = {index: samples.read(index, ()) for index in indices}
+    if isinstance(samples, LabeledDataset):
+        return {index: resize_and_crop(pixels, preprocess) for index, pixels in images.items()}
+    return images
 
 
 def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> LabeledOutputs:

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from imago.augment.settings import Augment
+from imago.data.loader_settings import loader_problems
 from imago.errors import ConfigError
 from imago.images import INTERPOLATIONS, TTA_MODES
 from imago.schedule.duration import duration_in_steps
@@ -44,6 +45,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "optimizer.layer_lr_decay": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "data.batch_size": _AT_LEAST_1,
     "data.num_workers": ("0 or more", lambda value: value >= 0),
+    "data.loader.prefetch_factor": _AT_LEAST_1,
     "data.val_fraction": _BETWEEN_0_AND_1,
     "trainer.max_epochs": _AT_LEAST_1,
     "trainer.limit_train_batches": ("greater than 0; eval.py evaluates without training", lambda value: value > 0),
@@ -77,7 +79,7 @@ def check_settings(cfg: DictConfig) -> None:
     """
     checks: tuple[Callable[[DictConfig], Iterable[str]], ...] = (
         *(_value_problems, _trainer_problems, _schedule_problems, _monitor_problems, _logger_problems),
-        *(_augment_problems, _loss_problems, _tune_problems, _freezing_problems),
+        *(_augment_problems, _loader_problems, _loss_problems, _tune_problems, _freezing_problems),
     )
     problems = [problem for check in checks for problem in check(cfg)]
     if problems:
@@ -162,6 +164,10 @@ def _augment_problems(cfg: DictConfig) -> list[str]:
     except ConfigError as error:
         return str(error).splitlines()
     return []
+
+
+def _loader_problems(cfg: DictConfig) -> Iterator[str]:
+    return loader_problems(cfg.data.get("loader") or {})
 
 
 def _loss_problems(cfg: DictConfig) -> Iterator[str]:
