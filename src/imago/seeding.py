@@ -8,12 +8,8 @@ to all samples at once in unsigned 64-bit integers.
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from torch import device as Device
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # odd integer nearest to 2**64 / golden ratio, from the paper
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)  # multipliers of the paper's finalizer (Stafford's variant 13)
@@ -54,19 +50,12 @@ def derive_seed(*key: int) -> int:
 
 
 @contextmanager
-def seeded(*key: int, device: "Device | None" = None) -> Iterator[None]:
-    """Seed the global generators of torch, numpy and random by a key; restore their states at the end.
-
-    Args:
-        key: integers, in this order.
-        device: device whose generator is seeded too; None or a CPU: only that of the CPU.
-    """
+def seeded(*key: int, device_type: str = "cpu") -> Iterator[None]:
+    """Seed the global generators of torch, numpy and random by a key; restore their states at the end."""
     import torch
 
-    seed = derive_seed(*key)
-    numpy_state, random_state = np.random.get_state(), random.getstate()
-    device_type = device.type if device else "cpu"
-    devices = [device] if device_type != "cpu" else []
+    seed, numpy_state, random_state = derive_seed(*key), np.random.get_state(), random.getstate()
+    devices = [] if device_type == "cpu" else [torch.accelerator.current_device_index()]
     with torch.random.fork_rng(devices, device_type=device_type):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
         if devices:

@@ -81,29 +81,21 @@ def transform_batch(
         key: seed, epoch, batch index and rank.
 
     Returns:
-        Images and labels of one of these kinds.
+        Images and labels of these kinds.
 
     Raises:
         DataError: if a transform returns something else.
     """
+    shape = images.shape
     for number, (transform, takes_labels) in enumerate(transforms):
-        with seeded(*key, _EXTRA_BATCH_KEY, number, device=images.device):
+        with seeded(*key, _EXTRA_BATCH_KEY, number, device_type=images.device.type):
             result = transform(images, labels) if takes_labels else (transform(images), labels)
-        if not _is_batch(result, images.shape):
-            wanted = f"images, float {tuple(images.shape)}" + (", and labels, (B,) or (B, K)" if takes_labels else "")
-            got = describe(result if takes_labels else result[0])
-            raise DataError(f"augment.extra_batch: {_name(transform)} returned {got}, wanted {wanted}.")
+        shapes = [getattr(item, "shape", None) for item in result] if isinstance(result, (tuple, list)) else []
+        if len(shapes) != 2 or shapes[0] != shape or shapes[1] is None or shapes[1][:1] != shape[:1]:
+            wanted = f"(images, labels), {tuple(shape)} and ({shape[0]},) or ({shape[0]}, K)"
+            raise DataError(f"augment.extra_batch: {_name(transform)} returned {describe(result)}, wanted {wanted}.")
         images, labels = result
     return images, labels
-
-
-def _is_batch(result: Any, shape: torch.Size) -> bool:
-    is_pair = isinstance(result, (tuple, list)) and len(result) == 2 and all(isinstance(x, Tensor) for x in result)
-    if not is_pair:
-        return False
-    images, labels = result
-    is_right_kind = labels.ndim == (2 if labels.is_floating_point() else 1)
-    return images.is_floating_point() and images.shape == shape and len(labels) == shape[0] and is_right_kind
 
 
 def describe(value: Any) -> str:

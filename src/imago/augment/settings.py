@@ -121,8 +121,7 @@ class Augment:
         enabled, without_effect = [], []
         for field in fields(self):
             value = getattr(self, field.name)
-            shown = [_short_name(item) for item in value] if isinstance(value, tuple) else value
-            words = f"{field.name} {shown}"
+            words = f"{field.name} {_in_words(value)}"
             needed = _NEEDED_BY_SETTING.get(field.name)
             if needed and not self._is_on(needed):
                 without_effect += [f"{words} has no effect without {needed}"] if value != field.default else []
@@ -158,8 +157,11 @@ def _is_rising(pair: Sequence[float], highest: float) -> bool:
     return is_two_numbers and 0 < pair[0] <= pair[1] <= highest and math.isfinite(pair[1])
 
 
-def _short_name(item: Any) -> Any:
-    return item["_target_"].rpartition(".")[2] if isinstance(item, Mapping) else item
+def _in_words(value: Any) -> str:
+    """Return a value, a list, or the class names of transforms."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_in_words, value))}]"
+    return value["_target_"].rpartition(".")[2] if isinstance(value, Mapping) else str(value)
 
 
 _OWN_TRANSFORMS = ("extra", "extra_batch")

@@ -70,7 +70,7 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if sampler not in SAMPLERS:
             raise ConfigError(f"data.sampler={sampler} is not one of {', '.join(SAMPLERS)}.")
-        self.loader = {"pin_memory": torch.cuda.is_available(), **(loader or {})}
+        self.loader = loader or {}
         if problems := list(loader_problems(self.loader)):
             raise ConfigError("\n".join(problems))
         self.batch_size = batch_size

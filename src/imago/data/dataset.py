@@ -53,7 +53,7 @@ class LabeledArray(_LabeledSamples):
     labels: np.ndarray
     names: tuple[str, ...]
 
-    def read(self, index: int, class_names: Sequence[str]) -> np.ndarray:
+    def read(self, index: int, class_names: Sequence[str] = ()) -> np.ndarray:
         """Return one image, uint8 (H, W, 3), as `LabeledFiles.read` does."""
         return self.images[index].transpose(1, 2, 0)
 
@@ -162,20 +162,13 @@ class Splits:
 
 
 class _BatchDataset(Dataset):
-    """Return whole batches; a subclass implements `load`."""
+    """Return whole batches, from `load` of a subclass."""
 
-    def load(self, key: BatchIndices) -> tuple[Tensor, Tensor]:
-        """Return one batch: images uint8 (B, 3, H, W) and labels int64 (B,)."""
-        raise NotImplementedError
+    load: Callable[[BatchIndices], tuple[Tensor, Tensor]]
 
     @one_intraop_thread()
     def __getitems__(self, key: BatchIndices) -> tuple[Tensor, Tensor] | DataError:
-        """Return what `load` returns.
-
-        Raises:
-            DataError: if an image cannot be read or transformed. A worker process returns the error for the loader to
-                raise, because torch would hide its message in the worker's traceback.
-        """
+        """Return one batch, or in a worker process a `DataError`, whose message torch would hide in a traceback."""
         try:
             return self.load(key)
         except DataError as error:
@@ -245,11 +238,7 @@ class FileDataset(_BatchDataset):
         return map(self.read, key.indices)
 
     def load(self, key: BatchIndices) -> tuple[Tensor, Tensor]:
-        """Return one batch: images uint8 (B, 3, size, size) and labels int64 (B,).
-
-        Raises:
-            DataError: if an image cannot be read; names it.
-        """
+        """Return one batch: images uint8 (B, 3, size, size) and labels int64 (B,)."""
         images = _augment_and_stack(self.read_images(key), self.size, self.augment, (self.seed, *key))
         return torch.from_numpy(images), torch.from_numpy(self.labels[key.indices])
 

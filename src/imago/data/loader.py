@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from multiprocessing.util import Finalize
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
@@ -30,10 +31,8 @@ class BatchLoader(DataLoader):
     """
 
     def __init__(self, dataset: Any, sampler: Any, num_workers: int, settings: Mapping[str, Any]) -> None:
-        chosen: dict[str, Any] = {
-            "persistent_workers": num_workers > 0,
-            "timeout": WORKER_TIMEOUT_S if num_workers else 0,
-        }
+        chosen: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "persistent_workers": num_workers > 0}
+        chosen["timeout"] = WORKER_TIMEOUT_S if num_workers else 0
         try:
             super().__init__(
                 dataset,

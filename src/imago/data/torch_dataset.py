@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -28,7 +29,7 @@ MAX_STATISTICS_IMAGES = 512
 _NUM_HASHED = 1000  # images in the fingerprint, spread evenly; our own choice
 
 
-class TorchDataModule(ImageDataModule):
+class TorchDatasetDataModule(ImageDataModule):
     """Load any torch Dataset of (image, label); its images may have any size and are read one at a time.
 
     A Dataset may draw random numbers: before each read torch, numpy and random are seeded by (seed, epoch, index).
@@ -72,9 +73,9 @@ class TorchDataModule(ImageDataModule):
         """Return the preprocessed images of a split, augmented as far as `augment` asks for it in the data loader."""
         samples: Any = getattr(self.splits, split)
         crops_at_random = augment is not None and augment.random_resized_crop_scale is not None
-        prepare = None if crops_at_random else partial(resize_and_crop, preprocess=self.preprocess)
+        prepare = np.asarray if crops_at_random else partial(resize_and_crop, preprocess=self.preprocess)
         seed = 0 if augment is None else self.seed  # the images of an evaluation do not depend on the run
-        return _SeededDataset(samples.labels, partial(_read, samples, prepare), self.preprocess.size, augment, seed)
+        return _SeededDataset(samples.labels, samples.read, self.preprocess.size, augment, seed, prepare)
 
     @cached_property
     def _hash_of_images(self) -> str:
@@ -88,21 +89,17 @@ class TorchDataModule(ImageDataModule):
         return digest.hexdigest()
 
 
+@dataclass(eq=False)
 class _SeededDataset(FileDataset):
-    """A `FileDataset` whose `read` gets seed and epoch as well."""
+    """A `FileDataset` whose `read` is `LabeledDataset.read`, which gets seed and epoch; `prepare` follows it."""
+
+    prepare: Callable[[np.ndarray], np.ndarray] = np.asarray
 
     def read_images(self, key: BatchIndices) -> Iterator[np.ndarray]:
         read: Callable[..., np.ndarray] = self.read
         epochs = np.broadcast_to(key.epoch_keys, len(key.indices))
-        return (read(index, (self.seed, epoch)) for index, epoch in zip(key.indices, epochs, strict=True))
-
-
-def _read(
-    samples: LabeledDataset, prepare: Callable[[np.ndarray], np.ndarray] | None, index: int, key: tuple[int, int]
-) -> np.ndarray:
-    """Read and prepare an image; not a method, so that workers get the samples without the data module."""
-    pixels = samples.read(index, key=key)
-    return prepare(pixels) if prepare else pixels
+        for index, epoch in zip(key.indices, epochs, strict=True):
+            yield self.prepare(read(index, key=(self.seed, epoch)))
 
 
 def _open(source: Any, split: str) -> Any:
@@ -111,14 +108,10 @@ def _open(source: Any, split: str) -> Any:
     Raises:
         DataError: if it has no length or no index, or its files are missing.
     """
-    if isinstance(source, Mapping):
-        name = source.get("_target_")
-        try:
-            source = build(source)
-        except OSError as error:
-            raise DataError(
-                f"data.{split}, {name}: {error}; correct its arguments, data.{split}.NAME=VALUE."
-            ) from error
+    try:
+        source = build(source) if isinstance(source, Mapping) else source
+    except OSError as error:
+        raise DataError(f"data.{split}: {error}; correct the arguments data.{split}.NAME=VALUE.") from error
     if isinstance(source, IterableDataset) or not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
         wanted = "wanted a torch.utils.data.Dataset with __len__ and __getitem__, so that images can be split"
         raise DataError(f"data.{split} is a {type(source).__name__}; {wanted}.")
@@ -126,7 +119,7 @@ def _open(source: Any, split: str) -> Any:
 
 
 def _labels(source: Any, split: str) -> np.ndarray:
-    """Return the labels that a Dataset has as `targets` or `labels`, else read them: int64 (N,)."""
+    """Return the labels that a Dataset has as `targets` or `labels`, else read all samples: int64 (N,)."""
     for values in (getattr(source, name, None) for name in ("targets", "labels")):
         with suppress(ValueError, TypeError):  # raised for lists of different lengths: no labels
             labels = np.asarray(values)

@@ -86,6 +86,7 @@ def read_data_settings(run: Path, extra_targets: Sequence[str]) -> dict[str, Any
         raise DataError(f"{run / 'config.yaml'} names no dataset; restore the file, or train again.")
     if settings.get("split_file") and (run / "split.csv").is_file():
         settings["split_file"] = str(run / "split.csv")
+    settings["augment"] = {}  # not used in evaluation, and may name code of others
     check_targets(settings, extra_targets, "data")
     return settings
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imago.files import atomic_write, report_unwritable, write_csv, write_json
-from imago.images import Preprocess
 from imago.inference.run_split import image_names, images_in_memory
 from imago.paths import short_path
 from imago.statistics.calibration import TEMPERATURE_KEY
@@ -42,8 +41,7 @@ def write_results(
         write_json(directory / "metrics.json", metadata)
         for name, rows in tables.items():
             write_csv(directory / name, rows)
-        preprocess = Preprocess.from_dict(metadata["preprocess"])
-        mistakes = _write_mistakes(directory / "mistakes.npz", result, samples, preprocess)
+        mistakes = _write_mistakes(directory / "mistakes.npz", result, samples)
         return ["metrics.json", *tables, *mistakes, *_write_figures(directory, result, metadata["split"])]
 
 
@@ -103,9 +101,9 @@ def _class_table(result: LabeledOutputs) -> list[str]:
     return lines
 
 
-def _write_mistakes(file: Path, result: LabeledOutputs, samples: "Samples", preprocess: Preprocess) -> list[str]:
+def _write_mistakes(file: Path, result: LabeledOutputs, samples: "Samples") -> list[str]:
     indices = result.worst_mistakes(_NUM_KEPT).tolist()
-    images = images_in_memory(samples, indices, preprocess)
+    images = images_in_memory(samples, indices)
     if not images:
         file.unlink(missing_ok=True)  # of an older evaluation, with other mistakes
         return []

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from imago.errors import DataError
-from imago.images import Preprocess, resize_and_crop
 from imago.inference.load import Predictor, load_predictor
 from imago.statistics.metrics import LabeledOutputs
 from imago.text import join_names
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
     from imago.data.dataset import Samples
 
+_SHOWN_PX = (128, 128)  # of images of any size that are no files; our own choice
 EVALUATED_SPLITS = ("test", "val", "all")  # all: every image of a dataset that was not trained on
 
 
@@ -34,15 +35,15 @@ def image_names(samples: "Samples") -> list[str]:
     return [str(name) for name in getattr(samples, "paths", samples.names)]
 
 
-def images_in_memory(samples: "Samples", indices: Sequence[int], preprocess: Preprocess) -> dict[int, np.ndarray]:
+def images_in_memory(samples: "Samples", indices: Sequence[int]) -> dict[int, np.ndarray]:
     """Return some images by their index, uint8 (H, W, 3), all of one size; an empty dict if the images are files."""
     from imago.data.dataset import LabeledDataset, LabeledFiles
 
     if isinstance(samples, LabeledFiles):
         return {}
-    images = {index: samples.read(index, ()) for index in indices}
+    images = {index: samples.read(index) for index in indices}
     if isinstance(samples, LabeledDataset):
-        return {index: resize_and_crop(pixels, preprocess) for index, pixels in images.items()}
+        return {index: np.asarray(Image.fromarray(pixels).resize(_SHOWN_PX)) for index, pixels in images.items()}
     return images
 
 

@@ -79,6 +79,6 @@ def _draw(result: LabeledOutputs, temperature: float, data: ImageDataModule, fig
     names = tuple(image_names(data.splits.val))
     probability = softmax(result.logits / temperature).max(axis=1)
     evaluation = Evaluation(figures, {}, result.class_names, names, result.labels, result.predicted, probability)
-    images = images_in_memory(data.splits.val, evaluation.worst_mistakes(_NUM_MISTAKES).tolist(), data.preprocess)
+    images = images_in_memory(data.splits.val, evaluation.worst_mistakes(_NUM_MISTAKES).tolist())
     save_figure(plot_mistakes(evaluation, _NUM_MISTAKES, images), files["val/mistakes"])
     return files
