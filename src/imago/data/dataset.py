@@ -19,7 +19,6 @@ from imago.data.sampling import BatchIndices
 from imago.data.torch_sample import read_sample
 from imago.errors import DataError
 from imago.images import read_image
-from imago.seeding import seeded
 from imago.text import printable
 from imago.threads import one_intraop_thread
 
@@ -122,8 +121,7 @@ class LabeledDataset(_LabeledSamples):
             DataError: naming the sample, if it is not an image with this label.
         """
         split, _, number = self.names[index].partition("/")
-        with seeded(*key, index):
-            pixels, label = read_sample(self.sources[split], int(number), split)
+        pixels, label = read_sample(self.sources[split], int(number), split, key)
         if label != self.labels[index]:
             name = type(self.sources[split]).__name__
             fault = f"the label of sample {number} is {label}, but {self.labels[index]} in its targets or labels"

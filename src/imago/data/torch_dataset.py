@@ -136,7 +136,11 @@ def _class_names(sources: Mapping[str, Any], num_classes: int) -> tuple[str, ...
         DataError: if those of two Datasets differ, or two classes have the same name.
     """
     names = {split: getattr(source, "classes", None) for split, source in sources.items()}
-    named = {split: [n if isinstance(n, str) else n[0] for n in found] for split, found in names.items() if found}
+    named = {
+        split: [str(n[0] if isinstance(n, (tuple, list)) else n) for n in found]
+        for split, found in names.items()
+        if found
+    }
     for split, found in named.items():
         first = next(iter(named))
         if found != named[first]:

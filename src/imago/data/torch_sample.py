@@ -10,17 +10,19 @@ from torch import Tensor
 from imago.augment.own_transforms import describe
 from imago.errors import DataError
 from imago.images import to_pixels
+from imago.seeding import seeded
 
 _WANTED = "(image, label): a PIL image or uint8 tensor (3, H, W) or (1, H, W), and a whole number from 0"
 
 
-def read_sample(source: Any, index: int, split: str) -> tuple[np.ndarray, int]:
-    """Read one sample.
+def read_sample(source: Any, index: int, split: str, key: tuple[int, int] = (0, 0)) -> tuple[np.ndarray, int]:
+    """Read one sample, with the generators of torch, numpy and random seeded by (seed, epoch, index).
 
     Args:
         source: a Dataset of (image, label).
         index: of the sample in `source`.
         split: the setting of `source` below `data`, for messages.
+        key: seed and epoch.
 
     Returns:
         The image, uint8 (H, W, 3), and the label.
@@ -30,7 +32,8 @@ def read_sample(source: Any, index: int, split: str) -> tuple[np.ndarray, int]:
     """
     where = f"data.{split}, {type(source).__name__}: sample {index}"
     try:
-        sample = source[index]
+        with seeded(*key, index):
+            sample = source[index]
     except OSError as error:  # Pillow's UnidentifiedImageError is one
         raise DataError(f"{where} cannot be read: {error}; repair the file or leave it out.") from error
     if isinstance(sample, (tuple, list)) and len(sample) == 2:
