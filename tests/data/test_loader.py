@@ -1,6 +1,5 @@
 """The loader: errors of workers, and workers that survive signals to all processes but not the main process."""
 
-import inspect
 import multiprocessing
 import os
 import signal
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 from imago.data.loader import BatchLoader, _ignore_foreign_signals
-from imago.data.loader_settings import LOADER_ARGUMENTS, loader_problems
 from imago.errors import ConfigError, DataError
 
 
@@ -102,25 +100,6 @@ def test_a_stuck_worker_does_not_block_the_exit_of_the_main_process(tmp_path):
 # data.loader
 
 
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        ({"batch_size": 4}, "data.loader.batch_size=4: the data module sets this argument; use data.batch_size."),
-        ({"shuffle": True}, "data.loader.shuffle=True: the data module sets this argument; use data.sampler."),
-        ({"prefetch": 4}, "data.loader.prefetch=4 is not one of prefetch_factor, "),
-    ],
-)
-def test_a_setting_of_the_loader_that_cannot_be_set_is_one_line(settings: dict, text: str):
-    (problem,) = loader_problems(settings)
-    assert problem.startswith(text)
-
-
-def test_every_argument_of_dataloader_is_accepted_refused_with_a_remedy_or_deprecated():
-    names = set(inspect.signature(torch.utils.data.DataLoader).parameters)
-    refused = {name for name in names if any("use " in text for text in loader_problems({name: 1}))}
-    assert names - refused - set(LOADER_ARGUMENTS) == {"pin_memory_device"}
-
-
 def test_settings_reach_the_dataloader():
     settings = {"prefetch_factor": 3, "persistent_workers": False, "multiprocessing_context": "fork", "timeout": 60}
     own = BatchLoader(Batches(), [*range(4)], 1, settings)
@@ -131,9 +110,16 @@ def test_settings_reach_the_dataloader():
 
 @pytest.mark.parametrize(
     ("settings", "num_workers"),
-    [({"prefetch_factor": 3}, 0), ({"persistent_workers": True}, 0), ({"timeout": -1}, 1), ({"timeout": "a"}, 1),
-     ({"multiprocessing_context": "thread"}, 1)],
-)  # fmt: skip
+    [
+        ({"prefetch_factor": 3}, 0),
+        ({"persistent_workers": True}, 0),
+        ({"timeout": -1}, 1),
+        ({"timeout": "a"}, 1),
+        ({"multiprocessing_context": "thread"}, 1),
+        ({"batch_size": 4}, 0),
+        ({"prefetch": 4}, 0),
+    ],
+)
 def test_a_value_that_dataloader_refuses_is_one_line(settings: dict, num_workers: int):
     (name,) = settings
     with pytest.raises(ConfigError, match=f"^data.loader.{name}=.* with data.num_workers={num_workers}: ") as caught:

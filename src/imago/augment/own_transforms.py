@@ -20,16 +20,13 @@ from imago.seeding import seeded
 _EXTRA_KEY, _EXTRA_BATCH_KEY = 105, 205  # the last part of a key but one, see `sample_transforms` and `batch_augment`
 
 
-def transform_samples(images: np.ndarray, transforms: Sequence[Callable], key: SampleKey) -> np.ndarray:
-    """Apply transforms to each image of a batch.
+def transform_samples(images: np.ndarray, transforms: Sequence[Callable], key: SampleKey) -> None:
+    """Apply transforms to each image of a batch, in place.
 
     Args:
-        images: uint8 (B, 3, H, W), changed in place.
+        images: uint8 (B, 3, H, W).
         transforms: map a contiguous uint8 tensor (3, H, W) to another one.
         key: seed, epoch and indices of the B samples.
-
-    Returns:
-        `images`.
 
     Raises:
         DataError: if a transform returns something else.
@@ -45,7 +42,6 @@ def transform_samples(images: np.ndarray, transforms: Sequence[Callable], key: S
                 raise DataError(f"augment.extra: {_name(transform)} returned {describe(result)}, wanted {wanted}.")
             image = result
         row[...] = image.numpy()
-    return images
 
 
 def build_batch_transform(node: Any, num_classes: int) -> tuple[Callable, bool]:
@@ -76,12 +72,9 @@ def transform_batch(
 
     Args:
         images: normalized, float (B, 3, H, W).
-        labels: int64 (B,), or float (B, K) of mixed images.
+        labels: int64 (B,), or float (B, K) of mixed images; those that are returned likewise.
         transforms: from `build_batch_transform`.
         key: seed, epoch, batch index and rank.
-
-    Returns:
-        Images and labels of these kinds.
 
     Raises:
         DataError: if a transform returns something else.

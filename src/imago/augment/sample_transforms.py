@@ -43,7 +43,9 @@ def transform_images(images: np.ndarray, augment: Augment, key: SampleKey) -> np
                 torch.default_generator.manual_seed(seeds[purpose][index])  # torch.manual_seed would seed GPUs as well
                 sample = transform(sample)
             transformed[index] = sample.numpy()
-    return transform_samples(transformed, augment.extra_transforms, key)
+    if augment.extra:
+        transform_samples(transformed, augment.extra_transforms, key)
+    return transformed
 
 
 def _transforms(augment: Augment, shorter_side_px: int) -> dict[int, Callable[[Tensor], Tensor]]:

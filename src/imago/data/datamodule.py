@@ -16,7 +16,6 @@ from imago.augment.batch_augment import BatchAugment
 from imago.augment.settings import Augment
 from imago.data.dataset import ArrayDataset, FileDataset, LabeledArray, LabeledFiles, Samples, Splits
 from imago.data.loader import BatchLoader
-from imago.data.loader_settings import loader_problems
 from imago.data.sampling import EvalSampler, TrainSampler
 from imago.data.splitting import SplitPlan, complete_splits
 from imago.errors import ConfigError, DataError
@@ -71,8 +70,6 @@ class ImageDataModule(LightningDataModule):
         if sampler not in SAMPLERS:
             raise ConfigError(f"data.sampler={sampler} is not one of {', '.join(SAMPLERS)}.")
         self.loader = loader or {}
-        if problems := list(loader_problems(self.loader)):
-            raise ConfigError("\n".join(problems))
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.augment = Augment(**augment)

@@ -24,7 +24,7 @@ class BatchLoader(DataLoader):
         dataset: its `__getitems__` takes a batch key from the sampler and returns a whole batch or a `DataError`.
         sampler: yields one key per batch.
         num_workers: processes that prepare batches; they live as long as the loader.
-        settings: further arguments of DataLoader, see `loader_problems`.
+        settings: further arguments of DataLoader, e.g. `prefetch_factor`.
 
     Raises:
         ConfigError: if DataLoader refuses `settings`.

@@ -135,20 +135,16 @@ def _class_names(sources: Mapping[str, Any], num_classes: int) -> tuple[str, ...
     Raises:
         DataError: if those of two Datasets differ, or two classes have the same name.
     """
-    names = {split: getattr(source, "classes", None) for split, source in sources.items()}
-    named = {
-        split: [str(n[0] if isinstance(n, (tuple, list)) else n) for n in found]
-        for split, found in names.items()
-        if found
-    }
-    for split, found in named.items():
-        first = next(iter(named))
-        if found != named[first]:
-            fault = f"has the classes {found}, and data.{first} has {named[first]}"
-            raise DataError(f"data.{split} {fault}; use one list for all, since a label is an index in it.")
-    class_names = tuple(next(iter(named.values()), map(str, range(num_classes))))
-    if len(set(class_names)) < len(class_names):
-        raise DataError("data.train: two of its classes have the same name; rename one.")
+    given = {split: source.classes for split, source in sources.items() if getattr(source, "classes", None)}
+    names = {split: [str(n[0] if isinstance(n, (tuple, list)) else n) for n in given[split]] for split in given}
+    first = next(iter(names), "train")
+    for split, found in names.items():
+        if found != names[first]:
+            fault = f"has the classes {found}, and data.{first} has {names[first]}"
+            raise DataError(f"data.{split} {fault}; they must be equal, since a label is an index in them.")
+        if len(set(found)) < len(found):
+            raise DataError(f"data.{split}: two of the classes {found} have the same name; rename one.")
+    class_names = tuple(names.get(first, map(str, range(num_classes))))
     check_class_names(class_names, "data.train: the classes")
     return class_names
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from difflib import SequenceMatcher
 from importlib.util import find_spec
 from math import inf
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from imago.augment.settings import Augment
-from imago.data.loader_settings import loader_problems
 from imago.errors import ConfigError
 from imago.images import INTERPOLATIONS, TTA_MODES
 from imago.schedule.duration import duration_in_steps
@@ -24,6 +24,15 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "preprocess.interpolation": (None, *INTERPOLATIONS),
     "tta": TTA_MODES,
     "tune": (None, "lr"),
+}
+
+# Arguments of DataLoader that can be set, and the setting to use instead of one that would change the batches.
+LOADER_ARGUMENTS = ("prefetch_factor", "pin_memory", "timeout", "multiprocessing_context", "persistent_workers")
+SETTING_INSTEAD = {
+    **{"dataset": "data=dataset", "batch_size": "data.batch_size", "num_workers": "data.num_workers"},
+    **dict.fromkeys(("shuffle", "sampler", "batch_sampler"), "data.sampler"),
+    **{"collate_fn": "augment.extra_batch", "drop_last": "data.batch_size"},
+    **dict.fromkeys(("worker_init_fn", "generator", "in_order"), "seed"),
 }
 
 _POSITIVE = ("greater than 0", lambda value: value > 0)
@@ -167,7 +176,12 @@ def _augment_problems(cfg: DictConfig) -> list[str]:
 
 
 def _loader_problems(cfg: DictConfig) -> Iterator[str]:
-    return loader_problems(cfg.data.get("loader") or {})
+    for name, value in (cfg.data.get("loader") or {}).items():
+        if name in SETTING_INSTEAD:
+            yield f"data.loader.{name}={value}: the data module sets this argument; use {SETTING_INSTEAD[name]}."
+        elif name not in LOADER_ARGUMENTS:
+            close = sorted(LOADER_ARGUMENTS, key=lambda known: -SequenceMatcher(None, str(name), known).ratio())
+            yield f"data.loader.{name}={value} is not one of {', '.join(close)} (nearest first)."
 
 
 def _loss_problems(cfg: DictConfig) -> Iterator[str]:
