@@ -26,8 +26,8 @@ ARROWS = {
     "normalize": {"images"},
     "onnx_classifier": {"images", "statistics"},
     "runs": {"statistics"},
-    "augment": set(),
-    "data": {"augment", "images", "normalize"},
+    "augment": {"instantiate"},  # for transforms of the user's own
+    "data": {"augment", "images", "instantiate", "normalize"},
     "model": {"images", "instantiate", "normalize"},
     "optimizer": {"model"},  # for the order of the layers
     "schedule": set(),

@@ -122,7 +122,7 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
                 size = f"{image.width}x{image.height}"
                 raise DataError(f"{name} is {size}, more than {max_pixels:,} pixels; scale it down first.")
             image.load()
-            pixels = np.asarray(_to_rgb(_upright(image), name))
+            pixels = to_pixels(image, name)
             _warn_of_animation(image, name)
             return pixels
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -135,6 +135,15 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
     except _DECODER_ERRORS as error:
         fault = "it is truncated" if "truncated" in str(error).lower() else str(error)
         raise DataError(f"{name} is damaged: {fault}; delete it or copy it again.") from error
+
+
+def to_pixels(image: Image.Image, name: str) -> np.ndarray:
+    """Convert an image of any mode to RGB, upright: uint8 (H, W, 3).
+
+    Raises:
+        DataError: naming the image, if its pixels are floating-point or 32-bit numbers.
+    """
+    return np.asarray(_to_rgb(_upright(image), name))
 
 
 def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:

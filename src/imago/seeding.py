@@ -5,6 +5,10 @@ interruptions of the run. The generator is SplitMix64 (Steele, Lea and Flood 201
 to all samples at once in unsigned 64-bit integers.
 """
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # odd integer nearest to 2**64 / golden ratio, from the paper
@@ -43,6 +47,26 @@ def random_permutation(num_items: int, *key: int) -> np.ndarray:
 def derive_seed(*key: int) -> int:
     """Return a seed in [0, 2**63) for `torch.manual_seed` and similar functions."""
     return int(random_bits(*key) >> np.uint64(1))
+
+
+@contextmanager
+def seeded(*key: int, device_type: str = "cpu") -> Iterator[None]:
+    """Seed the global generators of torch, numpy and random by a key; restore their states at the end."""
+    import torch
+
+    seed, numpy_state, random_state = derive_seed(*key), np.random.get_state(), random.getstate()
+    devices = [] if device_type == "cpu" else [torch.accelerator.current_device_index()]
+    with torch.random.fork_rng(devices, device_type=device_type):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
+        if devices:
+            torch.get_device_module(device_type).manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(random_state)
 
 
 def _finalize(bits: np.ndarray) -> np.ndarray:

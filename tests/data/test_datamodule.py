@@ -1,6 +1,8 @@
 """Batches of the loaders, augmentation and normalization on the device, preprocessing, fingerprint, resuming."""
 
+import random
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +43,7 @@ class TinyDataModule(ImageDataModule):
         )
 
 
-def tiny(num_workers: int = 0, **augment: float) -> TinyDataModule:
+def tiny(num_workers: int = 0, **augment: Any) -> TinyDataModule:
     data = TinyDataModule(batch_size=8, num_workers=num_workers, augment=augment, seed=0)
     data.set_up_data()
     return data
@@ -214,6 +216,44 @@ def test_validation_during_training_is_not_augmented_on_the_device(augment: dict
     plain, hard = on_device(tiny(), 0, 1, 0, training=False)
     assert torch.equal(images, plain)
     assert torch.equal(labels, hard)
+
+
+def noisy(image: torch.Tensor) -> torch.Tensor:
+    """Add a number from each of the three generators."""
+    return image + torch.randint(20, image.shape) + np.random.randint(20) + random.randrange(20)
+
+
+def mixed(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    share = torch.rand(()) * np.random.random() * random.random()
+    return torch.lerp(images, images.flip(0), share), torch.nn.functional.one_hot(labels, 3) * (1 - share)
+
+
+OWN = {"extra": [lambda image: noisy(image).to(torch.uint8)], "extra_batch": [mixed]}
+
+
+@pytest.mark.parametrize(("num_workers", "done"), [(0, 0), (2, 0), (0, 3), (2, 3), (2, 7)])
+def test_own_transforms_do_not_depend_on_workers_or_interruptions(num_workers: int, done: int):
+    def rest(num_workers: int, done: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        data = tiny(num_workers=num_workers, **OWN)
+        data.trainer = trainer_that_has_done(done)
+        data.trainer.training, data.trainer.current_epoch, batches = True, done // 5, []
+        for batch in data.train_dataloader():  # the rest of the epoch
+            batches.append(data.on_after_batch_transfer(batch, 0))
+            data.trainer.fit_loop.epoch_loop.batch_progress.total.processed += 1
+        return batches
+
+    random.seed(num_workers)
+    expected = rest(0, done - done % 5)[done % 5 :]
+    assert expected[0][1].shape == (8, 3)
+    for one, other in zip(rest(num_workers, done), expected, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+
+def test_an_error_of_an_own_transform_in_a_worker_is_one_line():
+    data = tiny(num_workers=1, extra=[lambda image: image[:1]])
+    with pytest.raises(DataError, match="^augment.extra: .*<lambda> returned uint8"):
+        next(iter(data.train_dataloader()))
 
 
 class Recorder(LightningModule):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from imago.data.loader import BatchLoader, _ignore_foreign_signals
-from imago.errors import DataError
+from imago.errors import ConfigError, DataError
 
 
 class Batches:
@@ -21,7 +21,7 @@ class Batches:
 
 
 def loader(numbers, num_workers: int = 1) -> BatchLoader:
-    return BatchLoader(Batches(), [*numbers], num_workers, pin_memory=False)
+    return BatchLoader(Batches(), [*numbers], num_workers, {})
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -95,3 +95,33 @@ def test_a_stuck_worker_does_not_block_the_exit_of_the_main_process(tmp_path):
     (tmp_path / "tests_loader.py").symlink_to(__file__)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     subprocess.run([sys.executable, "-c", STUCK], env=environment, check=True, timeout=60)
+
+
+# data.loader
+
+
+def test_settings_reach_the_dataloader():
+    settings = {"prefetch_factor": 3, "persistent_workers": False, "multiprocessing_context": "fork", "timeout": 60}
+    own = BatchLoader(Batches(), [*range(4)], 1, settings)
+    assert (own.prefetch_factor, own.persistent_workers, own.timeout) == (3, False, 60)
+    for _ in range(2):
+        assert [int(images[0]) for images, _ in own] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_workers"),
+    [
+        ({"prefetch_factor": 3}, 0),
+        ({"persistent_workers": True}, 0),
+        ({"timeout": -1}, 1),
+        ({"timeout": "a"}, 1),
+        ({"multiprocessing_context": "thread"}, 1),
+        ({"batch_size": 4}, 0),
+        ({"prefetch": 4}, 0),
+    ],
+)
+def test_a_value_that_dataloader_refuses_is_one_line(settings: dict, num_workers: int):
+    (name,) = settings
+    with pytest.raises(ConfigError, match=f"^data.loader.{name}=.* with data.num_workers={num_workers}: ") as caught:
+        BatchLoader(Batches(), [1], num_workers, settings)
+    assert "\n" not in str(caught.value)

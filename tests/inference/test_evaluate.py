@@ -150,6 +150,10 @@ def test_the_images_of_a_run_are_its_own_however_their_folder_is_typed(tmp_path:
     for typed in (os.path.relpath(root), f"{root}/../{root.name}", f"{tmp_path}/link"):
         assert _image_source({"_target_": "x.Folder", "root": typed}) == own
     assert _image_source({"_target_": "x.Folder", "root": str(tmp_path)}) != own
+    train = {"_target_": "x.Toy", "a": 1, "b": 2}
+    toy = _image_source({"_target_": "x.Module", "train": train})
+    assert _image_source({"_target_": "x.Module", "train": dict(reversed(train.items())), "test": None}) == toy
+    assert _image_source({"_target_": "x.Module", "train": train | {"a": 2}}) != toy
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Settings that cannot work are refused before torch is imported, one line each."""
 
+import inspect
 import tomllib
 from collections.abc import Callable
 
@@ -7,7 +8,7 @@ import pytest
 
 from imago.errors import ConfigError
 from imago.paths import PROJECT_ROOT
-from imago.training.checks import check_settings
+from imago.training.checks import LOADER_ARGUMENTS, SETTING_INSTEAD, check_settings
 
 BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set one of the two and the other to null."
 
@@ -30,6 +31,10 @@ BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set o
         (["optimizer.head_lr_multiplier=0.0"], "optimizer.head_lr_multiplier=0.0 must be greater than 0."),
         (["optimizer.layer_lr_decay=1.5"], "optimizer.layer_lr_decay=1.5 must be above 0 and at most 1."),
         (["data.batch_size=0"], "data.batch_size=0 must be 1 or more"),
+        (["+data.loader.prefetch_factor=0"], "data.loader.prefetch_factor=0 must be 1 or more"),
+        (["+data.loader.shuffle=true"], "data.loader.shuffle=True: the data module sets this argument; use data."),
+        (["+data.loader.prefetch=4"], "data.loader.prefetch=4 is not one of prefetch_factor, "),
+        (["augment.extra=[1]"], "augment.extra has 1; each item must be a node"),
         (["trainer.precision=fp8"], "trainer.precision=fp8 is not one of auto, 32-true, bf16-mixed, 16-mixed"),
         (["preprocess.interpolation=cubic"], "preprocess.interpolation=cubic is not one of bilinear, bicubic."),
         (["model.in_channels=2"], "model.in_channels=2 must be 3 (images are read as RGB) or 1 (gray)."),
@@ -97,3 +102,11 @@ def test_a_logger_whose_package_is_missing_is_one_line(compose: Callable, name: 
         check_settings(compose(f"logger=[default,{name}]"))
     extras = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert [requirement.partition(">=")[0] for requirement in extras[name]] == [name]
+
+
+def test_every_argument_of_dataloader_can_be_set_or_has_a_setting_instead():
+    from torch.utils.data import DataLoader
+
+    names = set(inspect.signature(DataLoader).parameters)
+    assert names - set(LOADER_ARGUMENTS) - set(SETTING_INSTEAD) == {"pin_memory_device"}  # deprecated
+    assert set(SETTING_INSTEAD) < names

@@ -21,7 +21,7 @@ def settings(**trainer) -> dict:
 
 def test_settings_that_do_not_change_the_result_may_differ():
     now = settings(max_epochs=9, devices=2)
-    now["data"]["num_workers"] = 4
+    now["data"] |= {"num_workers": 4, "loader": {"prefetch_factor": 4}}
     check_unchanged_settings(settings(), now, num_epochs_done=5, is_tested=True)
 
 

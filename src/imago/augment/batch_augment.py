@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from imago.augment.mixup import cutmix, cutmix_boxes, mixup, mixup_or_cutmix
+from imago.augment.own_transforms import build_batch_transform, transform_batch
 from imago.augment.random_erasing import erase, sample_rectangles, sample_squares, to_device_of
 from imago.augment.settings import Augment
 from imago.seeding import derive_seed
@@ -28,7 +29,7 @@ _GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601),
 
 
 class BatchAugment:
-    """Apply the settings of `augment` that work on batches: call `colors`, normalize, then call `mix`.
+    """Apply the settings of `augment` that work on batches: call `colors`, normalize, then call `mix` and `extra`.
 
     Args:
         augment: settings; those of single images (crops, flips, policy, ...) are ignored.
@@ -40,6 +41,7 @@ class BatchAugment:
         self.augment = augment
         self.num_classes = num_classes
         self.seed = seed
+        self._extra = [build_batch_transform(node, num_classes) for node in augment.extra_batch]
 
     def colors(self, images: Tensor, key: BatchKey) -> Tensor:
         """Change brightness, contrast, saturation and hue, in this order, by factors as torchvision's ColorJitter.
@@ -96,6 +98,10 @@ class BatchAugment:
         if not settings.mixup_alpha:
             return cutmix(images, targets, boxes, order)
         return mixup_or_cutmix(images, targets, is_mixup, lam, boxes, order)
+
+    def extra(self, images: Tensor, labels: Tensor, key: BatchKey) -> tuple[Tensor, Tensor]:
+        """Apply the transforms of `augment.extra_batch`, see `transform_batch`."""
+        return transform_batch(images, labels, self._extra, (self.seed, *key))
 
     def sample_mix(self, key: BatchKey, num_samples: int, height: int, width: int) -> tuple[np.ndarray, ...]:
         """Sample for each image whether MixUp is used, `lam`, the box of CutMix and the index of the other image."""

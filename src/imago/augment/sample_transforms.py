@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from imago.augment.crop_flip import SampleKey
+from imago.augment.own_transforms import transform_samples
 from imago.augment.settings import MAX_MAGNITUDE, Augment
 from imago.seeding import random_bits
 from imago.threads import one_intraop_thread
@@ -20,11 +21,11 @@ _KERNEL_SIGMAS = 3  # a Gaussian beyond three standard deviations weighs 0.3 %
 
 
 def transform_images(images: np.ndarray, augment: Augment, key: SampleKey) -> np.ndarray:
-    """Rotate, apply the policy, gray and blur; the draws of an image do not depend on its batch.
+    """Rotate, apply the policy, gray, blur and `extra`; the draws of an image do not depend on its batch.
 
     Args:
         images: uint8 (B, 3, H, W).
-        augment: settings; rotation, policy, gray and blur are used.
+        augment: settings; rotation, policy, gray, blur and extra are used.
         key: seed, epoch and indices of the B samples.
 
     Returns:
@@ -42,6 +43,8 @@ def transform_images(images: np.ndarray, augment: Augment, key: SampleKey) -> np
                 torch.default_generator.manual_seed(seeds[purpose][index])  # torch.manual_seed would seed GPUs as well
                 sample = transform(sample)
             transformed[index] = sample.numpy()
+    if augment.extra:
+        transform_samples(transformed, augment.extra_transforms, key)
     return transformed
 
 

@@ -1,10 +1,13 @@
 """Define and check the augmentation settings: one field for each key of `configs/augment/*.yaml`. Loads no torch."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 from imago.errors import ConfigError
+from imago.instantiate import build
 
 POLICIES = ("randaugment", "trivialaugment")
 NUM_OPERATIONS = 14  # that RandAugment draws from (Cubuk et al. 2020)
@@ -24,8 +27,8 @@ class Augment:
     """The augmentations of training images; with the defaults all are off.
 
     They are applied in this order: random resized crop, crop with padding and flips; rotation, policy, gray and blur
-    (one image at a time); colors, then after normalization erasing, cutout, MixUp and CutMix (on the device). Each
-    sample has its own draws.
+    (one image at a time), `extra`; colors, then after normalization erasing, cutout, MixUp and CutMix (on the device),
+    `extra_batch`. Each sample has its own draws.
 
     Attributes:
         crop_padding_px: zero padding on each side before a random crop back to the old size; 0 is off.
@@ -56,6 +59,9 @@ class Augment:
         cutmix_alpha: a rectangle is copied from another sample, and its share of the label too; the other share is
             from Beta(alpha, alpha); 0 is off. Source: Yun et al. 2019 (arXiv:1905.04899). With `mixup_alpha` above 0
             too, each sample draws one of the two.
+        extra: transforms of single images of one's own: nodes with `_target_`, or callables. Each gets and returns an
+            image, a uint8 tensor (3, H, W).
+        extra_batch: transforms of whole batches, likewise, see `imago.augment.own_transforms.transform_batch`.
 
     Raises:
         ConfigError: with one line for each setting that is out of its range.
@@ -81,9 +87,11 @@ class Augment:
     cutout_px: int = 0
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
+    extra: Sequence[Any] = ()
+    extra_batch: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
-        for name in _HIGHEST_OF_PAIRS:  # OmegaConf passes lists of its own class
+        for name in (*_HIGHEST_OF_PAIRS, *_OWN_TRANSFORMS):  # OmegaConf passes lists of its own class
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         problems = list(self._range_problems())
@@ -95,7 +103,13 @@ class Augment:
     @property
     def has_single_image_transforms(self) -> bool:
         """Whether a transform of single images is on; they are slow, so worker processes pay off."""
-        return bool(self.rotation_degrees or self.policy or self.gray_probability or self.blur_probability)
+        values = (self.rotation_degrees, self.policy, self.gray_probability, self.blur_probability, self.extra)
+        return any(map(bool, values))
+
+    @cached_property
+    def extra_transforms(self) -> list[Callable]:
+        """The transforms in `extra`, built on first use: an evaluation never builds them."""
+        return [build(node) if isinstance(node, Mapping) else node for node in self.extra]
 
     @property
     def is_mixing(self) -> bool:
@@ -107,7 +121,7 @@ class Augment:
         enabled, without_effect = [], []
         for field in fields(self):
             value = getattr(self, field.name)
-            words = f"{field.name} {list(value) if isinstance(value, tuple) else value}"
+            words = f"{field.name} {_in_words(value)}"
             needed = _NEEDED_BY_SETTING.get(field.name)
             if needed and not self._is_on(needed):
                 without_effect += [f"{words} has no effect without {needed}"] if value != field.default else []
@@ -132,6 +146,10 @@ class Augment:
                 limit = f" and at most {highest}" if highest < math.inf else ""
                 wanted = f"two numbers above 0{limit}, the smaller one first, e.g. [0.1,0.5]"
                 yield f"augment.{name}={list(pair)} must be {wanted}."
+        for name in _OWN_TRANSFORMS:
+            for item in getattr(self, name):
+                if not callable(item) and not (isinstance(item, Mapping) and "_target_" in item):
+                    yield f"augment.{name} has {item}; each item must be a node, e.g. {{_target_: mynet.blur.Blur}}."
 
 
 def _is_rising(pair: Sequence[float], highest: float) -> bool:
@@ -139,6 +157,14 @@ def _is_rising(pair: Sequence[float], highest: float) -> bool:
     return is_two_numbers and 0 < pair[0] <= pair[1] <= highest and math.isfinite(pair[1])
 
 
+def _in_words(value: Any) -> str:
+    """Return a value, a list, or the class names of transforms."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_in_words, value))}]"
+    return value["_target_"].rpartition(".")[2] if isinstance(value, Mapping) else str(value)
+
+
+_OWN_TRANSFORMS = ("extra", "extra_batch")
 _PROBABILITIES = [f"{name}_probability" for name in ("flip", "vertical_flip", "gray", "blur", "erase")]
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_PROBABILITIES, (0, 1)),

@@ -1,6 +1,7 @@
 """Provide the base LightningDataModule: splits, samplers, loaders, and augmentation and normalization on the device."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class ImageDataModule(LightningDataModule):
         num_workers: processes that prepare batches; None chooses by dataset and machine. Batches do not depend on it.
         augment: arguments of `imago.augment.settings.Augment`; evaluation loaders do not use it.
         seed: determines the order of the samples and their augmentation.
+        loader: further arguments of torch's DataLoader, e.g. `prefetch_factor`.
         sampler: "shuffle" uses every training image once per epoch, "balanced" samples the classes equally often.
         split: arguments of `imago.data.splitting.SplitPlan`.
 
@@ -61,11 +63,13 @@ class ImageDataModule(LightningDataModule):
         augment: dict[str, Any],
         seed: int,
         sampler: str = "shuffle",
+        loader: Mapping[str, Any] | None = None,
         **split: Any,
     ) -> None:
         super().__init__()
         if sampler not in SAMPLERS:
             raise ConfigError(f"data.sampler={sampler} is not one of {', '.join(SAMPLERS)}.")
+        self.loader = loader or {}
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.augment = Augment(**augment)
@@ -200,10 +204,15 @@ class ImageDataModule(LightningDataModule):
             key: epoch, batch index and rank.
 
         Returns:
-            float32 (B, 3, H, W); labels unchanged, or float32 (B, K) if images are mixed.
+            float32 (B, 3, H, W); labels unchanged, or float (B, K) if images are mixed.
         """
-        augment = BatchAugment(self.augment, len(self.class_names), self.seed)
-        return augment.mix(self._normalize(augment.colors(images, key)), labels, key)
+        augment = self._batch_augment
+        mixed = augment.mix(self._normalize(augment.colors(images, key)), labels, key)
+        return augment.extra(*mixed, key)
+
+    @cached_property
+    def _batch_augment(self) -> BatchAugment:
+        return BatchAugment(self.augment, len(self.class_names), self.seed)
 
     def _normalize(self, images: Tensor) -> Tensor:
         if self._normalizer is None or self._normalizer[0] is not self.preprocess:
@@ -212,7 +221,7 @@ class ImageDataModule(LightningDataModule):
 
     def _build_loader(self, dataset: ArrayDataset | FileDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
         num_workers = self._choose_num_workers(dataset) if self.num_workers is None else self.num_workers
-        return BatchLoader(dataset, sampler, num_workers, pin_memory=torch.cuda.is_available())
+        return BatchLoader(dataset, sampler, num_workers, self.loader)
 
     def _choose_num_workers(self, dataset: ArrayDataset | FileDataset) -> int:
         # On a CPU the network needs all cores: more busy processes than cores slow its threads down many times.

@@ -1,6 +1,6 @@
 """Provide the labeled samples of a split, in memory or in files, and the datasets that return batches of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
@@ -16,6 +16,7 @@ from imago.augment.resized_crop import random_resized_crops
 from imago.augment.sample_transforms import transform_images
 from imago.augment.settings import Augment
 from imago.data.sampling import BatchIndices
+from imago.data.torch_sample import read_sample
 from imago.errors import DataError
 from imago.images import read_image
 from imago.text import printable
@@ -23,7 +24,7 @@ from imago.threads import one_intraop_thread
 
 
 class _LabeledSamples:
-    """Methods of labeled samples; a subclass is a dataclass whose fields have one entry per sample, except `root`."""
+    """Methods of labeled samples; a subclass is a dataclass with one entry per sample, except in `_SHARED`."""
 
     names: tuple[str, ...]
     labels: np.ndarray
@@ -51,7 +52,7 @@ class LabeledArray(_LabeledSamples):
     labels: np.ndarray
     names: tuple[str, ...]
 
-    def read(self, index: int, class_names: Sequence[str]) -> np.ndarray:
+    def read(self, index: int, class_names: Sequence[str] = ()) -> np.ndarray:
         """Return one image, uint8 (H, W, 3), as `LabeledFiles.read` does."""
         return self.images[index].transpose(1, 2, 0)
 
@@ -94,7 +95,43 @@ class LabeledFiles(_LabeledSamples):
             raise DataError(f"an image of class {class_names[self.labels[index]]!r}: {reason} {remedy}") from error
 
 
-Samples = LabeledArray | LabeledFiles
+@dataclass(frozen=True)
+class LabeledDataset(_LabeledSamples):
+    """Samples of torch Datasets, which are read on access.
+
+    Attributes:
+        sources: the Dataset of each published split.
+        names: published split and index of each sample in its Dataset, e.g. "train/00042".
+        labels: int64 (N,).
+    """
+
+    sources: Mapping[str, Dataset]
+    names: tuple[str, ...]
+    labels: np.ndarray
+
+    def read(self, index: int, class_names: Sequence[str] = (), key: tuple[int, int] = (0, 0)) -> np.ndarray:
+        """Read one image, uint8 (H, W, 3).
+
+        Args:
+            index: of the sample, in 0 .. N - 1.
+            class_names: not used.
+            key: seed and epoch, for Datasets with random transforms.
+
+        Raises:
+            DataError: naming the sample, if it is not an image with this label.
+        """
+        split, _, number = self.names[index].partition("/")
+        pixels, label = read_sample(self.sources[split], int(number), split, key)
+        if label != self.labels[index]:
+            name = type(self.sources[split]).__name__
+            fault = f"the label of sample {number} is {label}, but {self.labels[index]} in its targets or labels"
+            raise DataError(f"data.{split}, {name}: {fault}; a target_transform must change both.")
+        return pixels
+
+
+Samples = LabeledArray | LabeledFiles | LabeledDataset
+
+_SHARED = ("root", "sources", "names")  # not columns: one for all samples, or a tuple
 
 
 def concatenate(splits: Sequence[Samples]) -> Samples:
@@ -105,7 +142,7 @@ def concatenate(splits: Sequence[Samples]) -> Samples:
 
 
 def _columns(samples: Any) -> list[str]:
-    return [field.name for field in fields(samples) if field.name not in ("root", "names")]
+    return [field.name for field in fields(samples) if field.name not in _SHARED]
 
 
 @dataclass(frozen=True)
@@ -122,7 +159,23 @@ class Splits:
         return [("train", self.train), ("val", self.val), ("test", self.test)]
 
 
-class ArrayDataset(Dataset):
+class _BatchDataset(Dataset):
+    """Return whole batches, from `load` of a subclass."""
+
+    load: Callable[[BatchIndices], tuple[Tensor, Tensor]]
+
+    @one_intraop_thread()
+    def __getitems__(self, key: BatchIndices) -> tuple[Tensor, Tensor] | DataError:
+        """Return one batch, or in a worker process a `DataError`, whose message torch would hide in a traceback."""
+        try:
+            return self.load(key)
+        except DataError as error:
+            if get_worker_info() is None:
+                raise
+            return error
+
+
+class ArrayDataset(_BatchDataset):
     """Return batches of images in memory.
 
     Args:
@@ -142,8 +195,7 @@ class ArrayDataset(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    @one_intraop_thread()
-    def __getitems__(self, key: BatchIndices) -> tuple[Tensor, Tensor]:
+    def load(self, key: BatchIndices) -> tuple[Tensor, Tensor]:
         """Return one batch: images uint8 (B, 3, H, W) and labels int64 (B,)."""
         indices, augment, sample_key = key.indices, self.augment, (self.seed, *key)
         if augment is None:
@@ -159,7 +211,7 @@ class ArrayDataset(Dataset):
 
 
 @dataclass(eq=False)
-class FileDataset(Dataset):
+class FileDataset(_BatchDataset):
     """Return batches of images that are read one at a time: decoded, or from a cache.
 
     Args:
@@ -179,20 +231,13 @@ class FileDataset(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    @one_intraop_thread()
-    def __getitems__(self, key: BatchIndices) -> tuple[Tensor, Tensor] | DataError:
-        """Return one batch: images uint8 (B, 3, size, size) and labels int64 (B,).
+    def read_images(self, key: BatchIndices) -> Iterator[np.ndarray]:
+        """Yield the images of a batch as `read` returns them."""
+        return map(self.read, key.indices)
 
-        Raises:
-            DataError: if a file cannot be read; names the file and its class. A worker process returns the error
-                for the loader to raise, because torch would hide its message in the worker's traceback.
-        """
-        try:
-            images = _augment_and_stack(map(self.read, key.indices), self.size, self.augment, (self.seed, *key))
-        except DataError as error:
-            if get_worker_info() is None:
-                raise
-            return error
+    def load(self, key: BatchIndices) -> tuple[Tensor, Tensor]:
+        """Return one batch: images uint8 (B, 3, size, size) and labels int64 (B,)."""
+        images = _augment_and_stack(self.read_images(key), self.size, self.augment, (self.seed, *key))
         return torch.from_numpy(images), torch.from_numpy(self.labels[key.indices])
 
 

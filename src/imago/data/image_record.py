@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -53,13 +54,13 @@ def examine_file(path: Path) -> tuple[np.void, str]:
     return record, ""
 
 
-def examine_pixels(images: np.ndarray) -> np.ndarray:
-    """Return records (N,) of `IMAGE_RECORD_DTYPE` of images in memory, uint8 (N, 3, H, W)."""
-    records = np.zeros(len(images), IMAGE_RECORD_DTYPE)
+def examine_pixels(images: Iterable[np.ndarray], num_images: int) -> np.ndarray:
+    """Return records (N,) of `IMAGE_RECORD_DTYPE` of `num_images` images that are no files, each uint8 (H, W, 3)."""
+    records = np.zeros(num_images, IMAGE_RECORD_DTYPE)
     records["format"] = -1
-    progress = tqdm(images, desc="examining", unit="image", leave=False, disable=None)
+    progress = tqdm(images, desc="examining", total=num_images, unit="image", leave=False, disable=None)
     for record, image in zip(records, progress, strict=True):
-        pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
+        pixels = np.ascontiguousarray(image)
         record["content_hash"] = _hash(pixels.tobytes())
         _describe_pixels(record, pixels)
     return records

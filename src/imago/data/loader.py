@@ -4,14 +4,15 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.util import Finalize
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from imago.errors import DataError
+from imago.errors import ConfigError, DataError
 
 WORKER_TIMEOUT_S = 300  # without a batch for this long the run ends with an error; our own choice
 
@@ -23,20 +24,27 @@ class BatchLoader(DataLoader):
         dataset: its `__getitems__` takes a batch key from the sampler and returns a whole batch or a `DataError`.
         sampler: yields one key per batch.
         num_workers: processes that prepare batches; they live as long as the loader.
-        pin_memory: whether batches are copied to page-locked memory, which is faster to copy to a GPU.
+        settings: further arguments of DataLoader, e.g. `prefetch_factor`.
+
+    Raises:
+        ConfigError: if DataLoader refuses `settings`.
     """
 
-    def __init__(self, dataset: Any, sampler: Any, num_workers: int, pin_memory: bool) -> None:
-        super().__init__(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=_move_to_shared_memory,  # type: ignore[arg-type]  # torch expects a list of samples
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=pin_memory,
-            timeout=WORKER_TIMEOUT_S if num_workers else 0,
-            worker_init_fn=_ignore_foreign_signals,
-        )
+    def __init__(self, dataset: Any, sampler: Any, num_workers: int, settings: Mapping[str, Any]) -> None:
+        chosen: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "persistent_workers": num_workers > 0}
+        chosen["timeout"] = WORKER_TIMEOUT_S if num_workers else 0
+        try:
+            super().__init__(
+                dataset,
+                batch_sampler=sampler,
+                collate_fn=_move_to_shared_memory,  # type: ignore[arg-type]  # torch expects a list of samples
+                num_workers=num_workers,
+                worker_init_fn=_ignore_foreign_signals,
+                **(chosen | dict(settings)),
+            )
+        except (ValueError, TypeError) as error:
+            typed = " ".join(f"data.loader.{name}={value}" for name, value in settings.items())
+            raise ConfigError(f"{typed} with data.num_workers={num_workers}: {' '.join(str(error).split())}") from error
         if num_workers:  # not by `atexit`, which does not run in a forked or spawned rank
             # 100: before the exit handlers of multiprocessing, which would wait for the workers.
             Finalize(None, _kill_stuck_workers, exitpriority=100)

@@ -91,7 +91,8 @@ def _examine(samples: "Samples", cache_dir: Path) -> Examination:
     from imago.data.dataset import LabeledFiles
 
     if not isinstance(samples, LabeledFiles):
-        return Examination(examine_pixels(samples.images), ("",) * len(samples))
+        images = (samples.read(index) for index in range(len(samples)))
+        return Examination(examine_pixels(images, len(samples)), ("",) * len(samples))
     return examine(samples, cache_dir)
 
 
@@ -126,7 +127,7 @@ def _next_commands(split_file: Path) -> list[str]:
     """Return the commands to type next, with the data settings of this one."""
     from hydra.core.hydra_config import HydraConfig
 
-    settings = [text for text in HydraConfig.get().overrides.task if text.startswith(_DATA_SETTINGS)]
+    settings = [text for text in HydraConfig.get().overrides.task if text.lstrip("+").startswith(_DATA_SETTINGS)]
     commands = [["src/check.py", *settings, "show=augment"], ["src/train.py", *settings]]
     if split_file.exists():
         commands.append(["src/train.py", *settings, f"data.split_file={short_path(split_file)}"])

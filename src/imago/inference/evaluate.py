@@ -1,5 +1,6 @@
 """The command `eval.py`: evaluate a trained network on val or test images."""
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -96,6 +97,7 @@ def read_data_settings(run: Path, trust: Sequence[str]) -> dict[str, Any]:
         raise DataError(f"{run / 'config.yaml'} names no dataset; restore the file, or train again.")
     if settings.get("split_file") and (run / "split.csv").is_file():
         settings["split_file"] = str(run / "split.csv")
+    settings["augment"] = {}  # not used in evaluation, and may name code of others
     check_saved_targets(settings, "data", run / "config.yaml", trust)
     return settings
 
@@ -140,7 +142,8 @@ def _read_config(run: Path) -> dict[str, Any]:
 
 def _image_source(settings: Mapping[str, Any]) -> list[str]:
     """Return dataset class and resolved paths: equal for settings that read the same images, however split."""
-    return [os.path.realpath(str(settings.get(key))) for key in ("_target_", "root", "list_file", "name")]
+    paths = [os.path.realpath(str(settings.get(key))) for key in ("_target_", "root", "list_file", "name")]
+    return [*paths, json.dumps(settings.get("train"), sort_keys=True)]  # of data=dataset
 
 
 def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Path | None) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from imago.errors import DataError
 from imago.inference.load import Predictor, TorchPredictor, load_predictor
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
     from imago.data.dataset import Samples
 
+_SHOWN_PX = (128, 128)  # of images of any size that are no files; our own choice
 EVALUATED_SPLITS = ("test", "val", "all")  # all: every image of a dataset that was not trained on
 
 
@@ -34,12 +36,15 @@ def image_names(samples: "Samples") -> list[str]:
 
 
 def images_in_memory(samples: "Samples", indices: Sequence[int]) -> dict[int, np.ndarray]:
-    """Return some images by their index, uint8 (H, W, 3); an empty dict if the images are files."""
-    from imago.data.dataset import LabeledArray
+    """Return some images by their index, uint8 (H, W, 3), all of one size; an empty dict if the images are files."""
+    from imago.data.dataset import LabeledDataset, LabeledFiles
 
-    if not isinstance(samples, LabeledArray):
+    if isinstance(samples, LabeledFiles):
         return {}
-    return {index: samples.images[index].transpose(1, 2, 0) for index in indices}
+    images = {index: samples.read(index) for index in indices}
+    if isinstance(samples, LabeledDataset):
+        return {index: np.asarray(Image.fromarray(pixels).resize(_SHOWN_PX)) for index, pixels in images.items()}
+    return images
 
 
 def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> LabeledOutputs:

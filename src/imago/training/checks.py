@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from difflib import SequenceMatcher
 from importlib.util import find_spec
 from math import inf
 from typing import Any
@@ -26,6 +27,15 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "tune": (None, "lr"),
 }
 
+# Arguments of DataLoader that can be set, and the setting to use instead of one that would change the batches.
+LOADER_ARGUMENTS = ("prefetch_factor", "pin_memory", "timeout", "multiprocessing_context", "persistent_workers")
+SETTING_INSTEAD = {
+    **{"dataset": "data=dataset", "batch_size": "data.batch_size", "num_workers": "data.num_workers"},
+    **dict.fromkeys(("shuffle", "sampler", "batch_sampler"), "data.sampler"),
+    **{"collate_fn": "augment.extra_batch", "drop_last": "data.batch_size"},
+    **dict.fromkeys(("worker_init_fn", "generator", "in_order"), "seed"),
+}
+
 _POSITIVE = ("greater than 0", lambda value: value > 0)
 _AT_LEAST_1 = ("1 or more", lambda value: value >= 1)
 _BETWEEN_0_AND_1 = ("between 0 and 1, both excluded", lambda value: 0 < value < 1)
@@ -45,6 +55,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "optimizer.layer_lr_decay": ("above 0 and at most 1", lambda value: 0 < value <= 1),
     "data.batch_size": _AT_LEAST_1,
     "data.num_workers": ("0 or more", lambda value: value >= 0),
+    "data.loader.prefetch_factor": _AT_LEAST_1,
     "data.val_fraction": _BETWEEN_0_AND_1,
     "trainer.max_epochs": _AT_LEAST_1,
     "trainer.limit_train_batches": ("greater than 0; eval.py evaluates without training", lambda value: value > 0),
@@ -78,7 +89,7 @@ def check_settings(cfg: DictConfig) -> None:
     """
     checks: tuple[Callable[[DictConfig], Iterable[str]], ...] = (
         *(_value_problems, _trainer_problems, _schedule_problems, _monitor_problems, _logger_problems),
-        *(_augment_problems, _loss_problems, _tune_problems, _freezing_problems),
+        *(_augment_problems, _loader_problems, _loss_problems, _tune_problems, _freezing_problems),
     )
     problems = [problem for check in checks for problem in check(cfg)]
     if problems:
@@ -193,6 +204,15 @@ def _augment_problems(cfg: DictConfig) -> list[str]:
     except ConfigError as error:
         return str(error).splitlines()
     return []
+
+
+def _loader_problems(cfg: DictConfig) -> Iterator[str]:
+    for name, value in (cfg.data.get("loader") or {}).items():
+        if name in SETTING_INSTEAD:
+            yield f"data.loader.{name}={value}: the data module sets this argument; use {SETTING_INSTEAD[name]}."
+        elif name not in LOADER_ARGUMENTS:
+            close = sorted(LOADER_ARGUMENTS, key=lambda known: -SequenceMatcher(None, str(name), known).ratio())
+            yield f"data.loader.{name}={value} is not one of {', '.join(close)} (nearest first)."
 
 
 def _loss_problems(cfg: DictConfig) -> Iterator[str]:

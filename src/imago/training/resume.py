@@ -18,7 +18,7 @@ from imago.settings import flatten
 # it. Whether moved data is the same data is checked by its fingerprint.
 _CHANGEABLE_KEYS = (
     *("paths", "callbacks", "logger", "resume", "run_name", "trust", "compile", "tta"),
-    *("data.num_workers", "data.cache", "data.cache_dir"),
+    *("data.num_workers", "data.loader", "data.cache", "data.cache_dir"),
     *("data.root", "data.data_dir", "data.split_file", "data.list_file"),
     *("trainer.max_epochs", "trainer.max_time", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
     *("trainer.strategy", "trainer.log_every_n_steps", "trainer.profiler", "trainer.limit_test_batches"),
