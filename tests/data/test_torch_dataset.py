@@ -1,5 +1,6 @@
 """Any torch Dataset: labels and class names, images of any kind and size, refusals, seeded reads, fingerprint."""
 
+import io
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -56,8 +57,10 @@ def changed(function: Callable[[Any], Any]) -> Photos:
     return Photos(change=lambda sample: (function(sample[0]), sample[1]))
 
 
-def batches(data: TorchDatasetDataModule) -> list[torch.Tensor]:
-    return [images for images, _ in data.train_dataloader()]
+def photo_file(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 # Labels, class names and splits
@@ -144,12 +147,14 @@ def test_other_errors_name_the_setting(tmp_path: Path):
     def unreadable(sample: Any) -> Any:
         raise OSError("cannot identify image file 'a.jpg'")
 
+    (tmp_path / "cut.png").write_bytes(photo_file(Image.fromarray(photo(0, 64)))[:2000])
     wrong = ManyLabels("targets", [1] * 30 + [0] * 30)
     named, other = Photos(), Photos()
     named.classes, other.classes = ["a", "b", "c"], ["a", "c", "b"]
     for train, val, message in (
         (Stream(), None, "data.train is a Stream; wanted a torch.utils.data.Dataset"),
         (Photos(change=unreadable), None, "data.train, Photos: sample 0 cannot be read: cannot identify image file"),
+        (changed(lambda _: Image.open(tmp_path / "cut.png")), None, "sample 0 cannot be read: .*truncated"),
         (named, other, "data.val has the classes .*; they must be equal"),
         ({"_target_": "imago.data.file_datamodule.Nothing"}, None, "there is no 'Nothing'"),
     ):

@@ -1,6 +1,7 @@
 """Provide any `torch.utils.data.Dataset` of (image, label)."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -150,4 +151,5 @@ def _class_names(sources: Mapping[str, Any], num_classes: int) -> tuple[str, ...
 
 
 def _progress(indices: Any, description: str) -> Any:
-    return tqdm(indices, desc=description, unit="image", leave=False, disable=None)
+    is_hidden = True if os.environ.get("LOCAL_RANK", "0") != "0" else None  # None: unless stderr is a terminal
+    return tqdm(indices, desc=description, unit="image", leave=False, disable=is_hidden)

@@ -34,12 +34,13 @@ def read_sample(source: Any, index: int, split: str, key: tuple[int, int] = (0, 
     try:
         with seeded(*key, index):
             sample = source[index]
+        is_pair = isinstance(sample, (tuple, list)) and len(sample) == 2
+        pixels = _pixels(sample[0], where) if is_pair else None  # Pillow may decode only here
     except OSError as error:  # Pillow's UnidentifiedImageError is one
         raise DataError(f"{where} cannot be read: {error}; repair the file or leave it out.") from error
-    if isinstance(sample, (tuple, list)) and len(sample) == 2:
-        pixels, label = _pixels(sample[0], where), _label(sample[1])
-        if pixels is not None and label is not None:
-            return pixels, label
+    label = _label(sample[1]) if is_pair else None
+    if pixels is not None and label is not None:
+        return pixels, label
     hint = "; leave ToTensor and Normalize out" if "float" in describe(sample) else ""
     raise DataError(f"{where} is {describe(sample)}, wanted {_WANTED}{hint}.")
 
