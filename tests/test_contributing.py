@@ -131,7 +131,15 @@ def test_the_command_trains_as_printed(run, project: Path, command: str):
 
 
 ALL_TOGETHER = (
-    *("data=digits", "augment=none", "model=tiny", "loss=focal", "metrics=worst_class", "task=sam"),
+    *(
+        "data=stripes",
+        "augment=noise",
+        "augment.extra_batch=[{_target_: mynet.scale.Scale, limit: 0.2}]",
+        "model=tiny",
+        "loss=focal",
+        "metrics=worst_class",
+        "task=sam",
+    ),
     *("callbacks=stop_at", "callbacks.stop_at.value=1.1", "logger=json_lines", "schedule=polynomial"),
     *("callbacks.best_checkpoint.monitor=val/worst_class", "callbacks.best_checkpoint.mode=max"),
 )

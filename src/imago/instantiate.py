@@ -29,14 +29,17 @@ def build(config: Mapping[Any, Any], /, *args: Any, base: type | None = None, **
         config: a node with `_target_`, as DictConfig or plain dict.
         *args: positional arguments for the target.
         base: class that the object must be an instance of; checked before a class is called.
-        **kwargs: keyword arguments for the target; they override the keys in `config`.
+        **kwargs: keyword arguments for the target, or `_recursive_`; they override the keys in `config`.
 
     Raises:
         ConfigError: the target does not exist or is no `base`, or the keys do not match its signature. An exception
             that the target itself raises is passed on unchanged.
     """
     path = getattr(config, "_get_full_key", lambda _: "")(None)  # as typed on the command line; empty for a plain dict
-    return _build(to_plain(config), path, args, kwargs, base)
+    node, arguments = to_plain(config), {key: value for key, value in kwargs.items() if key not in _CONTROL_KEYS}
+    return _build(
+        {**node, **{key: kwargs[key] for key in kwargs.keys() - arguments.keys()}}, path, args, arguments, base
+    )
 
 
 def _build(

@@ -82,7 +82,7 @@ def examine_dataset(data: "ImageDataModule", cache_dir: Path) -> CheckedDataset:
 
 def _build_data(cfg: DictConfig, **changes: Any) -> "ImageDataModule":
     settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
-    data: ImageDataModule = build(settings | changes)
+    data: ImageDataModule = build(settings | changes, _recursive_=False)
     data.set_up_data()
     return data
 

@@ -93,7 +93,7 @@ def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping
     classifier = load_calibrated(checkpoint, cfg.trust)  # torch is loaded here
     name, num_classes = type(classifier.net).__name__, len(classifier.class_names)
     log.info("checkpoint  %s: %s, %d classes", short_path(checkpoint), name, num_classes)
-    data: ImageDataModule = build(data_settings)
+    data: ImageDataModule = build(data_settings, _recursive_=False)
     try:
         data.set_up_data()
     except DataError as error:

@@ -47,7 +47,7 @@ def evaluate(cfg: DictConfig) -> float:
 
     # torch is loaded only now. A damaged file is reported before data is read.
     predictor = load_predictor(file, cfg.accelerator, cfg.tta, not cfg.calibrate, cfg.trust)
-    data: ImageDataModule = build(settings)
+    data: ImageDataModule = build(settings, _recursive_=False)
     data.set_up_data()
     note = _compare_with_training(cfg, data, run if is_own else None)
     make_writable(directory, "output=DIR")

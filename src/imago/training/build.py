@@ -168,7 +168,7 @@ def build_run(
 
         teacher_run = load_teacher_run(cfg)
     seed_everything(cfg.seed, verbose=False)  # for the initial weights; all later randomness is counter-based
-    data: ImageDataModule = build(cfg.data, base=ImageDataModule)
+    data: ImageDataModule = build(cfg.data, base=ImageDataModule, _recursive_=False)
     data.set_up_data()
     data.preprocess, origin = choose_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
     task = build_task(cfg, data, teacher_run)
