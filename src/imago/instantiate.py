@@ -17,7 +17,7 @@ from typing import Any
 from imago.errors import ConfigError
 
 # Keys of a config node that are not passed to the target; Hydra's names. Arguments are always plain containers.
-_CONTROL_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+CONTROL_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
 def build(config: Mapping[Any, Any], /, *args: Any, base: type | None = None, **kwargs: Any) -> Any:
@@ -57,7 +57,7 @@ def _build(
     if base and inspect.isclass(target) and not issubclass(target, base):
         raise ConfigError(f"{where} is not a {base.__name__}; name a class derived from {full_name(base)}.")
     nested = _build_nested if node.get("_recursive_", True) else lambda value, _: value
-    arguments = {key: nested(value, f"{path}.{key}") for key, value in node.items() if key not in _CONTROL_KEYS}
+    arguments = {key: nested(value, f"{path}.{key}") for key, value in node.items() if key not in CONTROL_KEYS}
     arguments |= kwargs
     args = args or [nested(value, f"{path}._args_") for value in node.get("_args_", ())]
     if problem := _signature_problem(target, args, list(arguments), is_partial):

@@ -12,7 +12,7 @@ from imago.files import read_json
 from imago.inference.load import resolve_checkpoint
 from imago.instantiate import to_plain
 from imago.paths import checkpoint_file, quote_for_hydra
-from imago.settings import flatten
+from imago.settings import as_typed, flatten
 
 # Settings that may change when a run is resumed: they do not change its weights. A name stands for all settings below
 # it. Whether moved data is the same data is checked by its fingerprint.
@@ -56,7 +56,7 @@ def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]
         from imago.training.teacher import resolve_teacher
 
         resolve_teacher(cfg.task)
-    return [_with_stored_path(override, cfg) for override in overrides]
+    return [_with_stored_path(override, cfg) for override in as_typed(overrides, to_plain(cfg, resolve=False))]
 
 
 def _with_stored_path(override: str, cfg: DictConfig) -> str:
