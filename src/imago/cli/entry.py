@@ -11,7 +11,7 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -101,13 +101,11 @@ class _Job:
                 raise
             return
         self.defaults[_choices(loader, trial)] = defaults
-        accepted = accept_arguments(flags.overrides, trial, defaults, loader)
-        if accepted.unknown:
-            raise ConfigError(explain_key(accepted.unknown[0], flags.overrides, loader, name))
-        for note in accepted.notes:
-            print(note, file=sys.stderr, flush=True)
-        sys.argv[1:] = [*(accepted.rewritten.get(text, text) for text in sys.argv[1:]), *accepted.deleted]
-        self.saved = [accepted.rewritten.get(text, text) for text in self.saved]
+        replaced, refused = accept_arguments(flags.overrides, trial, defaults, loader)
+        if refused:
+            raise ConfigError(explain_key(refused[0], flags.overrides, loader, name))
+        sys.argv[1:] = _replace(sys.argv[1:], replaced)
+        self.saved = _replace(self.saved, replaced)
 
     def _check_config(self, cfg: "DictConfig", overrides: dict[str, list[str]]) -> None:
         from hydra.core.global_hydra import GlobalHydra
@@ -231,6 +229,10 @@ def _config_loader(flags: argparse.Namespace) -> Any:
 
     directories = [str(CONFIG_DIR), *([os.path.abspath(flags.config_dir)] if flags.config_dir else [])]
     return ConfigLoaderImpl(create_config_search_path_from_sources(directories))
+
+
+def _replace(arguments: Sequence[str], replaced: Mapping[str, Sequence[str]]) -> list[str]:
+    return [new for text in arguments for new in replaced.get(text, [text])]
 
 
 def _choices(loader: Any, overrides: Iterable[str]) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ def _known_keys(key: str, argv: Iterable[str], loader: "ConfigLoaderImpl", confi
         keys = [known.split(".") for known in flat]
         typed = (text.lstrip("+").partition("=") for text in choices)
         nodes = Nodes(settings, {name: value for name, _, value in typed})
-        targeted = [name for name in nodes.targeted() if key.startswith(f"{name}.")] or ["trainer", "optimizer"]
-        arguments = [argument for name in targeted for argument in nodes.arguments(name)]
+        targeted = [name for name in nodes.keys if key.startswith(f"{name}.")] or ["trainer", "optimizer"]
+        arguments = [f"{name}.{argument}" for name in targeted for argument in nodes.arguments(name)]
         return sorted({*arguments, *(".".join(names[:end]) for names in keys for end in range(1, len(names) + 1))})
     return []
