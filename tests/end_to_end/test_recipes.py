@@ -14,7 +14,7 @@ ONE_EPOCH = (*SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=6")
 
 @pytest.mark.soak
 def test_the_final_test_uses_the_averaged_weights_and_records_its_views(tmp_path: Path, command):
-    own = ("callbacks=[default,ema]", "callbacks.ema.decay=0.8", "tta=flip")
+    own = ("callbacks=ema", "callbacks.ema.decay=0.8", "tta=flip")
     done = train(tmp_path, *ONE_EPOCH, "run_name=averaged", *own)
     run = tmp_path / "train" / "averaged"
     assert "test accuracy, mean over several views of each image (tta=flip)" in done.stdout
@@ -45,7 +45,7 @@ def test_a_compiled_network_is_saved_under_the_names_of_the_plain_one(tmp_path: 
 @pytest.mark.soak
 def test_early_stopping_ends_a_run_and_logs_the_reason(tmp_path: Path):
     still = ("optimizer.lr=1e-12", "callbacks.early_stopping.patience=1", "trainer.max_epochs=9")
-    done = train(tmp_path, *ONE_EPOCH, "run_name=stopped", "callbacks=[default,early_stopping]", *still)
+    done = train(tmp_path, *ONE_EPOCH, "run_name=stopped", "callbacks=early_stopping", *still)
     assert "stopped early: Monitored metric val/acc did not improve in the last 1 records" in done.stdout
     assert summary(tmp_path / "train" / "stopped")["epochs"] < 9
 
@@ -56,7 +56,7 @@ def test_two_processes_with_distillation_averaged_weights_and_muon(finished_run:
     own = (
         "task=distillation",
         f"task.teacher={finished_run}",
-        "callbacks=[default,ema]",
+        "callbacks=ema",
         "optimizer=muon",
         "model.hidden_features=16",
     )

@@ -23,7 +23,7 @@ TWO_LENGTHS = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set one of t
         (["schedule=plateau", "schedule.monitor=train/loss"], "a schedule can only monitor validation"),
         (["schedule=plateau", "schedule.monitor=val/acc"], "type schedule.mode=max"),
         (["schedule=plateau", "trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 leaves no validation"),
-        (["callbacks=[default,early_stopping]", "callbacks.early_stopping.mode=min"], "early_stopping.mode=max"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.mode=min"], "early_stopping.mode=max"),
         (["callbacks.best_checkpoint.monitor=val/f1"], "callbacks.best_checkpoint.monitor=val/f1 is not one of"),
         (["optimizer=torch", "optimizer._target_=torch.optim.LBFGS"], "type channels_last=false"),
         (["tta=mirror"], "tta=mirror is not one of none, flip, flip_shift"),
@@ -52,11 +52,11 @@ TWO_LENGTHS = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set one of t
             "task.teacher.weights=null: a teacher needs trained weights",
         ),
         (
-            ["callbacks=[default,backbone_finetuning]"],
+            ["callbacks=backbone_finetuning"],
             "callbacks.backbone_finetuning with model.weights=null would freeze random features.",
         ),
         (
-            ["callbacks=[default,backbone_finetuning]", "model=resnet18", "model.freeze=backbone"],
+            ["callbacks=backbone_finetuning", "model=resnet18", "model.freeze=backbone"],
             "model.freeze=backbone and callbacks.backbone_finetuning exclude each other",
         ),
         (["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn is not supported; use ddp or, on a CPU, ddp_fork"),
@@ -79,10 +79,10 @@ def test_a_setting_that_cannot_work_is_one_line(compose: Callable, settings: lis
         ["schedule.warmup_epochs=null", "schedule.warmup_steps=0"],
         ["schedule=plateau", "schedule.monitor=val/acc", "schedule.mode=max"],
         ["trainer.limit_val_batches=0"],
-        ["callbacks=[default,ema,early_stopping]", "tta=flip", "tune=lr"],
+        ["callbacks=[ema,early_stopping]", "tta=flip", "tune=lr"],
         ["task=distillation", "task.teacher=x", "task.alpha=1.0"],
-        ["callbacks=[default,backbone_finetuning]", "model=resnet18"],
-        ["callbacks=[default,backbone_finetuning]", "~model.weights"],
+        ["callbacks=backbone_finetuning", "model=resnet18"],
+        ["callbacks=backbone_finetuning", "~model.weights"],
     ],
 )
 def test_settings_that_work_pass(compose: Callable, settings: list[str]):
@@ -94,6 +94,6 @@ def test_a_logger_whose_package_is_missing_is_one_line(compose: Callable, name: 
     monkeypatch.setattr("imago.training.checks.find_spec", lambda package: None)
     message = rf"^logger\.{name} needs the package {name}, which is not installed.*pip install -e '\.\[{name}\]'\.$"
     with pytest.raises(ConfigError, match=message):
-        check_settings(compose(f"logger=[default,{name}]"))
+        check_settings(compose(f"logger={name}"))
     extras = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert [requirement.partition(">=")[0] for requirement in extras[name]] == [name]

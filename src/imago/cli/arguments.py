@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from imago.cli.overrides import chosen_group
@@ -61,9 +62,10 @@ class Nodes:
                 return False
         if target is _ABSENT:
             return True
-        signature = known_signature(target)
+        signature, names = known_signature(target), [*CONTROL_KEYS, *self.arguments(node)]
         is_open = signature is None or (signature.is_open and (node in _OWN_KEYS or not target.startswith("imago.")))
-        return is_open or name in (*CONTROL_KEYS, *self.arguments(node))
+        # 0.9, our own choice: nearly the name of an argument is a typo, also if `**kwargs` would take it.
+        return name in names or (is_open and not get_close_matches(name, names, cutoff=0.9))
 
     def not_taken(self, key: str) -> list[str]:
         """Return the keys in the YAML of a node that were not typed and that its typed target does not name."""

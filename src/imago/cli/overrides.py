@@ -34,7 +34,16 @@ LOOSE_TYPES: dict[tuple[type, ...], set[str]] = {
         *("augment.policy", "trainer.gradient_clip_algorithm", "trainer.profiler", "tune"),
     },
     (int, NoneType): {
-        *("opset", "limit", "batch_size", "data.num_workers", "data.fold", "data.decoded_px", "data.size"),
+        *(
+            "opset",
+            "limit",
+            "batch_size",
+            "trainer.max_epochs",
+            "data.num_workers",
+            "data.fold",
+            "data.decoded_px",
+            "data.size",
+        ),
         *("preprocess.size", "preprocess.resize", "trainer.check_val_every_n_epoch", "schedule.*_steps"),
     },
     (float, NoneType): {"schedule.*_epochs", "trainer.gradient_clip_val"},

@@ -45,7 +45,7 @@ def start_table(
         "preprocess": f"{data.preprocess.describe()} ({preprocess_origin})",
         "network": _network_text(cfg.model, task),
         "optimizer": f"{_class_name(cfg.optimizer)}, lr {cfg.optimizer.get('lr')}, {_class_name(cfg.schedule)}, "
-        f"{cfg.trainer.max_epochs} epochs",
+        f"{trainer.max_epochs} epochs{f', {trainer.max_steps} steps' if trainer.max_steps > 0 else ''}",
         "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // num_devices} per device; "
         f"{num_batches} batches per epoch",
         "device": f"{num_devices} x {trainer.strategy.root_device.type}, {torch.get_num_threads()} threads",
@@ -60,7 +60,7 @@ def start_table(
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
-def end_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
+def end_lines(summary: Mapping[str, Any], run_dir: Path, max_steps: int = -1) -> str:
     """Return the results of a run and the commands to type next."""
     test, val, best = summary.get("test"), summary.get("val"), summary.get("best_epoch")
     lines = []
@@ -82,10 +82,13 @@ def end_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
             f"{summary['images_per_s']:,.0f} images/s, {summary['data_wait_share']:.0%} of the training time spent "
             f"waiting for data{advice}"
         )
-    return "\n".join([*lines, *_next_commands(run_dir, max(1, summary["epochs"]))])
+    is_at_max_steps = 0 < max_steps <= summary.get("steps", 0)
+    epochs = f"trainer.max_epochs={2 * max(1, summary['epochs'])}"
+    extension = f"trainer.max_steps={2 * max_steps}" if is_at_max_steps else epochs
+    return "\n".join([*lines, *_next_commands(run_dir, extension)])
 
 
-def _next_commands(run_dir: Path, num_epochs: int) -> list[str]:
+def _next_commands(run_dir: Path, extension: str) -> list[str]:
     run = shlex.quote(short_path(run_dir))
     commands = ["next:"]
     if checkpoint_file(run_dir).exists():
@@ -95,7 +98,7 @@ def _next_commands(run_dir: Path, num_epochs: int) -> list[str]:
             f"  python src/export.py run={run}                # one ONNX file",
         ]
     if checkpoint_file(run_dir, "last").exists():
-        commands.append(f"  python src/train.py resume={run} trainer.max_epochs={2 * num_epochs}")
+        commands.append(f"  python src/train.py resume={run} {extension}")
     return [*commands, f"  tensorboard --logdir {run}"]
 
 
