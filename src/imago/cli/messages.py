@@ -75,6 +75,9 @@ def explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", confi
     """Return one line for a key that no YAML and no target has, with the nearest one; arguments as above."""
     if loader.get_group_options(key):
         return f"{_argument(key, argv)}: this command has no options for {key!r}."
+    if re.fullmatch(r"callbacks\.(best|last)_checkpoint\.(filename|save_\w+|every_n_\w+)", key):
+        more = "add a callback with callbacks.NAME._target_=lightning.pytorch.callbacks.ModelCheckpoint for others"
+        return f"{_argument(key, argv)}: best.ckpt and last.ckpt have fixed names, content and times; {more}."
     group, _, member = key.rpartition(".")[0].partition(".")
     if member in loader.get_group_options(group):
         return f"{_argument(key, argv)}: {member} is off; type {group}={member} too."

@@ -91,19 +91,25 @@ def check_run_directory(cfg: DictConfig, path: Path) -> None:
     except (OSError, ValueError, YAMLError) as error:
         raise ConfigError(f"resume={path}: its config.yaml cannot be read ({error}).") from error
     summary = read_json(path / "summary.json")
-    done = {"max_epochs": summary.get("epochs", 0), "max_steps": summary.get("steps", 0)}
-    check_unchanged_settings(saved, to_plain(cfg), done, is_tested="test" in summary)
+    num_done = summary.get("epochs", 0), summary.get("steps", 0)
+    check_unchanged_settings(saved, to_plain(cfg), *num_done, is_tested="test" in summary)
 
 
 def check_unchanged_settings(
-    saved: Mapping[str, Any], settings: Mapping[str, Any], done: Mapping[str, int], is_tested: bool
+    saved: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    num_epochs_done: int,
+    num_steps_done: int = 0,
+    *,
+    is_tested: bool,
 ) -> None:
     """Check that a resumed run keeps every setting that affects its weights, and has something left to do.
 
     Args:
         saved: `config.yaml` of the run, as plain data.
         settings: those to resume with, likewise.
-        done: what the run has finished, by the names of the Trainer's limits `max_epochs` and `max_steps`.
+        num_epochs_done: epochs that the run has finished.
+        num_steps_done: its optimizer steps.
         is_tested: whether its final test is done; a run that was killed during the test may do it again.
 
     Raises:
@@ -118,7 +124,8 @@ def check_unchanged_settings(
         for key in changed
         if key.endswith("._target_") or not key.startswith(swapped)
     ]
-    for name, number in done.items() if not problems else ():
+    done = {} if problems else {"max_epochs": num_epochs_done, "max_steps": num_steps_done}
+    for name, number in done.items():
         limit = settings["trainer"].get(name) or -1
         if 0 < limit < number or (limit == number and is_tested):
             problems.append(
