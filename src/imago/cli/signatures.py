@@ -16,6 +16,11 @@ _SIMPLE_TYPES = {"int": int, "float": float, "bool": bool, "str": str, "None": N
 _DYNAMIC = ("globals()", "__getattr__", "sys.modules", "exec(")  # a module with one of these may define any name
 _NO_BASE = ("object", "ABC", "Generic", "Protocol")  # classes without arguments
 _MAX_DEPTH = 10  # of base classes, and of functions that pass `**kwargs` on to each other; our own choice
+# What takes the `**kwargs` that these store at first, which their source does not show.
+_KWARGS_OF = {
+    "lightning.pytorch.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
+    "lightning.pytorch.strategies.DDPStrategy": "torch.nn.parallel.DistributedDataParallel",
+}
 _UNKNOWN = object()  # exists, or may exist, but cannot be read
 
 
@@ -95,7 +100,10 @@ def read_signature(target: str) -> Signature | None:
             close = difflib.get_close_matches(part, _all_names(above), n=1)
             hint = f"; did you mean {'.'.join([parent, *close, *parts[index + 1 :]])}?" if close else "."
             raise ConfigError(f"there is no {part!r} in {parent}{hint}")
-    return _signature(*found) if isinstance(found, tuple) else None
+    signature = _signature(*found) if isinstance(found, tuple) else None
+    if signature and target in _KWARGS_OF:
+        return _merge([signature._replace(is_open=False), read_signature(_KWARGS_OF[target])])
+    return signature
 
 
 def known_signature(target: object) -> Signature | None:
