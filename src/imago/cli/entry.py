@@ -75,9 +75,8 @@ class _Job:
                 if not isinstance(error, UserError):
                     traceback.print_exception(error)
                 reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                _print_error(
-                    f"trial {job.job.num} ({' '.join(as_typed(overrides['task'], to_plain(cfg, resolve=False)))}): {reason}"
-                )
+                typed = " ".join(as_typed(overrides["task"], to_plain(cfg, resolve=False)))
+                _print_error(f"trial {job.job.num} ({typed}): {reason}")
                 return float("nan")
             if isinstance(error, UserError):  # exit here: Hydra prints a line of its own for an exception
                 _fail(error.exit_code, str(error))
