@@ -116,7 +116,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory) -> T
     for bar in [] if is_bar_on else bars:
         bar.disable()  # the lines per epoch stay
     checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
-    if not checkpoints:
+    if not checkpoints and not cfg.tune:
         log.warning("no callback saves checkpoints: this run cannot be resumed, evaluated or exported")
     plugins = to_plain(cfg.trainer.get("plugins")) or []
     plugins = plugins if isinstance(plugins, list) else [plugins]
