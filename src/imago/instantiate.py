@@ -17,7 +17,7 @@ from typing import Any
 from imago.errors import ConfigError
 
 # Keys of a config node that are not passed to the target; Hydra's names. Arguments are always plain containers.
-_CONTROL_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+CONTROL_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 
 
 def build(config: Mapping[Any, Any], /, *args: Any, base: type | None = None, **kwargs: Any) -> Any:
@@ -36,7 +36,7 @@ def build(config: Mapping[Any, Any], /, *args: Any, base: type | None = None, **
             that the target itself raises is passed on unchanged.
     """
     path = getattr(config, "_get_full_key", lambda _: "")(None)  # as typed on the command line; empty for a plain dict
-    node, arguments = to_plain(config), {key: value for key, value in kwargs.items() if key not in _CONTROL_KEYS}
+    node, arguments = to_plain(config), {key: value for key, value in kwargs.items() if key not in CONTROL_KEYS}
     return _build(
         {**node, **{key: kwargs[key] for key in kwargs.keys() - arguments.keys()}}, path, args, arguments, base
     )
@@ -60,7 +60,7 @@ def _build(
     if base and inspect.isclass(target) and not issubclass(target, base):
         raise ConfigError(f"{where} is not a {base.__name__}; name a class derived from {full_name(base)}.")
     nested = _build_nested if node.get("_recursive_", True) else lambda value, _: value
-    arguments = {key: nested(value, f"{path}.{key}") for key, value in node.items() if key not in _CONTROL_KEYS}
+    arguments = {key: nested(value, f"{path}.{key}") for key, value in node.items() if key not in CONTROL_KEYS}
     arguments |= kwargs
     args = args or [nested(value, f"{path}._args_") for value in node.get("_args_", ())]
     if problem := _signature_problem(target, args, list(arguments), is_partial):

@@ -1,6 +1,6 @@
 """Flatten nested settings to their names on the command line, and format a value as it is typed there."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -39,3 +39,21 @@ def typed_value(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def as_typed(overrides: Iterable[str], settings: Mapping[str, Any]) -> list[str]:
+    """Return overrides without the `++` that makes Hydra accept the arguments of a `_target_`.
+
+    Args:
+        overrides: as Hydra has read them.
+        settings: composed with them, as plain data.
+    """
+    return [text.removeprefix("++") if _is_below_target(text, settings) else text for text in overrides]
+
+
+def _is_below_target(override: str, settings: Any) -> bool:
+    for name in override.removeprefix("++").partition("=")[0].split("."):
+        settings = settings.get(name) if isinstance(settings, Mapping) else None
+        if isinstance(settings, Mapping) and "_target_" in settings:
+            return True
+    return False

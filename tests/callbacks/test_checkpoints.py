@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in (*QUIET, "ignore:.*ex
 # Two epochs of five batches, with BatchNorm, averaged weights and mixed images; saved before every step.
 SETTINGS = (
     *("data=shapes", "data.batch_size=8", "model=small_resnet", "model.width=8", "augment.mixup_alpha=0.2"),
-    *("callbacks=[default,ema]", "callbacks.ema.decay=0.8", "callbacks.image_grid=null", "logger.tensorboard=null"),
+    *("callbacks=ema", "callbacks.ema.decay=0.8", "callbacks.image_grid=null", "logger.tensorboard=null"),
     *("trainer.max_epochs=2", "trainer.limit_train_batches=5", "trainer.limit_val_batches=2"),
     *("trainer.log_every_n_steps=1", "callbacks.last_checkpoint.every_minutes=0.0"),
 )

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 AVERAGED = (
     *SMALL,
     "data=shapes",
-    "callbacks=[default,ema]",
+    "callbacks=ema",
     "callbacks.ema.decay=0.8",
     "trainer.limit_train_batches=4",
 )

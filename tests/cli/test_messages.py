@@ -5,7 +5,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.types import RunMode
 
-from imago.cli.messages import explain_composition_error
+from imago.cli.messages import explain_composition_error, explain_key
+from imago.paths import PROJECT_ROOT
 
 
 def explain(loader, *overrides):
@@ -54,6 +55,30 @@ def test_an_unknown_option_lists_all_options_nearest_first(loader, typed):
 @pytest.mark.parametrize("typed", ["model=null", "model=5"])
 def test_a_group_without_an_option_lists_its_options(loader, typed):
     assert explain(loader, typed).startswith(f"{typed}: there is no such option; model can be ")
+
+
+REAL = ConfigLoaderImpl(create_config_search_path(str(PROJECT_ROOT / "configs")))
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        ("trainer.max_step=3", "did you mean trainer.max_steps?"),
+        ("max_steps=3", "did you mean trainer.max_steps?"),
+        ("optimizer.beta=[0.9,0.9]", "did you mean optimizer.betas?"),
+        ("logger.tensorboard.flush_sec=3", "did you mean logger.tensorboard.flush_secs?"),
+        ("data.val_fractoin=0.2", "did you mean data.val_fraction?"),
+        ("callbacks.early_stopping.patience=3", "early_stopping is off; type callbacks=early_stopping too."),
+        ("logger.wandb.project=x", "wandb is off; type logger=wandb too."),
+        ("callbacks.best_checkpoint.filename=x", "best.ckpt and last.ckpt have fixed names"),
+        ("callbacks.last_checkpoint.every_n_epochs=2", "best.ckpt and last.ckpt have fixed names"),
+    ],
+)
+def test_arguments_of_targets_are_among_the_nearest(typed, answer):
+    key = typed.partition("=")[0]
+    line = explain_key(key, [typed], REAL, "train")
+    assert line.startswith(f"{typed}: ")
+    assert answer in line
 
 
 def test_a_broken_yaml_is_reported_with_its_line(loader, tmp_path):

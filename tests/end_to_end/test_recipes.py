@@ -14,7 +14,7 @@ ONE_EPOCH = (*SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=6")
 
 @pytest.mark.soak
 def test_the_final_test_uses_the_averaged_weights_and_records_its_views(tmp_path: Path, command):
-    own = ("callbacks=[default,ema]", "callbacks.ema.decay=0.8", "tta=flip")
+    own = ("callbacks=ema", "callbacks.ema.decay=0.8", "tta=flip")
     done = train(tmp_path, *ONE_EPOCH, "run_name=averaged", *own)
     run = tmp_path / "train" / "averaged"
     assert "test accuracy, mean over several views of each image (tta=flip)" in done.stdout
@@ -45,9 +45,36 @@ def test_a_compiled_network_is_saved_under_the_names_of_the_plain_one(tmp_path: 
 @pytest.mark.soak
 def test_early_stopping_ends_a_run_and_logs_the_reason(tmp_path: Path):
     still = ("optimizer.lr=1e-12", "callbacks.early_stopping.patience=1", "trainer.max_epochs=9")
-    done = train(tmp_path, *ONE_EPOCH, "run_name=stopped", "callbacks=[default,early_stopping]", *still)
+    done = train(tmp_path, *ONE_EPOCH, "run_name=stopped", "callbacks=early_stopping", *still)
     assert "stopped early: Monitored metric val/acc did not improve in the last 1 records" in done.stdout
     assert summary(tmp_path / "train" / "stopped")["epochs"] < 9
+
+
+def test_max_steps_ends_a_run_with_a_validation_and_a_larger_number_extends_it(tmp_path: Path):
+    small = (*SHORT, "model.hidden_features=8", "schedule=constant", "trainer.limit_train_batches=4")
+    single = {"OMP_NUM_THREADS": "1"}
+    train(tmp_path, *small, "run_name=whole", **single)
+    limits = ("trainer.max_epochs=null", "trainer.max_steps=6", "optimizer.eps=1e-8", "callbacks=early_stopping")
+    train(tmp_path, *small, "run_name=steps", *limits, "callbacks.best_checkpoint.save_top_k=2", **single)
+    whole, steps = tmp_path / "train" / "whole", tmp_path / "train" / "steps"
+    assert (summary(steps)["steps"], summary(steps)["epochs"]) == (6, 1)
+    assert len(list((steps / "checkpoints").glob("epoch=*-val_acc=*.ckpt"))) == 1  # none of an unfinished epoch
+    assert "optimizer.eps=1e-8" in json.loads((steps / "provenance.json").read_text())["overrides"]
+    done = train(tmp_path, f"resume={steps}", check=False)
+    assert "this run has finished its trainer.max_steps=6; trainer.max_steps=12 extends it" in done.stderr
+    train(tmp_path, f"resume={steps}", "trainer.max_steps=8", **single)
+    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (whole, steps)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_any_class_is_trained_without_a_bar_and_without_checkpoints_it_warns(tmp_path: Path):
+    stopper = "callbacks.mine._target_=lightning.pytorch.callbacks.EarlyStopping"
+    own = ("optimizer._target_=torch.optim.Rprop", stopper, "callbacks.mine.monitor=val/loss")
+    off = ("trainer.enable_progress_bar=false", "callbacks.best_checkpoint=null", "callbacks.last_checkpoint=null")
+    done = train(tmp_path, *ONE_EPOCH, "trainer.limit_train_batches=2", *own, *off)
+    assert "does not take optimizer.weight_decay, optimizer.fused: left out." in done.stderr
+    assert "no callback saves checkpoints" in done.stdout
+    assert "epoch   1/1" in done.stdout
 
 
 @pytest.mark.soak
@@ -56,7 +83,7 @@ def test_two_processes_with_distillation_averaged_weights_and_muon(finished_run:
     own = (
         "task=distillation",
         f"task.teacher={finished_run}",
-        "callbacks=[default,ema]",
+        "callbacks=ema",
         "optimizer=muon",
         "model.hidden_features=16",
     )

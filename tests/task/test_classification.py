@@ -452,7 +452,7 @@ def test_a_run_interrupted_in_each_epoch_and_between_ends_with_the_weights_of_an
 PLATEAU = ("schedule=plateau", "schedule.patience=0", "schedule.monitor=val/acc", "schedule.mode=max")
 CASES = {
     "plateau": PLATEAU,
-    "averaged weights": ("callbacks=[default,ema]", "callbacks.ema.decay=0.7", "schedule=one_cycle"),
+    "averaged weights": ("callbacks=ema", "callbacks.ema.decay=0.7", "schedule=one_cycle"),
     "muon": ("optimizer=muon", "schedule=linear", "schedule.warmup_epochs=null", "schedule.warmup_steps=3"),
     "adam with clipping": (
         *("optimizer=adam", "trainer.gradient_clip_val=0.1"),
@@ -460,11 +460,11 @@ CASES = {
     ),
     "sgd, accumulating": ("optimizer=sgd", "trainer.accumulate_grad_batches=2", "optimizer.lr=0.01"),
     "unfreezing": (
-        *("callbacks=[default,backbone_finetuning]", "callbacks.backbone_finetuning.epochs_per_layer=1"),
+        *("callbacks=backbone_finetuning", "callbacks.backbone_finetuning.epochs_per_layer=1"),
         *("optimizer.head_lr_multiplier=5", "optimizer.layer_lr_decay=0.7"),
     ),
     "any other": ("optimizer=torch", "optimizer._target_=torch.optim.NAdam"),
-    "distillation": ("task=distillation", "task.teacher=some/run", "callbacks=[default,ema]"),
+    "distillation": ("task=distillation", "task.teacher=some/run", "callbacks=ema"),
 }
 
 

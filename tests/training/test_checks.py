@@ -24,7 +24,7 @@ BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set o
         (["schedule=plateau", "schedule.monitor=train/loss"], "a schedule can only monitor validation"),
         (["schedule=plateau", "schedule.monitor=val/acc"], "type schedule.mode=max"),
         (["schedule=plateau", "trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 leaves no validation"),
-        (["callbacks=[default,early_stopping]", "callbacks.early_stopping.mode=min"], "early_stopping.mode=max"),
+        (["callbacks=early_stopping", "callbacks.early_stopping.mode=min"], "early_stopping.mode=max"),
         (["callbacks.best_checkpoint.monitor=val/f1"], "callbacks.best_checkpoint.monitor=val/f1 is not one of"),
         (["optimizer=torch", "optimizer._target_=torch.optim.LBFGS"], "type channels_last=false"),
         (["tta=mirror"], "tta=mirror is not one of none, flip, flip_shift"),
@@ -57,15 +57,25 @@ BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set o
             "task.teacher.weights=null: a teacher needs trained weights",
         ),
         (
-            ["callbacks=[default,backbone_finetuning]"],
+            ["callbacks=backbone_finetuning"],
             "callbacks.backbone_finetuning with model.weights=null would freeze random features.",
         ),
         (
-            ["callbacks=[default,backbone_finetuning]", "model=resnet18", "model.freeze=backbone"],
+            ["callbacks=backbone_finetuning", "model=resnet18", "model.freeze=backbone"],
             "model.freeze=backbone and callbacks.backbone_finetuning exclude each other",
         ),
         (["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn is not supported; use ddp or, on a CPU, ddp_fork"),
         (["trainer.strategy=ddp_notebook"], "trainer.strategy=ddp_notebook is not supported; use ddp or"),
+        (["++trainer.logger=false"], "trainer.logger=False is not supported: type logger=NAME"),
+        (["++trainer.callbacks=[]"], "trainer.callbacks=[] is not supported: type callbacks=NAME"),
+        (["++trainer.overfit_batches=1"], "trainer.overfit_batches=1 is not supported: type data.split_file=F"),
+        (["++trainer.fast_dev_run=true"], "trainer.fast_dev_run=True is not supported: type trainer=debug"),
+        (["trainer.max_epochs=null"], "trainer.max_epochs=null needs trainer.max_steps=N"),
+        (["trainer.max_epochs=-1"], "trainer.max_epochs=-1 needs trainer.max_steps=N"),
+        (["++trainer.max_steps=0"], "trainer.max_steps=0 must be 1 or more, or -1 for no limit"),
+        (["trainer.max_time=00:01:00:00", "++trainer.min_epochs=2"], "trainer.max_time ends a run, also before"),
+        (["callbacks.best_checkpoint.dirpath=/x"], "callbacks.best_checkpoint.dirpath=/x: resume and eval.py read"),
+        (["++callbacks.ema.decay=0.9"], "callbacks.ema has no _target_: type callbacks=ema too, or callbacks.ema=null"),
         (["trainer.gradient_clip_val=0.0"], "trainer.gradient_clip_val=0.0 must be greater than 0"),
         (["trainer.gradient_clip_val=1.0", "trainer.precision=16-mixed"], "needs optimizer.fused=false"),
     ],
@@ -84,10 +94,11 @@ def test_a_setting_that_cannot_work_is_one_line(compose: Callable, settings: lis
         ["schedule.warmup_epochs=null", "schedule.warmup_steps=0"],
         ["schedule=plateau", "schedule.monitor=val/acc", "schedule.mode=max"],
         ["trainer.limit_val_batches=0"],
-        ["callbacks=[default,ema,early_stopping]", "tta=flip", "tune=lr"],
+        ["callbacks=[ema,early_stopping]", "tta=flip", "tune=lr"],
         ["task=distillation", "task.teacher=x", "task.alpha=1.0"],
-        ["callbacks=[default,backbone_finetuning]", "model=resnet18"],
-        ["callbacks=[default,backbone_finetuning]", "~model.weights"],
+        ["callbacks=backbone_finetuning", "model=resnet18"],
+        ["callbacks=backbone_finetuning", "~model.weights"],
+        ["trainer.max_epochs=null", "++trainer.max_steps=5", "++trainer.min_steps=2", "callbacks.image_grid=null"],
     ],
 )
 def test_settings_that_work_pass(compose: Callable, settings: list[str]):
@@ -99,7 +110,7 @@ def test_a_logger_whose_package_is_missing_is_one_line(compose: Callable, name: 
     monkeypatch.setattr("imago.training.checks.find_spec", lambda package: None)
     message = rf"^logger\.{name} needs the package {name}, which is not installed.*pip install -e '\.\[{name}\]'\.$"
     with pytest.raises(ConfigError, match=message):
-        check_settings(compose(f"logger=[default,{name}]"))
+        check_settings(compose(f"logger={name}"))
     extras = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert [requirement.partition(">=")[0] for requirement in extras[name]] == [name]
 

@@ -55,6 +55,10 @@ def test_a_finished_run_reports_how_to_extend_it():
     with pytest.raises(ConfigError, match="has finished its trainer.max_epochs=5; trainer.max_epochs=10 extends it"):
         check_unchanged_settings(settings(), settings(), num_epochs_done=5, is_tested=True)
     check_unchanged_settings(settings(), settings(), num_epochs_done=5, is_tested=False)  # its test is still to be done
+    now = settings(max_steps=7)
+    with pytest.raises(ConfigError, match="has finished its trainer.max_steps=7; trainer.max_steps=14 extends it"):
+        check_unchanged_settings(settings(), now, num_epochs_done=1, num_steps_done=7, is_tested=True)
+    check_unchanged_settings(now, settings(max_steps=8), num_epochs_done=1, num_steps_done=7, is_tested=True)
 
 
 EMA = {"_target_": "imago.callbacks.ema.Ema", "decay": 0.99}

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from imago.callbacks.stopping import is_time_up
+from imago.callbacks.stopping import TimeLimit, is_time_up
 from imago.errors import ConfigError, DataError
 from imago.files import atomic_write
 from imago.runs.checkpoint import read_checkpoint
@@ -25,15 +25,18 @@ class BestCheckpoint(ModelCheckpoint):
         dirpath: directory of `best.ckpt`.
         monitor: name of the logged value to compare.
         mode: "max" or "min": which value of it is best.
+        save_top_k: above 1, `further` also saves this many of the best under names of their own.
 
     Attributes:
         best_metrics: everything that was logged when `best.ckpt` was saved, by its name.
+        further: a second callback for the Trainer, or None.
     """
 
-    def __init__(self, dirpath: str, monitor: str, mode: str) -> None:
+    def __init__(self, dirpath: str, monitor: str, mode: str, save_top_k: int = 1) -> None:
         super().__init__(dirpath, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
         self.best_metrics: dict[str, float] = {}
         self._has_warned = False
+        self.further = TopCheckpoints(dirpath, monitor, mode, save_top_k) if save_top_k > 1 else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that validation within an epoch falls between optimizer steps: a checkpoint has no gradients.
@@ -59,7 +62,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
         """Skip an epoch that `trainer.max_time` cut short, unless there is no best checkpoint yet."""
-        is_skipped = is_time_up(trainer) and bool(self.best_model_path)
+        is_skipped = is_time_up(trainer, (TimeLimit,)) and bool(self.best_model_path)
         return is_skipped or super()._should_skip_saving_checkpoint(trainer)
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
@@ -154,3 +157,15 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.is_global_zero and trainer.global_step > 0:
             state = trainer._checkpoint_connector.dump_checkpoint(False)  # not the weights only
             trainer.strategy.save_checkpoint(state, Path(str(self.dirpath)) / "last.ckpt")
+
+
+class TopCheckpoints(ModelCheckpoint):
+    """Save the states with the best validation scores, such as `epoch=3-val_acc=0.9120.ckpt`; arguments as above."""
+
+    def __init__(self, dirpath: str, monitor: str, mode: str, save_top_k: int) -> None:
+        name = f"epoch={{epoch}}-{monitor.replace('/', '_')}={{{monitor}:.4f}}"
+        settings: Any = {"save_top_k": save_top_k, "auto_insert_metric_name": False}
+        super().__init__(dirpath, filename=name, monitor=monitor, mode=mode, **settings)
+
+    def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
+        return is_time_up(trainer) or super()._should_skip_saving_checkpoint(trainer)

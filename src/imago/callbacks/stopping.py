@@ -127,7 +127,28 @@ class TimeLimit(Timer):
             self.cuts_epoch = trainer.should_stop and not is_last
 
 
-def is_time_up(trainer: Trainer) -> bool:
-    """Return whether a time limit ends the current epoch early."""
-    limits = [callback for callback in trainer.callbacks if isinstance(callback, TimeLimit)]  # type: ignore[attr-defined]
+class StepLimit(Callback):
+    """End training after `trainer.max_steps` with a validation, which Lightning leaves out within an epoch.
+
+    Args:
+        max_steps: optimizer steps of the whole run.
+
+    Attributes:
+        cuts_epoch: whether training ended before the epoch did.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps
+        self.cuts_epoch = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step >= self.max_steps and batch_idx + 1 < trainer.num_training_batches:
+            trainer.should_stop = self.cuts_epoch = True
+
+
+def is_time_up(trainer: Trainer, limit_types: Any = (TimeLimit, StepLimit)) -> bool:
+    """Return whether a limit of time or of steps ends the current epoch early."""
+    limits = [callback for callback in trainer.callbacks if isinstance(callback, limit_types)]  # type: ignore[attr-defined]
     return any(limit.cuts_epoch for limit in limits)

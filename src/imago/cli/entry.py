@@ -11,15 +11,19 @@ import os
 import pkgutil
 import sys
 import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imago.cli.overrides import check_complete, check_types, compose, compose_defaults, quote_paths
+from imago.cli.arguments import accept_arguments, first_trial
+from imago.cli.messages import explain_composition_error, explain_key
+from imago.cli.overrides import check_complete, check_types, chosen_group, compose, compose_defaults, quote_paths
 from imago.cli.resume import check_saved_settings, is_group_choice, resume_arguments
 from imago.errors import ConfigError, UserError
 from imago.instantiate import to_plain
 from imago.paths import CONFIG_DIR, PROJECT_ROOT, job_output_dir, register_resolvers
+from imago.settings import as_typed
 from imago.text import printable
 
 if TYPE_CHECKING:
@@ -48,6 +52,7 @@ class _Job:
         self.command = command
         self.__module__ = command  # becomes `hydra.job.name`, the <command> in logs/<command>/
         self.saved: list[str] = []  # overrides that come from the directory of a resumed run
+        self.defaults: dict[tuple[str, ...], DictConfig] = {}  # composed from choices of groups, by these choices
         self.num_trials = 0
         self.failures: list[Exception] = []
 
@@ -60,7 +65,7 @@ class _Job:
         job = HydraConfig.get()
         overrides = to_plain(job.overrides, resolve=False)
         try:
-            _check_config(cfg, overrides, self.saved)
+            self._check_config(cfg, overrides)
             return pkgutil.resolve_name(COMMANDS[self.command])(cfg)
         except Exception as error:  # not BaseException: Ctrl-C and SystemExit end a whole sweep
             self.failures.append(error)
@@ -70,11 +75,61 @@ class _Job:
                 if not isinstance(error, UserError):
                     traceback.print_exception(error)
                 reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-                _print_error(f"trial {job.job.num} ({' '.join(overrides['task'])}): {reason}")
+                typed = " ".join(as_typed(overrides["task"], to_plain(cfg, resolve=False)))
+                _print_error(f"trial {job.job.num} ({typed}): {reason}")
                 return float("nan")
             if isinstance(error, UserError):  # exit here: Hydra prints a line of its own for an exception
                 _fail(error.exit_code, str(error))
             raise
+
+    def accept_arguments(self) -> None:
+        """Rewrite `sys.argv` so that Hydra accepts the arguments of targets, see `imago.cli.arguments`.
+
+        A command line that does not compose is left to Hydra, whose error is explained.
+
+        Raises:
+            ConfigError: a typed target that does not exist, or an argument typed with `+` that it does not take.
+        """
+        flags = _read_flags()
+        if not flags.overrides or flags.help or flags.hydra_help or flags.shell_completion:
+            return
+        loader, name = _config_loader(flags), flags.config_name or self.command
+        try:
+            trial = first_trial(flags.overrides, loader)
+            defaults = compose_defaults(loader, name, trial)
+        except Exception as error:
+            if not _is_about_the_config(error):
+                raise
+            return
+        self.defaults[_choices(loader, trial)] = defaults
+        replaced, refused = accept_arguments(flags.overrides, trial, defaults, loader)
+        if refused:
+            raise ConfigError(explain_key(refused[0], flags.overrides, loader, name))
+        sys.argv[1:] = _replace(sys.argv[1:], replaced)
+        self.saved = _replace(self.saved, replaced)
+
+    def _check_config(self, cfg: "DictConfig", overrides: dict[str, list[str]]) -> None:
+        from hydra.core.global_hydra import GlobalHydra
+        from hydra.core.hydra_config import HydraConfig
+
+        check_complete(cfg)
+        if not (typed := overrides["task"]):
+            return
+        loader: Any = GlobalHydra.instance().config_loader()
+        name = str(HydraConfig.get().job.config_name)
+        if self.saved:
+            # With ++, as a value may be typed below a key that the run added.
+            own_values = [
+                f"++{text.lstrip('+')}"
+                for text in typed
+                if not (text in self.saved or text.startswith("~") or is_group_choice(text))
+            ]
+            own = compose(loader, name, [*overrides["hydra"], *filter(is_group_choice, typed), *own_values])
+            check_saved_settings(to_plain(cfg), to_plain(own, resolve=False), Path(cfg.resume), cfg.trust)
+        defaults = self.defaults.get(_choices(loader, typed))
+        if defaults is None:  # of a later trial
+            defaults = compose_defaults(loader, name, [*overrides["hydra"], *typed])  # takes 0.1 s
+        check_types(cfg, defaults, typed)
 
 
 def run_command(command: str) -> None:
@@ -91,6 +146,7 @@ def run_command(command: str) -> None:
     try:
         job.saved = _prepare_command_line()
         register_resolvers()
+        job.accept_arguments()
         import hydra
 
         hydra.main(config_path=str(CONFIG_DIR), config_name=command)(job)()
@@ -144,28 +200,6 @@ def _check_ranks() -> None:
         )
 
 
-def _check_config(cfg: "DictConfig", overrides: dict[str, list[str]], saved: list[str]) -> None:
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-
-    check_complete(cfg)
-    if not (typed := overrides["task"]):
-        return
-    loader: Any = GlobalHydra.instance().config_loader()
-    name = str(HydraConfig.get().job.config_name)
-    if saved:
-        # With ++, as a value may be typed below a key that the run added.
-        own_values = [
-            f"++{text.lstrip('+')}"
-            for text in typed
-            if not (text in saved or text.startswith("~") or is_group_choice(text))
-        ]
-        own = compose(loader, name, [*overrides["hydra"], *filter(is_group_choice, typed), *own_values])
-        check_saved_settings(to_plain(cfg), to_plain(own, resolve=False), Path(cfg.resume), cfg.trust)
-    defaults = compose_defaults(loader, name, [*overrides["hydra"], *typed])  # takes 0.1 s
-    check_types(cfg, defaults, typed)
-
-
 def _fail(exit_code: int, message: str) -> NoReturn:
     _print_error(message)
     sys.exit(exit_code)
@@ -185,15 +219,25 @@ def _is_about_the_config(error: Exception) -> bool:
 
 def _explain(error: Exception, command: str) -> str:
     """Compose once more, as Hydra did, to explain an error in one line with the nearest valid name."""
+    flags = _read_flags()
+    return explain_composition_error(error, flags.overrides, _config_loader(flags), flags.config_name or command)
+
+
+def _config_loader(flags: argparse.Namespace) -> Any:
+    """Return a loader that searches the same directories as Hydra will."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path_from_sources
 
-    from imago.cli.messages import explain_composition_error
-
-    flags = _read_flags()
     directories = [str(CONFIG_DIR), *([os.path.abspath(flags.config_dir)] if flags.config_dir else [])]
-    loader = ConfigLoaderImpl(create_config_search_path_from_sources(directories))
-    return explain_composition_error(error, flags.overrides, loader, flags.config_name or command)
+    return ConfigLoaderImpl(create_config_search_path_from_sources(directories))
+
+
+def _replace(arguments: Sequence[str], replaced: Mapping[str, Sequence[str]]) -> list[str]:
+    return [new for text in arguments for new in replaced.get(text, [text])]
+
+
+def _choices(loader: Any, overrides: Iterable[str]) -> tuple[str, ...]:
+    return tuple(text for text in overrides if chosen_group(loader, text) and not text.startswith("hydra"))
 
 
 def _read_flags() -> argparse.Namespace:

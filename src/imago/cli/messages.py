@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from imago.cli.arguments import Nodes
 from imago.cli.overrides import chosen_group, compose_defaults, explain_value
 from imago.instantiate import to_plain
 from imago.settings import flatten
@@ -42,7 +43,7 @@ def explain_composition_error(
             if group and option not in (options := loader.get_group_options(group)):
                 return _explain_option(group, option, options)
     if match := re.search(r"(?:Could not override|Could not delete from config\.) '([^']+)'", text):
-        return _explain_key(match[1], argv, loader, config_name)
+        return explain_key(match[1], argv, loader, config_name)
     if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'(?: 1\.| requires)", text):
         key, _, value = match[1].partition("=")
         return f"{match[1]}: several values are a sweep, which needs -m before them; one list is typed {key}=[{value}]."
@@ -70,9 +71,16 @@ def _explain_option(group: str, option: str, options: Iterable[str]) -> str:
     return f"{group}={option}: there is no such option; {group} can be {', '.join(nearest_first)}{more}."
 
 
-def _explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", config_name: str) -> str:
+def explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", config_name: str) -> str:
+    """Return one line for a key that no YAML and no target has, with the nearest one; arguments as above."""
     if loader.get_group_options(key):
         return f"{_argument(key, argv)}: this command has no options for {key!r}."
+    if re.fullmatch(r"callbacks\.(best|last)_checkpoint\.(filename|save_\w+|every_n_\w+)", key):
+        more = "add a callback with callbacks.NAME._target_=lightning.pytorch.callbacks.ModelCheckpoint for others"
+        return f"{_argument(key, argv)}: best.ckpt and last.ckpt have fixed names, content and times; {more}."
+    group, _, member = key.rpartition(".")[0].partition(".")
+    if member in loader.get_group_options(group):
+        return f"{_argument(key, argv)}: {member} is off; type {group}={member} too."
 
     def score(known: str) -> float:  # `batchsize` is near to `data.batch_size`
         last_names = (name.rpartition(".")[2] for name in (key, known))
@@ -80,7 +88,7 @@ def _explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", conf
         # Mostly the last name counts, the whole key breaks ties; our own choice.
         return max(whole, 0.9 * _similarity(*last_names) + 0.1 * whole)
 
-    best = max(_known_keys(argv, loader, config_name), key=score, default="")
+    best = max(_known_keys(key, argv, loader, config_name), key=score, default="")
     # 0.7: a lower limit would suggest unrelated keys; our own choice.
     hint = f"did you mean {best}?" if score(best) > 0.7 else "--cfg job prints all of them."
     return f"{_argument(key, argv)}: there is no setting {key!r}; {hint}"
@@ -94,12 +102,18 @@ def _similarity(word: str, other: str) -> float:
     return difflib.SequenceMatcher(None, word, other).ratio()
 
 
-def _known_keys(argv: Iterable[str], loader: "ConfigLoaderImpl", config_name: str) -> list[str]:
+def _known_keys(key: str, argv: Iterable[str], loader: "ConfigLoaderImpl", config_name: str) -> list[str]:
+    """Return the keys of all settings, and the arguments of the node of `key`; without one, of two common nodes."""
     for choices in (argv, ()):  # with a second invalid setting among the choices, use the default choices
         try:
             settings = to_plain(compose_defaults(loader, config_name, choices), resolve=False)
-            keys = [key.split(".") for key in flatten(settings) if not key.startswith("hydra.")]
-            return sorted({".".join(names[:end]) for names in keys for end in range(1, len(names) + 1)})
         except Exception:
             continue
+        flat = [known for known in flatten(settings) if not known.startswith("hydra.")]
+        keys = [known.split(".") for known in flat]
+        typed = (text.lstrip("+").partition("=") for text in choices)
+        nodes = Nodes(settings, {name: value for name, _, value in typed})
+        targeted = [name for name in nodes.keys if key.startswith(f"{name}.")] or ["trainer", "optimizer"]
+        arguments = [f"{name}.{argument}" for name in targeted for argument in nodes.arguments(name)]
+        return sorted({*arguments, *(".".join(names[:end]) for names in keys for end in range(1, len(names) + 1))})
     return []

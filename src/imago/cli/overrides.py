@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from imago.cli.signatures import known_signature
 from imago.errors import ConfigError
 from imago.instantiate import to_plain
 from imago.paths import quote_for_hydra
@@ -33,7 +34,16 @@ LOOSE_TYPES: dict[tuple[type, ...], set[str]] = {
         *("augment.policy", "trainer.gradient_clip_algorithm", "trainer.profiler", "tune"),
     },
     (int, NoneType): {
-        *("opset", "limit", "batch_size", "data.num_workers", "data.fold", "data.decoded_px", "data.size"),
+        *(
+            "opset",
+            "limit",
+            "batch_size",
+            "trainer.max_epochs",
+            "data.num_workers",
+            "data.fold",
+            "data.decoded_px",
+            "data.size",
+        ),
         *("preprocess.size", "preprocess.resize", "trainer.check_val_every_n_epoch", "schedule.*_steps"),
     },
     (float, NoneType): {"schedule.*_epochs", "trainer.gradient_clip_val"},
@@ -104,7 +114,8 @@ def check_types(config: "DictConfig", defaults: "DictConfig", overrides: Sequenc
                 to_plain(OmegaConf.select(tree, key, default=_ABSENT, throw_on_resolution_failure=False), resolve=False)
                 for tree in (defaults, config)
             )
-            problems += _type_problems(key, default, value) if default is not _ABSENT else ()
+            types = argument_types(config, key) if default is _ABSENT else loose_types(key) or (type(default),)
+            problems += _type_problems(key, default, value, types)
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
 
@@ -137,6 +148,15 @@ def loose_types(key: str) -> tuple[type, ...] | None:
     return None
 
 
+def argument_types(config: "DictConfig", key: str) -> tuple[type, ...]:
+    """Return the types of an argument that no YAML has, from the source of its target; empty if they are unknown."""
+    from omegaconf import OmegaConf
+
+    node, _, name = key.rpartition(".")
+    signature = known_signature(OmegaConf.select(config, f"{node}._target_")) if node else None
+    return signature.types.get(name, ()) if signature else ()
+
+
 def check_complete(config: "DictConfig") -> None:
     """Raise if a mandatory value (`???`) is missing or an interpolation cannot be resolved.
 
@@ -162,14 +182,15 @@ def explain_value(error: Any) -> str:
     return f"{error.full_key}: {reason}" if error.full_key else reason
 
 
-def _type_problems(key: str, default: Any, value: Any) -> Iterator[str]:
-    allowed = loose_types(key) or (type(default),)
-    if allowed == (NoneType,):
+def _type_problems(key: str, default: Any, value: Any, allowed: tuple[type, ...]) -> Iterator[str]:
+    if allowed in ((), (NoneType,)):
         return  # a null of the user's own config: any type may be meant
     if type(value) not in allowed and not (type(value) is int and float in allowed):
         expected = " or ".join(_TYPE_WORDS[kind] for kind in allowed)
+        expected += f" (default: {typed_value(default)})" if default is not _ABSENT else ""
         got = typed_value(value) if isinstance(value, bool) else _TYPE_WORDS[type(value)]
-        yield f"{key}={typed_value(value)}: expected {expected} (default: {typed_value(default)}), got {got}."
+        yield f"{key}={typed_value(value)}: expected {expected}, got {got}."
     elif isinstance(value, list) and isinstance(default, list) and default:
         for index, item in enumerate(value):
-            yield from _type_problems(f"{key}[{index}]", default[min(index, len(default) - 1)], item)
+            item_default = default[min(index, len(default) - 1)]
+            yield from _type_problems(f"{key}[{index}]", item_default, item, (type(item_default),))

@@ -1,9 +1,10 @@
 """LibraryNet: what the networks of torchvision and timm have in common, and the download of their weights."""
 
 import hashlib
+import inspect
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from http.client import HTTPException
 from itertools import chain
@@ -21,6 +22,7 @@ from imago.model.weights import find_file, recorded_preprocess
 
 _REACH_TIMEOUT_S = 3.0  # with some 5 s for the imports before it, being offline is reported within 10 s
 _STALL_TIMEOUT_S = 30.0  # our own choice: torch.hub itself has no timeout for a server that has stopped sending
+_REFUSED_ARGUMENTS = ("pretrained", "weights", "checkpoint_path", "cache_dir", "in_chans", "aux_logits")
 _REMEDY = "copy the file there, or type model.weights=FILE.pth, or model.weights=null to train from scratch."
 
 
@@ -37,7 +39,9 @@ class PublishedWeights(NamedTuple):
 
 
 class LibraryNet(nn.Module):
-    """A network of a library with a stem for the size of the images; a subclass defines `published`.
+    """A network of a library with a stem for the size of the images.
+
+    A subclass defines `published`, and `build_body`, which calls the library.
 
     Args:
         network: as the library builds it, with K logits; files of weights have its names of tensors.
@@ -54,6 +58,7 @@ class LibraryNet(nn.Module):
     """
 
     published: Callable[[str, str | None], PublishedWeights]
+    build_body: Callable[..., nn.Module]
 
     def __init__(
         self, network: nn.Module, name: str, num_classes: int, image_size: int, supported_size_px: int
@@ -90,6 +95,27 @@ class LibraryNet(nn.Module):
         """
         published = cls.published(name, weights)
         return (not published.download and recorded_preprocess(weights)) or published.preprocess
+
+
+def call_library(builder: Callable[..., nn.Module], name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Build the network `name` of a library with further arguments, the `model.*` settings that ours do not replace.
+
+    Raises:
+        ConfigError: an argument that the network does not take, with the nearest one that it does.
+    """
+    if refused := [key for key in arguments if key.startswith(_REFUSED_ARGUMENTS)]:
+        raise ConfigError(f"model.{refused[0]} is not a setting here; model.weights and model.in_channels are.")
+    try:
+        return builder(**arguments)
+    except TypeError as error:
+        match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if not match or match[1] not in arguments:
+            raise
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            names = inspect.signature(type(builder())).parameters
+        close = get_close_matches(match[1], names, n=1)
+        hint = f"; did you mean model.{close[0]}?" if close else "."
+        raise ConfigError(f"model.{match[1]}={arguments[match[1]]}: {name} takes no such argument{hint}") from error
 
 
 def check_name(name: str, names: Sequence[str], library: str, examples: str) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imago.errors import ConfigError, DataError
-from imago.model.library_net import LibraryNet, PublishedWeights, check_name, check_reachable, download
+from imago.model.library_net import LibraryNet, PublishedWeights, call_library, check_name, check_reachable, download
 from imago.model.weights import is_path
 
 _REMEDY = "download it elsewhere and type model.weights=FILE.safetensors, or model.weights=null for none at all."
@@ -22,16 +22,24 @@ class TimmNet(LibraryNet):
         num_classes: K, width of the head; comes from the data.
         image_size: side of the input in pixels; comes from the preprocess record.
         name: of the network in timm; `lcnet_100.ra2_in1k` names its weights too.
+        **arguments: further ones of that network, e.g. `drop_path_rate`.
 
     Attributes:
         head_names: names of the modules of `network` that compute the logits; a distilled network has two.
     """
 
-    def __init__(self, num_classes: int, image_size: int, name: str) -> None:
-        network = _timm().create_model(name.partition(".")[0], num_classes=num_classes)
+    def __init__(self, num_classes: int, image_size: int, name: str, **arguments: Any) -> None:
+        network: Any = self.build_body(num_classes, name, **arguments)
         super().__init__(network, name, num_classes, image_size, network.pretrained_cfg["input_size"][-1])
         if heads := network.pretrained_cfg.get("classifier"):
             self.head_names = [heads] if isinstance(heads, str) else list(heads)
+
+    @staticmethod
+    def build_body(num_classes: int, name: str, **arguments: Any) -> nn.Module:
+        """Build the network as timm does, with random weights; arguments and errors as of `call_library`."""
+        return call_library(
+            partial(_timm().create_model, name.partition(".")[0], num_classes=num_classes), name, arguments
+        )
 
     def convert_weights(self, state: dict[str, Tensor], weights: str) -> dict[str, Tensor]:
         """Convert a published file, which may have another layout of tensors than timm's network has now.

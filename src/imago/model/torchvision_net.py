@@ -3,11 +3,11 @@
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import models
 
 from imago.errors import ConfigError
-from imago.model.library_net import LibraryNet, PublishedWeights, check_name, download
+from imago.model.library_net import LibraryNet, PublishedWeights, call_library, check_name, download
 from imago.model.weights import is_path
 
 # Auxiliary heads of these networks, which the loss does not use; they, and their weights in a file, are left out.
@@ -23,12 +23,19 @@ class TorchvisionNet(LibraryNet):
         num_classes: K, width of the head; comes from the data.
         image_size: side of the input in pixels; comes from the preprocess record.
         name: of the network in `torchvision.models`, e.g. "resnet18".
+        **arguments: further ones of that network, e.g. `zero_init_residual`.
     """
 
-    def __init__(self, num_classes: int, image_size: int, name: str) -> None:
-        extra: dict[str, Any] = _AUXILIARY_SETTINGS if name in _AUXILIARY_HEADS else {}
-        network = models.get_model(name, weights=None, num_classes=num_classes, **extra)
+    def __init__(self, num_classes: int, image_size: int, name: str, **arguments: Any) -> None:
+        network = self.build_body(num_classes, name, **arguments)
         super().__init__(network, name, num_classes, image_size, supported_size_px=224)
+
+    @staticmethod
+    def build_body(num_classes: int, name: str, **arguments: Any) -> nn.Module:
+        """Build the network as torchvision does, with random weights; arguments and errors as of `call_library`."""
+        extra: dict[str, Any] = _AUXILIARY_SETTINGS if name in _AUXILIARY_HEADS else {}
+        builder = partial(models.get_model, name, weights=None, num_classes=num_classes, **extra)
+        return call_library(builder, name, arguments)
 
     def convert_weights(self, state: dict[str, Tensor], weights: str) -> dict[str, Tensor]:
         """Leave out the tensors of auxiliary heads."""

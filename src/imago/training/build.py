@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from imago.callbacks.run_summary import RunSummary
-from imago.callbacks.stopping import StopOnSignal, TimeLimit, call_on_exception_in_forked_ranks
+from imago.callbacks.stopping import StepLimit, StopOnSignal, TimeLimit, call_on_exception_in_forked_ranks
 from imago.callbacks.train_metrics import TrainMetrics
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
@@ -133,15 +133,31 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
         ConfigError: if Lightning refuses the combination of settings.
     """
     callbacks = [build(callback, base=Callback) for callback in cfg.callbacks.values() if callback is not None]
+    callbacks += [part for callback in callbacks if (part := getattr(callback, "further", None))]
     if cfg.trainer.max_time is not None:
         callbacks.append(TimeLimit(to_plain(cfg.trainer.max_time)))
+    if cfg.trainer.get("max_steps", -1) > 0:
+        callbacks.append(StepLimit(cfg.trainer.max_steps))
+    is_bar_on = cfg.trainer.get("enable_progress_bar", True)
+    bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
+    for bar in [] if is_bar_on else bars:
+        bar.disable()  # the lines per epoch stay
+    checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
+    if not checkpoints and not cfg.tune:
+        log.warning("no callback saves checkpoints: this run cannot be resumed, evaluated or exported")
+    plugins = to_plain(cfg.trainer.get("plugins")) or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
     arguments: dict[str, Any] = {
         "precision": precision,
         "callbacks": [TrainMetrics(), CheckSchedule(), *callbacks, RunSummary(directory), StopOnSignal(directory)],
         "logger": [build(logger, base=Logger) for logger in cfg.logger.values() if logger is not None],
-        "plugins": [AtomicCheckpointIO(full_name(type(task)), left_out_of_checkpoint(task))],
+        "plugins": [
+            AtomicCheckpointIO(full_name(type(task)), left_out_of_checkpoint(task)),
+            *(build(part) if isinstance(part, dict) else part for part in plugins),
+        ],
         "default_root_dir": cfg.paths.run_dir,
-        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        "enable_checkpointing": bool(checkpoints),
+        "enable_progress_bar": bool(bars) or is_bar_on,
         "use_distributed_sampler": False,  # our samplers shard by rank without padding
     }
     try:
@@ -175,9 +191,12 @@ def build_run(
     check_free_space(directory.path, task)
     trainer = build_trainer(cfg, precision, directory, task)
     _check_split_sizes(data, trainer.world_size)
+    num_batches = data.batches_per_epoch(trainer.limit_train_batches)
+    steps_per_epoch = math.ceil(num_batches / trainer.accumulate_grad_batches)
     if isinstance(task, ImageTask):
-        num_batches = data.batches_per_epoch(trainer.limit_train_batches)
-        task.steps_per_epoch = math.ceil(num_batches / trainer.accumulate_grad_batches)
+        task.steps_per_epoch = steps_per_epoch
+    limits = [trainer.max_epochs or -1, math.ceil(trainer.max_steps / steps_per_epoch)]
+    trainer.fit_loop.max_epochs = min(limit for limit in limits if limit > 0)  # in which the run takes place
     return data, task, trainer, origin
 
 

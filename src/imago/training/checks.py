@@ -14,6 +14,7 @@ from imago.errors import ConfigError
 from imago.images import INTERPOLATIONS, TTA_MODES
 from imago.instantiate import import_target_or_none
 from imago.schedule.duration import duration_in_steps
+from imago.settings import typed_value
 
 _LOGGER_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # also the extras in pyproject.toml
 _DIRECTIONS = {"train/loss": "min", "train/acc": "max", "val/loss": "min", "val/acc": "max"}
@@ -36,6 +37,20 @@ SETTING_INSTEAD = {
     **dict.fromkeys(("worker_init_fn", "generator", "in_order"), "seed"),
 }
 
+# Arguments of the Trainer that would break a promise of a run or do nothing in it, and what to type instead.
+_REFUSED_TRAINER_ARGUMENTS = {
+    "logger": "type logger=NAME, or logger.NAME.KEY=VALUE",
+    "callbacks": "type callbacks=NAME, or callbacks.NAME.KEY=VALUE",
+    "enable_checkpointing": "type callbacks.best_checkpoint=null callbacks.last_checkpoint=null to save nothing",
+    "default_root_dir": "type paths.log_dir=DIR or run_name=NAME",
+    "fast_dev_run": "type trainer=debug for a short run of all parts",
+    "overfit_batches": "type data.split_file=F with a few training images",
+    "barebones": "callbacks.NAME=null and logger.NAME=null turn parts of a run off",
+    "use_distributed_sampler": "the samplers here share the images between the devices already",
+    "reload_dataloaders_every_n_epochs": "each epoch has a new order of samples already",
+    "limit_predict_batches": "predict.py takes the images that input names",
+    "model_registry": "export.py writes the network to a file",
+}
 _POSITIVE = ("greater than 0", lambda value: value > 0)
 _AT_LEAST_1 = ("1 or more", lambda value: value >= 1)
 _BETWEEN_0_AND_1 = ("between 0 and 1, both excluded", lambda value: 0 < value < 1)
@@ -57,7 +72,8 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "data.num_workers": ("0 or more", lambda value: value >= 0),
     "data.loader.prefetch_factor": _AT_LEAST_1,
     "data.val_fraction": _BETWEEN_0_AND_1,
-    "trainer.max_epochs": _AT_LEAST_1,
+    "trainer.max_epochs": ("1 or more, or -1 with trainer.max_steps", lambda value: value >= 1 or value == -1),
+    "trainer.max_steps": ("1 or more, or -1 for no limit", lambda value: value >= 1 or value == -1),
     "trainer.limit_train_batches": ("greater than 0; eval.py evaluates without training", lambda value: value > 0),
     "trainer.log_every_n_steps": _AT_LEAST_1,
     "trainer.accumulate_grad_batches": _AT_LEAST_1,
@@ -88,8 +104,9 @@ def check_settings(cfg: DictConfig) -> None:
         ConfigError: with one line for each setting that cannot work.
     """
     checks: tuple[Callable[[DictConfig], Iterable[str]], ...] = (
-        *(_value_problems, _trainer_problems, _schedule_problems, _monitor_problems, _logger_problems),
-        *(_augment_problems, _loader_problems, _loss_problems, _tune_problems, _freezing_problems),
+        *(_value_problems, _trainer_problems, _schedule_problems, _monitor_problems, _member_problems),
+        *(_logger_problems, _augment_problems, _loader_problems, _loss_problems, _tune_problems),
+        _freezing_problems,
     )
     problems = [problem for check in checks for problem in check(cfg)]
     if problems:
@@ -114,6 +131,13 @@ def _value_problems(cfg: DictConfig) -> Iterator[str]:
 
 
 def _trainer_problems(cfg: DictConfig) -> Iterator[str]:
+    for key, remedy in _REFUSED_TRAINER_ARGUMENTS.items():
+        if key in cfg.trainer:
+            yield f"trainer.{key}={cfg.trainer[key]} is not supported: {remedy}."
+    if cfg.trainer.max_epochs in (None, -1) and cfg.trainer.get("max_steps", -1) == -1:
+        yield f"trainer.max_epochs={typed_value(cfg.trainer.max_epochs)} needs trainer.max_steps=N, which ends the run."
+    if cfg.trainer.max_time is not None and (cfg.trainer.get("min_epochs") or cfg.trainer.get("min_steps")):
+        yield "trainer.max_time ends a run, also before trainer.min_epochs or trainer.min_steps; leave one out."
     strategy = str(cfg.trainer.strategy)
     if "spawn" in strategy or "notebook" in strategy:
         yield f"trainer.strategy={strategy} is not supported; use ddp or, on a CPU, ddp_fork."
@@ -179,6 +203,20 @@ def _metric_direction(cfg: DictConfig, monitor: str) -> str | None:
     target = import_target_or_none(settings._target_) if settings else None
     higher_is_better = getattr(target, "higher_is_better", None)
     return None if higher_is_better is None else "max" if higher_is_better else "min"
+
+
+def _member_problems(cfg: DictConfig) -> Iterator[str]:
+    for group in ("callbacks", "logger"):
+        for name, settings in cfg[group].items():
+            if settings is not None and "_target_" not in settings:  # of an experiment whose callbacks= was replaced
+                yield f"{group}.{name} has no _target_: type {group}={name} too, or {group}.{name}=null."
+    for name in ("callbacks.best_checkpoint", "callbacks.last_checkpoint"):
+        dirpath = OmegaConf.select(cfg, f"{name}.dirpath", default=None)
+        if dirpath not in (None, f"{cfg.paths.run_dir}/checkpoints"):
+            yield (
+                f"{name}.dirpath={dirpath}: resume and eval.py read checkpoints/ of the run directory; type "
+                "paths.log_dir=DIR or run_name=NAME, or add a ModelCheckpoint as callbacks.NAME._target_."
+            )
 
 
 def _callbacks(cfg: DictConfig) -> dict[str, DictConfig]:

@@ -47,7 +47,7 @@ def start_table(
         "preprocess": f"{data.preprocess.describe()} ({preprocess_origin})",
         "network": _network_text(cfg.model, task),
         "optimizer": f"{_class_name(cfg.optimizer)}, lr {cfg.optimizer.get('lr')}, {_class_name(cfg.schedule)}, "
-        f"{cfg.trainer.max_epochs} epochs"
+        f"{trainer.max_epochs} epochs{f', {trainer.max_steps} steps' if trainer.max_steps > 0 else ''}"
         + ("" if isinstance(task, ImageTask) else f", as far as {type(task).__name__} uses them"),
         "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // num_devices} per device; "
         f"{num_batches} batches per epoch",
@@ -63,8 +63,8 @@ def start_table(
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
-def end_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
-    """Return the results of a run and the commands to type next."""
+def end_lines(summary: Mapping[str, Any], run_dir: Path, task: torch.nn.Module, max_steps: int = -1) -> str:
+    """Return the results of a run and the commands to type next: those that can use its task."""
     lines = _test_lines(summary)
     if "images_per_s" in summary:
         advice = f"; to reduce it: {summary['data_wait_advice']}" if "data_wait_advice" in summary else ""
@@ -72,7 +72,10 @@ def end_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
             f"{summary['images_per_s']:,.0f} images/s, {summary['data_wait_share']:.0%} of the training time spent "
             f"waiting for data{advice}"
         )
-    return "\n".join([*lines, *_next_commands(run_dir, max(1, summary["epochs"]))])
+    is_at_max_steps = 0 < max_steps <= summary.get("steps", 0)
+    epochs = f"trainer.max_epochs={2 * max(1, summary['epochs'])}"
+    extension = f"trainer.max_steps={2 * max_steps}" if is_at_max_steps else epochs
+    return "\n".join([*lines, *_next_commands(run_dir, task, extension)])
 
 
 def _test_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -104,17 +107,18 @@ def _best_text(summary: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
     return f"epoch {summary['best_epoch']}{accuracy}{other}"
 
 
-def _next_commands(run_dir: Path, num_epochs: int) -> list[str]:
+def _next_commands(run_dir: Path, task: torch.nn.Module, extension: str) -> list[str]:
     run = shlex.quote(short_path(run_dir))
     commands = ["next:"]
-    if checkpoint_file(run_dir).exists():
+    if checkpoint_file(run_dir).exists() and isinstance(task, ImageTask):
+        if task.hparams["predicts_classes"]:
+            commands.append(f"  python src/eval.py run={run}                  # per class, with a confusion matrix")
         commands += [
-            f"  python src/eval.py run={run}                  # per class, with a confusion matrix",
             f"  python src/predict.py run={run} input=PHOTO   # or a folder of images",
             f"  python src/export.py run={run}                # one ONNX file",
         ]
     if checkpoint_file(run_dir, "last").exists():
-        commands.append(f"  python src/train.py resume={run} trainer.max_epochs={2 * num_epochs}")
+        commands.append(f"  python src/train.py resume={run} {extension}")
     return [*commands, f"  tensorboard --logdir {run}"]
 
 

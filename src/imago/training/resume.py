@@ -12,7 +12,7 @@ from imago.files import read_json
 from imago.inference.load import resolve_checkpoint
 from imago.instantiate import to_plain
 from imago.paths import checkpoint_file, quote_for_hydra
-from imago.settings import flatten
+from imago.settings import as_typed, flatten
 
 # Settings that may change when a run is resumed: they do not change its weights. A name stands for all settings below
 # it. Whether moved data is the same data is checked by its fingerprint.
@@ -20,11 +20,17 @@ _CHANGEABLE_KEYS = (
     *("paths", "callbacks", "logger", "resume", "run_name", "trust", "compile", "tta"),
     *("data.num_workers", "data.loader", "data.cache", "data.cache_dir"),
     *("data.root", "data.data_dir", "data.split_file", "data.list_file"),
-    *("trainer.max_epochs", "trainer.max_time", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
+    *(
+        "trainer.max_epochs",
+        "trainer.max_steps",
+        "trainer.max_time",
+        "trainer.accelerator",
+        "trainer.devices",
+        "trainer.num_nodes",
+    ),
     *("trainer.strategy", "trainer.log_every_n_steps", "trainer.profiler", "trainer.limit_test_batches"),
     *("trainer.num_sanity_val_steps", "trainer.deterministic", "trainer.benchmark", "trainer.detect_anomaly"),
-    *("trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.enable_checkpointing"),
-    "trainer.default_root_dir",
+    *("trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.enable_autolog_hparams"),
     *("task.net", "task.optimizer", "task.schedule", "task.loss"),  # copies of these groups
 )
 _FIXED_KEY = "callbacks.ema"  # a checkpoint with averaged weights has two sets of weights
@@ -56,7 +62,7 @@ def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]
         from imago.training.teacher import resolve_teacher
 
         resolve_teacher(cfg.task)
-    return [_with_stored_path(override, cfg) for override in overrides]
+    return [_with_stored_path(override, cfg) for override in as_typed(overrides, to_plain(cfg, resolve=False))]
 
 
 def _with_stored_path(override: str, cfg: DictConfig) -> str:
@@ -85,11 +91,17 @@ def check_run_directory(cfg: DictConfig, path: Path) -> None:
     except (OSError, ValueError, YAMLError) as error:
         raise ConfigError(f"resume={path}: its config.yaml cannot be read ({error}).") from error
     summary = read_json(path / "summary.json")
-    check_unchanged_settings(saved, to_plain(cfg), summary.get("epochs", 0), is_tested="test" in summary)
+    num_done = summary.get("epochs", 0), summary.get("steps", 0)
+    check_unchanged_settings(saved, to_plain(cfg), *num_done, is_tested="test" in summary)
 
 
 def check_unchanged_settings(
-    saved: Mapping[str, Any], settings: Mapping[str, Any], num_epochs_done: int, is_tested: bool
+    saved: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    num_epochs_done: int,
+    num_steps_done: int = 0,
+    *,
+    is_tested: bool,
 ) -> None:
     """Check that a resumed run keeps every setting that affects its weights, and has something left to do.
 
@@ -97,6 +109,7 @@ def check_unchanged_settings(
         saved: `config.yaml` of the run, as plain data.
         settings: those to resume with, likewise.
         num_epochs_done: epochs that the run has finished.
+        num_steps_done: its optimizer steps.
         is_tested: whether its final test is done; a run that was killed during the test may do it again.
 
     Raises:
@@ -111,12 +124,14 @@ def check_unchanged_settings(
         for key in changed
         if key.endswith("._target_") or not key.startswith(swapped)
     ]
-    max_epochs = settings["trainer"]["max_epochs"]
-    if not problems and (num_epochs_done > max_epochs or (num_epochs_done == max_epochs and is_tested)):
-        problems.append(
-            f"resume={settings['resume']}: this run has finished its trainer.max_epochs={num_epochs_done}; "
-            f"trainer.max_epochs={2 * num_epochs_done} extends it."
-        )
+    done = {} if problems else {"max_epochs": num_epochs_done, "max_steps": num_steps_done}
+    for name, number in done.items():
+        limit = settings["trainer"].get(name) or -1
+        if 0 < limit < number or (limit == number and is_tested):
+            problems.append(
+                f"resume={settings['resume']}: this run has finished its trainer.{name}={number}; "
+                f"trainer.{name}={2 * number} extends it."
+            )
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -68,7 +68,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     if directory.is_main_process:
         data.write_split(directory.path)
     share = data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()
-    cache = data.fill_cache(trainer.num_devices, cfg.trainer.max_epochs * share)
+    cache = data.fill_cache(trainer.num_devices, (trainer.max_epochs or 1) * share)
     log.info("image cache: %s\n", cache)
 
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint_to_resume(cfg, task))
@@ -77,7 +77,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():
         trainer.test(task, datamodule=data, ckpt_path=final_checkpoint(directory.path), verbose=False)
     calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
-    log.info("\n%s", end_lines(directory.summary, directory.path))
+    log.info("\n%s", end_lines(directory.summary, directory.path, task, trainer.max_steps))
     return best_value(directory.summary)
 
 

@@ -88,6 +88,8 @@ def _range_test_settings(cfg: DictConfig) -> DictConfig:
         range_test.callbacks = {"step_seed": range_test.callbacks.get("step_seed"), "loss_curve": loss_curve}
         range_test.logger = {}
         # 10 * _NUM_STEPS: more than the steps of the test, so nothing is logged.
-        range_test.trainer.update(max_epochs=_NUM_STEPS, limit_val_batches=0, log_every_n_steps=10 * _NUM_STEPS)
+        range_test.trainer.update(
+            max_epochs=_NUM_STEPS, max_steps=-1, limit_val_batches=0, log_every_n_steps=10 * _NUM_STEPS
+        )
         range_test.trainer.enable_progress_bar = False
     return range_test
