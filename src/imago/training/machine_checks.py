@@ -7,7 +7,6 @@ import torch
 from omegaconf import DictConfig
 
 from imago.errors import ConfigError
-from imago.instantiate import to_plain
 from imago.model.adapt import find_weights
 from imago.resources import available_cores
 from imago.task.optimization import check_optimization
@@ -35,7 +34,7 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     if cfg.compile:
         check_compile()
     set_modes(cfg)
-    check_optimization(to_plain(cfg.optimizer), to_plain(cfg.schedule))
+    check_optimization(cfg.optimizer, cfg.schedule)
     _check_weights(cfg)
     return precision
 

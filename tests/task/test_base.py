@@ -3,7 +3,7 @@
 `tests/golden/loss_curve.json` holds the loss of 20 steps. A refactoring does not change it. A change that is meant to
 change it writes the file again, and the commit says why:
 
-    IMAGO_UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/task/test_classification.py -k golden
+    IMAGO_UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/task/test_base.py -k golden
 """
 
 import csv
@@ -14,14 +14,12 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig
 from small_fit import QUIET, SMALL, DrawnShapes, EachStep, build_data, build_task, build_trainer
 from torch import Tensor, nn
@@ -30,7 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from imago.data import shapes
 from imago.data.datamodule import ClassNamesAndSplits
 from imago.paths import PROJECT_ROOT
-from imago.task.classification import ClassificationTask, EpochMetrics, count_correct
+from imago.task.base import ImageTask
+from imago.task.classification import ClassificationTask
 
 GOLDEN = PROJECT_ROOT / "tests" / "golden" / "loss_curve.json"
 HOST_SYNC = "_local_scalar_dense"  # the operation behind .item(), float() and bool() of a tensor
@@ -54,7 +53,7 @@ def fit(
     data: DrawnShapes | None = None,
     resume: Path | None = None,
     **settings: Any,
-) -> tuple[ClassificationTask, Trainer]:
+) -> tuple[ImageTask, Trainer]:
     """Train with all parts built again, as in a new process."""
     data = data or build_data(cfg)
     task, trainer = build_task(cfg, data, **settings), build_trainer(cfg, run_dir, *callbacks)
@@ -284,7 +283,8 @@ def test_the_settings_in_a_checkpoint_are_plain_data_and_rebuild_the_task(compos
     assert settings["net"] == {**cfg.model}
     assert settings["class_names"] == list(shapes.CLASS_NAMES)
     assert settings["class_counts"] == counts
-    assert "extra_targets" not in settings
+    assert settings.pop("output_names") == settings["class_names"]
+    assert settings.pop("predicts_classes")
     assert ClassificationTask(**settings).loss.weight.tolist() == task.loss.weight.tolist()
 
 
@@ -292,75 +292,6 @@ def kinds(value: object) -> set[type]:
     """Return the exact types of a value and everything in it."""
     below = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
     return {type(value)}.union(*map(kinds, below))
-
-
-# Loss and accuracy of an epoch: each image counts once, in any batch and on any rank
-
-
-ONE_DEVICE = SingleDeviceStrategy(device=torch.device("cpu"))
-
-
-def logits_for(*labels: int) -> Tensor:
-    """Return logits of three classes that are largest at `labels`."""
-    return 5 * nn.functional.one_hot(torch.tensor(labels), 3).float() - 1
-
-
-def test_predictions_are_counted_by_the_largest_logit_and_the_largest_soft_label():
-    assert count_correct(logits_for(0, 1, 2, 2), torch.tensor([0, 1, 1, 2])).item() == 3
-    soft = torch.tensor([[0.6, 0.4, 0.0], [0.1, 0.2, 0.7]])
-    assert count_correct(logits_for(0, 1), soft).item() == 1
-
-
-def test_batches_of_different_size_count_by_their_images_and_an_empty_split_has_no_result():
-    metrics = EpochMetrics()
-    assert metrics.result(ONE_DEVICE) == {}
-    metrics.update(torch.tensor(1.0, requires_grad=True) * 1, logits_for(0, 0, 0), torch.tensor([0, 0, 1]))
-    metrics.update(torch.tensor(5.0), logits_for(2), torch.tensor([2]))
-    metrics.update(torch.tensor(float("nan")), logits_for(2)[:0], torch.tensor([], dtype=torch.int64))
-    assert metrics.result(ONE_DEVICE) == {"loss": pytest.approx(2.0), "acc": 0.75, "num_images": 4}
-    assert not metrics.loss_sum.requires_grad  # the graph of a training loss is not kept
-
-
-def test_the_sums_of_all_ranks_are_added():
-    others = torch.tensor([9.0, 1.0, 2.0])  # loss sum, correct predictions and images of another rank
-    ranks = SimpleNamespace(
-        root_device=torch.device("cpu"),
-        reduce=lambda sums, reduce_op: {"sum": sums + others}[reduce_op],
-    )
-    metrics = EpochMetrics()
-    metrics.update(torch.tensor(1.0), logits_for(0), torch.tensor([0]))
-    assert metrics.result(ranks) == {"loss": pytest.approx(10 / 3), "acc": pytest.approx(2 / 3), "num_images": 3}
-
-
-def test_small_losses_still_count_after_many_batches():
-    metrics = EpochMetrics()
-    logits, labels = logits_for(0).expand(100, 3), torch.zeros(100, dtype=torch.int64)
-    for _ in range(500):
-        metrics.update(torch.tensor(0.125), logits, labels)
-    assert metrics.result(ONE_DEVICE) == {"loss": pytest.approx(0.125, rel=1e-6), "acc": 1, "num_images": 50_000}
-
-
-# Overflows of fp16
-
-
-def parts_of_a_task(scale: float | None, weight: float) -> Any:
-    """Return the parts of a task that decide, with a scaler of fp16 or without one."""
-    scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
-    if scaler is not None:
-        scaler.scale(torch.ones(1))
-    plugin = SimpleNamespace(scaler=scaler)
-    weights = {"weight": torch.full((3,), weight), "num_batches": torch.tensor(3)}
-    return SimpleNamespace(trainer=SimpleNamespace(precision_plugin=plugin), state_dict=lambda: weights)
-
-
-@pytest.mark.parametrize(
-    ("scale", "weight", "is_overflow"),
-    [(65536.0, 1.0, True), (1.0, 1.0, True), (0.5, 1.0, False), (65536.0, float("nan"), False), (None, 1.0, False)],
-)
-def test_an_infinite_loss_is_an_overflow_if_the_scale_is_at_least_1_and_the_weights_are_finite(
-    scale, weight: float, is_overflow: bool
-):
-    assert ClassificationTask._scale_can_fall(parts_of_a_task(scale, weight)) is is_overflow
 
 
 # Seeds and interrupted runs
