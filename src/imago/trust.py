@@ -128,7 +128,9 @@ def _is_harmless(settings: Mapping[str, Any], base_names: Sequence[str]) -> bool
         return False
     module, _, name = target.rpartition(".")
     if "torch.nn.Module" in base_names and _is_published_network(module, name, settings):
-        return True
+        # `without_files` removes the files of the network itself, but not those of networks inside it
+        is_nested = base_names is _NESTED_BASES
+        return not (is_nested and any(value for key, value in settings.items() if key.startswith(_FILE_ARGUMENTS)))
     is_public = module in _PUBLIC_MODULES or target in _PUBLIC_NAMES
     if not is_public and not (_SOURCE_DIR / target.partition(".")[0]).is_dir():
         return False  # nothing is imported

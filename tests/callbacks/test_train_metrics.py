@@ -1,4 +1,4 @@
-"""What `training_step` returns is summed over an epoch, also an interrupted one; an overflow of fp16 is no divergence."""
+"""Sums of what `training_step` returns, over whole and interrupted epochs; an overflow of fp16 is no divergence."""
 
 from types import SimpleNamespace
 from typing import Any

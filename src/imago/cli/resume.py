@@ -68,7 +68,8 @@ def _check_saved(overrides: Sequence[str], source: Path) -> None:
     for override in overrides:
         key, equals, value = override.partition("=")
         names = re.split(r"[.@/]", key.lstrip("+~"))
-        is_setting = re.fullmatch(r"(~|\+{0,2})[\w.@/\-\[\]]+", key) and (equals or key.startswith("~"))
+        # No flag such as --config-dir=DIR, and no path that leads out of configs/.
+        is_setting = re.fullmatch(r"(~|\+{0,2})\w[\w\-]*([.@/]\w[\w\-]*)*", key) and (equals or key.startswith("~"))
         if not is_setting or "hydra" in names or names[0] in ("trust", "resume"):
             raise DataError(
                 f"{source}: {override!r} is no setting of a run; it was changed after saving. Start a new run instead."
