@@ -76,7 +76,7 @@ def check_saved_targets(
     for where, settings in _nodes(to_plain(node), path):
         target = settings["_target_"]
         is_trusted = isinstance(target, str) and any(f"{target}.".startswith(f"{package}.") for package in trust)
-        if not is_trusted and target not in known and not _is_harmless(settings, _base_names(where)):
+        if not is_trusted and str(target) not in known and not _is_harmless(settings, _base_names(where)):
             package = str(target).partition(".")[0]
             refused[str(target)] = (
                 f"{source}: {where}._target_={target} is neither a {_base_names(where)[0].rpartition('.')[2]} of this "

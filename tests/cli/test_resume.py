@@ -16,7 +16,7 @@ def run(tmp_path: Path) -> Path:
     run_dir = tmp_path / "train" / "größe, run"
     (run_dir / "checkpoints").mkdir(parents=True)
     (run_dir / "checkpoints" / "last.ckpt").touch()
-    overrides = ["model=simple_cnn", "optimizer.lr=0.1", "+callbacks.mine={a: 1}"]
+    overrides = ["model=simple_cnn", "optimizer.lr=0.1", "+callbacks.mine={a: 1}", "+trust=[os]", 'resume="elsewhere"']
     (run_dir / "provenance.json").write_text(json.dumps({"overrides": overrides}))
     return run_dir
 
@@ -33,7 +33,7 @@ def test_saved_settings_come_first_and_typed_ones_override_them(run: Path, tmp_p
         *("-m", "model=simple_cnn", "optimizer.lr=0.5", "+callbacks.mine={a: 1}", typed, "seed=3"),
         typed.replace("resume=", "hydra.run.dir="),
     ]
-    assert arguments.saved == ["model=simple_cnn", "+callbacks.mine={a: 1}"]
+    assert arguments.saved == ["model=simple_cnn", "+callbacks.mine={a: 1}", "+trust=[os]", 'resume="elsewhere"']
 
 
 @pytest.mark.parametrize("plus", ["", "+"])

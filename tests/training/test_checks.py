@@ -25,7 +25,7 @@ TWO_LENGTHS = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set one of t
         (["schedule=plateau", "trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 leaves no validation"),
         (["callbacks=[default,early_stopping]", "callbacks.early_stopping.mode=min"], "early_stopping.mode=max"),
         (["callbacks.best_checkpoint.monitor=val/f1", "metrics.f1=null"], "monitor=val/f1 is not one of"),
-        (["callbacks.best_checkpoint.mode=up", "callbacks.best_checkpoint.monitor=val/f1"], "mode=up is not one of null"),
+        (["callbacks.best_checkpoint.mode=up", "callbacks.best_checkpoint.monitor=val/f1"], "mode=up is not one"),
         (["optimizer=torch", "optimizer._target_=torch.optim.LBFGS"], "type channels_last=false"),
         (["tta=mirror"], "tta=mirror is not one of none, flip, flip_shift"),
         (["optimizer.head_lr_multiplier=0.0"], "optimizer.head_lr_multiplier=0.0 must be greater than 0."),
