@@ -130,6 +130,8 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
     Raises:
         ConfigError: if Lightning refuses the combination of settings.
     """
+    if left_out := left_out_of_checkpoint(task):
+        log.info("left out of the checkpoints, as they are no plain data: %s", ", ".join(left_out))
     callbacks = [build(callback, base=Callback) for callback in cfg.callbacks.values() if callback is not None]
     if cfg.trainer.max_time is not None:
         callbacks.append(TimeLimit(to_plain(cfg.trainer.max_time)))
@@ -137,7 +139,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
         "precision": precision,
         "callbacks": [TrainMetrics(), CheckSchedule(), *callbacks, RunSummary(directory), StopOnSignal(directory)],
         "logger": [build(logger, base=Logger) for logger in cfg.logger.values() if logger is not None],
-        "plugins": [AtomicCheckpointIO(full_name(type(task)), left_out_of_checkpoint(task))],
+        "plugins": [AtomicCheckpointIO(full_name(type(task)), left_out)],
         "default_root_dir": cfg.paths.run_dir,
         "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
         "use_distributed_sampler": False,  # our samplers shard by rank without padding

@@ -64,7 +64,9 @@ def end_lines(summary: Mapping[str, Any], run_dir: Path) -> str:
     """Return the results of a run and the commands to type next."""
     test, val, best = summary.get("test"), summary.get("val"), summary.get("best_epoch")
     lines = []
-    if test:
+    if test and "interval_95" not in test:  # of a LightningModule that is no `ImageTask`
+        lines.append(", ".join(f"test {name} {value:.4g}" for name, value in test.items()))
+    elif test:
         low, high = test["interval_95"]
         views = f"{views}," if (views := _tta_text(test.get("tta", "none"))) else ""
         lines.append(
@@ -120,15 +122,19 @@ def _classes_text(cfg: DictConfig, data: ImageDataModule) -> str:
 def _network_text(model: DictConfig, task: torch.nn.Module) -> str:
     num_parameters = sum(p.numel() for p in task.parameters())
     num_trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    texts = [model.get("name") or _class_name(model), f"{num_parameters:,} parameters"]
+    net = getattr(task, "net", getattr(task, "model", None))
+    name = (model.get("name") or _class_name(model)) if net is not None else type(task).__name__
+    texts = [name, f"{num_parameters:,} parameters"]
     if num_trained < num_parameters:
         texts.append(f"{num_trained:,} of them trained")
+    if net is None:  # built by the task itself, without the settings of the group `model`
+        return ", ".join(texts)
     if model.get("freeze") not in (None, "none"):
         texts.append(f"frozen: {model.freeze}")
     if model.get("in_channels", 3) == 1:
         texts.append("on gray images")
     if "weights" in model:
-        new_tensor_names = getattr(task.net, "new_tensor_names", ())
+        new_tensor_names = getattr(net, "new_tensor_names", ())
         new = f", new: {' '.join(new_tensor_names)}" if new_tensor_names else ""
         texts.append(f"pretrained ({model.weights}{new})" if model.weights else "from scratch")
     return ", ".join(texts)
