@@ -79,7 +79,8 @@ def test_a_schedule_that_counts_steps_is_not_stepped_once_per_epoch(compose):
 
 
 def steps_and_values(run: Path) -> list[dict[str, str]]:
-    timed = ("images_per_s", "data_wait_share", "peak_memory_gib")
+    """Return the curves, without speed and memory, and without what a module itself sums over an epoch of training."""
+    timed = ("images_per_s", "data_wait_share", "peak_memory_gib", "train/loss")
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     kept = [{name: text for name, text in row.items() if name not in timed and text} for row in rows]
     return [row for row in kept if row.keys() - {"step", "epoch"}]
