@@ -9,13 +9,15 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from omegaconf import DictConfig
 
+from imago.callbacks.train_metrics import TrainMetrics
 from imago.data import shapes
 from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
 from imago.data.dataset import LabeledArray
 from imago.images import Preprocess
 from imago.instantiate import build, to_plain
 from imago.runs.checkpoint import AtomicCheckpointIO
-from imago.task.classification import ClassificationTask
+from imago.task.base import ImageTask
+from imago.training.checks import set_modes
 
 QUIET = (  # warnings of Lightning that say nothing here
     "ignore:.*does not have many workers.*",
@@ -60,11 +62,12 @@ def build_data(cfg: DictConfig, kind: type[DrawnShapes] = SmallShapes) -> DrawnS
     return data
 
 
-def build_task(cfg: DictConfig, data: ImageDataModule, **extra: Any) -> ClassificationTask:
+def build_task(cfg: DictConfig, data: ImageDataModule, **extra: Any) -> ImageTask:
     """As `run` builds it: the first weights follow from the seed."""
     seed_everything(cfg.seed, verbose=False)
-    facts = {"class_names": list(data.class_names), "preprocess": data.preprocess.to_dict()}
-    task = build(cfg.task, **facts, **extra)
+    set_modes(cfg)
+    of_data = {"class_names": list(data.class_names), "preprocess": data.preprocess.to_dict()}
+    task = build(cfg.task, **of_data, **extra)
     task.net.to(memory_format=torch.channels_last)
     return task
 
@@ -72,11 +75,15 @@ def build_task(cfg: DictConfig, data: ImageDataModule, **extra: Any) -> Classifi
 def build_trainer(cfg: DictConfig, run_dir: Path, *callbacks: Callback) -> Trainer:
     """The Trainer of the configs with all of their callbacks and loggers, and some more."""
     cfg.paths.run_dir = str(run_dir)
+    set_modes(cfg)
     settings = to_plain(cfg)  # Hydra copies the whole config for each part of a DictConfig
     parts = {
-        "callbacks": [build(part) for part in settings["callbacks"].values() if part is not None] + [*callbacks],
+        "callbacks": [
+            *(TrainMetrics(), *(build(part) for part in settings["callbacks"].values() if part is not None)),
+            *callbacks,
+        ],
         "logger": [build(part) for part in settings["logger"].values() if part is not None],
-        "plugins": [AtomicCheckpointIO()],
+        "plugins": [AtomicCheckpointIO("a task")],
         "precision": "32-true" if cfg.trainer.precision == "auto" else cfg.trainer.precision,
         "default_root_dir": str(run_dir),
     }

@@ -12,7 +12,7 @@ TINY = (
     *("data=shapes", "data.batch_size=32", "model.hidden_features=16", "model.dropout=0.1"),
     *("trainer.max_epochs=3", "trainer.limit_train_batches=5", "trainer.limit_val_batches=2"),
     *("trainer.limit_test_batches=1", "trainer.log_every_n_steps=1", "trainer.accumulate_grad_batches=2"),
-    *("augment.mixup_alpha=0.2", "augment.brightness=0.2", "extra_targets=[interruptions.*]"),
+    *("augment.mixup_alpha=0.2", "augment.brightness=0.2"),
 )
 TWO = ("trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp_fork")
 

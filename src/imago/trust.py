@@ -76,7 +76,7 @@ def check_saved_targets(
     for where, settings in _nodes(to_plain(node), path):
         target = settings["_target_"]
         is_trusted = isinstance(target, str) and any(f"{target}.".startswith(f"{package}.") for package in trust)
-        if not is_trusted and target not in known and not _is_harmless(settings, _base_names(where)):
+        if not is_trusted and str(target) not in known and not _is_harmless(settings, _base_names(where)):
             package = str(target).partition(".")[0]
             refused[str(target)] = (
                 f"{source}: {where}._target_={target} is neither a {_base_names(where)[0].rpartition('.')[2]} of this "
@@ -128,7 +128,9 @@ def _is_harmless(settings: Mapping[str, Any], base_names: Sequence[str]) -> bool
         return False
     module, _, name = target.rpartition(".")
     if "torch.nn.Module" in base_names and _is_published_network(module, name, settings):
-        return True
+        # `without_files` removes the files of the network itself, but not those of networks inside it
+        is_nested = base_names is _NESTED_BASES
+        return not (is_nested and any(value for key, value in settings.items() if key.startswith(_FILE_ARGUMENTS)))
     is_public = module in _PUBLIC_MODULES or target in _PUBLIC_NAMES
     if not is_public and not (_SOURCE_DIR / target.partition(".")[0]).is_dir():
         return False  # nothing is imported

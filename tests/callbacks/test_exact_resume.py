@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from imago.callbacks.exact_resume import StepSeed, TruncateLogs
 from imago.logger.metrics_csv import MetricsCsv
-from imago.task.classification import EpochMetrics
 
+MODULE = SimpleNamespace(automatic_optimization=True)
 HERE = {"seed": 1, "epoch": 2, "batch": 3, "rank": 0}
 
 
@@ -38,7 +38,7 @@ def test_epoch_and_batch_are_not_mistaken_for_each_other():
 def resume(run_dir: Path, step: int, is_rank_0: bool = True) -> tuple[MetricsCsv, TensorBoardLogger]:
     """Begin to train at a step with new loggers, as a resumed run does."""
     loggers = MetricsCsv(str(run_dir / "metrics.csv")), TensorBoardLogger(str(run_dir), name="tensorboard", version="")
-    trainer: Any = SimpleNamespace(loggers=loggers, global_step=step, is_global_zero=is_rank_0)
+    trainer: Any = SimpleNamespace(loggers=loggers, global_step=step, is_global_zero=is_rank_0, lightning_module=MODULE)
     TruncateLogs().on_train_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
     return loggers
 
@@ -63,19 +63,3 @@ def test_rows_after_the_checkpoint_are_removed_before_the_first_new_one(tmp_path
 def test_only_rank_0_writes_files(tmp_path: Path):
     resume(tmp_path, 0, is_rank_0=False)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_sums_of_the_interrupted_epoch_are_continued():
-    whole, first, second = EpochMetrics(), EpochMetrics(), EpochMetrics()
-    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
-    labels = torch.tensor([0, 0, 1])
-    for score, losses in ((whole, (0.5, 0.25)), (first, (0.5,))):
-        for loss in losses:
-            score.update(torch.tensor(loss), logits, labels)
-    state: dict[str, Any] = {}
-    callback, trainer = TruncateLogs(), SimpleNamespace(is_global_zero=True)
-    callback.on_save_checkpoint(trainer, SimpleNamespace(epoch_metrics={"train": first}), state)  # type: ignore[arg-type]
-    callback.on_load_checkpoint(trainer, SimpleNamespace(epoch_metrics={"train": second}), state)  # type: ignore[arg-type]
-    second.update(torch.tensor(0.25), logits, labels)
-    for name in ("loss_sum", "num_correct", "num_images"):
-        assert getattr(second, name) == getattr(whole, name)

@@ -29,8 +29,8 @@ class Board(TensorBoardLogger):
 def start_batches(
     folder: Path, num_batches: int, loggers: list, is_global_zero: bool = True, num_images: int = 4
 ) -> None:
-    trainer = SimpleNamespace(loggers=loggers, is_global_zero=is_global_zero, global_step=7)
-    module = SimpleNamespace(hparams={"preprocess": {"mean": MEAN, "std": STD}})
+    data, module = SimpleNamespace(preprocess=SimpleNamespace(mean=MEAN, std=STD)), SimpleNamespace()
+    trainer = SimpleNamespace(loggers=loggers, is_global_zero=is_global_zero, global_step=7, datamodule=data)
     grid = ImageGrid(str(folder))
     for batch_idx in range(num_batches):
         batch = (torch.zeros(num_images, 3, 6, 5), torch.zeros(num_images))

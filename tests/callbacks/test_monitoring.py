@@ -12,15 +12,26 @@ from imago.callbacks import monitoring
 from imago.callbacks.monitoring import GradNorm, Memory, Speed
 
 
+def recording_trainer(logged: list[Any], **settings: Any) -> Any:
+    """Return the parts of a Trainer that logging needs; its logger appends values and step to `logged`."""
+    logger = SimpleNamespace(log_metrics=lambda values, step: logged.append((without_epoch(values), step)))
+    module = SimpleNamespace(automatic_optimization=True)
+    rest = {"lightning_module": module, "callbacks": [], "loggers": [logger], "current_epoch": 0}
+    return SimpleNamespace(**(rest | settings))
+
+
+def without_epoch(values: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if name != "epoch"}
+
+
 def test_the_gradient_norm_is_that_of_all_weights_and_logged_on_logging_steps_only():
     weights = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(3))]
     weights[0].grad, weights[1].grad = torch.tensor([1.0, 2.0]), torch.tensor([-2.0])  # the third is frozen
     optimizer = torch.optim.SGD([{"params": weights[:1]}, {"params": weights[1:]}], lr=0.1)
     logged: list[Any] = []
-    module: Any = SimpleNamespace(log_step=lambda values, step: logged.append((values, step)))
     for step in range(6):
-        trainer: Any = SimpleNamespace(global_step=step, log_every_n_steps=3)
-        GradNorm().on_before_optimizer_step(trainer, module, optimizer)
+        trainer = recording_trainer(logged, global_step=step, log_every_n_steps=3)
+        GradNorm().on_before_optimizer_step(trainer, trainer.lightning_module, optimizer)
     assert logged == [({"grad_norm": 3.0}, 2), ({"grad_norm": 3.0}, 5)]
 
 
@@ -34,13 +45,13 @@ def test_the_peak_memory_is_that_of_this_process(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_batch_that_does_not_end_a_step_logs_nothing():
-    logged: list[int] = []
-    module: Any = SimpleNamespace(log_step=lambda values, step: logged.append(step), device=torch.device("cpu"))
+    logged: list[Any] = []
+    module: Any = SimpleNamespace(device=torch.device("cpu"))
     callback = Memory()
     for step in (0, 1, 1, 2, 2, 3, 3, 4):  # two batches a step
-        trainer: Any = SimpleNamespace(global_step=step, log_every_n_steps=2)
+        trainer = recording_trainer(logged, global_step=step, log_every_n_steps=2)
         callback.on_train_batch_end(trainer, module, None, None, 0)
-    assert logged == [1, 3]
+    assert [step for _, step in logged] == [1, 3]
 
 
 class FakeRun:
@@ -49,10 +60,10 @@ class FakeRun:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, log_every_n_steps: int = 2, world_size: int = 1) -> None:
         self.now_s = 100.0
         monkeypatch.setattr(monitoring, "perf_counter", lambda: self.now_s)
-        self.trainer: Any = SimpleNamespace(world_size=world_size, global_step=0, log_every_n_steps=log_every_n_steps)
-        self.logged: list[tuple[str, float]] = []
-        log = lambda values, step: self.logged.extend(values.items())  # noqa: E731
-        self.module: Any = SimpleNamespace(log_step=log, device=torch.device("cpu"))
+        self.logged: list[Any] = []
+        settings = {"world_size": world_size, "global_step": 0, "log_every_n_steps": log_every_n_steps}
+        self.trainer = recording_trainer(self.logged, **settings)
+        self.module: Any = SimpleNamespace(device=torch.device("cpu"))
         self.speed = Speed()
 
     def start_epoch(self) -> None:
@@ -89,10 +100,8 @@ def test_a_logging_step_has_the_speed_of_all_ranks_since_the_last_one(monkeypatc
         run.step(wait_s, work_s)
     assert run.speed.num_images == 80
     assert run.logged == [
-        ("images_per_s", pytest.approx(10)),
-        ("data_wait_share", pytest.approx(0.5)),
-        ("images_per_s", pytest.approx(10)),
-        ("data_wait_share", pytest.approx(0.25)),
+        (pytest.approx({"images_per_s": 10, "data_wait_share": 0.5}), 1),
+        (pytest.approx({"images_per_s": 10, "data_wait_share": 0.25}), 3),
     ]
 
 

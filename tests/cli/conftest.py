@@ -12,7 +12,7 @@ TREE = {
         seed: 0
         run_name: null
         note: null
-        extra_targets: []
+        trust: []
     """,
     "data/shapes.yaml": "{root: null, batch_size: 32, val_fraction: 0.1, shuffle: true}",
     "data/folder.yaml": "{root: '???', batch_size: '${seed}'}",

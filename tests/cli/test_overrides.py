@@ -91,7 +91,7 @@ def test_a_path_is_one_value_also_in_a_sweep():
             "data.batch_size=big": "a whole number",
             "data.shuffle=1": "true or false",
             "model.name=5": "text",
-            "extra_targets=mynet": "a list",
+            "trust=mynet": "a list",
             "trainer.precision=true": "text or a whole number",
             "trainer.limit_train_batches=all": "a whole number or a number or null",
         },
@@ -110,7 +110,7 @@ def test_values_of_other_types_than_the_defaults_are_reported_together(loader, p
     [
         ("optimizer.lr=1", "data.shuffle=false", "seed=-1", "optimizer.betas=[0,0.9]", "trainer.devices=2"),
         ("optimizer.lr=3e-4", "trainer.devices=[0,1]", "trainer.precision=32", "trainer.limit_train_batches=4"),
-        ("trainer.devices=auto", "data.root=null", "run_name=x", "extra_targets=[mynet.*]", "note=3", "+new=3"),
+        ("trainer.devices=auto", "data.root=null", "run_name=x", "trust=[mynet]", "note=3", "+new=3"),
         ("~seed", "experiment=good", "model=resnet50"),
         ("seed=${trainer.max_epochs}",),
     ],

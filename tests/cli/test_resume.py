@@ -16,33 +16,37 @@ def run(tmp_path: Path) -> Path:
     run_dir = tmp_path / "train" / "größe, run"
     (run_dir / "checkpoints").mkdir(parents=True)
     (run_dir / "checkpoints" / "last.ckpt").touch()
-    overrides = ["model=simple_cnn", "optimizer.lr=0.1", "+callbacks.mine={a: 1}", 'resume="elsewhere"']
+    overrides = ["model=simple_cnn", "optimizer.lr=0.1", "+callbacks.mine={a: 1}", "+trust=[os]", 'resume="elsewhere"']
     (run_dir / "provenance.json").write_text(json.dumps({"overrides": overrides}))
     return run_dir
 
 
 def test_a_command_line_without_resume_is_unchanged(tmp_path: Path):
-    assert resume_arguments(["-m", "seed=1", "resume=null"], tmp_path) == ["-m", "seed=1", "resume=null"]
+    typed = ["-m", "seed=1", "resume=null"]
+    assert resume_arguments(typed, tmp_path) == (typed, [])
 
 
 def test_saved_settings_come_first_and_typed_ones_override_them(run: Path, tmp_path: Path):
     typed = f"resume={quote_for_hydra(str(run))}"
-    assert resume_arguments(["-m", typed, "optimizer.lr=0.5", "seed=3"], tmp_path) == [
+    arguments = resume_arguments(["-m", typed, "optimizer.lr=0.5", "seed=3"], tmp_path)
+    assert arguments.merged == [
         *("-m", "model=simple_cnn", "optimizer.lr=0.5", "+callbacks.mine={a: 1}", typed, "seed=3"),
         typed.replace("resume=", "hydra.run.dir="),
     ]
+    assert arguments.saved == ["model=simple_cnn", "+callbacks.mine={a: 1}", "+trust=[os]", 'resume="elsewhere"']
 
 
 @pytest.mark.parametrize("plus", ["", "+"])
 def test_a_setting_that_the_run_added_is_added_with_its_new_value(run: Path, tmp_path: Path, plus: str):
     arguments = resume_arguments([f"resume={quote_for_hydra(str(run))}", f"{plus}callbacks.mine=null"], tmp_path)
-    assert "+callbacks.mine=null" in arguments
+    assert "+callbacks.mine=null" in arguments.merged
+    assert not any("mine" in text for text in arguments.saved)
 
 
 def test_auto_continues_a_run_with_a_checkpoint_and_starts_a_new_one(run: Path, tmp_path: Path):
     arguments = resume_arguments([f"run_name={quote_for_hydra(run.name)}", "resume=auto"], tmp_path)
-    assert f"hydra.run.dir={quote_for_hydra(str(run))}" in arguments
-    assert resume_arguments(["run_name=new", "resume=auto"], tmp_path) == ["run_name=new", "resume=auto"]
+    assert f"hydra.run.dir={quote_for_hydra(str(run))}" in arguments.merged
+    assert resume_arguments(["run_name=new", "resume=auto"], tmp_path) == (["run_name=new", "resume=auto"], [])
 
 
 def test_auto_without_a_name_and_a_directory_without_a_run_are_refused(tmp_path: Path):
@@ -55,4 +59,4 @@ def test_auto_without_a_name_and_a_directory_without_a_run_are_refused(tmp_path:
 def test_auto_starts_a_run_again_that_ended_before_its_first_checkpoint(run: Path, tmp_path: Path):
     (run / "checkpoints" / "last.ckpt").unlink()
     typed = [f"run_name={quote_for_hydra(run.name)}", "resume=auto", "seed=3"]
-    assert resume_arguments(typed, tmp_path) == typed
+    assert resume_arguments(typed, tmp_path) == (typed, [])

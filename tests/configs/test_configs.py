@@ -10,14 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.data.datamodule import ImageDataModule
 from imago.data.splitting import SplitPlan
-from imago.instantiate import check_targets
 from imago.paths import PROJECT_ROOT
 
 CONFIGS = PROJECT_ROOT / "configs"
 YAMLS = sorted(path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rglob("*.yaml"))
 OPTIONS = [path for path in YAMLS if len(path.parts) == 2 and path.parts[0] != "hydra"]
-# Packages next to imago, as in CONTRIBUTING.md.
-EXTRA = [f"{path.name}.*" for path in (PROJECT_ROOT / "src").iterdir() if path.is_dir() and path.name.isidentifier()]
 # Keys that `imago.task.optimization` and `imago.model.adapt` read; the optimizer and the network do not get them.
 _APPLIED = {"weights", "freeze", "in_channels"}
 READ_BY_THE_TASK = {"optimizer": {"head_lr_multiplier", "layer_lr_decay"}, "model": _APPLIED, "net": _APPLIED}
@@ -58,7 +55,6 @@ def accepted_keys(target: type) -> set[str]:
 def test_option_composes_and_every_key_is_an_argument_of_its_target(option: Path, compose):
     group, name = option.parts
     cfg: DictConfig = compose(f"{group}={name}") if group != "paths" else compose()
-    check_targets(cfg, EXTRA)
     composed = OmegaConf.to_container(cfg, resolve=True)
     node = composed if group in ("experiment", "paths") else {group: composed[group]}
     for path, settings in targets(node):
@@ -90,7 +86,6 @@ def test_the_command_line_overrides_an_experiment_which_overrides_the_defaults(c
 @pytest.mark.parametrize("option", [path.name for path in OPTIONS if path.parts[0] == "data"])
 def test_every_dataset_composes_for_an_evaluation(option: str, compose):
     cfg = compose("run=logs/latest", f"data={option}", config_name="eval")
-    check_targets(cfg, EXTRA)
     assert {"batch_size", "num_workers"} <= OmegaConf.to_container(cfg.data, resolve=True).keys()
     assert "data" not in compose(config_name="eval")
 

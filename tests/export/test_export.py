@@ -222,7 +222,7 @@ def test_an_error_of_the_written_file_names_the_file_and_not_the_temporary_one(
 
 def test_help_loads_no_torch_and_explains_every_setting(settings: DictConfig, command: Callable):
     names = set(settings) - {"paths"}
-    assert names == {"run", "ckpt", "opset", "limit", "extra_targets"}
+    assert names == {"run", "ckpt", "opset", "limit", "trust"}
     done = export(command, "--help", change=NO_TORCH)
     assert done.stdout.startswith("Export a trained network as ONNX")
     assert "train.py" not in done.stdout

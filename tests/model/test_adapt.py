@@ -180,16 +180,29 @@ class ReadsWeights(nn.Linear):
         self.read = weights
 
 
+class NoNetwork:
+    def __init__(self, num_classes: int) -> None:
+        pass
+
+
+def no_network(num_classes: int) -> NoNetwork:
+    return NoNetwork(num_classes)
+
+
 def test_a_class_that_takes_one_of_the_arguments_itself_is_given_it():
     target = f"{__name__}.ReadsWeights"
-    net = build_network({"_target_": target, "weights": "mine", "freeze": "bias"}, 3, 2, extra_targets=[target])
+    net = build_network({"_target_": target, "weights": "mine", "freeze": "bias"}, 3, 2)
     assert net.read == "mine"
     assert [parameter.requires_grad for parameter in net.parameters()] == [True, False]
 
 
 def test_a_target_that_is_not_a_network_is_refused():
-    with pytest.raises(ConfigError, match="is not a network; name a class derived from nn.Module"):
-        build_network({"_target_": "builtins.dict", "freeze": "backbone"}, 3, 2, extra_targets=["builtins.dict"])
+    with pytest.raises(ConfigError, match=r"NoNetwork is not a Module; name a class derived from torch\.nn"):
+        build_network({"_target_": f"{__name__}.NoNetwork", "freeze": "backbone"}, 3, 2)
+    with pytest.raises(ConfigError, match=r"no_network returns a NoNetwork, not a Module"):
+        build_network({"_target_": f"{__name__}.no_network"}, 3, 2)
+    with pytest.raises(ConfigError, match=r"model\._target_=builtins\.dict takes no argument num_classes"):
+        build_network({"_target_": "builtins.dict", "freeze": "backbone"}, 3, 2)
 
 
 RESNET = "torchvision.models.resnet18"

@@ -43,8 +43,15 @@ class Payload:
 
 def test_the_plugin_of_lightning_writes_and_reads_the_same(tmp_path):
     path = tmp_path / "new" / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint(CHECKPOINT, str(path))
-    assert is_whole(AtomicCheckpointIO().load_checkpoint(str(path)))
+    hparams = {"lr": 0.1, "net": torch.nn.Linear(1, 1)}
+    plugin = AtomicCheckpointIO("mytask.Task", left_out=["net"])
+    plugin.save_checkpoint({"hyper_parameters": hparams} | CHECKPOINT, str(path))
+    loaded = plugin.load_checkpoint(str(path))
+    assert loaded.pop("hyper_parameters") == {"lr": 0.1}
+    assert is_whole(loaded)
+    plugin.save_checkpoint({key: value for key, value in CHECKPOINT.items() if key != "imago"}, str(path))
+    header = {"schema": 2, "torch": str(torch.__version__), "task": "mytask.Task"}
+    assert plugin.load_checkpoint(str(path))["imago"] == header
 
 
 def test_only_the_checkpoint_itself_is_left_after_a_save(path):

@@ -110,7 +110,7 @@ def test_macro_intervals_are_those_of_drawing_images():
 
 def test_without_mistakes_the_intervals_have_width_zero():
     found = macro_intervals(np.diag([3, 4, 5]))
-    assert found == dict.fromkeys(("macro_precision", "macro_recall", "macro_f1"), (1.0, 1.0))
+    assert found == dict.fromkeys(("macro_precision", "macro_recall", "f1"), (1.0, 1.0))
     assert ece_interval(np.ones(5), np.ones(5, bool)) == (0.0, 0.0)
 
 
@@ -129,4 +129,4 @@ def test_a_class_that_is_never_predicted_has_recall_zero_in_every_draw():
     found = macro_intervals(np.array([[10, 0], [10, 0]]))
     low, high = found["macro_recall"]
     assert low == high == 0.5
-    assert 0 < found["macro_f1"][0] < 0.4 < found["macro_f1"][1] < 0.5
+    assert 0 < found["f1"][0] < 0.4 < found["f1"][1] < 0.5

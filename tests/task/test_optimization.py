@@ -7,6 +7,7 @@ import torch
 
 from imago.errors import ConfigError
 from imago.task.optimization import build_optimization, check_optimization
+from imago.training.checks import set_modes
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,7 @@ from imago.task.optimization import build_optimization, check_optimization
 )
 def test_working_settings_pass_and_no_random_number_is_drawn(compose: Callable, settings: list[str]):
     cfg = compose(*settings)
+    set_modes(cfg)
     before = torch.get_rng_state()
     check_optimization(cfg.optimizer, cfg.schedule)
     assert torch.equal(torch.get_rng_state(), before)

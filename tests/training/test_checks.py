@@ -8,7 +8,7 @@ import pytest
 
 from imago.errors import ConfigError
 from imago.paths import PROJECT_ROOT
-from imago.training.checks import LOADER_ARGUMENTS, SETTING_INSTEAD, check_settings
+from imago.training.checks import LOADER_ARGUMENTS, SETTING_INSTEAD, check_settings, set_modes
 
 BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set one of the two and the other to null."
 
@@ -20,12 +20,13 @@ BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set o
         (["schedule=step", "schedule.every_epochs=null"], "schedule.every_epochs=null schedule.every_steps=null: set"),
         (["schedule=step", "schedule.factor=1.0"], "schedule.factor=1.0 must be between 0 and 1"),
         (["schedule=one_cycle", "schedule.start_factor=2.0"], "schedule.start_factor=2.0 must be between 0 and 1"),
-        (["schedule=plateau", "schedule.monitor=val/f1"], "schedule.monitor=val/f1 is not one of"),
+        (["schedule=plateau", "schedule.monitor=val/f2"], "schedule.monitor=val/f2 is not one of train/loss, "),
         (["schedule=plateau", "schedule.monitor=train/loss"], "a schedule can only monitor validation"),
-        (["schedule=plateau", "schedule.monitor=val/acc"], "type schedule.mode=max"),
+        (["schedule=plateau", "schedule.monitor=val/acc", "schedule.mode=min"], "type schedule.mode=max"),
         (["schedule=plateau", "trainer.limit_val_batches=0"], "trainer.limit_val_batches=0 leaves no validation"),
         (["callbacks=early_stopping", "callbacks.early_stopping.mode=min"], "early_stopping.mode=max"),
-        (["callbacks.best_checkpoint.monitor=val/f1"], "callbacks.best_checkpoint.monitor=val/f1 is not one of"),
+        (["callbacks.best_checkpoint.monitor=val/f1", "metrics.f1=null"], "monitor=val/f1 is not one of"),
+        (["callbacks.best_checkpoint.mode=up", "callbacks.best_checkpoint.monitor=val/f1"], "mode=up is not one"),
         (["optimizer=torch", "optimizer._target_=torch.optim.LBFGS"], "type channels_last=false"),
         (["tta=mirror"], "tta=mirror is not one of none, flip, flip_shift"),
         (["optimizer.head_lr_multiplier=0.0"], "optimizer.head_lr_multiplier=0.0 must be greater than 0."),
@@ -103,6 +104,28 @@ def test_a_setting_that_cannot_work_is_one_line(compose: Callable, settings: lis
 )
 def test_settings_that_work_pass(compose: Callable, settings: list[str]):
     check_settings(compose(*settings))
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [
+        ("MulticlassF1Score", "max"),
+        ("MulticlassHingeLoss", "min"),
+        ("MulticlassStatScores", None),
+        ("MulticlassF", None),
+    ],
+)
+def test_the_direction_of_a_metric_is_its_own_or_is_typed(compose: Callable, metric: str, mode: str | None):
+    new = f"+metrics.new._target_=torchmetrics.classification.{metric}"
+    stop = "callbacks=[default,early_stopping]"
+    cfg = compose(new, stop, "schedule=plateau", "callbacks.early_stopping.monitor=val/new")
+    if mode is None:
+        with pytest.raises(ConfigError, match=r"^callbacks\.early_stopping\.monitor=val/new: type callbacks\.early"):
+            set_modes(cfg)
+        cfg.callbacks.early_stopping.mode = mode = "max"
+    set_modes(cfg)
+    found = (cfg.callbacks.early_stopping.mode, cfg.callbacks.best_checkpoint.mode, cfg.task.schedule.mode)
+    assert found == (mode, "max", "min")
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

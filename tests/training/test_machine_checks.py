@@ -87,7 +87,10 @@ def test_auto_chooses_bf16_if_the_gpu_supports_it(monkeypatch, has_bf16: bool, e
         (["optimizer._target_=torch.optim.NAdam"], "optimizer: torch.optim.NAdam takes no 'fused'"),
         (["optimizer=sgd", "optimizer.momentum=0.0"], "optimizer: Nesterov momentum requires a momentum"),
         (["optimizer=torch", "optimizer._target_=torch.optim.Nope"], "optimizer: _target_=torch.optim.Nope: there is"),
-        (["optimizer=torch", "optimizer._target_=torch.optim.adamw"], "optimizer: _target_=torch.optim.adamw is not"),
+        (
+            ["optimizer=torch", "optimizer._target_=torch.optim.adamw"],
+            "optimizer: _target_=torch.optim.adamw is a module",
+        ),
         (["schedule._target_=imago.schedule.nope.Nope"], "schedule._target_=imago.schedule.nope.Nope: there is no"),
         (["+schedule.warmth=1"], "schedule: imago.schedule.schedules.WarmupCosine takes no 'warmth'"),
     ],

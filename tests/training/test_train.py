@@ -2,16 +2,22 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from short_runs import summary
-from warm_runs import TINY, WarmRuns
+from PIL import Image
+from short_runs import SHORT, summary
+from sklearn import metrics as sk
+from warm_python import warm_imago
+from warm_runs import TINY, TWO, WarmRuns
 
 from imago import load_model
 from imago.data import shapes
+from imago.onnx_classifier import OnnxClassifier
+from imago.training.train import best_value
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +82,8 @@ def test_checkpoint_is_plain_data_with_clean_keys(finished_run: Path):
     checkpoint = torch.load(finished_run / "checkpoints" / "best.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["class_names"] == list(shapes.CLASS_NAMES)
     assert set(checkpoint["hyper_parameters"]) == {
-        *("net", "optimizer", "schedule", "loss", "class_names", "class_counts", "preprocess")
+        *("net", "optimizer", "schedule", "loss", "metrics", "class_names", "class_counts", "preprocess"),
+        *("output_names", "predicts_classes"),
     }
     assert all(key.startswith("net.") and "_orig_mod" not in key for key in checkpoint["state_dict"])
 
@@ -107,3 +114,104 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_finite_check
     assert summary(run)["status"] == "failed"
     for name in ("best", "last"):
         assert all(torch.isfinite(value).all() for value in weights(run, name).values()), name
+
+
+# Metrics and what is monitored
+
+
+@pytest.fixture(scope="module")
+def measured(runs: WarmRuns) -> Path:
+    """A run in two processes with another metric, in fp32."""
+    auroc = "+metrics.auroc._target_=torchmetrics.classification.MulticlassAUROC"
+    runs.run(*SHORT, *TWO, auroc, "trainer.precision=32-true", "run_name=measured")
+    return runs.logs / "train" / "measured"
+
+
+def by_scikit_learn(run: Path, split: str) -> dict[str, float]:
+    """Compute the metrics of a split from the logits of best.ckpt."""
+    model = load_model(run)
+    images, labels = shapes.render_split(split)
+    with torch.inference_mode():
+        logits = torch.cat([model(torch.from_numpy(part)) for part in np.split(images, 8)])
+    return {
+        "acc": sk.accuracy_score(labels, logits.argmax(dim=1)),
+        "f1": sk.f1_score(labels, logits.argmax(dim=1), average="macro", zero_division=0),
+        "auroc": sk.roc_auc_score(labels, logits.double().softmax(dim=1), multi_class="ovr", average="macro"),
+    }
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_metrics_of_two_processes_and_of_eval_are_those_of_scikit_learn(measured: Path, split: str):
+    expected = by_scikit_learn(measured, split)
+    found = summary(measured)[split]
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=2e-5)
+    assert found["num_images"] == 1000
+    done = warm_imago().run("src/eval.py", f"run={measured}", f"split={split}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = json.loads((measured / "eval" / split / "metrics.json").read_text())
+    assert {name: again[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    for name in ("f1", "auroc"):
+        low, high = again[f"{name}_interval_95"]
+        assert low < again[name] < high
+    assert "auroc" in done.stdout
+
+
+@pytest.mark.parametrize("monitor", ["val/f1", "val/loss"])
+def test_the_best_epoch_is_that_of_the_monitored_metric_also_after_a_resume(runs: WarmRuns, monitor: str):
+    name = monitor.replace("/", "-")
+    typed = (*TINY, "trainer.max_epochs=5", "optimizer.lr=0.03", f"callbacks.best_checkpoint.monitor={monitor}")
+    saves = ("callbacks.last_checkpoint.every_minutes=0.0", f"run_name={name}")
+    runs.run(*typed, *saves, "+callbacks.broken={_target_: interruptions.Raise, step: 10}", expect=1)
+    run = runs.logs / "train" / name
+    runs.run(f"resume={run}", "callbacks.broken=null")
+    rows = [row for row in csv.DictReader((run / "metrics.csv").open()) if row["val/acc"]]
+    values = [float(row[monitor]) for row in rows]
+    best = values.index(max(values) if monitor == "val/f1" else min(values))
+    found = summary(run)
+    assert (len(rows), found["best_epoch"]) == (5, best + 1)
+    assert found["val"].pop("monitor") == monitor
+    expected = {name.removeprefix("val/"): float(text) for name, text in rows[best].items() if name.startswith("val/")}
+    assert found["val"] == pytest.approx(expected, abs=1e-5)
+    assert expected.keys() == {"loss", "acc", "f1"}
+    assert best_value(summary(run)) == found["val"][monitor.removeprefix("val/")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            ["+metrics.loss._target_=torchmetrics.classification.MulticlassF1Score"],
+            "metrics.loss: the name is reserved",
+        ),
+        (["metrics.f1.average=none"], "metrics.f1 must be a single number, and its value is (10,); set its average."),
+        (
+            ["+metrics.m._target_=torchmetrics.MeanMetric", "callbacks.best_checkpoint.monitor=val/m"],
+            "callbacks.best_checkpoint.monitor=val/m: type callbacks.best_checkpoint.mode=min or",
+        ),
+    ],
+)
+def test_a_metric_that_cannot_be_used_is_one_line_before_training(runs: WarmRuns, settings: list[str], text: str):
+    done = runs.run(*TINY, *settings, "run_name=refused", expect=2)
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {text}")
+    assert "epoch" not in done.stdout.partition("batches per epoch")[2]
+    shutil.rmtree(runs.logs / "train" / "refused", ignore_errors=True)
+
+
+def test_a_task_with_other_outputs_predicts_and_exports_them_and_eval_refuses(runs: WarmRuns, tmp_path: Path):
+    runs.run(*TINY, "task._target_=own_tasks.Rotation", "run_name=rotation", "augment=none")
+    run = runs.logs / "train" / "rotation"
+    names = ["0 degrees", "90 degrees", "180 degrees", "270 degrees"]
+    assert "calibration.json" not in {file.name for file in (run / "checkpoints").iterdir()}
+    assert load_model(run).class_names == tuple(names)
+    Image.fromarray(shapes.render_split("test", 1)[0][0].transpose(1, 2, 0)).save(tmp_path / "x.png")
+    logs = f"paths.log_dir={tmp_path}"
+    done = warm_imago().run("src/predict.py", f"run={run}", f"input={tmp_path}/x.png", f"output={tmp_path}/x.csv", logs)
+    assert done.returncode == 0, done.stderr
+    assert any(name in (tmp_path / "x.csv").read_text() for name in names)
+    done = warm_imago().run("src/export.py", f"run={run}", "limit=5", logs)
+    assert done.returncode == 0, done.stderr
+    assert OnnxClassifier(run / "export" / "model.onnx").class_names == tuple(names)
+    for model in (run, run / "export" / "model.onnx"):
+        done = warm_imago().run("src/eval.py", f"run={model}", logs)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stdout + done.stderr

@@ -15,7 +15,7 @@ import json, os, sys
 from pathlib import Path
 *typed, directory = sys.argv[1:]
 run_dir = Path(directory.removeprefix('hydra.run.dir=').strip('"'))
-summary = {"status": "running", "typed": typed, "ranks": "LOCAL_RANK" in os.environ, "val": {"acc": 0.75}}
+summary = {"status": "running", "typed": typed, "ranks": "LOCAL_RANK" in os.environ}
 (run_dir / "summary.json").write_text(json.dumps(summary))
 sys.exit(int((run_dir / "exit_code").read_text()))
 """
@@ -23,21 +23,21 @@ sys.exit(int((run_dir / "exit_code").read_text()))
 
 @pytest.fixture
 def run_child_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Run a trial whose process ends with an exit code; return its directory and its value."""
+    """Run a trial whose process ends with an exit code."""
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "train.py").write_text(CHILD)
     monkeypatch.setattr(trial, "PROJECT_ROOT", tmp_path)
     monkeypatch.setenv("LOCAL_RANK", "0")
 
-    def run(exit_code: int) -> float:
+    def run(exit_code: int) -> None:
         (tmp_path / "exit_code").write_text(str(exit_code))
-        return run_trial(["seed=1", "run_name=sweep"], tmp_path)
+        run_trial(["seed=1", "run_name=sweep"], tmp_path)
 
     return run
 
 
-def test_a_trial_has_its_own_settings_and_directory_and_returns_its_accuracy(run_child_trial, tmp_path: Path):
-    assert run_child_trial(0) == 0.75
+def test_a_trial_has_its_own_settings_and_directory(run_child_trial, tmp_path: Path):
+    run_child_trial(0)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["typed"], summary["ranks"]) == (["seed=1"], False)
 

@@ -32,6 +32,7 @@ LOOSE_TYPES: dict[tuple[type, ...], set[str]] = {
         *(PATH_KEYS - {"paths.data_dir", "paths.log_dir"}),
         *("paths.run_dir", "preprocess.crop", "preprocess.interpolation", "model.freeze"),
         *("augment.policy", "trainer.gradient_clip_algorithm", "trainer.profiler", "tune"),
+        *("callbacks.*.mode", "schedule.mode"),
     },
     (int, NoneType): {
         *(

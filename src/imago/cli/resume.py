@@ -52,14 +52,16 @@ def resume_arguments(argv: Sequence[str], log_dir: Path) -> Arguments:
             f"resume={resume} is not a run directory: it has no readable provenance.json; e.g. resume=logs/latest."
         )
     directory = [f"{key}={quote_for_hydra(str(run_dir))}" for key in ("resume", "hydra.run.dir")]
-    _check_saved([str(override) for override in overrides], provenance)
+    # `resume` and `trust` of an earlier resume are not repeated: trust is typed by the user, never read from a file.
+    overrides = [str(override) for override in overrides if _key(str(override)) not in ("resume", "trust")]
+    _check_saved(overrides, provenance)
     merged: dict[str, str] = {}
-    for argument in [*map(str, overrides), *typed.values(), *directory]:
+    for argument in [*overrides, *typed.values(), *directory]:
         key = _key(argument)
         # A key that the run added (+callbacks.mine=...) must be added again, whether or not the + is typed again.
         is_added = merged.get(key, "").startswith("+") and not argument.startswith("+")
         merged[key] = f"+{argument}" if is_added else argument
-    saved = [argument for argument in map(str, overrides) if merged[_key(argument)] == argument]
+    saved = [argument for argument in overrides if merged[_key(argument)] == argument]
     return Arguments([*(argument for argument in argv if "=" not in argument), *merged.values()], saved)
 
 
@@ -68,7 +70,8 @@ def _check_saved(overrides: Sequence[str], source: Path) -> None:
     for override in overrides:
         key, equals, value = override.partition("=")
         names = re.split(r"[.@/]", key.lstrip("+~"))
-        is_setting = re.fullmatch(r"(~|\+{0,2})[\w.@/\-\[\]]+", key) and (equals or key.startswith("~"))
+        # No flag such as --config-dir=DIR, and no path that leads out of configs/.
+        is_setting = re.fullmatch(r"(~|\+{0,2})\w[\w\-]*([.@/]\w[\w\-]*)*", key) and (equals or key.startswith("~"))
         if not is_setting or "hydra" in names or names[0] in ("trust", "resume"):
             raise DataError(
                 f"{source}: {override!r} is no setting of a run; it was changed after saving. Start a new run instead."
@@ -103,8 +106,8 @@ def check_saved_settings(
     source = run_dir / "provenance.json"
     if unknown := sorted(set(config) - set(own)):
         raise DataError(f"{source}: there is no setting {unknown[0]!r}; type +{unknown[0]}=VALUE again, or remove it.")
-    known = {name for key, node in own.items() if key != "hydra" for _, name in targets(node)}
-    if any(name not in known for _, name in targets(config)):
+    known = {str(name) for key, node in own.items() if key != "hydra" for _, name in targets(node)}
+    if any(str(name) not in known for _, name in targets(config)):
         from imago.trust import check_saved_targets
 
         for group, node in config.items():

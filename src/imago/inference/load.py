@@ -173,7 +173,9 @@ def check_compatible(file: Path, task: "LightningModule") -> None:
         raise DataError(
             f"{file} has the classes {saved_names}, and the data has {names}; use the same data, or start a new run."
         )
-    _load_weights(task, saved["state_dict"], file, type(task).__name__)
+    net = task.hparams.get("net")
+    network = net["_target_"] if isinstance(net, Mapping) else type(task).__name__
+    _load_weights(task, saved["state_dict"], file, network)
 
 
 def _load_weights(module: "nn.Module", state: Mapping[str, Any], file: Path, network: str) -> None:

@@ -95,7 +95,9 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
     return result
 
 
-def validate(checkpoint: Path, data: "ImageDataModule", accelerator: str, tta: str = "none") -> LabeledOutputs:
+def validate(
+    checkpoint: Path, data: "ImageDataModule", accelerator: str, tta: str = "none", trust: Sequence[str] = ()
+) -> LabeledOutputs:
     """Map the validation images to a checkpoint's logits, in fp32 and uncalibrated.
 
     Args:
@@ -103,8 +105,9 @@ def validate(checkpoint: Path, data: "ImageDataModule", accelerator: str, tta: s
         data: the data module, set up; gets the preprocess of the checkpoint.
         accelerator: auto (a GPU if there is one), cpu or gpu.
         tta: views of each image to average, see `imago.task.tta`.
+        trust: packages or classes that the network may come from, besides those of this project.
     """
-    return run_split(load_predictor(checkpoint, accelerator, tta, is_calibrated=False), data, "val")
+    return run_split(load_predictor(checkpoint, accelerator, tta, is_calibrated=False, trust=trust), data, "val")
 
 
 def match_classes(class_names: Sequence[str], network_class_names: Sequence[str]) -> np.ndarray:

@@ -152,7 +152,9 @@ class ImageTask(LightningModule):
             total_steps = min(total_steps, trainer.max_steps) if trainer.max_epochs != -1 else trainer.max_steps
         settings = self.hparams["optimizer"], self.hparams["schedule"]
         optimizer, schedule = build_optimization(*settings, self.net, total_steps, steps_per_epoch)
-        config: Any = {"scheduler": schedule, "interval": "step", "reduce_on_plateau": False}  # `_step_plateau` does
+        config: Any = {"scheduler": schedule, "interval": "step"}
+        if self.automatic_optimization:
+            config["reduce_on_plateau"] = False  # `_step_plateau` does
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def configure_gradient_clipping(

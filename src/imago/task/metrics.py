@@ -120,12 +120,12 @@ def build_metric(name: str, settings: Mapping[str, Any], num_classes: int) -> Me
     target = import_target_or_none(settings.get("_target_"))
     filled = {"num_classes": num_classes, "validate_args": False}  # checks of values would wait for the device
     filled = {key: value for key, value in filled.items() if key not in settings and accepts(target, key)}
+    checks = {"validate_args": True} if "validate_args" in filled else {}
     try:
-        metric = build(settings, base=Metric, **filled)
+        metric = build(settings, base=Metric, **(filled | checks))
         labels = torch.arange(num_classes).repeat(2)
         metric.update(nn.functional.one_hot(labels.roll(1)).float() * 0.5 + 0.5 / num_classes, labels)
         value = metric.compute()
-        metric.reset()
     except ConfigError as error:
         raise ConfigError(f"metrics.{name}: {error}") from error
     except (TypeError, ValueError, RuntimeError, IndexError) as error:  # torchmetrics' own checks
@@ -136,7 +136,7 @@ def build_metric(name: str, settings: Mapping[str, Any], num_classes: int) -> Me
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ConfigError(f"metrics.{name} must be a single number, and its value is {shape}; set its average.")
-    return metric
+    return build(settings, base=Metric, **filled)
 
 
 def compute_with_intervals(

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from imago.data.datamodule import ImageDataModule
 from imago.inference.calibration import calibrate
 from imago.inference.run_split import image_names, images_in_memory, validate
-from imago.instantiate import to_plain
+from imago.instantiate import targets, to_plain
 from imago.logger.tensorboard import add_hparams, add_image
 from imago.paths import checkpoint_file
 from imago.runs.run_directory import RunDirectory
@@ -50,10 +50,11 @@ def calibrate_and_plot_best_checkpoint(
         log.info("not calibrated: trainer.limit_val_batches=%s left images out", cfg.trainer.limit_val_batches)
         return
     data.trainer = None  # so that the loader gives this process all images, not the share of its rank
+    trust = [name for key in ("model", "metrics") for _, name in targets(to_plain(cfg[key]))]  # built before
     accelerator = "cpu" if trainer.strategy.root_device.type == "cpu" else "auto"
     if cfg.tta != "none":  # for the views of the final test; predict and export use one view
-        _calibrate(checkpoint, validate(checkpoint, data, accelerator, cfg.tta), cfg.tta)
-    result = validate(checkpoint, data, accelerator)
+        _calibrate(checkpoint, validate(checkpoint, data, accelerator, cfg.tta, trust), cfg.tta)
+    result = validate(checkpoint, data, accelerator, trust=trust)
     temperature = _calibrate(checkpoint, result)
     step = summary.get("best_epoch", 0) * (task.steps_per_epoch or 0)
     for name, file in _draw(result, temperature, data, directory.path / "figures").items():

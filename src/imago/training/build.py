@@ -132,6 +132,8 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
     Raises:
         ConfigError: if Lightning refuses the combination of settings.
     """
+    if left_out := left_out_of_checkpoint(task):
+        log.info("left out of the checkpoints, as they are no plain data: %s", ", ".join(left_out))
     callbacks = [build(callback, base=Callback) for callback in cfg.callbacks.values() if callback is not None]
     callbacks += [part for callback in callbacks if (part := getattr(callback, "further", None))]
     if cfg.trainer.max_time is not None:
@@ -152,7 +154,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
         "callbacks": [TrainMetrics(), CheckSchedule(), *callbacks, RunSummary(directory), StopOnSignal(directory)],
         "logger": [build(logger, base=Logger) for logger in cfg.logger.values() if logger is not None],
         "plugins": [
-            AtomicCheckpointIO(full_name(type(task)), left_out_of_checkpoint(task)),
+            AtomicCheckpointIO(full_name(type(task)), left_out),
             *(build(part) if isinstance(part, dict) else part for part in plugins),
         ],
         "default_root_dir": cfg.paths.run_dir,

@@ -143,12 +143,12 @@ def _classes_text(cfg: DictConfig, data: ImageDataModule) -> str:
 def _network_text(model: DictConfig, task: torch.nn.Module) -> str:
     num_parameters = sum(p.numel() for p in task.parameters())
     num_trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    net = getattr(task, "net", None)
-    name = model.get("name") or _class_name(model) if net is not None else type(task).__name__
+    net = getattr(task, "net", getattr(task, "model", None))
+    name = (model.get("name") or _class_name(model)) if net is not None else type(task).__name__
     texts = [name, f"{num_parameters:,} parameters"]
     if num_trained < num_parameters:
         texts.append(f"{num_trained:,} of them trained")
-    if net is None:
+    if net is None:  # built by the task itself, without the settings of the group `model`
         return ", ".join(texts)
     if model.get("freeze") not in (None, "none"):
         texts.append(f"frozen: {model.freeze}")

@@ -35,7 +35,7 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     if cfg.compile:
         check_compile()
     set_modes(cfg)
-    check_optimization(to_plain(cfg.optimizer), to_plain(cfg.schedule))
+    check_optimization(cfg.optimizer, cfg.schedule)
     check_arguments(to_plain(cfg.model))
     _check_weights(cfg)
     return precision

@@ -3,7 +3,7 @@
 `tests/golden/loss_curve.json` holds the loss of 20 steps. A refactoring does not change it. A change that is meant to
 change it writes the file again, and the commit says why:
 
-    IMAGO_UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/task/test_classification.py -k golden
+    IMAGO_UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/task/test_base.py -k golden
 """
 
 import csv
@@ -14,14 +14,12 @@ import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig
 from small_fit import QUIET, SMALL, DrawnShapes, EachStep, build_data, build_task, build_trainer
 from torch import Tensor, nn
@@ -29,8 +27,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from imago.data import shapes
 from imago.data.datamodule import ClassNamesAndSplits
+from imago.errors import ConfigError
 from imago.paths import PROJECT_ROOT
-from imago.task.classification import ClassificationTask, EpochMetrics, count_correct
+from imago.task.base import ImageTask
+from imago.task.classification import ClassificationTask
+from imago.training.build import build_task as build_of_a_run
 
 GOLDEN = PROJECT_ROOT / "tests" / "golden" / "loss_curve.json"
 HOST_SYNC = "_local_scalar_dense"  # the operation behind .item(), float() and bool() of a tensor
@@ -54,7 +55,7 @@ def fit(
     data: DrawnShapes | None = None,
     resume: Path | None = None,
     **settings: Any,
-) -> tuple[ClassificationTask, Trainer]:
+) -> tuple[ImageTask, Trainer]:
     """Train with all parts built again, as in a new process."""
     data = data or build_data(cfg)
     task, trainer = build_task(cfg, data, **settings), build_trainer(cfg, run_dir, *callbacks)
@@ -223,7 +224,10 @@ def test_the_schedule_reaches_its_last_value_at_the_last_step(
     assert max(lrs) == pytest.approx(0.004)
 
 
-def test_the_learning_rate_of_a_plateau_schedule_falls_when_validation_does_not_improve(compose, tmp_path: Path):
+@pytest.mark.parametrize("monitor", ["val/acc", "val/f1"])
+def test_a_plateau_schedule_and_early_stopping_react_when_validation_does_not_improve(
+    compose, tmp_path: Path, monitor: str
+):
     lrs: list[float] = []
 
     class Watch(Callback):
@@ -231,7 +235,9 @@ def test_the_learning_rate_of_a_plateau_schedule_falls_when_validation_does_not_
             lrs.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     limits = ("trainer.max_epochs=3", "trainer.limit_train_batches=1", "optimizer.lr=1e-9")
-    _, trainer = fit(compose(*SMALL, "data=shapes", *PLATEAU, *limits), tmp_path, Watch())
+    monitors = (f"schedule.monitor={monitor}", f"callbacks.early_stopping.monitor={monitor}")
+    stop = ("callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=2", "trainer.max_epochs=9")
+    _, trainer = fit(compose(*SMALL, "data=shapes", *PLATEAU, *limits, *stop, *monitors), tmp_path, Watch())
     assert lrs == pytest.approx([1e-9, 1e-9, 0.3e-9])  # a network that does not move does not improve
     assert trainer.lr_scheduler_configs[0].scheduler.num_bad_epochs == 0
 
@@ -267,6 +273,66 @@ def test_gradients_are_clipped_before_a_fused_step_in_every_precision(
     assert size.item() == pytest.approx(0.001, rel=1e-2)
 
 
+# Tasks of the user's own
+
+
+def epoch_values(run_dir: Path, name: str) -> list[float]:
+    return [float(row[name]) for row in csv.DictReader((run_dir / "metrics.csv").open()) if row.get(name)]
+
+
+def test_a_training_step_that_returns_the_loss_alone_leaves_out_the_training_accuracy(compose, tmp_path: Path):
+    cfg = compose("data=shapes", *SMALL, "trainer.log_every_n_steps=2")
+    fit(cfg, tmp_path / "both")
+    cfg.task._target_ = "own_tasks.LossOnly"
+    fit(cfg, tmp_path / "loss")
+    for name in ("train/loss", "train/loss_step", "val/acc", "val/f1"):
+        assert epoch_values(tmp_path / "loss", name) == epoch_values(tmp_path / "both", name) != []
+    for name in ("train/acc", "train/acc_step"):
+        assert (epoch_values(tmp_path / "loss", name), epoch_values(tmp_path / "both", name) != []) == ([], True)
+
+
+@pytest.mark.slow
+def test_with_manual_optimization_the_schedule_and_the_curves_count_batches(compose, tmp_path: Path):
+    own = ("task._target_=own_tasks.Manual", "optimizer.lr=0.004", "schedule.final_factor=0.25")
+    cfg = compose("data=shapes", *SMALL, *own, "trainer.log_every_n_steps=2", "trainer.max_epochs=2")
+    _, trainer = fit(cfg, tmp_path)
+    assert trainer.global_step == 40  # two steps per batch
+    rows = [row for row in csv.DictReader((tmp_path / "metrics.csv").open()) if row["train/loss_step"]]
+    assert [int(row["step"]) for row in rows] == list(range(1, 20, 2))
+    lrs = [float(row["lr"]) for row in rows]
+    assert lrs[-1] == pytest.approx(0.25 * 0.004)
+    assert max(lrs) == pytest.approx(0.004, rel=0.05)
+    assert len({row["train/acc_step"] for row in rows} - {""}) > 1
+
+
+@pytest.mark.parametrize("setting", ["accumulate_grad_batches=2", "gradient_clip_val=0.5"])
+def test_what_only_automatic_optimization_can_do_is_refused_in_a_manual_task(compose, setting: str):
+    cfg = compose("data=shapes", *SMALL, f"trainer.{setting}")
+    cfg.task._target_ = "own_tasks.Manual"
+    with pytest.raises(ConfigError, match=rf"^trainer\.{setting}: Manual steps its optimizers itself"):
+        build_of_a_run(cfg, build_data(cfg))
+
+
+def test_a_task_with_other_outputs_measures_and_saves_them(compose, tmp_path: Path):
+    cfg = compose("data=shapes", *SMALL, "trainer.limit_train_batches=3")
+    cfg.task._target_ = "own_tasks.Rotation"
+    task, trainer = fit(cfg, tmp_path)
+    assert task(torch.zeros(2, 3, 32, 32)).shape == (2, 4)
+    assert not task.predicts_classes(shapes.CLASS_NAMES)
+    hparams = saved(tmp_path)["hyper_parameters"]
+    assert hparams["output_names"] == ["0 degrees", "90 degrees", "180 degrees", "270 degrees"]
+    assert (hparams["predicts_classes"], hparams["class_names"]) == (False, list(shapes.CLASS_NAMES))
+    # Every fourth image is in its own orientation; the batches of validation are counted again, one by one.
+    correct = 0
+    data = build_data(cfg)
+    for batch in data.val_dataloader():
+        images, _ = data.on_after_batch_transfer(batch, 0)
+        rotated = torch.stack([torch.rot90(image, index % 4, (1, 2)) for index, image in enumerate(images)])
+        with torch.no_grad():
+            correct += (task.eval()(rotated).argmax(dim=1) == torch.arange(len(images)) % 4).sum().item()
+    assert trainer.callback_metrics["val/acc"].item() == pytest.approx(correct / 100)
+
+
 def test_frozen_parts_of_the_network_stay_in_eval_mode(compose):
     cfg = compose("data=shapes", "model=small_resnet", "model.freeze=backbone", "trainer.max_epochs=1")
     task = build_task(cfg, build_data(cfg)).eval().train()
@@ -284,7 +350,8 @@ def test_the_settings_in_a_checkpoint_are_plain_data_and_rebuild_the_task(compos
     assert settings["net"] == {**cfg.model}
     assert settings["class_names"] == list(shapes.CLASS_NAMES)
     assert settings["class_counts"] == counts
-    assert "extra_targets" not in settings
+    assert settings.pop("output_names") == settings["class_names"]
+    assert settings.pop("predicts_classes")
     assert ClassificationTask(**settings).loss.weight.tolist() == task.loss.weight.tolist()
 
 
@@ -292,75 +359,6 @@ def kinds(value: object) -> set[type]:
     """Return the exact types of a value and everything in it."""
     below = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
     return {type(value)}.union(*map(kinds, below))
-
-
-# Loss and accuracy of an epoch: each image counts once, in any batch and on any rank
-
-
-ONE_DEVICE = SingleDeviceStrategy(device=torch.device("cpu"))
-
-
-def logits_for(*labels: int) -> Tensor:
-    """Return logits of three classes that are largest at `labels`."""
-    return 5 * nn.functional.one_hot(torch.tensor(labels), 3).float() - 1
-
-
-def test_predictions_are_counted_by_the_largest_logit_and_the_largest_soft_label():
-    assert count_correct(logits_for(0, 1, 2, 2), torch.tensor([0, 1, 1, 2])).item() == 3
-    soft = torch.tensor([[0.6, 0.4, 0.0], [0.1, 0.2, 0.7]])
-    assert count_correct(logits_for(0, 1), soft).item() == 1
-
-
-def test_batches_of_different_size_count_by_their_images_and_an_empty_split_has_no_result():
-    metrics = EpochMetrics()
-    assert metrics.result(ONE_DEVICE) == {}
-    metrics.update(torch.tensor(1.0, requires_grad=True) * 1, logits_for(0, 0, 0), torch.tensor([0, 0, 1]))
-    metrics.update(torch.tensor(5.0), logits_for(2), torch.tensor([2]))
-    metrics.update(torch.tensor(float("nan")), logits_for(2)[:0], torch.tensor([], dtype=torch.int64))
-    assert metrics.result(ONE_DEVICE) == {"loss": pytest.approx(2.0), "acc": 0.75, "num_images": 4}
-    assert not metrics.loss_sum.requires_grad  # the graph of a training loss is not kept
-
-
-def test_the_sums_of_all_ranks_are_added():
-    others = torch.tensor([9.0, 1.0, 2.0])  # loss sum, correct predictions and images of another rank
-    ranks = SimpleNamespace(
-        root_device=torch.device("cpu"),
-        reduce=lambda sums, reduce_op: {"sum": sums + others}[reduce_op],
-    )
-    metrics = EpochMetrics()
-    metrics.update(torch.tensor(1.0), logits_for(0), torch.tensor([0]))
-    assert metrics.result(ranks) == {"loss": pytest.approx(10 / 3), "acc": pytest.approx(2 / 3), "num_images": 3}
-
-
-def test_small_losses_still_count_after_many_batches():
-    metrics = EpochMetrics()
-    logits, labels = logits_for(0).expand(100, 3), torch.zeros(100, dtype=torch.int64)
-    for _ in range(500):
-        metrics.update(torch.tensor(0.125), logits, labels)
-    assert metrics.result(ONE_DEVICE) == {"loss": pytest.approx(0.125, rel=1e-6), "acc": 1, "num_images": 50_000}
-
-
-# Overflows of fp16
-
-
-def parts_of_a_task(scale: float | None, weight: float) -> Any:
-    """Return the parts of a task that decide, with a scaler of fp16 or without one."""
-    scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
-    if scaler is not None:
-        scaler.scale(torch.ones(1))
-    plugin = SimpleNamespace(scaler=scaler)
-    weights = {"weight": torch.full((3,), weight), "num_batches": torch.tensor(3)}
-    return SimpleNamespace(trainer=SimpleNamespace(precision_plugin=plugin), state_dict=lambda: weights)
-
-
-@pytest.mark.parametrize(
-    ("scale", "weight", "is_overflow"),
-    [(65536.0, 1.0, True), (1.0, 1.0, True), (0.5, 1.0, False), (65536.0, float("nan"), False), (None, 1.0, False)],
-)
-def test_an_infinite_loss_is_an_overflow_if_the_scale_is_at_least_1_and_the_weights_are_finite(
-    scale, weight: float, is_overflow: bool
-):
-    assert ClassificationTask._scale_can_fall(parts_of_a_task(scale, weight)) is is_overflow
 
 
 # Seeds and interrupted runs
@@ -449,7 +447,7 @@ def test_a_run_interrupted_in_each_epoch_and_between_ends_with_the_weights_of_an
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
-PLATEAU = ("schedule=plateau", "schedule.patience=0", "schedule.monitor=val/acc", "schedule.mode=max")
+PLATEAU = ("schedule=plateau", "schedule.patience=0", "schedule.monitor=val/f1")
 CASES = {
     "plateau": PLATEAU,
     "averaged weights": ("callbacks=ema", "callbacks.ema.decay=0.7", "schedule=one_cycle"),
@@ -459,6 +457,7 @@ CASES = {
         *("schedule=step", "schedule.every_epochs=1"),
     ),
     "sgd, accumulating": ("optimizer=sgd", "trainer.accumulate_grad_batches=2", "optimizer.lr=0.01"),
+    "manual optimization": ("task._target_=own_tasks.Manual",),
     "unfreezing": (
         *("callbacks=backbone_finetuning", "callbacks.backbone_finetuning.epochs_per_layer=1"),
         *("optimizer.head_lr_multiplier=5", "optimizer.layer_lr_decay=0.7"),
@@ -480,7 +479,8 @@ def test_a_run_interrupted_twice_ends_with_the_same_weights_with_each_kind_of_op
     settings = {"teacher": teacher} if case == "distillation" else {}
     _, whole = fit(cfg, tmp_path / "whole", **settings)
     resume = None
-    for hook, step in (("on_train_epoch_start", 4), ("on_train_batch_start", 7)):
+    factor = 2 if case == "manual optimization" else 1  # steps per batch
+    for hook, step in (("on_train_epoch_start", 4 * factor), ("on_train_batch_start", 7 * factor)):
         with pytest.raises(ZeroDivisionError):
             fit(cfg, tmp_path / "broken", BreakAt(hook, step), resume=resume, **settings)
         resume = tmp_path / "broken" / "checkpoints" / "last.ckpt"

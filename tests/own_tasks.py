@@ -1,0 +1,130 @@
+"""Tasks and LightningModules as users write them: `task._target_=own_tasks.NAME`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from imago.task.base import Batch, ImageTask
+from imago.task.classification import ClassificationTask
+
+
+class LossOnly(ClassificationTask):
+    """A task whose training step returns the loss alone."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx)["loss"]  # type: ignore[index,call-overload]
+
+
+class Manual(ImageTask):
+    """A task with manual optimization and two optimizer steps per batch."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        optimizer: Any = self.optimizers()
+        for _ in range(2):
+            outputs: Any = super().training_step(batch, batch_idx)
+            optimizer.zero_grad()
+            self.manual_backward(outputs["loss"])
+            optimizer.step()
+        return outputs | {"loss": outputs["loss"].detach()}
+
+
+class Rotation(ImageTask):
+    """Predict by how many degrees an image is rotated."""
+
+    @classmethod
+    def output_names(cls, class_names: Any) -> list[str]:
+        return ["0 degrees", "90 degrees", "180 degrees", "270 degrees"]
+
+    def inputs_and_targets(self, images: Tensor, labels: Tensor) -> Batch:
+        turns = torch.arange(len(images), device=images.device) % 4
+        rotated = [torch.rot90(image, int(turn), (1, 2)) for image, turn in zip(images, turns.tolist(), strict=True)]
+        return torch.stack(rotated) if rotated else images, turns
+
+
+class Template(LightningModule):
+    """A module with network, optimizer and scheduler as arguments, and metrics of its own."""
+
+    def __init__(
+        self, net: nn.Module, optimizer: Callable, scheduler: Callable | None, num_classes: int, compile: bool = False
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.net = net
+        self.loss = nn.CrossEntropyLoss()
+        self.accuracies = nn.ModuleDict({f"{split}_acc": MulticlassAccuracy(num_classes) for split in ("val", "test")})
+        self.train_loss = MeanMetric()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss(self(batch[0]), batch[1])
+        self.train_loss(loss)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def _evaluate(self, batch: Batch, split: str) -> None:
+        logits = self(batch[0])
+        accuracy = self.accuracies[f"{split}_acc"]
+        accuracy(logits, batch[1])
+        self.log(f"{split}/loss", self.loss(logits, batch[1]), on_epoch=True)
+        self.log(f"{split}/acc", accuracy, on_epoch=True)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.hparams["optimizer"](params=self.parameters())
+        if self.hparams["scheduler"] is None:
+            return optimizer
+        scheduler = self.hparams["scheduler"](optimizer=optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+
+class ManualModule(Template):
+    """A module with manual optimization and without a scheduler."""
+
+    def __init__(self, net: nn.Module, optimizer: Callable, num_classes: int) -> None:
+        super().__init__(net, optimizer, None, num_classes)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+class Plain(LightningModule):
+    """A module without arguments that logs names of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3 * 32 * 32, 10)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.layer(batch[0].flatten(1)), batch[1])
+
+    def _log_accuracy(self, batch: Batch, name: str) -> None:
+        self.log(name, (self.layer(batch[0].flatten(1)).argmax(1) == batch[1]).float().mean(), on_epoch=True)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._log_accuracy(batch, "val_acc")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._log_accuracy(batch, "test_acc")
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)

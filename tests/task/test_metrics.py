@@ -1,0 +1,156 @@
+"""Loss, accuracy and further metrics of an epoch: each image counts once, in any batch and on any rank."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from sklearn import metrics as sk
+from torch import Tensor, nn
+
+from imago.errors import ConfigError
+from imago.task.metrics import EvaluationMetrics, LossAndAccuracy, build_metric, compute_with_intervals, count_correct
+
+ONE_DEVICE = SingleDeviceStrategy(device=torch.device("cpu"))
+
+
+def logits_for(*labels: int) -> Tensor:
+    """Return logits of three classes that are largest at `labels`."""
+    return 5 * nn.functional.one_hot(torch.tensor(labels), 3).float() - 1
+
+
+def test_predictions_are_counted_by_the_largest_logit_and_the_largest_soft_label():
+    assert count_correct(logits_for(0, 1, 2, 2), torch.tensor([0, 1, 1, 2])).item() == 3
+    soft = torch.tensor([[0.6, 0.4, 0.0], [0.1, 0.2, 0.7]])
+    assert count_correct(logits_for(0, 1), soft).item() == 1
+
+
+def test_batches_of_different_size_count_by_their_images_and_an_empty_split_has_no_result():
+    metrics = LossAndAccuracy()
+    assert metrics.compute(ONE_DEVICE) == {}
+    metrics.update(torch.tensor(1.0, requires_grad=True) * 1, 3, logits_for(0, 0, 0), torch.tensor([0, 0, 1]))
+    metrics.update(torch.tensor(5.0), 1, logits_for(2), torch.tensor([2]))
+    metrics.update(torch.tensor(float("nan")), 0, logits_for(2)[:0], torch.tensor([], dtype=torch.int64))
+    assert metrics.compute(ONE_DEVICE) == {"loss": pytest.approx(2.0), "acc": 0.75, "num_images": 4}
+    assert not metrics.loss_sum.requires_grad  # the graph of a training loss is not kept
+
+
+def test_without_logits_the_loss_counts_and_the_accuracy_is_that_of_the_other_batches():
+    metrics = LossAndAccuracy()
+    metrics.update(torch.tensor(2.0), 3)
+    assert metrics.compute(ONE_DEVICE) == {"loss": 2.0, "num_images": 3}
+    metrics.update(torch.tensor(6.0), 1, logits_for(1), torch.tensor([1]))
+    assert metrics.compute(ONE_DEVICE) == {"loss": 3.0, "acc": 1.0, "num_images": 4}
+
+
+def test_the_sums_of_all_ranks_are_added():
+    others = torch.tensor([9.0, 2.0, 1.0, 2.0])  # loss sum, images, correct and counted ones of another rank
+    ranks = SimpleNamespace(
+        root_device=torch.device("cpu"),
+        reduce=lambda sums, reduce_op: {"sum": sums + others}[reduce_op],
+    )
+    metrics = LossAndAccuracy()
+    metrics.update(torch.tensor(1.0), 1, logits_for(0), torch.tensor([0]))
+    assert metrics.compute(ranks) == {"loss": pytest.approx(10 / 3), "acc": pytest.approx(2 / 3), "num_images": 3}
+
+
+def test_small_losses_still_count_after_many_batches():
+    metrics = LossAndAccuracy()
+    logits, labels = logits_for(0).expand(100, 3), torch.zeros(100, dtype=torch.int64)
+    for _ in range(500):
+        metrics.update(torch.tensor(0.125), 100, logits, labels)
+    assert metrics.compute(ONE_DEVICE) == {"loss": pytest.approx(0.125, rel=1e-6), "acc": 1, "num_images": 50_000}
+
+
+# The config group metrics
+
+OF = "torchmetrics.classification."
+SETTINGS: dict[str, Any] = {
+    "f1": {"_target_": f"{OF}MulticlassF1Score", "average": "macro"},
+    "auroc": {"_target_": f"{OF}MulticlassAUROC"},
+    "top2": {"_target_": f"{OF}MulticlassAccuracy", "top_k": 2, "average": "micro"},
+    "mcc": {"_target_": f"{OF}MatthewsCorrCoef", "task": "multiclass"},
+    "none": None,
+}
+
+
+@pytest.fixture(scope="module")
+def outputs() -> tuple[np.ndarray, np.ndarray]:
+    """Logits of 5 classes and labels of 200 images."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 5, 200)
+    logits = generator.normal(size=(200, 5)) + 1.5 * np.eye(5)[labels]
+    return logits.astype(np.float32), labels
+
+
+def by_scikit_learn(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    probabilities, predicted = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), logits.argmax(axis=1)
+    areas = [sk.roc_auc_score(labels == index, probabilities[:, index]) for index in range(5)]
+    return {
+        "f1": sk.f1_score(labels, predicted, average="macro", zero_division=0),
+        "auroc": float(np.mean(areas)),
+        "top2": sk.top_k_accuracy_score(labels, logits, k=2, labels=range(5)),
+        "mcc": sk.matthews_corrcoef(labels, predicted),
+    }
+
+
+def test_each_metric_is_that_of_scikit_learn_over_all_batches(outputs):
+    logits, labels = map(torch.from_numpy, outputs)
+    metrics = EvaluationMetrics(SETTINGS, num_classes=5)
+    for epoch_logits in (-logits, logits):  # the first epoch leaves nothing
+        metrics.reset()
+        for batch, targets in zip(
+            epoch_logits.split((64, 64, 64, 8, 0)), labels.split((64, 64, 64, 8, 0)), strict=True
+        ):
+            metrics.update(nn.functional.cross_entropy(batch, targets), batch.bfloat16().float(), targets)
+    found = metrics.compute(ONE_DEVICE)
+    assert {*found} == {"loss", "acc", "num_images", "f1", "auroc", "top2", "mcc"}
+    rounded = logits.bfloat16().float().numpy()
+    assert {key: found[key] for key in by_scikit_learn(rounded, outputs[1])} == pytest.approx(
+        by_scikit_learn(rounded, outputs[1]), abs=1e-5
+    )
+    metrics.reset()
+    assert metrics.compute(ONE_DEVICE) == {}
+
+
+def test_the_interval_of_a_metric_is_its_spread_over_repeated_draws_of_the_images(outputs):
+    logits, labels = outputs
+    found = compute_with_intervals(SETTINGS, logits, labels)
+    expected = by_scikit_learn(logits, labels)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    generator = np.random.default_rng(9)
+    draws = [generator.integers(0, 200, 200) for _ in range(500)]
+    values = [by_scikit_learn(logits[draw], labels[draw])["mcc"] for draw in draws]
+    assert found["mcc_interval_95"] == pytest.approx(np.quantile(values, (0.025, 0.975)).tolist(), abs=0.03)
+    assert compute_with_intervals(SETTINGS, logits, labels) == found
+    assert "none" not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "text"),
+    [
+        ("loss", SETTINGS["f1"], "metrics.loss: the name is reserved"),
+        ("num_images", SETTINGS["f1"], "metrics.num_images: the name is reserved"),
+        (
+            "f1",
+            SETTINGS["f1"] | {"average": "none"},
+            "metrics.f1 must be a single number, and its value is (5,); set its",
+        ),
+        ("matrix", {"_target_": f"{OF}MulticlassConfusionMatrix"}, "must be a single number, and its value is (5, 5)"),
+        ("roc", {"_target_": f"{OF}MulticlassROC"}, "must be a single number, and its value is tuple"),
+        ("f1", {"_target_": f"{OF}BinaryF1Score"}, "cannot be computed from probabilities (N, 5) and labels (N,): "),
+        ("mae", {"_target_": "torchmetrics.MeanAbsoluteError"}, "cannot be computed from probabilities (N, 5)"),
+        ("f1", SETTINGS["f1"] | {"average": "some"}, "metrics.f1: "),
+        ("f1", {"_target_": f"{OF}MulticlassF1Scor"}, "did you mean torchmetrics.classification.MulticlassF1Score?"),
+        ("f1", SETTINGS["f1"] | {"beta": 2}, "metrics.f1: "),
+        ("net", {"_target_": "torch.nn.Linear"}, "metrics.net: _target_=torch.nn.Linear is not a Metric; name a class"),
+        ("f1", {"average": "macro"}, "metrics.f1: "),
+    ],
+)
+def test_a_metric_that_cannot_be_computed_is_one_line(name: str, settings: dict[str, Any], text: str):
+    with pytest.raises(ConfigError) as caught:
+        build_metric(name, settings, 5)
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
