@@ -52,6 +52,8 @@ _PUBLIC_NAMES = {
         f"lightning.pytorch.loggers.{name}"
         for name in ("TensorBoardLogger", "CSVLogger", "WandbLogger", "MLFlowLogger")
     ),
+    # Not all of torchvision's: LSUN unpickles a file in its directory. The files of CIFAR are checked by their hash.
+    *(f"torchvision.datasets.{name}" for name in ("ImageFolder", "FakeData", "CIFAR10", "CIFAR100", "MNIST")),
 }
 # Arguments of a network that name files or downloads: a checkpoint has all weights.
 _FILE_ARGUMENTS = ("pretrained", "weights", "checkpoint_path", "cache_dir")

@@ -29,7 +29,7 @@ def test_each_epoch_of_this_process_is_one_line_with_the_values_of_both_splits(c
         progress.on_train_epoch_start(trainer, module)
         trainer.current_epoch = 3
         progress.on_train_end(trainer, module)
-    expected = "train loss 1.250 acc 50.00%   val loss 1.500 acc 45.67% f1 0.5   val_top5 1"
+    expected = "train loss 1.250 acc 50.00%   val loss 1.500 acc 45.67% f1 0.5000   val_top5 1"
     lines = [message.rpartition("   ")[0] for message in caplog.messages]  # without the seconds
     assert lines == [f"epoch   2/3   {expected}", f"epoch   3/3   {expected}"]
 

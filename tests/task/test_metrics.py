@@ -104,7 +104,7 @@ def test_each_metric_is_that_of_scikit_learn_over_all_batches(outputs):
         for batch, targets in zip(
             epoch_logits.split((64, 64, 64, 8, 0)), labels.split((64, 64, 64, 8, 0)), strict=True
         ):
-            metrics.update(nn.functional.cross_entropy(batch, targets), batch.bfloat16().float(), targets)
+            metrics.update(nn.functional.cross_entropy(batch, targets), batch.bfloat16().float(), targets, len(batch))
     found = metrics.compute(ONE_DEVICE)
     assert {*found} == {"loss", "acc", "num_images", "f1", "auroc", "top2", "mcc"}
     rounded = logits.bfloat16().float().numpy()

@@ -51,7 +51,7 @@ LOOSE_TYPES: dict[tuple[type, ...], set[str]] = {
     (int, float, NoneType): {"trainer.val_check_interval", "trainer.limit_*_batches"},
     (bool, NoneType): {"optimizer.fused", "trainer.benchmark"},
     (list, NoneType): {"preprocess.mean", "preprocess.std", "augment.random_resized_crop_scale"},
-    (dict, NoneType): {"callbacks.*", "logger.*"},
+    (dict, NoneType): {"data.val", "data.test", "callbacks.*", "logger.*"},
     (str, list, NoneType): {"loss.weight"},
     (int, str, list): {"trainer.devices"},
     (str, int): {"trainer.precision"},

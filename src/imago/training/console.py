@@ -1,7 +1,7 @@
 """Format what a run prints at its start and at its end."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,20 @@ def start_table(
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
-def end_lines(summary: Mapping[str, Any], run_dir: Path, task: torch.nn.Module, max_steps: int = -1) -> str:
-    """Return the results of a run and the commands to type next: those that can use its task."""
+def usable_commands(task: torch.nn.Module) -> Sequence[str]:
+    """Return the commands that can use a checkpoint of this task."""
+    if not isinstance(task, ImageTask):
+        return ()
+    return ("eval", "predict", "export") if task.hparams["predicts_classes"] else ("predict", "export")
+
+
+def end_lines(
+    summary: Mapping[str, Any],
+    run_dir: Path,
+    max_steps: int = -1,
+    commands: Sequence[str] = ("eval", "predict", "export"),
+) -> str:
+    """Return the results of a run and the commands to type next."""
     lines = _test_lines(summary)
     if "images_per_s" in summary:
         advice = f"; to reduce it: {summary['data_wait_advice']}" if "data_wait_advice" in summary else ""
@@ -75,7 +87,7 @@ def end_lines(summary: Mapping[str, Any], run_dir: Path, task: torch.nn.Module, 
     is_at_max_steps = 0 < max_steps <= summary.get("steps", 0)
     epochs = f"trainer.max_epochs={2 * max(1, summary['epochs'])}"
     extension = f"trainer.max_steps={2 * max_steps}" if is_at_max_steps else epochs
-    return "\n".join([*lines, *_next_commands(run_dir, task, extension)])
+    return "\n".join([*lines, *_next_commands(run_dir, commands, extension)])
 
 
 def _test_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -107,16 +119,16 @@ def _best_text(summary: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
     return f"epoch {summary['best_epoch']}{accuracy}{other}"
 
 
-def _next_commands(run_dir: Path, task: torch.nn.Module, extension: str) -> list[str]:
+def _next_commands(run_dir: Path, names: Sequence[str], extension: str) -> list[str]:
     run = shlex.quote(short_path(run_dir))
     commands = ["next:"]
-    if checkpoint_file(run_dir).exists() and isinstance(task, ImageTask):
-        if task.hparams["predicts_classes"]:
-            commands.append(f"  python src/eval.py run={run}                  # per class, with a confusion matrix")
-        commands += [
-            f"  python src/predict.py run={run} input=PHOTO   # or a folder of images",
-            f"  python src/export.py run={run}                # one ONNX file",
-        ]
+    if checkpoint_file(run_dir).exists():
+        lines = {
+            "eval": f"  python src/eval.py run={run}                  # per class, with a confusion matrix",
+            "predict": f"  python src/predict.py run={run} input=PHOTO   # or a folder of images",
+            "export": f"  python src/export.py run={run}                # one ONNX file",
+        }
+        commands += [lines[name] for name in names]
     if checkpoint_file(run_dir, "last").exists():
         commands.append(f"  python src/train.py resume={run} {extension}")
     return [*commands, f"  tensorboard --logdir {run}"]

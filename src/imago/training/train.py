@@ -57,7 +57,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
 
     from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
     from imago.training.build import build_run, checkpoint_to_resume, final_checkpoint
-    from imago.training.console import end_lines, start_table
+    from imago.training.console import end_lines, start_table, usable_commands
     from imago.training.machine_checks import prepare_machine
 
     precision, precision_reason = prepare_machine(cfg)
@@ -77,7 +77,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():
         trainer.test(task, datamodule=data, ckpt_path=final_checkpoint(directory.path), verbose=False)
     calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
-    log.info("\n%s", end_lines(directory.summary, directory.path, task, trainer.max_steps))
+    log.info("\n%s", end_lines(directory.summary, directory.path, trainer.max_steps, usable_commands(task)))
     return best_value(directory.summary)
 
 
