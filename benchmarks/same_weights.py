@@ -26,7 +26,7 @@ from train_speed import PROJECT_ROOT, describe_environment
 RUNS = {
     "simple_cnn": [],
     "resnet18": ["model=resnet18", "model.weights=null", "augment=standard", "data.batch_size=16"],
-    "mixup_ema": ["augment.mixup_alpha=0.2", "callbacks=ema", "trainer.accumulate_grad_batches=2"],
+    "mixup_ema": ["augment.mixup_alpha=0.2", "callbacks=[default,ema]", "trainer.accumulate_grad_batches=2"],
     "two_processes": ["trainer.devices=2"],
 }
 SHORT_RUN = [
