@@ -75,18 +75,7 @@ def test_every_package_imports_only_allowed_packages():
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "images",
-        "paths",
-        "errors",
-        "resources",
-        "dataset_check",
-        "analysis",
-        "statistics",
-        "instantiate",
-        "cli",
-    ],
+    "name", ["images", "paths", "errors", "resources", "dataset_check", "analysis", "statistics", "instantiate", "cli"]
 )
 def test_light_packages_do_not_import_torch(name: str):
     files = [file for file in PACKAGE.rglob("*.py") if package(file) == name]

@@ -58,8 +58,9 @@ def fit(cfg: Any, run: Path, *callbacks: Callback, resume: str | None = None, co
 def state(file: Path) -> dict[str, Any]:
     """Everything in a checkpoint that training changes."""
     saved = read_checkpoint(file)
-    names = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "train_score")
-    return {name: saved[name] for name in names} | {"lr": sorted(saved["lr_schedulers"][0].items(), key=str)}
+    names = ("state_dict", "current_model_state", "averaging_state", "optimizer_states")
+    sums = {"train_sums": saved["callbacks"]["TrainMetrics"]}
+    return {name: saved[name] for name in names} | sums | {"lr": sorted(saved["lr_schedulers"][0].items(), key=str)}
 
 
 def assert_same_state(run: Path, other: Path) -> None:

@@ -1,7 +1,6 @@
 """A checkpoint that was made to execute code executes none, in every function that reads it."""
 
 import builtins
-import json
 import os
 from pathlib import Path
 
@@ -43,41 +42,16 @@ def test_a_pickled_call_is_never_made(tmp_path: Path, payload: str):
     assert not target.exists()
 
 
-def settings(net: dict) -> dict:
-    record = {"size": 8, "resize": 8, "crop": "center", "mean": [0.5] * 3, "std": [0.2] * 3}
-    return {"net": net, "class_names": ["ant", "bee"], "preprocess": record}
-
-
-@pytest.mark.parametrize(
-    "net",
-    [
-        {"_target_": "os.system", "command": "touch TARGET"},
-        {"_target_": "builtins.open", "file": "TARGET", "mode": "w"},
-        {"_target_": "subprocess.run", "args": ["touch", "TARGET"]},
-        {"_target_": "imago.paths.os.system", "command": "touch TARGET"},
-        {"_target_": "imago.model.simple_cnn.SimpleCNN", "net": {"_target_": "os.system", "command": "touch TARGET"}},
-        {"_target_": "lightning.pytorch.LightningModule.load_from_checkpoint", "checkpoint_path": "TARGET"},
-        {"_target_": "torch.hub.load", "repo_or_dir": "TARGET"},
-    ],
-)
-def test_a_target_of_a_checkpoint_outside_the_list_is_refused(tmp_path: Path, net: dict):
-    target = tmp_path / "ran"
-    typed = json.loads(json.dumps(net).replace("TARGET", str(target)))
-    refuse_without_a_call(tmp_path / "x.ckpt", settings(typed), target)
-
-
 def test_the_instantiator_of_lightning_is_not_called(tmp_path: Path):
     """`_instantiator` in the hyperparameters names a function that `load_from_checkpoint` imports and calls."""
-    hyper = settings({"_target_": "imago.model.simple_cnn.SimpleCNN"})
+    record = {"size": 8, "resize": 8, "crop": "center", "mean": [0.5] * 3, "std": [0.2] * 3}
+    net = {"_target_": "imago.model.simple_cnn.SimpleCNN"}
+    hyper = {"net": net, "class_names": ["ant", "bee"], "preprocess": record}
     hyper |= {"_instantiator": "os.system", "command": f"touch {tmp_path / 'ran'}"}
-    refuse_without_a_call(tmp_path / "x.ckpt", hyper, tmp_path / "ran")  # the weights are missing, too
-
-
-def refuse_without_a_call(file: Path, hyper: dict, target: Path) -> None:
-    write_checkpoint({"imago": {"schema": 2}, "state_dict": {}, "hyper_parameters": hyper}, file)
+    write_checkpoint({"imago": {"schema": 2}, "state_dict": {}, "hyper_parameters": hyper}, tmp_path / "x.ckpt")
     with pytest.raises(UserError):
-        load_classifier(file)
-    assert not target.exists()
+        load_classifier(tmp_path / "x.ckpt")  # the weights are missing, too
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(

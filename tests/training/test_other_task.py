@@ -47,6 +47,7 @@ def test_network_optimizer_and_scheduler_arrive_built(compose):
     assert isinstance(task_of(cfg, "Plain"), Plain)
     task = task_of(compose("data=shapes", "+task.scheduler=null", "+task.compile=true"), "Template")
     assert (task.hparams["scheduler"], task.hparams["compile"]) == (None, True)
+    task_of(compose("data=shapes", "resume=run", "model.weights=/no/such.pth"), "Template")  # the checkpoint has them
 
 
 def test_a_module_whose_arguments_are_missing_or_which_cannot_do_something_is_one_line(compose):

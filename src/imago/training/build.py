@@ -82,9 +82,9 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier |
         task = build_other_task(cfg, data)
         if names := left_out_of_checkpoint(task):
             log.info("checkpoints leave out hyperparameters that are no plain data: %s", ", ".join(names))
-        if cfg.channels_last:
-            task.to(memory_format=torch.channels_last)
     net: Any = getattr(task, "net", task)
+    if cfg.channels_last:
+        net.to(memory_format=torch.channels_last)
     if cfg.resume is None and cfg.model.get("weights") is None and hasattr(net, "initialize_from"):
         images, _ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
         net.initialize_from(images)  # the first training batch, the same one on every rank
@@ -107,10 +107,8 @@ def _build_image_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Class
         arguments["teacher"] = prepare_teacher(cfg, teacher_run, data)
     if cfg.resume is not None:  # the checkpoint holds all weights, and the files may be gone
         arguments["net"] = without_files(arguments["net"], Path(cfg.resume))
-    task: ImageTask = build(cfg.task, **arguments)
+    task: ImageTask = build(cfg.task, _recursive_=False, **arguments)  # it builds its parts itself
     check_loadable(task.hparams)
-    if cfg.channels_last:
-        task.net.to(memory_format=torch.channels_last)
     task.tta = cfg.tta
     return task
 

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,6 +16,7 @@ from imago.model.adapt import build_network
 from imago.runs.checkpoint import is_loadable
 from imago.task.base import ImageTask
 from imago.task.optimization import GROUP_SETTINGS, schedule_steps
+from imago.trust import without_files
 
 # Parameter of a LightningModule -> group of settings that its argument is built from.
 _GROUPS = {
@@ -54,6 +56,8 @@ def build_other_task(cfg: DictConfig, data: ImageDataModule) -> LightningModule:
         if not isinstance(node, Mapping):
             arguments[name] = node  # typed as something else, such as null
         elif _GROUPS[name] == "model":
+            if cfg.resume is not None:  # the checkpoint holds all weights
+                node = without_files(node, Path(cfg.resume))
             arguments[name] = build_network(node, num_classes, data.preprocess.size)
         else:
             steps = schedule_steps(node, *_count_steps(cfg, data)) if _GROUPS[name] == "schedule" else {}
