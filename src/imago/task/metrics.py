@@ -14,7 +14,11 @@ from imago.instantiate import accepts, build, import_target_or_none
 from imago.statistics.intervals import QUANTILES_95
 
 NUM_DRAWS = 200  # of a bootstrap; a metric takes some milliseconds for 10,000 images; our own choice
-RESERVED_NAMES = ("loss", "acc", "num_images")  # computed here for every task
+# Computed for every task, or used for other entries of summary.json and of eval's metrics.json.
+RESERVED_NAMES = (
+    *("loss", "acc", "num_images", "num_correct", "num_left_out", "monitor", "interval_95", "ece", "nll", "top5_acc"),
+    *("run", "model", "data", "data_root", "data_fingerprint", "split", "tta", "preprocess", "calibration_temperature"),
+)
 
 
 class LossAndAccuracy:

@@ -80,8 +80,6 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier |
         task: LightningModule = _build_image_task(cfg, data, teacher_run)
     else:
         task = build_other_task(cfg, data)
-        if names := left_out_of_checkpoint(task):
-            log.info("checkpoints leave out hyperparameters that are no plain data: %s", ", ".join(names))
     net: Any = getattr(task, "net", task)
     if cfg.channels_last:
         net.to(memory_format=torch.channels_last)
