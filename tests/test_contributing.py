@@ -85,6 +85,7 @@ def test_every_file_named_in_the_guide_exists():
     assert [path for path in named if not (PROJECT_ROOT / path).exists() and not path.startswith("src/mynet")] == []
 
 
+@pytest.mark.slow
 def test_the_code_passes_the_project_s_own_checks(project: Path):
     ruff, mypy = [sys.executable, "-m", "ruff"], [sys.executable, "-m", "mypy"]
     for arguments in ([*ruff, "format", "--check"], [*ruff, "check"], mypy):

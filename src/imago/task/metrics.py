@@ -120,7 +120,7 @@ def build_metric(name: str, settings: Mapping[str, Any], num_classes: int) -> Me
         ConfigError: see `EvaluationMetrics`.
     """
     if name in RESERVED_NAMES:
-        raise ConfigError(f"metrics.{name}: the name is reserved, as {name} is always computed; choose another name.")
+        raise ConfigError(f"metrics.{name}: the name is taken by another result; choose another one.")
     target = import_target_or_none(settings.get("_target_"))
     filled = {"num_classes": num_classes, "validate_args": False}  # checks of values would wait for the device
     filled = {key: value for key, value in filled.items() if key not in settings and accepts(target, key)}
