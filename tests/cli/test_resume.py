@@ -33,7 +33,7 @@ def test_saved_settings_come_first_and_typed_ones_override_them(run: Path, tmp_p
         *("-m", "model=simple_cnn", "optimizer.lr=0.5", "+callbacks.mine={a: 1}", typed, "seed=3"),
         typed.replace("resume=", "hydra.run.dir="),
     ]
-    assert arguments.saved == ["model=simple_cnn", "+callbacks.mine={a: 1}", "+trust=[os]", 'resume="elsewhere"']
+    assert arguments.saved == ["model=simple_cnn", "+callbacks.mine={a: 1}"]
 
 
 @pytest.mark.parametrize("plus", ["", "+"])
