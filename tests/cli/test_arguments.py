@@ -8,7 +8,7 @@ from hydra._internal.utils import create_config_search_path
 from warm_python import warm_hydra
 
 from imago.cli.arguments import accept_arguments, first_trial
-from imago.cli.overrides import compose, compose_defaults
+from imago.cli.overrides import compose
 from imago.paths import PROJECT_ROOT
 
 STOPPER = "callbacks.mine._target_=lightning.pytorch.callbacks.EarlyStopping"
@@ -22,8 +22,7 @@ def train_loader() -> ConfigLoaderImpl:
 
 def accept(loader, *overrides: str) -> list[str]:
     """Return the new command line."""
-    trial = first_trial(overrides, loader)
-    replaced = accept_arguments(overrides, trial, compose_defaults(loader, "train", trial), loader)
+    replaced = accept_arguments(overrides, loader, "train")
     return [new for text in overrides for new in replaced.get(text, [text])]
 
 

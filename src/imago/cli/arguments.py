@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imago.cli.overrides import chosen_group
+from imago.cli.overrides import chosen_group, compose_defaults
 from imago.cli.signatures import read_signature
 from imago.instantiate import CONTROL_KEYS, to_plain
 from imago.settings import flatten
@@ -85,23 +85,22 @@ def first_trial(overrides: Sequence[str], loader: Any) -> list[str]:
     return trial
 
 
-def accept_arguments(
-    overrides: Sequence[str], trial: Sequence[str], defaults: Any, loader: Any
-) -> dict[str, list[str]]:
+def accept_arguments(overrides: Sequence[str], loader: Any, config_name: str) -> dict[str, list[str]]:
     """Find the typed arguments of targets that no YAML has, and the keys of YAMLs that typed targets do not take.
 
     Args:
         overrides: as typed.
-        trial: the same for one run, from `first_trial`.
-        defaults: composed for `trial` without its values, from `compose_defaults`.
         loader: Hydra's, which knows the groups.
+        config_name: the primary config, e.g. "train".
 
     Returns:
         What replaces an override: the same with `++`, and `~KEY` for what is left out, which is printed.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = zip(overrides, OverridesParser.create().parse_overrides(list(trial)), strict=True)
+    trial = first_trial(overrides, loader)
+    defaults = compose_defaults(loader, config_name, trial)
+    parsed = zip(overrides, OverridesParser.create().parse_overrides(trial), strict=True)
     values = {
         text: flatten(override.value(), override.key_or_group)
         for text, override in parsed

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imago.cli.arguments import accept_arguments, first_trial
+from imago.cli.arguments import accept_arguments
 from imago.cli.messages import explain_composition_error
 from imago.cli.overrides import check_complete, check_types, compose, compose_defaults, quote_paths
 from imago.cli.resume import check_saved_settings, is_group_choice, resume_arguments
@@ -88,15 +88,12 @@ class _Job:
         flags = _read_flags()
         if not flags.overrides or flags.help or flags.hydra_help or flags.shell_completion:
             return
-        loader, name = _config_loader(flags), flags.config_name or self.command
         try:
-            trial = first_trial(flags.overrides, loader)
-            defaults = compose_defaults(loader, name, trial)
+            replaced = accept_arguments(flags.overrides, _config_loader(flags), flags.config_name or self.command)
         except Exception as error:
             if not _is_about_the_config(error):
                 raise
             return
-        replaced = accept_arguments(flags.overrides, trial, defaults, loader)
         sys.argv[1:], self.saved = (
             [new for text in line for new in replaced.get(text, [text])] for line in (sys.argv[1:], self.saved)
         )
