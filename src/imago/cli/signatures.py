@@ -25,9 +25,7 @@ class Signature(NamedTuple):
     is_open: bool
 
 
-class _Definition(NamedTuple):
-    module: str
-    node: ast.ClassDef | ast.FunctionDef
+_Definition = tuple[str, ast.ClassDef | ast.FunctionDef]  # the module, and the class or function in it
 
 
 @cache
@@ -47,7 +45,7 @@ def _find(module: str, name: str, depth: int = 0) -> _Definition | None:
     package = module if file and file.name == "__init__.py" else module.rpartition(".")[0]
     for node in reversed(ast.parse(text).body):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
-            return _Definition(module, node)
+            return module, node
         if isinstance(node, ast.ImportFrom):
             source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             imported = {alias.asname or alias.name: alias.name for alias in node.names}
@@ -118,8 +116,6 @@ def _merge(signatures: Sequence[Signature]) -> Signature:
 
 def _types(annotation: ast.expr | None) -> tuple[type, ...]:
     """Return the types of an argument with this annotation; empty if they are not simple."""
-    words = set(re.findall(r"\w+", ast.unparse(annotation))) if annotation else set()
-    if "Optional" in words:
-        words.add("None")
-    words -= {"typing", "Optional", "Union"}
+    text = ast.unparse(annotation) if annotation else ""
+    words = set(re.findall(r"\w+", text.replace("Optional", "None"))) - {"typing", "Union"}
     return tuple(_SIMPLE_TYPES[word] for word in _SIMPLE_TYPES if word in words) if words <= {*_SIMPLE_TYPES} else ()
