@@ -36,10 +36,8 @@ def build(config: Mapping[Any, Any], /, *args: Any, base: type | None = None, **
             that the target itself raises is passed on unchanged.
     """
     path = getattr(config, "_get_full_key", lambda _: "")(None)  # as typed on the command line; empty for a plain dict
-    node, arguments = to_plain(config), {key: value for key, value in kwargs.items() if key not in CONTROL_KEYS}
-    return _build(
-        {**node, **{key: kwargs[key] for key in kwargs.keys() - arguments.keys()}}, path, args, arguments, base
-    )
+    node = to_plain(config) | {key: kwargs.pop(key) for key in CONTROL_KEYS if key in kwargs}
+    return _build(node, path, args, kwargs, base)
 
 
 def _build(
@@ -108,33 +106,29 @@ def import_target_or_none(name: Any) -> Any:
 
 def accepts(target: Any, name: str) -> bool:
     """Return whether a class or function takes an argument by this name, other than through `**kwargs`."""
-    try:
-        return name in inspect.signature(target).parameters
-    except (TypeError, ValueError):  # not callable, or written in C without a signature
-        return False
+    return name in _parameters(target)
 
 
 def accepts_any(target: Any) -> bool:
     """Return whether a class or function takes `**kwargs`."""
-    try:
-        kinds = [parameter.kind for parameter in inspect.signature(target).parameters.values()]
-    except (TypeError, ValueError):
-        return False
-    return inspect.Parameter.VAR_KEYWORD in kinds
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in _parameters(target).values())
 
 
 def targets(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the key path and the value of each `_target_` in nested containers."""
+    return ((where, settings["_target_"]) for where, settings in target_nodes(node, path))
+
+
+def target_nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the key path of each mapping with `_target_` in nested containers, and the mapping."""
     if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield path, node
         for key, value in node.items():
-            below = f"{path}.{key}".lstrip(".")
-            if key == "_target_":
-                yield path, value
-            else:
-                yield from targets(value, below)
+            yield from target_nodes(value, f"{path}.{key}".lstrip("."))
     elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
-            yield from targets(value, f"{path}[{index}]")
+            yield from target_nodes(value, f"{path}[{index}]")
 
 
 def to_plain(config: Any, resolve: bool = True) -> Any:
@@ -187,11 +181,18 @@ def _explain_missing(parent: Any, parent_name: str, name: str) -> str:
     return f"there is no {unknown_part!r} in {parent_name}{hint}"
 
 
+def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(target).parameters
+    except (TypeError, ValueError):  # not callable, or written in C without a signature
+        return {}
+
+
 def _signature_problem(target: Any, args: Sequence[Any], keys: Sequence[str], is_partial: bool) -> str:
     """Return why a target cannot be called with these keys; empty if it can be or has no signature."""
     try:
         signature = inspect.signature(target, follow_wrapped=False)
-    except (TypeError, ValueError):  # not callable, or written in C without a signature
+    except (TypeError, ValueError):
         return ""
     bind = signature.bind_partial if is_partial else signature.bind
     try:

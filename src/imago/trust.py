@@ -7,12 +7,12 @@ public classes. A prefix would not be enough: `torchvision.models._api` holds fu
 
 import inspect
 import sys
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from imago.errors import ConfigError, DataError
-from imago.instantiate import import_target_or_none, to_plain
+from imago.instantiate import import_target_or_none, target_nodes, to_plain
 from imago.paths import PROJECT_ROOT
 
 _SOURCE_DIR = PROJECT_ROOT / "src"
@@ -75,7 +75,7 @@ def check_saved_targets(
         ConfigError: one line for each target that is refused.
     """
     refused = {}
-    for where, settings in _nodes(to_plain(node), path):
+    for where, settings in target_nodes(to_plain(node), path):
         target = settings["_target_"]
         is_trusted = isinstance(target, str) and any(f"{target}.".startswith(f"{package}.") for package in trust)
         if not is_trusted and str(target) not in known and not _is_harmless(settings, _base_names(where)):
@@ -104,18 +104,6 @@ def without_files(settings: Mapping[str, Any], source: Path) -> dict[str, Any]:
     return plain
 
 
-def _nodes(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the key path of each mapping with `_target_`, and the mapping."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield path, node
-        for key, value in node.items():
-            yield from _nodes(value, f"{path}.{key}".lstrip("."))
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from _nodes(value, f"{path}[{index}]")
-
-
 def _base_names(where: str) -> Sequence[str]:
     """Return the names of the base classes that a target at this key path may have."""
     path = "model" if where in ("task.net", "task.teacher") else where.removeprefix("task.")
@@ -141,10 +129,10 @@ def _is_harmless(settings: Mapping[str, Any], base_names: Sequence[str]) -> bool
         return False
     if base_names is _NESTED_BASES and not target.startswith("imago.") and _is_defined_here(found):
         return True  # a part that the user wrote, such as a transform
-    if not issubclass(found, _classes(base_names)):
+    if not issubclass(found, tuple(map(import_target_or_none, base_names))):
         return False
     if module in _PUBLIC_MODULES:
-        return issubclass(found, _classes([_PUBLIC_MODULES[module]]))
+        return issubclass(found, import_target_or_none(_PUBLIC_MODULES[module]))
     return is_public or _is_defined_here(found)
 
 
@@ -165,7 +153,3 @@ def _is_published_network(module: str, name: str, settings: Mapping[str, Any]) -
 
         return isinstance(settings.get("model_name"), str) and timm.is_model(settings["model_name"])
     return False
-
-
-def _classes(names: Sequence[str]) -> tuple[type, ...]:
-    return tuple(import_target_or_none(name) for name in names)

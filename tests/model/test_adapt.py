@@ -9,7 +9,7 @@ from torch import nn
 from torchvision import models
 
 from imago.errors import ConfigError, UserError
-from imago.model.adapt import adapt, build_network, check_arguments, freeze_parameters, keep_frozen_in_eval_mode
+from imago.model.adapt import adapt, build_network, freeze_parameters, keep_frozen_in_eval_mode
 from imago.model.cifar_quick import CifarQuick
 from imago.model.layers import head_names
 from imago.model.simple_cnn import SimpleCNN
@@ -213,25 +213,20 @@ TIMM = "imago.model.timm_net.TimmNet"
 def test_further_settings_go_to_what_the_name_builds():
     net = build_network({"_target_": OURS, "name": "resnet18", "zero_init_residual": True}, 3, 32)
     assert net.network.layer1[0].bn2.weight.sum() == 0
-    check_arguments({"_target_": OURS, "name": "resnet18", "zero_init_residual": True, "weights": None})
-    check_arguments({"_target_": RESNET, "zero_init_residual": True, "in_channels": 1})
 
 
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"_target_": OURS, "name": "resnet18", "zero_init": 1}, "model.zero_init=1: resnet18 takes no such argument"),
-        ({"_target_": OURS, "name": "resnet18", "group": 1}, "; did you mean model.groups?"),
+        ({"_target_": OURS, "name": "resnet18", "zero_init": 1}, " takes no 'zero_init' (ResNet."),
         ({"_target_": OURS, "name": "googlenet", "aux_logits": True}, "model.aux_logits is not a setting here"),
-        ({"_target_": RESNET, "zero_init": True}, f"model._target_={RESNET} takes no 'zero_init'"),
-        ({"_target_": TIMM, "name": "resnet18d", "drop_path": 0.1}, "; did you mean model.drop_path_rate?"),
+        ({"_target_": RESNET, "zero_init": True}, f"_target_={RESNET} takes no 'zero_init'"),
+        ({"_target_": TIMM, "name": "resnet18d", "drop_path": 0.1}, " takes no 'drop_path' (ResNet."),
         ({"_target_": TIMM, "name": "resnet18d", "pretrained": True}, "model.pretrained is not a setting here"),
     ],
 )
-def test_a_setting_that_no_network_takes_is_refused_without_data_or_random_numbers(settings: dict, text: str):
-    before = torch.get_rng_state()
+def test_a_setting_that_no_network_takes_is_refused(settings: dict, text: str):
     with pytest.raises(ConfigError) as caught:
-        check_arguments(settings)
+        build_network(settings, 3, 32)
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert torch.equal(torch.get_rng_state(), before)

@@ -2,21 +2,19 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
-from imago.cli.overrides import chosen_group
-from imago.cli.signatures import known_signature, read_signature
-from imago.errors import ConfigError
+from imago.cli.overrides import chosen_group, compose_defaults
+from imago.cli.signatures import read_signature
 from imago.instantiate import CONTROL_KEYS, to_plain
 from imago.settings import flatten
 
 _GROUPS_OF_MEMBERS = ("callbacks", "logger", "metrics")  # `callbacks.NAME._target_=...` adds a member
 # Settings that our code applies itself; they are no arguments of the target.
-_NETWORK_KEYS = ("weights", "freeze", "in_channels")
-_OWN_KEYS = {"optimizer": ("head_lr_multiplier", "layer_lr_decay")} | dict.fromkeys(
-    ("model", "task.teacher"), _NETWORK_KEYS
-)
+_OWN_KEYS = {
+    "optimizer": ("head_lr_multiplier", "layer_lr_decay"),
+    **dict.fromkeys(("model", "task.teacher"), ("weights", "freeze", "in_channels")),
+}
 _ABSENT = object()
 
 
@@ -31,8 +29,6 @@ class Nodes:
     def __init__(self, defaults: Mapping[str, Any], typed: Mapping[str, Any]) -> None:
         self.defaults = defaults
         self.typed = typed
-        names = [name.rpartition(".") for name in (*typed, *flatten(defaults))]
-        self.keys = [key for key, _, name in names if name == "_target_"]
 
     def default(self, key: str) -> Any:
         """Return the value of a key in the YAMLs, or _ABSENT."""
@@ -47,7 +43,7 @@ class Nodes:
 
     def arguments(self, key: str) -> list[str]:
         """Return the names of the arguments and of other settings of a node."""
-        signature = known_signature(self.target(key))
+        signature = read_signature(str(self.target(key)))
         return [*(signature.types if signature else ()), *_OWN_KEYS.get(key, ())]
 
     def is_argument(self, key: str) -> bool:
@@ -56,25 +52,24 @@ class Nodes:
         default, target = self.default(node), self.target(node)
         if node in _GROUPS_OF_MEMBERS:
             return f"{key}._target_" in self.typed
-        if target is _ABSENT or not isinstance(default, dict):
-            is_here = default in (_ABSENT, None, {}) or target is not _ABSENT
-            if not (node and is_here and self.is_argument(node)):
-                return False
-        if target is _ABSENT:
-            return True
-        signature, names = known_signature(target), [*CONTROL_KEYS, *self.arguments(node)]
-        is_open = signature is None or (signature.is_open and (node in _OWN_KEYS or not target.startswith("imago.")))
-        # 0.9, our own choice: nearly the name of an argument is a typo, also if `**kwargs` would take it.
-        return name in names or (is_open and not get_close_matches(name, names, cutoff=0.9))
+        if target is _ABSENT:  # a part, such as data.loader.timeout
+            return node != "" and default in (_ABSENT, None, {}) and self.is_argument(node)
+        if not isinstance(default, dict) and not self.is_argument(node):
+            return False
+        signature = read_signature(str(target))
+        return signature is None or signature.is_open or name in (*CONTROL_KEYS, *self.arguments(node))
 
     def not_taken(self, key: str) -> list[str]:
         """Return the keys in the YAML of a node that were not typed and that its typed target does not name."""
         default, target = self.default(key), self.target(key)
-        if not isinstance(default, dict) or default.get("_target_", target) == target or not known_signature(target):
+        if (
+            not isinstance(default, dict)
+            or default.get("_target_", target) == target
+            or not read_signature(str(target))
+        ):
             return []
-        typed = {name.removeprefix(f"{key}.").partition(".")[0] for name in self.typed if name.startswith(f"{key}.")}
-        kept = {*CONTROL_KEYS, *self.arguments(key), *typed}
-        return [f"{key}.{name}" for name in default if name not in kept]
+        keys = [f"{key}.{name}" for name in default if name not in (*CONTROL_KEYS, *self.arguments(key))]
+        return [name for name in keys if not any(f"{typed}.".startswith(f"{name}.") for typed in self.typed)]
 
 
 def first_trial(overrides: Sequence[str], loader: Any) -> list[str]:
@@ -90,59 +85,40 @@ def first_trial(overrides: Sequence[str], loader: Any) -> list[str]:
     return trial
 
 
-def accept_arguments(
-    overrides: Sequence[str], trial: Sequence[str], defaults: Any, loader: Any
-) -> tuple[dict[str, list[str]], list[str]]:
+def accept_arguments(overrides: Sequence[str], loader: Any, config_name: str) -> dict[str, list[str]]:
     """Find the typed arguments of targets that no YAML has, and the keys of YAMLs that typed targets do not take.
 
     Args:
         overrides: as typed.
-        trial: the same for one run, from `first_trial`.
-        defaults: composed for `trial` without its values, from `compose_defaults`.
         loader: Hydra's, which knows the groups.
+        config_name: the primary config, e.g. "train".
 
     Returns:
-        What replaces an override: the same with `++`, and `~KEY` for what is left out, which is printed; and the keys
-        typed with `+` that their target does not take.
-
-    Raises:
-        ConfigError: a typed `_target_` that does not exist.
+        What replaces an override: the same with `++`, and `~KEY` for what is left out, which is printed.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = zip(overrides, trial, OverridesParser.create().parse_overrides(list(trial)), strict=True)
+    trial = first_trial(overrides, loader)
+    defaults = compose_defaults(loader, config_name, trial)
+    parsed = zip(overrides, OverridesParser.create().parse_overrides(trial), strict=True)
     values = {
         text: flatten(override.value(), override.key_or_group)
-        for text, first, override in parsed
-        if not (override.is_delete() or override.is_hydra_override() or chosen_group(loader, first))
+        for text, override in parsed
+        if not (override.is_delete() or override.is_hydra_override() or chosen_group(loader, text))
     }
-    nodes = Nodes(
-        to_plain(defaults, resolve=False), {key: value for flat in values.values() for key, value in flat.items()}
-    )
+    typed = {key: value for flat in values.values() for key, value in flat.items()}
+    nodes = Nodes(to_plain(defaults, resolve=False), typed)
     replaced: dict[str, list[str]] = {}
-    refused: list[str] = []
     for text, flat in values.items():
         added = [key for key in flat if nodes.default(key) is _ABSENT]
-        unknown = [key for key in added if not nodes.is_argument(key)]
-        if text.startswith("+"):
-            refused += [key for key in unknown if key.rpartition(".")[0] in nodes.keys]
-        elif added and not unknown:
-            replaced[text] = [f"++{text}"]
-        for key in flat:
-            if deleted := [name for name in _left_out(nodes, key) if f"~{name}" not in overrides]:
-                replaced[text] = [*replaced.get(text, [text]), *(f"~{name}" for name in deleted)]
-                print(f"{key}={flat[key]} does not take {', '.join(deleted)}: left out.", file=sys.stderr, flush=True)
-    return replaced, refused
-
-
-def _left_out(nodes: Nodes, key: str) -> list[str]:
-    """Return what a typed `_target_` does not take of the YAML; raise a ConfigError if it does not exist."""
-    node, _, name = key.rpartition(".")
-    target = nodes.typed[key]
-    if name != "_target_" or not isinstance(target, str):
-        return []
-    try:
-        read_signature(target)
-    except ConfigError as error:
-        raise ConfigError(f"{key}={target}: {error}") from None
-    return nodes.not_taken(node)
+        is_accepted = added and all(map(nodes.is_argument, added)) and not text.startswith("+")
+        line = [f"++{text}" if is_accepted else text]
+        for node in (key.removesuffix("._target_") for key in flat if key.endswith("._target_")):
+            if deleted := [key for key in nodes.not_taken(node) if f"~{key}" not in overrides]:
+                line += [f"~{key}" for key in deleted]
+                print(
+                    f"{node}._target_={nodes.target(node)} does not take {', '.join(deleted)}: left out.",
+                    file=sys.stderr,
+                )
+        replaced[text] = line
+    return replaced

@@ -11,14 +11,13 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from imago.cli.arguments import accept_arguments, first_trial
-from imago.cli.messages import explain_composition_error, explain_key
-from imago.cli.overrides import check_complete, check_types, chosen_group, compose, compose_defaults, quote_paths
+from imago.cli.arguments import accept_arguments
+from imago.cli.messages import explain_composition_error
+from imago.cli.overrides import check_complete, check_types, compose, compose_defaults, quote_paths
 from imago.cli.resume import check_saved_settings, is_group_choice, resume_arguments
 from imago.errors import ConfigError, UserError
 from imago.instantiate import to_plain
@@ -52,7 +51,6 @@ class _Job:
         self.command = command
         self.__module__ = command  # becomes `hydra.job.name`, the <command> in logs/<command>/
         self.saved: list[str] = []  # overrides that come from the directory of a resumed run
-        self.defaults: dict[tuple[str, ...], DictConfig] = {}  # composed from choices of groups, by these choices
         self.num_trials = 0
         self.failures: list[Exception] = []
 
@@ -86,27 +84,19 @@ class _Job:
         """Rewrite `sys.argv` so that Hydra accepts the arguments of targets, see `imago.cli.arguments`.
 
         A command line that does not compose is left to Hydra, whose error is explained.
-
-        Raises:
-            ConfigError: a typed target that does not exist, or an argument typed with `+` that it does not take.
         """
         flags = _read_flags()
         if not flags.overrides or flags.help or flags.hydra_help or flags.shell_completion:
             return
-        loader, name = _config_loader(flags), flags.config_name or self.command
         try:
-            trial = first_trial(flags.overrides, loader)
-            defaults = compose_defaults(loader, name, trial)
+            replaced = accept_arguments(flags.overrides, _config_loader(flags), flags.config_name or self.command)
         except Exception as error:
             if not _is_about_the_config(error):
                 raise
             return
-        self.defaults[_choices(loader, trial)] = defaults
-        replaced, refused = accept_arguments(flags.overrides, trial, defaults, loader)
-        if refused:
-            raise ConfigError(explain_key(refused[0], flags.overrides, loader, name))
-        sys.argv[1:] = _replace(sys.argv[1:], replaced)
-        self.saved = _replace(self.saved, replaced)
+        sys.argv[1:], self.saved = (
+            [new for text in line for new in replaced.get(text, [text])] for line in (sys.argv[1:], self.saved)
+        )
 
     def _check_config(self, cfg: "DictConfig", overrides: dict[str, list[str]]) -> None:
         from hydra.core.global_hydra import GlobalHydra
@@ -126,10 +116,7 @@ class _Job:
             ]
             own = compose(loader, name, [*overrides["hydra"], *filter(is_group_choice, typed), *own_values])
             check_saved_settings(to_plain(cfg), to_plain(own, resolve=False), Path(cfg.resume), cfg.trust)
-        defaults = self.defaults.get(_choices(loader, typed))
-        if defaults is None:  # of a later trial
-            defaults = compose_defaults(loader, name, [*overrides["hydra"], *typed])  # takes 0.1 s
-        check_types(cfg, defaults, typed)
+        check_types(cfg, compose_defaults(loader, name, [*overrides["hydra"], *typed]), typed)
 
 
 def run_command(command: str) -> None:
@@ -230,14 +217,6 @@ def _config_loader(flags: argparse.Namespace) -> Any:
 
     directories = [str(CONFIG_DIR), *([os.path.abspath(flags.config_dir)] if flags.config_dir else [])]
     return ConfigLoaderImpl(create_config_search_path_from_sources(directories))
-
-
-def _replace(arguments: Sequence[str], replaced: Mapping[str, Sequence[str]]) -> list[str]:
-    return [new for text in arguments for new in replaced.get(text, [text])]
-
-
-def _choices(loader: Any, overrides: Iterable[str]) -> tuple[str, ...]:
-    return tuple(text for text in overrides if chosen_group(loader, text) and not text.startswith("hydra"))
 
 
 def _read_flags() -> argparse.Namespace:

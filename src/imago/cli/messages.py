@@ -72,7 +72,7 @@ def _explain_option(group: str, option: str, options: Iterable[str]) -> str:
 
 
 def explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", config_name: str) -> str:
-    """Return one line for a key that no YAML and no target has, with the nearest one; arguments as above."""
+    """Return one line for a key that no YAML and no target has, with the nearest one."""
     if loader.get_group_options(key):
         return f"{_argument(key, argv)}: this command has no options for {key!r}."
     if re.fullmatch(r"callbacks\.(best|last)_checkpoint\.(filename|save_\w+|every_n_\w+)", key):
@@ -88,7 +88,7 @@ def explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", confi
         # Mostly the last name counts, the whole key breaks ties; our own choice.
         return max(whole, 0.9 * _similarity(*last_names) + 0.1 * whole)
 
-    best = max(_known_keys(key, argv, loader, config_name), key=score, default="")
+    best = max(sorted(_known_keys(key, argv, loader, config_name)), key=score)
     # 0.7: a lower limit would suggest unrelated keys; our own choice.
     hint = f"did you mean {best}?" if score(best) > 0.7 else "--cfg job prints all of them."
     return f"{_argument(key, argv)}: there is no setting {key!r}; {hint}"
@@ -102,18 +102,16 @@ def _similarity(word: str, other: str) -> float:
     return difflib.SequenceMatcher(None, word, other).ratio()
 
 
-def _known_keys(key: str, argv: Iterable[str], loader: "ConfigLoaderImpl", config_name: str) -> list[str]:
+def _known_keys(key: str, argv: Iterable[str], loader: "ConfigLoaderImpl", config_name: str) -> set[str]:
     """Return the keys of all settings, and the arguments of the node of `key`; without one, of two common nodes."""
-    for choices in (argv, ()):  # with a second invalid setting among the choices, use the default choices
-        try:
-            settings = to_plain(compose_defaults(loader, config_name, choices), resolve=False)
-        except Exception:
-            continue
-        flat = [known for known in flatten(settings) if not known.startswith("hydra.")]
-        keys = [known.split(".") for known in flat]
-        typed = (text.lstrip("+").partition("=") for text in choices)
-        nodes = Nodes(settings, {name: value for name, _, value in typed})
-        targeted = [name for name in nodes.keys if key.startswith(f"{name}.")] or ["trainer", "optimizer"]
-        arguments = [f"{name}.{argument}" for name in targeted for argument in nodes.arguments(name)]
-        return sorted({*arguments, *(".".join(names[:end]) for names in keys for end in range(1, len(names) + 1))})
-    return []
+    try:
+        settings = to_plain(compose_defaults(loader, config_name, argv), resolve=False)
+    except Exception:  # a second invalid setting, among the choices
+        settings = to_plain(compose_defaults(loader, config_name, ()), resolve=False)
+    names = [known.split(".") for known in flatten(settings) if not known.startswith("hydra.")]
+    known = {".".join(parts[:end]) for parts in names for end in range(1, len(parts) + 1)}
+    typed = {text.lstrip("+").partition("=")[0]: text.partition("=")[2] for text in argv}
+    nodes = Nodes(settings, typed)
+    for node in [key.rpartition(".")[0]] if "." in key else ["trainer", "optimizer"]:
+        known.update(f"{node}.{argument}" for argument in nodes.arguments(node))
+    return known

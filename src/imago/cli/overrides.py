@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from imago.cli.signatures import known_signature
+from imago.cli.signatures import read_signature
 from imago.errors import ConfigError
 from imago.instantiate import to_plain
 from imago.paths import quote_for_hydra
@@ -35,16 +35,8 @@ LOOSE_TYPES: dict[tuple[type, ...], set[str]] = {
         *("callbacks.*.mode", "schedule.mode"),
     },
     (int, NoneType): {
-        *(
-            "opset",
-            "limit",
-            "batch_size",
-            "trainer.max_epochs",
-            "data.num_workers",
-            "data.fold",
-            "data.decoded_px",
-            "data.size",
-        ),
+        *("opset", "limit", "batch_size", "trainer.max_epochs"),
+        *("data.num_workers", "data.fold", "data.decoded_px", "data.size"),
         *("preprocess.size", "preprocess.resize", "trainer.check_val_every_n_epoch", "schedule.*_steps"),
     },
     (float, NoneType): {"schedule.*_epochs", "trainer.gradient_clip_val"},
@@ -154,7 +146,7 @@ def argument_types(config: "DictConfig", key: str) -> tuple[type, ...]:
     from omegaconf import OmegaConf
 
     node, _, name = key.rpartition(".")
-    signature = known_signature(OmegaConf.select(config, f"{node}._target_")) if node else None
+    signature = read_signature(str(OmegaConf.select(config, f"{node}._target_"))) if node else None
     return signature.types.get(name, ()) if signature else ()
 
 

@@ -5,11 +5,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from imago.errors import ConfigError
-from imago.instantiate import CONTROL_KEYS, accepts, accepts_any, build, full_name, import_target_or_none
+from imago.instantiate import accepts, accepts_any, build, import_target_or_none
 from imago.model.layers import new_module_names
 
 _ADAPT_SETTINGS = ("weights", "freeze", "in_channels")
@@ -50,29 +49,6 @@ def build_network(settings: Mapping[str, Any], num_classes: int, image_size: int
     net = build(arguments, base=nn.Module)
     adapt(net, file, **applied)
     return net
-
-
-def check_arguments(settings: Mapping[str, Any]) -> None:
-    """Build a network on the meta device, which computes nothing, if it has settings that only its `**kwargs` take.
-
-    Raises:
-        ConfigError: a setting that nothing takes. Other errors are those of the network itself, which is built later.
-    """
-    network_class = _network_class(settings)
-    arguments = {key: value for key, value in settings.items() if key not in (*CONTROL_KEYS, *_ADAPT_SETTINGS)}
-    if not accepts_any(network_class) or all(accepts(network_class, key) for key in arguments):
-        return
-    body = getattr(network_class, "build_body", None)
-    if body is None and accepts(network_class, "image_size"):  # which depends on the data
-        return
-    target = full_name(body) if body else settings["_target_"]
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        try:
-            build(arguments | {"_target_": target, "num_classes": 2})
-        except ConfigError as error:
-            raise ConfigError(str(error) if body else f"model.{error}") from error
-        except Exception:  # such as a tensor that is read while the network is built
-            return
 
 
 def find_weights(settings: Mapping[str, Any]) -> Path | None:

@@ -1,10 +1,9 @@
 """LibraryNet: what the networks of torchvision and timm have in common, and the download of their weights."""
 
 import hashlib
-import inspect
 import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from http.client import HTTPException
 from itertools import chain
@@ -41,7 +40,7 @@ class PublishedWeights(NamedTuple):
 class LibraryNet(nn.Module):
     """A network of a library with a stem for the size of the images.
 
-    A subclass defines `published`, and `build_body`, which calls the library.
+    A subclass defines `published`.
 
     Args:
         network: as the library builds it, with K logits; files of weights have its names of tensors.
@@ -58,7 +57,6 @@ class LibraryNet(nn.Module):
     """
 
     published: Callable[[str, str | None], PublishedWeights]
-    build_body: Callable[..., nn.Module]
 
     def __init__(
         self, network: nn.Module, name: str, num_classes: int, image_size: int, supported_size_px: int
@@ -97,25 +95,11 @@ class LibraryNet(nn.Module):
         return (not published.download and recorded_preprocess(weights)) or published.preprocess
 
 
-def call_library(builder: Callable[..., nn.Module], name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Build the network `name` of a library with further arguments, the `model.*` settings that ours do not replace.
-
-    Raises:
-        ConfigError: an argument that the network does not take, with the nearest one that it does.
-    """
-    if refused := [key for key in arguments if key.startswith(_REFUSED_ARGUMENTS)]:
-        raise ConfigError(f"model.{refused[0]} is not a setting here; model.weights and model.in_channels are.")
-    try:
-        return builder(**arguments)
-    except TypeError as error:
-        match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if not match or match[1] not in arguments:
-            raise
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            names = inspect.signature(type(builder())).parameters
-        close = get_close_matches(match[1], names, n=1)
-        hint = f"; did you mean model.{close[0]}?" if close else "."
-        raise ConfigError(f"model.{match[1]}={arguments[match[1]]}: {name} takes no such argument{hint}") from error
+def check_arguments(arguments: Iterable[str]) -> None:
+    """Raise a ConfigError for an argument of a library that a setting of ours replaces."""
+    for name in arguments:
+        if name.startswith(_REFUSED_ARGUMENTS):
+            raise ConfigError(f"model.{name} is not a setting here; model.weights and model.in_channels are.")
 
 
 def check_name(name: str, names: Sequence[str], library: str, examples: str) -> None:

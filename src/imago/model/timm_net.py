@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imago.errors import ConfigError, DataError
-from imago.model.library_net import LibraryNet, PublishedWeights, call_library, check_name, check_reachable, download
+from imago.model.library_net import LibraryNet, PublishedWeights, check_arguments, check_name, check_reachable, download
 from imago.model.weights import is_path
 
 _REMEDY = "download it elsewhere and type model.weights=FILE.safetensors, or model.weights=null for none at all."
@@ -29,17 +29,11 @@ class TimmNet(LibraryNet):
     """
 
     def __init__(self, num_classes: int, image_size: int, name: str, **arguments: Any) -> None:
-        network: Any = self.build_body(num_classes, name, **arguments)
+        check_arguments(arguments)
+        network: Any = _timm().create_model(name.partition(".")[0], num_classes=num_classes, **arguments)
         super().__init__(network, name, num_classes, image_size, network.pretrained_cfg["input_size"][-1])
         if heads := network.pretrained_cfg.get("classifier"):
             self.head_names = [heads] if isinstance(heads, str) else list(heads)
-
-    @staticmethod
-    def build_body(num_classes: int, name: str, **arguments: Any) -> nn.Module:
-        """Build the network as timm does, with random weights; arguments and errors as of `call_library`."""
-        return call_library(
-            partial(_timm().create_model, name.partition(".")[0], num_classes=num_classes), name, arguments
-        )
 
     def convert_weights(self, state: dict[str, Tensor], weights: str) -> dict[str, Tensor]:
         """Convert a published file, which may have another layout of tensors than timm's network has now.

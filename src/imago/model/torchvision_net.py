@@ -3,11 +3,11 @@
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision import models
 
 from imago.errors import ConfigError
-from imago.model.library_net import LibraryNet, PublishedWeights, call_library, check_name, download
+from imago.model.library_net import LibraryNet, PublishedWeights, check_arguments, check_name, download
 from imago.model.weights import is_path
 
 # Auxiliary heads of these networks, which the loss does not use; they, and their weights in a file, are left out.
@@ -27,15 +27,10 @@ class TorchvisionNet(LibraryNet):
     """
 
     def __init__(self, num_classes: int, image_size: int, name: str, **arguments: Any) -> None:
-        network = self.build_body(num_classes, name, **arguments)
-        super().__init__(network, name, num_classes, image_size, supported_size_px=224)
-
-    @staticmethod
-    def build_body(num_classes: int, name: str, **arguments: Any) -> nn.Module:
-        """Build the network as torchvision does, with random weights; arguments and errors as of `call_library`."""
+        check_arguments(arguments)
         extra: dict[str, Any] = _AUXILIARY_SETTINGS if name in _AUXILIARY_HEADS else {}
-        builder = partial(models.get_model, name, weights=None, num_classes=num_classes, **extra)
-        return call_library(builder, name, arguments)
+        network = models.get_model(name, weights=None, num_classes=num_classes, **extra, **arguments)
+        super().__init__(network, name, num_classes, image_size, supported_size_px=224)
 
     def convert_weights(self, state: dict[str, Tensor], weights: str) -> dict[str, Tensor]:
         """Leave out the tensors of auxiliary heads."""

@@ -7,8 +7,7 @@ import torch
 from omegaconf import DictConfig
 
 from imago.errors import ConfigError
-from imago.instantiate import to_plain
-from imago.model.adapt import check_arguments, find_weights
+from imago.model.adapt import find_weights
 from imago.resources import available_cores
 from imago.task.optimization import check_optimization
 from imago.training.checks import set_modes
@@ -36,7 +35,6 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
         check_compile()
     set_modes(cfg)
     check_optimization(cfg.optimizer, cfg.schedule)
-    check_arguments(to_plain(cfg.model))
     _check_weights(cfg)
     return precision
 
