@@ -36,7 +36,7 @@ def check_class_names(names: Iterable[str], source: str) -> None:
     """Check that class names are valid UTF-8 and can be distinguished.
 
     Args:
-        names: class names, all different.
+        names: class names.
         source: the start of the error message, as in "DIR: the class folders".
 
     Raises:
@@ -46,9 +46,9 @@ def check_class_names(names: Iterable[str], source: str) -> None:
     for name in names:
         if any("\ud800" <= char <= "\udfff" for char in name):  # surrogates, which stand for bytes that are not UTF-8
             raise DataError(f"{source}: {ascii(name)} is not UTF-8; rename it.")
-        other = seen.setdefault(class_key(name), name)
-        if other != name:
-            raise DataError(f"{source} {ascii(other)} and {ascii(name)} look the same; merge or rename them.")
+        if (key := class_key(name)) in seen:
+            raise DataError(f"{source} {ascii(seen[key])} and {ascii(name)} look the same; merge or rename them.")
+        seen[key] = name
 
 
 class ListedImage(NamedTuple):

@@ -13,11 +13,11 @@ from imago.augment.resized_crop import limit_shorter_side
 from imago.augment.settings import Augment
 from imago.data.csv_list import files_from_list, read_list
 from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
-from imago.data.dataset import FileDataset, LabeledFiles
+from imago.data.dataset import FileDataset, LabeledFiles, has_random_resized_crop
 from imago.data.examine import examine, map_in_threads
 from imago.data.folder_listing import list_image_folder
 from imago.data.image_cache import CACHE_MODES, ImageCache, build_cache, choose_cache, estimate_bytes, open_cache
-from imago.data.image_statistics import preprocess_for_images, shrink
+from imago.data.image_statistics import MAX_STATISTICS_IMAGES, preprocess_for_images, shrink
 from imago.errors import ConfigError
 from imago.files import write_csv
 from imago.images import Preprocess, resize_and_crop
@@ -26,8 +26,6 @@ from imago.seeding import random_permutation
 log = logging.getLogger(__name__)
 
 _STATISTICS_KEY = 2  # key of this use of `split_seed`
-# Images from which mean and std are computed: a standard error of the mean below 0.01; our own choice.
-MAX_STATISTICS_IMAGES = 512
 MAX_STATISTICS_BYTES = 100_000_000  # fewer images if the files are large: a second or two of decoding; our own choice
 MIN_STATISTICS_IMAGES = 16  # even if they exceed MAX_STATISTICS_BYTES; our own choice
 ON_BAD_IMAGE = ("error", "skip")
@@ -134,7 +132,7 @@ class FileDataModule(ImageDataModule):
         num_bytes = existing_bytes = 0
         for split, augment in augments.items():
             split_bytes = len(files[split]) * 3 * self.preprocess.size**2
-            if _has_random_resized_crop(augment):
+            if has_random_resized_crop(augment):
                 split_bytes = estimate_bytes(files[split], self.decoded_px)
             num_bytes += split_bytes
             _, preparation = self._reader(files[split], augment)
@@ -160,7 +158,7 @@ class FileDataModule(ImageDataModule):
         return files.take(np.flatnonzero(examined.is_good))
 
     def _warn_about_decoded_px(self) -> None:
-        if self.decoded_px and not _has_random_resized_crop(self.augment):
+        if self.decoded_px and not has_random_resized_crop(self.augment):
             log.warning("data.decoded_px=%d has no effect without augment.random_resized_crop_scale", self.decoded_px)
         elif self.decoded_px and self.decoded_px < self.preprocess.size:
             text = "data.decoded_px=%d is less than preprocess.size=%d: training images are blurred"
@@ -168,7 +166,7 @@ class FileDataModule(ImageDataModule):
 
     def _reader(self, files: LabeledFiles, augment: Augment | None) -> tuple[Callable[[int], np.ndarray], str]:
         """Return the function that reads an image as it is cached and then augmented, and its preparation as text."""
-        if _has_random_resized_crop(augment):
+        if has_random_resized_crop(augment):
             prepare = partial(limit_shorter_side, max_shorter_side_px=self.decoded_px)
             preparation = f"decoded_px={self.decoded_px}"
         else:
@@ -184,10 +182,6 @@ class FileDataModule(ImageDataModule):
         if cache := self._caches.get((split, preparation)):
             read = cache.read
         return FileDataset(files.labels, read, self.preprocess.size, augment, self.seed)
-
-
-def _has_random_resized_crop(augment: Augment | None) -> bool:
-    return augment is not None and augment.random_resized_crop_scale is not None
 
 
 def _read(

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
-from imago.data.dataset import LabeledArray, Samples
+from imago.data.dataset import LabeledArray, Samples, numbered_names
 from imago.data.image_statistics import channel_statistics
 from imago.download import data_directories, download_dataset
 from imago.errors import ConfigError, DataError
@@ -122,4 +122,4 @@ class TorchvisionDataModule(ImageDataModule):
                     f"{image.height}; data.size=SIDE crops and resizes them, e.g. data.size=64."
                 )
             images[index] = pixels.transpose(2, 0, 1)
-        return LabeledArray(images, labels, tuple(f"{split}/{index:05d}" for index in range(num_images)))
+        return LabeledArray(images, labels, numbered_names(split, num_images))
