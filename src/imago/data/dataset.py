@@ -214,11 +214,7 @@ def has_random_resized_crop(augment: Augment | None) -> bool:
 def _augment_and_stack(samples: Iterator[np.ndarray], size: int, augment: Augment | None, key: SampleKey) -> np.ndarray:
     """Augment single images and stack them: uint8 (B, 3, size, size) in channels_last memory order.
 
-    Args:
-        samples: images uint8 (size, size, 3), or (H, W, 3) for a random resized crop.
-        size: height and width of the result, in pixels.
-        augment: settings; crops, flips and the transforms of single images are used. None only stacks.
-        key: seed, epoch and indices of the B samples.
+    `samples` are uint8 (size, size, 3), or (H, W, 3) for a random resized crop; `key` is seed, epoch and indices.
     """
     if augment is not None and has_random_resized_crop(augment):
         samples = random_resized_crops(samples, size, augment, key)

@@ -87,9 +87,8 @@ class FileDataModule(ImageDataModule):
         if self.on_bad_image == "skip":
             num_images = sum(map(len, splits.values()))
             splits = {split: self._without_bad_images(files) for split, files in splits.items()}
-            if self.bad_images:
-                share = len(self.bad_images) / num_images
-                log.warning("left out %d images that cannot be read (%.2g %%)", len(self.bad_images), 100 * share)
+            if num_bad := len(self.bad_images):
+                log.warning("left out %d images that cannot be read (%.2g %%)", num_bad, 100 * num_bad / num_images)
         return class_names, dict(splits)
 
     def default_preprocess(self) -> Preprocess:
@@ -112,12 +111,8 @@ class FileDataModule(ImageDataModule):
     def fill_cache(self, num_processes: int, num_epochs: float) -> str:
         """Decode the training and validation images once, before the first epoch, as `cache` says.
 
-        Args:
-            num_processes: training processes on this machine.
-            num_epochs: number of times that each image is needed; "auto" keeps nothing for a single time.
-
-        Returns:
-            The kind of cache and the reason, for the log; starts with "none", "in memory" or "in DIR".
+        `num_processes` train on this machine. "auto" keeps nothing for a single epoch. Return the kind of cache and the
+        reason, for the log.
 
         Raises:
             UserError: if there is too little space, or an image cannot be read.
@@ -201,15 +196,9 @@ class ImageFolderDataModule(FileDataModule):
 
 
 class ImageListDataModule(FileDataModule):
-    """Load the images that a CSV lists in the columns path, label and, optionally, split.
+    """Load the images that the CSV `list_file` lists in the columns path, label and, optionally, split.
 
-    Args:
-        list_file: CSV with the columns path,label[,split]; `~` is expanded.
-        root: directory that the paths are relative to; None uses the directory of the CSV.
-        settings: arguments of `FileDataModule`.
-
-    Raises:
-        ConfigError: if `list_file` is empty.
+    The paths are relative to `root`, or to the directory of the CSV; `settings` are arguments of `FileDataModule`.
     """
 
     def __init__(self, list_file: str, root: str | None = None, **settings: Any) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
-from difflib import SequenceMatcher
 from importlib.util import find_spec
 from math import inf
 from typing import Any
@@ -28,14 +27,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "tune": (None, "lr"),
 }
 
-# Arguments of DataLoader that can be set, and the setting to use instead of one that would change the batches.
+# Arguments of DataLoader that can be set; the others would change the batches.
 LOADER_ARGUMENTS = ("prefetch_factor", "pin_memory", "timeout", "multiprocessing_context", "persistent_workers")
-SETTING_INSTEAD = {
-    **{"dataset": "data=dataset", "batch_size": "data.batch_size", "num_workers": "data.num_workers"},
-    **dict.fromkeys(("shuffle", "sampler", "batch_sampler"), "data.sampler"),
-    **{"collate_fn": "augment.extra_batch", "drop_last": "data.batch_size"},
-    **dict.fromkeys(("worker_init_fn", "generator", "in_order"), "seed"),
-}
 
 # Arguments of the Trainer that would break a promise of a run or do nothing in it, and what to type instead.
 _REFUSED_TRAINER_ARGUMENTS = {
@@ -246,11 +239,9 @@ def _augment_problems(cfg: DictConfig) -> list[str]:
 
 def _loader_problems(cfg: DictConfig) -> Iterator[str]:
     for name, value in (cfg.data.get("loader") or {}).items():
-        if name in SETTING_INSTEAD:
-            yield f"data.loader.{name}={value}: the data module sets this argument; use {SETTING_INSTEAD[name]}."
-        elif name not in LOADER_ARGUMENTS:
-            close = sorted(LOADER_ARGUMENTS, key=lambda known: -SequenceMatcher(None, str(name), known).ratio())
-            yield f"data.loader.{name}={value} is not one of {', '.join(close)} (nearest first)."
+        if name not in LOADER_ARGUMENTS:
+            hint = "data.batch_size, data.num_workers and data.sampler are settings of their own"
+            yield f"data.loader.{name}={value} is not one of {', '.join(LOADER_ARGUMENTS)}; {hint}."
 
 
 def _loss_problems(cfg: DictConfig) -> Iterator[str]:
