@@ -155,7 +155,7 @@ def test_other_errors_name_the_setting(tmp_path: Path):
         (Stream(), None, "data.train is a Stream; wanted a torch.utils.data.Dataset"),
         (Photos(change=unreadable), None, "data.train, Photos: sample 0 cannot be read: cannot identify image file"),
         (changed(lambda _: Image.open(tmp_path / "cut.png")), None, "sample 0 cannot be read: .*truncated"),
-        (named, other, "have the classes .* and .*, wanted the same"),
+        (named, other, "have the classes .* and .*; make them equal"),
         ({"_target_": "imago.data.file_datamodule.Nothing"}, None, "there is no 'Nothing'"),
     ):
         with pytest.raises((ConfigError, DataError), match=message):

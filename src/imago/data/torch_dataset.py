@@ -2,7 +2,7 @@
 
 import hashlib
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -44,7 +44,7 @@ class LabeledDataset(Samples):
     names: tuple[str, ...]
     labels: np.ndarray
 
-    def read(self, index: int, class_names: Any = (), key: tuple[int, int] = (0, 0)) -> np.ndarray:
+    def read(self, index: int, class_names: Sequence[str] = (), key: tuple[int, int] = (0, 0)) -> np.ndarray:
         """Read one image, uint8 (H, W, 3), as `read_sample` does; raise a DataError if it has another label."""
         split, _, number = self.names[index].partition("/")
         pixels, label = read_sample(self.sources[split], int(number), split, key)
@@ -99,9 +99,8 @@ class TorchDatasetDataModule(ImageDataModule):
     def dataset(self, split: str, augment: Augment | None = None) -> FileDataset:
         """Return the preprocessed images of a split, augmented as far as `augment` asks for it in the data loader."""
         samples: Any = getattr(self.splits, split)
-        prepare = (
-            np.asarray if has_random_resized_crop(augment) else partial(resize_and_crop, preprocess=self.preprocess)
-        )
+        resize = partial(resize_and_crop, preprocess=self.preprocess)
+        prepare = np.asarray if has_random_resized_crop(augment) else resize
         seed = 0 if augment is None else self.seed  # the images of an evaluation do not depend on the run
         return _SeededDataset(samples.labels, samples.read, self.preprocess.size, augment, seed, prepare)
 
@@ -186,7 +185,7 @@ def _class_names(sources: Mapping[str, Any], num_classes: int) -> tuple[str, ...
     for other in others:
         if other != first:
             raise DataError(
-                f"data.train, data.val and data.test have the classes {first} and {other}, wanted the same."
+                f"data.train, data.val and data.test have the classes {first} and {other}; make them equal."
             )
     class_names = tuple(str(name[0] if isinstance(name, (tuple, list)) else name) for name in first)
     check_class_names(class_names, "data.train: the classes")

@@ -105,9 +105,7 @@ class TorchvisionDataModule(ImageDataModule):
     def _read(self, split: str, source: Any) -> LabeledArray:
         num_images, side = len(source), self.size or source[0][0].height
         if num_images * 3 * side**2 > available_memory_bytes():
-            fault = (
-                f"{num_images:,} images of {self.dataset_name}, {side}x{side} each, do not fit in the available memory"
-            )
+            fault = f"{num_images:,} images of {self.dataset_name}, {side}x{side} each, do not fit in memory"
             raise DataError(f"{fault}; {_REMEDY}.")
         images, labels = np.empty((num_images, 3, side, side), np.uint8), np.empty(num_images, np.int64)
         for index in tqdm(range(num_images), desc=f"reading {split}", leave=False, disable=None):
