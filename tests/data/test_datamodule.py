@@ -252,7 +252,7 @@ def test_own_transforms_do_not_depend_on_workers_or_interruptions(num_workers: i
 
 def test_an_error_of_an_own_transform_in_a_worker_is_one_line():
     data = tiny(num_workers=1, extra=[lambda image: image[:1]])
-    with pytest.raises(DataError, match="^augment.extra: .*<lambda> returned uint8"):
+    with pytest.raises(DataError, match="^augment.extra: .*<lambda> returned Tensor uint8"):
         next(iter(data.train_dataloader()))
 
 

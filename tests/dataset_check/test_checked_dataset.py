@@ -5,8 +5,6 @@ import pytest
 from checked_datasets import ROWS, checked_dataset
 from drawn_images import photo
 
-from imago.images import FORMATS
-
 
 def test_counts_are_by_class_and_split_and_leave_bad_images_out():
     assert checked_dataset(ROWS).counts.tolist() == [[4, 1, 2], [2, 2, 2]]
@@ -53,11 +51,3 @@ def test_leaks_cannot_be_left_out_if_a_class_would_lose_its_last_training_image(
     assert checked_dataset(ROWS).can_remove_leaks
     rows = [(0, "train", 0), (1, "train", 1), (2, "val", 0), (3, "val", 1), (0, "test", 0), (4, "test", 1)]
     assert not checked_dataset(rows).can_remove_leaks
-
-
-def test_a_format_that_less_than_one_image_in_a_hundred_has_is_named_with_that_image():
-    checked = checked_dataset([(number % 5, "train", number % 2) for number in range(150)])
-    checked.examined.records["format"] = FORMATS.index("JPEG")
-    assert checked.rare_formats() == {}
-    checked.examined.records["format"][7] = FORMATS.index("GIF")
-    assert checked.rare_formats() == {"GIF": "7.png"}

@@ -7,7 +7,7 @@ import pytest
 
 from imago.errors import ConfigError
 from imago.paths import PROJECT_ROOT
-from imago.training.checks import check_settings, set_modes
+from imago.training.checks import LOADER_ARGUMENTS, check_settings, set_modes
 
 BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set one of the two and the other to null."
 
@@ -32,8 +32,8 @@ BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set o
         (["optimizer.layer_lr_decay=1.5"], "optimizer.layer_lr_decay=1.5 must be above 0 and at most 1."),
         (["data.batch_size=0"], "data.batch_size=0 must be 1 or more"),
         (["+data.loader.prefetch_factor=0"], "data.loader.prefetch_factor=0 must be 1 or more"),
-        (["+data.loader.shuffle=true"], "data.loader.shuffle is not one of prefetch_factor, "),
-        (["+data.loader.prefetch=4"], "data.loader.prefetch is not one of prefetch_factor, "),
+        (["+data.loader.shuffle=true"], "data.loader.shuffle=True is not one of prefetch_factor, "),
+        (["+data.loader.prefetch=4"], "data.loader.prefetch=4 is not one of prefetch_factor, "),
         (["augment.extra=[1]"], "augment.extra has 1; each item must be a node"),
         (["trainer.precision=fp8"], "trainer.precision=fp8 is not one of auto, 32-true, bf16-mixed, 16-mixed"),
         (["preprocess.interpolation=cubic"], "preprocess.interpolation=cubic is not one of bilinear, bicubic."),
@@ -135,3 +135,9 @@ def test_a_logger_whose_package_is_missing_is_one_line(compose: Callable, name: 
         check_settings(compose(f"logger={name}"))
     extras = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert [requirement.partition(">=")[0] for requirement in extras[name]] == [name]
+
+
+def test_the_arguments_of_the_loader_are_those_of_dataloader():
+    from torch.utils.data import DataLoader
+
+    assert set(LOADER_ARGUMENTS) < set(inspect.signature(DataLoader).parameters)

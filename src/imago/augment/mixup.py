@@ -1,7 +1,11 @@
 """MixUp and CutMix: mix each image of a batch, and its target, with another one.
 
-Legend: B samples of a batch, K classes, H and W pixels. Random values are arguments, drawn by numpy on the CPU and
-copied to the device of the images without a synchronization.
+Random values are arguments, drawn by numpy on the CPU and copied to the device of the images without a synchronization:
+    images: float (B, 3, H, W): B samples of a batch, H and W pixels.
+    targets: probabilities of the K classes, float32 (B, K).
+    lam: weight of each sample in the blend, in [0, 1], float64 (B,).
+    boxes: top, bottom, left and right of the rectangles, inside the image, int64 (4, B).
+    order: indices of the other samples, int64 (B,).
 """
 
 import numpy as np
@@ -12,16 +16,7 @@ from imago.augment.random_erasing import box_mask, to_device_of
 
 
 def mixup(images: Tensor, targets: Tensor, lam: np.ndarray, order: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Blend each sample with another sample of the batch.
-
-    Args:
-        images: float (B, 3, H, W).
-        targets: probabilities of the classes, float32 (B, K).
-        lam: weight of each sample in the blend, in [0, 1], float64 (B,).
-        order: indices of the other samples, int64 (B,).
-
-    Returns:
-        Images and targets of the same shapes, `lam * x + (1 - lam) * x[order]`.
+    """Blend each sample with another sample of the batch: `lam * x + (1 - lam) * x[order]`, also of the targets.
 
     Source: Zhang et al. 2018 (arXiv:1710.09412).
     """
@@ -31,14 +26,7 @@ def mixup(images: Tensor, targets: Tensor, lam: np.ndarray, order: np.ndarray) -
 def cutmix(images: Tensor, targets: Tensor, boxes: np.ndarray, order: np.ndarray) -> tuple[Tensor, Tensor]:
     """Replace a rectangle of each sample by the same rectangle of another sample of the batch.
 
-    Args:
-        images: float (B, 3, H, W).
-        targets: probabilities of the classes, float32 (B, K).
-        boxes: top, bottom, left and right of the rectangles, inside the image, int64 (4, B).
-        order: indices of the other samples, int64 (B,).
-
-    Returns:
-        Images and targets of the same shapes; a target keeps the share of the area that its image keeps.
+    A target keeps the share of the area that its image keeps.
 
     Source: Yun et al. 2019 (arXiv:1905.04899).
     """
@@ -64,9 +52,6 @@ def cutmix_boxes(lam: np.ndarray, rows: np.ndarray, columns: np.ndarray, height:
         columns: column of the center pixel, int64 (B,).
         height: of the images, in pixels.
         width: of the images, in pixels.
-
-    Returns:
-        Top, bottom, left and right, int64 (4, B).
 
     Source: Yun et al. 2019, section 3.1.
     """

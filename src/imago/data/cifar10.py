@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
-from imago.data.dataset import LabeledArray, Samples
+from imago.data.dataset import LabeledArray, Samples, numbered_names
 from imago.download import data_directories, download_dataset
 from imago.errors import DataError
 from imago.files import atomic_write
@@ -52,7 +52,7 @@ class CIFAR10DataModule(ImageDataModule):
         records = np.load(saved_array(self.root, self.data_dir), mmap_mode="r")
         splits: dict[str, Samples] = {}
         for split, samples in (("train", records[:NUM_TRAIN]), ("test", records[NUM_TRAIN:])):
-            names = tuple(f"{split}/{index:05d}" for index in range(len(samples)))
+            names = numbered_names(split, len(samples))
             splits[split] = LabeledArray(samples["image"], samples["label"].astype(np.int64), names)
         return CLASS_NAMES, splits
 

@@ -33,22 +33,14 @@ def class_key(name: str) -> str:
 
 
 def check_class_names(names: Iterable[str], source: str) -> None:
-    """Check that class names are valid UTF-8 and can be distinguished.
-
-    Args:
-        names: class names, all different.
-        source: the start of the error message, as in "DIR: the class folders".
-
-    Raises:
-        DataError: if two names look the same, or one is not UTF-8.
-    """
+    """Raise a DataError that starts with `source` if two class names look the same, or one is not UTF-8."""
     seen: dict[str, str] = {}
     for name in names:
         if any("\ud800" <= char <= "\udfff" for char in name):  # surrogates, which stand for bytes that are not UTF-8
             raise DataError(f"{source}: {ascii(name)} is not UTF-8; rename it.")
-        other = seen.setdefault(class_key(name), name)
-        if other != name:
-            raise DataError(f"{source} {ascii(other)} and {ascii(name)} look the same; merge or rename them.")
+        if (key := class_key(name)) in seen:
+            raise DataError(f"{source} {ascii(seen[key])} and {ascii(name)} look the same; merge or rename them.")
+        seen[key] = name
 
 
 class ListedImage(NamedTuple):
@@ -88,9 +80,8 @@ def read_list(file: Path) -> list[ListedImage]:
     except OSError as error:
         raise DataError(f"{printable(file)} cannot be read: {error.strerror}; use a CSV with {_FIRST_LINE}.") from error
     except csv.Error as error:
-        raise DataError(
-            f"{printable(file)}, line {reader.line_num} is not CSV: {error}; check its quotation marks."
-        ) from error
+        location = f"{printable(file)}, line {reader.line_num}"
+        raise DataError(f"{location} is not CSV: {error}; check its quotation marks.") from error
     header = lines[0][1] if lines else []
     columns = [cell.strip().casefold() for cell in header]
     if sorted(columns) not in (sorted(COLUMNS), sorted(COLUMNS[:2])):  # an unknown column may be misspelled
@@ -108,15 +99,7 @@ def read_list(file: Path) -> list[ListedImage]:
 
 
 def files_from_list(root: Path, rows: Sequence[ListedImage], class_names: Sequence[str]) -> dict[str, LabeledFiles]:
-    """Find the files of a list, in its order.
-
-    Args:
-        root: the directory that the names of the list are relative to.
-        rows: the list; without splits, all are train.
-        class_names: the index of a name is its label.
-
-    Returns:
-        The images by split, always with "train".
+    """Return the files of a list below `root` by split, in its order; without splits, all are train.
 
     Raises:
         DataError: naming the line, if a file is missing, a label is not a class, or there is no training image.
@@ -125,8 +108,7 @@ def files_from_list(root: Path, rows: Sequence[ListedImage], class_names: Sequen
     statuses = [_stat(root, row) for row in rows]
     first_rows: dict[tuple[int, int], ListedImage] = {}
     for row, status in zip(rows, statuses, strict=True):
-        first = first_rows.setdefault((status.st_dev, status.st_ino), row)
-        if first is not row:
+        if (first := first_rows.setdefault((status.st_dev, status.st_ino), row)) is not row:
             fault = f"{printable(row.name)} is another name of the file {printable(first.name)} in line {first.line}"
             raise DataError(f"{row.location}: {fault}; list it once.")
     num_bytes, mtime_ns = np.array([(status.st_size, status.st_mtime_ns) for status in statuses], np.int64).T.copy()
@@ -139,15 +121,7 @@ def assign_splits(
 ) -> dict[str, Samples]:
     """Assign the images of a dataset to splits by a list, and log how many images it leaves out.
 
-    The images keep the order of the dataset, whatever the order of the list.
-
-    Args:
-        images_by_split: the images by their current split.
-        rows: the rows of the list, with the column split.
-        class_names: the index of a name is its label.
-
-    Returns:
-        The images by split, always with "train".
+    The images of a split, of which "train" is always one, keep the order of the dataset.
 
     Raises:
         DataError: naming the line, if an image is not in the dataset, or is of another class there.
@@ -159,9 +133,8 @@ def assign_splits(
     indices = []
     for row, label in zip(rows, _labels(rows, class_names), strict=True):
         if row.name not in index_by_name:
-            raise DataError(
-                f"{row.location}: {printable(row.name)} is not among the images of the dataset; delete the line."
-            )
+            fault = f"{printable(row.name)} is not among the images of the dataset"
+            raise DataError(f"{row.location}: {fault}; delete the line.")
         indices.append(index_by_name.pop(row.name))
         true_label = images.labels[indices[-1]]
         if label != true_label:
@@ -170,9 +143,8 @@ def assign_splits(
     if index_by_name:
         example = printable(next(iter(index_by_name)))
         log.info("the list leaves out %d of %d images, e.g. %s", len(index_by_name), len(images), example)
-    return {
-        split: images.take(np.sort(positions)) for split, positions in _group_by_split(rows, np.array(indices)).items()
-    }
+    indices_by_split = _group_by_split(rows, np.array(indices))
+    return {split: images.take(np.sort(members)) for split, members in indices_by_split.items()}
 
 
 def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[str]) -> ListedImage:
@@ -189,9 +161,8 @@ def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[st
     if not name.strip() or "\0" in name:
         raise DataError(f"{location}: {name!r} is not a file name; write a path relative to data.root.")
     if os.path.isabs(name) or ".." in name.split("/"):  # the list may come from an untrusted source
-        raise DataError(
-            f"{location}: {printable(name)} is outside of data.root; write a path relative to it, without .."
-        )
+        fault = f"{printable(name)} is outside of data.root"
+        raise DataError(f"{location}: {fault}; write a path relative to it, without ..")
     return ListedImage(posixpath.normpath(name), label, split, file, line)
 
 
@@ -207,14 +178,13 @@ def _labels(rows: Sequence[ListedImage], class_names: Sequence[str]) -> np.ndarr
 
 def _stat(root: Path, row: ListedImage) -> os.stat_result:
     """Return the status of a file, which must be a regular one: opening a pipe would block."""
+    where = f"{row.location}: {printable(root / row.name)}"
     try:
         status = os.stat(f"{root}/{row.name}")
     except OSError as error:
-        raise DataError(
-            f"{row.location}: {printable(root / row.name)} cannot be read: {error.strerror}; correct the line."
-        ) from error
+        raise DataError(f"{where} cannot be read: {error.strerror}; correct the line.") from error
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{row.location}: {printable(root / row.name)} is not a regular file; delete the line.")
+        raise DataError(f"{where} is not a regular file; delete the line.")
     return status
 
 

@@ -154,11 +154,9 @@ class ImageDataModule(LightningDataModule):
             ConfigError: if an augmentation is larger than the images.
         """
         for name in ("crop_padding_px", "cutout_px"):
-            if getattr(self.augment, name) >= self.preprocess.size:
-                raise ConfigError(
-                    f"augment.{name}={getattr(self.augment, name)} must be less than the side of the images, "
-                    f"{self.preprocess.size} px."
-                )
+            value, size = getattr(self.augment, name), self.preprocess.size
+            if value >= size:
+                raise ConfigError(f"augment.{name}={value} must be less than the side of the images, {size} px.")
         return self.dataset("train", self.augment)
 
     def dataset(self, split: str, augment: Augment | None = None) -> ArrayDataset | FileDataset:

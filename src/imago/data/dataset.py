@@ -1,7 +1,7 @@
 """Provide the labeled samples of a split, in memory or in files, and the datasets that return batches of them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -16,15 +16,14 @@ from imago.augment.resized_crop import random_resized_crops
 from imago.augment.sample_transforms import transform_images
 from imago.augment.settings import Augment
 from imago.data.sampling import BatchIndices
-from imago.data.torch_sample import read_sample
 from imago.errors import DataError
 from imago.images import read_image
 from imago.text import printable
 from imago.threads import one_intraop_thread
 
 
-class _LabeledSamples:
-    """Methods of labeled samples; a subclass is a dataclass with one entry per sample, except in `_SHARED`."""
+class Samples:
+    """Labeled images; a subclass is a dataclass whose arrays have one entry per sample."""
 
     names: tuple[str, ...]
     labels: np.ndarray
@@ -32,14 +31,18 @@ class _LabeledSamples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def read(self, index: int, class_names: Sequence[str] = ()) -> np.ndarray:
+        """Return one image, uint8 (H, W, 3); an error names the class if the names of all classes are given."""
+        raise NotImplementedError
+
     def take(self, indices: np.ndarray) -> Self:
         """Return the samples at `indices`, int64 (M,)."""
-        columns: dict[str, Any] = {name: getattr(self, name)[indices] for name in _columns(self)}
+        columns = {name: column[indices] for name, column in _columns(self).items()}
         return replace(self, names=tuple(self.names[index] for index in indices), **columns)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
-class LabeledArray(_LabeledSamples):
+class LabeledArray(Samples):
     """Samples in memory.
 
     Attributes:
@@ -53,12 +56,12 @@ class LabeledArray(_LabeledSamples):
     names: tuple[str, ...]
 
     def read(self, index: int, class_names: Sequence[str] = ()) -> np.ndarray:
-        """Return one image, uint8 (H, W, 3), as `LabeledFiles.read` does."""
+        """Return one image, uint8 (H, W, 3)."""
         return self.images[index].transpose(1, 2, 0)
 
 
 @dataclass(frozen=True)
-class LabeledFiles(_LabeledSamples):
+class LabeledFiles(Samples):
     """Samples in image files, which are read on access.
 
     Attributes:
@@ -80,12 +83,8 @@ class LabeledFiles(_LabeledSamples):
         """`root / name` of each file."""
         return [self.root / name for name in self.names]
 
-    def read(self, index: int, class_names: Sequence[str]) -> np.ndarray:
-        """Decode one image: uint8 (H, W, 3).
-
-        Raises:
-            DataError: if the file cannot be read; names the file and its class.
-        """
+    def read(self, index: int, class_names: Sequence[str] = ()) -> np.ndarray:
+        """Decode one image: uint8 (H, W, 3); raise a DataError with the file and its class if it cannot be read."""
         path = self.root / self.names[index]
         try:
             return read_image(path)
@@ -95,54 +94,20 @@ class LabeledFiles(_LabeledSamples):
             raise DataError(f"an image of class {class_names[self.labels[index]]!r}: {reason} {remedy}") from error
 
 
-@dataclass(frozen=True)
-class LabeledDataset(_LabeledSamples):
-    """Samples of torch Datasets, which are read on access.
-
-    Attributes:
-        sources: the Dataset of each published split.
-        names: published split and index of each sample in its Dataset, e.g. "train/00042".
-        labels: int64 (N,).
-    """
-
-    sources: Mapping[str, Dataset]
-    names: tuple[str, ...]
-    labels: np.ndarray
-
-    def read(self, index: int, class_names: Sequence[str] = (), key: tuple[int, int] = (0, 0)) -> np.ndarray:
-        """Read one image, uint8 (H, W, 3).
-
-        Args:
-            index: of the sample, in 0 .. N - 1.
-            class_names: not used.
-            key: seed and epoch, for Datasets with random transforms.
-
-        Raises:
-            DataError: naming the sample, if it is not an image with this label.
-        """
-        split, _, number = self.names[index].partition("/")
-        pixels, label = read_sample(self.sources[split], int(number), split, key)
-        if label != self.labels[index]:
-            name = type(self.sources[split]).__name__
-            fault = f"the label of sample {number} is {label}, but {self.labels[index]} in its targets or labels"
-            raise DataError(f"data.{split}, {name}: {fault}; a target_transform must change both.")
-        return pixels
-
-
-Samples = LabeledArray | LabeledFiles | LabeledDataset
-
-_SHARED = ("root", "sources", "names")  # not columns: one for all samples, or a tuple
+def numbered_names(split: str, num_samples: int) -> tuple[str, ...]:
+    """Return names of samples that are no files, e.g. "train/00042"."""
+    return tuple(f"{split}/{index:05d}" for index in range(num_samples))
 
 
 def concatenate(splits: Sequence[Samples]) -> Samples:
     """Concatenate splits of one dataset, in the given order."""
     names = tuple(chain.from_iterable(split.names for split in splits))
     columns = {name: np.concatenate([getattr(split, name) for split in splits]) for name in _columns(splits[0])}
-    return replace(splits[0], names=names, **columns)  # type: ignore[arg-type]
+    return replace(splits[0], names=names, **columns)  # type: ignore[type-var]
 
 
-def _columns(samples: Any) -> list[str]:
-    return [field.name for field in fields(samples) if field.name not in _SHARED]
+def _columns(samples: Any) -> dict[str, np.ndarray]:
+    return {name: value for name, value in vars(samples).items() if isinstance(value, np.ndarray)}
 
 
 @dataclass(frozen=True)
@@ -189,7 +154,7 @@ class ArrayDataset(_BatchDataset):
         self.augment = augment
         self.seed = seed
         self.images = samples.images
-        if augment is not None and augment.random_resized_crop_scale is None:
+        if augment is not None and not has_random_resized_crop(augment):
             self.images = pad(samples.images, augment.crop_padding_px)
 
     def __len__(self) -> int:
@@ -200,7 +165,7 @@ class ArrayDataset(_BatchDataset):
         indices, augment, sample_key = key.indices, self.augment, (self.seed, *key)
         if augment is None:
             images = self.images[indices]
-        elif augment.random_resized_crop_scale is None:
+        elif not has_random_resized_crop(augment):
             params = sample_crop_flip(augment, self.seed, key.epoch_keys, indices)
             images = gather_crop_flip(self.images, indices, params, augment.crop_padding_px)
             images = transform_images(images, augment, sample_key)
@@ -241,16 +206,17 @@ class FileDataset(_BatchDataset):
         return torch.from_numpy(images), torch.from_numpy(self.labels[key.indices])
 
 
+def has_random_resized_crop(augment: Augment | None) -> bool:
+    """Return whether training images are read in their original size, to be cropped at random."""
+    return augment is not None and augment.random_resized_crop_scale is not None
+
+
 def _augment_and_stack(samples: Iterator[np.ndarray], size: int, augment: Augment | None, key: SampleKey) -> np.ndarray:
     """Augment single images and stack them: uint8 (B, 3, size, size) in channels_last memory order.
 
-    Args:
-        samples: images uint8 (size, size, 3), or (H, W, 3) for a random resized crop.
-        size: height and width of the result, in pixels.
-        augment: settings; crops, flips and the transforms of single images are used. None only stacks.
-        key: seed, epoch and indices of the B samples.
+    `samples` are uint8 (size, size, 3), or (H, W, 3) for a random resized crop; `key` is seed, epoch and indices.
     """
-    if augment is not None and augment.random_resized_crop_scale is not None:
+    if augment is not None and has_random_resized_crop(augment):
         samples = random_resized_crops(samples, size, augment, key)
     images = np.empty((len(key[2]), size, size, 3), np.uint8)
     for index, image in enumerate(samples):

@@ -4,9 +4,10 @@ import hashlib
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,21 +74,17 @@ def examine(files: "LabeledFiles", cache_dir: Path) -> Examination:
 
 
 def map_in_threads(function: Callable[[int], Any], indices: Sequence[int], description: str) -> Iterator[Any]:
-    """Yield `function(index)` for each index in order, computed in one thread per core, with bounded memory.
+    """Yield `function(index)` for each index in order, computed in one thread per core, with bounded memory."""
+    step = available_cores() * _NUM_AHEAD_PER_THREAD
+    with ThreadPoolExecutor(available_cores()) as threads:
+        parts = (threads.map(function, indices[start : start + step]) for start in range(0, len(indices), step))
+        yield from progress(chain.from_iterable(parts), description, len(indices))
 
-    The main process shows the progress with this description.
-    """
-    num_threads = available_cores()
-    step = num_threads * _NUM_AHEAD_PER_THREAD
-    is_hidden = True if os.environ.get("LOCAL_RANK", "0") != "0" else None  # None: shown on a terminal only
-    with (
-        tqdm(total=len(indices), desc=description, unit="image", leave=False, disable=is_hidden) as progress,
-        ThreadPoolExecutor(num_threads) as threads,
-    ):
-        for start in range(0, len(indices), step):
-            for result in threads.map(function, indices[start : start + step]):
-                yield result
-                progress.update()
+
+def progress(items: Iterable[Any], description: str, total: int | None = None) -> Iterable[Any]:
+    """Yield images, or what is computed of each; the main process shows a progress bar if stderr is a terminal."""
+    is_hidden = True if os.environ.get("LOCAL_RANK", "0") != "0" else None  # None: unless stderr is a terminal
+    return tqdm(items, description, total, unit="image", leave=False, disable=is_hidden)
 
 
 def _load_results(file: Path) -> ResultsByName:

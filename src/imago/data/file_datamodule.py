@@ -13,11 +13,11 @@ from imago.augment.resized_crop import limit_shorter_side
 from imago.augment.settings import Augment
 from imago.data.csv_list import files_from_list, read_list
 from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
-from imago.data.dataset import FileDataset, LabeledFiles
+from imago.data.dataset import FileDataset, LabeledFiles, has_random_resized_crop
 from imago.data.examine import examine, map_in_threads
 from imago.data.folder_listing import list_image_folder
 from imago.data.image_cache import CACHE_MODES, ImageCache, build_cache, choose_cache, estimate_bytes, open_cache
-from imago.data.image_statistics import preprocess_for_images, shrink
+from imago.data.image_statistics import MAX_STATISTICS_IMAGES, preprocess_for_images, shrink
 from imago.errors import ConfigError
 from imago.files import write_csv
 from imago.images import Preprocess, resize_and_crop
@@ -26,8 +26,6 @@ from imago.seeding import random_permutation
 log = logging.getLogger(__name__)
 
 _STATISTICS_KEY = 2  # key of this use of `split_seed`
-# Images from which mean and std are computed: a standard error of the mean below 0.01; our own choice.
-MAX_STATISTICS_IMAGES = 512
 MAX_STATISTICS_BYTES = 100_000_000  # fewer images if the files are large: a second or two of decoding; our own choice
 MIN_STATISTICS_IMAGES = 16  # even if they exceed MAX_STATISTICS_BYTES; our own choice
 ON_BAD_IMAGE = ("error", "skip")
@@ -89,9 +87,8 @@ class FileDataModule(ImageDataModule):
         if self.on_bad_image == "skip":
             num_images = sum(map(len, splits.values()))
             splits = {split: self._without_bad_images(files) for split, files in splits.items()}
-            if self.bad_images:
-                share = len(self.bad_images) / num_images
-                log.warning("left out %d images that cannot be read (%.2g %%)", len(self.bad_images), 100 * share)
+            if num_bad := len(self.bad_images):
+                log.warning("left out %d images that cannot be read (%.2g %%)", num_bad, 100 * num_bad / num_images)
         return class_names, dict(splits)
 
     def default_preprocess(self) -> Preprocess:
@@ -114,12 +111,8 @@ class FileDataModule(ImageDataModule):
     def fill_cache(self, num_processes: int, num_epochs: float) -> str:
         """Decode the training and validation images once, before the first epoch, as `cache` says.
 
-        Args:
-            num_processes: training processes on this machine.
-            num_epochs: number of times that each image is needed; "auto" keeps nothing for a single time.
-
-        Returns:
-            The kind of cache and the reason, for the log; starts with "none", "in memory" or "in DIR".
+        `num_processes` train on this machine. "auto" keeps nothing for a single epoch. Return the kind of cache and the
+        reason, for the log.
 
         Raises:
             UserError: if there is too little space, or an image cannot be read.
@@ -134,7 +127,7 @@ class FileDataModule(ImageDataModule):
         num_bytes = existing_bytes = 0
         for split, augment in augments.items():
             split_bytes = len(files[split]) * 3 * self.preprocess.size**2
-            if _has_random_resized_crop(augment):
+            if has_random_resized_crop(augment):
                 split_bytes = estimate_bytes(files[split], self.decoded_px)
             num_bytes += split_bytes
             _, preparation = self._reader(files[split], augment)
@@ -160,7 +153,7 @@ class FileDataModule(ImageDataModule):
         return files.take(np.flatnonzero(examined.is_good))
 
     def _warn_about_decoded_px(self) -> None:
-        if self.decoded_px and not _has_random_resized_crop(self.augment):
+        if self.decoded_px and not has_random_resized_crop(self.augment):
             log.warning("data.decoded_px=%d has no effect without augment.random_resized_crop_scale", self.decoded_px)
         elif self.decoded_px and self.decoded_px < self.preprocess.size:
             text = "data.decoded_px=%d is less than preprocess.size=%d: training images are blurred"
@@ -168,7 +161,7 @@ class FileDataModule(ImageDataModule):
 
     def _reader(self, files: LabeledFiles, augment: Augment | None) -> tuple[Callable[[int], np.ndarray], str]:
         """Return the function that reads an image as it is cached and then augmented, and its preparation as text."""
-        if _has_random_resized_crop(augment):
+        if has_random_resized_crop(augment):
             prepare = partial(limit_shorter_side, max_shorter_side_px=self.decoded_px)
             preparation = f"decoded_px={self.decoded_px}"
         else:
@@ -184,10 +177,6 @@ class FileDataModule(ImageDataModule):
         if cache := self._caches.get((split, preparation)):
             read = cache.read
         return FileDataset(files.labels, read, self.preprocess.size, augment, self.seed)
-
-
-def _has_random_resized_crop(augment: Augment | None) -> bool:
-    return augment is not None and augment.random_resized_crop_scale is not None
 
 
 def _read(
@@ -207,15 +196,9 @@ class ImageFolderDataModule(FileDataModule):
 
 
 class ImageListDataModule(FileDataModule):
-    """Load the images that a CSV lists in the columns path, label and, optionally, split.
+    """Load the images that the CSV `list_file` lists in the columns path, label and, optionally, split.
 
-    Args:
-        list_file: CSV with the columns path,label[,split]; `~` is expanded.
-        root: directory that the paths are relative to; None uses the directory of the CSV.
-        settings: arguments of `FileDataModule`.
-
-    Raises:
-        ConfigError: if `list_file` is empty.
+    The paths are relative to `root`, or to the directory of the CSV; `settings` are arguments of `FileDataModule`.
     """
 
     def __init__(self, list_file: str, root: str | None = None, **settings: Any) -> None:

@@ -38,9 +38,6 @@ def list_image_folder(root: Path) -> tuple[tuple[str, ...], dict[str, LabeledFil
     Only regular files are listed, each once, however many names it has. Links to folders are not followed: a loop
     would list an image many times. Nested folders belong to the class above them.
 
-    Args:
-        root: the value of `data.root`.
-
     Returns:
         The class names, which are those of the training images, sorted; the files by split, always with "train"; and
         the ignored files and folders, each with the reason.
@@ -65,10 +62,7 @@ def list_image_folder(root: Path) -> tuple[tuple[str, ...], dict[str, LabeledFil
 
 
 def find_splits(root: Path) -> dict[str, str]:
-    """Find the folders of train, val and test.
-
-    Returns:
-        The folder names by split, always with "train". For `ROOT/CLASS`, "train" is the only split, with the name "".
+    """Return the folder names of train, val and test; for `ROOT/CLASS` only "train", with the name "".
 
     Raises:
         DataError: if there is no such folder, two folders mean one split, or there are splits without train.
@@ -123,20 +117,11 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 def _list_split(
     root: Path, folder: str, class_names: Sequence[str], first_names: _FirstNames, ignored: IgnoredEntries
 ) -> LabeledFiles:
-    """List the images of one split.
-
-    Args:
-        root: the root of the dataset; the names of the images are relative to it.
-        folder: the folder of the split, "" for the root.
-        class_names: the index of a name is its label.
-        first_names: the files that are listed are added to it.
-        ignored: the other entries are added to it.
-    """
+    """List the images of the split in `folder`, "" for the root; add entries to `first_names` or `ignored`."""
     _class_names(root / folder)
     label_by_name = {class_key(name): label for label, name in enumerate(class_names)}
     names: list[str] = []
     columns: list[tuple[int, int, int]] = []
-    links: list[str] = []
     for class_folder in _entries(root / folder):
         class_path = posixpath.join(folder, class_folder.name)
         if not _is_folder(class_folder):
@@ -153,10 +138,6 @@ def _list_split(
                 continue
             names.append(name)
             columns.append((status.st_size, status.st_mtime_ns, label))
-            if entry.is_symlink():
-                links.append(name)
-    if links:
-        log.info("followed %s links to images, e.g. %s", f"{len(links):,}", printable(links[0]))
     num_bytes, mtime_ns, labels = np.array(columns, np.int64).reshape(-1, 3).T.copy()
     return LabeledFiles(root, tuple(names), num_bytes, mtime_ns, labels)
 
@@ -185,7 +166,7 @@ def _folder_names(folder: Path) -> list[str]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder that is not hidden, and so may be a split, a class or a part of one."""
+    """Return whether an entry is a folder that may be a split, a class or a part of one."""
     return entry.is_dir(follow_symlinks=False) and not _reason_to_ignore(entry)
 
 

@@ -33,7 +33,7 @@ _HOW_TO_SHRINK = "a lower data.decoded_px or preprocess.size makes them smaller"
 def choose_cache(
     mode: str, num_bytes: int, directory: Path, num_processes: int, existing_bytes: int = 0
 ) -> tuple[str, str]:
-    """Decide where decoded images are kept.
+    """Return where decoded images are kept, "none", "ram" or "disk", and the reason in words.
 
     Args:
         mode: "ram", "disk" or "auto". "auto" is "disk" if all are there already, else "ram" if they fit in half of the
@@ -42,9 +42,6 @@ def choose_cache(
         directory: directory of the cache on disk, which need not exist yet.
         num_processes: processes that each need a copy in memory; a copy on disk is shared.
         existing_bytes: size of those images that are in `directory` already.
-
-    Returns:
-        "none", "ram" or "disk", and the reason in words.
 
     Raises:
         ConfigError: if the memory or the disk is too small for a typed mode.
@@ -66,19 +63,12 @@ def choose_cache(
         if needed[kind] * 2 <= available[kind]:
             return kind, f"{_format_bytes(needed[kind])} of {_format_bytes(available[kind])} available"
     memory, disk = (_format_bytes(available[kind]) for kind in ("ram", "disk"))
-    return (
-        "none",
-        f"{_format_bytes(needed['ram'])} are over half of the {memory} of memory and {disk} of disk; {_HOW_TO_SHRINK}",
-    )
+    fault = f"{_format_bytes(needed['ram'])} are over half of the {memory} of memory and {disk} of disk"
+    return "none", f"{fault}; {_HOW_TO_SHRINK}"
 
 
 def estimate_bytes(files: LabeledFiles, decoded_px: int | None) -> int:
-    """Estimate the bytes of all images, decoded and scaled down by `limit_shorter_side`, from the headers of some.
-
-    Args:
-        files: the images; those that cannot be read are skipped.
-        decoded_px: images whose shorter side is longer are scaled down to it, in pixels; None keeps the original size.
-    """
+    """Estimate the bytes of all images, decoded and scaled down by `limit_shorter_side`, from the headers of some."""
     num_pixels = []
     for index in np.unique(np.linspace(0, len(files) - 1, _MAX_HEADERS).astype(np.int64)):
         try:
@@ -177,11 +167,7 @@ def _build_on_disk(images: Iterator[np.ndarray], files: LabeledFiles, directory:
     directory.mkdir(parents=True, exist_ok=True)
     index_file, pixels = _cache_files(files, directory, preparation)
     with index_file.with_suffix(".lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases the lock of a process that dies
-        except BlockingIOError:
-            log.info("another process is decoding these images: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases the lock of a process that dies
         if (cache := open_cache(files, directory, preparation)) is not None:
             return cache
         index_file.unlink(missing_ok=True)  # without it, no process opens the pixels

@@ -36,11 +36,7 @@ IMAGE_RECORD_DTYPE = np.dtype(
 
 
 def examine_file(path: Path) -> tuple[np.void, str]:
-    """Decode an image file and compute its record.
-
-    Returns:
-        One `IMAGE_RECORD_DTYPE` and "", or an empty one and the error message of a file that cannot be decoded.
-    """
+    """Return the record of an image file and "", or an empty one and why the file cannot be decoded."""
     record = np.zeros(1, IMAGE_RECORD_DTYPE)[0]
     try:
         data = path.read_bytes()

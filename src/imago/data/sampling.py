@@ -98,14 +98,9 @@ class EvalSampler:
 
 
 def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Order an epoch of N samples in which every class occurs equally often.
+    """Order an epoch of N samples, of labels int64 (N,), in which every class occurs equally often.
 
     Samples of rare classes repeat; of frequent classes, a random part is shown.
-
-    Args:
-        labels: int64 (N,).
-        seed: determines the order together with the epoch.
-        epoch: counted from 0.
 
     Returns:
         The epoch key of each sample, int64 (N,) (the epoch, or another number for each repetition, so that repeated

@@ -62,13 +62,9 @@ class SplitPlan:
 def complete_splits(
     published: Mapping[str, Samples], plan: SplitPlan, class_names: Sequence[str], left_out: Iterable[str] = ()
 ) -> tuple[dict[str, Samples], list[str]]:
-    """Check the splits of a dataset, and split missing ones off the training images.
+    """Check the published splits of a dataset, and split missing ones off the training images.
 
-    Args:
-        published: samples by split; always with "train".
-        plan: which splits are drawn, how large they are, and by which seed or file.
-        class_names: name of each label.
-        left_out: names of unreadable images, which `plan.split_file` may still list.
+    `left_out` has the names of unreadable images, which `plan.split_file` may still list.
 
     Returns:
         Samples of train, val and test, and the names of the splits that were drawn.
@@ -106,15 +102,9 @@ def complete_splits(
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split off the same share of every class.
+    """Split off the same share of every class, rounded per class: at least 1 image and never all of them.
 
-    Args:
-        labels: int64 (N,).
-        fraction: share to split off, in (0, 1); rounded per class, at least 1 image and never all of them.
-        seed: determines which images.
-
-    Returns:
-        Sorted indices of the remaining images and of those split off, int64.
+    Return the sorted indices of the remaining images and of those split off, int64, given the labels, int64 (N,).
     """
     chosen_by_class = [
         class_indices[: min(max(1, round(fraction * len(class_indices))), len(class_indices) - 1)]
@@ -127,13 +117,7 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
 def stratified_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
     """Distribute the images of each class evenly over folds, which differ by at most one image per class.
 
-    Args:
-        labels: int64 (N,).
-        num_folds: number of folds, at least 2.
-        seed: determines the fold of each image.
-
-    Returns:
-        Fold of each image, int64 (N,).
+    Return the fold of each image, int64 (N,), given the labels, int64 (N,).
     """
     folds = np.empty(len(labels), np.int64)
     # Each class continues with the fold after the last one, so that the folds are of equal size, too.
@@ -172,10 +156,8 @@ def _take_fold(splits: dict[str, Samples], plan: SplitPlan, class_names: Sequenc
     pool = concatenate([splits[split] for split in ("train", "val") if split in splits])
     is_val = stratified_folds(pool.labels, plan.num_folds, plan.split_seed) == plan.fold
     if not is_val.any():
-        raise DataError(
-            f"data.fold={plan.fold}: {len(pool)} training images are too few for {plan.num_folds} folds; "
-            "use a lower data.num_folds."
-        )
+        fault = f"{len(pool)} training images are too few for {plan.num_folds} folds"
+        raise DataError(f"data.fold={plan.fold}: {fault}; use a lower data.num_folds.")
     lost = set(pool.labels) - set(pool.labels[~is_val])
     if lost:
         raise DataError(
@@ -209,11 +191,9 @@ def _check(splits: Mapping[str, Samples], class_names: Sequence[str], split_file
             raise DataError(f"the {split} split has no images; {remedy}.")
         low, high = samples.labels.min(), samples.labels.max()
         if low < 0 or high >= len(class_names):
-            raise DataError(
-                f"the {split} split has labels from {low} to {high}; "
-                f"with {len(class_names)} classes they must be in 0 .. {len(class_names) - 1}; "
-                "correct the labels or the class names."
-            )
+            wanted = f"with {len(class_names)} classes they must be in 0 .. {len(class_names) - 1}"
+            fault = f"the {split} split has labels from {low} to {high}"
+            raise DataError(f"{fault}; {wanted}; correct the labels or the class names.")
     missing = set(range(len(class_names))) - set(splits["train"].labels.tolist())
     if missing:
         source = f"data.split_file={split_file}" if split_file else "the dataset"

@@ -1,33 +1,57 @@
 """Provide any `torch.utils.data.Dataset` of (image, label)."""
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-from torch.utils.data import IterableDataset
-from tqdm import tqdm
+import torch
+from PIL import Image
+from torch import Tensor
 
+from imago.augment.own_transforms import describe
 from imago.augment.settings import Augment
 from imago.data.csv_list import check_class_names
 from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
-from imago.data.dataset import FileDataset, LabeledDataset
-from imago.data.image_statistics import preprocess_for_images, shrink
+from imago.data.dataset import FileDataset, Samples, concatenate, has_random_resized_crop, numbered_names
+from imago.data.examine import progress
+from imago.data.image_statistics import MAX_STATISTICS_IMAGES, preprocess_for_images, shrink
 from imago.data.sampling import BatchIndices
-from imago.data.torch_sample import read_sample
 from imago.errors import DataError
-from imago.images import Preprocess, resize_and_crop
+from imago.images import Preprocess, resize_and_crop, to_pixels
 from imago.instantiate import build
-from imago.seeding import random_permutation
+from imago.seeding import random_permutation, seeded
 
 _STATISTICS_KEY = 5  # key of this use of `split_seed`
-# Images from which mean and std are computed: a standard error of the mean below 0.01; our own choice.
-MAX_STATISTICS_IMAGES = 512
 _NUM_HASHED = 1000  # images in the fingerprint, spread evenly; our own choice
+
+
+@dataclass(frozen=True)
+class LabeledDataset(Samples):
+    """Samples of torch Datasets, which are read on access.
+
+    Attributes:
+        sources: the Dataset of each published split.
+        names: published split and index of each sample in its Dataset, e.g. "train/00042".
+        labels: int64 (N,).
+    """
+
+    sources: Mapping[str, Any]
+    names: tuple[str, ...]
+    labels: np.ndarray
+
+    def read(self, index: int, class_names: Sequence[str] = (), key: tuple[int, int] = (0, 0)) -> np.ndarray:
+        """Read one image, uint8 (H, W, 3), as `read_sample` does; raise a DataError if it has another label."""
+        split, _, number = self.names[index].partition("/")
+        pixels, label = read_sample(self.sources[split], int(number), split, key)
+        if label != self.labels[index]:
+            fault = f"the label of sample {number} is {label}, but {self.labels[index]} in its targets or labels"
+            raise DataError(f"data.{split}: {fault}; a target_transform must change both.")
+        return pixels
 
 
 class TorchDatasetDataModule(ImageDataModule):
@@ -51,16 +75,18 @@ class TorchDatasetDataModule(ImageDataModule):
         """Build the Datasets; class names are their `classes`, labels their `targets` or `labels`, else those read."""
         sources = {split: _open(source, split) for split, source in self._sources.items() if source is not None}
         labels = {split: _labels(source, split) for split, source in sources.items()}
-        class_names = _class_names(sources, 1 + max(int(numbers.max(initial=0)) for numbers in labels.values()))
-        names = {split: tuple(f"{split}/{index:05d}" for index in range(len(labels[split]))) for split in sources}
-        self._published = {split: LabeledDataset(sources, names[split], labels[split]) for split in sources}
-        return class_names, dict(self._published)
+        published: dict[str, Samples] = {
+            split: LabeledDataset(sources, numbered_names(split, len(labels[split])), labels[split])
+            for split in sources
+        }
+        self._all = concatenate(list(published.values()))
+        return _class_names(sources, 1 + max(int(numbers.max(initial=0)) for numbers in labels.values())), published
 
     def default_preprocess(self) -> Preprocess:
         """Choose the size by the size of the images; compute mean and std from a sample of the training images."""
         train: Any = self.splits.train
         order = random_permutation(len(train), self.split_plan.split_seed, _STATISTICS_KEY)[:MAX_STATISTICS_IMAGES]
-        return preprocess_for_images([shrink(train.read(index)) for index in _progress(order.tolist(), "mean and std")])
+        return preprocess_for_images([shrink(train.read(index)) for index in progress(order.tolist(), "mean and std")])
 
     def fingerprint(self) -> str:
         """Return a short hash of class names, split sizes, labels, and 1,000 images."""
@@ -73,20 +99,18 @@ class TorchDatasetDataModule(ImageDataModule):
     def dataset(self, split: str, augment: Augment | None = None) -> FileDataset:
         """Return the preprocessed images of a split, augmented as far as `augment` asks for it in the data loader."""
         samples: Any = getattr(self.splits, split)
-        crops_at_random = augment is not None and augment.random_resized_crop_scale is not None
-        prepare = np.asarray if crops_at_random else partial(resize_and_crop, preprocess=self.preprocess)
+        resize = partial(resize_and_crop, preprocess=self.preprocess)
+        prepare = np.asarray if has_random_resized_crop(augment) else resize
         seed = 0 if augment is None else self.seed  # the images of an evaluation do not depend on the run
         return _SeededDataset(samples.labels, samples.read, self.preprocess.size, augment, seed, prepare)
 
     @cached_property
     def _hash_of_images(self) -> str:
         digest = hashlib.sha256()
-        for split, samples in self._published.items():
-            num_images = min(len(samples), _NUM_HASHED // len(self._published))
-            indices = np.linspace(0, len(samples) - 1, num_images).astype(np.int64)
-            for index in _progress(indices.tolist(), f"fingerprint of {split}"):
-                pixels = samples.read(index)
-                digest.update(f"{pixels.shape}".encode() + pixels.tobytes())
+        indices = np.linspace(0, len(self._all) - 1, min(len(self._all), _NUM_HASHED)).astype(np.int64)
+        for index in progress(indices.tolist(), "fingerprint"):
+            pixels = self._all.read(index)
+            digest.update(f"{pixels.shape}".encode() + pixels.tobytes())
         return digest.hexdigest()
 
 
@@ -103,17 +127,41 @@ class _SeededDataset(FileDataset):
             yield self.prepare(read(index, key=(self.seed, epoch)))
 
 
-def _open(source: Any, split: str) -> Any:
-    """Build a Dataset.
+def read_sample(source: Any, index: int, split: str, key: tuple[int, int] = (0, 0)) -> tuple[np.ndarray, int]:
+    """Read an image, uint8 (H, W, 3), and its label from the Dataset data.`split`.
+
+    The generators of torch, numpy and random are seeded by `key`, which is seed and epoch, and `index`.
 
     Raises:
-        DataError: if it has no length or no index, or its files are missing.
+        DataError: if the file of the sample cannot be read, or it is something else.
     """
+    where = f"data.{split}, {type(source).__name__}: sample {index}"
+    pixels, number = np.empty(0), -1
+    try:
+        with seeded(*key, index):
+            sample = source[index]
+        image, label = sample if isinstance(sample, (tuple, list)) and len(sample) == 2 else (None, None)
+        if isinstance(image, Image.Image):
+            pixels = to_pixels(image, where)  # Pillow may decode only here
+    except OSError as error:  # Pillow's UnidentifiedImageError is one
+        raise DataError(f"{where} cannot be read: {error}; repair the file or leave it out.") from error
+    if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) in (1, 3):
+        pixels = np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy(force=True))
+    with suppress(TypeError, ValueError):  # of what is no whole number
+        number = operator.index(label)  # type: ignore[arg-type]
+    if not pixels.size or number < 0:
+        wanted = "a PIL image or uint8 tensor (3, H, W) or (1, H, W), without ToTensor and Normalize"
+        raise DataError(f"{where} is {describe(sample)}, wanted (image, label): {wanted}; and a whole number from 0.")
+    return pixels, number
+
+
+def _open(source: Any, split: str) -> Any:
+    """Build a Dataset; raise a DataError if its files are missing, or it has no length or index."""
     try:
         source = build(source) if isinstance(source, Mapping) else source
     except OSError as error:
         raise DataError(f"data.{split}: {error}; correct the arguments data.{split}.NAME=VALUE.") from error
-    if isinstance(source, IterableDataset) or not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
+    if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
         wanted = "wanted a torch.utils.data.Dataset with __len__ and __getitem__, so that images can be split"
         raise DataError(f"data.{split} is a {type(source).__name__}; {wanted}.")
     return source
@@ -126,30 +174,19 @@ def _labels(source: Any, split: str) -> np.ndarray:
             labels = np.asarray(values)
             if labels.shape == (len(source),) and labels.dtype.kind in "iu":
                 return labels.astype(np.int64)
-    indices = _progress(range(len(source)), f"labels of {split}")
+    indices = progress(range(len(source)), f"labels of {split}")
     return np.array([read_sample(source, index, split)[1] for index in indices], np.int64)
 
 
 def _class_names(sources: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
-    """Return the `classes` of the Datasets, else numbers.
-
-    Raises:
-        DataError: if those of two Datasets differ, or two classes have the same name.
-    """
-    given = {split: source.classes for split, source in sources.items() if getattr(source, "classes", None)}
-    names = {split: [str(n[0] if isinstance(n, (tuple, list)) else n) for n in given[split]] for split in given}
-    first = next(iter(names), "train")
-    for split, found in names.items():
-        if found != names[first]:
-            fault = f"has the classes {found}, and data.{first} has {names[first]}"
-            raise DataError(f"data.{split} {fault}; they must be equal, since a label is an index in them.")
-        if len(set(found)) < len(found):
-            raise DataError(f"data.{split}: two of the classes {found} have the same name; rename one.")
-    class_names = tuple(names.get(first, map(str, range(num_classes))))
+    """Return the `classes` of the Datasets, else numbers; raise a DataError if those of two Datasets differ."""
+    given: list[Any] = [list(source.classes) for source in sources.values() if getattr(source, "classes", None)]
+    first, *others = given or [range(num_classes)]
+    for other in others:
+        if other != first:
+            raise DataError(
+                f"data.train, data.val and data.test have the classes {first} and {other}; make them equal."
+            )
+    class_names = tuple(str(name[0] if isinstance(name, (tuple, list)) else name) for name in first)
     check_class_names(class_names, "data.train: the classes")
     return class_names
-
-
-def _progress(indices: Any, description: str) -> Any:
-    is_hidden = True if os.environ.get("LOCAL_RANK", "0") != "0" else None  # None: unless stderr is a terminal
-    return tqdm(indices, desc=description, unit="image", leave=False, disable=is_hidden)

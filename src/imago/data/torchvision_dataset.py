@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
-from imago.data.dataset import LabeledArray, Samples
+from imago.data.dataset import LabeledArray, Samples, numbered_names
 from imago.data.image_statistics import channel_statistics
 from imago.download import data_directories, download_dataset
 from imago.errors import ConfigError, DataError
@@ -38,6 +38,7 @@ SPLIT_ARGUMENTS: dict[str, Mapping[str, Mapping[str, Any]]] = {
 # Images from which mean and std are computed. Pixels in [0, 1] have a std of at most 0.5, so the standard error of the
 # mean is at most 0.5 / sqrt(5,000) = 0.007; our own choice.
 MAX_STATISTICS_IMAGES = 5_000
+_REMEDY = "data.size=SIDE crops and resizes them, e.g. data.size=64"
 _STATISTICS_KEY = 4  # key of this use of `split_seed`
 
 
@@ -58,10 +59,8 @@ class TorchvisionDataModule(ImageDataModule):
     def __init__(self, name: str, data_dir: str, size: int | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         if name not in SPLIT_ARGUMENTS:
-            ratios = {
-                known: difflib.SequenceMatcher(None, name.lower(), known.lower()).ratio() for known in SPLIT_ARGUMENTS
-            }
-            close = sorted(ratios, key=lambda known: -ratios[known])
+            match = difflib.SequenceMatcher
+            close = sorted(SPLIT_ARGUMENTS, key=lambda known: -match(None, name.lower(), known.lower()).ratio())
             raise ConfigError(f"data.name={name} is not a supported dataset; nearest first: {', '.join(close)}.")
         if size is not None and size < 1:
             raise ConfigError(f"data.size={size} must be 1 or more, or null for images as they are.")
@@ -106,10 +105,8 @@ class TorchvisionDataModule(ImageDataModule):
     def _read(self, split: str, source: Any) -> LabeledArray:
         num_images, side = len(source), self.size or source[0][0].height
         if num_images * 3 * side**2 > available_memory_bytes():
-            raise DataError(
-                f"{num_images:,} images of {self.dataset_name}, {side}x{side} each, do not fit in the available "
-                "memory; data.size=SIDE crops and resizes them, e.g. data.size=64."
-            )
+            fault = f"{num_images:,} images of {self.dataset_name}, {side}x{side} each, do not fit in memory"
+            raise DataError(f"{fault}; {_REMEDY}.")
         images, labels = np.empty((num_images, 3, side, side), np.uint8), np.empty(num_images, np.int64)
         for index in tqdm(range(num_images), desc=f"reading {split}", leave=False, disable=None):
             image, labels[index] = source[index]
@@ -117,9 +114,7 @@ class TorchvisionDataModule(ImageDataModule):
             if self.size is not None:
                 pixels = resize_and_crop(pixels, Preprocess(side, side, "center", (0.0,) * 3, (1.0,) * 3))
             if pixels.shape != (side, side, 3):
-                raise DataError(
-                    f"images of {self.dataset_name} are not squares of one size, e.g. image {index}: {image.width}x"
-                    f"{image.height}; data.size=SIDE crops and resizes them, e.g. data.size=64."
-                )
+                fault = f"not squares of one size, e.g. image {index}: {image.width}x{image.height}"
+                raise DataError(f"images of {self.dataset_name} are {fault}; {_REMEDY}.")
             images[index] = pixels.transpose(2, 0, 1)
-        return LabeledArray(images, labels, tuple(f"{split}/{index:05d}" for index in range(num_images)))
+        return LabeledArray(images, labels, numbered_names(split, num_images))

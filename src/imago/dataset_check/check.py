@@ -15,7 +15,7 @@ from imago.dataset_check.checked_dataset import CheckedDataset
 from imago.dataset_check.findings import list_findings
 from imago.dataset_check.pages import draw_augmentations, draw_sheets
 from imago.errors import ConfigError, DataError, IncompleteError, UserError
-from imago.files import write_csv, write_json
+from imago.files import report_unwritable, write_csv, write_json
 from imago.images import Preprocess
 from imago.instantiate import build
 from imago.log import log_to
@@ -44,28 +44,19 @@ def check(cfg: DictConfig) -> None:
     data = _build_data(cfg)
     cache_dir = Path(cfg.data.get("cache_dir") or Path(cfg.paths.data_dir) / "cache")
     checked = examine_dataset(data, cache_dir) if cfg.show == "all" else None
-    try:
+    with report_unwritable(directory, "; choose another directory with paths.log_dir=DIR"):
         if checked is None:
             Image.fromarray(draw_augmentations(data)).save(directory / "augment.png")
             file = short_path(directory / "augment.png")
             print(f"each row shows a training image as evaluated, then as augmented in 8 epochs: {file}")
             return
         num_serious = _write_report(cfg, data, checked, directory)
-    except OSError as error:
-        raise DataError(
-            f"{directory} cannot be written: {error.strerror}; choose another directory with paths.log_dir=DIR."
-        ) from error
     if num_serious:
         raise IncompleteError(f"{num_serious} of the findings (marked !) need a decision before training")
 
 
 def examine_dataset(data: "ImageDataModule", cache_dir: Path) -> CheckedDataset:
-    """Examine every image of a dataset, or reuse the result of an earlier examination.
-
-    Args:
-        data: a data module after `set_up_data`.
-        cache_dir: directory of the results of earlier examinations; new ones are added.
-    """
+    """Examine every image of a dataset after `set_up_data`, or reuse an earlier result in `cache_dir`."""
     samples = [split for _, split in data.splits.items()]
     examined = [_examine(split, cache_dir) for split in samples]
     return CheckedDataset(

@@ -11,8 +11,6 @@ from imago.data.image_record import KINDS
 from imago.dataset_check.duplicates import DuplicatePairs, find_duplicates, group_pairs
 from imago.images import FORMATS, SPLITS
 
-_RARE_FORMAT_RATIO = 100  # a format is rare if fewer than one image in 100 has it; our own choice
-
 
 @dataclass(frozen=True)
 class CheckedDataset:
@@ -114,12 +112,6 @@ class CheckedDataset:
         """Count the formats of the good images, most frequent first."""
         counts = Counter(self.examined.records["format"][self.good_indices].tolist())
         return {FORMATS[index] if index >= 0 else "in memory": count for index, count in counts.most_common()}
-
-    def rare_formats(self) -> dict[str, str]:
-        """Return the first image of each rare format; such an image often does not belong to its class."""
-        formats = self.examined.records["format"][self.good_indices]
-        rare = [index for index in np.unique(formats) if (formats == index).sum() * _RARE_FORMAT_RATIO < len(formats)]
-        return {FORMATS[index]: self.names[self.good_indices[formats == index][0]] for index in rare}
 
     def kinds(self) -> dict[str, int]:
         """Count the good images of each of `KINDS` that occurs."""

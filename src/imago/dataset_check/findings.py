@@ -37,10 +37,7 @@ class Finding:
 def list_findings(checked: CheckedDataset, num_ignored: int, num_left_out: int) -> list[Finding]:
     """List the findings, those about bad images and leaks first.
 
-    Args:
-        checked: from `examine_dataset`.
-        num_ignored: files and folders that belong to no split or class.
-        num_left_out: bad images that are not in `checked`, since data.on_bad_image=skip leaves them out.
+    `num_ignored` files and folders belong to no split or class; data.on_bad_image=skip left `num_left_out` images out.
     """
     return [
         *_bad_images(checked, num_left_out),

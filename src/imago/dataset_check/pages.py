@@ -29,13 +29,7 @@ _GAP_PX = 2  # white, between images; our own choice
 def draw_sheets(
     checked: CheckedDataset, splits: Sequence["Samples"], preprocess: Preprocess
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield for each class a file name and a page of its images, uint8 (height, width, 3).
-
-    Args:
-        checked: from `examine_dataset`; images that cannot be read are left out.
-        splits: its train, val and test images.
-        preprocess: the resize and crop for evaluation, which is shown.
-    """
+    """Yield for each class a file name and a page of its good images in `splits`, uint8 (height, width, 3)."""
     starts = np.cumsum([0, *map(len, splits)])
     num_shown = min(_MAX_ON_SHEET, max(_MIN_ON_SHEET, _MAX_ON_ALL_SHEETS // len(checked.class_names)))
 
@@ -54,15 +48,7 @@ def draw_sheets(
 
 
 def draw_sheet(squares: Sequence[np.ndarray], caption: str) -> np.ndarray:
-    """Lay out images of one size, at least one.
-
-    Args:
-        squares: images uint8 (S, S, 3).
-        caption: one line; a line that is too long is cut.
-
-    Returns:
-        uint8 (height, width, 3).
-    """
+    """Lay out images uint8 (S, S, 3), at least one, below one line of text: uint8 (height, width, 3)."""
     side = _CELL_PX // len(squares[0]) * len(squares[0]) or _CELL_PX
     # Enlarged by an integer factor, a box filter repeats the pixels.
     cells = [np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling.BOX)) for square in squares]
@@ -84,16 +70,10 @@ def sheet_name(label: int, class_name: str) -> str:
 
 
 def draw_augmentations(data: "ImageDataModule", num_images: int = 8, num_draws: int = 8) -> np.ndarray:
-    """Draw training images, one row each: as evaluated, then as augmented in the first epochs.
+    """Draw training images, one row each: as evaluated, then as augmented in the first epochs, one column each.
 
-    Args:
-        data: a data module after `set_up_data`.
-        num_images: the largest number of images, which are spread evenly over the training split. They form one
-            batch, so that each is mixed with another one of them.
-        num_draws: epochs, one column each.
-
-    Returns:
-        uint8 (height, width, 3), with white gaps.
+    The images are spread evenly over the training split. They form one batch, so that each is mixed with another one.
+    Return uint8 (height, width, 3).
     """
     from imago.normalize import restore_colors  # loads torch, as the data module does
 

@@ -12,6 +12,7 @@ from imago.files import write_csv
 from imago.images import SPLITS
 from imago.text import display_width, padded, printable
 
+_STATISTICS_OF = "whole training images, each with equal weight"
 _MAX_CLASSES = 20  # rows that fit on a screen; of more, the largest and the smallest are shown
 _BAR_WIDTH_CHARS = 20  # a line with names of usual length then has less than 80; our own choice
 
@@ -36,19 +37,13 @@ def class_table(checked: CheckedDataset) -> list[str]:
 
 
 def summary_lines(checked: CheckedDataset, preprocess: str) -> list[str]:
-    """Return the lines below the table.
-
-    Args:
-        checked: the dataset, with at least one good image.
-        preprocess: description of how a run would prepare these images.
-    """
+    """Return the lines below the table; `preprocess` describes how a run would prepare these images."""
     sizes = ", ".join(f"{name} {width}x{height}" for name, (width, height) in checked.sizes().items())
     mean, std = (" ".join(f"{value:.3f}" for value in values) for values in checked.train_statistics)
     num_same = int(checked.pairs.is_same.sum())
-    examples = {name: f" (e.g. {printable(image)})" for name, image in checked.rare_formats().items()}
     lines = {
         "sizes": f"{sizes} (width x height, px)",
-        "formats": ", ".join(f"{n:,} {name}{examples.get(name, '')}" for name, n in checked.formats().items()),
+        "formats": ", ".join(f"{count:,} {name}" for name, count in checked.formats().items()),
         "kinds": ", ".join(f"{count:,} {name}" for name, count in checked.kinds().items()),
         "duplicates": f"{num_same:,} pairs with the same bytes, {len(checked.pairs) - num_same:,} nearly the same "
         f"(thumbnails correlate by {checked.pairs.min_correlation:.3f} or more)",
@@ -85,23 +80,13 @@ def as_json(checked: CheckedDataset, findings: Sequence[Finding]) -> dict[str, A
             "min_correlation": round(checked.pairs.min_correlation, 4),
             "num_label_conflicts": len(checked.conflicts),
         },
-        "channel_statistics": {
-            "of": "whole training images, each with equal weight",
-            "mean": mean.tolist(),
-            "std": std.tolist(),
-        },
+        "channel_statistics": {"of": _STATISTICS_OF, "mean": mean.tolist(), "std": std.tolist()},
         "findings": [vars(finding) for finding in findings],
     }
 
 
 def write_bad_images(file: Path, checked: CheckedDataset, left_out: Sequence[tuple[str, str]]) -> None:
-    """Write path, split, class and reason of the images that cannot be read.
-
-    Args:
-        file: the CSV to write; nothing but a header if all images can be read.
-        checked: the examined dataset.
-        left_out: path and reason of the images that the dataset itself has left out already.
-    """
+    """Write path, split, class and reason of the images that cannot be read; `left_out` are not in the dataset."""
     rows = [(*checked.origin(index), checked.examined.errors[index]) for index in checked.bad_indices]
     rows += [(name, "", "", reason) for name, reason in left_out]
     write_csv(file, [("path", "split", "class", "reason"), *rows])

@@ -37,14 +37,14 @@ def image_names(samples: "Samples") -> list[str]:
 
 def images_in_memory(samples: "Samples", indices: Sequence[int]) -> dict[int, np.ndarray]:
     """Return some images by their index, uint8 (H, W, 3), all of one size; an empty dict if the images are files."""
-    from imago.data.dataset import LabeledDataset, LabeledFiles
+    from imago.data.dataset import LabeledArray, LabeledFiles
 
     if isinstance(samples, LabeledFiles):
         return {}
     images = {index: samples.read(index) for index in indices}
-    if isinstance(samples, LabeledDataset):
-        return {index: np.asarray(Image.fromarray(pixels).resize(_SHOWN_PX)) for index, pixels in images.items()}
-    return images
+    if isinstance(samples, LabeledArray):
+        return images
+    return {index: np.asarray(Image.fromarray(pixels).resize(_SHOWN_PX)) for index, pixels in images.items()}
 
 
 def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> LabeledOutputs:

@@ -28,7 +28,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 }
 
 # Arguments of DataLoader that can be set; the others would change the batches.
-_LOADER_ARGUMENTS = ("prefetch_factor", "pin_memory", "timeout", "multiprocessing_context", "persistent_workers")
+LOADER_ARGUMENTS = ("prefetch_factor", "pin_memory", "timeout", "multiprocessing_context", "persistent_workers")
 
 # Arguments of the Trainer that would break a promise of a run or do nothing in it, and what to type instead.
 _REFUSED_TRAINER_ARGUMENTS = {
@@ -238,9 +238,10 @@ def _augment_problems(cfg: DictConfig) -> list[str]:
 
 
 def _loader_problems(cfg: DictConfig) -> Iterator[str]:
-    for name in cfg.data.get("loader") or {}:
-        if name not in _LOADER_ARGUMENTS:
-            yield f"data.loader.{name} is not one of {', '.join(_LOADER_ARGUMENTS)}; the data module sets the others."
+    for name, value in (cfg.data.get("loader") or {}).items():
+        if name not in LOADER_ARGUMENTS:
+            hint = "data.batch_size, data.num_workers and data.sampler are settings of their own"
+            yield f"data.loader.{name}={value} is not one of {', '.join(LOADER_ARGUMENTS)}; {hint}."
 
 
 def _loss_problems(cfg: DictConfig) -> Iterator[str]:
