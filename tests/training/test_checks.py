@@ -1,5 +1,6 @@
 """Settings that cannot work are refused before torch is imported, one line each."""
 
+import inspect
 import tomllib
 from collections.abc import Callable
 
