@@ -13,7 +13,6 @@ import numpy as np
 from imago.errors import DataError
 from imago.files import open_text, read_json
 from imago.images import read_image
-from imago.runs.summary import is_finite
 from imago.statistics.metrics import Predictions
 from imago.text import metric_text
 
@@ -39,14 +38,13 @@ class Evaluation(Predictions):
 
     @property
     def metrics(self) -> list[tuple[str, float, str]]:
-        """Name, value and 95 % interval of each metric besides the accuracy; damaged ones are left out."""
-        rows = []
-        for key, interval in self.metadata.items():
-            name = key.removesuffix("_interval_95")
-            numbers = (self.metadata.get(name), *(interval if isinstance(interval, list) else ()))
-            if name != key and len(numbers) == 3 and all(map(is_finite, numbers)):
-                rows.append((name, float(numbers[0]), f"{metric_text(numbers[1])} to {metric_text(numbers[2])}"))
-        return rows
+        """Name, value and 95 % interval of each metric besides the accuracy."""
+        intervals = {key.removesuffix("_interval_95"): value for key, value in self.metadata.items()}
+        return [
+            (name, self.metadata[name], " to ".join(map(metric_text, interval)))
+            for name, interval in intervals.items()
+            if f"{name}_interval_95" in self.metadata
+        ]
 
     def relative_names(self) -> tuple[str, ...]:
         """Return the image names relative to the root of the dataset, so that they stay the same when it is moved."""

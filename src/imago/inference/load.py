@@ -206,8 +206,7 @@ def resolve_checkpoint(path: Path, name: str = "best") -> Path:
         raise DataError(f"{path} does not exist; type a run directory such as logs/latest, or a checkpoint file.")
     directory = path / "checkpoints"
     candidates = [directory / f"{name}.ckpt", *([] if name in ("best", "last") else [Path(name), directory / name])]
-    file = next(filter(Path.is_file, candidates), None)
-    if file is not None:
+    if file := next(filter(Path.is_file, candidates), None):
         return file
     others = ", ".join(sorted(file.stem for file in directory.glob("*.ckpt")))
     reason = f"it has {others}." if others else "it is not a run directory, or the run has not saved yet."

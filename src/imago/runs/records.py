@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,12 +16,13 @@ import yaml  # type: ignore[import-untyped]
 
 from imago.errors import DataError
 from imago.files import read_json
-from imago.runs.summary import is_finite, summary_metrics
 from imago.settings import flat_settings
 
 # The files that mark a run directory; a run that was killed at its start has only the second.
 _MARKER_FILES = frozenset({"summary.json", "provenance.json"})
 _SUBDIRECTORIES = frozenset({"checkpoints", "tensorboard", "eval", "export", "predictions", "figures"})
+
+_SUMMARY_COUNTS = ("num_images", "num_left_out")  # numbers beside the metrics of a split
 
 # Settings that do not change a result. The trailing dot matches whole keys only.
 _KEYS_WITHOUT_EFFECT = (
@@ -189,6 +191,20 @@ def differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(found)
 
 
+def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the finite metrics of validation (in the best epoch) and test by their logged names, such as `val/f1`."""
+    return {
+        f"{split}/{name}": value
+        for split in ("val", "test")
+        for name, value in (summary.get(split) or {}).items()
+        if name not in _SUMMARY_COUNTS and _is_finite(value)
+    }
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def _read_summary(run_dir: Path) -> dict[str, Any]:
     """Return the fields of a `RunRecord` in `summary.json`; a damaged file raises one of several errors."""
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
@@ -209,7 +225,7 @@ def _read_summary(run_dir: Path) -> dict[str, Any]:
         with suppress(DataError):
             values = read_logged(run_dir).get("val/acc", ([], []))[1]
             numbers["val_acc"] = max(filter(math.isfinite, values), default=None)
-    finite = {name: value if is_finite(value) else None for name, value in numbers.items()}
+    finite = {name: value if _is_finite(value) else None for name, value in numbers.items()}
     metrics = {name: value for name, value in summary_metrics(summary).items() if name not in ("val/acc", "test/acc")}
     return {"status": status, "reason": reason, "started": started, "metrics": metrics} | finite
 
