@@ -10,7 +10,7 @@ import numpy as np
 
 from imago.analysis.charts import Chart, Line, curve_groups, line_charts
 from imago.analysis.evaluation import Evaluation, load_evaluation
-from imago.analysis.page import final_test_tta, main_results, read_or_none, write_page
+from imago.analysis.page import main_results, read_or_none, write_page
 from imago.errors import DataError
 from imago.runs.records import RunRecord, differing_settings, read_logged, read_record
 from imago.settings import typed_value
@@ -48,10 +48,7 @@ class Comparison:
         if self.paired is None:
             return []
         acc_a, acc_b = (percent_text(evaluation.is_correct.mean()) for evaluation in self.evaluations)
-        is_without_tta = all(evaluation.metadata.get("tta", "none") == "none" for evaluation in self.evaluations)
-        final_test_used_tta = any(final_test_tta(record) != "none" for record in self.records)
-        views = ", without test-time augmentation" if is_without_tta and final_test_used_tta else ""
-        images = f"on the same {self.paired.num_images:,} images{views}"
+        images = f"on the same {self.paired.num_images:,} images"
         low, high = (f"{100 * end:+.2f}" for end in self.paired.interval_95)
         counts = f"only a correct: {self.paired.num_only_a:,}, only b correct: {self.paired.num_only_b:,}"
         return [

@@ -11,7 +11,7 @@ from PIL import Image
 
 from imago.analysis.evaluation import Evaluation
 from imago.errors import DataError
-from imago.files import write_text
+from imago.files import report_unwritable, write_text
 from imago.images import MAX_SMALL_PX
 from imago.runs.records import RunRecord
 from imago.text import count_text, duration_text, metric_text, percent_text, range_text
@@ -39,14 +39,10 @@ def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
     )
     environment.filters["percent"] = percent_text
     text = environment.get_template(template).render(context)
-    try:
+    with report_unwritable(file, "; choose another file with output=FILE.html"):
         file.parent.mkdir(parents=True, exist_ok=True)
         # A page has to be valid UTF-8, so bytes of file names that are not are escaped.
         write_text(file.absolute(), text.encode("utf-8", "backslashreplace").decode())
-    except OSError as error:
-        raise DataError(
-            f"output={file} cannot be written: {error.strerror}; name another file, output=FILE.html."
-        ) from error
 
 
 def main_results(record: RunRecord, evaluation: Evaluation | None = None) -> list[tuple[str, str, str]]:

@@ -38,8 +38,8 @@ def write_run_page(run: Path, split: str, file: Path) -> list[str]:
     Raises:
         DataError: if the page cannot be written.
     """
-    notes: list[str] = []
     record = read_record(run)
+    notes = [record.config_error] if record.config_error else []
     evaluation: Evaluation | None = read_or_none(notes, load_evaluation, run, split)
     context = {
         "title": f"{run.parent.name}/{run.name}",
@@ -51,7 +51,7 @@ def write_run_page(run: Path, split: str, file: Path) -> list[str]:
         "eval_command": eval_command(run, split),
         "evaluation": evaluation,
         "figures": _figure_uris(run / "figures", notes),
-        "config": _read_text(run / "config.yaml", notes),
+        "config": "" if record.config_error else (run / "config.yaml").read_text(encoding="utf-8"),
         **_provenance_context(run),
     }
     if evaluation:
@@ -116,12 +116,11 @@ def _accuracy_notes(run: Path, split: str, record: RunRecord, evaluation: Evalua
     metadata = evaluation.metadata
     temperature = metadata.get("calibration_temperature")
     notes = [f"calibrated with temperature {temperature:.3f}, fitted on val"] if temperature is not None else []
-    if split != "test" or record.test_acc is None or abs(evaluation.is_correct.mean() - record.test_acc) <= 1e-9:
-        return notes
-    reason = f"this evaluation used other images or another checkpoint; to repeat it: {eval_command(run, split)}"
-    if (tta := final_test_tta(record)) != metadata.get("tta", "none"):
-        reason = f"it took the mean over several views of each image (tta={tta}), this evaluation did not"
-    return [*notes, f"the run's final test gave {percent_text(record.test_acc)}: {reason}"]
+    if split == "test" and record.test_acc is not None and abs(evaluation.is_correct.mean() - record.test_acc) > 1e-9:
+        views = f"with tta={final_test_tta(record)}, and this evaluation had tta={metadata.get('tta', 'none')}"
+        reason = f"with equal tta, images or checkpoint differ, and {eval_command(run, split)} repeats the test"
+        notes.append(f"the run's final test gave {percent_text(record.test_acc)} {views}; {reason}")
+    return notes
 
 
 def _class_rows(evaluation: Evaluation) -> list[tuple[str, str, float, str, str, str]]:
@@ -161,14 +160,6 @@ def _figure_uris(directory: Path, notes: list[str]) -> list[tuple[str, str]]:
     shown = [file for file in files if file.stat().st_size <= _MAX_FIGURE_BYTES][:_MAX_FIGURES]
     notes += [f"{file} is not in the page, which would be too large" for file in files if file not in shown]
     return [(file.stem.replace("_", " "), data_uri("image/png", file.read_bytes())) for file in shown]
-
-
-def _read_text(file: Path, notes: list[str]) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        notes.append(f"{file} cannot be read: {error}")
-        return ""
 
 
 def _provenance_context(run: Path) -> dict[str, Any]:

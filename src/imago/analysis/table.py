@@ -8,7 +8,7 @@ from pandas import DataFrame
 
 from imago.analysis.runs import metric_names, setting_names
 from imago.errors import ConfigError, DataError
-from imago.files import write_text
+from imago.files import report_unwritable, write_text
 from imago.settings import typed_value
 from imago.text import (
     count_text,
@@ -59,11 +59,9 @@ def write_runs_csv(runs: DataFrame, path: Path) -> None:
     target = path.resolve()
     if target.exists() and not target.is_file():
         raise DataError(f"csv={path} cannot be written: it is not a regular file; name a file, e.g. csv=runs.csv.")
-    try:
+    with report_unwritable(path, "; choose another file with csv=FILE.csv"):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, runs.to_csv(index=False, lineterminator="\n"))
-    except OSError as error:
-        raise DataError(f"csv={path} cannot be written: {error.strerror}; name another file, csv=FILE.csv.") from error
 
 
 def table_text(runs: DataFrame, width: int | None) -> str:

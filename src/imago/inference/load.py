@@ -72,11 +72,7 @@ Predictor: TypeAlias = "TorchPredictor | OnnxClassifier"
 
 
 def load_predictor(
-    path: Path,
-    accelerator: str = "auto",
-    tta: str = "none",
-    is_calibrated: bool = True,
-    trust: Sequence[str] = (),
+    path: Path, accelerator: str = "auto", tta: str = "none", is_calibrated: bool = True, trust: Sequence[str] = ()
 ) -> Predictor:
     """Load a trained network that maps images to logits.
 
@@ -220,9 +216,9 @@ def check_and_find_model(
     """Check the settings of a command, and find its network; loads no torch.
 
     Args:
-        run: the setting: a run directory, a checkpoint or an ONNX file.
-        ckpt: the setting: best, last, or a file of the run directory.
-        accelerator: the setting: auto, cpu or gpu.
+        run: the setting, like `ckpt` and `accelerator`.
+        ckpt: best, last, or a file of the run directory.
+        accelerator: auto, cpu or gpu.
         problems: message about another setting, and whether the problem exists.
 
     Returns:

@@ -40,20 +40,15 @@ class RunRecord:
     Attributes:
         run: path relative to the directory that was searched.
         run_dir: absolute path of the run directory.
-        status: the status in the summary (running, finished, failed, stopped), "died" for a run that was killed without
-            writing its status, or "unreadable".
+        status: running, finished, failed or stopped as in the summary, "died" for a run that was killed, "unreadable".
         reason: why it failed or stopped, or what cannot be read.
-        config_error: why `settings` is empty, if its file is missing or damaged.
+        config_error: why `settings` is empty.
         started: start of the run in UTC, ISO 8601.
         settings: flat settings, named as on the command line.
         val_acc: best validation accuracy in [0, 1], so far if the run is not finished.
-        test_acc: test accuracy of the best checkpoint, in [0, 1].
-        test_low: lower end of its 95 % interval.
-        test_high: upper end of its 95 % interval.
+        test_acc: test accuracy of the best checkpoint, in [0, 1]; `test_low` to `test_high` is its 95 % interval.
         metrics: the other metrics of validation in the best epoch and of the test, by their logged names: `val/f1`.
-        num_test_images: number of tested images, which determines the interval.
         best_epoch: epoch of the best checkpoint, counted from 1.
-        epochs: number of completed epochs.
         seconds: duration from the last start to the end.
         images_per_s: training images per second, over all devices.
         data_wait_share: share of the training time spent waiting for data, in [0, 1].
