@@ -60,12 +60,7 @@ class Comparison:
 
 
 def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
-    """Read two runs and compare their predictions for the same images with a paired test.
-
-    Args:
-        a: the first run directory; differences are b minus a.
-        b: the second run directory.
-        split: the evaluations to compare, `eval/<split>` of both.
+    """Read two run directories and compare their `eval/<split>` with a paired test on the same images.
 
     Raises:
         DataError: if they were evaluated on different images, with the names of some, or if settings cannot be read.

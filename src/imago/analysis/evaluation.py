@@ -58,11 +58,7 @@ def eval_command(run: Path | str, split: str = "test") -> str:
 
 
 def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
-    """Read `eval/<split>` of a run.
-
-    Args:
-        run: run directory that `eval.py` has evaluated.
-        split: name of the directory in `RUN/eval`, e.g. "test".
+    """Read `eval/<split>` of a run directory.
 
     Raises:
         DataError: if it is missing (with the command that creates it) or damaged.
@@ -106,13 +102,7 @@ def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:
 
 
 def load_image(evaluation: Evaluation, index: int, saved: Mapping[int, np.ndarray]) -> tuple[np.ndarray | None, str]:
-    """Return the pixels of an image, uint8 (H, W, 3), and ""; or None and the reason.
-
-    Args:
-        evaluation: from `load_evaluation`.
-        index: index of the image in `evaluation`, in 0 .. N - 1.
-        saved: from `saved_images`: the pixels of images that are not files.
-    """
+    """Return the pixels of an image, uint8 (H, W, 3), and ""; or None and the reason. `saved`: see `saved_images`."""
     if index in saved:
         return saved[index], ""
     try:

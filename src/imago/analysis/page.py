@@ -48,9 +48,7 @@ def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
 def main_results(record: RunRecord, evaluation: Evaluation | None = None) -> list[tuple[str, str, str]]:
     """Return name, value and note of the main results of a run; losses only if there is no accuracy.
 
-    Args:
-        record: the run.
-        evaluation: has the intervals of further metrics, which are shown where it measured the same value as the run.
+    `evaluation` has the intervals of further metrics, which are shown where it measured the same value as the run.
     """
     interval, tta = range_text(record.test_low, record.test_high), final_test_tta(record)
     epoch = f"epoch {record.best_epoch}" if record.best_epoch else ""

@@ -25,12 +25,7 @@ _PHASE_TITLES = {"train": "training", "data_wait": "waiting for data", "val": "v
 
 
 def write_run_page(run: Path, split: str, file: Path) -> list[str]:
-    """Write the content of a run directory as one HTML file.
-
-    Args:
-        run: the run directory; parts whose files are missing are not in the page.
-        split: the evaluation to show, `eval/<split>` of the run.
-        file: the page; its directory is created if necessary.
+    """Write the content of a run directory, with its evaluation `eval/<split>`, as one HTML file.
 
     Returns:
         One line for each part that is missing in the page, with the reason.

@@ -140,7 +140,7 @@ def _row_cells(row: dict[str, Any], metrics: list[str]) -> dict[str, str]:
 
 
 def _mean_text(text: Callable[[float | None], str], mean: float | None, std: float | None) -> str:
-    return text(mean) if std is None else f"{text(mean).removesuffix(' %')} ± {text(std)}"
+    return text(mean) if std is None else f"{text(mean).removesuffix(' %')} ± {text(round(std, 4))}"
 
 
 def _settings_texts(runs: DataFrame) -> list[str]:

@@ -147,11 +147,7 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
 
 
 def check_compatible(file: Path, task: "LightningModule") -> None:
-    """Check that a run can resume from a checkpoint, before Lightning loads it.
-
-    Args:
-        file: `last.ckpt` of the run.
-        task: built from the current settings and data; gets the weights of the checkpoint.
+    """Check that a run can resume from `last.ckpt`, before Lightning loads it; `task` gets its weights.
 
     Raises:
         DataError: if it is damaged, or has another network or other classes.

@@ -64,11 +64,7 @@ def write_predictions(
 
 
 def table_lines(predictions: Sequence[Prediction]) -> Iterator[str]:
-    """Yield a heading and one line per image: its name, the predicted class, and the next classes.
-
-    Args:
-        predictions: at least one.
-    """
+    """Yield a heading and one line per image, at least one: its name, the predicted class, and the next classes."""
     shown = predictions[:_MAX_LISTED]
     images = [_shorten(printable(prediction.image)) for prediction in shown]
     names = [printable(prediction.predicted or _BELOW_THRESHOLD) for prediction in shown]

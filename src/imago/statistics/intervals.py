@@ -89,7 +89,7 @@ def ece_interval(
         probability: probability of the predicted class, (N,), N at least 1.
         is_correct: whether the predicted class is the true one, bool (N,).
         seed: of the random draws; the same seed gives the same interval.
-        num_draws: samples of the bootstrap; `NUM_DRAWS` says how precise they are.
+        num_draws: samples of the bootstrap.
 
     Source: our own, from the triangle inequality; compared with simulations in the tests.
     """
