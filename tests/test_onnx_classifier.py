@@ -119,7 +119,7 @@ def refusal(path: Path) -> str:
     ("content", "reason"),
     [
         (None, "cannot be read: No such file or directory; export one with python src/export.py run=RUN"),
-        (b"", "has no graph (0 bytes)"),
+        (b"", "is truncated or not an ONNX file (0 bytes)"),
         (b"not an onnx file at all, but some text\n" * 9, "is truncated or not an ONNX file"),
         (b"PK\x03\x04" + bytes(200), "not an ONNX file"),
     ],

@@ -104,12 +104,10 @@ def _read_metadata(content: bytes, path: Path) -> dict[str, str]:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
-    except DecodeError as error:
-        raise DataError(
-            f"{path} is truncated or not an ONNX file ({len(content):,} bytes); {_HOW_TO_EXPORT}."
-        ) from error
+    except DecodeError:
+        model.Clear()
     if not model.graph.node:
-        raise DataError(f"{path} is not an ONNX file: it has no graph ({len(content):,} bytes); {_HOW_TO_EXPORT}.")
+        raise DataError(f"{path} is truncated or not an ONNX file ({len(content):,} bytes); {_HOW_TO_EXPORT}.")
     for tensor in _tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             location = next((item.value for item in tensor.external_data if item.key == "location"), "?")

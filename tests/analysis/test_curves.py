@@ -87,7 +87,7 @@ def test_an_effect_shows_each_run_with_its_interval_and_the_mean_of_each_value(t
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.01", "0.1"]
     points = sorted(dots(figure))
     assert [y for _, y in points] == pytest.approx([0.52, 0.53, 0.50, 0.51])
-    assert len({x for x, _ in points}) == 4  # next to each other
+    assert [x for x, _ in points] == [0, 0, 1, 1]
     assert np.array(diamonds(figure)) == pytest.approx(np.array([[0, 0.525], [1, 0.505]]))
     low, high = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
     assert high - low == pytest.approx(0.05)
@@ -115,9 +115,12 @@ def test_only_numbers_are_joined_by_a_line_and_a_missing_value_is_null(values, t
     assert {line.get_linestyle() for line in figure.axes[0].lines if line.get_marker() == "D"} == {style}
 
 
-def test_of_many_values_some_are_named_and_single_runs_have_no_mean(tmp_path: Path):
+def test_many_values_are_named_without_overlap_and_single_runs_have_no_mean(tmp_path: Path):
     figure = plot_effect(make_runs(tmp_path, [{"optimizer.lr": 10.0**-n} for n in range(12)]))
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == [f"{10.0**n:g}" for n in range(-11, 1, 2)]
+    labels = figure.axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == [f"{10.0**n:g}" for n in range(-11, 1)]
+    figure.draw_without_rendering()
+    assert {label.get_rotation() for label in labels} == {45}
     assert (len(dots(figure)), len(diamonds(figure))) == (12, 0)
 
 

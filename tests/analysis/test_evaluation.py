@@ -56,7 +56,6 @@ def test_images_that_are_not_files_come_from_mistakes_npz(tmp_path: Path):
     "arrays",
     [
         {"rows": [0]},
-        {"rows": [0], "images": np.zeros((1, 4, 4, 3))},
         {"rows": [0, 1], "images": np.zeros((1, 4, 4, 3), np.uint8)},
     ],
 )

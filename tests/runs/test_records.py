@@ -12,7 +12,7 @@ from run_folders import make_run
 
 from imago.errors import DataError
 from imago.paths import PROJECT_ROOT
-from imago.runs.records import read_logged, read_record, read_records, read_settings
+from imago.runs.records import read_logged, read_record, read_records, read_settings, summary_metrics
 
 
 def test_runs_are_found_at_any_depth_and_a_link_is_no_second_run(tmp_path: Path):
@@ -123,3 +123,13 @@ def test_tables_and_pages_do_not_load_torch_or_plotting():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT / "src", capture_output=True, text=True)
     assert done.stdout == "set()\nset()\n", done.stderr
+
+
+def test_metrics_have_their_logged_names_and_only_finite_numbers_count():
+    val = {"acc": 0.5, "f1": 0.25, "monitor": "val/f1", "interval_95": [0.1, 0.9], "num_images": 10}
+    test = {"loss": 1, "auroc": math.nan, "f1": None, "huge": 10**400, "ok": True, "num_left_out": 0, "tta": "flip"}
+    assert summary_metrics({"val": val, "test": test}) == {"val/acc": 0.5, "val/f1": 0.25, "test/loss": 1}
+
+
+def test_a_run_without_validation_or_test_has_none():
+    assert summary_metrics({"val": None}) == {}

@@ -5,24 +5,27 @@ import math
 import numpy as np
 import pytest
 
-from imago.statistics.paired import bootstrap_difference, compare_paired, mcnemar_exact
+from imago.statistics.paired import PairedComparison, compare_paired
 
 
-@pytest.mark.parametrize(("num_only_a", "num_only_b"), [(0, 0), (0, 1), (3, 3), (1, 9), (79, 31), (500, 620)])
+def compared(num_only_a: int, num_only_b: int, num_both: int = 0, seed: int = 0) -> PairedComparison:
+    """Compare two classifiers by the numbers of images that only one, or both, classify correctly."""
+    counts = [num_only_a, num_only_b, num_both]
+    return compare_paired(np.repeat([True, False, True], counts), np.repeat([False, True, True], counts), seed)
+
+
+@pytest.mark.parametrize(("num_only_a", "num_only_b"), [(0, 1), (3, 3), (1, 9), (79, 31), (500, 620)])
 def test_mcnemar_is_twice_the_tail_of_a_fair_coin(num_only_a: int, num_only_b: int):
     tosses = num_only_a + num_only_b
     tail = sum(math.comb(tosses, heads) for heads in range(min(num_only_a, num_only_b) + 1))
-    assert (
-        mcnemar_exact(num_only_a, num_only_b)
-        == mcnemar_exact(num_only_b, num_only_a)
-        == pytest.approx(min(1, 2 * tail / 2**tosses))
-    )
+    expected = pytest.approx(min(1, 2 * tail / 2**tosses))
+    assert compared(num_only_a, num_only_b).p_value == compared(num_only_b, num_only_a).p_value == expected
 
 
 def test_mcnemar_of_large_counts_is_a_number():
-    assert mcnemar_exact(30_000, 30_000) == 1.0
-    assert mcnemar_exact(0, 5000) == 0.0  # smaller than the smallest float
-    assert 0 < mcnemar_exact(9_800, 10_200) < 0.01
+    assert compared(30_000, 30_000).p_value == 1.0
+    assert compared(0, 5000).p_value == 0.0  # smaller than the smallest float
+    assert 0 < compared(9_800, 10_200).p_value < 0.01
 
 
 def test_only_images_that_exactly_one_got_right_count():
@@ -57,6 +60,6 @@ def test_the_interval_is_that_of_drawing_images_with_replacement():
 def test_95_of_100_intervals_contain_the_true_difference():
     draws = np.random.default_rng(0)
     counts = draws.multinomial(500, [0.06, 0.10, 0.84], 1000)
-    intervals = [bootstrap_difference(a, b, 500, seed) for seed, (a, b, _) in enumerate(counts.tolist())]
+    intervals = [compared(*row, seed).interval_95 for seed, row in enumerate(counts.tolist())]
     hits = [low <= 0.04 <= high for low, high in intervals]
     assert 0.93 < np.mean(hits) < 0.97

@@ -10,7 +10,7 @@ import numpy as np
 
 from imago.analysis.charts import Chart, Line, curve_groups, line_charts
 from imago.analysis.evaluation import Evaluation, load_evaluation
-from imago.analysis.page import final_test_tta, main_results, read_or_none, write_page
+from imago.analysis.page import main_results, read_or_none, write_page
 from imago.errors import DataError
 from imago.runs.records import RunRecord, differing_settings, read_logged, read_record
 from imago.settings import typed_value
@@ -30,7 +30,6 @@ class Comparison:
         names: the last two parts of the paths of the run directories, e.g. "train/first".
         records: status, results and settings of both.
         settings: name and both values of each setting that differs, as on the command line; "" if it is missing.
-        config_errors: reasons why settings cannot be compared: the config of a run is missing or damaged.
         evaluations: the evaluations of both runs, on the same images; empty if one cannot be read.
         paired: the paired test on the two evaluations; None without them.
         notes: reasons why there is no paired test; empty if there is one.
@@ -39,7 +38,6 @@ class Comparison:
     names: tuple[str, str]
     records: tuple[RunRecord, RunRecord]
     settings: Sequence[tuple[str, str, str]]
-    config_errors: Sequence[str]
     evaluations: Sequence[Evaluation]
     paired: PairedComparison | None
     notes: Sequence[str]
@@ -50,10 +48,7 @@ class Comparison:
         if self.paired is None:
             return []
         acc_a, acc_b = (percent_text(evaluation.is_correct.mean()) for evaluation in self.evaluations)
-        is_without_tta = all(evaluation.metadata.get("tta", "none") == "none" for evaluation in self.evaluations)
-        final_test_used_tta = any(final_test_tta(record) != "none" for record in self.records)
-        views = ", without test-time augmentation" if is_without_tta and final_test_used_tta else ""
-        images = f"on the same {self.paired.num_images:,} images{views}"
+        images = f"on the same {self.paired.num_images:,} images"
         low, high = (f"{100 * end:+.2f}" for end in self.paired.interval_95)
         counts = f"only a correct: {self.paired.num_only_a:,}, only b correct: {self.paired.num_only_b:,}"
         return [
@@ -65,36 +60,31 @@ class Comparison:
 
 
 def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
-    """Read two runs and compare their predictions for the same images with a paired test.
-
-    Args:
-        a: the first run directory; differences are b minus a.
-        b: the second run directory.
-        split: the evaluations to compare, `eval/<split>` of both.
+    """Read two run directories and compare their `eval/<split>` with a paired test on the same images.
 
     Raises:
-        DataError: if they were evaluated on different images; the message names some of them.
+        DataError: if they were evaluated on different images, with the names of some, or if settings cannot be read.
     """
     records = read_record(a), read_record(b)
-    settings_a, settings_b = (record.settings for record in records)
-    different = differing_settings([settings_a, settings_b]) if settings_a and settings_b else ()
-    settings = [(name, _setting_text(settings_a, name), _setting_text(settings_b, name)) for name in different]
-    config_errors = [record.config_error for record in records if record.config_error]
+    for record in records:
+        if record.config_error:
+            raise DataError(f"{' '.join(record.config_error.split())}; without its settings a run cannot be compared")
+    both = [record.settings for record in records]
+    settings = [(name, _setting_text(both[0], name), _setting_text(both[1], name)) for name in differing_settings(both)]
     names = f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}"
     notes: list[str] = []
     first, second = (read_or_none(notes, load_evaluation, run, split) for run in (a, b))
     if notes:
-        return Comparison(names, records, settings, config_errors, (), None, list(dict.fromkeys(notes)))
+        return Comparison(names, records, settings, (), None, list(dict.fromkeys(notes)))
     paired = compare_paired(first.is_correct, second.is_correct[_matching_indices(first, second)])
-    return Comparison(names, records, settings, config_errors, (first, second), paired, [])
+    return Comparison(names, records, settings, (first, second), paired, [])
 
 
 def comparison_text(comparison: Comparison) -> str:
     """Format the comparison for the terminal."""
     settings = [printable(f"   {name}: {value_a} -> {value_b}") for name, value_a, value_b in comparison.settings]
-    config_errors = [f"   settings not compared: {printable(error)}" for error in comparison.config_errors]
     lines = [f"{label}  {name}" for label, name in zip("ab", comparison.names, strict=True)]
-    lines += settings or config_errors or ["   no setting differs"]
+    lines += settings or ["   no setting differs"]
     if comparison.paired is None:
         return "\n".join([*lines, *(f"no paired test: {reason}" for reason in comparison.notes)])
     lines += [f"{name}: {value} ({note})" for name, value, note in comparison.scores]
@@ -125,11 +115,9 @@ def _matching_indices(a: Evaluation, b: Evaluation) -> np.ndarray:
         DataError: if the two do not have the same images with the same classes.
     """
     names_a, names_b = a.relative_names(), b.relative_names()
-    names_only_in = {a.directory: set(names_a) - set(names_b), b.directory: set(names_b) - set(names_a)}
-    if any(names_only_in.values()):
-        found = [(directory, sorted(names)) for directory, names in names_only_in.items() if names]
-        texts = (f"only {directory} has {join_names(names, _MAX_NAMES)}" for directory, names in found)
-        raise _different_images("; ".join(texts))
+    for directory, names in ((a.directory, {*names_a} - {*names_b}), (b.directory, {*names_b} - {*names_a})):
+        if names:
+            raise _different_images(f"only {directory} has {join_names(sorted(names), _MAX_NAMES)}")
     index_of = {name: index for index, name in enumerate(names_b)}
     indices = np.array([index_of[name] for name in names_a], np.int64)
     classes_a, classes_b = np.array(a.class_names)[a.labels], np.array(b.class_names)[b.labels[indices]]

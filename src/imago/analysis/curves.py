@@ -19,7 +19,6 @@ from imago.runs.records import read_logged
 
 _COLORS = [f"C{number}" for number in range(10)]  # matplotlib's cycle
 _MAX_MARKED = 30  # points of a curve with markers: on more, they would hide the line; our own choice
-_MAX_TICKS = 10  # values with a label: more would overlap; our own choice
 
 
 def plot_curves(runs: DataFrame, metric: str = "val/acc") -> Figure:
@@ -72,11 +71,9 @@ def plot_effect(runs: DataFrame, setting: str = "optimizer.lr", metric: str = "t
         axes.errorbar(x[group.index], group[metric], yerr=interval, fmt="o", color=color, alpha=0.6, markersize=4)
         axes.plot([], [], "o", color=color, label=label)
         if group[setting].duplicated().any():  # the mean of a single run is the run
-            points = (
-                DataFrame({"x": x, "y": group[metric]}).groupby(group[setting].map(_value_text)).mean().sort_values("x")
-            )
+            means = group.groupby(x)[metric].mean()
             style = "-" if is_numeric_dtype(group[setting]) else "none"
-            axes.plot(points["x"], points["y"], linestyle=style, color=color, marker="D")
+            axes.plot(means.index, means, linestyle=style, color=color, marker="D")
     axes.set_title(f"dot: one run{' with its 95 % interval' if has_interval else ''}; diamond: mean of several")
     _add_legend(figure, axes)
     return figure
@@ -110,17 +107,11 @@ def _color_groups(runs: DataFrame, names: Sequence[str]) -> Iterator[tuple[str |
 
 
 def _positions(values: Series, axes: Axes) -> Series:
-    """Return the x coordinate of each run and set the ticks; runs with the same value are next to each other."""
-    is_numeric = is_numeric_dtype(values)
-    distinct = sorted(values.unique(), key=lambda value: (pd.isna(value), value if is_numeric else str(value)))
-    texts = [_value_text(value) for value in distinct]
-    ticks = range(0, len(texts), -(-len(texts) // _MAX_TICKS))
-    axes.set_xticks(ticks, [texts[tick] for tick in ticks])
-    axes.set_xlim(-0.5, len(texts) - 0.5)
-    same_value = values.groupby(values.map(_value_text))
-    num_same, number = same_value.transform("size"), same_value.cumcount()
-    # At most 0.08 between neighbors, and 0.4 of the distance between two values in all.
-    return values.map(_value_text).map(texts.index) + (number - (num_same - 1) / 2) * (0.4 / num_same).clip(upper=0.08)
+    """Return the x coordinate of each run, the number of its value in ascending order, and set the ticks."""
+    column = values if is_numeric_dtype(values) else values.map(_value_text)
+    numbers, distinct = pd.factorize(column, sort=True, use_na_sentinel=False)
+    axes.set_xticks(range(len(distinct)), map(_value_text, distinct), rotation=45 if len(distinct) > 10 else 0)
+    return Series(numbers, values.index)
 
 
 def _value_text(value: Any) -> str:

@@ -13,7 +13,6 @@ import numpy as np
 from imago.errors import DataError
 from imago.files import open_text, read_json
 from imago.images import read_image
-from imago.runs.summary import is_finite
 from imago.statistics.metrics import Predictions
 from imago.text import metric_text
 
@@ -39,20 +38,18 @@ class Evaluation(Predictions):
 
     @property
     def metrics(self) -> list[tuple[str, float, str]]:
-        """Name, value and 95 % interval of each metric besides the accuracy; damaged ones are left out."""
-        rows = []
-        for key, interval in self.metadata.items():
-            name = key.removesuffix("_interval_95")
-            numbers = (self.metadata.get(name), *(interval if isinstance(interval, list) else ()))
-            if name != key and len(numbers) == 3 and all(map(is_finite, numbers)):
-                rows.append((name, float(numbers[0]), f"{metric_text(numbers[1])} to {metric_text(numbers[2])}"))
-        return rows
+        """Name, value and 95 % interval of each metric besides the accuracy."""
+        intervals = {key.removesuffix("_interval_95"): value for key, value in self.metadata.items()}
+        return [
+            (name, self.metadata[name], " to ".join(map(metric_text, interval)))
+            for name, interval in intervals.items()
+            if f"{name}_interval_95" in self.metadata
+        ]
 
     def relative_names(self) -> tuple[str, ...]:
         """Return the image names relative to the root of the dataset, so that they stay the same when it is moved."""
-        root = str(self.metadata.get("data_root") or "").rstrip("/\\")
-        prefixes = (f"{root}/", f"{root}\\")
-        return tuple(name[len(root) + 1 :] if root and name.startswith(prefixes) else name for name in self.image_names)
+        root = str(self.metadata.get("data_root") or "").rstrip("/")
+        return tuple(name.removeprefix(f"{root}/") if root else name for name in self.image_names)
 
 
 def eval_command(run: Path | str, split: str = "test") -> str:
@@ -61,11 +58,7 @@ def eval_command(run: Path | str, split: str = "test") -> str:
 
 
 def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
-    """Read `eval/<split>` of a run.
-
-    Args:
-        run: run directory that `eval.py` has evaluated.
-        split: name of the directory in `RUN/eval`, e.g. "test".
+    """Read `eval/<split>` of a run directory.
 
     Raises:
         DataError: if it is missing (with the command that creates it) or damaged.
@@ -103,28 +96,17 @@ def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             indices, images = arrays["rows"], arrays["images"]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(indices) != len(images):
-            raise ValueError("it contains no uint8 images (N, H, W, 3)")
+        return dict(zip(indices.tolist(), images, strict=True))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{file} is damaged: {error}; delete it and evaluate again.") from None
-    return dict(zip(indices.tolist(), images, strict=True))
 
 
 def load_image(evaluation: Evaluation, index: int, saved: Mapping[int, np.ndarray]) -> tuple[np.ndarray | None, str]:
-    """Return the pixels of an image, uint8 (H, W, 3), and ""; or None and the reason.
-
-    Args:
-        evaluation: from `load_evaluation`.
-        index: index of the image in `evaluation`, in 0 .. N - 1.
-        saved: from `saved_images`: the pixels of images that are not files.
-    """
-    name = evaluation.image_names[index]
+    """Return the pixels of an image, uint8 (H, W, 3), and ""; or None and the reason. `saved`: see `saved_images`."""
     if index in saved:
         return saved[index], ""
-    if name.isdecimal():  # an index in the split
-        return None, "the image is not a file; run eval.py again to save the misclassified images"
     try:
-        return read_image(Path(name)), ""
+        return read_image(Path(evaluation.image_names[index])), ""
     except DataError as error:
         return None, str(error)
 

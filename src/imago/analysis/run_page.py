@@ -9,7 +9,7 @@ import numpy as np
 
 from imago.analysis.charts import Chart, Line, curve_groups, line_charts
 from imago.analysis.evaluation import Evaluation, eval_command, load_evaluation, load_image, saved_images
-from imago.analysis.page import figure_uri, final_test_tta, main_results, read_or_none, thumbnail_uri, write_page
+from imago.analysis.page import data_uri, final_test_tta, main_results, read_or_none, thumbnail_uri, write_page
 from imago.files import read_json
 from imago.runs.records import RunRecord, read_logged, read_record
 from imago.statistics.calibration import Reliability, reliability
@@ -19,18 +19,13 @@ from imago.text import count_text, duration_text, metric_text, percent_text, ran
 _MAX_MISTAKES = 25  # images, about 200 kB; our own choice
 _MAX_CLASSES = 30  # with more, the matrix is wider than a screen and only the classes with the lowest F1 are listed
 _MAX_CONFUSED = 20  # rows, about a screen; our own choice
-_MAX_FIGURES = 12  # each at most 1.5 MB, see `figure_uri`: 24 MB in all as base64; our own choice
+_MAX_FIGURES, _MAX_FIGURE_BYTES = 12, 1_500_000  # 24 MB in all as base64; our own choice
 _MAX_DIFF_CHARS = 20_000  # about ten screens; our own choice
 _PHASE_TITLES = {"train": "training", "data_wait": "waiting for data", "val": "validation", "test": "final test"}
 
 
 def write_run_page(run: Path, split: str, file: Path) -> list[str]:
-    """Write the content of a run directory as one HTML file.
-
-    Args:
-        run: the run directory; parts whose files are missing are not in the page.
-        split: the evaluation to show, `eval/<split>` of the run.
-        file: the page; its directory is created if necessary.
+    """Write the content of a run directory, with its evaluation `eval/<split>`, as one HTML file.
 
     Returns:
         One line for each part that is missing in the page, with the reason.
@@ -38,8 +33,8 @@ def write_run_page(run: Path, split: str, file: Path) -> list[str]:
     Raises:
         DataError: if the page cannot be written.
     """
-    notes: list[str] = []
     record = read_record(run)
+    notes = [record.config_error] if record.config_error else []
     evaluation: Evaluation | None = read_or_none(notes, load_evaluation, run, split)
     context = {
         "title": f"{run.parent.name}/{run.name}",
@@ -51,15 +46,12 @@ def write_run_page(run: Path, split: str, file: Path) -> list[str]:
         "eval_command": eval_command(run, split),
         "evaluation": evaluation,
         "figures": _figure_uris(run / "figures", notes),
-        "config": _read_text(run / "config.yaml", notes),
-        **(
-            _evaluation_context(evaluation, notes)
-            | {"notes_on_accuracy": _accuracy_notes(run, split, record, evaluation)}
-            if evaluation
-            else {}
-        ),
+        "config": "" if record.config_error else (run / "config.yaml").read_text(encoding="utf-8"),
         **_provenance_context(run),
     }
+    if evaluation:
+        context |= _evaluation_context(evaluation, notes)
+        context["notes_on_accuracy"] = _accuracy_notes(run, split, record, evaluation)
     write_page("run.html.j2", context | {"notes": notes}, file)
     return notes
 
@@ -119,12 +111,11 @@ def _accuracy_notes(run: Path, split: str, record: RunRecord, evaluation: Evalua
     metadata = evaluation.metadata
     temperature = metadata.get("calibration_temperature")
     notes = [f"calibrated with temperature {temperature:.3f}, fitted on val"] if temperature is not None else []
-    if split != "test" or record.test_acc is None or abs(evaluation.is_correct.mean() - record.test_acc) <= 1e-9:
-        return notes
-    reason = f"this evaluation used other images or another checkpoint; to repeat it: {eval_command(run, split)}"
-    if (tta := final_test_tta(record)) != metadata.get("tta", "none"):
-        reason = f"it took the mean over several views of each image (tta={tta}), this evaluation did not"
-    return [*notes, f"the run's final test gave {percent_text(record.test_acc)}: {reason}"]
+    if split == "test" and record.test_acc is not None and abs(evaluation.is_correct.mean() - record.test_acc) > 1e-9:
+        views = f"with tta={final_test_tta(record)}, and this evaluation had tta={metadata.get('tta', 'none')}"
+        reason = f"with equal tta, images or checkpoint differ, and {eval_command(run, split)} repeats the test"
+        notes.append(f"the run's final test gave {percent_text(record.test_acc)} {views}; {reason}")
+    return notes
 
 
 def _class_rows(evaluation: Evaluation) -> list[tuple[str, str, float, str, str, str]]:
@@ -161,19 +152,9 @@ def _figure_uris(directory: Path, notes: list[str]) -> list[tuple[str, str]]:
     files = sorted(directory.glob("*.png"))
     if not files:
         notes.append("the run has no figures/*.png: the images seen in training are in TensorBoard only")
-    uris = {file: figure_uri(file) for file in files[:_MAX_FIGURES]}
-    notes += [f"{file}: too large for the page, or not PNG" for file, uri in uris.items() if uri is None]
-    if len(files) > _MAX_FIGURES:
-        notes.append(f"{directory} has {len(files) - _MAX_FIGURES} more figures, which are left out")
-    return [(file.stem.replace("_", " "), uri) for file, uri in uris.items() if uri is not None]
-
-
-def _read_text(file: Path, notes: list[str]) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        notes.append(f"{file} cannot be read: {error}")
-        return ""
+    shown = [file for file in files if file.stat().st_size <= _MAX_FIGURE_BYTES][:_MAX_FIGURES]
+    notes += [f"{file} is not in the page, which would be too large" for file in files if file not in shown]
+    return [(file.stem.replace("_", " "), data_uri("image/png", file.read_bytes())) for file in shown]
 
 
 def _provenance_context(run: Path) -> dict[str, Any]:

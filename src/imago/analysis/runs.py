@@ -35,9 +35,7 @@ def load_runs(log_dir: Path | str) -> DataFrame:
         One row for each run. `run` is its path below `log_dir`, `run_dir` the full path; accuracies are in [0, 1], and
         `test_low`, `test_high` are the ends of the 95 % interval. Between `seed` and `val_acc` are the settings that
         differ between these runs, named as on the command line; a metric that only some runs compute is none of them.
-        Further metrics are named as they are logged: `val/f1`. `status` is running, finished, failed or stopped as in
-        the summary, "died" for a run that was killed, or "unreadable". `reason` says why a run ended early, and
-        `config_error` why its settings are missing.
+        Further metrics are named as they are logged: `val/f1`. For the other columns see `RunRecord`.
 
     Raises:
         DataError: if `log_dir` is not a directory.

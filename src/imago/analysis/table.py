@@ -1,5 +1,6 @@
 """Sort tables of runs, and format them for the terminal and as CSV."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from pandas import DataFrame
 
 from imago.analysis.runs import metric_names, setting_names
 from imago.errors import ConfigError, DataError
-from imago.files import write_text
+from imago.files import report_unwritable, write_text
 from imago.settings import typed_value
 from imago.text import (
     count_text,
@@ -29,9 +30,7 @@ _LEFT_OUT_FIRST, _LEFT_OUT_LAST = ("images/s", "n", "time"), ("data", "model", "
 
 
 def sort_runs(runs: DataFrame, column: str) -> DataFrame:
-    """Sort accuracies, speeds and further metrics best first, everything else in ascending order.
-
-    Of a further metric higher values are better, unless its name contains a word of `_LOWER_IS_BETTER`.
+    """Sort accuracies, speeds and further metrics best first, losses, errors and everything else in ascending order.
 
     Args:
         runs: a table of `imago.analysis.runs`.
@@ -46,8 +45,8 @@ def sort_runs(runs: DataFrame, column: str) -> DataFrame:
         raise ConfigError(f"sort={column} is not a column; sort by one of {', '.join(runs.columns)}.")
     is_text = runs[name].dtype == object
     key = (lambda values: values.map(str, na_action="ignore")) if is_text else None
-    best_first = [name for name in metric_names(runs) if not any(word in name for word in _LOWER_IS_BETTER)]
-    is_ascending = name not in (*_BEST_FIRST, *best_first)
+    has_best_first = name in (*_BEST_FIRST, *metric_names(runs))
+    is_ascending = not has_best_first or any(word in name for word in _LOWER_IS_BETTER)
     return runs.sort_values(name, ascending=is_ascending, key=key, kind="stable", ignore_index=True)
 
 
@@ -60,11 +59,9 @@ def write_runs_csv(runs: DataFrame, path: Path) -> None:
     target = path.resolve()
     if target.exists() and not target.is_file():
         raise DataError(f"csv={path} cannot be written: it is not a regular file; name a file, e.g. csv=runs.csv.")
-    try:
+    with report_unwritable(path, "; choose another file with csv=FILE.csv"):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, runs.to_csv(index=False, lineterminator="\n"))
-    except OSError as error:
-        raise DataError(f"csv={path} cannot be written: {error.strerror}; name another file, csv=FILE.csv.") from error
 
 
 def table_text(runs: DataFrame, width: int | None) -> str:
@@ -129,28 +126,21 @@ def _row_cells(row: dict[str, Any], metrics: list[str]) -> dict[str, str]:
         spread = f" [{range_text(row['test_lowest'], row['test_highest'], '..')}]"
     else:
         spread = f" ({range_text(row['test_low'], row['test_high'], '..')})"
-    test = _accuracy_text(row["test_acc"], row.get("test_std"))
+    test = _mean_text(percent_text, row["test_acc"], row.get("test_std"))
     names = {name: row[name] for name in ("run", "status", "data", "model", "seed")}
     return {
         **{name: "" if value is None else printable(str(value)) for name, value in names.items()},
-        "val": _accuracy_text(row["val_acc"], row.get("val_std")),
+        "val": _mean_text(percent_text, row["val_acc"], row.get("val_std")),
         "test": test + spread if ".." in spread else test,
-        **{printable(name): _metric_text(row, name) for name in metrics},
+        **{printable(name): _mean_text(metric_text, row[name], row.get(f"std/{name}")) for name in metrics},
         "n": count_text(row["num_test_images"]),
         "time": duration_text(row["seconds"]),
         "images/s": count_text(row["images_per_s"]),
     }
 
 
-def _accuracy_text(acc: float | None, std: float | None) -> str:
-    return percent_text(acc) if acc is None or std is None else f"{100 * acc:.2f} ± {percent_text(std)}"
-
-
-def _metric_text(row: dict[str, Any], name: str) -> str:
-    value, std = row[name], row.get(f"std/{name}")
-    if value is None or row.get("num_seeds", 1) == 1:
-        return metric_text(value)
-    return f"{metric_text(value)} (1 seed)" if std is None else f"{metric_text(value)} ± {std:.2g}"
+def _mean_text(text: Callable[[float | None], str], mean: float | None, std: float | None) -> str:
+    return text(mean) if std is None else f"{text(mean).removesuffix(' %')} ± {text(round(std, 4))}"
 
 
 def _settings_texts(runs: DataFrame) -> list[str]:

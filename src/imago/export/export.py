@@ -41,12 +41,7 @@ log = logging.getLogger(__name__)
 
 _EXPORT_DIRECTORY, _ONNX_FILE, _REPORT_FILE, _LOG_FILE = "export", "model.onnx", "export_report.json", "export.log"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_REPORTED_KEYS = (
-    onnx_classifier.TEMPERATURE_KEY,
-    onnx_classifier.RUN_ID_KEY,
-    onnx_classifier.METRICS_KEY,
-    onnx_classifier.VERSIONS_KEY,
-)
+_NOT_REPORTED_KEYS = (onnx_classifier.CLASS_NAMES_KEY, onnx_classifier.PREPROCESS_KEY, onnx_classifier.SCHEMA_KEY)
 
 
 def export(cfg: DictConfig) -> None:
@@ -102,10 +97,8 @@ def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping
     log.info("data        %s validation images, %d px", f"{len(data.splits.val):,}", data.preprocess.size)
     if read_json(run / "provenance.json").get("data") not in (None, data.fingerprint()):
         log.warning("data        has changed since the run was trained; the comparison uses it as it is now")
-    metadata = {
-        onnx_classifier.RUN_ID_KEY: printable(run.name),
-        onnx_classifier.METRICS_KEY: _metrics_of(run, checkpoint),
-    }
+    metrics = _metrics_of(run, checkpoint)
+    metadata = {onnx_classifier.RUN_ID_KEY: printable(run.name), onnx_classifier.METRICS_KEY: metrics}
     with report_unwritable(file.parent):
         report = _write_verified(classifier, file, metadata, cfg.opset, _validation_images(data, cfg.limit))
         write_json(file.with_name(_REPORT_FILE), report | {"checkpoint": os.path.relpath(checkpoint, run)})
@@ -145,10 +138,8 @@ def _write_verified(
             raise DataError(f"{str(error).replace(str(temporary), str(file))} It was not kept.") from error
         differences = compare_outputs(classifier, exported, images)
     log.info(
-        "compared    %s validation images: every label agrees, %d ties; differences up to %.1e in logits, %.1e in "
-        "probabilities",
-        *(f"{differences['num_images']:,}", differences["num_ties"]),
-        *(differences["max_abs_diff_logits"], differences["max_abs_diff_probabilities"]),
+        "compared    {num_images:,} validation images: every label agrees, {num_ties} ties; differences up to "
+        "{max_abs_diff_logits:.1e} in logits, {max_abs_diff_probabilities:.1e} in probabilities".format(**differences)
     )
     return {
         "file": file.name,
@@ -156,7 +147,7 @@ def _write_verified(
         "num_bytes": file.stat().st_size,
         "opset": opset,
         **differences,
-        **{key: exported.metadata[key] for key in _REPORTED_KEYS},
+        **{key: value for key, value in exported.metadata.items() if key not in _NOT_REPORTED_KEYS},
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

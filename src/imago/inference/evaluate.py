@@ -149,10 +149,7 @@ def _image_source(settings: Mapping[str, Any]) -> list[str]:
 def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Path | None) -> str:
     """Return a note if the split may contain images that were trained on, or is drawn because the dataset has none.
 
-    Args:
-        cfg: the composed config of `eval.py`.
-        data: the data module, set up.
-        own_run: the run if these are its own images, else None.
+    `own_run` is the run if these are its own images, else None.
 
     Raises:
         ConfigError: if the run's own images are split in another way than in training.

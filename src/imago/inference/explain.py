@@ -18,11 +18,7 @@ from imago.model.layers import head_names
 
 
 class Explainer:
-    """Write a Grad-CAM overlay for each image, named by the image's number and name.
-
-    Args:
-        predictor: a loaded checkpoint; an ONNX file has no gradients.
-        directory: of the overlays; created when the first one is written.
+    """Write a Grad-CAM overlay for each image to `directory`, named by the image's number and name.
 
     Attributes:
         layer: name of the module whose output is explained.
@@ -39,11 +35,7 @@ class Explainer:
         self._num_written = 0
 
     def write(self, images: np.ndarray, predictions: list[Prediction]) -> None:
-        """Write the overlays of a batch, each for the most probable class.
-
-        Args:
-            images: the network's input, uint8 (N, 3, size, size).
-            predictions: of the N images, in the same order; the first of `best_classes` is explained.
+        """Write the overlays of a batch, the inputs of the network uint8 (N, 3, S, S), for the best classes.
 
         Raises:
             DataError: if the overlays cannot be written.

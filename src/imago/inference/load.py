@@ -72,11 +72,7 @@ Predictor: TypeAlias = "TorchPredictor | OnnxClassifier"
 
 
 def load_predictor(
-    path: Path,
-    accelerator: str = "auto",
-    tta: str = "none",
-    is_calibrated: bool = True,
-    trust: Sequence[str] = (),
+    path: Path, accelerator: str = "auto", tta: str = "none", is_calibrated: bool = True, trust: Sequence[str] = ()
 ) -> Predictor:
     """Load a trained network that maps images to logits.
 
@@ -151,11 +147,7 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
 
 
 def check_compatible(file: Path, task: "LightningModule") -> None:
-    """Check that a run can resume from a checkpoint, before Lightning loads it.
-
-    Args:
-        file: `last.ckpt` of the run.
-        task: built from the current settings and data; gets the weights of the checkpoint.
+    """Check that a run can resume from `last.ckpt`, before Lightning loads it; `task` gets its weights.
 
     Raises:
         DataError: if it is damaged, or has another network or other classes.
@@ -206,8 +198,7 @@ def resolve_checkpoint(path: Path, name: str = "best") -> Path:
         raise DataError(f"{path} does not exist; type a run directory such as logs/latest, or a checkpoint file.")
     directory = path / "checkpoints"
     candidates = [directory / f"{name}.ckpt", *([] if name in ("best", "last") else [Path(name), directory / name])]
-    file = next(filter(Path.is_file, candidates), None)
-    if file is not None:
+    if file := next(filter(Path.is_file, candidates), None):
         return file
     others = ", ".join(sorted(file.stem for file in directory.glob("*.ckpt")))
     reason = f"it has {others}." if others else "it is not a run directory, or the run has not saved yet."
@@ -221,9 +212,9 @@ def check_and_find_model(
     """Check the settings of a command, and find its network; loads no torch.
 
     Args:
-        run: the setting: a run directory, a checkpoint or an ONNX file.
-        ckpt: the setting: best, last, or a file of the run directory.
-        accelerator: the setting: auto, cpu or gpu.
+        run: the setting, like `ckpt` and `accelerator`.
+        ckpt: best, last, or a file of the run directory.
+        accelerator: auto, cpu or gpu.
         problems: message about another setting, and whether the problem exists.
 
     Returns:

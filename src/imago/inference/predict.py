@@ -85,7 +85,7 @@ def predict_images(
         images: files of any size and mode.
         batch_size: images per forward pass.
         top_k: maximum number of classes per image.
-        threshold: an image whose best class is less probable gets no predicted class; in [0, 1].
+        threshold: in [0, 1]; an image whose best class is less probable gets no predicted class.
         explainer: writes an overlay for each image.
 
     Returns:
@@ -102,12 +102,13 @@ def predict_images(
     with ThreadPoolExecutor(_NUM_READERS) as readers:
         for start in tqdm(range(0, len(images), batch_size), unit="batch", leave=False, disable=None):
             batch = images[start : start + batch_size]
-            results = list(zip(batch, readers.map(read, batch), strict=True))
-            errors = [(image, str(result)) for image, result in results if isinstance(result, DataError)]
-            for _, reason in errors:
-                tqdm.write(f"error: {printable(reason)}", file=sys.stderr)
-            bad_images += errors
-            squares = [(image, result) for image, result in results if not isinstance(result, DataError)]
+            squares = []
+            for image, result in zip(batch, readers.map(read, batch), strict=True):
+                if isinstance(result, DataError):
+                    tqdm.write(f"error: {printable(str(result))}", file=sys.stderr)
+                    bad_images.append((image, str(result)))
+                else:
+                    squares.append((image, result))
             if squares:
                 predictions += _predict_batch(predictor, squares, top_k, threshold, explainer)
     return predictions, bad_images

@@ -40,7 +40,7 @@ def write_predictions(
 
     Args:
         file: the CSV file; the JSON file has the same name with .json.
-        predictions: one for each readable image, in the order of the images.
+        predictions: one for each readable image.
         bad_images: those that could not be read, and why.
         metadata: first keys of the JSON, such as the model.
 
@@ -52,13 +52,8 @@ def write_predictions(
     rows, records = [["file", "predicted", *header]], []
     for prediction in predictions:
         image, predicted = str(prediction.image), prediction.predicted
-        rows.append(
-            [
-                image,
-                predicted or "",
-                *(cell for name, probability in prediction.best_classes for cell in (name, f"{probability:.6f}")),
-            ]
-        )
+        cells = [cell for name, probability in prediction.best_classes for cell in (name, f"{probability:.6f}")]
+        rows.append([image, predicted or "", *cells])
         best = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.best_classes]
         records.append({"file": image, "predicted": predicted, "top_k": best})
     bad_records = [{"file": str(image), "reason": reason} for image, reason in bad_images]
@@ -69,11 +64,7 @@ def write_predictions(
 
 
 def table_lines(predictions: Sequence[Prediction]) -> Iterator[str]:
-    """Yield a heading and one line per image: its name, the predicted class, and the next classes.
-
-    Args:
-        predictions: at least one.
-    """
+    """Yield a heading and one line per image, at least one: its name, the predicted class, and the next classes."""
     shown = predictions[:_MAX_LISTED]
     images = [_shorten(printable(prediction.image)) for prediction in shown]
     names = [printable(prediction.predicted or _BELOW_THRESHOLD) for prediction in shown]

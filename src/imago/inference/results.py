@@ -53,18 +53,13 @@ def summary_lines(result: LabeledOutputs, metadata: Mapping[str, Any], final_tes
     Args:
         result: the outputs that `run_split` returned.
         metadata: content of metrics.json.
-        final_test: comparison with the final test of the run, to print after the accuracy.
+        final_test: printed after the accuracy, see `evaluate`.
     """
     names = [printable(name) for name in result.class_names]
-    mistakes = [
-        f"{names[true]} as {names[predicted]} {num_images} x"
-        for true, predicted, num_images in most_confused(result.confusion, 4)
-    ]
-    fitted = (
-        f"temperature {metadata[TEMPERATURE_KEY]:.3f}, fitted on val"
-        if TEMPERATURE_KEY in metadata
-        else "not calibrated"
-    )
+    confused = most_confused(result.confusion, 4)
+    mistakes = [f"{names[true]} as {names[predicted]} {num_images} x" for true, predicted, num_images in confused]
+    temperature = metadata.get(TEMPERATURE_KEY)
+    fitted = f"temperature {temperature:.3f}, fitted on val" if temperature else "not calibrated"
     intervals = [key.removesuffix("_interval_95") for key in metadata if key.endswith("_interval_95")]
     further = [name for name in intervals if name not in _SHOWN_METRICS]
     views = "" if metadata["tta"] == "none" else f"mean over several views of each image, tta={metadata['tta']}"
@@ -135,15 +130,11 @@ def _tables(result: LabeledOutputs, images: Sequence[str]) -> dict[str, list[Seq
     columns = [np.round(values, 6).tolist() for values in (scores.precision, scores.recall, scores.f1)]
     per_class = zip(names, *columns, scores.num_images.tolist(), strict=True)
     confusion = zip(names, result.confusion.tolist(), strict=True)
-    predictions = zip(images, result.labels, result.predicted, result.probability, strict=True)
+    probabilities = [f"{probability:.6f}" for probability in result.probability]
+    labels, predicted = ([names[index] for index in indices] for indices in (result.labels, result.predicted))
+    predictions = zip(images, labels, predicted, probabilities, strict=True)
     return {
         "per_class.csv": [("class", "precision", "recall", "f1", "n"), *per_class],
         "confusion.csv": [("true class \\ predicted", *names), *((name, *counts) for name, counts in confusion)],
-        "predictions.csv": [
-            ("image", "true", "predicted", "probability"),
-            *(
-                (image, names[true], names[predicted], f"{probability:.6f}")
-                for image, true, predicted, probability in predictions
-            ),
-        ],
+        "predictions.csv": [("image", "true", "predicted", "probability"), *predictions],
     }

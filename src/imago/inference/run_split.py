@@ -78,13 +78,9 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
         logits.append(batch_logits)
         best_probabilities.append(probabilities.max(axis=1))
         labels.append(network_labels[batch_labels.numpy()])
-    result = LabeledOutputs(
-        predictor.class_names,
-        np.concatenate(labels),
-        np.concatenate(logits),
-        np.concatenate(best_probabilities),
-        predictor.calibration_temperature,
-    )
+    all_labels, all_logits, all_best = (np.concatenate(arrays) for arrays in (labels, logits, best_probabilities))
+    temperature = predictor.calibration_temperature
+    result = LabeledOutputs(predictor.class_names, all_labels, all_logits, all_best, temperature)
     expected = network_labels[split_samples(data, split).labels]
     if not np.array_equal(result.labels, expected):
         raise DataError(
@@ -98,15 +94,7 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
 def validate(
     checkpoint: Path, data: "ImageDataModule", accelerator: str, tta: str = "none", trust: Sequence[str] = ()
 ) -> LabeledOutputs:
-    """Map the validation images to a checkpoint's logits, in fp32 and uncalibrated.
-
-    Args:
-        checkpoint: the file of the network; a temperature fitted for it is not used.
-        data: the data module, set up; gets the preprocess of the checkpoint.
-        accelerator: auto (a GPU if there is one), cpu or gpu.
-        tta: views of each image to average, see `imago.task.tta`.
-        trust: packages or classes that the network may come from, besides those of this project.
-    """
+    """Map the validation images to a checkpoint's logits, in fp32 and uncalibrated; see `run_split`."""
     return run_split(load_predictor(checkpoint, accelerator, tta, is_calibrated=False, trust=trust), data, "val")
 
 

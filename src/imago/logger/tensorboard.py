@@ -8,7 +8,7 @@ import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from PIL import Image
 
-from imago.runs.summary import summary_metrics
+from imago.runs.records import summary_metrics
 from imago.settings import flat_settings
 
 _GROUPS = ("data", "augment", "model", "optimizer", "schedule", "loss")

@@ -39,7 +39,7 @@ class Failure:
     """The reason why one rank ended, as stored in `failure_rankN.json`.
 
     Args:
-        rank: global rank, or "LOCAL_RANK of node NODE_RANK".
+        rank: see `rank_name`.
         text: the error message, with the type of the error unless it is written for the user.
         is_user_error: whether the user can correct it.
         traceback: empty if the rank was killed.
@@ -100,13 +100,7 @@ def write_failure(run_dir: Path, error: BaseException) -> None:
 
 
 def write_killed_failure(run_dir: Path, rank: int, exit_code: int | None) -> None:
-    """Write the failure file of a rank that the system killed.
-
-    Args:
-        run_dir: the run directory, which gets `failure_rankN.json`.
-        rank: the rank of a process that this one started.
-        exit_code: a negative one is the signal that ended it; None while it runs.
-    """
+    """Write the failure file of a rank if the system killed it: if its exit code is a signal, as a negative number."""
     # A rank that is asked to stop before it has installed its handlers is killed by one of these: no failure.
     if exit_code is not None and exit_code < 0 and -exit_code not in STOP_SIGNALS:
         text = f"killed by signal {-exit_code}, possibly out of memory: try a smaller data.batch_size"
@@ -114,12 +108,9 @@ def write_killed_failure(run_dir: Path, rank: int, exit_code: int | None) -> Non
 
 
 def write_killed_failures(run_dir: Path, error: BaseException, processes: Mapping[int, Any]) -> None:
-    """Write the failure files of killed ranks if a connection was lost or a forked rank ended.
+    """Write the failure files of killed ranks if a lost connection or an ended rank has raised `error` here.
 
-    Args:
-        run_dir: the run directory, which gets one file for each killed rank.
-        error: what was raised in this process.
-        processes: the ranks that this process started; they get one second to end; our own choice.
+    The ranks that this process started, `processes`, get one second to end; our own choice.
     """
     if not _LOST_CONNECTION.search(_describe(error)) and not type(error).__module__.startswith("torch.multiprocessing"):
         return

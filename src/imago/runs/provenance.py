@@ -21,12 +21,7 @@ _PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "to
 
 
 def collect_provenance(overrides: Sequence[str], seed: int) -> dict[str, Any]:
-    """Return the provenance as plain data for `provenance.json`.
-
-    Args:
-        overrides: the settings as typed, which `resume=` starts from.
-        seed: the setting `seed`; only stored.
-    """
+    """Return the provenance as plain data for `provenance.json`; see `RunDirectory.open` for the arguments."""
     return {
         "command": shlex.join(sys.orig_argv),
         "overrides": list(overrides),

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,12 +16,13 @@ import yaml  # type: ignore[import-untyped]
 
 from imago.errors import DataError
 from imago.files import read_json
-from imago.runs.summary import is_finite, summary_metrics
 from imago.settings import flat_settings
 
 # The files that mark a run directory; a run that was killed at its start has only the second.
 _MARKER_FILES = frozenset({"summary.json", "provenance.json"})
 _SUBDIRECTORIES = frozenset({"checkpoints", "tensorboard", "eval", "export", "predictions", "figures"})
+
+_SUMMARY_COUNTS = ("num_images", "num_left_out")  # numbers beside the metrics of a split
 
 # Settings that do not change a result. The trailing dot matches whole keys only.
 _KEYS_WITHOUT_EFFECT = (
@@ -38,20 +40,15 @@ class RunRecord:
     Attributes:
         run: path relative to the directory that was searched.
         run_dir: absolute path of the run directory.
-        status: the status in the summary (running, finished, failed, stopped), "died" for a run that was killed without
-            writing its status, or "unreadable".
+        status: running, finished, failed or stopped as in the summary, "died" for a run that was killed, "unreadable".
         reason: why it failed or stopped, or what cannot be read.
-        config_error: why `settings` is empty, if its file is missing or damaged.
+        config_error: why `settings` is empty.
         started: start of the run in UTC, ISO 8601.
         settings: flat settings, named as on the command line.
         val_acc: best validation accuracy in [0, 1], so far if the run is not finished.
-        test_acc: test accuracy of the best checkpoint, in [0, 1].
-        test_low: lower end of its 95 % interval.
-        test_high: upper end of its 95 % interval.
+        test_acc: test accuracy of the best checkpoint, in [0, 1]; `test_low` to `test_high` is its 95 % interval.
         metrics: the other metrics of validation in the best epoch and of the test, by their logged names: `val/f1`.
-        num_test_images: number of tested images, which determines the interval.
         best_epoch: epoch of the best checkpoint, counted from 1.
-        epochs: number of completed epochs.
         seconds: duration from the last start to the end.
         images_per_s: training images per second, over all devices.
         data_wait_share: share of the training time spent waiting for data, in [0, 1].
@@ -189,6 +186,20 @@ def differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(found)
 
 
+def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the finite metrics of validation (in the best epoch) and test by their logged names, such as `val/f1`."""
+    return {
+        f"{split}/{name}": value
+        for split in ("val", "test")
+        for name, value in (summary.get(split) or {}).items()
+        if name not in _SUMMARY_COUNTS and _is_finite(value)
+    }
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 def _read_summary(run_dir: Path) -> dict[str, Any]:
     """Return the fields of a `RunRecord` in `summary.json`; a damaged file raises one of several errors."""
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
@@ -209,7 +220,7 @@ def _read_summary(run_dir: Path) -> dict[str, Any]:
         with suppress(DataError):
             values = read_logged(run_dir).get("val/acc", ([], []))[1]
             numbers["val_acc"] = max(filter(math.isfinite, values), default=None)
-    finite = {name: value if is_finite(value) else None for name, value in numbers.items()}
+    finite = {name: value if _is_finite(value) else None for name, value in numbers.items()}
     metrics = {name: value for name, value in summary_metrics(summary).items() if name not in ("val/acc", "test/acc")}
     return {"status": status, "reason": reason, "started": started, "metrics": metrics} | finite
 

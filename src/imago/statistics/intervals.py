@@ -53,7 +53,7 @@ def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_D
     Args:
         confusion: counts (K, K) of N images, true classes in rows; N at least 1.
         seed: of the random draws; the same seed gives the same interval.
-        num_draws: samples of the bootstrap; `NUM_DRAWS` says how precise they are.
+        num_draws: samples of the bootstrap.
 
     Source: Efron and Tibshirani 1993, chapter 13.
     """
@@ -89,7 +89,7 @@ def ece_interval(
         probability: probability of the predicted class, (N,), N at least 1.
         is_correct: whether the predicted class is the true one, bool (N,).
         seed: of the random draws; the same seed gives the same interval.
-        num_draws: samples of the bootstrap; `NUM_DRAWS` says how precise they are.
+        num_draws: samples of the bootstrap.
 
     Source: our own, from the triangle inequality; compared with simulations in the tests.
     """

@@ -115,19 +115,8 @@ class LabeledOutputs(Predictions):
 
 
 def num_correct_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
-    """Count the images whose class is among the `k` largest logits.
-
-    Of equal logits the first class counts as larger, as in `argmax`: constant logits predict one class only.
-
-    Args:
-        logits: (N, K), finite.
-        labels: int (N,).
-        k: 1 counts the images that `argmax` classifies correctly.
-    """
-    true_logits = np.take_along_axis(logits, labels[:, None], axis=1)
-    is_earlier = np.arange(logits.shape[1]) < labels[:, None]
-    num_larger = ((logits > true_logits) | ((logits == true_logits) & is_earlier)).sum(axis=1)
-    return int((num_larger < k).sum())
+    """Count the images whose class, in labels int (N,), is among the `top_classes` of finite logits (N, K)."""
+    return int((top_classes(logits, k) == labels[:, None]).sum())
 
 
 def per_class(confusion: np.ndarray) -> PerClass:

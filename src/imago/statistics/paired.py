@@ -51,43 +51,19 @@ def compare_paired(is_correct_a: np.ndarray, is_correct_b: np.ndarray, seed: int
         is_correct_a: whether a predicts the true class, bool (N,), N at least 1.
         is_correct_b: whether b predicts the true class, for the same images in the same order.
         seed: of the random draws; the same seed gives the same interval.
+
+    Source: McNemar 1947 (doi:10.1007/BF02295996), with the binomial distribution instead of its approximation; Efron
+    and Tibshirani 1993, chapter 13, for the interval.
     """
+    from scipy.stats import binomtest  # imported here because it takes 0.5 s
+
     num_only_a, num_only_b = int((is_correct_a & ~is_correct_b).sum()), int((is_correct_b & ~is_correct_a).sum())
-    num_images = len(is_correct_a)
+    num_images, num_different = len(is_correct_a), num_only_a + num_only_b
     difference = (num_only_b - num_only_a) / num_images
-    interval = bootstrap_difference(num_only_a, num_only_b, num_images, seed)
-    p_value = mcnemar_exact(num_only_a, num_only_b)
-    return PairedComparison(num_images, num_only_a, num_only_b, difference, interval, p_value)
-
-
-def mcnemar_exact(num_only_a: int, num_only_b: int) -> float:
-    """Return the two-sided p-value of the hypothesis that two classifiers are equally good.
-
-    Only images that exactly one of them classifies correctly count. If both are equally good, each of these is a coin
-    toss.
-
-    Source: McNemar 1947 (doi:10.1007/BF02295996), with the binomial distribution instead of its approximation.
-    """
-    from scipy.stats import binomtest
-
-    return float(binomtest(num_only_a, num_only_a + num_only_b).pvalue) if num_only_a + num_only_b else 1.0
-
-
-def bootstrap_difference(num_only_a: int, num_only_b: int, num_images: int, seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the difference in accuracy, b minus a.
-
-    Drawing images with replacement and counting the two kinds that differ is the same as drawing the two counts from
-    a multinomial distribution.
-
-    Args:
-        num_only_a: images that only a classifies correctly.
-        num_only_b: images that only b classifies correctly.
-        num_images: all images, also those on which both agree; at least 1.
-        seed: of the random draws; the same seed gives the same interval.
-
-    Source: Efron and Tibshirani 1993, chapter 13.
-    """
-    shares = [num_only_a / num_images, num_only_b / num_images, max(0.0, 1 - (num_only_a + num_only_b) / num_images)]
+    # If both are equally good, each image that only one of them classifies correctly is a coin toss.
+    p_value = float(binomtest(num_only_a, num_different).pvalue) if num_different else 1.0
+    # To draw images with replacement and count the two kinds is to draw the two counts.
+    shares = [num_only_a / num_images, num_only_b / num_images, max(0.0, 1 - num_different / num_images)]
     drawn = np.random.default_rng(seed).multinomial(num_images, shares, _NUM_DRAWS)
-    low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / num_images, QUANTILES_95)
-    return float(low), float(high)
+    low, high = np.quantile((drawn[:, 1] - drawn[:, 0]) / num_images, QUANTILES_95).tolist()
+    return PairedComparison(num_images, num_only_a, num_only_b, difference, (low, high), p_value)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
 from imago.paths import checkpoint_file, short_path
-from imago.runs.summary import summary_metrics
+from imago.runs.records import summary_metrics
 from imago.statistics.metrics import MIN_IMBALANCE_RATIO
 from imago.task.base import ImageTask
 from imago.text import join_names, metric_text
