@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss
 from torch import nn
 
 from imago import load_model
+from imago.errors import DataError
 from imago.inference.calibration import calibrate, read_temperature
 from imago.inference.load import load_predictor
 from imago.statistics.calibration import TEMPERATURE_KEY, fit_temperature
@@ -74,6 +75,14 @@ def test_a_replaced_checkpoint_does_not_get_the_old_temperature(checkpoint: Path
     assert (
         "calibration.json was fitted for another best.ckpt; fit one with python src/eval.py run=RUN calibrate" in reason
     )
+
+
+@pytest.mark.parametrize("value", [0, -1, None, "2", float("nan"), [1]])
+def test_a_temperature_that_is_not_a_positive_number_is_refused(checkpoint: Path, value):
+    entry = {"best.ckpt": {"calibration_temperature": value}}
+    (checkpoint.parent / "calibration.json").write_text(json.dumps(entry))
+    with pytest.raises(DataError, match="calibration.json is damaged: calibration_temperature of best.ckpt is"):
+        read_temperature(checkpoint)
 
 
 @pytest.mark.slow

@@ -152,8 +152,13 @@ def _figure_uris(directory: Path, notes: list[str]) -> list[tuple[str, str]]:
     files = sorted(directory.glob("*.png"))
     if not files:
         notes.append("the run has no figures/*.png: the images seen in training are in TensorBoard only")
-    shown = [file for file in files if file.stat().st_size <= _MAX_FIGURE_BYTES][:_MAX_FIGURES]
-    notes += [f"{file} is not in the page, which would be too large" for file in files if file not in shown]
+    small = [file for file in files if file.stat().st_size <= _MAX_FIGURE_BYTES]
+    shown = [file for file in small if file.read_bytes().startswith(b"\x89PNG")][:_MAX_FIGURES]
+    notes += [
+        f"{file} is not in the page: it is no PNG, or the page would be too large"
+        for file in files
+        if file not in shown
+    ]
     return [(file.stem.replace("_", " "), data_uri("image/png", file.read_bytes())) for file in shown]
 
 

@@ -159,7 +159,9 @@ def _open(source: Any, split: str) -> Any:
     """Build a Dataset; raise a DataError if its files are missing, or it has no length or index."""
     try:
         source = build(source) if isinstance(source, Mapping) else source
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(source["_target_"]).startswith("torchvision.datasets."):
+            raise  # torchvision raises it for missing files
         raise DataError(f"data.{split}: {error}; correct the arguments data.{split}.NAME=VALUE.") from error
     if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
         wanted = "wanted a torch.utils.data.Dataset with __len__ and __getitem__, so that images can be split"

@@ -1,8 +1,10 @@
 """Fit the temperature of a checkpoint on val, and keep it in calibration.json in the checkpoint's directory."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+from imago.errors import DataError
 from imago.files import read_json, report_unwritable, sha256_of, write_json
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED, fit_temperature, nll, reliability
 from imago.statistics.metrics import LabeledOutputs, softmax
@@ -44,6 +46,9 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
     Args:
         checkpoint: the file of the network; `calibration.json` is next to it.
         tta: the views of each image that are averaged; each setting has its own temperature.
+
+    Raises:
+        DataError: if the temperature in `calibration.json` is not a positive number.
     """
     file, name = checkpoint.with_name(CALIBRATION_FILE), _entry_name(checkpoint, tta)
     choice = "" if checkpoint.stem == "best" else f" ckpt={checkpoint.stem}"
@@ -52,9 +57,12 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
     entry = read_json(file).get(name)
     if entry is None:
         return UNCALIBRATED, f"{file} has no temperature for {name}; {remedy}"
-    if entry["checkpoint_sha256"] != sha256_of(checkpoint):
+    temperature = entry.get(TEMPERATURE_KEY) if isinstance(entry, dict) else None
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise DataError(f"{file} is damaged: {TEMPERATURE_KEY} of {name} is {temperature!r}; delete it, and {remedy}.")
+    if entry.get("checkpoint_sha256") != sha256_of(checkpoint):
         return UNCALIBRATED, f"{file} was fitted for another {checkpoint.name}; {remedy}"
-    return float(entry[TEMPERATURE_KEY]), ""
+    return float(temperature), ""
 
 
 def _entry_name(checkpoint: Path, tta: str) -> str:

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -86,11 +86,29 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_partial_files(path.parent, f"{path.name}.")
-    content = io.BytesIO()  # of a write that fails, torch.save would raise a RuntimeError without the cause
-    torch.save(checkpoint, content)
     with atomic_write(path, "wb") as file:
-        file.write(content.getbuffer())
+        writer = _ErrorKeepingFile(file)
+        try:
+            torch.save(checkpoint, writer)  # type: ignore[arg-type]  # it calls write and flush only
+        except RuntimeError as error:
+            raise writer.error or error from None
     fsync_directory(path.parent)
+
+
+class _ErrorKeepingFile:
+    """A file that keeps the `OSError` of a failed write: `torch.save` raises a RuntimeError without the cause."""
+
+    def __init__(self, file: IO[Any]) -> None:
+        self.file = file
+        self.flush = file.flush
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, Any]:
