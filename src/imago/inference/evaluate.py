@@ -13,13 +13,14 @@ from imago.errors import ConfigError, DataError
 from imago.files import make_writable, read_json
 from imago.images import TTA_MODES
 from imago.inference.calibration import calibrate
-from imago.inference.load import TorchPredictor, check_and_find_model, is_onnx, load_predictor
+from imago.inference.load import Predictor, TorchPredictor, check_and_find_model, is_onnx, load_predictor
 from imago.inference.results import MAX_NAME_CHARS, summary_lines, write_results
 from imago.inference.run_split import EVALUATED_SPLITS, run_split, split_samples
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
+from imago.statistics.metrics import LabeledOutputs
 from imago.trust import check_saved_targets
 
 _SAME_METRIC = 1e-6  # a metric of this name in `LabeledOutputs.metrics` is the same up to float32
@@ -66,21 +67,27 @@ def evaluate(cfg: DictConfig) -> float:
         "tta": cfg.tta,
         "preprocess": predictor.preprocess.to_dict(),
         **({} if temperature == UNCALIBRATED else {TEMPERATURE_KEY: temperature}),
-        **result.metrics(),
+        **_metrics(predictor, result),
     }
-    if isinstance(predictor, TorchPredictor):
-        from imago.task.metrics import compute_with_intervals
-
-        further = compute_with_intervals(predictor.classifier.metrics, result.logits, result.labels)
-        for name in [key for key in predictor.classifier.metrics if key in further]:
-            if abs(further[name] - metadata.get(name, math.inf)) > _SAME_METRIC:
-                metadata |= {key: further[key] for key in (name, f"{name}_interval_95")}
     written = write_results(directory, result, metadata, split_samples(data, cfg.split))
     print("\n".join(summary_lines(result, metadata, _compare_with_final_test(run, metadata))))
     print(f"\nresults in {short_path(directory)}: {', '.join(written)}")
     if note:
         print(f"note: {note}")
     return float(metadata["acc"])
+
+
+def _metrics(predictor: Predictor, result: LabeledOutputs) -> dict[str, Any]:
+    """Return the scores that eval always computes, and the metrics of the training; an ONNX file has none of these."""
+    metrics = result.metrics()
+    if isinstance(predictor, TorchPredictor):
+        from imago.task.metrics import compute_with_intervals
+
+        further = compute_with_intervals(predictor.classifier.metrics, result.logits, result.labels)
+        for name in [key for key in predictor.classifier.metrics if key in further]:
+            if abs(further[name] - metrics.get(name, math.inf)) > _SAME_METRIC:
+                metrics |= {key: further[key] for key in (name, f"{name}_interval_95")}
+    return metrics
 
 
 def read_data_settings(run: Path, trust: Sequence[str]) -> dict[str, Any]:

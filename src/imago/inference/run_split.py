@@ -61,12 +61,7 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
     """
     from tqdm import tqdm
 
-    if isinstance(predictor, TorchPredictor) and not predictor.classifier.predicts_classes:
-        raise DataError(
-            f"the run predicts {join_names(predictor.class_names)}, and not the classes of the data, so its labels are "
-            "unknown here; the result of its own test is in summary.json."
-        )
-    network_labels = match_classes(data.class_names, predictor.class_names)
+    network_labels = _network_labels(predictor, data.class_names)
     data.preprocess = predictor.preprocess
     loaders = [data.evaluation_loader(name) for name, _ in data.splits.items() if split in (name, "all")]
     num_batches = sum(map(len, loaders))
@@ -89,6 +84,16 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
         )
     check_finite(result.logits)
     return result
+
+
+def _network_labels(predictor: Predictor, class_names: Sequence[str]) -> np.ndarray:
+    """Return for each class of the data its index among the outputs; raise a DataError if they are something else."""
+    if isinstance(predictor, TorchPredictor) and not predictor.classifier.predicts_classes:
+        raise DataError(
+            f"the run predicts {join_names(predictor.class_names)}, and not the classes of the data, so its labels are "
+            "unknown here; the result of its own test is in summary.json."
+        )
+    return match_classes(class_names, predictor.class_names)
 
 
 def validate(
