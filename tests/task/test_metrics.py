@@ -131,8 +131,8 @@ def test_the_interval_of_a_metric_is_its_spread_over_repeated_draws_of_the_image
 @pytest.mark.parametrize(
     ("name", "settings", "text"),
     [
-        ("loss", SETTINGS["f1"], "metrics.loss: the name is reserved"),
-        ("num_images", SETTINGS["f1"], "metrics.num_images: the name is reserved"),
+        ("loss", SETTINGS["f1"], "metrics.loss: the name is taken"),
+        ("num_images", SETTINGS["f1"], "metrics.num_images: the name is taken"),
         (
             "f1",
             SETTINGS["f1"] | {"average": "none"},

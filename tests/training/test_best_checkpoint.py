@@ -46,8 +46,8 @@ def test_a_part_of_the_validation_images_is_too_few_to_calibrate(calibrate_and_p
     ]
 
 
-def test_outputs_that_are_not_the_classes_of_the_data_are_not_calibrated(describe, tmp_path: Path, caplog):
+def test_outputs_that_are_not_the_classes_of_the_data_are_not_calibrated(calibrate_and_plot, tmp_path: Path, caplog):
     (tmp_path / "checkpoints" / "best.ckpt").touch()
     with caplog.at_level("INFO", "imago"):
-        describe(predicts_classes=False)
+        calibrate_and_plot(predicts_classes=False)
     assert "not calibrated: the outputs of ImageTask are not the classes of the data" in caplog.text

@@ -122,6 +122,7 @@ def _list_split(
     label_by_name = {class_key(name): label for label, name in enumerate(class_names)}
     names: list[str] = []
     columns: list[tuple[int, int, int]] = []
+    links: list[str] = []
     for class_folder in _entries(root / folder):
         class_path = posixpath.join(folder, class_folder.name)
         if not _is_folder(class_folder):
@@ -138,6 +139,9 @@ def _list_split(
                 continue
             names.append(name)
             columns.append((status.st_size, status.st_mtime_ns, label))
+            links += [name] if entry.is_symlink() else []
+    if links:
+        log.info("followed %s links to images, e.g. %s", f"{len(links):,}", printable(links[0]))
     num_bytes, mtime_ns, labels = np.array(columns, np.int64).reshape(-1, 3).T.copy()
     return LabeledFiles(root, tuple(names), num_bytes, mtime_ns, labels)
 
