@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imago.errors import ConfigError, DataError
-from imago.instantiate import import_target_or_none, target_nodes, to_plain
+from imago.instantiate import CONTROL_KEYS, import_target, import_target_or_none, target_nodes, to_plain
 from imago.paths import PROJECT_ROOT
 
 _SOURCE_DIR = PROJECT_ROOT / "src"
@@ -79,13 +79,31 @@ def check_saved_targets(
         target = settings["_target_"]
         is_trusted = isinstance(target, str) and any(f"{target}.".startswith(f"{package}.") for package in trust)
         if not is_trusted and str(target) not in known and not _is_harmless(settings, _base_names(where)):
-            package = str(target).partition(".")[0]
-            refused[str(target)] = (
-                f"{source}: {where}._target_={target} is neither a {_base_names(where)[0].rpartition('.')[2]} of this "
-                f"project's src/ nor a known class; if you trust where it comes from, type trust=[{package}]."
-            )
+            refused[str(target)] = f"{source}: {where}._target_={target} {_reason(target, _base_names(where)[0])}"
     if refused:
         raise ConfigError("\n".join(refused.values()))
+
+
+def packages_to_trust(settings: Mapping[str, Any]) -> list[str]:
+    """Return the packages that `trust` has to name before the model, data and metrics in these settings are built."""
+    groups = {group: settings[group] for group in ("model", "data", "metrics")}
+    nodes = [found for group, node in groups.items() for found in target_nodes(to_plain(node), group)]
+    names = [str(node["_target_"]) for where, node in nodes if not _is_harmless(node, _base_names(where))]
+    return list(dict.fromkeys(name.partition(".")[0] for name in names))
+
+
+def _reason(target: Any, base_name: str) -> str:
+    """Return why a target is refused, and the way out: only what can be a part of a network is worth trusting."""
+    package = str(target).partition(".")[0]
+    if (_SOURCE_DIR / package).is_dir():
+        try:
+            import_target(target)
+        except ConfigError as error:
+            return f"cannot be imported: {error} Restore the code."
+    fault = f"is neither a {base_name.rpartition('.')[2]} of this project's src/ nor a known class"
+    if not package.isidentifier() or package in (*sys.stdlib_module_names, "imago"):
+        return f"{fault}; it was changed after saving."
+    return f"{fault}; if you trust where it comes from, type trust=[{package}]."
 
 
 def without_files(settings: Mapping[str, Any], source: Path) -> dict[str, Any]:
@@ -100,7 +118,8 @@ def without_files(settings: Mapping[str, Any], source: Path) -> dict[str, Any]:
             raise DataError(
                 f"{source}: the argument {key} of the network is no plain data; it was changed after saving."
             )
-        plain[key] = None if key.startswith(_FILE_ARGUMENTS) else value
+        if key not in CONTROL_KEYS or key == "_target_":
+            plain[key] = None if str(key).startswith(_FILE_ARGUMENTS) else value
     return plain
 
 

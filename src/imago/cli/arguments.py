@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from imago.cli.overrides import chosen_group, compose_defaults
@@ -56,8 +57,10 @@ class Nodes:
             return node != "" and default in (_ABSENT, None, {}) and self.is_argument(node)
         if not isinstance(default, dict) and not self.is_argument(node):
             return False
-        signature = read_signature(str(target))
-        return signature is None or signature.is_open or name in (*CONTROL_KEYS, *self.arguments(node))
+        signature, names = read_signature(str(target)), [*CONTROL_KEYS, *self.arguments(node)]
+        is_open = signature is None or signature.is_open
+        # 0.9, our own choice: nearly the name of an argument is a typo, also if `**kwargs` would take it.
+        return name in names or (is_open and not get_close_matches(name, names, cutoff=0.9))
 
     def not_taken(self, key: str) -> list[str]:
         """Return the keys in the YAML of a node that were not typed and that its typed target does not name."""

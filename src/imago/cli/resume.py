@@ -72,10 +72,12 @@ def _check_saved(overrides: Sequence[str], source: Path) -> None:
         names = re.split(r"[.@/]", key.lstrip("+~"))
         # No flag such as --config-dir=DIR, and no path that leads out of configs/.
         is_setting = re.fullmatch(r"(~|\+{0,2})\w[\w\-]*([.@/]\w[\w\-]*)*", key) and (equals or key.startswith("~"))
-        if not is_setting or "hydra" in names or names[0] in ("trust", "resume"):
+        if not is_setting or {"hydra", "trust", "resume"} & {*names}:
             raise DataError(
                 f"{source}: {override!r} is no setting of a run; it was changed after saving. Start a new run instead."
             )
+        if re.search(r"\$\{[^}]*:", value):  # a resolver, such as ${oc.env:NAME}
+            raise DataError(f"{source}: {override!r} reads something outside the run; type it again to use it.")
         if is_group_choice(override):
             options = [option.strip() for option in value.strip("[]").split(",")]
             if not all(_PLAIN_CHOICE.fullmatch(option) for option in options if option):

@@ -138,7 +138,11 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
         raise DataError(f"{file} does not describe a network ({error!r}); it was changed after saving.") from error
     check_saved_targets(settings, "model", file, trust)
     check_saved_targets(metrics, "metrics", file, trust)
-    net = build_network(without_files(settings, file), len(names), preprocess.size)
+    try:
+        net = build_network(without_files(settings, file), len(names), preprocess.size)
+    except (TypeError, ValueError, RuntimeError, MemoryError) as error:  # of the class that gets the saved arguments
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DataError(f"{file}: {settings['_target_']} cannot be built with its saved arguments: {reason}") from error
     _load_weights(net, state, file, settings["_target_"])
     classifier = Classifier(net, names, preprocess).eval()
     classifier.metrics = metrics

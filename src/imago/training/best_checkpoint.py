@@ -43,7 +43,10 @@ def calibrate_and_plot_best_checkpoint(
     checkpoint = checkpoint_file(directory.path)
     if not checkpoint.is_file():
         return
-    if not isinstance(task, ImageTask) or not task.hparams["predicts_classes"]:
+    if not isinstance(task, ImageTask):
+        log.info("not calibrated: %s is not derived from imago.task.base.ImageTask", type(task).__name__)
+        return
+    if not task.hparams["predicts_classes"]:
         log.info("not calibrated: the outputs of %s are not the classes of the data", type(task).__name__)
         return
     if "num_images" not in summary["val"]:

@@ -75,8 +75,17 @@ def end_lines(
     run_dir: Path,
     max_steps: int = -1,
     commands: Sequence[str] = ("eval", "predict", "export"),
+    trust: Sequence[str] = (),
 ) -> str:
-    """Return the results of a run and the commands to type next."""
+    """Return the results of a run and the commands to type next.
+
+    Args:
+        summary: content of summary.json.
+        run_dir: the run directory.
+        max_steps: the setting `trainer.max_steps`.
+        commands: those that can use the run, besides train.
+        trust: packages that they have to trust.
+    """
     lines = _test_lines(summary)
     if "images_per_s" in summary:
         advice = f"; to reduce it: {summary['data_wait_advice']}" if "data_wait_advice" in summary else ""
@@ -87,7 +96,7 @@ def end_lines(
     is_at_max_steps = 0 < max_steps <= summary.get("steps", 0)
     epochs = f"trainer.max_epochs={2 * max(1, summary['epochs'])}"
     extension = f"trainer.max_steps={2 * max_steps}" if is_at_max_steps else epochs
-    return "\n".join([*lines, *_next_commands(run_dir, commands, extension)])
+    return "\n".join([*lines, *_next_commands(run_dir, commands, extension, trust)])
 
 
 def _test_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -119,8 +128,10 @@ def _best_text(summary: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
     return f"epoch {summary['best_epoch']}{accuracy}{other}"
 
 
-def _next_commands(run_dir: Path, names: Sequence[str], extension: str) -> list[str]:
+def _next_commands(run_dir: Path, names: Sequence[str], extension: str, trust: Sequence[str]) -> list[str]:
     run = shlex.quote(short_path(run_dir))
+    if trust:
+        run += f" 'trust=[{','.join(trust)}]'"
     commands = ["next:"]
     if checkpoint_file(run_dir).exists():
         lines = {
@@ -131,7 +142,7 @@ def _next_commands(run_dir: Path, names: Sequence[str], extension: str) -> list[
         commands += [lines[name] for name in names]
     if checkpoint_file(run_dir, "last").exists():
         commands.append(f"  python src/train.py resume={run} {extension}")
-    return [*commands, f"  tensorboard --logdir {run}"]
+    return [*commands, f"  tensorboard --logdir {shlex.quote(short_path(run_dir))}"]
 
 
 def _class_name(settings: DictConfig) -> str:

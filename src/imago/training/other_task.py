@@ -87,6 +87,7 @@ class CheckSchedule(Callback):
             if config.interval == "epoch" and type(config.scheduler).__module__.startswith("imago."):
                 raise ConfigError(
                     f"schedule: {type(pl_module).__name__} steps its scheduler once per epoch, but {name} counts "
-                    'optimizer steps; return "interval": "step" in its configure_optimizers, or type e.g. '
-                    "schedule._target_=torch.optim.lr_scheduler.CosineAnnealingLR schedule.T_max=10."
+                    'optimizer steps; return "interval": "step" in its configure_optimizers, or type '
+                    "task.scheduler=null or e.g. schedule._target_=torch.optim.lr_scheduler.CosineAnnealingLR "
+                    "schedule.T_max=10."
                 )

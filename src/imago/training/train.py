@@ -54,11 +54,13 @@ def train(cfg: DictConfig) -> float:
 def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     """Build data, task and Trainer; fit; test once with the best checkpoint; write the summary."""
     import torch
+    from lightning.pytorch.utilities.model_helpers import is_overridden
 
     from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
     from imago.training.build import build_run, checkpoint_to_resume, final_checkpoint
     from imago.training.console import end_lines, start_table, usable_commands
     from imago.training.machine_checks import prepare_machine
+    from imago.trust import packages_to_trust
 
     precision, precision_reason = prepare_machine(cfg)
     data, task, trainer, preprocess_origin = build_run(cfg, precision, directory)
@@ -75,9 +77,13 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     directory.signals.raise_if_received()
     # Compiling once more, for fp32, would take longer than the test.
     with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():
-        trainer.test(task, datamodule=data, ckpt_path=final_checkpoint(directory.path), verbose=False)
+        if is_overridden("test_step", task):
+            trainer.test(task, datamodule=data, ckpt_path=final_checkpoint(directory.path), verbose=False)
+        else:
+            log.info("not tested: %s has no test_step", type(task).__name__)
     calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
-    log.info("\n%s", end_lines(directory.summary, directory.path, trainer.max_steps, usable_commands(task)))
+    commands, trust = usable_commands(task), packages_to_trust(cfg)
+    log.info("\n%s", end_lines(directory.summary, directory.path, trainer.max_steps, commands, trust))
     return best_value(directory.summary)
 
 
