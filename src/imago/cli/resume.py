@@ -76,12 +76,12 @@ def _check_saved(overrides: Sequence[str], source: Path) -> None:
             raise DataError(
                 f"{source}: {override!r} is no setting of a run; it was changed after saving. Start a new run instead."
             )
-        if re.search(r"\$\{[^}]*:", value):  # a resolver, such as ${oc.env:NAME}
-            raise DataError(f"{source}: {override!r} reads something outside the run; type it again to use it.")
         if is_group_choice(override):
             options = [option.strip() for option in value.strip("[]").split(",")]
             if not all(_PLAIN_CHOICE.fullmatch(option) for option in options if option):
                 raise DataError(f"{source}: {override!r} names no file of configs/; it was changed after saving.")
+        if re.search(r"\$\{[^}]*:", value):  # a resolver, such as ${oc.env:NAME}
+            raise DataError(f"{source}: {override!r} reads something outside the run; type it again to use it.")
 
 
 def is_group_choice(override: str) -> bool:
