@@ -1,4 +1,4 @@
-"""Read the arguments of a class or function from its source, without importing it: an import of torch takes a second."""
+"""Read the arguments of a class or function from its source, without importing it: importing torch takes a second."""
 
 import ast
 import importlib.util

@@ -188,7 +188,7 @@ class ImageDataModule(LightningDataModule):
         return self._build_loader(dataset, EvalSampler(len(dataset), self.batch_size, *self._rank()))
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Augment training batches and normalize all batches on the device: uint8 is a quarter of the bytes to transfer."""
+        """Augment training batches and normalize all, on the device: uint8 is a quarter of the bytes to transfer."""
         if self.trainer is None or not self.trainer.training:
             return self._normalize(batch[0]), batch[1]
         return self.augment_batch(*batch, (self.trainer.current_epoch, self._num_batches_done(), self._rank()[0]))

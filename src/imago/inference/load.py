@@ -230,7 +230,7 @@ def check_and_find_model(
         f"ckpt={ckpt or ''} is not best, last or a file.": not ckpt,
         f"ckpt={ckpt} selects a checkpoint of a run directory, but run={run} is a file.": ckpt != "best" and is_file,
         f"accelerator={accelerator} is not one of {', '.join(_ACCELERATORS)}.": accelerator not in _ACCELERATORS,
-        f"accelerator=gpu: run={run} is an ONNX file, which runs on the CPU here.": is_gpu and is_onnx(path),
+        f"accelerator=gpu: run={run} is an ONNX file, which runs on the CPU.": is_gpu and is_onnx(path),
         **problems,
     }
     if messages := [message for message, is_problem in checks.items() if is_problem]:
