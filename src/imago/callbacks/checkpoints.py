@@ -155,7 +155,7 @@ class LastCheckpoint(ModelCheckpoint):
     def save_now(self, trainer: Trainer) -> None:
         """Save in rank 0, without waiting for the other ranks; do nothing before the first optimizer step."""
         if trainer.is_global_zero and trainer.global_step > 0:
-            state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            state = trainer._checkpoint_connector.dump_checkpoint(False)  # all, not only the weights
             trainer.strategy.save_checkpoint(state, Path(str(self.dirpath)) / "last.ckpt")
 
 
