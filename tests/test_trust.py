@@ -165,7 +165,7 @@ def test_a_network_inside_another_one_reads_no_file(evil: Path, key: str):
     assert without_files({"_target_": "x", key: "file", "weights_path": 3, "width": 4}, evil) == {
         **{"_target_": "x", key: None, "weights_path": None, "width": 4}
     }
-    with pytest.raises(DataError, match="the argument width of the network is no plain data"):
+    with pytest.raises(DataError, match="the argument width of the network is not plain data"):
         without_files({"width": torch.ones(1)}, evil)
 
 
@@ -222,7 +222,7 @@ def test_saved_overrides_are_settings_only(tmp_path: Path, override: str):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     (tmp_path / "provenance.json").write_text(json.dumps({"overrides": ["seed=1", override]}))
-    with pytest.raises(DataError, match=r"provenance\.json: .*(it was changed after saving|names no file of configs/)"):
+    with pytest.raises(DataError, match=r"provenance\.json: .*(it was changed after saving|names no file in configs/)"):
         resume_arguments([f'resume="{tmp_path}"'], tmp_path)
 
 

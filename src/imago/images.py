@@ -143,7 +143,7 @@ def to_pixels(image: Image.Image, name: str) -> np.ndarray:
     Raises:
         DataError: naming the image, if its pixels are floating-point or 32-bit numbers.
     """
-    return np.asarray(_to_rgb(_upright(image), name))
+    return np.asarray(_to_rgb(_apply_exif_orientation(image), name))
 
 
 def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
@@ -177,7 +177,7 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((size, size), resample, box=box))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _apply_exif_orientation(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose: it also rewrites the tags, and fails if one of them has an invalid type.
     method = _TRANSPOSE_BY_ORIENTATION.get(image.getexif().get(EXIF_ORIENTATION, 1))
     return image if method is None else image.transpose(method)

@@ -1,6 +1,6 @@
 """Build objects from configs: a node with `_target_`, the dotted name of a class or function, and its arguments.
 
-A target that was typed, or that stands in `configs/`, is the user's own code and may name anything. Targets that come
+A target that is typed or written in `configs/` is the user's own code and may name anything. Targets that come
 from a checkpoint or a run directory are checked by `imago.trust` before anything is built.
 """
 
@@ -32,7 +32,7 @@ def build(config: Mapping[Any, Any], /, *args: Any, base: type | None = None, **
         **kwargs: keyword arguments for the target, or `_recursive_`; they override the keys in `config`.
 
     Raises:
-        ConfigError: the target does not exist or is no `base`, or the keys do not match its signature. An exception
+        ConfigError: the target does not exist or is not a `base`, or the keys do not match its signature. An exception
             that the target itself raises is passed on unchanged.
     """
     path = getattr(config, "_get_full_key", lambda _: "")(None)  # as typed on the command line; empty for a plain dict
@@ -105,7 +105,7 @@ def import_target_or_none(name: Any) -> Any:
 
 
 def accepts(target: Any, name: str) -> bool:
-    """Return whether a class or function takes an argument by this name, other than through `**kwargs`."""
+    """Return whether a class or function takes an argument of this name, other than through `**kwargs`."""
     return name in _parameters(target)
 
 
@@ -160,7 +160,7 @@ def _build_nested(value: Any, path: str) -> Any:
 
 
 def _call(target: Any, args: Sequence[Any], arguments: Mapping[str, Any], where: str) -> Any:
-    """Call a target; an argument that it passes on through `**kwargs` and that nothing takes is the user's error."""
+    """Call a target; raise a ConfigError for an argument that it passes on through `**kwargs` and that is refused."""
     try:
         return target(*args, **arguments)
     except TypeError as error:

@@ -1,8 +1,8 @@
-"""Check the targets of a checkpoint or run directory, which may come from somebody else, before they are built.
+"""Check the targets of a checkpoint or run directory, which may be untrusted, before they are built.
 
-What a user types or keeps in `configs/` is own code and is not checked. A saved target must name a class that is
-derived from the base class of its group, and that is defined in a package of `src/` or stands in a short list of
-public classes. A prefix would not be enough: `torchvision.models._api` holds functions that unpickle.
+What a user types or keeps in `configs/` is the user's own code and is not checked. A saved target must name a network
+of torchvision or timm, or a class that is derived from the base class of its group and is defined in `src/` or listed
+here. An allowed prefix would not be enough: `torchvision.models._api` contains functions that unpickle.
 """
 
 import inspect
@@ -34,7 +34,7 @@ _BASES = {
 _GROUPS_OF_SEVERAL = ("metrics", "callbacks", "logger")  # a mapping from names to targets
 _NESTED_BASES = tuple(dict.fromkeys([*_BASES.values(), "torch.utils.data.Dataset"]))
 
-# Public modules whose classes are harmless to build from plain arguments, each with the base class that they need.
+# Public modules whose classes are harmless to build from plain arguments, each with the base class that they must have.
 _PUBLIC_MODULES = {
     "torch.nn": "torch.nn.Module",
     "torch.optim": "torch.optim.Optimizer",
@@ -55,7 +55,7 @@ _PUBLIC_NAMES = {
     # Not all of torchvision's: LSUN unpickles a file in its directory. The files of CIFAR are checked by their hash.
     *(f"torchvision.datasets.{name}" for name in ("ImageFolder", "FakeData", "CIFAR10", "CIFAR100", "MNIST")),
 }
-# Arguments of a network that name files or downloads: a checkpoint has all weights.
+# Arguments of a network that name files or downloads; they are not needed, as a checkpoint has all weights.
 _FILE_ARGUMENTS = ("pretrained", "weights", "checkpoint_path", "cache_dir")
 
 
@@ -65,10 +65,10 @@ def check_saved_targets(
     """Check every `_target_` in settings that were saved.
 
     Args:
-        node: settings of a group, as plain container or DictConfig; nothing of them is built.
+        node: settings of a group, as plain container or DictConfig; nothing in it is built.
         path: key path of `node`, such as "model" or "data"; it determines the base class.
         source: the file that the settings were read from, for the message.
-        trust: packages whose targets are accepted, as typed by the user; modules in them may be named, too.
+        trust: packages or modules whose targets are accepted, as typed by the user.
         known: further targets that are accepted, such as those of `configs/`.
 
     Raises:
@@ -103,20 +103,20 @@ def _reason(target: Any, base_name: str) -> str:
     fault = f"is neither a {base_name.rpartition('.')[2]} of this project's src/ nor a known class"
     if not package.isidentifier() or package in (*sys.stdlib_module_names, "imago"):
         return f"{fault}; it was changed after saving."
-    return f"{fault}; if you trust where it comes from, type trust=[{package}]."
+    return f"{fault}; if you trust its source, type trust=[{package}]."
 
 
 def without_files(settings: Mapping[str, Any], source: Path) -> dict[str, Any]:
     """Return the settings of a saved network without the files that it would read or download.
 
     Raises:
-        DataError: if an argument is no plain data.
+        DataError: if an argument is not plain data.
     """
     plain = {}
     for key, value in settings.items():
         if not isinstance(value, (str, int, float, bool, list, tuple, dict, type(None))):
             raise DataError(
-                f"{source}: the argument {key} of the network is no plain data; it was changed after saving."
+                f"{source}: the argument {key} of the network is not plain data; it was changed after saving."
             )
         if key not in CONTROL_KEYS or key == "_target_":
             plain[key] = None if str(key).startswith(_FILE_ARGUMENTS) else value
@@ -162,7 +162,7 @@ def _is_defined_here(found: type) -> bool:
 
 
 def _is_published_network(module: str, name: str, settings: Mapping[str, Any]) -> bool:
-    """Return whether it is a function that builds a network of torchvision or timm by its name."""
+    """Return whether a target is a network function of torchvision, or builds a network of timm by its name."""
     if module == "torchvision.models":
         from torchvision import models
 

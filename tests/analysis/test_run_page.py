@@ -73,7 +73,7 @@ def test_a_page_has_all_results_of_a_run(evaluated: tuple[Page, list[str]]):
 def test_a_figure_too_large_for_a_page_is_named_instead(evaluated: tuple[Page, list[str]]):
     page, missing = evaluated
     assert [note.rpartition("/")[2] for note in missing] == [
-        "large.png is not in the page: it is no PNG, or the page would be too large"
+        "large.png is not in the page: it is not a PNG, or the page would be too large"
     ]
     assert len(page.source) < 300_000
 

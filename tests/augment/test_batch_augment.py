@@ -36,7 +36,7 @@ def numbered_images(count: int, side: int = 16) -> tuple[Tensor, Tensor]:
 
 def test_settings_that_are_off_return_images_and_labels_unchanged():
     images = pixels(4)
-    assert batch_augment(mixup_alpha=1.0).colors(images, KEY) is images
+    assert batch_augment(mixup_alpha=1.0).adjust_colors(images, KEY) is images
     images, labels = numbered_images(4)
     mixed, same_labels = batch_augment(brightness=0.5).mix(images, labels, KEY)
     assert mixed is images
@@ -81,7 +81,7 @@ def test_each_image_is_adjusted_by_its_own_factor_as_in_torchvision(
 @pytest.mark.parametrize(("width", "low", "high"), [(0.25, 0.75, 1.25), (1.5, 0.0, 2.5)])
 def test_factors_are_uniform_over_the_range_of_torchvisions_color_jitter(width: float, low: float, high: float):
     gray = torch.full((4000, 3, 1, 1), 60, dtype=torch.uint8)
-    factors = batch_augment(brightness=width).colors(gray, KEY)[:, 0, 0, 0] / 60
+    factors = batch_augment(brightness=width).adjust_colors(gray, KEY)[:, 0, 0, 0] / 60
     assert (factors.min().item(), factors.max().item()) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
     assert factors.mean() == pytest.approx((low + high) / 2, abs=0.05 * (high - low))
     assert factors.std() == pytest.approx((high - low) / 12**0.5, rel=0.05)
@@ -89,14 +89,14 @@ def test_factors_are_uniform_over_the_range_of_torchvisions_color_jitter(width: 
 
 def test_hue_rotates_to_both_sides_up_to_the_limit():
     red = torch.tensor([200, 40, 40], dtype=torch.uint8).view(1, 3, 1, 1).repeat(2000, 1, 1, 1)
-    out = batch_augment(hue=0.1).colors(red, KEY)
+    out = batch_augment(hue=0.1).adjust_colors(red, KEY)
     turns = (out[:, 1] - out[:, 2]).flatten() / 160 / 6  # green grows to one side, blue to the other
     assert (turns.min().item(), turns.max().item()) == (pytest.approx(-0.1, abs=0.002), pytest.approx(0.1, abs=0.002))
 
 
 def test_colors_change_in_torchvisions_order_and_range():
     images = pixels(12)
-    ours = batch_augment(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1).colors(images, KEY)
+    ours = batch_augment(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1).adjust_colors(images, KEY)
     assert ours.dtype == torch.float32
     assert ours.min() >= -1e-3
     assert ours.max() <= 255
@@ -110,8 +110,8 @@ def test_colors_change_in_torchvisions_order_and_range():
 
 def test_one_color_setting_does_not_change_the_draws_of_the_others():
     images = pixels(8)
-    both = batch_augment(brightness=0.3, hue=1e-9).colors(images, KEY)
-    torch.testing.assert_close(both, batch_augment(brightness=0.3).colors(images, KEY), rtol=0, atol=2e-3)
+    both = batch_augment(brightness=0.3, hue=1e-9).adjust_colors(images, KEY)
+    torch.testing.assert_close(both, batch_augment(brightness=0.3).adjust_colors(images, KEY), rtol=0, atol=2e-3)
 
 
 # Erasing and cutout
@@ -179,7 +179,7 @@ HEAVY = {"brightness": 0.4, "hue": 0.1, "erase_probability": 0.5, "cutout_px": 3
 
 def augmented(seed: int, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
     ours = batch_augment(seed, **HEAVY)
-    images = ours.colors(pixels(16), key).contiguous(memory_format=torch.channels_last)
+    images = ours.adjust_colors(pixels(16), key).contiguous(memory_format=torch.channels_last)
     return ours.mix(images, torch.arange(16) % NUM_CLASSES, key)
 
 
@@ -233,5 +233,5 @@ class _Waits(TorchDispatchMode):
 def test_nothing_waits_for_the_device():
     ours, labels = batch_augment(**HEAVY, contrast=0.1, saturation=0.1), torch.arange(8) % NUM_CLASSES
     with _Waits() as waits:
-        ours.mix(ours.colors(pixels(8), KEY), labels, KEY)
+        ours.mix(ours.adjust_colors(pixels(8), KEY), labels, KEY)
     assert waits.found == []

@@ -257,7 +257,7 @@ def test_an_epoch_that_was_cut_short_is_the_best_only_if_there_is_no_other(
 ):
     monkeypatch.setattr(ModelCheckpoint, "_should_skip_saving_checkpoint", lambda self, trainer: False)
     limit = TimeLimit("00:00:00:01")
-    limit.cuts_epoch = cuts_epoch
+    limit.ended_epoch_early = cuts_epoch
     trainer: Any = SimpleNamespace(callbacks=[limit])
     assert best_checkpoint(tmp_path, has_best)._should_skip_saving_checkpoint(trainer) != is_best_saved
     assert LastCheckpoint(str(tmp_path))._should_skip_saving_checkpoint(trainer) != is_last_saved

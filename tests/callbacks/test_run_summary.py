@@ -20,7 +20,7 @@ TOO_LARGE = SimpleNamespace(is_cached=False, cache="auto", augment=Augment(rando
         (NEVER_KEPT, 0, 0, "data.cache=auto"),  # the network computes on the CPU
         (TOO_LARGE, 8, 8, "data.decoded_px=256 data.cache=auto"),
         (IN_MEMORY, 2, 8, "data.num_workers=8"),
-        (IN_MEMORY, 8, 8, "fewer augment settings or a lower preprocess.size (change the training)"),
+        (IN_MEMORY, 8, 8, "fewer augmentations or a smaller preprocess.size (both change the result)"),
     ],
 )
 def test_the_most_helpful_setting_comes_first(data, num_workers: int, num_cores: int, advice: str):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from imago.callbacks.stopping import StopOnSignal, TimeLimit, is_time_up
+from imago.callbacks.stopping import StopOnSignal, TimeLimit, has_epoch_ended_early
 from imago.errors import ConfigError, Stopped
 from imago.runs.run_directory import RunDirectory
 
@@ -43,7 +43,7 @@ def end_batch(batch_idx: int, is_validation_due: bool = False) -> tuple[bool, bo
         strategy=SimpleNamespace(broadcast=lambda value: value),
     )
     limit.on_train_batch_end(trainer, MODULE, None, None, batch_idx)
-    return trainer.should_stop, is_time_up(trainer)
+    return trainer.should_stop, has_epoch_ended_early(trainer)
 
 
 def test_a_time_limit_ends_training_between_steps_and_not_before_a_validation_within_the_epoch():
@@ -56,5 +56,5 @@ def test_a_time_limit_ends_training_between_steps_and_not_before_a_validation_wi
 def test_a_run_without_time_left_is_refused():
     limit = TimeLimit("00:00:00:00")
     trainer: Any = SimpleNamespace(should_stop=False, strategy=SimpleNamespace(broadcast=lambda value: value))
-    with pytest.raises(ConfigError, match="trainer.max_time=00:00:00:00: the run has used it up"):
+    with pytest.raises(ConfigError, match="trainer.max_time=00:00:00:00: no time is left"):
         limit.on_fit_start(trainer)

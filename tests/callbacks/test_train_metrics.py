@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from imago.callbacks.train_metrics import TrainMetrics, _scale_can_fall
+from imago.callbacks.train_metrics import TrainMetrics, _is_fp16_overflow
 from imago.task.base import ImageTask
 
 LABELS = torch.tensor([0, 0, 1])
@@ -67,4 +67,4 @@ def test_an_infinite_loss_is_an_overflow_if_the_scale_is_at_least_1_and_the_weig
     weights = {"weight": torch.full((3,), weight), "num_batches": torch.tensor(3)}
     task, plugin = SimpleNamespace(state_dict=lambda: weights), SimpleNamespace(scaler=scaler)
     trainer: Any = SimpleNamespace(precision_plugin=plugin, lightning_module=task)
-    assert _scale_can_fall(trainer) is is_overflow
+    assert _is_fp16_overflow(trainer) is is_overflow

@@ -108,10 +108,10 @@ def test_a_rank_started_by_lightning_shares_the_directory(project):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["data=folder"], "data.root: has no value yet; type it as data.root=VALUE."),
+        (["data=folder"], "data.root has no value; type data.root=VALUE."),
         (["optimizer.lr=1,2"], "optimizer.lr=1,2: several values are a sweep"),
         (["seed=${nope}"], "seed: Interpolation key 'nope' not found"),
-        (["data.root=${seed}"], "data.root=${seed}: a path cannot hold"),
+        (["data.root=${seed}"], "data.root=${seed}: a path cannot contain"),
         (["--lr", "3"], "unrecognized arguments: --lr"),
         (["-m", "--cfg", "job"], "Only one of --run, --multirun, --cfg"),
         (["-m", "model=small,resnet81"], "model=resnet81: there is no such option; model can be resnet18, resnet50"),

@@ -7,10 +7,10 @@ from omegaconf import OmegaConf
 
 from imago.cli.overrides import (
     PATH_KEYS,
+    accepted_types,
     check_complete,
     check_types,
     compose_defaults,
-    loose_types,
     quote_paths,
 )
 from imago.errors import ConfigError
@@ -141,7 +141,7 @@ def test_the_types_of_every_null_in_the_shipped_configs_are_listed(path):
     root = "" if group == "." or "@package _global_" in path.read_text().partition("\n")[0] else f"{group}."
     tree = OmegaConf.to_container(OmegaConf.load(path))
     tree.pop("defaults", None)
-    unlisted = [key for key in _nulls(tree, root) if loose_types(key) is None]
+    unlisted = [key for key in _nulls(tree, root) if accepted_types(key) is None]
     assert unlisted == []
 
 
@@ -162,7 +162,7 @@ def as_job_config(loader, *overrides):
 
 
 def test_every_missing_value_is_reported(loader):
-    with pytest.raises(ConfigError, match=r"^data\.root: has no value yet; type it as data\.root=VALUE\.$"):
+    with pytest.raises(ConfigError, match=r"^data\.root has no value; type data\.root=VALUE\.$"):
         check_complete(as_job_config(loader, "data=folder"))
     check_complete(as_job_config(loader, "data=folder", "data.root=x"))
 

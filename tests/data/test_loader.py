@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from imago.data.loader import BatchLoader, _ignore_foreign_signals
+from imago.data.loader import BatchLoader, _ignore_signals_of_others
 from imago.errors import ConfigError, DataError
 
 
@@ -54,7 +54,7 @@ def test_an_error_of_a_worker_is_raised_in_the_main_process_and_the_loader_can_b
 
 def test_a_worker_whose_parent_is_killed_during_its_start_exits(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    worker = multiprocessing.get_context("fork").Process(target=lambda: (_ignore_foreign_signals(0), os._exit(3)))
+    worker = multiprocessing.get_context("fork").Process(target=lambda: (_ignore_signals_of_others(0), os._exit(3)))
     worker.start()
     worker.join(20)
     assert worker.exitcode == 0

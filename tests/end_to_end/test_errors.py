@@ -22,7 +22,7 @@ def run_without_torch(command: Callable, *arguments: str):
         (["optimizer.lr=abc"], "optimizer.lr=abc: expected a number (default: 0.002), got text"),
         (["optimizer.lr=???"], "optimizer.lr"),
         (["model=resnet101"], "for other networks type model=torchvision model.name=resnet101."),
-        (["model=timm"], "model.name: has no value yet; type it as model.name=VALUE."),
+        (["model=timm"], "model.name has no value; type model.name=VALUE."),
         (["model.weights=."], "model.weights=. has no checkpoints/best.ckpt"),
         (["optimizer.lr=-1"], "optimizer.lr=-1 must be greater than 0"),
         (["model._target_=os.system"], "model._target_=os.system is not allowed"),

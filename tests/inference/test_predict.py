@@ -167,7 +167,7 @@ def test_an_invalid_setting_is_one_line(settings: DictConfig, changes: dict, tex
 
 @pytest.mark.parametrize(
     ("typed", "text"),
-    [("input=", "input= is empty; type an image"), ("input=${x}", "a path cannot hold '${'")],
+    [("input=", "input= is empty; type an image"), ("input=${x}", "a path cannot contain '${'")],
 )
 @pytest.mark.slow
 def test_an_invalid_setting_is_found_without_loading_torch(command: Callable, typed: str, text: str):

@@ -110,7 +110,7 @@ def test_preprocess_is_what_the_weights_were_evaluated_with(lcnet):
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [
-        ("lcnet_10", None, r"model\.name=lcnet_10: there is no such network of timm here; did you mean .*lcnet_100"),
+        ("lcnet_10", None, r"model\.name=lcnet_10: timm has no such network; did you mean .*lcnet_100"),
         ("lcnet_100", "imagenet", r"model\.weights=imagenet: for lcnet_100 the weights in timm are default, ra2_in1k"),
         (
             "lcnet_100.nothing",

@@ -33,7 +33,7 @@ def test_working_settings_pass_and_no_random_number_is_drawn(compose: Callable, 
 
 
 def test_a_value_out_of_range_is_reported_with_the_message_of_torch():
-    with pytest.raises(ConfigError, match=r"^optimizer: Invalid momentum value: -1\.0; configs/optimizer lists others"):
+    with pytest.raises(ConfigError, match=r"^optimizer: Invalid momentum value: -1\.0; configs/optimizer has values"):
         check_optimization(
             {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": -1.0},
             {"_target_": "imago.schedule.schedules.Constant"},

@@ -101,7 +101,7 @@ def test_a_module_is_trained_tested_and_resumed_to_the_same_weights(
 ):
     typed = (*SMALL, *extra, f"task._target_=own_tasks.{name}")
     done = runs.run(*typed, f"run_name={name}")
-    assert (f"left out of the checkpoints, as they are no plain data: {left_out}\n" in done.stdout) == bool(left_out)
+    assert (f"left out of the checkpoints, as they are not plain data: {left_out}\n" in done.stdout) == bool(left_out)
     whole, broken = runs.logs / "train" / name, runs.logs / "train" / f"{name}-broken"
     runs.run(*typed, "+callbacks.broken={_target_: interruptions.Raise, step: 7}", f"run_name={broken.name}", expect=1)
     done = runs.run(f"resume={broken}", "callbacks.broken=null", expect=2)

@@ -38,7 +38,7 @@ class Evaluation(Predictions):
 
     @property
     def metrics(self) -> list[tuple[str, float, str]]:
-        """Name, value and 95 % interval of each metric besides the accuracy."""
+        """The name, value and 95 % interval of each metric besides the accuracy."""
         intervals = {key.removesuffix("_interval_95"): value for key, value in self.metadata.items()}
         return [
             (name, self.metadata[name], " to ".join(map(metric_text, interval)))

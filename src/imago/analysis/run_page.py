@@ -155,7 +155,7 @@ def _figure_uris(directory: Path, notes: list[str]) -> list[tuple[str, str]]:
     small = [file for file in files if file.stat().st_size <= _MAX_FIGURE_BYTES]
     shown = [file for file in small if file.read_bytes().startswith(b"\x89PNG")][:_MAX_FIGURES]
     notes += [
-        f"{file} is not in the page: it is no PNG, or the page would be too large"
+        f"{file} is not in the page: it is not a PNG, or the page would be too large"
         for file in files
         if file not in shown
     ]

@@ -1,8 +1,8 @@
-"""Draw and apply the augmentations of a whole batch on the device: colors, erasing, cutout, MixUp and CutMix.
+"""Apply augmentations to a whole batch on the device: color jitter, random erasing, cutout, MixUp and CutMix.
 
-torchvision's v2 transforms draw once for a batch; here each sample has its own draws. They come from (seed, epoch,
-batch index, rank) and are made by numpy on the CPU, so they do not depend on the kind of device. Nothing here waits for
-the device.
+torchvision's v2 transforms sample parameters once per batch; here each image has its own, drawn from (seed, epoch,
+batch index, rank) by numpy on the CPU, so they do not depend on the type of device. Nothing here synchronizes with the
+device.
 
 The `adjust_` functions compute what torchvision's do, with one factor for each image, (B, 1, 1, 1). They change images,
 float (B, 3, H, W) in [0, 255], in place and return them: a new tensor for every step would cost more than the
@@ -21,7 +21,7 @@ from imago.seeding import derive_seed
 
 BatchKey = tuple[int, int, int]  # epoch, batch index, rank
 
-# The last part of a key: turning one augmentation on does not change the draws of another.
+# The last part of a key: enabling one augmentation does not change the random numbers of another.
 _COLORS_KEY, _ERASE_KEY, _CUTOUT_KEY, _MIX_KEY = 201, 202, 203, 204
 
 _MAX_VALUE = 255.0
@@ -29,7 +29,7 @@ _GRAY_WEIGHTS = (0.2989, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601),
 
 
 class BatchAugment:
-    """Apply the settings of `augment` that work on batches: call `colors`, normalize, then call `mix` and `extra`.
+    """Apply the settings of `augment` that work on batches: call `adjust_colors`, normalize, call `mix` and `extra`.
 
     Args:
         augment: settings; those of single images (crops, flips, policy, ...) are ignored.
@@ -43,7 +43,7 @@ class BatchAugment:
         self.seed = seed
         self._extra = [build_batch_transform(node, num_classes) for node in augment.extra_batch]
 
-    def colors(self, images: Tensor, key: BatchKey) -> Tensor:
+    def adjust_colors(self, images: Tensor, key: BatchKey) -> Tensor:
         """Change brightness, contrast, saturation and hue, in this order, by factors as torchvision's ColorJitter.
 
         Args:
@@ -60,10 +60,10 @@ class BatchAugment:
         uniforms = self._generator(key, _COLORS_KEY).random((4, len(images)))
         lowest, highest = np.maximum(0.0, 1 - limits[:3]), 1 + limits[:3]
         factors = np.concatenate([lowest + (highest - lowest) * uniforms[:3], limits[3:] * (2 * uniforms[3:] - 1)])
-        on_device = to_device_of(images, factors.astype(np.float32)).view(4, -1, 1, 1, 1)
-        pixels = images.float()  # a new tensor, which the following change in place
+        factors_on_device = to_device_of(images, factors.astype(np.float32)).view(4, -1, 1, 1, 1)
+        pixels = images.float()  # a new tensor, which the adjustments change in place
         adjustments = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-        for adjust, factor, limit in zip(adjustments, on_device, limits, strict=True):
+        for adjust, factor, limit in zip(adjustments, factors_on_device, limits, strict=True):
             if limit:
                 adjust(pixels, factor)
         return pixels
@@ -91,7 +91,7 @@ class BatchAugment:
         if not settings.is_mixing:
             return images, labels
         classes = torch.arange(self.num_classes, device=labels.device)
-        targets = (labels[:, None] == classes).float()  # functional.one_hot waits for the device to check the labels
+        targets = (labels[:, None] == classes).float()  # functional.one_hot synchronizes to check the labels
         is_mixup, lam, boxes, order = self.sample_mix(key, len(images), *shape[-2:])
         if not settings.cutmix_alpha:
             return mixup(images, targets, lam, order)
@@ -119,7 +119,7 @@ class BatchAugment:
 
 
 def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
-    """Multiply all pixels; 0 gives black."""
+    """Multiply all pixels of each image by its factor; 0 gives black."""
     return images.mul_(factors).clamp_(0.0, _MAX_VALUE)
 
 
@@ -135,18 +135,18 @@ def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
     return images.mul_(factors).add_(gray).clamp_(0.0, _MAX_VALUE)
 
 
-def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Rotate the hue by `turns`, shape (B, 1, 1, 1), in [-0.5, 0.5] of the whole color wheel.
+def adjust_hue(images: Tensor, factors: Tensor) -> Tensor:
+    """Rotate the hue by `factors`, shape (B, 1, 1, 1), in [-0.5, 0.5] of the whole color wheel.
 
     Source: the hexagon model of Smith 1978 (doi:10.1145/965139.807361), as in torchvision and Pillow.
     """
     red, green, blue = images.split(1, dim=1)
     largest = images.amax(dim=1, keepdim=True)
     spread = largest - images.amin(dim=1, keepdim=True)
-    # In sixths of the wheel; a gray pixel has no hue, and any number will do.
-    from_green, from_blue = (blue - red).add_(spread, alpha=2), (red - green).add_(spread, alpha=4)
-    hue = torch.where(largest == green, from_green, from_blue)
-    hue = torch.where(largest == red, green - blue, hue).div_(spread.clamp(min=1e-6)).div_(6).add_(turns)
+    # Hue in sixths of the color wheel; a gray pixel has no hue, and its value has no effect.
+    hue_if_green, hue_if_blue = (blue - red).add_(spread, alpha=2), (red - green).add_(spread, alpha=4)
+    hue = torch.where(largest == green, hue_if_green, hue_if_blue)
+    hue = torch.where(largest == red, green - blue, hue).div_(spread.clamp(min=1e-6)).div_(6).add_(factors)
     for channel, opposite in zip((red, green, blue), (1 / 2, 5 / 6, 1 / 6), strict=True):
         # A channel is smallest at the opposite hue and up to 1/6 from it, and largest from 1/3 on.
         distance = hue - opposite

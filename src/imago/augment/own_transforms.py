@@ -1,7 +1,7 @@
 """Apply transforms of the user's own, with seeded draws: `augment.extra` to images, `augment.extra_batch` to batches.
 
 Before each call the generators of torch, numpy and random are seeded by (seed, epoch, sample index) or by (seed, epoch,
-batch index, rank), and restored afterwards: such a transform need not care about workers, ranks or resuming.
+batch index, rank), and restored afterwards: their results do not depend on workers or resuming.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from imago.errors import DataError
 from imago.instantiate import accepts, build, full_name, import_target_or_none
 from imago.seeding import seeded
 
-_EXTRA_KEY, _EXTRA_BATCH_KEY = 105, 205  # the last part of a key but one, see `sample_transforms` and `batch_augment`
+_EXTRA_KEY, _EXTRA_BATCH_KEY = 105, 205  # second-to-last part of a key, see `sample_transforms` and `batch_augment`
 
 
 def transform_samples(images: np.ndarray, transforms: Sequence[Callable], key: SampleKey) -> None:
@@ -58,7 +58,7 @@ def transform_batch(
 
     Args:
         images: normalized, float (B, 3, H, W).
-        labels: int64 (B,), or float (B, K) of mixed images; those that are returned likewise.
+        labels: int64 (B,), or float (B, K) of mixed images; also those returned.
         transforms: map (images, labels) to (images, labels).
         key: seed, epoch, batch index and rank.
 

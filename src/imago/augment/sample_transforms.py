@@ -1,4 +1,4 @@
-"""Rotation, RandAugment, TrivialAugment, gray and blur: torchvision's v2 transforms on one image at a time."""
+"""Apply rotation, RandAugment, TrivialAugment, gray and blur: torchvision's v2 transforms on one image at a time."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from imago.augment.settings import MAX_MAGNITUDE, Augment
 from imago.seeding import random_bits
 from imago.threads import one_intraop_thread
 
-# The last part of a key: turning one transform on does not change the draws of another.
+# The last part of a key: enabling one transform does not change the random numbers of another.
 _ROTATION_KEY, _POLICY_KEY, _GRAY_KEY, _BLUR_KEY = 101, 102, 103, 104
 
 _KERNEL_SIGMAS = 3  # a Gaussian beyond three standard deviations weighs 0.3 %

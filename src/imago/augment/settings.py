@@ -10,10 +10,10 @@ from imago.errors import ConfigError
 from imago.instantiate import build
 
 POLICIES = ("randaugment", "trivialaugment")
-NUM_OPERATIONS = 14  # that RandAugment draws from (Cubuk et al. 2020)
+NUM_OPERATIONS = 14  # number of operations that RandAugment samples from (Cubuk et al. 2020)
 MAX_MAGNITUDE = 30  # RandAugment's scale, 0 .. 30 (Cubuk et al. 2020)
 
-# Settings that only tune another one, and what they need to have an effect.
+# Settings that have an effect only with another setting, and that setting.
 _NEEDED_BY_SETTING = {
     "policy_num_ops": "policy=randaugment",
     "policy_magnitude": "policy=randaugment",
@@ -46,22 +46,22 @@ class Augment:
         blur_probability: chance of a Gaussian blur, in [0, 1].
         blur_sigma_px: smallest and largest standard deviation of that blur, in pixels, above 0.
         brightness: pixels are multiplied by a factor in [max(0, 1 - b), 1 + b], as in torchvision's ColorJitter.
-        contrast: likewise, for the difference between a pixel and the image's mean gray.
-        saturation: likewise, for the difference between a pixel and its own gray.
+        contrast: range of the factor as for brightness; it multiplies the difference from the image's mean gray.
+        saturation: range of the factor as for brightness; it multiplies the difference from the pixel's own gray.
         hue: largest rotation of the hue to either side, in [0, 0.5] of the color wheel.
         erase_probability: chance that a rectangle becomes the mean color, in [0, 1]. Source: Zhong et al. 2020
             (arXiv:1708.04896).
         erase_scale: smallest and largest share of the area that the rectangle covers, in (0, 1].
         cutout_px: side of a square around a random pixel of every image that becomes the mean color; 0 is off. It
             may reach over the edge. Source: DeVries and Taylor 2017 (arXiv:1708.04552).
-        mixup_alpha: images and labels are blended with those of another sample of the batch, by a share from
+        mixup_alpha: images and labels are blended with those of another sample of the batch, by a weight from
             Beta(alpha, alpha); 0 is off. Source: Zhang et al. 2018 (arXiv:1710.09412).
         cutmix_alpha: a rectangle is copied from another sample, and its share of the label too; the other share is
             from Beta(alpha, alpha); 0 is off. Source: Yun et al. 2019 (arXiv:1905.04899). With `mixup_alpha` above 0
             too, each sample draws one of the two.
         extra: transforms of single images of one's own: nodes with `_target_`, or callables. Each gets and returns an
             image, a uint8 tensor (3, H, W).
-        extra_batch: transforms of whole batches, likewise, see `imago.augment.own_transforms.transform_batch`.
+        extra_batch: transforms of whole batches, as in `extra`; see `imago.augment.own_transforms.transform_batch`.
 
     Raises:
         ConfigError: with one line for each setting that is out of its range.
@@ -91,7 +91,7 @@ class Augment:
     extra_batch: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
-        for name in (*_HIGHEST_OF_PAIRS, *_OWN_TRANSFORMS):  # OmegaConf passes lists of its own class
+        for name in (*_PAIR_MAXIMA, *_OWN_TRANSFORMS):  # OmegaConf passes a ListConfig
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         problems = list(self._range_problems())
@@ -121,28 +121,28 @@ class Augment:
         enabled, without_effect = [], []
         for field in fields(self):
             value = getattr(self, field.name)
-            words = f"{field.name} {_in_words(value)}"
+            text = f"{field.name} {_in_words(value)}"
             needed = _NEEDED_BY_SETTING.get(field.name)
             if needed and not self._is_on(needed):
-                without_effect += [f"{words} has no effect without {needed}"] if value != field.default else []
+                without_effect += [f"{text} has no effect without {needed}"] if value != field.default else []
             elif needed or value != field.default:
-                enabled.append(words)
+                enabled.append(text)
         return (", ".join(enabled) or "none") + (f" ({'; '.join(without_effect)})" if without_effect else "")
 
     def _is_on(self, needed: str) -> bool:
-        """Return whether `setting` is above 0, or `setting=value` holds."""
+        """Return whether a setting is above 0 or, for `NAME=VALUE`, has that value."""
         setting, _, value = needed.partition("=")
         return getattr(self, setting) == value if value else getattr(self, setting) > 0
 
     def _range_problems(self) -> Iterator[str]:
         for name, (lowest, highest) in _RANGES.items():
             value = getattr(self, name)
-            if not lowest <= value <= highest or not math.isfinite(value):  # False for nan, too
+            if not lowest <= value <= highest or not math.isfinite(value):  # a comparison with NaN is False
                 wanted = f"lie in {lowest} .. {highest}" if highest < math.inf else f"be {lowest} or more"
                 yield f"augment.{name}={value} must {wanted}."
-        for name, highest in _HIGHEST_OF_PAIRS.items():
+        for name, highest in _PAIR_MAXIMA.items():
             pair = getattr(self, name)
-            if pair is not None and not _is_rising(pair, highest):
+            if pair is not None and not _is_valid_pair(pair, highest):
                 limit = f" and at most {highest}" if highest < math.inf else ""
                 wanted = f"two numbers above 0{limit}, the smaller one first, e.g. [0.1,0.5]"
                 yield f"augment.{name}={list(pair)} must be {wanted}."
@@ -152,7 +152,7 @@ class Augment:
                     yield f"augment.{name} has {item}; each item must be a node, e.g. {{_target_: mynet.blur.Blur}}."
 
 
-def _is_rising(pair: Sequence[float], highest: float) -> bool:
+def _is_valid_pair(pair: Sequence[float], highest: float) -> bool:
     is_two_numbers = len(pair) == 2 and all(isinstance(number, (int, float)) for number in pair)
     return is_two_numbers and 0 < pair[0] <= pair[1] <= highest and math.isfinite(pair[1])
 
@@ -176,4 +176,4 @@ _RANGES: dict[str, tuple[float, float]] = {
     "policy_magnitude": (0, MAX_MAGNITUDE),
 }
 # Largest value of settings that are a pair of numbers.
-_HIGHEST_OF_PAIRS = {"random_resized_crop_scale": 1, "blur_sigma_px": math.inf, "erase_scale": 1}
+_PAIR_MAXIMA = {"random_resized_crop_scale": 1, "blur_sigma_px": math.inf, "erase_scale": 1}

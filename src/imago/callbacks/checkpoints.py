@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from imago.callbacks.stopping import TimeLimit, is_time_up
+from imago.callbacks.stopping import TimeLimit, has_epoch_ended_early
 from imago.errors import ConfigError, DataError
 from imago.files import atomic_write
 from imago.runs.checkpoint import read_checkpoint
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 class BestCheckpoint(ModelCheckpoint):
     """Save `best.ckpt`, also when the run directory was moved or copied before it is resumed.
 
-    A name that is never logged is reported once, and nothing is saved.
+    If `monitor` is never logged, this is reported once, and nothing is saved.
 
     Args:
         dirpath: directory of `best.ckpt`.
         monitor: name of the logged value to compare.
-        mode: "max" or "min": which value of it is best.
-        save_top_k: above 1, `further` also saves this many of the best under names of their own.
+        mode: "max" or "min": whether larger or smaller values are better.
+        save_top_k: above 1: `further` also saves this many of the best states, under other names.
 
     Attributes:
         best_metrics: everything that was logged when `best.ckpt` was saved, by its name.
@@ -39,7 +39,7 @@ class BestCheckpoint(ModelCheckpoint):
         self.further = TopCheckpoints(dirpath, monitor, mode, save_top_k) if save_top_k > 1 else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that validation within an epoch falls between optimizer steps: a checkpoint has no gradients.
+        """Check that validation within an epoch falls between optimizer steps: a checkpoint stores no gradients.
 
         Raises:
             ConfigError: if `trainer.val_check_interval` falls within an optimizer step.
@@ -61,8 +61,8 @@ class BestCheckpoint(ModelCheckpoint):
             )
 
     def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
-        """Skip an epoch that `trainer.max_time` cut short, unless there is no best checkpoint yet."""
-        is_skipped = is_time_up(trainer, (TimeLimit,)) and bool(self.best_model_path)
+        """Skip an epoch that `trainer.max_time` ended early, unless there is no best checkpoint yet."""
+        is_skipped = has_epoch_ended_early(trainer, (TimeLimit,)) and bool(self.best_model_path)
         return is_skipped or super()._should_skip_saving_checkpoint(trainer)
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ class BestCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self.best_metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         last = Path(filepath).with_name("last.ckpt")
-        if is_time_up(trainer) and last.is_file():
+        if has_epoch_ended_early(trainer) and last.is_file():
             # Lightning now counts the epoch as done. last.ckpt has the same weights and continues the epoch.
             if trainer.is_global_zero:
                 with atomic_write(Path(filepath), "wb") as file:
@@ -99,7 +99,7 @@ class BestCheckpoint(ModelCheckpoint):
             try:
                 read_checkpoint(Path(best))
             except DataError as error:
-                log.warning("%s The best epoch is chosen from the epochs that follow.", error)
+                log.warning("%s The best epoch is chosen from the remaining epochs.", error)
                 return
             restored |= {"best_model_path": best, "kth_best_model_path": best}
             restored["best_k_models"] = {best: state_dict["best_model_score"]}
@@ -118,7 +118,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     Args:
         dirpath: directory of `last.ckpt`.
-        every_minutes: time between two saves within an epoch; a kill without notice loses at most this; 15 is our
+        every_minutes: minutes between two saves within an epoch, the most that a killed process loses; 15 is our
             own choice.
     """
 
@@ -145,22 +145,22 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when `trainer.max_time` ends an epoch early: what follows is not part of the training."""
-        if is_time_up(trainer):
+        """Save when a limit ends an epoch early, before Lightning counts the epoch as completed."""
+        if has_epoch_ended_early(trainer):
             self.save_now(trainer)
 
     def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
-        return is_time_up(trainer) or super()._should_skip_saving_checkpoint(trainer)
+        return has_epoch_ended_early(trainer) or super()._should_skip_saving_checkpoint(trainer)
 
     def save_now(self, trainer: Trainer) -> None:
-        """Save in rank 0, without waiting for the other ranks; before the first step there is nothing to save."""
+        """Save in rank 0, without waiting for the other ranks; do nothing before the first optimizer step."""
         if trainer.is_global_zero and trainer.global_step > 0:
-            state = trainer._checkpoint_connector.dump_checkpoint(False)  # not the weights only
+            state = trainer._checkpoint_connector.dump_checkpoint(False)  # all, not only the weights
             trainer.strategy.save_checkpoint(state, Path(str(self.dirpath)) / "last.ckpt")
 
 
 class TopCheckpoints(ModelCheckpoint):
-    """Save the states with the best validation scores, such as `epoch=3-val_acc=0.9120.ckpt`; arguments as above."""
+    """Save the states with the best validation scores, such as `epoch=3-val_acc=0.9120.ckpt`. Arguments: see above."""
 
     def __init__(self, dirpath: str, monitor: str, mode: str, save_top_k: int) -> None:
         name = f"epoch={{epoch}}-{monitor.replace('/', '_')}={{{monitor}:.4f}}"
@@ -168,4 +168,4 @@ class TopCheckpoints(ModelCheckpoint):
         super().__init__(dirpath, filename=name, monitor=monitor, mode=mode, **settings)
 
     def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
-        return is_time_up(trainer) or super()._should_skip_saving_checkpoint(trainer)
+        return has_epoch_ended_early(trainer) or super()._should_skip_saving_checkpoint(trainer)

@@ -26,7 +26,7 @@ class StepSeed(Callback):
 
 
 class TruncateLogs(Callback):
-    """Remove from the logs what an interrupted run logged after its last save, so that each step appears once."""
+    """Remove the values that an interrupted run logged after its last save, so that each step is logged once."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers if trainer.is_global_zero else ():
@@ -36,7 +36,7 @@ class TruncateLogs(Callback):
                 _truncate_events(logger, num_steps(trainer))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # The step of epoch values. Lightning counts one step twice if it resumes between two batches.
+        # Epoch values are logged at this step. Lightning counts a step twice if it resumes between two batches.
         trainer.fit_loop.epoch_loop._batches_that_stepped = num_steps(trainer)
 
 

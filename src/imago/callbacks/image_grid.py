@@ -20,11 +20,11 @@ class ImageGrid(Callback):
     augmentation is visible. `preprocess` of the data module restores the colors.
 
     Args:
-        folder: directory of `train_images.png`; created if necessary.
+        dirpath: directory of `train_images.png`; created if necessary.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, dirpath: str) -> None:
+        self.dirpath = Path(dirpath)
         self._is_written = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -34,8 +34,8 @@ class ImageGrid(Callback):
         preprocess = trainer.datamodule.preprocess  # type: ignore[attr-defined]  # of our data module
         images = restore_colors(batch[0][:_MAX_IMAGES].detach(), preprocess.mean, preprocess.std)
         grid = make_grid(images, nrow=_NUM_COLUMNS, pad_value=255)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(self.folder / "train_images.png")
+        self.dirpath.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(self.dirpath / "train_images.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("train/images", grid, trainer.global_step)

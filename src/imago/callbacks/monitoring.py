@@ -26,7 +26,7 @@ class GradNorm(Callback):
 
 
 class _OnLoggingStep(Callback):
-    """Log what `measure` returns at the end of a batch that ends an optimizer step which logs."""
+    """Log what `measure` returns at the end of each optimizer step that is a logging step."""
 
     _step = 0  # optimizer steps at the end of the last batch
 
@@ -46,10 +46,10 @@ class _OnLoggingStep(Callback):
 
 
 class Memory(_OnLoggingStep):
-    """Log `peak_memory_gib`: of the tensors on a GPU, or of the whole process on a CPU, without loader workers."""
+    """Log `peak_memory_gib`: of the tensors on a GPU; on a CPU of the process, without loader workers."""
 
     def measure(self, device: torch.device) -> dict[str, float]:
-        """Return the highest memory use so far; this does not wait for the device."""
+        """Return the highest memory use so far; this does not synchronize with the device."""
         if device.type == "cuda":
             peak_bytes = torch.cuda.max_memory_allocated(device)
         else:
@@ -75,10 +75,10 @@ class Speed(_OnLoggingStep):
         self.num_images = 0
         self.train_s = self.wait_s = self.val_s = self.test_s = 0.0
         self._logged = (0, 0.0, 0.0)  # num_images, train_s and wait_s at the last logging step
-        self._mark_s = 0.0  # clock at the last hook
+        self._mark_s = 0.0  # time of the previous call of `_lap_s`
 
     def _lap_s(self) -> float:
-        """Return the time since the last hook, and start a new lap."""
+        """Return the seconds since the previous call, and restart the clock."""
         before_s, self._mark_s = self._mark_s, perf_counter()
         return self._mark_s - before_s
 
@@ -114,7 +114,7 @@ class Speed(_OnLoggingStep):
         self._lap_s()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.val_s += self._lap_s()  # validation within an epoch is not time spent waiting for training data
+        self.val_s += self._lap_s()  # so validation within an epoch does not count as waiting for data
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._lap_s()

@@ -12,7 +12,7 @@ from imago.text import metric_text
 
 log = logging.getLogger(__name__)
 
-# Logged name -> short name in the bar and its format.
+# Logged name -> label in the bar and format of the value.
 _BAR_METRICS = {
     "train/loss_step": ("loss", "{:.3f}"),
     "train/acc_step": ("acc", "{:.1%}"),
@@ -22,10 +22,10 @@ _FORMATS = {"loss": "{:.3f}".format, "acc": "{:6.2%}".format}  # of an epoch; ot
 
 
 class Progress(TQDMProgressBar):
-    """Draw the bar on a terminal only: in a log file it would be thousands of lines.
+    """Show the bar on a terminal only: in a log file it would add thousands of lines.
 
     Args:
-        refresh_every_n_steps: redrawing on every step costs more than the step of a small network on a GPU.
+        refresh_every_n_steps: batches between two updates of the bar; an update can take longer than a step.
     """
 
     def __init__(self, refresh_every_n_steps: int) -> None:
@@ -35,10 +35,10 @@ class Progress(TQDMProgressBar):
         self._val_texts: dict[str, str] = {}
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict]:
-        """Return the text after the bar; the values are those of the last logging step and the last validation."""
+        """Return the values that the bar shows: those of the last logging step and the last validation."""
         newest = (c.newest for c in trainer.callbacks if isinstance(c, TrainMetrics))  # type: ignore[attr-defined]
         logged = next(newest, {})
-        shown = {short: form.format(logged[name]) for name, (short, form) in _BAR_METRICS.items() if name in logged}
+        shown = {label: spec.format(logged[name]) for name, (label, spec) in _BAR_METRICS.items() if name in logged}
         return {**shown, **self._val_texts}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,7 +55,7 @@ class Progress(TQDMProgressBar):
         self._epoch_start_s = perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The last epoch is logged here, as Lightning computes its training values after on_train_epoch_end.
+        # The previous epoch is logged here: Lightning computes its training values after on_train_epoch_end.
         if trainer.current_epoch > self._first_epoch:
             self._log_epoch(trainer)
         super().on_train_epoch_start(trainer, pl_module)

@@ -57,7 +57,7 @@ def _find_speed(trainer: Trainer) -> Speed | None:
 
 def _training_results(trainer: Trainer) -> dict[str, Any]:
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-    # Lightning counts an epoch that `trainer.max_time` cut short; the resumed run still has to finish it.
+    # Lightning counts an epoch that `trainer.max_time` ended early; the resumed run still has to complete it.
     epochs = progress.processed // max(1, int(trainer.num_training_batches))
     results: dict[str, Any] = {"epochs": epochs, "steps": num_steps(trainer)}
     best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
@@ -116,19 +116,19 @@ def _speed_results(trainer: Trainer, speed: Speed) -> dict[str, Any]:
 
 
 def data_wait_advice(data: Any, num_workers: int, num_cores: int) -> str:
-    """Return the settings that would shorten the waiting for data, the most helpful first.
+    """Return the settings that would reduce the time spent waiting for data, the most effective first.
 
     Args:
         data: the data module; one without `is_cached` holds its images in memory.
         num_workers: present number of loader workers.
-        num_cores: cores that this training process can use for data; 0 if the network computes on them.
+        num_cores: CPU cores that this process can use for data; 0 if the network is trained on the CPU.
     """
     changes = []
     if not getattr(data, "is_cached", True):
         if data.cache == "none":
             changes.append("data.cache=auto")
-        elif data.augment.random_resized_crop_scale is not None:  # whole images were too large to keep
+        elif data.augment.random_resized_crop_scale is not None:  # whole images were too large for the cache
             changes.append(f"data.decoded_px={_DECODED_PX} data.cache=auto")
     if num_workers < num_cores:
         changes.append(f"data.num_workers={num_cores}")
-    return " or ".join(changes) or "fewer augment settings or a lower preprocess.size (change the training)"
+    return " or ".join(changes) or "fewer augmentations or a smaller preprocess.size (both change the result)"

@@ -23,7 +23,7 @@ class StopOnSignal(Callback):
     would wait for it.
 
     Args:
-        directory: the run directory; it holds the signals, and gets the failure of each rank.
+        directory: the run directory; its `signals` are read, and the failure of each rank is written to it.
     """
 
     def __init__(self, directory: RunDirectory) -> None:
@@ -43,7 +43,7 @@ class StopOnSignal(Callback):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         received_signal = self.directory.signals.received_signal or 0
-        if trainer.world_size > 1:  # waits for the device before every step: the price of stopping at the same batch
+        if trainer.world_size > 1:  # synchronizes before every step, so that all ranks stop at the same batch
             highest = torch.tensor([received_signal], device=trainer.strategy.root_device)
             torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
             received_signal = int(highest)
@@ -54,20 +54,20 @@ class StopOnSignal(Callback):
             raise stopped_by(received_signal)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.directory.signals.is_deferred = False  # all is saved, and what follows can be repeated
+        self.directory.signals.is_deferred = False  # everything is saved, and the final test can be repeated
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.directory.signals.install()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         is_failure = isinstance(exception, Exception) and self.directory.signals.received_signal is None
-        is_of_forked_rank = type(exception).__module__.startswith("torch.multiprocessing")
-        if is_failure and not is_of_forked_rank and trainer.world_size > 1:
+        is_from_forked_rank = type(exception).__module__.startswith("torch.multiprocessing")
+        if is_failure and not is_from_forked_rank and trainer.world_size > 1:
             self.directory.record_failure(exception)
 
 
 def _watch(directory: RunDirectory, rank: int, process: Any) -> None:
-    """Record at once that a rank ended: within five seconds Lightning kills this process, too."""
+    """Record at once that a rank ended: within five seconds Lightning kills this process too."""
     exit_code = process.wait()
     write_killed_failure(directory.path, rank, exit_code)
     if exit_code:
@@ -102,19 +102,19 @@ class TimeLimit(Timer):
         duration: as `trainer.max_time`, e.g. "00:12:00:00", days first; it includes the time before a resume.
 
     Attributes:
-        cuts_epoch: whether training ended before the epoch did.
+        ended_epoch_early: whether training ended before the epoch did.
     """
 
     def __init__(self, duration: str | dict[str, int]) -> None:
         super().__init__(duration, verbose=False)
         self.duration = duration
-        self.cuts_epoch = False
+        self.ended_epoch_early = False
 
     def on_fit_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Raise a ConfigError if no time is left."""
         super().on_fit_start(trainer, *args, **kwargs)
         if trainer.should_stop:
-            raise ConfigError(f"trainer.max_time={self.duration}: the run has used it up; a longer time extends it.")
+            raise ConfigError(f"trainer.max_time={self.duration}: no time is left; a longer time continues the run.")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -124,7 +124,7 @@ class TimeLimit(Timer):
         ends_step = is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if ends_step and (is_last or not loop.epoch_loop._should_check_val_fx(loop._data_fetcher)):  # type: ignore[arg-type]
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            self.cuts_epoch = trainer.should_stop and not is_last
+            self.ended_epoch_early = trainer.should_stop and not is_last
 
 
 class StepLimit(Callback):
@@ -134,21 +134,21 @@ class StepLimit(Callback):
         max_steps: optimizer steps of the whole run.
 
     Attributes:
-        cuts_epoch: whether training ended before the epoch did.
+        ended_epoch_early: whether training ended before the epoch did.
     """
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
-        self.cuts_epoch = False
+        self.ended_epoch_early = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step >= self.max_steps and batch_idx + 1 < trainer.num_training_batches:
-            trainer.should_stop = self.cuts_epoch = True
+            trainer.should_stop = self.ended_epoch_early = True
 
 
-def is_time_up(trainer: Trainer, limit_types: Any = (TimeLimit, StepLimit)) -> bool:
-    """Return whether a limit of time or of steps ends the current epoch early."""
+def has_epoch_ended_early(trainer: Trainer, limit_types: Any = (TimeLimit, StepLimit)) -> bool:
+    """Return whether a limit of time or of steps has ended the current epoch early."""
     limits = [callback for callback in trainer.callbacks if isinstance(callback, limit_types)]  # type: ignore[attr-defined]
-    return any(limit.cuts_epoch for limit in limits)
+    return any(limit.ended_epoch_early for limit in limits)

@@ -57,7 +57,7 @@ class TrainMetrics(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Record the batch; on a logging step log it, which waits for the device.
+        """Record the batch; on a logging step log it, which synchronizes with the device.
 
         Raises:
             DivergedError: if the loss of a logging step is not finite.
@@ -66,7 +66,7 @@ class TrainMetrics(Callback):
             return
         if not pl_module.automatic_optimization:
             for config in trainer.lr_scheduler_configs:
-                config.scheduler.step()  # type: ignore[call-arg]  # Plateau takes none, too
+                config.scheduler.step()  # type: ignore[call-arg]  # `Plateau` needs no argument either
         if not isinstance(outputs, Mapping) or outputs.get("loss") is None:
             return  # the step was skipped
         loss, logits, labels = outputs["loss"], outputs.get("logits"), outputs.get("labels")
@@ -76,10 +76,10 @@ class TrainMetrics(Callback):
         if self._is_due(trainer):
             self._logged_step = self._step  # with accumulation, the first batch of a step logs
             values = {"train/loss_step": loss.item()}
-            if not math.isfinite(values["train/loss_step"]) and not _scale_can_fall(trainer):
+            if not math.isfinite(values["train/loss_step"]) and not _is_fp16_overflow(trainer):
                 raise DivergedError(
                     f"the loss is {values['train/loss_step']} at epoch {trainer.current_epoch}, step {self._step}; "
-                    f"lower optimizer.lr, set trainer.gradient_clip_val=1.0, or look at the data."
+                    f"lower optimizer.lr, set trainer.gradient_clip_val=1.0, or check the data with src/check.py."
                 )
             if logits is not None and labels is not None:
                 values["train/acc_step"] = count_correct(logits, labels).item() / len(logits)
@@ -120,10 +120,10 @@ class TrainMetrics(Callback):
         return (self._step + 1) % trainer.log_every_n_steps == 0 and self._logged_step != self._step  # type: ignore[attr-defined]
 
 
-def _scale_can_fall(trainer: Trainer) -> bool:
-    """Return whether an infinite loss is an fp16 overflow: the scaler skips such a step and halves its scale.
+def _is_fp16_overflow(trainer: Trainer) -> bool:
+    """Return whether a loss that is not finite is an fp16 overflow: the scaler skips such a step and halves its scale.
 
-    It is not an overflow if the weights are not finite, or if the scale is already below 1.
+    It is not an overflow if the weights are not finite either, or if the scale is already below 1.
     """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is None or scaler.get_scale() < 1.0:

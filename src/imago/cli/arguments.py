@@ -1,4 +1,4 @@
-"""Accept every argument of a `_target_` as a setting, such as `optimizer.betas=[0.9,0.99]`, which no YAML has."""
+"""Accept every argument of a `_target_` as a setting, also if no YAML has it, e.g. `optimizer.betas=[0.9,0.99]`."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from imago.instantiate import CONTROL_KEYS, to_plain
 from imago.settings import flatten
 
 _GROUPS_OF_MEMBERS = ("callbacks", "logger", "metrics")  # `callbacks.NAME._target_=...` adds a member
-# Settings that our code applies itself; they are no arguments of the target.
+# Settings that our code applies itself; they are not arguments of the target.
 _OWN_KEYS = {
     "optimizer": ("head_lr_multiplier", "layer_lr_decay"),
     **dict.fromkeys(("model", "task.teacher"), ("weights", "freeze", "in_channels")),
@@ -23,8 +23,8 @@ class Nodes:
     """The nodes of a config that have a `_target_`, and the arguments that each takes.
 
     Args:
-        defaults: composed from the typed choices of groups, as plain data.
-        typed: the typed values by their keys.
+        defaults: the config composed from the typed group choices, as plain data.
+        typed: the typed values, by key.
     """
 
     def __init__(self, defaults: Mapping[str, Any], typed: Mapping[str, Any]) -> None:
@@ -63,7 +63,7 @@ class Nodes:
         return name in names or (is_open and not get_close_matches(name, names, cutoff=0.9))
 
     def not_taken(self, key: str) -> list[str]:
-        """Return the keys in the YAML of a node that were not typed and that its typed target does not name."""
+        """Return the keys in the YAML of a node that were not typed and that its typed target does not take."""
         default, target = self.default(key), self.target(key)
         if (
             not isinstance(default, dict)
@@ -97,7 +97,7 @@ def accept_arguments(overrides: Sequence[str], loader: Any, config_name: str) ->
         config_name: the primary config, e.g. "train".
 
     Returns:
-        What replaces an override: the same with `++`, and `~KEY` for what is left out, which is printed.
+        What replaces each override: itself, with `++` if it adds an argument, and `~KEY` for each key that is left out.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

@@ -65,7 +65,7 @@ class _Job:
         try:
             self._check_config(cfg, overrides)
             return pkgutil.resolve_name(COMMANDS[self.command])(cfg)
-        except Exception as error:  # not BaseException: Ctrl-C and SystemExit end a whole sweep
+        except Exception as error:  # not BaseException: Ctrl-C and SystemExit end the sweep
             self.failures.append(error)
             with suppress(OSError):
                 job_output_dir().rmdir()  # created by Hydra, and still empty after a typo
@@ -91,7 +91,7 @@ class _Job:
         try:
             replaced = accept_arguments(flags.overrides, _config_loader(flags), flags.config_name or self.command)
         except Exception as error:
-            if not _is_about_the_config(error):
+            if not _is_config_error(error):
                 raise
             return
         sys.argv[1:], self.saved = (
@@ -144,10 +144,10 @@ def run_command(command: str) -> None:
             sys.exit(0)  # a line that does not compose has no completions; an error would be printed into the prompt
         if isinstance(error, UserError):
             _fail(error.exit_code, str(error))
-        if error not in job.failures and _is_about_the_config(error):
+        if error not in job.failures and _is_config_error(error):
             _fail(2, _explain(error, command))
         raise
-    if job.failures:  # of a sweep
+    if job.failures:  # only in a sweep
         is_bug = not all(isinstance(error, UserError) for error in job.failures)
         _fail(1 if is_bug else 2, f"{len(job.failures)} of {job.num_trials} trials failed")
 
@@ -162,7 +162,7 @@ def _prepare_command_line() -> list[str]:
         raise ConfigError(f"{sys.executable} lacks the project's packages; run make setup, then use .venv/bin/python.")
     sys.argv[1:], saved = resume_arguments(quote_paths(sys.argv[1:]), PROJECT_ROOT / "logs")
     _check_ranks()
-    unsafe = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # torch.load would then unpickle, in other libraries too
+    unsafe = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # torch.load would then unpickle any object, also in other libraries
     if os.environ.get(unsafe, "0").lower() in ("1", "y", "yes", "true"):
         raise ConfigError(f"{unsafe} is set in the environment: checkpoints could run code; unset {unsafe}.")
     _read_flags()
@@ -177,11 +177,11 @@ def _check_ranks() -> None:
                 f"{name}={os.environ[name]} is set in the environment, but WORLD_SIZE is not: this process would wait "
                 f"for ranks that are not started. Unset {name}, or start with torchrun."
             )
-    # SLURM sets the number of tasks for its batch script, too, but a step only for what srun starts.
+    # SLURM sets SLURM_NTASKS in the batch script too, but SLURM_STEP_ID only in processes that srun starts.
     num_tasks = os.environ.get("SLURM_NTASKS", "1") if "SLURM_STEP_ID" in os.environ else "1"
-    is_alone = os.environ.get("WORLD_SIZE", num_tasks) == "1"
-    is_named = any(text.startswith(("hydra.run.dir=", "run_name=")) for text in sys.argv[1:])
-    if not is_alone and not is_named and "RUN_ID" not in os.environ:
+    is_single_process = os.environ.get("WORLD_SIZE", num_tasks) == "1"
+    has_directory_name = any(text.startswith(("hydra.run.dir=", "run_name=")) for text in sys.argv[1:])
+    if not is_single_process and not has_directory_name and "RUN_ID" not in os.environ:
         raise ConfigError(
             "there are several ranks: name one directory for all of them with run_name=NAME or the variable RUN_ID."
         )
@@ -197,7 +197,7 @@ def _print_error(message: str) -> None:
         print(f"error: {printable(line)}", file=sys.stderr, flush=True)
 
 
-def _is_about_the_config(error: Exception) -> bool:
+def _is_config_error(error: Exception) -> bool:
     """Return whether an exception from outside the command is about the command line or a YAML, not a bug."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     package = str(frame.f_globals.get("__name__")).partition(".")[0]
@@ -224,7 +224,7 @@ def _read_flags() -> argparse.Namespace:
 
     parser = get_args_parser()
 
-    def refuse(message: str) -> NoReturn:  # instead of a page of usage
+    def refuse(message: str) -> NoReturn:  # argparse itself would print its usage and exit
         raise ConfigError(f"{message}; settings are typed key=value, without dashes, and --help shows the flags.")
 
     parser.error = refuse  # type: ignore[method-assign]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def explain_composition_error(
     error: BaseException, argv: Sequence[str], loader: "ConfigLoaderImpl", config_name: str
 ) -> str:
-    """Return one line for an error of Hydra or OmegaConf: the argument as typed, what is wrong and the way out.
+    """Return one line for an error of Hydra or OmegaConf: the argument as typed, the problem and the remedy.
 
     Hydra's advice to add an unknown key with `+` is left out: for a typo it would only hide the error.
 
@@ -85,7 +85,7 @@ def explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", confi
     def score(known: str) -> float:  # `batchsize` is near to `data.batch_size`
         last_names = (name.rpartition(".")[2] for name in (key, known))
         whole = _similarity(key, known)
-        # Mostly the last name counts, the whole key breaks ties; our own choice.
+        # The last name has a weight of 0.9, the whole key of 0.1; our own choice.
         return max(whole, 0.9 * _similarity(*last_names) + 0.1 * whole)
 
     best = max(sorted(_known_keys(key, argv, loader, config_name)), key=score)

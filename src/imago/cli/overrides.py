@@ -25,9 +25,9 @@ PATH_KEYS = {
     *("input", "run", "runs", "a", "b", "resume", "ckpt", "run_name", "output", "csv"),
 }
 
-# Keys that accept other types than that of their default: its default is null, or a second type is allowed.
+# Keys that accept more types than that of their default, which is null or one of several possible types.
 # A star matches anything within one part of a key. An int is always accepted for a float.
-LOOSE_TYPES: dict[tuple[type, ...], set[str]] = {
+ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
     (str, NoneType): {
         *(PATH_KEYS - {"paths.data_dir", "paths.log_dir"}),
         *("paths.run_dir", "preprocess.crop", "preprocess.interpolation", "model.freeze"),
@@ -51,9 +51,9 @@ LOOSE_TYPES: dict[tuple[type, ...], set[str]] = {
     (bool, str): {"trainer.deterministic"},
 }
 
-_TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list",
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list",
                dict: "a group of settings", NoneType: "null"}  # fmt: skip
-_WHOLLY_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
 _ABSENT = object()
 
 
@@ -71,14 +71,14 @@ def quote_paths(argv: Sequence[str]) -> list[str]:
 def _quote_argument(argument: str) -> str:
     typed_key, _, value = argument.partition("=")
     key = typed_key.lstrip("+")
-    is_quoted = _WHOLLY_QUOTED.fullmatch(value)
+    is_quoted = _QUOTED.fullmatch(value)
     if key == "hydra.run.dir" and re.fullmatch('".*"', value) and not is_quoted:
-        return f"{typed_key}={quote_for_hydra(value[1:-1])}"  # Lightning's quotes for its ranks, without escapes
+        return f"{typed_key}={quote_for_hydra(value[1:-1])}"  # quoted by Lightning for its ranks, but not escaped
     if key not in PATH_KEYS or value in ("", "null"):
         return argument
     if "${" in value:
         raise ConfigError(
-            f"{argument}: a path cannot hold '${{', which starts a reference; rename it or type it in full."
+            f"{argument}: a path cannot contain '${{', which starts an interpolation; rename it or type it in full."
         )
     return argument if is_quoted else f"{typed_key}={quote_for_hydra(os.path.expanduser(value))}"
 
@@ -107,14 +107,14 @@ def check_types(config: "DictConfig", defaults: "DictConfig", overrides: Sequenc
                 to_plain(OmegaConf.select(tree, key, default=_ABSENT, throw_on_resolution_failure=False), resolve=False)
                 for tree in (defaults, config)
             )
-            types = argument_types(config, key) if default is _ABSENT else loose_types(key) or (type(default),)
+            types = argument_types(config, key) if default is _ABSENT else accepted_types(key) or (type(default),)
             problems += _type_problems(key, default, value, types)
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
 
 
 def compose_defaults(loader: "ConfigLoaderImpl", config_name: str, overrides: Iterable[str]) -> "DictConfig":
-    """Compose the config with the typed choices of groups (`model=resnet18`, `hydra.*`), without the typed values."""
+    """Compose the config with the typed group choices (`model=resnet18`, `hydra.*`), without the typed values."""
     choices = [text for text in overrides if text.startswith("hydra.") or chosen_group(loader, text)]
     return compose(loader, config_name, choices)
 
@@ -133,9 +133,9 @@ def chosen_group(loader: "ConfigLoaderImpl", argument: str) -> str:
     return group if not value.startswith("{") and loader.get_group_options(group) else ""
 
 
-def loose_types(key: str) -> tuple[type, ...] | None:
-    """Return the types that LOOSE_TYPES lists for a key; None if it does not list the key."""
-    for types, patterns in LOOSE_TYPES.items():
+def accepted_types(key: str) -> tuple[type, ...] | None:
+    """Return the types that ACCEPTED_TYPES lists for a key; None if it does not list the key."""
+    for types, patterns in ACCEPTED_TYPES.items():
         if any(key.count(".") == pattern.count(".") and fnmatchcase(key, pattern) for pattern in patterns):
             return types
     return None
@@ -166,7 +166,7 @@ def check_complete(config: "DictConfig") -> None:
     except OmegaConfBaseException as error:
         raise ConfigError(explain_value(error)) from error
     if missing:
-        raise ConfigError("\n".join(f"{key}: has no value yet; type it as {key}=VALUE." for key in missing))
+        raise ConfigError("\n".join(f"{key} has no value; type {key}=VALUE." for key in missing))
 
 
 def explain_value(error: Any) -> str:
@@ -177,11 +177,11 @@ def explain_value(error: Any) -> str:
 
 def _type_problems(key: str, default: Any, value: Any, allowed: tuple[type, ...]) -> Iterator[str]:
     if allowed in ((), (NoneType,)):
-        return  # a null of the user's own config: any type may be meant
+        return  # the default is null and the key is not listed: any type is accepted
     if type(value) not in allowed and not (type(value) is int and float in allowed):
-        expected = " or ".join(_TYPE_WORDS[kind] for kind in allowed)
+        expected = " or ".join(_TYPE_NAMES[kind] for kind in allowed)
         expected += f" (default: {typed_value(default)})" if default is not _ABSENT else ""
-        got = typed_value(value) if isinstance(value, bool) else _TYPE_WORDS[type(value)]
+        got = typed_value(value) if isinstance(value, bool) else _TYPE_NAMES[type(value)]
         yield f"{key}={typed_value(value)}: expected {expected}, got {got}."
     elif isinstance(value, list) and isinstance(default, list) and default:
         for index, item in enumerate(value):

@@ -1,4 +1,4 @@
-"""Add the saved settings of a run to a command line with `resume=RUN`, and check them: they may be a stranger's."""
+"""Add the saved settings of a run to a command line with `resume=RUN`, and check them: they may be untrusted."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ class Arguments(NamedTuple):
 
     Args:
         merged: flags, then one argument per setting, for Hydra.
-        saved: the settings among them that come from the run directory, which may be somebody else's.
+        saved: the settings among them that come from the run directory, which may be untrusted.
     """
 
     merged: list[str]
@@ -34,7 +34,7 @@ def resume_arguments(argv: Sequence[str], log_dir: Path) -> Arguments:
 
     Raises:
         ConfigError: if RUN is not a run directory, or if `resume=auto` comes without a run_name.
-        DataError: if the run directory holds other than settings of this project.
+        DataError: if the saved command line has anything else than settings of a run.
     """
     typed = {_key(argument): argument for argument in argv if "=" in argument}
     if typed.get("resume") == "resume=":
@@ -74,12 +74,12 @@ def _check_saved(overrides: Sequence[str], source: Path) -> None:
         is_setting = re.fullmatch(r"(~|\+{0,2})\w[\w\-]*([.@/]\w[\w\-]*)*", key) and (equals or key.startswith("~"))
         if not is_setting or {"hydra", "trust", "resume"} & {*names}:
             raise DataError(
-                f"{source}: {override!r} is no setting of a run; it was changed after saving. Start a new run instead."
+                f"{source}: {override!r} is not a setting of a run; it was changed after saving. Start a new run."
             )
         if is_group_choice(override):
             options = [option.strip() for option in value.strip("[]").split(",")]
             if not all(_PLAIN_CHOICE.fullmatch(option) for option in options if option):
-                raise DataError(f"{source}: {override!r} names no file of configs/; it was changed after saving.")
+                raise DataError(f"{source}: {override!r} names no file in configs/; it was changed after saving.")
         if re.search(r"\$\{[^}]*:", value):  # a resolver, such as ${oc.env:NAME}
             raise DataError(f"{source}: {override!r} reads something outside the run; type it again to use it.")
 
@@ -93,11 +93,11 @@ def is_group_choice(override: str) -> bool:
 def check_saved_settings(
     config: Mapping[str, Any], own: Mapping[str, Any], run_dir: Path, trust: Sequence[str]
 ) -> None:
-    """Check what a resumed run adds to the settings of this project: their names, and the targets.
+    """Check the settings that a resumed run reads from its directory: their names and their targets.
 
     Args:
         config: all settings, as plain data.
-        own: likewise, without the values that come from the run directory: what is typed or stands in `configs/`.
+        own: the same without the values from the run directory: only those that are typed or written in `configs/`.
         run_dir: the run directory.
         trust: packages whose targets are accepted.
 

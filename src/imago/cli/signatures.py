@@ -1,4 +1,4 @@
-"""Read the arguments of a class or function from its source, without importing it: torch takes over a second."""
+"""Read the arguments of a class or function from its source, without importing it: importing torch takes a second."""
 
 import ast
 import importlib.util
@@ -19,7 +19,7 @@ class Signature(NamedTuple):
     """Arguments of a class or function.
 
     Args:
-        types: those that each argument accepts, by name; empty if others than int, float, bool, str and None.
+        types: types of each argument, by name; empty if it accepts others than int, float, bool, str and None.
         is_open: whether further arguments are accepted, through `**kwargs` or by a base class that is not found.
     """
 
@@ -45,7 +45,7 @@ def _find(module: str, name: str, depth: int = 0) -> _Definition | None:
     """Find a class or function at the top level of a module, or where the module imports it from."""
     file = _source_file(module)
     text = file.read_text(encoding="utf-8", errors="replace") if file else ""
-    if depth > _MAX_DEPTH or not (name in text or "import *" in text):  # parsing takes the longest
+    if depth > _MAX_DEPTH or not (name in text or "import *" in text):  # parsing is the slowest part
         return None
     package = module if file and file.name == "__init__.py" else module.rpartition(".")[0]
     for node in reversed(ast.parse(text).body):
@@ -99,7 +99,7 @@ def _of_name(module: str, name: str, depth: int) -> Signature:
 
 
 def _of_function(module: str, node: ast.FunctionDef, bases: Sequence[Signature], depth: int) -> Signature:
-    """Return the arguments of a function or method, and of what it passes its `**kwargs` on to."""
+    """Return the arguments of a function or method, and of those that it passes its `**kwargs` on to."""
     arguments = [argument for argument in (*node.args.args, *node.args.kwonlyargs) if argument.arg != "self"]
     own = Signature({argument.arg: _types(argument.annotation) for argument in arguments}, is_open=False)
     if node.args.kwarg is None:

@@ -51,7 +51,7 @@ class ImageDataModule(LightningDataModule):
         splits: the samples; exists after `set_up_data`.
         ignored_entries: directory entries that are not part of the dataset: path and reason.
         bad_images: images that cannot be read and were left out: name and reason.
-        random_splits: names of the splits that were drawn here because they are not published.
+        random_splits: names of the splits that were split off at random because they are not published.
     """
 
     splits: Splits
@@ -125,7 +125,7 @@ class ImageDataModule(LightningDataModule):
         return digest.hexdigest()[:16]
 
     def batches_per_epoch(self, limit_train_batches: int | float = 1.0) -> int:
-        """Return the number of training batches per epoch; the limit is Lightning's: a number, or a share as float."""
+        """Return the number of training batches per epoch; the limit is a number (int) or a share (float)."""
         num_batches = len(TrainSampler(len(self.splits.train), self.batch_size, self.seed))
         if isinstance(limit_train_batches, int):
             return min(limit_train_batches, num_batches)
@@ -145,7 +145,7 @@ class ImageDataModule(LightningDataModule):
 
     def fill_cache(self, num_processes: int, num_epochs: float) -> str:
         """Decode images before the first epoch if that saves time; return where they are kept, for the log."""
-        return "in memory: the dataset as it is"
+        return "in memory: the whole dataset"
 
     def training_dataset(self) -> ArrayDataset | FileDataset:
         """Return the training images with the augmentations that are applied in the data loader.
@@ -160,7 +160,7 @@ class ImageDataModule(LightningDataModule):
         return self.dataset("train", self.augment)
 
     def dataset(self, split: str, augment: Augment | None = None) -> ArrayDataset | FileDataset:
-        """Return the preprocessed images of a split, augmented as far as `augment` asks for it in the data loader."""
+        """Return the preprocessed images of a split, with those parts of `augment` that the data loader applies."""
         return ArrayDataset(self._resize(getattr(self.splits, split)), augment, self.seed)
 
     def train_dataloader(self) -> DataLoader:
@@ -188,7 +188,7 @@ class ImageDataModule(LightningDataModule):
         return self._build_loader(dataset, EvalSampler(len(dataset), self.batch_size, *self._rank()))
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Augment a training batch and normalize, on the device: uint8 is a quarter of the bytes to transfer."""
+        """Augment training batches and normalize all, on the device: uint8 is a quarter of the bytes to transfer."""
         if self.trainer is None or not self.trainer.training:
             return self._normalize(batch[0]), batch[1]
         return self.augment_batch(*batch, (self.trainer.current_epoch, self._num_batches_done(), self._rank()[0]))
@@ -205,7 +205,7 @@ class ImageDataModule(LightningDataModule):
             float32 (B, 3, H, W); labels unchanged, or float (B, K) if images are mixed.
         """
         augment = self._batch_augment
-        mixed = augment.mix(self._normalize(augment.colors(images, key)), labels, key)
+        mixed = augment.mix(self._normalize(augment.adjust_colors(images, key)), labels, key)
         return augment.extra(*mixed, key)
 
     @cached_property
@@ -222,7 +222,7 @@ class ImageDataModule(LightningDataModule):
         return BatchLoader(dataset, sampler, num_workers, self.loader)
 
     def _choose_num_workers(self, dataset: ArrayDataset | FileDataset) -> int:
-        # On a CPU the network needs all cores: more busy processes than cores slow its threads down many times.
+        # On a CPU the network needs all cores: more busy processes than cores make it many times slower.
         has_gpu = self.trainer.strategy.root_device.type != "cpu" if self.trainer else torch.cuda.is_available()
         is_slow = dataset.augment is not None and dataset.augment.has_single_image_transforms
         if not has_gpu or not (is_slow or isinstance(dataset, FileDataset)):

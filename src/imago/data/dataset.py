@@ -80,7 +80,7 @@ class LabeledFiles(Samples):
 
     @property
     def paths(self) -> list[Path]:
-        """`root / name` of each file."""
+        """The path of each file, `root / name`."""
         return [self.root / name for name in self.names]
 
     def read(self, index: int, class_names: Sequence[str] = ()) -> np.ndarray:
@@ -95,7 +95,7 @@ class LabeledFiles(Samples):
 
 
 def numbered_names(split: str, num_samples: int) -> tuple[str, ...]:
-    """Return names of samples that are no files, e.g. "train/00042"."""
+    """Return names of samples that are not files, e.g. "train/00042"."""
     return tuple(f"{split}/{index:05d}" for index in range(num_samples))
 
 

@@ -51,7 +51,7 @@ def examine_file(path: Path) -> tuple[np.void, str]:
 
 
 def examine_pixels(images: Iterable[np.ndarray], num_images: int) -> np.ndarray:
-    """Return records (N,) of `IMAGE_RECORD_DTYPE` of `num_images` images that are no files, each uint8 (H, W, 3)."""
+    """Return records (N,) of `IMAGE_RECORD_DTYPE` of `num_images` images that are not files, each uint8 (H, W, 3)."""
     records = np.zeros(num_images, IMAGE_RECORD_DTYPE)
     records["format"] = -1
     progress = tqdm(images, desc="examining", total=num_images, unit="image", leave=False, disable=None)

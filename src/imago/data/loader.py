@@ -23,7 +23,7 @@ class BatchLoader(DataLoader):
     Args:
         dataset: its `__getitems__` takes a batch key from the sampler and returns a whole batch or a `DataError`.
         sampler: yields one key per batch.
-        num_workers: processes that prepare batches; they live as long as the loader.
+        num_workers: processes that prepare batches; they are kept between epochs.
         settings: further arguments of DataLoader, e.g. `prefetch_factor`.
 
     Raises:
@@ -39,7 +39,7 @@ class BatchLoader(DataLoader):
                 batch_sampler=sampler,
                 collate_fn=_move_to_shared_memory,  # type: ignore[arg-type]  # torch expects a list of samples
                 num_workers=num_workers,
-                worker_init_fn=_ignore_foreign_signals,
+                worker_init_fn=_ignore_signals_of_others,
                 **(chosen | dict(settings)),
             )
         except (ValueError, TypeError) as error:
@@ -73,7 +73,7 @@ def _move_to_shared_memory(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Te
     return batch
 
 
-def _ignore_foreign_signals(worker: int) -> None:
+def _ignore_signals_of_others(worker: int) -> None:
     """Ignore signals that do not come from the main process, whose current step may need more batches.
 
     A terminal, `timeout`, SLURM and service managers signal all processes of a job at once. SIGTERM is also how

@@ -62,8 +62,8 @@ class TorchDatasetDataModule(ImageDataModule):
 
     Args:
         train: node with `_target_` and the arguments of the Dataset, or a Dataset.
-        val: likewise; None splits it off train.
-        test: likewise.
+        val: the same for validation; None splits it off train.
+        test: the same for the test.
         settings: arguments of `ImageDataModule`.
     """
 
@@ -93,11 +93,11 @@ class TorchDatasetDataModule(ImageDataModule):
         return hashlib.sha256((super().fingerprint() + self._hash_of_images).encode()).hexdigest()[:16]
 
     def fill_cache(self, num_processes: int, num_epochs: float) -> str:
-        """Return that nothing is kept."""
+        """Return that nothing is cached."""
         return "none: the dataset is read in every epoch"
 
     def dataset(self, split: str, augment: Augment | None = None) -> FileDataset:
-        """Return the preprocessed images of a split, augmented as far as `augment` asks for it in the data loader."""
+        """Return the preprocessed images of a split, with those parts of `augment` that the data loader applies."""
         samples: Any = getattr(self.splits, split)
         resize = partial(resize_and_crop, preprocess=self.preprocess)
         prepare = np.asarray if has_random_resized_crop(augment) else resize
@@ -116,7 +116,7 @@ class TorchDatasetDataModule(ImageDataModule):
 
 @dataclass(eq=False)
 class _SeededDataset(FileDataset):
-    """A `FileDataset` whose `read` is `LabeledDataset.read`, which gets seed and epoch; `prepare` follows it."""
+    """A `FileDataset` whose `read` is `LabeledDataset.read`, which gets seed and epoch; then `prepare` is applied."""
 
     prepare: Callable[[np.ndarray], np.ndarray] = np.asarray
 
@@ -133,7 +133,7 @@ def read_sample(source: Any, index: int, split: str, key: tuple[int, int] = (0, 
     The generators of torch, numpy and random are seeded by `key`, which is seed and epoch, and `index`.
 
     Raises:
-        DataError: if the file of the sample cannot be read, or it is something else.
+        DataError: if the file of the sample cannot be read, or the sample is not an image with a label.
     """
     where = f"data.{split}, {type(source).__name__}: sample {index}"
     pixels, number = np.empty(0), -1
@@ -147,7 +147,7 @@ def read_sample(source: Any, index: int, split: str, key: tuple[int, int] = (0, 
         raise DataError(f"{where} cannot be read: {error}; repair the file or leave it out.") from error
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and len(image) in (1, 3):
         pixels = np.ascontiguousarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy(force=True))
-    with suppress(TypeError, ValueError):  # of what is no whole number
+    with suppress(TypeError, ValueError):  # if the label is not a whole number
         number = operator.index(label)  # type: ignore[arg-type]
     if not pixels.size or number < 0:
         wanted = "a PIL image or uint8 tensor (3, H, W) or (1, H, W), without ToTensor and Normalize"

@@ -75,7 +75,7 @@ class TorchvisionDataModule(ImageDataModule):
         splits: dict[str, Samples] = {split: self._read(split, source) for split, source in sources.items()}
         num_classes = 1 + max(int(samples.labels.max()) for samples in splits.values())
         names = getattr(sources["train"], "classes", None) or map(str, range(num_classes))
-        return tuple(name if isinstance(name, str) else name[0] for name in names), splits  # some list synonyms
+        return tuple(name if isinstance(name, str) else name[0] for name in names), splits  # or tuples of synonyms
 
     def default_preprocess(self) -> Preprocess:
         """Keep the size; compute mean and std from a sample of the training images."""
@@ -97,7 +97,7 @@ class TorchvisionDataModule(ImageDataModule):
         for directory in data_directories(self.data_dir):
             with suppress(RuntimeError, FileNotFoundError):  # raised by torchvision if files are missing
                 return source(str(directory), download=False, **arguments)
-        # Each class of torchvision names and nests its URLs differently.
+        # The classes of torchvision store their URLs in different attributes, so all attributes are searched.
         urls = re.findall(r"'(https?://[^']+)'", str(list(vars(source).values())))
         remedy = "put torchvision's files there or set paths.data_dir"
         return download_dataset(source, next(iter(urls), None), self.data_dir, remedy, **arguments)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from imago.data.dataset import Samples
 
 _SHOW_CHOICES = ("all", "augment")
-_DATA_SETTINGS = ("data=", "data.", "augment", "preprocess", "paths.data_dir=")  # a run needs them too
+_DATA_SETTINGS = ("data=", "data.", "augment", "preprocess", "paths.data_dir=")  # also for train.py
 
 
 @log_to()

@@ -23,7 +23,7 @@ from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
 from imago.statistics.metrics import LabeledOutputs
 from imago.trust import check_saved_targets
 
-_SAME_METRIC = 1e-6  # a metric of this name in `LabeledOutputs.metrics` is the same up to float32
+_SAME_METRIC = 1e-6  # two metrics of one name that differ by no more are the same: float32 rounding; our own choice
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
@@ -41,8 +41,8 @@ def evaluate(cfg: DictConfig) -> float:
     """
     file, run = check_and_find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
     settings = _data_settings(cfg, run)
-    is_own = run is not None and _image_source(_read_config(run).get("data") or {}) == _image_source(settings)
-    if is_own and cfg.split == "all":
+    is_own_data = run is not None and _image_source(_read_config(run).get("data") or {}) == _image_source(settings)
+    if is_own_data and cfg.split == "all":
         raise ConfigError("split=all would count the images that the run was trained on; type other data, data=...")
     directory = Path(cfg.output) if cfg.output else (run or file.parent) / "eval" / _result_name(cfg, file)
 
@@ -50,7 +50,7 @@ def evaluate(cfg: DictConfig) -> float:
     predictor = load_predictor(file, cfg.accelerator, cfg.tta, not cfg.calibrate, cfg.trust)
     data: ImageDataModule = build(settings, _recursive_=False)
     data.set_up_data()
-    note = _compare_with_training(cfg, data, run if is_own else None)
+    note = _compare_with_training(cfg, data, run if is_own_data else None)
     make_writable(directory, "output=DIR")
     if cfg.calibrate:
         entry = calibrate(file, run_split(predictor, data, "val"), cfg.tta)
@@ -78,7 +78,7 @@ def evaluate(cfg: DictConfig) -> float:
 
 
 def _metrics(predictor: Predictor, result: LabeledOutputs) -> dict[str, Any]:
-    """Return the scores that eval always computes, and the metrics of the training; an ONNX file has none of these."""
+    """Return the scores that eval always computes, and the metrics of the training, which an ONNX file lacks."""
     metrics = result.metrics()
     if isinstance(predictor, TorchPredictor):
         from imago.task.metrics import compute_with_intervals
@@ -110,7 +110,7 @@ def read_data_settings(run: Path, trust: Sequence[str]) -> dict[str, Any]:
 
 
 def _problems(cfg: DictConfig) -> dict[str, bool]:
-    """Return messages about the settings, and whether each problem exists."""
+    """Return each possible error message about the settings, and whether it applies."""
     run, tta, size, output = cfg.run, cfg.tta, cfg.batch_size, cfg.output
     is_exported = is_onnx(Path(run or ""))
     return {
@@ -154,22 +154,22 @@ def _image_source(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Path | None) -> str:
-    """Return a note if the split may contain images that were trained on, or is drawn because the dataset has none.
+    """Return a note if the split may contain images that were trained on, or is split off at random.
 
     `own_run` is the run if these are its own images, else None.
 
     Raises:
         ConfigError: if the run's own images are split in another way than in training.
     """
-    is_drawn = cfg.split in data.random_splits
+    is_random_split = cfg.split in data.random_splits
     if own_run is None:
-        if not is_drawn:
+        if not is_random_split:
             return ""
         num_images, num_all = (len(split_samples(data, split)) for split in (cfg.split, "all"))
         return f"the dataset has no {cfg.split} split: these are {num_images:,} of its {num_all:,}; split=all takes all"
     if read_json(own_run / "provenance.json").get("data") in (None, data.fingerprint()):
         return ""
-    if is_drawn and "data" in cfg:
+    if is_random_split and "data" in cfg:
         raise ConfigError(
             f"split={cfg.split} of the run's own images is drawn differently here than in its training: it would "
             "contain images that were trained on. Leave data= out to use the split of the training."

@@ -28,7 +28,7 @@ _ACCELERATORS = ("auto", "cpu", "gpu")
 
 
 class TorchPredictor:
-    """A torch network that computes in fp32, whatever precision it was trained in; used like an `OnnxClassifier`.
+    """A torch network that predicts in fp32, whatever precision it was trained in; used like an `OnnxClassifier`.
 
     Args:
         classifier: the network with its classes and preprocess record, in eval mode.
@@ -47,11 +47,11 @@ class TorchPredictor:
 
         device = None if accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
         if device is None and accelerator == "gpu":
-            raise ConfigError("accelerator=gpu: torch finds no GPU here; accelerator=auto uses the CPU.")
+            raise ConfigError("accelerator=gpu: torch finds no GPU; accelerator=auto uses the CPU.")
         self.class_names = classifier.class_names
         self.preprocess = classifier.preprocess
         self.calibration_temperature = classifier.calibration_temperature
-        torch.backends.cudnn.allow_tf32 = False  # its default rounds the fp32 of convolutions to 10 bits
+        torch.backends.cudnn.allow_tf32 = False  # the default rounds fp32 convolutions to a mantissa of 10 bits
         self._device = device or torch.device("cpu")
         self._tta = tta
         self.classifier = classifier.float().to(self._device).to(memory_format=torch.channels_last)
@@ -187,7 +187,7 @@ def _load_weights(module: "nn.Module", state: Mapping[str, Any], file: Path, net
 
 
 def resolve_checkpoint(path: Path, name: str = "best") -> Path:
-    """Return the checkpoint file that `path` means.
+    """Return the checkpoint file of a run directory, or `path` itself if it is a file.
 
     Args:
         path: the file itself, or a run directory.
@@ -219,7 +219,7 @@ def check_and_find_model(
         run: the setting, like `ckpt` and `accelerator`.
         ckpt: best, last, or a file of the run directory.
         accelerator: auto, cpu or gpu.
-        problems: message about another setting, and whether the problem exists.
+        problems: further error messages, each with whether it applies.
 
     Returns:
         The file, and the absolute run directory that it belongs to, if there is one.
@@ -234,7 +234,7 @@ def check_and_find_model(
         f"ckpt={ckpt or ''} is not best, last or a file.": not ckpt,
         f"ckpt={ckpt} selects a checkpoint of a run directory, but run={run} is a file.": ckpt != "best" and is_file,
         f"accelerator={accelerator} is not one of {', '.join(_ACCELERATORS)}.": accelerator not in _ACCELERATORS,
-        f"accelerator=gpu: run={run} is an ONNX file, which runs on the CPU here.": is_gpu and is_onnx(path),
+        f"accelerator=gpu: run={run} is an ONNX file, which runs on the CPU.": is_gpu and is_onnx(path),
         **problems,
     }
     if messages := [message for message, is_problem in checks.items() if is_problem]:

@@ -16,10 +16,10 @@ from imago.text import display_width, padded, printable
 if TYPE_CHECKING:
     from imago.data.dataset import Samples
 
-MAX_NAME_CHARS = 60  # of a name that becomes part of another: file names may have 255 bytes; our own choice
+MAX_NAME_CHARS = 60  # of a name that becomes part of a file name, which may have 255 bytes; our own choice
 # Scores with a line of their own; macro precision and recall are in metrics.json only.
 _SHOWN_METRICS = ("top5_acc", "macro_precision", "macro_recall", "f1", "ece")
-_NUM_KEPT = 50  # images of mistakes; a page shows the worst 25; our own choice
+_NUM_SAVED_MISTAKES = 50  # images of mistakes; a page shows the worst 25; our own choice
 _MAX_LISTED = 20  # classes that fit on a screen; of more, the weakest are shown
 
 
@@ -103,7 +103,7 @@ def _class_table(result: LabeledOutputs) -> list[str]:
 
 
 def _write_mistakes(file: Path, result: LabeledOutputs, samples: "Samples") -> list[str]:
-    indices = result.worst_mistakes(_NUM_KEPT).tolist()
+    indices = result.worst_mistakes(_NUM_SAVED_MISTAKES).tolist()
     images = images_in_memory(samples, indices)
     if not images:
         file.unlink(missing_ok=True)  # of an older evaluation, with other mistakes

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
     from imago.data.dataset import Samples
 
-_SHOWN_PX = (128, 128)  # of images of any size that are no files; our own choice
-EVALUATED_SPLITS = ("test", "val", "all")  # all: every image of a dataset that was not trained on
+_SHOWN_PX = (128, 128)  # of images of any size that are not files; our own choice
+EVALUATED_SPLITS = ("test", "val", "all")  # all: every image of a dataset that was not used for training
 
 
 def split_samples(data: "ImageDataModule", split: str) -> "Samples":
@@ -99,7 +99,7 @@ def _network_labels(predictor: Predictor, class_names: Sequence[str]) -> np.ndar
 def validate(
     checkpoint: Path, data: "ImageDataModule", accelerator: str, tta: str = "none", trust: Sequence[str] = ()
 ) -> LabeledOutputs:
-    """Map the validation images to a checkpoint's logits, in fp32 and uncalibrated; see `run_split`."""
+    """Run a checkpoint on the validation images, in fp32 and without a temperature; see `run_split`."""
     return run_split(load_predictor(checkpoint, accelerator, tta, is_calibrated=False, trust=trust), data, "val")
 
 

@@ -15,12 +15,12 @@ _ADAPT_SETTINGS = ("weights", "freeze", "in_channels")
 
 
 def build_network(settings: Mapping[str, Any], num_classes: int, image_size: int) -> Any:
-    """Build a network and apply its settings; a class that takes one of the three arguments itself is given it.
+    """Build a network and apply its settings; those that its class takes as arguments are passed to it.
 
     `num_classes` is passed as an argument of that name or through `**kwargs`, `image_size` only as an argument of that
     name.
 
-    Names and shapes of the tensors, and the first values of the new parts, do not depend on `weights`: a checkpoint is
+    Names and shapes of the tensors, and the initial values of new layers, do not depend on `weights`: a checkpoint is
     rebuilt with `weights=None`, without the file.
 
     Args:
@@ -143,7 +143,7 @@ def freeze_parameters(net: nn.Module, freeze: str, new_tensor_names: Sequence[st
 
 
 def keep_frozen_in_eval_mode(net: nn.Module, freeze: str | None = None) -> None:
-    """Set the modules that have parameters, of which none trains, to eval mode; other modules keep their mode.
+    """Set the modules that have only frozen parameters to eval mode; other modules keep their mode.
 
     So BatchNorm uses its running statistics without updating them, and dropout inside a frozen block is off. With
     `freeze="backbone"` the modules without parameters are set to eval mode too: the inputs of the head do not change.

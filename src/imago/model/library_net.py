@@ -1,4 +1,4 @@
-"""LibraryNet: what the networks of torchvision and timm have in common, and the download of their weights."""
+"""LibraryNet: the base class of the networks of torchvision and timm, and the download of their weights."""
 
 import hashlib
 import re
@@ -47,7 +47,7 @@ class LibraryNet(nn.Module):
         name: of the network in the library, e.g. "resnet18".
         num_classes: K, width of the head; comes from the data.
         image_size: side of the input in pixels; comes from the preprocess record.
-        supported_size_px: a side that the network was made for, in pixels.
+        supported_size_px: an input side that the network supports, in pixels.
 
     Attributes:
         new_stem_module_names: names of modules of `network` that were replaced for small images.
@@ -107,8 +107,8 @@ def check_name(name: str, names: Sequence[str], library: str, examples: str) -> 
     if name not in names:
         # 0.5, our own choice, is below difflib's 0.6, so that a hint is more likely.
         close = ", ".join(get_close_matches(name, names, n=3, cutoff=0.5))
-        hint = f"did you mean {close}?" if close else f"names are such as {examples}."
-        raise ConfigError(f"model.name={name}: there is no such network of {library} here; {hint}")
+        hint = f"did you mean {close}?" if close else f"valid names are e.g. {examples}."
+        raise ConfigError(f"model.name={name}: {library} has no such network; {hint}")
 
 
 def check_image_size(network: nn.Module, name: str, image_size: int, supported_size_px: int, num_classes: int) -> None:

@@ -12,7 +12,7 @@ from imago.errors import ConfigError, DataError
 from imago.model.library_net import LibraryNet, PublishedWeights, check_arguments, check_name, check_reachable, download
 from imago.model.weights import is_path
 
-_REMEDY = "download it elsewhere and type model.weights=FILE.safetensors, or model.weights=null for none at all."
+_REMEDY = "download it elsewhere and type model.weights=FILE.safetensors, or model.weights=null to train from scratch."
 
 
 class TimmNet(LibraryNet):
@@ -44,7 +44,7 @@ class TimmNet(LibraryNet):
         if entry is None:
             return state
         name, overlay = f"{entry.architecture}.{entry.tag}", {"state_dict": state}
-        with torch.random.fork_rng(devices=[]):  # the first values of our own new parts must not depend on it
+        with torch.random.fork_rng(devices=[]):  # the initial values of a new head or stem must not depend on it
             return _timm().create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
 
     @staticmethod

@@ -37,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Args:
         task: name of the task's class, stored in each checkpoint.
-        left_out: names of hyperparameters that are not saved because they are no plain data.
+        left_out: names of hyperparameters that are not saved because they are not plain data.
     """
 
     def __init__(self, task: str | None = None, left_out: Sequence[str] = ()) -> None:

@@ -1,4 +1,4 @@
-"""ImageTask: what callbacks and commands rely on in a task, and everything of it that does not depend on the objective.
+"""ImageTask: the interface of a task for callbacks and commands, and all its code that is independent of the objective.
 
 A task of your own overrides `training_step` or `training_loss`, or, for another objective than the classes of the data,
 `output_names` and `inputs_and_targets`.
@@ -31,7 +31,7 @@ class ImageTask(LightningModule):
     plain data: they are saved in the checkpoint, which loads with `weights_only=True` and rebuilds the network.
 
     What callbacks and commands rely on:
-        `net` maps images to logits (N, K); its names in the checkpoint start with `net.`.
+        `net` maps images to logits (N, K); its keys in the checkpoint start with `net.`.
         `hparams` has `net`, `preprocess`, `class_names`, `metrics`, and `output_names`, the names of the K logits.
         `training_step` returns the loss, or a dict with `loss` and, for the training accuracy, `logits` and `labels`.
         Validation and test log `SPLIT/loss`, `SPLIT/acc` and `SPLIT/NAME` for each metric once per epoch.
@@ -51,7 +51,7 @@ class ImageTask(LightningModule):
         class_counts: training images of each class, passed to a loss with `weight`.
 
     Attributes:
-        steps_per_epoch: optimizer steps per epoch; None asks the Trainer.
+        steps_per_epoch: optimizer steps per epoch; None: computed by the Trainer.
         tta: views of an image that the test averages, see `imago.task.tta`.
     """
 
@@ -83,7 +83,7 @@ class ImageTask(LightningModule):
         return class_names
 
     def inputs_and_targets(self, images: Tensor, labels: Tensor) -> Batch:
-        """Return what the network gets and what it shall predict; by default the images and their labels.
+        """Return the inputs and the targets of the network; by default the images and their labels.
 
         Called for batches of training, validation and test. Targets are indices into `output_names`, (N,).
         """
@@ -145,7 +145,7 @@ class ImageTask(LightningModule):
         """Build the optimizer over the parameter groups and the schedule over the steps of the whole run."""
         trainer = self.trainer
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
-        # The Trainer builds the loaders to answer this, on a resumed run before the position in the data is restored.
+        # `estimated_stepping_batches` builds the loaders: on resume, before the position in the data is restored.
         steps_per_epoch = self.steps_per_epoch or int(trainer.estimated_stepping_batches) // epochs
         total_steps = epochs * steps_per_epoch
         if trainer.max_steps > 0:
@@ -154,7 +154,7 @@ class ImageTask(LightningModule):
         optimizer, schedule = build_optimization(*settings, self.net, total_steps, steps_per_epoch)
         config: Any = {"scheduler": schedule, "interval": "step"}
         if self.automatic_optimization:
-            config["reduce_on_plateau"] = False  # `_step_plateau` does
+            config["reduce_on_plateau"] = False  # done by `_step_plateau`
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def configure_gradient_clipping(

@@ -69,7 +69,7 @@ class EvaluationMetrics(nn.Module):
         num_classes: K, passed to a parameter of that name.
 
     Raises:
-        ConfigError: a name that is reserved, a target that is no metric, or a metric that cannot be computed from
+        ConfigError: a name that is reserved, a target that is not a metric, or a metric that cannot be computed from
             probabilities and labels or is not a single number.
     """
 
@@ -109,7 +109,7 @@ class EvaluationMetrics(nn.Module):
 
 
 def build_metric(name: str, settings: Mapping[str, Any], num_classes: int) -> Metric:
-    """Build a metric, and compute it once for made-up probabilities: errors are reported before the training.
+    """Build a metric, and compute it once for artificial probabilities, to report errors before the training.
 
     Args:
         name: key in the config group `metrics`.
@@ -122,7 +122,7 @@ def build_metric(name: str, settings: Mapping[str, Any], num_classes: int) -> Me
     if name in RESERVED_NAMES:
         raise ConfigError(f"metrics.{name}: the name is taken by another result; choose another one.")
     target = import_target_or_none(settings.get("_target_"))
-    filled = {"num_classes": num_classes, "validate_args": False}  # checks of values would wait for the device
+    filled = {"num_classes": num_classes, "validate_args": False}  # checks of values would synchronize
     filled = {key: value for key, value in filled.items() if key not in settings and accepts(target, key)}
     checks = {"validate_args": True} if "validate_args" in filled else {}
     try:
@@ -152,7 +152,7 @@ def compute_with_intervals(
         settings: as in `EvaluationMetrics`.
         logits: float32 (N, K).
         labels: int64 (N,).
-        seed: of the draws; the same seed gives the same intervals.
+        seed: seed of the bootstrap; the same seed gives the same intervals.
 
     Returns:
         NAME and NAME_interval_95 of each metric.
@@ -177,6 +177,6 @@ def _compute_once(metric: Metric, probabilities: Tensor, labels: Tensor) -> floa
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Count the rows of logits (N, K) that are largest at the label, or at the largest soft label: int64 ()."""
+    """Count the rows of logits (N, K) whose largest value is at the label, or at the largest soft label: int64 ()."""
     targets = labels if labels.ndim == 1 else labels.argmax(dim=1)
     return (logits.argmax(dim=1) == targets).sum()

@@ -13,7 +13,7 @@ from imago.instantiate import accepts, build, import_target_or_none
 from imago.optimizer.groups import parameter_groups
 
 GROUP_SETTINGS = ("head_lr_multiplier", "layer_lr_decay")  # of `parameter_groups`, not of the optimizer
-_LONG_EPOCH_STEPS = 1_000_000  # an epoch in which every duration has at least one step
+_LONG_EPOCH_STEPS = 1_000_000  # so many that any duration given in epochs is at least one step
 
 
 def build_optimization(
@@ -27,7 +27,7 @@ def build_optimization(
 
     Args:
         optimizer: `_target_` of a `torch.optim` class, its settings and those of `parameter_groups`.
-        schedule: `_target_` of a class in `imago.schedule.schedules` and its settings.
+        schedule: `_target_` of an `LRScheduler` class and its settings.
         net: its trainable parameters are optimized.
         total_steps: optimizer steps of the whole run, which set the length of the schedule.
         steps_per_epoch: optimizer steps in an epoch, which convert durations given in epochs.
@@ -42,23 +42,23 @@ def build_optimization(
         built = build(settings, groups, base=Optimizer)
     except ConfigError as error:
         raise ConfigError(f"optimizer: {error} To remove a setting, type ~optimizer.KEY.") from error
-    except ValueError as error:  # torch's message on a value
-        raise ConfigError(f"optimizer: {str(error).rstrip('.')}; configs/optimizer lists others.") from error
+    except ValueError as error:  # raised by torch for an invalid value
+        raise ConfigError(f"optimizer: {str(error).rstrip('.')}; configs/optimizer has values that work.") from error
     return built, build(schedule, built, base=LRScheduler, **schedule_steps(schedule, total_steps, steps_per_epoch))
 
 
 def schedule_steps(schedule: Mapping[str, Any], total_steps: int, steps_per_epoch: int) -> dict[str, int]:
-    """Return those of the two numbers that the class of a schedule takes and that are not set; torch's take none."""
+    """Return those of the two numbers that the class of a schedule takes as arguments and that are not set."""
     target = import_target_or_none(schedule.get("_target_"))
     steps = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
     return {name: value for name, value in steps.items() if accepts(target, name) and name not in schedule}
 
 
 def check_optimization(optimizer: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
-    """Build both for a single weight, so that wrong settings are reported before data is read.
+    """Build optimizer and schedule for a single weight, to report wrong settings before data is read.
 
     Raises:
         ConfigError: if a class does not exist or refuses its settings.
     """
-    single = skip_init(nn.Linear, 1, 1, bias=False)  # draws no random number; a matrix: some optimizers take no others
+    single = skip_init(nn.Linear, 1, 1, bias=False)  # draws no random numbers; some optimizers take only matrices
     build_optimization(optimizer, schedule, single, _LONG_EPOCH_STEPS, _LONG_EPOCH_STEPS)

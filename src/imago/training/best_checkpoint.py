@@ -31,7 +31,7 @@ def calibrate_and_plot_best_checkpoint(
 
     Args:
         cfg: the composed config of `train.py`.
-        data: the data module; loses its Trainer.
+        data: the data module; its `trainer` is set to None.
         task: the trained task; its `steps_per_epoch` gives the step of the figures.
         trainer: the Trainer, after the test; its loggers get the figures.
         directory: the run directory; `figures/` and `checkpoints/calibration.json` are written.
@@ -60,7 +60,7 @@ def calibrate_and_plot_best_checkpoint(
     result = validate(checkpoint, data, accelerator, trust=trust)
     temperature = _calibrate(checkpoint, result)
     step = summary.get("best_epoch", 0) * (task.steps_per_epoch or 0)
-    for name, file in _draw(result, temperature, data, directory.path / "figures").items():
+    for name, file in _plot(result, temperature, data, directory.path / "figures").items():
         add_image(name, file, step, trainer.loggers)
 
 
@@ -74,7 +74,7 @@ def _calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> f
     return float(fitted[TEMPERATURE_KEY])
 
 
-def _draw(result: LabeledOutputs, temperature: float, data: ImageDataModule, figures: Path) -> dict[str, Path]:
+def _plot(result: LabeledOutputs, temperature: float, data: ImageDataModule, figures: Path) -> dict[str, Path]:
     """Write the figures; return their files by their TensorBoard names."""
     from imago.analysis.evaluation import Evaluation
     from imago.analysis.plots import plot_mistakes, save_confusion, save_figure

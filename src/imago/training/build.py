@@ -1,4 +1,4 @@
-"""Build the data module, the task and the Trainer that the settings name."""
+"""Build the data module, the task and the Trainer from the settings."""
 
 import logging
 import math
@@ -41,9 +41,9 @@ def choose_preprocess(
     """Choose how images are prepared: what the user typed, else what the pretrained weights need, else the dataset.
 
     Args:
-        typed: the `preprocess` settings; None where the user typed nothing. A typed `size` alone scales `resize` along.
-        weights: the record of the pretrained weights, if there are any. Its size is not used if it is above 64 px and
-            the images are not; its mean and std are always used, as the kept layers expect them.
+        typed: the `preprocess` settings; None where the user typed nothing. A typed `size` alone scales `resize` too.
+        weights: the record of the pretrained weights, if there are any. If its size is above 64 px and that of the
+            images is not, only its mean and std are used, as the kept layers expect them.
         data: the dataset's own record.
 
     Returns:
@@ -87,7 +87,7 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier |
         images, _ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
         net.initialize_from(images)  # the first training batch, the same one on every rank
     if cfg.compile:
-        net.compile()  # in place: the names of the weights do not change
+        net.compile()  # in place, so the keys of the state_dict do not change
     _check_manual_optimization(cfg, task)
     return task
 
@@ -129,7 +129,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
         ConfigError: if Lightning refuses the combination of settings.
     """
     if left_out := left_out_of_checkpoint(task):
-        log.info("left out of the checkpoints, as they are no plain data: %s", ", ".join(left_out))
+        log.info("left out of the checkpoints, as they are not plain data: %s", ", ".join(left_out))
     callbacks = [build(callback, base=Callback) for callback in cfg.callbacks.values() if callback is not None]
     callbacks += [part for callback in callbacks if (part := getattr(callback, "further", None))]
     if cfg.trainer.max_time is not None:
@@ -139,7 +139,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
     is_bar_on = cfg.trainer.get("enable_progress_bar", True)
     bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
     for bar in [] if is_bar_on else bars:
-        bar.disable()  # the lines per epoch stay
+        bar.disable()  # the line per epoch is still logged
     checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
     if not checkpoints and not cfg.tune:
         log.warning("no callback saves checkpoints: this run cannot be resumed, evaluated or exported")
@@ -194,7 +194,7 @@ def build_run(
     if isinstance(task, ImageTask):
         task.steps_per_epoch = steps_per_epoch
     limits = [trainer.max_epochs or -1, math.ceil(trainer.max_steps / steps_per_epoch)]
-    trainer.fit_loop.max_epochs = min(limit for limit in limits if limit > 0)  # in which the run takes place
+    trainer.fit_loop.max_epochs = min(limit for limit in limits if limit > 0)  # epochs until the first limit is reached
     return data, task, trainer, origin
 
 
@@ -236,7 +236,7 @@ def _weights_preprocess(cfg: DictConfig) -> Mapping[str, Any] | None:
 
 
 def _silence_lightning() -> None:
-    """Hide messages of Lightning that do not concern this run."""
+    """Hide messages of Lightning that do not apply to this run."""
     for text in (
         ".*does not have many workers.*",  # images in memory are read fastest without workers
         ".*smaller than the logging interval.*",  # epoch values are logged all the same

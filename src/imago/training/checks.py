@@ -18,7 +18,7 @@ from imago.settings import typed_value
 _LOGGER_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # also the extras in pyproject.toml
 _DIRECTIONS = {"train/loss": "min", "train/acc": "max", "val/loss": "min", "val/acc": "max"}
 
-# Settings that must be one of a few texts; null where the default is null.
+# Settings that must be one of a few values; null where the default is null.
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
     "preprocess.crop": (None, "center", "squash"),
@@ -30,7 +30,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 # Arguments of DataLoader that can be set; the others would change the batches.
 LOADER_ARGUMENTS = ("prefetch_factor", "pin_memory", "timeout", "multiprocessing_context", "persistent_workers")
 
-# Arguments of the Trainer that would break a promise of a run or do nothing in it, and what to type instead.
+# Arguments of the Trainer that would break a guarantee of a run or have no effect in it, and what to type instead.
 _REFUSED_TRAINER_ARGUMENTS = {
     "logger": "type logger=NAME, or logger.NAME.KEY=VALUE",
     "callbacks": "type callbacks=NAME, or callbacks.NAME.KEY=VALUE",
@@ -39,8 +39,8 @@ _REFUSED_TRAINER_ARGUMENTS = {
     "fast_dev_run": "type trainer=debug for a short run of all parts",
     "overfit_batches": "type data.split_file=F with a few training images",
     "barebones": "callbacks.NAME=null and logger.NAME=null turn parts of a run off",
-    "use_distributed_sampler": "the samplers here share the images between the devices already",
-    "reload_dataloaders_every_n_epochs": "each epoch has a new order of samples already",
+    "use_distributed_sampler": "the samplers already divide the images between the devices",
+    "reload_dataloaders_every_n_epochs": "each epoch already has a new order of samples",
     "limit_predict_batches": "predict.py takes the images that input names",
     "model_registry": "export.py writes the network to a file",
 }
@@ -51,7 +51,7 @@ _FROM_0_TO_1 = ("between 0 and 1", lambda value: 0 <= value <= 1)
 _BELOW_1 = ("at least 0 and below 1", lambda value: 0 <= value < 1)
 _COLORS_OR_GRAY = ("3 (images are read as RGB) or 1 (gray)", lambda value: value in (1, 3))
 
-# Settings with a range, and what must hold. A setting that is null or absent is not checked.
+# Settings with a condition, as text and as function. A setting that is null or absent is not checked.
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": ("0 or more", lambda value: value >= 0),
     "run_name": (
@@ -154,7 +154,7 @@ def _schedule_problems(cfg: DictConfig) -> Iterator[str]:
 def _monitor_problems(cfg: DictConfig) -> Iterator[str]:
     """Check `monitor` and `mode` of the schedule and of every callback that has one.
 
-    Which names another task than ours logs is known only when it has validated.
+    The names that a task of the user's own logs are known only after its first validation.
     """
     names = [*_DIRECTIONS, *(f"val/{name}" for name, settings in cfg.metrics.items() if settings is not None)]
     for key, settings in monitors(cfg).items():

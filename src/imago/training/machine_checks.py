@@ -12,7 +12,7 @@ from imago.resources import available_cores
 from imago.task.optimization import check_optimization
 from imago.training.checks import set_modes
 
-_MAX_REASON_CHARS = 200  # the message can hold a long command of the compiler; our own choice
+_MAX_REASON_CHARS = 200  # of a message, which may contain a long compiler command; our own choice
 
 
 def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
@@ -71,9 +71,9 @@ def check_batch_size(batch_size: int, num_processes: int) -> None:
     """
     if batch_size % num_processes:
         lower = batch_size // num_processes * num_processes
-        fitting = " or ".join(f"data.batch_size={size}" for size in (lower, lower + num_processes) if size)
+        divisible = " or ".join(f"data.batch_size={size}" for size in (lower, lower + num_processes) if size)
         raise ConfigError(
-            f"data.batch_size={batch_size} must be divisible by the {num_processes} processes; use {fitting}."
+            f"data.batch_size={batch_size} must be divisible by the {num_processes} processes; use {divisible}."
         )
 
 
@@ -121,7 +121,7 @@ def check_compile() -> None:
 
 
 def _check_weights(cfg: DictConfig) -> None:
-    """Read the file of `model.weights`: a damaged one is reported before data is read."""
+    """Read the file of `model.weights`, so that a damaged one is reported before data is read."""
     if cfg.resume is None and (file := find_weights(cfg.model)):
         from imago.model.weights import read_weights
 

@@ -33,17 +33,17 @@ def is_image_task(cfg: DictConfig) -> bool:
 
 
 def build_other_task(cfg: DictConfig, data: ImageDataModule) -> LightningModule:
-    """Build the module; its parameters for a network, an optimizer and a scheduler get what the groups describe.
+    """Build the module, and pass it the network, optimizer and scheduler of the config groups if it takes them.
 
-    The network arrives built for the classes of the data, optimizer and scheduler as `functools.partial` that take the
-    parameters and the optimizer; `num_classes` is filled in.
+    The network is built for the classes of the data; optimizer and scheduler are `functools.partial`s, to be called
+    with the parameters or the optimizer. `num_classes` is filled in.
 
     Args:
         cfg: the composed config of `train.py`.
         data: the data module, after `set_up_data`.
 
     Raises:
-        ConfigError: if the target is no LightningModule, or its arguments do not match.
+        ConfigError: if the target is not a LightningModule, or its arguments do not match.
     """
     if cfg.tta != "none":
         raise ConfigError(f"tta={cfg.tta} needs a task derived from imago.task.base.ImageTask; type tta=none.")
@@ -74,7 +74,7 @@ def _count_steps(cfg: DictConfig, data: ImageDataModule) -> tuple[int, int]:
 
 
 def left_out_of_checkpoint(task: LightningModule) -> list[str]:
-    """Return the hyperparameters that are no plain data: a checkpoint that holds them could not be loaded safely."""
+    """Return the hyperparameters that are not plain data: a checkpoint that holds them could not be loaded safely."""
     return [name for name, value in task.hparams.items() if not is_loadable(value)]
 
 

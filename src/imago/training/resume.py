@@ -107,7 +107,7 @@ def check_unchanged_settings(
 
     Args:
         saved: `config.yaml` of the run, as plain data.
-        settings: those to resume with, likewise.
+        settings: those to resume with, as plain data.
         num_epochs_done: epochs that the run has finished.
         num_steps_done: its optimizer steps.
         is_tested: whether its final test is done; a run that was killed during the test may do it again.
@@ -118,11 +118,11 @@ def check_unchanged_settings(
     before, after = flatten(saved), flatten(settings)
     changed = [key for key in before | after if before.get(key) != after.get(key) and not _may_change(key)]
     # If the class of a group has changed, the keys below it are not listed.
-    swapped = tuple(key.removesuffix("_target_") for key in changed if key.endswith("._target_"))
+    changed_groups = tuple(key.removesuffix("_target_") for key in changed if key.endswith("._target_"))
     problems = [
         f"{key}={after.get(key)} cannot change on resume: the run has {key}={before.get(key)}; start a new run instead."
         for key in changed
-        if key.endswith("._target_") or not key.startswith(swapped)
+        if key.endswith("._target_") or not key.startswith(changed_groups)
     ]
     done = {} if problems else {"max_epochs": num_epochs_done, "max_steps": num_steps_done}
     for name, number in done.items():
