@@ -86,7 +86,7 @@ def check_saved_targets(
 
 def packages_to_trust(settings: Mapping[str, Any]) -> list[str]:
     """Return the packages that `trust` has to name before the model, data and metrics in these settings are built."""
-    groups = {group: settings[group] for group in ("model", "data", "metrics")}
+    groups = {group: settings[group] for group in _BASES if group in settings and group != "task"}
     nodes = [found for group, node in groups.items() for found in target_nodes(to_plain(node), group)]
     names = [str(node["_target_"]) for where, node in nodes if not _is_harmless(node, _base_names(where))]
     return list(dict.fromkeys(name.partition(".")[0] for name in names))
@@ -158,7 +158,10 @@ def _is_harmless(settings: Mapping[str, Any], base_names: Sequence[str]) -> bool
 def _is_defined_here(found: type) -> bool:
     """Return whether a class is defined in a file of a package in `src/`, and not only imported there."""
     file = getattr(sys.modules.get(found.__module__), "__file__", None)
-    return file is not None and Path(file).resolve().is_relative_to(_SOURCE_DIR)
+    # A package in src/ may be a link to another directory.
+    return file is not None and any(
+        p.is_relative_to(_SOURCE_DIR) for p in (Path(file).absolute(), Path(file).resolve())
+    )
 
 
 def _is_published_network(module: str, name: str, settings: Mapping[str, Any]) -> bool:

@@ -87,5 +87,6 @@ def test_tensorboard_of_a_run_has_the_curves_people_look_for(events):
 @pytest.mark.slow
 def test_curves_have_the_same_names_in_tensorboard_and_in_the_table(events, finished_run: Path):
     header = (finished_run / "metrics.csv").read_text().partition("\n")[0].split(",")
-    of_settings = {"best/val_acc"}  # what the tab HPARAMS shows: the best epoch's, while val/acc ends with the last's
+    # What the tab HPARAMS shows: the values of the best epoch, while val/acc ends with the last epoch's.
+    of_settings = {"best/val_acc", "best/val_loss", "best/val_f1"}
     assert set(events.Tags()["scalars"]) - of_settings == set(header) - {"step"}

@@ -68,6 +68,7 @@ def _training_results(trainer: Trainer) -> dict[str, Any]:
             num_images = len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]  # of our data module
             results["val"] |= _interval(trainer, results["val"], num_images) | {"num_images": num_images}
         epoch = read_checkpoint(Path(best.best_model_path))["epoch"]
+        results["best_value"] = float(best.best_model_score)  # type: ignore[arg-type]  # set with the path
         results["best_epoch"] = epoch + 1  # counted from 1, as on the screen
     speed = _find_speed(trainer)
     return results | (_speed_results(trainer, speed) if speed and speed.train_s else {})

@@ -99,13 +99,14 @@ class TrainMetrics(Callback):
             pl_module.log_dict({f"train/{name}": value for name, value in result.items()}, sync_dist=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise a ConfigError if a callback for early stopping monitors a name that is not logged."""
+        """Raise a ConfigError if early stopping monitors a name that is not logged; training values follow later."""
         for stopper in trainer.early_stopping_callbacks:
-            if not trainer.sanity_checking and stopper.monitor not in trainer.callback_metrics:
-                logged = ", ".join(sorted(trainer.callback_metrics))
+            is_missing = stopper.monitor not in trainer.callback_metrics and not stopper.monitor.startswith("train")
+            if is_missing and not trainer.sanity_checking:
+                logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
                 raise ConfigError(
-                    f"callbacks.early_stopping.monitor={stopper.monitor} is not logged by {type(pl_module).__name__}; "
-                    f"it logs {logged or 'nothing'}."
+                    f"early stopping: monitor={stopper.monitor} is not logged by {type(pl_module).__name__}; it logs "
+                    f"{logged}; type callbacks.early_stopping.monitor=NAME."
                 )
 
     def state_dict(self) -> dict[str, Any]:

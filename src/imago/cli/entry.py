@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from imago.cli.arguments import accept_arguments
 from imago.cli.messages import explain_composition_error
 from imago.cli.overrides import check_complete, check_types, compose, compose_defaults, quote_paths
-from imago.cli.resume import check_saved_settings, is_group_choice, resume_arguments
+from imago.cli.resume import check_saved_settings, is_group_choice, override_key, resume_arguments
 from imago.errors import ConfigError, UserError
 from imago.instantiate import to_plain
 from imago.paths import CONFIG_DIR, PROJECT_ROOT, job_output_dir, register_resolvers
@@ -109,10 +109,11 @@ class _Job:
         name = str(HydraConfig.get().job.config_name)
         if self.saved:
             # With ++, as a value may be typed below a key that the run added.
+            saved = set(map(override_key, self.saved))
             own_values = [
                 f"++{text.lstrip('+')}"
                 for text in typed
-                if not (text in self.saved or text.startswith("~") or is_group_choice(text))
+                if not (override_key(text) in saved or text.startswith("~") or is_group_choice(text))
             ]
             own = compose(loader, name, [*overrides["hydra"], *filter(is_group_choice, typed), *own_values])
             check_saved_settings(to_plain(cfg), to_plain(own, resolve=False), Path(cfg.resume), cfg.trust)
@@ -165,7 +166,8 @@ def _prepare_command_line() -> list[str]:
     unsafe = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # torch.load would then unpickle any object, also in other libraries
     if os.environ.get(unsafe, "0").lower() in ("1", "y", "yes", "true"):
         raise ConfigError(f"{unsafe} is set in the environment: checkpoints could run code; unset {unsafe}.")
-    _read_flags()
+    if _read_flags().multirun and saved:
+        raise ConfigError("resume=RUN continues one run in its directory, and -m starts new ones; leave -m out.")
     return saved
 
 

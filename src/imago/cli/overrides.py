@@ -31,7 +31,7 @@ ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
     (str, NoneType): {
         *(PATH_KEYS - {"paths.data_dir", "paths.log_dir"}),
         *("paths.run_dir", "preprocess.crop", "preprocess.interpolation", "model.freeze"),
-        *("augment.policy", "trainer.gradient_clip_algorithm", "trainer.profiler", "tune"),
+        *("augment.policy", "trainer.gradient_clip_algorithm", "tune"),
         *("callbacks.*.mode", "schedule.mode"),
     },
     (int, NoneType): {
@@ -47,7 +47,8 @@ ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
     (str, list, NoneType): {"loss.weight"},
     (int, str, list): {"trainer.devices"},
     (str, int): {"trainer.precision"},
-    (str, dict, NoneType): {"trainer.max_time"},
+    (str, dict): {"trainer.strategy"},
+    (str, dict, NoneType): {"trainer.profiler", "trainer.max_time"},
     (bool, str): {"trainer.deterministic"},
 }
 
@@ -176,8 +177,8 @@ def explain_value(error: Any) -> str:
 
 
 def _type_problems(key: str, default: Any, value: Any, allowed: tuple[type, ...]) -> Iterator[str]:
-    if allowed in ((), (NoneType,)):
-        return  # the default is null and the key is not listed: any type is accepted
+    if allowed in ((), (NoneType,)) or "${" in str(value):
+        return  # any type is accepted, or the value is a reference to another setting
     if type(value) not in allowed and not (type(value) is int and float in allowed):
         expected = " or ".join(_TYPE_NAMES[kind] for kind in allowed)
         expected += f" (default: {typed_value(default)})" if default is not _ABSENT else ""

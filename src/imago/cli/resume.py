@@ -36,7 +36,7 @@ def resume_arguments(argv: Sequence[str], log_dir: Path) -> Arguments:
         ConfigError: if RUN is not a run directory, or if `resume=auto` comes without a run_name.
         DataError: if the saved command line has anything else than settings of a run.
     """
-    typed = {_key(argument): argument for argument in argv if "=" in argument}
+    typed = {override_key(argument): argument for argument in argv if "=" in argument}
     if typed.get("resume") == "resume=":
         raise ConfigError("resume= has no value; type a run directory, e.g. resume=logs/latest.")
     resume = _value(typed, "resume")
@@ -53,15 +53,15 @@ def resume_arguments(argv: Sequence[str], log_dir: Path) -> Arguments:
         )
     directory = [f"{key}={quote_for_hydra(str(run_dir))}" for key in ("resume", "hydra.run.dir")]
     # `resume` and `trust` of an earlier resume are not repeated: trust is typed by the user, never read from a file.
-    overrides = [str(override) for override in overrides if _key(str(override)) not in ("resume", "trust")]
+    overrides = [str(override) for override in overrides if override_key(str(override)) not in ("resume", "trust")]
     _check_saved(overrides, provenance)
     merged: dict[str, str] = {}
     for argument in [*overrides, *typed.values(), *directory]:
-        key = _key(argument)
+        key = override_key(argument)
         # A key that the run added (+callbacks.mine=...) must be added again, whether or not the + is typed again.
         is_added = merged.get(key, "").startswith("+") and not argument.startswith("+")
         merged[key] = f"+{argument}" if is_added else argument
-    saved = [argument for argument in overrides if merged[_key(argument)] == argument]
+    saved = [argument for argument in overrides if merged[override_key(argument)] == argument]
     return Arguments([*(argument for argument in argv if "=" not in argument), *merged.values()], saved)
 
 
@@ -124,7 +124,8 @@ def _named_directory(typed: Mapping[str, str], log_dir: Path) -> Path:
     return Path(_value(typed, "paths.log_dir") or log_dir) / "train" / name
 
 
-def _key(argument: str) -> str:
+def override_key(argument: str) -> str:
+    """Return the key of an override, such as `optimizer.lr` of `+optimizer.lr=0.1`."""
     return argument.partition("=")[0].lstrip("+")
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import NoneType
 from typing import NamedTuple
@@ -65,10 +66,7 @@ def _find(module: str, name: str, depth: int = 0) -> _Definition | None:
 def _source_file(module: str) -> Path | None:
     """Locate the source of a module without importing its parents."""
     top, *parts = module.split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except ValueError:  # such as __main__
-        return None
+    spec = PathFinder.find_spec(top)
     if spec and not parts and str(spec.origin).endswith(".py"):
         return Path(str(spec.origin))
     for directory in (spec.submodule_search_locations or ()) if spec else ():

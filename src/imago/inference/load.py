@@ -171,6 +171,8 @@ def check_compatible(file: Path, task: "LightningModule") -> None:
         )
     net = task.hparams.get("net")
     network = net["_target_"] if isinstance(net, Mapping) else type(task).__name__
+    if "net" not in task.hparams:
+        return  # not an `ImageTask`: it may build layers in `setup`, after which Lightning loads the weights
     _load_weights(task, saved["state_dict"], file, network)
 
 

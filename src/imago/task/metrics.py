@@ -119,7 +119,7 @@ def build_metric(name: str, settings: Mapping[str, Any], num_classes: int) -> Me
     Raises:
         ConfigError: see `EvaluationMetrics`.
     """
-    if name in RESERVED_NAMES:
+    if name in RESERVED_NAMES or hasattr(nn.ModuleDict, name):
         raise ConfigError(f"metrics.{name}: the name is taken by another result; choose another one.")
     target = import_target_or_none(settings.get("_target_"))
     filled = {"num_classes": num_classes, "validate_args": False}  # checks of values would synchronize

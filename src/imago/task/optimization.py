@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import skip_init
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from imago.errors import ConfigError
 from imago.instantiate import accepts, build, import_target_or_none
@@ -44,6 +45,10 @@ def build_optimization(
         raise ConfigError(f"optimizer: {error} To remove a setting, type ~optimizer.KEY.") from error
     except ValueError as error:  # raised by torch for an invalid value
         raise ConfigError(f"optimizer: {str(error).rstrip('.')}; configs/optimizer has values that work.") from error
+    if import_target_or_none(schedule.get("_target_")) is ReduceLROnPlateau:
+        raise ConfigError(
+            "schedule._target_=torch.optim.lr_scheduler.ReduceLROnPlateau: type schedule=plateau instead."
+        )
     return built, build(schedule, built, base=LRScheduler, **schedule_steps(schedule, total_steps, steps_per_epoch))
 
 
@@ -55,10 +60,19 @@ def schedule_steps(schedule: Mapping[str, Any], total_steps: int, steps_per_epoc
 
 
 def check_optimization(optimizer: Mapping[str, Any], schedule: Mapping[str, Any]) -> None:
-    """Build optimizer and schedule for a single weight, to report wrong settings before data is read.
+    """Build optimizer and schedule for a single weight and step them, to report errors before data is read.
 
     Raises:
-        ConfigError: if a class does not exist or refuses its settings.
+        ConfigError: if a class does not exist, refuses its settings or cannot make a step.
     """
     single = skip_init(nn.Linear, 1, 1, bias=False)  # draws no random numbers; some optimizers take only matrices
-    build_optimization(optimizer, schedule, single, _LONG_EPOCH_STEPS, _LONG_EPOCH_STEPS)
+    nn.init.zeros_(single.weight)
+    single.weight.grad = torch.zeros_like(single.weight)
+    try:
+        built, scheduler = build_optimization(optimizer, schedule, single, _LONG_EPOCH_STEPS, _LONG_EPOCH_STEPS)
+        built.step(lambda: 0.0)  # LBFGS needs a closure
+        scheduler.step()
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        classes = f"{optimizer['_target_']} and {schedule['_target_']}"
+        raise ConfigError(f"optimizer and schedule: a step of {classes} fails ({reason}); choose others.") from error

@@ -1,10 +1,8 @@
 """Train a network and test it once: settings, checks, run directory, data, task, trainer, fit, test, summary."""
 
 import logging
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -36,7 +34,7 @@ def train(cfg: DictConfig) -> float:
         from imago.training.trial import run_trial
 
         run_trial(list(job.overrides.task), directory.path)
-        return best_value(directory.summary)
+        return directory.summary.get("best_value", float("nan"))
     cfg.paths.run_dir = str(directory.path)
     overrides = store_absolute_paths(cfg, job.overrides.task)
     starts_over = cfg.resume == "auto"  # the run is new, or ended before its first checkpoint
@@ -84,10 +82,4 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
     commands, trust = usable_commands(task), packages_to_trust(cfg)
     log.info("\n%s", end_lines(directory.summary, directory.path, trainer.max_steps, commands, trust))
-    return best_value(directory.summary)
-
-
-def best_value(summary: Mapping[str, Any]) -> float:
-    """Return the monitored validation value of the best epoch; NaN without one."""
-    val = summary.get("val", {})
-    return val.get(str(val.get("monitor", "")).removeprefix("val/"), float("nan"))
+    return directory.summary.get("best_value", float("nan"))
