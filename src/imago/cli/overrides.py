@@ -103,7 +103,9 @@ def check_types(config: "DictConfig", defaults: "DictConfig", overrides: Sequenc
         if override.is_delete():
             continue
         typed = override.key_or_group.replace("/", ".")
-        for key in (typed, *flatten(override.value(), typed)):  # `optimizer={lr: 1}` sets optimizer.lr
+        # `optimizer={lr: 1}` sets optimizer.lr; a reference to another setting may have any type.
+        raw = {typed: override.value(), **flatten(override.value(), typed)}
+        for key in [key for key, value in raw.items() if "${" not in str(value)]:
             default, value = (
                 to_plain(OmegaConf.select(tree, key, default=_ABSENT, throw_on_resolution_failure=False), resolve=False)
                 for tree in (defaults, config)
@@ -177,8 +179,8 @@ def explain_value(error: Any) -> str:
 
 
 def _type_problems(key: str, default: Any, value: Any, allowed: tuple[type, ...]) -> Iterator[str]:
-    if allowed in ((), (NoneType,)) or "${" in str(value):
-        return  # any type is accepted, or the value is a reference to another setting
+    if allowed in ((), (NoneType,)):
+        return  # the default is null and the key is not listed: any type is accepted
     if type(value) not in allowed and not (type(value) is int and float in allowed):
         expected = " or ".join(_TYPE_NAMES[kind] for kind in allowed)
         expected += f" (default: {typed_value(default)})" if default is not _ABSENT else ""

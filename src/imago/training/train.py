@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from imago.instantiate import to_plain
 from imago.runs.run_directory import RunDirectory
 from imago.training.checks import check_settings
 from imago.training.resume import check_run_directory, store_absolute_paths
@@ -29,14 +30,15 @@ def train(cfg: DictConfig) -> float:
     """
     check_settings(cfg)
     job = HydraConfig.get()
+    overrides: list[str] = to_plain(job.overrides.task, resolve=False)  # as typed, with references to other settings
     directory = RunDirectory(Path(job.runtime.output_dir), Path(cfg.paths.log_dir))
     if job.mode == RunMode.MULTIRUN and str(cfg.trainer.devices) != "1":
         from imago.training.trial import run_trial
 
-        run_trial(list(job.overrides.task), directory.path)
+        run_trial(overrides, directory.path)
         return directory.summary.get("best_value", float("nan"))
     cfg.paths.run_dir = str(directory.path)
-    overrides = store_absolute_paths(cfg, job.overrides.task)
+    overrides = store_absolute_paths(cfg, overrides)
     starts_over = cfg.resume == "auto"  # the run is new, or ended before its first checkpoint
     if starts_over:
         cfg.resume = None
