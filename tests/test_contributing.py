@@ -174,33 +174,6 @@ def test_all_recipes_together_resume_and_serve_every_command(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("task", "refused", "served"),
-    [
-        ("rotation", {"eval": "predicts 0, 90, 180, 270"}, ("predict", "export")),
-        ("lit", dict.fromkeys(("eval", "predict", "export"), "is not derived from imago.task.base.ImageTask"), ()),
-    ],
-)
-def test_tasks_of_other_kinds_resume_and_each_command_works_or_refuses_in_one_line(
-    run, project: Path, tmp_path: Path, task: str, refused: dict[str, str], served: tuple[str, ...]
-):
-    folder, photo = project / "logs" / "train" / f"kind_{task}", tmp_path / "photo.png"
-    Image.new("RGB", (40, 40), "gray").save(photo)
-    settings = (f"task={task}", "data=digits", "augment=none", "model=tiny", *SHORTER, f"run_name=kind_{task}")
-    for arguments in (settings, (f"resume={folder}", "trainer.max_epochs=2")):
-        done = run("src/train.py", *arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
-    for command in ("eval", "predict", "export"):
-        done = run(f"src/{command}.py", f"run={folder}", *([f"input={photo}"] if command == "predict" else []))
-        if command in served:
-            assert done.returncode == 0, done.stdout + done.stderr
-        else:
-            assert done.returncode == 2
-            (line,) = done.stderr.splitlines()
-            assert refused[command] in line
-
-
-@pytest.mark.slow
 def test_the_experiment_runs_for_each_seed(run, project: Path):
     (command,) = [command for command in COMMANDS if " -m " in command]
     done = run(*shlex.split(command)[1:], *SHORTER, "run_name=experiment")

@@ -78,7 +78,7 @@ def check_saved_targets(
     for where, settings in target_nodes(to_plain(node), path):
         target = settings["_target_"]
         is_trusted = isinstance(target, str) and any(f"{target}.".startswith(f"{package}.") for package in trust)
-        if not is_trusted and str(target) not in known and not _is_harmless(settings, _base_names(where)):
+        if not is_trusted and str(target) not in known and not _is_accepted(settings, _base_names(where)):
             refused[str(target)] = f"{source}: {where}._target_={target} {_reason(target, _base_names(where)[0])}"
     if refused:
         raise ConfigError("\n".join(refused.values()))
@@ -88,7 +88,7 @@ def packages_to_trust(settings: Mapping[str, Any]) -> list[str]:
     """Return the packages that `trust` has to name before the model, data and metrics in these settings are built."""
     groups = {group: settings[group] for group in _BASES if group in settings and group != "task"}
     nodes = [found for group, node in groups.items() for found in target_nodes(to_plain(node), group)]
-    names = [str(node["_target_"]) for where, node in nodes if not _is_harmless(node, _base_names(where))]
+    names = [str(node["_target_"]) for where, node in nodes if not _is_accepted(node, _base_names(where))]
     return list(dict.fromkeys(name.partition(".")[0] for name in names))
 
 
@@ -131,7 +131,8 @@ def _base_names(where: str) -> Sequence[str]:
     return [_BASES[group]] if group in _BASES and is_top else _NESTED_BASES
 
 
-def _is_harmless(settings: Mapping[str, Any], base_names: Sequence[str]) -> bool:
+def _is_accepted(settings: Mapping[str, Any], base_names: Sequence[str]) -> bool:
+    """Return whether a saved node names a published network, a class of `src/`, or a public class, with its base."""
     target = settings["_target_"]
     if not isinstance(target, str):
         return False

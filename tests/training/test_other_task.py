@@ -16,7 +16,7 @@ from warm_runs import WarmRuns
 from imago.errors import ConfigError
 from imago.inference.load import load_classifier
 from imago.runs.checkpoint import read_checkpoint
-from imago.training.other_task import CheckSchedule, build_other_task, is_image_task, left_out_of_checkpoint
+from imago.training.other_task import ScheduleIntervalCheck, build_other_task, is_image_task, unsavable_hyperparameters
 
 SMALL = (
     *("data=shapes", "data.batch_size=32", "model.hidden_features=16", "model.dropout=0.1", "trainer.max_epochs=3"),
@@ -42,7 +42,7 @@ def test_network_optimizer_and_scheduler_arrive_built(compose):
     optimizer = task.hparams["optimizer"](params=weights)
     assert (type(optimizer), optimizer.param_groups[0]["lr"]) == (torch.optim.AdamW, 0.25)
     assert task.hparams["scheduler"](optimizer=optimizer).get_last_lr()[0] < 0.25  # it warms up
-    assert {*left_out_of_checkpoint(task)} == {"net", "optimizer", "scheduler"}
+    assert {*unsavable_hyperparameters(task)} == {"net", "optimizer", "scheduler"}
     assert isinstance(task_of(cfg, "ManualModule"), ManualModule)
     assert isinstance(task_of(cfg, "Plain"), Plain)
     task = task_of(compose("data=shapes", "+task.scheduler=null", "+task.compile=true"), "Template")
@@ -73,10 +73,10 @@ def test_a_schedule_that_counts_steps_is_not_stepped_once_per_epoch(compose):
     optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
     trainer: Any = type("Trainer", (), {})
     trainer.lr_scheduler_configs = [Config(torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5))]
-    CheckSchedule().on_train_start(trainer, task)
+    ScheduleIntervalCheck().on_train_start(trainer, task)
     trainer.lr_scheduler_configs = [Config(task.hparams["scheduler"](optimizer=optimizer))]
     with pytest.raises(ConfigError, match="^schedule: Template steps its scheduler once per epoch, but WarmupCosine"):
-        CheckSchedule().on_train_start(trainer, task)
+        ScheduleIntervalCheck().on_train_start(trainer, task)
 
 
 def steps_and_values(run: Path) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ _OWN_KEYS = {
 _ABSENT = object()
 
 
-class Nodes:
+class TargetArguments:
     """The nodes of a config that have a `_target_`, and the arguments that each takes.
 
     Args:
@@ -110,7 +110,7 @@ def accept_arguments(overrides: Sequence[str], loader: Any, config_name: str) ->
         if not (override.is_delete() or override.is_hydra_override() or chosen_group(loader, text))
     }
     typed = {key: value for flat in values.values() for key, value in flat.items()}
-    nodes = Nodes(to_plain(defaults, resolve=False), typed)
+    nodes = TargetArguments(to_plain(defaults, resolve=False), typed)
     replaced: dict[str, list[str]] = {}
     for text, flat in values.items():
         added = [key for key in flat if nodes.default(key) is _ABSENT]

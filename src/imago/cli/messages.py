@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from imago.cli.arguments import Nodes
+from imago.cli.arguments import TargetArguments
 from imago.cli.overrides import chosen_group, compose_defaults, explain_value
 from imago.instantiate import to_plain
 from imago.settings import flatten
@@ -111,7 +111,7 @@ def _known_keys(key: str, argv: Iterable[str], loader: "ConfigLoaderImpl", confi
     names = [known.split(".") for known in flatten(settings) if not known.startswith("hydra.")]
     known = {".".join(parts[:end]) for parts in names for end in range(1, len(parts) + 1)}
     typed = {text.lstrip("+").partition("=")[0]: text.partition("=")[2] for text in argv}
-    nodes = Nodes(settings, typed)
+    nodes = TargetArguments(settings, typed)
     for node in [key.rpartition(".")[0]] if "." in key else ["trainer", "optimizer"]:
         known.update(f"{node}.{argument}" for argument in nodes.arguments(node))
     return known

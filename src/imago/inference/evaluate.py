@@ -23,7 +23,9 @@ from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
 from imago.statistics.metrics import LabeledOutputs
 from imago.trust import check_saved_targets
 
-_SAME_METRIC = 1e-6  # two metrics of one name that differ by no more are the same: float32 rounding; our own choice
+_METRIC_TOLERANCE = (
+    1e-6  # two metrics of one name that differ by no more are the same: float32 rounding; our own choice
+)
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
@@ -85,7 +87,7 @@ def _metrics(predictor: Predictor, result: LabeledOutputs) -> dict[str, Any]:
 
         further = compute_with_intervals(predictor.classifier.metrics, result.logits, result.labels)
         for name in [key for key in predictor.classifier.metrics if key in further]:
-            if abs(further[name] - metrics.get(name, math.inf)) > _SAME_METRIC:
+            if abs(further[name] - metrics.get(name, math.inf)) > _METRIC_TOLERANCE:
                 metrics |= {key: further[key] for key in (name, f"{name}_interval_95")}
     return metrics
 

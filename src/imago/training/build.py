@@ -29,7 +29,7 @@ from imago.paths import checkpoint_file
 from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_loadable
 from imago.runs.run_directory import RunDirectory
 from imago.task.base import ImageTask
-from imago.training.other_task import CheckSchedule, build_other_task, is_image_task, left_out_of_checkpoint
+from imago.training.other_task import ScheduleIntervalCheck, build_other_task, is_image_task, unsavable_hyperparameters
 from imago.trust import without_files
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
     Raises:
         ConfigError: if Lightning refuses the combination of settings.
     """
-    if left_out := left_out_of_checkpoint(task):
+    if left_out := unsavable_hyperparameters(task):
         log.info("left out of the checkpoints, as they are not plain data: %s", ", ".join(left_out))
     callbacks = [build(callback, base=Callback) for callback in cfg.callbacks.values() if callback is not None]
     callbacks += [part for callback in callbacks if (part := getattr(callback, "further", None))]
@@ -147,7 +147,13 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
     plugins = plugins if isinstance(plugins, list) else [plugins]
     arguments: dict[str, Any] = {
         "precision": precision,
-        "callbacks": [TrainMetrics(), CheckSchedule(), *callbacks, RunSummary(directory), StopOnSignal(directory)],
+        "callbacks": [
+            TrainMetrics(),
+            ScheduleIntervalCheck(),
+            *callbacks,
+            RunSummary(directory),
+            StopOnSignal(directory),
+        ],
         "logger": [build(logger, base=Logger) for logger in cfg.logger.values() if logger is not None],
         "plugins": [
             AtomicCheckpointIO(full_name(type(task)), left_out),

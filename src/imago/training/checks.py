@@ -97,7 +97,7 @@ def check_settings(cfg: DictConfig) -> None:
         ConfigError: with one line for each setting that cannot work.
     """
     checks: tuple[Callable[[DictConfig], Iterable[str]], ...] = (
-        *(_value_problems, _trainer_problems, _schedule_problems, _monitor_problems, _member_problems),
+        *(_value_problems, _trainer_problems, _schedule_problems, _monitor_problems, _callback_and_logger_problems),
         *(_logger_problems, _augment_problems, _loader_problems, _loss_problems, _tune_problems),
         _freezing_problems,
     )
@@ -198,7 +198,7 @@ def _metric_direction(cfg: DictConfig, monitor: str) -> str | None:
     return None if higher_is_better is None else "max" if higher_is_better else "min"
 
 
-def _member_problems(cfg: DictConfig) -> Iterator[str]:
+def _callback_and_logger_problems(cfg: DictConfig) -> Iterator[str]:
     for group in ("callbacks", "logger"):
         for name, settings in cfg[group].items():
             if settings is not None and "_target_" not in settings:  # of an experiment whose callbacks= was replaced

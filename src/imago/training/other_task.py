@@ -73,12 +73,12 @@ def _count_steps(cfg: DictConfig, data: ImageDataModule) -> tuple[int, int]:
     return steps_per_epoch * (cfg.trainer.max_epochs or 1), steps_per_epoch
 
 
-def left_out_of_checkpoint(task: LightningModule) -> list[str]:
+def unsavable_hyperparameters(task: LightningModule) -> list[str]:
     """Return the hyperparameters that are not plain data: a checkpoint that holds them could not be loaded safely."""
     return [name for name, value in task.hparams.items() if not is_loadable(value)]
 
 
-class CheckSchedule(Callback):
+class ScheduleIntervalCheck(Callback):
     """Refuse a module that steps one of our schedules once per epoch: they count optimizer steps."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
