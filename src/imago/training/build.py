@@ -130,38 +130,24 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
     """
     if left_out := unsavable_hyperparameters(task):
         log.info("left out of the checkpoints, as they are not plain data: %s", ", ".join(left_out))
-    callbacks = [build(callback, base=Callback) for callback in cfg.callbacks.values() if callback is not None]
-    callbacks += [part for callback in callbacks if (part := getattr(callback, "further", None))]
-    if cfg.trainer.max_time is not None:
-        callbacks.append(TimeLimit(to_plain(cfg.trainer.max_time)))
-    if cfg.trainer.get("max_steps", -1) > 0:
-        callbacks.append(StepLimit(cfg.trainer.max_steps))
-    is_bar_on = cfg.trainer.get("enable_progress_bar", True)
-    bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
-    for bar in [] if is_bar_on else bars:
-        bar.disable()  # the line per epoch is still logged
-    checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
-    if not checkpoints and not cfg.tune:
+    callbacks = _build_callbacks(cfg, directory)
+    has_checkpoints = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    if not has_checkpoints and not cfg.tune:
         log.warning("no callback saves checkpoints: this run cannot be resumed, evaluated or exported")
     plugins = to_plain(cfg.trainer.get("plugins")) or []
     plugins = plugins if isinstance(plugins, list) else [plugins]
     arguments: dict[str, Any] = {
         "precision": precision,
-        "callbacks": [
-            TrainMetrics(),
-            ScheduleIntervalCheck(),
-            *callbacks,
-            RunSummary(directory),
-            StopOnSignal(directory),
-        ],
+        "callbacks": callbacks,
         "logger": [build(logger, base=Logger) for logger in cfg.logger.values() if logger is not None],
         "plugins": [
             AtomicCheckpointIO(full_name(type(task)), left_out),
             *(build(part) if isinstance(part, dict) else part for part in plugins),
         ],
         "default_root_dir": cfg.paths.run_dir,
-        "enable_checkpointing": bool(checkpoints),
-        "enable_progress_bar": bool(bars) or is_bar_on,
+        "enable_checkpointing": has_checkpoints,
+        "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks)
+        or cfg.trainer.get("enable_progress_bar", True),
         "use_distributed_sampler": False,  # our samplers shard by rank without padding
     }
     try:
@@ -171,6 +157,20 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
     directory.signals.launcher = trainer.strategy.launcher
     call_on_exception_in_forked_ranks(trainer)
     return trainer
+
+
+def _build_callbacks(cfg: DictConfig, directory: RunDirectory) -> list[Callback]:
+    """Build the configured callbacks, between those that every run has; the order matters at the end of a batch."""
+    callbacks = [build(callback, base=Callback) for callback in cfg.callbacks.values() if callback is not None]
+    callbacks += [part for callback in callbacks if (part := getattr(callback, "further", None))]
+    if cfg.trainer.max_time is not None:
+        callbacks.append(TimeLimit(to_plain(cfg.trainer.max_time)))
+    if cfg.trainer.get("max_steps", -1) > 0:
+        callbacks.append(StepLimit(cfg.trainer.max_steps))
+    for callback in callbacks:
+        if isinstance(callback, ProgressBar) and not cfg.trainer.get("enable_progress_bar", True):
+            callback.disable()  # the line per epoch is still logged
+    return [TrainMetrics(), ScheduleIntervalCheck(), *callbacks, RunSummary(directory), StopOnSignal(directory)]
 
 
 def build_run(
