@@ -26,6 +26,8 @@ class BackboneFinetuning(Callback):
             2018, section 3.3 (arXiv:1801.06146); 0 unfreezes all at once. `imago.model.layers` defines a layer.
     """
 
+    needs_net = True  # of the task
+
     def __init__(self, unfreeze_backbone_at_epoch: int, epochs_per_layer: int = 0) -> None:
         self.unfreeze_backbone_at_epoch = unfreeze_backbone_at_epoch
         self.epochs_per_layer = epochs_per_layer

@@ -23,6 +23,8 @@ class ProgressiveSize(Callback):
         ConfigError: if there is none, or one below 1.
     """
 
+    needs_net = True  # of the task
+
     def __init__(self, sizes_px: Sequence[int]) -> None:
         if not sizes_px or min(sizes_px) < 1:
             raise ConfigError(

@@ -131,6 +131,12 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
     if left_out := unsavable_hyperparameters(task):
         log.info("left out of the checkpoints, as they are not plain data: %s", ", ".join(left_out))
     callbacks = _build_callbacks(cfg, directory)
+    needing = ["compile=true"] if cfg.compile else []
+    needing += [type(callback).__name__ for callback in callbacks if getattr(callback, "needs_net", False)]
+    if needing and not hasattr(task, "net"):
+        raise ConfigError(
+            f"{needing[0]} needs a task with the attribute `net`, its network; {type(task).__name__} has none."
+        )
     has_checkpoints = any(isinstance(callback, Checkpoint) for callback in callbacks)
     if not has_checkpoints and not cfg.tune:
         log.warning("no callback saves checkpoints: this run cannot be resumed, evaluated or exported")

@@ -16,6 +16,7 @@ from imago.paths import short_path
 from imago.runs.run_directory import RunDirectory
 from imago.training.build import build_run
 from imago.training.machine_checks import prepare_machine
+from imago.training.other_task import is_image_task
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,10 @@ def tune_lr(cfg: DictConfig, directory: RunDirectory, overrides: Sequence[str]) 
     Raises:
         ConfigError: if the loss does not decrease at any learning rate, or the optimizer has no `lr`.
     """
+    if not is_image_task(cfg):
+        raise ConfigError(
+            f"tune=lr: {cfg.task._target_} is not an imago.task.base.ImageTask, so optimizer.lr may be unused."
+        )
     if "lr" not in cfg.optimizer:
         raise ConfigError(
             f"tune=lr: {cfg.optimizer._target_} has no setting optimizer.lr; use one that has, e.g. optimizer=adamw."
