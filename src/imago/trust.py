@@ -8,6 +8,7 @@ here. An allowed prefix would not be enough: `torchvision.models._api` contains 
 import inspect
 import sys
 from collections.abc import Container, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def _is_published_network(module: str, name: str, settings: Mapping[str, Any]) -
         from torchvision import models
 
         return name in models.list_models(module=models)
-    if (module, name) == ("timm", "create_model"):
+    if (module, name) == ("timm", "create_model") and find_spec("timm"):
         import timm
 
         return isinstance(settings.get("model_name"), str) and timm.is_model(settings["model_name"])

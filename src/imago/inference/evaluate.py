@@ -1,7 +1,6 @@
 """The command `eval.py`: evaluate a trained network on val or test images."""
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,10 +21,6 @@ from imago.paths import checkpoint_file, short_path
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
 from imago.statistics.metrics import LabeledOutputs
 from imago.trust import check_saved_targets
-
-_METRIC_TOLERANCE = (
-    1e-6  # two metrics of one name that differ by no more are the same: float32 rounding; our own choice
-)
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
@@ -85,10 +80,7 @@ def _metrics(predictor: Predictor, result: LabeledOutputs) -> dict[str, Any]:
     if isinstance(predictor, TorchPredictor):
         from imago.task.metrics import compute_with_intervals
 
-        further = compute_with_intervals(predictor.classifier.metrics, result.logits, result.labels)
-        for name in [key for key in predictor.classifier.metrics if key in further]:
-            if abs(further[name] - metrics.get(name, math.inf)) > _METRIC_TOLERANCE:
-                metrics |= {key: further[key] for key in (name, f"{name}_interval_95")}
+        metrics |= compute_with_intervals(predictor.classifier.metrics, result.logits, result.labels, metrics)
     return metrics
 
 

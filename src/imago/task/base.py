@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from imago.instantiate import accepts, build, import_target_or_none
 from imago.model.adapt import build_network, keep_frozen_in_eval_mode
 from imago.task.metrics import EvaluationMetrics
-from imago.task.optimization import build_optimization
+from imago.task.optimization import build_optimization, count_steps
 from imago.task.tta import predict_with_tta
 
 Batch = tuple[Tensor, Tensor]
@@ -147,9 +147,7 @@ class ImageTask(LightningModule):
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
         # `estimated_stepping_batches` builds the loaders: on resume, before the position in the data is restored.
         steps_per_epoch = self.steps_per_epoch or int(trainer.estimated_stepping_batches) // epochs
-        total_steps = epochs * steps_per_epoch
-        if trainer.max_steps > 0:
-            total_steps = min(total_steps, trainer.max_steps) if trainer.max_epochs != -1 else trainer.max_steps
+        total_steps = count_steps(steps_per_epoch, trainer.max_epochs, trainer.max_steps)
         settings = self.hparams["optimizer"], self.hparams["schedule"]
         optimizer, schedule = build_optimization(*settings, self.net, total_steps, steps_per_epoch)
         config: Any = {"scheduler": schedule, "interval": "step"}

@@ -52,6 +52,12 @@ def build_optimization(
     return built, build(schedule, built, base=LRScheduler, **schedule_steps(schedule, total_steps, steps_per_epoch))
 
 
+def count_steps(steps_per_epoch: int, max_epochs: int | None, max_steps: int) -> int:
+    """Return the optimizer steps of a whole run: until `max_epochs` or `max_steps` is reached; -1 is no limit."""
+    limits = [(max_epochs or -1) * steps_per_epoch, max_steps]
+    return min((limit for limit in limits if limit > 0), default=steps_per_epoch)
+
+
 def schedule_steps(schedule: Mapping[str, Any], total_steps: int, steps_per_epoch: int) -> dict[str, int]:
     """Return those of the two numbers that the class of a schedule takes as arguments and that are not set."""
     target = import_target_or_none(schedule.get("_target_"))

@@ -29,7 +29,14 @@ from imago.paths import checkpoint_file
 from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_loadable
 from imago.runs.run_directory import RunDirectory
 from imago.task.base import ImageTask
-from imago.training.other_task import ScheduleIntervalCheck, build_other_task, is_image_task, unsavable_hyperparameters
+from imago.task.optimization import count_steps
+from imago.training.other_task import (
+    ScheduleIntervalCheck,
+    build_other_task,
+    count_steps_per_epoch,
+    is_image_task,
+    unsavable_hyperparameters,
+)
 from imago.trust import without_files
 
 log = logging.getLogger(__name__)
@@ -201,12 +208,12 @@ def build_run(
     check_free_space(directory.path, task)
     trainer = build_trainer(cfg, precision, directory, task)
     _check_split_sizes(data, trainer.world_size)
-    num_batches = data.batches_per_epoch(trainer.limit_train_batches)
-    steps_per_epoch = math.ceil(num_batches / trainer.accumulate_grad_batches)
+    steps_per_epoch = count_steps_per_epoch(cfg, data)
     if isinstance(task, ImageTask):
         task.steps_per_epoch = steps_per_epoch
-    limits = [trainer.max_epochs or -1, math.ceil(trainer.max_steps / steps_per_epoch)]
-    trainer.fit_loop.max_epochs = min(limit for limit in limits if limit > 0)  # epochs until the first limit is reached
+    # Epochs until max_epochs or max_steps is reached.
+    total_steps = count_steps(steps_per_epoch, trainer.max_epochs, trainer.max_steps)
+    trainer.fit_loop.max_epochs = math.ceil(total_steps / steps_per_epoch)
     return data, task, trainer, origin
 
 

@@ -15,7 +15,7 @@ from imago.instantiate import build, import_target, to_plain
 from imago.model.adapt import build_network
 from imago.runs.checkpoint import is_loadable
 from imago.task.base import ImageTask
-from imago.task.optimization import GROUP_SETTINGS, schedule_steps
+from imago.task.optimization import GROUP_SETTINGS, count_steps, schedule_steps
 from imago.trust import without_files
 
 # Parameter of a LightningModule -> group of settings that its argument is built from.
@@ -30,6 +30,11 @@ def is_image_task(cfg: DictConfig) -> bool:
     """Return whether `task._target_` is derived from `ImageTask`."""
     target = import_target(cfg.task._target_)
     return isinstance(target, type) and issubclass(target, ImageTask)
+
+
+def count_steps_per_epoch(cfg: DictConfig, data: ImageDataModule) -> int:
+    """Return the optimizer steps in an epoch."""
+    return math.ceil(data.batches_per_epoch(cfg.trainer.limit_train_batches) / cfg.trainer.accumulate_grad_batches)
 
 
 def build_other_task(cfg: DictConfig, data: ImageDataModule) -> LightningModule:
@@ -49,6 +54,8 @@ def build_other_task(cfg: DictConfig, data: ImageDataModule) -> LightningModule:
         raise ConfigError(f"tta={cfg.tta} needs a task derived from imago.task.base.ImageTask; type tta=none.")
     target, num_classes = import_target(cfg.task._target_), len(data.class_names)
     parameters = inspect.signature(target).parameters
+    steps_per_epoch = count_steps_per_epoch(cfg, data)
+    total_steps = count_steps(steps_per_epoch, cfg.trainer.max_epochs, cfg.trainer.get("max_steps", -1))
     settings: Any = {key: value for key, value in to_plain(cfg.task).items() if key in parameters}
     arguments: dict[str, Any] = {"num_classes": num_classes} if "num_classes" in parameters else {}
     for name in [name for name in _GROUPS if name in parameters and parameters[name].annotation not in _PLAIN_TYPES]:
@@ -60,17 +67,10 @@ def build_other_task(cfg: DictConfig, data: ImageDataModule) -> LightningModule:
                 node = without_files(node, Path(cfg.resume))
             arguments[name] = build_network(node, num_classes, data.preprocess.size)
         else:
-            steps = schedule_steps(node, *_count_steps(cfg, data)) if _GROUPS[name] == "schedule" else {}
+            steps = schedule_steps(node, total_steps, steps_per_epoch) if _GROUPS[name] == "schedule" else {}
             own = {key: value for key, value in node.items() if key not in GROUP_SETTINGS}
             arguments[name] = build({**own, **steps, "_partial_": True})
     return build({"_target_": cfg.task._target_, **settings}, base=LightningModule, **arguments)
-
-
-def _count_steps(cfg: DictConfig, data: ImageDataModule) -> tuple[int, int]:
-    """Return the optimizer steps of the whole run and those of an epoch."""
-    num_batches = data.batches_per_epoch(cfg.trainer.limit_train_batches)
-    steps_per_epoch = math.ceil(num_batches / cfg.trainer.accumulate_grad_batches)
-    return steps_per_epoch * (cfg.trainer.max_epochs or 1), steps_per_epoch
 
 
 def unsavable_hyperparameters(task: LightningModule) -> list[str]:
