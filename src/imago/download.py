@@ -6,6 +6,7 @@ The downloads of the libraries have no timeout.
 import os
 import threading
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,8 @@ def is_reachable(url: str, timeout_s: float = TIMEOUT_S) -> bool:
 
     def request_headers() -> None:
         request = urllib.request.Request(url, method="HEAD")
-        try:
-            with urllib.request.urlopen(request, timeout=timeout_s):
-                reached.set()
-        except OSError:  # URLError is one
-            pass
+        with suppress(OSError), urllib.request.urlopen(request, timeout=timeout_s):  # URLError is an OSError
+            reached.set()
 
     # In a daemon thread, because a DNS lookup can take much longer than the timeout of the socket.
     thread = threading.Thread(target=request_headers, daemon=True)
@@ -54,11 +52,8 @@ def download_dataset(source: Any, url: str | None, data_dir: Path, remedy: str, 
     """
     name = source.__name__
     if url and not is_reachable(url):
-        directories = " or ".join(map(str, data_directories(data_dir)))
-        raise DataError(
-            f"{name} is not in {directories} and cannot be downloaded (no network); {remedy}. data=shapes needs no "
-            "data and no network."
-        )
+        fault = f"is not in {' or '.join(map(str, data_directories(data_dir)))} and cannot be downloaded (no network)"
+        raise DataError(f"{name} {fault}; {remedy}. data=shapes needs no data and no network.")
     try:
         return source(str(data_dir), download=True, **arguments)
     except (OSError, RuntimeError) as error:

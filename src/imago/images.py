@@ -143,18 +143,26 @@ def to_pixels(image: Image.Image, name: str) -> np.ndarray:
     Raises:
         DataError: naming the image, if its pixels are floating-point or 32-bit numbers.
     """
-    return np.asarray(_to_rgb(_apply_exif_orientation(image), name))
+    # Not ImageOps.exif_transpose: it also rewrites the tags, and fails if one of them has an invalid type.
+    method = _TRANSPOSE_BY_ORIENTATION.get(image.getexif().get(EXIF_ORIENTATION, 1))
+    if method is not None:
+        image = image.transpose(method)
+    if image.mode in ("F", "I"):
+        fault = "holds floating-point or 32-bit pixels, whose range is unknown"
+        raise DataError(f"{name} {fault}; save it as 8-bit or 16-bit.")
+    if image.mode.startswith("I;16"):
+        # Converted to RGB by Pillow, 16-bit gray is clipped to 255; 65535 / 257 = 255 keeps the whole range.
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # convert would copy an RGB image
 
 
 def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """Scale and crop an image to the square that `preprocess` describes.
+    """Scale and crop an image, uint8 (H, W, 3), to the square that `preprocess` describes: uint8 (size, size, 3).
 
-    Args:
-        pixels: uint8 (H, W, 3).
-        preprocess: its mean and std are not used; normalization happens on the device.
-
-    Returns:
-        uint8 (size, size, 3).
+    Its mean and std are not used; normalization happens on the device.
     """
     height, width = pixels.shape[:2]
     size = preprocess.size
@@ -175,27 +183,6 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     )
     resample = Image.Resampling[preprocess.interpolation.upper()]
     return np.asarray(Image.fromarray(pixels).resize((size, size), resample, box=box))
-
-
-def _apply_exif_orientation(image: Image.Image) -> Image.Image:
-    # Not ImageOps.exif_transpose: it also rewrites the tags, and fails if one of them has an invalid type.
-    method = _TRANSPOSE_BY_ORIENTATION.get(image.getexif().get(EXIF_ORIENTATION, 1))
-    return image if method is None else image.transpose(method)
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode in ("F", "I"):
-        raise DataError(
-            f"{name} holds floating-point or 32-bit pixels, whose range is unknown; save it as 8-bit or 16-bit."
-        )
-    if image.mode.startswith("I;16"):
-        # Converted to RGB by Pillow, 16-bit gray is clipped to 255; 65535 / 257 = 255 keeps the whole range.
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy an RGB image
 
 
 def _warn_of_animation(image: Image.Image, name: str) -> None:

@@ -18,9 +18,8 @@ class Normalize(nn.Module):
         super().__init__()
         # Multiplied by 255, so that pixels need not be divided by 255. Not persistent: `preprocess` is saved.
         for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
-            self.register_buffer(
-                name, torch.tensor(values, dtype=torch.float32).mul_(255).view(1, 3, 1, 1), persistent=False
-            )
+            buffer = torch.tensor(values, dtype=torch.float32).mul_(255).view(1, 3, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return float32 (N, 3, H, W) in channels_last memory format, which is the fastest one for convolutions."""
@@ -29,15 +28,10 @@ class Normalize(nn.Module):
 
 
 def restore_colors(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Undo the normalization.
+    """Undo the normalization of images (N, 3, H, W), on any device and of any floating-point type.
 
-    Args:
-        images: normalized images (N, 3, H, W), on any device and of any floating-point type.
-        mean: per channel, of pixels in [0, 1].
-        std: per channel, of pixels in [0, 1].
-
-    Returns:
-        uint8 (N, 3, H, W) on the CPU; values outside [0, 255] are clipped.
+    `mean` and `std` are per channel, of pixels in [0, 1]. Return uint8 (N, 3, H, W) on the CPU; values outside [0, 255]
+    are clipped.
     """
     scale, shift = (torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in (std, mean))
     return ((images.float().cpu() * scale + shift) * 255).round().clamp(0, 255).to(torch.uint8)

@@ -46,12 +46,7 @@ class BatchAugment:
     def adjust_colors(self, images: Tensor, key: BatchKey) -> Tensor:
         """Change brightness, contrast, saturation and hue, in this order, by factors as torchvision's ColorJitter.
 
-        Args:
-            images: uint8 (B, 3, H, W).
-            key: epoch, batch index and rank.
-
-        Returns:
-            float32 in [0, 255]; `images` itself if no color setting is on.
+        Return float32 in [0, 255] of uint8 (B, 3, H, W); `images` itself if no color setting is on.
         """
         settings = self.augment
         limits = np.array([settings.brightness, settings.contrast, settings.saturation, settings.hue])[:, None]
@@ -83,9 +78,8 @@ class BatchAugment:
         settings, shape = self.augment, images.shape
         if settings.erase_probability:
             generator = self._generator(key, _ERASE_KEY)
-            images = erase(
-                images, sample_rectangles(generator, settings.erase_probability, settings.erase_scale, shape)
-            )
+            boxes = sample_rectangles(generator, settings.erase_probability, settings.erase_scale, shape)
+            images = erase(images, boxes)
         if settings.cutout_px:
             images = erase(images, sample_squares(self._generator(key, _CUTOUT_KEY), settings.cutout_px, shape))
         if not settings.is_mixing:

@@ -37,21 +37,15 @@ def mixup_or_cutmix(
     images: Tensor, targets: Tensor, is_mixup: np.ndarray, lam: np.ndarray, boxes: np.ndarray, order: np.ndarray
 ) -> tuple[Tensor, Tensor]:
     """Apply `mixup` to the samples where `is_mixup`, bool (B,), is True, and `cutmix` to the others."""
-    weights = torch.where(
-        _per_image(images, is_mixup).bool(), _per_image(images, lam), (~box_mask(images, boxes)).float()
-    )
+    outside = (~box_mask(images, boxes)).float()
+    weights = torch.where(_per_image(images, is_mixup).bool(), _per_image(images, lam), outside)
     return _blend(images, targets, weights, np.where(is_mixup, lam, _share_outside(boxes, images)), order)
 
 
 def cutmix_boxes(lam: np.ndarray, rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Compute rectangles around given pixels with the image's aspect ratio, clipped at the image's edges.
+    """Compute rectangles with the aspect ratio of the images around the pixels at `rows` and `columns`, int64 (B,).
 
-    Args:
-        lam: share of the area outside the rectangle before it is clipped, in [0, 1], float64 (B,).
-        rows: row of the center pixel, int64 (B,).
-        columns: column of the center pixel, int64 (B,).
-        height: of the images, in pixels.
-        width: of the images, in pixels.
+    `lam` is the share of the area outside of a rectangle before it is clipped at the edges of the image.
 
     Source: Yun et al. 2019, section 3.1.
     """

@@ -37,8 +37,8 @@ def transform_samples(images: np.ndarray, transforms: Sequence[Callable], key: S
             with seeded(seed, epoch, index, _EXTRA_KEY, number):
                 result = transform(image)
             if getattr(result, "dtype", None) != torch.uint8 or result.shape != image.shape:
-                got, wanted = describe(result), describe(image)
-                raise DataError(f"augment.extra: {_name(transform)} returned {got}, wanted {wanted}.")
+                got = f"{_name(transform)} returned {describe(result)}"
+                raise DataError(f"augment.extra: {got}, wanted {describe(image)}.")
             image = result
         row[...] = image.numpy()
 
@@ -70,10 +70,8 @@ def transform_batch(
             result = transform(images, labels)
         shapes = [getattr(item, "shape", ()) for item in result] if isinstance(result, (tuple, list)) else []
         if len(shapes) != 2 or shapes[0] != images.shape or shapes[1][:1] != images.shape[:1]:
-            got, wanted = describe(result), f"{describe(images)} and ({len(images)},) or ({len(images)}, K)"
-            raise DataError(
-                f"augment.extra_batch: {_name(transform)} returned {got}, wanted (images, labels), {wanted}."
-            )
+            wanted = f"(images, labels), {describe(images)} and ({len(images)},) or ({len(images)}, K)"
+            raise DataError(f"augment.extra_batch: {_name(transform)} returned {describe(result)}, wanted {wanted}.")
         images, labels = result
     return images, labels
 

@@ -23,16 +23,7 @@ _NUM_ATTEMPTS = 10  # as torchvision's RandomResizedCrop, which then takes the c
 def random_resized_crops(
     images: Iterable[np.ndarray], size: int, augment: Augment, key: SampleKey
 ) -> Iterator[np.ndarray]:
-    """Crop a random part of each image and scale it to a square.
-
-    Args:
-        images: B images uint8 (H, W, 3), of any sizes.
-        size: side of the squares, in pixels.
-        augment: the settings, with `random_resized_crop_scale`.
-        key: seed, epoch and indices of the B samples.
-
-    Yields:
-        uint8 (size, size, 3).
+    """Crop a random part of each of B images uint8 (H, W, 3), of any sizes, and scale it: uint8 (size, size, 3).
 
     Source: Szegedy et al. 2015, section 6 (arXiv:1409.4842), in the form of torchvision's RandomResizedCrop.
     """
@@ -44,17 +35,10 @@ def random_resized_crops(
 
 
 def crop_box(height: int, width: int, scale: Sequence[float], uniforms: np.ndarray) -> tuple[int, int, int, int]:
-    """Choose the part of an image that a random resized crop keeps.
+    """Choose the part of an image that a random resized crop keeps: left, top, right and bottom in pixels.
 
-    Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        scale: smallest and largest share of the area.
-        uniforms: numbers in [0, 1), shape (attempts, 4): area, aspect ratio, left and top. The first attempt
-            that fits into the image is used.
-
-    Returns:
-        Left, top, right and bottom in pixels; if no attempt fits, the largest center crop of an allowed ratio.
+    `scale` is the smallest and largest share of the area; `uniforms` are numbers in [0, 1), (attempts, 4): area, aspect
+    ratio, left and top. The first attempt that fits is used; without one, the largest center crop of an allowed ratio.
     """
     for u_area, u_ratio, u_left, u_top in uniforms.tolist():
         area = height * width * (scale[0] + (scale[1] - scale[0]) * u_area)

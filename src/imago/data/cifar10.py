@@ -4,7 +4,6 @@ The files that torchvision downloads are verified once by their hashes and saved
 memory in milliseconds.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
 from imago.data.dataset import LabeledArray, Samples, numbered_names
 from imago.download import data_directories, download_dataset
 from imago.errors import DataError
-from imago.files import atomic_write
+from imago.files import atomic_write, sha256_of
 from imago.images import Preprocess
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -101,8 +100,7 @@ def _verify(root: Path) -> None:
         path = root / BATCHES_FOLDER / name
         if not path.is_file():
             raise DataError(f"{path} is missing; copy the folder {BATCHES_FOLDER} again.")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest != expected:
+        if (digest := sha256_of(path)) != expected:
             raise DataError(f"{path} is damaged (sha256 {digest[:12]}..., expected {expected[:12]}...); copy it again.")
 
 

@@ -44,21 +44,13 @@ def check_class_names(names: Iterable[str], source: str) -> None:
 
 
 class ListedImage(NamedTuple):
-    """One row of a list.
+    """One row of a list."""
 
-    Attributes:
-        name: path of the file relative to the root of the dataset, with slashes.
-        label: name of its class, as written in the list.
-        split: train, val or test; "" in a list without that column.
-        file: CSV that contains the row.
-        line: line number in the list, from 1.
-    """
-
-    name: str
-    label: str
-    split: str
-    file: Path
-    line: int
+    name: str  # path of the file relative to the root of the dataset, with slashes
+    label: str  # name of its class, as written in the list
+    split: str  # train, val or test; "" in a list without that column
+    file: Path  # CSV that contains the row
+    line: int  # from 1
 
     @property
     def location(self) -> str:
@@ -150,8 +142,8 @@ def assign_splits(
 def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[str]) -> ListedImage:
     location = f"{printable(file)}, line {line}"
     if len(cells) != len(columns):
-        fault = f"expected {len(columns)} columns, got {len(cells)}; put names with commas in quotes"
-        raise DataError(f"{location}: {fault}.")
+        wanted = f"expected {len(columns)} columns, got {len(cells)}"
+        raise DataError(f"{location}: {wanted}; put names with commas in quotes.")
     cell = dict(zip(columns, cells, strict=True))
     name, label, split = cell["path"], cell["label"].strip(), cell.get("split", "").strip()
     if not label:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from imago.augment.batch_augment import BatchAugment
 from imago.augment.settings import Augment
+from imago.data.csv_list import COLUMNS
 from imago.data.dataset import ArrayDataset, FileDataset, LabeledArray, LabeledFiles, Samples, Splits
 from imago.data.loader import BatchLoader
 from imago.data.sampling import EvalSampler, TrainSampler
@@ -133,8 +134,6 @@ class ImageDataModule(LightningDataModule):
 
     def write_split(self, directory: Path) -> None:
         """Write `split.csv`, which `data.split_file` reads, unless all splits are published."""
-        from imago.data.csv_list import COLUMNS
-
         if self.random_splits or self.split_plan.split_file:
             rows = [
                 (name, self.class_names[label], split)
@@ -196,13 +195,8 @@ class ImageDataModule(LightningDataModule):
     def augment_batch(self, images: Tensor, labels: Tensor, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """Apply the augmentations that work on whole batches, and normalize.
 
-        Args:
-            images: uint8 (B, 3, H, W), on any device.
-            labels: int64 (B,).
-            key: epoch, batch index and rank.
-
-        Returns:
-            float32 (B, 3, H, W); labels unchanged, or float (B, K) if images are mixed.
+        `images` are uint8 (B, 3, H, W), on any device, `labels` int64 (B,); `key` is epoch, batch index and rank.
+        Return float32 (B, 3, H, W); labels unchanged, or float (B, K) if images are mixed.
         """
         augment = self._batch_augment
         mixed = augment.mix(self._normalize(augment.adjust_colors(images, key)), labels, key)
@@ -218,17 +212,15 @@ class ImageDataModule(LightningDataModule):
         return self._normalizer[1].to(images.device)(images)
 
     def _build_loader(self, dataset: ArrayDataset | FileDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
-        num_workers = self._choose_num_workers(dataset) if self.num_workers is None else self.num_workers
+        num_workers = self.num_workers
+        if num_workers is None:
+            # On a CPU the network needs all cores: more busy processes than cores make it many times slower.
+            has_gpu = self.trainer.strategy.root_device.type != "cpu" if self.trainer else torch.cuda.is_available()
+            is_slow = dataset.augment is not None and dataset.augment.has_single_image_transforms
+            num_cores = available_cores() // (self.trainer.num_devices if self.trainer else 1)
+            needs_workers = has_gpu and (is_slow or isinstance(dataset, FileDataset))
+            num_workers = max(1, min(MAX_WORKERS, num_cores)) if needs_workers else 0
         return BatchLoader(dataset, sampler, num_workers, self.loader)
-
-    def _choose_num_workers(self, dataset: ArrayDataset | FileDataset) -> int:
-        # On a CPU the network needs all cores: more busy processes than cores make it many times slower.
-        has_gpu = self.trainer.strategy.root_device.type != "cpu" if self.trainer else torch.cuda.is_available()
-        is_slow = dataset.augment is not None and dataset.augment.has_single_image_transforms
-        if not has_gpu or not (is_slow or isinstance(dataset, FileDataset)):
-            return 0
-        num_devices = self.trainer.num_devices if self.trainer else 1
-        return max(1, min(MAX_WORKERS, available_cores() // num_devices))
 
     def _num_batches_done(self) -> int:
         assert self.trainer is not None, "called only while a Trainer runs"

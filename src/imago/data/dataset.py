@@ -127,7 +127,11 @@ class Splits:
 class _BatchDataset(Dataset):
     """Return whole batches, from `load` of a subclass."""
 
+    labels: np.ndarray
     load: Callable[[BatchIndices], tuple[Tensor, Tensor]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     @one_intraop_thread()
     def __getitems__(self, key: BatchIndices) -> tuple[Tensor, Tensor] | DataError:
@@ -156,9 +160,6 @@ class ArrayDataset(_BatchDataset):
         self.images = samples.images
         if augment is not None and not has_random_resized_crop(augment):
             self.images = pad(samples.images, augment.crop_padding_px)
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def load(self, key: BatchIndices) -> tuple[Tensor, Tensor]:
         """Return one batch: images uint8 (B, 3, H, W) and labels int64 (B,)."""
@@ -192,9 +193,6 @@ class FileDataset(_BatchDataset):
     size: int
     augment: Augment | None = None
     seed: int = 0
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def read_images(self, key: BatchIndices) -> Iterator[np.ndarray]:
         """Yield the images of a batch as `read` returns them."""

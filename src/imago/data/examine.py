@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _SCHEMA_VERSION = 2  # part of the file name, increased when the same file would get another record
 # Images per thread that are decoded before the first of them is used: bounds the memory; our own choice.
 _NUM_AHEAD_PER_THREAD = 16
+DAMAGED_NPZ = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # raised for missing or damaged files
 _NO_STATE = (-1, -1)  # matches no file, so that the file is decoded again next time
 
 ResultsByName = dict[str, tuple[tuple[int, int], np.void]]  # by file name: size and modification time, and the record
@@ -33,15 +34,10 @@ ResultsByName = dict[str, tuple[tuple[int, int], np.void]]  # by file name: size
 
 @dataclass(frozen=True)
 class Examination:
-    """Records of N images.
+    """Records of N images."""
 
-    Attributes:
-        records: (N,) of `IMAGE_RECORD_DTYPE`; empty for an image that cannot be decoded.
-        errors: error message of each image, "" for a good one.
-    """
-
-    records: np.ndarray
-    errors: tuple[str, ...]
+    records: np.ndarray  # (N,) of `IMAGE_RECORD_DTYPE`; empty for an image that cannot be decoded
+    errors: tuple[str, ...]  # error message of each image, "" for a good one
 
     @property
     def is_good(self) -> np.ndarray:
@@ -52,9 +48,8 @@ class Examination:
 def examine(files: "LabeledFiles", cache_dir: Path) -> Examination:
     """Decode all files that have no result yet; errors are recorded and not raised.
 
-    Args:
-        files: the image files; a result is reused if the size and the modification time are unchanged.
-        cache_dir: directory of the results, one file per dataset; those of interrupted examinations are kept, too.
+    A result is reused if size and modification time of the file are unchanged. The results are kept in `cache_dir`, one
+    file per dataset, also those of interrupted examinations.
     """
     root_hash = hashlib.blake2b(os.fsencode(files.root.resolve()), digest_size=8).hexdigest()
     results_file = cache_dir / f"examined-{_SCHEMA_VERSION}-{root_hash}.npz"
@@ -98,7 +93,7 @@ def _load_results(file: Path) -> ResultsByName:
             )
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED_NPZ as error:
         log.warning("%s cannot be used, images are examined again: %s", file, error)
         return {}
 

@@ -86,7 +86,11 @@ class FileDataModule(ImageDataModule):
         class_names, splits = self.list_files()
         if self.on_bad_image == "skip":
             num_images = sum(map(len, splits.values()))
-            splits = {split: self._without_bad_images(files) for split, files in splits.items()}
+            for split, files in splits.items():
+                examined = examine(files, self.cache_dir)
+                reasons = zip(files.names, examined.errors, strict=True)
+                self.bad_images += [(name, error) for name, error in reasons if error]
+                splits[split] = files.take(np.flatnonzero(examined.is_good))
             if num_bad := len(self.bad_images):
                 log.warning("left out %d images that cannot be read (%.2g %%)", num_bad, 100 * num_bad / num_images)
         return class_names, dict(splits)
@@ -98,9 +102,8 @@ class FileDataModule(ImageDataModule):
         num_fitting = int((np.cumsum(train.num_bytes[order]) <= MAX_STATISTICS_BYTES).sum())
         sample = order[: max(MIN_STATISTICS_IMAGES, num_fitting)].tolist()
         images = map_in_threads(lambda index: shrink(train.read(index, self.class_names)), sample, "mean and std")
-        preprocess = preprocess_for_images(list(images))
         log.info("mean and std from %s training images", f"{len(sample):,}")
-        return preprocess
+        return preprocess_for_images(list(images))
 
     def write_split(self, directory: Path) -> None:
         """Write `split.csv` and, if images were left out, `bad_images.csv`."""
@@ -146,11 +149,6 @@ class FileDataModule(ImageDataModule):
     def is_cached(self) -> bool:
         """Whether decoded images are cached, so that no epoch has to decode them."""
         return bool(self._caches)
-
-    def _without_bad_images(self, files: LabeledFiles) -> LabeledFiles:
-        examined = examine(files, self.cache_dir)
-        self.bad_images += [(name, error) for name, error in zip(files.names, examined.errors, strict=True) if error]
-        return files.take(np.flatnonzero(examined.is_good))
 
     def _warn_about_decoded_px(self) -> None:
         if self.decoded_px and not has_random_resized_crop(self.augment):

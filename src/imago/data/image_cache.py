@@ -5,8 +5,8 @@ import hashlib
 import logging
 import os
 import weakref
-import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from imago.augment.resized_crop import limited_sides
 from imago.data.dataset import LabeledFiles
-from imago.data.examine import map_in_threads
+from imago.data.examine import DAMAGED_NPZ, map_in_threads
 from imago.errors import ConfigError, DataError
 from imago.files import atomic_write, encode_names, remove_partial_files
 from imago.images import FORMATS
@@ -85,12 +85,7 @@ class ImageCache:
     Forked and spawned processes share the bytes: only the file name is pickled. In memory the file is an anonymous one,
     so that the size of /dev/shm, which is small in containers, is no limit.
 
-    Args:
-        pixels: the file: uint8, image after image.
-        shapes: int64 (N, 2), height and width of each image.
-
-    Raises:
-        ValueError: if the file has another size.
+    `shapes` has height and width of each image, int64 (N, 2); a file of another size raises a ValueError.
     """
 
     def __init__(self, pixels: Path, shapes: np.ndarray) -> None:
@@ -140,12 +135,9 @@ def build_cache(
 def open_cache(files: LabeledFiles, directory: Path, preparation: str) -> ImageCache | None:
     """Open the images that `build_cache` kept on disk; return None if they are missing, incomplete or outdated."""
     index_file, pixels = _cache_files(files, directory, preparation)
-    try:
-        with index_file.open("rb") as file, np.load(file) as index:
-            if np.array_equal(index["states"], [files.num_bytes, files.mtime_ns]):
-                return ImageCache(pixels, index["shapes"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
+    with suppress(*DAMAGED_NPZ), index_file.open("rb") as file, np.load(file) as index:
+        if np.array_equal(index["states"], [files.num_bytes, files.mtime_ns]):
+            return ImageCache(pixels, index["shapes"])
     return None
 
 

@@ -15,14 +15,10 @@ LARGE_IMAGE_PREPROCESS = Preprocess(size=224, resize=256, crop="center", mean=(0
 
 
 def preprocess_for_images(images: Sequence[np.ndarray]) -> Preprocess:
-    """Choose the size for a sample of images, and compute their mean and std.
+    """Choose the size for a sample of images uint8 (H, W, 3), and compute mean and std of the preprocessed images.
 
-    Args:
-        images: uint8 (H, W, 3), those over `MAX_SMALL_PX` already resized by `shrink`.
-
-    Returns:
-        `LARGE_IMAGE_PREPROCESS`, or for small images the largest of their shorter sides as size, so that squares of
-        one size are not scaled; with mean and std of the preprocessed images.
+    Those over `MAX_SMALL_PX` are already resized by `shrink`. Small images get the largest of their shorter sides as
+    size, so that squares of one size are not scaled; others get `LARGE_IMAGE_PREPROCESS`.
     """
     preprocess = LARGE_IMAGE_PREPROCESS
     if max(max(pixels.shape[:2]) for pixels in images) <= MAX_SMALL_PX:

@@ -13,15 +13,10 @@ _REPEAT_SHIFT = 32  # bits of an epoch key for the epoch; the bits above hold th
 
 
 class BatchIndices(NamedTuple):
-    """Identify one batch.
+    """Identify one batch."""
 
-    Attributes:
-        epoch_keys: part of the key of each sample's random draws: one number, or int64 (B,).
-        indices: of the samples, int64 (B,).
-    """
-
-    epoch_keys: int | np.ndarray
-    indices: np.ndarray
+    epoch_keys: int | np.ndarray  # part of the key of each sample's random draws: one number, or int64 (B,)
+    indices: np.ndarray  # of the samples, int64 (B,)
 
 
 @dataclass(eq=False)
@@ -66,12 +61,11 @@ class TrainSampler:
         return self.num_samples // self.batch_size
 
     def __iter__(self) -> Iterator[BatchIndices]:
-        epoch = self.epoch
-        epoch_keys: int | np.ndarray = epoch
+        epoch_keys: int | np.ndarray = self.epoch
         if self.labels is None:
-            order = random_permutation(self.num_samples, self.seed, epoch)
+            order = random_permutation(self.num_samples, self.seed, self.epoch)
         else:
-            epoch_keys, order = balanced_order(self.labels, self.seed, epoch)
+            epoch_keys, order = balanced_order(self.labels, self.seed, self.epoch)
         for batch in range(self.start_batch, len(self)):
             start = batch * self.batch_size
             rank_slice = slice(start + self.rank, start + self.batch_size, self.num_ranks)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imago.data.csv_list import assign_splits, read_list
 from imago.data.dataset import Samples, concatenate
 from imago.errors import ConfigError, DataError
 from imago.images import SPLITS
@@ -135,8 +136,6 @@ def _assign_listed_splits(
     published: Mapping[str, Samples], split_file: str, class_names: Sequence[str], left_out: set[str]
 ) -> dict[str, Samples]:
     """Assign images to splits as `split_file` lists them; refuse published test images listed as train or val."""
-    from imago.data.csv_list import assign_splits, read_list
-
     rows = [row for row in read_list(Path(split_file).expanduser()) if row.name not in left_out]
     test_names = set(published["test"].names) if "test" in published else set()
     misused = next((row for row in rows if row.split != "test" and row.name in test_names), None)

@@ -32,17 +32,11 @@ _NUM_HASHED = 1000  # images in the fingerprint, spread evenly; our own choice
 
 @dataclass(frozen=True)
 class LabeledDataset(Samples):
-    """Samples of torch Datasets, which are read on access.
+    """Samples of torch Datasets, which are read on access."""
 
-    Attributes:
-        sources: the Dataset of each published split.
-        names: published split and index of each sample in its Dataset, e.g. "train/00042".
-        labels: int64 (N,).
-    """
-
-    sources: Mapping[str, Any]
-    names: tuple[str, ...]
-    labels: np.ndarray
+    sources: Mapping[str, Any]  # the Dataset of each published split
+    names: tuple[str, ...]  # published split and index of each sample in its Dataset, e.g. "train/00042"
+    labels: np.ndarray  # int64 (N,)
 
     def read(self, index: int, class_names: Sequence[str] = (), key: tuple[int, int] = (0, 0)) -> np.ndarray:
         """Read one image, uint8 (H, W, 3), as `read_sample` does; raise a DataError if it has another label."""
@@ -75,10 +69,9 @@ class TorchDatasetDataModule(ImageDataModule):
         """Build the Datasets; class names are their `classes`, labels their `targets` or `labels`, else those read."""
         sources = {split: _open(source, split) for split, source in self._sources.items() if source is not None}
         labels = {split: _labels(source, split) for split, source in sources.items()}
-        published: dict[str, Samples] = {
-            split: LabeledDataset(sources, numbered_names(split, len(labels[split])), labels[split])
-            for split in sources
-        }
+        published: dict[str, Samples] = {}
+        for split, numbers in labels.items():
+            published[split] = LabeledDataset(sources, numbered_names(split, len(numbers)), numbers)
         self._all = concatenate(list(published.values()))
         return _class_names(sources, 1 + max(int(numbers.max(initial=0)) for numbers in labels.values())), published
 
@@ -87,6 +80,15 @@ class TorchDatasetDataModule(ImageDataModule):
         train: Any = self.splits.train
         order = random_permutation(len(train), self.split_plan.split_seed, _STATISTICS_KEY)[:MAX_STATISTICS_IMAGES]
         return preprocess_for_images([shrink(train.read(index)) for index in progress(order.tolist(), "mean and std")])
+
+    @cached_property
+    def _hash_of_images(self) -> str:
+        digest = hashlib.sha256()
+        indices = np.linspace(0, len(self._all) - 1, min(len(self._all), _NUM_HASHED)).astype(np.int64)
+        for index in progress(indices.tolist(), "fingerprint"):
+            pixels = self._all.read(index)
+            digest.update(f"{pixels.shape}".encode() + pixels.tobytes())
+        return digest.hexdigest()
 
     def fingerprint(self) -> str:
         """Return a short hash of class names, split sizes, labels, and 1,000 images."""
@@ -103,15 +105,6 @@ class TorchDatasetDataModule(ImageDataModule):
         prepare = np.asarray if has_random_resized_crop(augment) else resize
         seed = 0 if augment is None else self.seed  # the images of an evaluation do not depend on the run
         return _SeededDataset(samples.labels, samples.read, self.preprocess.size, augment, seed, prepare)
-
-    @cached_property
-    def _hash_of_images(self) -> str:
-        digest = hashlib.sha256()
-        indices = np.linspace(0, len(self._all) - 1, min(len(self._all), _NUM_HASHED)).astype(np.int64)
-        for index in progress(indices.tolist(), "fingerprint"):
-            pixels = self._all.read(index)
-            digest.update(f"{pixels.shape}".encode() + pixels.tobytes())
-        return digest.hexdigest()
 
 
 @dataclass(eq=False)

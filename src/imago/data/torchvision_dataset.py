@@ -86,11 +86,7 @@ class TorchvisionDataModule(ImageDataModule):
         return Preprocess(size, size, "center", **channel_statistics(sample.transpose(0, 2, 3, 1)))
 
     def _open(self, arguments: Mapping[str, Any]) -> Any:
-        """Open one split; download it if it is missing.
-
-        Raises:
-            DataError: within seconds, if it is missing and there is no network.
-        """
+        """Open one split, or download it; without a network that raises a DataError within seconds."""
         import torchvision.datasets
 
         source: Any = getattr(torchvision.datasets, self.dataset_name)
@@ -114,7 +110,7 @@ class TorchvisionDataModule(ImageDataModule):
             if self.size is not None:
                 pixels = resize_and_crop(pixels, Preprocess(side, side, "center", (0.0,) * 3, (1.0,) * 3))
             if pixels.shape != (side, side, 3):
-                fault = f"not squares of one size, e.g. image {index}: {image.width}x{image.height}"
-                raise DataError(f"images of {self.dataset_name} are {fault}; {_REMEDY}.")
+                example = f"e.g. image {index}: {image.width}x{image.height}"
+                raise DataError(f"images of {self.dataset_name} are not squares of one size, {example}; {_REMEDY}.")
             images[index] = pixels.transpose(2, 0, 1)
         return LabeledArray(images, labels, numbered_names(split, num_images))
