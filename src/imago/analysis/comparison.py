@@ -24,23 +24,14 @@ _REMEDY = "evaluate both on the same dataset: python src/eval.py run=RUN"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result of comparing two runs, a and b.
+    """Result of comparing two runs, a and b."""
 
-    Attributes:
-        names: the last two parts of the paths of the run directories, e.g. "train/first".
-        records: status, results and settings of both.
-        settings: name and both values of each setting that differs, as on the command line; "" if it is missing.
-        evaluations: the evaluations of both runs, on the same images; empty if one cannot be read.
-        paired: the paired test on the two evaluations; None without them.
-        notes: reasons why there is no paired test; empty if there is one.
-    """
-
-    names: tuple[str, str]
-    records: tuple[RunRecord, RunRecord]
-    settings: Sequence[tuple[str, str, str]]
-    evaluations: Sequence[Evaluation]
-    paired: PairedComparison | None
-    notes: Sequence[str]
+    names: tuple[str, str]  # the last two parts of the paths of the run directories, e.g. "train/first"
+    records: tuple[RunRecord, RunRecord]  # status, results and settings of both
+    settings: Sequence[tuple[str, str, str]]  # name and both values of each that differs, as typed; "" if it is missing
+    evaluations: Sequence[Evaluation]  # those of both runs, on the same images; empty if one cannot be read
+    paired: PairedComparison | None  # the paired test on the two evaluations; None without them
+    notes: Sequence[str]  # reasons why there is no paired test; empty if there is one
 
     @property
     def scores(self) -> list[tuple[str, str, str]]:
@@ -93,11 +84,7 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def write_comparison_page(comparison: Comparison, file: Path) -> None:
-    """Write the comparison as one HTML file.
-
-    Raises:
-        DataError: if it cannot be written.
-    """
+    """Write the comparison as one HTML file; raise a DataError if that fails."""
     context = {
         "title": f"{comparison.names[0]} and {comparison.names[1]}",
         "comparison": comparison,

@@ -65,15 +65,18 @@ def plot_effect(runs: DataFrame, setting: str = "optimizer.lr", metric: str = "t
     """
     finished = _finished_runs(runs, setting, metric)
     figure, axes = _new_figure(setting, metric)
-    x, has_interval = _positions(finished[setting], axes), metric == "test_acc"
+    values, has_interval = finished[setting], metric == "test_acc"
+    is_number = is_numeric_dtype(values)
+    numbers, distinct = pd.factorize(values if is_number else values.map(_value_text), sort=True, use_na_sentinel=False)
+    axes.set_xticks(range(len(distinct)), map(_value_text, distinct), rotation=45 if len(distinct) > 10 else 0)
+    x = Series(numbers, values.index)  # the number of the value in ascending order
     for label, color, group in _color_groups(finished, [name for name in setting_names(finished) if name != setting]):
         interval = [group[metric] - group["test_low"], group["test_high"] - group[metric]] if has_interval else None
         axes.errorbar(x[group.index], group[metric], yerr=interval, fmt="o", color=color, alpha=0.6, markersize=4)
         axes.plot([], [], "o", color=color, label=label)
         if group[setting].duplicated().any():  # the mean of a single run is the run
             means = group.groupby(x)[metric].mean()
-            style = "-" if is_numeric_dtype(group[setting]) else "none"
-            axes.plot(means.index, means, linestyle=style, color=color, marker="D")
+            axes.plot(means.index, means, linestyle="-" if is_number else "none", color=color, marker="D")
     axes.set_title(f"dot: one run{' with its 95 % interval' if has_interval else ''}; diamond: mean of several")
     _add_legend(figure, axes)
     return figure
@@ -104,14 +107,6 @@ def _color_groups(runs: DataFrame, names: Sequence[str]) -> Iterator[tuple[str |
     for (values, group), color in zip(groups, _COLORS, strict=False):
         label = ", ".join(f"{name}={_value_text(value)}" for name, value in zip(names, values, strict=True))
         yield textwrap.fill(label, 40) + (f" ({len(group)} runs)" if len(group) > 1 else ""), color, group
-
-
-def _positions(values: Series, axes: Axes) -> Series:
-    """Return the x coordinate of each run, the number of its value in ascending order, and set the ticks."""
-    column = values if is_numeric_dtype(values) else values.map(_value_text)
-    numbers, distinct = pd.factorize(column, sort=True, use_na_sentinel=False)
-    axes.set_xticks(range(len(distinct)), map(_value_text, distinct), rotation=45 if len(distinct) > 10 else 0)
-    return Series(numbers, values.index)
 
 
 def _value_text(value: Any) -> str:

@@ -19,19 +19,12 @@ from imago.text import metric_text
 
 @dataclass(frozen=True)
 class Evaluation(Predictions):
-    """Predictions of a network for N images.
+    """Predictions of a network for N images."""
 
-    Attributes:
-        directory: RUN/eval/SPLIT.
-        metadata: content of its `metrics.json`.
-        class_names: K names; the index of a name is its label.
-        image_names: N paths of files, or indices in the split for images that are not files.
-    """
-
-    directory: Path
-    metadata: Mapping[str, Any]
-    class_names: tuple[str, ...]
-    image_names: tuple[str, ...]
+    directory: Path  # RUN/eval/SPLIT
+    metadata: Mapping[str, Any]  # content of its `metrics.json`
+    class_names: tuple[str, ...]  # K names; the index of a name is its label
+    image_names: tuple[str, ...]  # N paths of files, or indices in the split for images that are not files
     labels: np.ndarray
     predicted: np.ndarray
     probability: np.ndarray
@@ -84,11 +77,7 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
 def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:
     """Read the misclassified images from `mistakes.npz`, which `eval.py` writes for datasets in memory.
 
-    Returns:
-        uint8 (H, W, 3) by index in the evaluation; empty if there is no such file.
-
-    Raises:
-        DataError: if it is damaged.
+    Return uint8 (H, W, 3) by index in the evaluation, empty without that file; raise a DataError if it is damaged.
     """
     file = evaluation.directory / "mistakes.npz"
     if not file.exists():

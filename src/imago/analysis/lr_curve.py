@@ -19,14 +19,9 @@ def smooth_losses(losses: Sequence[float]) -> np.ndarray:
 
 
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Return a tenth of the learning rate with the lowest smoothed loss.
+    """Return a tenth of the learning rate with the lowest smoothed loss; None if the loss does not decrease.
 
-    Args:
-        lrs: learning rates in ascending order, (N,), N at least 1.
-        losses: the loss at each learning rate, finite, (N,).
-
-    Returns:
-        A learning rate; None if the loss does not decrease.
+    `lrs`, (N,), are in ascending order, N at least 1; `losses`, (N,), are finite.
     """
     smoothed = smooth_losses(losses)
     lowest = int(smoothed.argmin())

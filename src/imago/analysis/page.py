@@ -21,15 +21,10 @@ _JPEG_QUALITY = 82  # of thumbnails; our own choice
 
 
 def write_page(template: str, context: Mapping[str, Any], file: Path) -> None:
-    """Render a template and write the page atomically.
-
-    Args:
-        template: the name of a file in `templates/`.
-        context: the variables of the template; texts are escaped.
-        file: the page; its directory is created if necessary.
+    """Render a file of `templates/` with the variables `context`, whose texts are escaped, and write it atomically.
 
     Raises:
-        DataError: if it cannot be written.
+        DataError: if the page or its directory, which is created if necessary, cannot be written.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -98,4 +93,4 @@ def thumbnail_uri(pixels: np.ndarray) -> str:
 
 def data_uri(mime_type: str, data: bytes) -> str:
     """Encode a file as a data URI."""
-    return f"data:{mime_type};base64,{base64.b64encode(data).decode('ascii')}"
+    return f"data:{mime_type};base64,{base64.b64encode(data).decode()}"

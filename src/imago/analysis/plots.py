@@ -28,10 +28,7 @@ _DARK_SHARE = 0.35  # a cell with a larger share of its row is so dark that its 
 def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str) -> "Figure":
     """Draw a confusion matrix; the color is the share of the row, so that rare classes are as visible as frequent ones.
 
-    Args:
-        confusion: counts (K, K), true classes in rows.
-        class_names: K names, in the order of the rows and columns.
-        title: one line above the matrix; a $ in it is printed as it is.
+    `confusion` has counts (K, K), true classes in rows; `title` is one line, in which a $ is printed as it is.
     """
     from matplotlib.colors import PowerNorm
 
@@ -71,12 +68,7 @@ def save_figure(figure: "Figure", path: Path, **settings: Any) -> None:
 
 
 def plot_reliability(diagram: Reliability, title: str) -> "Figure":
-    """Draw accuracy over probability, and below it the number of images in each bin.
-
-    Args:
-        diagram: from `reliability`.
-        title: first line above the diagram; the ECE is added below it.
-    """
+    """Draw accuracy over probability, and below it the number of images in each bin; the ECE is below the title."""
     figure = _new_figure(5, 5.6)
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     width = diagram.high - diagram.low
@@ -117,19 +109,15 @@ def plot_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, n
         else:
             axes.imshow(pixels)
         predicted, true = names[evaluation.predicted[index]], names[evaluation.labels[index]]
-        title = f"{predicted} {evaluation.probability[index]:.0%}\ntrue: {true}"
-        axes.set_title(title, fontsize=8, parse_math=False)
+        axes.set_title(f"{predicted} {evaluation.probability[index]:.0%}\ntrue: {true}", fontsize=8, parse_math=False)
     _set_fonts(figure)
     return figure
 
 
 def plot_explanation(image: np.ndarray, heatmap: np.ndarray, title: str) -> "Figure":
-    """Draw an image, and next to it the same image with the heatmap on top.
+    """Draw an image, uint8 (H, W, 3), and next to it the same image with the heatmap on top.
 
-    Args:
-        image: pixels, uint8 (H, W, 3).
-        heatmap: evidence for a class, (H, W), in [0, 1].
-        title: one line above both; a $ in it is printed as it is.
+    `heatmap` is the evidence for a class, (H, W), in [0, 1]; `title` is one line, in which a $ is printed as it is.
     """
     figure = _new_figure(6, 3.3)
     plain, overlay = figure.subplots(1, 2)
@@ -181,7 +169,8 @@ def _set_fonts(figure: "Figure") -> None:
     default = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
     characters = {ord(character) for text in texts for character in text.get_text() if character.isprintable()}
     missing = {character for character in characters if not default.get_char_index(character)}
-    for file in sorted(font_manager.findSystemFonts(), key=_font_priority) if missing else ():
+    files = font_manager.findSystemFonts() if missing else []
+    for file in sorted(files, key=lambda file: ("Sans" not in Path(file).stem, "Regular" not in Path(file).stem, file)):
         try:
             font = font_manager.get_font(file)
         except (OSError, RuntimeError):  # FreeType cannot read it
@@ -193,7 +182,3 @@ def _set_fonts(figure: "Figure") -> None:
             missing -= available
     for text in texts:
         text.set_fontfamily(families)
-
-
-def _font_priority(file: str) -> tuple[bool, bool, str]:
-    return "Sans" not in Path(file).stem, "Regular" not in Path(file).stem, file

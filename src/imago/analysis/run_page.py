@@ -27,11 +27,7 @@ _PHASE_TITLES = {"train": "training", "data_wait": "waiting for data", "val": "v
 def write_run_page(run: Path, split: str, file: Path) -> list[str]:
     """Write the content of a run directory, with its evaluation `eval/<split>`, as one HTML file.
 
-    Returns:
-        One line for each part that is missing in the page, with the reason.
-
-    Raises:
-        DataError: if the page cannot be written.
+    Return one line for each part that is missing in it, with the reason; raise a DataError if it cannot be written.
     """
     record = read_record(run)
     notes = [record.config_error] if record.config_error else []
@@ -58,13 +54,10 @@ def write_run_page(run: Path, split: str, file: Path) -> list[str]:
 
 def _charts(logged: Mapping[str, tuple[list[float], list[float]]]) -> list[Chart]:
     """Draw the curves: training in blue, validation in orange, values of single steps in a light color."""
-    groups = {
-        title: [
-            Line(name, *logged[name], 3 if name.endswith("_step") else 1 + name.startswith("val/")) for name in names
-        ]
-        for title, names in curve_groups(logged).items()
-    }
-    return line_charts(groups, "step")
+    styles = {name: 3 if name.endswith("_step") else 1 + name.startswith("val/") for name in logged}
+    groups = curve_groups(logged).items()
+    lines = {title: [Line(name, *logged[name], styles[name]) for name in names] for title, names in groups}
+    return line_charts(lines, "step")
 
 
 def _time_rows(summary: Mapping[str, Any], notes: list[str]) -> list[tuple[str, str, str, float]]:
@@ -96,7 +89,7 @@ def _evaluation_context(evaluation: Evaluation, notes: list[str]) -> dict[str, A
         "classes": _class_rows(evaluation),
         "cell_shades": cell_shades if len(names) <= _MAX_CLASSES else [],
         "confused": [
-            (f"{names[true]} as {names[predicted]}", count_text(num_images)) for true, predicted, num_images in confused
+            (f"{names[true]} as {names[predicted]}", count_text(count)) for true, predicted, count in confused
         ],
         "ece": diagram.ece,
         "reliability": line_charts({"Accuracy": [calibrated, measured]}, label, (0, 1)),
@@ -154,11 +147,8 @@ def _figure_uris(directory: Path, notes: list[str]) -> list[tuple[str, str]]:
         notes.append("the run has no figures/*.png: the images seen in training are in TensorBoard only")
     small = [file for file in files if file.stat().st_size <= _MAX_FIGURE_BYTES]
     shown = [file for file in small if file.read_bytes().startswith(b"\x89PNG")][:_MAX_FIGURES]
-    notes += [
-        f"{file} is not in the page: it is not a PNG, or the page would be too large"
-        for file in files
-        if file not in shown
-    ]
+    fault = "is not in the page: it is not a PNG, or the page would be too large"
+    notes += [f"{file} {fault}" for file in files if file not in shown]
     return [(file.stem.replace("_", " "), data_uri("image/png", file.read_bytes())) for file in shown]
 
 

@@ -13,11 +13,9 @@ from imago.statistics.intervals import mean_interval
 # The first and the last columns; the settings that differ are between them.
 _IDENTITY_COLUMNS = ("run", "status", "started", "data", "model", "seed")
 _ACCURACY_COLUMNS = ("val_acc", "test_acc", "test_low", "test_high", "num_test_images")  # further metrics follow
-_OTHER_COLUMNS = (
-    *("best_epoch", "epochs", "seconds", "images_per_s", "data_wait_share", "run_dir", "reason", "config_error"),
-)
-# Only in a table of `mean_over_seeds`.
-_SEED_COLUMNS = ("num_seeds", "val_std", "test_std", "test_lowest", "test_highest")
+_SPEED_COLUMNS = ("best_epoch", "epochs", "seconds", "images_per_s", "data_wait_share")
+_OTHER_COLUMNS = (*_SPEED_COLUMNS, "run_dir", "reason", "config_error")
+_SEED_COLUMNS = ("num_seeds", "val_std", "test_std", "test_lowest", "test_highest")  # only of `mean_over_seeds`
 _NO_SETTINGS = frozenset({*_IDENTITY_COLUMNS, *_ACCURACY_COLUMNS, *_OTHER_COLUMNS, *_SEED_COLUMNS})
 _METRIC_PREFIXES = ("val/", "test/", "std/")  # no setting has such a name
 _MAX_EXACT = 2**53  # larger integers are not exact in float64
@@ -42,16 +40,12 @@ def load_runs(log_dir: Path | str) -> DataFrame:
     """
     records = read_records(log_dir)
     settings = [record.settings for record in records if record.settings]
-    names = [
-        name
-        for name in differing_settings(settings)
-        if name not in _NO_SETTINGS and not _is_added_metric(name, settings)
-    ]
+    differing = [name for name in differing_settings(settings) if name not in _NO_SETTINGS]
+    names = [name for name in differing if not _is_added_metric(name, settings)]
     metrics = list(dict.fromkeys(name for record in records for name in record.metrics))
     shown = ("data", "model", "seed", *names)
-    rows = [
-        {**vars(record), **record.metrics, **{name: record.settings.get(name) for name in shown}} for record in records
-    ]
+    chosen = ({name: record.settings.get(name) for name in shown} for record in records)
+    rows = [{**vars(record), **record.metrics, **values} for record, values in zip(records, chosen, strict=True)]
     columns = [*_IDENTITY_COLUMNS, *names, *_ACCURACY_COLUMNS, *metrics, *_OTHER_COLUMNS]
     return _create_table(rows, columns).sort_values("started", ignore_index=True)
 

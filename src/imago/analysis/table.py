@@ -51,11 +51,7 @@ def sort_runs(runs: DataFrame, column: str) -> DataFrame:
 
 
 def write_runs_csv(runs: DataFrame, path: Path) -> None:
-    """Write all columns to a CSV file; numbers are not formatted.
-
-    Raises:
-        DataError: if the file cannot be written.
-    """
+    """Write all columns to a CSV file, numbers unformatted; raise a DataError if it cannot be written."""
     target = path.resolve()
     if target.exists() and not target.is_file():
         raise DataError(f"csv={path} cannot be written: it is not a regular file; name a file, e.g. csv=runs.csv.")

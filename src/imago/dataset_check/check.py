@@ -16,7 +16,6 @@ from imago.dataset_check.findings import list_findings
 from imago.dataset_check.pages import draw_augmentations, draw_sheets
 from imago.errors import ConfigError, DataError, IncompleteError, UserError
 from imago.files import report_unwritable, write_csv, write_json
-from imago.images import Preprocess
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import job_output_dir, short_path
@@ -59,15 +58,13 @@ def examine_dataset(data: "ImageDataModule", cache_dir: Path) -> CheckedDataset:
     """Examine every image of a dataset after `set_up_data`, or reuse an earlier result in `cache_dir`."""
     samples = [split for _, split in data.splits.items()]
     examined = [_examine(split, cache_dir) for split in samples]
+    errors = tuple(error for part in examined for error in part.errors)
     return CheckedDataset(
         data.class_names,
         tuple(name for split in samples for name in split.names),
         np.repeat(np.arange(len(samples)), [len(split) for split in samples]),
         np.concatenate([split.labels for split in samples]),
-        Examination(
-            np.concatenate([examination.records for examination in examined]),
-            tuple(error for examination in examined for error in examination.errors),
-        ),
+        Examination(np.concatenate([part.records for part in examined]), errors),
     )
 
 
@@ -94,7 +91,11 @@ def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedData
     if not checked.counts[:, 0].any():
         raise DataError(f"no training image can be read; see {short_path(directory / 'bad_images.csv')}.")
     print("\n".join(report.class_table(checked)), end="\n\n")
-    preprocess, description = _preprocess_of_run(cfg, data, checked)
+    try:  # that of a run, which leaves bad images out
+        preprocess = (_build_data(cfg, on_bad_image="skip") if len(checked.bad_indices) else data).preprocess
+        description = preprocess.describe()
+    except UserError as error:
+        preprocess, description = None, f"unknown, and no contact sheets: {error}"
     print("\n".join(report.summary_lines(checked, description)), end="\n\n")
     findings = list_findings(checked, len(data.ignored_entries), len(data.bad_images))
     report.write_duplicates(directory / "duplicates.csv", checked)
@@ -123,14 +124,3 @@ def _next_commands(split_file: Path) -> list[str]:
     if split_file.exists():
         commands.append(["src/train.py", *settings, f"data.split_file={short_path(split_file)}"])
     return ["next:", *(f"  {shlex.join(['python', *command])}" for command in commands)]
-
-
-def _preprocess_of_run(
-    cfg: DictConfig, data: "ImageDataModule", checked: CheckedDataset
-) -> tuple[Preprocess | None, str]:
-    """Return the preprocessing of a run, without the bad images, and its description; None if it is unknown."""
-    try:
-        preprocess = (_build_data(cfg, on_bad_image="skip") if len(checked.bad_indices) else data).preprocess
-    except UserError as error:
-        return None, f"unknown, and no contact sheets: {error}"
-    return preprocess, preprocess.describe()

@@ -14,21 +14,13 @@ from imago.images import FORMATS, SPLITS
 
 @dataclass(frozen=True)
 class CheckedDataset:
-    """N images of all splits, one split after the other.
+    """N images of all splits, one split after the other."""
 
-    Attributes:
-        class_names: K names; the index of a name is its label.
-        names: file name or other origin of each image.
-        splits: index of each image's split in `SPLITS`, int64 (N,).
-        labels: int64 (N,).
-        examined: record and error of each image.
-    """
-
-    class_names: tuple[str, ...]
-    names: tuple[str, ...]
-    splits: np.ndarray
-    labels: np.ndarray
-    examined: Examination
+    class_names: tuple[str, ...]  # K names; the index of a name is its label
+    names: tuple[str, ...]  # file name or other origin of each image
+    splits: np.ndarray  # index of each image's split in `SPLITS`, int64 (N,)
+    labels: np.ndarray  # int64 (N,)
+    examined: Examination  # record and error of each image
 
     def __len__(self) -> int:
         return len(self.names)

@@ -36,22 +36,13 @@ _NUM_ROWS_AT_ONCE = 2_048  # a block of correlations with 10,000 members then ta
 
 @dataclass(frozen=True)
 class DuplicatePairs:
-    """P pairs of images.
+    """P pairs of images; of several images with the same bytes, each is paired with the first of them only."""
 
-    Attributes:
-        first: index of the image that comes first in the dataset, int64 (P,). Of several images with the same bytes,
-            each is paired with the first of them only.
-        second: index of the other image, int64 (P,).
-        is_same: whether the bytes are the same, bool (P,).
-        similarity: correlation of the thumbnails, float32 (P,); 1 for the same bytes.
-        min_correlation: threshold for near duplicates.
-    """
-
-    first: np.ndarray
-    second: np.ndarray
-    is_same: np.ndarray
-    similarity: np.ndarray
-    min_correlation: float
+    first: np.ndarray  # index of the image that comes first in the dataset, int64 (P,)
+    second: np.ndarray  # index of the other image, int64 (P,)
+    is_same: np.ndarray  # whether the bytes are the same, bool (P,)
+    similarity: np.ndarray  # correlation of the thumbnails, float32 (P,); 1 for the same bytes
+    min_correlation: float  # threshold for near duplicates
 
     def __len__(self) -> int:
         return len(self.first)
@@ -87,8 +78,7 @@ def group_pairs(num_images: int, pairs: DuplicatePairs) -> np.ndarray:
 def _normalized_thumbnails(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Remove mean and linear trend from thumbnails uint8 (N, S, S, 3).
 
-    Returns:
-        float32 rows of length 1, (N, F), and the remaining contrast in levels, float32 (N,).
+    Return float32 rows of length 1, (N, F), and the remaining contrast in levels, float32 (N,).
     """
     size = thumbnails.shape[1]
     ramp = np.arange(size, dtype=np.float32) - (size - 1) / 2

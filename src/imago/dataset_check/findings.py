@@ -19,19 +19,12 @@ _KIND_NOTES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One property of a dataset that a user should know before training.
+    """One property of a dataset that a user should know before training."""
 
-    Attributes:
-        kind: short name, as in check.json.
-        text: the problem with its counts, e.g. "3 of 100 images cannot be read".
-        remedy: the file to look at and the setting that helps.
-        is_serious: whether it must be decided before the results of a run can be trusted.
-    """
-
-    kind: str
-    text: str
-    remedy: str
-    is_serious: bool = False
+    kind: str  # short name, as in check.json
+    text: str  # the problem with its counts, e.g. "3 of 100 images cannot be read"
+    remedy: str  # the file to look at and the setting that helps
+    is_serious: bool = False  # whether it must be decided before the results of a run can be trusted
 
 
 def list_findings(checked: CheckedDataset, num_ignored: int, num_left_out: int) -> list[Finding]:
@@ -96,8 +89,7 @@ def _class_counts(counts: np.ndarray, class_names: Sequence[str]) -> Iterator[Fi
         yield Finding("imbalance", text, "try data.sampler=balanced or loss.weight=balanced, and look at macro F1")
     if num_test < FEW_TEST_IMAGES:
         text = f"the test split has only {num_test} images: the accuracy will be uncertain"
-        remedy = "look at the interval that a run prints; data.fold trains on several splits"
-        yield Finding("small test", text, remedy)
+        yield Finding("small test", text, "look at the interval that a run prints; data.fold trains on several splits")
 
 
 def _unusual_files(checked: CheckedDataset, num_ignored: int) -> Iterator[Finding]:

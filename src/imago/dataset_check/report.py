@@ -30,9 +30,8 @@ def class_table(checked: CheckedDataset) -> list[str]:
     for name, label in zip(names, labels, strict=True):
         bar = "#" * round(_BAR_WIDTH_CHARS * counts[label, -1] / counts[:, -1].max())
         lines.append(f"{padded(name, width)}{_cells(counts[label])}  {bar}".rstrip())
-    if len(counts) > len(labels):
-        omitted = f"... {len(counts) - len(labels):,} classes between these; check.json has them all"
-        lines.insert(1 + _MAX_CLASSES // 2, omitted)
+    if omitted := len(counts) - len(labels):
+        lines.insert(1 + _MAX_CLASSES // 2, f"... {omitted:,} classes between these; check.json has them all")
     return [*lines, padded("all", width) + _cells(counts.sum(axis=0))]
 
 

@@ -12,21 +12,13 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3  # beyond these, probabilities are 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Samples grouped by the probability of their predicted class, in bins of equal width without the empty ones.
+    """Samples grouped by the probability of their predicted class, in M bins of equal width without the empty ones."""
 
-    Attributes:
-        low: lower ends of the bins, float (M,).
-        high: upper ends, which belong to the bin, float (M,).
-        probability: mean probability of the images in a bin, float (M,).
-        accuracy: share of these images that is classified correctly, float (M,).
-        num_images: images in a bin, int64 (M,).
-    """
-
-    low: np.ndarray
-    high: np.ndarray
-    probability: np.ndarray
-    accuracy: np.ndarray
-    num_images: np.ndarray
+    low: np.ndarray  # lower ends of the bins, float (M,)
+    high: np.ndarray  # upper ends, which belong to the bin, float (M,)
+    probability: np.ndarray  # mean probability of the images in a bin, float (M,)
+    accuracy: np.ndarray  # share of these images that is classified correctly, float (M,)
+    num_images: np.ndarray  # images in a bin, int64 (M,)
 
     @property
     def ece(self) -> float:

@@ -20,37 +20,22 @@ MIN_IMBALANCE_RATIO = 3.0
 
 @dataclass(frozen=True)
 class PerClass:
-    """Scores of each class; all arrays have shape (K,).
+    """Scores of each class; all arrays have shape (K,)."""
 
-    Attributes:
-        precision: share of the images predicted as the class that belong to it; 0 for a class never predicted.
-        recall: share of the images of the class that are predicted as it; 0 for a class without images.
-        f1: harmonic mean of precision and recall; 0 where both are 0.
-        num_images: images of the class, int64.
-        num_predicted: images predicted as the class, int64.
-    """
-
-    precision: np.ndarray
-    recall: np.ndarray
-    f1: np.ndarray
-    num_images: np.ndarray
-    num_predicted: np.ndarray
+    precision: np.ndarray  # share of the images predicted as the class that belong to it; 0 for a class never predicted
+    recall: np.ndarray  # share of the images of the class that are predicted as it; 0 for a class without images
+    f1: np.ndarray  # harmonic mean of precision and recall; 0 where both are 0
+    num_images: np.ndarray  # images of the class, int64
+    num_predicted: np.ndarray  # images predicted as the class, int64
 
 
 class Predictions:
-    """Base of a data class with true and predicted classes of N images.
+    """Base of a data class with true and predicted classes of N images."""
 
-    Attributes:
-        class_names: K names.
-        labels: true classes, int64 (N,), as indices into `class_names`.
-        predicted: predicted classes, int64 (N,).
-        probability: probability of the predicted class, float (N,), in [0, 1].
-    """
-
-    class_names: tuple[str, ...]
-    labels: np.ndarray
-    predicted: np.ndarray
-    probability: np.ndarray
+    class_names: tuple[str, ...]  # K names
+    labels: np.ndarray  # true classes, int64 (N,), as indices into `class_names`
+    predicted: np.ndarray  # predicted classes, int64 (N,)
+    probability: np.ndarray  # probability of the predicted class, float (N,), in [0, 1]
 
     @cached_property
     def is_correct(self) -> np.ndarray:
@@ -77,18 +62,13 @@ class Predictions:
 
 @dataclass(frozen=True)
 class LabeledOutputs(Predictions):
-    """Outputs of a network for images whose class is known; `predicted` has the classes with the largest logit.
-
-    Attributes:
-        logits: outputs of the network, float32 (N, K).
-        calibration_temperature: the number that logits were divided by for `probability`.
-    """
+    """Outputs of a network for images whose class is known; `predicted` has the classes with the largest logit."""
 
     class_names: tuple[str, ...]
     labels: np.ndarray
-    logits: np.ndarray
+    logits: np.ndarray  # outputs of the network, float32 (N, K)
     probability: np.ndarray
-    calibration_temperature: float = UNCALIBRATED
+    calibration_temperature: float = UNCALIBRATED  # the number that logits were divided by for `probability`
     predicted: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:

@@ -12,23 +12,14 @@ _NUM_DRAWS = 10_000  # between seeds, the ends then vary by about 0.03 points fo
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Result of comparing two classifiers, a and b, on the same N images.
-
-    Attributes:
-        num_images: N.
-        num_only_a: images that only a classifies correctly.
-        num_only_b: images that only b classifies correctly.
-        difference: accuracy of b minus that of a, in [-1, 1].
-        interval_95: the 95 % interval of the difference, by bootstrap over the images.
-        p_value: two-sided, of McNemar's exact test.
-    """
+    """Result of comparing two classifiers, a and b, on the same images."""
 
     num_images: int
-    num_only_a: int
-    num_only_b: int
-    difference: float
-    interval_95: tuple[float, float]
-    p_value: float
+    num_only_a: int  # images that only a classifies correctly
+    num_only_b: int  # images that only b classifies correctly
+    difference: float  # accuracy of b minus that of a, in [-1, 1]
+    interval_95: tuple[float, float]  # of the difference, by bootstrap over the images
+    p_value: float  # two-sided, of McNemar's exact test
 
     @property
     def p_text(self) -> str:
