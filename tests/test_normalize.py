@@ -17,7 +17,7 @@ def test_pixels_are_scaled_by_mean_and_std_of_their_channel(kind: torch.dtype, m
     images = PIXELS.to(kind).contiguous(memory_format=memory)
     before = images.clone()
     normalized = Normalize(PREPROCESS)(images)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (PREPROCESS.mean, PREPROCESS.std))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     torch.testing.assert_close(normalized, (PIXELS / 255 - mean) / std)
     assert normalized.dtype == torch.float32
     assert normalized.is_contiguous(memory_format=torch.channels_last)
@@ -31,8 +31,7 @@ def test_fractions_of_a_pixel_value_are_kept():
 
 def test_restoring_undoes_the_loaders_normalization_to_the_last_bit():
     pixels = torch.arange(2 * 3 * 16 * 16).remainder(256).to(torch.uint8).reshape(2, 3, 16, 16)
-    preprocess = Preprocess(size=16, resize=16, crop="center", mean=tuple(MEAN), std=tuple(STD))
-    assert torch.equal(restore_colors(Normalize(preprocess)(pixels), MEAN, STD), pixels)
+    assert torch.equal(restore_colors(Normalize(PREPROCESS)(pixels), MEAN, STD), pixels)
 
 
 def test_values_outside_the_range_are_clipped_and_do_not_wrap_around():

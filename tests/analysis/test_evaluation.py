@@ -52,13 +52,7 @@ def test_images_that_are_not_files_come_from_mistakes_npz(tmp_path: Path):
     assert (saved[0] == images[1]).all()
 
 
-@pytest.mark.parametrize(
-    "arrays",
-    [
-        {"rows": [0]},
-        {"rows": [0, 1], "images": np.zeros((1, 4, 4, 3), np.uint8)},
-    ],
-)
+@pytest.mark.parametrize("arrays", [{"rows": [0]}, {"rows": [0, 1], "images": np.zeros((1, 4, 4, 3), np.uint8)}])
 def test_a_damaged_mistakes_npz_is_named(arrays: dict, tmp_path: Path):
     folder = make_evaluation(tmp_path, [0], [1])
     np.savez(folder / "mistakes.npz", **arrays)

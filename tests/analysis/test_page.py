@@ -121,8 +121,7 @@ def shown(browser: "Browser", pages: dict[str, Path]) -> "Iterator[Callable[...,
     assert [url[:80] for url in requests if not url.startswith(("file:", "data:"))] == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (400, "light")])
 @pytest.mark.parametrize("name", ["run", "bare", "comparison"])
 def test_a_page_fits_and_can_be_read(name: str, width: int, scheme: str, shown, tmp_path: Path):
     page = shown(name, width, scheme)

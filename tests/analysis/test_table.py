@@ -22,11 +22,12 @@ def runs_table(*rows: dict) -> DataFrame:
 
 def test_seeds_are_shown_with_their_spread_and_every_seed_without_means(tmp_path: Path):
     for seed, acc in ((1, 0.5), (2, 0.7)):
-        make_run(tmp_path / str(seed), seed, test={"acc": acc, "interval_95": [acc - 0.1, acc + 0.1]})
+        make_run(tmp_path / str(seed), seed, test={"acc": acc, "interval_95": [acc - 0.1, acc + 0.1], "f1": acc})
     runs = load_runs(tmp_path)
     means = table_text(mean_over_seeds(runs), None)
     assert "60.00 ± 14.14 % [50.00..70.00]" in means
     assert "2 seeds" in means
+    assert "0.6000 ± 0.14" in means
     assert "50.00 % (40.00..60.00)" in table_text(runs, None)
 
 
@@ -130,10 +131,3 @@ def test_in_a_narrow_terminal_metrics_are_left_out_after_the_speed(tmp_path: Pat
     *_, note = table_text(runs, width=60).splitlines()
     assert note.startswith("(this terminal is too narrow for images/s, test/f1;")
     assert "test/f1" in table_text(runs, width=70).splitlines()[0]
-
-
-def test_the_mean_of_a_metric_has_its_spread(tmp_path: Path):
-    make_run(tmp_path / "1", 1, test={"f1": 0.5})
-    make_run(tmp_path / "2", 2, test={"f1": 0.7})
-    text = table_text(mean_over_seeds(load_runs(tmp_path)), None)
-    assert "0.6000 ± 0.14" in text

@@ -58,12 +58,6 @@ def test_with_both_each_sample_is_exactly_that_of_mixup_or_of_cutmix():
         assert torch.equal(mixed[~is_mixup], pasted[~is_mixup])
 
 
-def test_mixup_with_lam_one_and_cutmix_with_empty_boxes_return_the_batch_unchanged():
-    images, targets, lam, boxes, order = batch()
-    assert all(map(torch.equal, mixup(images, targets, np.ones_like(lam), order), (images, targets)))
-    assert all(map(torch.equal, cutmix(images, targets, 0 * boxes, order), (images, targets)))
-
-
 def test_cutmix_boxes_have_the_ratio_of_the_image_and_are_cut_off_at_its_edges():
     top, bottom, left, right = cutmix_boxes(np.array([0.75, 0.75]), np.array([20, 0]), np.array([10, 39]), 40, 40)
     assert (top.tolist(), bottom.tolist()) == ([10, 0], [30, 10])

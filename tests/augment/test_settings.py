@@ -75,6 +75,7 @@ def test_all_problems_are_reported_at_once():
     [
         ({}, "none"),
         ({"crop_padding_px": 4, "flip_probability": 0.5}, "crop_padding_px 4, flip_probability 0.5"),
+        ({"extra": [{"_target_": "mynet.noise.Noise", "sigma": 3}]}, "extra [Noise]"),
         ({"erase_probability": 0.1}, "erase_probability 0.1, erase_scale [0.02, 0.33]"),
         ({"policy": "randaugment"}, "policy randaugment, policy_num_ops 2, policy_magnitude 9"),
         ({"policy_magnitude": 5}, "none (policy_magnitude 5 has no effect without policy=randaugment)"),
@@ -90,16 +91,9 @@ def test_the_description_lists_what_is_on_and_what_has_no_effect(settings: dict,
 
 
 def test_transforms_of_single_images_and_mixing_are_recognized():
-    for settings in (
-        {"rotation_degrees": 1},
-        {"gray_probability": 1},
-        {"blur_probability": 1},
-        {"policy": "randaugment"},
-    ):
-        assert Augment(**settings).has_single_image_transforms
+    for name in ("rotation_degrees", "gray_probability", "blur_probability"):
+        assert Augment(**{name: 1}).has_single_image_transforms
+    assert Augment(policy="randaugment").has_single_image_transforms
     assert not Augment(4, 0.5, [0.3, 1.0], brightness=1, erase_probability=1, mixup_alpha=1).has_single_image_transforms
-    assert [Augment(mixup_alpha=m, cutmix_alpha=c).is_mixing for m, c in ((0, 0), (1, 0), (0, 1))] == [
-        False,
-        True,
-        True,
-    ]
+    mixing = [Augment(mixup_alpha=m, cutmix_alpha=c).is_mixing for m, c in ((0, 0), (1, 0), (0, 1))]
+    assert mixing == [False, True, True]

@@ -170,9 +170,8 @@ def test_a_line_that_does_not_fit_the_files_or_classes_is_named(tmp_path: Path, 
     touch(tmp_path, "a.jpg", "b.jpg", "folder/x.jpg")
     (tmp_path / "link.jpg").symlink_to("b.jpg")
     rows = read_list(listed(tmp_path, f"path,label,split\nb.jpg,bees,train\n{line}\n"))
-    assert (
-        error_of(files_from_list, tmp_path, rows, CLASSES).replace(str(tmp_path), "") == f"/list.csv, line 3: {fault}"
-    )
+    found = error_of(files_from_list, tmp_path, rows, CLASSES).replace(str(tmp_path), "")
+    assert found == f"/list.csv, line 3: {fault}"
 
 
 def test_a_list_without_training_images_is_refused(tmp_path: Path):
@@ -184,10 +183,7 @@ def test_a_list_without_training_images_is_refused(tmp_path: Path):
 # As the splits of another dataset
 
 
-FOUND = {
-    "train": array([0, 1, 0], ["train/0", "train/1", "train/2"]),
-    "val": array([1, 0], ["val/0", "val/1"]),
-}
+FOUND = {"train": array([0, 1, 0], ["train/0", "train/1", "train/2"]), "val": array([1, 0], ["val/0", "val/1"])}
 
 
 def assigned(folder: Path, *lines: str) -> dict:
@@ -229,10 +225,8 @@ def test_a_line_that_contradicts_the_dataset_is_named(tmp_path: Path, line: str,
 
 
 def test_a_split_file_without_splits_or_without_train_is_refused(tmp_path: Path):
-    assert (
-        error_of(assigned, tmp_path, "train/0,ants,val")
-        == f"{tmp_path}/list.csv has no images of the split train; assign some to it."
-    )
+    fault = error_of(assigned, tmp_path, "train/0,ants,val")
+    assert fault == f"{tmp_path}/list.csv has no images of the split train; assign some to it."
     rows = read_list(listed(tmp_path, "path,label\ntrain/0,ants\n"))
     assert error_of(assign_splits, FOUND, rows, CLASSES).startswith(f"{tmp_path}/list.csv, line 2: a list that assigns")
 

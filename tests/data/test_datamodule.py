@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
 from imago.data.dataset import LabeledArray, Splits
@@ -228,7 +229,7 @@ def mixed(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, tor
     return torch.lerp(images, images.flip(0), share), torch.nn.functional.one_hot(labels, 3) * (1 - share)
 
 
-OWN = {"extra": [lambda image: noisy(image).to(torch.uint8)], "extra_batch": [mixed]}
+OWN = {"flip_probability": 0.5, "extra": [lambda image: noisy(image).to(torch.uint8)], "extra_batch": [mixed]}
 
 
 @pytest.mark.parametrize(("num_workers", "done"), [(0, 0), (2, 0), (0, 3), (2, 3), (2, 7)])
@@ -256,37 +257,21 @@ def test_an_error_of_an_own_transform_in_a_worker_is_one_line():
         next(iter(data.train_dataloader()))
 
 
-class Recorder(LightningModule):
+class Recorder(BoringModel):
     """Record the pixel sum of every training batch."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.sums: list[float] = []
-
     def training_step(self, batch, batch_idx):
-        self.sums.append(round(batch[0].double().sum().item(), 3))
-        return self.weight * 0
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        self.sums.append(batch[0].double().sum().item())
+        return self.layer.weight.sum()
 
 
 @pytest.mark.filterwarnings("ignore:.*validation_step.*", "ignore:.*treespec, LeafSpec.*")
 def test_a_trainer_gets_the_batches_of_each_epoch_in_the_order_of_the_sampler(tmp_path):
     data, recorder = tiny(num_workers=2), Recorder()
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=3,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(recorder, datamodule=data)
+    recorder.sums = []
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
+    settings = {"max_epochs": 3, "limit_val_batches": 0, "default_root_dir": tmp_path, **dict.fromkeys(off, False)}
+    Trainer(accelerator="cpu", **settings).fit(recorder, datamodule=data)
     sampler = TrainSampler(SIZES["train"], 8, seed=0)
     expected = []
     for epoch in range(3):

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from imago.augment.settings import Augment
 from imago.data.dataset import ArrayDataset, LabeledArray
-from imago.data.sampling import BatchIndices, TrainSampler
+from imago.data.sampling import BatchIndices
 
 IMAGES = LabeledArray(
     np.random.default_rng(0).integers(1, 256, (40, 3, 8, 8), dtype=np.uint8),
@@ -15,23 +14,6 @@ IMAGES = LabeledArray(
     tuple(map(str, range(40))),
 )
 AUGMENT = Augment(crop_padding_px=2, flip_probability=0.5)
-
-
-def as_is(batch):
-    return batch
-
-
-@pytest.mark.parametrize("augment", [None, AUGMENT])
-def test_a_batch_is_uint8_images_and_int64_labels(augment: Augment | None):
-    images, labels = ArrayDataset(IMAGES, augment).__getitems__(BatchIndices(0, np.array([3, 1, 4])))
-    assert (images.shape, images.dtype) == ((3, 3, 8, 8), torch.uint8)
-    assert (labels.shape, labels.dtype) == ((3,), torch.int64)
-
-
-def test_without_augmentation_the_images_are_unchanged():
-    indices = np.array([3, 1, 4])
-    images, _ = ArrayDataset(IMAGES).__getitems__(BatchIndices(9, indices))
-    np.testing.assert_array_equal(images, IMAGES.images[indices])
 
 
 def test_augmentation_depends_on_seed_and_epoch_and_keeps_the_labels():
@@ -54,18 +36,6 @@ def test_writing_into_a_batch_does_not_change_the_dataset(augment: Augment | Non
     assert torch.equal(dataset.__getitems__(key)[0], before)
 
 
-def test_batches_are_the_same_with_0_and_2_workers():
-    dataset = ArrayDataset(IMAGES, AUGMENT, seed=1)
-    ours, theirs = (
-        list(DataLoader(dataset, batch_sampler=TrainSampler(40, 6, seed=1), collate_fn=as_is, num_workers=workers))
-        for workers in (0, 2)
-    )
-    assert len(ours) == len(theirs) == 6
-    for (images, labels), (other_images, other_labels) in zip(ours, theirs, strict=True):
-        assert torch.equal(images, other_images)
-        assert torch.equal(labels, other_labels)
-
-
 def test_images_in_memory_can_be_cropped_and_resized_too():
     augment = Augment(flip_probability=0.5, random_resized_crop_scale=(0.35, 1.0))
     dataset = ArrayDataset(IMAGES, augment, seed=1)
@@ -76,7 +46,6 @@ def test_images_in_memory_can_be_cropped_and_resized_too():
     np.testing.assert_array_equal(labels, IMAGES.labels)
     assert not np.array_equal(images, IMAGES.images)
     # A crop of the whole area is the image itself.
-    whole = ArrayDataset(IMAGES, Augment(random_resized_crop_scale=(1.0, 1.0))).__getitems__(
-        BatchIndices(0, np.arange(3))
-    )
+    dataset = ArrayDataset(IMAGES, Augment(random_resized_crop_scale=(1.0, 1.0)))
+    whole = dataset.__getitems__(BatchIndices(0, np.arange(3)))
     assert whole[0].float().mean() == pytest.approx(IMAGES.images[:3].mean(), abs=8)

@@ -99,14 +99,6 @@ def test_what_is_not_an_image_is_recorded_with_the_reason(tmp_path: Path):
     assert ignored == list(reasons.items())
 
 
-def test_a_test_file_with_another_name_among_the_training_images_stays_a_test_image(tmp_path: Path):
-    touch(tmp_path, "test/a/x.jpg", "train/a/y.jpg", "train/b/y.jpg")
-    os.link(tmp_path / "test" / "a" / "x.jpg", tmp_path / "train" / "a" / "x.jpg")
-    _, files, ignored = list_image_folder(tmp_path)
-    assert (files["test"].names, files["train"].names) == (("test/a/x.jpg",), ("train/a/y.jpg", "train/b/y.jpg"))
-    assert ignored == [("train/a/x.jpg", "same file as test/a/x.jpg")]
-
-
 def test_labels_follow_the_class_name_and_not_its_position_or_encoding(tmp_path: Path):
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     touch(tmp_path, "train/bar/x.jpg", f"train/{composed}/x.jpg", f"val/{decomposed}/x.jpg")

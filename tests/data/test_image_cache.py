@@ -8,18 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from image_files import labeled_files
 from PIL import Image
-from torch.utils.data import DataLoader
 
-from imago.augment.settings import Augment
 from imago.data import image_cache
-from imago.data.dataset import FileDataset, LabeledFiles
+from imago.data.dataset import LabeledFiles
 from imago.data.image_cache import ImageCache, build_cache, choose_cache, estimate_bytes, open_cache
-from imago.data.sampling import TrainSampler
 from imago.errors import ConfigError, DataError
-from imago.images import Preprocess, read_image, resize_and_crop
+from imago.images import read_image
 
 CLASS_NAMES = ("ant", "bee")
 PREPARATION = "size=8"
@@ -141,8 +137,7 @@ def put_sums(cache: ImageCache, results) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize("kind", ["ram", "disk"])
+@pytest.mark.parametrize(("kind", "method"), [("ram", "spawn"), ("disk", "fork")])
 def test_other_processes_read_the_same_bytes(files: LabeledFiles, tmp_path: Path, kind: str, method: str):
     cache = build(files, kind, tmp_path / "kept")
     context = multiprocessing.get_context(method)
@@ -166,12 +161,6 @@ def test_memory_is_freed_with_the_cache(files: LabeledFiles, tmp_path: Path):
     assert file.exists()
     del cache
     assert not file.exists()
-
-
-def test_a_second_run_decodes_nothing(files: LabeledFiles, tmp_path: Path):
-    first = build(files, "disk", tmp_path / "kept")
-    second = build(files, "disk", tmp_path / "kept", read=lambda index: pytest.fail("decoded again"))
-    assert all(np.array_equal(second.read(index), first.read(index)) for index in range(5))
 
 
 def test_only_a_finished_cache_of_these_files_and_settings_is_opened(files: LabeledFiles, tmp_path: Path):
@@ -266,39 +255,3 @@ def test_of_processes_that_start_at_once_one_decodes_and_the_others_wait(files: 
         process.join(timeout=60)
     assert [process.exitcode for process in processes] == [0] * 3
     assert decoded.value == len(files)
-
-
-def read_square(files: LabeledFiles, index: int) -> np.ndarray:
-    preprocess = Preprocess(8, 8, "center", (0.0,) * 3, (1.0,) * 3)
-    return resize_and_crop(files.read(index, CLASS_NAMES), preprocess)
-
-
-def identity(batch):
-    return batch
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("is_square", "augment"),
-    [
-        (True, Augment(crop_padding_px=1, flip_probability=0.5)),
-        (False, Augment(flip_probability=0.5, random_resized_crop_scale=(0.3, 1.0))),
-        (True, None),
-    ],
-)
-def test_neither_the_cache_nor_the_number_of_workers_changes_a_pixel(
-    files: LabeledFiles, tmp_path: Path, is_square: bool, augment: Augment | None
-):
-    def batches(read: Callable[[int], np.ndarray], num_workers: int) -> list[torch.Tensor]:
-        dataset = FileDataset(files.labels, read, 8, augment, 3)
-        sampler = TrainSampler(len(files), 2, 3)
-        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=identity, num_workers=num_workers)
-        return [part for batch in loader for part in batch]
-
-    read = partial(read_square, files) if is_square else reader(files)
-    expected = batches(read, 0)
-    caches = [build(files, kind, tmp_path / "kept", read=read) for kind in ("ram", "disk")]
-    for reads in (read, *(cache.read for cache in caches)):
-        for num_workers in (0, 2):
-            found = batches(reads, num_workers)
-            assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))

@@ -94,7 +94,6 @@ def test_only_files_with_the_same_bytes_share_a_content_hash(tmp_path: Path):
     ("content", "reason"),
     [
         (b"", "is empty (0 bytes)"),
-        (b"<html>not found</html>", "is not an image (starts with b'<html>not fo')"),
         (b"\x89PNG\r\n\x1a\n", "is damaged"),
         (None, "cannot be read: No such file or directory."),
     ],

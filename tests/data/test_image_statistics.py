@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from drawn_images import photo
 
-from imago.data.image_statistics import LARGE_IMAGE_PREPROCESS, channel_statistics, preprocess_for_images, shrink
+from imago.data.image_statistics import channel_statistics, preprocess_for_images, shrink
 from imago.images import resize_and_crop
 
 
@@ -30,9 +30,3 @@ def test_small_images_keep_their_size_and_others_are_resized(sizes: list[tuple[i
     assert (preprocess.size, preprocess.resize, preprocess.crop) == (size, resize, "center")
     statistics = channel_statistics(resize_and_crop(image, preprocess) for image in images)
     assert {"mean": preprocess.mean, "std": preprocess.std} == statistics
-
-
-def test_only_large_images_are_shrunk():
-    small, large = photo(0, 64), photo(0, 65)
-    assert shrink(small) is small
-    assert np.array_equal(shrink(large), resize_and_crop(large, LARGE_IMAGE_PREPROCESS))

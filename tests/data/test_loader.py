@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -77,24 +76,6 @@ def test_a_stopped_worker_does_not_block_the_exit_of_a_forked_rank():
     is_blocked = rank.is_alive()
     rank.kill()
     assert not is_blocked
-
-
-STUCK = """
-import re, time
-from tests_loader import loader, Batches
-Batches.__getitems__ = lambda self, number: re.match("(a+)+b", "a" * 60)
-iterator = iter(loader(range(2)))
-time.sleep(1)
-iterator = None
-"""
-
-
-@pytest.mark.soak
-def test_a_stuck_worker_does_not_block_the_exit_of_the_main_process(tmp_path):
-    """The operation never releases the global interpreter lock, so no thread can handle a signal."""
-    (tmp_path / "tests_loader.py").symlink_to(__file__)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", STUCK], env=environment, check=True, timeout=60)
 
 
 # data.loader

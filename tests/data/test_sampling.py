@@ -1,7 +1,5 @@
 """Sample order: each sample once, by seed and epoch only, sharded over ranks without overlap."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 
@@ -77,12 +75,6 @@ def test_a_set_smaller_than_a_batch_is_one_batch():
     assert [sorted(key.indices.tolist()) for key in batches] == [[0, 1, 2, 3, 4]]
 
 
-def test_lightning_finds_set_epoch_on_the_sampler_of_the_batch_sampler():
-    sampler = TrainSampler(5, 2, seed=0)
-    sampler.sampler.set_epoch(3)
-    assert next(iter(sampler)).epoch_keys == 3
-
-
 # EvalSampler
 
 
@@ -93,11 +85,6 @@ def test_ranks_together_count_each_sample_once_without_padding(num_samples: int,
     seen = [int(index) for sampler in samplers for key in sampler for index in key.indices]
     assert sorted(seen) == list(range(num_samples))
     assert [len(sampler) for sampler in samplers] == [len(list(sampler)) for sampler in samplers]
-
-
-def test_evaluation_goes_through_the_samples_in_order():
-    keys = list(EvalSampler(10, 4))
-    assert [key.indices.tolist() for key in keys] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 # Balanced
@@ -142,14 +129,6 @@ def test_over_many_epochs_every_image_of_a_class_is_shown_about_equally_often():
         share = mean / 200 % 1
         spread = (200 * share * (1 - share)) ** 0.5
         assert abs(of_class - mean).max() < 4.5 * spread
-
-
-def test_each_epoch_shows_other_images_of_a_frequent_class():
-    chosen = [{int(index) for key in balanced(epoch) for index in key.indices if index < 60} for epoch in range(100)]
-    assert all(len(images) in (33, 34) for images in chosen)
-    assert len(set(map(frozenset, chosen))) == 100
-    # Two independent draws of 34 out of 60 share 19 images, give or take 2 (hypergeometric); the mean of 99, 0.2.
-    assert np.mean([len(ours & theirs) for ours, theirs in pairwise(chosen)]) == pytest.approx(34 * 34 / 60, abs=1.5)
 
 
 def test_ranks_share_each_balanced_batch():

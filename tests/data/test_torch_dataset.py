@@ -109,14 +109,6 @@ def test_published_splits_are_kept_and_folds_join_train_and_val():
     np.testing.assert_array_equal(data.splits.val.read(index), photo(number, 20 + number % 7))
 
 
-def test_a_split_file_of_one_run_gives_another_the_same_splits(tmp_path: Path):
-    first = module(Photos(), split_seed=3)
-    first.write_split(tmp_path)
-    second = module(Photos(), split_file=str(tmp_path / "split.csv"))
-    for (_, one), (_, other) in zip(first.splits.items(), second.splits.items(), strict=True):
-        assert sorted(one.names) == sorted(other.names)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -177,11 +169,7 @@ def test_class_names_are_those_of_the_dataset_and_must_differ():
 
 
 @pytest.mark.parametrize(
-    "convert",
-    [
-        lambda image: image,
-        lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1),
-    ],
+    "convert", [lambda image: image, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1)]
 )
 def test_images_of_every_kind_are_the_same_pixels(convert: Callable):
     data = module(changed(convert))

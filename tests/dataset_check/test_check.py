@@ -157,19 +157,15 @@ def test_skipped_images_are_listed_and_exit_with_0(check: Callable, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_show_augment_writes_one_image_and_nothing_else(check: Callable, tmp_path: Path):
-    done = check(write_set(tmp_path / "set"), "show=augment", "augment=crop_flip")
+def test_show_augment_writes_one_image_and_nothing_else_and_another_page_is_refused(check: Callable, tmp_path: Path):
     folder = tmp_path / "logs" / "check" / "one"
+    refused = check(write_set(tmp_path / "set"), "show=everything", returncode=2)
+    assert refused.stderr == "error: show=everything is not one of all, augment.\n"
+    assert not folder.exists()
+    done = check(tmp_path / "set", "show=augment", "augment=crop_flip")
     assert [path.name for path in folder.iterdir()] == ["augment.png"]
     assert min(Image.open(folder / "augment.png").size) > 8 * 48
     assert "augment.png" in done.stdout
-
-
-@pytest.mark.slow
-def test_an_unknown_page_is_refused_in_one_line(check: Callable, tmp_path: Path):
-    done = check(write_set(tmp_path / "set", num_train=2), "show=everything", returncode=2)
-    assert done.stderr == "error: show=everything is not one of all, augment.\n"
-    assert not (tmp_path / "logs" / "check" / "one").exists()
 
 
 @pytest.mark.slow
