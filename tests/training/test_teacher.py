@@ -13,7 +13,8 @@ from small_fit import build_data
 
 from imago.errors import ConfigError
 from imago.model.simple_cnn import SimpleCNN
-from imago.training.teacher import load_teacher_run, prepare_teacher, resolve_teacher
+from imago.training.resume import resolve_teacher
+from imago.training.teacher import load_teacher_run, prepare_teacher
 
 ONE_EPOCH = (*SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=6")
 
