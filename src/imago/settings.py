@@ -5,11 +5,9 @@ from typing import Any
 
 
 def flatten(node: Any, key: str = "") -> dict[str, Any]:
-    """Return the values in nested dicts by their dotted keys, as in `optimizer.lr`.
+    """Return the values in nested dicts by their dotted keys, as in `optimizer.lr`; lists count as values.
 
-    Args:
-        node: nested dicts; lists count as values.
-        key: the dotted key of `node`, which the keys below it start with.
+    `key` is the dotted key of `node`, which the keys below it start with.
     """
     if not isinstance(node, Mapping):
         return {key: node}

@@ -142,9 +142,7 @@ class LastCheckpoint(ModelCheckpoint):
             self._saved_at_s = monotonic()
             self.save_now(trainer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Save when a limit ends an epoch early, before Lightning counts the epoch as completed."""
         if has_epoch_ended_early(trainer):
             self.save_now(trainer)

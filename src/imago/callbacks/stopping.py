@@ -1,8 +1,6 @@
 """Stop training after a signal or a time limit so that it can be resumed, and record the ranks that failed."""
 
 import threading
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -79,17 +77,18 @@ def call_on_exception_in_forked_ranks(trainer: Trainer) -> None:
 
     Lightning calls it in the main process only, which gets the error as text.
     """
+    run = trainer._run
+
+    def run_and_report(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return run(*args, **kwargs)
+        except BaseException as error:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                callback.on_exception(trainer, trainer.lightning_module, error)
+            raise
+
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
-        trainer._run = partial(_run_and_report, trainer, trainer._run)  # type: ignore[method-assign]
-
-
-def _run_and_report(trainer: Trainer, function: Callable, *args: Any, **kwargs: Any) -> Any:
-    try:
-        return function(*args, **kwargs)
-    except BaseException as error:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            callback.on_exception(trainer, trainer.lightning_module, error)
-        raise
+        trainer._run = run_and_report  # type: ignore[method-assign]
 
 
 class TimeLimit(Timer):
@@ -130,11 +129,7 @@ class TimeLimit(Timer):
 class StepLimit(Callback):
     """End training after `trainer.max_steps` with a validation, which Lightning leaves out within an epoch.
 
-    Args:
-        max_steps: optimizer steps of the whole run.
-
-    Attributes:
-        ended_epoch_early: whether training ended before the epoch did.
+    `max_steps` counts those of the whole run; `ended_epoch_early` is whether training ended before the epoch did.
     """
 
     def __init__(self, max_steps: int) -> None:

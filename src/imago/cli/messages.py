@@ -62,11 +62,8 @@ def _explain_unparsable(override: str, loader: "ConfigLoaderImpl") -> str:
 
 
 def _explain_option(group: str, option: str, options: Iterable[str]) -> str:
-    more = (
-        f"; for other networks type model=torchvision model.name={option}"
-        if group == "model" and "timm" in options
-        else ""
-    )
+    is_network = group == "model" and "timm" in options
+    more = f"; for other networks type model=torchvision model.name={option}" if is_network else ""
     nearest_first = sorted(options, key=lambda other: -_similarity(option, other))
     return f"{group}={option}: there is no such option; {group} can be {', '.join(nearest_first)}{more}."
 

@@ -14,15 +14,10 @@ _PLAIN_CHOICE = re.compile(r"[\w\-]+(/[\w\-]+)*")  # of a YAML in configs/: no p
 
 
 class Arguments(NamedTuple):
-    """Command line of a run that may be resumed.
+    """Command line of a run that may be resumed."""
 
-    Args:
-        merged: flags, then one argument per setting, for Hydra.
-        saved: the settings among them that come from the run directory, which may be untrusted.
-    """
-
-    merged: list[str]
-    saved: list[str]
+    merged: list[str]  # flags, then one argument per setting, for Hydra
+    saved: list[str]  # the settings among them that come from the run directory, which may be untrusted
 
 
 def resume_arguments(argv: Sequence[str], log_dir: Path) -> Arguments:
