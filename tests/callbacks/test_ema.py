@@ -16,13 +16,7 @@ from imago.model.classifier import Classifier
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 
-AVERAGED = (
-    *SMALL,
-    "data=shapes",
-    "callbacks=ema",
-    "callbacks.ema.decay=0.8",
-    "trainer.limit_train_batches=4",
-)
+AVERAGED = (*SMALL, "data=shapes", "callbacks=ema", "callbacks.ema.decay=0.8", "trainer.limit_train_batches=4")
 
 
 class Recorded(Callback):

@@ -11,17 +11,8 @@ from warm_python import warm_hydra
 from imago.cli.signatures import read_signature
 
 TARGETS = [
-    *(
-        "torch.optim.AdamW",
-        "torch.optim.SGD",
-        "torch.optim.lr_scheduler.CosineAnnealingLR",
-        "torch.nn.CrossEntropyLoss",
-    ),
-    *(
-        "lightning.pytorch.Trainer",
-        "lightning.pytorch.callbacks.ModelCheckpoint",
-        "lightning.pytorch.loggers.CSVLogger",
-    ),
+    *("torch.optim.AdamW", "torch.optim.lr_scheduler.CosineAnnealingLR", "torch.nn.CrossEntropyLoss"),
+    *("lightning.pytorch.Trainer", "lightning.pytorch.callbacks.ModelCheckpoint"),
     *("imago.callbacks.ema.Ema", "imago.loss.cross_entropy.CrossEntropy", "imago.augment.settings.Augment"),
     *("torchvision.transforms.v2.RandomRotation", "sklearn.svm.SVC", "imago.model.simple_cnn.SimpleCNN"),
 ]

