@@ -13,8 +13,7 @@ def log_to(file: Path | None = None) -> Iterator[None]:
 
     The handlers are removed afterwards: the next job of a sweep logs to another directory.
 
-    Args:
-        file: also receives the messages of Lightning and all warnings; None leaves those as they are.
+    `file` also gets the messages of Lightning and all warnings; without one they are left as they are.
 
     Raises:
         OSError: if the file cannot be opened.

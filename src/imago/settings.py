@@ -40,12 +40,7 @@ def typed_value(value: Any) -> str:
 
 
 def as_typed(overrides: Iterable[str], settings: Mapping[str, Any]) -> list[str]:
-    """Return overrides without the `++` that makes Hydra accept the arguments of a `_target_`.
-
-    Args:
-        overrides: as Hydra has read them.
-        settings: composed with them, as plain data.
-    """
+    """Return overrides, with which `settings` are composed, without the `++` before arguments of a `_target_`."""
     return [text.removeprefix("++") if _is_below_target(text, settings) else text for text in overrides]
 
 

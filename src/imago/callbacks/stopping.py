@@ -18,10 +18,7 @@ class StopOnSignal(Callback):
     """Save and stop before the next batch that begins an optimizer step.
 
     A signal during validation takes effect after it. The ranks agree on the batch: if one stopped alone, the others
-    would wait for it.
-
-    Args:
-        directory: the run directory; its `signals` are read, and the failure of each rank is written to it.
+    would wait for it. The failure of each rank is written to the run directory.
     """
 
     def __init__(self, directory: RunDirectory) -> None:
@@ -99,15 +96,12 @@ class TimeLimit(Timer):
 
     Args:
         duration: as `trainer.max_time`, e.g. "00:12:00:00", days first; it includes the time before a resume.
-
-    Attributes:
-        ended_epoch_early: whether training ended before the epoch did.
     """
 
     def __init__(self, duration: str | dict[str, int]) -> None:
         super().__init__(duration, verbose=False)
         self.duration = duration
-        self.ended_epoch_early = False
+        self.ended_epoch_early = False  # whether training ended before the epoch did
 
     def on_fit_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Raise a ConfigError if no time is left."""
@@ -127,14 +121,11 @@ class TimeLimit(Timer):
 
 
 class StepLimit(Callback):
-    """End training after `trainer.max_steps` with a validation, which Lightning leaves out within an epoch.
-
-    `max_steps` counts those of the whole run; `ended_epoch_early` is whether training ended before the epoch did.
-    """
+    """End training after `trainer.max_steps` with a validation, which Lightning leaves out within an epoch."""
 
     def __init__(self, max_steps: int) -> None:
-        self.max_steps = max_steps
-        self.ended_epoch_early = False
+        self.max_steps = max_steps  # of the whole run
+        self.ended_epoch_early = False  # whether training ended before the epoch did
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -59,10 +59,7 @@ class RunRecord:
 
 
 def read_records(log_dir: Path | str) -> list[RunRecord]:
-    """Read every run below a directory, in order of the paths.
-
-    Args:
-        log_dir: searched recursively; links are not followed, so `logs/latest` is not counted twice.
+    """Read every run below a directory, in order of the paths; `logs/latest`, a link, is not counted again.
 
     Raises:
         DataError: if `log_dir` is not a directory.
@@ -79,11 +76,9 @@ def read_records(log_dir: Path | str) -> list[RunRecord]:
 
 
 def read_record(run_dir: Path, log_dir: Path | None = None) -> RunRecord:
-    """Read one run; return a record with the reason if it is damaged.
+    """Read one run; return a record with the reason if its config or summary is missing or damaged.
 
-    Args:
-        run_dir: the run directory; its config and summary may be missing or damaged.
-        log_dir: what `RunRecord.run` is relative to; the parent of the run directory by default.
+    `RunRecord.run` is relative to `log_dir`, by default the parent of the run directory.
     """
     name = run_dir.relative_to(log_dir).as_posix() if log_dir else "."
     name = name if name != "." else run_dir.resolve().name

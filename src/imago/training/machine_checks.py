@@ -19,8 +19,7 @@ _MAX_REASON_CHARS = 200  # of a message, which may contain a long compiler comma
 def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     """Check devices, precision, compiler, optimizer and weights file; share the CPU cores between several processes.
 
-    Returns:
-        The precision, by Lightning's name, and why it was chosen.
+    Return what `choose_precision` returns.
 
     Raises:
         ConfigError: if the devices, the precision, the compiler, the optimizer or the schedule do not work here.

@@ -113,12 +113,8 @@ def check_unchanged_settings(
 ) -> None:
     """Check that a resumed run keeps every setting that affects its weights, and has something left to do.
 
-    Args:
-        saved: `config.yaml` of the run, as plain data.
-        settings: those to resume with, as plain data.
-        num_epochs_done: epochs that the run has finished.
-        num_steps_done: its optimizer steps.
-        is_tested: whether its final test is done; a run that was killed during the test may do it again.
+    `saved` is `config.yaml` of the run, `settings` those to resume with, both as plain data. A run that was killed
+    during its final test may do it again.
 
     Raises:
         ConfigError: with one line for each such setting.
