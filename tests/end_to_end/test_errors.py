@@ -48,13 +48,6 @@ def test_help_and_settings_are_shown_without_importing_torch(command: Callable, 
 
 
 @pytest.mark.slow
-def test_all_invalid_settings_are_reported_at_once(command: Callable):
-    done = run_without_torch(command, "optimizer.lr=-1", "data.batch_size=0", "trainer.max_epochs=0")
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 3
-
-
-@pytest.mark.slow
 def test_a_data_root_that_does_not_exist_names_the_setting(command: Callable, tmp_path: Path):
     done = command("src/train.py", "data.root=/no/such place", f"paths.log_dir={tmp_path}")
     assert done.returncode == 2
