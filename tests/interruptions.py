@@ -81,15 +81,6 @@ class KillRank(_At):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class RaiseInValidation(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-        if trainer.global_step == self.step and batch_idx == 1:
-            raise ZeroDivisionError("broken on purpose")
-
-
 class SignalInValidation(Callback):
     """Send SIGTERM during a validation."""
 

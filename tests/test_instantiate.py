@@ -99,15 +99,12 @@ def test_a_wrong_or_missing_key_is_reported_with_its_target_and_path(mynet):
     for node in (config.task, config.task.net):
         with pytest.raises(ConfigError, match=r"^task\.net: mynet\.Net takes no 'wdth'; did you mean width\?$"):
             build(node)
+    with pytest.raises(ConfigError, match="takes no 'wdth'"):
+        build({"_target_": "mynet.Net", "_partial_": True, "wdth": 3})
     with pytest.raises(ConfigError, match=r"^mynet\.Net cannot be called .*'width'"):
         build({"_target_": "mynet.Net"})
     with pytest.raises(ConfigError, match=r"^_target_=mynet\.passes_on takes no 'dpth' \(.*\); remove it\.$"):
         build({"_target_": "mynet.passes_on", "dpth": 3})
-
-
-def test_a_wrong_key_of_a_partial_is_reported_when_it_is_built(mynet):
-    with pytest.raises(ConfigError, match="takes no 'wdth'"):
-        build({"_target_": "mynet.Net", "_partial_": True, "wdth": 3})
 
 
 def test_a_key_of_another_optimizer_is_a_config_error():

@@ -40,11 +40,6 @@ def test_bits_equal_the_slow_reference_for_keys_of_any_size():
     np.testing.assert_array_equal(random_bits(*keys.T), np.array(expected, np.uint64))
 
 
-def test_the_order_of_the_parts_matters():
-    assert random_bits(1, 2) != random_bits(2, 1)
-    assert random_bits(1) != random_bits(1, 0)
-
-
 def test_an_array_of_keys_draws_the_numbers_of_its_elements():
     indices = np.array([5, 0, 123_456, 5])
     together = random_bits(7, indices, 1)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pickled_calls import Calls
 
 from imago.cli.resume import check_saved_settings, resume_arguments
 from imago.errors import ConfigError, DataError, UserError
@@ -73,16 +74,6 @@ OTHERS: list[dict[str, Any]] = [
     {"_target_": ["os", "system"]},
     {"_target_": None},
 ]
-
-
-class Calls:
-    """An object that calls a function when it is unpickled."""
-
-    def __init__(self, *call: Any) -> None:
-        self.call = call
-
-    def __reduce__(self):
-        return self.call[0], self.call[1:]
 
 
 @pytest.fixture
@@ -215,14 +206,15 @@ def test_trust_accepts_a_package_and_no_other(tmp_path: Path):
         *("hydra.searchpath=[file://DIR]", "+hydra.job.env_set.PYTHONSTARTUP=DIR/hubconf.py", "hydra/launcher=x"),
         *("+x@hydra.y=z", "hydra={run: {dir: /}}", "model=../../x", "model=/DIR/x", "model=[simple_cnn,../x]"),
         *("+model@task.teacher=../x", "model='../x'", "model=${oc.env:HOME}", "+experiment/../../x=y", "../x=y"),
-        *("trust.0=os", "trust[0]=os", "resume@trust=x", "override model=x"),
+        *("trust.0=os", "trust[0]=os", "resume@trust=x", "override model=x", "x={_target_: '${oc.decode:os.mkdir}'}"),
     ],
 )
 def test_saved_overrides_are_settings_only(tmp_path: Path, override: str):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     (tmp_path / "provenance.json").write_text(json.dumps({"overrides": ["seed=1", override]}))
-    with pytest.raises(DataError, match=r"provenance\.json: .*(it was changed after saving|names no file in configs/)"):
+    reasons = "it was changed after saving|names no file in configs/|reads something outside the run"
+    with pytest.raises(DataError, match=rf"provenance\.json: .*({reasons})"):
         resume_arguments([f'resume="{tmp_path}"'], tmp_path)
 
 
@@ -240,14 +232,10 @@ TESTS = {"PYTHONPATH": str(PROJECT_ROOT / "tests")}
     "overrides",
     [
         ["+callbacks.x={_target_: os.system, command: 'touch MARKER'}"],
-        ["+metrics.x={_target_: builtins.exec, _args_: [\"open('MARKER', 'w')\"]}"],
-        ["+augment.extra=[{_target_: os.mkdir, path: MARKER}]"],
+        ["callbacks.x._target_=site.addsitedir", "callbacks.x.sitedir=DIR"],
         ["+callbacks.x={y: [{_target_: os.mkdir, path: MARKER}]}"],
         ["data._target_=subprocess.getoutput", "+data.cmd='touch MARKER'"],
         ["note='{_target_: os.mkdir, path: MARKER}'", "callbacks.image_grid=${oc.decode:${note}}"],
-        ["+note='{_target_: os.mkdir, path: MARKER}'", "callbacks.image_grid=${oc.decode:${note}}"],
-        ["callbacks.image_grid={_target_: '${oc.decode:os.mkdir}', path: MARKER}"],
-        ["model._target_=torch.hub.load", "+model.repo_or_dir=DIR", "+model.model=x", "+model.source=local"],
         ["task._target_=os.mkdir", "+task.path=MARKER"],
     ],
 )

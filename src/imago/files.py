@@ -57,12 +57,7 @@ def fsync_directory(directory: Path) -> None:
 
 
 def remove_partial_files(directory: Path, name: str = "") -> None:
-    """Remove temporary files that `atomic_write` left in a directory when its process was killed.
-
-    Args:
-        directory: directory to clean; nothing happens if it does not exist.
-        name: prefix of the names of the written files; "" matches all.
-    """
+    """Remove what `atomic_write` left in a directory, if it exists, of the files NAME* when its process was killed."""
     for file in directory.iterdir() if directory.is_dir() else ():
         if file.name.startswith(name) and file.name.endswith(_PARTIAL_SUFFIX):
             with suppress(OSError):
@@ -131,12 +126,8 @@ def decode_names(data: bytes) -> tuple[str, ...]:
 def make_writable(directory: Path, setting: str) -> None:
     """Create a directory and write a temporary file in it, to find a missing permission before the computation.
 
-    Args:
-        directory: where results will be written.
-        setting: the setting that chooses another directory, as typed.
-
     Raises:
-        DataError: if nothing can be written there.
+        DataError: if nothing can be written there; it names the `setting` that chooses another directory, as typed.
     """
     with report_unwritable(directory, f"; choose another directory with {setting}"):
         directory.mkdir(parents=True, exist_ok=True)
@@ -146,12 +137,7 @@ def make_writable(directory: Path, setting: str) -> None:
 
 @contextmanager
 def report_unwritable(path: Path, remedy: str = "") -> Iterator[None]:
-    """Raise a `DataError` that names `path` if the block raises an `OSError`.
-
-    Args:
-        path: the file or directory that the block writes.
-        remedy: the end of the message, e.g. "; choose another directory with output=DIR".
-    """
+    """Raise a `DataError` that names `path` and ends with `remedy` if the block cannot write it (`OSError`)."""
     try:
         yield
     except OSError as error:

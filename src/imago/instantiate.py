@@ -134,9 +134,7 @@ def target_nodes(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, 
 def to_plain(config: Any, resolve: bool = True) -> Any:
     """Convert a DictConfig or ListConfig to a plain container; return any other value unchanged.
 
-    Args:
-        config: returned unchanged unless it is a DictConfig or ListConfig.
-        resolve: replace interpolations (`${x}`) by their values.
+    `resolve` replaces interpolations (`${x}`) by their values.
     """
     from omegaconf import OmegaConf
 

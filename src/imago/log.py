@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
 
 @contextmanager
 def log_to(file: Path | None = None) -> Iterator[None]:
@@ -15,8 +13,7 @@ def log_to(file: Path | None = None) -> Iterator[None]:
 
     The handlers are removed afterwards: the next job of a sweep logs to another directory.
 
-    Args:
-        file: also receives the messages of Lightning and all warnings; None leaves those as they are.
+    `file` also gets the messages of Lightning and all warnings; without one they are left as they are.
 
     Raises:
         OSError: if the file cannot be opened.
@@ -27,7 +24,7 @@ def log_to(file: Path | None = None) -> Iterator[None]:
     handlers: list[tuple[logging.Logger, logging.Handler]] = [(imago, screen)]
     if file:
         log_file = _LogFile(file, encoding="utf-8", errors="backslashreplace")
-        log_file.setFormatter(logging.Formatter(_FORMAT))
+        log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers += [(logging.getLogger(name), log_file) for name in ("imago", "lightning.pytorch", "py.warnings")]
         logging.captureWarnings(True)
     for logger, handler in handlers:

@@ -17,18 +17,17 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def random_bits(*key: int | np.ndarray) -> np.ndarray:
-    """Return 64 uniform random bits for each key.
+    """Return 64 uniform random bits, uint64, for each key: integers or arrays of them; their order matters.
 
-    Args:
-        key: integers or integer arrays that broadcast together; their order matters.
-
-    Returns:
-        uint64 array of the broadcast shape (shape () for plain integers).
+    The arrays are broadcast together; the result has their shape, () for plain integers.
     """
     state = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):
         for part in key:
-            state = _finalize(state + _GAMMA + np.asarray(part).astype(np.uint64))
+            state = state + _GAMMA + np.asarray(part).astype(np.uint64)
+            state = (state ^ (state >> np.uint64(30))) * _MIX_1
+            state = (state ^ (state >> np.uint64(27))) * _MIX_2
+            state = state ^ (state >> np.uint64(31))
     return state
 
 
@@ -67,9 +66,3 @@ def seeded(*key: int, device_type: str = "cpu") -> Iterator[None]:
         finally:
             np.random.set_state(numpy_state)
             random.setstate(random_state)
-
-
-def _finalize(bits: np.ndarray) -> np.ndarray:
-    bits = (bits ^ (bits >> np.uint64(30))) * _MIX_1
-    bits = (bits ^ (bits >> np.uint64(27))) * _MIX_2
-    return bits ^ (bits >> np.uint64(31))

@@ -5,11 +5,9 @@ from typing import Any
 
 
 def flatten(node: Any, key: str = "") -> dict[str, Any]:
-    """Return the values in nested dicts by their dotted keys, as in `optimizer.lr`.
+    """Return the values in nested dicts by their dotted keys, as in `optimizer.lr`; lists count as values.
 
-    Args:
-        node: nested dicts; lists count as values.
-        key: the dotted key of `node`, which the keys below it start with.
+    `key` is the dotted key of `node`, which the keys below it start with.
     """
     if not isinstance(node, Mapping):
         return {key: node}
@@ -42,12 +40,7 @@ def typed_value(value: Any) -> str:
 
 
 def as_typed(overrides: Iterable[str], settings: Mapping[str, Any]) -> list[str]:
-    """Return overrides without the `++` that makes Hydra accept the arguments of a `_target_`.
-
-    Args:
-        overrides: as Hydra has read them.
-        settings: composed with them, as plain data.
-    """
+    """Return overrides, with which `settings` are composed, without the `++` before arguments of a `_target_`."""
     return [text.removeprefix("++") if _is_below_target(text, settings) else text for text in overrides]
 
 

@@ -166,11 +166,7 @@ class FakeClock(Callback):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "batch_idx", "num_batches"),
-    [
-        ("validation after each epoch", 2, 3),
-        ("accumulating", 2, 4),
-        ("validation within the epoch", 1, 3),
-    ],
+    [("validation after each epoch", 2, 3), ("accumulating", 2, 4), ("validation within the epoch", 1, 3)],
 )
 def test_a_pause_by_max_time_is_resumed_to_the_same_weights(
     compose, tmp_path, case: str, batch_idx: int, num_batches: int

@@ -31,10 +31,6 @@ def test_another_seed_epoch_batch_or_rank_draws_something_else(name: str):
     assert draws(**HERE) != draws(**HERE | {name: HERE[name] + 1})
 
 
-def test_epoch_and_batch_are_not_mistaken_for_each_other():
-    assert draws(1, 2, 3, 0) != draws(1, 3, 2, 0)
-
-
 def resume(run_dir: Path, step: int, is_rank_0: bool = True) -> tuple[MetricsCsv, TensorBoardLogger]:
     """Begin to train at a step with new loggers, as a resumed run does."""
     loggers = MetricsCsv(str(run_dir / "metrics.csv")), TensorBoardLogger(str(run_dir), name="tensorboard", version="")

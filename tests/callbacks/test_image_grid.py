@@ -79,7 +79,7 @@ def test_tensorboard_of_a_run_holds_one_grid_of_its_images(events):
 
 @pytest.mark.slow
 def test_tensorboard_of_a_run_has_the_curves_people_look_for(events):
-    wanted = {"train/loss", "train/acc", "val/loss", "val/acc", "train/loss_step", "lr"}
+    wanted = {"train/loss", "train/acc", "val/loss", "val/acc", "test/acc", "train/loss_step", "lr"}
     wanted |= {"images_per_s", "data_wait_share", "grad_norm", "peak_memory_gib"}
     assert wanted <= set(events.Tags()["scalars"])
 

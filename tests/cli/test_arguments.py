@@ -1,11 +1,8 @@
 """Arguments of targets that no YAML has are accepted, and keys that a typed target does not take are left out."""
 
-import json
-
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
-from warm_python import warm_hydra
 
 from imago.cli.arguments import accept_arguments, first_trial
 from imago.cli.overrides import compose
@@ -73,33 +70,3 @@ def test_a_typed_target_leaves_out_what_it_does_not_take(train_loader, capfd):
 def test_a_subclass_keeps_what_its_bases_take(train_loader):
     line = accept(train_loader, "data._target_=imago.data.shapes.ShapesDataModule")
     assert line == ["data._target_=imago.data.shapes.ShapesDataModule", "~data.root", "~data.data_dir"]
-
-
-@pytest.mark.parametrize(
-    ("typed", "answer"),
-    [
-        (["trainer.max_step=3"], "trainer.max_step=3: there is no setting 'trainer.max_step'; did you mean"),
-        (["trainer.max_steps=abc"], "trainer.max_steps=abc: expected a whole number, got text."),
-        (["trainer.fast_dev_run=true"], "trainer.fast_dev_run=True is not supported: type trainer=debug"),
-    ],
-)
-def test_a_wrong_argument_is_one_line_and_torch_is_not_imported(typed: list[str], answer: str):
-    code = (
-        "import atexit, sys; atexit.register(lambda: print('IMPORTED', *{'torch', 'lightning'} & set(sys.modules)));"
-        f"sys.argv[1:] = {['data=shapes', *typed]}; from imago.cli.entry import run_command; run_command('train')"
-    )
-    done = warm_hydra().run("-c", code)
-    assert (done.returncode, done.stdout) == (2, "IMPORTED\n")
-    assert done.stderr.startswith(f"error: {answer}")
-    assert len(done.stderr.splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_a_member_that_a_run_directory_adds_is_checked_as_a_strangers(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "last.ckpt").touch()
-    overrides = ["data=shapes", "callbacks.evil._target_=site.addsitedir", f"callbacks.evil.sitedir={tmp_path}"]
-    (tmp_path / "provenance.json").write_text(json.dumps({"overrides": overrides}))
-    done = warm_hydra().run("src/train.py", f"resume={tmp_path}")
-    assert done.returncode == 2
-    assert "callbacks.evil._target_=site.addsitedir is neither" in done.stderr

@@ -5,14 +5,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from imago.cli.overrides import (
-    PATH_KEYS,
-    accepted_types,
-    check_complete,
-    check_types,
-    compose_defaults,
-    quote_paths,
-)
+from imago.cli.overrides import PATH_KEYS, accepted_types, check_complete, check_types, compose_defaults, quote_paths
 from imago.errors import ConfigError
 from imago.paths import PROJECT_ROOT
 

@@ -46,7 +46,10 @@ def test_a_setting_that_the_run_added_is_added_with_its_new_value(run: Path, tmp
 def test_auto_continues_a_run_with_a_checkpoint_and_starts_a_new_one(run: Path, tmp_path: Path):
     arguments = resume_arguments([f"run_name={quote_for_hydra(run.name)}", "resume=auto"], tmp_path)
     assert f"hydra.run.dir={quote_for_hydra(str(run))}" in arguments.merged
-    assert resume_arguments(["run_name=new", "resume=auto"], tmp_path) == (["run_name=new", "resume=auto"], [])
+    (run / "checkpoints" / "last.ckpt").unlink()  # it ended before its first checkpoint
+    for name in ("new", quote_for_hydra(run.name)):
+        typed = [f"run_name={name}", "resume=auto", "seed=3"]
+        assert resume_arguments(typed, tmp_path) == (typed, [])
 
 
 def test_auto_without_a_name_and_a_directory_without_a_run_are_refused(tmp_path: Path):
@@ -54,9 +57,3 @@ def test_auto_without_a_name_and_a_directory_without_a_run_are_refused(tmp_path:
         resume_arguments(["resume=auto"], tmp_path)
     with pytest.raises(ConfigError, match="is not a run directory"):
         resume_arguments([f"resume={tmp_path}"], tmp_path)
-
-
-def test_auto_starts_a_run_again_that_ended_before_its_first_checkpoint(run: Path, tmp_path: Path):
-    (run / "checkpoints" / "last.ckpt").unlink()
-    typed = [f"run_name={quote_for_hydra(run.name)}", "resume=auto", "seed=3"]
-    assert resume_arguments(typed, tmp_path) == (typed, [])

@@ -1,9 +1,7 @@
 """Image folders and labels with faults are refused in one line or logged; ids are rows of the list of faults."""
 
-import csv
 import logging
 import os
-import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from short_runs import train
 
 from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
 from imago.data.dataset import LabeledArray
@@ -149,20 +146,6 @@ def test_numeric_class_names_keep_their_labels(tmp_path: Path, fill: Callable, s
     assert {name: (labels == label).sum() for label, name in enumerate(data.class_names)} == counts
 
 
-@pytest.mark.slow
-def test_a_checkpoint_contains_the_class_names(tmp_path: Path, fill: Callable, command: Callable):
-    root = fill(tmp_path / "set", {"1": 10, "2": 10, "10": 10})
-    short = ["data.batch_size=8", "trainer.max_epochs=1", "run_name=numbers"]
-    train(tmp_path, "data=image_folder", f"data.root={root}", *short)
-    run, output = tmp_path / "train" / "numbers", tmp_path / "predictions.csv"
-    settings = [f"run={run}", f"input={root}/10/00.png", f"output={output}", "top_k=3"]
-    done = command("src/predict.py", *settings, f"paths.log_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    with output.open() as file:
-        (row,) = csv.DictReader(file)
-    assert {row[f"class_{rank}"] for rank in (1, 2, 3)} == {"1", "2", "10"}
-
-
 def test_a_name_that_is_not_utf_8_is_served_and_printed(
     tmp_path: Path, fill: Callable, set_up: Callable, caplog: pytest.LogCaptureFixture
 ):
@@ -178,27 +161,6 @@ def test_a_name_that_is_not_utf_8_is_served_and_printed(
     os.truncate(odd + b".png", 0)
     text = error_of(list, data.val_dataloader())
     assert text.startswith(f"an image of class 'bee': {root}/val/bee/caf\\udce9.png is empty (0 bytes)")
-
-
-@pytest.mark.slow
-def test_the_check_finds_images_of_two_splits_and_names_every_bad_one(
-    tmp_path: Path, fill: Callable, set_up: Callable, command: Callable
-):
-    root = fill(tmp_path / "set")
-    shutil.copy(root / "train" / "ant" / "00.png", root / "val" / "ant" / "again.png")
-    bad = ["test/ant/01.png", "train/bee/00.png", "val/bee/01.png"]
-    for name in bad:
-        os.truncate(root / name, 100)
-    paths = [f"paths.log_dir={tmp_path}/logs", f"paths.data_dir={tmp_path}/data"]
-    done = command("src/check.py", "data=image_folder", f"data.root={root}", *paths)
-    assert done.returncode == 1, done.stderr
-    (directory,) = (tmp_path / "logs" / "check").iterdir()
-    with (directory / "bad_images.csv").open() as file:
-        assert sorted(row["path"] for row in csv.DictReader(file)) == bad
-    assert "val/ant/again.png" in (directory / "duplicates.csv").read_text()
-    repaired = set_up(root, split_file=str(directory / "split_without_leaks.csv"), on_bad_image="skip")
-    twins = {"train/ant/00.png", "val/ant/again.png"}
-    assert len(twins & {*repaired.splits.train.names, *repaired.splits.val.names}) == 1
 
 
 class Labeled(ImageDataModule):

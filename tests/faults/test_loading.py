@@ -6,21 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from pickled_calls import Calls
 
 from imago.errors import ConfigError, DataError, UserError
 from imago.inference.load import load_classifier
 from imago.runs.checkpoint import AtomicCheckpointIO, check_loadable, read_checkpoint, write_checkpoint
-
-
-class Calls:
-    """An object that calls a function when it is unpickled."""
-
-    def __init__(self, function, *arguments) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
 
 PAYLOADS = {
     "os.system": lambda target: Calls(os.system, f"touch {target}"),

@@ -152,17 +152,13 @@ def fill(file: Path) -> None:
             junk.write(b"0" * 100)
 
 
-def fill_the_disk_and_log(folder: RunDirectory) -> None:
-    with folder.open("seed: 0\n", [], 0):
+def run_until_the_disk_is_full(tmp_path: Path) -> None:
+    folder = RunDirectory(tmp_path / "train" / "run", tmp_path)
+    refused = pytest.raises(StorageError, match=r"cannot be written .No space left on device.; free some space")
+    with refused, folder.open("seed: 0\n", [], 0):
         fill(folder.log_dir / "junk")
         logging.getLogger("imago").debug("x" * 10_000)
         (folder.path / "metrics.csv").write_text("step\n" * 1000)
-
-
-def run_until_the_disk_is_full(tmp_path: Path) -> None:
-    folder = RunDirectory(tmp_path / "train" / "run", tmp_path)
-    with pytest.raises(StorageError, match=r"cannot be written .No space left on device.; free some space"):
-        fill_the_disk_and_log(folder)
     saved = json.loads((folder.path / "summary.json").read_text())
     assert saved["status"] == "failed"
     assert "No space left on device" in saved["reason"]
@@ -170,10 +166,8 @@ def run_until_the_disk_is_full(tmp_path: Path) -> None:
 
 
 def test_the_summary_of_a_run_names_the_full_disk(tmp_path: Path):
-    def work() -> None:
-        run_until_the_disk_is_full(tmp_path)
-
-    assert mount_in_a_fork(["-t", "tmpfs", "-o", "size=200k", "tmpfs"], tmp_path, work) == 0
+    kind = ["-t", "tmpfs", "-o", "size=200k", "tmpfs"]
+    assert mount_in_a_fork(kind, tmp_path, lambda: run_until_the_disk_is_full(tmp_path)) == 0
 
 
 def test_a_read_only_directory_is_refused_before_anything_is_built(tmp_path: Path):

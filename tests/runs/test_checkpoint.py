@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pickled_calls import Calls
 
 from imago.errors import DataError
 from imago.runs.checkpoint import AtomicCheckpointIO, read_checkpoint, write_checkpoint
@@ -28,16 +29,6 @@ def is_whole(checkpoint: dict) -> bool:
     return torch.equal(weight, WEIGHT) and checkpoint | {"state_dict": None} == CHECKPOINT | {"state_dict": None}
 
 
-class Payload:
-    """Creates a file when unpickled, as an attacker's code would."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self):
-        return Path.touch, (self.target,)
-
-
 # Writing
 
 
@@ -52,12 +43,6 @@ def test_the_plugin_of_lightning_writes_and_reads_the_same(tmp_path):
     plugin.save_checkpoint({key: value for key, value in CHECKPOINT.items() if key != "imago"}, str(path))
     header = {"schema": 2, "torch": str(torch.__version__), "task": "mytask.Task"}
     assert plugin.load_checkpoint(str(path))["imago"] == header
-
-
-def test_only_the_checkpoint_itself_is_left_after_a_save(path):
-    write_checkpoint(CHECKPOINT | {"epoch": 4}, path)
-    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
-    assert read_checkpoint(path)["epoch"] == 4
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
@@ -83,7 +68,8 @@ def test_the_old_file_is_intact_until_the_new_one_is(path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", save_and_read)
     write_checkpoint(CHECKPOINT | {"epoch": 4}, path)
-    assert seen == [3]
+    assert (seen, read_checkpoint(path)["epoch"]) == ([3], 4)
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "run [1].ckpt"])
@@ -104,16 +90,10 @@ def test_a_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
 def test_a_truncated_file_is_called_truncated(path, share: float):
-    data = path.read_bytes()
+    data = path.read_bytes() if share else random.Random(0).randbytes(5000)
     path.write_bytes(data[: int(share * len(data))])
     num_bytes = path.stat().st_size
     with pytest.raises(DataError, match=rf"last\.ckpt is truncated or not a checkpoint \({num_bytes} bytes\)"):
-        read_checkpoint(path)
-
-
-def test_random_bytes_are_no_checkpoint(path):
-    path.write_bytes(random.Random(0).randbytes(5000))
-    with pytest.raises(DataError, match=r"last\.ckpt is truncated or not a checkpoint \(5000 bytes\)"):
         read_checkpoint(path)
 
 
@@ -167,20 +147,12 @@ def read_through_lightning(path: Path) -> dict:
 @pytest.mark.parametrize("read", [read_checkpoint, read_through_lightning])
 def test_code_in_a_checkpoint_is_refused_and_never_runs(path, is_zip: bool, read):
     target = path.parent / "ran"
-    torch.save({"imago": {}, "x": Payload(target)}, path, _use_new_zipfile_serialization=is_zip)
-    with pytest.raises(DataError, match=r"last\.ckpt"):
+    torch.save({"imago": {}, "x": Calls(Path.touch, target)}, path, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(DataError, match=r"last\.ckpt") as caught:
         read(path)
     assert not target.exists()
-
-
-def test_a_refusal_is_one_line_without_torch_s_advice_to_load_it_anyway(path):
-    torch.save({"imago": {}, "x": Payload(path)}, path)
-    with pytest.raises(DataError) as caught:
-        read_checkpoint(path)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert "\x1b" not in message
-    assert "can still be loaded" not in message
+    assert str(caught.value).isprintable()
+    assert "can still be loaded" not in str(caught.value)  # torch's advice to load it anyway
 
 
 @pytest.mark.parametrize(

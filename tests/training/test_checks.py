@@ -88,6 +88,12 @@ def test_a_setting_that_cannot_work_is_one_line(compose: Callable, settings: lis
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_all_problems_are_reported_at_once(compose: Callable):
+    with pytest.raises(ConfigError) as caught:
+        check_settings(compose("optimizer.lr=-1", "data.batch_size=0", "trainer.max_epochs=0"))
+    assert len(str(caught.value).splitlines()) == 3
+
+
 @pytest.mark.parametrize(
     "settings",
     [

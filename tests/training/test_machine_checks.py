@@ -13,7 +13,8 @@ from imago.training.machine_checks import check_batch_size, choose_precision, co
 
 @pytest.fixture
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_checks, "_num_available", lambda name: {"cpu": 2, "cuda": 1}[name])
+    monkeypatch.setattr(machine_checks, "available_cores", lambda: 2)
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 1)
 
 
 def test_devices_may_be_a_number_a_list_or_auto(two_cores):

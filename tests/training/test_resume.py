@@ -104,7 +104,6 @@ def stopped(compose, tmp_path: Path) -> Path:
     ("settings", "text"),
     [
         (["data.batch_size=16"], "data.batch_size=16 cannot change on resume: the run has data.batch_size=128"),
-        (["trainer.precision=32-true"], "trainer.precision=32-true cannot change on resume"),
         (["data=shapes"], "data._target_=imago.data.shapes.ShapesDataModule cannot change on resume"),
     ],
 )

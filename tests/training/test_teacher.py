@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
-from short_runs import SHORT, summary, train
+from short_runs import SHORT, train
 from small_fit import build_data
 
 from imago.errors import ConfigError
 from imago.model.simple_cnn import SimpleCNN
-from imago.training.teacher import load_teacher_run, prepare_teacher, resolve_teacher
+from imago.training.resume import resolve_teacher
+from imago.training.teacher import load_teacher_run, prepare_teacher
 
 ONE_EPOCH = (*SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=6")
 
@@ -101,18 +102,6 @@ def test_a_distilled_run_records_its_teacher_and_evaluates_like_any_other(distil
     done = command("src/eval.py", f"run={distilled}", "accelerator=cpu")
     assert done.returncode == 0, done.stderr
     assert "(the run's final test: the same)" in done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("recipes")
-@pytest.mark.soak
-def test_a_resumed_distilled_run_keeps_its_teacher_when_latest_changes(distilled: Path):
-    assert (distilled.parents[1] / "latest").resolve() == distilled
-    train(distilled.parents[1], f"resume={distilled}", "trainer.max_epochs=2")
-    assert summary(distilled)["epochs"] == 2
-    other = train(distilled.parents[1], f"resume={distilled}", "trainer.max_epochs=3", "task.alpha=0.1", check=False)
-    assert other.returncode == 2
-    assert "task.alpha=0.1 cannot change on resume: the run has task.alpha=0.7" in other.stderr
 
 
 def test_a_run_with_other_classes_is_refused(compose: Callable):

@@ -68,15 +68,6 @@ def test_metrics_csv_has_one_row_per_step_and_both_epochs(finished_run: Path):
     assert best == pytest.approx(summary(finished_run)["val"]["acc"], abs=1e-5)
 
 
-def test_tensorboard_has_the_same_curves(finished_run: Path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    tags: set[str] = set()
-    for file in (finished_run / "tensorboard").glob("events*"):
-        tags |= set(EventAccumulator(str(file)).Reload().Tags()["scalars"])
-    assert {"train/loss", "train/acc", "val/loss", "val/acc", "test/acc", "lr", "images_per_s"} <= tags
-
-
 def test_checkpoint_is_plain_data_with_clean_keys(finished_run: Path):
     checkpoint = torch.load(finished_run / "checkpoints" / "best.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["class_names"] == list(shapes.CLASS_NAMES)
@@ -85,17 +76,6 @@ def test_checkpoint_is_plain_data_with_clean_keys(finished_run: Path):
         *("output_names", "predicts_classes"),
     }
     assert all(key.startswith("net.") and "_orig_mod" not in key for key in checkpoint["state_dict"])
-
-
-def test_load_model_reproduces_the_accuracy_of_the_final_test(finished_run: Path):
-    model = load_model(finished_run)
-    images, labels = shapes.render_split("test")
-    with torch.inference_mode():
-        logits = torch.cat([model(torch.from_numpy(part)) for part in np.split(images, 8)])
-    assert not model.training
-    assert model.class_names == shapes.CLASS_NAMES
-    accuracy = (logits.argmax(dim=1).numpy() == labels).mean()
-    assert accuracy == pytest.approx(summary(finished_run)["test"]["acc"], abs=1e-9)
 
 
 def test_a_sweep_writes_one_run_directory_per_trial(runs: WarmRuns):
@@ -162,7 +142,8 @@ def test_the_best_epoch_is_that_of_the_monitored_metric_also_after_a_resume(runs
     saves = ("callbacks.last_checkpoint.every_minutes=0.0", f"run_name={name}")
     runs.run(*typed, *saves, "+callbacks.broken={_target_: interruptions.Raise, step: 10}", expect=1)
     run = runs.logs / "train" / name
-    runs.run(f"resume={run}", "callbacks.broken=null")
+    done = runs.run(f"resume={run}", "callbacks.broken=null")
+    assert "not calibrated: trainer.limit_val_batches=2 left images out" in done.stdout
     rows = [row for row in csv.DictReader((run / "metrics.csv").open()) if row["val/acc"]]
     values = [float(row[monitor]) for row in rows]
     best = values.index(max(values) if monitor == "val/f1" else min(values))
@@ -178,15 +159,8 @@ def test_the_best_epoch_is_that_of_the_monitored_metric_also_after_a_resume(runs
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        (
-            ["+metrics.loss._target_=torchmetrics.classification.MulticlassF1Score"],
-            "metrics.loss: the name is taken",
-        ),
+        (["+metrics.loss._target_=torchmetrics.classification.MulticlassF1Score"], "metrics.loss: the name is taken"),
         (["metrics.f1.average=none"], "metrics.f1 must be a single number, and its value is (10,); set its average."),
-        (
-            ["+metrics.m._target_=torchmetrics.MeanMetric", "callbacks.best_checkpoint.monitor=val/m"],
-            "callbacks.best_checkpoint.monitor=val/m: type callbacks.best_checkpoint.mode=min or",
-        ),
     ],
 )
 def test_a_metric_that_cannot_be_used_is_one_line_before_training(runs: WarmRuns, settings: list[str], text: str):
@@ -198,7 +172,8 @@ def test_a_metric_that_cannot_be_used_is_one_line_before_training(runs: WarmRuns
 
 
 def test_a_task_with_other_outputs_predicts_and_exports_them_and_eval_refuses(runs: WarmRuns, tmp_path: Path):
-    runs.run(*TINY, "task._target_=own_tasks.Rotation", "run_name=rotation", "augment=none")
+    done = runs.run(*TINY, "task._target_=own_tasks.Rotation", "run_name=rotation", "augment=none")
+    assert "not calibrated: the outputs of Rotation are not the classes of the data" in done.stdout
     run = runs.logs / "train" / "rotation"
     names = ["0 degrees", "90 degrees", "180 degrees", "270 degrees"]
     assert "calibration.json" not in {file.name for file in (run / "checkpoints").iterdir()}

@@ -41,14 +41,10 @@ class BackboneFinetuning(Callback):
                 "trainer.strategy=ddp_find_unused_parameters_true."
             )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._freeze_for(trainer.current_epoch, pl_module.net)  # for an epoch that is resumed in the middle
-
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._freeze_for(trainer.current_epoch, pl_module.net)
-
-    def _freeze_for(self, epoch: int, net: Any) -> None:
         """Set `requires_grad` for the layers that train in this epoch, and only for these."""
+        epoch = trainer.current_epoch
+        net: Any = pl_module.net
         layers = layers_in_order(net)
         num_trained = self._num_trained(epoch, len(layers))
         trained = {id(parameter) for layer in layers[len(layers) - num_trained :] for parameter in layer}
@@ -61,6 +57,8 @@ class BackboneFinetuning(Callback):
         if num_trained != self._last_num_trained:
             self._last_num_trained = num_trained
             log.info("epoch %d: %d of %d layers are trained", epoch, num_trained, len(layers))
+
+    on_train_start = on_train_epoch_start  # for an epoch that is resumed in the middle
 
     def _num_trained(self, epoch: int, num_layers: int) -> int:
         num_epochs = epoch - self.unfreeze_backbone_at_epoch

@@ -26,16 +26,13 @@ class BestCheckpoint(ModelCheckpoint):
         monitor: name of the logged value to compare.
         mode: "max" or "min": whether larger or smaller values are better.
         save_top_k: above 1: `further` also saves this many of the best states, under other names.
-
-    Attributes:
-        best_metrics: everything that was logged when `best.ckpt` was saved, by its name.
-        further: a second callback for the Trainer, or None.
     """
 
     def __init__(self, dirpath: str, monitor: str, mode: str, save_top_k: int = 1) -> None:
         super().__init__(dirpath, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
-        self.best_metrics: dict[str, float] = {}
+        self.best_metrics: dict[str, float] = {}  # everything that was logged when `best.ckpt` was saved
         self._has_warned = False
+        # A second callback, which the Trainer gets too.
         self.further = TopCheckpoints(dirpath, monitor, mode, save_top_k) if save_top_k > 1 else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,9 +139,7 @@ class LastCheckpoint(ModelCheckpoint):
             self._saved_at_s = monotonic()
             self.save_now(trainer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Save when a limit ends an epoch early, before Lightning counts the epoch as completed."""
         if has_epoch_ended_early(trainer):
             self.save_now(trainer)

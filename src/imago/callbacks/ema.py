@@ -1,6 +1,5 @@
 """Average the weights over training; the averaged weights are validated, saved as the best, tested and exported."""
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +30,14 @@ class Ema(WeightAveraging):
     def __init__(self, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ConfigError(f"callbacks.ema.decay={decay} must be at least 0 and below 1.")
-        super().__init__(multi_avg_fn=partial(_average, 1 - decay))
+
+        def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+            if averaged[0].is_floating_point():  # the tensors of one call have one type
+                torch._foreach_lerp_(averaged, current, 1 - decay)
+            else:
+                torch._foreach_copy_(averaged, current)
+
+        super().__init__(multi_avg_fn=average)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._device = trainer.strategy.root_device
@@ -41,11 +47,3 @@ class Ema(WeightAveraging):
         """Load both sets of weights to continue training; a test keeps the averaged ones, which are already loaded."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
-
-
-def _average(share: float, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
-    """Move the averages, all of one type, towards the current values by a share in (0, 1]."""
-    if averaged[0].is_floating_point():
-        torch._foreach_lerp_(averaged, current, share)
-    else:
-        torch._foreach_copy_(averaged, current)

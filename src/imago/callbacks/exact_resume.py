@@ -12,11 +12,7 @@ from imago.seeding import derive_seed
 
 
 class StepSeed(Callback):
-    """Seed dropout and other random layers before every training step, from (seed, epoch, batch index, rank).
-
-    Args:
-        seed: the setting `seed`, the first part of the key.
-    """
+    """Seed dropout and other random layers before every training step, from (seed, epoch, batch index, rank)."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -33,17 +29,13 @@ class TruncateLogs(Callback):
             if isinstance(logger, MetricsCsv):
                 logger.truncate(num_steps(trainer))
             elif isinstance(logger, TensorBoardLogger):
-                _truncate_events(logger, num_steps(trainer))
+                # Imported here because only runs with this logger need it.
+                from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+
+                # After the start of a session TensorBoard ignores older events from this step on.
+                start = Event(session_log=SessionLog(status=SessionLog.START))
+                logger.experiment._get_file_writer().add_event(start, num_steps(trainer))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Epoch values are logged at this step. Lightning counts a step twice if it resumes between two batches.
         trainer.fit_loop.epoch_loop._batches_that_stepped = num_steps(trainer)
-
-
-def _truncate_events(logger: TensorBoardLogger, step: int) -> None:
-    """Write the event of a session start at this step: TensorBoard then ignores older events from that step on."""
-    # Imported here because only runs with this logger need it.
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
-
-    writer = logger.experiment._get_file_writer()
-    writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)

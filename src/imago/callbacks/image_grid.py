@@ -17,10 +17,7 @@ class ImageGrid(Callback):
     """Add `train/images` to TensorBoard and write `train_images.png`, at the first training batch of the process.
 
     The pixels are those of the batch after augmentation and normalization, so that a wrong mean, channel order or
-    augmentation is visible. `preprocess` of the data module restores the colors.
-
-    Args:
-        dirpath: directory of `train_images.png`; created if necessary.
+    augmentation is visible. `preprocess` of the data module restores the colors. `dirpath` is created if necessary.
     """
 
     def __init__(self, dirpath: str) -> None:

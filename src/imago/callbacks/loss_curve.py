@@ -9,13 +9,9 @@ _DIVERGENCE_RATIO = 4.0  # times the lowest loss so far: as in fastai's learning
 
 
 class LossCurve(Callback):
-    """Record the losses and stop training after `num_steps`, or earlier if the loss has diverged.
+    """Record the losses and stop training after `num_steps` optimizer steps, or earlier if the loss has diverged.
 
-    Args:
-        num_steps: optimizer steps after which training stops, unless the loss has diverged before.
-
-    Attributes:
-        losses: the loss of each optimizer step; the last may be NaN or infinite.
+    `losses` has the loss of each optimizer step; the last may be NaN or infinite.
     """
 
     def __init__(self, num_steps: int) -> None:
@@ -32,9 +28,6 @@ class LossCurve(Callback):
         self.losses.append(sum(self._batch_losses) / len(self._batch_losses))
         self._batch_losses.clear()
         newest = self.losses[-1]
-        if (
-            not math.isfinite(newest)
-            or newest > _DIVERGENCE_RATIO * min(self.losses)
-            or len(self.losses) == self.num_steps
-        ):
+        has_diverged = not math.isfinite(newest) or newest > _DIVERGENCE_RATIO * min(self.losses)
+        if has_diverged or len(self.losses) == self.num_steps:
             trainer.should_stop = True

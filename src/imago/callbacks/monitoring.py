@@ -33,9 +33,7 @@ class _OnLoggingStep(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = num_steps(trainer)  # not 0 in a resumed run
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         step = num_steps(trainer)
         has_stepped, self._step = step != self._step, step
         if has_stepped and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -110,14 +108,10 @@ class Speed(_OnLoggingStep):
             "data_wait_share": (self.wait_s - wait_s) / elapsed_s,
         }
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._lap_s()
+    on_validation_start = on_test_start = on_train_epoch_start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.val_s += self._lap_s()  # so validation within an epoch does not count as waiting for data
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._lap_s()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.test_s += self._lap_s()

@@ -24,8 +24,7 @@ _FORMATS = {"loss": "{:.3f}".format, "acc": "{:6.2%}".format}  # of an epoch; ot
 class Progress(TQDMProgressBar):
     """Show the bar on a terminal only: in a log file it would add thousands of lines.
 
-    Args:
-        refresh_every_n_steps: batches between two updates of the bar; an update can take longer than a step.
+    `refresh_every_n_steps` are the batches between two updates of the bar; an update can take longer than a step.
     """
 
     def __init__(self, refresh_every_n_steps: int) -> None:

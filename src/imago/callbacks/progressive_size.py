@@ -13,14 +13,12 @@ from imago.errors import ConfigError
 class ProgressiveSize(Callback):
     """Shrink the images (bilinear, antialiased) just before the network, so that everything else uses their full size.
 
-    Validation and test use the full size, and so does training if a size is not smaller. Source: Howard 2018 in the
-    DAWNBench entry of fast.ai; Touvron et al. 2019 (arXiv:1906.06423) on why the last size must be the full one.
-
-    Args:
-        sizes_px: sides of the images, each for an equal share of the epochs.
+    `sizes_px` are the sides of the images, each for an equal share of the epochs. Validation and test use the full
+    size, and so does training if a size is not smaller. Source: Howard 2018 in the DAWNBench entry of fast.ai; Touvron
+    et al. 2019 (arXiv:1906.06423) on why the last size must be the full one.
 
     Raises:
-        ConfigError: if there is none, or one below 1.
+        ConfigError: if there is no size, or one below 1.
     """
 
     needs_net = True  # of the task

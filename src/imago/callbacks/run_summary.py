@@ -23,11 +23,7 @@ _MAX_WAIT_SHARE = 0.1  # of the training time: above it the summary advises what
 
 
 class RunSummary(Callback):
-    """Log in rank 0 only, and update `summary.json` after training and after the test.
-
-    Args:
-        directory: the run directory, whose `summary.json` is updated.
-    """
+    """Log in rank 0 only, and update `summary.json` of a run directory after training and after the test."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory

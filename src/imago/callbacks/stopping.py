@@ -1,8 +1,6 @@
 """Stop training after a signal or a time limit so that it can be resumed, and record the ranks that failed."""
 
 import threading
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +18,7 @@ class StopOnSignal(Callback):
     """Save and stop before the next batch that begins an optimizer step.
 
     A signal during validation takes effect after it. The ranks agree on the batch: if one stopped alone, the others
-    would wait for it.
-
-    Args:
-        directory: the run directory; its `signals` are read, and the failure of each rank is written to it.
+    would wait for it. The failure of each rank is written to the run directory.
     """
 
     def __init__(self, directory: RunDirectory) -> None:
@@ -79,17 +74,18 @@ def call_on_exception_in_forked_ranks(trainer: Trainer) -> None:
 
     Lightning calls it in the main process only, which gets the error as text.
     """
+    run = trainer._run
+
+    def run_and_report(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return run(*args, **kwargs)
+        except BaseException as error:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                callback.on_exception(trainer, trainer.lightning_module, error)
+            raise
+
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
-        trainer._run = partial(_run_and_report, trainer, trainer._run)  # type: ignore[method-assign]
-
-
-def _run_and_report(trainer: Trainer, function: Callable, *args: Any, **kwargs: Any) -> Any:
-    try:
-        return function(*args, **kwargs)
-    except BaseException as error:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            callback.on_exception(trainer, trainer.lightning_module, error)
-        raise
+        trainer._run = run_and_report  # type: ignore[method-assign]
 
 
 class TimeLimit(Timer):
@@ -100,15 +96,12 @@ class TimeLimit(Timer):
 
     Args:
         duration: as `trainer.max_time`, e.g. "00:12:00:00", days first; it includes the time before a resume.
-
-    Attributes:
-        ended_epoch_early: whether training ended before the epoch did.
     """
 
     def __init__(self, duration: str | dict[str, int]) -> None:
         super().__init__(duration, verbose=False)
         self.duration = duration
-        self.ended_epoch_early = False
+        self.ended_epoch_early = False  # whether training ended before the epoch did
 
     def on_fit_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Raise a ConfigError if no time is left."""
@@ -128,18 +121,11 @@ class TimeLimit(Timer):
 
 
 class StepLimit(Callback):
-    """End training after `trainer.max_steps` with a validation, which Lightning leaves out within an epoch.
-
-    Args:
-        max_steps: optimizer steps of the whole run.
-
-    Attributes:
-        ended_epoch_early: whether training ended before the epoch did.
-    """
+    """End training after `trainer.max_steps` with a validation, which Lightning leaves out within an epoch."""
 
     def __init__(self, max_steps: int) -> None:
-        self.max_steps = max_steps
-        self.ended_epoch_early = False
+        self.max_steps = max_steps  # of the whole run
+        self.ended_epoch_early = False  # whether training ended before the epoch did
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

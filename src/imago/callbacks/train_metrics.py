@@ -37,13 +37,10 @@ class TrainMetrics(Callback):
 
     The sums are saved, so that the values of an interrupted epoch are those of all its batches; with several ranks only
     those of rank 0. With manual optimization it also steps the schedule, once per batch.
-
-    Attributes:
-        newest: newest value of each name passed to `log_step`.
     """
 
     def __init__(self) -> None:
-        self.newest: dict[str, float] = {}
+        self.newest: dict[str, float] = {}  # newest value of each name passed to `log_step`
         self._sums = LossAndAccuracy()
         self._step = 0  # steps before the current batch
         self._logged_step = -1

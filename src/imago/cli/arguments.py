@@ -22,9 +22,7 @@ _ABSENT = object()
 class TargetArguments:
     """The nodes of a config that have a `_target_`, and the arguments that each takes.
 
-    Args:
-        defaults: the config composed from the typed group choices, as plain data.
-        typed: the typed values, by key.
+    `defaults` is the config composed from the typed group choices, as plain data; `typed` has the typed values by key.
     """
 
     def __init__(self, defaults: Mapping[str, Any], typed: Mapping[str, Any]) -> None:
@@ -65,11 +63,8 @@ class TargetArguments:
     def not_taken(self, key: str) -> list[str]:
         """Return the keys in the YAML of a node that were not typed and that its typed target does not take."""
         default, target = self.default(key), self.target(key)
-        if (
-            not isinstance(default, dict)
-            or default.get("_target_", target) == target
-            or not read_signature(str(target))
-        ):
+        has_changed = isinstance(default, dict) and default.get("_target_", target) != target
+        if not has_changed or not read_signature(str(target)):
             return []
         keys = [f"{key}.{name}" for name in default if name not in (*CONTROL_KEYS, *self.arguments(key))]
         return [name for name in keys if not any(f"{typed}.".startswith(f"{name}.") for typed in self.typed)]
@@ -90,11 +85,6 @@ def first_trial(overrides: Sequence[str], loader: Any) -> list[str]:
 
 def accept_arguments(overrides: Sequence[str], loader: Any, config_name: str) -> dict[str, list[str]]:
     """Find the typed arguments of targets that no YAML has, and the keys of YAMLs that typed targets do not take.
-
-    Args:
-        overrides: as typed.
-        loader: Hydra's, which knows the groups.
-        config_name: the primary config, e.g. "train".
 
     Returns:
         What replaces each override: itself, with `++` if it adds an argument, and `~KEY` for each key that is left out.
@@ -119,9 +109,7 @@ def accept_arguments(overrides: Sequence[str], loader: Any, config_name: str) ->
         for node in (key.removesuffix("._target_") for key in flat if key.endswith("._target_")):
             if deleted := [key for key in nodes.not_taken(node) if f"~{key}" not in overrides]:
                 line += [f"~{key}" for key in deleted]
-                print(
-                    f"{node}._target_={nodes.target(node)} does not take {', '.join(deleted)}: left out.",
-                    file=sys.stderr,
-                )
+                words = f"{node}._target_={nodes.target(node)} does not take {', '.join(deleted)}: left out."
+                print(words, file=sys.stderr)
         replaced[text] = line
     return replaced

@@ -41,11 +41,7 @@ COMMANDS = {
 
 
 class _Job:
-    """The function that Hydra calls with a composed config: once, or once per trial of a sweep.
-
-    Args:
-        command: a key of COMMANDS.
-    """
+    """The function that Hydra calls with a composed config of a command: once, or once per trial of a sweep."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -125,9 +121,6 @@ def run_command(command: str) -> None:
 
     It applies `@hydra.main`, a name that Hydra's bash completion requires in the text of the script: hence the comments
     in `src/*.py`.
-
-    Args:
-        command: a key of COMMANDS and the name of its YAML.
     """
     job = _Job(command)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
@@ -141,12 +134,14 @@ def run_command(command: str) -> None:
     except KeyboardInterrupt:
         _fail(130, "stopped by Ctrl-C")
     except Exception as error:
-        if _is_completion():
+        if not {"-sc", "--shell-completion"}.isdisjoint(sys.argv):
             sys.exit(0)  # a line that does not compose has no completions; an error would be printed into the prompt
         if isinstance(error, UserError):
             _fail(error.exit_code, str(error))
         if error not in job.failures and _is_config_error(error):
-            _fail(2, _explain(error, command))
+            flags = _read_flags()  # to compose once more, as Hydra did
+            config_name = flags.config_name or command
+            _fail(2, explain_composition_error(error, flags.overrides, _config_loader(flags), config_name))
         raise
     if job.failures:  # only in a sweep
         is_bug = not all(isinstance(error, UserError) for error in job.failures)
@@ -156,8 +151,7 @@ def run_command(command: str) -> None:
 def _prepare_command_line() -> list[str]:
     """Check the environment and rewrite `sys.argv`, which Hydra reads and Lightning passes on to its ranks.
 
-    Returns:
-        The overrides that come from the directory of a resumed run.
+    Return the overrides that come from the directory of a resumed run.
     """
     if importlib.util.find_spec("hydra") is None:
         raise ConfigError(f"{sys.executable} lacks the project's packages; run make setup, then use .venv/bin/python.")
@@ -206,12 +200,6 @@ def _is_config_error(error: Exception) -> bool:
     return isinstance(error, OSError) or package in ("hydra", "omegaconf", "yaml")
 
 
-def _explain(error: Exception, command: str) -> str:
-    """Compose once more, as Hydra did, to explain an error in one line with the nearest valid name."""
-    flags = _read_flags()
-    return explain_composition_error(error, flags.overrides, _config_loader(flags), flags.config_name or command)
-
-
 def _config_loader(flags: argparse.Namespace) -> Any:
     """Return a loader that searches the same directories as Hydra will."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -231,7 +219,3 @@ def _read_flags() -> argparse.Namespace:
 
     parser.error = refuse  # type: ignore[method-assign]
     return parser.parse_intermixed_args()
-
-
-def _is_completion() -> bool:
-    return not {"-sc", "--shell-completion"}.isdisjoint(sys.argv)

@@ -19,13 +19,8 @@ def explain_composition_error(
 ) -> str:
     """Return one line for an error of Hydra or OmegaConf: the argument as typed, the problem and the remedy.
 
-    Hydra's advice to add an unknown key with `+` is left out: for a typo it would only hide the error.
-
-    Args:
-        error: raised while composing a config.
-        argv: the overrides as typed; one of them is quoted in the message.
-        loader: loads configs from the directories that the failed command searched.
-        config_name: the primary config, e.g. "train".
+    Hydra's advice to add an unknown key with `+` is left out: for a typo it would only hide the error. The overrides
+    `argv` and the primary config are those with which composing failed.
     """
     from hydra.errors import MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
@@ -62,11 +57,8 @@ def _explain_unparsable(override: str, loader: "ConfigLoaderImpl") -> str:
 
 
 def _explain_option(group: str, option: str, options: Iterable[str]) -> str:
-    more = (
-        f"; for other networks type model=torchvision model.name={option}"
-        if group == "model" and "timm" in options
-        else ""
-    )
+    is_network = group == "model" and "timm" in options
+    more = f"; for other networks type model=torchvision model.name={option}" if is_network else ""
     nearest_first = sorted(options, key=lambda other: -_similarity(option, other))
     return f"{group}={option}: there is no such option; {group} can be {', '.join(nearest_first)}{more}."
 

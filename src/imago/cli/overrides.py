@@ -87,10 +87,7 @@ def _quote_argument(argument: str) -> str:
 def check_types(config: "DictConfig", defaults: "DictConfig", overrides: Sequence[str]) -> None:
     """Compare the type of each typed value with that of its default; Hydra itself accepts `optimizer.lr=abc`.
 
-    Args:
-        config: composed with all overrides.
-        defaults: the same without the overrides of single values, from `compose_defaults`.
-        overrides: the typed ones, as in `hydra.overrides.task`.
+    `config` is composed with all `overrides`, and `defaults` without those of single values, by `compose_defaults`.
 
     Raises:
         ConfigError: one line for each setting of another type.

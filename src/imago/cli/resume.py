@@ -14,23 +14,17 @@ _PLAIN_CHOICE = re.compile(r"[\w\-]+(/[\w\-]+)*")  # of a YAML in configs/: no p
 
 
 class Arguments(NamedTuple):
-    """Command line of a run that may be resumed.
+    """Command line of a run that may be resumed."""
 
-    Args:
-        merged: flags, then one argument per setting, for Hydra.
-        saved: the settings among them that come from the run directory, which may be untrusted.
-    """
-
-    merged: list[str]
-    saved: list[str]
+    merged: list[str]  # flags, then one argument per setting, for Hydra
+    saved: list[str]  # the settings among them that come from the run directory, which may be untrusted
 
 
 def resume_arguments(argv: Sequence[str], log_dir: Path) -> Arguments:
     """Put the settings that RUN was started with before the typed ones, and keep its run directory.
 
-    Args:
-        argv: arguments as typed, path-like values quoted for Hydra.
-        log_dir: where `run_name=NAME resume=auto` searches for NAME, unless paths.log_dir is typed.
+    Path-like values in `argv` are quoted for Hydra. `run_name=NAME resume=auto` searches for NAME in the typed
+    paths.log_dir, else in `log_dir`.
 
     Raises:
         ConfigError: if RUN is not a run directory, or if `resume=auto` comes without a run_name.
@@ -95,11 +89,8 @@ def check_saved_settings(
 ) -> None:
     """Check the settings that a resumed run reads from its directory: their names and their targets.
 
-    Args:
-        config: all settings, as plain data.
-        own: the same without the values from the run directory: only those that are typed or written in `configs/`.
-        run_dir: the run directory.
-        trust: packages whose targets are accepted.
+    `own` has the settings of `config` without the values from the run directory: only those that are typed or written
+    in `configs/`. Targets in the packages `trust` are accepted.
 
     Raises:
         DataError: a setting that this project does not have.

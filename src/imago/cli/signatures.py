@@ -17,15 +17,10 @@ _MAX_DEPTH = 10  # of imports and base classes that are followed; our own choice
 
 
 class Signature(NamedTuple):
-    """Arguments of a class or function.
+    """Arguments of a class or function."""
 
-    Args:
-        types: types of each argument, by name; empty if it accepts others than int, float, bool, str and None.
-        is_open: whether further arguments are accepted, through `**kwargs` or by a base class that is not found.
-    """
-
-    types: dict[str, tuple[type, ...]]
-    is_open: bool
+    types: dict[str, tuple[type, ...]]  # by name; empty if others than int, float, bool, str and None are accepted
+    is_open: bool  # whether it accepts more, through `**kwargs` or by a base class that is not found
 
 
 _Definition = tuple[str, ast.ClassDef | ast.FunctionDef]  # the module, and the class or function in it

@@ -16,10 +16,7 @@ from imago.files import write_text
 class MetricsCsv(Logger):
     """Write one row per logged step at once; an empty cell means "not logged at this step".
 
-    In a resumed run, rows of steps that are trained again are replaced.
-
-    Args:
-        path: the CSV file; created, or continued if the run is resumed.
+    A resumed run continues the file `path`, and replaces the rows of steps that are trained again.
     """
 
     def __init__(self, path: str) -> None:
@@ -54,7 +51,13 @@ class MetricsCsv(Logger):
         self._rows[-1].update(metrics)
         new_columns = [name for name in metrics if name not in self._columns]
         self._columns += new_columns
-        self._write_all() if new_columns else self._write_last()
+        if new_columns:
+            self._write_all()
+            return
+        with self.path.open("r+", newline="") as file:
+            file.seek(self._last_row_start)
+            file.truncate()
+            file.write(_format_row(self._rows[-1].get(name, "") for name in self._columns))
 
     @rank_zero_only
     def truncate(self, step: int) -> None:
@@ -71,19 +74,11 @@ class MetricsCsv(Logger):
             self._write_all()
 
     def _write_all(self) -> None:
-        lines = [
-            _format_row(self._columns),
-            *(_format_row(row.get(name, "") for name in self._columns) for row in self._rows),
-        ]
+        lines = [_format_row(self._columns)]
+        lines += [_format_row(row.get(name, "") for name in self._columns) for row in self._rows]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path, "".join(lines))
         self._last_row_start = self.path.stat().st_size - len(lines[-1].encode())
-
-    def _write_last(self) -> None:
-        with self.path.open("r+", newline="") as file:
-            file.seek(self._last_row_start)
-            file.truncate()
-            file.write(_format_row(self._rows[-1].get(name, "") for name in self._columns))
 
 
 def _format_row(values: Any) -> str:

@@ -16,14 +16,7 @@ _TRAINER_SETTINGS = ("max_epochs", "precision", "accumulate_grad_batches", "grad
 
 
 def add_image(name: str, file: Path, step: int, loggers: Iterable[Logger]) -> None:
-    """Add a PNG file to TensorBoard as an image.
-
-    Args:
-        name: the name in TensorBoard, such as val/confusion.
-        file: the PNG file, of any color mode.
-        step: the global step at which TensorBoard shows the image.
-        loggers: the loggers of the run; those of other types are ignored.
-    """
+    """Add a PNG file, of any color mode, to TensorBoard at a global step; other loggers are ignored."""
     with Image.open(file) as image:
         pixels = np.asarray(image.convert("RGB"))
     for board in _tensorboards(loggers):
@@ -34,10 +27,7 @@ def add_image(name: str, file: Path, step: int, loggers: Iterable[Logger]) -> No
 def add_hparams(settings: Mapping[str, Any], summary: Mapping[str, Any], loggers: Iterable[Logger]) -> None:
     """Fill the tab HPARAMS: the settings that affect the result, with all metrics: `best/val_acc`, `test/acc`, ...
 
-    Args:
-        settings: the settings of the run, as plain nested dicts.
-        summary: the summary of the run, after the test.
-        loggers: the loggers of the run; those of other types are ignored.
+    `settings` are plain nested dicts, `summary` is that after the test; loggers of other types are ignored.
     """
     # val/acc is the curve over the epochs.
     metrics = {name.replace("val/", "best/val_", 1): value for name, value in summary_metrics(summary).items()}

@@ -35,9 +35,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning itself writes to TMPDIR and moves the file. If that is another file system, a kill during the move
     destroys the old checkpoint.
 
-    Args:
-        task: name of the task's class, stored in each checkpoint.
-        left_out: names of hyperparameters that are not saved because they are not plain data.
+    Each checkpoint has the name of the task's class, and not the hyperparameters `left_out`, which are no plain data.
     """
 
     def __init__(self, task: str | None = None, left_out: Sequence[str] = ()) -> None:

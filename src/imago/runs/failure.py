@@ -36,30 +36,17 @@ _LOADER_ERRORS = {
 
 @dataclass(frozen=True)
 class Failure:
-    """The reason why one rank ended, as stored in `failure_rankN.json`.
+    """The reason why one rank ended, as stored in `failure_rankN.json`."""
 
-    Args:
-        rank: see `rank_name`.
-        text: the error message, with the type of the error unless it is written for the user.
-        is_user_error: whether the user can correct it.
-        traceback: empty if the rank was killed.
-        time_s: seconds since 1970.
-    """
-
-    rank: str
-    text: str
-    is_user_error: bool
-    traceback: str
-    time_s: float
+    rank: str  # see `rank_name`
+    text: str  # the error message, with the type of the error unless it is written for the user
+    is_user_error: bool  # whether the user can correct it
+    traceback: str  # empty if the rank was killed
+    time_s: float  # seconds since 1970
 
 
 def explain_exit(error: BaseException, run_dir: Path, received_signal: int | None) -> tuple[str, str, BaseException]:
-    """Determine why a run ended.
-
-    Args:
-        error: what was raised in this process.
-        run_dir: the run directory, with the failure files of the ranks.
-        received_signal: the first one that this process received; None without one.
+    """Determine why a run ended: by the error and the first signal in this process, and by the failures of the ranks.
 
     Returns:
         Status and reason for `summary.json`, and the error to exit with.

@@ -35,50 +35,31 @@ _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run, as far as its directory can be read; a missing value is None.
+    """One run, as far as its directory can be read; a missing value is None."""
 
-    Attributes:
-        run: path relative to the directory that was searched.
-        run_dir: absolute path of the run directory.
-        status: running, finished, failed or stopped as in the summary, "died" for a run that was killed, "unreadable".
-        reason: why it failed or stopped, or what cannot be read.
-        config_error: why `settings` is empty.
-        started: start of the run in UTC, ISO 8601.
-        settings: flat settings, named as on the command line.
-        val_acc: best validation accuracy in [0, 1], so far if the run is not finished.
-        test_acc: test accuracy of the best checkpoint, in [0, 1]; `test_low` to `test_high` is its 95 % interval.
-        metrics: the other metrics of validation in the best epoch and of the test, by their logged names: `val/f1`.
-        best_epoch: epoch of the best checkpoint, counted from 1.
-        seconds: duration from the last start to the end.
-        images_per_s: training images per second, over all devices.
-        data_wait_share: share of the training time spent waiting for data, in [0, 1].
-    """
-
-    run: str
-    run_dir: str
-    status: str
-    reason: str | None = None
-    config_error: str | None = None
-    started: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    val_acc: float | None = None
-    test_acc: float | None = None
-    test_low: float | None = None
+    run: str  # path relative to the directory that was searched
+    run_dir: str  # absolute path of the run directory
+    status: str  # running, finished, failed or stopped as in the summary; "died" if it was killed; "unreadable"
+    reason: str | None = None  # why it failed or stopped, or what cannot be read
+    config_error: str | None = None  # why `settings` is empty
+    started: str | None = None  # in UTC, ISO 8601
+    settings: Mapping[str, Any] = field(default_factory=dict)  # flat, named as on the command line
+    val_acc: float | None = None  # best validation accuracy in [0, 1], so far if the run is not finished
+    test_acc: float | None = None  # of the best checkpoint, in [0, 1]
+    test_low: float | None = None  # test_low to test_high: 95 % interval of the test accuracy
     test_high: float | None = None
+    # The other metrics of validation in the best epoch and of the test, by their logged names, such as `val/f1`.
     metrics: Mapping[str, float] = field(default_factory=dict)
     num_test_images: int | None = None
-    best_epoch: int | None = None
+    best_epoch: int | None = None  # epoch of the best checkpoint, counted from 1
     epochs: int | None = None
-    seconds: float | None = None
-    images_per_s: float | None = None
-    data_wait_share: float | None = None
+    seconds: float | None = None  # from the last start to the end
+    images_per_s: float | None = None  # in training, over all devices
+    data_wait_share: float | None = None  # share of the training time spent waiting for data, in [0, 1]
 
 
 def read_records(log_dir: Path | str) -> list[RunRecord]:
-    """Read every run below a directory, in order of the paths.
-
-    Args:
-        log_dir: searched recursively; links are not followed, so `logs/latest` is not counted twice.
+    """Read every run below a directory, in order of the paths; `logs/latest`, a link, is not counted again.
 
     Raises:
         DataError: if `log_dir` is not a directory.
@@ -95,20 +76,24 @@ def read_records(log_dir: Path | str) -> list[RunRecord]:
 
 
 def read_record(run_dir: Path, log_dir: Path | None = None) -> RunRecord:
-    """Read one run; return a record with the reason if it is damaged.
+    """Read one run; return a record with the reason if its config or summary is missing or damaged.
 
-    Args:
-        run_dir: the run directory; its config and summary may be missing or damaged.
-        log_dir: what `RunRecord.run` is relative to; the parent of the run directory by default.
+    `RunRecord.run` is relative to `log_dir`, by default the parent of the run directory.
     """
     name = run_dir.relative_to(log_dir).as_posix() if log_dir else "."
     name = name if name != "." else run_dir.resolve().name
     settings: dict[str, Any] = {}
     config_error = None
     try:
-        settings = _without_paths(read_settings(run_dir), run_dir)
+        settings = read_settings(run_dir)
     except DataError as error:
         config_error = str(error)
+    prefix = str(settings.get("paths.run_dir") or run_dir.resolve())
+    settings = {  # without those that differ between any two runs without an effect
+        name: value
+        for name, value in settings.items()
+        if not str(value).startswith(prefix) and not f"{name}.".startswith(_KEYS_WITHOUT_EFFECT)
+    }
     try:
         results = _read_summary(run_dir)
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -138,16 +123,6 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
     return flat
 
 
-def _without_paths(flat: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
-    """Remove settings that differ between any two runs without an effect, such as paths inside the run directory."""
-    prefix = str(flat.get("paths.run_dir") or run_dir.resolve())
-    return {
-        name: value
-        for name, value in flat.items()
-        if not str(value).startswith(prefix) and not f"{name}.".startswith(_KEYS_WITHOUT_EFFECT)
-    }
-
-
 def read_logged(run_dir: Path) -> dict[str, tuple[list[float], list[float]]]:
     """Read `metrics.csv`: for each logged name the steps and the values, which may be NaN.
 
@@ -171,10 +146,7 @@ def read_logged(run_dir: Path) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of the settings that are not equal in all runs.
-
-    `task.optimizer.lr` is a copy of `optimizer.lr` and is left out.
-    """
+    """Return the names of the settings that are not equal in all runs, without copies such as `task.optimizer.lr`."""
     names = {name for run in settings for name in run}
     found: dict[str, list[Any]] = {}
     for name in sorted(names, key=lambda name: (name.count("."), name)):

@@ -27,11 +27,9 @@ _SUMMARY_LOCK = threading.Lock()  # threads that watch other ranks write the sum
 
 
 class RunDirectory:
-    """The directory of one run. The main process writes to it; the other ranks write only their failures.
+    """The directory of one run, created by `open`, and a link `latest` to it in `log_dir`.
 
-    Args:
-        path: the directory; created by `open`.
-        log_dir: where the link `latest` is created.
+    The main process writes to it; the other ranks write only their failures.
     """
 
     def __init__(self, path: Path, log_dir: Path) -> None:
@@ -118,11 +116,7 @@ class RunDirectory:
         self.update()
 
     def add_provenance(self, data_fingerprint: str, **entries: Any) -> None:
-        """Add entries to `provenance.json`.
-
-        Args:
-            data_fingerprint: stored as `data`, see `ImageDataModule.fingerprint`.
-            entries: further entries, which replace those of the same name.
+        """Add entries to `provenance.json`; `ImageDataModule.fingerprint` is stored as `data`.
 
         Raises:
             DataError: if the data has changed on resume: another split could put training images into test.

@@ -27,14 +27,8 @@ def calibrate_and_plot_best_checkpoint(
 ) -> None:
     """Fit the temperature of best.ckpt, plot its confusion matrix and worst mistakes, add settings to TensorBoard.
 
-    Runs the validation images through the network once more, in fp32 and in the main process only.
-
-    Args:
-        cfg: the composed config of `train.py`.
-        data: the data module; its `trainer` is set to None.
-        task: the trained task; its `steps_per_epoch` gives the step of the figures.
-        trainer: the Trainer, after the test; its loggers get the figures.
-        directory: the run directory; `figures/` and `checkpoints/calibration.json` are written.
+    Runs the validation images through the network once more, in fp32 and in the main process only. Writes `figures/`
+    and `checkpoints/calibration.json` of the run directory, and sets `data.trainer` to None.
     """
     if not directory.is_main_process:
         return

@@ -21,7 +21,7 @@ from imago.callbacks.train_metrics import TrainMetrics
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
 from imago.images import MAX_SMALL_PX, Preprocess
-from imago.inference.load import check_compatible, resolve_checkpoint
+from imago.inference.load import resolve_checkpoint
 from imago.instantiate import build, full_name, to_plain
 from imago.model.adapt import weights_preprocess
 from imago.model.classifier import Classifier
@@ -37,6 +37,7 @@ from imago.training.other_task import (
     is_image_task,
     unsavable_hyperparameters,
 )
+from imago.training.teacher import load_teacher_run, prepare_teacher
 from imago.trust import without_files
 
 log = logging.getLogger(__name__)
@@ -75,18 +76,12 @@ def choose_preprocess(
 def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier | None = None) -> LightningModule:
     """Build the task for the classes and the preprocess record of `data`.
 
-    Args:
-        cfg: the composed config of `train.py`.
-        data: the data module, after `set_up_data`.
-        teacher_run: the trained network of `task.teacher`, if that is a run.
+    `teacher_run` is the trained network of `task.teacher`, if that is a run.
 
     Raises:
         ConfigError: if the teacher has other classes, or a hyperparameter cannot be stored in a checkpoint.
     """
-    if is_image_task(cfg):
-        task: LightningModule = _build_image_task(cfg, data, teacher_run)
-    else:
-        task = build_other_task(cfg, data)
+    task = _build_image_task(cfg, data, teacher_run) if is_image_task(cfg) else build_other_task(cfg, data)
     net: Any = getattr(task, "net", task)
     if cfg.channels_last:
         net.to(memory_format=torch.channels_last)
@@ -95,7 +90,12 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier |
         net.initialize_from(images)  # the first training batch, the same one on every rank
     if cfg.compile:
         net.compile()  # in place, so the keys of the state_dict do not change
-    _check_manual_optimization(cfg, task)
+    for key, off in {"accumulate_grad_batches": 1, "gradient_clip_val": None}.items():
+        if not task.automatic_optimization and cfg.trainer[key] != off:
+            raise ConfigError(
+                f"trainer.{key}={cfg.trainer[key]}: {type(task).__name__} steps its optimizers itself (manual "
+                "optimization), so it has to do this, too; remove the setting."
+            )
     return task
 
 
@@ -107,8 +107,6 @@ def _build_image_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Class
         "preprocess": data.preprocess.to_dict(),
     }
     if cfg.task.get("teacher"):
-        from imago.training.teacher import prepare_teacher
-
         arguments["teacher"] = prepare_teacher(cfg, teacher_run, data)
     if cfg.resume is not None:  # the checkpoint holds all weights, and the files may be gone
         arguments["net"] = without_files(arguments["net"], Path(cfg.resume))
@@ -116,17 +114,6 @@ def _build_image_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Class
     check_loadable(task.hparams)
     task.tta = cfg.tta
     return task
-
-
-def _check_manual_optimization(cfg: DictConfig, task: LightningModule) -> None:
-    """Raise a ConfigError for settings that only automatic optimization can apply."""
-    settings = {"accumulate_grad_batches": 1, "gradient_clip_val": None}
-    for key, off in settings.items():
-        if not task.automatic_optimization and cfg.trainer[key] != off:
-            raise ConfigError(
-                f"trainer.{key}={cfg.trainer[key]}: {type(task).__name__} steps its optimizers itself (manual "
-                "optimization), so it has to do this, too; remove the setting."
-            )
 
 
 def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task: LightningModule) -> Trainer:
@@ -191,15 +178,10 @@ def build_run(
 ) -> tuple[ImageDataModule, LightningModule, Trainer, str]:
     """Build data module, task and Trainer, in the order that determines the initial weights.
 
-    Returns:
-        The three, and where the preprocess record comes from, for the start table.
+    Also return where the preprocess record comes from, for the start table.
     """
     _silence_lightning()
-    teacher_run = None
-    if cfg.task.get("teacher"):
-        from imago.training.teacher import load_teacher_run
-
-        teacher_run = load_teacher_run(cfg)
+    teacher_run = load_teacher_run(cfg) if cfg.task.get("teacher") else None
     seed_everything(cfg.seed, verbose=False)  # for the initial weights; all later randomness is counter-based
     data: ImageDataModule = build(cfg.data, base=ImageDataModule, _recursive_=False)
     data.set_up_data()
@@ -225,15 +207,6 @@ def _check_split_sizes(data: ImageDataModule, num_processes: int) -> None:
                 f"trainer.devices: {num_processes} processes are more than the {len(split)} images of the {name} "
                 "split; use fewer, or more images."
             )
-
-
-def checkpoint_to_resume(cfg: DictConfig, task: LightningModule) -> str | None:
-    """Return the checkpoint to resume from, after checking that it fits the task; None for a new run."""
-    if cfg.resume is None:
-        return None
-    last = resolve_checkpoint(Path(cfg.paths.run_dir), "last")
-    check_compatible(last, task)
-    return str(last)
 
 
 def final_checkpoint(run_dir: Path) -> str | None:

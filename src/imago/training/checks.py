@@ -98,8 +98,7 @@ def check_settings(cfg: DictConfig) -> None:
     """
     checks: tuple[Callable[[DictConfig], Iterable[str]], ...] = (
         *(_value_problems, _trainer_problems, _schedule_problems, _monitor_problems, _callback_and_logger_problems),
-        *(_logger_problems, _augment_problems, _loader_problems, _loss_problems, _tune_problems),
-        _freezing_problems,
+        *(_augment_problems, _data_and_loss_problems, _freezing_problems),
     )
     problems = [problem for check in checks for problem in check(cfg)]
     if problems:
@@ -139,6 +138,10 @@ def _trainer_problems(cfg: DictConfig) -> Iterator[str]:
         yield "trainer.gradient_clip_val with trainer.precision=16-mixed needs optimizer.fused=false."
     if str(cfg.optimizer._target_).endswith(".LBFGS") and cfg.channels_last:
         yield "optimizer._target_=torch.optim.LBFGS needs contiguous gradients: type channels_last=false."
+    if cfg.tune and cfg.resume is not None:
+        yield f"tune={cfg.tune} starts from the initial weights and cannot resume; leave resume= out."
+    if cfg.tune and str(cfg.trainer.devices) != "1":
+        yield f"tune={cfg.tune} runs in one process; type trainer.devices=1."
 
 
 def _schedule_problems(cfg: DictConfig) -> Iterator[str]:
@@ -210,13 +213,6 @@ def _callback_and_logger_problems(cfg: DictConfig) -> Iterator[str]:
                 f"{name}.dirpath={dirpath}: resume and eval.py read checkpoints/ of the run directory; type "
                 "paths.log_dir=DIR or run_name=NAME, or add a ModelCheckpoint as callbacks.NAME._target_."
             )
-
-
-def _callbacks(cfg: DictConfig) -> dict[str, DictConfig]:
-    return {f"callbacks.{name}": settings for name, settings in cfg.callbacks.items() if settings is not None}
-
-
-def _logger_problems(cfg: DictConfig) -> Iterator[str]:
     for name, settings in cfg.logger.items():
         package = _LOGGER_PACKAGES.get(str(settings.get("_target_")).rpartition(".")[2]) if settings else None
         if package and find_spec(package) is None:
@@ -224,6 +220,10 @@ def _logger_problems(cfg: DictConfig) -> Iterator[str]:
                 f"logger.{name} needs the package {package}, which is not installed; it is an extra of this project: "
                 f"pip install -e '.[{package}]'."
             )
+
+
+def _callbacks(cfg: DictConfig) -> dict[str, DictConfig]:
+    return {f"callbacks.{name}": settings for name, settings in cfg.callbacks.items() if settings is not None}
 
 
 def _augment_problems(cfg: DictConfig) -> list[str]:
@@ -237,14 +237,11 @@ def _augment_problems(cfg: DictConfig) -> list[str]:
     return []
 
 
-def _loader_problems(cfg: DictConfig) -> Iterator[str]:
+def _data_and_loss_problems(cfg: DictConfig) -> Iterator[str]:
     for name, value in (cfg.data.get("loader") or {}).items():
         if name not in LOADER_ARGUMENTS:
             hint = "data.batch_size, data.num_workers and data.sampler are settings of their own"
             yield f"data.loader.{name}={value} is not one of {', '.join(LOADER_ARGUMENTS)}; {hint}."
-
-
-def _loss_problems(cfg: DictConfig) -> Iterator[str]:
     weight = cfg.loss.get("weight")
     if weight == "balanced" and cfg.data.get("sampler") == "balanced":
         yield "data.sampler=balanced with loss.weight=balanced corrects twice for uneven classes; choose one."
@@ -252,13 +249,6 @@ def _loss_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"loss.weight={weight} is not one of null, balanced; one number per class is typed [1.0,2.5]."
     elif isinstance(weight, ListConfig) and not all(isinstance(w, (int, float)) and 0 < w < inf for w in weight):
         yield f"loss.weight={list(weight)} must hold a number above 0 for each class."
-
-
-def _tune_problems(cfg: DictConfig) -> Iterator[str]:
-    if cfg.tune and cfg.resume is not None:
-        yield f"tune={cfg.tune} starts from the initial weights and cannot resume; leave resume= out."
-    if cfg.tune and str(cfg.trainer.devices) != "1":
-        yield f"tune={cfg.tune} runs in one process; type trainer.devices=1."
 
 
 def _freezing_problems(cfg: DictConfig) -> Iterator[str]:

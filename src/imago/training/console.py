@@ -28,13 +28,7 @@ def start_table(
 ) -> str:
     """Return the table of a run's settings and choices, one line each.
 
-    Args:
-        cfg: the composed config of `train.py`.
-        data: the data module, after `set_up_data`.
-        task: the task, with the network in `net`.
-        trainer: the Trainer, which has the devices and the precision.
-        precision_reason: why this precision was chosen, see `choose_precision`.
-        preprocess_origin: where the preprocess record comes from, see `choose_preprocess`.
+    `choose_precision` returns the reason of the precision, and `choose_preprocess` the origin of the preprocess record.
     """
     sizes = " / ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     num_devices = trainer.num_devices * trainer.num_nodes
@@ -77,14 +71,9 @@ def end_lines(
     commands: Sequence[str] = ("eval", "predict", "export"),
     trust: Sequence[str] = (),
 ) -> str:
-    """Return the results of a run and the commands to type next.
+    """Return the results of a run in its summary.json, and the commands to type next.
 
-    Args:
-        summary: content of summary.json.
-        run_dir: the run directory.
-        max_steps: the setting `trainer.max_steps`.
-        commands: those that can use the run, besides train.
-        trust: packages that they have to trust.
+    `commands` are those that can use the run, besides train; they have to trust the packages in `trust`.
     """
     lines = _test_lines(summary)
     if "images_per_s" in summary:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from imago.errors import ConfigError
 from imago.model.adapt import find_weights
+from imago.model.weights import read_weights
 from imago.resources import available_cores
 from imago.task.optimization import check_optimization
 from imago.training.checks import set_modes
@@ -18,8 +19,7 @@ _MAX_REASON_CHARS = 200  # of a message, which may contain a long compiler comma
 def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     """Check devices, precision, compiler, optimizer and weights file; share the CPU cores between several processes.
 
-    Returns:
-        The precision, by Lightning's name, and why it was chosen.
+    Return what `choose_precision` returns.
 
     Raises:
         ConfigError: if the devices, the precision, the compiler, the optimizer or the schedule do not work here.
@@ -35,7 +35,8 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
         check_compile()
     set_modes(cfg)
     check_optimization(cfg.optimizer, cfg.schedule)
-    _check_weights(cfg)
+    if cfg.resume is None and (file := find_weights(cfg.model)):
+        read_weights(file)  # a damaged file is reported before data is read
     return precision
 
 
@@ -46,7 +47,7 @@ def count_devices(accelerator: str, devices: int | str | Sequence[int]) -> int:
         ConfigError: if the machine has fewer devices.
     """
     device_type = _device_type(accelerator)
-    num_available = _num_available(device_type)
+    num_available = available_cores() if device_type == "cpu" else torch.accelerator.device_count()
     if devices in ("auto", -1, "-1"):
         return 1 if device_type == "cpu" else num_available
     if isinstance(devices, str) and not devices.lstrip("-").isdigit():
@@ -55,11 +56,11 @@ def count_devices(accelerator: str, devices: int | str | Sequence[int]) -> int:
     if num_wanted < 1:
         raise ConfigError(f"trainer.devices={devices} must be 1 or more, or auto.")
     if num_wanted > num_available:
-        noun = ("CPU core" if device_type == "cpu" else "GPU") + ("s" if num_available != 1 else "")
-        remedy = (
-            "" if device_type == "cpu" else f"; trainer.accelerator=cpu trainer.devices={num_wanted} uses CPU cores"
-        )
-        raise ConfigError(f"trainer.devices={devices}: this machine has {num_available} {noun}{remedy}.")
+        noun, remedy = "GPU", f"; trainer.accelerator=cpu trainer.devices={num_wanted} uses CPU cores"
+        if device_type == "cpu":
+            noun, remedy = "CPU core", ""
+        plural = "s" if num_available != 1 else ""
+        raise ConfigError(f"trainer.devices={devices}: this machine has {num_available} {noun}{plural}{remedy}.")
     return num_wanted
 
 
@@ -78,14 +79,7 @@ def check_batch_size(batch_size: int, num_processes: int) -> None:
 
 
 def choose_precision(setting: str, accelerator: str) -> tuple[str, str]:
-    """Translate `trainer.precision=auto` to a precision of Lightning.
-
-    Args:
-        setting: `trainer.precision` as typed.
-        accelerator: `trainer.accelerator` as typed.
-
-    Returns:
-        Lightning's name of the precision, and why it was chosen.
+    """Translate the typed `trainer.precision` to Lightning's name of a precision, and return why it was chosen.
 
     Raises:
         ConfigError: for fp16 without a GPU.
@@ -120,14 +114,6 @@ def check_compile() -> None:
         ) from error
 
 
-def _check_weights(cfg: DictConfig) -> None:
-    """Read the file of `model.weights`, so that a damaged one is reported before data is read."""
-    if cfg.resume is None and (file := find_weights(cfg.model)):
-        from imago.model.weights import read_weights
-
-        read_weights(file)
-
-
 def _device_type(accelerator: str) -> str:
     """Return cpu, cuda or mps."""
     if accelerator not in ("auto", "gpu"):
@@ -136,10 +122,6 @@ def _device_type(accelerator: str) -> str:
     if device is None and accelerator == "gpu":
         raise ConfigError("trainer.accelerator=gpu: torch finds no GPU; use trainer.accelerator=auto for the CPU.")
     return device.type if device else "cpu"
-
-
-def _num_available(device_type: str) -> int:
-    return available_cores() if device_type == "cpu" else torch.accelerator.device_count()
 
 
 def _cpu_has_bf16() -> bool:

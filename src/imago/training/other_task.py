@@ -43,10 +43,6 @@ def build_other_task(cfg: DictConfig, data: ImageDataModule) -> LightningModule:
     The network is built for the classes of the data; optimizer and scheduler are `functools.partial`s, to be called
     with the parameters or the optimizer. `num_classes` is filled in.
 
-    Args:
-        cfg: the composed config of `train.py`.
-        data: the data module, after `set_up_data`.
-
     Raises:
         ConfigError: if the target is not a LightningModule, or its arguments do not match.
     """

@@ -20,14 +20,8 @@ _CHANGEABLE_KEYS = (
     *("paths", "callbacks", "logger", "resume", "run_name", "trust", "compile", "tta"),
     *("data.num_workers", "data.loader", "data.cache", "data.cache_dir"),
     *("data.root", "data.data_dir", "data.split_file", "data.list_file"),
-    *(
-        "trainer.max_epochs",
-        "trainer.max_steps",
-        "trainer.max_time",
-        "trainer.accelerator",
-        "trainer.devices",
-        "trainer.num_nodes",
-    ),
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
     *("trainer.strategy", "trainer.log_every_n_steps", "trainer.profiler", "trainer.limit_test_batches"),
     *("trainer.num_sanity_val_steps", "trainer.deterministic", "trainer.benchmark", "trainer.detect_anomaly"),
     *("trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.enable_autolog_hparams"),
@@ -40,12 +34,7 @@ _PATH_KEYS = ("data.root", "task.teacher", "task.teacher.weights", "model.weight
 def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
     """Make the paths in the settings absolute, so that resume and eval find the files from any directory.
 
-    Args:
-        cfg: the composed config of `train.py`; changed in place.
-        overrides: the settings as typed.
-
-    Returns:
-        The overrides with the same absolute paths.
+    `cfg` is changed in place; returned are the overrides, as typed, with the same absolute paths.
 
     Raises:
         ConfigError: if `model.weights` or `task.teacher` names a run without a checkpoint.
@@ -58,18 +47,37 @@ def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]
             cfg.model.weights = str(resolve_checkpoint(Path(weights)).resolve())
         except DataError as error:
             raise ConfigError(f"model.weights={error}") from error
-    if cfg.task.get("teacher"):
-        from imago.training.teacher import resolve_teacher
+    resolve_teacher(cfg.task)
+    stored = as_typed(overrides, to_plain(cfg, resolve=False))
+    for index, override in enumerate(stored):
+        key, _, value = override.partition("=")
+        if key in _PATH_KEYS and value not in ("", "null"):
+            stored[index] = f"{key}={quote_for_hydra(str(OmegaConf.select(cfg, key)))}"
+    return stored
 
-        resolve_teacher(cfg.task)
-    return [_with_stored_path(override, cfg) for override in as_typed(overrides, to_plain(cfg, resolve=False))]
 
+def resolve_teacher(task: DictConfig) -> None:
+    """Make the teacher's path in the settings absolute and resolved: `logs/latest` will point to the student's run.
 
-def _with_stored_path(override: str, cfg: DictConfig) -> str:
-    key, _, value = override.partition("=")
-    if key not in _PATH_KEYS or value in ("", "null"):
-        return override
-    return f"{key}={quote_for_hydra(str(OmegaConf.select(cfg, key)))}"
+    Raises:
+        ConfigError: if the run does not exist, or if `task.teacher.weights` is a run.
+    """
+    teacher = task.get("teacher")
+    if teacher and isinstance(teacher, str):
+        try:
+            resolve_checkpoint(Path(teacher))
+        except DataError as error:
+            raise ConfigError(
+                f"task.teacher={error} A network is typed +model@task.teacher=NAME task.teacher.weights=FILE."
+            ) from error
+        task.teacher = str(Path(teacher).resolve())
+    elif teacher and Path(teacher.weights).exists():
+        path = Path(teacher.weights).resolve()
+        if path.is_dir() or path.suffix == ".ckpt":
+            raise ConfigError(
+                f"task.teacher.weights={teacher.weights}: a run is typed task.teacher=RUN, which compares its classes."
+            )
+        teacher.weights = str(path)
 
 
 def check_run_directory(cfg: DictConfig, path: Path) -> None:
@@ -105,18 +113,16 @@ def check_unchanged_settings(
 ) -> None:
     """Check that a resumed run keeps every setting that affects its weights, and has something left to do.
 
-    Args:
-        saved: `config.yaml` of the run, as plain data.
-        settings: those to resume with, as plain data.
-        num_epochs_done: epochs that the run has finished.
-        num_steps_done: its optimizer steps.
-        is_tested: whether its final test is done; a run that was killed during the test may do it again.
+    `saved` is `config.yaml` of the run, `settings` those to resume with, both as plain data. A run that was killed
+    during its final test may do it again.
 
     Raises:
         ConfigError: with one line for each such setting.
     """
     before, after = flatten(saved), flatten(settings)
-    changed = [key for key in before | after if before.get(key) != after.get(key) and not _may_change(key)]
+    different = [key for key in before | after if before.get(key) != after.get(key)]
+    may_change = tuple(f"{name}." for name in _CHANGEABLE_KEYS)
+    changed = [key for key in different if key.startswith(_FIXED_KEY) or not f"{key}.".startswith(may_change)]
     # If the class of a group has changed, the keys below it are not listed.
     changed_groups = tuple(key.removesuffix("_target_") for key in changed if key.endswith("._target_"))
     problems = [
@@ -134,7 +140,3 @@ def check_unchanged_settings(
             )
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def _may_change(key: str) -> bool:
-    return not key.startswith(_FIXED_KEY) and any(f"{key}.".startswith(f"{name}.") for name in _CHANGEABLE_KEYS)

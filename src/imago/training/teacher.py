@@ -2,50 +2,24 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
-from imago.errors import ConfigError, DataError, UserError
-from imago.inference.load import load_classifier, resolve_checkpoint
+from imago.data.datamodule import ImageDataModule
+from imago.errors import ConfigError, UserError
+from imago.inference.load import load_classifier
 from imago.instantiate import to_plain
 from imago.model.adapt import build_network, find_weights, weights_preprocess
-
-if TYPE_CHECKING:
-    from imago.data.datamodule import ImageDataModule
-    from imago.model.classifier import Classifier
-    from imago.task.distillation import Teacher
+from imago.model.classifier import Classifier
+from imago.task.distillation import Teacher
 
 
-def resolve_teacher(task: DictConfig) -> None:
-    """Make the teacher's path in the settings absolute and resolved: `logs/latest` will point to the student's run.
+def load_teacher_run(cfg: DictConfig) -> Classifier | None:
+    """Load the run that is the teacher; of a network, only look up the weights file, and return None.
 
-    Raises:
-        ConfigError: if the run does not exist, or if `task.teacher.weights` is a run.
-    """
-    teacher = task.get("teacher")
-    if isinstance(teacher, str):
-        try:
-            resolve_checkpoint(Path(teacher))
-        except DataError as error:
-            raise ConfigError(
-                f"task.teacher={error} A network is typed +model@task.teacher=NAME task.teacher.weights=FILE."
-            ) from error
-        task.teacher = str(Path(teacher).resolve())
-    elif teacher and Path(teacher.weights).exists():
-        path = Path(teacher.weights).resolve()
-        if path.is_dir() or path.suffix == ".ckpt":
-            raise ConfigError(
-                f"task.teacher.weights={teacher.weights}: a run is typed task.teacher=RUN, which compares its classes."
-            )
-        teacher.weights = str(path)
-
-
-def load_teacher_run(cfg: DictConfig) -> "Classifier | None":
-    """Load the run that is the teacher; call it before the seed is set, so that the student's weights do not change.
-
-    Returns:
-        None if the teacher is not a run; for a network, only its weights file is looked up.
+    Call it before the seed is set, so that the student's weights do not change.
     """
     teacher = cfg.task.teacher
     try:
@@ -57,21 +31,12 @@ def load_teacher_run(cfg: DictConfig) -> "Classifier | None":
     return None
 
 
-def prepare_teacher(cfg: DictConfig, teacher_run: "Classifier | None", data: "ImageDataModule") -> "Teacher":
-    """Wrap the teacher so that it takes the student's images.
-
-    Args:
-        cfg: the composed config of `train.py`.
-        teacher_run: result of `load_teacher_run`; None builds the network of `task.teacher`.
-        data: the student's data module.
+def prepare_teacher(cfg: DictConfig, teacher_run: Classifier | None, data: ImageDataModule) -> Teacher:
+    """Wrap the result of `load_teacher_run`, or the network of `task.teacher`, so that it takes the student's images.
 
     Raises:
-        ConfigError: if the teacher has other classes, or its weights do not fit.
+        ConfigError: if the teacher has other classes than `data`, or its weights do not fit.
     """
-    import torch
-
-    from imago.task.distillation import Teacher
-
     if teacher_run is not None and teacher_run.class_names != data.class_names:
         raise ConfigError(
             f"task.teacher={cfg.task.teacher} has the classes {' '.join(teacher_run.class_names)}, and the data "
@@ -82,7 +47,7 @@ def prepare_teacher(cfg: DictConfig, teacher_run: "Classifier | None", data: "Im
     return Teacher(net.to(memory_format=torch.channels_last), record, data.preprocess.to_dict())
 
 
-def _build_network(cfg: DictConfig, data: "ImageDataModule") -> tuple[Any, dict[str, Any]]:
+def _build_network(cfg: DictConfig, data: ImageDataModule) -> tuple[Any, dict[str, Any]]:
     """Build the teacher for the data's classes; return it with the preprocess record that its weights need."""
     settings, num_classes = to_plain(cfg.task.teacher), len(data.class_names)
     try:

@@ -56,8 +56,9 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     import torch
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
+    from imago.inference.load import check_compatible, resolve_checkpoint
     from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
-    from imago.training.build import build_run, checkpoint_to_resume, final_checkpoint
+    from imago.training.build import build_run, final_checkpoint
     from imago.training.console import end_lines, start_table, usable_commands
     from imago.training.machine_checks import prepare_machine
     from imago.trust import packages_to_trust
@@ -73,7 +74,11 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     cache = data.fill_cache(trainer.num_devices, (trainer.max_epochs or 1) * share)
     log.info("image cache: %s\n", cache)
 
-    trainer.fit(task, datamodule=data, ckpt_path=checkpoint_to_resume(cfg, task))
+    last = None
+    if cfg.resume is not None:
+        last = resolve_checkpoint(directory.path, "last")
+        check_compatible(last, task)
+    trainer.fit(task, datamodule=data, ckpt_path=last)
     directory.signals.raise_if_received()
     # Compiling once more, for fp32, would take longer than the test.
     with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():

@@ -27,13 +27,7 @@ _NUM_STEPS = 140  # 20 per power of ten; our own choice
 def tune_lr(cfg: DictConfig, directory: RunDirectory, overrides: Sequence[str]) -> float:
     """Suggest a learning rate for these settings; val and test are not used, and no weights are saved.
 
-    Args:
-        cfg: the composed config of `train.py`, for the training to come.
-        directory: where lr_curve.csv and lr_curve.png are written.
-        overrides: the settings as typed, for the printed command.
-
-    Returns:
-        The suggested learning rate.
+    Writes lr_curve.csv and lr_curve.png, and prints the command of the training to come from `overrides`, as typed.
 
     Raises:
         ConfigError: if the loss does not decrease at any learning rate, or the optimizer has no `lr`.
