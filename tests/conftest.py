@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import re
+import shutil
 import statistics
 import subprocess
 from collections import defaultdict
@@ -88,14 +89,33 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> WarmRuns:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run on the drawn shapes, from the command line: one for all test processes, which only read it."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of all test processes together."""
     own = tmp_path_factory.getbasetemp()
-    logs = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "finished_run"
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def finished_run(shared_folder: Path) -> Path:
+    """A short run on the drawn shapes, from the command line: one for all test processes, which only read it."""
+    logs = shared_folder / "finished_run"
     with FileLock(f"{logs}.lock"):
         if not (logs / "screen.txt").exists():
             done = train(logs, *SHORT, "run_name=short")
             (logs / "screen.txt").write_text(done.stdout)
+    return logs / "train" / "short"
+
+
+@pytest.fixture(scope="session")
+def exported_run(finished_run: Path, shared_folder: Path) -> Path:
+    """A copy of it after `export.py`, which printed `export_screen.txt` next to its logs; also only read."""
+    logs, screen = shared_folder / "exported_run", shared_folder / "export_screen.txt"
+    with FileLock(f"{logs}.lock"):
+        if not screen.exists():
+            run = shutil.copytree(finished_run, logs / "train" / "short")
+            done = warm_imago().run("src/export.py", f"run={run}", f"paths.log_dir={logs}")
+            assert (done.returncode, done.stderr) == (0, ""), done.stderr
+            screen.write_text(done.stdout)
     return logs / "train" / "short"
 
 

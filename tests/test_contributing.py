@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from short_runs import summary
-from warm_python import warm_hydra
+from warm_python import warm_packages
 
 from imago import load_model
 from imago.paths import PROJECT_ROOT
@@ -49,7 +49,7 @@ def run(project: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Run `python ARGUMENTS` in the copy, with the imago of the copy."""
 
     def start(*arguments: str) -> subprocess.CompletedProcess:
-        return warm_hydra().run(*arguments, cwd=project, PYTHONPATH=str(project / "src"))
+        return warm_packages().run(*arguments, cwd=project, PYTHONPATH=str(project / "src"))
 
     return start
 

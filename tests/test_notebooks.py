@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -41,12 +43,25 @@ def evaluate(run: Path, command) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def executed(name: str, last: str, folder: Path) -> nbformat.NotebookNode:
-    """Run a copy of a notebook, with one more cell at its end that prints values of its tables."""
+@contextmanager
+def opened(name: str, last: str, folder: Path) -> Iterator[Callable[..., nbformat.NotebookNode]]:
+    """Yield a function that runs a copy of a notebook, always in one kernel, in an environment with more variables.
+
+    The copy has one more cell at its end, which prints values of its tables.
+    """
     notebook = nbformat.read(PROJECT_ROOT / "notebooks" / name, as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell(last))
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
-    return notebook
+    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}})
+
+    def run(**environment: str) -> nbformat.NotebookNode:
+        first = nbformat.v4.new_code_cell(f"import os; os.environ.update({environment!r})")
+        cells = [first, *nbformat.read(PROJECT_ROOT / "notebooks" / name, as_version=4).cells]
+        notebook.cells = [*cells, nbformat.v4.new_code_cell(last)]
+        for index, cell in enumerate(notebook.cells):
+            client.execute_cell(cell, index)
+        return notebook
+
+    with client.setup_kernel():
+        yield run
 
 
 def outputs(notebook: nbformat.NotebookNode, kind: str) -> list[str]:
@@ -60,39 +75,29 @@ def printed(notebook: nbformat.NotebookNode) -> str:
 
 
 @pytest.mark.slow
-def test_analysis_reads_compares_and_draws_a_sweep(tmp_path: Path, command, monkeypatch):
-    train(
-        tmp_path,
-        "-m",
-        *SHORT,
-        "trainer.max_epochs=1",
-        "trainer.limit_train_batches=4",
-        "optimizer.lr=1e-3,4e-3",
-        "seed=1,2",
-        "run_name=sweep",
-    )
-    monkeypatch.setenv("IMAGO_LOGS_DIR", str(tmp_path))
+def test_analysis_reads_compares_and_draws_a_sweep(tmp_path: Path, command):
+    short = (*SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=4")
+    train(tmp_path, "-m", *short, "optimizer.lr=1e-3,4e-3", "seed=1,2", "run_name=sweep")
     last = "print(len(runs), len(chosen), seeds['num_seeds'].tolist(), seeds['test_low'].notna().all())"
-    notebook = executed("analysis.ipynb", last, tmp_path)
-    assert printed(notebook).endswith("4 4 [2, 2] True\n")
-    assert len(outputs(notebook, "image/png")) == 3
-    assert printed(notebook).count("create it with: python src/eval.py run=") == 2
+    with opened("analysis.ipynb", last, tmp_path) as executed:
+        notebook = executed(IMAGO_LOGS_DIR=str(tmp_path))
+        assert printed(notebook).endswith("4 4 [2, 2] True\n")
+        assert len(outputs(notebook, "image/png")) == 3
+        assert printed(notebook).count("create it with: python src/eval.py run=") == 2
 
-    for run in set(re.findall(r"create it with: python src/eval\.py run=(\S+)", printed(notebook))):
-        evaluate(Path(run), command)
-    assert len(outputs(executed("analysis.ipynb", last, tmp_path), "image/png")) == 5
+        for run in set(re.findall(r"create it with: python src/eval\.py run=(\S+)", printed(notebook))):
+            evaluate(Path(run), command)
+        assert len(outputs(executed(), "image/png")) == 5
 
 
 @pytest.mark.slow
-def test_a_model_predicts_drawn_shapes_and_image_files(tmp_path: Path, finished_run: Path, monkeypatch):
-    monkeypatch.setenv("IMAGO_RUN", str(finished_run))
-    last = "print(predictions.shape, tuple(features.shape), (similarity.to_numpy().diagonal() == 1).all())"
-    notebook = executed("use_a_model.ipynb", last, tmp_path)
-    assert printed(notebook) == "torch.Size([1, 10])\n(12, 4) (12, 512) True\n"
-    assert len(outputs(notebook, "image/png")) == 1 + 4  # the images, and explanations of four of them
-
+def test_a_model_predicts_drawn_shapes_and_image_files(tmp_path: Path, finished_run: Path):
     (tmp_path / "photos" / "below").mkdir(parents=True)
     for name in ("a, b.png", "below/ü.JPG"):
         Image.new("RGB", (60, 40), "red").save(tmp_path / "photos" / name)
-    monkeypatch.setenv("IMAGO_IMAGES_DIR", str(tmp_path / "photos"))
-    assert printed(executed("use_a_model.ipynb", last, tmp_path)).endswith("(2, 4) (2, 512) True\n")
+    last = "print(predictions.shape, tuple(features.shape), (similarity.to_numpy().diagonal() == 1).all())"
+    with opened("use_a_model.ipynb", last, tmp_path) as executed:
+        notebook = executed(IMAGO_RUN=str(finished_run))
+        assert printed(notebook) == "torch.Size([1, 10])\n(12, 4) (12, 512) True\n"
+        assert len(outputs(notebook, "image/png")) == 1 + 4  # the images, and explanations of four of them
+        assert printed(executed(IMAGO_IMAGES_DIR=str(tmp_path / "photos"))).endswith("(2, 4) (2, 512) True\n")

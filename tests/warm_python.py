@@ -24,7 +24,13 @@ _IMAGO = (
     "import imago.inference.evaluate, imago.inference.predict, imago.export.export; "
     "import matplotlib.figure, torch.utils.tensorboard, PIL.Image; PIL.Image.init(); "
     "matplotlib.figure.Figure().savefig(os.devnull, format='png')"
+)  # The drawn shapes are the same in every process, and take a second.
+_SHAPES = (
+    "import functools, imago.data.shapes as shapes; shapes.render_split = functools.cache(shapes.render_split); "
+    "[shapes.render_split(split) for split in shapes.SPLIT_SIZES]"
 )
+# The packages of the commands stay imported; imago itself comes from the PYTHONPATH of each process.
+_WITHOUT_IMAGO = "[sys.modules.pop(name) for name in list(sys.modules) if name.split('.')[0] == 'imago']"
 
 # A waiter process between the job and the server keeps the server ready for the next job.
 _SERVER = """
@@ -166,8 +172,14 @@ class WarmPython:
 
 @functools.cache
 def warm_imago() -> WarmPython:
-    """Return the one, shared by all tests, that has imported the commands and their packages."""
-    return WarmPython(f"{_HYDRA}; {_IMAGO}")
+    """Return the one, shared by all tests, that has imported the commands and their packages, and drawn the shapes."""
+    return WarmPython(f"{_HYDRA}; {_IMAGO}; {_SHAPES}")
+
+
+@functools.cache
+def warm_packages() -> WarmPython:
+    """Return the one, shared by all tests, that has imported the packages of the commands, for a copy of imago."""
+    return WarmPython(f"{_HYDRA}; {_IMAGO}; {_WITHOUT_IMAGO}")
 
 
 @functools.cache

@@ -63,9 +63,9 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy: other tests check the directory contents of the finished run."""
-    return shutil.copytree(finished_run, tmp_path_factory.mktemp("predicted") / "train" / "short")
+def run(exported_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: other tests check the directory contents."""
+    return shutil.copytree(exported_run, tmp_path_factory.mktemp("predicted") / "train" / "short")
 
 
 @pytest.fixture
@@ -178,18 +178,16 @@ def test_an_invalid_setting_is_found_without_loading_torch(command: Callable, ty
 
 
 @pytest.mark.slow
-def test_an_exported_file_gives_the_same_labels_without_torch(run: Path, command: Callable, tmp_path: Path):
+def test_an_exported_file_gives_the_same_labels_without_torch(run: Path, predict: Callable, tmp_path: Path):
     images, _ = shapes.render_split("val")
     for number, image in enumerate(images[::10]):
         Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / f"{number}.png")
-    done = command("src/export.py", f"run={run}", f"paths.log_dir={tmp_path / 'logs'}")
+    model, images = run / "export" / "model.onnx", f"input={tmp_path}"
+    predict(f"run={run}", images, f"output={tmp_path / 'torch.csv'}")
+    arguments = [f"run={model}", images, f"output={tmp_path / 'onnx.csv'}"]
+    done = warm_hydra().run("-c", as_code(NO_TORCH, arguments))
     assert done.returncode == 0, done.stderr
-    found = []
-    for model, prelude in ((run, ""), (run / "export" / "model.onnx", NO_TORCH)):
-        arguments = [f"run={model}", f"input={tmp_path}", f"output={tmp_path / 'out.csv'}"]
-        done = warm_hydra().run("-c", as_code(prelude, arguments))
-        assert done.returncode == 0, done.stderr
-        found.append(rows(tmp_path / "out.csv"))
+    found = [rows(tmp_path / "torch.csv"), rows(tmp_path / "onnx.csv")]
     assert len(found[0]) == 100
     assert [row["class_1"] for row in found[0]] == [row["class_1"] for row in found[1]]
     shares = [[float(row["probability_1"]) for row in table] for table in found]

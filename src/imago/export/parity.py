@@ -61,10 +61,8 @@ class Agreement:
 def compare_outputs(classifier: Classifier, exported: OnnxClassifier, images: Iterable[np.ndarray]) -> dict[str, Any]:
     """Compare on every image: run the classifier once, and the file once for each of BATCH_SIZES.
 
-    Args:
-        classifier: in eval mode, float32, on the CPU.
-        exported: the file written from it.
-        images: batches of any size, uint8 (N, 3, S, S), prepared as the preprocess record says.
+    The classifier is in eval mode, in float32, on the CPU; `images` are batches of any size, uint8 (N, 3, S, S),
+    prepared as the preprocess record says.
 
     Returns:
         Plain numbers for the report: the largest of each over the batch sizes, and those of each size.

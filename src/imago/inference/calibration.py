@@ -13,12 +13,9 @@ CALIBRATION_FILE = "calibration.json"  # one entry for each checkpoint file and 
 
 
 def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> dict[str, Any]:
-    """Fit the temperature of a checkpoint and write it to `calibration.json`.
+    """Fit the temperature of a checkpoint to its outputs for the validation images; write it to `calibration.json`.
 
-    Args:
-        checkpoint: the file that the logits come from.
-        result: outputs for the validation images, in fp32.
-        tta: the views of each image that were averaged; the mean of several is less confident than one view.
+    Each setting `tta` has its own temperature: the mean of several views is less confident than one view.
 
     Returns:
         The entry: the temperature, and negative log-likelihood (in nats) and expected calibration error without and
@@ -41,11 +38,7 @@ def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> di
 
 
 def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
-    """Return the temperature of a checkpoint and an empty text, or UNCALIBRATED and the reason.
-
-    Args:
-        checkpoint: the file of the network; `calibration.json` is next to it.
-        tta: the views of each image that are averaged; each setting has its own temperature.
+    """Return the temperature of a checkpoint with these views and an empty text, or UNCALIBRATED and the reason.
 
     Raises:
         DataError: if the temperature in `calibration.json` is not a positive number.

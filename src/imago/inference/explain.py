@@ -52,12 +52,7 @@ class Explainer:
 
 
 def grad_cam(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor:
-    """Compute the Grad-CAM heatmap of one class for each image.
-
-    Args:
-        classifier: in eval mode, on any device.
-        images: uint8 (N, 3, S, S).
-        classes: the class to explain for each image, int64 (N,).
+    """Compute the Grad-CAM heatmap of one class, int64 (N,), for each image, uint8 (N, 3, S, S), on any device.
 
     Returns:
         float32 (N, S, S) on the CPU, in [0, 1]; an image's largest value is 1, or 0 if nothing contributes.

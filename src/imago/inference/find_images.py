@@ -50,7 +50,11 @@ def _list_files(path: str) -> Iterator[str]:
     if not os.path.isdir(path):
         yield path
         return
-    for folder, subfolders, names in os.walk(path, onerror=_refuse_folder):
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{printable(error.filename)} cannot be read: {error.strerror}.") from error
+
+    for folder, subfolders, names in os.walk(path, onerror=refuse):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         yield from (os.path.join(folder, name) for name in names if not name.startswith("."))
 
@@ -58,7 +62,3 @@ def _list_files(path: str) -> Iterator[str]:
 def _is_image(path: str) -> bool:
     """Return whether it is an image by its suffix, and a file or a broken link, which is reported when it is read."""
     return Path(path).suffix.lower() in SUFFIXES and (os.path.isfile(path) or not os.path.exists(path))
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise DataError(f"{printable(error.filename)} cannot be read: {error.strerror}.") from error

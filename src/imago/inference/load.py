@@ -169,11 +169,10 @@ def check_compatible(file: Path, task: "LightningModule") -> None:
         raise DataError(
             f"{file} has the classes {saved_names}, and the data has {names}; use the same data, or start a new run."
         )
-    net = task.hparams.get("net")
-    network = net["_target_"] if isinstance(net, Mapping) else type(task).__name__
-    if "net" not in task.hparams:
-        return  # not an `ImageTask`: it may build layers in `setup`, after which Lightning loads the weights
-    _load_weights(task, saved["state_dict"], file, network)
+    if "net" in task.hparams:  # any other task may build layers in `setup`, after which Lightning loads the weights
+        net = task.hparams["net"]
+        network = net["_target_"] if isinstance(net, Mapping) else type(task).__name__
+        _load_weights(task, saved["state_dict"], file, network)
 
 
 def _load_weights(module: "nn.Module", state: Mapping[str, Any], file: Path, network: str) -> None:
@@ -189,11 +188,9 @@ def _load_weights(module: "nn.Module", state: Mapping[str, Any], file: Path, net
 
 
 def resolve_checkpoint(path: Path, name: str = "best") -> Path:
-    """Return the checkpoint file of a run directory, or `path` itself if it is a file.
+    """Return the checkpoint file `name` of a run directory, or `path` itself if it is a file.
 
-    Args:
-        path: the file itself, or a run directory.
-        name: which one of a run directory: best, last, or a file, by its path or by its name in RUN/checkpoints.
+    `name` is best, last, or a file, by its path or by its name in RUN/checkpoints.
 
     Raises:
         DataError: if there is none; the text starts with `path`.
@@ -217,17 +214,11 @@ def check_and_find_model(
 ) -> tuple[Path, Path | None]:
     """Check the settings of a command, and find its network; loads no torch.
 
-    Args:
-        run: the setting, like `ckpt` and `accelerator`.
-        ckpt: best, last, or a file of the run directory.
-        accelerator: auto, cpu or gpu.
-        problems: further error messages, each with whether it applies.
-
     Returns:
         The file, and the absolute run directory that it belongs to, if there is one.
 
     Raises:
-        ConfigError: with one line for each problem.
+        ConfigError: with one line for each problem; `problems` are further messages, each with whether it applies.
     """
     path = Path(run or "")
     is_file, is_gpu = path.is_file(), accelerator == "gpu"

@@ -78,15 +78,9 @@ def predict_images(
     threshold: float = 0.0,
     explainer: "Explainer | None" = None,
 ) -> tuple[list[Prediction], list[tuple[Path, str]]]:
-    """Predict images; print those that cannot be read on stderr.
+    """Predict images of any size and mode; print those that cannot be read on stderr.
 
-    Args:
-        predictor: a loaded checkpoint or ONNX file.
-        images: files of any size and mode.
-        batch_size: images per forward pass.
-        top_k: maximum number of classes per image.
-        threshold: in [0, 1]; an image whose best class is less probable gets no predicted class.
-        explainer: writes an overlay for each image.
+    Each image gets its `top_k` best classes; if the best is less probable than `threshold`, it has no predicted class.
 
     Returns:
         The predictions, and the images that cannot be read with the reason, both in the order of `images`.

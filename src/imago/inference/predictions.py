@@ -29,20 +29,12 @@ class Prediction:
 
 
 def write_predictions(
-    file: Path,
-    predictions: Sequence[Prediction],
-    bad_images: Sequence[tuple[Path, str]],
-    metadata: Mapping[str, Any],
+    file: Path, predictions: Sequence[Prediction], bad_images: Sequence[tuple[Path, str]], metadata: Mapping[str, Any]
 ) -> None:
     """Write a CSV file with one line per readable image, and the same with the bad images as JSON.
 
     CSV: `file, predicted, class_1, probability_1, class_2, ...`, best first; `predicted` is empty below the threshold.
-
-    Args:
-        file: the CSV file; the JSON file has the same name with .json.
-        predictions: one for each readable image.
-        bad_images: those that could not be read, and why.
-        metadata: first keys of the JSON, such as the model.
+    The JSON file has the name of the CSV `file` with .json, and begins with the keys of `metadata`.
 
     Raises:
         DataError: if the files cannot be written.
@@ -66,7 +58,8 @@ def write_predictions(
 def table_lines(predictions: Sequence[Prediction]) -> Iterator[str]:
     """Yield a heading and one line per image, at least one: its name, the predicted class, and the next classes."""
     shown = predictions[:_MAX_LISTED]
-    images = [_shorten(printable(prediction.image)) for prediction in shown]
+    images = [printable(prediction.image) for prediction in shown]
+    images = [name if len(name) <= _MAX_NAME_CHARS else f"...{name[3 - _MAX_NAME_CHARS :]}" for name in images]
     names = [printable(prediction.predicted or _BELOW_THRESHOLD) for prediction in shown]
     width, class_width = (max(map(display_width, column)) for column in (["image", *images], ["class", *names]))
     others = [prediction.best_classes[1:] if prediction.predicted else prediction.best_classes for prediction in shown]
@@ -77,7 +70,3 @@ def table_lines(predictions: Sequence[Prediction]) -> Iterator[str]:
         yield f"{padded(image, width)}  {padded(predicted, class_width)}  {best:>11.2%}   {next_classes}".rstrip()
     if len(predictions) > len(shown):
         yield f"... and {len(predictions) - len(shown):,} more"
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= _MAX_NAME_CHARS else f"...{name[3 - _MAX_NAME_CHARS :]}"

@@ -26,13 +26,9 @@ _MAX_LISTED = 20  # classes that fit on a screen; of more, the weakest are shown
 def write_results(
     directory: Path, result: LabeledOutputs, metadata: Mapping[str, Any], samples: "Samples"
 ) -> list[str]:
-    """Write metrics.json, tables and figures; return the names of the files.
+    """Write metrics.json (`metadata`), tables and figures; replace older results; return the names of the files.
 
-    Args:
-        directory: created if missing; older results in it are replaced.
-        result: the outputs that `run_split` returned.
-        metadata: content of metrics.json.
-        samples: the images of the split, in the order of `result`.
+    `samples` are the images of the split, in the order of `result`.
 
     Raises:
         DataError: if the files cannot be written.
@@ -48,13 +44,7 @@ def write_results(
 
 
 def summary_lines(result: LabeledOutputs, metadata: Mapping[str, Any], final_test: str = "") -> list[str]:
-    """Format the results for the screen.
-
-    Args:
-        result: the outputs that `run_split` returned.
-        metadata: content of metrics.json.
-        final_test: printed after the accuracy, see `evaluate`.
-    """
+    """Format the results for the screen; `metadata` is the content of metrics.json, `final_test` a remark."""
     names = [printable(name) for name in result.class_names]
     confused = most_confused(result.confusion, 4)
     mistakes = [f"{names[true]} as {names[predicted]} {num_images} x" for true, predicted, num_images in confused]

@@ -50,10 +50,7 @@ def images_in_memory(samples: "Samples", indices: Sequence[int]) -> dict[int, np
 def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> LabeledOutputs:
     """Run the network on every image of a split; return logits, probabilities and labels.
 
-    Args:
-        predictor: a loaded checkpoint or ONNX file.
-        data: the data module, set up; gets the network's preprocess.
-        split: one of EVALUATED_SPLITS.
+    `data` must be set up, and gets the network's preprocess.
 
     Raises:
         DataError: if the outputs are not the classes of the data, if the network lacks one of them, if outputs are not

@@ -10,6 +10,8 @@ from torch import nn
 from imago.errors import ConfigError
 from imago.instantiate import accepts, accepts_any, build, import_target_or_none
 from imago.model.layers import new_module_names
+from imago.model.stem import convert_to_gray
+from imago.model.weights import find_file, is_path, load_weights, recorded_preprocess
 
 _ADAPT_SETTINGS = ("weights", "freeze", "in_channels")
 
@@ -17,16 +19,16 @@ _ADAPT_SETTINGS = ("weights", "freeze", "in_channels")
 def build_network(settings: Mapping[str, Any], num_classes: int, image_size: int) -> Any:
     """Build a network and apply its settings; those that its class takes as arguments are passed to it.
 
-    `num_classes` is passed as an argument of that name or through `**kwargs`, `image_size` only as an argument of that
-    name.
+    `num_classes` (K) is passed as an argument of that name or through `**kwargs`, `image_size` (in pixels) only as an
+    argument of that name.
 
     Names and shapes of the tensors, and the initial values of new layers, do not depend on `weights`: a checkpoint is
     rebuilt with `weights=None`, without the file.
 
     Args:
         settings: `_target_`, arguments of the class or function, and those of `adapt` that are not the default.
-        num_classes: K, width of the head.
-        image_size: side of the input in pixels.
+        num_classes: width of the head.
+        image_size: side of the input.
 
     Raises:
         ConfigError: a target that is refused, or settings that cannot work.
@@ -63,8 +65,6 @@ def find_weights(settings: Mapping[str, Any]) -> Path | None:
         return network_class.find_weights(settings.get("name"), weights)
     if weights is None or _takes_argument(network_class, "weights"):
         return None
-    from imago.model.weights import find_file, is_path
-
     if not is_path(weights):
         raise ConfigError(f"model.weights={weights}: of this network it can be null, a file or a run directory.")
     return find_file(weights)
@@ -77,8 +77,6 @@ def weights_preprocess(settings: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     if hasattr(network_class, "weights_preprocess"):
         return network_class.weights_preprocess(settings.get("name"), weights)
-    from imago.model.weights import recorded_preprocess
-
     return recorded_preprocess(weights)
 
 
@@ -95,14 +93,8 @@ def adapt(
             `layer[12].*` freezes the parameters that it matches; None or "none" trains everything.
         in_channels: 3, or 1 to train on the luminance of the images.
     """
-    gray_weight = None
-    if in_channels == 1:
-        from imago.model.stem import convert_to_gray
-
-        gray_weight = convert_to_gray(net)
+    gray_weight = convert_to_gray(net) if in_channels == 1 else None
     if file is not None:
-        from imago.model.weights import load_weights
-
         net.new_tensor_names = load_weights(net, file, weights, gray_weight)
     if freeze not in (None, "none"):
         freeze_parameters(net, freeze, getattr(net, "new_tensor_names", ()))
@@ -110,12 +102,7 @@ def adapt(
 
 
 def freeze_parameters(net: nn.Module, freeze: str, new_tensor_names: Sequence[str] = ()) -> None:
-    """Set `requires_grad` of every parameter.
-
-    Args:
-        net: changed in place.
-        freeze: "backbone" for everything but the head and a new stem, or a glob over names of parameters.
-        new_tensor_names: tensors that the file of weights had no values for.
+    """Set `requires_grad` of every parameter; `freeze` as in `adapt`.
 
     Raises:
         ConfigError: a glob that matches nothing, leaves nothing to train, or would freeze random values.

@@ -25,11 +25,7 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self,
-        net: nn.Module,
-        class_names: Sequence[str],
-        preprocess: Preprocess,
-        calibration_temperature: float = 1.0,
+        self, net: nn.Module, class_names: Sequence[str], preprocess: Preprocess, calibration_temperature: float = 1.0
     ) -> None:
         super().__init__()
         self.normalize = Normalize(preprocess)

@@ -64,18 +64,14 @@ def _walk(module: nn.Module, is_top: bool = False, in_top: bool = False) -> Iter
     Yields:
         Parameters, and whether they can be a layer: those of a walked module itself are tokens or embeddings.
     """
-    if not (is_top or (in_top and _is_stack(module)) or any(map(_is_block_list, module.modules()))):
+    num_layers = sum(isinstance(child, nn.Conv2d | nn.Linear) for child in module.children())
+    is_plain_stack = in_top and type(module) in _CONTAINERS and num_layers > 1
+    if not (is_top or is_plain_stack or any(map(_is_block_list, module.modules()))):
         yield list(module.parameters()), True
         return
     yield list(module.parameters(recurse=False)), next(module.children(), None) is None
     for child in module.children():
         yield from _walk(child, in_top=is_top)
-
-
-def _is_stack(module: nn.Module) -> bool:
-    return (
-        type(module) in _CONTAINERS and sum(isinstance(child, nn.Conv2d | nn.Linear) for child in module.children()) > 1
-    )
 
 
 def _is_block_list(module: nn.Module) -> bool:

@@ -1,6 +1,5 @@
 """LibraryNet: the base class of the networks of torchvision and timm, and the download of their weights."""
 
-import hashlib
 import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from imago.download import is_reachable
 from imago.errors import ConfigError, DataError
+from imago.files import sha256_of
 from imago.model.stem import fit_stem
 from imago.model.weights import find_file, recorded_preprocess
 
@@ -47,7 +47,7 @@ class LibraryNet(nn.Module):
         name: of the network in the library, e.g. "resnet18".
         num_classes: K, width of the head; comes from the data.
         image_size: side of the input in pixels; comes from the preprocess record.
-        supported_size_px: an input side that the network supports, in pixels.
+        supported_size_px: an input side that the network supports, for the error message.
 
     Attributes:
         new_stem_module_names: names of modules of `network` that were replaced for small images.
@@ -158,8 +158,7 @@ def download(url: str) -> Path:
         finally:
             socket.setdefaulttimeout(timeout_s)
     try:
-        with file.open("rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        digest = sha256_of(file)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}; delete it, then run again.") from error
     if not digest.startswith(prefix):
@@ -172,14 +171,8 @@ def download(url: str) -> Path:
 def check_reachable(url: str, name: str, directory: Path, remedy: str = _REMEDY) -> None:
     """Request the headers of `url` before a download, which has no time limit of its own.
 
-    Args:
-        url: address of the file; only its host is named in the message.
-        name: of the file, for the message only.
-        directory: the cache that does not have it.
-        remedy: end of the message: what the user can do instead.
-
     Raises:
-        DataError: no answer within seconds.
+        DataError: no answer within seconds; says that `directory` lacks the file `name`, and ends with `remedy`.
     """
     if not is_reachable(url, _REACH_TIMEOUT_S):
         host = urlsplit(url).netloc

@@ -11,18 +11,14 @@ _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # ITU-R BT.601, section 2.5.1
 
 
 def fit_stem(network: nn.Module, image_size: int) -> list[str]:
-    """Make the first convolution keep the resolution of images of up to `MAX_SMALL_PX`; change nothing for larger ones.
+    """Make the first convolution of a network, in place, keep the resolution of images of up to `MAX_SMALL_PX`.
 
     A convolution wider than 3x3 is replaced by a new 3x3 one with stride 1; a 3x3 one keeps its weights and gets stride
     1. In ResNets the max-pool after it is removed too. Patch embeddings (kernel as wide as the stride, as in ViT, Swin
     and ConvNeXt) are kept: the rest of the network is built for them.
 
-    Args:
-        network: of any architecture of torchvision or timm; changed in place.
-        image_size: side of the input in pixels.
-
     Returns:
-        Names of the modules whose weights are new.
+        Names of the modules whose weights are new; for larger images nothing is changed.
 
     Source: He et al. 2016, section 4.2 (arXiv:1512.03385), whose CIFAR-10 nets start with a 3x3 convolution of stride 1
     and have no max-pool.
@@ -50,9 +46,6 @@ def convert_to_gray(net: nn.Module) -> str:
     On a gray image, whose three channels are equal, the output is the same as before; random weights get the variance
     of a layer with a third of the inputs. Names of tensors and random draws do not change.
 
-    Args:
-        net: changed in place.
-
     Returns:
         Name of the changed weight, in `net.body` if it has one.
 
@@ -65,7 +58,7 @@ def convert_to_gray(net: nn.Module) -> str:
         raise ConfigError("model.in_channels=1: this network takes colors only; leave model.in_channels=3.")
     stem.weight = nn.Parameter(stem.weight.detach().sum(dim=1, keepdim=True))
     stem.in_channels = 1
-    net.register_forward_pre_hook(_to_luminance)
+    net.register_forward_pre_hook(lambda _, inputs: (luminance(inputs[0]),))
     return f"{name}.weight"
 
 
@@ -74,13 +67,7 @@ def luminance(images: Tensor) -> Tensor:
     return _RED * images[:, 0:1] + _GREEN * images[:, 1:2] + _BLUE * images[:, 2:3]
 
 
-def _to_luminance(net: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (luminance(inputs[0]),)
-
-
 def _find_stem(network: nn.Module) -> tuple[str, Any]:
     """Return the name of the first convolution over three colors, and the convolution; ("", None) if there is none."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
-            return name, module
-    return "", None
+    convolutions = ((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d))
+    return next(((name, part) for name, part in convolutions if part.in_channels == 3), ("", None))

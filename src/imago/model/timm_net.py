@@ -19,8 +19,7 @@ class TimmNet(LibraryNet):
     """A timm network with a head for the classes of the data and a stem for the size of its images.
 
     Args:
-        num_classes: K, width of the head; comes from the data.
-        image_size: side of the input in pixels; comes from the preprocess record.
+        num_classes, image_size: as in `LibraryNet`.
         name: of the network in timm; `lcnet_100.ra2_in1k` names its weights too.
         **arguments: further ones of that network, e.g. `drop_path_rate`.
 

@@ -20,8 +20,7 @@ class TorchvisionNet(LibraryNet):
     """A torchvision network with a head for the classes of the data and a stem for the size of its images.
 
     Args:
-        num_classes: K, width of the head; comes from the data.
-        image_size: side of the input in pixels; comes from the preprocess record.
+        num_classes, image_size: as in `LibraryNet`.
         name: of the network in `torchvision.models`, e.g. "resnet18".
         **arguments: further ones of that network, e.g. `zero_init_residual`.
     """

@@ -86,13 +86,9 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def load_weights(net: Any, file: Path, weights: str | None, gray_weight: str | None) -> list[str]:
-    """Read a file, copy its tensors into a network and log how many were copied.
+    """Read a state_dict for `net`, or for `net.body` if it has one, copy its tensors and log how many were copied.
 
-    Args:
-        net: changed in place.
-        file: contains a state_dict for `net`, or for `net.body` if it has one.
-        weights: `model.weights` as typed.
-        gray_weight: name of the weight that was summed over colors; one of the file with colors is summed too.
+    `weights` is `model.weights` as typed. If a weight `gray_weight` was summed over colors, one of the file is too.
 
     Returns:
         Names of the tensors that were not copied.

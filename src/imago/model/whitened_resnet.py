@@ -32,12 +32,7 @@ class WhitenedResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        num_classes: int,
-        image_size: int,
-        widths: Sequence[int],
-        logit_scale: float,
-        in_channels: int = 3,
+        self, num_classes: int, image_size: int, widths: Sequence[int], logit_scale: float, in_channels: int = 3
     ) -> None:
         super().__init__()
         smallest_px = 2 ** len(widths) + _PATCH_PX - 1
@@ -66,9 +61,7 @@ class WhitenedResNet(nn.Module):
 
         The filters are the principal directions of the patches divided by their standard deviations, each with both
         signs. They are saved in the checkpoint like all weights. Source: Jordan 2024, section 3.2 (arXiv:2404.00498).
-
-        Args:
-            images: normalized training images (N, 3, H, W); some hundred are enough.
+        The images (N, 3, H, W) are normalized training images; some hundred are enough.
         """
         columns = nn.functional.unfold(self._channels(images.float()), _PATCH_PX)  # (N, in_channels * 4, H * W)
         patches = columns.transpose(1, 2).flatten(0, 1)

@@ -4,13 +4,9 @@ from imago.errors import ConfigError
 
 
 def duration_in_steps(name: str, epochs: float | None, steps: int | None, steps_per_epoch: int) -> int:
-    """Convert a duration to optimizer steps, rounded to the nearest step.
+    """Convert a duration in epochs, which may be a fraction, or in optimizer steps to the nearest optimizer step.
 
-    Args:
-        name: of the two settings, without `_epochs` and `_steps`, e.g. "warmup".
-        epochs: may be a fraction; None if `steps` is set.
-        steps: None if `epochs` is set.
-        steps_per_epoch: optimizer steps in an epoch.
+    `name` is that of the two settings without `_epochs` and `_steps`, e.g. "warmup"; one of the two is None.
 
     Raises:
         ConfigError: if both or neither are set, or the value is negative.

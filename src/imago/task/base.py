@@ -73,7 +73,8 @@ class ImageTask(LightningModule):
         self.net = build_network(net, len(names), preprocess["size"])
         has_weight = loss.get("weight") is not None and accepts(import_target_or_none(loss["_target_"]), "class_counts")
         self.loss = build(loss, base=nn.Module, **({"class_counts": class_counts} if has_weight else {}))
-        self.metrics = nn.ModuleDict({split: EvaluationMetrics(metrics or {}, len(names)) for split in ("val", "test")})
+        splits = {split: EvaluationMetrics(metrics or {}, len(names)) for split in ("val", "test")}
+        self.metrics: Any = nn.ModuleDict(splits)
         self.steps_per_epoch: int | None = None
         self.tta = "none"
 
@@ -119,24 +120,24 @@ class ImageTask(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = self.inputs_and_targets(*batch)
         logits = self(images)
-        self._metrics("val").update(self.loss(logits, labels), logits, labels, len(batch[0]))
+        self.metrics["val"].update(self.loss(logits, labels), logits, labels, len(batch[0]))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = self.inputs_and_targets(*batch)
         # fp32 after training in any precision, so that checkpoint and exported file predict the same labels
         with torch.autocast(self.device.type, enabled=False):
             logits = predict_with_tta(self, images.float(), self.tta)
-        self._metrics("test").update(self.loss(logits, labels), logits, labels, len(batch[0]))
+        self.metrics["test"].update(self.loss(logits, labels), logits, labels, len(batch[0]))
 
     def on_validation_epoch_start(self) -> None:
-        self._metrics("val").reset()
+        self.metrics["val"].reset()
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
 
     def on_test_epoch_start(self) -> None:
         torch.backends.cudnn.allow_tf32 = False  # the default rounds fp32 convolutions to a mantissa of 10 bits
-        self._metrics("test").reset()
+        self.metrics["test"].reset()
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
@@ -152,7 +153,7 @@ class ImageTask(LightningModule):
         optimizer, schedule = build_optimization(*settings, self.net, total_steps, steps_per_epoch)
         config: Any = {"scheduler": schedule, "interval": "step"}
         if self.automatic_optimization:
-            config["reduce_on_plateau"] = False  # done by `_step_plateau`
+            config["reduce_on_plateau"] = False  # done by `_log_metrics`
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def configure_gradient_clipping(
@@ -166,22 +167,16 @@ class ImageTask(LightningModule):
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def _metrics(self, split: str) -> EvaluationMetrics:
-        return self.metrics[split]  # type: ignore[return-value]
-
     def _log_metrics(self, split: str) -> None:
-        result = self._metrics(split).compute(self.trainer.strategy)
+        """Log the epoch; step a schedule that monitors it, which Lightning does after the checkpoints are written."""
+        result = self.metrics[split].compute(self.trainer.strategy)
         if self.trainer.sanity_checking:
             return
-        self._step_plateau(split, result)
-        if split != "test":  # the number of tested images is part of the result
-            result.pop("num_images", None)
-        self.log_dict({f"{split}/{name}": value for name, value in result.items()}, sync_dist=True)
-
-    def _step_plateau(self, split: str, result: dict[str, float]) -> None:
-        """Step a schedule that monitors this split: Lightning would do so after the checkpoints are written."""
         for config in self.trainer.lr_scheduler_configs:
             schedule: Any = config.scheduler
             monitored_split, _, name = getattr(schedule, "monitor", "").partition("/")
             if monitored_split == split:
                 schedule.step(result[name])
+        if split != "test":  # the number of tested images is part of the result
+            result.pop("num_images", None)
+        self.log_dict({f"{split}/{name}": value for name, value in result.items()}, sync_dist=True)

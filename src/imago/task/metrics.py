@@ -34,13 +34,9 @@ class LossAndAccuracy:
         self.num_counted = 0  # images with known logits, of which `num_correct` are classified correctly
 
     def update(self, loss: Tensor, num_images: int, logits: Tensor | None = None, labels: Tensor | None = None) -> None:
-        """Add a batch.
+        """Add the mean loss, (), of a batch, and logits (N, K) with labels (N,) or soft labels (N, K).
 
-        Args:
-            loss: mean loss of the batch, ().
-            num_images: images in the batch; an empty one, whose mean loss is NaN, is not added.
-            logits: (N, K); without them the batch does not count for the accuracy.
-            labels: (N,) or soft labels (N, K).
+        An empty batch, whose loss is NaN, is not added; without logits a batch does not count for the accuracy.
         """
         if not num_images:
             return
@@ -79,7 +75,7 @@ class EvaluationMetrics(nn.Module):
     def __init__(self, settings: Mapping[str, Mapping[str, Any] | None], num_classes: int) -> None:
         super().__init__()
         self.sums = LossAndAccuracy()
-        self.further = nn.ModuleDict(
+        self.further: Any = nn.ModuleDict(
             {name: build_metric(name, node, num_classes) for name, node in settings.items() if node is not None}
         )
 
@@ -87,40 +83,30 @@ class EvaluationMetrics(nn.Module):
         """Start a new epoch."""
         self.sums = LossAndAccuracy()
         for metric in self.further.values():
-            metric.reset()  # type: ignore[operator]  # a Metric
+            metric.reset()
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor, num_images: int) -> None:
-        """Add a batch; the metrics get float32 probabilities.
+        """Add a batch of logits (N, K) and labels (N,); the metrics get float32 probabilities.
 
-        Args:
-            loss: mean loss of the batch, ().
-            logits: (N, K).
-            labels: (N,).
-            num_images: images in the batch; N, unless a task predicts something else than one class per image.
+        `loss` is the mean, (); `num_images` is N, unless a task predicts something else than one class per image.
         """
         self.sums.update(loss, num_images, logits, labels)
         if len(logits) and self.further:
             probabilities = logits.float().softmax(dim=1)
             for metric in self.further.values():
-                metric.update(probabilities, labels)  # type: ignore[operator]
+                metric.update(probabilities, labels)
 
     def compute(self, strategy: Strategy) -> dict[str, float]:
         """Return the values over all ranks; {} without images."""
         result = self.sums.compute(strategy)
-        further = {name: float(metric.compute()) for name, metric in self.further.items()} if result else {}  # type: ignore[operator]
+        further = {name: float(metric.compute()) for name, metric in self.further.items()} if result else {}
         return result | further
 
 
 def build_metric(name: str, settings: Mapping[str, Any], num_classes: int) -> Metric:
     """Build a metric, and compute it once for artificial probabilities, to report errors before the training.
 
-    Args:
-        name: key in the config group `metrics`.
-        settings: `_target_` and arguments.
-        num_classes: K.
-
-    Raises:
-        ConfigError: see `EvaluationMetrics`.
+    `name` is its key in the config group `metrics`; `num_classes` and errors as in `EvaluationMetrics`.
     """
     if name in RESERVED_NAMES or hasattr(nn.ModuleDict, name):
         raise ConfigError(f"metrics.{name}: the name is taken by another result; choose another one.")
@@ -155,12 +141,8 @@ def compute_with_intervals(
 ) -> dict[str, Any]:
     """Compute metrics of a whole split, and their 95 % percentile intervals by bootstrap over the images.
 
-    Args:
-        settings: as in `EvaluationMetrics`.
-        logits: float32 (N, K).
-        labels: int64 (N,).
-        known: scores that have an interval already; a metric of the same name and value is left out.
-        seed: seed of the bootstrap; the same seed gives the same intervals.
+    `settings` are as in `EvaluationMetrics`, logits float32 (N, K), labels int64 (N,). A metric with name and value of
+    a `known` score, which has an interval already, is left out. The same `seed` gives the same intervals.
 
     Returns:
         NAME and NAME_interval_95 of each other metric.

@@ -18,11 +18,7 @@ _LONG_EPOCH_STEPS = 1_000_000  # so many that any duration given in epochs is at
 
 
 def build_optimization(
-    optimizer: Mapping[str, Any],
-    schedule: Mapping[str, Any],
-    net: nn.Module,
-    total_steps: int,
-    steps_per_epoch: int,
+    optimizer: Mapping[str, Any], schedule: Mapping[str, Any], net: nn.Module, total_steps: int, steps_per_epoch: int
 ) -> tuple[Optimizer, Any]:
     """Build the optimizer over the parameter groups of a network, and the schedule over the steps of a whole run.
 
@@ -30,8 +26,8 @@ def build_optimization(
         optimizer: `_target_` of a `torch.optim` class, its settings and those of `parameter_groups`.
         schedule: `_target_` of an `LRScheduler` class and its settings.
         net: its trainable parameters are optimized.
-        total_steps: optimizer steps of the whole run, which set the length of the schedule.
-        steps_per_epoch: optimizer steps in an epoch, which convert durations given in epochs.
+        total_steps: optimizer steps of the whole run.
+        steps_per_epoch: optimizer steps in an epoch.
 
     Raises:
         ConfigError: if a class does not exist or refuses its settings.
