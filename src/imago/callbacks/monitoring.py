@@ -22,6 +22,9 @@ class GradNorm(Callback):
         if (step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None]).item()
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+                norm /= scaler.get_scale()  # a fused optimizer removes the scale of fp16 itself, in its step
             log_step(trainer, {"grad_norm": norm}, step)
 
 
