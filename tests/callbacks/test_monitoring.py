@@ -137,3 +137,24 @@ def test_validation_and_test_have_times_of_their_own(monkeypatch: pytest.MonkeyP
     run.speed.on_test_end(run.trainer, run.module)
     assert (run.speed.val_s, run.speed.test_s) == pytest.approx((56, 7))
     assert (run.speed.train_s, run.speed.wait_s) == pytest.approx((4, 2))
+
+
+@pytest.mark.parametrize(
+    ("slow_s", "interrupts", "threads", "warns"),
+    [(4.0, 200, 2, True), (4.0, 2, 2, False), (1.2, 200, 2, False), (4.0, 200, 1, False)],
+    ids=["busy machine", "larger images", "hardly slower", "one thread"],
+)
+def test_a_run_that_other_processes_slow_down_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog, slow_s: float, interrupts: int, threads: int, warns: bool
+):
+    total = SimpleNamespace(ru_nivcsw=0, ru_maxrss=0)
+    monkeypatch.setattr(monitoring.resource, "getrusage", lambda who: total)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    run = FakeRun(monkeypatch, log_every_n_steps=1)
+    run.start_epoch()
+    for step in range(8):
+        is_slow = step >= 4
+        total.ru_nivcsw += interrupts if is_slow else 1
+        run.step(0.0, slow_s if is_slow else 1.0)
+    expected = f"{10 / slow_s:.0f} images/s instead of 10, as other processes"
+    assert [record.getMessage().startswith(expected) for record in caplog.records] == [True] * warns
