@@ -1,12 +1,14 @@
 """CPU cores, memory and disk within container limits, read from simulated files of the kernel."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from imago import resources
-from imago.resources import available_cores, available_memory_bytes, free_disk_bytes
+from imago.resources import CpuTimes, available_cores, available_memory_bytes, free_disk_bytes, idle_cores
 
 GIB = 2**30
 
@@ -106,6 +108,38 @@ def test_memory_is_the_limit_of_the_group_minus_its_usage(kernel, group, directo
 def test_the_memory_left_is_that_of_the_machine_without_a_limit_and_never_negative(kernel, limit: str, left_bytes: int):
     kernel({"proc/self/cgroup": "0::/job", "groups/job/memory.max": limit, "groups/job/memory.current": "2000"})
     assert available_memory_bytes() == left_bytes
+
+
+@pytest.mark.parametrize(
+    ("idle_s", "own_s", "cores"),
+    [
+        (14.0, 2.0, 8),  # nothing else runs: this process itself used one core
+        (6.0, 2.0, 4),
+        (12.9, 2.0, 7),  # 7.45
+        (0.0, 0.4, 1),  # every core is busy: 0.2 is rounded up to 1
+        (99.0, 2.0, 8),  # no more than there are
+    ],
+)
+def test_idle_cores_are_those_that_other_processes_leave(
+    kernel, monkeypatch: pytest.MonkeyPatch, idle_s: float, own_s: float, cores: int
+):
+    kernel()
+    times = iter([CpuTimes(100.0, 50.0, 1.0), CpuTimes(102.0, 50.0 + idle_s, 1.0 + own_s)])
+    monkeypatch.setattr(resources, "first_cpu_times", lambda: next(times))
+    monkeypatch.setattr(resources, "_cpu_times", lambda: next(times))
+    assert idle_cores() == cores
+
+
+def test_busy_processes_are_not_counted_as_idle():
+    """One process keeps one core busy; the others may be busy too."""
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    code = "import time; from imago import resources as r; r.first_cpu_times(); time.sleep(1); print(r.idle_cores())"
+    try:
+        printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    finally:
+        busy.kill()
+        busy.wait()
+    assert 1 <= int(printed) <= max(1, available_cores() - 1)
 
 
 def test_this_machine_has_cores_and_memory():

@@ -4,11 +4,16 @@ Linux reports the limits of control groups in files: https://docs.kernel.org/adm
 for the older layout.
 """
 
+import functools
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+import psutil
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -18,6 +23,35 @@ def available_cores() -> int:
     """Return the number of CPU cores this process may use; a smaller quota of CPU time counts, rounded up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cores, *map(math.ceil, _cpu_quotas())]))
+
+
+class CpuTimes(NamedTuple):
+    """Times in seconds: the clock, the sum over the usable cores in which they were idle, and this process's own."""
+
+    clock_s: float
+    idle_s: float
+    own_s: float
+
+
+@functools.cache
+def first_cpu_times() -> CpuTimes:
+    """Return the times at the first call in this process, from which `idle_cores` measures."""
+    return _cpu_times()
+
+
+def idle_cores() -> int:
+    """Return the number of cores, at least 1, that other processes have left idle since `first_cpu_times`, rounded."""
+    before, now = first_cpu_times(), _cpu_times()
+    free_s = now.idle_s - before.idle_s + now.own_s - before.own_s
+    free = round(free_s / max(now.clock_s - before.clock_s, 0.01))  # the kernel counts in steps of 0.01 s
+    return max(1, min(available_cores(), free))
+
+
+def _cpu_times() -> CpuTimes:
+    cores = psutil.cpu_times(percpu=True)
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(cores))
+    idle_s = sum(core.idle + getattr(core, "iowait", 0.0) for number, core in enumerate(cores) if number in usable)
+    return CpuTimes(time.monotonic(), idle_s, time.process_time())
 
 
 def available_memory_bytes() -> int:

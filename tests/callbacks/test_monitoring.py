@@ -16,7 +16,13 @@ def recording_trainer(logged: list[Any], **settings: Any) -> Any:
     """Return the parts of a Trainer that logging needs; its logger appends values and step to `logged`."""
     logger = SimpleNamespace(log_metrics=lambda values, step: logged.append((without_epoch(values), step)))
     module = SimpleNamespace(automatic_optimization=True)
-    rest = {"lightning_module": module, "callbacks": [], "loggers": [logger], "current_epoch": 0}
+    rest = {
+        "lightning_module": module,
+        "precision_plugin": None,
+        "callbacks": [],
+        "loggers": [logger],
+        "current_epoch": 0,
+    }
     return SimpleNamespace(**(rest | settings))
 
 
@@ -33,6 +39,20 @@ def test_the_gradient_norm_is_that_of_all_weights_and_logged_on_logging_steps_on
         trainer = recording_trainer(logged, global_step=step, log_every_n_steps=3)
         GradNorm().on_before_optimizer_step(trainer, trainer.lightning_module, optimizer)
     assert logged == [({"grad_norm": 3.0}, 2), ({"grad_norm": 3.0}, 5)]
+
+
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_the_gradient_norm_does_not_contain_the_loss_scale_of_fp16(is_fused: bool):
+    """A fused optimizer gets scaled gradients; for others Lightning has removed the scale before."""
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 4.0]) * (65536.0 if is_fused else 1.0)
+    optimizer = torch.optim.AdamW([weight], fused=is_fused)
+    plugin = SimpleNamespace(scaler=torch.amp.GradScaler("cpu", init_scale=65536.0))
+    plugin.scaler.scale(torch.ones(1))  # it creates the scale at its first use
+    logged: list[Any] = []
+    trainer = recording_trainer(logged, global_step=0, log_every_n_steps=1, precision_plugin=plugin)
+    GradNorm().on_before_optimizer_step(trainer, trainer.lightning_module, optimizer)
+    assert logged == [({"grad_norm": 5.0}, 0)]
 
 
 def test_the_peak_memory_is_that_of_this_process(monkeypatch: pytest.MonkeyPatch):
@@ -117,3 +137,24 @@ def test_validation_and_test_have_times_of_their_own(monkeypatch: pytest.MonkeyP
     run.speed.on_test_end(run.trainer, run.module)
     assert (run.speed.val_s, run.speed.test_s) == pytest.approx((56, 7))
     assert (run.speed.train_s, run.speed.wait_s) == pytest.approx((4, 2))
+
+
+@pytest.mark.parametrize(
+    ("slow_s", "interrupts", "threads", "warns"),
+    [(4.0, 200, 2, True), (4.0, 2, 2, False), (1.2, 200, 2, False), (4.0, 200, 1, False)],
+    ids=["busy machine", "larger images", "hardly slower", "one thread"],
+)
+def test_a_run_that_other_processes_slow_down_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog, slow_s: float, interrupts: int, threads: int, warns: bool
+):
+    total = SimpleNamespace(ru_nivcsw=0, ru_maxrss=0)
+    monkeypatch.setattr(monitoring.resource, "getrusage", lambda who: total)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    run = FakeRun(monkeypatch, log_every_n_steps=1)
+    run.start_epoch()
+    for step in range(8):
+        is_slow = step >= 4
+        total.ru_nivcsw += interrupts if is_slow else 1
+        run.step(0.0, slow_s if is_slow else 1.0)
+    expected = f"{10 / slow_s:.0f} images/s instead of 10, as other processes"
+    assert [record.getMessage().startswith(expected) for record in caplog.records] == [True] * warns

@@ -1,5 +1,6 @@
 """Two processes on the CPU: one folder, one log, every test image counted once, and sweeps that cannot hang."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def test_two_processes_share_one_directory_and_one_log_and_every_strategy_gives_
     assert ours["test"]["acc"] == pytest.approx(theirs["test"]["acc"], abs=0.005)
     assert ours["val"] == theirs["val"]
     assert len(re.findall(r"^epoch   1/1", forked.stdout, re.MULTILINE)) == 1
+    curves = [curves_of(logs / "train" / name / "metrics.csv") for name in (run.name, "ddp_fork")]
+    assert curves[0] == curves[1]
+    assert {"train/loss", "val/acc", "test/acc"} <= {name for _, name in curves[0]}
+
+
+def curves_of(file: Path) -> list[tuple[str, str]]:
+    """Return the step and name of every logged value."""
+    rows = csv.DictReader(file.open())
+    return sorted((row["step"], name) for row in rows for name, value in row.items() if value)
 
 
 def sweep_with_a_failing_rank(runs: WarmRuns, name: str) -> None:

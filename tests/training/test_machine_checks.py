@@ -1,14 +1,23 @@
 """Devices, precision and batch size are checked before data is read."""
 
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from short_runs import SHORT
 from warm_python import warm_hydra
 
 from imago.errors import ConfigError, DataError
 from imago.training import machine_checks
-from imago.training.machine_checks import check_batch_size, choose_precision, count_devices, prepare_machine
+from imago.training.machine_checks import (
+    check_batch_size,
+    choose_precision,
+    count_devices,
+    prepare_machine,
+    set_threads,
+)
 
 
 @pytest.fixture
@@ -34,6 +43,48 @@ def test_devices_may_be_a_number_a_list_or_auto(two_cores):
 def test_devices_that_the_machine_does_not_have_are_refused(two_cores, accelerator: str, devices: int | str, text: str):
     with pytest.raises(ConfigError, match=text):
         count_devices(accelerator, devices)
+
+
+@pytest.fixture
+def torch_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Four idle cores; the environment and torch's threads are restored."""
+    monkeypatch.setattr(machine_checks, "idle_cores", lambda: 4)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("typed", "variable", "num_processes", "num_workers", "threads"),
+    [
+        ("auto", None, 1, None, 4),
+        ("auto", None, 2, None, 2),
+        ("auto", None, 2, 1, 1),
+        ("auto", None, 8, None, 1),
+        ("auto", "3", 2, 1, 3),  # typed by the user, or chosen by the first trial of a sweep
+        (2, "3", 2, 1, 2),
+    ],
+)
+def test_idle_cores_are_shared_and_the_number_is_handed_on(
+    *,
+    compose: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    torch_threads: None,
+    typed: int | str,
+    variable: str | None,
+    num_processes: int,
+    num_workers: int | None,
+    threads: int,
+):
+    cfg = compose("data=shapes")
+    cfg.threads, cfg.data.num_workers = typed, num_workers
+    if variable is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    else:
+        torch.set_num_threads(int(variable))  # what torch does at its import
+    set_threads(cfg, num_processes)
+    assert cfg.threads == torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"]) == threads
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):

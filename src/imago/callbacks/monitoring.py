@@ -1,5 +1,6 @@
 """Log training speed, peak memory and the gradient norm on logging steps."""
 
+import logging
 import resource
 import sys
 from time import perf_counter
@@ -11,6 +12,11 @@ from torch.optim import Optimizer
 
 from imago.callbacks.train_metrics import log_step, num_steps
 
+log = logging.getLogger(__name__)
+
+# A run on the CPU is slowed down by other processes if, against its start, it makes at most this share of the images/s
+# while the kernel interrupts it this many times more often (and at least this often per second); our own choices.
+_SLOW_SHARE, _MORE_INTERRUPTS, _MIN_INTERRUPTS_PER_S = 0.6, 3, 20
 _BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2)
 
 
@@ -22,6 +28,9 @@ class GradNorm(Callback):
         if (step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None]).item()
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+                norm /= scaler.get_scale()  # a fused optimizer removes the scale of fp16 itself, in its step
             log_step(trainer, {"grad_norm": norm}, step)
 
 
@@ -73,6 +82,9 @@ class Speed(_OnLoggingStep):
         self.num_images = 0
         self.train_s = self.wait_s = self.val_s = self.test_s = 0.0
         self._logged = (0, 0.0, 0.0)  # num_images, train_s and wait_s at the last logging step
+        self._num_interrupts = 0  # by the kernel, at the last logging step
+        self._rates: list[tuple[float, float]] = []  # images and interrupts per s, of the first two logging steps
+        self._has_warned = False
         self._mark_s = 0.0  # time of the previous call of `_lap_s`
 
     def _lap_s(self) -> float:
@@ -103,10 +115,23 @@ class Speed(_OnLoggingStep):
         num_images, train_s, wait_s = self._logged
         self._logged = (self.num_images, self.train_s, self.wait_s)
         elapsed_s = self.train_s - train_s
-        return {
-            "images_per_s": (self.num_images - num_images) / elapsed_s,
-            "data_wait_share": (self.wait_s - wait_s) / elapsed_s,
-        }
+        rate = (self.num_images - num_images) / elapsed_s
+        num_interrupts, self._num_interrupts = self._num_interrupts, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        if device.type == "cpu" and torch.get_num_threads() > 1:
+            self._warn_if_slowed_down(rate, (self._num_interrupts - num_interrupts) / elapsed_s)
+        return {"images_per_s": rate, "data_wait_share": (self.wait_s - wait_s) / elapsed_s}
+
+    def _warn_if_slowed_down(self, rate: float, interrupts_per_s: float) -> None:
+        """Compare with the second logging step, as the first one warms up; log a warning once."""
+        if len(self._rates) < 2:
+            self._rates.append((rate, interrupts_per_s))
+            return
+        first_rate, first_interrupts = self._rates[1]
+        limit = max(_MIN_INTERRUPTS_PER_S, _MORE_INTERRUPTS * first_interrupts)
+        if not self._has_warned and rate < _SLOW_SHARE * first_rate and interrupts_per_s > limit:
+            self._has_warned = True
+            text = "%.0f images/s instead of %.0f, as other processes use the CPU cores; threads=1 is slowed down least"
+            log.warning(f"{text} (now threads=%d)", rate, first_rate, torch.get_num_threads())
 
     on_validation_start = on_test_start = on_train_epoch_start
 

@@ -39,6 +39,10 @@ class RunSummary(Callback):
                 if stopper.stopped_epoch:
                     log.info("stopped early: %s", stopper.stopping_reason_message)
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Test values are logged at the last step, also by forked processes, which have not trained.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = self.directory.summary.get("steps", 0)
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             results = _test_results(trainer)

@@ -46,7 +46,7 @@ ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
     (dict, NoneType): {"data.val", "data.test", "callbacks.*", "logger.*"},
     (str, list, NoneType): {"loss.weight"},
     (int, str, list): {"trainer.devices"},
-    (str, int): {"trainer.precision"},
+    (str, int): {"trainer.precision", "threads"},
     (str, dict): {"trainer.strategy"},
     (str, dict, NoneType): {"trainer.profiler", "trainer.max_time"},
     (bool, str): {"trainer.deterministic"},

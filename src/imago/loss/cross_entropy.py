@@ -23,6 +23,10 @@ class CrossEntropy(nn.Module):
             divided by the sum of the weights of the batch, so their scale has no effect.
         class_counts: training images of each of the K classes.
 
+    Attributes:
+        total_weight: sum of the weights in the last training batch, (), by which its loss was divided; None without
+            weights. `imago.callbacks.mean_gradient` weights the parts of a step by it.
+
     Raises:
         ConfigError: if the weights do not fit the classes, or are balanced and a class has no images.
     """
@@ -37,6 +41,7 @@ class CrossEntropy(nn.Module):
     ) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
+        self.total_weight: Tensor | None = None
         weights = None if weight is None else torch.tensor(_class_weights(weight, class_counts), dtype=torch.float32)
         self.register_buffer("weight", weights, persistent=False)  # built from the settings
 
@@ -45,11 +50,15 @@ class CrossEntropy(nn.Module):
         if not self.training:
             return functional.cross_entropy(logits, labels)
         smoothing = self.label_smoothing
-        if self.weight is None or labels.ndim == 1:
+        if self.weight is None:
+            return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if labels.ndim == 1:
+            self.total_weight = self.weight[labels].sum()
             return functional.cross_entropy(logits, labels, self.weight, label_smoothing=smoothing)
         # The mean of torch divides by the number of images for soft labels, by the sum of their weights for hard ones.
+        self.total_weight = (labels * self.weight).sum()
         loss_sum = functional.cross_entropy(logits, labels, self.weight, label_smoothing=smoothing, reduction="sum")
-        return loss_sum / (labels * self.weight).sum()
+        return loss_sum / self.total_weight
 
 
 def _class_weights(weight: Any, class_counts: Sequence[int] | None) -> list[float]:

@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import subprocess
 import threading
 import traceback
@@ -130,6 +131,16 @@ class RunDirectory:
                     "files were added, removed or changed. Restore them, or start a new run."
                 )
             write_json(file, saved | entries | {"data": data_fingerprint})
+
+    def store_setting(self, key: str, value: int) -> None:
+        """Store a number that the run has chosen, as if it had been typed: a resumed run keeps it."""
+        if not self.is_main_process:
+            return
+        config, file = self.path / "config.yaml", self.path / "provenance.json"
+        write_text(config, re.sub(rf"^{key}: .*$", f"{key}: {value}", config.read_text("utf-8"), flags=re.MULTILINE))
+        provenance = read_json(file)
+        others = [text for text in provenance["overrides"] if not text.startswith(f"{key}=")]
+        write_json(file, provenance | {"overrides": [*others, f"{key}={value}"]})
 
     def _write_start(self, settings: str, overrides: Sequence[str], seed: int) -> None:
         """Write config, provenance, the status running and the link `latest`."""

@@ -54,6 +54,7 @@ _COLORS_OR_GRAY = ("3 (images are read as RGB) or 1 (gray)", lambda value: value
 # Settings with a condition, as text and as function. A setting that is null or absent is not checked.
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": ("0 or more", lambda value: value >= 0),
+    "threads": ("1 or more, or auto", lambda value: value == "auto" or (not isinstance(value, str) and value >= 1)),
     "run_name": (
         "a directory name without slashes",
         lambda name: str(name).strip(". ") != "" and not {*str(name)} & {*"/\\"},

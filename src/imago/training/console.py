@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
 from imago.paths import checkpoint_file, short_path
+from imago.resources import available_cores
 from imago.runs.records import summary_metrics
 from imago.statistics.metrics import MIN_IMBALANCE_RATIO
 from imago.task.base import ImageTask
@@ -33,6 +34,7 @@ def start_table(
     sizes = " / ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     num_devices = trainer.num_devices * trainer.num_nodes
     num_batches = data.batches_per_epoch(trainer.limit_train_batches)
+    device = f"{num_devices} x {trainer.strategy.root_device.type}"
     optional = {"channels_last": cfg.channels_last, "fused": cfg.optimizer.get("fused"), "compiled": cfg.compile}
     rows = {
         "data": f"{_class_name(cfg.data).removesuffix('DataModule')}: {len(data.class_names)} classes, {sizes}",
@@ -45,7 +47,7 @@ def start_table(
         + ("" if isinstance(task, ImageTask) else f", as far as {type(task).__name__} uses them"),
         "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // num_devices} per device; "
         f"{num_batches} batches per epoch",
-        "device": f"{num_devices} x {trainer.strategy.root_device.type}, {torch.get_num_threads()} threads",
+        "device": f"{device}, threads={cfg.threads} of {available_cores()} cores",
         "precision": f"{trainer.precision} ({precision_reason}); test in fp32{_tta_text(cfg.tta)}",
         "fast paths": ", ".join(name for name, is_on in optional.items() if is_on) or "none",
         "run directory": short_path(Path(cfg.paths.run_dir)),

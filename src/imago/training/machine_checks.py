@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from imago.errors import ConfigError
 from imago.model.adapt import find_weights
 from imago.model.weights import read_weights
-from imago.resources import available_cores
+from imago.resources import available_cores, idle_cores
 from imago.task.optimization import check_optimization
 from imago.training.checks import set_modes
 
@@ -17,7 +17,9 @@ _MAX_REASON_CHARS = 200  # of a message, which may contain a long compiler comma
 
 
 def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
-    """Check devices, precision, compiler, optimizer and weights file; share the CPU cores between several processes.
+    """Check devices, precision, compiler, optimizer and weights file; set the number of CPU threads.
+
+    `threads` of the settings is replaced by the number of threads of this process.
 
     Return what `choose_precision` returns.
 
@@ -28,8 +30,7 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     accelerator = cfg.trainer.accelerator
     num_devices = count_devices(accelerator, cfg.trainer.devices)
     check_batch_size(cfg.data.batch_size, num_devices * cfg.trainer.num_nodes)
-    if num_devices > 1 and _device_type(accelerator) == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, available_cores() // num_devices))
+    set_threads(cfg, num_devices)
     precision = choose_precision(str(cfg.trainer.precision), accelerator)
     if cfg.compile:
         check_compile()
@@ -38,6 +39,20 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     if cfg.resume is None and (file := find_weights(cfg.model)):
         read_weights(file)  # a damaged file is reported before data is read
     return precision
+
+
+def set_threads(cfg: DictConfig, num_processes: int) -> None:
+    """Set torch's number of threads; `threads=auto` becomes the idle cores, shared with loader workers and processes.
+
+    The number is handed on in OMP_NUM_THREADS, the variable that torch reads: to the ranks that this process starts and
+    to the next trials of a sweep. If the variable is set, `threads=auto` keeps its number.
+    """
+    if cfg.threads == "auto" and "OMP_NUM_THREADS" in os.environ:
+        cfg.threads = torch.get_num_threads()
+    elif cfg.threads == "auto":
+        cfg.threads = max(1, idle_cores() // num_processes - (cfg.data.num_workers or 0))
+    os.environ["OMP_NUM_THREADS"] = str(cfg.threads)
+    torch.set_num_threads(cfg.threads)
 
 
 def count_devices(accelerator: str, devices: int | str | Sequence[int]) -> int:

@@ -9,6 +9,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from imago.instantiate import to_plain
+from imago.resources import first_cpu_times
 from imago.runs.run_directory import RunDirectory
 from imago.training.checks import check_settings
 from imago.training.resume import check_run_directory, store_absolute_paths
@@ -28,6 +29,7 @@ def train(cfg: DictConfig) -> float:
     Raises:
         UserError: if a setting, a file or the machine does not allow the run.
     """
+    first_cpu_times()  # `threads=auto` counts the cores that are idle from here on, while torch is imported
     check_settings(cfg)
     job = HydraConfig.get()
     overrides: list[str] = to_plain(job.overrides.task, resolve=False)  # as typed, with references to other settings
@@ -64,6 +66,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     from imago.trust import packages_to_trust
 
     precision, precision_reason = prepare_machine(cfg)
+    directory.store_setting("threads", cfg.threads)
     data, task, trainer, preprocess_origin = build_run(cfg, precision, directory)
     log.info("%s\n", start_table(cfg, data, task, trainer, precision_reason, preprocess_origin))
     device = str(trainer.strategy.root_device)

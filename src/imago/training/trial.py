@@ -36,6 +36,9 @@ def run_trial(overrides: Sequence[str], run_dir: Path) -> None:
     command.append(f"hydra.run.dir={quote_for_hydra(str(run_dir))}")
     environment = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
     exit_code = _wait_and_forward_signals(subprocess.Popen(command, env=environment, start_new_session=True))
+    for text in read_json(run_dir / "provenance.json").get("overrides", ()):
+        if text.startswith("threads="):  # chosen by the first trial, and handed on to the next ones
+            os.environ.setdefault("OMP_NUM_THREADS", text.removeprefix("threads="))
     summary = read_json(run_dir / "summary.json")
     if exit_code:
         reason = f"the process of this trial ended with exit code {exit_code}"

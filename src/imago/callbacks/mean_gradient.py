@@ -1,0 +1,63 @@
+"""Make the gradient of an optimizer step that of the mean loss over all its images, however they are divided."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class MeanGradient(Callback):
+    """Weight the parts of an optimizer step (accumulated batches, shares of ranks) as one batch of all images would.
+
+    Lightning divides each part by `accumulate_grad_batches`, also at the end of an epoch where fewer are left, and DDP
+    averages over ranks, also if their shares differ. A loss that divides by a sum of weights instead of the number of
+    images has the attribute `total_weight`: that sum over its last batch, a tensor (). Steps of a single part are not
+    changed, nor is manual optimization.
+    """
+
+    def __init__(self) -> None:
+        self._num_parts = 0  # of the current step, in this process
+        self._num_images = 0  # of the current batch, in this process
+        self._total_weight: Tensor | None = None  # of the current step, in this process
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._num_images = len(batch[0])
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Multiply the gradient of this part by its share: images or weights, relative to an equal share of images."""
+        if not pl_module.automatic_optimization or _num_parts(trainer) == 1:
+            return
+        self._num_parts += 1
+        share = _step_images(trainer) / trainer.world_size
+        weight = getattr(getattr(pl_module, "loss", None), "total_weight", None)
+        if weight is not None:
+            self._total_weight = weight if self._total_weight is None else self._total_weight + weight
+            loss.register_hook(lambda gradient: gradient * (weight / share))
+        elif self._num_images != share:
+            factor = self._num_images / share
+            loss.register_hook(lambda gradient: gradient * factor)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Divide by the images or weights of the whole step; runs before gradients are logged and clipped."""
+        if self._num_parts == 0:
+            return
+        factor: Any = trainer.accumulate_grad_batches / self._num_parts
+        if self._total_weight is not None:
+            total = trainer.strategy.reduce(self._total_weight, reduce_op="sum")
+            factor = trainer.accumulate_grad_batches * _step_images(trainer) / total
+        self._num_parts, self._total_weight = 0, None
+        if not isinstance(factor, float) or factor != 1.0:
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            torch._foreach_mul_(gradients, factor)
+
+
+def _num_parts(trainer: Trainer) -> int:
+    return trainer.accumulate_grad_batches * trainer.world_size
+
+
+def _step_images(trainer: Trainer) -> int:
+    """Return the number of images in a training batch over all ranks."""
+    loader: Any = trainer.train_dataloader
+    return loader.batch_sampler.batch_size
