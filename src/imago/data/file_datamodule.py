@@ -102,8 +102,9 @@ class FileDataModule(ImageDataModule):
         num_fitting = int((np.cumsum(train.num_bytes[order]) <= MAX_STATISTICS_BYTES).sum())
         sample = order[: max(MIN_STATISTICS_IMAGES, num_fitting)].tolist()
         images = map_in_threads(lambda index: shrink(train.read(index, self.class_names)), sample, "mean and std")
+        preprocess = preprocess_for_images(list(images))
         log.info("mean and std from %s training images", f"{len(sample):,}")
-        return preprocess_for_images(list(images))
+        return preprocess
 
     def write_split(self, directory: Path) -> None:
         """Write `split.csv` and, if images were left out, `bad_images.csv`."""
