@@ -82,6 +82,19 @@ def command(request: pytest.FixtureRequest) -> Callable[..., subprocess.Complete
     return run
 
 
+@pytest.fixture(scope="session")
+def without_torch() -> Callable[..., subprocess.CompletedProcess]:
+    """Run `python ENTRY ARGS...` where importing torch or Lightning fails, with nothing of imago imported before."""
+
+    def run(entry: str, *arguments: str) -> subprocess.CompletedProcess:
+        code = (
+            f"import sys, runpy; sys.modules.update(torch=None, lightning=None); sys.argv = {[entry, *arguments]!r}; "
+        )
+        return warm_hydra().run("-c", code + f"runpy.run_path({entry!r}, run_name='__main__')")
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> WarmRuns:
     """Runs in preloaded processes, all below one directory."""

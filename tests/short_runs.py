@@ -1,5 +1,6 @@
 """Short runs of `python src/train.py` for the tests that need one."""
 
+import csv
 import json
 import subprocess
 from pathlib import Path
@@ -19,3 +20,8 @@ def train(log_dir: Path, *arguments: str, check: bool = True, **environment: str
 
 def summary(run: Path) -> dict:
     return json.loads((run / "summary.json").read_text())
+
+
+def csv_rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        return list(csv.DictReader(lines))

@@ -5,14 +5,6 @@ from pathlib import Path
 
 import pytest
 
-NO_TORCH = "import sys, runpy; sys.modules['torch'] = None; sys.modules['lightning'] = None; "
-
-
-def run_without_torch(command: Callable, *arguments: str):
-    """Run `src/train.py` where importing torch or Lightning fails."""
-    code = f"{NO_TORCH} sys.argv = {['src/train.py', *arguments]!r}; "
-    return command("-c", code + "runpy.run_path('src/train.py', run_name='__main__')")
-
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
@@ -26,13 +18,14 @@ def run_without_torch(command: Callable, *arguments: str):
         (["model=resnet101"], "for other networks type model=torchvision model.name=resnet101."),
         (["model=timm"], "model.name has no value; type model.name=VALUE."),
         (["model.weights=."], "model.weights=. has no checkpoints/best.ckpt"),
-        (["optimizer.lr=-1"], "optimizer.lr=-1 must be greater than 0"),
         (["resume=nowhere"], "resume=nowhere is not a run directory"),
     ],
 )
 @pytest.mark.slow
-def test_an_invalid_setting_is_one_line_without_importing_torch(command: Callable, arguments: list[str], text: str):
-    done = run_without_torch(command, *arguments)
+def test_an_invalid_setting_is_one_line_without_importing_torch(
+    without_torch: Callable, arguments: list[str], text: str
+):
+    done = without_torch("src/train.py", *arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert text in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -41,10 +34,36 @@ def test_an_invalid_setting_is_one_line_without_importing_torch(command: Callabl
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job", "--resolve"], ["--cfg", "job", "-p", "optimizer"]])
-def test_help_and_settings_are_shown_without_importing_torch(command: Callable, arguments: list[str]):
-    done = run_without_torch(command, *arguments)
+def test_help_and_settings_are_shown_without_importing_torch(without_torch: Callable, arguments: list[str]):
+    done = without_torch("src/train.py", *arguments)
     assert done.returncode == 0, done.stderr
     assert "optimizer" in done.stdout or "lr:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("entry", "arguments", "text"),
+    [
+        ("src/eval.py", ["run=README.md", "split=train"], "split=train is not one of test, val, all.\n"),
+        ("src/export.py", ["run=x", "limit=0"], "limit=0 must be 1 or more"),
+        ("src/predict.py", ["run=README.md", "input="], "input= is empty; type an image"),
+        ("src/predict.py", ["run=README.md", "input=${x}"], "a path cannot contain '${'"),
+    ],
+)
+@pytest.mark.slow
+def test_other_commands_find_an_invalid_setting_without_torch(without_torch: Callable, entry, arguments, text: str):
+    done = without_torch(entry, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert text in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"), [("src/eval.py", "RUN/eval/SPLIT/"), ("src/predict.py", "RUN/predictions/TIME.csv")]
+)
+def test_help_is_about_the_command(without_torch: Callable, entry: str, text: str):
+    shown = without_torch(entry, "--help").stdout
+    assert text in shown
+    assert "train.py" not in shown
 
 
 @pytest.mark.slow

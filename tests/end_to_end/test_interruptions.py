@@ -105,7 +105,8 @@ def test_every_interruption_is_resumed_to_the_same_weights_and_curves(
     assert_resumed_to_the_same(runs, whole(num_processes), way, *processes, f"data.num_workers={num_workers}")
 
 
-@pytest.mark.parametrize("way", ["mid-epoch", pytest.param("SIGTERM", marks=pytest.mark.soak)])
+@pytest.mark.soak  # tests/task/test_base.py has the weights, tests/training/test_teacher.py the command
+@pytest.mark.parametrize("way", ["mid-epoch", "SIGTERM"])
 def test_a_run_with_a_teacher_is_resumed_to_the_same_weights(runs: WarmRuns, whole, way: str):
     taught = ("task=distillation", f"task.teacher={whole(1)}")
     assert_resumed_to_the_same(runs, whole(1, *taught), way, *taught)

@@ -1,6 +1,5 @@
 """One checkpoint has one accuracy: in the final test, in eval.py, in predict.py and as an ONNX file."""
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from short_runs import summary, train
+from short_runs import csv_rows, summary, train
 
 from imago.data.cifar10 import CIFAR10DataModule
 
@@ -25,11 +24,6 @@ def write_test_set(root: Path, folder: Path) -> dict[str, str]:
         Image.fromarray(image.transpose(1, 2, 0)).save(file, compress_level=0)
         truth[str(file)] = data.class_names[label]
     return truth
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="") as lines:
-        return list(csv.DictReader(lines))
 
 
 @pytest.mark.soak
@@ -54,10 +48,10 @@ def test_checkpoint_and_onnx_predict_all_10000_test_images_alike_in_eval_and_pre
         folder = run / "eval" / ("test" if model == run else "test-model.onnx")
         found = json.loads((folder / "metrics.json").read_text())
         assert (found["acc"], found["num_images"]) == (summary(run)["test"]["acc"], 10_000), name
-        predicted[f"eval {name}"] = [row["predicted"] for row in rows(folder / "predictions.csv")]
+        predicted[f"eval {name}"] = [row["predicted"] for row in csv_rows(folder / "predictions.csv")]
         output = tmp_path / f"{name}.csv"
         run_command("src/predict.py", f"run={model}", f"input={tmp_path / 'images'}", f"output={output}", "top_k=1")
-        predictions = rows(output)
+        predictions = csv_rows(output)
         num_correct = sum(row["predicted"] == truth[row["file"]] for row in predictions)
         assert num_correct == round(10_000 * summary(run)["test"]["acc"]), name
         predicted[f"predict {name}"] = [row["predicted"] for row in predictions]

@@ -53,7 +53,6 @@ def test_an_image_in_which_nothing_contributes_to_the_class_is_dark():
 @pytest.mark.parametrize(
     ("name", "size", "layer"),
     [
-        ("resnet18", 64, "layer4"),
         ("resnet18", 32, "layer4"),
         ("squeezenet1_0", 64, "classifier.0"),  # dropout: the input of the last convolution, its head
         ("mobilenet_v3_small", 64, "features"),

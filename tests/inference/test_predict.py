@@ -1,6 +1,5 @@
 """`predict.py` predicts any image with any name; an unreadable image does not stop the others."""
 
-import csv
 import json
 import re
 import shutil
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from warm_python import warm_hydra
+from short_runs import csv_rows
 
 from imago.data import shapes
 from imago.errors import ConfigError, DataError
@@ -21,13 +20,6 @@ from imago.inference.predict import predict as predict_command
 from imago.inference.predict import predict_images
 
 NAMES = ("IMG (1).jpg", "a,b=c.png", "[x] {y}.png", "été ünï.webp", "a#b $HOME.png", "line\nbreak.tiff")
-NO_TORCH = "sys.modules['torch'] = None; sys.modules['lightning'] = None; "
-
-
-def as_code(prelude: str, arguments: list[str]) -> str:
-    """What `python -c` takes to run `src/predict.py` after a prelude."""
-    start = f"import sys, runpy; {prelude}sys.path.insert(0, 'src'); sys.argv = {['src/predict.py', *arguments]!r}; "
-    return start + "runpy.run_path('src/predict.py', run_name='__main__')"
 
 
 class Brightness:
@@ -55,11 +47,6 @@ def write_image(file: Path, level: int = 0, mode: str = "RGB") -> Path:
     sample = Image.new("RGB", (40, 30), (level,) * 3).convert(mode)
     sample.save(file, format=None if file.suffix else "JPEG")
     return file
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        return list(csv.DictReader(lines))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +78,7 @@ def test_images_of_any_name_get_the_label_and_probabilities_of_the_network(run: 
         Image.fromarray(images[90 * number].transpose(1, 2, 0)).resize((50 + number, 40)).save(file)
     done = predict(f"run={run}", f"input={tmp_path / 'images'}", "top_k=10", "batch_size=4")
     [output] = (run / "predictions").glob("*.csv")
-    found = {row["file"]: row for row in rows(output)}
+    found = {row["file"]: row for row in csv_rows(output)}
     assert set(found) == {str(file) for file in files}
     assert f"predictions for {len(files)} of {len(files)} images: " in done.stdout
     assert output.name in done.stdout
@@ -120,7 +107,7 @@ def test_a_truncated_jpeg_is_named_and_the_others_are_done(run: Path, predict: C
     errors = done.stderr.strip().splitlines()
     assert errors[0].startswith(f"error: {folder / 'bad, [1].jpg'} is damaged: ")
     assert errors[1:] == ["error: 1 of 4 images could not be read; the others are done"]
-    assert [Path(row["file"]).name for row in rows(output)] == [f"good {number}.jpg" for number in range(3)]
+    assert [Path(row["file"]).name for row in csv_rows(output)] == [f"good {number}.jpg" for number in range(3)]
 
 
 @pytest.mark.slow
@@ -136,7 +123,7 @@ def test_one_image_is_found_under_its_own_name_from_its_own_folder(run: Path, pr
     write_image(tmp_path / "there" / name)
     write_image(tmp_path / "there" / "1, ~é.png")  # what the name would mean as a pattern
     predict(f"run={run}", f"input={name}", "output=out.csv", "top_k=1", cwd=tmp_path / "there")
-    assert [row["file"] for row in rows(tmp_path / "there" / "out.csv")] == [name]
+    assert [row["file"] for row in csv_rows(tmp_path / "there" / "out.csv")] == [name]
 
 
 @pytest.fixture(scope="module")
@@ -165,39 +152,22 @@ def test_an_invalid_setting_is_one_line(settings: DictConfig, changes: dict, tex
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("typed", "text"),
-    [("input=", "input= is empty; type an image"), ("input=${x}", "a path cannot contain '${'")],
-)
 @pytest.mark.slow
-def test_an_invalid_setting_is_found_without_loading_torch(command: Callable, typed: str, text: str):
-    done = command("-c", as_code(NO_TORCH, ["run=README.md", typed]))
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert text in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_an_exported_file_gives_the_same_labels_without_torch(run: Path, predict: Callable, tmp_path: Path):
+def test_an_exported_file_gives_the_same_labels_without_torch(
+    run: Path, predict: Callable, without_torch: Callable, tmp_path: Path
+):
     images, _ = shapes.render_split("val")
     for number, image in enumerate(images[::10]):
         Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / f"{number}.png")
-    model, images = run / "export" / "model.onnx", f"input={tmp_path}"
-    predict(f"run={run}", images, f"output={tmp_path / 'torch.csv'}")
-    arguments = [f"run={model}", images, f"output={tmp_path / 'onnx.csv'}"]
-    done = warm_hydra().run("-c", as_code(NO_TORCH, arguments))
+    model, folder = run / "export" / "model.onnx", f"input={tmp_path}"
+    predict(f"run={run}", folder, f"output={tmp_path / 'torch.csv'}")
+    done = without_torch("src/predict.py", f"run={model}", folder, f"output={tmp_path / 'onnx.csv'}")
     assert done.returncode == 0, done.stderr
-    found = [rows(tmp_path / "torch.csv"), rows(tmp_path / "onnx.csv")]
+    found = [csv_rows(tmp_path / "torch.csv"), csv_rows(tmp_path / "onnx.csv")]
     assert len(found[0]) == 100
     assert [row["class_1"] for row in found[0]] == [row["class_1"] for row in found[1]]
     shares = [[float(row["probability_1"]) for row in table] for table in found]
     assert shares[0] == pytest.approx(shares[1], abs=1e-4)
-
-
-def test_help_is_about_this_command(command: Callable):
-    shown = command("src/predict.py", "--help").stdout
-    assert "RUN/predictions/TIME.csv" in shown
-    assert "train.py" not in shown
 
 
 def test_images_go_through_in_batches_of_any_size_and_mode(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -253,7 +223,7 @@ def test_a_list_a_threshold_and_overlays_from_the_command_line(run: Path, predic
     assert done.stderr.splitlines()[-1] == "error: 1 of 4 images could not be read; the others are done"
     assert "no predicted class for 3 of them: the best is less probable than threshold=1.0" in done.stdout
     assert "(below threshold)" in done.stdout
-    assert [(row["file"], row["predicted"]) for row in rows(tmp_path / "out.csv")] == [
+    assert [(row["file"], row["predicted"]) for row in csv_rows(tmp_path / "out.csv")] == [
         (str(file), "") for file in files
     ]
     saved = json.loads((tmp_path / "out.json").read_text())

@@ -6,7 +6,6 @@ change it writes the file again, and the commit says why:
     IMAGO_UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/task/test_base.py -k golden
 """
 
-import csv
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig
+from short_runs import csv_rows
 from small_fit import QUIET, SMALL, DrawnShapes, EachStep, build_data, build_task, build_trainer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -85,7 +85,7 @@ def one_thread() -> Iterator[None]:
 def test_twenty_steps_follow_the_golden_loss_curve(compose, tmp_path: Path, one_thread: None):
     cfg = compose("data=shapes", "model=simple_cnn", "trainer.max_epochs=2", "trainer.log_every_n_steps=1")
     fit(cfg, tmp_path, data=build_data(cfg, DrawnShapes))
-    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    rows = csv_rows(tmp_path / "metrics.csv")
     losses = [float(row["train/loss_step"]) for row in rows if row["train/loss_step"]]
     if os.environ.get("IMAGO_UPDATE_GOLDEN") == "1":
         write_golden(losses)
@@ -195,7 +195,7 @@ MIXING = (
 def test_soft_labels_and_class_weights_never_sync(compose, tmp_path: Path, weight: str):
     cfg = compose("data=shapes", *SMALL, *MIXING, f"loss.weight={weight}", f"trainer.log_every_n_steps={LOG_EVERY}")
     assert_quiet(count_steps(cfg, tmp_path, class_counts=[32] * 10))
-    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    rows = csv_rows(tmp_path / "metrics.csv")
     (accuracy,) = (float(row["train/acc"]) for row in rows if row["train/acc"])
     assert 0 <= accuracy <= 1
 
@@ -277,7 +277,7 @@ def test_gradients_are_clipped_before_a_fused_step_in_every_precision(
 
 
 def epoch_values(run_dir: Path, name: str) -> list[float]:
-    return [float(row[name]) for row in csv.DictReader((run_dir / "metrics.csv").open()) if row.get(name)]
+    return [float(row[name]) for row in csv_rows(run_dir / "metrics.csv") if row.get(name)]
 
 
 def test_a_training_step_that_returns_the_loss_alone_leaves_out_the_training_accuracy(compose, tmp_path: Path):
@@ -297,7 +297,7 @@ def test_with_manual_optimization_the_schedule_and_the_curves_count_batches(comp
     cfg = compose("data=shapes", *SMALL, *own, "trainer.log_every_n_steps=2", "trainer.max_epochs=2")
     _, trainer = fit(cfg, tmp_path)
     assert trainer.global_step == 40  # two steps per batch
-    rows = [row for row in csv.DictReader((tmp_path / "metrics.csv").open()) if row["train/loss_step"]]
+    rows = [row for row in csv_rows(tmp_path / "metrics.csv") if row["train/loss_step"]]
     assert [int(row["step"]) for row in rows] == list(range(1, 20, 2))
     lrs = [float(row["lr"]) for row in rows]
     assert lrs[-1] == pytest.approx(0.25 * 0.004)
@@ -472,7 +472,7 @@ CASES = {
 def test_a_run_interrupted_twice_ends_with_the_same_weights_with_each_kind_of_optimizer(
     compose, tmp_path: Path, case: str
 ):
-    limits = ("trainer.max_epochs=4", "trainer.limit_train_batches=4", "callbacks.last_checkpoint.every_minutes=0.0")
+    limits = ("trainer.max_epochs=3", "trainer.limit_train_batches=4", "callbacks.last_checkpoint.every_minutes=0.0")
     cfg = compose(*SMALL, "data=shapes", "model.dropout=0.2", *limits, *CASES[case])
     torch.manual_seed(7)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))

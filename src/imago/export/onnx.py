@@ -21,13 +21,9 @@ _NUM_EXAMPLE_IMAGES = 2  # torch.export would treat a batch of one as a constant
 def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any], opset: int | None = None) -> int:
     """Write `classifier` to `path` in the form that `imago.onnx_classifier` defines.
 
-    The same classifier gives the same bytes: the file contains no time, and no path of this machine.
-
-    Args:
-        classifier: in eval mode, float32, on the CPU; its temperature becomes part of the graph.
-        path: the file to write or to replace.
-        metadata: `run_id` and `metrics`, by the keys of `imago.onnx_classifier`; the others are added.
-        opset: version of the operator set; None leaves the choice to torch.
+    The same classifier gives the same bytes: the file contains no time, and no path of this machine. The classifier is
+    in eval mode, in float32, on the CPU; its temperature becomes part of the graph. `metadata` have `run_id` and
+    `metrics`, by the keys of `imago.onnx_classifier`; the others are added. Without `opset`, torch chooses it.
 
     Returns:
         The opset of the file.

@@ -19,22 +19,18 @@ _ADAPT_SETTINGS = ("weights", "freeze", "in_channels")
 def build_network(settings: Mapping[str, Any], num_classes: int, image_size: int) -> Any:
     """Build a network and apply its settings; those that its class takes as arguments are passed to it.
 
+    `settings` have `_target_`, arguments of the class or function, and those of `adapt` that are not the default.
     `num_classes` (K) is passed as an argument of that name or through `**kwargs`, `image_size` (in pixels) only as an
     argument of that name.
 
     Names and shapes of the tensors, and the initial values of new layers, do not depend on `weights`: a checkpoint is
     rebuilt with `weights=None`, without the file.
 
-    Args:
-        settings: `_target_`, arguments of the class or function, and those of `adapt` that are not the default.
-        num_classes: width of the head.
-        image_size: side of the input.
-
     Raises:
         ConfigError: a target that is refused, or settings that cannot work.
         DataError: weights that are missing, damaged or of another network.
     """
-    network_class = _network_class(settings)
+    network_class = import_target_or_none(settings.get("_target_"))
     applied = {
         key: settings[key] for key in _ADAPT_SETTINGS if key in settings and not _takes_argument(network_class, key)
     }
@@ -60,7 +56,7 @@ def find_weights(settings: Mapping[str, Any]) -> Path | None:
         ConfigError: the library has no such network, or no published weights of that name.
         DataError: the file does not exist, cannot be downloaded or is damaged.
     """
-    network_class, weights = _network_class(settings), settings.get("weights")
+    network_class, weights = import_target_or_none(settings.get("_target_")), settings.get("weights")
     if hasattr(network_class, "find_weights"):
         return network_class.find_weights(settings.get("name"), weights)
     if weights is None or _takes_argument(network_class, "weights"):
@@ -72,7 +68,7 @@ def find_weights(settings: Mapping[str, Any]) -> Path | None:
 
 def weights_preprocess(settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the record of `imago.images.Preprocess` that `model.weights` were evaluated with; None if unknown."""
-    network_class, weights = _network_class(settings), settings.get("weights")
+    network_class, weights = import_target_or_none(settings.get("_target_")), settings.get("weights")
     if weights is None or _takes_argument(network_class, "weights"):
         return None
     if hasattr(network_class, "weights_preprocess"):
@@ -145,10 +141,6 @@ def keep_frozen_in_eval_mode(net: nn.Module, freeze: str | None = None) -> None:
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
             module.eval()
-
-
-def _network_class(settings: Mapping[str, Any]) -> Any:
-    return import_target_or_none(str(settings.get("_target_")))
 
 
 def _takes_argument(network_class: Any, key: str) -> bool:

@@ -39,13 +39,7 @@ class SmallResNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """relu(x + conv-norm-relu-conv-norm(x)), with a 1x1 convolution for x where the shape changes.
-
-    Args:
-        in_width: channels of the input (N, in_width, H, W).
-        width: channels of the output (N, width, H / stride, W / stride).
-        stride: stride of the first convolution and of the shortcut.
-    """
+    """relu(x + conv-norm-relu-conv-norm(x)), with a 1x1 convolution for x where the shape changes."""
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()

@@ -75,12 +75,7 @@ class WhitenedResNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + layer(x), where x = layer(input) has half the resolution; a layer is convolution, BatchNorm and GELU.
-
-    Args:
-        in_width: channels of the input (N, in_width, H, W).
-        width: channels of the output (N, width, H // 2, W // 2).
-    """
+    """x + layer(x), where x = layer(input) has half the resolution; a layer is convolution, BatchNorm and GELU."""
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__()

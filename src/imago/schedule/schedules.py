@@ -36,13 +36,8 @@ def warmup_factor(
 ) -> float:
     """Return a factor that increases to 1 at step `warmup_steps`, then decreases to `final_factor` at the last step.
 
-    Args:
-        step: index of the optimizer step, counted from 0.
-        warmup_steps: steps before the peak.
-        total_steps: steps of the run; after them the factor stays at `final_factor`.
-        final_factor: factor at the last step.
-        start_factor: factor at step 0, the start of half a cosine; None for a line, which would be 0 at step -1.
-        decay: `cosine` or `linear`.
+    After the last step it stays. `start_factor` is the factor at step 0, the start of half a cosine; with None the
+    factor increases along a line, which would be 0 at step -1.
     """
     if step < warmup_steps:
         factor = (step + 1) / (warmup_steps + 1)

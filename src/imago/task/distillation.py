@@ -62,11 +62,7 @@ class Teacher(nn.Module):
     """Apply a network to the student's normalized images, with the mean, std and size that the network expects.
 
     The teacher gets the same augmented view as the student: Beyer et al. 2022, section 3.1 (arXiv:2106.05237).
-
-    Args:
-        net: maps images (N, 3, S, S), normalized by `preprocess`, to logits (N, K).
-        preprocess: the teacher's `imago.images.Preprocess` as a dict.
-        student: the student's `Preprocess` as a dict.
+    `preprocess` of the teacher and `student` are each an `imago.images.Preprocess` as a dict.
     """
 
     scale: Tensor

@@ -22,12 +22,8 @@ def build_optimization(
 ) -> tuple[Optimizer, Any]:
     """Build the optimizer over the parameter groups of a network, and the schedule over the steps of a whole run.
 
-    Args:
-        optimizer: `_target_` of a `torch.optim` class, its settings and those of `parameter_groups`.
-        schedule: `_target_` of an `LRScheduler` class and its settings.
-        net: its trainable parameters are optimized.
-        total_steps: optimizer steps of the whole run.
-        steps_per_epoch: optimizer steps in an epoch.
+    `optimizer` has the `_target_` of a `torch.optim` class, its settings and those of `parameter_groups`, `schedule`
+    the `_target_` of an `LRScheduler` class and its settings.
 
     Raises:
         ConfigError: if a class does not exist or refuses its settings.

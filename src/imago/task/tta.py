@@ -10,13 +10,10 @@ _SHIFTS = {"flip": (((0, 0), 1.0),), "flip_shift": (((0, 0), 0.5), ((-1, -1), 0.
 
 
 def predict_with_tta(net: Callable[[Tensor], Tensor], images: Tensor, tta: str) -> Tensor:
-    """Return logits of the mean probabilities over the views.
+    """Return logits of the mean probabilities over the views of images (N, 3, H, W), of any type that `net` takes.
 
-    Args:
-        net: maps images to logits (N, K).
-        images: (N, 3, H, W), of any type that `net` takes.
-        tta: "none" calls `net` once; "flip" adds the mirrored image; "flip_shift" also shifts both by a pixel along a
-            diagonal, six views in all.
+    "none" calls `net` once; "flip" adds the mirrored image; "flip_shift" also shifts both by a pixel along a diagonal,
+    six views in all.
 
     Returns:
         (N, K): the logits of `net` with "none", else the logarithms of the mean probabilities.
