@@ -472,7 +472,7 @@ CASES = {
 def test_a_run_interrupted_twice_ends_with_the_same_weights_with_each_kind_of_optimizer(
     compose, tmp_path: Path, case: str
 ):
-    limits = ("trainer.max_epochs=3", "trainer.limit_train_batches=4", "callbacks.last_checkpoint.every_minutes=0.0")
+    limits = ("trainer.max_epochs=4", "trainer.limit_train_batches=4", "callbacks.last_checkpoint.every_minutes=0.0")
     cfg = compose(*SMALL, "data=shapes", "model.dropout=0.2", *limits, *CASES[case])
     torch.manual_seed(7)
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
