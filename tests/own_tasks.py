@@ -94,17 +94,44 @@ class Template(LightningModule):
 
 
 class ManualModule(Template):
-    """A module with manual optimization and without a scheduler."""
+    """A module without a scheduler that steps its optimizer itself, so that the Trainer counts no steps."""
 
     def __init__(self, net: nn.Module, optimizer: Callable, num_classes: int) -> None:
         super().__init__(net, optimizer, None, num_classes)
         self.automatic_optimization = False
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
-        optimizer: Any = self.optimizers()
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
         optimizer.zero_grad()
         self.manual_backward(super().training_step(batch, batch_idx))
         optimizer.step()
+
+
+class Flattens(nn.Module):
+    """A published kind of network: `view` needs contiguous memory, and the number of classes is fixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = nn.Linear(4 * 16 * 16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = nn.functional.max_pool2d(self.conv(images), 2)
+        return self.head(features.view(features.size(0), -1))
+
+
+class PerImageLoss(nn.Module):
+    """A loss without its mean."""
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+class HardLabelLoss(nn.Module):
+    """A loss for class indices only."""
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return -logits.log_softmax(1).gather(1, labels[:, None]).mean()
 
 
 class Plain(LightningModule):

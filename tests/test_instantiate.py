@@ -3,6 +3,7 @@
 import re
 import sys
 import traceback
+import types
 from functools import partial
 from pathlib import PurePosixPath
 
@@ -72,6 +73,15 @@ def test_a_base_class_is_checked_before_a_class_is_called_and_after_a_function(m
         build({"_target_": "mynet.passes_on"}, base=torch.nn.Module)
     with pytest.raises(ConfigError, match=r"^_target_=mynet\.Net is not a Module; name a class derived from torch\."):
         build({"_target_": "mynet.Net", "no": "such argument"}, base=torch.nn.Module)
+
+
+def test_a_module_of_the_other_lightning_package_is_named(monkeypatch: pytest.MonkeyPatch):
+    twin = type("LightningModule", (), {"__module__": "pytorch_lightning.core.module"})
+    module = types.ModuleType("mynet_twin")
+    module.Net = type("Net", (twin,), {"__module__": "mynet_twin"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mynet_twin", module)
+    with pytest.raises(ConfigError, match=r"uses the package pytorch_lightning: import lightning\.pytorch instead\."):
+        build({"_target_": "mynet_twin.Net"}, base=torch.nn.Module)
 
 
 def test_targets_are_found_at_any_depth():

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +14,7 @@ import torch
 import yaml
 from pickled_calls import Calls
 
-from imago.cli.resume import check_saved_settings, resume_arguments
+from imago.cli.resume import check_saved_outputs, check_saved_settings, resume_arguments
 from imago.errors import ConfigError, DataError, UserError
 from imago.inference.evaluate import read_data_settings
 from imago.inference.load import load_classifier
@@ -194,6 +195,40 @@ def test_trust_accepts_a_package_and_no_other(tmp_path: Path):
     check_saved_targets(node, "model", tmp_path, ["othernet", "othernet2"])
     check_saved_targets(node, "model", tmp_path, ["othernet.tiny.Net", "othernet2"])
     check_saved_targets(node, "model", tmp_path, known={"othernet.tiny.Net", "othernet2.Part"})
+
+
+@pytest.mark.parametrize("name", ["torch.hub.load", "torch.load", "pandas.read_pickle", "joblib.load"])
+def test_trust_of_a_library_does_not_include_its_functions(tmp_path: Path, name: str):
+    node = {"_target_": name}
+    with pytest.raises(ConfigError, match=rf"model\._target_={name} .* it was changed after saving\.$"):
+        check_saved_targets(node, "model", tmp_path, [name.partition(".")[0]])
+    check_saved_targets({"_target_": "torchvision.ops.MLP"}, "model", tmp_path, ["torchvision"])
+    with pytest.raises(ConfigError, match=r"type trust=\[torchvision\]\.$"):
+        check_saved_targets({"_target_": "torchvision.ops.MLP"}, "model", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key", ["logger.csv.path", "logger.tensorboard.save_dir", "callbacks.image_grid.dirpath", "callbacks.x.dirpath"]
+)
+def test_saved_settings_write_below_the_run_directory_only(tmp_path: Path, key: str):
+    group, name, argument = key.split(".")
+
+    def check(saved: str, typed: str) -> None:
+        config, own = ({group: {name: {argument: value}}} for value in (saved, typed))
+        check_saved_outputs(config, own, tmp_path / "run")
+
+    check(str(tmp_path / "run" / "x"), "${paths.run_dir}/x")
+    check("${paths.run_dir}/y", "${paths.run_dir}/x")
+    check("/elsewhere", "/elsewhere")
+    for outside in (
+        "/elsewhere",
+        "${paths.run_dir}/../x",
+        "${paths.log_dir}/x",
+        str(tmp_path / "run" / ".." / "x"),
+        str(tmp_path / "running"),
+    ):
+        with pytest.raises(DataError, match=rf"{key}={re.escape(outside)} is outside the run directory; type it again"):
+            check(outside, "${paths.run_dir}/x")
 
 
 # Saved overrides

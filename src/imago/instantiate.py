@@ -56,12 +56,16 @@ def _build(
     if not callable(target):
         raise ConfigError(f"{where} is a {type(target).__name__}; a _target_ names a class or a function.")
     if base and inspect.isclass(target) and not issubclass(target, base):
-        raise ConfigError(f"{where} is not a {base.__name__}; name a class derived from {full_name(base)}.")
+        raise ConfigError(
+            f"{where} is not a {base.__name__}; name a class derived from {full_name(base)}.{_twin(target)}"
+        )
     nested = _build_nested if node.get("_recursive_", True) else lambda value, _: value
     arguments = {key: nested(value, f"{path}.{key}") for key, value in node.items() if key not in CONTROL_KEYS}
     arguments |= kwargs
     args = args or [nested(value, f"{path}._args_") for value in node.get("_args_", ())]
     if problem := _signature_problem(target, args, list(arguments), is_partial):
+        if base and not inspect.isclass(target):
+            problem += f" It is a function, whose result must be a {base.__name__}; a class may be meant."
         raise ConfigError(f"{path}: {name} {problem}" if path else f"{name} {problem}")
     if is_partial:
         return partial(target, *args, **arguments)
@@ -166,6 +170,12 @@ def _call(target: Any, args: Sequence[Any], arguments: Mapping[str, Any], where:
         if match and match[1] in arguments and not accepts(target, match[1]):
             raise ConfigError(f"{where} takes no {match[1]!r} ({error}); remove it.") from error
         raise
+
+
+def _twin(target: type) -> str:
+    """Return a hint if a class is derived from those of the package pytorch_lightning, which are not lightning's."""
+    is_other = any(parent.__module__.startswith("pytorch_lightning.") for parent in target.__mro__)
+    return " It uses the package pytorch_lightning: import lightning.pytorch instead." if is_other else ""
 
 
 def _explain_missing(parent: Any, parent_name: str, name: str) -> str:

@@ -56,6 +56,8 @@ _PUBLIC_NAMES = {
     # Not all of torchvision's: LSUN unpickles a file in its directory. The files of CIFAR are checked by their hash.
     *(f"torchvision.datasets.{name}" for name in ("ImageFolder", "FakeData", "CIFAR10", "CIFAR100", "MNIST")),
 }
+_LIBRARIES = ("torch", "torchvision", "torchmetrics", "lightning", "pytorch_lightning", "timm", "numpy", "scipy", "PIL",
+              "sklearn", "pandas", "hydra", "omegaconf", "onnx", "onnxruntime", "joblib")  # fmt: skip
 # Arguments of a network that name files or downloads; they are not needed, as a checkpoint has all weights.
 _FILE_ARGUMENTS = ("pretrained", "weights", "checkpoint_path", "cache_dir")
 
@@ -69,7 +71,8 @@ def check_saved_targets(
         node: settings of a group, as plain container or DictConfig; nothing in it is built.
         path: key path of `node`, such as "model" or "data"; it determines the base class.
         source: the file that the settings were read from, for the message.
-        trust: packages or modules whose targets are accepted, as typed by the user.
+        trust: packages or modules whose targets are accepted, as typed by the user; of the libraries that this project
+            uses, only classes with the base class of their group, and what is named in full.
         known: further targets that are accepted, such as those of `configs/`.
 
     Raises:
@@ -78,11 +81,20 @@ def check_saved_targets(
     refused = {}
     for where, settings in target_nodes(to_plain(node), path):
         target = settings["_target_"]
-        is_trusted = isinstance(target, str) and any(f"{target}.".startswith(f"{package}.") for package in trust)
+        is_trusted = _is_trusted(target, trust, _base_names(where))
         if not is_trusted and str(target) not in known and not _is_accepted(settings, _base_names(where)):
             refused[str(target)] = f"{source}: {where}._target_={target} {_reason(target, _base_names(where)[0])}"
     if refused:
         raise ConfigError("\n".join(refused.values()))
+
+
+def _is_trusted(target: Any, trust: Sequence[str], base_names: Sequence[str]) -> bool:
+    if not isinstance(target, str) or not any(f"{target}.".startswith(f"{package}.") for package in trust):
+        return False
+    if target in trust or target.partition(".")[0] not in _LIBRARIES:
+        return True
+    found = import_target_or_none(target)  # torch.hub.load is a function of a package that everybody trusts
+    return inspect.isclass(found) and issubclass(found, tuple(map(import_target_or_none, base_names)))
 
 
 def packages_to_trust(settings: Mapping[str, Any]) -> list[str]:
@@ -102,7 +114,8 @@ def _reason(target: Any, base_name: str) -> str:
         except ConfigError as error:
             return f"cannot be imported: {error} Restore the code."
     fault = f"is neither a {base_name.rpartition('.')[2]} of this project's src/ nor a known class"
-    if not package.isidentifier() or package in (*sys.stdlib_module_names, "imago"):
+    is_class = package in _LIBRARIES and inspect.isclass(import_target_or_none(target))
+    if not package.isidentifier() or package in (*sys.stdlib_module_names, "imago", *_LIBRARIES) and not is_class:
         return f"{fault}; it was changed after saving."
     return f"{fault}; if you trust its source, type trust=[{package}]."
 

@@ -188,6 +188,7 @@ def saving_trainer(saved: list[Path], is_rank_0: bool = True, global_step: int =
     return SimpleNamespace(
         is_global_zero=is_rank_0,
         global_step=global_step,
+        lightning_module=SimpleNamespace(automatic_optimization=True),
         accumulate_grad_batches=2,
         _checkpoint_connector=SimpleNamespace(dump_checkpoint=lambda weights_only: {}),
         strategy=SimpleNamespace(save_checkpoint=lambda state, path: saved.append(path)),
@@ -254,7 +255,8 @@ def test_an_epoch_that_was_cut_short_is_the_best_only_if_there_is_no_other(
     monkeypatch.setattr(ModelCheckpoint, "_should_skip_saving_checkpoint", lambda self, trainer: False)
     limit = TimeLimit("00:00:00:01")
     limit.ended_epoch_early = cuts_epoch
-    trainer: Any = SimpleNamespace(callbacks=[limit])
+    module = SimpleNamespace(automatic_optimization=True)
+    trainer: Any = SimpleNamespace(callbacks=[limit], lightning_module=module, global_step=3)
     assert best_checkpoint(tmp_path, has_best)._should_skip_saving_checkpoint(trainer) != is_best_saved
     assert LastCheckpoint(str(tmp_path))._should_skip_saving_checkpoint(trainer) != is_last_saved
 

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision import models
 
 from imago.errors import ConfigError, UserError
-from imago.model.adapt import adapt, build_network, freeze_parameters, keep_frozen_in_eval_mode
+from imago.model.adapt import adapt, build_network, choose_memory_format, freeze_parameters, keep_frozen_in_eval_mode
 from imago.model.cifar_quick import CifarQuick
 from imago.model.layers import head_names
 from imago.model.simple_cnn import SimpleCNN
@@ -201,8 +201,29 @@ def test_a_target_that_is_not_a_network_is_refused():
         build_network({"_target_": f"{__name__}.NoNetwork", "freeze": "backbone"}, 3, 2)
     with pytest.raises(ConfigError, match=r"no_network returns a NoNetwork, not a Module"):
         build_network({"_target_": f"{__name__}.no_network"}, 3, 2)
-    with pytest.raises(ConfigError, match=r"model\._target_=builtins\.dict takes no argument num_classes"):
+    with pytest.raises(ConfigError, match=r"_target_=builtins\.dict is not a Module"):
         build_network({"_target_": "builtins.dict", "freeze": "backbone"}, 3, 2)
+
+
+def test_a_network_of_a_fixed_number_of_classes_is_built_if_the_data_has_as_many():
+    net = build_network({"_target_": "own_tasks.Flattens"}, 10, 32)
+    assert net.training
+    assert choose_memory_format(net, 32) == torch.contiguous_format
+    with pytest.raises(
+        ConfigError, match=r"Flattens takes no argument num_classes, and maps 2 images to \[2, 10\] where"
+    ):
+        build_network({"_target_": "own_tasks.Flattens"}, 3, 32)
+    with pytest.raises(ConfigError, match=r"Flattens fails on images of 64 px: "):
+        build_network({"_target_": "own_tasks.Flattens"}, 10, 64)
+
+
+def test_a_network_is_used_in_channels_last_unless_it_cannot_be():
+    reshapes = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 8 * 8, 2))
+    assert choose_memory_format(reshapes, 8) == torch.channels_last
+    assert choose_memory_format(models.resnet18(num_classes=2), 32) == torch.channels_last
+    assert reshapes[0].weight.is_contiguous()  # the network is not changed
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        choose_memory_format(reshapes, 16)
 
 
 RESNET = "torchvision.models.resnet18"

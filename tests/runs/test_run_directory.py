@@ -79,6 +79,13 @@ def test_a_resumed_run_keeps_its_results_and_refuses_other_data(directory: RunDi
     assert (provenance["data"], len(provenance["resumes"])) == ("abc", 1)
 
 
+def test_the_directory_of_the_link_latest_is_created(directory: RunDirectory, tmp_path: Path):
+    directory.log_dir = tmp_path / "new" / "logs"
+    with directory.open("seed: 0", [], 0):
+        pass
+    assert (directory.log_dir / "latest").resolve() == directory.path.resolve()
+
+
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     directory = RunDirectory(tmp_path / "run", tmp_path)

@@ -7,8 +7,10 @@ import pytest
 import small_fit
 import torch
 from lightning.pytorch import seed_everything
+from omegaconf import open_dict
 from torch import Tensor
 
+from imago.errors import ConfigError
 from imago.images import Preprocess
 from imago.training.build import build_task, choose_preprocess, final_checkpoint
 
@@ -43,6 +45,55 @@ def test_the_first_filters_come_from_the_first_training_batch(first_filters: Cal
 def test_a_resumed_run_does_not_compute_first_filters(first_filters: Callable):
     filters = first_filters("resume=somewhere")
     assert not torch.allclose(filters[:12], -filters[12:])
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (["loss._target_=own_tasks.PerImageLoss"], r"PerImageLoss returns \[2\] for two images; return the mean"),
+        (
+            ["loss._target_=own_tasks.HardLabelLoss", "augment.mixup_alpha=0.2"],
+            r"fails for labels that are probabilities",
+        ),
+        (
+            ["loss._target_=torch.nn.Identity"],
+            r"Identity fails for labels that",
+        ),
+        (
+            ["loss._target_=torch.nn.functional.cross_entropy"],
+            r"It is a function, whose result must be a Module; a class",
+        ),
+    ],
+)
+def test_a_loss_that_cannot_work_is_one_line_before_training(compose: Callable, settings: list[str], text: str):
+    cfg = compose("data=shapes", "model.hidden_features=16", *settings)
+    with open_dict(cfg.loss):
+        del cfg.loss["label_smoothing"], cfg.loss["weight"]
+    with pytest.raises(ConfigError, match=text):
+        build_task(cfg, small_fit.build_data(cfg))
+
+
+def test_a_loss_of_class_indices_works_without_mixing(compose: Callable):
+    cfg = compose("data=shapes", "model.hidden_features=16", "loss._target_=own_tasks.HardLabelLoss")
+    with open_dict(cfg.loss):
+        del cfg.loss["label_smoothing"], cfg.loss["weight"]
+    build_task(cfg, small_fit.build_data(cfg))
+
+
+@pytest.mark.parametrize(
+    ("task", "channels_last", "is_fast"), [("", True, True), ("", False, False), ("Plain", True, False)]
+)
+def test_images_and_network_have_one_memory_format(compose: Callable, task: str, channels_last: bool, is_fast: bool):
+    cfg = compose("data=shapes", "model.hidden_features=16", f"channels_last={channels_last}")
+    if task:
+        cfg.task._target_ = f"own_tasks.{task}"
+    data = small_fit.build_data(cfg)
+    module = build_task(cfg, data)
+    images, _ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    assert images.is_contiguous(memory_format=torch.channels_last) == is_fast
+    if not task:
+        weight = next(value for value in module.net.parameters() if value.ndim == 4 and value.shape[1] > 1)
+        assert weight.is_contiguous(memory_format=torch.channels_last) == is_fast
 
 
 @pytest.mark.parametrize(

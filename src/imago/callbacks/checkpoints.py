@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from imago.callbacks.stopping import TimeLimit, has_epoch_ended_early
+from imago.callbacks.train_metrics import num_steps
 from imago.errors import ConfigError, DataError
 from imago.files import atomic_write
 from imago.runs.checkpoint import read_checkpoint
@@ -16,7 +17,22 @@ from imago.runs.checkpoint import read_checkpoint
 log = logging.getLogger(__name__)
 
 
-class BestCheckpoint(ModelCheckpoint):
+class _StepCheckpoint(ModelCheckpoint):
+    """Save at most once per step, also of modules that step their optimizers without the Trainer, which counts none."""
+
+    _saved_step = 0
+
+    def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
+        if num_steps(trainer) != self._saved_step:
+            self._last_global_step_saved = -1  # Lightning's own comparison is with `trainer.global_step`
+        return super()._should_skip_saving_checkpoint(trainer)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self._saved_step = num_steps(trainer)
+        super()._save_checkpoint(trainer, filepath)
+
+
+class BestCheckpoint(_StepCheckpoint):
     """Save `best.ckpt`, also when the run directory was moved or copied before it is resumed.
 
     If `monitor` is never logged, this is reported once, and nothing is saved.
@@ -104,7 +120,7 @@ class BestCheckpoint(ModelCheckpoint):
         self.best_metrics = dict(state_dict.get("best_metrics", {}))
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(_StepCheckpoint):
     """Save `last.ckpt` after every epoch and, within a long one, between two optimizer steps.
 
     Only from these states does Lightning resume to the weights of an uninterrupted run. Therefore an exception saves
@@ -149,12 +165,12 @@ class LastCheckpoint(ModelCheckpoint):
 
     def save_now(self, trainer: Trainer) -> None:
         """Save in rank 0, without waiting for the other ranks; do nothing before the first optimizer step."""
-        if trainer.is_global_zero and trainer.global_step > 0:
+        if trainer.is_global_zero and num_steps(trainer) > 0:
             state = trainer._checkpoint_connector.dump_checkpoint(False)  # all, not only the weights
             trainer.strategy.save_checkpoint(state, Path(str(self.dirpath)) / "last.ckpt")
 
 
-class TopCheckpoints(ModelCheckpoint):
+class TopCheckpoints(_StepCheckpoint):
     """Save the states with the best validation scores, such as `epoch=3-val_acc=0.9120.ckpt`. Arguments: see above."""
 
     def __init__(self, dirpath: str, monitor: str, mode: str, save_top_k: int) -> None:

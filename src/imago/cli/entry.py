@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from imago.cli.arguments import accept_arguments
 from imago.cli.messages import explain_composition_error
 from imago.cli.overrides import check_complete, check_types, compose, compose_defaults, quote_paths
-from imago.cli.resume import check_saved_settings, is_group_choice, override_key, resume_arguments
+from imago.cli.resume import check_saved_outputs, check_saved_settings, is_group_choice, override_key, resume_arguments
 from imago.errors import ConfigError, UserError
 from imago.instantiate import to_plain
 from imago.paths import CONFIG_DIR, PROJECT_ROOT, job_output_dir, register_resolvers
@@ -112,7 +112,9 @@ class _Job:
                 if not (override_key(text) in saved or text.startswith("~") or is_group_choice(text))
             ]
             own = compose(loader, name, [*overrides["hydra"], *filter(is_group_choice, typed), *own_values])
-            check_saved_settings(to_plain(cfg), to_plain(own, resolve=False), Path(cfg.resume), cfg.trust)
+            own_settings, run_dir = to_plain(own, resolve=False), Path(cfg.resume)
+            check_saved_settings(to_plain(cfg), own_settings, run_dir, cfg.trust)
+            check_saved_outputs(to_plain(cfg, resolve=False), own_settings, run_dir)
         check_types(cfg, compose_defaults(loader, name, [*overrides["hydra"], *typed]), typed)
 
 

@@ -9,8 +9,12 @@ from imago.errors import ConfigError, DataError
 from imago.files import read_json
 from imago.instantiate import targets
 from imago.paths import CONFIG_DIR, checkpoint_file, quote_for_hydra
+from imago.settings import flatten
 
 _PLAIN_CHOICE = re.compile(r"[\w\-]+(/[\w\-]+)*")  # of a YAML in configs/: no path that leads out of it
+
+
+_OUTPUT_KEYS = ("path", "dirpath", "save_dir", "default_root_dir", "cache_dir")  # written to
 
 
 class Arguments(NamedTuple):
@@ -105,6 +109,25 @@ def check_saved_settings(
 
         for group, node in config.items():
             check_saved_targets(node, group, source, trust, known)
+
+
+def check_saved_outputs(config: Mapping[str, Any], own: Mapping[str, Any], run_dir: Path) -> None:
+    """Check that callbacks and loggers of a resumed run write below its directory, unless a path is typed now.
+
+    `config` holds all settings and `own` those that do not come from the run directory, both unresolved.
+
+    Raises:
+        DataError: naming the setting.
+    """
+    groups = {group: config.get(group) for group in ("logger", "callbacks", "trainer")}
+    for key, value in flatten(groups).items():
+        if key.rpartition(".")[2] not in _OUTPUT_KEYS or value is None or value == flatten(own).get(key):
+            continue
+        path = Path(str(value).replace("${paths.run_dir}", str(run_dir))).resolve()
+        if "${" in str(path) or not path.is_relative_to(run_dir.resolve()):
+            raise DataError(
+                f"{run_dir / 'provenance.json'}: {key}={value} is outside the run directory; type it again to use it."
+            )
 
 
 def _named_directory(typed: Mapping[str, str], log_dir: Path) -> Path:

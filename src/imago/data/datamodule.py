@@ -52,6 +52,7 @@ class ImageDataModule(LightningDataModule):
         splits: the samples; exists after `set_up_data`.
         ignored_entries: directory entries that are not part of the dataset: path and reason.
         bad_images: images that cannot be read and were left out: name and reason.
+        memory_format: of normalized images.
         random_splits: names of the splits that were split off at random because they are not published.
     """
 
@@ -80,6 +81,7 @@ class ImageDataModule(LightningDataModule):
         self.ignored_entries: list[tuple[str, str]] = []
         self.bad_images: list[tuple[str, str]] = []
         self.random_splits: list[str] = []
+        self.memory_format = torch.channels_last
         self._normalizer: tuple[Preprocess, Normalize] | None = None
 
     def load_dataset(self) -> ClassNamesAndSplits:
@@ -209,6 +211,7 @@ class ImageDataModule(LightningDataModule):
     def _normalize(self, images: Tensor) -> Tensor:
         if self._normalizer is None or self._normalizer[0] is not self.preprocess:
             self._normalizer = self.preprocess, Normalize(self.preprocess)
+            self._normalizer[1].memory_format = self.memory_format
         return self._normalizer[1].to(images.device)(images)
 
     def _build_loader(self, dataset: ArrayDataset | FileDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:

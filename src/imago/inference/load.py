@@ -36,7 +36,7 @@ class TorchPredictor:
         tta: views of each image to average, see `imago.task.tta`.
 
     Attributes:
-        classifier: the network in float32, in channels_last format, on that device.
+        classifier: the network in float32, on that device.
 
     Raises:
         ConfigError: if `accelerator` is gpu and there is none.
@@ -54,7 +54,7 @@ class TorchPredictor:
         torch.backends.cudnn.allow_tf32 = False  # the default rounds fp32 convolutions to a mantissa of 10 bits
         self._device = device or torch.device("cpu")
         self._tta = tta
-        self.classifier = classifier.float().to(self._device).to(memory_format=torch.channels_last)
+        self.classifier = classifier.float().to(self._device).to(memory_format=classifier.normalize.memory_format)
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Map uint8 images (N, 3, size, size) to float32 logits and calibrated probabilities, (N, K) each."""
@@ -115,7 +115,7 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
         DataError: if there is no intact checkpoint, or its weights do not fit the network's code.
         ConfigError: if it names a class that is not trusted.
     """
-    from imago.model.adapt import build_network
+    from imago.model.adapt import build_network, choose_memory_format
     from imago.model.classifier import Classifier
     from imago.runs.checkpoint import read_checkpoint
 
@@ -145,6 +145,7 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
         raise DataError(f"{file}: {settings['_target_']} cannot be built with its saved arguments: {reason}") from error
     _load_weights(net, state, file, settings["_target_"])
     classifier = Classifier(net, names, preprocess).eval()
+    classifier.normalize.memory_format = choose_memory_format(net, preprocess.size)
     classifier.metrics = metrics
     classifier.predicts_classes = hparams.get("predicts_classes", True)
     return classifier

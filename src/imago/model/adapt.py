@@ -1,10 +1,12 @@
 """Build a network and apply its settings `weights`, `freeze` and `in_channels`, which any `nn.Module` may have."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from imago.errors import ConfigError
@@ -21,7 +23,7 @@ def build_network(settings: Mapping[str, Any], num_classes: int, image_size: int
 
     `settings` have `_target_`, arguments of the class or function, and those of `adapt` that are not the default.
     `num_classes` (K) is passed as an argument of that name or through `**kwargs`, `image_size` (in pixels) only as an
-    argument of that name.
+    argument of that name. A class that takes no `num_classes` must have K outputs as it is.
 
     Names and shapes of the tensors, and the initial values of new layers, do not depend on `weights`: a checkpoint is
     rebuilt with `weights=None`, without the file.
@@ -36,17 +38,47 @@ def build_network(settings: Mapping[str, Any], num_classes: int, image_size: int
     }
     file = find_weights(settings)
     arguments = {key: value for key, value in settings.items() if key not in applied}
-    if callable(network_class):
-        if not accepts(network_class, "num_classes") and not accepts_any(network_class):
-            raise ConfigError(
-                f"model._target_={settings['_target_']} takes no argument num_classes, the number of outputs, which "
-                "depends on the data; add it to the class or function."
-            )
-        arguments |= {"num_classes": num_classes}
-        arguments |= {"image_size": image_size} if accepts(network_class, "image_size") else {}
+    is_sized = accepts(network_class, "num_classes") or accepts_any(network_class)
+    arguments |= {"num_classes": num_classes} if is_sized else {}
+    arguments |= {"image_size": image_size} if accepts(network_class, "image_size") else {}
     net = build(arguments, base=nn.Module)
+    if not is_sized:
+        _check_num_outputs(net, str(settings["_target_"]), num_classes, image_size)
     adapt(net, file, **applied)
     return net
+
+
+def _check_num_outputs(net: nn.Module, target: str, num_classes: int, image_size: int) -> None:
+    with torch.no_grad():
+        try:
+            shape = list(net.eval()(torch.zeros(2, 3, image_size, image_size)).shape)
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"model._target_={target} fails on images of {image_size} px: {reason}") from error
+    net.train()
+    if shape != [2, num_classes]:
+        raise ConfigError(
+            f"model._target_={target} takes no argument num_classes, and maps 2 images to {shape} where the data needs "
+            f"[2, {num_classes}]; add num_classes to the class or function, or set the argument that it uses instead."
+        )
+
+
+def choose_memory_format(net: nn.Module, image_size: int) -> torch.memory_format:
+    """Return channels_last, in which convolutions are fastest, or the contiguous format if `net` needs it for `view`.
+
+    Networks of this project, torchvision and timm accept both; others are run on two images.
+    """
+    if type(getattr(net, "body", net)).__module__.startswith(("imago.", "torchvision.", "timm.")):
+        return torch.channels_last
+    trial, images = copy.deepcopy(net).cpu().float().eval(), torch.zeros(2, 3, image_size, image_size)
+    try:
+        with torch.no_grad():
+            trial.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last))
+    except RuntimeError as error:
+        if "view size is not compatible" in str(error):
+            return torch.contiguous_format
+        raise
+    return torch.channels_last
 
 
 def find_weights(settings: Mapping[str, Any]) -> Path | None:

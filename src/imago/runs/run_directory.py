@@ -153,6 +153,7 @@ class RunDirectory:
             provenance = first | {"overrides": provenance["overrides"], "resumes": resumes}
         write_json(file, provenance)
         self.update(status="running", reason=None, started=_now(), pid=os.getpid())  # a resumed run keeps its results
+        self.log_dir.mkdir(parents=True, exist_ok=True)
         new_link = self.log_dir / f"latest.{os.getpid()}.part"
         new_link.symlink_to(os.path.relpath(self.path, self.log_dir))
         new_link.replace(self.log_dir / "latest")

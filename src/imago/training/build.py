@@ -24,7 +24,7 @@ from imago.errors import ConfigError
 from imago.images import MAX_SMALL_PX, Preprocess
 from imago.inference.load import resolve_checkpoint
 from imago.instantiate import build, full_name, to_plain
-from imago.model.adapt import weights_preprocess
+from imago.model.adapt import choose_memory_format, weights_preprocess
 from imago.model.classifier import Classifier
 from imago.paths import checkpoint_file
 from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_loadable
@@ -84,8 +84,9 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier |
     """
     task = _build_image_task(cfg, data, teacher_run) if is_image_task(cfg) else build_other_task(cfg, data)
     net: Any = getattr(task, "net", task)
-    if cfg.channels_last:
-        net.to(memory_format=torch.channels_last)
+    is_fast = cfg.channels_last and isinstance(task, ImageTask)  # other modules may use `view`
+    data.memory_format = choose_memory_format(net, data.preprocess.size) if is_fast else torch.contiguous_format
+    net.to(memory_format=data.memory_format)
     if cfg.resume is None and cfg.model.get("weights") is None and hasattr(net, "initialize_from"):
         images, _ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
         net.initialize_from(images)  # the first training batch, the same one on every rank
@@ -113,8 +114,31 @@ def _build_image_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Class
         arguments["net"] = without_files(arguments["net"], Path(cfg.resume))
     task: ImageTask = build(cfg.task, _recursive_=False, **arguments)  # it builds its parts itself
     check_loadable(task.hparams)
+    _check_loss(str(cfg.loss._target_), task, data)
     task.tta = cfg.tta
     return task
+
+
+def _check_loss(target: str, task: ImageTask, data: ImageDataModule) -> None:
+    """Compute the loss of two images whose logits are 0, to report errors before training.
+
+    Raises:
+        ConfigError: if the loss fails, or is not a single number.
+    """
+    num_outputs = len(task.hparams["output_names"])
+    labels = {"class indices (2,)": torch.zeros(2, dtype=torch.int64)}
+    if data.augment.is_mixing:
+        labels["probabilities (2, K), as augment mixes images"] = torch.full((2, num_outputs), 1 / num_outputs)
+    for kind, values in labels.items():
+        try:
+            loss = task.loss(torch.zeros(2, num_outputs), values)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"loss._target_={target} fails for labels that are {kind}: {reason}") from error
+        if loss.shape != ():
+            raise ConfigError(
+                f"loss._target_={target} returns {list(loss.shape)} for two images; return the mean, a single number."
+            )
 
 
 def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task: LightningModule) -> Trainer:
@@ -222,7 +246,7 @@ def final_checkpoint(run_dir: Path) -> str | None:
     best = checkpoint_file(run_dir)
     if best.is_file():
         return str(best)
-    log.warning("no best checkpoint (no validation, or callbacks.best_checkpoint=null): testing the last weights")
+    log.warning("no best checkpoint was saved: testing the last weights")
     return None
 
 

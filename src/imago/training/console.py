@@ -35,7 +35,11 @@ def start_table(
     num_devices = trainer.num_devices * trainer.num_nodes
     num_batches = data.batches_per_epoch(trainer.limit_train_batches)
     device = f"{num_devices} x {trainer.strategy.root_device.type}"
-    optional = {"channels_last": cfg.channels_last, "fused": cfg.optimizer.get("fused"), "compiled": cfg.compile}
+    optional = {
+        "channels_last": data.memory_format == torch.channels_last,
+        "fused": cfg.optimizer.get("fused"),
+        "compiled": cfg.compile,
+    }
     rows = {
         "data": f"{_class_name(cfg.data).removesuffix('DataModule')}: {len(data.class_names)} classes, {sizes}",
         "classes": _classes_text(cfg, data),

@@ -12,6 +12,7 @@ from imago.model.weights import read_weights
 from imago.resources import available_cores, idle_cores
 from imago.task.optimization import check_optimization
 from imago.training.checks import set_modes
+from imago.training.other_task import is_image_task
 
 _MAX_REASON_CHARS = 200  # of a message, which may contain a long compiler command; our own choice
 
@@ -35,7 +36,8 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     if cfg.compile:
         check_compile()
     set_modes(cfg)
-    check_optimization(cfg.optimizer, cfg.schedule)
+    if is_image_task(cfg):  # another LightningModule may use other settings
+        check_optimization(cfg.optimizer, cfg.schedule)
     if cfg.resume is None and (file := find_weights(cfg.model)):
         read_weights(file)  # a damaged file is reported before data is read
     return precision
