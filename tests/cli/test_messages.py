@@ -65,6 +65,7 @@ REAL = ConfigLoaderImpl(create_config_search_path(str(PROJECT_ROOT / "configs"))
     [
         ("trainer.max_step=3", "did you mean trainer.max_steps?"),
         ("max_steps=3", "did you mean trainer.max_steps?"),
+        ("expriment=quickstart", "did you mean experiment?"),
         ("optimizer.beta=[0.9,0.9]", "did you mean optimizer.betas?"),
         ("data.val_fractoin=0.2", "did you mean data.val_fraction?"),
         ("callbacks.early_stopping.patience=3", "early_stopping is off; type callbacks=early_stopping too."),

@@ -102,6 +102,7 @@ def _known_keys(key: str, argv: Iterable[str], loader: "ConfigLoaderImpl", confi
         settings = to_plain(compose_defaults(loader, config_name, ()), resolve=False)
     names = [known.split(".") for known in flatten(settings) if not known.startswith("hydra.")]
     known = {".".join(parts[:end]) for parts in names for end in range(1, len(parts) + 1)}
+    known.update(loader.list_groups(""))
     typed = {text.lstrip("+").partition("=")[0]: text.partition("=")[2] for text in argv}
     nodes = TargetArguments(settings, typed)
     for node in [key.rpartition(".")[0]] if "." in key else ["trainer", "optimizer"]:
