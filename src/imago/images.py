@@ -187,9 +187,13 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
 
 def _warn_of_animation(image: Image.Image, name: str) -> None:
     global _has_warned_of_animation
-    if _has_warned_of_animation or image.format not in ANIMATED_FORMATS:
-        return
-    with contextlib.suppress(*_DECODER_ERRORS):  # looking for a second frame fails if a GIF is damaged behind the first
-        if getattr(image, "is_animated", False):
-            _has_warned_of_animation = True
-            log.warning("%s is an animation; only the first frame of such images is used (logged once)", name)
+    if not _has_warned_of_animation and is_animated(image):
+        _has_warned_of_animation = True
+        log.warning("%s is an animation; only the first frame of such images is used (logged once)", name)
+
+
+def is_animated(image: Image.Image) -> bool:
+    """Return whether an image has further frames; one that is damaged behind the first frame has none."""
+    with contextlib.suppress(*_DECODER_ERRORS):
+        return image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False)
+    return False

@@ -1,11 +1,21 @@
 """Typed settings: paths reach the config unchanged, other values must have the type of their default."""
 
+import re
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from imago.cli.overrides import PATH_KEYS, accepted_types, check_complete, check_types, compose_defaults, quote_paths
+from imago.cli.overrides import (
+    PATH_KEYS,
+    accepted_types,
+    check_complete,
+    check_group_choices,
+    check_types,
+    compose_defaults,
+    quote_paths,
+)
 from imago.errors import ConfigError
 from imago.paths import PROJECT_ROOT
 
@@ -152,6 +162,13 @@ def _nulls(node, path):
 def as_job_config(loader, *overrides):
     config = compose(loader, *overrides)
     return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
+
+@pytest.mark.parametrize("argument", ["data=[]", "optimizer=[null]", "model=[ ]", "hydra=[]", "paths=[]"])
+def test_a_group_that_every_run_needs_cannot_be_left_out(argument: str):
+    with pytest.raises(ConfigError, match=rf"^{re.escape(argument)}: a run needs this group; choose one of \w+"):
+        check_group_choices([argument])
+    check_group_choices(["callbacks=[]", "logger=[]", "metrics=[]", "model=simple_cnn", "seed=[]", "-m", "=[]"])
 
 
 def test_every_missing_value_is_reported(loader):

@@ -105,3 +105,18 @@ def test_a_bad_file_has_its_reason_and_an_empty_record(tmp_path: Path, content: 
     record, error = examine_file(bad)
     assert error.startswith(reason)
     assert record == np.zeros(1, IMAGE_RECORD_DTYPE)[0]
+
+
+def test_an_animation_that_is_cut_after_its_first_frame_is_a_plain_image(tmp_path: Path):
+    """Pillow decodes the first frame, and fails in various ways when asked whether there are more."""
+    frames = [Image.fromarray(photo(seed)).quantize(16) for seed in range(3)]
+    whole = tmp_path / "whole.gif"
+    frames[0].save(whole, save_all=True, append_images=frames[1:])
+    data, readable = whole.read_bytes(), 0
+    for length in range(len(data) // 4, len(data), 7):
+        (tmp_path / "cut.gif").write_bytes(data[:length])
+        record, error = examine_file(tmp_path / "cut.gif")
+        readable += not error
+    assert readable > 10
+    record, _ = examine_file(whole)
+    assert record["kinds"] & 1 << KINDS.index("animated")

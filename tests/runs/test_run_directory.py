@@ -13,7 +13,7 @@ import pytest
 
 from imago.errors import ConfigError, DataError, Stopped
 from imago.runs.failure import write_killed_failure
-from imago.runs.run_directory import RunDirectory, lock_directory
+from imago.runs.run_directory import RunDirectory, has_never_saved, lock_directory
 
 SETTINGS = ("seed: 3\n", ["seed=3"], 3)
 
@@ -77,6 +77,25 @@ def test_a_resumed_run_keeps_its_results_and_refuses_other_data(directory: RunDi
             again.add_provenance(data_fingerprint="xyz", device="cpu")
     provenance = json.loads((directory.path / "provenance.json").read_text())
     assert (provenance["data"], len(provenance["resumes"])) == ("abc", 1)
+
+
+def test_a_run_that_failed_before_its_first_save_is_forgotten(directory: RunDirectory, tmp_path: Path):
+    with RunDirectory(tmp_path / "train" / "before", tmp_path).open(*SETTINGS):
+        pass
+    directory.path.mkdir()
+    (directory.path / "metrics.csv").write_text("step\n")
+    with pytest.raises(DataError), directory.open(*SETTINGS):
+        raise DataError("no images.")
+    assert (tmp_path / "latest").resolve().name == "before"
+    assert has_never_saved(directory.path)
+    with directory.open("seed: 4\n", ["seed=4"], 4):
+        assert (summary(directory)["status"], (directory.path / "metrics.csv").exists()) == ("running", False)
+        (directory.path / "checkpoints").mkdir()
+        (directory.path / "checkpoints" / "last.ckpt").touch()
+    provenance = json.loads((directory.path / "provenance.json").read_text())
+    assert (provenance["overrides"], "resumes" in provenance) == (["seed=4"], False)
+    assert (tmp_path / "latest").resolve().name == "run"
+    assert not has_never_saved(directory.path)
 
 
 def test_the_directory_of_the_link_latest_is_created(directory: RunDirectory, tmp_path: Path):

@@ -1,5 +1,6 @@
 """The preprocess record of a run, and first weights that come from the first training batch."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from imago.errors import ConfigError
 from imago.images import Preprocess
-from imago.training.build import build_task, choose_preprocess, final_checkpoint
+from imago.training.build import _check_num_batches, build_task, choose_preprocess, final_checkpoint
 
 NOTHING = dict.fromkeys(("size", "resize", "crop", "interpolation", "mean", "std"))
 IMAGENET = {"size": 224, "resize": 256, "crop": "center", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -78,6 +79,28 @@ def test_a_loss_of_class_indices_works_without_mixing(compose: Callable):
     with open_dict(cfg.loss):
         del cfg.loss["label_smoothing"], cfg.loss["weight"]
     build_task(cfg, small_fit.build_data(cfg))
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("trainer.limit_train_batches=0.001", "leaves none of the 10 batches of an epoch"),
+        ("trainer.val_check_interval=11", "is more than the 10 batches of an epoch"),
+        ("trainer.val_check_interval=10", None),
+        ("trainer.limit_train_batches=0.1", None),
+    ],
+)
+def test_limits_that_leave_no_batch_are_one_line(compose: Callable, setting: str, text: str | None):
+    cfg = compose("data=shapes", *small_fit.SMALL, setting)
+    data = small_fit.build_data(cfg)
+    with pytest.raises(ConfigError, match=f"^{setting} {text}") if text else contextlib.nullcontext():
+        _check_num_batches(cfg, data)
+
+
+def test_a_batch_larger_than_the_training_set_is_announced(compose: Callable, caplog: pytest.LogCaptureFixture):
+    cfg = compose("data=shapes", "data.batch_size=512")
+    _check_num_batches(cfg, small_fit.build_data(cfg))
+    assert "data.batch_size=512 is more than the 320 training images" in caplog.text
 
 
 @pytest.mark.parametrize(

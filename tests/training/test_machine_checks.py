@@ -36,6 +36,7 @@ def test_devices_may_be_a_number_a_list_or_auto(two_cores):
         ("cpu", 3, r"trainer.devices=3: this machine has 2 CPU cores\.$"),
         ("cuda", 2, "has 1 GPU; trainer.accelerator=cpu trainer.devices=2 uses CPU cores"),
         ("cpu", 0, "trainer.devices=0 must be 1 or more"),
+        ("cpu", ["a"], r"trainer.devices=\['a'\] must be 1 or more"),
         ("cpu", -2, "trainer.devices=-2 must be 1 or more"),
         ("cpu", "all", "trainer.devices=all must be a number, a list"),
     ],

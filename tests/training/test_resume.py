@@ -1,5 +1,6 @@
 """Resuming a run with other settings: those that would change its result are refused."""
 
+import json
 import re
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def stopped(compose, tmp_path: Path) -> Path:
     """Return a run directory with the files that are checked on resume."""
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "summary.json").write_text(json.dumps({"status": "stopped"}))
     OmegaConf.save(compose(f"resume={tmp_path}"), tmp_path / "config.yaml", resolve=True)
     return tmp_path
 
@@ -122,5 +123,9 @@ def test_a_directory_that_holds_another_run_or_no_checkpoint_is_refused(compose,
     with pytest.raises(ConfigError, match=r"its config\.yaml cannot be read"):
         check_run_directory(compose(f"resume={stopped}"), stopped)
     (stopped / "checkpoints" / "last.ckpt").unlink()
-    with pytest.raises(ConfigError, match="ended before its first checkpoint"):
+    with pytest.raises(ConfigError, match="ended before its first checkpoint; type run_name=.* without resume="):
         check_run_directory(compose(f"resume={stopped}"), stopped)
+    check_run_directory(compose("run_name=taken"), stopped)
+    (stopped / "summary.json").write_text(json.dumps({"status": "finished"}))  # callbacks.last_checkpoint=null
+    with pytest.raises(ConfigError, match="already holds a run"):
+        check_run_directory(compose("run_name=taken"), stopped)

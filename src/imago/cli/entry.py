@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from imago.cli.arguments import accept_arguments
 from imago.cli.messages import explain_composition_error
-from imago.cli.overrides import check_complete, check_types, compose, compose_defaults, quote_paths
+from imago.cli.overrides import check_complete, check_group_choices, check_types, compose, compose_defaults, quote_paths
 from imago.cli.resume import check_saved_outputs, check_saved_settings, is_group_choice, override_key, resume_arguments
 from imago.errors import ConfigError, UserError
 from imago.instantiate import to_plain
@@ -159,6 +159,7 @@ def _prepare_command_line() -> list[str]:
         raise ConfigError(f"{sys.executable} lacks the project's packages; run make setup, then use .venv/bin/python.")
     sys.argv[1:], saved = resume_arguments(quote_paths(sys.argv[1:]), PROJECT_ROOT / "logs")
     _check_ranks()
+    check_group_choices(sys.argv[1:])
     unsafe = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # torch.load would then unpickle any object, also in other libraries
     if os.environ.get(unsafe, "0").lower() in ("1", "y", "yes", "true"):
         raise ConfigError(f"{unsafe} is set in the environment: checkpoints could run code; unset {unsafe}.")

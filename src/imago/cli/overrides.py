@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from imago.cli.signatures import read_signature
 from imago.errors import ConfigError
 from imago.instantiate import to_plain
-from imago.paths import quote_for_hydra
+from imago.paths import CONFIG_DIR, quote_for_hydra
 from imago.settings import flatten, typed_value
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
     (str, NoneType): {
         *(PATH_KEYS - {"paths.data_dir", "paths.log_dir"}),
         *("paths.run_dir", "preprocess.crop", "preprocess.interpolation", "model.freeze"),
+        *("callbacks.*.dirpath", "logger.*.save_dir", "logger.*.path"),
         *("augment.policy", "trainer.gradient_clip_algorithm", "tune"),
         *("callbacks.*.mode", "schedule.mode"),
     },
@@ -148,6 +149,20 @@ def argument_types(config: "DictConfig", key: str) -> tuple[type, ...]:
     node, _, name = key.rpartition(".")
     signature = read_signature(str(OmegaConf.select(config, f"{node}._target_"))) if node else None
     return signature.types.get(name, ()) if signature else ()
+
+
+def check_group_choices(arguments: Iterable[str]) -> None:
+    """Refuse to leave out a group that every run needs, such as `data=[]`; Hydra would fail in several ways.
+
+    Raises:
+        ConfigError: naming the options of the group.
+    """
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        is_needed = group not in ("callbacks", "logger", "metrics", "experiment") and (CONFIG_DIR / group).is_dir()
+        if group and is_needed and value.replace(" ", "") in ("[]", "[null]"):
+            options = sorted(file.stem for file in (CONFIG_DIR / group).glob("*.yaml"))
+            raise ConfigError(f"{argument}: a run needs this group; choose one of {', '.join(options)}.")
 
 
 def check_complete(config: "DictConfig") -> None:

@@ -132,7 +132,7 @@ class ImageDataModule(LightningDataModule):
         num_batches = len(TrainSampler(len(self.splits.train), self.batch_size, self.seed))
         if isinstance(limit_train_batches, int):
             return min(limit_train_batches, num_batches)
-        return max(1, int(num_batches * limit_train_batches))
+        return int(num_batches * limit_train_batches)
 
     def write_split(self, directory: Path) -> None:
         """Write `split.csv`, which `data.split_file` reads, unless all splits are published."""

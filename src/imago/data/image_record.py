@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from imago.errors import DataError
-from imago.images import ANIMATED_FORMATS, EXIF_ORIENTATION, FORMATS, read_image
+from imago.images import EXIF_ORIENTATION, FORMATS, is_animated, read_image
 
 THUMBNAIL_PX = 16  # side; the thresholds of imago.dataset_check.duplicates were chosen at this size
 KINDS = ("gray", "palette", "16-bit", "CMYK", "transparent", "animated", "rotated by EXIF")
@@ -90,7 +90,7 @@ def _describe_header(record: np.void, data: bytes) -> None:
             "16-bit": is_16_bit_gray or (image.format == "PNG" and data[24] == 16),
             "CMYK": image.mode == "CMYK",
             "transparent": image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
-            "animated": image.format in ANIMATED_FORMATS and getattr(image, "is_animated", False),
+            "animated": is_animated(image),
             "rotated by EXIF": image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9),
         }
     record["kinds"] = sum(1 << bit for bit, name in enumerate(KINDS) if is_of_kind[name])

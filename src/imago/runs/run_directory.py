@@ -37,6 +37,7 @@ class RunDirectory:
         self.path = path
         self.log_dir = log_dir
         self.is_main_process = is_main_process()
+        self._latest_before: Path | None = None  # target of the link `latest` before this run
         self.signals = Signals()
 
     @property
@@ -144,6 +145,9 @@ class RunDirectory:
 
     def _write_start(self, settings: str, overrides: Sequence[str], seed: int) -> None:
         """Write config, provenance, the status running and the link `latest`."""
+        if has_never_saved(self.path):  # start again
+            for name in ("provenance.json", "summary.json", "metrics.csv"):
+                (self.path / name).unlink(missing_ok=True)
         clear_failures(self.path)
         remove_partial_files(self.path)
         write_text(self.path / "config.yaml", settings)
@@ -153,14 +157,21 @@ class RunDirectory:
             provenance = first | {"overrides": provenance["overrides"], "resumes": resumes}
         write_json(file, provenance)
         self.update(status="running", reason=None, started=_now(), pid=os.getpid())  # a resumed run keeps its results
+        latest = self.log_dir / "latest"
+        self._latest_before = latest.readlink() if latest.is_symlink() else None
+        self._link_latest(Path(os.path.relpath(self.path, self.log_dir)))
+
+    def _link_latest(self, target: Path) -> None:
         self.log_dir.mkdir(parents=True, exist_ok=True)
         new_link = self.log_dir / f"latest.{os.getpid()}.part"
-        new_link.symlink_to(os.path.relpath(self.path, self.log_dir))
+        new_link.symlink_to(target)
         new_link.replace(self.log_dir / "latest")
 
     def _write_end(self, status: str, reason: str | None, start_s: float) -> None:
         if not self.is_main_process:
             return
+        if status == "failed" and self._latest_before is not None and not any(self.path.glob("checkpoints/*.ckpt")):
+            self._link_latest(self._latest_before)  # nothing can be done with this run
         end = {"status": status, "reason": reason, "ended": _now(), "seconds": round(perf_counter() - start_s, 1)}
         try:
             self.update(**end)
@@ -169,6 +180,15 @@ class RunDirectory:
             with suppress(OSError), (self.path / "summary.json").open("r+", encoding="utf-8") as file:
                 file.write(text)
                 file.truncate()
+
+
+def has_never_saved(directory: Path) -> bool:
+    """Return whether a run was interrupted or failed before it saved anything, so that its directory may be used again.
+
+    The caller holds the lock of the directory, so that the run is not running.
+    """
+    status = read_json(directory / "summary.json").get("status")
+    return status in ("running", "failed", "stopped") and not any(directory.glob("checkpoints/*.ckpt"))
 
 
 @contextmanager

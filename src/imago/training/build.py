@@ -3,7 +3,8 @@
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +176,20 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
         or cfg.trainer.get("enable_progress_bar", True),
         "use_distributed_sampler": False,  # our samplers shard by rank without padding
     }
-    try:
+    with one_line_for_misconfiguration((MisconfigurationException, ValueError)):
         trainer: Trainer = build(cfg.trainer, base=Trainer, **arguments)
-    except (MisconfigurationException, ValueError) as error:
-        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     directory.signals.launcher = trainer.strategy.launcher
     call_on_exception_in_forked_ranks(trainer)
     return trainer
+
+
+@contextmanager
+def one_line_for_misconfiguration(kinds: Any = MisconfigurationException) -> Iterator[None]:
+    """Convert errors that Lightning raises for settings, of these classes, to a ConfigError."""
+    try:
+        yield
+    except kinds as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def _build_callbacks(cfg: DictConfig, directory: RunDirectory) -> list[Callback]:
@@ -217,6 +225,7 @@ def build_run(
     seed_everything(cfg.seed, verbose=False)  # for the initial weights; all later randomness is counter-based
     data: ImageDataModule = build(cfg.data, base=ImageDataModule, _recursive_=False)
     data.set_up_data()
+    _check_num_batches(cfg, data)
     data.preprocess, origin = choose_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
     task = build_task(cfg, data, teacher_run)
     check_free_space(directory.path, task)
@@ -229,6 +238,28 @@ def build_run(
     total_steps = count_steps(steps_per_epoch, trainer.max_epochs, trainer.max_steps)
     trainer.fit_loop.max_epochs = math.ceil(total_steps / steps_per_epoch)
     return data, task, trainer, origin
+
+
+def _check_num_batches(cfg: DictConfig, data: ImageDataModule) -> None:
+    """Raise a ConfigError for limits that leave no batch, or a validation that would never come."""
+    limit, interval = cfg.trainer.limit_train_batches, cfg.trainer.val_check_interval
+    num_batches = data.batches_per_epoch(limit)
+    if num_batches == 0:
+        raise ConfigError(
+            f"trainer.limit_train_batches={limit} leaves none of the {data.batches_per_epoch()} batches of an epoch; "
+            "type a larger share, or a number of batches."
+        )
+    if isinstance(interval, int) and interval > num_batches and cfg.trainer.check_val_every_n_epoch is not None:
+        raise ConfigError(
+            f"trainer.val_check_interval={interval} is more than the {num_batches} batches of an epoch; type a smaller "
+            "number, or trainer.check_val_every_n_epoch=null to count the batches over epochs."
+        )
+    if data.batch_size > len(data.splits.train):
+        log.warning(
+            "data.batch_size=%d is more than the %d training images: each step uses all of them",
+            data.batch_size,
+            len(data.splits.train),
+        )
 
 
 def _check_split_sizes(data: ImageDataModule, num_processes: int) -> None:

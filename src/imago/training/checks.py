@@ -1,5 +1,6 @@
 """Check the settings of a run before torch is imported and before data is read."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from importlib.util import find_spec
@@ -70,6 +71,15 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "trainer.max_steps": ("1 or more, or -1 for no limit", lambda value: value >= 1 or value == -1),
     "trainer.limit_train_batches": ("greater than 0; eval.py evaluates without training", lambda value: value > 0),
     "trainer.log_every_n_steps": _AT_LEAST_1,
+    "trainer.check_val_every_n_epoch": ("1 or more, or null to count batches instead", lambda value: value >= 1),
+    "trainer.val_check_interval": (
+        "above 0: a share of an epoch up to 1.0, or a number of batches",
+        lambda value: value > 0,
+    ),
+    "trainer.max_time": (
+        "DD:HH:MM:SS, e.g. 00:01:30:00 for 90 minutes",
+        lambda value: not isinstance(value, str) or re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", value) is not None,
+    ),
     "trainer.accumulate_grad_batches": _AT_LEAST_1,
     "trainer.gradient_clip_val": ("greater than 0, or null for none", lambda value: value > 0),
     "schedule.start_factor": _FROM_0_TO_1,

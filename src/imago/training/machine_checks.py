@@ -70,7 +70,7 @@ def count_devices(accelerator: str, devices: int | str | Sequence[int]) -> int:
     if isinstance(devices, str) and not devices.lstrip("-").isdigit():
         raise ConfigError(f"trainer.devices={devices} must be a number, a list such as [0,1], or auto.")
     num_wanted = int(devices) if isinstance(devices, (int, str)) else len(devices)
-    if num_wanted < 1:
+    if num_wanted < 1 or not (isinstance(devices, (int, str)) or all(isinstance(index, int) for index in devices)):
         raise ConfigError(f"trainer.devices={devices} must be 1 or more, or auto.")
     if num_wanted > num_available:
         noun, remedy = "GPU", f"; trainer.accelerator=cpu trainer.devices={num_wanted} uses CPU cores"

@@ -12,6 +12,7 @@ from imago.files import read_json
 from imago.inference.load import resolve_checkpoint
 from imago.instantiate import to_plain
 from imago.paths import checkpoint_file, quote_for_hydra
+from imago.runs.run_directory import has_never_saved
 from imago.settings import as_typed, flatten
 
 # Settings that may change when a run is resumed: they do not change its weights. A name stands for all settings below
@@ -81,19 +82,24 @@ def resolve_teacher(task: DictConfig) -> None:
 
 
 def check_run_directory(cfg: DictConfig, path: Path) -> None:
-    """Check that a new run overwrites none, and that a resumed run has a checkpoint and the same settings.
+    """Check that a new run overwrites no other, and that a resumed run has a checkpoint and the same settings.
+
+    The directory of a run that ended before its first save may be used again.
 
     Raises:
         ConfigError: naming `run_name`, `resume` or each setting that differs.
     """
     if cfg.resume is None:
-        if (path / "summary.json").exists():
+        if (path / "summary.json").exists() and not has_never_saved(path):
             raise ConfigError(
                 f"run_name={cfg.run_name}: {path} already holds a run; choose another name, or resume={path}."
             )
         return
     if not checkpoint_file(path, "last").is_file():
-        raise ConfigError(f"resume={path}: the run ended before its first checkpoint; start a new run.")
+        raise ConfigError(
+            f"resume={path}: the run ended before its first checkpoint; type run_name={path.name} without resume= to "
+            "start again in its directory."
+        )
     try:
         saved: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
     except (OSError, ValueError, YAMLError) as error:

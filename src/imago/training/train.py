@@ -60,7 +60,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
 
     from imago.inference.load import check_compatible, resolve_checkpoint
     from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
-    from imago.training.build import build_run, final_checkpoint
+    from imago.training.build import build_run, final_checkpoint, one_line_for_misconfiguration
     from imago.training.console import end_lines, start_table, usable_commands
     from imago.training.machine_checks import prepare_machine
     from imago.trust import packages_to_trust
@@ -81,7 +81,8 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     if cfg.resume is not None:
         last = resolve_checkpoint(directory.path, "last")
         check_compatible(last, task)
-    trainer.fit(task, datamodule=data, ckpt_path=last)
+    with one_line_for_misconfiguration():
+        trainer.fit(task, datamodule=data, ckpt_path=last)
     directory.signals.raise_if_received()
     # Compiling once more, for fp32, would take longer than the test.
     with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():
