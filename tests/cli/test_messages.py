@@ -9,10 +9,10 @@ from imago.cli.messages import explain_composition_error, explain_key
 from imago.paths import PROJECT_ROOT
 
 
-def explain(loader, *overrides):
+def explain(loader, *overrides, name="main"):
     with pytest.raises(Exception) as caught:  # noqa: PT011  Hydra raises several kinds
-        loader.load_configuration("main", list(overrides), run_mode=RunMode.RUN)
-    text = explain_composition_error(caught.value, overrides, loader, "main")
+        loader.load_configuration(name, list(overrides), run_mode=RunMode.RUN)
+    text = explain_composition_error(caught.value, overrides, loader, name)
     assert "\n" not in text
     assert "use +" not in text
     return text
@@ -65,6 +65,10 @@ REAL = ConfigLoaderImpl(create_config_search_path(str(PROJECT_ROOT / "configs"))
     [
         ("trainer.max_step=3", "did you mean trainer.max_steps?"),
         ("max_steps=3", "did you mean trainer.max_steps?"),
+        ("ckpt_path=x", "no setting 'ckpt_path'; resume=RUN continues a run, and src/eval.py run=RUN evaluates it."),
+        ("extras.print_config=true", "--cfg job prints all settings."),
+        ("model.pretrained=true", "type model.weights=default."),
+        ("debug=default", "type trainer=debug."),
         ("expriment=quickstart", "did you mean experiment?"),
         ("optimizer.beta=[0.9,0.9]", "did you mean optimizer.betas?"),
         ("data.val_fractoin=0.2", "did you mean data.val_fraction?"),
@@ -79,6 +83,20 @@ def test_arguments_of_targets_are_among_the_nearest(typed, answer):
     line = explain_key(key, [typed], REAL, "train")
     assert line.startswith(f"{typed}: ")
     assert answer in line
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        ("data=imagenet", "type data=image_folder data.root=DIR."),
+        ("data=MNIST", "type data=torchvision data.name=MNIST."),
+        ("augment=mixup", "type augment.mixup_alpha=0.2."),
+        ("schedule=reduce_on_plateau", "type schedule=plateau."),
+        ("model=vit", "model can be vit_b_16, "),
+    ],
+)
+def test_options_of_other_templates_are_answered_with_what_to_type(typed, answer):
+    assert answer in explain(REAL, typed, name="train")
 
 
 def test_a_broken_yaml_is_reported_with_its_line(loader, tmp_path):

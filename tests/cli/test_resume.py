@@ -55,5 +55,7 @@ def test_auto_continues_a_run_with_a_checkpoint_and_starts_a_new_one(run: Path, 
 def test_auto_without_a_name_and_a_directory_without_a_run_are_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="resume=auto needs run_name=NAME"):
         resume_arguments(["resume=auto"], tmp_path)
-    with pytest.raises(ConfigError, match="is not a run directory"):
+    with pytest.raises(ConfigError, match="is not a run directory: it has no readable provenance.json; type a run"):
         resume_arguments([f"resume={tmp_path}"], tmp_path)
+    with pytest.raises(ConfigError, match="/none does not exist; type a run directory"):
+        resume_arguments([f"resume={tmp_path}/none"], tmp_path)

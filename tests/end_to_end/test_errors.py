@@ -18,7 +18,7 @@ import pytest
         (["model=resnet101"], "for other networks type model=torchvision model.name=resnet101."),
         (["model=timm"], "model.name has no value; type model.name=VALUE."),
         (["model.weights=."], "model.weights=. has no checkpoints/best.ckpt"),
-        (["resume=nowhere"], "resume=nowhere is not a run directory"),
+        (["resume=nowhere"], "resume=nowhere does not exist; type a run directory"),
     ],
 )
 @pytest.mark.slow

@@ -94,6 +94,7 @@ def test_a_signal_in_the_final_test_keeps_the_training_and_the_test_is_repeated(
     assert run.wait(30) == 143
     folder = runs.logs / "train" / "tested"
     assert (summary(folder)["status"], summary(folder)["epochs"]) == ("stopped", 3)
+    assert "stopped by SIGTERM; to continue: python src/train.py resume=" in run.text
     runs.run(f"resume={folder}", "callbacks.slow=null")
     assert summary(folder)["status"] == "finished"
     assert "test" in summary(folder)

@@ -14,6 +14,29 @@ if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 
+# Names of other templates and trainers -> what to type here: for the last part of a key, and for options of groups.
+_KEYS_ELSEWHERE = {
+    "ckpt_path": "resume=RUN continues a run, and src/eval.py run=RUN evaluates it",
+    "hparams_search": "a sweep is typed -m with several values, e.g. -m optimizer.lr=1e-3,3e-3",
+    "print_config": "--cfg job prints all settings",
+    "learning_rate": "type optimizer.lr",
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "type trainer.max_epochs"),
+    **dict.fromkeys(("gpus", "num_gpus"), "type trainer.devices"),
+    "num_classes": "the number of classes follows from the data",
+    "pretrained": "type model.weights=default",
+    **dict.fromkeys(("debug", "fast_dev_run"), "type trainer=debug"),
+    "train": "src/eval.py run=RUN evaluates without training",
+}
+_OPTIONS_ELSEWHERE = {
+    "data=imagenet": "data=image_folder data.root=DIR",
+    "data=mnist": "data=torchvision data.name=MNIST",
+    "loss=focal": "loss._target_=CLASS (CONTRIBUTING.md has the recipe)",
+    "augment=mixup": "augment.mixup_alpha=0.2",
+    "augment=cutmix": "augment.cutmix_alpha=1.0",
+    "schedule=reduce_on_plateau": "schedule=plateau",
+}
+
+
 def explain_composition_error(
     error: BaseException, argv: Sequence[str], loader: "ConfigLoaderImpl", config_name: str
 ) -> str:
@@ -59,6 +82,8 @@ def _explain_unparsable(override: str, loader: "ConfigLoaderImpl") -> str:
 def _explain_option(group: str, option: str, options: Iterable[str]) -> str:
     is_network = group == "model" and "timm" in options
     more = f"; for other networks type model=torchvision model.name={option}" if is_network else ""
+    if meant := _OPTIONS_ELSEWHERE.get(f"{group}={option.lower()}"):
+        more = f"; type {meant}"
     nearest_first = sorted(options, key=lambda other: -_similarity(option, other))
     return f"{group}={option}: there is no such option; {group} can be {', '.join(nearest_first)}{more}."
 
@@ -70,6 +95,8 @@ def explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", confi
     if re.fullmatch(r"callbacks\.(best|last)_checkpoint\.(filename|save_\w+|every_n_\w+)", key):
         more = "add a callback with callbacks.NAME._target_=lightning.pytorch.callbacks.ModelCheckpoint for others"
         return f"{_argument(key, argv)}: best.ckpt and last.ckpt have fixed names, content and times; {more}."
+    if meant := _KEYS_ELSEWHERE.get(key.rpartition(".")[2]):
+        return f"{_argument(key, argv)}: there is no setting {key!r}; {meant}."
     group, _, member = key.rpartition(".")[0].partition(".")
     if member in loader.get_group_options(group):
         return f"{_argument(key, argv)}: {member} is off; type {group}={member} too."

@@ -46,9 +46,8 @@ def resume_arguments(argv: Sequence[str], log_dir: Path) -> Arguments:
     provenance = run_dir / "provenance.json"
     overrides = read_json(provenance).get("overrides")
     if not isinstance(overrides, list):
-        raise ConfigError(
-            f"resume={resume} is not a run directory: it has no readable provenance.json; e.g. resume=logs/latest."
-        )
+        fault = "is not a run directory: it has no readable provenance.json" if run_dir.exists() else "does not exist"
+        raise ConfigError(f"resume={resume} {fault}; type a run directory, e.g. resume=logs/latest.")
     directory = [f"{key}={quote_for_hydra(str(run_dir))}" for key in ("resume", "hydra.run.dir")]
     # `resume` and `trust` of an earlier resume are not repeated: trust is typed by the user, never read from a file.
     overrides = [str(override) for override in overrides if override_key(str(override)) not in ("resume", "trust")]

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import subprocess
 import threading
 import traceback
@@ -18,6 +19,7 @@ from typing import Any
 from imago.errors import ConfigError, DataError
 from imago.files import make_writable, read_json, remove_partial_files, write_json, write_text
 from imago.log import log_to
+from imago.paths import checkpoint_file, short_path
 from imago.runs.failure import clear_failures, explain_exit, first_failure, write_failure, write_killed_failures
 from imago.runs.provenance import collect_provenance
 from imago.runs.signals import Signals, is_main_process, watch_main_process
@@ -95,6 +97,9 @@ class RunDirectory:
                 if not self.is_main_process:
                     self.record_failure(error)
             self._write_end(status, reason, start_s)
+            if status == "stopped" and self.is_main_process and checkpoint_file(self.path, "last").is_file():
+                run = shlex.quote(short_path(self.path))
+                _log.info("stopped by %s; to continue: python src/train.py resume=%s", reason, run)
             if reason == "SIGUSR1" and self.is_main_process:
                 _requeue_slurm_job()
             if exit_error is error:
