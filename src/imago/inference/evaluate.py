@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from imago.errors import ConfigError, DataError
-from imago.files import make_writable, read_json
+from imago.files import make_writable, read_json, sha256_of
 from imago.images import TTA_MODES
 from imago.inference.calibration import calibrate
 from imago.inference.load import Predictor, TorchPredictor, check_and_find_model, is_onnx, load_predictor
 from imago.inference.results import MAX_NAME_CHARS, summary_lines, write_results
-from imago.inference.run_split import EVALUATED_SPLITS, run_split, split_samples
+from imago.inference.run_split import EVALUATED_SPLITS, images_digest, run_split, split_samples
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
@@ -24,6 +24,9 @@ from imago.trust import check_saved_targets
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
+
+
+_NUM_DIGITS = 8  # of a hash in the name of a directory; our own choice
 
 
 @log_to()
@@ -41,36 +44,38 @@ def evaluate(cfg: DictConfig) -> float:
     is_own_data = run is not None and _image_source(_read_config(run).get("data") or {}) == _image_source(settings)
     if is_own_data and cfg.split == "all":
         raise ConfigError("split=all would count the images that the run was trained on; type other data, data=...")
-    directory = Path(cfg.output) if cfg.output else (run or file.parent) / "eval" / _result_name(cfg, file)
 
     # torch is loaded only now. A damaged file is reported before data is read.
     predictor = load_predictor(file, cfg.accelerator, cfg.tta, not cfg.calibrate, cfg.trust)
     data: ImageDataModule = build(settings, _recursive_=False)
     data.set_up_data()
-    note = _compare_with_training(cfg, data, run if is_own_data else None)
+    name = _result_name(cfg, file, run, data.fingerprint())
+    directory = Path(cfg.output) if cfg.output else (run or file.parent) / "eval" / name
+    notes = [_compare_with_training(cfg, data, run if is_own_data else None)]
+    if is_own_data and _is_foreign(file, run):
+        notes.append(f"{file} is not a checkpoint of the run: it may have been trained on these images")
     make_writable(directory, "output=DIR")
     if cfg.calibrate:
         entry = calibrate(file, run_split(predictor, data, "val"), cfg.tta)
         predictor.calibration_temperature = entry[TEMPERATURE_KEY]
-    result = run_split(predictor, data, cfg.split)
+    result, samples = run_split(predictor, data, cfg.split), split_samples(data, cfg.split)
     temperature = predictor.calibration_temperature
     metadata = {
-        "run": str(run or file.parent),
-        "model": str(file.resolve()),
+        **{"run": str(run or file.parent), "model": str(file.resolve()), "model_sha256": sha256_of(file)},
         "data": settings["_target_"].rsplit(".", 1)[-1].removesuffix("DataModule"),
         "data_root": settings.get("root"),
         "data_fingerprint": data.fingerprint(),
+        "images_sha256": images_digest(samples, data.class_names),
         "split": cfg.split,
         "tta": cfg.tta,
         "preprocess": predictor.preprocess.to_dict(),
         **({} if temperature == UNCALIBRATED else {TEMPERATURE_KEY: temperature}),
         **_metrics(predictor, result),
     }
-    written = write_results(directory, result, metadata, split_samples(data, cfg.split))
+    written = write_results(directory, result, metadata, samples)
     print("\n".join(summary_lines(result, metadata, _compare_with_final_test(run, metadata))))
     print(f"\nresults in {short_path(directory)}: {', '.join(written)}")
-    if note:
-        print(f"note: {note}")
+    print("".join(f"note: {note}\n" for note in notes if note), end="")
     return float(metadata["acc"])
 
 
@@ -174,8 +179,11 @@ def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Pa
     )
 
 
-def _result_name(cfg: DictConfig, file: Path) -> str:
-    """Return a directory name: SPLIT, and what distinguishes this evaluation: its data, checkpoint and views."""
+def _result_name(cfg: DictConfig, file: Path, run: Path | None, fingerprint: str) -> str:
+    """Return a directory name: SPLIT, and what distinguishes this evaluation: its data, checkpoint and views.
+
+    Typed data and a network from outside the run have a part of their hash, as others may have the same names.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     name_parts = [cfg.split]
@@ -183,11 +191,20 @@ def _result_name(cfg: DictConfig, file: Path) -> str:
         choice = str(HydraConfig.get().runtime.choices["data"])
         root = Path(cfg.data.get("root") or choice).resolve().name[:MAX_NAME_CHARS]
         name_parts += [choice] if root in (choice, "") else [choice, root]
-    if is_onnx(file) or file.stem != "best":
-        name_parts.append(file.name if is_onnx(file) else file.stem)
+        name_parts.append(fingerprint[:_NUM_DIGITS])
+    is_foreign = _is_foreign(file, run)
+    if file.name != "best.ckpt" or is_foreign:
+        name_parts.append(file.stem if file.suffix == ".ckpt" else file.name)
+    if is_foreign:
+        name_parts.append(sha256_of(file)[:_NUM_DIGITS])
     if cfg.tta != "none":
         name_parts.append(f"tta_{cfg.tta}")
     return "-".join(name_parts)
+
+
+def _is_foreign(file: Path, run: Path | None) -> bool:
+    own = [(run / name).resolve() for name in ("checkpoints", "export")] if run else [file.parent.resolve()]
+    return file.parent.resolve() not in own
 
 
 def _compare_with_final_test(run: Path | None, metadata: Mapping[str, Any]) -> str:

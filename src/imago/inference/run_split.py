@@ -1,5 +1,7 @@
 """Run a trained network over the images of a split, for evaluation and calibration."""
 
+import hashlib
+import math
 import unicodedata
 from collections.abc import Sequence
 from itertools import chain
@@ -10,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from imago.errors import DataError
+from imago.files import encode_names, sha256_of
 from imago.inference.load import Predictor, TorchPredictor, load_predictor
 from imago.statistics.metrics import LabeledOutputs
 from imago.text import join_names
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from imago.data.dataset import Samples
 
 _SHOWN_PX = (128, 128)  # of images of any size that are not files; our own choice
+_NUM_HASHED = 1_000  # images of a torch Dataset, which may be slow to read; our own choice
 EVALUATED_SPLITS = ("test", "val", "all")  # all: every image of a dataset that was not used for training
 
 
@@ -45,6 +49,36 @@ def images_in_memory(samples: "Samples", indices: Sequence[int]) -> dict[int, np
     if isinstance(samples, LabeledArray):
         return images
     return {index: np.asarray(Image.fromarray(pixels).resize(_SHOWN_PX)) for index, pixels in images.items()}
+
+
+def images_digest(samples: "Samples", class_names: Sequence[str]) -> str:
+    """Return a SHA-256 of the names, classes and contents of images; their order and root directory do not matter.
+
+    Of a torch Dataset, the pixels of at most `_NUM_HASHED` images are read.
+
+    Raises:
+        DataError: if an image cannot be read.
+    """
+    from imago.data.dataset import LabeledArray, LabeledFiles
+    from imago.data.examine import map_in_threads
+
+    def content(index: int) -> str:
+        if isinstance(samples, LabeledFiles):
+            return sha256_of(samples.root / samples.names[index])
+        pixels = samples.read(index)
+        return f"{pixels.shape} {hashlib.sha256(pixels.tobytes()).hexdigest()}"
+
+    order = sorted(range(len(samples)), key=lambda index: samples.names[index])
+    labeled = [text for index in order for text in (samples.names[index], class_names[samples.labels[index]])]
+    digest = hashlib.sha256(encode_names(labeled))
+    is_slow = not isinstance(samples, LabeledArray | LabeledFiles)
+    hashed = order[:: math.ceil(len(order) / _NUM_HASHED)] if is_slow else order
+    try:
+        for text in map(content, hashed) if is_slow else map_in_threads(content, hashed, "fingerprint"):
+            digest.update(text.encode())
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}; try again.") from error
+    return digest.hexdigest()
 
 
 def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> LabeledOutputs:

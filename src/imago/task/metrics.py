@@ -20,7 +20,8 @@ _TOLERANCE = 1e-6  # of float32: scores that differ by no more are equal
 # Computed for every task, or used for other entries of summary.json and of eval's metrics.json.
 RESERVED_NAMES = (
     *("loss", "acc", "num_images", "num_correct", "num_left_out", "monitor", "interval_95", "ece", "nll", "top5_acc"),
-    *("run", "model", "data", "data_root", "data_fingerprint", "split", "tta", "preprocess", "calibration_temperature"),
+    *("run", "model", "model_sha256", "data", "data_root", "data_fingerprint", "images_sha256", "split", "tta"),
+    *("preprocess", "calibration_temperature"),
 )
 
 
