@@ -19,6 +19,7 @@ class Echo:
     """Predicts an image's first pixel as its class."""
 
     calibration_temperature = 2.0
+    predicts_classes = True
     preprocess = "the network's"
 
     def __init__(self, class_names: tuple[str, ...] = NAMES) -> None:
@@ -71,6 +72,13 @@ def test_outputs_that_are_not_finite_are_refused():
     broken.predict = lambda images: (np.full((len(images), 3), np.nan), np.ones((len(images), 3)))
     with pytest.raises(DataError, match="outputs contain NaN or infinity"):
         run_split(broken, make_data(), "val")
+
+
+def test_outputs_with_targets_of_their_own_are_not_compared_with_labels_even_if_the_names_agree():
+    other = Echo()
+    other.predicts_classes = False
+    with pytest.raises(DataError, match="predicts a, b and c with targets of its own, and not the classes of the data"):
+        run_split(other, make_data(), "test")
 
 
 def test_classes_are_matched_in_any_order_and_unicode_form():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from imago.errors import DataError
 from imago.files import encode_names, sha256_of
-from imago.inference.load import Predictor, TorchPredictor, load_predictor
+from imago.inference.load import Predictor, load_predictor
 from imago.statistics.metrics import LabeledOutputs
 from imago.text import join_names
 
@@ -119,10 +119,10 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
 
 def _network_labels(predictor: Predictor, class_names: Sequence[str]) -> np.ndarray:
     """Return for each class of the data its index among the outputs; raise a DataError if they are something else."""
-    if isinstance(predictor, TorchPredictor) and not predictor.classifier.predicts_classes:
+    if not predictor.predicts_classes:
         raise DataError(
-            f"the run predicts {join_names(predictor.class_names)}, and not the classes of the data, so its labels are "
-            "unknown here; the result of its own test is in summary.json."
+            f"the run predicts {join_names(predictor.class_names)} with targets of its own, and not the classes of the "
+            "data, so its labels are unknown here; the result of its own test is in summary.json."
         )
     return match_classes(class_names, predictor.class_names)
 

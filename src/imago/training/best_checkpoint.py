@@ -40,6 +40,9 @@ def calibrate_and_plot_best_checkpoint(
     if not isinstance(task, ImageTask):
         log.info("not calibrated: %s is not derived from imago.task.base.ImageTask", type(task).__name__)
         return
+    if "own_forward" in task.hparams:
+        log.info("not calibrated: %s overrides `forward`, which cannot be rebuilt", type(task).__name__)
+        return
     if not task.hparams["predicts_classes"]:
         log.info("not calibrated: the outputs of %s are not the classes of the data", type(task).__name__)
         return

@@ -61,7 +61,7 @@ def start_table(
 
 def usable_commands(task: torch.nn.Module) -> Sequence[str]:
     """Return the commands that can use a checkpoint of this task."""
-    if not isinstance(task, ImageTask):
+    if not isinstance(task, ImageTask) or "own_forward" in task.hparams:
         return ()
     return ("eval", "predict", "export") if task.hparams["predicts_classes"] else ("predict", "export")
 
