@@ -77,7 +77,7 @@ def test_outputs_that_are_not_finite_are_refused():
 def test_outputs_with_targets_of_their_own_are_not_compared_with_labels_even_if_the_names_agree():
     other = Echo()
     other.predicts_classes = False
-    with pytest.raises(DataError, match="predicts a, b and c with targets of its own, and not the classes of the data"):
+    with pytest.raises(DataError, match="predicts a, b, c with targets of its own, and not the classes of the data"):
         run_split(other, make_data(), "test")
 
 

@@ -96,15 +96,21 @@ def test_at_least_about_95_of_100_ece_intervals_contain_the_true_error(temperatu
     assert hits / num_trials >= 0.92
 
 
-def test_macro_intervals_are_those_of_drawing_images():
-    labels, predicted, _ = Simulated(4, 1.0).draw(300)
+@pytest.mark.parametrize(("num_classes", "num_images"), [(4, 300), (60, 120)])
+def test_macro_intervals_are_those_of_drawing_images_and_the_score_is_in_their_middle(
+    num_classes: int, num_images: int
+):
+    labels, predicted, _ = Simulated(num_classes, 1.0).draw(num_images)
     random, scores = np.random.default_rng(5), []
     for _ in range(1500):
-        rows = random.integers(0, 300, 300)
-        scores.append(macro_scores(per_class(confusion_matrix(labels[rows], predicted[rows], 4))))
-    for name, (low, high) in macro_intervals(confusion_matrix(labels, predicted, 4)).items():
-        expected = np.quantile([score[name] for score in scores], [0.025, 0.975])
+        rows = random.integers(0, num_images, num_images)
+        scores.append(macro_scores(per_class(confusion_matrix(labels[rows], predicted[rows], num_classes))))
+    measured = macro_scores(per_class(confusion_matrix(labels, predicted, num_classes)))
+    for name, (low, high) in macro_intervals(confusion_matrix(labels, predicted, num_classes)).items():
+        drawn = np.array([score[name] for score in scores])
+        expected = np.quantile(drawn, [0.025, 0.975]) + measured[name] - drawn.mean()
         assert (low, high) == pytest.approx(expected, abs=0.012), name
+        assert abs((low + high) / 2 - measured[name]) < 0.1 * (high - low), name
 
 
 def test_without_mistakes_the_intervals_have_width_zero():

@@ -88,13 +88,14 @@ def _evaluation_context(evaluation: Evaluation, notes: list[str]) -> dict[str, A
     label = "probability of the predicted class"
     confused = most_confused(confusion, _MAX_CONFUSED)
     # The color of a cell is the square root of its share of the row, so that mistakes are visible.
-    cell_shades = np.sqrt(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)).round(3).tolist()
+    is_shown = len(names) <= _MAX_CLASSES
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1) if is_shown else np.empty(0)
     return {
         "interval": range_text(*(evaluation.metadata.get("interval_95") or (None, None))),
         "metrics": [(name, metric_text(value), interval) for name, value, interval in evaluation.metrics],
         "macro_f1": macro_scores(evaluation.per_class)["f1"],
         "classes": _class_rows(evaluation),
-        "cell_shades": cell_shades if len(names) <= _MAX_CLASSES else [],
+        "cell_shades": np.sqrt(shares).round(3).tolist(),
         "confused": [
             (f"{names[true]} as {names[predicted]}", count_text(count)) for true, predicted, count in confused
         ],

@@ -7,7 +7,7 @@ from typing import Any
 from imago.errors import DataError
 from imago.files import read_json, report_unwritable, sha256_of, write_json
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED, fit_temperature, nll, reliability
-from imago.statistics.metrics import LabeledOutputs, softmax
+from imago.statistics.metrics import LabeledOutputs, best_probability
 
 CALIBRATION_FILE = "calibration.json"  # one entry for each checkpoint file and `tta` setting
 
@@ -27,7 +27,7 @@ def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> di
     temperature = fit_temperature(result.logits, result.labels)
     entry = {TEMPERATURE_KEY: temperature, "split": "val", "num_images": len(result.labels)}
     for when, divisor in (("before", UNCALIBRATED), ("after", temperature)):
-        probability = softmax(result.logits / divisor).max(axis=1)
+        probability = best_probability(result.logits, divisor)
         entry[f"nll_{when}"] = nll(result.logits, result.labels, divisor)
         entry[f"ece_{when}"] = reliability(probability, result.is_correct).ece
     entry["checkpoint_sha256"] = sha256_of(checkpoint)

@@ -96,25 +96,25 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
     data.preprocess = predictor.preprocess
     loaders = [data.evaluation_loader(name) for name, _ in data.splits.items() if split in (name, "all")]
     num_batches = sum(map(len, loaders))
-    labels, logits, best_probabilities = [], [], []
+    expected = network_labels[split_samples(data, split).labels]
+    logits = np.empty((len(expected), len(predictor.class_names)), np.float32)  # for many classes the largest array
+    labels, best_probabilities, num_read = [], [], 0
     for images, batch_labels in tqdm(
         chain(*loaders), desc=split, total=num_batches, unit="batch", leave=False, disable=None
     ):
         batch_logits, probabilities = predictor.predict(images.numpy())
-        logits.append(batch_logits)
+        logits[num_read : num_read + len(batch_logits)] = batch_logits[: max(0, len(expected) - num_read)]
+        num_read += len(batch_logits)
         best_probabilities.append(probabilities.max(axis=1))
         labels.append(network_labels[batch_labels.numpy()])
-    all_labels, all_logits, all_best = (np.concatenate(arrays) for arrays in (labels, logits, best_probabilities))
-    temperature = predictor.calibration_temperature
-    result = LabeledOutputs(predictor.class_names, all_labels, all_logits, all_best, temperature)
-    expected = network_labels[split_samples(data, split).labels]
-    if not np.array_equal(result.labels, expected):
+    all_labels, all_best = np.concatenate(labels), np.concatenate(best_probabilities)
+    if not np.array_equal(all_labels, expected):
         raise DataError(
-            f"{len(result.labels):,} of {len(expected):,} images of {split} were read, or in another order: the "
+            f"{num_read:,} of {len(expected):,} images of {split} were read, or in another order: the "
             "dataset changed while it was read; try again."
         )
-    check_finite(result.logits)
-    return result
+    check_finite(logits)
+    return LabeledOutputs(predictor.class_names, all_labels, logits, all_best, predictor.calibration_temperature)
 
 
 def _network_labels(predictor: Predictor, class_names: Sequence[str]) -> np.ndarray:

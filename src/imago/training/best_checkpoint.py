@@ -8,13 +8,14 @@ from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
 from imago.inference.calibration import calibrate
+from imago.inference.results import MAX_CONFUSION_CLASSES
 from imago.inference.run_split import image_names, images_in_memory, validate
 from imago.instantiate import targets, to_plain
 from imago.logger.tensorboard import add_hparams, add_image
 from imago.paths import checkpoint_file
 from imago.runs.run_directory import RunDirectory
 from imago.statistics.calibration import TEMPERATURE_KEY
-from imago.statistics.metrics import LabeledOutputs, softmax
+from imago.statistics.metrics import LabeledOutputs, best_probability
 from imago.task.base import ImageTask
 
 log = logging.getLogger(__name__)
@@ -77,11 +78,13 @@ def _plot(result: LabeledOutputs, temperature: float, data: ImageDataModule, fig
     from imago.analysis.plots import plot_mistakes, save_confusion, save_figure
 
     figures.mkdir(exist_ok=True)
-    files = {name: figures / f"{name.replace('/', '_')}.png" for name in ("val/confusion", "val/mistakes")}
+    shown = ("val/confusion", "val/mistakes")[len(result.class_names) > MAX_CONFUSION_CLASSES :]
+    files = {name: figures / f"{name.replace('/', '_')}.png" for name in shown}
     title = f"val, best epoch: {result.is_correct.mean():.2%} of {len(result.labels):,} images correct"
-    save_confusion(result.confusion, result.class_names, title, files["val/confusion"])
+    if "val/confusion" in files:
+        save_confusion(result.confusion, result.class_names, title, files["val/confusion"])
     names = tuple(image_names(data.splits.val))
-    probability = softmax(result.logits / temperature).max(axis=1)
+    probability = best_probability(result.logits, temperature)
     evaluation = Evaluation(figures, {}, result.class_names, names, result.labels, result.predicted, probability)
     images = images_in_memory(data.splits.val, evaluation.worst_mistakes(_NUM_MISTAKES).tolist())
     save_figure(plot_mistakes(evaluation, _NUM_MISTAKES, images), files["val/mistakes"])
