@@ -217,6 +217,10 @@ def test_probabilities_are_calibrated_and_a_checkpoint_without_a_temperature_can
     assert found["nll"] == pytest.approx(fitted["nll_after"])
     assert f"temperature {fitted['calibration_temperature']:.3f}, fitted on val" in printed
 
+    evaluate(f"run={copy}", "split=val", "calibrate=none")
+    assert "calibration_temperature" not in metrics(copy / "eval" / "val")
+    assert metrics(copy / "eval" / "val")["nll"] == pytest.approx(fitted["nll_before"])
+
     (copy / "checkpoints" / "calibration.json").unlink()
     printed = evaluate(f"run={copy}", "split=val")
     assert "probabilities are not calibrated: " in printed
@@ -273,6 +277,8 @@ def settings(compose: Callable) -> DictConfig:
         ({"run": "tests"}, "run=tests has no checkpoints/best.ckpt; it is not a run directory"),
         ({"calibrate": True, "data": {}}, "calibrate=true fits on the val images of the run"),
         ({"run": "x.onnx", "calibrate": True}, "calibrate=true: run=x.onnx is an ONNX file; calibrate its run"),
+        ({"run": "x.onnx", "calibrate": "none"}, "calibrate=none: run=x.onnx is an ONNX file; calibrate its run"),
+        ({"calibrate": False}, "calibrate=false is not one of auto, none, true"),
         ({"run": "x.onnx", "tta": "flip"}, "tta=flip needs a checkpoint; run=x.onnx is an ONNX file"),
         ({"split": "train"}, "split=train is not one of test, val, all"),
         ({"ckpt": "last"}, "ckpt=last selects a checkpoint of a run directory, but run=README.md is a file"),

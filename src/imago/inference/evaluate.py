@@ -11,14 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 from imago.errors import ConfigError, DataError
 from imago.files import make_writable, read_json, sha256_of
 from imago.images import TTA_MODES
-from imago.inference.calibration import calibrate
+from imago.inference.calibration import calibrate, describe_calibration
 from imago.inference.load import Predictor, TorchPredictor, check_and_find_model, is_onnx, load_predictor
 from imago.inference.results import MAX_NAME_CHARS, summary_lines, write_results
 from imago.inference.run_split import EVALUATED_SPLITS, images_digest, run_split, split_samples
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
+from imago.settings import typed_value
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
+from imago.statistics.intervals import far_above_note
 from imago.statistics.metrics import LabeledOutputs
 from imago.trust import check_saved_targets
 
@@ -46,7 +48,7 @@ def evaluate(cfg: DictConfig) -> float:
         raise ConfigError("split=all would count the images that the run was trained on; type other data, data=...")
 
     # torch is loaded only now. A damaged file is reported before data is read.
-    predictor = load_predictor(file, cfg.accelerator, cfg.tta, not cfg.calibrate, cfg.trust)
+    predictor = load_predictor(file, cfg.accelerator, cfg.tta, cfg.calibrate == "auto", cfg.trust)
     data: ImageDataModule = build(settings, _recursive_=False)
     data.set_up_data()
     name = _result_name(cfg, file, run, data.fingerprint())
@@ -55,28 +57,40 @@ def evaluate(cfg: DictConfig) -> float:
     if is_own_data and _is_foreign(file, run):
         notes.append(f"{file} is not a checkpoint of the run: it may have been trained on these images")
     make_writable(directory, "output=DIR")
-    if cfg.calibrate:
+    if cfg.calibrate is True:
         entry = calibrate(file, run_split(predictor, data, "val"), cfg.tta)
+        print(f"calibrated on val (tta={cfg.tta}): {describe_calibration(entry)}\n")
         predictor.calibration_temperature = entry[TEMPERATURE_KEY]
     result, samples = run_split(predictor, data, cfg.split), split_samples(data, cfg.split)
-    temperature = predictor.calibration_temperature
-    metadata = {
-        **{"run": str(run or file.parent), "model": str(file.resolve()), "model_sha256": sha256_of(file)},
-        "data": settings["_target_"].rsplit(".", 1)[-1].removesuffix("DataModule"),
-        "data_root": settings.get("root"),
+    metadata = _describe(cfg, file, run, settings, predictor) | {
         "data_fingerprint": data.fingerprint(),
         "images_sha256": images_digest(samples, data.class_names),
-        "split": cfg.split,
-        "tta": cfg.tta,
-        "preprocess": predictor.preprocess.to_dict(),
-        **({} if temperature == UNCALIBRATED else {TEMPERATURE_KEY: temperature}),
         **_metrics(predictor, result),
     }
+    notes.append(_compare_with_val(run if is_own_data else None, metadata))
     written = write_results(directory, result, metadata, samples)
     print("\n".join(summary_lines(result, metadata, _compare_with_final_test(run, metadata))))
     print(f"\nresults in {short_path(directory)}: {', '.join(written)}")
     print("".join(f"note: {note}\n" for note in notes if note), end="")
     return float(metadata["acc"])
+
+
+def _describe(
+    cfg: DictConfig, file: Path, run: Path | None, settings: Mapping[str, Any], predictor: Predictor
+) -> dict[str, Any]:
+    """Return what metrics.json says about the network, the dataset and the settings."""
+    temperature = predictor.calibration_temperature
+    return {
+        "run": str(run or file.parent),
+        "model": str(file.resolve()),
+        "model_sha256": sha256_of(file),
+        "data": settings["_target_"].rsplit(".", 1)[-1].removesuffix("DataModule"),
+        "data_root": settings.get("root"),
+        "split": cfg.split,
+        "tta": cfg.tta,
+        "preprocess": predictor.preprocess.to_dict(),
+        **({} if temperature == UNCALIBRATED else {TEMPERATURE_KEY: temperature}),
+    }
 
 
 def _metrics(predictor: Predictor, result: LabeledOutputs) -> dict[str, Any]:
@@ -110,14 +124,16 @@ def read_data_settings(run: Path, trust: Sequence[str]) -> dict[str, Any]:
 
 def _problems(cfg: DictConfig) -> dict[str, bool]:
     """Return each possible error message about the settings, and whether it applies."""
-    run, tta, size, output = cfg.run, cfg.tta, cfg.batch_size, cfg.output
+    run, tta, size, output, calibration = cfg.run, cfg.tta, cfg.batch_size, cfg.output, typed_value(cfg.calibrate)
     is_exported = is_onnx(Path(run or ""))
     return {
         f"split={cfg.split} is not one of {', '.join(EVALUATED_SPLITS)}.": cfg.split not in EVALUATED_SPLITS,
         f"tta={tta} is not one of {', '.join(TTA_MODES)}.": tta not in TTA_MODES,
         f"tta={tta} needs a checkpoint; run={run} is an ONNX file, which has one view.": is_exported and tta != "none",
-        f"calibrate=true: run={run} is an ONNX file; calibrate its run, export again.": is_exported and cfg.calibrate,
-        "calibrate=true fits on the val images of the run; leave data= out.": cfg.calibrate and "data" in cfg,
+        f"calibrate={calibration} is not one of auto, none, true.": cfg.calibrate not in ("auto", "none", True),
+        f"calibrate={calibration}: run={run} is an ONNX file; calibrate its run, export again.": is_exported
+        and cfg.calibrate != "auto",
+        "calibrate=true fits on the val images of the run; leave data= out.": cfg.calibrate is True and "data" in cfg,
         f"batch_size={size} must be 1 or more.": size is not None and size < 1,
         f"output={output} is a file; type a directory for the results.": Path(output or "").is_file(),
     }
@@ -200,6 +216,14 @@ def _result_name(cfg: DictConfig, file: Path, run: Path | None, fingerprint: str
     if cfg.tta != "none":
         name_parts.append(f"tta_{cfg.tta}")
     return "-".join(name_parts)
+
+
+def _compare_with_val(own_run: Path | None, metadata: Mapping[str, Any]) -> str:
+    """Return a note if the run's validation accuracy is far above that of its test images."""
+    if own_run is None or metadata["split"] != "test" or Path(metadata["model"]) != checkpoint_file(own_run):
+        return ""
+    val = read_json(own_run / "summary.json").get("val") or {}
+    return far_above_note(val, metadata)
 
 
 def _is_foreign(file: Path, run: Path | None) -> bool:

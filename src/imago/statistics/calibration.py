@@ -86,19 +86,18 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Source: Guo et al. 2017, section 4.2 (arXiv:1706.04599); Platt 1999, section 2.2, for the targets.
     """
     from scipy.optimize import minimize_scalar  # imported here because it takes 0.3 s
-    from scipy.special import logsumexp
 
     if not np.ptp(logits, axis=1).any():
         return UNCALIBRATED
     num_images, softening = len(labels), 1 / (len(labels) + 2)
-    of_label = logits[np.arange(num_images), labels].astype(np.float64)
-    target = (1 - softening) * of_label + softening * logits.mean(axis=1, dtype=np.float64)  # mean logit of the targets
+    of_label, largest = logits[np.arange(num_images), labels].astype(np.float64), logits.max(axis=1).astype(np.float64)
+    of_target = (1 - softening) * of_label + softening * logits.mean(axis=1, dtype=np.float64)
 
     def loss(log_temperature: float) -> float:  # unimodal, so a bounded search finds the minimum
         temperature, total = np.exp(log_temperature), 0.0
         for rows in row_chunks(logits):
-            scaled = logits[rows].astype(np.float64) / temperature
-            total += float((logsumexp(scaled, axis=1) - target[rows] / temperature).sum())
+            scaled = (logits[rows] - largest[rows, None]) / temperature  # at most 0, so exp does not overflow
+            total += float((np.log(np.exp(scaled).sum(axis=1)) - (of_target - largest)[rows] / temperature).sum())
         return total / num_images
 
     bounds = np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)

@@ -1,7 +1,8 @@
 """Compute 95 % confidence intervals: from a formula where there is one, else by bootstrap over the images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,6 +11,8 @@ from imago.statistics.calibration import bin_indices
 
 NUM_DRAWS = 1000  # between seeds, the ends of an interval then vary by about 0.1 points for 1,000 images (measured)
 QUANTILES_95 = (0.025, 0.975)  # ends of a 95 % interval
+
+_MAX_SIGMAS, _MIN_GAP = 3.3, 0.02  # of `far_above_note`; our own choice
 
 Interval = tuple[float, float]
 
@@ -27,6 +30,26 @@ def wilson_interval(num_correct: int, num_images: int) -> Interval:
 
     low, high = binomtest(num_correct, num_images).proportion_ci(method="wilson")
     return float(low), float(high)
+
+
+def far_above_note(val: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+    """Return a note if the accuracy of val is far above that of test, given `acc` and `num_images` of both, else "".
+
+    Chance alone exceeds `_MAX_SIGMAS` standard errors once in 2,000 times; the choice of the best epoch adds less than
+    `_MIN_GAP`.
+    """
+    if not all(isinstance(result.get(key), int | float) for result in (val, test) for key in ("acc", "num_images")):
+        return ""
+    counts = val["num_images"], test["num_images"]
+    share = (val["acc"] * counts[0] + test["acc"] * counts[1]) / sum(counts)
+    gap, error = val["acc"] - test["acc"], math.sqrt(share * (1 - share) * (1 / counts[0] + 1 / counts[1]))
+    if gap <= max(_MIN_GAP, _MAX_SIGMAS * error):
+        return ""
+    return (
+        f"val accuracy {val['acc']:.2%} is far above test {test['acc']:.2%}: the initial weights were trained on these "
+        "val images (model.weights of a run with another split, or published weights), or the test images are "
+        "harder. Probabilities calibrated on val are then too high; calibrate=none leaves them as they are"
+    )
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:

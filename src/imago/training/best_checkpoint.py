@@ -7,14 +7,14 @@ from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
-from imago.inference.calibration import calibrate
+from imago.inference.calibration import calibrate, describe_calibration
 from imago.inference.results import MAX_CONFUSION_CLASSES
 from imago.inference.run_split import image_names, images_in_memory, validate
 from imago.instantiate import targets, to_plain
 from imago.logger.tensorboard import add_hparams, add_image
 from imago.paths import checkpoint_file
 from imago.runs.run_directory import RunDirectory
-from imago.statistics.calibration import TEMPERATURE_KEY
+from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
 from imago.statistics.metrics import LabeledOutputs, best_probability
 from imago.task.base import ImageTask
 
@@ -53,10 +53,12 @@ def calibrate_and_plot_best_checkpoint(
     data.trainer = None  # so that the loader gives this process all images, not the share of its rank
     trust = [name for key in ("model", "metrics") for _, name in targets(to_plain(cfg[key]))]  # built before
     accelerator = "cpu" if trainer.strategy.root_device.type == "cpu" else "auto"
-    if cfg.tta != "none":  # for the views of the final test; predict and export use one view
+    if (
+        cfg.tta != "none" and cfg.calibrate == "auto"
+    ):  # for the views of the final test; predict and export use one view
         _calibrate(checkpoint, validate(checkpoint, data, accelerator, cfg.tta, trust), cfg.tta)
     result = validate(checkpoint, data, accelerator, trust=trust)
-    temperature = _calibrate(checkpoint, result)
+    temperature = _calibrate(checkpoint, result) if cfg.calibrate == "auto" else UNCALIBRATED
     step = summary.get("best_epoch", 0) * (task.steps_per_epoch or 0)
     for name, file in _plot(result, temperature, data, directory.path / "figures").items():
         add_image(name, file, step, trainer.loggers)
@@ -65,10 +67,7 @@ def calibrate_and_plot_best_checkpoint(
 def _calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> float:
     """Fit, save and log the temperature of a checkpoint."""
     fitted = calibrate(checkpoint, result, tta)
-    eces = 100 * fitted["ece_before"], 100 * fitted["ece_after"]
-    log.info(
-        "calibrated on val (tta=%s): temperature %.3f, ECE %.2f %% -> %.2f %%", tta, fitted[TEMPERATURE_KEY], *eces
-    )
+    log.info("calibrated on val (tta=%s): %s", tta, describe_calibration(fitted))
     return float(fitted[TEMPERATURE_KEY])
 
 
