@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from imago.analysis.charts import Chart, Line, curve_groups, line_charts
-from imago.analysis.evaluation import Evaluation, changed_data_note, load_evaluation
+from imago.analysis.evaluation import Evaluation, load_evaluation
 from imago.analysis.page import main_results, read_or_none, write_page
 from imago.errors import DataError
 from imago.runs.records import RunRecord, differing_settings, read_logged, read_record
@@ -68,8 +68,7 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
     if notes:
         return Comparison(names, records, settings, (), None, list(dict.fromkeys(notes)))
     paired = compare_paired(first.is_correct, second.is_correct[_matching_indices(first, second)])
-    notes = [changed_data_note(run, evaluation) for run, evaluation in ((a, first), (b, second))]
-    return Comparison(names, records, settings, (first, second), paired, list(filter(None, notes)))
+    return Comparison(names, records, settings, (first, second), paired, [*first.data_notes, *second.data_notes])
 
 
 def comparison_text(comparison: Comparison) -> str:

@@ -45,6 +45,15 @@ class Evaluation(Predictions):
         root = str(self.metadata.get("data_root") or "").rstrip("/")
         return tuple(name.removeprefix(f"{root}/") if root else name for name in self.image_names)
 
+    @property
+    def data_notes(self) -> list[str]:
+        """A note if this is the run's own dataset, but it has changed since the training."""
+        run = self.directory.parents[1]
+        is_changed = read_json(run / "provenance.json").get("data") not in (None, self.metadata.get("data_fingerprint"))
+        return (
+            [f"the dataset of {run} changed before {self.directory}; the test images may differ"] if is_changed else []
+        )
+
 
 def eval_command(run: Path | str, split: str = "test") -> str:
     """Return the `eval.py` command that writes the files which `load_evaluation` reads, or "" if it would refuse."""
@@ -54,14 +63,6 @@ def eval_command(run: Path | str, split: str = "test") -> str:
     trust = ",".join(provenance.get("trust", ()))
     options = [*([f"split={split}"] if split != "test" else []), *([f"'trust=[{trust}]'"] if trust else [])]
     return " ".join([f"python src/eval.py run={shlex.quote(str(run))}", *options])
-
-
-def changed_data_note(run: Path, evaluation: Evaluation) -> str:
-    """Return a note if the data of an evaluation of a run's own images is not the data of its training, else ""."""
-    trained_on = read_json(run / "provenance.json").get("data")
-    if trained_on in (None, evaluation.metadata.get("data_fingerprint")):
-        return ""
-    return f"the dataset of {run} changed between its training and {evaluation.directory}: the test images may differ"
 
 
 def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:

@@ -8,14 +8,7 @@ from typing import Any
 import numpy as np
 
 from imago.analysis.charts import Chart, Line, curve_groups, line_charts
-from imago.analysis.evaluation import (
-    Evaluation,
-    changed_data_note,
-    eval_command,
-    load_evaluation,
-    load_image,
-    saved_images,
-)
+from imago.analysis.evaluation import Evaluation, eval_command, load_evaluation, load_image, saved_images
 from imago.analysis.page import data_uri, final_test_tta, main_results, read_or_none, thumbnail_uri, write_page
 from imago.files import read_json
 from imago.runs.records import RunRecord, read_logged, read_record
@@ -116,7 +109,7 @@ def _accuracy_notes(run: Path, split: str, record: RunRecord, evaluation: Evalua
         views = f"with tta={final_test_tta(record)}, and this evaluation had tta={metadata.get('tta', 'none')}"
         reason = f"with equal tta, images or checkpoint differ, and {eval_command(run, split)} repeats the test"
         notes.append(f"the run's final test gave {percent_text(record.test_acc)} {views}; {reason}")
-    return [*notes, *filter(None, [changed_data_note(run, evaluation)])]
+    return notes + evaluation.data_notes
 
 
 def _class_rows(evaluation: Evaluation) -> list[tuple[str, str, float, str, str, str]]:

@@ -27,12 +27,8 @@ def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> di
         DataError: if it cannot be written.
     """
     temperature = fit_temperature(result.logits, result.labels)
-    entry: dict[str, Any] = {
-        TEMPERATURE_KEY: temperature,
-        "fitted_temperature": temperature,
-        "split": "val",
-        "num_images": len(result.labels),
-    }
+    entry: dict[str, Any] = {TEMPERATURE_KEY: temperature, "fitted_temperature": temperature}
+    entry |= {"split": "val", "num_images": len(result.labels)}
     for when, divisor in (("before", UNCALIBRATED), ("after", temperature)):
         probability = best_probability(result.logits, divisor)
         entry[f"nll_{when}"] = nll(result.logits, result.labels, divisor)

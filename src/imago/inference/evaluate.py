@@ -67,9 +67,11 @@ def evaluate(cfg: DictConfig) -> float:
         "images_sha256": images_digest(samples, data.class_names),
         **_metrics(predictor, result),
     }
-    notes.append(_compare_with_val(run if is_own_data else None, metadata))
+    final_test = _compare_with_final_test(run, metadata)
+    if run and final_test:
+        notes.append(far_above_note(read_json(run / "summary.json").get("val") or {}, metadata))
     written = write_results(directory, result, metadata, samples)
-    print("\n".join(summary_lines(result, metadata, _compare_with_final_test(run, metadata))))
+    print("\n".join(summary_lines(result, metadata, final_test)))
     print(f"\nresults in {short_path(directory)}: {', '.join(written)}")
     print("".join(f"note: {note}\n" for note in notes if note), end="")
     return float(metadata["acc"])
@@ -216,14 +218,6 @@ def _result_name(cfg: DictConfig, file: Path, run: Path | None, fingerprint: str
     if cfg.tta != "none":
         name_parts.append(f"tta_{cfg.tta}")
     return "-".join(name_parts)
-
-
-def _compare_with_val(own_run: Path | None, metadata: Mapping[str, Any]) -> str:
-    """Return a note if the run's validation accuracy is far above that of its test images."""
-    if own_run is None or metadata["split"] != "test" or Path(metadata["model"]) != checkpoint_file(own_run):
-        return ""
-    val = read_json(own_run / "summary.json").get("val") or {}
-    return far_above_note(val, metadata)
 
 
 def _is_foreign(file: Path, run: Path | None) -> bool:

@@ -60,24 +60,24 @@ def images_digest(samples: "Samples", class_names: Sequence[str]) -> str:
         DataError: if an image cannot be read.
     """
     from imago.data.dataset import LabeledArray, LabeledFiles
-    from imago.data.examine import map_in_threads
-
-    def content(index: int) -> str:
-        if isinstance(samples, LabeledFiles):
-            return sha256_of(samples.root / samples.names[index])
-        pixels = samples.read(index)
-        return f"{pixels.shape} {hashlib.sha256(pixels.tobytes()).hexdigest()}"
 
     order = sorted(range(len(samples)), key=lambda index: samples.names[index])
     labeled = [text for index in order for text in (samples.names[index], class_names[samples.labels[index]])]
     digest = hashlib.sha256(encode_names(labeled))
-    is_slow = not isinstance(samples, LabeledArray | LabeledFiles)
-    hashed = order[:: math.ceil(len(order) / _NUM_HASHED)] if is_slow else order
-    try:
-        for text in map(content, hashed) if is_slow else map_in_threads(content, hashed, "fingerprint"):
-            digest.update(text.encode())
-    except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}; try again.") from error
+    if isinstance(samples, LabeledFiles):
+        from imago.data.examine import map_in_threads
+
+        try:
+            for content in map_in_threads(
+                lambda index: sha256_of(samples.root / samples.names[index]), order, "fingerprint"
+            ):
+                digest.update(content.encode())
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}; try again.") from error
+    else:
+        step = 1 if isinstance(samples, LabeledArray) else math.ceil(len(order) / _NUM_HASHED)
+        for pixels in (samples.read(index) for index in order[::step]):
+            digest.update(f"{pixels.shape}".encode() + pixels.tobytes())
     return digest.hexdigest()
 
 

@@ -161,9 +161,8 @@ def compute_with_intervals(
         generator = np.random.default_rng(seed)  # the same draws for each metric
         draws = (generator.integers(0, len(labels), len(labels)) for _ in range(NUM_DRAWS))
         values = np.array([_compute_once(metric, probabilities[draw], targets[draw]) for draw in draws])
-        bounds = metric.plot_lower_bound, metric.plot_upper_bound
-        low, high = (-math.inf if bounds[0] is None else bounds[0]), (math.inf if bounds[1] is None else bounds[1])
-        interval = np.clip(np.quantile(centered(values, value), QUANTILES_95), low, high)
+        lowest, highest = np.array([metric.plot_lower_bound, metric.plot_upper_bound], float)  # NaN without one
+        interval = np.fmin(np.fmax(np.quantile(centered(values, value), QUANTILES_95), lowest), highest)
         result |= {name: value, f"{name}_interval_95": interval.tolist()}
     return result
 
