@@ -75,7 +75,7 @@ def test_each_checkpoint_and_each_number_of_views_has_its_own_temperature(
     file, other = checkpoint.with_name("calibration.json"), checkpoint.with_name(name)
     other.write_bytes(b"weights")
     first = calibrate(checkpoint, result)[TEMPERATURE_KEY]
-    remedy = f"fit one with python src/eval.py run=RUN {option} calibrate=true"
+    remedy = f"fit one with python src/eval.py run=RUN {option} calibrate=fit"
     assert read_temperature(other, tta) == (1.0, f"{file} has no temperature for {entry}; {remedy}")
     second = calibrate(other, LabeledOutputs(NAMES, result.labels, result.logits / 2, result.probability), tta)[
         TEMPERATURE_KEY

@@ -224,10 +224,10 @@ def test_probabilities_are_calibrated_and_a_checkpoint_without_a_temperature_can
     (copy / "checkpoints" / "calibration.json").unlink()
     printed = evaluate(f"run={copy}", "split=val")
     assert "probabilities are not calibrated: " in printed
-    assert "best.ckpt; fit one with python src/eval.py run=RUN calibrate=true" in printed
+    assert "best.ckpt; fit one with python src/eval.py run=RUN calibrate=fit" in printed
     assert "calibration_temperature" not in metrics(copy / "eval" / "val")
     assert metrics(copy / "eval" / "val")["ece"] == pytest.approx(fitted["ece_before"])
-    printed = evaluate(f"run={copy}", "calibrate=true")
+    printed = evaluate(f"run={copy}", "calibrate=fit")
     assert "not calibrated" not in printed
     again = json.loads((copy / "checkpoints" / "calibration.json").read_text())["best.ckpt"]
     assert again["calibration_temperature"] == pytest.approx(fitted["calibration_temperature"])
@@ -275,10 +275,10 @@ def settings(compose: Callable) -> DictConfig:
         ({"run": None}, "run= is empty; type a run directory"),
         ({"run": "no/such run"}, "run=no/such run does not exist; type a run directory such as logs/latest"),
         ({"run": "tests"}, "run=tests has no checkpoints/best.ckpt; it is not a run directory"),
-        ({"calibrate": True, "data": {}}, "calibrate=true fits on the val images of the run"),
-        ({"run": "x.onnx", "calibrate": True}, "calibrate=true: run=x.onnx is an ONNX file; calibrate its run"),
+        ({"calibrate": "fit", "data": {}}, "calibrate=fit fits on the val images of the run"),
+        ({"run": "x.onnx", "calibrate": "fit"}, "calibrate=fit: run=x.onnx is an ONNX file; calibrate its run"),
         ({"run": "x.onnx", "calibrate": "none"}, "calibrate=none: run=x.onnx is an ONNX file; calibrate its run"),
-        ({"calibrate": False}, "calibrate=false is not one of auto, none, true"),
+        ({"calibrate": "off"}, "calibrate=off is not one of auto, none, fit"),
         ({"run": "x.onnx", "tta": "flip"}, "tta=flip needs a checkpoint; run=x.onnx is an ONNX file"),
         ({"split": "train"}, "split=train is not one of test, val, all"),
         ({"ckpt": "last"}, "ckpt=last selects a checkpoint of a run directory, but run=README.md is a file"),

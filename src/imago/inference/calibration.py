@@ -61,7 +61,7 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
     file, name = checkpoint.with_name(CALIBRATION_FILE), _entry_name(checkpoint, tta)
     choice = "" if checkpoint.stem == "best" else f" ckpt={checkpoint.stem}"
     choice += "" if tta == "none" else f" tta={tta}"
-    remedy = f"fit one with python src/eval.py run=RUN{choice} calibrate=true"
+    remedy = f"fit one with python src/eval.py run=RUN{choice} calibrate=fit"
     entry = read_json(file).get(name)
     if entry is None:
         return UNCALIBRATED, f"{file} has no temperature for {name}; {remedy}"

@@ -18,7 +18,6 @@ from imago.inference.run_split import EVALUATED_SPLITS, images_digest, run_split
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
-from imago.settings import typed_value
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
 from imago.statistics.intervals import far_above_note
 from imago.statistics.metrics import LabeledOutputs
@@ -57,7 +56,7 @@ def evaluate(cfg: DictConfig) -> float:
     if is_own_data and _is_foreign(file, run):
         notes.append(f"{file} is not a checkpoint of the run: it may have been trained on these images")
     make_writable(directory, "output=DIR")
-    if cfg.calibrate is True:
+    if cfg.calibrate == "fit":
         entry = calibrate(file, run_split(predictor, data, "val"), cfg.tta)
         print(f"calibrated on val (tta={cfg.tta}): {describe_calibration(entry)}\n")
         predictor.calibration_temperature = entry[TEMPERATURE_KEY]
@@ -126,16 +125,16 @@ def read_data_settings(run: Path, trust: Sequence[str]) -> dict[str, Any]:
 
 def _problems(cfg: DictConfig) -> dict[str, bool]:
     """Return each possible error message about the settings, and whether it applies."""
-    run, tta, size, output, calibration = cfg.run, cfg.tta, cfg.batch_size, cfg.output, typed_value(cfg.calibrate)
+    run, tta, size, output, calibration = cfg.run, cfg.tta, cfg.batch_size, cfg.output, cfg.calibrate
     is_exported = is_onnx(Path(run or ""))
     return {
         f"split={cfg.split} is not one of {', '.join(EVALUATED_SPLITS)}.": cfg.split not in EVALUATED_SPLITS,
         f"tta={tta} is not one of {', '.join(TTA_MODES)}.": tta not in TTA_MODES,
         f"tta={tta} needs a checkpoint; run={run} is an ONNX file, which has one view.": is_exported and tta != "none",
-        f"calibrate={calibration} is not one of auto, none, true.": cfg.calibrate not in ("auto", "none", True),
+        f"calibrate={calibration} is not one of auto, none, fit.": cfg.calibrate not in ("auto", "none", "fit"),
         f"calibrate={calibration}: run={run} is an ONNX file; calibrate its run, export again.": is_exported
         and cfg.calibrate != "auto",
-        "calibrate=true fits on the val images of the run; leave data= out.": cfg.calibrate is True and "data" in cfg,
+        "calibrate=fit fits on the val images of the run; leave data= out.": cfg.calibrate == "fit" and "data" in cfg,
         f"batch_size={size} must be 1 or more.": size is not None and size < 1,
         f"output={output} is a file; type a directory for the results.": Path(output or "").is_file(),
     }

@@ -161,8 +161,9 @@ def compute_with_intervals(
         generator = np.random.default_rng(seed)  # the same draws for each metric
         draws = (generator.integers(0, len(labels), len(labels)) for _ in range(NUM_DRAWS))
         values = np.array([_compute_once(metric, probabilities[draw], targets[draw]) for draw in draws])
-        lowest, highest = np.array([metric.plot_lower_bound, metric.plot_upper_bound], float)  # NaN without one
-        interval = np.fmin(np.fmax(np.quantile(centered(values, value), QUANTILES_95), lowest), highest)
+        bounds = np.array([metric.plot_lower_bound, metric.plot_upper_bound], float)  # None becomes NaN
+        bounds = np.where(np.isnan(bounds), (-math.inf, math.inf), bounds)
+        interval = np.clip(np.quantile(centered(values, value), QUANTILES_95), *bounds)
         result |= {name: value, f"{name}_interval_95": interval.tolist()}
     return result
 
