@@ -24,6 +24,7 @@ PROBABILITIES = "probabilities"  # float32 (N, K), softmax of logits / calibrati
 # Keys of the file's metadata. Every value is JSON except the run id, which is plain text.
 CLASS_NAMES_KEY = "class_names"
 PREPROCESS_KEY = "preprocess"
+PREDICTS_CLASSES_KEY = "predicts_classes"  # false for a task with targets of its own; a file without it has true
 RUN_ID_KEY = "run_id"
 METRICS_KEY = "metrics"
 VERSIONS_KEY = "versions"
@@ -44,6 +45,7 @@ class OnnxClassifier:
         class_names: K names; the index of a name is its label.
         preprocess: how an image becomes (3, S, S); normalization is inside the file.
         calibration_temperature: divisor of the logits before the softmax in the file; 1 if none was fitted.
+        predicts_classes: whether the outputs are the classes of the data, and not those of another objective.
         metadata: all decoded metadata by the keys of this module.
 
     Raises:
@@ -59,6 +61,7 @@ class OnnxClassifier:
         self.class_names: tuple[str, ...] = tuple(self.metadata[CLASS_NAMES_KEY])
         self.preprocess = Preprocess.from_dict(self.metadata[PREPROCESS_KEY])
         self.calibration_temperature = float(self.metadata[TEMPERATURE_KEY])
+        self.predicts_classes = bool(self.metadata.get(PREDICTS_CLASSES_KEY, True))
         self._session = _start_session(content, path, num_threads)
         self._check_graph(path)
 

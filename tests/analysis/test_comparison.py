@@ -1,5 +1,6 @@
 """Comparison of two runs: matched images, refused ones, settings, and the numbers of the paired test."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,10 @@ def test_a_run_without_readable_settings_is_refused_by_name(tmp_path: Path):
 def test_images_and_classes_are_matched_by_name_in_any_order_and_directory(tmp_path: Path):
     a, b = two_runs(tmp_path)
     names = ["/data/ant/1.jpg", "/data/ant/2.jpg", "/data/bee/3.jpg"]
-    make_evaluation(a, [0, 0, 1], [0, 0, 0], images=names)
+    make_evaluation(a, [0, 0, 1], [0, 0, 0], images=names, images_sha256="i")
     moved = [name.replace("/data/", "/mnt/x/") for name in reversed(names)]
-    moved_settings = {"data_root": "/mnt/x", "data_fingerprint": "f2", "class_names": ("bee", "ant")}
-    make_evaluation(b, [0, 1, 1], [0, 1, 0], images=moved, **moved_settings)
+    moved_settings = {"data_root": "/mnt/x", "data_fingerprint": "f2", "images_sha256": "i"}
+    make_evaluation(b, [0, 1, 1], [0, 1, 0], images=moved, class_names=("bee", "ant"), **moved_settings)
     paired = compare_runs(a, b).paired
     assert paired is not None
     # a is right on 1 and 2, b on 3 and 2 (the middle one).
@@ -75,12 +76,45 @@ def test_the_same_image_with_another_class_is_refused(tmp_path: Path):
         compare_runs(a, b)
 
 
-def test_numbered_images_of_another_data_set_are_refused(tmp_path: Path):
+@pytest.mark.parametrize("other", [{"data_fingerprint": "f2"}, {"images_sha256": "i2"}])
+def test_images_with_equal_names_and_classes_but_other_contents_are_refused(tmp_path: Path, other: dict):
     a, b = two_runs(tmp_path)
-    make_evaluation(a, [0, 1], [0, 1])
-    make_evaluation(b, [0, 1], [0, 1], data_fingerprint="f2")
-    with pytest.raises(DataError, match=r"has the fingerprint f1, that of .* f2"):
+    same = {} if "data_fingerprint" in other else {"images_sha256": "i1"}
+    make_evaluation(a, [0, 1], [0, 1], **same)
+    make_evaluation(b, [0, 1], [0, 1], **(same | other))
+    with pytest.raises(DataError, match=r"the contents have the hash [fi]1 in .*, [fi]2 in .*; evaluate both on the"):
         compare_runs(a, b)
+
+
+def test_results_of_a_replaced_checkpoint_are_not_compared(tmp_path: Path):
+    a, b = two_runs(tmp_path)
+    for run in (a, b):
+        (run / "checkpoints").mkdir()
+        (run / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+        make_evaluation(run, [0, 1], [0, 1], model_sha256=hashlib.sha256(b"weights").hexdigest())
+    assert compare_runs(a, b).paired is not None
+    (b / "checkpoints" / "best.ckpt").write_bytes(b"trained on")
+    comparison = compare_runs(a, b)
+    assert comparison.paired is None
+    assert (
+        f"{b}/eval/test is not of the present best.ckpt, but of another checkpoint; renew it: " in comparison.notes[0]
+    )
+    assert f"python src/eval.py run={b}" in comparison_text(comparison)
+
+
+def test_data_that_changed_after_the_training_is_noted_beside_the_paired_test(tmp_path: Path):
+    a, b = two_runs(tmp_path)
+    (a / "provenance.json").write_text('{"data": "f0"}')
+    (b / "provenance.json").write_text('{"data": "f1"}')
+    for run in (a, b):
+        make_evaluation(run, [0, 1], [0, 1])
+    comparison = compare_runs(a, b)
+    assert comparison.paired is not None
+    assert f"note: the dataset of {a} changed before {a}/eval/test; the test images may differ" in comparison_text(
+        comparison
+    )
+    write_comparison_page(comparison, tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("the test images may differ") == 1
 
 
 def test_terminal_and_page_have_the_same_numbers(tmp_path: Path):

@@ -31,6 +31,26 @@ def test_a_missing_evaluation_names_the_command_that_creates_it(tmp_path: Path):
     assert eval_command("r", "val") == "python src/eval.py run=r split=val"
 
 
+def test_a_run_whose_task_eval_refuses_gets_no_advice_to_evaluate_it_and_trusted_packages_are_typed(tmp_path: Path):
+    (tmp_path / "provenance.json").write_text('{"commands": ["eval", "predict"], "trust": ["othernet", "b"]}')
+    assert eval_command(tmp_path, "val") == f"python src/eval.py run={tmp_path} split=val 'trust=[othernet,b]'"
+    (tmp_path / "provenance.json").write_text('{"commands": [], "trust": []}')
+    assert eval_command(tmp_path) == ""
+    with pytest.raises(DataError, match="eval.py takes no run of this task; the result of its own test is in summary"):
+        load_evaluation(tmp_path)
+
+
+@pytest.mark.parametrize("digest", [None, "0" * 64])
+def test_results_that_do_not_fit_the_present_checkpoint_are_refused_with_the_command(tmp_path: Path, digest: str):
+    make_evaluation(tmp_path, [0], [0], model_sha256=digest)
+    assert load_evaluation(tmp_path).labels.tolist() == [0]  # without checkpoints there is no other network
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+    with pytest.raises(DataError, match=r"another checkpoint; renew it: python src/eval.py run=") as error:
+        load_evaluation(tmp_path)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "content",
     ["", "image,true\n0,ant\n", "image,true,predicted,probability\n0,dog,ant,0.5\n"]

@@ -34,6 +34,15 @@ def test_runs_become_a_table_in_the_terminal_and_a_csv(settings, tmp_path: Path,
         assert [row["num_seeds"] for row in csv.DictReader(file)] == ["2", "1"]
 
 
+def test_seeds_on_other_data_are_two_rows_with_a_note(settings, tmp_path: Path, capsys):
+    for seed in (1, 2):
+        (make_run(tmp_path / f"s{seed}", seed) / "provenance.json").write_text(f'{{"data": "{seed}"}}')
+    report(settings(runs=tmp_path))
+    shown = capsys.readouterr().out
+    assert "note: averaged only where the data is the same: it changed between s1, s2" in shown
+    assert "2 seeds" not in shown
+
+
 def test_a_run_becomes_a_page_in_its_directory_and_two_runs_a_comparison(settings, tmp_path: Path, capsys):
     a, b = make_run(tmp_path / "train" / "a"), make_run(tmp_path / "train" / "b", lr=0.2)
     report(settings(run=a))

@@ -10,7 +10,14 @@ import pandas as pd
 import pytest
 from run_folders import make_run
 
-from imago.analysis.runs import load_runs, mean_over_seeds, metric_names, older_repetitions, setting_names
+from imago.analysis.runs import (
+    load_runs,
+    mean_over_seeds,
+    metric_names,
+    older_repetitions,
+    runs_on_other_data,
+    setting_names,
+)
 from imago.analysis.table import sort_runs
 from imago.errors import DataError
 
@@ -134,6 +141,21 @@ def test_seeds_of_equal_settings_become_their_mean_and_spread(tmp_path: Path):
     assert pd.isna(mean["seed"])
     assert (single["run"], single["num_seeds"], single["test_low"]) == ("1-0.2", 1, 0.4)
     assert pd.isna(single["val_std"])
+
+
+@pytest.mark.parametrize("key", ["data", "test"])
+def test_seeds_on_data_that_changed_in_between_are_not_averaged(tmp_path: Path, key: str):
+    accuracies = {1: 0.5, 2: 0.6, 3: 0.9}
+    for seed, acc in accuracies.items():
+        run = make_run(tmp_path / f"s{seed}", seed, test={"acc": acc, "num_images": 10 * seed})
+        (run / "provenance.json").write_text(json.dumps({"data": "x", key: "old" if seed < 3 else "new"}))
+    runs = load_runs(tmp_path)
+    means = mean_over_seeds(runs).sort_values("test_acc")
+    assert means["num_seeds"].tolist() == [2, 1]
+    assert means["test_acc"].tolist() == pytest.approx([0.55, 0.9])
+    assert runs_on_other_data(runs)["run"].tolist() == ["s1", "s2", "s3"]
+    assert runs_on_other_data(runs[:2]).empty
+    assert runs_on_other_data(runs[:0]).empty
 
 
 def test_runs_that_did_not_finish_and_older_repetitions_do_not_count(tmp_path: Path):

@@ -95,7 +95,7 @@ VAL_ONLY = {"train/ant": 20, "train/bee": 10, "val/ant": 3, "val/bee": 2}
             {"train/ant": 5, "train/bee": 4, "val/ant": 3, "val/bee": 2, "test/bee": 2},
             {},
             {"train": [5, 4], "val": [3, 2], "test": [0, 2]},
-            "",
+            "test has no images of ant, so it does not measure their recall\n",
         ),
         (
             VAL_ONLY,

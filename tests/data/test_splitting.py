@@ -56,6 +56,32 @@ def test_fractions_are_of_all_training_images_also_when_val_is_drawn_after_test(
     assert {name: len(part) for name, part in parts.items()} == {"train": 70, "val": 10, "test": 20}
 
 
+@pytest.mark.parametrize(
+    ("num_each", "settings", "text"),
+    [
+        (5, {"test_fraction": 0.1}, "2 for test (20%, not data.test_fraction=0.1: rounded for each class, to at least"),
+        (5, {"test_fraction": 0.1}, "2 for val (20%, not data.val_fraction=0.1: rounded for each class, to at least"),
+        (4, {"test_fraction": 0.5}, "4 for test and 2 for val (25%, not data.val_fraction=0.1: "),
+        (50, {"test_fraction": 0.1}, "stratified: 10 for test and 10 for val\n"),
+        (5, {"test_fraction": 0.2, "fold": 0}, "2 for test and 2 for val (fold 0 of 5)\n"),
+    ],
+)
+def test_a_share_that_is_not_the_one_asked_for_is_printed(num_each: int, settings: dict, text: str, caplog):
+    with caplog.at_level(logging.INFO):
+        parts, _ = split_up({"train": images("train", num_each, num_each)}, **settings)
+    assert text in caplog.text
+    if "20%" in text:
+        assert len(parts["test"]) / (2 * num_each) == len(parts["val"]) / (2 * num_each) == 0.2
+
+
+def test_classes_without_images_in_val_or_test_are_named(caplog):
+    with caplog.at_level(logging.WARNING):
+        split_up({"train": images("train", 20, 2)}, test_fraction=0.1)
+        assert caplog.messages == ["val has no images of bee, so it does not measure their recall"]
+        split_up({"train": images("train", 20, 20), "test": images("test", 3, 0), "val": images("val", 2, 2)})
+    assert caplog.messages[1:] == ["test has no images of bee, so it does not measure their recall"]
+
+
 def test_the_test_split_does_not_depend_on_val():
     published = {"train": images("train", 40, 20)}
     plans = ({"val_fraction": 0.1}, {"val_fraction": 0.4}, {"fold": 2})

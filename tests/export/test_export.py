@@ -159,6 +159,7 @@ def settings(compose: Callable) -> DictConfig:
         ({"ckpt": "middle"}, "has no checkpoints/middle.ckpt"),
         ({"run": "{run}/model.onnx"}, "is an ONNX file already; type the run directory it came from."),
         ({"run": "{run}/loose.ckpt"}, "is not in a run directory"),
+        ({"ckpt": "{run}/loose.ckpt"}, "would export another network"),
     ],
 )
 def test_an_invalid_setting_is_one_line_and_writes_nothing(
@@ -169,7 +170,7 @@ def test_an_invalid_setting_is_one_line_and_writes_nothing(
         (tmp_path / name).touch()
     before = sorted(tmp_path.rglob("*"))
     typed = {"run": "{run}"} | changes
-    typed["run"] = typed["run"].format(run=tmp_path)
+    typed = {key: value.format(run=tmp_path) if isinstance(value, str) else value for key, value in typed.items()}
     with pytest.raises(ConfigError, match=re.escape(text)) as caught:
         export_command(OmegaConf.merge(settings, typed))
     assert "\n" not in str(caught.value)

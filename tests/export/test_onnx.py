@@ -68,6 +68,7 @@ def test_metadata_describe_the_file(small: Classifier, path: Path):
     assert (model.class_names, model.preprocess) == (small.class_names, PREPROCESS)
     assert METADATA.items() <= model.metadata.items()
     assert model.metadata["calibration_temperature"] == 1.0
+    assert model.predicts_classes is model.metadata["predicts_classes"] is True
     assert model.metadata["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
 

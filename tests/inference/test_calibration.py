@@ -12,9 +12,9 @@ from torch import nn
 
 from imago import load_model
 from imago.errors import DataError
-from imago.inference.calibration import calibrate, read_temperature
+from imago.inference.calibration import calibrate, describe_calibration, read_temperature
 from imago.inference.load import load_predictor
-from imago.statistics.calibration import TEMPERATURE_KEY, fit_temperature
+from imago.statistics.calibration import TEMPERATURE_KEY, fit_temperature, reliability
 from imago.statistics.metrics import LabeledOutputs, softmax
 
 NAMES = ("a", "b", "c")
@@ -47,6 +47,24 @@ def test_the_temperature_is_written_with_the_errors_before_and_after(checkpoint:
     assert read_temperature(checkpoint) == (entry["calibration_temperature"], "")
 
 
+def test_a_temperature_that_makes_the_probabilities_of_val_worse_is_not_applied(checkpoint: Path):
+    # Of 1,000 images, 900 are right with 0.9 and 100 with 0.99, of which 5 are wrong by far: NLL falls, ECE rises.
+    share = np.repeat([0.9, 0.99], [900, 100])
+    logits = np.stack([np.log(share), np.log1p(-share)], axis=1).astype(np.float32)
+    labels = (np.arange(1000) % 10 == 0).astype(np.int64)
+    labels[900:] = np.arange(100) % 20 == 0
+    entry = calibrate(checkpoint, LabeledOutputs(NAMES[:2], labels, logits, share))
+    after = softmax(logits / entry["fitted_temperature"]).max(axis=1)
+    eces = [reliability(p, labels == 0).ece for p in (share, after)]
+    assert (entry["ece_before"], entry["ece_after"]) == pytest.approx(eces, abs=1e-6)
+    assert eces[1] > eces[0]
+    assert entry["nll_after"] < entry["nll_before"]
+    assert entry[TEMPERATURE_KEY] == 1.0 != entry["fitted_temperature"]
+    assert read_temperature(checkpoint) == (1.0, "")
+    assert ", not applied, as it makes probabilities worse: ECE " in describe_calibration(entry)
+    assert "not applied" not in describe_calibration(entry | {TEMPERATURE_KEY: entry["fitted_temperature"]})
+
+
 @pytest.mark.parametrize(
     ("name", "tta", "entry", "option"),
     [("last.ckpt", "none", "last.ckpt", "ckpt=last"), ("best.ckpt", "flip", "best.ckpt tta=flip", "tta=flip")],
@@ -57,7 +75,7 @@ def test_each_checkpoint_and_each_number_of_views_has_its_own_temperature(
     file, other = checkpoint.with_name("calibration.json"), checkpoint.with_name(name)
     other.write_bytes(b"weights")
     first = calibrate(checkpoint, result)[TEMPERATURE_KEY]
-    remedy = f"fit one with python src/eval.py run=RUN {option} calibrate=true"
+    remedy = f"fit one with python src/eval.py run=RUN {option} calibrate=fit"
     assert read_temperature(other, tta) == (1.0, f"{file} has no temperature for {entry}; {remedy}")
     second = calibrate(other, LabeledOutputs(NAMES, result.labels, result.logits / 2, result.probability), tta)[
         TEMPERATURE_KEY

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,12 @@ def evaluate(command: Callable, tmp_path: Path) -> Callable:
 
 def metrics(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
+
+
+def result_of(run: Path, name: str) -> Path:
+    """The one directory of results with this name, in which * is a part of a hash."""
+    (folder,) = (run / "eval").glob(name)
+    return folder
 
 
 def write_folder(root: Path, class_names: tuple[str, ...], num_each: int, splits: tuple[str, ...]) -> None:
@@ -86,7 +93,7 @@ def test_the_accuracy_is_that_of_the_final_test_and_every_table_agrees(run: Path
 def test_both_splits_of_a_sweep_are_evaluated_and_val_is_as_in_training(run: Path, evaluate: Callable, tmp_path: Path):
     evaluate("-m", f"run={run}", "split=val,test", "ckpt=best", "data=shapes")  # the run's own data
     # Not equal: training validates in bf16 where the machine has it, evaluation is always in fp32.
-    assert metrics(run / "eval" / "val-shapes")["acc"] == pytest.approx(summary(run)["val"]["acc"], abs=0.01)
+    assert metrics(result_of(run, "val-shapes-*"))["acc"] == pytest.approx(summary(run)["val"]["acc"], abs=0.01)
     assert not list((tmp_path / "logs").rglob("summary.json"))
     assert not (tmp_path / "logs" / "train").exists()
 
@@ -102,11 +109,43 @@ def test_another_checkpoint_gets_a_directory_of_its_own(run: Path, evaluate: Cal
 
 
 @pytest.mark.slow
+def test_results_of_another_network_or_dataset_never_replace_those_of_the_run(
+    run: Path, evaluate: Callable, tmp_path: Path
+):
+    evaluate(f"run={run}")
+    own, digest = metrics(run / "eval" / "test"), sha256((run / "checkpoints" / "best.ckpt").read_bytes()).hexdigest()
+    assert own["model_sha256"] == digest
+    elsewhere = shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "best.ckpt")
+    printed = evaluate(f"run={run}", f"ckpt={elsewhere}")
+    other = metrics(run / "eval" / f"test-best-{sha256(Path(elsewhere).read_bytes()).hexdigest()[:8]}")
+    assert other["model"] == str(elsewhere)
+    assert f"note: {elsewhere} is not a checkpoint of the run: it may have been trained on these images" in printed
+    assert metrics(run / "eval" / "test") == own
+
+    for number, parent in enumerate(("a", "b")):  # two roots of the same name
+        write_folder(tmp_path / parent / "same", ("ring", "star"), 3 + number, ("train", "val", "test"))
+        evaluate(f"run={run}", "data=image_folder", f"data.root={tmp_path / parent / 'same'}")
+    lists = [tmp_path / "same.csv", tmp_path / "other" / "same.csv"]  # two lists over one root
+    lists[1].parent.mkdir()
+    for number, file in enumerate(lists):
+        rows = [
+            f"{split}/{name}/{n}.png,{name},{split}"
+            for split in ("train", "val", "test")
+            for name in ("ring", "star")
+            for n in range(number, 3)
+        ]
+        file.write_text("\n".join(["path,label,split", *rows]))
+        evaluate(f"run={run}", "data=image_list", f"data.root={tmp_path / 'a' / 'same'}", f"data.list_file={file}")
+    found = sorted(metrics(folder)["num_images"] for folder in (run / "eval").glob("test-image_*-same-????????"))
+    assert found == [4, 6, 6, 8]
+
+
+@pytest.mark.slow
 def test_classes_of_other_data_are_matched_by_name(run: Path, evaluate: Callable, tmp_path: Path):
     chosen = ("star", "circle", "ring")  # as folders they are sorted otherwise than in the network
     write_folder(tmp_path / "some shapes", chosen, 6, ("train", "val", "test"))
     printed = evaluate(f"run={run}", "data=image_folder", f"data.root={tmp_path / 'some shapes'}")
-    folder = run / "eval" / "test-image_folder-some shapes"
+    folder = result_of(run, "test-image_folder-some shapes-*")
     found = csv_rows(folder / "predictions.csv")
     assert {(Path(row["image"]).parent.name, row["true"]) for row in found} == {(name, name) for name in chosen}
     model = load_predictor(run)
@@ -123,7 +162,7 @@ def test_every_image_of_other_data_is_seen_with_split_all(run: Path, evaluate: C
     write_folder(tmp_path / "found", ("ring", "star"), 10, ("",))
     other = ("data=image_folder", f"data.root={tmp_path / 'found'}")
     printed = evaluate(f"run={run}", *other, "split=all")
-    found = csv_rows(run / "eval" / "all-image_folder-found" / "predictions.csv")
+    found = csv_rows(result_of(run, "all-image_folder-found-*") / "predictions.csv")
     assert {row["image"] for row in found} == {str(file) for file in (tmp_path / "found").rglob("*.png")}
     assert all(Path(row["image"]).parent.name == row["true"] for row in found)
     assert "ImageFolder all, 20 images, each seen once" in printed
@@ -178,13 +217,17 @@ def test_probabilities_are_calibrated_and_a_checkpoint_without_a_temperature_can
     assert found["nll"] == pytest.approx(fitted["nll_after"])
     assert f"temperature {fitted['calibration_temperature']:.3f}, fitted on val" in printed
 
+    evaluate(f"run={copy}", "split=val", "calibrate=none")
+    assert "calibration_temperature" not in metrics(copy / "eval" / "val")
+    assert metrics(copy / "eval" / "val")["nll"] == pytest.approx(fitted["nll_before"])
+
     (copy / "checkpoints" / "calibration.json").unlink()
     printed = evaluate(f"run={copy}", "split=val")
     assert "probabilities are not calibrated: " in printed
-    assert "best.ckpt; fit one with python src/eval.py run=RUN calibrate=true" in printed
+    assert "best.ckpt; fit one with python src/eval.py run=RUN calibrate=fit" in printed
     assert "calibration_temperature" not in metrics(copy / "eval" / "val")
     assert metrics(copy / "eval" / "val")["ece"] == pytest.approx(fitted["ece_before"])
-    printed = evaluate(f"run={copy}", "calibrate=true")
+    printed = evaluate(f"run={copy}", "calibrate=fit")
     assert "not calibrated" not in printed
     again = json.loads((copy / "checkpoints" / "calibration.json").read_text())["best.ckpt"]
     assert again["calibration_temperature"] == pytest.approx(fitted["calibration_temperature"])
@@ -216,7 +259,7 @@ def test_an_exported_file_is_evaluated_like_its_checkpoint_or_on_typed_data(
     printed = evaluate(f"run={alone}", returncode=2)
     assert "is not in a run directory that names its data; add e.g. data=image_folder" in printed
     evaluate(f"run={alone}", "data=shapes", "split=val")
-    assert (tmp_path / "eval" / "val-shapes-alone.onnx" / "metrics.json").is_file()
+    assert metrics(result_of(tmp_path, "val-shapes-????????-alone.onnx"))["num_images"] == 1000
 
 
 @pytest.fixture(scope="module")
@@ -232,8 +275,10 @@ def settings(compose: Callable) -> DictConfig:
         ({"run": None}, "run= is empty; type a run directory"),
         ({"run": "no/such run"}, "run=no/such run does not exist; type a run directory such as logs/latest"),
         ({"run": "tests"}, "run=tests has no checkpoints/best.ckpt; it is not a run directory"),
-        ({"calibrate": True, "data": {}}, "calibrate=true fits on the val images of the run"),
-        ({"run": "x.onnx", "calibrate": True}, "calibrate=true: run=x.onnx is an ONNX file; calibrate its run"),
+        ({"calibrate": "fit", "data": {}}, "calibrate=fit fits on the val images of the run"),
+        ({"run": "x.onnx", "calibrate": "fit"}, "calibrate=fit: run=x.onnx is an ONNX file; calibrate its run"),
+        ({"run": "x.onnx", "calibrate": "none"}, "calibrate=none: run=x.onnx is an ONNX file; calibrate its run"),
+        ({"calibrate": "off"}, "calibrate=off is not one of auto, none, fit"),
         ({"run": "x.onnx", "tta": "flip"}, "tta=flip needs a checkpoint; run=x.onnx is an ONNX file"),
         ({"split": "train"}, "split=train is not one of test, val, all"),
         ({"ckpt": "last"}, "ckpt=last selects a checkpoint of a run directory, but run=README.md is a file"),

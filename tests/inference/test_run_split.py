@@ -1,14 +1,16 @@
 """Every image of a split is evaluated once; a lost image, or an output that is not finite, is an error."""
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from imago.data.dataset import LabeledArray, Splits
+from imago.data.dataset import LabeledArray, LabeledFiles, Splits
 from imago.errors import DataError
-from imago.inference.run_split import images_in_memory, match_classes, run_split, split_samples
+from imago.inference.run_split import images_digest, images_in_memory, match_classes, run_split, split_samples
 
 NAMES = ("a", "b", "c")
 
@@ -17,6 +19,7 @@ class Echo:
     """Predicts an image's first pixel as its class."""
 
     calibration_temperature = 2.0
+    predicts_classes = True
     preprocess = "the network's"
 
     def __init__(self, class_names: tuple[str, ...] = NAMES) -> None:
@@ -71,10 +74,43 @@ def test_outputs_that_are_not_finite_are_refused():
         run_split(broken, make_data(), "val")
 
 
+def test_outputs_with_targets_of_their_own_are_not_compared_with_labels_even_if_the_names_agree():
+    other = Echo()
+    other.predicts_classes = False
+    with pytest.raises(DataError, match="predicts a, b, c with targets of its own, and not the classes of the data"):
+        run_split(other, make_data(), "test")
+
+
 def test_classes_are_matched_in_any_order_and_unicode_form():
     assert match_classes(["cafe\u0301", "a"], ["a", "b", "caf\u00e9"]).tolist() == [2, 0]
     with pytest.raises(DataError, match="the network lacks: 'A'; the network has 'a'"):
         match_classes(["A"], ["a"])
+
+
+def test_the_digest_of_images_depends_on_names_classes_and_contents_but_not_on_their_order(tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 4), np.uint8)
+    samples = LabeledArray(pixels, np.array([0, 1, 2, 0, 1]), tuple("vwxyz"))
+    first = images_digest(samples, NAMES)
+    assert images_digest(samples.take(np.array([4, 1, 0, 3, 2])), NAMES) == first
+    assert images_digest(replace(samples, labels=(samples.labels + 1) % 3), ("c", "a", "b")) == first
+    changed = pixels.copy()
+    changed[4, 2, 3, 3] ^= 1
+    others = [replace(samples, images=changed), replace(samples, names=tuple("vwxya")), samples.take(np.arange(4))]
+    others.append(replace(samples, labels=np.array([0, 1, 2, 1, 1])))
+    assert len({first, *(images_digest(other, NAMES) for other in others)}) == 5
+
+    files = []
+    for folder, last in (("one", b"z"), ("two", b"z"), ("three", b"y")):
+        (tmp_path / folder).mkdir()
+        for name, content in (("a.png", b"xyz"), ("b.png", b"xy" + last)):
+            (tmp_path / folder / name).write_bytes(content)
+        sizes = np.full(2, 3)
+        files.append(LabeledFiles(tmp_path / folder, ("a.png", "b.png"), sizes, sizes, np.array([0, 1])))
+    one, two, three = (images_digest(part, NAMES) for part in files)
+    assert one == two != three  # equal sizes, names and labels
+    (tmp_path / "one" / "b.png").unlink()
+    with pytest.raises(DataError, match=r"b.png cannot be read: No such file or directory; try again\."):
+        images_digest(files[0], NAMES)
 
 
 def test_indices_of_all_splits_together_are_the_right_images():

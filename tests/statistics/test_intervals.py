@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from imago.statistics.calibration import reliability
-from imago.statistics.intervals import ece_interval, macro_intervals, mean_interval, wilson_interval
+from imago.statistics.intervals import ece_interval, far_above_note, macro_intervals, mean_interval, wilson_interval
 from imago.statistics.metrics import macro_scores, per_class, softmax
 
 
@@ -46,6 +46,31 @@ def test_a_single_seed_has_no_interval_and_equal_seeds_one_of_width_zero():
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     cells = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes)
+
+
+@pytest.mark.parametrize(
+    ("val", "num_val", "test", "num_test", "is_far"),
+    [
+        (0.99, 5000, 0.92, 10_000, True),
+        (0.94, 5000, 0.93, 10_000, False),  # z = 2.3
+        (0.96, 50_000, 0.945, 50_000, False),  # far by chance, but less than two points
+        (1.0, 20, 0.8, 20, False),
+        (1.0, 100, 0.8, 100, True),
+        (0.8, 5000, 0.95, 5000, False),
+        (1.0, 10, 1.0, 10, False),
+    ],
+)
+def test_a_val_accuracy_far_above_that_of_test_is_noted(
+    val: float, num_val: int, test: float, num_test: int, is_far: bool
+):
+    note = far_above_note({"acc": val, "num_images": num_val}, {"acc": test, "num_images": num_test})
+    assert bool(note) == is_far
+    table = [[round(val * num_val), num_val], [round(test * num_test), num_test]]
+    cells = [[correct, number - correct] for correct, number in table]
+    if min(map(sum, zip(*cells, strict=True))):  # not all right
+        z = np.sqrt(stats.chi2_contingency(cells, correction=False).statistic)
+        assert is_far == (z > 3.3 and val - test > 0.02)
+    assert far_above_note({"acc": val}, {"acc": test, "num_images": num_test}) == ""
 
 
 class Simulated:
@@ -96,15 +121,21 @@ def test_at_least_about_95_of_100_ece_intervals_contain_the_true_error(temperatu
     assert hits / num_trials >= 0.92
 
 
-def test_macro_intervals_are_those_of_drawing_images():
-    labels, predicted, _ = Simulated(4, 1.0).draw(300)
+@pytest.mark.parametrize(("num_classes", "num_images"), [(4, 300), (60, 120)])
+def test_macro_intervals_are_those_of_drawing_images_and_the_score_is_in_their_middle(
+    num_classes: int, num_images: int
+):
+    labels, predicted, _ = Simulated(num_classes, 1.0).draw(num_images)
     random, scores = np.random.default_rng(5), []
     for _ in range(1500):
-        rows = random.integers(0, 300, 300)
-        scores.append(macro_scores(per_class(confusion_matrix(labels[rows], predicted[rows], 4))))
-    for name, (low, high) in macro_intervals(confusion_matrix(labels, predicted, 4)).items():
-        expected = np.quantile([score[name] for score in scores], [0.025, 0.975])
+        rows = random.integers(0, num_images, num_images)
+        scores.append(macro_scores(per_class(confusion_matrix(labels[rows], predicted[rows], num_classes))))
+    measured = macro_scores(per_class(confusion_matrix(labels, predicted, num_classes)))
+    for name, (low, high) in macro_intervals(confusion_matrix(labels, predicted, num_classes)).items():
+        drawn = np.array([score[name] for score in scores])
+        expected = np.quantile(drawn, [0.025, 0.975]) + measured[name] - drawn.mean()
         assert (low, high) == pytest.approx(expected, abs=0.012), name
+        assert abs((low + high) / 2 - measured[name]) < 0.1 * (high - low), name
 
 
 def test_without_mistakes_the_intervals_have_width_zero():

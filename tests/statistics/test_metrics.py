@@ -1,12 +1,16 @@
 """Accuracy, top-k, precision, recall, F1 and the confusion matrix, compared with scikit-learn."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from imago.statistics.calibration import fit_temperature
 from imago.statistics.intervals import wilson_interval
 from imago.statistics.metrics import (
     LabeledOutputs,
+    best_probability,
     macro_scores,
     most_confused,
     num_correct_in_top_k,
@@ -110,6 +114,23 @@ def test_every_score_is_that_of_scikit_learn_and_inside_its_interval_and_top_5_n
     for name in {*expected, "ece"} - {"nll"}:
         low, high = found["interval_95" if name == "acc" else f"{name}_interval_95"]
         assert 0 <= low < found[name] < high <= 1, name
+
+
+def test_scores_of_many_classes_need_little_memory_besides_logits_and_confusion_matrix():
+    labels, logits = noisy_predictions(2000, num_images=2000)
+    result = LabeledOutputs(tuple(map(str, range(2000))), labels, logits, best_probability(logits, 2.0))
+    tracemalloc.start()
+    try:
+        found = result.metrics()
+        most_confused(result.confusion, 20)
+        temperature = fit_temperature(logits, labels)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < result.confusion.nbytes + 1.5 * logits.nbytes  # 32 and 16 MB
+    assert found["nll"] == pytest.approx(sk.log_loss(labels, softmax(logits), labels=range(2000)))
+    assert found["top5_acc"] == sk.top_k_accuracy_score(labels, logits, k=5, labels=range(2000))
+    assert best_probability(logits, temperature) == pytest.approx(softmax(logits / temperature).max(axis=1))
 
 
 def test_the_worst_mistakes_have_the_highest_confidence_and_the_first_of_equal_ones_leads():

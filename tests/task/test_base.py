@@ -28,10 +28,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from imago.data import shapes
 from imago.data.datamodule import ClassNamesAndSplits
 from imago.errors import ConfigError
+from imago.inference.load import load_classifier
 from imago.paths import PROJECT_ROOT
 from imago.task.base import ImageTask
 from imago.task.classification import ClassificationTask
 from imago.training.build import build_task as build_of_a_run
+from imago.training.console import usable_commands
 
 GOLDEN = PROJECT_ROOT / "tests" / "golden" / "loss_curve.json"
 HOST_SYNC = "_local_scalar_dense"  # the operation behind .item(), float() and bool() of a tensor
@@ -311,6 +313,35 @@ def test_what_only_automatic_optimization_can_do_is_refused_in_a_manual_task(com
     cfg.task._target_ = "own_tasks.Manual"
     with pytest.raises(ConfigError, match=rf"^trainer\.{setting}: Manual steps its optimizers itself"):
         build_of_a_run(cfg, build_data(cfg))
+
+
+@pytest.mark.parametrize(
+    ("name", "predicts_classes", "commands"),
+    [
+        ("LossOnly", True, ("eval", "predict", "export")),
+        ("Manual", True, ("eval", "predict", "export")),
+        ("Rotation", False, ("predict", "export")),
+        ("OwnTest", False, ("predict", "export")),
+        ("OwnForward", True, ()),
+    ],
+)
+def test_commands_use_a_task_only_as_far_as_its_outputs_are_those_of_the_network_for_the_classes(
+    compose, tmp_path: Path, name: str, predicts_classes: bool, commands: tuple[str, ...]
+):
+    cfg = compose("data=shapes", *SMALL, "trainer.limit_train_batches=1", "trainer.limit_val_batches=1")
+    cfg.task._target_ = f"own_tasks.{name}"
+    task, _ = fit(cfg, tmp_path)
+    assert task.hparams["predicts_classes"] == predicts_classes
+    assert tuple(usable_commands(task)) == commands
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    if commands:
+        classifier = load_classifier(file)
+        assert classifier.predicts_classes == predicts_classes
+        images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+        torch.testing.assert_close(classifier(images), task.eval()(classifier.normalize(images)))
+    else:
+        with pytest.raises(ConfigError, match="which overrides `forward`: its network alone would give other outputs"):
+            load_classifier(file)
 
 
 def test_a_task_with_other_outputs_measures_and_saves_them(compose, tmp_path: Path):

@@ -11,6 +11,7 @@ from sklearn import metrics as sk
 from torch import Tensor, nn
 
 from imago.errors import ConfigError
+from imago.statistics.metrics import LabeledOutputs, macro_scores, per_class
 from imago.task.metrics import EvaluationMetrics, LossAndAccuracy, build_metric, compute_with_intervals, count_correct
 
 ONE_DEVICE = SingleDeviceStrategy(device=torch.device("cpu"))
@@ -123,9 +124,29 @@ def test_the_interval_of_a_metric_is_its_spread_over_repeated_draws_of_the_image
     generator = np.random.default_rng(9)
     draws = [generator.integers(0, 200, 200) for _ in range(500)]
     values = [by_scikit_learn(logits[draw], labels[draw])["mcc"] for draw in draws]
-    assert found["mcc_interval_95"] == pytest.approx(np.quantile(values, (0.025, 0.975)).tolist(), abs=0.03)
+    shift = found["mcc"] - np.mean(values)
+    assert found["mcc_interval_95"] == pytest.approx((np.quantile(values, (0.025, 0.975)) + shift).tolist(), abs=0.03)
     assert compute_with_intervals(SETTINGS, logits, labels) == found
     assert "none" not in found
+
+
+@pytest.mark.parametrize("num_images", [30, 200])
+def test_macro_f1_is_one_number_in_eval_training_report_and_scikit_learn(num_images: int):
+    generator = np.random.default_rng(3)
+    labels, logits = generator.integers(0, 20, num_images), generator.normal(size=(num_images, 40)).astype(np.float32)
+    logits[np.arange(num_images), labels] += 2  # 20 of 40 classes have images; others are predicted
+    result = LabeledOutputs(tuple(map(str, range(40))), labels, logits, logits.max(axis=1))
+    settings = {"own": {"_target_": f"{OF}MulticlassF1Score", "average": "macro"}}
+    in_training = EvaluationMetrics(settings, 40)
+    for rows in np.array_split(np.arange(num_images), 7):
+        batch = torch.from_numpy(logits[rows]), torch.from_numpy(labels[rows])
+        in_training.update(torch.tensor(1.0), *batch, len(rows))
+    found, own = result.metrics(), compute_with_intervals(settings, logits, labels)
+    expected = pytest.approx(sk.f1_score(labels, logits.argmax(axis=1), average="macro", zero_division=0), abs=1e-6)
+    report = macro_scores(per_class(result.confusion))["f1"]  # of predictions.csv
+    assert [found["f1"], own["own"], in_training.compute(ONE_DEVICE)["own"], report] == [expected] * 4
+    for low, high in (found["f1_interval_95"], own["own_interval_95"]):
+        assert abs((low + high) / 2 - found["f1"]) < 0.15 * (high - low)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,13 @@ def test_test_time_augmentation_and_left_out_images_are_printed(run_dir: Path):
     assert "only a part of the test split: trainer.limit_test_batches left out 40 images" in text
 
 
+def test_a_val_accuracy_far_above_that_of_the_test_is_noted_with_the_setting(run_dir: Path):
+    text = end_lines(SUMMARY | {"val": SUMMARY["val"] | {"acc": 0.99, "num_images": 500}}, run_dir)
+    assert "\nnote: val accuracy 99.00% is far above test 85.00%: the initial weights were trained on these" in text
+    assert "calibrate=none leaves them as they are\n" in text
+    assert "note:" not in end_lines(SUMMARY | {"val": SUMMARY["val"] | {"acc": 0.87, "num_images": 500}}, run_dir)
+
+
 def test_commands_that_need_a_checkpoint_are_printed_only_if_it_exists(run_dir: Path):
     assert "eval.py" not in end_lines(SUMMARY, run_dir)
     assert "resume=" not in end_lines(SUMMARY, run_dir)

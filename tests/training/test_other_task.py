@@ -14,6 +14,7 @@ from small_fit import build_data
 from warm_python import warm_imago
 from warm_runs import WarmRuns
 
+from imago.analysis.evaluation import eval_command
 from imago.errors import ConfigError
 from imago.inference.load import load_classifier
 from imago.runs.checkpoint import read_checkpoint
@@ -125,6 +126,7 @@ def test_a_module_is_trained_tested_and_resumed_to_the_same_weights(
         assert f"was saved by own_tasks.{name}, which is not derived from imago.task.base.ImageTask" in refused.stderr
     with pytest.raises(ConfigError, match="it has no settings to rebuild its network from"):
         load_classifier(whole)
+    assert eval_command(whole) == ""
 
 
 @pytest.mark.slow

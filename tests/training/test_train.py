@@ -15,6 +15,7 @@ from warm_python import warm_imago
 from warm_runs import TINY, TWO, WarmRuns
 
 from imago import load_model
+from imago.analysis.evaluation import eval_command
 from imago.data import shapes
 from imago.onnx_classifier import OnnxClassifier
 
@@ -185,7 +186,9 @@ def test_a_task_with_other_outputs_predicts_and_exports_them_and_eval_refuses(ru
     assert any(name in (tmp_path / "x.csv").read_text() for name in names)
     done = warm_imago().run("src/export.py", f"run={run}", "limit=5", logs)
     assert done.returncode == 0, done.stderr
-    assert OnnxClassifier(run / "export" / "model.onnx").class_names == tuple(names)
+    exported = OnnxClassifier(run / "export" / "model.onnx")
+    assert (exported.class_names, exported.predicts_classes) == (tuple(names), False)
+    assert eval_command(run) == ""
     for model in (run, run / "export" / "model.onnx"):
         done = warm_imago().run("src/eval.py", f"run={model}", logs)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stdout + done.stderr

@@ -31,7 +31,7 @@ class Comparison:
     settings: Sequence[tuple[str, str, str]]  # name and both values of each that differs, as typed; "" if it is missing
     evaluations: Sequence[Evaluation]  # those of both runs, on the same images; empty if one cannot be read
     paired: PairedComparison | None  # the paired test on the two evaluations; None without them
-    notes: Sequence[str]  # reasons why there is no paired test; empty if there is one
+    notes: Sequence[str]  # reasons why there is no paired test, or what limits the one that there is
 
     @property
     def scores(self) -> list[tuple[str, str, str]]:
@@ -68,7 +68,7 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
     if notes:
         return Comparison(names, records, settings, (), None, list(dict.fromkeys(notes)))
     paired = compare_paired(first.is_correct, second.is_correct[_matching_indices(first, second)])
-    return Comparison(names, records, settings, (first, second), paired, [])
+    return Comparison(names, records, settings, (first, second), paired, [*first.data_notes, *second.data_notes])
 
 
 def comparison_text(comparison: Comparison) -> str:
@@ -79,8 +79,7 @@ def comparison_text(comparison: Comparison) -> str:
     if comparison.paired is None:
         return "\n".join([*lines, *(f"no paired test: {reason}" for reason in comparison.notes)])
     lines += [f"{name}: {value} ({note})" for name, value, note in comparison.scores]
-    lines.append(comparison.paired.verdict)
-    return "\n".join(lines)
+    return "\n".join([*lines, comparison.paired.verdict, *(f"note: {note}" for note in comparison.notes)])
 
 
 def write_comparison_page(comparison: Comparison, file: Path) -> None:
@@ -99,7 +98,7 @@ def _matching_indices(a: Evaluation, b: Evaluation) -> np.ndarray:
     """Return the index in `b` of each image of `a`, int64 (N,).
 
     Raises:
-        DataError: if the two do not have the same images with the same classes.
+        DataError: if the two do not have the same images, by name and content, with the same classes.
     """
     names_a, names_b = a.relative_names(), b.relative_names()
     for directory, names in ((a.directory, {*names_a} - {*names_b}), (b.directory, {*names_b} - {*names_a})):
@@ -113,11 +112,12 @@ def _matching_indices(a: Evaluation, b: Evaluation) -> np.ndarray:
             f"{printable(names_a[index])} is {printable(classes_a[index])} in {a.directory}, "
             f"{printable(classes_b[index])} in {b.directory}"
         )
-    fingerprint_a, fingerprint_b = (evaluation.metadata.get("data_fingerprint") for evaluation in (a, b))
-    # Images in memory are matched by index, so the fingerprints of the two datasets must be equal too.
-    if all(name.isdecimal() for name in a.image_names) and fingerprint_a != fingerprint_b:
+    keys = ("images_sha256", "data_fingerprint")  # evaluations before the first was written have only the second
+    digest_a, digest_b = (next((str(e.metadata[key]) for key in keys if key in e.metadata), "?")[:16] for e in (a, b))
+    if digest_a != digest_b:
         raise _different_images(
-            f"the data of {a.directory} has the fingerprint {fingerprint_a}, that of {b.directory} {fingerprint_b}"
+            f"names and classes are equal, but the contents have the hash {digest_a} in {a.directory}, {digest_b} in "
+            f"{b.directory}"
         )
     return indices
 

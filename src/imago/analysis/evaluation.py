@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from imago.errors import DataError
-from imago.files import open_text, read_json
+from imago.files import open_text, read_json, sha256_of
 from imago.images import read_image
+from imago.paths import checkpoint_file
 from imago.statistics.metrics import Predictions
 from imago.text import metric_text
 
@@ -44,19 +45,36 @@ class Evaluation(Predictions):
         root = str(self.metadata.get("data_root") or "").rstrip("/")
         return tuple(name.removeprefix(f"{root}/") if root else name for name in self.image_names)
 
+    @property
+    def data_notes(self) -> list[str]:
+        """A note if this is the run's own dataset, but it has changed since the training."""
+        run = self.directory.parents[1]
+        is_changed = read_json(run / "provenance.json").get("data") not in (None, self.metadata.get("data_fingerprint"))
+        return (
+            [f"the dataset of {run} changed before {self.directory}; the test images may differ"] if is_changed else []
+        )
+
 
 def eval_command(run: Path | str, split: str = "test") -> str:
-    """Return the `eval.py` command that writes the files which `load_evaluation` reads."""
-    return f"python src/eval.py run={shlex.quote(str(run))}" + (f" split={split}" if split != "test" else "")
+    """Return the `eval.py` command that writes the files which `load_evaluation` reads, or "" if it would refuse."""
+    provenance = read_json(Path(run) / "provenance.json")
+    if "eval" not in provenance.get("commands", ["eval"]):
+        return ""
+    trust = ",".join(provenance.get("trust", ()))
+    options = [*([f"split={split}"] if split != "test" else []), *([f"'trust=[{trust}]'"] if trust else [])]
+    return " ".join([f"python src/eval.py run={shlex.quote(str(run))}", *options])
 
 
 def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
     """Read `eval/<split>` of a run directory.
 
     Raises:
-        DataError: if it is missing (with the command that creates it) or damaged.
+        DataError: if the run cannot be evaluated; if the results are missing, damaged, or of another checkpoint than
+            the present best.ckpt, which a resumed run replaces, with the command that creates them.
     """
     directory, command = Path(run) / "eval" / split, eval_command(run, split)
+    if not command:
+        raise DataError(f"{run}: eval.py takes no run of this task; the result of its own test is in summary.json")
     try:
         rows, classes = _read_csv(directory / "predictions.csv"), _read_csv(directory / "per_class.csv")
         class_names = tuple(row["class"] for row in classes)
@@ -70,7 +88,11 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
         raise DataError(f"{error.filename} is missing; create it with: {command}") from None
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise DataError(f"{directory} is damaged: {error!r}; delete it and evaluate again: {command}") from None
-    metadata = read_json(directory / "metrics.json")
+    metadata, best = read_json(directory / "metrics.json"), checkpoint_file(Path(run))
+    if best.is_file() and metadata.get("model_sha256") != sha256_of(best):
+        raise DataError(
+            f"{directory} is not of the present {best.name}, but of another checkpoint; renew it: {command}"
+        )
     return Evaluation(directory, metadata, class_names, image_names, labels, predicted, probability)
 
 

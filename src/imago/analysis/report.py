@@ -50,7 +50,7 @@ def _check_settings(cfg: DictConfig) -> None:
 
 
 def _report_table(cfg: DictConfig) -> None:
-    from imago.analysis.runs import load_runs, mean_over_seeds, older_repetitions
+    from imago.analysis.runs import load_runs, mean_over_seeds, older_repetitions, runs_on_other_data
     from imago.analysis.table import run_notes, sort_runs, table_text, write_runs_csv
 
     logs = Path(cfg.runs or cfg.paths.log_dir)
@@ -65,6 +65,8 @@ def _report_table(cfg: DictConfig) -> None:
         print(f"note: {note}")
     if cfg.group_seeds and (older := older_repetitions(runs)["run"].tolist()):
         print(f"note: not in the means, because a newer run has the same settings and seed: {join_names(older)}")
+    if cfg.group_seeds and (others := runs_on_other_data(runs)["run"].tolist()):
+        print(f"note: averaged only where the data is the same: it changed between {join_names(others)}")
     if cfg.csv:
         write_runs_csv(table, Path(cfg.csv))
         print(f"table written to {short_path(Path(cfg.csv))}")

@@ -81,13 +81,14 @@ def _evaluation_context(evaluation: Evaluation, notes: list[str]) -> dict[str, A
     label = "probability of the predicted class"
     confused = most_confused(confusion, _MAX_CONFUSED)
     # The color of a cell is the square root of its share of the row, so that mistakes are visible.
-    cell_shades = np.sqrt(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)).round(3).tolist()
+    is_shown = len(names) <= _MAX_CLASSES
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1) if is_shown else np.empty(0)
     return {
         "interval": range_text(*(evaluation.metadata.get("interval_95") or (None, None))),
         "metrics": [(name, metric_text(value), interval) for name, value, interval in evaluation.metrics],
         "macro_f1": macro_scores(evaluation.per_class)["f1"],
         "classes": _class_rows(evaluation),
-        "cell_shades": cell_shades if len(names) <= _MAX_CLASSES else [],
+        "cell_shades": np.sqrt(shares).round(3).tolist(),
         "confused": [
             (f"{names[true]} as {names[predicted]}", count_text(count)) for true, predicted, count in confused
         ],
@@ -108,7 +109,7 @@ def _accuracy_notes(run: Path, split: str, record: RunRecord, evaluation: Evalua
         views = f"with tta={final_test_tta(record)}, and this evaluation had tta={metadata.get('tta', 'none')}"
         reason = f"with equal tta, images or checkpoint differ, and {eval_command(run, split)} repeats the test"
         notes.append(f"the run's final test gave {percent_text(record.test_acc)} {views}; {reason}")
-    return notes
+    return notes + evaluation.data_notes
 
 
 def _class_rows(evaluation: Evaluation) -> list[tuple[str, str, float, str, str, str]]:

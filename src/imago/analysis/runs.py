@@ -14,7 +14,7 @@ from imago.statistics.intervals import mean_interval
 _IDENTITY_COLUMNS = ("run", "status", "started", "data", "model", "seed")
 _ACCURACY_COLUMNS = ("val_acc", "test_acc", "test_low", "test_high", "num_test_images")  # further metrics follow
 _SPEED_COLUMNS = ("best_epoch", "epochs", "seconds", "images_per_s", "data_wait_share")
-_OTHER_COLUMNS = (*_SPEED_COLUMNS, "run_dir", "reason", "config_error")
+_OTHER_COLUMNS = (*_SPEED_COLUMNS, "data_fingerprint", "run_dir", "reason", "config_error")
 _SEED_COLUMNS = ("num_seeds", "val_std", "test_std", "test_lowest", "test_highest")  # only of `mean_over_seeds`
 _NO_SETTINGS = frozenset({*_IDENTITY_COLUMNS, *_ACCURACY_COLUMNS, *_OTHER_COLUMNS, *_SEED_COLUMNS})
 _METRIC_PREFIXES = ("val/", "test/", "std/")  # no setting has such a name
@@ -62,7 +62,7 @@ def metric_names(runs: DataFrame) -> list[str]:
 
 
 def mean_over_seeds(runs: DataFrame) -> DataFrame:
-    """Average the results of runs that differ only in the seed.
+    """Average the results of runs on the same data that differ only in the seed.
 
     Only finished runs are combined; of several with the same settings and seed only the newest counts, because a
     repetition carries no information about the spread.
@@ -89,13 +89,21 @@ def older_repetitions(runs: DataFrame) -> DataFrame:
     return complete[complete.duplicated([*_group_names(runs), "seed"], keep="last")]
 
 
+def runs_on_other_data(runs: DataFrame) -> DataFrame:
+    """Return the finished runs with the settings of another one, but for the seed, whose data has changed."""
+    complete = _complete_runs(runs)
+    *same_settings, fingerprint = _group_names(runs)
+    datasets = complete.groupby(same_settings, dropna=False)[fingerprint]
+    return complete[datasets.transform("nunique", dropna=False) > 1]
+
+
 def _complete_runs(runs: DataFrame) -> DataFrame:
     """Return the finished runs whose settings are known, in order of their start."""
     return runs[(runs["status"] == "finished") & runs["config_error"].isna()].sort_values("started")
 
 
 def _group_names(runs: DataFrame) -> list[str]:
-    return list(dict.fromkeys(["data", "model", *setting_names(runs)]))
+    return list(dict.fromkeys(["data", "model", *setting_names(runs), "data_fingerprint"]))
 
 
 def _is_added_metric(name: str, settings: Sequence[Mapping[str, Any]]) -> bool:

@@ -12,9 +12,11 @@ from imago.data.dataset import Samples, concatenate
 from imago.errors import ConfigError, DataError
 from imago.images import SPLITS
 from imago.seeding import derive_seed, random_permutation
+from imago.text import join_names
 
 log = logging.getLogger(__name__)
 
+_SHARE_TOLERANCE = 0.2  # of a share that was split off, relative to the one asked for; our own choice
 _TEST_KEY, _FOLD_KEY = 1, 3  # keys that make the draws of test, val and folds from one `split_seed` independent
 
 
@@ -95,11 +97,31 @@ def complete_splits(
         else:
             remaining -= _split_off(split, splits, plan, remaining)
     if random_splits:
-        counts = " and ".join(f"{len(splits[split]):,} for {split}" for split in random_splits)
+        counts = " and ".join(
+            f"{len(splits[split]):,} for {split}{_share_text(split, len(splits[split]) / num_drawn_from, plan)}"
+            for split in random_splits
+        )
         fold = "" if plan.fold is None else f" (fold {plan.fold} of {plan.num_folds})"
         hint = "; data.val_as_test=true tests on val instead" if random_splits == ["test"] else ""
         log.info("split off the %s training images, stratified: %s%s%s", f"{num_drawn_from:,}", counts, fold, hint)
+    _warn_about_missing_classes(splits, class_names)
     return {split: splits[split] for split in SPLITS}, random_splits
+
+
+def _warn_about_missing_classes(splits: Mapping[str, Samples], class_names: Sequence[str]) -> None:
+    for split in ("val", "test"):
+        if missing := np.setdiff1d(np.arange(len(class_names)), splits[split].labels).tolist():
+            names = join_names([class_names[label] for label in missing], 3)
+            log.warning("%s has no images of %s, so it does not measure their recall", split, names)
+
+
+def _share_text(split: str, share: float, plan: SplitPlan) -> str:
+    """Return the share that was split off and the reason, if it is not about the one that was asked for."""
+    key = f"{split}_fraction"
+    asked: float = getattr(plan, key)
+    if (split == "val" and plan.fold is not None) or abs(share / asked - 1) <= _SHARE_TOLERANCE:
+        return ""
+    return f" ({share:.0%}, not data.{key}={asked}: rounded for each class, to at least one image)"
 
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -81,6 +81,8 @@ def _check_and_find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
         raise ConfigError(
             f"run={cfg.run} is not in a run directory (no config.yaml names its data); type the run directory."
         )
+    if checkpoint.parent.resolve() != (run / "checkpoints").resolve():
+        raise ConfigError(f"ckpt={cfg.ckpt} is not in {run / 'checkpoints'}: {run} would export another network.")
     return checkpoint.resolve(), run
 
 

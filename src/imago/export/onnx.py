@@ -40,6 +40,7 @@ def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any],
         onnx_classifier.CLASS_NAMES_KEY: list(classifier.class_names),
         onnx_classifier.PREPROCESS_KEY: classifier.preprocess.to_dict(),
         onnx_classifier.TEMPERATURE_KEY: classifier.calibration_temperature,
+        onnx_classifier.PREDICTS_CLASSES_KEY: classifier.predicts_classes,
         onnx_classifier.VERSIONS_KEY: {name: version(name) for name in _PACKAGES},
         **metadata,
     }

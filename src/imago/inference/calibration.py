@@ -1,13 +1,14 @@
 """Fit the temperature of a checkpoint on val, and keep it in calibration.json in the checkpoint's directory."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from imago.errors import DataError
 from imago.files import read_json, report_unwritable, sha256_of, write_json
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED, fit_temperature, nll, reliability
-from imago.statistics.metrics import LabeledOutputs, softmax
+from imago.statistics.metrics import LabeledOutputs, best_probability
 
 CALIBRATION_FILE = "calibration.json"  # one entry for each checkpoint file and `tta` setting
 
@@ -15,26 +16,40 @@ CALIBRATION_FILE = "calibration.json"  # one entry for each checkpoint file and 
 def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> dict[str, Any]:
     """Fit the temperature of a checkpoint to its outputs for the validation images; write it to `calibration.json`.
 
-    Each setting `tta` has its own temperature: the mean of several views is less confident than one view.
+    One that makes the probabilities of these images worse is not applied: the entry has UNCALIBRATED. Each setting
+    `tta` has its own temperature: the mean of several views is less confident than one view.
 
     Returns:
-        The entry: the temperature, and negative log-likelihood (in nats) and expected calibration error without and
-        with it.
+        The entry: applied and fitted temperature, and negative log-likelihood (in nats) and expected calibration error
+        without and with the fitted one.
 
     Raises:
         DataError: if it cannot be written.
     """
     temperature = fit_temperature(result.logits, result.labels)
-    entry = {TEMPERATURE_KEY: temperature, "split": "val", "num_images": len(result.labels)}
+    entry: dict[str, Any] = {TEMPERATURE_KEY: temperature, "fitted_temperature": temperature}
+    entry |= {"split": "val", "num_images": len(result.labels)}
     for when, divisor in (("before", UNCALIBRATED), ("after", temperature)):
-        probability = softmax(result.logits / divisor).max(axis=1)
+        probability = best_probability(result.logits, divisor)
         entry[f"nll_{when}"] = nll(result.logits, result.labels, divisor)
         entry[f"ece_{when}"] = reliability(probability, result.is_correct).ece
+    if entry["nll_after"] > entry["nll_before"] or entry["ece_after"] > entry["ece_before"]:
+        entry[TEMPERATURE_KEY] = UNCALIBRATED
     entry["checkpoint_sha256"] = sha256_of(checkpoint)
     file = checkpoint.with_name(CALIBRATION_FILE)
     with report_unwritable(file):
         write_json(file, read_json(file) | {_entry_name(checkpoint, tta): entry})
     return entry
+
+
+def describe_calibration(entry: Mapping[str, Any]) -> str:
+    """Return the fitted temperature of an entry and its effect on the validation images, and whether it is applied."""
+    is_applied = entry[TEMPERATURE_KEY] == entry["fitted_temperature"]
+    applied = "" if is_applied else ", not applied, as it makes probabilities worse"
+    return (
+        f"temperature {entry['fitted_temperature']:.3f}{applied}: ECE {entry['ece_before']:.2%} -> "
+        f"{entry['ece_after']:.2%}, NLL {entry['nll_before']:.4f} -> {entry['nll_after']:.4f}"
+    )
 
 
 def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
@@ -46,7 +61,7 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
     file, name = checkpoint.with_name(CALIBRATION_FILE), _entry_name(checkpoint, tta)
     choice = "" if checkpoint.stem == "best" else f" ckpt={checkpoint.stem}"
     choice += "" if tta == "none" else f" tta={tta}"
-    remedy = f"fit one with python src/eval.py run=RUN{choice} calibrate=true"
+    remedy = f"fit one with python src/eval.py run=RUN{choice} calibrate=fit"
     entry = read_json(file).get(name)
     if entry is None:
         return UNCALIBRATED, f"{file} has no temperature for {name}; {remedy}"

@@ -9,21 +9,25 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from imago.errors import ConfigError, DataError
-from imago.files import make_writable, read_json
+from imago.files import make_writable, read_json, sha256_of
 from imago.images import TTA_MODES
-from imago.inference.calibration import calibrate
+from imago.inference.calibration import calibrate, describe_calibration
 from imago.inference.load import Predictor, TorchPredictor, check_and_find_model, is_onnx, load_predictor
 from imago.inference.results import MAX_NAME_CHARS, summary_lines, write_results
-from imago.inference.run_split import EVALUATED_SPLITS, run_split, split_samples
+from imago.inference.run_split import EVALUATED_SPLITS, images_digest, run_split, split_samples
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
+from imago.statistics.intervals import far_above_note
 from imago.statistics.metrics import LabeledOutputs
 from imago.trust import check_saved_targets
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
+
+
+_NUM_DIGITS = 8  # of a hash in the name of a directory; our own choice
 
 
 @log_to()
@@ -41,37 +45,53 @@ def evaluate(cfg: DictConfig) -> float:
     is_own_data = run is not None and _image_source(_read_config(run).get("data") or {}) == _image_source(settings)
     if is_own_data and cfg.split == "all":
         raise ConfigError("split=all would count the images that the run was trained on; type other data, data=...")
-    directory = Path(cfg.output) if cfg.output else (run or file.parent) / "eval" / _result_name(cfg, file)
 
     # torch is loaded only now. A damaged file is reported before data is read.
-    predictor = load_predictor(file, cfg.accelerator, cfg.tta, not cfg.calibrate, cfg.trust)
+    predictor = load_predictor(file, cfg.accelerator, cfg.tta, cfg.calibrate == "auto", cfg.trust)
     data: ImageDataModule = build(settings, _recursive_=False)
     data.set_up_data()
-    note = _compare_with_training(cfg, data, run if is_own_data else None)
+    name = _result_name(cfg, file, run, data.fingerprint())
+    directory = Path(cfg.output) if cfg.output else (run or file.parent) / "eval" / name
+    notes = [_compare_with_training(cfg, data, run if is_own_data else None)]
+    if is_own_data and _is_foreign(file, run):
+        notes.append(f"{file} is not a checkpoint of the run: it may have been trained on these images")
     make_writable(directory, "output=DIR")
-    if cfg.calibrate:
+    if cfg.calibrate == "fit":
         entry = calibrate(file, run_split(predictor, data, "val"), cfg.tta)
+        print(f"calibrated on val (tta={cfg.tta}): {describe_calibration(entry)}\n")
         predictor.calibration_temperature = entry[TEMPERATURE_KEY]
-    result = run_split(predictor, data, cfg.split)
+    result, samples = run_split(predictor, data, cfg.split), split_samples(data, cfg.split)
+    metadata = _describe(cfg, file, run, settings, predictor) | {
+        "data_fingerprint": data.fingerprint(),
+        "images_sha256": images_digest(samples, data.class_names),
+        **_metrics(predictor, result),
+    }
+    final_test = _compare_with_final_test(run, metadata)
+    if run and final_test:
+        notes.append(far_above_note(read_json(run / "summary.json").get("val") or {}, metadata))
+    written = write_results(directory, result, metadata, samples)
+    print("\n".join(summary_lines(result, metadata, final_test)))
+    print(f"\nresults in {short_path(directory)}: {', '.join(written)}")
+    print("".join(f"note: {note}\n" for note in notes if note), end="")
+    return float(metadata["acc"])
+
+
+def _describe(
+    cfg: DictConfig, file: Path, run: Path | None, settings: Mapping[str, Any], predictor: Predictor
+) -> dict[str, Any]:
+    """Return what metrics.json says about the network, the dataset and the settings."""
     temperature = predictor.calibration_temperature
-    metadata = {
+    return {
         "run": str(run or file.parent),
         "model": str(file.resolve()),
+        "model_sha256": sha256_of(file),
         "data": settings["_target_"].rsplit(".", 1)[-1].removesuffix("DataModule"),
         "data_root": settings.get("root"),
-        "data_fingerprint": data.fingerprint(),
         "split": cfg.split,
         "tta": cfg.tta,
         "preprocess": predictor.preprocess.to_dict(),
         **({} if temperature == UNCALIBRATED else {TEMPERATURE_KEY: temperature}),
-        **_metrics(predictor, result),
     }
-    written = write_results(directory, result, metadata, split_samples(data, cfg.split))
-    print("\n".join(summary_lines(result, metadata, _compare_with_final_test(run, metadata))))
-    print(f"\nresults in {short_path(directory)}: {', '.join(written)}")
-    if note:
-        print(f"note: {note}")
-    return float(metadata["acc"])
 
 
 def _metrics(predictor: Predictor, result: LabeledOutputs) -> dict[str, Any]:
@@ -105,14 +125,16 @@ def read_data_settings(run: Path, trust: Sequence[str]) -> dict[str, Any]:
 
 def _problems(cfg: DictConfig) -> dict[str, bool]:
     """Return each possible error message about the settings, and whether it applies."""
-    run, tta, size, output = cfg.run, cfg.tta, cfg.batch_size, cfg.output
+    run, tta, size, output, calibration = cfg.run, cfg.tta, cfg.batch_size, cfg.output, cfg.calibrate
     is_exported = is_onnx(Path(run or ""))
     return {
         f"split={cfg.split} is not one of {', '.join(EVALUATED_SPLITS)}.": cfg.split not in EVALUATED_SPLITS,
         f"tta={tta} is not one of {', '.join(TTA_MODES)}.": tta not in TTA_MODES,
         f"tta={tta} needs a checkpoint; run={run} is an ONNX file, which has one view.": is_exported and tta != "none",
-        f"calibrate=true: run={run} is an ONNX file; calibrate its run, export again.": is_exported and cfg.calibrate,
-        "calibrate=true fits on the val images of the run; leave data= out.": cfg.calibrate and "data" in cfg,
+        f"calibrate={calibration} is not one of auto, none, fit.": cfg.calibrate not in ("auto", "none", "fit"),
+        f"calibrate={calibration}: run={run} is an ONNX file; calibrate its run, export again.": is_exported
+        and cfg.calibrate != "auto",
+        "calibrate=fit fits on the val images of the run; leave data= out.": cfg.calibrate == "fit" and "data" in cfg,
         f"batch_size={size} must be 1 or more.": size is not None and size < 1,
         f"output={output} is a file; type a directory for the results.": Path(output or "").is_file(),
     }
@@ -174,8 +196,11 @@ def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Pa
     )
 
 
-def _result_name(cfg: DictConfig, file: Path) -> str:
-    """Return a directory name: SPLIT, and what distinguishes this evaluation: its data, checkpoint and views."""
+def _result_name(cfg: DictConfig, file: Path, run: Path | None, fingerprint: str) -> str:
+    """Return a directory name: SPLIT, and what distinguishes this evaluation: its data, checkpoint and views.
+
+    Typed data and a network from outside the run have a part of their hash, as others may have the same names.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     name_parts = [cfg.split]
@@ -183,11 +208,20 @@ def _result_name(cfg: DictConfig, file: Path) -> str:
         choice = str(HydraConfig.get().runtime.choices["data"])
         root = Path(cfg.data.get("root") or choice).resolve().name[:MAX_NAME_CHARS]
         name_parts += [choice] if root in (choice, "") else [choice, root]
-    if is_onnx(file) or file.stem != "best":
-        name_parts.append(file.name if is_onnx(file) else file.stem)
+        name_parts.append(fingerprint[:_NUM_DIGITS])
+    is_foreign = _is_foreign(file, run)
+    if file.name != "best.ckpt" or is_foreign:
+        name_parts.append(file.stem if file.suffix == ".ckpt" else file.name)
+    if is_foreign:
+        name_parts.append(sha256_of(file)[:_NUM_DIGITS])
     if cfg.tta != "none":
         name_parts.append(f"tta_{cfg.tta}")
     return "-".join(name_parts)
+
+
+def _is_foreign(file: Path, run: Path | None) -> bool:
+    own = [(run / name).resolve() for name in ("checkpoints", "export")] if run else [file.parent.resolve()]
+    return file.parent.resolve() not in own
 
 
 def _compare_with_final_test(run: Path | None, metadata: Mapping[str, Any]) -> str:

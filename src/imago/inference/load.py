@@ -51,6 +51,7 @@ class TorchPredictor:
         self.class_names = classifier.class_names
         self.preprocess = classifier.preprocess
         self.calibration_temperature = classifier.calibration_temperature
+        self.predicts_classes = classifier.predicts_classes
         torch.backends.cudnn.allow_tf32 = False  # the default rounds fp32 convolutions to a mantissa of 10 bits
         self._device = device or torch.device("cpu")
         self._tta = tta
@@ -128,6 +129,11 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
             raise ConfigError(
                 f"{file} was saved by {task}, which is not derived from imago.task.base.ImageTask: it has no settings "
                 "to rebuild its network from. The results of its own test are in summary.json."
+            )
+        if hparams.get("own_forward"):
+            raise ConfigError(
+                f"{file} was saved by {task}, which overrides `forward`: its network alone would give other outputs. "
+                "The results of its own test are in summary.json."
             )
         settings, metrics = dict(hparams["net"]), dict(hparams.get("metrics") or {})
         preprocess = Preprocess.from_dict(hparams["preprocess"])

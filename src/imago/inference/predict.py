@@ -61,6 +61,8 @@ def predict(cfg: DictConfig) -> None:
     write_predictions(output, predictions, bad_images, metadata)
     if predictions:
         print("\n".join(table_lines(predictions)), end="\n\n")
+    if not predictor.predicts_classes:
+        print("note: the task of the run has targets of its own; these are outputs for the images as they are")
     print(f"predictions for {len(predictions):,} of {len(images):,} images: {short_path(output)} and .json")
     if count := sum(prediction.predicted is None for prediction in predictions):
         print(f"no predicted class for {count:,} of them: the best is less probable than threshold={cfg.threshold}")

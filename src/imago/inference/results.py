@@ -20,6 +20,7 @@ MAX_NAME_CHARS = 60  # of a name that becomes part of a file name, which may hav
 # Scores with a line of their own; macro precision and recall are in metrics.json only.
 _SHOWN_METRICS = ("top5_acc", "macro_precision", "macro_recall", "f1", "ece")
 _NUM_SAVED_MISTAKES = 50  # images of mistakes; a page shows the worst 25; our own choice
+MAX_CONFUSION_CLASSES = 1_000  # of the matrix as a table and a figure; predictions.csv has the same; our own choice
 _MAX_LISTED = 20  # classes that fit on a screen; of more, the weakest are shown
 
 
@@ -108,10 +109,12 @@ def _write_figures(directory: Path, result: LabeledOutputs, split: str) -> list[
     from imago.statistics.calibration import reliability
 
     title = f"{split}: {result.is_correct.mean():.2%} of {len(result.labels):,} images correct"
-    save_confusion(result.confusion, result.class_names, title, directory / "confusion.png")
+    files = ["confusion.png"] if len(result.class_names) <= MAX_CONFUSION_CLASSES else []
+    if files:
+        save_confusion(result.confusion, result.class_names, title, directory / files[0])
     diagram = reliability(result.probability, result.is_correct)
     save_figure(plot_reliability(diagram, title), directory / "reliability.png")
-    return ["confusion.png", "reliability.png"]
+    return [*files, "reliability.png"]
 
 
 def _tables(result: LabeledOutputs, images: Sequence[str]) -> dict[str, list[Sequence[Any]]]:
@@ -119,12 +122,15 @@ def _tables(result: LabeledOutputs, images: Sequence[str]) -> dict[str, list[Seq
     scores, names = result.per_class, result.class_names
     columns = [np.round(values, 6).tolist() for values in (scores.precision, scores.recall, scores.f1)]
     per_class = zip(names, *columns, scores.num_images.tolist(), strict=True)
-    confusion = zip(names, result.confusion.tolist(), strict=True)
+    confusion: dict[str, list[Sequence[Any]]] = {}
+    if len(names) <= MAX_CONFUSION_CLASSES:
+        rows = ((name, *counts) for name, counts in zip(names, result.confusion.tolist(), strict=True))
+        confusion["confusion.csv"] = [("true class \\ predicted", *names), *rows]
     probabilities = [f"{probability:.6f}" for probability in result.probability]
     labels, predicted = ([names[index] for index in indices] for indices in (result.labels, result.predicted))
     predictions = zip(images, labels, predicted, probabilities, strict=True)
     return {
         "per_class.csv": [("class", "precision", "recall", "f1", "n"), *per_class],
-        "confusion.csv": [("true class \\ predicted", *names), *((name, *counts) for name, counts in confusion)],
+        **confusion,
         "predictions.csv": [("image", "true", "predicted", "probability"), *predictions],
     }

@@ -1,5 +1,7 @@
 """Run a trained network over the images of a split, for evaluation and calibration."""
 
+import hashlib
+import math
 import unicodedata
 from collections.abc import Sequence
 from itertools import chain
@@ -10,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from imago.errors import DataError
-from imago.inference.load import Predictor, TorchPredictor, load_predictor
+from imago.files import encode_names, sha256_of
+from imago.inference.load import Predictor, load_predictor
 from imago.statistics.metrics import LabeledOutputs
 from imago.text import join_names
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from imago.data.dataset import Samples
 
 _SHOWN_PX = (128, 128)  # of images of any size that are not files; our own choice
+_NUM_HASHED = 1_000  # images of a torch Dataset, which may be slow to read; our own choice
 EVALUATED_SPLITS = ("test", "val", "all")  # all: every image of a dataset that was not used for training
 
 
@@ -47,6 +51,36 @@ def images_in_memory(samples: "Samples", indices: Sequence[int]) -> dict[int, np
     return {index: np.asarray(Image.fromarray(pixels).resize(_SHOWN_PX)) for index, pixels in images.items()}
 
 
+def images_digest(samples: "Samples", class_names: Sequence[str]) -> str:
+    """Return a SHA-256 of the names, classes and contents of images; their order and root directory do not matter.
+
+    Of a torch Dataset, the pixels of at most `_NUM_HASHED` images are read.
+
+    Raises:
+        DataError: if an image cannot be read.
+    """
+    from imago.data.dataset import LabeledArray, LabeledFiles
+
+    order = sorted(range(len(samples)), key=lambda index: samples.names[index])
+    labeled = [text for index in order for text in (samples.names[index], class_names[samples.labels[index]])]
+    digest = hashlib.sha256(encode_names(labeled))
+    if isinstance(samples, LabeledFiles):
+        from imago.data.examine import map_in_threads
+
+        try:
+            for content in map_in_threads(
+                lambda index: sha256_of(samples.root / samples.names[index]), order, "fingerprint"
+            ):
+                digest.update(content.encode())
+        except OSError as error:
+            raise DataError(f"{error.filename} cannot be read: {error.strerror}; try again.") from error
+    else:
+        step = 1 if isinstance(samples, LabeledArray) else math.ceil(len(order) / _NUM_HASHED)
+        for pixels in (samples.read(index) for index in order[::step]):
+            digest.update(f"{pixels.shape}".encode() + pixels.tobytes())
+    return digest.hexdigest()
+
+
 def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> LabeledOutputs:
     """Run the network on every image of a split; return logits, probabilities and labels.
 
@@ -62,33 +96,33 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
     data.preprocess = predictor.preprocess
     loaders = [data.evaluation_loader(name) for name, _ in data.splits.items() if split in (name, "all")]
     num_batches = sum(map(len, loaders))
-    labels, logits, best_probabilities = [], [], []
+    expected = network_labels[split_samples(data, split).labels]
+    logits = np.empty((len(expected), len(predictor.class_names)), np.float32)  # for many classes the largest array
+    labels, best_probabilities, num_read = [], [], 0
     for images, batch_labels in tqdm(
         chain(*loaders), desc=split, total=num_batches, unit="batch", leave=False, disable=None
     ):
         batch_logits, probabilities = predictor.predict(images.numpy())
-        logits.append(batch_logits)
+        logits[num_read : num_read + len(batch_logits)] = batch_logits[: max(0, len(expected) - num_read)]
+        num_read += len(batch_logits)
         best_probabilities.append(probabilities.max(axis=1))
         labels.append(network_labels[batch_labels.numpy()])
-    all_labels, all_logits, all_best = (np.concatenate(arrays) for arrays in (labels, logits, best_probabilities))
-    temperature = predictor.calibration_temperature
-    result = LabeledOutputs(predictor.class_names, all_labels, all_logits, all_best, temperature)
-    expected = network_labels[split_samples(data, split).labels]
-    if not np.array_equal(result.labels, expected):
+    all_labels, all_best = np.concatenate(labels), np.concatenate(best_probabilities)
+    if not np.array_equal(all_labels, expected):
         raise DataError(
-            f"{len(result.labels):,} of {len(expected):,} images of {split} were read, or in another order: the "
+            f"{num_read:,} of {len(expected):,} images of {split} were read, or in another order: the "
             "dataset changed while it was read; try again."
         )
-    check_finite(result.logits)
-    return result
+    check_finite(logits)
+    return LabeledOutputs(predictor.class_names, all_labels, logits, all_best, predictor.calibration_temperature)
 
 
 def _network_labels(predictor: Predictor, class_names: Sequence[str]) -> np.ndarray:
     """Return for each class of the data its index among the outputs; raise a DataError if they are something else."""
-    if isinstance(predictor, TorchPredictor) and not predictor.classifier.predicts_classes:
+    if not predictor.predicts_classes:
         raise DataError(
-            f"the run predicts {join_names(predictor.class_names)}, and not the classes of the data, so its labels are "
-            "unknown here; the result of its own test is in summary.json."
+            f"the run predicts {join_names(predictor.class_names)} with targets of its own, and not the classes of the "
+            "data, so its labels are unknown here; the result of its own test is in summary.json."
         )
     return match_classes(class_names, predictor.class_names)
 

@@ -26,7 +26,7 @@ _SUMMARY_COUNTS = ("num_images", "num_left_out")  # numbers beside the metrics o
 
 # Settings that do not change a result. The trailing dot matches whole keys only.
 _KEYS_WITHOUT_EFFECT = (
-    *("paths.", "logger.", "run_name.", "resume."),
+    *("paths.", "logger.", "run_name.", "resume.", "calibrate."),
     *("callbacks.progress.", "callbacks.speed.", "callbacks.image_grid."),
 )
 # PyYAML's parser in C is ten times as fast; some builds do not include it.
@@ -51,6 +51,7 @@ class RunRecord:
     # The other metrics of validation in the best epoch and of the test, by their logged names, such as `val/f1`.
     metrics: Mapping[str, float] = field(default_factory=dict)
     num_test_images: int | None = None
+    data_fingerprint: str | None = None  # of the whole dataset; and, if it is in memory, of its test images
     best_epoch: int | None = None  # epoch of the best checkpoint, counted from 1
     epochs: int | None = None
     seconds: float | None = None  # from the last start to the end
@@ -98,6 +99,9 @@ def read_record(run_dir: Path, log_dir: Path | None = None) -> RunRecord:
         results = _read_summary(run_dir)
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         results = {"status": "unreadable", "reason": _read_error(run_dir / "summary.json", error)}
+    provenance = read_json(run_dir / "provenance.json")
+    fingerprint = "-".join(str(value)[:16] for key in ("data", "test") if (value := provenance.get(key)))
+    results["data_fingerprint"] = fingerprint or None
     return RunRecord(name, str(run_dir.resolve()), settings=settings, config_error=config_error, **results)
 
 

@@ -1,5 +1,6 @@
 """Measure how well predicted probabilities match the accuracy, and fit the temperature that corrects them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,15 @@ _NUM_BINS = 15  # as in Guo et al. 2017
 UNCALIBRATED = 1.0  # the temperature that leaves probabilities unchanged
 TEMPERATURE_KEY = "calibration_temperature"  # in calibration.json, metrics.json and the metadata of an ONNX file
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3  # beyond these, probabilities are 0 and 1, or all equal
+
+
+_VALUES_AT_ONCE = 2**18  # converted to float64, 2 MB; our own choice: with many classes a copy of all is gigabytes
+
+
+def row_chunks(logits: np.ndarray) -> Iterator[slice]:
+    """Yield slices of the rows of logits (N, K) that are converted together."""
+    step = max(1, _VALUES_AT_ONCE // logits.shape[1])
+    yield from (slice(start, start + step) for start in range(0, len(logits), step))
 
 
 @dataclass(frozen=True)
@@ -53,8 +63,11 @@ def nll(logits: np.ndarray, labels: np.ndarray, temperature: float = UNCALIBRATE
     """Return the mean negative log-likelihood, in nats, of labels int (N,) under softmax(logits (N, K) / T)."""
     from scipy.special import log_softmax  # imported here because scipy takes 0.3 s
 
-    log_probabilities = log_softmax(logits.astype(np.float64) / temperature, axis=1)
-    return float(-np.take_along_axis(log_probabilities, labels[:, None], axis=1).mean())
+    total = 0.0
+    for rows in row_chunks(logits):
+        log_probabilities = log_softmax(logits[rows].astype(np.float64) / temperature, axis=1)
+        total -= np.take_along_axis(log_probabilities, labels[rows, None], axis=1).sum()
+    return float(total / len(labels))
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -73,17 +86,19 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Source: Guo et al. 2017, section 4.2 (arXiv:1706.04599); Platt 1999, section 2.2, for the targets.
     """
     from scipy.optimize import minimize_scalar  # imported here because it takes 0.3 s
-    from scipy.special import log_softmax
 
     if not np.ptp(logits, axis=1).any():
         return UNCALIBRATED
-    logits = logits.astype(np.float64)
-    softening = 1 / (len(labels) + 2)
-    targets = np.full(logits.shape, softening / logits.shape[1])
-    targets[np.arange(len(labels)), labels] += 1 - softening
+    num_images, softening = len(labels), 1 / (len(labels) + 2)
+    of_label, largest = logits[np.arange(num_images), labels].astype(np.float64), logits.max(axis=1).astype(np.float64)
+    of_target = (1 - softening) * of_label + softening * logits.mean(axis=1, dtype=np.float64)
 
     def loss(log_temperature: float) -> float:  # unimodal, so a bounded search finds the minimum
-        return -float(np.vdot(targets, log_softmax(logits / np.exp(log_temperature), axis=1)) / len(labels))
+        temperature, total = np.exp(log_temperature), 0.0
+        for rows in row_chunks(logits):
+            scaled = (logits[rows] - largest[rows, None]) / temperature  # at most 0, so exp does not overflow
+            total += float((np.log(np.exp(scaled).sum(axis=1)) - (of_target - largest)[rows] / temperature).sum())
+        return total / num_images
 
     bounds = np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)
     # xatol: tolerance of log T, so the temperature is exact to 8 digits.

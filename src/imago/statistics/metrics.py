@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from imago.statistics.calibration import UNCALIBRATED, nll, reliability
+from imago.statistics.calibration import UNCALIBRATED, nll, reliability, row_chunks
 from imago.statistics.intervals import ece_interval, macro_intervals, wilson_interval
 
 # Legend: N images, K classes
@@ -96,7 +96,7 @@ class LabeledOutputs(Predictions):
 
 def num_correct_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
     """Count the images whose class, in labels int (N,), is among the `top_classes` of finite logits (N, K)."""
-    return int((top_classes(logits, k) == labels[:, None]).sum())
+    return sum(int((top_classes(logits[rows], k) == labels[rows, None]).sum()) for rows in row_chunks(logits))
 
 
 def per_class(confusion: np.ndarray) -> PerClass:
@@ -120,10 +120,11 @@ def macro_scores(classes: PerClass) -> dict[str, float]:
 
 def most_confused(confusion: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
     """Return the most frequent mistakes as (true class, predicted class, images), at most `limit` of them."""
-    mistakes = confusion - np.diag(np.diag(confusion))
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
-    cells = (divmod(cell, len(mistakes)) for cell in order.tolist())
-    return [(true, predicted, int(mistakes[true, predicted])) for true, predicted in cells if mistakes[true, predicted]]
+    true, predicted = np.nonzero(confusion)
+    true, predicted = true[true != predicted], predicted[true != predicted]
+    counts = confusion[true, predicted]
+    order = np.argsort(-counts, kind="stable")[:limit]
+    return list(zip(true[order].tolist(), predicted[order].tolist(), counts[order].tolist(), strict=True))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -131,6 +132,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     from scipy.special import softmax as scipy_softmax  # imported here because scipy takes 0.3 s
 
     return scipy_softmax(logits.astype(np.float64), axis=1)
+
+
+def best_probability(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the largest probability of each row of softmax(logits (N, K) / temperature), float64 (N,)."""
+    return np.concatenate([softmax(logits[rows] / temperature).max(axis=1) for rows in row_chunks(logits)])
 
 
 def top_classes(logits: np.ndarray, k: int) -> np.ndarray:

@@ -70,6 +70,8 @@ class ImageTask(LightningModule):
         self.save_hyperparameters(ignore=["teacher"], logger=False)
         names = list(self.output_names(class_names))
         self.hparams.update(output_names=names, predicts_classes=self.predicts_classes(class_names))
+        if type(self).forward is not ImageTask.forward:
+            self.hparams.update(own_forward=True)  # no command can rebuild it from a checkpoint
         self.net = build_network(net, len(names), preprocess["size"])
         has_weight = loss.get("weight") is not None and accepts(import_target_or_none(loss["_target_"]), "class_counts")
         self.loss = build(loss, base=nn.Module, **({"class_counts": class_counts} if has_weight else {}))
@@ -92,8 +94,12 @@ class ImageTask(LightningModule):
 
     @classmethod
     def predicts_classes(cls, class_names: Sequence[str]) -> bool:
-        """Return whether the outputs are the classes of the data, which eval and calibration require."""
-        has_own_targets = cls.inputs_and_targets is not ImageTask.inputs_and_targets
+        """Return whether the outputs are the classes of the data, which eval and calibration require.
+
+        By default they are not if the class overrides what compares outputs with labels, or names other outputs.
+        """
+        compared = ("inputs_and_targets", "validation_step", "test_step")
+        has_own_targets = any(getattr(cls, name) is not getattr(ImageTask, name) for name in compared)
         return not has_own_targets and list(cls.output_names(class_names)) == list(class_names)
 
     def train(self, mode: bool = True) -> Self:

@@ -13,14 +13,16 @@ from torchmetrics import Metric
 
 from imago.errors import ConfigError
 from imago.instantiate import accepts, build, import_target_or_none
-from imago.statistics.intervals import QUANTILES_95
+from imago.statistics.intervals import QUANTILES_95, centered
 
 NUM_DRAWS = 200  # of a bootstrap; a metric takes some milliseconds for 10,000 images; our own choice
+_MAX_TRIED_CLASSES = 1_000  # in the artificial labels of `build_metric`: (2,000, K) probabilities; our own choice
 _TOLERANCE = 1e-6  # of float32: scores that differ by no more are equal
 # Computed for every task, or used for other entries of summary.json and of eval's metrics.json.
 RESERVED_NAMES = (
     *("loss", "acc", "num_images", "num_correct", "num_left_out", "monitor", "interval_95", "ece", "nll", "top5_acc"),
-    *("run", "model", "data", "data_root", "data_fingerprint", "split", "tta", "preprocess", "calibration_temperature"),
+    *("run", "model", "model_sha256", "data", "data_root", "data_fingerprint", "images_sha256", "split", "tta"),
+    *("preprocess", "calibration_temperature"),
 )
 
 
@@ -116,8 +118,8 @@ def build_metric(name: str, settings: Mapping[str, Any], num_classes: int) -> Me
     checks = {"validate_args": True} if "validate_args" in filled else {}
     try:
         metric = build(settings, base=Metric, **(filled | checks))
-        labels = torch.arange(num_classes).repeat(2)
-        metric.update(nn.functional.one_hot(labels.roll(1)).float() * 0.5 + 0.5 / num_classes, labels)
+        labels = torch.arange(min(num_classes, _MAX_TRIED_CLASSES)).repeat(2)
+        metric.update(nn.functional.one_hot(labels.roll(1), num_classes).float() * 0.5 + 0.5 / num_classes, labels)
         value = metric.compute()
     except ConfigError as error:
         raise ConfigError(f"metrics.{name}: {error}") from error
@@ -139,7 +141,7 @@ def compute_with_intervals(
     known: Mapping[str, Any] = MappingProxyType({}),
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compute metrics of a whole split, and their 95 % percentile intervals by bootstrap over the images.
+    """Compute metrics of a whole split, and their 95 % percentile intervals by bootstrap, `centered` at the values.
 
     `settings` are as in `EvaluationMetrics`, logits float32 (N, K), labels int64 (N,). A metric with name and value of
     a `known` score, which has an interval already, is left out. The same `seed` gives the same intervals.
@@ -158,8 +160,11 @@ def compute_with_intervals(
             continue
         generator = np.random.default_rng(seed)  # the same draws for each metric
         draws = (generator.integers(0, len(labels), len(labels)) for _ in range(NUM_DRAWS))
-        values = [_compute_once(metric, probabilities[draw], targets[draw]) for draw in draws]
-        result |= {name: value, f"{name}_interval_95": np.quantile(values, QUANTILES_95).tolist()}
+        values = np.array([_compute_once(metric, probabilities[draw], targets[draw]) for draw in draws])
+        bounds = np.array([metric.plot_lower_bound, metric.plot_upper_bound], float)  # None becomes NaN
+        bounds = np.where(np.isnan(bounds), (-math.inf, math.inf), bounds)
+        interval = np.clip(np.quantile(centered(values, value), QUANTILES_95), *bounds)
+        result |= {name: value, f"{name}_interval_95": interval.tolist()}
     return result
 
 

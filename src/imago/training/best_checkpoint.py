@@ -7,14 +7,15 @@ from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
-from imago.inference.calibration import calibrate
+from imago.inference.calibration import calibrate, describe_calibration
+from imago.inference.results import MAX_CONFUSION_CLASSES
 from imago.inference.run_split import image_names, images_in_memory, validate
 from imago.instantiate import targets, to_plain
 from imago.logger.tensorboard import add_hparams, add_image
 from imago.paths import checkpoint_file
 from imago.runs.run_directory import RunDirectory
-from imago.statistics.calibration import TEMPERATURE_KEY
-from imago.statistics.metrics import LabeledOutputs, softmax
+from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
+from imago.statistics.metrics import LabeledOutputs, best_probability
 from imago.task.base import ImageTask
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ def calibrate_and_plot_best_checkpoint(
     if not isinstance(task, ImageTask):
         log.info("not calibrated: %s is not derived from imago.task.base.ImageTask", type(task).__name__)
         return
+    if "own_forward" in task.hparams:
+        log.info("not calibrated: %s overrides `forward`, which cannot be rebuilt", type(task).__name__)
+        return
     if not task.hparams["predicts_classes"]:
         log.info("not calibrated: the outputs of %s are not the classes of the data", type(task).__name__)
         return
@@ -49,10 +53,12 @@ def calibrate_and_plot_best_checkpoint(
     data.trainer = None  # so that the loader gives this process all images, not the share of its rank
     trust = [name for key in ("model", "metrics") for _, name in targets(to_plain(cfg[key]))]  # built before
     accelerator = "cpu" if trainer.strategy.root_device.type == "cpu" else "auto"
-    if cfg.tta != "none":  # for the views of the final test; predict and export use one view
+    if (
+        cfg.tta != "none" and cfg.calibrate == "auto"
+    ):  # for the views of the final test; predict and export use one view
         _calibrate(checkpoint, validate(checkpoint, data, accelerator, cfg.tta, trust), cfg.tta)
     result = validate(checkpoint, data, accelerator, trust=trust)
-    temperature = _calibrate(checkpoint, result)
+    temperature = _calibrate(checkpoint, result) if cfg.calibrate == "auto" else UNCALIBRATED
     step = summary.get("best_epoch", 0) * (task.steps_per_epoch or 0)
     for name, file in _plot(result, temperature, data, directory.path / "figures").items():
         add_image(name, file, step, trainer.loggers)
@@ -61,10 +67,7 @@ def calibrate_and_plot_best_checkpoint(
 def _calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> float:
     """Fit, save and log the temperature of a checkpoint."""
     fitted = calibrate(checkpoint, result, tta)
-    eces = 100 * fitted["ece_before"], 100 * fitted["ece_after"]
-    log.info(
-        "calibrated on val (tta=%s): temperature %.3f, ECE %.2f %% -> %.2f %%", tta, fitted[TEMPERATURE_KEY], *eces
-    )
+    log.info("calibrated on val (tta=%s): %s", tta, describe_calibration(fitted))
     return float(fitted[TEMPERATURE_KEY])
 
 
@@ -74,11 +77,13 @@ def _plot(result: LabeledOutputs, temperature: float, data: ImageDataModule, fig
     from imago.analysis.plots import plot_mistakes, save_confusion, save_figure
 
     figures.mkdir(exist_ok=True)
-    files = {name: figures / f"{name.replace('/', '_')}.png" for name in ("val/confusion", "val/mistakes")}
+    shown = ("val/confusion", "val/mistakes")[len(result.class_names) > MAX_CONFUSION_CLASSES :]
+    files = {name: figures / f"{name.replace('/', '_')}.png" for name in shown}
     title = f"val, best epoch: {result.is_correct.mean():.2%} of {len(result.labels):,} images correct"
-    save_confusion(result.confusion, result.class_names, title, files["val/confusion"])
+    if "val/confusion" in files:
+        save_confusion(result.confusion, result.class_names, title, files["val/confusion"])
     names = tuple(image_names(data.splits.val))
-    probability = softmax(result.logits / temperature).max(axis=1)
+    probability = best_probability(result.logits, temperature)
     evaluation = Evaluation(figures, {}, result.class_names, names, result.labels, result.predicted, probability)
     images = images_in_memory(data.splits.val, evaluation.worst_mistakes(_NUM_MISTAKES).tolist())
     save_figure(plot_mistakes(evaluation, _NUM_MISTAKES, images), files["val/mistakes"])

@@ -25,6 +25,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "preprocess.crop": (None, "center", "squash"),
     "preprocess.interpolation": (None, *INTERPOLATIONS),
     "tta": TTA_MODES,
+    "calibrate": ("none", "auto"),
     "tune": (None, "lr"),
 }
 

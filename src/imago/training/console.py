@@ -14,6 +14,7 @@ from imago.data.datamodule import ImageDataModule
 from imago.paths import checkpoint_file, short_path
 from imago.resources import available_cores
 from imago.runs.records import summary_metrics
+from imago.statistics.intervals import far_above_note
 from imago.statistics.metrics import MIN_IMBALANCE_RATIO
 from imago.task.base import ImageTask
 from imago.text import join_names, metric_text
@@ -65,7 +66,7 @@ def start_table(
 
 def usable_commands(task: torch.nn.Module) -> Sequence[str]:
     """Return the commands that can use a checkpoint of this task."""
-    if not isinstance(task, ImageTask):
+    if not isinstance(task, ImageTask) or "own_forward" in task.hparams:
         return ()
     return ("eval", "predict", "export") if task.hparams["predicts_classes"] else ("predict", "export")
 
@@ -107,6 +108,8 @@ def _test_lines(summary: Mapping[str, Any]) -> list[str]:
     lines += [f"test {', '.join(further)}"] if further else []
     if lines and "best_epoch" in summary:
         lines[0] += f" (best checkpoint: {_best_text(summary, metrics)})"
+    if note := far_above_note(summary.get("val") or {}, test):
+        lines.append(f"note: {note}")
     if test.get("num_left_out"):
         lines.append(
             f"only a part of the test split: trainer.limit_test_batches left out {test['num_left_out']:,} images, "

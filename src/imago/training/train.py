@@ -58,7 +58,9 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     import torch
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
+    from imago.data.dataset import LabeledArray
     from imago.inference.load import check_compatible, resolve_checkpoint
+    from imago.inference.run_split import images_digest
     from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
     from imago.training.build import build_run, final_checkpoint, one_line_for_misconfiguration
     from imago.training.console import end_lines, start_table, usable_commands
@@ -70,7 +72,11 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     data, task, trainer, preprocess_origin = build_run(cfg, precision, directory)
     log.info("%s\n", start_table(cfg, data, task, trainer, precision_reason, preprocess_origin))
     device = str(trainer.strategy.root_device)
-    directory.add_provenance(device=device, precision=trainer.precision, data_fingerprint=data.fingerprint())
+    commands, trust = usable_commands(task), packages_to_trust(cfg)
+    usable = {"commands": list(commands), "trust": list(trust)}
+    # The fingerprint of images in memory does not depend on their pixels.
+    tested = images_digest(data.splits.test, data.class_names) if isinstance(data.splits.test, LabeledArray) else None
+    directory.add_provenance(data.fingerprint(), device=device, precision=trainer.precision, test=tested, **usable)
     if directory.is_main_process:
         data.write_split(directory.path)
     share = data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()
@@ -91,6 +97,5 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
         else:
             log.info("not tested: %s has no test_step", type(task).__name__)
     calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
-    commands, trust = usable_commands(task), packages_to_trust(cfg)
     log.info("\n%s", end_lines(directory.summary, directory.path, trainer.max_steps, commands, trust))
     return directory.summary.get("best_value", float("nan"))
