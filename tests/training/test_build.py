@@ -1,16 +1,21 @@
-"""The preprocess record of a run, and first weights that come from the first training batch."""
+"""The preprocess record of a run, first weights that come from the first training batch, and how long it trains."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import small_fit
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
+from small_fit import QUIET, fit_run
 from torch import Tensor
 
 from imago.images import Preprocess
 from imago.training.build import build_task, choose_preprocess, final_checkpoint
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
+QUICK = ("callbacks.image_grid=null", "logger.tensorboard=null", "trainer.log_every_n_steps=1")
 
 NOTHING = dict.fromkeys(("size", "resize", "crop", "interpolation", "mean", "std"))
 IMAGENET = {"size": 224, "resize": 256, "crop": "center", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -70,3 +75,27 @@ def test_a_run_without_a_best_checkpoint_tests_its_last_weights(tmp_path: Path, 
     with caplog.at_level("WARNING", "imago"):
         assert final_checkpoint(tmp_path) is None
     assert "testing the last weights" in caplog.text
+
+
+class Seen(Callback):
+    """Record the pixel sums of the training batches of each epoch."""
+
+    def __init__(self) -> None:
+        self.batches: dict[int, list[float]] = defaultdict(list)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches[trainer.current_epoch].append(batch[0].double().sum().item())
+
+
+@pytest.mark.parametrize(("limit", "num_batches"), [(2, 2), (0.1, 1), (1.0, 10)])
+def test_overfit_batches_repeats_the_first_batches_and_leaves_the_validation_alone(
+    compose, tmp_path, limit: float, num_batches: int
+):
+    seen = Seen()
+    settings = ("trainer.max_epochs=3", f"++trainer.overfit_batches={limit}", "augment=none")
+    trainer = fit_run(compose(*small_fit.SMALL, *settings, *QUICK), tmp_path, seen)
+    assert len(seen.batches) == 3
+    assert [len(batches) for batches in seen.batches.values()] == [num_batches] * 3
+    assert len(set(map(tuple, seen.batches.values()))) == 1
+    assert len(set(seen.batches[0])) == num_batches
+    assert trainer.num_val_batches == [4]  # 100 images

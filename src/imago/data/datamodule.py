@@ -53,6 +53,7 @@ class ImageDataModule(LightningDataModule):
         ignored_entries: directory entries that are not part of the dataset: path and reason.
         bad_images: images that cannot be read and were left out: name and reason.
         random_splits: names of the splits that were split off at random because they are not published.
+        repeats_first_epoch: whether every epoch has the training samples of the first one, for trainer.overfit_batches.
     """
 
     splits: Splits
@@ -80,6 +81,7 @@ class ImageDataModule(LightningDataModule):
         self.ignored_entries: list[tuple[str, str]] = []
         self.bad_images: list[tuple[str, str]] = []
         self.random_splits: list[str] = []
+        self.repeats_first_epoch = False
         self._normalizer: tuple[Preprocess, Normalize] | None = None
 
     def load_dataset(self) -> ClassNamesAndSplits:
@@ -166,7 +168,7 @@ class ImageDataModule(LightningDataModule):
         """Return shuffled, augmented batches, starting where an interrupted run stopped."""
         train = self.splits.train
         labels = train.labels if self.sampler == "balanced" else None
-        sampler = TrainSampler(len(train), self.batch_size, self.seed, *self._rank(), labels)
+        sampler = TrainSampler(len(train), self.batch_size, self.seed, *self._rank(), labels, self.repeats_first_epoch)
         if self.trainer is not None:
             # Lightning has restored the progress by now, but not the epoch number: compute it from the batches done.
             num_done, per_epoch = self._num_batches_done(), self.batches_per_epoch(self.trainer.limit_train_batches)

@@ -33,6 +33,7 @@ class TrainSampler:
         rank: of this process, in 0 .. num_ranks - 1.
         num_ranks: must divide `batch_size`.
         labels: int64 (N,) to show every class equally often; None shows every sample once per epoch.
+        repeats_first_epoch: show the samples of epoch 0 in every epoch; the keys of their random draws still differ.
     """
 
     num_samples: int
@@ -41,6 +42,7 @@ class TrainSampler:
     rank: int = 0
     num_ranks: int = 1
     labels: np.ndarray | None = None
+    repeats_first_epoch: bool = False
     epoch: int = field(default=0, init=False)
     start_batch: int = field(default=0, init=False)  # batches of this epoch that were done before an interruption
 
@@ -62,10 +64,12 @@ class TrainSampler:
 
     def __iter__(self) -> Iterator[BatchIndices]:
         epoch_keys: int | np.ndarray = self.epoch
+        order_epoch = 0 if self.repeats_first_epoch else self.epoch
         if self.labels is None:
-            order = random_permutation(self.num_samples, self.seed, self.epoch)
+            order = random_permutation(self.num_samples, self.seed, order_epoch)
         else:
-            epoch_keys, order = balanced_order(self.labels, self.seed, self.epoch)
+            epoch_keys, order = balanced_order(self.labels, self.seed, order_epoch)
+            epoch_keys += self.epoch - order_epoch
         for batch in range(self.start_batch, len(self)):
             start = batch * self.batch_size
             rank_slice = slice(start + self.rank, start + self.batch_size, self.num_ranks)

@@ -150,6 +150,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks)
         or cfg.trainer.get("enable_progress_bar", True),
         "use_distributed_sampler": False,  # our samplers shard by rank without padding
+        "overfit_batches": 0,  # done by `build_run`: Lightning would reorder the batches and limit the validation, too
     }
     try:
         trainer: Trainer = build(cfg.trainer, base=Trainer, **arguments)
@@ -193,6 +194,9 @@ def build_run(
     seed_everything(cfg.seed, verbose=False)  # for the initial weights; all later randomness is counter-based
     data: ImageDataModule = build(cfg.data, base=ImageDataModule, _recursive_=False)
     data.set_up_data()
+    if cfg.trainer.get("overfit_batches"):
+        data.repeats_first_epoch = True
+        cfg.trainer.limit_train_batches = cfg.trainer.overfit_batches
     data.preprocess, origin = choose_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
     task = build_task(cfg, data, teacher_run)
     check_free_space(directory.path, task)

@@ -46,7 +46,8 @@ def start_table(
         f"{trainer.max_epochs} epochs{f', {trainer.max_steps} steps' if trainer.max_steps > 0 else ''}"
         + ("" if isinstance(task, ImageTask) else f", as far as {type(task).__name__} uses them"),
         "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // num_devices} per device; "
-        f"{num_batches} batches per epoch",
+        f"{num_batches} batches per epoch"
+        + (", the same images in each (trainer.overfit_batches)" if data.repeats_first_epoch else ""),
         "device": f"{device}, threads={cfg.threads} of {available_cores()} cores",
         "precision": f"{trainer.precision} ({precision_reason}); test in fp32{_tta_text(cfg.tta)}",
         "fast paths": ", ".join(name for name, is_on in optional.items() if is_on) or "none",
