@@ -1,10 +1,12 @@
 """The lines at the end of a run: its accuracy with interval, what was left out, and the next commands."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_fit import build_whole_run
 
-from imago.training.console import end_lines
+from imago.training.console import end_lines, start_table
 
 SUMMARY = {
     "epochs": 3,
@@ -20,6 +22,22 @@ SUMMARY = {
 def run_dir(tmp_path: Path) -> Path:
     (tmp_path / "checkpoints").mkdir()
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ("trainer.max_time=00:01:00:00", "trainer.max_time=00:01:00:00; the schedule does not end there, but after 10"),
+        ("++trainer.overfit_batches=2", "2 batches per epoch, the same images in each (trainer.overfit_batches)"),
+    ],
+)
+def test_the_start_table_has_what_limits_the_training(compose: Callable, tmp_path: Path, settings: str, line: str):
+    def table(*settings: str) -> str:
+        cfg = compose("model.hidden_features=16", *settings)
+        return start_table(cfg, *build_whole_run(cfg, tmp_path)[:3], "", "")
+
+    assert line in table(*settings.split())
+    assert line not in table()
 
 
 def test_the_accuracy_has_its_interval_and_number_of_images(run_dir: Path):

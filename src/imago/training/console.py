@@ -56,6 +56,9 @@ def start_table(
     if teacher := cfg.task.get("teacher"):
         source = short_path(Path(teacher if isinstance(teacher, str) else teacher.weights))
         rows["teacher"] = f"{source}, temperature {cfg.task.temperature}, {cfg.task.alpha:.0%} of the loss"
+    if cfg.trainer.max_time is not None:
+        end = f"the schedule does not end there, but after {trainer.max_epochs} epochs"
+        rows["time limit"] = f"trainer.max_time={cfg.trainer.max_time}; {end}"
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 

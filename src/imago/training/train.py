@@ -91,5 +91,5 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
             log.info("not tested: %s has no test_step", type(task).__name__)
     calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
     commands, trust = usable_commands(task), packages_to_trust(cfg)
-    log.info("\n%s", end_lines(directory.summary, directory.path, trainer.max_steps, commands, trust))
+    log.info("\n%s", end_lines(directory.summary, directory.path, cfg.trainer.get("max_steps", -1), commands, trust))
     return directory.summary.get("best_value", float("nan"))
