@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
+from imago.callbacks.exact_resume import KeepSettings
 from imago.callbacks.mean_gradient import MeanGradient
 from imago.callbacks.run_summary import RunSummary
 from imago.callbacks.stopping import StepLimit, StopOnSignal, TimeLimit, call_on_exception_in_forked_ranks
@@ -163,7 +164,9 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
 
 def _build_callbacks(cfg: DictConfig, directory: RunDirectory) -> list[Callback]:
     """Build the configured callbacks, between those that every run has; the order matters at the end of a batch."""
-    callbacks = [build(callback, base=Callback) for callback in cfg.callbacks.values() if callback is not None]
+    settings = {str(name): to_plain(node) for name, node in cfg.callbacks.items() if node is not None}
+    named = {name: build(node, base=Callback) for name, node in settings.items()}
+    callbacks = [KeepSettings(named, settings), *named.values()]
     callbacks += [part for callback in callbacks if (part := getattr(callback, "further", None))]
     if cfg.trainer.max_time is not None:
         callbacks.append(TimeLimit(to_plain(cfg.trainer.max_time)))

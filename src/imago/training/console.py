@@ -17,6 +17,7 @@ from imago.runs.records import summary_metrics
 from imago.statistics.metrics import MIN_IMBALANCE_RATIO
 from imago.task.base import ImageTask
 from imago.text import join_names, metric_text
+from imago.training.checks import monitors
 
 
 def start_table(
@@ -73,13 +74,14 @@ def usable_commands(task: torch.nn.Module) -> Sequence[str]:
 def end_lines(
     summary: Mapping[str, Any],
     run_dir: Path,
-    max_steps: int = -1,
+    extension: str,
     commands: Sequence[str] = ("eval", "predict", "export"),
     trust: Sequence[str] = (),
 ) -> str:
     """Return the results of a run in its summary.json, and the commands to type next.
 
-    `commands` are those that can use the run, besides train; they have to trust the packages in `trust`.
+    `extension` are the settings that continue it; `commands` are those that can use it, besides train; they have to
+    trust the packages in `trust`.
     """
     lines = _test_lines(summary)
     if "images_per_s" in summary:
@@ -88,10 +90,22 @@ def end_lines(
             f"{summary['images_per_s']:,.0f} images/s, {summary['data_wait_share']:.0%} of the training time spent "
             f"waiting for data{advice}"
         )
-    is_at_max_steps = 0 < max_steps <= summary.get("steps", 0)
-    epochs = f"trainer.max_epochs={2 * max(1, summary['epochs'])}"
-    extension = f"trainer.max_steps={2 * max_steps}" if is_at_max_steps else epochs
     return "\n".join([*lines, *_next_commands(run_dir, commands, extension, trust)])
+
+
+def extension_settings(cfg: DictConfig, summary: Mapping[str, Any], max_epochs: int) -> str:
+    """Return the settings that continue a run beyond what has ended it, which is in its summary.json."""
+    max_steps, stopped, texts = cfg.trainer.get("max_steps", -1), summary.get("stopped_early") or {}, []
+    for key, settings in monitors(cfg).items():
+        if str(settings._target_).endswith("EarlyStopping") and settings.monitor == stopped.get("monitor"):
+            texts.append(f"{key}.patience={2 * stopped['patience']}" if stopped["patience"] else f"{key}=null")
+    if 0 < max_steps <= summary["steps"]:
+        texts.append(f"trainer.max_steps={2 * max_steps}")
+    elif not texts and summary["epochs"] < max_epochs and cfg.trainer.max_time is not None:
+        texts.append("trainer.max_time=null")
+    elif not texts or summary["epochs"] >= max_epochs:
+        texts.append(f"trainer.max_epochs={2 * max(1, summary['epochs'])}")
+    return " ".join(texts)
 
 
 def _test_lines(summary: Mapping[str, Any]) -> list[str]:

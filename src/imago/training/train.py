@@ -61,7 +61,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     from imago.inference.load import check_compatible, resolve_checkpoint
     from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
     from imago.training.build import build_run, final_checkpoint
-    from imago.training.console import end_lines, start_table, usable_commands
+    from imago.training.console import end_lines, extension_settings, start_table, usable_commands
     from imago.training.machine_checks import prepare_machine
     from imago.trust import packages_to_trust
 
@@ -90,6 +90,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
         else:
             log.info("not tested: %s has no test_step", type(task).__name__)
     calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
+    extension = extension_settings(cfg, directory.summary, trainer.max_epochs or 1)
     commands, trust = usable_commands(task), packages_to_trust(cfg)
-    log.info("\n%s", end_lines(directory.summary, directory.path, cfg.trainer.get("max_steps", -1), commands, trust))
+    log.info("\n%s", end_lines(directory.summary, directory.path, extension, commands, trust))
     return directory.summary.get("best_value", float("nan"))
