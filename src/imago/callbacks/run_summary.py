@@ -106,8 +106,8 @@ def _of_split(split: str, metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _interval(trainer: Trainer, results: Mapping[str, float], num_images: int) -> dict[str, list[float]]:
-    """Return the interval of the accuracy; {} if the task may compute something else under this name."""
-    if not isinstance(trainer.lightning_module, ImageTask):
+    """Return the interval of the accuracy; {} if there is none, or if the task may compute something else."""
+    if not isinstance(trainer.lightning_module, ImageTask) or "acc" not in results:
         return {}
     return {"interval_95": list(wilson_interval(round(results["acc"] * num_images), num_images))}
 

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from imago.callbacks.exact_resume import KeepSettings
 from imago.callbacks.mean_gradient import MeanGradient
+from imago.callbacks.own_epoch import OwnEpoch
 from imago.callbacks.run_summary import RunSummary
 from imago.callbacks.stopping import StepLimit, StopOnSignal, TimeLimit, call_on_exception_in_forked_ranks
 from imago.callbacks.train_metrics import TrainMetrics
@@ -180,6 +181,7 @@ def _build_callbacks(cfg: DictConfig, directory: RunDirectory) -> list[Callback]
         TrainMetrics(),
         ScheduleIntervalCheck(),
         *callbacks,
+        OwnEpoch(),
         RunSummary(directory),
         StopOnSignal(directory),
     ]
