@@ -30,6 +30,11 @@ def run_dir(tmp_path: Path) -> Path:
     ("settings", "line"),
     [
         ("trainer.max_time=00:01:00:00", "trainer.max_time=00:01:00:00; the schedule does not end there, but after 10"),
+        (
+            "trainer.limit_val_batches=1 data.batch_size=32",
+            "limits         32 of 100 val images, drawn by class, the same",
+        ),
+        ("trainer.limit_test_batches=0.5 data.batch_size=16", "limits         48 of 100 test images, drawn by class"),
         ("++trainer.overfit_batches=2", "2 batches per epoch, the same images in each (trainer.overfit_batches)"),
     ],
 )

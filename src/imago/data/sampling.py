@@ -77,13 +77,17 @@ class TrainSampler:
 
 
 class EvalSampler:
-    """Yield batches of every sample once, in order, sharded by rank without padding or repetition.
+    """Yield batches of every sample once, sharded by rank without padding or repetition.
 
     Every rank has the same number of batches, because ranks synchronize in each; the last one of a rank may be empty.
+
+    Attributes:
+        order: of the samples over all ranks, int64 (N,); by default that of the dataset.
     """
 
     def __init__(self, num_samples: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> None:
-        self.indices = np.arange(rank, num_samples, num_ranks)
+        self.order = np.arange(num_samples)
+        self.rank, self.num_ranks = rank, num_ranks
         self.batch_size = batch_size
         self.num_batches = math.ceil(math.ceil(num_samples / num_ranks) / batch_size)
 
@@ -91,8 +95,14 @@ class EvalSampler:
         return self.num_batches
 
     def __iter__(self) -> Iterator[BatchIndices]:
+        indices = self.order[self.rank :: self.num_ranks]
         for batch in range(self.num_batches):
-            yield BatchIndices(0, self.indices[batch * self.batch_size : (batch + 1) * self.batch_size])
+            yield BatchIndices(0, indices[batch * self.batch_size : (batch + 1) * self.batch_size])
+
+
+def limited_batches(num_batches: int, limit: int | float) -> int:
+    """Return how many batches remain under a limit of the Trainer: a number (int) or a share (float)."""
+    return min(limit, num_batches) if isinstance(limit, int) else int(num_batches * limit)
 
 
 def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
+from imago.data.sampling import EvalSampler, limited_batches
 from imago.paths import checkpoint_file, short_path
 from imago.resources import available_cores
 from imago.runs.records import summary_metrics
@@ -57,6 +58,8 @@ def start_table(
     if teacher := cfg.task.get("teacher"):
         source = short_path(Path(teacher if isinstance(teacher, str) else teacher.weights))
         rows["teacher"] = f"{source}, temperature {cfg.task.temperature}, {cfg.task.alpha:.0%} of the loss"
+    if parts := _evaluated_parts(cfg, data, trainer):
+        rows["limits"] = f"{' and '.join(parts)}, drawn by class, the same in every epoch"
     if cfg.trainer.max_time is not None:
         end = f"the schedule does not end there, but after {trainer.max_epochs} epochs"
         rows["time limit"] = f"trainer.max_time={cfg.trainer.max_time}; {end}"
@@ -123,8 +126,8 @@ def _test_lines(summary: Mapping[str, Any]) -> list[str]:
         lines[0] += f" (best checkpoint: {_best_text(summary, metrics)})"
     if test.get("num_left_out"):
         lines.append(
-            f"only a part of the test split: trainer.limit_test_batches left out {test['num_left_out']:,} images, "
-            "in class order"
+            f"only a part of the test split: trainer.limit_test_batches left out {test['num_left_out']:,} images; the "
+            "others were drawn by class"
         )
     return lines
 
@@ -152,6 +155,18 @@ def _next_commands(run_dir: Path, names: Sequence[str], extension: str, trust: S
     if checkpoint_file(run_dir, "last").exists():
         commands.append(f"  python src/train.py resume={run} {extension}")
     return [*commands, f"  tensorboard --logdir {shlex.quote(short_path(run_dir))}"]
+
+
+def _evaluated_parts(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> list[str]:
+    """Return the numbers of images in each of val and test that is only evaluated in part."""
+    texts = []
+    for name, samples in data.splits.items()[1:]:
+        batches = EvalSampler(len(samples), cfg.data.batch_size, 0, trainer.world_size)
+        num_batches = limited_batches(len(batches), getattr(trainer, f"limit_{name}_batches"))
+        if 0 < num_batches < len(batches):
+            num_images = num_batches * cfg.data.batch_size * trainer.world_size
+            texts.append(f"{num_images:,} of {len(samples):,} {name} images")
+    return texts
 
 
 def _class_name(settings: DictConfig) -> str:
