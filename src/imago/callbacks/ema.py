@@ -35,9 +35,8 @@ class Ema(WeightAveraging):
 
         def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
             if averaged[0].is_floating_point():  # the tensors of one call have one type
-                step = (
-                    self._trainer.global_step - 1
-                )  # `num_averaged` is on the device, and reading it would wait for it
+                # Not `num_averaged`: it is on the device, and reading it would wait for the device.
+                step = self._trainer.global_step - 1
                 torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + step) / (10 + step)))
             else:
                 torch._foreach_copy_(averaged, current)

@@ -166,7 +166,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
 def _build_callbacks(cfg: DictConfig, directory: RunDirectory) -> list[Callback]:
     """Build the configured callbacks, between those that every run has; the order matters at the end of a batch."""
     settings = {str(name): to_plain(node) for name, node in cfg.callbacks.items() if node is not None}
-    named = {name: build(node, base=Callback) for name, node in settings.items()}
+    named = {name: build(cfg.callbacks[name], base=Callback) for name in settings}
     callbacks = [KeepSettings(named, settings), *named.values()]
     callbacks += [part for callback in callbacks if (part := getattr(callback, "further", None))]
     if cfg.trainer.max_time is not None:
