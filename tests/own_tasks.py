@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
@@ -169,3 +169,21 @@ class Plain(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+
+
+class Adapting(Callback):
+    """A callback that stores both of its settings in checkpoints, and increases the first after each epoch."""
+
+    def __init__(self, level: float, share: float) -> None:
+        self.level, self.share = level, share
+        self.used: list[tuple[float, float]] = []
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        self.used.append((self.level, self.share))
+        self.level += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"level": self.level, "share": self.share}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.level, self.share = state_dict["level"], state_dict["share"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from imago.callbacks.train_metrics import TrainMetrics
 from imago.data import shapes
@@ -16,7 +16,10 @@ from imago.data.dataset import LabeledArray
 from imago.images import Preprocess
 from imago.instantiate import build, to_plain
 from imago.runs.checkpoint import AtomicCheckpointIO
+from imago.runs.run_directory import RunDirectory
+from imago.runs.signals import Signals
 from imago.task.base import ImageTask
+from imago.training.build import build_run
 from imago.training.checks import set_modes
 
 QUIET = (  # warnings of Lightning that say nothing here
@@ -88,6 +91,27 @@ def build_trainer(cfg: DictConfig, run_dir: Path, *callbacks: Callback) -> Train
         "default_root_dir": str(run_dir),
     }
     return build(settings["trainer"], accelerator="cpu", use_distributed_sampler=False, **parts)
+
+
+def build_whole_run(cfg: DictConfig, run_dir: Path) -> tuple[DrawnShapes, ImageTask, Trainer, str]:
+    """Build all parts as `train.py` does, with the first drawn shapes as the data."""
+    cfg.paths.run_dir = str(run_dir)
+    with open_dict(cfg):
+        cfg.data = {name: cfg.data[name] for name in ("batch_size", "augment", "seed")}
+        cfg.data |= {"_target_": "small_fit.SmallShapes", "num_workers": 0}
+    set_modes(cfg)
+    run_dir.mkdir(exist_ok=True)
+    return build_run(cfg, "32-true", RunDirectory(run_dir, run_dir))  # type: ignore[return-value]
+
+
+def fit_run(cfg: DictConfig, run_dir: Path, *callbacks: Callback) -> Trainer:
+    """Fit what `build_whole_run` returns; continue if there is a last.ckpt."""
+    last = run_dir / "checkpoints" / "last.ckpt"
+    with Signals().handle():
+        data, task, trainer, _ = build_whole_run(cfg, run_dir)
+        trainer.callbacks[-1:-1] = callbacks  # type: ignore[attr-defined]
+        trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.exists() else None)
+    return trainer
 
 
 class EachStep(Callback):

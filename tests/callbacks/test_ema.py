@@ -14,7 +14,7 @@ from imago.errors import ConfigError
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 
-AVERAGED = (*SMALL, "data=shapes", "callbacks=ema", "callbacks.ema.decay=0.8", "trainer.limit_train_batches=4")
+AVERAGED = (*SMALL, "data=shapes", "callbacks=ema", "callbacks.ema.decay=0.2", "trainer.limit_train_batches=4")
 
 
 class Recorded(Callback):
@@ -68,10 +68,11 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
 
 def test_the_average_is_the_one_computed_by_hand_and_counts_stay_integers(averaged):
     first, *others = averaged.seen.trained
+    averaged_shares = 2 / 11, 0.2, 0.2  # of decay 0.2: 2 / 11 is less, 3 / 12 and 4 / 13 are more
     expected = {name: value.clone() for name, value in first.items()}
-    for state in others:
+    for kept, state in zip(averaged_shares, others, strict=True):
         for name, value in state.items():
-            expected[name] = 0.8 * expected[name] + 0.2 * value if value.is_floating_point() else value
+            expected[name] = kept * expected[name] + (1 - kept) * value if value.is_floating_point() else value
     last = saved(averaged.run_dir, "last")
     assert last["1.num_batches_tracked"] == 4
     for name, value in expected.items():
@@ -90,3 +91,21 @@ def test_the_averaged_weights_are_validated_saved_as_the_best_and_tested(average
 def test_a_decay_that_averages_nothing_is_refused(decay: float):
     with pytest.raises(ConfigError, match=f"callbacks.ema.decay={decay} must be"):
         Ema(decay)
+
+
+def test_the_weights_of_the_first_steps_leave_a_short_average(compose, tmp_path):
+    """78 steps with decay 0.999: a plain average would hold 92.6 % of the first weights."""
+    settings = ("callbacks=ema", "trainer.limit_train_batches=10", "trainer.max_epochs=8", "++trainer.max_steps=78")
+    cfg, seen = compose(*SMALL, "data=shapes", *settings), Recorded()
+    data = build_data(cfg)
+    task = build_task(cfg, data)
+    build_trainer(cfg, tmp_path, seen).fit(task, datamodule=data)
+    shares = [min(0.999, (1 + step) / (10 + step)) for step in range(78)]
+    held = [1.0] * 78  # share of each step in the average after the last one
+    for step in range(78):
+        held[step] = (1 - shares[step] if step else 1.0) * torch.tensor(shares[step + 1 :]).double().prod().item()
+    assert sum(held) == pytest.approx(1)
+    name = next(iter(seen.trained[0]))
+    expected = sum(share * state[name].double() for share, state in zip(held, seen.trained, strict=True))
+    torch.testing.assert_close(saved(tmp_path, "last")[name].double(), expected, rtol=1e-5, atol=1e-6)
+    assert sum(held[:10]) < 1e-3

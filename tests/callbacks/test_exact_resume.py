@@ -1,4 +1,4 @@
-"""A resumed run draws the same numbers, and its curves have every step once."""
+"""A resumed run draws the same numbers, its curves have every step once, and its settings are those typed."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from own_tasks import Adapting
+from small_fit import QUIET, SMALL, fit_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from imago.callbacks.exact_resume import StepSeed, TruncateLogs
 from imago.logger.metrics_csv import MetricsCsv
 
+pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 MODULE = SimpleNamespace(automatic_optimization=True)
 HERE = {"seed": 1, "epoch": 2, "batch": 3, "rank": 0}
 
@@ -59,3 +62,29 @@ def test_rows_after_the_checkpoint_are_removed_before_the_first_new_one(tmp_path
 def test_only_rank_0_writes_files(tmp_path: Path):
     resume(tmp_path, 0, is_rank_0=False)
     assert list(tmp_path.iterdir()) == []
+
+
+STILL = ("schedule=constant", "optimizer.lr=1e-30", "trainer.limit_train_batches=1", "logger.tensorboard=null")
+
+
+def fit(compose, run: Path, *settings: str) -> Any:
+    return fit_run(compose(*SMALL, *STILL, "callbacks.image_grid=null", *settings), run)
+
+
+@pytest.mark.parametrize(("patience", "num_epochs"), [(1, 3), (5, 6)])
+def test_a_patience_typed_on_resume_counts_from_the_best_epoch(compose, tmp_path, patience: int, num_epochs: int):
+    early = ("callbacks=early_stopping", "trainer.max_epochs=12")
+    assert fit(compose, tmp_path, *early, "callbacks.early_stopping.patience=1").current_epoch == 2
+    assert fit(compose, tmp_path, *early, f"callbacks.early_stopping.patience={patience}").current_epoch == num_epochs
+
+
+def test_settings_in_the_state_of_a_callback_are_those_typed_last_and_others_stay_as_adapted(compose, tmp_path):
+    def used(epochs: int, *settings: str) -> list[tuple[float, float]]:
+        own = ("++callbacks.own._target_=own_tasks.Adapting", "++callbacks.own.level=1", *settings)
+        trainer = fit(compose, tmp_path, f"trainer.max_epochs={epochs}", *own)
+        return next(callback.used for callback in trainer.callbacks if isinstance(callback, Adapting))
+
+    assert used(2, "++callbacks.own.share=0.5") == [(1, 0.5), (2, 0.5)]
+    assert used(3, "++callbacks.own.share=0.5") == [(3, 0.5)]
+    assert used(4, "++callbacks.own.share=0.7") == [(4, 0.7)]
+    assert used(5, "++callbacks.own.share=0.7", "callbacks.own.level=9") == [(9, 0.7)]

@@ -1,12 +1,16 @@
-"""The advice for a run that waits for data; the other results are tested with whole runs (end_to_end, logger)."""
+"""The advice for a run that waits for data, and early stops; other results are tested with whole runs (end_to_end)."""
 
+import json
+import warnings
 from types import SimpleNamespace
 
 import pytest
+from small_fit import QUIET, SMALL, fit_run
 
 from imago.augment.settings import Augment
 from imago.callbacks.run_summary import data_wait_advice
 
+pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 IN_MEMORY = SimpleNamespace(augment=Augment())
 NEVER_KEPT = SimpleNamespace(is_cached=False, cache="none", augment=Augment())
 TOO_LARGE = SimpleNamespace(is_cached=False, cache="auto", augment=Augment(random_resized_crop_scale=(0.3, 1.0)))
@@ -25,3 +29,30 @@ TOO_LARGE = SimpleNamespace(is_cached=False, cache="auto", augment=Augment(rando
 )
 def test_the_most_helpful_setting_comes_first(data, num_workers: int, num_cores: int, advice: str):
     assert data_wait_advice(data, num_workers, num_cores) == advice
+
+
+@pytest.mark.parametrize(
+    ("stops", "reason", "patience", "num_epochs"),
+    [
+        ("++callbacks.early_stopping.stopping_threshold=-1", "Stopping threshold reached: val/acc", None, 1),
+        ("callbacks.early_stopping.patience=1", "Monitored metric val/acc did not improve", 1, 2),
+    ],
+)
+def test_an_early_stop_is_logged_once_also_in_the_first_epoch(
+    compose, tmp_path, caplog, stops: str, reason: str, patience: int | None, num_epochs: int
+):
+    quick = ("trainer.limit_train_batches=1", "callbacks.image_grid=null", "logger.tensorboard=null")
+    still = ("callbacks=early_stopping", "optimizer.lr=1e-30", "schedule=constant")
+
+    def fit(*settings: str) -> tuple[str, dict]:
+        caplog.clear()
+        with caplog.at_level("INFO", "imago"), warnings.catch_warnings(action="ignore", category=UserWarning):
+            fit_run(compose(*SMALL, *quick, *still, *settings), tmp_path)
+        return caplog.text, json.loads((tmp_path / "summary.json").read_text())
+
+    text, summary = fit("trainer.max_epochs=9", stops)
+    assert text.count(f"stopped early: {reason}") == 1
+    assert (summary["epochs"], summary["stopped_early"]) == (num_epochs, {"monitor": "val/acc", "patience": patience})
+    text, summary = fit("trainer.max_epochs=3", "callbacks.early_stopping.patience=9")
+    assert "stopped early" not in text
+    assert (summary["epochs"], summary["stopped_early"]) == (3, None)

@@ -174,6 +174,14 @@ def test_the_variable_that_disables_weights_only_is_refused(project):
     assert "checkpoints could run code; unset TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" in errors[0]
 
 
+@pytest.mark.parametrize(("name", "key"), [("MAX_STEPS", "max_steps"), ("GRADIENT_CLIP_VAL", "gradient_clip_val")])
+def test_a_variable_that_sets_an_argument_of_the_trainer_is_refused(project, name: str, key: str):
+    code, out, errors = run(project, **{f"PL_TRAINER_{name}": "5"})
+    assert (code, out, len(errors)) == (2, "", 1)
+    assert f"PL_TRAINER_{name}=5 is set in the environment: type trainer.{key}=5, and unset" in errors[0]
+    assert run(project, **{f"PL_TRAINER_{name}": ""})[0] == 0  # Lightning does not read an empty one
+
+
 @pytest.mark.slow
 def test_several_ranks_need_one_directory_name(project):
     slurm = {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}

@@ -187,6 +187,39 @@ def test_ranks_get_different_images(split: str):
     assert len(parts[0] | parts[1]) == {"train": 40, "val": 12, "test": 10}[split]
 
 
+@pytest.mark.parametrize(("limit", "num_images"), [(1, 8), (0.5, 8), (2, 12), (1.0, 12), (9, 12)])
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_limited_evaluation_draws_images_by_class_the_same_over_all_ranks(
+    limit: int | float, num_images: int, num_ranks: int
+):
+    def first_images(seed: int = 0) -> list[list[int]]:
+        """The indices of the images of the first batches, by rank, in two epochs."""
+        by_rank = []
+        for rank in range(num_ranks):
+            data = TinyDataModule(4 * 2 // num_ranks, num_workers=0, augment={}, seed=0, split_seed=seed)
+            data.set_up_data()
+            by_class = np.argsort(data.splits.val.labels, kind="stable")
+            data.splits = Splits(data.class_names, data.splits.train, data.splits.val.take(by_class), data.splits.test)
+            data.trainer = trainer_that_has_done(0)
+            data.trainer.limit_val_batches, data.trainer.global_rank, data.trainer.world_size = limit, rank, num_ranks
+            known = {image.tobytes(): index for index, image in enumerate(data.splits.val.images)}
+            loader = data.val_dataloader()
+            count = min(limit, len(loader)) if isinstance(limit, int) else int(limit * len(loader))
+            epochs = [[known[i.tobytes()] for b, _ in [*loader][:count] for i in b.numpy()] for _ in range(2)]
+            assert epochs[0] == epochs[1]
+            by_rank.append(epochs[0])
+        return by_rank
+
+    drawn = first_images()
+    shown = sorted(index for indices in drawn for index in indices)
+    assert len(set(shown)) == len(shown) == num_images
+    assert np.ptp(np.bincount(np.array(shown) // 4, minlength=3)) <= 1  # 4 images of each of 3 classes, sorted
+    if num_images == 12:
+        assert drawn == [list(range(rank, 12, num_ranks)) for rank in range(num_ranks)]
+    else:
+        assert first_images(seed=1) != drawn
+
+
 ON_DEVICE = ({"brightness": 0.9}, {"mixup_alpha": 1.0}, {"cutmix_alpha": 1.0}, {"erase_probability": 1.0})
 
 

@@ -70,6 +70,17 @@ def test_the_epoch_after_a_resumed_one_is_complete():
     assert len(list(sampler)) == 10
 
 
+@pytest.mark.parametrize("labels", [None, np.repeat([0, 1, 2], [60, 30, 10])], ids=["shuffle", "balanced"])
+def test_the_first_epoch_can_be_repeated_with_other_random_draws(labels: np.ndarray | None):
+    first = list(TrainSampler(100, 10, seed=0, labels=labels))
+    sampler = TrainSampler(100, 10, seed=0, labels=labels, repeats_first_epoch=True)
+    for epoch in (0, 1, 7):
+        sampler.set_epoch(epoch)
+        for key, expected in zip(sampler, first, strict=True):
+            np.testing.assert_array_equal(key.indices, expected.indices)
+            np.testing.assert_array_equal(key.epoch_keys, expected.epoch_keys + epoch)
+
+
 def test_a_set_smaller_than_a_batch_is_one_batch():
     batches = list(TrainSampler(5, 8, seed=0))
     assert [sorted(key.indices.tolist()) for key in batches] == [[0, 1, 2, 3, 4]]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imago.data.dataset import LabeledArray
-from imago.data.splitting import SplitPlan, complete_splits, stratified_folds, stratified_split
+from imago.data.splitting import SplitPlan, complete_splits, stratified_folds, stratified_order, stratified_split
 from imago.errors import ConfigError, DataError
 
 NAMES = ("ant", "bee")
@@ -128,6 +128,26 @@ def test_folds_have_the_same_share_of_every_class_and_the_same_size():
     by_class = np.array([np.bincount(folds[labels == label], minlength=5) for label in range(3)])
     assert (np.ptp(by_class, axis=1) <= 1).all()
     assert np.bincount(folds).tolist() == [8, 8, 8, 8, 8]
+
+
+@pytest.mark.parametrize("sizes", [[50, 50], [70, 153], [400, 100, 20], [30] * 10, [1, 1, 98], [1] * 40])
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_every_beginning_of_the_order_has_the_classes_in_their_shares(sizes: list[int], is_sorted: bool):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    labels = labels if is_sorted else np.random.default_rng(0).permutation(labels)
+    order = stratified_order(labels, seed=0)
+    assert sorted(order.tolist()) == list(range(len(labels)))
+    np.testing.assert_array_equal(order, stratified_order(labels, seed=0))
+    assert not np.array_equal(order, stratified_order(labels, seed=1))
+    counts = np.cumsum(np.eye(len(sizes))[labels[order]], axis=0)  # of each class in the first 1, 2, ... images
+    expected = np.arange(1, len(labels) + 1)[:, None] * np.array(sizes) / len(labels)
+    assert (abs(counts - expected) <= 0.5 + np.array(sizes) / len(labels) * len(sizes) / 2 + 1e-9).all()
+
+
+def test_the_last_place_of_a_beginning_goes_to_every_class_equally_often():
+    labels = np.repeat(np.arange(10), 20)
+    extra = [labels[stratified_order(labels, seed)[20]] for seed in range(300)]
+    assert min(np.bincount(extra, minlength=10)) > 10
 
 
 def test_a_fold_that_leaves_a_class_without_training_images_is_refused():

@@ -178,3 +178,23 @@ def test_an_interrupted_schedule_continues_with_the_same_learning_rates(name: st
     with warnings.catch_warnings(action="ignore"):  # torch counts no step of the new optimizer
         rest = advance(resumed_optimizer, resumed, 11, 20)
     assert rest == advance(optimizer, schedule, 11, 20)
+
+
+@pytest.mark.parametrize("name", sorted(BUILDERS.keys() - {"plateau"}))
+@pytest.mark.parametrize("num_done", [5, 21])
+@pytest.mark.filterwarnings("ignore:.*before `optimizer.step")
+def test_a_schedule_that_is_resumed_to_more_steps_has_their_rates_from_the_first_one(
+    name: str, num_done: int, monkeypatch: pytest.MonkeyPatch
+):
+    optimizer, resumed_optimizer = two_groups(), two_groups()
+    schedule = BUILDERS[name](optimizer)
+    advance(optimizer, schedule, 0, num_done)
+    monkeypatch.setitem(RUN, "total_steps", 42)
+    resumed = BUILDERS[name](resumed_optimizer)
+    resumed_optimizer.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(schedule.state_dict())
+    expected = rates(BUILDERS[name], 42)[num_done:]
+    assert resumed.get_last_lr() == pytest.approx([expected[0], 10 * expected[0]])
+    first = resumed_optimizer.param_groups[0]["lr"]
+    with warnings.catch_warnings(action="ignore"):
+        assert [first, *advance(resumed_optimizer, resumed, num_done, 41)] == pytest.approx(expected)

@@ -1,19 +1,25 @@
-"""The preprocess record of a run, and first weights that come from the first training batch."""
+"""The preprocess record of a run, first weights that come from the first training batch, and how long it trains."""
 
 import contextlib
-from collections.abc import Callable
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import small_fit
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 from omegaconf import open_dict
+from small_fit import QUIET, fit_run
 from torch import Tensor
 
 from imago.errors import ConfigError
 from imago.images import Preprocess
 from imago.training.build import _check_num_batches, build_task, choose_preprocess, final_checkpoint
+
+pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
+QUICK = ("callbacks.image_grid=null", "logger.tensorboard=null", "trainer.log_every_n_steps=1")
 
 NOTHING = dict.fromkeys(("size", "resize", "crop", "interpolation", "mean", "std"))
 IMAGENET = {"size": 224, "resize": 256, "crop": "center", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -144,3 +150,70 @@ def test_a_run_without_a_best_checkpoint_tests_its_last_weights(tmp_path: Path, 
     with caplog.at_level("WARNING", "imago"):
         assert final_checkpoint(tmp_path) is None
     assert "testing the last weights" in caplog.text
+
+
+class Seen(Callback):
+    """Record the pixel sums of the training batches of each epoch."""
+
+    def __init__(self) -> None:
+        self.batches: dict[int, list[float]] = defaultdict(list)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches[trainer.current_epoch].append(batch[0].double().sum().item())
+
+
+@pytest.mark.parametrize(("limit", "num_batches"), [(2, 2), (0.1, 1), (1.0, 10)])
+def test_overfit_batches_repeats_the_first_batches_and_leaves_the_validation_alone(
+    compose, tmp_path, limit: float, num_batches: int
+):
+    seen = Seen()
+    settings = ("trainer.max_epochs=3", f"++trainer.overfit_batches={limit}", "augment=none")
+    trainer = fit_run(compose(*small_fit.SMALL, *settings, *QUICK), tmp_path, seen)
+    assert len(seen.batches) == 3
+    assert [len(batches) for batches in seen.batches.values()] == [num_batches] * 3
+    assert len(set(map(tuple, seen.batches.values()))) == 1
+    assert len(set(seen.batches[0])) == num_batches
+    assert trainer.num_val_batches == [4]  # 100 images
+
+
+class Lrs(Callback):
+    """Record the learning rate of each batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ("trainer.max_epochs=2", range(20)),
+        ("trainer.max_epochs=4 ++trainer.max_steps=7", range(7)),
+        ("trainer.max_epochs=null ++trainer.max_steps=13", range(13)),
+        ("trainer.max_epochs=1 ++trainer.max_steps=13", range(10)),
+        ("trainer.max_epochs=2 trainer.limit_train_batches=3", range(6)),
+        ("trainer.max_epochs=2 task._target_=own_tasks.Manual", range(20)),
+        ("trainer.max_epochs=4 ++trainer.max_steps=7 task._target_=own_tasks.Manual", range(7)),  # 2 steps per batch
+        (
+            "trainer.max_epochs=9 ++trainer.max_steps=6 trainer.accumulate_grad_batches=3",
+            [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4, 4, 4, 5, 5, 5],
+        ),
+    ],
+)
+def test_the_schedule_ends_with_the_last_step(compose, tmp_path, settings: str, steps: Sequence[int]):
+    lrs, schedule = Lrs(), ("schedule.warmup_epochs=0", "optimizer.lr=1e-3")
+    fit_run(compose(*small_fit.SMALL, *QUICK, *schedule, *settings.split()), tmp_path, lrs)
+    assert lrs.seen == pytest.approx([1e-3 * (1 + math.cos(math.pi * step / steps[-1])) / 2 for step in steps])
+
+
+@pytest.mark.filterwarnings("ignore:.*dataloader is not resumable.*")
+def test_a_manual_run_that_has_done_its_steps_trains_no_further_until_it_gets_more(compose, tmp_path):
+    def fit(max_steps: int) -> int:
+        lrs = Lrs()
+        settings = ("task._target_=own_tasks.Manual", "trainer.max_epochs=4", f"++trainer.max_steps={max_steps}")
+        fit_run(compose(*small_fit.SMALL, *QUICK, *settings), tmp_path, lrs)
+        return len(lrs.seen)
+
+    assert [fit(7), fit(7), fit(12)] == [7, 0, 5]

@@ -1,13 +1,17 @@
 """The lines at the end of a run: its accuracy with interval, what was left out, and the next commands."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_fit import build_whole_run
 
-from imago.training.console import end_lines
+from imago.training.console import end_lines, extension_settings, start_table
 
+MORE = "trainer.max_epochs=6"
 SUMMARY = {
     "epochs": 3,
+    "steps": 30,
     "best_epoch": 2,
     "val": {"acc": 0.9, "monitor": "val/acc"},
     "test": {"acc": 0.85, "interval_95": [0.8, 0.9], "num_images": 1000, "num_left_out": 0},
@@ -22,8 +26,29 @@ def run_dir(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ("trainer.max_time=00:01:00:00", "trainer.max_time=00:01:00:00; the schedule does not end there, but after 10"),
+        (
+            "trainer.limit_val_batches=1 data.batch_size=32",
+            "limits         32 of 100 val images, drawn by class, the same",
+        ),
+        ("trainer.limit_test_batches=0.5 data.batch_size=16", "limits         48 of 100 test images, drawn by class"),
+        ("++trainer.overfit_batches=2", "2 batches per epoch, the same images in each (trainer.overfit_batches)"),
+    ],
+)
+def test_the_start_table_has_what_limits_the_training(compose: Callable, tmp_path: Path, settings: str, line: str):
+    def table(*settings: str) -> str:
+        cfg = compose("model.hidden_features=16", *settings)
+        return start_table(cfg, *build_whole_run(cfg, tmp_path)[:3], "", "")
+
+    assert line in table(*settings.split())
+    assert line not in table()
+
+
 def test_the_accuracy_has_its_interval_and_number_of_images(run_dir: Path):
-    first, speed, *_ = end_lines(SUMMARY, run_dir).splitlines()
+    first, speed, *_ = end_lines(SUMMARY, run_dir, MORE).splitlines()
     accuracy = "test accuracy 85.00%, 95 % interval 80.00% to 90.00%, n = 1,000"
     assert first == f"{accuracy} (best checkpoint: epoch 2, val accuracy 90.00%)"
     assert speed == "1,234 images/s, 25% of the training time spent waiting for data"
@@ -31,7 +56,7 @@ def test_the_accuracy_has_its_interval_and_number_of_images(run_dir: Path):
 
 def test_test_time_augmentation_and_left_out_images_are_printed(run_dir: Path):
     test = SUMMARY["test"] | {"tta": "flip", "num_left_out": 40}
-    text = end_lines(SUMMARY | {"test": test}, run_dir)
+    text = end_lines(SUMMARY | {"test": test}, run_dir, MORE)
     assert "test accuracy, mean over several views of each image (tta=flip), 85.00%" in text
     assert "only a part of the test split: trainer.limit_test_batches left out 40 images" in text
 
@@ -44,25 +69,53 @@ def test_a_val_accuracy_far_above_that_of_the_test_is_noted_with_the_setting(run
 
 
 def test_commands_that_need_a_checkpoint_are_printed_only_if_it_exists(run_dir: Path):
-    assert "eval.py" not in end_lines(SUMMARY, run_dir)
-    assert "resume=" not in end_lines(SUMMARY, run_dir)
+    assert "eval.py" not in end_lines(SUMMARY, run_dir, MORE)
+    assert "resume=" not in end_lines(SUMMARY, run_dir, MORE)
     for name in ("best", "last"):
         (run_dir / "checkpoints" / f"{name}.ckpt").touch()
-    text = end_lines(SUMMARY, run_dir)
+    text = end_lines(SUMMARY, run_dir, MORE)
     assert all(f"python src/{name}.py run=" in text for name in ("eval", "predict", "export"))
     assert "trainer.max_epochs=6" in text
 
 
 def test_further_metrics_of_the_test_and_another_monitored_value_are_printed(run_dir: Path):
     val, test = SUMMARY["val"] | {"f1": 0.75, "monitor": "val/f1"}, SUMMARY["test"] | {"f1": 0.93124, "auroc": 1.0}
-    first, second, *_ = end_lines(SUMMARY | {"val": val, "test": test}, run_dir).splitlines()
+    first, second, *_ = end_lines(SUMMARY | {"val": val, "test": test}, run_dir, MORE).splitlines()
     assert first.endswith("(best checkpoint: epoch 2, val accuracy 90.00%, val/f1 0.7500)")
     assert second == "test f1 0.9312, auroc 1.0000"
 
 
 def test_a_task_may_lack_accuracy_interval_and_number_of_images(run_dir: Path):
     summary = {"epochs": 3, "best_epoch": 2, "val": {"loss": 0.5, "monitor": "val_loss"}}
-    first, second, *_ = end_lines(summary | {"test": {"loss": 0.25}}, run_dir).splitlines()
+    first, second, *_ = end_lines(summary | {"test": {"loss": 0.25}}, run_dir, MORE).splitlines()
     assert (first, second) == ("test loss 0.2500 (best checkpoint: epoch 2, val/loss 0.5000)", "next:")
-    assert end_lines(summary | {"test": {"acc": 0.5}}, run_dir).startswith("test accuracy 50.00% (best checkpoint: ")
-    assert end_lines({"epochs": 3, "test": {}}, run_dir).startswith("next:")
+    assert end_lines(summary | {"test": {"acc": 0.5}}, run_dir, MORE).startswith(
+        "test accuracy 50.00% (best checkpoint: "
+    )
+    assert end_lines({"epochs": 3, "test": {}}, run_dir, MORE).startswith("next:")
+
+
+EARLY = ("callbacks=early_stopping", "callbacks.early_stopping.patience=4")
+PATIENCE, NO_PATIENCE = ({"stopped_early": {"monitor": "val/acc", "patience": patience}} for patience in (4, None))
+
+
+@pytest.mark.parametrize(
+    ("settings", "summary", "max_epochs", "expected"),
+    [
+        ([], {}, 3, "trainer.max_epochs=6"),
+        (["++trainer.max_steps=30"], {}, 3, "trainer.max_steps=60"),
+        (["++trainer.max_steps=31"], {}, 3, "trainer.max_epochs=6"),
+        (["trainer.max_time=00:00:01:00"], {}, 9, "trainer.max_time=null"),
+        (["trainer.max_time=00:00:01:00"], {}, 3, "trainer.max_epochs=6"),
+        (EARLY, {}, 3, "trainer.max_epochs=6"),
+        (EARLY, PATIENCE, 9, "callbacks.early_stopping.patience=8"),
+        (EARLY, NO_PATIENCE, 9, "callbacks.early_stopping=null"),  # a value that is not finite, or a threshold
+        (EARLY, PATIENCE, 3, "callbacks.early_stopping.patience=8 trainer.max_epochs=6"),
+        ([*EARLY, "++trainer.max_steps=30"], PATIENCE, 3, "callbacks.early_stopping.patience=8 trainer.max_steps=60"),
+        ([*EARLY, "trainer.max_time=00:00:01:00"], PATIENCE, 9, "callbacks.early_stopping.patience=8"),
+    ],
+)
+def test_the_command_to_continue_changes_what_has_ended_the_run(
+    compose: Callable, settings: list[str], summary: dict, max_epochs: int, expected: str
+):
+    assert extension_settings(compose(*settings), SUMMARY | summary, max_epochs) == expected

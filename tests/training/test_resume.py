@@ -70,6 +70,11 @@ EMA = {"_target_": "imago.callbacks.ema.Ema", "decay": 0.99}
     [
         ({"callbacks": {"ema": EMA}}, {"callbacks": {}}, "callbacks.ema._target_=None cannot change on resume"),
         ({"callbacks": {}}, {"callbacks": {"ema": EMA}}, "the run has callbacks.ema._target_=None"),
+        *(
+            ({"callbacks": {"best_checkpoint": {name: 1}}}, {"callbacks": {"best_checkpoint": {name: 2}}}, text)
+            for name in ("monitor", "mode", "save_top_k")
+            for text in [f"callbacks.best_checkpoint.{name}=2 cannot change on resume"]
+        ),
         ({"task": {"alpha": 0.7}}, {"task": {"alpha": 0.5}}, "task.alpha=0.5 cannot change on resume"),
         ({"task": {"teacher": "/a"}}, {"task": {"teacher": "/b"}}, "task.teacher=/b cannot change on resume"),
     ],

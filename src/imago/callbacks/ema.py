@@ -18,10 +18,12 @@ class Ema(WeightAveraging):
     integers (BatchNorm's count of batches) are copied, as their average would be truncated; and the average is on the
     device of the network. The weights are swapped only within a validation, where nothing is saved.
 
-    Source: Polyak and Juditsky 1992; Tarvainen and Valpola 2017, section 2 (arXiv:1703.01780).
+    Source: Polyak and Juditsky 1992; Tarvainen and Valpola 2017, section 2 (arXiv:1703.01780). The warm-up of the decay
+    is that of TensorFlow's `ExponentialMovingAverage` with `num_updates`.
 
     Args:
         decay: share of the old average that is kept at each step, in [0, 1); it averages about 1 / (1 - decay) steps.
+            After t steps at most (1 + t) / (10 + t) is kept, or a short run would average its first weights.
 
     Raises:
         ConfigError: if `decay` is out of range.
@@ -33,14 +35,16 @@ class Ema(WeightAveraging):
 
         def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
             if averaged[0].is_floating_point():  # the tensors of one call have one type
-                torch._foreach_lerp_(averaged, current, 1 - decay)
+                # Not `num_averaged`: it is on the device, and reading it would wait for the device.
+                step = self._trainer.global_step - 1
+                torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + step) / (10 + step)))
             else:
                 torch._foreach_copy_(averaged, current)
 
         super().__init__(multi_avg_fn=average)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._device = trainer.strategy.root_device
+        self._trainer, self._device = trainer, trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
-"""Make a resumed run draw the same random numbers and log the same curves as an uninterrupted one."""
+"""Make a resumed run draw the same random numbers, log the same curves and use the settings as typed."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,3 +40,32 @@ class TruncateLogs(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Epoch values are logged at this step. Lightning counts a step twice if it resumes between two batches.
         trainer.fit_loop.epoch_loop._batches_that_stepped = num_steps(trainer)
+
+
+class KeepSettings(Callback):
+    """Make settings of callbacks that are changed on resume take effect, although a checkpoint may hold the old ones.
+
+    Args:
+        callbacks: just built, by name.
+        settings: those that the callbacks were built from, as plain data, by name; saved in each checkpoint.
+    """
+
+    def __init__(self, callbacks: Mapping[str, Callback], settings: Mapping[str, Mapping[str, Any]]) -> None:
+        self.settings = dict(settings)
+        self._built = {name: (callback, dict(vars(callback))) for name, callback in callbacks.items()}
+        self._saved: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the settings of all callbacks."""
+        return self.settings
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved = state_dict
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set again what was changed; the states are loaded by now, and may hold values that were adapted since."""
+        for name, (callback, values) in self._built.items():
+            saved = self._saved.get(name, {})
+            for key, value in self.settings[name].items():
+                if key in values and (key not in saved or saved[key] != value):
+                    setattr(callback, key, values[key])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from imago.callbacks.checkpoints import BestCheckpoint
 from imago.callbacks.monitoring import Speed
@@ -32,12 +33,13 @@ class RunSummary(Callback):
         if not trainer.is_global_zero:
             logging.getLogger("imago").setLevel(logging.ERROR)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for stopper in trainer.early_stopping_callbacks:
+            stopper.stopping_reason_message = None  # of an interrupted run, from its checkpoint
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            self.directory.update(**_training_results(trainer))
-            for stopper in trainer.early_stopping_callbacks:
-                if stopper.stopped_epoch:
-                    log.info("stopped early: %s", stopper.stopping_reason_message)
+            self.directory.update(**_training_results(trainer), stopped_early=_stopped_early(trainer))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Test values are logged at the last step, also by forked processes, which have not trained.
@@ -49,6 +51,16 @@ class RunSummary(Callback):
             if speed := _find_speed(trainer):
                 results["time_s"] = self.directory.summary.get("time_s", {}) | {"test": round(speed.test_s, 2)}
             self.directory.update(**results)
+
+
+def _stopped_early(trainer: Trainer) -> dict[str, Any] | None:
+    """Log why early stopping ended the training; return what it monitors, and its patience if that was exhausted."""
+    for stopper in trainer.early_stopping_callbacks:
+        if stopper.stopping_reason_message:
+            log.info("stopped early: %s", stopper.stopping_reason_message)
+            is_exhausted = stopper.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED
+            return {"monitor": stopper.monitor, "patience": stopper.patience if is_exhausted else None}
+    return None
 
 
 def _find_speed(trainer: Trainer) -> Speed | None:
@@ -94,8 +106,8 @@ def _of_split(split: str, metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _interval(trainer: Trainer, results: Mapping[str, float], num_images: int) -> dict[str, list[float]]:
-    """Return the interval of the accuracy; {} if the task may compute something else under this name."""
-    if not isinstance(trainer.lightning_module, ImageTask):
+    """Return the interval of the accuracy; {} if there is none, or if the task may compute something else."""
+    if not isinstance(trainer.lightning_module, ImageTask) or "acc" not in results:
         return {}
     return {"interval_95": list(wilson_interval(round(results["acc"] * num_images), num_images))}
 

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
+from imago.callbacks.train_metrics import num_steps
 from imago.errors import ConfigError
 from imago.runs.failure import write_killed_failure
 from imago.runs.run_directory import RunDirectory
@@ -121,16 +122,27 @@ class TimeLimit(Timer):
 
 
 class StepLimit(Callback):
-    """End training after `trainer.max_steps` with a validation, which Lightning leaves out within an epoch."""
+    """End training after `trainer.max_steps` with a validation, which Lightning leaves out within an epoch.
+
+    With manual optimization, Lightning would count the steps of each optimizer; here they are batches, as elsewhere.
+    """
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps  # of the whole run
         self.ended_epoch_early = False  # whether training ended before the epoch did
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not pl_module.automatic_optimization:
+            trainer.fit_loop.epoch_loop.max_steps = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if num_steps(trainer) >= self.max_steps:  # resumed only to test
+            trainer.should_stop = True
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step >= self.max_steps and batch_idx + 1 < trainer.num_training_batches:
+        if num_steps(trainer) >= self.max_steps and batch_idx + 1 < trainer.num_training_batches:
             trainer.should_stop = self.ended_epoch_early = True
 
 

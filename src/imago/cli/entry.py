@@ -163,6 +163,10 @@ def _prepare_command_line() -> list[str]:
     unsafe = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # torch.load would then unpickle any object, also in other libraries
     if os.environ.get(unsafe, "0").lower() in ("1", "y", "yes", "true"):
         raise ConfigError(f"{unsafe} is set in the environment: checkpoints could run code; unset {unsafe}.")
+    for name, value in os.environ.items():  # Lightning would use it instead of the setting
+        if name.startswith("PL_TRAINER_") and value:
+            key = f"trainer.{name.removeprefix('PL_TRAINER_').lower()}"
+            raise ConfigError(f"{name}={value} is set in the environment: type {key}={value}, and unset {name}.")
     if _read_flags().multirun and saved:
         raise ConfigError("resume=RUN continues one run in its directory, and -m starts new ones; leave -m out.")
     return saved

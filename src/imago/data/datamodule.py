@@ -17,8 +17,8 @@ from imago.augment.settings import Augment
 from imago.data.csv_list import COLUMNS
 from imago.data.dataset import ArrayDataset, FileDataset, LabeledArray, LabeledFiles, Samples, Splits
 from imago.data.loader import BatchLoader
-from imago.data.sampling import EvalSampler, TrainSampler
-from imago.data.splitting import SplitPlan, complete_splits
+from imago.data.sampling import EvalSampler, TrainSampler, limited_batches
+from imago.data.splitting import SplitPlan, complete_splits, stratified_order
 from imago.errors import ConfigError, DataError
 from imago.files import encode_names, write_csv
 from imago.images import Preprocess, resize_and_crop
@@ -54,6 +54,7 @@ class ImageDataModule(LightningDataModule):
         bad_images: images that cannot be read and were left out: name and reason.
         memory_format: of normalized images.
         random_splits: names of the splits that were split off at random because they are not published.
+        repeats_first_epoch: whether every epoch has the training samples of the first one, for trainer.overfit_batches.
     """
 
     splits: Splits
@@ -82,6 +83,7 @@ class ImageDataModule(LightningDataModule):
         self.bad_images: list[tuple[str, str]] = []
         self.random_splits: list[str] = []
         self.memory_format = torch.channels_last
+        self.repeats_first_epoch = False
         self._normalizer: tuple[Preprocess, Normalize] | None = None
 
     def load_dataset(self) -> ClassNamesAndSplits:
@@ -130,9 +132,7 @@ class ImageDataModule(LightningDataModule):
     def batches_per_epoch(self, limit_train_batches: int | float = 1.0) -> int:
         """Return the number of training batches per epoch; the limit is a number (int) or a share (float)."""
         num_batches = len(TrainSampler(len(self.splits.train), self.batch_size, self.seed))
-        if isinstance(limit_train_batches, int):
-            return min(limit_train_batches, num_batches)
-        return int(num_batches * limit_train_batches)
+        return limited_batches(num_batches, limit_train_batches)
 
     def write_split(self, directory: Path) -> None:
         """Write `split.csv`, which `data.split_file` reads, unless all splits are published."""
@@ -168,7 +168,7 @@ class ImageDataModule(LightningDataModule):
         """Return shuffled, augmented batches, starting where an interrupted run stopped."""
         train = self.splits.train
         labels = train.labels if self.sampler == "balanced" else None
-        sampler = TrainSampler(len(train), self.batch_size, self.seed, *self._rank(), labels)
+        sampler = TrainSampler(len(train), self.batch_size, self.seed, *self._rank(), labels, self.repeats_first_epoch)
         if self.trainer is not None:
             # Lightning has restored the progress by now, but not the epoch number: compute it from the batches done.
             num_done, per_epoch = self._num_batches_done(), self.batches_per_epoch(self.trainer.limit_train_batches)
@@ -176,17 +176,24 @@ class ImageDataModule(LightningDataModule):
         return self._build_loader(self.training_dataset(), sampler)
 
     def val_dataloader(self) -> DataLoader:
-        """Return the validation images in order."""
+        """Return the validation images."""
         return self.evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader:
-        """Return the test images in order."""
+        """Return the test images."""
         return self.evaluation_loader("test")
 
     def evaluation_loader(self, split: str) -> DataLoader:
-        """Return the preprocessed images of a split in order, each once."""
+        """Return the preprocessed images of a split, each once: in order, or drawn by class if the Trainer limits them.
+
+        The limited ones are the same in every epoch.
+        """
         dataset = self.dataset(split)
-        return self._build_loader(dataset, EvalSampler(len(dataset), self.batch_size, *self._rank()))
+        sampler = EvalSampler(len(dataset), self.batch_size, *self._rank())
+        limit = getattr(self.trainer, f"limit_{split}_batches", 1.0)
+        if limited_batches(len(sampler), limit) < len(sampler):
+            sampler.order = stratified_order(dataset.labels, self.split_plan.split_seed)
+        return self._build_loader(dataset, sampler)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Augment training batches and normalize all, on the device: uint8 is a quarter of the bytes to transfer."""

@@ -33,6 +33,7 @@ class TrainSampler:
         rank: of this process, in 0 .. num_ranks - 1.
         num_ranks: must divide `batch_size`.
         labels: int64 (N,) to show every class equally often; None shows every sample once per epoch.
+        repeats_first_epoch: show the samples of epoch 0 in every epoch; the keys of their random draws still differ.
     """
 
     num_samples: int
@@ -41,6 +42,7 @@ class TrainSampler:
     rank: int = 0
     num_ranks: int = 1
     labels: np.ndarray | None = None
+    repeats_first_epoch: bool = False
     epoch: int = field(default=0, init=False)
     start_batch: int = field(default=0, init=False)  # batches of this epoch that were done before an interruption
 
@@ -62,10 +64,12 @@ class TrainSampler:
 
     def __iter__(self) -> Iterator[BatchIndices]:
         epoch_keys: int | np.ndarray = self.epoch
+        order_epoch = 0 if self.repeats_first_epoch else self.epoch
         if self.labels is None:
-            order = random_permutation(self.num_samples, self.seed, self.epoch)
+            order = random_permutation(self.num_samples, self.seed, order_epoch)
         else:
-            epoch_keys, order = balanced_order(self.labels, self.seed, self.epoch)
+            epoch_keys, order = balanced_order(self.labels, self.seed, order_epoch)
+            epoch_keys += self.epoch - order_epoch
         for batch in range(self.start_batch, len(self)):
             start = batch * self.batch_size
             rank_slice = slice(start + self.rank, start + self.batch_size, self.num_ranks)
@@ -73,13 +77,17 @@ class TrainSampler:
 
 
 class EvalSampler:
-    """Yield batches of every sample once, in order, sharded by rank without padding or repetition.
+    """Yield batches of every sample once, sharded by rank without padding or repetition.
 
     Every rank has the same number of batches, because ranks synchronize in each; the last one of a rank may be empty.
+
+    Attributes:
+        order: of the samples over all ranks, int64 (N,); by default that of the dataset.
     """
 
     def __init__(self, num_samples: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> None:
-        self.indices = np.arange(rank, num_samples, num_ranks)
+        self.order = np.arange(num_samples)
+        self.rank, self.num_ranks = rank, num_ranks
         self.batch_size = batch_size
         self.num_batches = math.ceil(math.ceil(num_samples / num_ranks) / batch_size)
 
@@ -87,8 +95,14 @@ class EvalSampler:
         return self.num_batches
 
     def __iter__(self) -> Iterator[BatchIndices]:
+        indices = self.order[self.rank :: self.num_ranks]
         for batch in range(self.num_batches):
-            yield BatchIndices(0, self.indices[batch * self.batch_size : (batch + 1) * self.batch_size])
+            yield BatchIndices(0, indices[batch * self.batch_size : (batch + 1) * self.batch_size])
+
+
+def limited_batches(num_batches: int, limit: int | float) -> int:
+    """Return how many batches remain under a limit of the Trainer: a number (int) or a share (float)."""
+    return min(limit, num_batches) if isinstance(limit, int) else int(num_batches * limit)
 
 
 def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,8 @@ from imago.text import join_names
 log = logging.getLogger(__name__)
 
 _SHARE_TOLERANCE = 0.2  # of a share that was split off, relative to the one asked for; our own choice
-_TEST_KEY, _FOLD_KEY = 1, 3  # keys that make the draws of test, val and folds from one `split_seed` independent
+# Keys that make the draws of test, val, folds and parts of a split from one `split_seed` independent.
+_TEST_KEY, _FOLD_KEY, _PART_KEY = 1, 3, 4
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,17 @@ def stratified_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarra
     # Each class continues with the fold after the last one, so that the folds are of equal size, too.
     folds[np.concatenate(_shuffled_by_class(labels, seed, _FOLD_KEY))] = np.arange(len(labels)) % num_folds
     return folds
+
+
+def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Return the indices, int64 (N,), in a random order whose every beginning has the classes in their shares.
+
+    In each class, the images are at evenly spaced positions between 0 and 1. `labels` are int64 (N,).
+    """
+    positions = np.empty(len(labels))
+    for indices in _shuffled_by_class(labels, seed, _PART_KEY):
+        positions[indices] = (np.arange(len(indices)) + 0.5) / len(indices)
+    return np.lexsort((random_permutation(len(labels), seed, _PART_KEY), positions))
 
 
 def _shuffled_by_class(labels: np.ndarray, *key: int) -> list[np.ndarray]:

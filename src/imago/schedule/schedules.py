@@ -45,7 +45,19 @@ def warmup_factor(
     return decay(final_factor, min(1.0, (step - warmup_steps) / max(1, total_steps - 1 - warmup_steps)))
 
 
-class WarmupCosine(LambdaLR):
+class _StepFactor(LambdaLR):
+    """Multiply the learning rates by a function of the step."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the step of the state, with the rates of this schedule: it may be longer than the saved one."""
+        super().load_state_dict(state_dict)
+        factors = zip(self.base_lrs, self.lr_lambdas, strict=True)
+        self._last_lr = [base_lr * factor(self.last_epoch) for base_lr, factor in factors]
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
+
+
+class WarmupCosine(_StepFactor):
     """Increase the learning rates linearly, then decrease them along half a cosine.
 
     Source: Goyal et al. 2017, section 2.2 (arXiv:1706.02677); Loshchilov and Hutter 2017, eq. 5 (arXiv:1608.03983),
@@ -95,7 +107,7 @@ class OneCycle(WarmupCosine):
     """
 
 
-class StepDecay(LambdaLR):
+class StepDecay(_StepFactor):
     """Multiply the learning rates by `factor` at regular intervals. Source: He et al. 2016 (arXiv:1512.03385).
 
     Args:
@@ -125,14 +137,14 @@ class StepDecay(LambdaLR):
         super().__init__(optimizer, lambda step: factor ** (step // steps_between_decays))
 
 
-class Constant(LambdaLR):
+class Constant(_StepFactor):
     """Keep the learning rates constant."""
 
     def __init__(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> None:
         super().__init__(optimizer, lambda step: 1.0)
 
 
-class LrSweep(LambdaLR):
+class LrSweep(_StepFactor):
     """Increase the learning rates exponentially, for `tune=lr`. Source: Smith 2017, section 3.3 (arXiv:1506.01186).
 
     Args:

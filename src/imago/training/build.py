@@ -16,7 +16,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
+from imago.callbacks.exact_resume import KeepSettings
 from imago.callbacks.mean_gradient import MeanGradient
+from imago.callbacks.own_epoch import OwnEpoch
 from imago.callbacks.run_summary import RunSummary
 from imago.callbacks.stopping import StepLimit, StopOnSignal, TimeLimit, call_on_exception_in_forked_ranks
 from imago.callbacks.train_metrics import TrainMetrics
@@ -175,6 +177,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks)
         or cfg.trainer.get("enable_progress_bar", True),
         "use_distributed_sampler": False,  # our samplers shard by rank without padding
+        "overfit_batches": 0,  # done by `build_run`: Lightning would reorder the batches and limit the validation, too
     }
     with one_line_for_misconfiguration((MisconfigurationException, ValueError)):
         trainer: Trainer = build(cfg.trainer, base=Trainer, **arguments)
@@ -194,7 +197,9 @@ def one_line_for_misconfiguration(kinds: Any = MisconfigurationException) -> Ite
 
 def _build_callbacks(cfg: DictConfig, directory: RunDirectory) -> list[Callback]:
     """Build the configured callbacks, between those that every run has; the order matters at the end of a batch."""
-    callbacks = [build(callback, base=Callback) for callback in cfg.callbacks.values() if callback is not None]
+    settings = {str(name): to_plain(node) for name, node in cfg.callbacks.items() if node is not None}
+    named = {name: build(cfg.callbacks[name], base=Callback) for name in settings}
+    callbacks = [KeepSettings(named, settings), *named.values()]
     callbacks += [part for callback in callbacks if (part := getattr(callback, "further", None))]
     if cfg.trainer.max_time is not None:
         callbacks.append(TimeLimit(to_plain(cfg.trainer.max_time)))
@@ -208,6 +213,7 @@ def _build_callbacks(cfg: DictConfig, directory: RunDirectory) -> list[Callback]
         TrainMetrics(),
         ScheduleIntervalCheck(),
         *callbacks,
+        OwnEpoch(),
         RunSummary(directory),
         StopOnSignal(directory),
     ]
@@ -225,6 +231,9 @@ def build_run(
     seed_everything(cfg.seed, verbose=False)  # for the initial weights; all later randomness is counter-based
     data: ImageDataModule = build(cfg.data, base=ImageDataModule, _recursive_=False)
     data.set_up_data()
+    if cfg.trainer.get("overfit_batches"):
+        data.repeats_first_epoch = True
+        cfg.trainer.limit_train_batches = cfg.trainer.overfit_batches
     _check_num_batches(cfg, data)
     data.preprocess, origin = choose_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
     task = build_task(cfg, data, teacher_run)

@@ -39,7 +39,6 @@ _REFUSED_TRAINER_ARGUMENTS = {
     "enable_checkpointing": "type callbacks.best_checkpoint=null callbacks.last_checkpoint=null to save nothing",
     "default_root_dir": "type paths.log_dir=DIR or run_name=NAME",
     "fast_dev_run": "type trainer=debug for a short run of all parts",
-    "overfit_batches": "type data.split_file=F with a few training images",
     "barebones": "callbacks.NAME=null and logger.NAME=null turn parts of a run off",
     "use_distributed_sampler": "the samplers already divide the images between the devices",
     "reload_dataloaders_every_n_epochs": "each epoch already has a new order of samples",
@@ -71,6 +70,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "trainer.max_epochs": ("1 or more, or -1 with trainer.max_steps", lambda value: value >= 1 or value == -1),
     "trainer.max_steps": ("1 or more, or -1 for no limit", lambda value: value >= 1 or value == -1),
     "trainer.limit_train_batches": ("greater than 0; eval.py evaluates without training", lambda value: value > 0),
+    "trainer.overfit_batches": ("0 or more", lambda value: value >= 0),
     "trainer.log_every_n_steps": _AT_LEAST_1,
     "trainer.check_val_every_n_epoch": ("1 or more, or null to count batches instead", lambda value: value >= 1),
     "trainer.val_check_interval": (
@@ -142,6 +142,8 @@ def _trainer_problems(cfg: DictConfig) -> Iterator[str]:
         yield f"trainer.max_epochs={typed_value(cfg.trainer.max_epochs)} needs trainer.max_steps=N, which ends the run."
     if cfg.trainer.max_time is not None and (cfg.trainer.get("min_epochs") or cfg.trainer.get("min_steps")):
         yield "trainer.max_time ends a run, also before trainer.min_epochs or trainer.min_steps; leave one out."
+    if cfg.trainer.get("overfit_batches") and cfg.trainer.limit_train_batches != 1.0:
+        yield "trainer.overfit_batches already limits the training batches; leave trainer.limit_train_batches out."
     strategy = str(cfg.trainer.strategy)
     if "spawn" in strategy or "notebook" in strategy:
         yield f"trainer.strategy={strategy} is not supported; use ddp or, on a CPU, ddp_fork."

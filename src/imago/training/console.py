@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
+from imago.data.sampling import EvalSampler, limited_batches
 from imago.paths import checkpoint_file, short_path
 from imago.resources import available_cores
 from imago.runs.records import summary_metrics
@@ -18,6 +19,7 @@ from imago.statistics.intervals import far_above_note
 from imago.statistics.metrics import MIN_IMBALANCE_RATIO
 from imago.task.base import ImageTask
 from imago.text import join_names, metric_text
+from imago.training.checks import monitors
 
 
 def start_table(
@@ -51,7 +53,8 @@ def start_table(
         f"{trainer.max_epochs} epochs{f', {trainer.max_steps} steps' if trainer.max_steps > 0 else ''}"
         + ("" if isinstance(task, ImageTask) else f", as far as {type(task).__name__} uses them"),
         "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // num_devices} per device; "
-        f"{num_batches} batches per epoch",
+        f"{num_batches} batches per epoch"
+        + (", the same images in each (trainer.overfit_batches)" if data.repeats_first_epoch else ""),
         "device": f"{device}, threads={cfg.threads} of {available_cores()} cores",
         "precision": f"{trainer.precision} ({precision_reason}); test in fp32{_tta_text(cfg.tta)}",
         "fast paths": ", ".join(name for name, is_on in optional.items() if is_on) or "none",
@@ -60,6 +63,11 @@ def start_table(
     if teacher := cfg.task.get("teacher"):
         source = short_path(Path(teacher if isinstance(teacher, str) else teacher.weights))
         rows["teacher"] = f"{source}, temperature {cfg.task.temperature}, {cfg.task.alpha:.0%} of the loss"
+    if parts := _evaluated_parts(cfg, data, trainer):
+        rows["limits"] = f"{' and '.join(parts)}, drawn by class, the same in every epoch"
+    if cfg.trainer.max_time is not None:
+        end = f"the schedule does not end there, but after {trainer.max_epochs} epochs"
+        rows["time limit"] = f"trainer.max_time={cfg.trainer.max_time}; {end}"
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 
@@ -74,13 +82,14 @@ def usable_commands(task: torch.nn.Module) -> Sequence[str]:
 def end_lines(
     summary: Mapping[str, Any],
     run_dir: Path,
-    max_steps: int = -1,
+    extension: str,
     commands: Sequence[str] = ("eval", "predict", "export"),
     trust: Sequence[str] = (),
 ) -> str:
     """Return the results of a run in its summary.json, and the commands to type next.
 
-    `commands` are those that can use the run, besides train; they have to trust the packages in `trust`.
+    `extension` are the settings that continue it; `commands` are those that can use it, besides train; they have to
+    trust the packages in `trust`.
     """
     lines = _test_lines(summary)
     if "images_per_s" in summary:
@@ -89,10 +98,22 @@ def end_lines(
             f"{summary['images_per_s']:,.0f} images/s, {summary['data_wait_share']:.0%} of the training time spent "
             f"waiting for data{advice}"
         )
-    is_at_max_steps = 0 < max_steps <= summary.get("steps", 0)
-    epochs = f"trainer.max_epochs={2 * max(1, summary['epochs'])}"
-    extension = f"trainer.max_steps={2 * max_steps}" if is_at_max_steps else epochs
     return "\n".join([*lines, *_next_commands(run_dir, commands, extension, trust)])
+
+
+def extension_settings(cfg: DictConfig, summary: Mapping[str, Any], max_epochs: int) -> str:
+    """Return the settings that continue a run beyond what has ended it, which is in its summary.json."""
+    max_steps, stopped, texts = cfg.trainer.get("max_steps", -1), summary.get("stopped_early") or {}, []
+    for key, settings in monitors(cfg).items():
+        if str(settings._target_).endswith("EarlyStopping") and settings.monitor == stopped.get("monitor"):
+            texts.append(f"{key}.patience={2 * stopped['patience']}" if stopped["patience"] else f"{key}=null")
+    if 0 < max_steps <= summary["steps"]:
+        texts.append(f"trainer.max_steps={2 * max_steps}")
+    elif not texts and summary["epochs"] < max_epochs and cfg.trainer.max_time is not None:
+        texts.append("trainer.max_time=null")
+    elif not texts or summary["epochs"] >= max_epochs:
+        texts.append(f"trainer.max_epochs={2 * max(1, summary['epochs'])}")
+    return " ".join(texts)
 
 
 def _test_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -112,8 +133,8 @@ def _test_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"note: {note}")
     if test.get("num_left_out"):
         lines.append(
-            f"only a part of the test split: trainer.limit_test_batches left out {test['num_left_out']:,} images, "
-            "in class order"
+            f"only a part of the test split: trainer.limit_test_batches left out {test['num_left_out']:,} images; the "
+            "others were drawn by class"
         )
     return lines
 
@@ -141,6 +162,18 @@ def _next_commands(run_dir: Path, names: Sequence[str], extension: str, trust: S
     if checkpoint_file(run_dir, "last").exists():
         commands.append(f"  python src/train.py resume={run} {extension}")
     return [*commands, f"  tensorboard --logdir {shlex.quote(short_path(run_dir))}"]
+
+
+def _evaluated_parts(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> list[str]:
+    """Return the numbers of images in each of val and test that is only evaluated in part."""
+    texts = []
+    for name, samples in data.splits.items()[1:]:
+        batches = EvalSampler(len(samples), cfg.data.batch_size, 0, trainer.world_size)
+        num_batches = limited_batches(len(batches), getattr(trainer, f"limit_{name}_batches"))
+        if 0 < num_batches < len(batches):
+            num_images = num_batches * cfg.data.batch_size * trainer.world_size
+            texts.append(f"{num_images:,} of {len(samples):,} {name} images")
+    return texts
 
 
 def _class_name(settings: DictConfig) -> str:

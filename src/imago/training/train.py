@@ -63,7 +63,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     from imago.inference.run_split import images_digest
     from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
     from imago.training.build import build_run, final_checkpoint, one_line_for_misconfiguration
-    from imago.training.console import end_lines, start_table, usable_commands
+    from imago.training.console import end_lines, extension_settings, start_table, usable_commands
     from imago.training.machine_checks import prepare_machine
     from imago.trust import packages_to_trust
 
@@ -97,5 +97,6 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
         else:
             log.info("not tested: %s has no test_step", type(task).__name__)
     calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
-    log.info("\n%s", end_lines(directory.summary, directory.path, trainer.max_steps, commands, trust))
+    extension = extension_settings(cfg, directory.summary, trainer.max_epochs or 1)
+    log.info("\n%s", end_lines(directory.summary, directory.path, extension, commands, trust))
     return directory.summary.get("best_value", float("nan"))
