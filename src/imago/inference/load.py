@@ -139,7 +139,7 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
     check_saved_targets(settings, "model", file, trust)
     check_saved_targets(metrics, "metrics", file, trust)
     try:
-        net = build_network(without_files(settings, file), len(names), preprocess.size)
+        net = build_network(without_files(settings, file), len(names), preprocess.size, preprocess.to_dict())
     except (TypeError, ValueError, RuntimeError, MemoryError) as error:  # of the class that gets the saved arguments
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise DataError(f"{file}: {settings['_target_']} cannot be built with its saved arguments: {reason}") from error

@@ -73,7 +73,7 @@ class LibraryNet(nn.Module):
         return self.network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, in_channels, H, W) to logits (N, K)."""
+        """Map images (N, 3, H, W) to logits (N, K)."""
         return self.network(images)
 
     @classmethod

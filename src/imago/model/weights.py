@@ -85,10 +85,10 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     return {_OLD_DENSENET.sub(r"\1\2.", key.removeprefix(prefix)): value for key, value in content.items()}
 
 
-def load_weights(net: Any, file: Path, weights: str | None, gray_weight: str | None) -> list[str]:
+def load_weights(net: Any, file: Path, weights: str | None) -> list[str]:
     """Read a state_dict for `net`, or for `net.body` if it has one, copy its tensors and log how many were copied.
 
-    `weights` is `model.weights` as typed. If a weight `gray_weight` was summed over colors, one of the file is too.
+    `weights` is `model.weights` as typed.
 
     Returns:
         Names of the tensors that were not copied.
@@ -99,8 +99,6 @@ def load_weights(net: Any, file: Path, weights: str | None, gray_weight: str | N
     state = read_weights(file)
     if hasattr(net, "convert_weights"):
         state = net.convert_weights(state, weights)
-    if gray_weight in state and state[gray_weight].shape[1:2] == (3,):
-        state[gray_weight] = state[gray_weight].sum(dim=1, keepdim=True)
     body = getattr(net, "body", net)
     targets = body.state_dict()
     new_tensor_names: list[str] = []
