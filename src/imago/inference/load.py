@@ -144,7 +144,7 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise DataError(f"{file}: {settings['_target_']} cannot be built with its saved arguments: {reason}") from error
     _load_weights(net, state, file, settings["_target_"])
-    classifier = Classifier(net, names, preprocess).eval()
+    classifier = Classifier(net, names, preprocess).eval().requires_grad_(False)  # results convert to numpy
     classifier.metrics = metrics
     classifier.predicts_classes = hparams.get("predicts_classes", True)
     return classifier
