@@ -96,7 +96,7 @@ def test_a_damaged_file_in_the_hub_cache_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: str(link))
     assert TimmNet.find_weights("lcnet_100", "default") == link
     blob.write_bytes(b"Weights")
-    with pytest.raises(DataError, match=rf"^{link} is damaged \(its sha256 begins with .*; delete it, then run again"):
+    with pytest.raises(DataError, match=rf"^{blob} is damaged \(its sha256 begins with .*; delete it, then run again"):
         TimmNet.find_weights("lcnet_100", "default")
 
 

@@ -119,7 +119,8 @@ def _download(entry: Any) -> Path:
     cached = try_to_load_from_cache(repository, **file)
     if isinstance(cached, str):
         digest = re.fullmatch("[0-9a-f]{64}", Path(cached).resolve().name)  # not where there are no symbolic links
-        return check_digest(Path(cached), digest[0] if digest else "")
+        check_digest(Path(cached).resolve(), digest[0] if digest else "")  # deleting only the link would keep the blob
+        return Path(cached)
     directory = Path(constants.HF_HUB_CACHE)
     check_reachable(hf_hub_url(repository, **file), f"{repository}/{file['filename']}", directory, _REMEDY)
     try:

@@ -70,7 +70,7 @@ class ImageTask(LightningModule):
         self.save_hyperparameters(ignore=["teacher"], logger=False)
         names = list(self.output_names(class_names))
         self.hparams.update(output_names=names, predicts_classes=self.predicts_classes(class_names))
-        self.net = build_network(net, len(names), preprocess["size"], preprocess)
+        self.net = build_network(net, len(names), preprocess["size"], preprocess, names)
         has_weight = loss.get("weight") is not None and accepts(import_target_or_none(loss["_target_"]), "class_counts")
         self.loss = build(loss, base=nn.Module, **({"class_counts": class_counts} if has_weight else {}))
         splits = {split: EvaluationMetrics(metrics or {}, len(names)) for split in ("val", "test")}
