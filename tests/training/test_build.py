@@ -10,7 +10,7 @@ from lightning.pytorch import seed_everything
 from torch import Tensor
 
 from imago.images import Preprocess
-from imago.training.build import build_task, choose_preprocess, final_checkpoint
+from imago.training.build import build_task, choose_preprocess, final_checkpoint, warn_of_text_order
 
 NOTHING = dict.fromkeys(("size", "resize", "crop", "interpolation", "mean", "std"))
 IMAGENET = {"size": 224, "resize": 256, "crop": "center", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -70,3 +70,21 @@ def test_a_run_without_a_best_checkpoint_tests_its_last_weights(tmp_path: Path, 
     with caplog.at_level("WARNING", "imago"):
         assert final_checkpoint(tmp_path) is None
     assert "testing the last weights" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "is_warning"),
+    [
+        (("0", "1", "10", "2"), True),
+        (("00", "01", "02", "10"), False),
+        (("0", "1", "2"), False),
+        (("1", "10", "a"), False),
+    ],
+)
+def test_numbers_as_class_names_that_are_in_the_order_of_texts_are_a_warning(
+    names: tuple[str, ...], is_warning: bool, caplog: pytest.LogCaptureFixture
+):
+    warn_of_text_order(names)
+    assert [f"in the order of texts: {', '.join(names)}; a list" in text for text in caplog.messages] == [
+        True
+    ] * is_warning

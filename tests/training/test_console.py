@@ -1,10 +1,15 @@
-"""The lines at the end of a run: its accuracy with interval, what was left out, and the next commands."""
+"""Class weights at the start of a run; at its end accuracy with interval, what was left out, and the next commands."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
+from small_fit import SMALL, build_data
 
-from imago.training.console import end_lines
+from imago.training.build import build_task
+from imago.training.console import end_lines, start_table
 
 SUMMARY = {
     "epochs": 3,
@@ -59,3 +64,18 @@ def test_a_task_may_lack_accuracy_interval_and_number_of_images(run_dir: Path):
     assert (first, second) == ("test loss 0.2500 (best checkpoint: epoch 2, val/loss 0.5000)", "next:")
     assert end_lines(summary | {"test": {"acc": 0.5}}, run_dir).startswith("test accuracy 50.00% (best checkpoint: ")
     assert end_lines({"epochs": 3, "test": {}}, run_dir).startswith("next:")
+
+
+def test_the_start_table_shows_the_weight_of_each_class(compose, tmp_path: Path):
+    """Drawn shapes with numbers for class names, in the order of texts."""
+    names = ("0", "1", "10", "11", "2", "3", "4", "5", "6", "7")
+    typed = ", ".join(f"{name}: {int(name) + 1}" for name in reversed(names))
+    cfg = compose("data=shapes", *SMALL, f"loss.weight={{{typed}}}", f"paths.run_dir={tmp_path}")
+    data = build_data(cfg)
+    data.splits = replace(data.splits, class_names=names)
+    task = build_task(cfg, data)
+    assert task.loss.weight.tolist() == [int(name) + 1 for name in names]
+    assert task.hparams["loss"]["weight"] == task.loss.weight.tolist()  # plain data, for the checkpoint
+    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, accelerator="cpu")
+    table = start_table(cfg, data, task, trainer, "typed", "typed")
+    assert re.search(r"^class weights +0: 1, 1: 2, 10: 11, 11: 12, 2: 3, .*, 7: 8$", table, re.MULTILINE)

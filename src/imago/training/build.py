@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_lo
 from imago.runs.run_directory import RunDirectory
 from imago.task.base import ImageTask
 from imago.task.optimization import count_steps
+from imago.text import join_names
 from imago.training.other_task import (
     ScheduleIntervalCheck,
     build_other_task,
@@ -193,6 +194,7 @@ def build_run(
     seed_everything(cfg.seed, verbose=False)  # for the initial weights; all later randomness is counter-based
     data: ImageDataModule = build(cfg.data, base=ImageDataModule, _recursive_=False)
     data.set_up_data()
+    warn_of_text_order(data.class_names)
     data.preprocess, origin = choose_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
     task = build_task(cfg, data, teacher_run)
     check_free_space(directory.path, task)
@@ -215,6 +217,16 @@ def _check_split_sizes(data: ImageDataModule, num_processes: int) -> None:
                 f"trainer.devices: {num_processes} processes are more than the {len(split)} images of the {name} "
                 "split; use fewer, or more images."
             )
+
+
+def warn_of_text_order(class_names: Sequence[str]) -> None:
+    """Log a warning if class names are numbers and their order is another one."""
+    if all(name.isdecimal() for name in class_names) and list(class_names) != sorted(class_names, key=int):
+        log.warning(
+            "the classes are numbers in the order of texts: %s; a list with a number for each class is in this order, "
+            "loss.weight={NAME: NUMBER, ...} in any",
+            join_names(class_names, 12),
+        )
 
 
 def final_checkpoint(run_dir: Path) -> str | None:
