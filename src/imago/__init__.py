@@ -27,8 +27,9 @@ def load_model(path: str | Path, trust: Sequence[str] = ()) -> "Classifier":
         trust: packages outside this project that the checkpoint's network may come from, e.g. `["mynet"]`.
 
     Returns:
-        A module in eval mode on the CPU that maps uint8 images (N, 3, size, size) to logits (N, K), with the attributes
-        `class_names`, `preprocess` and `calibration_temperature`. Logs a warning if no temperature was fitted.
+        A module in eval mode on the CPU that maps uint8 images (N, 3, size, size), a tensor or an array, to logits
+        (N, K), with the attributes `class_names`, `preprocess` and `calibration_temperature`. Its parameters require no
+        gradient; other images are a ValueError. Logs a warning if no temperature was fitted.
 
     Raises:
         DataError: if there is no intact checkpoint of this project at `path`.

@@ -11,6 +11,7 @@ import struct
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -91,6 +92,23 @@ class Preprocess:
     def from_dict(cls, record: dict) -> "Preprocess":
         """Read a record that `to_dict` returned."""
         return cls(**(record | {"mean": tuple(record["mean"]), "std": tuple(record["std"])}))
+
+    def check_batch(self, images: Any) -> None:
+        """Raise a ValueError unless `images`, an array or a tensor, are a batch of inputs: uint8 (N, 3, size, size)."""
+        dtype, shape = str(images.dtype).removeprefix("torch."), tuple(images.shape)
+        inputs = (3, self.size, self.size)
+        if dtype == "uint8" and len(shape) == 4 and shape[1:] == inputs:
+            return
+        remedy = "imago.images.read_image and resize_and_crop prepare an image file"
+        if dtype != "uint8":
+            remedy = "values in 0 .. 1 are converted by (images * 255).round() and a cast to uint8"
+        elif shape == inputs:
+            remedy = "add the batch axis with images[None]"
+        elif shape[-3:] == (*inputs[1:], 3):
+            remedy = "the channels come before height and width"
+        elif len(shape) == 4 and shape[1] == 1:
+            remedy = "repeat a gray channel three times"
+        raise ValueError(f"expected images of uint8 (N, 3, {self.size}, {self.size}), got {dtype} {shape}; {remedy}.")
 
 
 def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -71,9 +71,7 @@ class OnnxClassifier:
         Raises:
             ValueError: images of another shape or type.
         """
-        size = self.preprocess.size
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (3, size, size):
-            raise ValueError(f"expected images of uint8 (N, 3, {size}, {size}), got {images.dtype} {images.shape}.")
+        self.preprocess.check_batch(images)
         logits, probabilities = self._session.run([LOGITS, PROBABILITIES], {INPUT: images})
         return logits, probabilities
 

@@ -10,7 +10,7 @@ import pytest
 
 from imago import download
 from imago.data import cifar10
-from imago.data.cifar10 import BATCHES_FOLDER, CLASS_NAMES, SHA256_BY_FILE, CIFAR10DataModule, find_batches, saved_array
+from imago.data.cifar10 import BATCHES_FOLDER, CLASS_NAMES, SHA256_BY_FILE, CIFAR10DataModule, saved_array
 from imago.data.dataset import Splits
 from imago.data.image_statistics import channel_statistics
 from imago.errors import DataError
@@ -89,20 +89,41 @@ def test_mean_and_std_are_those_of_the_50000_training_images(data_dir, real_data
 @pytest.mark.slow
 def test_the_saved_array_is_enough_without_the_batch_files(data_dir, monkeypatch):
     monkeypatch.delenv("IMAGO_DATA_DIR")
-    monkeypatch.setattr(cifar10, "find_batches", None)  # calling it would fail
+    monkeypatch.setattr(cifar10, "_download", None)  # calling it would fail
     assert len(module(None, data_dir).load_dataset()[1]["test"]) == 10_000
 
 
 @pytest.mark.needs_data
-def test_an_incomplete_array_is_written_again(real_data, tmp_path, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["truncated", "a flipped bit"])
+def test_a_damaged_array_is_written_again(damage: str, data_dir, real_data, tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(cifar10, "_verify", lambda root: None)
     monkeypatch.setattr(cifar10, "_save_array", lambda root, kept: written.append((root, kept)))
-    half = tmp_path / "cache" / "cifar10.npy"
-    half.parent.mkdir()
-    half.write_bytes(bytes(1000))
+    kept = tmp_path / "cache" / "cifar10.npy"
+    kept.parent.mkdir()
+    content = bytearray((data_dir / "cache" / "cifar10.npy").read_bytes())
+    content[-1] ^= 1
+    kept.write_bytes(content if damage == "a flipped bit" else content[:-1])
     saved_array(real_data, tmp_path)
-    assert written == [(real_data, half)]
+    assert written == [(real_data, kept)]
+
+
+@pytest.mark.needs_data
+@pytest.mark.slow
+@pytest.mark.parametrize("is_typed", [True, False])
+def test_a_copy_with_other_labels_is_not_replaced_by_the_array_of_an_earlier_run(
+    is_typed: bool, linked, data_dir, monkeypatch
+):
+    batch = linked / BATCHES_FOLDER / "test_batch"
+    content = batch.read_bytes()
+    batch.unlink()
+    batch.write_bytes(content.replace(b"K\x03", b"K\x04", 1))  # the first label 3, a cat, becomes 4, a deer
+    monkeypatch.setenv("IMAGO_DATA_DIR", str(linked))
+    with pytest.raises(
+        DataError, match=r"test_batch is damaged or not that of the published CIFAR-10 \(sha256 "
+    ) as caught:
+        saved_array(linked if is_typed else None, data_dir)
+    assert "data=image_folder" in str(caught.value)
 
 
 @pytest.mark.needs_data
@@ -140,7 +161,8 @@ def test_batch_files_are_found_in_imago_data_dir_and_those_in_the_data_directory
     monkeypatch.setenv("IMAGO_DATA_DIR", str(tmp_path / "elsewhere"))
     for directory in (tmp_path / "elsewhere", tmp_path / "data"):
         (directory / BATCHES_FOLDER).mkdir(parents=True)
-        assert find_batches(tmp_path / "data") == directory
+        with pytest.raises(DataError, match=f"{directory}.* is missing"):
+            saved_array(None, tmp_path / "data")
 
 
 @pytest.mark.parametrize(("name", "fault"), [("nowhere", "does not exist"), (".", f"has no folder {BATCHES_FOLDER}")])
@@ -156,7 +178,7 @@ def test_a_flipped_bit_in_a_batch_file_is_detected_and_a_missing_file_is_named(l
     data[len(data) // 2] ^= 1
     path.unlink()
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"data_batch_1 is damaged \(sha256 "):
+    with pytest.raises(DataError, match=r"data_batch_1 is damaged or not .*\(sha256 "):
         saved_array(linked, tmp_path)
     path.unlink()
     with pytest.raises(DataError, match="data_batch_1 is missing"):

@@ -202,13 +202,21 @@ def test_a_file_of_another_size_or_another_time_is_decoded_again_and_the_old_pix
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".pixels"])
-def test_a_truncated_cache_is_built_again(files: LabeledFiles, tmp_path: Path, suffix: str):
+@pytest.mark.parametrize("end", [b"", b"other"], ids=["truncated", "overwritten"])
+def test_a_damaged_cache_is_built_again(files: LabeledFiles, tmp_path: Path, suffix: str, end: bytes):
     build(files, "disk", tmp_path / "kept")
     (file,) = (tmp_path / "kept").glob(f"*{suffix}")
-    file.write_bytes(file.read_bytes()[:-5])
+    file.write_bytes(file.read_bytes()[:-5] + end)
     assert open_cache(files, tmp_path / "kept", PREPARATION) is None
     cache = build(files, "disk", tmp_path / "kept")
     np.testing.assert_array_equal(cache.read(4), read_image(files.paths[4]))
+
+
+def test_a_cache_that_is_truncated_while_it_is_in_use_is_one_line_and_no_signal(files: LabeledFiles, tmp_path: Path):
+    cache = build(files, "disk", tmp_path / "kept")
+    os.truncate(cache.pixels, 0)
+    with pytest.raises(DataError, match=r"\.pixels was truncated to 0 bytes while it was in use; start the run again"):
+        cache.read(4)
 
 
 @pytest.mark.parametrize("kind", ["ram", "disk"])

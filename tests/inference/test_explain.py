@@ -1,5 +1,7 @@
 """Grad-CAM highlights what the network reacts to, in networks of any family, frozen or not."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,9 +11,8 @@ from imago.images import Preprocess
 from imago.inference.explain import grad_cam, target_layer
 from imago.model.classifier import Classifier
 from imago.model.simple_cnn import SimpleCNN
+from imago.model.timm_net import TimmNet
 from imago.model.torchvision_net import TorchvisionNet
-
-pytest.importorskip("captum")
 
 
 def classifier(net: nn.Module, size: int, num_classes: int = 2) -> Classifier:
@@ -72,6 +73,59 @@ def test_the_layer_is_the_last_map_before_the_head(name: str, size: int, layer: 
     assert maps.isfinite().all()
     assert maps.max() == 1
     assert maps.min() >= 0
+
+
+TORCHVISION = {  # what is pooled, and the logits of it
+    "densenet121": (lambda net, x: net.features(x).relu(), lambda net, pooled: net.classifier(pooled.mean((2, 3)))),
+    "mnasnet0_5": (lambda net, x: net.layers(x), lambda net, pooled: net.classifier(pooled.mean((2, 3)))),
+    "regnet_y_400mf": (lambda net, x: net.trunk_output(net.stem(x)), lambda net, pooled: net.fc(pooled.mean((2, 3)))),
+    "efficientnet_b0": (lambda net, x: net.features(x), lambda net, pooled: net.classifier(pooled.mean((2, 3)))),
+    "squeezenet1_0": (lambda net, x: net.features(x), lambda net, pooled: net.classifier(pooled).flatten(1)),
+}
+TIMM = ("densenet121", "resnetv2_18", "mobilenetv3_small_050", "convnext_atto")  # each with a pool of its own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*TORCHVISION, *(f"timm {name}" for name in TIMM)])
+def test_the_map_is_grad_cam_of_what_the_head_pools(name: str):
+    torch.manual_seed(4)
+    size = 96
+    if name.startswith("timm "):
+        pytest.importorskip("timm")
+        net: Any = TimmNet(3, size, name.removeprefix("timm "))
+        features, rest = (lambda net, x: net.forward_features(x)), (lambda net, pooled: net.forward_head(pooled))
+    else:
+        net = TorchvisionNet(3, size, name)
+        features, rest = TORCHVISION[name]
+    model = classifier(net, size, num_classes=3)
+    for module in net.modules():  # random statistics: without them most maps of random weights are dark
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    images, classes = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8), torch.tensor([0, 1, 2])
+    pooled = features(net.network, images / 255).detach().requires_grad_()
+    logits = rest(net.network, pooled)
+    torch.testing.assert_close(logits, model(images), rtol=1e-3, atol=1e-4)
+    expected = []
+    for index, label in enumerate(classes):
+        (gradient,) = torch.autograd.grad(logits[index, label], pooled, retain_graph=True)
+        weights = gradient[index].mean(dim=(1, 2))  # equation 1 of Selvaraju et al.
+        cam = torch.einsum("c,chw->hw", weights, pooled[index]).clamp_min(0).detach()  # equation 2
+        cam = nn.functional.interpolate(cam[None, None], (size, size), mode="bilinear")[0, 0]
+        expected.append(cam / cam.max().clamp_min(1e-30))
+    assert torch.stack(expected).max() > 0
+    torch.testing.assert_close(grad_cam(model, images, classes), torch.stack(expected), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_it_equals_captum_where_the_pooled_map_is_the_output_of_a_module():
+    attr = pytest.importorskip("captum.attr")
+    torch.manual_seed(4)
+    net = TorchvisionNet(2, 64, "resnet18")
+    model = classifier(net, 64)
+    images, classes = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.tensor([0, 1])
+    small = attr.LayerGradCam(net, net.network.layer4).attribute(images / 255, classes, relu_attributions=True)
+    maps = attr.LayerAttribution.interpolate(small.detach(), (64, 64), interpolate_mode="bilinear")[:, 0]
+    torch.testing.assert_close(grad_cam(model, images, classes), maps / maps.amax(dim=(1, 2), keepdim=True))
 
 
 def test_simple_cnn_has_a_layer():

@@ -9,7 +9,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
 from imago.errors import ConfigError
-from imago.loss.cross_entropy import CrossEntropy
+from imago.loss.cross_entropy import CrossEntropy, weights_in_order
 
 # Probabilities (0.5, 0.25, 0.25) and (0.1, 0.8, 0.1).
 LOGITS = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]).log() + 3.0
@@ -114,3 +114,25 @@ def test_weights_that_do_not_fit_the_classes_are_refused(weight, counts, text: s
     with pytest.raises(ConfigError) as error:
         CrossEntropy(weight=weight, class_counts=counts)
     assert str(error.value).startswith(text)
+
+
+NAMES = ("0", "1", "10", "2")  # as folders are sorted
+
+
+def test_weights_by_name_are_sorted_as_the_classes_are():
+    assert weights_in_order({0: 1.0, 1: 2.0, 2: 3.0, 10: 4.0}, NAMES) == [1.0, 2.0, 4.0, 3.0]
+    assert weights_in_order({"bee": 5, "ant": 1}, ("ant", "bee")) == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("weight", "fault"),
+    [
+        ({0: 1, 1: 1, 2: 1}, "loss.weight has no number for 10; type a number for each of 0, 1, 10, 2."),
+        ({0: 1, 1: 1, 2: 1, 10: 1, 3: 1}, "loss.weight names 3, which is no class; type"),
+        ({0: 1, 1: 1, 2: 1, "ten": 1}, "loss.weight has no number for 10 and names ten, which is no class; type"),
+    ],
+)
+def test_weights_by_name_that_do_not_fit_the_classes_are_refused(weight: dict, fault: str):
+    with pytest.raises(ConfigError) as error:
+        weights_in_order(weight, NAMES)
+    assert str(error.value).startswith(fault)

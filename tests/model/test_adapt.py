@@ -119,14 +119,46 @@ def test_a_glob_that_would_freeze_random_values_is_refused(tmp_path: Path):
 # Gray images
 
 
-def test_a_gray_network_with_the_weights_of_a_color_network_returns_the_same_on_gray_images(tmp_path):
-    torch.save(models.squeezenet1_0().state_dict(), tmp_path / "file.pth")
-    settings = {"name": "squeezenet1_0", "weights": str(tmp_path / "file.pth")}
-    color, gray = (network(TorchvisionNet, 1000, 65, in_channels=channels, **settings).eval() for channels in (3, 1))
-    images = torch.randn(2, 1, 65, 65).expand(2, 3, 65, 65)
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("squeezenet1_0", 65),  # its first convolution has no padding
+        ("shufflenet_v2_x0_5", 64),  # zeros at the border, which stand for another gray in each channel
+        ("shufflenet_v2_x0_5", 32),  # a new first convolution
+        ("googlenet", 64),  # scales the channels itself
+        pytest.param("vit_b_16", 224, marks=pytest.mark.slow),
+    ],
+)
+def test_a_gray_network_computes_the_same_as_the_color_network_on_gray_images(name: str, size: int):
+    nets = []
+    for channels in (3, 1):
+        torch.manual_seed(0)
+        settings = {"_target_": OURS, "name": name, "in_channels": channels}
+        nets.append(build_network(settings, 10, size, IMAGENET).eval())
+    color, gray = nets
+    shades = torch.nn.functional.interpolate(torch.rand(2, 1, 5, 5), size=(size, size), mode="bilinear")
+    mean, std = (torch.tensor(IMAGENET[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    inputs = (shades - mean) / std  # the three channels differ, as mean and std do
+    maps = []
+    for net in nets:
+        stem = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
+        stem.register_forward_hook(lambda module, args, output: maps.append(output))
     with torch.no_grad():
-        torch.testing.assert_close(gray(images), color(images), rtol=1e-4, atol=1e-4)
-    assert next(gray.parameters()).shape[1] == 1
+        torch.testing.assert_close(gray(inputs), color(inputs), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*maps, rtol=1e-5, atol=1e-5)  # also at the border
+
+
+def test_a_gray_network_sees_the_luminance_of_the_pixels():
+    net = nn.Identity()
+    adapt(net, preprocess=IMAGENET, in_channels=1)
+    colors = torch.eye(3).reshape(3, 3, 1, 1)  # pixels: red, green and blue
+    mean, std = (torch.tensor(IMAGENET[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    shades = net((colors - mean) / std) * std + mean
+    expected = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1, 1).expand(3, 3, 1, 1)  # ITU-R BT.601
+    torch.testing.assert_close(shades, expected)
 
 
 @pytest.mark.parametrize("kind", [SimpleCNN, CifarQuick, SmallResNet])
@@ -168,7 +200,7 @@ def test_a_network_of_another_library_is_adapted_too(tmp_path: Path):
     adapt(net, tmp_path / "ones.pth", freeze="backbone", in_channels=1)
     assert net.new_tensor_names == ["classifier.1.weight", "classifier.1.bias"]
     assert {name for name, value in net.named_parameters() if value.requires_grad} == set(net.new_tensor_names)
-    assert (net.features[0].weight == 3).all()  # ones, summed over the colors
+    assert (net.features[0].weight == 1).all()
     assert net(torch.randn(2, 3, 64, 64)).shape == (2, 5)
 
 

@@ -1,5 +1,6 @@
-"""Classifier: normalization, memory order, state, and the inputs of the head."""
+"""Classifier: normalization, memory order, state, the images it accepts, and the inputs of the head."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,13 +21,45 @@ def test_each_channel_is_normalized_by_its_own_mean_and_std():
 
 
 def test_the_network_gets_channels_last_memory():
-    inputs = Classifier(nn.Identity(), ["a", "b"], PREPROCESS)(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+    inputs = Classifier(nn.Identity(), ["a", "b"], PREPROCESS)(torch.zeros(4, 3, 2, 2, dtype=torch.uint8))
     assert inputs.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_its_state_contains_the_network_and_nothing_else():
     state = Classifier(nn.Linear(2, 2), ["a", "b"], PREPROCESS).state_dict()
     assert set(state) == {"net.weight", "net.bias"}
+
+
+IMAGES = torch.arange(36, dtype=torch.uint8).reshape(3, 3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("images", "remedy"),
+    [
+        *((IMAGES.to(dtype), r"values in 0 \.\. 1") for dtype in (torch.float32, torch.float16, torch.bfloat16)),
+        *((IMAGES.to(dtype), r"a cast to uint8") for dtype in (torch.int64, torch.int8, torch.bool)),
+        (IMAGES / 255, r"\(images \* 255\)\.round\(\)"),
+        (IMAGES.numpy() / 255, r"got float64 \(3, 3, 2, 2\)"),
+        (IMAGES.permute(0, 2, 3, 1), "the channels come before height and width"),
+        (IMAGES[0].permute(1, 2, 0).numpy(), "the channels come before height and width"),
+        (IMAGES[0], r"add the batch axis with images\[None\]"),
+        (IMAGES[:, :1], "repeat a gray channel three times"),
+        (IMAGES[:, [0, 1, 2, 2]], r"got uint8 \(3, 4, 2, 2\)"),
+        (IMAGES.repeat(1, 1, 2, 2), r"got uint8 \(3, 3, 4, 4\); imago\.images\.read_image and resize_and_crop"),
+    ],
+)
+def test_images_of_another_type_layout_or_size_are_refused(images: torch.Tensor | np.ndarray, remedy: str):
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.LazyLinear(2)), ["a", "b"], PREPROCESS)
+    for method in (model, model.probabilities, model.features):
+        with pytest.raises(ValueError, match=r"^expected images of uint8 \(N, 3, 2, 2\), .*" + remedy):
+            method(images)
+
+
+def test_an_array_is_taken_as_a_tensor_is():
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), ["a", "b"], PREPROCESS)
+    images = IMAGES.numpy()[:, :, ::-1]  # a view with a negative stride
+    images.flags.writeable = False
+    torch.testing.assert_close(model.probabilities(images), model.probabilities(IMAGES.flip(2)))
 
 
 def test_features_are_the_inputs_of_the_last_linear_layer():
@@ -44,7 +77,7 @@ def test_features_before_a_last_convolution_are_means_over_height_and_width():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = Classifier(net, ["a", "b"], PREPROCESS)
-    images = torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8)
+    images = torch.randint(0, 256, (3, 3, 2, 2), dtype=torch.uint8)
     features = model.features(images)
     assert features.shape == (3, 5)
     torch.testing.assert_close(net[2](features[:, :, None, None])[:, :, 0, 0], model(images))

@@ -1,5 +1,6 @@
 """timm's networks: heads, weights and their preprocess, and errors for what is missing."""
 
+import hashlib
 import logging
 import sys
 from pathlib import Path
@@ -86,6 +87,17 @@ def test_published_weights_come_from_the_cache_and_do_not_change_the_random_draw
     for net, draw in nets:
         assert torch.equal(net.network.classifier.weight, nets[2][0].network.classifier.weight)
         assert torch.equal(draw, nets[2][1])
+
+
+def test_a_damaged_file_in_the_hub_cache_is_named(tmp_path, monkeypatch):
+    blob, link = tmp_path / hashlib.sha256(b"weights").hexdigest(), tmp_path / "model.safetensors"
+    blob.write_bytes(b"weights")  # as the hub names the file of a repository: by its SHA-256
+    link.symlink_to(blob)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *args, **kwargs: str(link))
+    assert TimmNet.find_weights("lcnet_100", "default") == link
+    blob.write_bytes(b"Weights")
+    with pytest.raises(DataError, match=rf"^{blob} is damaged \(its sha256 begins with .*; delete it, then run again"):
+        TimmNet.find_weights("lcnet_100", "default")
 
 
 def test_being_offline_without_a_cached_file_is_one_line_with_the_ways_out(monkeypatch):

@@ -1,6 +1,7 @@
 """Files of weights: found, read and copied, or refused in one line; never silently replaced by random weights."""
 
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from networks import network
 from safetensors.torch import save_file
 
 from imago.errors import ConfigError, DataError
-from imago.model.adapt import weights_preprocess
+from imago.model.adapt import build_network, weights_preprocess
 from imago.model.small_resnet import SmallResNet
 from imago.model.torchvision_net import TorchvisionNet
 from imago.model.weights import find_file, read_weights
@@ -100,6 +101,64 @@ def test_a_head_with_a_missing_tensor_is_not_copied(squeezenet, changed):
     net = squeezenet_net(1000, changed(squeezenet, classifier__1__bias=None))
     file_head = read_weights(squeezenet)["classifier.1.weight"]
     assert not torch.equal(net.network.classifier[1].weight, file_head)
+
+
+# Classes of the head
+
+
+@pytest.mark.parametrize(
+    ("class_names", "rows", "text"),
+    [
+        (["ant", "bee", "cat", "dog"], [0, 1, 2, 3], "46 of 46 pretrained tensors loaded from best.ckpt"),
+        (["dog", "ant", "cat", "bee"], [3, 0, 2, 1], "46 of 46 .* from best.ckpt; rows of the head matched by class"),
+        (["dog", "bee"], [3, 1], "46 of 46 .* from best.ckpt; rows of the head matched by class"),
+        (
+            ["ant", "bee", "cat", "fox"],
+            None,
+            r"44 of 46 .*\(new: head.weight, head.bias\); head not used: the file has no fox, only .* ant, bee",
+        ),
+    ],
+)
+def test_the_rows_of_a_checkpoints_head_are_those_of_the_classes_of_the_data(
+    checkpoint, caplog, class_names: list[str], rows: list[int] | None, text: str
+):
+    content = torch.load(checkpoint)
+    content["hyper_parameters"]["class_names"] = ["ant", "bee", "cat", "dog"]
+    torch.save(content, checkpoint)
+    settings = {"_target_": "imago.model.small_resnet.SmallResNet", "width": 4, "weights": str(checkpoint)}
+    with caplog.at_level(logging.INFO, "imago"):
+        net = build_network(settings, len(class_names), 32, class_names=class_names).eval()
+    assert re.search(text, caplog.text)
+    file_head, images = content["state_dict"]["net.head.weight"], torch.rand(2, 3, 32, 32)
+    if rows is None:
+        assert not torch.equal(net.head.weight, file_head)
+        return
+    logits = build_network(settings, 4, 32).eval()(images)  # of the classes of the file
+    torch.testing.assert_close(net(images), logits[:, rows])
+
+
+@pytest.mark.parametrize(
+    ("class_names", "is_warning"),
+    [
+        ([f"n{index:08d}" for index in range(1000)], False),
+        ([f"{index:03d}" for index in range(1000)], False),
+        ([f"word {index}" for index in range(1000)], True),
+    ],
+)
+def test_what_the_classes_of_a_published_head_are_taken_to_be_is_logged(
+    squeezenet, monkeypatch, caplog, class_names: list[str], is_warning: bool
+):
+    monkeypatch.setattr(TorchvisionNet, "find_weights", lambda name, weights: squeezenet)
+    settings = {"_target_": "imago.model.torchvision_net.TorchvisionNet", "name": "squeezenet1_0", "weights": "default"}
+    with caplog.at_level(logging.INFO, "imago"):
+        build_network(settings, 1000, 224, class_names=class_names)
+    (record,) = (record for record in caplog.records if "the head is kept" in record.message)
+    assert f"by index: 0 is {class_names[0]}, 1 is {class_names[1]}" in record.message
+    assert (record.levelno == logging.WARNING) == is_warning
+    with caplog.at_level(logging.INFO, "imago"):
+        caplog.clear()
+        build_network(settings, 2, 224, class_names=class_names[:2])
+    assert "the head is kept" not in caplog.text
 
 
 # Weights that do not fit, are damaged or do not exist

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from imago.errors import ConfigError
 from imago.images import Preprocess
-from imago.training.build import _check_num_batches, build_task, choose_preprocess, final_checkpoint
+from imago.training.build import _check_num_batches, build_task, choose_preprocess, final_checkpoint, warn_of_text_order
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 QUICK = ("callbacks.image_grid=null", "logger.tensorboard=null", "trainer.log_every_n_steps=1")
@@ -217,3 +217,21 @@ def test_a_manual_run_that_has_done_its_steps_trains_no_further_until_it_gets_mo
         return len(lrs.seen)
 
     assert [fit(7), fit(7), fit(12)] == [7, 0, 5]
+
+
+@pytest.mark.parametrize(
+    ("names", "is_warning"),
+    [
+        (("0", "1", "10", "2"), True),
+        (("00", "01", "02", "10"), False),
+        (("0", "1", "2"), False),
+        (("1", "10", "a"), False),
+    ],
+)
+def test_numbers_as_class_names_that_are_in_the_order_of_texts_are_a_warning(
+    names: tuple[str, ...], is_warning: bool, caplog: pytest.LogCaptureFixture
+):
+    warn_of_text_order(names)
+    assert [f"in the order of texts: {', '.join(names)}; a list" in text for text in caplog.messages] == [
+        True
+    ] * is_warning

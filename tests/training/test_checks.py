@@ -42,6 +42,7 @@ BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set o
         (["augment.policy=autoaugment"], "augment.policy=autoaugment is not one of null, randaugment, trivialaugment"),
         (["augment.random_resized_crop_scale=[a,b]"], "augment.random_resized_crop_scale=['a', 'b'] must be two"),
         (["loss.weight=[1,0]"], "loss.weight=[1, 0] must hold a number above 0 for each class"),
+        (["loss.weight={ant: 1, bee: x}"], "loss.weight={'ant': 1, 'bee': 'x'} must hold a number above 0"),
         (["loss.weight=even"], "loss.weight=even is not one of null, balanced"),
         (["data=image_folder", "data.root=x", "data.sampler=balanced", "loss.weight=balanced"], "corrects twice"),
         (["run_name=a/b"], "run_name=a/b must be a directory name"),

@@ -1,11 +1,15 @@
-"""The lines at the end of a run: its accuracy with interval, what was left out, and the next commands."""
+"""Class weights at the start of a run; at its end accuracy with interval, what was left out, and the next commands."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_fit import build_whole_run
+from lightning.pytorch import Trainer
+from small_fit import SMALL, build_data, build_whole_run
 
+from imago.training.build import build_task
 from imago.training.console import end_lines, extension_settings, start_table
 
 MORE = "trainer.max_epochs=6"
@@ -119,3 +123,21 @@ def test_the_command_to_continue_changes_what_has_ended_the_run(
     compose: Callable, settings: list[str], summary: dict, max_epochs: int, expected: str
 ):
     assert extension_settings(compose(*settings), SUMMARY | summary, max_epochs) == expected
+
+    assert end_lines(summary | {"test": {"acc": 0.5}}, run_dir).startswith("test accuracy 50.00% (best checkpoint: ")
+    assert end_lines({"epochs": 3, "test": {}}, run_dir).startswith("next:")
+
+
+def test_the_start_table_shows_the_weight_of_each_class(compose, tmp_path: Path):
+    """Drawn shapes with numbers for class names, in the order of texts."""
+    names = ("0", "1", "10", "11", "2", "3", "4", "5", "6", "7")
+    typed = ", ".join(f"{name}: {int(name) + 1}" for name in reversed(names))
+    cfg = compose("data=shapes", *SMALL, f"loss.weight={{{typed}}}", f"paths.run_dir={tmp_path}")
+    data = build_data(cfg)
+    data.splits = replace(data.splits, class_names=names)
+    task = build_task(cfg, data)
+    assert task.loss.weight.tolist() == [int(name) + 1 for name in names]
+    assert task.hparams["loss"]["weight"] == task.loss.weight.tolist()  # plain data, for the checkpoint
+    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, accelerator="cpu")
+    table = start_table(cfg, data, task, trainer, "typed", "typed")
+    assert re.search(r"^class weights +0: 1, 1: 2, 10: 11, 11: 12, 2: 3, .*, 7: 8$", table, re.MULTILINE)

@@ -45,7 +45,7 @@ ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
     (bool, NoneType): {"optimizer.fused", "trainer.benchmark"},
     (list, NoneType): {"preprocess.mean", "preprocess.std", "augment.random_resized_crop_scale"},
     (dict, NoneType): {"data.val", "data.test", "callbacks.*", "logger.*"},
-    (str, list, NoneType): {"loss.weight"},
+    (str, list, dict, NoneType): {"loss.weight"},
     (int, str, list): {"trainer.devices"},
     (str, int): {"trainer.precision", "threads"},
     (str, dict): {"trainer.strategy"},

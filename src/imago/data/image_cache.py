@@ -25,7 +25,7 @@ from imago.threads import one_intraop_thread
 log = logging.getLogger(__name__)
 
 CACHE_MODES = ("none", "ram", "disk", "auto")
-_SCHEMA_VERSION = 2  # increased when the content of the files changes
+_SCHEMA_VERSION = 3  # increased when the content of the files changes
 _MAX_HEADERS = 500  # images whose size is read for an estimate: a few milliseconds, and an error of a few percent
 _HOW_TO_SHRINK = "a lower data.decoded_px or preprocess.size makes them smaller"
 
@@ -96,12 +96,23 @@ class ImageCache:
             raise ValueError(f"{pixels} has {pixels.stat().st_size:,} bytes instead of {self._offsets[-1]:,}")
         # As a plain array: each slice of a memmap is an object of its own class, which takes ten times longer.
         self._bytes = np.asarray(np.memmap(pixels, np.uint8, "r", shape=(int(self._offsets[-1]),)))
+        self._handle = os.open(pixels, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)
 
     def __reduce__(self) -> tuple:
         return ImageCache, (self.pixels, self.shapes)
 
     def read(self, index: int) -> np.ndarray:
-        """Return one image, uint8 (H, W, 3), read-only and without a copy."""
+        """Return one image, uint8 (H, W, 3), read-only and without a copy.
+
+        Raises:
+            DataError: the file was truncated after it was opened; reading it would end the process with SIGBUS.
+        """
+        if (num_bytes := os.fstat(self._handle).st_size) != self._offsets[-1]:
+            raise DataError(
+                f"{self.pixels} was truncated to {num_bytes:,} bytes while it was in use; start the run again, which "
+                "decodes the images again."
+            )
         height, width = self.shapes[index]
         return self._bytes[self._offsets[index] : self._offsets[index + 1]].reshape(height, width, 3)
 
@@ -133,10 +144,11 @@ def build_cache(
 
 
 def open_cache(files: LabeledFiles, directory: Path, preparation: str) -> ImageCache | None:
-    """Open the images that `build_cache` kept on disk; return None if they are missing, incomplete or outdated."""
+    """Open the images that `build_cache` kept on disk; return None if they are missing, changed or outdated."""
     index_file, pixels = _cache_files(files, directory, preparation)
     with suppress(*DAMAGED_NPZ), index_file.open("rb") as file, np.load(file) as index:
-        if np.array_equal(index["states"], [files.num_bytes, files.mtime_ns]):
+        is_current = np.array_equal(index["states"], [files.num_bytes, files.mtime_ns])
+        if is_current and index["pixels_mtime_ns"] == pixels.stat().st_mtime_ns:
             return ImageCache(pixels, index["shapes"])
     return None
 
@@ -167,7 +179,8 @@ def _build_on_disk(images: Iterator[np.ndarray], files: LabeledFiles, directory:
         with atomic_write(pixels, "wb") as file:
             shapes = _write(images, file)
         with atomic_write(index_file, "wb") as file:
-            np.savez(file, states=[files.num_bytes, files.mtime_ns], shapes=shapes)
+            states, written_ns = [files.num_bytes, files.mtime_ns], pixels.stat().st_mtime_ns
+            np.savez(file, states=states, shapes=shapes, pixels_mtime_ns=written_ns)
         log.info("cached %s decoded images in %s", f"{len(files):,}", directory)
         return ImageCache(pixels, shapes)
 

@@ -1,11 +1,13 @@
-"""Explain predictions with Grad-CAM overlays, computed by captum on the last feature map of the network."""
+"""Explain predictions with Grad-CAM overlays of the feature map that the head of the network pools."""
 
-from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from imago.analysis.plots import plot_explanation, save_figure
 from imago.errors import ConfigError
@@ -59,60 +61,86 @@ def grad_cam(classifier: Classifier, images: Tensor, classes: Tensor) -> Tensor:
 
     Raises:
         ConfigError: if the network has no feature map.
+        ValueError: images of another type or shape.
 
-    Source: Selvaraju et al. 2017 (arXiv:1610.02391).
+    Source: Selvaraju et al. 2017 (arXiv:1610.02391), equations 1 and 2.
     """
-    from captum.attr import LayerAttribution, LayerGradCam
-
-    device = classifier.normalize.mean.device
-    layer = classifier.net.get_submodule(target_layer(classifier))
+    classifier.preprocess.check_batch(images)
     # Gradients of the input make autograd record every layer, also frozen ones.
-    inputs = classifier.normalize(images.to(device)).requires_grad_()
+    inputs = classifier.normalize(images.to(classifier.normalize.mean.device)).requires_grad_()
     with torch.enable_grad():
-        small = LayerGradCam(classifier.net, layer).attribute(inputs, target=classes.to(device), relu_attributions=True)
-    maps = LayerAttribution.interpolate(small.detach(), tuple(images.shape[-2:]), interpolate_mode="bilinear")[:, 0]
+        logits, pooled = _run(classifier, inputs)
+        chosen = logits.gather(1, classes.to(logits.device)[:, None])
+        (gradients,) = torch.autograd.grad(chosen.sum(), pooled.map, allow_unused=True)
+    if gradients is None:
+        raise ConfigError(f"explain=true: the logits do not depend on the output of {pooled.layer}, the last map.")
+    small = (gradients.mean(dim=(2, 3), keepdim=True) * pooled.map.detach()).sum(dim=1, keepdim=True).relu()
+    maps = functional.interpolate(small.float(), tuple(images.shape[-2:]), mode="bilinear")[:, 0]
     largest = maps.amax(dim=(1, 2), keepdim=True)
-    return torch.where(largest > 0, maps / largest.clamp_min(torch.finfo(maps.dtype).tiny), 0).float().cpu()
+    return torch.where(largest > 0, maps / largest.clamp_min(torch.finfo(maps.dtype).tiny), 0).cpu()
 
 
 def target_layer(classifier: Classifier) -> str:
     """Return the name of the last module before the head whose output is a map (N, C, H, W), larger than 1 x 1.
 
+    What is explained is the map that the head pools: functions of the network may follow the module, as in DenseNet.
+
     Raises:
         ConfigError: if there is none, as in a network that processes the image as a sequence of patches.
     """
-    body = getattr(classifier.net, "body", classifier.net)
-    heads = [body.get_submodule(name) for name in head_names(classifier.net)]
-    names_of_heads = [name for name, module in classifier.net.named_modules() if module in heads]
-    calls = list(takewhile(lambda call: call[0] not in names_of_heads, _record_calls(classifier)))
-    names = [name for name, _ in calls]
-    maps = [index for index, (name, shape) in enumerate(calls) if _is_map(shape) and names.count(name) == 1]
-    if not maps or any(_is_sequence(shape) for _, shape in calls[maps[-1] :]):
-        raise ConfigError(
-            f"explain=true: {type(classifier.net).__name__} has no feature map of the image before its head, which "
-            "Grad-CAM needs; convolutional networks have one."
-        )
-    return names[maps[-1]]
-
-
-def _record_calls(classifier: Classifier) -> list[tuple[str, torch.Size]]:
-    """Return the module's name and output shape of each call in a forward pass, in the order in which calls end."""
-    calls: list[tuple[str, torch.Size]] = []
-    names = {module: name for name, module in classifier.net.named_modules() if name}
-
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
-        if isinstance(output, Tensor):
-            calls.append((names[module], output.shape))
-
-    hooks = [module.register_forward_hook(record) for module in names]
     size, device = classifier.preprocess.size, classifier.normalize.mean.device
+    with torch.no_grad():
+        return _run(classifier, torch.zeros(1, 3, size, size, device=device))[1].layer
+
+
+class _LastMap(TorchFunctionMode):
+    """Record the last map that functions and modules return before the head is called, and the module it is from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map: Any = None
+        self.layer = ""
+        self.is_sequence = False  # whether a module has turned the map into a sequence
+        self.in_head = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if not self.in_head and isinstance(output, Tensor) and _is_map(output.shape):
+            self.map, self.is_sequence = output, False
+        return output
+
+    def end_module(self, name: str, output: object) -> None:
+        if self.in_head or not isinstance(output, Tensor):
+            return
+        if _is_map(output.shape):
+            self.layer = name
+        elif _is_sequence(output.shape):
+            self.is_sequence = True
+
+
+def _run(classifier: Classifier, inputs: Tensor) -> tuple[Tensor, _LastMap]:
+    """Return the logits of normalized images, and the map that the head pools; errors as in `target_layer`."""
+    net, pooled = classifier.net, _LastMap()
+    body = getattr(net, "body", net)
+    hooks = [
+        body.get_submodule(name).register_forward_pre_hook(lambda *_: setattr(pooled, "in_head", True))
+        for name in head_names(net)
+    ]
+    for name, module in net.named_modules():
+        if name:
+            hooks.append(module.register_forward_hook(lambda *call, name=name: pooled.end_module(name, call[-1])))
     try:
-        with torch.inference_mode():
-            classifier(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device))
+        with pooled:
+            logits = net(inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return calls
+    if not pooled.layer or pooled.is_sequence:
+        raise ConfigError(
+            f"explain=true: {type(net).__name__} has no feature map of the image before its head, which Grad-CAM "
+            "needs; convolutional networks have one."
+        )
+    return logits, pooled
 
 
 def _is_map(shape: torch.Size) -> bool:

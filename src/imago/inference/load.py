@@ -145,12 +145,12 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
     check_saved_targets(settings, "model", file, trust)
     check_saved_targets(metrics, "metrics", file, trust)
     try:
-        net = build_network(without_files(settings, file), len(names), preprocess.size)
+        net = build_network(without_files(settings, file), len(names), preprocess.size, preprocess.to_dict())
     except (TypeError, ValueError, RuntimeError, MemoryError) as error:  # of the class that gets the saved arguments
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise DataError(f"{file}: {settings['_target_']} cannot be built with its saved arguments: {reason}") from error
     _load_weights(net, state, file, settings["_target_"])
-    classifier = Classifier(net, names, preprocess).eval()
+    classifier = Classifier(net, names, preprocess).eval().requires_grad_(False)  # results convert to numpy
     classifier.normalize.memory_format = choose_memory_format(net, preprocess.size)
     classifier.metrics = metrics
     classifier.predicts_classes = hparams.get("predicts_classes", True)

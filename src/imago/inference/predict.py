@@ -1,6 +1,5 @@
 """The command `predict.py`: predict the class of images of any size and kind."""
 
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -113,7 +112,7 @@ def predict_images(
 def _problems(cfg: DictConfig) -> dict[str, bool]:
     """Return each possible error message about the settings, and whether it applies."""
     output, explain = Path(cfg.output or "out.csv"), cfg.explain
-    lacks_captum, is_exported = importlib.util.find_spec("captum") is None, is_onnx(Path(cfg.run or ""))
+    is_exported = is_onnx(Path(cfg.run or ""))
     return {
         f"top_k={typed_value(cfg.top_k)} must be 1 or more.": not cfg.top_k or cfg.top_k < 1,
         f"batch_size={typed_value(cfg.batch_size)} must be 1 or more.": not cfg.batch_size or cfg.batch_size < 1,
@@ -122,7 +121,6 @@ def _problems(cfg: DictConfig) -> dict[str, bool]:
         f"output={output} is a directory; type a file, e.g. output={output / 'out.csv'}.": output.is_dir(),
         f"output={output} is the CSV file; the JSON file gets the same name.": output.suffix.lower() == ".json",
         f"explain=true needs a checkpoint: run={cfg.run} is an ONNX file, without gradients.": explain and is_exported,
-        "explain=true needs captum; install it: pip install -e '.[analysis]'.": explain and lacks_captum,
     }
 
 

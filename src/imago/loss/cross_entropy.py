@@ -1,6 +1,6 @@
 """Cross-entropy with label smoothing and class weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from imago.errors import ConfigError
+from imago.text import join_names
 
 
 class CrossEntropy(nn.Module):
@@ -59,6 +60,24 @@ class CrossEntropy(nn.Module):
         self.total_weight = (labels * self.weight).sum()
         loss_sum = functional.cross_entropy(logits, labels, self.weight, label_smoothing=smoothing, reduction="sum")
         return loss_sum / self.total_weight
+
+
+def weights_in_order(weight: Mapping[Any, float], class_names: Sequence[str]) -> list[float]:
+    """Return the numbers of `loss.weight={NAME: NUMBER, ...}` in the order of the classes.
+
+    Raises:
+        ConfigError: a class has no number, or a name is not that of a class.
+    """
+    by_name = {str(name): value for name, value in weight.items()}  # YAML reads some names as numbers
+    missing, unknown = set(class_names) - set(by_name), set(by_name) - set(class_names)
+    if missing or unknown:
+        fault = f"has no number for {join_names(sorted(missing))}" if missing else ""
+        fault += " and " if missing and unknown else ""
+        fault += f"names {join_names(sorted(unknown))}, which is no class" if unknown else ""
+        raise ConfigError(
+            f"loss.weight {fault}; type a number for each of {join_names(class_names, len(class_names))}."
+        )
+    return [by_name[name] for name in class_names]
 
 
 def _class_weights(weight: Any, class_counts: Sequence[int] | None) -> list[float]:

@@ -18,12 +18,20 @@ from imago.model.weights import find_file, is_path, load_weights, recorded_prepr
 _ADAPT_SETTINGS = ("weights", "freeze", "in_channels")
 
 
-def build_network(settings: Mapping[str, Any], num_classes: int, image_size: int) -> Any:
+def build_network(
+    settings: Mapping[str, Any],
+    num_classes: int,
+    image_size: int,
+    preprocess: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] = (),
+) -> Any:
     """Build a network and apply its settings; those that its class takes as arguments are passed to it.
 
     `settings` have `_target_`, arguments of the class or function, and those of `adapt` that are not the default.
     `num_classes` (K) is passed as an argument of that name or through `**kwargs`, `image_size` (in pixels) only as an
-    argument of that name. A class that takes no `num_classes` must have K outputs as it is.
+    argument of that name. A class that takes no `num_classes` must have K outputs as it is. `preprocess` has `mean`
+    and `std` of the network's input, by default 0 and 1. By the K `class_names`, rows of the head of a checkpoint are
+    found.
 
     Names and shapes of the tensors, and the initial values of new layers, do not depend on `weights`: a checkpoint is
     rebuilt with `weights=None`, without the file.
@@ -44,7 +52,7 @@ def build_network(settings: Mapping[str, Any], num_classes: int, image_size: int
     net = build(arguments, base=nn.Module)
     if not is_sized:
         _check_num_outputs(net, str(settings["_target_"]), num_classes, image_size)
-    adapt(net, file, **applied)
+    adapt(net, file, preprocess, class_names, **applied)
     return net
 
 
@@ -109,21 +117,31 @@ def weights_preprocess(settings: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def adapt(
-    net: Any, file: Path | None = None, weights: str | None = None, freeze: str | None = None, in_channels: int = 3
+    net: Any,
+    file: Path | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] = (),
+    weights: str | None = None,
+    freeze: str | None = None,
+    in_channels: int = 3,
 ) -> None:
     """Convert a network to gray images, copy weights into it and freeze parameters.
 
     Args:
         net: changed in place; gets `new_tensor_names`, the tensors that the file has no values for.
         file: from `find_weights`; None keeps the random values.
+        preprocess: as in `build_network`.
+        class_names: as in `build_network`.
         weights: path of a .pth, .safetensors or .ckpt file, or the name of published weights.
         freeze: "backbone" trains the head and a new stem only, and keeps everything else in eval mode; a glob such as
             `layer[12].*` freezes the parameters that it matches; None or "none" trains everything.
         in_channels: 3, or 1 to train on the luminance of the images.
     """
-    gray_weight = convert_to_gray(net) if in_channels == 1 else None
+    if in_channels == 1:
+        record = preprocess or {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+        convert_to_gray(net, record["mean"], record["std"])
     if file is not None:
-        net.new_tensor_names = load_weights(net, file, weights, gray_weight)
+        net.new_tensor_names = load_weights(net, file, weights, class_names)
     if freeze not in (None, "none"):
         freeze_parameters(net, freeze, getattr(net, "new_tensor_names", ()))
         keep_frozen_in_eval_mode(net, freeze)

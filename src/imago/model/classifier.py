@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from imago.images import Preprocess
@@ -36,21 +38,28 @@ class Classifier(nn.Module):
         self.metrics: Mapping[str, Any] = {}
         self.predicts_classes = True
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map uint8 images (N, 3, size, size) to logits (N, K)."""
+    def forward(self, images: Tensor | np.ndarray) -> Tensor:
+        """Map uint8 images (N, 3, size, size) to logits (N, K).
+
+        Raises:
+            ValueError: images of another type or shape.
+        """
+        self.preprocess.check_batch(images)
+        if isinstance(images, np.ndarray):
+            images = torch.tensor(images.copy(), device=self.normalize.mean.device)
         return self.net(self.normalize(images))
 
-    def probabilities(self, images: Tensor) -> Tensor:
+    def probabilities(self, images: Tensor | np.ndarray) -> Tensor:
         """Map uint8 images (N, 3, size, size) to calibrated probabilities (N, K); rows sum to 1."""
         return (self(images) / self.calibration_temperature).softmax(dim=1)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor | np.ndarray) -> Tensor:
         """Map uint8 images (N, 3, size, size) to features, the inputs of the head, (N, D).
 
         The inputs of a convolution, as in SqueezeNet, are averaged over height and width.
 
         Raises:
-            ValueError: the network has no linear layer or convolution.
+            ValueError: the network has no linear layer or convolution, or images of another type or shape.
         """
         names = head_names(self.net)
         if not names:

@@ -73,7 +73,7 @@ class LibraryNet(nn.Module):
         return self.network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (N, in_channels, H, W) to logits (N, K)."""
+        """Map images (N, 3, H, W) to logits (N, K)."""
         return self.network(images)
 
     @classmethod
@@ -157,6 +157,11 @@ def download(url: str) -> Path:
             raise DataError(f"the download of {file.name} into {directory} failed ({error}); {_REMEDY}") from error
         finally:
             socket.setdefaulttimeout(timeout_s)
+    return check_digest(file, prefix)
+
+
+def check_digest(file: Path, prefix: str) -> Path:
+    """Return `file`; raise a DataError if it cannot be read or its SHA-256 does not begin with `prefix`."""
     try:
         digest = sha256_of(file)
     except OSError as error:

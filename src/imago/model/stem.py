@@ -1,13 +1,14 @@
 """Fit the first convolution of a network to small or gray images."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from imago.errors import ConfigError
 from imago.images import MAX_SMALL_PX
 
-_RED, _GREEN, _BLUE = 0.299, 0.587, 0.114  # ITU-R BT.601, section 2.5.1
+_LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, section 2.5.1
 
 
 def fit_stem(network: nn.Module, image_size: int) -> list[str]:
@@ -40,31 +41,35 @@ def fit_stem(network: nn.Module, image_size: int) -> list[str]:
     return [name]
 
 
-def convert_to_gray(net: nn.Module) -> str:
-    """Let a network use only the luminance of images; sum the first convolution's weights over red, green and blue.
+def convert_to_gray(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let a network use only the luminance of images: all three channels of its input are replaced by it.
 
-    On a gray image, whose three channels are equal, the output is the same as before; random weights get the variance
-    of a layer with a third of the inputs. Names of tensors and random draws do not change.
-
-    Returns:
-        Name of the changed weight, in `net.body` if it has one.
-
-    Raises:
-        ConfigError: if the network does not start with a convolution over colors.
+    The luminance is that of the pixels, and each channel is normalized by its own mean and std again. So on a gray
+    image the output is the same as before, up to the border, where a convolution adds zeros. With one channel it could
+    not be: a zero stands for another gray in each channel. `mean` and `std` are those of the input, per channel. The
+    network gets a hook and buffers that are not saved; its weights do not change.
     """
-    body = getattr(net, "body", net)
-    name, stem = _find_stem(body)
-    if stem is None or getattr(body, "transform_input", False):
-        raise ConfigError("model.in_channels=1: this network takes colors only; leave model.in_channels=3.")
-    stem.weight = nn.Parameter(stem.weight.detach().sum(dim=1, keepdim=True))
-    stem.in_channels = 1
-    net.register_forward_pre_hook(lambda _, inputs: (luminance(inputs[0]),))
-    return f"{name}.weight"
+    weights, means, stds = (
+        torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in (_LUMINANCE, mean, std)
+    )
+    # The luminance minus its mean is the sum of `gray_weights` times the input; `gray_shift` is the mean minus that of
+    # each channel.
+    net.register_buffer("gray_weights", weights * stds, persistent=False)
+    net.register_buffer("gray_shift", (weights * means).sum() - means, persistent=False)
+    net.register_buffer("gray_std", stds, persistent=False)
+    net.register_forward_pre_hook(_replace_by_luminance)
+
+
+def _replace_by_luminance(net: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """Return normalized RGB images (N, 3, H, W) with the luminance in each channel, as `convert_to_gray` says."""
+    deviation = (inputs[0] * net.gray_weights).sum(dim=1, keepdim=True)
+    return (((deviation + net.gray_shift) / net.gray_std).contiguous(memory_format=torch.channels_last),)
 
 
 def luminance(images: Tensor) -> Tensor:
     """Convert normalized RGB images (N, 3, H, W) to gray ones (N, 1, H, W); equal channels keep their value."""
-    return _RED * images[:, 0:1] + _GREEN * images[:, 1:2] + _BLUE * images[:, 2:3]
+    red, green, blue = _LUMINANCE
+    return red * images[:, 0:1] + green * images[:, 1:2] + blue * images[:, 2:3]
 
 
 def _find_stem(network: nn.Module) -> tuple[str, Any]:

@@ -1,5 +1,6 @@
 """TimmNet: any classifier of timm by its name (lcnet_100 is PP-LCNet)."""
 
+import re
 from functools import partial
 from math import floor
 from pathlib import Path
@@ -9,7 +10,15 @@ import torch
 from torch import Tensor
 
 from imago.errors import ConfigError, DataError
-from imago.model.library_net import LibraryNet, PublishedWeights, check_arguments, check_name, check_reachable, download
+from imago.model.library_net import (
+    LibraryNet,
+    PublishedWeights,
+    check_arguments,
+    check_digest,
+    check_name,
+    check_reachable,
+    download,
+)
 from imago.model.weights import is_path
 
 _REMEDY = "download it elsewhere and type model.weights=FILE.safetensors, or model.weights=null to train from scratch."
@@ -100,7 +109,7 @@ def _find_entry(name: str, weights: str | None) -> Any | None:
 
 
 def _download(entry: Any) -> Path:
-    """Return the file in the Hugging Face cache, downloaded if it is not there."""
+    """Return the file in the Hugging Face cache, downloaded if it is not there, verified by the name of its blob."""
     if not entry.hf_hub_id:
         return download(entry.url)
     from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -109,6 +118,8 @@ def _download(entry: Any) -> Path:
     file: dict[str, Any] = {"filename": entry.hf_hub_filename or "model.safetensors", "revision": revision or None}
     cached = try_to_load_from_cache(repository, **file)
     if isinstance(cached, str):
+        digest = re.fullmatch("[0-9a-f]{64}", Path(cached).resolve().name)  # not where there are no symbolic links
+        check_digest(Path(cached).resolve(), digest[0] if digest else "")  # deleting only the link would keep the blob
         return Path(cached)
     directory = Path(constants.HF_HUB_CACHE)
     check_reachable(hf_hub_url(repository, **file), f"{repository}/{file['filename']}", directory, _REMEDY)

@@ -7,7 +7,7 @@ import logging
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from imago.errors import ConfigError, DataError
-from imago.model.layers import new_module_names
+from imago.model.layers import head_names, new_module_names
+from imago.text import join_names
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ _WRAPPER_KEYS = ("state_dict", "model")  # keys under which files keep the state
 _PREFIXES = ("module.", "net.network.", "net.")  # of names of tensors: DDP's, and of our own checkpoints
 # Before 2018 the layers of a DenseNet block had dots in their names, and its published files still have.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+_IMAGENET_ID = re.compile(r"n\d{8}")  # of WordNet; the classes of ImageNet are in their order
 _COUNTER_SUFFIX = ".num_batches_tracked"  # of BatchNorm: older files lack it, and nothing here reads it
 MAX_REASON_CHARS = 300  # of torch's list of tensors that do not fit: about four lines of a terminal; our own choice
 
@@ -50,9 +52,7 @@ def is_path(weights: str) -> bool:
 
 def recorded_preprocess(weights: str) -> dict[str, Any] | None:
     """Return the record of `imago.images.Preprocess` in a checkpoint of this project; None for other files."""
-    content = _load_file(Path(weights).expanduser()) if weights.endswith(".ckpt") else None
-    settings = content.get("hyper_parameters") if isinstance(content, Mapping) else None
-    record = settings.get("preprocess") if isinstance(settings, Mapping) else None
+    record = _hyperparameters(Path(weights).expanduser()).get("preprocess")
     return dict(record) if isinstance(record, Mapping) else None
 
 
@@ -85,10 +85,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     return {_OLD_DENSENET.sub(r"\1\2.", key.removeprefix(prefix)): value for key, value in content.items()}
 
 
-def load_weights(net: Any, file: Path, weights: str | None, gray_weight: str | None) -> list[str]:
+def load_weights(net: Any, file: Path, weights: str | None, class_names: Sequence[str] = ()) -> list[str]:
     """Read a state_dict for `net`, or for `net.body` if it has one, copy its tensors and log how many were copied.
 
-    `weights` is `model.weights` as typed. If a weight `gray_weight` was summed over colors, one of the file is too.
+    `weights` is `model.weights` as typed. Of a checkpoint of this project, the rows of the head are those of the K
+    `class_names`, or none if it lacks one of them; of other files the head is copied if it has K rows.
 
     Returns:
         Names of the tensors that were not copied.
@@ -99,10 +100,11 @@ def load_weights(net: Any, file: Path, weights: str | None, gray_weight: str | N
     state = read_weights(file)
     if hasattr(net, "convert_weights"):
         state = net.convert_weights(state, weights)
-    if gray_weight in state and state[gray_weight].shape[1:2] == (3,):
-        state[gray_weight] = state[gray_weight].sum(dim=1, keepdim=True)
     body = getattr(net, "body", net)
     targets = body.state_dict()
+    head = [name for name in targets if name.startswith(tuple(f"{part}." for part in head_names(net)))]
+    num_tensors, known = len(state), _recorded_classes(file)
+    head_text = _match_head(state, head, known, class_names)
     new_tensor_names: list[str] = []
     for part in new_module_names(net):
         names = [name for name in targets if name.startswith(f"{part}.")]
@@ -121,11 +123,55 @@ def load_weights(net: Any, file: Path, weights: str | None, gray_weight: str | N
             "weights."
         ) from error
     dropped = [name for name in new_tensor_names if name in state]
-    text = f"{len(state) - len(dropped)} of {len(state)} pretrained tensors loaded from {file.name}"
+    text = f"{len(state) - len(dropped)} of {num_tensors} pretrained tensors loaded from {file.name}"
     text += f" (new: {', '.join(new_tensor_names)})" if new_tensor_names else ""
     text += f"; dropped from the file: {', '.join(dropped)}" if dropped else ""
-    log.info("%s: %s", getattr(net, "name", type(net).__name__), text)
+    log.info("%s: %s%s", getattr(net, "name", type(net).__name__), text, head_text)
+    if class_names and not known and head and not set(head) & set(new_tensor_names):
+        _report_head_by_index(weights, class_names)
     return new_tensor_names
+
+
+def _recorded_classes(file: Path) -> list[str]:
+    """Return the names of the outputs in a checkpoint of this project; of other files none."""
+    settings = _hyperparameters(file)
+    return list(settings.get("output_names") or settings.get("class_names") or ())
+
+
+def _match_head(state: dict[str, Tensor], head: Sequence[str], known: Sequence[str], class_names: Sequence[str]) -> str:
+    """Select the rows of a file's head, in place, by the names of its classes; return what was done, for the log.
+
+    If `known`, the classes of the file, lack one of `class_names`, the tensors of the head are removed.
+    """
+    if not class_names or not known or list(class_names) == list(known):
+        return ""
+    if missing := [name for name in class_names if name not in known]:
+        for name in head:
+            state.pop(name, None)
+        return f"; head not used: the file has no {join_names(missing)}, only the classes {join_names(known)}"
+    rows = [known.index(name) for name in class_names]
+    for name in head:
+        if name in state and state[name].shape[:1] == (len(known),):
+            state[name] = state[name][rows]
+    return "; rows of the head matched by class name"
+
+
+def _report_head_by_index(weights: str | None, class_names: Sequence[str]) -> None:
+    """Log that the head is kept; warn if these are the classes of a published head only by their number."""
+    first = join_names((f"{index} is {name}" for index, name in enumerate(class_names)), 3)
+    text = f"model.weights={weights}: the head is kept, its outputs are taken to be these classes by index: {first}"
+    is_other = not all(_IMAGENET_ID.fullmatch(name) or name.isdecimal() for name in class_names)
+    if is_other and weights is not None and not is_path(weights):
+        log.warning("%s; they are in the order of ImageNet only if their names are its ids (n01440764)", text)
+    else:
+        log.info("%s", text)
+
+
+def _hyperparameters(file: Path) -> Mapping[str, Any]:
+    """Return the arguments of the task in a checkpoint of this project; of other files an empty mapping."""
+    content = _load_file(file) if file.suffix == ".ckpt" else None
+    settings = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def _load_file(file: Path) -> Any:

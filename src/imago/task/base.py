@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from imago.instantiate import accepts, build, import_target_or_none
+from imago.loss.cross_entropy import weights_in_order
 from imago.model.adapt import build_network, keep_frozen_in_eval_mode
 from imago.task.metrics import EvaluationMetrics
 from imago.task.optimization import build_optimization, count_steps
@@ -44,7 +45,8 @@ class ImageTask(LightningModule):
         net: `_target_` and settings of the network, see `imago.model.adapt`.
         optimizer: `_target_` of a `torch.optim` class and its settings.
         schedule: `_target_` and settings of the learning-rate schedule.
-        loss: `_target_` and settings of an `nn.Module` that maps logits and labels to the mean loss.
+        loss: `_target_` and settings of an `nn.Module` that maps logits and labels to the mean loss. A `weight` by
+            class name is passed as a list in the order of the outputs.
         metrics: `_target_` and settings of each `torchmetrics.Metric`, by its name.
         class_names: names of the classes of the data; the index of a name is its label.
         preprocess: `imago.images.Preprocess` as a dict.
@@ -72,7 +74,10 @@ class ImageTask(LightningModule):
         self.hparams.update(output_names=names, predicts_classes=self.predicts_classes(class_names))
         if type(self).forward is not ImageTask.forward:
             self.hparams.update(own_forward=True)  # no command can rebuild it from a checkpoint
-        self.net = build_network(net, len(names), preprocess["size"])
+        self.net = build_network(net, len(names), preprocess["size"], preprocess, names)
+        if isinstance(loss.get("weight"), Mapping):
+            loss = {**loss, "weight": weights_in_order(loss["weight"], names)}
+            self.hparams.update(loss=loss)
         has_weight = loss.get("weight") is not None and accepts(import_target_or_none(loss["_target_"]), "class_counts")
         self.loss = build(loss, base=nn.Module, **({"class_counts": class_counts} if has_weight else {}))
         splits = {split: EvaluationMetrics(metrics or {}, len(names)) for split in ("val", "test")}

@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_lo
 from imago.runs.run_directory import RunDirectory
 from imago.task.base import ImageTask
 from imago.task.optimization import count_steps
+from imago.text import join_names
 from imago.training.other_task import (
     ScheduleIntervalCheck,
     build_other_task,
@@ -235,6 +236,7 @@ def build_run(
         data.repeats_first_epoch = True
         cfg.trainer.limit_train_batches = cfg.trainer.overfit_batches
     _check_num_batches(cfg, data)
+    warn_of_text_order(data.class_names)
     data.preprocess, origin = choose_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
     task = build_task(cfg, data, teacher_run)
     check_free_space(directory.path, task)
@@ -279,6 +281,16 @@ def _check_split_sizes(data: ImageDataModule, num_processes: int) -> None:
                 f"trainer.devices: {num_processes} processes are more than the {len(split)} images of the {name} "
                 "split; use fewer, or more images."
             )
+
+
+def warn_of_text_order(class_names: Sequence[str]) -> None:
+    """Log a warning if class names are numbers and their order is another one."""
+    if all(name.isdecimal() for name in class_names) and list(class_names) != sorted(class_names, key=int):
+        log.warning(
+            "the classes are numbers in the order of texts: %s; a list with a number for each class is in this order, "
+            "loss.weight={NAME: NUMBER, ...} in any",
+            join_names(class_names, 12),
+        )
 
 
 def final_checkpoint(run_dir: Path) -> str | None:

@@ -260,9 +260,11 @@ def _data_and_loss_problems(cfg: DictConfig) -> Iterator[str]:
     if weight == "balanced" and cfg.data.get("sampler") == "balanced":
         yield "data.sampler=balanced with loss.weight=balanced corrects twice for uneven classes; choose one."
     elif isinstance(weight, str) and weight != "balanced":
-        yield f"loss.weight={weight} is not one of null, balanced; one number per class is typed [1.0,2.5]."
-    elif isinstance(weight, ListConfig) and not all(isinstance(w, (int, float)) and 0 < w < inf for w in weight):
-        yield f"loss.weight={list(weight)} must hold a number above 0 for each class."
+        yield f"loss.weight={weight} is not one of null, balanced; one number per class is typed {{ant: 1, bee: 2}}."
+    elif isinstance(weight, ListConfig | DictConfig):
+        numbers = weight.values() if isinstance(weight, DictConfig) else weight
+        if not all(isinstance(number, (int, float)) and 0 < number < inf for number in numbers):
+            yield f"loss.weight={weight} must hold a number above 0 for each class."
 
 
 def _freezing_problems(cfg: DictConfig) -> Iterator[str]:

@@ -21,6 +21,8 @@ from imago.task.base import ImageTask
 from imago.text import join_names, metric_text
 from imago.training.checks import monitors
 
+_MAX_WEIGHTS = 30  # class weights in the start table; our own choice
+
 
 def start_table(
     cfg: DictConfig,
@@ -60,6 +62,10 @@ def start_table(
         "fast paths": ", ".join(name for name, is_on in optional.items() if is_on) or "none",
         "run directory": short_path(Path(cfg.paths.run_dir)),
     }
+    weight = getattr(getattr(task, "loss", None), "weight", None)
+    if isinstance(task, ImageTask) and isinstance(weight, torch.Tensor):
+        named = zip(task.hparams["output_names"], weight.tolist(), strict=False)
+        rows["class weights"] = join_names((f"{name}: {value:.4g}" for name, value in named), _MAX_WEIGHTS)
     if teacher := cfg.task.get("teacher"):
         source = short_path(Path(teacher if isinstance(teacher, str) else teacher.weights))
         rows["teacher"] = f"{source}, temperature {cfg.task.temperature}, {cfg.task.alpha:.0%} of the loss"

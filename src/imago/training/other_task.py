@@ -61,7 +61,9 @@ def build_other_task(cfg: DictConfig, data: ImageDataModule) -> LightningModule:
         elif _GROUPS[name] == "model":
             if cfg.resume is not None:  # the checkpoint holds all weights
                 node = without_files(node, Path(cfg.resume))
-            arguments[name] = build_network(node, num_classes, data.preprocess.size)
+            arguments[name] = build_network(
+                node, num_classes, data.preprocess.size, data.preprocess.to_dict(), data.class_names
+            )
         else:
             steps = schedule_steps(node, total_steps, steps_per_epoch) if _GROUPS[name] == "schedule" else {}
             own = {key: value for key, value in node.items() if key not in GROUP_SETTINGS}

@@ -52,7 +52,7 @@ def _build_network(cfg: DictConfig, data: ImageDataModule) -> tuple[Any, dict[st
     settings, num_classes = to_plain(cfg.task.teacher), len(data.class_names)
     try:
         record = data.preprocess.to_dict() | (weights_preprocess(settings) or {})
-        net = build_network(settings, num_classes, record["size"])
+        net = build_network(settings, num_classes, record["size"], record, data.class_names)
     except UserError as error:
         raise ConfigError(_teacher_error(error)) from error
     if new_tensor_names := getattr(net, "new_tensor_names", ()):
