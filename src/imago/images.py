@@ -28,6 +28,7 @@ MAX_PIXELS = 50_000_000
 # for 224 px would reduce them to a 2 x 2 feature map. 64: our own choice.
 MAX_SMALL_PX = 64
 SPLITS = ("train", "val", "test")  # of a dataset, in the order in which they are shown
+CROPS = ("center", "squash", "squash_center")
 INTERPOLATIONS = ("bilinear", "bicubic")  # both antialiased, as in the evaluation of published weights
 TTA_MODES = ("none", "flip", "flip_shift")  # test-time augmentation, see `imago.task.tta`
 EXIF_ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4
@@ -61,7 +62,8 @@ class Preprocess:
     Attributes:
         size: side of the square network input, in pixels.
         resize: length that the shorter side is scaled to before the center is cropped, in pixels, at least `size`.
-        crop: "center" crops the center square; "squash" scales both sides to `size` and crops nothing.
+        crop: one of `CROPS`. "center" crops the center square; "squash" scales both sides to `size` and crops nothing;
+            "squash_center" scales both sides to `resize`, and then crops the center square.
         mean: per channel (red, green, blue), of pixels scaled to [0, 1].
         std: per channel, of pixels scaled to [0, 1].
         interpolation: one of `INTERPOLATIONS`; records written before this field existed do not have it.
@@ -81,8 +83,9 @@ class Preprocess:
     def describe(self) -> str:
         """Describe the record in one line."""
         geometry = f"squash to {self.size} px" if self.crop == "squash" else f"{self.size} px"
-        if self.crop == "center" and self.resize != self.size:
-            geometry = f"shorter side to {self.resize} px, middle {self.size} px"
+        if self.crop != "squash" and self.resize != self.size:
+            scaled = "shorter side" if self.crop == "center" else "squash"
+            geometry = f"{scaled} to {self.resize} px, middle {self.size} px"
         mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (self.mean, self.std))
         method = "" if self.interpolation == "bilinear" else f" ({self.interpolation})"
         return f"{geometry}{method}, mean {mean}, std {std}"
@@ -165,24 +168,32 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     Its mean and std are not used; normalization happens on the device.
     """
     height, width = pixels.shape[:2]
-    size = preprocess.size
-    if preprocess.crop == "squash":
-        target = (size, size)
-    else:
-        scale = preprocess.resize / min(height, width)
-        target = (max(size, round(width * scale)), max(size, round(height * scale)))
-    left, top = (target[0] - size) // 2, (target[1] - size) // 2
-    if (width, height) == target:
+    size, (new_width, new_height) = preprocess.size, resized_sides(width, height, preprocess)
+    # Python's round, with halves to even, as in torchvision's CenterCrop
+    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
+    if (width, height) == (new_width, new_height):
         return pixels[top : top + size, left : left + size]
-    # Only the cropped part is computed: scaled as a whole, a 1 x 4000 image would take gigabytes.
-    box = (
-        left * width / target[0],
-        top * height / target[1],
-        (left + size) * width / target[0],
-        (top + size) * height / target[1],
-    )
-    resample = Image.Resampling[preprocess.interpolation.upper()]
-    return np.asarray(Image.fromarray(pixels).resize((size, size), resample, box=box))
+    image, resample = Image.fromarray(pixels), Image.Resampling[preprocess.interpolation.upper()]
+    square = (left, top, left + size, top + size)
+    if new_width * new_height <= MAX_PIXELS:
+        return np.asarray(image.resize((new_width, new_height), resample).crop(square))
+    # Scaled as a whole, a 1 x 4000 image would take gigabytes. Only the cropped part is computed, with the same filter
+    # up to the rounding of its weights: a pixel may differ by 1 or 2.
+    scales = (width / new_width, height / new_height) * 2
+    box = tuple(side * scale for side, scale in zip(square, scales, strict=True))
+    return np.asarray(image.resize((size, size), resample, box=box))
+
+
+def resized_sides(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:
+    """Return the width and height of an image after scaling and before cropping, in pixels.
+
+    Source: torchvision's Resize, which truncates the longer side; timm uses it as well.
+    """
+    if preprocess.crop != "center":
+        side = preprocess.resize if preprocess.crop == "squash_center" else preprocess.size
+        return side, side
+    shorter = min(width, height)
+    return int(preprocess.resize * width / shorter), int(preprocess.resize * height / shorter)
 
 
 def _warn_of_animation(image: Image.Image, name: str) -> None:

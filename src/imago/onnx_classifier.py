@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from imago.errors import DataError
-from imago.images import INTERPOLATIONS, Preprocess
+from imago.images import CROPS, INTERPOLATIONS, Preprocess
 from imago.statistics.calibration import TEMPERATURE_KEY  # also the name of the constant in the graph
 
 # N images, S side of an image in pixels, K classes
@@ -144,7 +144,7 @@ def _check_values(class_names: Any, preprocess: Preprocess, temperature: Any) ->
     if not isinstance(class_names, list) or len(class_names) < 2 or not all(isinstance(n, str) for n in class_names):
         raise ValueError(f"{CLASS_NAMES_KEY} is not a list of at least two names")
     is_valid = all(type(side) is int and side > 0 for side in (preprocess.size, preprocess.resize))
-    is_known = preprocess.crop in ("center", "squash") and preprocess.interpolation in INTERPOLATIONS
+    is_known = preprocess.crop in CROPS and preprocess.interpolation in INTERPOLATIONS
     if not is_valid or not is_known or preprocess.resize < preprocess.size:
         raise ValueError(f"{PREPROCESS_KEY} is {preprocess}")
     if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:

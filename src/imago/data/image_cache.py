@@ -25,7 +25,7 @@ from imago.threads import one_intraop_thread
 log = logging.getLogger(__name__)
 
 CACHE_MODES = ("none", "ram", "disk", "auto")
-_SCHEMA_VERSION = 2  # increased when the content of the files changes
+_SCHEMA_VERSION = 3  # increased when the content of the files changes
 _MAX_HEADERS = 500  # images whose size is read for an estimate: a few milliseconds, and an error of a few percent
 _HOW_TO_SHRINK = "a lower data.decoded_px or preprocess.size makes them smaller"
 
