@@ -126,6 +126,50 @@ def test_an_image_is_turned_upright_by_its_exif_tag(orientation: int):
     np.testing.assert_array_equal(read_image(encode(NOISE, "PNG", exif=exif)), UPRIGHT[orientation](PIXELS))
 
 
+# TIFF: bits, sign, byte order, and whether 0 means black or white
+
+
+def gray_tiff(stored: bytes, bits: int, zero_is_black: int, order: str, sample_format: int = 1) -> bytes:
+    """Return an uncompressed gray TIFF of 16 x 4 pixels with these bytes of data, written by hand."""
+    tags = {256: 16, 257: 4, 258: bits, 259: 1, 262: zero_is_black, 273: 8 + 2 + 12 * 10 + 4, 277: 1, 278: 4}
+    tags |= {279: len(stored), 339: sample_format}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    signature = b"II*\0" if order == "<" else b"MM\0*"
+    return signature + struct.pack(f"{order}IH", 8, len(tags)) + entries + bytes(4) + stored
+
+
+GRAY = np.random.default_rng(2).integers(0, 256, (4, 16))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("zero_is_black", [0, 1])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_gray_tiff_is_read_as_the_same_image_whatever_its_form(bits: int, zero_is_black: int, order: str):
+    values = GRAY * (1 if bits == 8 else 257)
+    stored = values if zero_is_black else 2**bits - 1 - values
+    pixels = read_image(gray_tiff(stored.astype(f"{order}u{bits // 8}").tobytes(), bits, zero_is_black, order))
+    np.testing.assert_array_equal(pixels, np.repeat(GRAY[..., None], 3, axis=2))
+
+
+def test_white_of_12_bits_is_white():
+    # Two values of 12 bits in three bytes: 4095, 0, 4095, 0, ...
+    pixels = read_image(gray_tiff(b"\xff\xf0\x00" * 32, 12, 1, "<"))[..., 0]
+    np.testing.assert_array_equal(pixels, np.tile([255, 0], (4, 8)))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("zero_is_black", [0, 1])
+@pytest.mark.parametrize(
+    ("bits", "sample_format", "kind"),
+    [(8, 2, "signed"), (16, 2, "signed"), (32, 2, "signed"), (32, 1, "unsigned")]
+    + [(bits, 3, "floating-point") for bits in (16, 32, 64)],
+)
+def test_other_numbers_in_a_tiff_are_refused_by_their_name(bits, sample_format, kind, zero_is_black, order):
+    data = gray_tiff(bytes(64 * bits // 8), bits, zero_is_black, order, sample_format)
+    with pytest.raises(DataError, match=rf"\b{bits}-bit {kind} pixels.*save it as 8-bit or 16-bit unsigned"):
+        read_image(data)
+
+
 # resize_and_crop
 
 

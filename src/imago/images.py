@@ -9,11 +9,13 @@ import io
 import logging
 import struct
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from imago.errors import DataError
 
@@ -32,6 +34,10 @@ CROPS = ("center", "squash", "squash_center")
 INTERPOLATIONS = ("bilinear", "bicubic")  # both antialiased, as in the evaluation of published weights
 TTA_MODES = ("none", "flip", "flip_shift")  # test-time augmentation, see `imago.task.tta`
 EXIF_ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4
+# TIFF 6.0, sections 8 and 19; Pillow does not know one combination of byte order and meaning of 0.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
+_SAVE_AGAIN = "save it as 8-bit or 16-bit unsigned integers"
 
 # The first bytes of these formats, to distinguish a damaged image from another kind of file.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
@@ -131,6 +137,9 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name} has more than {max_pixels:,} pixels; scale it down first.") from error
     except UnidentifiedImageError:
+        if tags := _tiff_tags(data):
+            kind = f"a TIFF of {_kind_of_pixels(tags)} pixels, which is not supported in this form"
+            raise DataError(f"{name} is {kind}, or damaged; {_SAVE_AGAIN}.") from None
         if data.startswith(_SIGNATURES):
             raise DataError(f"{name} is damaged: its header cannot be read; delete it or copy it again.") from None
         expected = "expected JPEG, PNG, WebP, BMP, GIF or TIFF"
@@ -146,20 +155,49 @@ def to_pixels(image: Image.Image, name: str) -> np.ndarray:
     Raises:
         DataError: naming the image, if its pixels are floating-point or 32-bit numbers.
     """
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    kind = _kind_of_pixels(tags)
+    if not kind.endswith("unsigned") or kind.startswith("32"):
+        raise DataError(f"{name} holds {kind} pixels, whose range is unknown; {_SAVE_AGAIN}.")
     # Not ImageOps.exif_transpose: it also rewrites the tags, and fails if one of them has an invalid type.
     method = _TRANSPOSE_BY_ORIENTATION.get(image.getexif().get(EXIF_ORIENTATION, 1))
     if method is not None:
         image = image.transpose(method)
     if image.mode in ("F", "I"):
-        fault = "holds floating-point or 32-bit pixels, whose range is unknown"
-        raise DataError(f"{name} {fault}; save it as 8-bit or 16-bit.")
+        raise DataError(f"{name} holds floating-point or 32-bit pixels, whose range is unknown; {_SAVE_AGAIN}.")
     if image.mode.startswith("I;16"):
-        # Converted to RGB by Pillow, 16-bit gray is clipped to 255; 65535 / 257 = 255 keeps the whole range.
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        # Converted to RGB by Pillow, 16-bit gray is clipped to 255, and stays a negative if 0 means white.
+        white = 2 ** _first_number(tags, _BITS_PER_SAMPLE, 16) - 1
+        gray = (np.asarray(image).astype(np.uint32) * 255 // white).clip(0, 255).astype(np.uint8)
+        image = Image.fromarray(255 - gray if tags and _first_number(tags, _PHOTOMETRIC, 0) == 0 else gray)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # convert would copy an RGB image
+
+
+def _kind_of_pixels(tags: Mapping[int, Any]) -> str:
+    """Return what the numbers of a TIFF are, e.g. "16-bit signed"; without tags those of an ordinary image."""
+    kinds = {1: "unsigned", 2: "signed", 3: "floating-point"}
+    kind = kinds.get(_first_number(tags, _SAMPLE_FORMAT, 1), "undefined")
+    return f"{_first_number(tags, _BITS_PER_SAMPLE, 1)}-bit {kind}"
+
+
+def _tiff_tags(data: bytes) -> Mapping[int, Any]:
+    """Return the tags of a TIFF that Pillow does not identify; an empty mapping if the data are something else."""
+    with contextlib.suppress(*_DECODER_ERRORS):
+        file, tags = io.BytesIO(data), TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+        file.seek(tags.next)
+        tags.load(file)
+        return tags if _BITS_PER_SAMPLE in tags else {}
+    return {}
+
+
+def _first_number(tags: Mapping[int, Any], tag: int, default: int) -> int:
+    """Return the value of a tag, or the first of its values, which are one for each channel."""
+    value = tags.get(tag, default)
+    first = value[0] if isinstance(value, tuple) and value else value
+    return first if isinstance(first, int) else default
 
 
 def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
