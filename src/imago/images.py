@@ -7,6 +7,7 @@ checks use it, so their pixels are identical. It needs Pillow and numpy only, an
 import contextlib
 import io
 import logging
+import math
 import struct
 import warnings
 from collections.abc import Mapping
@@ -98,8 +99,18 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, record: dict) -> "Preprocess":
-        """Read a record that `to_dict` returned."""
-        return cls(**(record | {"mean": tuple(record["mean"]), "std": tuple(record["std"])}))
+        """Read a record that `to_dict` returned, from a file that may be damaged or untrusted.
+
+        Raises:
+            KeyError, TypeError, ValueError: if a field is missing, unknown or of another type, or has no valid value.
+        """
+        found = cls(**(record | {"mean": tuple(record["mean"]), "std": tuple(record["std"])}))
+        is_square = type(found.size) is type(found.resize) is int and 0 < found.size <= found.resize <= MAX_PIXELS**0.5
+        is_known = found.crop in CROPS and found.interpolation in INTERPOLATIONS
+        colors = [value for value in (*found.mean, *found.std) if type(value) in (int, float) and math.isfinite(value)]
+        if not is_square or not is_known or len(found.mean) != 3 or len(colors) != 6 or min(found.std) <= 0:
+            raise ValueError(f"preprocess is {found}")
+        return found
 
 
 def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
