@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from imago.errors import DataError
+from imago.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -243,6 +244,12 @@ def resized_sides(width: int, height: int, preprocess: Preprocess) -> tuple[int,
         return side, side
     shorter = min(width, height)
     return int(preprocess.resize * width / shorter), int(preprocess.resize * height / shorter)
+
+
+def write_png(file: Path, pixels: np.ndarray) -> None:
+    """Write an image, uint8 (H, W, 3), as a PNG file, atomically."""
+    with atomic_write(file, "wb") as content:
+        Image.fromarray(pixels).save(content, "PNG")
 
 
 def _warn_of_animation(image: Image.Image, name: str) -> None:

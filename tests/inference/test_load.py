@@ -141,6 +141,19 @@ def test_a_checkpoint_of_a_run_is_found_by_keyword_name_or_path(tmp_path: Path):
     assert check_and_find_model(f"{tmp_path}/x.onnx", "best", "auto", {}) == (tmp_path / "x.onnx", None)
 
 
+@pytest.mark.parametrize("name", ["", "checkpoints/best.ckpt", "export/model.onnx"])
+def test_a_run_or_a_file_beside_links_is_refused_before_anything_is_read(tmp_path: Path, name: str):
+    for file in ("run/config.yaml", "run/checkpoints/best.ckpt", "run/export/model.onnx", "alone/x.onnx"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    (tmp_path / "run" / "eval").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="/run/eval is a link"):
+        check_and_find_model(str(tmp_path / "run" / name), "best", "auto", {})
+    (tmp_path / "alone" / "predictions").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="/alone/predictions is a link"):
+        check_and_find_model(str(tmp_path / "alone" / "x.onnx"), "best", "auto", {})
+
+
 @pytest.mark.parametrize(
     ("run", "ckpt", "accelerator", "text"),
     [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from imago.errors import ConfigError, DataError
+from imago.files import refuse_links
 from imago.images import Preprocess
 from imago.inference.calibration import read_temperature
 from imago.statistics.calibration import UNCALIBRATED
@@ -219,6 +220,7 @@ def check_and_find_model(
 
     Raises:
         ConfigError: with one line for each problem; `problems` are further messages, each with whether it applies.
+        DataError: if the run directory contains links.
     """
     path = Path(run or "")
     is_file, is_gpu = path.is_file(), accelerator == "gpu"
@@ -236,10 +238,11 @@ def check_and_find_model(
         file = resolve_checkpoint(path, str(ckpt))
     except DataError as error:
         raise ConfigError(f"run={error}") from error
-    if not is_file:
-        return file, path.resolve()
     parents = path.resolve().parents[1:3]  # of RUN/checkpoints/best.ckpt, RUN/export/model.onnx, or a level deeper
-    return file, next((directory for directory in parents if (directory / "config.yaml").is_file()), None)
+    found = next((directory for directory in parents if (directory / "config.yaml").is_file()), None)
+    run_dir = found if is_file else path.resolve()
+    refuse_links(run_dir or path.parent)
+    return file, run_dir
 
 
 def is_onnx(path: Path) -> bool:
