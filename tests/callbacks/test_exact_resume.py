@@ -1,5 +1,9 @@
 """A resumed run draws the same numbers, and its curves have every step once."""
 
+import operator
+import re
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from small_fit import QUIET, SMALL, build_data, build_task, build_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from imago.callbacks.exact_resume import StepSeed, TruncateLogs
+from imago.callbacks.exact_resume import ResumedStateCheck, StepSeed, TruncateLogs
+from imago.errors import DataError
 from imago.logger.metrics_csv import MetricsCsv
+from imago.runs.checkpoint import read_checkpoint, write_checkpoint
 
 MODULE = SimpleNamespace(automatic_optimization=True)
 HERE = {"seed": 1, "epoch": 2, "batch": 3, "rank": 0}
@@ -59,3 +66,56 @@ def test_rows_after_the_checkpoint_are_removed_before_the_first_new_one(tmp_path
 def test_only_rank_0_writes_files(tmp_path: Path):
     resume(tmp_path, 0, is_rank_0=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def saved_run(compose: Callable, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable]:
+    """The checkpoint of one epoch, and a function that resumes from it for a second one."""
+    folder = tmp_path_factory.mktemp("resumed")
+
+    def fit(max_epochs: int, file: Path | None = None) -> None:
+        cfg = compose(
+            *SMALL, f"trainer.max_epochs={max_epochs}", "trainer.limit_train_batches=2", "callbacks.progress=null"
+        )
+        data = build_data(cfg)
+        trainer = build_trainer(cfg, folder)
+        trainer.callbacks.insert(0, ResumedStateCheck())
+        trainer.fit(build_task(cfg, data), data, ckpt_path=file)
+
+    fit(1)
+    return folder / "checkpoints" / "last.ckpt", lambda file: fit(2, file)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(*QUIET)
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        (("loops", "fit_loop", "epoch_progress", "current"), "loops.fit_loop.epoch_progress.current is str, not dict"),
+        (("loops", "fit_loop", "epoch_progress", "current", "ready"), "epoch_progress.current.ready is str, not int"),
+        (
+            ("optimizer_states", 0, "param_groups", 0, "betas"),
+            "optimizer_states.0.param_groups.0.betas is str, not tuple",
+        ),
+        (("optimizer_states", 0, "state", 1), "optimizer_states.1 is str, not dict"),
+        (("optimizer_states", 0, "state", 1, "exp_avg"), "optimizer_states.1.exp_avg is str, not Tensor"),
+        (("lr_schedulers", 0, "last_epoch"), "lr_schedulers.0.last_epoch is str, not int"),
+        (("callbacks", "TrainMetrics"), "callbacks.TrainMetrics is str, not dict"),
+        (("callbacks", "TrainMetrics", "loss_sum"), "callbacks.TrainMetrics.loss_sum is str, not Tensor"),
+    ],
+)
+def test_a_changed_field_of_the_training_state_is_named(saved_run, tmp_path: Path, keys: tuple, text: str):
+    file, resume_from = saved_run
+    checkpoint = read_checkpoint(file)
+    reduce(operator.getitem, keys[:-1], checkpoint)[keys[-1]] = "x"
+    write_checkpoint(checkpoint, tmp_path / "changed.ckpt")
+    with pytest.raises(DataError, match=f"changed.ckpt: its field .*{re.escape(text)}"):
+        resume_from(tmp_path / "changed.ckpt")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(*QUIET)
+def test_an_unchanged_training_state_is_resumed(saved_run):
+    file, resume_from = saved_run
+    resume_from(file)
+    assert read_checkpoint(file)["global_step"] == 4

@@ -1,6 +1,10 @@
 """Loading: which checkpoint a path means, the network it describes, and what a run can resume from."""
 
+import copy
+import operator
 import sys
+from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ import torch
 from torch import nn
 
 from imago import trust
-from imago.errors import ConfigError, DataError
+from imago.errors import ConfigError, DataError, UserError
 from imago.images import Preprocess
 from imago.inference.load import (
     check_and_find_model,
@@ -19,11 +23,14 @@ from imago.inference.load import (
     load_predictor,
     resolve_checkpoint,
 )
-from imago.runs.checkpoint import write_checkpoint
+from imago.runs.checkpoint import read_checkpoint, write_checkpoint
 
 SAVED: dict[str, Any] = {
     "imago": {"schema": 2},
+    **{"epoch": 1, "global_step": 3, "pytorch-lightning_version": "2.6.6"},
     "loops": {},
+    "callbacks": {},
+    "lr_schedulers": [],
     "optimizer_states": [],
     "hyper_parameters": {"class_names": ["ant", "bee"]},
     "state_dict": {"weight": torch.ones(2, 3)},
@@ -51,7 +58,9 @@ def test_the_state_of_the_same_network_passes(tmp_path: Path, task: Any):
         ),
         ({"state_dict": {}}, "do not fit mynet.Tiny as its code is now; restore .*Missing key.*weight"),
         ({"hyper_parameters": {"class_names": ["bee", "ant"]}}, "has the classes .'bee', 'ant'., and the data has"),
-        ({"loops": None}, "no training state to resume from"),
+        ({"loops": None}, "last.ckpt: its field loops is missing; it was changed after saving"),
+        ({"optimizer_states": {}}, "last.ckpt: its field optimizer_states is dict, not list"),
+        ({"hyper_parameters": {"class_names": 2}}, "its field hyper_parameters.class_names is int, not list"),
     ],
 )
 def test_the_state_of_another_network_or_other_classes_is_refused_in_one_line(
@@ -126,6 +135,35 @@ def test_predictor_returns_fp32_logits_with_the_checkpoints_own_preprocess(tiny:
     assert logits == pytest.approx(means[:, [2, 0]], abs=1e-5)
     assert probabilities.sum(axis=1) == pytest.approx(1)
     assert predictor.preprocess == Preprocess.from_dict(PREPROCESS)
+
+
+def fields(node: Any, above: tuple = ()) -> Iterator[tuple]:
+    """Yield the keys of every field of nested dicts and of the first entries of lists."""
+    entries = node.items() if isinstance(node, dict) else enumerate(node[:1]) if isinstance(node, list) else ()
+    for key, value in entries:
+        yield (*above, key)
+        yield from fields(value, (*above, key))
+
+
+@pytest.mark.parametrize("value", [None, 7, -1.5, "x", [], ["a", 3], {}, {"a": 1}, torch.ones(2), "deleted"], ids=repr)
+def test_a_checkpoint_with_any_changed_field_loads_or_is_refused_in_one_line(tiny: Path, value: Any):
+    saved = read_checkpoint(tiny)
+    num_refused = 0
+    for *above, key in list(fields(saved)):
+        changed = copy.deepcopy(saved)
+        node = reduce(operator.getitem, above, changed)
+        node[key] = value
+        if value == "deleted":
+            del node[key]
+        write_checkpoint(changed, tiny)
+        try:
+            load_classifier(tiny)
+        except UserError as error:
+            num_refused += 1
+            message = str(error)
+            assert message.startswith(str(tiny))
+            assert "\n" not in message
+    assert num_refused > 10
 
 
 def test_a_checkpoint_of_a_run_is_found_by_keyword_name_or_path(tmp_path: Path):

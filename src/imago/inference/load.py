@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Fields of a checkpoint as `check_structure` wants them; checkpoints of other tasks may lack the second ones.
+_PREPROCESS = {"size": 0, "resize": 0, "crop": "", "mean": [0.0, 0.0, 0.0], "std": [0.0, 0.0, 0.0]}
+_HPARAMS = {"net": {"_target_": ""}, "class_names": [], "preprocess": _PREPROCESS}
+_OPTIONAL_HPARAMS: dict[str, Any] = {"metrics": {}, "output_names": [], "predicts_classes": True}
+_TRAINING_STATE: dict[str, Any] = {
+    **{"epoch": 0, "global_step": 0, "pytorch-lightning_version": "", "state_dict": {}, "loops": {}, "callbacks": {}},
+    **{"optimizer_states": [], "lr_schedulers": [], "hyper_parameters": {}},
+}
 _NET_PREFIX = "net."  # of the network's keys in a checkpoint of the task
 _ACCELERATORS = ("auto", "cpu", "gpu")
 
@@ -118,36 +126,45 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
     """
     from imago.model.adapt import build_network
     from imago.model.classifier import Classifier
-    from imago.runs.checkpoint import read_checkpoint
+    from imago.runs.checkpoint import check_structure, read_checkpoint
 
     file = resolve_checkpoint(path)
     checkpoint = read_checkpoint(file)
-    task = checkpoint["imago"].get("task")
+    check_structure(checkpoint, {"hyper_parameters": {}, "state_dict": {}}, file)
+    hparams, task = checkpoint["hyper_parameters"], checkpoint["imago"].get("task")
+    if task is not None and "output_names" not in hparams:
+        raise ConfigError(
+            f"{file} was saved by {task}, which is not derived from imago.task.base.ImageTask: it has no settings "
+            "to rebuild its network from. The results of its own test are in summary.json."
+        )
+    check_structure(hparams, _HPARAMS, file, "hyper_parameters")
+    hparams = _OPTIONAL_HPARAMS | {"output_names": hparams["class_names"]} | hparams
+    check_structure(hparams, _OPTIONAL_HPARAMS, file, "hyper_parameters")
+    settings, metrics, names = dict(hparams["net"]), dict(hparams["metrics"]), tuple(hparams["output_names"])
+    check_structure(names, ("",) * len(names), file, "hyper_parameters.output_names")
     try:
-        hparams: dict[str, Any] = checkpoint["hyper_parameters"]
-        if task is not None and "output_names" not in hparams:
-            raise ConfigError(
-                f"{file} was saved by {task}, which is not derived from imago.task.base.ImageTask: it has no settings "
-                "to rebuild its network from. The results of its own test are in summary.json."
-            )
-        settings, metrics = dict(hparams["net"]), dict(hparams.get("metrics") or {})
         preprocess = Preprocess.from_dict(hparams["preprocess"])
-        names = tuple(hparams.get("output_names", hparams["class_names"]))
-        named = checkpoint["state_dict"].items()
-        state = {name.removeprefix(_NET_PREFIX): value for name, value in named if name.startswith(_NET_PREFIX)}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{file} does not describe a network ({error!r}); it was changed after saving.") from error
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{file}: its field hyper_parameters.preprocess is invalid ({error}).") from error
+    named = checkpoint["state_dict"].items()
+    state = {name.removeprefix(_NET_PREFIX): value for name, value in named if str(name).startswith(_NET_PREFIX)}
     check_saved_targets(settings, "model", file, trust)
     check_saved_targets(metrics, "metrics", file, trust)
     try:
         net = build_network(without_files(settings, file), len(names), preprocess.size)
-    except (TypeError, ValueError, RuntimeError, MemoryError) as error:  # of the class that gets the saved arguments
+    except (
+        ConfigError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        MemoryError,
+    ) as error:  # of the class that gets the saved arguments
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise DataError(f"{file}: {settings['_target_']} cannot be built with its saved arguments: {reason}") from error
     _load_weights(net, state, file, settings["_target_"])
     classifier = Classifier(net, names, preprocess).eval()
     classifier.metrics = metrics
-    classifier.predicts_classes = hparams.get("predicts_classes", True)
+    classifier.predicts_classes = hparams["predicts_classes"]
     return classifier
 
 
@@ -157,14 +174,15 @@ def check_compatible(file: Path, task: "LightningModule") -> None:
     Raises:
         DataError: if it is damaged, or has another network or other classes.
     """
-    from imago.runs.checkpoint import read_checkpoint
+    from imago.runs.checkpoint import check_structure, read_checkpoint
 
     try:
         saved = read_checkpoint(file)
     except DataError as error:
         raise DataError(f"{error} Copy best.ckpt over it to resume from the best epoch.") from error
-    if not saved.keys() >= {"loops", "optimizer_states", "state_dict", "hyper_parameters"}:
-        raise DataError(f"{file} has no training state to resume from; it was changed after saving.")
+    check_structure(saved, _TRAINING_STATE, file)
+    if "class_names" in task.hparams:
+        check_structure(saved["hyper_parameters"], {"class_names": []}, file, "hyper_parameters")
     saved_names, names = (list(params.get("class_names", ())) for params in (saved["hyper_parameters"], task.hparams))
     if saved_names != names:
         raise DataError(

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
+from imago.callbacks.exact_resume import ResumedStateCheck
 from imago.callbacks.mean_gradient import MeanGradient
 from imago.callbacks.run_summary import RunSummary
 from imago.callbacks.stopping import StepLimit, StopOnSignal, TimeLimit, call_on_exception_in_forked_ranks
@@ -172,6 +173,7 @@ def _build_callbacks(cfg: DictConfig, directory: RunDirectory) -> list[Callback]
         if isinstance(callback, ProgressBar) and not cfg.trainer.get("enable_progress_bar", True):
             callback.disable()  # the line per epoch is still logged
     return [
+        ResumedStateCheck(),
         MeanGradient(),
         TrainMetrics(),
         ScheduleIntervalCheck(),
