@@ -215,8 +215,13 @@ def run_other_graph(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("If", ["flag"], ["more"], then_branch=inner, else_branch=inner))
 
 
-def allocate(model: onnx.ModelProto) -> None:
-    model.graph.node.append(helper.make_node("ConstantOfShape", ["axes"], ["more"]))
+def allocate(model: onnx.ModelProto, side: int = 2**20) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.array([side, side]), "sides"))
+    model.graph.node.append(helper.make_node("ConstantOfShape", ["sides"], ["more"]))
+
+
+def allocate_by_an_input(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("ConstantOfShape", ["images"], ["more"]))
 
 
 def use_another_domain(model: onnx.ModelProto) -> None:
@@ -238,6 +243,7 @@ def add_function(model: onnx.ModelProto) -> None:
     [
         (run_other_graph, "If"),
         (allocate, "ConstantOfShape"),
+        (allocate_by_an_input, "ConstantOfShape"),
         (use_another_domain, "com.example.Mul"),
         (add_sparse_tensor, "SparseTensorProto"),
         (add_function, "FunctionProto"),
@@ -247,6 +253,12 @@ def test_parts_that_no_export_has_are_refused_by_name(tmp_path: Path, change: Ca
     model = build_model()
     change(model)
     assert f"has parts that no export of this project has: {name};" in refusal(save(model, tmp_path))
+
+
+def test_a_small_constant_of_fixed_shape_is_accepted(tmp_path: Path):
+    model = build_model()
+    allocate(model, side=56)  # as in the windows of Swin
+    assert OnnxClassifier(save(model, tmp_path)).predict(samples(1))[0].shape == (1, 3)
 
 
 @pytest.mark.parametrize("dims", [[2**40], [-1, -1], [0], [2, 2]])

@@ -35,7 +35,7 @@ SCHEMA_VERSION = 1
 DIGEST_KEY = "digest"  # SHA-256 of all bytes before its own entry, the last one; files of the first edition have none
 
 # What torch's exporter writes for the networks of torchvision, timm and this project, and their plain relatives. Left
-# out are operators that run other graphs (If, Loop, Scan) and that only allocate (ConstantOfShape).
+# out are operators that run other graphs (If, Loop, Scan); ConstantOfShape may only fill a small, fixed shape.
 _OPERATOR_NAMES = """
 Abs Add And ArgMax AveragePool BatchNormalization Cast CastLike Ceil Clip Concat Constant Conv ConvTranspose Cos
 CumSum DepthToSpace DequantizeLinear Div Einsum Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements
@@ -47,6 +47,7 @@ Resize Round ScatterElements ScatterND Selu Shape Sigmoid Sign Sin Size Slice So
 Sqrt Squeeze Sub Sum Swish Tan Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor
 """
 OPERATORS = frozenset(_OPERATOR_NAMES.split())
+_MAX_CONSTANT = 2**24  # values; 65 MB as float32; our own choice
 _REFUSED_MESSAGES = ("FunctionProto", "SparseTensorProto", "TrainingInfoProto")  # parts of a model that no export has
 _TYPED_DATA = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")  # of a TensorProto
 
@@ -160,7 +161,17 @@ def _read_metadata(content: bytes, path: Path) -> dict[str, str]:
             raise DataError(f"{path} keeps weights in another file ({location!r}), which is refused; {_HOW_TO_EXPORT}.")
         if not _is_complete(tensor):
             raise DataError(f"{path} is damaged: {tensor.name!r} has not {list(tensor.dims)} values; {_HOW_TO_EXPORT}.")
-    names = {f"{node.domain}.{node.op_type}".lstrip(".") for node in _messages(model, "NodeProto")}
+    shapes = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT64]
+    # Networks with shifted windows, such as Swin, have masks of a small fixed size.
+    small = {
+        shape.name
+        for shape in shapes
+        if abs(math.prod(onnx.numpy_helper.to_array(shape).ravel().tolist())) <= _MAX_CONSTANT
+    }
+    nodes = [
+        node for node in _messages(model, "NodeProto") if node.op_type != "ConstantOfShape" or not small & {*node.input}
+    ]
+    names = {f"{node.domain}.{node.op_type}".lstrip(".") for node in nodes}
     names |= {message.DESCRIPTOR.name for kind in _REFUSED_MESSAGES for message in _messages(model, kind)}
     if refused := sorted(names - OPERATORS):
         raise DataError(
