@@ -24,7 +24,12 @@ from imago.files import atomic_write
 log = logging.getLogger(__name__)
 
 # EPS and PDF are left out on purpose: Pillow runs an interpreter for them. MPO files of cameras count as JPEG.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+with contextlib.suppress(ImportError):
+    from pillow_heif import register_heif_opener  # type: ignore[import-not-found]  # an extra
+
+    register_heif_opener()
+    FORMATS = (*FORMATS, "HEIF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 # 150 MB once decoded; checked before decoding, because a file of 12 KB may need 500 MB; our own choice.
 MAX_PIXELS = 50_000_000
@@ -43,8 +48,9 @@ _SAVE_AGAIN = "save it as 8-bit or 16-bit unsigned integers"
 
 # The first bytes of these formats, to distinguish a damaged image from another kind of file.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+_ISO_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")  # HEIC and AVIF
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)  # raised for damaged files
-ANIMATED_FORMATS = ("GIF", "WEBP", "PNG")  # the frames of TIFF and JPEG are pages and previews instead
+ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "AVIF")  # the frames of TIFF and JPEG are pages and previews instead
 _TRANSPOSE_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -149,16 +155,25 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name} has more than {max_pixels:,} pixels; scale it down first.") from error
     except UnidentifiedImageError:
+        if data[4:8] == b"ftyp" and is_image(data) and "HEIF" not in FORMATS:
+            remedy = "pip install pillow-heif, or convert it to JPEG"
+            raise DataError(f"{name} is a HEIC image, which needs another package: {remedy}.") from None
         if tags := _tiff_tags(data):
             kind = f"a TIFF of {_kind_of_pixels(tags)} pixels, which is not supported in this form"
             raise DataError(f"{name} is {kind}, or damaged; {_SAVE_AGAIN}.") from None
         if data.startswith(_SIGNATURES):
             raise DataError(f"{name} is damaged: its header cannot be read; delete it or copy it again.") from None
-        expected = "expected JPEG, PNG, WebP, BMP, GIF or TIFF"
+        expected = "expected JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF"
         raise DataError(f"{name} is not an image (starts with {data[:12]!r}); {expected}.") from None
     except _DECODER_ERRORS as error:
         fault = "it is truncated" if "truncated" in str(error).lower() else str(error)
         raise DataError(f"{name} is damaged: {fault}; delete it or copy it again.") from error
+
+
+def is_image(start: bytes) -> bool:
+    """Return whether the first 12 bytes of a file are those of an image, except for BMP, which has two letters only."""
+    is_iso = start[4:8] == b"ftyp" and start[8:12] in _ISO_BRANDS
+    return is_iso or start.startswith(_SIGNATURES) or start[8:12] == b"WEBP"
 
 
 def to_pixels(image: Image.Image, name: str) -> np.ndarray:

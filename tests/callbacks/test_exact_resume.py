@@ -74,13 +74,15 @@ def saved_run(compose: Callable, tmp_path_factory: pytest.TempPathFactory) -> tu
     folder = tmp_path_factory.mktemp("resumed")
 
     def fit(max_epochs: int, file: Path | None = None) -> None:
-        cfg = compose(
-            *SMALL, f"trainer.max_epochs={max_epochs}", "trainer.limit_train_batches=2", "callbacks.progress=null"
-        )
+        limits = (f"trainer.max_epochs={max_epochs}", "trainer.limit_train_batches=2")
+        cfg = compose(*SMALL, *limits, "callbacks.progress=null", "callbacks.best_checkpoint.save_top_k=2")
         data = build_data(cfg)
         trainer = build_trainer(cfg, folder)
-        trainer.callbacks.insert(0, ResumedStateCheck())
-        trainer.fit(build_task(cfg, data), data, ckpt_path=file)
+        best = trainer.checkpoint_callback
+        trainer.callbacks = [ResumedStateCheck(), *trainer.callbacks, best.further]
+        task = build_task(cfg, data)
+        trainer.fit(task, data, ckpt_path=file)
+        trainer.test(task, data, ckpt_path=best.best_model_path, verbose=False)  # its state is older than the run's
 
     fit(1)
     return folder / "checkpoints" / "last.ckpt", lambda file: fit(2, file)
