@@ -161,16 +161,11 @@ def _read_metadata(content: bytes, path: Path) -> dict[str, str]:
             raise DataError(f"{path} keeps weights in another file ({location!r}), which is refused; {_HOW_TO_EXPORT}.")
         if not _is_complete(tensor):
             raise DataError(f"{path} is damaged: {tensor.name!r} has not {list(tensor.dims)} values; {_HOW_TO_EXPORT}.")
+    # Networks with shifted windows, such as Swin, fill masks of a small fixed size.
     shapes = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT64]
-    # Networks with shifted windows, such as Swin, have masks of a small fixed size.
-    small = {
-        shape.name
-        for shape in shapes
-        if abs(math.prod(onnx.numpy_helper.to_array(shape).ravel().tolist())) <= _MAX_CONSTANT
-    }
-    nodes = [
-        node for node in _messages(model, "NodeProto") if node.op_type != "ConstantOfShape" or not small & {*node.input}
-    ]
+    values = {shape.name: onnx.numpy_helper.to_array(shape).ravel().tolist() for shape in shapes}
+    small = {("ConstantOfShape", name) for name in values if abs(math.prod(values[name])) <= _MAX_CONSTANT}
+    nodes = [node for node in _messages(model, "NodeProto") if (node.op_type, *node.input) not in small]
     names = {f"{node.domain}.{node.op_type}".lstrip(".") for node in nodes}
     names |= {message.DESCRIPTOR.name for kind in _REFUSED_MESSAGES for message in _messages(model, kind)}
     if refused := sorted(names - OPERATORS):

@@ -118,6 +118,13 @@ def test_rebuilding_a_network_never_reads_pretrained_weights(tiny: Path):
     assert load_classifier(tiny).class_names == ("blue", "red")
 
 
+def test_a_task_without_metrics_loads(tiny: Path):
+    saved = read_checkpoint(tiny)
+    saved["hyper_parameters"]["metrics"] = None
+    write_checkpoint(saved, tiny)
+    assert load_classifier(tiny).metrics == {}
+
+
 def test_weights_that_do_not_fit_the_code_of_their_network_are_one_line(tiny: Path):
     module = tiny.parent / "tinynet" / "__init__.py"
     module.write_text(NET.replace("self.layer", "self.renamed_layer"))

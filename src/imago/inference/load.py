@@ -32,6 +32,7 @@ _TRAINING_STATE: dict[str, Any] = {
     **{"epoch": 0, "global_step": 0, "pytorch-lightning_version": "", "state_dict": {}, "loops": {}, "callbacks": {}},
     **{"optimizer_states": [], "lr_schedulers": [], "hyper_parameters": {}},
 }
+_BUILD_ERRORS = (ConfigError, TypeError, ValueError, RuntimeError, MemoryError)  # of a class with saved arguments
 _NET_PREFIX = "net."  # of the network's keys in a checkpoint of the task
 _ACCELERATORS = ("auto", "cpu", "gpu")
 
@@ -138,7 +139,8 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
             "to rebuild its network from. The results of its own test are in summary.json."
         )
     check_structure(hparams, _HPARAMS, file, "hyper_parameters")
-    hparams = _OPTIONAL_HPARAMS | {"output_names": hparams["class_names"]} | hparams
+    given = {name: value for name, value in hparams.items() if value is not None}
+    hparams = _OPTIONAL_HPARAMS | {"output_names": hparams["class_names"]} | given
     check_structure(hparams, _OPTIONAL_HPARAMS, file, "hyper_parameters")
     settings, metrics, names = dict(hparams["net"]), dict(hparams["metrics"]), tuple(hparams["output_names"])
     check_structure(names, ("",) * len(names), file, "hyper_parameters.output_names")
@@ -152,13 +154,7 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
     check_saved_targets(metrics, "metrics", file, trust)
     try:
         net = build_network(without_files(settings, file), len(names), preprocess.size)
-    except (
-        ConfigError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        MemoryError,
-    ) as error:  # of the class that gets the saved arguments
+    except _BUILD_ERRORS as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise DataError(f"{file}: {settings['_target_']} cannot be built with its saved arguments: {reason}") from error
     _load_weights(net, state, file, settings["_target_"])
