@@ -2,6 +2,7 @@
 
 import csv
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from imago.files import (
     make_writable,
     open_text,
     read_json,
+    refuse_links,
     remove_partial_files,
     sha256_of,
     write_csv,
@@ -113,3 +115,36 @@ def test_a_directory_that_cannot_be_written_names_the_setting(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file cannot be written: .*; choose another directory with output=DIR\.$"):
         make_writable(tmp_path / "file", "output=DIR")
+
+
+LINKS = ("config.yaml", "train.log", "metrics.csv", ".lock", "checkpoints", "figures", "tensorboard", "eval", "export")
+
+
+@pytest.mark.parametrize(
+    "name", [*LINKS, "eval/test", "eval/test/confusion.png", "export/export.log", "checkpoints/x/y"]
+)
+@pytest.mark.parametrize("is_dangling", [False, True])
+def test_a_link_in_a_run_directory_is_refused(tmp_path: Path, name: str, is_dangling: bool):
+    link, target = tmp_path / "run" / name, tmp_path / "target"
+    link.parent.mkdir(parents=True)
+    if not is_dangling:
+        target.mkdir()
+    link.symlink_to(target)
+    with pytest.raises(DataError, match=f"/run/{name} is a link, which a run directory must not contain"):
+        refuse_links(tmp_path / "run")
+
+
+def test_a_link_to_a_run_directory_and_links_of_other_loggers_are_accepted(tmp_path: Path):
+    (tmp_path / "run" / "wandb" / "run-1").mkdir(parents=True)
+    (tmp_path / "run" / "wandb" / "latest-run").symlink_to("run-1")
+    (tmp_path / "latest").symlink_to("run")
+    refuse_links(tmp_path / "latest")
+
+
+def test_writing_replaces_a_link_and_leaves_its_target(tmp_path: Path):
+    target, link = tmp_path / "precious", tmp_path / "link.csv"
+    target.write_text("precious")
+    for make in (link, tmp_path / f"link.csv.{os.getpid()}.{threading.get_ident()}.part"):
+        make.symlink_to(target)
+    write_csv(link, [("a",)])
+    assert (target.read_text(), link.read_text(), link.is_symlink()) == ("precious", "a\n", False)

@@ -3,6 +3,8 @@
 The files are built by hand, without torch: a network that returns the mean of each color channel, for 3 classes.
 """
 
+import contextlib
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -194,8 +196,99 @@ def test_a_file_for_one_batch_size_only_is_refused(tmp_path: Path):
 
 def test_a_graph_that_onnxruntime_cannot_run_is_refused(tmp_path: Path):
     model = build_model()
-    model.graph.node[1].op_type = "NoSuchOperator"
+    model.graph.node[1].op_type = "Gather"
     assert "cannot be run by onnxruntime" in refusal(save(model, tmp_path))
+
+
+def test_a_graph_that_fails_while_it_runs_is_one_line(tmp_path: Path):
+    model = build_model()
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2, 3 * SIZE * SIZE]), "shape"))
+    model.graph.node.insert(1, helper.make_node("Reshape", ["floats", "shape"], ["pairs"]))
+    classifier = OnnxClassifier(save(model, tmp_path))
+    classifier.predict(samples(2))
+    with pytest.raises(DataError, match=r"model\.onnx fails for 3 images \(.*\); export one with [^\n]*$"):
+        classifier.predict(samples(3))
+
+
+def run_other_graph(model: onnx.ModelProto) -> None:
+    inner = helper.make_graph([helper.make_node("Identity", ["floats"], ["out"])], "branch", [], [])
+    model.graph.node.append(helper.make_node("If", ["flag"], ["more"], then_branch=inner, else_branch=inner))
+
+
+def allocate(model: onnx.ModelProto, side: int = 2**20) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.array([side, side]), "sides"))
+    model.graph.node.append(helper.make_node("ConstantOfShape", ["sides"], ["more"]))
+
+
+def allocate_by_an_input(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("ConstantOfShape", ["images"], ["more"]))
+
+
+def use_another_domain(model: onnx.ModelProto) -> None:
+    model.graph.node[1].domain = "com.example"
+
+
+def add_sparse_tensor(model: onnx.ModelProto) -> None:
+    values, indices = numpy_helper.from_array(np.float32([1]), "sparse"), numpy_helper.from_array(np.array([0]))
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [2**40]))
+
+
+def add_function(model: onnx.ModelProto) -> None:
+    node = helper.make_node("Identity", ["x"], ["y"])
+    model.functions.append(helper.make_function("own", "F", ["x"], ["y"], [node], model.opset_import))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (run_other_graph, "If"),
+        (allocate, "ConstantOfShape"),
+        (allocate_by_an_input, "ConstantOfShape"),
+        (use_another_domain, "com.example.Mul"),
+        (add_sparse_tensor, "SparseTensorProto"),
+        (add_function, "FunctionProto"),
+    ],
+)
+def test_parts_that_no_export_has_are_refused_by_name(tmp_path: Path, change: Callable, name: str):
+    model = build_model()
+    change(model)
+    assert f"has parts that no export of this project has: {name};" in refusal(save(model, tmp_path))
+
+
+def test_a_small_constant_of_fixed_shape_is_accepted(tmp_path: Path):
+    model = build_model()
+    allocate(model, side=56)  # as in the windows of Swin
+    assert OnnxClassifier(save(model, tmp_path)).predict(samples(1))[0].shape == (1, 3)
+
+
+@pytest.mark.parametrize("dims", [[2**40], [-1, -1], [0], [2, 2]])
+def test_weights_of_another_size_than_their_data_are_refused(tmp_path: Path, dims: list[int]):
+    model = build_model()
+    model.graph.initializer[0].dims[:] = dims
+    assert f"'one' has not {dims} values" in refusal(save(model, tmp_path))
+
+
+def test_a_changed_file_is_refused_by_its_digest_wherever_a_bit_differs(path: Path):
+    content = onnx_classifier.add_digest(path.read_bytes())
+    path.write_bytes(content)
+    model = OnnxClassifier(path)
+    assert model.metadata["digest"] == hashlib.sha256(save(build_model(), path.parent).read_bytes()).hexdigest()
+    expected = model.predict(samples(3))
+    num_accepted = 0
+    for index in range(len(content)):
+        flipped = bytearray(content)
+        flipped[index] ^= 1 << index % 8
+        path.write_bytes(flipped)
+        with contextlib.suppress(DataError):
+            np.testing.assert_array_equal(OnnxClassifier(path).predict(samples(3)), expected)
+            num_accepted += 1  # a letter of the word "digest" itself
+    assert num_accepted <= len("digest")
+
+
+def test_a_file_that_onnx_has_read_and_written_again_keeps_its_digest(path: Path):
+    path.write_bytes(onnx_classifier.add_digest(path.read_bytes()))
+    onnx.save(onnx.load(path), path)
+    assert "digest" in OnnxClassifier(path).metadata
 
 
 def test_reading_a_file_loads_neither_torch_nor_lightning_nor_hydra(path: Path, command: Callable):

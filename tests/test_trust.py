@@ -240,7 +240,14 @@ def test_saved_settings_write_below_the_run_directory_only(tmp_path: Path, key: 
         *("--config-dir=DIR", "-cd=DIR", "--config-path=DIR", "--experimental-rerun=DIR/x", "-m", "-c=job", "x"),
         *("hydra.searchpath=[file://DIR]", "+hydra.job.env_set.PYTHONSTARTUP=DIR/hubconf.py", "hydra/launcher=x"),
         *("+x@hydra.y=z", "hydra={run: {dir: /}}", "model=../../x", "model=/DIR/x", "model=[simple_cnn,../x]"),
-        *("+model@task.teacher=../x", "model='../x'", "model=${oc.env:HOME}", "+experiment/../../x=y", "../x=y"),
+        *(
+            "+model@task.teacher=../x",
+            "model='../x'",
+            "model=${oc.env:HOME}",
+            "model=${oc.${x}:HOME}",
+            "+experiment/../../x=y",
+            "../x=y",
+        ),
         *("trust.0=os", "trust[0]=os", "resume@trust=x", "override model=x", "x={_target_: '${oc.decode:os.mkdir}'}"),
     ],
 )

@@ -19,6 +19,10 @@ from imago.text import printable
 
 _PARTIAL_SUFFIX = ".part"  # of a file that is being written
 
+# Contents of a run directory and of one beside a single checkpoint, see `refuse_links`; loggers may add others.
+_RUN_SUBDIRECTORIES = ("checkpoints", "tensorboard", "figures", "eval", "export", "predictions")
+_RUN_FILES = ("config.yaml", "provenance.json", "summary.json", "train.log", "metrics.csv", "split.csv", ".lock")
+
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
@@ -37,7 +41,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}{_PARTIAL_SUFFIX}")
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     try:
-        with part.open(mode, **text) as file:
+        part.unlink(missing_ok=True)
+        with part.open(mode.replace("w", "x"), **text) as file:  # x: never through a link of that name
             yield file
             file.flush()
             os.fsync(file.fileno())  # without it a power failure can leave the new name on an empty file
@@ -121,6 +126,25 @@ def encode_names(names: Iterable[str]) -> bytes:
 def decode_names(data: bytes) -> tuple[str, ...]:
     """Return the file names, at least one, that `encode_names` joined."""
     return tuple(data.decode(errors="surrogateescape").split("\0"))
+
+
+def refuse_links(run_dir: Path) -> None:
+    """Check that nothing that a run directory contains is a link; the directory itself may be one, as `logs/latest` is.
+
+    A directory from elsewhere could have results written, or private files read, where its links point.
+
+    Raises:
+        DataError: naming the first link.
+    """
+    files = [run_dir / name for name in (*_RUN_FILES, *_RUN_SUBDIRECTORIES)]
+    for subdirectory in _RUN_SUBDIRECTORIES:
+        for parent, directories, names in os.walk(run_dir / subdirectory):
+            files += [Path(parent, name) for name in (*directories, *names)]
+    if link := next(filter(Path.is_symlink, files), None):
+        raise DataError(
+            f"{printable(link)} is a link, which a run directory must not contain: remove it, or replace it by a copy "
+            "of what it points to if you trust that."
+        )
 
 
 def make_writable(directory: Path, setting: str) -> None:

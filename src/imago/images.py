@@ -7,21 +7,29 @@ checks use it, so their pixels are identical. It needs Pillow and numpy only, an
 import contextlib
 import io
 import logging
+import math
 import struct
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from imago.errors import DataError
+from imago.files import atomic_write
 
 log = logging.getLogger(__name__)
 
 # EPS and PDF are left out on purpose: Pillow runs an interpreter for them. MPO files of cameras count as JPEG.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+with contextlib.suppress(ImportError):
+    from pillow_heif import register_heif_opener  # type: ignore[import-not-found]  # an extra
+
+    register_heif_opener()
+    FORMATS = (*FORMATS, "HEIF")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 # 150 MB once decoded; checked before decoding, because a file of 12 KB may need 500 MB; our own choice.
 MAX_PIXELS = 50_000_000
@@ -29,14 +37,20 @@ MAX_PIXELS = 50_000_000
 # for 224 px would reduce them to a 2 x 2 feature map. 64: our own choice.
 MAX_SMALL_PX = 64
 SPLITS = ("train", "val", "test")  # of a dataset, in the order in which they are shown
+CROPS = ("center", "squash", "squash_center")
 INTERPOLATIONS = ("bilinear", "bicubic")  # both antialiased, as in the evaluation of published weights
 TTA_MODES = ("none", "flip", "flip_shift")  # test-time augmentation, see `imago.task.tta`
 EXIF_ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4
+# TIFF 6.0, sections 8 and 19; Pillow does not know one combination of byte order and meaning of 0.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
+_SAVE_AGAIN = "save it as 8-bit or 16-bit unsigned integers"
 
 # The first bytes of these formats, to distinguish a damaged image from another kind of file.
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+_ISO_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")  # HEIC and AVIF
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)  # raised for damaged files
-ANIMATED_FORMATS = ("GIF", "WEBP", "PNG")  # the frames of TIFF and JPEG are pages and previews instead
+ANIMATED_FORMATS = ("GIF", "WEBP", "PNG", "AVIF")  # the frames of TIFF and JPEG are pages and previews instead
 _TRANSPOSE_BY_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -62,7 +76,8 @@ class Preprocess:
     Attributes:
         size: side of the square network input, in pixels.
         resize: length that the shorter side is scaled to before the center is cropped, in pixels, at least `size`.
-        crop: "center" crops the center square; "squash" scales both sides to `size` and crops nothing.
+        crop: one of `CROPS`. "center" crops the center square; "squash" scales both sides to `size` and crops nothing;
+            "squash_center" scales both sides to `resize`, and then crops the center square.
         mean: per channel (red, green, blue), of pixels scaled to [0, 1].
         std: per channel, of pixels scaled to [0, 1].
         interpolation: one of `INTERPOLATIONS`; records written before this field existed do not have it.
@@ -82,16 +97,27 @@ class Preprocess:
     def describe(self) -> str:
         """Describe the record in one line."""
         geometry = f"squash to {self.size} px" if self.crop == "squash" else f"{self.size} px"
-        if self.crop == "center" and self.resize != self.size:
-            geometry = f"shorter side to {self.resize} px, middle {self.size} px"
+        if self.crop != "squash" and self.resize != self.size:
+            scaled = "shorter side" if self.crop == "center" else "squash"
+            geometry = f"{scaled} to {self.resize} px, middle {self.size} px"
         mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (self.mean, self.std))
         method = "" if self.interpolation == "bilinear" else f" ({self.interpolation})"
         return f"{geometry}{method}, mean {mean}, std {std}"
 
     @classmethod
     def from_dict(cls, record: dict) -> "Preprocess":
-        """Read a record that `to_dict` returned."""
-        return cls(**(record | {"mean": tuple(record["mean"]), "std": tuple(record["std"])}))
+        """Read a record that `to_dict` returned, from a file that may be damaged or untrusted.
+
+        Raises:
+            KeyError, TypeError, ValueError: if a field is missing, unknown or of another type, or has no valid value.
+        """
+        found = cls(**(record | {"mean": tuple(record["mean"]), "std": tuple(record["std"])}))
+        is_square = type(found.size) is type(found.resize) is int and 0 < found.size <= found.resize <= MAX_PIXELS**0.5
+        is_known = found.crop in CROPS and found.interpolation in INTERPOLATIONS
+        colors = [value for value in (*found.mean, *found.std) if type(value) in (int, float) and math.isfinite(value)]
+        if not is_square or not is_known or len(found.mean) != 3 or len(colors) != 6 or min(found.std) <= 0:
+            raise ValueError(f"preprocess is {found}")
+        return found
 
     def check_batch(self, images: Any) -> None:
         """Raise a ValueError unless `images`, an array or a tensor, are a batch of inputs: uint8 (N, 3, size, size)."""
@@ -146,13 +172,25 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name} has more than {max_pixels:,} pixels; scale it down first.") from error
     except UnidentifiedImageError:
+        if data[4:8] == b"ftyp" and is_image(data) and "HEIF" not in FORMATS:
+            remedy = "pip install pillow-heif, or convert it to JPEG"
+            raise DataError(f"{name} is a HEIC image, which needs another package: {remedy}.") from None
+        if tags := _tiff_tags(data):
+            kind = f"a TIFF of {_kind_of_pixels(tags)} pixels, which is not supported in this form"
+            raise DataError(f"{name} is {kind}, or damaged; {_SAVE_AGAIN}.") from None
         if data.startswith(_SIGNATURES):
             raise DataError(f"{name} is damaged: its header cannot be read; delete it or copy it again.") from None
-        expected = "expected JPEG, PNG, WebP, BMP, GIF or TIFF"
+        expected = "expected JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF"
         raise DataError(f"{name} is not an image (starts with {data[:12]!r}); {expected}.") from None
     except _DECODER_ERRORS as error:
         fault = "it is truncated" if "truncated" in str(error).lower() else str(error)
         raise DataError(f"{name} is damaged: {fault}; delete it or copy it again.") from error
+
+
+def is_image(start: bytes) -> bool:
+    """Return whether the first 12 bytes of a file are those of an image, except for BMP, which has two letters only."""
+    is_iso = start[4:8] == b"ftyp" and start[8:12] in _ISO_BRANDS
+    return is_iso or start.startswith(_SIGNATURES) or start[8:12] == b"WEBP"
 
 
 def to_pixels(image: Image.Image, name: str) -> np.ndarray:
@@ -161,20 +199,49 @@ def to_pixels(image: Image.Image, name: str) -> np.ndarray:
     Raises:
         DataError: naming the image, if its pixels are floating-point or 32-bit numbers.
     """
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    kind = _kind_of_pixels(tags)
+    if not kind.endswith("unsigned") or kind.startswith("32"):
+        raise DataError(f"{name} holds {kind} pixels, whose range is unknown; {_SAVE_AGAIN}.")
     # Not ImageOps.exif_transpose: it also rewrites the tags, and fails if one of them has an invalid type.
     method = _TRANSPOSE_BY_ORIENTATION.get(image.getexif().get(EXIF_ORIENTATION, 1))
     if method is not None:
         image = image.transpose(method)
     if image.mode in ("F", "I"):
-        fault = "holds floating-point or 32-bit pixels, whose range is unknown"
-        raise DataError(f"{name} {fault}; save it as 8-bit or 16-bit.")
+        raise DataError(f"{name} holds floating-point or 32-bit pixels, whose range is unknown; {_SAVE_AGAIN}.")
     if image.mode.startswith("I;16"):
-        # Converted to RGB by Pillow, 16-bit gray is clipped to 255; 65535 / 257 = 255 keeps the whole range.
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        # Converted to RGB by Pillow, 16-bit gray is clipped to 255, and stays a negative if 0 means white.
+        white = 2 ** _first_number(tags, _BITS_PER_SAMPLE, 16) - 1
+        gray = (np.asarray(image).astype(np.uint32) * 255 // white).clip(0, 255).astype(np.uint8)
+        image = Image.fromarray(255 - gray if tags and _first_number(tags, _PHOTOMETRIC, 0) == 0 else gray)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # convert would copy an RGB image
+
+
+def _kind_of_pixels(tags: Mapping[int, Any]) -> str:
+    """Return what the numbers of a TIFF are, e.g. "16-bit signed"; without tags those of an ordinary image."""
+    kinds = {1: "unsigned", 2: "signed", 3: "floating-point"}
+    kind = kinds.get(_first_number(tags, _SAMPLE_FORMAT, 1), "undefined")
+    return f"{_first_number(tags, _BITS_PER_SAMPLE, 1)}-bit {kind}"
+
+
+def _tiff_tags(data: bytes) -> Mapping[int, Any]:
+    """Return the tags of a TIFF that Pillow does not identify; an empty mapping if the data are something else."""
+    with contextlib.suppress(*_DECODER_ERRORS):
+        file, tags = io.BytesIO(data), TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+        file.seek(tags.next)
+        tags.load(file)
+        return tags if _BITS_PER_SAMPLE in tags else {}
+    return {}
+
+
+def _first_number(tags: Mapping[int, Any], tag: int, default: int) -> int:
+    """Return the value of a tag, or the first of its values, which are one for each channel."""
+    value = tags.get(tag, default)
+    first = value[0] if isinstance(value, tuple) and value else value
+    return first if isinstance(first, int) else default
 
 
 def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
@@ -183,24 +250,38 @@ def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     Its mean and std are not used; normalization happens on the device.
     """
     height, width = pixels.shape[:2]
-    size = preprocess.size
-    if preprocess.crop == "squash":
-        target = (size, size)
-    else:
-        scale = preprocess.resize / min(height, width)
-        target = (max(size, round(width * scale)), max(size, round(height * scale)))
-    left, top = (target[0] - size) // 2, (target[1] - size) // 2
-    if (width, height) == target:
+    size, (new_width, new_height) = preprocess.size, resized_sides(width, height, preprocess)
+    # Python's round, with halves to even, as in torchvision's CenterCrop
+    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
+    if (width, height) == (new_width, new_height):
         return pixels[top : top + size, left : left + size]
-    # Only the cropped part is computed: scaled as a whole, a 1 x 4000 image would take gigabytes.
-    box = (
-        left * width / target[0],
-        top * height / target[1],
-        (left + size) * width / target[0],
-        (top + size) * height / target[1],
-    )
-    resample = Image.Resampling[preprocess.interpolation.upper()]
-    return np.asarray(Image.fromarray(pixels).resize((size, size), resample, box=box))
+    image, resample = Image.fromarray(pixels), Image.Resampling[preprocess.interpolation.upper()]
+    square = (left, top, left + size, top + size)
+    if new_width * new_height <= MAX_PIXELS:
+        return np.asarray(image.resize((new_width, new_height), resample).crop(square))
+    # Scaled as a whole, a 1 x 4000 image would take gigabytes. Only the cropped part is computed, with the same filter
+    # up to the rounding of its weights: a pixel may differ by 1 or 2.
+    scales = (width / new_width, height / new_height) * 2
+    box = tuple(side * scale for side, scale in zip(square, scales, strict=True))
+    return np.asarray(image.resize((size, size), resample, box=box))
+
+
+def resized_sides(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:
+    """Return the width and height of an image after scaling and before cropping, in pixels.
+
+    Source: torchvision's Resize, which truncates the longer side; timm uses it as well.
+    """
+    if preprocess.crop != "center":
+        side = preprocess.resize if preprocess.crop == "squash_center" else preprocess.size
+        return side, side
+    shorter = min(width, height)
+    return int(preprocess.resize * width / shorter), int(preprocess.resize * height / shorter)
+
+
+def write_png(file: Path, pixels: np.ndarray) -> None:
+    """Write an image, uint8 (H, W, 3), as a PNG file, atomically."""
+    with atomic_write(file, "wb") as content:
+        Image.fromarray(pixels).save(content, "PNG")
 
 
 def _warn_of_animation(image: Image.Image, name: str) -> None:

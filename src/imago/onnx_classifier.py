@@ -4,6 +4,7 @@ One file holds network, normalization, calibration, class names and preprocess r
 machines without torch import it. A file may be untrusted, so it is checked before onnxruntime reads it.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from imago.errors import DataError
-from imago.images import INTERPOLATIONS, Preprocess
+from imago.images import Preprocess
 from imago.statistics.calibration import TEMPERATURE_KEY  # also the name of the constant in the graph
+from imago.text import join_names
 
 # N images, S side of an image in pixels, K classes
 INPUT = "images"  # uint8 (N, 3, S, S), N free
@@ -30,6 +32,25 @@ METRICS_KEY = "metrics"
 VERSIONS_KEY = "versions"
 SCHEMA_KEY = "schema"
 SCHEMA_VERSION = 1
+
+DIGEST_KEY = "digest"  # SHA-256 of all bytes before its own entry, the last one; files of the first edition have none
+
+# What torch's exporter writes for the networks of torchvision, timm and this project, and their plain relatives. Left
+# out are operators that run other graphs (If, Loop, Scan); ConstantOfShape may only fill a small, fixed shape.
+_OPERATOR_NAMES = """
+Abs Add And ArgMax AveragePool BatchNormalization Cast CastLike Ceil Clip Concat Constant Conv ConvTranspose Cos
+CumSum DepthToSpace DequantizeLinear Div Einsum Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements
+GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish
+Identity InstanceNormalization IsInf IsNaN LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax
+LpNormalization MatMul Max MaxPool Min Mish Mod Mul Neg Not Or PRelu Pad Pow QuantizeLinear RMSNormalization Range
+Reciprocal ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape
+Resize Round ScatterElements ScatterND Selu Shape Sigmoid Sign Sin Size Slice Softmax Softplus SpaceToDepth Split
+Sqrt Squeeze Sub Sum Swish Tan Tanh Tile TopK Transpose Trilu Unsqueeze Where Xor
+"""
+OPERATORS = frozenset(_OPERATOR_NAMES.split())
+_MAX_CONSTANT = 2**24  # values; 65 MB as float32; our own choice
+_REFUSED_MESSAGES = ("FunctionProto", "SparseTensorProto", "TrainingInfoProto")  # parts of a model that no export has
+_TYPED_DATA = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")  # of a TensorProto
 
 _HOW_TO_EXPORT = "export one with python src/export.py run=RUN"
 
@@ -62,6 +83,7 @@ class OnnxClassifier:
         self.preprocess = Preprocess.from_dict(self.metadata[PREPROCESS_KEY])
         self.calibration_temperature = float(self.metadata[TEMPERATURE_KEY])
         self.predicts_classes = bool(self.metadata.get(PREDICTS_CLASSES_KEY, True))
+        self._path = path
         self._session = _start_session(content, path, num_threads)
         self._check_graph(path)
 
@@ -70,9 +92,14 @@ class OnnxClassifier:
 
         Raises:
             ValueError: images of another shape or type.
+            DataError: the graph fails.
         """
         self.preprocess.check_batch(images)
-        logits, probabilities = self._session.run([LOGITS, PROBABILITIES], {INPUT: images})
+        try:
+            logits, probabilities = self._session.run([LOGITS, PROBABILITIES], {INPUT: images})
+        except Exception as error:  # as in `_start_session`
+            reason, _, _ = str(error).partition("\n")
+            raise DataError(f"{self._path} fails for {len(images)} images ({reason}); {_HOW_TO_EXPORT}.") from error
         return logits, probabilities
 
     def _check_graph(self, path: Path) -> None:
@@ -97,8 +124,27 @@ def pack_metadata(values: Mapping[str, Any]) -> dict[str, str]:
     return texts | {SCHEMA_KEY: json.dumps(SCHEMA_VERSION)}
 
 
+def add_digest(content: bytes) -> bytes:
+    """Append the entry `DIGEST_KEY` to the metadata of a serialized model: protobuf merges what is concatenated."""
+    import onnx
+
+    value = json.dumps(hashlib.sha256(content).hexdigest())
+    entry = onnx.StringStringEntryProto(key=DIGEST_KEY, value=value)
+    return content + onnx.ModelProto(metadata_props=[entry]).SerializeToString()
+
+
+def _check_digest(content: bytes, path: Path) -> None:
+    num_bytes = len(add_digest(b""))
+    # The name is searched in the bytes: a damaged file may be decoded without its last entry.
+    if DIGEST_KEY.encode() in content[-num_bytes:] and add_digest(content[:-num_bytes]) != content:
+        raise DataError(
+            f"{path} is damaged or was changed after its export: its digest does not match; {_HOW_TO_EXPORT}. If you "
+            f"changed it on purpose, remove the entry {DIGEST_KEY} from its metadata."
+        )
+
+
 def _read_metadata(content: bytes, path: Path) -> dict[str, str]:
-    """Decode the protobuf and return its metadata; raise if it keeps weights in another file."""
+    """Decode the protobuf, check its graph, and return its metadata; raise if it keeps weights in another file."""
     import onnx  # slow to import, and not needed for the names above
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -109,22 +155,46 @@ def _read_metadata(content: bytes, path: Path) -> dict[str, str]:
         model.Clear()
     if not model.graph.node:
         raise DataError(f"{path} is truncated or not an ONNX file ({len(content):,} bytes); {_HOW_TO_EXPORT}.")
-    for tensor in _tensors(model):
+    _check_digest(content, path)
+    for tensor in _messages(model, "TensorProto"):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             location = next((item.value for item in tensor.external_data if item.key == "location"), "?")
             raise DataError(f"{path} keeps weights in another file ({location!r}), which is refused; {_HOW_TO_EXPORT}.")
+        if not _is_complete(tensor):
+            raise DataError(f"{path} is damaged: {tensor.name!r} has not {list(tensor.dims)} values; {_HOW_TO_EXPORT}.")
+    # Networks with shifted windows, such as Swin, fill masks of a small fixed size.
+    shapes = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT64]
+    values = {shape.name: onnx.numpy_helper.to_array(shape).ravel().tolist() for shape in shapes}
+    small = {("ConstantOfShape", name) for name in values if abs(math.prod(values[name])) <= _MAX_CONSTANT}
+    nodes = [node for node in _messages(model, "NodeProto") if (node.op_type, *node.input) not in small]
+    names = {f"{node.domain}.{node.op_type}".lstrip(".") for node in nodes}
+    names |= {message.DESCRIPTOR.name for kind in _REFUSED_MESSAGES for message in _messages(model, kind)}
+    if refused := sorted(names - OPERATORS):
+        raise DataError(
+            f"{path} has parts that no export of this project has: {join_names(refused)}; {_HOW_TO_EXPORT}."
+        )
     return {item.key: item.value for item in model.metadata_props}
 
 
-def _tensors(message: Any) -> Iterator[Any]:
-    """Yield every TensorProto, also in the branches of an If, in functions and in sparse tensors."""
-    if message.DESCRIPTOR.name == "TensorProto":
+def _is_complete(tensor: Any) -> bool:
+    """Return whether a TensorProto holds as many numbers as its dimensions say: more memory would be allocated."""
+    import onnx
+
+    if tensor.data_type not in onnx.helper.get_all_tensor_dtypes() or min(tensor.dims, default=0) < 0:
+        return False
+    num_bytes = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    num_typed = sum(len(getattr(tensor, name)) for name in _TYPED_DATA)
+    return math.prod(tensor.dims) * num_bytes == (len(tensor.raw_data) or num_typed * num_bytes)
+
+
+def _messages(message: Any, name: str) -> Iterator[Any]:
+    """Yield every message of a type, also in the branches of an If, in functions and in sparse tensors."""
+    if message.DESCRIPTOR.name == name:
         yield message
-        return
     for field, value in message.ListFields():
         if field.message_type is not None:
             for child in value if hasattr(value, "append") else (value,):  # repeated, or one
-                yield from _tensors(child)
+                yield from _messages(child, name)
 
 
 def _unpack_metadata(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
@@ -135,19 +205,16 @@ def _unpack_metadata(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
         values: dict[str, Any] = {key: text if key == RUN_ID_KEY else json.loads(text) for key, text in texts.items()}
         if values[SCHEMA_KEY] != SCHEMA_VERSION:
             raise ValueError(f"{SCHEMA_KEY} is {values[SCHEMA_KEY]}, this version of imago reads {SCHEMA_VERSION}")
-        _check_values(values[CLASS_NAMES_KEY], Preprocess.from_dict(values[PREPROCESS_KEY]), values[TEMPERATURE_KEY])
+        _check_values(values[CLASS_NAMES_KEY], values[TEMPERATURE_KEY])
+        Preprocess.from_dict(values[PREPROCESS_KEY])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(f"{path} has invalid metadata ({error}); export it again.") from error
     return values
 
 
-def _check_values(class_names: Any, preprocess: Preprocess, temperature: Any) -> None:
+def _check_values(class_names: Any, temperature: Any) -> None:
     if not isinstance(class_names, list) or len(class_names) < 2 or not all(isinstance(n, str) for n in class_names):
         raise ValueError(f"{CLASS_NAMES_KEY} is not a list of at least two names")
-    is_valid = all(type(side) is int and side > 0 for side in (preprocess.size, preprocess.resize))
-    is_known = preprocess.crop in ("center", "squash") and preprocess.interpolation in INTERPOLATIONS
-    if not is_valid or not is_known or preprocess.resize < preprocess.size:
-        raise ValueError(f"{PREPROCESS_KEY} is {preprocess}")
     if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
         raise ValueError(f"{TEMPERATURE_KEY} is {temperature!r}")
 

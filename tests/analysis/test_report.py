@@ -88,3 +88,17 @@ def test_the_command_reads_a_real_run(finished_run: Path, command):
     assert done.returncode == 0, done.stderr
     assert "python src/eval.py run=" in done.stdout
     assert (finished_run.parents[1] / "a b.html").exists()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "figures"])
+def test_what_a_run_links_to_is_in_no_page_and_no_table(settings, tmp_path: Path, capsys, name: str):
+    run, private = make_run(tmp_path / "train" / "a"), tmp_path / "private"
+    private.write_text("password: hunter2")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(private)
+    for changes in ({"run": run}, {"a": run, "b": run}):
+        with pytest.raises(DataError, match=f"/a/{name} is a link"):
+            report(settings(**changes))
+    report(settings(runs=tmp_path, csv=tmp_path / "runs.csv"))
+    assert "hunter2" not in capsys.readouterr().out + (tmp_path / "runs.csv").read_text()
+    assert not (run / "report.html").exists()

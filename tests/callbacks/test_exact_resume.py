@@ -1,5 +1,9 @@
 """A resumed run draws the same numbers, its curves have every step once, and its settings are those typed."""
 
+import operator
+import re
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,11 +12,13 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from own_tasks import Adapting
-from small_fit import QUIET, SMALL, fit_run
+from small_fit import QUIET, SMALL, build_data, build_task, build_trainer, fit_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from imago.callbacks.exact_resume import StepSeed, TruncateLogs
+from imago.callbacks.exact_resume import ResumedStateCheck, StepSeed, TruncateLogs
+from imago.errors import DataError
 from imago.logger.metrics_csv import MetricsCsv
+from imago.runs.checkpoint import read_checkpoint, write_checkpoint
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 MODULE = SimpleNamespace(automatic_optimization=True)
@@ -88,3 +94,58 @@ def test_settings_in_the_state_of_a_callback_are_those_typed_last_and_others_sta
     assert used(3, "++callbacks.own.share=0.5") == [(3, 0.5)]
     assert used(4, "++callbacks.own.share=0.7") == [(4, 0.7)]
     assert used(5, "++callbacks.own.share=0.7", "callbacks.own.level=9") == [(9, 0.7)]
+
+
+@pytest.fixture(scope="module")
+def saved_run(compose: Callable, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Callable]:
+    """The checkpoint of one epoch, and a function that resumes from it for a second one."""
+    folder = tmp_path_factory.mktemp("resumed")
+
+    def fit(max_epochs: int, file: Path | None = None) -> None:
+        limits = (f"trainer.max_epochs={max_epochs}", "trainer.limit_train_batches=2")
+        cfg = compose(*SMALL, *limits, "callbacks.progress=null", "callbacks.best_checkpoint.save_top_k=2")
+        data = build_data(cfg)
+        trainer = build_trainer(cfg, folder)
+        best = trainer.checkpoint_callback
+        trainer.callbacks = [ResumedStateCheck(), *trainer.callbacks, best.further]
+        task = build_task(cfg, data)
+        trainer.fit(task, data, ckpt_path=file)
+        trainer.test(task, data, ckpt_path=best.best_model_path, verbose=False)  # its state is older than the run's
+
+    fit(1)
+    return folder / "checkpoints" / "last.ckpt", lambda file: fit(2, file)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(*QUIET)
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        (("loops", "fit_loop", "epoch_progress", "current"), "loops.fit_loop.epoch_progress.current is str, not dict"),
+        (("loops", "fit_loop", "epoch_progress", "current", "ready"), "epoch_progress.current.ready is str, not int"),
+        (
+            ("optimizer_states", 0, "param_groups", 0, "betas"),
+            "optimizer_states.0.param_groups.0.betas is str, not tuple",
+        ),
+        (("optimizer_states", 0, "state", 1), "optimizer_states.1 is str, not dict"),
+        (("optimizer_states", 0, "state", 1, "exp_avg"), "optimizer_states.1.exp_avg is str, not Tensor"),
+        (("lr_schedulers", 0, "last_epoch"), "lr_schedulers.0.last_epoch is str, not int"),
+        (("callbacks", "TrainMetrics"), "callbacks.TrainMetrics is str, not dict"),
+        (("callbacks", "TrainMetrics", "loss_sum"), "callbacks.TrainMetrics.loss_sum is str, not Tensor"),
+    ],
+)
+def test_a_changed_field_of_the_training_state_is_named(saved_run, tmp_path: Path, keys: tuple, text: str):
+    file, resume_from = saved_run
+    checkpoint = read_checkpoint(file)
+    reduce(operator.getitem, keys[:-1], checkpoint)[keys[-1]] = "x"
+    write_checkpoint(checkpoint, tmp_path / "changed.ckpt")
+    with pytest.raises(DataError, match=f"changed.ckpt: its field .*{re.escape(text)}"):
+        resume_from(tmp_path / "changed.ckpt")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(*QUIET)
+def test_an_unchanged_training_state_is_resumed(saved_run):
+    file, resume_from = saved_run
+    resume_from(file)
+    assert read_checkpoint(file)["global_step"] == 4

@@ -80,7 +80,7 @@ BAD = {
     "6-other bytes": (bytes(range(256)), "is not an image (starts with b'\\x00\\x01"),
     "6-half a header": (PNG[:10], "is damaged: its header cannot be read"),
     "6-EPS": (encode(NOISE, "EPS"), "is not an image (starts with b'%!PS"),
-    "14-float TIFF": (float_tiff(), "holds floating-point or 32-bit pixels"),
+    "14-float TIFF": (float_tiff(), "holds 32-bit floating-point pixels"),
 }
 
 

@@ -308,3 +308,11 @@ def test_a_run_without_a_readable_config_is_one_line(tmp_path: Path, text: str, 
     with pytest.raises(UserError, match=reason) as caught:
         read_data_settings(tmp_path, [])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("root", ["${oc.env:IMAGO_SECRET}", "${oc.${kind}:IMAGO_SECRET}"])
+def test_a_saved_config_reads_no_variables_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str):
+    monkeypatch.setenv("IMAGO_SECRET", "secret")
+    target = "imago.data.file_datamodule.ImageFolderDataModule"
+    (tmp_path / "config.yaml").write_text(f"kind: env\ndata: {{_target_: {target}, root: '{root}'}}")
+    assert read_data_settings(tmp_path, [])["root"] == root

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from imago.errors import ConfigError
-from imago.inference.find_images import find_images
+from imago.errors import ConfigError, DataError
+from imago.images import read_image
+from imago.inference.find_images import find_images, left_out_files
 
 NASTY = (
     *("IMG (1).jpg", "a,b=c.png", "[x] {y}.png", "~tilde.png", "été ünï.webp", 'quote\'s "q".png', "100%.PNG"),
@@ -35,6 +37,51 @@ def test_a_folder_is_searched_with_its_subfolders_but_without_hidden_ones(tmp_pa
     assert names(find_images(str(tmp_path)), tmp_path) == ["a/[d]/e.webp", "a/c.png", "b.JPG"]
 
 
+def test_linked_folders_are_searched_once_and_loops_of_links_end(tmp_path: Path):
+    for name in ("in/a.png", "in/deep/b.png", "elsewhere/c.png", "elsewhere/more/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name, target in (("in/linked", "elsewhere"), ("in/again", "elsewhere"), ("in/0", "in/deep"), ("in/x", "in")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+    (tmp_path / "elsewhere" / "more" / "back").symlink_to(tmp_path / "in")
+    found = names(find_images(str(tmp_path / "in")), tmp_path / "in")
+    assert found == ["a.png", "again/c.png", "again/more/d.png", "deep/b.png"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/*"])
+def test_the_content_of_a_file_decides_and_the_others_are_named(tmp_path: Path, pattern: str):
+    image = Image.new("RGB", (4, 4))
+    for name, kind in (("b.jfif", "JPEG"), ("no suffix", "PNG"), ("c.avif", "AVIF"), ("d.data", "TIFF"), ("e", "WEBP")):
+        image.save(tmp_path / name, kind)
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypisom\0\0\0\0")
+    (tmp_path / "empty").touch()
+    (tmp_path / "notes.txt").write_text("BMW")
+    os.mkfifo(tmp_path / "pipe.png")
+    text = f"{tmp_path}{pattern}"
+    images = find_images(text)
+    assert names(images, tmp_path) == ["IMG_1.HEIC", "b.jfif", "c.avif", "d.data", "e", "no suffix"]
+    others = {"empty": "not an image", "film.mp4": "not an image", "notes.txt": "not an image"}
+    left_out = {path.name: reason for path, reason in left_out_files(text, images)}
+    assert left_out == others | {"pipe.png": "not a regular file"}
+    for path in images[1:]:
+        assert read_image(path).shape == (4, 4, 3)
+    with pytest.raises(
+        DataError, match="IMG_1.HEIC is a HEIC image, .*: pip install pillow-heif, or convert it to JPEG"
+    ):
+        read_image(images[0])
+
+
+def test_a_folder_with_brackets_is_no_pattern_and_a_pattern_names_what_made_it_one(tmp_path: Path):
+    (tmp_path / "a[1]").mkdir()
+    (tmp_path / "a[1]" / "x.png").touch()
+    assert names(find_images(f"{tmp_path}/a[1]"), tmp_path) == ["a[1]/x.png"]
+    with pytest.raises(
+        ConfigError, match=r"b\[1\]\* matches nothing; .*; \* makes it a pattern; \[ makes it a pattern\.$"
+    ):
+        find_images(f"{tmp_path}/b[1]*")
+
+
 def test_a_pipe_named_like_an_image_is_left_out_and_a_broken_link_is_reported_when_it_is_read(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to("gone.png")
@@ -53,7 +100,7 @@ def test_a_pattern_finds_images_and_folder_contents_each_once(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("a" * 5000, "matches nothing"), ("x\n[y].png", r"x\\n\[y\].png matches")]
+    ("text", "reason"), [("a" * 5000, "matches nothing"), ("x\n[y].png", r"x\\n\[y\].png matches nothing")]
 )
 def test_a_text_that_matches_nothing_is_one_line(text: str, reason: str):
     with pytest.raises(ConfigError, match=reason) as caught:

@@ -1,6 +1,10 @@
 """Loading: which checkpoint a path means, the network it describes, and what a run can resume from."""
 
+import copy
+import operator
 import sys
+from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ import torch
 from torch import nn
 
 from imago import trust
-from imago.errors import ConfigError, DataError
+from imago.errors import ConfigError, DataError, UserError
 from imago.images import Preprocess
 from imago.inference.load import (
     check_and_find_model,
@@ -19,11 +23,14 @@ from imago.inference.load import (
     load_predictor,
     resolve_checkpoint,
 )
-from imago.runs.checkpoint import write_checkpoint
+from imago.runs.checkpoint import read_checkpoint, write_checkpoint
 
 SAVED: dict[str, Any] = {
     "imago": {"schema": 2},
+    **{"epoch": 1, "global_step": 3, "pytorch-lightning_version": "2.6.6"},
     "loops": {},
+    "callbacks": {},
+    "lr_schedulers": [],
     "optimizer_states": [],
     "hyper_parameters": {"class_names": ["ant", "bee"]},
     "state_dict": {"weight": torch.ones(2, 3)},
@@ -51,7 +58,9 @@ def test_the_state_of_the_same_network_passes(tmp_path: Path, task: Any):
         ),
         ({"state_dict": {}}, "do not fit mynet.Tiny as its code is now; restore .*Missing key.*weight"),
         ({"hyper_parameters": {"class_names": ["bee", "ant"]}}, "has the classes .'bee', 'ant'., and the data has"),
-        ({"loops": None}, "no training state to resume from"),
+        ({"loops": None}, "last.ckpt: its field loops is missing; it was changed after saving"),
+        ({"optimizer_states": {}}, "last.ckpt: its field optimizer_states is dict, not list"),
+        ({"hyper_parameters": {"class_names": 2}}, "its field hyper_parameters.class_names is int, not list"),
     ],
 )
 def test_the_state_of_another_network_or_other_classes_is_refused_in_one_line(
@@ -109,6 +118,13 @@ def test_rebuilding_a_network_never_reads_pretrained_weights(tiny: Path):
     assert load_classifier(tiny).class_names == ("blue", "red")
 
 
+def test_a_task_without_metrics_loads(tiny: Path):
+    saved = read_checkpoint(tiny)
+    saved["hyper_parameters"]["metrics"] = None
+    write_checkpoint(saved, tiny)
+    assert load_classifier(tiny).metrics == {}
+
+
 def test_weights_that_do_not_fit_the_code_of_their_network_are_one_line(tiny: Path):
     module = tiny.parent / "tinynet" / "__init__.py"
     module.write_text(NET.replace("self.layer", "self.renamed_layer"))
@@ -128,6 +144,35 @@ def test_predictor_returns_fp32_logits_with_the_checkpoints_own_preprocess(tiny:
     assert predictor.preprocess == Preprocess.from_dict(PREPROCESS)
 
 
+def fields(node: Any, above: tuple = ()) -> Iterator[tuple]:
+    """Yield the keys of every field of nested dicts and of the first entries of lists."""
+    entries = node.items() if isinstance(node, dict) else enumerate(node[:1]) if isinstance(node, list) else ()
+    for key, value in entries:
+        yield (*above, key)
+        yield from fields(value, (*above, key))
+
+
+@pytest.mark.parametrize("value", [None, 7, -1.5, "x", [], ["a", 3], {}, {"a": 1}, torch.ones(2), "deleted"], ids=repr)
+def test_a_checkpoint_with_any_changed_field_loads_or_is_refused_in_one_line(tiny: Path, value: Any):
+    saved = read_checkpoint(tiny)
+    num_refused = 0
+    for *above, key in list(fields(saved)):
+        changed = copy.deepcopy(saved)
+        node = reduce(operator.getitem, above, changed)
+        node[key] = value
+        if value == "deleted":
+            del node[key]
+        write_checkpoint(changed, tiny)
+        try:
+            load_classifier(tiny)
+        except UserError as error:
+            num_refused += 1
+            message = str(error)
+            assert message.startswith(str(tiny))
+            assert "\n" not in message
+    assert num_refused > 10
+
+
 def test_a_checkpoint_of_a_run_is_found_by_keyword_name_or_path(tmp_path: Path):
     run, directory = tmp_path / "run", tmp_path / "run" / "checkpoints"
     for file in ("config.yaml", "checkpoints/best.ckpt", "checkpoints/epoch=3.ckpt", "export/model.onnx", "../x.onnx"):
@@ -139,6 +184,19 @@ def test_a_checkpoint_of_a_run_is_found_by_keyword_name_or_path(tmp_path: Path):
     for file in (directory / "best.ckpt", run / "export" / "model.onnx"):
         assert check_and_find_model(str(file), "best", "auto", {}) == (file, run)
     assert check_and_find_model(f"{tmp_path}/x.onnx", "best", "auto", {}) == (tmp_path / "x.onnx", None)
+
+
+@pytest.mark.parametrize("name", ["", "checkpoints/best.ckpt", "export/model.onnx"])
+def test_a_run_or_a_file_beside_links_is_refused_before_anything_is_read(tmp_path: Path, name: str):
+    for file in ("run/config.yaml", "run/checkpoints/best.ckpt", "run/export/model.onnx", "alone/x.onnx"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    (tmp_path / "run" / "eval").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="/run/eval is a link"):
+        check_and_find_model(str(tmp_path / "run" / name), "best", "auto", {})
+    (tmp_path / "alone" / "predictions").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="/alone/predictions is a link"):
+        check_and_find_model(str(tmp_path / "alone" / "x.onnx"), "best", "auto", {})
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,9 @@ def test_a_truncated_jpeg_is_named_and_the_others_are_done(run: Path, predict: C
     assert errors[0].startswith(f"error: {folder / 'bad, [1].jpg'} is damaged: ")
     assert errors[1:] == ["error: 1 of 4 images could not be read; the others are done"]
     assert [Path(row["file"]).name for row in csv_rows(output)] == [f"good {number}.jpg" for number in range(3)]
+    assert f"left out 1 files: {folder / 'notes.txt'} (not an image)" in done.stdout
+    left_out = [{"file": str(folder / "notes.txt"), "reason": "not an image"}]
+    assert json.loads(output.with_suffix(".json").read_text())["left_out"] == left_out
 
 
 @pytest.mark.slow
@@ -186,6 +189,12 @@ def test_images_go_through_in_batches_of_any_size_and_mode(tmp_path: Path, capsy
     [line] = capsys.readouterr().err.splitlines()
     assert "\x1b" not in line
     assert r"\x1b[31mbad\n.png is empty (0 bytes)" in line
+
+
+def test_the_largest_image_is_a_setting(tmp_path: Path):
+    image = write_image(tmp_path / "a.png")  # 1,200 pixels
+    assert len(predict_images(Brightness(), [image], 1, 1, max_pixels=1200)[0]) == 1
+    assert "more than 1,199 pixels" in predict_images(Brightness(), [image], 1, 1, max_pixels=1199)[1][0][1]
 
 
 def test_outputs_that_are_not_finite_are_refused(tmp_path: Path):

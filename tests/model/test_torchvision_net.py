@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from networks import network
+from PIL import Image
 from torch import nn
 from torchvision import models
 from torchvision.models.regnet import BlockParams
@@ -142,12 +143,16 @@ def test_the_real_squeezenet_recognizes_ants_and_bees(real_data):
     net = build(1000, 224, "squeezenet1_0", file).eval()
     preprocess = Preprocess.from_dict(TorchvisionNet.weights_preprocess("squeezenet1_0", file))
     categories = models.SqueezeNet1_0_Weights.DEFAULT.meta["categories"]
+    theirs = models.SqueezeNet1_0_Weights.DEFAULT.transforms()
     for folder, label in (("ants", categories.index("ant")), ("bees", categories.index("bee"))):
-        files = sorted((real_data / "hymenoptera_data" / "val" / folder).glob("*.jpg"))[:10]
+        files = sorted((real_data / "hymenoptera_data" / "val" / folder).glob("*.jpg"))[:30]
         pixels = [torch.from_numpy(resize_and_crop(read_image(path), preprocess).copy()) for path in files]
         with torch.no_grad():
-            top_5 = net(Normalize(preprocess)(torch.stack(pixels).permute(0, 3, 1, 2))).topk(5).indices
-        assert (top_5 == label).any(dim=1).float().mean() >= 0.7  # by chance 0.005; 0.9 and 1.0 were seen
+            logits = net(Normalize(preprocess)(torch.stack(pixels).permute(0, 3, 1, 2)))
+            expected = net(torch.stack([theirs(Image.open(path).convert("RGB")) for path in files]))
+        assert torch.equal(logits.argmax(dim=1), expected.argmax(dim=1))
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+        assert (logits.topk(5).indices == label).any(dim=1).float().mean() >= 0.7  # by chance 0.005; 0.9 and 1.0 seen
 
 
 # The same network with and without the file

@@ -10,7 +10,7 @@ import torch
 from pickled_calls import Calls
 
 from imago.errors import DataError
-from imago.runs.checkpoint import AtomicCheckpointIO, read_checkpoint, write_checkpoint
+from imago.runs.checkpoint import AtomicCheckpointIO, check_structure, read_checkpoint, write_checkpoint
 
 WEIGHT = torch.arange(64, dtype=torch.float32)
 CHECKPOINT = {"imago": {"schema": 2}, "state_dict": {"weight": WEIGHT}, "epoch": 3, "names": ["ant", "bee"]}
@@ -161,4 +161,41 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(path, is_zip: bool, read
 def test_a_checkpoint_of_another_edition_names_what_reads_it(path, schema: int, words: str):
     write_checkpoint(CHECKPOINT | {"imago": {"schema": schema}}, path)
     with pytest.raises(DataError, match=f"was written by {words}"):
+        read_checkpoint(path)
+
+
+# Structure
+
+EXAMPLE = {"epoch": 0, "lr": 0.1, "names": ["", ""], "weight": WEIGHT, "nested": {"text": "", "any": {}}, "fused": None}
+
+
+def test_a_structure_of_the_same_kinds_passes_with_further_fields():
+    saved = {"epoch": 7.0, "lr": 1, "names": ("a", "b"), "weight": WEIGHT[:3], "fused": True, "more": object()}
+    check_structure(saved | {"nested": {"text": "x", "any": {"a": [1]}}}, EXAMPLE, "x.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"epoch": "3"}, "epoch is str, not int"),
+        ({"lr": None}, "lr is NoneType, not float"),
+        ({"names": "ab"}, "names is str, not list"),
+        ({"names": ["a"]}, "names has 1 entries, not 2"),
+        ({"names": ["a", 2]}, r"names\.1 is int, not str"),
+        ({"weight": [1.0]}, "weight is list, not Tensor"),
+        ({"nested": {"any": {}}}, r"nested\.text is missing"),
+        ({"nested": {"text": "", "any": []}}, r"nested\.any is list, not dict"),
+        ({"nested": WEIGHT}, "nested is Tensor, not dict"),
+        ({"fused": "x"}, "fused is str, not NoneType"),
+    ],
+)
+def test_a_changed_field_is_named(changes: dict, text: str):
+    with pytest.raises(DataError, match=rf"^x\.ckpt: its field hparams\.{text}; it was changed after saving") as caught:
+        check_structure(EXAMPLE | changes, EXAMPLE, "x.ckpt", "hparams")
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_before_the_zip_are_refused(path):
+    path.write_bytes(b"#!/bin/sh\n" + path.read_bytes())
+    with pytest.raises(DataError, match="is truncated or not a checkpoint"):
         read_checkpoint(path)

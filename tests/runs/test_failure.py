@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from imago.errors import ConfigError, DataError, Stopped, StorageError, UserError
 from imago.runs.failure import (
@@ -148,6 +149,14 @@ def test_after_a_lost_connection_the_killed_rank_is_found(tmp_path: Path):
     assert first_failure(tmp_path) is None
     write_killed_failures(tmp_path, RuntimeError(LOST), {1: killed, 2: running})
     assert explain_exit(RuntimeError(LOST), tmp_path, None)[1] == f"rank 1: {KILLED}"
+
+
+def test_batchnorm_over_one_value_is_one_line_that_names_the_batch_size():
+    with pytest.raises(ValueError, match="Expected more than 1 value") as caught:
+        torch.nn.BatchNorm1d(3)(torch.zeros(1, 3))
+    line = to_user_error(caught.value)
+    assert isinstance(line, UserError)
+    assert str(line).startswith("data.batch_size: BatchNorm needs more than 1 value per channel")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])

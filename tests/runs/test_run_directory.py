@@ -143,6 +143,18 @@ def test_a_check_refuses_the_directory_before_anything_is_written(directory: Run
     assert [file.name for file in directory.path.iterdir()] == [".lock"]
 
 
+@pytest.mark.parametrize("name", [".lock", "train.log", "checkpoints"])
+def test_a_directory_with_links_is_refused_before_anything_is_written(directory: RunDirectory, name: str):
+    target = directory.log_dir / "target"
+    target.write_text("precious")
+    directory.path.mkdir(parents=True)
+    (directory.path / name).symlink_to(target)
+    with pytest.raises(DataError, match=f"{name} is a link"), directory.open(*SETTINGS):
+        pass
+    assert target.read_text() == "precious"
+    assert [file.name for file in directory.path.iterdir()] == [name]
+
+
 def in_a_fork(work: Callable[[], object]) -> int:
     pid = os.fork()
     if not pid:

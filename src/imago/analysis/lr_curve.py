@@ -32,6 +32,8 @@ def save_lr_curve(lrs: Sequence[float], losses: Sequence[float], suggestion: flo
     """Draw raw and smoothed losses over learning rates on a logarithmic axis, and mark the suggestion."""
     from matplotlib.figure import Figure
 
+    from imago.analysis.plots import save_figure
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xscale="log", xlabel="learning rate", ylabel="training loss")
     axes.plot(lrs, losses, color="0.75", linewidth=1, label="each step")
@@ -43,4 +45,4 @@ def save_lr_curve(lrs: Sequence[float], losses: Sequence[float], suggestion: flo
     axes.set_ylim(0.9 * smoothed.min(), 1.1 * smoothed[0])
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)

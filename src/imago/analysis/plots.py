@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imago.analysis.evaluation import Evaluation, load_image, saved_images
+from imago.files import atomic_write
 from imago.statistics.calibration import Reliability
 
 if TYPE_CHECKING:
@@ -61,10 +62,10 @@ def save_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
 
 
 def save_figure(figure: "Figure", path: Path, **settings: Any) -> None:
-    """Write a figure as a PNG file; `settings` are those of matplotlib's `savefig`."""
-    with warnings.catch_warnings():
+    """Write a figure as a PNG file, atomically; `settings` are those of matplotlib's `savefig`."""
+    with warnings.catch_warnings(), atomic_write(path, "wb") as file:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # such a character is drawn as a box
-        figure.savefig(path, format="png", **settings)
+        figure.savefig(file, format="png", **settings)
 
 
 def plot_reliability(diagram: Reliability, title: str) -> "Figure":

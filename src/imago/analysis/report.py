@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from imago.errors import ConfigError, DataError
+from imago.files import refuse_links
 from imago.paths import short_path
 from imago.text import join_names
 
@@ -47,6 +48,8 @@ def _check_settings(cfg: DictConfig) -> None:
             raise ConfigError(
                 f"{name}={cfg[name]} is not a run directory (no summary.json); use one, e.g. logs/latest."
             )
+        if cfg[name]:
+            refuse_links(Path(cfg[name]))
 
 
 def _report_table(cfg: DictConfig) -> None:

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from imago.callbacks.train_metrics import num_steps
 from imago.logger.metrics_csv import MetricsCsv
+from imago.runs.checkpoint import check_structure
 from imago.seeding import derive_seed
 
 
@@ -20,6 +21,44 @@ class StepSeed(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(derive_seed(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
+
+
+class ResumedStateCheck(Callback):
+    """Compare a checkpoint with the state of the new run before Lightning restores it.
+
+    Raises:
+        DataError: naming the file and the field that was changed after saving.
+    """
+
+    def __init__(self) -> None:
+        self._saved: dict[str, Any] = {}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != "fit":  # a test restores the weights only
+            return
+        saved, file = checkpoint["callbacks"], str(trainer.ckpt_path)
+        parts = [part for part in trainer.callbacks if part.state_key in saved]  # type: ignore[attr-defined]
+        known = [part for part in parts if type(part).__module__.startswith(("imago.", "lightning."))]
+        states = {part.state_key: {k: v for k, v in part.state_dict().items() if v is not None} for part in known}
+        check_structure(checkpoint, {"callbacks": states, "loops": {"fit_loop": trainer.fit_loop.state_dict()}}, file)
+        for state in map(saved.get, states):  # a new run has no scores
+            scores = (state.get("best_model_score"), state.get("current_score"))
+            given = [score for score in (*scores, *state.get("best_k_models", {}).values()) if score is not None]
+            check_structure(given, [torch.zeros(())] * len(given), file, "callbacks: scores")
+        self._saved = checkpoint
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        saved, file, self._saved = self._saved, str(trainer.ckpt_path), {}
+        if saved:
+            schedules = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
+            optimizers = [optimizer.state_dict() for optimizer in trainer.optimizers]
+            check_structure(saved, {"optimizer_states": optimizers, "lr_schedulers": schedules}, file)
+        for state in saved.get("optimizer_states", ()):
+            for group in state["param_groups"]:  # all parameters of a group have states of the same form
+                states = {index: value for index, value in state["state"].items() if index in group["params"]}
+                check_structure(states, dict.fromkeys(states, {}), file, "optimizer_states")
+                form = {name: value for entry in states.values() for name, value in entry.items()}
+                check_structure(states, dict.fromkeys(states, form), file, "optimizer_states")
 
 
 class TruncateLogs(Callback):

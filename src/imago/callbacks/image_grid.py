@@ -5,9 +5,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
 from torchvision.utils import make_grid
 
+from imago.images import write_png
 from imago.normalize import restore_colors
 
 _MAX_IMAGES, _NUM_COLUMNS = 32, 8  # a grid that fits on a screen; our own choice
@@ -32,7 +32,7 @@ class ImageGrid(Callback):
         images = restore_colors(batch[0][:_MAX_IMAGES].detach(), preprocess.mean, preprocess.std)
         grid = make_grid(images, nrow=_NUM_COLUMNS, pad_value=255)
         self.dirpath.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(self.dirpath / "train_images.png")
+        write_png(self.dirpath / "train_images.png", grid.permute(1, 2, 0).numpy())
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("train/images", grid, trainer.global_step)

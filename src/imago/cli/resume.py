@@ -77,7 +77,7 @@ def _check_saved(overrides: Sequence[str], source: Path) -> None:
             options = [option.strip() for option in value.strip("[]").split(",")]
             if not all(_PLAIN_CHOICE.fullmatch(option) for option in options if option):
                 raise DataError(f"{source}: {override!r} names no file in configs/; it was changed after saving.")
-        if re.search(r"\$\{[^}]*:", value):  # a resolver, such as ${oc.env:NAME}
+        if re.search(r"\$\{.*:", value, re.DOTALL):  # a resolver, such as ${oc.env:NAME} or ${oc.${x}:NAME}
             raise DataError(f"{source}: {override!r} reads something outside the run; type it again to use it.")
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 
 from imago.data.examine import Examination, examine
 from imago.data.image_record import examine_pixels
@@ -16,6 +15,7 @@ from imago.dataset_check.findings import list_findings
 from imago.dataset_check.pages import draw_augmentations, draw_sheets
 from imago.errors import ConfigError, DataError, IncompleteError, UserError
 from imago.files import report_unwritable, write_csv, write_json
+from imago.images import write_png
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import job_output_dir, short_path
@@ -45,7 +45,7 @@ def check(cfg: DictConfig) -> None:
     checked = examine_dataset(data, cache_dir) if cfg.show == "all" else None
     with report_unwritable(directory, "; choose another directory with paths.log_dir=DIR"):
         if checked is None:
-            Image.fromarray(draw_augmentations(data)).save(directory / "augment.png")
+            write_png(directory / "augment.png", draw_augmentations(data))
             file = short_path(directory / "augment.png")
             print(f"each row shows a training image as evaluated, then as augmented in 8 epochs: {file}")
             return
@@ -108,7 +108,7 @@ def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedData
     if preprocess:
         (directory / "contact_sheets").mkdir()
         for name, page in draw_sheets(checked, [split for _, split in data.splits.items()], preprocess):
-            Image.fromarray(page).save(directory / "contact_sheets" / name)
+            write_png(directory / "contact_sheets" / name, page)
     print("\n".join(report.finding_lines(findings)), end="\n\n")
     print(f"results in {short_path(directory)}: {', '.join(sorted(path.name for path in directory.iterdir()))}")
     print("\n".join(_next_commands(directory / "split_without_leaks.csv")))

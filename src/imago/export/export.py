@@ -41,7 +41,10 @@ log = logging.getLogger(__name__)
 
 _EXPORT_DIRECTORY, _ONNX_FILE, _REPORT_FILE, _LOG_FILE = "export", "model.onnx", "export_report.json", "export.log"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_NOT_REPORTED_KEYS = (onnx_classifier.CLASS_NAMES_KEY, onnx_classifier.PREPROCESS_KEY, onnx_classifier.SCHEMA_KEY)
+_NOT_REPORTED_KEYS = (
+    *(onnx_classifier.CLASS_NAMES_KEY, onnx_classifier.PREPROCESS_KEY),
+    *(onnx_classifier.SCHEMA_KEY, onnx_classifier.DIGEST_KEY),
+)
 
 
 def export(cfg: DictConfig) -> None:

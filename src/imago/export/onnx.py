@@ -46,7 +46,7 @@ def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any],
     }
     helper.set_model_props(model, onnx_classifier.pack_metadata(values))
     onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString())
+    path.write_bytes(onnx_classifier.add_digest(model.SerializeToString()))
     return _opset_of(model)
 
 

@@ -156,8 +156,8 @@ def _data_settings(cfg: DictConfig, run: Path | None) -> dict[str, Any]:
 
 def _read_config(run: Path) -> dict[str, Any]:
     file = run / "config.yaml"
-    try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    try:  # it holds no interpolations, and one from elsewhere, such as ${oc.env:NAME}, is not resolved
+        config: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     except Exception as error:  # PyYAML's and OmegaConf's exceptions have no other common base class
         raise DataError(f"{file} cannot be read: {' '.join(str(error).split())}.") from error
     return config if isinstance(config, dict) else {}

@@ -2,11 +2,11 @@
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from imago.errors import ConfigError, DataError
-from imago.images import SUFFIXES
+from imago.images import SUFFIXES, is_image
 from imago.text import printable
 
 _REMEDY = "type an image, a folder, a list of paths in a .txt file, or a pattern in quotes such as 'photos/*.jpg'"
@@ -17,7 +17,8 @@ def find_images(text: str) -> list[Path]:
 
     An existing file is that file, whatever its name and suffix; only a `.txt` file is a list, with one path per line
     as it would be typed. A folder is searched with its subfolders, without hidden files and folders. Anything else is
-    a glob pattern, with `**` for folders of any depth. Links are followed; pipes and devices are left out.
+    a glob pattern, with `**` for folders of any depth. Links are followed, each folder once. Of a folder or pattern,
+    files are images by their suffix or content; for the others see `left_out_files`.
 
     Raises:
         ConfigError: if there are none.
@@ -25,12 +26,24 @@ def find_images(text: str) -> list[Path]:
     """
     if os.path.isfile(text):
         return _read_list(Path(text)) if text.lower().endswith(".txt") else [Path(text)]
-    paths = [text] if os.path.isdir(text) else glob.glob(text, recursive=True) if text else []
-    images = sorted({Path(file) for path in paths for file in _list_files(path) if _is_image(file)})
+    files = _selected_files(text)
+    images = list(filter(_is_image, files))
     if not images:
-        reason = f"has no image ({' '.join(sorted(SUFFIXES))})" if paths else "matches nothing"
-        raise ConfigError(f"input={printable(text)} {reason}; {_REMEDY}.")
+        hint = "".join(f"; {char} makes it a pattern" for char in "*?[" if char in text and not files)
+        reason = f"has no image ({' '.join(sorted(SUFFIXES))})" if files or os.path.isdir(text) else "matches nothing"
+        raise ConfigError(f"input={printable(text)} {reason}; {_REMEDY}{hint}.")
     return images
+
+
+def left_out_files(text: str, images: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Return the files that `input` selects besides `images`, each with the reason."""
+    others = [] if os.path.isfile(text) else sorted(set(_selected_files(text)) - set(images))
+    return [(file, "not an image" if file.is_file() else "not a regular file") for file in others]
+
+
+def _selected_files(text: str) -> list[Path]:
+    paths = [text] if os.path.isdir(text) else glob.glob(text, recursive=True) if text else []
+    return sorted({Path(file) for path in paths for file in _list_files(path)})
 
 
 def _read_list(file: Path) -> list[Path]:
@@ -54,11 +67,24 @@ def _list_files(path: str) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise DataError(f"{printable(error.filename)} cannot be read: {error.strerror}.") from error
 
-    for folder, subfolders, names in os.walk(path, onerror=refuse):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    found = {os.path.realpath(path)}
+    for folder, subfolders, names in os.walk(path, onerror=refuse, followlinks=True):
+        new: dict[str, str] = {}  # by real path, so that loops of links end; a folder is preferred to a link to it
+        for name in sorted(subfolders, key=lambda name: (os.path.islink(os.path.join(folder, name)), name)):
+            real = os.path.realpath(os.path.join(folder, name))
+            if not name.startswith(".") and real not in found:
+                new.setdefault(real, name)
+        found |= new.keys()
+        subfolders[:] = new.values()
         yield from (os.path.join(folder, name) for name in names if not name.startswith("."))
 
 
-def _is_image(path: str) -> bool:
-    """Return whether it is an image by its suffix, and a file or a broken link, which is reported when it is read."""
-    return Path(path).suffix.lower() in SUFFIXES and (os.path.isfile(path) or not os.path.exists(path))
+def _is_image(path: Path) -> bool:
+    """Return whether a file is an image by its suffix or content, or may be one, which is reported when it is read."""
+    if not path.is_file():
+        return path.suffix.lower() in SUFFIXES and not path.exists()  # a broken link
+    try:
+        with path.open("rb") as file:
+            return path.suffix.lower() in SUFFIXES or is_image(file.read(12))
+    except OSError:
+        return True

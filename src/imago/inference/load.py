@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from imago.errors import ConfigError, DataError
+from imago.files import refuse_links
 from imago.images import Preprocess
 from imago.inference.calibration import read_temperature
 from imago.statistics.calibration import UNCALIBRATED
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Fields of a checkpoint as `check_structure` wants them; checkpoints of other tasks may lack the second ones.
+_PREPROCESS = {"size": 0, "resize": 0, "crop": "", "mean": [0.0, 0.0, 0.0], "std": [0.0, 0.0, 0.0]}
+_HPARAMS = {"net": {"_target_": ""}, "class_names": [], "preprocess": _PREPROCESS}
+_OPTIONAL_HPARAMS: dict[str, Any] = {"metrics": {}, "output_names": [], "predicts_classes": True}
+_TRAINING_STATE: dict[str, Any] = {
+    **{"epoch": 0, "global_step": 0, "pytorch-lightning_version": "", "state_dict": {}, "loops": {}, "callbacks": {}},
+    **{"optimizer_states": [], "lr_schedulers": [], "hyper_parameters": {}},
+}
+_BUILD_ERRORS = (ConfigError, TypeError, ValueError, RuntimeError, MemoryError)  # of a class with saved arguments
 _NET_PREFIX = "net."  # of the network's keys in a checkpoint of the task
 _ACCELERATORS = ("auto", "cpu", "gpu")
 
@@ -118,42 +128,46 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
     """
     from imago.model.adapt import build_network, choose_memory_format
     from imago.model.classifier import Classifier
-    from imago.runs.checkpoint import read_checkpoint
+    from imago.runs.checkpoint import check_structure, read_checkpoint
 
     file = resolve_checkpoint(path)
     checkpoint = read_checkpoint(file)
-    task = checkpoint["imago"].get("task")
+    check_structure(checkpoint, {"hyper_parameters": {}, "state_dict": {}}, file)
+    hparams, task = checkpoint["hyper_parameters"], checkpoint["imago"].get("task")
+    if task is not None and "output_names" not in hparams:
+        raise ConfigError(
+            f"{file} was saved by {task}, which is not derived from imago.task.base.ImageTask: it has no settings "
+            "to rebuild its network from. The results of its own test are in summary.json."
+        )
+    if hparams.get("own_forward"):
+        raise ConfigError(
+            f"{file} was saved by {task}, which overrides `forward`: its network alone would give other outputs. The "
+            "results of its own test are in summary.json."
+        )
+    check_structure(hparams, _HPARAMS, file, "hyper_parameters")
+    given = {name: value for name, value in hparams.items() if value is not None}
+    hparams = _OPTIONAL_HPARAMS | {"output_names": hparams["class_names"]} | given
+    check_structure(hparams, _OPTIONAL_HPARAMS, file, "hyper_parameters")
+    settings, metrics, names = dict(hparams["net"]), dict(hparams["metrics"]), tuple(hparams["output_names"])
+    check_structure(names, ("",) * len(names), file, "hyper_parameters.output_names")
     try:
-        hparams: dict[str, Any] = checkpoint["hyper_parameters"]
-        if task is not None and "output_names" not in hparams:
-            raise ConfigError(
-                f"{file} was saved by {task}, which is not derived from imago.task.base.ImageTask: it has no settings "
-                "to rebuild its network from. The results of its own test are in summary.json."
-            )
-        if hparams.get("own_forward"):
-            raise ConfigError(
-                f"{file} was saved by {task}, which overrides `forward`: its network alone would give other outputs. "
-                "The results of its own test are in summary.json."
-            )
-        settings, metrics = dict(hparams["net"]), dict(hparams.get("metrics") or {})
         preprocess = Preprocess.from_dict(hparams["preprocess"])
-        names = tuple(hparams.get("output_names", hparams["class_names"]))
-        named = checkpoint["state_dict"].items()
-        state = {name.removeprefix(_NET_PREFIX): value for name, value in named if name.startswith(_NET_PREFIX)}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{file} does not describe a network ({error!r}); it was changed after saving.") from error
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{file}: its field hyper_parameters.preprocess is invalid ({error}).") from error
+    named = checkpoint["state_dict"].items()
+    state = {name.removeprefix(_NET_PREFIX): value for name, value in named if str(name).startswith(_NET_PREFIX)}
     check_saved_targets(settings, "model", file, trust)
     check_saved_targets(metrics, "metrics", file, trust)
     try:
         net = build_network(without_files(settings, file), len(names), preprocess.size, preprocess.to_dict())
-    except (TypeError, ValueError, RuntimeError, MemoryError) as error:  # of the class that gets the saved arguments
+    except _BUILD_ERRORS as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise DataError(f"{file}: {settings['_target_']} cannot be built with its saved arguments: {reason}") from error
     _load_weights(net, state, file, settings["_target_"])
     classifier = Classifier(net, names, preprocess).eval().requires_grad_(False)  # results convert to numpy
     classifier.normalize.memory_format = choose_memory_format(net, preprocess.size)
     classifier.metrics = metrics
-    classifier.predicts_classes = hparams.get("predicts_classes", True)
+    classifier.predicts_classes = hparams["predicts_classes"]
     return classifier
 
 
@@ -163,14 +177,15 @@ def check_compatible(file: Path, task: "LightningModule") -> None:
     Raises:
         DataError: if it is damaged, or has another network or other classes.
     """
-    from imago.runs.checkpoint import read_checkpoint
+    from imago.runs.checkpoint import check_structure, read_checkpoint
 
     try:
         saved = read_checkpoint(file)
     except DataError as error:
         raise DataError(f"{error} Copy best.ckpt over it to resume from the best epoch.") from error
-    if not saved.keys() >= {"loops", "optimizer_states", "state_dict", "hyper_parameters"}:
-        raise DataError(f"{file} has no training state to resume from; it was changed after saving.")
+    check_structure(saved, _TRAINING_STATE, file)
+    if "class_names" in task.hparams:
+        check_structure(saved["hyper_parameters"], {"class_names": []}, file, "hyper_parameters")
     saved_names, names = (list(params.get("class_names", ())) for params in (saved["hyper_parameters"], task.hparams))
     if saved_names != names:
         raise DataError(
@@ -226,6 +241,7 @@ def check_and_find_model(
 
     Raises:
         ConfigError: with one line for each problem; `problems` are further messages, each with whether it applies.
+        DataError: if the run directory contains links.
     """
     path = Path(run or "")
     is_file, is_gpu = path.is_file(), accelerator == "gpu"
@@ -243,10 +259,11 @@ def check_and_find_model(
         file = resolve_checkpoint(path, str(ckpt))
     except DataError as error:
         raise ConfigError(f"run={error}") from error
-    if not is_file:
-        return file, path.resolve()
     parents = path.resolve().parents[1:3]  # of RUN/checkpoints/best.ckpt, RUN/export/model.onnx, or a level deeper
-    return file, next((directory for directory in parents if (directory / "config.yaml").is_file()), None)
+    found = next((directory for directory in parents if (directory / "config.yaml").is_file()), None)
+    run_dir = found if is_file else path.resolve()
+    refuse_links(run_dir or path.parent)
+    return file, run_dir
 
 
 def is_onnx(path: Path) -> bool:

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 
 from imago.errors import DataError, IncompleteError
 from imago.files import make_writable
-from imago.images import Preprocess, read_image, resize_and_crop
-from imago.inference.find_images import find_images
+from imago.images import MAX_PIXELS, Preprocess, read_image, resize_and_crop
+from imago.inference.find_images import find_images, left_out_files
 from imago.inference.load import Predictor, check_and_find_model, is_onnx, load_predictor
 from imago.inference.predictions import Prediction, table_lines, write_predictions
 from imago.inference.run_split import check_finite
@@ -23,7 +23,7 @@ from imago.paths import short_path
 from imago.settings import typed_value
 from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.metrics import top_classes
-from imago.text import printable
+from imago.text import join_names, printable
 
 if TYPE_CHECKING:
     from imago.inference.explain import Explainer
@@ -40,6 +40,7 @@ def predict(cfg: DictConfig) -> None:
     """
     file, run = check_and_find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
     images = find_images(cfg.input)
+    left_out = left_out_files(cfg.input, images)
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f.csv")  # unique, like the name of a run directory
     output = Path(cfg.output) if cfg.output else (run or file.parent) / "predictions" / name
     predictor = load_predictor(file, cfg.accelerator, trust=cfg.trust)
@@ -50,12 +51,13 @@ def predict(cfg: DictConfig) -> None:
 
         explainer = Explainer(predictor, output.with_name(f"{output.stem}_explained"))
     predictions, bad_images = predict_images(
-        predictor, images, cfg.batch_size, cfg.top_k, cfg.threshold, explainer=explainer
+        predictor, images, cfg.batch_size, cfg.top_k, cfg.threshold, cfg.max_pixels, explainer
     )
     metadata = {
         "model": str(file.resolve()),
         TEMPERATURE_KEY: predictor.calibration_temperature,
         "threshold": cfg.threshold,
+        "left_out": [{"file": str(file), "reason": reason} for file, reason in left_out],
     }
     write_predictions(output, predictions, bad_images, metadata)
     if predictions:
@@ -63,6 +65,8 @@ def predict(cfg: DictConfig) -> None:
     if not predictor.predicts_classes:
         print("note: the task of the run has targets of its own; these are outputs for the images as they are")
     print(f"predictions for {len(predictions):,} of {len(images):,} images: {short_path(output)} and .json")
+    if left_out:
+        print(f"left out {len(left_out):,} files: {join_names(f'{file} ({reason})' for file, reason in left_out)}")
     if count := sum(prediction.predicted is None for prediction in predictions):
         print(f"no predicted class for {count:,} of them: the best is less probable than threshold={cfg.threshold}")
     if explainer and predictions:
@@ -77,6 +81,7 @@ def predict_images(
     batch_size: int,
     top_k: int,
     threshold: float = 0.0,
+    max_pixels: int = MAX_PIXELS,
     explainer: "Explainer | None" = None,
 ) -> tuple[list[Prediction], list[tuple[Path, str]]]:
     """Predict images of any size and mode; print those that cannot be read on stderr.
@@ -93,7 +98,7 @@ def predict_images(
 
     predictions: list[Prediction] = []
     bad_images: list[tuple[Path, str]] = []
-    read = partial(_read_input, preprocess=predictor.preprocess)
+    read = partial(_read_input, preprocess=predictor.preprocess, max_pixels=max_pixels)
     with ThreadPoolExecutor(_NUM_READERS) as readers:
         for start in tqdm(range(0, len(images), batch_size), unit="batch", leave=False, disable=None):
             batch = images[start : start + batch_size]
@@ -116,6 +121,7 @@ def _problems(cfg: DictConfig) -> dict[str, bool]:
     return {
         f"top_k={typed_value(cfg.top_k)} must be 1 or more.": not cfg.top_k or cfg.top_k < 1,
         f"batch_size={typed_value(cfg.batch_size)} must be 1 or more.": not cfg.batch_size or cfg.batch_size < 1,
+        f"max_pixels={typed_value(cfg.max_pixels)} must be 1 or more.": not cfg.max_pixels or cfg.max_pixels < 1,
         f"threshold={cfg.threshold} must be in 0 .. 1.": not 0 <= cfg.threshold <= 1,
         f"input={cfg.input or ''} is empty; type an image, a folder, or a pattern in quotes.": not cfg.input,
         f"output={output} is a directory; type a file, e.g. output={output / 'out.csv'}.": output.is_dir(),
@@ -124,10 +130,10 @@ def _problems(cfg: DictConfig) -> dict[str, bool]:
     }
 
 
-def _read_input(image: Path, preprocess: Preprocess) -> np.ndarray | DataError:
+def _read_input(image: Path, preprocess: Preprocess, max_pixels: int) -> np.ndarray | DataError:
     """Read an image as the network's input, uint8 (3, size, size), or return why it cannot be read."""
     try:
-        return resize_and_crop(read_image(image), preprocess).transpose(2, 0, 1)
+        return resize_and_crop(read_image(image, max_pixels), preprocess).transpose(2, 0, 1)
     except DataError as error:
         return error
 

@@ -1,5 +1,6 @@
 """TimmNet: any classifier of timm by its name (lcnet_100 is PP-LCNet)."""
 
+import logging
 import re
 from functools import partial
 from math import floor
@@ -20,6 +21,8 @@ from imago.model.library_net import (
     download,
 )
 from imago.model.weights import is_path
+
+log = logging.getLogger(__name__)
 
 _REMEDY = "download it elsewhere and type model.weights=FILE.safetensors, or model.weights=null to train from scratch."
 
@@ -65,10 +68,16 @@ class TimmNet(LibraryNet):
         entry = _find_entry(str(name), weights)
         settings = entry or _timm().get_pretrained_cfg(name)
         size = settings.input_size[-1]
+        if entry and (settings.crop_mode == "border" or settings.input_size[-2] != size):
+            log.warning(
+                "model.name=%s: its weights were evaluated on padded or non-square images; here on center squares", name
+            )
+        resize = floor(size / settings.crop_pct)  # floor: timm's own rounding
+        squash = "squash" if resize == size else "squash_center"
         record = {
             "size": size,
-            "resize": floor(size / settings.crop_pct),  # floor: timm's own rounding
-            "crop": "squash" if settings.crop_mode == "squash" else "center",
+            "resize": resize,
+            "crop": squash if settings.crop_mode == "squash" else "center",
             "interpolation": settings.interpolation,
             "mean": list(settings.mean),
             "std": list(settings.std),

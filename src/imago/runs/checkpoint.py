@@ -24,7 +24,11 @@ _FIRST_EDITION_COMMIT = "7986d1c"
 
 # The entries that training changes; the state of a callback may hold an infinite score as its start value.
 _TRAINED_KEYS = ("state_dict", "optimizer_states", "current_model_state")
+_ZIP_START = b"PK\x03\x04"
+# What torch's reader of plain data raises for data that no `torch.save` has written.
+_DAMAGED_PICKLE = (RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError, AssertionError)
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError)
+_KINDS = ((int, float), str, torch.Tensor, (list, tuple), Mapping)  # of the values in a checkpoint
 _NUM_CHECKPOINTS = 3  # best.ckpt, last.ckpt and the one that is being written
 _NUM_WEIGHT_COPIES = 3  # of the weights in a checkpoint: the weights and the two moments of Adam
 
@@ -121,7 +125,9 @@ def read_checkpoint(path: Path, map_location: Any | None = "cpu") -> dict[str, A
             f"{path} does not exist; a run keeps its checkpoints in RUN/checkpoints/best.ckpt and last.ckpt."
         )
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as content:
+            if content.read(len(_ZIP_START)) != _ZIP_START:  # zipfile accepts other bytes before it
+                raise zipfile.BadZipFile
             damaged = archive.testzip()
     except _DAMAGED_ZIP as error:
         raise DataError(
@@ -154,10 +160,32 @@ def _load(path: Path, map_location: Any | None) -> Any:
         raise DataError(
             f"{path} holds more than plain data and tensors{target}; it is refused, as it could run code."
         ) from error
-    except (RuntimeError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be loaded ({str(error).splitlines()[0]}); use another checkpoint of the run."
-        ) from error
+    except _DAMAGED_PICKLE as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{path} cannot be loaded ({reason}); use another checkpoint of the run.") from error
+
+
+def check_structure(saved: Any, example: Any, path: Path | str, key: str = "") -> None:
+    """Check that a part of a checkpoint has the fields of an example, and values of the same kinds.
+
+    Numbers, texts, tensors, lists and mappings are kinds. None stands for None or a number, and an empty list or
+    mapping for one with any content; other fields than those of the example are accepted.
+
+    Raises:
+        DataError: naming the file and the first field, whose dotted name is below `key`.
+    """
+    is_list, is_mapping = isinstance(example, (list, tuple)), isinstance(example, Mapping)
+    kind = next((kind for kind in _KINDS if isinstance(example, kind)), (int, float, type(None)))
+    fault = "" if isinstance(saved, kind) else f"is {type(saved).__name__}, not {type(example).__name__}"
+    if not fault and is_list and example and len(saved) != len(example):
+        fault = f"has {len(saved)} entries, not {len(example)}"
+    if fault:
+        raise DataError(f"{path}: its field {key} {fault}; it was changed after saving, use another checkpoint.")
+    for name, value in example.items() if is_mapping else enumerate(example) if is_list else ():
+        field = f"{key}.{name}".lstrip(".")
+        if is_mapping and name not in saved:
+            raise DataError(f"{path}: its field {field} is missing; it was changed after saving.")
+        check_structure(saved[name], value, path, field)
 
 
 def check_loadable(settings: Mapping[str, Any]) -> None:

@@ -18,8 +18,8 @@ from imago.runs.signals import STOP_SIGNALS, rank_name, stopped_by
 # Lost-connection errors of the other ranks when one has ended; they are not the cause.
 _LOST_CONNECTION = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|TCPStore", re.I)
 _UNWRITABLE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# Errors of loader workers as torch words them, and the messages for the user with what matched.
-_LOADER_ERRORS = {
+# Errors of training and loader workers as torch words them, and the messages for the user with what matched.
+_KNOWN_ERRORS = {
     r"((?:unable to [^:]*shared memory|shm_open|DataLoader worker [^:]*: Bus error).{,90})": (
         "/dev/shm is too small for the batches of the loader workers ({}); data.num_workers=0 does not use it, and in "
         "Docker --shm-size=1g makes it larger."
@@ -30,6 +30,10 @@ _LOADER_ERRORS = {
     ),
     r"DataLoader timed out after ([\d.]+) seconds": (
         "no batch came for {} s: a loader worker or the disk hangs; data.num_workers=0 shows where."
+    ),
+    r"Expected (more than 1 value) per channel when training": (
+        "data.batch_size: BatchNorm needs {} per channel, and a process trains on one image at a time; use 2 or more "
+        "images per process, or an architecture without BatchNorm."
     ),
 }
 
@@ -141,7 +145,7 @@ def first_failure(run_dir: Path) -> Failure | None:
 
 
 def to_user_error(error: BaseException) -> BaseException:
-    """Return a one-line error with the way out for a full disk and for failed loader workers; others unchanged."""
+    """Return a one-line error with the way out for a full disk and for `_KNOWN_ERRORS`; others unchanged."""
     if isinstance(error, UserError):
         return error
     for cause in (error, error.__cause__):  # TensorBoard's logger wraps it
@@ -150,9 +154,9 @@ def to_user_error(error: BaseException) -> BaseException:
             return StorageError(
                 f"{file} cannot be written ({cause.strerror}); free some space, then continue with resume=RUN."
             )
-    if isinstance(error, RuntimeError | OSError):
+    if isinstance(error, RuntimeError | OSError | ValueError):
         text = " ".join(str(error).split())
-        for pattern, message in _LOADER_ERRORS.items():
+        for pattern, message in _KNOWN_ERRORS.items():
             if match := re.search(pattern, text):
                 return DataError(message.format(match[1]))
     return error

@@ -15,7 +15,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from imago.errors import DataError
-from imago.files import read_json
+from imago.files import read_json, refuse_links
 from imago.settings import flat_settings
 
 # The files that mark a run directory; a run that was killed at its start has only the second.
@@ -86,6 +86,7 @@ def read_record(run_dir: Path, log_dir: Path | None = None) -> RunRecord:
     settings: dict[str, Any] = {}
     config_error = None
     try:
+        refuse_links(run_dir)
         settings = read_settings(run_dir)
     except DataError as error:
         config_error = str(error)

@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any
 
 from imago.errors import ConfigError, DataError
-from imago.files import make_writable, read_json, remove_partial_files, write_json, write_text
+from imago.files import make_writable, read_json, refuse_links, remove_partial_files, write_json, write_text
 from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
 from imago.runs.failure import clear_failures, explain_exit, first_failure, write_failure, write_killed_failures
@@ -63,11 +63,12 @@ class RunDirectory:
 
         Raises:
             ConfigError: if another process uses the directory.
-            DataError: if the directory cannot be written.
+            DataError: if the directory cannot be written, or contains links.
         """
         watch_main_process()
         with ExitStack() as stack:
             if self.is_main_process:
+                refuse_links(self.path)
                 make_writable(self.path, "paths.log_dir=DIR")
                 if (self.path / "checkpoints").exists():
                     make_writable(self.path / "checkpoints", "paths.log_dir=DIR")

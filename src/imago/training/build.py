@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
-from imago.callbacks.exact_resume import KeepSettings
+from imago.callbacks.exact_resume import KeepSettings, ResumedStateCheck
 from imago.callbacks.mean_gradient import MeanGradient
 from imago.callbacks.own_epoch import OwnEpoch
 from imago.callbacks.run_summary import RunSummary
@@ -210,6 +210,7 @@ def _build_callbacks(cfg: DictConfig, directory: RunDirectory) -> list[Callback]
         if isinstance(callback, ProgressBar) and not cfg.trainer.get("enable_progress_bar", True):
             callback.disable()  # the line per epoch is still logged
     return [
+        ResumedStateCheck(),
         MeanGradient(),
         TrainMetrics(),
         ScheduleIntervalCheck(),

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from imago.augment.settings import Augment
 from imago.errors import ConfigError
-from imago.images import INTERPOLATIONS, TTA_MODES
+from imago.images import CROPS, INTERPOLATIONS, TTA_MODES
 from imago.instantiate import import_target_or_none
 from imago.schedule.duration import duration_in_steps
 from imago.settings import typed_value
@@ -22,7 +22,7 @@ _DIRECTIONS = {"train/loss": "min", "train/acc": "max", "val/loss": "min", "val/
 # Settings that must be one of a few values; null where the default is null.
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "trainer.precision": ("auto", "32-true", "bf16-mixed", "16-mixed"),
-    "preprocess.crop": (None, "center", "squash"),
+    "preprocess.crop": (None, *CROPS),
     "preprocess.interpolation": (None, *INTERPOLATIONS),
     "tta": TTA_MODES,
     "calibrate": ("none", "auto"),
