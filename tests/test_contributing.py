@@ -192,6 +192,7 @@ def test_statistics_in_the_code_are_those_of_the_train_pixels(project: Path, myn
     assert data.preprocess.std == pytest.approx([pixels.std()] * 3, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_an_experiment_with_another_optimizer_keeps_its_lr(run):
     done = run("src/train.py", "experiment=digits", "optimizer=sgd", "--cfg", "job", "--package", "optimizer")
     assert done.returncode == 0, done.stderr

@@ -93,6 +93,7 @@ def test_a_decay_that_averages_nothing_is_refused(decay: float):
         Ema(decay)
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_first_steps_leave_a_short_average(compose, tmp_path):
     """78 steps with decay 0.999: a plain average would hold 92.6 % of the first weights."""
     settings = ("callbacks=ema", "trainer.limit_train_batches=10", "trainer.max_epochs=8", "++trainer.max_steps=78")

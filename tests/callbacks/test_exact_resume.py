@@ -84,6 +84,7 @@ def test_a_patience_typed_on_resume_counts_from_the_best_epoch(compose, tmp_path
     assert fit(compose, tmp_path, *early, f"callbacks.early_stopping.patience={patience}").current_epoch == num_epochs
 
 
+@pytest.mark.slow
 def test_settings_in_the_state_of_a_callback_are_those_typed_last_and_others_stay_as_adapted(compose, tmp_path):
     def used(epochs: int, *settings: str) -> list[tuple[float, float]]:
         own = ("++callbacks.own._target_=own_tasks.Adapting", "++callbacks.own.level=1", *settings)

@@ -21,6 +21,7 @@ def epoch_values(run: Path, name: str) -> dict[int, float]:
         return {int(row["epoch"]): float(row[name]) for row in csv.DictReader(file) if row[name]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("monitor", ["train/loss", "val/loss"])
 @pytest.mark.parametrize("lr", ["1e-3", "3e-1"])  # falling and rising losses
 def test_best_checkpoints_and_early_stopping_compare_the_values_of_each_epoch(compose, tmp_path, monitor, lr):
@@ -42,6 +43,7 @@ def test_best_checkpoints_and_early_stopping_compare_the_values_of_each_epoch(co
     assert stopper.wait_count == sum(epoch > best_epoch for epoch in values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [(), ("++trainer.max_steps=14",)], ids=["epochs", "ends within an epoch"])
 def test_the_line_of_an_epoch_has_a_validation_only_if_there_was_one(compose, tmp_path, caplog, settings):
     with caplog.at_level("INFO", "imago.callbacks.progress"):

@@ -116,6 +116,7 @@ def test_every_score_is_that_of_scikit_learn_and_inside_its_interval_and_top_5_n
         assert 0 <= low < found[name] < high <= 1, name
 
 
+@pytest.mark.slow
 def test_scores_of_many_classes_need_little_memory_besides_logits_and_confusion_matrix():
     labels, logits = noisy_predictions(2000, num_images=2000)
     result = LabeledOutputs(tuple(map(str, range(2000))), labels, logits, best_probability(logits, 2.0))

@@ -116,6 +116,7 @@ def test_each_metric_is_that_of_scikit_learn_over_all_batches(outputs):
     assert metrics.compute(ONE_DEVICE) == {}
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_metric_is_its_spread_over_repeated_draws_of_the_images(outputs):
     logits, labels = outputs
     found = compute_with_intervals(SETTINGS, logits, labels)

@@ -162,6 +162,7 @@ class Seen(Callback):
         self.batches[trainer.current_epoch].append(batch[0].double().sum().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "num_batches"), [(2, 2), (0.1, 1), (1.0, 10)])
 def test_overfit_batches_repeats_the_first_batches_and_leaves_the_validation_alone(
     compose, tmp_path, limit: float, num_batches: int
@@ -186,6 +187,7 @@ class Lrs(Callback):
         self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "steps"),
     [
@@ -208,6 +210,7 @@ def test_the_schedule_ends_with_the_last_step(compose, tmp_path, settings: str, 
     assert lrs.seen == pytest.approx([1e-3 * (1 + math.cos(math.pi * step / steps[-1])) / 2 for step in steps])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*dataloader is not resumable.*")
 def test_a_manual_run_that_has_done_its_steps_trains_no_further_until_it_gets_more(compose, tmp_path):
     def fit(max_steps: int) -> int:
