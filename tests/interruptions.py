@@ -6,7 +6,7 @@ import time
 
 from lightning.pytorch import Callback
 
-from imago.callbacks.train_metrics import num_steps
+from imago.callbacks.train_metrics import num_steps_done
 from imago.errors import DataError
 
 
@@ -17,7 +17,7 @@ class _At(Callback):
         self.step, self.rank = step, rank
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if num_steps(trainer) == self.step and trainer.global_rank == self.rank:
+        if num_steps_done(trainer) == self.step and trainer.global_rank == self.rank:
             self.interrupt(trainer, batch_idx)
 
     def interrupt(self, trainer, batch_idx):
@@ -89,7 +89,7 @@ class SignalInValidation(Callback):
         self.step = step
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-        if num_steps(trainer) == self.step and batch_idx == 1:
+        if num_steps_done(trainer) == self.step and batch_idx == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
 

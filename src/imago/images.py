@@ -172,19 +172,22 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name} has more than {max_pixels:,} pixels; scale it down first.") from error
     except UnidentifiedImageError:
-        if data[4:8] == b"ftyp" and is_image(data) and "HEIF" not in FORMATS:
-            remedy = "pip install pillow-heif, or convert it to JPEG"
-            raise DataError(f"{name} is a HEIC image, which needs another package: {remedy}.") from None
-        if tags := _tiff_tags(data):
-            kind = f"a TIFF of {_kind_of_pixels(tags)} pixels, which is not supported in this form"
-            raise DataError(f"{name} is {kind}, or damaged; {_SAVE_AGAIN}.") from None
-        if data.startswith(_SIGNATURES):
-            raise DataError(f"{name} is damaged: its header cannot be read; delete it or copy it again.") from None
-        expected = "expected JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF"
-        raise DataError(f"{name} is not an image (starts with {data[:12]!r}); {expected}.") from None
+        raise DataError(_explain_unidentified(data, name)) from None
     except _DECODER_ERRORS as error:
         fault = "it is truncated" if "truncated" in str(error).lower() else str(error)
         raise DataError(f"{name} is damaged: {fault}; delete it or copy it again.") from error
+
+
+def _explain_unidentified(data: bytes, name: str) -> str:
+    """Return one line for bytes that no decoder of Pillow accepts."""
+    if data[4:8] == b"ftyp" and is_image(data) and "HEIF" not in FORMATS:
+        return f"{name} is a HEIC image, which needs another package: pip install pillow-heif, or convert it to JPEG."
+    if tags := _tiff_tags(data):
+        kind = f"a TIFF of {_kind_of_pixels(tags)} pixels, which is not supported in this form"
+        return f"{name} is {kind}, or damaged; {_SAVE_AGAIN}."
+    if data.startswith(_SIGNATURES):
+        return f"{name} is damaged: its header cannot be read; delete it or copy it again."
+    return f"{name} is not an image (starts with {data[:12]!r}); expected JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF."
 
 
 def is_image(start: bytes) -> bool:

@@ -256,7 +256,7 @@ def test_an_epoch_that_was_cut_short_is_the_best_only_if_there_is_no_other(
 ):
     monkeypatch.setattr(ModelCheckpoint, "_should_skip_saving_checkpoint", lambda self, trainer: False)
     limit = TimeLimit("00:00:00:01")
-    limit.ended_epoch_early = cuts_epoch
+    limit.has_ended_epoch_early = cuts_epoch
     module = SimpleNamespace(automatic_optimization=True)
     trainer: Any = SimpleNamespace(callbacks=[limit], lightning_module=module, global_step=3)
     assert best_checkpoint(tmp_path, has_best)._should_skip_saving_checkpoint(trainer) != is_best_saved

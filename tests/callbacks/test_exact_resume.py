@@ -108,7 +108,7 @@ def saved_run(compose: Callable, tmp_path_factory: pytest.TempPathFactory) -> tu
         data = build_data(cfg)
         trainer = build_trainer(cfg, folder)
         best = trainer.checkpoint_callback
-        trainer.callbacks = [ResumedStateCheck(), *trainer.callbacks, best.further]
+        trainer.callbacks = [ResumedStateCheck(), *trainer.callbacks, best.top_checkpoints]
         task = build_task(cfg, data)
         trainer.fit(task, data, ckpt_path=file)
         trainer.test(task, data, ckpt_path=best.best_model_path, verbose=False)  # its state is older than the run's

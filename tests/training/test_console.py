@@ -39,7 +39,7 @@ def run_dir(tmp_path: Path) -> Path:
             "limits         32 of 100 val images, drawn by class, the same",
         ),
         ("trainer.limit_test_batches=0.5 data.batch_size=16", "limits         48 of 100 test images, drawn by class"),
-        ("++trainer.overfit_batches=2", "2 batches per epoch, the same images in each (trainer.overfit_batches)"),
+        ("++trainer.overfit_batches=2", "trainer.overfit_batches: every epoch has the batches of the first one"),
     ],
 )
 def test_the_start_table_has_what_limits_the_training(compose: Callable, tmp_path: Path, settings: str, line: str):

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from imago.callbacks.stopping import TimeLimit, has_epoch_ended_early
-from imago.callbacks.train_metrics import num_steps
+from imago.callbacks.train_metrics import num_steps_done
 from imago.errors import ConfigError, DataError
 from imago.files import atomic_write
 from imago.runs.checkpoint import read_checkpoint
@@ -23,12 +23,12 @@ class _StepCheckpoint(ModelCheckpoint):
     _saved_step = 0
 
     def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
-        if num_steps(trainer) != self._saved_step:
+        if num_steps_done(trainer) != self._saved_step:
             self._last_global_step_saved = -1  # Lightning's own comparison is with `trainer.global_step`
         return super()._should_skip_saving_checkpoint(trainer)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        self._saved_step = num_steps(trainer)
+        self._saved_step = num_steps_done(trainer)
         super()._save_checkpoint(trainer, filepath)
 
 
@@ -41,7 +41,7 @@ class BestCheckpoint(_StepCheckpoint):
         dirpath: directory of `best.ckpt`.
         monitor: name of the logged value to compare.
         mode: "max" or "min": whether larger or smaller values are better.
-        save_top_k: above 1: `further` also saves this many of the best states, under other names.
+        save_top_k: above 1: `top_checkpoints` also saves this many of the best states, under other names.
     """
 
     def __init__(self, dirpath: str, monitor: str, mode: str, save_top_k: int = 1) -> None:
@@ -49,7 +49,7 @@ class BestCheckpoint(_StepCheckpoint):
         self.best_metrics: dict[str, float] = {}  # everything that was logged when `best.ckpt` was saved
         self._has_warned = False
         # A second callback, which the Trainer gets too.
-        self.further = TopCheckpoints(dirpath, monitor, mode, save_top_k) if save_top_k > 1 else None
+        self.top_checkpoints = TopCheckpoints(dirpath, monitor, mode, save_top_k) if save_top_k > 1 else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that validation within an epoch falls between optimizer steps: a checkpoint stores no gradients.
@@ -165,7 +165,7 @@ class LastCheckpoint(_StepCheckpoint):
 
     def save_now(self, trainer: Trainer) -> None:
         """Save in rank 0, without waiting for the other ranks; do nothing before the first optimizer step."""
-        if trainer.is_global_zero and num_steps(trainer) > 0:
+        if trainer.is_global_zero and num_steps_done(trainer) > 0:
             state = trainer._checkpoint_connector.dump_checkpoint(False)  # all, not only the weights
             trainer.strategy.save_checkpoint(state, Path(str(self.dirpath)) / "last.ckpt")
 

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from imago.callbacks.train_metrics import num_steps
+from imago.callbacks.train_metrics import num_steps_done
 from imago.logger.metrics_csv import MetricsCsv
 from imago.runs.checkpoint import check_structure
 from imago.seeding import derive_seed
@@ -67,18 +67,18 @@ class TruncateLogs(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if isinstance(logger, MetricsCsv):
-                logger.truncate(num_steps(trainer))
+                logger.truncate(num_steps_done(trainer))
             elif isinstance(logger, TensorBoardLogger):
                 # Imported here because only runs with this logger need it.
                 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
                 # After the start of a session TensorBoard ignores older events from this step on.
                 start = Event(session_log=SessionLog(status=SessionLog.START))
-                logger.experiment._get_file_writer().add_event(start, num_steps(trainer))
+                logger.experiment._get_file_writer().add_event(start, num_steps_done(trainer))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Epoch values are logged at this step. Lightning counts a step twice if it resumes between two batches.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = num_steps(trainer)
+        trainer.fit_loop.epoch_loop._batches_that_stepped = num_steps_done(trainer)
 
 
 class KeepSettings(Callback):

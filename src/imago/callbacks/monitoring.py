@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from imago.callbacks.train_metrics import log_step, num_steps
+from imago.callbacks.train_metrics import log_step, num_steps_done
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class GradNorm(Callback):
     """Log `grad_norm`: the L2 norm of the gradients of all parameters, before clipping."""
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        step = num_steps(trainer)
+        step = num_steps_done(trainer)
         if (step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None]).item()
@@ -40,10 +40,10 @@ class _OnLoggingStep(Callback):
     _step = 0  # optimizer steps at the end of the last batch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step = num_steps(trainer)  # not 0 in a resumed run
+        self._step = num_steps_done(trainer)  # not 0 in a resumed run
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        step = num_steps(trainer)
+        step = num_steps_done(trainer)
         has_stepped, self._step = step != self._step, step
         if has_stepped and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             log_step(trainer, self.measure(pl_module.device), step - 1)
@@ -81,7 +81,7 @@ class Speed(_OnLoggingStep):
     def __init__(self) -> None:
         self.num_images = 0
         self.train_s = self.wait_s = self.val_s = self.test_s = 0.0
-        self._logged = (0, 0.0, 0.0)  # num_images, train_s and wait_s at the last logging step
+        self._totals_when_logged = (0, 0.0, 0.0)  # num_images, train_s and wait_s
         self._num_interrupts = 0  # by the kernel, at the last logging step
         self._rates: list[tuple[float, float]] = []  # images and interrupts per s, of the first two logging steps
         self._has_warned = False
@@ -112,8 +112,8 @@ class Speed(_OnLoggingStep):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def measure(self, device: torch.device) -> dict[str, float]:
-        num_images, train_s, wait_s = self._logged
-        self._logged = (self.num_images, self.train_s, self.wait_s)
+        num_images, train_s, wait_s = self._totals_when_logged
+        self._totals_when_logged = (self.num_images, self.train_s, self.wait_s)
         elapsed_s = self.train_s - train_s
         rate = (self.num_images - num_images) / elapsed_s
         num_interrupts, self._num_interrupts = self._num_interrupts, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

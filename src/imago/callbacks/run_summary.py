@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
 from imago.callbacks.checkpoints import BestCheckpoint
 from imago.callbacks.monitoring import Speed
-from imago.callbacks.train_metrics import num_steps
+from imago.callbacks.train_metrics import num_steps_done
 from imago.resources import available_cores
 from imago.runs.checkpoint import read_checkpoint
 from imago.runs.run_directory import RunDirectory
@@ -71,7 +71,7 @@ def _training_results(trainer: Trainer) -> dict[str, Any]:
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
     # Lightning counts an epoch that `trainer.max_time` ended early; the resumed run still has to complete it.
     epochs = progress.processed // max(1, int(trainer.num_training_batches))
-    results: dict[str, Any] = {"epochs": epochs, "steps": num_steps(trainer)}
+    results: dict[str, Any] = {"epochs": epochs, "steps": num_steps_done(trainer)}
     best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
     if best and best.best_model_path:
         results["val"] = {name: round(value, 6) for name, value in _of_split("val", best.best_metrics).items()}

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
-from imago.callbacks.train_metrics import num_steps
+from imago.callbacks.train_metrics import num_steps_done
 from imago.errors import ConfigError
 from imago.runs.failure import write_killed_failure
 from imago.runs.run_directory import RunDirectory
@@ -102,7 +102,7 @@ class TimeLimit(Timer):
     def __init__(self, duration: str | dict[str, int]) -> None:
         super().__init__(duration, verbose=False)
         self.duration = duration
-        self.ended_epoch_early = False  # whether training ended before the epoch did
+        self.has_ended_epoch_early = False  # whether training ended before the epoch did
 
     def on_fit_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Raise a ConfigError if no time is left."""
@@ -118,7 +118,7 @@ class TimeLimit(Timer):
         ends_step = is_last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if ends_step and (is_last or not loop.epoch_loop._should_check_val_fx(loop._data_fetcher)):  # type: ignore[arg-type]
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-            self.ended_epoch_early = trainer.should_stop and not is_last
+            self.has_ended_epoch_early = trainer.should_stop and not is_last
 
 
 class StepLimit(Callback):
@@ -129,24 +129,24 @@ class StepLimit(Callback):
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps  # of the whole run
-        self.ended_epoch_early = False  # whether training ended before the epoch did
+        self.has_ended_epoch_early = False  # whether training ended before the epoch did
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not pl_module.automatic_optimization:
             trainer.fit_loop.epoch_loop.max_steps = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if num_steps(trainer) >= self.max_steps:  # resumed only to test
+        if num_steps_done(trainer) >= self.max_steps:  # resumed only to test
             trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if num_steps(trainer) >= self.max_steps and batch_idx + 1 < trainer.num_training_batches:
-            trainer.should_stop = self.ended_epoch_early = True
+        if num_steps_done(trainer) >= self.max_steps and batch_idx + 1 < trainer.num_training_batches:
+            trainer.should_stop = self.has_ended_epoch_early = True
 
 
 def has_epoch_ended_early(trainer: Trainer, limit_types: Any = (TimeLimit, StepLimit)) -> bool:
     """Return whether a limit of time or of steps has ended the current epoch early."""
     limits = [callback for callback in trainer.callbacks if isinstance(callback, limit_types)]  # type: ignore[attr-defined]
-    return any(limit.ended_epoch_early for limit in limits)
+    return any(limit.has_ended_epoch_early for limit in limits)

@@ -12,7 +12,7 @@ from imago.task.base import ImageTask
 from imago.task.metrics import LossAndAccuracy, count_correct
 
 
-def num_steps(trainer: Trainer) -> int:
+def num_steps_done(trainer: Trainer) -> int:
     """Return the number of optimizer steps so far; with manual optimization, that of batches."""
     if trainer.lightning_module.automatic_optimization:
         return trainer.global_step
@@ -47,7 +47,7 @@ class TrainMetrics(Callback):
         self._lr = math.nan
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._step = num_steps(trainer)
+        self._step = num_steps_done(trainer)
         if self._is_due(trainer) and trainer.optimizers:
             self._lr = trainer.optimizers[0].param_groups[0]["lr"]  # before the schedule steps
 

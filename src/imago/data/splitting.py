@@ -191,11 +191,11 @@ def _take_fold(splits: dict[str, Samples], plan: SplitPlan, class_names: Sequenc
     if not is_val.any():
         fault = f"{len(pool)} training images are too few for {plan.num_folds} folds"
         raise DataError(f"data.fold={plan.fold}: {fault}; use a lower data.num_folds.")
-    lost = set(pool.labels) - set(pool.labels[~is_val])
-    if lost:
+    missing_labels = set(pool.labels) - set(pool.labels[~is_val])
+    if missing_labels:
         raise DataError(
-            f"data.fold={plan.fold}: class {class_names[min(lost)]!r} has a single training image, and this fold "
-            "leaves none to train on; add images or drop the class."
+            f"data.fold={plan.fold}: class {class_names[min(missing_labels)]!r} has a single training image, and this "
+            "fold leaves none to train on; add images or drop the class."
         )
     splits["train"], splits["val"] = pool.take(np.flatnonzero(~is_val)), pool.take(np.flatnonzero(is_val))
 

@@ -83,11 +83,11 @@ def _normalized_thumbnails(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarr
     size = thumbnails.shape[1]
     ramp = np.arange(size, dtype=np.float32) - (size - 1) / 2
     ramp /= np.sqrt((ramp**2).sum() * size)
-    rest = np.moveaxis(thumbnails, 3, 1).astype(np.float32)  # (N, 3, S, S)
-    rest -= rest.mean(axis=(2, 3), keepdims=True)
+    detrended = np.moveaxis(thumbnails, 3, 1).astype(np.float32)  # (N, 3, S, S)
+    detrended -= detrended.mean(axis=(2, 3), keepdims=True)
     for trend in (np.broadcast_to(ramp, (size, size)), np.broadcast_to(ramp[:, None], (size, size))):
-        rest -= (rest * trend).sum(axis=(2, 3), keepdims=True) * trend
-    rows = rest.reshape(len(rest), 3 * size**2)  # (N, F)
+        detrended -= (detrended * trend).sum(axis=(2, 3), keepdims=True) * trend
+    rows = detrended.reshape(len(detrended), 3 * size**2)  # (N, F)
     length = np.linalg.norm(rows, axis=1)
     rows /= np.maximum(length, 1e-6)[:, None]
     return rows, length / np.sqrt(rows.shape[1])

@@ -128,28 +128,12 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
     """
     from imago.model.adapt import build_network, choose_memory_format
     from imago.model.classifier import Classifier
-    from imago.runs.checkpoint import check_structure, read_checkpoint
+    from imago.runs.checkpoint import read_checkpoint
 
     file = resolve_checkpoint(path)
     checkpoint = read_checkpoint(file)
-    check_structure(checkpoint, {"hyper_parameters": {}, "state_dict": {}}, file)
-    hparams, task = checkpoint["hyper_parameters"], checkpoint["imago"].get("task")
-    if task is not None and "output_names" not in hparams:
-        raise ConfigError(
-            f"{file} was saved by {task}, which is not derived from imago.task.base.ImageTask: it has no settings "
-            "to rebuild its network from. The results of its own test are in summary.json."
-        )
-    if hparams.get("own_forward"):
-        raise ConfigError(
-            f"{file} was saved by {task}, which overrides `forward`: its network alone would give other outputs. The "
-            "results of its own test are in summary.json."
-        )
-    check_structure(hparams, _HPARAMS, file, "hyper_parameters")
-    given = {name: value for name, value in hparams.items() if value is not None}
-    hparams = _OPTIONAL_HPARAMS | {"output_names": hparams["class_names"]} | given
-    check_structure(hparams, _OPTIONAL_HPARAMS, file, "hyper_parameters")
+    hparams = _hyper_parameters(checkpoint, file)
     settings, metrics, names = dict(hparams["net"]), dict(hparams["metrics"]), tuple(hparams["output_names"])
-    check_structure(names, ("",) * len(names), file, "hyper_parameters.output_names")
     try:
         preprocess = Preprocess.from_dict(hparams["preprocess"])
     except (TypeError, ValueError) as error:
@@ -169,6 +153,31 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
     classifier.metrics = metrics
     classifier.predicts_classes = hparams["predicts_classes"]
     return classifier
+
+
+def _hyper_parameters(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Return the hyperparameters of an `ImageTask` in a checkpoint, after a check of their structure."""
+    from imago.runs.checkpoint import check_structure
+
+    check_structure(checkpoint, {"hyper_parameters": {}, "state_dict": {}}, file)
+    hparams, task = checkpoint["hyper_parameters"], checkpoint["imago"].get("task")
+    if task is not None and "output_names" not in hparams:
+        raise ConfigError(
+            f"{file} was saved by {task}, which is not derived from imago.task.base.ImageTask: it has no settings "
+            "to rebuild its network from. The results of its own test are in summary.json."
+        )
+    if hparams.get("own_forward"):
+        raise ConfigError(
+            f"{file} was saved by {task}, which overrides `forward`: its network alone would give other outputs. The "
+            "results of its own test are in summary.json."
+        )
+    check_structure(hparams, _HPARAMS, file, "hyper_parameters")
+    given = {name: value for name, value in hparams.items() if value is not None}
+    hparams = _OPTIONAL_HPARAMS | {"output_names": hparams["class_names"]} | given
+    check_structure(hparams, _OPTIONAL_HPARAMS, file, "hyper_parameters")
+    names = tuple(hparams["output_names"])
+    check_structure(names, ("",) * len(names), file, "hyper_parameters.output_names")
+    return hparams
 
 
 def check_compatible(file: Path, task: "LightningModule") -> None:

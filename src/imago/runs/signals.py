@@ -47,7 +47,7 @@ def watch_main_process() -> None:
 
 def _exit_after(parent_pid: int) -> None:
     while os.getppid() == parent_pid:
-        time.sleep(1.0)  # a second of delay costs nothing here
+        time.sleep(1.0)  # nothing waits for this thread
     time.sleep(_GRACE_S)
     os._exit(1)
 

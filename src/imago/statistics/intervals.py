@@ -132,11 +132,11 @@ def ece_interval(
     generator = np.random.default_rng(seed)
     num_images, bins = len(probability), bin_indices(probability)
     image_gaps = is_correct - probability
-    measured = np.bincount(bins, weights=image_gaps, minlength=bins.max() + 1) / num_images
+    measured_gaps = np.bincount(bins, weights=image_gaps, minlength=bins.max() + 1) / num_images
     shifts, errors = np.empty(num_draws), np.empty(num_draws)
     for draw in range(num_draws):
         weights = np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)
-        gaps = np.bincount(bins, weights=image_gaps * weights, minlength=len(measured)) / num_images
-        shifts[draw], errors[draw] = np.abs(gaps - measured).sum(), np.abs(gaps).sum()
-    low = np.abs(measured).sum() - np.quantile(shifts, QUANTILES_95[1])
+        gaps = np.bincount(bins, weights=image_gaps * weights, minlength=len(measured_gaps)) / num_images
+        shifts[draw], errors[draw] = np.abs(gaps - measured_gaps).sum(), np.abs(gaps).sum()
+    low = np.abs(measured_gaps).sum() - np.quantile(shifts, QUANTILES_95[1])
     return max(0.0, float(low)), min(1.0, float(np.quantile(errors, QUANTILES_95[1])))

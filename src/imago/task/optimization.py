@@ -63,11 +63,11 @@ def check_optimization(optimizer: Mapping[str, Any], schedule: Mapping[str, Any]
     Raises:
         ConfigError: if a class does not exist, refuses its settings or cannot make a step.
     """
-    single = skip_init(nn.Linear, 1, 1, bias=False)  # draws no random numbers; some optimizers take only matrices
-    nn.init.zeros_(single.weight)
-    single.weight.grad = torch.zeros_like(single.weight)
+    one_weight = skip_init(nn.Linear, 1, 1, bias=False)  # draws no random numbers; some optimizers take only matrices
+    nn.init.zeros_(one_weight.weight)
+    one_weight.weight.grad = torch.zeros_like(one_weight.weight)
     try:
-        built, scheduler = build_optimization(optimizer, schedule, single, _LONG_EPOCH_STEPS, _LONG_EPOCH_STEPS)
+        built, scheduler = build_optimization(optimizer, schedule, one_weight, _LONG_EPOCH_STEPS, _LONG_EPOCH_STEPS)
         built.step(lambda: 0.0)  # LBFGS needs a closure
         scheduler.step()
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:

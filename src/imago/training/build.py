@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_lo
 from imago.runs.run_directory import RunDirectory
 from imago.task.base import ImageTask
 from imago.task.optimization import count_steps
-from imago.text import join_names
 from imago.training.other_task import (
     ScheduleIntervalCheck,
     build_other_task,
@@ -42,6 +41,7 @@ from imago.training.other_task import (
     is_image_task,
     unsavable_hyperparameters,
 )
+from imago.training.run_checks import check_loss, check_num_batches, check_split_sizes, warn_of_text_order
 from imago.training.teacher import load_teacher_run, prepare_teacher
 from imago.trust import without_files
 
@@ -96,8 +96,8 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier |
         net.initialize_from(images)  # the first training batch, the same one on every rank
     if cfg.compile:
         net.compile()  # in place, so the keys of the state_dict do not change
-    for key, off in {"accumulate_grad_batches": 1, "gradient_clip_val": None}.items():
-        if not task.automatic_optimization and cfg.trainer[key] != off:
+    for key, neutral in {"accumulate_grad_batches": 1, "gradient_clip_val": None}.items():
+        if not task.automatic_optimization and cfg.trainer[key] != neutral:
             raise ConfigError(
                 f"trainer.{key}={cfg.trainer[key]}: {type(task).__name__} steps its optimizers itself (manual "
                 "optimization), so it has to do this, too; remove the setting."
@@ -118,31 +118,9 @@ def _build_image_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Class
         arguments["net"] = without_files(arguments["net"], Path(cfg.resume))
     task: ImageTask = build(cfg.task, _recursive_=False, **arguments)  # it builds its parts itself
     check_loadable(task.hparams)
-    _check_loss(str(cfg.loss._target_), task, data)
+    check_loss(str(cfg.loss._target_), task, data)
     task.tta = cfg.tta
     return task
-
-
-def _check_loss(target: str, task: ImageTask, data: ImageDataModule) -> None:
-    """Compute the loss of two images whose logits are 0, to report errors before training.
-
-    Raises:
-        ConfigError: if the loss fails, or is not a single number.
-    """
-    num_outputs = len(task.hparams["output_names"])
-    labels = {"class indices (2,)": torch.zeros(2, dtype=torch.int64)}
-    if data.augment.is_mixing:
-        labels["probabilities (2, K), as augment mixes images"] = torch.full((2, num_outputs), 1 / num_outputs)
-    for kind, values in labels.items():
-        try:
-            loss = task.loss(torch.zeros(2, num_outputs), values)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"loss._target_={target} fails for labels that are {kind}: {reason}") from error
-        if loss.shape != ():
-            raise ConfigError(
-                f"loss._target_={target} returns {list(loss.shape)} for two images; return the mean, a single number."
-            )
 
 
 def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task: LightningModule) -> Trainer:
@@ -197,11 +175,15 @@ def one_line_for_misconfiguration(kinds: Any = MisconfigurationException) -> Ite
 
 
 def _build_callbacks(cfg: DictConfig, directory: RunDirectory) -> list[Callback]:
-    """Build the configured callbacks, between those that every run has; the order matters at the end of a batch."""
+    """Build the configured callbacks, and those that every run has.
+
+    The order matters: values of a batch are logged before the configured callbacks read them, and a signal stops the
+    run after all of them have seen the batch.
+    """
     settings = {str(name): to_plain(node) for name, node in cfg.callbacks.items() if node is not None}
     named = {name: build(cfg.callbacks[name], base=Callback) for name in settings}
     callbacks = [KeepSettings(named, settings), *named.values()]
-    callbacks += [part for callback in callbacks if (part := getattr(callback, "further", None))]
+    callbacks += [part for callback in callbacks if (part := getattr(callback, "top_checkpoints", None))]
     if cfg.trainer.max_time is not None:
         callbacks.append(TimeLimit(to_plain(cfg.trainer.max_time)))
     if cfg.trainer.get("max_steps", -1) > 0:
@@ -236,13 +218,13 @@ def build_run(
     if cfg.trainer.get("overfit_batches"):
         data.repeats_first_epoch = True
         cfg.trainer.limit_train_batches = cfg.trainer.overfit_batches
-    _check_num_batches(cfg, data)
+    check_num_batches(cfg, data)
     warn_of_text_order(data.class_names)
     data.preprocess, origin = choose_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
     task = build_task(cfg, data, teacher_run)
     check_free_space(directory.path, task)
     trainer = build_trainer(cfg, precision, directory, task)
-    _check_split_sizes(data, trainer.world_size)
+    check_split_sizes(data, trainer.world_size)
     steps_per_epoch = count_steps_per_epoch(cfg, data)
     if isinstance(task, ImageTask):
         task.steps_per_epoch = steps_per_epoch
@@ -250,48 +232,6 @@ def build_run(
     total_steps = count_steps(steps_per_epoch, trainer.max_epochs, trainer.max_steps)
     trainer.fit_loop.max_epochs = math.ceil(total_steps / steps_per_epoch)
     return data, task, trainer, origin
-
-
-def _check_num_batches(cfg: DictConfig, data: ImageDataModule) -> None:
-    """Raise a ConfigError for limits that leave no batch, or a validation that would never come."""
-    limit, interval = cfg.trainer.limit_train_batches, cfg.trainer.val_check_interval
-    num_batches = data.batches_per_epoch(limit)
-    if num_batches == 0:
-        raise ConfigError(
-            f"trainer.limit_train_batches={limit} leaves none of the {data.batches_per_epoch()} batches of an epoch; "
-            "type a larger share, or a number of batches."
-        )
-    if isinstance(interval, int) and interval > num_batches and cfg.trainer.check_val_every_n_epoch is not None:
-        raise ConfigError(
-            f"trainer.val_check_interval={interval} is more than the {num_batches} batches of an epoch; type a smaller "
-            "number, or trainer.check_val_every_n_epoch=null to count the batches over epochs."
-        )
-    if data.batch_size > len(data.splits.train):
-        log.warning(
-            "data.batch_size=%d is more than the %d training images: each step uses all of them",
-            data.batch_size,
-            len(data.splits.train),
-        )
-
-
-def _check_split_sizes(data: ImageDataModule, num_processes: int) -> None:
-    """Raise a ConfigError if a process would get no image of a split: its metrics could not be computed."""
-    for name, split in data.splits.items():
-        if len(split) < num_processes:
-            raise ConfigError(
-                f"trainer.devices: {num_processes} processes are more than the {len(split)} images of the {name} "
-                "split; use fewer, or more images."
-            )
-
-
-def warn_of_text_order(class_names: Sequence[str]) -> None:
-    """Log a warning if class names are numbers and their order is another one."""
-    if all(name.isdecimal() for name in class_names) and list(class_names) != sorted(class_names, key=int):
-        log.warning(
-            "the classes are numbers in the order of texts: %s; a list with a number for each class is in this order, "
-            "loss.weight={NAME: NUMBER, ...} in any",
-            join_names(class_names, 12),
-        )
 
 
 def final_checkpoint(run_dir: Path) -> str | None:

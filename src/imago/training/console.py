@@ -55,13 +55,22 @@ def start_table(
         f"{trainer.max_epochs} epochs{f', {trainer.max_steps} steps' if trainer.max_steps > 0 else ''}"
         + ("" if isinstance(task, ImageTask) else f", as far as {type(task).__name__} uses them"),
         "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // num_devices} per device; "
-        f"{num_batches} batches per epoch"
-        + (", the same images in each (trainer.overfit_batches)" if data.repeats_first_epoch else ""),
+        f"{num_batches} batches per epoch",
         "device": f"{device}, threads={cfg.threads} of {available_cores()} cores",
         "precision": f"{trainer.precision} ({precision_reason}); test in fp32{_tta_text(cfg.tta)}",
         "fast paths": ", ".join(name for name, is_on in optional.items() if is_on) or "none",
         "run directory": short_path(Path(cfg.paths.run_dir)),
     }
+    rows |= _optional_rows(cfg, data, task, trainer)
+    width = max(map(len, rows))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def _optional_rows(cfg: DictConfig, data: ImageDataModule, task: torch.nn.Module, trainer: Trainer) -> dict[str, str]:
+    """Return the rows of the start table that only some runs have."""
+    rows = {}
+    if data.repeats_first_epoch:
+        rows["same images"] = "trainer.overfit_batches: every epoch has the batches of the first one"
     weight = getattr(getattr(task, "loss", None), "weight", None)
     if isinstance(task, ImageTask) and isinstance(weight, torch.Tensor):
         named = zip(task.hparams["output_names"], weight.tolist(), strict=False)
@@ -74,8 +83,7 @@ def start_table(
     if cfg.trainer.max_time is not None:
         end = f"the schedule does not end there, but after {trainer.max_epochs} epochs"
         rows["time limit"] = f"trainer.max_time={cfg.trainer.max_time}; {end}"
-    width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
+    return rows
 
 
 def usable_commands(task: torch.nn.Module) -> Sequence[str]:

@@ -23,7 +23,7 @@ _GROUPS = {
     **{"net": "model", "model": "model", "optimizer": "optimizer"},
     **dict.fromkeys(("schedule", "scheduler", "lr_scheduler"), "schedule"),
 }
-_PLAIN_TYPES = (str, int, float, bool, "str", "int", "float", "bool")  # annotations of parameters that take no object
+_PLAIN_TYPES = (str, int, float, bool, "str", "int", "float", "bool")  # of a `model: str`, which gets no network
 
 
 def is_image_task(cfg: DictConfig) -> bool:
@@ -66,8 +66,8 @@ def build_other_task(cfg: DictConfig, data: ImageDataModule) -> LightningModule:
             )
         else:
             steps = schedule_steps(node, total_steps, steps_per_epoch) if _GROUPS[name] == "schedule" else {}
-            own = {key: value for key, value in node.items() if key not in GROUP_SETTINGS}
-            arguments[name] = build({**own, **steps, "_partial_": True})
+            own_settings = {key: value for key, value in node.items() if key not in GROUP_SETTINGS}
+            arguments[name] = build({**own_settings, **steps, "_partial_": True})
     return build({"_target_": cfg.task._target_, **settings}, base=LightningModule, **arguments)
 
 

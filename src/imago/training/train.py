@@ -3,6 +3,7 @@
 import logging
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -13,6 +14,11 @@ from imago.resources import first_cpu_times
 from imago.runs.run_directory import RunDirectory
 from imago.training.checks import check_settings
 from imago.training.resume import check_run_directory, store_absolute_paths
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from imago.data.datamodule import ImageDataModule
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +64,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     import torch
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
-    from imago.data.dataset import LabeledArray
     from imago.inference.load import check_compatible, resolve_checkpoint
-    from imago.inference.run_split import images_digest
     from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
     from imago.training.build import build_run, final_checkpoint, one_line_for_misconfiguration
     from imago.training.console import end_lines, extension_settings, start_table, usable_commands
@@ -71,14 +75,8 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     directory.store_setting("threads", cfg.threads)
     data, task, trainer, preprocess_origin = build_run(cfg, precision, directory)
     log.info("%s\n", start_table(cfg, data, task, trainer, precision_reason, preprocess_origin))
-    device = str(trainer.strategy.root_device)
-    commands, trust = usable_commands(task), packages_to_trust(cfg)
-    usable = {"commands": list(commands), "trust": list(trust)}
-    # The fingerprint of images in memory does not depend on their pixels.
-    tested = images_digest(data.splits.test, data.class_names) if isinstance(data.splits.test, LabeledArray) else None
-    directory.add_provenance(data.fingerprint(), device=device, precision=trainer.precision, test=tested, **usable)
-    if directory.is_main_process:
-        data.write_split(directory.path)
+    usable = {"commands": list(usable_commands(task)), "trust": packages_to_trust(cfg)}
+    _store_provenance(data, trainer, directory, usable)
     share = data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()
     cache = data.fill_cache(trainer.num_devices, (trainer.max_epochs or 1) * share)
     log.info("image cache: %s\n", cache)
@@ -98,5 +96,20 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
             log.info("not tested: %s has no test_step", type(task).__name__)
     calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
     extension = extension_settings(cfg, directory.summary, trainer.max_epochs or 1)
-    log.info("\n%s", end_lines(directory.summary, directory.path, extension, commands, trust))
+    log.info("\n%s", end_lines(directory.summary, directory.path, extension, **usable))
     return directory.summary.get("best_value", float("nan"))
+
+
+def _store_provenance(
+    data: "ImageDataModule", trainer: "Trainer", directory: RunDirectory, usable: dict[str, list[str]]
+) -> None:
+    """Write what is known now to provenance.json, and split.csv; a resumed run must have the same data."""
+    from imago.data.dataset import LabeledArray
+    from imago.inference.run_split import images_digest
+
+    device, test = str(trainer.strategy.root_device), data.splits.test
+    # The fingerprint of images in memory does not depend on their pixels.
+    tested = images_digest(test, data.class_names) if isinstance(test, LabeledArray) else None
+    directory.add_provenance(data.fingerprint(), device=device, precision=trainer.precision, test=tested, **usable)
+    if directory.is_main_process:
+        data.write_split(directory.path)

@@ -1,0 +1,78 @@
+"""Check the loss, the limits and the sizes of a run whose data and task are built."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from omegaconf import DictConfig
+
+from imago.data.datamodule import ImageDataModule
+from imago.errors import ConfigError
+from imago.task.base import ImageTask
+from imago.text import join_names
+
+log = logging.getLogger(__name__)
+
+
+def check_loss(target: str, task: ImageTask, data: ImageDataModule) -> None:
+    """Compute the loss of two images whose logits are 0, to report errors before training.
+
+    Raises:
+        ConfigError: if the loss fails, or is not a single number.
+    """
+    num_outputs = len(task.hparams["output_names"])
+    labels = {"class indices (2,)": torch.zeros(2, dtype=torch.int64)}
+    if data.augment.is_mixing:
+        labels["probabilities (2, K), as augment mixes images"] = torch.full((2, num_outputs), 1 / num_outputs)
+    for kind, values in labels.items():
+        try:
+            loss = task.loss(torch.zeros(2, num_outputs), values)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"loss._target_={target} fails for labels that are {kind}: {reason}") from error
+        if loss.shape != ():
+            raise ConfigError(
+                f"loss._target_={target} returns {list(loss.shape)} for two images; return the mean, a single number."
+            )
+
+
+def check_num_batches(cfg: DictConfig, data: ImageDataModule) -> None:
+    """Raise a ConfigError for limits that leave no batch, or a validation that would never come."""
+    limit, interval = cfg.trainer.limit_train_batches, cfg.trainer.val_check_interval
+    num_batches = data.batches_per_epoch(limit)
+    if num_batches == 0:
+        raise ConfigError(
+            f"trainer.limit_train_batches={limit} leaves none of the {data.batches_per_epoch()} batches of an epoch; "
+            "type a larger share, or a number of batches."
+        )
+    if isinstance(interval, int) and interval > num_batches and cfg.trainer.check_val_every_n_epoch is not None:
+        raise ConfigError(
+            f"trainer.val_check_interval={interval} is more than the {num_batches} batches of an epoch; type a smaller "
+            "number, or trainer.check_val_every_n_epoch=null to count the batches over epochs."
+        )
+    if data.batch_size > len(data.splits.train):
+        log.warning(
+            "data.batch_size=%d is more than the %d training images: each step uses all of them",
+            data.batch_size,
+            len(data.splits.train),
+        )
+
+
+def check_split_sizes(data: ImageDataModule, num_processes: int) -> None:
+    """Raise a ConfigError if a process would get no image of a split: its metrics could not be computed."""
+    for name, split in data.splits.items():
+        if len(split) < num_processes:
+            raise ConfigError(
+                f"trainer.devices: {num_processes} processes are more than the {len(split)} images of the {name} "
+                "split; use fewer, or more images."
+            )
+
+
+def warn_of_text_order(class_names: Sequence[str]) -> None:
+    """Log a warning if class names are numbers and their order is another one."""
+    if all(name.isdecimal() for name in class_names) and list(class_names) != sorted(class_names, key=int):
+        log.warning(
+            "the classes are numbers in the order of texts: %s; a list with a number for each class is in this order, "
+            "loss.weight={NAME: NUMBER, ...} in any",
+            join_names(class_names, 12),
+        )

@@ -1,0 +1,85 @@
+"""A loss that cannot work, limits that leave nothing, and class names in the order of texts."""
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+import small_fit
+from omegaconf import open_dict
+
+from imago.errors import ConfigError
+from imago.training.build import build_task
+from imago.training.run_checks import check_num_batches, warn_of_text_order
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (["loss._target_=own_tasks.PerImageLoss"], r"PerImageLoss returns \[2\] for two images; return the mean"),
+        (
+            ["loss._target_=own_tasks.HardLabelLoss", "augment.mixup_alpha=0.2"],
+            r"fails for labels that are probabilities",
+        ),
+        (
+            ["loss._target_=torch.nn.Identity"],
+            r"Identity fails for labels that",
+        ),
+        (
+            ["loss._target_=torch.nn.functional.cross_entropy"],
+            r"It is a function, whose result must be a Module; a class",
+        ),
+    ],
+)
+def test_a_loss_that_cannot_work_is_one_line_before_training(compose: Callable, settings: list[str], text: str):
+    cfg = compose("data=shapes", "model.hidden_features=16", *settings)
+    with open_dict(cfg.loss):
+        del cfg.loss["label_smoothing"], cfg.loss["weight"]
+    with pytest.raises(ConfigError, match=text):
+        build_task(cfg, small_fit.build_data(cfg))
+
+
+def test_a_loss_of_class_indices_works_without_mixing(compose: Callable):
+    cfg = compose("data=shapes", "model.hidden_features=16", "loss._target_=own_tasks.HardLabelLoss")
+    with open_dict(cfg.loss):
+        del cfg.loss["label_smoothing"], cfg.loss["weight"]
+    build_task(cfg, small_fit.build_data(cfg))
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("trainer.limit_train_batches=0.001", "leaves none of the 10 batches of an epoch"),
+        ("trainer.val_check_interval=11", "is more than the 10 batches of an epoch"),
+        ("trainer.val_check_interval=10", None),
+        ("trainer.limit_train_batches=0.1", None),
+    ],
+)
+def test_limits_that_leave_no_batch_are_one_line(compose: Callable, setting: str, text: str | None):
+    cfg = compose("data=shapes", *small_fit.SMALL, setting)
+    data = small_fit.build_data(cfg)
+    with pytest.raises(ConfigError, match=f"^{setting} {text}") if text else contextlib.nullcontext():
+        check_num_batches(cfg, data)
+
+
+def test_a_batch_larger_than_the_training_set_is_announced(compose: Callable, caplog: pytest.LogCaptureFixture):
+    cfg = compose("data=shapes", "data.batch_size=512")
+    check_num_batches(cfg, small_fit.build_data(cfg))
+    assert "data.batch_size=512 is more than the 320 training images" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "is_warning"),
+    [
+        (("0", "1", "10", "2"), True),
+        (("00", "01", "02", "10"), False),
+        (("0", "1", "2"), False),
+        (("1", "10", "a"), False),
+    ],
+)
+def test_numbers_as_class_names_that_are_in_the_order_of_texts_are_a_warning(
+    names: tuple[str, ...], is_warning: bool, caplog: pytest.LogCaptureFixture
+):
+    warn_of_text_order(names)
+    assert [f"in the order of texts: {', '.join(names)}; a list" in text for text in caplog.messages] == [
+        True
+    ] * is_warning
