@@ -37,6 +37,13 @@ class Manual(ImageTask):
         return outputs | {"loss": outputs["loss"].detach()}
 
 
+class RawSteps(Manual):
+    """A task that steps the optimizer itself, so that the Trainer counts no steps."""
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        return super().optimizers(use_pl_optimizer=False)
+
+
 class Rotation(ImageTask):
     """Predict by how many degrees an image is rotated."""
 

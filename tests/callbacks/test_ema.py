@@ -66,13 +66,19 @@ def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor])
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
-def test_the_average_is_the_one_computed_by_hand_and_counts_stay_integers(averaged):
-    first, *others = averaged.seen.trained
+def averaged_by_hand(trained: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the average of the weights after each of 4 steps."""
+    first, *others = trained
     averaged_shares = 2 / 11, 0.2, 0.2  # of decay 0.2: 2 / 11 is less, 3 / 12 and 4 / 13 are more
     expected = {name: value.clone() for name, value in first.items()}
     for kept, state in zip(averaged_shares, others, strict=True):
         for name, value in state.items():
             expected[name] = kept * expected[name] + (1 - kept) * value if value.is_floating_point() else value
+    return expected
+
+
+def test_the_average_is_the_one_computed_by_hand_and_counts_stay_integers(averaged):
+    expected = averaged_by_hand(averaged.seen.trained)
     last = saved(averaged.run_dir, "last")
     assert last["1.num_batches_tracked"] == 4
     for name, value in expected.items():
@@ -110,3 +116,12 @@ def test_the_weights_of_the_first_steps_leave_a_short_average(compose, tmp_path)
     expected = sum(share * state[name].double() for share, state in zip(held, seen.trained, strict=True))
     torch.testing.assert_close(saved(tmp_path, "last")[name].double(), expected, rtol=1e-5, atol=1e-6)
     assert sum(held[:10]) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["Manual", "RawSteps"])
+def test_with_manual_optimization_the_average_counts_batches(compose, tmp_path: Path, name: str):
+    cfg, seen = compose(*AVERAGED, f"task._target_=own_tasks.{name}"), Recorded()
+    data = build_data(cfg)
+    build_trainer(cfg, tmp_path, seen).fit(build_task(cfg, data), datamodule=data)
+    for key, value in averaged_by_hand(seen.trained).items():
+        torch.testing.assert_close(saved(tmp_path, "last")[key], value)

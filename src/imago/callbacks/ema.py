@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from imago.callbacks.train_metrics import num_steps_done
 from imago.errors import ConfigError
 
 
@@ -36,7 +37,7 @@ class Ema(WeightAveraging):
         def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
             if averaged[0].is_floating_point():  # the tensors of one call have one type
                 # Not `num_averaged`: it is on the device, and reading it would wait for the device.
-                step = self._trainer.global_step - 1
+                step = num_steps_done(self._trainer) - 1
                 torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + step) / (10 + step)))
             else:
                 torch._foreach_copy_(averaged, current)
@@ -46,6 +47,13 @@ class Ema(WeightAveraging):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer, self._device = trainer, trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Update after each step; Lightning compares `global_step`, which counts no steps of a raw optimizer."""
+        step = num_steps_done(trainer)
+        if step > self._latest_update_step and self._average_model is not None:
+            self._average_model.update_parameters(pl_module)
+            self._latest_update_step = step
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Load both sets of weights to continue training; a test keeps the averaged ones, which are already loaded."""
