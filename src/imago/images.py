@@ -121,13 +121,15 @@ class Preprocess:
 
     def check_batch(self, images: Any) -> None:
         """Raise a ValueError unless `images`, an array or a tensor, are a batch of inputs: uint8 (N, 3, size, size)."""
+        if not hasattr(images, "dtype"):
+            raise ValueError(f"expected images as an array or tensor, got {type(images).__name__}.")
         dtype, shape = str(images.dtype).removeprefix("torch."), tuple(images.shape)
         inputs = (3, self.size, self.size)
         if dtype == "uint8" and len(shape) == 4 and shape[1:] == inputs:
             return
         remedy = "imago.images.read_image and resize_and_crop prepare an image file"
         if dtype != "uint8":
-            remedy = "values in 0 .. 1 are converted by (images * 255).round() and a cast to uint8"
+            remedy = "cast values in 0 .. 255 to uint8; multiply values in 0 .. 1 by 255 and round them first"
         elif shape == inputs:
             remedy = "add the batch axis with images[None]"
         elif shape[-3:] == (*inputs[1:], 3):

@@ -36,9 +36,12 @@ IMAGES = torch.arange(36, dtype=torch.uint8).reshape(3, 3, 2, 2)
 @pytest.mark.parametrize(
     ("images", "remedy"),
     [
-        *((IMAGES.to(dtype), r"values in 0 \.\. 1") for dtype in (torch.float32, torch.float16, torch.bfloat16)),
-        *((IMAGES.to(dtype), r"a cast to uint8") for dtype in (torch.int64, torch.int8, torch.bool)),
-        (IMAGES / 255, r"\(images \* 255\)\.round\(\)"),
+        *(
+            (IMAGES.to(dtype), r"cast values in 0 \.\. 255 to uint8")
+            for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        ),
+        *((IMAGES.to(dtype), r"cast values in 0 \.\. 255 to uint8") for dtype in (torch.int64, torch.int8, torch.bool)),
+        (IMAGES / 255, r"multiply values in 0 \.\. 1 by 255 and round them first"),
         (IMAGES.numpy() / 255, r"got float64 \(3, 3, 2, 2\)"),
         (IMAGES.permute(0, 2, 3, 1), "the channels come before height and width"),
         (IMAGES[0].permute(1, 2, 0).numpy(), "the channels come before height and width"),

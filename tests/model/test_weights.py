@@ -111,6 +111,7 @@ def test_a_head_with_a_missing_tensor_is_not_copied(squeezenet, changed):
     [
         (["ant", "bee", "cat", "dog"], [0, 1, 2, 3], "46 of 46 pretrained tensors loaded from best.ckpt"),
         (["dog", "ant", "cat", "bee"], [3, 0, 2, 1], "46 of 46 .* from best.ckpt; rows of the head matched by class"),
+        (["ant", "bee", "cat", "do\u0308g"], [0, 1, 2, 3], "46 of 46 pretrained tensors"),  # in another Unicode form
         (["dog", "bee"], [3, 1], "46 of 46 .* from best.ckpt; rows of the head matched by class"),
         (
             ["ant", "bee", "cat", "fox"],
@@ -123,7 +124,8 @@ def test_the_rows_of_a_checkpoints_head_are_those_of_the_classes_of_the_data(
     checkpoint, caplog, class_names: list[str], rows: list[int] | None, text: str
 ):
     content = torch.load(checkpoint)
-    content["hyper_parameters"]["class_names"] = ["ant", "bee", "cat", "dog"]
+    last = "d\u00f6g" if "\u0308" in class_names[-1] else "dog"
+    content["hyper_parameters"]["class_names"] = ["ant", "bee", "cat", last]
     torch.save(content, checkpoint)
     settings = {"_target_": "imago.model.small_resnet.SmallResNet", "width": 4, "weights": str(checkpoint)}
     with caplog.at_level(logging.INFO, "imago"):

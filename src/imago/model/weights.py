@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from torch import Tensor
@@ -143,6 +144,7 @@ def _match_head(state: dict[str, Tensor], head: Sequence[str], known: Sequence[s
 
     If `known`, the classes of the file, lack one of `class_names`, the tensors of the head are removed.
     """
+    known, class_names = ([normalize("NFC", name) for name in names] for names in (known, class_names))
     if not class_names or not known or list(class_names) == list(known):
         return ""
     if missing := [name for name in class_names if name not in known]:
