@@ -291,6 +291,14 @@ def test_a_file_that_onnx_has_read_and_written_again_keeps_its_digest(path: Path
     assert "digest" in OnnxClassifier(path).metadata
 
 
+def test_a_digest_that_is_not_the_last_entry_is_refused(path: Path):
+    content = onnx_classifier.add_digest(path.read_bytes())
+    for more in (onnx.ModelProto(metadata_props=[onnx.StringStringEntryProto(key="x", value="1")]), build_model()):
+        path.write_bytes(content + more.SerializeToString())
+        with pytest.raises(DataError, match="its digest does not match"):
+            OnnxClassifier(path)
+
+
 def test_reading_a_file_loads_neither_torch_nor_lightning_nor_hydra(path: Path, command: Callable):
     code = (
         "import sys; sys.path.insert(0, 'src')\n"

@@ -7,7 +7,7 @@ machines without torch import it. A file may be untrusted, so it is checked befo
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +133,11 @@ def add_digest(content: bytes) -> bytes:
     return content + onnx.ModelProto(metadata_props=[entry]).SerializeToString()
 
 
-def _check_digest(content: bytes, path: Path) -> None:
+def _check_digest(content: bytes, names: Collection[str], path: Path) -> None:
     num_bytes = len(add_digest(b""))
-    # The name is searched in the bytes: a damaged file may be decoded without its last entry.
-    if DIGEST_KEY.encode() in content[-num_bytes:] and add_digest(content[:-num_bytes]) != content:
+    # The name is searched in the bytes too: a damaged file may be decoded without its last entry.
+    has_digest = DIGEST_KEY in names or DIGEST_KEY.encode() in content[-num_bytes:]
+    if has_digest and add_digest(content[:-num_bytes]) != content:
         raise DataError(
             f"{path} is damaged or was changed after its export: its digest does not match; {_HOW_TO_EXPORT}. If you "
             f"changed it on purpose, remove the entry {DIGEST_KEY} from its metadata."
@@ -155,7 +156,7 @@ def _read_metadata(content: bytes, path: Path) -> dict[str, str]:
         model.Clear()
     if not model.graph.node:
         raise DataError(f"{path} is truncated or not an ONNX file ({len(content):,} bytes); {_HOW_TO_EXPORT}.")
-    _check_digest(content, path)
+    _check_digest(content, [item.key for item in model.metadata_props], path)
     for tensor in _messages(model, "TensorProto"):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             location = next((item.value for item in tensor.external_data if item.key == "location"), "?")
@@ -225,7 +226,7 @@ def _start_session(content: bytes, path: Path, num_threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
-    options.log_severity_level = 3  # errors only: its warnings bypass Python's logging and streams
+    options.log_severity_level = 4  # nothing: its messages bypass Python's logging, and errors are raised too
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no other common base class

@@ -122,12 +122,17 @@ NAMES = ("0", "1", "10", "2")  # as folders are sorted
 def test_weights_by_name_are_sorted_as_the_classes_are():
     assert weights_in_order({0: 1.0, 1: 2.0, 2: 3.0, 10: 4.0}, NAMES) == [1.0, 2.0, 4.0, 3.0]
     assert weights_in_order({"bee": 5, "ant": 1}, ("ant", "bee")) == [1, 5]
+    names = ("1.10", "null", "cat (tame)", "\u00e9")
+    assert weights_in_order("{1.10: 2, null: 3, cat (tame): 1.5, \u00e9: 4}", names) == [2, 3, 1.5, 4]
 
 
 @pytest.mark.parametrize(
     ("weight", "fault"),
     [
         ({0: 1, 1: 1, 2: 1}, "loss.weight has no number for 10; type a number for each of 0, 1, 10, 2."),
+        ("{0: 1, 1: x}", "loss.weight={0: 1, 1: x} is not {NAME: NUMBER, ...}: could not convert"),
+        ("{0: -1}", "loss.weight={0: -1} is not {NAME: NUMBER, ...}: each number must be above 0 and finite"),
+        ("{0", "loss.weight={0 is not {NAME: NUMBER, ...}: while parsing"),
         ({0: 1, 1: 1, 2: 1, 10: 1, 3: 1}, "loss.weight names 3, which is no class; type"),
         ({0: 1, 1: 1, 2: 1, "ten": 1}, "loss.weight has no number for 10 and names ten, which is no class; type"),
     ],

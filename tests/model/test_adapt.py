@@ -241,6 +241,9 @@ def test_a_network_of_a_fixed_number_of_classes_is_built_if_the_data_has_as_many
     net = build_network({"_target_": "own_tasks.Flattens"}, 10, 32)
     assert net.training
     assert choose_memory_format(net, 32) == torch.contiguous_format
+    gray = build_network({"_target_": "own_tasks.Flattens", "in_channels": 1}, 10, 32)
+    assert choose_memory_format(gray, 32) == torch.contiguous_format
+    assert gray(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     with pytest.raises(
         ConfigError, match=r"Flattens takes no argument num_classes, and maps 2 images to \[2, 10\] where"
     ):

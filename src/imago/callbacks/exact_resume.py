@@ -40,6 +40,7 @@ class ResumedStateCheck(Callback):
         parts = [part for part in trainer.callbacks if part.state_key in saved]  # type: ignore[attr-defined]
         known = [part for part in parts if type(part).__module__.startswith(("imago.", "lightning."))]
         states = {part.state_key: {k: v for k, v in part.state_dict().items() if v is not None} for part in known}
+        states |= {key: {} for key in states if key == KeepSettings.__name__}  # callbacks may be added on resume
         check_structure(checkpoint, {"callbacks": states, "loops": {"fit_loop": trainer.fit_loop.state_dict()}}, file)
         for state in map(saved.get, states):  # a new run has no scores
             scores = (state.get("best_model_score"), state.get("current_score"))
@@ -104,7 +105,8 @@ class KeepSettings(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set again what was changed; the states are loaded by now, and may hold values that were adapted since."""
         for name, (callback, values) in self._built.items():
-            saved = self._saved.get(name, {})
+            saved = self._saved.get(name)
+            saved = saved if isinstance(saved, Mapping) else {}  # the callback was added, or the file was changed
             for key, value in self.settings[name].items():
                 if key in values and (key not in saved or saved[key] != value):
                     setattr(callback, key, values[key])

@@ -66,6 +66,8 @@ def evaluate(cfg: DictConfig) -> float:
         "images_sha256": images_digest(samples, data.class_names),
         **_metrics(predictor, result),
     }
+    if is_own_data and cfg.split == "test" and _tested_images(run) not in (None, metadata["images_sha256"]):
+        notes.append("the test images of the run have changed since its final test")
     final_test = _compare_with_final_test(run, metadata)
     if run and final_test:
         notes.append(far_above_note(read_json(run / "summary.json").get("val") or {}, metadata))
@@ -224,11 +226,18 @@ def _is_foreign(file: Path, run: Path | None) -> bool:
     return file.parent.resolve() not in own
 
 
+def _tested_images(run: Path | None) -> str | None:
+    """Return the digest of the images of a run's final test; None if it has had none."""
+    return read_json(run / "provenance.json").get("test") if run else None
+
+
 def _compare_with_final_test(run: Path | None, metadata: Mapping[str, Any]) -> str:
     """Compare the accuracy with the run's final test; return "" if that used another checkpoint or other images."""
     if run is None or metadata["split"] != "test" or Path(metadata["model"]) != checkpoint_file(run):
         return ""
     test = read_json(run / "summary.json").get("test") or {}
+    if _tested_images(run) not in (None, metadata["images_sha256"]):
+        return ""
     this_test = (metadata["data_fingerprint"], metadata["num_images"], metadata["tta"])
     if (read_json(run / "provenance.json").get("data"), test.get("num_images"), test.get("tta", "none")) != this_test:
         return ""

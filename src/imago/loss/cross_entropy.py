@@ -1,9 +1,11 @@
 """Cross-entropy with label smoothing and class weights."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -62,12 +64,24 @@ class CrossEntropy(nn.Module):
         return loss_sum / self.total_weight
 
 
-def weights_in_order(weight: Mapping[Any, float], class_names: Sequence[str]) -> list[float]:
+def weights_in_order(weight: str | Mapping[Any, float], class_names: Sequence[str]) -> list[float]:
     """Return the numbers of `loss.weight={NAME: NUMBER, ...}` in the order of the classes.
+
+    As quoted text, `'loss.weight="{NAME: NUMBER}"'`, names may have any characters, and 1.10 or null are names.
 
     Raises:
         ConfigError: a class has no number, or a name is not that of a class.
     """
+    if isinstance(weight, str):
+        try:
+            texts = yaml.load(weight, Loader=yaml.BaseLoader)  # keys and values are text
+            numbers = {name: float(value) for name, value in texts.items()}
+            if not all(0 < value < math.inf for value in numbers.values()):
+                raise ValueError("each number must be above 0 and finite")
+        except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"loss.weight={weight} is not {{NAME: NUMBER, ...}}: {reason}.") from error
+        return weights_in_order(numbers, class_names)
     by_name = {str(name): value for name, value in weight.items()}  # YAML reads some names as numbers
     missing, unknown = set(class_names) - set(by_name), set(by_name) - set(class_names)
     if missing or unknown:

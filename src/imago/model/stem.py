@@ -62,8 +62,10 @@ def convert_to_gray(net: nn.Module, mean: Sequence[float], std: Sequence[float])
 
 def _replace_by_luminance(net: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
     """Return normalized RGB images (N, 3, H, W) with the luminance in each channel, as `convert_to_gray` says."""
-    deviation = (inputs[0] * net.gray_weights).sum(dim=1, keepdim=True)
-    return (((deviation + net.gray_shift) / net.gray_std).contiguous(memory_format=torch.channels_last),)
+    images = inputs[0]
+    deviation = (images * net.gray_weights).sum(dim=1, keepdim=True)
+    memory_format = torch.contiguous_format if images.is_contiguous() else torch.channels_last
+    return (((deviation + net.gray_shift) / net.gray_std).contiguous(memory_format=memory_format),)
 
 
 def luminance(images: Tensor) -> Tensor:

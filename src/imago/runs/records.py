@@ -26,7 +26,7 @@ _SUMMARY_COUNTS = ("num_images", "num_left_out")  # numbers beside the metrics o
 
 # Settings that do not change a result. The trailing dot matches whole keys only.
 _KEYS_WITHOUT_EFFECT = (
-    *("paths.", "logger.", "run_name.", "resume.", "calibrate."),
+    *("paths.", "logger.", "run_name.", "resume.", "calibrate.", "threads."),
     *("callbacks.progress.", "callbacks.speed.", "callbacks.image_grid."),
 )
 # PyYAML's parser in C is ten times as fast; some builds do not include it.

@@ -75,7 +75,8 @@ class ImageTask(LightningModule):
         if type(self).forward is not ImageTask.forward:
             self.hparams.update(own_forward=True)  # no command can rebuild it from a checkpoint
         self.net = build_network(net, len(names), preprocess["size"], preprocess, names)
-        if isinstance(loss.get("weight"), Mapping):
+        weight = loss.get("weight")
+        if isinstance(weight, Mapping) or str(weight).startswith("{"):
             loss = {**loss, "weight": weights_in_order(loss["weight"], names)}
             self.hparams.update(loss=loss)
         has_weight = loss.get("weight") is not None and accepts(import_target_or_none(loss["_target_"]), "class_counts")

@@ -259,7 +259,7 @@ def _data_and_loss_problems(cfg: DictConfig) -> Iterator[str]:
     weight = cfg.loss.get("weight")
     if weight == "balanced" and cfg.data.get("sampler") == "balanced":
         yield "data.sampler=balanced with loss.weight=balanced corrects twice for uneven classes; choose one."
-    elif isinstance(weight, str) and weight != "balanced":
+    elif isinstance(weight, str) and weight != "balanced" and not weight.startswith("{"):
         yield f"loss.weight={weight} is not one of null, balanced; one number per class is typed {{ant: 1, bee: 2}}."
     elif isinstance(weight, ListConfig | DictConfig):
         numbers = weight.values() if isinstance(weight, DictConfig) else weight

@@ -65,6 +65,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
     from imago.inference.load import check_compatible, resolve_checkpoint
+    from imago.inference.run_split import images_digest
     from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
     from imago.training.build import build_run, final_checkpoint, one_line_for_misconfiguration
     from imago.training.console import end_lines, extension_settings, start_table, usable_commands
@@ -92,6 +93,9 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():
         if is_overridden("test_step", task):
             trainer.test(task, datamodule=data, ckpt_path=final_checkpoint(directory.path), verbose=False)
+            if directory.is_main_process:  # the fingerprint of the data does not depend on the pixels
+                tested = images_digest(data.splits.test, data.class_names)
+                directory.add_provenance(data.fingerprint(), test=tested)
         else:
             log.info("not tested: %s has no test_step", type(task).__name__)
     calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
@@ -104,12 +108,7 @@ def _store_provenance(
     data: "ImageDataModule", trainer: "Trainer", directory: RunDirectory, usable: dict[str, list[str]]
 ) -> None:
     """Write what is known now to provenance.json, and split.csv; a resumed run must have the same data."""
-    from imago.data.dataset import LabeledArray
-    from imago.inference.run_split import images_digest
-
-    device, test = str(trainer.strategy.root_device), data.splits.test
-    # The fingerprint of images in memory does not depend on their pixels.
-    tested = images_digest(test, data.class_names) if isinstance(test, LabeledArray) else None
-    directory.add_provenance(data.fingerprint(), device=device, precision=trainer.precision, test=tested, **usable)
+    device = str(trainer.strategy.root_device)
+    directory.add_provenance(data.fingerprint(), device=device, precision=trainer.precision, **usable)
     if directory.is_main_process:
         data.write_split(directory.path)
