@@ -143,17 +143,13 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
     """Decode an image to RGB, upright as its EXIF tag says.
 
     Transparency is composited on white, 16-bit gray is scaled and not clipped. Only the first frame of an animation is
-    read.
-
-    Args:
-        source: a file or its bytes.
-        max_pixels: larger images are refused before any pixel is decoded.
+    read. `source` is a file or its bytes; images of more than `max_pixels` are refused before any pixel is decoded.
 
     Returns:
         uint8 array (H, W, 3).
 
     Raises:
-        DataError: naming the file, if it is missing, empty, damaged, too large, not an image, or of floating point.
+        DataError: naming the file, if it is missing, empty, damaged, too large, not an image, or of another kind.
     """
     name = "the image" if isinstance(source, bytes) else str(source)
     try:

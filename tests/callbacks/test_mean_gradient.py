@@ -1,5 +1,6 @@
 """The gradient of a step is that of one batch of all its images, also in parts, with class weights and with ranks."""
 
+import contextlib
 import csv
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import torch
 from lightning.pytorch import Callback
 from PIL import Image
 from small_fit import QUIET, SMALL, SmallShapes, build_data, build_task, build_trainer
+from torch import nn
 from torch.nn import functional
 from warm_runs import TWO, WarmRuns
 
 from imago.callbacks.mean_gradient import MeanGradient
+from imago.errors import ConfigError
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 
@@ -62,6 +65,18 @@ def test_accumulated_batches_count_as_one_batch(
     assert compared.sizes == sizes
     for gradient, expected in compared.pairs:
         assert torch.allclose(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_class_weights_of_a_loss_that_does_not_say_their_sum_are_refused_in_several_parts(compose, tmp_path: Path):
+    settings = ("data=shapes", *SMALL, "trainer.limit_train_batches=2", "trainer.limit_val_batches=1")
+    for accumulate in (1, 2):
+        cfg = compose(*settings, f"trainer.accumulate_grad_batches={accumulate}")
+        data = build_data(cfg)
+        task = build_task(cfg, data)
+        task.loss = nn.CrossEntropyLoss(weight=torch.tensor(WEIGHT))
+        refused = pytest.raises(ConfigError, match="CrossEntropyLoss has no attribute total_weight")
+        with refused if accumulate > 1 else contextlib.nullcontext():
+            build_trainer(cfg, tmp_path, MeanGradient()).fit(task, datamodule=data)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch import Callback
 from small_fit import QUIET, SMALL, fit_run
 
 from imago.augment.settings import Augment
@@ -56,3 +57,29 @@ def test_an_early_stop_is_logged_once_also_in_the_first_epoch(
     text, summary = fit("trainer.max_epochs=3", "callbacks.early_stopping.patience=9")
     assert "stopped early" not in text
     assert (summary["epochs"], summary["stopped_early"]) == (3, None)
+
+
+class RaiseInEpoch(Callback):
+    """End a run with an error in its fourth epoch."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == 3:
+            raise ZeroDivisionError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lr", "is_replaced"), [("1e-3", True), ("1e-30", False)])
+def test_results_of_a_best_checkpoint_that_a_resumed_run_has_replaced_are_forgotten(
+    compose, tmp_path, lr: str, is_replaced: bool
+):
+    quick = ("callbacks.image_grid=null", "logger.tensorboard=null", "callbacks.best_checkpoint.monitor=val/loss")
+    settings = (*SMALL, *quick, "schedule=constant", f"optimizer.lr={lr}")
+    fit_run(compose(*settings, "trainer.max_epochs=1"), tmp_path)
+    file = tmp_path / "summary.json"
+    before = json.loads(file.read_text()) | {"test": {"acc": 0.5}}
+    file.write_text(json.dumps(before))
+    with pytest.raises(ZeroDivisionError), warnings.catch_warnings(action="ignore", category=UserWarning):
+        fit_run(compose(*settings, "trainer.max_epochs=9"), tmp_path, RaiseInEpoch())
+    after = json.loads(file.read_text())
+    results = {"val", "test", "best_epoch", "best_value"}
+    assert before.keys() - after.keys() == (results if is_replaced else set())

@@ -7,6 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from imago.errors import ConfigError
+
 
 class MeanGradient(Callback):
     """Weight the parts of an optimizer step (accumulated batches, shares of ranks) as one batch of all images would.
@@ -15,12 +17,25 @@ class MeanGradient(Callback):
     averages over ranks, also if their shares differ. A loss that divides by a sum of weights instead of the number of
     images has the attribute `total_weight`: that sum over its last batch, a tensor (). Steps of a single part are not
     changed, nor is manual optimization.
+
+    Raises:
+        ConfigError: if a step has several parts, and the loss has class weights but no `total_weight`.
     """
 
     def __init__(self) -> None:
-        self._num_parts = 0  # of the current step, in this process
+        self._num_done = 0  # parts of the current step, in this process
         self._num_images = 0  # of the current batch, in this process
         self._total_weight: Tensor | None = None  # of the current step, in this process
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loss, is_divided = getattr(pl_module, "loss", None), _num_parts(trainer) > 1
+        has_weight = isinstance(getattr(loss, "weight", None), Tensor) and not hasattr(loss, "total_weight")
+        if has_weight and is_divided and pl_module.automatic_optimization:
+            raise ConfigError(
+                f"loss.weight with accumulated batches or several devices: {type(loss).__name__} has no attribute "
+                "total_weight, the sum of the weights in its last batch, so its parts would count differently; add it "
+                "as in imago.loss.cross_entropy, or use one device and trainer.accumulate_grad_batches=1."
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._num_images = len(batch[0])
@@ -29,7 +44,7 @@ class MeanGradient(Callback):
         """Multiply the gradient of this part by its share: images or weights, relative to an equal share of images."""
         if not pl_module.automatic_optimization or _num_parts(trainer) == 1:
             return
-        self._num_parts += 1
+        self._num_done += 1
         share = _step_images(trainer) / trainer.world_size
         weight = getattr(getattr(pl_module, "loss", None), "total_weight", None)
         if weight is not None:
@@ -41,13 +56,13 @@ class MeanGradient(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Divide by the images or weights of the whole step; runs before gradients are logged and clipped."""
-        if self._num_parts == 0:
+        if self._num_done == 0:
             return
-        factor: Any = trainer.accumulate_grad_batches / self._num_parts
+        factor: Any = trainer.accumulate_grad_batches / self._num_done
         if self._total_weight is not None:
             total = trainer.strategy.reduce(self._total_weight, reduce_op="sum")
             factor = trainer.accumulate_grad_batches * _step_images(trainer) / total
-        self._num_parts, self._total_weight = 0, None
+        self._num_done, self._total_weight = 0, None
         if not isinstance(factor, float) or factor != 1.0:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             torch._foreach_mul_(gradients, factor)

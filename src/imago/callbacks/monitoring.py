@@ -130,8 +130,13 @@ class Speed(_OnLoggingStep):
         limit = max(_MIN_INTERRUPTS_PER_S, _MORE_INTERRUPTS * first_interrupts)
         if not self._has_warned and rate < _SLOW_SHARE * first_rate and interrupts_per_s > limit:
             self._has_warned = True
-            text = "%.0f images/s instead of %.0f, as other processes use the CPU cores; threads=1 is slowed down least"
-            log.warning(f"{text} (now threads=%d)", rate, first_rate, torch.get_num_threads())
+            log.warning(
+                "%.0f images/s instead of %.0f, as other processes use the CPU cores; threads=1 is slowed down least "
+                "(now threads=%d)",
+                rate,
+                first_rate,
+                torch.get_num_threads(),
+            )
 
     on_validation_start = on_test_start = on_train_epoch_start
 

@@ -28,6 +28,7 @@ class RunSummary(Callback):
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
+        self._best: float | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not trainer.is_global_zero:
@@ -36,6 +37,15 @@ class RunSummary(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for stopper in trainer.early_stopping_callbacks:
             stopper.stopping_reason_message = None  # of an interrupted run, from its checkpoint
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._best = _best_score(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the results of the best checkpoint that a resumed run has replaced; it may end before its own test."""
+        if trainer.is_global_zero and _best_score(trainer) != self._best:
+            self._best = _best_score(trainer)
+            self.directory.forget(("val", "test", "best_epoch", "best_value"))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -61,6 +71,11 @@ def _stopped_early(trainer: Trainer) -> dict[str, Any] | None:
             is_exhausted = stopper.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED
             return {"monitor": stopper.monitor, "patience": stopper.patience if is_exhausted else None}
     return None
+
+
+def _best_score(trainer: Trainer) -> float | None:
+    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+    return float(best.best_model_score) if best and best.best_model_score is not None else None
 
 
 def _find_speed(trainer: Trainer) -> Speed | None:

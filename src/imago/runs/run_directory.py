@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,6 +117,14 @@ class RunDirectory:
                 summary |= {"status": "failed", "reason": reason, "ended": _now()}
             if entries or failure:
                 write_json(self.path / "summary.json", summary)
+
+    def forget(self, names: Collection[str]) -> None:
+        """Remove entries of `summary.json`."""
+        with _SUMMARY_LOCK:
+            summary = self.summary
+            if not summary.keys().isdisjoint(names):
+                kept = {name: value for name, value in summary.items() if name not in names}
+                write_json(self.path / "summary.json", kept)
 
     def record_failure(self, error: BaseException) -> None:
         """Write the failure of this rank to a file and to the summary: the main process may be killed before it can."""

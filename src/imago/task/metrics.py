@@ -77,14 +77,14 @@ class EvaluationMetrics(nn.Module):
     def __init__(self, settings: Mapping[str, Mapping[str, Any] | None], num_classes: int) -> None:
         super().__init__()
         self.sums = LossAndAccuracy()
-        self.top_checkpoints: Any = nn.ModuleDict(
+        self.further: Any = nn.ModuleDict(
             {name: build_metric(name, node, num_classes) for name, node in settings.items() if node is not None}
         )
 
     def reset(self) -> None:
         """Start a new epoch."""
         self.sums = LossAndAccuracy()
-        for metric in self.top_checkpoints.values():
+        for metric in self.further.values():
             metric.reset()
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor, num_images: int) -> None:
@@ -93,15 +93,15 @@ class EvaluationMetrics(nn.Module):
         `loss` is the mean, (); `num_images` is N, unless a task predicts something else than one class per image.
         """
         self.sums.update(loss, num_images, logits, labels)
-        if len(logits) and self.top_checkpoints:
+        if len(logits) and self.further:
             probabilities = logits.float().softmax(dim=1)
-            for metric in self.top_checkpoints.values():
+            for metric in self.further.values():
                 metric.update(probabilities, labels)
 
     def compute(self, strategy: Strategy) -> dict[str, float]:
         """Return the values over all ranks; {} without images."""
         result = self.sums.compute(strategy)
-        further = {name: float(metric.compute()) for name, metric in self.top_checkpoints.items()} if result else {}
+        further = {name: float(metric.compute()) for name, metric in self.further.items()} if result else {}
         return result | further
 
 

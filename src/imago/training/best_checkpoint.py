@@ -53,9 +53,7 @@ def calibrate_and_plot_best_checkpoint(
     data.trainer = None  # so that the loader gives this process all images, not the share of its rank
     trust = [name for key in ("model", "metrics") for _, name in targets(to_plain(cfg[key]))]  # built before
     accelerator = "cpu" if trainer.strategy.root_device.type == "cpu" else "auto"
-    if (
-        cfg.tta != "none" and cfg.calibrate == "auto"
-    ):  # for the views of the final test; predict and export use one view
+    if cfg.tta != "none" and cfg.calibrate == "auto":  # of the final test; predict and export use one view
         _calibrate(checkpoint, validate(checkpoint, data, accelerator, cfg.tta, trust), cfg.tta)
     result = validate(checkpoint, data, accelerator, trust=trust)
     temperature = _calibrate(checkpoint, result) if cfg.calibrate == "auto" else UNCALIBRATED

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
@@ -183,6 +183,11 @@ def _build_callbacks(cfg: DictConfig, directory: RunDirectory) -> list[Callback]
     settings = {str(name): to_plain(node) for name, node in cfg.callbacks.items() if node is not None}
     named = {name: build(cfg.callbacks[name], base=Callback) for name in settings}
     callbacks = [KeepSettings(named, settings), *named.values()]
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+        raise ConfigError(
+            "callbacks: with GradientAccumulationScheduler the schedule would not end where training does; type "
+            "trainer.accumulate_grad_batches=N."
+        )
     callbacks += [part for callback in callbacks if (part := getattr(callback, "top_checkpoints", None))]
     if cfg.trainer.max_time is not None:
         callbacks.append(TimeLimit(to_plain(cfg.trainer.max_time)))

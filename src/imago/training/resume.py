@@ -29,7 +29,7 @@ _CHANGEABLE_KEYS = (
     *("task.net", "task.optimizer", "task.schedule", "task.loss"),  # copies of these groups
 )
 # A checkpoint with averaged weights has two sets of weights, and best.ckpt is the best of the whole run.
-_FIXED_KEYS = ("callbacks.ema", *(f"callbacks.best_checkpoint.{name}" for name in ("monitor", "mode", "save_top_k")))
+_FIXED_KEYS = ("callbacks.ema.", *(f"callbacks.best_checkpoint.{key}." for key in ("monitor", "mode", "save_top_k")))
 _PATH_KEYS = ("data.root", "task.teacher", "task.teacher.weights", "model.weights")
 
 
@@ -129,7 +129,7 @@ def check_unchanged_settings(
     before, after = flatten(saved), flatten(settings)
     different = [key for key in before | after if before.get(key) != after.get(key)]
     may_change = tuple(f"{name}." for name in _CHANGEABLE_KEYS)
-    changed = [key for key in different if key.startswith(_FIXED_KEYS) or not f"{key}.".startswith(may_change)]
+    changed = [key for key in different if f"{key}.".startswith(_FIXED_KEYS) or not f"{key}.".startswith(may_change)]
     # If the class of a group has changed, the keys below it are not listed.
     changed_groups = tuple(key.removesuffix("_target_") for key in changed if key.endswith("._target_"))
     problems = [
