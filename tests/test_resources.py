@@ -130,6 +130,7 @@ def test_idle_cores_are_those_that_other_processes_leave(
     assert idle_cores() == cores
 
 
+@pytest.mark.slow
 def test_busy_processes_are_not_counted_as_idle():
     """One process keeps one core busy; the others may be busy too."""
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])

@@ -118,6 +118,7 @@ def test_the_weights_of_the_first_steps_leave_a_short_average(compose, tmp_path)
     assert sum(held[:10]) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Manual", "RawSteps"])
 def test_with_manual_optimization_the_average_counts_batches(compose, tmp_path: Path, name: str):
     cfg, seen = compose(*AVERAGED, f"task._target_=own_tasks.{name}"), Recorded()

@@ -77,6 +77,7 @@ def fit(compose, run: Path, *settings: str) -> Any:
     return fit_run(compose(*SMALL, *STILL, "callbacks.image_grid=null", *settings), run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("patience", "num_epochs"), [(1, 3), (5, 6)])
 def test_a_patience_typed_on_resume_counts_from_the_best_epoch(compose, tmp_path, patience: int, num_epochs: int):
     early = ("callbacks=early_stopping", "trainer.max_epochs=12")

@@ -49,6 +49,7 @@ class CompareGradients(Callback):
         self.parts.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [None, WEIGHT], ids=["plain", "weighted"])
 @pytest.mark.parametrize(("accumulate", "num_batches", "sizes"), [(2, 3, [2, 1]), (4, 1, [1]), (1, 2, [1, 1])])
 def test_accumulated_batches_count_as_one_batch(

@@ -32,6 +32,7 @@ def test_the_most_helpful_setting_comes_first(data, num_workers: int, num_cores:
     assert data_wait_advice(data, num_workers, num_cores) == advice
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stops", "reason", "patience", "num_epochs"),
     [
