@@ -54,10 +54,6 @@ def sweep_with_a_failing_rank(runs: WarmRuns, name: str) -> None:
     assert "1 of 2 trials failed" in done.stderr
 
 
-def test_a_trial_that_fails_on_one_rank_does_not_hang_the_sweep(runs: WarmRuns):
-    sweep_with_a_failing_rank(runs, "failing")
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize("attempt", range(20))
 def test_a_failing_rank_never_hangs_a_sweep(runs: WarmRuns, attempt: int, record_property):

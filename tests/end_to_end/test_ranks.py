@@ -68,6 +68,7 @@ def torchrun(runs: WarmRuns, launcher: list[str], *settings: str) -> subprocess.
     )
 
 
+@pytest.mark.soak
 def test_torchrun_on_two_nodes_makes_one_directory_and_the_same_weights(runs: WarmRuns):
     runs.run(*TINY, *TWO, "data.num_workers=0", "run_name=one_node")
     address = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
