@@ -31,13 +31,20 @@ def test_a_missing_evaluation_names_the_command_that_creates_it(tmp_path: Path):
     assert eval_command("r", "val") == "python src/eval.py run=r split=val"
 
 
-def test_a_run_whose_task_eval_refuses_gets_no_advice_to_evaluate_it_and_trusted_packages_are_typed(tmp_path: Path):
-    (tmp_path / "provenance.json").write_text('{"commands": ["eval", "predict"], "trust": ["othernet", "b"]}')
-    assert eval_command(tmp_path, "val") == f"python src/eval.py run={tmp_path} split=val 'trust=[othernet,b]'"
-    (tmp_path / "provenance.json").write_text('{"commands": [], "trust": []}')
+def test_a_run_whose_task_eval_refuses_gets_no_advice_to_evaluate_it(tmp_path: Path):
+    (tmp_path / "provenance.json").write_text('{"commands": ["eval", "predict"]}')
+    assert eval_command(tmp_path, "val") == f"python src/eval.py run={tmp_path} split=val"
+    (tmp_path / "provenance.json").write_text('{"commands": []}')
     assert eval_command(tmp_path) == ""
     with pytest.raises(DataError, match="eval.py takes no run of this task; the result of its own test is in summary"):
         load_evaluation(tmp_path)
+
+
+@pytest.mark.parametrize("commands", ["5", '"eval"', "null", '["eval", "$(touch x)"]', '{"a": ["eval"]}'])
+def test_a_printed_command_contains_nothing_of_an_untrusted_provenance(tmp_path: Path, commands: str):
+    text = f'{{"commands": {commands}, "trust": ["os]\' ; touch x #", 5]}}'
+    (tmp_path / "provenance.json").write_text(text)
+    assert eval_command(tmp_path) == f"python src/eval.py run={tmp_path}"
 
 
 @pytest.mark.parametrize("digest", [None, "0" * 64])

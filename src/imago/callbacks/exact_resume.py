@@ -55,11 +55,18 @@ class ResumedStateCheck(Callback):
             optimizers = [optimizer.state_dict() for optimizer in trainer.optimizers]
             check_structure(saved, {"optimizer_states": optimizers, "lr_schedulers": schedules}, file)
         for state in saved.get("optimizer_states", ()):
-            for group in state["param_groups"]:  # all parameters of a group have states of the same form
-                states = {index: value for index, value in state["state"].items() if index in group["params"]}
-                check_structure(states, dict.fromkeys(states, {}), file, "optimizer_states")
-                form = {name: value for entry in states.values() for name, value in entry.items()}
-                check_structure(states, dict.fromkeys(states, form), file, "optimizer_states")
+            for group in state["param_groups"]:
+                _check_group_states({i: state["state"][i] for i in group["params"] if i in state["state"]}, file)
+
+
+def _check_group_states(states: Mapping[int, Any], file: str) -> None:
+    """Check that the optimizer's states of the parameters of a group, by their index, have the same fields.
+
+    A new optimizer has no states to compare them with.
+    """
+    check_structure(states, dict.fromkeys(states, {}), file, "optimizer_states")
+    fields = {name: value for state in states.values() for name, value in state.items()}
+    check_structure(states, dict.fromkeys(states, fields), file, "optimizer_states")
 
 
 class TruncateLogs(Callback):

@@ -1,7 +1,5 @@
 """Let callbacks that monitor a value act only on the value of the current epoch."""
 
-from typing import Any
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -15,11 +13,12 @@ class OwnEpoch(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        monitoring: list[Any] = [*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks]
-        for callback in monitoring:
-            name = "_save" if isinstance(callback, ModelCheckpoint) else "_check"
-            if str(getattr(callback, "monitor", None)).startswith("train"):
-                setattr(callback, f"{name}_on_train_epoch_end", True)
+        for stopper in trainer.early_stopping_callbacks:
+            if stopper.monitor.startswith("train"):
+                stopper._check_on_train_epoch_end = True
+        for saver in trainer.checkpoint_callbacks:
+            if isinstance(saver, ModelCheckpoint) and str(saver.monitor).startswith("train"):
+                saver._save_on_train_epoch_end = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.callback_metrics.clear()

@@ -12,8 +12,6 @@ from imago.paths import CONFIG_DIR, checkpoint_file, quote_for_hydra
 from imago.settings import flatten
 
 _PLAIN_CHOICE = re.compile(r"[\w\-]+(/[\w\-]+)*")  # of a YAML in configs/: no path that leads out of it
-
-
 _OUTPUT_KEYS = ("path", "dirpath", "save_dir", "default_root_dir", "cache_dir")  # written to
 
 

@@ -81,8 +81,8 @@ def saved_array(root: Path | None, data_dir: Path) -> Path:
         source = _download(data_dir)
     if source is not None:
         _verify(source)
-    if source is not None and not is_intact:
-        _save_array(source, path)
+        if not is_intact:
+            _save_array(source, path)
     return path
 
 

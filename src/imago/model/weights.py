@@ -53,7 +53,8 @@ def is_path(weights: str) -> bool:
 
 def recorded_preprocess(weights: str) -> dict[str, Any] | None:
     """Return the record of `imago.images.Preprocess` in a checkpoint of this project; None for other files."""
-    record = _hyperparameters(Path(weights).expanduser()).get("preprocess")
+    content = _load_file(Path(weights).expanduser()) if weights.endswith(".ckpt") else None
+    record = _hyperparameters(content).get("preprocess")
     return dict(record) if isinstance(record, Mapping) else None
 
 
@@ -67,7 +68,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         DataError: the file is damaged, contains other than plain data and tensors, no state_dict, or values that are
             not finite (as torchvision's features-only weights of vgg16).
     """
-    content: Any = _load_file(file)
+    return _state_dict(_load_file(file), file)
+
+
+def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
+    """Find the state_dict in the content of a file; see `read_weights`."""
     is_own = isinstance(content, Mapping) and "imago" in content
     for wrapper in _WRAPPER_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -98,13 +103,14 @@ def load_weights(net: Any, file: Path, weights: str | None, class_names: Sequenc
     Raises:
         DataError: the file is damaged or does not fit the network.
     """
-    state = read_weights(file)
+    content = _load_file(file)
+    state = _state_dict(content, file)
     if hasattr(net, "convert_weights"):
         state = net.convert_weights(state, weights)
     body = getattr(net, "body", net)
     targets = body.state_dict()
     head = [name for name in targets if name.startswith(tuple(f"{part}." for part in head_names(net)))]
-    num_tensors, known = len(state), _recorded_classes(file)
+    num_tensors, known = len(state), _recorded_classes(content)
     head_text = _match_head(state, head, known, class_names)
     new_tensor_names: list[str] = []
     for part in new_module_names(net):
@@ -133,9 +139,9 @@ def load_weights(net: Any, file: Path, weights: str | None, class_names: Sequenc
     return new_tensor_names
 
 
-def _recorded_classes(file: Path) -> list[str]:
+def _recorded_classes(content: Any) -> list[str]:
     """Return the names of the outputs in a checkpoint of this project; of other files none."""
-    settings = _hyperparameters(file)
+    settings = _hyperparameters(content)
     return list(settings.get("output_names") or settings.get("class_names") or ())
 
 
@@ -169,9 +175,8 @@ def _report_head_by_index(weights: str | None, class_names: Sequence[str]) -> No
         log.info("%s", text)
 
 
-def _hyperparameters(file: Path) -> Mapping[str, Any]:
+def _hyperparameters(content: Any) -> Mapping[str, Any]:
     """Return the arguments of the task in a checkpoint of this project; of other files an empty mapping."""
-    content = _load_file(file) if file.suffix == ".ckpt" else None
     settings = content.get("hyper_parameters") if isinstance(content, Mapping) else None
     return settings if isinstance(settings, Mapping) else {}
 

@@ -51,7 +51,7 @@ class RunRecord:
     # The other metrics of validation in the best epoch and of the test, by their logged names, such as `val/f1`.
     metrics: Mapping[str, float] = field(default_factory=dict)
     num_test_images: int | None = None
-    data_fingerprint: str | None = None  # of the whole dataset; and, if it is in memory, of its test images
+    data_fingerprint: str | None = None  # of the whole dataset, and of the contents of the tested images
     best_epoch: int | None = None  # epoch of the best checkpoint, counted from 1
     epochs: int | None = None
     seconds: float | None = None  # from the last start to the end

@@ -9,8 +9,6 @@ _NUM_BINS = 15  # as in Guo et al. 2017
 UNCALIBRATED = 1.0  # the temperature that leaves probabilities unchanged
 TEMPERATURE_KEY = "calibration_temperature"  # in calibration.json, metrics.json and the metadata of an ONNX file
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3  # beyond these, probabilities are 0 and 1, or all equal
-
-
 _VALUES_AT_ONCE = 2**18  # converted to float64, 2 MB; our own choice: with many classes a copy of all is gigabytes
 
 

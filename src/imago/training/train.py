@@ -76,8 +76,8 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     directory.store_setting("threads", cfg.threads)
     data, task, trainer, preprocess_origin = build_run(cfg, precision, directory)
     log.info("%s\n", start_table(cfg, data, task, trainer, precision_reason, preprocess_origin))
-    usable = {"commands": list(usable_commands(task)), "trust": packages_to_trust(cfg)}
-    _store_provenance(data, trainer, directory, usable)
+    commands = list(usable_commands(task))
+    _store_provenance(data, trainer, directory, commands)
     share = data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()
     cache = data.fill_cache(trainer.num_devices, (trainer.max_epochs or 1) * share)
     log.info("image cache: %s\n", cache)
@@ -100,15 +100,15 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
             log.info("not tested: %s has no test_step", type(task).__name__)
     calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
     extension = extension_settings(cfg, directory.summary, trainer.max_epochs or 1)
-    log.info("\n%s", end_lines(directory.summary, directory.path, extension, **usable))
+    log.info("\n%s", end_lines(directory.summary, directory.path, extension, commands, packages_to_trust(cfg)))
     return directory.summary.get("best_value", float("nan"))
 
 
 def _store_provenance(
-    data: "ImageDataModule", trainer: "Trainer", directory: RunDirectory, usable: dict[str, list[str]]
+    data: "ImageDataModule", trainer: "Trainer", directory: RunDirectory, commands: list[str]
 ) -> None:
     """Write what is known now to provenance.json, and split.csv; a resumed run must have the same data."""
-    device = str(trainer.strategy.root_device)
-    directory.add_provenance(data.fingerprint(), device=device, precision=trainer.precision, **usable)
+    machine = {"device": str(trainer.strategy.root_device), "precision": trainer.precision}
+    directory.add_provenance(data.fingerprint(), **machine, commands=commands)
     if directory.is_main_process:
         data.write_split(directory.path)
