@@ -68,6 +68,8 @@ REAL = ConfigLoaderImpl(create_config_search_path(str(PROJECT_ROOT / "configs"))
         ("ckpt_path=x", "no setting 'ckpt_path'; resume=RUN continues a run, and src/eval.py run=RUN evaluates it."),
         ("extras.print_config=true", "--cfg job prints all settings."),
         ("model.pretrained=true", "type model.weights=default."),
+        ("train=false", "no setting 'train'; src/eval.py run=RUN evaluates without training."),
+        ("data.train=x", "there is no setting 'data.train'; "),
         ("debug=default", "type trainer=debug."),
         ("expriment=quickstart", "did you mean experiment?"),
         ("optimizer.beta=[0.9,0.9]", "did you mean optimizer.betas?"),

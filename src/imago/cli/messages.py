@@ -25,7 +25,6 @@ _KEYS_ELSEWHERE = {
     "num_classes": "the number of classes follows from the data",
     "pretrained": "type model.weights=default",
     **dict.fromkeys(("debug", "fast_dev_run"), "type trainer=debug"),
-    "train": "src/eval.py run=RUN evaluates without training",
 }
 _OPTIONS_ELSEWHERE = {
     "data=imagenet": "data=image_folder data.root=DIR",
@@ -95,6 +94,8 @@ def explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", confi
     if re.fullmatch(r"callbacks\.(best|last)_checkpoint\.(filename|save_\w+|every_n_\w+)", key):
         more = "add a callback with callbacks.NAME._target_=lightning.pytorch.callbacks.ModelCheckpoint for others"
         return f"{_argument(key, argv)}: best.ckpt and last.ckpt have fixed names, content and times; {more}."
+    if key == "train":
+        return f"{_argument(key, argv)}: there is no setting 'train'; src/eval.py run=RUN evaluates without training."
     if meant := _KEYS_ELSEWHERE.get(key.rpartition(".")[2]):
         return f"{_argument(key, argv)}: there is no setting {key!r}; {meant}."
     group, _, member = key.rpartition(".")[0].partition(".")
