@@ -1,12 +1,14 @@
 """Messages on the screen and in a log file."""
 
 import logging
+import os
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 
-from imago.log import log_to
+from imago.log import ignore_closed_pipes, log_to
 
 log = logging.getLogger("imago.test")
 
@@ -34,6 +36,20 @@ def test_without_a_file_messages_are_printed_once_in_each_job_of_a_sweep(capsys:
     job()
     job()
     assert capsys.readouterr().out == "a line\na line\n"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_command_goes_on_when_the_reader_of_its_output_ends(monkeypatch: pytest.MonkeyPatch, name: str):
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w", encoding="utf-8") as pipe, monkeypatch.context() as context:
+        for stream in (name, f"__{name}__"):
+            context.setattr(sys, stream, pipe)
+        ignore_closed_pipes()
+        print("é", file=getattr(sys, name), flush=True)
+        assert os.read(reader, 10).decode() == "é\n"
+        os.close(reader)
+        for _ in range(3):
+            print("x" * 100_000, file=getattr(sys, name), flush=True)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")

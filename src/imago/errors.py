@@ -1,4 +1,4 @@
-"""Exceptions for errors that a user can cause: reported in one line, exit code 2.
+"""Exceptions for errors that a user can cause: reported in one line, exit code 2 unless the class has another.
 
 Any other exception is a bug and keeps its traceback.
 """
@@ -26,6 +26,12 @@ class IncompleteError(UserError):
     """All results are written, but a part of the input could not be used or needs a decision."""
 
     exit_code = 1
+
+
+class NothingToDo(UserError):
+    """A finished run that is resumed without more to train: reported in one line, exit code 0, for loops of jobs."""
+
+    exit_code = 0
 
 
 class StorageError(UserError, OSError):

@@ -1,10 +1,12 @@
 """Print imago's messages to stdout, and write them to a file together with those of Lightning and all warnings."""
 
+import io
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -39,6 +41,28 @@ def log_to(file: Path | None = None) -> Iterator[None]:
             logger.removeHandler(handler)
             if handler is not screen:
                 handler.close()
+
+
+def ignore_closed_pipes() -> None:
+    """Let a command run to its end, without output, when the reader of its output ends first, as `head` does."""
+    for name in ("stdout", "stderr"):
+        old = getattr(sys, name)
+        if old is not None and old is getattr(sys, f"__{name}__"):
+            buffer = io.BufferedWriter(_Pipe(old.fileno(), "w", closefd=False))
+            new = io.TextIOWrapper(
+                buffer, old.encoding, old.errors, line_buffering=old.line_buffering, write_through=old.write_through
+            )
+            setattr(sys, name, new)
+
+
+class _Pipe(io.FileIO):
+    """An output that drops what is written after its reader has ended."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
 
 
 class _LogFile(logging.FileHandler):

@@ -26,6 +26,16 @@ def test_the_commit_is_that_of_the_checkout():
     assert provenance.collect_provenance([], seed=0)["git"]["commit"] == commit.stdout.strip()
 
 
+def test_long_changes_are_cut_and_this_is_logged(monkeypatch: pytest.MonkeyPatch, caplog):
+    answers = {"rev-parse": "abc\n", "ls-files": "x\n" * 201, "diff": "d" * 100_001}
+    monkeypatch.setattr(provenance, "_git", lambda name, *arguments: answers[name])
+    with caplog.at_level("WARNING"):
+        found = provenance.collect_provenance([], seed=0)["git"]
+    assert found["diff"] == "d" * 100_000 + "\n... cut here: 100,001 characters in total\n"
+    assert found["untracked"][199:] == ["x", "... and 1 more"]
+    assert "only the first part of your uncommitted changes" in caplog.text
+
+
 def test_outside_a_git_checkout_nothing_is_recorded_of_git(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(provenance, "PROJECT_ROOT", tmp_path)
     assert provenance.collect_provenance([], seed=0)["git"] == {}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -12,7 +13,16 @@ from run_folders import make_run
 
 from imago.errors import DataError
 from imago.paths import PROJECT_ROOT
-from imago.runs.records import read_logged, read_record, read_records, read_settings, summary_metrics
+from imago.runs.records import (
+    read_logged,
+    read_record,
+    read_records,
+    read_settings,
+    summary_metrics,
+    unfinished_note,
+)
+
+NO_PID = 2**30  # above the largest process number of Linux
 
 
 def test_runs_are_found_at_any_depth_and_a_link_is_no_second_run(tmp_path: Path):
@@ -21,6 +31,41 @@ def test_runs_are_found_at_any_depth_and_a_link_is_no_second_run(tmp_path: Path)
     (tmp_path / "latest").symlink_to("train/a")
     assert [record.run for record in read_records(tmp_path)] == ["sweeps/s/0", "sweeps/s/1", "train/a"]
     assert read_records(tmp_path / "latest")[0].run_dir == str(tmp_path / "train" / "a")
+
+
+def test_a_run_that_never_trained_is_in_no_table(tmp_path: Path):
+    for status in ("failed", "stopped", "running", "finished"):
+        run = make_run(tmp_path / status, status=status, reason="no images", pid=NO_PID, test=None)
+        (run / "metrics.csv").unlink()
+    for name in ("logged", "saved"):
+        (make_run(tmp_path / name, status="failed") / "metrics.csv").rename(tmp_path / name / "metrics.csv")
+    (tmp_path / "saved" / "metrics.csv").unlink()
+    (tmp_path / "saved" / "checkpoints").mkdir()
+    (tmp_path / "saved" / "checkpoints" / "last.ckpt").touch()
+    assert [record.run for record in read_records(tmp_path)] == ["finished", "logged", "saved"]
+    notes = {name: unfinished_note(tmp_path / name) for name in ("failed", "stopped", "running", "finished", "none")}
+    died = "the run died: its process ended without a status: killed, or the machine was shut down"
+    stopped = "the run was stopped: no images"
+    assert notes == {
+        **{"failed": "the run failed: no images", "stopped": stopped, "running": died},
+        **{"finished": "", "none": ""},
+    }
+
+
+def test_a_run_has_died_if_nobody_holds_its_lock_also_if_its_process_number_is_in_use(tmp_path: Path):
+    run = make_run(tmp_path / "a", status="running", pid=os.getppid())
+    assert read_record(run).status == "running"
+    (run / ".lock").touch()
+    assert read_record(run).status == "died"
+    code = "import sys, pathlib; from imago.runs.run_directory import lock_directory as lock\n"
+    code += "with lock(pathlib.Path(sys.argv[1])): print('locked', flush=True); input()"
+    command = [sys.executable, "-c", code, str(run)]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, cwd=PROJECT_ROOT / "src") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"locked\n"
+        assert read_record(run).status == "running"
+        process.kill()
+    assert read_record(run).status == "died"
 
 
 def test_a_directory_within_a_run_is_no_run(tmp_path: Path):

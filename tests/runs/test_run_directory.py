@@ -7,13 +7,16 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from imago.errors import ConfigError, DataError, Stopped
+from imago.runs.checkpoint import AtomicCheckpointIO
 from imago.runs.failure import write_killed_failure
 from imago.runs.run_directory import RunDirectory, has_never_saved, lock_directory
+from imago.runs.signals import STOP_SIGNALS
 
 SETTINGS = ("seed: 3\n", ["seed=3"], 3)
 
@@ -54,12 +57,22 @@ def test_the_log_file_has_the_lines_of_the_screen_and_the_traceback_of_an_error(
     assert "Traceback" in text
 
 
-def test_a_run_is_running_and_then_finished_with_its_settings_saved_and_linked_as_latest(
+def save(directory: RunDirectory) -> None:
+    """Save a checkpoint of this name as the Trainer does."""
+    AtomicCheckpointIO("a task", (), directory.link_latest).save_checkpoint(
+        {"state_dict": {}}, directory.path / "checkpoints" / "last.ckpt"
+    )
+
+
+def test_a_run_is_running_and_then_finished_with_its_settings_saved_and_linked_as_latest_from_its_first_save(
     directory: RunDirectory, tmp_path: Path
 ):
     (tmp_path / "latest").symlink_to("elsewhere")
     with directory.open(*SETTINGS):
         assert summary(directory)["status"] == "running"
+        assert (tmp_path / "latest").readlink() == Path("elsewhere")
+        save(directory)
+        assert (tmp_path / "latest").resolve() == directory.path.resolve()
     assert (summary(directory)["status"], summary(directory)["reason"]) == ("finished", None)
     assert (directory.path / "config.yaml").read_text() == "seed: 3\n"
     assert json.loads((directory.path / "provenance.json").read_text())["overrides"] == ["seed=3"]
@@ -80,8 +93,9 @@ def test_a_resumed_run_keeps_its_results_and_refuses_other_data(directory: RunDi
 
 
 def test_a_run_that_failed_before_its_first_save_is_forgotten(directory: RunDirectory, tmp_path: Path):
-    with RunDirectory(tmp_path / "train" / "before", tmp_path).open(*SETTINGS):
-        pass
+    before = RunDirectory(tmp_path / "train" / "before", tmp_path)
+    with before.open(*SETTINGS):
+        save(before)
     directory.path.mkdir()
     (directory.path / "metrics.csv").write_text("step\n")
     with pytest.raises(DataError), directory.open(*SETTINGS):
@@ -90,8 +104,7 @@ def test_a_run_that_failed_before_its_first_save_is_forgotten(directory: RunDire
     assert has_never_saved(directory.path)
     with directory.open("seed: 4\n", ["seed=4"], 4):
         assert (summary(directory)["status"], (directory.path / "metrics.csv").exists()) == ("running", False)
-        (directory.path / "checkpoints").mkdir()
-        (directory.path / "checkpoints" / "last.ckpt").touch()
+        save(directory)
     provenance = json.loads((directory.path / "provenance.json").read_text())
     assert (provenance["overrides"], "resumes" in provenance) == (["seed=4"], False)
     assert (tmp_path / "latest").resolve().name == "run"
@@ -101,8 +114,50 @@ def test_a_run_that_failed_before_its_first_save_is_forgotten(directory: RunDire
 def test_the_directory_of_the_link_latest_is_created(directory: RunDirectory, tmp_path: Path):
     directory.log_dir = tmp_path / "new" / "logs"
     with directory.open("seed: 0", [], 0):
-        pass
+        save(directory)
     assert (directory.log_dir / "latest").resolve() == directory.path.resolve()
+
+
+def test_a_directory_named_latest_is_left_alone_and_the_run_goes_on(directory: RunDirectory, tmp_path: Path, capsys):
+    (tmp_path / "latest").mkdir()
+    with directory.open(*SETTINGS):
+        save(directory)
+    assert summary(directory)["status"] == "finished"
+    assert "latest does not point to this run: Is a directory" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"latest", "train"}
+
+
+@pytest.mark.parametrize(("is_saved", "words"), [(False, " before its first checkpoint"), (True, "; to continue: ")])
+def test_a_stop_is_one_line_on_the_screen(directory: RunDirectory, capsys, is_saved: bool, words: str):
+    with suppress(Stopped), directory.open(*SETTINGS):
+        if is_saved:
+            save(directory)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert capsys.readouterr().out.startswith(f"stopped by SIGTERM{words}")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_after_the_end_of_the_last_run_is_ignored(directory: RunDirectory, number: int):
+    old = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    directory.signals.is_last_run = True
+    try:
+        with directory.open(*SETTINGS):
+            pass
+        os.kill(os.getpid(), number)
+        time.sleep(0.01)
+    finally:
+        for each, handler in old.items():
+            signal.signal(each, handler)
+    assert summary(directory)["status"] == "finished"
+
+
+def test_a_run_does_not_end_before_its_start_if_the_clock_is_set_back(directory: RunDirectory):
+    with directory.open(*SETTINGS):
+        directory.update(started="2999-01-01T00:00:00+00:00")
+    assert summary(directory)["ended"] == "2999-01-01T00:00:00+00:00"
+    assert 0 <= summary(directory)["seconds"] < 10
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

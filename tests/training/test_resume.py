@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from imago.errors import ConfigError
+from imago.errors import ConfigError, NothingToDo
 from imago.training.resume import check_run_directory, check_unchanged_settings
 
 
@@ -23,13 +23,13 @@ def settings(**trainer) -> dict:
 def test_settings_that_do_not_change_the_result_may_differ():
     now = settings(max_epochs=9, devices=2)
     now["data"] |= {"num_workers": 4, "loader": {"prefetch_factor": 4}}
-    check_unchanged_settings(settings(), now, num_epochs_done=5, is_tested=True)
+    check_unchanged_settings(settings(), now, num_epochs_done=5, is_finished=True)
 
 
 def test_settings_that_change_the_result_are_all_reported_by_name():
     now = settings(max_epochs=9) | {"seed": 1, "data": {"batch_size": 16, "num_workers": 0}}
     with pytest.raises(ConfigError) as refusal:
-        check_unchanged_settings(settings(), now, num_epochs_done=1, is_tested=False)
+        check_unchanged_settings(settings(), now, num_epochs_done=1, is_finished=False)
     assert [line.split(" ")[0] for line in str(refusal.value).splitlines()] == ["seed=1", "data.batch_size=16"]
 
 
@@ -43,7 +43,7 @@ def test_settings_that_change_the_result_are_all_reported_by_name():
 )
 def test_trainer_settings_that_change_the_result_are_refused(setting: str, may_change: bool):
     def resume():
-        check_unchanged_settings(settings(), settings(**{setting: 7}), num_epochs_done=1, is_tested=False)
+        check_unchanged_settings(settings(), settings(**{setting: 7}), num_epochs_done=1, is_finished=False)
 
     if may_change:
         resume()
@@ -53,13 +53,24 @@ def test_trainer_settings_that_change_the_result_are_refused(setting: str, may_c
 
 
 def test_a_finished_run_reports_how_to_extend_it():
-    with pytest.raises(ConfigError, match="has finished its trainer.max_epochs=5; trainer.max_epochs=10 extends it"):
-        check_unchanged_settings(settings(), settings(), num_epochs_done=5, is_tested=True)
-    check_unchanged_settings(settings(), settings(), num_epochs_done=5, is_tested=False)  # its test is still to be done
+    with pytest.raises(NothingToDo, match="has finished with trainer.max_epochs=5; trainer.max_epochs=10 extends it"):
+        check_unchanged_settings(settings(), settings(), num_epochs_done=5, is_finished=True)
+    check_unchanged_settings(settings(), settings(), num_epochs_done=5, is_finished=False)  # its test may be missing
     now = settings(max_steps=7)
-    with pytest.raises(ConfigError, match="has finished its trainer.max_steps=7; trainer.max_steps=14 extends it"):
-        check_unchanged_settings(settings(), now, num_epochs_done=1, num_steps_done=7, is_tested=True)
-    check_unchanged_settings(now, settings(max_steps=8), num_epochs_done=1, num_steps_done=7, is_tested=True)
+    with pytest.raises(NothingToDo, match="has finished with trainer.max_steps=7; trainer.max_steps=14 extends it"):
+        check_unchanged_settings(settings(), now, num_epochs_done=1, num_steps_done=7, is_finished=True)
+    check_unchanged_settings(now, settings(max_steps=8), num_epochs_done=1, num_steps_done=7, is_finished=True)
+    with pytest.raises(ConfigError, match="trainer.max_epochs=5 is less than the 6 that this run has done; type more"):
+        check_unchanged_settings(settings(), settings(), num_epochs_done=6, is_finished=True)
+
+
+def test_a_run_that_was_stopped_early_is_not_continued_by_chance():
+    with pytest.raises(NothingToDo, match="has finished with trainer.max_epochs=3; trainer.max_epochs=6 extends it"):
+        check_unchanged_settings(settings(), settings(devices=2), num_epochs_done=3, is_finished=True)
+    before = settings() | {"callbacks": {"early_stopping": {"patience": 1}}}
+    after = settings() | {"callbacks": {"early_stopping": {"patience": 2}}}
+    for now in (after, before | settings(max_epochs=9), before | settings(max_time="00:01:00:00")):
+        check_unchanged_settings(before, now, num_epochs_done=3, is_finished=True)
 
 
 EMA = {"_target_": "imago.callbacks.ema.Ema", "decay": 0.99}
@@ -81,7 +92,7 @@ EMA = {"_target_": "imago.callbacks.ema.Ema", "decay": 0.99}
 )
 def test_callbacks_and_task_settings_that_change_the_result_are_refused(before: dict, after: dict, text: str):
     with pytest.raises(ConfigError, match=re.escape(text)):
-        check_unchanged_settings(settings() | before, settings() | after, num_epochs_done=1, is_tested=False)
+        check_unchanged_settings(settings() | before, settings() | after, num_epochs_done=1, is_finished=False)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +104,7 @@ def test_callbacks_and_task_settings_that_change_the_result_are_refused(before: 
     ],
 )
 def test_absent_keys_and_observing_callbacks_may_differ(before: dict, after: dict):
-    check_unchanged_settings(settings() | before, settings() | after, num_epochs_done=1, is_tested=False)
+    check_unchanged_settings(settings() | before, settings() | after, num_epochs_done=1, is_finished=False)
 
 
 @pytest.fixture

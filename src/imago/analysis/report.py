@@ -59,7 +59,7 @@ def _report_table(cfg: DictConfig) -> None:
     logs = Path(cfg.runs or cfg.paths.log_dir)
     runs = load_runs(logs)
     if runs.empty:
-        raise DataError(f"runs={logs} contains no runs (no summary.json below it); python src/train.py creates one.")
+        raise DataError(f"runs={logs} contains no runs that have trained; python src/train.py creates one.")
     table = sort_runs(mean_over_seeds(runs) if cfg.group_seeds else runs, cfg.sort)
     print(table_text(table, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     print(f"\n{len(runs)} runs below {short_path(logs)}; val and test are accuracies")

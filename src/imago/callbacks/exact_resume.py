@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from imago.callbacks.train_metrics import num_steps_done
 from imago.logger.metrics_csv import MetricsCsv
+from imago.logger.tensorboard import keep_file_order
 from imago.runs.checkpoint import check_structure
 from imago.seeding import derive_seed
 
@@ -77,6 +78,7 @@ class TruncateLogs(Callback):
             if isinstance(logger, MetricsCsv):
                 logger.truncate(num_steps_done(trainer))
             elif isinstance(logger, TensorBoardLogger):
+                keep_file_order(logger)
                 # Imported here because only runs with this logger need it.
                 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 

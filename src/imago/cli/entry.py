@@ -21,7 +21,9 @@ from imago.cli.overrides import check_complete, check_group_choices, check_types
 from imago.cli.resume import check_saved_outputs, check_saved_settings, is_group_choice, override_key, resume_arguments
 from imago.errors import ConfigError, UserError
 from imago.instantiate import to_plain
+from imago.log import ignore_closed_pipes
 from imago.paths import CONFIG_DIR, PROJECT_ROOT, job_output_dir, register_resolvers
+from imago.runs.failure import to_user_error
 from imago.settings import as_typed
 from imago.text import printable
 
@@ -62,6 +64,7 @@ class _Job:
             self._check_config(cfg, overrides)
             return pkgutil.resolve_name(COMMANDS[self.command])(cfg)
         except Exception as error:  # not BaseException: Ctrl-C and SystemExit end the sweep
+            error = to_user_error(error)  # the disk is full, or the memory
             self.failures.append(error)
             with suppress(OSError):
                 job_output_dir().rmdir()  # created by Hydra, and still empty after a typo
@@ -124,6 +127,7 @@ def run_command(command: str) -> None:
     It applies `@hydra.main`, a name that Hydra's bash completion requires in the text of the script: hence the comments
     in `src/*.py`.
     """
+    ignore_closed_pipes()
     job = _Job(command)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     try:
@@ -191,7 +195,7 @@ def _check_ranks() -> None:
 
 
 def _fail(exit_code: int, message: str) -> NoReturn:
-    _print_error(message)
+    _print_error(message) if exit_code else print(printable(message))
     sys.exit(exit_code)
 
 

@@ -18,6 +18,7 @@ from imago.inference.run_split import EVALUATED_SPLITS, images_digest, run_split
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
+from imago.runs.records import unfinished_note
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
 from imago.statistics.intervals import far_above_note
 from imago.statistics.metrics import LabeledOutputs
@@ -52,7 +53,7 @@ def evaluate(cfg: DictConfig) -> float:
     data.set_up_data()
     name = _result_name(cfg, file, run, data.fingerprint())
     directory = Path(cfg.output) if cfg.output else (run or file.parent) / "eval" / name
-    notes = [_compare_with_training(cfg, data, run if is_own_data else None)]
+    notes = [unfinished_note(run) if run else "", _compare_with_training(cfg, data, run if is_own_data else None)]
     if is_own_data and _is_foreign(file, run):
         notes.append(f"{file} is not a checkpoint of the run: it may have been trained on these images")
     make_writable(directory, "output=DIR")

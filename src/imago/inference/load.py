@@ -11,6 +11,7 @@ from imago.errors import ConfigError, DataError
 from imago.files import refuse_links
 from imago.images import Preprocess
 from imago.inference.calibration import read_temperature
+from imago.runs.records import unfinished_note
 from imago.statistics.calibration import UNCALIBRATED
 from imago.statistics.metrics import softmax
 from imago.trust import check_saved_targets, without_files
@@ -235,7 +236,8 @@ def resolve_checkpoint(path: Path, name: str = "best") -> Path:
     if file := next(filter(Path.is_file, candidates), None):
         return file
     others = ", ".join(sorted(file.stem for file in directory.glob("*.ckpt")))
-    reason = f"it has {others}." if others else "it is not a run directory, or the run has not saved yet."
+    end = unfinished_note(path) or "it is not a run directory, or the run has not saved yet."
+    reason = f"it has {others}." if others else end
     wanted = f"checkpoint {name}" if "/" in name else f"checkpoints/{name.removesuffix('.ckpt')}.ckpt"
     raise DataError(f"{path} has no {wanted}; {reason}")
 

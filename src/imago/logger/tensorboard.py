@@ -1,5 +1,6 @@
 """Add figures, and the settings of a run with its result, to TensorBoard."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,18 @@ def add_hparams(settings: Mapping[str, Any], summary: Mapping[str, Any], loggers
     for board in _tensorboards(loggers):
         board.log_hyperparams(result_settings(settings), metrics, step=summary.get("steps", 0))
         board.experiment.flush()
+
+
+def keep_file_order(board: TensorBoardLogger) -> None:
+    """Rename the files of a resumed run that sort after its new one, as after the clock was set back.
+
+    TensorBoard reads the files in the order of their names, which begin with the time in seconds.
+    """
+    newest = Path(board.experiment._get_file_writer().event_writer._file_name)
+    start, stamp, _ = re.split(r"(\d{10})", newest.name, maxsplit=1)
+    later = sorted(file for file in newest.parent.glob(f"{start}*") if file.name > newest.name)
+    for number, file in enumerate(reversed(later), start=1):
+        file.rename(file.with_name(f"{start}{int(stamp) - number:010d}{file.name[len(start) + len(stamp) :]}"))
 
 
 def result_settings(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:

@@ -6,7 +6,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,12 +40,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     destroys the old checkpoint.
 
     Each checkpoint has the name of the task's class, and not the hyperparameters `left_out`, which are no plain data.
+    `on_saved` is called after each save.
     """
 
-    def __init__(self, task: str | None = None, left_out: Sequence[str] = ()) -> None:
+    def __init__(
+        self, task: str | None = None, left_out: Sequence[str] = (), on_saved: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__()
         self.task = task
         self.left_out = left_out
+        self.on_saved = on_saved
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write `checkpoint` so that `path` holds either the old file or the complete new one.
@@ -67,6 +71,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"{path} cannot be written ({error.strerror or error}); {free_disk_bytes(Path(path)):,} bytes are free "
                 "there. The old checkpoint is kept: free some space, then continue with resume=RUN."
             ) from error
+        self.on_saved()
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
         """Read `path` as `read_checkpoint` does: plain data and tensors only, whatever `weights_only` is."""

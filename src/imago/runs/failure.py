@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
-from typing import Any
+from typing import Any, TypeVar
 
 from imago.errors import DataError, Stopped, StorageError, UserError
 from imago.runs.signals import STOP_SIGNALS, rank_name, stopped_by
@@ -28,6 +28,9 @@ _KNOWN_ERRORS = {
         "a loader worker {}; probably out of memory: data.num_workers=0 uses none, and a smaller data.batch_size needs "
         "less memory."
     ),
+    r"((?:CUDA out of memory|DefaultCPUAllocator|Cannot allocate memory|Unable to allocate|MemoryError).{,90})": (
+        "too little memory ({}): a smaller data.batch_size or preprocess.size, or data.num_workers=0, needs less."
+    ),
     r"DataLoader timed out after ([\d.]+) seconds": (
         "no batch came for {} s: a loader worker or the disk hangs; data.num_workers=0 shows where."
     ),
@@ -36,6 +39,9 @@ _KNOWN_ERRORS = {
         "images per process, or an architecture without BatchNorm."
     ),
 }
+
+
+Error = TypeVar("Error", bound=BaseException)
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ def first_failure(run_dir: Path) -> Failure | None:
     return min(failures, key=lambda item: (bool(_LOST_CONNECTION.search(item.text)), item.time_s), default=None)
 
 
-def to_user_error(error: BaseException) -> BaseException:
+def to_user_error(error: Error) -> Error | UserError:
     """Return a one-line error with the way out for a full disk and for `_KNOWN_ERRORS`; others unchanged."""
     if isinstance(error, UserError):
         return error
@@ -152,10 +158,11 @@ def to_user_error(error: BaseException) -> BaseException:
         if isinstance(cause, OSError) and cause.errno in _UNWRITABLE_ERRNOS:
             file = cause.filename or "the run directory"
             return StorageError(
-                f"{file} cannot be written ({cause.strerror}); free some space, then continue with resume=RUN."
+                f"{file} cannot be written ({cause.strerror}); free some space. A run that has saved a checkpoint "
+                "continues with resume=RUN."
             )
-    if isinstance(error, RuntimeError | OSError | ValueError):
-        text = " ".join(str(error).split())
+    if isinstance(error, RuntimeError | OSError | ValueError | MemoryError):
+        text = " ".join(str(error).split()) or type(error).__name__
         for pattern, message in _KNOWN_ERRORS.items():
             if match := re.search(pattern, text):
                 return DataError(message.format(match[1]))

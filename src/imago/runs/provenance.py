@@ -1,5 +1,6 @@
 """Collect the command, code, packages and machine of a run, so that it can be explained and repeated later."""
 
+import logging
 import os
 import platform
 import re
@@ -15,7 +16,10 @@ from typing import Any
 
 from imago.paths import PROJECT_ROOT
 
-_MAX_DIFF_CHARS = 1_000_000  # a larger diff, usually of a notebook with images, is cut; our own choice
+log = logging.getLogger(__name__)
+
+_MAX_DIFF_CHARS = 100_000  # a larger diff, usually of a notebook with images, is cut; our own choice
+_MAX_UNTRACKED = 200  # names of files; our own choice
 _GIT_TIMEOUT_S = 20  # git on a slow network disk must not delay the run; our own choice
 _PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "torchmetrics", "numpy", "pillow")
 
@@ -47,10 +51,14 @@ def _cpu_name() -> str:
 def _git_state() -> dict[str, Any]:
     """Return the commit and the uncommitted changes; an empty dict outside a git checkout."""
     commit, untracked = _git("rev-parse", "HEAD").strip(), _git("ls-files", "-o", "--exclude-standard")
-    diff = _git("diff", "HEAD")
+    if not commit:
+        return {}
+    diff, names = _git("diff", "HEAD"), untracked.splitlines()
     if len(diff) > _MAX_DIFF_CHARS:
+        log.warning("provenance.json has only the first part of your uncommitted changes; commit them to keep all")
         diff = f"{diff[:_MAX_DIFF_CHARS]}\n... cut here: {len(diff):,} characters in total\n"
-    return {"commit": commit, "diff": diff, "untracked": untracked.splitlines()} if commit else {}
+    more = [f"... and {len(names) - _MAX_UNTRACKED:,} more"] if len(names) > _MAX_UNTRACKED else []
+    return {"commit": commit, "diff": diff, "untracked": names[:_MAX_UNTRACKED] + more}
 
 
 def _git(*arguments: str) -> str:

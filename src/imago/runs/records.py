@@ -1,6 +1,7 @@
 """Read run directories as plain Python objects, without torch or pandas, whose import takes seconds."""
 
 import csv
+import fcntl
 import json
 import math
 import os
@@ -12,17 +13,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml  # type: ignore[import-untyped]
 
 from imago.errors import DataError
 from imago.files import read_json, refuse_links
 from imago.settings import flat_settings
+from imago.text import printable
 
 # The files that mark a run directory; a run that was killed at its start has only the second.
 _MARKER_FILES = frozenset({"summary.json", "provenance.json"})
 _SUBDIRECTORIES = frozenset({"checkpoints", "tensorboard", "eval", "export", "predictions", "figures"})
 
 _SUMMARY_COUNTS = ("num_images", "num_left_out")  # numbers beside the metrics of a split
+
+# Statuses of a run that did not finish, as a sentence about it.
+_UNFINISHED = {"running": "is still running", "stopped": "was stopped", "failed": "failed", "died": "died"}
 
 # Settings that do not change a result. The trailing dot matches whole keys only.
 _KEYS_WITHOUT_EFFECT = (
@@ -62,6 +68,8 @@ class RunRecord:
 def read_records(log_dir: Path | str) -> list[RunRecord]:
     """Read every run below a directory, in order of the paths; `logs/latest`, a link, is not counted again.
 
+    A run that ended before it logged or saved anything is left out.
+
     Raises:
         DataError: if `log_dir` is not a directory.
     """
@@ -73,7 +81,21 @@ def read_records(log_dir: Path | str) -> list[RunRecord]:
         if not _MARKER_FILES.isdisjoint(files):
             run_dirs.append(Path(path))
             subdirectories[:] = [name for name in subdirectories if name not in _SUBDIRECTORIES]
-    return [read_record(run_dir, log_dir) for run_dir in sorted(run_dirs)]
+    records = [read_record(run_dir, log_dir) for run_dir in sorted(run_dirs)]
+    return [record for record in records if record.status not in ("stopped", "failed", "died") or _has_trained(record)]
+
+
+def _has_trained(record: RunRecord) -> bool:
+    run_dir = Path(record.run_dir)
+    return (run_dir / "metrics.csv").exists() or any(run_dir.glob("checkpoints/*.ckpt"))
+
+
+def unfinished_note(run_dir: Path) -> str:
+    """Return how a run ended that did not finish, such as "the run failed: ..."; "" for one that did or is none."""
+    record = read_record(run_dir)
+    if record.status not in _UNFINISHED:
+        return ""
+    return f"the run {_UNFINISHED[record.status]}" + (f": {printable(record.reason)}" if record.reason else "")
 
 
 def read_record(run_dir: Path, log_dir: Path | None = None) -> RunRecord:
@@ -207,12 +229,18 @@ def _read_error(file: Path, error: Exception) -> str:
 
 
 def _has_died(run_dir: Path, pid: Any) -> bool:
-    """Return whether the process of a run on this machine has ended; for other machines return False."""
-    if read_json(run_dir / "provenance.json").get("host") == platform.node() and isinstance(pid, int):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
+    """Return whether the process of a run on this machine has ended; for other machines return False.
+
+    It has if nobody holds the lock of the directory: another process may have its number by now.
+    """
+    is_here = read_json(run_dir / "provenance.json").get("host", platform.node()) == platform.node()
+    if not is_here or not isinstance(pid, int) or pid == os.getpid():  # closing the file would release our own lock
+        return False
+    try:
+        with (run_dir / ".lock").open() as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return True
-        except PermissionError:
-            pass  # it runs as another user
-    return False
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a copy of the directory, or a file system without locks
+        return not psutil.pid_exists(pid)

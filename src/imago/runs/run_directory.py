@@ -17,7 +17,15 @@ from time import perf_counter
 from typing import Any
 
 from imago.errors import ConfigError, DataError
-from imago.files import make_writable, read_json, refuse_links, remove_partial_files, write_json, write_text
+from imago.files import (
+    make_writable,
+    read_json,
+    refuse_links,
+    remove_partial_files,
+    report_unwritable,
+    write_json,
+    write_text,
+)
 from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
 from imago.runs.failure import clear_failures, explain_exit, first_failure, write_failure, write_killed_failures
@@ -26,11 +34,12 @@ from imago.runs.signals import Signals, is_main_process, watch_main_process
 
 _log = logging.getLogger("imago")
 
+_SETTING = "paths.log_dir=DIR"  # chooses another directory
 _SUMMARY_LOCK = threading.Lock()  # threads that watch other ranks write the summary as well
 
 
 class RunDirectory:
-    """The directory of one run, created by `open`, and a link `latest` to it in `log_dir`.
+    """The directory of one run, created by `open`, and from its first checkpoint on a link `latest` to it in `log_dir`.
 
     The main process writes to it; the other ranks write only their failures.
     """
@@ -39,7 +48,7 @@ class RunDirectory:
         self.path = path
         self.log_dir = log_dir
         self.is_main_process = is_main_process()
-        self._latest_before: Path | None = None  # target of the link `latest` before this run
+        self._is_linked = False
         self.signals = Signals()
 
     @property
@@ -69,18 +78,22 @@ class RunDirectory:
         with ExitStack() as stack:
             if self.is_main_process:
                 refuse_links(self.path)
-                make_writable(self.path, "paths.log_dir=DIR")
+                make_writable(self.path, _SETTING)
                 if (self.path / "checkpoints").exists():
-                    make_writable(self.path / "checkpoints", "paths.log_dir=DIR")
-                stack.enter_context(lock_directory(self.path))
-                if check is not None:
-                    check()
-                stack.enter_context(log_to(self.path / "train.log"))
-                self._write_start(settings, overrides, seed)
+                    make_writable(self.path / "checkpoints", _SETTING)
+                with report_unwritable(self.path, f"; choose another directory with {_SETTING}"):
+                    stack.enter_context(lock_directory(self.path))
+            if check is not None:  # in all ranks, as torchrun would wait for those that do not end
+                check()
+            if self.is_main_process:
+                with report_unwritable(self.path, f"; choose another directory with {_SETTING}"):
+                    stack.enter_context(log_to(self.path / "train.log"))
             else:
                 self.path.mkdir(parents=True, exist_ok=True)
                 _log.setLevel(logging.ERROR)
             stack.enter_context(self._record_end())
+            if self.is_main_process:
+                self._write_start(settings, overrides, seed)
             yield
 
     @contextmanager
@@ -89,6 +102,7 @@ class RunDirectory:
         try:
             with self.signals.handle():
                 yield
+                self.signals.finish()
             self._write_end("finished", None, start_s)
         except BaseException as error:
             write_killed_failures(self.path, error, self.signals.rank_processes())
@@ -98,9 +112,11 @@ class RunDirectory:
                 if not self.is_main_process:
                     self.record_failure(error)
             self._write_end(status, reason, start_s)
-            if status == "stopped" and self.is_main_process and checkpoint_file(self.path, "last").is_file():
-                run = shlex.quote(short_path(self.path))
-                _log.info("stopped by %s; to continue: python src/train.py resume=%s", reason, run)
+            if status == "stopped":  # only the main process logs
+                command = f"python src/train.py resume={shlex.quote(short_path(self.path))}"
+                is_saved = checkpoint_file(self.path, "last").is_file()
+                advice = f"; to continue: {command}" if is_saved else " before its first checkpoint"
+                _log.info("stopped by %s%s", reason, advice)
             if reason == "SIGUSR1" and self.is_main_process:
                 _requeue_slurm_job()
             if exit_error is error:
@@ -114,7 +130,7 @@ class RunDirectory:
             failure = first_failure(self.path) if summary.get("status") == "running" else None
             if failure is not None:
                 reason = f"rank {failure.rank}: {failure.text}"
-                summary |= {"status": "failed", "reason": reason, "ended": _now()}
+                summary |= {"status": "failed", "reason": reason, "ended": _now(summary.get("started"))}
             if entries or failure:
                 write_json(self.path / "summary.json", summary)
 
@@ -158,35 +174,42 @@ class RunDirectory:
         write_json(file, provenance | {"overrides": [*others, f"{key}={value}"]})
 
     def _write_start(self, settings: str, overrides: Sequence[str], seed: int) -> None:
-        """Write config, provenance, the status running and the link `latest`."""
+        """Write the status running, config and provenance."""
         if has_never_saved(self.path):  # start again
             for name in ("provenance.json", "summary.json", "metrics.csv"):
                 (self.path / name).unlink(missing_ok=True)
         clear_failures(self.path)
         remove_partial_files(self.path)
+        # First, as it can be overwritten on a full disk, too. A resumed run keeps its results.
+        self.update(status="running", reason=None, started=_now(), pid=os.getpid())
         write_text(self.path / "config.yaml", settings)
         provenance, file = collect_provenance(overrides, seed), self.path / "provenance.json"
         if first := read_json(file):  # a resumed run keeps the provenance of its start
             resumes = [*first.get("resumes", []), provenance]
             provenance = first | {"overrides": provenance["overrides"], "resumes": resumes}
         write_json(file, provenance)
-        self.update(status="running", reason=None, started=_now(), pid=os.getpid())  # a resumed run keeps its results
-        latest = self.log_dir / "latest"
-        self._latest_before = latest.readlink() if latest.is_symlink() else None
-        self._link_latest(Path(os.path.relpath(self.path, self.log_dir)))
+        if any(self.path.glob("checkpoints/*.ckpt")):
+            self.link_latest()
 
-    def _link_latest(self, target: Path) -> None:
-        self.log_dir.mkdir(parents=True, exist_ok=True)
-        new_link = self.log_dir / f"latest.{os.getpid()}.part"
-        new_link.symlink_to(target)
-        new_link.replace(self.log_dir / "latest")
+    def link_latest(self) -> None:
+        """Let the link `latest` point to this run, once: when it has a checkpoint."""
+        if self._is_linked:
+            return
+        self._is_linked = True
+        latest, new_link = self.log_dir / "latest", self.log_dir / f"latest.{os.getpid()}.part"
+        try:
+            self.log_dir.mkdir(parents=True, exist_ok=True)
+            new_link.symlink_to(os.path.relpath(self.path, self.log_dir))
+            new_link.replace(latest)
+        except OSError as error:  # such as a directory of that name
+            _log.warning("%s does not point to this run: %s", short_path(latest), error.strerror)
+            new_link.unlink(missing_ok=True)
 
     def _write_end(self, status: str, reason: str | None, start_s: float) -> None:
         if not self.is_main_process:
             return
-        if status == "failed" and self._latest_before is not None and not any(self.path.glob("checkpoints/*.ckpt")):
-            self._link_latest(self._latest_before)  # nothing can be done with this run
-        end = {"status": status, "reason": reason, "ended": _now(), "seconds": round(perf_counter() - start_s, 1)}
+        end: dict[str, Any] = {"status": status, "reason": reason, "ended": _now(self.summary.get("started"))}
+        end["seconds"] = round(perf_counter() - start_s, 1)
         try:
             self.update(**end)
         except OSError:  # on a full disk, overwrite the old summary in place
@@ -241,5 +264,6 @@ def _requeue_slurm_job() -> None:
         _log.warning("job %s is not queued again: scontrol failed: %s", job_id, str(failure).strip())
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _now(earliest: str | None = None) -> str:
+    """Return the time, or `earliest` if the clock was set back since then."""
+    return max(datetime.now(UTC).isoformat(timespec="seconds"), earliest or "")

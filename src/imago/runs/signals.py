@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from subprocess import Popen
 from types import FrameType
@@ -59,13 +59,16 @@ class Signals:
         received_signal: number of the first signal; None before.
         is_deferred: true from the start to the end of training, where an immediate exit would lose work:
             `StopOnSignal` then checks `received_signal` before every optimizer step.
+        is_last_run: whether the process exits after the run, as outside a sweep.
         launcher: Lightning's, which holds the processes of the other ranks; None in those.
     """
 
     def __init__(self) -> None:
         self.received_signal: int | None = None
         self.is_deferred = False
+        self.is_last_run = False
         self.launcher: Any = None
+        self._old_handlers: dict[signal.Signals, Any] = {}
         self._pid = os.getpid()
         self._received_at_s = 0.0
 
@@ -75,25 +78,34 @@ class Signals:
 
         After a signal the process is about to exit, and the same signal once more must not interrupt that.
         """
-        old_handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        self._old_handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         self.install()
         try:
             yield
         finally:
-            if self.received_signal is None and threading.current_thread() is threading.main_thread():
-                for number, handler in old_handlers.items():
-                    if handler is not None:
-                        signal.signal(number, handler)
+            if self.received_signal is None:
+                self._set_handlers(self._old_handlers)
+
+    def finish(self) -> None:
+        """Ignore signals from now on, if the process is about to exit after a finished run."""
+        if self.is_last_run and self.received_signal is None:
+            self._old_handlers = dict.fromkeys(STOP_SIGNALS, signal.SIG_IGN)
+            self._set_handlers(self._old_handlers)
+
+    @staticmethod
+    def _set_handlers(handlers: Mapping[signal.Signals, Any]) -> None:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
+            for number, handler in handlers.items():
+                if handler is not None:
+                    signal.signal(number, handler)
 
     def install(self) -> None:
         """Install the handlers: again after Lightning has installed its own, and in each forked rank."""
         if self._pid != os.getpid():
             self._pid, self.launcher = os.getpid(), None
-        if threading.current_thread() is not threading.main_thread():
-            return  # Python allows handlers in the main thread only
-        for number in STOP_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as in a background job or under nohup
-                signal.signal(number, self._handle)
+        # Some are ignored in a background job or under nohup.
+        handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._set_handlers(dict.fromkeys(handled, self._handle))
 
     def raise_if_received(self) -> None:
         """Exit after a signal that came while it was deferred.

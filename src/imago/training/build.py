@@ -148,7 +148,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
         "callbacks": callbacks,
         "logger": [build(logger, base=Logger) for logger in cfg.logger.values() if logger is not None],
         "plugins": [
-            AtomicCheckpointIO(full_name(type(task)), left_out),
+            AtomicCheckpointIO(full_name(type(task)), left_out, directory.link_latest),
             *(build(part) if isinstance(part, dict) else part for part in plugins),
         ],
         "default_root_dir": cfg.paths.run_dir,

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from imago.errors import ConfigError, DataError
+from imago.errors import ConfigError, DataError, NothingToDo
 from imago.files import read_json
 from imago.inference.load import resolve_checkpoint
 from imago.instantiate import to_plain
@@ -89,6 +89,7 @@ def check_run_directory(cfg: DictConfig, path: Path) -> None:
 
     Raises:
         ConfigError: naming `run_name`, `resume` or each setting that differs.
+        NothingToDo: if the run has finished, and no setting extends it.
     """
     if cfg.resume is None:
         if (path / "summary.json").exists() and not has_never_saved(path):
@@ -107,7 +108,7 @@ def check_run_directory(cfg: DictConfig, path: Path) -> None:
         raise ConfigError(f"resume={path}: its config.yaml cannot be read ({error}).") from error
     summary = read_json(path / "summary.json")
     num_done = summary.get("epochs", 0), summary.get("steps", 0)
-    check_unchanged_settings(saved, to_plain(cfg), *num_done, is_tested="test" in summary)
+    check_unchanged_settings(saved, to_plain(cfg), *num_done, is_finished=summary.get("status") == "finished")
 
 
 def check_unchanged_settings(
@@ -116,15 +117,16 @@ def check_unchanged_settings(
     num_epochs_done: int,
     num_steps_done: int = 0,
     *,
-    is_tested: bool,
+    is_finished: bool,
 ) -> None:
     """Check that a resumed run keeps every setting that affects its weights, and has something left to do.
 
     `saved` is `config.yaml` of the run, `settings` those to resume with, both as plain data. A run that was killed
-    during its final test may do it again.
+    during or after its final test may do that again.
 
     Raises:
         ConfigError: with one line for each such setting.
+        NothingToDo: if the run has finished, and no setting extends it.
     """
     before, after = flatten(saved), flatten(settings)
     different = [key for key in before | after if before.get(key) != after.get(key)]
@@ -137,13 +139,19 @@ def check_unchanged_settings(
         for key in changed
         if key.endswith("._target_") or not key.startswith(changed_groups)
     ]
-    done = {} if problems else {"max_epochs": num_epochs_done, "max_steps": num_steps_done}
-    for name, number in done.items():
-        limit = settings["trainer"].get(name) or -1
-        if 0 < limit < number or (limit == number and is_tested):
-            problems.append(
-                f"resume={settings['resume']}: this run has finished its trainer.{name}={number}; "
-                f"trainer.{name}={2 * number} extends it."
-            )
+    done = {"max_epochs": num_epochs_done, "max_steps": num_steps_done}
+    limits = {name: limit for name in done if (limit := settings["trainer"].get(name) or -1) > 0}
+    if too_low := [name for name, limit in limits.items() if limit < done[name]]:
+        name = too_low[0]
+        problems.append(
+            f"trainer.{name}={limits[name]} is less than the {done[name]} that this run has done; type more."
+        )
     if problems:
         raise ConfigError("\n".join(problems))
+    reached = [name for name, limit in limits.items() if limit == done[name]]
+    if is_finished and (reached or not any(key.startswith(("trainer.max_", "callbacks.")) for key in different)):
+        name = next(iter(reached), "max_epochs")
+        raise NothingToDo(
+            f"resume={settings['resume']}: nothing is left to do, this run has finished with "
+            f"trainer.{name}={done[name]}; trainer.{name}={2 * done[name]} extends it."
+        )

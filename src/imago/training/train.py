@@ -45,6 +45,7 @@ def train(cfg: DictConfig) -> float:
 
         run_trial(overrides, directory.path)
         return directory.summary.get("best_value", float("nan"))
+    directory.signals.is_last_run = job.mode == RunMode.RUN
     cfg.paths.run_dir = str(directory.path)
     overrides = store_absolute_paths(cfg, overrides)
     starts_over = cfg.resume == "auto"  # the run is new, or ended before its first checkpoint
