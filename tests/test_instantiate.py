@@ -34,6 +34,9 @@ def no_images(root):
 def bug(x):
     return {}[x]
 
+def needs_package():
+    import absent_package_of_a_test
+
 def inner_type_error(x):
     return len(x)
 """
@@ -51,6 +54,11 @@ def mynet(tmp_path, monkeypatch):
     yield
     for name in [name for name in sys.modules if name.split(".")[0] == "mynet"]:
         del sys.modules[name]
+
+
+def test_a_missing_package_of_a_class_is_one_line(mynet):
+    with pytest.raises(ConfigError, match=r"^callbacks\._target_=mynet\.needs_package: No module named 'absent_pack"):
+        build(OmegaConf.create({"callbacks": {"_target_": "mynet.needs_package"}}).callbacks)
 
 
 def test_classes_functions_and_nested_nodes_are_built(mynet):

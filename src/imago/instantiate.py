@@ -170,6 +170,8 @@ def _call(target: Any, args: Sequence[Any], arguments: Mapping[str, Any], where:
         if match and match[1] in arguments and not accepts(target, match[1]):
             raise ConfigError(f"{where} takes no {match[1]!r} ({error}); remove it.") from error
         raise
+    except ModuleNotFoundError as error:  # of an optional package of a library
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def _twin(target: type) -> str:

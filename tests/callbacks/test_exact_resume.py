@@ -2,6 +2,7 @@
 
 import operator
 import re
+import time
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -63,6 +64,18 @@ def test_rows_after_the_checkpoint_are_removed_before_the_first_new_one(tmp_path
     log(loggers, [7])  # now with a larger log_every_n_steps
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("loss")] == [0, 1, 2, 3, 7]
+
+
+def test_tensorboard_shows_every_step_though_the_clock_was_set_back_before_each_resume(tmp_path: Path):
+    for number, start in enumerate((0, 4, 8)):
+        log(resume(tmp_path, start), range(start, start + 6))
+        for file in (tmp_path / "tensorboard").glob(f"*tfevents.{time.strftime('%s')[:6]}*"):  # of today
+            later_s = 9_999_999_999 - 1000 * number
+            file.rename(file.with_name(re.sub(r"\d{10}", str(later_s), file.name, count=1)))
+    log(resume(tmp_path, 12), range(12, 14))
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("loss")] == list(range(14))
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 4
 
 
 def test_only_rank_0_writes_files(tmp_path: Path):

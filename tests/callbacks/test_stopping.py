@@ -1,13 +1,21 @@
 """When a signal or `trainer.max_time` ends training; `test_checkpoints.py` and end_to_end resume such runs."""
 
+import json
+import os
 import signal
+import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from imago.callbacks.stopping import StopOnSignal, TimeLimit, has_epoch_ended_early
+from imago.callbacks import stopping
+from imago.callbacks.stopping import StopOnSignal, TimeLimit, has_epoch_ended_early, watch_ranks
 from imago.errors import ConfigError, Stopped
 from imago.runs.run_directory import RunDirectory
 
@@ -27,6 +35,49 @@ def test_a_signal_stops_before_the_batch_that_begins_the_next_step_and_saves(tmp
     with pytest.raises(Stopped) as stop:
         callback.on_train_batch_start(trainer, MODULE, None, 2)
     assert (stop.value.reason, saved) == ("SIGUSR1", [trainer])
+
+
+@pytest.mark.parametrize("is_alive", [False, True])
+def test_a_run_that_waits_for_a_frozen_process_leaves_some_time_after_a_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_alive: bool
+):
+    monkeypatch.setattr(stopping, "_BLOCKED_S", 0.3)
+    directory = RunDirectory(tmp_path / "run", tmp_path)
+    pid = os.fork()
+    if not pid:
+        callback = StopOnSignal(directory)
+        with suppress(BaseException), directory.open("seed: 0\n", [], 0):
+            directory.signals.is_deferred = True
+            stopping._leave_when_blocked(callback)
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(12):
+                time.sleep(0.1)  # twice as long as a frozen process is waited for, and more
+                if is_alive:
+                    callback.on_validation_batch_start()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == (0 if is_alive else 143)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["reason"]) == (("finished", None) if is_alive else ("stopped", "SIGTERM"))
+
+
+def test_a_rank_that_is_killed_before_it_is_connected_is_the_reason(tmp_path: Path):
+    directory = RunDirectory(tmp_path / "run", tmp_path)
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
+
+    def start() -> None:
+        launcher.procs = [subprocess.Popen(["sleep", "60"])]
+
+    launcher._call_children_scripts = start  # type: ignore[method-assign]
+    directory.signals.launcher = launcher
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+    watch_ranks(trainer, directory)
+    with directory.open("seed: 0\n", [], 0):
+        launcher._call_children_scripts()
+        launcher.procs[0].kill()
+        end_s = time.monotonic() + 5
+        while directory.summary["status"] == "running" and time.monotonic() < end_s:
+            time.sleep(0.01)
+        assert directory.summary["reason"].startswith("rank 1: killed by signal 9, possibly out of memory")
 
 
 def end_batch(batch_idx: int, is_validation_due: bool = False) -> tuple[bool, bool]:

@@ -170,6 +170,22 @@ def test_the_summary_of_a_run_names_the_full_disk(tmp_path: Path):
     assert mount_in_a_fork(kind, tmp_path, lambda: run_until_the_disk_is_full(tmp_path)) == 0
 
 
+def start_on_a_full_disk(tmp_path: Path, limit: str) -> None:
+    folder = RunDirectory(tmp_path / "train" / "run", tmp_path)
+    with suppress(OSError), folder.open("seed: 0\n" * 1000, [], 0):
+        pass
+    summary = folder.path / "summary.json"
+    status = json.loads(summary.read_text() or "{}").get("status") if summary.exists() else None
+    assert status in ("failed", None), limit  # never running
+    assert not list(folder.path.glob("*.part"))
+
+
+@pytest.mark.parametrize("limit", ["size=4k", "size=8k", "size=12k", *(f"nr_inodes={n}" for n in (5, 6, 7))])
+def test_a_disk_that_is_almost_full_at_the_start_leaves_no_run_that_seems_to_run(tmp_path: Path, limit: str):
+    kind = ["-t", "tmpfs", "-o", limit, "tmpfs"]
+    assert mount_in_a_fork(kind, tmp_path, lambda: start_on_a_full_disk(tmp_path, limit)) == 0
+
+
 def test_a_read_only_directory_is_refused_before_anything_is_built(tmp_path: Path):
     def work() -> None:
         refused = pytest.raises(DataError, match="run cannot be written: Read-only file system; choose .*log_dir=DIR")

@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+import resource
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,7 +151,42 @@ def test_after_a_lost_connection_the_killed_rank_is_found(tmp_path: Path):
     write_killed_failures(tmp_path, ValueError("of this process"), {1: killed, 2: running})
     assert first_failure(tmp_path) is None
     write_killed_failures(tmp_path, RuntimeError(LOST), {1: killed, 2: running})
-    assert explain_exit(RuntimeError(LOST), tmp_path, None)[1] == f"rank 1: {KILLED}"
+    _, reason, exit_error = explain_exit(RuntimeError(LOST), tmp_path, None)
+    assert reason == f"rank 1: {KILLED}"
+    assert isinstance(exit_error, UserError)
+    clear_failures(tmp_path)
+    assert isinstance(explain_exit(RuntimeError(LOST), tmp_path, None)[2], UserError)  # in the other ranks
+
+
+@pytest.mark.parametrize(
+    ("use_too_much", "words"),
+    [
+        (lambda: np.empty(10**15), "too little memory (Unable to allocate"),
+        (lambda: torch.empty(10**15), "too little memory (DefaultCPUAllocator: can't allocate memory"),
+        (lambda: bytearray(10**15), "too little memory (MemoryError)"),
+        (lambda: [os.dup(0) for _ in range(100)], "Too many open files: `ulimit -n 4096`"),
+    ],
+)
+def test_a_machine_that_is_too_small_is_one_line(use_too_much, words: str):
+    with pytest.raises((MemoryError, RuntimeError, OSError)) as caught:
+        with_few_files(use_too_much)
+    line = to_user_error(caught.value)
+    assert isinstance(line, UserError)
+    assert str(line).startswith(words)
+
+
+def with_few_files(work) -> None:
+    """Call `work` with a limit of 60 open files; close those that it opened."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = set(os.listdir("/dev/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (60, limits[1]))
+    try:
+        work()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for number in set(os.listdir("/dev/fd")) - before:
+            with suppress(OSError):
+                os.close(int(number))
 
 
 def test_batchnorm_over_one_value_is_one_line_that_names_the_batch_size():

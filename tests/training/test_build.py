@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import small_fit
 import torch
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import Callback, LightningModule, seed_everything
 from small_fit import QUIET, fit_run
 from torch import Tensor
 
+from imago.errors import ConfigError
 from imago.images import Preprocess
-from imago.training.build import build_task, choose_preprocess, final_checkpoint
+from imago.runs.run_directory import RunDirectory
+from imago.training.build import build_task, build_trainer, choose_preprocess, final_checkpoint
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 QUICK = ("callbacks.image_grid=null", "logger.tensorboard=null", "trainer.log_every_n_steps=1")
@@ -65,6 +67,22 @@ def test_images_and_network_have_one_memory_format(compose: Callable, task: str,
     if not task:
         weight = next(value for value in module.net.parameters() if value.ndim == 4 and value.shape[1] > 1)
         assert weight.is_contiguous(memory_format=torch.channels_last) == is_fast
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("LearningRateFinder", "tune=lr"),
+        ("BatchSizeFinder", "data.batch_size=N"),
+        ("GradientAccumulationScheduler", "trainer.accumulate_grad_batches=N"),
+    ],
+)
+def test_callbacks_that_train_beside_the_schedule_are_refused_with_what_to_type(compose, tmp_path, name, remedy):
+    cfg = compose("data=shapes")
+    arguments = {"scheduling": {0: 2}} if name.startswith("Gradient") else {}
+    cfg.callbacks = {"mine": {"_target_": f"lightning.pytorch.callbacks.{name}", **arguments}}
+    with pytest.raises(ConfigError, match=f"^callbacks: {name} would train beside the schedule; type {remedy}"):
+        build_trainer(cfg, "32-true", RunDirectory(tmp_path, tmp_path), LightningModule())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from imago.errors import ConfigError, NothingToDo
-from imago.training.resume import check_run_directory, check_unchanged_settings
+from imago.training.resume import check_run_directory, check_unchanged_settings, store_absolute_paths
 
 
 def settings(**trainer) -> dict:
@@ -71,6 +71,18 @@ def test_a_run_that_was_stopped_early_is_not_continued_by_chance():
     after = settings() | {"callbacks": {"early_stopping": {"patience": 2}}}
     for now in (after, before | settings(max_epochs=9), before | settings(max_time="00:01:00:00")):
         check_unchanged_settings(before, now, num_epochs_done=3, is_finished=True)
+
+
+def test_a_resumed_run_stays_in_the_log_directory_that_it_was_started_with(compose, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = compose("paths.log_dir=first")
+    saved = store_absolute_paths(cfg, ["seed=1", "paths.log_dir=first"])
+    assert saved == ["seed=1", f'paths.log_dir="{tmp_path / "first"}"']
+    (tmp_path / "provenance.json").write_text(json.dumps({"overrides": saved}))
+    again = store_absolute_paths(compose(f"resume={tmp_path}"), ["seed=1", "paths.log_dir=other"])
+    assert again == saved
+    starts_over = store_absolute_paths(compose("resume=auto", "paths.log_dir=other"), ["paths.log_dir=other"])
+    assert starts_over == [f'paths.log_dir="{tmp_path / "other"}"']
 
 
 EMA = {"_target_": "imago.callbacks.ema.Ema", "decay": 0.99}

@@ -1,18 +1,27 @@
 """Stop training after a signal or a time limit so that it can be resumed, and record the ranks that failed."""
 
+import logging
+import os
+import signal
 import threading
+import time
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 
 from imago.callbacks.train_metrics import num_steps_done
 from imago.errors import ConfigError
 from imago.runs.failure import write_killed_failure
 from imago.runs.run_directory import RunDirectory
-from imago.runs.signals import stopped_by
+from imago.runs.signals import STOP_SIGNALS, stopped_by
+
+log = logging.getLogger(__name__)
+
+
+_BLOCKED_S = 30.0  # as long as torchrun waits for its processes
 
 
 class StopOnSignal(Callback):
@@ -24,18 +33,25 @@ class StopOnSignal(Callback):
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
+        self.alive_s = 0.0  # when the last batch began, by the monotonic clock
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.directory.signals.install()  # in a forked rank for the first time
-        if stage == "fit":
-            for rank, process in self.directory.signals.rank_processes().items():
-                threading.Thread(target=_watch, args=(self.directory, rank, process), daemon=True).start()
+        if stage == "fit" and trainer.world_size > 1 and trainer.is_global_zero:
+            _leave_when_blocked(self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.directory.signals.is_deferred = True
         self.directory.signals.install()  # Lightning's handlers, by now installed, stop within a step
 
+    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.alive_s = time.monotonic()
+
+    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.alive_s = time.monotonic()
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.alive_s = time.monotonic()
         if batch_idx % trainer.accumulate_grad_batches:
             return
         received_signal = self.directory.signals.received_signal or 0
@@ -62,12 +78,51 @@ class StopOnSignal(Callback):
             self.directory.record_failure(exception)
 
 
-def _watch(directory: RunDirectory, rank: int, process: Any) -> None:
-    """Record at once that a rank ended: within five seconds Lightning kills this process too."""
-    exit_code = process.wait()
-    write_killed_failure(directory.path, rank, exit_code)
-    if exit_code:
-        directory.update()
+def _leave_when_blocked(stopper: StopOnSignal) -> None:
+    """Exit without saving if no batch begins for 30 s after a stop signal, as beside a frozen rank.
+
+    This process may wait for it within torch, where Python's signal handlers do not run: hence the pipe and a thread.
+    """
+    directory = stopper.directory
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # not of signals to a loader worker
+
+    def leave() -> None:
+        while (number := os.read(reader, 1)[0]) not in STOP_SIGNALS:
+            pass
+        start_s = time.monotonic()
+        while time.monotonic() < max(start_s, stopper.alive_s) + _BLOCKED_S:
+            time.sleep(0.1)
+        if not directory.has_ended:
+            stop = stopped_by(number)
+            log.info("stopped by %s without saving: another process of the run does not respond", stop.reason)
+            directory.write_end("stopped", stop.reason)
+            directory.signals.forward(signal.SIGKILL)
+            os._exit(int(str(stop.code)))
+
+    threading.Thread(target=leave, daemon=True).start()
+
+
+def watch_ranks(trainer: Trainer, directory: RunDirectory) -> None:
+    """Record at once that a rank ended, also before it is connected: soon Lightning kills this process too."""
+
+    def watch(rank: int, process: Any) -> None:
+        exit_code = process.wait()
+        write_killed_failure(directory.path, rank, exit_code)
+        if exit_code:
+            directory.update()
+
+    def start_and_watch() -> None:
+        start_ranks()
+        for rank_and_process in directory.signals.rank_processes().items():
+            threading.Thread(target=watch, args=rank_and_process, daemon=True).start()
+
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        start_ranks = launcher._call_children_scripts
+        launcher._call_children_scripts = start_and_watch  # type: ignore[method-assign]
 
 
 def call_on_exception_in_forked_ranks(trainer: Trainer) -> None:

@@ -178,15 +178,18 @@ def _prepare_command_line() -> list[str]:
 
 def _check_ranks() -> None:
     """Refuse an environment in which ranks would wait for each other forever, or each write to its own directory."""
+    world_size = os.environ.get("WORLD_SIZE", "")
     for name in ("LOCAL_RANK", "RANK"):
-        if name in os.environ and "WORLD_SIZE" not in os.environ:
+        if name in os.environ and os.environ[name] not in map(str, range(int(world_size or 0))):
             raise ConfigError(
-                f"{name}={os.environ[name]} is set in the environment, but WORLD_SIZE is not: this process would wait "
-                f"for ranks that are not started. Unset {name}, or start with torchrun."
+                f"{name}={os.environ[name]} is set in the environment, and WORLD_SIZE={world_size} is not a number "
+                f"above it: this process would wait for ranks that are not started. Unset {name}, or use torchrun."
             )
-    # SLURM sets SLURM_NTASKS in the batch script too, but SLURM_STEP_ID only in processes that srun starts.
-    num_tasks = os.environ.get("SLURM_NTASKS", "1") if "SLURM_STEP_ID" in os.environ else "1"
-    is_single_process = os.environ.get("WORLD_SIZE", num_tasks) == "1"
+    # SLURM sets SLURM_NTASKS in the batch script too, and Lightning would wait for the other tasks. It sets
+    # SLURM_STEP_ID only in processes that srun starts.
+    if "SLURM_STEP_ID" not in os.environ:
+        os.environ.pop("SLURM_NTASKS", None)
+    is_single_process = (world_size or os.environ.get("SLURM_NTASKS", "1")) == "1"
     has_directory_name = any(text.startswith(("hydra.run.dir=", "run_name=")) for text in sys.argv[1:])
     if not is_single_process and not has_directory_name and "RUN_ID" not in os.environ:
         raise ConfigError(

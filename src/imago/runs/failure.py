@@ -28,9 +28,10 @@ _KNOWN_ERRORS = {
         "a loader worker {}; probably out of memory: data.num_workers=0 uses none, and a smaller data.batch_size needs "
         "less memory."
     ),
-    r"((?:CUDA out of memory|DefaultCPUAllocator|Cannot allocate memory|Unable to allocate|MemoryError).{,90})": (
+    r"((?:CUDA out of|DefaultCPUAllocator|(?:Cannot|Unable to) allocate|MemoryError|failed to map segment).{,90})": (
         "too little memory ({}): a smaller data.batch_size or preprocess.size, or data.num_workers=0, needs less."
     ),
+    "(Too many open files)": "{}: `ulimit -n 4096` in the shell allows more, and data.num_workers=0 needs fewer.",
     r"DataLoader timed out after ([\d.]+) seconds": (
         "no batch came for {} s: a loader worker or the disk hangs; data.num_workers=0 shows where."
     ),
@@ -69,10 +70,11 @@ def explain_exit(error: BaseException, run_dir: Path, received_signal: int | Non
     if isinstance(error, SystemExit) and stop is None:
         return "stopped", f"exit code {error.code}", error
     error = to_user_error(error)
-    if first is None or first.text == _describe(error):
-        return "failed", _describe(error), error
+    text = _describe(error)
+    if first is None or first.text == text:  # gloo's traceback says nothing about the rank that has ended
+        return "failed", text, UserError(text) if "gloo/transport" in text else error
     reason = f"rank {first.rank}: {first.text}"
-    return "failed", reason, UserError(reason) if first.is_user_error else error
+    return "failed", reason, UserError(reason) if first.is_user_error or not first.traceback else error
 
 
 def _find_stop(error: BaseException, received_signal: int | None) -> Stopped | None:
@@ -161,7 +163,7 @@ def to_user_error(error: Error) -> Error | UserError:
                 f"{file} cannot be written ({cause.strerror}); free some space. A run that has saved a checkpoint "
                 "continues with resume=RUN."
             )
-    if isinstance(error, RuntimeError | OSError | ValueError | MemoryError):
+    if isinstance(error, RuntimeError | OSError | ValueError | MemoryError | ImportError):
         text = " ".join(str(error).split()) or type(error).__name__
         for pattern, message in _KNOWN_ERRORS.items():
             if match := re.search(pattern, text):

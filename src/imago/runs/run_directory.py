@@ -17,15 +17,7 @@ from time import perf_counter
 from typing import Any
 
 from imago.errors import ConfigError, DataError
-from imago.files import (
-    make_writable,
-    read_json,
-    refuse_links,
-    remove_partial_files,
-    report_unwritable,
-    write_json,
-    write_text,
-)
+from imago.files import make_writable, read_json, refuse_links, remove_partial_files, write_json, write_text
 from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
 from imago.runs.failure import clear_failures, explain_exit, first_failure, write_failure, write_killed_failures
@@ -34,7 +26,6 @@ from imago.runs.signals import Signals, is_main_process, watch_main_process
 
 _log = logging.getLogger("imago")
 
-_SETTING = "paths.log_dir=DIR"  # chooses another directory
 _SUMMARY_LOCK = threading.Lock()  # threads that watch other ranks write the summary as well
 
 
@@ -48,6 +39,8 @@ class RunDirectory:
         self.path = path
         self.log_dir = log_dir
         self.is_main_process = is_main_process()
+        self.has_ended = False
+        self._start_s = 0.0
         self._is_linked = False
         self.signals = Signals()
 
@@ -78,16 +71,14 @@ class RunDirectory:
         with ExitStack() as stack:
             if self.is_main_process:
                 refuse_links(self.path)
-                make_writable(self.path, _SETTING)
+                make_writable(self.path, "paths.log_dir=DIR")
                 if (self.path / "checkpoints").exists():
-                    make_writable(self.path / "checkpoints", _SETTING)
-                with report_unwritable(self.path, f"; choose another directory with {_SETTING}"):
-                    stack.enter_context(lock_directory(self.path))
+                    make_writable(self.path / "checkpoints", "paths.log_dir=DIR")
+                stack.enter_context(lock_directory(self.path))
             if check is not None:  # in all ranks, as torchrun would wait for those that do not end
                 check()
             if self.is_main_process:
-                with report_unwritable(self.path, f"; choose another directory with {_SETTING}"):
-                    stack.enter_context(log_to(self.path / "train.log"))
+                stack.enter_context(log_to(self.path / "train.log"))
             else:
                 self.path.mkdir(parents=True, exist_ok=True)
                 _log.setLevel(logging.ERROR)
@@ -98,20 +89,22 @@ class RunDirectory:
 
     @contextmanager
     def _record_end(self) -> Iterator[None]:
-        start_s = perf_counter()
+        self._start_s = perf_counter()
         try:
             with self.signals.handle():
                 yield
                 self.signals.finish()
-            self._write_end("finished", None, start_s)
+            self.has_ended = True
+            self.write_end("finished", None)
         except BaseException as error:
+            self.has_ended = True
             write_killed_failures(self.path, error, self.signals.rank_processes())
             status, reason, exit_error = explain_exit(error, self.path, self.signals.received_signal)
             if status == "failed":
                 _log.debug("".join(traceback.format_exception(error)))
                 if not self.is_main_process:
                     self.record_failure(error)
-            self._write_end(status, reason, start_s)
+            self.write_end(status, reason)
             if status == "stopped":  # only the main process logs
                 command = f"python src/train.py resume={shlex.quote(short_path(self.path))}"
                 is_saved = checkpoint_file(self.path, "last").is_file()
@@ -205,11 +198,12 @@ class RunDirectory:
             _log.warning("%s does not point to this run: %s", short_path(latest), error.strerror)
             new_link.unlink(missing_ok=True)
 
-    def _write_end(self, status: str, reason: str | None, start_s: float) -> None:
+    def write_end(self, status: str, reason: str | None) -> None:
+        """Write to the summary how the run ended, also on a full disk."""
         if not self.is_main_process:
             return
         end: dict[str, Any] = {"status": status, "reason": reason, "ended": _now(self.summary.get("started"))}
-        end["seconds"] = round(perf_counter() - start_s, 1)
+        end["seconds"] = round(perf_counter() - self._start_s, 1)
         try:
             self.update(**end)
         except OSError:  # on a full disk, overwrite the old summary in place

@@ -114,7 +114,7 @@ class Signals:
             Stopped: with the signal's name.
         """
         if self.received_signal is not None:
-            self._forward(self.received_signal)
+            self.forward(self.received_signal)
             raise stopped_by(self.received_signal)
 
     def rank_processes(self) -> dict[int, Any]:
@@ -134,12 +134,13 @@ class Signals:
         ranks = self.rank_processes().values()
         waits_for_forked_ranks = any(not isinstance(rank, Popen) and rank.is_alive() for rank in ranks)
         if is_first and waits_for_forked_ranks:
-            self._forward(number)
+            self.forward(number)
         elif not is_first or not self.is_deferred:
-            self._forward(number)
+            self.forward(number)
             raise KeyboardInterrupt if self.received_signal == signal.SIGINT else stopped_by(self.received_signal)
 
-    def _forward(self, number: int) -> None:
+    def forward(self, number: int) -> None:
+        """Send a signal to the ranks that this process started."""
         if self.launcher is not None:
             self.launcher.kill(number)
 

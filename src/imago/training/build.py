@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler, ProgressBar
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ProgressBar,
+)
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
@@ -20,13 +26,14 @@ from imago.callbacks.exact_resume import KeepSettings, ResumedStateCheck
 from imago.callbacks.mean_gradient import MeanGradient
 from imago.callbacks.own_epoch import OwnEpoch
 from imago.callbacks.run_summary import RunSummary
-from imago.callbacks.stopping import StepLimit, StopOnSignal, TimeLimit, call_on_exception_in_forked_ranks
+from imago.callbacks.stopping import StepLimit, StopOnSignal, TimeLimit, call_on_exception_in_forked_ranks, watch_ranks
 from imago.callbacks.train_metrics import TrainMetrics
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
 from imago.images import MAX_SMALL_PX, Preprocess
 from imago.inference.load import resolve_checkpoint
 from imago.instantiate import build, full_name, to_plain
+from imago.logger.wandb_id import wandb_id
 from imago.model.adapt import choose_memory_format, weights_preprocess
 from imago.model.classifier import Classifier
 from imago.paths import checkpoint_file
@@ -34,6 +41,7 @@ from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_lo
 from imago.runs.run_directory import RunDirectory
 from imago.task.base import ImageTask
 from imago.task.optimization import count_steps
+from imago.training.loopback import bind_to_loopback
 from imago.training.other_task import (
     ScheduleIntervalCheck,
     build_other_task,
@@ -46,6 +54,12 @@ from imago.training.teacher import load_teacher_run, prepare_teacher
 from imago.trust import without_files
 
 log = logging.getLogger(__name__)
+
+_REFUSED_CALLBACKS = {
+    GradientAccumulationScheduler: "trainer.accumulate_grad_batches=N",
+    LearningRateFinder: "tune=lr, and then the suggested optimizer.lr",
+    BatchSizeFinder: "data.batch_size=N",
+}
 
 
 def choose_preprocess(
@@ -141,12 +155,13 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
     has_checkpoints = any(isinstance(callback, Checkpoint) for callback in callbacks)
     if not has_checkpoints and not cfg.tune:
         log.warning("no callback saves checkpoints: this run cannot be resumed, evaluated or exported")
+    loggers = [node for node in cfg.logger.values() if node is not None]
     plugins = to_plain(cfg.trainer.get("plugins")) or []
     plugins = plugins if isinstance(plugins, list) else [plugins]
     arguments: dict[str, Any] = {
         "precision": precision,
         "callbacks": callbacks,
-        "logger": [build(logger, base=Logger) for logger in cfg.logger.values() if logger is not None],
+        "logger": [build(node, base=Logger, **wandb_id(node, directory.path)) for node in loggers],
         "plugins": [
             AtomicCheckpointIO(full_name(type(task)), left_out, directory.link_latest),
             *(build(part) if isinstance(part, dict) else part for part in plugins),
@@ -162,6 +177,8 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
         trainer: Trainer = build(cfg.trainer, base=Trainer, **arguments)
     directory.signals.launcher = trainer.strategy.launcher
     call_on_exception_in_forked_ranks(trainer)
+    watch_ranks(trainer, directory)
+    bind_to_loopback(trainer)
     return trainer
 
 
@@ -183,11 +200,10 @@ def _build_callbacks(cfg: DictConfig, directory: RunDirectory) -> list[Callback]
     settings = {str(name): to_plain(node) for name, node in cfg.callbacks.items() if node is not None}
     named = {name: build(cfg.callbacks[name], base=Callback) for name in settings}
     callbacks = [KeepSettings(named, settings), *named.values()]
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
-        raise ConfigError(
-            "callbacks: with GradientAccumulationScheduler the schedule would not end where training does; type "
-            "trainer.accumulate_grad_batches=N."
-        )
+    for callback in callbacks:
+        for refused, remedy in _REFUSED_CALLBACKS.items():
+            if isinstance(callback, refused):
+                raise ConfigError(f"callbacks: {refused.__name__} would train beside the schedule; type {remedy}.")
     callbacks += [part for callback in callbacks if (part := getattr(callback, "top_checkpoints", None))]
     if cfg.trainer.max_time is not None:
         callbacks.append(TimeLimit(to_plain(cfg.trainer.max_time)))

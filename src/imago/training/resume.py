@@ -30,7 +30,7 @@ _CHANGEABLE_KEYS = (
 )
 # A checkpoint with averaged weights has two sets of weights, and best.ckpt is the best of the whole run.
 _FIXED_KEYS = ("callbacks.ema.", *(f"callbacks.best_checkpoint.{key}." for key in ("monitor", "mode", "save_top_k")))
-_PATH_KEYS = ("data.root", "task.teacher", "task.teacher.weights", "model.weights")
+_PATH_KEYS = ("paths.log_dir", "data.root", "task.teacher", "task.teacher.weights", "model.weights")
 
 
 def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
@@ -41,6 +41,7 @@ def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]
     Raises:
         ConfigError: if `model.weights` or `task.teacher` names a run without a checkpoint.
     """
+    cfg.paths.log_dir = str(Path(cfg.paths.log_dir).absolute())
     if cfg.data.get("root"):
         cfg.data.root = str(Path(cfg.data.root).absolute())
     weights = cfg.model.get("weights")
@@ -55,7 +56,11 @@ def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]
         key, _, value = override.partition("=")
         if key in _PATH_KEYS and value not in ("", "null"):
             stored[index] = f"{key}={quote_for_hydra(str(OmegaConf.select(cfg, key)))}"
-    return stored
+    if cfg.resume in (None, "auto"):
+        return stored
+    saved = read_json(Path(cfg.resume) / "provenance.json").get("overrides", ())  # a resumed run stays where it is
+    here = [override for override in saved if str(override).startswith("paths.log_dir=")]
+    return [*(override for override in stored if not override.startswith("paths.log_dir=")), *here]
 
 
 def resolve_teacher(task: DictConfig) -> None:

@@ -1,0 +1,38 @@
+"""Let the processes of a run on one machine connect through its loopback address only."""
+
+import os
+import socket
+import sys
+from typing import Any
+
+import torch.distributed
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+
+
+def bind_to_loopback(trainer: Trainer) -> None:
+    """Let the store of `torch.distributed` and gloo listen on the loopback address; by default they are reachable.
+
+    Ranks that torchrun or SLURM started, or several machines, are left as they are.
+    """
+    strategy: Any = trainer.strategy
+    environment = getattr(strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 or not isinstance(environment, LightningEnvironment):
+        return
+    connect = strategy.setup_distributed
+
+    def connect_by_loopback() -> None:
+        address = (environment.main_address, environment.main_port)
+        if address[0] == "127.0.0.1" and not torch.distributed.is_initialized():
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+            if strategy.local_rank == 0:  # Lightning's store of the same address shares this one's server
+                strategy.store = torch.distributed.TCPStore(
+                    *address,
+                    is_master=True,
+                    wait_for_workers=False,
+                    multi_tenant=True,
+                    master_listen_fd=socket.create_server(address).detach(),
+                )
+        connect()
+
+    strategy.setup_distributed = connect_by_loopback
