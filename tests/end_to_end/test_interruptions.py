@@ -116,11 +116,12 @@ def test_a_run_with_a_teacher_is_resumed_to_the_same_weights(runs: WarmRuns, who
     assert_resumed_to_the_same(runs, whole(1, *taught), way, *taught)
 
 
-def test_a_finished_run_is_refused_and_an_extended_one_keeps_its_best_score(runs: WarmRuns, whole):
+def test_a_finished_run_has_nothing_to_do_and_an_extended_one_keeps_its_best_score(runs: WarmRuns, whole):
     run = runs.logs / "train" / "done"
     shutil.copytree(whole(1), run, symlinks=True)
-    again = runs.run(f"resume={run}", expect=2)
-    assert "has finished its trainer.max_epochs=3; trainer.max_epochs=6 extends it" in again.text
+    again = runs.run(f"resume={run}")
+    assert "this run has finished with trainer.max_epochs=3; trainer.max_epochs=6 extends it" in again.stdout
+    assert (again.stderr, summary(run)) == ("", summary(whole(1)))
     runs.run(f"resume={run}", "trainer.max_epochs=4")
     assert summary(run)["epochs"] == 4
     assert [row["epoch"] for row in curves(run) if row["val/acc"]] == ["0", "1", "2", "3"]

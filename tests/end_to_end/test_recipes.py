@@ -57,8 +57,8 @@ def test_max_steps_ends_a_run_with_a_validation_and_a_larger_number_extends_it(t
     assert (summary(steps)["steps"], summary(steps)["epochs"]) == (6, 1)
     assert len(list((steps / "checkpoints").glob("epoch=*-val_acc=*.ckpt"))) == 1  # none of an unfinished epoch
     assert "optimizer.eps=1e-8" in json.loads((steps / "provenance.json").read_text())["overrides"]
-    done = train(tmp_path, f"resume={steps}", check=False)
-    assert "this run has finished its trainer.max_steps=6; trainer.max_steps=12 extends it" in done.stderr
+    done = train(tmp_path, f"resume={steps}")
+    assert "this run has finished with trainer.max_steps=6; trainer.max_steps=12 extends it" in done.stdout
     train(tmp_path, f"resume={steps}", "trainer.max_steps=8", **single)
     states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (whole, steps)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
