@@ -44,12 +44,10 @@ def test_a_run_that_never_trained_is_in_no_table(tmp_path: Path):
     (tmp_path / "saved" / "checkpoints" / "last.ckpt").touch()
     assert [record.run for record in read_records(tmp_path)] == ["finished", "logged", "saved"]
     notes = {name: unfinished_note(tmp_path / name) for name in ("failed", "stopped", "running", "finished", "none")}
-    died = "the run died: its process ended without a status: killed, or the machine was shut down"
-    stopped = "the run was stopped: no images"
-    assert notes == {
-        **{"failed": "the run failed: no images", "stopped": stopped, "running": died},
-        **{"finished": "", "none": ""},
-    }
+    died = "died, its process ended without a status: killed, or the machine was shut down"
+    expected = {"failed": "failed, no images", "stopped": "stopped, no images", "running": died}
+    expected = {name: f"the run has not finished: {text}" for name, text in expected.items()}
+    assert notes == expected | {"finished": "", "none": ""}
 
 
 def test_a_run_has_died_if_nobody_holds_its_lock_also_if_its_process_number_is_in_use(tmp_path: Path):

@@ -47,9 +47,6 @@ class StopOnSignal(Callback):
     def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self.alive_s = time.monotonic()
 
-    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        self.alive_s = time.monotonic()
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.alive_s = time.monotonic()
         if batch_idx % trainer.accumulate_grad_batches:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
-from typing import Any, TypeVar
+from typing import Any
 
 from imago.errors import DataError, Stopped, StorageError, UserError
 from imago.runs.signals import STOP_SIGNALS, rank_name, stopped_by
@@ -40,9 +40,6 @@ _KNOWN_ERRORS = {
         "images per process, or an architecture without BatchNorm."
     ),
 }
-
-
-Error = TypeVar("Error", bound=BaseException)
 
 
 @dataclass(frozen=True)
@@ -115,14 +112,10 @@ def write_killed_failures(run_dir: Path, error: BaseException, processes: Mappin
         return
     end_s = time.monotonic() + 1.0
     for rank, process in processes.items():
-        timeout_s = max(0.0, end_s - time.monotonic())
-        if isinstance(process, Popen):
-            with suppress(TimeoutExpired):
-                process.wait(timeout_s)
-            write_killed_failure(run_dir, rank, process.returncode)
-        else:
-            process.join(timeout_s)
-            write_killed_failure(run_dir, rank, process.exitcode)
+        is_command = isinstance(process, Popen)
+        with suppress(TimeoutExpired):
+            (process.wait if is_command else process.join)(max(0.0, end_s - time.monotonic()))
+        write_killed_failure(run_dir, rank, process.returncode if is_command else process.exitcode)
 
 
 def _write(run_dir: Path, failure: Failure) -> None:
@@ -152,7 +145,7 @@ def first_failure(run_dir: Path) -> Failure | None:
     return min(failures, key=lambda item: (bool(_LOST_CONNECTION.search(item.text)), item.time_s), default=None)
 
 
-def to_user_error(error: Error) -> Error | UserError:
+def to_user_error(error: BaseException) -> Any:
     """Return a one-line error with the way out for a full disk and for `_KNOWN_ERRORS`; others unchanged."""
     if isinstance(error, UserError):
         return error

@@ -25,10 +25,8 @@ from imago.text import printable
 _MARKER_FILES = frozenset({"summary.json", "provenance.json"})
 _SUBDIRECTORIES = frozenset({"checkpoints", "tensorboard", "eval", "export", "predictions", "figures"})
 
+_ENDED_EARLY = ("stopped", "failed", "died")  # statuses
 _SUMMARY_COUNTS = ("num_images", "num_left_out")  # numbers beside the metrics of a split
-
-# Statuses of a run that did not finish, as a sentence about it.
-_UNFINISHED = {"running": "is still running", "stopped": "was stopped", "failed": "failed", "died": "died"}
 
 # Settings that do not change a result. The trailing dot matches whole keys only.
 _KEYS_WITHOUT_EFFECT = (
@@ -82,7 +80,7 @@ def read_records(log_dir: Path | str) -> list[RunRecord]:
             run_dirs.append(Path(path))
             subdirectories[:] = [name for name in subdirectories if name not in _SUBDIRECTORIES]
     records = [read_record(run_dir, log_dir) for run_dir in sorted(run_dirs)]
-    return [record for record in records if record.status not in ("stopped", "failed", "died") or _has_trained(record)]
+    return [record for record in records if record.status not in _ENDED_EARLY or _has_trained(record)]
 
 
 def _has_trained(record: RunRecord) -> bool:
@@ -91,11 +89,11 @@ def _has_trained(record: RunRecord) -> bool:
 
 
 def unfinished_note(run_dir: Path) -> str:
-    """Return how a run ended that did not finish, such as "the run failed: ..."; "" for one that did or is none."""
+    """Return the status and the reason of a run that has not finished; "" for one that has, or that is none."""
     record = read_record(run_dir)
-    if record.status not in _UNFINISHED:
-        return ""
-    return f"the run {_UNFINISHED[record.status]}" + (f": {printable(record.reason)}" if record.reason else "")
+    is_unfinished = record.status in ("running", *_ENDED_EARLY)
+    reason = f", {printable(record.reason)}" if record.reason else ""
+    return f"the run has not finished: {record.status}{reason}" if is_unfinished else ""
 
 
 def read_record(run_dir: Path, log_dir: Path | None = None) -> RunRecord:

@@ -11,13 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    Checkpoint,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    ProgressBar,
-)
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
@@ -56,9 +50,9 @@ from imago.trust import without_files
 log = logging.getLogger(__name__)
 
 _REFUSED_CALLBACKS = {
-    GradientAccumulationScheduler: "trainer.accumulate_grad_batches=N",
-    LearningRateFinder: "tune=lr, and then the suggested optimizer.lr",
-    BatchSizeFinder: "data.batch_size=N",
+    "GradientAccumulationScheduler": "trainer.accumulate_grad_batches=N",
+    "LearningRateFinder": "tune=lr, and then the suggested optimizer.lr",
+    "BatchSizeFinder": "data.batch_size=N",
 }
 
 
@@ -200,10 +194,10 @@ def _build_callbacks(cfg: DictConfig, directory: RunDirectory) -> list[Callback]
     settings = {str(name): to_plain(node) for name, node in cfg.callbacks.items() if node is not None}
     named = {name: build(cfg.callbacks[name], base=Callback) for name in settings}
     callbacks = [KeepSettings(named, settings), *named.values()]
-    for callback in callbacks:
-        for refused, remedy in _REFUSED_CALLBACKS.items():
-            if isinstance(callback, refused):
-                raise ConfigError(f"callbacks: {refused.__name__} would train beside the schedule; type {remedy}.")
+    kinds = {kind.__name__ for callback in callbacks for kind in type(callback).__mro__}
+    if refused := sorted(kinds & _REFUSED_CALLBACKS.keys()):
+        remedy = _REFUSED_CALLBACKS[refused[0]]
+        raise ConfigError(f"callbacks: {refused[0]} would train beside the schedule; type {remedy}.")
     callbacks += [part for callback in callbacks if (part := getattr(callback, "top_checkpoints", None))]
     if cfg.trainer.max_time is not None:
         callbacks.append(TimeLimit(to_plain(cfg.trainer.max_time)))
