@@ -1,10 +1,11 @@
-"""Tasks and LightningModules as users write them: `task._target_=own_tasks.NAME`."""
+"""Tasks, LightningModules and a logger as users write them: `task._target_=own_tasks.NAME`."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
@@ -194,3 +195,11 @@ class Adapting(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.level, self.share = state_dict["level"], state_dict["share"]
+
+
+class WandbLogger(CSVLogger):
+    """Has the name and the arguments of Lightning's logger for W&B."""
+
+    def __init__(self, save_dir: str, id: str | None = None, version: str | None = None) -> None:
+        super().__init__(save_dir)
+        self.id = version or id

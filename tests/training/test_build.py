@@ -69,6 +69,21 @@ def test_images_and_network_have_one_memory_format(compose: Callable, task: str,
         assert weight.is_contiguous(memory_format=torch.channels_last) == is_fast
 
 
+def test_a_resumed_run_continues_its_run_of_wandb(compose, tmp_path):
+    def wandb_id(name: str, **typed: str) -> str:
+        cfg = compose("data=shapes")
+        cfg.callbacks = {}
+        cfg.logger = {"wandb": {"_target_": "own_tasks.WandbLogger", "save_dir": str(tmp_path), **typed}}
+        (tmp_path / name).mkdir(exist_ok=True)
+        trainer = build_trainer(cfg, "32-true", RunDirectory(tmp_path / name, tmp_path), LightningModule())
+        return trainer.logger.id  # type: ignore[union-attr]
+
+    first = wandb_id("a")
+    assert wandb_id("a") == first
+    assert wandb_id("b") not in (first, None)
+    assert wandb_id("a", id="mine") == "mine"
+
+
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
