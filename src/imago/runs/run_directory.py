@@ -110,8 +110,6 @@ class RunDirectory:
                 is_saved = checkpoint_file(self.path, "last").is_file()
                 advice = f"; to continue: {command}" if is_saved else " before its first checkpoint"
                 _log.info("stopped by %s%s", reason, advice)
-            if reason == "SIGUSR1" and self.is_main_process:
-                _requeue_slurm_job()
             if exit_error is error:
                 raise
             raise exit_error from None
@@ -199,7 +197,7 @@ class RunDirectory:
             new_link.unlink(missing_ok=True)
 
     def write_end(self, status: str, reason: str | None) -> None:
-        """Write to the summary how the run ended, also on a full disk."""
+        """Write to the summary how the run ended, also on a full disk; after SIGUSR1 queue its SLURM job again."""
         if not self.is_main_process:
             return
         end: dict[str, Any] = {"status": status, "reason": reason, "ended": _now(self.summary.get("started"))}
@@ -211,6 +209,8 @@ class RunDirectory:
             with suppress(OSError), (self.path / "summary.json").open("r+", encoding="utf-8") as file:
                 file.write(text)
                 file.truncate()
+        if reason == "SIGUSR1":
+            _requeue_slurm_job()
 
 
 def has_never_saved(directory: Path) -> bool:
