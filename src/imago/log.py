@@ -49,10 +49,8 @@ def ignore_closed_pipes() -> None:
         old = getattr(sys, name)
         if old is not None and old is getattr(sys, f"__{name}__"):
             buffer = io.BufferedWriter(_Pipe(old.fileno(), "w", closefd=False))
-            new = io.TextIOWrapper(
-                buffer, old.encoding, old.errors, line_buffering=old.line_buffering, write_through=old.write_through
-            )
-            setattr(sys, name, new)
+            options = (old.encoding, old.errors, None, old.line_buffering, old.write_through)
+            setattr(sys, name, io.TextIOWrapper(buffer, *options))
 
 
 class _Pipe(io.FileIO):

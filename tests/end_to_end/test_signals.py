@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from short_runs import summary
 from warm_python import left_over
@@ -84,6 +85,21 @@ def test_no_process_outlives_one_that_was_killed_and_the_run_goes_on(runs: WarmR
     folder = runs.logs / "train" / name
     assert summary(folder)["status"] in ("running", "failed")  # the other rank may have come to say so
     assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] >= 3
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork"])
+def test_a_frozen_process_does_not_keep_the_others_from_leaving(runs: WarmRuns, strategy: str):
+    name = f"frozen-{strategy}"
+    run = runs.start(*LONG, *STRATEGIES[strategy], f"run_name={name}")
+    run.wait_for("epoch   1/500")
+    psutil.Process(run.pid).children()[-1].suspend()
+    os.kill(run.pid, signal.SIGTERM)
+    assert run.wait(150) == 143
+    assert "without saving: another process of the run does not respond" in run.text
+    found = summary(runs.logs / "train" / name)
+    assert (found["status"], found["reason"]) == ("stopped", "SIGTERM")
+    assert not left_over(run)
 
 
 def test_a_signal_in_the_final_test_keeps_the_training_and_the_test_is_repeated(runs: WarmRuns):

@@ -1,6 +1,7 @@
 """Stop training after a signal or a time limit so that it can be resumed, and record the ranks that failed."""
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -19,7 +20,6 @@ from imago.runs.run_directory import RunDirectory
 from imago.runs.signals import STOP_SIGNALS, stopped_by
 
 log = logging.getLogger(__name__)
-
 
 _BLOCKED_S = 30.0  # as long as torchrun waits for its processes
 
@@ -57,6 +57,7 @@ class StopOnSignal(Callback):
             torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
             received_signal = int(highest)
         if received_signal:
+            self.alive_s = math.inf  # a save may take long
             for callback in trainer.checkpoint_callbacks:
                 if hasattr(callback, "save_now"):  # `LastCheckpoint`, which is optional
                     callback.save_now(trainer)

@@ -179,8 +179,9 @@ def _prepare_command_line() -> list[str]:
 def _check_ranks() -> None:
     """Refuse an environment in which ranks would wait for each other forever, or each write to its own directory."""
     world_size = os.environ.get("WORLD_SIZE", "")
+    ranks = [str(rank) for rank in range(int(world_size))] if world_size.isdecimal() else []
     for name in ("LOCAL_RANK", "RANK"):
-        if name in os.environ and os.environ[name] not in map(str, range(int(world_size or 0))):
+        if name in os.environ and os.environ[name] not in ranks:
             raise ConfigError(
                 f"{name}={os.environ[name]} is set in the environment, and WORLD_SIZE={world_size} is not a number "
                 f"above it: this process would wait for ranks that are not started. Unset {name}, or use torchrun."
