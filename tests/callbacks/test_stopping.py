@@ -37,7 +37,7 @@ def test_a_signal_stops_before_the_batch_that_begins_the_next_step_and_saves(tmp
     assert (stop.value.reason, saved) == ("SIGUSR1", [trainer])
 
 
-@pytest.mark.parametrize("is_alive", [False, True])
+@pytest.mark.parametrize("is_alive", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_that_waits_for_a_frozen_process_leaves_some_time_after_a_signal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_alive: bool
 ):
@@ -50,8 +50,8 @@ def test_a_run_that_waits_for_a_frozen_process_leaves_some_time_after_a_signal(
             directory.signals.is_deferred = True
             stopping._leave_when_blocked(callback)
             os.kill(os.getpid(), signal.SIGTERM)
-            for _ in range(12):
-                time.sleep(0.1)  # twice as long as a frozen process is waited for, and more
+            for _ in range(14):
+                time.sleep(0.05)  # in all twice as long as a frozen process is waited for
                 if is_alive:
                     callback.on_validation_batch_start()
         os._exit(0)
