@@ -56,7 +56,7 @@ def test_option_composes_and_every_key_is_an_argument_of_its_target(option: Path
     group, name = option.parts
     cfg: DictConfig = compose(f"{group}={name}") if group != "paths" else compose()
     composed = OmegaConf.to_container(cfg, resolve=True)
-    node = composed if group in ("experiment", "paths") else {group: composed[group]}
+    node = composed if group in ("experiment", "debug", "paths") else {group: composed[group]}
     for path, settings in targets(node):
         if settings["_target_"] == "???":  # typed by the user
             continue
