@@ -1,11 +1,16 @@
 """Errors of Hydra and OmegaConf are explained in one line, with the nearest valid name."""
 
+import re
+import shutil
+
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.types import RunMode
 
 from imago.cli.messages import explain_composition_error, explain_key
+from imago.cli.overrides import check_complete, compose
+from imago.errors import ConfigError
 from imago.paths import PROJECT_ROOT
 
 
@@ -134,3 +139,24 @@ def test_an_argument_that_cannot_be_read_is_repeated_with_the_way_out(loader, ty
     text = explain(loader, typed)
     assert text.startswith(typed.partition("=")[0])
     assert words in text
+
+
+@pytest.mark.parametrize(
+    "text", ["defaults: [{override /optimizer: sgd}]\noptimizer: {lr: 0.3}", "optimizer: {lr: 0.3}\nseed: 5"]
+)
+def test_a_comment_before_the_package_of_an_experiment_is_named(tmp_path, config_dir, text: str):
+    """Without the check, the second one would be ignored: its values would stand below `experiment`."""
+    shutil.copytree(config_dir, tmp_path / "configs")
+    experiment = tmp_path / "configs" / "experiment" / "mine.yaml"
+    loader = ConfigLoaderImpl(create_config_search_path(str(tmp_path / "configs")))
+    experiment.write_text(f"# @package _global_\n# Mine.\n{text}")
+    assert compose(loader, "main", ["experiment=mine"]).optimizer.lr == 0.3
+    experiment.write_text(f"# Mine.\n# @package _global_\n{text}")
+    typed = ["experiment=mine"]
+    try:
+        check_complete(compose(loader, "main", typed))
+    except ConfigError as error:
+        line = str(error)
+    except Exception as error:  # of Hydra
+        line = explain_composition_error(error, typed, loader, "main")
+    assert re.fullmatch(r"experiment(=mine)?: the first line of its YAML.* must be '# @package _global_'\.", line)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from imago.cli.arguments import TargetArguments
-from imago.cli.overrides import chosen_group, compose_defaults, explain_value
+from imago.cli.overrides import NOT_GLOBAL, chosen_group, compose_defaults, explain_value
 from imago.cli.signatures import read_signature
 from imago.instantiate import to_plain
 from imago.settings import flatten
@@ -68,6 +68,8 @@ def explain_composition_error(
     if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'(?: 1\.| requires)", text):
         key, _, value = match[1].partition("=")
         return f"{match[1]}: several values are a sweep, which needs -m before them; one list is typed {key}=[{value}]."
+    if match := re.search(r"In '((?:experiment|debug)/\S+)': .* for '\w+@(?:experiment|debug)\.", text):
+        return f"{match[1].replace('/', '=', 1)}: {NOT_GLOBAL}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     return explain_value(cause) if isinstance(cause, OmegaConfBaseException) else text
 

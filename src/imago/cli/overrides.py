@@ -52,6 +52,8 @@ ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
     (bool, str): {"trainer.deterministic"},
 }
 
+NOT_GLOBAL = "the first line of its YAML, also before comments, must be '# @package _global_'."
+
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list",
                dict: "a group of settings", NoneType: "null"}  # fmt: skip
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
@@ -181,6 +183,9 @@ def check_complete(config: "DictConfig") -> None:
     Raises:
         ConfigError: one line for each missing value, or one for the first interpolation that fails.
     """
+    for group in ("experiment", "debug"):
+        if group in config:
+            raise ConfigError(f"{group}: {NOT_GLOBAL}")
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
