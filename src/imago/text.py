@@ -23,6 +23,16 @@ def padded(text: str, width: int, align_right: bool = False) -> str:
     return gap + text if align_right else text + gap
 
 
+def shortened(text: str, width: int) -> str:
+    """Return `text` if it fits in `width` columns of the terminal, else its beginning and three dots."""
+    if display_width(text) <= width:
+        return text
+    text = text[:width]
+    while display_width(text) > width - 3:
+        text = text[:-1]
+    return f"{text}..."
+
+
 def join_names(names: Iterable[str], limit: int = 10, separator: str = ", ") -> str:
     """Join at most `limit` names, escaped, and append how many more there are."""
     # 10 names are about one line of the terminal; our own choice.
@@ -49,6 +59,11 @@ def percent_text(share: float | None) -> str:
 def range_text(low: float | None, high: float | None, separator: str = " to ") -> str:
     """Format two shares in percent, without the sign; empty if one of them is None."""
     return "" if low is None or high is None else f"{100 * low:.2f}{separator}{100 * high:.2f}"
+
+
+def counted(count: int, singular: str, plural: str = "") -> str:
+    """Return a count with the words that agree with it: 1 epoch, 1,000 epochs; `plural` has an s by default."""
+    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
 def metric_text(value: float | None) -> str:

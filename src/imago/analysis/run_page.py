@@ -143,7 +143,7 @@ def _mistake_images(evaluation: Evaluation, notes: list[str]) -> list[tuple[int,
 
 def _figure_uris(directory: Path, notes: list[str]) -> list[tuple[str, str]]:
     """Return name and data URI of the figures that were drawn in training."""
-    files = sorted(directory.glob("*.png"))
+    files = sorted(file for file in directory.glob("*.png") if file.is_file())
     if not files:
         notes.append("the run has no figures/*.png: the images seen in training are in TensorBoard only")
     small = [file for file in files if file.stat().st_size <= _MAX_FIGURE_BYTES]

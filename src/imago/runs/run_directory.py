@@ -19,7 +19,7 @@ from typing import Any
 from imago.errors import ConfigError, DataError
 from imago.files import make_writable, read_json, refuse_links, remove_partial_files, write_json, write_text
 from imago.log import log_to
-from imago.paths import checkpoint_file, short_path
+from imago.paths import checkpoint_file, command, short_path
 from imago.runs.failure import clear_failures, explain_exit, first_failure, write_failure, write_killed_failures
 from imago.runs.provenance import collect_provenance
 from imago.runs.signals import Signals, is_main_process, watch_main_process
@@ -100,7 +100,7 @@ class RunDirectory:
             self._write_end(status, reason, start_s)
             if status == "stopped" and self.is_main_process and checkpoint_file(self.path, "last").is_file():
                 run = shlex.quote(short_path(self.path))
-                _log.info("stopped by %s; to continue: python src/train.py resume=%s", reason, run)
+                _log.info("stopped by %s; to continue: %s resume=%s", reason, command("train"), run)
             if reason == "SIGUSR1" and self.is_main_process:
                 _requeue_slurm_job()
             if exit_error is error:
