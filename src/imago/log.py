@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from imago.text import printable
+
 
 @contextmanager
 def log_to(file: Path | None = None) -> Iterator[None]:
@@ -21,10 +23,11 @@ def log_to(file: Path | None = None) -> Iterator[None]:
     imago = logging.getLogger("imago")
     screen = logging.StreamHandler(sys.stdout)
     screen.setLevel(logging.INFO)
+    screen.setFormatter(_Printable())
     handlers: list[tuple[logging.Logger, logging.Handler]] = [(imago, screen)]
     if file:
         log_file = _LogFile(file, encoding="utf-8", errors="backslashreplace")
-        log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        log_file.setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers += [(logging.getLogger(name), log_file) for name in ("imago", "lightning.pytorch", "py.warnings")]
         logging.captureWarnings(True)
     for logger, handler in handlers:
@@ -39,6 +42,13 @@ def log_to(file: Path | None = None) -> Iterator[None]:
             logger.removeHandler(handler)
             if handler is not screen:
                 handler.close()
+
+
+class _Printable(logging.Formatter):
+    """Escape control characters, which names of files, classes and run directories may contain."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 class _LogFile(logging.FileHandler):

@@ -4,6 +4,8 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+_MAX_WIDTH = 300  # of a name among others; our own choice
+
 
 def printable(text: Path | str) -> str:
     """Escape control characters and invalid UTF-8, so that a file name or class name cannot control the terminal."""
@@ -38,7 +40,7 @@ def join_names(names: Iterable[str], limit: int = 10, separator: str = ", ") -> 
     # 10 names are about one line of the terminal; our own choice.
     names = list(names)
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    return separator.join(map(printable, names[:limit])) + more
+    return separator.join(shortened(printable(name), _MAX_WIDTH) for name in names[:limit]) + more
 
 
 def duration_text(seconds: float | None) -> str:

@@ -84,11 +84,15 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
         probability = np.array([row["probability"] for row in rows], np.float64)
         if not rows or len(indices) < len(class_names):
             raise ValueError("predictions.csv is empty, or per_class.csv has a class twice")
+        metadata = read_json(directory / "metrics.json")
+        for key in [key for key in metadata if key.endswith("interval_95")]:
+            low, high = metadata[key]
+            sum([low, high, 0 if key == "interval_95" else metadata[key.removesuffix("_interval_95")]])  # of numbers
     except FileNotFoundError as error:
         raise DataError(f"{error.filename} is missing; create it with: {command}") from None
-    except (OSError, KeyError, ValueError, csv.Error) as error:
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise DataError(f"{directory} is damaged: {error!r}; delete it and evaluate again: {command}") from None
-    metadata, best = read_json(directory / "metrics.json"), checkpoint_file(Path(run))
+    best = checkpoint_file(Path(run))
     if best.is_file() and metadata.get("model_sha256") != sha256_of(best):
         raise DataError(
             f"{directory} is not of the present {best.name}, but of another checkpoint; renew it: {command}"
@@ -105,7 +109,7 @@ def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:
     if not file.exists():
         return {}
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             indices, images = arrays["rows"], arrays["images"]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 (N, H, W, 3)")
