@@ -43,15 +43,15 @@ def test_only_settings_that_differ_among_runs_of_one_kind_are_listed():
 
 def test_typed_settings_are_shown_and_others_only_where_nothing_was_typed():
     rows = [
-        {"run": "a", "typed": "'run_name=x y' ++optimizer.lr=0.1 trainer.max_epochs=5 experiment=fast"},
-        {"run": "b", "optimizer.lr": 0.2, "augment.cutout_px": 8, "typed": "optimizer.lr=0.2 augment=heavy seed=3"},
+        {"run": "a", "typed": {"optimizer.lr": "0.1", "trainer.max_epochs": "5", "experiment": "fast"}},
+        {"run": "b", "optimizer.lr": 0.2, "augment.cutout_px": 8, "typed": {"augment": "heavy", "seed": "3"}},
     ]
     runs = runs_table(*({"optimizer.lr": 0.1, "augment.cutout_px": 0} | row for row in rows))
     first, second = table_text(runs, None).splitlines()[2:]
     assert first.endswith("  experiment=fast optimizer.lr=0.1")
     assert second.endswith("  augment=heavy optimizer.lr=0.2")
-    for damaged in ("it's", "seed=1", None):
-        first, second = table_text(runs.assign(typed=damaged), None).splitlines()[2:]
+    for typed in ({"seed": "1"}, {}, None):
+        first, second = table_text(runs.assign(typed=[typed] * 2), None).splitlines()[2:]
         assert second.endswith("  optimizer.lr=0.2 augment.cutout_px=8")
 
 

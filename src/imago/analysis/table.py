@@ -1,7 +1,6 @@
 """Sort tables of runs, and format them for the terminal and as CSV."""
 
-import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,7 @@ from imago.text import (
 )
 
 # Config groups whose typed option is shown instead of the settings that it changes.
-_CHOICES = (
-    "experiment",
-    "debug",
-    "augment",
-    "task",
-    "optimizer",
-    "schedule",
-    "loss",
-    "metrics",
-    "callbacks",
-    "trainer",
-)
+_CHOICES = ("experiment", "debug", "augment", "task", "optimizer", "schedule", "loss", "callbacks", "trainer")
 _BEST_FIRST = ("val_acc", "test_acc", "images_per_s")
 _LOWER_IS_BETTER = ("loss", "error", "distance", "/ece", "/nll")  # parts of the names of metrics; our own choice
 _MAX_METRICS = 2  # columns, so that a row fits on a screen; our own choice
@@ -73,8 +61,8 @@ def write_runs_csv(runs: DataFrame, path: Path) -> None:
         raise DataError(f"csv={path} cannot be written: it is not a regular file; name a file, e.g. csv=runs.csv.")
     with report_unwritable(path, "; choose another file with csv=FILE.csv"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        rows = runs.astype(object).where(runs.notna(), None).itertuples(index=False)
-        write_csv(target, [list(runs.columns), *rows])
+        rows = _row_dicts(runs.drop(columns="typed", errors="ignore"))
+        write_csv(target, [list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def table_text(runs: DataFrame, width: int | None) -> str:
@@ -164,25 +152,15 @@ def _settings_texts(runs: DataFrame) -> list[str]:
     texts = dict.fromkeys(runs.index, "")
     for _, similar in runs.groupby(["data", "model"], dropna=False):
         rows, differing = _row_dicts(similar), setting_names(similar)
-        typed = [_typed_settings(row) for row in rows]
-        names = [name for name in dict.fromkeys(name for values in typed for name in values) if name in differing]
+        typed: list[dict[str, str]] = [row.get("typed") or {} for row in rows]
         groups = [name for name in _CHOICES if len({values.get(name) for values in typed}) > 1]
-        names = [name for name in names if name not in groups]
+        names = [name for name in differing if name not in groups and any(name in values for values in typed)]
         names = names if names or groups else differing
         for index, row, values in zip(similar.index, rows, typed, strict=True):
             words = [f"{name}={values[name]}" for name in groups if name in values]
             words += [f"{name}={typed_value(row[name])}" for name in names if row[name] is not None or name in values]
             texts[index] = printable(" ".join(words))
     return list(texts.values())
-
-
-def _typed_settings(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values that were typed for a run, by their names."""
-    try:
-        pairs = [text.lstrip("+").partition("=") for text in shlex.split(row.get("typed") or "")]
-    except ValueError:  # a changed file
-        return {}
-    return {name: value for name, _, value in pairs}
 
 
 def _column_widths(table: DataFrame) -> dict[str, int]:

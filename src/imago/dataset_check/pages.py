@@ -60,9 +60,8 @@ def draw_sheet(squares: Sequence[np.ndarray], caption: str) -> np.ndarray:
     except OSError:
         font = ImageFont.load_default(_FONT_PX)
     strip = Image.new("RGB", (grid.shape[1], _STRIP_PX), (32, 32, 32))
-    ImageDraw.Draw(strip).text(
-        (8, _STRIP_PX // 2), shortened(printable(caption), _MAX_CAPTION), "white", font, anchor="lm"
-    )
+    text = shortened(printable(caption), _MAX_CAPTION)
+    ImageDraw.Draw(strip).text((8, _STRIP_PX // 2), text, "white", font, anchor="lm")
     return np.concatenate([np.asarray(strip), grid])
 
 

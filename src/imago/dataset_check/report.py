@@ -32,9 +32,8 @@ def class_table(checked: CheckedDataset) -> list[str]:
         bar = "#" * round(_BAR_WIDTH_CHARS * counts[label, -1] / counts[:, -1].max())
         lines.append(f"{padded(name, width)}{_cells(counts[label])}  {bar}".rstrip())
     if omitted := len(counts) - len(labels):
-        lines.insert(
-            1 + _MAX_CLASSES // 2, f"... {counted(omitted, 'class', 'classes')} between these; check.json has all"
-        )
+        classes = counted(omitted, "class", "classes")
+        lines.insert(1 + _MAX_CLASSES // 2, f"... {classes} between these; check.json has them all")
     return [*lines, padded("all", width) + _cells(counts.sum(axis=0))]
 
 

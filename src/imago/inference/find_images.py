@@ -69,7 +69,7 @@ def _read_table(file: Path) -> list[Path]:
     """Return the paths in the first column that may have them."""
     try:
         with open_text(file) as lines:
-            header, *rows = ([cell_text(cell) for cell in cells] for cells in csv.reader(lines) if cells)
+            header, *rows = ([*map(cell_text, cells)] for cells in csv.reader(lines) if cells)
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{printable(file)} cannot be read as a CSV: {error}.") from error
     columns = [index for index, name in enumerate(header) if name.strip().casefold() in _PATH_COLUMNS]

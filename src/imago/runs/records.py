@@ -5,7 +5,6 @@ import json
 import math
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -48,7 +47,7 @@ class RunRecord:
     config_error: str | None = None  # why `settings` is empty
     started: str | None = None  # in UTC, ISO 8601
     tags: str = ""  # joined with commas
-    typed: str = ""  # the settings as typed, joined as in a shell
+    typed: Mapping[str, str] = field(default_factory=dict)  # the settings that were typed, by their names
     settings: Mapping[str, Any] = field(default_factory=dict)  # flat, named as on the command line
     val_acc: float | None = None  # best validation accuracy in [0, 1], so far if the run is not finished
     test_acc: float | None = None  # of the best checkpoint, in [0, 1]
@@ -109,7 +108,8 @@ def read_record(run_dir: Path, log_dir: Path | None = None) -> RunRecord:
     provenance = read_json(run_dir / "provenance.json")
     fingerprint = "-".join(str(value)[:16] for key in ("data", "test") if (value := provenance.get(key)))
     results["data_fingerprint"] = fingerprint or None
-    results["typed"] = shlex.join(_texts(provenance.get("overrides")))
+    typed = (text.lstrip("+").partition("=") for text in _texts(provenance.get("overrides")))
+    results["typed"] = {name: value for name, _, value in typed}
     return RunRecord(name, str(run_dir.resolve()), settings=settings, config_error=config_error, **results)
 
 
@@ -167,16 +167,11 @@ def differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     for name in sorted(names, key=lambda name: (name.count("."), name)):
         values = [run.get(name) for run in settings]
         original = name.replace("task.net", "task.model", 1)  # the one group with another name in the task
-        is_copy = any(
-            original.endswith(f".{other}") and all(map(_is_equal_or_missing, values, found[other])) for other in found
-        )
+        originals = [found[other] for other in found if original.endswith(f".{other}")]
+        is_copy = any(all(a in (None, b) for a, b in zip(values, other, strict=True)) for other in originals)
         if len(set(values)) > 1 and not is_copy:
             found[name] = values
     return list(found)
-
-
-def _is_equal_or_missing(value: Any, other: Any) -> bool:
-    return value is None or value == other
 
 
 def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
