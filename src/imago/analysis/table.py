@@ -158,8 +158,9 @@ def _settings_texts(runs: DataFrame) -> list[str]:
         names = names if names or groups else differing
         for index, row, values in zip(similar.index, rows, typed, strict=True):
             words = [f"{name}={values[name]}" for name in groups if name in values]
-            words += [f"{name}={typed_value(row[name])}" for name in names if row[name] is not None or name in values]
-            texts[index] = printable(" ".join(words))
+            shown = {name: typed_value(row[name]) for name in names if row[name] is not None} | values
+            words += [f"{name}={shown[name]}" for name in names if name in shown]
+            texts[index] = printable(" ".join(words)).replace('"', "")  # of Hydra, around paths
     return list(texts.values())
 
 
