@@ -66,7 +66,7 @@ def export(cfg: DictConfig) -> None:
             raise
         argument = shlex.quote(f"run={short_path(file)}")
         log.info("\n%s, in %.1f s; next:", short_path(file), perf_counter() - start_s)
-        log.info("  %s %s\n  %s %s input=PHOTO", command("eval"), argument, command("predict"), argument)
+        log.info("  %s %s\n  %s %s input=IMAGE", command("eval"), argument, command("predict"), argument)
 
 
 def _check_and_find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
