@@ -139,7 +139,7 @@ def test_all_problems_are_reported_at_once_with_exit_code_1(check: Callable, tmp
         "1 of 7 val images have an exact or near duplicate in train",
         "1 x exact or near duplicates in different classes",
     ]
-    assert done.stderr.strip().endswith("4 of the findings (marked !) need a decision before training")
+    assert done.stderr.strip().endswith("4 findings (marked !) need a decision before training")
     kept = {row["path"] for row in rows(folder / "split_without_leaks.csv")}
     assert {"test/bee/copy.png", "val/bee/scaled.jpg"} <= kept
     assert not kept & {"train/bee/0.png", "train/bee/1.png", "train/bee/3.png"}
