@@ -107,9 +107,8 @@ def accept_arguments(overrides: Sequence[str], loader: Any, config_name: str) ->
     replaced = {typed: [text] for text, typed in original.items()}
     for text, flat in values.items():
         added = [key for key in flat if nodes.default(key) is _ABSENT]
-        line = [text]
-        if all(map(nodes.is_argument, added)):
-            line = [f"++{text.lstrip('+')}" if added else text.lstrip("+")]
+        is_accepted = added and all(map(nodes.is_argument, added)) and not text.startswith("+")
+        line = [f"++{text}" if is_accepted else text if added else text.lstrip("+")]
         for node in (key.removesuffix("._target_") for key in flat if key.endswith("._target_")):
             if deleted := [key for key in nodes.not_taken(node) if f"~{key}" not in overrides]:
                 line += [f"~{key}" for key in deleted]
