@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from imago.text import printable
+from imago.text import printable_lines
 
 
 @contextmanager
@@ -48,7 +48,7 @@ class _Printable(logging.Formatter):
     """Escape control characters, which names of files, classes and run directories may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(printable, super().format(record).split("\n")))
+        return printable_lines(super().format(record))
 
 
 class _LogFile(logging.FileHandler):

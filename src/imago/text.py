@@ -12,6 +12,11 @@ def printable(text: Path | str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
 
 
+def printable_lines(text: str) -> str:
+    """Escape the control characters of each line."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def display_width(text: str) -> int:
     """Return the number of terminal columns; wide East Asian characters take two, combining ones none."""
     return sum(

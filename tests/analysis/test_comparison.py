@@ -69,6 +69,19 @@ def test_different_images_are_refused_by_name(tmp_path: Path):
     assert re.search(r"only .*/b/.* has x\\x1b\[2J.jpg; ", refusal(c, b))
 
 
+def test_control_characters_of_a_run_directory_do_not_reach_the_screen(tmp_path: Path):
+    a, b = make_run(tmp_path / "a\x1b[2J"), make_run(tmp_path / "b")
+    text = comparison_text(compare_runs(a, b))
+    assert text.replace("\n", "").isprintable()
+    assert text.count(r"a\x1b[2J") == 3  # its name, the missing file, the command
+    for run in (a, b):
+        make_evaluation(run, [0, 1], [0, 1])
+        (run / "provenance.json").write_text('{"data": "other"}')
+    text = comparison_text(compare_runs(a, b))
+    assert "note: the dataset of" in text
+    assert text.replace("\n", "").isprintable()
+
+
 def test_a_final_test_over_several_views_is_noted(tmp_path: Path):
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", config={"tta": "flip"})
     for run in (a, b):

@@ -74,13 +74,15 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
 
 def comparison_text(comparison: Comparison) -> str:
     """Format the comparison for the terminal."""
-    settings = [printable(f"   {name}: {value_a} -> {value_b}") for name, value_a, value_b in comparison.settings]
+    settings = [f"   {name}: {value_a} -> {value_b}" for name, value_a, value_b in comparison.settings]
     lines = [f"{label}  {name}" for label, name in zip("ab", comparison.names, strict=True)]
     lines += settings or ["   no setting differs"]
     if comparison.paired is None:
-        return "\n".join([*lines, *(f"no paired test: {reason}" for reason in comparison.notes)])
+        lines += [f"no paired test: {reason}" for reason in comparison.notes]
+        return "\n".join(map(printable, lines))
     lines += [f"{name}: {value} ({note})" for name, value, note in comparison.scores]
-    return "\n".join([*lines, comparison.paired.verdict, *(f"note: {note}" for note in comparison.notes)])
+    lines += [comparison.paired.verdict, *(f"note: {note}" for note in comparison.notes)]
+    return "\n".join(map(printable, lines))
 
 
 def write_comparison_page(comparison: Comparison, file: Path) -> None:

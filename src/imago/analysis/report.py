@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from imago.errors import ConfigError, DataError
 from imago.files import refuse_links, report_unwritable
 from imago.paths import short_path
-from imago.text import counted, join_names
+from imago.text import counted, join_names, printable
 
 _TABLE_DEFAULTS = {"sort": "started", "tags": [], "group_seeds": True, "csv": None}
 _PAGE_DEFAULTS = {"split": "test", "output": None}
@@ -85,7 +85,7 @@ def _report_run(cfg: DictConfig) -> None:
     notes = write_run_page(run, cfg.split, file)
     print(f"page written to {short_path(file)} ({file.stat().st_size / 1e6:.1f} MB)")
     for note in notes:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
 
 
 def _report_comparison(cfg: DictConfig) -> None:
