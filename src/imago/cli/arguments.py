@@ -92,7 +92,9 @@ def accept_arguments(overrides: Sequence[str], loader: Any, config_name: str) ->
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    original = {_without_plus(text, loader): text for text in overrides}
+    # A group is chosen without its plus signs, `+trainer=cpu` too; `+model@task.teacher=NAME` adds a node.
+    is_choice = {text: "@" not in text and chosen_group(loader, text) for text in overrides}
+    original = {text.lstrip("+") if is_choice[text] else text: text for text in overrides}
     overrides = list(original)
     trial = first_trial(overrides, loader)
     defaults = compose_defaults(loader, config_name, trial)
@@ -116,9 +118,3 @@ def accept_arguments(overrides: Sequence[str], loader: Any, config_name: str) ->
                 print(words, file=sys.stderr)
         replaced[original[text]] = line
     return replaced
-
-
-def _without_plus(override: str, loader: Any) -> str:
-    """Return an override that chooses an option of a group, such as `+trainer=cpu`, without its plus signs."""
-    key = override.partition("=")[0]
-    return override.lstrip("+") if "@" not in key and chosen_group(loader, override) else override

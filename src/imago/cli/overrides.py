@@ -89,12 +89,8 @@ def _quote_argument(argument: str, is_sweep: bool) -> str:
     if is_quoted:
         return argument
     values = [text.strip() for text in _SWEPT_PATH.findall(value)] if is_sweep else [value]
-    quoted = (text if _QUOTED.fullmatch(text) or text == "null" else _quote_path(text) for text in values)
-    return f"{typed_key}={','.join(quoted)}"
-
-
-def _quote_path(path: str) -> str:
-    return quote_for_hydra(os.path.expanduser(path))
+    home, kept = os.path.expanduser, re.compile(f"{_QUOTED.pattern}|null", re.DOTALL)
+    return f"{typed_key}={','.join(v if kept.fullmatch(v) else quote_for_hydra(home(v)) for v in values)}"
 
 
 def check_types(config: "DictConfig", defaults: "DictConfig", overrides: Sequence[str]) -> None:
