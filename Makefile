@@ -21,7 +21,8 @@ setup: .venv/installed  ## create .venv and install the packages of requirements
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; install Python 3.11 or later and set its name, e.g. make setup PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; set another one, e.g. make setup PYTHON=python3.12" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	@echo "installing the packages of requirements.lock into .venv: some minutes, 6 GB"
+	$(BIN)/python -m pip install --progress-bar on --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -48,7 +49,7 @@ results: setup  ## write docs/results.md from the headers of configs/experiment
 metrics: setup  ## print size, function lengths, and modules and calls of a training run
 	$(BIN)/python benchmarks/metrics.py $(ARGS)
 
-bench-data: setup  ## compare the loaders with others; needs the datasets in $$IMAGO_DATA_DIR and an idle machine
+bench-data: setup  ## compare the loaders with others; needs the datasets in IMAGO_DATA_DIR and an idle machine
 	$(BIN)/python benchmarks/data.py $(ARGS)
 
 clean:  ## remove .venv and caches; keeps the runs in logs/

@@ -8,6 +8,7 @@ import re
 import shutil
 import statistics
 import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from warm_python import warm_hydra, warm_imago
 from warm_runs import WarmRuns
 
 from imago.paths import PROJECT_ROOT, register_resolvers
+
+# As in an activated environment, where printed commands start with `python`.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 @pytest.fixture(autouse=True)

@@ -12,16 +12,23 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
 from PIL import Image
 from short_runs import summary
 from warm_python import warm_packages
 
 from imago import load_model
-from imago.paths import PROJECT_ROOT
+from imago.cli.overrides import compose as compose_as_hydra
+from imago.instantiate import to_plain
+from imago.paths import PROJECT_ROOT, register_resolvers
+from imago.settings import flatten
 
 GUIDE = (PROJECT_ROOT / "CONTRIBUTING.md").read_text()
-# A block of code opens with the path of its file.
-FILES = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", GUIDE, re.DOTALL))
+BLOCKS = re.findall(r"```(?:python|yaml)\n(.*?)```", GUIDE, re.DOTALL)
+# A block of code names the path of its file in its first comment; the file is the block as printed.
+FILES = {re.findall(r"^# ((?:src|configs)/\S+)\n", block, re.MULTILINE)[0]: block for block in BLOCKS}
 COMMANDS = [command for command in re.findall(r"`([^`\n]+)`", GUIDE) if command.startswith("python src/")]
 
 # Settings that make a run short; the command itself is run as printed.
@@ -79,7 +86,20 @@ def test_every_recipe_is_one_module_and_one_yaml_at_most_and_has_a_command():
         assert text.count("```python") <= 1, name
         assert text.count("```yaml") == 1, name
         assert "`python src/train.py" in text, name
-    assert len(FILES) == GUIDE.count("```") / 2, "each block of code begins with the path of its file"
+    assert len(FILES) == len(BLOCKS) == GUIDE.count("```") / 2, "each block of code names its file"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.startswith("configs/")])
+def test_every_yaml_composes_as_printed(project: Path, path: str):
+    group, option = Path(path).parts[1:]
+    loader = ConfigLoaderImpl(create_config_search_path(str(project / "configs")))
+    register_resolvers()
+    cfg = compose_as_hydra(loader, "train", [f"{group}={option.removesuffix('.yaml')}"])
+    composed = flatten(to_plain(cfg, resolve=False))
+    printed = flatten(yaml.safe_load(FILES[path]), "" if group == "experiment" else group)
+    values = {key: value for key, value in printed.items() if not key.endswith("defaults")}
+    assert values
+    assert {key: composed[key] for key in values} == values
 
 
 def test_every_file_named_in_the_guide_exists():

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from imago.errors import DataError
 from imago.files import (
     atomic_write,
+    cell_text,
     decode_names,
     encode_names,
     make_writable,
@@ -72,6 +74,31 @@ def test_a_csv_file_is_read_back_with_every_name(tmp_path: Path):
     with open_text(tmp_path / "x.csv") as file:
         rows = list(csv.reader(file, strict=True))
     assert rows == [["path", "n"], *([name, str(number)] for number, name in enumerate(NAMES))]
+
+
+def test_no_cell_of_a_csv_is_a_formula_and_its_text_is_read_back(tmp_path: Path):
+    cells = [
+        "=cmd|' /C calc'!A0",
+        "+1+2",
+        "-x",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        "'=1",
+        "''-x",
+        "-1.5",
+        "+2e-3",
+        "'a",
+        "a=b",
+        "-",
+    ]
+    write_csv(tmp_path / "x.csv", [("cell", "n"), *((cell, -1.5) for cell in cells)])
+    with open_text(tmp_path / "x.csv") as file:
+        written, numbers = zip(*csv.reader(file, strict=True), strict=True)
+    assert numbers == ("n", *["-1.5"] * len(cells))
+    is_number = [re.fullmatch(r"[-+][\d.e-]*\d", cell) is not None for cell in cells]
+    assert not any(cell[0] in "=+-@\t\r" for cell, skip in zip(written[1:], is_number, strict=True) if not skip)
+    assert [cell_text(cell) for cell in written[1:]] == cells
 
 
 def test_a_plain_csv_file_has_no_quotes_and_the_bytes_of_the_names(tmp_path: Path):

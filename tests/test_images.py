@@ -273,3 +273,17 @@ def test_a_thin_image_is_never_scaled_up_as_a_whole(shape: tuple[int, int]):
 def test_preprocess_survives_json():
     preprocess = Preprocess(224, 256, "center", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert Preprocess.from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_deflate", "group4"])
+def test_nothing_is_printed_for_a_damaged_tiff(compression: str, capfd: pytest.CaptureFixture):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).convert("1" if compression == "group4" else "RGB").save(
+        content, "TIFF", compression=compression
+    )
+    data = bytearray(content.getvalue())
+    data[len(data) // 3 : len(data) // 3 + 40] = b"\xff" * 40
+    with contextlib.suppress(DataError):
+        read_image(bytes(data))
+    assert capfd.readouterr() == ("", "")

@@ -27,6 +27,13 @@ def test_messages_are_printed_and_the_file_also_has_debug_messages_and_warnings(
     assert "afterwards" not in text
 
 
+def test_names_with_control_characters_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture):
+    with log_to(tmp_path / "x.log"):
+        log.info("\nrun %s\nnext", "a\x1b[2J\r\udce9")
+    assert capsys.readouterr().out == "\n" + r"run a\x1b[2J\r\udce9" + "\nnext\n"
+    assert r"run a\x1b[2J\r\udce9" in (tmp_path / "x.log").read_text(encoding="utf-8")
+
+
 def test_without_a_file_messages_are_printed_once_in_each_job_of_a_sweep(capsys: pytest.CaptureFixture):
     @log_to()
     def job() -> None:

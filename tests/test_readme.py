@@ -19,7 +19,7 @@ COMMANDS = [
     if line.startswith("python src/")
 ]
 # Settings that make a run short; the command itself is run as printed.
-SHORTER = ("trainer=debug", "trainer.num_sanity_val_steps=0")
+SHORTER = ("debug=default", "trainer.num_sanity_val_steps=0")
 
 
 def test_readme_is_short_and_its_links_exist():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imago.text import display_width, join_names, metric_text, padded, printable
+from imago.text import counted, display_width, join_names, metric_text, padded, printable, shortened
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,29 @@ def test_texts_are_padded_by_their_display_width(text: str, width: int):
     assert padded(text, 0) == text
 
 
+@pytest.mark.parametrize(
+    ("count", "words", "text"),
+    [
+        (1, ("epoch",), "1 epoch"),
+        (0, ("epoch",), "0 epochs"),
+        (1, ("class has", "classes have"), "1 class has"),
+        (1200, ("class has", "classes have"), "1,200 classes have"),
+    ],
+)
+def test_words_agree_with_their_count(count: int, words: tuple[str, ...], text: str):
+    assert counted(count, *words) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [("abcde", "abcde"), ("abcdef", "ab..."), ("数据集", "数..."), ("数a", "数a"), ("a" * 10**6, "aa...")],
+)
+def test_long_text_is_cut_to_its_width(text: str, short: str):
+    assert shortened(text, 5) == short
+
+
 def test_long_lists_of_names_are_cut():
+    assert len(join_names(["x" * 20_000] * 3)) < 1000
     assert join_names(["a", "b\n"]) == r"a, b\n"
     assert join_names([f"c{number}" for number in range(2002)], limit=2, separator=" ") == "c0 c1 and 2,000 more"
     assert join_names([]) == ""

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from typing import IO, Any, TextIO
 from imago.errors import DataError
 from imago.text import printable
 
+# The start of text that a spreadsheet would take for a formula and execute; a number is none.
+_FORMULA = re.compile(r"'*[=+\-@\t\r](?![\d.]+(e[+-]?\d+)?$)", re.DOTALL)
 _PARTIAL_SUFFIX = ".part"  # of a file that is being written
 
 # Contents of a run directory and of one beside a single checkpoint, see `refuse_links`; loggers may add others.
@@ -91,13 +94,21 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file atomically; the first row is the header."""
-    rows = list(rows)
+    """Write a CSV file atomically; the first row is the header.
+
+    An apostrophe before text that a spreadsheet would execute makes it text; `cell_text` removes it.
+    """
+    rows = [[f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell for cell in row] for row in rows]
     # The csv module quotes a cell that holds a line feed, but not one that holds a carriage return.
     has_returns = any("\r" in cell for row in rows for cell in row if isinstance(cell, str))
     with atomic_write(path) as file:
         writer = csv.writer(file, quoting=csv.QUOTE_ALL if has_returns else csv.QUOTE_MINIMAL, lineterminator="\n")
         writer.writerows(rows)
+
+
+def cell_text(cell: str) -> str:
+    """Return the text of a cell of a file of `write_csv`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def open_text(path: Path) -> TextIO:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+import imago.libtiff  # noqa: F401
 from imago.errors import DataError
 from imago.files import atomic_write
 

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -186,6 +187,9 @@ def _explain_missing(parent: Any, parent_name: str, name: str) -> str:
     unknown_part, dot, rest = name.removeprefix(f"{parent_name}.").partition(".")
     names = [attribute for attribute in dir(parent) if not attribute.startswith("_")]
     names += [module.name for module in pkgutil.iter_modules(getattr(parent, "__path__", ()))]
+    package = parent_name.rpartition(".")[0]
+    if hasattr(sys.modules.get(package), unknown_part):  # another module of the package defines it
+        return f"there is no {unknown_part!r} in {parent_name}; did you mean {package}.{unknown_part}{dot}{rest}?"
     close = difflib.get_close_matches(unknown_part, names, n=1)
     hint = f"; did you mean {parent_name}.{close[0]}{dot}{rest}?" if close else "."
     return f"there is no {unknown_part!r} in {parent_name}{hint}"

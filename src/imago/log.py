@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from imago.text import printable_lines
+
 
 @contextmanager
 def log_to(file: Path | None = None) -> Iterator[None]:
@@ -23,10 +25,11 @@ def log_to(file: Path | None = None) -> Iterator[None]:
     imago = logging.getLogger("imago")
     screen = logging.StreamHandler(sys.stdout)
     screen.setLevel(logging.INFO)
+    screen.setFormatter(_Printable())
     handlers: list[tuple[logging.Logger, logging.Handler]] = [(imago, screen)]
     if file:
         log_file = _LogFile(file, encoding="utf-8", errors="backslashreplace")
-        log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        log_file.setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers += [(logging.getLogger(name), log_file) for name in ("imago", "lightning.pytorch", "py.warnings")]
         logging.captureWarnings(True)
     for logger, handler in handlers:
@@ -61,6 +64,13 @@ class _Pipe(io.FileIO):
             return super().write(data)
         except BrokenPipeError:
             return len(data)
+
+
+class _Printable(logging.Formatter):
+    """Escape control characters, which names of files, classes and run directories may contain."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
 
 class _LogFile(logging.FileHandler):

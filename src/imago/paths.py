@@ -5,8 +5,13 @@ because the working directory differs between shells, notebooks, sweeps and rank
 """
 
 import os
+import shlex
+import shutil
+import sys
 from datetime import datetime
 from pathlib import Path
+
+from imago.text import printable
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 CONFIG_DIR = PROJECT_ROOT / "configs"
@@ -22,9 +27,28 @@ def register_resolvers() -> None:
     OmegaConf.register_resolver("name_or_time", lambda name: name or time, replace=True)
 
 
+def executable(name: str = "python") -> str:
+    """Return the name of a program of this environment if a shell finds it, else its path."""
+    own = Path(sys.executable) if name == "python" else Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    return name if found is not None and Path(found).parent == own.parent else short_path(own)
+
+
+def command(script: str) -> str:
+    """Return the start of a command line that runs `src/SCRIPT.py` from this directory: `python src/eval.py`.
+
+    A directory of further YAMLs that was typed is repeated.
+    """
+    words = [executable(), short_path(PROJECT_ROOT / "src" / f"{script}.py")]
+    for flag, value in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+        if script in ("train", "check") and flag.partition("=")[0] in ("-cd", "--config-dir"):
+            words += [flag] if "=" in flag else [flag, value]
+    return shlex.join(words)
+
+
 def short_path(path: Path) -> str:
-    """Return `path` relative to the working directory if that is shorter, else unchanged."""
-    return min(str(path), os.path.relpath(path), key=len)
+    """Return `path` for the screen, escaped, and relative to the working directory if that is shorter."""
+    return printable(min(str(path), os.path.relpath(path), key=len))
 
 
 def checkpoint_file(run_dir: Path, name: str = "best") -> Path:

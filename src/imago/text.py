@@ -4,10 +4,17 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+_MAX_WIDTH = 300  # of a name among others; our own choice
+
 
 def printable(text: Path | str) -> str:
     """Escape control characters and invalid UTF-8, so that a file name or class name cannot control the terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
+
+
+def printable_lines(text: str) -> str:
+    """Escape the control characters of each line."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def display_width(text: str) -> int:
@@ -23,12 +30,22 @@ def padded(text: str, width: int, align_right: bool = False) -> str:
     return gap + text if align_right else text + gap
 
 
+def shortened(text: str, width: int) -> str:
+    """Return `text` if it fits in `width` columns of the terminal, else its beginning and three dots."""
+    if display_width(text) <= width:
+        return text
+    text = text[:width]
+    while display_width(text) > width - 3:
+        text = text[:-1]
+    return f"{text}..."
+
+
 def join_names(names: Iterable[str], limit: int = 10, separator: str = ", ") -> str:
     """Join at most `limit` names, escaped, and append how many more there are."""
     # 10 names are about one line of the terminal; our own choice.
     names = list(names)
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    return separator.join(map(printable, names[:limit])) + more
+    return separator.join(shortened(printable(name), _MAX_WIDTH) for name in names[:limit]) + more
 
 
 def duration_text(seconds: float | None) -> str:
@@ -49,6 +66,11 @@ def percent_text(share: float | None) -> str:
 def range_text(low: float | None, high: float | None, separator: str = " to ") -> str:
     """Format two shares in percent, without the sign; empty if one of them is None."""
     return "" if low is None or high is None else f"{100 * low:.2f}{separator}{100 * high:.2f}"
+
+
+def counted(count: int, singular: str, plural: str = "") -> str:
+    """Return a count with the words that agree with it: 1 epoch, 1,000 epochs; `plural` has an s by default."""
+    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
 def metric_text(value: float | None) -> str:

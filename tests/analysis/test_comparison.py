@@ -1,6 +1,7 @@
 """Comparison of two runs: matched images, refused ones, settings, and the numbers of the paired test."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,19 @@ from imago.errors import DataError
 
 def two_runs(tmp_path: Path) -> tuple[Path, Path]:
     return make_run(tmp_path / "train" / "a", lr=0.1), make_run(tmp_path / "train" / "b", lr=0.2)
+
+
+def refusal(a: Path, b: Path) -> str:
+    """Return why there is no paired test; the page of the two runs is written without it, over an older one."""
+    comparison = compare_runs(a, b)
+    assert comparison.paired is None
+    page = a / "page.html"
+    page.write_text("an older comparison")
+    write_comparison_page(comparison, page)
+    assert "optimizer.lr" in page.read_text()
+    assert "different images" in page.read_text()
+    (reason,) = comparison.notes
+    return reason
 
 
 def test_settings_are_listed_as_typed_and_a_missing_one_is_empty(tmp_path: Path):
@@ -49,12 +63,23 @@ def test_different_images_are_refused_by_name(tmp_path: Path):
     a, b = two_runs(tmp_path)
     make_evaluation(a, [0] * 5, [0] * 5, images=[f"/data/{n}.jpg" for n in range(5)])
     make_evaluation(b, [0] * 2, [0] * 2, images=["/data/0.jpg", "/data/x\x1b[2J.jpg"])
-    with pytest.raises(DataError, match=r"only .*/a/.* has 1.jpg, 2.jpg, 3.jpg and 1 more; "):
-        compare_runs(a, b)
-    c = make_run(tmp_path / "train" / "c")
+    assert re.search(r"only .*/a/.* has 1.jpg, 2.jpg, 3.jpg and 1 more; train both", refusal(a, b))
+    c = make_run(tmp_path / "train" / "c", lr=0.3)
     make_evaluation(c, [0], [0], images=["/data/0.jpg"])
-    with pytest.raises(DataError, match=r"only .*/b/.* has x\\x1b\[2J.jpg; "):
-        compare_runs(c, b)
+    assert re.search(r"only .*/b/.* has x\\x1b\[2J.jpg; ", refusal(c, b))
+
+
+def test_control_characters_of_a_run_directory_do_not_reach_the_screen(tmp_path: Path):
+    a, b = make_run(tmp_path / "a\x1b[2J"), make_run(tmp_path / "b")
+    text = comparison_text(compare_runs(a, b))
+    assert text.replace("\n", "").isprintable()
+    assert text.count(r"a\x1b[2J") == 3  # its name, the missing file, the command
+    for run in (a, b):
+        make_evaluation(run, [0, 1], [0, 1])
+        (run / "provenance.json").write_text('{"data": "other"}')
+    text = comparison_text(compare_runs(a, b))
+    assert "note: the dataset of" in text
+    assert text.replace("\n", "").isprintable()
 
 
 def test_a_final_test_over_several_views_is_noted(tmp_path: Path):
@@ -72,8 +97,7 @@ def test_the_same_image_with_another_class_is_refused(tmp_path: Path):
     a, b = two_runs(tmp_path)
     make_evaluation(a, [0, 1], [0, 1], images=["/data/x.jpg", "/data/y.jpg"])
     make_evaluation(b, [0, 2], [0, 1], images=["/data/x.jpg", "/data/y.jpg"])
-    with pytest.raises(DataError, match=r"y.jpg is bee in .*, cat in "):
-        compare_runs(a, b)
+    assert re.search(r"y.jpg is bee in .*, cat in ", refusal(a, b))
 
 
 @pytest.mark.parametrize("other", [{"data_fingerprint": "f2"}, {"images_sha256": "i2"}])
@@ -82,8 +106,9 @@ def test_images_with_equal_names_and_classes_but_other_contents_are_refused(tmp_
     same = {} if "data_fingerprint" in other else {"images_sha256": "i1"}
     make_evaluation(a, [0, 1], [0, 1], **same)
     make_evaluation(b, [0, 1], [0, 1], **(same | other))
-    with pytest.raises(DataError, match=r"the contents have the hash [fi]1 in .*, [fi]2 in .*; evaluate both on the"):
-        compare_runs(a, b)
+    reason = refusal(a, b)
+    assert re.search(r"the contents have the hash [fi]1 in .*, [fi]2 in .*", reason)
+    assert reason.endswith(f"evaluate both again: python src/eval.py run={a}, python src/eval.py run={b}")
 
 
 def test_results_of_a_replaced_checkpoint_are_not_compared(tmp_path: Path):

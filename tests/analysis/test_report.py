@@ -43,6 +43,13 @@ def test_seeds_on_other_data_are_two_rows_with_a_note(settings, tmp_path: Path, 
     assert "2 seeds" not in shown
 
 
+def test_control_characters_of_a_run_directory_do_not_reach_the_screen(settings, tmp_path: Path, capsys):
+    a = make_run(tmp_path / "logs\x1b[2J" / "a\r")
+    for changes in ({"run": a}, {"runs": a.parent}, {"a": a, "b": a}, {"runs": a.parent, "csv": a / "x.csv"}):
+        report(settings(**changes))
+    assert capsys.readouterr().out.replace("\n", "").isprintable()
+
+
 def test_a_run_becomes_a_page_in_its_directory_and_two_runs_a_comparison(settings, tmp_path: Path, capsys):
     a, b = make_run(tmp_path / "train" / "a"), make_run(tmp_path / "train" / "b", lr=0.2)
     report(settings(run=a))

@@ -1,5 +1,6 @@
 """One run as a page (run_page.py, page.py): content, missing parts, escaping, and no network."""
 
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -56,6 +57,40 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, list[str]
     noise = np.random.default_rng(0).integers(0, 256, (750, 750, 3), np.uint8)
     Image.fromarray(noise).save(run / "figures" / "large.png", compress_level=1)
     return written(run)
+
+
+def archive(**arrays) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+IMAGES = np.zeros((1, 4, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("per_class.csv", content) for content in (b"", b"\0", b"class\nant\nant\n", b"class,f1\nant\n", b"a\n1\n")),
+        *(("mistakes.npz", content) for content in (b"", b"PK\x03\x04", archive(rows=[0, 1], images=IMAGES))),
+        *(("mistakes.npz", archive(**arrays)) for arrays in ({"rows": [0]}, {"rows": [[0]], "images": IMAGES})),
+        *(("mistakes.npz", archive(rows=[0], images=images)) for images in (IMAGES[0], IMAGES / 2, IMAGES[..., :2])),
+        *(("metrics.json", b'{"interval_95": %s}' % value) for value in (b"5", b"[1]", b'["a", "b"]', b"null")),
+        *(("metrics.json", b'{"f1": %s, "f1_interval_95": [0, 1]}' % value) for value in (b'"x"', b"null", b"[1]")),
+        *(("../../summary.json", b'{"seconds": 1, "time_s": %s}' % value) for value in (b"5", b'{"train": null}')),
+        *(("../../provenance.json", b'{"git": %s}' % value) for value in (b"5", b'"x"', b'{"diff": 5}')),
+        ("../../figures/x.png/y", b""),
+    ],
+)
+def test_a_damaged_file_leaves_a_part_out_of_the_page(tmp_path: Path, name: str, content: bytes):
+    run = make_run(tmp_path / "run")
+    file = make_evaluation(run, [0, 1], [1, 1]) / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    notes = write_run_page(run, "test", tmp_path / "page.html")
+    if file.name in ("per_class.csv", "mistakes.npz", "metrics.json"):
+        assert any("is damaged: " in note and "evaluate again" in note for note in notes)
+    assert "optimizer" in (tmp_path / "page.html").read_text()
 
 
 def test_a_page_has_all_results_of_a_run(evaluated: tuple[Page, list[str]]):

@@ -10,6 +10,7 @@ from run_folders import make_run
 from imago.analysis.runs import load_runs, mean_over_seeds
 from imago.analysis.table import run_notes, sort_runs, table_text, write_runs_csv
 from imago.errors import ConfigError, DataError
+from imago.text import display_width
 
 
 def runs_table(*rows: dict) -> DataFrame:
@@ -40,6 +41,27 @@ def test_only_settings_that_differ_among_runs_of_one_kind_are_listed():
     assert "=" not in third
 
 
+def test_typed_settings_are_shown_and_others_only_where_nothing_was_typed():
+    rows = [
+        {"run": "a", "typed": {"optimizer.lr": "0.1", "trainer.max_epochs": "5", "experiment": "fast"}},
+        {"run": "b", "optimizer.lr": 0.2, "augment.cutout_px": 8, "typed": {"augment": "heavy", "seed": "3"}},
+    ]
+    runs = runs_table(*({"optimizer.lr": 0.1, "augment.cutout_px": 0} | row for row in rows))
+    first, second = table_text(runs, None).splitlines()[2:]
+    assert first.endswith("  experiment=fast optimizer.lr=0.1")
+    assert second.endswith("  augment=heavy optimizer.lr=0.2")
+    for typed in ({"seed": "1"}, {}, None):
+        first, second = table_text(runs.assign(typed=[typed] * 2), None).splitlines()[2:]
+        assert second.endswith("  optimizer.lr=0.2 augment.cutout_px=8")
+
+
+def test_long_settings_are_cut_at_the_width_of_the_terminal():
+    runs = runs_table({"run": "a", "data.root": "/a" * 50}, {"run": "b", "data.root": "/数" * 50})
+    for width in (40, 80):
+        lines = [line for line in table_text(runs, width).splitlines() if line.startswith("    ")]
+        assert all(width - 1 <= display_width(line) <= width and line.endswith("...") for line in lines)
+
+
 def test_what_a_row_does_not_show_is_a_note(tmp_path: Path):
     make_run(tmp_path / "good")
     make_run(tmp_path / "bad", status="failed", reason="no\x1b[2J\nroom")
@@ -51,6 +73,17 @@ def test_what_a_row_does_not_show_is_a_note(tmp_path: Path):
     assert bare.startswith(f"settings of bare are not known: {tmp_path / 'bare' / 'config.yaml'} cannot be read: ")
     assert empty.startswith(f"{tmp_path / 'empty' / 'summary.json'} cannot be read: ")
     assert "\n" not in bare
+
+
+def test_tags_are_a_column_and_select_runs(tmp_path: Path):
+    for name, tags in (("a", ["base", "x\x1b[2J"]), ("b", ["base"]), ("c", []), ("d", None), ("e", 5)):
+        make_run(tmp_path / name, tags=tags)
+    header, _, first, *_ = table_text(load_runs(tmp_path), None).splitlines()
+    assert "tags" in header
+    assert r"base, x\x1b[2J" in first
+    assert load_runs(tmp_path, ["base"])["run"].tolist() == ["a", "b"]
+    assert load_runs(tmp_path, ["base", "x\x1b[2J"])["run"].tolist() == ["a"]
+    assert "tags" not in table_text(load_runs(tmp_path)[2:], None)
 
 
 @pytest.mark.parametrize("name", ["test.acc", "test/acc", "test_acc"])
@@ -105,7 +138,14 @@ def test_a_csv_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("column", "order"),
-    [("test/f1", "bac"), ("test.f1", "bac"), ("val/my_loss", "acb"), ("test/calibration_error", "cab")],
+    [
+        ("test/f1", "bac"),
+        ("test.f1", "bac"),
+        ("f1", "bac"),
+        ("my_loss", "acb"),
+        ("val/my_loss", "acb"),
+        ("test/calibration_error", "cab"),
+    ],
 )
 def test_further_metrics_are_sorted_best_first_and_losses_and_errors_in_ascending_order(column: str, order: str):
     values = {"a": (0.5, 0.1, 0.2), "b": (0.7, 0.3, 0.3), "c": (None, 0.2, 0.1)}

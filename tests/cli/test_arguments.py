@@ -43,6 +43,17 @@ def test_arguments_are_added_once(train_loader, overrides: list[str]):
     compose(train_loader, "train", first_trial(line, train_loader))  # Hydra accepts it
 
 
+@pytest.mark.parametrize("plus", ["+", "++"])
+@pytest.mark.parametrize(
+    "typed",
+    ["optimizer.lr=1", "trainer=cpu", "experiment=quickstart", "optimizer={lr: 1}", "data.root=null", "seed=1,2"],
+)
+def test_a_plus_before_what_exists_changes_nothing(train_loader, typed: str, plus: str):
+    assert accept(train_loader, f"{plus}{typed}") == [typed]
+    added = f"{plus}optimizer.betas=[0.9,0.9]"
+    assert accept(train_loader, added) == [added]
+
+
 @pytest.mark.parametrize(
     "typed",
     [

@@ -251,3 +251,19 @@ def test_the_examples_in_the_help_compose(compose):
     assert len(examples) > 4
     for example in examples:
         compose(*quote_paths([word.partition(",")[0] for word in example.split() if word != "-m"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "word", "offered"),
+    [
+        ("report", "tr", ""),
+        ("report", "pa", "paths. paths="),
+        ("train", "trainer=c", "trainer=cpu"),
+        ("eval", "optimizer", ""),
+    ],
+)
+def test_tab_offers_the_groups_of_the_command_only(command, script: str, word: str, offered: str):
+    line = f"python src/{script}.py {word}"
+    done = command(f"src/{script}.py", "-sc", "query=bash", COMP_LINE=line)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, offered, "")

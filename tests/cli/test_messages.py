@@ -1,11 +1,16 @@
 """Errors of Hydra and OmegaConf are explained in one line, with the nearest valid name."""
 
+import re
+import shutil
+
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.types import RunMode
 
 from imago.cli.messages import explain_composition_error, explain_key
+from imago.cli.overrides import check_complete, compose
+from imago.errors import ConfigError
 from imago.paths import PROJECT_ROOT
 
 
@@ -69,8 +74,15 @@ REAL = ConfigLoaderImpl(create_config_search_path(str(PROJECT_ROOT / "configs"))
         ("extras.print_config=true", "--cfg job prints all settings."),
         ("model.pretrained=true", "type model.weights=default."),
         ("train=false", "no setting 'train'; src/eval.py run=RUN evaluates without training."),
-        ("data.train=x", "there is no setting 'data.train'; "),
-        ("debug=default", "type trainer=debug."),
+        ("data.train=x", "there is no setting 'data.train' here; it is one of data=dataset."),
+        ("loss.gamma=2", "--cfg job prints all of them."),
+        ("extras.fast_dev_run=true", "type debug=default."),
+        (
+            "optimizer.betas=[0.9,0.99]",
+            "no setting 'optimizer.betas' here; it is one of optimizer=adam, optimizer=adamw, ",
+        ),
+        ("schedule.every_epochs=0.1", "it is one of schedule=step."),
+        ("data.list_file=a.csv", "it is one of data=image_list."),
         ("expriment=quickstart", "did you mean experiment?"),
         ("optimizer.beta=[0.9,0.9]", "did you mean optimizer.betas?"),
         ("data.val_fractoin=0.2", "did you mean data.val_fraction?"),
@@ -94,7 +106,12 @@ def test_arguments_of_targets_are_among_the_nearest(typed, answer):
         ("data=MNIST", "type data=torchvision data.name=MNIST."),
         ("augment=mixup", "type augment.mixup_alpha=0.2."),
         ("schedule=reduce_on_plateau", "type schedule=plateau."),
-        ("model=vit", "model can be vit_b_16, "),
+        ("loss=focal", "type loss._target_=CLASS"),
+        ("trainer=debug", "type debug=default."),
+        ("model=vit", "model can be vit_b_16, cifar_quick, convnext_tiny, efficientnet_b0, "),
+        ("model=vit", "; type model=vit_b_16, or model=timm model.name=NAME."),
+        ("model=resnet101", "; for other networks type model=torchvision model.name=resnet101."),
+        ("debug=fdr", "debug can be default, limit, overfit, profiler."),
     ],
 )
 def test_options_of_other_templates_are_answered_with_what_to_type(typed, answer):
@@ -112,7 +129,6 @@ def test_a_broken_yaml_is_reported_with_its_line(loader, tmp_path):
     [
         ("optimizer.lr=1,2", "needs -m"),
         ("seed=range(1,3)", "needs -m"),
-        ("+optimizer.lr=1", "without the +"),
         ("seed=a:b{", "two pairs of quotes"),
         ("resnet18", "did you mean model=resnet18?"),
         ("nonsense", "key=value"),
@@ -123,3 +139,24 @@ def test_an_argument_that_cannot_be_read_is_repeated_with_the_way_out(loader, ty
     text = explain(loader, typed)
     assert text.startswith(typed.partition("=")[0])
     assert words in text
+
+
+@pytest.mark.parametrize(
+    "text", ["defaults: [{override /optimizer: sgd}]\noptimizer: {lr: 0.3}", "optimizer: {lr: 0.3}\nseed: 5"]
+)
+def test_a_comment_before_the_package_of_an_experiment_is_named(tmp_path, config_dir, text: str):
+    """Without the check, the second one would be ignored: its values would stand below `experiment`."""
+    shutil.copytree(config_dir, tmp_path / "configs")
+    experiment = tmp_path / "configs" / "experiment" / "mine.yaml"
+    loader = ConfigLoaderImpl(create_config_search_path(str(tmp_path / "configs")))
+    experiment.write_text(f"# @package _global_\n# Mine.\n{text}")
+    assert compose(loader, "main", ["experiment=mine"]).optimizer.lr == 0.3
+    experiment.write_text(f"# Mine.\n# @package _global_\n{text}")
+    typed = ["experiment=mine"]
+    try:
+        check_complete(compose(loader, "main", typed))
+    except ConfigError as error:
+        line = str(error)
+    except Exception as error:  # of Hydra
+        line = explain_composition_error(error, typed, loader, "main")
+    assert re.fullmatch(r"experiment(=mine)?: the first line of its YAML.* must be '# @package _global_'\.", line)

@@ -76,8 +76,26 @@ def test_the_quotes_that_lightning_adds_for_its_ranks_are_escaped(loader):
     assert quote_paths(['hydra.run.dir="/logs/a b"']) == ['hydra.run.dir="/logs/a b"']
 
 
-def test_a_path_is_one_value_also_in_a_sweep():
-    [override] = OverridesParser.create().parse_overrides(quote_paths(["data.root=a,b"]))
+@pytest.mark.parametrize(
+    ("typed", "values"),
+    [
+        ("data.root=a b,c=d", ["a b", "c=d"]),
+        ("model.weights=null,it's,default", [None, "it's", "default"]),
+        ("run='a,b', c", ["a,b", "c"]),
+        ("+run='a,b'", ["a,b"]),
+        ("task.teacher=a", ["a"]),
+    ],
+)
+def test_a_comma_separates_paths_in_a_sweep_unless_it_is_quoted(typed: str, values: list):
+    for flag in ("-m", "--multirun"):
+        once = quote_paths([flag, typed])
+        assert quote_paths(once) == once
+        [override] = OverridesParser.create().parse_overrides(once[1:])
+        assert override.is_sweep_override() == (len(values) > 1)
+        assert [
+            getattr(value, "text", value) for value in getattr(override._value, "list", [override._value])
+        ] == values
+    [override] = OverridesParser.create().parse_overrides(quote_paths([typed]))
     assert not override.is_sweep_override()
 
 

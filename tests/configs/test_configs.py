@@ -56,7 +56,7 @@ def test_option_composes_and_every_key_is_an_argument_of_its_target(option: Path
     group, name = option.parts
     cfg: DictConfig = compose(f"{group}={name}") if group != "paths" else compose()
     composed = OmegaConf.to_container(cfg, resolve=True)
-    node = composed if group in ("experiment", "paths") else {group: composed[group]}
+    node = composed if group in ("experiment", "debug", "paths") else {group: composed[group]}
     for path, settings in targets(node):
         if settings["_target_"] == "???":  # typed by the user
             continue
@@ -72,6 +72,20 @@ def test_yaml_opens_with_its_purpose(path: Path):
     first = next(line for line in lines if not line.startswith("# @package"))
     assert first.startswith("# ")
     assert len(first) > 20
+
+
+def test_the_printed_settings_have_the_run_directory(compose):
+    cfg = OmegaConf.to_container(compose("run_name=x", "debug=limit", "tags=[a]"), resolve=True)
+    run_dir = f"{PROJECT_ROOT}/logs/train/x"
+    written = (cfg["callbacks"]["best_checkpoint"]["dirpath"], cfg["logger"]["csv"]["path"], cfg["paths"]["run_dir"])
+    assert written == (f"{run_dir}/checkpoints", f"{run_dir}/metrics.csv", run_dir)
+
+
+def test_callbacks_none_keeps_what_saving_and_resuming_need(compose):
+    callbacks = compose("callbacks=none").callbacks
+    kept = {name for name, settings in callbacks.items() if settings is not None}
+    assert kept == {"best_checkpoint", "last_checkpoint", "step_seed", "truncate_logs", "progress"}
+    assert compose("callbacks=rich_progress_bar").callbacks.progress is None
 
 
 def test_another_network_keeps_the_optimizer(compose):

@@ -135,11 +135,11 @@ def test_all_problems_are_reported_at_once_with_exit_code_1(check: Callable, tmp
     marked = [line[5:] for line in done.stdout.splitlines() if line.startswith("! ")]
     assert [text.split(",")[0] for text in marked] == [
         "2 of 39 images cannot be read",
-        "1 of 7 test images have an exact or near duplicate in train",
-        "1 of 7 val images have an exact or near duplicate in train",
+        "1 of 7 test images has an exact or near duplicate in train",
+        "1 of 7 val images has an exact or near duplicate in train",
         "1 x exact or near duplicates in different classes",
     ]
-    assert done.stderr.strip().endswith("4 of the findings (marked !) need a decision before training")
+    assert done.stderr.strip().endswith("4 findings (marked !) need a decision before training")
     kept = {row["path"] for row in rows(folder / "split_without_leaks.csv")}
     assert {"test/bee/copy.png", "val/bee/scaled.jpg"} <= kept
     assert not kept & {"train/bee/0.png", "train/bee/1.png", "train/bee/3.png"}
@@ -150,7 +150,7 @@ def test_skipped_images_are_listed_and_exit_with_0(check: Callable, tmp_path: Pa
     root = write_set(tmp_path / "set")
     (root / "train" / "bee" / "3.png").write_bytes(b"<html>")
     done = check(root, "data.on_bad_image=skip")
-    assert "1 images cannot be read and are left out" in done.stdout
+    assert "1 image that cannot be read is left out" in done.stdout
     [row] = rows(tmp_path / "logs" / "check" / "one" / "bad_images.csv")
     assert row["path"] == "train/bee/3.png"
     assert row["reason"].startswith("is not an image")

@@ -15,7 +15,7 @@ def test_serious_findings_come_first_and_say_what_to_do():
     assert [finding.is_serious for finding in findings] == [True] * 4 + [False] * 4
     assert findings[0].text == "1 of 13 images cannot be read"
     assert "data.on_bad_image=skip" in findings[0].remedy
-    assert findings[1].text == "1 of 4 test images have an exact or near duplicate in train"
+    assert findings[1].text == "1 of 4 test images has an exact or near duplicate in train"
     assert findings[3].text == "1 x exact or near duplicates in different classes, e.g. in 'ant' and 'bee'"
     assert "'ant' has 4.0 times as many training images as 'bee'" in findings[5].text
     assert "data.sampler=balanced" in findings[5].remedy
@@ -27,7 +27,7 @@ def test_a_balanced_set_without_duplicates_has_no_serious_finding():
 
 def test_images_that_are_skipped_on_purpose_are_reported_and_not_serious():
     first = list_findings(checked_dataset(SOUND), num_ignored=0, num_left_out=2)[0]
-    assert first.text == "2 images cannot be read and are left out because of data.on_bad_image=skip"
+    assert first.text == "2 images that cannot be read are left out because of data.on_bad_image=skip"
     assert not first.is_serious
 
 
@@ -35,5 +35,5 @@ def test_a_class_without_images_in_a_split_and_unusual_kinds_are_named():
     checked = checked_dataset(SOUND[:-1], bad=(13,))
     checked.examined.records["kinds"][:2] = 1 << KINDS.index("16-bit")
     texts = [finding.text for finding in list_findings(checked, 0, 0)]
-    assert "1 classes have a split without an image, e.g. 'bee' none in test" in texts
+    assert "1 class has a split without an image, e.g. 'bee' none in test" in texts
     assert texts[-1] == "2 images are 16-bit"

@@ -14,7 +14,7 @@ import pytest
         (["optimizer.lr=abc"], "optimizer.lr=abc: expected a number (default: 0.002), got text"),
         (["trainer.max_step=3"], "trainer.max_step=3: there is no setting 'trainer.max_step'; did you mean"),
         (["trainer.max_steps=abc"], "trainer.max_steps=abc: expected a whole number, got text."),
-        (["trainer.fast_dev_run=true"], "trainer.fast_dev_run=True is not supported: type trainer=debug"),
+        (["trainer.fast_dev_run=true"], "trainer.fast_dev_run=True is not supported: type debug=default"),
         (["model=resnet101"], "for other networks type model=torchvision model.name=resnet101."),
         (["model=timm"], "model.name has no value; type model.name=VALUE."),
         (["model.weights=."], "model.weights=. has no checkpoints/best.ckpt"),

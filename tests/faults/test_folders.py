@@ -111,7 +111,7 @@ def test_a_link_out_of_the_dataset_is_followed_and_logged(
     with caplog.at_level(logging.INFO):
         data = set_up(root)
     assert "val/bee/out.png" in data.splits.val.names
-    assert "followed 1 links to images, e.g. val/bee/out.png" in caplog.text
+    assert "followed 1 link to an image, e.g. val/bee/out.png" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_dangling_link_is_reported_at_the_start(
     with caplog.at_level(logging.INFO):
         data = set_up(root)
     assert data.ignored_entries == [("val/bee/x.png", "dangling link")]
-    assert "ignored 1 entries: 1 x dangling link (e.g. val/bee/x.png)" in caplog.text
+    assert "ignored 1 entry: 1 x dangling link (e.g. val/bee/x.png)" in caplog.text
     assert sum(len(images) for images, _ in data.val_dataloader()) == 4
 
 

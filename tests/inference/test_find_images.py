@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from imago.errors import ConfigError, DataError
+from imago.files import write_csv
 from imago.images import read_image
 from imago.inference.find_images import find_images, left_out_files
 
@@ -26,6 +27,22 @@ def test_an_existing_file_is_found_whatever_its_name(tmp_path: Path, name: str):
     for file in (name, "x.bmp"):
         (tmp_path / file).touch()
     assert find_images(str(tmp_path / name)) == [tmp_path / name]
+
+
+@pytest.mark.parametrize("header", ["path,label", "label,Path", "image,true,predicted", "filename", "split,path,label"])
+def test_a_csv_list_of_the_project_is_read_relative_to_its_directory(tmp_path: Path, header: str):
+    columns = [name.casefold() in ("path", "image", "filename") for name in header.split(",")]
+    files = ["a/b.png", "/abs/c.png", "=d.png"]
+    rows = [[file if is_path else "x" for is_path in columns] for file in files]
+    write_csv(tmp_path / "list.csv", [header.split(","), *rows])
+    assert find_images(str(tmp_path / "list.csv")) == [tmp_path / file for file in files]
+
+
+@pytest.mark.parametrize("content", ["", "path,label\n", "label,split\na,b\n", "\0", "a"])
+def test_a_csv_without_paths_is_refused_by_name(tmp_path: Path, content: str):
+    (tmp_path / "x.csv").write_text(content)
+    with pytest.raises((ConfigError, DataError), match=r"x\.csv (has no|cannot be read as a CSV)"):
+        find_images(str(tmp_path / "x.csv"))
 
 
 def test_a_folder_is_searched_with_its_subfolders_but_without_hidden_ones(tmp_path: Path):

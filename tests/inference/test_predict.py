@@ -108,7 +108,7 @@ def test_a_truncated_jpeg_is_named_and_the_others_are_done(run: Path, predict: C
     assert errors[0].startswith(f"error: {folder / 'bad, [1].jpg'} is damaged: ")
     assert errors[1:] == ["error: 1 of 4 images could not be read; the others are done"]
     assert [Path(row["file"]).name for row in csv_rows(output)] == [f"good {number}.jpg" for number in range(3)]
-    assert f"left out 1 files: {folder / 'notes.txt'} (not an image)" in done.stdout
+    assert f"left out 1 file: {folder / 'notes.txt'} (not an image)" in done.stdout
     left_out = [{"file": str(folder / "notes.txt"), "reason": "not an image"}]
     assert json.loads(output.with_suffix(".json").read_text())["left_out"] == left_out
 

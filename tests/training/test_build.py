@@ -153,6 +153,23 @@ def test_overfit_batches_repeats_the_first_batches_and_leaves_the_validation_alo
     assert trainer.num_val_batches == [4]  # 100 images
 
 
+@pytest.mark.parametrize(
+    ("settings", "interval"),
+    [
+        ("", 2),  # of 10 steps
+        ("trainer.limit_train_batches=3", 1),
+        ("trainer.accumulate_grad_batches=2", 1),
+        ("data.batch_size=1", 20),
+        ("trainer.log_every_n_steps=30", 30),
+    ],
+)
+def test_an_epoch_has_five_points_in_the_curves_unless_another_interval_is_typed(
+    compose, tmp_path, settings: str, interval: int
+):
+    *_, trainer, _ = small_fit.build_whole_run(compose(*small_fit.SMALL, *QUICK[:2], *settings.split()), tmp_path)
+    assert trainer.log_every_n_steps == interval
+
+
 class Lrs(Callback):
     """Record the learning rate of each batch."""
 

@@ -76,7 +76,7 @@ BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set o
         (["++trainer.callbacks=[]"], "trainer.callbacks=[] is not supported: type callbacks=NAME"),
         (["++trainer.overfit_batches=-1"], "trainer.overfit_batches=-1 must be 0 or more"),
         (["++trainer.overfit_batches=1", "trainer.limit_train_batches=2"], "leave trainer.limit_train_batches out"),
-        (["++trainer.fast_dev_run=true"], "trainer.fast_dev_run=True is not supported: type trainer=debug"),
+        (["++trainer.fast_dev_run=true"], "trainer.fast_dev_run=True is not supported: type debug=default"),
         (["trainer.max_epochs=null"], "trainer.max_epochs=null needs trainer.max_steps=N"),
         (["trainer.max_epochs=-1"], "trainer.max_epochs=-1 needs trainer.max_steps=N"),
         (["++trainer.max_steps=0"], "trainer.max_steps=0 must be 1 or more, or -1 for no limit"),

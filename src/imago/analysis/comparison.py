@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 
 from imago.analysis.charts import Chart, Line, curve_groups, line_charts
-from imago.analysis.evaluation import Evaluation, load_evaluation
+from imago.analysis.evaluation import Evaluation, eval_command, load_evaluation
 from imago.analysis.page import main_results, read_or_none, write_page
 from imago.errors import DataError
 from imago.runs.records import RunRecord, differing_settings, read_logged, read_record
 from imago.settings import typed_value
 from imago.statistics.paired import PairedComparison, compare_paired
-from imago.text import join_names, percent_text, printable
+from imago.text import counted, join_names, percent_text, printable
 
 _MAX_CLASSES = 30  # maximum number of classes on the page, as on the page of a single run
 _MAX_NAMES = 3  # maximum number of image names in an error message; our own choice
-_REMEDY = "evaluate both on the same dataset: python src/eval.py run=RUN"
+_REMEDY = "train both on the same split, e.g. with data.split_file=RUN/split.csv of one of them"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Comparison:
         if self.paired is None:
             return []
         acc_a, acc_b = (percent_text(evaluation.is_correct.mean()) for evaluation in self.evaluations)
-        images = f"on the same {self.paired.num_images:,} images"
+        images = f"on the same {counted(self.paired.num_images, 'image')}"
         low, high = (f"{100 * end:+.2f}" for end in self.paired.interval_95)
         counts = f"only a correct: {self.paired.num_only_a:,}, only b correct: {self.paired.num_only_b:,}"
         return [
@@ -51,10 +51,10 @@ class Comparison:
 
 
 def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
-    """Read two run directories and compare their `eval/<split>` with a paired test on the same images.
+    """Read two run directories and compare their `eval/<split>` with a paired test, if that is on the same images.
 
     Raises:
-        DataError: if they were evaluated on different images, with the names of some, or if settings cannot be read.
+        DataError: if settings cannot be read.
     """
     records = read_record(a), read_record(b)
     for record in records:
@@ -65,21 +65,24 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
     names = f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}"
     notes: list[str] = []
     first, second = (read_or_none(notes, load_evaluation, run, split) for run in (a, b))
+    indices = None if notes else read_or_none(notes, _matching_indices, first, second)
     if notes:
         return Comparison(names, records, settings, (), None, list(dict.fromkeys(notes)))
-    paired = compare_paired(first.is_correct, second.is_correct[_matching_indices(first, second)])
+    paired = compare_paired(first.is_correct, second.is_correct[indices])
     return Comparison(names, records, settings, (first, second), paired, [*first.data_notes, *second.data_notes])
 
 
 def comparison_text(comparison: Comparison) -> str:
     """Format the comparison for the terminal."""
-    settings = [printable(f"   {name}: {value_a} -> {value_b}") for name, value_a, value_b in comparison.settings]
+    settings = [f"   {name}: {value_a} -> {value_b}" for name, value_a, value_b in comparison.settings]
     lines = [f"{label}  {name}" for label, name in zip("ab", comparison.names, strict=True)]
     lines += settings or ["   no setting differs"]
     if comparison.paired is None:
-        return "\n".join([*lines, *(f"no paired test: {reason}" for reason in comparison.notes)])
+        lines += [f"no paired test: {reason}" for reason in comparison.notes]
+        return "\n".join(map(printable, lines))
     lines += [f"{name}: {value} ({note})" for name, value, note in comparison.scores]
-    return "\n".join([*lines, comparison.paired.verdict, *(f"note: {note}" for note in comparison.notes)])
+    lines += [comparison.paired.verdict, *(f"note: {note}" for note in comparison.notes)]
+    return "\n".join(map(printable, lines))
 
 
 def write_comparison_page(comparison: Comparison, file: Path) -> None:
@@ -117,13 +120,15 @@ def _matching_indices(a: Evaluation, b: Evaluation) -> np.ndarray:
     if digest_a != digest_b:
         raise _different_images(
             f"names and classes are equal, but the contents have the hash {digest_a} in {a.directory}, {digest_b} in "
-            f"{b.directory}"
+            f"{b.directory}",
+            "if the images were replaced in between, evaluate both again: "
+            + ", ".join(eval_command(e.directory.parents[1], e.directory.name) for e in (a, b)),
         )
     return indices
 
 
-def _different_images(reason: str) -> DataError:
-    return DataError(f"the two runs were evaluated on different images: {reason}; {_REMEDY}")
+def _different_images(reason: str, remedy: str = _REMEDY) -> DataError:
+    return DataError(f"the two runs were evaluated on different images: {reason}; {remedy}")
 
 
 def _result_rows(comparison: Comparison) -> list[tuple[str, str, str]]:

@@ -16,6 +16,7 @@ from imago.analysis.page import read_or_none
 from imago.analysis.runs import setting_names
 from imago.errors import ConfigError
 from imago.runs.records import read_logged
+from imago.settings import typed_value
 
 _COLORS = [f"C{number}" for number in range(10)]  # matplotlib's cycle
 _MAX_MARKED = 30  # points of a curve with markers: on more, they would hide the line; our own choice
@@ -113,7 +114,8 @@ def _value_text(value: Any) -> str:
     if pd.isna(value):
         return "null"
     # matplotlib reads text between two dollar signs as a formula.
-    return f"{value:g}" if isinstance(value, float) else str(value).replace("$", r"\$")
+    rounded = float(f"{value:.12g}") if isinstance(value, float) else value  # 0.1 + 0.2 is 0.3
+    return typed_value(rounded).replace("$", r"\$")
 
 
 def _new_figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:

@@ -3,6 +3,7 @@
 import csv
 import shlex
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from imago.errors import DataError
-from imago.files import open_text, read_json, sha256_of
+from imago.files import cell_text, open_text, read_json, sha256_of
 from imago.images import read_image
-from imago.paths import checkpoint_file
+from imago.paths import checkpoint_file, command
 from imago.statistics.metrics import Predictions
 from imago.text import metric_text
 
@@ -61,7 +62,7 @@ def eval_command(run: Path | str, split: str = "test") -> str:
     if isinstance(commands, list) and "eval" not in commands:
         return ""
     # Nothing else of the file: it may be untrusted, and the command is pasted into a shell.
-    return f"python src/eval.py run={shlex.quote(str(run))}" + (f" split={split}" if split != "test" else "")
+    return f"{command('eval')} run={shlex.quote(str(run))}" + (f" split={split}" if split != "test" else "")
 
 
 def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
@@ -81,13 +82,17 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
         image_names = tuple(row["image"] for row in rows)
         labels, predicted = (np.array([indices[row[name]] for row in rows], np.int64) for name in ("true", "predicted"))
         probability = np.array([row["probability"] for row in rows], np.float64)
-        if not rows:
-            raise ValueError("predictions.csv is empty")
+        if not rows or len(indices) < len(class_names):
+            raise ValueError("predictions.csv is empty, or per_class.csv has a class twice")
+        metadata = read_json(directory / "metrics.json")
+        for key in [key for key in metadata if key.endswith("interval_95")]:
+            low, high = metadata[key]
+            sum([low, high, 0 if key == "interval_95" else metadata[key.removesuffix("_interval_95")]])  # of numbers
     except FileNotFoundError as error:
         raise DataError(f"{error.filename} is missing; create it with: {command}") from None
-    except (OSError, KeyError, ValueError, csv.Error) as error:
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise DataError(f"{directory} is damaged: {error!r}; delete it and evaluate again: {command}") from None
-    metadata, best = read_json(directory / "metrics.json"), checkpoint_file(Path(run))
+    best = checkpoint_file(Path(run))
     if best.is_file() and metadata.get("model_sha256") != sha256_of(best):
         raise DataError(
             f"{directory} is not of the present {best.name}, but of another checkpoint; renew it: {command}"
@@ -104,10 +109,12 @@ def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:
     if not file.exists():
         return {}
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             indices, images = arrays["rows"], arrays["images"]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 (N, H, W, 3)")
         return dict(zip(indices.tolist(), images, strict=True))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{file} is damaged: {error}; delete it and evaluate again.") from None
 
 
@@ -123,4 +130,5 @@ def load_image(evaluation: Evaluation, index: int, saved: Mapping[int, np.ndarra
 
 def _read_csv(file: Path) -> list[dict[str, str]]:
     with open_text(file) as lines:
-        return list(csv.DictReader(lines))
+        header, *rows = ([cell_text(cell) for cell in row] for row in csv.reader(lines, strict=True))
+    return [dict(zip(header, row, strict=True)) for row in rows]

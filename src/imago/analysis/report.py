@@ -7,11 +7,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from imago.errors import ConfigError, DataError
-from imago.files import refuse_links
+from imago.files import refuse_links, report_unwritable
 from imago.paths import short_path
-from imago.text import join_names
+from imago.text import counted, join_names, printable
 
-_TABLE_DEFAULTS = {"sort": "started", "group_seeds": True, "csv": None}
+_TABLE_DEFAULTS = {"sort": "started", "tags": [], "group_seeds": True, "csv": None}
 _PAGE_DEFAULTS = {"split": "test", "output": None}
 
 
@@ -57,12 +57,14 @@ def _report_table(cfg: DictConfig) -> None:
     from imago.analysis.table import run_notes, sort_runs, table_text, write_runs_csv
 
     logs = Path(cfg.runs or cfg.paths.log_dir)
-    runs = load_runs(logs)
+    runs = load_runs(logs, tags=list(map(str, cfg.tags)))
+    if runs.empty and cfg.tags and (tags := load_runs(logs)["tags"].loc[lambda tags: tags != ""].unique().tolist()):
+        raise ConfigError(f"tags={cfg.tags}: no run below {logs} has all of them; the runs have {join_names(tags)}.")
     if runs.empty:
         raise DataError(f"runs={logs} contains no runs that have trained; python src/train.py creates one.")
     table = sort_runs(mean_over_seeds(runs) if cfg.group_seeds else runs, cfg.sort)
     print(table_text(table, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
-    print(f"\n{len(runs)} runs below {short_path(logs)}; val and test are accuracies")
+    print(f"\n{counted(len(runs), 'run')} below {short_path(logs)}; val and test are accuracies")
     print("test: (95 % interval), for several seeds ± standard deviation [lowest..highest]")
     for note in run_notes(runs):
         print(f"note: {note}")
@@ -83,15 +85,18 @@ def _report_run(cfg: DictConfig) -> None:
     notes = write_run_page(run, cfg.split, file)
     print(f"page written to {short_path(file)} ({file.stat().st_size / 1e6:.1f} MB)")
     for note in notes:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
 
 
 def _report_comparison(cfg: DictConfig) -> None:
     from imago.analysis.comparison import compare_runs, comparison_text, write_comparison_page
 
     a, b = Path(cfg.a).resolve(), Path(cfg.b).resolve()
-    comparison = compare_runs(a, b, cfg.split)
     file = Path(cfg.output) if cfg.output else a / f"comparison_with_{b.parent.name}_{b.name}.html"
+    if not cfg.output:
+        with report_unwritable(file, "; choose another file with output=FILE.html"):
+            file.unlink(missing_ok=True)  # an older page would look like the result of a comparison that fails
+    comparison = compare_runs(a, b, cfg.split)
     write_comparison_page(comparison, file)
     print(comparison_text(comparison))
     print(f"\npage written to {short_path(file)}")

@@ -66,7 +66,8 @@ def _time_rows(summary: Mapping[str, Any], notes: list[str]) -> list[tuple[str, 
     if not isinstance(recorded, dict) or not isinstance(total_s, int | float) or total_s <= 0:
         notes.append("the run did not record its times (summary.json has no time_s)")
         return []
-    times = {str(_PHASE_TITLES.get(name, name)): float(seconds) for name, seconds in recorded.items()}
+    numbers = {name: seconds for name, seconds in recorded.items() if isinstance(seconds, int | float)}
+    times = {str(_PHASE_TITLES.get(name, name)): float(seconds) for name, seconds in numbers.items()}
     times["start, checkpoints and other"] = max(0.0, total_s - sum(times.values()))
     shares = {name: seconds / total_s for name, seconds in times.items()}
     return [(name, duration_text(times[name]), percent_text(share), share) for name, share in shares.items()]
@@ -104,7 +105,8 @@ def _accuracy_notes(run: Path, split: str, record: RunRecord, evaluation: Evalua
     """Return the temperature, and why the accuracy differs from that of the final test, if it does."""
     metadata = evaluation.metadata
     temperature = metadata.get("calibration_temperature")
-    notes = [f"calibrated with temperature {temperature:.3f}, fitted on val"] if temperature is not None else []
+    is_calibrated = isinstance(temperature, int | float)
+    notes = [f"calibrated with temperature {temperature:.3f}, fitted on val"] if is_calibrated else []
     if split == "test" and record.test_acc is not None and abs(evaluation.is_correct.mean() - record.test_acc) > 1e-9:
         views = f"with tta={final_test_tta(record)}, and this evaluation had tta={metadata.get('tta', 'none')}"
         reason = f"with equal tta, images or checkpoint differ, and {eval_command(run, split)} repeats the test"
@@ -143,7 +145,7 @@ def _mistake_images(evaluation: Evaluation, notes: list[str]) -> list[tuple[int,
 
 def _figure_uris(directory: Path, notes: list[str]) -> list[tuple[str, str]]:
     """Return name and data URI of the figures that were drawn in training."""
-    files = sorted(directory.glob("*.png"))
+    files = sorted(file for file in directory.glob("*.png") if file.is_file())
     if not files:
         notes.append("the run has no figures/*.png: the images seen in training are in TensorBoard only")
     small = [file for file in files if file.stat().st_size <= _MAX_FIGURE_BYTES]
@@ -156,7 +158,7 @@ def _figure_uris(directory: Path, notes: list[str]) -> list[tuple[str, str]]:
 def _provenance_context(run: Path) -> dict[str, Any]:
     """Return name and value of each entry of provenance.json, and the git diff, cut to `_MAX_DIFF_CHARS`."""
     provenance = read_json(run / "provenance.json")
-    git = provenance.pop("git", None) or {}
+    git = found if isinstance(found := provenance.pop("git", None), dict) else {}
     diff = str(git.get("diff") or "")
     rows = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in provenance.items()]
     if git:

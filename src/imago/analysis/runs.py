@@ -1,6 +1,6 @@
 """Load run directories as pandas tables: one row for each run, or one for all seeds of the same settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ from imago.runs.records import differing_settings, read_records
 from imago.statistics.intervals import mean_interval
 
 # The first and the last columns; the settings that differ are between them.
-_IDENTITY_COLUMNS = ("run", "status", "started", "data", "model", "seed")
+_IDENTITY_COLUMNS = ("run", "status", "tags", "started", "data", "model", "seed")
 _ACCURACY_COLUMNS = ("val_acc", "test_acc", "test_low", "test_high", "num_test_images")  # further metrics follow
 _SPEED_COLUMNS = ("best_epoch", "epochs", "seconds", "images_per_s", "data_wait_share")
-_OTHER_COLUMNS = (*_SPEED_COLUMNS, "data_fingerprint", "run_dir", "reason", "config_error")
+_OTHER_COLUMNS = (*_SPEED_COLUMNS, "data_fingerprint", "typed", "run_dir", "reason", "config_error")
 _SEED_COLUMNS = ("num_seeds", "val_std", "test_std", "test_lowest", "test_highest")  # only of `mean_over_seeds`
 _NO_SETTINGS = frozenset({*_IDENTITY_COLUMNS, *_ACCURACY_COLUMNS, *_OTHER_COLUMNS, *_SEED_COLUMNS})
 _METRIC_PREFIXES = ("val/", "test/", "std/")  # no setting has such a name
@@ -23,11 +23,12 @@ _COUNT_COLUMNS = ["seed", "num_test_images", "best_epoch", "epochs"]
 _MEAN_COLUMNS = ["val_acc", "test_acc", "seconds", "images_per_s", "data_wait_share"]
 
 
-def load_runs(log_dir: Path | str) -> DataFrame:
+def load_runs(log_dir: Path | str, tags: Collection[str] = ()) -> DataFrame:
     """Read every run below a directory, in order of their start.
 
     Args:
         log_dir: searched recursively for `summary.json`.
+        tags: only runs that have all of them.
 
     Returns:
         One row for each run. `run` is its path below `log_dir`, `run_dir` the full path; accuracies are in [0, 1], and
@@ -38,7 +39,7 @@ def load_runs(log_dir: Path | str) -> DataFrame:
     Raises:
         DataError: if `log_dir` is not a directory.
     """
-    records = read_records(log_dir)
+    records = [record for record in read_records(log_dir) if {*tags} <= {*record.tags.split(", ")}]
     settings = [record.settings for record in records if record.settings]
     differing = [name for name in differing_settings(settings) if name not in _NO_SETTINGS]
     names = [name for name in differing if not _is_added_metric(name, settings)]

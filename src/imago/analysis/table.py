@@ -8,7 +8,7 @@ from pandas import DataFrame
 
 from imago.analysis.runs import metric_names, setting_names
 from imago.errors import ConfigError, DataError
-from imago.files import report_unwritable, write_text
+from imago.files import report_unwritable, write_csv
 from imago.settings import typed_value
 from imago.text import (
     count_text,
@@ -19,14 +19,17 @@ from imago.text import (
     percent_text,
     printable,
     range_text,
+    shortened,
 )
 
+# Config groups whose typed option is shown instead of the settings that it changes.
+_CHOICES = ("experiment", "debug", "augment", "task", "optimizer", "schedule", "loss", "callbacks", "trainer")
 _BEST_FIRST = ("val_acc", "test_acc", "images_per_s")
 _LOWER_IS_BETTER = ("loss", "error", "distance", "/ece", "/nll")  # parts of the names of metrics; our own choice
 _MAX_METRICS = 2  # columns, so that a row fits on a screen; our own choice
 _RIGHT_ALIGNED = ("val", "test", "n", "time", "images/s")  # columns of numbers
 # In a narrow terminal columns are left out in this order: the first ones, further metrics, the last ones.
-_LEFT_OUT_FIRST, _LEFT_OUT_LAST = ("images/s", "n", "time"), ("data", "model", "seed")
+_LEFT_OUT_FIRST, _LEFT_OUT_LAST = ("images/s", "n", "time"), ("tags", "data", "model", "seed")
 
 
 def sort_runs(runs: DataFrame, column: str) -> DataFrame:
@@ -39,7 +42,8 @@ def sort_runs(runs: DataFrame, column: str) -> DataFrame:
     Raises:
         ConfigError: if there is no such column.
     """
-    names = (column, column.replace(".", "/", 1), column.replace("/", "_").replace(".", "_"))
+    names = [column, column.replace(".", "/", 1), column.replace("/", "_").replace(".", "_")]
+    names += [f"test/{column}", f"val/{column}"]  # of a further metric
     name = next((name for name in names if name in runs), None)
     if name is None:
         raise ConfigError(f"sort={column} is not a column; sort by one of {', '.join(runs.columns)}.")
@@ -57,7 +61,8 @@ def write_runs_csv(runs: DataFrame, path: Path) -> None:
         raise DataError(f"csv={path} cannot be written: it is not a regular file; name a file, e.g. csv=runs.csv.")
     with report_unwritable(path, "; choose another file with csv=FILE.csv"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, runs.to_csv(index=False, lineterminator="\n"))
+        rows = _row_dicts(runs.drop(columns="typed", errors="ignore"))
+        write_csv(target, [list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def table_text(runs: DataFrame, width: int | None) -> str:
@@ -76,7 +81,7 @@ def table_text(runs: DataFrame, width: int | None) -> str:
     setting_lines, left_out = [""] * len(table), []
     if width is not None and _total_width(table) > width:
         if "settings" in table:
-            setting_lines = [f"\n    {text}" if text else "" for text in table.pop("settings")]
+            setting_lines = [f"\n    {shortened(text, width - 4)}" if text else "" for text in table.pop("settings")]
         for header in (*_LEFT_OUT_FIRST, *reversed(headers), *_LEFT_OUT_LAST):
             if header in table and _total_width(table) > width:
                 table.pop(header)
@@ -123,7 +128,7 @@ def _row_cells(row: dict[str, Any], metrics: list[str]) -> dict[str, str]:
     else:
         spread = f" ({range_text(row['test_low'], row['test_high'], '..')})"
     test = _mean_text(percent_text, row["test_acc"], row.get("test_std"))
-    names = {name: row[name] for name in ("run", "status", "data", "model", "seed")}
+    names = {name: row.get(name) for name in ("run", "status", "tags", "data", "model", "seed")}
     return {
         **{name: "" if value is None else printable(str(value)) for name, value in names.items()},
         "val": _mean_text(percent_text, row["val_acc"], row.get("val_std")),
@@ -140,12 +145,22 @@ def _mean_text(text: Callable[[float | None], str], mean: float | None, std: flo
 
 
 def _settings_texts(runs: DataFrame) -> list[str]:
-    """Return the settings in which each run differs from the others on the same data with the same network."""
+    """Return the typed settings in which each run differs from the others on the same data with the same network.
+
+    Runs that differ in settings that none of them typed, as after a change of a YAML, show these.
+    """
     texts = dict.fromkeys(runs.index, "")
     for _, similar in runs.groupby(["data", "model"], dropna=False):
-        names = setting_names(similar)
-        for index, row in zip(similar.index, _row_dicts(similar), strict=True):
-            texts[index] = printable(" ".join(f"{name}={typed_value(row[name])}" for name in names))
+        rows, differing = _row_dicts(similar), setting_names(similar)
+        typed: list[dict[str, str]] = [row.get("typed") or {} for row in rows]
+        groups = [name for name in _CHOICES if len({values.get(name) for values in typed}) > 1]
+        names = [name for name in differing if name not in groups and any(name in values for values in typed)]
+        names = names if names or groups else differing
+        for index, row, values in zip(similar.index, rows, typed, strict=True):
+            words = [f"{name}={values[name]}" for name in groups if name in values]
+            shown = {name: typed_value(row[name]) for name in names if row[name] is not None} | values
+            words += [f"{name}={shown[name]}" for name in names if name in shown]
+            texts[index] = printable(" ".join(words)).replace('"', "")  # of Hydra, around paths
     return list(texts.values())
 
 

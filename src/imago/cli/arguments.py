@@ -87,10 +87,15 @@ def accept_arguments(overrides: Sequence[str], loader: Any, config_name: str) ->
     """Find the typed arguments of targets that no YAML has, and the keys of YAMLs that typed targets do not take.
 
     Returns:
-        What replaces each override: itself, with `++` if it adds an argument, and `~KEY` for each key that is left out.
+        What replaces each override: itself, with `++` if it adds an argument and without + if it sets what exists, and
+        `~KEY` for each key that is left out.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    # A group is chosen without its plus signs, `+trainer=cpu` too; `+model@task.teacher=NAME` adds a node.
+    is_choice = {text: "@" not in text and chosen_group(loader, text) for text in overrides}
+    original = {text.lstrip("+") if is_choice[text] else text: text for text in overrides}
+    overrides = list(original)
     trial = first_trial(overrides, loader)
     defaults = compose_defaults(loader, config_name, trial)
     parsed = zip(overrides, OverridesParser.create().parse_overrides(trial), strict=True)
@@ -101,15 +106,15 @@ def accept_arguments(overrides: Sequence[str], loader: Any, config_name: str) ->
     }
     typed = {key: value for flat in values.values() for key, value in flat.items()}
     nodes = TargetArguments(to_plain(defaults, resolve=False), typed)
-    replaced: dict[str, list[str]] = {}
+    replaced = {typed: [text] for text, typed in original.items()}
     for text, flat in values.items():
         added = [key for key in flat if nodes.default(key) is _ABSENT]
         is_accepted = added and all(map(nodes.is_argument, added)) and not text.startswith("+")
-        line = [f"++{text}" if is_accepted else text]
+        line = [f"++{text}" if is_accepted else text if added else text.lstrip("+")]
         for node in (key.removesuffix("._target_") for key in flat if key.endswith("._target_")):
             if deleted := [key for key in nodes.not_taken(node) if f"~{key}" not in overrides]:
                 line += [f"~{key}" for key in deleted]
                 words = f"{node}._target_={nodes.target(node)} does not take {', '.join(deleted)}: left out."
                 print(words, file=sys.stderr)
-        replaced[text] = line
+        replaced[original[text]] = line
     return replaced

@@ -7,11 +7,14 @@ Neither torch nor Lightning is imported before the config is checked, so that a 
 
 import argparse
 import importlib.util
+import io
 import os
 import pkgutil
+import re
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -136,7 +139,8 @@ def run_command(command: str) -> None:
         job.accept_arguments()
         import hydra
 
-        hydra.main(config_path=str(CONFIG_DIR), config_name=command)(job)()
+        with _own_completions(command):
+            hydra.main(config_path=str(CONFIG_DIR), config_name=command)(job)()
     except KeyboardInterrupt:
         _fail(130, "stopped by Ctrl-C")
     except Exception as error:
@@ -152,6 +156,19 @@ def run_command(command: str) -> None:
     if job.failures:  # only in a sweep
         is_bug = not all(isinstance(error, UserError) for error in job.failures)
         _fail(1 if is_bug else 2, f"{len(job.failures)} of {job.num_trials} trials failed")
+
+
+@contextmanager
+def _own_completions(command: str) -> Iterator[None]:
+    """Print only those completions that belong to the command: Hydra offers the groups of all of them."""
+    if not any(text.startswith("query=") for text in sys.argv[1:]):
+        yield
+        return
+    with redirect_stdout(io.StringIO()) as offered:
+        yield
+    loader = _config_loader(_read_flags())
+    others = {*loader.list_groups("")} - {*compose(loader, command, []).hydra.runtime.choices}
+    print(*(text for text in offered.getvalue().split() if re.split("[=./]", text.lstrip("+~"))[0] not in others))
 
 
 def _prepare_command_line() -> list[str]:

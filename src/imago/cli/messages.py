@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from imago.cli.arguments import TargetArguments
-from imago.cli.overrides import chosen_group, compose_defaults, explain_value
+from imago.cli.overrides import NOT_GLOBAL, chosen_group, compose_defaults, explain_value
+from imago.cli.signatures import read_signature
 from imago.instantiate import to_plain
 from imago.settings import flatten
 
@@ -24,7 +25,8 @@ _KEYS_ELSEWHERE = {
     **dict.fromkeys(("gpus", "num_gpus"), "type trainer.devices"),
     "num_classes": "the number of classes follows from the data",
     "pretrained": "type model.weights=default",
-    **dict.fromkeys(("debug", "fast_dev_run"), "type trainer=debug"),
+    "fast_dev_run": "type debug=default",
+    "default_root_dir": "type paths.log_dir=DIR or run_name=NAME",
 }
 _OPTIONS_ELSEWHERE = {
     "data=imagenet": "data=image_folder data.root=DIR",
@@ -33,6 +35,8 @@ _OPTIONS_ELSEWHERE = {
     "augment=mixup": "augment.mixup_alpha=0.2",
     "augment=cutmix": "augment.cutmix_alpha=1.0",
     "schedule=reduce_on_plateau": "schedule=plateau",
+    "model=vit": "model=vit_b_16, or model=timm model.name=NAME",
+    "trainer=debug": "debug=default",
 }
 
 
@@ -64,8 +68,8 @@ def explain_composition_error(
     if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'(?: 1\.| requires)", text):
         key, _, value = match[1].partition("=")
         return f"{match[1]}: several values are a sweep, which needs -m before them; one list is typed {key}=[{value}]."
-    if match := re.search(r"An item is already at '([^']+)'", text):
-        return f"{_argument(match[1], argv)}: the setting exists; type it without the +."
+    if match := re.search(r"In '((?:experiment|debug)/\S+)': .* for '\w+@(?:experiment|debug)\.", text):
+        return f"{match[1].replace('/', '=', 1)}: {NOT_GLOBAL}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     return explain_value(cause) if isinstance(cause, OmegaConfBaseException) else text
 
@@ -78,13 +82,15 @@ def _explain_unparsable(override: str, loader: "ConfigLoaderImpl") -> str:
     return f"{override}: settings are typed key=value" + (f"; did you mean {groups[0]}={override}?" if groups else ".")
 
 
-def _explain_option(group: str, option: str, options: Iterable[str]) -> str:
+def _explain_option(group: str, option: str, options: Sequence[str]) -> str:
     is_network = group == "model" and "timm" in options
     more = f"; for other networks type model=torchvision model.name={option}" if is_network else ""
     if meant := _OPTIONS_ELSEWHERE.get(f"{group}={option.lower()}"):
         more = f"; type {meant}"
-    nearest_first = sorted(options, key=lambda other: -_similarity(option, other))
-    return f"{group}={option}: there is no such option; {group} can be {', '.join(nearest_first)}{more}."
+    # 0.5: `vit` is near to `vit_b_16`; our own choice.
+    nearest = difflib.get_close_matches(option, options, cutoff=0.5)
+    listed = ", ".join([*nearest, *sorted({*options} - {*nearest})])
+    return f"{group}={option}: there is no such option; {group} can be {listed}{more}."
 
 
 def explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", config_name: str) -> str:
@@ -101,6 +107,8 @@ def explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", confi
     group, _, member = key.rpartition(".")[0].partition(".")
     if member in loader.get_group_options(group):
         return f"{_argument(key, argv)}: {member} is off; type {group}={member} too."
+    if key.count(".") == 1 and (options := _options_with(group, key.partition(".")[2], loader)):
+        return f"{_argument(key, argv)}: there is no setting {key!r} here; it is one of {', '.join(options)}."
 
     def score(known: str) -> float:  # `batchsize` is near to `data.batch_size`
         last_names = (name.rpartition(".")[2] for name in (key, known))
@@ -108,10 +116,23 @@ def explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", confi
         # The last name has a weight of 0.9, the whole key of 0.1; our own choice.
         return max(whole, 0.9 * _similarity(*last_names) + 0.1 * whole)
 
-    best = max(sorted(_known_keys(key, argv, loader, config_name)), key=score)
+    known = _known_keys(key, argv, loader, config_name) - {name for name in (group,) if loader.get_group_options(name)}
+    best = max(sorted(known), key=score)
     # 0.7: a lower limit would suggest unrelated keys; our own choice.
     hint = f"did you mean {best}?" if score(best) > 0.7 else "--cfg job prints all of them."
     return f"{_argument(key, argv)}: there is no setting {key!r}; {hint}"
+
+
+def _options_with(group: str, name: str, loader: "ConfigLoaderImpl") -> list[str]:
+    """Return the options of a group that have a setting of this name, in their YAML or as an argument of its target."""
+    found = []
+    for option in sorted(loader.get_group_options(group)):
+        config = loader.repository.load_config(f"{group}/{option}")
+        node = to_plain(config.config, resolve=False) if config else {}
+        signature = read_signature(str(node.get("_target_")))
+        if name in node or (signature and name in signature.types):
+            found.append(f"{group}={option}")
+    return found
 
 
 def _argument(key: str, argv: Iterable[str]) -> str:

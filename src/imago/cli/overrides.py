@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from omegaconf import DictConfig
 
-# The values of these keys are file names, passed on exactly as typed. They cannot be swept over with commas:
-# `-m data.root=a,b` is the single directory "a,b".
+# The values of these keys are file names, passed on exactly as typed; with -m, a comma outside quotes separates two.
 PATH_KEYS = {
     *("data.root", "data.split_file", "data.list_file", "model.weights"),
     *("task.teacher", "task.teacher.weights", "paths.data_dir", "paths.log_dir"),
@@ -36,7 +35,7 @@ ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
         *("callbacks.*.mode", "schedule.mode"),
     },
     (int, NoneType): {
-        *("opset", "limit", "batch_size", "trainer.max_epochs"),
+        *("opset", "limit", "batch_size", "trainer.max_epochs", "trainer.log_every_n_steps"),
         *("data.num_workers", "data.fold", "data.decoded_px", "data.size"),
         *("preprocess.size", "preprocess.resize", "trainer.check_val_every_n_epoch", "schedule.*_steps"),
     },
@@ -53,24 +52,29 @@ ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
     (bool, str): {"trainer.deterministic"},
 }
 
+NOT_GLOBAL = "the first line of its YAML, also before comments, must be '# @package _global_'."
+
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list",
                dict: "a group of settings", NoneType: "null"}  # fmt: skip
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', re.DOTALL)
+_SWEPT_PATH = re.compile(rf"(?:{_QUOTED.pattern}|[^,])+", re.DOTALL)
 _ABSENT = object()
 
 
 def quote_paths(argv: Sequence[str]) -> list[str]:
     """Quote the values of path-like keys for Hydra's grammar; return all other arguments unchanged.
 
-    Quoting twice changes nothing: the ranks of a DDP run start from the quoted command line.
+    Quoting twice changes nothing: the ranks of a DDP run start from the quoted command line. In a sweep, each of the
+    values is quoted.
 
     Raises:
         ConfigError: if a value contains `${`, which OmegaConf resolves even inside quotes.
     """
-    return [_quote_argument(argument) for argument in argv]
+    is_sweep = not {"-m", "--multirun"}.isdisjoint(argv)
+    return [_quote_argument(argument, is_sweep) for argument in argv]
 
 
-def _quote_argument(argument: str) -> str:
+def _quote_argument(argument: str, is_sweep: bool) -> str:
     typed_key, _, value = argument.partition("=")
     key = typed_key.lstrip("+")
     is_quoted = _QUOTED.fullmatch(value)
@@ -82,7 +86,11 @@ def _quote_argument(argument: str) -> str:
         raise ConfigError(
             f"{argument}: a path cannot contain '${{', which starts an interpolation; rename it or type it in full."
         )
-    return argument if is_quoted else f"{typed_key}={quote_for_hydra(os.path.expanduser(value))}"
+    if is_quoted:
+        return argument
+    values = [text.strip() for text in _SWEPT_PATH.findall(value)] if is_sweep else [value]
+    home, kept = os.path.expanduser, re.compile(f"{_QUOTED.pattern}|null", re.DOTALL)
+    return f"{typed_key}={','.join(v if kept.fullmatch(v) else quote_for_hydra(home(v)) for v in values)}"
 
 
 def check_types(config: "DictConfig", defaults: "DictConfig", overrides: Sequence[str]) -> None:
@@ -171,6 +179,9 @@ def check_complete(config: "DictConfig") -> None:
     Raises:
         ConfigError: one line for each missing value, or one for the first interpolation that fails.
     """
+    for group in ("experiment", "debug"):
+        if group in config:
+            raise ConfigError(f"{group}: {NOT_GLOBAL}")
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

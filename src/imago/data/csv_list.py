@@ -17,7 +17,7 @@ import numpy as np
 
 from imago.data.dataset import LabeledFiles, Samples, concatenate
 from imago.errors import DataError
-from imago.files import open_text
+from imago.files import cell_text, open_text
 from imago.images import SPLITS
 from imago.text import join_names, printable
 
@@ -68,7 +68,7 @@ def read_list(file: Path) -> list[ListedImage]:
     try:
         with open_text(file) as opened:
             reader = csv.reader(opened, strict=True)
-            lines = [(reader.line_num, cells) for cells in reader if "".join(cells).strip()]
+            lines = [(reader.line_num, [*map(cell_text, cells)]) for cells in reader if "".join(cells).strip()]
     except OSError as error:
         raise DataError(f"{printable(file)} cannot be read: {error.strerror}; use a CSV with {_FIRST_LINE}.") from error
     except csv.Error as error:

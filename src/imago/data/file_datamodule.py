@@ -22,6 +22,7 @@ from imago.errors import ConfigError
 from imago.files import write_csv
 from imago.images import Preprocess, resize_and_crop
 from imago.seeding import random_permutation
+from imago.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,8 @@ class FileDataModule(ImageDataModule):
                 self.bad_images += [(name, error) for name, error in reasons if error]
                 splits[split] = files.take(np.flatnonzero(examined.is_good))
             if num_bad := len(self.bad_images):
-                log.warning("left out %d images that cannot be read (%.2g %%)", num_bad, 100 * num_bad / num_images)
+                share = 100 * num_bad / num_images
+                log.warning("left out %s that cannot be read (%.2g %%)", counted(num_bad, "image"), share)
         return class_names, dict(splits)
 
     def default_preprocess(self) -> Preprocess:
@@ -103,7 +105,7 @@ class FileDataModule(ImageDataModule):
         sample = order[: max(MIN_STATISTICS_IMAGES, num_fitting)].tolist()
         images = map_in_threads(lambda index: shrink(train.read(index, self.class_names)), sample, "mean and std")
         preprocess = preprocess_for_images(list(images))
-        log.info("mean and std from %s training images", f"{len(sample):,}")
+        log.info("mean and std from %s", counted(len(sample), "training image"))
         return preprocess
 
     def write_split(self, directory: Path) -> None:

@@ -14,7 +14,7 @@ from imago.data.csv_list import check_class_names, class_key
 from imago.data.dataset import LabeledFiles
 from imago.errors import DataError
 from imago.images import SUFFIXES
-from imago.text import join_names, printable
+from imago.text import counted, join_names, printable
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def list_image_folder(root: Path) -> tuple[tuple[str, ...], dict[str, LabeledFil
     for split in (split for split in ("test", "val", "train") if split in folders):
         files[split] = _list_split(root, folders[split], class_names, first_names, ignored)
     if ignored:
-        log.info("ignored %s entries: %s", f"{len(ignored):,}", _count_reasons(sorted(ignored)))
+        log.info("ignored %s: %s", counted(len(ignored), "entry", "entries"), _count_reasons(sorted(ignored)))
     return class_names, files, sorted(ignored)
 
 
@@ -141,7 +141,9 @@ def _list_split(
             columns.append((status.st_size, status.st_mtime_ns, label))
             links += [name] if entry.is_symlink() else []
     if links:
-        log.info("followed %s links to images, e.g. %s", f"{len(links):,}", printable(links[0]))
+        log.info(
+            "followed %s, e.g. %s", counted(len(links), "link to an image", "links to images"), printable(links[0])
+        )
     num_bytes, mtime_ns, labels = np.array(columns, np.int64).reshape(-1, 3).T.copy()
     return LabeledFiles(root, tuple(names), num_bytes, mtime_ns, labels)
 

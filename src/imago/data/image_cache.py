@@ -20,6 +20,7 @@ from imago.errors import ConfigError, DataError
 from imago.files import atomic_write, encode_names, remove_partial_files
 from imago.images import FORMATS
 from imago.resources import available_memory_bytes, free_disk_bytes
+from imago.text import counted
 from imago.threads import one_intraop_thread
 
 log = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ def _build_on_disk(images: Iterator[np.ndarray], files: LabeledFiles, directory:
         with atomic_write(index_file, "wb") as file:
             states, written_ns = [files.num_bytes, files.mtime_ns], pixels.stat().st_mtime_ns
             np.savez(file, states=states, shapes=shapes, pixels_mtime_ns=written_ns)
-        log.info("cached %s decoded images in %s", f"{len(files):,}", directory)
+        log.info("cached %s in %s", counted(len(files), "decoded image"), directory)
         return ImageCache(pixels, shapes)
 
 

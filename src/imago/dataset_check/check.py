@@ -18,7 +18,8 @@ from imago.files import report_unwritable, write_csv, write_json
 from imago.images import write_png
 from imago.instantiate import build
 from imago.log import log_to
-from imago.paths import job_output_dir, short_path
+from imago.paths import command, job_output_dir, short_path
+from imago.text import counted
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
@@ -51,7 +52,8 @@ def check(cfg: DictConfig) -> None:
             return
         num_serious = _write_report(cfg, data, checked, directory)
     if num_serious:
-        raise IncompleteError(f"{num_serious} of the findings (marked !) need a decision before training")
+        findings = counted(num_serious, "finding (marked !) needs", "findings (marked !) need")
+        raise IncompleteError(f"{findings} a decision before training")
 
 
 def examine_dataset(data: "ImageDataModule", cache_dir: Path) -> CheckedDataset:
@@ -120,7 +122,7 @@ def _next_commands(split_file: Path) -> list[str]:
     from hydra.core.hydra_config import HydraConfig
 
     settings = [text for text in HydraConfig.get().overrides.task if text.lstrip("+").startswith(_DATA_SETTINGS)]
-    commands = [["src/check.py", *settings, "show=augment"], ["src/train.py", *settings]]
+    commands = [("check", [*settings, "show=augment"]), ("train", settings)]
     if split_file.exists():
-        commands.append(["src/train.py", *settings, f"data.split_file={short_path(split_file)}"])
-    return ["next:", *(f"  {shlex.join(['python', *command])}" for command in commands)]
+        commands.append(("train", [*settings, f"data.split_file={short_path(split_file)}"]))
+    return ["next:", *(f"  {command(script)} {shlex.join(typed)}" for script, typed in commands)]

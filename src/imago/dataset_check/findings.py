@@ -8,6 +8,7 @@ import numpy as np
 from imago.dataset_check.checked_dataset import CheckedDataset
 from imago.images import SPLITS
 from imago.statistics.metrics import MIN_IMBALANCE_RATIO
+from imago.text import counted
 
 FEW_TEST_IMAGES = 100  # the 95 % interval of an accuracy is then up to 19 points wide (Wilson 1927)
 _KIND_NOTES = {
@@ -47,7 +48,8 @@ def _bad_images(checked: CheckedDataset, num_left_out: int) -> Iterator[Finding]
         remedy = "see bad_images.csv; delete them or copy them again, or leave them out with data.on_bad_image=skip"
         yield Finding("bad images", text, remedy, is_serious=True)
     if num_left_out:
-        text = f"{num_left_out:,} images cannot be read and are left out because of data.on_bad_image=skip"
+        images = counted(num_left_out, "image that cannot be read is", "images that cannot be read are")
+        text = f"{images} left out because of data.on_bad_image=skip"
         yield Finding("left out", text, "see bad_images.csv")
 
 
@@ -55,7 +57,8 @@ def _leaks(checked: CheckedDataset) -> Iterator[Finding]:
     for split, into in (("test", "train"), ("test", "val"), ("val", "train")):
         if num_leaked := len(checked.leaked(split, into)):
             num_images = checked.counts[:, SPLITS.index(split)].sum()
-            text = f"{num_leaked:,} of {num_images:,} {split} images have an exact or near duplicate in {into}"
+            images = counted(num_images, f"{split} image") + (" has" if num_leaked == 1 else " have")
+            text = f"{num_leaked:,} of {images} an exact or near duplicate in {into}"
             remedy = "data.split_file with split_without_leaks.csv leaves the duplicates out"
             if not checked.can_remove_leaks:
                 remedy = "leaving them all out would leave a class without training images"
@@ -70,7 +73,8 @@ def _repeats(checked: CheckedDataset) -> Iterator[Finding]:
         text = f"{len(checked.conflicts):,} x exact or near duplicates in different classes, {example}"
         yield Finding("label conflicts", text, "see duplicates.csv; keep the one in the right class", is_serious=True)
     if num_duplicates := len(checked.duplicates_within_split):
-        text = f"{num_duplicates:,} images are exact or near duplicates of another one of their class and split"
+        images = counted(num_duplicates, "image is an exact or near duplicate", "images are exact or near duplicates")
+        text = f"{images} of another one of the same class and split"
         yield Finding("repeats", text, "see duplicates.csv; in the test split they count more than once")
 
 
@@ -80,7 +84,8 @@ def _class_counts(counts: np.ndarray, class_names: Sequence[str]) -> Iterator[Fi
     if len(empty):
         label, split = empty[0].tolist()
         example = f"e.g. {class_names[label]!r} none in {SPLITS[split]}"
-        text = f"{len(np.unique(empty[:, 0])):,} classes have a split without an image, {example}"
+        classes = counted(len(np.unique(empty[:, 0])), "class has", "classes have")
+        text = f"{classes} a split without an image, {example}"
         yield Finding("empty classes", text, "add images or change the split; they have no recall in that split")
     train, num_test = counts[:, 0], counts[:, 2].sum()
     if train.min() and train.max() / train.min() >= MIN_IMBALANCE_RATIO:
@@ -88,7 +93,7 @@ def _class_counts(counts: np.ndarray, class_names: Sequence[str]) -> Iterator[Fi
         text = f"{largest!r} has {train.max() / train.min():.1f} times as many training images as {smallest!r}"
         yield Finding("imbalance", text, "try data.sampler=balanced or loss.weight=balanced, and look at macro F1")
     if num_test < FEW_TEST_IMAGES:
-        text = f"the test split has only {num_test} images: the accuracy will be uncertain"
+        text = f"the test split has only {counted(num_test, 'image')}: the accuracy will be uncertain"
         yield Finding("small test", text, "look at the interval that a run prints; data.fold trains on several splits")
 
 
@@ -96,6 +101,7 @@ def _unusual_files(checked: CheckedDataset, num_ignored: int) -> Iterator[Findin
     counts = checked.kinds()
     for name, note in _KIND_NOTES.items():
         if name in counts:
-            yield Finding("kinds", f"{counts[name]:,} images are {name}", note)
+            yield Finding("kinds", f"{counted(counts[name], 'image is', 'images are')} {name}", note)
     if num_ignored:
-        yield Finding("ignored", f"{num_ignored:,} files or folders are ignored", "see ignored.csv for why")
+        entries = counted(num_ignored, "file or folder is", "files or folders are")
+        yield Finding("ignored", f"{entries} ignored", "see ignored.csv for why")

@@ -11,7 +11,7 @@ from imago.data.sampling import BatchIndices
 from imago.dataset_check.checked_dataset import CheckedDataset
 from imago.images import Preprocess, resize_and_crop
 from imago.resources import available_cores
-from imago.text import printable
+from imago.text import printable, shortened
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
@@ -23,6 +23,7 @@ _NUM_COLUMNS = 8  # images in a row; our own choice
 _CELL_PX = 96  # our own choice, and approximate: small images are enlarged by an integer factor, large ones scaled down
 _FONT_PX = 18  # of the caption; our own choice
 _STRIP_PX = 30  # height of the caption, for one line of _FONT_PX; our own choice
+_MAX_CAPTION = 150  # columns of text, more than fit on a page; drawing takes a time that grows fast; our own choice
 _GAP_PX = 2  # white, between images; our own choice
 
 
@@ -59,7 +60,8 @@ def draw_sheet(squares: Sequence[np.ndarray], caption: str) -> np.ndarray:
     except OSError:
         font = ImageFont.load_default(_FONT_PX)
     strip = Image.new("RGB", (grid.shape[1], _STRIP_PX), (32, 32, 32))
-    ImageDraw.Draw(strip).text((8, _STRIP_PX // 2), printable(caption), "white", font, anchor="lm")
+    text = shortened(printable(caption), _MAX_CAPTION)
+    ImageDraw.Draw(strip).text((8, _STRIP_PX // 2), text, "white", font, anchor="lm")
     return np.concatenate([np.asarray(strip), grid])
 
 

@@ -10,10 +10,11 @@ from imago.dataset_check.checked_dataset import CheckedDataset
 from imago.dataset_check.findings import Finding
 from imago.files import write_csv
 from imago.images import SPLITS
-from imago.text import display_width, padded, printable
+from imago.text import counted, display_width, padded, printable, shortened
 
 _STATISTICS_OF = "whole training images, each with equal weight"
 _MAX_CLASSES = 20  # rows that fit on a screen; of more, the largest and the smallest are shown
+_MAX_NAME_WIDTH = 40  # of a class in the table; our own choice
 _BAR_WIDTH_CHARS = 20  # a line with names of usual length then has less than 80; our own choice
 
 
@@ -24,14 +25,15 @@ def class_table(checked: CheckedDataset) -> list[str]:
     if len(labels) > _MAX_CLASSES:
         order = np.argsort(-counts[:, -1], kind="stable").tolist()
         labels = [*order[: _MAX_CLASSES // 2], *order[-_MAX_CLASSES // 2 :]]
-    names = [printable(checked.class_names[label]) for label in labels]
+    names = [shortened(printable(checked.class_names[label]), _MAX_NAME_WIDTH) for label in labels]
     width = max(map(display_width, ["class", *names]))
     lines = [padded("class", width) + "".join(f"{name:>10}" for name in (*SPLITS, "all"))]
     for name, label in zip(names, labels, strict=True):
         bar = "#" * round(_BAR_WIDTH_CHARS * counts[label, -1] / counts[:, -1].max())
         lines.append(f"{padded(name, width)}{_cells(counts[label])}  {bar}".rstrip())
     if omitted := len(counts) - len(labels):
-        lines.insert(1 + _MAX_CLASSES // 2, f"... {omitted:,} classes between these; check.json has them all")
+        classes = counted(omitted, "class", "classes")
+        lines.insert(1 + _MAX_CLASSES // 2, f"... {classes} between these; check.json has them all")
     return [*lines, padded("all", width) + _cells(counts.sum(axis=0))]
 
 
@@ -44,8 +46,8 @@ def summary_lines(checked: CheckedDataset, preprocess: str) -> list[str]:
         "sizes": f"{sizes} (width x height, px)",
         "formats": ", ".join(f"{count:,} {name}" for name, count in checked.formats().items()),
         "kinds": ", ".join(f"{count:,} {name}" for name, count in checked.kinds().items()),
-        "duplicates": f"{num_same:,} pairs with the same bytes, {len(checked.pairs) - num_same:,} nearly the same "
-        f"(thumbnails correlate by {checked.pairs.min_correlation:.3f} or more)",
+        "duplicates": f"{counted(num_same, 'pair')} with the same bytes, {len(checked.pairs) - num_same:,} nearly the "
+        f"same (thumbnails correlate by {checked.pairs.min_correlation:.3f} or more)",
         "statistics": f"mean {mean}, std {std}, over all training images, uncropped, each with equal weight",
         "a run uses": f"{preprocess}; pretrained weights and preprocess.* may change it",
     }

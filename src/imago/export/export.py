@@ -30,8 +30,8 @@ from imago.inference.evaluate import read_data_settings
 from imago.inference.load import check_and_find_model, is_onnx, load_calibrated
 from imago.instantiate import build
 from imago.log import log_to
-from imago.paths import checkpoint_file, short_path
-from imago.text import printable
+from imago.paths import checkpoint_file, command, short_path
+from imago.text import counted, printable
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
@@ -66,7 +66,7 @@ def export(cfg: DictConfig) -> None:
             raise
         argument = shlex.quote(f"run={short_path(file)}")
         log.info("\n%s, in %.1f s; next:", short_path(file), perf_counter() - start_s)
-        log.info("  python src/eval.py %s\n  python src/predict.py %s input=IMAGE", argument, argument)
+        log.info("  %s %s\n  %s %s input=IMAGE", command("eval"), argument, command("predict"), argument)
 
 
 def _check_and_find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
@@ -92,14 +92,14 @@ def _check_and_find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
 def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping[str, Any], file: Path) -> None:
     classifier = load_calibrated(checkpoint, cfg.trust)  # torch is loaded here
     name, num_classes = type(classifier.net).__name__, len(classifier.class_names)
-    log.info("checkpoint  %s: %s, %d classes", short_path(checkpoint), name, num_classes)
+    log.info("checkpoint  %s: %s, %s", short_path(checkpoint), name, counted(num_classes, "class", "classes"))
     data: ImageDataModule = build(data_settings, _recursive_=False)
     try:
         data.set_up_data()
     except DataError as error:
         raise DataError(f"{run / 'config.yaml'}: {error}") from error
     data.preprocess = classifier.preprocess
-    log.info("data        %s validation images, %d px", f"{len(data.splits.val):,}", data.preprocess.size)
+    log.info("data        %s, %d px", counted(len(data.splits.val), "validation image"), data.preprocess.size)
     if read_json(run / "provenance.json").get("data") not in (None, data.fingerprint()):
         log.warning("data        has changed since the run was trained; the comparison uses it as it is now")
     metrics = _metrics_of(run, checkpoint)

@@ -22,6 +22,7 @@ from imago.runs.records import unfinished_note
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
 from imago.statistics.intervals import far_above_note
 from imago.statistics.metrics import LabeledOutputs
+from imago.text import printable_lines
 from imago.trust import check_saved_targets
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def evaluate(cfg: DictConfig) -> float:
     written = write_results(directory, result, metadata, samples)
     print("\n".join(summary_lines(result, metadata, final_test)))
     print(f"\nresults in {short_path(directory)}: {', '.join(written)}")
-    print("".join(f"note: {note}\n" for note in notes if note), end="")
+    print("".join(f"note: {printable_lines(note)}\n" for note in notes if note), end="")
     return float(metadata["acc"])
 
 

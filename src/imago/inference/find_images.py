@@ -1,31 +1,38 @@
 """Find the image files that the setting `input` of predict.py selects."""
 
+import csv
 import glob
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from imago.errors import ConfigError, DataError
+from imago.files import cell_text, open_text
 from imago.images import SUFFIXES, is_image
 from imago.text import printable
 
-_REMEDY = "type an image, a folder, a list of paths in a .txt file, or a pattern in quotes such as 'photos/*.jpg'"
+_PATH_COLUMNS = ("path", "image", "file", "filename")
+_REMEDY = (
+    "type an image, a folder, a list of paths in a .txt or .csv file, or a pattern in quotes such as 'photos/*.jpg'"
+)
 
 
 def find_images(text: str) -> list[Path]:
     """Return the images that `input` selects: in the order of a list, else sorted by name.
 
-    An existing file is that file, whatever its name and suffix; only a `.txt` file is a list, with one path per line
-    as it would be typed. A folder is searched with its subfolders, without hidden files and folders. Anything else is
-    a glob pattern, with `**` for folders of any depth. Links are followed, each folder once. Of a folder or pattern,
-    files are images by their suffix or content; for the others see `left_out_files`.
+    An existing file is that file, whatever its name and suffix. Two kinds are lists: a `.txt` file with one path per
+    line as it would be typed, and a `.csv` file with a column `path`, relative to its directory as for data.list_file.
+    A folder is searched with its subfolders, without hidden files and folders. Anything else is a glob pattern, with
+    `**` for folders of any depth. Links are followed, each folder once. Of a folder or pattern, files are images by
+    their suffix or content; for the others see `left_out_files`.
 
     Raises:
         ConfigError: if there are none.
         DataError: if a list or a folder cannot be read.
     """
     if os.path.isfile(text):
-        return _read_list(Path(text)) if text.lower().endswith(".txt") else [Path(text)]
+        readers = {".txt": _read_list, ".csv": _read_table}
+        return readers.get(Path(text).suffix.lower(), lambda file: [file])(Path(text))
     files = _selected_files(text)
     images = list(filter(_is_image, files))
     if not images:
@@ -56,6 +63,22 @@ def _read_list(file: Path) -> list[Path]:
     if not names:
         raise ConfigError(f"input={printable(file)} is an empty list; write the path of an image on each line.")
     return [Path(name).expanduser() for name in names]
+
+
+def _read_table(file: Path) -> list[Path]:
+    """Return the paths in the first column that may have them."""
+    try:
+        with open_text(file) as lines:
+            header, *rows = ([*map(cell_text, cells)] for cells in csv.reader(lines) if cells)
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{printable(file)} cannot be read as a CSV: {error}.") from error
+    columns = [index for index, name in enumerate(header) if name.strip().casefold() in _PATH_COLUMNS]
+    if not columns or not rows:
+        fault = (
+            "has no images below its first line" if columns else f"has none of the columns {', '.join(_PATH_COLUMNS)}"
+        )
+        raise ConfigError(f"input={printable(file)} {fault}.")
+    return [file.parent / cells[columns[0]] for cells in rows if len(cells) > columns[0]]
 
 
 def _list_files(path: str) -> Iterator[str]:

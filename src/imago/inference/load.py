@@ -14,6 +14,7 @@ from imago.inference.calibration import read_temperature
 from imago.runs.records import unfinished_note
 from imago.statistics.calibration import UNCALIBRATED
 from imago.statistics.metrics import softmax
+from imago.text import printable
 from imago.trust import check_saved_targets, without_files
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def load_predictor(
 
         exported = OnnxClassifier(path)
         if exported.calibration_temperature == UNCALIBRATED:
-            log.warning("probabilities are not calibrated: %s was exported without a temperature", path)
+            log.warning("probabilities are not calibrated: %s was exported without a temperature", printable(path))
         return exported
     classifier = load_calibrated(path, trust, tta) if is_calibrated else load_classifier(path, trust)
     return TorchPredictor(classifier, accelerator, tta)
@@ -116,7 +117,7 @@ def load_calibrated(path: Path, trust: Sequence[str] = (), tta: str = "none") ->
     classifier = load_classifier(file, trust)
     classifier.calibration_temperature, reason = read_temperature(file, tta)
     if reason:
-        log.warning("probabilities are not calibrated: %s", reason)
+        log.warning("probabilities are not calibrated: %s", printable(reason))
     return classifier
 
 

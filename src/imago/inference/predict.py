@@ -23,7 +23,7 @@ from imago.paths import short_path
 from imago.settings import typed_value
 from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.metrics import top_classes
-from imago.text import join_names, printable
+from imago.text import counted, join_names, printable
 
 if TYPE_CHECKING:
     from imago.inference.explain import Explainer
@@ -64,15 +64,18 @@ def predict(cfg: DictConfig) -> None:
         print("\n".join(table_lines(predictions)), end="\n\n")
     if not predictor.predicts_classes:
         print("note: the task of the run has targets of its own; these are outputs for the images as they are")
-    print(f"predictions for {len(predictions):,} of {len(images):,} images: {short_path(output)} and .json")
+    print(f"predictions for {len(predictions):,} of {counted(len(images), 'image')}: {short_path(output)} and .json")
     if left_out:
-        print(f"left out {len(left_out):,} files: {join_names(f'{file} ({reason})' for file, reason in left_out)}")
+        reasons = join_names(f"{file} ({reason})" for file, reason in left_out)
+        print(f"left out {counted(len(left_out), 'file')}: {reasons}")
     if count := sum(prediction.predicted is None for prediction in predictions):
         print(f"no predicted class for {count:,} of them: the best is less probable than threshold={cfg.threshold}")
     if explainer and predictions:
         print(f"Grad-CAM overlays of layer {explainer.layer}: {short_path(explainer.directory)}")
     if bad_images:
-        raise IncompleteError(f"{len(bad_images):,} of {len(images):,} images could not be read; the others are done")
+        raise IncompleteError(
+            f"{len(bad_images):,} of {counted(len(images), 'image')} could not be read; the others are done"
+        )
 
 
 def predict_images(

@@ -11,7 +11,7 @@ from imago.inference.run_split import image_names, images_in_memory
 from imago.paths import short_path
 from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.metrics import LabeledOutputs, most_confused
-from imago.text import display_width, padded, printable
+from imago.text import counted, display_width, padded, printable
 
 if TYPE_CHECKING:
     from imago.data.dataset import Samples
@@ -56,7 +56,7 @@ def summary_lines(result: LabeledOutputs, metadata: Mapping[str, Any], final_tes
     views = "" if metadata["tta"] == "none" else f"mean over several views of each image, tta={metadata['tta']}"
     lines = {
         "model": short_path(Path(metadata["model"])),
-        "data": f"{metadata['data']} {metadata['split']}, {metadata['num_images']:,} images, each seen once",
+        "data": f"{metadata['data']} {metadata['split']}, {counted(metadata['num_images'], 'image')}, each seen once",
         "accuracy": f"{metadata['acc']:.2%}, {_interval(metadata, 'acc')}{final_test}",
         "views": views,
         "top-5": f"{metadata['top5_acc']:.2%}, {_interval(metadata, 'top5_acc')}" if "top5_acc" in metadata else "",
@@ -108,7 +108,7 @@ def _write_figures(directory: Path, result: LabeledOutputs, split: str) -> list[
     from imago.analysis.plots import plot_reliability, save_confusion, save_figure
     from imago.statistics.calibration import reliability
 
-    title = f"{split}: {result.is_correct.mean():.2%} of {len(result.labels):,} images correct"
+    title = f"{split}: {result.is_correct.mean():.2%} of {counted(len(result.labels), 'image')} correct"
     files = ["confusion.png"] if len(result.class_names) <= MAX_CONFUSION_CLASSES else []
     if files:
         save_confusion(result.confusion, result.class_names, title, directory / files[0])

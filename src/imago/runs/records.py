@@ -30,8 +30,11 @@ _SUMMARY_COUNTS = ("num_images", "num_left_out")  # numbers beside the metrics o
 
 # Settings that do not change a result. The trailing dot matches whole keys only.
 _KEYS_WITHOUT_EFFECT = (
-    *("paths.", "logger.", "run_name.", "resume.", "calibrate.", "threads."),
-    *("callbacks.progress.", "callbacks.speed.", "callbacks.image_grid."),
+    *("paths.", "logger.", "run_name.", "resume.", "calibrate.", "threads.", "tags.", "trust."),
+    *("callbacks.progress.", "callbacks.speed.", "callbacks.image_grid.", "callbacks.grad_norm.", "callbacks.memory."),
+    *("callbacks.rich_progress_bar.", "callbacks.last_checkpoint.", "trainer.log_every_n_steps.", "trainer.profiler."),
+    *("trainer.enable_model_summary.", "trainer.enable_progress_bar.", "data.num_workers.", "data.loader."),
+    *("data.cache.", "data.cache_dir."),
 )
 # PyYAML's parser in C is ten times as fast; some builds do not include it.
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -47,6 +50,8 @@ class RunRecord:
     reason: str | None = None  # why it failed or stopped, or what cannot be read
     config_error: str | None = None  # why `settings` is empty
     started: str | None = None  # in UTC, ISO 8601
+    tags: str = ""  # joined with commas
+    typed: Mapping[str, str] = field(default_factory=dict)  # the settings that were typed, by their names
     settings: Mapping[str, Any] = field(default_factory=dict)  # flat, named as on the command line
     val_acc: float | None = None  # best validation accuracy in [0, 1], so far if the run is not finished
     test_acc: float | None = None  # of the best checkpoint, in [0, 1]
@@ -123,6 +128,8 @@ def read_record(run_dir: Path, log_dir: Path | None = None) -> RunRecord:
     provenance = read_json(run_dir / "provenance.json")
     fingerprint = "-".join(str(value)[:16] for key in ("data", "test") if (value := provenance.get(key)))
     results["data_fingerprint"] = fingerprint or None
+    typed = (text.lstrip("+").partition("=") for text in _texts(provenance.get("overrides")))
+    results["typed"] = {name: value for name, _, value in typed}
     return RunRecord(name, str(run_dir.resolve()), settings=settings, config_error=config_error, **results)
 
 
@@ -171,13 +178,17 @@ def read_logged(run_dir: Path) -> dict[str, tuple[list[float], list[float]]]:
 
 
 def differing_settings(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of the settings that are not equal in all runs, without copies such as `task.optimizer.lr`."""
+    """Return the names of the settings that are not equal in all runs, without copies such as `task.optimizer.lr`.
+
+    A run of another task may lack the copy.
+    """
     names = {name for run in settings for name in run}
     found: dict[str, list[Any]] = {}
     for name in sorted(names, key=lambda name: (name.count("."), name)):
         values = [run.get(name) for run in settings]
         original = name.replace("task.net", "task.model", 1)  # the one group with another name in the task
-        is_copy = any(original.endswith(f".{other}") and values == found[other] for other in found)
+        originals = [found[other] for other in found if original.endswith(f".{other}")]
+        is_copy = any(all(a in (None, b) for a, b in zip(values, other, strict=True)) for other in originals)
         if len(set(values)) > 1 and not is_copy:
             found[name] = values
     return list(found)
@@ -219,7 +230,12 @@ def _read_summary(run_dir: Path) -> dict[str, Any]:
             numbers["val_acc"] = max(filter(math.isfinite, values), default=None)
     finite = {name: value if _is_finite(value) else None for name, value in numbers.items()}
     metrics = {name: value for name, value in summary_metrics(summary).items() if name not in ("val/acc", "test/acc")}
-    return {"status": status, "reason": reason, "started": started, "metrics": metrics} | finite
+    tags = ", ".join(_texts(summary.get("tags")))
+    return {"status": status, "reason": reason, "started": started, "tags": tags, "metrics": metrics} | finite
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(text) for text in value] if isinstance(value, list) else []
 
 
 def _read_error(file: Path, error: Exception) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from imago.errors import ConfigError, DataError
 from imago.files import make_writable, read_json, refuse_links, remove_partial_files, write_json, write_text
 from imago.log import log_to
-from imago.paths import checkpoint_file, short_path
+from imago.paths import checkpoint_file, command, short_path
 from imago.runs.failure import clear_failures, explain_exit, first_failure, write_failure, write_killed_failures
 from imago.runs.provenance import collect_provenance
 from imago.runs.signals import Signals, is_main_process, watch_main_process
@@ -106,9 +106,9 @@ class RunDirectory:
                     self.record_failure(error)
             self.write_end(status, reason)
             if status == "stopped":  # only the main process logs
-                command = f"python src/train.py resume={shlex.quote(short_path(self.path))}"
+                again = f"{command('train')} resume={shlex.quote(short_path(self.path))}"
                 is_saved = checkpoint_file(self.path, "last").is_file()
-                advice = f"; to continue: {command}" if is_saved else " before its first checkpoint"
+                advice = f"; to continue: {again}" if is_saved else " before its first checkpoint"
                 _log.info("stopped by %s%s", reason, advice)
             if exit_error is error:
                 raise

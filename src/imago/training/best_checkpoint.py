@@ -17,6 +17,7 @@ from imago.runs.run_directory import RunDirectory
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
 from imago.statistics.metrics import LabeledOutputs, best_probability
 from imago.task.base import ImageTask
+from imago.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def _plot(result: LabeledOutputs, temperature: float, data: ImageDataModule, fig
     figures.mkdir(exist_ok=True)
     shown = ("val/confusion", "val/mistakes")[len(result.class_names) > MAX_CONFUSION_CLASSES :]
     files = {name: figures / f"{name.replace('/', '_')}.png" for name in shown}
-    title = f"val, best epoch: {result.is_correct.mean():.2%} of {len(result.labels):,} images correct"
+    title = f"val, best epoch: {result.is_correct.mean():.2%} of {counted(len(result.labels), 'image')} correct"
     if "val/confusion" in files:
         save_confusion(result.confusion, result.class_names, title, files["val/confusion"])
     names = tuple(image_names(data.splits.val))

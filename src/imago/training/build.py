@@ -54,6 +54,7 @@ _REFUSED_CALLBACKS = {
     "LearningRateFinder": "tune=lr, and then the suggested optimizer.lr",
     "BatchSizeFinder": "data.batch_size=N",
 }
+_LOG_EVERY_N_STEPS, _MIN_POINTS_PER_EPOCH = 20, 5  # of trainer.log_every_n_steps=null; our own choices
 
 
 def choose_preprocess(
@@ -238,9 +239,11 @@ def build_run(
     data.preprocess, origin = choose_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
     task = build_task(cfg, data, teacher_run)
     check_free_space(directory.path, task)
+    steps_per_epoch = count_steps_per_epoch(cfg, data)
+    if cfg.trainer.log_every_n_steps is None:
+        cfg.trainer.log_every_n_steps = min(_LOG_EVERY_N_STEPS, max(1, steps_per_epoch // _MIN_POINTS_PER_EPOCH))
     trainer = build_trainer(cfg, precision, directory, task)
     check_split_sizes(data, trainer.world_size)
-    steps_per_epoch = count_steps_per_epoch(cfg, data)
     if isinstance(task, ImageTask):
         task.steps_per_epoch = steps_per_epoch
     # Epochs until max_epochs or max_steps is reached.

@@ -16,7 +16,8 @@ from imago.instantiate import import_target_or_none
 from imago.schedule.duration import duration_in_steps
 from imago.settings import typed_value
 
-_LOGGER_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # also the extras in pyproject.toml
+# Classes of Lightning that need a package; it is also the name of an extra in pyproject.toml.
+_EXTRA_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "RichProgressBar": "rich"}
 _DIRECTIONS = {"train/loss": "min", "train/acc": "max", "val/loss": "min", "val/acc": "max"}
 
 # Settings that must be one of a few values; null where the default is null.
@@ -38,7 +39,7 @@ _REFUSED_TRAINER_ARGUMENTS = {
     "callbacks": "type callbacks=NAME, or callbacks.NAME.KEY=VALUE",
     "enable_checkpointing": "type callbacks.best_checkpoint=null callbacks.last_checkpoint=null to save nothing",
     "default_root_dir": "type paths.log_dir=DIR or run_name=NAME",
-    "fast_dev_run": "type trainer=debug for a short run of all parts",
+    "fast_dev_run": "type debug=default for a short run of all parts",
     "barebones": "callbacks.NAME=null and logger.NAME=null turn parts of a run off",
     "use_distributed_sampler": "the samplers already divide the images between the devices",
     "reload_dataloaders_every_n_epochs": "each epoch already has a new order of samples",
@@ -220,19 +221,16 @@ def _callback_and_logger_problems(cfg: DictConfig) -> Iterator[str]:
         for name, settings in cfg[group].items():
             if settings is not None and "_target_" not in settings:  # of an experiment whose callbacks= was replaced
                 yield f"{group}.{name} has no _target_: type {group}={name} too, or {group}.{name}=null."
+            package = _EXTRA_PACKAGES.get(str(settings.get("_target_")).rpartition(".")[2]) if settings else None
+            if package and find_spec(package) is None:
+                remedy = f"it is an extra of this project: pip install -e '.[{package}]'"
+                yield f"{group}.{name} needs the package {package}, which is not installed; {remedy}."
     for name in ("callbacks.best_checkpoint", "callbacks.last_checkpoint"):
         dirpath = OmegaConf.select(cfg, f"{name}.dirpath", default=None)
         if dirpath not in (None, f"{cfg.paths.run_dir}/checkpoints"):
             yield (
                 f"{name}.dirpath={dirpath}: resume and eval.py read checkpoints/ of the run directory; type "
                 "paths.log_dir=DIR or run_name=NAME, or add a ModelCheckpoint as callbacks.NAME._target_."
-            )
-    for name, settings in cfg.logger.items():
-        package = _LOGGER_PACKAGES.get(str(settings.get("_target_")).rpartition(".")[2]) if settings else None
-        if package and find_spec(package) is None:
-            yield (
-                f"logger.{name} needs the package {package}, which is not installed; it is an extra of this project: "
-                f"pip install -e '.[{package}]'."
             )
 
 

@@ -12,13 +12,13 @@ from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
 from imago.data.sampling import EvalSampler, limited_batches
-from imago.paths import checkpoint_file, short_path
+from imago.paths import checkpoint_file, command, executable, short_path
 from imago.resources import available_cores
 from imago.runs.records import summary_metrics
 from imago.statistics.intervals import far_above_note
 from imago.statistics.metrics import MIN_IMBALANCE_RATIO
 from imago.task.base import ImageTask
-from imago.text import join_names, metric_text
+from imago.text import counted, join_names, metric_text
 from imago.training.checks import monitors
 
 _MAX_WEIGHTS = 30  # class weights in the start table; our own choice
@@ -39,24 +39,26 @@ def start_table(
     sizes = " / ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     num_devices = trainer.num_devices * trainer.num_nodes
     num_batches = data.batches_per_epoch(trainer.limit_train_batches)
+    steps = f", {counted(trainer.max_steps, 'step')}" if trainer.max_steps > 0 else ""
     device = f"{num_devices} x {trainer.strategy.root_device.type}"
     optional = {
         "channels_last": data.memory_format == torch.channels_last,
         "fused": cfg.optimizer.get("fused"),
         "compiled": cfg.compile,
     }
+    num_classes = counted(len(data.class_names), "class", "classes")
     rows = {
-        "data": f"{_class_name(cfg.data).removesuffix('DataModule')}: {len(data.class_names)} classes, {sizes}",
+        "data": f"{_class_name(cfg.data).removesuffix('DataModule')}: {num_classes}, {sizes}",
         "classes": _classes_text(cfg, data),
         "augment": data.augment.describe(),
         "preprocess": f"{data.preprocess.describe()} ({preprocess_origin})",
         "network": _network_text(cfg.model, task),
         "optimizer": f"{_class_name(cfg.optimizer)}, lr {cfg.optimizer.get('lr')}, {_class_name(cfg.schedule)}, "
-        f"{trainer.max_epochs} epochs{f', {trainer.max_steps} steps' if trainer.max_steps > 0 else ''}"
+        f"{counted(trainer.max_epochs or 1, 'epoch')}{steps}"
         + ("" if isinstance(task, ImageTask) else f", as far as {type(task).__name__} uses them"),
         "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // num_devices} per device; "
-        f"{num_batches} batches per epoch",
-        "device": f"{device}, threads={cfg.threads} of {available_cores()} cores",
+        f"{counted(num_batches, 'batch', 'batches')} per epoch",
+        "device": f"{device}, threads={cfg.threads} of {counted(available_cores(), 'core')}",
         "precision": f"{trainer.precision} ({precision_reason}); test in fp32{_tta_text(cfg.tta)}",
         "fast paths": ", ".join(name for name, is_on in optional.items() if is_on) or "none",
         "run directory": short_path(Path(cfg.paths.run_dir)),
@@ -81,7 +83,7 @@ def _optional_rows(cfg: DictConfig, data: ImageDataModule, task: torch.nn.Module
     if parts := _evaluated_parts(cfg, data, trainer):
         rows["limits"] = f"{' and '.join(parts)}, drawn by class, the same in every epoch"
     if cfg.trainer.max_time is not None:
-        end = f"the schedule does not end there, but after {trainer.max_epochs} epochs"
+        end = f"the schedule does not end there, but after {counted(trainer.max_epochs or 1, 'epoch')}"
         rows["time limit"] = f"trainer.max_time={cfg.trainer.max_time}; {end}"
     return rows
 
@@ -147,8 +149,8 @@ def _test_lines(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"note: {note}")
     if test.get("num_left_out"):
         lines.append(
-            f"only a part of the test split: trainer.limit_test_batches left out {test['num_left_out']:,} images; the "
-            "others were drawn by class"
+            "only a part of the test split: trainer.limit_test_batches left out "
+            f"{counted(test['num_left_out'], 'image')}; the others were drawn by class"
         )
     return lines
 
@@ -168,14 +170,16 @@ def _next_commands(run_dir: Path, names: Sequence[str], extension: str, trust: S
     commands = ["next:"]
     if checkpoint_file(run_dir).exists():
         lines = {
-            "eval": f"  python src/eval.py run={run}                  # per class, with a confusion matrix",
-            "predict": f"  python src/predict.py run={run} input=PHOTO   # or a folder of images",
-            "export": f"  python src/export.py run={run}                # one ONNX file",
+            "eval": f"  {command('eval')} run={run}                  # per class, with a confusion matrix",
+            "predict": f"  {command('predict')} run={run} input=PHOTO   # or a folder of images",
+            "export": f"  {command('export')} run={run}                # one ONNX file",
         }
         commands += [lines[name] for name in names]
     if checkpoint_file(run_dir, "last").exists():
-        commands.append(f"  python src/train.py resume={run} {extension}")
-    return [*commands, f"  tensorboard --logdir {shlex.quote(short_path(run_dir))}"]
+        commands.append(f"  {command('train')} resume={run} {extension}")
+    if (run_dir / "tensorboard").exists():
+        commands.append(f"  {executable('tensorboard')} --logdir {shlex.quote(short_path(run_dir))}")
+    return commands
 
 
 def _evaluated_parts(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> list[str]:
@@ -186,7 +190,7 @@ def _evaluated_parts(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -
         num_batches = limited_batches(len(batches), getattr(trainer, f"limit_{name}_batches"))
         if 0 < num_batches < len(batches):
             num_images = num_batches * cfg.data.batch_size * trainer.world_size
-            texts.append(f"{num_images:,} of {len(samples):,} {name} images")
+            texts.append(f"{num_images:,} of {counted(len(samples), f'{name} image')}")
     return texts
 
 
@@ -213,7 +217,7 @@ def _network_text(model: DictConfig, task: torch.nn.Module) -> str:
     num_trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     net = getattr(task, "net", getattr(task, "model", None))
     name = (model.get("name") or _class_name(model)) if net is not None else type(task).__name__
-    texts = [name, f"{num_parameters:,} parameters"]
+    texts = [name, counted(num_parameters, "parameter")]
     if num_trained < num_parameters:
         texts.append(f"{num_trained:,} of them trained")
     if net is None:  # built by the task itself, without the settings of the group `model`

@@ -53,6 +53,8 @@ def train(cfg: DictConfig) -> float:
         cfg.resume = None
     check = None if starts_over else lambda: check_run_directory(cfg, directory.path)
     with directory.open(OmegaConf.to_yaml(cfg, resolve=True), overrides, cfg.seed, check):
+        if directory.is_main_process:
+            directory.update(tags=to_plain(cfg.tags))
         if cfg.tune:
             from imago.training.tune import tune_lr
 

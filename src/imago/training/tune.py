@@ -12,7 +12,7 @@ from imago.analysis.lr_curve import save_lr_curve, suggest_lr
 from imago.callbacks.loss_curve import LossCurve
 from imago.errors import ConfigError
 from imago.files import write_csv
-from imago.paths import short_path
+from imago.paths import command, short_path
 from imago.runs.run_directory import RunDirectory
 from imago.training.build import build_run
 from imago.training.machine_checks import prepare_machine
@@ -56,9 +56,9 @@ def tune_lr(cfg: DictConfig, directory: RunDirectory, overrides: Sequence[str]) 
         )
     directory.update(tuned={"optimizer.lr": float(f"{suggestion:.1e}")})
     typed = [text for text in overrides if not text.startswith(("tune=", "run_name=", "optimizer.lr=", "hydra."))]
-    command = shlex.join(["python", "src/train.py", *typed, f"optimizer.lr={suggestion:.1e}"])
+    settings = shlex.join([*typed, f"optimizer.lr={suggestion:.1e}"])
     log.info("suggested learning rate %.1e, a tenth of where the loss is lowest: %s", suggestion, short_path(curve))
-    log.info("next:\n  %s", command)
+    log.info("next:\n  %s %s", command("train"), settings)
     return suggestion
 
 
