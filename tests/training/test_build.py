@@ -13,7 +13,8 @@ from small_fit import QUIET, fit_run
 from torch import Tensor
 
 from imago.images import Preprocess
-from imago.training.build import build_task, choose_preprocess, final_checkpoint
+from imago.model.adapt import choose_preprocess
+from imago.training.build import build_task, final_checkpoint
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 QUICK = ("callbacks.image_grid=null", "logger.tensorboard=null", "trainer.log_every_n_steps=1")

@@ -1,6 +1,7 @@
 """Read CSV lists of images: path, label and optionally split.
 
-The files are UTF-8, with or without a byte order mark. File names that are not valid UTF-8 are kept byte by byte.
+The files are UTF-8, or UTF-16 with a byte order mark, separated by commas, semicolons or tabs. File names that are not
+valid UTF-8 are kept byte by byte.
 """
 
 import csv
@@ -9,6 +10,7 @@ import os
 import posixpath
 import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,17 +26,47 @@ from imago.text import join_names, printable
 log = logging.getLogger(__name__)
 
 COLUMNS = ("path", "label", "split")
+# What other projects call these columns; of several that a list has, the first one counts.
+_COLUMN_NAMES = {
+    "path": ("path", "filename", "file", "file_name", "filepath", "file_path", "image", "image_path", "img_path"),
+    "label": ("label", "class", "class_name", "category"),
+    "split": ("split", "subset", "partition"),
+}
 _FIRST_LINE = "a first line path,label or path,label,split"
 
 
 def class_key(name: str) -> str:
-    """Return the form in which class names are compared: composed accents, lower case, no surrounding blanks."""
-    return unicodedata.normalize("NFC", name.casefold()).strip()
+    """Return the form in which class names are compared: composed accents, no surrounding blanks."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def label_by_key(class_names: Sequence[str]) -> dict[tuple[str, bool], int]:
+    """Return the label of each class, and the one of each lower-case name that means one class only.
+
+    The keys are `class_key` and False, or `class_key` in lower case and True.
+    """
+    keys = [class_key(name) for name in class_names]
+    folded = Counter(key.casefold() for key in keys)
+    labels = {(key.casefold(), True): label for label, key in enumerate(keys) if folded[key.casefold()] == 1}
+    return labels | {(key, False): label for label, key in enumerate(keys)}
+
+
+def find_label(name: str, labels: Mapping[tuple[str, bool], int]) -> int | None:
+    """Return the label of a class in `label_by_key`, also if its name is written in another case there; else None."""
+    key = class_key(name)
+    return labels.get((key, False), labels.get((key.casefold(), True)))
 
 
 def check_class_names(names: Iterable[str], source: str) -> None:
-    """Raise a DataError that starts with `source` if two class names look the same, or one is not UTF-8."""
+    """Raise a DataError that starts with `source` if two class names look the same, or one is not UTF-8.
+
+    Names that differ in case are two classes, as Cardigan, a dog, and cardigan in ImageNet; a warning names them.
+    """
     seen: dict[str, str] = {}
+    names = list(names)
+    folded = {name.casefold(): name for name in names}
+    if twins := [name for name in names if folded[name.casefold()] != name]:
+        log.warning("%s %s differ from others in case only; each is a class of its own", source, join_names(twins))
     for name in names:
         if any("\ud800" <= char <= "\udfff" for char in name):  # surrogates, which stand for bytes that are not UTF-8
             raise DataError(f"{source}: {ascii(name)} is not UTF-8; rename it.")
@@ -46,7 +78,7 @@ def check_class_names(names: Iterable[str], source: str) -> None:
 class ListedImage(NamedTuple):
     """One row of a list."""
 
-    name: str  # path of the file relative to the root of the dataset, with slashes
+    name: str  # path of the file, absolute or relative to the root of the dataset, with slashes
     label: str  # name of its class, as written in the list
     split: str  # train, val or test; "" in a list without that column
     file: Path  # CSV that contains the row
@@ -67,18 +99,18 @@ def read_list(file: Path) -> list[ListedImage]:
     """
     try:
         with open_text(file) as opened:
-            reader = csv.reader(opened, strict=True)
+            delimiter = max(",;\t", key=opened.readline().count)  # Excel writes all three
+            opened.seek(0)
+            reader = csv.reader(opened, delimiter=delimiter, strict=True)
             lines = [(reader.line_num, cells) for cells in reader if "".join(cells).strip()]
     except OSError as error:
         raise DataError(f"{printable(file)} cannot be read: {error.strerror}; use a CSV with {_FIRST_LINE}.") from error
     except csv.Error as error:
         location = f"{printable(file)}, line {reader.line_num}"
         raise DataError(f"{location} is not CSV: {error}; check its quotation marks.") from error
-    header = lines[0][1] if lines else []
-    columns = [cell.strip().casefold() for cell in header]
-    if sorted(columns) not in (sorted(COLUMNS), sorted(COLUMNS[:2])):  # an unknown column may be misspelled
-        got = printable(",".join(header)) or "nothing"
-        raise DataError(f"{printable(file)}, line 1: expected {_FIRST_LINE}, got {got}.")
+    except UnicodeError as error:
+        raise DataError(f"{printable(file)} is damaged UTF-16 text ({error}); save it as UTF-8.") from error
+    columns = _find_columns(file, [cells for _, cells in lines])
     rows = [_parse_row(file, line, cells, columns) for line, cells in lines[1:]]
     if not rows:
         raise DataError(f"{printable(file)} has no images below its first line; add one line for each.")
@@ -94,7 +126,7 @@ def files_from_list(root: Path, rows: Sequence[ListedImage], class_names: Sequen
     """Return the files of a list below `root` by split, in its order; without splits, all are train.
 
     Raises:
-        DataError: naming the line, if a file is missing, a label is not a class, or there is no training image.
+        DataError: naming the line, if a file is missing or a label is not a class.
     """
     labels = _labels(rows, class_names)
     statuses = [_stat(root, row) for row in rows]
@@ -113,7 +145,7 @@ def assign_splits(
 ) -> dict[str, Samples]:
     """Assign the images of a dataset to splits by a list, and log how many images it leaves out.
 
-    The images of a split, of which "train" is always one, keep the order of the dataset.
+    The images of a split keep the order of the dataset.
 
     Raises:
         DataError: naming the line, if an image is not in the dataset, or is of another class there.
@@ -121,6 +153,9 @@ def assign_splits(
     if not rows[0].split:
         raise DataError(f"{rows[0].location}: a list that assigns splits needs the column split: train, val or test.")
     images = concatenate(list(images_by_split.values()))
+    if root := getattr(images, "root", None):  # the list may name the same files by absolute paths
+        names = (os.path.relpath(row.name, root.absolute()) if os.path.isabs(row.name) else row.name for row in rows)
+        rows = [row._replace(name=name) for row, name in zip(rows, names, strict=True)]
     index_by_name = {name: index for index, name in enumerate(images.names)}
     indices = []
     for row, label in zip(rows, _labels(rows, class_names), strict=True):
@@ -139,6 +174,25 @@ def assign_splits(
     return {split: images.take(np.sort(members)) for split, members in indices_by_split.items()}
 
 
+def _find_columns(file: Path, lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return for each column of a list, whose first line is its header, its name in `COLUMNS`; "" if it is not used."""
+    header = lines[0] if lines else []
+    names = [cell.strip().casefold() for cell in header]
+    used = {column: next((name for name in known if name in names), "") for column, known in _COLUMN_NAMES.items()}
+    if not (used["path"] and used["label"]):
+        got = printable(",".join(header)) or "nothing"
+        raise DataError(f"{printable(file)}, line 1: expected {_FIRST_LINE}, got {got}.")
+    columns = [next((column for column, used_name in used.items() if name == used_name), "") for name in names]
+    unused = {name: index for index, name in enumerate(names) if not columns[index]}
+    for name, index in unused.items():
+        values = {line[index].strip() for line in lines[1:] if index < len(line)}
+        if values and values <= {*SPLITS} and not used["split"]:  # misspelled: test images would be trained on
+            raise DataError(f"{printable(file)}, line 1: the column {printable(name)} holds splits; call it split.")
+    if unused:
+        log.info("%s: columns that are not used: %s", printable(file), join_names(unused))
+    return columns
+
+
 def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[str]) -> ListedImage:
     location = f"{printable(file)}, line {line}"
     if len(cells) != len(columns):
@@ -152,7 +206,7 @@ def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[st
         raise DataError(f"{location}: split={printable(split)} is not one of {', '.join(SPLITS)}.")
     if not name.strip() or "\0" in name:
         raise DataError(f"{location}: {name!r} is not a file name; write a path relative to data.root.")
-    if os.path.isabs(name) or ".." in name.split("/"):  # the list may come from an untrusted source
+    if ".." in name.split("/"):  # the list may come from an untrusted source
         fault = f"{printable(name)} is outside of data.root"
         raise DataError(f"{location}: {fault}; write a path relative to it, without ..")
     return ListedImage(posixpath.normpath(name), label, split, file, line)
@@ -160,19 +214,20 @@ def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[st
 
 def _labels(rows: Sequence[ListedImage], class_names: Sequence[str]) -> np.ndarray:
     """Return the label of each row, int64 (N,)."""
-    label_by_name = {class_key(name): label for label, name in enumerate(class_names)}
-    for row in rows:
-        if class_key(row.label) not in label_by_name:
-            existing = join_names(class_names)
-            raise DataError(f"{row.location}: there is no class {row.label!r}; the classes are {existing}.")
-    return np.array([label_by_name[class_key(row.label)] for row in rows], np.int64)
+    known = label_by_key(class_names)
+    labels = [find_label(row.label, known) for row in rows]
+    if None in labels:
+        row = rows[labels.index(None)]
+        existing = join_names(class_names)
+        raise DataError(f"{row.location}: there is no class {row.label!r}; the classes are {existing}.")
+    return np.array(labels, np.int64)
 
 
 def _stat(root: Path, row: ListedImage) -> os.stat_result:
     """Return the status of a file, which must be a regular one: opening a pipe would block."""
     where = f"{row.location}: {printable(root / row.name)}"
     try:
-        status = os.stat(f"{root}/{row.name}")
+        status = os.stat(os.path.join(root, row.name))
     except OSError as error:
         raise DataError(f"{where} cannot be read: {error.strerror}; correct the line.") from error
     if not stat.S_ISREG(status.st_mode):
@@ -183,6 +238,4 @@ def _stat(root: Path, row: ListedImage) -> os.stat_result:
 def _group_by_split(rows: Sequence[ListedImage], indices: np.ndarray) -> dict[str, np.ndarray]:
     """Group `indices`, one of each row, by the split of the row."""
     splits = np.array([row.split or "train" for row in rows])
-    if "train" not in splits:
-        raise DataError(f"{printable(rows[0].file)} has no images of the split train; assign some to it.")
     return {split: indices[splits == split] for split in SPLITS if split in splits}

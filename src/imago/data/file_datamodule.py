@@ -190,7 +190,7 @@ class ImageFolderDataModule(FileDataModule):
 
     def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
         """List the images; the classes are those of the training images."""
-        class_names, files, self.ignored_entries = list_image_folder(self.root)
+        class_names, files, self.ignored_entries = list_image_folder(self.root, self.needs_train)
         return class_names, files
 
 

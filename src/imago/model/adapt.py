@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from imago.errors import ConfigError
+from imago.images import MAX_SMALL_PX, Preprocess
 from imago.instantiate import accepts, accepts_any, build, import_target_or_none
 from imago.model.layers import new_module_names
 from imago.model.stem import convert_to_gray
@@ -114,6 +115,36 @@ def weights_preprocess(settings: Mapping[str, Any]) -> dict[str, Any] | None:
     if hasattr(network_class, "weights_preprocess"):
         return network_class.weights_preprocess(settings.get("name"), weights)
     return recorded_preprocess(weights)
+
+
+def choose_preprocess(
+    typed: Mapping[str, Any], weights: Mapping[str, Any] | None, data: Preprocess
+) -> tuple[Preprocess, str]:
+    """Choose how images are prepared: what the user typed, else what the pretrained weights need, else the dataset.
+
+    Args:
+        typed: the `preprocess` settings; None where the user typed nothing. A typed `size` alone scales `resize` too.
+        weights: the record of the pretrained weights, if there are any. If its size is above 64 px and that of the
+            images is not, only its mean and std are used, as the kept layers expect them.
+        data: the dataset's own record.
+
+    Returns:
+        The record, and its origin in a few words.
+    """
+    overrides = {name: value for name, value in typed.items() if value is not None}
+    record = data.to_dict()
+    origin = "from the dataset"
+    if weights and data.size <= MAX_SMALL_PX < weights["size"]:
+        record |= {name: weights[name] for name in ("mean", "std")}
+        origin = "from the dataset, mean and std from the pretrained weights"
+    elif weights:
+        record |= weights
+        origin = "from the pretrained weights"
+    if "size" in overrides and "resize" not in overrides:
+        overrides["resize"] = round(record["resize"] * overrides["size"] / record["size"])
+    if overrides:
+        origin = f"{' '.join(overrides)} as typed, else {origin}"
+    return Preprocess.from_dict(record | overrides), origin
 
 
 def adapt(

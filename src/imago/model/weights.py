@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unicodedata import normalize
 
 import torch
@@ -19,14 +19,13 @@ from torch import Tensor
 
 from imago.errors import ConfigError, DataError
 from imago.model.layers import head_names, new_module_names
-from imago.text import join_names
+from imago.text import WORDNET_ID, join_names
 
 log = logging.getLogger(__name__)
 
 _MAX_DEPTH = 2  # of a state_dict in nested dicts; those of optimizers lie deeper; our own choice
 # Before 2018 the layers of a DenseNet block had dots in their names, and its published files still have.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
-_IMAGENET_ID = re.compile(r"n\d{8}")  # of WordNet; the classes of ImageNet are in their order
 _COUNTER_SUFFIX = ".num_batches_tracked"  # of BatchNorm: older files lack it, and nothing here reads it
 MAX_REASON_CHARS = 300  # of torch's list of tensors that do not fit: about four lines of a terminal; our own choice
 
@@ -59,13 +58,6 @@ def recorded_preprocess(weights: str) -> dict[str, Any] | None:
     return dict(record) if isinstance(record, Mapping) else None
 
 
-class StateDict(NamedTuple):
-    """The tensors of a network in a file, by name, and where they were found."""
-
-    tensors: dict[str, Tensor]
-    origin: str = ""  # the container and the prefix of the names, for the log; "" if there are none
-
-
 def read_weights(file: Path, names: Collection[str] = ()) -> dict[str, Tensor]:
     """Read a state_dict from a .pth, a .safetensors or a checkpoint of this project.
 
@@ -77,11 +69,11 @@ def read_weights(file: Path, names: Collection[str] = ()) -> dict[str, Tensor]:
         DataError: the file is damaged, contains other than plain data and tensors, no state_dict, or values that are
             not finite (as torchvision's features-only weights of vgg16).
     """
-    return _state_dict(_load_file(file), file, names).tensors
+    return _state_dict(_load_file(file), file, names)[0]
 
 
-def _state_dict(content: Any, file: Path, names: Collection[str]) -> StateDict:
-    """Find the state_dict in the content of a file; see `read_weights`."""
+def _state_dict(content: Any, file: Path, names: Collection[str]) -> tuple[dict[str, Tensor], str]:
+    """Find the state_dict in the content of a file, see `read_weights`; also return what was taken, for the log."""
     is_own = isinstance(content, Mapping) and "imago" in content
     found = dict(_tensor_dicts(content.get("state_dict") if is_own else content))
     if not found:
@@ -105,7 +97,7 @@ def _state_dict(content: Any, file: Path, names: Collection[str]) -> StateDict:
     for key, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise DataError(f"model.weights: {file} has values in {key} that are not finite; use other weights.")
-    return StateDict(tensors, ", ".join(texts))
+    return tensors, ", ".join(texts)
 
 
 def _tensor_dicts(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -120,13 +112,9 @@ def _tensor_dicts(content: Any, name: str = "", depth: int = 0) -> Iterator[tupl
 
 def _prefix(state: Collection[str], names: Collection[str]) -> str:
     """Return what stands before most of the `names` in the keys of a state_dict; "" if none is in them."""
-    starts = (key[:end] for key in state for end in _part_starts(key) if key[end:] in names)
-    counts = Counter(starts)
+    ends = ((key, [0, *(match.end() for match in re.finditer(r"\.", key))]) for key in state)
+    counts = Counter(key[:end] for key, key_ends in ends for end in key_ends if key[end:] in names)
     return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
-
-
-def _part_starts(key: str) -> list[int]:
-    return [0, *(match.end() for match in re.finditer(r"\.", key))]
 
 
 def load_weights(net: Any, file: Path, weights: str | None, class_names: Sequence[str] = ()) -> list[str]:
@@ -213,7 +201,7 @@ def _report_head_by_index(weights: str | None, class_names: Sequence[str]) -> No
     """Log that the head is kept; warn if these are the classes of a published head only by their number."""
     first = join_names((f"{index} is {name}" for index, name in enumerate(class_names)), 3)
     text = f"model.weights={weights}: the head is kept, its outputs are taken to be these classes by index: {first}"
-    is_other = not all(_IMAGENET_ID.fullmatch(name) or name.isdecimal() for name in class_names)
+    is_other = not all(WORDNET_ID.match(name) or name.isdecimal() for name in class_names)
     if is_other and weights is not None and not is_path(weights):
         log.warning("%s; they are in the order of ImageNet only if their names are its ids (n01440764)", text)
     else:

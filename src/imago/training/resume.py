@@ -13,7 +13,7 @@ from imago.inference.load import resolve_checkpoint
 from imago.instantiate import to_plain
 from imago.paths import checkpoint_file, quote_for_hydra
 from imago.runs.run_directory import has_never_saved
-from imago.settings import as_typed, flatten
+from imago.settings import PATH_SETTINGS, absolute_paths, as_typed, flatten
 
 # Settings that may change when a run is resumed: they do not change its weights. A name stands for all settings below
 # it. Whether moved data is the same data is checked by its fingerprint.
@@ -30,7 +30,7 @@ _CHANGEABLE_KEYS = (
 )
 # A checkpoint with averaged weights has two sets of weights, and best.ckpt is the best of the whole run.
 _FIXED_KEYS = ("callbacks.ema.", *(f"callbacks.best_checkpoint.{key}." for key in ("monitor", "mode", "save_top_k")))
-_PATH_KEYS = ("data.root", "task.teacher", "task.teacher.weights", "model.weights")
+_PATH_KEYS = (*(f"data.{key}" for key in PATH_SETTINGS), "task.teacher", "task.teacher.weights", "model.weights")
 
 
 def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
@@ -41,8 +41,9 @@ def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]
     Raises:
         ConfigError: if `model.weights` or `task.teacher` names a run without a checkpoint.
     """
-    if cfg.data.get("root"):
-        cfg.data.root = str(Path(cfg.data.root).absolute())
+    for key, value in absolute_paths(cfg.data).items():
+        if key in PATH_SETTINGS:
+            cfg.data[key] = value
     weights = cfg.model.get("weights")
     if weights and weights != "default" and Path(weights).is_dir():
         try:
