@@ -1,5 +1,7 @@
 """Errors of Hydra and OmegaConf are explained in one line, with the nearest valid name."""
 
+import shutil
+
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
@@ -123,3 +125,11 @@ def test_an_argument_that_cannot_be_read_is_repeated_with_the_way_out(loader, ty
     text = explain(loader, typed)
     assert text.startswith(typed.partition("=")[0])
     assert words in text
+
+
+@pytest.mark.parametrize("content", ["# caf\xe9\n{lr: 0.1}".encode("latin-1"), "{lr: 0.1}".encode("utf-16")])
+def test_a_yaml_that_is_not_utf8_is_named(config_dir, tmp_path, content: bytes):
+    copied = shutil.copytree(config_dir, tmp_path / "configs")
+    (copied / "optimizer" / "mine.yaml").write_bytes(content)
+    fault = explain(ConfigLoaderImpl(create_config_search_path(str(copied))), "optimizer=mine")
+    assert fault.startswith(f"{copied}/optimizer/mine.yaml is not UTF-8 text (")

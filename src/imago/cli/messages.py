@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imago.cli.arguments import TargetArguments
@@ -48,6 +49,10 @@ def explain_composition_error(
     from omegaconf.errors import OmegaConfBaseException
 
     text = " ".join(str(error).split())
+    if isinstance(error, UnicodeDecodeError):
+        return (
+            f"{_undecodable_file(loader)} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
+        )
     if isinstance(error, OverrideParseException):
         return _explain_unparsable(error.override, loader)
     if isinstance(error, MissingConfigException):
@@ -68,6 +73,16 @@ def explain_composition_error(
         return f"{_argument(match[1], argv)}: the setting exists; type it without the +."
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     return explain_value(cause) if isinstance(cause, OmegaConfBaseException) else text
+
+
+def _undecodable_file(loader: "ConfigLoaderImpl") -> str:
+    directories = [entry.path for entry in loader.get_search_path().get_path() if entry.path]
+    for file in (file for directory in directories for file in sorted(Path(directory).rglob("*.yaml"))):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return str(file)
+    return "a YAML"
 
 
 def _explain_unparsable(override: str, loader: "ConfigLoaderImpl") -> str:
