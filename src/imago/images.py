@@ -25,16 +25,17 @@ log = logging.getLogger(__name__)
 
 # EPS and PDF are left out on purpose: Pillow runs an interpreter for them. MPO files of cameras count as JPEG.
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
+HEIC_SUFFIXES = {".heic", ".heif"}
 with contextlib.suppress(ImportError):
-    from pillow_heif import register_heif_opener  # type: ignore[import-not-found]  # an extra
+    import pillow_heif  # type: ignore[import-not-found]  # an extra
 
-    register_heif_opener()
+    pillow_heif.register_heif_opener()
     FORMATS = (*FORMATS, "HEIF")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+    SUFFIXES |= HEIC_SUFFIXES
 # 150 MB once decoded; checked before decoding, because a file of 12 KB may need 500 MB; our own choice.
 MAX_PIXELS = 50_000_000
-# Images up to this size are not resized; the first layer of a network is adapted to them instead, since a network made
-# for 224 px would reduce them to a 2 x 2 feature map. 64: our own choice.
+# Images up to this size are not resized: the first layer of a network is adapted to them instead; our own choice.
 MAX_SMALL_PX = 64
 SPLITS = ("train", "val", "test")  # of a dataset, in the order in which they are shown
 CROPS = ("center", "squash", "squash_center")

@@ -13,7 +13,7 @@ import numpy as np
 from imago.data.csv_list import check_class_names, find_label, label_by_key
 from imago.data.dataset import LabeledFiles
 from imago.errors import DataError
-from imago.images import SUFFIXES
+from imago.images import HEIC_SUFFIXES, SUFFIXES
 from imago.text import join_names, printable
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,10 @@ def list_image_folder(
     # Test first: a test file that has a second name among the training images stays a test image.
     for split in (split for split in ("test", "val", "train") if split in folders):
         files[split] = _list_split(root, folders[split], class_names, first_names, ignored)
+    if not any(map(len, files.values())):
+        raise DataError(
+            f"{printable(root)} has no images that are read: {_count_reasons(sorted(ignored)) or 'no files'}."
+        )
     if ignored:
         log.info("ignored %s entries: %s", f"{len(ignored):,}", _count_reasons(sorted(ignored)))
     return class_names, files, sorted(ignored)
@@ -191,7 +195,8 @@ def _stat_image(entry: os.DirEntry[str], name: str, first_names: _FirstNames) ->
     if reason := _reason_to_ignore(entry):
         return reason
     if suffix not in SUFFIXES:
-        return f"file extension {suffix}" if suffix else "no file extension"
+        remedy = ", which needs pip install pillow-heif, or a conversion to JPEG" if suffix in HEIC_SUFFIXES else ""
+        return f"file extension {suffix}{remedy}" if suffix else "no file extension"
     try:
         status = entry.stat()
     except OSError as error:

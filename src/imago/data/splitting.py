@@ -83,13 +83,11 @@ def complete_splits(
             images or an invalid label, or a class has no training images.
     """
     splits = _assign_splits(published, plan, class_names, left_out)
-    _check(splits, class_names, plan.split_file)
+    _check(splits, class_names)
     if only in ("all", *splits):
         no_images = next(iter(splits.values())).take(np.empty(0, np.int64))
         return {split: splits.get(split, no_images) for split in SPLITS}, []
-    if "train" not in splits:
-        names, source = " and ".join(splits), plan.split_file or "the dataset"
-        raise DataError(f"{source} has no images of train, only of {names}; assign some, or evaluate split={names}.")
+    _check_training(splits, class_names, f"data.split_file={plan.split_file}" if plan.split_file else "the dataset")
     random_splits = [split for split in ("test", "val") if split not in splits]
     num_drawn_from = len(splits["train"])
     if plan.fold is not None and "val" in splits:
@@ -240,7 +238,7 @@ def _split_off(split: str, splits: dict[str, Samples], plan: SplitPlan, remainin
     return fraction
 
 
-def _check(splits: Mapping[str, Samples], class_names: Sequence[str], split_file: str) -> None:
+def _check(splits: Mapping[str, Samples], class_names: Sequence[str]) -> None:
     """Check number of classes, images and labels, before missing splits are split off train."""
     if len(class_names) < 2:
         raise DataError(f"the dataset has the classes {list(class_names)}; a classifier needs at least 2.")
@@ -253,9 +251,14 @@ def _check(splits: Mapping[str, Samples], class_names: Sequence[str], split_file
             wanted = f"with {len(class_names)} classes they must be in 0 .. {len(class_names) - 1}"
             fault = f"the {split} split has labels from {low} to {high}"
             raise DataError(f"{fault}; {wanted}; correct the labels or the class names.")
-    missing = set(range(len(class_names))) - set(splits["train"].labels.tolist()) if "train" in splits else set()
-    if missing:
-        source = f"data.split_file={split_file}" if split_file else "the dataset"
+
+
+def _check_training(splits: Mapping[str, Samples], class_names: Sequence[str], source: str) -> None:
+    """Check that there are training images, of each class."""
+    if "train" not in splits:
+        names = " and ".join(splits)
+        raise DataError(f"{source} has no images of train, only of {names}; assign some, or evaluate split={names}.")
+    if missing := set(range(len(class_names))) - set(splits["train"].labels.tolist()):
         raise DataError(
             f"{source} has no training images of class {class_names[min(missing)]!r} that can be read; add some or "
             "remove the class."
