@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from imago.data.image_cache import CACHE_MODES, ImageCache, build_cache, choose_
 from imago.data.image_statistics import MAX_STATISTICS_IMAGES, preprocess_for_images, shrink
 from imago.errors import ConfigError
 from imago.files import write_csv
-from imago.images import Preprocess, resize_and_crop
+from imago.images import MAX_PIXELS, Preprocess, resize_and_crop
 from imago.seeding import random_permutation
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class FileDataModule(ImageDataModule):
             original image.
         on_bad_image: "error" stops at an image that cannot be read; "skip" decodes every image before the run and
             leaves unreadable ones out.
+        max_pixels: larger images are not read.
         settings: arguments of `ImageDataModule`.
 
     Raises:
@@ -56,6 +58,7 @@ class FileDataModule(ImageDataModule):
         cache: str = "none",
         decoded_px: int | None = None,
         on_bad_image: str = "error",
+        max_pixels: int = MAX_PIXELS,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -66,11 +69,14 @@ class FileDataModule(ImageDataModule):
                 raise ConfigError(f"data.{key}={value} is not one of {', '.join(known)}.")
         if decoded_px is not None and decoded_px < 1:
             raise ConfigError(f"data.decoded_px={decoded_px} must be 1 or more, or null for images as they are.")
+        if max_pixels < 1:
+            raise ConfigError(f"data.max_pixels={max_pixels} must be 1 or more.")
         self.root = Path(root).expanduser()
         self.cache_dir = Path(cache_dir)
         self.cache = cache
         self.decoded_px = decoded_px
         self.on_bad_image = on_bad_image
+        self.max_pixels = max_pixels
         self._caches: dict[tuple[str, str], ImageCache] = {}  # by split and preparation
 
     def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
@@ -83,7 +89,8 @@ class FileDataModule(ImageDataModule):
 
     def load_dataset(self) -> ClassNamesAndSplits:
         """List the files; with `on_bad_image="skip"`, leave unreadable ones out."""
-        class_names, splits = self.list_files()
+        class_names, listed = self.list_files()
+        splits = {split: replace(files, max_pixels=self.max_pixels) for split, files in listed.items()}
         if self.on_bad_image == "skip":
             num_images = sum(map(len, splits.values()))
             for split, files in splits.items():

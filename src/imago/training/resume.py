@@ -20,7 +20,7 @@ from imago.settings import PATH_SETTINGS, absolute_paths, as_typed, flatten
 _CHANGEABLE_KEYS = (
     *("paths", "callbacks", "logger", "resume", "run_name", "trust", "compile", "tta", "threads", "calibrate"),
     *("data.num_workers", "data.loader", "data.cache", "data.cache_dir"),
-    *("data.root", "data.data_dir", "data.split_file", "data.list_file"),
+    *("data.root", "data.data_dir", "data.split_file", "data.list_file", "data.max_pixels"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
     *("trainer.strategy", "trainer.log_every_n_steps", "trainer.profiler", "trainer.limit_test_batches"),
