@@ -68,6 +68,17 @@ def test_published_weights_have_the_classes_of_imagenet_and_their_preprocess(tmp
         match_classes(["crane"], classifier.class_names)
 
 
+def test_a_network_whose_modules_check_their_version_is_loaded(tmp_path: Path):
+    net = network(TorchvisionNet, 3, 64, name="mnasnet0_5")
+    torch.save(net.body.state_dict(), tmp_path / "file.pth")
+    (tmp_path / "classes.txt").write_text("bee\nant\nwasp\n")
+    settings = {"_target_": "imago.model.torchvision_net.TorchvisionNet", "name": "mnasnet0_5"}
+    weights = {"weights": str(tmp_path / "file.pth")}
+    run = write_network_run(tmp_path, settings | weights, DATA, str(tmp_path / "classes.txt"), NOTHING)
+    loaded = load_classifier(run).net.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in net.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("changes", "names", "typed", "fault"),
     [

@@ -88,7 +88,4 @@ def _imagenet_names() -> list[str]:
 def _preprocess(known: Mapping[str, Any] | None, typed: Mapping[str, Any]) -> dict[str, Any]:
     if not known and (missing := [f"preprocess.{key}=..." for key in ("size", "mean", "std") if typed[key] is None]):
         raise ConfigError(f"it is unknown how images are prepared for this network; type {' '.join(missing)}")
-    try:
-        return choose_preprocess(typed, known, _IMAGENET)[0].to_dict()
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"preprocess: these settings do not fit together: {error}.") from error
+    return choose_preprocess(typed, known, _IMAGENET)[0].to_dict()

@@ -51,17 +51,17 @@ def build_network(
     arguments |= {"num_classes": num_classes} if is_sized else {}
     arguments |= {"image_size": image_size} if accepts(network_class, "image_size") else {}
     net = build(arguments, base=nn.Module)
-    if not is_sized:
-        _check_num_outputs(net, str(settings["_target_"]), num_classes, image_size)
+    if not is_sized or type(net).__module__.startswith(("torchvision.", "timm.")):
+        _check_outputs(net, str(settings["_target_"]), num_classes, image_size)
     adapt(net, file, preprocess, class_names, **applied)
     return net
 
 
-def _check_num_outputs(net: nn.Module, target: str, num_classes: int, image_size: int) -> None:
+def _check_outputs(net: nn.Module, target: str, num_classes: int, image_size: int) -> None:
     with torch.no_grad():
         try:
             shape = list(net.eval()(torch.zeros(2, 3, image_size, image_size)).shape)
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"model._target_={target} fails on images of {image_size} px: {reason}") from error
     net.train()
@@ -130,6 +130,9 @@ def choose_preprocess(
 
     Returns:
         The record, and its origin in a few words.
+
+    Raises:
+        ConfigError: if the settings do not fit together.
     """
     overrides = {name: value for name, value in typed.items() if value is not None}
     record = data.to_dict()
@@ -144,7 +147,10 @@ def choose_preprocess(
         overrides["resize"] = round(record["resize"] * overrides["size"] / record["size"])
     if overrides:
         origin = f"{' '.join(overrides)} as typed, else {origin}"
-    return Preprocess.from_dict(record | overrides), origin
+    try:
+        return Preprocess.from_dict(record | overrides), origin
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"preprocess: these settings do not fit together: {error}.") from error
 
 
 def adapt(
