@@ -36,9 +36,8 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def absolute_paths(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a dataset with absolute paths, so that its files are found from any directory."""
-    absolute = {key: str(Path(data[key]).expanduser().absolute()) for key in PATH_SETTINGS if data.get(key)}
-    return {**data, **absolute}
+    """Return the paths in the settings of a dataset as absolute ones, by which its files are found from anywhere."""
+    return {key: str(Path(data[key]).expanduser().absolute()) for key in PATH_SETTINGS if data.get(key)}
 
 
 def typed_value(value: Any) -> str:

@@ -14,8 +14,7 @@ from imago.data.csv_list import (
     check_class_names,
     class_key,
     files_from_list,
-    find_label,
-    label_by_key,
+    find_labels,
     read_list,
 )
 from imago.data.dataset import LabeledArray
@@ -77,9 +76,8 @@ def test_names_that_differ_in_case_are_two_classes_and_a_unique_one_is_found_in_
     names = ["Cardigan", "cardigan", "Straße"]
     check_class_names(names, "list.csv: the labels")
     assert "list.csv: the labels Cardigan differ from others in case only" in caplog.text
-    labels = label_by_key(names)
-    found = {name: find_label(name, labels) for name in ("Cardigan", "cardigan", "CARDIGAN", "STRASSE", "straße ")}
-    assert found == {"Cardigan": 0, "cardigan": 1, "CARDIGAN": None, "STRASSE": 2, "straße ": 2}
+    typed = ("Cardigan", "cardigan", "CARDIGAN", "STRASSE", "straße ", "cat")
+    assert find_labels(typed, names) == [0, 1, None, 2, 2, None]
 
 
 # Reading
@@ -95,18 +93,36 @@ def test_names_that_differ_in_case_are_two_classes_and_a_unique_one_is_found_in_
         "split,label,path\ntrain,ants,a.jpg\nval,bees,b.jpg\n",
         "\n Path , Label, SPLIT\n\n./a.jpg, ants , train\n,,\nb.jpg, bees, val\n\n",
         "id,filename,class,subset,width\n7,a.jpg,ants,train,80\n8,b.jpg,bees,val,90\n",
+        ",filename,class,split\n0,a.jpg,ants,train\n1,b.jpg,bees,val\n",
         "image,category,class_name,split\na.jpg,1,ants,train\nb.jpg,2,bees,val\n",
         "path;label;split\na.jpg;ants;train\nb.jpg;bees;val\n",
         "path\tlabel\tsplit\r\na.jpg\tants\ttrain\r\nb.jpg\tbees\tval\r\n".encode("utf-16"),
         b"\xfe\xff" + "path,label,split\na.jpg,ants,train\nb.jpg,bees,val\n".encode("utf-16-be"),
     ],
     ids=[
-        *("plain", "CRLF", "byte order mark", "quotes", "other order", "blanks", "other names", "two labels"),
+        *(
+            "plain",
+            "CRLF",
+            "byte order mark",
+            "quotes",
+            "other order",
+            "blanks",
+            "other names",
+            "index of pandas",
+            "two labels",
+        ),
         *("semicolons", "Unicode text of Excel", "big endian"),
     ],
 )
 def test_lists_are_read_however_they_were_written(tmp_path: Path, text: str | bytes):
     assert rows_of(tmp_path, text) == [("a.jpg", "ants", "train"), ("b.jpg", "bees", "val")]
+
+
+def test_a_column_without_a_name_is_not_the_split(tmp_path: Path):
+    assert rows_of(tmp_path, ",path,label\n0,a.jpg,ants\n1,b.jpg,bees\n") == [
+        ("a.jpg", "ants", ""),
+        ("b.jpg", "bees", ""),
+    ]
 
 
 def test_names_may_hold_what_file_systems_allow(tmp_path: Path):

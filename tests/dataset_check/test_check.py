@@ -139,7 +139,7 @@ def test_all_problems_are_reported_at_once_with_exit_code_1(check: Callable, tmp
         "1 of 7 val images have an exact or near duplicate in train",
         "1 x exact or near duplicates in different classes",
     ]
-    assert done.stderr.strip().endswith("4 findings (marked !) need a decision before training")
+    assert done.stderr.strip().endswith("findings (marked !) that need a decision before training: 4")
     kept = {row["path"] for row in rows(folder / "split_without_leaks.csv")}
     assert {"test/bee/copy.png", "val/bee/scaled.jpg"} <= kept
     assert not kept & {"train/bee/0.png", "train/bee/1.png", "train/bee/3.png"}
@@ -202,7 +202,7 @@ def test_what_is_ignored_and_split_off_is_logged_once_and_the_next_commands_work
     (root / "train" / "bee" / "notes.txt").write_text("none")
     done = check(root, "data.on_bad_image=error", returncode=1)
     assert [done.stdout.count(word) for word in ("ignored 1 entries", "split off the", "left out")] == [1, 1, 0]
-    assert done.stderr == "error: 1 finding (marked !) needs a decision before training\n"
+    assert done.stderr == "error: findings (marked !) that need a decision before training: 1\n"
     show, train = done.stdout.partition("next:\n")[2].splitlines()
     assert train.split().count("data.on_bad_image=skip") == 1
     assert "data.on_bad_image=error" not in train

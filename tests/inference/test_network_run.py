@@ -134,7 +134,7 @@ def test_a_network_is_evaluated_on_a_folder_with_a_test_part_only_and_predict_an
     [
         (
             ["model=squeezenet1_0"],
-            "model= is evaluated on data that is typed; add e.g. data=image_folder data.root=DIR",
+            "model= needs data that is typed, e.g. data=image_folder data.root=DIR",
         ),
         (["model=squeezenet1_0", "data=shapes", "run=x"], "run=x and model= name two networks; type one of them"),
     ],

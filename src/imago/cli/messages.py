@@ -77,12 +77,8 @@ def explain_composition_error(
 
 def _undecodable_file(loader: "ConfigLoaderImpl") -> str:
     directories = [entry.path for entry in loader.get_search_path().get_path() if entry.path]
-    for file in (file for directory in directories for file in sorted(Path(directory).rglob("*.yaml"))):
-        try:
-            file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            return str(file)
-    return "a YAML"
+    files = (file for directory in directories for file in sorted(Path(directory).rglob("*.yaml")))
+    return next((str(file) for file in files if "\ufffd" in file.read_text("utf-8", "replace")), "a YAML")
 
 
 def _explain_unparsable(override: str, loader: "ConfigLoaderImpl") -> str:

@@ -10,7 +10,6 @@ import os
 import posixpath
 import stat
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -40,21 +39,13 @@ def class_key(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip()
 
 
-def label_by_key(class_names: Sequence[str]) -> dict[tuple[str, bool], int]:
-    """Return the label of each class, and the one of each lower-case name that means one class only.
-
-    The keys are `class_key` and False, or `class_key` in lower case and True.
-    """
-    keys = [class_key(name) for name in class_names]
-    folded = Counter(key.casefold() for key in keys)
-    labels = {(key.casefold(), True): label for label, key in enumerate(keys) if folded[key.casefold()] == 1}
-    return labels | {(key, False): label for label, key in enumerate(keys)}
-
-
-def find_label(name: str, labels: Mapping[tuple[str, bool], int]) -> int | None:
-    """Return the label of a class in `label_by_key`, also if its name is written in another case there; else None."""
-    key = class_key(name)
-    return labels.get((key, False), labels.get((key.casefold(), True)))
+def find_labels(names: Iterable[str], class_names: Sequence[str]) -> list[int | None]:
+    """Return the label of each name: of that class, or of the only one that is equal to it but for case; else None."""
+    exact = {class_key(name): label for label, name in enumerate(class_names)}
+    folded: dict[str, int | None] = {}
+    for key, label in exact.items():
+        folded[key.casefold()] = None if key.casefold() in folded else label
+    return [exact.get(key, folded.get(key.casefold())) for key in map(class_key, names)]
 
 
 def check_class_names(names: Iterable[str], source: str) -> None:
@@ -178,19 +169,18 @@ def _find_columns(file: Path, lines: Sequence[Sequence[str]]) -> list[str]:
     """Return for each column of a list, whose first line is its header, its name in `COLUMNS`; "" if it is not used."""
     header = lines[0] if lines else []
     names = [cell.strip().casefold() for cell in header]
-    used = {column: next((name for name in known if name in names), "") for column, known in _COLUMN_NAMES.items()}
-    if not (used["path"] and used["label"]):
+    used = {next((name for name in known if name in names), ""): column for column, known in _COLUMN_NAMES.items()}
+    if not {"path", "label"} <= {column for name, column in used.items() if name}:
         got = printable(",".join(header)) or "nothing"
         raise DataError(f"{printable(file)}, line 1: expected {_FIRST_LINE}, got {got}.")
-    columns = [next((column for column, used_name in used.items() if name == used_name), "") for name in names]
-    unused = {name: index for index, name in enumerate(names) if not columns[index]}
-    for name, index in unused.items():
-        values = {line[index].strip() for line in lines[1:] if index < len(line)}
-        if values and values <= {*SPLITS} and not used["split"]:  # misspelled: test images would be trained on
+    unused = [name for name in names if name not in used]
+    for name in unused if "" in used else ():  # a misspelled split: test images would be trained on
+        values = {line[names.index(name)].strip() for line in lines[1:] if len(line) == len(names)}
+        if values and values <= {*SPLITS}:
             raise DataError(f"{printable(file)}, line 1: the column {printable(name)} holds splits; call it split.")
     if unused:
         log.info("%s: columns that are not used: %s", printable(file), join_names(unused))
-    return columns
+    return [used.get(name, "") if name else "" for name in names]
 
 
 def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[str]) -> ListedImage:
@@ -214,8 +204,7 @@ def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[st
 
 def _labels(rows: Sequence[ListedImage], class_names: Sequence[str]) -> np.ndarray:
     """Return the label of each row, int64 (N,)."""
-    known = label_by_key(class_names)
-    labels = [find_label(row.label, known) for row in rows]
+    labels = find_labels((row.label for row in rows), class_names)
     if None in labels:
         row = rows[labels.index(None)]
         existing = join_names(class_names)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imago.data.csv_list import check_class_names, find_label, label_by_key
+from imago.data.csv_list import check_class_names, find_labels
 from imago.data.dataset import LabeledFiles
 from imago.errors import DataError
 from imago.images import HEIC_SUFFIXES, SUFFIXES
@@ -126,16 +126,15 @@ def _list_split(
 ) -> LabeledFiles:
     """List the images of the split in `folder`, "" for the root; add entries to `first_names` or `ignored`."""
     _class_names(root / folder)
-    labels_by_key = label_by_key(class_names)
     names: list[str] = []
     columns: list[tuple[int, int, int]] = []
     links: list[str] = []
-    for class_folder in _entries(root / folder):
+    entries = _entries(root / folder)
+    for class_folder, label in zip(entries, find_labels([entry.name for entry in entries], class_names), strict=True):
         class_path = posixpath.join(folder, class_folder.name)
         if not _is_folder(class_folder):
             ignored.append((class_path, _reason_to_ignore(class_folder) or "outside the class folders"))
             continue
-        label = find_label(class_folder.name, labels_by_key)
         if label is None:
             fault = f"has a class {class_folder.name!r} that the training images do not have"
             raise DataError(f"{printable(root / folder)} {fault}; the classes are {join_names(class_names)}.")

@@ -79,8 +79,7 @@ def complete_splits(
         Samples of train, val and test, and the names of the splits that were drawn.
 
     Raises:
-        UserError: if a split file does not match the dataset, there are too few images or classes, a split has no
-            images or an invalid label, or a class has no training images.
+        UserError: if a split file does not match the dataset, or there are too few images or classes for the splits.
     """
     splits = _assign_splits(published, plan, class_names, left_out)
     _check(splits, class_names)
@@ -100,19 +99,15 @@ def complete_splits(
         else:
             remaining -= _split_off(split, splits, plan, remaining)
     if random_splits:
-        _log_draws({split: len(splits[split]) for split in random_splits}, num_drawn_from, plan)
+        counts = " and ".join(
+            f"{len(splits[split]):,} for {split}{_share_text(split, len(splits[split]) / num_drawn_from, plan)}"
+            for split in random_splits
+        )
+        fold = "" if plan.fold is None else f" (fold {plan.fold} of {plan.num_folds})"
+        hint = "; data.val_as_test=true tests on val instead" if random_splits == ["test"] else ""
+        log.info("split off the %s training images, stratified: %s%s%s", f"{num_drawn_from:,}", counts, fold, hint)
     _warn_about_missing_classes(splits, class_names)
     return {split: splits[split] for split in SPLITS}, random_splits
-
-
-def _log_draws(num_images: Mapping[str, int], num_drawn_from: int, plan: SplitPlan) -> None:
-    counts = " and ".join(
-        f"{number:,} for {split}{_share_text(split, number / num_drawn_from, plan)}"
-        for split, number in num_images.items()
-    )
-    fold = "" if plan.fold is None else f" (fold {plan.fold} of {plan.num_folds})"
-    hint = "; data.val_as_test=true tests on val instead" if list(num_images) == ["test"] else ""
-    log.info("split off the %s training images, stratified: %s%s%s", f"{num_drawn_from:,}", counts, fold, hint)
 
 
 def _warn_about_missing_classes(splits: Mapping[str, Samples], class_names: Sequence[str]) -> None:

@@ -57,8 +57,7 @@ def check(cfg: DictConfig) -> None:
             return
         num_serious = _write_report(cfg, data, checked, directory)
     if num_serious:
-        verb = "finding (marked !) needs" if num_serious == 1 else "findings (marked !) need"
-        raise IncompleteError(f"{num_serious} {verb} a decision before training")
+        raise IncompleteError(f"findings (marked !) that need a decision before training: {num_serious}")
 
 
 def examine_dataset(data: "ImageDataModule", cache_dir: Path) -> CheckedDataset:

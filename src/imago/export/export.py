@@ -100,8 +100,7 @@ def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping
         raise DataError(f"{run / 'config.yaml'}: {error}") from error
     data.preprocess = classifier.preprocess
     split = next(split for split in ("val", "test", "train") if len(getattr(data.splits, split)))
-    num_images = len(getattr(data.splits, split))
-    log.info("data        %s images of %s, %d px", f"{num_images:,}", split, data.preprocess.size)
+    log.info("data        %d images of %s, %d px", len(getattr(data.splits, split)), split, data.preprocess.size)
     if read_json(run / "provenance.json").get("data") not in (None, data.fingerprint()):
         log.warning("data        has changed since the run was trained; the comparison uses it as it is now")
     metrics = _metrics_of(run, checkpoint)

@@ -94,10 +94,10 @@ def _write_network_run(cfg: DictConfig) -> Path:
         raise ConfigError("\n".join(messages))
     from imago.inference.network_run import write_network_run  # loads torch
 
-    model, data = to_plain(cfg.model), absolute_paths(to_plain(cfg.data))
+    model, data = to_plain(cfg.model), to_plain(cfg.data)
     cfg.trust = [*cfg.trust, *(str(target) for _, target in targets(model))]
     names, preprocess = to_plain(cfg.class_names), to_plain(cfg.preprocess)
-    return write_network_run(Path(cfg.paths.log_dir), model, data, names, preprocess)
+    return write_network_run(Path(cfg.paths.log_dir), model, data | absolute_paths(data), names, preprocess)
 
 
 def _finish_network_run(run: Path, metadata: Mapping[str, Any]) -> None:
@@ -167,10 +167,8 @@ def _problems(cfg: DictConfig) -> dict[str, bool]:
     """Return each possible error message about the settings, and whether it applies."""
     run, tta, size, output, calibration = cfg.run, cfg.tta, cfg.batch_size, cfg.output, cfg.calibrate
     is_exported = is_onnx(Path(run or ""))
-    has_model = "model" in cfg
     return {
-        "model= is evaluated on data that is typed; add e.g. data=image_folder data.root=DIR.": has_model
-        and "data" not in cfg,
+        "model= needs data that is typed, e.g. data=image_folder data.root=DIR.": "model" in cfg and "data" not in cfg,
         f"split={cfg.split} is not one of {', '.join(EVALUATED_SPLITS)}.": cfg.split not in EVALUATED_SPLITS,
         f"tta={tta} is not one of {', '.join(TTA_MODES)}.": tta not in TTA_MODES,
         f"tta={tta} needs a checkpoint; run={run} is an ONNX file, which has one view.": is_exported and tta != "none",

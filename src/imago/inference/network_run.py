@@ -29,16 +29,12 @@ def write_network_run(
 ) -> Path:
     """Write `checkpoints/best.ckpt` and `config.yaml` to LOG_DIR/eval/NETWORK-HASH; return that directory.
 
-    Args:
-        log_dir: the setting paths.log_dir.
-        model: settings of the network, with `weights`.
-        data: settings of the dataset to evaluate it on, with absolute paths.
-        class_names: text file with the class of each output on a line; None: ImageNet's.
-        preprocess: what was typed of `imago.images.Preprocess`; None is as the weights need it.
+    `model` has the settings of the network and its `weights`, `data` those of the dataset to evaluate it on, with
+    absolute paths. `class_names` is a text file with the class of each output on a line; None: ImageNet's.
+    `preprocess` is what was typed of `imago.images.Preprocess`; None is as the weights need it.
 
     Raises:
-        ConfigError: there are no weights, they lack values of the network, or settings do not fit.
-        DataError: a file cannot be read.
+        UserError: if the weights have no values for a part of the network, settings do not fit, or a file is damaged.
     """
     file = find_weights(model)
     if file is None:

@@ -84,20 +84,22 @@ def _state_dict(content: Any, file: Path, names: Collection[str]) -> tuple[dict[
     if is_own:  # keep only the network: a loss may have tensors too
         found = {"": {key: value for key, value in found.get("", {}).items() if key.startswith("net.")}}
     prefixes = {container: _prefix(state, names) for container, state in found.items()}
-    num_known = {c: sum(f"{prefixes[c]}{name}" in state for name in names) for c, state in found.items()}
     # Of equal ones, the average of the weights is not the one that a container `model` beside it names.
-    best = max(found, key=lambda container: (num_known[container], "ema" not in container))
-    others = [container for container in found if container != best and num_known[container] == num_known[best] > 0]
-    prefix, texts = prefixes[best], [f"those of {best!r}"] if best else []
-    texts += [f"not those of {join_names(map(repr, others))}, which would fit too"] if others else []
-    texts += [f"without the prefix {prefix!r}"] if prefix and not is_own else []
+    best = max(found, key=lambda container: (prefixes[container][1], "ema" not in container))
+    prefix, num_known = prefixes[best]
+    others = [container for container in found if container != best and prefixes[container][1] == num_known > 0]
     tensors = {key.removeprefix(prefix): value for key, value in found[best].items() if key.startswith(prefix)}
     left_out = [key for key in found[best] if not key.startswith(prefix)]
-    texts += [f"left out: {join_names(left_out, 3)}"] if left_out else []
+    texts = {
+        f"those of {best!r}": best,
+        f"not those of {join_names(map(repr, others))}, which would fit too": others,
+        f"without the prefix {prefix!r}": prefix and not is_own,
+        f"left out: {join_names(left_out, 3)}": left_out,
+    }
     for key, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise DataError(f"model.weights: {file} has values in {key} that are not finite; use other weights.")
-    return tensors, ", ".join(texts)
+    return tensors, ", ".join(text for text, is_true in texts.items() if is_true)
 
 
 def _tensor_dicts(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -110,11 +112,11 @@ def _tensor_dicts(content: Any, name: str = "", depth: int = 0) -> Iterator[tupl
         yield from _tensor_dicts(value, f"{name}.{key}".lstrip("."), depth + 1)
 
 
-def _prefix(state: Collection[str], names: Collection[str]) -> str:
-    """Return what stands before most of the `names` in the keys of a state_dict; "" if none is in them."""
+def _prefix(state: Collection[str], names: Collection[str]) -> tuple[str, int]:
+    """Return what stands before most of the `names` in the keys of a state_dict, and before how many."""
     ends = ((key, [0, *(match.end() for match in re.finditer(r"\.", key))]) for key in state)
     counts = Counter(key[:end] for key, key_ends in ends for end in key_ends if key[end:] in names)
-    return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
+    return max(counts.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
 
 
 def load_weights(net: Any, file: Path, weights: str | None, class_names: Sequence[str] = ()) -> list[str]:

@@ -41,9 +41,7 @@ def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]
     Raises:
         ConfigError: if `model.weights` or `task.teacher` names a run without a checkpoint.
     """
-    for key, value in absolute_paths(cfg.data).items():
-        if key in PATH_SETTINGS:
-            cfg.data[key] = value
+    cfg.data.update(absolute_paths(cfg.data))
     weights = cfg.model.get("weights")
     if weights and weights != "default" and Path(weights).is_dir():
         try:
