@@ -156,8 +156,6 @@ def test_lines_are_counted_from_1_with_blank_ones_and_line_ends_in_names(tmp_pat
             "path,label\na.jpg,ants\nb.jpg,ants\n./a.jpg,bees\n",
             ", line 4: a.jpg is listed twice, first in line 2; delete one.",
         ),
-        ("path,label\n../a.jpg,ants\n", ", line 2: ../a.jpg is outside of data.root; write a path"),
-        ("path,label\na/../../b.jpg,ants\n", ", line 2: a/../../b.jpg is outside of data.root"),
         ('path,label\n"a.jpg,ants\n', ", line 2 is not CSV: unexpected end of data; check its quotation marks."),
         (
             "path,label\na.jpg,é\nb.jpg,e\u0301\n",
@@ -182,10 +180,10 @@ def test_a_list_that_cannot_be_read_is_named(tmp_path: Path, name: str):
 
 def test_absolute_paths_are_read_and_name_the_images_of_a_dataset_in_a_split_file(tmp_path: Path):
     root, other = touch(tmp_path / "root", "a.jpg", "b.jpg"), touch(tmp_path / "other", "c.jpg")
-    text = f"path,label,split\n{root}/a.jpg,ants,train\nb.jpg,bees,train\n{other}/c.jpg,ants,test\n"
+    text = f"path,label,split\n{root}/a.jpg,ants,train\nb.jpg,bees,train\n../other/c.jpg,ants,test\n"
     files = files_from_list(root, read_list(listed(tmp_path, text)), CLASSES)
     assert files["train"].paths == [root / "a.jpg", root / "b.jpg"]
-    assert files["test"].paths == [other / "c.jpg"]
+    assert [path.resolve() for path in files["test"].paths] == [other / "c.jpg"]
     found = files_from_list(root, read_list(listed(tmp_path, "path,label\na.jpg,ants\nb.jpg,bees\n")), CLASSES)
     rows = read_list(listed(tmp_path, f"path,label,split\n{root}/a.jpg,ants,train\n{root}/b.jpg,bees,val\n"))
     assert assign_splits(found, rows, CLASSES)["val"].names == ("b.jpg",)

@@ -106,7 +106,7 @@ def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping
     metrics = _metrics_of(run, checkpoint)
     metadata = {onnx_classifier.RUN_ID_KEY: printable(run.name), onnx_classifier.METRICS_KEY: metrics}
     with report_unwritable(file.parent):
-        report = _write_verified(classifier, file, metadata, cfg.opset, _images(data, split, cfg.limit))
+        report = _write_verified(classifier, file, metadata, cfg.opset, _validation_images(data, cfg.limit, split))
         write_json(file.with_name(_REPORT_FILE), report | {"checkpoint": os.path.relpath(checkpoint, run)})
 
 
@@ -158,7 +158,7 @@ def _write_verified(
     }
 
 
-def _images(data: "ImageDataModule", split: str, limit: int | None) -> Iterator[np.ndarray]:
+def _validation_images(data: "ImageDataModule", limit: int | None, split: str = "val") -> Iterator[np.ndarray]:
     """Yield batches uint8 (B, 3, S, S): all images, or `limit` of them, evenly spread as files are sorted by class."""
     from tqdm import tqdm
 
