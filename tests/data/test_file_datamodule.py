@@ -406,5 +406,3 @@ def test_images_above_max_pixels_are_refused_or_left_out_and_above_pillows_limit
         module(root, max_pixels=100).splits.test.read(0, ("a", "b"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert files.read(0, ("a", "b")).shape == (12, 12, 3)
-    with pytest.raises(ConfigError, match="data.max_pixels=0 must be 1 or more"):
-        module(root, max_pixels=0)

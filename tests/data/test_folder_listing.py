@@ -137,7 +137,7 @@ def test_ignored_entries_are_logged_by_reason_with_an_example_each(tmp_path: Pat
 )
 def test_a_folder_whose_files_are_all_left_out_is_refused_with_the_reason(tmp_path: Path, monkeypatch, names, reason):
     monkeypatch.setattr("imago.data.folder_listing.SUFFIXES", {".jpg"})  # as without the package for HEIC
-    with pytest.raises(DataError, match=re.escape(f"{tmp_path} has no images that are read: {reason}")):
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path} has no images: {reason}")):
         list_image_folder(touch(tmp_path, *names))
 
 

@@ -50,9 +50,10 @@ def explain_composition_error(
 
     text = " ".join(str(error).split())
     if isinstance(error, UnicodeDecodeError):
-        return (
-            f"{_undecodable_file(loader)} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
-        )
+        directories = (Path(entry.path) for entry in loader.get_search_path().get_path() if entry.path)
+        files = (file for directory in directories for file in directory.rglob("*.yaml"))
+        found = next((file for file in files if "\ufffd" in file.read_text("utf-8", "replace")), "a YAML")
+        return f"{found} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
     if isinstance(error, OverrideParseException):
         return _explain_unparsable(error.override, loader)
     if isinstance(error, MissingConfigException):
@@ -73,12 +74,6 @@ def explain_composition_error(
         return f"{_argument(match[1], argv)}: the setting exists; type it without the +."
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     return explain_value(cause) if isinstance(cause, OmegaConfBaseException) else text
-
-
-def _undecodable_file(loader: "ConfigLoaderImpl") -> str:
-    directories = [entry.path for entry in loader.get_search_path().get_path() if entry.path]
-    files = (file for directory in directories for file in sorted(Path(directory).rglob("*.yaml")))
-    return next((str(file) for file in files if "\ufffd" in file.read_text("utf-8", "replace")), "a YAML")
 
 
 def _explain_unparsable(override: str, loader: "ConfigLoaderImpl") -> str:

@@ -104,18 +104,14 @@ class ImageDataModule(LightningDataModule):
         raise NotImplementedError
 
     def set_up_data(self, only: str | None = None) -> None:
-        """Load the dataset, complete its splits and check the labels; later calls do nothing.
-
-        `only` as in `complete_splits`.
-        """
-        if hasattr(self, "splits"):
-            return
-        self.needs_train = only is None
-        self.prepare_data()
-        class_names, published = self.load_dataset()
-        bad_names = [name for name, _ in self.bad_images]
-        splits, self.random_splits = complete_splits(published, self.split_plan, class_names, bad_names, only)
-        self.splits = Splits(class_names, **splits)
+        """Load the dataset and complete its splits, see `complete_splits`; later calls do nothing."""
+        if not hasattr(self, "splits"):
+            self.needs_train = only is None
+            self.prepare_data()
+            class_names, published = self.load_dataset()
+            bad_names = [name for name, _ in self.bad_images]
+            splits, self.random_splits = complete_splits(published, self.split_plan, class_names, bad_names, only)
+            self.splits = Splits(class_names, **splits)
 
     @cached_property
     def preprocess(self) -> Preprocess:

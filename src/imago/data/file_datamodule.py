@@ -69,8 +69,6 @@ class FileDataModule(ImageDataModule):
                 raise ConfigError(f"data.{key}={value} is not one of {', '.join(known)}.")
         if decoded_px is not None and decoded_px < 1:
             raise ConfigError(f"data.decoded_px={decoded_px} must be 1 or more, or null for images as they are.")
-        if max_pixels < 1:
-            raise ConfigError(f"data.max_pixels={max_pixels} must be 1 or more.")
         self.root = Path(root).expanduser()
         self.cache_dir = Path(cache_dir)
         self.cache = cache

@@ -60,9 +60,7 @@ def list_image_folder(
     for split in (split for split in ("test", "val", "train") if split in folders):
         files[split] = _list_split(root, folders[split], class_names, first_names, ignored)
     if not any(map(len, files.values())):
-        raise DataError(
-            f"{printable(root)} has no images that are read: {_count_reasons(sorted(ignored)) or 'no files'}."
-        )
+        raise DataError(f"{printable(root)} has no images: {_count_reasons(sorted(ignored)) or 'no files'}.")
     if ignored:
         log.info("ignored %s entries: %s", f"{len(ignored):,}", _count_reasons(sorted(ignored)))
     return class_names, files, sorted(ignored)

@@ -210,8 +210,7 @@ def check_compatible(file: Path, task: "LightningModule") -> None:
 def _load_weights(module: "nn.Module", state: Mapping[str, Any], file: Path, network: str) -> None:
     from imago.model.weights import MAX_REASON_CHARS
 
-    versioned: Any = OrderedDict(state)
-    # The versions of its modules, which torchvision's MNASNet requires
+    versioned: Any = OrderedDict(state)  # with the versions of the modules, which torchvision's MNASNet requires
     versioned._metadata = getattr(state, "_metadata", None) or getattr(module.state_dict(), "_metadata", {})
     try:
         module.load_state_dict(versioned)

@@ -63,9 +63,7 @@ def _read_names(class_names: str) -> list[str]:
         with open_text(Path(class_names).expanduser()) as file:
             names = [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeError) as error:
-        raise DataError(
-            f"class_names={class_names} cannot be read: {error}; type a file with a class a line."
-        ) from error
+        raise DataError(f"class_names={class_names} cannot be read ({error}); type a text file.") from error
     check_class_names(names, f"class_names={class_names}:")
     return names
 

@@ -122,17 +122,9 @@ def choose_preprocess(
 ) -> tuple[Preprocess, str]:
     """Choose how images are prepared: what the user typed, else what the pretrained weights need, else the dataset.
 
-    Args:
-        typed: the `preprocess` settings; None where the user typed nothing. A typed `size` alone scales `resize` too.
-        weights: the record of the pretrained weights, if there are any. If its size is above 64 px and that of the
-            images is not, only its mean and std are used, as the kept layers expect them.
-        data: the dataset's own record.
-
-    Returns:
-        The record, and its origin in a few words.
-
-    Raises:
-        ConfigError: if the settings do not fit together.
+    A typed `size` alone scales `resize` too. Of weights for images above 64 px, only mean and std are used for smaller
+    ones, as the kept layers expect them. Return the record, and its origin in a few words; raise a ConfigError if the
+    settings do not fit together.
     """
     overrides = {name: value for name, value in typed.items() if value is not None}
     record = data.to_dict()
