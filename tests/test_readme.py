@@ -73,6 +73,8 @@ def extra_arguments(command: str, logs: Path) -> list[str]:
         extra += ["data=shapes"]
     if "tune=" in command:
         extra += ["data.batch_size=32"]
+    if "finetune_folder" in command:
+        extra += ["model.weights=null"]
     if "model=resnet18" in command:
         extra += ["model.weights=null", "trainer.accelerator=cpu", "data=shapes", "data.batch_size=16"]
     return extra

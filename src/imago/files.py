@@ -3,6 +3,7 @@
 Python decodes such a name with the error handler `surrogateescape`; the functions here encode it back the same way.
 """
 
+import codecs
 import csv
 import hashlib
 import json
@@ -112,8 +113,10 @@ def cell_text(cell: str) -> str:
 
 
 def open_text(path: Path) -> TextIO:
-    """Open a UTF-8 file, with or without a byte order mark, for reading without newline translation."""
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+    """Open a UTF-8 file, or one of UTF-16 with a byte order mark, for reading without newline translation."""
+    with path.open("rb") as file:
+        is_utf16 = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return path.open(encoding="utf-16" if is_utf16 else "utf-8-sig", errors="surrogateescape", newline="")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -26,16 +26,17 @@ log = logging.getLogger(__name__)
 
 # EPS and PDF are left out on purpose: Pillow runs an interpreter for them. MPO files of cameras count as JPEG.
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
+HEIC_SUFFIXES = {".heic", ".heif"}
 with contextlib.suppress(ImportError):
-    from pillow_heif import register_heif_opener  # type: ignore[import-not-found]  # an extra
+    import pillow_heif  # type: ignore[import-not-found]  # an extra
 
-    register_heif_opener()
+    pillow_heif.register_heif_opener()
     FORMATS = (*FORMATS, "HEIF")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+    SUFFIXES |= HEIC_SUFFIXES
 # 150 MB once decoded; checked before decoding, because a file of 12 KB may need 500 MB; our own choice.
 MAX_PIXELS = 50_000_000
-# Images up to this size are not resized; the first layer of a network is adapted to them instead, since a network made
-# for 224 px would reduce them to a 2 x 2 feature map. 64: our own choice.
+# Images up to this size are not resized: the first layer of a network is adapted to them instead; our own choice.
 MAX_SMALL_PX = 64
 SPLITS = ("train", "val", "test")  # of a dataset, in the order in which they are shown
 CROPS = ("center", "squash", "squash_center")
@@ -63,8 +64,7 @@ _TRANSPOSE_BY_ORIENTATION = {
 }
 _has_warned_of_animation = False  # once per process
 
-# Pillow keeps this many blocks of up to 16 MB for the next images. Blocks returned to the system come back as page
-# faults, which can cost more than decoding: 8 ms instead of 3 ms for an image of 1000 x 750 pixels.
+# Pillow keeps this many blocks of 16 MB for the next images: the page faults of new ones can take longer than decoding.
 Image.core.set_blocks_max(2)
 # Pillow warns of some sizes above MAX_PIXELS, which `read_image` refuses.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -159,17 +159,18 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
         raise DataError(f"{name} cannot be read: {error.strerror}; check the path and its permissions.") from error
     if not data:
         raise DataError(f"{name} is empty (0 bytes); delete it or copy it again.")
+    fault = f"more than {max_pixels:,} pixels; scale it down, or raise max_pixels."
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)  # Pillow's own limit is twice that
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
-                size = f"{image.width}x{image.height}"
-                raise DataError(f"{name} is {size}, more than {max_pixels:,} pixels; scale it down first.")
+                raise DataError(f"{name} is {image.width}x{image.height}, {fault}")
             image.load()
             pixels = to_pixels(image, name)
             _warn_of_animation(image, name)
             return pixels
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{name} has more than {max_pixels:,} pixels; scale it down first.") from error
+        raise DataError(f"{name} has {fault}") from error
     except UnidentifiedImageError:
         raise DataError(_explain_unidentified(data, name)) from None
     except _DECODER_ERRORS as error:

@@ -1,7 +1,10 @@
 """Flatten nested settings to their names on the command line, and format a value as it is typed there."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+PATH_SETTINGS = ("root", "list_file", "split_file")  # of data
 
 
 def flatten(node: Any, key: str = "") -> dict[str, Any]:
@@ -30,6 +33,11 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         elif not name.startswith("_"):
             flat[key] = str(value) if isinstance(value, list) else value
     return flat
+
+
+def absolute_paths(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the paths in the settings of a dataset as absolute ones, by which its files are found from anywhere."""
+    return {key: str(Path(data[key]).expanduser().absolute()) for key in PATH_SETTINGS if data.get(key)}
 
 
 def typed_value(value: Any) -> str:

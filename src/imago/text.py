@@ -1,10 +1,12 @@
 """Format text and numbers: escape control characters, pad by display width, shorten long lists, add units."""
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
 _MAX_WIDTH = 300  # of a name among others; our own choice
+WORDNET_ID = re.compile(r"n\d{8}")  # of a class of ImageNet; its classes are in their order
 
 
 def printable(text: Path | str) -> str:

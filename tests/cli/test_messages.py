@@ -160,3 +160,11 @@ def test_a_comment_before_the_package_of_an_experiment_is_named(tmp_path, config
     except Exception as error:  # of Hydra
         line = explain_composition_error(error, typed, loader, "main")
     assert re.fullmatch(r"experiment(=mine)?: the first line of its YAML.* must be '# @package _global_'\.", line)
+
+
+@pytest.mark.parametrize("content", ["# caf\xe9\n{lr: 0.1}".encode("latin-1"), "{lr: 0.1}".encode("utf-16")])
+def test_a_yaml_that_is_not_utf8_is_named(config_dir, tmp_path, content: bytes):
+    copied = shutil.copytree(config_dir, tmp_path / "configs")
+    (copied / "optimizer" / "mine.yaml").write_bytes(content)
+    fault = explain(ConfigLoaderImpl(create_config_search_path(str(copied))), "optimizer=mine")
+    assert fault.startswith(f"{copied}/optimizer/mine.yaml is not UTF-8 text (")

@@ -34,9 +34,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are decoded from now on."""
     names: list[str] = []
 
-    def spy(path: Path):
+    def spy(path: Path, max_pixels: int):
         names.append(path.name)
-        return examine_file(path)
+        return examine_file(path, max_pixels)
 
     monkeypatch.setattr(module, "examine_file", spy)
     return names
@@ -74,10 +74,10 @@ def test_a_bad_file_is_decoded_and_reported_every_time(tmp_path: Path, decoded: 
 def test_an_interrupted_examination_keeps_what_was_done(tmp_path: Path, decoded: list[str], monkeypatch):
     names = write(tmp_path / "set", 60)
 
-    def interrupted(path: Path):
+    def interrupted(path: Path, max_pixels: int):
         if path.name == names[40]:
             raise KeyboardInterrupt
-        return examine_file(path)
+        return examine_file(path, max_pixels)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "examine_file", interrupted)

@@ -389,3 +389,20 @@ def test_the_paths_of_a_list_are_relative_to_root_if_it_is_set(tmp_path: Path):
 def test_an_empty_list_file_is_refused():
     with pytest.raises(ConfigError, match="data.list_file has no value; set it to a CSV"):
         ImageListDataModule("", **settings_of(Path()))
+
+
+def test_images_above_max_pixels_are_refused_or_left_out_and_above_pillows_limit_read(tmp_path: Path, monkeypatch):
+    root = folder(tmp_path / "set", {"train/a": 4, "train/b": 4, "test/a": 2, "test/b": 2})
+    noise(root / "train" / "a" / "large.png", (40, 30), 99)
+    assert "train/a/large.png" in names(module(root))["train"] | names(module(root))["val"]
+    skipping = module(root, on_bad_image="skip", max_pixels=1_000)
+    (bad,) = skipping.bad_images
+    assert bad[0] == "train/a/large.png"
+    assert bad[1].endswith("is 40x30, more than 1,000 pixels; scale it down, or raise max_pixels.")
+    files = skipping.splits.test
+    with pytest.raises(
+        DataError, match="is 12x12, more than 100 pixels; scale it down, or raise data.max_pixels. check"
+    ):
+        module(root, max_pixels=100).splits.test.read(0, ("a", "b"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert files.read(0, ("a", "b")).shape == (12, 12, 3)

@@ -4,6 +4,7 @@ More wrong folders, and links, are in tests/faults/test_folders.py.
 """
 
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_what_is_not_an_image_is_recorded_with_the_reason(tmp_path: Path):
         "train/a/._x.jpg": "hidden name",
         "train/a/.ipynb_checkpoints": "hidden name",
         "train/a/photo": "no file extension",
-        "train/a/photo.HEIC": "file extension .heic",
+        "train/a/photo.HEIC": "file extension .heic, which needs pip install pillow-heif, or a conversion to JPEG",
         "train/a/photo.jpg.part": "file extension .part",
         "train/y.jpg": "outside the class folders",
         "unlabeled": "outside the split folders",
@@ -122,3 +123,24 @@ def test_ignored_entries_are_logged_by_reason_with_an_example_each(tmp_path: Pat
         "ignored 18 entries: 3 x same file (e.g. b/again0.jpg), 2 x file extension .txt (e.g. b/1.txt), 1 x"
     )
     assert text.endswith(" and 5 more")
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (
+            ("ant/IMG_1.HEIC", "ant/IMG_2.HEIC", "bee/IMG_3.heif"),
+            "2 x file extension .heic, which needs pip install pil",
+        ),
+        (("ant/notes.txt", "bee/notes.txt"), "2 x file extension .txt (e.g. ant/notes.txt)"),
+    ],
+)
+def test_a_folder_whose_files_are_all_left_out_is_refused_with_the_reason(tmp_path: Path, monkeypatch, names, reason):
+    monkeypatch.setattr("imago.data.folder_listing.SUFFIXES", {".jpg"})  # as without the package for HEIC
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path} has no images: {reason}")):
+        list_image_folder(touch(tmp_path, *names))
+
+
+def test_images_that_pillow_reads_are_listed_by_all_their_suffixes(tmp_path: Path):
+    names = tuple(f"{name}/a{suffix}" for name in ("ant", "bee") for suffix in (".AVIF", ".jfif", ".jpg", ".mpo"))
+    assert list_image_folder(touch(tmp_path, *names))[1]["train"].names == names

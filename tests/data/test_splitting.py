@@ -217,6 +217,32 @@ def test_the_drawn_splits_are_logged(caplog: pytest.LogCaptureFixture):
     assert "split off the 40 training images, stratified: 4 for test and 9 for val (fold 1 of 4)" in caplog.text
 
 
+# Only evaluated
+
+
+@pytest.mark.parametrize(
+    ("published", "only", "expected"),
+    [
+        (("test",), "test", {"train": 0, "val": 0, "test": 2}),
+        (("val",), "all", {"train": 0, "val": 2, "test": 0}),
+        (("train",), "all", {"train": 2, "val": 0, "test": 0}),
+        (("train", "val"), "val", {"train": 2, "val": 2, "test": 0}),
+    ],
+)
+def test_no_split_is_drawn_where_only_one_or_all_are_evaluated(published, only: str, expected: dict[str, int]):
+    splits, drawn = complete_splits({name: images(name, 1, 1) for name in published}, SplitPlan(), NAMES, only=only)
+    assert ({name: len(split) for name, split in splits.items()}, drawn) == (expected, [])
+
+
+@pytest.mark.parametrize("only", [None, "test"])
+def test_a_dataset_without_the_training_images_that_are_needed_is_refused(only: str | None, tmp_path: Path):
+    with pytest.raises(DataError, match="^the dataset has no images of train, only of val; assign some, or evaluate s"):
+        complete_splits({"val": images("val", 1, 1)}, SplitPlan(), NAMES, only=only)
+    (tmp_path / "list.csv").write_text("path,label,split\ntrain/0,ant,val\n")
+    with pytest.raises(DataError, match=r"^\S+list.csv has no images of train, only of val"):
+        split_up({"train": images("train", 1, 1)}, split_file=str(tmp_path / "list.csv"))
+
+
 # Splits that cannot be used
 
 

@@ -134,7 +134,7 @@ def test_all_problems_are_reported_at_once_with_exit_code_1(check: Callable, tmp
     assert [row["path"] for row in rows(folder / "ignored.csv")] == ["train/bee/notes.txt"]
     marked = [line[5:] for line in done.stdout.splitlines() if line.startswith("! ")]
     assert [text.split(",")[0] for text in marked] == [
-        "2 of 39 images cannot be read",
+        "2 of 39 images cannot be read: train/bee/3.png",
         "1 of 7 test images has an exact or near duplicate in train",
         "1 of 7 val images has an exact or near duplicate in train",
         "1 x exact or near duplicates in different classes",
@@ -176,3 +176,35 @@ def test_a_set_without_a_readable_training_image_is_refused_after_its_list_is_wr
     done = check(root, returncode=2)
     assert "no training image can be read; see " in done.stderr
     assert len(rows(tmp_path / "logs" / "check" / "one" / "bad_images.csv")) == 4
+
+
+@pytest.mark.slow
+def test_a_class_without_images_is_refused_after_the_bad_images_are_listed(check: Callable, tmp_path: Path):
+    root = write_set(tmp_path / "set")
+    (root / "train" / "wasp").mkdir()
+    for number in range(12):
+        (root / "train" / "bee" / f"bad{number:02d}.jpg").write_bytes(b"damaged")
+    done = check(root, returncode=2)
+    assert "12 of 48 images cannot be read: train/bee/bad00.jpg, train/bee/bad01.jpg, " in done.stdout
+    assert "train/bee/bad09.jpg and 2 more\n" in done.stdout
+    assert len(rows(tmp_path / "logs" / "check" / "one" / "bad_images.csv")) == 12
+    assert done.stderr.startswith("error: the dataset has no training images of class 'wasp'")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_what_is_ignored_and_split_off_is_logged_once_and_the_next_commands_work(
+    check: Callable, command: Callable, tmp_path: Path
+):
+    root = write_set(tmp_path / "set")
+    shutil.rmtree(root / "val")
+    (root / "train" / "bee" / "bad.jpg").write_bytes(b"damaged")
+    (root / "train" / "bee" / "notes.txt").write_text("none")
+    done = check(root, "data.on_bad_image=error", returncode=1)
+    assert [done.stdout.count(word) for word in ("ignored 1 entries", "split off the", "left out")] == [1, 1, 0]
+    assert done.stderr == "error: findings (marked !) that need a decision before training: 1\n"
+    show, train = done.stdout.partition("next:\n")[2].splitlines()
+    assert train.split().count("data.on_bad_image=skip") == 1
+    assert "data.on_bad_image=error" not in train
+    done = command(*shlex.split(show)[1:], f"paths.log_dir={tmp_path / 'logs'}")
+    assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ def test_serious_findings_come_first_and_say_what_to_do():
     kinds = ["bad images", "test in train", "val in train", "label conflicts", "repeats", "imbalance"]
     assert [finding.kind for finding in findings] == [*kinds, "small test", "ignored"]
     assert [finding.is_serious for finding in findings] == [True] * 4 + [False] * 4
-    assert findings[0].text == "1 of 13 images cannot be read"
+    assert findings[0].text == "1 of 13 images cannot be read: 5.png"
     assert "data.on_bad_image=skip" in findings[0].remedy
     assert findings[1].text == "1 of 4 test images has an exact or near duplicate in train"
     assert findings[3].text == "1 x exact or near duplicates in different classes, e.g. in 'ant' and 'bee'"

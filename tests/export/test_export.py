@@ -84,7 +84,7 @@ def test_screen_shows_the_steps_and_what_to_type_next_but_no_output_of_the_expor
     run, printed = exported_run, exported_run.parents[2].joinpath("export_screen.txt").read_text()
     lines = printed.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["checkpoint", "data", "written", "compared"]
-    assert lines[3].startswith("compared    1,000 validation images: every label agrees, 0 ties; differences up to ")
+    assert lines[3].startswith("compared    1,000 images: every label agrees, 0 ties; differences up to ")
     assert f"  python src/eval.py run={run}/export/model.onnx" in lines
     assert f"  python src/predict.py run={run}/export/model.onnx input=IMAGE" in lines
     assert "[torch.onnx]" not in printed

@@ -53,7 +53,6 @@ WRONG = {
         {f"train/{unicodedata.normalize(form, 'café')}": 2 for form in ("NFC", "NFD")},
         r"'cafe\u0301' and 'caf\xe9' look the same; merge or rename them.",
     ),
-    "36-capitals": ({"train/cat": 2, "train/Cat": 2}, "'Cat' and 'cat' look the same; merge or rename them."),
     "36-blank": ({"cat": 4, "cat ": 4}, "'cat' and 'cat ' look the same; merge or rename them."),
 }
 

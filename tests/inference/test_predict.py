@@ -140,7 +140,7 @@ def settings(compose: Callable) -> DictConfig:
         ({"run": "no/such run"}, "run=no/such run does not exist; type a run directory such as logs/latest"),
         ({"input": ""}, "input= is empty; type an image, a folder, or a pattern"),
         ({"input": "no [such] file.jpg"}, "input=no [such] file.jpg matches nothing; type an image"),
-        ({"input": "configs"}, "input=configs has no image (.bmp .gif"),
+        ({"input": "configs"}, "input=configs has no image (.avif .bmp .gif"),
         ({"top_k": 0, "batch_size": 2}, "top_k=0 must be 1 or more"),
         ({"batch_size": None}, "batch_size=null must be 1 or more"),
         ({"output": "src"}, "output=src is a directory; type a file, e.g. output=src/out.csv"),

@@ -252,6 +252,16 @@ def test_a_network_of_a_fixed_number_of_classes_is_built_if_the_data_has_as_many
         build_network({"_target_": "own_tasks.Flattens"}, 10, 64)
 
 
+@pytest.mark.parametrize("size", [32, 224])
+def test_a_function_of_a_library_whose_network_takes_one_size_is_refused_for_another(size: int):
+    settings = {"_target_": "timm.create_model", "model_name": "vit_tiny_patch16_224"}
+    if size == 224:
+        assert build_network(settings, 3, size).training
+        return
+    with pytest.raises(ConfigError, match=r"_target_=timm\.create_model fails on images of 32 px: Input height \(32\)"):
+        build_network(settings, 3, size)
+
+
 def test_a_network_is_used_in_channels_last_unless_it_cannot_be():
     reshapes = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 8 * 8, 2))
     assert choose_memory_format(reshapes, 8) == torch.channels_last

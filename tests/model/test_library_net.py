@@ -44,6 +44,14 @@ def test_checking_a_fitting_size_changes_neither_tensors_nor_the_mode():
     assert net.norm.training
 
 
+def test_checking_leaves_a_module_that_a_network_has_twice_as_it_was():
+    shared = nn.Conv2d(3, 3, 1)
+    net = nn.Sequential(shared, nn.Sequential(shared), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    check_image_size(net, "twice", 8, 8, 3)
+    assert all(parameter.is_leaf and parameter.device.type == "cpu" for parameter in net.parameters())
+    assert net(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
+
+
 def test_a_size_that_does_not_fit_is_refused_with_the_reason_and_a_size_that_does():
     with pytest.raises(ConfigError, match=r"model\.name=mean cannot take images of 12 px \(sides are mul") as caught:
         check_image_size(MeanColorNet(), "mean", 12, supported_size_px=8, num_classes=4)

@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,34 @@ def test_the_dotted_names_of_published_densenets_are_renamed(tmp_path):
     assert list(read_weights(tmp_path / "old.pth")) == ["features.denseblock1.denselayer1.norm1.weight"]
 
 
-@pytest.mark.parametrize("wrap", ["state_dict", "model", None])
-def test_wrapped_files_are_read(squeezenet, wrap: str | None):
-    plain = read_weights(squeezenet)
-    prefixed = {f"module.{key}": value for key, value in plain.items()}
-    torch.save({wrap: prefixed, "epoch": 3} if wrap else prefixed, squeezenet)
-    assert list(read_weights(squeezenet)) == list(plain)
+@pytest.mark.parametrize("container", ["state_dict", "model", "model_state_dict", "ema", "my.own", None])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "net.backbone.", ""])
+def test_weights_are_found_in_containers_and_behind_prefixes(tmp_path, container: str | None, prefix: str):
+    net = SmallResNet(4, 32, width=4)
+    state = {f"{prefix}{key}": value for key, value in net.state_dict().items()}
+    content = {"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}, "epoch": 3, "best": 0.5}
+    for name in reversed((container or "").split(".")):
+        state = {name: state} if name else state
+    torch.save(state | (content if container else {}), tmp_path / "file.pth")
+    read = read_weights(tmp_path / "file.pth", net.state_dict())
+    assert list(read) == list(net.state_dict())
+    assert torch.equal(read["head.weight"], net.head.weight)
+
+
+def test_what_was_taken_from_a_file_is_logged_with_what_was_not(tmp_path, caplog):
+    torch.manual_seed(1)
+    plain, average = SmallResNet(4, 32, width=4).state_dict(), SmallResNet(4, 32, width=4).state_dict()
+    averaged = {f"module.{key}": value for key, value in average.items()} | {"n_averaged": torch.tensor(3)}
+    arguments = Namespace(lr=0.1, model="x", nested=Namespace(epochs=90))
+    torch.save({"model_ema": averaged, "model": plain, "args": arguments}, tmp_path / "both.pth")
+    torch.save({"model_ema": averaged, "args": arguments}, tmp_path / "ema.pth")
+    with caplog.at_level(logging.INFO, "imago"):
+        net = network(SmallResNet, 4, 32, width=4, weights=str(tmp_path / "both.pth"))
+        averaged_net = network(SmallResNet, 4, 32, width=4, weights=str(tmp_path / "ema.pth"))
+    assert torch.equal(net.head.weight, plain["head.weight"])
+    assert torch.equal(averaged_net.head.weight, average["head.weight"])
+    assert "from both.pth (those of 'model', not those of 'model_ema', which would fit too)" in caplog.text
+    assert "from ema.pth (those of 'model_ema', without the prefix 'module.', left out: n_averaged)" in caplog.text
 
 
 def test_files_from_before_the_batch_counter_load(tmp_path, saved, changed):
@@ -73,7 +96,8 @@ def checkpoint(tmp_path) -> Path:
 
 
 def test_only_the_network_of_a_checkpoint_is_read(checkpoint, caplog):
-    state = read_weights(checkpoint)
+    state = read_weights(checkpoint, SmallResNet(4, 32, width=4).state_dict())
+    assert "loss.weight" not in state
     with caplog.at_level(logging.INFO, "imago"):
         net = network(SmallResNet, 9, 32, width=4, weights=str(checkpoint))
     assert (
@@ -219,9 +243,29 @@ def test_a_truncated_file_is_refused(squeezenet):
     assert "miniz" not in str(caught.value)  # of torch's message only the first sentence is shown
 
 
-def test_a_file_that_would_run_code_is_refused(tmp_path):
-    torch.save({"weight": torch.zeros(1), "hook": print}, tmp_path / "evil.pth")
-    with pytest.raises(DataError, match=r"evil\.pth is damaged or not a file of weights"):
+class Stranger:
+    """An object of a training script."""
+
+    def __setstate__(self, state: dict) -> None:
+        raise AssertionError("a stranger's code was executed")
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({"hook": print}, r"\S*print"),
+        ({"args": Namespace(config=Stranger())}, r"\S*test_weights.Stranger"),
+        ({"args": Namespace(nested=Namespace(items=[Stranger()]))}, r"\S*test_weights.Stranger"),
+        (Stranger(), r"\S*test_weights.Stranger"),
+    ],
+)
+def test_an_object_that_could_run_code_is_refused_by_its_name(tmp_path, content, name: str):
+    if isinstance(content, dict):
+        content["model"] = {"weight": torch.zeros(1)}
+    else:
+        content.text = "not empty"
+    torch.save(content, tmp_path / "evil.pth")
+    with pytest.raises(DataError, match=rf"evil\.pth holds the object {name} beside plain data .*; save the weights"):
         read_weights(tmp_path / "evil.pth")
 
 

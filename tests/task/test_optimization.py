@@ -32,6 +32,20 @@ def test_working_settings_pass_and_no_random_number_is_drawn(compose: Callable, 
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"_target_": "torch.optim.AdamW", "lr": 0.1, "betas": {"a": 1}},
+        {"_target_": "torch.optim.AdamW", "lr": 0.1, "betas": [0.9]},
+        {"_target_": "torch.optim.AdamW", "lr": 0.1, "fused": True, "foreach": True},
+        {"_target_": "torch.optim.SparseAdam", "lr": 0.1},
+    ],
+)
+def test_an_optimizer_that_cannot_step_is_one_line(settings: dict):
+    with pytest.raises(ConfigError, match=r"^optimizer and schedule: a step of torch\.optim\.\w+ .* fails \("):
+        check_optimization(settings, {"_target_": "imago.schedule.schedules.Constant"})
+
+
 def test_a_value_out_of_range_is_reported_with_the_message_of_torch():
     with pytest.raises(ConfigError, match=r"^optimizer: Invalid momentum value: -1\.0; configs/optimizer has values"):
         check_optimization(

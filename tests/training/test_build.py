@@ -14,8 +14,9 @@ from torch import Tensor
 
 from imago.errors import ConfigError
 from imago.images import Preprocess
+from imago.model.adapt import choose_preprocess
 from imago.runs.run_directory import RunDirectory
-from imago.training.build import build_task, build_trainer, choose_preprocess, final_checkpoint
+from imago.training.build import build_task, build_trainer, final_checkpoint
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 QUICK = ("callbacks.image_grid=null", "logger.tensorboard=null", "trainer.log_every_n_steps=1")
@@ -120,6 +121,12 @@ def test_images_are_prepared_as_typed_else_for_the_weights_else_as_the_dataset_s
     record, description = choose_preprocess(NOTHING | typed, weights, data)
     assert record.to_dict() == data.to_dict() | expected
     assert description.startswith(origin)
+
+
+@pytest.mark.parametrize("typed", [{"foo": 1}, {"mean": ["a", "b", "c"]}, {"size": 100, "resize": 10}, {"crop": "x"}])
+def test_preprocess_settings_that_do_not_fit_are_refused(typed: dict):
+    with pytest.raises(ConfigError, match="^preprocess: these settings do not fit together"):
+        choose_preprocess(NOTHING | typed, None, LARGE)
 
 
 def test_a_run_without_a_best_checkpoint_tests_its_last_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lightning.pytorch import Trainer
 from small_fit import SMALL, build_data, build_whole_run
@@ -49,6 +50,32 @@ def test_the_start_table_has_what_limits_the_training(compose: Callable, tmp_pat
 
     assert line in table(*settings.split())
     assert line not in table()
+
+
+@pytest.mark.parametrize(
+    ("size", "num_images", "settings", "is_advised"),
+    [
+        (96, 100, (), True),
+        (32, 100, (), False),
+        (96, 5_000, (), False),
+        (96, 100, ("model.weights=other.ckpt",), False),
+        (96, 100, ("resume=RUN",), False),
+    ],
+)
+def test_few_photographs_without_pretrained_weights_are_answered_with_the_recipe_for_them(
+    compose: Callable, tmp_path: Path, size: int, num_images: int, settings: tuple[str, ...], is_advised: bool
+):
+    cfg = compose("data=shapes", *SMALL, *settings, f"paths.run_dir={tmp_path}")
+    data = build_data(cfg)
+    task = build_task(compose("data=shapes", *SMALL), data)
+    data.preprocess = replace(data.preprocess, size=size, resize=size)
+    data.splits = replace(
+        data.splits, train=data.splits.train.take(np.resize(np.arange(len(data.splits.train)), num_images))
+    )
+    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, accelerator="cpu")
+    table = start_table(cfg, data, task, trainer, "typed", "typed")
+    advice = r"^advice +100 images are few for a network from scratch: experiment=finetune_folder data\.root=DIR fine"
+    assert bool(re.search(advice, table, re.MULTILINE)) == is_advised
 
 
 def test_the_accuracy_has_its_interval_and_number_of_images(run_dir: Path):

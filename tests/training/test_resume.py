@@ -157,3 +157,14 @@ def test_a_directory_that_holds_another_run_or_no_checkpoint_is_refused(compose,
     (stopped / "summary.json").write_text(json.dumps({"status": "finished"}))  # callbacks.last_checkpoint=null
     with pytest.raises(ConfigError, match="already holds a run"):
         check_run_directory(compose("run_name=taken"), stopped)
+
+
+@pytest.mark.parametrize("key", ["list_file", "split_file", "root"])
+def test_paths_of_the_data_are_stored_so_that_they_are_found_from_any_directory(
+    compose, tmp_path: Path, monkeypatch, key: str
+):
+    monkeypatch.chdir(tmp_path)
+    cfg = compose("data=image_list", "data.list_file=/lists/a.csv", f"data.{key}=my/file")
+    overrides = store_absolute_paths(cfg, ["data=image_list", f"data.{key}=my/file"])
+    assert cfg.data[key] == f"{tmp_path}/my/file"
+    assert overrides == ["data=image_list", f'data.{key}="{tmp_path}/my/file"']

@@ -229,7 +229,7 @@ def _is_config_error(error: Exception) -> bool:
     """Return whether an exception from outside the command is about the command line or a YAML, not a bug."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     package = str(frame.f_globals.get("__name__")).partition(".")[0]
-    return isinstance(error, OSError) or package in ("hydra", "omegaconf", "yaml")
+    return isinstance(error, (OSError, UnicodeDecodeError)) or package in ("hydra", "omegaconf", "yaml")
 
 
 def _config_loader(flags: argparse.Namespace) -> Any:

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imago.cli.arguments import TargetArguments
@@ -52,6 +53,11 @@ def explain_composition_error(
     from omegaconf.errors import OmegaConfBaseException
 
     text = " ".join(str(error).split())
+    if isinstance(error, UnicodeDecodeError):
+        directories = (Path(entry.path) for entry in loader.get_search_path().get_path() if entry.path)
+        files = (file for directory in directories for file in directory.rglob("*.yaml"))
+        found = next((file for file in files if "\ufffd" in file.read_text("utf-8", "replace")), "a YAML")
+        return f"{found} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
     if isinstance(error, OverrideParseException):
         return _explain_unparsable(error.override, loader)
     if isinstance(error, MissingConfigException):

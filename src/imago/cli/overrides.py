@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PATH_KEYS = {
     *("data.root", "data.split_file", "data.list_file", "model.weights"),
     *("task.teacher", "task.teacher.weights", "paths.data_dir", "paths.log_dir"),
-    *("input", "run", "runs", "a", "b", "resume", "ckpt", "run_name", "output", "csv"),
+    *("input", "run", "runs", "a", "b", "resume", "ckpt", "run_name", "output", "csv", "class_names"),
 }
 
 # Keys that accept more types than that of their default, which is null or one of several possible types.

@@ -1,6 +1,7 @@
 """Read CSV lists of images: path, label and optionally split.
 
-The files are UTF-8, with or without a byte order mark. File names that are not valid UTF-8 are kept byte by byte.
+The files are UTF-8, or UTF-16 with a byte order mark, separated by commas, semicolons or tabs. File names that are not
+valid UTF-8 are kept byte by byte.
 """
 
 import csv
@@ -24,17 +25,39 @@ from imago.text import join_names, printable
 log = logging.getLogger(__name__)
 
 COLUMNS = ("path", "label", "split")
+# What other projects call these columns; of several that a list has, the first one counts.
+_COLUMN_NAMES = {
+    "path": ("path", "filename", "file", "file_name", "filepath", "file_path", "image", "image_path", "img_path"),
+    "label": ("label", "class", "class_name", "category"),
+    "split": ("split", "subset", "partition"),
+}
 _FIRST_LINE = "a first line path,label or path,label,split"
 
 
 def class_key(name: str) -> str:
-    """Return the form in which class names are compared: composed accents, lower case, no surrounding blanks."""
-    return unicodedata.normalize("NFC", name.casefold()).strip()
+    """Return the form in which class names are compared: composed accents, no surrounding blanks."""
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def find_labels(names: Iterable[str], class_names: Sequence[str]) -> list[int | None]:
+    """Return the label of each name: of that class, or of the only one that is equal to it but for case; else None."""
+    exact = {class_key(name): label for label, name in enumerate(class_names)}
+    folded: dict[str, int | None] = {}
+    for key, label in exact.items():
+        folded[key.casefold()] = None if key.casefold() in folded else label
+    return [exact.get(key, folded.get(key.casefold())) for key in map(class_key, names)]
 
 
 def check_class_names(names: Iterable[str], source: str) -> None:
-    """Raise a DataError that starts with `source` if two class names look the same, or one is not UTF-8."""
+    """Raise a DataError that starts with `source` if two class names look the same, or one is not UTF-8.
+
+    Names that differ in case are two classes, as Cardigan, a dog, and cardigan in ImageNet; a warning names them.
+    """
     seen: dict[str, str] = {}
+    names = list(names)
+    folded = {name.casefold(): name for name in names}
+    if twins := [name for name in names if folded[name.casefold()] != name]:
+        log.warning("%s %s differ from others in case only; each is a class of its own", source, join_names(twins))
     for name in names:
         if any("\ud800" <= char <= "\udfff" for char in name):  # surrogates, which stand for bytes that are not UTF-8
             raise DataError(f"{source}: {ascii(name)} is not UTF-8; rename it.")
@@ -46,7 +69,7 @@ def check_class_names(names: Iterable[str], source: str) -> None:
 class ListedImage(NamedTuple):
     """One row of a list."""
 
-    name: str  # path of the file relative to the root of the dataset, with slashes
+    name: str  # path of the file, absolute or relative to the root of the dataset, with slashes
     label: str  # name of its class, as written in the list
     split: str  # train, val or test; "" in a list without that column
     file: Path  # CSV that contains the row
@@ -67,18 +90,18 @@ def read_list(file: Path) -> list[ListedImage]:
     """
     try:
         with open_text(file) as opened:
-            reader = csv.reader(opened, strict=True)
+            delimiter = max(",;\t", key=opened.readline().count)  # Excel writes all three
+            opened.seek(0)
+            reader = csv.reader(opened, delimiter=delimiter, strict=True)
             lines = [(reader.line_num, [*map(cell_text, cells)]) for cells in reader if "".join(cells).strip()]
     except OSError as error:
         raise DataError(f"{printable(file)} cannot be read: {error.strerror}; use a CSV with {_FIRST_LINE}.") from error
     except csv.Error as error:
         location = f"{printable(file)}, line {reader.line_num}"
         raise DataError(f"{location} is not CSV: {error}; check its quotation marks.") from error
-    header = lines[0][1] if lines else []
-    columns = [cell.strip().casefold() for cell in header]
-    if sorted(columns) not in (sorted(COLUMNS), sorted(COLUMNS[:2])):  # an unknown column may be misspelled
-        got = printable(",".join(header)) or "nothing"
-        raise DataError(f"{printable(file)}, line 1: expected {_FIRST_LINE}, got {got}.")
+    except UnicodeError as error:
+        raise DataError(f"{printable(file)} is damaged UTF-16 text ({error}); save it as UTF-8.") from error
+    columns = _find_columns(file, [cells for _, cells in lines])
     rows = [_parse_row(file, line, cells, columns) for line, cells in lines[1:]]
     if not rows:
         raise DataError(f"{printable(file)} has no images below its first line; add one line for each.")
@@ -94,7 +117,7 @@ def files_from_list(root: Path, rows: Sequence[ListedImage], class_names: Sequen
     """Return the files of a list below `root` by split, in its order; without splits, all are train.
 
     Raises:
-        DataError: naming the line, if a file is missing, a label is not a class, or there is no training image.
+        DataError: naming the line, if a file is missing or a label is not a class.
     """
     labels = _labels(rows, class_names)
     statuses = [_stat(root, row) for row in rows]
@@ -113,7 +136,7 @@ def assign_splits(
 ) -> dict[str, Samples]:
     """Assign the images of a dataset to splits by a list, and log how many images it leaves out.
 
-    The images of a split, of which "train" is always one, keep the order of the dataset.
+    The images of a split keep the order of the dataset.
 
     Raises:
         DataError: naming the line, if an image is not in the dataset, or is of another class there.
@@ -121,6 +144,9 @@ def assign_splits(
     if not rows[0].split:
         raise DataError(f"{rows[0].location}: a list that assigns splits needs the column split: train, val or test.")
     images = concatenate(list(images_by_split.values()))
+    if root := getattr(images, "root", None):  # the list may name the same files by absolute paths
+        names = (os.path.relpath(row.name, root.absolute()) if os.path.isabs(row.name) else row.name for row in rows)
+        rows = [row._replace(name=name) for row, name in zip(rows, names, strict=True)]
     index_by_name = {name: index for index, name in enumerate(images.names)}
     indices = []
     for row, label in zip(rows, _labels(rows, class_names), strict=True):
@@ -139,6 +165,24 @@ def assign_splits(
     return {split: images.take(np.sort(members)) for split, members in indices_by_split.items()}
 
 
+def _find_columns(file: Path, lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return for each column of a list, whose first line is its header, its name in `COLUMNS`; "" if it is not used."""
+    header = lines[0] if lines else []
+    names = [cell.strip().casefold() for cell in header]
+    used = {next((name for name in known if name in names), ""): column for column, known in _COLUMN_NAMES.items()}
+    if not {"path", "label"} <= {column for name, column in used.items() if name}:
+        got = printable(",".join(header)) or "nothing"
+        raise DataError(f"{printable(file)}, line 1: expected {_FIRST_LINE}, got {got}.")
+    unused = [name for name in names if name not in used]
+    for name in unused if "" in used else ():  # a misspelled split: test images would be trained on
+        values = {line[names.index(name)].strip() for line in lines[1:] if len(line) == len(names)}
+        if values and values <= {*SPLITS}:
+            raise DataError(f"{printable(file)}, line 1: the column {printable(name)} holds splits; call it split.")
+    if unused:
+        log.info("%s: columns that are not used: %s", printable(file), join_names(unused))
+    return [used.get(name, "") if name else "" for name in names]
+
+
 def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[str]) -> ListedImage:
     location = f"{printable(file)}, line {line}"
     if len(cells) != len(columns):
@@ -152,27 +196,24 @@ def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[st
         raise DataError(f"{location}: split={printable(split)} is not one of {', '.join(SPLITS)}.")
     if not name.strip() or "\0" in name:
         raise DataError(f"{location}: {name!r} is not a file name; write a path relative to data.root.")
-    if os.path.isabs(name) or ".." in name.split("/"):  # the list may come from an untrusted source
-        fault = f"{printable(name)} is outside of data.root"
-        raise DataError(f"{location}: {fault}; write a path relative to it, without ..")
     return ListedImage(posixpath.normpath(name), label, split, file, line)
 
 
 def _labels(rows: Sequence[ListedImage], class_names: Sequence[str]) -> np.ndarray:
     """Return the label of each row, int64 (N,)."""
-    label_by_name = {class_key(name): label for label, name in enumerate(class_names)}
-    for row in rows:
-        if class_key(row.label) not in label_by_name:
-            existing = join_names(class_names)
-            raise DataError(f"{row.location}: there is no class {row.label!r}; the classes are {existing}.")
-    return np.array([label_by_name[class_key(row.label)] for row in rows], np.int64)
+    labels = find_labels((row.label for row in rows), class_names)
+    if None in labels:
+        row = rows[labels.index(None)]
+        existing = join_names(class_names)
+        raise DataError(f"{row.location}: there is no class {row.label!r}; the classes are {existing}.")
+    return np.array(labels, np.int64)
 
 
 def _stat(root: Path, row: ListedImage) -> os.stat_result:
     """Return the status of a file, which must be a regular one: opening a pipe would block."""
     where = f"{row.location}: {printable(root / row.name)}"
     try:
-        status = os.stat(f"{root}/{row.name}")
+        status = os.stat(os.path.join(root, row.name))
     except OSError as error:
         raise DataError(f"{where} cannot be read: {error.strerror}; correct the line.") from error
     if not stat.S_ISREG(status.st_mode):
@@ -183,6 +224,4 @@ def _stat(root: Path, row: ListedImage) -> os.stat_result:
 def _group_by_split(rows: Sequence[ListedImage], indices: np.ndarray) -> dict[str, np.ndarray]:
     """Group `indices`, one of each row, by the split of the row."""
     splits = np.array([row.split or "train" for row in rows])
-    if "train" not in splits:
-        raise DataError(f"{printable(rows[0].file)} has no images of the split train; assign some to it.")
     return {split: indices[splits == split] for split in SPLITS if split in splits}

@@ -55,6 +55,7 @@ class ImageDataModule(LightningDataModule):
         memory_format: of normalized images.
         random_splits: names of the splits that were split off at random because they are not published.
         repeats_first_epoch: whether every epoch has the training samples of the first one, for trainer.overfit_batches.
+        needs_train: whether the dataset must have training images.
     """
 
     splits: Splits
@@ -84,6 +85,7 @@ class ImageDataModule(LightningDataModule):
         self.random_splits: list[str] = []
         self.memory_format = torch.channels_last
         self.repeats_first_epoch = False
+        self.needs_train = True
         self._normalizer: tuple[Preprocess, Normalize] | None = None
 
     def load_dataset(self) -> ClassNamesAndSplits:
@@ -101,13 +103,14 @@ class ImageDataModule(LightningDataModule):
         """
         raise NotImplementedError
 
-    def set_up_data(self) -> None:
-        """Load the dataset, complete its splits and check the labels; later calls do nothing."""
+    def set_up_data(self, only: str | None = None) -> None:
+        """Load the dataset and complete its splits, see `complete_splits`; later calls do nothing."""
         if not hasattr(self, "splits"):
+            self.needs_train = only is None
             self.prepare_data()
             class_names, published = self.load_dataset()
             bad_names = [name for name, _ in self.bad_images]
-            splits, self.random_splits = complete_splits(published, self.split_plan, class_names, bad_names)
+            splits, self.random_splits = complete_splits(published, self.split_plan, class_names, bad_names, only)
             self.splits = Splits(class_names, **splits)
 
     @cached_property

@@ -17,7 +17,7 @@ from imago.augment.sample_transforms import transform_images
 from imago.augment.settings import Augment
 from imago.data.sampling import BatchIndices
 from imago.errors import DataError
-from imago.images import read_image
+from imago.images import MAX_PIXELS, read_image
 from imago.text import printable
 from imago.threads import one_intraop_thread
 
@@ -70,6 +70,7 @@ class LabeledFiles(Samples):
         num_bytes: size of each file, int64 (N,).
         mtime_ns: modification time of each file, int64 (N,), in nanoseconds.
         labels: int64 (N,).
+        max_pixels: larger images are not read.
     """
 
     root: Path
@@ -77,6 +78,7 @@ class LabeledFiles(Samples):
     num_bytes: np.ndarray
     mtime_ns: np.ndarray
     labels: np.ndarray
+    max_pixels: int = MAX_PIXELS
 
     @property
     def paths(self) -> list[Path]:
@@ -87,9 +89,9 @@ class LabeledFiles(Samples):
         """Decode one image: uint8 (H, W, 3); raise a DataError with the file and its class if it cannot be read."""
         path = self.root / self.names[index]
         try:
-            return read_image(path)
+            return read_image(path, self.max_pixels)
         except DataError as error:
-            reason = str(error).replace(str(path), printable(path))
+            reason = str(error).replace(str(path), printable(path)).replace(" max_pixels", " data.max_pixels")
             remedy = "check.py lists all such images, data.on_bad_image=skip leaves them out."
             raise DataError(f"an image of class {class_names[self.labels[index]]!r}: {reason} {remedy}") from error
 

@@ -58,7 +58,8 @@ def examine(files: "LabeledFiles", cache_dir: Path) -> Examination:
     new_indices = [i for i, name in enumerate(files.names) if name not in results or results[name][0] != states[i]]
     errors = [""] * len(files)
     try:
-        decoded = map_in_threads(lambda index: examine_file(files.root / files.names[index]), new_indices, "examining")
+        paths, limit = files.paths, files.max_pixels
+        decoded = map_in_threads(lambda index: examine_file(paths[index], limit), new_indices, "examining")
         for index, (record, errors[index]) in zip(new_indices, decoded, strict=True):
             # Unreadable files are decoded again: a missing permission may be granted without a change of the file.
             results[files.names[index]] = (_NO_STATE if errors[index] else states[index], record)

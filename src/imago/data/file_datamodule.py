@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from imago.data.image_cache import CACHE_MODES, ImageCache, build_cache, choose_
 from imago.data.image_statistics import MAX_STATISTICS_IMAGES, preprocess_for_images, shrink
 from imago.errors import ConfigError
 from imago.files import write_csv
-from imago.images import Preprocess, resize_and_crop
+from imago.images import MAX_PIXELS, Preprocess, resize_and_crop
 from imago.seeding import random_permutation
 from imago.text import counted
 
@@ -44,6 +45,7 @@ class FileDataModule(ImageDataModule):
             original image.
         on_bad_image: "error" stops at an image that cannot be read; "skip" decodes every image before the run and
             leaves unreadable ones out.
+        max_pixels: larger images are not read.
         settings: arguments of `ImageDataModule`.
 
     Raises:
@@ -57,6 +59,7 @@ class FileDataModule(ImageDataModule):
         cache: str = "none",
         decoded_px: int | None = None,
         on_bad_image: str = "error",
+        max_pixels: int = MAX_PIXELS,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -72,6 +75,7 @@ class FileDataModule(ImageDataModule):
         self.cache = cache
         self.decoded_px = decoded_px
         self.on_bad_image = on_bad_image
+        self.max_pixels = max_pixels
         self._caches: dict[tuple[str, str], ImageCache] = {}  # by split and preparation
 
     def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
@@ -84,7 +88,8 @@ class FileDataModule(ImageDataModule):
 
     def load_dataset(self) -> ClassNamesAndSplits:
         """List the files; with `on_bad_image="skip"`, leave unreadable ones out."""
-        class_names, splits = self.list_files()
+        class_names, listed = self.list_files()
+        splits = {split: replace(files, max_pixels=self.max_pixels) for split, files in listed.items()}
         if self.on_bad_image == "skip":
             num_images = sum(map(len, splits.values()))
             for split, files in splits.items():
@@ -192,7 +197,7 @@ class ImageFolderDataModule(FileDataModule):
 
     def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
         """List the images; the classes are those of the training images."""
-        class_names, files, self.ignored_entries = list_image_folder(self.root)
+        class_names, files, self.ignored_entries = list_image_folder(self.root, self.needs_train)
         return class_names, files
 
 

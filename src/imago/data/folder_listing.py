@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from imago.data.csv_list import check_class_names, class_key
+from imago.data.csv_list import check_class_names, find_labels
 from imago.data.dataset import LabeledFiles
 from imago.errors import DataError
-from imago.images import SUFFIXES
+from imago.images import HEIC_SUFFIXES, SUFFIXES
 from imago.text import counted, join_names, printable
 
 log = logging.getLogger(__name__)
@@ -32,23 +32,26 @@ _FirstNames = dict[tuple[int, int], str]  # first name of each listed file, by d
 _DANGLING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # the target is missing, below a file, or the link itself
 
 
-def list_image_folder(root: Path) -> tuple[tuple[str, ...], dict[str, LabeledFiles], IgnoredEntries]:
+def list_image_folder(
+    root: Path, needs_train: bool = True
+) -> tuple[tuple[str, ...], dict[str, LabeledFiles], IgnoredEntries]:
     """List the images of a dataset, and log what is ignored.
 
     Only regular files are listed, each once, however many names it has. Links to folders are not followed: a loop
     would list an image many times. Nested folders belong to the class above them.
 
     Returns:
-        The class names, which are those of the training images, sorted; the files by split, always with "train"; and
-        the ignored files and folders, each with the reason.
+        The class names, which are those of the training images, sorted; the files by split, with "train" if
+        `needs_train`; and the ignored files and folders, each with the reason.
 
     Raises:
         DataError: if the folders do not form a dataset; the message names the expected structure.
     """
-    folders = find_splits(root)
-    class_names = _training_classes(root, folders["train"])
+    folders = find_splits(root, needs_train)
+    first = folders.get("train", next(iter(folders.values())))
+    class_names = _training_classes(root, first)
     ignored: IgnoredEntries = []
-    if folders["train"]:
+    if first:
         others = [entry for entry in _entries(root) if entry.name not in folders.values()]
         ignored += [(entry.name, _reason_to_ignore(entry) or "outside the split folders") for entry in others]
     first_names: _FirstNames = {}
@@ -56,16 +59,18 @@ def list_image_folder(root: Path) -> tuple[tuple[str, ...], dict[str, LabeledFil
     # Test first: a test file that has a second name among the training images stays a test image.
     for split in (split for split in ("test", "val", "train") if split in folders):
         files[split] = _list_split(root, folders[split], class_names, first_names, ignored)
+    if not any(map(len, files.values())):
+        raise DataError(f"{printable(root)} has no images: {_count_reasons(sorted(ignored)) or 'no files'}.")
     if ignored:
         log.info("ignored %s: %s", counted(len(ignored), "entry", "entries"), _count_reasons(sorted(ignored)))
     return class_names, files, sorted(ignored)
 
 
-def find_splits(root: Path) -> dict[str, str]:
+def find_splits(root: Path, needs_train: bool = True) -> dict[str, str]:
     """Return the folder names of train, val and test; for `ROOT/CLASS` only "train", with the name "".
 
     Raises:
-        DataError: if there is no such folder, two folders mean one split, or there are splits without train.
+        DataError: if there is no such folder, two folders mean one split, or there are splits without a needed train.
     """
     if not root.is_dir():
         problem = "is not a folder" if root.exists() else "does not exist"
@@ -85,7 +90,7 @@ def find_splits(root: Path) -> dict[str, str]:
             existing = ", ".join(f"{name}/" for name in folders.values())
             log.warning("read as classes, not as splits, because there are other folders: %s", existing)
         return {"train": ""}
-    if "train" not in folders:
+    if needs_train and "train" not in folders:
         existing = " and ".join(f"{name}/" for name in folders.values())
         raise DataError(f"data.root={printable(root)} has {existing} but no train/; expected {EXPECTED_TREE}.")
     return folders
@@ -119,16 +124,15 @@ def _list_split(
 ) -> LabeledFiles:
     """List the images of the split in `folder`, "" for the root; add entries to `first_names` or `ignored`."""
     _class_names(root / folder)
-    label_by_name = {class_key(name): label for label, name in enumerate(class_names)}
     names: list[str] = []
     columns: list[tuple[int, int, int]] = []
     links: list[str] = []
-    for class_folder in _entries(root / folder):
+    entries = _entries(root / folder)
+    for class_folder, label in zip(entries, find_labels([entry.name for entry in entries], class_names), strict=True):
         class_path = posixpath.join(folder, class_folder.name)
         if not _is_folder(class_folder):
             ignored.append((class_path, _reason_to_ignore(class_folder) or "outside the class folders"))
             continue
-        label = label_by_name.get(class_key(class_folder.name))
         if label is None:
             fault = f"has a class {class_folder.name!r} that the training images do not have"
             raise DataError(f"{printable(root / folder)} {fault}; the classes are {join_names(class_names)}.")
@@ -190,7 +194,8 @@ def _stat_image(entry: os.DirEntry[str], name: str, first_names: _FirstNames) ->
     if reason := _reason_to_ignore(entry):
         return reason
     if suffix not in SUFFIXES:
-        return f"file extension {suffix}" if suffix else "no file extension"
+        remedy = ", which needs pip install pillow-heif, or a conversion to JPEG" if suffix in HEIC_SUFFIXES else ""
+        return f"file extension {suffix}{remedy}" if suffix else "no file extension"
     try:
         status = entry.stat()
     except OSError as error:

@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from imago.errors import DataError
-from imago.images import EXIF_ORIENTATION, FORMATS, is_animated, read_image
+from imago.images import EXIF_ORIENTATION, FORMATS, MAX_PIXELS, is_animated, read_image
 
 THUMBNAIL_PX = 16  # side; the thresholds of imago.dataset_check.duplicates were chosen at this size
 KINDS = ("gray", "palette", "16-bit", "CMYK", "transparent", "animated", "rotated by EXIF")
@@ -35,12 +35,12 @@ IMAGE_RECORD_DTYPE = np.dtype(
 )
 
 
-def examine_file(path: Path) -> tuple[np.void, str]:
+def examine_file(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[np.void, str]:
     """Return the record of an image file and "", or an empty one and why the file cannot be decoded."""
     record = np.zeros(1, IMAGE_RECORD_DTYPE)[0]
     try:
         data = path.read_bytes()
-        _describe_pixels(record, read_image(data))
+        _describe_pixels(record, read_image(data, max_pixels))
     except OSError as error:
         return record, f"cannot be read: {error.strerror}."
     except DataError as error:

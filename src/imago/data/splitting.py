@@ -64,28 +64,29 @@ class SplitPlan:
 
 
 def complete_splits(
-    published: Mapping[str, Samples], plan: SplitPlan, class_names: Sequence[str], left_out: Iterable[str] = ()
+    published: Mapping[str, Samples],
+    plan: SplitPlan,
+    class_names: Sequence[str],
+    left_out: Iterable[str] = (),
+    only: str | None = None,
 ) -> tuple[dict[str, Samples], list[str]]:
     """Check the published splits of a dataset, and split missing ones off the training images.
 
-    `left_out` has the names of unreadable images, which `plan.split_file` may still list.
+    `left_out` has the names of unreadable images, which `plan.split_file` may still list. If `only` is "all" or one of
+    the splits that there are, none is drawn: those that are missing are empty.
 
     Returns:
         Samples of train, val and test, and the names of the splits that were drawn.
 
     Raises:
-        UserError: if a split file does not match the dataset, there are too few images or classes, a split has no
-            images or an invalid label, or a class has no training images.
+        UserError: if a split file does not match the dataset, or there are too few images or classes for the splits.
     """
-    splits = dict(published)
-    if plan.split_file:
-        splits = _assign_listed_splits(published, plan.split_file, class_names, set(left_out))
-    if plan.val_as_test:
-        if "val" not in splits or "test" in splits:
-            problem = "there is a test split" if "test" in splits else "there is no val split"
-            raise ConfigError(f"data.val_as_test=true: {problem} in this dataset; leave the setting out.")
-        splits["test"] = splits.pop("val")
-    _check(splits, class_names, plan.split_file)
+    splits = _assign_splits(published, plan, class_names, left_out)
+    _check(splits, class_names)
+    if only in ("all", *splits):
+        no_images = next(iter(splits.values())).take(np.empty(0, np.int64))
+        return {split: splits.get(split, no_images) for split in SPLITS}, []
+    _check_training(splits, class_names, f"data.split_file={plan.split_file}" if plan.split_file else "the dataset")
     random_splits = [split for split in ("test", "val") if split not in splits]
     num_drawn_from = len(splits["train"])
     if plan.fold is not None and "val" in splits:
@@ -166,6 +167,21 @@ def _shuffled_by_class(labels: np.ndarray, *key: int) -> list[np.ndarray]:
     return [indices[random_permutation(len(indices), *key, label)] for label, indices in indices_by_class]
 
 
+def _assign_splits(
+    published: Mapping[str, Samples], plan: SplitPlan, class_names: Sequence[str], left_out: Iterable[str]
+) -> dict[str, Samples]:
+    """Return the splits as published, or as `plan.split_file` and `plan.val_as_test` assign them."""
+    splits = dict(published)
+    if plan.split_file:
+        splits = _assign_listed_splits(published, plan.split_file, class_names, set(left_out))
+    if plan.val_as_test:
+        if "val" not in splits or "test" in splits:
+            problem = "there is a test split" if "test" in splits else "there is no val split"
+            raise ConfigError(f"data.val_as_test=true: {problem} in this dataset; leave the setting out.")
+        splits["test"] = splits.pop("val")
+    return splits
+
+
 def _assign_listed_splits(
     published: Mapping[str, Samples], split_file: str, class_names: Sequence[str], left_out: set[str]
 ) -> dict[str, Samples]:
@@ -209,12 +225,15 @@ def _split_off(split: str, splits: dict[str, Samples], plan: SplitPlan, remainin
     train = splits["train"]
     kept, split_off = stratified_split(train.labels, fraction / remaining, seed)
     if not len(split_off):
-        raise DataError(f"{len(train)} training images are too few to split {split} off; add images of each class.")
+        raise DataError(
+            f"{len(train)} training images are too few to split {split} off; add images of each class, or evaluate all "
+            "of them with split=all."
+        )
     splits["train"], splits[split] = train.take(kept), train.take(split_off)
     return fraction
 
 
-def _check(splits: Mapping[str, Samples], class_names: Sequence[str], split_file: str) -> None:
+def _check(splits: Mapping[str, Samples], class_names: Sequence[str]) -> None:
     """Check number of classes, images and labels, before missing splits are split off train."""
     if len(class_names) < 2:
         raise DataError(f"the dataset has the classes {list(class_names)}; a classifier needs at least 2.")
@@ -227,9 +246,14 @@ def _check(splits: Mapping[str, Samples], class_names: Sequence[str], split_file
             wanted = f"with {len(class_names)} classes they must be in 0 .. {len(class_names) - 1}"
             fault = f"the {split} split has labels from {low} to {high}"
             raise DataError(f"{fault}; {wanted}; correct the labels or the class names.")
-    missing = set(range(len(class_names))) - set(splits["train"].labels.tolist())
-    if missing:
-        source = f"data.split_file={split_file}" if split_file else "the dataset"
+
+
+def _check_training(splits: Mapping[str, Samples], class_names: Sequence[str], source: str) -> None:
+    """Check that there are training images, of each class."""
+    if "train" not in splits:
+        names = " and ".join(splits)
+        raise DataError(f"{source} has no images of train, only of {names}; assign some, or evaluate split={names}.")
+    if missing := set(range(len(class_names))) - set(splits["train"].labels.tolist()):
         raise DataError(
             f"{source} has no training images of class {class_names[min(missing)]!r} that can be read; add some or "
             "remove the class."

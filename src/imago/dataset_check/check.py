@@ -1,6 +1,8 @@
 """`check.py`: report damaged, duplicate, unbalanced and unusual images of a dataset before a training run."""
 
+import logging
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +43,12 @@ def check(cfg: DictConfig) -> None:
         raise ConfigError(f"show={cfg.show} is not one of {', '.join(_SHOW_CHOICES)}.")
     if (directory / "check.json").exists():
         raise ConfigError(f"run_name={cfg.run_name}: {directory} already holds a check; choose another name.")
-    data = _build_data(cfg)
     cache_dir = Path(cfg.data.get("cache_dir") or Path(cfg.paths.data_dir) / "cache")
+    try:
+        data = _build_data(cfg)
+    except DataError:
+        _list_bad_images(cfg, cache_dir, directory)
+        raise
     checked = examine_dataset(data, cache_dir) if cfg.show == "all" else None
     with report_unwritable(directory, "; choose another directory with paths.log_dir=DIR"):
         if checked is None:
@@ -70,11 +76,26 @@ def examine_dataset(data: "ImageDataModule", cache_dir: Path) -> CheckedDataset:
     )
 
 
-def _build_data(cfg: DictConfig, **changes: Any) -> "ImageDataModule":
+def _build_data(cfg: DictConfig, only: str | None = None, **changes: Any) -> "ImageDataModule":
+    """Build and set up the data; with `only` or changed settings once more, without logging the same again."""
     settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
     data: ImageDataModule = build(settings | changes, _recursive_=False)
-    data.set_up_data()
+    logging.disable(logging.WARNING if only or changes else logging.NOTSET)
+    try:
+        data.set_up_data(only)
+    finally:
+        logging.disable(logging.NOTSET)
     return data
+
+
+def _list_bad_images(cfg: DictConfig, cache_dir: Path, directory: Path) -> None:
+    """Write and print the images that cannot be read of a dataset that cannot be trained on, as a class is empty."""
+    with suppress(UserError):
+        checked = examine_dataset(_build_data(cfg, "all"), cache_dir)
+        if len(checked.bad_indices):
+            report.write_bad_images(directory / "bad_images.csv", checked, [])
+            print("\n".join(report.finding_lines(list_findings(checked, 0, 0)[:1])))
+            print(f"\nresults in {short_path(directory)}: bad_images.csv")
 
 
 def _examine(samples: "Samples", cache_dir: Path) -> Examination:
@@ -113,15 +134,17 @@ def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedData
             write_png(directory / "contact_sheets" / name, page)
     print("\n".join(report.finding_lines(findings)), end="\n\n")
     print(f"results in {short_path(directory)}: {', '.join(sorted(path.name for path in directory.iterdir()))}")
-    print("\n".join(_next_commands(directory / "split_without_leaks.csv")))
+    print("\n".join(_next_commands(directory / "split_without_leaks.csv", bool(len(checked.bad_indices)))))
     return sum(finding.is_serious for finding in findings)
 
 
-def _next_commands(split_file: Path) -> list[str]:
-    """Return the commands to type next, with the data settings of this one."""
+def _next_commands(split_file: Path, has_bad_images: bool) -> list[str]:
+    """Return the commands to type next, with the data settings of this one; they leave bad images out."""
     from hydra.core.hydra_config import HydraConfig
 
     settings = [text for text in HydraConfig.get().overrides.task if text.lstrip("+").startswith(_DATA_SETTINGS)]
+    if has_bad_images:
+        settings = [text for text in settings if "on_bad_image=" not in text] + ["data.on_bad_image=skip"]
     commands = [("check", [*settings, "show=augment"]), ("train", settings)]
     if split_file.exists():
         commands.append(("train", [*settings, f"data.split_file={short_path(split_file)}"]))

@@ -8,7 +8,7 @@ import numpy as np
 from imago.dataset_check.checked_dataset import CheckedDataset
 from imago.images import SPLITS
 from imago.statistics.metrics import MIN_IMBALANCE_RATIO
-from imago.text import counted
+from imago.text import counted, join_names
 
 FEW_TEST_IMAGES = 100  # the 95 % interval of an accuracy is then up to 19 points wide (Wilson 1927)
 _KIND_NOTES = {
@@ -44,7 +44,8 @@ def list_findings(checked: CheckedDataset, num_ignored: int, num_left_out: int) 
 
 def _bad_images(checked: CheckedDataset, num_left_out: int) -> Iterator[Finding]:
     if len(checked.bad_indices):
-        text = f"{len(checked.bad_indices):,} of {len(checked):,} images cannot be read"
+        names = join_names(checked.names[index] for index in checked.bad_indices)
+        text = f"{len(checked.bad_indices):,} of {len(checked):,} images cannot be read: {names}"
         remedy = "see bad_images.csv; delete them or copy them again, or leave them out with data.on_bad_image=skip"
         yield Finding("bad images", text, remedy, is_serious=True)
     if num_left_out:

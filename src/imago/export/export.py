@@ -26,7 +26,7 @@ from imago.files import (
     sha256_of,
     write_json,
 )
-from imago.inference.evaluate import read_data_settings
+from imago.inference.evaluate import read_data_settings, training_data
 from imago.inference.load import check_and_find_model, is_onnx, load_calibrated
 from imago.instantiate import build
 from imago.log import log_to
@@ -95,17 +95,19 @@ def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping
     log.info("checkpoint  %s: %s, %s", short_path(checkpoint), name, counted(num_classes, "class", "classes"))
     data: ImageDataModule = build(data_settings, _recursive_=False)
     try:
-        data.set_up_data()
+        data.set_up_data(None if training_data(run) else "all")
     except DataError as error:
         raise DataError(f"{run / 'config.yaml'}: {error}") from error
     data.preprocess = classifier.preprocess
-    log.info("data        %s, %d px", counted(len(data.splits.val), "validation image"), data.preprocess.size)
+    split = next(split for split in ("val", "test", "train") if len(getattr(data.splits, split)))
+    num_images = counted(len(getattr(data.splits, split)), "image")
+    log.info("data        %s of %s, %d px", num_images, split, data.preprocess.size)
     if read_json(run / "provenance.json").get("data") not in (None, data.fingerprint()):
         log.warning("data        has changed since the run was trained; the comparison uses it as it is now")
     metrics = _metrics_of(run, checkpoint)
     metadata = {onnx_classifier.RUN_ID_KEY: printable(run.name), onnx_classifier.METRICS_KEY: metrics}
     with report_unwritable(file.parent):
-        report = _write_verified(classifier, file, metadata, cfg.opset, _validation_images(data, cfg.limit))
+        report = _write_verified(classifier, file, metadata, cfg.opset, _validation_images(data, cfg.limit, split))
         write_json(file.with_name(_REPORT_FILE), report | {"checkpoint": os.path.relpath(checkpoint, run)})
 
 
@@ -143,7 +145,7 @@ def _write_verified(
             raise DataError(f"{str(error).replace(str(temporary), str(file))} It was not kept.") from error
         differences = compare_outputs(classifier, exported, images)
     log.info(
-        "compared    {num_images:,} validation images: every label agrees, {num_ties} ties; differences up to "
+        "compared    {num_images:,} images: every label agrees, {num_ties} ties; differences up to "
         "{max_abs_diff_logits:.1e} in logits, {max_abs_diff_probabilities:.1e} in probabilities".format(**differences)
     )
     return {
@@ -157,14 +159,14 @@ def _write_verified(
     }
 
 
-def _validation_images(data: "ImageDataModule", limit: int | None) -> Iterator[np.ndarray]:
+def _validation_images(data: "ImageDataModule", limit: int | None, split: str = "val") -> Iterator[np.ndarray]:
     """Yield batches uint8 (B, 3, S, S): all images, or `limit` of them, evenly spread as files are sorted by class."""
     from tqdm import tqdm
 
     from imago.data.sampling import BatchIndices
     from imago.export.parity import NUM_IMAGES_AT_ONCE
 
-    dataset: Any = data.dataset("val")
+    dataset: Any = data.dataset(split)
     num_all_images = len(dataset)
     num_images = min(limit or num_all_images, num_all_images)
     indices = np.arange(num_images) * num_all_images // num_images

@@ -2,23 +2,26 @@
 
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from imago.errors import ConfigError, DataError
-from imago.files import make_writable, read_json, sha256_of
+from imago.files import make_writable, read_json, sha256_of, write_json
 from imago.images import TTA_MODES
 from imago.inference.calibration import calibrate, describe_calibration
 from imago.inference.load import Predictor, TorchPredictor, check_and_find_model, is_onnx, load_predictor
 from imago.inference.results import MAX_NAME_CHARS, summary_lines, write_results
 from imago.inference.run_split import EVALUATED_SPLITS, images_digest, run_split, split_samples
-from imago.instantiate import build
+from imago.instantiate import build, targets, to_plain
 from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
 from imago.runs.records import unfinished_note
+from imago.settings import absolute_paths
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
 from imago.statistics.intervals import far_above_note
 from imago.statistics.metrics import LabeledOutputs
@@ -42,26 +45,24 @@ def evaluate(cfg: DictConfig) -> float:
     Raises:
         UserError: for what the user can correct.
     """
+    if "model" in cfg:
+        cfg.run = str(_write_network_run(cfg))
     file, run = check_and_find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
     settings = _data_settings(cfg, run)
-    is_own_data = run is not None and _image_source(_read_config(run).get("data") or {}) == _image_source(settings)
+    is_own_data = _image_source(training_data(run)) == _image_source(settings)
     if is_own_data and cfg.split == "all":
         raise ConfigError("split=all would count the images that the run was trained on; type other data, data=...")
 
     # torch is loaded only now. A damaged file is reported before data is read.
     predictor = load_predictor(file, cfg.accelerator, cfg.tta, cfg.calibrate == "auto", cfg.trust)
     data: ImageDataModule = build(settings, _recursive_=False)
-    data.set_up_data()
-    name = _result_name(cfg, file, run, data.fingerprint())
-    directory = Path(cfg.output) if cfg.output else (run or file.parent) / "eval" / name
+    data.set_up_data(None if is_own_data or cfg.calibrate == "fit" else cfg.split)
     notes = [unfinished_note(run) if run else "", _compare_with_training(cfg, data, run if is_own_data else None)]
     if is_own_data and _is_foreign(file, run):
         notes.append(f"{file} is not a checkpoint of the run: it may have been trained on these images")
-    make_writable(directory, "output=DIR")
+    directory = _result_directory(cfg, file, run, data.fingerprint())
     if cfg.calibrate == "fit":
-        entry = calibrate(file, run_split(predictor, data, "val"), cfg.tta)
-        print(f"calibrated on val (tta={cfg.tta}): {describe_calibration(entry)}\n")
-        predictor.calibration_temperature = entry[TEMPERATURE_KEY]
+        _fit_temperature(cfg, file, predictor, data)
     result, samples = run_split(predictor, data, cfg.split), split_samples(data, cfg.split)
     metadata = _describe(cfg, file, run, settings, predictor) | {
         "data_fingerprint": data.fingerprint(),
@@ -77,7 +78,44 @@ def evaluate(cfg: DictConfig) -> float:
     print("\n".join(summary_lines(result, metadata, final_test)))
     print(f"\nresults in {short_path(directory)}: {', '.join(written)}")
     print("".join(f"note: {printable_lines(note)}\n" for note in notes if note), end="")
+    if "model" in cfg and run:
+        _finish_network_run(run, metadata)
     return float(metadata["acc"])
+
+
+def _fit_temperature(cfg: DictConfig, file: Path, predictor: Predictor, data: "ImageDataModule") -> None:
+    entry = calibrate(file, run_split(predictor, data, "val"), cfg.tta)
+    print(f"calibrated on val (tta={cfg.tta}): {describe_calibration(entry)}\n")
+    predictor.calibration_temperature = entry[TEMPERATURE_KEY]
+
+
+def _write_network_run(cfg: DictConfig) -> Path:
+    """Write a run directory for the network that `model` describes; its targets are typed, so they are trusted."""
+    problems = _problems(cfg) | {f"run={cfg.run} and model= name two networks; type one of them.": bool(cfg.run)}
+    if messages := [message for message, is_problem in problems.items() if is_problem]:
+        raise ConfigError("\n".join(messages))
+    from imago.inference.network_run import write_network_run  # loads torch
+
+    model, data = to_plain(cfg.model), to_plain(cfg.data)
+    cfg.trust = [*cfg.trust, *(str(target) for _, target in targets(model))]
+    names, preprocess = to_plain(cfg.class_names), to_plain(cfg.preprocess)
+    return write_network_run(Path(cfg.paths.log_dir), model, data | absolute_paths(data), names, preprocess)
+
+
+def _finish_network_run(run: Path, metadata: Mapping[str, Any]) -> None:
+    """Write the summary of a network, by which `report.py` takes it as a run, and print what to type next."""
+    result = {key: metadata[key] for key in ("acc", "interval_95", "num_images")}
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(run / "summary.json", {"status": "evaluated", "started": started, metadata["split"]: result})
+    run_argument = shlex.quote(f"run={short_path(run)}")
+    page = "" if metadata["split"] == "all" else f"\n  python src/report.py {run_argument} split={metadata['split']}"
+    print(f"next:\n  python src/predict.py {run_argument} input=IMAGE\n  python src/export.py {run_argument}{page}")
+
+
+def training_data(run: Path | None) -> dict[str, Any]:
+    """Return the data settings of a training; an empty dict if the network was only evaluated in that directory."""
+    config = _read_config(run) if run else {}
+    return config.get("data") or {} if "task" in config else {}
 
 
 def _describe(
@@ -132,6 +170,7 @@ def _problems(cfg: DictConfig) -> dict[str, bool]:
     run, tta, size, output, calibration = cfg.run, cfg.tta, cfg.batch_size, cfg.output, cfg.calibrate
     is_exported = is_onnx(Path(run or ""))
     return {
+        "model= needs data that is typed, e.g. data=image_folder data.root=DIR.": "model" in cfg and "data" not in cfg,
         f"split={cfg.split} is not one of {', '.join(EVALUATED_SPLITS)}.": cfg.split not in EVALUATED_SPLITS,
         f"tta={tta} is not one of {', '.join(TTA_MODES)}.": tta not in TTA_MODES,
         f"tta={tta} needs a checkpoint; run={run} is an ONNX file, which has one view.": is_exported and tta != "none",
@@ -200,15 +239,15 @@ def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Pa
     )
 
 
-def _result_name(cfg: DictConfig, file: Path, run: Path | None, fingerprint: str) -> str:
-    """Return a directory name: SPLIT, and what distinguishes this evaluation: its data, checkpoint and views.
+def _result_directory(cfg: DictConfig, file: Path, run: Path | None, fingerprint: str) -> Path:
+    """Create and return `output`, or RUN/eval/SPLIT with the data, checkpoint and views of this evaluation in its name.
 
     Typed data and a network from outside the run have a part of their hash, as others may have the same names.
     """
     from hydra.core.hydra_config import HydraConfig
 
     name_parts = [cfg.split]
-    if "data" in cfg:
+    if "data" in cfg and "model" not in cfg:
         choice = str(HydraConfig.get().runtime.choices["data"])
         root = Path(cfg.data.get("root") or choice).resolve().name[:MAX_NAME_CHARS]
         name_parts += [choice] if root in (choice, "") else [choice, root]
@@ -220,7 +259,9 @@ def _result_name(cfg: DictConfig, file: Path, run: Path | None, fingerprint: str
         name_parts.append(sha256_of(file)[:_NUM_DIGITS])
     if cfg.tta != "none":
         name_parts.append(f"tta_{cfg.tta}")
-    return "-".join(name_parts)
+    directory = Path(cfg.output or (run or file.parent) / "eval" / "-".join(name_parts))
+    make_writable(directory, "output=DIR")
+    return directory
 
 
 def _is_foreign(file: Path, run: Path | None) -> bool:

@@ -1,6 +1,7 @@
 """Load a trained network from a run directory, a checkpoint or an ONNX file; an ONNX file needs no torch."""
 
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -211,8 +212,10 @@ def check_compatible(file: Path, task: "LightningModule") -> None:
 def _load_weights(module: "nn.Module", state: Mapping[str, Any], file: Path, network: str) -> None:
     from imago.model.weights import MAX_REASON_CHARS
 
+    versioned: Any = OrderedDict(state)  # with the versions of the modules, which torchvision's MNASNet requires
+    versioned._metadata = getattr(state, "_metadata", None) or getattr(module.state_dict(), "_metadata", {})
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(versioned)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:MAX_REASON_CHARS]
         raise DataError(

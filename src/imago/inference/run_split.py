@@ -3,6 +3,7 @@
 import hashlib
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -15,7 +16,7 @@ from imago.errors import DataError
 from imago.files import encode_names, sha256_of
 from imago.inference.load import Predictor, load_predictor
 from imago.statistics.metrics import LabeledOutputs
-from imago.text import join_names
+from imago.text import WORDNET_ID, join_names
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
@@ -140,7 +141,13 @@ def match_classes(class_names: Sequence[str], network_class_names: Sequence[str]
     Raises:
         DataError: if the network lacks one, because it can never predict that class.
     """
-    indices = {unicodedata.normalize("NFC", name): index for index, name in enumerate(network_class_names)}
+    names = [unicodedata.normalize("NFC", name) for name in network_class_names]
+    # Of "n01440764 tench, Tinca tinca", as the classes of ImageNet are named, the data may have either part.
+    parts = [(first, rest, rest.partition(",")[0]) for first, _, rest in (name.partition(" ") for name in names)]
+    aliases = [{*words} if WORDNET_ID.fullmatch(words[0]) else {} for words in parts]
+    counts = Counter(chain.from_iterable(aliases))
+    indices = {word: index for index, words in enumerate(aliases) for word in words if counts[word] == 1}
+    indices |= {name: index for index, name in enumerate(names)}
     matches = {name: indices.get(unicodedata.normalize("NFC", name)) for name in class_names}
     if missing := [name for name, index in matches.items() if index is None]:
         raise DataError(

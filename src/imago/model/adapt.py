@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from imago.errors import ConfigError
+from imago.images import MAX_SMALL_PX, Preprocess
 from imago.instantiate import accepts, accepts_any, build, import_target_or_none
 from imago.model.layers import new_module_names
 from imago.model.stem import convert_to_gray
@@ -50,17 +51,17 @@ def build_network(
     arguments |= {"num_classes": num_classes} if is_sized else {}
     arguments |= {"image_size": image_size} if accepts(network_class, "image_size") else {}
     net = build(arguments, base=nn.Module)
-    if not is_sized:
-        _check_num_outputs(net, str(settings["_target_"]), num_classes, image_size)
+    if not is_sized or type(net).__module__.startswith(("torchvision.", "timm.")):
+        _check_outputs(net, str(settings["_target_"]), num_classes, image_size)
     adapt(net, file, preprocess, class_names, **applied)
     return net
 
 
-def _check_num_outputs(net: nn.Module, target: str, num_classes: int, image_size: int) -> None:
+def _check_outputs(net: nn.Module, target: str, num_classes: int, image_size: int) -> None:
     with torch.no_grad():
         try:
             shape = list(net.eval()(torch.zeros(2, 3, image_size, image_size)).shape)
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"model._target_={target} fails on images of {image_size} px: {reason}") from error
     net.train()
@@ -114,6 +115,34 @@ def weights_preprocess(settings: Mapping[str, Any]) -> dict[str, Any] | None:
     if hasattr(network_class, "weights_preprocess"):
         return network_class.weights_preprocess(settings.get("name"), weights)
     return recorded_preprocess(weights)
+
+
+def choose_preprocess(
+    typed: Mapping[str, Any], weights: Mapping[str, Any] | None, data: Preprocess
+) -> tuple[Preprocess, str]:
+    """Choose how images are prepared: what the user typed, else what the pretrained weights need, else the dataset.
+
+    A typed `size` alone scales `resize` too. Of weights for images above 64 px, only mean and std are used for smaller
+    ones, as the kept layers expect them. Return the record, and its origin in a few words; raise a ConfigError if the
+    settings do not fit together.
+    """
+    overrides = {name: value for name, value in typed.items() if value is not None}
+    record = data.to_dict()
+    origin = "from the dataset"
+    if weights and data.size <= MAX_SMALL_PX < weights["size"]:
+        record |= {name: weights[name] for name in ("mean", "std")}
+        origin = "from the dataset, mean and std from the pretrained weights"
+    elif weights:
+        record |= weights
+        origin = "from the pretrained weights"
+    if "size" in overrides and "resize" not in overrides:
+        overrides["resize"] = round(record["resize"] * overrides["size"] / record["size"])
+    if overrides:
+        origin = f"{' '.join(overrides)} as typed, else {origin}"
+    try:
+        return Preprocess.from_dict(record | overrides), origin
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"preprocess: these settings do not fit together: {error}.") from error
 
 
 def adapt(

@@ -1,5 +1,6 @@
 """LibraryNet: the base class of the networks of torchvision and timm, and the download of their weights."""
 
+import copy
 import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -117,12 +118,13 @@ def check_image_size(network: nn.Module, name: str, image_size: int, supported_s
     Raises:
         ConfigError: the network fails, or its output is not (N, K).
     """
-    network.eval()  # one image may be too few for BatchNorm's statistics
-    state = {key: value.to("meta") for key, value in chain(network.named_parameters(), network.named_buffers())}
+    # Not functional_call, which leaves tensors on the meta device in modules that a network has twice.
+    tensors = {id(value): value.detach().to("meta") for value in chain(network.parameters(), network.buffers())}
+    traced = copy.deepcopy(network, tensors).eval()  # one image may be too few for BatchNorm's statistics
     image = torch.zeros(1, 3, image_size, image_size, device="meta")
     try:
         with torch.no_grad():
-            logits = torch.func.functional_call(network, state, (image,))
+            logits = traced(image)
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise ConfigError(
@@ -133,7 +135,6 @@ def check_image_size(network: nn.Module, name: str, image_size: int, supported_s
         raise ConfigError(
             f"model.name={name} is not a classifier: its output is not {num_classes} logits per image; use another."
         )
-    network.train()
 
 
 def download(url: str) -> Path:

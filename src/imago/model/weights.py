@@ -4,10 +4,12 @@ A file that cannot be found, read or copied is an error; random weights are neve
 """
 
 import logging
+import pickle
 import re
 import zipfile
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -17,15 +19,13 @@ from torch import Tensor
 
 from imago.errors import ConfigError, DataError
 from imago.model.layers import head_names, new_module_names
-from imago.text import join_names
+from imago.text import WORDNET_ID, join_names
 
 log = logging.getLogger(__name__)
 
-_WRAPPER_KEYS = ("state_dict", "model")  # keys under which files keep the state_dict
-_PREFIXES = ("module.", "net.network.", "net.")  # of names of tensors: DDP's, and of our own checkpoints
+_MAX_DEPTH = 2  # of a state_dict in nested dicts; those of optimizers lie deeper; our own choice
 # Before 2018 the layers of a DenseNet block had dots in their names, and its published files still have.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
-_IMAGENET_ID = re.compile(r"n\d{8}")  # of WordNet; the classes of ImageNet are in their order
 _COUNTER_SUFFIX = ".num_batches_tracked"  # of BatchNorm: older files lack it, and nothing here reads it
 MAX_REASON_CHARS = 300  # of torch's list of tensors that do not fit: about four lines of a terminal; our own choice
 
@@ -58,37 +58,65 @@ def recorded_preprocess(weights: str) -> dict[str, Any] | None:
     return dict(record) if isinstance(record, Mapping) else None
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
+def read_weights(file: Path, names: Collection[str] = ()) -> dict[str, Tensor]:
     """Read a state_dict from a .pth, a .safetensors or a checkpoint of this project.
 
-    It may be wrapped as {"state_dict": ...} or {"model": ...}, and its keys may start with `module.` or our own
-    prefixes; of a checkpoint only the network is returned.
+    It may be in containers as {"model": ..., "args": Namespace(...)}, and its keys may have a prefix, such as
+    `module.`; both are found by `names`, the keys that a network needs. Of a checkpoint of this project, only the
+    network is returned.
 
     Raises:
         DataError: the file is damaged, contains other than plain data and tensors, no state_dict, or values that are
             not finite (as torchvision's features-only weights of vgg16).
     """
-    return _state_dict(_load_file(file), file)
+    return _state_dict(_load_file(file), file, names)[0]
 
 
-def _state_dict(content: Any, file: Path) -> dict[str, Tensor]:
-    """Find the state_dict in the content of a file; see `read_weights`."""
+def _state_dict(content: Any, file: Path, names: Collection[str]) -> tuple[dict[str, Tensor], str]:
+    """Find the state_dict in the content of a file, see `read_weights`; also return what was taken, for the log."""
     is_own = isinstance(content, Mapping) and "imago" in content
-    for wrapper in _WRAPPER_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    values = content.values() if isinstance(content, Mapping) else ()
-    if not values or not all(isinstance(value, Tensor) for value in values):
+    found = dict(_tensor_dicts(content.get("state_dict") if is_own else content))
+    if not found:
+        keys = f", only {join_names(map(str, content))}" if isinstance(content, Mapping) and content else ""
         raise DataError(
-            f"model.weights: {file} contains no state_dict (names and their tensors); use a file of weights."
+            f"model.weights: {file} contains no state_dict (names and their tensors){keys}; use a file of weights."
         )
     if is_own:  # keep only the network: a loss may have tensors too
-        content = {key: value for key, value in content.items() if key.startswith("net.")}
-    for key, value in content.items():
+        found = {"": {key: value for key, value in found.get("", {}).items() if key.startswith("net.")}}
+    prefixes = {container: _prefix(state, names) for container, state in found.items()}
+    # Of equal ones, the average of the weights is not the one that a container `model` beside it names.
+    best = max(found, key=lambda container: (prefixes[container][1], "ema" not in container))
+    prefix, num_known = prefixes[best]
+    others = [container for container in found if container != best and prefixes[container][1] == num_known > 0]
+    tensors = {key.removeprefix(prefix): value for key, value in found[best].items() if key.startswith(prefix)}
+    left_out = [key for key in found[best] if not key.startswith(prefix)]
+    texts = {
+        f"those of {best!r}": best,
+        f"not those of {join_names(map(repr, others))}, which would fit too": others,
+        f"without the prefix {prefix!r}": prefix and not is_own,
+        f"left out: {join_names(left_out, 3)}": left_out,
+    }
+    for key, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise DataError(f"model.weights: {file} has values in {key} that are not finite; use other weights.")
-    prefix = next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in content)), "")
-    return {_OLD_DENSENET.sub(r"\1\2.", key.removeprefix(prefix)): value for key, value in content.items()}
+    return tensors, ", ".join(text for text, is_true in texts.items() if is_true)
+
+
+def _tensor_dicts(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield the dotted name of each container of named tensors, and its content."""
+    if not isinstance(content, Mapping) or depth > _MAX_DEPTH:
+        return
+    if content and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
+        yield name, {_OLD_DENSENET.sub(r"\1\2.", key): value for key, value in content.items()}
+    for key, value in content.items():
+        yield from _tensor_dicts(value, f"{name}.{key}".lstrip("."), depth + 1)
+
+
+def _prefix(state: Collection[str], names: Collection[str]) -> tuple[str, int]:
+    """Return what stands before most of the `names` in the keys of a state_dict, and before how many."""
+    ends = ((key, [0, *(match.end() for match in re.finditer(r"\.", key))]) for key in state)
+    counts = Counter(key[:end] for key, key_ends in ends for end in key_ends if key[end:] in names)
+    return max(counts.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
 
 
 def load_weights(net: Any, file: Path, weights: str | None, class_names: Sequence[str] = ()) -> list[str]:
@@ -104,19 +132,15 @@ def load_weights(net: Any, file: Path, weights: str | None, class_names: Sequenc
         DataError: the file is damaged or does not fit the network.
     """
     content = _load_file(file)
-    state = _state_dict(content, file)
-    if hasattr(net, "convert_weights"):
-        state = net.convert_weights(state, weights)
     body = getattr(net, "body", net)
     targets = body.state_dict()
+    is_published = weights is not None and not is_path(weights)  # such files may have names that the library converts
+    state, origin = _state_dict(content, file, () if is_published else targets)
+    state = net.convert_weights(state, weights) if hasattr(net, "convert_weights") else state
     head = [name for name in targets if name.startswith(tuple(f"{part}." for part in head_names(net)))]
     num_tensors, known = len(state), _recorded_classes(content)
     head_text = _match_head(state, head, known, class_names)
-    new_tensor_names: list[str] = []
-    for part in new_module_names(net):
-        names = [name for name in targets if name.startswith(f"{part}.")]
-        if any(name not in state or state[name].shape != targets[name].shape for name in names):
-            new_tensor_names += names
+    new_tensor_names = _new_tensor_names(net, state, targets)
     counters = [name for name in targets if name not in state and name.endswith(_COUNTER_SUFFIX)]
     kept = {*new_tensor_names, *counters}
     merged: Any = OrderedDict(state | {name: targets[name] for name in kept})
@@ -131,12 +155,23 @@ def load_weights(net: Any, file: Path, weights: str | None, class_names: Sequenc
         ) from error
     dropped = [name for name in new_tensor_names if name in state]
     text = f"{len(state) - len(dropped)} of {num_tensors} pretrained tensors loaded from {file.name}"
+    text += f" ({origin})" if origin else ""
     text += f" (new: {', '.join(new_tensor_names)})" if new_tensor_names else ""
     text += f"; dropped from the file: {', '.join(dropped)}" if dropped else ""
     log.info("%s: %s%s", getattr(net, "name", type(net).__name__), text, head_text)
     if class_names and not known and head and not set(head) & set(new_tensor_names):
         _report_head_by_index(weights, class_names)
     return new_tensor_names
+
+
+def _new_tensor_names(net: Any, state: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[str]:
+    """Return the tensors of head and stem for which a file has none, or one of another shape."""
+    new: list[str] = []
+    for part in new_module_names(net):
+        names = [name for name in targets if name.startswith(f"{part}.")]
+        if any(name not in state or state[name].shape != targets[name].shape for name in names):
+            new += names
+    return new
 
 
 def _recorded_classes(content: Any) -> list[str]:
@@ -168,7 +203,7 @@ def _report_head_by_index(weights: str | None, class_names: Sequence[str]) -> No
     """Log that the head is kept; warn if these are the classes of a published head only by their number."""
     first = join_names((f"{index} is {name}" for index, name in enumerate(class_names)), 3)
     text = f"model.weights={weights}: the head is kept, its outputs are taken to be these classes by index: {first}"
-    is_other = not all(_IMAGENET_ID.fullmatch(name) or name.isdecimal() for name in class_names)
+    is_other = not all(WORDNET_ID.match(name) or name.isdecimal() for name in class_names)
     if is_other and weights is not None and not is_path(weights):
         log.warning("%s; they are in the order of ImageNet only if their names are its ids (n01440764)", text)
     else:
@@ -193,12 +228,18 @@ def _load_file(file: Path) -> Any:
                 damaged = archive.testzip()
             if damaged:
                 raise ValueError(f"the checksum of {damaged} does not match")
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # the arguments of a script, which hold no code
+            return torch.load(file, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise ConfigError(
             f"model.weights={file} needs the package safetensors, which make setup installs; or use a .pth file."
         ) from error
     except Exception as error:  # a damaged file can fail in any way
+        if isinstance(error, pickle.UnpicklingError) and (match := re.search(r"GLOBAL (\S+)", str(error))):
+            raise DataError(
+                f"model.weights: {file} holds the object {match[1]} beside plain data and tensors: reading it could "
+                "run code; save the weights alone, with torch.save(model.state_dict(), FILE)."
+            ) from error
         first_sentence = re.split(r"\n|\. ", str(error))[0]
         reason = f"{type(error).__name__}: {first_sentence}"  # the text alone may be a number
         raise DataError(

@@ -70,7 +70,7 @@ def check_optimization(optimizer: Mapping[str, Any], schedule: Mapping[str, Any]
         built, scheduler = build_optimization(optimizer, schedule, one_weight, _LONG_EPOCH_STEPS, _LONG_EPOCH_STEPS)
         built.step(lambda: 0.0)  # LBFGS needs a closure
         scheduler.step()
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, ValueError, RuntimeError, LookupError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         classes = f"{optimizer['_target_']} and {schedule['_target_']}"
         raise ConfigError(f"optimizer and schedule: a step of {classes} fails ({reason}); choose others.") from error

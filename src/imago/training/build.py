@@ -24,11 +24,10 @@ from imago.callbacks.stopping import StepLimit, StopOnSignal, TimeLimit, call_on
 from imago.callbacks.train_metrics import TrainMetrics
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
-from imago.images import MAX_SMALL_PX, Preprocess
 from imago.inference.load import resolve_checkpoint
 from imago.instantiate import build, full_name, to_plain
 from imago.logger.wandb_id import wandb_id
-from imago.model.adapt import choose_memory_format, weights_preprocess
+from imago.model.adapt import choose_memory_format, choose_preprocess, weights_preprocess
 from imago.model.classifier import Classifier
 from imago.paths import checkpoint_file
 from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_loadable
@@ -55,36 +54,6 @@ _REFUSED_CALLBACKS = {
     "BatchSizeFinder": "data.batch_size=N",
 }
 _LOG_EVERY_N_STEPS, _MIN_POINTS_PER_EPOCH = 20, 5  # of trainer.log_every_n_steps=null; our own choices
-
-
-def choose_preprocess(
-    typed: Mapping[str, Any], weights: Mapping[str, Any] | None, data: Preprocess
-) -> tuple[Preprocess, str]:
-    """Choose how images are prepared: what the user typed, else what the pretrained weights need, else the dataset.
-
-    Args:
-        typed: the `preprocess` settings; None where the user typed nothing. A typed `size` alone scales `resize` too.
-        weights: the record of the pretrained weights, if there are any. If its size is above 64 px and that of the
-            images is not, only its mean and std are used, as the kept layers expect them.
-        data: the dataset's own record.
-
-    Returns:
-        The record, and its origin in a few words.
-    """
-    overrides = {name: value for name, value in typed.items() if value is not None}
-    record = data.to_dict()
-    origin = "from the dataset"
-    if weights and data.size <= MAX_SMALL_PX < weights["size"]:
-        record |= {name: weights[name] for name in ("mean", "std")}
-        origin = "from the dataset, mean and std from the pretrained weights"
-    elif weights:
-        record |= weights
-        origin = "from the pretrained weights"
-    if "size" in overrides and "resize" not in overrides:
-        overrides["resize"] = round(record["resize"] * overrides["size"] / record["size"])
-    if overrides:
-        origin = f"{' '.join(overrides)} as typed, else {origin}"
-    return Preprocess.from_dict(record | overrides), origin
 
 
 def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier | None = None) -> LightningModule:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
 from imago.data.sampling import EvalSampler, limited_batches
+from imago.images import MAX_SMALL_PX
 from imago.paths import checkpoint_file, command, executable, short_path
 from imago.resources import available_cores
 from imago.runs.records import summary_metrics
@@ -21,6 +22,7 @@ from imago.task.base import ImageTask
 from imago.text import counted, join_names, metric_text
 from imago.training.checks import monitors
 
+_FEW_IMAGES = 5_000  # photographs, for a network from scratch; our own choice
 _MAX_WEIGHTS = 30  # class weights in the start table; our own choice
 
 
@@ -71,6 +73,10 @@ def start_table(
 def _optional_rows(cfg: DictConfig, data: ImageDataModule, task: torch.nn.Module, trainer: Trainer) -> dict[str, str]:
     """Return the rows of the start table that only some runs have."""
     rows = {}
+    num_images, is_photos = len(data.splits.train), data.preprocess.size > MAX_SMALL_PX
+    if num_images < _FEW_IMAGES and is_photos and cfg.model.get("weights", "") is None and cfg.resume is None:
+        recipe = "experiment=finetune_folder data.root=DIR fine-tunes a pretrained network"
+        rows["advice"] = f"{num_images:,} images are few for a network from scratch: {recipe}"
     if data.repeats_first_epoch:
         rows["same images"] = "trainer.overfit_batches: every epoch has the batches of the first one"
     weight = getattr(getattr(task, "loss", None), "weight", None)

@@ -13,7 +13,7 @@ from imago.inference.load import resolve_checkpoint
 from imago.instantiate import to_plain
 from imago.paths import checkpoint_file, quote_for_hydra
 from imago.runs.run_directory import has_never_saved
-from imago.settings import as_typed, flatten
+from imago.settings import PATH_SETTINGS, absolute_paths, as_typed, flatten
 
 # Settings that may change when a run is resumed: they do not change its weights. A name stands for all settings below
 # it. Whether moved data is the same data is checked by its fingerprint.
@@ -21,7 +21,7 @@ _CHANGEABLE_KEYS = (
     *("paths", "callbacks", "logger", "resume", "run_name", "trust", "tags", "compile", "tta", "threads"),
     "calibrate",
     *("data.num_workers", "data.loader", "data.cache", "data.cache_dir"),
-    *("data.root", "data.data_dir", "data.split_file", "data.list_file"),
+    *("data.root", "data.data_dir", "data.split_file", "data.list_file", "data.max_pixels"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
     *("trainer.strategy", "trainer.log_every_n_steps", "trainer.profiler", "trainer.limit_test_batches"),
@@ -31,7 +31,13 @@ _CHANGEABLE_KEYS = (
 )
 # A checkpoint with averaged weights has two sets of weights, and best.ckpt is the best of the whole run.
 _FIXED_KEYS = ("callbacks.ema.", *(f"callbacks.best_checkpoint.{key}." for key in ("monitor", "mode", "save_top_k")))
-_PATH_KEYS = ("paths.log_dir", "data.root", "task.teacher", "task.teacher.weights", "model.weights")
+_PATH_KEYS = (
+    "paths.log_dir",
+    *(f"data.{key}" for key in PATH_SETTINGS),
+    "task.teacher",
+    "task.teacher.weights",
+    "model.weights",
+)
 
 
 def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
@@ -43,8 +49,7 @@ def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]
         ConfigError: if `model.weights` or `task.teacher` names a run without a checkpoint.
     """
     cfg.paths.log_dir = str(Path(cfg.paths.log_dir).absolute())
-    if cfg.data.get("root"):
-        cfg.data.root = str(Path(cfg.data.root).absolute())
+    cfg.data.update(absolute_paths(cfg.data))
     weights = cfg.model.get("weights")
     if weights and weights != "default" and Path(weights).is_dir():
         try:

@@ -23,7 +23,9 @@ def check_loss(target: str, task: ImageTask, data: ImageDataModule) -> None:
     num_outputs = len(task.hparams["output_names"])
     labels = {"class indices (2,)": torch.zeros(2, dtype=torch.int64)}
     if data.augment.is_mixing:
-        labels["probabilities (2, K), as augment mixes images"] = torch.full((2, num_outputs), 1 / num_outputs)
+        labels["probabilities (2, K), as augment.mixup_alpha and cutmix_alpha mix images"] = torch.full(
+            (2, num_outputs), 1 / num_outputs
+        )
     for kind, values in labels.items():
         try:
             loss = task.loss(torch.zeros(2, num_outputs), values)
