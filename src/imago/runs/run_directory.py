@@ -102,7 +102,7 @@ class RunDirectory:
                 run = shlex.quote(short_path(self.path))
                 _log.info("stopped by %s; to continue: python src/train.py resume=%s", reason, run)
             if reason == "SIGUSR1" and self.is_main_process:
-                _requeue_slurm_job()
+                requeue_slurm_job()
             if exit_error is error:
                 raise
             raise exit_error from None
@@ -227,7 +227,7 @@ def lock_directory(directory: Path) -> Iterator[None]:
         yield
 
 
-def _requeue_slurm_job() -> None:
+def requeue_slurm_job() -> None:
     """Queue this SLURM job, or this task of a job array, again; outside SLURM do nothing."""
     if "SLURM_JOB_ID" not in os.environ:
         return

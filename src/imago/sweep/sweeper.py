@@ -1,0 +1,97 @@
+"""The sweeper behind `-m`, a plugin of Hydra: read and check the settings of a sweep, then run it."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import DictConfig
+
+from imago.analysis.ranking import SWEEP_FILE
+from imago.errors import ConfigError
+from imago.files import write_json
+from imago.instantiate import to_plain
+from imago.sweep.space import Space, parse_space
+
+_SWEEP_KEYS = ("sweep", "sweep_name", "resume")  # settings of the sweep, not of its runs
+_DIRECTIONS = {"max": "maximize", "min": "minimize"}
+
+
+class TrialSweeper(Sweeper):
+    """Run a process for each trial, whose values a grid lists or a sampler of Optuna chooses.
+
+    With another launcher than Hydra's basic one, Hydra's own sweeper runs all combinations.
+    """
+
+    def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
+        self.hydra_sweeper = BasicSweeper(max_batch_size, params)
+        self.params = [f"{key}={values}" for key, values in (params or {}).items()]  # hydra.sweeper.params
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
+        self.config, self.loader, self.job = config, hydra_context.config_loader, task_function
+        self.hydra_sweeper.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the sweep that the overrides describe; return the objective of the best setting.
+
+        Raises:
+            UserError: for settings that no run can have, before anything is started.
+        """
+        typed = [text for text in arguments if _key(text).partition(".")[0] not in _SWEEP_KEYS]
+        if any(_key(text) == "test" for text in typed):
+            raise ConfigError("test: a sweep is ranked by val, and only its best setting is tested, once, at the end.")
+        settings = to_plain(self.config.sweep)
+        space = parse_space([*typed, *self.params], settings["space"], self.loader)
+        config = self.job.check_trial(space.first())
+        objective, direction, is_monitored = _objective(config, settings)
+        directory = Path(self.config.hydra.sweep.dir).absolute()
+        if not str(self.config.hydra.launcher._target_).endswith(".BasicLauncher"):
+            directory.mkdir(parents=True, exist_ok=True)
+            entries = {"objective": objective, "direction": direction, "is_monitored": is_monitored}
+            write_json(directory / SWEEP_FILE, entries)
+            return self.hydra_sweeper.sweep([*typed, "test=false"])
+        from imago.sweep.driver import Plan
+        from imago.sweep.machine import threads_per_process
+        from imago.sweep.run import run_sweep
+
+        num_devices = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
+        sources = self.config.hydra.runtime.config_sources
+        plan = Plan(
+            directory=directory,
+            space=space,
+            settings=settings,
+            objective=objective,
+            is_monitored=is_monitored,
+            num_threads=threads_per_process(settings["parallel"] * num_devices),
+            flags=[f"--config-dir={source.path}" for source in sources if source.provider == "command-line"],
+        )
+        return run_sweep(plan, direction, is_continued=self.config.resume == "auto")
+
+
+def _objective(config: DictConfig, settings: dict[str, Any]) -> tuple[str, str, bool]:
+    """Return the metric to rank by, its direction, and whether the best checkpoint is chosen by it.
+
+    Raises:
+        ConfigError: for a metric of the test split, or one whose direction is not known.
+    """
+    from imago.training.checks import direction_of
+
+    best = config.callbacks.get("best_checkpoint")
+    if best is None:
+        raise ConfigError("callbacks.best_checkpoint=null: a sweep ranks its runs by what this callback monitors.")
+    objective = settings["objective"] or best.monitor
+    is_monitored = objective == best.monitor
+    if not objective.startswith(("val/", "train/")):
+        raise ConfigError(
+            f"sweep.objective={objective}: settings are chosen by validation, e.g. val/acc; the test split is only for "
+            "the final test of the best one."
+        )
+    mode = (best.mode if is_monitored else None) or direction_of(config, objective)
+    direction = settings["direction"] or _DIRECTIONS.get(mode)
+    if direction not in _DIRECTIONS.values():
+        raise ConfigError(f"sweep.direction={direction} is not one of {', '.join(_DIRECTIONS.values())}.")
+    return objective, direction, is_monitored
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
