@@ -1,7 +1,7 @@
 """Rank the settings of a sweep by their objective in validation, from its run directories."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,13 @@ class Ranking:
     def best(self) -> RankedSetting | None:
         return self.settings[0] if self.settings and self.settings[0].rank == 1 else None
 
+    @property
+    def saved_s(self) -> float:
+        """The time that pruning has saved: pruned settings would have taken as long as the mean of the finished."""
+        finished = [setting.seconds for setting in self.settings if setting.rank is not None]
+        pruned = [setting.seconds for setting in self.settings if setting.status == "pruned"]
+        return max(0.0, len(pruned) * statistics.fmean(finished) - sum(pruned)) if finished else 0.0
+
 
 def rank_settings(directory: Path) -> Ranking:
     """Read the runs of a sweep and rank their settings.
@@ -80,8 +87,8 @@ def rank_settings(directory: Path) -> Ranking:
     if not isinstance(sweep.get("objective"), str):
         raise DataError(f"{printable(directory)} is not the directory of a sweep: it has no readable {SWEEP_FILE}.")
     repeated = ("seed", "data.fold")
-    typed = {run.name: _overrides(run) for run in sorted(directory.iterdir(), key=_run_number) if run.is_dir()}
-    typed = {name: overrides for name, overrides in typed.items() if overrides is not None}
+    found = ((run.name, _overrides(run)) for run in sorted(directory.iterdir(), key=_run_number) if run.is_dir())
+    typed = {name: overrides for name, overrides in found if overrides is not None}
     keys = [
         key
         for key in dict.fromkeys(key for overrides in typed.values() for key in overrides)
@@ -116,7 +123,7 @@ def write_ranking(ranking: Ranking) -> None:
     lines = [" | ".join(text.replace("|", "\\|") for text in row) for row in cells]
     table = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}", *(f"| {line} |" for line in lines)]
     title = f"# Sweep {printable(ranking.directory.name)}, ranked by {ranking.objective}"
-    write_text(ranking.directory / "ranking.md", "\n".join([title, "", *table, "", *test_lines(ranking)]) + "\n")
+    write_text(ranking.directory / "ranking.md", "\n".join([title, "", *table, "", *final_test_lines(ranking)]) + "\n")
 
 
 def ranking_text(ranking: Ranking, max_rows: int | None = None) -> str:
@@ -130,7 +137,7 @@ def ranking_text(ranking: Ranking, max_rows: int | None = None) -> str:
     return "\n".join([*lines, *more])
 
 
-def test_lines(ranking: Ranking) -> list[str]:
+def final_test_lines(ranking: Ranking) -> list[str]:
     """Return what the final test of the best setting says; empty before it."""
     test = ranking.test
     if not test:

@@ -103,7 +103,7 @@ class _Job:
 
         loader: Any = GlobalHydra.instance().config_loader()
         composed = compose(loader, self.command, overrides)
-        config = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+        config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         check_complete(config)
         check_types(config, compose_defaults(loader, self.command, overrides), overrides)
         check_settings(config)

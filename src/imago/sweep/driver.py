@@ -129,7 +129,6 @@ class Driver:
         self.plan, self.study = plan, study
         self.failures: list[str] = []
         self.stop_signal: int | None = None
-        self.saved_s = 0.0  # by pruning, estimated from the epochs that were left
         self._settings: list[Setting] = []
         self._start_s = time.monotonic()
         (plan.directory / "drivers").mkdir(parents=True, exist_ok=True)
@@ -158,10 +157,18 @@ class Driver:
     def _adopt(self) -> None:
         """Take over the trials of a driver that has ended: their runs may go on, or have been interrupted."""
         own = {setting.trial.number for setting in self._settings}
-        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if frozen.number not in own and (lock := self._claim(frozen.number)):
-                set_sampler(self.study, self.plan.settings, frozen.number)
-                self._settings.append(Setting(Trial(self.study, frozen._trial_id), self.plan, lock))
+        with self._lock_trials():
+            for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if frozen.number not in own and (claim := self._claim(frozen.number)):
+                    set_sampler(self.study, self.plan.settings, frozen.number)
+                    self._settings.append(Setting(Trial(self.study, frozen._trial_id), self.plan, claim))
+
+    @contextmanager
+    def _lock_trials(self) -> Iterator[None]:
+        """Keep the other drivers of this directory from starting or adopting a trial within the block."""
+        with (self.plan.directory / "drivers" / "trials.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _claim(self, number: int) -> IO[str] | None:
         """Lock a trial for this driver; return None if another one that is alive has it."""
@@ -190,8 +197,7 @@ class Driver:
         max_hours = self.plan.settings["max_hours"]
         if max_hours is not None and time.monotonic() - self._start_s > 3600 * max_hours:
             return None
-        with (self.plan.directory / "drivers" / "ask.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._lock_trials():
             if num_to_start(self.study, self.plan.settings) <= 0:
                 return None
             set_sampler(self.study, self.plan.settings, len(self.study.get_trials(deepcopy=False)))

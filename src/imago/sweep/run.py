@@ -5,13 +5,13 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from optuna.trial import TrialState
 
-from imago.analysis.ranking import SWEEP_FILE, Ranking, rank_settings, ranking_text, test_lines, write_ranking
+from imago.analysis.ranking import SWEEP_FILE, Ranking, rank_settings, ranking_text, final_test_lines, write_ranking
 from imago.errors import ConfigError, IncompleteError
 from imago.files import make_writable, read_json, write_json
 from imago.paths import PROJECT_ROOT, quote_for_hydra, short_path
@@ -26,7 +26,7 @@ _NUM_SEEDS = 3  # of the command that trains the best setting again; our own cho
 _TEST_SETTINGS = ("tta", "trust")  # settings of the runs that eval.py has too
 
 
-def run_sweep(plan: Plan, direction: str, is_continued: bool) -> float:
+def run_sweep(plan: Plan, direction: Literal["maximize", "minimize"], is_continued: bool) -> float:
     """Run a sweep to its end; print its ranking and what to type next.
 
     Args:
@@ -61,7 +61,7 @@ def run_sweep(plan: Plan, direction: str, is_continued: bool) -> float:
         _test_best(plan)
     ranking = rank_settings(directory)
     write_ranking(ranking)
-    _print_end(ranking, plan, num_elsewhere, driver.saved_s)
+    _print_end(ranking, plan, num_elsewhere)
     if driver.failures:
         raise IncompleteError("\n".join([f"{len(driver.failures)} trials failed", *driver.failures]))
     return ranking.best.mean if ranking.best and ranking.best.mean is not None else float("nan")
@@ -111,13 +111,13 @@ def _test(run: Path, plan: Plan) -> dict[str, Any]:
     return read_json(run / "eval" / "test" / "metrics.json")
 
 
-def _print_end(ranking: Ranking, plan: Plan, num_elsewhere: int, saved_s: float) -> None:
+def _print_end(ranking: Ranking, plan: Plan, num_elsewhere: int) -> None:
     print(f"\n{ranking_text(ranking, _MAX_ROWS)}\n")
-    if saved_s:
-        print(f"pruning saved about {duration_text(saved_s)}")
+    if ranking.saved_s:
+        print(f"pruning saved about {duration_text(ranking.saved_s)}")
     if num_elsewhere:
         print(f"{num_elsewhere} trials still run in other processes; the last one to end tests the best setting")
-    lines = test_lines(ranking)
+    lines = final_test_lines(ranking)
     if ranking.best is not None:
         typed = shlex.join([*_typed(plan.space.fixed), *(f"{key}={v}" for key, v in ranking.best.settings.items())])
         seeds = _more_seeds(plan)

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -22,7 +22,6 @@ _SAMPLERS = {
     "tpe": optuna.samplers.TPESampler,
     "gp": optuna.samplers.GPSampler,
     "cmaes": optuna.samplers.CmaEsSampler,
-    "qmc": optuna.samplers.QMCSampler,
 }
 _PRUNERS = {
     "none": optuna.pruners.NopPruner,
@@ -37,7 +36,9 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)  # the ranking says what th
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def open_study(directory: Path, settings: Mapping[str, Any], space: Space, direction: str) -> optuna.Study:
+def open_study(
+    directory: Path, settings: Mapping[str, Any], space: Space, direction: Literal["maximize", "minimize"]
+) -> optuna.Study:
     """Create the study of a sweep, or open it if it exists.
 
     A grid is queued once, by the process that creates the study.

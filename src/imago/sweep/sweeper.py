@@ -1,7 +1,7 @@
 """The sweeper behind `-m`, a plugin of Hydra: read and check the settings of a sweep, then run it."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.plugins.sweeper import Sweeper
@@ -11,10 +11,11 @@ from imago.analysis.ranking import SWEEP_FILE
 from imago.errors import ConfigError
 from imago.files import write_json
 from imago.instantiate import to_plain
-from imago.sweep.space import Space, parse_space
+from imago.settings import typed_value
+from imago.sweep.space import parse_space
 
 _SWEEP_KEYS = ("sweep", "sweep_name", "resume")  # settings of the sweep, not of its runs
-_DIRECTIONS = {"max": "maximize", "min": "minimize"}
+_DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 
 
 class TrialSweeper(Sweeper):
@@ -27,8 +28,9 @@ class TrialSweeper(Sweeper):
         self.hydra_sweeper = BasicSweeper(max_batch_size, params)
         self.params = [f"{key}={values}" for key, values in (params or {}).items()]  # hydra.sweeper.params
 
-    def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
-        self.config, self.loader, self.job = config, hydra_context.config_loader, task_function
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        self.settings: Any = config
+        self.loader, self.job = hydra_context.config_loader, task_function
         self.hydra_sweeper.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -40,12 +42,12 @@ class TrialSweeper(Sweeper):
         typed = [text for text in arguments if _key(text).partition(".")[0] not in _SWEEP_KEYS]
         if any(_key(text) == "test" for text in typed):
             raise ConfigError("test: a sweep is ranked by val, and only its best setting is tested, once, at the end.")
-        settings = to_plain(self.config.sweep)
+        settings = to_plain(self.settings.sweep)
         space = parse_space([*typed, *self.params], settings["space"], self.loader)
         config = self.job.check_trial(space.first())
         objective, direction, is_monitored = _objective(config, settings)
-        directory = Path(self.config.hydra.sweep.dir).absolute()
-        if not str(self.config.hydra.launcher._target_).endswith(".BasicLauncher"):
+        directory = Path(self.settings.hydra.sweep.dir).absolute()
+        if not str(self.settings.hydra.launcher._target_).endswith(".BasicLauncher"):
             directory.mkdir(parents=True, exist_ok=True)
             entries = {"objective": objective, "direction": direction, "is_monitored": is_monitored}
             write_json(directory / SWEEP_FILE, entries)
@@ -55,7 +57,7 @@ class TrialSweeper(Sweeper):
         from imago.sweep.run import run_sweep
 
         num_devices = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
-        sources = self.config.hydra.runtime.config_sources
+        sources = self.settings.hydra.runtime.config_sources
         plan = Plan(
             directory=directory,
             space=space,
@@ -65,10 +67,10 @@ class TrialSweeper(Sweeper):
             num_threads=threads_per_process(settings["parallel"] * num_devices),
             flags=[f"--config-dir={source.path}" for source in sources if source.provider == "command-line"],
         )
-        return run_sweep(plan, direction, is_continued=self.config.resume == "auto")
+        return run_sweep(plan, direction, is_continued=self.settings.resume == "auto")
 
 
-def _objective(config: DictConfig, settings: dict[str, Any]) -> tuple[str, str, bool]:
+def _objective(config: DictConfig, settings: dict[str, Any]) -> tuple[str, Literal["maximize", "minimize"], bool]:
     """Return the metric to rank by, its direction, and whether the best checkpoint is chosen by it.
 
     Raises:
@@ -79,7 +81,7 @@ def _objective(config: DictConfig, settings: dict[str, Any]) -> tuple[str, str, 
     best = config.callbacks.get("best_checkpoint")
     if best is None:
         raise ConfigError("callbacks.best_checkpoint=null: a sweep ranks its runs by what this callback monitors.")
-    objective = settings["objective"] or best.monitor
+    objective: str = settings["objective"] or best.monitor
     is_monitored = objective == best.monitor
     if not objective.startswith(("val/", "train/")):
         raise ConfigError(
@@ -87,9 +89,12 @@ def _objective(config: DictConfig, settings: dict[str, Any]) -> tuple[str, str, 
             "the final test of the best one."
         )
     mode = (best.mode if is_monitored else None) or direction_of(config, objective)
-    direction = settings["direction"] or _DIRECTIONS.get(mode)
-    if direction not in _DIRECTIONS.values():
-        raise ConfigError(f"sweep.direction={direction} is not one of {', '.join(_DIRECTIONS.values())}.")
+    direction = settings["direction"] or _DIRECTIONS.get(str(mode))
+    if direction is None or direction not in _DIRECTIONS.values():
+        raise ConfigError(
+            f"sweep.direction={typed_value(direction)} for sweep.objective={objective}: type sweep.direction=maximize "
+            "or sweep.direction=minimize."
+        )
     return objective, direction, is_monitored
 
 

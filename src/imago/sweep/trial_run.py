@@ -62,7 +62,9 @@ class TrialRun:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.process = subprocess.Popen(
                 [*script, *arguments],
-                **{"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
                 env=variables | dict(environment),
                 pass_fds=[lock.fileno()],
                 start_new_session=True,  # Ctrl-C reaches it through `stop` only
@@ -109,10 +111,8 @@ class TrialRun:
     def objective(self, name: str, is_monitored: bool) -> float:
         """Return the value of a metric in validation at the best epoch; NaN if the run has none."""
         summary = self.summary
-        if is_monitored:
-            value = summary.get("best_value")
-        else:
-            value = summary.get("val", {}).get(name.removeprefix("val/"))
+        scores = summary.get("val") or {}
+        value = summary.get("best_value") if is_monitored else scores.get(name.removeprefix("val/"))
         return float(value) if isinstance(value, int | float) else math.nan
 
     def _last_lines(self) -> list[str]:
