@@ -77,8 +77,8 @@ def printed(notebook: nbformat.NotebookNode) -> str:
 @pytest.mark.slow
 def test_analysis_reads_compares_and_draws_a_sweep(tmp_path: Path, command):
     short = (*SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=4")
-    train(tmp_path, "-m", *short, "optimizer.lr=1e-3,4e-3", "seed=1,2", "run_name=sweep")
-    last = "print(len(runs), len(chosen), seeds['num_seeds'].tolist(), seeds['test_low'].notna().all())"
+    train(tmp_path, "-m", *short, "optimizer.lr=1e-3,4e-3", "seed=1,2", "sweep_name=sweep")
+    last = "print(len(runs), len(chosen), seeds['num_seeds'].tolist(), seeds['val_std'].notna().all())"
     with opened("analysis.ipynb", last, tmp_path) as executed:
         notebook = executed(IMAGO_LOGS_DIR=str(tmp_path))
         assert printed(notebook).endswith("4 4 [2, 2] True\n")

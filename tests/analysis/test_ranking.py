@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 import pytest
 
-from imago.analysis.ranking import rank_settings, ranking_text, final_test_lines, write_ranking
+from imago.analysis.ranking import final_test_lines, rank_settings, ranking_text, write_ranking
 from imago.errors import DataError
 
 
@@ -16,7 +16,7 @@ def sweep(tmp_path: Path):
     """Write the run directories of a sweep: overrides, status and objective of each run."""
 
     def write(*runs: tuple[str, str, float | None], **entries) -> Path:
-        content = {"objective": "val/acc", "direction": "maximize", "is_monitored": True} | entries
+        content = {"objective": "val/acc", "direction": "maximize", "is_monitored": True, "keys": ["lr"]} | entries
         (tmp_path / "sweep.json").write_text(json.dumps(content))
         for index, (overrides, status, value) in enumerate(runs):
             run = tmp_path / str(index)
@@ -70,6 +70,7 @@ def test_a_setting_with_a_seed_that_failed_has_no_rank(sweep):
 def test_the_files_have_every_setting_and_the_final_test(sweep):
     directory = sweep(
         ("lr=1 x=|", "finished", 0.5), ("lr=2 x=b", "finished", 0.6),
+        keys=["lr", "x"],
         test={"runs": ["1"], "acc": [0.55], "interval_95": [0.5, 0.6], "num_images": 1000},
     )  # fmt: skip
     write_ranking(rank_settings(directory))

@@ -14,7 +14,7 @@ from imago.sweep.study import open_study
 
 SETTINGS = {
     "sampler": "grid", "n_trials": None, "max_hours": None, "pruner": "none", "parallel": 1, "fail_fast": False,
-    "seed": 0, "storage": None,
+    "seed": 0, "storage": None, "objective": "val/acc",
 }  # fmt: skip
 
 
@@ -33,9 +33,9 @@ def new_driver(fake_project: Path):
 
     def create(*arguments: str, name: str = "x", direction: Any = "maximize", space: Any = None, **settings) -> Driver:
         parsed = parse_space(arguments, space or {}, None)
-        plan = Plan(fake_project / name, parsed, SETTINGS | settings, "val/acc", True, 1, [])
+        plan = Plan(fake_project / name, parsed, SETTINGS | settings | {"direction": direction}, True, 1, [])
         plan.directory.mkdir(parents=True, exist_ok=True)
-        return Driver(plan, open_study(plan.directory, plan.settings, parsed, direction))
+        return Driver(plan, open_study(plan.directory, plan.settings, parsed))
 
     return create
 

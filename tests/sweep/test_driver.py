@@ -38,7 +38,7 @@ def test_a_grid_runs_in_order_and_its_values_are_the_best_of_each_run(new_driver
     results = run(driver)
     assert results == [({"lr": "0.1"}, TrialState.COMPLETE, 0.95), ({"lr": "0.3"}, TrialState.COMPLETE, 0.75)]
     assert [json.loads((fake_project / "x" / name / "trial.json").read_text())["overrides"] for name in "01"] == [
-        ["epochs=2", "test=false", "lr=0.1"], ["epochs=2", "test=false", "lr=0.3"],
+        ["epochs=2", "lr=0.1"], ["epochs=2", "lr=0.3"],
     ]  # fmt: skip
 
 
@@ -122,8 +122,8 @@ from imago.sweep.study import open_study
 trial_run.PROJECT_ROOT, driver._POLL_S = Path(sys.argv[1]), 0.02
 settings = {settings!r}
 space = parse_space(sys.argv[3:], settings["space"], None)
-plan = driver.Plan(Path(sys.argv[2]), space, settings, "val/acc", True, 1, [])
-driver.Driver(plan, open_study(plan.directory, settings, space, "maximize")).run(lambda: None)
+plan = driver.Plan(Path(sys.argv[2]), space, settings, True, 1, [])
+driver.Driver(plan, open_study(plan.directory, settings, space)).run(lambda: None)
 """
 
 
@@ -135,7 +135,16 @@ def test_a_killed_driver_is_continued_to_the_same_numbers(
 ):
     values = "0.1,0.2,0.3,0.4" if sampler == "grid" else "interval(0.01,1)"
     settings = {"sampler": sampler, "n_trials": 4, "space": {"lr": values}}
-    plan = {"max_hours": None, "pruner": "none", "parallel": 1, "fail_fast": False, "seed": 0, "storage": None}
+    plan = {
+        "max_hours": None,
+        "pruner": "none",
+        "parallel": 1,
+        "fail_fast": False,
+        "seed": 0,
+        "storage": None,
+        "objective": "val/acc",
+        "direction": "maximize",
+    }
     (fake_project / "x").mkdir(parents=True)
     arguments = [fake_project.parent, fake_project / "x", *SLOW]
     process = subprocess.Popen([sys.executable, "-c", DRIVER.format(settings=settings | plan), *map(str, arguments)])
@@ -156,7 +165,16 @@ def test_a_killed_driver_is_continued_to_the_same_numbers(
 def test_several_drivers_share_a_sweep(new_driver, fake_project: Path):
     values = ",".join(str(index / 10) for index in range(1, 7))
     settings = {"sampler": "grid", "n_trials": None, "space": {}}
-    plan = {"max_hours": None, "pruner": "none", "parallel": 1, "fail_fast": False, "seed": 0, "storage": None}
+    plan = {
+        "max_hours": None,
+        "pruner": "none",
+        "parallel": 1,
+        "fail_fast": False,
+        "seed": 0,
+        "storage": None,
+        "objective": "val/acc",
+        "direction": "maximize",
+    }
     (fake_project / "x").mkdir(parents=True)
     arguments = [fake_project.parent, fake_project / "x", f"lr={values}", "epochs=2", "pause_s=0.1"]
     script = [sys.executable, "-c", DRIVER.format(settings=settings | plan), *map(str, arguments)]

@@ -11,17 +11,16 @@ from imago.files import read_json, write_csv, write_text
 from imago.runs.records import RunRecord, read_records
 from imago.text import display_width, duration_text, metric_text, padded, percent_text, printable
 
-SWEEP_FILE = "sweep.json"  # objective, direction, repeated keys and final test of a sweep
-_NO_SETTINGS = ("test", "run_name", "threads", "resume", "sweep_name", "hydra.run.dir")
+SWEEP_FILE = "sweep.json"  # objective, direction, searched settings and final test of a sweep
 _MAX_REASON_CHARS = 60  # in the printed table; the CSV has all; our own choice
 
 
 @dataclass
 class RankedSetting:
-    """One setting of a sweep: its differing overrides by key, and what its runs reached.
+    """One setting of a sweep: its searched settings by key, and what its runs reached.
 
     Attributes:
-        settings: the values of the keys that differ within the sweep, as typed.
+        settings: the values of the settings that are searched, as typed.
         runs: names of the run directories, one for each seed and fold.
         values: the objective of each run that finished.
         status: finished, pruned, failed, stopped, died or running; finished only if all runs are.
@@ -38,6 +37,11 @@ class RankedSetting:
     rank: int | None = None
 
     @property
+    def number(self) -> int:
+        """The number of its first run, in the order of the trials."""
+        return int(self.runs[0]) if self.runs[0].isdigit() else 0
+
+    @property
     def mean(self) -> float | None:
         return statistics.fmean(self.values) if self.values else None
 
@@ -52,7 +56,7 @@ class Ranking:
     """The settings of a sweep, best first, then those that did not finish.
 
     Attributes:
-        keys: the settings that differ.
+        keys: the settings that are searched.
         objective: logged name of the metric, such as val/acc.
         maximizes: whether more is better.
         test: the final test of the best setting; empty before it.
@@ -86,14 +90,9 @@ def rank_settings(directory: Path) -> Ranking:
     sweep = read_json(directory / SWEEP_FILE)
     if not isinstance(sweep.get("objective"), str):
         raise DataError(f"{printable(directory)} is not the directory of a sweep: it has no readable {SWEEP_FILE}.")
-    repeated = ("seed", "data.fold")
     found = ((run.name, _overrides(run)) for run in sorted(directory.iterdir(), key=_run_number) if run.is_dir())
     typed = {name: overrides for name, overrides in found if overrides is not None}
-    keys = [
-        key
-        for key in dict.fromkeys(key for overrides in typed.values() for key in overrides)
-        if key not in (*repeated, *_NO_SETTINGS) and len({overrides.get(key) for overrides in typed.values()}) > 1
-    ]
+    keys = [str(key) for key in sweep.get("keys") or ()]
     records = {record.run: record for record in read_records(directory)}
     ranked: dict[tuple[str, ...], RankedSetting] = {}
     for name, overrides in typed.items():
@@ -119,7 +118,7 @@ def write_ranking(ranking: Ranking) -> None:
         for setting in ranking.settings
     ]  # fmt: skip
     write_csv(ranking.directory / "ranking.csv", [headers, *rows])
-    header, *cells = _cells(ranking)
+    header, *cells = ranking_rows(ranking)
     lines = [" | ".join(text.replace("|", "\\|") for text in row) for row in cells]
     table = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}", *(f"| {line} |" for line in lines)]
     title = f"# Sweep {printable(ranking.directory.name)}, ranked by {ranking.objective}"
@@ -128,7 +127,7 @@ def write_ranking(ranking: Ranking) -> None:
 
 def ranking_text(ranking: Ranking, max_rows: int | None = None) -> str:
     """Format the ranking in columns for the terminal, at most `max_rows` settings of it."""
-    rows = _cells(ranking)
+    rows = ranking_rows(ranking)
     shown = rows if max_rows is None else rows[: max_rows + 1]
     widths = [max(display_width(row[column]) for row in shown) for column in range(len(rows[0]))]
     lines = ["  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown]
@@ -185,8 +184,8 @@ def _run_number(run: Path) -> tuple[int, str]:
     return (int(run.name) if run.name.isdigit() else 0, run.name)
 
 
-def _cells(ranking: Ranking) -> list[list[str]]:
-    """Return the rows of the printed table, with a header; columns that are empty everywhere are left out."""
+def ranking_rows(ranking: Ranking) -> list[list[str]]:
+    """Return the rows of the printed table, with a header, as texts."""
     rows = [["", *ranking.keys, ranking.objective, "runs", "epochs", "time", "status"]]
     for setting in ranking.settings:
         value, spread = metric_text(setting.mean), f" ± {metric_text(setting.std)}" if setting.std is not None else ""

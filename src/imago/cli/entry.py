@@ -105,9 +105,18 @@ class _Job:
         composed = compose(loader, self.command, overrides)
         config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         check_complete(config)
-        check_types(config, compose_defaults(loader, self.command, overrides), overrides)
+        self.check_types(config, overrides)
         check_settings(config)
         return config
+
+    def check_types(self, config: "DictConfig", overrides: list[str]) -> None:
+        """Check the types of typed values, of a run or of the settings of a sweep."""
+        from hydra.core.global_hydra import GlobalHydra
+        from hydra.core.hydra_config import HydraConfig
+
+        choices = [text for text in HydraConfig.get().overrides.task if text.startswith("sweep=")]
+        loader: Any = GlobalHydra.instance().config_loader()
+        check_types(config, compose_defaults(loader, self.command, [*overrides, *choices]), overrides)
 
     def _check_config(self, cfg: "DictConfig", overrides: dict[str, list[str]]) -> None:
         from hydra.core.global_hydra import GlobalHydra
@@ -200,11 +209,20 @@ def _prepare_sweep() -> None:
     typed = dict(text.partition("=")[::2] for text in sys.argv[1:] if "=" in text)
     if typed.get("resume", "auto") != "auto":
         raise ConfigError(
-            f"resume={typed['resume']} continues one run, and -m starts several: leave -m out, or type "
+            f"resume={typed['resume'].strip(chr(34))} continues one run, and -m starts several: leave -m out, or type "
             "sweep_name=NAME resume=auto to continue a sweep."
         )
     if "run_name" in typed:
-        raise ConfigError(f"run_name={typed['run_name']}: a sweep is named sweep_name=NAME; its runs are numbered.")
+        raise ConfigError(
+            f"run_name={typed['run_name'].strip(chr(34))}: a sweep is named sweep_name=NAME; its runs are numbered."
+        )
+    if "hydra/sweeper" in typed:
+        raise ConfigError(
+            f"hydra/sweeper={typed['hydra/sweeper']}: the search is chosen with sweep=optuna, sweep=random or "
+            "sweep=grid, which can be continued after a crash."
+        )
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("-m needs the package optuna, an extra of this project: pip install -e '.[sweep]'.")
     if "sweep" not in typed:
         sys.argv.append("sweep=grid")
     Plugins.instance().register(TrialSweeper)

@@ -31,8 +31,7 @@ class Plan(NamedTuple):
     Attributes:
         directory: of the sweep; the runs are in its subdirectories 0, 1, ...
         space: what is searched.
-        settings: the group `sweep`, as plain data.
-        objective: logged name of the metric that is optimized, such as val/acc.
+        settings: the group `sweep`, as plain data, with its objective, the logged name of a metric, and its direction.
         is_monitored: whether the best checkpoint is chosen by it.
         num_threads: CPU threads of each process.
         flags: command line flags that every run gets, such as --config-dir=DIR.
@@ -41,10 +40,16 @@ class Plan(NamedTuple):
     directory: Path
     space: Space
     settings: Mapping[str, Any]
-    objective: str
     is_monitored: bool
     num_threads: int
     flags: Sequence[str]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What `sweep.json` says, for the ranking."""
+        keys = list(dict.fromkeys(parameter.key.lstrip("+") for parameter in self.space.parameters))
+        names = ("objective", "direction")
+        return {name: self.settings[name] for name in names} | {"keys": keys, "is_monitored": self.is_monitored}
 
 
 class Setting:
@@ -55,7 +60,7 @@ class Setting:
         self.overrides = plan.space.suggest(trial)
         first = trial.number * len(plan.space.repeats)
         self.runs = [
-            TrialRun(plan.directory / str(first + index), [*plan.space.fixed, "test=false", *self.overrides, *repeat])
+            TrialRun(plan.directory / str(first + index), [*plan.space.fixed, *self.overrides, *repeat])
             for index, repeat in enumerate(plan.space.repeats)
         ]
         self.active = [run for run in self.runs if run.is_running() or not run.was_interrupted()]  # or just ended
@@ -73,6 +78,8 @@ class Setting:
         """Look at the runs; return whether all have ended."""
         for run in [run for run in self.active if not run.is_running()]:
             self.active.remove(run)
+            if run.summary.get("status") == "finished":  # before it was stopped
+                self.pruned_at = None
             if self.pruned_at is None and (failure := run.failure()):
                 self.failure = self.failure or f"run {run.name}: {failure}"
         if self.failure or self.pruned_at is not None:
@@ -90,24 +97,27 @@ class Setting:
     def result(self) -> tuple[TrialState, float | None, str]:
         """Return the state, the objective and a text when all runs have ended."""
         if self.pruned_at is not None:
-            reason = f"by the {self.plan.settings['pruner']} pruner after epoch {self.pruned_at}"
+            pruner = self.plan.settings["pruner"]
+            name = pruner["_target_"].rpartition(".")[2] if isinstance(pruner, Mapping) else pruner
+            reason = f"{name}, after epoch {self.pruned_at}"
             self.runs[0].mark("pruned", reason)
-            return TrialState.PRUNED, None, f"pruned {reason}"
-        values = [run.objective(self.plan.objective, self.plan.is_monitored) for run in self.runs]
+            return TrialState.PRUNED, None, f"pruned ({reason})"
+        objective = self.plan.settings["objective"]
+        values = [run.objective(objective, self.plan.is_monitored) for run in self.runs]
         if self.failure is None and not all(map(math.isfinite, values)):
-            self.failure = f"{self.plan.objective} is {values}"
+            self.failure = f"{objective} is {values}"
         if self.failure is not None:
             return TrialState.FAIL, None, f"failed: {printable(self.failure)}"
         mean = sum(values) / len(values)
         of_runs = f", mean of {len(values)} runs" if len(values) > 1 else ""
-        return TrialState.COMPLETE, mean, f"{self.plan.objective} {metric_text(mean)}{of_runs}"
+        return TrialState.COMPLETE, mean, f"{objective} {metric_text(mean)}{of_runs}"
 
     def _should_prune(self) -> bool:
         """Report the new values of the first run to the study, one each validation."""
         logged: dict[str, Any] = {}
         with suppress(DataError):  # nothing is logged yet
             logged = read_logged(self.runs[0].path)
-        _, values = logged.get(self.plan.objective, ((), ()))
+        _, values = logged.get(self.plan.settings["objective"], ((), ()))
         reported = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
         for epoch in range(len(reported) + 1, len(values) + 1):
             self.trial.report(values[epoch - 1], epoch)

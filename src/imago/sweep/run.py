@@ -7,11 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from optuna.trial import TrialState
 
-from imago.analysis.ranking import SWEEP_FILE, Ranking, rank_settings, ranking_text, final_test_lines, write_ranking
+from imago.analysis.ranking import SWEEP_FILE, Ranking, final_test_lines, rank_settings, ranking_text, write_ranking
 from imago.errors import ConfigError, IncompleteError
 from imago.files import make_writable, read_json, write_json
 from imago.paths import PROJECT_ROOT, quote_for_hydra, short_path
@@ -26,12 +26,11 @@ _NUM_SEEDS = 3  # of the command that trains the best setting again; our own cho
 _TEST_SETTINGS = ("tta", "trust")  # settings of the runs that eval.py has too
 
 
-def run_sweep(plan: Plan, direction: Literal["maximize", "minimize"], is_continued: bool) -> float:
+def run_sweep(plan: Plan, is_continued: bool) -> float:
     """Run a sweep to its end; print its ranking and what to type next.
 
     Args:
         plan: what to run.
-        direction: maximize or minimize.
         is_continued: whether the directory may hold a sweep, which is then continued or shared with other processes.
 
     Returns:
@@ -48,9 +47,8 @@ def run_sweep(plan: Plan, direction: Literal["maximize", "minimize"], is_continu
             f"{short_path(directory)} already holds a sweep: type resume=auto to continue it, or another sweep_name."
         )
     make_writable(directory, "paths.log_dir=DIR")
-    study = open_study(directory, plan.settings, plan.space, direction)
-    entries = {"objective": plan.objective, "direction": direction, "is_monitored": plan.is_monitored}
-    write_json(directory / SWEEP_FILE, read_json(directory / SWEEP_FILE) | entries)
+    study = open_study(directory, plan.settings, plan.space)
+    write_json(directory / SWEEP_FILE, read_json(directory / SWEEP_FILE) | plan.description)
     print(f"sweep in {short_path(directory)}, {plan.num_threads} CPU threads for each trial", flush=True)
     driver = Driver(plan, study)
     driver.run(lambda: write_ranking(rank_settings(directory)))
@@ -101,7 +99,9 @@ def _test_best(plan: Plan) -> None:
 
 
 def _test(run: Path, plan: Plan) -> dict[str, Any]:
-    """Return the metrics of eval.py, or why it cannot evaluate this run."""
+    """Return the metrics of the test of a run: its own, else those of eval.py, or why that cannot evaluate it."""
+    if test := read_json(run / "summary.json").get("test"):
+        return test
     typed = [text for text in plan.space.fixed if text.partition("=")[0] in _TEST_SETTINGS]
     command = [sys.executable, str(PROJECT_ROOT / "src" / "eval.py"), f"run={quote_for_hydra(str(run))}", *typed]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -127,7 +127,7 @@ def _print_end(ranking: Ranking, plan: Plan, num_elsewhere: int) -> None:
 
 
 def _typed(overrides: Iterable[str]) -> list[str]:
-    return [text.removeprefix("++") for text in overrides if text.partition("=")[0] not in REPEATED_KEYS]
+    return [text.removeprefix("++") for text in overrides if text.partition("=")[0] not in (*REPEATED_KEYS, "test")]
 
 
 def _more_seeds(plan: Plan) -> str:

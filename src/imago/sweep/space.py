@@ -63,13 +63,14 @@ class Space(NamedTuple):
                 chosen.append(f"{parameter.key}={parameter.suggest(trial)}")
         return chosen
 
-    def first(self) -> list[str]:
-        """Return the overrides of a run with the first value of each setting, to check them before the sweep."""
+    def first(self, **chosen_values: str) -> list[str]:
+        """Return the overrides of a run with the first value of each setting but the given ones, to check them."""
         chosen: list[str] = []
         for parameter in self.parameters:
             if self._applies(parameter, chosen):
                 low = str(parameter.low) if isinstance(parameter.low, int) else f"{parameter.low:.4g}"
-                chosen.append(f"{parameter.key}={parameter.choices[0] if parameter.choices else low}")
+                value = chosen_values.get(parameter.key, parameter.choices[0] if parameter.choices else low)
+                chosen.append(f"{parameter.key}={value}")
         return [*self.fixed, *chosen, *self.repeats[0]]
 
     def combinations(self, chosen: tuple[str, ...] = (), start: int = 0) -> Iterator[dict[str, str]]:

@@ -1,11 +1,12 @@
 """Create or open the Optuna study of a sweep, which several processes may share."""
 
 import hashlib
+import math
 import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -36,24 +37,24 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)  # the ranking says what th
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def open_study(
-    directory: Path, settings: Mapping[str, Any], space: Space, direction: Literal["maximize", "minimize"]
-) -> optuna.Study:
+def open_study(directory: Path, settings: Mapping[str, Any], space: Space) -> optuna.Study:
     """Create the study of a sweep, or open it if it exists.
 
     A grid is queued once, by the process that creates the study.
 
     Raises:
-        ConfigError: if the study searches another space, or an unknown sampler or pruner is named.
+        ConfigError: if the study searches another space.
         DataError: if the storage cannot be used.
     """
     storage = _open_storage(settings["storage"], directory)
-    pruner = _choose("pruner", settings["pruner"], _PRUNERS)
+    pruner = _build(settings["pruner"], _PRUNERS)
     searched = {"fixed": sorted(space.fixed), "parameters": list(map(str, space.parameters)),
-                "repeats": list(map(list, space.repeats)), "direction": direction}  # fmt: skip
+                "repeats": list(map(list, space.repeats)), "direction": settings["direction"]}  # fmt: skip
     grid = list(space.combinations()) if settings["sampler"] == "grid" else []
     try:
-        study = optuna.create_study(storage=storage, study_name=directory.name, direction=direction, pruner=pruner)
+        study = optuna.create_study(
+            storage=storage, study_name=directory.name, direction=settings["direction"], pruner=pruner
+        )
         is_new = True
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(storage=storage, study_name=directory.name, pruner=pruner)
@@ -75,29 +76,37 @@ def _is_filled(study: optuna.Study) -> bool:
     return False
 
 
-def num_to_start(study: optuna.Study, settings: Mapping[str, Any]) -> int:
+def num_to_start(study: optuna.Study, settings: Mapping[str, Any]) -> float:
     """Return how many more trials may be started: of `n_trials` in total, or of the queued grid."""
     trials = study.get_trials(deepcopy=False)
     num_started = sum(trial.state != TrialState.WAITING for trial in trials)
-    if settings["sampler"] == "grid":
-        return min(len(trials), settings["n_trials"] or len(trials)) - num_started
-    return settings["n_trials"] - num_started
+    num_trials = settings["n_trials"] or math.inf
+    return min(num_trials, len(trials) if settings["sampler"] == "grid" else math.inf) - num_started
 
 
 def set_sampler(study: optuna.Study, settings: Mapping[str, Any], number: int) -> None:
     """Give the study a sampler whose seed depends on the trial only, so that an interrupted sweep goes on alike."""
     if settings["sampler"] != "grid":  # values of a grid are queued
         digest = hashlib.sha256(f"{settings['seed']} {number}".encode()).digest()
-        study.sampler = _choose("sampler", settings["sampler"], _SAMPLERS, seed=int.from_bytes(digest[:4]))
+        study.sampler = _build(settings["sampler"], _SAMPLERS, seed=int.from_bytes(digest[:4]))
 
 
-def _choose(key: str, choice: Any, known: Mapping[str, Any], **arguments: Any) -> Any:
+def check_names(settings: Mapping[str, Any]) -> None:
+    """Check the names of the sampler and the pruner.
+
+    Raises:
+        ConfigError: for a name that is not known.
+    """
+    for key, known in (("sampler", ("grid", *_SAMPLERS)), ("pruner", (*_PRUNERS,))):
+        if not isinstance(settings[key], Mapping) and settings[key] not in known:
+            raise ConfigError(
+                f"sweep.{key}={settings[key]} is not one of {', '.join(known)}, or a _target_ with its arguments."
+            )
+
+
+def _build(choice: Any, known: Mapping[str, Any], **arguments: Any) -> Any:
     """Build the sampler or pruner of a name, or of a `_target_` with its arguments."""
-    if isinstance(choice, Mapping):
-        return build(choice, **arguments)
-    if choice not in known:
-        raise ConfigError(f"sweep.{key}={choice} is not one of {', '.join(known)}, or a _target_ with its arguments.")
-    return known[choice](**arguments)
+    return build(choice, **arguments) if isinstance(choice, Mapping) else known[choice](**arguments)
 
 
 def _open_storage(url: str | None, directory: Path) -> BaseStorage:

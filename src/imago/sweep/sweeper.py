@@ -12,7 +12,12 @@ from imago.errors import ConfigError
 from imago.files import write_json
 from imago.instantiate import to_plain
 from imago.settings import typed_value
-from imago.sweep.space import parse_space
+from imago.sweep.driver import Plan
+from imago.sweep.machine import threads_per_process
+from imago.sweep.run import run_sweep
+from imago.sweep.space import Space, parse_space
+from imago.sweep.study import check_names
+from imago.training.checks import direction_of
 
 _SWEEP_KEYS = ("sweep", "sweep_name", "resume")  # settings of the sweep, not of its runs
 _DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
@@ -41,33 +46,59 @@ class TrialSweeper(Sweeper):
         """
         typed = [text for text in arguments if _key(text).partition(".")[0] not in _SWEEP_KEYS]
         if any(_key(text) == "test" for text in typed):
-            raise ConfigError("test: a sweep is ranked by val, and only its best setting is tested, once, at the end.")
-        settings = to_plain(self.settings.sweep)
+            raise ConfigError("test: a search is ranked by val, and only its best setting is tested, once, at the end.")
+        settings = self._checked_settings(arguments)
         space = parse_space([*typed, *self.params], settings["space"], self.loader)
-        config = self.job.check_trial(space.first())
-        objective, direction, is_monitored = _objective(config, settings)
+        if space.parameters:  # with several seeds or folds only, nothing is chosen
+            space = space._replace(fixed=(*space.fixed, "test=false"))
+        config = self._check_runs(space)
+        settings["objective"], settings["direction"], is_monitored = _objective(config, settings)
         directory = Path(self.settings.hydra.sweep.dir).absolute()
-        if not str(self.settings.hydra.launcher._target_).endswith(".BasicLauncher"):
-            directory.mkdir(parents=True, exist_ok=True)
-            entries = {"objective": objective, "direction": direction, "is_monitored": is_monitored}
-            write_json(directory / SWEEP_FILE, entries)
-            return self.hydra_sweeper.sweep([*typed, "test=false"])
-        from imago.sweep.driver import Plan
-        from imago.sweep.machine import threads_per_process
-        from imago.sweep.run import run_sweep
-
         num_devices = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
         sources = self.settings.hydra.runtime.config_sources
         plan = Plan(
             directory=directory,
             space=space,
             settings=settings,
-            objective=objective,
             is_monitored=is_monitored,
             num_threads=threads_per_process(settings["parallel"] * num_devices),
             flags=[f"--config-dir={source.path}" for source in sources if source.provider == "command-line"],
         )
-        return run_sweep(plan, direction, is_continued=self.settings.resume == "auto")
+        if str(self.settings.hydra.launcher._target_).endswith(".BasicLauncher"):
+            return run_sweep(plan, is_continued=self.settings.resume == "auto")
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / SWEEP_FILE, plan.description)
+        return self.hydra_sweeper.sweep([*typed, *(["test=false"] if space.parameters else [])])
+
+    def _checked_settings(self, arguments: list[str]) -> dict[str, Any]:
+        """Return the group `sweep` as plain data.
+
+        Raises:
+            ConfigError: for a value of another type, or that cannot work.
+        """
+        self.job.check_types(self.settings, [text for text in arguments if text.startswith("sweep.")])
+        settings = to_plain(self.settings.sweep)
+        for key in ("n_trials", "max_hours", "parallel"):
+            if settings[key] is not None and settings[key] <= 0:
+                raise ConfigError(f"sweep.{key}={settings[key]} must be greater than 0.")
+        check_names(settings)
+        if settings["sampler"] != "grid" and settings["n_trials"] is settings["max_hours"] is None:
+            raise ConfigError("sweep.n_trials=null: type sweep.n_trials=N or sweep.max_hours=H, which end the search.")
+        return settings
+
+    def _check_runs(self, space: Space) -> DictConfig:
+        """Check a run with the first value of each setting, and one with each option of a group; return its config.
+
+        Raises:
+            UserError: for a value that no run can have.
+        """
+        if not space.parameters and len(space.repeats) == 1:
+            raise ConfigError("-m: no setting has several values; type e.g. optimizer.lr=1e-3,3e-3 or seed=1,2,3.")
+        for parameter in space.parameters:
+            if self.loader.get_group_options(parameter.key):
+                for option in parameter.choices[1:]:
+                    self.job.check_trial(space.first(**{parameter.key: option}))
+        return self.job.check_trial(space.first())
 
 
 def _objective(config: DictConfig, settings: dict[str, Any]) -> tuple[str, Literal["maximize", "minimize"], bool]:
@@ -76,8 +107,6 @@ def _objective(config: DictConfig, settings: dict[str, Any]) -> tuple[str, Liter
     Raises:
         ConfigError: for a metric of the test split, or one whose direction is not known.
     """
-    from imago.training.checks import direction_of
-
     best = config.callbacks.get("best_checkpoint")
     if best is None:
         raise ConfigError("callbacks.best_checkpoint=null: a sweep ranks its runs by what this callback monitors.")

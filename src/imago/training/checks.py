@@ -118,6 +118,9 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def _value_problems(cfg: DictConfig) -> Iterator[str]:
+    for key in ("sweep", "sweep_name"):
+        if cfg.get(key) is not None:
+            yield f"{key}: this is a setting of a sweep, which needs -m before its settings."
     for key, allowed in _CHOICES.items():
         value = OmegaConf.select(cfg, key)
         if value not in allowed:
