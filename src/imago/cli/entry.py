@@ -206,16 +206,14 @@ def _prepare_sweep() -> None:
 
     from imago.sweep.sweeper import TrialSweeper
 
-    typed = dict(text.partition("=")[::2] for text in sys.argv[1:] if "=" in text)
+    typed = dict(text.replace('"', "").partition("=")[::2] for text in sys.argv[1:] if "=" in text)
     if typed.get("resume", "auto") != "auto":
         raise ConfigError(
-            f"resume={typed['resume'].strip(chr(34))} continues one run, and -m starts several: leave -m out, or type "
+            f"resume={typed['resume']} continues one run, and -m starts several: leave -m out, or type "
             "sweep_name=NAME resume=auto to continue a sweep."
         )
     if "run_name" in typed:
-        raise ConfigError(
-            f"run_name={typed['run_name'].strip(chr(34))}: a sweep is named sweep_name=NAME; its runs are numbered."
-        )
+        raise ConfigError(f"run_name={typed['run_name']}: a sweep is named sweep_name=NAME; its runs are numbered.")
     if "hydra/sweeper" in typed:
         raise ConfigError(
             f"hydra/sweeper={typed['hydra/sweeper']}: the search is chosen with sweep=optuna, sweep=random or "
