@@ -214,7 +214,7 @@ def test_a_sweep_with_a_bug_ends_with_exit_code_1_and_shows_the_traceback(projec
 
 def test_help_shows_examples_groups_and_completion(project):
     out = run(project, "--help")[1]
-    assert "python src/train.py -m seed=1,2,3" in out
+    assert "python src/train.py -m optimizer.lr=1e-3,3e-3 seed=1,2" in out
     assert "model: resnet18, resnet50, small" in out
     assert 'eval "$(python src/train.py -sc install=bash)"' in out
 
