@@ -58,6 +58,15 @@ def test_a_sampler_chooses_as_many_trials_as_asked_alike_in_each_sweep(new_drive
     assert other[0][0] != first[0][0]
 
 
+def test_a_setting_that_is_chosen_again_is_not_trained_again(new_driver, fake_project: Path):
+    driver = new_driver(space={"lr": "0.1,0.2"}, sampler="random", n_trials=6)
+    results = run(driver)
+    assert len({params["lr"]: value for params, _, value in results}) == 2
+    assert len({(params["lr"], value) for params, _, value in results}) == 2
+    assert len(list((fake_project / "x").glob("*/summary.json"))) == 2
+    assert len(results) < 6  # both are tried
+
+
 def test_n_trials_is_the_total_over_several_starts(new_driver):
     run(new_driver("lr=0.1,0.2,0.3", n_trials=1))
     assert [state.name for _, state, _ in run(new_driver("lr=0.1,0.2,0.3", n_trials=2))] == [

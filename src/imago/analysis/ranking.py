@@ -95,7 +95,11 @@ def rank_settings(directory: Path) -> Ranking:
     keys = [str(key) for key in sweep.get("keys") or ()]
     records = {record.run: record for record in read_records(directory)}
     ranked: dict[tuple[str, ...], RankedSetting] = {}
+    seen: list[dict[str, str]] = []
     for name, overrides in typed.items():
+        if overrides in seen:  # two processes of the sweep chose alike at the same time
+            continue
+        seen.append(overrides)
         values = {key: overrides[key] for key in keys if key in overrides}
         setting = ranked.setdefault(tuple(f"{key}={value}" for key, value in values.items()), RankedSetting(values))
         _add_run(setting, name, records.get(name), read_json(directory / name / "summary.json"), sweep)

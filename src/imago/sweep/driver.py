@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -208,19 +209,41 @@ class Driver:
         if max_hours is not None and time.monotonic() - self._start_s > 3600 * max_hours:
             return None
         with self._lock_trials():
-            if num_to_start(self.study, self.plan.settings) <= 0:
-                return None
-            set_sampler(self.study, self.plan.settings, len(self.study.get_trials(deepcopy=False)))
-            trial = self.study.ask()
-            claim = self._claim(trial.number)
-            assert claim is not None  # nobody else has this number
-            self._settings.append(Setting(trial, self.plan, claim))
-        return self._settings[-1]
+            while num_to_start(self.study, self.plan.settings) > 0 and not self._has_tried_all():
+                set_sampler(self.study, self.plan.settings, len(self.study.get_trials(deepcopy=False)))
+                trial = self.study.ask()
+                claim = self._claim(trial.number)
+                assert claim is not None  # nobody else has this number
+                setting = Setting(trial, self.plan, claim)
+                if not self._ends_like_an_earlier_one(setting):
+                    self._settings.append(setting)
+                    return setting
+        return None
+
+    def _has_tried_all(self) -> bool:
+        """Return whether a search without intervals has tried every combination."""
+        if not all(parameter.choices for parameter in self.plan.space.parameters):
+            return False
+        trials = self.study.get_trials(deepcopy=False)
+        num_tried = len({str(trial.params) for trial in trials if trial.state != TrialState.WAITING})
+        return next(islice(self.plan.space.combinations(), num_tried, None), None) is None
+
+    def _ends_like_an_earlier_one(self, setting: Setting) -> bool:
+        """Give a setting that was chosen before the same result: its runs would be the same."""
+        trials = self.study.get_trials(deepcopy=False)
+        params = trials[setting.trial.number].params
+        finished = (trial for trial in trials if trial.params == params and trial.state.is_finished())
+        if (earlier := next(finished, None)) is None:
+            return False
+        setting.trial.set_user_attr("result", f"as trial {earlier.number}")
+        self.study.tell(setting.trial, earlier.value, state=earlier.state)
+        setting.lock.close()
+        return True
 
     def _end(self, setting: Setting) -> str:
         """Give the result of a setting to the study; return a line for the terminal."""
         state, value, text = setting.result()
-        setting.trial.set_user_attr("text", text)
+        setting.trial.set_user_attr("result", text)
         self.study.tell(setting.trial, value, state=state)
         self._settings.remove(setting)
         setting.lock.close()
