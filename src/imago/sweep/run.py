@@ -112,12 +112,12 @@ def _test(run: Path, plan: Plan) -> dict[str, Any]:
 
 
 def _print_end(ranking: Ranking, plan: Plan, num_elsewhere: int) -> None:
-    print(f"\n{ranking_text(ranking, _MAX_ROWS)}\n")
+    lines = ["", ranking_text(ranking, _MAX_ROWS), ""]
     if ranking.saved_s:
-        print(f"pruning saved about {duration_text(ranking.saved_s)}")
+        lines.append(f"pruning saved about {duration_text(ranking.saved_s)}")
     if num_elsewhere:
-        print(f"{num_elsewhere} trials still run in other processes; the last one to end tests the best setting")
-    lines = final_test_lines(ranking)
+        lines.append(f"{num_elsewhere} trials still run in other processes; the last one to end tests the best setting")
+    lines += final_test_lines(ranking)
     if ranking.best is not None:
         typed = shlex.join([*_typed(plan.space.fixed), *(f"{key}={v}" for key, v in ranking.best.settings.items())])
         seeds = _more_seeds(plan)
