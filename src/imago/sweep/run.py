@@ -119,9 +119,9 @@ def _print_end(ranking: Ranking, plan: Plan, num_elsewhere: int) -> None:
         lines.append(f"{num_elsewhere} trials still run in other processes; the last one to end tests the best setting")
     lines += final_test_lines(ranking)
     if ranking.best is not None:
-        typed = shlex.join([*_typed(plan.space.fixed), *(f"{key}={v}" for key, v in ranking.best.settings.items())])
-        seeds = _more_seeds(plan)
-        lines += ["next:", f"  python src/train.py -m {typed} seed={seeds}".replace("  seed", " seed")]
+        best = [f"{key}={value}" for key, value in ranking.best.settings.items()]
+        command = shlex.join(["-m", *_typed(plan.space.fixed), *best, f"seed={_more_seeds(plan)}"])
+        lines += ["next:", f"  python src/train.py {command}"]
         lines += [f"  python src/report.py run={shlex.quote(short_path(plan.directory))}"]
     print("\n".join(lines))
 
