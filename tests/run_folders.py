@@ -76,3 +76,30 @@ def make_evaluation(
     metrics = {"interval_95": [0.5, 0.7], "data_fingerprint": "f1", "data_root": "/data"} | metadata
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder
+
+
+def make_sweep(folder: Path, num_settings: int = 9) -> Path:
+    """Write the directories of a sweep over three settings, of which one depends on another; the last trial failed."""
+    folder.mkdir(parents=True)
+    sweep = {
+        "objective": "val/acc",
+        "direction": "maximize",
+        "keys": ["optimizer", "optimizer.lr", "optimizer.momentum"],
+    }
+    test = {"runs": ["1"], "acc": [0.7], "interval_95": [0.6, 0.8], "num_images": 100}
+    (folder / "sweep.json").write_text(json.dumps(sweep | {"is_monitored": True, "test": test}))
+    for number in range(num_settings):
+        run = folder / str(number)
+        run.mkdir()
+        typed = [f"optimizer={'sgd' if number % 2 else 'adamw'}", f"optimizer.lr={0.001 * 2**number:g}"]
+        typed += [f"optimizer.momentum=0.{number}"] if number % 2 else []
+        (run / "trial.json").write_text(json.dumps({"overrides": typed}))
+        value, status = 0.5 + 0.01 * number, "failed" if number == num_settings - 1 else "finished"
+        entries = {
+            "best_value": value,
+            "val": {"acc": value},
+            "reason": "the loss is nan " * 9 if status == "failed" else None,
+        }
+        (run / "summary.json").write_text(json.dumps({"status": status, "epochs": 2, "seconds": 9.5} | entries))
+        (run / "metrics.csv").write_text(f"step,val/acc\n10,{value - 0.1}\n20,{value}\n")
+    return folder

@@ -53,11 +53,12 @@ ARROWS = {
     "export": _BASE | _PARTS | {"inference"},
     "dataset_check": _BASE | {"data", "augment"},
     "analysis": {"images", "statistics", "runs"},
-    "cli": _BASE | _COMMANDS,
+    "sweep": _BASE | {"training", "analysis"},
+    "cli": _BASE | _COMMANDS | {"sweep"},
 }
 
 # These see configs, and so does the module of each command. All others receive plain values or built objects.
-SEES_CONFIGS = {"cli", "training", "instantiate", "paths"}
+SEES_CONFIGS = {"cli", "training", "sweep", "instantiate", "paths"}
 COMMAND_MODULES = {"evaluate", "predict", "export", "check", "report"}
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from PIL import Image
-from run_folders import make_evaluation, make_run
+from run_folders import make_evaluation, make_run, make_sweep
 
 from imago.analysis.comparison import compare_runs, write_comparison_page
 from imago.analysis.run_page import write_run_page
+from imago.analysis.sweep_page import write_sweep_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -94,10 +95,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         runs.append(run)
     failed = make_run(folder / "train" / "failed", status="failed", reason="the loss is nan " * 20, test=None, val=None)
     (failed / "metrics.csv").unlink()
-    written = {name: folder / f"{name}.html" for name in ("run", "bare", "comparison")}
+    written = {name: folder / f"{name}.html" for name in ("run", "bare", "comparison", "sweep")}
     write_run_page(runs[0], "test", written["run"])
     write_run_page(failed, "test", written["bare"])
     write_comparison_page(compare_runs(*runs), written["comparison"])
+    write_sweep_page(make_sweep(folder / "a_sweep"), written["sweep"])
     return written
 
 
@@ -122,7 +124,7 @@ def shown(browser: "Browser", pages: dict[str, Path]) -> "Iterator[Callable[...,
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (400, "light")])
-@pytest.mark.parametrize("name", ["run", "bare", "comparison"])
+@pytest.mark.parametrize("name", ["run", "bare", "comparison", "sweep"])
 def test_a_page_fits_and_can_be_read(name: str, width: int, scheme: str, shown, tmp_path: Path):
     page = shown(name, width, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -11,6 +11,7 @@ TREE = {
         defaults: [_self_, {data: shapes}, {model: small}, {optimizer: adamw}, {trainer: default}, {experiment: null}]
         seed: 0
         run_name: null
+        sweep_name: null
         note: null
         trust: []
     """,

@@ -198,10 +198,10 @@ def test_several_ranks_need_one_directory_name(project):
 
 @pytest.mark.slow
 def test_a_failing_trial_does_not_stop_the_others(project):
-    code, out, errors = run(project, "-m", "seed=16,1,abc", "run_name=sweep")
+    code, out, errors = run(project, "-m", "seed=16,1,abc", "sweep_name=sweep")
     assert code == 2
     assert re.findall(r"sweep/(\d)", out) == ["0", "1"]
-    assert 'error: trial 0 (seed=16 run_name="sweep"): data.root=/x: no images' in errors
+    assert 'error: trial 0 (seed=16 sweep_name="sweep"): data.root=/x: no images' in errors
     assert any(error.startswith("error: trial 2 (seed=abc") for error in errors)
     assert errors[-1] == "error: 2 of 3 trials failed"
     assert "Traceback" not in "".join(errors)
@@ -218,7 +218,7 @@ def test_a_sweep_with_a_bug_ends_with_exit_code_1_and_shows_the_traceback(projec
 
 def test_help_shows_examples_groups_and_completion(project):
     out = run(project, "--help")[1]
-    assert "python src/train.py -m seed=1,2,3" in out
+    assert "python src/train.py -m optimizer.lr=1e-3,3e-3 seed=1,2" in out
     assert "model: resnet18, resnet50, small" in out
     assert 'eval "$(python src/train.py -sc install=bash)"' in out
 

@@ -45,13 +45,13 @@ def curves_of(file: Path) -> list[tuple[str, str]]:
 def sweep_with_a_failing_rank(runs: WarmRuns, name: str) -> None:
     broken = "+callbacks.broken={_target_: interruptions.RaiseWithSeed1, step: 1, rank: 1, seed: '${seed}'}"
     done = runs.run(
-        *TINY, "trainer.devices=2", "trainer.accelerator=cpu", "-m", f"run_name={name}", "seed=1,2", broken, expect=1
+        *TINY, "trainer.devices=2", "trainer.accelerator=cpu", "-m", f"sweep_name={name}", "seed=1,2", broken, expect=1
     )
     sweep = runs.logs / "sweeps" / name
-    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "1"]
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "1", "drivers"]
     assert summary(sweep / "0")["status"] == "failed"
     assert summary(sweep / "1")["status"] == "finished"
-    assert "1 of 2 trials failed" in done.stderr
+    assert "error: 1 trials failed" in done.stderr
 
 
 @pytest.mark.soak

@@ -80,7 +80,7 @@ def test_checkpoint_is_plain_data_with_clean_keys(finished_run: Path):
 
 
 def test_a_sweep_writes_one_run_directory_per_trial(runs: WarmRuns):
-    runs.run(*TINY, "-m", "run_name=seeds", "seed=1,2", "trainer.max_epochs=1")
+    runs.run(*TINY, "-m", "sweep_name=seeds", "seed=1,2", "trainer.max_epochs=1")
     trials = [runs.logs / "sweeps" / "seeds" / number for number in ("0", "1")]
     assert [summary(trial)["status"] for trial in trials] == ["finished", "finished"]
     assert not torch.equal(weights(trials[0])["net.classifier.1.weight"], weights(trials[1])["net.classifier.1.weight"])

@@ -14,6 +14,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 388, 12, 210  # ends of the axes
 # Points drawn per line: more are not visible in 340 px, and the page would grow to megabytes.
 _MAX_POINTS = 500
 _MAX_MARKED = 40  # points of a line with markers: on more, they would hide the line; our own choice
+_PARALLEL_WIDTH, _PARALLEL_MARGIN = 800, 70  # of parallel axes; the margin leaves space for the names
+_LOG_RATIO = 50  # of the largest to the smallest number on a parallel axis with a logarithmic scale; our own choice
 _EXCLUDED_PREFIXES = ("epoch", "test/")  # names of metrics that have no curve
 
 
@@ -127,3 +129,64 @@ def _path(line: Line, x_axis: _Axis, y_axis: _Axis) -> str:
 
 def _number_text(value: float) -> str:
     return f"{0.0 if abs(value) < 1e-12 else value:.5g}"  # ticks may miss 0 by a rounding error
+
+
+def numbers_or_none(values: Sequence[str | None]) -> list[float] | None:
+    """Return the values as numbers; None if one of them is a word."""
+    try:
+        return [float(value) for value in values if value is not None]
+    except ValueError:
+        return None
+
+
+def parallel_chart(title: str, columns: Mapping[str, Sequence[str | None]]) -> Chart:
+    """Draw one line for each row over parallel axes, the first row highlighted.
+
+    Args:
+        title: the title of the chart.
+        columns: the values as typed by the name of their axis; None leaves a gap. Numbers of several magnitudes are
+            drawn on a logarithmic scale, words in alphabetical order.
+    """
+    spacing = (_PARALLEL_WIDTH - 2 * _PARALLEL_MARGIN) / max(1, len(columns) - 1)
+    positions, elements = [], []
+    for index, (name, values) in enumerate(columns.items()):
+        x = _PARALLEL_MARGIN + index * spacing
+        heights, labels = _parallel_axis(values)
+        positions.append([None if y is None else (x, y) for y in heights])
+        elements.append(f'<path class="axis" d="M{x:.1f} {_TOP + 20}V{_BOTTOM}"/>')
+        elements.append(f'<text x="{x:.1f}" y="{_BOTTOM + 24}" text-anchor="middle">{escape(name)}</text>')
+        elements += [f'<text x="{x + 5:.1f}" y="{y + 4:.1f}">{escape(label)}</text>' for label, y in labels.items()]
+    rows = list(zip(*positions, strict=True))
+    lines = [_broken_path(points, 4) for points in rows[:0:-1]] + [_broken_path(points, 2) for points in rows[:1]]
+    best = ", ".join(f"{name} {values[0]}" for name, values in columns.items() if values[0] is not None)
+    svg = (
+        f'<svg viewBox="0 0 {_PARALLEL_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(f"{title}: {best}")}">'
+        f"<title>{escape(title)}</title>{''.join(lines)}{''.join(elements)}</svg>"
+    )
+    return Chart(title, svg, [], f"best: {best}")
+
+
+def _parallel_axis(values: Sequence[str | None]) -> tuple[list[float | None], dict[str, float]]:
+    """Return the height of each value on its axis, and the labels with theirs."""
+    known = [value for value in values if value is not None]
+    numbers = numbers_or_none(known)
+    if numbers is None:
+        ranks = {word: float(index) for index, word in enumerate(sorted(set(known), reverse=True))}
+        labels = list(ranks)
+    else:
+        is_log = min(numbers) > 0 and max(numbers) / min(numbers) >= _LOG_RATIO
+        scaled = [math.log(number) for number in numbers] if is_log else numbers
+        ranks = dict(zip(known, scaled, strict=True))
+        labels = sorted({min(known, key=float), max(known, key=float)}, key=float)
+    low, high = min(ranks.values()), max(ranks.values())
+    top, scale = _TOP + 20, (_BOTTOM - _TOP - 20) / ((high - low) or 1.0)
+    heights = {word: top + (high - rank) * scale for word, rank in ranks.items()}
+    return [None if value is None else heights[value] for value in values], {word: heights[word] for word in labels}
+
+
+def _broken_path(points: Sequence[tuple[float, float] | None], style: int) -> str:
+    path, pen = "", "M"
+    for point in points:
+        path += "" if point is None else f"{pen}{point[0]:.1f} {point[1]:.1f}"
+        pen = "M" if point is None else "L"
+    return f'<path class="line line{style}" d="{path}"/>' if path else ""

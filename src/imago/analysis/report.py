@@ -22,7 +22,9 @@ def report(cfg: DictConfig) -> None:
         UserError: for settings or files that the user has to correct.
     """
     _check_settings(cfg)
-    if cfg.run:
+    if cfg.run and _is_sweep(cfg.run):
+        _report_sweep(Path(cfg.run), cfg.output)
+    elif cfg.run:
         _report_run(cfg)
     elif cfg.a:
         _report_comparison(cfg)
@@ -44,12 +46,27 @@ def _check_settings(cfg: DictConfig) -> None:
     if cfg.split not in ("val", "test"):
         raise ConfigError(f"split={cfg.split} is not one of test, val.")
     for name in ("run", "a", "b"):
-        if cfg[name] and not (Path(cfg[name]) / "summary.json").is_file():
+        is_run = (Path(cfg[name] or "") / "summary.json").is_file() or (name == "run" and _is_sweep(cfg.run))
+        if cfg[name] and not is_run:
             raise ConfigError(
                 f"{name}={cfg[name]} is not a run directory (no summary.json); use one, e.g. logs/latest."
             )
         if cfg[name]:
             refuse_links(Path(cfg[name]))
+
+
+def _is_sweep(directory: str | None) -> bool:
+    return directory is not None and (Path(directory) / "sweep.json").is_file()
+
+
+def _report_sweep(directory: Path, output: str | None) -> None:
+    from imago.analysis.ranking import final_test_lines, ranking_text
+    from imago.analysis.sweep_page import write_sweep_page
+
+    file = Path(output) if output else directory / "report.html"
+    ranking = write_sweep_page(directory.resolve(), file)
+    print("\n".join([ranking_text(ranking), "", *final_test_lines(ranking)]))
+    print(f"page written to {short_path(file)}; ranking.csv and ranking.md are in {short_path(directory)}")
 
 
 def _report_table(cfg: DictConfig) -> None:
@@ -75,6 +92,9 @@ def _report_table(cfg: DictConfig) -> None:
     if cfg.csv:
         write_runs_csv(table, Path(cfg.csv))
         print(f"table written to {short_path(Path(cfg.csv))}")
+    if _is_sweep(cfg.runs):
+        print()
+        _report_sweep(Path(cfg.runs), None)
 
 
 def _report_run(cfg: DictConfig) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PATH_KEYS = {
     *("data.root", "data.split_file", "data.list_file", "model.weights"),
     *("task.teacher", "task.teacher.weights", "paths.data_dir", "paths.log_dir"),
-    *("input", "run", "runs", "a", "b", "resume", "ckpt", "run_name", "output", "csv", "class_names"),
+    *("input", "run", "runs", "a", "b", "resume", "ckpt", "run_name", "sweep_name", "output", "csv", "class_names"),
 }
 
 # Keys that accept more types than that of their default, which is null or one of several possible types.
@@ -32,22 +32,22 @@ ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
         *("paths.run_dir", "preprocess.crop", "preprocess.interpolation", "model.freeze"),
         *("callbacks.*.dirpath", "logger.*.save_dir", "logger.*.path"),
         *("augment.policy", "trainer.gradient_clip_algorithm", "tune"),
-        *("callbacks.*.mode", "schedule.mode"),
+        *("callbacks.*.mode", "schedule.mode", "sweep.objective", "sweep.direction", "sweep.storage"),
     },
     (int, NoneType): {
-        *("opset", "limit", "batch_size", "trainer.max_epochs", "trainer.log_every_n_steps"),
+        *("sweep.n_trials", "opset", "limit", "batch_size", "trainer.max_epochs", "trainer.log_every_n_steps"),
         *("data.num_workers", "data.fold", "data.decoded_px", "data.size"),
         *("preprocess.size", "preprocess.resize", "trainer.check_val_every_n_epoch", "schedule.*_steps"),
     },
     (float, NoneType): {"schedule.*_epochs", "trainer.gradient_clip_val"},
-    (int, float, NoneType): {"trainer.val_check_interval", "trainer.limit_*_batches"},
+    (int, float, NoneType): {"sweep.max_hours", "trainer.val_check_interval", "trainer.limit_*_batches"},
     (bool, NoneType): {"optimizer.fused", "trainer.benchmark"},
     (list, NoneType): {"preprocess.mean", "preprocess.std", "augment.random_resized_crop_scale"},
     (dict, NoneType): {"data.val", "data.test", "callbacks.*", "logger.*"},
     (str, list, dict, NoneType): {"loss.weight"},
     (int, str, list): {"trainer.devices"},
     (str, int): {"trainer.precision", "threads"},
-    (str, dict): {"trainer.strategy"},
+    (str, dict): {"trainer.strategy", "sweep.sampler", "sweep.pruner"},
     (str, dict, NoneType): {"trainer.profiler", "trainer.max_time"},
     (bool, str): {"trainer.deterministic"},
 }

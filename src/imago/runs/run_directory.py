@@ -210,7 +210,7 @@ class RunDirectory:
                 file.write(text)
                 file.truncate()
         if reason == "SIGUSR1":
-            _requeue_slurm_job()
+            requeue_slurm_job()
 
 
 def has_never_saved(directory: Path) -> bool:
@@ -244,7 +244,7 @@ def lock_directory(directory: Path) -> Iterator[None]:
         yield
 
 
-def _requeue_slurm_job() -> None:
+def requeue_slurm_job() -> None:
     """Queue this SLURM job, or this task of a job array, again; outside SLURM do nothing."""
     if "SLURM_JOB_ID" not in os.environ:
         return

@@ -119,6 +119,9 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def _value_problems(cfg: DictConfig) -> Iterator[str]:
+    for key in ("sweep", "sweep_name"):
+        if cfg.get(key) is not None:
+            yield f"{key}: this is a setting of a sweep, which needs -m before its settings."
     for key, allowed in _CHOICES.items():
         value = OmegaConf.select(cfg, key)
         if value not in allowed:
@@ -204,12 +207,15 @@ def set_modes(cfg: DictConfig) -> None:
     """
     for key, settings in monitors(cfg).items():
         if "mode" in settings and settings.mode is None:
-            settings.mode = _DIRECTIONS.get(settings.monitor) or _metric_direction(cfg, settings.monitor)
+            settings.mode = direction_of(cfg, settings.monitor)
             if settings.mode is None:
                 raise ConfigError(f"{key}.monitor={settings.monitor}: type {key}.mode=min or {key}.mode=max.")
 
 
-def _metric_direction(cfg: DictConfig, monitor: str) -> str | None:
+def direction_of(cfg: DictConfig, monitor: str) -> str | None:
+    """Return min or max for a logged value: what the names say, or `higher_is_better` of a metric; None if unknown."""
+    if monitor in _DIRECTIONS:
+        return _DIRECTIONS[monitor]
     settings = cfg.metrics.get(monitor.removeprefix("val/"))
     target = import_target_or_none(settings._target_) if settings else None
     higher_is_better = getattr(target, "higher_is_better", None)

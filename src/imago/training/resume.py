@@ -18,8 +18,8 @@ from imago.settings import PATH_SETTINGS, absolute_paths, as_typed, flatten
 # Settings that may change when a run is resumed: they do not change its weights. A name stands for all settings below
 # it. Whether moved data is the same data is checked by its fingerprint.
 _CHANGEABLE_KEYS = (
-    *("paths", "callbacks", "logger", "resume", "run_name", "trust", "tags", "compile", "tta", "threads"),
-    "calibrate",
+    *("paths", "callbacks", "logger", "resume", "run_name", "sweep_name", "test", "trust", "tags", "compile", "tta"),
+    *("threads", "calibrate"),
     *("data.num_workers", "data.loader", "data.cache", "data.cache_dir"),
     *("data.root", "data.data_dir", "data.split_file", "data.list_file", "data.max_pixels"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),

@@ -94,7 +94,9 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     directory.signals.raise_if_received()
     # Compiling once more, for fp32, would take longer than the test.
     with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():
-        if is_overridden("test_step", task):
+        if not cfg.test:
+            log.info("not tested: test=false; eval.py tests the best checkpoint")
+        elif is_overridden("test_step", task):
             trainer.test(task, datamodule=data, ckpt_path=final_checkpoint(directory.path), verbose=False)
             if directory.is_main_process:  # the fingerprint of the data does not depend on the pixels
                 tested = images_digest(data.splits.test, data.class_names)

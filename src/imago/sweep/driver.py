@@ -1,0 +1,276 @@
+"""Run the trials of a sweep as processes: start, adopt, prune and stop them, and give their results to the study."""
+
+import fcntl
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import optuna
+from optuna.trial import Trial, TrialState
+from tqdm import tqdm
+
+from imago.errors import DataError
+from imago.runs.records import read_logged
+from imago.runs.signals import STOP_SIGNALS
+from imago.sweep.machine import slot_variables
+from imago.sweep.space import Space
+from imago.sweep.study import num_to_start, set_sampler
+from imago.sweep.trial_run import TrialRun
+from imago.text import duration_text, metric_text, printable
+
+_POLL_S = 0.5  # a trial takes minutes; our own choice
+
+
+class Plan(NamedTuple):
+    """What a sweep runs.
+
+    Attributes:
+        directory: of the sweep; the runs are in its subdirectories 0, 1, ...
+        space: what is searched.
+        settings: the group `sweep`, as plain data, with its objective, the logged name of a metric, and its direction.
+        is_monitored: whether the best checkpoint is chosen by it.
+        num_threads: CPU threads of each process.
+        flags: command line flags that every run gets, such as --config-dir=DIR.
+    """
+
+    directory: Path
+    space: Space
+    settings: Mapping[str, Any]
+    is_monitored: bool
+    num_threads: int
+    flags: Sequence[str]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What `sweep.json` says, for the ranking."""
+        keys = list(dict.fromkeys(parameter.key.lstrip("+") for parameter in self.space.parameters))
+        names = ("objective", "direction")
+        return {name: self.settings[name] for name in names} | {"keys": keys, "is_monitored": self.is_monitored}
+
+
+class Setting:
+    """One trial of the study: a setting that is trained once for each repetition."""
+
+    def __init__(self, trial: Trial, plan: Plan, lock: IO[str]) -> None:
+        self.trial, self.plan, self.lock = trial, plan, lock
+        self.overrides = plan.space.suggest(trial)
+        first = trial.number * len(plan.space.repeats)
+        self.runs = [
+            TrialRun(plan.directory / str(first + index), [*plan.space.fixed, *self.overrides, *repeat])
+            for index, repeat in enumerate(plan.space.repeats)
+        ]
+        self.active = [run for run in self.runs if run.is_running() or not run.was_interrupted()]  # or just ended
+        self.waiting = [run for run in self.runs if run not in self.active]
+        self.failure: str | None = None  # of the first run that failed; the others are stopped
+        self.pruned_at: int | None = None  # epoch
+        self.start_s = time.monotonic()
+
+    @property
+    def name(self) -> str:
+        """The number of the trial and what it tries."""
+        return printable(f"trial {self.trial.number} ({' '.join(self.overrides) or 'one setting'})")
+
+    def update(self) -> bool:
+        """Look at the runs; return whether all have ended."""
+        for run in [run for run in self.active if not run.is_running()]:
+            self.active.remove(run)
+            if run.summary.get("status") == "finished":  # before it was stopped
+                self.pruned_at = None
+            if self.pruned_at is None and (failure := run.failure()):
+                self.failure = self.failure or f"run {run.name}: {failure}"
+        if self.failure or self.pruned_at is not None:
+            self.waiting.clear()
+            self.stop()
+        elif self.plan.settings["pruner"] != "none" and self.runs[0] in self.active and self._should_prune():
+            self.runs[0].stop()
+        return not self.active and not self.waiting
+
+    def stop(self) -> None:
+        """Stop the runs, which save their state."""
+        for run in self.active:
+            run.stop()
+
+    def result(self) -> tuple[TrialState, float | None, str]:
+        """Return the state, the objective and a text when all runs have ended."""
+        if self.pruned_at is not None:
+            pruner = self.plan.settings["pruner"]
+            name = pruner["_target_"].rpartition(".")[2] if isinstance(pruner, Mapping) else pruner
+            reason = f"{name}, after epoch {self.pruned_at}"
+            self.runs[0].mark("pruned", reason)
+            return TrialState.PRUNED, None, f"pruned ({reason})"
+        objective = self.plan.settings["objective"]
+        values = [run.objective(objective, self.plan.is_monitored) for run in self.runs]
+        if self.failure is None and not all(map(math.isfinite, values)):
+            self.failure = f"{objective} is {values}"
+        if self.failure is not None:
+            return TrialState.FAIL, None, f"failed: {printable(self.failure)}"
+        mean = sum(values) / len(values)
+        of_runs = f", mean of {len(values)} runs" if len(values) > 1 else ""
+        return TrialState.COMPLETE, mean, f"{objective} {metric_text(mean)}{of_runs}"
+
+    def _should_prune(self) -> bool:
+        """Report the new values of the first run to the study, one each validation."""
+        logged: dict[str, Any] = {}
+        with suppress(DataError):  # nothing is logged yet
+            logged = read_logged(self.runs[0].path)
+        _, values = logged.get(self.plan.settings["objective"], ((), ()))
+        reported = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
+        for epoch in range(len(reported) + 1, len(values) + 1):
+            self.trial.report(values[epoch - 1], epoch)
+            if self.trial.should_prune():
+                self.pruned_at = epoch
+                return True
+        return False
+
+
+class Driver:
+    """Run the trials of a plan until the study has as many as it should.
+
+    Attributes:
+        failures: a line for each trial that has failed here.
+        stop_signal: number of the signal that has ended the sweep; None if none came.
+    """
+
+    def __init__(self, plan: Plan, study: optuna.Study) -> None:
+        self.plan, self.study = plan, study
+        self.failures: list[str] = []
+        self.stop_signal: int | None = None
+        self._settings: list[Setting] = []
+        self._start_s = time.monotonic()
+        (plan.directory / "drivers").mkdir(parents=True, exist_ok=True)
+
+    def run(self, report: Any) -> None:
+        """Run until nothing is left to start, or until a signal; `report` is called after each trial.
+
+        Runs that are stopped save their state.
+        """
+        with _handle_signals(self), tqdm(unit="trial", disable=None, leave=False) as bar:
+            while self.stop_signal is None:
+                self._adopt()
+                self._start_runs()
+                if not self._settings:
+                    return
+                bar.set_postfix_str("; ".join(setting.name for setting in self._settings)[:100])
+                time.sleep(_POLL_S)
+                for setting in [setting for setting in self._settings if setting.update()]:
+                    bar.write(self._end(setting))
+                    bar.update()
+                    report()
+                if self.failures and self.plan.settings["fail_fast"]:
+                    break
+            self._stop()
+
+    def _adopt(self) -> None:
+        """Take over the trials of a driver that has ended: their runs may go on, or have been interrupted."""
+        own = {setting.trial.number for setting in self._settings}
+        with self._lock_trials():
+            for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if frozen.number not in own and (claim := self._claim(frozen.number)):
+                    set_sampler(self.study, self.plan.settings, frozen.number)
+                    self._settings.append(Setting(Trial(self.study, frozen._trial_id), self.plan, claim))
+
+    @contextmanager
+    def _lock_trials(self) -> Iterator[None]:
+        """Keep the other drivers of this directory from starting or adopting a trial within the block."""
+        with (self.plan.directory / "drivers" / "trials.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _claim(self, number: int) -> IO[str] | None:
+        """Lock a trial for this driver; return None if another one that is alive has it."""
+        lock = (self.plan.directory / "drivers" / f"{number}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return None
+        return lock
+
+    def _start_runs(self) -> None:
+        """Start a run in each free slot of the machine: of the present settings before new ones."""
+        used = {run.slot for setting in self._settings for run in setting.active}
+        num_slots = self.plan.settings["parallel"]
+        for slot in sorted(set(range(num_slots)) - used):
+            setting = next((setting for setting in self._settings if setting.waiting), None) or self._ask()
+            if setting is None:
+                return
+            run = setting.waiting.pop(0)
+            run.start(slot, self.plan.flags, slot_variables(slot, num_slots, self.plan.num_threads))
+            setting.active.append(run)
+
+    def _ask(self) -> Setting | None:
+        """Return a new setting; None if the study is complete or the time is over."""
+        max_hours = self.plan.settings["max_hours"]
+        if max_hours is not None and time.monotonic() - self._start_s > 3600 * max_hours:
+            return None
+        with self._lock_trials():
+            while num_to_start(self.study, self.plan.settings) > 0 and not self._has_tried_all():
+                set_sampler(self.study, self.plan.settings, len(self.study.get_trials(deepcopy=False)))
+                trial = self.study.ask()
+                claim = self._claim(trial.number)
+                assert claim is not None  # nobody else has this number
+                setting = Setting(trial, self.plan, claim)
+                if not self._ends_like_an_earlier_one(setting):
+                    self._settings.append(setting)
+                    return setting
+        return None
+
+    def _has_tried_all(self) -> bool:
+        """Return whether a search without intervals has tried every combination."""
+        if not all(parameter.choices for parameter in self.plan.space.parameters):
+            return False
+        trials = self.study.get_trials(deepcopy=False)
+        num_tried = len({str(trial.params) for trial in trials if trial.state != TrialState.WAITING})
+        return next(islice(self.plan.space.combinations(), num_tried, None), None) is None
+
+    def _ends_like_an_earlier_one(self, setting: Setting) -> bool:
+        """Give a setting that was chosen before the same result: its runs would be the same."""
+        trials = self.study.get_trials(deepcopy=False)
+        params = trials[setting.trial.number].params
+        finished = (trial for trial in trials if trial.params == params and trial.state.is_finished())
+        if (earlier := next(finished, None)) is None:
+            return False
+        setting.trial.set_user_attr("result", f"as trial {earlier.number}")
+        self.study.tell(setting.trial, earlier.value, state=earlier.state)
+        setting.lock.close()
+        return True
+
+    def _end(self, setting: Setting) -> str:
+        """Give the result of a setting to the study; return a line for the terminal."""
+        state, value, text = setting.result()
+        setting.trial.set_user_attr("result", text)
+        self.study.tell(setting.trial, value, state=state)
+        self._settings.remove(setting)
+        setting.lock.close()
+        if state == TrialState.FAIL:
+            self.failures.append(f"{setting.name}: {text}")
+        return f"{setting.name}: {text}, {duration_text(time.monotonic() - setting.start_s)}"
+
+    def _stop(self) -> None:
+        """Stop all runs and wait until they have saved; their trials are continued by the next start."""
+        for setting in self._settings:
+            setting.stop()
+        while any(run.is_running() for setting in self._settings for run in setting.active):
+            time.sleep(_POLL_S)
+
+
+@contextmanager
+def _handle_signals(driver: Driver) -> Iterator[None]:
+    """Note a stop signal within the block; a second one leaves at once."""
+
+    def handle(number: int, frame: Any) -> None:
+        if driver.stop_signal is not None:
+            raise KeyboardInterrupt
+        driver.stop_signal = number
+
+    old_handlers = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in old_handlers.items():
+            signal.signal(number, handler)

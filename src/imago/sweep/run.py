@@ -1,0 +1,137 @@
+"""Run a sweep from its settings: open the study, run the trials, rank them, and test the best setting once."""
+
+import fcntl
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from optuna.trial import TrialState
+
+from imago.analysis.ranking import SWEEP_FILE, Ranking, final_test_lines, rank_settings, ranking_text, write_ranking
+from imago.errors import ConfigError, IncompleteError
+from imago.files import make_writable, read_json, write_json
+from imago.paths import PROJECT_ROOT, quote_for_hydra, short_path
+from imago.runs.run_directory import requeue_slurm_job
+from imago.sweep.driver import Driver, Plan
+from imago.sweep.space import REPEATED_KEYS
+from imago.sweep.study import open_study
+from imago.text import duration_text
+
+_MAX_ROWS = 20  # of the printed ranking; our own choice
+_NUM_SEEDS = 3  # of the command that trains the best setting again; our own choice
+_TEST_SETTINGS = ("tta", "trust")  # settings of the runs that eval.py has too
+
+
+def run_sweep(plan: Plan, is_continued: bool) -> float:
+    """Run a sweep to its end; print its ranking and what to type next.
+
+    Args:
+        plan: what to run.
+        is_continued: whether the directory may hold a sweep, which is then continued or shared with other processes.
+
+    Returns:
+        The objective of the best setting; NaN if there is none.
+
+    Raises:
+        ConfigError: if the directory holds another sweep, or if settings do not fit.
+        IncompleteError: if a trial failed.
+        SystemExit, KeyboardInterrupt: after a stop signal.
+    """
+    directory = plan.directory
+    if (directory / SWEEP_FILE).exists() and not is_continued:
+        raise ConfigError(
+            f"{short_path(directory)} already holds a sweep: type resume=auto to continue it, or another sweep_name."
+        )
+    make_writable(directory, "paths.log_dir=DIR")
+    study = open_study(directory, plan.settings, plan.space)
+    write_json(directory / SWEEP_FILE, read_json(directory / SWEEP_FILE) | plan.description)
+    print(f"sweep in {short_path(directory)}, {plan.num_threads} CPU threads for each trial", flush=True)
+    driver = Driver(plan, study)
+    driver.run(lambda: write_ranking(rank_settings(directory)))
+    if driver.stop_signal is not None:
+        _leave(driver.stop_signal, directory)
+    num_elsewhere = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+    if not num_elsewhere and not (driver.failures and plan.settings["fail_fast"]):
+        _test_best(plan)
+    ranking = rank_settings(directory)
+    write_ranking(ranking)
+    _print_end(ranking, plan, num_elsewhere)
+    if driver.failures:
+        raise IncompleteError("\n".join([f"{len(driver.failures)} trials failed", *driver.failures]))
+    return ranking.best.mean if ranking.best and ranking.best.mean is not None else float("nan")
+
+
+def _leave(number: int, directory: Path) -> NoReturn:
+    """Leave after a stop signal, as a run does; a job of SLURM is queued again after SIGUSR1."""
+    again = shlex.join([*sys.orig_argv[1:], *(["resume=auto"] if "resume=auto" not in sys.argv else [])])
+    named = any(text.startswith("sweep_name=") for text in sys.argv)
+    print(f"stopped; to continue: python {again}{'' if named else f' sweep_name={shlex.quote(directory.name)}'}")
+    if number == signal.SIGUSR1:
+        requeue_slurm_job()
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(143)
+
+
+def _test_best(plan: Plan) -> None:
+    """Evaluate the runs of the best setting on the test split, once: other processes of the sweep wait for it."""
+    file = plan.directory / SWEEP_FILE
+    with (plan.directory / "drivers" / "test.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        best = rank_settings(plan.directory).best
+        tested = read_json(file).get("test") or {}
+        if best is None or tested.get("runs") == best.runs:
+            return
+        results = [_test(plan.directory / run, plan) for run in best.runs]
+        failed = next((result["reason"] for result in results if "reason" in result), None)
+        first = results[0]
+        test: dict[str, Any] = {"runs": best.runs}
+        if failed is not None:
+            test |= {"reason": failed}
+        else:
+            test |= {"acc": [result["acc"] for result in results], "interval_95": first["interval_95"]}
+            test |= {"num_images": first["num_images"]}
+        write_json(file, read_json(file) | {"test": test})
+
+
+def _test(run: Path, plan: Plan) -> dict[str, Any]:
+    """Return the metrics of the test of a run: its own, else those of eval.py, or why that cannot evaluate it."""
+    if test := read_json(run / "summary.json").get("test"):
+        return test
+    typed = [text for text in plan.space.fixed if text.partition("=")[0] in _TEST_SETTINGS]
+    command = [sys.executable, str(PROJECT_ROOT / "src" / "eval.py"), f"run={quote_for_hydra(str(run))}", *typed]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        return {"reason": errors[-1] if errors else f"eval.py exited with {result.returncode}"}
+    return read_json(run / "eval" / "test" / "metrics.json")
+
+
+def _print_end(ranking: Ranking, plan: Plan, num_elsewhere: int) -> None:
+    lines = ["", ranking_text(ranking, _MAX_ROWS), ""]
+    if ranking.saved_s:
+        lines.append(f"pruning saved about {duration_text(ranking.saved_s)}")
+    if num_elsewhere:
+        lines.append(f"{num_elsewhere} trials still run in other processes; the last one to end tests the best setting")
+    lines += final_test_lines(ranking)
+    if ranking.best is not None:
+        best = [f"{key}={value}" for key, value in ranking.best.settings.items()]
+        command = shlex.join(["-m", *_typed(plan.space.fixed), *best, f"seed={_more_seeds(plan)}"])
+        lines += ["next:", f"  python src/train.py {command}"]
+        lines += [f"  python src/report.py run={shlex.quote(short_path(plan.directory))}"]
+    print("\n".join(lines))
+
+
+def _typed(overrides: Iterable[str]) -> list[str]:
+    return [text.removeprefix("++") for text in overrides if text.partition("=")[0] not in (*REPEATED_KEYS, "test")]
+
+
+def _more_seeds(plan: Plan) -> str:
+    """Return seeds that the sweep has not used."""
+    typed = [text for repeat in (plan.space.fixed, *plan.space.repeats) for text in repeat]
+    used = [int(text.partition("=")[2]) for text in typed if text.startswith("seed=")] or [0]
+    return ",".join(str(max(used) + number) for number in range(1, 1 + _NUM_SEEDS))

@@ -1,0 +1,128 @@
+"""Create or open the Optuna study of a sweep, which several processes may share."""
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from imago.errors import ConfigError, DataError
+from imago.instantiate import build
+from imago.sweep.space import Space
+
+_SAMPLERS = {
+    "random": optuna.samplers.RandomSampler,
+    "tpe": optuna.samplers.TPESampler,
+    "gp": optuna.samplers.GPSampler,
+    "cmaes": optuna.samplers.CmaEsSampler,
+}
+_PRUNERS = {
+    "none": optuna.pruners.NopPruner,
+    "median": optuna.pruners.MedianPruner,
+    "halving": optuna.pruners.SuccessiveHalvingPruner,
+    "hyperband": optuna.pruners.HyperbandPruner,
+    "percentile": lambda: optuna.pruners.PercentilePruner(25.0),  # keeps the best quarter, as Optuna's example
+}
+_MAX_WAIT_S = 30  # to queue a grid takes less; our own choice
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # the ranking says what the trials were
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def open_study(directory: Path, settings: Mapping[str, Any], space: Space) -> optuna.Study:
+    """Create the study of a sweep, or open it if it exists.
+
+    A grid is queued once, by the process that creates the study.
+
+    Raises:
+        ConfigError: if the study searches another space.
+        DataError: if the storage cannot be used.
+    """
+    storage = _open_storage(settings["storage"], directory)
+    pruner = _build(settings["pruner"], _PRUNERS)
+    searched = {"fixed": sorted(space.fixed), "parameters": list(map(str, space.parameters)),
+                "repeats": list(map(list, space.repeats)), "direction": settings["direction"]}  # fmt: skip
+    grid = list(space.combinations()) if settings["sampler"] == "grid" else []
+    try:
+        study = optuna.create_study(
+            storage=storage, study_name=directory.name, direction=settings["direction"], pruner=pruner
+        )
+        is_new = True
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(storage=storage, study_name=directory.name, pruner=pruner)
+        is_new = not _is_filled(study)
+    if is_new:
+        for values in grid:
+            study.enqueue_trial(values, skip_if_exists=True)
+        study.set_user_attr("searched", searched)
+    _check_unchanged(study.user_attrs["searched"], searched, directory)
+    return study
+
+
+def _is_filled(study: optuna.Study) -> bool:
+    """Wait until the process that has created a study has queued its grid; return False if it has died before."""
+    for _ in range(_MAX_WAIT_S):
+        if "searched" in study.user_attrs:
+            return True
+        time.sleep(1.0)
+    return False
+
+
+def num_to_start(study: optuna.Study, settings: Mapping[str, Any]) -> float:
+    """Return how many more trials may be started: of `n_trials` in total, or of the queued grid."""
+    trials = study.get_trials(deepcopy=False)
+    num_started = sum(trial.state != TrialState.WAITING for trial in trials)
+    num_trials = settings["n_trials"] or math.inf
+    return min(num_trials, len(trials) if settings["sampler"] == "grid" else math.inf) - num_started
+
+
+def set_sampler(study: optuna.Study, settings: Mapping[str, Any], number: int) -> None:
+    """Give the study a sampler whose seed depends on the trial only, so that an interrupted sweep goes on alike."""
+    if settings["sampler"] != "grid":  # values of a grid are queued
+        digest = hashlib.sha256(f"{settings['seed']} {number}".encode()).digest()
+        study.sampler = _build(settings["sampler"], _SAMPLERS, seed=int.from_bytes(digest[:4]))
+
+
+def check_names(settings: Mapping[str, Any]) -> None:
+    """Check the names of the sampler and the pruner.
+
+    Raises:
+        ConfigError: for a name that is not known.
+    """
+    for key, known in (("sampler", ("grid", *_SAMPLERS)), ("pruner", (*_PRUNERS,))):
+        if not isinstance(settings[key], Mapping) and settings[key] not in known:
+            raise ConfigError(
+                f"sweep.{key}={settings[key]} is not one of {', '.join(known)}, or a _target_ with its arguments."
+            )
+
+
+def _build(choice: Any, known: Mapping[str, Any], **arguments: Any) -> Any:
+    """Build the sampler or pruner of a name, or of a `_target_` with its arguments."""
+    return build(choice, **arguments) if isinstance(choice, Mapping) else known[choice](**arguments)
+
+
+def _open_storage(url: str | None, directory: Path) -> BaseStorage:
+    if url is None:
+        return JournalStorage(JournalFileBackend(str(directory / "study.journal")))
+    try:
+        return RDBStorage(url)
+    except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise DataError(f"sweep.storage={url} cannot be opened: {str(error).partition(chr(10))[0]}") from error
+
+
+def _check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
+    for name in now:
+        if before.get(name) != now[name]:
+            different = [str(value) for value in now[name] if value not in before.get(name, ())] or [f"other {name}"]
+            raise ConfigError(
+                f"{directory} is a sweep over something else ({', '.join(different)}): type its command again, or "
+                "choose another sweep_name."
+            )

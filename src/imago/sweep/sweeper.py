@@ -1,0 +1,131 @@
+"""The sweeper behind `-m`, a plugin of Hydra: read and check the settings of a sweep, then run it."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import DictConfig
+
+from imago.analysis.ranking import SWEEP_FILE
+from imago.errors import ConfigError
+from imago.files import write_json
+from imago.instantiate import to_plain
+from imago.settings import typed_value
+from imago.sweep.driver import Plan
+from imago.sweep.machine import threads_per_process
+from imago.sweep.run import run_sweep
+from imago.sweep.space import Space, parse_space
+from imago.sweep.study import check_names
+from imago.training.checks import direction_of
+
+_SWEEP_KEYS = ("sweep", "sweep_name", "resume")  # settings of the sweep, not of its runs
+_DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
+
+
+class TrialSweeper(Sweeper):
+    """Run a process for each trial, whose values a grid lists or a sampler of Optuna chooses.
+
+    With another launcher than Hydra's basic one, Hydra's own sweeper runs all combinations.
+    """
+
+    def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
+        self.hydra_sweeper = BasicSweeper(max_batch_size, params)
+        self.params = [f"{key}={values}" for key, values in (params or {}).items()]  # hydra.sweeper.params
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        self.settings: Any = config
+        self.loader, self.job = hydra_context.config_loader, task_function
+        self.hydra_sweeper.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the sweep that the overrides describe; return the objective of the best setting.
+
+        Raises:
+            UserError: for settings that no run can have, before anything is started.
+        """
+        typed = [text for text in arguments if _key(text).partition(".")[0] not in _SWEEP_KEYS]
+        if any(_key(text) == "test" for text in typed):
+            raise ConfigError("test: a search is ranked by val, and only its best setting is tested, once, at the end.")
+        settings = self._checked_settings(arguments)
+        space = parse_space([*typed, *self.params], settings["space"], self.loader)
+        if space.parameters:  # with several seeds or folds only, nothing is chosen
+            space = space._replace(fixed=(*space.fixed, "test=false"))
+        config = self._check_runs(space)
+        settings["objective"], settings["direction"], is_monitored = _objective(config, settings)
+        directory = Path(self.settings.hydra.sweep.dir).absolute()
+        num_devices = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
+        sources = self.settings.hydra.runtime.config_sources
+        plan = Plan(
+            directory=directory,
+            space=space,
+            settings=settings,
+            is_monitored=is_monitored,
+            num_threads=threads_per_process(settings["parallel"] * num_devices),
+            flags=[f"--config-dir={source.path}" for source in sources if source.provider == "command-line"],
+        )
+        if str(self.settings.hydra.launcher._target_).endswith(".BasicLauncher"):
+            return run_sweep(plan, is_continued=self.settings.resume == "auto")
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / SWEEP_FILE, plan.description)
+        return self.hydra_sweeper.sweep([*typed, *(["test=false"] if space.parameters else [])])
+
+    def _checked_settings(self, arguments: list[str]) -> dict[str, Any]:
+        """Return the group `sweep` as plain data.
+
+        Raises:
+            ConfigError: for a value of another type, or that cannot work.
+        """
+        self.job.check_types(self.settings, [text for text in arguments if text.startswith("sweep.")])
+        settings = to_plain(self.settings.sweep)
+        for key in ("n_trials", "max_hours", "parallel"):
+            if settings[key] is not None and settings[key] <= 0:
+                raise ConfigError(f"sweep.{key}={settings[key]} must be greater than 0.")
+        check_names(settings)
+        if settings["sampler"] != "grid" and settings["n_trials"] is settings["max_hours"] is None:
+            raise ConfigError("sweep.n_trials=null: type sweep.n_trials=N or sweep.max_hours=H, which end the search.")
+        return settings
+
+    def _check_runs(self, space: Space) -> DictConfig:
+        """Check a run with the first value of each setting, and one with each option of a group; return its config.
+
+        Raises:
+            UserError: for a value that no run can have.
+        """
+        if not space.parameters and len(space.repeats) == 1:
+            raise ConfigError("-m: no setting has several values; type e.g. optimizer.lr=1e-3,3e-3 or seed=1,2,3.")
+        for parameter in space.parameters:
+            if self.loader.get_group_options(parameter.key):
+                for option in parameter.choices[1:]:
+                    self.job.check_trial(space.first(**{parameter.key: option}))
+        return self.job.check_trial(space.first())
+
+
+def _objective(config: DictConfig, settings: dict[str, Any]) -> tuple[str, Literal["maximize", "minimize"], bool]:
+    """Return the metric to rank by, its direction, and whether the best checkpoint is chosen by it.
+
+    Raises:
+        ConfigError: for a metric of the test split, or one whose direction is not known.
+    """
+    best = config.callbacks.get("best_checkpoint")
+    if best is None:
+        raise ConfigError("callbacks.best_checkpoint=null: a sweep ranks its runs by what this callback monitors.")
+    objective: str = settings["objective"] or best.monitor
+    is_monitored = objective == best.monitor
+    if not objective.startswith(("val/", "train/")):
+        raise ConfigError(
+            f"sweep.objective={objective}: settings are chosen by validation, e.g. val/acc; the test split is only for "
+            "the final test of the best one."
+        )
+    mode = (best.mode if is_monitored else None) or direction_of(config, objective)
+    direction = settings["direction"] or _DIRECTIONS.get(str(mode))
+    if direction is None or direction not in _DIRECTIONS.values():
+        raise ConfigError(
+            f"sweep.direction={typed_value(direction)} for sweep.objective={objective}: type sweep.direction=maximize "
+            "or sweep.direction=minimize."
+        )
+    return objective, direction, is_monitored
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")

@@ -1,0 +1,121 @@
+"""Start, adopt, watch and stop the training process of one run of a sweep."""
+
+import fcntl
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from imago.files import read_json, write_json
+from imago.paths import PROJECT_ROOT, checkpoint_file, quote_for_hydra
+
+_OUTPUT_FILE = "output.log"  # what the process prints
+TRIAL_FILE = "trial.json"  # the settings of the run as typed, also of one that fails before it writes them itself
+_LOCK_FILE = ".trial.lock"
+
+# Set by torchrun or Lightning; a process that inherits them would start as a rank.
+_RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RUN_ID")
+
+
+class TrialRun:
+    """One training process of a sweep, in a directory of its own.
+
+    The process inherits a lock on a file in the directory, so that it is known to run also when the process that
+    started it has been killed.
+    """
+
+    def __init__(self, path: Path, overrides: Sequence[str]) -> None:
+        self.path = path
+        self.overrides = list(overrides)
+        self.process: subprocess.Popen | None = None
+        self.slot: int = read_json(path / TRIAL_FILE).get("slot", 0)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return read_json(self.path / "summary.json")
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def start(self, slot: int, flags: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start the process on a share of the machine, or continue an interrupted run from its last checkpoint.
+
+        Raises:
+            DataError: if the directory cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.slot = slot
+        write_json(self.path / TRIAL_FILE, {"overrides": self.overrides, "slot": slot})
+        script = [sys.executable, str(PROJECT_ROOT / "src" / "train.py"), *flags]
+        if checkpoint_file(self.path, "last").is_file():
+            arguments = [f"resume={quote_for_hydra(str(self.path))}"]
+        else:
+            arguments = [*self.overrides, f"hydra.run.dir={quote_for_hydra(str(self.path))}"]
+        variables = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
+        with (self.path / _OUTPUT_FILE).open("ab") as output, (self.path / _LOCK_FILE).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.process = subprocess.Popen(
+                [*script, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=variables | dict(environment),
+                pass_fds=[lock.fileno()],
+                start_new_session=True,  # Ctrl-C reaches it through `stop` only
+            )
+
+    def is_running(self) -> bool:
+        """Return whether the process runs, also if another process started it."""
+        if self.process is not None:
+            return self.process.poll() is None
+        with suppress(FileNotFoundError), (self.path / _LOCK_FILE).open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Send a signal: the run saves its state and exits, with all its ranks."""
+        pid = self.process.pid if self.process is not None else self.summary.get("pid")
+        if self.is_running() and isinstance(pid, int):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def was_interrupted(self) -> bool:
+        """Return whether a run that does not run any more has to be continued: it neither finished nor failed."""
+        return self.summary.get("status") not in ("finished", "failed")
+
+    def failure(self) -> str | None:
+        """Return why a run that has ended failed; None if it finished."""
+        summary, code = self.summary, self.process.returncode if self.process is not None else None
+        if summary.get("status") == "finished" and not code:
+            return None
+        if summary.get("status") in ("failed", "stopped") and summary.get("reason"):
+            return str(summary["reason"])
+        if errors := [line for line in self._last_lines() if line.startswith("error: ")]:
+            return errors[-1].removeprefix("error: ")
+        how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"exited with {code}"
+        return f"the process {how}; see {self.path / _OUTPUT_FILE}"
+
+    def mark(self, status: str, reason: str) -> None:
+        """Write to the summary how the sweep has ended this run."""
+        write_json(self.path / "summary.json", self.summary | {"status": status, "reason": reason})
+
+    def objective(self, name: str, is_monitored: bool) -> float:
+        """Return the value of a metric in validation at the best epoch; NaN if the run has none."""
+        summary = self.summary
+        scores = summary.get("val") or {}
+        value = summary.get("best_value") if is_monitored else scores.get(name.removeprefix("val/"))
+        return float(value) if isinstance(value, int | float) else math.nan
+
+    def _last_lines(self) -> list[str]:
+        with suppress(OSError):
+            return (self.path / _OUTPUT_FILE).read_text("utf-8", errors="replace").splitlines()[-50:]
+        return []

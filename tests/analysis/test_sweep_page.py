@@ -1,0 +1,50 @@
+"""The page of a sweep: what it says and draws."""
+
+import re
+from pathlib import Path
+
+import pytest
+from run_folders import make_sweep
+
+from imago.analysis.charts import parallel_chart
+from imago.analysis.sweep_page import write_sweep_page
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = make_sweep(tmp_path_factory.mktemp("sweep") / "x")
+    write_sweep_page(folder, folder / "report.html")
+    return (folder / "report.html").read_text()
+
+
+def test_the_ranking_the_final_test_and_the_failure_are_named(page: str):
+    first = re.search(r'<tr><th scope="row">1</th>\s*(.*?)</tr>', page, re.DOTALL)[1]
+    assert re.findall(r"<td>([^<]*)</td>", first)[:4] == ["sgd", "0.128", "0.7", "0.5700"]
+    assert "test of the best setting, chosen by val/acc: 70.00 %, 95 % interval 60.00 to 80.00, 100 images" in page
+    assert "failed: the loss is nan" in page
+
+
+def test_progress_curves_and_importance_are_drawn(page: str):
+    assert "val/acc by trial" in page
+    assert "val/acc of the best 5" in page
+    assert re.search(r'<th scope="row">optimizer.lr</th>\s*<td class="bar">', page)
+
+
+def test_a_sweep_in_which_nothing_finished_has_a_page(tmp_path: Path):
+    folder = make_sweep(tmp_path / "x", num_settings=1)
+    assert write_sweep_page(folder, folder / "report.html").best is None
+    assert "No setting has finished." in (folder / "report.html").read_text()
+
+
+def test_parallel_axes_are_logarithmic_for_several_magnitudes_and_alphabetical_for_words():
+    chart = parallel_chart("x", {"lr": ["0.1", "0.01", "0.001"], "name": ["b", "a", None], "n": ["1", "2", "3"]})
+    paths = re.findall(r'd="(M[^"V]+)"', chart.svg)
+    heights = [[float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", path)] for path in paths]
+    middle, top = heights[1][0], heights[-1][0]  # drawn from the last row to the first
+    assert middle == pytest.approx((heights[0][0] + top) / 2)  # 0.01 is half way between 0.001 and 0.1
+    assert [len(path) for path in heights] == [2, 3, 3]
+    assert heights[-1][1] > heights[1][1]  # "b" is below "a"
+
+
+def test_one_value_and_missing_columns_do_not_fail():
+    assert "circle" not in parallel_chart("x", {"a": ["1", "1"], "b": [None, "x"]}).svg

@@ -1,0 +1,192 @@
+"""The driver of a sweep: it runs, continues, adopts, prunes and stops training processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from imago.sweep import driver as driver_module
+from imago.sweep.driver import Driver
+
+SLOW = ("epochs=4", "pause_s=0.3")
+
+
+@pytest.fixture(autouse=True)
+def _fast_polling(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(driver_module, "_POLL_S", 0.02)
+
+
+def run(driver: Driver) -> list[tuple[dict[str, str], TrialState, float | None]]:
+    driver.run(lambda: None)
+    return trials(driver)
+
+
+def trials(driver: Driver) -> list[tuple[dict[str, str], TrialState, float | None]]:
+    found = driver.study.get_trials(deepcopy=False)
+    return [(trial.params, trial.state, trial.values[0] if trial.values else None) for trial in found]
+
+
+def test_a_grid_runs_in_order_and_its_values_are_the_best_of_each_run(new_driver, fake_project: Path):
+    driver = new_driver("lr=0.1,0.3", "epochs=2")
+    results = run(driver)
+    assert results == [({"lr": "0.1"}, TrialState.COMPLETE, 0.95), ({"lr": "0.3"}, TrialState.COMPLETE, 0.75)]
+    assert [json.loads((fake_project / "x" / name / "trial.json").read_text())["overrides"] for name in "01"] == [
+        ["epochs=2", "lr=0.1"], ["epochs=2", "lr=0.3"],
+    ]  # fmt: skip
+
+
+def test_the_value_of_a_setting_is_the_mean_over_its_seeds(new_driver):
+    driver = new_driver("lr=0.1,0.3", "seed=1,2,3")
+    expected = [(1 - abs(lr - 0.1) - 0.1) + 0.002 for lr in (0.1, 0.3)]  # the mean seed is 2
+    assert [value for _, _, value in run(driver)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_sampler_chooses_as_many_trials_as_asked_alike_in_each_sweep(new_driver, sampler: str):
+    space = {"lr": "interval(0.01, 1)"}
+    first = run(new_driver(name="a", space=space, sampler=sampler, n_trials=4))
+    assert first == run(new_driver(name="b", space=space, sampler=sampler, n_trials=4))
+    assert len({params["lr"] for params, _, _ in first}) == 4
+    other = run(new_driver(name="c", space=space, sampler=sampler, n_trials=1, seed=1))
+    assert other[0][0] != first[0][0]
+
+
+def test_a_setting_that_is_chosen_again_is_not_trained_again(new_driver, fake_project: Path):
+    driver = new_driver(space={"lr": "0.1,0.2"}, sampler="random", n_trials=6)
+    results = run(driver)
+    assert len({params["lr"]: value for params, _, value in results}) == 2
+    assert len({(params["lr"], value) for params, _, value in results}) == 2
+    assert len(list((fake_project / "x").glob("*/summary.json"))) == 2
+    assert len(results) < 6  # both are tried
+
+
+def test_n_trials_is_the_total_over_several_starts(new_driver):
+    run(new_driver("lr=0.1,0.2,0.3", n_trials=1))
+    assert [state.name for _, state, _ in run(new_driver("lr=0.1,0.2,0.3", n_trials=2))] == [
+        "COMPLETE", "COMPLETE", "WAITING",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fails", "reason"), [("config", "lr=-1 must be greater than 0."), ("later", "the loss is NaN in epoch 1")]
+)
+def test_a_run_that_fails_is_marked_with_its_reason_and_the_others_run(new_driver, fails: str, reason: str):
+    driver = new_driver(f"fails={fails},no")
+    assert [state for _, state, _ in run(driver)] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert driver.failures == [f"trial 0 (fails={fails}): failed: run 0: {reason}"]
+
+
+def test_a_run_that_is_killed_has_failed(new_driver):
+    driver = new_driver("crash_at=0,no")
+    assert [state for _, state, _ in run(driver)] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert "was killed by SIGKILL" in driver.failures[0]
+
+
+def test_fail_fast_starts_nothing_after_a_failure(new_driver):
+    driver = new_driver("fails=config,no", fail_fast=True)
+    assert [state for _, state, _ in run(driver)] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_trials_in_parallel_give_the_same_values(new_driver):
+    arguments = ("lr=0.1,0.2,0.3,0.4", "seed=1,2")
+    assert run(new_driver(*arguments, name="a", parallel=3)) == run(new_driver(*arguments, name="b"))
+
+
+def test_the_pruner_stops_a_run_that_lags_behind(new_driver, fake_project: Path):
+    pruner = {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 1}
+    driver = new_driver("lr=0.1,0.9", *SLOW, pruner=pruner)
+    assert [state for _, state, _ in run(driver)] == [TrialState.COMPLETE, TrialState.PRUNED]
+    summary = json.loads((fake_project / "x/1/summary.json").read_text())
+    assert summary["status"] == "pruned"
+    assert "after epoch 1" in summary["reason"]
+    assert (fake_project / "x/1/checkpoints/last.ckpt").is_file()
+
+
+def test_a_stop_signal_stops_the_run_and_the_next_start_continues_it(new_driver, fake_project: Path):
+    driver = new_driver("lr=0.1,0.2", *SLOW)
+    timer = threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    assert run(driver)[0][1] == TrialState.RUNNING
+    assert driver.stop_signal == signal.SIGTERM
+    assert json.loads((fake_project / "x/0/summary.json").read_text())["status"] == "stopped"
+    epochs_done = json.loads((fake_project / "x/0/checkpoints/last.ckpt").read_text())["epoch"]
+    assert 0 < epochs_done < 4
+    del driver  # its locks
+    assert run(new_driver("lr=0.1,0.2", *SLOW)) == run(new_driver("lr=0.1,0.2", "epochs=4", name="undisturbed"))
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from imago.sweep import driver, trial_run
+from imago.sweep.space import parse_space
+from imago.sweep.study import open_study
+trial_run.PROJECT_ROOT, driver._POLL_S = Path(sys.argv[1]), 0.02
+settings = {settings!r}
+space = parse_space(sys.argv[3:], settings["space"], None)
+plan = driver.Plan(Path(sys.argv[2]), space, settings, True, 1, [])
+driver.Driver(plan, open_study(plan.directory, settings, space)).run(lambda: None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills_child", [False, True])
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_a_killed_driver_is_continued_to_the_same_numbers(
+    new_driver, fake_project: Path, sampler: str, kills_child: bool
+):
+    values = "0.1,0.2,0.3,0.4" if sampler == "grid" else "interval(0.01,1)"
+    settings = {"sampler": sampler, "n_trials": 4, "space": {"lr": values}}
+    plan = {
+        "max_hours": None,
+        "pruner": "none",
+        "parallel": 1,
+        "fail_fast": False,
+        "seed": 0,
+        "storage": None,
+        "objective": "val/acc",
+        "direction": "maximize",
+    }
+    (fake_project / "x").mkdir(parents=True)
+    arguments = [fake_project.parent, fake_project / "x", *SLOW]
+    process = subprocess.Popen([sys.executable, "-c", DRIVER.format(settings=settings | plan), *map(str, arguments)])
+    second = fake_project / "x/1"
+    while not (second / "checkpoints/last.ckpt").exists():
+        time.sleep(0.02)
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    if kills_child:
+        os.kill(json.loads((second / "summary.json").read_text())["pid"], signal.SIGKILL)
+    continued = run(new_driver(*SLOW, space=settings["space"], sampler=sampler, n_trials=4))
+    expected = run(new_driver("epochs=4", name="undisturbed", space=settings["space"], sampler=sampler, n_trials=4))
+    assert continued == expected
+
+
+@pytest.mark.slow
+def test_several_drivers_share_a_sweep(new_driver, fake_project: Path):
+    values = ",".join(str(index / 10) for index in range(1, 7))
+    settings = {"sampler": "grid", "n_trials": None, "space": {}}
+    plan = {
+        "max_hours": None,
+        "pruner": "none",
+        "parallel": 1,
+        "fail_fast": False,
+        "seed": 0,
+        "storage": None,
+        "objective": "val/acc",
+        "direction": "maximize",
+    }
+    (fake_project / "x").mkdir(parents=True)
+    arguments = [fake_project.parent, fake_project / "x", f"lr={values}", "epochs=2", "pause_s=0.1"]
+    script = [sys.executable, "-c", DRIVER.format(settings=settings | plan), *map(str, arguments)]
+    assert [process.wait() for process in [subprocess.Popen(script) for _ in range(3)]] == [0, 0, 0]
+    shared = trials(new_driver(f"lr={values}", "epochs=2", "pause_s=0.1"))
+    assert shared == run(new_driver(f"lr={values}", "epochs=2", name="alone"))
