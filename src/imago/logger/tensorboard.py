@@ -43,10 +43,10 @@ def keep_file_order(board: TensorBoardLogger) -> None:
     TensorBoard reads the files in the order of their names, which begin with the time in seconds.
     """
     newest = Path(board.experiment._get_file_writer().event_writer._file_name)
-    start, stamp, _ = re.split(r"(\d{10})", newest.name, maxsplit=1)
-    later = sorted(file for file in newest.parent.glob(f"{start}*") if file.name > newest.name)
+    kind, time_s, _ = re.split(r"(\d{10})", newest.name, maxsplit=1)
+    later = sorted(file for file in newest.parent.glob(f"{kind}*") if file.name > newest.name)
     for number, file in enumerate(reversed(later), start=1):
-        file.rename(file.with_name(f"{start}{int(stamp) - number:010d}{file.name[len(start) + len(stamp) :]}"))
+        file.rename(file.with_name(re.sub(r"\d{10}", f"{int(time_s) - number:010d}", file.name, count=1)))
 
 
 def result_settings(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:

@@ -5,9 +5,9 @@ import socket
 import sys
 from typing import Any
 
-import torch.distributed
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch.distributed import TCPStore, is_initialized
 
 
 def bind_to_loopback(trainer: Trainer) -> None:
@@ -23,16 +23,14 @@ def bind_to_loopback(trainer: Trainer) -> None:
 
     def connect_by_loopback() -> None:
         address = (environment.main_address, environment.main_port)
-        if address[0] == "127.0.0.1" and not torch.distributed.is_initialized():
+        if address[0] == "127.0.0.1" and not is_initialized():
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
             if strategy.local_rank == 0:  # Lightning's store of the same address shares this one's server
-                strategy.store = torch.distributed.TCPStore(
-                    *address,
-                    is_master=True,
-                    wait_for_workers=False,
-                    multi_tenant=True,
-                    master_listen_fd=socket.create_server(address).detach(),
-                )
+                server: dict[str, Any] = {
+                    "multi_tenant": True,
+                    "master_listen_fd": socket.create_server(address).detach(),
+                }
+                strategy.store = TCPStore(*address, is_master=True, wait_for_workers=False, **server)
         connect()
 
     strategy.setup_distributed = connect_by_loopback
