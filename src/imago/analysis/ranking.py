@@ -161,7 +161,7 @@ def _add_run(
     setting: RankedSetting, name: str, record: RunRecord | None, summary: Mapping[str, Any], sweep: Mapping[str, Any]
 ) -> None:
     setting.runs.append(name)
-    status = record.status if record else "failed"
+    status = record.status if record else str(summary.get("status", "failed"))  # a run without a step has no record
     value = summary.get("best_value") if sweep.get("is_monitored", True) else None
     if value is None:
         value = (summary.get("val") or {}).get(sweep["objective"].removeprefix("val/"))
@@ -169,7 +169,7 @@ def _add_run(
         setting.values.append(float(value))
     else:
         setting.status = status
-        setting.reason = (record.reason if record else None) or setting.reason
+        setting.reason = (record.reason if record else summary.get("reason")) or setting.reason
     setting.epochs += (record.epochs if record else None) or 0
     setting.seconds += (record.seconds if record else None) or 0.0
 
