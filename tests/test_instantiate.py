@@ -138,6 +138,8 @@ def test_a_key_of_another_optimizer_is_a_config_error():
     ("target", "message"),
     [
         ("torch.optim.AdmW", "there is no 'AdmW' in torch.optim; did you mean torch.optim.AdamW?"),
+        ("torch.optim.sgd.AdamW", "there is no 'AdamW' in torch.optim.sgd; did you mean torch.optim.AdamW?"),
+        ("torch.utils.data.dataset.DataLoader", "; did you mean torch.utils.data.DataLoader?"),
         ("imago.pahts.register_resolvers", "did you mean imago.paths.register_resolvers?"),
         ("imago..paths", "there is no '' in imago."),
         ("not_installed_here.Net", "there is no package 'not_installed_here' here"),

@@ -81,6 +81,19 @@ def test_settings_that_cannot_work_are_refused_by_name(changes: dict, words: str
         report(settings(**changes))
 
 
+def test_tags_select_runs_and_unknown_ones_are_answered_with_those_that_exist(settings, tmp_path: Path, capsys):
+    for name, tags in (("a", ["x", "y"]), ("b", ["y"]), ("c", [])):
+        make_run(tmp_path / name, tags=tags)
+    report(settings(runs=tmp_path, tags=["y"], sort="run", group_seeds=False))
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["a", "b"]
+    assert "2 runs below" in out
+    with pytest.raises(ConfigError, match=r"tags=.*z.*: no run below .* has all of them; the runs have x, y\."):
+        report(settings(runs=tmp_path, tags=["z"]))
+    with pytest.raises(ConfigError, match="tags=.* is a setting of the table of runs"):
+        report(settings(run=tmp_path / "a", tags=["y"]))
+
+
 def test_a_directory_without_runs_is_named(settings, tmp_path: Path):
     with pytest.raises(DataError, match=r"runs=.* contains no runs .*python src/train.py creates one"):
         report(settings(runs=tmp_path))

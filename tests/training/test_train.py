@@ -140,10 +140,12 @@ def test_metrics_of_two_processes_and_of_eval_are_those_of_scikit_learn(measured
 def test_the_best_epoch_is_that_of_the_monitored_metric_also_after_a_resume(runs: WarmRuns, monitor: str):
     name = monitor.replace("/", "-")
     typed = (*TINY, "trainer.max_epochs=5", "optimizer.lr=0.03", f"callbacks.best_checkpoint.monitor={monitor}")
-    saves = ("callbacks.last_checkpoint.every_minutes=0.0", f"run_name={name}")
+    saves = ("callbacks.last_checkpoint.every_minutes=0.0", f"run_name={name}", "tags=[a,b c]")
     runs.run(*typed, *saves, "+callbacks.broken={_target_: interruptions.Raise, step: 10}", expect=1)
     run = runs.logs / "train" / name
-    done = runs.run(f"resume={run}", "callbacks.broken=null")
+    assert summary(run)["tags"] == ["a", "b c"]
+    done = runs.run(f"resume={run}", "callbacks.broken=null", *(["tags=[c]"] if monitor == "val/f1" else []))
+    assert summary(run)["tags"] == (["c"] if monitor == "val/f1" else ["a", "b c"])
     assert "not calibrated: trainer.limit_val_batches=2 left images out" in done.stdout
     rows = [row for row in csv.DictReader((run / "metrics.csv").open()) if row["val/acc"]]
     values = [float(row[monitor]) for row in rows]

@@ -75,7 +75,7 @@ def _report_table(cfg: DictConfig) -> None:
 
     logs = Path(cfg.runs or cfg.paths.log_dir)
     runs = load_runs(logs, tags=list(map(str, cfg.tags)))
-    if runs.empty and cfg.tags and (tags := load_runs(logs)["tags"].loc[lambda tags: tags != ""].unique().tolist()):
+    if runs.empty and (tags := sorted({*", ".join(load_runs(logs)["tags"]).split(", ")} - {""})):
         raise ConfigError(f"tags={cfg.tags}: no run below {logs} has all of them; the runs have {join_names(tags)}.")
     if runs.empty:
         raise DataError(f"runs={logs} contains no runs that have trained; python src/train.py creates one.")
