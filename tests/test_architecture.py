@@ -53,12 +53,12 @@ ARROWS = {
     "export": _BASE | _PARTS | {"inference"},
     "dataset_check": _BASE | {"data", "augment"},
     "analysis": {"images", "statistics", "runs"},
-    "sweep": _BASE | {"training", "analysis"},
+    "sweep": _BASE | {"analysis"},
     "cli": _BASE | _COMMANDS | {"sweep"},
 }
 
 # These see configs, and so does the module of each command. All others receive plain values or built objects.
-SEES_CONFIGS = {"cli", "training", "sweep", "instantiate", "paths"}
+SEES_CONFIGS = {"cli", "training", "instantiate", "paths"}
 COMMAND_MODULES = {"evaluate", "predict", "export", "check", "report"}
 
 

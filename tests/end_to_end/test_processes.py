@@ -51,7 +51,7 @@ def sweep_with_a_failing_rank(runs: WarmRuns, name: str) -> None:
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "1", "drivers"]
     assert summary(sweep / "0")["status"] == "failed"
     assert summary(sweep / "1")["status"] == "finished"
-    assert "error: 1 trials failed" in done.stderr
+    assert "error: 1 trial failed" in done.stderr
 
 
 @pytest.mark.soak

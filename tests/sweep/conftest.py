@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from imago.cli.search_space import parse_space
 from imago.sweep import trial_run
 from imago.sweep.driver import Driver, Plan
-from imago.sweep.space import parse_space
 from imago.sweep.study import open_study
 
 SETTINGS = {

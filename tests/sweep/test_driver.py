@@ -126,7 +126,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from imago.sweep import driver, trial_run
-from imago.sweep.space import parse_space
+from imago.cli.search_space import parse_space
 from imago.sweep.study import open_study
 trial_run.PROJECT_ROOT, driver._POLL_S = Path(sys.argv[1]), 0.02
 settings = {settings!r}

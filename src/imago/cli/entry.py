@@ -100,30 +100,6 @@ class _Job:
             [new for text in line for new in replaced.get(text, [text])] for line in (sys.argv[1:], self.saved)
         )
 
-    def check_trial(self, overrides: list[str]) -> "DictConfig":
-        """Compose and check the config of a run of a sweep, before any run is started; return the config."""
-        from hydra.core.global_hydra import GlobalHydra
-        from omegaconf import OmegaConf
-
-        from imago.training.checks import check_settings
-
-        loader: Any = GlobalHydra.instance().config_loader()
-        composed = compose(loader, self.command, overrides)
-        config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-        check_complete(config)
-        self.check_types(config, overrides)
-        check_settings(config)
-        return config
-
-    def check_types(self, config: "DictConfig", overrides: list[str]) -> None:
-        """Check the types of typed values, of a run or of the settings of a sweep."""
-        from hydra.core.global_hydra import GlobalHydra
-        from hydra.core.hydra_config import HydraConfig
-
-        choices = [text for text in HydraConfig.get().overrides.task if text.startswith("sweep=")]
-        loader: Any = GlobalHydra.instance().config_loader()
-        check_types(config, compose_defaults(loader, self.command, [*overrides, *choices]), overrides)
-
     def _check_config(self, cfg: "DictConfig", overrides: dict[str, list[str]]) -> None:
         from hydra.core.global_hydra import GlobalHydra
         from hydra.core.hydra_config import HydraConfig
@@ -206,7 +182,11 @@ def _prepare_command_line(command: str) -> list[str]:
     is_sweep = command == "train" and _read_flags().multirun
     saved: list[str] = []
     if is_sweep:
-        _prepare_sweep()
+        if importlib.util.find_spec("optuna") is None:
+            raise ConfigError("-m needs the package optuna, an extra of this project: pip install -e '.[sweep]'.")
+        from imago.cli.sweeper import prepare_sweep
+
+        prepare_sweep()
     else:
         sys.argv[1:], saved = resume_arguments(sys.argv[1:], PROJECT_ROOT / "logs")
     _check_ranks()
@@ -219,32 +199,6 @@ def _prepare_command_line(command: str) -> list[str]:
             key = f"trainer.{name.removeprefix('PL_TRAINER_').lower()}"
             raise ConfigError(f"{name}={value} is set in the environment: type {key}={value}, and unset {name}.")
     return saved
-
-
-def _prepare_sweep() -> None:
-    """Choose `sweep=grid` unless another search is typed, and register our sweeper with Hydra."""
-    from hydra.core.plugins import Plugins
-
-    from imago.sweep.sweeper import TrialSweeper
-
-    typed = dict(text.replace('"', "").partition("=")[::2] for text in sys.argv[1:] if "=" in text)
-    if typed.get("resume", "auto") != "auto":
-        raise ConfigError(
-            f"resume={typed['resume']} continues one run, and -m starts several: leave -m out, or type "
-            "sweep_name=NAME resume=auto to continue a sweep."
-        )
-    if "run_name" in typed:
-        raise ConfigError(f"run_name={typed['run_name']}: a sweep is named sweep_name=NAME; its runs are numbered.")
-    if "hydra/sweeper" in typed:
-        raise ConfigError(
-            f"hydra/sweeper={typed['hydra/sweeper']}: the search is chosen with sweep=optuna, sweep=random or "
-            "sweep=grid, which can be continued after a crash."
-        )
-    if importlib.util.find_spec("optuna") is None:
-        raise ConfigError("-m needs the package optuna, an extra of this project: pip install -e '.[sweep]'.")
-    if "sweep" not in typed:
-        sys.argv.append("sweep=grid")
-    Plugins.instance().register(TrialSweeper)
 
 
 def _check_ranks() -> None:

@@ -14,12 +14,12 @@ from optuna.trial import TrialState
 from imago.analysis.ranking import SWEEP_FILE, Ranking, final_test_lines, rank_settings, ranking_text, write_ranking
 from imago.errors import ConfigError, IncompleteError
 from imago.files import make_writable, read_json, write_json
-from imago.paths import PROJECT_ROOT, quote_for_hydra, short_path
+from imago.paths import PROJECT_ROOT, command, executable, quote_for_hydra, short_path
 from imago.runs.run_directory import requeue_slurm_job
 from imago.sweep.driver import Driver, Plan
 from imago.sweep.space import REPEATED_KEYS
 from imago.sweep.study import open_study
-from imago.text import duration_text
+from imago.text import counted, duration_text
 
 _MAX_ROWS = 20  # of the printed ranking; our own choice
 _NUM_SEEDS = 3  # of the command that trains the best setting again; our own choice
@@ -61,15 +61,17 @@ def run_sweep(plan: Plan, is_continued: bool) -> float:
     write_ranking(ranking)
     _print_end(ranking, plan, num_elsewhere)
     if driver.failures:
-        raise IncompleteError("\n".join([f"{len(driver.failures)} trials failed", *driver.failures]))
+        raise IncompleteError("\n".join([f"{counted(len(driver.failures), 'trial')} failed", *driver.failures]))
     return ranking.best.mean if ranking.best and ranking.best.mean is not None else float("nan")
 
 
 def _leave(number: int, directory: Path) -> NoReturn:
     """Leave after a stop signal, as a run does; a job of SLURM is queued again after SIGUSR1."""
-    again = shlex.join([*sys.orig_argv[1:], *(["resume=auto"] if "resume=auto" not in sys.argv else [])])
-    named = any(text.startswith("sweep_name=") for text in sys.argv)
-    print(f"stopped; to continue: python {again}{'' if named else f' sweep_name={shlex.quote(directory.name)}'}")
+    again = [executable(), *sys.orig_argv[1:]]
+    if not any(text.startswith("sweep_name=") for text in sys.argv):
+        again.append(f"sweep_name={directory.name}")
+    again += ["resume=auto"] if "resume=auto" not in again else []
+    print(f"stopped; to continue: {shlex.join(again)}")
     if number == signal.SIGUSR1:
         requeue_slurm_job()
     if number == signal.SIGINT:
@@ -103,8 +105,8 @@ def _test(run: Path, plan: Plan) -> dict[str, Any]:
     if test := read_json(run / "summary.json").get("test"):
         return test
     typed = [text for text in plan.space.fixed if text.partition("=")[0] in _TEST_SETTINGS]
-    command = [sys.executable, str(PROJECT_ROOT / "src" / "eval.py"), f"run={quote_for_hydra(str(run))}", *typed]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    evaluation = [sys.executable, str(PROJECT_ROOT / "src" / "eval.py"), f"run={quote_for_hydra(str(run))}", *typed]
+    result = subprocess.run(evaluation, capture_output=True, text=True, check=False)
     if result.returncode:
         errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         return {"reason": errors[-1] if errors else f"eval.py exited with {result.returncode}"}
@@ -120,9 +122,9 @@ def _print_end(ranking: Ranking, plan: Plan, num_elsewhere: int) -> None:
     lines += final_test_lines(ranking)
     if ranking.best is not None:
         best = [f"{key}={value}" for key, value in ranking.best.settings.items()]
-        command = shlex.join(["-m", *_typed(plan.space.fixed), *best, f"seed={_more_seeds(plan)}"])
-        lines += ["next:", f"  python src/train.py {command}"]
-        lines += [f"  python src/report.py run={shlex.quote(short_path(plan.directory))}"]
+        typed = shlex.join(["-m", *_typed(plan.space.fixed), *best, f"seed={_more_seeds(plan)}"])
+        lines += ["next:", f"  {command('train')} {typed}"]
+        lines += [f"  {command('report')} run={shlex.quote(short_path(plan.directory))}"]
     print("\n".join(lines))
 
 

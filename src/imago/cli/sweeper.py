@@ -1,13 +1,17 @@
 """The sweeper behind `-m`, a plugin of Hydra: read and check the settings of a sweep, then run it."""
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from imago.analysis.ranking import SWEEP_FILE
+from imago.cli.overrides import check_complete, check_types, compose, compose_defaults
+from imago.cli.search_space import parse_space
 from imago.errors import ConfigError
 from imago.files import write_json
 from imago.instantiate import to_plain
@@ -15,9 +19,9 @@ from imago.settings import typed_value
 from imago.sweep.driver import Plan
 from imago.sweep.machine import threads_per_process
 from imago.sweep.run import run_sweep
-from imago.sweep.space import Space, parse_space
+from imago.sweep.space import Space
 from imago.sweep.study import check_names
-from imago.training.checks import direction_of
+from imago.training.checks import check_settings, direction_of
 
 _SWEEP_KEYS = ("sweep", "sweep_name", "resume")  # settings of the sweep, not of its runs
 _DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
@@ -35,7 +39,7 @@ class TrialSweeper(Sweeper):
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.settings: Any = config
-        self.loader, self.job = hydra_context.config_loader, task_function
+        self.loader: Any = hydra_context.config_loader
         self.hydra_sweeper.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -76,7 +80,7 @@ class TrialSweeper(Sweeper):
         Raises:
             ConfigError: for a value of another type, or that cannot work.
         """
-        self.job.check_types(self.settings, [text for text in arguments if text.startswith("sweep.")])
+        self._check_types(self.settings, [text for text in arguments if text.startswith("sweep.")])
         settings = to_plain(self.settings.sweep)
         for key in ("n_trials", "max_hours", "parallel"):
             if settings[key] is not None and settings[key] <= 0:
@@ -97,8 +101,41 @@ class TrialSweeper(Sweeper):
         for parameter in space.parameters:
             if self.loader.get_group_options(parameter.key):
                 for option in parameter.choices[1:]:
-                    self.job.check_trial(space.first(**{parameter.key: option}))
-        return self.job.check_trial(space.first())
+                    self._check_run(space.first(**{parameter.key: option}))
+        return self._check_run(space.first())
+
+    def _check_run(self, overrides: list[str]) -> DictConfig:
+        """Compose and check the config of one run, before any is started; return the config."""
+        composed = compose(self.loader, "train", overrides)
+        config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        check_complete(config)
+        self._check_types(config, overrides)
+        check_settings(config)
+        return config
+
+    def _check_types(self, config: DictConfig, overrides: list[str]) -> None:
+        choices = [text for text in self.settings.hydra.overrides.task if text.startswith("sweep=")]
+        check_types(config, compose_defaults(self.loader, "train", [*overrides, *choices]), overrides)
+
+
+def prepare_sweep() -> None:
+    """Choose `sweep=grid` unless another search is typed, and register our sweeper with Hydra."""
+    typed = dict(text.replace('"', "").partition("=")[::2] for text in sys.argv[1:] if "=" in text)
+    if typed.get("resume", "auto") != "auto":
+        raise ConfigError(
+            f"resume={typed['resume']} continues one run, and -m starts several: leave -m out, or type "
+            "sweep_name=NAME resume=auto to continue a sweep."
+        )
+    if "run_name" in typed:
+        raise ConfigError(f"run_name={typed['run_name']}: a sweep is named sweep_name=NAME; its runs are numbered.")
+    if "hydra/sweeper" in typed:
+        raise ConfigError(
+            f"hydra/sweeper={typed['hydra/sweeper']}: the search is chosen with sweep=optuna, sweep=random or "
+            "sweep=grid, which can be continued after a crash."
+        )
+    if "sweep" not in typed:
+        sys.argv.append("sweep=grid")
+    Plugins.instance().register(TrialSweeper)
 
 
 def _objective(config: DictConfig, settings: dict[str, Any]) -> tuple[str, Literal["maximize", "minimize"], bool]:

@@ -6,8 +6,9 @@ from typing import Any
 import optuna
 import pytest
 
+from imago.cli.search_space import parse_space
 from imago.errors import ConfigError
-from imago.sweep.space import Parameter, parse_space
+from imago.sweep.space import Parameter
 
 
 def parse(*arguments: str, **space: Any):

@@ -1,0 +1,63 @@
+"""A sweep from its plan to its end: what it prints, tests and raises."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from imago.cli.search_space import parse_space
+from imago.errors import ConfigError, IncompleteError
+from imago.sweep import driver, run
+from imago.sweep.run import run_sweep
+
+
+@pytest.fixture
+def sweep(new_driver, monkeypatch: pytest.MonkeyPatch):
+    """Run a sweep whose runs train in milliseconds and are tested by a stand-in for eval.py."""
+    monkeypatch.setattr(driver, "_POLL_S", 0.02)
+    tested: list[str] = []
+
+    def test(path: Path, plan) -> dict:
+        tested.append(path.name)
+        return {"acc": 0.5, "interval_95": [0.4, 0.6], "num_images": 100}
+
+    monkeypatch.setattr(run, "_test", test)
+
+    def start(*arguments: str, is_continued: bool = False, **settings) -> tuple[float, list[str]]:
+        plan = new_driver("lr=0.1", name="unused", **settings).plan
+        plan = plan._replace(directory=plan.directory.with_name("x"), space=parse_space(arguments, {}, None))
+        tested.clear()
+        return run_sweep(plan, is_continued), [*tested]
+
+    return start
+
+
+def test_the_runs_of_the_best_setting_are_tested_once(sweep, fake_project: Path, capsys):
+    value, tested = sweep("lr=0.4,0.1,0.3", "seed=1,2", "pause_s=0")
+    assert (value, tested) == (pytest.approx(0.9015), ["2", "3"])
+    printed = capsys.readouterr().out
+    assert "test of the best setting, chosen by val/acc: 50.00 % ± 0.00 over 2 runs, 100 images" in printed
+    assert "src/train.py -m pause_s=0 lr=0.1 seed=3,4,5\n" in printed  # seeds that are new
+    assert sweep("lr=0.4,0.1,0.3", "seed=1,2", "pause_s=0", is_continued=True) == (pytest.approx(0.9015), [])
+    assert json.loads((fake_project / "x/sweep.json").read_text())["test"]["runs"] == ["2", "3"]
+
+
+def test_failed_trials_are_listed_and_the_others_ranked(sweep, capsys):
+    with pytest.raises(IncompleteError, match=r"1 trial failed\ntrial 0 \(fails=later\).*the loss is NaN") as error:
+        sweep("fails=later,no")
+    assert error.value.exit_code == 1
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("1 ")] == [["1", "no"]]
+
+
+def test_nothing_is_tested_where_everything_failed(sweep):
+    with pytest.raises(IncompleteError, match="2 trials failed"):
+        sweep("fails=later,config")
+
+
+def test_a_directory_that_holds_a_sweep_needs_resume(sweep):
+    assert not math.isnan(sweep("lr=0.1,0.2")[0])
+    with pytest.raises(ConfigError, match=r"already holds a sweep: type resume=auto to continue it"):
+        sweep("lr=0.1,0.2")
+    with pytest.raises(ConfigError, match=r"is a sweep over something else \(.*0\.3"):
+        sweep("lr=0.1,0.3", is_continued=True)
