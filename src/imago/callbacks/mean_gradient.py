@@ -48,7 +48,7 @@ class MeanGradient(Callback):
         share = _step_images(trainer) / trainer.world_size
         weight = getattr(getattr(pl_module, "loss", None), "total_weight", None)
         if weight is not None:
-            self._total_weight = weight if self._total_weight is None else self._total_weight + weight
+            self._total_weight = weight.float() + (0.0 if self._total_weight is None else self._total_weight)
             loss.register_hook(lambda gradient: gradient * (weight / share))
         elif self._num_images != share:
             factor = self._num_images / share
