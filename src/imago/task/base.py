@@ -53,9 +53,13 @@ class ImageTask(LightningModule):
         class_counts: training images of each class, passed to a loss with `weight`.
 
     Attributes:
+        divides_like_loss: whether a class that overrides `training_step` or `training_loss` divides every term by what
+            `self.loss` divides by. If not, loss.weight is refused with accumulated batches or several devices.
         steps_per_epoch: optimizer steps per epoch; None: computed by the Trainer.
         tta: views of an image that the test averages, see `imago.task.tta`.
     """
+
+    divides_like_loss = False
 
     def __init__(
         self,
