@@ -203,3 +203,27 @@ class WandbLogger(CSVLogger):
     def __init__(self, save_dir: str, id: str | None = None, version: str | None = None) -> None:
         super().__init__(save_dir)
         self.id = version or id
+
+
+class HiddenWeights(nn.Module):
+    """A loss of one's own that keeps `weight` under another name."""
+
+    def __init__(self, weight: list[float], divides_by_images: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("numbers", torch.tensor(weight))
+        if divides_by_images:
+            self.total_weight = None
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, labels, self.numbers, reduction="sum") / len(labels)
+
+
+class Penalized(ImageTask):
+    """A task whose second term is divided by the images."""
+
+    def training_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(logits, labels) + 0.5 * logits.pow(2).mean()
+
+
+class LikeLoss(Penalized):
+    divides_like_loss = True

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small_fit import QUIET, build_data, build_task, build_trainer
+from small_fit import QUIET, SMALL, build_data, build_task, build_trainer, fit_run
 
 from imago.callbacks import checkpoints
 from imago.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
@@ -183,6 +183,44 @@ def test_a_pause_by_max_time_is_resumed_to_the_same_weights(
     for name in ("last.ckpt", "best.ckpt"):
         fit(cfg, tmp_path / name, resume=name)
         assert_same_state(tmp_path / name, tmp_path / "whole")
+
+
+class Validations(Callback):
+    """Record the loss and the weights of each validation, and end the time of a `TimeLimit` in the second batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        for limit in (callback for callback in trainer.callbacks if isinstance(callback, TimeLimit)):
+            limit._duration = 0.0 if batch_idx == 1 else limit._duration
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        weights = torch.cat([weight.detach().flatten() for weight in pl_module.net.parameters()])
+        self.seen.append((float(trainer.callback_metrics["val/loss"]), weights))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["++trainer.max_steps=2", "trainer.max_time=00:01:00:00"])
+def test_the_score_of_an_epoch_that_ended_early_counts_after_a_resume(compose, tmp_path, limit: str):
+    """The highest loss is the best, so that the weights after two steps are: later ones have lower losses."""
+    quick = ("callbacks.image_grid=null", "logger.tensorboard=null", "trainer.num_sanity_val_steps=0")
+    names = ("callbacks.best_checkpoint", "callbacks.early_stopping")
+    highest = [f"{name}.{text}" for name in names for text in ("monitor=val/loss", "mode=max")]
+    settings = (*SMALL, *quick, "callbacks=early_stopping", *highest, "trainer.max_epochs=2")
+    validations, folder = Validations(), tmp_path / "checkpoints"
+    fit_run(compose(*settings, limit), tmp_path, validations)
+    assert len(validations.seen) == 1
+    score, weights = validations.seen[0]
+    for name in ("best.ckpt", "last.ckpt"):
+        states = read_checkpoint(folder / name)["callbacks"]
+        scores = [state[key] for state in states.values() for key in ("best_score", "best_model_score") if key in state]
+        assert [float(value) for value in scores if value is not None] == pytest.approx([score] * 2)
+    fit_run(compose(*settings), tmp_path, validations)
+    assert len(validations.seen) == 3
+    assert score == max(loss for loss, _ in validations.seen)
+    best = read_checkpoint(folder / "best.ckpt")["state_dict"]
+    torch.testing.assert_close(torch.cat([value.flatten() for value in best.values()]), weights, rtol=0, atol=0)
 
 
 def saving_trainer(saved: list[Path], is_rank_0: bool = True, global_step: int = 3) -> Any:

@@ -3,6 +3,7 @@
 import operator
 import re
 import time
+import warnings
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import open_dict
 from own_tasks import Adapting
-from small_fit import QUIET, SMALL, build_data, build_task, build_trainer, fit_run
+from small_fit import QUIET, SMALL, EachStep, build_data, build_task, build_trainer, fit_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from imago.callbacks.exact_resume import ResumedStateCheck, StepSeed, TruncateLogs
-from imago.errors import DataError
+from imago.errors import ConfigError, DataError
 from imago.logger.metrics_csv import MetricsCsv
 from imago.runs.checkpoint import read_checkpoint, write_checkpoint
 
@@ -81,6 +83,35 @@ def test_tensorboard_shows_every_step_though_the_clock_was_set_back_before_each_
 def test_only_rank_0_writes_files(tmp_path: Path):
     resume(tmp_path, 0, is_rank_0=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_schedule_of_torch_that_keeps_its_length_is_resumed_for_the_same_length_only(compose, tmp_path: Path):
+    def settings(max_epochs: int) -> Any:
+        cfg = compose(*SMALL, "callbacks.image_grid=null", "logger.tensorboard=null", "trainer.limit_train_batches=2")
+        cfg.trainer.max_epochs = max_epochs
+        with open_dict(cfg):
+            cfg.schedule = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.01}
+            cfg.task.schedule = cfg.schedule
+        return cfg
+
+    rates: list[float] = []
+    see = EachStep(lambda trainer: rates.append(trainer.optimizers[0].param_groups[0]["lr"]))
+    with pytest.raises(ZeroDivisionError), warnings.catch_warnings(action="ignore", category=UserWarning):
+        fit_run(settings(3), tmp_path, see, EachStep(lambda trainer: 1 // (trainer.global_step < 3)))
+    for max_epochs in (2, 4):
+        with pytest.raises(ConfigError, match=rf"OneCycleLR was started for 6 .* resumed for {2 * max_epochs};"):
+            fit_run(settings(max_epochs), tmp_path)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        fit_run(settings(3), tmp_path, see)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=6)
+    expected = []
+    for _ in range(6):
+        expected.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step() if len(expected) < 6 else None
+    assert rates == pytest.approx([*expected[:4], *expected[2:]])  # the step of the error, and again from the save
 
 
 STILL = ("schedule=constant", "optimizer.lr=1e-30", "trainer.limit_train_batches=1", "logger.tensorboard=null")

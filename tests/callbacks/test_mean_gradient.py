@@ -3,6 +3,8 @@
 import contextlib
 import csv
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +80,36 @@ def test_class_weights_of_a_loss_that_does_not_say_their_sum_are_refused_in_seve
         refused = pytest.raises(ConfigError, match="CrossEntropyLoss has no attribute total_weight")
         with refused if accumulate > 1 else contextlib.nullcontext():
             build_trainer(cfg, tmp_path, MeanGradient()).fit(task, datamodule=data)
+
+
+TASK = "task._target_=own_tasks."
+HIDDEN = ("loss._target_=own_tasks.HiddenWeights", "~loss.label_smoothing")
+
+
+@pytest.mark.parametrize(
+    ("settings", "world_size", "reason"),
+    [
+        (("task._target_=own_tasks.Manual", "trainer.accumulate_grad_batches=1"), 2, "steps its optimizers itself"),
+        (HIDDEN, 1, "HiddenWeights has no attribute total_weight"),
+        ((*HIDDEN, "+loss.divides_by_images=true"), 1, None),
+        ((f"{TASK}Penalized",), 1, "Penalized has its own training_loss"),
+        (("task._target_=own_tasks.LossOnly",), 2, "LossOnly has its own training_step"),
+        ((f"{TASK}LikeLoss",), 1, None),
+        ((f"{TASK}Penalized", "loss.weight=null"), 1, None),
+        ((), 2, None),
+    ],
+)
+def test_typed_class_weights_are_refused_where_the_division_of_the_parts_is_unknown(
+    compose, settings: tuple[str, ...], world_size: int, reason: str | None
+):
+    cfg = compose(
+        *("data=shapes", *SMALL, "trainer.accumulate_grad_batches=2", f"loss.weight={WEIGHT}", *settings),
+    )
+    task = build_task(cfg, build_data(cfg))
+    trainer: Any = SimpleNamespace(accumulate_grad_batches=cfg.trainer.accumulate_grad_batches, world_size=world_size)
+    with pytest.raises(ConfigError, match=reason) if reason else contextlib.nullcontext():
+        MeanGradient().on_fit_start(trainer, task)
+    MeanGradient().on_fit_start(SimpleNamespace(accumulate_grad_batches=1, world_size=1), task)  # a single part
 
 
 @pytest.mark.slow

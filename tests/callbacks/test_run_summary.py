@@ -84,3 +84,32 @@ def test_results_of_a_best_checkpoint_that_a_resumed_run_has_replaced_are_forgot
     after = json.loads(file.read_text())
     results = {"val", "test", "best_epoch", "best_value"}
     assert before.keys() - after.keys() == (results if is_replaced else set())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "is_replaced"),
+    [
+        (("optimizer.lr=1e-3",), True),
+        (("optimizer.lr=1e-30",), False),
+        (("optimizer.lr=1e-3", "callbacks.best_checkpoint=null"), True),  # the last weights are tested
+    ],
+)
+def test_a_test_of_weights_that_the_last_epoch_has_replaced_is_forgotten_before_the_next_test(
+    compose, tmp_path, settings: tuple[str, ...], is_replaced: bool
+):
+    quick = ("callbacks.image_grid=null", "logger.tensorboard=null")
+    has_best = "callbacks.best_checkpoint=null" not in settings
+    monitor = ("callbacks.best_checkpoint.monitor=val/loss",) if has_best else ()
+    every = (*SMALL, *quick, *monitor, "schedule=constant", *settings)
+    fit_run(compose(*every, "trainer.max_epochs=1"), tmp_path)
+    file = tmp_path / "summary.json"
+    before = json.loads(file.read_text()) | {"test": {"acc": 0.5}}
+    file.write_text(json.dumps(before))
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        fit_run(compose(*every, "trainer.max_epochs=2"), tmp_path)
+    after = json.loads(file.read_text())
+    assert ("test" not in after) == is_replaced
+    assert after["steps"] == 2 * before["steps"]
+    if has_best:
+        assert (after["best_epoch"], after["val"] != before["val"]) == ((2, True) if is_replaced else (1, False))

@@ -134,6 +134,9 @@ def test_metrics_are_those_of_the_summary_and_of_the_best_checkpoint_only(tmp_pa
     )
     assert _metrics_of(tmp_path, tmp_path / "checkpoints" / "best.ckpt") == {"val": {"acc": 0.5, "num_images": 9}}
     assert _metrics_of(tmp_path, tmp_path / "checkpoints" / "last.ckpt") == {}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    (tmp_path / "summary.json").write_text(json.dumps(summary | {"status": "running"}))
+    assert _metrics_of(tmp_path, tmp_path / "checkpoints" / "best.ckpt") == {}
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(None, range(10)), (99, range(10)), (3, [0, 3, 6]), (1, [0])])

@@ -364,6 +364,17 @@ def test_a_task_with_other_outputs_measures_and_saves_them(compose, tmp_path: Pa
     assert trainer.callback_metrics["val/acc"].item() == pytest.approx(correct / 100)
 
 
+def test_class_weights_of_other_outputs_are_numbers_for_these_outputs(compose):
+    own = ("data=shapes", *SMALL, "task._target_=own_tasks.Rotation")
+    data = build_data(compose(*own))
+    with pytest.raises(ConfigError, match="counts images of the classes, and Rotation has other outputs"):
+        build_task(compose(*own, "loss.weight=balanced"), data, class_counts=[32] * 10)
+    task = build_task(compose(*own, "loss.weight=[1,2,3,4]"), data, class_counts=[32] * 10)
+    logits, targets = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 3, 1])
+    losses, weights = -logits.log_softmax(1)[range(6), targets], targets + 1.0
+    torch.testing.assert_close(task.loss(logits, targets), (losses * weights).sum() / weights.sum())
+
+
 def test_frozen_parts_of_the_network_stay_in_eval_mode(compose):
     cfg = compose("data=shapes", "model=small_resnet", "model.freeze=backbone", "trainer.max_epochs=1")
     task = build_task(cfg, build_data(cfg)).eval().train()

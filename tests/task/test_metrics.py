@@ -57,6 +57,17 @@ def test_the_sums_of_all_ranks_are_added():
     assert metrics.compute(ranks) == {"loss": pytest.approx(10 / 3), "acc": pytest.approx(2 / 3), "num_images": 3}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_half_precision_are_summed_in_full_precision(dtype: torch.dtype):
+    """A sum in bfloat16 stops to increase after 256 equal values; one in float16 overflows above 65,504."""
+    losses = torch.linspace(1.0, 3.0, 350, dtype=dtype)
+    metrics = LossAndAccuracy()
+    for loss in losses:
+        metrics.update(loss, 128)
+    expected = sum(losses.tolist()) / len(losses)  # in Python's float64
+    assert metrics.compute(ONE_DEVICE)["loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_small_losses_still_count_after_many_batches():
     metrics = LossAndAccuracy()
     logits, labels = logits_for(0).expand(100, 3), torch.zeros(100, dtype=torch.int64)

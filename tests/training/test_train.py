@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from short_runs import SHORT, summary
 from sklearn import metrics as sk
@@ -194,3 +195,14 @@ def test_a_task_with_other_outputs_predicts_and_exports_them_and_eval_refuses(ru
     for model in (run, run / "export" / "model.onnx"):
         done = warm_imago().run("src/eval.py", f"run={model}", logs)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stdout + done.stderr
+
+
+def test_the_stored_settings_have_the_limit_of_overfit_batches(tmp_path: Path):
+    runs = WarmRuns(tmp_path)
+    quick = ("data=shapes", "model.hidden_features=16", "trainer.max_epochs=1", "trainer.limit_test_batches=1")
+    runs.run(*quick, "trainer.overfit_batches=2", "run_name=overfit")
+    run = runs.logs / "train" / "overfit"
+    stored = yaml.safe_load((run / "config.yaml").read_text())["trainer"]
+    assert stored["limit_train_batches"] == stored["overfit_batches"] == summary(run)["steps"] == 2
+    runs.run(f"resume={run}", "trainer.max_epochs=2")
+    assert summary(run)["steps"] == 4

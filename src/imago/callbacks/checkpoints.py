@@ -6,12 +6,11 @@ from time import monotonic
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from imago.callbacks.stopping import TimeLimit, has_epoch_ended_early
 from imago.callbacks.train_metrics import num_steps_done
 from imago.errors import ConfigError, DataError
-from imago.files import atomic_write
 from imago.runs.checkpoint import read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -95,12 +94,9 @@ class BestCheckpoint(_StepCheckpoint):
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self.best_metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        last = Path(filepath).with_name("last.ckpt")
-        if has_epoch_ended_early(trainer) and last.is_file():
-            # Lightning now counts the epoch as done. last.ckpt has the same weights and continues the epoch.
-            if trainer.is_global_zero:
-                with atomic_write(Path(filepath), "wb") as file:
-                    file.write(last.read_bytes())
+        has_last = any(isinstance(callback, LastCheckpoint) for callback in trainer.checkpoint_callbacks)
+        if has_epoch_ended_early(trainer) and has_last:
+            _save_with_scores(trainer, Path(filepath))
         else:
             super()._save_checkpoint(trainer, filepath)
 
@@ -160,6 +156,10 @@ class LastCheckpoint(_StepCheckpoint):
         if has_epoch_ended_early(trainer):
             self.save_now(trainer)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if has_epoch_ended_early(trainer):
+            _save_with_scores(trainer, Path(str(self.dirpath)) / "last.ckpt")
+
     def _should_skip_saving_checkpoint(self, trainer: Trainer) -> bool:
         return has_epoch_ended_early(trainer) or super()._should_skip_saving_checkpoint(trainer)
 
@@ -168,6 +168,20 @@ class LastCheckpoint(_StepCheckpoint):
         if trainer.is_global_zero and num_steps_done(trainer) > 0:
             state = trainer._checkpoint_connector.dump_checkpoint(False)  # all, not only the weights
             trainer.strategy.save_checkpoint(state, Path(str(self.dirpath)) / "last.ckpt")
+
+
+def _save_with_scores(trainer: Trainer, file: Path) -> None:
+    """Save `last.ckpt` of an epoch that ended early again, or as `file`, with the scores of the validation after it.
+
+    It was saved before, as Lightning then counts the epoch as completed. The other states are those before the
+    validation, so that the epoch is continued as in an uninterrupted run.
+    """
+    if trainer.is_global_zero:
+        state = read_checkpoint(file.with_name("last.ckpt"))
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, (ModelCheckpoint, EarlyStopping)):
+                state["callbacks"][callback.state_key] = callback.state_dict()
+        trainer.strategy.save_checkpoint(state, file)
 
 
 class TopCheckpoints(_StepCheckpoint):

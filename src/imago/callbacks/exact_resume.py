@@ -1,6 +1,6 @@
 """Make a resumed run draw the same random numbers, log the same curves and use the settings as typed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from imago.callbacks.train_metrics import num_steps_done
+from imago.errors import ConfigError
 from imago.logger.metrics_csv import MetricsCsv
 from imago.logger.tensorboard import keep_file_order
 from imago.runs.checkpoint import check_structure
@@ -29,6 +30,7 @@ class ResumedStateCheck(Callback):
 
     Raises:
         DataError: naming the file and the field that was changed after saving.
+        ConfigError: if the length of the run has changed, and the schedule would keep that of its state.
     """
 
     def __init__(self) -> None:
@@ -55,9 +57,21 @@ class ResumedStateCheck(Callback):
             schedules = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
             optimizers = [optimizer.state_dict() for optimizer in trainer.optimizers]
             check_structure(saved, {"optimizer_states": optimizers, "lr_schedulers": schedules}, file)
+            _check_lengths(trainer, saved["lr_schedulers"], schedules)
         for state in saved.get("optimizer_states", ()):
             for group in state["param_groups"]:
                 _check_group_states({i: state["state"][i] for i in group["params"] if i in state["state"]}, file)
+
+
+def _check_lengths(trainer: Trainer, saved: Sequence[Any], new: Sequence[Any]) -> None:
+    """Refuse another length for a schedule that restores the old one, as torch's OneCycleLR does."""
+    for config, old_state, new_state in zip(trainer.lr_scheduler_configs, saved, new, strict=True):
+        if "total_steps" in new_state and old_state["total_steps"] != new_state["total_steps"]:
+            raise ConfigError(
+                f"schedule: {type(config.scheduler).__name__} was started for {old_state['total_steps']} optimizer "
+                f"steps and cannot be resumed for {new_state['total_steps']}; resume with the same trainer.max_epochs "
+                "and trainer.max_steps, or start a new run, with schedule=one_cycle if it is to be extended later."
+            )
 
 
 def _check_group_states(states: Mapping[int, Any], file: str) -> None:

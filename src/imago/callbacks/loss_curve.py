@@ -22,7 +22,7 @@ class LossCurve(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._batch_losses.append(outputs["loss"].item())
+        self._batch_losses.append(outputs["loss"].item() * trainer.accumulate_grad_batches)  # Lightning has divided it
         if trainer.global_step == len(self.losses):  # this batch did not end an optimizer step
             return
         self.losses.append(sum(self._batch_losses) / len(self._batch_losses))

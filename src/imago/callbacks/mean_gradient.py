@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from imago.errors import ConfigError
+from imago.task.base import ImageTask
 
 
 class MeanGradient(Callback):
@@ -19,7 +20,7 @@ class MeanGradient(Callback):
     changed, nor is manual optimization.
 
     Raises:
-        ConfigError: if a step has several parts, and the loss has class weights but no `total_weight`.
+        ConfigError: if a step has several parts and class weights, and it is not known by what each part was divided.
     """
 
     def __init__(self) -> None:
@@ -28,13 +29,10 @@ class MeanGradient(Callback):
         self._total_weight: Tensor | None = None  # of the current step, in this process
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loss, is_divided = getattr(pl_module, "loss", None), _num_parts(trainer) > 1
-        has_weight = isinstance(getattr(loss, "weight", None), Tensor) and not hasattr(loss, "total_weight")
-        if has_weight and is_divided and pl_module.automatic_optimization:
+        if _num_parts(trainer) > 1 and (reason := _unknown_division(pl_module)):
             raise ConfigError(
-                f"loss.weight with accumulated batches or several devices: {type(loss).__name__} has no attribute "
-                "total_weight, the sum of the weights in its last batch, so its parts would count differently; add it "
-                "as in imago.loss.cross_entropy, or use one device and trainer.accumulate_grad_batches=1."
+                f"loss.weight with accumulated batches or several devices: {reason}, so the parts of a step would "
+                "count differently; use one device and trainer.accumulate_grad_batches=1, or remove loss.weight."
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -48,7 +46,7 @@ class MeanGradient(Callback):
         share = _step_images(trainer) / trainer.world_size
         weight = getattr(getattr(pl_module, "loss", None), "total_weight", None)
         if weight is not None:
-            self._total_weight = weight if self._total_weight is None else self._total_weight + weight
+            self._total_weight = weight.float() + (0.0 if self._total_weight is None else self._total_weight)
             loss.register_hook(lambda gradient: gradient * (weight / share))
         elif self._num_images != share:
             factor = self._num_images / share
@@ -76,3 +74,24 @@ def _step_images(trainer: Trainer) -> int:
     """Return the number of images in a training batch over all ranks."""
     loader: Any = trainer.train_dataloader
     return loader.batch_sampler.batch_size
+
+
+def _unknown_division(task: LightningModule) -> str | None:
+    """Return why it is not known by what a loss with class weights is divided; None if it is, or without weights."""
+    loss, is_image_task = getattr(task, "loss", None), isinstance(task, ImageTask)
+    has_buffer = isinstance(getattr(loss, "weight", None), Tensor) and task.automatic_optimization
+    if not has_buffer and not (is_image_task and task.hparams["loss"].get("weight") is not None):
+        return None
+    name = type(task).__name__
+    if not task.automatic_optimization:
+        return f"{name} steps its optimizers itself (manual optimization)"
+    if not hasattr(loss, "total_weight"):
+        return (
+            f"{type(loss).__name__} has no attribute total_weight, the sum of the weights in its last batch (None "
+            "if it divides by the number of images)"
+        )
+    methods = ("training_step", "training_loss") if is_image_task and not task.divides_like_loss else ()
+    for method in methods:
+        if getattr(type(task), method) is not getattr(ImageTask, method):
+            return f"{name} has its own {method}, and not divides_like_loss = True"
+    return None

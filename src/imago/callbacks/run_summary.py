@@ -28,7 +28,6 @@ class RunSummary(Callback):
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
-        self._best: float | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not trainer.is_global_zero:
@@ -38,16 +37,11 @@ class RunSummary(Callback):
         for stopper in trainer.early_stopping_callbacks:
             stopper.stopping_reason_message = None  # of an interrupted run, from its checkpoint
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._best = _best_score(trainer)
-
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the results of the best checkpoint that a resumed run has replaced; it may end before its own test."""
-        if trainer.is_global_zero and _best_score(trainer) != self._best:
-            self._best = _best_score(trainer)
-            self.directory.forget(("val", "test", "best_epoch", "best_value"))
+        self._forget_replaced_results(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._forget_replaced_results(trainer)
         if trainer.is_global_zero:
             self.directory.update(**_training_results(trainer), stopped_early=_stopped_early(trainer))
 
@@ -61,6 +55,18 @@ class RunSummary(Callback):
             if speed := _find_speed(trainer):
                 results["time_s"] = self.directory.summary.get("time_s", {}) | {"test": round(speed.test_s, 2)}
             self.directory.update(**results)
+
+    def _forget_replaced_results(self, trainer: Trainer) -> None:
+        """Forget the results of weights that a resumed run has replaced: it may end before its own test.
+
+        Without a best checkpoint the last weights are tested.
+        """
+        if not trainer.is_global_zero:
+            return
+        summary, best = self.directory.summary, _best_score(trainer)
+        name, value = ("steps", num_steps_done(trainer)) if best is None else ("best_value", best)
+        if summary.get(name) != value:
+            self.directory.forget(("val", "test", "best_epoch", "best_value"))
 
 
 def _stopped_early(trainer: Trainer) -> dict[str, Any] | None:

@@ -112,10 +112,13 @@ def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping
 
 
 def _metrics_of(run: Path, checkpoint: Path) -> dict[str, Any]:
-    """Return the run's val and test accuracy, number of images and interval; they are of the best checkpoint only."""
-    if checkpoint != checkpoint_file(run):
-        return {}
+    """Return the run's val and test accuracy, number of images and interval; they are of the best checkpoint only.
+
+    There are none while a run has not ended: its best checkpoint may be newer than its results.
+    """
     summary, wanted = read_json(run / "summary.json"), ("acc", "interval_95", "num_images")
+    if checkpoint != checkpoint_file(run) or summary.get("status") in ("running", "failed"):
+        return {}
     by_split = {split: summary[split] for split in ("val", "test") if isinstance(summary.get(split), dict)}
     return {split: {key: values[key] for key in wanted if key in values} for split, values in by_split.items()}
 

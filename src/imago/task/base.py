@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from imago.errors import ConfigError
 from imago.instantiate import accepts, build, import_target_or_none
 from imago.loss.cross_entropy import weights_in_order
 from imago.model.adapt import build_network, keep_frozen_in_eval_mode
@@ -50,12 +51,16 @@ class ImageTask(LightningModule):
         metrics: `_target_` and settings of each `torchmetrics.Metric`, by its name.
         class_names: names of the classes of the data; the index of a name is its label.
         preprocess: `imago.images.Preprocess` as a dict.
-        class_counts: training images of each class, passed to a loss with `weight`.
+        class_counts: training images of each class, passed to a loss with `weight` if the outputs are the classes.
 
     Attributes:
+        divides_like_loss: whether a class that overrides `training_step` or `training_loss` divides every term by what
+            `self.loss` divides by. If not, loss.weight is refused with accumulated batches or several devices.
         steps_per_epoch: optimizer steps per epoch; None: computed by the Trainer.
         tta: views of an image that the test averages, see `imago.task.tta`.
     """
+
+    divides_like_loss = False
 
     def __init__(
         self,
@@ -76,11 +81,17 @@ class ImageTask(LightningModule):
             self.hparams.update(own_forward=True)  # no command can rebuild it from a checkpoint
         self.net = build_network(net, len(names), preprocess["size"], preprocess, names)
         weight = loss.get("weight")
+        if weight == "balanced" and not self.hparams["predicts_classes"]:
+            raise ConfigError(
+                f"loss.weight=balanced counts images of the classes, and {type(self).__name__} has other outputs; "
+                "type a number for each output."
+            )
         if isinstance(weight, Mapping) or str(weight).startswith("{"):
             loss = {**loss, "weight": weights_in_order(loss["weight"], names)}
             self.hparams.update(loss=loss)
-        has_weight = loss.get("weight") is not None and accepts(import_target_or_none(loss["_target_"]), "class_counts")
-        self.loss = build(loss, base=nn.Module, **({"class_counts": class_counts} if has_weight else {}))
+        needs_counts = loss.get("weight") is not None and self.hparams["predicts_classes"]
+        needs_counts = needs_counts and accepts(import_target_or_none(loss["_target_"]), "class_counts")
+        self.loss = build(loss, base=nn.Module, **({"class_counts": class_counts} if needs_counts else {}))
         splits = {split: EvaluationMetrics(metrics or {}, len(names)) for split in ("val", "test")}
         self.metrics: Any = nn.ModuleDict(splits)
         self.steps_per_epoch: int | None = None

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imago.errors import ConfigError
 from imago.task.classification import ClassificationTask
 
 
@@ -32,17 +31,6 @@ class DistillationTask(ClassificationTask):
         self.alpha = alpha
 
     def on_fit_start(self) -> None:
-        """Load the teacher to the device.
-
-        Raises:
-            ConfigError: if class weights are set and a step has several parts: only `loss` can weight them.
-        """
-        num_parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        if getattr(self.loss, "weight", None) is not None and num_parts > 1:
-            raise ConfigError(
-                "loss.weight with task=distillation: the parts of a step would be weighted differently; type "
-                "trainer.accumulate_grad_batches=1 trainer.devices=1, or remove loss.weight."
-            )
         self._teacher().to(self.device)
 
     def training_loss(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:

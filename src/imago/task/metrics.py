@@ -42,7 +42,7 @@ class LossAndAccuracy:
         """
         if not num_images:
             return
-        self.loss_sum = loss.detach() * num_images + self.loss_sum
+        self.loss_sum = loss.detach().float() * num_images + self.loss_sum
         self.num_images += num_images
         if logits is not None and labels is not None:
             self.num_correct = count_correct(logits.detach(), labels) + self.num_correct

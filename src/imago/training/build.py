@@ -135,7 +135,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks)
         or cfg.trainer.get("enable_progress_bar", True),
         "use_distributed_sampler": False,  # our samplers shard by rank without padding
-        "overfit_batches": 0,  # done by `build_run`: Lightning would reorder the batches and limit the validation, too
+        "overfit_batches": 0,  # see `limit_overfit_batches`: Lightning would reorder batches and limit validation, too
     }
     with one_line_for_misconfiguration((MisconfigurationException, ValueError)):
         trainer: Trainer = build(cfg.trainer, base=Trainer, **arguments)
@@ -202,7 +202,6 @@ def build_run(
     data.set_up_data()
     if cfg.trainer.get("overfit_batches"):
         data.repeats_first_epoch = True
-        cfg.trainer.limit_train_batches = cfg.trainer.overfit_batches
     check_num_batches(cfg, data)
     warn_of_text_order(data.class_names)
     data.preprocess, origin = choose_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)

@@ -199,6 +199,12 @@ def monitors(cfg: DictConfig) -> dict[str, DictConfig]:
     return {key: settings for key, settings in nodes.items() if settings.get("monitor") is not None}
 
 
+def limit_overfit_batches(cfg: DictConfig) -> None:
+    """Limit the training batches to `trainer.overfit_batches`, if it is typed, before the settings are stored."""
+    if cfg.trainer.get("overfit_batches"):
+        cfg.trainer.limit_train_batches = cfg.trainer.overfit_batches
+
+
 def set_modes(cfg: DictConfig) -> None:
     """Replace `mode: null` by the direction of the monitored value: that of a metric is its `higher_is_better`.
 
