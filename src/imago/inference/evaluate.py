@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,11 @@ def evaluate(cfg: DictConfig) -> float:
         UserError: for what the user can correct.
     """
     file, run = check_and_find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
+    if cfg.calibrate == "fit" and _is_foreign(file, run):
+        raise ConfigError(
+            f"ckpt={cfg.ckpt}: calibrate=fit fits on the val images of run={cfg.run}, and this checkpoint is not of "
+            "that run; type run=RUN of its own."
+        )
     settings = _data_settings(cfg, run)
     is_own_data = run is not None and _image_source(_read_config(run).get("data") or {}) == _image_source(settings)
     if is_own_data and cfg.split == "all":
@@ -125,21 +130,25 @@ def read_data_settings(run: Path, trust: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _problems(cfg: DictConfig) -> dict[str, bool]:
-    """Return each possible error message about the settings, and whether it applies."""
-    run, tta, size, output, calibration = cfg.run, cfg.tta, cfg.batch_size, cfg.output, cfg.calibrate
-    is_exported = is_onnx(Path(run or ""))
-    return {
-        f"split={cfg.split} is not one of {', '.join(EVALUATED_SPLITS)}.": cfg.split not in EVALUATED_SPLITS,
-        f"tta={tta} is not one of {', '.join(TTA_MODES)}.": tta not in TTA_MODES,
-        f"tta={tta} needs a checkpoint; run={run} is an ONNX file, which has one view.": is_exported and tta != "none",
-        f"calibrate={calibration} is not one of auto, none, fit.": cfg.calibrate not in ("auto", "none", "fit"),
-        f"calibrate={calibration}: run={run} is an ONNX file; calibrate its run, export again.": is_exported
-        and cfg.calibrate != "auto",
-        "calibrate=fit fits on the val images of the run; leave data= out.": cfg.calibrate == "fit" and "data" in cfg,
-        f"batch_size={size} must be 1 or more.": size is not None and size < 1,
-        f"output={output} is a file; type a directory for the results.": Path(output or "").is_file(),
-    }
+def _problems(cfg: DictConfig) -> Iterator[str]:
+    """Yield one line for each setting that cannot work."""
+    if cfg.split not in EVALUATED_SPLITS:
+        yield f"split={cfg.split} is not one of {', '.join(EVALUATED_SPLITS)}."
+    if cfg.tta not in TTA_MODES:
+        yield f"tta={cfg.tta} is not one of {', '.join(TTA_MODES)}."
+    if cfg.calibrate not in ("auto", "none", "fit"):
+        yield f"calibrate={cfg.calibrate} is not one of auto, none, fit."
+    if is_onnx(Path(cfg.run or "")):
+        if cfg.tta != "none":
+            yield f"tta={cfg.tta} needs a checkpoint; run={cfg.run} is an ONNX file, which has one view."
+        if cfg.calibrate != "auto":
+            yield f"calibrate={cfg.calibrate}: run={cfg.run} is an ONNX file; calibrate its run, export again."
+    if cfg.calibrate == "fit" and "data" in cfg:
+        yield "calibrate=fit fits on the val images of the run; leave data= out."
+    if cfg.batch_size is not None and cfg.batch_size < 1:
+        yield f"batch_size={cfg.batch_size} must be 1 or more."
+    if Path(cfg.output or "").is_file():
+        yield f"output={cfg.output} is a file; type a directory for the results."
 
 
 def _data_settings(cfg: DictConfig, run: Path | None) -> dict[str, Any]:
