@@ -161,9 +161,10 @@ def compute_with_intervals(
         generator = np.random.default_rng(seed)  # the same draws for each metric
         draws = (generator.integers(0, len(labels), len(labels)) for _ in range(NUM_DRAWS))
         values = np.array([_compute_once(metric, probabilities[draw], targets[draw]) for draw in draws])
-        bounds = np.array([metric.plot_lower_bound, metric.plot_upper_bound], float)  # None becomes NaN
-        bounds = np.where(np.isnan(bounds), (-math.inf, math.inf), bounds)
-        interval = np.clip(np.quantile(centered(values, value), QUANTILES_95), *bounds)
+        interval = np.quantile(centered(values, value), QUANTILES_95)
+        low, high = np.array([metric.plot_lower_bound, metric.plot_upper_bound], float)  # None becomes NaN
+        if low <= min(values.min(), value) and max(values.max(), value) <= high:  # else they are for plots only
+            interval = interval.clip(low, high)
         result |= {name: value, f"{name}_interval_95": interval.tolist()}
     return result
 
