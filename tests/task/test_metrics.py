@@ -132,6 +132,19 @@ def test_the_interval_of_a_metric_is_its_spread_over_repeated_draws_of_the_image
 
 
 @pytest.mark.slow
+def test_without_mistakes_a_metric_has_an_interval_too():
+    labels = np.arange(20) % 2
+    logits = 4 * np.eye(2, dtype=np.float32)[labels]
+    names = ("MulticlassCohenKappa", "MulticlassAUROC", "MulticlassHingeLoss", "MulticlassF1Score", "MulticlassRecall")
+    found = compute_with_intervals({name: {"_target_": OF + name} for name in names}, logits, labels)
+    for name in names:
+        low, high = found[f"{name}_interval_95"]
+        assert low <= found[name] <= high
+        assert high - low > 0.05, name
+    assert found["MulticlassRecall_interval_95"] == pytest.approx([0.839, 1], abs=0.06)  # Wilson's, of 20 of 20
+
+
+@pytest.mark.slow
 def test_the_bounds_of_plots_do_not_cut_the_interval_of_a_metric_that_exceeds_them():
     generator = np.random.default_rng(0)
     labels, logits = generator.integers(0, 4, 300), generator.normal(size=(300, 4)).astype(np.float32)
