@@ -303,9 +303,7 @@ def test_a_checkpoint_of_another_run_is_not_calibrated_on_the_val_images_of_this
         (tmp_path / name / "config.yaml").write_text("data: null")
     own, other = (f"{tmp_path / name}/checkpoints/best.ckpt" for name in ("a", "b"))
     typed = {"run": str(tmp_path / "a"), "calibrate": "fit"}
-    with pytest.raises(
-        ConfigError, match=f"ckpt={other}: calibrate=fit fits on the val images of run=.*/a, and"
-    ) as line:
+    with pytest.raises(ConfigError, match=f"calibrate=fit: ckpt={other} is not of run=.*/a, on whose val") as line:
         evaluate_command(OmegaConf.merge(settings, typed | {"ckpt": other}))
     assert "\n" not in str(line.value)
     for ckpt in ("best", own):

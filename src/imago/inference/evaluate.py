@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from imago.errors import ConfigError, DataError
+from imago.errors import ConfigError, DataError, UserError
 from imago.files import make_writable, read_json, sha256_of
 from imago.images import TTA_MODES
 from imago.inference.calibration import calibrate, describe_calibration
 from imago.inference.load import Predictor, TorchPredictor, check_and_find_model, is_onnx, load_predictor
 from imago.inference.results import MAX_NAME_CHARS, summary_lines, write_results
 from imago.inference.run_split import EVALUATED_SPLITS, images_digest, run_split, split_samples
+from imago.inference.trained_images import trained_on_note
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
@@ -34,18 +35,11 @@ _NUM_DIGITS = 8  # of a hash in the name of a directory; our own choice
 def evaluate(cfg: DictConfig) -> float:
     """Evaluate as configured and write all results to one directory.
 
-    Returns:
-        The accuracy, in [0, 1].
-
-    Raises:
-        UserError: for what the user can correct.
+    Return the accuracy, in [0, 1]; raise a `UserError` for what the user can correct.
     """
     file, run = check_and_find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
     if cfg.calibrate == "fit" and _is_foreign(file, run):
-        raise ConfigError(
-            f"ckpt={cfg.ckpt}: calibrate=fit fits on the val images of run={cfg.run}, and this checkpoint is not of "
-            "that run; type run=RUN of its own."
-        )
+        raise ConfigError(f"calibrate=fit: ckpt={cfg.ckpt} is not of run={cfg.run}, on whose val it would be fitted.")
     settings = _data_settings(cfg, run)
     is_own_data = run is not None and _image_source(_read_config(run).get("data") or {}) == _image_source(settings)
     if is_own_data and cfg.split == "all":
@@ -57,9 +51,7 @@ def evaluate(cfg: DictConfig) -> float:
     data.set_up_data()
     name = _result_name(cfg, file, run, data.fingerprint())
     directory = Path(cfg.output) if cfg.output else (run or file.parent) / "eval" / name
-    notes = [_compare_with_training(cfg, data, run if is_own_data else None)]
-    if is_own_data and _is_foreign(file, run):
-        notes.append(f"{file} is not a checkpoint of the run: it may have been trained on these images")
+    notes = [*_training_notes(cfg, file, run, data, is_own_data)]
     make_writable(directory, "output=DIR")
     if cfg.calibrate == "fit":
         entry = calibrate(file, run_split(predictor, data, "val"), cfg.tta)
@@ -77,7 +69,7 @@ def evaluate(cfg: DictConfig) -> float:
     if run and final_test:
         notes.append(far_above_note(read_json(run / "summary.json").get("val") or {}, metadata))
     written = write_results(directory, result, metadata, samples)
-    print("\n".join(summary_lines(result, metadata, final_test)))
+    print(*summary_lines(result, metadata, final_test), sep="\n")
     print(f"\nresults in {short_path(directory)}: {', '.join(written)}")
     print("".join(f"note: {note}\n" for note in notes if note), end="")
     return float(metadata["acc"])
@@ -178,6 +170,24 @@ def _image_source(settings: Mapping[str, Any]) -> list[str]:
     """Return dataset class and resolved paths: equal for settings that read the same images, however split."""
     paths = [os.path.realpath(str(settings.get(key))) for key in ("_target_", "root", "list_file", "name")]
     return [*paths, json.dumps(settings.get("train"), sort_keys=True)]  # of data=dataset
+
+
+def _training_notes(
+    cfg: DictConfig, file: Path, run: Path | None, data: "ImageDataModule", is_own_data: bool
+) -> Iterator[str]:
+    """Yield notes on images that the network may have been trained on, "" for none; errors as in the two functions."""
+    yield _compare_with_training(cfg, data, run if is_own_data else None)
+    if run is None or _is_foreign(file, run):
+        note = f"{file} is not a checkpoint of the run: it may have been trained on these images"
+        yield note if is_own_data else ""
+    elif "data" in cfg:
+        try:
+            own: ImageDataModule = build(read_data_settings(run, cfg.trust), _recursive_=False)
+            own.set_up_data()
+        except UserError as error:
+            yield f"whether the run was trained on some of these images is unknown: {error}"
+        else:
+            yield trained_on_note(split_samples(data, cfg.split), data.class_names, own.splits.train, own.class_names)
 
 
 def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Path | None) -> str:
