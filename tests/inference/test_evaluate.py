@@ -294,6 +294,23 @@ def test_an_invalid_setting_is_one_line(settings: DictConfig, changes: dict, tex
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_of_another_run_is_not_calibrated_on_the_val_images_of_this_one(
+    settings: DictConfig, tmp_path: Path
+):
+    for name in ("a", "b"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "best.ckpt").touch()
+        (tmp_path / name / "config.yaml").write_text("data: null")
+    own, other = (f"{tmp_path / name}/checkpoints/best.ckpt" for name in ("a", "b"))
+    typed = {"run": str(tmp_path / "a"), "calibrate": "fit"}
+    with pytest.raises(ConfigError, match=f"calibrate=fit: ckpt={other} is not of run=.*/a, on whose val") as line:
+        evaluate_command(OmegaConf.merge(settings, typed | {"ckpt": other}))
+    assert "\n" not in str(line.value)
+    for ckpt in ("best", own):
+        with pytest.raises(UserError, match="names no dataset"):  # the next step
+            evaluate_command(OmegaConf.merge(settings, typed | {"ckpt": ckpt}))
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -103,6 +103,12 @@ def test_a_running_run_has_its_best_validation_so_far(tmp_path: Path):
     assert read_record(run).val_acc is None
 
 
+def test_a_best_epoch_without_validation_has_no_accuracy_of_another_epoch(tmp_path: Path):
+    run = make_run(tmp_path / "a", val={"monitor": "train/loss"}, best_epoch=5)  # trainer.check_val_every_n_epoch=2
+    assert max(read_logged(run)["val/acc"][1]) == 0.7
+    assert (read_record(run).val_acc, read_record(run).best_epoch) == (None, 5)
+
+
 def test_logged_values_have_their_steps(tmp_path: Path):
     logged = read_logged(make_run(tmp_path / "a"))
     assert logged["val/acc"] == ([9.0, 19.0], [0.4, 0.7])

@@ -138,10 +138,57 @@ def test_macro_intervals_are_those_of_drawing_images_and_the_score_is_in_their_m
         assert abs((low + high) / 2 - measured[name]) < 0.1 * (high - low), name
 
 
-def test_without_mistakes_the_intervals_have_width_zero():
-    found = macro_intervals(np.diag([3, 4, 5]))
-    assert found == dict.fromkeys(("macro_precision", "macro_recall", "f1"), (1.0, 1.0))
-    assert ece_interval(np.ones(5), np.ones(5, bool)) == (0.0, 0.0)
+@pytest.mark.parametrize("confusion", [np.diag([10, 10]), np.diag([6, 7, 7]), np.diag([20, 0, 0])])
+def test_without_mistakes_the_intervals_are_about_that_of_the_accuracy(confusion: np.ndarray):
+    wilson = wilson_interval(20, 20)[0]
+    for low, high in macro_intervals(confusion).values():
+        assert high == 1
+        assert abs(low - wilson) < 0.05 or np.count_nonzero(confusion) == 1  # a second class halves the score
+        assert low < 0.97
+    low, high = ece_interval(np.full(20, 0.982), np.ones(20, bool))
+    assert low == 0
+    assert 0.1 < high < 0.3
+
+
+def covered(intervals: list[tuple[float, float]], truth: float) -> float:
+    return float(np.mean([low <= truth <= high for low, high in intervals]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_classes", "num_images", "accuracy", "before"),
+    [(2, 50, 0.98, 0.59), (2, 153, 0.99, 0.78), (10, 200, 0.99, 0.84), (2, 100, 0.95, 0.95), (5, 150, 0.8, 0.94)],
+)
+def test_f1_intervals_contain_the_true_score_at_every_accuracy(
+    num_classes: int, num_images: int, accuracy: float, before: float
+):
+    """`before` is the coverage without mistakes that the test does not show: they must not lower it elsewhere."""
+    shares = np.full((num_classes, num_classes), (1 - accuracy) / (num_classes - 1) / num_classes)
+    np.fill_diagonal(shares, accuracy / num_classes)
+    drawn = np.random.default_rng(1).multinomial(num_images, shares.ravel(), 120).reshape(-1, num_classes, num_classes)
+    found = [macro_intervals(confusion, num_draws=150)["f1"] for confusion in drawn]
+    assert covered(found, accuracy) >= max(0.93, before - 0.03)  # F1 is the accuracy in this symmetric case
+    half_widths = [(high - low) / 2 for low, high in found]
+    assert min(half_widths) > 0
+    if accuracy < 0.97:  # about as wide as the interval of the accuracy
+        wilson = [np.diff(wilson_interval(int(np.trace(confusion)), num_images))[0] / 2 for confusion in drawn]
+        assert 0.85 < np.mean(half_widths) / np.mean(wilson) < 1.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exponent", [1.0, 2.0])  # calibrated, and overconfident
+@pytest.mark.parametrize(("num_images", "accuracy"), [(50, 0.98), (153, 0.99), (400, 0.95), (400, 0.8)])
+def test_ece_intervals_contain_the_true_error_at_every_accuracy(num_images: int, accuracy: float, exponent: float):
+    generator = np.random.default_rng(2)
+
+    def draw(num: int) -> tuple[np.ndarray, np.ndarray]:
+        share = generator.beta(4 * accuracy, 4 - 4 * accuracy, num).clip(0.1, 1 - 1e-9)
+        return 1 / (1 + ((1 - share) / share) ** exponent), generator.random(num) < share
+
+    truth = reliability(*draw(400_000)).ece
+    found = [ece_interval(*draw(num_images), num_draws=150) for _ in range(120)]
+    assert covered(found, truth) >= 0.93
+    assert min(high - low for low, high in found) > 0
 
 
 def test_the_ece_interval_contains_the_measured_error_and_depends_only_on_the_seed():
@@ -155,8 +202,8 @@ def test_the_ece_interval_contains_the_measured_error_and_depends_only_on_the_se
     assert 0 <= low < reliability(probability, labels == predicted).ece < high <= 1
 
 
-def test_a_class_that_is_never_predicted_has_recall_zero_in_every_draw():
+def test_a_class_that_is_never_predicted_counts_in_every_draw():
     found = macro_intervals(np.array([[10, 0], [10, 0]]))
     low, high = found["macro_recall"]
-    assert low == high == 0.5
+    assert 0.3 < low < 0.5 < high < 0.7
     assert 0 < found["f1"][0] < 0.4 < found["f1"][1] < 0.5

@@ -1,11 +1,12 @@
-"""Two classifiers on the same images: McNemar's test by hand, and the interval by drawing images."""
+"""Two classifiers on the same images: McNemar's test by hand, and the interval by likelihood and by simulation."""
 
 import math
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 
-from imago.statistics.paired import PairedComparison, compare_paired
+from imago.statistics.paired import PairedComparison, compare_paired, tango_interval
 
 
 def compared(num_only_a: int, num_only_b: int) -> PairedComparison:
@@ -44,13 +45,67 @@ def test_the_verdict_names_the_better_one():
     assert compare_paired(right, wrong).verdict.startswith("a is significantly better")
     assert compare_paired(wrong, right).verdict.startswith("b is significantly better")
     equal = compare_paired(right, right)
-    assert (equal.difference, equal.interval_95, equal.p_value) == (0.0, (0.0, 0.0), 1.0)
+    assert (equal.difference, equal.p_value) == (0.0, 1.0)
+    assert equal.interval_95 == pytest.approx((-0.1611, 0.1611), abs=5e-5)  # as 0 of 20, see Wilson's in test_intervals
 
 
-def test_the_interval_is_that_of_drawing_images_with_replacement():
-    draws = np.random.default_rng(1)
-    a, b = draws.random(400) < 0.8, draws.random(400) < 0.7
-    difference = b.astype(int) - a.astype(int)
-    means = difference[draws.integers(0, 400, (10_000, 400))].mean(axis=1)
-    expected = np.quantile(means, [0.025, 0.975])
-    assert compare_paired(a, b).interval_95 == pytest.approx(expected, abs=0.004)
+def score_statistic(num_only_a: int, num_only_b: int, num_images: int, difference: float) -> float:
+    """The score statistic of a difference, whose likeliest shares are found numerically."""
+
+    def loss(share_a: float) -> float:
+        share_b = share_a + difference
+        shares, counts = (share_a, share_b, 1 - share_a - share_b), (num_only_a, num_only_b)
+        numbers = (*counts, num_images - sum(counts))
+        return -sum(n * math.log(max(share, 1e-300)) for n, share in zip(numbers, shares, strict=True) if n)
+
+    bounds = max(0.0, -difference), (1 - difference) / 2
+    share = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+    spread = math.sqrt(num_images * (2 * share + difference - difference**2))
+    return (num_only_b - num_only_a - num_images * difference) / spread
+
+
+@pytest.mark.parametrize(
+    ("num_only_a", "num_only_b", "num_images"),
+    [(12, 2, 50), (3, 9, 153), (0, 5, 100), (6, 0, 100), (79, 31, 1000), (0, 20, 30), (500, 620, 10_000)],
+)
+def test_the_ends_of_the_interval_are_where_the_score_test_rejects(num_only_a: int, num_only_b: int, num_images: int):
+    low, high = tango_interval(num_only_a, num_only_b, num_images)
+    assert score_statistic(num_only_a, num_only_b, num_images, low) == pytest.approx(1.96, abs=2e-3)
+    assert score_statistic(num_only_a, num_only_b, num_images, high) == pytest.approx(-1.96, abs=2e-3)
+    assert tango_interval(num_only_b, num_only_a, num_images) == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize("num_images", [1, 20])
+def test_the_interval_stays_between_minus_1_and_1(num_images: int):
+    assert tango_interval(0, num_images, num_images)[1] == 1
+    assert tango_interval(num_images, 0, num_images)[0] == -1
+    assert tango_interval(0, 0, num_images)[1] == pytest.approx(1.96**2 / (num_images + 1.96**2), abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_images", "only_a", "only_b", "before"),
+    [
+        (100, 0, 0.02, 0.82),
+        (153, 0, 0.013, 0.86),
+        (153, 0.01, 0.03, 0.91),
+        (153, 0.05, 0.08, 0.97),
+        (300, 0.1, 0.2, 0.96),
+    ],
+)
+def test_intervals_contain_the_true_difference_and_agree_with_the_test(
+    num_images: int, only_a: float, only_b: float, before: float
+):
+    """`before` is the coverage by drawing images with replacement, which the interval must not fall below."""
+    drawn = np.random.default_rng(1).multinomial(num_images, [only_a, only_b, 1 - only_a - only_b], 300)
+    found = []
+    for num_a, num_b, others in drawn:
+        result = compare_paired(
+            np.repeat([True, False, True], (num_a, num_b, others)),
+            np.repeat([False, True, True], (num_a, num_b, others)),
+        )
+        found.append(result.interval_95)
+        low, high = result.interval_95
+        assert low < result.difference < high
+        assert (low <= 0 <= high) == (result.p_value >= 0.05)
+    assert np.mean([low <= only_b - only_a <= high for low, high in found]) >= max(0.92, before - 0.02)

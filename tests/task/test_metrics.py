@@ -142,6 +142,44 @@ def test_the_interval_of_a_metric_is_its_spread_over_repeated_draws_of_the_image
     assert "none" not in found
 
 
+@pytest.mark.slow
+def test_without_mistakes_a_metric_has_an_interval_too():
+    labels = np.arange(20) % 2
+    logits = 4 * np.eye(2, dtype=np.float32)[labels]
+    names = ("MulticlassCohenKappa", "MulticlassAUROC", "MulticlassHingeLoss", "MulticlassF1Score", "MulticlassRecall")
+    found = compute_with_intervals({name: {"_target_": OF + name} for name in names}, logits, labels)
+    for name in names:
+        low, high = found[f"{name}_interval_95"]
+        assert low <= found[name] <= high
+        assert high - low > 0.05, name
+    assert found["MulticlassRecall_interval_95"] == pytest.approx([0.839, 1], abs=0.06)  # Wilson's, of 20 of 20
+
+
+@pytest.mark.slow
+def test_the_bounds_of_plots_do_not_cut_the_interval_of_a_metric_that_exceeds_them():
+    generator = np.random.default_rng(0)
+    labels, logits = generator.integers(0, 4, 300), generator.normal(size=(300, 4)).astype(np.float32)
+    logits[np.arange(300), labels] -= 0.3  # below chance
+    names = {"kappa": "MulticlassCohenKappa", "mcc": "MulticlassMatthewsCorrCoef", "hinge": "MulticlassHingeLoss"}
+    found = compute_with_intervals({key: {"_target_": OF + name} for key, name in names.items()}, logits, labels)
+    rows, wrong = np.arange(300), np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(axis=1, keepdims=True)
+    of_label = wrong[rows, labels].copy()
+    wrong[rows, labels] = -np.inf
+    hinge, predicted = np.maximum(1 - of_label + wrong.max(axis=1), 0), logits.argmax(axis=1)
+    expected = {
+        "kappa": lambda draw: sk.cohen_kappa_score(labels[draw], predicted[draw]),
+        "mcc": lambda draw: sk.matthews_corrcoef(labels[draw], predicted[draw]),
+        "hinge": lambda draw: hinge[draw].mean(),
+    }
+    draws = [generator.integers(0, 300, 300) for _ in range(300)]
+    for name, score in expected.items():
+        assert found[name] == pytest.approx(score(rows), abs=1e-5)
+        assert (found[name] > 1) if name == "hinge" else (found[name] < 0)
+        ends = np.quantile([score(draw) for draw in draws], (0.025, 0.975))
+        assert found[f"{name}_interval_95"] == pytest.approx(ends.tolist(), abs=0.03)
+        assert np.mean(found[f"{name}_interval_95"]) == pytest.approx(found[name], abs=0.01)
+
+
 @pytest.mark.parametrize("num_images", [30, 200])
 def test_macro_f1_is_one_number_in_eval_training_report_and_scikit_learn(num_images: int):
     generator = np.random.default_rng(3)

@@ -71,15 +71,7 @@ def export(cfg: DictConfig) -> None:
 
 def _check_and_find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
     """Check the settings before torch is loaded; return checkpoint file and run directory, both absolute."""
-    limit, opset = cfg.limit, cfg.opset
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    problems = {
-        f"limit={limit} must be 1 or more, or null for all validation images.": limit is not None and limit < 1,
-        f"opset={opset} must be 1 or more, e.g. 18, or null for torch's own choice.": opset is not None and opset < 1,
-        f"{sys.executable} lacks {', '.join(missing)}; run make setup, then use .venv/bin/python.": bool(missing),
-        f"run={cfg.run} is an ONNX file already; type the run directory it came from.": is_onnx(Path(cfg.run or "")),
-    }
-    checkpoint, run = check_and_find_model(cfg.run, cfg.ckpt, "cpu", problems)
+    checkpoint, run = check_and_find_model(cfg.run, cfg.ckpt, "cpu", _problems(cfg))
     if run is None:
         raise ConfigError(
             f"run={cfg.run} is not in a run directory (no config.yaml names its data); type the run directory."
@@ -87,6 +79,18 @@ def _check_and_find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
     if checkpoint.parent.resolve() != (run / "checkpoints").resolve():
         raise ConfigError(f"ckpt={cfg.ckpt} is not in {run / 'checkpoints'}: {run} would export another network.")
     return checkpoint.resolve(), run
+
+
+def _problems(cfg: DictConfig) -> Iterator[str]:
+    """Yield one line for each setting, or missing package, with which nothing can be exported."""
+    if cfg.limit is not None and cfg.limit < 1:
+        yield f"limit={cfg.limit} must be 1 or more, or null for all validation images."
+    if cfg.opset is not None and cfg.opset < 1:
+        yield f"opset={cfg.opset} must be 1 or more, e.g. 18, or null for torch's own choice."
+    if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
+        yield f"{sys.executable} lacks {', '.join(missing)}; run make setup, then use .venv/bin/python."
+    if is_onnx(Path(cfg.run or "")):
+        yield f"run={cfg.run} is an ONNX file already; type the run directory it came from."
 
 
 def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping[str, Any], file: Path) -> None:

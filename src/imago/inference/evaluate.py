@@ -2,21 +2,20 @@
 
 import json
 import os
-import shlex
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from imago.errors import ConfigError, DataError
-from imago.files import make_writable, read_json, sha256_of, write_json
+from imago.errors import ConfigError, DataError, UserError
+from imago.files import make_writable, read_json, sha256_of
 from imago.images import TTA_MODES
 from imago.inference.calibration import calibrate, describe_calibration
 from imago.inference.load import Predictor, TorchPredictor, check_and_find_model, is_onnx, load_predictor
 from imago.inference.results import MAX_NAME_CHARS, summary_lines, write_results
 from imago.inference.run_split import EVALUATED_SPLITS, images_digest, run_split, split_samples
+from imago.inference.trained_images import trained_on_note
 from imago.instantiate import build, targets, to_plain
 from imago.log import log_to
 from imago.paths import checkpoint_file, short_path
@@ -39,15 +38,13 @@ _NUM_DIGITS = 8  # of a hash in the name of a directory; our own choice
 def evaluate(cfg: DictConfig) -> float:
     """Evaluate as configured and write all results to one directory.
 
-    Returns:
-        The accuracy, in [0, 1].
-
-    Raises:
-        UserError: for what the user can correct.
+    Return the accuracy, in [0, 1]; raise a `UserError` for what the user can correct.
     """
     if "model" in cfg:
         cfg.run = str(_write_network_run(cfg))
     file, run = check_and_find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
+    if cfg.calibrate == "fit" and _is_foreign(file, run):
+        raise ConfigError(f"calibrate=fit: ckpt={cfg.ckpt} is not of run={cfg.run}, on whose val it would be fitted.")
     settings = _data_settings(cfg, run)
     is_own_data = _image_source(training_data(run)) == _image_source(settings)
     if is_own_data and cfg.split == "all":
@@ -57,9 +54,7 @@ def evaluate(cfg: DictConfig) -> float:
     predictor = load_predictor(file, cfg.accelerator, cfg.tta, cfg.calibrate == "auto", cfg.trust)
     data: ImageDataModule = build(settings, _recursive_=False)
     data.set_up_data(None if is_own_data or cfg.calibrate == "fit" else cfg.split)
-    notes = [unfinished_note(run) if run else "", _compare_with_training(cfg, data, run if is_own_data else None)]
-    if is_own_data and _is_foreign(file, run):
-        notes.append(f"{file} is not a checkpoint of the run: it may have been trained on these images")
+    notes = [unfinished_note(run) if run else "", *_training_notes(cfg, file, run, data, is_own_data)]
     directory = _result_directory(cfg, file, run, data.fingerprint())
     if cfg.calibrate == "fit":
         _fit_temperature(cfg, file, predictor, data)
@@ -75,11 +70,13 @@ def evaluate(cfg: DictConfig) -> float:
     if run and final_test:
         notes.append(far_above_note(read_json(run / "summary.json").get("val") or {}, metadata))
     written = write_results(directory, result, metadata, samples)
-    print("\n".join(summary_lines(result, metadata, final_test)))
+    print(*summary_lines(result, metadata, final_test), sep="\n")
     print(f"\nresults in {short_path(directory)}: {', '.join(written)}")
     print("".join(f"note: {printable_lines(note)}\n" for note in notes if note), end="")
     if "model" in cfg and run:
-        _finish_network_run(run, metadata)
+        from imago.inference.network_run import finish_network_run  # torch is loaded
+
+        finish_network_run(run, metadata)
     return float(metadata["acc"])
 
 
@@ -91,25 +88,16 @@ def _fit_temperature(cfg: DictConfig, file: Path, predictor: Predictor, data: "I
 
 def _write_network_run(cfg: DictConfig) -> Path:
     """Write a run directory for the network that `model` describes; its targets are typed, so they are trusted."""
-    problems = _problems(cfg) | {f"run={cfg.run} and model= name two networks; type one of them.": bool(cfg.run)}
-    if messages := [message for message, is_problem in problems.items() if is_problem]:
-        raise ConfigError("\n".join(messages))
+    problems = list(_problems(cfg))
+    problems += [f"run={cfg.run} and model= name two networks; type one of them."] if cfg.run else []
+    if problems:
+        raise ConfigError("\n".join(problems))
     from imago.inference.network_run import write_network_run  # loads torch
 
     model, data = to_plain(cfg.model), to_plain(cfg.data)
     cfg.trust = [*cfg.trust, *(str(target) for _, target in targets(model))]
     names, preprocess = to_plain(cfg.class_names), to_plain(cfg.preprocess)
     return write_network_run(Path(cfg.paths.log_dir), model, data | absolute_paths(data), names, preprocess)
-
-
-def _finish_network_run(run: Path, metadata: Mapping[str, Any]) -> None:
-    """Write the summary of a network, by which `report.py` takes it as a run, and print what to type next."""
-    result = {key: metadata[key] for key in ("acc", "interval_95", "num_images")}
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(run / "summary.json", {"status": "evaluated", "started": started, metadata["split"]: result})
-    run_argument = shlex.quote(f"run={short_path(run)}")
-    page = "" if metadata["split"] == "all" else f"\n  python src/report.py {run_argument} split={metadata['split']}"
-    print(f"next:\n  python src/predict.py {run_argument} input=IMAGE\n  python src/export.py {run_argument}{page}")
 
 
 def training_data(run: Path | None) -> dict[str, Any]:
@@ -165,22 +153,27 @@ def read_data_settings(run: Path, trust: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _problems(cfg: DictConfig) -> dict[str, bool]:
-    """Return each possible error message about the settings, and whether it applies."""
-    run, tta, size, output, calibration = cfg.run, cfg.tta, cfg.batch_size, cfg.output, cfg.calibrate
-    is_exported = is_onnx(Path(run or ""))
-    return {
-        "model= needs data that is typed, e.g. data=image_folder data.root=DIR.": "model" in cfg and "data" not in cfg,
-        f"split={cfg.split} is not one of {', '.join(EVALUATED_SPLITS)}.": cfg.split not in EVALUATED_SPLITS,
-        f"tta={tta} is not one of {', '.join(TTA_MODES)}.": tta not in TTA_MODES,
-        f"tta={tta} needs a checkpoint; run={run} is an ONNX file, which has one view.": is_exported and tta != "none",
-        f"calibrate={calibration} is not one of auto, none, fit.": cfg.calibrate not in ("auto", "none", "fit"),
-        f"calibrate={calibration}: run={run} is an ONNX file; calibrate its run, export again.": is_exported
-        and cfg.calibrate != "auto",
-        "calibrate=fit fits on the val images of the run; leave data= out.": cfg.calibrate == "fit" and "data" in cfg,
-        f"batch_size={size} must be 1 or more.": size is not None and size < 1,
-        f"output={output} is a file; type a directory for the results.": Path(output or "").is_file(),
-    }
+def _problems(cfg: DictConfig) -> Iterator[str]:
+    """Yield one line for each setting that cannot work."""
+    if "model" in cfg and "data" not in cfg:
+        yield "model= needs data that is typed, e.g. data=image_folder data.root=DIR."
+    if cfg.split not in EVALUATED_SPLITS:
+        yield f"split={cfg.split} is not one of {', '.join(EVALUATED_SPLITS)}."
+    if cfg.tta not in TTA_MODES:
+        yield f"tta={cfg.tta} is not one of {', '.join(TTA_MODES)}."
+    if cfg.calibrate not in ("auto", "none", "fit"):
+        yield f"calibrate={cfg.calibrate} is not one of auto, none, fit."
+    if is_onnx(Path(cfg.run or "")):
+        if cfg.tta != "none":
+            yield f"tta={cfg.tta} needs a checkpoint; run={cfg.run} is an ONNX file, which has one view."
+        if cfg.calibrate != "auto":
+            yield f"calibrate={cfg.calibrate}: run={cfg.run} is an ONNX file; calibrate its run, export again."
+    if cfg.calibrate == "fit" and "data" in cfg:
+        yield "calibrate=fit fits on the val images of the run; leave data= out."
+    if cfg.batch_size is not None and cfg.batch_size < 1:
+        yield f"batch_size={cfg.batch_size} must be 1 or more."
+    if Path(cfg.output or "").is_file():
+        yield f"output={cfg.output} is a file; type a directory for the results."
 
 
 def _data_settings(cfg: DictConfig, run: Path | None) -> dict[str, Any]:
@@ -210,6 +203,24 @@ def _image_source(settings: Mapping[str, Any]) -> list[str]:
     """Return dataset class and resolved paths: equal for settings that read the same images, however split."""
     paths = [os.path.realpath(str(settings.get(key))) for key in ("_target_", "root", "list_file", "name")]
     return [*paths, json.dumps(settings.get("train"), sort_keys=True)]  # of data=dataset
+
+
+def _training_notes(
+    cfg: DictConfig, file: Path, run: Path | None, data: "ImageDataModule", is_own_data: bool
+) -> Iterator[str]:
+    """Yield notes on images that the network may have been trained on, "" for none; errors as in the two functions."""
+    yield _compare_with_training(cfg, data, run if is_own_data else None)
+    if run is None or _is_foreign(file, run):
+        note = f"{file} is not a checkpoint of the run: it may have been trained on these images"
+        yield note if is_own_data else ""
+    elif "data" in cfg:
+        try:
+            own: ImageDataModule = build(read_data_settings(run, cfg.trust), _recursive_=False)
+            own.set_up_data()
+        except UserError as error:
+            yield f"whether the run was trained on some of these images is unknown: {error}"
+        else:
+            yield trained_on_note(split_samples(data, cfg.split), data.class_names, own.splits.train, own.class_names)
 
 
 def _compare_with_training(cfg: DictConfig, data: "ImageDataModule", own_run: Path | None) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -246,8 +246,22 @@ def resolve_checkpoint(path: Path, name: str = "best") -> Path:
     raise DataError(f"{path} has no {wanted}; {reason}")
 
 
+def _network_problems(run: str | None, ckpt: str | None, accelerator: str) -> Iterator[str]:
+    path = Path(run or "")
+    if not run:
+        yield "run= is empty; type a run directory such as logs/latest, or an ONNX file."
+    if not ckpt:
+        yield "ckpt= is not best, last or a file."
+    if ckpt != "best" and path.is_file():
+        yield f"ckpt={ckpt} selects a checkpoint of a run directory, but run={run} is a file."
+    if accelerator not in _ACCELERATORS:
+        yield f"accelerator={accelerator} is not one of {', '.join(_ACCELERATORS)}."
+    if accelerator == "gpu" and is_onnx(path):
+        yield f"accelerator=gpu: run={run} is an ONNX file, which runs on the CPU."
+
+
 def check_and_find_model(
-    run: str | None, ckpt: str | None, accelerator: str, problems: Mapping[str, bool]
+    run: str | None, ckpt: str | None, accelerator: str, problems: Iterable[str]
 ) -> tuple[Path, Path | None]:
     """Check the settings of a command, and find its network; loads no torch.
 
@@ -255,20 +269,12 @@ def check_and_find_model(
         The file, and the absolute run directory that it belongs to, if there is one.
 
     Raises:
-        ConfigError: with one line for each problem; `problems` are further messages, each with whether it applies.
+        ConfigError: with one line for each problem; `problems` are those of the command's other settings.
         DataError: if the run directory contains links.
     """
     path = Path(run or "")
-    is_file, is_gpu = path.is_file(), accelerator == "gpu"
-    checks = {
-        f"run={run or ''} is empty; type a run directory such as logs/latest, or an ONNX file.": not run,
-        f"ckpt={ckpt or ''} is not best, last or a file.": not ckpt,
-        f"ckpt={ckpt} selects a checkpoint of a run directory, but run={run} is a file.": ckpt != "best" and is_file,
-        f"accelerator={accelerator} is not one of {', '.join(_ACCELERATORS)}.": accelerator not in _ACCELERATORS,
-        f"accelerator=gpu: run={run} is an ONNX file, which runs on the CPU.": is_gpu and is_onnx(path),
-        **problems,
-    }
-    if messages := [message for message, is_problem in checks.items() if is_problem]:
+    is_file = path.is_file()
+    if messages := [*_network_problems(run, ckpt, accelerator), *problems]:
         raise ConfigError("\n".join(messages))
     try:
         file = resolve_checkpoint(path, str(ckpt))

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,10 @@ import yaml  # type: ignore[import-untyped]
 
 from imago.data.csv_list import check_class_names
 from imago.errors import ConfigError, DataError
-from imago.files import make_writable, open_text, sha256_of, write_text
+from imago.files import make_writable, open_text, sha256_of, write_json, write_text
 from imago.images import Preprocess
 from imago.model.adapt import build_network, choose_preprocess, find_weights, weights_preprocess
-from imago.paths import checkpoint_file
+from imago.paths import checkpoint_file, command, short_path
 from imago.runs.checkpoint import AtomicCheckpointIO
 
 _NUM_DIGITS = 8  # of a hash in the name of a directory; our own choice
@@ -56,6 +58,18 @@ def write_network_run(
     state = {f"net.{key}": value for key, value in net.state_dict().items()}
     AtomicCheckpointIO().save_checkpoint({"state_dict": state, "hyper_parameters": hparams}, checkpoint_file(run))
     return run
+
+
+def finish_network_run(run: Path, metadata: Mapping[str, Any]) -> None:
+    """Write the summary of a network, by which `report.py` takes it as a run, and print what to type next."""
+    result = {key: metadata[key] for key in ("acc", "interval_95", "num_images")}
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(run / "summary.json", {"status": "evaluated", "started": started, metadata["split"]: result})
+    run_argument = shlex.quote(f"run={short_path(run)}")
+    lines = ["next:", f"  {command('predict')} {run_argument} input=IMAGE", f"  {command('export')} {run_argument}"]
+    if metadata["split"] != "all":
+        lines.append(f"  {command('report')} {run_argument} split={metadata['split']}")
+    print("\n".join(lines))
 
 
 def _read_names(class_names: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
@@ -117,20 +117,22 @@ def predict_images(
     return predictions, bad_images
 
 
-def _problems(cfg: DictConfig) -> dict[str, bool]:
-    """Return each possible error message about the settings, and whether it applies."""
-    output, explain = Path(cfg.output or "out.csv"), cfg.explain
-    is_exported = is_onnx(Path(cfg.run or ""))
-    return {
-        f"top_k={typed_value(cfg.top_k)} must be 1 or more.": not cfg.top_k or cfg.top_k < 1,
-        f"batch_size={typed_value(cfg.batch_size)} must be 1 or more.": not cfg.batch_size or cfg.batch_size < 1,
-        f"max_pixels={typed_value(cfg.max_pixels)} must be 1 or more.": not cfg.max_pixels or cfg.max_pixels < 1,
-        f"threshold={cfg.threshold} must be in 0 .. 1.": not 0 <= cfg.threshold <= 1,
-        f"input={cfg.input or ''} is empty; type an image, a folder, or a pattern in quotes.": not cfg.input,
-        f"output={output} is a directory; type a file, e.g. output={output / 'out.csv'}.": output.is_dir(),
-        f"output={output} is the CSV file; the JSON file gets the same name.": output.suffix.lower() == ".json",
-        f"explain=true needs a checkpoint: run={cfg.run} is an ONNX file, without gradients.": explain and is_exported,
-    }
+def _problems(cfg: DictConfig) -> Iterator[str]:
+    """Yield one line for each setting that cannot work."""
+    output = Path(cfg.output or "out.csv")
+    for name in ("top_k", "batch_size", "max_pixels"):
+        if not cfg[name] or cfg[name] < 1:
+            yield f"{name}={typed_value(cfg[name])} must be 1 or more."
+    if not 0 <= cfg.threshold <= 1:
+        yield f"threshold={cfg.threshold} must be in 0 .. 1."
+    if not cfg.input:
+        yield f"input={cfg.input or ''} is empty; type an image, a folder, or a pattern in quotes."
+    if output.is_dir():
+        yield f"output={output} is a directory; type a file, e.g. output={output / 'out.csv'}."
+    if output.suffix.lower() == ".json":
+        yield f"output={output} is the CSV file; the JSON file gets the same name."
+    if cfg.explain and is_onnx(Path(cfg.run or "")):
+        yield f"explain=true needs a checkpoint: run={cfg.run} is an ONNX file, without gradients."
 
 
 def _read_input(image: Path, preprocess: Preprocess, max_pixels: int) -> np.ndarray | DataError:

@@ -224,7 +224,7 @@ def _read_summary(run_dir: Path) -> dict[str, Any]:
         **{"test_acc": test.get("acc"), "test_low": low, "test_high": high},
         "num_test_images": test.get("num_images"),
     }
-    if numbers["val_acc"] is None:  # written at the end of training; until then it is in the log
+    if summary.get("val") is None:  # written at the end of training; until then the best epoch is in the log
         with suppress(DataError):
             values = read_logged(run_dir).get("val/acc", ([], []))[1]
             numbers["val_acc"] = max(filter(math.isfinite, values), default=None)

@@ -1,0 +1,72 @@
+"""Find the images of an evaluation that its run was trained on, whatever the dataset is named in the command."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from os.path import realpath
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from imago.errors import ConfigError
+from imago.files import sha256_of
+
+if TYPE_CHECKING:
+    from imago.data.dataset import LabeledArray, LabeledFiles, Samples
+
+
+def trained_on_note(
+    samples: "Samples", class_names: Sequence[str], train: "Samples", train_class_names: Sequence[str]
+) -> str:
+    """Return a note with the number of images that are copies of training images of the run; "" without any.
+
+    Images are compared if both datasets are files, or both are in memory.
+
+    Raises:
+        ConfigError: if some are not copies, but the training images themselves.
+    """
+    from imago.data.dataset import LabeledArray, LabeledFiles
+
+    if isinstance(samples, LabeledFiles) and isinstance(train, LabeledFiles):
+        num_same, num_copies = _count_files(samples, class_names, train, train_class_names)
+    elif isinstance(samples, LabeledArray) and isinstance(train, LabeledArray):
+        num_same, num_copies = _count_arrays(samples, train)
+    else:
+        return ""
+    if num_same:
+        raise ConfigError(
+            f"{num_same:,} of these {len(samples):,} images are training images of the run; type data= without them, "
+            "or leave data= out to use the split of the training."
+        )
+    text = f"{num_copies:,} of these {len(samples):,} images are copies of images that the run was trained on"
+    return text if num_copies else ""
+
+
+def _count_files(
+    samples: "LabeledFiles", class_names: Sequence[str], train: "LabeledFiles", train_class_names: Sequence[str]
+) -> tuple[int, int]:
+    """Count the files that are in `train`, and those that have the content of one there; class and size are equal."""
+    found = [_files_by_size(samples, class_names), _files_by_size(train, train_class_names)]
+    num_same = num_copies = 0
+    for key in found[0].keys() & found[1].keys():
+        files, train_files = found[0][key], set(found[1][key])
+        others = [file for file in files if file not in train_files]
+        num_same += len(files) - len(others)
+        digests = {sha256_of(file) for file in train_files} if others else set()
+        num_copies += sum(sha256_of(file) in digests for file in others)
+    return num_same, num_copies
+
+
+def _files_by_size(files: "LabeledFiles", class_names: Sequence[str]) -> dict[tuple[str, int], list[Path]]:
+    """Return the files, in real directories, by class and number of bytes."""
+    by_size, directories = defaultdict(list), {path: Path(realpath(path)) for path in {p.parent for p in files.paths}}
+    for path, label, num_bytes in zip(files.paths, files.labels, files.num_bytes.tolist(), strict=True):
+        by_size[class_names[label], num_bytes].append(directories[path.parent] / path.name)
+    return by_size
+
+
+def _count_arrays(samples: "LabeledArray", train: "LabeledArray") -> tuple[int, int]:
+    """Count the images with the pixels of one of `train`: those with its name too, and the others."""
+    own, known = ([hashlib.sha256(image.tobytes()).digest() for image in split.images] for split in (samples, train))
+    num_same = len({*zip(samples.names, own, strict=True)} & {*zip(train.names, known, strict=True)})
+    digests = set(known)
+    return num_same, sum(digest in digests for digest in own) - num_same
