@@ -10,7 +10,14 @@ import torch
 
 from imago.data.dataset import LabeledArray, LabeledFiles, Splits
 from imago.errors import DataError
-from imago.inference.run_split import images_digest, images_in_memory, match_classes, run_split, split_samples
+from imago.inference.run_split import (
+    images_digest,
+    images_in_memory,
+    match_classes,
+    run_split,
+    sampled_digest,
+    split_samples,
+)
 
 NAMES = ("a", "b", "c")
 
@@ -111,6 +118,26 @@ def test_the_digest_of_images_depends_on_names_classes_and_contents_but_not_on_t
     (tmp_path / "one" / "b.png").unlink()
     with pytest.raises(DataError, match=r"b.png cannot be read: No such file or directory; try again\."):
         images_digest(files[0], NAMES)
+
+
+def test_the_digest_of_a_sample_depends_on_the_contents_of_each_split_and_reads_few_files(tmp_path: Path):
+    splits = make_data().splits
+    changed = []
+    for name, samples in splits.items():
+        images = samples.images.copy()
+        images[5, 0, 0, 0] ^= 1
+        changed.append(replace(splits, **{name: replace(samples, images=images)}))
+    assert len({sampled_digest(part) for part in (splits, *changed)}) == 4
+    assert sampled_digest(make_data().splits) == sampled_digest(splits)
+
+    sizes, names = np.full(1200, 3), tuple(f"{index}.png" for index in range(1200))
+    digests = []
+    for content in (b"xyz", b"xyz", b"xya"):
+        for name in names[::4]:  # there are no other files
+            (tmp_path / name).write_bytes(content)
+        files = LabeledFiles(tmp_path, names, sizes, sizes, np.zeros(1200, np.int64))
+        digests.append(sampled_digest(replace(splits, train=files)))
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_indices_of_all_splits_together_are_the_right_images():

@@ -88,8 +88,14 @@ def test_a_resumed_run_keeps_its_results_and_refuses_other_data(directory: RunDi
         assert summary(again)["test"] == {"acc": 1.0}
         with pytest.raises(DataError, match="was started on other data .fingerprint abc, now xyz"):
             again.add_provenance(data_fingerprint="xyz", device="cpu")
+        again.add_provenance("abc", images="1" * 64)  # of a run that stored none at its start
+        for digests in ({"images": "2" * 64}, {"test": "3" * 64}):
+            again.add_provenance("abc", test="4" * 64)
+            with pytest.raises(DataError, match="other data .contents of the .*images"):
+                again.add_provenance("abc", **digests)
     provenance = json.loads((directory.path / "provenance.json").read_text())
     assert (provenance["data"], len(provenance["resumes"])) == ("abc", 1)
+    assert (provenance["images"], provenance["test"]) == ("1" * 64, "4" * 64)
 
 
 def test_a_run_that_failed_before_its_first_save_is_forgotten(directory: RunDirectory, tmp_path: Path):

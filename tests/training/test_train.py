@@ -206,3 +206,23 @@ def test_the_stored_settings_have_the_limit_of_overfit_batches(tmp_path: Path):
     assert stored["limit_train_batches"] == stored["overfit_batches"] == summary(run)["steps"] == 2
     runs.run(f"resume={run}", "trainer.max_epochs=2")
     assert summary(run)["steps"] == 4
+
+
+def test_a_run_is_not_resumed_on_other_images_of_equal_names_and_sizes(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for folder in ("one", "two"):
+        for path in (Path(split, name) for split in ("train", "val", "test") for name in ("a/0.bmp", "b/0.bmp")):
+            (tmp_path / folder / path.parent).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / folder / path)
+    shutil.copytree(tmp_path / "one", tmp_path / "moved")
+    runs = WarmRuns(tmp_path)
+    quick = ("data=image_folder", "model.hidden_features=16", "preprocess.size=8", "augment=none")
+    runs.run(*quick, f"data.root={tmp_path / 'one'}", "trainer.max_epochs=1", "run_name=images")
+    run = runs.logs / "train" / "images"
+    before = json.loads((run / "provenance.json").read_text())
+    refused = runs.run(f"resume={run}", f"data.root={tmp_path / 'two'}", "trainer.max_epochs=2", expect=2)
+    assert "was started on other data (contents of the images" in refused.text
+    after = json.loads((run / "provenance.json").read_text())
+    assert {name: after[name] for name in ("images", "test")} == {name: before[name] for name in ("images", "test")}
+    runs.run(f"resume={run}", f"data.root={tmp_path / 'moved'}", "trainer.max_epochs=2")
+    assert summary(run)["epochs"] == 2

@@ -4,7 +4,7 @@ import hashlib
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +20,11 @@ from imago.text import WORDNET_ID, join_names
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
-    from imago.data.dataset import Samples
+    from imago.data.dataset import Samples, Splits
 
 _SHOWN_PX = (128, 128)  # of images of any size that are not files; our own choice
 _NUM_HASHED = 1_000  # images of a torch Dataset, which may be slow to read; our own choice
+_NUM_SAMPLED = 300  # images of a split that a resumed run compares; our own choice, about a second for photos
 EVALUATED_SPLITS = ("test", "val", "all")  # all: every image of a dataset that was not used for training
 
 
@@ -65,21 +66,46 @@ def images_digest(samples: "Samples", class_names: Sequence[str]) -> str:
     order = sorted(range(len(samples)), key=lambda index: samples.names[index])
     labeled = [text for index in order for text in (samples.names[index], class_names[samples.labels[index]])]
     digest = hashlib.sha256(encode_names(labeled))
-    if isinstance(samples, LabeledFiles):
-        from imago.data.examine import map_in_threads
-
-        try:
-            for content in map_in_threads(
-                lambda index: sha256_of(samples.root / samples.names[index]), order, "fingerprint"
-            ):
-                digest.update(content.encode())
-        except OSError as error:
-            raise DataError(f"{error.filename} cannot be read: {error.strerror}; try again.") from error
-    else:
-        step = 1 if isinstance(samples, LabeledArray) else math.ceil(len(order) / _NUM_HASHED)
-        for pixels in (samples.read(index) for index in order[::step]):
-            digest.update(f"{pixels.shape}".encode() + pixels.tobytes())
+    is_torch_dataset = not isinstance(samples, (LabeledArray, LabeledFiles))
+    for content in _contents(samples, order[:: math.ceil(len(order) / _NUM_HASHED) if is_torch_dataset else 1]):
+        digest.update(content)
     return digest.hexdigest()
+
+
+def sampled_digest(splits: "Splits") -> str:
+    """Return a SHA-256 of the contents of at most `_NUM_SAMPLED` images of each split, at regular intervals.
+
+    The fingerprint of the data depends on the contents of a torch Dataset only, whose images are not read here.
+
+    Raises:
+        DataError: if an image cannot be read.
+    """
+    from imago.data.dataset import LabeledArray, LabeledFiles
+
+    digest = hashlib.sha256()
+    for samples in (part for _, part in splits.items() if isinstance(part, (LabeledArray, LabeledFiles))):
+        indices = range(0, len(samples), max(1, math.ceil(len(samples) / _NUM_SAMPLED)))
+        for content in _contents(samples, indices):
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def _contents(samples: "Samples", indices: Sequence[int]) -> Iterator[bytes]:
+    """Yield the SHA-256 of some files, or the shape and pixels of other images; raise a DataError if one is missing."""
+    from imago.data.dataset import LabeledFiles
+
+    if not isinstance(samples, LabeledFiles):
+        for pixels in map(samples.read, indices):
+            yield f"{pixels.shape}".encode() + pixels.tobytes()
+        return
+    from imago.data.examine import map_in_threads
+
+    try:
+        yield from map_in_threads(
+            lambda index: sha256_of(samples.root / samples.names[index]).encode(), indices, "fingerprint"
+        )
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}; try again.") from error
 
 
 def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> LabeledOutputs:

@@ -26,6 +26,8 @@ from imago.runs.signals import Signals, is_main_process, watch_main_process
 
 _log = logging.getLogger("imago")
 
+# Entries of provenance.json that a resumed run must have, too, and their names in messages.
+_DATA_DIGESTS = {"data": "fingerprint", "images": "contents of the images", "test": "contents of the test images"}
 _SUMMARY_LOCK = threading.Lock()  # threads that watch other ranks write the summary as well
 
 
@@ -141,18 +143,22 @@ class RunDirectory:
     def add_provenance(self, data_fingerprint: str, **entries: Any) -> None:
         """Add entries to `provenance.json`; `ImageDataModule.fingerprint` is stored as `data`.
 
+        `images` and `test` are digests of a sample of all images, and of the test images.
+
         Raises:
             DataError: if the data has changed on resume: another split could put training images into test.
         """
         if self.is_main_process:
             file = self.path / "provenance.json"
-            saved = read_json(file)
-            if saved.get("data", data_fingerprint) != data_fingerprint:
-                raise DataError(
-                    f"{self.path} was started on other data (fingerprint {saved['data']}, now {data_fingerprint}): "
-                    "files were added, removed or changed. Restore them, or start a new run."
-                )
-            write_json(file, saved | entries | {"data": data_fingerprint})
+            saved, entries = read_json(file), entries | {"data": data_fingerprint}
+            for name, meaning in _DATA_DIGESTS.items():
+                before, now = saved.get(name), entries.get(name)
+                if before and now and before != now:
+                    raise DataError(
+                        f"{self.path} was started on other data ({meaning} {before[:16]}, now {now[:16]}): files were "
+                        "added, removed or changed. Restore them, or start a new run."
+                    )
+            write_json(file, saved | entries)
 
     def store_setting(self, key: str, value: int) -> None:
         """Store a number that the run has chosen, as if it had been typed: a resumed run keeps it."""

@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from imago.files import read_json
 from imago.instantiate import to_plain
 from imago.resources import first_cpu_times
 from imago.runs.run_directory import RunDirectory
@@ -114,7 +115,13 @@ def _store_provenance(
     data: "ImageDataModule", trainer: "Trainer", directory: RunDirectory, commands: list[str]
 ) -> None:
     """Write what is known now to provenance.json, and split.csv; a resumed run must have the same data."""
+    from imago.inference.run_split import images_digest, sampled_digest
+
+    if not directory.is_main_process:
+        return
+    digests = {"images": sampled_digest(data.splits)}
+    if "test" in read_json(directory.path / "provenance.json"):
+        digests["test"] = images_digest(data.splits.test, data.class_names)
     machine = {"device": str(trainer.strategy.root_device), "precision": trainer.precision}
-    directory.add_provenance(data.fingerprint(), **machine, commands=commands)
-    if directory.is_main_process:
-        data.write_split(directory.path)
+    directory.add_provenance(data.fingerprint(), **machine, commands=commands, **digests)
+    data.write_split(directory.path)
