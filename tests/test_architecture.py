@@ -20,7 +20,8 @@ _PARTS = {"augment", "data", "model", "optimizer", "schedule", "loss", "logger"}
 _COMMANDS = {"training", "inference", "export", "dataset_check", "analysis"}
 ARROWS = {
     **dict.fromkeys(LEAVES, set()),
-    "images": set(),
+    "images": {"tiff"},
+    "tiff": set(),
     "instantiate": set(),
     "trust": {"instantiate"},
     "statistics": set(),
