@@ -14,25 +14,14 @@ PACKAGE = SRC / "imago"
 ENTRIES = sorted(path.stem for path in SRC.glob("*.py"))
 
 # Package or module -> those it may import, in addition to LEAVES. Imports point from the last lines to the first.
-LEAVES = {
-    "errors",
-    "libtiff",
-    "paths",
-    "files",
-    "log",
-    "settings",
-    "text",
-    "download",
-    "resources",
-    "seeding",
-    "threads",
-}
+LEAVES = {"errors", "paths", "files", "log", "settings", "text", "download", "resources", "seeding", "threads"}
 _BASE = {"images", "instantiate", "normalize", "statistics", "onnx_classifier", "runs", "trust"}
 _PARTS = {"augment", "data", "model", "optimizer", "schedule", "loss", "logger"}
 _COMMANDS = {"training", "inference", "export", "dataset_check", "analysis"}
 ARROWS = {
     **dict.fromkeys(LEAVES, set()),
-    "images": set(),
+    "images": {"tiff"},
+    "tiff": set(),
     "instantiate": set(),
     "trust": {"instantiate"},
     "statistics": set(),

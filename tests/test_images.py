@@ -10,6 +10,7 @@ import math
 import random
 import struct
 import warnings
+import zlib
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -168,6 +169,47 @@ def test_other_numbers_in_a_tiff_are_refused_by_their_name(bits, sample_format, 
     data = gray_tiff(bytes(64 * bits // 8), bits, zero_is_black, order, sample_format)
     with pytest.raises(DataError, match=rf"\b{bits}-bit {kind} pixels.*save it as 8-bit or 16-bit unsigned"):
         read_image(data)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("mode", "photometric"), [("RGB", 2), ("CMYK", 5)])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_planes_of_16_bits_are_refused_and_those_of_8_bits_are_read(bits: int, mode: str, photometric: int, order: str):
+    num, planes = len(mode), np.random.default_rng(3).integers(0, 256, (len(mode), 4, 16), np.uint8)
+    stored = (planes.astype(int) * (1 if bits == 8 else 257)).astype(f"{order}u{bits // 8}").tobytes()
+    lists_at = 8 + 2 + 12 * 10 + 4  # after 10 tags
+    stored_at, num_bytes = lists_at + 3 * 4 * num, len(stored) // num
+    lists = [[bits] * num, [stored_at + num_bytes * plane for plane in range(num)], [num_bytes] * num]
+    at = [lists_at + 4 * num * index for index in range(3)]
+    tags = {256: 16, 257: 4, 258: at[0], 259: 1, 262: photometric, 273: at[1], 277: num, 278: 4, 279: at[2], 284: 2}
+    counts = dict.fromkeys((258, 273, 279), num)
+    data = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    data += b"".join(struct.pack(f"{order}HHII", tag, 4, counts.get(tag, 1), value) for tag, value in tags.items())
+    data += bytes(4) + b"".join(struct.pack(f"{order}{num}I", *values) for values in lists) + stored
+    if bits == 8:
+        image = Image.merge(mode, [Image.fromarray(plane) for plane in planes])
+        np.testing.assert_array_equal(read_image(data), read_image(encode(image, "TIFF")))
+    else:
+        with pytest.raises(DataError, match="^the image is an uncompressed planar TIFF of over 8 bits"):
+            read_image(data)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_transparent_value_of_a_gray_png_becomes_white_at_every_depth(bits: int):
+    values = np.random.default_rng(bits).integers(0, 2**bits, (4, 16))
+    rows = ["".join(format(value, f"0{bits}b") for value in row) for row in values]
+    raw = b"".join(b"\0" + int(row, 2).to_bytes(2 * bits, "big") for row in rows)
+    transparent = int(values[1, 2])
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 16, 4, bits, 0, 0, 0, 0)
+    value = struct.pack(">H", transparent)
+    chunks = [(b"IHDR", header), (b"tRNS", value), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+    pixels = read_image(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in chunks))
+    expected = np.where(values == transparent, 255, values * 255 // (2**bits - 1))
+    np.testing.assert_array_equal(pixels, np.repeat(expected[..., None], 3, axis=2))
 
 
 # resize_and_crop

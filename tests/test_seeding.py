@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from imago import seeding
 from imago.seeding import derive_seed, random_bits, random_integers, random_permutation
 
 MASK = 2**64 - 1
@@ -73,3 +74,8 @@ def test_seeds_fit_in_63_bits():
     assert all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in seeds)
     assert max(seeds) > 2**62
     assert len(set(seeds)) == 1000
+
+
+def test_the_draws_of_recorded_splits_keep_their_keys():
+    keys = (seeding.TEST_KEY, seeding.FILE_STATISTICS_KEY, seeding.FOLD_KEY, seeding.PART_KEY)
+    assert (*keys, seeding.DATASET_STATISTICS_KEY, seeding.TORCHVISION_STATISTICS_KEY) == (1, 2, 3, 4, 5, 6)

@@ -10,15 +10,14 @@ import logging
 import math
 import struct
 import warnings
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-import imago.libtiff  # noqa: F401
+from imago import tiff
 from imago.errors import DataError
 from imago.files import atomic_write
 
@@ -43,9 +42,7 @@ CROPS = ("center", "squash", "squash_center")
 INTERPOLATIONS = ("bilinear", "bicubic")  # both antialiased, as in the evaluation of published weights
 TTA_MODES = ("none", "flip", "flip_shift")  # test-time augmentation, see `imago.task.tta`
 EXIF_ORIENTATION = 0x0112  # EXIF 2.3, section 4.6.4
-# TIFF 6.0, sections 8 and 19; Pillow does not know one combination of byte order and meaning of 0.
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
-TiffImagePlugin.OPEN_INFO.setdefault((b"MM", 0, (1,), 1, (16,), ()), ("I;16B", "I;16B"))
+_PNG_SCALES = {"L;2": 85, "L;4": 17}  # of gray values, by raw mode; Pillow does not apply them to the transparent one
 _SAVE_AGAIN = "save it as 8-bit or 16-bit unsigned integers"
 
 # The first bytes of these formats, to distinguish a damaged image from another kind of file.
@@ -165,6 +162,8 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise DataError(f"{name} is {image.width}x{image.height}, {fault}")
+            if image.tile and isinstance(image.info.get("transparency"), int):
+                image.info["transparency"] *= _PNG_SCALES.get(str(image.tile[0].args), 1)
             image.load()
             pixels = to_pixels(image, name)
             _warn_of_animation(image, name)
@@ -182,8 +181,8 @@ def _explain_unidentified(data: bytes, name: str) -> str:
     """Return one line for bytes that no decoder of Pillow accepts."""
     if data[4:8] == b"ftyp" and is_image(data) and "HEIF" not in FORMATS:
         return f"{name} is a HEIC image, which needs another package: pip install pillow-heif, or convert it to JPEG."
-    if tags := _tiff_tags(data):
-        kind = f"a TIFF of {_kind_of_pixels(tags)} pixels, which is not supported in this form"
+    if tags := tiff.read_tags(data):
+        kind = f"a TIFF of {tiff.kind_of_pixels(tags)} pixels, which is not supported in this form"
         return f"{name} is {kind}, or damaged; {_SAVE_AGAIN}."
     if data.startswith(_SIGNATURES):
         return f"{name} is damaged: its header cannot be read; delete it or copy it again."
@@ -200,10 +199,12 @@ def to_pixels(image: Image.Image, name: str) -> np.ndarray:
     """Convert an image of any mode to RGB, upright: uint8 (H, W, 3).
 
     Raises:
-        DataError: naming the image, if its pixels are floating-point or 32-bit numbers.
+        DataError: naming the image, if its pixels are floating-point or 32-bit numbers, or Pillow misreads them.
     """
     tags = getattr(image, "tag_v2", {})  # of TIFF
-    kind = _kind_of_pixels(tags)
+    if tiff.is_misread(tags):
+        raise DataError(f"{name} is an uncompressed planar TIFF of over 8 bits, which is not supported; compress it.")
+    kind = tiff.kind_of_pixels(tags)
     if not kind.endswith("unsigned") or kind.startswith("32"):
         raise DataError(f"{name} holds {kind} pixels, whose range is unknown; {_SAVE_AGAIN}.")
     # Not ImageOps.exif_transpose: it also rewrites the tags, and fails if one of them has an invalid type.
@@ -214,37 +215,15 @@ def to_pixels(image: Image.Image, name: str) -> np.ndarray:
         raise DataError(f"{name} holds floating-point or 32-bit pixels, whose range is unknown; {_SAVE_AGAIN}.")
     if image.mode.startswith("I;16"):
         # Converted to RGB by Pillow, 16-bit gray is clipped to 255, and stays a negative if 0 means white.
-        white = 2 ** _first_number(tags, _BITS_PER_SAMPLE, 16) - 1
-        gray = (np.asarray(image).astype(np.uint32) * 255 // white).clip(0, 255).astype(np.uint8)
-        image = Image.fromarray(255 - gray if tags and _first_number(tags, _PHOTOMETRIC, 0) == 0 else gray)
+        values, transparent = np.asarray(image), image.info.get("transparency")
+        gray = (values.astype(np.uint32) * 255 // tiff.largest_value(tags)).clip(0, 255).astype(np.uint8)
+        image = Image.fromarray(255 - gray if tiff.is_white_zero(tags) else gray)
+        if transparent is not None:  # of PNG
+            image.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # convert would copy an RGB image
-
-
-def _kind_of_pixels(tags: Mapping[int, Any]) -> str:
-    """Return what the numbers of a TIFF are, e.g. "16-bit signed"; without tags those of an ordinary image."""
-    kinds = {1: "unsigned", 2: "signed", 3: "floating-point"}
-    kind = kinds.get(_first_number(tags, _SAMPLE_FORMAT, 1), "undefined")
-    return f"{_first_number(tags, _BITS_PER_SAMPLE, 1)}-bit {kind}"
-
-
-def _tiff_tags(data: bytes) -> Mapping[int, Any]:
-    """Return the tags of a TIFF that Pillow does not identify; an empty mapping if the data are something else."""
-    with contextlib.suppress(*_DECODER_ERRORS):
-        file, tags = io.BytesIO(data), TiffImagePlugin.ImageFileDirectory_v2(data[:8])
-        file.seek(tags.next)
-        tags.load(file)
-        return tags if _BITS_PER_SAMPLE in tags else {}
-    return {}
-
-
-def _first_number(tags: Mapping[int, Any], tag: int, default: int) -> int:
-    """Return the value of a tag, or the first of its values, which are one for each channel."""
-    value = tags.get(tag, default)
-    first = value[0] if isinstance(value, tuple) and value else value
-    return first if isinstance(first, int) else default
 
 
 def resize_and_crop(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:

@@ -11,6 +11,7 @@ from networks import network
 from torch import nn
 
 from imago.errors import ConfigError, DataError
+from imago.images import Preprocess
 from imago.model import library_net
 from imago.model.layers import head_names, new_module_names
 from imago.model.timm_net import TimmNet
@@ -108,6 +109,15 @@ def test_being_offline_without_a_cached_file_is_one_line_with_the_ways_out(monke
     for text in ("timm/lcnet_100.ra2_in1k/model.safetensors is not in", "no answer from", "=FILE.safetensors", "=null"):
         assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["volo_d4_448.sail_in1k", "volo_d5_512.sail_in1k", "lcnet_050"])
+def test_every_record_is_valid_also_where_the_crop_is_larger_than_the_image(name: str, caplog):
+    record = TimmNet.published(name, "default").preprocess
+    evaluated = timm.get_pretrained_cfg(name)
+    assert Preprocess.from_dict(record).size == evaluated.input_size[-1]
+    assert record["resize"] == max(evaluated.input_size[-1], int(evaluated.input_size[-1] / evaluated.crop_pct))
+    assert ("padded or non-square" in caplog.text) == (evaluated.crop_pct > 1)
 
 
 def test_preprocess_is_what_the_weights_were_evaluated_with(lcnet):

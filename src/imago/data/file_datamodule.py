@@ -22,12 +22,11 @@ from imago.data.image_statistics import MAX_STATISTICS_IMAGES, preprocess_for_im
 from imago.errors import ConfigError
 from imago.files import write_csv
 from imago.images import MAX_PIXELS, Preprocess, resize_and_crop
-from imago.seeding import random_permutation
+from imago.seeding import FILE_STATISTICS_KEY, random_permutation
 from imago.text import counted
 
 log = logging.getLogger(__name__)
 
-_STATISTICS_KEY = 2  # key of this use of `split_seed`
 MAX_STATISTICS_BYTES = 100_000_000  # fewer images if the files are large: a second or two of decoding; our own choice
 MIN_STATISTICS_IMAGES = 16  # even if they exceed MAX_STATISTICS_BYTES; our own choice
 ON_BAD_IMAGE = ("error", "skip")
@@ -105,7 +104,7 @@ class FileDataModule(ImageDataModule):
     def default_preprocess(self) -> Preprocess:
         """Choose the size by the size of the images; compute mean and std from a sample of the training images."""
         train: Any = self.splits.train
-        order = random_permutation(len(train), self.split_plan.split_seed, _STATISTICS_KEY)[:MAX_STATISTICS_IMAGES]
+        order = random_permutation(len(train), self.split_plan.split_seed, FILE_STATISTICS_KEY)[:MAX_STATISTICS_IMAGES]
         num_fitting = int((np.cumsum(train.num_bytes[order]) <= MAX_STATISTICS_BYTES).sum())
         sample = order[: max(MIN_STATISTICS_IMAGES, num_fitting)].tolist()
         images = map_in_threads(lambda index: shrink(train.read(index, self.class_names)), sample, "mean and std")

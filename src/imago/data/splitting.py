@@ -11,14 +11,12 @@ from imago.data.csv_list import assign_splits, read_list
 from imago.data.dataset import Samples, concatenate
 from imago.errors import ConfigError, DataError
 from imago.images import SPLITS
-from imago.seeding import derive_seed, random_permutation
+from imago.seeding import FOLD_KEY, PART_KEY, TEST_KEY, derive_seed, random_permutation
 from imago.text import join_names
 
 log = logging.getLogger(__name__)
 
 _SHARE_TOLERANCE = 0.2  # of a share that was split off, relative to the one asked for; our own choice
-# Keys that make the draws of test, val, folds and parts of a split from one `split_seed` independent.
-_TEST_KEY, _FOLD_KEY, _PART_KEY = 1, 3, 4
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def stratified_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarra
     """
     folds = np.empty(len(labels), np.int64)
     # Each class continues with the fold after the last one, so that the folds are of equal size, too.
-    folds[np.concatenate(_shuffled_by_class(labels, seed, _FOLD_KEY))] = np.arange(len(labels)) % num_folds
+    folds[np.concatenate(_shuffled_by_class(labels, seed, FOLD_KEY))] = np.arange(len(labels)) % num_folds
     return folds
 
 
@@ -156,9 +154,9 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
     In each class, the images are at evenly spaced positions between 0 and 1. `labels` are int64 (N,).
     """
     positions = np.empty(len(labels))
-    for indices in _shuffled_by_class(labels, seed, _PART_KEY):
+    for indices in _shuffled_by_class(labels, seed, PART_KEY):
         positions[indices] = (np.arange(len(indices)) + 0.5) / len(indices)
-    return np.lexsort((random_permutation(len(labels), seed, _PART_KEY), positions))
+    return np.lexsort((random_permutation(len(labels), seed, PART_KEY), positions))
 
 
 def _shuffled_by_class(labels: np.ndarray, *key: int) -> list[np.ndarray]:
@@ -221,7 +219,7 @@ def _split_off(split: str, splits: dict[str, Samples], plan: SplitPlan, remainin
     fraction = plan.val_fraction if split == "val" else plan.test_fraction
     if not fraction:
         raise ConfigError(f"this dataset has no {split} split; set the share to split off: data.{split}_fraction=0.1.")
-    seed = plan.split_seed if split == "val" else derive_seed(plan.split_seed, _TEST_KEY)
+    seed = plan.split_seed if split == "val" else derive_seed(plan.split_seed, TEST_KEY)
     train = splits["train"]
     kept, split_off = stratified_split(train.labels, fraction / remaining, seed)
     if not len(split_off):

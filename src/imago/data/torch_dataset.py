@@ -24,9 +24,8 @@ from imago.data.sampling import BatchIndices
 from imago.errors import DataError
 from imago.images import Preprocess, resize_and_crop, to_pixels
 from imago.instantiate import build
-from imago.seeding import random_permutation, seeded
+from imago.seeding import DATASET_STATISTICS_KEY, random_permutation, seeded
 
-_STATISTICS_KEY = 5  # key of this use of `split_seed`
 _NUM_HASHED = 1000  # images in the fingerprint, spread evenly; our own choice
 
 
@@ -78,8 +77,9 @@ class TorchDatasetDataModule(ImageDataModule):
     def default_preprocess(self) -> Preprocess:
         """Choose the size by the size of the images; compute mean and std from a sample of the training images."""
         train: Any = self.splits.train
-        order = random_permutation(len(train), self.split_plan.split_seed, _STATISTICS_KEY)[:MAX_STATISTICS_IMAGES]
-        return preprocess_for_images([shrink(train.read(index)) for index in progress(order.tolist(), "mean and std")])
+        order = random_permutation(len(train), self.split_plan.split_seed, DATASET_STATISTICS_KEY)
+        sample = order[:MAX_STATISTICS_IMAGES].tolist()
+        return preprocess_for_images([shrink(train.read(index)) for index in progress(sample, "mean and std")])
 
     @cached_property
     def _hash_of_images(self) -> str:

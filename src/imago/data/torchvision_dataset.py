@@ -17,7 +17,7 @@ from imago.download import data_directories, download_dataset
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess, resize_and_crop
 from imago.resources import available_memory_bytes
-from imago.seeding import random_permutation
+from imago.seeding import TORCHVISION_STATISTICS_KEY, random_permutation
 
 _BY_TRAIN_FLAG = {"train": {"train": True}, "test": {"train": False}}
 _TRAIN_TEST = {"train": {"split": "train"}, "test": {"split": "test"}}
@@ -39,7 +39,6 @@ SPLIT_ARGUMENTS: dict[str, Mapping[str, Mapping[str, Any]]] = {
 # mean is at most 0.5 / sqrt(5,000) = 0.007; our own choice.
 MAX_STATISTICS_IMAGES = 5_000
 _REMEDY = "data.size=SIDE crops and resizes them, e.g. data.size=64"
-_STATISTICS_KEY = 4  # key of this use of `split_seed`
 
 
 class TorchvisionDataModule(ImageDataModule):
@@ -80,7 +79,7 @@ class TorchvisionDataModule(ImageDataModule):
     def default_preprocess(self) -> Preprocess:
         """Keep the size; compute mean and std from a sample of the training images."""
         train: Any = self.splits.train
-        order = random_permutation(len(train), self.split_plan.split_seed, _STATISTICS_KEY)
+        order = random_permutation(len(train), self.split_plan.split_seed, TORCHVISION_STATISTICS_KEY)
         sample = train.images[order[:MAX_STATISTICS_IMAGES]]
         size = train.images.shape[-1]
         return Preprocess(size, size, "center", **channel_statistics(sample.transpose(0, 2, 3, 1)))

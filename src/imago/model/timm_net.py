@@ -68,11 +68,12 @@ class TimmNet(LibraryNet):
         entry = _find_entry(str(name), weights)
         settings = entry or _timm().get_pretrained_cfg(name)
         size = settings.input_size[-1]
-        if entry and (settings.crop_mode == "border" or settings.input_size[-2] != size):
+        resize = floor(size / settings.crop_pct)  # floor: timm's own rounding
+        if entry and (settings.crop_mode == "border" or settings.input_size[-2] != size or resize < size):
             log.warning(
                 "model.name=%s: its weights were evaluated on padded or non-square images; here on center squares", name
             )
-        resize = floor(size / settings.crop_pct)  # floor: timm's own rounding
+        resize = max(size, resize)
         squash = "squash" if resize == size else "squash_center"
         record = {
             "size": size,
