@@ -180,10 +180,10 @@ def test_a_checkpoint_of_a_run_is_found_by_keyword_name_or_path(tmp_path: Path):
         (run / file).touch()
     assert resolve_checkpoint(run) == directory / "best.ckpt"
     for name in ("epoch=3", "epoch=3.ckpt", str(directory / "epoch=3.ckpt")):
-        assert check_and_find_model(str(run), name, "auto", {}) == (directory / "epoch=3.ckpt", run)
+        assert check_and_find_model(str(run), name, "auto", []) == (directory / "epoch=3.ckpt", run)
     for file in (directory / "best.ckpt", run / "export" / "model.onnx"):
-        assert check_and_find_model(str(file), "best", "auto", {}) == (file, run)
-    assert check_and_find_model(f"{tmp_path}/x.onnx", "best", "auto", {}) == (tmp_path / "x.onnx", None)
+        assert check_and_find_model(str(file), "best", "auto", []) == (file, run)
+    assert check_and_find_model(f"{tmp_path}/x.onnx", "best", "auto", []) == (tmp_path / "x.onnx", None)
 
 
 @pytest.mark.parametrize("name", ["", "checkpoints/best.ckpt", "export/model.onnx"])
@@ -193,10 +193,10 @@ def test_a_run_or_a_file_beside_links_is_refused_before_anything_is_read(tmp_pat
         (tmp_path / file).touch()
     (tmp_path / "run" / "eval").symlink_to(tmp_path)
     with pytest.raises(DataError, match="/run/eval is a link"):
-        check_and_find_model(str(tmp_path / "run" / name), "best", "auto", {})
+        check_and_find_model(str(tmp_path / "run" / name), "best", "auto", [])
     (tmp_path / "alone" / "predictions").symlink_to(tmp_path)
     with pytest.raises(DataError, match="/alone/predictions is a link"):
-        check_and_find_model(str(tmp_path / "alone" / "x.onnx"), "best", "auto", {})
+        check_and_find_model(str(tmp_path / "alone" / "x.onnx"), "best", "auto", [])
 
 
 @pytest.mark.parametrize(
@@ -215,4 +215,4 @@ def test_a_run_or_a_file_beside_links_is_refused_before_anything_is_read(tmp_pat
 def test_mistakes_in_settings_are_one_line_each(tmp_path: Path, run: str, ckpt: str, accelerator: str, text: str):
     (tmp_path / "run").mkdir()
     with pytest.raises(ConfigError, match=text):
-        check_and_find_model(f"{tmp_path}/{run}", ckpt, accelerator, {"limit=0": run == "x.onnx", "limit=1": False})
+        check_and_find_model(f"{tmp_path}/{run}", ckpt, accelerator, ["limit=0"] if run == "x.onnx" else [])
