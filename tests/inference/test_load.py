@@ -180,7 +180,7 @@ def test_a_checkpoint_of_a_run_is_found_by_keyword_name_or_path(tmp_path: Path):
         (run / file).touch()
     assert resolve_checkpoint(run) == directory / "best.ckpt"
     for name in ("epoch=3", "epoch=3.ckpt", str(directory / "epoch=3.ckpt")):
-        assert check_and_find_model(str(run), name, "auto", {}) == (directory / "epoch=3.ckpt", run)
+        assert check_and_find_model(str(run), name, "auto", []) == (directory / "epoch=3.ckpt", run)
     for file in (directory / "best.ckpt", run / "export" / "model.onnx"):
         assert check_and_find_model(str(file), "best", "auto", []) == (file, run)
     assert check_and_find_model(f"{tmp_path}/x.onnx", "best", "auto", []) == (tmp_path / "x.onnx", None)

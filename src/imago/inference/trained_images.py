@@ -45,22 +45,21 @@ def _count_files(
     samples: "LabeledFiles", class_names: Sequence[str], train: "LabeledFiles", train_class_names: Sequence[str]
 ) -> tuple[int, int]:
     """Count the files that are in `train`, and those that have the content of one there; class and size are equal."""
-    found = [_files_by_size(samples, class_names), _files_by_size(train, train_class_names)]
+    found, known = _files_by_size(samples, class_names), _files_by_size(train, train_class_names)
     num_same = num_copies = 0
-    for key in found[0].keys() & found[1].keys():
-        files, train_files = found[0][key], set(found[1][key])
-        others = [file for file in files if file not in train_files]
-        num_same += len(files) - len(others)
-        digests = {sha256_of(file) for file in train_files} if others else set()
+    for key in found.keys() & known.keys():
+        others = found[key] - known[key]
+        num_same += len(found[key]) - len(others)
+        digests = {sha256_of(file) for file in known[key]} if others else set()
         num_copies += sum(sha256_of(file) in digests for file in others)
     return num_same, num_copies
 
 
-def _files_by_size(files: "LabeledFiles", class_names: Sequence[str]) -> dict[tuple[str, int], list[Path]]:
+def _files_by_size(files: "LabeledFiles", class_names: Sequence[str]) -> dict[tuple[str, int], set[Path]]:
     """Return the files, in real directories, by class and number of bytes."""
-    by_size, directories = defaultdict(list), {path: Path(realpath(path)) for path in {p.parent for p in files.paths}}
+    by_size, directories = defaultdict(set), {path: Path(realpath(path)) for path in {p.parent for p in files.paths}}
     for path, label, num_bytes in zip(files.paths, files.labels, files.num_bytes.tolist(), strict=True):
-        by_size[class_names[label], num_bytes].append(directories[path.parent] / path.name)
+        by_size[class_names[label], num_bytes].add(directories[path.parent] / path.name)
     return by_size
 
 
