@@ -76,7 +76,7 @@ def test_seeds_and_folds_are_repetitions_of_a_setting():
 
 def test_the_first_run_of_a_space_has_the_first_values():
     space = parse("a=1,2", "b=interval(0.5,1)", "seed=3,4", "c=x", d={"a=2": "1,2"})
-    assert space.first() == ["c=x", "a=1", "b=0.5", "seed=3"]
+    assert space.first({}) == ["c=x", "a=1", "b=0.5", "seed=3"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Rank the settings of a sweep by their objective in validation, from its run directories."""
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from imago.files import read_json, write_csv, write_text
 from imago.runs.records import RunRecord, read_records
 from imago.text import display_width, duration_text, metric_text, padded, percent_text, printable
 
+TRIAL_FILE = "trial.json"  # settings of a run as typed, also of one that fails before it writes them itself
 SWEEP_FILE = "sweep.json"  # objective, direction, searched settings and final test of a sweep
 _MAX_REASON_CHARS = 60  # in the printed table; the CSV has all; our own choice
 
@@ -157,17 +159,27 @@ def final_test_lines(ranking: Ranking) -> list[str]:
     return [f"test of the best setting, chosen by {ranking.objective}: {mean}{spread}, {test['num_images']:,} images"]
 
 
+def objective_of(summary: Mapping[str, Any], name: str, is_monitored: bool) -> float | None:
+    """Return a metric of validation at the best epoch of a run; None if the run has none.
+
+    `is_monitored` says whether the best epoch is the best by this metric.
+    """
+    scores = summary.get("val") or {}
+    value = summary.get("best_value") if is_monitored else scores.get(name.removeprefix("val/"))
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 def _add_run(
     setting: RankedSetting, name: str, record: RunRecord | None, summary: Mapping[str, Any], sweep: Mapping[str, Any]
 ) -> None:
     setting.runs.append(name)
     status = record.status if record else str(summary.get("status", "failed"))  # a run without a step has no record
-    value = summary.get("best_value") if sweep.get("is_monitored", True) else None
-    if value is None:
-        value = (summary.get("val") or {}).get(sweep["objective"].removeprefix("val/"))
-    if status == "finished" and isinstance(value, int | float):
-        setting.values.append(float(value))
+    value = objective_of(summary, sweep["objective"], sweep.get("is_monitored", True))
+    if status == "finished" and value is not None:
+        setting.values.append(value)
     else:
+        if status == "finished":
+            status, setting.reason = "failed", f"{sweep['objective']} was not logged"
         setting.status = status
         setting.reason = (record.reason if record else summary.get("reason")) or setting.reason
     setting.epochs += (record.epochs if record else None) or 0
@@ -176,7 +188,7 @@ def _add_run(
 
 def _overrides(run: Path) -> dict[str, str] | None:
     """Return the typed overrides of a run by their keys; None if the directory is not that of a run."""
-    for name in ("trial.json", "provenance.json"):
+    for name in (TRIAL_FILE, "provenance.json"):
         overrides = read_json(run / name).get("overrides")
         if isinstance(overrides, list):
             pairs = (str(override).lstrip("+").partition("=") for override in overrides)
@@ -190,12 +202,12 @@ def _run_number(run: Path) -> tuple[int, str]:
 
 def ranking_rows(ranking: Ranking) -> list[list[str]]:
     """Return the rows of the printed table, with a header, as texts."""
-    rows = [["", *ranking.keys, ranking.objective, "runs", "epochs", "time", "status"]]
+    rows = [["", ranking.objective, *ranking.keys, "runs", "epochs", "time", "status"]]
     for setting in ranking.settings:
         value, spread = metric_text(setting.mean), f" ± {metric_text(setting.std)}" if setting.std is not None else ""
         reason = f": {setting.reason[:_MAX_REASON_CHARS]}" if setting.reason else ""
         rows.append(
-            [str(setting.rank or ""), *(setting.settings.get(key, "") for key in ranking.keys), value + spread,
+            [str(setting.rank or ""), value + spread, *(setting.settings.get(key, "") for key in ranking.keys),
              str(len(setting.runs)), str(setting.epochs or ""), duration_text(setting.seconds), setting.status + reason]
         )  # fmt: skip
     return [[printable(cell) for cell in row] for row in rows]

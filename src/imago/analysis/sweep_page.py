@@ -64,7 +64,7 @@ def _progress(ranking: Ranking, ranked: list[RankedSetting]) -> list[Chart]:
     best = [choose(value for _, value in values[: index + 1]) for index in range(len(values))]
     numbers = list(range(1, len(values) + 1))
     lines = [Line("best so far", numbers, best, 1), Line("each", numbers, [value for _, value in values], 4)]
-    return line_charts({f"{ranking.objective} by trial": lines}, "trial") if values else []
+    return line_charts({f"{ranking.objective} in the order of the trials": lines}, "setting") if values else []
 
 
 def _importance(ranking: Ranking, ranked: list[RankedSetting]) -> list[tuple[str, float, str]]:

@@ -1,5 +1,6 @@
 """Read the search space of a sweep from the typed arguments and a YAML, in the grammar of Hydra's sweeps."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -24,23 +25,63 @@ def parse_space(arguments: Sequence[str], space: Mapping[str, Any], loader: Any)
 
     parser = OverridesParser.create(config_loader=loader)
     typed = dict(zip(arguments, parser.parse_overrides(list(arguments)), strict=True))
-    typed_keys = {override.get_key_element().lstrip("+") for override in typed.values()}
-    found = [
-        _parse(parser, str(key), values, condition)
-        for key, node in space.items()
-        if key not in typed_keys
-        for condition, values in (node.items() if isinstance(node, Mapping) else [("", node)])
-    ]
-    found += [
-        _read(text.partition("=")[0], override) for text, override in typed.items() if override.is_sweep_override()
-    ]
+    by_key = {override.get_key_element().lstrip("+"): (text, override) for text, override in typed.items()}
+    searched = {
+        key: _read(text.partition("=")[0], override)
+        for key, (text, override) in by_key.items()
+        if override.is_sweep_override()
+    }
+    found: list[Parameter] = []
+    for key, node in space.items():
+        if key in searched:  # at its position, as later ones may depend on it
+            found.append(searched.pop(key))
+        elif key not in by_key:
+            conditions = node.items() if isinstance(node, Mapping) else [("", node)]
+            found += [
+                _parse(parser, str(key), values, _normalized(parser, condition)) for condition, values in conditions
+            ]
+    found += searched.values()
     fixed = tuple(text for text, override in typed.items() if not override.is_sweep_override())
+    _check(found, [_normalized(parser, text) for text in fixed], by_key)
     repeated = [parameter for parameter in found if parameter.key in REPEATED_KEYS and parameter.choices]
     values = [[f"{parameter.key}={choice}" for choice in parameter.choices] for parameter in repeated]
     return Space(fixed, tuple(parameter for parameter in found if parameter not in repeated), tuple(product(*values)))
 
 
+def _check(found: Sequence[Parameter], fixed: Sequence[str], typed: Mapping[str, Any]) -> None:
+    """Check that each condition can be met, and that what is searched can be."""
+    for index, parameter in enumerate(found):
+        key, _, value = parameter.condition.partition("=")
+        if parameter.key.lstrip("+").startswith("paths.") and parameter.choices[1:]:
+            raise ConfigError(f"{parameter.text}: a directory of all runs has one value.")
+        if parameter.condition and (parameter.key in REPEATED_KEYS or key in REPEATED_KEYS):
+            raise ConfigError(
+                f"sweep.space: {parameter.name}: {', '.join(REPEATED_KEYS)} cannot be part of a condition."
+            )
+        earlier = [choice for other in found[:index] if other.key == key for choice in other.choices]
+        is_known = value in earlier or parameter.condition in fixed or (earlier and key in typed) or key in typed
+        if parameter.condition and not is_known:
+            raise ConfigError(
+                f"sweep.space: {parameter.name}: {key} has no value {value} before this setting, which would never be "
+                "searched."
+            )
+
+
+def _normalized(parser: Any, text: str) -> str:
+    """Return an override with its value as a sweep would have it: `wd=0.1` for `wd=1e-1`."""
+    if not text or "=" not in text:
+        return text
+    from hydra.errors import HydraException
+
+    try:
+        override = parser.parse_override(f"{text},{text.partition('=')[2]}")
+        return f"{text.partition('=')[0]}={next(iter(override.sweep_string_iterator()))}"
+    except HydraException:  # a value that cannot be swept, such as an empty one
+        return text
+
+
 def _parse(parser: Any, key: str, values: Any, condition: str) -> Parameter:
+    """Return the parameter of a key of a YAML."""
     from hydra.errors import HydraException
 
     text = ",".join(map(typed_value, values)) if isinstance(values, list) else typed_value(values)
@@ -55,11 +96,15 @@ def _parse(parser: Any, key: str, values: Any, condition: str) -> Parameter:
 
 
 def _read(key: str, override: Any, condition: str = "") -> Parameter:
+    """Return the parameter of an override with several values."""
     value = override.value()
+    if unknown := value.tags - {"log"}:
+        raise ConfigError(f"{override.input_line}: there is no tag {', '.join(unknown)}; the one for intervals is log.")
     if not override.is_interval_sweep():
         return Parameter(key, tuple(dict.fromkeys(override.sweep_string_iterator())), condition=condition)
     is_log = "log" in value.tags
-    if not value.start < value.end or (is_log and value.start <= 0):
+    is_finite = math.isfinite(value.start) and math.isfinite(value.end)
+    if not is_finite or not value.start < value.end or (is_log and value.start <= 0):
         wanted = "from a number above 0 to a larger one" if is_log else "from a number to a larger one"
         raise ConfigError(f"{override.input_line}: an interval goes {wanted}.")
     return Parameter(key, low=value.start, high=value.end, is_log=is_log, condition=condition)

@@ -1,5 +1,6 @@
 """The sweeper behind `-m`, a plugin of Hydra: read and check the settings of a sweep, then run it."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from imago.sweep.machine import threads_per_process
 from imago.sweep.run import run_sweep
 from imago.sweep.space import Space
 from imago.sweep.study import check_names
-from imago.training.checks import check_settings, direction_of
+from imago.training.checks import check_settings, direction_of, logged_names
 
 _SWEEP_KEYS = ("sweep", "sweep_name", "resume")  # settings of the sweep, not of its runs
 _DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
@@ -66,7 +67,8 @@ class TrialSweeper(Sweeper):
             settings=settings,
             is_monitored=is_monitored,
             num_threads=threads_per_process(settings["parallel"] * num_devices),
-            flags=[f"--config-dir={source.path}" for source in sources if source.provider == "command-line"],
+            flags=[f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+            + [f"--config-name={self.settings.hydra.job.config_name}"],
         )
         if str(self.settings.hydra.launcher._target_).endswith(".BasicLauncher"):
             return run_sweep(plan, is_continued=self.settings.resume == "auto")
@@ -98,15 +100,17 @@ class TrialSweeper(Sweeper):
         """
         if not space.parameters and len(space.repeats) == 1:
             raise ConfigError("-m: no setting has several values; type e.g. optimizer.lr=1e-3,3e-3 or seed=1,2,3.")
+        if self.settings.sweep.sampler == "grid":
+            next(space.combinations())
         for parameter in space.parameters:
             if self.loader.get_group_options(parameter.key):
                 for option in parameter.choices[1:]:
-                    self._check_run(space.first(**{parameter.key: option}))
-        return self._check_run(space.first())
+                    self._check_run(space.first({parameter.key: option}))
+        return self._check_run(space.first({}))
 
     def _check_run(self, overrides: list[str]) -> DictConfig:
         """Compose and check the config of one run, before any is started; return the config."""
-        composed = compose(self.loader, "train", overrides)
+        composed = compose(self.loader, self.settings.hydra.job.config_name, overrides)
         config = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         check_complete(config)
         self._check_types(config, overrides)
@@ -115,7 +119,11 @@ class TrialSweeper(Sweeper):
 
     def _check_types(self, config: DictConfig, overrides: list[str]) -> None:
         choices = [text for text in self.settings.hydra.overrides.task if text.startswith("sweep=")]
-        check_types(config, compose_defaults(self.loader, "train", [*overrides, *choices]), overrides)
+        check_types(
+            config,
+            compose_defaults(self.loader, self.settings.hydra.job.config_name, [*overrides, *choices]),
+            overrides,
+        )
 
 
 def prepare_sweep() -> None:
@@ -133,6 +141,9 @@ def prepare_sweep() -> None:
             f"hydra/sweeper={typed['hydra/sweeper']}: the search is chosen with sweep=optuna, sweep=random or "
             "sweep=grid, which can be continued after a crash."
         )
+    for text in sys.argv[1:]:
+        if "interval(" in text and "," in re.sub(r"\(.*\)", "", text):
+            raise ConfigError(f"{text}: an interval stands alone; leave the other values out.")
     if "sweep" not in typed:
         sys.argv.append("sweep=grid")
     Plugins.instance().register(TrialSweeper)
@@ -149,10 +160,11 @@ def _objective(config: DictConfig, settings: dict[str, Any]) -> tuple[str, Liter
         raise ConfigError("callbacks.best_checkpoint=null: a sweep ranks its runs by what this callback monitors.")
     objective: str = settings["objective"] or best.monitor
     is_monitored = objective == best.monitor
-    if not objective.startswith(("val/", "train/")):
+    names = [name for name in (logged_names(config) or [objective]) if name.startswith("val/")]
+    if not is_monitored and objective not in names:
         raise ConfigError(
-            f"sweep.objective={objective}: settings are chosen by validation, e.g. val/acc; the test split is only for "
-            "the final test of the best one."
+            f"sweep.objective={objective}: settings are chosen by validation: {', '.join(names)}, or what "
+            "callbacks.best_checkpoint monitors; the test split is only for the final test of the best one."
         )
     mode = (best.mode if is_monitored else None) or direction_of(config, objective)
     direction = settings["direction"] or _DIRECTIONS.get(str(mode))

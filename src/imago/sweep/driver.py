@@ -1,10 +1,10 @@
 """Run the trials of a sweep as processes: start, adopt, prune and stop them, and give their results to the study."""
 
 import fcntl
-import math
+import platform
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -14,16 +14,18 @@ import optuna
 from optuna.trial import Trial, TrialState
 from tqdm import tqdm
 
+from imago.analysis.ranking import objective_of
 from imago.errors import DataError
 from imago.runs.records import read_logged
 from imago.runs.signals import STOP_SIGNALS
 from imago.sweep.machine import slot_variables
 from imago.sweep.space import Space
-from imago.sweep.study import num_to_start, set_sampler
+from imago.sweep.study import REPEATS, num_to_start, set_sampler
 from imago.sweep.trial_run import TrialRun
 from imago.text import duration_text, metric_text, printable
 
 _POLL_S = 0.5  # a trial takes minutes; our own choice
+_MAX_REPEATS = 100  # settings in a row that were chosen before: then the search has nothing new; our own choice
 
 
 class Plan(NamedTuple):
@@ -53,21 +55,29 @@ class Plan(NamedTuple):
         return {name: self.settings[name] for name in names} | {"keys": keys, "is_monitored": self.is_monitored}
 
 
-class Setting:
-    """One trial of the study: a setting that is trained once for each repetition."""
+class RunningTrial:
+    """One trial of the study: a setting that is trained once for each repetition.
+
+    Attributes:
+        overrides: what the sampler has chosen.
+        runs: one for each repetition; `waiting` and `active` are those that are to be started and those that run.
+        failure: why the first run that failed has failed; the others are stopped then.
+        pruned_at: the epoch after which the pruner has stopped it; None if it has not.
+    """
 
     def __init__(self, trial: Trial, plan: Plan, lock: IO[str]) -> None:
         self.trial, self.plan, self.lock = trial, plan, lock
-        self.overrides = plan.space.suggest(trial)
-        first = trial.number * len(plan.space.repeats)
+        study, settings, number = trial.study, plan.settings, trial.number
+        self.overrides = plan.space.suggest(trial, lambda name: set_sampler(study, settings, number, name))
+        first = number * len(plan.space.repeats)
         self.runs = [
             TrialRun(plan.directory / str(first + index), [*plan.space.fixed, *self.overrides, *repeat])
             for index, repeat in enumerate(plan.space.repeats)
         ]
         self.active = [run for run in self.runs if run.is_running() or not run.was_interrupted()]  # or just ended
-        self.waiting = [run for run in self.runs if run not in self.active]
-        self.failure: str | None = None  # of the first run that failed; the others are stopped
-        self.pruned_at: int | None = None  # epoch
+        self.pruned_at: int | None = trial.user_attrs.get("pruned_at")
+        self.waiting = [run for run in self.runs if run not in self.active and self.pruned_at is None]
+        self.failure: str | None = None
         self.start_s = time.monotonic()
 
     @property
@@ -79,15 +89,15 @@ class Setting:
         """Look at the runs; return whether all have ended."""
         for run in [run for run in self.active if not run.is_running()]:
             self.active.remove(run)
-            if run.summary.get("status") == "finished":  # before it was stopped
+            if run is self.runs[0] and run.summary.get("status") == "finished":  # before it was stopped
                 self.pruned_at = None
             if self.pruned_at is None and (failure := run.failure()):
                 self.failure = self.failure or f"run {run.name}: {failure}"
+        if self.plan.settings["pruner"] != "none" and self.pruned_at is None and self.runs[0] in self.active:
+            self._prune()
         if self.failure or self.pruned_at is not None:
             self.waiting.clear()
             self.stop()
-        elif self.plan.settings["pruner"] != "none" and self.runs[0] in self.active and self._should_prune():
-            self.runs[0].stop()
         return not self.active and not self.waiting
 
     def stop(self) -> None:
@@ -104,17 +114,18 @@ class Setting:
             self.runs[0].mark("pruned", reason)
             return TrialState.PRUNED, None, f"pruned ({reason})"
         objective = self.plan.settings["objective"]
-        values = [run.objective(objective, self.plan.is_monitored) for run in self.runs]
-        if self.failure is None and not all(map(math.isfinite, values)):
-            self.failure = f"{objective} is {values}"
+        found = [objective_of(run.summary, objective, self.plan.is_monitored) for run in self.runs]
+        values = [value for value in found if value is not None]
+        if self.failure is None and len(values) < len(found):
+            self.failure = f"{objective} was not logged, or is not finite"
         if self.failure is not None:
             return TrialState.FAIL, None, f"failed: {printable(self.failure)}"
         mean = sum(values) / len(values)
         of_runs = f", mean of {len(values)} runs" if len(values) > 1 else ""
         return TrialState.COMPLETE, mean, f"{objective} {metric_text(mean)}{of_runs}"
 
-    def _should_prune(self) -> bool:
-        """Report the new values of the first run to the study, one each validation."""
+    def _prune(self) -> None:
+        """Report the new values of the first run to the study, one each validation, until the pruner stops it."""
         logged: dict[str, Any] = {}
         with suppress(DataError):  # nothing is logged yet
             logged = read_logged(self.runs[0].path)
@@ -123,56 +134,74 @@ class Setting:
         for epoch in range(len(reported) + 1, len(values) + 1):
             self.trial.report(values[epoch - 1], epoch)
             if self.trial.should_prune():
+                self.trial.set_user_attr("pruned_at", epoch)  # before the signal: a restart has to know it
                 self.pruned_at = epoch
-                return True
-        return False
+                return
 
 
 class Driver:
     """Run the trials of a plan until the study has as many as it should.
 
     Attributes:
-        failures: a line for each trial that has failed here.
         stop_signal: number of the signal that has ended the sweep; None if none came.
     """
 
     def __init__(self, plan: Plan, study: optuna.Study) -> None:
         self.plan, self.study = plan, study
-        self.failures: list[str] = []
         self.stop_signal: int | None = None
-        self._settings: list[Setting] = []
+        self._running: list[RunningTrial] = []
+        self._has_failed = False
         self._start_s = time.monotonic()
+        self._owner = f"{platform.node()}:{plan.directory}"
         (plan.directory / "drivers").mkdir(parents=True, exist_ok=True)
 
-    def run(self, report: Any) -> None:
+    @property
+    def failures(self) -> list[str]:
+        """A line for each trial of the study that has failed, also in earlier starts and in other processes."""
+        failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        return [trial.user_attrs["result"] for trial in failed if REPEATS not in trial.user_attrs]
+
+    @property
+    def num_elsewhere(self) -> int:
+        """The number of trials that run in other processes."""
+        return len(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))) - len(self._running)
+
+    def run(self, report: Callable[[], None]) -> None:
         """Run until nothing is left to start, or until a signal; `report` is called after each trial.
 
         Runs that are stopped save their state.
         """
         with _handle_signals(self), tqdm(unit="trial", disable=None, leave=False) as bar:
-            while self.stop_signal is None:
-                self._adopt()
-                self._start_runs()
-                if not self._settings:
-                    return
-                bar.set_postfix_str("; ".join(setting.name for setting in self._settings)[:100])
-                time.sleep(_POLL_S)
-                for setting in [setting for setting in self._settings if setting.update()]:
-                    bar.write(self._end(setting))
-                    bar.update()
-                    report()
-                if self.failures and self.plan.settings["fail_fast"]:
-                    break
-            self._stop()
+            try:
+                while self.stop_signal is None and not (self._has_failed and self.plan.settings["fail_fast"]):
+                    self._adopt()
+                    self._start_runs()
+                    if not self._running:
+                        return
+                    bar.set_postfix_str("; ".join(running.name for running in self._running)[:100])
+                    time.sleep(_POLL_S)
+                    for running in [running for running in self._running if running.update()]:
+                        bar.write(self._end(running))
+                        bar.update()
+                        try:
+                            report()
+                        except OSError as error:  # as on a full disk; the next trial writes it again
+                            bar.write(f"the ranking is not written: {error}")
+            finally:
+                self._stop()
 
     def _adopt(self) -> None:
-        """Take over the trials of a driver that has ended: their runs may go on, or have been interrupted."""
-        own = {setting.trial.number for setting in self._settings}
+        """Take over the trials of a driver that has ended: their runs may go on, or have been interrupted.
+
+        With a database, other machines may have directories of their own; their trials are left alone.
+        """
+        own = {running.trial.number for running in self._running}
         with self._lock_trials():
             for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                if frozen.number not in own and (claim := self._claim(frozen.number)):
-                    set_sampler(self.study, self.plan.settings, frozen.number)
-                    self._settings.append(Setting(Trial(self.study, frozen._trial_id), self.plan, claim))
+                is_ours = self.plan.settings["storage"] is None or frozen.user_attrs.get("owner") == self._owner
+                if frozen.number not in own and is_ours and (claim := self._claim(frozen.number)):
+                    trial = Trial(self.study, frozen._trial_id)  # Optuna has no public way to go on with a trial
+                    self._running.append(RunningTrial(trial, self.plan, claim))
 
     @contextmanager
     def _lock_trials(self) -> Iterator[None]:
@@ -192,32 +221,35 @@ class Driver:
         return lock
 
     def _start_runs(self) -> None:
-        """Start a run in each free slot of the machine: of the present settings before new ones."""
-        used = {run.slot for setting in self._settings for run in setting.active}
+        """Start a run in each free slot of the machine: of the present trials before new ones."""
+        used = {run.slot for running in self._running for run in running.active}
         num_slots = self.plan.settings["parallel"]
         for slot in sorted(set(range(num_slots)) - used):
-            setting = next((setting for setting in self._settings if setting.waiting), None) or self._ask()
-            if setting is None:
+            running = next((running for running in self._running if running.waiting), None) or self._ask()
+            if running is None:
                 return
-            run = setting.waiting.pop(0)
+            run = running.waiting.pop(0)
             run.start(slot, self.plan.flags, slot_variables(slot, num_slots, self.plan.num_threads))
-            setting.active.append(run)
+            running.active.append(run)
 
-    def _ask(self) -> Setting | None:
-        """Return a new setting; None if the study is complete or the time is over."""
+    def _ask(self) -> RunningTrial | None:
+        """Return a new trial; None if the study is complete or the time is over."""
         max_hours = self.plan.settings["max_hours"]
         if max_hours is not None and time.monotonic() - self._start_s > 3600 * max_hours:
             return None
         with self._lock_trials():
-            while num_to_start(self.study, self.plan.settings) > 0 and not self._has_tried_all():
+            for _ in range(_MAX_REPEATS):
+                if num_to_start(self.study, self.plan.settings) <= 0 or self._has_tried_all():
+                    return None
                 set_sampler(self.study, self.plan.settings, len(self.study.get_trials(deepcopy=False)))
                 trial = self.study.ask()
                 claim = self._claim(trial.number)
                 assert claim is not None  # nobody else has this number
-                setting = Setting(trial, self.plan, claim)
-                if not self._ends_like_an_earlier_one(setting):
-                    self._settings.append(setting)
-                    return setting
+                trial.set_user_attr("owner", self._owner)
+                running = RunningTrial(trial, self.plan, claim)
+                if not self._ends_like_an_earlier_one(running):
+                    self._running.append(running)
+                    return running
         return None
 
     def _has_tried_all(self) -> bool:
@@ -228,34 +260,35 @@ class Driver:
         num_tried = len({str(trial.params) for trial in trials if trial.state != TrialState.WAITING})
         return next(islice(self.plan.space.combinations(), num_tried, None), None) is None
 
-    def _ends_like_an_earlier_one(self, setting: Setting) -> bool:
+    def _ends_like_an_earlier_one(self, running: RunningTrial) -> bool:
         """Give a setting that was chosen before the same result: its runs would be the same."""
         trials = self.study.get_trials(deepcopy=False)
-        params = trials[setting.trial.number].params
+        params = trials[running.trial.number].params
         finished = (trial for trial in trials if trial.params == params and trial.state.is_finished())
         if (earlier := next(finished, None)) is None:
             return False
-        setting.trial.set_user_attr("result", f"as trial {earlier.number}")
-        self.study.tell(setting.trial, earlier.value, state=earlier.state)
-        setting.lock.close()
+        running.trial.set_user_attr(REPEATS, earlier.number)
+        value = earlier.value if earlier.state == TrialState.COMPLETE else None
+        self.study.tell(running.trial, value, state=earlier.state)
+        running.lock.close()
         return True
 
-    def _end(self, setting: Setting) -> str:
-        """Give the result of a setting to the study; return a line for the terminal."""
-        state, value, text = setting.result()
-        setting.trial.set_user_attr("result", text)
-        self.study.tell(setting.trial, value, state=state)
-        self._settings.remove(setting)
-        setting.lock.close()
-        if state == TrialState.FAIL:
-            self.failures.append(f"{setting.name}: {text}")
-        return f"{setting.name}: {text}, {duration_text(time.monotonic() - setting.start_s)}"
+    def _end(self, running: RunningTrial) -> str:
+        """Give the result of a trial to the study; return a line for the terminal."""
+        state, value, text = running.result()
+        line = f"{running.name}: {text}"
+        running.trial.set_user_attr("result", line)
+        self.study.tell(running.trial, value, state=state)
+        self._running.remove(running)
+        running.lock.close()
+        self._has_failed |= state == TrialState.FAIL
+        return f"{line}, {duration_text(time.monotonic() - running.start_s)}"
 
     def _stop(self) -> None:
         """Stop all runs and wait until they have saved; their trials are continued by the next start."""
-        for setting in self._settings:
-            setting.stop()
-        while any(run.is_running() for setting in self._settings for run in setting.active):
+        while runs := [run for running in self._running for run in running.active if run.is_running()]:
+            for run in runs:
+                run.stop()
             time.sleep(_POLL_S)
 
 

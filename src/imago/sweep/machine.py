@@ -12,7 +12,7 @@ _MEASURE_S = 1.0  # the kernel counts in steps of 0.01 s
 def threads_per_process(num_processes: int) -> int:
     """Return the number of CPU threads of each process: OMP_NUM_THREADS if it is set, else its share of idle cores."""
     if "OMP_NUM_THREADS" in os.environ:
-        return int(os.environ["OMP_NUM_THREADS"])
+        return int(os.environ["OMP_NUM_THREADS"].partition(",")[0])  # it may have a number for each level
     first_cpu_times()
     time.sleep(_MEASURE_S)
     return max(1, idle_cores() // num_processes)

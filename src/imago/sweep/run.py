@@ -9,15 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from optuna.trial import TrialState
-
 from imago.analysis.ranking import SWEEP_FILE, Ranking, final_test_lines, rank_settings, ranking_text, write_ranking
 from imago.errors import ConfigError, IncompleteError
 from imago.files import make_writable, read_json, write_json
 from imago.paths import PROJECT_ROOT, command, executable, quote_for_hydra, short_path
 from imago.runs.run_directory import requeue_slurm_job
 from imago.sweep.driver import Driver, Plan
-from imago.sweep.space import REPEATED_KEYS
 from imago.sweep.study import open_study
 from imago.text import counted, duration_text
 
@@ -54,14 +51,14 @@ def run_sweep(plan: Plan, is_continued: bool) -> float:
     driver.run(lambda: write_ranking(rank_settings(directory)))
     if driver.stop_signal is not None:
         _leave(driver.stop_signal, directory)
-    num_elsewhere = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-    if not num_elsewhere and not (driver.failures and plan.settings["fail_fast"]):
+    failures, num_elsewhere = driver.failures, driver.num_elsewhere
+    if not num_elsewhere and not (failures and plan.settings["fail_fast"]):
         _test_best(plan)
     ranking = rank_settings(directory)
     write_ranking(ranking)
     _print_end(ranking, plan, num_elsewhere)
-    if driver.failures:
-        raise IncompleteError("\n".join([f"{counted(len(driver.failures), 'trial')} failed", *driver.failures]))
+    if failures:
+        raise IncompleteError("\n".join([f"{counted(len(failures), 'trial')} failed", *failures]))
     return ranking.best.mean if ranking.best and ranking.best.mean is not None else float("nan")
 
 
@@ -86,7 +83,7 @@ def _test_best(plan: Plan) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         best = rank_settings(plan.directory).best
         tested = read_json(file).get("test") or {}
-        if best is None or tested.get("runs") == best.runs:
+        if best is None or (tested.get("runs") == best.runs and "acc" in tested):
             return
         results = [_test(plan.directory / run, plan) for run in best.runs]
         failed = next((result["reason"] for result in results if "reason" in result), None)
@@ -129,7 +126,7 @@ def _print_end(ranking: Ranking, plan: Plan, num_elsewhere: int) -> None:
 
 
 def _typed(overrides: Iterable[str]) -> list[str]:
-    return [text.removeprefix("++") for text in overrides if text.partition("=")[0] not in (*REPEATED_KEYS, "test")]
+    return [text.removeprefix("++") for text in overrides if text.partition("=")[0] not in ("seed", "test")]
 
 
 def _more_seeds(plan: Plan) -> str:

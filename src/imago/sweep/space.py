@@ -1,6 +1,7 @@
 """A search space: the values of each setting, their conditions, and the repetitions with other seeds or folds."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,17 +34,26 @@ class Parameter:
     condition: str = ""
 
     @property
+    def text(self) -> str:
+        """The parameter as typed."""
+        scale = "tag(log," if self.is_log else ""
+        values = ",".join(self.choices) or f"{scale}interval({self.low},{self.high})" + (")" if scale else "")
+        return f"{self.name}={values}"
+
+    @property
     def name(self) -> str:
         """The name in an Optuna study; a setting has one for each of its conditions."""
         return f"{self.key} ({self.condition})" if self.condition else self.key
 
     def suggest(self, trial: "BaseTrial") -> str:
-        """Return the value that Optuna's sampler chooses, as typed, with four digits for a fraction."""
+        """Return the value that Optuna's sampler chooses, as typed; a fraction has four digits within its interval."""
         if self.choices:
             return trial.suggest_categorical(self.name, self.choices)
         if isinstance(self.low, int) and isinstance(self.high, int):
             return str(trial.suggest_int(self.name, self.low, self.high, log=self.is_log))
-        return f"{trial.suggest_float(self.name, self.low, self.high, log=self.is_log):.4g}"
+        value = trial.suggest_float(self.name, self.low, self.high, log=self.is_log)
+        num_digits = 4 + max(0, math.ceil(math.log10(max(abs(self.low), abs(self.high)) / (self.high - self.low))))
+        return f"{min(max(float(f'{value:.{num_digits}g}'), self.low), self.high):.{num_digits}g}"
 
 
 class Space(NamedTuple):
@@ -53,15 +63,16 @@ class Space(NamedTuple):
     parameters: tuple[Parameter, ...]
     repeats: tuple[tuple[str, ...], ...]  # the overrides of each repetition, such as ("seed=1", "data.fold=0")
 
-    def suggest(self, trial: "BaseTrial") -> list[str]:
-        """Return the overrides that Optuna's sampler chooses for a trial."""
+    def suggest(self, trial: "BaseTrial", before: Callable[[str], None] = lambda name: None) -> list[str]:
+        """Return the overrides that Optuna's sampler chooses for a trial; `before` is called before each choice."""
         chosen: list[str] = []
         for parameter in self.parameters:
             if self._applies(parameter, chosen):
+                before(parameter.name)
                 chosen.append(f"{parameter.key}={parameter.suggest(trial)}")
         return chosen
 
-    def first(self, **chosen_values: str) -> list[str]:
+    def first(self, chosen_values: Mapping[str, str]) -> list[str]:
         """Return the overrides of a run with the first value of each setting but the given ones, to check them."""
         chosen: list[str] = []
         for parameter in self.parameters:

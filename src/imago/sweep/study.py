@@ -1,6 +1,7 @@
 """Create or open the Optuna study of a sweep, which several processes may share."""
 
 import hashlib
+import json
 import math
 import time
 import warnings
@@ -31,6 +32,7 @@ _PRUNERS = {
     "hyperband": optuna.pruners.HyperbandPruner,
     "percentile": lambda: optuna.pruners.PercentilePruner(25.0),  # keeps the best quarter, as Optuna's example
 }
+REPEATS = "repeats"  # attribute of a trial: the number of an earlier one with the same values
 _MAX_WAIT_S = 30  # to queue a grid takes less; our own choice
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # the ranking says what the trials were
@@ -47,21 +49,30 @@ def open_study(directory: Path, settings: Mapping[str, Any], space: Space) -> op
         DataError: if the storage cannot be used.
     """
     storage = _open_storage(settings["storage"], directory)
-    pruner = _build(settings["pruner"], _PRUNERS)
-    searched = {"fixed": sorted(space.fixed), "parameters": list(map(str, space.parameters)),
-                "repeats": list(map(list, space.repeats)), "direction": settings["direction"]}  # fmt: skip
+    pruner = _build("pruner", settings["pruner"], _PRUNERS)
+    searched = {
+        "settings": sorted(space.fixed),
+        "values": [parameter.text for parameter in space.parameters],
+        "repetitions": [" ".join(repeat) for repeat in space.repeats],
+        "objective": [settings["objective"], settings["direction"]],
+        "kind of search": ["grid" if settings["sampler"] == "grid" else "sampler"],
+    }
     grid = list(space.combinations()) if settings["sampler"] == "grid" else []
     try:
         study = optuna.create_study(
             storage=storage, study_name=directory.name, direction=settings["direction"], pruner=pruner
         )
-        is_new = True
+        is_new = is_created = True
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(storage=storage, study_name=directory.name, pruner=pruner)
-        is_new = not _is_filled(study)
+        is_new, is_created = not _is_filled(study), False
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{directory / 'study.journal'} has a damaged line ({error}); remove it to continue."
+        ) from error
     if is_new:
         for values in grid:
-            study.enqueue_trial(values, skip_if_exists=True)
+            study.enqueue_trial(values, skip_if_exists=not is_created)
         study.set_user_attr("searched", searched)
     _check_unchanged(study.user_attrs["searched"], searched, directory)
     return study
@@ -79,34 +90,45 @@ def _is_filled(study: optuna.Study) -> bool:
 def num_to_start(study: optuna.Study, settings: Mapping[str, Any]) -> float:
     """Return how many more trials may be started: of `n_trials` in total, or of the queued grid."""
     trials = study.get_trials(deepcopy=False)
-    num_started = sum(trial.state != TrialState.WAITING for trial in trials)
+    num_started = sum(trial.state != TrialState.WAITING and REPEATS not in trial.user_attrs for trial in trials)
     num_trials = settings["n_trials"] or math.inf
     return min(num_trials, len(trials) if settings["sampler"] == "grid" else math.inf) - num_started
 
 
-def set_sampler(study: optuna.Study, settings: Mapping[str, Any], number: int) -> None:
-    """Give the study a sampler whose seed depends on the trial only, so that an interrupted sweep goes on alike."""
+def set_sampler(study: optuna.Study, settings: Mapping[str, Any], number: int, name: str = "") -> None:
+    """Give the study a sampler whose seed depends on the trial and the name of the parameter only.
+
+    So an interrupted sweep goes on alike.
+    """
     if settings["sampler"] != "grid":  # values of a grid are queued
-        digest = hashlib.sha256(f"{settings['seed']} {number}".encode()).digest()
-        study.sampler = _build(settings["sampler"], _SAMPLERS, seed=int.from_bytes(digest[:4]))
+        digest = hashlib.sha256(f"{settings['seed']} {number} {name}".encode()).digest()
+        study.sampler = _build("sampler", settings["sampler"], _SAMPLERS, seed=int.from_bytes(digest[:4]))
 
 
 def check_names(settings: Mapping[str, Any]) -> None:
-    """Check the names of the sampler and the pruner.
+    """Check the names of the sampler and the pruner, and build both.
 
     Raises:
-        ConfigError: for a name that is not known.
+        ConfigError: for a name that is not known, or arguments that do not fit.
     """
     for key, known in (("sampler", ("grid", *_SAMPLERS)), ("pruner", (*_PRUNERS,))):
         if not isinstance(settings[key], Mapping) and settings[key] not in known:
             raise ConfigError(
                 f"sweep.{key}={settings[key]} is not one of {', '.join(known)}, or a _target_ with its arguments."
             )
+    _build("pruner", settings["pruner"], _PRUNERS)
+    if settings["sampler"] != "grid":
+        _build("sampler", settings["sampler"], _SAMPLERS, seed=0)
 
 
-def _build(choice: Any, known: Mapping[str, Any], **arguments: Any) -> Any:
+def _build(key: str, choice: Any, known: Mapping[str, Any], **arguments: Any) -> Any:
     """Build the sampler or pruner of a name, or of a `_target_` with its arguments."""
-    return build(choice, **arguments) if isinstance(choice, Mapping) else known[choice](**arguments)
+    if not isinstance(choice, Mapping):
+        return known[choice](**arguments)
+    try:
+        return build(choice, **arguments)
+    except (TypeError, ValueError) as error:  # of its constructor, about its arguments
+        raise ConfigError(f"sweep.{key}={choice['_target_']}: {' '.join(str(error).split())}") from error
 
 
 def _open_storage(url: str | None, directory: Path) -> BaseStorage:
@@ -121,8 +143,9 @@ def _open_storage(url: str | None, directory: Path) -> BaseStorage:
 def _check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
     for name in now:
         if before.get(name) != now[name]:
-            different = [str(value) for value in now[name] if value not in before.get(name, ())] or [f"other {name}"]
+            new = [value for value in now[name] if value not in before.get(name, ())]
+            old = [value for value in before.get(name, ()) if value not in now[name]]
             raise ConfigError(
-                f"{directory} is a sweep over something else ({', '.join(different)}): type its command again, or "
-                "choose another sweep_name."
+                f"{directory} is a sweep with other {name} ({', '.join(old) or 'fewer'}; now {', '.join(new) or 'fewer'}): "
+                "type its command again, or choose another sweep_name."
             )

@@ -1,7 +1,6 @@
 """Start, adopt, watch and stop the training process of one run of a sweep."""
 
 import fcntl
-import math
 import os
 import signal
 import subprocess
@@ -11,12 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from imago.analysis.ranking import TRIAL_FILE
 from imago.files import read_json, write_json
 from imago.paths import PROJECT_ROOT, checkpoint_file, quote_for_hydra
 
 _OUTPUT_FILE = "output.log"  # what the process prints
-TRIAL_FILE = "trial.json"  # the settings of the run as typed, also of one that fails before it writes them itself
-_LOCK_FILE = ".trial.lock"
+_LOCK_FILE = ".trial.lock"  # with the number of the process
 
 # Set by torchrun or Lightning; a process that inherits them would start as a rank.
 _RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RUN_ID")
@@ -33,6 +32,7 @@ class TrialRun:
         self.path = path
         self.overrides = list(overrides)
         self.process: subprocess.Popen | None = None
+        self._is_signalled = False
         self.slot: int = read_json(path / TRIAL_FILE).get("slot", 0)
 
     @property
@@ -69,6 +69,7 @@ class TrialRun:
                 pass_fds=[lock.fileno()],
                 start_new_session=True,  # Ctrl-C reaches it through `stop` only
             )
+            lock.write(str(self.process.pid))
 
     def is_running(self) -> bool:
         """Return whether the process runs, also if another process started it."""
@@ -81,16 +82,18 @@ class TrialRun:
                 return True
         return False
 
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        """Send a signal: the run saves its state and exits, with all its ranks."""
-        pid = self.process.pid if self.process is not None else self.summary.get("pid")
-        if self.is_running() and isinstance(pid, int):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+    def stop(self) -> None:
+        """Send SIGTERM, once: the run saves its state and exits, with all its ranks."""
+        if not self._is_signalled and self.is_running():
+            pid = self.process.pid if self.process is not None else int((self.path / _LOCK_FILE).read_text() or 0)
+            if pid:  # else it is just being started, and the next call finds it
+                self._is_signalled = True
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
 
     def was_interrupted(self) -> bool:
         """Return whether a run that does not run any more has to be continued: it neither finished nor failed."""
-        return self.summary.get("status") not in ("finished", "failed")
+        return self.summary.get("status") not in ("finished", "failed", "pruned")
 
     def failure(self) -> str | None:
         """Return why a run that has ended failed; None if it finished."""
@@ -107,13 +110,6 @@ class TrialRun:
     def mark(self, status: str, reason: str) -> None:
         """Write to the summary how the sweep has ended this run."""
         write_json(self.path / "summary.json", self.summary | {"status": status, "reason": reason})
-
-    def objective(self, name: str, is_monitored: bool) -> float:
-        """Return the value of a metric in validation at the best epoch; NaN if the run has none."""
-        summary = self.summary
-        scores = summary.get("val") or {}
-        value = summary.get("best_value") if is_monitored else scores.get(name.removeprefix("val/"))
-        return float(value) if isinstance(value, int | float) else math.nan
 
     def _last_lines(self) -> list[str]:
         with suppress(OSError):

@@ -177,11 +177,11 @@ def _monitor_problems(cfg: DictConfig) -> Iterator[str]:
 
     The names that a task of the user's own logs are known only after its first validation.
     """
-    names = [*_DIRECTIONS, *(f"val/{name}" for name, settings in cfg.metrics.items() if settings is not None)]
+    names = logged_names(cfg)
     for key, settings in monitors(cfg).items():
         monitor, mode = settings.monitor, settings.get("mode")
         best = _DIRECTIONS.get(monitor)
-        if monitor not in names and str(cfg.task._target_).startswith("imago."):
+        if names and monitor not in names:
             yield f"{key}.monitor={monitor} is not one of {', '.join(names)}."
         elif key == "schedule" and not monitor.startswith("val/"):
             yield f"schedule.monitor={monitor}: a schedule can only monitor validation; type val/loss or val/acc."
@@ -191,6 +191,13 @@ def _monitor_problems(cfg: DictConfig) -> Iterator[str]:
             yield f"{key}.mode={mode} is not one of null, min, max."
         elif monitor.startswith("val/") and not cfg.trainer.limit_val_batches and "best_checkpoint" not in key:
             yield f"{key}.monitor={monitor}: trainer.limit_val_batches=0 leaves no validation to monitor."
+
+
+def logged_names(cfg: DictConfig) -> list[str]:
+    """Return the names that can be monitored; empty for a task of the user's own, which may log others."""
+    if not str(cfg.task._target_).startswith("imago."):
+        return []
+    return [*_DIRECTIONS, *(f"val/{name}" for name, settings in cfg.metrics.items() if settings is not None)]
 
 
 def monitors(cfg: DictConfig) -> dict[str, DictConfig]:

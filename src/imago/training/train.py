@@ -106,8 +106,9 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
         else:
             log.info("not tested: %s has no test_step", type(task).__name__)
     calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
-    extension = extension_settings(cfg, directory.summary, trainer.max_epochs or 1)
-    log.info("\n%s", end_lines(directory.summary, directory.path, extension, commands, packages_to_trust(cfg)))
+    if directory.is_main_process:  # only its summary is complete
+        extension = extension_settings(cfg, directory.summary, trainer.max_epochs or 1)
+        log.info("\n%s", end_lines(directory.summary, directory.path, extension, commands, packages_to_trust(cfg)))
     return directory.summary.get("best_value", float("nan"))
 
 
