@@ -80,7 +80,7 @@ def test_the_files_have_every_setting_and_the_final_test(sweep):
         ("1", "2", "b", "0.600000", "1"), ("2", "1", "|", "0.500000", "0"),
     ]  # fmt: skip
     text = (directory / "ranking.md").read_text()
-    assert "| 2 | 1 | \\| | 0.5000 |" in text
+    assert "| 2 | 0.5000 | 1 | \\| |" in text
     assert "test of the best setting, chosen by val/acc: 55.00 %, 95 % interval 50.00 to 60.00, 1,000 images" in text
 
 

@@ -19,13 +19,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_ranking_the_final_test_and_the_failure_are_named(page: str):
     first = re.search(r'<tr><th scope="row">1</th>\s*(.*?)</tr>', page, re.DOTALL)[1]
-    assert re.findall(r"<td>([^<]*)</td>", first)[:4] == ["sgd", "0.128", "0.7", "0.5700"]
+    assert re.findall(r"<td>([^<]*)</td>", first)[:4] == ["0.5700", "sgd", "0.128", "0.7"]
     assert "test of the best setting, chosen by val/acc: 70.00 %, 95 % interval 60.00 to 80.00, 100 images" in page
     assert "failed: the loss is nan" in page
 
 
 def test_progress_curves_and_importance_are_drawn(page: str):
-    assert "val/acc by trial" in page
+    assert "val/acc in the order of the trials" in page
     assert "val/acc of the best 5" in page
     assert re.search(r'<th scope="row">optimizer.lr</th>\s*<td class="bar">', page)
 

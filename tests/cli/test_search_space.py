@@ -43,7 +43,7 @@ def test_values_are_read_as_typed(argument: str, expected: Parameter):
 def test_values_of_a_yaml_are_read_as_typed_ones_and_replaced_by_them():
     space = parse("lr=1,2", lr="5,6", width=[16, 32], drop=[None, True], fixed=3)
     assert [(parameter.key, parameter.choices) for parameter in space.parameters] == [
-        ("width", ("16", "32")), ("drop", ("null", "True")), ("fixed", ("3",)), ("lr", ("1", "2")),
+        ("lr", ("1", "2")), ("width", ("16", "32")), ("drop", ("null", "True")), ("fixed", ("3",)),
     ]  # fmt: skip
     assert parse("lr=7", lr="5,6").parameters == ()
 
@@ -54,6 +54,46 @@ def test_a_condition_leaves_a_setting_out_of_the_other_combinations():
     assert overrides == [
         {"optimizer": "adamw", "lr": "1"}, {"optimizer": "adamw", "lr": "2"}, {"optimizer": "sgd", "lr": "10"},
     ]  # fmt: skip
+
+
+def test_a_typed_setting_keeps_its_position_so_that_conditions_on_it_apply():
+    space = {"optimizer": "adamw,sgd", "lr": {"optimizer=adamw": "1,2", "optimizer=sgd": "10"}}
+    found = list(parse("optimizer=adamw,muon", **space).combinations())
+    assert [values.get("lr (optimizer=adamw)") for values in found] == ["1", "2", None]
+    assert list(parse("optimizer=sgd", **space).combinations()) == [{"lr (optimizer=sgd)": "10"}]
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"optimizer": "adamw,sgd", "lr": {"optimzer=adamw": "1,2"}},
+        {"optimizer": "adamw,sgd", "lr": {"optimizer=sdg": "1,2"}},
+        {"lr": {"optimizer=sgd": "1,2"}, "optimizer": "adamw,sgd"},  # in the wrong order
+    ],
+)
+def test_a_condition_that_is_never_met_is_refused(space: dict[str, Any]):
+    with pytest.raises(ConfigError, match=r"sweep.space: lr \(.*which would never be searched"):
+        parse(**space)
+
+
+def test_a_condition_on_a_number_may_be_written_in_another_way():
+    assert len(list(parse(wd="1e-1,1e-2", lr={"wd=1e-1": "1,2"}).combinations())) == 3
+
+
+def test_a_repetition_has_no_condition_and_a_directory_one_value():
+    with pytest.raises(ConfigError, match=r"a repetition \(seed, data.fold\) has no condition"):
+        parse(seed={"a=1": "1,2"}, a="1,2")
+    with pytest.raises(ConfigError, match="a directory of all runs has one value"):
+        parse("paths.log_dir='/a','/b'")
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.99991, 0.99999), (1e-5, 1e-1), (-2.0, 3.0)])
+def test_values_of_an_interval_lie_within_it_and_differ(low: float, high: float):
+    parameter = Parameter("x", low=low, high=high)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    values = [float(parameter.suggest(study.ask())) for _ in range(50)]
+    assert low <= min(values) < max(values) <= high
+    assert len(set(values)) == 50
 
 
 def test_each_condition_has_its_own_interval_in_a_study():
@@ -84,6 +124,8 @@ def test_the_first_run_of_a_space_has_the_first_values():
     [
         (("lr=interval(2,1)",), "from a number to a larger one"),
         (("lr=tag(log,interval(0,1))",), "above 0"),
+        (("lr=interval(0,inf)",), "to a larger one"),
+        (("lr=tag(lgo,interval(1,2))",), "there is no tag lgo"),
     ],
 )
 def test_an_empty_interval_is_refused(arguments: tuple[str, ...], text: str):

@@ -9,7 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from imago.cli.search_space import parse_space
 from imago.sweep import trial_run
-from imago.sweep.driver import Driver, Plan
+from imago.sweep.driver import Driver
+from imago.sweep.running_trial import Plan
 from imago.sweep.study import open_study
 
 SETTINGS = {
@@ -33,7 +34,7 @@ def new_driver(fake_project: Path):
 
     def create(*arguments: str, name: str = "x", direction: Any = "maximize", space: Any = None, **settings) -> Driver:
         parsed = parse_space(arguments, space or {}, None)
-        plan = Plan(fake_project / name, parsed, SETTINGS | settings | {"direction": direction}, True, 1, [])
+        plan = Plan(fake_project / name, parsed, SETTINGS | {"direction": direction} | settings, True, 1, [])
         plan.directory.mkdir(parents=True, exist_ok=True)
         return Driver(plan, open_study(plan.directory, plan.settings, parsed))
 

@@ -67,6 +67,76 @@ def test_a_setting_that_is_chosen_again_is_not_trained_again(new_driver, fake_pr
     assert len(results) < 6  # both are tried
 
 
+def test_a_setting_that_was_pruned_is_pruned_again(new_driver):
+    pruner = {"_target_": "optuna.pruners.ThresholdPruner", "lower": 0.5}
+    driver = new_driver("epochs=3", "pause_s=0.1", space={"lr": "0.1,0.9"}, sampler="random", n_trials=2, pruner=pruner)
+    assert {(params["lr"], state.name) for params, state, _ in run(driver)} == {("0.1", "COMPLETE"), ("0.9", "PRUNED")}
+
+
+def test_failures_of_an_earlier_start_are_named_again(new_driver):
+    run(new_driver("fails=config,no"))
+    assert [line.partition(":")[0] for line in new_driver("fails=config,no").failures] == ["trial 0 (fails=config)"]
+
+
+def test_with_a_database_another_directory_leaves_running_trials_alone(new_driver, fake_project: Path):
+    storage = f"sqlite:///{fake_project.parent}/study.db"
+    first = new_driver("lr=0.1,0.2", storage=storage)
+    assert first._ask() is not None  # as if it ran
+    other = new_driver("lr=0.1,0.2", storage=storage)
+    other._owner = "another:/directory"
+    assert [state.name for _, state, _ in run(other)] == ["RUNNING", "COMPLETE"]
+    assert other.num_elsewhere == 1
+
+
+def test_a_prune_that_was_decided_before_a_kill_is_not_forgotten(new_driver, fake_project: Path):
+    pruner = {"_target_": "optuna.pruners.ThresholdPruner", "lower": 2}
+    driver = new_driver("lr=0.1,0.2", *SLOW, pruner=pruner)
+    driver._start_runs()
+    running = driver._running[0]
+    while running.pruned_at is None:
+        running._prune()
+    running.runs[0].process.kill()
+    running.runs[0].process.wait()
+    running.lock.close()  # as if the driver had been killed
+    states = [state for _, state, _ in run(new_driver("lr=0.1,0.2", *SLOW, pruner=pruner))]
+    assert states == [TrialState.PRUNED, TrialState.PRUNED]
+    assert json.loads((fake_project / "x/0/summary.json").read_text())["reason"].endswith("after epoch 1")
+
+
+def test_values_do_not_depend_on_a_kill_between_two_choices(new_driver):
+    space = {"lr": "interval(0.01,1)", "wd": "interval(0,1)"}
+    undisturbed = run(new_driver(space=space, sampler="random", n_trials=1, name="a"))
+    driver = new_driver(space=space, sampler="random", n_trials=1, name="b")
+    driver_module.set_sampler(driver.study, driver.plan.settings, 0)
+    trial = driver.study.ask()
+    driver_module.set_sampler(driver.study, driver.plan.settings, 0, "lr")
+    driver.plan.space.parameters[0].suggest(trial)  # killed here
+    assert run(driver) == undisturbed
+
+
+def test_an_orphan_that_has_not_written_its_summary_is_stopped(new_driver, fake_project: Path):
+    first = new_driver("lr=0.1", "lr2=1,2", "pause_s=30")
+    first._start_runs()
+    first._running[0].lock.close()
+    second = new_driver("lr=0.1", "lr2=1,2", "pause_s=30")
+    second._adopt()
+    orphan = second._running[0].runs[0]
+    assert orphan.process is None
+    assert orphan.is_running()
+    second._stop()
+    assert first._running[0].runs[0].process.wait() != 0
+
+
+def test_a_ranking_that_cannot_be_written_does_not_end_the_sweep(new_driver):
+    driver = new_driver("lr=0.1,0.2")
+
+    def report() -> None:
+        raise OSError("No space left on device")
+
+    driver.run(report)
+    assert [state.name for _, state, _ in trials(driver)] == ["COMPLETE", "COMPLETE"]
+
+
 def test_n_trials_is_the_total_over_several_starts(new_driver):
     run(new_driver("lr=0.1,0.2,0.3", n_trials=1))
     assert [state.name for _, state, _ in run(new_driver("lr=0.1,0.2,0.3", n_trials=2))] == [
@@ -125,13 +195,13 @@ def test_a_stop_signal_stops_the_run_and_the_next_start_continues_it(new_driver,
 DRIVER = """
 import sys
 from pathlib import Path
-from imago.sweep import driver, trial_run
+from imago.sweep import driver, running_trial, trial_run
 from imago.cli.search_space import parse_space
 from imago.sweep.study import open_study
 trial_run.PROJECT_ROOT, driver._POLL_S = Path(sys.argv[1]), 0.02
 settings = {settings!r}
 space = parse_space(sys.argv[3:], settings["space"], None)
-plan = driver.Plan(Path(sys.argv[2]), space, settings, True, 1, [])
+plan = running_trial.Plan(Path(sys.argv[2]), space, settings, True, 1, [])
 driver.Driver(plan, open_study(plan.directory, settings, space)).run(lambda: None)
 """
 

@@ -47,7 +47,10 @@ def test_failed_trials_are_listed_and_the_others_ranked(sweep, capsys):
     with pytest.raises(IncompleteError, match=r"1 trial failed\ntrial 0 \(fails=later\).*the loss is NaN") as error:
         sweep("fails=later,no")
     assert error.value.exit_code == 1
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("1 ")] == [["1", "no"]]
+    ranked = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("1 ")]
+    assert ranked == [["1", "0.9000"]]
+        ["1", "0.9000"]
+    ]
 
 
 def test_nothing_is_tested_where_everything_failed(sweep):
@@ -59,5 +62,5 @@ def test_a_directory_that_holds_a_sweep_needs_resume(sweep):
     assert not math.isnan(sweep("lr=0.1,0.2")[0])
     with pytest.raises(ConfigError, match=r"already holds a sweep: type resume=auto to continue it"):
         sweep("lr=0.1,0.2")
-    with pytest.raises(ConfigError, match=r"is a sweep over something else \(.*0\.3"):
+    with pytest.raises(ConfigError, match=r"is a sweep with other values \(lr=0.1,0.2; now lr=0.1,0.3\)"):
         sweep("lr=0.1,0.3", is_continued=True)

@@ -36,10 +36,8 @@ def parse_space(arguments: Sequence[str], space: Mapping[str, Any], loader: Any)
         if key in searched:  # at its position, as later ones may depend on it
             found.append(searched.pop(key))
         elif key not in by_key:
-            conditions = node.items() if isinstance(node, Mapping) else [("", node)]
-            found += [
-                _parse(parser, str(key), values, _normalized(parser, condition)) for condition, values in conditions
-            ]
+            for condition, values in node.items() if isinstance(node, Mapping) else [("", node)]:
+                found.append(_parse(parser, str(key), values, _normalized(parser, condition)))
     found += searched.values()
     fixed = tuple(text for text, override in typed.items() if not override.is_sweep_override())
     _check(found, [_normalized(parser, text) for text in fixed], by_key)
@@ -56,7 +54,7 @@ def _check(found: Sequence[Parameter], fixed: Sequence[str], typed: Mapping[str,
             raise ConfigError(f"{parameter.text}: a directory of all runs has one value.")
         if parameter.condition and (parameter.key in REPEATED_KEYS or key in REPEATED_KEYS):
             raise ConfigError(
-                f"sweep.space: {parameter.name}: {', '.join(REPEATED_KEYS)} cannot be part of a condition."
+                f"sweep.space: {parameter.name}: a repetition ({', '.join(REPEATED_KEYS)}) has no condition."
             )
         earlier = [choice for other in found[:index] if other.key == key for choice in other.choices]
         is_known = value in earlier or parameter.condition in fixed or (earlier and key in typed) or key in typed

@@ -17,9 +17,9 @@ from imago.errors import ConfigError
 from imago.files import write_json
 from imago.instantiate import to_plain
 from imago.settings import typed_value
-from imago.sweep.driver import Plan
 from imago.sweep.machine import threads_per_process
 from imago.sweep.run import run_sweep
+from imago.sweep.running_trial import Plan
 from imago.sweep.space import Space
 from imago.sweep.study import check_names
 from imago.training.checks import check_settings, direction_of, logged_names
@@ -119,11 +119,8 @@ class TrialSweeper(Sweeper):
 
     def _check_types(self, config: DictConfig, overrides: list[str]) -> None:
         choices = [text for text in self.settings.hydra.overrides.task if text.startswith("sweep=")]
-        check_types(
-            config,
-            compose_defaults(self.loader, self.settings.hydra.job.config_name, [*overrides, *choices]),
-            overrides,
-        )
+        name = self.settings.hydra.job.config_name
+        check_types(config, compose_defaults(self.loader, name, [*overrides, *choices]), overrides)
 
 
 def prepare_sweep() -> None:

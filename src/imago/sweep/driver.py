@@ -4,139 +4,23 @@ import fcntl
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import optuna
 from optuna.trial import Trial, TrialState
 from tqdm import tqdm
 
-from imago.analysis.ranking import objective_of
-from imago.errors import DataError
-from imago.runs.records import read_logged
 from imago.runs.signals import STOP_SIGNALS
 from imago.sweep.machine import slot_variables
-from imago.sweep.space import Space
+from imago.sweep.running_trial import Plan, RunningTrial
 from imago.sweep.study import REPEATS, num_to_start, set_sampler
-from imago.sweep.trial_run import TrialRun
-from imago.text import duration_text, metric_text, printable
+from imago.text import duration_text
 
 _POLL_S = 0.5  # a trial takes minutes; our own choice
 _MAX_REPEATS = 100  # settings in a row that were chosen before: then the search has nothing new; our own choice
-
-
-class Plan(NamedTuple):
-    """What a sweep runs.
-
-    Attributes:
-        directory: of the sweep; the runs are in its subdirectories 0, 1, ...
-        space: what is searched.
-        settings: the group `sweep`, as plain data, with its objective, the logged name of a metric, and its direction.
-        is_monitored: whether the best checkpoint is chosen by it.
-        num_threads: CPU threads of each process.
-        flags: command line flags that every run gets, such as --config-dir=DIR.
-    """
-
-    directory: Path
-    space: Space
-    settings: Mapping[str, Any]
-    is_monitored: bool
-    num_threads: int
-    flags: Sequence[str]
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """What `sweep.json` says, for the ranking."""
-        keys = list(dict.fromkeys(parameter.key.lstrip("+") for parameter in self.space.parameters))
-        names = ("objective", "direction")
-        return {name: self.settings[name] for name in names} | {"keys": keys, "is_monitored": self.is_monitored}
-
-
-class RunningTrial:
-    """One trial of the study: a setting that is trained once for each repetition.
-
-    Attributes:
-        overrides: what the sampler has chosen.
-        runs: one for each repetition; `waiting` and `active` are those that are to be started and those that run.
-        failure: why the first run that failed has failed; the others are stopped then.
-        pruned_at: the epoch after which the pruner has stopped it; None if it has not.
-    """
-
-    def __init__(self, trial: Trial, plan: Plan, lock: IO[str]) -> None:
-        self.trial, self.plan, self.lock = trial, plan, lock
-        study, settings, number = trial.study, plan.settings, trial.number
-        self.overrides = plan.space.suggest(trial, lambda name: set_sampler(study, settings, number, name))
-        first = number * len(plan.space.repeats)
-        self.runs = [
-            TrialRun(plan.directory / str(first + index), [*plan.space.fixed, *self.overrides, *repeat])
-            for index, repeat in enumerate(plan.space.repeats)
-        ]
-        self.active = [run for run in self.runs if run.is_running() or not run.was_interrupted()]  # or just ended
-        self.pruned_at: int | None = trial.user_attrs.get("pruned_at")
-        self.waiting = [run for run in self.runs if run not in self.active and self.pruned_at is None]
-        self.failure: str | None = None
-        self.start_s = time.monotonic()
-
-    @property
-    def name(self) -> str:
-        """The number of the trial and what it tries."""
-        return printable(f"trial {self.trial.number} ({' '.join(self.overrides) or 'one setting'})")
-
-    def update(self) -> bool:
-        """Look at the runs; return whether all have ended."""
-        for run in [run for run in self.active if not run.is_running()]:
-            self.active.remove(run)
-            if run is self.runs[0] and run.summary.get("status") == "finished":  # before it was stopped
-                self.pruned_at = None
-            if self.pruned_at is None and (failure := run.failure()):
-                self.failure = self.failure or f"run {run.name}: {failure}"
-        if self.plan.settings["pruner"] != "none" and self.pruned_at is None and self.runs[0] in self.active:
-            self._prune()
-        if self.failure or self.pruned_at is not None:
-            self.waiting.clear()
-            self.stop()
-        return not self.active and not self.waiting
-
-    def stop(self) -> None:
-        """Stop the runs, which save their state."""
-        for run in self.active:
-            run.stop()
-
-    def result(self) -> tuple[TrialState, float | None, str]:
-        """Return the state, the objective and a text when all runs have ended."""
-        if self.pruned_at is not None:
-            pruner = self.plan.settings["pruner"]
-            name = pruner["_target_"].rpartition(".")[2] if isinstance(pruner, Mapping) else pruner
-            reason = f"{name}, after epoch {self.pruned_at}"
-            self.runs[0].mark("pruned", reason)
-            return TrialState.PRUNED, None, f"pruned ({reason})"
-        objective = self.plan.settings["objective"]
-        found = [objective_of(run.summary, objective, self.plan.is_monitored) for run in self.runs]
-        values = [value for value in found if value is not None]
-        if self.failure is None and len(values) < len(found):
-            self.failure = f"{objective} was not logged, or is not finite"
-        if self.failure is not None:
-            return TrialState.FAIL, None, f"failed: {printable(self.failure)}"
-        mean = sum(values) / len(values)
-        of_runs = f", mean of {len(values)} runs" if len(values) > 1 else ""
-        return TrialState.COMPLETE, mean, f"{objective} {metric_text(mean)}{of_runs}"
-
-    def _prune(self) -> None:
-        """Report the new values of the first run to the study, one each validation, until the pruner stops it."""
-        logged: dict[str, Any] = {}
-        with suppress(DataError):  # nothing is logged yet
-            logged = read_logged(self.runs[0].path)
-        _, values = logged.get(self.plan.settings["objective"], ((), ()))
-        reported = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
-        for epoch in range(len(reported) + 1, len(values) + 1):
-            self.trial.report(values[epoch - 1], epoch)
-            if self.trial.should_prune():
-                self.trial.set_user_attr("pruned_at", epoch)  # before the signal: a restart has to know it
-                self.pruned_at = epoch
-                return
 
 
 class Driver:

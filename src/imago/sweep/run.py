@@ -14,7 +14,8 @@ from imago.errors import ConfigError, IncompleteError
 from imago.files import make_writable, read_json, write_json
 from imago.paths import PROJECT_ROOT, command, executable, quote_for_hydra, short_path
 from imago.runs.run_directory import requeue_slurm_job
-from imago.sweep.driver import Driver, Plan
+from imago.sweep.driver import Driver
+from imago.sweep.running_trial import Plan
 from imago.sweep.study import open_study
 from imago.text import counted, duration_text
 

@@ -143,9 +143,11 @@ def _open_storage(url: str | None, directory: Path) -> BaseStorage:
 def _check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:
     for name in now:
         if before.get(name) != now[name]:
-            new = [value for value in now[name] if value not in before.get(name, ())]
-            old = [value for value in before.get(name, ()) if value not in now[name]]
+            old, new = (
+                ", ".join(value for value in a if value not in b) or "fewer"
+                for a, b in ((before.get(name, ()), now[name]), (now[name], before.get(name, ())))
+            )
             raise ConfigError(
-                f"{directory} is a sweep with other {name} ({', '.join(old) or 'fewer'}; now {', '.join(new) or 'fewer'}): "
-                "type its command again, or choose another sweep_name."
+                f"{directory} is a sweep with other {name} ({old}; now {new}): type its command again, or choose "
+                "another sweep_name."
             )
