@@ -49,8 +49,6 @@ def test_failed_trials_are_listed_and_the_others_ranked(sweep, capsys):
     assert error.value.exit_code == 1
     ranked = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("1 ")]
     assert ranked == [["1", "0.9000"]]
-        ["1", "0.9000"]
-    ]
 
 
 def test_nothing_is_tested_where_everything_failed(sweep):
