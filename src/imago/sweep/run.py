@@ -47,7 +47,8 @@ def run_sweep(plan: Plan, is_continued: bool) -> float:
     make_writable(directory, "paths.log_dir=DIR")
     study = open_study(directory, plan.settings, plan.space)
     write_json(directory / SWEEP_FILE, read_json(directory / SWEEP_FILE) | plan.description)
-    print(f"sweep in {short_path(directory)}, {plan.num_threads} CPU threads for each trial", flush=True)
+    threads = counted(plan.num_threads, "CPU thread")
+    print(f"sweep in {short_path(directory)}, {threads} for each trial", flush=True)
     driver = Driver(plan, study)
     driver.run(lambda: write_ranking(rank_settings(directory)))
     if driver.stop_signal is not None:
