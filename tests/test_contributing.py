@@ -197,7 +197,7 @@ def test_all_recipes_together_resume_and_serve_every_command(
 @pytest.mark.slow
 def test_the_experiment_runs_for_each_seed(run, project: Path):
     (command,) = [command for command in COMMANDS if " -m " in command]
-    done = run(*shlex.split(command)[1:], *SHORTER, "run_name=experiment")
+    done = run(*shlex.split(command)[1:], *SHORTER, "sweep_name=experiment")
     assert done.returncode == 0, done.stdout + done.stderr
     for trial in ("0", "1", "2"):
         assert summary(project / "logs" / "sweeps" / "experiment" / trial)["status"] == "finished"
