@@ -25,7 +25,7 @@ from imago.text import printable
 _MARKER_FILES = frozenset({"summary.json", "provenance.json"})
 _SUBDIRECTORIES = frozenset({"checkpoints", "tensorboard", "eval", "export", "predictions", "figures"})
 
-_WRITTEN_STATUSES = ("running", "finished", "failed", "stopped", "evaluated")
+_STATUSES = ("running", "finished", "failed", "stopped", "died", "evaluated")  # in summary.json
 _ENDED_EARLY = ("stopped", "failed", "died")  # statuses
 _SUMMARY_COUNTS = ("num_images", "num_left_out")  # numbers beside the metrics of a split
 
@@ -216,7 +216,7 @@ def _read_summary(run_dir: Path) -> dict[str, Any]:
     """Return the fields of a `RunRecord` in `summary.json`; a damaged file raises one of several errors."""
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     status, reason, started = summary.get("status"), summary.get("reason"), summary.get("started")
-    if status not in _WRITTEN_STATUSES or not isinstance(started, str | None):
+    if status not in _STATUSES or not isinstance(started, str | None):
         raise ValueError("it has no known status, or its start is not a string")
     if status == "running" and _has_died(run_dir, summary.get("pid")):
         status, reason = "died", "its process ended without a status: killed, or the machine was shut down"

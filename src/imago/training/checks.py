@@ -50,10 +50,7 @@ _AT_LEAST_1 = ("1 or more", lambda value: value >= 1)
 _BETWEEN_0_AND_1 = ("between 0 and 1, both excluded", lambda value: 0 < value < 1)
 _FROM_0_TO_1 = ("between 0 and 1", lambda value: 0 <= value <= 1)
 _BELOW_1 = ("at least 0 and below 1", lambda value: 0 <= value < 1)
-_SHARE_OR_NUMBER = (
-    "a share up to 1.0, or a number of batches",
-    lambda value: value >= 0 and (isinstance(value, int) or value <= 1),
-)
+_SHARE_OR_NUMBER = ("a share up to 1.0, or a number of batches", lambda n: n >= 0 and (type(n) is int or n <= 1))
 _COLORS_OR_GRAY = ("3 (images are read as RGB) or 1 (gray)", lambda value: value in (1, 3))
 
 # Settings with a condition, as text and as function. A setting that is null or absent is not checked.
@@ -241,9 +238,12 @@ def direction_of(cfg: DictConfig, monitor: str) -> str | None:
 def _callback_and_logger_problems(cfg: DictConfig) -> Iterator[str]:
     for group in ("callbacks", "logger"):
         for name, settings in cfg[group].items():
+            target = str(settings.get("_target_")).rpartition(".")[2] if settings else ""
             if settings is not None and "_target_" not in settings:  # of an experiment whose callbacks= was replaced
                 yield f"{group}.{name} has no _target_: type {group}={name} too, or {group}.{name}=null."
-            package = _EXTRA_PACKAGES.get(str(settings.get("_target_")).rpartition(".")[2]) if settings else None
+            elif settings and target == "StochasticWeightAveraging" and "swa_lrs" not in settings:
+                yield f"{group}.{name} needs {group}.{name}.swa_lrs=LR; callbacks=ema averages weights without it."
+            package = _EXTRA_PACKAGES.get(target)
             if package and find_spec(package) is None:
                 remedy = f"it is an extra of this project: pip install -e '.[{package}]'"
                 yield f"{group}.{name} needs the package {package}, which is not installed; {remedy}."
