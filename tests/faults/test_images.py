@@ -7,6 +7,8 @@ import io
 import logging
 import re
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -291,3 +293,14 @@ def test_mixed_sizes_make_batches_of_one_size(tmp_path: Path, fill: Callable, se
     data = set_up(root, augment=augment)
     sizes = {images.shape[1:] for loader in (data.train_dataloader(), data.val_dataloader()) for images, _ in loader}
     assert sizes == {(3, data.preprocess.size, data.preprocess.size)}
+
+
+def test_a_warning_of_pillow_without_the_name_of_the_file_is_not_shown(tmp_path: Path):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0"  # five tags are announced, none is complete
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    code = "import sys; from pathlib import Path; from imago.images import read_image; read_image(Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.jpg"], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    shown = code.replace("read_image(", "import warnings; warnings.resetwarnings(); read_image(")
+    done = subprocess.run([sys.executable, "-c", shown, tmp_path / "a.jpg"], capture_output=True, text=True, check=True)
+    assert "Warning" in done.stderr
