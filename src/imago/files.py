@@ -119,6 +119,29 @@ def open_text(path: Path) -> TextIO:
     return path.open(encoding="utf-16" if is_utf16 else "utf-8-sig", errors="surrogateescape", newline="")
 
 
+def read_csv_lines(file: Path, wanted: str) -> list[tuple[int, list[str]]]:
+    """Read a CSV as `open_text` does, separated by commas, semicolons or tabs: the number and the cells of each line.
+
+    Blank lines are left out.
+
+    Raises:
+        DataError: if it cannot be read; it names the content that is `wanted`.
+    """
+    try:
+        with open_text(file) as opened:
+            delimiter = max(",;\t", key=opened.readline().count)  # Excel writes all three
+            opened.seek(0)
+            reader = csv.reader(opened, delimiter=delimiter, strict=True)
+            return [(reader.line_num, [*map(cell_text, cells)]) for cells in reader if "".join(cells).strip()]
+    except OSError as error:
+        raise DataError(f"{printable(file)} cannot be read: {error.strerror}; use a CSV with {wanted}.") from error
+    except csv.Error as error:
+        location = f"{printable(file)}, line {reader.line_num}"
+        raise DataError(f"{location} is not CSV: {error}; check its quotation marks.") from error
+    except UnicodeError as error:
+        raise DataError(f"{printable(file)} is damaged UTF-16 text ({error}); save it as UTF-8.") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; return an empty dict if the file is missing, damaged or holds something else."""
     try:

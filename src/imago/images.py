@@ -33,8 +33,9 @@ with contextlib.suppress(ImportError):
     pillow_heif.register_heif_opener()
     FORMATS = (*FORMATS, "HEIF")
     SUFFIXES |= HEIC_SUFFIXES
-# 150 MB once decoded; checked before decoding, because a file of 12 KB may need 500 MB; our own choice.
-MAX_PIXELS = 50_000_000
+# 180 MB once decoded, enough for a phone of 50 megapixels (8160x6144); checked before decoding, because a file of 12 KB
+# may need 500 MB; our own choice.
+MAX_PIXELS = 60_000_000
 # Images up to this size are not resized: the first layer of a network is adapted to them instead; our own choice.
 MAX_SMALL_PX = 64
 SPLITS = ("train", "val", "test")  # of a dataset, in the order in which they are shown
@@ -65,6 +66,8 @@ _has_warned_of_animation = False  # once per process
 Image.core.set_blocks_max(2)
 # Pillow warns of some sizes above MAX_PIXELS, which `read_image` refuses.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Its other warnings, such as of a corrupt EXIF tag, do not name the file; a filter, unlike catching, works in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)

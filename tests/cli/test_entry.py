@@ -4,6 +4,7 @@ Each command runs in its own process, on a small config tree.
 """
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 import pytest
 from warm_python import warm_hydra
 
+from imago.cli.arguments import first_trial
 from imago.cli.overrides import quote_paths
 from imago.paths import PROJECT_ROOT
 
@@ -250,7 +252,8 @@ def test_the_examples_in_the_help_compose(compose):
     examples = re.findall(r"^ +python src/train\.py (\S.*?)(?:  .*)?$", text, re.MULTILINE)
     assert len(examples) > 4
     for example in examples:
-        compose(*quote_paths([word.partition(",")[0] for word in example.split() if word != "-m"]))
+        words = [word for word in shlex.split(example) if word != "-m" and not word.startswith("sweep")]
+        compose(*first_trial(quote_paths(words), None))
 
 
 @pytest.mark.slow

@@ -62,6 +62,11 @@ def test_a_group_without_an_option_lists_its_options(loader, typed):
     assert explain(loader, typed).startswith(f"{typed}: there is no such option; model can be ")
 
 
+def test_a_setting_of_another_option_has_its_twin_here():
+    line = explain_key("optimizer.betas", ["optimizer=sgd", "optimizer.betas=[0.9,0.99]"], REAL, "train")
+    assert line.endswith("; here it is optimizer.momentum.")
+
+
 REAL = ConfigLoaderImpl(create_config_search_path(str(PROJECT_ROOT / "configs")))
 
 
@@ -75,7 +80,12 @@ REAL = ConfigLoaderImpl(create_config_search_path(str(PROJECT_ROOT / "configs"))
         ("model.pretrained=true", "type model.weights=default."),
         ("train=false", "no setting 'train'; src/eval.py run=RUN evaluates without training."),
         ("data.train=x", "there is no setting 'data.train' here; it is one of data=dataset."),
-        ("loss.gamma=2", "--cfg job prints all of them."),
+        ("loss.gamma=2", "there is no setting 'loss.gamma'; loss has "),
+        (
+            "preprocess.foo=1",
+            "no setting 'preprocess.foo'; preprocess has crop, interpolation, mean, resize, size, std.",
+        ),
+        ("optimizer.name=SparseAdam", "type optimizer._target_=torch.optim.SparseAdam."),
         ("extras.fast_dev_run=true", "type debug=default."),
         (
             "optimizer.betas=[0.9,0.99]",
@@ -103,6 +113,9 @@ def test_arguments_of_targets_are_among_the_nearest(typed, answer):
     ("typed", "answer"),
     [
         ("data=imagenet", "type data=image_folder data.root=DIR."),
+        ("data=imagenet", "data can be image_folder, "),
+        ("data=mnist", "data can be torchvision, "),
+        ("model=resnet", "; the nearest is model=resnet18."),
         ("data=MNIST", "type data=torchvision data.name=MNIST."),
         ("augment=mixup", "type augment.mixup_alpha=0.2."),
         ("schedule=reduce_on_plateau", "type schedule=plateau."),

@@ -189,6 +189,12 @@ def test_a_group_that_every_run_needs_cannot_be_left_out(argument: str):
     check_group_choices(["callbacks=[]", "logger=[]", "metrics=[]", "model=simple_cnn", "seed=[]", "-m", "=[]"])
 
 
+@pytest.mark.parametrize("argument", ["loss=[1]", "callbacks=[ema,2]"])
+def test_a_number_among_the_options_of_a_group_is_refused(argument: str):
+    with pytest.raises(ConfigError, match=rf"^{re.escape(argument)}: expected names of \w+, such as .*, got numbers"):
+        check_group_choices([argument])
+
+
 def test_every_missing_value_is_reported(loader):
     with pytest.raises(ConfigError, match=r"^data\.root has no value; type data\.root=VALUE\.$"):
         check_complete(as_job_config(loader, "data=folder"))

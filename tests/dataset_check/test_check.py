@@ -201,8 +201,8 @@ def test_what_is_ignored_and_split_off_is_logged_once_and_the_next_commands_work
     (root / "train" / "bee" / "bad.jpg").write_bytes(b"damaged")
     (root / "train" / "bee" / "notes.txt").write_text("none")
     done = check(root, "data.on_bad_image=error", returncode=1)
-    assert [done.stdout.count(word) for word in ("ignored 1 entries", "split off the", "left out")] == [1, 1, 0]
-    assert done.stderr == "error: findings (marked !) that need a decision before training: 1\n"
+    assert [done.stdout.count(word) for word in ("ignored 1 entry", "split off the", "left out")] == [1, 1, 0]
+    assert done.stderr == "error: 1 finding (marked !) needs a decision before training\n"
     show, train = done.stdout.partition("next:\n")[2].splitlines()
     assert train.split().count("data.on_bad_image=skip") == 1
     assert "data.on_bad_image=error" not in train

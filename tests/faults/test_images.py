@@ -7,6 +7,8 @@ import io
 import logging
 import re
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -261,16 +263,16 @@ def test_extreme_shapes_are_resized(size: tuple[int, int], crop: str):
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(png_that_claims(7_072), id="20-just over 50 Mpx, PNG"),
+        pytest.param(png_that_claims(7_746), id="20-just over 60 Mpx, PNG"),
         pytest.param(png_that_claims(15_000), id="21-225 Mpx PNG"),
         pytest.param(png_that_claims(50_000), id="22-2500 Mpx PNG"),
         pytest.param(jpeg_that_claims(60_000), id="23-3600 Mpx JPEG"),
-        pytest.param(jpeg_that_claims(7_072), id="23-just over 50 Mpx, JPEG"),
+        pytest.param(jpeg_that_claims(7_746), id="23-just over 60 Mpx, JPEG"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_images_of_too_many_pixels_are_refused_before_decoding(data: bytes):
-    with pytest.raises(DataError, match=r"more than 50,000,000 pixels; scale it down, or raise max_pixels"):
+    with pytest.raises(DataError, match=r"more than 60,000,000 pixels; scale it down, or raise max_pixels"):
         read_image(data)
 
 
@@ -291,3 +293,14 @@ def test_mixed_sizes_make_batches_of_one_size(tmp_path: Path, fill: Callable, se
     data = set_up(root, augment=augment)
     sizes = {images.shape[1:] for loader in (data.train_dataloader(), data.val_dataloader()) for images, _ in loader}
     assert sizes == {(3, data.preprocess.size, data.preprocess.size)}
+
+
+def test_a_warning_of_pillow_without_the_name_of_the_file_is_not_shown(tmp_path: Path):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0"  # five tags are announced, none is complete
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
+    code = "import sys; from pathlib import Path; from imago.images import read_image; read_image(Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.jpg"], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    shown = code.replace("read_image(", "import warnings; warnings.resetwarnings(); read_image(")
+    done = subprocess.run([sys.executable, "-c", shown, tmp_path / "a.jpg"], capture_output=True, text=True, check=True)
+    assert "Warning" in done.stderr

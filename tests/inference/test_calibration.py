@@ -14,6 +14,7 @@ from imago import load_model
 from imago.errors import DataError
 from imago.inference.calibration import calibrate, describe_calibration, read_temperature
 from imago.inference.load import load_predictor
+from imago.paths import command
 from imago.statistics.calibration import TEMPERATURE_KEY, fit_temperature, reliability
 from imago.statistics.metrics import LabeledOutputs, softmax
 
@@ -32,8 +33,9 @@ def result() -> LabeledOutputs:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    (tmp_path / "best.ckpt").write_bytes(b"weights")
-    return tmp_path / "best.ckpt"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.ckpt").write_bytes(b"weights")
+    return tmp_path / "checkpoints" / "best.ckpt"
 
 
 def test_the_temperature_is_written_with_the_errors_before_and_after(checkpoint: Path, result: LabeledOutputs):
@@ -65,6 +67,14 @@ def test_a_temperature_that_makes_the_probabilities_of_val_worse_is_not_applied(
     assert "not applied" not in describe_calibration(entry | {TEMPERATURE_KEY: entry["fitted_temperature"]})
 
 
+def test_a_temperature_at_the_bound_of_the_search_is_not_kept(checkpoint: Path):
+    logits = np.array([[1, 0], [1, 0], [1, 0]], np.float32)  # all wrong: the flatter, the better
+    entry = calibrate(checkpoint, LabeledOutputs(NAMES[:2], np.array([1, 1, 1]), logits, softmax(logits).max(axis=1)))
+    assert entry["fitted_temperature"] == pytest.approx(1000, rel=1e-3)
+    assert read_temperature(checkpoint) == (1.0, "")
+    assert describe_calibration(entry).startswith("not calibrated: the temperature ")
+
+
 @pytest.mark.parametrize(
     ("name", "tta", "entry", "option"),
     [("last.ckpt", "none", "last.ckpt", "ckpt=last"), ("best.ckpt", "flip", "best.ckpt tta=flip", "tta=flip")],
@@ -75,7 +85,7 @@ def test_each_checkpoint_and_each_number_of_views_has_its_own_temperature(
     file, other = checkpoint.with_name("calibration.json"), checkpoint.with_name(name)
     other.write_bytes(b"weights")
     first = calibrate(checkpoint, result)[TEMPERATURE_KEY]
-    remedy = f"fit one with python src/eval.py run=RUN {option} calibrate=fit"
+    remedy = f"fit one with {command('eval')} run={checkpoint.parents[1]} {option} calibrate=fit"
     assert read_temperature(other, tta) == (1.0, f"{file} has no temperature for {entry}; {remedy}")
     second = calibrate(other, LabeledOutputs(NAMES, result.labels, result.logits / 2, result.probability), tta)[
         TEMPERATURE_KEY
@@ -90,9 +100,8 @@ def test_a_replaced_checkpoint_does_not_get_the_old_temperature(checkpoint: Path
     checkpoint.write_bytes(b"newer weights")
     temperature, reason = read_temperature(checkpoint)
     assert temperature == 1.0
-    assert (
-        "calibration.json was fitted for another best.ckpt; fit one with python src/eval.py run=RUN calibrate" in reason
-    )
+    remedy = f"{command('eval')} run={checkpoint.parents[1]} calibrate=fit"
+    assert f"calibration.json was fitted for another best.ckpt; fit one with {remedy}" in reason
 
 
 @pytest.mark.parametrize("value", [0, -1, None, "2", float("nan"), [1]])

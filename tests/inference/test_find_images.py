@@ -41,8 +41,23 @@ def test_a_csv_list_of_the_project_is_read_relative_to_its_directory(tmp_path: P
 @pytest.mark.parametrize("content", ["", "path,label\n", "label,split\na,b\n", "\0", "a"])
 def test_a_csv_without_paths_is_refused_by_name(tmp_path: Path, content: str):
     (tmp_path / "x.csv").write_text(content)
-    with pytest.raises((ConfigError, DataError), match=r"x\.csv (has no|cannot be read as a CSV)"):
+    with pytest.raises((ConfigError, DataError), match=r"x\.csv(, line 1)? (has no|is not CSV|is empty)"):
         find_images(str(tmp_path / "x.csv"))
+
+
+@pytest.mark.parametrize(("encoding", "separator"), [("utf-16", "\t"), ("utf-8", ";"), ("utf-8-sig", ",")])
+def test_a_list_of_excel_is_read_as_data_list_file_is(tmp_path: Path, encoding: str, separator: str):
+    text = "\r\n".join(separator.join(cells) for cells in (["label", "file_name"], ["x", "été.png"], ["y", "b.png"]))
+    (tmp_path / "list.csv").write_bytes(text.encode(encoding))
+    assert find_images(str(tmp_path / "list.csv")) == [tmp_path / "été.png", tmp_path / "b.png"]
+
+
+def test_other_formats_and_hidden_files_are_left_out_with_their_reason(tmp_path: Path):
+    for name in ("a.png", "b.tga", ".c.png", "d.txt"):
+        (tmp_path / name).touch()
+    left_out = left_out_files(str(tmp_path), find_images(str(tmp_path)))
+    reasons = ["hidden", "a format that is not read; convert it to PNG or JPEG", "not an image"]
+    assert left_out == list(zip([tmp_path / ".c.png", tmp_path / "b.tga", tmp_path / "d.txt"], reasons, strict=True))
 
 
 def test_a_folder_is_searched_with_its_subfolders_but_without_hidden_ones(tmp_path: Path):
@@ -94,7 +109,7 @@ def test_a_folder_with_brackets_is_no_pattern_and_a_pattern_names_what_made_it_o
     (tmp_path / "a[1]" / "x.png").touch()
     assert names(find_images(f"{tmp_path}/a[1]"), tmp_path) == ["a[1]/x.png"]
     with pytest.raises(
-        ConfigError, match=r"b\[1\]\* matches nothing; .*; \* makes it a pattern; \[ makes it a pattern\.$"
+        ConfigError, match=r"b\[1\]\* matches nothing; .*; the characters \* and \[ make it a pattern\.$"
     ):
         find_images(f"{tmp_path}/b[1]*")
 

@@ -144,6 +144,15 @@ def test_predictor_returns_fp32_logits_with_the_checkpoints_own_preprocess(tiny:
     assert predictor.preprocess == Preprocess.from_dict(PREPROCESS)
 
 
+def test_a_list_in_the_place_of_a_tensor_is_named(tiny: Path):
+    saved = read_checkpoint(tiny)
+    name = next(iter(saved["state_dict"]))
+    saved["state_dict"][name] = [1.0]
+    write_checkpoint(saved, tiny)
+    with pytest.raises(UserError, match=rf"its field state_dict\.{name} is list, not Tensor"):
+        load_classifier(tiny)
+
+
 def fields(node: Any, above: tuple = ()) -> Iterator[tuple]:
     """Yield the keys of every field of nested dicts and of the first entries of lists."""
     entries = node.items() if isinstance(node, dict) else enumerate(node[:1]) if isinstance(node, list) else ()

@@ -150,7 +150,13 @@ def test_a_damaged_config_is_named_and_the_results_stay(content: str | None, wor
 @pytest.mark.parametrize(
     "content",
     [
-        *('{"epochs": 3}', "[" * 100_000, '{"status": "finished", "started": 5}', '{"status": ["finished"]}'),
+        *(
+            '{"epochs": 3}',
+            "[" * 100_000,
+            '{"status": "finished", "started": 5}',
+            '{"status": "secret"}',
+            '{"status": ["finished"]}',
+        ),
         f'{{"status": "running", "pid": {10**30}}}',
     ],
 )
@@ -159,6 +165,15 @@ def test_a_summary_with_wrong_types_is_unreadable(content: str, tmp_path: Path):
     (run / "summary.json").write_text(content)
     (run / "provenance.json").write_text(json.dumps({"host": platform.node()}))
     assert read_record(run).status == "unreadable"
+
+
+def test_the_target_of_a_link_is_not_read(tmp_path: Path):
+    run = make_run(tmp_path / "a")
+    (run / "summary.json").rename(tmp_path / "private.json")
+    (run / "summary.json").symlink_to(tmp_path / "private.json")
+    record = read_records(tmp_path)[0]
+    assert (record.status, record.started) == ("unreadable", None)
+    assert "summary.json is a link" in (record.reason or "")
 
 
 @pytest.mark.slow

@@ -16,6 +16,13 @@ BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set o
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
+        (["trainer.max_time={hours:1,foo:2}"], r"trainer.max_time={'hours': 1, 'foo': 2} must be DD:HH:MM:SS"),
+        (
+            ["+callbacks.swa._target_=lightning.pytorch.callbacks.StochasticWeightAveraging"],
+            "callbacks.swa needs callbacks.swa.swa_lrs=LR; callbacks=ema averages",
+        ),
+        (["trainer.num_nodes=0"], "trainer.num_nodes=0 must be 1 or more"),
+        (["trainer.limit_val_batches=-1"], "trainer.limit_val_batches=-1 must be a share up to 1.0, or a number"),
         (["schedule.warmup_steps=10"], BOTH_DURATIONS_SET),
         (["schedule=step", "schedule.every_epochs=null"], "schedule.every_epochs=null schedule.every_steps=null: set"),
         (["schedule=step", "schedule.factor=1.0"], "schedule.factor=1.0 must be between 0 and 1"),

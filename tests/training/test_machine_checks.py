@@ -30,6 +30,15 @@ def test_devices_may_be_a_number_a_list_or_auto(two_cores):
     assert [count_devices("cpu", wanted) for wanted in (1, 2, "2", [0, 1], "auto")] == [1, 2, 2, 2, 1]
 
 
+@pytest.mark.parametrize(("typed", "number"), [("-1", 1), ("[0,1]", 2), ("[1]", 1), ("auto", 1)])
+def test_on_a_cpu_lightning_gets_the_number_of_processes(
+    two_cores, torch_threads: None, compose: Callable, typed: str, number: int
+):
+    cfg = compose("data=shapes", "trainer.accelerator=cpu", f"trainer.devices={typed}")
+    prepare_machine(cfg)
+    assert cfg.trainer.devices == number
+
+
 @pytest.mark.parametrize(
     ("accelerator", "devices", "text"),
     [

@@ -9,6 +9,7 @@ from omegaconf import open_dict
 
 from imago.errors import ConfigError
 from imago.training.build import build_task
+from imago.training.checks import limit_overfit_batches
 from imago.training.run_checks import check_num_batches, warn_of_text_order
 
 
@@ -49,6 +50,10 @@ def test_a_loss_of_class_indices_works_without_mixing(compose: Callable):
     ("setting", "text"),
     [
         ("trainer.limit_train_batches=0.001", "leaves none of the 10 batches of an epoch"),
+        ("trainer.limit_val_batches=0.001", "leaves none of the .* of validation; type a larger share"),
+        ("trainer.limit_test_batches=0.001", "leaves none of the .* of the test; type a larger share"),
+        ("trainer.limit_val_batches=0", None),
+        ("trainer.val_check_interval=0.0001", "is less than one of the 10 batches of an epoch"),
         ("trainer.val_check_interval=11", "is more than the 10 batches of an epoch"),
         ("trainer.val_check_interval=10", None),
         ("trainer.limit_train_batches=0.1", None),
@@ -59,6 +64,13 @@ def test_limits_that_leave_no_batch_are_one_line(compose: Callable, setting: str
     data = small_fit.build_data(cfg)
     with pytest.raises(ConfigError, match=f"^{setting} {text}") if text else contextlib.nullcontext():
         check_num_batches(cfg, data)
+
+
+def test_overfit_batches_are_named_as_typed(compose: Callable):
+    cfg = compose("data=shapes", *small_fit.SMALL, "+trainer.overfit_batches=0.001")
+    limit_overfit_batches(cfg)
+    with pytest.raises(ConfigError, match=r"^trainer.overfit_batches=0.001 leaves none of the 10 batches"):
+        check_num_batches(cfg, small_fit.build_data(cfg))
 
 
 def test_a_batch_larger_than_the_training_set_is_announced(compose: Callable, caplog: pytest.LogCaptureFixture):

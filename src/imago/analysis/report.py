@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from imago.errors import ConfigError, DataError
 from imago.files import refuse_links, report_unwritable
-from imago.paths import short_path
+from imago.paths import command, short_path
 from imago.text import counted, join_names, printable
 
 _TABLE_DEFAULTS = {"sort": "started", "tags": [], "group_seeds": True, "csv": None}
@@ -78,7 +78,7 @@ def _report_table(cfg: DictConfig) -> None:
     if runs.empty and (tags := sorted({*", ".join(load_runs(logs)["tags"]).split(", ")} - {""})):
         raise ConfigError(f"tags={cfg.tags}: no run below {logs} has all of them; the runs have {join_names(tags)}.")
     if runs.empty:
-        raise DataError(f"runs={logs} contains no runs that have trained; python src/train.py creates one.")
+        raise DataError(f"runs={logs} contains no runs that have trained; {command('train')} creates one.")
     table = sort_runs(mean_over_seeds(runs) if cfg.group_seeds else runs, cfg.sort)
     print(table_text(table, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     print(f"\n{counted(len(runs), 'run')} below {short_path(logs)}; val and test are accuracies")

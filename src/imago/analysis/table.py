@@ -1,6 +1,7 @@
 """Sort tables of runs, and format them for the terminal and as CSV."""
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from imago.text import (
     count_text,
     display_width,
     duration_text,
+    join_names,
     metric_text,
     padded,
     percent_text,
@@ -46,7 +48,8 @@ def sort_runs(runs: DataFrame, column: str) -> DataFrame:
     names += [f"test/{column}", f"val/{column}"]  # of a further metric
     name = next((name for name in names if name in runs), None)
     if name is None:
-        raise ConfigError(f"sort={column} is not a column; sort by one of {', '.join(runs.columns)}.")
+        nearest = get_close_matches(column, list(map(str, runs.columns)), n=len(runs.columns), cutoff=0.0)
+        raise ConfigError(f"sort={column} is not a column; sort by one of {join_names(nearest)}.")
     is_text = runs[name].dtype == object
     key = (lambda values: values.map(str, na_action="ignore")) if is_text else None
     has_best_first = name in (*_BEST_FIRST, *metric_names(runs))

@@ -11,6 +11,7 @@ from imago.cli.overrides import NOT_GLOBAL, chosen_group, compose_defaults, expl
 from imago.cli.signatures import read_signature
 from imago.instantiate import to_plain
 from imago.settings import flatten
+from imago.text import join_names
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -29,6 +30,7 @@ _KEYS_ELSEWHERE = {
     "fast_dev_run": "type debug=default",
     "default_root_dir": "type paths.log_dir=DIR or run_name=NAME",
 }
+_TWINS = {"optimizer.betas": "optimizer.momentum", "optimizer.momentum": "optimizer.betas"}
 _OPTIONS_ELSEWHERE = {
     "data=imagenet": "data=image_folder data.root=DIR",
     "data=mnist": "data=torchvision data.name=MNIST",
@@ -91,10 +93,14 @@ def _explain_unparsable(override: str, loader: "ConfigLoaderImpl") -> str:
 def _explain_option(group: str, option: str, options: Sequence[str]) -> str:
     is_network = group == "model" and "timm" in options
     more = f"; for other networks type model=torchvision model.name={option}" if is_network else ""
-    if meant := _OPTIONS_ELSEWHERE.get(f"{group}={option.lower()}"):
-        more = f"; type {meant}"
     # 0.5: `vit` is near to `vit_b_16`; our own choice.
     nearest = difflib.get_close_matches(option, options, cutoff=0.5)
+    if meant := _OPTIONS_ELSEWHERE.get(f"{group}={option.lower()}"):
+        more = f"; type {meant}"
+        serving = re.findall(rf"^{group}=(\w+)", meant)
+        nearest = [*serving, *(name for name in nearest if name not in serving)]
+    elif longer := [name for name in nearest if option and name.startswith(option)]:
+        more = f"; the nearest is {group}={min(longer)}"
     listed = ", ".join([*nearest, *sorted({*options} - {*nearest})])
     return f"{group}={option}: there is no such option; {group} can be {listed}{more}."
 
@@ -110,23 +116,36 @@ def explain_key(key: str, argv: Sequence[str], loader: "ConfigLoaderImpl", confi
         return f"{_argument(key, argv)}: there is no setting 'train'; src/eval.py run=RUN evaluates without training."
     if meant := _KEYS_ELSEWHERE.get(key.rpartition(".")[2]):
         return f"{_argument(key, argv)}: there is no setting {key!r}; {meant}."
+    if key == "optimizer.name" and (name := _argument(key, argv).partition("=")[2]):
+        return f"{_argument(key, argv)}: there is no setting {key!r}; type optimizer._target_=torch.optim.{name}."
     group, _, member = key.rpartition(".")[0].partition(".")
     if member in loader.get_group_options(group):
         return f"{_argument(key, argv)}: {member} is off; type {group}={member} too."
     if key.count(".") == 1 and (options := _options_with(group, key.partition(".")[2], loader)):
-        return f"{_argument(key, argv)}: there is no setting {key!r} here; it is one of {', '.join(options)}."
-
-    def score(known: str) -> float:  # `batchsize` is near to `data.batch_size`
-        last_names = (name.rpartition(".")[2] for name in (key, known))
-        whole = _similarity(key, known)
-        # The last name has a weight of 0.9, the whole key of 0.1; our own choice.
-        return max(whole, 0.9 * _similarity(*last_names) + 0.1 * whole)
-
+        twin = _TWINS.get(key)
+        here = f"; here it is {twin}" if twin in _known_keys(key, argv, loader, config_name) else ""
+        return f"{_argument(key, argv)}: there is no setting {key!r} here; it is one of {', '.join(options)}{here}."
     known = _known_keys(key, argv, loader, config_name) - {name for name in (group,) if loader.get_group_options(name)}
-    best = max(sorted(known), key=score)
-    # 0.7: a lower limit would suggest unrelated keys; our own choice.
-    hint = f"did you mean {best}?" if score(best) > 0.7 else "--cfg job prints all of them."
-    return f"{_argument(key, argv)}: there is no setting {key!r}; {hint}"
+    return f"{_argument(key, argv)}: there is no setting {key!r}; {_nearest_key(key, known)}"
+
+
+def _nearest_key(key: str, known: set[str]) -> str:
+    """Return a hint: the nearest key, else the other keys of the same node, else how to list all."""
+    node = key.rpartition(".")[0]
+    siblings = [name for name in known if re.fullmatch(rf"{re.escape(node)}\.[a-z]\w*", name)]
+
+    def score(name: str) -> float:  # `batchsize` is near to `data.batch_size`
+        last_names = (text.rpartition(".")[2] for text in (key, name))
+        whole = _similarity(key, name)
+        # The last name has a weight of 0.9, the whole key of 0.1; our own choice.
+        weighted = 0.9 * _similarity(*last_names) + 0.1 * whole
+        return weighted if name in siblings else max(whole, weighted)
+
+    best = max(sorted(known - {node} if siblings else known), key=score)
+    if score(best) > 0.7:  # a lower limit would suggest unrelated keys; our own choice
+        return f"did you mean {best}?"
+    names = sorted(name.removeprefix(f"{node}.") for name in siblings)
+    return f"{node} has {join_names(names)}." if names else "--cfg job prints all of them."
 
 
 def _options_with(group: str, name: str, loader: "ConfigLoaderImpl") -> list[str]:

@@ -162,15 +162,24 @@ def argument_types(config: "DictConfig", key: str) -> tuple[type, ...]:
 def check_group_choices(arguments: Iterable[str]) -> None:
     """Refuse to leave out a group that every run needs, such as `data=[]`; Hydra would fail in several ways.
 
+    A number in a list of options, such as `loss=[1]`, is refused as well: Hydra takes names only.
+
     Raises:
         ConfigError: naming the options of the group.
     """
     for argument in arguments:
         group, _, value = argument.partition("=")
+        if re.fullmatch(r"\[(.*,)?\s*[-+.\d]+\s*(,.*)?\]", value) and group and (CONFIG_DIR / group).is_dir():
+            raise ConfigError(
+                f"{argument}: expected names of {group}, such as {group}={_options(group)[0]}, got numbers."
+            )
         is_needed = group not in ("callbacks", "logger", "metrics", "experiment") and (CONFIG_DIR / group).is_dir()
         if group and is_needed and value.replace(" ", "") in ("[]", "[null]"):
-            options = sorted(file.stem for file in (CONFIG_DIR / group).glob("*.yaml"))
-            raise ConfigError(f"{argument}: a run needs this group; choose one of {', '.join(options)}.")
+            raise ConfigError(f"{argument}: a run needs this group; choose one of {', '.join(_options(group))}.")
+
+
+def _options(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONFIG_DIR / group).glob("*.yaml"))
 
 
 def check_complete(config: "DictConfig") -> None:

@@ -4,7 +4,6 @@ The files are UTF-8, or UTF-16 with a byte order mark, separated by commas, semi
 valid UTF-8 are kept byte by byte.
 """
 
-import csv
 import logging
 import os
 import posixpath
@@ -18,7 +17,7 @@ import numpy as np
 
 from imago.data.dataset import LabeledFiles, Samples, concatenate
 from imago.errors import DataError
-from imago.files import cell_text, open_text
+from imago.files import read_csv_lines
 from imago.images import SPLITS
 from imago.text import join_names, printable
 
@@ -88,19 +87,7 @@ def read_list(file: Path) -> list[ListedImage]:
         DataError: naming the line, if the file is not such a list, has no images, or lists one twice or outside of
             the root.
     """
-    try:
-        with open_text(file) as opened:
-            delimiter = max(",;\t", key=opened.readline().count)  # Excel writes all three
-            opened.seek(0)
-            reader = csv.reader(opened, delimiter=delimiter, strict=True)
-            lines = [(reader.line_num, [*map(cell_text, cells)]) for cells in reader if "".join(cells).strip()]
-    except OSError as error:
-        raise DataError(f"{printable(file)} cannot be read: {error.strerror}; use a CSV with {_FIRST_LINE}.") from error
-    except csv.Error as error:
-        location = f"{printable(file)}, line {reader.line_num}"
-        raise DataError(f"{location} is not CSV: {error}; check its quotation marks.") from error
-    except UnicodeError as error:
-        raise DataError(f"{printable(file)} is damaged UTF-16 text ({error}); save it as UTF-8.") from error
+    lines = read_csv_lines(file, _FIRST_LINE)
     columns = _find_columns(file, [cells for _, cells in lines])
     rows = [_parse_row(file, line, cells, columns) for line, cells in lines[1:]]
     if not rows:

@@ -1,14 +1,25 @@
 """Fit the temperature of a checkpoint on val, and keep it in calibration.json in the checkpoint's directory."""
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from imago.errors import DataError
 from imago.files import read_json, report_unwritable, sha256_of, write_json
-from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED, fit_temperature, nll, reliability
+from imago.paths import command, short_path
+from imago.statistics.calibration import (
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
+    TEMPERATURE_KEY,
+    UNCALIBRATED,
+    fit_temperature,
+    nll,
+    reliability,
+)
 from imago.statistics.metrics import LabeledOutputs, best_probability
+from imago.text import counted
 
 CALIBRATION_FILE = "calibration.json"  # one entry for each checkpoint file and `tta` setting
 
@@ -16,8 +27,9 @@ CALIBRATION_FILE = "calibration.json"  # one entry for each checkpoint file and 
 def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> dict[str, Any]:
     """Fit the temperature of a checkpoint to its outputs for the validation images; write it to `calibration.json`.
 
-    One that makes the probabilities of these images worse is not applied: the entry has UNCALIBRATED. Each setting
-    `tta` has its own temperature: the mean of several views is less confident than one view.
+    One that makes the probabilities of these images worse, or that is at the bound of the search, is not applied: the
+    entry has UNCALIBRATED. Each setting `tta` has its own temperature: the mean of several views is less confident than
+    one view.
 
     Returns:
         The entry: applied and fitted temperature, and negative log-likelihood (in nats) and expected calibration error
@@ -33,7 +45,8 @@ def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> di
         probability = best_probability(result.logits, divisor)
         entry[f"nll_{when}"] = nll(result.logits, result.labels, divisor)
         entry[f"ece_{when}"] = reliability(probability, result.is_correct).ece
-    if entry["nll_after"] > entry["nll_before"] or entry["ece_after"] > entry["ece_before"]:
+    is_worse = entry["nll_after"] > entry["nll_before"] or entry["ece_after"] > entry["ece_before"]
+    if is_worse or _is_at_bound(temperature):
         entry[TEMPERATURE_KEY] = UNCALIBRATED
     entry["checkpoint_sha256"] = sha256_of(checkpoint)
     file = checkpoint.with_name(CALIBRATION_FILE)
@@ -42,13 +55,19 @@ def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> di
     return entry
 
 
-def describe_calibration(entry: Mapping[str, Any]) -> str:
+def describe_calibration(entry: Mapping[str, Any], tta: str = "none") -> str:
     """Return the fitted temperature of an entry and its effect on the validation images, and whether it is applied."""
+    if _is_at_bound(entry["fitted_temperature"]):
+        return (
+            f"not calibrated: the temperature {entry['fitted_temperature']:.3f} that fits "
+            f"{counted(entry['num_images'], 'image')} of val is at the bound of the search; more images may give one"
+        )
     is_applied = entry[TEMPERATURE_KEY] == entry["fitted_temperature"]
     applied = "" if is_applied else ", not applied, as it makes probabilities worse"
     return (
-        f"temperature {entry['fitted_temperature']:.3f}{applied}: ECE {entry['ece_before']:.2%} -> "
-        f"{entry['ece_after']:.2%}, NLL {entry['nll_before']:.4f} -> {entry['nll_after']:.4f}"
+        f"calibrated on val (tta={tta}): temperature {entry['fitted_temperature']:.3f}{applied}: ECE "
+        f"{entry['ece_before']:.2%} -> {entry['ece_after']:.2%}, NLL {entry['nll_before']:.4f} -> "
+        f"{entry['nll_after']:.4f}"
     )
 
 
@@ -59,9 +78,11 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
         DataError: if the temperature in `calibration.json` is not a positive number.
     """
     file, name = checkpoint.with_name(CALIBRATION_FILE), _entry_name(checkpoint, tta)
-    choice = "" if checkpoint.stem == "best" else f" ckpt={checkpoint.stem}"
+    is_in_run = checkpoint.parent.name == "checkpoints"
+    choice = f" ckpt={checkpoint.stem}" if is_in_run and checkpoint.stem != "best" else ""
     choice += "" if tta == "none" else f" tta={tta}"
-    remedy = f"fit one with python src/eval.py run=RUN{choice} calibrate=fit"
+    run_argument = shlex.quote(f"run={short_path(checkpoint.parents[1] if is_in_run else checkpoint)}")
+    remedy = f"fit one with {command('eval')} {run_argument}{choice} calibrate=fit"
     entry = read_json(file).get(name)
     if entry is None:
         return UNCALIBRATED, f"{file} has no temperature for {name}; {remedy}"
@@ -71,6 +92,10 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
     if entry.get("checkpoint_sha256") != sha256_of(checkpoint):
         return UNCALIBRATED, f"{file} was fitted for another {checkpoint.name}; {remedy}"
     return float(temperature), ""
+
+
+def _is_at_bound(temperature: float) -> bool:
+    return not 1.001 * MIN_TEMPERATURE < temperature < 0.999 * MAX_TEMPERATURE  # the search ends just before; our own
 
 
 def _entry_name(checkpoint: Path, tta: str) -> str:

@@ -82,7 +82,7 @@ def evaluate(cfg: DictConfig) -> float:
 
 def _fit_temperature(cfg: DictConfig, file: Path, predictor: Predictor, data: "ImageDataModule") -> None:
     entry = calibrate(file, run_split(predictor, data, "val"), cfg.tta)
-    print(f"calibrated on val (tta={cfg.tta}): {describe_calibration(entry)}\n")
+    print(describe_calibration(entry, cfg.tta), end="\n\n")
     predictor.calibration_temperature = entry[TEMPERATURE_KEY]
 
 

@@ -1,17 +1,33 @@
 """Find the image files that the setting `input` of predict.py selects."""
 
-import csv
 import glob
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from imago.errors import ConfigError, DataError
-from imago.files import cell_text, open_text
+from imago.files import read_csv_lines
 from imago.images import SUFFIXES, is_image
 from imago.text import printable
 
-_PATH_COLUMNS = ("path", "image", "file", "filename")
+# As of data.list_file.
+_PATH_COLUMNS = ("path", "filename", "file", "file_name", "filepath", "file_path", "image", "image_path", "img_path")
+# Images that Pillow could read, in formats that `imago.images` leaves out.
+_OTHER_SUFFIXES = {
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".jp2",
+    ".j2k",
+    ".jpx",
+    ".ico",
+    ".icns",
+    ".tga",
+    ".dds",
+    ".psd",
+    ".pcx",
+}
 _REMEDY = (
     "type an image, a folder, a list of paths in a .txt or .csv file, or a pattern in quotes such as 'photos/*.jpg'"
 )
@@ -36,7 +52,9 @@ def find_images(text: str) -> list[Path]:
     files = _selected_files(text)
     images = list(filter(_is_image, files))
     if not images:
-        hint = "".join(f"; {char} makes it a pattern" for char in "*?[" if char in text and not files)
+        special = [char for char in "*?[" if char in text and not files]
+        what = f"the character{'s' * (len(special) > 1)} {' and '.join(special)} make{'s' * (len(special) == 1)}"
+        hint = f"; {what} it a pattern" if special else ""
         reason = f"has no image ({' '.join(sorted(SUFFIXES))})" if files or os.path.isdir(text) else "matches nothing"
         raise ConfigError(f"input={printable(text)} {reason}; {_REMEDY}{hint}.")
     return images
@@ -44,13 +62,23 @@ def find_images(text: str) -> list[Path]:
 
 def left_out_files(text: str, images: Sequence[Path]) -> list[tuple[Path, str]]:
     """Return the files that `input` selects besides `images`, each with the reason."""
-    others = [] if os.path.isfile(text) else sorted(set(_selected_files(text)) - set(images))
-    return [(file, "not an image" if file.is_file() else "not a regular file") for file in others]
+    others = [] if os.path.isfile(text) else sorted(set(_selected_files(text, hidden=True)) - set(images))
+    return [(file, _reason_to_leave_out(file)) for file in others]
 
 
-def _selected_files(text: str) -> list[Path]:
+def _reason_to_leave_out(file: Path) -> str:
+    if not file.is_file():
+        return "not a regular file"
+    if file.name.startswith("."):
+        return "hidden"
+    if file.suffix.lower() in _OTHER_SUFFIXES:
+        return "a format that is not read; convert it to PNG or JPEG"
+    return "not an image"
+
+
+def _selected_files(text: str, hidden: bool = False) -> list[Path]:
     paths = [text] if os.path.isdir(text) else glob.glob(text, recursive=True) if text else []
-    return sorted({Path(file) for path in paths for file in _list_files(path)})
+    return sorted({Path(file) for path in paths for file in _list_files(path, hidden)})
 
 
 def _read_list(file: Path) -> list[Path]:
@@ -67,11 +95,10 @@ def _read_list(file: Path) -> list[Path]:
 
 def _read_table(file: Path) -> list[Path]:
     """Return the paths in the first column that may have them."""
-    try:
-        with open_text(file) as lines:
-            header, *rows = ([*map(cell_text, cells)] for cells in csv.reader(lines) if cells)
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{printable(file)} cannot be read as a CSV: {error}.") from error
+    lines = [cells for _, cells in read_csv_lines(file, "a column path")]
+    if not lines:
+        raise ConfigError(f"input={printable(file)} is empty; write a first line path, and an image on each line.")
+    header, *rows = lines
     columns = [index for index, name in enumerate(header) if name.strip().casefold() in _PATH_COLUMNS]
     if not columns or not rows:
         fault = (
@@ -81,8 +108,11 @@ def _read_table(file: Path) -> list[Path]:
     return [file.parent / cells[columns[0]] for cells in rows if len(cells) > columns[0]]
 
 
-def _list_files(path: str) -> Iterator[str]:
-    """Yield the path itself if it is not a folder, else the files in it and its subfolders without the hidden ones."""
+def _list_files(path: str, hidden: bool) -> Iterator[str]:
+    """Yield the path itself if it is not a folder, else the files in it and its subfolders; `hidden` ones on request.
+
+    Hidden subfolders are never searched.
+    """
     if not os.path.isdir(path):
         yield path
         return
@@ -99,7 +129,7 @@ def _list_files(path: str) -> Iterator[str]:
                 new.setdefault(real, name)
         found |= new.keys()
         subfolders[:] = new.values()
-        yield from (os.path.join(folder, name) for name in names if not name.startswith("."))
+        yield from (os.path.join(folder, name) for name in names if hidden or not name.startswith("."))
 
 
 def _is_image(path: Path) -> bool:

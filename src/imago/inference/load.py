@@ -159,10 +159,14 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
 
 
 def _hyper_parameters(checkpoint: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """Return the hyperparameters of an `ImageTask` in a checkpoint, after a check of their structure."""
+    """Return the hyperparameters of an `ImageTask` in a checkpoint, after a check of its structure."""
+    import torch
+
     from imago.runs.checkpoint import check_structure
 
     check_structure(checkpoint, {"hyper_parameters": {}, "state_dict": {}}, file)
+    tensors = [name for name in checkpoint["state_dict"] if not str(name).endswith("_extra_state")]
+    check_structure(checkpoint["state_dict"], dict.fromkeys(tensors, torch.zeros(())), file, "state_dict")
     hparams, task = checkpoint["hyper_parameters"], checkpoint["imago"].get("task")
     if task is not None and "output_names" not in hparams:
         raise ConfigError(
@@ -249,7 +253,7 @@ def resolve_checkpoint(path: Path, name: str = "best") -> Path:
 def _network_problems(run: str | None, ckpt: str | None, accelerator: str) -> Iterator[str]:
     path = Path(run or "")
     if not run:
-        yield "run= is empty; type a run directory such as logs/latest, or an ONNX file."
+        yield "run= is empty; type a run directory such as logs/latest, an ONNX file, or for eval.py model=NAME."
     if not ckpt:
         yield "ckpt= is not best, last or a file."
     if ckpt != "best" and path.is_file():

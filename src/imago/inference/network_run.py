@@ -77,7 +77,8 @@ def _read_names(class_names: str) -> list[str]:
         with open_text(Path(class_names).expanduser()) as file:
             names = [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeError) as error:
-        raise DataError(f"class_names={class_names} cannot be read ({error}); type a text file.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"class_names={class_names} cannot be read ({reason}); type a text file.") from error
     check_class_names(names, f"class_names={class_names}:")
     return names
 

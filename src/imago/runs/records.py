@@ -25,6 +25,7 @@ from imago.text import printable
 _MARKER_FILES = frozenset({"summary.json", "provenance.json"})
 _SUBDIRECTORIES = frozenset({"checkpoints", "tensorboard", "eval", "export", "predictions", "figures"})
 
+_STATUSES = ("running", "finished", "failed", "stopped", "died", "evaluated")  # in summary.json
 _ENDED_EARLY = ("stopped", "failed", "died")  # statuses
 _SUMMARY_COUNTS = ("num_images", "num_left_out")  # numbers beside the metrics of a split
 
@@ -112,6 +113,9 @@ def read_record(run_dir: Path, log_dir: Path | None = None) -> RunRecord:
     config_error = None
     try:
         refuse_links(run_dir)
+    except DataError as error:
+        return RunRecord(name, str(run_dir.resolve()), "unreadable", str(error))
+    try:
         settings = read_settings(run_dir)
     except DataError as error:
         config_error = str(error)
@@ -212,8 +216,8 @@ def _read_summary(run_dir: Path) -> dict[str, Any]:
     """Return the fields of a `RunRecord` in `summary.json`; a damaged file raises one of several errors."""
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     status, reason, started = summary.get("status"), summary.get("reason"), summary.get("started")
-    if not isinstance(status, str) or not isinstance(started, str | None):
-        raise ValueError("it has no status, or its start is not a string")
+    if status not in _STATUSES or not isinstance(started, str | None):
+        raise ValueError("it has no known status, or its start is not a string")
     if status == "running" and _has_died(run_dir, summary.get("pid")):
         status, reason = "died", "its process ended without a status: killed, or the machine was shut down"
     test = summary.get("test") or {}

@@ -1,6 +1,11 @@
 """Convert a duration given in epochs or in optimizer steps (without torch: settings are checked before it loads)."""
 
+import re
+from typing import Any
+
 from imago.errors import ConfigError
+
+_TIME_UNITS = {"days", "hours", "minutes", "seconds"}
 
 
 def duration_in_steps(name: str, epochs: float | None, steps: int | None, steps_per_epoch: int) -> int:
@@ -19,3 +24,10 @@ def duration_in_steps(name: str, epochs: float | None, steps: int | None, steps_
         if value is not None and value < 0:
             raise ConfigError(f"{key}={value} must be 0 or more.")
     return steps if steps is not None else round((epochs or 0) * steps_per_epoch)
+
+
+def is_time_limit(value: Any) -> bool:
+    """Return whether a value is a time as the Trainer's `max_time` takes it: DD:HH:MM:SS, or numbers by their unit."""
+    if isinstance(value, str):
+        return re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", value) is not None
+    return {*value} <= _TIME_UNITS and all(isinstance(value[unit], int | float) and value[unit] >= 0 for unit in value)

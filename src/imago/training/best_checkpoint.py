@@ -66,7 +66,7 @@ def calibrate_and_plot_best_checkpoint(
 def _calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> float:
     """Fit, save and log the temperature of a checkpoint."""
     fitted = calibrate(checkpoint, result, tta)
-    log.info("calibrated on val (tta=%s): %s", tta, describe_calibration(fitted))
+    log.info("%s", describe_calibration(fitted, tta))
     return float(fitted[TEMPERATURE_KEY])
 
 

@@ -1,6 +1,5 @@
 """Check the settings of a run before torch is imported and before data is read."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from importlib.util import find_spec
@@ -13,7 +12,7 @@ from imago.augment.settings import Augment
 from imago.errors import ConfigError
 from imago.images import CROPS, INTERPOLATIONS, TTA_MODES
 from imago.instantiate import import_target_or_none
-from imago.schedule.duration import duration_in_steps
+from imago.schedule.duration import duration_in_steps, is_time_limit
 from imago.settings import typed_value
 
 # Classes of Lightning that need a package; it is also the name of an extra in pyproject.toml.
@@ -51,6 +50,7 @@ _AT_LEAST_1 = ("1 or more", lambda value: value >= 1)
 _BETWEEN_0_AND_1 = ("between 0 and 1, both excluded", lambda value: 0 < value < 1)
 _FROM_0_TO_1 = ("between 0 and 1", lambda value: 0 <= value <= 1)
 _BELOW_1 = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+_SHARE_OR_NUMBER = ("a share up to 1.0, or a number of batches", lambda n: n >= 0 and (type(n) is int or n <= 1))
 _COLORS_OR_GRAY = ("3 (images are read as RGB) or 1 (gray)", lambda value: value in (1, 3))
 
 # Settings with a condition, as text and as function. A setting that is null or absent is not checked.
@@ -71,6 +71,8 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "trainer.max_epochs": ("1 or more, or -1 with trainer.max_steps", lambda value: value >= 1 or value == -1),
     "trainer.max_steps": ("1 or more, or -1 for no limit", lambda value: value >= 1 or value == -1),
     "trainer.limit_train_batches": ("greater than 0; eval.py evaluates without training", lambda value: value > 0),
+    "trainer.limit_val_batches": _SHARE_OR_NUMBER,
+    "trainer.limit_test_batches": _SHARE_OR_NUMBER,
     "trainer.overfit_batches": ("0 or more", lambda value: value >= 0),
     "trainer.log_every_n_steps": _AT_LEAST_1,
     "trainer.check_val_every_n_epoch": ("1 or more, or null to count batches instead", lambda value: value >= 1),
@@ -78,10 +80,8 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "above 0: a share of an epoch up to 1.0, or a number of batches",
         lambda value: value > 0,
     ),
-    "trainer.max_time": (
-        "DD:HH:MM:SS, e.g. 00:01:30:00 for 90 minutes",
-        lambda value: not isinstance(value, str) or re.fullmatch(r"\d+:\d\d?:\d\d?:\d\d?", value) is not None,
-    ),
+    "trainer.max_time": ("DD:HH:MM:SS, e.g. 00:01:30:00 for 90 minutes", is_time_limit),
+    "trainer.num_nodes": _AT_LEAST_1,
     "trainer.accumulate_grad_batches": _AT_LEAST_1,
     "trainer.gradient_clip_val": ("greater than 0, or null for none", lambda value: value > 0),
     "schedule.start_factor": _FROM_0_TO_1,
@@ -238,9 +238,12 @@ def direction_of(cfg: DictConfig, monitor: str) -> str | None:
 def _callback_and_logger_problems(cfg: DictConfig) -> Iterator[str]:
     for group in ("callbacks", "logger"):
         for name, settings in cfg[group].items():
+            target = str(settings.get("_target_")).rpartition(".")[2] if settings else ""
             if settings is not None and "_target_" not in settings:  # of an experiment whose callbacks= was replaced
                 yield f"{group}.{name} has no _target_: type {group}={name} too, or {group}.{name}=null."
-            package = _EXTRA_PACKAGES.get(str(settings.get("_target_")).rpartition(".")[2]) if settings else None
+            elif settings and target == "StochasticWeightAveraging" and "swa_lrs" not in settings:
+                yield f"{group}.{name} needs {group}.{name}.swa_lrs=LR; callbacks=ema averages weights without it."
+            package = _EXTRA_PACKAGES.get(target)
             if package and find_spec(package) is None:
                 remedy = f"it is an extra of this project: pip install -e '.[{package}]'"
                 yield f"{group}.{name} needs the package {package}, which is not installed; {remedy}."

@@ -20,7 +20,8 @@ _MAX_REASON_CHARS = 200  # of a message, which may contain a long compiler comma
 def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     """Check devices, precision, compiler, optimizer and weights file; set the number of CPU threads.
 
-    `threads` of the settings is replaced by the number of threads of this process.
+    `threads` of the settings is replaced by the number of threads of this process, and on a CPU `trainer.devices` by
+    the number of processes.
 
     Return what `choose_precision` returns.
 
@@ -30,6 +31,8 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     """
     accelerator = cfg.trainer.accelerator
     num_devices = count_devices(accelerator, cfg.trainer.devices)
+    if _device_type(accelerator) == "cpu":
+        cfg.trainer.devices = num_devices  # Lightning takes only a number of CPU processes
     check_batch_size(cfg.data.batch_size, num_devices * cfg.trainer.num_nodes)
     set_threads(cfg, num_devices)
     precision = choose_precision(str(cfg.trainer.precision), accelerator)

@@ -1,15 +1,17 @@
 """Check the loss, the limits and the sizes of a run whose data and task are built."""
 
 import logging
+import math
 from collections.abc import Sequence
 
 import torch
 from omegaconf import DictConfig
 
 from imago.data.datamodule import ImageDataModule
+from imago.data.sampling import limited_batches
 from imago.errors import ConfigError
 from imago.task.base import ImageTask
-from imago.text import join_names
+from imago.text import counted, join_names
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +42,22 @@ def check_loss(target: str, task: ImageTask, data: ImageDataModule) -> None:
 
 def check_num_batches(cfg: DictConfig, data: ImageDataModule) -> None:
     """Raise a ConfigError for limits that leave no batch, or a validation that would never come."""
-    limit, interval = cfg.trainer.limit_train_batches, cfg.trainer.val_check_interval
-    num_batches = data.batches_per_epoch(limit)
-    if num_batches == 0:
+    evaluated = {"val": "validation"} | ({"test": "the test"} if cfg.test else {})
+    totals = {split: math.ceil(len(getattr(data.splits, split)) / data.batch_size) for split in evaluated}
+    for split, total in {"train": data.batches_per_epoch(), **totals}.items():
+        limit = cfg.trainer[f"limit_{split}_batches"]
+        if limited_batches(total, limit) == 0 and limit != 0:
+            is_overfitting = split == "train" and cfg.trainer.get("overfit_batches")
+            raise ConfigError(
+                f"trainer.{'overfit' if is_overfitting else f'limit_{split}'}_batches={limit} leaves none of the "
+                f"{counted(total, 'batch', 'batches')} of {evaluated.get(split, 'an epoch')}; type a larger share, or "
+                "a number of batches."
+            )
+    interval, num_batches = cfg.trainer.val_check_interval, data.batches_per_epoch(cfg.trainer.limit_train_batches)
+    if isinstance(interval, float) and limited_batches(num_batches, interval) == 0:
         raise ConfigError(
-            f"trainer.limit_train_batches={limit} leaves none of the {data.batches_per_epoch()} batches of an epoch; "
-            "type a larger share, or a number of batches."
+            f"trainer.val_check_interval={interval} is less than one of the {counted(num_batches, 'batch', 'batches')} "
+            "of an epoch; type a larger share, or a number of batches."
         )
     if isinstance(interval, int) and interval > num_batches and cfg.trainer.check_val_every_n_epoch is not None:
         raise ConfigError(
