@@ -153,6 +153,14 @@ def test_a_run_that_fails_is_marked_with_its_reason_and_the_others_run(new_drive
     assert driver.failures == [f"trial 0 (fails={fails}): failed: run 0: {reason}"]
 
 
+def test_the_other_seeds_of_a_setting_run_where_one_fails(new_driver, fake_project: Path):
+    driver = new_driver("crash_at=0", "seed=1,2")
+    (fake_project / "x/1").mkdir(parents=True)
+    (fake_project / "x/1/crashed").touch()  # so that the second one is not killed
+    assert [state for _, state, _ in run(driver)] == [TrialState.FAIL]
+    assert json.loads((fake_project / "x/1/summary.json").read_text())["status"] == "finished"
+
+
 def test_a_run_that_is_killed_has_failed(new_driver):
     driver = new_driver("crash_at=0,no")
     assert [state for _, state, _ in run(driver)] == [TrialState.FAIL, TrialState.COMPLETE]

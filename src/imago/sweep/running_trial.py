@@ -50,7 +50,7 @@ class RunningTrial:
     Attributes:
         overrides: what the sampler has chosen.
         runs: one for each repetition; `waiting` and `active` are those that are to be started and those that run.
-        failure: why the first run that failed has failed; the others are stopped then.
+        failure: why the first run that failed has failed; the other repetitions are run all the same.
         pruned_at: the epoch after which the pruner has stopped it; None if it has not.
     """
 
@@ -84,7 +84,7 @@ class RunningTrial:
                 self.failure = self.failure or f"run {run.name}: {failure}"
         if self.plan.settings["pruner"] != "none" and self.pruned_at is None and self.runs[0] in self.active:
             self._prune()
-        if self.failure or self.pruned_at is not None:
+        if self.pruned_at is not None or (self.failure and self.plan.settings["fail_fast"]):
             self.waiting.clear()
             self.stop()
         return not self.active and not self.waiting
