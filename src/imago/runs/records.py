@@ -25,8 +25,8 @@ from imago.text import printable
 _MARKER_FILES = frozenset({"summary.json", "provenance.json"})
 _SUBDIRECTORIES = frozenset({"checkpoints", "tensorboard", "eval", "export", "predictions", "figures"})
 
-_STATUSES = ("running", "finished", "failed", "stopped", "died", "evaluated")  # in summary.json
-_ENDED_EARLY = ("stopped", "failed", "died")  # statuses
+_STATUSES = ("running", "finished", "failed", "stopped", "pruned", "died", "evaluated")  # in summary.json
+_ENDED_EARLY = ("stopped", "failed", "pruned", "died")  # statuses
 _SUMMARY_COUNTS = ("num_images", "num_left_out")  # numbers beside the metrics of a split
 
 # Settings that do not change a result. The trailing dot matches whole keys only.
@@ -47,7 +47,7 @@ class RunRecord:
 
     run: str  # path relative to the directory that was searched
     run_dir: str  # absolute path of the run directory
-    status: str  # running, finished, failed or stopped as in the summary; "died" if it was killed; "unreadable"
+    status: str  # running, finished, failed, stopped or pruned as in the summary; "died" if it was killed; "unreadable"
     reason: str | None = None  # why it failed or stopped, or what cannot be read
     config_error: str | None = None  # why `settings` is empty
     started: str | None = None  # in UTC, ISO 8601
