@@ -182,8 +182,8 @@ def _add_run(
             status, setting.reason = "failed", f"{sweep['objective']} was not logged"
         setting.status = status
         setting.reason = (record.reason if record else summary.get("reason")) or setting.reason
-    setting.epochs += (record.epochs if record else None) or 0
-    setting.seconds += (record.seconds if record else None) or 0.0
+    setting.epochs += (record.epochs if record else summary.get("epochs")) or 0
+    setting.seconds += (record.seconds if record else summary.get("seconds")) or 0.0
 
 
 def _overrides(run: Path) -> dict[str, str] | None:
