@@ -47,7 +47,7 @@ def test_an_array_job_searches_ranks_and_tests_the_best_setting_once(tmp_path: P
     assert "trial 2" not in again.stdout
     other = submit(tmp_path, *TINY, *SEARCH, "model.dropout=0.3")
     assert other.returncode == 2
-    assert "is a sweep with other settings (model.dropout=0.1; now model.dropout=0.3)" in other.stderr
+    assert "is a sweep with other settings (none; now model.dropout=0.3)" in other.stderr
 
 
 @pytest.mark.soak

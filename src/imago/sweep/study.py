@@ -144,7 +144,7 @@ def _check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], director
     for name in now:
         if before.get(name) != now[name]:
             old, new = (
-                ", ".join(value for value in a if value not in b) or "fewer"
+                ", ".join(value for value in a if value not in b) or "none"
                 for a, b in ((before.get(name, ()), now[name]), (now[name], before.get(name, ())))
             )
             raise ConfigError(
