@@ -96,15 +96,13 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     directory.signals.raise_if_received()
     # Compiling once more, for fp32, would take longer than the test.
     with torch.compiler.set_stance("force_eager") if cfg.compile else nullcontext():
-        if not cfg.test:
-            log.info("not tested: test=false; eval.py tests the best checkpoint")
-        elif is_overridden("test_step", task):
+        if cfg.test and is_overridden("test_step", task):
             trainer.test(task, datamodule=data, ckpt_path=final_checkpoint(directory.path), verbose=False)
             if directory.is_main_process:  # the fingerprint of the data does not depend on the pixels
                 tested = images_digest(data.splits.test, data.class_names)
                 directory.add_provenance(data.fingerprint(), test=tested)
         else:
-            log.info("not tested: %s has no test_step", type(task).__name__)
+            log.info("not tested: %s", "no test_step" if cfg.test else "test=false; eval.py tests the best checkpoint")
     calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
     if directory.is_main_process:  # only its summary is complete
         extension = extension_settings(cfg, directory.summary, trainer.max_epochs or 1)
