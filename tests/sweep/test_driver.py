@@ -215,8 +215,17 @@ driver.Driver(plan, open_study(plan.directory, settings, space)).run(lambda: Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills_child", [False, True])
-@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+@pytest.mark.parametrize(
+    ("sampler", "kills_child"),
+    [
+        ("grid", True),
+        ("tpe", False),
+        *(
+            pytest.param(sampler, kills, marks=pytest.mark.soak)
+            for sampler, kills in [("grid", False), ("tpe", True)] * 5
+        ),
+    ],
+)
 def test_a_killed_driver_is_continued_to_the_same_numbers(
     new_driver, fake_project: Path, sampler: str, kills_child: bool
 ):
