@@ -76,6 +76,12 @@ def test_a_condition_that_is_never_met_is_refused(space: dict[str, Any]):
         parse(**space)
 
 
+def test_a_condition_may_be_about_a_setting_that_is_only_typed():
+    space = {"lr": {"optimizer=adamw": "1,2", "optimizer=sgd": "10"}}
+    assert len(list(parse("optimizer=adamw,sgd", **space).combinations())) == 3
+    assert list(parse("wd=1e-1", lr={"wd=0.1": "1", "wd=0.2": "2"}).combinations()) == [{"lr (wd=0.1)": "1"}]
+
+
 def test_a_condition_on_a_number_may_be_written_in_another_way():
     assert len(list(parse(wd="1e-1,1e-2", lr={"wd=1e-1": "1,2"}).combinations())) == 3
 

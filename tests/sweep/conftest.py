@@ -1,11 +1,12 @@
 """Fixtures of the sweep tests: a project whose train.py trains in milliseconds."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from imago.cli.search_space import parse_space
 from imago.sweep import trial_run
@@ -17,6 +18,20 @@ SETTINGS = {
     "sampler": "grid", "n_trials": None, "max_hours": None, "pruner": "none", "parallel": 1, "fail_fast": False,
     "seed": 0, "storage": None, "objective": "val/acc",
 }  # fmt: skip
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from imago.sweep import driver, running_trial, trial_run
+from imago.cli.search_space import parse_space
+from imago.sweep.study import open_study
+trial_run.PROJECT_ROOT, driver._POLL_S = Path(sys.argv[1]), 0.02
+settings = {settings!r}
+space = parse_space(sys.argv[3:], settings["space"], None)
+plan = running_trial.Plan(Path(sys.argv[2]), space, settings, True, 1, [])
+driver.Driver(plan, open_study(plan.directory, settings, space)).run(lambda: None)
+"""
 
 
 @pytest.fixture
@@ -42,5 +57,13 @@ def new_driver(fake_project: Path):
 
 
 @pytest.fixture
-def parser() -> OverridesParser:
-    return OverridesParser.create()
+def start_driver(fake_project: Path):
+    """Start a driver of the sweep `x` in a process of its own."""
+
+    def start(*arguments: str, **settings) -> subprocess.Popen:
+        (fake_project / "x").mkdir(parents=True, exist_ok=True)
+        script = DRIVER.format(settings=SETTINGS | {"direction": "maximize", "space": {}} | settings)
+        directories = [str(fake_project.parent), str(fake_project / "x")]
+        return subprocess.Popen([sys.executable, "-c", script, *directories, *arguments])
+
+    return start

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -200,20 +198,6 @@ def test_a_stop_signal_stops_the_run_and_the_next_start_continues_it(new_driver,
     assert run(new_driver("lr=0.1,0.2", *SLOW)) == run(new_driver("lr=0.1,0.2", "epochs=4", name="undisturbed"))
 
 
-DRIVER = """
-import sys
-from pathlib import Path
-from imago.sweep import driver, running_trial, trial_run
-from imago.cli.search_space import parse_space
-from imago.sweep.study import open_study
-trial_run.PROJECT_ROOT, driver._POLL_S = Path(sys.argv[1]), 0.02
-settings = {settings!r}
-space = parse_space(sys.argv[3:], settings["space"], None)
-plan = running_trial.Plan(Path(sys.argv[2]), space, settings, True, 1, [])
-driver.Driver(plan, open_study(plan.directory, settings, space)).run(lambda: None)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "kills_child"),
@@ -227,23 +211,11 @@ driver.Driver(plan, open_study(plan.directory, settings, space)).run(lambda: Non
     ],
 )
 def test_a_killed_driver_is_continued_to_the_same_numbers(
-    new_driver, fake_project: Path, sampler: str, kills_child: bool
+    new_driver, start_driver, fake_project: Path, sampler: str, kills_child: bool
 ):
     values = "0.1,0.2,0.3,0.4" if sampler == "grid" else "interval(0.01,1)"
     settings = {"sampler": sampler, "n_trials": 4, "space": {"lr": values}}
-    plan = {
-        "max_hours": None,
-        "pruner": "none",
-        "parallel": 1,
-        "fail_fast": False,
-        "seed": 0,
-        "storage": None,
-        "objective": "val/acc",
-        "direction": "maximize",
-    }
-    (fake_project / "x").mkdir(parents=True)
-    arguments = [fake_project.parent, fake_project / "x", *SLOW]
-    process = subprocess.Popen([sys.executable, "-c", DRIVER.format(settings=settings | plan), *map(str, arguments)])
+    process = start_driver(*SLOW, **settings)
     second = fake_project / "x/1"
     while not (second / "checkpoints/last.ckpt").exists():
         time.sleep(0.02)
@@ -252,28 +224,15 @@ def test_a_killed_driver_is_continued_to_the_same_numbers(
     process.wait()
     if kills_child:
         os.kill(json.loads((second / "summary.json").read_text())["pid"], signal.SIGKILL)
-    continued = run(new_driver(*SLOW, space=settings["space"], sampler=sampler, n_trials=4))
-    expected = run(new_driver("epochs=4", name="undisturbed", space=settings["space"], sampler=sampler, n_trials=4))
+    continued = run(new_driver(*SLOW, **settings))
+    expected = run(new_driver("epochs=4", name="undisturbed", **settings))
     assert continued == expected
 
 
 @pytest.mark.slow
-def test_several_drivers_share_a_sweep(new_driver, fake_project: Path):
+def test_several_drivers_share_a_sweep(new_driver, start_driver):
     values = ",".join(str(index / 10) for index in range(1, 7))
-    settings = {"sampler": "grid", "n_trials": None, "space": {}}
-    plan = {
-        "max_hours": None,
-        "pruner": "none",
-        "parallel": 1,
-        "fail_fast": False,
-        "seed": 0,
-        "storage": None,
-        "objective": "val/acc",
-        "direction": "maximize",
-    }
-    (fake_project / "x").mkdir(parents=True)
-    arguments = [fake_project.parent, fake_project / "x", f"lr={values}", "epochs=2", "pause_s=0.1"]
-    script = [sys.executable, "-c", DRIVER.format(settings=settings | plan), *map(str, arguments)]
-    assert [process.wait() for process in [subprocess.Popen(script) for _ in range(3)]] == [0, 0, 0]
-    shared = trials(new_driver(f"lr={values}", "epochs=2", "pause_s=0.1"))
+    arguments = (f"lr={values}", "epochs=2", "pause_s=0.1")
+    assert [process.wait() for process in [start_driver(*arguments) for _ in range(3)]] == [0, 0, 0]
+    shared = trials(new_driver(*arguments))
     assert shared == run(new_driver(f"lr={values}", "epochs=2", name="alone"))

@@ -224,7 +224,10 @@ def _check_ranks() -> None:
 
 
 def _fail(exit_code: int, message: str) -> NoReturn:
-    _print_error(message) if exit_code else print(printable(message))
+    if exit_code:
+        _print_error(message)
+    else:  # a run that has nothing left to do
+        print(printable(message))
     sys.exit(exit_code)
 
 

@@ -31,23 +31,30 @@ def parse_space(arguments: Sequence[str], space: Mapping[str, Any], loader: Any)
         for key, (text, override) in by_key.items()
         if override.is_sweep_override()
     }
-    found: list[Parameter] = []
+    found: list[Parameter] = [searched.pop(key) for key in [*searched] if key not in space]  # conditions may name them
     for key, node in space.items():
         if key in searched:  # at its position, as later ones may depend on it
             found.append(searched.pop(key))
         elif key not in by_key:
             for condition, values in node.items() if isinstance(node, Mapping) else [("", node)]:
                 found.append(_parse(parser, str(key), values, _normalized(parser, condition)))
-    found += searched.values()
     fixed = tuple(text for text, override in typed.items() if not override.is_sweep_override())
-    _check(found, [_normalized(parser, text) for text in fixed], by_key)
+    fixed_values = dict(_normalized(parser, text).partition("=")[::2] for text in fixed)
+    _check(found, by_key)
+    found = [parameter for parameter in found if _can_apply(parameter, fixed_values)]
     repeated = [parameter for parameter in found if parameter.key in REPEATED_KEYS and parameter.choices]
     values = [[f"{parameter.key}={choice}" for choice in parameter.choices] for parameter in repeated]
     return Space(fixed, tuple(parameter for parameter in found if parameter not in repeated), tuple(product(*values)))
 
 
-def _check(found: Sequence[Parameter], fixed: Sequence[str], typed: Mapping[str, Any]) -> None:
-    """Check that each condition can be met, and that what is searched can be."""
+def _can_apply(parameter: Parameter, fixed: Mapping[str, str]) -> bool:
+    """Return whether the condition of a parameter is not about a setting that is fixed to another value."""
+    key, _, value = parameter.condition.partition("=")
+    return fixed.get(key, value) == value
+
+
+def _check(found: Sequence[Parameter], typed: Mapping[str, Any]) -> None:
+    """Check that each condition can be met, unless its setting is typed, and that what is searched can be."""
     for index, parameter in enumerate(found):
         key, _, value = parameter.condition.partition("=")
         if parameter.key.lstrip("+").startswith("paths.") and parameter.choices[1:]:
@@ -57,8 +64,7 @@ def _check(found: Sequence[Parameter], fixed: Sequence[str], typed: Mapping[str,
                 f"sweep.space: {parameter.name}: a repetition ({', '.join(REPEATED_KEYS)}) has no condition."
             )
         earlier = [choice for other in found[:index] if other.key == key for choice in other.choices]
-        is_known = value in earlier or parameter.condition in fixed or (earlier and key in typed) or key in typed
-        if parameter.condition and not is_known:
+        if parameter.condition and value not in earlier and key not in typed:
             raise ConfigError(
                 f"sweep.space: {parameter.name}: {key} has no value {value} before this setting, which would never be "
                 "searched."

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("path", "label", "split")
 # What other projects call these columns; of several that a list has, the first one counts.
-_COLUMN_NAMES = {
+COLUMN_NAMES = {
     "path": ("path", "filename", "file", "file_name", "filepath", "file_path", "image", "image_path", "img_path"),
     "label": ("label", "class", "class_name", "category"),
     "split": ("split", "subset", "partition"),
@@ -156,7 +156,7 @@ def _find_columns(file: Path, lines: Sequence[Sequence[str]]) -> list[str]:
     """Return for each column of a list, whose first line is its header, its name in `COLUMNS`; "" if it is not used."""
     header = lines[0] if lines else []
     names = [cell.strip().casefold() for cell in header]
-    used = {next((name for name in known if name in names), ""): column for column, known in _COLUMN_NAMES.items()}
+    used = {next((name for name in known if name in names), ""): column for column, known in COLUMN_NAMES.items()}
     if not {"path", "label"} <= {column for name, column in used.items() if name}:
         got = printable(",".join(header)) or "nothing"
         raise DataError(f"{printable(file)}, line 1: expected {_FIRST_LINE}, got {got}.")

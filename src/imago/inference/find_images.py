@@ -5,29 +5,16 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from imago.data.csv_list import COLUMN_NAMES
 from imago.errors import ConfigError, DataError
 from imago.files import read_csv_lines
 from imago.images import SUFFIXES, is_image
 from imago.text import printable
 
-# As of data.list_file.
-_PATH_COLUMNS = ("path", "filename", "file", "file_name", "filepath", "file_path", "image", "image_path", "img_path")
 # Images that Pillow could read, in formats that `imago.images` leaves out.
-_OTHER_SUFFIXES = {
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-    ".jp2",
-    ".j2k",
-    ".jpx",
-    ".ico",
-    ".icns",
-    ".tga",
-    ".dds",
-    ".psd",
-    ".pcx",
-}
+_OTHER_SUFFIXES = tuple(
+    f".{name}" for name in ["ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "jpx", "ico", "icns", "tga", "dds", "psd", "pcx"]
+)
 _REMEDY = (
     "type an image, a folder, a list of paths in a .txt or .csv file, or a pattern in quotes such as 'photos/*.jpg'"
 )
@@ -94,18 +81,18 @@ def _read_list(file: Path) -> list[Path]:
 
 
 def _read_table(file: Path) -> list[Path]:
-    """Return the paths in the first column that may have them."""
+    """Return the paths in a list of images as data.list_file reads it."""
     lines = [cells for _, cells in read_csv_lines(file, "a column path")]
     if not lines:
         raise ConfigError(f"input={printable(file)} is empty; write a first line path, and an image on each line.")
     header, *rows = lines
-    columns = [index for index, name in enumerate(header) if name.strip().casefold() in _PATH_COLUMNS]
-    if not columns or not rows:
-        fault = (
-            "has no images below its first line" if columns else f"has none of the columns {', '.join(_PATH_COLUMNS)}"
-        )
-        raise ConfigError(f"input={printable(file)} {fault}.")
-    return [file.parent / cells[columns[0]] for cells in rows if len(cells) > columns[0]]
+    names = [name.strip().casefold() for name in header]
+    column = next((names.index(name) for name in COLUMN_NAMES["path"] if name in names), None)
+    if column is None:
+        raise ConfigError(f"input={printable(file)} has none of the columns {', '.join(COLUMN_NAMES['path'])}.")
+    if not rows:
+        raise ConfigError(f"input={printable(file)} has no images below its first line.")
+    return [file.parent / cells[column] for cells in rows if len(cells) > column]
 
 
 def _list_files(path: str, hidden: bool) -> Iterator[str]:

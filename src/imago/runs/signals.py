@@ -15,6 +15,8 @@ from imago.errors import Stopped
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # A terminal, torchrun and a sweep all forward a signal: repetitions within this time are ignored; our own choice.
 _REPEATED_SIGNAL_S = 10.0
+# Set by torchrun or Lightning; a process that inherits them starts as a rank.
+RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RUN_ID")
 _MAIN_PID_VARIABLE = "IMAGO_MAIN_PID"  # environment variable for the ranks that Lightning starts as commands
 _GRACE_S = 5.0  # a rank notices and records a lost connection sooner than that; our own choice
 

@@ -63,10 +63,9 @@ def tango_interval(num_only_a: int, num_only_b: int, num_images: int) -> tuple[f
     """
     from scipy.optimize import brentq  # imported here because it takes 0.3 s
 
-    def excess(
-        difference: float,
-    ) -> float:  # of the score statistic's square over its 95 % quantile; increases outwards
-        # The likeliest share of images that only a classifies correctly, given the difference
+    def excess(difference: float) -> float:
+        # Of the square of the score statistic over its 95 % quantile; it increases outwards. `share` is the likeliest
+        # share of images that only a classifies correctly, given the difference.
         linear = (2 * num_images - num_only_b + num_only_a) * difference - num_only_a - num_only_b
         product = 8 * num_images * num_only_a * difference * (1 - difference)
         share = (math.sqrt(max(0.0, linear**2 + product)) - linear) / (4 * num_images)

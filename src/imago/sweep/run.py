@@ -117,7 +117,8 @@ def _print_end(ranking: Ranking, plan: Plan, num_elsewhere: int) -> None:
     if ranking.saved_s:
         lines.append(f"pruning saved about {duration_text(ranking.saved_s)}")
     if num_elsewhere:
-        lines.append(f"{num_elsewhere} trials still run in other processes; the last one to end tests the best setting")
+        others = counted(num_elsewhere, "trial")
+        lines.append(f"not yet ended in other processes: {others}; the last process tests the best setting")
     lines += final_test_lines(ranking)
     if ranking.best is not None:
         best = [f"{key}={value}" for key, value in ranking.best.settings.items()]

@@ -57,7 +57,10 @@ class Parameter:
 
 
 class Space(NamedTuple):
-    """A search space: the overrides of every run, what is searched, and the repetitions of each setting."""
+    """A search space: the overrides of every run, what is searched, and the repetitions of each setting.
+
+    A condition on a key of `fixed` is met: parameters for which it is not are no part of the space.
+    """
 
     fixed: tuple[str, ...]
     parameters: tuple[Parameter, ...]
@@ -104,4 +107,5 @@ class Space(NamedTuple):
                 yield {parameter.name: choice, **rest}
 
     def _applies(self, parameter: Parameter, chosen: Sequence[str]) -> bool:
-        return not parameter.condition or parameter.condition in (*chosen, *self.fixed)
+        key = parameter.condition.partition("=")[0]
+        return parameter.condition in ("", *chosen) or any(text.startswith(f"{key}=") for text in self.fixed)

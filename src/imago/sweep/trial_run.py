@@ -13,12 +13,10 @@ from typing import Any
 from imago.analysis.ranking import TRIAL_FILE
 from imago.files import read_json, write_json
 from imago.paths import PROJECT_ROOT, checkpoint_file, quote_for_hydra
+from imago.runs.signals import RANK_VARIABLES
 
 _OUTPUT_FILE = "output.log"  # what the process prints
 _LOCK_FILE = ".trial.lock"  # with the number of the process
-
-# Set by torchrun or Lightning; a process that inherits them would start as a rank.
-_RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RUN_ID")
 
 
 class TrialRun:
@@ -57,7 +55,7 @@ class TrialRun:
             arguments = [f"resume={quote_for_hydra(str(self.path))}"]
         else:
             arguments = [*self.overrides, f"hydra.run.dir={quote_for_hydra(str(self.path))}"]
-        variables = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
+        variables = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
         with (self.path / _OUTPUT_FILE).open("ab") as output, (self.path / _LOCK_FILE).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.process = subprocess.Popen(

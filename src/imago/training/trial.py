@@ -16,10 +16,7 @@ from types import FrameType
 from imago.errors import UserError
 from imago.files import read_json, write_json
 from imago.paths import PROJECT_ROOT, quote_for_hydra
-from imago.runs.signals import STOP_SIGNALS
-
-# Set by torch.distributed; a child that inherits them would start as a rank.
-_RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RUN_ID")
+from imago.runs.signals import RANK_VARIABLES, STOP_SIGNALS
 
 
 def run_trial(overrides: Sequence[str], run_dir: Path) -> None:
@@ -34,7 +31,7 @@ def run_trial(overrides: Sequence[str], run_dir: Path) -> None:
     typed = [argument for argument in overrides if not argument.startswith("run_name=")]
     command = [sys.executable, str(PROJECT_ROOT / "src" / "train.py"), *typed]
     command.append(f"hydra.run.dir={quote_for_hydra(str(run_dir))}")
-    environment = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
     exit_code = _wait_and_forward_signals(subprocess.Popen(command, env=environment, start_new_session=True))
     for text in read_json(run_dir / "provenance.json").get("overrides", ()):
         if text.startswith("threads="):  # chosen by the first trial, and handed on to the next ones
