@@ -12,8 +12,9 @@ from imago.images import SUFFIXES, is_image
 from imago.text import printable
 
 # Images that Pillow could read, in formats that `imago.images` leaves out.
-_OTHER_SUFFIXES = tuple(
-    f".{name}" for name in ["ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "jpx", "ico", "icns", "tga", "dds", "psd", "pcx"]
+_OTHER_SUFFIXES = (
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx"),
+    *(".ico", ".icns", ".tga", ".dds", ".psd", ".pcx"),
 )
 _REMEDY = (
     "type an image, a folder, a list of paths in a .txt or .csv file, or a pattern in quotes such as 'photos/*.jpg'"
