@@ -14,6 +14,7 @@ from run_folders import make_run
 from imago.errors import DataError
 from imago.paths import PROJECT_ROOT
 from imago.runs.records import (
+    differing_settings,
     read_logged,
     read_record,
     read_records,
@@ -194,3 +195,9 @@ def test_metrics_have_their_logged_names_and_only_finite_numbers_count():
     test = {"loss": 1, "auroc": math.nan, "f1": None, "huge": 10**400, "ok": True, "num_left_out": 0, "tta": "flip"}
     assert summary_metrics({"val": val, "test": test}) == {"val/acc": 0.5, "val/f1": 0.25, "test/loss": 1}
     assert summary_metrics({"val": None}) == {}
+
+
+def test_whether_a_run_was_tested_is_no_setting_that_runs_differ_in(tmp_path: Path):
+    configs = {"tested": {"test": True}, "in_a_sweep": {"test": False, "sweep_name": "lr"}}
+    runs = [make_run(tmp_path / name, config=config) for name, config in configs.items()]
+    assert differing_settings([read_settings(run) for run in runs]) == []

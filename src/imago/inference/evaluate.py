@@ -213,7 +213,7 @@ def _training_notes(
     if run is None or _is_foreign(file, run):
         note = f"{file} is not a checkpoint of the run: it may have been trained on these images"
         yield note if is_own_data else ""
-    elif "data" in cfg:
+    elif "data" in cfg and training_data(run):
         try:
             own: ImageDataModule = build(read_data_settings(run, cfg.trust), _recursive_=False)
             own.set_up_data()

@@ -31,7 +31,7 @@ _SUMMARY_COUNTS = ("num_images", "num_left_out")  # numbers beside the metrics o
 
 # Settings that do not change a result. The trailing dot matches whole keys only.
 _KEYS_WITHOUT_EFFECT = (
-    *("paths.", "logger.", "run_name.", "resume.", "calibrate.", "threads.", "tags.", "trust."),
+    *("paths.", "logger.", "run_name.", "sweep_name.", "resume.", "calibrate.", "threads.", "tags.", "trust.", "test."),
     *("callbacks.progress.", "callbacks.speed.", "callbacks.image_grid.", "callbacks.grad_norm.", "callbacks.memory."),
     *("callbacks.rich_progress_bar.", "callbacks.last_checkpoint.", "trainer.log_every_n_steps.", "trainer.profiler."),
     *("trainer.enable_model_summary.", "trainer.enable_progress_bar.", "data.num_workers.", "data.loader."),
