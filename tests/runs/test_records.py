@@ -200,4 +200,4 @@ def test_metrics_have_their_logged_names_and_only_finite_numbers_count():
 def test_whether_a_run_was_tested_is_no_setting_that_runs_differ_in(tmp_path: Path):
     configs = {"tested": {"test": True}, "in_a_sweep": {"test": False, "sweep_name": "lr"}}
     runs = [make_run(tmp_path / name, config=config) for name, config in configs.items()]
-    assert differing_settings([read_settings(run) for run in runs]) == []
+    assert differing_settings([read_record(run).settings for run in runs]) == []
