@@ -17,19 +17,13 @@ import numpy as np
 
 from imago.data.dataset import LabeledFiles, Samples, concatenate
 from imago.errors import DataError
-from imago.files import read_csv_lines
+from imago.files import COLUMN_NAMES, read_csv_lines
 from imago.images import SPLITS
 from imago.text import join_names, printable
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("path", "label", "split")
-# What other projects call these columns; of several that a list has, the first one counts.
-COLUMN_NAMES = {
-    "path": ("path", "filename", "file", "file_name", "filepath", "file_path", "image", "image_path", "img_path"),
-    "label": ("label", "class", "class_name", "category"),
-    "split": ("split", "subset", "partition"),
-}
 _FIRST_LINE = "a first line path,label or path,label,split"
 
 

@@ -5,9 +5,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from imago.data.csv_list import COLUMN_NAMES
 from imago.errors import ConfigError, DataError
-from imago.files import read_csv_lines
+from imago.files import COLUMN_NAMES, read_csv_lines
 from imago.images import SUFFIXES, is_image
 from imago.text import printable
 
