@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ from imago.text import printable
 
 # The start of text that a spreadsheet would take for a formula and execute; a number is none.
 _FORMULA = re.compile(r"'*[=+\-@\t\r](?![\d.]+(e[+-]?\d+)?$)", re.DOTALL)
-_PARTIAL_SUFFIX = ".part"  # of a file that is being written
+PARTIAL_SUFFIX = ".part"  # of a file that is being written
 
 # Contents of a run directory and of one beside a single checkpoint, see `refuse_links`; loggers may add others.
 _RUN_SUBDIRECTORIES = ("checkpoints", "tensorboard", "figures", "eval", "export", "predictions")
@@ -48,7 +49,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     Raises:
         OSError: if the file cannot be written.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}{_PARTIAL_SUFFIX}")
+    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}{PARTIAL_SUFFIX}")
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
     try:
         part.unlink(missing_ok=True)
@@ -74,11 +75,25 @@ def fsync_directory(directory: Path) -> None:
 
 
 def remove_partial_files(directory: Path, name: str = "") -> None:
-    """Remove what `atomic_write` left in a directory, if it exists, of the files NAME* when its process was killed."""
+    """Remove what was being written in a directory, if it exists, as NAME* when its process was killed."""
     for file in directory.iterdir() if directory.is_dir() else ():
-        if file.name.startswith(name) and file.name.endswith(_PARTIAL_SUFFIX):
+        if file.name.startswith(name) and file.name.endswith(PARTIAL_SUFFIX):
             with suppress(OSError):
-                file.unlink()
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
+def move_to(part: Path, target: Path) -> None:
+    """Flush a file, or a directory of files, to disk, and rename it to `target`, which it replaces.
+
+    Both are on the same file system. Until the rename, `target` is as it was; a directory is renamed away first.
+    """
+    for file in part.iterdir() if part.is_dir() else (part,):
+        with file.open("rb") as content:
+            os.fsync(content.fileno())
+    if target.is_dir():
+        target.rename(part.with_name(f"{part.name}.old"))
+    part.replace(target)
+    fsync_directory(target.parent)
 
 
 def write_text(path: Path, text: str) -> None:

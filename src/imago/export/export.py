@@ -1,13 +1,11 @@
-"""The command `export.py`: export a checkpoint as one ONNX file, kept only if its outputs equal the checkpoint's."""
+"""The command `export.py`: write a checkpoint in another format, kept only if its outputs equal the checkpoint's."""
 
-import importlib.util
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout
-from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -17,15 +15,8 @@ from omegaconf import DictConfig
 
 from imago import onnx_classifier
 from imago.errors import ConfigError, DataError
-from imago.files import (
-    atomic_write,
-    make_writable,
-    read_json,
-    remove_partial_files,
-    report_unwritable,
-    sha256_of,
-    write_json,
-)
+from imago.export.formats import FORMATS, Options
+from imago.files import make_writable, read_json, report_unwritable, write_json
 from imago.inference.evaluate import read_data_settings, training_data
 from imago.inference.load import check_and_find_model, is_onnx, load_calibrated
 from imago.instantiate import build
@@ -35,20 +26,15 @@ from imago.text import counted, printable
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
-    from imago.model.classifier import Classifier
+    from imago.export.parity import Predict
 
 log = logging.getLogger(__name__)
 
-_EXPORT_DIRECTORY, _ONNX_FILE, _REPORT_FILE, _LOG_FILE = "export", "model.onnx", "export_report.json", "export.log"
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_NOT_REPORTED_KEYS = (
-    *(onnx_classifier.CLASS_NAMES_KEY, onnx_classifier.PREPROCESS_KEY),
-    *(onnx_classifier.SCHEMA_KEY, onnx_classifier.DIGEST_KEY),
-)
+_EXPORT_DIRECTORY, _LOG_FILE = "export", "export.log"
 
 
 def export(cfg: DictConfig) -> None:
-    """Write RUN/export/model.onnx and export_report.json; older ones are replaced only after the comparison passed.
+    """Write RUN/export/model.onnx, or the file of another format, and its report, after the comparison passed.
 
     Raises:
         UserError: for what the user can correct.
@@ -56,17 +42,21 @@ def export(cfg: DictConfig) -> None:
     start_s = perf_counter()
     checkpoint, run = _check_and_find_checkpoint(cfg)
     data_settings = read_data_settings(run, cfg.trust)
-    file = run / _EXPORT_DIRECTORY / _ONNX_FILE
-    make_writable(file.parent, "run=RUN")
-    with log_to(file.with_name(_LOG_FILE)):
+    directory = run / _EXPORT_DIRECTORY
+    target = directory / FORMATS[cfg.format].file_of(cfg.precision)
+    if target.exists() and not cfg.overwrite:
+        raise ConfigError(f"{short_path(target)} exists; overwrite=true replaces it.")
+    make_writable(directory, "run=RUN")
+    with log_to(directory / _LOG_FILE):
         try:
-            _export(cfg, checkpoint, run, data_settings, file)
+            _export(cfg, checkpoint, run, data_settings, target)
         except BaseException:
             log.debug("the export failed", exc_info=True)
             raise
-        argument = shlex.quote(f"run={short_path(file)}")
-        log.info("\n%s, in %.1f s; next:", short_path(file), perf_counter() - start_s)
-        log.info("  %s %s\n  %s %s input=IMAGE", command("eval"), argument, command("predict"), argument)
+        log.info("\n%s, in %.1f s", short_path(target), perf_counter() - start_s)
+        if is_onnx(target):
+            argument = shlex.quote(f"run={short_path(target)}")
+            log.info("next:\n  %s %s\n  %s %s input=IMAGE", command("eval"), argument, command("predict"), argument)
 
 
 def _check_and_find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
@@ -83,17 +73,29 @@ def _check_and_find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
 
 def _problems(cfg: DictConfig) -> Iterator[str]:
     """Yield one line for each setting, or missing package, with which nothing can be exported."""
-    if cfg.limit is not None and cfg.limit < 1:
-        yield f"limit={cfg.limit} must be 1 or more, or null for all validation images."
-    if cfg.opset is not None and cfg.opset < 1:
-        yield f"opset={cfg.opset} must be 1 or more, e.g. 18, or null for torch's own choice."
-    if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
-        yield f"{sys.executable} lacks {', '.join(missing)}; run make setup, then use .venv/bin/python."
+    if cfg.parity_samples is not None and cfg.parity_samples < 1:
+        yield f"parity_samples={cfg.parity_samples} must be 1 or more, or null for all validation images."
     if is_onnx(Path(cfg.run or "")):
         yield f"run={cfg.run} is an ONNX file already; type the run directory it came from."
+    if cfg.format not in FORMATS:
+        close = get_close_matches(str(cfg.format), FORMATS, n=1)
+        yield f"format={cfg.format} is not one of {', '.join(FORMATS)}{f'; did you mean {close[0]}?' if close else '.'}"
+        return
+    format = FORMATS[cfg.format]
+    if cfg.precision not in format.precisions:
+        yield f"precision={cfg.precision}: format={cfg.format} has {', '.join(format.precisions)}."
+    if cfg.opset is not None and "onnx" not in format.packages:
+        yield f"opset={cfg.opset} is a setting of format=onnx; format={cfg.format} has none."
+    elif cfg.opset is not None and cfg.opset < 1:
+        yield f"opset={cfg.opset} must be 1 or more, e.g. 18, or null for torch's own choice."
+    if missing := format.missing_packages():
+        yield f"{sys.executable} lacks {', '.join(missing)}; run {format.install}, then use .venv/bin/python."
 
 
-def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping[str, Any], file: Path) -> None:
+def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping[str, Any], target: Path) -> None:
+    from imago.export.artefact import report_file, write_artefact
+    from imago.export.parity import compare_outputs
+
     classifier = load_calibrated(checkpoint, cfg.trust)  # torch is loaded here
     name, num_classes = type(classifier.net).__name__, len(classifier.class_names)
     log.info("checkpoint  %s: %s, %s", short_path(checkpoint), name, counted(num_classes, "class", "classes"))
@@ -108,11 +110,19 @@ def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping
     log.info("data        %s of %s, %d px", num_images, split, data.preprocess.size)
     if read_json(run / "provenance.json").get("data") not in (None, data.fingerprint()):
         log.warning("data        has changed since the run was trained; the comparison uses it as it is now")
-    metrics = _metrics_of(run, checkpoint)
-    metadata = {onnx_classifier.RUN_ID_KEY: printable(run.name), onnx_classifier.METRICS_KEY: metrics}
-    with report_unwritable(file.parent):
-        report = _write_verified(classifier, file, metadata, cfg.opset, _validation_images(data, cfg.limit, split))
-        write_json(file.with_name(_REPORT_FILE), report | {"checkpoint": os.path.relpath(checkpoint, run)})
+    metadata = {
+        onnx_classifier.RUN_ID_KEY: printable(run.name),
+        onnx_classifier.METRICS_KEY: _metrics_of(run, checkpoint),
+    }
+    options = Options(cfg.format, cfg.precision, cfg.opset)
+
+    def verify(predict: "Predict") -> dict[str, Any]:
+        return compare_outputs(classifier, predict, _validation_images(data, cfg.parity_samples, split))
+
+    with report_unwritable(target.parent):
+        report = write_artefact(classifier, target, metadata, options, verify)
+        report["checkpoint"] = os.path.relpath(checkpoint, run)
+        write_json(target.with_name(report_file(options)), report)
 
 
 def _metrics_of(run: Path, checkpoint: Path) -> dict[str, Any]:
@@ -125,45 +135,6 @@ def _metrics_of(run: Path, checkpoint: Path) -> dict[str, Any]:
         return {}
     by_split = {split: summary[split] for split in ("val", "test") if isinstance(summary.get(split), dict)}
     return {split: {key: values[key] for key in wanted if key in values} for split, values in by_split.items()}
-
-
-def _write_verified(
-    classifier: "Classifier", file: Path, metadata: dict[str, Any], opset: int | None, images: Iterator[np.ndarray]
-) -> dict[str, Any]:
-    """Write to a temporary file, read it back, compare, and only then rename it; return the report."""
-    import torch
-
-    from imago.export.onnx import export_onnx
-    from imago.export.parity import compare_outputs
-
-    remove_partial_files(file.parent, _ONNX_FILE)  # of an export that was killed
-    with atomic_write(file, "wb") as content:
-        temporary = Path(content.name)
-        with (
-            file.with_name(_LOG_FILE).open("a", encoding="utf-8", errors="backslashreplace") as log_file,
-            redirect_stdout(log_file),
-            redirect_stderr(log_file),
-        ):
-            opset = export_onnx(classifier, temporary, metadata, opset)
-        log.info("written     opset %d, %.2f MB", opset, temporary.stat().st_size / 1e6)
-        try:
-            exported = onnx_classifier.OnnxClassifier(temporary, num_threads=torch.get_num_threads())
-        except DataError as error:
-            raise DataError(f"{str(error).replace(str(temporary), str(file))} It was not kept.") from error
-        differences = compare_outputs(classifier, exported, images)
-    log.info(
-        "compared    {num_images:,} images: every label agrees, {num_ties} ties; differences up to "
-        "{max_abs_diff_logits:.1e} in logits, {max_abs_diff_probabilities:.1e} in probabilities".format(**differences)
-    )
-    return {
-        "file": file.name,
-        "sha256": sha256_of(file),
-        "num_bytes": file.stat().st_size,
-        "opset": opset,
-        **differences,
-        **{key: value for key, value in exported.metadata.items() if key not in _NOT_REPORTED_KEYS},
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 def _validation_images(data: "ImageDataModule", limit: int | None, split: str = "val") -> Iterator[np.ndarray]:

@@ -1,7 +1,6 @@
 """Export a classifier to one ONNX file that contains normalization, softmax and metadata."""
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +11,48 @@ from onnx import helper, numpy_helper
 
 from imago import onnx_classifier
 from imago.errors import UserError
+from imago.export.formats import Options
+from imago.export.parity import Predict
 from imago.model.classifier import Classifier
 
-_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 _NUM_EXAMPLE_IMAGES = 2  # torch.export would treat a batch of one as a constant
 
 
-def export_onnx(classifier: Classifier, path: Path, metadata: Mapping[str, Any], opset: int | None = None) -> int:
+def write(classifier: Classifier, path: Path, metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """Write `classifier` to `path` in the form that `imago.onnx_classifier` defines.
 
-    The same classifier gives the same bytes: the file contains no time, and no path of this machine. The classifier is
-    in eval mode, in float32, on the CPU; its temperature becomes part of the graph. `metadata` have `run_id` and
-    `metrics`, by the keys of `imago.onnx_classifier`; the others are added. Without `opset`, torch chooses it.
+    The same classifier gives the same bytes: the file contains no time, and no path of this machine.
+
+    Args:
+        classifier: in eval mode, in float32, on the CPU; its temperature becomes part of the graph.
+        path: the file; other formats create a directory.
+        metadata: from `imago.export.metadata.build_metadata`.
+        options: `opset` is torch's choice if it is None.
 
     Returns:
-        The opset of the file.
+        Values for the report: the opset of the file.
 
     Raises:
         UserError: if the network cannot be exported, or not with this opset or for batches of any size.
     """
-    model = _trace(classifier, opset)
-    _check_graph(model, classifier, opset)
+    model = _trace(classifier, options.opset)
+    _check_graph(model, classifier, options.opset)
     _append_probabilities(model, len(classifier.class_names), classifier.calibration_temperature)
     _strip_debug_info(model.graph)
     del model.metadata_props[:]
-    values = {
-        onnx_classifier.CLASS_NAMES_KEY: list(classifier.class_names),
-        onnx_classifier.PREPROCESS_KEY: classifier.preprocess.to_dict(),
-        onnx_classifier.TEMPERATURE_KEY: classifier.calibration_temperature,
-        onnx_classifier.PREDICTS_CLASSES_KEY: classifier.predicts_classes,
-        onnx_classifier.VERSIONS_KEY: {name: version(name) for name in _PACKAGES},
-        **metadata,
-    }
-    helper.set_model_props(model, onnx_classifier.pack_metadata(values))
+    helper.set_model_props(model, onnx_classifier.pack_metadata(metadata))
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(onnx_classifier.add_digest(model.SerializeToString()))
-    return _opset_of(model)
+    return {"opset": _opset_of(model)}
+
+
+def load(path: Path, num_threads: int) -> Predict:
+    """Return a function from images uint8 (N, 3, S, S) to logits and probabilities, which the file's runtime computes.
+
+    Raises:
+        DataError: if the file is not valid, see `OnnxClassifier`.
+    """
+    return onnx_classifier.OnnxClassifier(path, num_threads).predict
 
 
 def _trace(classifier: Classifier, opset: int | None) -> onnx.ModelProto:

@@ -1,5 +1,6 @@
 """Compare an exported file with its checkpoint, on real images and for batches of several sizes."""
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +10,8 @@ import torch
 
 from imago.errors import UserError
 from imago.model.classifier import Classifier
-from imago.onnx_classifier import OnnxClassifier
+
+log = logging.getLogger(__name__)
 
 # N images, S side in pixels, K classes
 BATCH_SIZES = (1, 2, 7, 64)  # one image, the traced size, one that divides no other, and one for throughput
@@ -23,6 +25,7 @@ MAX_PROBABILITY_DIFF = 1e-3
 NUM_IMAGES_AT_ONCE = 448
 
 Outputs = tuple[np.ndarray, np.ndarray]  # logits and probabilities, each float32 (N, K)
+Predict = Callable[[np.ndarray], Outputs]  # of images uint8 (N, 3, S, S)
 
 
 @dataclass
@@ -58,8 +61,8 @@ class Agreement:
         )
 
 
-def compare_outputs(classifier: Classifier, exported: OnnxClassifier, images: Iterable[np.ndarray]) -> dict[str, Any]:
-    """Compare on every image: run the classifier once, and the file once for each of BATCH_SIZES.
+def compare_outputs(classifier: Classifier, predict: Predict, images: Iterable[np.ndarray]) -> dict[str, Any]:
+    """Compare on every image: run the classifier once, and `predict` of the file once for each of BATCH_SIZES.
 
     The classifier is in eval mode, in float32, on the CPU; `images` are batches of any size, uint8 (N, 3, S, S),
     prepared as the preprocess record says.
@@ -80,11 +83,15 @@ def compare_outputs(classifier: Classifier, exported: OnnxClassifier, images: It
     for batch in images:
         expected = in_batches(reference, batch, BATCH_SIZES[-1])
         for size, agreement in by_batch_size.items():
-            agreement.add(expected, in_batches(exported.predict, batch, size))
+            agreement.add(expected, in_batches(predict, batch, size))
     for size, agreement in by_batch_size.items():
         check_agreement(agreement, size)
     numbers = {str(size): asdict(agreement) for size, agreement in by_batch_size.items()}
     worst = {name: max(differences[name] for differences in numbers.values()) for name in asdict(Agreement())}
+    log.info(
+        "compared    {num_images:,} images: every label agrees, {num_ties} ties; differences up to "
+        "{max_abs_diff_logits:.1e} in logits, {max_abs_diff_probabilities:.1e} in probabilities".format(**worst)
+    )
     return worst | {"label_agreement": 1.0, "by_batch_size": numbers}  # other labels have raised an error above
 
 
@@ -93,14 +100,14 @@ def check_agreement(agreement: Agreement, batch_size: int) -> None:
     # `not ... <= limit` is also True for NaN
     if agreement.num_disagreements or not agreement.max_abs_diff_probabilities <= MAX_PROBABILITY_DIFF:
         raise UserError(
-            f"the ONNX file differs from the checkpoint, so it was not kept: with batches of {batch_size} "
+            f"the exported file differs from the checkpoint, so it was not kept: with batches of {batch_size} "
             f"{agreement.num_disagreements} of {agreement.num_images:,} labels differ, logits by up to "
             f"{agreement.max_abs_diff_logits:.2g}, probabilities by up to {agreement.max_abs_diff_probabilities:.2g}; "
-            "try another opset, e.g. opset=18."
+            "try another format, or of ONNX another opset, e.g. opset=18."
         )
 
 
-def in_batches(function: Callable[[np.ndarray], Outputs], images: np.ndarray, size: int) -> Outputs:
+def in_batches(function: Predict, images: np.ndarray, size: int) -> Outputs:
     """Call `function` with exactly `size` images at a time, and concatenate its outputs.
 
     The last batch is filled up with the first images, so that each size is tested even on a few images.

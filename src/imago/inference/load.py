@@ -145,15 +145,16 @@ def load_classifier(path: Path, trust: Sequence[str] = ()) -> "Classifier":
     state = {name.removeprefix(_NET_PREFIX): value for name, value in named if str(name).startswith(_NET_PREFIX)}
     check_saved_targets(settings, "model", file, trust)
     check_saved_targets(metrics, "metrics", file, trust)
+    settings = without_files(settings, file)
     try:
-        net = build_network(without_files(settings, file), len(names), preprocess.size, preprocess.to_dict())
+        net = build_network(settings, len(names), preprocess.size, preprocess.to_dict())
     except _BUILD_ERRORS as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise DataError(f"{file}: {settings['_target_']} cannot be built with its saved arguments: {reason}") from error
     _load_weights(net, state, file, settings["_target_"])
     classifier = Classifier(net, names, preprocess).eval().requires_grad_(False)  # results convert to numpy
     classifier.normalize.memory_format = choose_memory_format(net, preprocess.size)
-    classifier.metrics = metrics
+    classifier.network_settings, classifier.metrics = settings, metrics
     classifier.predicts_classes = hparams["predicts_classes"]
     return classifier
 

@@ -22,6 +22,7 @@ class Classifier(nn.Module):
         calibration_temperature: logits are divided by it before the softmax; above 0, and 1 if none was fitted.
 
     Attributes:
+        network_settings: `_target_` and arguments of the network, if it was loaded from a checkpoint.
         metrics: `_target_` and settings of the metrics of the training, by name.
         predicts_classes: whether the outputs are the classes of the data, and not those of another objective.
     """
@@ -35,6 +36,7 @@ class Classifier(nn.Module):
         self.class_names = tuple(class_names)
         self.preprocess = preprocess
         self.calibration_temperature = calibration_temperature
+        self.network_settings: Mapping[str, Any] = {}
         self.metrics: Mapping[str, Any] = {}
         self.predicts_classes = True
 

@@ -1,0 +1,87 @@
+"""Write a network in one format, read the written file back, verify it, and only then give it its name."""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from imago import onnx_classifier
+from imago.errors import DataError
+from imago.export.formats import FORMATS, LOSSLESS, Options
+from imago.export.metadata import FORMAT_KEY, METADATA_FILE, NETWORK_KEY, PRECISION_KEY, build_metadata, write_metadata
+from imago.export.parity import Predict
+from imago.files import PARTIAL_SUFFIX, move_to, remove_partial_files, sha256_of
+from imago.model.classifier import Classifier
+
+log = logging.getLogger(__name__)
+
+_NOT_REPORTED_KEYS = (onnx_classifier.CLASS_NAMES_KEY, onnx_classifier.PREPROCESS_KEY, NETWORK_KEY)
+
+
+def write_artefact(
+    classifier: Classifier,
+    target: Path,
+    run_metadata: Mapping[str, Any],
+    options: Options,
+    verify: Callable[[Predict], dict[str, Any]],
+) -> dict[str, Any]:
+    """Write an artefact to a temporary directory, verify it there, and replace `target`.
+
+    Args:
+        classifier: in eval mode, in float32, on the CPU.
+        target: a file or a directory below RUN/export, as `FORMATS` says.
+        run_metadata: as in `build_metadata`.
+        options: format, precision and their settings.
+        verify: takes the function of the written file; returns values for the report, or raises.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: if the network cannot be written in this format, or `verify` refuses it; `target` is unchanged.
+    """
+    format = FORMATS[options.format]
+    module = format.load_module()
+    metadata = build_metadata(classifier, run_metadata, ("torch", *format.packages))
+    remove_partial_files(target.parent, target.name)  # of an export that was killed
+    with TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.", suffix=PARTIAL_SUFFIX) as directory:
+        part = Path(directory, target.name)
+        log_file = target.with_name("export.log").open("a", encoding="utf-8", errors="backslashreplace")
+        with log_file, redirect_stdout(log_file), redirect_stderr(log_file):
+            report = module.write(classifier, part, metadata, options)
+        if part.is_dir():
+            settings = {FORMAT_KEY: options.format, PRECISION_KEY: options.precision}
+            write_metadata(part, {**metadata, **settings, NETWORK_KEY: dict(classifier.network_settings)})
+        num_bytes = sum(file.stat().st_size for file in (part.iterdir() if part.is_dir() else (part,)))
+        opset = f"opset {report['opset']}, " if "opset" in report else ""
+        log.info("written     %s %s, %s%.2f MB", options.format, options.precision, opset, num_bytes / 1e6)
+        try:
+            predict = module.load(part, torch.get_num_threads())
+        except DataError as error:
+            raise DataError(f"{str(error).replace(str(part), str(target))} It was not kept.") from error
+        verified = verify(predict)
+        digest = sha256_of(part / METADATA_FILE if part.is_dir() else part)  # metadata.json has the others
+        move_to(part, target)
+    return {
+        "file": target.name,
+        "format": options.format,
+        "precision": options.precision,
+        "sha256": digest,
+        "num_bytes": num_bytes,
+        **report,
+        **verified,
+        **{key: value for key, value in metadata.items() if key not in _NOT_REPORTED_KEYS},
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def report_file(options: Options) -> str:
+    """Return the name of the report of an artefact, e.g. export_report.json or export_report_openvino_bf16.json."""
+    names = [options.format, options.precision]
+    others = [name for name in names if name not in ("onnx", LOSSLESS)]
+    return "_".join(["export_report", *others]) + ".json"

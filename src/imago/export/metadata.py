@@ -1,0 +1,36 @@
+"""What every exported file says of itself: classes, preprocess record, temperature, run, and digests of its files."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imago import onnx_classifier
+from imago.files import sha256_of, write_json
+
+if TYPE_CHECKING:
+    from imago.model.classifier import Classifier
+
+METADATA_FILE = "metadata.json"  # in the directory of every format but ONNX, whose file holds its metadata
+FORMAT_KEY, PRECISION_KEY, NETWORK_KEY, FILES_KEY = "format", "precision", "network", "files"
+
+
+def build_metadata(
+    classifier: "Classifier", run_metadata: Mapping[str, Any], packages: Sequence[str]
+) -> dict[str, Any]:
+    """Return metadata by the keys of `imago.onnx_classifier`; `run_metadata` have `run_id` and `metrics`."""
+    return {
+        onnx_classifier.CLASS_NAMES_KEY: list(classifier.class_names),
+        onnx_classifier.PREPROCESS_KEY: classifier.preprocess.to_dict(),
+        onnx_classifier.TEMPERATURE_KEY: classifier.calibration_temperature,
+        onnx_classifier.PREDICTS_CLASSES_KEY: classifier.predicts_classes,
+        onnx_classifier.VERSIONS_KEY: {name: version(name) for name in packages},
+        **run_metadata,
+    }
+
+
+def write_metadata(directory: Path, values: Mapping[str, Any]) -> None:
+    """Write metadata.json with `values`, the schema, and the SHA-256 of each file of the directory."""
+    digests = {file.name: sha256_of(file) for file in sorted(directory.iterdir()) if file.name != METADATA_FILE}
+    schema = {onnx_classifier.SCHEMA_KEY: onnx_classifier.SCHEMA_VERSION}
+    write_json(directory / METADATA_FILE, {**values, **schema, FILES_KEY: digests})
