@@ -3,6 +3,7 @@
 import fcntl
 import platform
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,6 +72,7 @@ class Driver:
                             report()
                         except OSError as error:  # as on a full disk; the next trial writes it again
                             bar.write(f"the ranking is not written: {error}")
+                    sys.stdout.flush()  # also where it is a pipe or a file
             finally:
                 self._stop()
 
