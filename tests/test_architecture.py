@@ -39,7 +39,7 @@ ARROWS = {
     "callbacks": _BASE | _PARTS | {"task"},
     "inference": _BASE | _PARTS | {"task", "analysis"},
     "training": _BASE | _PARTS | {"task", "callbacks", "inference", "analysis"},
-    "export": _BASE | _PARTS | {"inference"},
+    "export": _BASE | _PARTS | {"inference", "analysis"},
     "dataset_check": _BASE | {"data", "augment"},
     "analysis": {"images", "statistics", "runs"},
     "sweep": _BASE | {"analysis"},

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _MAX_WIDTH = 300  # of a name among others; our own choice
@@ -85,3 +85,16 @@ def metric_text(value: float | None) -> str:
 def count_text(count: float | None) -> str:
     """Format a count or speed with thousands separators; empty if it is None."""
     return "" if count is None else f"{count:,.0f}"
+
+
+def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Format rows of cells in columns for the terminal, with a rule below the first row."""
+    widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]]
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Format rows of cells as a table in Markdown; the first row is the header."""
+    lines = ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
+    return [lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]]

@@ -115,6 +115,39 @@ def plot_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, n
     return figure
 
 
+def plot_speed(
+    names: Sequence[str],
+    accuracy: np.ndarray,
+    intervals: np.ndarray,
+    latency_ms: np.ndarray,
+    num_bytes: np.ndarray,
+    title: str,
+) -> "Figure":
+    """Draw accuracy over latency, one point for each of N files; the area of a point is the size of the file.
+
+    Args:
+        names: N labels.
+        accuracy: shares (N,).
+        intervals: low and high end of each (N, 2).
+        latency_ms: of one image (N,).
+        num_bytes: sizes (N,).
+        title: of the figure.
+    """
+    figure = _new_figure(8, 5)
+    axes = figure.subplots()
+    errors = 100 * np.abs(intervals.T - accuracy)
+    axes.errorbar(latency_ms, 100 * accuracy, errors, fmt="none", ecolor="0.7", elinewidth=1)
+    areas = 40 + 600 * num_bytes / num_bytes.max()
+    axes.scatter(latency_ms, 100 * accuracy, areas, color="#7aa6d8", edgecolor="#1f4e8c", alpha=0.7)
+    for number, name in enumerate(names):
+        point, shift = (latency_ms[number], 100 * accuracy[number]), (6, 8 if number % 2 else -14)
+        axes.annotate(name, point, shift, textcoords="offset points", fontsize=9, parse_math=False)
+    axes.set(xlabel="latency of one image, ms (p50)", ylabel="accuracy, % (95 % interval)", xscale="log")
+    axes.margins(0.15)
+    axes.set_title(f"{title}\narea: size of the file", fontsize=11, parse_math=False)
+    return figure
+
+
 def plot_explanation(image: np.ndarray, heatmap: np.ndarray, title: str) -> "Figure":
     """Draw an image, uint8 (H, W, 3), and next to it the same image with the heatmap on top.
 

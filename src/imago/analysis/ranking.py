@@ -10,7 +10,7 @@ from typing import Any
 from imago.errors import DataError
 from imago.files import read_json, write_csv, write_text
 from imago.runs.records import RunRecord, read_records
-from imago.text import display_width, duration_text, metric_text, padded, percent_text, printable
+from imago.text import duration_text, markdown_table, metric_text, percent_text, printable, table_lines
 
 TRIAL_FILE = "trial.json"  # settings of a run as typed, also of one that fails before it writes them itself
 SWEEP_FILE = "sweep.json"  # objective, direction, searched settings and final test of a sweep
@@ -124,9 +124,7 @@ def write_ranking(ranking: Ranking) -> None:
         for setting in ranking.settings
     ]  # fmt: skip
     write_csv(ranking.directory / "ranking.csv", [headers, *rows])
-    header, *cells = ranking_rows(ranking)
-    lines = [" | ".join(text.replace("|", "\\|") for text in row) for row in cells]
-    table = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}", *(f"| {line} |" for line in lines)]
+    table = markdown_table(ranking_rows(ranking))
     title = f"# Sweep {printable(ranking.directory.name)}, ranked by {ranking.objective}"
     write_text(ranking.directory / "ranking.md", "\n".join([title, "", *table, "", *final_test_lines(ranking)]) + "\n")
 
@@ -135,11 +133,8 @@ def ranking_text(ranking: Ranking, max_rows: int | None = None) -> str:
     """Format the ranking in columns for the terminal, at most `max_rows` settings of it."""
     rows = ranking_rows(ranking)
     shown = rows if max_rows is None else rows[: max_rows + 1]
-    widths = [max(display_width(row[column]) for row in shown) for column in range(len(rows[0]))]
-    lines = ["  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown]
-    lines.insert(1, "-" * (sum(widths) + 2 * len(widths) - 2))
     more = [f"and {len(rows) - len(shown)} more in ranking.csv"] if len(rows) > len(shown) else []
-    return "\n".join([*lines, *more])
+    return "\n".join([*table_lines(shown), *more])
 
 
 def final_test_lines(ranking: Ranking) -> list[str]:

@@ -12,9 +12,8 @@ import torch
 
 from imago import onnx_classifier
 from imago.errors import DataError
-from imago.export.formats import FORMATS, LOSSLESS, Options
+from imago.export.formats import FORMATS, LOSSLESS, Options, Predict
 from imago.export.metadata import FORMAT_KEY, METADATA_FILE, NETWORK_KEY, PRECISION_KEY, build_metadata, write_metadata
-from imago.export.parity import Predict
 from imago.files import PARTIAL_SUFFIX, move_to, remove_partial_files, sha256_of
 from imago.model.classifier import Classifier
 

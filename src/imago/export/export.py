@@ -7,26 +7,29 @@ import sys
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from omegaconf import DictConfig
 
 from imago import onnx_classifier
 from imago.errors import ConfigError, DataError
-from imago.export.formats import FORMATS, Options
-from imago.files import make_writable, read_json, report_unwritable, write_json
+from imago.export.formats import FORMATS, LOSSLESS, Options
+from imago.files import PARTIAL_SUFFIX, make_writable, read_json, report_unwritable, write_json
 from imago.inference.evaluate import read_data_settings, training_data
-from imago.inference.load import check_and_find_model, is_onnx, load_calibrated
+from imago.inference.load import check_and_find_model, is_onnx, load_calibrated, resolve_checkpoint
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import checkpoint_file, command, short_path
+from imago.resources import available_cores
 from imago.text import counted, printable
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
-    from imago.export.parity import Predict
+    from imago.export.formats import Predict
+    from imago.model.classifier import Classifier
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,8 @@ _EXPORT_DIRECTORY, _LOG_FILE = "export", "export.log"
 def export(cfg: DictConfig) -> None:
     """Write RUN/export/model.onnx, or the file of another format, and its report, after the comparison passed.
 
+    With `benchmark`, all formats that are installed are compared instead.
+
     Raises:
         UserError: for what the user can correct.
     """
@@ -44,18 +49,20 @@ def export(cfg: DictConfig) -> None:
     data_settings = read_data_settings(run, cfg.trust)
     directory = run / _EXPORT_DIRECTORY
     target = directory / FORMATS[cfg.format].file_of(cfg.precision)
-    if target.exists() and not cfg.overwrite:
+    if target.exists() and not (cfg.overwrite or cfg.benchmark):
         raise ConfigError(f"{short_path(target)} exists; overwrite=true replaces it.")
     make_writable(directory, "run=RUN")
     with log_to(directory / _LOG_FILE):
         try:
-            _export(cfg, checkpoint, run, data_settings, target)
+            network = _load(cfg, checkpoint, run, data_settings)
+            with report_unwritable(directory):
+                written = _benchmark(cfg, network, directory) if cfg.benchmark else _export(cfg, network, target)
         except BaseException:
             log.debug("the export failed", exc_info=True)
             raise
-        log.info("\n%s, in %.1f s", short_path(target), perf_counter() - start_s)
-        if is_onnx(target):
-            argument = shlex.quote(f"run={short_path(target)}")
+        log.info("\n%s, in %.1f s", short_path(written), perf_counter() - start_s)
+        if is_onnx(written):
+            argument = shlex.quote(f"run={short_path(written)}")
             log.info("next:\n  %s %s\n  %s %s input=IMAGE", command("eval"), argument, command("predict"), argument)
 
 
@@ -66,6 +73,8 @@ def _check_and_find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
         raise ConfigError(
             f"run={cfg.run} is not in a run directory (no config.yaml names its data); type the run directory."
         )
+    if is_onnx(checkpoint):  # to be compared with the run's network
+        checkpoint = resolve_checkpoint(run, "best")
     if checkpoint.parent.resolve() != (run / "checkpoints").resolve():
         raise ConfigError(f"ckpt={cfg.ckpt} is not in {run / 'checkpoints'}: {run} would export another network.")
     return checkpoint.resolve(), run
@@ -75,12 +84,14 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
     """Yield one line for each setting, or missing package, with which nothing can be exported."""
     if cfg.parity_samples is not None and cfg.parity_samples < 1:
         yield f"parity_samples={cfg.parity_samples} must be 1 or more, or null for all validation images."
-    if is_onnx(Path(cfg.run or "")):
+    if is_onnx(Path(cfg.run or "")) and not cfg.benchmark:
         yield f"run={cfg.run} is an ONNX file already; type the run directory it came from."
     if cfg.format not in FORMATS:
         close = get_close_matches(str(cfg.format), FORMATS, n=1)
         yield f"format={cfg.format} is not one of {', '.join(FORMATS)}{f'; did you mean {close[0]}?' if close else '.'}"
         return
+    if cfg.benchmark and (cfg.format, cfg.precision, cfg.opset) != ("onnx", LOSSLESS, None):
+        yield "benchmark=true compares every format and precision; leave out format=, precision= and opset=."
     format = FORMATS[cfg.format]
     if cfg.precision not in format.precisions:
         yield f"precision={cfg.precision}: format={cfg.format} has {', '.join(format.precisions)}."
@@ -92,10 +103,17 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         yield f"{sys.executable} lacks {', '.join(missing)}; run {format.install}, then use .venv/bin/python."
 
 
-def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping[str, Any], target: Path) -> None:
-    from imago.export.artefact import report_file, write_artefact
-    from imago.export.parity import compare_outputs
+class _Network(NamedTuple):
+    """A loaded checkpoint with the images that it is compared on."""
 
+    classifier: "Classifier"
+    checkpoint: Path
+    run: Path
+    data: "ImageDataModule"
+    split: str
+
+
+def _load(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping[str, Any]) -> _Network:
     classifier = load_calibrated(checkpoint, cfg.trust)  # torch is loaded here
     name, num_classes = type(classifier.net).__name__, len(classifier.class_names)
     log.info("checkpoint  %s: %s, %s", short_path(checkpoint), name, counted(num_classes, "class", "classes"))
@@ -110,19 +128,72 @@ def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping
     log.info("data        %s of %s, %d px", num_images, split, data.preprocess.size)
     if read_json(run / "provenance.json").get("data") not in (None, data.fingerprint()):
         log.warning("data        has changed since the run was trained; the comparison uses it as it is now")
-    metadata = {
-        onnx_classifier.RUN_ID_KEY: printable(run.name),
-        onnx_classifier.METRICS_KEY: _metrics_of(run, checkpoint),
-    }
+    return _Network(classifier, checkpoint, run, data, split)
+
+
+def _export(cfg: DictConfig, network: _Network, target: Path) -> Path:
+    """Write one artefact and its report; return the artefact."""
+    from imago.export.artefact import report_file
+
     options = Options(cfg.format, cfg.precision, cfg.opset)
+    report = _write(cfg, network, options, target)
+    report["checkpoint"] = os.path.relpath(network.checkpoint, network.run)
+    write_json(target.with_name(report_file(options)), report)
+    return target
+
+
+def _write(cfg: DictConfig, network: _Network, options: Options, target: Path) -> dict[str, Any]:
+    from imago.export.artefact import write_artefact
+    from imago.export.parity import compare_outputs
+
+    metadata = {
+        onnx_classifier.RUN_ID_KEY: printable(network.run.name),
+        onnx_classifier.METRICS_KEY: _metrics_of(network.run, network.checkpoint),
+    }
 
     def verify(predict: "Predict") -> dict[str, Any]:
-        return compare_outputs(classifier, predict, _validation_images(data, cfg.parity_samples, split))
+        batches = _batches(network.data, network.split, cfg.parity_samples, "comparing")
+        return compare_outputs(network.classifier, predict, (images for images, _ in batches))
 
-    with report_unwritable(target.parent):
-        report = write_artefact(classifier, target, metadata, options, verify)
-        report["checkpoint"] = os.path.relpath(checkpoint, run)
-        write_json(target.with_name(report_file(options)), report)
+    return write_artefact(network.classifier, target, metadata, options, verify)
+
+
+def _benchmark(cfg: DictConfig, network: _Network, directory: Path) -> Path:
+    """Compare the formats, or an exported file with its checkpoint, and return the file of the table."""
+    from imago.export import benchmark
+    from imago.export.measure import CHECKPOINT
+
+    def write(name: str, precision: str, parent: Path) -> Path:
+        target = parent / FORMATS[name].file_of(precision)
+        _write(cfg, network, Options(name, precision), target)
+        return target
+
+    num_bytes = sum(tensor.nbytes for tensor in network.classifier.state_dict().values())
+    rows = [benchmark.Row("checkpoint", network.checkpoint, CHECKPOINT, "torch", num_bytes)]
+    with TemporaryDirectory(dir=directory, prefix="benchmark.", suffix=PARTIAL_SUFFIX) as temporary:
+        if is_onnx(file := Path(cfg.run)):
+            rows.append(benchmark.Row(file.name, file.resolve(), "onnx", "onnxruntime", file.stat().st_size))
+        else:
+            rows += benchmark.write_rows(Path(temporary), write)
+        labels = _save_images(network, cfg.parity_samples, Path(temporary, "images.npy"))
+        num_threads = sorted({1, available_cores()})
+        benchmark.measure_rows(rows, Path(temporary, "images.npy"), labels, num_threads, cfg.trust)
+    title = f"{type(network.classifier.net).__name__} of {printable(network.run.name)}"
+    return benchmark.write_benchmark(rows, directory, len(labels), title)
+
+
+def _save_images(network: _Network, limit: int | None, file: Path) -> np.ndarray:
+    """Write the images to compare on to a .npy file, uint8 (N, 3, S, S), and return their labels (N,)."""
+    size, num_all = network.classifier.preprocess.size, len(getattr(network.data.splits, network.split))
+    shape = (len(_spread(num_all, limit)), 3, size, size)
+    saved = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    all_labels: list[np.ndarray] = []
+    for images, labels in _batches(network.data, network.split, limit, "images"):
+        start = sum(map(len, all_labels))
+        saved[start : start + len(images)] = images
+        all_labels.append(labels)
+    saved.flush()
+    return np.concatenate(all_labels)
 
 
 def _metrics_of(run: Path, checkpoint: Path) -> dict[str, Any]:
@@ -137,18 +208,24 @@ def _metrics_of(run: Path, checkpoint: Path) -> dict[str, Any]:
     return {split: {key: values[key] for key in wanted if key in values} for split, values in by_split.items()}
 
 
-def _validation_images(data: "ImageDataModule", limit: int | None, split: str = "val") -> Iterator[np.ndarray]:
-    """Yield batches uint8 (B, 3, S, S): all images, or `limit` of them, evenly spread as files are sorted by class."""
+def _batches(
+    data: "ImageDataModule", split: str, limit: int | None, title: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield images uint8 (B, 3, S, S) and labels (B,): all, or `limit` evenly spread, as files are sorted by class."""
     from tqdm import tqdm
 
     from imago.data.sampling import BatchIndices
     from imago.export.parity import NUM_IMAGES_AT_ONCE
 
     dataset: Any = data.dataset(split)
-    num_all_images = len(dataset)
-    num_images = min(limit or num_all_images, num_all_images)
-    indices = np.arange(num_images) * num_all_images // num_images
-    starts = range(0, num_images, NUM_IMAGES_AT_ONCE)
-    for start in tqdm(starts, desc="comparing", unit="batch", leave=False, disable=None):
-        images, _ = dataset.__getitems__(BatchIndices(0, indices[start : start + NUM_IMAGES_AT_ONCE]))
-        yield images.numpy()
+    indices = _spread(len(dataset), limit)
+    starts = range(0, len(indices), NUM_IMAGES_AT_ONCE)
+    for start in tqdm(starts, desc=title, unit="batch", leave=False, disable=None):
+        images, labels = dataset.__getitems__(BatchIndices(0, indices[start : start + NUM_IMAGES_AT_ONCE]))
+        yield images.numpy(), labels.numpy()
+
+
+def _spread(num_all: int, limit: int | None) -> np.ndarray:
+    """Return the indices of all images, or of `limit` evenly spread ones."""
+    num_images = min(limit or num_all, num_all)
+    return np.arange(num_images) * num_all // num_images

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+# N images, S side in pixels, K classes
+Outputs = tuple[np.ndarray, np.ndarray]  # logits and probabilities, each float32 (N, K)
+Predict = Callable[[np.ndarray], Outputs]  # of images uint8 (N, 3, S, S)
 LOSSLESS = "fp32"  # other precisions change labels; see `imago.export.accuracy`
 
 
@@ -19,6 +22,7 @@ class Format:
         module: of this package, with the functions `write` and `load` as in `imago.export.onnx`.
         file: its name below RUN/export: one file, or a directory with metadata.json and the files.
         runs_in: the programs that run it.
+        runtime: the Python package that runs it.
         packages: modules that must be installed.
         install: the command that installs them.
         precisions: of the weights and of the arithmetic.
@@ -27,6 +31,7 @@ class Format:
     module: str
     file: str
     runs_in: str
+    runtime: str = "torch"
     packages: tuple[str, ...] = ()
     install: str = "make setup"
     precisions: tuple[str, ...] = (LOSSLESS,)
@@ -50,6 +55,7 @@ FORMATS = {
         "onnx",
         "model.onnx",
         "ONNX Runtime on CPU, GPU, phone and web; predict.py and eval.py; TensorRT and Core ML through ONNX Runtime",
+        runtime="onnxruntime",
         packages=("onnx", "onnxscript", "onnxruntime"),
         precisions=(LOSSLESS, "fp16", "int8"),
     ),
@@ -65,6 +71,7 @@ FORMATS = {
         "openvino",
         "openvino",
         "OpenVINO on Intel CPUs, GPUs and NPUs",
+        runtime="openvino",
         packages=("openvino", "onnx", "onnxscript"),
         precisions=(LOSSLESS, "fp16", "bf16"),
     ),

@@ -11,8 +11,7 @@ from onnx import helper, numpy_helper
 
 from imago import onnx_classifier
 from imago.errors import UserError
-from imago.export.formats import Options
-from imago.export.parity import Predict
+from imago.export.formats import Options, Predict
 from imago.model.classifier import Classifier
 
 _NUM_EXAMPLE_IMAGES = 2  # torch.export would treat a batch of one as a constant

@@ -4,26 +4,28 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from imago import onnx_classifier
-from imago.export import onnx
-from imago.export.formats import LOSSLESS, Options
+from imago.export.formats import LOSSLESS, Options, Outputs, Predict
 from imago.export.metadata import METADATA_FILE, PRECISION_KEY
-from imago.export.parity import Outputs, Predict
-from imago.model.classifier import Classifier
+
+if TYPE_CHECKING:
+    from imago.model.classifier import Classifier
 
 _FILE, _ONNX_FILE = "model.xml", "model.onnx"
 
 
-def write(classifier: Classifier, path: Path, metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
+def write(classifier: "Classifier", path: Path, metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """Write PATH/model.xml and PATH/model.bin, see `imago.export.onnx.write`.
 
     With precision fp16 the weights are stored in half precision and computed in float32; with bf16, see `load`.
     """
     import openvino
+
+    from imago.export import onnx
 
     path.mkdir()
     report = onnx.write(classifier, path / _ONNX_FILE, metadata, replace(options, precision=LOSSLESS))

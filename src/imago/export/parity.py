@@ -1,7 +1,7 @@
 """Compare an exported file with its checkpoint, on real images and for batches of several sizes."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from imago.errors import UserError
+from imago.export.formats import Outputs, Predict
 from imago.model.classifier import Classifier
 
 log = logging.getLogger(__name__)
@@ -23,9 +24,6 @@ MAX_PROBABILITY_DIFF = 1e-3
 
 # Images per batch for `compare_outputs`: the least common multiple of BATCH_SIZES.
 NUM_IMAGES_AT_ONCE = 448
-
-Outputs = tuple[np.ndarray, np.ndarray]  # logits and probabilities, each float32 (N, K)
-Predict = Callable[[np.ndarray], Outputs]  # of images uint8 (N, 3, S, S)
 
 
 @dataclass

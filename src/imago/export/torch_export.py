@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imago.errors import UserError
-from imago.export.formats import Options
-from imago.export.parity import Outputs, Predict
+from imago.export.formats import Options, Outputs, Predict
 from imago.model.classifier import Classifier
 
 _FILE = "model.pt2"

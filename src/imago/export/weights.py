@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from imago import onnx_classifier
-from imago.export.formats import Options
+from imago.export.formats import Options, Outputs, Predict
 from imago.export.metadata import METADATA_FILE, NETWORK_KEY
-from imago.export.parity import Outputs, Predict
 from imago.files import write_json
 from imago.images import MAX_SMALL_PX, Preprocess
 from imago.model.adapt import build_network

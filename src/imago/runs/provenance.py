@@ -26,10 +26,13 @@ _PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "to
 
 def collect_provenance(overrides: Sequence[str], seed: int) -> dict[str, Any]:
     """Return the provenance as plain data for `provenance.json`; see `RunDirectory.open` for the arguments."""
+    return {"overrides": list(overrides), "seed": seed, **describe_process()}
+
+
+def describe_process() -> dict[str, Any]:
+    """Return command, time, commit, packages and hardware of this process."""
     return {
         "command": shlex.join(sys.orig_argv),
-        "overrides": list(overrides),
-        "seed": seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": _git_state(),
         "python": platform.python_version(),

@@ -1,0 +1,212 @@
+"""Compare the formats and precisions that are installed: accuracy, latency, throughput, size and memory.
+
+Each is written anew to a temporary directory and measured in processes of its own, in turn, for several rounds.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from imago.analysis.plots import plot_speed, save_figure
+from imago.errors import UserError
+from imago.export.formats import FORMATS
+from imago.export.measure import BATCH_SIZE, Request
+from imago.files import write_json, write_text
+from imago.runs.provenance import describe_process
+from imago.statistics.intervals import wilson_interval
+from imago.statistics.paired import PairedComparison, compare_paired
+from imago.text import count_text, counted, markdown_table, percent_text, range_text, shortened, table_lines
+
+log = logging.getLogger(__name__)
+
+NUM_ROUNDS = 3
+_NOT_MEASURED = ("state_dict", "safetensors")  # weights only: PyTorch runs them as it runs the checkpoint
+_HEADER = [
+    "",
+    "accuracy",
+    "95 % interval",
+    "difference",
+    "p50 ms",
+    "p95 ms",
+    "images/s",
+    "MB",
+    "memory MB",
+    "package MB",
+]
+
+
+@dataclass
+class Row:
+    """The results of one format and precision.
+
+    Attributes:
+        name: e.g. "onnx int8"; the first row is the checkpoint.
+        path: the artefact, or the checkpoint.
+        module, runtime: as in `Request`.
+        num_bytes: size of the artefact.
+        reason: why there are no results; empty if there are.
+        num_correct: of the images.
+        against_checkpoint: paired comparison of the checkpoint (a) with this row (b).
+        by_threads: for each number of threads, the medians over the rounds of what `measure` returns.
+    """
+
+    name: str
+    path: Path
+    module: str
+    runtime: str
+    num_bytes: int = 0
+    reason: str = ""
+    num_correct: int = 0
+    against_checkpoint: PairedComparison | None = None
+    by_threads: dict[int, dict[str, float]] = field(default_factory=dict)
+
+
+def all_artefacts() -> list[tuple[str, str]]:
+    """Return each format that has a runtime of its own, with each of its precisions."""
+    formats = {name: format for name, format in FORMATS.items() if name not in _NOT_MEASURED}
+    return [(name, precision) for name, format in formats.items() for precision in format.precisions]
+
+
+def write_rows(directory: Path, write: Callable[[str, str, Path], Path]) -> Iterator[Row]:
+    """Write each artefact to `directory`; one that cannot be written becomes a row with the reason.
+
+    `write` takes format, precision and directory, and returns the artefact; it raises a `UserError`.
+    """
+    for name, precision in all_artefacts():
+        format = FORMATS[name]
+        row = Row(f"{name} {precision}", Path(), format.module, format.runtime)
+        if missing := format.missing_packages():
+            row.reason = f"not installed: {', '.join(missing)}; {format.install}"
+        else:
+            try:
+                row.path = write(name, precision, directory)
+                files = row.path.iterdir() if row.path.is_dir() else (row.path,)
+                row.num_bytes = sum(file.stat().st_size for file in files)
+            except UserError as error:
+                row.reason = str(error)
+        yield row
+
+
+def measure_rows(
+    rows: Sequence[Row], images: Path, labels: np.ndarray, num_threads: Sequence[int], trust: Sequence[str] = ()
+) -> None:
+    """Measure every row without a reason, in turn, `NUM_ROUNDS` times for each number of threads.
+
+    Args:
+        rows: the first is the checkpoint; the results are written to them.
+        images: .npy file with uint8 (N, 3, S, S).
+        labels: the true labels (N,).
+        num_threads: of the computation.
+        trust: as in `Request`.
+    """
+    is_correct: dict[str, np.ndarray] = {}
+    with TemporaryDirectory(prefix="imago_benchmark_") as temporary:
+        directory = Path(temporary)
+        measured: dict[tuple[str, int], list[dict[str, float]]] = {}
+        turns = [(threads, row) for _ in range(NUM_ROUNDS) for threads in num_threads for row in rows]
+        for threads, row in tqdm(turns, desc="measuring", unit="process", leave=False, disable=None):
+            if row.reason:
+                continue
+            file = str(directory / "labels.npy") if row.name not in is_correct else ""
+            paths = {"images": str(images), "result": str(directory / "result.json"), "labels": file}
+            request = Request(
+                row.module, str(row.path), num_threads=threads, runtime=row.runtime, trust=tuple(trust), **paths
+            )
+            result = _run(request, directory / "request.json", row)
+            if result is not None:
+                measured.setdefault((row.name, threads), []).append(result)
+                if file:
+                    is_correct[row.name] = np.load(file) == labels
+    for row in rows:
+        if not row.reason:
+            row.num_correct = int(is_correct[row.name].sum())
+            row.against_checkpoint = compare_paired(is_correct[rows[0].name], is_correct[row.name])
+            for threads in num_threads:
+                results = measured[row.name, threads]
+                row.by_threads[threads] = {key: median(result[key] for result in results) for key in results[0]}
+
+
+def _run(request: Request, file: Path, row: Row) -> dict[str, float] | None:
+    """Measure in a process; return its numbers, or None with a reason in the row."""
+    file.write_text(json.dumps(asdict(request)))
+    variables = {**os.environ, "OMP_NUM_THREADS": str(request.num_threads)}
+    command = [sys.executable, "-m", "imago.export.measure", str(file)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
+        log.debug("%s\n%s", row.name, done.stderr)
+        row.reason = lines[-1]
+        return None
+    result = json.loads(Path(request.result).read_text())
+    return {key: result[key] for key in ("p50_ms", "p95_ms", "images_per_s", "peak_memory_mb", "install_mb")}
+
+
+def benchmark_tables(rows: Sequence[Row], num_images: int) -> dict[int, list[list[str]]]:
+    """Return a table of cells for each number of threads, with a header."""
+    tables: dict[int, list[list[str]]] = {}
+    for threads in rows[0].by_threads:
+        tables[threads] = [_HEADER]
+        for row in rows:
+            if row.reason or row.against_checkpoint is None:
+                tables[threads].append([row.name, shortened(row.reason, 60), *[""] * (len(_HEADER) - 2)])
+                continue
+            numbers, paired = row.by_threads[threads], row.against_checkpoint
+            interval = range_text(*wilson_interval(row.num_correct, num_images))
+            low, high = paired.interval_95
+            difference = f"{100 * paired.difference:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+            tables[threads].append(
+                [row.name, percent_text(row.num_correct / num_images), interval, "" if row is rows[0] else difference,
+                 f"{numbers['p50_ms']:.2f}", f"{numbers['p95_ms']:.2f}", count_text(numbers["images_per_s"]),
+                 f"{row.num_bytes / 1e6:.2f}", count_text(numbers["peak_memory_mb"]), count_text(numbers["install_mb"])]
+            )  # fmt: skip
+    return tables
+
+
+def write_benchmark(rows: Sequence[Row], directory: Path, num_images: int, title: str) -> Path:
+    """Print the tables; write benchmark.json, benchmark.md and benchmark.png to `directory`; return the second."""
+    tables = benchmark_tables(rows, num_images)
+    sections = []
+    for threads, table in tables.items():
+        log.info("\n%s\n%s", counted(threads, "CPU thread"), "\n".join(table_lines(table)))
+        sections += [f"## {counted(threads, 'CPU thread')}", "", *markdown_table(table), ""]
+    about = (
+        f"{num_images:,} images of val. Difference: points of accuracy against the checkpoint, with the paired 95 % "
+        f"interval. Latency: one image; images/s: batches of {BATCH_SIZE}; medians of {NUM_ROUNDS} rounds in turn. "
+        "Memory: peak of the process. Package: the runtime without what it depends on."
+    )
+    content = {
+        "title": title,
+        "environment": describe_process(),
+        "num_images": num_images,
+        "rows": [*map(_record, rows)],
+    }
+    write_json(directory / "benchmark.json", content)
+    write_text(directory / "benchmark.md", "\n".join([f"# {title}", "", about, "", *sections]))
+    measured = [row for row in rows if row.by_threads]
+    intervals = np.array([wilson_interval(row.num_correct, num_images) for row in measured])
+    figure = plot_speed(
+        [row.name for row in measured],
+        np.array([row.num_correct / num_images for row in measured]),
+        intervals,
+        np.array([row.by_threads[min(row.by_threads)]["p50_ms"] for row in measured]),
+        np.array([row.num_bytes for row in measured]),
+        f"{title}, {counted(min(tables), 'CPU thread')}",
+    )
+    save_figure(figure, directory / "benchmark.png")
+    return directory / "benchmark.md"
+
+
+def _record(row: Row) -> dict[str, Any]:
+    values = {key: value for key, value in asdict(row).items() if key not in ("path", "module")}
+    return values | {"file": row.path.name}
