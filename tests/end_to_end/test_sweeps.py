@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from short_runs import summary
-from warm_runs import TINY
+from warm_runs import TINY, WarmRuns
 
+from imago.analysis.ranking import rank_settings
 from imago.paths import PROJECT_ROOT
 
 SCRIPT = PROJECT_ROOT / "docs" / "sweeps.sbatch"
@@ -48,6 +49,19 @@ def test_an_array_job_searches_ranks_and_tests_the_best_setting_once(tmp_path: P
     other = submit(tmp_path, *TINY, *SEARCH, "model.dropout=0.3")
     assert other.returncode == 2
     assert "is a sweep with other settings (none; now model.dropout=0.3)" in other.stderr
+
+
+@pytest.mark.slow
+def test_jobs_of_a_launcher_write_to_the_directory_of_the_sweep_and_are_ranked(runs: WarmRuns):
+    """They compose their settings in processes of their own."""
+    done = runs.run(*TINY, "hydra/launcher=joblib", "optimizer.lr=1e-3,2e-3", "sweep_name=jobs", "-m")
+    sweep = runs.logs / "sweeps" / "jobs"
+    assert done.stdout.splitlines()[-1].endswith(f"src/report.py run={sweep}   # the ranking")
+    assert [summary(sweep / name)["status"] for name in "01"] == ["finished", "finished"]
+    assert ["test" in summary(sweep / name) for name in "01"] == [False, False]
+    ranking = rank_settings(sweep)
+    assert {setting.settings["optimizer.lr"] for setting in ranking.settings} == {"0.001", "0.002"}
+    assert ranking.best.mean == max(summary(sweep / name)["best_value"] for name in "01")
 
 
 @pytest.mark.soak

@@ -42,6 +42,11 @@ def test_another_search_in_the_same_directory_is_refused(new_driver, arguments: 
         new_driver(*arguments, **changes)
 
 
+def test_machines_may_have_directories_of_their_own(new_driver):
+    new_driver("lr=0.1,0.2", "paths.log_dir=a")
+    new_driver("lr=0.1,0.2", "paths.log_dir=b")
+
+
 def test_a_damaged_journal_and_an_unknown_database_are_one_line(new_driver, fake_project: Path):
     new_driver("lr=0.1,0.2")
     with (fake_project / "x/study.journal").open("a") as journal:

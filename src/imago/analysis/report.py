@@ -60,10 +60,12 @@ def _is_sweep(directory: str | None) -> bool:
 
 
 def _report_sweep(directory: Path, output: str | None) -> None:
-    from imago.analysis.ranking import final_test_lines, ranking_text
+    from imago.analysis.ranking import final_test_lines, rank_settings, ranking_text
     from imago.analysis.sweep_page import write_sweep_page
 
     file = Path(output) if output else directory / "report.html"
+    if not rank_settings(directory.resolve()).settings:
+        raise DataError(f"{short_path(directory)} has no runs yet; a sweep numbers them 0, 1, 2 in its directory.")
     ranking = write_sweep_page(directory.resolve(), file)
     print("\n".join([ranking_text(ranking), "", *final_test_lines(ranking)]))
     print(f"page written to {short_path(file)}; ranking.csv and ranking.md are in {short_path(directory)}")

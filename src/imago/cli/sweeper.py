@@ -1,6 +1,7 @@
 """The sweeper behind `-m`, a plugin of Hydra: read and check the settings of a sweep, then run it."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from imago.cli.search_space import parse_space
 from imago.errors import ConfigError
 from imago.files import write_json
 from imago.instantiate import to_plain
+from imago.paths import command, quote_for_hydra, short_path
 from imago.settings import typed_value
 from imago.sweep.machine import threads_per_process
 from imago.sweep.run import run_sweep
@@ -74,7 +76,11 @@ class TrialSweeper(Sweeper):
             return run_sweep(plan, is_continued=self.settings.resume == "auto")
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / SWEEP_FILE, plan.description)
-        return self.hydra_sweeper.sweep([*typed, *(["test=false"] if space.parameters else [])])
+        # Jobs that other processes compose would find another directory: without a name, it is the time.
+        fixed = [f"hydra.sweep.dir={quote_for_hydra(str(directory))}", *(["test=false"] if space.parameters else [])]
+        result = self.hydra_sweeper.sweep([*typed, *fixed])
+        print(f"next:\n  {command('report')} run={shlex.quote(short_path(directory))}   # the ranking")
+        return result
 
     def _checked_settings(self, arguments: list[str]) -> dict[str, Any]:
         """Return the group `sweep` as plain data.

@@ -33,6 +33,7 @@ _PRUNERS = {
     "percentile": lambda: optuna.pruners.PercentilePruner(25.0),  # keeps the best quarter, as Optuna's example
 }
 REPEATS = "repeats"  # attribute of a trial: the number of an earlier one with the same values
+_OF_A_MACHINE = ("paths.", "++paths.")  # settings that may differ between the machines of a sweep
 _MAX_WAIT_S = 30  # to queue a grid takes less; our own choice
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # the ranking says what the trials were
@@ -51,7 +52,7 @@ def open_study(directory: Path, settings: Mapping[str, Any], space: Space) -> op
     storage = _open_storage(settings["storage"], directory)
     pruner = _build("pruner", settings["pruner"], _PRUNERS)
     searched = {
-        "settings": sorted(space.fixed),
+        "settings": sorted(text for text in space.fixed if not text.startswith(_OF_A_MACHINE)),
         "values": [parameter.text for parameter in space.parameters],
         "repetitions": [" ".join(repeat) for repeat in space.repeats],
         "objective": [settings["objective"], settings["direction"]],
