@@ -95,6 +95,10 @@ def test_tags_select_runs_and_unknown_ones_are_answered_with_those_that_exist(se
 
 
 def test_a_directory_without_runs_is_named(settings, tmp_path: Path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text('{"objective": "val/acc", "direction": "maximize"}')
+    with pytest.raises(DataError, match=r"sweep has no runs yet"):
+        report(settings(run=tmp_path / "sweep"))
     with pytest.raises(DataError, match=r"runs=.* contains no runs .*python src/train.py creates one"):
         report(settings(runs=tmp_path))
 
