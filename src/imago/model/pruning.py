@@ -34,7 +34,8 @@ def prune(net: nn.Module, ratio: float, image_size: int) -> tuple[nn.Module, dic
 
     if attention := next((type(part).__name__ for part in net.modules() if "Attention" in type(part).__name__), None):
         raise ConfigError(f"it has {attention}, and only convolutional networks can be pruned.")
-    pruned = copy.deepcopy(net).eval().requires_grad_(True)  # the dependencies are read from the graph of autograd
+    with one_intraop_thread():
+        pruned = copy.deepcopy(net).eval().requires_grad_(True)  # the dependencies are read from the autograd graph
     body: nn.Module = getattr(pruned, "body", pruned)
     image = torch.zeros(1, 3, image_size, image_size)
     layers = [part for part in pruned.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
@@ -116,6 +117,6 @@ def _set_widths(layer: Any) -> None:
 def count_multiply_adds(net: nn.Module, image_size: int) -> int:
     """Return the multiplications of the convolutions and linear layers of a network, in eval mode, for one image."""
     counter = FlopCounterMode(display=False)  # counts a multiplication and an addition as two
-    with counter, torch.no_grad():
+    with counter, one_intraop_thread(), torch.no_grad():
         net(torch.zeros(1, 3, image_size, image_size))
     return counter.get_total_flops() // 2
