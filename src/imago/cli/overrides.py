@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # The values of these keys are file names, passed on exactly as typed; with -m, a comma outside quotes separates two.
 PATH_KEYS = {
-    *("data.root", "data.split_file", "data.list_file", "model.weights"),
+    *("data.root", "data.split_file", "data.list_file", "model.weights", "model.run"),
     *("task.teacher", "task.teacher.weights", "paths.data_dir", "paths.log_dir"),
     *("input", "run", "runs", "a", "b", "resume", "ckpt", "run_name", "sweep_name", "output", "csv", "class_names"),
 }

@@ -76,10 +76,10 @@ def _load_classifier(path: Path, metadata: Mapping[str, Any]) -> Classifier:
 def _timm_config(classifier: Classifier) -> dict[str, Any]:
     """Return the configuration by which timm builds the network; an empty one if it would build another.
 
-    For small images the stride of the first convolution is changed, and for gray ones the input.
+    For small images the stride of the first convolution is changed, for gray ones the input, by pruning the widths.
     """
     settings, preprocess = classifier.network_settings, classifier.preprocess
-    is_changed = preprocess.size <= MAX_SMALL_PX or settings.get("in_channels", 3) != 3
+    is_changed = preprocess.size <= MAX_SMALL_PX or settings.get("in_channels", 3) != 3 or "pruned_shapes" in settings
     if is_changed or not str(settings.get("_target_")).endswith(".TimmNet"):
         return {}
     name, num_classes = settings["name"].partition(".")[0], len(classifier.class_names)

@@ -1,4 +1,4 @@
-"""Build a network and apply its settings `weights`, `freeze` and `in_channels`, which any `nn.Module` may have."""
+"""Build a network and apply its settings `weights`, `freeze`, `in_channels`: any `nn.Module` may have them."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,12 @@ from imago.errors import ConfigError
 from imago.images import MAX_SMALL_PX, Preprocess
 from imago.instantiate import accepts, accepts_any, build, import_target_or_none
 from imago.model.layers import new_module_names
+from imago.model.library_net import check_image_size
+from imago.model.pruning import shrink
 from imago.model.stem import convert_to_gray
 from imago.model.weights import find_file, is_path, load_weights, recorded_preprocess
 
-_ADAPT_SETTINGS = ("weights", "freeze", "in_channels")
+_ADAPT_SETTINGS = ("weights", "freeze", "in_channels", "pruned_shapes")
 
 
 def build_network(
@@ -54,6 +56,8 @@ def build_network(
     if not is_sized or type(net).__module__.startswith(("torchvision.", "timm.")):
         _check_outputs(net, str(settings["_target_"]), num_classes, image_size)
     adapt(net, file, preprocess, class_names, **applied)
+    if applied.get("pruned_shapes"):
+        check_image_size(net, type(net).__name__, image_size, image_size, num_classes)
     return net
 
 
@@ -153,8 +157,9 @@ def adapt(
     weights: str | None = None,
     freeze: str | None = None,
     in_channels: int = 3,
+    pruned_shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
-    """Convert a network to gray images, copy weights into it and freeze parameters.
+    """Convert a network to gray images, remove its pruned channels, copy weights into it and freeze parameters.
 
     Args:
         net: changed in place; gets `new_tensor_names`, the tensors that the file has no values for.
@@ -165,10 +170,13 @@ def adapt(
         freeze: "backbone" trains the head and a new stem only, and keeps everything else in eval mode; a glob such as
             `layer[12].*` freezes the parameters that it matches; None or "none" trains everything.
         in_channels: 3, or 1 to train on the luminance of the images.
+        pruned_shapes: shapes of the tensors of a pruned network, by their names in `net`, see `imago.model.pruning`.
     """
     if in_channels == 1:
         record = preprocess or {"mean": (0.0,) * 3, "std": (1.0,) * 3}
         convert_to_gray(net, record["mean"], record["std"])
+    if pruned_shapes:
+        shrink(net, pruned_shapes)
     if file is not None:
         net.new_tensor_names = load_weights(net, file, weights, class_names)
     if freeze not in (None, "none"):

@@ -52,7 +52,8 @@ def calibrate_and_plot_best_checkpoint(
         log.info("not calibrated: trainer.limit_val_batches=%s left images out", cfg.trainer.limit_val_batches)
         return
     data.trainer = None  # so that the loader gives this process all images, not the share of its rank
-    trust = [name for key in ("model", "metrics") for _, name in targets(to_plain(cfg[key]))]  # built before
+    built = task.hparams["net"], to_plain(cfg.metrics)
+    trust = [name for node in built for _, name in targets(node)]
     accelerator = "cpu" if trainer.strategy.root_device.type == "cpu" else "auto"
     if cfg.tta != "none" and cfg.calibrate == "auto":  # of the final test; predict and export use one view
         _calibrate(checkpoint, validate(checkpoint, data, accelerator, cfg.tta, trust), cfg.tta)

@@ -42,6 +42,7 @@ from imago.training.other_task import (
     is_image_task,
     unsavable_hyperparameters,
 )
+from imago.training.pruning import PrunedNetwork, choose_pruned_preprocess
 from imago.training.run_checks import check_loss, check_num_batches, check_split_sizes, warn_of_text_order
 from imago.training.teacher import load_teacher_run, prepare_teacher
 from imago.trust import without_files
@@ -56,20 +57,29 @@ _REFUSED_CALLBACKS = {
 _LOG_EVERY_N_STEPS, _MIN_POINTS_PER_EPOCH = 20, 5  # of trainer.log_every_n_steps=null; our own choices
 
 
-def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier | None = None) -> LightningModule:
+def build_task(
+    cfg: DictConfig,
+    data: ImageDataModule,
+    teacher_run: Classifier | None = None,
+    pruned: PrunedNetwork | None = None,
+) -> LightningModule:
     """Build the task for the classes and the preprocess record of `data`.
 
-    `teacher_run` is the trained network of `task.teacher`, if that is a run.
+    `teacher_run` is the trained network of `task.teacher`, if that is a run, and `pruned` that of `model=pruned`.
 
     Raises:
         ConfigError: if the teacher has other classes, or a hyperparameter cannot be stored in a checkpoint.
     """
-    task = _build_image_task(cfg, data, teacher_run) if is_image_task(cfg) else build_other_task(cfg, data)
+    settings = pruned.settings if pruned else to_plain(cfg.model)
+    task = _build_image_task(cfg, data, settings, teacher_run) if is_image_task(cfg) else build_other_task(cfg, data)
     net: Any = getattr(task, "net", task)
+    if pruned and pruned.net:
+        net.load_state_dict(pruned.net.state_dict())
     is_fast = cfg.channels_last and isinstance(task, ImageTask)  # other modules may use `view`
     data.memory_format = choose_memory_format(net, data.preprocess.size) if is_fast else torch.contiguous_format
     net.to(memory_format=data.memory_format)
-    if cfg.resume is None and cfg.model.get("weights") is None and hasattr(net, "initialize_from"):
+    starts_from_random = cfg.resume is None and not pruned and cfg.model.get("weights") is None
+    if starts_from_random and hasattr(net, "initialize_from"):
         images, _ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
         net.initialize_from(images)  # the first training batch, the same one on every rank
     if cfg.compile:
@@ -83,9 +93,11 @@ def build_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier |
     return task
 
 
-def _build_image_task(cfg: DictConfig, data: ImageDataModule, teacher_run: Classifier | None) -> ImageTask:
+def _build_image_task(
+    cfg: DictConfig, data: ImageDataModule, settings: dict[str, Any], teacher_run: Classifier | None
+) -> ImageTask:
     arguments: dict[str, Any] = {
-        "net": to_plain(cfg.model),
+        "net": settings,
         "class_names": list(data.class_names),
         "class_counts": np.bincount(data.splits.train.labels, minlength=len(data.class_names)).tolist(),
         "preprocess": data.preprocess.to_dict(),
@@ -189,11 +201,11 @@ def _build_callbacks(cfg: DictConfig, directory: RunDirectory) -> list[Callback]
 
 
 def build_run(
-    cfg: DictConfig, precision: str, directory: RunDirectory
+    cfg: DictConfig, precision: str, directory: RunDirectory, pruned: PrunedNetwork | None = None
 ) -> tuple[ImageDataModule, LightningModule, Trainer, str]:
     """Build data module, task and Trainer, in the order that determines the initial weights.
 
-    Also return where the preprocess record comes from, for the start table.
+    `pruned` is the network of `model=pruned`. Also return where the preprocess record comes from, for the start table.
     """
     _silence_lightning()
     teacher_run = load_teacher_run(cfg) if cfg.task.get("teacher") else None
@@ -204,8 +216,11 @@ def build_run(
         data.repeats_first_epoch = True
     check_num_batches(cfg, data)
     warn_of_text_order(data.class_names)
-    data.preprocess, origin = choose_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
-    task = build_task(cfg, data, teacher_run)
+    if pruned:
+        data.preprocess, origin = choose_pruned_preprocess(cfg, pruned, data)
+    else:
+        data.preprocess, origin = choose_preprocess(to_plain(cfg.preprocess), _weights_preprocess(cfg), data.preprocess)
+    task = build_task(cfg, data, teacher_run, pruned)
     check_free_space(directory.path, task)
     steps_per_epoch = count_steps_per_epoch(cfg, data)
     if cfg.trainer.log_every_n_steps is None:

@@ -14,6 +14,7 @@ from imago.images import CROPS, INTERPOLATIONS, TTA_MODES
 from imago.instantiate import import_target_or_none
 from imago.schedule.duration import duration_in_steps, is_time_limit
 from imago.settings import typed_value
+from imago.training.pruning import pruning_problems
 
 # Classes of Lightning that need a package; it is also the name of an extra in pyproject.toml.
 _EXTRA_PACKAGES = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow", "RichProgressBar": "rich"}
@@ -111,7 +112,7 @@ def check_settings(cfg: DictConfig) -> None:
     """
     checks: tuple[Callable[[DictConfig], Iterable[str]], ...] = (
         *(_value_problems, _trainer_problems, _schedule_problems, _monitor_problems, _callback_and_logger_problems),
-        *(_augment_problems, _data_and_loss_problems, _freezing_problems),
+        *(_augment_problems, _data_and_loss_problems, _freezing_problems, pruning_problems),
     )
     problems = [problem for check in checks for problem in check(cfg)]
     if problems:

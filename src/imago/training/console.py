@@ -21,6 +21,7 @@ from imago.statistics.metrics import MIN_IMBALANCE_RATIO
 from imago.task.base import ImageTask
 from imago.text import counted, join_names, metric_text
 from imago.training.checks import monitors
+from imago.training.pruning import network_settings
 
 _FEW_IMAGES = 5_000  # photographs, for a network from scratch; our own choice
 _MAX_WEIGHTS = 30  # class weights in the start table; our own choice
@@ -54,7 +55,7 @@ def start_table(
         "classes": _classes_text(cfg, data),
         "augment": data.augment.describe(),
         "preprocess": f"{data.preprocess.describe()} ({preprocess_origin})",
-        "network": _network_text(cfg.model, task),
+        "network": _network_text(network_settings(cfg, task), task),
         "optimizer": f"{_class_name(cfg.optimizer)}, lr {cfg.optimizer.get('lr')}, {_class_name(cfg.schedule)}, "
         f"{counted(trainer.max_epochs or 1, 'epoch')}{steps}"
         + ("" if isinstance(task, ImageTask) else f", as far as {type(task).__name__} uses them"),
@@ -151,6 +152,9 @@ def _test_lines(summary: Mapping[str, Any]) -> list[str]:
     lines += [f"test {', '.join(further)}"] if further else []
     if lines and "best_epoch" in summary:
         lines[0] += f" (best checkpoint: {_best_text(summary, metrics)})"
+    if accuracies := (summary.get("pruned") or {}).get("val_acc"):
+        tuned = f", {metrics['val/acc']:.2%} after fine-tuning" if "val/acc" in metrics else ""
+        lines.append("val accuracy {:.2%} before pruning, {:.2%} after it".format(*accuracies) + tuned)
     if note := far_above_note(summary.get("val") or {}, test):
         lines.append(f"note: {note}")
     if test.get("num_left_out"):
@@ -200,8 +204,8 @@ def _evaluated_parts(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -
     return texts
 
 
-def _class_name(settings: DictConfig) -> str:
-    return str(settings._target_).rpartition(".")[2]
+def _class_name(settings: Mapping[str, Any]) -> str:
+    return str(settings["_target_"]).rpartition(".")[2]
 
 
 def _tta_text(tta: str) -> str:
@@ -218,7 +222,7 @@ def _classes_text(cfg: DictConfig, data: ImageDataModule) -> str:
     return f"{listed}; uneven ({ratio:.1f} to 1): data.sampler=balanced or loss.weight=balanced"
 
 
-def _network_text(model: DictConfig, task: torch.nn.Module) -> str:
+def _network_text(model: Mapping[str, Any], task: torch.nn.Module) -> str:
     num_parameters = sum(p.numel() for p in task.parameters())
     num_trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     net = getattr(task, "net", getattr(task, "model", None))
@@ -229,11 +233,13 @@ def _network_text(model: DictConfig, task: torch.nn.Module) -> str:
     if net is None:  # built by the task itself, without the settings of the group `model`
         return ", ".join(texts)
     if model.get("freeze") not in (None, "none"):
-        texts.append(f"frozen: {model.freeze}")
+        texts.append(f"frozen: {model['freeze']}")
     if model.get("in_channels", 3) == 1:
         texts.append("on gray images")
-    if "weights" in model:
+    if "pruned_shapes" in model:
+        texts.append("pruned")
+    elif "weights" in model:
         new_tensor_names = getattr(net, "new_tensor_names", ())
         new = f", new: {' '.join(new_tensor_names)}" if new_tensor_names else ""
-        texts.append(f"pretrained ({model.weights}{new})" if model.weights else "from scratch")
+        texts.append(f"pretrained ({model['weights']}{new})" if model["weights"] else "from scratch")
     return ", ".join(texts)

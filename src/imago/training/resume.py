@@ -14,6 +14,7 @@ from imago.instantiate import to_plain
 from imago.paths import checkpoint_file, quote_for_hydra
 from imago.runs.run_directory import has_never_saved
 from imago.settings import PATH_SETTINGS, absolute_paths, as_typed, flatten
+from imago.training.pruning import is_pruned, resolve_pruned_run
 
 # Settings that may change when a run is resumed: they do not change its weights. A name stands for all settings below
 # it. Whether moved data is the same data is checked by its fingerprint.
@@ -37,6 +38,7 @@ _PATH_KEYS = (
     "task.teacher",
     "task.teacher.weights",
     "model.weights",
+    "model.run",
 )
 
 
@@ -46,7 +48,7 @@ def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]
     `cfg` is changed in place; returned are the overrides, as typed, with the same absolute paths.
 
     Raises:
-        ConfigError: if `model.weights` or `task.teacher` names a run without a checkpoint.
+        ConfigError: if `model.weights`, `model.run` or `task.teacher` names a run without a checkpoint.
     """
     cfg.paths.log_dir = str(Path(cfg.paths.log_dir).absolute())
     cfg.data.update(absolute_paths(cfg.data))
@@ -57,6 +59,8 @@ def store_absolute_paths(cfg: DictConfig, overrides: Sequence[str]) -> list[str]
         except DataError as error:
             raise ConfigError(f"model.weights={error}") from error
     resolve_teacher(cfg.task)
+    if is_pruned(cfg):
+        resolve_pruned_run(cfg)
     stored = as_typed(overrides, to_plain(cfg, resolve=False))
     for index, override in enumerate(stored):
         key, _, value = override.partition("=")

@@ -17,6 +17,7 @@ from imago.runs.run_directory import RunDirectory
 from imago.training.build import build_run
 from imago.training.machine_checks import prepare_machine
 from imago.training.other_task import is_image_task
+from imago.training.pruning import load_pruned
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def _losses_of_increasing_lr(cfg: DictConfig, directory: RunDirectory) -> list[f
     """Return the loss at each learning rate, up to the first loss that is not finite."""
     settings = _range_test_settings(cfg)
     precision, _ = prepare_machine(settings)
-    data, task, trainer, _ = build_run(settings, precision, directory)
+    data, task, trainer, _ = build_run(settings, precision, directory, load_pruned(settings))
     log.info("tune=lr: at most %s steps on the training images\n", _NUM_STEPS)
     trainer.fit(task, datamodule=data)
     (curve,) = (c for c in trainer.callbacks if isinstance(c, LossCurve))  # type: ignore[attr-defined]
