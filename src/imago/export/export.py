@@ -15,10 +15,11 @@ from omegaconf import DictConfig
 
 from imago import onnx_classifier
 from imago.errors import ConfigError, DataError
-from imago.export.formats import FORMATS, Options
+from imago.export.formats import FORMATS, LOSSLESS, Options
 from imago.files import make_writable, read_json, report_unwritable, write_json
 from imago.inference.evaluate import read_data_settings, training_data
 from imago.inference.load import check_and_find_model, is_onnx, load_calibrated
+from imago.inference.run_split import match_classes
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import checkpoint_file, command, short_path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _EXPORT_DIRECTORY, _LOG_FILE = "export", "export.log"
+_NUM_CALIBRATION_IMAGES = 500  # ranges of activations hardly change with more; our own choice
 
 
 def export(cfg: DictConfig) -> None:
@@ -88,11 +90,25 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         yield f"opset={cfg.opset} is a setting of format=onnx; format={cfg.format} has none."
     elif cfg.opset is not None and cfg.opset < 1:
         yield f"opset={cfg.opset} must be 1 or more, e.g. 18, or null for torch's own choice."
+    yield from _lossy_problems(cfg)
     if missing := format.missing_packages():
         yield f"{sys.executable} lacks {', '.join(missing)}; run {format.install}, then use .venv/bin/python."
 
 
+def _lossy_problems(cfg: DictConfig) -> Iterator[str]:
+    """Yield one line for each setting of the precisions other than fp32 that is invalid or has no effect."""
+    if cfg.precision != "int8" and cfg.calibration_samples is not None:
+        yield f"calibration_samples={cfg.calibration_samples} is a setting of precision=int8."
+    elif cfg.calibration_samples is not None and cfg.calibration_samples < 1:
+        yield f"calibration_samples={cfg.calibration_samples} must be 1 or more training images."
+    if cfg.precision != "int8" and cfg.keep_float:
+        yield f"keep_float=[{','.join(map(str, cfg.keep_float))}] is a setting of precision=int8."
+    if not 0 <= cfg.max_accuracy_drop <= 100:
+        yield f"max_accuracy_drop={cfg.max_accuracy_drop} must be from 0 to 100 points."
+
+
 def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping[str, Any], target: Path) -> None:
+    from imago.export.accuracy import compare_accuracy
     from imago.export.artefact import report_file, write_artefact
     from imago.export.parity import compare_outputs
 
@@ -114,10 +130,15 @@ def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping
         onnx_classifier.RUN_ID_KEY: printable(run.name),
         onnx_classifier.METRICS_KEY: _metrics_of(run, checkpoint),
     }
-    options = Options(cfg.format, cfg.precision, cfg.opset)
+    options = _options(cfg, cfg.format, cfg.precision, data)
 
-    def verify(predict: "Predict") -> dict[str, Any]:
-        return compare_outputs(classifier, predict, _validation_images(data, cfg.parity_samples, split))
+    def verify(predict: "Predict", report: Mapping[str, Any]) -> dict[str, Any]:
+        batches = _batches(data, split, cfg.parity_samples, "comparing")
+        if options.precision == LOSSLESS:
+            return compare_outputs(classifier, predict, (images for images, _ in batches))
+        labels = match_classes(data.class_names, classifier.class_names)
+        labeled = ((images, labels[batch_labels]) for images, batch_labels in batches)
+        return {"split": split} | compare_accuracy(classifier, predict, labeled, cfg.max_accuracy_drop, report)
 
     with report_unwritable(target.parent):
         report = write_artefact(classifier, target, metadata, options, verify)
@@ -137,18 +158,42 @@ def _metrics_of(run: Path, checkpoint: Path) -> dict[str, Any]:
     return {split: {key: values[key] for key in wanted if key in values} for split, values in by_split.items()}
 
 
-def _validation_images(data: "ImageDataModule", limit: int | None, split: str = "val") -> Iterator[np.ndarray]:
-    """Yield batches uint8 (B, 3, S, S): all images, or `limit` of them, evenly spread as files are sorted by class."""
+def _options(cfg: DictConfig, format: str, precision: str, data: "ImageDataModule") -> Options:
+    """Return the settings of an export of this format and precision.
+
+    Raises:
+        DataError: for int8 without training images.
+    """
+    if precision != "int8":
+        return Options(format, precision, cfg.opset)
+    if not len(data.splits.train):
+        raise DataError(f"precision=int8 needs training images, and run={cfg.run} has none; type precision=fp16.")
+    num_images = cfg.calibration_samples or _NUM_CALIBRATION_IMAGES
+
+    def calibration_images() -> Iterator[np.ndarray]:
+        return (images for images, _ in _batches(data, "train", num_images, "calibrating"))
+
+    return Options(format, precision, cfg.opset, calibration_images, tuple(cfg.keep_float))
+
+
+def _batches(
+    data: "ImageDataModule", split: str, limit: int | None, title: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield images uint8 (B, 3, S, S) and labels (B,): all, or `limit` evenly spread, as files are sorted by class."""
     from tqdm import tqdm
 
     from imago.data.sampling import BatchIndices
     from imago.export.parity import NUM_IMAGES_AT_ONCE
 
     dataset: Any = data.dataset(split)
-    num_all_images = len(dataset)
-    num_images = min(limit or num_all_images, num_all_images)
-    indices = np.arange(num_images) * num_all_images // num_images
-    starts = range(0, num_images, NUM_IMAGES_AT_ONCE)
-    for start in tqdm(starts, desc="comparing", unit="batch", leave=False, disable=None):
-        images, _ = dataset.__getitems__(BatchIndices(0, indices[start : start + NUM_IMAGES_AT_ONCE]))
-        yield images.numpy()
+    indices = _spread(len(dataset), limit)
+    starts = range(0, len(indices), NUM_IMAGES_AT_ONCE)
+    for start in tqdm(starts, desc=title, unit="batch", leave=False, disable=None):
+        images, labels = dataset.__getitems__(BatchIndices(0, indices[start : start + NUM_IMAGES_AT_ONCE]))
+        yield images.numpy(), labels.numpy()
+
+
+def _spread(num_all: int, limit: int | None) -> np.ndarray:
+    """Return the indices of all images, or of `limit` evenly spread ones."""
+    num_images = min(limit or num_all, num_all)
+    return np.arange(num_images) * num_all // num_images
