@@ -111,8 +111,10 @@ def _remedy(report: Mapping[str, Any]) -> str:
 
 
 def _describe(compared: PairedComparison, accuracy: float) -> str:
-    low, high = (-100 * end for end in reversed(compared.interval_95))
+    low, lost, high = (
+        0.0 - 100 * value for value in (compared.interval_95[1], compared.difference, compared.interval_95[0])
+    )
     return (
         f"{accuracy + compared.difference:.2%} on {compared.num_images:,} images, the checkpoint {accuracy:.2%}: "
-        f"{-100 * compared.difference:.2f} points lost (95 % interval {low:.2f} to {high:.2f})"
+        f"{lost:.2f} points lost (95 % interval {low:.2f} to {high:.2f})"
     )
