@@ -27,7 +27,7 @@ def write_artefact(
     target: Path,
     run_metadata: Mapping[str, Any],
     options: Options,
-    verify: Callable[[Predict], dict[str, Any]],
+    verify: Callable[[Predict, Mapping[str, Any]], dict[str, Any]],
 ) -> dict[str, Any]:
     """Write an artefact to a temporary directory, verify it there, and replace `target`.
 
@@ -36,7 +36,7 @@ def write_artefact(
         target: a file or a directory below RUN/export, as `FORMATS` says.
         run_metadata: as in `build_metadata`.
         options: format, precision and their settings.
-        verify: takes the function of the written file; returns values for the report, or raises.
+        verify: takes the function of the written file, and its report so far; returns values for the report, or raises.
 
     Returns:
         The report.
@@ -59,11 +59,14 @@ def write_artefact(
         num_bytes = sum(file.stat().st_size for file in (part.iterdir() if part.is_dir() else (part,)))
         opset = f"opset {report['opset']}, " if "opset" in report else ""
         log.info("written     %s %s, %s%.2f MB", options.format, options.precision, opset, num_bytes / 1e6)
+        float_bytes = 4 * sum(parameter.numel() for parameter in classifier.parameters())
+        if options.precision != LOSSLESS and num_bytes >= float_bytes:
+            log.info("size        not smaller than the weights in float32, %.2f MB", float_bytes / 1e6)
         try:
             predict = module.load(part, torch.get_num_threads())
         except DataError as error:
             raise DataError(f"{str(error).replace(str(part), str(target))} It was not kept.") from error
-        verified = verify(predict)
+        verified = verify(predict, report)
         digest = sha256_of(part / METADATA_FILE if part.is_dir() else part)  # metadata.json has the others
         move_to(part, target)
     return {

@@ -20,6 +20,7 @@ from imago.export.formats import FORMATS, LOSSLESS, Options
 from imago.files import PARTIAL_SUFFIX, make_writable, read_json, report_unwritable, write_json
 from imago.inference.evaluate import read_data_settings, training_data
 from imago.inference.load import check_and_find_model, is_onnx, load_calibrated, resolve_checkpoint
+from imago.inference.run_split import match_classes
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import checkpoint_file, command, short_path
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _EXPORT_DIRECTORY, _LOG_FILE = "export", "export.log"
+_NUM_CALIBRATION_IMAGES = 500  # ranges of activations hardly change with more; our own choice
 
 
 def export(cfg: DictConfig) -> None:
@@ -99,8 +101,22 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         yield f"opset={cfg.opset} is a setting of format=onnx; format={cfg.format} has none."
     elif cfg.opset is not None and cfg.opset < 1:
         yield f"opset={cfg.opset} must be 1 or more, e.g. 18, or null for torch's own choice."
+    yield from _lossy_problems(cfg)
     if missing := format.missing_packages():
         yield f"{sys.executable} lacks {', '.join(missing)}; run {format.install}, then use .venv/bin/python."
+
+
+def _lossy_problems(cfg: DictConfig) -> Iterator[str]:
+    """Yield one line for each setting of the precisions other than fp32 that is invalid or has no effect."""
+    is_int8 = cfg.precision == "int8" or cfg.benchmark
+    if not is_int8 and cfg.calibration_samples is not None:
+        yield f"calibration_samples={cfg.calibration_samples} is a setting of precision=int8."
+    elif cfg.calibration_samples is not None and cfg.calibration_samples < 1:
+        yield f"calibration_samples={cfg.calibration_samples} must be 1 or more training images."
+    if not is_int8 and cfg.keep_float:
+        yield f"keep_float=[{','.join(map(str, cfg.keep_float))}] is a setting of precision=int8."
+    if not 0 <= cfg.max_accuracy_drop <= 100:
+        yield f"max_accuracy_drop={cfg.max_accuracy_drop} must be from 0 to 100 points."
 
 
 class _Network(NamedTuple):
@@ -135,7 +151,7 @@ def _export(cfg: DictConfig, network: _Network, target: Path) -> Path:
     """Write one artefact and its report; return the artefact."""
     from imago.export.artefact import report_file
 
-    options = Options(cfg.format, cfg.precision, cfg.opset)
+    options = _options(cfg, cfg.format, cfg.precision, network.data)
     report = _write(cfg, network, options, target)
     report["checkpoint"] = os.path.relpath(network.checkpoint, network.run)
     write_json(target.with_name(report_file(options)), report)
@@ -143,6 +159,7 @@ def _export(cfg: DictConfig, network: _Network, target: Path) -> Path:
 
 
 def _write(cfg: DictConfig, network: _Network, options: Options, target: Path) -> dict[str, Any]:
+    from imago.export.accuracy import compare_accuracy
     from imago.export.artefact import write_artefact
     from imago.export.parity import compare_outputs
 
@@ -151,9 +168,12 @@ def _write(cfg: DictConfig, network: _Network, options: Options, target: Path) -
         onnx_classifier.METRICS_KEY: _metrics_of(network.run, network.checkpoint),
     }
 
-    def verify(predict: "Predict") -> dict[str, Any]:
-        batches = _batches(network.data, network.split, cfg.parity_samples, "comparing")
-        return compare_outputs(network.classifier, predict, (images for images, _ in batches))
+    def verify(predict: "Predict", report: Mapping[str, Any]) -> dict[str, Any]:
+        batches = _labeled_batches(network, cfg.parity_samples, "comparing")
+        if options.precision == LOSSLESS:
+            return compare_outputs(network.classifier, predict, (images for images, _ in batches))
+        compared = compare_accuracy(network.classifier, predict, batches, cfg.max_accuracy_drop, report)
+        return {"split": network.split} | compared
 
     return write_artefact(network.classifier, target, metadata, options, verify)
 
@@ -165,7 +185,7 @@ def _benchmark(cfg: DictConfig, network: _Network, directory: Path) -> Path:
 
     def write(name: str, precision: str, parent: Path) -> Path:
         target = parent / FORMATS[name].file_of(precision)
-        _write(cfg, network, Options(name, precision), target)
+        _write(cfg, network, _options(cfg, name, precision, network.data), target)
         return target
 
     num_bytes = sum(tensor.nbytes for tensor in network.classifier.state_dict().values())
@@ -188,7 +208,7 @@ def _save_images(network: _Network, limit: int | None, file: Path) -> np.ndarray
     shape = (len(_spread(num_all, limit)), 3, size, size)
     saved = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
     all_labels: list[np.ndarray] = []
-    for images, labels in _batches(network.data, network.split, limit, "images"):
+    for images, labels in _labeled_batches(network, limit, "images"):
         start = sum(map(len, all_labels))
         saved[start : start + len(images)] = images
         all_labels.append(labels)
@@ -206,6 +226,31 @@ def _metrics_of(run: Path, checkpoint: Path) -> dict[str, Any]:
         return {}
     by_split = {split: summary[split] for split in ("val", "test") if isinstance(summary.get(split), dict)}
     return {split: {key: values[key] for key in wanted if key in values} for split, values in by_split.items()}
+
+
+def _options(cfg: DictConfig, format: str, precision: str, data: "ImageDataModule") -> Options:
+    """Return the settings of an export of this format and precision.
+
+    Raises:
+        DataError: for int8 without training images.
+    """
+    if precision != "int8":
+        return Options(format, precision, cfg.opset)
+    if not len(data.splits.train):
+        raise DataError(f"precision=int8 needs training images, and run={cfg.run} has none; type precision=fp16.")
+    num_images = cfg.calibration_samples or _NUM_CALIBRATION_IMAGES
+
+    def calibration_images() -> Iterator[np.ndarray]:
+        return (images for images, _ in _batches(data, "train", num_images, "calibrating"))
+
+    return Options(format, precision, cfg.opset, calibration_images, tuple(cfg.keep_float))
+
+
+def _labeled_batches(network: _Network, limit: int | None, title: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield images and labels as `_batches` does; labels are indices of the network's classes."""
+    labels = match_classes(network.data.class_names, network.classifier.class_names)
+    for images, batch_labels in _batches(network.data, network.split, limit, title):
+        yield images, labels[batch_labels]
 
 
 def _batches(

@@ -1,5 +1,6 @@
 """Export a classifier to one ONNX file that contains normalization, softmax and metadata."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from onnx import helper, numpy_helper
 from imago import onnx_classifier
 from imago.errors import UserError
 from imago.export.formats import Options, Predict
+from imago.export.metadata import PRECISION_KEY
+from imago.export.quantize import quantize
 from imago.model.classifier import Classifier
 
 _NUM_EXAMPLE_IMAGES = 2  # torch.export would treat a batch of one as a constant
@@ -26,23 +29,26 @@ def write(classifier: Classifier, path: Path, metadata: Mapping[str, Any], optio
         classifier: in eval mode, in float32, on the CPU; its temperature becomes part of the graph.
         path: the file; other formats create a directory.
         metadata: from `imago.export.metadata.build_metadata`.
-        options: `opset` is torch's choice if it is None.
+        options: `opset` is torch's choice if it is None; `precision` is fp32, fp16 (of the network) or int8.
 
     Returns:
-        Values for the report: the opset of the file.
+        Values for the report: the opset of the file, and of int8 those of `imago.export.quantize`.
 
     Raises:
         UserError: if the network cannot be exported, or not with this opset or for batches of any size.
     """
-    model = _trace(classifier, options.opset)
+    report: dict[str, Any] = {}
+    model = _trace(_Half(classifier).eval() if options.precision == "fp16" else classifier, classifier, options.opset)
     _check_graph(model, classifier, options.opset)
-    _append_probabilities(model, len(classifier.class_names), classifier.calibration_temperature)
     _strip_debug_info(model.graph)
     del model.metadata_props[:]
-    helper.set_model_props(model, onnx_classifier.pack_metadata(metadata))
+    if options.precision == "int8":
+        model, report = quantize(model, options)
+    _append_probabilities(model, len(classifier.class_names), classifier.calibration_temperature)
+    helper.set_model_props(model, onnx_classifier.pack_metadata({**metadata, PRECISION_KEY: options.precision}))
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(onnx_classifier.add_digest(model.SerializeToString()))
-    return {"opset": _opset_of(model)}
+    return {"opset": _opset_of(model), **report}
 
 
 def load(path: Path, num_threads: int) -> Predict:
@@ -54,12 +60,25 @@ def load(path: Path, num_threads: int) -> Predict:
     return onnx_classifier.OnnxClassifier(path, num_threads).predict
 
 
-def _trace(classifier: Classifier, opset: int | None) -> onnx.ModelProto:
+class _Half(torch.nn.Module):
+    """Compute the network of a classifier in float16; the normalization and the logits stay in float32."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.normalize = classifier.normalize
+        self.net = copy.deepcopy(classifier.net).half()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map uint8 images (N, 3, S, S) to float32 logits (N, K)."""
+        return self.net(self.normalize(images).half()).float()
+
+
+def _trace(module: torch.nn.Module, classifier: Classifier, opset: int | None) -> onnx.ModelProto:
     """Return the graph from `images` to `logits`, with all weights inside."""
     size = classifier.preprocess.size
     try:
         program = torch.onnx.export(
-            classifier,
+            module,
             (torch.zeros(_NUM_EXAMPLE_IMAGES, 3, size, size, dtype=torch.uint8),),
             input_names=[onnx_classifier.INPUT],
             output_names=[onnx_classifier.LOGITS],
