@@ -33,7 +33,7 @@ def classifier(net: nn.Module) -> Classifier:
 
 
 def write(classifier: Classifier, path: Path, opset: int | None = None) -> int:
-    metadata = build_metadata(classifier, METADATA, ("torch", *FORMATS["onnx"].packages))
+    metadata = build_metadata(classifier, METADATA, FORMATS["onnx"].versions())
     return onnx_format.write(classifier, path, metadata, Options(opset=opset))["opset"]
 
 

@@ -47,15 +47,15 @@ def write_artefact(
     """
     format = FORMATS[options.format]
     module = format.load_module()
-    metadata = build_metadata(classifier, run_metadata, ("torch", *format.packages))
-    remove_partial_files(target.parent, target.name)  # of an export that was killed
+    metadata = build_metadata(classifier, run_metadata, format.versions())
+    remove_partial_files(target.parent, f"{target.name}.")  # of an export that was killed
     with TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.", suffix=PARTIAL_SUFFIX) as directory:
         part = Path(directory, target.name)
         log_file = target.with_name("export.log").open("a", encoding="utf-8", errors="backslashreplace")
         with log_file, redirect_stdout(log_file), redirect_stderr(log_file):
             report = module.write(classifier, part, metadata, options)
         if part.is_dir():
-            settings = {FORMAT_KEY: options.format, PRECISION_KEY: options.precision}
+            settings = {FORMAT_KEY: options.format, PRECISION_KEY: options.precision, **report}
             write_metadata(part, {**metadata, **settings, NETWORK_KEY: dict(classifier.network_settings)})
         num_bytes = sum(file.stat().st_size for file in (part.iterdir() if part.is_dir() else (part,)))
         opset = f"opset {report['opset']}, " if "opset" in report else ""

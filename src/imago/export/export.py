@@ -3,7 +3,6 @@
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -89,7 +88,8 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
     elif cfg.opset is not None and cfg.opset < 1:
         yield f"opset={cfg.opset} must be 1 or more, e.g. 18, or null for torch's own choice."
     if missing := format.missing_packages():
-        yield f"{sys.executable} lacks {', '.join(missing)}; run {format.install}, then use .venv/bin/python."
+        names = ", ".join(missing)
+        yield f"format={cfg.format} needs {names}, not installed; run {format.install}, then use .venv/bin/python."
 
 
 def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping[str, Any], target: Path) -> None:

@@ -1,6 +1,6 @@
 """What every exported file says of itself: classes, preprocess record, temperature, run, and digests of its files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +16,18 @@ FORMAT_KEY, PRECISION_KEY, NETWORK_KEY, FILES_KEY = "format", "precision", "netw
 
 
 def build_metadata(
-    classifier: "Classifier", run_metadata: Mapping[str, Any], packages: Sequence[str]
+    classifier: "Classifier", run_metadata: Mapping[str, Any], versions: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return metadata by the keys of `imago.onnx_classifier`; `run_metadata` have `run_id` and `metrics`."""
+    """Return metadata by the keys of `imago.onnx_classifier`.
+
+    `run_metadata` have `run_id` and `metrics`; `versions` are those of the format's packages.
+    """
     return {
         onnx_classifier.CLASS_NAMES_KEY: list(classifier.class_names),
         onnx_classifier.PREPROCESS_KEY: classifier.preprocess.to_dict(),
         onnx_classifier.TEMPERATURE_KEY: classifier.calibration_temperature,
         onnx_classifier.PREDICTS_CLASSES_KEY: classifier.predicts_classes,
-        onnx_classifier.VERSIONS_KEY: {name: version(name) for name in packages},
+        onnx_classifier.VERSIONS_KEY: {"torch": version("torch"), **versions},
         **run_metadata,
     }
 

@@ -12,9 +12,9 @@ from imago.errors import UserError
 from imago.export.formats import Options
 from imago.export.parity import Outputs, Predict
 from imago.model.classifier import Classifier
+from imago.text import first_line
 
 _FILE = "model.pt2"
-_NUM_EXAMPLE_IMAGES = 2  # torch.export would treat a batch of one as a constant
 
 
 class ImagesToProbabilities(nn.Module):
@@ -30,21 +30,37 @@ class ImagesToProbabilities(nn.Module):
         return logits, (logits / self.classifier.calibration_temperature).softmax(dim=1)
 
 
-def export_program(classifier: Classifier) -> torch.export.ExportedProgram:
-    """Trace a classifier in eval mode, for batches of any size.
+def example_images(classifier: Classifier, num_images: int = 2) -> Tensor:
+    """Return the images that a network is traced with; a batch of one would become a constant."""
+    size = classifier.preprocess.size
+    return torch.zeros(num_images, 3, size, size, dtype=torch.uint8)
+
+
+def name_of(classifier: Classifier) -> str:
+    """Return the class of the network, as its library names it."""
+    return type(getattr(classifier.net, "body", classifier.net)).__name__
+
+
+def export_program(classifier: Classifier, max_batch_size: int | None = None) -> torch.export.ExportedProgram:
+    """Trace a classifier in eval mode, for batches of any size, or of up to `max_batch_size`.
+
+    The largest batch is traced: torch chooses another convolution below 16 images, and ExecuTorch takes that for a bound.
 
     Raises:
         UserError: if it cannot be traced; it names the class of the network and the reason.
     """
-    size, name = classifier.preprocess.size, type(getattr(classifier.net, "body", classifier.net)).__name__
-    images = torch.zeros(_NUM_EXAMPLE_IMAGES, 3, size, size, dtype=torch.uint8)
     try:
         return torch.export.export(
-            ImagesToProbabilities(classifier), (images,), dynamic_shapes=({0: torch.export.Dim("N")},), strict=False
+            ImagesToProbabilities(classifier),
+            (example_images(classifier, max_batch_size or 2),),
+            dynamic_shapes=({0: torch.export.Dim("N", max=max_batch_size)},),
+            strict=False,
         )
     except Exception as error:  # torch.export raises what the forward raises, and several classes of its own
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{name} cannot be traced by torch.export: {reason}; change its forward.") from error
+        reason = first_line(error)
+        raise UserError(
+            f"{name_of(classifier)} cannot be traced by torch.export: {reason}; change its forward."
+        ) from error
 
 
 def write(classifier: Classifier, path: Path, metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:

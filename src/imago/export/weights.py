@@ -49,8 +49,7 @@ def load(path: Path, num_threads: int) -> Predict:
 
     It runs on the threads of torch.
     """
-    metadata = json.loads((path / METADATA_FILE).read_text())
-    classifier = _load_classifier(path, metadata)
+    classifier = load_classifier(path)
 
     def predict(images: np.ndarray) -> Outputs:
         with torch.inference_mode():
@@ -60,7 +59,9 @@ def load(path: Path, num_threads: int) -> Predict:
     return predict
 
 
-def _load_classifier(path: Path, metadata: Mapping[str, Any]) -> Classifier:
+def load_classifier(path: Path) -> Classifier:
+    """Load the network of a directory that `write` has written, and metadata.json was added to."""
+    metadata = json.loads((path / METADATA_FILE).read_text())
     preprocess = Preprocess.from_dict(metadata[onnx_classifier.PREPROCESS_KEY])
     names, settings = metadata[onnx_classifier.CLASS_NAMES_KEY], dict(metadata[NETWORK_KEY])
     if (path / _TIMM_CONFIG).is_file():

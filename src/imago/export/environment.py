@@ -1,0 +1,139 @@
+"""Run a format whose packages clash with the project's in an environment of its own, `.venv-NAME`.
+
+`make export-env FORMAT=NAME` creates it. A process there uses the functions `write` and `load` of the format's module;
+JSON and arrays are exchanged through a connection, never pickled.
+"""
+
+import json
+import logging
+import sys
+import weakref
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from io import BytesIO
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from subprocess import DEVNULL, STDOUT, Popen
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any
+
+import numpy as np
+
+from imago.errors import UserError
+from imago.export import weights
+from imago.export.formats import Options
+from imago.export.metadata import METADATA_FILE, NETWORK_KEY, write_metadata
+from imago.export.parity import Outputs, Predict
+from imago.model.classifier import Classifier
+
+log = logging.getLogger(__name__)
+
+
+class RemoteFormat:
+    """The functions `write` and `load` of a format's module, which run in another environment.
+
+    Args:
+        module: the name of the module in this package.
+        python: the interpreter of the environment, which can import this project too.
+    """
+
+    def __init__(self, module: str, python: Path) -> None:
+        self._command = (str(python), "-P", "-m", __name__)
+        self._module = module
+
+    def write(
+        self, classifier: Classifier, path: Path, metadata: Mapping[str, Any], options: Options
+    ) -> dict[str, Any]:
+        """Write the files of the format to `path`, see `imago.export.onnx.write`; the weights go through a file."""
+        with TemporaryDirectory() as directory:
+            source = Path(directory, "state_dict")
+            weights.write(classifier, source, metadata, Options("state_dict"))
+            write_metadata(source, {**metadata, NETWORK_KEY: dict(classifier.network_settings)})
+            return json.loads(_Process(self._command, (self._module, "write", str(source), str(path))).receive())
+
+    def load(self, path: Path, num_threads: int) -> Predict:
+        """Load the files in a process that lives as long as the function that is returned."""
+        process = _Process(self._command, (self._module, "load", str(path), str(num_threads)))
+        process.receive()  # it is ready
+
+        def predict(images: np.ndarray) -> Outputs:
+            process.connection.send_bytes(_to_bytes(images))
+            return _to_array(process.receive()), _to_array(process.receive())
+
+        return predict
+
+
+class _Process:
+    """A process that runs `main`; it ends when this object is garbage."""
+
+    def __init__(self, command: Sequence[str], arguments: Sequence[str]) -> None:
+        self.connection, other = Pipe()
+        self._output = TemporaryFile()  # noqa: SIM115, closed when it is garbage
+        with other:
+            self._command = [*command, str(other.fileno()), *arguments]
+            streams: dict[str, Any] = {"stdin": DEVNULL, "stdout": self._output, "stderr": STDOUT}
+            self._process = Popen(self._command, pass_fds=[other.fileno()], **streams)
+        weakref.finalize(self, _end, self.connection, self._process)
+
+    def receive(self) -> bytes:
+        """Return what the process sends.
+
+        Raises:
+            UserError: with the last line that it printed, if it ended with the exit code of a user's error.
+            RuntimeError: with all that it printed, if it failed in another way.
+        """
+        try:
+            return self.connection.recv_bytes()
+        except (EOFError, ConnectionError):
+            exit_code = self._process.wait()
+        self._output.seek(0)
+        text = self._output.read().decode(errors="replace").strip()
+        log.debug("%s", text)
+        if exit_code == UserError.exit_code:
+            raise UserError(text.rpartition("\n")[2])
+        raise RuntimeError(f"{self._command} ended with exit code {exit_code}:\n{text}")
+
+
+def _end(connection: Connection, process: Popen) -> None:
+    connection.close()
+    process.kill()
+    process.wait()
+
+
+def _to_bytes(array: np.ndarray) -> bytes:
+    buffer = BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _to_array(content: bytes) -> np.ndarray:
+    return np.load(BytesIO(content), allow_pickle=False)
+
+
+def main(handle: str, module_name: str, function: str, *arguments: str) -> None:
+    """Run `write` or `load` of a module for the process at the other end of the connection with this file handle."""
+    module, connection = import_module(f"imago.export.{module_name}"), Connection(int(handle))
+    if function == "write":
+        source, path = map(Path, arguments)
+        metadata = json.loads((source / METADATA_FILE).read_text())
+        report = module.write(weights.load_classifier(source), path, metadata, Options())
+        connection.send_bytes(json.dumps(report).encode())
+        return
+    predict = module.load(Path(arguments[0]), int(arguments[1]))
+    connection.send_bytes(b"ready")
+    while True:
+        try:
+            images = _to_array(connection.recv_bytes())
+        except EOFError:
+            return
+        for array in predict(images):
+            connection.send_bytes(_to_bytes(array))
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
