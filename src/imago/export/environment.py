@@ -65,7 +65,7 @@ class RemoteFormat:
 
 
 class _Process:
-    """A process that runs `main`; it ends when this object is garbage."""
+    """A process that runs `run`; it ends when this object is garbage."""
 
     def __init__(self, command: Sequence[str], arguments: Sequence[str]) -> None:
         self.connection, other = Pipe()
@@ -111,29 +111,31 @@ def _to_array(content: bytes) -> np.ndarray:
     return np.load(BytesIO(content), allow_pickle=False)
 
 
-def main(handle: str, module_name: str, function: str, *arguments: str) -> None:
-    """Run `write` or `load` of a module for the process at the other end of the connection with this file handle."""
+def run(arguments: Sequence[str]) -> None:
+    """Run `write` or `load` of a module, for the process at the other end of a connection.
+
+    Args:
+        arguments: file handle of the connection, module, function, and the arguments of the function.
+    """
+    handle, module_name, function, *paths = arguments
     module, connection = import_module(f"imago.export.{module_name}"), Connection(int(handle))
-    if function == "write":
-        source, path = map(Path, arguments)
-        metadata = json.loads((source / METADATA_FILE).read_text())
-        report = module.write(weights.load_classifier(source), path, metadata, Options())
-        connection.send_bytes(json.dumps(report).encode())
-        return
-    predict = module.load(Path(arguments[0]), int(arguments[1]))
-    connection.send_bytes(b"ready")
-    while True:
-        try:
-            images = _to_array(connection.recv_bytes())
-        except EOFError:
-            return
-        for array in predict(images):
-            connection.send_bytes(_to_bytes(array))
-
-
-if __name__ == "__main__":
     try:
-        main(*sys.argv[1:])
+        if function == "write":
+            metadata = json.loads(Path(paths[0], METADATA_FILE).read_text())
+            report = module.write(weights.load_classifier(Path(paths[0])), Path(paths[1]), metadata, Options())
+            connection.send_bytes(json.dumps(report).encode())
+            return
+        predict = module.load(Path(paths[0]), int(paths[1]))
+        connection.send_bytes(b"ready")
+        while True:
+            for array in predict(_to_array(connection.recv_bytes())):
+                connection.send_bytes(_to_bytes(array))
+    except (EOFError, ConnectionError):
+        return  # the other process has ended, or needs no more
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -3,7 +3,7 @@
 import logging
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from time import perf_counter
@@ -76,13 +76,11 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         yield f"parity_samples={cfg.parity_samples} must be 1 or more, or null for all validation images."
     if is_onnx(Path(cfg.run or "")):
         yield f"run={cfg.run} is an ONNX file already; type the run directory it came from."
+    yield from _unknown_name("format", cfg.format, FORMATS)
     if cfg.format not in FORMATS:
-        close = get_close_matches(str(cfg.format), FORMATS, n=1)
-        yield f"format={cfg.format} is not one of {', '.join(FORMATS)}{f'; did you mean {close[0]}?' if close else '.'}"
         return
     format = FORMATS[cfg.format]
-    if cfg.precision not in format.precisions:
-        yield f"precision={cfg.precision}: format={cfg.format} has {', '.join(format.precisions)}."
+    yield from _unknown_name("precision", cfg.precision, format.precisions, f" of format={cfg.format}")
     if cfg.opset is not None and "onnx" not in format.packages:
         yield f"opset={cfg.opset} is a setting of format=onnx; format={cfg.format} has none."
     elif cfg.opset is not None and cfg.opset < 1:
@@ -90,6 +88,13 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
     if missing := format.missing_packages():
         names = ", ".join(missing)
         yield f"format={cfg.format} needs {names}, not installed; run {format.install}, then use .venv/bin/python."
+
+
+def _unknown_name(key: str, value: str, names: Collection[str], of: str = "") -> Iterator[str]:
+    if value not in names:
+        close = get_close_matches(str(value), names, n=1)
+        end = f"; did you mean {close[0]}?" if close else "."
+        yield f"{key}={value} is not one of {', '.join(names)}{of}{end}"
 
 
 def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping[str, Any], target: Path) -> None:

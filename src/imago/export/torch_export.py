@@ -44,7 +44,7 @@ def name_of(classifier: Classifier) -> str:
 def export_program(classifier: Classifier, max_batch_size: int | None = None) -> torch.export.ExportedProgram:
     """Trace a classifier in eval mode, for batches of any size, or of up to `max_batch_size`.
 
-    The largest batch is traced: torch chooses another convolution below 16 images, and ExecuTorch takes that for a bound.
+    The largest one is traced: torch chooses another convolution below 16 images, which ExecuTorch takes for a bound.
 
     Raises:
         UserError: if it cannot be traced; it names the class of the network and the reason.
@@ -66,7 +66,8 @@ def export_program(classifier: Classifier, max_batch_size: int | None = None) ->
 def write(classifier: Classifier, path: Path, metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """Write PATH/model.pt2, see `imago.export.onnx.write`."""
     path.mkdir()
-    torch.export.save(export_program(classifier), path / _FILE)
+    with (path / _FILE).open("wb") as file:
+        torch.export.save(export_program(classifier), file)
     return {}
 
 

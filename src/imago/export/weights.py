@@ -33,12 +33,13 @@ def write(classifier: Classifier, path: Path, metadata: Mapping[str, Any], optio
     path.mkdir()
     state = {name: tensor.contiguous() for name, tensor in _body(classifier.net).state_dict().items()}
     if options.format != "safetensors":
-        torch.save(state, path / _STATE_DICT)
+        with (path / _STATE_DICT).open("wb") as file:
+            torch.save(state, file)
         return {}
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     # Tensors that a network has under two names must not share memory.
-    save_file({name: tensor.clone() for name, tensor in state.items()}, path / _SAFETENSORS)
+    (path / _SAFETENSORS).write_bytes(save({name: tensor.clone() for name, tensor in state.items()}))
     if config := _timm_config(classifier):
         write_json(path / _TIMM_CONFIG, config)
     return {}
