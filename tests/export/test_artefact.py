@@ -98,7 +98,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_file(export: Callable, tmp_path: 
             with pytest.raises(StorageError, match=r" bytes free, and an export of this network takes up to [\d,]+; "):
                 export(format)
         monkeypatch.setattr(artefact, "free_disk_bytes", lambda directory: 2**40)  # the disk fills up later
-        for format in ("state_dict", "safetensors", "onnx"):
+        for format in ("state_dict", "safetensors", "torch_export", "onnx"):
             with pytest.raises(DataError, match=r"cannot be written: No space .*\."), report_unwritable(tmp_path):
                 export(format)
             assert {file.name for file in tmp_path.iterdir()} <= {"export.log"}, format

@@ -69,10 +69,11 @@ def test_timm_reads_the_directory_with_classes_and_preprocess(export: Callable):
     )
     network = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     settings = timm.data.resolve_data_config(model=network)
-    assert (settings["input_size"], settings["mean"], settings["std"]) == ((3, 224, 224), MEAN, STD)
+    sizes, mean, std = (tuple(settings[key]) for key in ("input_size", "mean", "std"))
+    assert (sizes, mean, std) == ((3, 224, 224), MEAN, STD)
     assert (settings["crop_pct"], settings["crop_mode"]) == (pytest.approx(224 / 256), "center")
     with torch.no_grad():
-        probabilities = (network(normalized(images(224), settings["mean"], settings["std"])) / 1.5).softmax(1)
+        probabilities = (network(normalized(images(224), mean, std)) / 1.5).softmax(1)
     np.testing.assert_allclose(probabilities, model.probabilities(images(224)), atol=1e-5)
     np.testing.assert_allclose(found["out"][1], probabilities, atol=1e-5)  # what `load` returned
     assert json.loads((path / "config.json").read_text())["label_names"] == NAMES

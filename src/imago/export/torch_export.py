@@ -1,6 +1,7 @@
 """Write a network as a program of `torch.export`, which runs without the network's code, and read it back."""
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,9 @@ def export_program(classifier: Classifier, max_batch_size: int | None = None) ->
 def write(classifier: Classifier, path: Path, metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """Write PATH/model.pt2, see `imago.export.onnx.write`."""
     path.mkdir()
-    with (path / _FILE).open("wb") as file:
-        torch.export.save(export_program(classifier), file)
+    buffer = BytesIO()  # as in `imago.export.weights`
+    torch.export.save(export_program(classifier), buffer)
+    (path / _FILE).write_bytes(buffer.getbuffer())
     return {}
 
 

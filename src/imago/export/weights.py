@@ -5,6 +5,7 @@ The tensors have the names of the library's own network, so that torchvision and
 
 import json
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ def write(classifier: Classifier, path: Path, metadata: Mapping[str, Any], optio
     path.mkdir()
     state = {name: tensor.contiguous() for name, tensor in _body(classifier.net).state_dict().items()}
     if options.format != "safetensors":
-        with (path / _STATE_DICT).open("wb") as file:
-            torch.save(state, file)
+        buffer = BytesIO()  # to a file, torch would report a full disk without its reason
+        torch.save(state, buffer)
+        (path / _STATE_DICT).write_bytes(buffer.getbuffer())
         return {}
     from safetensors.torch import save
 
