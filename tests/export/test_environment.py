@@ -11,6 +11,7 @@ from imago.errors import UserError
 from imago.export import environment
 from imago.export.environment import RemoteFormat
 from imago.export.formats import FORMATS
+from imago.export.metadata import write_metadata
 from imago.images import Preprocess
 from imago.model.classifier import Classifier
 from imago.paths import PROJECT_ROOT
@@ -73,6 +74,7 @@ def predict(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Callable:
     """The function of a module that runs in another process of this environment."""
     monkeypatch.setenv("PYTHONPATH", f"{PROJECT_ROOT / 'src'}")
     (tmp_path / "failing.py").write_text(FAILING)
+    write_metadata(tmp_path, {})
     start = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import failing; "
     start += (
         "sys.modules['imago.export.failing'] = failing; from imago.export.environment import run; run(sys.argv[1:])"

@@ -16,7 +16,7 @@ from short_runs import summary
 
 from imago import load_model
 from imago.data.dataset import ArrayDataset, LabeledArray
-from imago.errors import ConfigError
+from imago.errors import ConfigError, DataError
 from imago.export.export import _metrics_of, _validation_images
 from imago.export.export import export as export_command
 from imago.onnx_classifier import OnnxClassifier
@@ -181,6 +181,14 @@ def test_an_invalid_setting_is_one_line_and_writes_nothing(
         export_command(OmegaConf.merge(settings, typed))
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_an_output_that_cannot_be_written_is_one_line(settings: DictConfig, copied_run: Path):
+    (copied_run / "export").touch()
+    with pytest.raises(DataError, match=r"export cannot be written: File exists; .* with run=RUN\.$") as caught:
+        export_command(OmegaConf.merge(settings, {"run": str(copied_run)}))
+    assert "\n" not in str(caught.value)
 
 
 def test_help_loads_no_torch_and_explains_every_setting(settings: DictConfig, without_torch: Callable):

@@ -9,6 +9,7 @@ import logging
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from io import BytesIO
 from multiprocessing import Pipe
@@ -16,14 +17,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from imago.errors import UserError
 from imago.export import weights
 from imago.export.formats import Options
-from imago.export.metadata import METADATA_FILE, NETWORK_KEY, write_metadata
+from imago.export.metadata import NETWORK_KEY, read_metadata, write_metadata
 from imago.export.parity import Outputs, Predict
 from imago.model.classifier import Classifier
 
@@ -46,7 +47,7 @@ class RemoteFormat:
         self, classifier: Classifier, path: Path, metadata: Mapping[str, Any], options: Options
     ) -> dict[str, Any]:
         """Write the files of the format to `path`, see `imago.export.onnx.write`; the weights go through a file."""
-        with TemporaryDirectory() as directory:
+        with TemporaryDirectory(dir=path.parent) as directory:
             source = Path(directory, "state_dict")
             weights.write(classifier, source, metadata, Options("state_dict"))
             write_metadata(source, {**metadata, NETWORK_KEY: dict(classifier.network_settings)})
@@ -54,11 +55,13 @@ class RemoteFormat:
 
     def load(self, path: Path, num_threads: int) -> Predict:
         """Load the files in a process that lives as long as the function that is returned."""
+        read_metadata(path)  # which checks the files
         process = _Process(self._command, (self._module, "load", str(path), str(num_threads)))
         process.receive()  # it is ready
 
         def predict(images: np.ndarray) -> Outputs:
-            process.connection.send_bytes(_to_bytes(images))
+            with suppress(ConnectionError):  # `receive` raises the reason
+                process.connection.send_bytes(_to_bytes(images))
             return _to_array(process.receive()), _to_array(process.receive())
 
         return predict
@@ -69,12 +72,12 @@ class _Process:
 
     def __init__(self, command: Sequence[str], arguments: Sequence[str]) -> None:
         self.connection, other = Pipe()
-        self._output = TemporaryFile()  # noqa: SIM115, closed when it is garbage
+        self._output = TemporaryFile()  # noqa: SIM115, `_end` closes it
         with other:
             self._command = [*command, str(other.fileno()), *arguments]
             streams: dict[str, Any] = {"stdin": DEVNULL, "stdout": self._output, "stderr": STDOUT}
             self._process = Popen(self._command, pass_fds=[other.fileno()], **streams)
-        weakref.finalize(self, _end, self.connection, self._process)
+        weakref.finalize(self, _end, self._process, self.connection, self._output)
 
     def receive(self) -> bytes:
         """Return what the process sends.
@@ -95,8 +98,9 @@ class _Process:
         raise RuntimeError(f"{self._command} ended with exit code {exit_code}:\n{text}")
 
 
-def _end(connection: Connection, process: Popen) -> None:
+def _end(process: Popen, connection: Connection, output: IO[bytes]) -> None:
     connection.close()
+    output.close()
     process.kill()
     process.wait()
 
@@ -121,7 +125,7 @@ def run(arguments: Sequence[str]) -> None:
     module, connection = import_module(f"imago.export.{module_name}"), Connection(int(handle))
     try:
         if function == "write":
-            metadata = json.loads(Path(paths[0], METADATA_FILE).read_text())
+            metadata = read_metadata(Path(paths[0]))
             report = module.write(weights.load_classifier(Path(paths[0])), Path(paths[1]), metadata, Options())
             connection.send_bytes(json.dumps(report).encode())
             return

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imago import onnx_classifier
-from imago.files import sha256_of, write_json
+from imago.errors import DataError
+from imago.files import read_json, sha256_of, write_json
 
 if TYPE_CHECKING:
     from imago.model.classifier import Classifier
 
 METADATA_FILE = "metadata.json"  # in the directory of every format but ONNX, whose file holds its metadata
+_HOW_TO_EXPORT = "export it again with python src/export.py run=RUN"
 FORMAT_KEY, PRECISION_KEY, NETWORK_KEY, FILES_KEY = "format", "precision", "network", "files"
 
 
@@ -37,3 +39,20 @@ def write_metadata(directory: Path, values: Mapping[str, Any]) -> None:
     digests = {file.name: sha256_of(file) for file in sorted(directory.iterdir()) if file.name != METADATA_FILE}
     schema = {onnx_classifier.SCHEMA_KEY: onnx_classifier.SCHEMA_VERSION}
     write_json(directory / METADATA_FILE, {**values, **schema, FILES_KEY: digests})
+
+
+def read_metadata(directory: Path) -> dict[str, Any]:
+    """Read metadata.json of an exported directory, and check its schema and the digest of each file.
+
+    Raises:
+        DataError: if it is missing, of another schema, or a file is missing or has other content.
+    """
+    values = read_json(directory / METADATA_FILE)
+    if (schema := values.get(onnx_classifier.SCHEMA_KEY)) != onnx_classifier.SCHEMA_VERSION:
+        wanted = f"schema {onnx_classifier.SCHEMA_VERSION}"
+        raise DataError(f"{directory / METADATA_FILE} has schema {schema}, not {wanted}; {_HOW_TO_EXPORT}.")
+    for name, digest in values[FILES_KEY].items():
+        file = directory / name
+        if not file.is_file() or sha256_of(file) != digest:
+            raise DataError(f"{file} is missing, or was changed after its export; {_HOW_TO_EXPORT}.")
+    return values

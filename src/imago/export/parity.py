@@ -61,6 +61,17 @@ class Agreement:
         )
 
 
+def predict_with(classifier: Classifier) -> Predict:
+    """Return the function from images to the logits and calibrated probabilities of a classifier on the CPU."""
+
+    def predict(images: np.ndarray) -> Outputs:
+        with torch.inference_mode():
+            logits = classifier(torch.from_numpy(images))
+            return logits.numpy(), (logits / classifier.calibration_temperature).softmax(dim=1).numpy()
+
+    return predict
+
+
 def compare_outputs(classifier: Classifier, predict: Predict, images: Iterable[np.ndarray]) -> dict[str, Any]:
     """Compare on every image: run the classifier once, and `predict` of the file once for each of BATCH_SIZES.
 
@@ -73,12 +84,7 @@ def compare_outputs(classifier: Classifier, predict: Predict, images: Iterable[n
     Raises:
         UserError: if the file does not give the checkpoint's labels and probabilities.
     """
-
-    def reference(batch: np.ndarray) -> Outputs:
-        with torch.inference_mode():
-            logits = classifier(torch.from_numpy(batch))
-            return logits.numpy(), (logits / classifier.calibration_temperature).softmax(dim=1).numpy()
-
+    reference = predict_with(classifier)
     by_batch_size = {size: Agreement() for size in BATCH_SIZES}
     for batch in images:
         expected = in_batches(reference, batch, BATCH_SIZES[-1])

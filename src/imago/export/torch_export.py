@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from imago.errors import UserError
 from imago.export.formats import Options
+from imago.export.metadata import read_metadata
 from imago.export.parity import Outputs, Predict
 from imago.model.classifier import Classifier
 from imago.text import first_line
@@ -78,6 +79,7 @@ def load(path: Path, num_threads: int) -> Predict:
 
     It runs on the threads of torch.
     """
+    read_metadata(path)  # which checks the file
     module = torch.export.load(path / _FILE).module()
 
     def predict(images: np.ndarray) -> Outputs:

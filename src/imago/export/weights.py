@@ -3,20 +3,18 @@
 The tensors have the names of the library's own network, so that torchvision and timm load them too.
 """
 
-import json
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from imago import onnx_classifier
 from imago.export.formats import Options
-from imago.export.metadata import METADATA_FILE, NETWORK_KEY
-from imago.export.parity import Outputs, Predict
+from imago.export.metadata import NETWORK_KEY, read_metadata
+from imago.export.parity import Predict, predict_with
 from imago.files import write_json
 from imago.images import MAX_SMALL_PX, Preprocess
 from imago.model.adapt import build_network
@@ -52,19 +50,12 @@ def load(path: Path, num_threads: int) -> Predict:
 
     It runs on the threads of torch.
     """
-    classifier = load_classifier(path)
-
-    def predict(images: np.ndarray) -> Outputs:
-        with torch.inference_mode():
-            logits = classifier(torch.from_numpy(images))
-            return logits.numpy(), (logits / classifier.calibration_temperature).softmax(dim=1).numpy()
-
-    return predict
+    return predict_with(load_classifier(path))
 
 
 def load_classifier(path: Path) -> Classifier:
-    """Load the network of a directory that `write` has written, and metadata.json was added to."""
-    metadata = json.loads((path / METADATA_FILE).read_text())
+    """Load the network of a directory with metadata.json; the class that it names is not checked, so write it first."""
+    metadata = read_metadata(path)
     preprocess = Preprocess.from_dict(metadata[onnx_classifier.PREPROCESS_KEY])
     names, settings = metadata[onnx_classifier.CLASS_NAMES_KEY], dict(metadata[NETWORK_KEY])
     if (path / _TIMM_CONFIG).is_file():
