@@ -5,11 +5,11 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 # Tests that use the same long run are sent to the same process.
 GROUPED := --dist loadgroup
-EXTRAS := analysis timm export sweep dev
+EXTRAS := analysis timm export openvino sweep dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast check soak results metrics clean lock bench-data
+.PHONY: help setup train test test-fast check soak results metrics clean lock bench-data export-env
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,6 +25,21 @@ setup: .venv/installed  ## create .venv and install the packages of requirements
 	$(BIN)/python -m pip install --progress-bar on --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
+
+# Packages of formats of `export.py` that cannot be installed into .venv. PaddlePaddle 3.3 computes wrong numbers on CPUs.
+PACKAGES_paddle := paddlepaddle==3.2.2 sympy six astor packaging
+UNCHECKED_paddle := x2paddle==1.6.0
+PACKAGES_executorch := executorch==1.5.1
+ENV = .venv-$(FORMAT)
+
+export-env:  ## create .venv-FORMAT, in which export.py format=FORMAT runs: FORMAT=paddle or FORMAT=executorch
+	@test -n "$(PACKAGES_$(FORMAT))" || { echo "error: FORMAT=$(FORMAT) is neither paddle nor executorch; the other formats need no environment of their own" >&2; exit 2; }
+	@$(MAKE) --no-print-directory setup
+	$(BIN)/python -m venv $(ENV)
+	@printf '%s\n' "$(CURDIR)"/.venv/lib/python*/site-packages "$(CURDIR)/src" \
+	  > "$$(echo $(ENV)/lib/python*/site-packages)/imago.pth"
+	$(ENV)/bin/python -m pip install --progress-bar on $(PACKAGES_$(FORMAT))
+	$(if $(UNCHECKED_$(FORMAT)),$(ENV)/bin/python -m pip install --no-deps $(UNCHECKED_$(FORMAT)))
 
 train: setup  ## train experiment=quickstart; settings: make train ARGS="optimizer.lr=3e-4"
 	$(BIN)/python src/train.py experiment=quickstart $(ARGS)

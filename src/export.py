@@ -1,8 +1,9 @@
-"""Export a trained network as one ONNX file, and compare its outputs with those of the checkpoint.
+"""Write a trained network in another format, and compare its outputs with those of the checkpoint.
 
-python src/export.py run=logs/latest                # -> logs/latest/export/model.onnx and export_report.json
-python src/export.py run=logs/train/first opset=18
-python src/export.py run=logs/latest limit=500      # compare on 500 validation images
+python src/export.py run=logs/latest                      # -> logs/latest/export/model.onnx and export_report.json
+python src/export.py run=logs/latest opset=18
+python src/export.py run=logs/latest format=openvino
+python src/export.py run=logs/latest parity_samples=500   # compare on 500 validation images
 """
 
 from imago.cli.entry import run_command

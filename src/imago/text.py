@@ -50,6 +50,11 @@ def join_names(names: Iterable[str], limit: int = 10, separator: str = ", ") -> 
     return separator.join(shortened(printable(name), _MAX_WIDTH) for name in names[:limit]) + more
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that is not blank; without a message, the name of its class."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def duration_text(seconds: float | None) -> str:
     """Format a duration, e.g. 26 s, 12 min 5 s or 3 h 20 min; empty if it is None."""
     if seconds is None:

@@ -44,7 +44,7 @@ def test_help_and_settings_are_shown_without_importing_torch(without_torch: Call
     ("entry", "arguments", "text"),
     [
         ("src/eval.py", ["run=README.md", "split=train"], "split=train is not one of test, val, all.\n"),
-        ("src/export.py", ["run=x", "limit=0"], "limit=0 must be 1 or more"),
+        ("src/export.py", ["run=x", "parity_samples=0"], "parity_samples=0 must be 1 or more"),
         ("src/predict.py", ["run=README.md", "input="], "input= is empty; type an image"),
         ("src/predict.py", ["run=README.md", "input=${x}"], "a path cannot contain '${'"),
     ],

@@ -41,7 +41,7 @@ def test_checkpoint_and_onnx_predict_all_10000_test_images_alike_in_eval_and_pre
     run = tmp_path / "logs" / "train" / "cifar"
     truth = write_test_set(real_data, tmp_path / "images")
     exported = run / "export" / "model.onnx"
-    run_command("src/export.py", f"run={run}", "limit=100")
+    run_command("src/export.py", f"run={run}", "parity_samples=100")
     predicted = {}
     for name, model in (("checkpoint", run), ("onnx", exported)):
         run_command("src/eval.py", f"run={model}")

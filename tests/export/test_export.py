@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from short_runs import summary
 from imago import load_model
 from imago.data.dataset import ArrayDataset, LabeledArray
 from imago.errors import ConfigError, DataError
-from imago.export.export import _metrics_of, _validation_images, _write_verified
+from imago.export.export import _metrics_of, _validation_images
 from imago.export.export import export as export_command
 from imago.onnx_classifier import OnnxClassifier
 
@@ -97,7 +96,11 @@ def test_a_file_is_replaced_atomically_and_only_by_one_that_agrees(copied_run: P
     directory.mkdir()
     (directory / "model.onnx").write_bytes(b"an older file")
     (directory / "export_report.json").write_text("{}")
-    assert_refused(export(command, f"run={copied_run}", "limit=5", change=WRONG_LABELS), "of 5 labels differ")
+    few = (f"run={copied_run}", "parity_samples=5")
+    assert_refused(export(command, *few), "export/model.onnx exists; overwrite=true replaces it.")
+    assert {file.name for file in directory.iterdir()} == FILES - {"export.log"}
+    refused = export(command, *few, "overwrite=true", change=WRONG_LABELS)
+    assert_refused(refused, "of 5 labels differ")
     assert "Traceback" in (directory / "export.log").read_text()
     assert {file.name for file in directory.iterdir()} == FILES
     assert (directory / "model.onnx").read_bytes() == b"an older file"
@@ -105,7 +108,7 @@ def test_a_file_is_replaced_atomically_and_only_by_one_that_agrees(copied_run: P
 
     (directory / "model.onnx.123.part").write_bytes(b"of an export that was killed")
     with (directory / "model.onnx").open("rb") as reader:
-        done = export(command, f"run={copied_run}", "limit=5", "ckpt=last", "opset=18")
+        done = export(command, *few, "overwrite=true", "ckpt=last", "opset=18")
         assert done.returncode == 0, done.stdout + done.stderr
         assert reader.read() == b"an older file"  # a new file took the name; the old one was not written over
     assert {file.name for file in directory.iterdir()} == FILES
@@ -119,13 +122,13 @@ def test_a_file_is_replaced_atomically_and_only_by_one_that_agrees(copied_run: P
 def test_changed_data_is_reported_and_missing_data_names_the_config(copied_run: Path, command: Callable):
     provenance, config = copied_run / "provenance.json", copied_run / "config.yaml"
     provenance.write_text(json.dumps(json.loads(provenance.read_text()) | {"data": "another"}))
-    assert "has changed since the run was trained" in export(command, f"run={copied_run}", "limit=5").stdout
+    assert "has changed since the run was trained" in export(command, f"run={copied_run}", "parity_samples=5").stdout
     settings = OmegaConf.load(config)
     (copied_run / "empty").mkdir()
     target = "imago.data.file_datamodule.ImageFolderDataModule"
     settings.data |= {"_target_": target, "root": f"{copied_run}/empty", "cache_dir": ""}
     OmegaConf.save(settings, config)
-    assert_refused(export(command, f"run={copied_run}"), "config.yaml: ")  # which names the data
+    assert_refused(export(command, f"run={copied_run}", "overwrite=true"), "config.yaml: ")  # which names the data
 
 
 def test_metrics_are_those_of_the_summary_and_of_the_best_checkpoint_only(tmp_path: Path):
@@ -157,7 +160,7 @@ def settings(compose: Callable) -> DictConfig:
     ("changes", "text"),
     [
         ({"run": "no such/run"}, "run=no such/run does not exist; type a run directory such as logs/latest"),
-        ({"limit": 0}, "limit=0 must be 1 or more"),
+        ({"parity_samples": 0}, "parity_samples=0 must be 1 or more"),
         ({"opset": -1}, "opset=-1 must be 1 or more"),
         ({"ckpt": "middle"}, "has no checkpoints/middle.ckpt"),
         ({"run": "{run}/model.onnx"}, "is an ONNX file already; type the run directory it came from."),
@@ -180,23 +183,18 @@ def test_an_invalid_setting_is_one_line_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_error_of_the_written_file_names_the_file_and_not_the_temporary_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    export_onnx = Mock(side_effect=lambda classifier, path, metadata, opset: path.write_bytes(b"text") and 20)
-    monkeypatch.setattr("imago.export.onnx.export_onnx", export_onnx)
-    with pytest.raises(
-        DataError, match=r"/model.onnx is truncated or not an ONNX file .* It was not kept\.$"
-    ) as caught:
-        _write_verified(Mock(), tmp_path / "model.onnx", {}, None, iter(()))
-    assert ".part" not in str(caught.value)
-    assert [file.name for file in tmp_path.iterdir()] == ["export.log"]
+@pytest.mark.slow
+def test_an_output_that_cannot_be_written_is_one_line(settings: DictConfig, copied_run: Path):
+    (copied_run / "export").touch()
+    with pytest.raises(DataError, match=r"export cannot be written: File exists; .* with run=RUN\.$") as caught:
+        export_command(OmegaConf.merge(settings, {"run": str(copied_run)}))
+    assert "\n" not in str(caught.value)
 
 
 def test_help_loads_no_torch_and_explains_every_setting(settings: DictConfig, without_torch: Callable):
     names = set(settings) - {"paths"}
-    assert names == {"run", "ckpt", "opset", "limit", "trust"}
+    assert names == {"run", "ckpt", "format", "precision", "opset", "parity_samples", "overwrite", "trust"}
     done = without_torch("src/export.py", "--help")
-    assert done.stdout.startswith("Export a trained network as ONNX")
+    assert done.stdout.startswith("Write a trained network in another format")
     assert "train.py" not in done.stdout
     assert names <= {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}

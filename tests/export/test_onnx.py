@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torchvision.models import resnet18, squeezenet1_0
 
 from imago.errors import UserError
-from imago.export.onnx import export_onnx
+from imago.export import onnx as onnx_format
+from imago.export.formats import FORMATS, Options
+from imago.export.metadata import build_metadata
 from imago.export.parity import compare_outputs
 from imago.images import Preprocess
 from imago.model.classifier import Classifier
@@ -30,6 +32,15 @@ def classifier(net: nn.Module) -> Classifier:
     return Classifier(net, NAMES, PREPROCESS).eval()
 
 
+def write(classifier: Classifier, path: Path, opset: int | None = None) -> int:
+    metadata = build_metadata(classifier, METADATA, FORMATS["onnx"].versions())
+    return onnx_format.write(classifier, path, metadata, Options(opset=opset))["opset"]
+
+
+def compare(classifier: Classifier, path: Path, images: np.ndarray) -> dict:
+    return compare_outputs(classifier, onnx_format.load(path, 1), [images])
+
+
 def samples(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 3, SIZE, SIZE), dtype=np.uint8)
 
@@ -43,7 +54,7 @@ def small() -> Classifier:
 @pytest.fixture(scope="module")
 def path(small: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "model.onnx"
-    assert export_onnx(small, path, METADATA) == 20
+    assert write(small, path) == 20
     return path
 
 
@@ -54,13 +65,13 @@ def test_a_torchvision_network_gives_the_same_at_every_batch_size(build, tmp_pat
     with torch.no_grad():
         for images in np.split(samples(64), 4):  # so that BatchNorm has statistics of its own
             model(torch.from_numpy(images))
-    export_onnx(model.eval(), tmp_path / "model.onnx", METADATA)
-    report = compare_outputs(model, OnnxClassifier(tmp_path / "model.onnx"), [samples(100)])
+    write(model.eval(), tmp_path / "model.onnx")
+    report = compare(model, tmp_path / "model.onnx", samples(100))
     assert report["max_abs_diff_logits"] < 1e-4
 
 
 def test_simple_cnn_gives_the_same_at_every_batch_size(small: Classifier, path: Path):
-    assert compare_outputs(small, OnnxClassifier(path), [samples(100)])["max_abs_diff_logits"] < 1e-5
+    assert compare(small, path, samples(100))["max_abs_diff_logits"] < 1e-5
 
 
 def test_metadata_describe_the_file(small: Classifier, path: Path):
@@ -79,7 +90,7 @@ def test_the_temperature_is_a_constant_in_the_graph_that_changes_the_probabiliti
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
     assert constants["calibration_temperature"] == 1.0
     monkeypatch.setattr(small, "calibration_temperature", 2.0)
-    assert export_onnx(small, tmp_path / "model.onnx", METADATA, opset=18) == 18
+    assert write(small, tmp_path / "model.onnx", opset=18) == 18
     assert onnx.load(tmp_path / "model.onnx").opset_import[0].version == 18
     softened, plain = OnnxClassifier(tmp_path / "model.onnx"), OnnxClassifier(path)
     images = samples(9)
@@ -87,13 +98,13 @@ def test_the_temperature_is_a_constant_in_the_graph_that_changes_the_probabiliti
     np.testing.assert_allclose(logits, plain.predict(images)[0], atol=1e-6)
     np.testing.assert_allclose(probabilities, torch.from_numpy(logits / 2).softmax(dim=1).numpy(), rtol=1e-5)
     assert softened.metadata["calibration_temperature"] == softened.calibration_temperature == 2.0
-    compare_outputs(small, softened, [images])
+    compare(small, tmp_path / "model.onnx", images)
 
 
 def test_the_same_classifier_gives_the_same_bytes_without_paths_of_this_machine(
     small: Classifier, path: Path, tmp_path: Path
 ):
-    export_onnx(small, tmp_path / "again.onnx", METADATA)
+    write(small, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
     assert str(PROJECT_ROOT).encode() not in path.read_bytes()
     assert b"forward" not in path.read_bytes()
@@ -128,7 +139,7 @@ class FixedBatch(nn.Module):
 )
 def test_a_failed_export_is_one_line_and_leaves_no_file(net: nn.Module, opset: int | None, reason: str, tmp_path: Path):
     with pytest.raises(UserError) as caught:
-        export_onnx(classifier(net), tmp_path / "model.onnx", METADATA, opset=opset)
+        write(classifier(net), tmp_path / "model.onnx", opset)
     assert str(caught.value).startswith(reason)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,5 @@
 """The comparison of an exported file with its checkpoint: equal labels, ties, and disagreements."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -94,7 +92,7 @@ def test_outputs_that_are_not_finite_are_refused():
 @pytest.mark.parametrize("batches", [[3], [100, 20]])
 def test_every_image_is_compared_at_every_batch_size(batches: list[int]):
     exported = Exported()
-    report = compare_outputs(classifier(), exported, map(samples, batches))
+    report = compare_outputs(classifier(), exported.predict, map(samples, batches))
     assert set(exported.sizes) == set(BATCH_SIZES) == {1, 2, 7, 64}
     assert {size: numbers["num_images"] for size, numbers in report["by_batch_size"].items()} == dict.fromkeys(
         ("1", "2", "7", "64"), sum(batches)
@@ -105,19 +103,19 @@ def test_every_image_is_compared_at_every_batch_size(batches: list[int]):
 def test_a_file_that_fails_at_one_batch_size_only_is_refused_with_that_size():
     exported = Exported(lambda logits: -logits if len(logits) == 7 else logits)
     with pytest.raises(UserError, match=r"with batches of 7 \d+ of 20 labels differ") as caught:
-        compare_outputs(classifier(), exported, [samples(20)])
+        compare_outputs(classifier(), exported.predict, [samples(20)])
     assert "\n" not in str(caught.value)
 
 
 def test_a_wrong_temperature_is_refused_though_every_label_agrees():
     with pytest.raises(UserError, match="0 of 20 labels differ, .* probabilities by up to"):
-        compare_outputs(classifier(), Exported(lambda logits: logits / 2), [samples(20)])
+        compare_outputs(classifier(), Exported(lambda logits: logits / 2).predict, [samples(20)])
 
 
 def test_probabilities_are_compared_with_those_of_the_calibrated_checkpoint():
-    calibrated = SimpleNamespace(
-        predict=lambda images: (Exported().predict(images)[0], Exported(lambda logits: logits / 2).predict(images)[1]),
-    )
+    def calibrated(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return Exported().predict(images)[0], Exported(lambda logits: logits / 2).predict(images)[1]
+
     checkpoint = classifier()
     checkpoint.calibration_temperature = 2.0
     compare_outputs(checkpoint, calibrated, [samples(20)])

@@ -187,7 +187,7 @@ def test_a_task_with_other_outputs_predicts_and_exports_them_and_eval_refuses(ru
     done = warm_imago().run("src/predict.py", f"run={run}", f"input={tmp_path}/x.png", f"output={tmp_path}/x.csv", logs)
     assert done.returncode == 0, done.stderr
     assert any(name in (tmp_path / "x.csv").read_text() for name in names)
-    done = warm_imago().run("src/export.py", f"run={run}", "limit=5", logs)
+    done = warm_imago().run("src/export.py", f"run={run}", "parity_samples=5", logs)
     assert done.returncode == 0, done.stderr
     exported = OnnxClassifier(run / "export" / "model.onnx")
     assert (exported.class_names, exported.predicts_classes) == (tuple(names), False)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from imago.errors import UserError
-from imago.export.parity import BATCH_SIZES, TIE_GAP, Predict, in_batches, outputs_of
+from imago.export.formats import Predict
+from imago.export.parity import BATCH_SIZES, TIE_GAP, in_batches, predict_with
 from imago.model.classifier import Classifier
 from imago.statistics.paired import PairedComparison, compare_paired
 
@@ -67,7 +68,7 @@ def _compare_batch(classifier: Classifier, predict: Predict, images: np.ndarray,
     `predicted` are the labels of the file at each batch size, (B, 4); `gap` is the difference of its two highest
     logits; `squared_error` is the mean square of the differences to the logits of the checkpoint.
     """
-    expected, _ = in_batches(outputs_of(classifier), images, BATCH_SIZES[-1])
+    expected, _ = in_batches(predict_with(classifier), images, BATCH_SIZES[-1])
     outputs = [in_batches(predict, images, size)[0] for size in BATCH_SIZES]
     second_largest, largest = np.partition(outputs[-1], -2, axis=1)[:, -2:].T
     errors = np.abs(outputs[-1] - expected)

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 
 from imago import onnx_classifier
-from imago.errors import DataError
+from imago.errors import DataError, StorageError
 from imago.export.formats import FORMATS, LOSSLESS, Options, Predict
 from imago.export.metadata import FORMAT_KEY, METADATA_FILE, NETWORK_KEY, PRECISION_KEY, build_metadata, write_metadata
 from imago.files import PARTIAL_SUFFIX, move_to, remove_partial_files, sha256_of
 from imago.model.classifier import Classifier
+from imago.resources import free_disk_bytes
 
 log = logging.getLogger(__name__)
 
+_NUM_WEIGHT_COPIES = 3  # in what a library writes on the way to its format
 _NOT_REPORTED_KEYS = (onnx_classifier.CLASS_NAMES_KEY, onnx_classifier.PREPROCESS_KEY, NETWORK_KEY)
 
 
@@ -46,15 +48,16 @@ def write_artefact(
     """
     format = FORMATS[options.format]
     module = format.load_module()
-    metadata = build_metadata(classifier, run_metadata, ("torch", *format.packages))
-    remove_partial_files(target.parent, target.name)  # of an export that was killed
+    metadata = build_metadata(classifier, run_metadata, format.versions())
+    _check_free_space(target.parent, classifier)
+    remove_partial_files(target.parent, f"{target.name}.")  # of an export that was killed
     with TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.", suffix=PARTIAL_SUFFIX) as directory:
         part = Path(directory, target.name)
         log_file = target.with_name("export.log").open("a", encoding="utf-8", errors="backslashreplace")
         with log_file, redirect_stdout(log_file), redirect_stderr(log_file):
             report = module.write(classifier, part, metadata, options)
         if part.is_dir():
-            settings = {FORMAT_KEY: options.format, PRECISION_KEY: options.precision}
+            settings = {FORMAT_KEY: options.format, PRECISION_KEY: options.precision, **report}
             write_metadata(part, {**metadata, **settings, NETWORK_KEY: dict(classifier.network_settings)})
         num_bytes = sum(file.stat().st_size for file in (part.iterdir() if part.is_dir() else (part,)))
         opset = f"opset {report['opset']}, " if "opset" in report else ""
@@ -80,6 +83,17 @@ def write_artefact(
         **{key: value for key, value in metadata.items() if key not in _NOT_REPORTED_KEYS},
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _check_free_space(directory: Path, classifier: Classifier) -> None:
+    """Raise a `StorageError` if a full disk is to be expected, which some of the libraries would not report."""
+    needed_bytes = _NUM_WEIGHT_COPIES * sum(value.nbytes for value in classifier.state_dict().values())
+    free_bytes = free_disk_bytes(directory)
+    if free_bytes < needed_bytes:
+        raise StorageError(
+            f"{directory} has {free_bytes:,} bytes free, and an export of this network takes up to {needed_bytes:,}; "
+            "free some space."
+        )
 
 
 def report_file(options: Options) -> str:

@@ -3,8 +3,7 @@
 import logging
 import os
 import shlex
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,22 +87,28 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         yield f"parity_samples={cfg.parity_samples} must be 1 or more, or null for all validation images."
     if is_onnx(Path(cfg.run or "")) and not cfg.benchmark:
         yield f"run={cfg.run} is an ONNX file already; type the run directory it came from."
+    yield from _unknown_name("format", cfg.format, FORMATS)
     if cfg.format not in FORMATS:
-        close = get_close_matches(str(cfg.format), FORMATS, n=1)
-        yield f"format={cfg.format} is not one of {', '.join(FORMATS)}{f'; did you mean {close[0]}?' if close else '.'}"
         return
     if cfg.benchmark and (cfg.format, cfg.precision, cfg.opset) != ("onnx", LOSSLESS, None):
         yield "benchmark=true compares every format and precision; leave out format=, precision= and opset=."
     format = FORMATS[cfg.format]
-    if cfg.precision not in format.precisions:
-        yield f"precision={cfg.precision}: format={cfg.format} has {', '.join(format.precisions)}."
+    yield from _unknown_name("precision", cfg.precision, format.precisions, f" of format={cfg.format}")
     if cfg.opset is not None and "onnx" not in format.packages:
         yield f"opset={cfg.opset} is a setting of format=onnx; format={cfg.format} has none."
     elif cfg.opset is not None and cfg.opset < 1:
         yield f"opset={cfg.opset} must be 1 or more, e.g. 18, or null for torch's own choice."
     yield from _lossy_problems(cfg)
     if missing := format.missing_packages():
-        yield f"{sys.executable} lacks {', '.join(missing)}; run {format.install}, then use .venv/bin/python."
+        names = ", ".join(missing)
+        yield f"format={cfg.format} needs {names}, not installed; run {format.install}, then use .venv/bin/python."
+
+
+def _unknown_name(key: str, value: str, names: Collection[str], of: str = "") -> Iterator[str]:
+    if value not in names:
+        close = get_close_matches(str(value), names, n=1)
+        end = f"; did you mean {close[0]}?" if close else "."
+        yield f"{key}={value} is not one of {', '.join(names)}{of}{end}"
 
 
 def _lossy_problems(cfg: DictConfig) -> Iterator[str]:

@@ -1,12 +1,15 @@
 """The formats of `export.py`: their files, the packages they need, and the programs that run them; loads no torch."""
 
 import importlib
-import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from typing import Any
 
 import numpy as np
+
+from imago.paths import PROJECT_ROOT
 
 # N images, S side in pixels, K classes
 Outputs = tuple[np.ndarray, np.ndarray]  # logits and probabilities, each float32 (N, K)
@@ -23,9 +26,10 @@ class Format:
         file: its name below RUN/export: one file, or a directory with metadata.json and the files.
         runs_in: the programs that run it.
         runtime: the Python package that runs it.
-        packages: modules that must be installed.
+        packages: that must be installed.
         install: the command that installs them.
         precisions: of the weights and of the arithmetic.
+        environment: directory in the project's root of the environment that has the packages; "" for the present one.
     """
 
     module: str
@@ -35,19 +39,31 @@ class Format:
     packages: tuple[str, ...] = ()
     install: str = "make setup"
     precisions: tuple[str, ...] = (LOSSLESS,)
+    environment: str = ""
 
     def file_of(self, precision: str) -> str:
         """Return the name of the file or directory of a precision, e.g. model_int8.onnx."""
         stem, dot, suffix = self.file.partition(".")
         return f"{stem}{'' if precision == LOSSLESS else f'_{precision}'}{dot}{suffix}"
 
+    def versions(self) -> dict[str, str]:
+        """Return the version of each of the packages that is installed."""
+        directories = (PROJECT_ROOT / self.environment).glob("lib/python*/site-packages")
+        paths = [*map(str, directories)] if self.environment else sys.path
+        found = {name: next(iter(distributions(name=name, path=paths)), None) for name in self.packages}
+        return {name: package.version for name, package in found.items() if package}
+
     def missing_packages(self) -> list[str]:
         """Return the packages that are not installed."""
-        return [name for name in self.packages if importlib.util.find_spec(name) is None]
+        return [name for name in self.packages if name not in self.versions()]
 
     def load_module(self) -> Any:
-        """Import the module that writes and loads it."""
-        return importlib.import_module(f"imago.export.{self.module}")
+        """Import the module that writes and loads it, or return an object that runs it in another environment."""
+        if not self.environment:
+            return importlib.import_module(f"imago.export.{self.module}")
+        from imago.export.environment import RemoteFormat
+
+        return RemoteFormat(self.module, PROJECT_ROOT / self.environment / "bin" / "python")
 
 
 FORMATS = {
@@ -74,6 +90,22 @@ FORMATS = {
         runtime="openvino",
         packages=("openvino", "onnx", "onnxscript"),
         precisions=(LOSSLESS, "fp16", "bf16"),
+    ),
+    "executorch": Format(
+        "executorch",
+        "executorch",
+        "ExecuTorch with XNNPACK, on phones and embedded CPUs",
+        packages=("executorch",),
+        install="make export-env FORMAT=executorch",
+        environment=".venv-executorch",
+    ),
+    "paddle": Format(
+        "paddle",
+        "paddle",
+        "Paddle Inference on servers; the weights also in Paddle for training",
+        packages=("paddlepaddle", "x2paddle"),
+        install="make export-env FORMAT=paddle",
+        environment=".venv-paddle",
     ),
 }
 

@@ -1,30 +1,35 @@
 """What every exported file says of itself: classes, preprocess record, temperature, run, and digests of its files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imago import onnx_classifier
-from imago.files import sha256_of, write_json
+from imago.errors import DataError
+from imago.files import read_json, sha256_of, write_json
 
 if TYPE_CHECKING:
     from imago.model.classifier import Classifier
 
 METADATA_FILE = "metadata.json"  # in the directory of every format but ONNX, whose file holds its metadata
+_HOW_TO_EXPORT = "export it again with python src/export.py run=RUN"
 FORMAT_KEY, PRECISION_KEY, NETWORK_KEY, FILES_KEY = "format", "precision", "network", "files"
 
 
 def build_metadata(
-    classifier: "Classifier", run_metadata: Mapping[str, Any], packages: Sequence[str]
+    classifier: "Classifier", run_metadata: Mapping[str, Any], versions: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return metadata by the keys of `imago.onnx_classifier`; `run_metadata` have `run_id` and `metrics`."""
+    """Return metadata by the keys of `imago.onnx_classifier`.
+
+    `run_metadata` have `run_id` and `metrics`; `versions` are those of the format's packages.
+    """
     return {
         onnx_classifier.CLASS_NAMES_KEY: list(classifier.class_names),
         onnx_classifier.PREPROCESS_KEY: classifier.preprocess.to_dict(),
         onnx_classifier.TEMPERATURE_KEY: classifier.calibration_temperature,
         onnx_classifier.PREDICTS_CLASSES_KEY: classifier.predicts_classes,
-        onnx_classifier.VERSIONS_KEY: {name: version(name) for name in packages},
+        onnx_classifier.VERSIONS_KEY: {"torch": version("torch"), **versions},
         **run_metadata,
     }
 
@@ -34,3 +39,20 @@ def write_metadata(directory: Path, values: Mapping[str, Any]) -> None:
     digests = {file.name: sha256_of(file) for file in sorted(directory.iterdir()) if file.name != METADATA_FILE}
     schema = {onnx_classifier.SCHEMA_KEY: onnx_classifier.SCHEMA_VERSION}
     write_json(directory / METADATA_FILE, {**values, **schema, FILES_KEY: digests})
+
+
+def read_metadata(directory: Path) -> dict[str, Any]:
+    """Read metadata.json of an exported directory, and check its schema and the digest of each file.
+
+    Raises:
+        DataError: if it is missing, of another schema, or a file is missing or has other content.
+    """
+    values = read_json(directory / METADATA_FILE)
+    if (schema := values.get(onnx_classifier.SCHEMA_KEY)) != onnx_classifier.SCHEMA_VERSION:
+        wanted = f"schema {onnx_classifier.SCHEMA_VERSION}"
+        raise DataError(f"{directory / METADATA_FILE} has schema {schema}, not {wanted}; {_HOW_TO_EXPORT}.")
+    for name, digest in values[FILES_KEY].items():
+        file = directory / name
+        if not file.is_file() or sha256_of(file) != digest:
+            raise DataError(f"{file} is missing, or was changed after its export; {_HOW_TO_EXPORT}.")
+    return values

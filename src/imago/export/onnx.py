@@ -16,6 +16,7 @@ from imago.export.formats import Options, Predict
 from imago.export.metadata import PRECISION_KEY
 from imago.export.quantize import quantize
 from imago.model.classifier import Classifier
+from imago.text import first_line
 
 _NUM_EXAMPLE_IMAGES = 2  # torch.export would treat a batch of one as a constant
 
@@ -91,10 +92,8 @@ def _trace(module: torch.nn.Module, classifier: Classifier, opset: int | None) -
         cause: BaseException = error  # the exporter's own message is several pages long
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        raise UserError(
-            f"{type(classifier.net).__name__} cannot be exported to ONNX: {reason}; change its forward."
-        ) from error
+        name = type(classifier.net).__name__
+        raise UserError(f"{name} cannot be exported to ONNX: {first_line(cause)}; change its forward.") from error
     assert program is not None, "dynamo=True returns a program"
     return program.model_proto
 

@@ -1,6 +1,5 @@
 """Write a network for OpenVINO, from its ONNX file, and run it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 
 from imago import onnx_classifier
 from imago.export.formats import LOSSLESS, Options, Outputs, Predict
-from imago.export.metadata import METADATA_FILE, PRECISION_KEY
+from imago.export.metadata import PRECISION_KEY, read_metadata
 
 if TYPE_CHECKING:
     from imago.model.classifier import Classifier
@@ -40,7 +39,7 @@ def load(path: Path, num_threads: int) -> Predict:
     """Compile the network for the CPU and for its precision; by default OpenVINO computes in bf16 on some CPUs."""
     import openvino
 
-    precision = json.loads((path / METADATA_FILE).read_text())[PRECISION_KEY]
+    precision = read_metadata(path)[PRECISION_KEY]
     hints: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
     if num_threads:
         hints["INFERENCE_NUM_THREADS"] = num_threads

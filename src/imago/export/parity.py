@@ -59,6 +59,17 @@ class Agreement:
         )
 
 
+def predict_with(classifier: Classifier) -> Predict:
+    """Return the function from images to the logits and calibrated probabilities of a classifier on the CPU."""
+
+    def predict(images: np.ndarray) -> Outputs:
+        with torch.inference_mode():
+            logits = classifier(torch.from_numpy(images))
+            return logits.numpy(), (logits / classifier.calibration_temperature).softmax(dim=1).numpy()
+
+    return predict
+
+
 def compare_outputs(classifier: Classifier, predict: Predict, images: Iterable[np.ndarray]) -> dict[str, Any]:
     """Compare on every image: run the classifier once, and `predict` of the file once for each of BATCH_SIZES.
 
@@ -71,7 +82,8 @@ def compare_outputs(classifier: Classifier, predict: Predict, images: Iterable[n
     Raises:
         UserError: if the file does not give the checkpoint's labels and probabilities.
     """
-    reference, by_batch_size = outputs_of(classifier), {size: Agreement() for size in BATCH_SIZES}
+    reference = predict_with(classifier)
+    by_batch_size = {size: Agreement() for size in BATCH_SIZES}
     for batch in images:
         expected = in_batches(reference, batch, BATCH_SIZES[-1])
         for size, agreement in by_batch_size.items():
@@ -85,17 +97,6 @@ def compare_outputs(classifier: Classifier, predict: Predict, images: Iterable[n
         "{max_abs_diff_logits:.1e} in logits, {max_abs_diff_probabilities:.1e} in probabilities".format(**worst)
     )
     return worst | {"label_agreement": 1.0, "by_batch_size": numbers}  # other labels have raised an error above
-
-
-def outputs_of(classifier: Classifier) -> Predict:
-    """Return the function of the checkpoint, which that of its file is compared with."""
-
-    def predict(images: np.ndarray) -> Outputs:
-        with torch.inference_mode():
-            logits = classifier(torch.from_numpy(images))
-            return logits.numpy(), (logits / classifier.calibration_temperature).softmax(dim=1).numpy()
-
-    return predict
 
 
 def check_agreement(agreement: Agreement, batch_size: int) -> None:

@@ -1,6 +1,7 @@
 """Write a network as a program of `torch.export`, which runs without the network's code, and read it back."""
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 
 from imago.errors import UserError
 from imago.export.formats import Options, Outputs, Predict
+from imago.export.metadata import read_metadata
 from imago.model.classifier import Classifier
+from imago.text import first_line
 
 _FILE = "model.pt2"
-_NUM_EXAMPLE_IMAGES = 2  # torch.export would treat a batch of one as a constant
 
 
 class ImagesToProbabilities(nn.Module):
@@ -29,27 +31,45 @@ class ImagesToProbabilities(nn.Module):
         return logits, (logits / self.classifier.calibration_temperature).softmax(dim=1)
 
 
-def export_program(classifier: Classifier) -> torch.export.ExportedProgram:
-    """Trace a classifier in eval mode, for batches of any size.
+def example_images(classifier: Classifier, num_images: int = 2) -> Tensor:
+    """Return the images that a network is traced with; a batch of one would become a constant."""
+    size = classifier.preprocess.size
+    return torch.zeros(num_images, 3, size, size, dtype=torch.uint8)
+
+
+def name_of(classifier: Classifier) -> str:
+    """Return the class of the network, as its library names it."""
+    return type(getattr(classifier.net, "body", classifier.net)).__name__
+
+
+def export_program(classifier: Classifier, max_batch_size: int | None = None) -> torch.export.ExportedProgram:
+    """Trace a classifier in eval mode, for batches of any size, or of up to `max_batch_size`.
+
+    The largest one is traced: torch chooses another convolution below 16 images, which ExecuTorch takes for a bound.
 
     Raises:
         UserError: if it cannot be traced; it names the class of the network and the reason.
     """
-    size, name = classifier.preprocess.size, type(getattr(classifier.net, "body", classifier.net)).__name__
-    images = torch.zeros(_NUM_EXAMPLE_IMAGES, 3, size, size, dtype=torch.uint8)
     try:
         return torch.export.export(
-            ImagesToProbabilities(classifier), (images,), dynamic_shapes=({0: torch.export.Dim("N")},), strict=False
+            ImagesToProbabilities(classifier),
+            (example_images(classifier, max_batch_size or 2),),
+            dynamic_shapes=({0: torch.export.Dim("N", max=max_batch_size)},),
+            strict=False,
         )
     except Exception as error:  # torch.export raises what the forward raises, and several classes of its own
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{name} cannot be traced by torch.export: {reason}; change its forward.") from error
+        reason = first_line(error)
+        raise UserError(
+            f"{name_of(classifier)} cannot be traced by torch.export: {reason}; change its forward."
+        ) from error
 
 
 def write(classifier: Classifier, path: Path, metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """Write PATH/model.pt2, see `imago.export.onnx.write`."""
     path.mkdir()
-    torch.export.save(export_program(classifier), path / _FILE)
+    buffer = BytesIO()  # as in `imago.export.weights`
+    torch.export.save(export_program(classifier), buffer)
+    (path / _FILE).write_bytes(buffer.getbuffer())
     return {}
 
 
@@ -58,6 +78,7 @@ def load(path: Path, num_threads: int) -> Predict:
 
     It runs on the threads of torch.
     """
+    read_metadata(path)  # which checks the file
     module = torch.export.load(path / _FILE).module()
 
     def predict(images: np.ndarray) -> Outputs:

@@ -3,18 +3,18 @@
 The tensors have the names of the library's own network, so that torchvision and timm load them too.
 """
 
-import json
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from imago import onnx_classifier
-from imago.export.formats import Options, Outputs, Predict
-from imago.export.metadata import METADATA_FILE, NETWORK_KEY
+from imago.export.formats import Options, Predict
+from imago.export.metadata import NETWORK_KEY, read_metadata
+from imago.export.parity import predict_with
 from imago.files import write_json
 from imago.images import MAX_SMALL_PX, Preprocess
 from imago.model.adapt import build_network
@@ -32,12 +32,14 @@ def write(classifier: Classifier, path: Path, metadata: Mapping[str, Any], optio
     path.mkdir()
     state = {name: tensor.contiguous() for name, tensor in _body(classifier.net).state_dict().items()}
     if options.format != "safetensors":
-        torch.save(state, path / _STATE_DICT)
+        buffer = BytesIO()  # to a file, torch would report a full disk without its reason
+        torch.save(state, buffer)
+        (path / _STATE_DICT).write_bytes(buffer.getbuffer())
         return {}
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     # Tensors that a network has under two names must not share memory.
-    save_file({name: tensor.clone() for name, tensor in state.items()}, path / _SAFETENSORS)
+    (path / _SAFETENSORS).write_bytes(save({name: tensor.clone() for name, tensor in state.items()}))
     if config := _timm_config(classifier):
         write_json(path / _TIMM_CONFIG, config)
     return {}
@@ -48,18 +50,12 @@ def load(path: Path, num_threads: int) -> Predict:
 
     It runs on the threads of torch.
     """
-    metadata = json.loads((path / METADATA_FILE).read_text())
-    classifier = _load_classifier(path, metadata)
-
-    def predict(images: np.ndarray) -> Outputs:
-        with torch.inference_mode():
-            logits = classifier(torch.from_numpy(images))
-            return logits.numpy(), (logits / classifier.calibration_temperature).softmax(dim=1).numpy()
-
-    return predict
+    return predict_with(load_classifier(path))
 
 
-def _load_classifier(path: Path, metadata: Mapping[str, Any]) -> Classifier:
+def load_classifier(path: Path) -> Classifier:
+    """Load the network of a directory with metadata.json; the class that it names is not checked, so write it first."""
+    metadata = read_metadata(path)
     preprocess = Preprocess.from_dict(metadata[onnx_classifier.PREPROCESS_KEY])
     names, settings = metadata[onnx_classifier.CLASS_NAMES_KEY], dict(metadata[NETWORK_KEY])
     if (path / _TIMM_CONFIG).is_file():

@@ -1,0 +1,42 @@
+"""Write a network for ExecuTorch, with the operators of XNNPACK, and run it; in the environment .venv-executorch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from imago.export.formats import Options
+from imago.export.parity import BATCH_SIZES, Outputs, Predict
+from imago.export.torch_export import export_program
+from imago.model.classifier import Classifier
+
+_FILE = "model.pte"
+_MAX_BATCH_SIZE = max(BATCH_SIZES)  # memory is reserved for as many images
+
+
+def write(classifier: Classifier, path: Path, metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """Write PATH/model.pte, for batches of 1 to 64 images, see `imago.export.onnx.write`."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    program = export_program(classifier, _MAX_BATCH_SIZE)
+    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+    path.mkdir()
+    (path / _FILE).write_bytes(lowered.buffer)
+    return {"max_batch_size": _MAX_BATCH_SIZE}
+
+
+def load(path: Path, num_threads: int) -> Predict:
+    """Load the program; XNNPACK chooses the number of threads."""
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(path / _FILE)
+    method = program.load_method("forward")
+
+    def predict(images: np.ndarray) -> Outputs:
+        logits, probabilities = method.execute([torch.from_numpy(images)])
+        return logits.numpy(), probabilities.numpy()
+
+    return predict

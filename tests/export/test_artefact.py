@@ -1,0 +1,128 @@
+"""Every format gives the outputs of the checkpoint; a file that does not is removed, and an older one stays."""
+
+import copy
+import ctypes
+import hashlib
+import json
+import os
+import subprocess
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from imago.errors import DataError, StorageError, UserError
+from imago.export import artefact, onnx
+from imago.export.artefact import report_file
+from imago.export.formats import FORMATS, Options
+from imago.files import report_unwritable
+from imago.model.classifier import Classifier
+
+HERE = [name for name, format in FORMATS.items() if not format.environment]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def negated(trained: Classifier) -> Classifier:
+    """The network with other weights: the least likely class becomes the label."""
+    other = copy.deepcopy(trained)
+    with torch.no_grad():
+        for parameter in list(other.net.parameters())[-2:]:
+            parameter.neg_()
+    return other
+
+
+@pytest.mark.parametrize("format", HERE)
+def test_a_file_gives_the_outputs_of_the_checkpoint_at_every_batch_size_and_describes_itself(
+    format: str, export: Callable, trained: Classifier
+):
+    path, report = export(format)
+    assert {size: numbers["num_images"] for size, numbers in report["by_batch_size"].items()} == dict.fromkeys(
+        ("1", "2", "7", "64"), 100
+    )
+    assert (report["num_disagreements"], report["label_agreement"]) == (0, 1.0)
+    assert report["max_abs_diff_probabilities"] < 1e-5
+    assert (report["format"], report["precision"], report["run_id"]) == (format, "fp32", "short")
+    if not path.is_dir():
+        return  # the metadata of an ONNX file are tested with it
+    metadata = json.loads((path / "metadata.json").read_text())
+    assert metadata["class_names"] == list(trained.class_names)
+    assert metadata["preprocess"] == trained.preprocess.to_dict()
+    assert metadata["calibration_temperature"] == trained.calibration_temperature != 1
+    assert (metadata["run_id"], metadata["format"], metadata["precision"]) == ("short", format, "fp32")
+    others = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "metadata.json"}
+    assert metadata["files"] == {name: hashlib.sha256(content).hexdigest() for name, content in others.items()}
+    assert report["num_bytes"] == sum(file.stat().st_size for file in path.iterdir())
+    assert set(FORMATS[format].packages) <= set(metadata["versions"])
+
+
+@pytest.mark.parametrize("format", HERE)
+def test_a_file_that_disagrees_is_removed_and_the_one_before_stays(
+    format: str, export: Callable, negated: Classifier, tmp_path: Path
+):
+    path, _ = export(format, classifier=negated, verify=lambda predict: {})
+    (tmp_path / f"{path.name}.killed.part").mkdir()  # of an export that was killed
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".log"}
+    with pytest.raises(UserError, match=r"was not kept: with batches of 1 \d+ of 100 labels differ") as caught:
+        export(format, classifier=negated)
+    assert "\n" not in str(caught.value)
+    assert {file: file.read_bytes() for file in before} == before
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, "export.log"}
+    export(format)
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, "export.log"}
+    assert {file: file.read_bytes() for file in before if file.exists()} != before
+
+
+def test_a_damaged_file_is_named_by_its_own_name(export: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def write(classifier: Classifier, path: Path, metadata: dict, options: Options) -> dict:
+        path.write_bytes(b"text")
+        return {"opset": 20}
+
+    monkeypatch.setattr(onnx, "write", write)
+    with pytest.raises(
+        DataError, match=r"/model.onnx is truncated or not an ONNX file .* It was not kept\.$"
+    ) as caught:
+        export("onnx")
+    assert ".part" not in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["export.log"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_file(export: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In a fork that alone sees a small file system."""
+
+    def work() -> None:
+        torch.set_num_threads(1)  # the threads of the parent are not here
+        for format in HERE:
+            with pytest.raises(StorageError, match=r" bytes free, and an export of this network takes up to [\d,]+; "):
+                export(format)
+        monkeypatch.setattr(artefact, "free_disk_bytes", lambda directory: 2**40)  # the disk fills up later
+        for format in ("state_dict", "safetensors", "torch_export", "onnx"):
+            with pytest.raises(DataError, match=r"cannot be written: No space .*\."), report_unwritable(tmp_path):
+                export(format)
+            assert {file.name for file in tmp_path.iterdir()} <= {"export.log"}, format
+
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            new_mounts = 0x00020000
+            command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path)]
+            if ctypes.CDLL(None).unshare(new_mounts) or subprocess.run(command).returncode:
+                os._exit(77)
+            work()
+            code = 0
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
+        os._exit(code)
+    exit_code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if exit_code == 77:
+        pytest.skip("no right to mount")
+    assert exit_code == 0
+
+
+def test_reports_have_names_of_their_own():
+    names = {report_file(Options(name, precision)) for name in FORMATS for precision in FORMATS[name].precisions}
+    assert len(names) == sum(len(format.precisions) for format in FORMATS.values())
+    assert {"export_report.json", "export_report_int8.json", "export_report_openvino_bf16.json"} <= names
