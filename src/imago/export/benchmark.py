@@ -54,6 +54,7 @@ class Row:
         name: e.g. "onnx int8"; the first row is the checkpoint.
         path: the artefact, or the checkpoint.
         module, runtime: as in `Request`.
+        python: the interpreter that measures it.
         num_bytes: size of the artefact.
         reason: why there are no results; empty if there are.
         num_correct: of the images.
@@ -65,6 +66,7 @@ class Row:
     path: Path
     module: str
     runtime: str
+    python: str = sys.executable
     num_bytes: int = 0
     reason: str = ""
     num_correct: int = 0
@@ -85,7 +87,7 @@ def write_rows(directory: Path, write: Callable[[str, str, Path], Path]) -> Iter
     """
     for name, precision in all_artefacts():
         format = FORMATS[name]
-        row = Row(f"{name} {precision}", Path(), format.module, format.runtime)
+        row = Row(f"{name} {precision}", Path(), format.module, format.runtime, format.python)
         if missing := format.missing_packages():
             row.reason = f"not installed: {', '.join(missing)}; {format.install}"
         else:
@@ -141,7 +143,7 @@ def _run(request: Request, file: Path, row: Row) -> dict[str, float] | None:
     """Measure in a process; return its numbers, or None with a reason in the row."""
     file.write_text(json.dumps(asdict(request)))
     variables = {**os.environ, "OMP_NUM_THREADS": str(request.num_threads)}
-    command = [sys.executable, "-m", "imago.export.measure", str(file)]
+    command = [row.python, "-P", "-m", "imago.export.measure", str(file)]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
@@ -208,5 +210,5 @@ def write_benchmark(rows: Sequence[Row], directory: Path, num_images: int, title
 
 
 def _record(row: Row) -> dict[str, Any]:
-    values = {key: value for key, value in asdict(row).items() if key not in ("path", "module")}
+    values = {key: value for key, value in asdict(row).items() if key not in ("path", "module", "python")}
     return values | {"file": row.path.name}

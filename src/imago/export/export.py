@@ -194,10 +194,10 @@ def _benchmark(cfg: DictConfig, network: _Network, directory: Path) -> Path:
         return target
 
     num_bytes = sum(tensor.nbytes for tensor in network.classifier.state_dict().values())
-    rows = [benchmark.Row("checkpoint", network.checkpoint, CHECKPOINT, "torch", num_bytes)]
+    rows = [benchmark.Row("checkpoint", network.checkpoint, CHECKPOINT, "torch", num_bytes=num_bytes)]
     with TemporaryDirectory(dir=directory, prefix="benchmark.", suffix=PARTIAL_SUFFIX) as temporary:
         if is_onnx(file := Path(cfg.run)):
-            rows.append(benchmark.Row(file.name, file.resolve(), "onnx", "onnxruntime", file.stat().st_size))
+            rows.append(benchmark.Row(file.name, file.resolve(), "onnx", "onnxruntime", num_bytes=file.stat().st_size))
         else:
             rows += benchmark.write_rows(Path(temporary), write)
         labels = _save_images(network, cfg.parity_samples, Path(temporary, "images.npy"))

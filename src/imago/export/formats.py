@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import distributions
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,12 @@ class Format:
             return importlib.import_module(f"imago.export.{self.module}")
         from imago.export.environment import RemoteFormat
 
-        return RemoteFormat(self.module, PROJECT_ROOT / self.environment / "bin" / "python")
+        return RemoteFormat(self.module, Path(self.python))
+
+    @property
+    def python(self) -> str:
+        """The interpreter that can import its packages."""
+        return str(PROJECT_ROOT / self.environment / "bin" / "python") if self.environment else sys.executable
 
 
 FORMATS = {
@@ -95,6 +101,7 @@ FORMATS = {
         "executorch",
         "executorch",
         "ExecuTorch with XNNPACK, on phones and embedded CPUs",
+        runtime="executorch",
         packages=("executorch",),
         install="make export-env FORMAT=executorch",
         environment=".venv-executorch",
@@ -103,6 +110,7 @@ FORMATS = {
         "paddle",
         "paddle",
         "Paddle Inference on servers; the weights also in Paddle for training",
+        runtime="paddlepaddle",
         packages=("paddlepaddle", "x2paddle"),
         install="make export-env FORMAT=paddle",
         environment=".venv-paddle",
