@@ -86,7 +86,7 @@ def make_sweep(folder: Path, num_settings: int = 9) -> Path:
         "direction": "maximize",
         "keys": ["optimizer", "optimizer.lr", "optimizer.momentum"],
     }
-    test = {"runs": ["1"], "acc": [0.7], "interval_95": [0.6, 0.8], "num_images": 100}
+    test = {"runs": ["7"], "acc": [0.7], "interval_95": [0.6, 0.8], "num_images": 100}
     (folder / "sweep.json").write_text(json.dumps(sweep | {"is_monitored": True, "test": test}))
     for number in range(num_settings):
         run = folder / str(number)

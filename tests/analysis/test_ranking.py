@@ -102,3 +102,24 @@ def test_pruning_saves_what_the_others_took_longer(sweep):
 def test_a_directory_without_a_sweep_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match=r"is not the directory of a sweep: it has no readable sweep.json"):
         rank_settings(tmp_path)
+
+
+def test_a_setting_with_seeds_that_have_not_run_has_no_rank(sweep):
+    folder = sweep(("lr=1 seed=1", "finished", 0.9), ("lr=2 seed=1", "finished", 0.5), ("lr=2 seed=2", "finished", 0.6),
+                   num_runs=2)  # fmt: skip
+    found = {setting.settings["lr"]: setting for setting in rank_settings(folder).settings}
+    assert (found["2"].rank, found["1"].rank) == (1, None)
+    assert (found["1"].status, found["1"].reason) == ("stopped", "1 of 2 runs")
+
+
+def test_the_worst_status_of_the_runs_of_a_setting_counts(sweep):
+    folder = sweep(("lr=1 seed=1", "finished", 0.9), ("lr=1 seed=2", "failed", None), ("lr=1 seed=3", "stopped", None))
+    setting = rank_settings(folder).settings[0]
+    assert (setting.status, setting.reason) == ("failed", "failed it")
+    assert "1 of 3" in ranking_text(rank_settings(folder))
+
+
+def test_the_test_of_an_earlier_best_setting_is_not_shown(sweep):
+    test = {"runs": ["0"], "acc": [0.5], "interval_95": [0.4, 0.6], "num_images": 100}
+    folder = sweep(("lr=1", "finished", 0.8), ("lr=2", "finished", 0.9), test=test)
+    assert final_test_lines(rank_settings(folder)) == []

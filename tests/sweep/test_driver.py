@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from imago.errors import ConfigError
 from imago.sweep import driver as driver_module
-from imago.sweep.driver import Driver
+from imago.sweep.driver import Driver, handle_signals
+from imago.sweep.trial_run import TrialRun
 
 SLOW = ("epochs=4", "pause_s=0.3")
 
@@ -189,7 +192,8 @@ def test_a_stop_signal_stops_the_run_and_the_next_start_continues_it(new_driver,
     driver = new_driver("lr=0.1,0.2", *SLOW)
     timer = threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
-    assert run(driver)[0][1] == TrialState.RUNNING
+    with handle_signals(driver):
+        assert run(driver)[0][1] == TrialState.RUNNING
     assert driver.stop_signal == signal.SIGTERM
     assert json.loads((fake_project / "x/0/summary.json").read_text())["status"] == "stopped"
     epochs_done = json.loads((fake_project / "x/0/checkpoints/last.ckpt").read_text())["epoch"]
@@ -236,3 +240,47 @@ def test_several_drivers_share_a_sweep(new_driver, start_driver):
     assert [process.wait() for process in [start_driver(*arguments) for _ in range(3)]] == [0, 0, 0]
     shared = trials(new_driver(*arguments))
     assert shared == run(new_driver(f"lr={values}", "epochs=2", name="alone"))
+
+
+def test_a_directory_with_other_runs_is_refused_and_one_with_the_same_runs_taken_over(new_driver, fake_project: Path):
+    first = run(new_driver("lr=0.1,0.2"))
+    (fake_project / "x/study.journal").unlink()
+    assert run(new_driver("lr=0.1,0.2")) == first
+    (fake_project / "x/study.journal").unlink()
+    with pytest.raises(ConfigError, match=r"x/0 holds a run with other settings, which the storage .* does not know"):
+        run(new_driver("lr=0.3,0.4"))
+    assert "lr=0.1" in json.loads((fake_project / "x/0/trial.json").read_text())["overrides"]
+
+
+def test_runs_that_are_gone_are_named(new_driver, fake_project: Path):
+    run(new_driver("lr=0.1,0.2", "seed=1,2"))
+    assert new_driver("lr=0.1,0.2", "seed=1,2").missing_runs() == []
+    shutil.rmtree(fake_project / "x/2")
+    assert new_driver("lr=0.1,0.2", "seed=1,2").missing_runs() == ["1"]
+
+
+def test_every_run_of_a_pruned_setting_is_pruned(new_driver, fake_project: Path):
+    pruner = {"_target_": "optuna.pruners.ThresholdPruner", "lower": 0.5}
+    run(new_driver("lr=0.9", *SLOW, "seed=1,2", parallel=2, pruner=pruner))
+    statuses = [json.loads((fake_project / f"x/{name}/summary.json").read_text())["status"] for name in "01"]
+    assert statuses == ["pruned", "pruned"]
+
+
+def test_the_time_of_a_search_counts_from_its_first_trial_also_after_a_restart(new_driver):
+    settings = {"space": {"lr": "interval(0.1,0.2)"}, "sampler": "random", "n_trials": 3}
+    assert len(run(new_driver(**settings | {"n_trials": 1}))) == 1
+    assert len(run(new_driver(**settings, max_hours=1e-6))) == 1
+    assert len(run(new_driver(**settings, max_hours=1))) == 3
+
+
+def test_a_process_of_another_machine_is_not_signalled(new_driver, fake_project: Path):
+    driver = new_driver("lr=0.1", *SLOW)
+    driver._start_runs()
+    first = driver._running[0].runs[0]
+    adopted = TrialRun(first.path, first.overrides)
+    assert adopted._adopted_pid() == first.process.pid
+    lock = first.path / ".trial.lock"
+    lock.write_text(str(os.getpid()))  # the number of another process here
+    assert adopted._adopted_pid() == 0
+    first.process.kill()
+    first.process.wait()

@@ -11,6 +11,7 @@ from imago.sweep.machine import slot_variables, threads_per_process
         ("0,1,2,3", 2, ["0,1", "2,3"]),
         ("4,6", 2, ["4", "6"]),
         ("0", 3, ["0", "0", "0"]),  # more trials than GPUs
+        ("", 2, [None, None]),  # hidden
         ("0,1", 1, [None]),  # one trial has them all
     ],
 )

@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import shutil
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,7 +22,7 @@ def sweep(new_driver, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(driver, "_POLL_S", 0.02)
     tested: list[str] = []
 
-    def test(path: Path, plan) -> dict:
+    def test(path: Path, plan, driver) -> dict:
         tested.append(path.name)
         return {"acc": 0.5, "interval_95": [0.4, 0.6], "num_images": 100}
 
@@ -62,3 +66,33 @@ def test_a_directory_that_holds_a_sweep_needs_resume(sweep):
         sweep("lr=0.1,0.2")
     with pytest.raises(ConfigError, match=r"is a sweep with other values \(lr=0.1,0.2; now lr=0.1,0.3\)"):
         sweep("lr=0.1,0.3", is_continued=True)
+
+
+def test_a_study_in_a_database_is_continued_only_on_request(sweep, fake_project: Path):
+    storage = f"sqlite:///{fake_project.parent}/study.db"
+    sweep("lr=0.1,0.2", storage=storage)
+    shutil.rmtree(fake_project / "x")
+    with pytest.raises(ConfigError, match=r"already holds a sweep x: type resume=auto"):
+        sweep("lr=0.1,0.2", storage=storage)
+
+
+def test_a_sweep_that_failed_fast_is_tested_when_all_else_has_run(sweep, capsys):
+    with pytest.raises(IncompleteError):
+        sweep("fails=later,no,never", fail_fast=True)
+    assert "test of the best setting" not in capsys.readouterr().out
+    with pytest.raises(IncompleteError):
+        sweep("fails=later,no,never", fail_fast=True, is_continued=True)
+    assert "test of the best setting, chosen by val/acc: 50.00 %" in capsys.readouterr().out
+
+
+def test_a_signal_ends_the_final_test_and_says_how_to_continue(sweep, monkeypatch: pytest.MonkeyPatch, capsys):
+    def evaluate(path: Path, plan, driver) -> dict:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        assert driver.run_command(["sleep", "60"], os.environ) is None
+        return {"reason": "stopped"}
+
+    monkeypatch.setattr(run, "_test", evaluate)
+    with pytest.raises(SystemExit) as error:
+        sweep("lr=0.1,0.2")
+    assert error.value.code == 143
+    assert "stopped; to continue: " in capsys.readouterr().out

@@ -15,6 +15,7 @@ from imago.sweep.study import check_names
         ({"pruner": "medain"}, "sweep.pruner=medain is not one of none, median"),
         ({"pruner": {"_target_": "optuna.pruners.PercentilePruner", "percentile": 500}}, "sweep.pruner=optuna.pruners"),
         ({"sampler": {"_target_": "optuna.samplers.NoSampler"}}, "NoSampler"),
+        ({"sampler": {"_target_": "optuna.samplers.BruteForceSampler"}}, "BruteForceSampler: type sweep=grid"),
         ({"sampler": {"_target_": "optuna.samplers.TPESampler", "n_startup_trial": 3}}, "n_startup_trial"),
     ],
 )
@@ -51,7 +52,7 @@ def test_a_damaged_journal_and_an_unknown_database_are_one_line(new_driver, fake
     new_driver("lr=0.1,0.2")
     with (fake_project / "x/study.journal").open("a") as journal:
         journal.write('{"op_code": 4, "wor\n')
-    with pytest.raises(DataError, match="study.journal has a damaged line"):
+    with pytest.raises(DataError, match=r"study.journal, line \d+ is damaged, as by a full disk"):
         new_driver("lr=0.1,0.2")
     with pytest.raises(DataError, match="sweep.storage=nope://x cannot be opened"):
         new_driver("lr=0.1,0.2", name="y", storage="nope://x")

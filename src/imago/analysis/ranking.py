@@ -10,10 +10,11 @@ from typing import Any
 from imago.errors import DataError
 from imago.files import read_json, write_csv, write_text
 from imago.runs.records import RunRecord, read_records
-from imago.text import duration_text, markdown_table, metric_text, percent_text, printable, table_lines
+from imago.text import duration_text, markdown_table, metric_text, percent_text, printable, shortened, table_lines
 
 TRIAL_FILE = "trial.json"  # settings of a run as typed, also of one that fails before it writes them itself
 SWEEP_FILE = "sweep.json"  # objective, direction, searched settings and final test of a sweep
+_SEVERITY = {"running": 1, "stopped": 2, "died": 3, "pruned": 4, "failed": 5}  # the worst run's status counts
 _MAX_REASON_CHARS = 60  # in the printed table; the CSV has all; our own choice
 
 
@@ -105,6 +106,9 @@ def rank_settings(directory: Path) -> Ranking:
         values = {key: overrides[key] for key in keys if key in overrides}
         setting = ranked.setdefault(tuple(f"{key}={value}" for key, value in values.items()), RankedSetting(values))
         _add_run(setting, name, records.get(name), read_json(directory / name / "summary.json"), sweep)
+    for setting in ranked.values():
+        if setting.status == "finished" and len(setting.runs) < sweep.get("num_runs", 1):
+            setting.status, setting.reason = "stopped", f"{len(setting.runs)} of {sweep['num_runs']} runs"
     maximizes = sweep.get("direction") != "minimize"
     complete = [setting for setting in ranked.values() if setting.status == "finished" and setting.values]
     complete.sort(key=lambda setting: setting.mean or 0.0, reverse=maximizes)
@@ -140,7 +144,7 @@ def ranking_text(ranking: Ranking, max_rows: int | None = None) -> str:
 def final_test_lines(ranking: Ranking) -> list[str]:
     """Return what the final test of the best setting says; empty before it."""
     test = ranking.test
-    if not test:
+    if not test or ranking.best is None or test.get("runs") != ranking.best.runs:  # of an earlier best setting
         return []
     if "reason" in test:
         return [f"test of the best setting: {test['reason']}"]
@@ -175,8 +179,9 @@ def _add_run(
     else:
         if status == "finished":
             status, setting.reason = "failed", f"{sweep['objective']} was not logged"
-        setting.status = status
-        setting.reason = (record.reason if record else summary.get("reason")) or setting.reason
+        reason = (record.reason if record else summary.get("reason")) or setting.reason
+        if _SEVERITY.get(status, 0) >= _SEVERITY.get(setting.status, 0):
+            setting.status, setting.reason = status, reason
     setting.epochs += (record.epochs if record else summary.get("epochs")) or 0
     setting.seconds += (record.seconds if record else summary.get("seconds")) or 0.0
 
@@ -200,10 +205,12 @@ def ranking_rows(ranking: Ranking) -> list[list[str]]:
     rows = [["", ranking.objective, *ranking.keys, "runs", "epochs", "time", "status"]]
     for setting in ranking.settings:
         value, spread = metric_text(setting.mean), f" ± {metric_text(setting.std)}" if setting.std is not None else ""
-        reason = f": {setting.reason[:_MAX_REASON_CHARS]}" if setting.reason else ""
+        reason = f": {shortened(setting.reason, _MAX_REASON_CHARS)}" if setting.reason else ""
+        is_complete = len(setting.values) in (0, len(setting.runs))
+        num_runs = str(len(setting.runs)) if is_complete else f"{len(setting.values)} of {len(setting.runs)}"
         rows.append(
             [str(setting.rank or ""), value + spread, *(setting.settings.get(key, "") for key in ranking.keys),
-             str(len(setting.runs)), str(setting.epochs or ""), duration_text(setting.seconds), setting.status + reason]
+             num_runs, str(setting.epochs or ""), duration_text(setting.seconds), setting.status + reason]
         )  # fmt: skip
     return [[printable(cell) for cell in row] for row in rows]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from imago.cli.overrides import chosen_group, compose_defaults
 from imago.cli.signatures import read_signature
+from imago.errors import ConfigError
 from imago.instantiate import CONTROL_KEYS, to_plain
 from imago.settings import flatten
 
@@ -78,7 +79,9 @@ def first_trial(overrides: Sequence[str], loader: Any) -> list[str]:
     for index, override in enumerate(OverridesParser.create(config_loader=loader).parse_overrides(trial)):
         if override.is_sweep_override():
             value: Any = override.value()
-            first = value.start if override.is_interval_sweep() else next(override.sweep_string_iterator())
+            values = iter([value.start]) if override.is_interval_sweep() else override.sweep_string_iterator()
+            if (first := next(values, None)) is None:
+                raise ConfigError(f"{overrides[index]} has no values.")
             trial[index] = f"{overrides[index].partition('=')[0]}={first}"
     return trial
 

@@ -102,11 +102,17 @@ def _parse(parser: Any, key: str, values: Any, condition: str) -> Parameter:
 def _read(key: str, override: Any, condition: str = "") -> Parameter:
     """Return the parameter of an override with several values."""
     value = override.value()
-    if unknown := value.tags - {"log"}:
+    tags: set[str] = getattr(value, "tags", set())  # a glob has none
+    if unknown := tags - {"log"}:
         raise ConfigError(f"{override.input_line}: there is no tag {', '.join(unknown)}; the one for intervals is log.")
     if not override.is_interval_sweep():
-        return Parameter(key, tuple(dict.fromkeys(override.sweep_string_iterator())), condition=condition)
-    is_log = "log" in value.tags
+        choices = tuple(dict.fromkeys(override.sweep_string_iterator()))
+        if not choices:
+            raise ConfigError(f"{override.input_line} has no values.")
+        return Parameter(key, choices, condition=condition)
+    if key.lstrip("+") in REPEATED_KEYS:
+        raise ConfigError(f"{override.input_line}: {key} repeats each setting; list its values, e.g. {key}=1,2,3.")
+    is_log = "log" in tags
     is_finite = math.isfinite(value.start) and math.isfinite(value.end)
     if not is_finite or not value.start < value.end or (is_log and value.start <= 0):
         wanted = "from a number above 0 to a larger one" if is_log else "from a number to a larger one"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
@@ -27,6 +28,7 @@ from imago.sweep.study import check_names
 from imago.training.checks import check_settings, direction_of, logged_names
 
 _SWEEP_KEYS = ("sweep", "sweep_name", "resume")  # settings of the sweep, not of its runs
+_MONITOR_KEYS = ("callbacks.best_checkpoint.monitor", "callbacks.best_checkpoint.mode")
 _DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"max": "maximize", "min": "minimize"}
 
 
@@ -52,14 +54,21 @@ class TrialSweeper(Sweeper):
             UserError: for settings that no run can have, before anything is started.
         """
         typed = [text for text in arguments if _key(text).partition(".")[0] not in _SWEEP_KEYS]
-        if any(_key(text) == "test" for text in typed):
-            raise ConfigError("test: a search is ranked by val, and only its best setting is tested, once, at the end.")
         settings = self._checked_settings(arguments)
         space = parse_space([*typed, *self.params], settings["space"], self.loader)
+        if space.parameters and any(_key(text) == "test" for text in typed):
+            raise ConfigError("test: a search is ranked by val, and only its best setting is tested, once, at the end.")
         if space.parameters:  # with several seeds or folds only, nothing is chosen
             space = space._replace(fixed=(*space.fixed, "test=false"))
         config = self._check_runs(space)
         settings["objective"], settings["direction"], is_monitored = _objective(config, settings)
+        if any(_key(parameter.key) in _MONITOR_KEYS for parameter in space.parameters):
+            if self.settings.sweep.objective is None:
+                raise ConfigError(
+                    "callbacks.best_checkpoint.monitor has several values: type sweep.objective=val/acc, or another "
+                    "metric, by which all are ranked."
+                )
+            is_monitored = False
         directory = Path(self.settings.hydra.sweep.dir).absolute()
         num_devices = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
         sources = self.settings.hydra.runtime.config_sources
@@ -88,10 +97,16 @@ class TrialSweeper(Sweeper):
         Raises:
             ConfigError: for a value of another type, or that cannot work.
         """
-        self._check_types(self.settings, [text for text in arguments if text.startswith("sweep.")])
+        own = [text for text in arguments if _key(text).partition(".")[0] in _SWEEP_KEYS]
+        parsed = OverridesParser.create(config_loader=self.loader).parse_overrides(own)
+        if several := next(
+            (text for text, override in zip(own, parsed, strict=True) if override.is_sweep_override()), None
+        ):
+            raise ConfigError(f"{several}: a setting of the sweep itself has one value.")
+        self._check_types(self.settings, [text for text in own if text.startswith("sweep.")])
         settings = to_plain(self.settings.sweep)
         for key in ("n_trials", "max_hours", "parallel"):
-            if settings[key] is not None and settings[key] <= 0:
+            if settings[key] is not None and not settings[key] > 0:
                 raise ConfigError(f"sweep.{key}={settings[key]} must be greater than 0.")
         check_names(settings)
         if settings["sampler"] != "grid" and settings["n_trials"] is settings["max_hours"] is None:
@@ -137,6 +152,10 @@ def prepare_sweep() -> None:
             f"resume={typed['resume']} continues one run, and -m starts several: leave -m out, or type "
             "sweep_name=NAME resume=auto to continue a sweep."
         )
+    if typed.get("resume") == "auto" and not typed.get("sweep_name"):
+        raise ConfigError("resume=auto needs sweep_name=NAME, by which the command finds its sweep again.")
+    if several := [key for key in ("sweep", "sweep_name") if "," in typed.get(key, "")]:
+        raise ConfigError(f"{several[0]}={typed[several[0]]}: a sweep has one; type one value.")
     if "run_name" in typed:
         raise ConfigError(f"run_name={typed['run_name']}: a sweep is named sweep_name=NAME; its runs are numbered.")
     if "hydra/sweeper" in typed:
@@ -171,6 +190,12 @@ def _objective(config: DictConfig, settings: dict[str, Any]) -> tuple[str, Liter
         )
     mode = (best.mode if is_monitored else None) or direction_of(config, objective)
     direction = settings["direction"] or _DIRECTIONS.get(str(mode))
+    wanted = _DIRECTIONS.get(str(mode))
+    if is_monitored and None not in (wanted, settings["direction"]) and direction != wanted:
+        raise ConfigError(
+            f"sweep.direction={direction}: the best checkpoint of a run is chosen by {objective} to {wanted}; leave it "
+            "out, or also type callbacks.best_checkpoint.mode."
+        )
     if direction is None or direction not in _DIRECTIONS.values():
         raise ConfigError(
             f"sweep.direction={typed_value(direction)} for sweep.objective={objective}: type sweep.direction=maximize "

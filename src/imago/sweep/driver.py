@@ -1,19 +1,23 @@
-"""Run the trials of a sweep as processes: start, adopt, prune and stop them, and give their results to the study."""
+"""Run the trials of a sweep as processes: start, adopt, prune and stop them, and report their results to the study."""
 
 import fcntl
-import platform
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from itertools import islice
+from pathlib import Path
 from typing import IO, Any
+from uuid import uuid4
 
 import optuna
 from optuna.trial import Trial, TrialState
 from tqdm import tqdm
 
+from imago.files import write_text
 from imago.runs.signals import STOP_SIGNALS
 from imago.sweep.machine import slot_variables
 from imago.sweep.running_trial import Plan, RunningTrial
@@ -36,9 +40,9 @@ class Driver:
         self.stop_signal: int | None = None
         self._running: list[RunningTrial] = []
         self._has_failed = False
-        self._start_s = time.monotonic()
-        self._owner = f"{platform.node()}:{plan.directory}"
         (plan.directory / "drivers").mkdir(parents=True, exist_ok=True)
+        with self._lock_trials():
+            self._owner = _directory_id(plan.directory / "drivers" / "id")
 
     @property
     def failures(self) -> list[str]:
@@ -51,14 +55,45 @@ class Driver:
         """The number of trials that run in other processes."""
         return len(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))) - len(self._running)
 
+    @property
+    def was_aborted(self) -> bool:
+        """Whether it has ended at the first failure, by `fail_fast`."""
+        return self._has_failed and self.plan.settings["fail_fast"]
+
+    def missing_runs(self) -> list[str]:
+        """Return the numbers of trials of this directory that have ended, and whose runs are not there any more."""
+        num_runs = len(self.plan.space.repeats)
+        ended = [
+            trial.number
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.state.is_finished() and trial.user_attrs.get("owner") == self._owner
+            if REPEATS not in trial.user_attrs
+        ]
+        return [str(number) for number in ended if not (self.plan.directory / str(number * num_runs)).is_dir()]
+
+    def run_command(self, arguments: list[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess | None:
+        """Run a command to its end and return its texts; None if a signal has stopped it."""
+        process = subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables, start_new_session=True
+        )
+        try:
+            while self.stop_signal is None:
+                with suppress(subprocess.TimeoutExpired):
+                    output, errors = process.communicate(timeout=_POLL_S)
+                    return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
+        finally:
+            process.kill()
+            process.wait()
+        return None
+
     def run(self, report: Callable[[], None]) -> None:
         """Run until nothing is left to start, or until a signal; `report` is called after each trial.
 
         Runs that are stopped save their state.
         """
-        with _handle_signals(self), tqdm(unit="trial", disable=None, leave=False) as bar:
+        with tqdm(unit="trial", disable=None, leave=False) as bar:
             try:
-                while self.stop_signal is None and not (self._has_failed and self.plan.settings["fail_fast"]):
+                while self.stop_signal is None and not self.was_aborted:
                     self._adopt()
                     self._start_runs()
                     if not self._running:
@@ -112,7 +147,7 @@ class Driver:
         num_slots = self.plan.settings["parallel"]
         for slot in sorted(set(range(num_slots)) - used):
             running = next((running for running in self._running if running.waiting), None) or self._ask()
-            if running is None:
+            if running is None or not running.waiting:  # its runs have ended before, as of a study that was removed
                 return
             run = running.waiting.pop(0)
             run.start(slot, self.plan.flags, slot_variables(slot, num_slots, self.plan.num_threads))
@@ -121,7 +156,8 @@ class Driver:
     def _ask(self) -> RunningTrial | None:
         """Return a new trial; None if the study is complete or the time is over."""
         max_hours = self.plan.settings["max_hours"]
-        if max_hours is not None and time.monotonic() - self._start_s > 3600 * max_hours:
+        started = [trial.datetime_start for trial in self.study.get_trials(deepcopy=False) if trial.datetime_start]
+        if max_hours is not None and started and datetime.now() - min(started) > timedelta(hours=max_hours):
             return None
         with self._lock_trials():
             for _ in range(_MAX_REPEATS):
@@ -147,7 +183,7 @@ class Driver:
         return next(islice(self.plan.space.combinations(), num_tried, None), None) is None
 
     def _ends_like_an_earlier_one(self, running: RunningTrial) -> bool:
-        """Give a setting that was chosen before the same result: its runs would be the same."""
+        """End a trial whose setting was tried before with the same result: its runs would be the same."""
         trials = self.study.get_trials(deepcopy=False)
         params = trials[running.trial.number].params
         finished = (trial for trial in trials if trial.params == params and trial.state.is_finished())
@@ -160,7 +196,7 @@ class Driver:
         return True
 
     def _end(self, running: RunningTrial) -> str:
-        """Give the result of a trial to the study; return a line for the terminal."""
+        """Report the result of a trial to the study; return a line for the terminal."""
         state, value, text = running.result()
         line = f"{running.name}: {text}"
         running.trial.set_user_attr("result", line)
@@ -178,8 +214,15 @@ class Driver:
             time.sleep(_POLL_S)
 
 
+def _directory_id(file: Path) -> str:
+    """Return the content of a file, created with a random one: a name that no other machine's directory has."""
+    if not file.exists():
+        write_text(file, uuid4().hex)
+    return file.read_text()
+
+
 @contextmanager
-def _handle_signals(driver: Driver) -> Iterator[None]:
+def handle_signals(driver: Driver) -> Iterator[None]:
     """Note a stop signal within the block; a second one leaves at once."""
 
     def handle(number: int, frame: Any) -> None:

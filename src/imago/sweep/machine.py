@@ -22,7 +22,8 @@ def slot_variables(slot: int, num_slots: int, num_threads: int) -> dict[str, str
     """Return the environment of the trial in a slot: its number of threads, and its share of the GPUs if there are."""
     variables = {"OMP_NUM_THREADS": str(num_threads)}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible else sorted(f.name[6:] for f in Path("/dev").glob("nvidia[0-9]*"))
+    present = [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]  # numbered from 0
+    gpus = present if visible is None else [name for name in visible.split(",") if name]
     if num_slots > 1 and gpus:
         share = max(1, len(gpus) // num_slots)
         first = slot * share % len(gpus)

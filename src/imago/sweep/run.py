@@ -1,26 +1,29 @@
 """Run a sweep from its settings: open the study, run the trials, rank them, and test the best setting once."""
 
 import fcntl
+import os
 import shlex
 import signal
-import subprocess
 import sys
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from imago.analysis.ranking import SWEEP_FILE, Ranking, final_test_lines, rank_settings, ranking_text, write_ranking
 from imago.errors import ConfigError, IncompleteError
-from imago.files import make_writable, read_json, write_json
+from imago.files import make_writable, read_json, report_unwritable, write_json
 from imago.paths import PROJECT_ROOT, command, executable, quote_for_hydra, short_path
 from imago.runs.run_directory import requeue_slurm_job
-from imago.sweep.driver import Driver
+from imago.sweep.driver import Driver, handle_signals
 from imago.sweep.running_trial import Plan
 from imago.sweep.study import open_study
-from imago.text import counted, duration_text
+from imago.text import counted, duration_text, join_names
 
 _MAX_ROWS = 20  # of the printed ranking; our own choice
 _NUM_SEEDS = 3  # of the command that trains the best setting again; our own choice
+_POLL_S = 0.5  # as of the driver
 _TEST_SETTINGS = ("tta", "trust")  # settings of the runs that eval.py has too
 
 
@@ -45,17 +48,20 @@ def run_sweep(plan: Plan, is_continued: bool) -> float:
             f"{short_path(directory)} already holds a sweep: type resume=auto to continue it, or another sweep_name."
         )
     make_writable(directory, "paths.log_dir=DIR")
-    study = open_study(directory, plan.settings, plan.space)
+    study = open_study(directory, plan.settings, plan.space, is_continued)
     write_json(directory / SWEEP_FILE, read_json(directory / SWEEP_FILE) | plan.description)
     threads = counted(plan.num_threads, "CPU thread")
     print(f"sweep in {short_path(directory)}, {threads} for each trial", flush=True)
     driver = Driver(plan, study)
-    driver.run(lambda: write_ranking(rank_settings(directory)))
+    if missing := driver.missing_runs():
+        print(f"trials {join_names(missing)} have ended, but their directories are gone: they are not ranked")
+    with handle_signals(driver), report_unwritable(directory, "; then type the command again with resume=auto"):
+        driver.run(lambda: write_ranking(rank_settings(directory)))
+        failures, num_elsewhere = driver.failures, driver.num_elsewhere
+        if not num_elsewhere and not driver.was_aborted:
+            _test_best(plan, driver)
     if driver.stop_signal is not None:
         _leave(driver.stop_signal, directory)
-    failures, num_elsewhere = driver.failures, driver.num_elsewhere
-    if not num_elsewhere and not (failures and plan.settings["fail_fast"]):
-        _test_best(plan)
     ranking = rank_settings(directory)
     write_ranking(ranking)
     _print_end(ranking, plan, num_elsewhere)
@@ -78,16 +84,22 @@ def _leave(number: int, directory: Path) -> NoReturn:
     raise SystemExit(143)
 
 
-def _test_best(plan: Plan) -> None:
-    """Evaluate the runs of the best setting on the test split, once: other processes of the sweep wait for it."""
+def _test_best(plan: Plan, driver: Driver) -> None:
+    """Evaluate the runs of the best setting on the test split, once; other processes wait, and a signal ends it."""
     file = plan.directory / SWEEP_FILE
     with (plan.directory / "drivers" / "test.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while driver.stop_signal is None:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(_POLL_S)
         best = rank_settings(plan.directory).best
         tested = read_json(file).get("test") or {}
         if best is None or (tested.get("runs") == best.runs and "acc" in tested):
             return
-        results = [_test(plan.directory / run, plan) for run in best.runs]
+        results = [_test(plan.directory / run, plan, driver) for run in best.runs]
+        if driver.stop_signal is not None:
+            return
         failed = next((result["reason"] for result in results if "reason" in result), None)
         first = results[0]
         test: dict[str, Any] = {"runs": best.runs}
@@ -99,13 +111,15 @@ def _test_best(plan: Plan) -> None:
         write_json(file, read_json(file) | {"test": test})
 
 
-def _test(run: Path, plan: Plan) -> dict[str, Any]:
+def _test(run: Path, plan: Plan, driver: Driver) -> dict[str, Any]:
     """Return the metrics of the test of a run: its own, else those of eval.py, or why that cannot evaluate it."""
     if test := read_json(run / "summary.json").get("test"):
         return test
     typed = [text for text in plan.space.fixed if text.partition("=")[0] in _TEST_SETTINGS]
     evaluation = [sys.executable, str(PROJECT_ROOT / "src" / "eval.py"), f"run={quote_for_hydra(str(run))}", *typed]
-    result = subprocess.run(evaluation, capture_output=True, text=True, check=False)
+    result = driver.run_command(evaluation, os.environ | {"OMP_NUM_THREADS": str(plan.num_threads)})
+    if result is None:
+        return {"reason": "stopped"}
     if result.returncode:
         errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         return {"reason": errors[-1] if errors else f"eval.py exited with {result.returncode}"}

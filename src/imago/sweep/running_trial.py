@@ -41,7 +41,8 @@ class Plan(NamedTuple):
         """What `sweep.json` says, for the ranking."""
         keys = list(dict.fromkeys(parameter.key.lstrip("+") for parameter in self.space.parameters))
         names = ("objective", "direction")
-        return {name: self.settings[name] for name in names} | {"keys": keys, "is_monitored": self.is_monitored}
+        searched = {"keys": keys, "is_monitored": self.is_monitored, "num_runs": len(self.space.repeats)}
+        return {name: self.settings[name] for name in names} | searched
 
 
 class RunningTrial:
@@ -63,6 +64,8 @@ class RunningTrial:
             TrialRun(plan.directory / str(first + index), [*plan.space.fixed, *self.overrides, *repeat])
             for index, repeat in enumerate(plan.space.repeats)
         ]
+        for run in self.runs:
+            run.check_overrides()
         self.active = [run for run in self.runs if run.is_running() or not run.was_interrupted()]  # or just ended
         self.pruned_at: int | None = trial.user_attrs.get("pruned_at")
         self.waiting = [run for run in self.runs if run not in self.active and self.pruned_at is None]
@@ -100,7 +103,9 @@ class RunningTrial:
             pruner = self.plan.settings["pruner"]
             name = pruner["_target_"].rpartition(".")[2] if isinstance(pruner, Mapping) else pruner
             reason = f"{name}, after epoch {self.pruned_at}"
-            self.runs[0].mark("pruned", reason)
+            for run in self.runs:
+                if run.summary.get("status") in ("stopped", "running"):
+                    run.mark("pruned", reason)
             return TrialState.PRUNED, None, f"pruned ({reason})"
         objective = self.plan.settings["objective"]
         found = [objective_of(run.summary, objective, self.plan.is_monitored) for run in self.runs]

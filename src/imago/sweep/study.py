@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import random
 import time
 import warnings
 from collections.abc import Mapping
@@ -23,7 +24,6 @@ _SAMPLERS = {
     "random": optuna.samplers.RandomSampler,
     "tpe": optuna.samplers.TPESampler,
     "gp": optuna.samplers.GPSampler,
-    "cmaes": optuna.samplers.CmaEsSampler,
 }
 _PRUNERS = {
     "none": optuna.pruners.NopPruner,
@@ -33,26 +33,31 @@ _PRUNERS = {
     "percentile": lambda: optuna.pruners.PercentilePruner(25.0),  # keeps the best quarter, as Optuna's example
 }
 REPEATS = "repeats"  # attribute of a trial: the number of an earlier one with the same values
-_OF_A_MACHINE = ("paths.", "++paths.")  # settings that may differ between the machines of a sweep
+_GRID_SAMPLERS = ("BruteForceSampler", "GridSampler")  # they stop a study in a way that its own loop only knows
+_NUM_TRIES = 5  # to create the tables of a database that others create now; our own choice
 _MAX_WAIT_S = 30  # to queue a grid takes less; our own choice
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # the ranking says what the trials were
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def open_study(directory: Path, settings: Mapping[str, Any], space: Space) -> optuna.Study:
-    """Create the study of a sweep, or open it if it exists.
+def is_of_a_machine(override: str) -> bool:
+    """Return whether an override may differ between the machines of a sweep."""
+    return override.lstrip("+").startswith("paths.")
+
+
+def open_study(directory: Path, settings: Mapping[str, Any], space: Space, is_continued: bool = True) -> optuna.Study:
+    """Create the study of a sweep, or open it if it exists and `is_continued`.
 
     A grid is queued once, by the process that creates the study.
 
     Raises:
-        ConfigError: if the study searches another space.
+        ConfigError: if the study searches another space, or exists and is not to be continued.
         DataError: if the storage cannot be used.
     """
-    storage = _open_storage(settings["storage"], directory)
     pruner = _build("pruner", settings["pruner"], _PRUNERS)
     searched = {
-        "settings": sorted(text for text in space.fixed if not text.startswith(_OF_A_MACHINE)),
+        "settings": sorted(text for text in space.fixed if not is_of_a_machine(text)),
         "values": [parameter.text for parameter in space.parameters],
         "repetitions": [" ".join(repeat) for repeat in space.repeats],
         "objective": [settings["objective"], settings["direction"]],
@@ -60,16 +65,24 @@ def open_study(directory: Path, settings: Mapping[str, Any], space: Space) -> op
     }
     grid = list(space.combinations()) if settings["sampler"] == "grid" else []
     try:
+        storage = _open_storage(settings["storage"], directory)
         study = optuna.create_study(
             storage=storage, study_name=directory.name, direction=settings["direction"], pruner=pruner
         )
         is_new = is_created = True
     except optuna.exceptions.DuplicatedStudyError:
+        if not is_continued:
+            raise ConfigError(
+                f"sweep.storage={settings['storage']} already holds a sweep {directory.name}: type resume=auto to "
+                "continue it, or another sweep_name."
+            ) from None
         study = optuna.load_study(storage=storage, study_name=directory.name, pruner=pruner)
         is_new, is_created = not _is_filled(study), False
     except json.JSONDecodeError as error:
+        journal = directory / "study.journal"
         raise DataError(
-            f"{directory / 'study.journal'} has a damaged line ({error}); remove it to continue."
+            f"{journal}, line {_damaged_line(journal)} is damaged, as by a full disk ({error}): remove this line, and "
+            "repeat the command."
         ) from error
     if is_new:
         for values in grid:
@@ -77,6 +90,16 @@ def open_study(directory: Path, settings: Mapping[str, Any], space: Space) -> op
         study.set_user_attr("searched", searched)
     _check_unchanged(study.user_attrs["searched"], searched, directory)
     return study
+
+
+def _damaged_line(journal: Path) -> int:
+    """Return the number of the first line that is not JSON, from 1."""
+    for number, line in enumerate(journal.read_bytes().splitlines(), 1):
+        try:
+            json.loads(line)
+        except ValueError:
+            return number
+    return 0
 
 
 def _is_filled(study: optuna.Study) -> bool:
@@ -97,7 +120,7 @@ def num_to_start(study: optuna.Study, settings: Mapping[str, Any]) -> float:
 
 
 def set_sampler(study: optuna.Study, settings: Mapping[str, Any], number: int, name: str = "") -> None:
-    """Give the study a sampler whose seed depends on the trial and the name of the parameter only.
+    """Set a sampler whose seed depends on the trial and the name of the parameter only.
 
     So an interrupted sweep goes on alike.
     """
@@ -117,6 +140,8 @@ def check_names(settings: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"sweep.{key}={settings[key]} is not one of {', '.join(known)}, or a _target_ with its arguments."
             )
+        if isinstance(settings[key], Mapping) and str(settings[key].get("_target_")).endswith(_GRID_SAMPLERS):
+            raise ConfigError(f"sweep.{key}={settings[key]['_target_']}: type sweep=grid, which tries every value.")
     _build("pruner", settings["pruner"], _PRUNERS)
     if settings["sampler"] != "grid":
         _build("sampler", settings["sampler"], _SAMPLERS, seed=0)
@@ -135,10 +160,16 @@ def _build(key: str, choice: Any, known: Mapping[str, Any], **arguments: Any) ->
 def _open_storage(url: str | None, directory: Path) -> BaseStorage:
     if url is None:
         return JournalStorage(JournalFileBackend(str(directory / "study.journal")))
-    try:
-        return RDBStorage(url)
-    except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise DataError(f"sweep.storage={url} cannot be opened: {str(error).partition(chr(10))[0]}") from error
+    for attempt in range(_NUM_TRIES):
+        try:
+            return RDBStorage(url)
+        except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            is_being_created = any(text in str(error) for text in ("already exists", "UNIQUE", "duplicate", "locked"))
+            if not is_being_created or attempt == _NUM_TRIES - 1:
+                reason = str(error).partition("\n")[0]
+                raise DataError(f"sweep.storage={url} cannot be opened: {reason}") from error
+        time.sleep(1.0 + random.random())
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], directory: Path) -> None:

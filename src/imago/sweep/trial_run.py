@@ -10,10 +10,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from imago.analysis.ranking import TRIAL_FILE
+from imago.errors import ConfigError
 from imago.files import read_json, write_json
-from imago.paths import PROJECT_ROOT, checkpoint_file, quote_for_hydra
+from imago.paths import PROJECT_ROOT, checkpoint_file, quote_for_hydra, short_path
 from imago.runs.signals import RANK_VARIABLES
+from imago.sweep.study import is_of_a_machine
 
 _OUTPUT_FILE = "output.log"  # what the process prints
 _LOCK_FILE = ".trial.lock"  # with the number of the process
@@ -83,11 +87,31 @@ class TrialRun:
     def stop(self) -> None:
         """Send SIGTERM, once: the run saves its state and exits, with all its ranks."""
         if not self._is_signalled and self.is_running():
-            pid = self.process.pid if self.process is not None else int((self.path / _LOCK_FILE).read_text() or 0)
-            if pid:  # else it is just being started, and the next call finds it
+            pid = self.process.pid if self.process is not None else self._adopted_pid()
+            if pid:
                 self._is_signalled = True
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
+
+    def _adopted_pid(self) -> int:
+        """Return the number of a process that another one has started; 0 if this machine has no such process.
+
+        It is just being started, or it runs on another machine, where the number means another process.
+        """
+        pid = int((self.path / _LOCK_FILE).read_text() or 0)
+        with suppress(psutil.Error):
+            if pid and quote_for_hydra(str(self.path)) in " ".join(psutil.Process(pid).cmdline()):
+                return pid
+        return 0
+
+    def check_overrides(self) -> None:
+        """Raise a ConfigError if the directory holds a run with other settings, which the study does not know."""
+        saved = read_json(self.path / TRIAL_FILE).get("overrides", self.overrides)
+        if _without_paths(saved) != _without_paths(self.overrides):
+            raise ConfigError(
+                f"{short_path(self.path)} holds a run with other settings, which the storage of this sweep does not "
+                "know: choose another sweep_name."
+            )
 
     def was_interrupted(self) -> bool:
         """Return whether a run that does not run any more has to be continued: it neither finished nor failed."""
@@ -103,6 +127,8 @@ class TrialRun:
         if errors := [line for line in self._last_lines() if line.startswith("error: ")]:
             return errors[-1].removeprefix("error: ")
         how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"exited with {code}"
+        if code is None:  # started by another process
+            how = "was killed, or its machine went down"
         return f"the process {how}; see {self.path / _OUTPUT_FILE}"
 
     def mark(self, status: str, reason: str) -> None:
@@ -113,3 +139,7 @@ class TrialRun:
         with suppress(OSError):
             return (self.path / _OUTPUT_FILE).read_text("utf-8", errors="replace").splitlines()[-50:]
         return []
+
+
+def _without_paths(overrides: Sequence[str]) -> list[str]:
+    return sorted(text for text in overrides if not is_of_a_machine(text))
