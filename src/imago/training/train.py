@@ -87,7 +87,6 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     _store_provenance(data, trainer, directory, commands)
     _fill_cache(data, trainer)
     measure_pruned(pruned, task, data, trainer, directory)
-
     last = None
     if cfg.resume is not None:
         last = resolve_checkpoint(directory.path, "last")
