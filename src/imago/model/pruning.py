@@ -34,8 +34,7 @@ def prune(net: nn.Module, ratio: float, image_size: int) -> tuple[nn.Module, dic
 
     if attention := next((type(part).__name__ for part in net.modules() if "Attention" in type(part).__name__), None):
         raise ConfigError(f"it has {attention}, and only convolutional networks can be pruned.")
-    with one_intraop_thread():
-        pruned = copy.deepcopy(net).eval().requires_grad_(True)  # the dependencies are read from the autograd graph
+    pruned = copy.deepcopy(net).eval().requires_grad_(True)  # the dependencies are read from the graph of autograd
     body: nn.Module = getattr(pruned, "body", pruned)
     image = torch.zeros(1, 3, image_size, image_size)
     layers = [part for part in pruned.modules() if isinstance(part, nn.Conv2d | nn.Linear)]

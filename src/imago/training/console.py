@@ -21,7 +21,7 @@ from imago.statistics.metrics import MIN_IMBALANCE_RATIO
 from imago.task.base import ImageTask
 from imago.text import counted, join_names, metric_text
 from imago.training.checks import monitors
-from imago.training.pruning import network_settings
+from imago.training.pruning import built_settings
 
 _FEW_IMAGES = 5_000  # photographs, for a network from scratch; our own choice
 _MAX_WEIGHTS = 30  # class weights in the start table; our own choice
@@ -55,7 +55,7 @@ def start_table(
         "classes": _classes_text(cfg, data),
         "augment": data.augment.describe(),
         "preprocess": f"{data.preprocess.describe()} ({preprocess_origin})",
-        "network": _network_text(network_settings(cfg, task), task),
+        "network": _network_text(built_settings(cfg, task)["model"], task),
         "optimizer": f"{_class_name(cfg.optimizer)}, lr {cfg.optimizer.get('lr')}, {_class_name(cfg.schedule)}, "
         f"{counted(trainer.max_epochs or 1, 'epoch')}{steps}"
         + ("" if isinstance(task, ImageTask) else f", as far as {type(task).__name__} uses them"),

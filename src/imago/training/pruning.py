@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from imago.data.datamodule import ImageDataModule
+    from imago.runs.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +56,10 @@ def is_pruned(cfg: DictConfig) -> bool:
     return cfg.model.get("_target_") == f"{PrunedRun.__module__}.{PrunedRun.__name__}"
 
 
-def network_settings(cfg: DictConfig, task: Any) -> dict[str, Any]:
-    """Return `_target_` and settings of the network that is trained."""
-    return task.hparams["net"] if is_pruned(cfg) else to_plain(cfg.model)
+def built_settings(cfg: DictConfig, task: Any) -> dict[str, Any]:
+    """Return all groups of settings; `model` is the network that is trained, also if it was pruned."""
+    groups = {str(group): settings for group, settings in cfg.items()}
+    return groups | ({"model": task.hparams["net"]} if is_pruned(cfg) else {})
 
 
 def pruning_problems(cfg: DictConfig) -> Iterator[str]:
@@ -140,13 +142,19 @@ def choose_pruned_preprocess(cfg: DictConfig, pruned: PrunedNetwork, data: "Imag
 
 
 def measure_pruned(
-    pruned: PrunedNetwork, task: "LightningModule", data: "ImageDataModule", trainer: "Trainer"
-) -> dict[str, Any]:
-    """Return size and validation accuracy before and after pruning, for summary.json, and log them.
+    pruned: PrunedNetwork | None,
+    task: "LightningModule",
+    data: "ImageDataModule",
+    trainer: "Trainer",
+    directory: "RunDirectory",
+) -> None:
+    """Log size and validation accuracy before and after pruning, and write them to summary.json, when a run starts.
 
     The accuracies are those of all validation images in fp32; absent if `trainer.limit_val_batches` leaves images out,
     or if the outputs are not the classes of the data.
     """
+    if pruned is None or pruned.net is None or not directory.is_main_process:
+        return
     import torch
 
     from imago.model.classifier import Classifier
@@ -168,4 +176,4 @@ def measure_pruned(
         torch.backends.cudnn.allow_tf32 = allows_tf32  # a predictor turns it off
         results["val_acc"] = [float(output.is_correct.mean()) for output in outputs]
         log.info("val accuracy %s before pruning, %s after it\n", *(f"{acc:.2%}" for acc in results["val_acc"]))
-    return results
+    directory.update(pruned=results)

@@ -75,7 +75,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     from imago.training.build import build_run, final_checkpoint, one_line_for_misconfiguration
     from imago.training.console import end_lines, extension_settings, start_table, usable_commands
     from imago.training.machine_checks import prepare_machine
-    from imago.training.pruning import load_pruned, measure_pruned, network_settings
+    from imago.training.pruning import built_settings, load_pruned, measure_pruned
     from imago.trust import packages_to_trust
 
     precision, precision_reason = prepare_machine(cfg)
@@ -85,12 +85,8 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     log.info("%s\n", start_table(cfg, data, task, trainer, precision_reason, preprocess_origin))
     commands = list(usable_commands(task))
     _store_provenance(data, trainer, directory, commands)
-    share = data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()
-    cache = data.fill_cache(trainer.num_devices, (trainer.max_epochs or 1) * share)
-    log.info("image cache: %s\n", cache)
-    if pruned and cfg.resume is None and directory.is_main_process:
-        directory.update(pruned=measure_pruned(pruned, task, data, trainer))
-
+    _fill_cache(data, trainer)
+    measure_pruned(pruned, task, data, trainer, directory)
     last = None
     if cfg.resume is not None:
         last = resolve_checkpoint(directory.path, "last")
@@ -110,10 +106,15 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     calibrate_and_plot_best_checkpoint(cfg, data, task, trainer, directory)
     if directory.is_main_process:  # only its summary is complete
         extension = extension_settings(cfg, directory.summary, trainer.max_epochs or 1)
-        groups = {str(key): node for key, node in cfg.items()}
-        trust = packages_to_trust(groups | {"model": network_settings(cfg, task)})
+        trust = packages_to_trust(built_settings(cfg, task))
         log.info("\n%s", end_lines(directory.summary, directory.path, extension, commands, trust))
     return directory.summary.get("best_value", float("nan"))
+
+
+def _fill_cache(data: "ImageDataModule", trainer: "Trainer") -> None:
+    share = data.batches_per_epoch(trainer.limit_train_batches) / data.batches_per_epoch()
+    cache = data.fill_cache(trainer.num_devices, (trainer.max_epochs or 1) * share)
+    log.info("image cache: %s\n", cache)
 
 
 def _store_provenance(
