@@ -177,8 +177,9 @@ def count_operators(int8_model: onnx.ModelProto, float_model: onnx.ModelProto) -
     quantized = {node.input[0] for node in nodes if node.op_type == _QUANTIZE}
     counts: dict[str, Counter[str]] = {"int8_operators": Counter(), "float_operators": Counter()}
     for node in nodes:
+        rounded = node.input[: 2 if node.op_type in _PRODUCTS else 1]  # of a product, activations and weights
         ends_in_int8 = node.output[0] in quantized or node.op_type in ("Gemm", "MatMul")
-        if node.input and node.input[0] in dequantized and ends_in_int8:
+        if rounded and dequantized.issuperset(rounded) and ends_in_int8:
             counts["int8_operators"][node.op_type] += 1
         elif node.op_type not in (_QUANTIZE, _DEQUANTIZE) and node.output[0] in float_names:
             counts["float_operators"][node.op_type] += 1
@@ -205,7 +206,7 @@ def operator_errors(float_model: onnx.ModelProto, int8_model: onnx.ModelProto, i
     del graph.output[:]
     names = []
     for node in (node for node in int8_model.graph.node if node.op_type in _PRODUCTS):
-        if any(producers.get(name, node).op_type == _DEQUANTIZE for name in node.input):
+        if all(producers.get(name, node).op_type == _DEQUANTIZE for name in node.input[:2]):
             _append_error(graph, float_nodes[node.name], node, producers)
             names.append(node.name)
     settings = onnxruntime.SessionOptions()
