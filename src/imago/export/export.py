@@ -19,7 +19,7 @@ from imago.export.formats import FORMATS, LOSSLESS, Options
 from imago.files import make_writable, read_json, report_unwritable, write_json
 from imago.inference.evaluate import read_data_settings, training_data
 from imago.inference.load import check_and_find_model, is_onnx, load_calibrated
-from imago.inference.run_split import match_classes
+from imago.inference.run_split import output_indices
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import checkpoint_file, command, short_path
@@ -136,7 +136,7 @@ def _export(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping
         batches = _batches(data, split, cfg.parity_samples, "comparing")
         if options.precision == LOSSLESS:
             return compare_outputs(classifier, predict, (images for images, _ in batches))
-        labels = match_classes(data.class_names, classifier.class_names)
+        labels = output_indices(classifier, data.class_names)
         labeled = ((images, labels[batch_labels]) for images, batch_labels in batches)
         return {"split": split} | compare_accuracy(classifier, predict, labeled, cfg.max_accuracy_drop, report)
 

@@ -23,7 +23,9 @@ from imago.text import join_names
 
 log = logging.getLogger(__name__)
 
-_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the operators that take the time
+_PRODUCTS = ("Conv", "Gemm", "MatMul")  # the operators that take the time
+# onnxruntime computes these in float on CPUs: to round what they read and write would only lose accuracy.
+_FLOAT_ONLY = ("BatchNormalization", "ConvTranspose", "Gelu", "InstanceNormalization", "LayerNormalization")
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _NUM_AT_ONCE = 16  # images, whose activations are all in memory; our own choice
 _NUM_NAMED = 3  # operators in a message; our own choice
@@ -121,6 +123,8 @@ def _float_names(graph: onnx.GraphProto, keep_float: Sequence[str]) -> list[str]
         if node.op_type in _PRODUCTS or after_product & {*node.input}:
             after_product |= {*node.output}
         else:
+            names.add(node.name)
+        if node.op_type in _FLOAT_ONLY:
             names.add(node.name)
     for pattern in keep_float:
         matched = {n.name for n in graph.node if fnmatchcase(n.name, pattern) or fnmatchcase(n.op_type, pattern)}
