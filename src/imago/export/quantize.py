@@ -118,14 +118,12 @@ def _float_names(graph: onnx.GraphProto, keep_float: Sequence[str]) -> list[str]
     A pattern is of names or of types of operators, such as Gemm.
     """
     after_product: set[str] = set()  # tensors
-    names, products = set(), [node for node in graph.node if node.op_type in _PRODUCTS]
+    names: set[str] = set()
+    products = [node for node in graph.node if node.op_type in _PRODUCTS]
     for node in graph.node:  # sorted: an input is the output of an earlier node
-        if node.op_type in _PRODUCTS or after_product & {*node.input}:
-            after_product |= {*node.output}
-        else:
-            names.add(node.name)
-        if node.op_type in _FLOAT_ONLY:
-            names.add(node.name)
+        is_after = node.op_type in _PRODUCTS or not after_product.isdisjoint(node.input)
+        after_product |= {*node.output} if is_after else set()
+        names |= {node.name} if not is_after or node.op_type in _FLOAT_ONLY else set()
     for pattern in keep_float:
         matched = {n.name for n in graph.node if fnmatchcase(n.name, pattern) or fnmatchcase(n.op_type, pattern)}
         if not matched:
