@@ -181,7 +181,8 @@ def count_operators(int8_model: onnx.ModelProto, float_model: onnx.ModelProto) -
     for node in nodes:
         rounded = node.input[: 2 if node.op_type in _PRODUCTS else 1]  # of a product, activations and weights
         ends_in_int8 = node.output[0] in quantized or node.op_type in ("Gemm", "MatMul")
-        if rounded and dequantized.issuperset(rounded) and ends_in_int8:
+        is_rounded = bool(rounded) and dequantized.issuperset(rounded) and ends_in_int8
+        if is_rounded and node.op_type not in _FLOAT_ONLY:
             counts["int8_operators"][node.op_type] += 1
         elif node.op_type not in (_QUANTIZE, _DEQUANTIZE) and node.output[0] in float_names:
             counts["float_operators"][node.op_type] += 1
