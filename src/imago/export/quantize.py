@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")  # the operators that take the time
 # onnxruntime computes these in float on CPUs: to round what they read and write would only lose accuracy.
-_FLOAT_ONLY = ("BatchNormalization", "ConvTranspose", "Gelu", "InstanceNormalization", "LayerNormalization")
+_FLOAT_ONLY = (
+    *("BatchNormalization", "InstanceNormalization", "LayerNormalization"),
+    *("ConvTranspose", "Gelu", "HardSigmoid", "HardSwish"),
+)
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _NUM_AT_ONCE = 16  # images, whose activations are all in memory; our own choice
 _NUM_NAMED = 3  # operators in a message; our own choice
