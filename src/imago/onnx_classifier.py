@@ -30,6 +30,7 @@ PREDICTS_CLASSES_KEY = "predicts_classes"  # false for a task with targets of it
 RUN_ID_KEY = "run_id"
 METRICS_KEY = "metrics"
 VERSIONS_KEY = "versions"
+PRECISION_KEY = "precision"  # of the weights, as JSON; files of before have none, and fp32
 SCHEMA_KEY = "schema"
 SCHEMA_VERSION = 1
 
@@ -51,6 +52,9 @@ OPERATORS = frozenset(_OPERATOR_NAMES.split())
 _MAX_CONSTANT = 2**24  # values; 65 MB as float32; our own choice
 _REFUSED_MESSAGES = ("FunctionProto", "SparseTensorProto", "TrainingInfoProto")  # parts of a model that no export has
 _TYPED_DATA = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")  # of a TensorProto
+
+# Optimizations with which onnxruntime 1.31 ends in a segmentation fault for attention in float16, on CPUs.
+_CRASH_IN_HALF = ["MatmulTransposeFusion"]
 
 _HOW_TO_EXPORT = "export one with python src/export.py run=RUN"
 
@@ -84,7 +88,8 @@ class OnnxClassifier:
         self.calibration_temperature = float(self.metadata[TEMPERATURE_KEY])
         self.predicts_classes = bool(self.metadata.get(PREDICTS_CLASSES_KEY, True))
         self._path = path
-        self._session = _start_session(content, path, num_threads)
+        disabled = _CRASH_IN_HALF if self.metadata.get(PRECISION_KEY) == "fp16" else []
+        self._session = _start_session(content, path, num_threads, disabled)
         self._check_graph(path)
 
     def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +225,7 @@ def _check_values(class_names: Any, temperature: Any) -> None:
         raise ValueError(f"{TEMPERATURE_KEY} is {temperature!r}")
 
 
-def _start_session(content: bytes, path: Path, num_threads: int) -> Any:
+def _start_session(content: bytes, path: Path, num_threads: int, disabled: list[str]) -> Any:
     """Return an onnxruntime session on the bytes that were checked, never on the path: the file could change."""
     import onnxruntime
 
@@ -228,7 +233,9 @@ def _start_session(content: bytes, path: Path, num_threads: int) -> Any:
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 4  # nothing: its messages bypass Python's logging, and errors are raised too
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
     except Exception as error:  # its exceptions have no other common base class
         reason, _, _ = str(error).partition("\n")
         raise DataError(

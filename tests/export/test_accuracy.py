@@ -217,6 +217,7 @@ def test_int8_file_has_the_accuracy_of_its_report_in_eval_and_the_run_keeps_no_o
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     report = json.loads((run / "export" / "export_report_int8.json").read_text())
     assert (report["split"], report["num_images"], report["num_calibration_images"]) == ("val", 1000, 50)
+    assert report["int8_operators"]["Gemm"] == report["float_operators"]["Gemm"] == 1
     assert report["num_bytes"] < 0.3 * sum(p.numel() * 4 for p in _parameters(run))
     assert report["checkpoint_acc"] == json.loads((run / "summary.json").read_text())["val"]["acc"]
     lines = done.stdout.splitlines()

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
+from torchvision.models import VisionTransformer
 
 from imago.errors import UserError
 from imago.export.accuracy import compare_accuracy
@@ -56,6 +57,17 @@ def test_weights_are_float16_and_normalization_and_outputs_float32(tmp_path: Pat
     expected = model(torch.from_numpy(samples(9))).detach()
     np.testing.assert_allclose(logits, expected, atol=0.02)
     np.testing.assert_allclose(probabilities, torch.from_numpy(logits / 0.5).softmax(dim=1), atol=1e-5)
+
+
+def test_attention_in_float16_runs(tmp_path: Path):
+    """onnxruntime 1.31 crashes on it unless one of its optimizations is disabled."""
+    torch.manual_seed(0)
+    net = VisionTransformer(SIZE, 8, 2, 2, 32, 64, num_classes=4)
+    nn.init.normal_(net.heads.head.weight)  # zeros by default
+    model = Classifier(net, list("abcd"), PREPROCESS).eval()
+    export(model, tmp_path / "model_fp16.onnx")
+    expected = model(torch.from_numpy(samples(9))).detach()
+    np.testing.assert_allclose(load(tmp_path / "model_fp16.onnx", 1)(samples(9))[0], expected, atol=0.1)
 
 
 @pytest.mark.filterwarnings("ignore:overflow")

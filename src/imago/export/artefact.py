@@ -60,11 +60,7 @@ def write_artefact(
             settings = {FORMAT_KEY: options.format, PRECISION_KEY: options.precision, **report}
             write_metadata(part, {**metadata, **settings, NETWORK_KEY: dict(classifier.network_settings)})
         num_bytes = sum(file.stat().st_size for file in (part.iterdir() if part.is_dir() else (part,)))
-        opset = f"opset {report['opset']}, " if "opset" in report else ""
-        log.info("written     %s %s, %s%.2f MB", options.format, options.precision, opset, num_bytes / 1e6)
-        float_bytes = 4 * sum(parameter.numel() for parameter in classifier.parameters())
-        if options.precision != LOSSLESS and num_bytes >= float_bytes:
-            log.info("size        not smaller than the weights in float32, %.2f MB", float_bytes / 1e6)
+        _log_written(classifier, options, report, num_bytes)
         try:
             predict = module.load(part, torch.get_num_threads())
         except DataError as error:
@@ -94,6 +90,14 @@ def _check_free_space(directory: Path, classifier: Classifier) -> None:
             f"{directory} has {free_bytes:,} bytes free, and an export of this network takes up to {needed_bytes:,}; "
             "free some space."
         )
+
+
+def _log_written(classifier: Classifier, options: Options, report: Mapping[str, Any], num_bytes: int) -> None:
+    opset = f"opset {report['opset']}, " if "opset" in report else ""
+    log.info("written     %s %s, %s%.2f MB", options.format, options.precision, opset, num_bytes / 1e6)
+    float_bytes = 4 * sum(parameter.numel() for parameter in classifier.parameters())
+    if options.precision != LOSSLESS and num_bytes >= float_bytes:
+        log.info("size        not smaller than the weights in float32, %.2f MB", float_bytes / 1e6)
 
 
 def report_file(options: Options) -> str:

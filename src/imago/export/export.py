@@ -19,7 +19,7 @@ from imago.export.formats import FORMATS, LOSSLESS, Options
 from imago.files import PARTIAL_SUFFIX, make_writable, read_json, report_unwritable, write_json
 from imago.inference.evaluate import read_data_settings, training_data
 from imago.inference.load import check_and_find_model, is_onnx, load_calibrated, resolve_checkpoint
-from imago.inference.run_split import match_classes
+from imago.inference.run_split import output_indices
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import checkpoint_file, command, short_path
@@ -174,9 +174,10 @@ def _write(cfg: DictConfig, network: _Network, options: Options, target: Path) -
     }
 
     def verify(predict: "Predict", report: Mapping[str, Any]) -> dict[str, Any]:
-        batches = _labeled_batches(network, cfg.parity_samples, "comparing")
         if options.precision == LOSSLESS:
+            batches = _batches(network.data, network.split, cfg.parity_samples, "comparing")
             return compare_outputs(network.classifier, predict, (images for images, _ in batches))
+        batches = _labeled_batches(network, cfg.parity_samples, "comparing")
         compared = compare_accuracy(network.classifier, predict, batches, cfg.max_accuracy_drop, report)
         return {"split": network.split} | compared
 
@@ -253,7 +254,7 @@ def _options(cfg: DictConfig, format: str, precision: str, data: "ImageDataModul
 
 def _labeled_batches(network: _Network, limit: int | None, title: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield images and labels as `_batches` does; labels are indices of the network's classes."""
-    labels = match_classes(network.data.class_names, network.classifier.class_names)
+    labels = output_indices(network.classifier, network.data.class_names)
     for images, batch_labels in _batches(network.data, network.split, limit, title):
         yield images, labels[batch_labels]
 

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from imago.model.classifier import Classifier
 
 METADATA_FILE = "metadata.json"  # in the directory of every format but ONNX, whose file holds its metadata
+FORMAT_KEY, NETWORK_KEY, FILES_KEY = "format", "network", "files"
+PRECISION_KEY = onnx_classifier.PRECISION_KEY
 _HOW_TO_EXPORT = "export it again with python src/export.py run=RUN"
-FORMAT_KEY, PRECISION_KEY, NETWORK_KEY, FILES_KEY = "format", "precision", "network", "files"
 
 
 def build_metadata(

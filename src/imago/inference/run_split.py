@@ -21,6 +21,7 @@ from imago.text import WORDNET_ID, join_names
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
     from imago.data.dataset import Samples, Splits
+    from imago.model.classifier import Classifier
 
 _SHOWN_PX = (128, 128)  # of images of any size that are not files; our own choice
 _NUM_HASHED = 1_000  # images of a torch Dataset, which may be slow to read; our own choice
@@ -119,7 +120,7 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
     """
     from tqdm import tqdm
 
-    network_labels = _network_labels(predictor, data.class_names)
+    network_labels = output_indices(predictor, data.class_names)
     data.preprocess = predictor.preprocess
     loaders = [data.evaluation_loader(name) for name, _ in data.splits.items() if split in (name, "all")]
     num_batches = sum(map(len, loaders))
@@ -144,7 +145,7 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
     return LabeledOutputs(predictor.class_names, all_labels, logits, all_best, predictor.calibration_temperature)
 
 
-def _network_labels(predictor: Predictor, class_names: Sequence[str]) -> np.ndarray:
+def output_indices(predictor: "Predictor | Classifier", class_names: Sequence[str]) -> np.ndarray:
     """Return for each class of the data its index among the outputs; raise a DataError if they are something else."""
     if not predictor.predicts_classes:
         raise DataError(
