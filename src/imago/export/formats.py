@@ -1,7 +1,6 @@
 """The formats of `export.py`: their files, the packages they need, and the programs that run them; loads no torch."""
 
 import importlib
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import distributions
@@ -50,8 +49,8 @@ class Format:
     def versions(self) -> dict[str, str]:
         """Return the version of each of the packages that is installed."""
         directories = (PROJECT_ROOT / self.environment).glob("lib/python*/site-packages")
-        paths = [*map(str, directories)] if self.environment else sys.path
-        found = {name: next(iter(distributions(name=name, path=paths)), None) for name in self.packages}
+        search: dict[str, Any] = {"path": [*map(str, directories)]} if self.environment else {}
+        found = {name: next(iter(distributions(name=name, **search)), None) for name in self.packages}
         return {name: package.version for name, package in found.items() if package}
 
     def missing_packages(self) -> list[str]:
