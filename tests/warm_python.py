@@ -199,7 +199,8 @@ class WarmPython:
     ) -> WarmProcess:
         """Start `python ARGUMENTS...`: a script, or `-c` and code.
 
-        With `warm_children`, it also starts its own processes in this way, as those of a sweep.
+        With `warm_children`, it also starts its own processes in this way. It is for the trials of a sweep, not for
+        the ranks of `strategy=ddp`.
         """
         self._num_started += 1
         folder = Path(self._folder.name) / str(self._num_started)
