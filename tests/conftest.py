@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from short_runs import SHORT, train
+from short_runs import SHORT, SWEEP, train
 from warm_python import warm_hydra, warm_imago
 from warm_runs import WarmRuns
 
@@ -134,6 +134,18 @@ def exported_run(finished_run: Path, shared_folder: Path) -> Path:
             assert (done.returncode, done.stderr) == (0, ""), done.stderr
             screen.write_text(done.stdout)
     return logs / "train" / "short"
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(shared_folder: Path) -> Path:
+    """The four short runs of the README's sweep; also only read."""
+    logs = shared_folder / "finished_sweep"
+    with FileLock(f"{logs}.lock"):
+        if not (logs / "screen.txt").exists():
+            short = (*SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=4", "model.hidden_features=16")
+            done = train(logs, *SWEEP, *short, "sweep_name=sweep", warm_children=True)
+            (logs / "screen.txt").write_text(done.stdout)
+    return logs / "sweeps" / "sweep"
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

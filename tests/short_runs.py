@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from warm_python import warm_imago
 
@@ -11,9 +12,13 @@ from warm_python import warm_imago
 SHORT = ("data=shapes", "trainer.max_epochs=2", "trainer.limit_train_batches=12", "trainer.log_every_n_steps=5")
 
 
-def train(log_dir: Path, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+# The sweep of the README, as printed.
+SWEEP = ("-m", "optimizer.lr=1e-3,3e-3", "seed=1,2")
+
+
+def train(log_dir: Path, *arguments: str, check: bool = True, **settings: Any) -> subprocess.CompletedProcess:
     """Run `python src/train.py` with its logs below `log_dir`."""
-    done = warm_imago().run("src/train.py", *arguments, f"paths.log_dir={log_dir}", **environment)
+    done = warm_imago().run("src/train.py", *arguments, f"paths.log_dir={log_dir}", **settings)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 

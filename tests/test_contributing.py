@@ -17,13 +17,15 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from PIL import Image
 from short_runs import summary
-from warm_python import warm_packages
+from warm_python import warm_copy
 
 from imago import load_model
 from imago.cli.overrides import compose as compose_as_hydra
 from imago.instantiate import to_plain
 from imago.paths import PROJECT_ROOT, register_resolvers
 from imago.settings import flatten
+
+pytestmark = pytest.mark.xdist_group("contributing")  # one copy, one preloaded process
 
 GUIDE = (PROJECT_ROOT / "CONTRIBUTING.md").read_text()
 BLOCKS = re.findall(r"```(?:python|yaml)\n(.*?)```", GUIDE, re.DOTALL)
@@ -34,7 +36,7 @@ COMMANDS = [command for command in re.findall(r"`([^`\n]+)`", GUIDE) if command.
 # Settings that make a run short; the command itself is run as printed.
 SHORTER = (
     *("trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.limit_val_batches=2"),
-    *("trainer.limit_test_batches=2", "trainer.accelerator=cpu"),
+    *("trainer.limit_test_batches=2", "trainer.accelerator=cpu", "data.batch_size=32"),
 )
 
 
@@ -56,7 +58,8 @@ def run(project: Path) -> Callable[..., subprocess.CompletedProcess]:
     """Run `python ARGUMENTS` in the copy, with the imago of the copy."""
 
     def start(*arguments: str) -> subprocess.CompletedProcess:
-        return warm_packages().run(*arguments, cwd=project, PYTHONPATH=str(project / "src"))
+        source = project / "src"
+        return warm_copy(source).run(*arguments, cwd=project, PYTHONPATH=str(source), warm_children=True)
 
     return start
 

@@ -11,7 +11,6 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from PIL import Image
-from short_runs import SHORT, train
 
 from imago.paths import PROJECT_ROOT
 
@@ -71,9 +70,9 @@ def printed(notebook: nbformat.NotebookNode) -> str:
 
 
 @pytest.mark.slow
-def test_analysis_reads_compares_and_draws_a_sweep(tmp_path: Path):
-    short = (*SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=4")
-    train(tmp_path, "-m", *short, "optimizer.lr=1e-3,4e-3", "seed=1,2", "sweep_name=sweep")
+@pytest.mark.xdist_group("sweep")
+def test_analysis_reads_compares_and_draws_a_sweep(tmp_path: Path, finished_sweep: Path):
+    shutil.copytree(finished_sweep, tmp_path / "sweeps" / "sweep")
     last = "print(len(runs), len(chosen), seeds['num_seeds'].tolist(), seeds['val_std'].notna().all())"
     with opened("analysis.ipynb", last, tmp_path) as executed:
         notebook = executed(IMAGO_LOGS_DIR=str(tmp_path))

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from short_runs import train
+from short_runs import SWEEP, train
 from warm_python import warm_imago
 
 from imago.paths import PROJECT_ROOT
@@ -18,6 +18,8 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("python src/")
 ]
+# Commands whose runs other tests read too: fixtures of conftest.py run them.
+SHARED = (shlex.join(["python", "src/train.py", *SWEEP]), "python src/export.py run=logs/latest")
 # Settings that make a run short; the command itself is run as printed.
 SHORTER = ("debug=default", "trainer.num_sanity_val_steps=0")
 
@@ -45,11 +47,11 @@ def test_readme_names_every_package_and_module():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in SHARED])
 def test_command_runs_as_printed(command: str, real_data: Path, finished_run: Path, tmp_path: Path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     if "resume=" in command:  # to be continued with as few batches per epoch
-        train(tmp_path / "logs", "data=shapes", *SHORTER)
+        train(tmp_path / "logs", "data=shapes", "data.batch_size=16", "model.hidden_features=16", *SHORTER)
         run = tmp_path / "logs" / "latest"
     images = real_data / "hymenoptera_data"
     real_paths = {"logs/latest": run, "~/flowers": images, "photo.jpg": next(images.glob("val/ants/*.jpg"))}
@@ -60,21 +62,30 @@ def test_command_runs_as_printed(command: str, real_data: Path, finished_run: Pa
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("sweep")
+def test_the_sweep_runs_as_printed(finished_sweep: Path):
+    assert SHARED[0] in COMMANDS
+    assert (finished_sweep / "ranking.md").exists()
+
+
+@pytest.mark.slow
+def test_the_export_runs_as_printed(exported_run: Path):
+    assert SHARED[1] in COMMANDS
+    assert (exported_run / "export" / "model.onnx").exists()
+
+
 def extra_arguments(command: str, logs: Path) -> list[str]:
     """Return settings that make a training run short and independent of downloaded weights."""
     if "check.py" in command or "resume=" in command:
         return [f"paths.log_dir={logs}"]  # `latest` of the shared run stays
     if "train.py" not in command or "--cfg" in command:
         return []
-    extra = [f"paths.log_dir={logs}", *SHORTER]
+    extra = [f"paths.log_dir={logs}", *SHORTER, "data.batch_size=16"]
     if "experiment=" in command:
         extra += ["trainer.max_epochs=1"]  # the experiment overrides the trainer's value
-    if " -m " in command:
-        extra += ["data=shapes"]
-    if "tune=" in command:
-        extra += ["data.batch_size=32"]
     if "finetune_folder" in command:
-        extra += ["model.weights=null"]
+        extra += ["model.weights=null", "data.cache=none", "data.batch_size=4"]
     if "model=resnet18" in command:
-        extra += ["model.weights=null", "trainer.accelerator=cpu", "data=shapes", "data.batch_size=16"]
+        extra += ["model.weights=null", "trainer.accelerator=cpu", "data=shapes", "data.batch_size=4"]
     return extra

@@ -1,13 +1,11 @@
 """Preparing a batch starts no thread and restores the number of threads."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from warm_python import warm_imago
 
-from imago.paths import PROJECT_ROOT
 from imago.threads import one_intraop_thread
 
 
@@ -45,12 +43,6 @@ print(len(os.listdir("/proc/self/task")) - before, torch.get_num_threads())
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux shows them")
 def test_preparing_a_batch_starts_no_thread():
-    done = subprocess.run(
-        [sys.executable, "-c", COUNT_THREADS],
-        cwd=PROJECT_ROOT / "src",
-        env=os.environ | {"OMP_NUM_THREADS": "4"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = warm_imago().run("-c", COUNT_THREADS, OMP_NUM_THREADS="4")
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["0", "4"]

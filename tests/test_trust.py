@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 import yaml
 from pickled_calls import Calls
+from warm_runs import TINY, WarmRuns
 
 from imago.cli.resume import check_saved_outputs, check_saved_settings, resume_arguments
 from imago.errors import ConfigError, DataError, UserError
@@ -261,8 +261,9 @@ def test_saved_overrides_are_settings_only(tmp_path: Path, override: str):
 
 
 @pytest.fixture(scope="module")
-def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shutil.copytree(finished_run, tmp_path_factory.mktemp("trust") / "train" / "short")
+def run(runs: WarmRuns) -> Path:
+    runs.run(*TINY, "trainer.max_epochs=2", "run_name=short")
+    return runs.logs / "train" / "short"
 
 
 SLOW = "+callbacks.mine={_target_: interruptions.Slow, seconds: 0.0}"

@@ -13,6 +13,7 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -29,12 +30,10 @@ _SHAPES = (
     "import functools, imago.data.shapes as shapes; shapes.render_split = functools.cache(shapes.render_split); "
     "[shapes.render_split(split) for split in shapes.SPLIT_SIZES]"
 )
-# The packages of the commands stay imported; imago itself comes from the PYTHONPATH of each process.
-_WITHOUT_IMAGO = "[sys.modules.pop(name) for name in list(sys.modules) if name.split('.')[0] == 'imago']"
 
 # A waiter process between the job and the server keeps the server ready for the next job.
 _SERVER = """
-import json, os, runpy, signal, sys, types
+import atexit, json, os, runpy, signal, sys, threading, types
 sys.path.insert(0, {source!r})  # imago is imported from this checkout
 {preload}
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the exit codes of the waiters are not read
@@ -43,9 +42,10 @@ for line in sys.stdin:
     if not os.fork():
         break
 else:
-    sys.exit()
+    os._exit(0)
 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-job = json.loads(line)
+with open(line.strip()) as file:
+    job = json.load(file)
 pid = os.fork()
 if pid:
     with open(job["status"], "a", buffering=1) as status:
@@ -59,13 +59,55 @@ os.chdir(job["cwd"])
 os.environ.clear()
 os.environ.update(job["environment"])
 sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(":") if path]
+sys.executable = job.get("executable", sys.executable)
 sys.argv, sys.orig_argv = job["arguments"], [sys.executable, *job["arguments"]]
-if sys.argv[0] == "-c":
-    code = sys.argv.pop(1)
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    exec(compile(code, "<string>", "exec"), vars(sys.modules["__main__"]))
-else:
-    runpy.run_path(sys.argv[0], run_name="__main__")
+exit_code = 0
+try:
+    if sys.argv[0] == "-c":
+        code = sys.argv.pop(1)
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(code, "<string>", "exec"), vars(sys.modules["__main__"]))
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as error:
+    if not isinstance(error.code, int | None):
+        raise
+    exit_code = error.code or 0
+# As at the end of Python, but no module is freed, which takes more than a second.
+threading._shutdown()
+atexit._run_exitfuncs()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(exit_code)
+"""
+
+# A program with the arguments of `python`: it lets the server of the jobs file start the process, forwards signals to
+# it, and exits as it does. It shares the files of its own output with it.
+_CHILD = """#!{python} -IS
+import json, os, signal, sys, tempfile, time
+
+folder = tempfile.mkdtemp(dir={folder!r})
+status, job = folder + "/status", folder + "/job.json"
+open(status, "w").close()
+out, err = (f"/proc/{{os.getpid()}}/fd/{{number}}" for number in (1, 2))
+with open(job, "w") as file:
+    typed = {{"arguments": sys.argv[1:], "cwd": os.getcwd(), "environment": dict(os.environ)}}
+    json.dump(typed | {{"out": out, "err": err, "status": status, "executable": sys.argv[0]}}, file)
+with open({folder!r} + "/jobs", "w") as jobs:
+    jobs.write(job + "\\n")
+lines = []
+while len(lines) < 2 or not lines[1].endswith("\\n"):
+    time.sleep(0.02)
+    with open(status) as file:
+        lines = file.readlines()
+    if len(lines) == 1 and lines[0].endswith("\\n"):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda number, frame: os.kill(int(lines[0]), number))
+code = int(lines[1])
+if code < 0:
+    signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+sys.exit(code)
 """
 
 
@@ -123,24 +165,43 @@ class WarmPython:
 
     Args:
         preload: Python statements.
+        source: the folder that imago is imported from.
+
+    Attributes:
+        executable: a program with the arguments of `python` that starts such processes.
     """
 
-    def __init__(self, preload: str) -> None:
+    def __init__(self, preload: str, source: Path = PROJECT_ROOT / "src") -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="warm")
         self._num_started = 0
+        jobs = Path(self._folder.name) / "jobs"
+        os.mkfifo(jobs)
+        reader = os.open(jobs, os.O_RDONLY | os.O_NONBLOCK)
+        self._jobs = jobs.open("w", buffering=1)
+        os.set_blocking(reader, True)
+        self.executable = Path(self._folder.name) / "python"
+        self.executable.write_text(_CHILD.format(python=sys.executable, folder=self._folder.name))
+        self.executable.chmod(0o755)
         self._server = subprocess.Popen(
-            [sys.executable, "-c", _SERVER.format(preload=preload, source=str(PROJECT_ROOT / "src"))],
+            [sys.executable, "-c", _SERVER.format(preload=preload, source=str(source))],
             cwd=PROJECT_ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
+            stdin=reader,
             stdout=subprocess.PIPE,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
+        os.close(reader)
         assert self._server.stdout is not None
         assert self._server.stdout.readline() == b"ready\n"
 
-    def start(self, *arguments: str, cwd: Path = PROJECT_ROOT, **environment: str) -> WarmProcess:
-        """Start `python ARGUMENTS...`: a script, or `-c` and code."""
+    def start(
+        self, *arguments: str, cwd: Path = PROJECT_ROOT, warm_children: bool = False, **environment: str
+    ) -> WarmProcess:
+        """Start `python ARGUMENTS...`: a script, or `-c` and code.
+
+        With `warm_children`, it also starts its own processes in this way. It is for the trials of a sweep, not for
+        the ranks of `strategy=ddp`.
+        """
         self._num_started += 1
         folder = Path(self._folder.name) / str(self._num_started)
         folder.mkdir()
@@ -152,20 +213,20 @@ class WarmPython:
             "environment": os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         }
         job |= {name: str(folder / name) for name in ("out", "err", "status")}
-        assert self._server.stdin is not None
-        self._server.stdin.write((json.dumps(job) + "\n").encode())
-        self._server.stdin.flush()
+        if warm_children:
+            job["executable"] = str(self.executable)
+        (folder / "job.json").write_text(json.dumps(job))
+        print(folder / "job.json", file=self._jobs)
         return WarmProcess(folder)
 
-    def run(self, *arguments: str, cwd: Path = PROJECT_ROOT, **environment: str) -> subprocess.CompletedProcess:
-        """Run `python ARGUMENTS...` and wait for its exit."""
-        process = self.start(*arguments, cwd=cwd, **environment)
+    def run(self, *arguments: str, **settings: Any) -> subprocess.CompletedProcess:
+        """Run `python ARGUMENTS...` as `start` does and wait for its exit."""
+        process = self.start(*arguments, **settings)
         code = process.wait()
         return subprocess.CompletedProcess(arguments, code, process.stdout, process.stderr)
 
     def close(self) -> None:
-        assert self._server.stdin is not None
-        self._server.stdin.close()
+        self._jobs.close()
         self._server.wait()
         self._folder.cleanup()
 
@@ -177,9 +238,9 @@ def warm_imago() -> WarmPython:
 
 
 @functools.cache
-def warm_packages() -> WarmPython:
-    """Return the one, shared by all tests, that has imported the packages of the commands, for a copy of imago."""
-    return WarmPython(f"{_HYDRA}; {_IMAGO}; {_WITHOUT_IMAGO}")
+def warm_copy(source: Path) -> WarmPython:
+    """Return one like `warm_imago` for a copy of imago."""
+    return WarmPython(f"{_HYDRA}; {_IMAGO}; {_SHAPES}", source)
 
 
 @functools.cache

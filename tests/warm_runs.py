@@ -24,11 +24,11 @@ class WarmRuns:
         self.logs = logs
         logs.mkdir(parents=True, exist_ok=True)
 
-    def start(self, *arguments: str, **environment: str) -> WarmProcess:
+    def start(self, *arguments: str, warm_children: bool = False, **environment: str) -> WarmProcess:
         """Start `train.py` with these settings."""
         python_path = {"PYTHONPATH": str(PROJECT_ROOT / "tests")}
         typed = (*arguments, f"paths.log_dir={self.logs}")
-        return warm_imago().start("src/train.py", *typed, **(python_path | environment))
+        return warm_imago().start("src/train.py", *typed, warm_children=warm_children, **(python_path | environment))
 
     def run(self, *arguments: str, expect: int = 0, **environment: str) -> WarmProcess:
         """Run `train.py` and wait; the exit code must be `expect`."""

@@ -75,8 +75,12 @@ def curves(run: Path) -> list[str]:
     return [",".join(row[index] for index in columns) for row in rows]
 
 
+# Two other cases have validations within the epoch too.
+SOAKED = {"validation within the epoch": pytest.mark.soak}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=SOAKED.get(case, ())) for case in CASES])
 def test_every_saved_state_is_resumed_to_the_same_weights_and_curves(compose, tmp_path, monkeypatch, case: str):
     cfg, whole, copies = compose(*SETTINGS, *CASES[case]), tmp_path / "whole", []
     save = AtomicCheckpointIO.save_checkpoint
@@ -117,11 +121,15 @@ class RaiseIn(Callback):
 
 # Each with the number of completed optimizer steps; 3 is within the first epoch, 5 at its end.
 MOMENTS = [
-    *(("on_train_batch_start", 3), ("on_before_zero_grad", 3), ("on_after_backward", 3)),
-    *(("on_before_optimizer_step", 3), ("on_train_batch_end", 3), ("on_train_batch_end", 5)),
-    *(("on_validation_start", 5), ("on_validation_epoch_start", 5), ("on_validation_batch_end", 5)),
+    *(("on_after_backward", 3), ("on_before_optimizer_step", 3)),
+    *(("on_train_batch_end", 3), ("on_train_batch_end", 5), ("on_validation_start", 5)),
     *(("on_validation_epoch_end", 5), ("on_validation_end", 10), ("on_train_epoch_end", 10)),
-    *(("on_train_epoch_start", 5), ("on_train_batch_start", 5), ("on_after_backward", 8)),
+    *(("on_train_epoch_start", 5), ("on_train_batch_start", 5)),
+]
+# Next to one of them.
+MORE_MOMENTS = [
+    *(("on_train_batch_start", 3), ("on_before_zero_grad", 3), ("on_after_backward", 8)),
+    *(("on_validation_epoch_start", 5), ("on_validation_batch_end", 5)),
 ]
 
 
@@ -142,7 +150,9 @@ def whole(cfg, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "come_first", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["after_ours", "before_ours"]
 )
-@pytest.mark.parametrize(("hook", "step"), MOMENTS)
+@pytest.mark.parametrize(
+    ("hook", "step"), [*MOMENTS, *(pytest.param(*moment, marks=pytest.mark.soak) for moment in MORE_MOMENTS)]
+)
 def test_after_an_exception_the_last_save_is_intact_and_is_resumed(
     cfg, whole, tmp_path, hook: str, step: int, come_first: bool
 ):

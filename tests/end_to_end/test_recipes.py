@@ -49,6 +49,7 @@ def test_early_stopping_ends_a_run_and_logs_the_reason(tmp_path: Path):
 
 def test_max_steps_ends_a_run_with_a_validation_and_a_larger_number_extends_it(tmp_path: Path):
     small = (*SHORT, "model.hidden_features=8", "schedule=constant", "trainer.limit_train_batches=4")
+    small += ("data.batch_size=32", "trainer.limit_val_batches=2", "trainer.limit_test_batches=1")
     single = {"OMP_NUM_THREADS": "1"}
     train(tmp_path, *small, "run_name=whole", **single)
     limits = ("trainer.max_epochs=null", "trainer.max_steps=6", "optimizer.eps=1e-8", "callbacks=early_stopping")

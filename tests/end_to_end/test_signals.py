@@ -136,7 +136,7 @@ def test_a_slurm_job_saves_at_sigusr1_and_is_queued_again(runs: WarmRuns, tmp_pa
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGTERM])
 def test_a_sweep_of_several_processes_passes_the_signal_on(runs: WarmRuns, number: int):
-    run = runs.start(*LONG, *TWO, "-m", "optimizer.lr=1e-3,2e-3", f"sweep_name=sweep{number}")
+    run = runs.start(*LONG, *TWO, "-m", "optimizer.lr=1e-3,2e-3", f"sweep_name=sweep{number}", warm_children=True)
     output = runs.logs / "sweeps" / f"sweep{number}" / "0" / "output.log"
     while not (output.exists() and "epoch   1/" in output.read_text()):
         time.sleep(0.1)

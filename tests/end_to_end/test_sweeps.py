@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from short_runs import summary
+from warm_python import warm_imago
 from warm_runs import TINY, WarmRuns
 
 from imago.analysis.ranking import rank_settings
@@ -23,7 +24,7 @@ SEARCH = ("sweep=random", "sweep.n_trials=2", "optimizer.lr=tag(log,interval(1e-
 def submit(logs: Path, *settings: str, task: int = 0) -> subprocess.CompletedProcess:
     """Run the script as a task of the array job 4711."""
     job = {"SLURM_JOB_ID": "4712", "SLURM_ARRAY_JOB_ID": "4711", "SLURM_ARRAY_TASK_ID": str(task), "SLURM_NTASKS": "1"}
-    job |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    job |= {"PYTHON": str(warm_imago().executable), "OMP_NUM_THREADS": "1"}
     command = ["bash", str(SCRIPT), *settings, f"paths.log_dir={logs}"]
     return subprocess.run(command, cwd=PROJECT_ROOT, env=os.environ | job, capture_output=True, text=True, timeout=280)
 

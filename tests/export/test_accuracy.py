@@ -164,8 +164,11 @@ def settings(compose: Callable) -> DictConfig:
         ({"calibration_samples": 0, "precision": "int8"}, "calibration_samples=0 must be 1 or more training images."),
         ({"keep_float": ["Gemm", "a*"]}, "keep_float=[Gemm,a*] is a setting of precision=int8."),
         ({"max_accuracy_drop": -0.5}, "max_accuracy_drop=-0.5 must be from 0 to 100 points."),
-        ({"precision": "int4"}, "precision=int4: format=onnx has fp32, fp16, int8."),
-        ({"precision": "int8", "format": "openvino"}, "precision=int8: format=openvino has fp32, fp16, bf16."),
+        ({"precision": "int4"}, "precision=int4 is not one of fp32, fp16, int8 of format=onnx; did you mean int8?"),
+        (
+            {"precision": "int8", "format": "openvino"},
+            "precision=int8 is not one of fp32, fp16, bf16 of format=openvino.",
+        ),
     ],
 )
 def test_an_invalid_setting_is_one_line(settings: DictConfig, changes: dict, text: str, tmp_path: Path):

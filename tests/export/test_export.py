@@ -17,7 +17,7 @@ from short_runs import summary
 from imago import load_model
 from imago.data.dataset import ArrayDataset, LabeledArray
 from imago.errors import ConfigError, DataError
-from imago.export.export import _metrics_of, _validation_images
+from imago.export.export import _batches, _metrics_of
 from imago.export.export import export as export_command
 from imago.onnx_classifier import OnnxClassifier
 
@@ -148,7 +148,7 @@ def test_a_limit_takes_images_evenly_spread_over_the_split(limit: int | None, ex
     images = np.broadcast_to(labels[:, None, None, None].astype(np.uint8), (10, 3, 2, 2))
     dataset = ArrayDataset(LabeledArray(images, labels, tuple(map(str, labels))))
     data = SimpleNamespace(dataset=lambda split: {"val": dataset}[split])
-    assert [int(image[0, 0, 0]) for batch in _validation_images(data, limit) for image in batch] == list(expected)
+    assert [int(image[0, 0, 0]) for images, _ in _batches(data, "val", limit, "") for image in images] == list(expected)
 
 
 @pytest.fixture(scope="module")

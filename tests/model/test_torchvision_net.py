@@ -70,8 +70,18 @@ def test_the_stem_changes_up_to_64_px(image_size: int, kernel: tuple[int, int], 
     assert isinstance(resnet.maxpool, nn.MaxPool2d) is has_pool
 
 
+# The smallest network of each kind; `make soak` builds all others too.
+KINDS = (
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
+    *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf"),
+    *("resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "swin_t", "swin_v2_t"),
+    *("vgg11", "vgg11_bn", "vit_b_32", "wide_resnet50_2"),
+)
+OTHERS = [name for name in models.list_models(module=models) if name not in KINDS]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", models.list_models(module=models))
+@pytest.mark.parametrize("name", [*KINDS, *(pytest.param(name, marks=pytest.mark.soak) for name in OTHERS)])
 def test_the_head_of_every_torchvision_classifier_is_replaced(name: str, monkeypatch):
     monkeypatch.setattr(BlockParams, "from_init_params", compute_on_cpu(BlockParams.from_init_params))
     with torch.device("meta"):

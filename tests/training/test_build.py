@@ -151,10 +151,10 @@ def test_overfit_batches_repeats_the_first_batches_and_leaves_the_validation_alo
     compose, tmp_path, limit: float, num_batches: int
 ):
     seen = Seen()
-    settings = ("trainer.max_epochs=3", f"++trainer.overfit_batches={limit}", "augment=none")
+    settings = ("trainer.max_epochs=2", f"++trainer.overfit_batches={limit}", "augment=none")
     trainer = fit_run(compose(*small_fit.SMALL, *settings, *QUICK), tmp_path, seen)
-    assert len(seen.batches) == 3
-    assert [len(batches) for batches in seen.batches.values()] == [num_batches] * 3
+    assert len(seen.batches) == 2
+    assert [len(batches) for batches in seen.batches.values()] == [num_batches] * 2
     assert len(set(map(tuple, seen.batches.values()))) == 1
     assert len(set(seen.batches[0])) == num_batches
     assert trainer.num_val_batches == [4]  # 100 images
@@ -196,7 +196,7 @@ class Lrs(Callback):
         ("trainer.max_epochs=null ++trainer.max_steps=13", range(13)),
         ("trainer.max_epochs=1 ++trainer.max_steps=13", range(10)),
         ("trainer.max_epochs=2 trainer.limit_train_batches=3", range(6)),
-        ("trainer.max_epochs=2 task._target_=own_tasks.Manual", range(20)),
+        pytest.param("trainer.max_epochs=2 task._target_=own_tasks.Manual", range(20), marks=pytest.mark.soak),
         ("trainer.max_epochs=4 ++trainer.max_steps=7 task._target_=own_tasks.Manual", range(7)),  # 2 steps per batch
         (
             "trainer.max_epochs=9 ++trainer.max_steps=6 trainer.accumulate_grad_batches=3",

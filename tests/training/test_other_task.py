@@ -21,8 +21,8 @@ from imago.runs.checkpoint import read_checkpoint
 from imago.training.other_task import ScheduleIntervalCheck, build_other_task, is_image_task, unsavable_hyperparameters
 
 SMALL = (
-    *("data=shapes", "data.batch_size=32", "model.hidden_features=16", "model.dropout=0.1", "trainer.max_epochs=3"),
-    *("trainer.limit_train_batches=5", "trainer.limit_val_batches=2", "trainer.limit_test_batches=1"),
+    *("data=shapes", "data.batch_size=32", "model.hidden_features=16", "model.dropout=0.1", "trainer.max_epochs=2"),
+    *("trainer.limit_train_batches=3", "trainer.limit_val_batches=2", "trainer.limit_test_batches=1"),
     *("trainer.log_every_n_steps=1", "callbacks.last_checkpoint.every_minutes=0.0", "augment.brightness=0.2"),
 )
 BY_EPOCH = ("schedule=constant", "schedule._target_=torch.optim.lr_scheduler.ExponentialLR", "+schedule.gamma=0.5")
@@ -98,9 +98,10 @@ def test_a_module_is_trained_tested_and_resumed_to_the_same_weights(
     done = runs.run(*typed, f"run_name={name}")
     assert (f"left out of the checkpoints, as they are not plain data: {left_out}\n" in done.stdout) == bool(left_out)
     whole, broken = runs.logs / "train" / name, runs.logs / "train" / f"{name}-broken"
-    runs.run(*typed, "+callbacks.broken={_target_: interruptions.Raise, step: 7}", f"run_name={broken.name}", expect=1)
-    done = runs.run(f"resume={broken}", "callbacks.broken=null", expect=2)
-    assert f"task._target_=own_tasks.{name} is neither a LightningModule of this project's src/" in done.stderr
+    runs.run(*typed, "+callbacks.broken={_target_: interruptions.Raise, step: 4}", f"run_name={broken.name}", expect=1)
+    if name == "Template":
+        done = runs.run(f"resume={broken}", "callbacks.broken=null", expect=2)
+        assert f"task._target_=own_tasks.{name} is neither a LightningModule of this project's src/" in done.stderr
     runs.run(f"resume={broken}", "callbacks.broken=null", TRUST)
     ours, theirs = (read_checkpoint(run / "checkpoints" / "last.ckpt") for run in (whole, broken))
     assert ours["imago"]["task"] == f"own_tasks.{name}"
@@ -110,7 +111,7 @@ def test_a_module_is_trained_tested_and_resumed_to_the_same_weights(
     ] == []
     assert steps_and_values(whole) == steps_and_values(broken)
     found, again = summary(whole), summary(broken)
-    assert (found["status"], found["steps"], found["epochs"]) == ("finished", 15, 3)
+    assert (found["status"], found["steps"], found["epochs"]) == ("finished", 6, 2)
     assert {key: found[key] for key in ("val", "test", "best_epoch")} == {
         key: again[key] for key in ("val", "test", "best_epoch")
     }

@@ -80,10 +80,10 @@ def test_checkpoint_is_plain_data_with_clean_keys(finished_run: Path):
     assert all(key.startswith("net.") and "_orig_mod" not in key for key in checkpoint["state_dict"])
 
 
-def test_a_sweep_writes_one_run_directory_per_trial(runs: WarmRuns):
-    runs.run(*TINY, "-m", "sweep_name=seeds", "seed=1,2", "trainer.max_epochs=1")
-    trials = [runs.logs / "sweeps" / "seeds" / number for number in ("0", "1")]
-    assert [summary(trial)["status"] for trial in trials] == ["finished", "finished"]
+@pytest.mark.xdist_group("sweep")
+def test_a_sweep_writes_one_run_directory_per_trial(finished_sweep: Path):
+    trials = [finished_sweep / number for number in ("0", "1", "2", "3")]
+    assert [summary(trial)["status"] for trial in trials] == ["finished"] * 4
     assert not torch.equal(weights(trials[0])["net.classifier.1.weight"], weights(trials[1])["net.classifier.1.weight"])
 
 
@@ -104,7 +104,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_finite_check
 def measured(runs: WarmRuns) -> Path:
     """A run in two processes with another metric, in fp32."""
     auroc = "+metrics.auroc._target_=torchmetrics.classification.MulticlassAUROC"
-    runs.run(*SHORT, *TWO, auroc, "trainer.precision=32-true", "run_name=measured")
+    runs.run(*SHORT, *TWO, auroc, "trainer.precision=32-true", "trainer.max_epochs=1", "run_name=measured")
     return runs.logs / "train" / "measured"
 
 
@@ -199,7 +199,8 @@ def test_a_task_with_other_outputs_predicts_and_exports_them_and_eval_refuses(ru
 
 def test_the_stored_settings_have_the_limit_of_overfit_batches(tmp_path: Path):
     runs = WarmRuns(tmp_path)
-    quick = ("data=shapes", "model.hidden_features=16", "trainer.max_epochs=1", "trainer.limit_test_batches=1")
+    quick = ("data=shapes", "data.batch_size=32", "model.hidden_features=16", "trainer.max_epochs=1")
+    quick += ("trainer.limit_val_batches=2", "trainer.limit_test_batches=1")
     runs.run(*quick, "trainer.overfit_batches=2", "run_name=overfit")
     run = runs.logs / "train" / "overfit"
     stored = yaml.safe_load((run / "config.yaml").read_text())["trainer"]

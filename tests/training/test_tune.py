@@ -9,7 +9,8 @@ from short_runs import summary, train
 
 @pytest.mark.slow
 def test_tune_suggests_a_learning_rate_and_saves_no_checkpoint(tmp_path: Path):
-    done = train(tmp_path, "data=shapes", "tune=lr", "run_name=tuned", "trainer.max_epochs=3", "augment=none")
+    small = ("data.batch_size=16", "model.hidden_features=16")
+    done = train(tmp_path, "data=shapes", "tune=lr", "run_name=tuned", "trainer.max_epochs=3", "augment=none", *small)
     run = tmp_path / "train" / "tuned"
     suggestion = summary(run)["tuned"]["optimizer.lr"]
     assert 1e-5 < suggestion < 1

@@ -1,6 +1,7 @@
 """The formats of `export.py`: their files, the packages they need, and the programs that run them; loads no torch."""
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import distributions
