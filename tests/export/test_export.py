@@ -193,7 +193,10 @@ def test_an_output_that_cannot_be_written_is_one_line(settings: DictConfig, copi
 
 def test_help_loads_no_torch_and_explains_every_setting(settings: DictConfig, without_torch: Callable):
     names = set(settings) - {"paths"}
-    assert names == {"run", "ckpt", "format", "precision", "opset", "parity_samples", "overwrite", "trust"}
+    assert names == {
+        *("run", "ckpt", "format", "precision", "opset", "parity_samples", "max_accuracy_drop", "calibration_samples"),
+        *("keep_float", "benchmark", "overwrite", "trust"),
+    }
     done = without_torch("src/export.py", "--help")
     assert done.stdout.startswith("Write a trained network in another format")
     assert "train.py" not in done.stdout
