@@ -32,7 +32,7 @@ def export(trained: Classifier, val_images: np.ndarray, tmp_path: Path) -> Calla
 
     def run(format: str, precision: str = "fp32", classifier: Classifier = trained, verify=None) -> tuple[Path, dict]:
         path = tmp_path / FORMATS[format].file_of(precision)
-        verify = verify or (lambda predict: compare_outputs(trained, predict, [val_images]))
+        verify = verify or (lambda predict, _: compare_outputs(trained, predict, [val_images]))
         settings = {"run_id": "short", "metrics": {}}
         return path, write_artefact(classifier, path, settings, Options(format, precision), verify)
 

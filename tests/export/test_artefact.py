@@ -62,7 +62,7 @@ def test_a_file_gives_the_outputs_of_the_checkpoint_at_every_batch_size_and_desc
 def test_a_file_that_disagrees_is_removed_and_the_one_before_stays(
     format: str, export: Callable, negated: Classifier, tmp_path: Path
 ):
-    path, _ = export(format, classifier=negated, verify=lambda predict: {})
+    path, _ = export(format, classifier=negated, verify=lambda predict, _: {})
     (tmp_path / f"{path.name}.killed.part").mkdir()  # of an export that was killed
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".log"}
     with pytest.raises(UserError, match=r"was not kept: with batches of 1 \d+ of 100 labels differ") as caught:

@@ -38,7 +38,7 @@ def samples(count: int) -> np.ndarray:
 
 
 def export(model: Classifier, path: Path) -> None:
-    write(model, path, build_metadata(model, {"run_id": "r", "metrics": {}}, ("onnx",)), Options("onnx", "fp16"))
+    write(model, path, build_metadata(model, {"run_id": "r", "metrics": {}}, {"onnx": "1"}), Options("onnx", "fp16"))
 
 
 def test_weights_are_float16_and_normalization_and_outputs_float32(tmp_path: Path):

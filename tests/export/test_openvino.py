@@ -29,7 +29,7 @@ def test_precisions_have_directories_and_metadata_of_their_own(
 ):
     expected, sizes = trained.probabilities(val_images).numpy(), {}
     for precision in ("fp32", "fp16", "bf16"):
-        path, report = export("openvino", precision, verify=lambda predict: {})
+        path, report = export("openvino", precision, verify=lambda predict, _: {})
         assert path.name == ("openvino" if precision == "fp32" else f"openvino_{precision}")
         assert json.loads((path / "metadata.json").read_text())["precision"] == report["precision"] == precision
         sizes[precision] = (path / "model.bin").stat().st_size

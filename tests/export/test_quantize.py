@@ -34,7 +34,7 @@ def samples(count: int) -> np.ndarray:
 
 
 def export(model: Classifier, path: Path, images: np.ndarray | None = None, keep_float: tuple[str, ...] = ()) -> dict:
-    metadata = build_metadata(model, {"run_id": "r", "metrics": {}}, ("onnx",))
+    metadata = build_metadata(model, {"run_id": "r", "metrics": {}}, {"onnx": "1"})
     batches = [samples(37) if images is None else images]
     return write(model, path, metadata, Options("onnx", "int8", None, lambda: iter(batches), keep_float))
 

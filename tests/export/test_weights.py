@@ -41,7 +41,7 @@ def normalized(images: np.ndarray, mean=MEAN, std=STD) -> torch.Tensor:
     return torchvision.transforms.v2.functional.normalize(torch.from_numpy(images) / 255, mean, std)
 
 
-def no_comparison(predict: Callable) -> dict:
+def no_comparison(predict: Callable, report: dict) -> dict:
     return {}
 
 
@@ -65,7 +65,7 @@ def test_timm_reads_the_directory_with_classes_and_preprocess(export: Callable):
     model = classifier(224, "imago.model.timm_net.TimmNet", name="lcnet_050", drop_path_rate=0.1)
     found = {}
     path, _ = export(
-        "safetensors", classifier=model, verify=lambda predict: found.update(out=predict(images(224))) or {}
+        "safetensors", classifier=model, verify=lambda predict, _: found.update(out=predict(images(224))) or {}
     )
     network = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     settings = timm.data.resolve_data_config(model=network)
@@ -87,7 +87,7 @@ def test_a_network_that_timm_would_build_otherwise_is_for_this_project_only(
     model = classifier(size, "imago.model.timm_net.TimmNet", name="lcnet_050", **settings)
     found = {}
     path, _ = export(
-        "safetensors", classifier=model, verify=lambda predict: found.update(out=predict(images(size))) or {}
+        "safetensors", classifier=model, verify=lambda predict, _: found.update(out=predict(images(size))) or {}
     )
     assert {file.name for file in path.iterdir()} == {"model.safetensors", "metadata.json"}
     np.testing.assert_allclose(found["out"][0], model(images(size)), atol=1e-5)

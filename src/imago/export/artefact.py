@@ -47,38 +47,47 @@ def write_artefact(
         UserError: if the network cannot be written in this format, or `verify` refuses it; `target` is unchanged.
     """
     format = FORMATS[options.format]
-    module = format.load_module()
     metadata = build_metadata(classifier, run_metadata, format.versions())
     _check_free_space(target.parent, classifier)
     remove_partial_files(target.parent, f"{target.name}.")  # of an export that was killed
     with TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.", suffix=PARTIAL_SUFFIX) as directory:
         part = Path(directory, target.name)
-        log_file = target.with_name("export.log").open("a", encoding="utf-8", errors="backslashreplace")
-        with log_file, redirect_stdout(log_file), redirect_stderr(log_file):
-            report = module.write(classifier, part, metadata, options)
-        if part.is_dir():
-            settings = {FORMAT_KEY: options.format, PRECISION_KEY: options.precision, **report}
-            write_metadata(part, {**metadata, **settings, NETWORK_KEY: dict(classifier.network_settings)})
-        num_bytes = sum(file.stat().st_size for file in (part.iterdir() if part.is_dir() else (part,)))
-        _log_written(classifier, options, report, num_bytes)
+        report = _write_files(classifier, part, metadata, options, target.with_name("export.log"))
         try:
-            predict = module.load(part, torch.get_num_threads())
+            predict = format.load_module().load(part, torch.get_num_threads())
         except DataError as error:
             raise DataError(f"{str(error).replace(str(part), str(target))} It was not kept.") from error
         verified = verify(predict, report)
-        digest = sha256_of(part / METADATA_FILE if part.is_dir() else part)  # metadata.json has the others
         move_to(part, target)
     return {
         "file": target.name,
         "format": options.format,
         "precision": options.precision,
-        "sha256": digest,
-        "num_bytes": num_bytes,
+        "sha256": sha256_of(target / METADATA_FILE if target.is_dir() else target),  # metadata.json has the others
         **report,
         **verified,
         **{key: value for key, value in metadata.items() if key not in _NOT_REPORTED_KEYS},
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _write_files(
+    classifier: Classifier, part: Path, metadata: Mapping[str, Any], options: Options, log_file: Path
+) -> dict[str, Any]:
+    """Write the artefact `part`; what the libraries print goes to `log_file`. Return the report so far."""
+    output = log_file.open("a", encoding="utf-8", errors="backslashreplace")
+    with output, redirect_stdout(output), redirect_stderr(output):
+        report = FORMATS[options.format].load_module().write(classifier, part, metadata, options)
+    if part.is_dir():
+        settings = {FORMAT_KEY: options.format, PRECISION_KEY: options.precision, **report}
+        write_metadata(part, {**metadata, **settings, NETWORK_KEY: dict(classifier.network_settings)})
+    num_bytes = sum(file.stat().st_size for file in (part.iterdir() if part.is_dir() else (part,)))
+    opset = f"opset {report['opset']}, " if "opset" in report else ""
+    log.info("written     %s %s, %s%.2f MB", options.format, options.precision, opset, num_bytes / 1e6)
+    float_bytes = 4 * sum(parameter.numel() for parameter in classifier.parameters())
+    if options.precision != LOSSLESS and num_bytes >= float_bytes:
+        log.info("size        not smaller than the weights in float32, %.2f MB", float_bytes / 1e6)
+    return {"num_bytes": num_bytes, **report}
 
 
 def _check_free_space(directory: Path, classifier: Classifier) -> None:
@@ -90,14 +99,6 @@ def _check_free_space(directory: Path, classifier: Classifier) -> None:
             f"{directory} has {free_bytes:,} bytes free, and an export of this network takes up to {needed_bytes:,}; "
             "free some space."
         )
-
-
-def _log_written(classifier: Classifier, options: Options, report: Mapping[str, Any], num_bytes: int) -> None:
-    opset = f"opset {report['opset']}, " if "opset" in report else ""
-    log.info("written     %s %s, %s%.2f MB", options.format, options.precision, opset, num_bytes / 1e6)
-    float_bytes = 4 * sum(parameter.numel() for parameter in classifier.parameters())
-    if options.precision != LOSSLESS and num_bytes >= float_bytes:
-        log.info("size        not smaller than the weights in float32, %.2f MB", float_bytes / 1e6)
 
 
 def report_file(options: Options) -> str:
