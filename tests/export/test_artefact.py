@@ -91,9 +91,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
 ):
     monkeypatch.setattr(artefact, "free_disk_bytes", lambda directory: 400_000)
     for format in HERE:
-        with pytest.raises(
-            StorageError, match=r"400,000 bytes free, and an export of .* takes up to [\d,]+; "
-        ):
+        with pytest.raises(StorageError, match=r"400,000 bytes free, and an export of .* takes up to [\d,]+; "):
             export(format)
     assert not list(tmp_path.iterdir())
 

@@ -43,6 +43,7 @@ _HEADER = [
     "MB",
     "memory MB",
     "package MB",
+    "note",
 ]
 
 
@@ -161,7 +162,7 @@ def benchmark_tables(rows: Sequence[Row], num_images: int) -> dict[int, list[lis
         tables[threads] = [_HEADER]
         for row in rows:
             if row.reason or row.against_checkpoint is None:
-                tables[threads].append([row.name, shortened(row.reason, 60), *[""] * (len(_HEADER) - 2)])
+                tables[threads].append([row.name, *[""] * (len(_HEADER) - 2), shortened(row.reason, 80)])
                 continue
             numbers, paired = row.by_threads[threads], row.against_checkpoint
             interval = range_text(*wilson_interval(row.num_correct, num_images))
@@ -170,7 +171,8 @@ def benchmark_tables(rows: Sequence[Row], num_images: int) -> dict[int, list[lis
             tables[threads].append(
                 [row.name, percent_text(row.num_correct / num_images), interval, "" if row is rows[0] else difference,
                  f"{numbers['p50_ms']:.2f}", f"{numbers['p95_ms']:.2f}", count_text(numbers["images_per_s"]),
-                 f"{row.num_bytes / 1e6:.2f}", count_text(numbers["peak_memory_mb"]), count_text(numbers["install_mb"])]
+                 f"{row.num_bytes / 1e6:.2f}", count_text(numbers["peak_memory_mb"]),
+                 count_text(numbers["install_mb"]), ""]
             )  # fmt: skip
     return tables
 
