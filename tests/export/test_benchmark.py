@@ -61,7 +61,7 @@ def test_the_tables_have_a_row_for_each_format_also_with_a_reason(measured: list
     assert table[2][1:4] == ["90.00 %", "82.56 to 94.48", "+0.00 (-3.70 to +3.70)"]
     assert table[4][-1].startswith("not installed: paddlepaddle")
     assert "nan" not in str(table).lower()
-    file = write_benchmark(measured, tmp_path, 100, "SimpleCNN")
+    file = write_benchmark(measured, tmp_path, 100, "val", "SimpleCNN")
     assert "| onnx fp32 | 90.00 % |" in file.read_text()
     assert (tmp_path / "benchmark.png").stat().st_size > 10_000
     content = json.loads((tmp_path / "benchmark.json").read_text())
@@ -70,16 +70,22 @@ def test_the_tables_have_a_row_for_each_format_also_with_a_reason(measured: list
 
 
 def test_a_format_that_cannot_be_written_is_a_row_with_the_reason(tmp_path: Path):
-    def write(name: str, precision: str, directory: Path) -> Path:
+    def write(name: str, precision: str, path: Path) -> dict:
         if precision == "int8":
             raise UserError("it would lose 3 points")
-        (directory / f"{name}_{precision}").write_bytes(b"1234")
-        return directory / f"{name}_{precision}"
+        return {"num_bytes": 4}
 
     rows = {row.name: row for row in write_rows(tmp_path, write)}
     assert rows["onnx int8"].reason == "it would lose 3 points"
     assert (rows["onnx fp32"].reason, rows["onnx fp32"].num_bytes) == ("", 4)
     assert not any(name.startswith(("state_dict", "safetensors")) for name in rows)
+
+
+def test_a_checkpoint_that_cannot_be_measured_is_an_error(tmp_path: Path):
+    np.save(tmp_path / "images.npy", np.zeros((2, 3, 32, 32), np.uint8))
+    row = Row("checkpoint", tmp_path / "none.onnx", "onnx", "onnxruntime")
+    with pytest.raises(UserError, match="the checkpoint cannot be measured: .*none.onnx cannot be read"):
+        measure_rows([row], tmp_path / "images.npy", np.zeros(2, int), [1])
 
 
 @pytest.mark.soak

@@ -35,15 +35,8 @@ ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
         *("callbacks.*.mode", "schedule.mode", "sweep.objective", "sweep.direction", "sweep.storage"),
     },
     (int, NoneType): {
-        *(
-            "sweep.n_trials",
-            "opset",
-            "parity_samples",
-            "calibration_samples",
-            "batch_size",
-            "trainer.max_epochs",
-            "trainer.log_every_n_steps",
-        ),
+        *("opset", "parity_samples", "calibration_samples", "batch_size", "sweep.n_trials"),
+        *("trainer.max_epochs", "trainer.log_every_n_steps"),
         *("data.num_workers", "data.fold", "data.decoded_px", "data.size"),
         *("preprocess.size", "preprocess.resize", "trainer.check_val_every_n_epoch", "schedule.*_steps"),
     },

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -33,17 +32,8 @@ log = logging.getLogger(__name__)
 NUM_ROUNDS = 3
 _NOT_MEASURED = ("state_dict", "safetensors")  # weights only: PyTorch runs them as it runs the checkpoint
 _HEADER = [
-    "",
-    "accuracy",
-    "95 % interval",
-    "difference",
-    "p50 ms",
-    "p95 ms",
-    "images/s",
-    "MB",
-    "memory MB",
-    "package MB",
-    "note",
+    *("", "accuracy", "95 % interval", "difference", "p50 ms", "p95 ms"),
+    *("images/s", "MB", "memory MB", "package MB", "note"),
 ]
 
 
@@ -81,21 +71,20 @@ def all_artefacts() -> list[tuple[str, str]]:
     return [(name, precision) for name, format in formats.items() for precision in format.precisions]
 
 
-def write_rows(directory: Path, write: Callable[[str, str, Path], Path]) -> Iterator[Row]:
+def write_rows(directory: Path, write: Callable[[str, str, Path], dict[str, Any]]) -> Iterator[Row]:
     """Write each artefact to `directory`; one that cannot be written becomes a row with the reason.
 
-    `write` takes format, precision and directory, and returns the artefact; it raises a `UserError`.
+    `write` takes format, precision and path, and returns the report of the artefact; it raises a `UserError`.
     """
     for name, precision in all_artefacts():
         format = FORMATS[name]
-        row = Row(f"{name} {precision}", Path(), format.module, format.runtime, format.python)
+        path = directory / format.file_of(precision)
+        row = Row(f"{name} {precision}", path, format.module, format.runtime, format.python)
         if missing := format.missing_packages():
             row.reason = f"not installed: {', '.join(missing)}; {format.install}"
         else:
             try:
-                row.path = write(name, precision, directory)
-                files = row.path.iterdir() if row.path.is_dir() else (row.path,)
-                row.num_bytes = sum(file.stat().st_size for file in files)
+                row.num_bytes = write(name, precision, path)["num_bytes"]
             except UserError as error:
                 row.reason = str(error)
         yield row
@@ -108,29 +97,32 @@ def measure_rows(
 
     Args:
         rows: the first is the checkpoint; the results are written to them.
-        images: .npy file with uint8 (N, 3, S, S).
+        images: .npy file with uint8 (N, 3, S, S), in a directory for temporary files.
         labels: the true labels (N,).
         num_threads: of the computation.
         trust: as in `Request`.
+
+    Raises:
+        UserError: if the checkpoint cannot be measured.
     """
     is_correct: dict[str, np.ndarray] = {}
-    with TemporaryDirectory(prefix="imago_benchmark_") as temporary:
-        directory = Path(temporary)
-        measured: dict[tuple[str, int], list[dict[str, float]]] = {}
-        turns = [(threads, row) for _ in range(NUM_ROUNDS) for threads in num_threads for row in rows]
-        for threads, row in tqdm(turns, desc="measuring", unit="process", leave=False, disable=None):
-            if row.reason:
-                continue
-            file = str(directory / "labels.npy") if row.name not in is_correct else ""
-            paths = {"images": str(images), "result": str(directory / "result.json"), "labels": file}
-            request = Request(
-                row.module, str(row.path), num_threads=threads, runtime=row.runtime, trust=tuple(trust), **paths
-            )
-            result = _run(request, directory / "request.json", row)
-            if result is not None:
-                measured.setdefault((row.name, threads), []).append(result)
-                if file:
-                    is_correct[row.name] = np.load(file) == labels
+    measured: dict[tuple[str, int], list[dict[str, float]]] = {}
+    turns = [(threads, row) for _ in range(NUM_ROUNDS) for threads in num_threads for row in rows]
+    for threads, row in tqdm(turns, desc="measuring", unit="process", leave=False, disable=None):
+        if row.reason:
+            continue
+        file = str(images.with_name("labels.npy")) if row.name not in is_correct else ""
+        paths = {"images": str(images), "result": str(images.with_name("result.json")), "labels": file}
+        request = Request(
+            row.module, str(row.path), num_threads=threads, runtime=row.runtime, trust=tuple(trust), **paths
+        )
+        result = _run(request, images.with_name("request.json"), row)
+        if result is not None:
+            measured.setdefault((row.name, threads), []).append(result)
+            if file:
+                is_correct[row.name] = np.load(file) == labels
+    if rows[0].reason:
+        raise UserError(f"the checkpoint cannot be measured: {rows[0].reason}")
     for row in rows:
         if not row.reason:
             row.num_correct = int(is_correct[row.name].sum())
@@ -151,8 +143,7 @@ def _run(request: Request, file: Path, row: Row) -> dict[str, float] | None:
         log.debug("%s\n%s", row.name, done.stderr)
         row.reason = lines[-1]
         return None
-    result = json.loads(Path(request.result).read_text())
-    return {key: result[key] for key in ("p50_ms", "p95_ms", "images_per_s", "peak_memory_mb", "install_mb")}
+    return json.loads(Path(request.result).read_text())
 
 
 def benchmark_tables(rows: Sequence[Row], num_images: int) -> dict[int, list[list[str]]]:
@@ -177,7 +168,7 @@ def benchmark_tables(rows: Sequence[Row], num_images: int) -> dict[int, list[lis
     return tables
 
 
-def write_benchmark(rows: Sequence[Row], directory: Path, num_images: int, title: str) -> Path:
+def write_benchmark(rows: Sequence[Row], directory: Path, num_images: int, split: str, title: str) -> Path:
     """Print the tables; write benchmark.json, benchmark.md and benchmark.png to `directory`; return the second."""
     tables = benchmark_tables(rows, num_images)
     sections = []
@@ -185,13 +176,14 @@ def write_benchmark(rows: Sequence[Row], directory: Path, num_images: int, title
         log.info("\n%s\n%s", counted(threads, "CPU thread"), "\n".join(table_lines(table)))
         sections += [f"## {counted(threads, 'CPU thread')}", "", *markdown_table(table), ""]
     about = (
-        f"{num_images:,} images of val. Difference: points of accuracy against the checkpoint, with the paired 95 % "
-        f"interval. Latency: one image; images/s: batches of {BATCH_SIZE}; medians of {NUM_ROUNDS} rounds in turn. "
+        f"{num_images:,} images of {split}. Difference: points of accuracy against the checkpoint, with its paired "
+        f"95 % interval. Latency: of one image; images/s: in batches of {BATCH_SIZE}; medians of {NUM_ROUNDS} rounds. "
         "Memory: peak of the process. Package: the runtime without what it depends on."
     )
     content = {
         "title": title,
         "environment": describe_process(),
+        "split": split,
         "num_images": num_images,
         "rows": [*map(_record, rows)],
     }

@@ -65,6 +65,8 @@ def export(cfg: DictConfig) -> None:
         if is_onnx(written):
             argument = shlex.quote(f"run={short_path(written)}")
             log.info("next:\n  %s %s\n  %s %s input=IMAGE", command("eval"), argument, command("predict"), argument)
+        elif not cfg.benchmark:
+            log.info("it runs in %s; docs/export.md shows how", FORMATS[cfg.format].runs_in)
 
 
 def _check_and_find_checkpoint(cfg: DictConfig) -> tuple[Path, Path]:
@@ -189,10 +191,8 @@ def _benchmark(cfg: DictConfig, network: _Network, directory: Path) -> Path:
     from imago.export import benchmark
     from imago.export.measure import CHECKPOINT
 
-    def write(name: str, precision: str, parent: Path) -> Path:
-        target = parent / FORMATS[name].file_of(precision)
-        _write(cfg, network, _options(cfg, name, precision, network.data), target)
-        return target
+    def write(name: str, precision: str, path: Path) -> dict[str, Any]:
+        return _write(cfg, network, _options(cfg, name, precision, network.data), path)
 
     num_bytes = sum(tensor.nbytes for tensor in network.classifier.state_dict().values())
     rows = [benchmark.Row("checkpoint", network.checkpoint, CHECKPOINT, "torch", num_bytes=num_bytes)]
@@ -205,7 +205,7 @@ def _benchmark(cfg: DictConfig, network: _Network, directory: Path) -> Path:
         num_threads = sorted({1, available_cores()})
         benchmark.measure_rows(rows, Path(temporary, "images.npy"), labels, num_threads, cfg.trust)
     title = f"{type(network.classifier.net).__name__} of {printable(network.run.name)}"
-    return benchmark.write_benchmark(rows, directory, len(labels), title)
+    return benchmark.write_benchmark(rows, directory, len(labels), network.split, title)
 
 
 def _save_images(network: _Network, limit: int | None, file: Path) -> np.ndarray:

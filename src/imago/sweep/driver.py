@@ -86,6 +86,14 @@ class Driver:
             process.wait()
         return None
 
+    def wait_for_lock(self, lock: IO[str]) -> None:
+        """Lock a file that another process may have locked, unless a signal comes."""
+        while self.stop_signal is None:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(_POLL_S)
+
     def run(self, report: Callable[[], None]) -> None:
         """Run until nothing is left to start, or until a signal; `report` is called after each trial.
 

@@ -1,20 +1,18 @@
 """Run a sweep from its settings: open the study, run the trials, rank them, and test the best setting once."""
 
-import fcntl
 import os
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from imago.analysis.ranking import SWEEP_FILE, Ranking, final_test_lines, rank_settings, ranking_text, write_ranking
 from imago.errors import ConfigError, IncompleteError
-from imago.files import make_writable, read_json, report_unwritable, write_json
+from imago.files import make_writable, read_json, write_json
 from imago.paths import PROJECT_ROOT, command, executable, quote_for_hydra, short_path
+from imago.runs.failure import to_user_error
 from imago.runs.run_directory import requeue_slurm_job
 from imago.sweep.driver import Driver, handle_signals
 from imago.sweep.running_trial import Plan
@@ -23,7 +21,6 @@ from imago.text import counted, duration_text, join_names
 
 _MAX_ROWS = 20  # of the printed ranking; our own choice
 _NUM_SEEDS = 3  # of the command that trains the best setting again; our own choice
-_POLL_S = 0.5  # as of the driver
 _TEST_SETTINGS = ("tta", "trust")  # settings of the runs that eval.py has too
 
 
@@ -55,11 +52,15 @@ def run_sweep(plan: Plan, is_continued: bool) -> float:
     driver = Driver(plan, study)
     if missing := driver.missing_runs():
         print(f"trials {join_names(missing)} have ended, but their directories are gone: they are not ranked")
-    with handle_signals(driver), report_unwritable(directory, "; then type the command again with resume=auto"):
-        driver.run(lambda: write_ranking(rank_settings(directory)))
-        failures, num_elsewhere = driver.failures, driver.num_elsewhere
-        if not num_elsewhere and not driver.was_aborted:
-            _test_best(plan, driver)
+    try:
+        with handle_signals(driver):
+            driver.run(lambda: write_ranking(rank_settings(directory)))
+            failures, num_elsewhere = driver.failures, driver.num_elsewhere
+            if not num_elsewhere and not driver.was_aborted:
+                _test_best(plan, driver)
+    except OSError as error:
+        error.filename = error.filename or str(directory)  # a failed write of the journal names no file
+        raise to_user_error(error) from error
     if driver.stop_signal is not None:
         _leave(driver.stop_signal, directory)
     ranking = rank_settings(directory)
@@ -88,11 +89,7 @@ def _test_best(plan: Plan, driver: Driver) -> None:
     """Evaluate the runs of the best setting on the test split, once; other processes wait, and a signal ends it."""
     file = plan.directory / SWEEP_FILE
     with (plan.directory / "drivers" / "test.lock").open("w") as lock:
-        while driver.stop_signal is None:
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(_POLL_S)
+        driver.wait_for_lock(lock)
         best = rank_settings(plan.directory).best
         tested = read_json(file).get("test") or {}
         if best is None or (tested.get("runs") == best.runs and "acc" in tested):
