@@ -15,8 +15,10 @@ def test_a_path_below_the_working_directory_is_printed_relative(tmp_path: Path, 
     assert short_path(Path("/etc")) == "/etc"
 
 
-def test_a_printed_path_is_escaped(tmp_path: Path):
-    assert short_path(tmp_path / "a\x1b[2J\nb") == rf"{tmp_path}/a\x1b[2J\nb"
+def test_a_printed_path_is_relative_if_that_is_shorter_and_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert short_path(tmp_path / "a\x1b[2J\nb") == r"a\x1b[2J\nb"
+    assert short_path(Path("/a\nb")) == r"/a\nb"
 
 
 def test_a_printed_command_works_from_any_directory_and_without_an_activated_environment(

@@ -15,7 +15,7 @@ from warm_python import warm_imago
 from warm_runs import TINY, WarmRuns
 
 from imago.analysis.ranking import rank_settings
-from imago.paths import PROJECT_ROOT
+from imago.paths import PROJECT_ROOT, short_path
 
 SCRIPT = PROJECT_ROOT / "docs" / "sweeps.sbatch"
 SEARCH = ("sweep=random", "sweep.n_trials=2", "optimizer.lr=tag(log,interval(1e-4,1e-2))")
@@ -57,7 +57,7 @@ def test_jobs_of_a_launcher_write_to_the_directory_of_the_sweep_and_are_ranked(r
     """They compose their settings in processes of their own."""
     done = runs.run(*TINY, "hydra/launcher=joblib", "optimizer.lr=1e-3,2e-3", "sweep_name=jobs", "-m")
     sweep = runs.logs / "sweeps" / "jobs"
-    assert done.stdout.splitlines()[-1].endswith(f"src/report.py run={sweep}   # the ranking")
+    assert done.stdout.splitlines()[-1].endswith(f"src/report.py run={short_path(sweep)}   # the ranking")
     assert [summary(sweep / name)["status"] for name in "01"] == ["finished", "finished"]
     assert ["test" in summary(sweep / name) for name in "01"] == [False, False]
     ranking = rank_settings(sweep)

@@ -20,6 +20,7 @@ from imago.errors import ConfigError, DataError
 from imago.export.export import _batches, _metrics_of
 from imago.export.export import export as export_command
 from imago.onnx_classifier import OnnxClassifier
+from imago.paths import short_path
 
 # Runs src/export.py as a user would, after a line of Python that changes something.
 AFTER = "import sys, runpy; sys.path.insert(0, 'src'); sys.argv = {argv!r}\n{change}\n"
@@ -84,8 +85,9 @@ def test_screen_shows_the_steps_and_what_to_type_next_but_no_output_of_the_expor
     lines = printed.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["checkpoint", "data", "written", "compared"]
     assert lines[3].startswith("compared    1,000 images: every label agrees, 0 ties; differences up to ")
-    assert f"  python src/eval.py run={run}/export/model.onnx" in lines
-    assert f"  python src/predict.py run={run}/export/model.onnx input=IMAGE" in lines
+    file = short_path(run / "export" / "model.onnx")
+    assert f"  python src/eval.py run={file}" in lines
+    assert f"  python src/predict.py run={file} input=IMAGE" in lines
     assert "[torch.onnx]" not in printed
     assert "[torch.onnx]" in (run / "export" / "export.log").read_text()
 
@@ -115,7 +117,7 @@ def test_a_file_is_replaced_atomically_and_only_by_one_that_agrees(copied_run: P
     found = report(copied_run)
     assert (found["num_images"], found["opset"], found["checkpoint"]) == (5, 18, "checkpoints/last.ckpt")
     assert found["metrics"] == {}  # the run's accuracies are those of the best checkpoint
-    assert f"  python src/eval.py 'run={directory}/model.onnx'" in done.stdout
+    assert f"  python src/eval.py 'run={short_path(directory / 'model.onnx')}'" in done.stdout
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from imago import load_model
 from imago.errors import DataError
 from imago.inference.calibration import calibrate, describe_calibration, read_temperature
 from imago.inference.load import load_predictor
-from imago.paths import command
+from imago.paths import command, short_path
 from imago.statistics.calibration import TEMPERATURE_KEY, fit_temperature, reliability
 from imago.statistics.metrics import LabeledOutputs, softmax
 
@@ -85,7 +85,7 @@ def test_each_checkpoint_and_each_number_of_views_has_its_own_temperature(
     file, other = checkpoint.with_name("calibration.json"), checkpoint.with_name(name)
     other.write_bytes(b"weights")
     first = calibrate(checkpoint, result)[TEMPERATURE_KEY]
-    remedy = f"fit one with {command('eval')} run={checkpoint.parents[1]} {option} calibrate=fit"
+    remedy = f"fit one with {command('eval')} run={short_path(checkpoint.parents[1])} {option} calibrate=fit"
     assert read_temperature(other, tta) == (1.0, f"{file} has no temperature for {entry}; {remedy}")
     second = calibrate(other, LabeledOutputs(NAMES, result.labels, result.logits / 2, result.probability), tta)[
         TEMPERATURE_KEY
@@ -100,7 +100,7 @@ def test_a_replaced_checkpoint_does_not_get_the_old_temperature(checkpoint: Path
     checkpoint.write_bytes(b"newer weights")
     temperature, reason = read_temperature(checkpoint)
     assert temperature == 1.0
-    remedy = f"{command('eval')} run={checkpoint.parents[1]} calibrate=fit"
+    remedy = f"{command('eval')} run={short_path(checkpoint.parents[1])} calibrate=fit"
     assert f"calibration.json was fitted for another best.ckpt; fit one with {remedy}" in reason
 
 
