@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 # Tests that use the same long run are sent to the same process.
 GROUPED := --dist loadgroup
-EXTRAS := analysis timm export openvino prune sweep dev
+EXTRAS := analysis timm export openvino prune sweep serve dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
