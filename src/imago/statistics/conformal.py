@@ -1,0 +1,147 @@
+"""Fit split-conformal prediction sets, which contain the true class with a chosen probability, and measure them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from imago.seeding import SETS_KEY, random_permutation
+from imago.statistics.calibration import UNCALIBRATED, fit_temperature, row_chunks
+from imago.statistics.intervals import QUANTILES_95, mean_interval, wilson_interval
+from imago.statistics.metrics import softmax
+
+PREDICTION_SETS_KEY = "prediction_sets"  # in calibration.json, metrics.json and the metadata of an ONNX file
+LEVELS = ("90", "95")  # coverage in percent
+# Share by which thresholds are lowered: torch and onnxruntime, whose logits differ by about 1e-5, then have equal sets
+# also for the image whose probability is the threshold; our own choice.
+_ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class PredictionSets:
+    """Sets of classes: those with at least a threshold probability, and always the most probable one.
+
+    Of new images like those of val, the share `level` or more has its true class in its set, on average over the images
+    that a threshold may be fitted on; how far it varies with n of them, see `measure_sets`.
+
+    Attributes:
+        temperature: divisor of the logits before the softmax, fitted on other images of val.
+        thresholds: the lowest probability of a class in a set, by level in percent; a level with too few images is
+            left out.
+        num_images: images n of val that the thresholds are fitted on.
+
+    Source: Sadinle, Lei and Wasserman 2019 (arXiv:1609.00451).
+    """
+
+    temperature: float
+    thresholds: Mapping[str, float]
+    num_images: int
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "PredictionSets":
+        """Return the sets from `dataclasses.asdict`; raise ValueError, TypeError or KeyError for anything else."""
+        temperature, num_images = float(values["temperature"]), int(values["num_images"])
+        thresholds = {level: float(values["thresholds"][level]) for level in LEVELS if level in values["thresholds"]}
+        is_valid = [0 <= value <= 1 and num_images >= num_needed(level) for level, value in thresholds.items()]
+        if not 0 < temperature < np.inf or not all(is_valid):
+            raise ValueError(f"{PREDICTION_SETS_KEY} is {values!r}")
+        return cls(temperature, thresholds, num_images)
+
+    def members(self, logits: np.ndarray) -> dict[str, np.ndarray]:
+        """Return which classes are in the set of each image, bool (N, K) by level, given logits (N, K)."""
+        members = {level: np.empty(logits.shape, bool) for level in self.thresholds}
+        for rows in row_chunks(logits):
+            probability = softmax(logits[rows] / self.temperature)
+            for level, threshold in self.thresholds.items():
+                members[level][rows] = probability >= np.minimum(threshold, probability.max(axis=1, keepdims=True))
+        return members
+
+
+def missing_sets_note(sets: PredictionSets | None) -> str:
+    """Return a note on prediction sets that a network lacks, and what they need; "" if it has all."""
+    if sets is None:
+        return "no prediction sets: none were fitted for this network; eval.py run=RUN calibrate=fit fits them"
+    missing = [level for level in LEVELS if level not in sets.thresholds]
+    needed = " and ".join(f"{2 * num_needed(level)} images of val at {level} %" for level in missing)
+    return f"prediction sets need {needed}; half of val has {sets.num_images}" if missing else ""
+
+
+def num_needed(level: str) -> int:
+    """Return how many images a threshold needs: with n below it, (n + 1) * level / 100 is above n."""
+    return -(-int(level) // (100 - int(level)))
+
+
+def fit_sets(logits: np.ndarray, labels: np.ndarray) -> PredictionSets:
+    """Fit a temperature on half of the images of val, and the thresholds on the other half, drawn by a fixed key.
+
+    Args:
+        logits: (N, K), finite, of images that were not trained on.
+        labels: int (N,).
+    """
+    order, num_images = random_permutation(len(labels), SETS_KEY), len(labels) // 2
+    fitted, others = order[:num_images], order[num_images:]
+    fitted_levels = [level for level in LEVELS if num_images >= num_needed(level)]
+    temperature = fit_temperature(logits[others], labels[others]) if fitted_levels else UNCALIBRATED
+    probability = np.empty(num_images)
+    for rows in row_chunks(logits[:num_images]):
+        shares = softmax(logits[fitted[rows]] / temperature)
+        probability[rows] = np.take_along_axis(shares, labels[fitted[rows], None], axis=1)[:, 0]
+    probability[::-1].sort()
+    thresholds = {level: float(probability[_rank(level, num_images) - 1]) * (1 - _ROUNDING) for level in fitted_levels}
+    return PredictionSets(temperature, thresholds, num_images)
+
+
+def measure_sets(
+    sets: PredictionSets | None, logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Return {PREDICTION_SETS_KEY: coverage and mean size of the sets of N images}, or {} without sets.
+
+    They are given by level, overall and per class, with 95 % intervals.
+
+    `interval_95` is that of these thresholds for further images. `expected_95` is where the coverage of N images lies
+    for 95 % of thresholds of this level: that of threshold k of n + 1 has the distribution Beta(k, n + 1 - k), so the
+    number of covered images is beta-binomial (Vovk 2012, arXiv:1209.2673). Logits are (N, K), labels int (N,).
+    """
+    from scipy.stats import betabinom  # imported here because it takes 0.5 s
+
+    if sets is None:
+        return {}
+    results, num_fitted = {}, sets.num_images
+    for level, members in sets.members(logits).items():
+        covered, sizes = members[np.arange(len(labels)), labels], members.sum(axis=1)
+        per_class = {
+            class_names[label]: _summarize(covered[labels == label], sizes[labels == label])
+            for label in np.unique(labels).tolist()
+        }
+        rank = _rank(level, num_fitted)
+        expected = betabinom.ppf(QUANTILES_95, len(labels), rank, num_fitted + 1 - rank) / len(labels)
+        results[level] = _summarize(covered, sizes) | {"expected_95": expected.tolist(), "per_class": per_class}
+    return {PREDICTION_SETS_KEY: results}
+
+
+def describe_sets(measured: Mapping[str, Any]) -> dict[str, str]:
+    """Format coverage and mean size, the output of `measure_sets`, by level."""
+    return {
+        f"{level} % sets": f"coverage {sets['coverage']:.2%}, 95 % interval {sets['interval_95'][0]:.2%} to "
+        f"{sets['interval_95'][1]:.2%} (expected: {sets['expected_95'][0]:.2%} to {sets['expected_95'][1]:.2%}), "
+        f"mean size {sets['mean_size']:.2f}"
+        for level, sets in measured.items()
+    }
+
+
+def class_cells(measured: Mapping[str, Any], name: str) -> list[str]:
+    """Format coverage and mean size of the sets of a class, two texts by level; empty for a class without images."""
+    found = [sets["per_class"].get(name) for sets in measured.values()]
+    return [text for c in found for text in ((f"{c['coverage']:.2%}", f"{c['mean_size']:.2f}") if c else ("", ""))]
+
+
+def _summarize(covered: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
+    interval, size_interval = wilson_interval(int(covered.sum()), len(covered)), mean_interval(sizes.tolist())
+    coverage = {"num_images": len(covered), "coverage": float(covered.mean()), "interval_95": list(interval)}
+    return coverage | {"mean_size": float(sizes.mean()), "mean_size_interval_95": size_interval and list(size_interval)}
+
+
+def _rank(level: str, num_images: int) -> int:
+    """Return the rank of the threshold among the probabilities of the true classes, highest first."""
+    return -(-(num_images + 1) * int(level) // 100)
