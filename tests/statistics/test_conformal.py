@@ -72,10 +72,11 @@ def test_the_coverage_of_new_images_is_that_of_the_level_and_its_spread_is_beta_
 
 
 def test_a_set_is_never_empty_and_the_smaller_level_is_part_of_the_larger():
-    logits, labels = draw(2000, np.random.default_rng(1), scale=9)  # right more often than the levels
+    logits, labels = draw(2000, np.random.default_rng(1), scale=40)  # right more often than the levels
     sets = fit_sets(logits, labels)
     members = sets.members(logits)
     assert sets.thresholds["90"] > 0.5
+    assert (softmax(logits / sets.temperature).max(axis=1) < sets.thresholds["90"]).any()
     assert (members["90"] <= members["95"]).all()
     for level in LEVELS:
         assert members[level][np.arange(2000), logits.argmax(axis=1)].all()
