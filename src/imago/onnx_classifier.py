@@ -88,8 +88,7 @@ class OnnxClassifier:
         self.class_names: tuple[str, ...] = tuple(self.metadata[CLASS_NAMES_KEY])
         self.preprocess = Preprocess.from_dict(self.metadata[PREPROCESS_KEY])
         self.calibration_temperature = float(self.metadata[TEMPERATURE_KEY])
-        sets = self.metadata.get(PREDICTION_SETS_KEY)
-        self.prediction_sets = sets and PredictionSets.from_dict(sets)
+        self.prediction_sets = PredictionSets.from_dict(self.metadata.get(PREDICTION_SETS_KEY))
         self.predicts_classes = bool(self.metadata.get(PREDICTS_CLASSES_KEY, True))
         self._path = path
         disabled = _CRASH_IN_HALF if self.metadata.get(PRECISION_KEY) == "fp16" else []
@@ -217,8 +216,7 @@ def _unpack_metadata(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
             raise ValueError(f"{SCHEMA_KEY} is {values[SCHEMA_KEY]}, this version of imago reads {SCHEMA_VERSION}")
         _check_values(values[CLASS_NAMES_KEY], values[TEMPERATURE_KEY])
         Preprocess.from_dict(values[PREPROCESS_KEY])
-        if values.get(PREDICTION_SETS_KEY):
-            PredictionSets.from_dict(values[PREDICTION_SETS_KEY])
+        PredictionSets.from_dict(values.get(PREDICTION_SETS_KEY))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} has invalid metadata ({error}); export it again.") from error
     return values

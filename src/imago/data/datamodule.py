@@ -141,10 +141,7 @@ class ImageDataModule(LightningDataModule):
         return limited_batches(num_batches, limit_train_batches)
 
     def write_split(self, directory: Path) -> None:
-        """Write `split.csv`, which `data.split_file` reads, unless all splits are published.
-
-        It also has the training images that `data.train_fraction` leaves out.
-        """
+        """Write `split.csv`, which `data.split_file` reads before `data.train_fraction`, unless all are published."""
         if self.random_splits or self.split_plan.split_file:
             rows = [
                 (name, self.class_names[label], split)

@@ -55,9 +55,7 @@ class SplitPlan:
                 "than 0 and together less than 1, e.g. 0.2 and 0.1."
             )
         if not 0 < self.train_fraction <= 1:
-            raise ConfigError(
-                f"data.train_fraction={self.train_fraction} must be greater than 0 and at most 1, e.g. 0.1."
-            )
+            raise ConfigError(f"data.train_fraction={self.train_fraction} must be above 0 and at most 1, e.g. 0.1.")
         if self.num_folds < 2:
             raise ConfigError(f"data.num_folds={self.num_folds} must be 2 or more.")
         if self.fold is not None and not 0 <= self.fold < self.num_folds:
@@ -147,13 +145,9 @@ def training_part(train: Samples, plan: SplitPlan) -> Samples:
     """Return the share `plan.train_fraction` of the images of each class, at least one; a larger share contains it."""
     if plan.train_fraction == 1:
         return train
-    by_class = _shuffled_by_class(train.labels, plan.split_seed, TRAIN_FRACTION_KEY)
-    parts = [indices[: max(1, round(plan.train_fraction * len(indices)))] for indices in by_class]
-    part = train.take(np.sort(np.concatenate(parts)))
-    log.info(
-        "data.train_fraction=%s: %s of %s training images", plan.train_fraction, f"{len(part):,}", f"{len(train):,}"
-    )
-    return part
+    of_classes = _shuffled_by_class(train.labels, plan.split_seed, TRAIN_FRACTION_KEY)
+    parts = [indices[: max(1, round(plan.train_fraction * len(indices)))] for indices in of_classes]
+    return train.take(np.sort(np.concatenate(parts)))
 
 
 def stratified_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarray:

@@ -27,14 +27,10 @@ CALIBRATION_FILE = "calibration.json"  # one entry for each checkpoint file and 
 
 
 def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> dict[str, Any]:
-    """Fit the temperature of a checkpoint to its outputs for the validation images; write it to `calibration.json`.
+    """Fit temperature and prediction sets to the outputs for the validation images; write them to `calibration.json`.
 
-    The entry also has prediction sets, which have a temperature of half of the images of their own: see
-    `imago.statistics.conformal`.
-
-    One that makes the probabilities of these images worse, or that is at the bound of the search, is not applied: the
-    entry has UNCALIBRATED. Each setting `tta` has its own temperature: the mean of several views is less confident than
-    one view.
+    A temperature that makes the probabilities of these images worse, or that is at the bound of the search, is not
+    applied: the entry has UNCALIBRATED. Each setting `tta` has its own: the mean of several views is less confident.
 
     Returns:
         The entry: applied and fitted temperature, and negative log-likelihood (in nats) and expected calibration error
@@ -62,12 +58,9 @@ def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> di
 
 
 def describe_calibration(entry: Mapping[str, Any], tta: str = "none") -> str:
-    """Return the fitted temperature of an entry and its effect on the validation images, and whether it is applied.
-
-    Levels of prediction sets that val has too few images for are named.
-    """
-    note = missing_sets_note(PredictionSets.from_dict(entry[PREDICTION_SETS_KEY]))
-    note = note and f"; {note}"
+    """Return the temperature of an entry, its effect on val, whether it is applied, and which sets are missing."""
+    missing = missing_sets_note(PredictionSets.from_dict(entry[PREDICTION_SETS_KEY]))
+    note = f"; {missing}" if missing else ""
     if _is_at_bound(entry["fitted_temperature"]):
         return (
             f"not calibrated: the temperature {entry['fitted_temperature']:.3f} that fits "
@@ -107,7 +100,7 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
 
 
 def read_sets(checkpoint: Path, tta: str = "none") -> PredictionSets | None:
-    """Return the prediction sets of a checkpoint for which `read_temperature` has found an entry; None in an old one.
+    """Return the prediction sets of an entry that `read_temperature` has found, None if it has none.
 
     Raises:
         DataError: if they are damaged.
@@ -115,7 +108,7 @@ def read_sets(checkpoint: Path, tta: str = "none") -> PredictionSets | None:
     file, name = checkpoint.with_name(CALIBRATION_FILE), _entry_name(checkpoint, tta)
     values = read_json(file)[name].get(PREDICTION_SETS_KEY)
     try:
-        return None if values is None else PredictionSets.from_dict(values)
+        return PredictionSets.from_dict(values)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise DataError(f"{file} is damaged: {PREDICTION_SETS_KEY} of {name} is {values!r}; delete it.") from error
 

@@ -62,7 +62,7 @@ def predict(cfg: DictConfig) -> None:
         print("\n".join(table_lines(predictions)), end="\n\n")
     if not predictor.predicts_classes:
         print("note: the task of the run has targets of its own; these are outputs for the images as they are")
-    if note := missing_sets_note(predictor.prediction_sets):
+    elif note := missing_sets_note(predictor.prediction_sets):
         print(f"note: {note}")
     print(f"predictions for {len(predictions):,} of {counted(len(images), 'image')}: {short_path(output)} and .json")
     if left_out:
@@ -156,13 +156,11 @@ def _predict_batch(
     check_finite(logits)
     predictions = []
     names, order = predictor.class_names, top_classes(logits, len(predictor.class_names))
-    members = predictor.prediction_sets.members(logits) if predictor.prediction_sets else {}
+    sets = predictor.prediction_sets.members(logits) if predictor.prediction_sets else {}
     for row, (file, _) in enumerate(squares):
         best = [(names[index], float(probabilities[row, index])) for index in order[row, :top_k]]
-        sets = {
-            level: [names[index] for index in order[row] if inside[row, index]] for level, inside in members.items()
-        }
-        predictions.append(Prediction(file, best, best[0][0] if best[0][1] >= threshold else None, sets))
+        members = {level: [names[index] for index in order[row] if sets[level][row, index]] for level in sets}
+        predictions.append(Prediction(file, best, best[0][0] if best[0][1] >= threshold else None, members))
     if explainer:
         explainer.write(images, predictions)
     return predictions

@@ -62,33 +62,20 @@ def write_predictions(
 
 
 def table_lines(predictions: Sequence[Prediction]) -> Iterator[str]:
-    """Yield a heading and one line per image, at least one: its name, the predicted class, and the next classes.
-
-    Prediction sets are shown if they are short.
-    """
+    """Yield a heading and one line per image, at least one: name, predicted class, next classes, a short set."""
     shown = predictions[:_MAX_LISTED]
     images = [printable(prediction.image) for prediction in shown]
     images = [name if len(name) <= _MAX_NAME_CHARS else f"...{name[3 - _MAX_NAME_CHARS :]}" for name in images]
     names = [printable(prediction.predicted or _BELOW_THRESHOLD) for prediction in shown]
     width, class_width = (max(map(display_width, column)) for column in (["image", *images], ["class", *names]))
     others = [prediction.best_classes[1:] if prediction.predicted else prediction.best_classes for prediction in shown]
-    sets = _set_column(shown)
-    heading = f"{'image':<{width}}  {'class':<{class_width}}  probability   {sets[0]}"
-    yield (heading + ("next classes" if any(others) else "")).rstrip()
-    for image, predicted, prediction, classes, text in zip(images, names, shown, others, sets[1:], strict=True):
+    yield f"{'image':<{width}}  {'class':<{class_width}}  probability" + ("   next classes" if any(others) else "")
+    for image, predicted, prediction, classes in zip(images, names, shown, others, strict=True):
         next_classes = ", ".join(f"{printable(name)} {probability:.1%}" for name, probability in classes)
+        level, members = next(iter(prediction.sets.items()), ("", []))
+        if 0 < len(members) <= _MAX_SET:
+            next_classes += f"   {level} % set: {', '.join(map(printable, members))}"
         best = prediction.best_classes[0][1]
-        yield f"{padded(image, width)}  {padded(predicted, class_width)}  {best:>11.2%}   {text}{next_classes}".rstrip()
+        yield f"{padded(image, width)}  {padded(predicted, class_width)}  {best:>11.2%}   {next_classes}".rstrip()
     if len(predictions) > len(shown):
         yield f"... and {len(predictions) - len(shown):,} more"
-
-
-def _set_column(predictions: Sequence[Prediction]) -> list[str]:
-    """Return a heading and the prediction set of each image at the first level, padded; empty if one is long."""
-    level = next(iter(predictions[0].sets), "")
-    sets = [prediction.sets[level] if level else [] for prediction in predictions]
-    if not level or max(map(len, sets)) > _MAX_SET:
-        return [""] * (1 + len(sets))
-    texts = [f"{level} % set", *(", ".join(map(printable, names)) for names in sets)]
-    width = max(map(display_width, texts))
-    return [padded(text, width) + "   " for text in texts]

@@ -68,11 +68,8 @@ def summary_lines(result: LabeledOutputs, metadata: Mapping[str, Any], final_tes
         "confused": ", ".join(mistakes),
     }
     width = max(map(len, lines))
-    return [
-        *(f"{name:<{width}}  {value}" for name, value in lines.items() if value),
-        "",
-        *_class_table(result, metadata),
-    ]
+    texts = [f"{name:<{width}}  {value}" for name, value in lines.items() if value]
+    return [*texts, "", *_class_table(result, metadata.get(PREDICTION_SETS_KEY) or {})]
 
 
 def _interval(metadata: Mapping[str, Any], name: str) -> str:
@@ -81,14 +78,13 @@ def _interval(metadata: Mapping[str, Any], name: str) -> str:
     return f"95 % interval {low:{number_format}} to {high:{number_format}}"
 
 
-def _class_table(result: LabeledOutputs, metadata: Mapping[str, Any]) -> list[str]:
+def _class_table(result: LabeledOutputs, sets: Mapping[str, Any]) -> list[str]:
     """Format the scores of the classes that have images, with their prediction sets; of many, the weakest."""
     scores = result.per_class
     present = np.flatnonzero(scores.num_images)
     shown = present if len(present) <= _MAX_LISTED else present[np.argsort(scores.f1[present])[:_MAX_LISTED]]
     names = {index: printable(result.class_names[index]) for index in shown.tolist()}
     width = max(map(display_width, ["class", *names.values()]))
-    sets = metadata.get(PREDICTION_SETS_KEY) or {}
     header = "".join(f"   in {level} %  set size" for level in sets)
     lines = [f"{'class':<{width}}  precision   recall       F1        n{header}"]
     lines += [

@@ -20,16 +20,15 @@ _ROUNDING = 1e-4
 
 @dataclass(frozen=True)
 class PredictionSets:
-    """Sets of classes: those with at least a threshold probability, and always the most probable one.
+    """Sets of the classes with at least a threshold probability, and always of the most probable one.
 
-    Of new images like those of val, the share `level` or more has its true class in its set, on average over the images
-    that a threshold may be fitted on; how far it varies with n of them, see `measure_sets`.
+    The share `level` or more of new images like those of val has its true class in its set, on average over the images
+    that a threshold may be fitted on.
 
     Attributes:
         temperature: divisor of the logits before the softmax, fitted on other images of val.
-        thresholds: the lowest probability of a class in a set, by level in percent; a level with too few images is
-            left out.
-        num_images: images n of val that the thresholds are fitted on.
+        thresholds: by level in percent; a level with too few images is left out.
+        num_images: images of val that the thresholds are fitted on.
 
     Source: Sadinle, Lei and Wasserman 2019 (arXiv:1609.00451).
     """
@@ -39,8 +38,10 @@ class PredictionSets:
     num_images: int
 
     @classmethod
-    def from_dict(cls, values: Any) -> "PredictionSets":
-        """Return the sets from `dataclasses.asdict`; raise ValueError, TypeError or KeyError for anything else."""
+    def from_dict(cls, values: Any) -> "PredictionSets | None":
+        """Return the sets from `asdict`, None for None; raise ValueError, TypeError or KeyError for anything else."""
+        if values is None:
+            return None
         temperature, num_images = float(values["temperature"]), int(values["num_images"])
         thresholds = {level: float(values["thresholds"][level]) for level in LEVELS if level in values["thresholds"]}
         is_valid = [0 <= value <= 1 and num_images >= num_needed(level) for level, value in thresholds.items()]
@@ -75,9 +76,7 @@ def num_needed(level: str) -> int:
 def fit_sets(logits: np.ndarray, labels: np.ndarray) -> PredictionSets:
     """Fit a temperature on half of the images of val, and the thresholds on the other half, drawn by a fixed key.
 
-    Args:
-        logits: (N, K), finite, of images that were not trained on.
-        labels: int (N,).
+    `logits` are finite (N, K), `labels` int (N,), of images that were not trained on.
     """
     order, num_images = random_permutation(len(labels), SETS_KEY), len(labels) // 2
     fitted, others = order[:num_images], order[num_images:]
@@ -95,13 +94,11 @@ def fit_sets(logits: np.ndarray, labels: np.ndarray) -> PredictionSets:
 def measure_sets(
     sets: PredictionSets | None, logits: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Return {PREDICTION_SETS_KEY: coverage and mean size of the sets of N images}, or {} without sets.
-
-    They are given by level, overall and per class, with 95 % intervals.
+    """Return {PREDICTION_SETS_KEY: coverage and mean size on N images}, by level and class; {} without sets.
 
     `interval_95` is that of these thresholds for further images. `expected_95` is where the coverage of N images lies
-    for 95 % of thresholds of this level: that of threshold k of n + 1 has the distribution Beta(k, n + 1 - k), so the
-    number of covered images is beta-binomial (Vovk 2012, arXiv:1209.2673). Logits are (N, K), labels int (N,).
+    for 95 % of the thresholds that may be fitted: with rank k among n images, their coverage has the distribution
+    Beta(k, n + 1 - k), and the number of covered images is beta-binomial (Vovk 2012, arXiv:1209.2673).
     """
     from scipy.stats import betabinom  # imported here because it takes 0.5 s
 
@@ -110,10 +107,8 @@ def measure_sets(
     results, num_fitted = {}, sets.num_images
     for level, members in sets.members(logits).items():
         covered, sizes = members[np.arange(len(labels)), labels], members.sum(axis=1)
-        per_class = {
-            class_names[label]: _summarize(covered[labels == label], sizes[labels == label])
-            for label in np.unique(labels).tolist()
-        }
+        classes = [(class_names[label], labels == label) for label in np.unique(labels)]
+        per_class = {name: _summarize(covered[rows], sizes[rows]) for name, rows in classes}
         rank = _rank(level, num_fitted)
         expected = betabinom.ppf(QUANTILES_95, len(labels), rank, num_fitted + 1 - rank) / len(labels)
         results[level] = _summarize(covered, sizes) | {"expected_95": expected.tolist(), "per_class": per_class}

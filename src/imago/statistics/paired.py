@@ -60,15 +60,14 @@ def compare_paired(is_correct_a: np.ndarray, is_correct_b: np.ndarray) -> Paired
 def num_images_needed(num_only_a: int, num_only_b: int, num_images: int) -> int | None:
     """Return with how many images McNemar's exact test finds a difference of this size in 80 % of cases, at 5 %.
 
-    The shares of images that only a and only b classify correctly are taken as measured; None if they are equal. The
-    power is that of the exact test given the number of images that differ, averaged over its binomial distribution.
+    The shares of images that only a and only b classify correctly are taken as measured; None if they are equal.
     """
     from scipy.stats import binom  # imported here because it takes 0.5 s
 
     if num_only_a == num_only_b:
         return None
     num_different = num_only_a + num_only_b
-    quantiles = (np.arange(200) + 0.5) / 200  # of that distribution; our own choice
+    quantiles = (np.arange(200) + 0.5) / 200  # of the number of images that differ; our own choice
 
     def power(number: int) -> float:
         different = binom.ppf(quantiles, number, num_different / num_images)
