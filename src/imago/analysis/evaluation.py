@@ -93,7 +93,7 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
         _ = describe_sets(sets), [class_cells(sets, name) for name in class_names]
     except FileNotFoundError as error:
         raise DataError(f"{error.filename} is missing; create it with: {command}") from None
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise DataError(f"{directory} is damaged: {error!r}; delete it and evaluate again: {command}") from None
     best = checkpoint_file(Path(run))
     if best.is_file() and metadata.get("model_sha256") != sha256_of(best):
