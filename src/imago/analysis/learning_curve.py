@@ -1,4 +1,4 @@
-"""Fit a power law to the accuracies of a sweep over `data.train_fraction`, and extrapolate it to twice the images."""
+"""Fit a power law (Hestness et al. 2017, arXiv:1712.00409) to a sweep over `data.train_fraction`; extrapolate it."""
 
 import math
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ _NUM_DRAWS = 400  # of noise: the ends of the interval then vary by about 5 % of
 
 
 def learning_curve(ranking: Ranking) -> tuple[list[Chart], str]:
-    """Return a chart of val accuracy against training images, and what twice as many would bring; both with intervals.
+    """Return a chart of val accuracy against training images, and what twice as many would bring, with intervals.
 
-    With too few numbers of training images there is no chart, and the text says so; it is "" for any other sweep.
+    With too few numbers of images there is no chart, and the text says so; it is "" for any other sweep.
     """
     if ranking.keys != [_KEY]:
         return [], ""
     found = [_read_point(ranking, setting.runs) for setting in ranking.settings if setting.rank is not None]
     points = np.array(sorted(point for point in found if point)).T
-    if (num_points := len(np.unique(points[:1]))) < _MIN_POINTS:
-        needed = f"it needs {_MIN_POINTS} numbers of training images with a val accuracy, and there are {num_points}"
-        return [], f"no learning curve: {needed}; type e.g. {_KEY}=0.1,0.2,0.5,1.0"
+    if (found_points := len(np.unique(points[:1]))) < _MIN_POINTS:
+        needed = f"{_MIN_POINTS} numbers of training images with a val accuracy, and there are {found_points}"
+        return [], f"no learning curve: it needs {needed}; type e.g. {_KEY}=0.1,0.2,0.5,1.0"
     numbers, accuracy, error = points
     x = np.linspace(numbers[0], 2 * numbers[-1], 60)
     fitted, gains = fit_power_law(points, x)
@@ -47,8 +47,6 @@ def fit_power_law(points: np.ndarray, x: np.ndarray, num_draws: int = _NUM_DRAWS
     Return the accuracy at `x` (X,), fitted and of draws of a parametric bootstrap, (1 + D, X), and its gains from
     twice the largest n, (1 + D,). Standard errors that do not explain the misfit are enlarged until they do. They are
     taken as independent, which those of the same images of val are not: intervals of a gain are rather too wide.
-
-    Source: Hestness et al. 2017 (arXiv:1712.00409) for the law.
     """
     from scipy.optimize import nnls  # imported here because it takes 0.3 s
 
@@ -79,7 +77,7 @@ def _read_point(ranking: Ranking, runs: Sequence[str]) -> tuple[float, float, fl
     except (KeyError, TypeError, ValueError):
         return None
     numbers, accuracies, num_val = np.array(values).T
-    count = num_val.mean() + 4
-    share = (accuracies.mean() * num_val.mean() + 2) / count  # never 0 or 1: Agresti and Coull 1998
+    share = (accuracies.mean() * num_val.mean() + 2) / (num_val.mean() + 4)  # not 0 or 1: Agresti and Coull 1998
     between = accuracies.var(ddof=1) / len(rows) if len(rows) > 1 else 0.0
-    return float(numbers.mean()), float(accuracies.mean()), math.sqrt(share * (1 - share) / count + between)
+    error = math.sqrt(share * (1 - share) / (num_val.mean() + 4) + between)
+    return float(numbers.mean()), float(accuracies.mean()), error

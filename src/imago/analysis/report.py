@@ -68,8 +68,7 @@ def _report_sweep(directory: Path, output: str | None) -> None:
     if not rank_settings(directory.resolve()).settings:
         raise DataError(f"{short_path(directory)} has no runs yet; a sweep numbers them 0, 1, 2 in its directory.")
     ranking = write_sweep_page(directory.resolve(), file)
-    lines = [*final_test_lines(ranking), learning_curve(ranking)[1]]
-    print("\n".join([ranking_text(ranking), "", *filter(None, lines)]))
+    print("\n".join([ranking_text(ranking), "", *final_test_lines(ranking), learning_curve(ranking)[1]]).rstrip())
     print(f"page written to {short_path(file)}; ranking.csv and ranking.md are in {short_path(directory)}")
 
 

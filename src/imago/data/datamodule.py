@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -112,9 +111,10 @@ class ImageDataModule(LightningDataModule):
             class_names, published = self.load_dataset()
             bad_names = [name for name, _ in self.bad_images]
             splits, self.random_splits = complete_splits(published, self.split_plan, class_names, bad_names, only)
-            self.splits = self._listed_splits = Splits(class_names, **splits)
+            self._listed_splits = Splits(class_names, **splits)
             if only is None:
-                self.splits = replace(self.splits, train=training_part(self.splits.train, self.split_plan))
+                splits["train"] = training_part(splits["train"], self.split_plan)
+            self.splits = Splits(class_names, **splits)
 
     @cached_property
     def preprocess(self) -> Preprocess:
@@ -145,7 +145,7 @@ class ImageDataModule(LightningDataModule):
         if self.random_splits or self.split_plan.split_file:
             rows = [
                 (name, self.class_names[label], split)
-                for split, part in replace(self.splits, train=self._listed_splits.train).items()
+                for split, part in self._listed_splits.items()
                 for name, label in zip(part.names, part.labels, strict=True)
             ]
             write_csv(directory / "split.csv", [COLUMNS, *rows])

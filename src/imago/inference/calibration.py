@@ -33,8 +33,8 @@ def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> di
     applied: the entry has UNCALIBRATED. Each setting `tta` has its own: the mean of several views is less confident.
 
     Returns:
-        The entry: applied and fitted temperature, and negative log-likelihood (in nats) and expected calibration error
-        without and with the fitted one; the prediction sets.
+        The entry: applied and fitted temperature, negative log-likelihood (in nats) and expected calibration error
+        without and with the fitted one, and the prediction sets.
 
     Raises:
         DataError: if it cannot be written.

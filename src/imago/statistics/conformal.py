@@ -13,24 +13,16 @@ from imago.statistics.metrics import softmax
 
 PREDICTION_SETS_KEY = "prediction_sets"  # in calibration.json, metrics.json and the metadata of an ONNX file
 LEVELS = ("90", "95")  # coverage in percent
-# Share by which thresholds are lowered: torch and onnxruntime, whose logits differ by about 1e-5, then have equal sets
-# also for the image whose probability is the threshold; our own choice.
-_ROUNDING = 1e-4
+_ROUNDING = 1e-4  # share that thresholds are lowered by: logits of torch and onnxruntime differ by 1e-5; our own choice
 
 
 @dataclass(frozen=True)
 class PredictionSets:
-    """Sets of the classes with at least a threshold probability, and always of the most probable one.
+    """Sets of the classes that reach a threshold probability, and of the best one (Sadinle 2019, arXiv:1609.00451).
 
     The share `level` or more of new images like those of val has its true class in its set, on average over the images
-    that a threshold may be fitted on.
-
-    Attributes:
-        temperature: divisor of the logits before the softmax, fitted on other images of val.
-        thresholds: by level in percent; a level with too few images is left out.
-        num_images: images of val that the thresholds are fitted on.
-
-    Source: Sadinle, Lei and Wasserman 2019 (arXiv:1609.00451).
+    that a threshold may be fitted on. `thresholds` are by level in percent, without levels that have too few images;
+    they are fitted on `num_images` of val, the divisor `temperature` of the logits before the softmax on the others.
     """
 
     temperature: float
@@ -63,9 +55,8 @@ def missing_sets_note(sets: PredictionSets | None) -> str:
     """Return a note on prediction sets that a network lacks, and what they need; "" if it has all."""
     if sets is None:
         return "no prediction sets: none were fitted for this network; eval.py run=RUN calibrate=fit fits them"
-    missing = [level for level in LEVELS if level not in sets.thresholds]
-    needed = " and ".join(f"{2 * num_needed(level)} images of val at {level} %" for level in missing)
-    return f"prediction sets need {needed}; half of val has {sets.num_images}" if missing else ""
+    need = [f"{2 * num_needed(level)} images of val at {level} %" for level in LEVELS if level not in sets.thresholds]
+    return f"prediction sets need {' and '.join(need)}; half of val has {sets.num_images}" if need else ""
 
 
 def num_needed(level: str) -> int:
@@ -74,10 +65,7 @@ def num_needed(level: str) -> int:
 
 
 def fit_sets(logits: np.ndarray, labels: np.ndarray) -> PredictionSets:
-    """Fit a temperature on half of the images of val, and the thresholds on the other half, drawn by a fixed key.
-
-    `logits` are finite (N, K), `labels` int (N,), of images that were not trained on.
-    """
+    """Fit a temperature on half of val, logits (N, K) and labels int (N,), and the thresholds on the other half."""
     order, num_images = random_permutation(len(labels), SETS_KEY), len(labels) // 2
     fitted, others = order[:num_images], order[num_images:]
     fitted_levels = [level for level in LEVELS if num_images >= num_needed(level)]
@@ -96,33 +84,32 @@ def measure_sets(
 ) -> dict[str, Any]:
     """Return {PREDICTION_SETS_KEY: coverage and mean size on N images}, by level and class; {} without sets.
 
-    `interval_95` is that of these thresholds for further images. `expected_95` is where the coverage of N images lies
-    for 95 % of the thresholds that may be fitted: with rank k among n images, their coverage has the distribution
-    Beta(k, n + 1 - k), and the number of covered images is beta-binomial (Vovk 2012, arXiv:1209.2673).
+    `interval_95` is that of these thresholds for further images, `expected_95` that of the coverage of N images over
+    the thresholds that n images may fit: beta-binomial by Beta(k, n + 1 - k) for rank k (Vovk 2012, arXiv:1209.2673).
     """
     from scipy.stats import betabinom  # imported here because it takes 0.5 s
 
     if sets is None:
         return {}
-    results, num_fitted = {}, sets.num_images
+    results = {}
     for level, members in sets.members(logits).items():
         covered, sizes = members[np.arange(len(labels)), labels], members.sum(axis=1)
-        classes = [(class_names[label], labels == label) for label in np.unique(labels)]
-        per_class = {name: _summarize(covered[rows], sizes[rows]) for name, rows in classes}
-        rank = _rank(level, num_fitted)
-        expected = betabinom.ppf(QUANTILES_95, len(labels), rank, num_fitted + 1 - rank) / len(labels)
+        of_class = {class_names[label]: labels == label for label in np.unique(labels)}
+        per_class = {name: _summarize(covered[rows], sizes[rows]) for name, rows in of_class.items()}
+        rank = _rank(level, sets.num_images)
+        expected = betabinom.ppf(QUANTILES_95, len(labels), rank, sets.num_images + 1 - rank) / len(labels)
         results[level] = _summarize(covered, sizes) | {"expected_95": expected.tolist(), "per_class": per_class}
     return {PREDICTION_SETS_KEY: results}
 
 
 def describe_sets(measured: Mapping[str, Any]) -> dict[str, str]:
     """Format coverage and mean size, the output of `measure_sets`, by level."""
-    return {
-        f"{level} % sets": f"coverage {sets['coverage']:.2%}, 95 % interval {sets['interval_95'][0]:.2%} to "
-        f"{sets['interval_95'][1]:.2%} (expected: {sets['expected_95'][0]:.2%} to {sets['expected_95'][1]:.2%}), "
-        f"mean size {sets['mean_size']:.2f}"
-        for level, sets in measured.items()
-    }
+    texts = {}
+    for level, sets in measured.items():
+        (low, high), expected = sets["interval_95"], "{:.2%} to {:.2%}".format(*sets["expected_95"])
+        coverage = f"coverage {sets['coverage']:.2%}, 95 % interval {low:.2%} to {high:.2%} (expected: {expected})"
+        texts[f"{level} % sets"] = f"{coverage}, mean size {sets['mean_size']:.2f}"
+    return texts
 
 
 def class_cells(measured: Mapping[str, Any], name: str) -> list[str]:

@@ -58,10 +58,7 @@ def compare_paired(is_correct_a: np.ndarray, is_correct_b: np.ndarray) -> Paired
 
 
 def num_images_needed(num_only_a: int, num_only_b: int, num_images: int) -> int | None:
-    """Return with how many images McNemar's exact test finds a difference of this size in 80 % of cases, at 5 %.
-
-    The shares of images that only a and only b classify correctly are taken as measured; None if they are equal.
-    """
+    """Return with how many images McNemar's exact test at 5 % finds these shares in 80 % of cases; None if equal."""
     from scipy.stats import binom  # imported here because it takes 0.5 s
 
     if num_only_a == num_only_b:
@@ -72,8 +69,7 @@ def num_images_needed(num_only_a: int, num_only_b: int, num_images: int) -> int 
     def power(number: int) -> float:
         different = binom.ppf(quantiles, number, num_different / num_images)
         limit = binom.ppf(_SIGNIFICANCE / 2, different, 0.5) - 1  # the largest count of the rarer kind with p < 0.05
-        shares = (num_only_a / num_different, num_only_b / num_different)
-        return float(sum(binom.cdf(limit, different, share) for share in shares).mean())
+        return float(sum(binom.cdf(limit, different, num / num_different) for num in (num_only_a, num_only_b)).mean())
 
     low, high = 0, 1
     while power(high) < _POWER:
