@@ -42,7 +42,7 @@ class Comparison:
         images = f"on the same {counted(self.paired.num_images, 'image')}"
         low, high = (f"{100 * end:+.2f}" for end in self.paired.interval_95)
         needed = num_images_needed(self.paired.num_only_a, self.paired.num_only_b, self.paired.num_images)
-        power = "of test, for McNemar's test to find a difference of the size measured in 80 % of cases, at 5 %"
+        power = "of test, to find a difference of this size in 80 % of cases (McNemar's test at 5 %)"
         counts = f"only a correct: {self.paired.num_only_a:,}, only b correct: {self.paired.num_only_b:,}"
         return [
             ("accuracy of a", acc_a, images),
