@@ -105,7 +105,7 @@ def test_too_few_images_leave_a_level_out_and_the_note_says_how_many_are_needed(
 
 
 def test_a_network_without_sets_is_noted_and_has_no_results():
-    assert "none were fitted" in missing_sets_note(None)
+    assert "no prediction sets were fitted" in missing_sets_note(None)
     assert measure_sets(None, *draw(5, np.random.default_rng(0)), NAMES) == {}
 
 

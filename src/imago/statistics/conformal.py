@@ -54,7 +54,7 @@ class PredictionSets:
 def missing_sets_note(sets: PredictionSets | None) -> str:
     """Return a note on prediction sets that a network lacks, and what they need; "" if it has all."""
     if sets is None:
-        return "no prediction sets: none were fitted for this network; fit them with eval.py run=RUN calibrate=fit, export again"
+        return "no prediction sets were fitted for this network; type eval.py run=RUN calibrate=fit, and export again"
     need = [f"{2 * num_needed(level)} images of val at {level} %" for level in LEVELS if level not in sets.thresholds]
     return f"prediction sets need {' and '.join(need)}; half of val has {sets.num_images}" if need else ""
 
