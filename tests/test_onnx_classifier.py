@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,28 @@ def save(model: onnx.ModelProto, directory: Path) -> Path:
     path = directory / "model.onnx"
     path.write_bytes(model.SerializeToString())
     return path
+
+
+SETS = {"temperature": 1.5, "thresholds": {"90": 0.25}, "num_images": 40}
+
+
+def test_prediction_sets_are_optional_metadata(tmp_path: Path):
+    model = build_model()
+    assert OnnxClassifier(save(model, tmp_path)).prediction_sets is None
+    helper.set_model_props(model, pack_metadata(METADATA | {"prediction_sets": SETS}))
+    sets = OnnxClassifier(save(model, tmp_path)).prediction_sets
+    assert asdict(sets) == SETS
+    probabilities = np.array([[0.3, 0.3, 0.4], [0.8, 0.1, 0.1], [0.2, 0.2, 0.6]])
+    members = sets.members(1.5 * np.log(probabilities))["90"]
+    assert members.tolist() == [[True, True, True], [True, False, False], [False, False, True]]
+
+
+@pytest.mark.parametrize("sets", [{}, 3, "x", SETS | {"num_images": 1}, SETS | {"thresholds": {"90": 1e999}}])
+def test_damaged_prediction_sets_are_refused(tmp_path: Path, sets: object):
+    model = build_model()
+    helper.set_model_props(model, pack_metadata(METADATA | {"prediction_sets": sets}))
+    with pytest.raises(DataError, match=r"model.onnx has invalid metadata \(.*\); export it again."):
+        OnnxClassifier(save(model, tmp_path))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import numpy as np
 from imago.errors import DataError
 from imago.images import Preprocess
 from imago.statistics.calibration import TEMPERATURE_KEY  # also the name of the constant in the graph
+from imago.statistics.conformal import PREDICTION_SETS_KEY, PredictionSets
 from imago.text import join_names
 
 # N images, S side of an image in pixels, K classes
@@ -70,6 +71,7 @@ class OnnxClassifier:
         class_names: K names; the index of a name is its label.
         preprocess: how an image becomes (3, S, S); normalization is inside the file.
         calibration_temperature: divisor of the logits before the softmax in the file; 1 if none was fitted.
+        prediction_sets: see `imago.statistics.conformal`; None if the file has none.
         predicts_classes: whether the outputs are the classes of the data, and not those of another objective.
         metadata: all decoded metadata by the keys of this module.
 
@@ -86,6 +88,7 @@ class OnnxClassifier:
         self.class_names: tuple[str, ...] = tuple(self.metadata[CLASS_NAMES_KEY])
         self.preprocess = Preprocess.from_dict(self.metadata[PREPROCESS_KEY])
         self.calibration_temperature = float(self.metadata[TEMPERATURE_KEY])
+        self.prediction_sets = PredictionSets.from_dict(self.metadata.get(PREDICTION_SETS_KEY))
         self.predicts_classes = bool(self.metadata.get(PREDICTS_CLASSES_KEY, True))
         self._path = path
         disabled = _CRASH_IN_HALF if self.metadata.get(PRECISION_KEY) == "fp16" else []
@@ -213,7 +216,8 @@ def _unpack_metadata(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
             raise ValueError(f"{SCHEMA_KEY} is {values[SCHEMA_KEY]}, this version of imago reads {SCHEMA_VERSION}")
         _check_values(values[CLASS_NAMES_KEY], values[TEMPERATURE_KEY])
         Preprocess.from_dict(values[PREPROCESS_KEY])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        PredictionSets.from_dict(values.get(PREDICTION_SETS_KEY))
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} has invalid metadata ({error}); export it again.") from error
     return values
 

@@ -15,8 +15,9 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # odd integer nearest to 2**64 / golden 
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)  # multipliers of the paper's finalizer (Stafford's variant 13)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
-# Uses of `data.split_seed`, whose draws are independent by these keys.
+# Uses of `data.split_seed`, whose draws are independent by these keys; SETS_KEY is used without it.
 TEST_KEY, FILE_STATISTICS_KEY, FOLD_KEY, PART_KEY, DATASET_STATISTICS_KEY, TORCHVISION_STATISTICS_KEY = range(1, 7)
+TRAIN_FRACTION_KEY, SETS_KEY = 7, 8
 
 
 def random_bits(*key: int | np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """One run as a page (run_page.py, page.py): content, missing parts, escaping, and no network."""
 
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -65,6 +66,8 @@ def archive(**arrays) -> bytes:
     return content.getvalue()
 
 
+_COUNTED = {"coverage": 0.9, "interval_95": [0.8, 0.95], "mean_size": 1.25}
+SETS = _COUNTED | {"expected_95": [0.7, 1.0], "per_class": {"ant": _COUNTED | {"mean_size": 1.5}}}
 IMAGES = np.zeros((1, 4, 4, 3), np.uint8)
 
 
@@ -77,6 +80,9 @@ IMAGES = np.zeros((1, 4, 4, 3), np.uint8)
         *(("mistakes.npz", archive(rows=[0], images=images)) for images in (IMAGES[0], IMAGES / 2, IMAGES[..., :2])),
         *(("metrics.json", b'{"interval_95": %s}' % value) for value in (b"5", b"[1]", b'["a", "b"]', b"null")),
         *(("metrics.json", b'{"f1": %s, "f1_interval_95": [0, 1]}' % value) for value in (b'"x"', b"null", b"[1]")),
+        *(("metrics.json", b'{"prediction_sets": %s}' % value) for value in (b"5", b'{"90": 5}', b'{"90": {}}')),
+        ("metrics.json", json.dumps({"prediction_sets": {"90": SETS | {"interval_95": [0]}}}).encode()),
+        ("metrics.json", json.dumps({"prediction_sets": {"90": SETS | {"per_class": {"ant": [1]}}}}).encode()),
         *(("../../summary.json", b'{"seconds": 1, "time_s": %s}' % value) for value in (b"5", b'{"train": null}')),
         *(("../../provenance.json", b'{"git": %s}' % value) for value in (b"5", b'"x"', b'{"diff": 5}')),
         ("../../figures/x.png/y", b""),
@@ -91,6 +97,18 @@ def test_a_damaged_file_leaves_a_part_out_of_the_page(tmp_path: Path, name: str,
     if file.name in ("per_class.csv", "mistakes.npz", "metrics.json"):
         assert any("is damaged: " in note and "evaluate again" in note for note in notes)
     assert "optimizer" in (tmp_path / "page.html").read_text()
+
+
+def test_prediction_sets_are_in_the_table_of_the_classes(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    make_evaluation(run, [0, 0], [0, 1], prediction_sets={"90": SETS})
+    page, _ = written(run)
+    assert (
+        "90 % sets: coverage 90.00%, 95 % interval 80.00% to 95.00% (expected: 70.00% to 100.00%), mean size 1.25"
+        in (page.text)
+    )
+    assert "recall precision images in 90 % set set size" in page.text
+    assert "50.00 % 100.00 % 2 90.00% 1.50" in page.text
 
 
 def test_a_page_has_all_results_of_a_run(evaluated: tuple[Page, list[str]]):

@@ -17,6 +17,7 @@ GRID = ("experiment=quickstart", "optimizer.lr=1e-3,2e-3")
         ((*GRID, "resume=auto"), "resume=auto needs sweep_name=NAME"),
         ((*GRID, "sweep_name=a,b"), "sweep_name=a,b: a sweep has one"),
         ((*GRID, "sweep=optuna,random"), "sweep=optuna,random: a sweep has one"),
+        ((*GRID, "sweep=[]"), "sweep=[]: a sweep has one"),
         ((*GRID, "sweep.n_trials=2,3"), "sweep.n_trials=2,3: a setting of the sweep itself has one value"),
         ((*GRID, "sweep.max_hours=nan"), "sweep.max_hours=nan must be greater than 0"),
         (

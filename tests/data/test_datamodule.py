@@ -1,6 +1,7 @@
 """Batches of the loaders, augmentation and normalization on the device, preprocessing, fingerprint, resuming."""
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,6 +139,41 @@ def test_evaluation_images_equal_those_of_resize_and_crop(size: int, resize: int
     stored = data.splits.test.images.transpose(0, 2, 3, 1)
     expected = np.stack([resize_and_crop(image, data.preprocess) for image in stored])
     np.testing.assert_array_equal(images, expected.transpose(0, 3, 1, 2))
+
+
+# data.train_fraction
+
+
+class Unsplit(TinyDataModule):
+    """The same training images without published val and test splits."""
+
+    def load_dataset(self) -> ClassNamesAndSplits:
+        class_names, splits = super().load_dataset()
+        return class_names, {"train": splits["train"]}
+
+
+def unsplit(only: str | None = None, **split: Any) -> Unsplit:
+    data = Unsplit(batch_size=8, num_workers=0, augment={}, seed=0, val_fraction=0.2, test_fraction=0.2, **split)
+    data.set_up_data(only)
+    return data
+
+
+@pytest.mark.parametrize("fold", [None, 1])
+def test_a_share_of_train_leaves_val_and_test_and_split_csv_reproduces_it(fold: int | None, tmp_path: Path):
+    whole, half = unsplit(fold=fold), unsplit(fold=fold, train_fraction=0.5)
+    half.write_split(tmp_path)
+    again = unsplit(split_file=str(tmp_path / "split.csv"), train_fraction=0.5)
+    assert len(half.splits.train) == pytest.approx(len(whole.splits.train) / 2, abs=1.5)
+    assert set(half.splits.train.names) < set(whole.splits.train.names)
+    assert sorted(again.splits.train.names) == sorted(half.splits.train.names)
+    for split in ("val", "test"):
+        names = {getattr(data.splits, split).names for data in (whole, half, again)}
+        assert len(names) == 1
+    assert whole.fingerprint() != half.fingerprint() == again.fingerprint()
+
+
+def test_all_images_of_other_data_are_evaluated_whatever_the_share():
+    assert len(unsplit("all", train_fraction=0.1).splits.train) == SIZES["train"]
 
 
 # Fingerprint

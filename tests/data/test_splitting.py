@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from imago.data.dataset import LabeledArray
-from imago.data.splitting import SplitPlan, complete_splits, stratified_folds, stratified_order, stratified_split
+from imago.data.splitting import (
+    SplitPlan,
+    complete_splits,
+    stratified_folds,
+    stratified_order,
+    stratified_split,
+    training_part,
+)
 from imago.errors import ConfigError, DataError
 
 NAMES = ("ant", "bee")
@@ -271,3 +278,24 @@ def test_splits_that_cannot_be_trained_on_or_tested_are_refused(labels: list[int
     train = images("train", 2, 2)
     with pytest.raises(DataError, match=fault):
         complete_splits({"train": train, "val": val, "test": train}, SplitPlan(), class_names)
+
+
+# training_part
+
+
+def test_a_share_of_the_training_images_is_stratified_and_part_of_a_larger_share():
+    train = images("train", 300, 61)
+    before: set[str] = set()
+    for fraction, counts in ((0.001, [1, 1]), (0.1, [30, 6]), (0.2, [60, 12]), (0.5, [150, 30]), (1.0, [300, 61])):
+        part = training_part(train, SplitPlan(train_fraction=fraction))
+        assert np.bincount(part.labels).tolist() == counts
+        assert before <= set(part.names)
+        before = set(part.names)
+    other = training_part(train, SplitPlan(train_fraction=0.1, split_seed=1))
+    assert set(other.names) != set(training_part(train, SplitPlan(train_fraction=0.1)).names)
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.01, float("nan")])
+def test_a_share_of_the_training_images_is_above_0_and_at_most_1(fraction: float):
+    with pytest.raises(ConfigError, match=f"data.train_fraction={fraction} must be above 0 and at most 1, e.g. 0.1."):
+        SplitPlan(train_fraction=fraction)

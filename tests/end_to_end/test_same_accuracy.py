@@ -42,7 +42,7 @@ def test_checkpoint_and_onnx_predict_all_10000_test_images_alike_in_eval_and_pre
     truth = write_test_set(real_data, tmp_path / "images")
     exported = run / "export" / "model.onnx"
     run_command("src/export.py", f"run={run}", "parity_samples=100")
-    predicted = {}
+    predicted, sets = {}, []
     for name, model in (("checkpoint", run), ("onnx", exported)):
         run_command("src/eval.py", f"run={model}")
         folder = run / "eval" / ("test" if model == run else "test-model.onnx")
@@ -54,7 +54,13 @@ def test_checkpoint_and_onnx_predict_all_10000_test_images_alike_in_eval_and_pre
         predictions = csv_rows(output)
         num_correct = sum(row["predicted"] == truth[row["file"]] for row in predictions)
         assert num_correct == round(10_000 * summary(run)["test"]["acc"]), name
+        for level, measured in found["prediction_sets"].items():
+            num_covered = sum(truth[row["file"]] in row[f"set_{level}"].split("; ") for row in predictions)
+            assert num_covered == round(10_000 * measured["coverage"]), name
+            assert measured["expected_95"][0] <= measured["coverage"] <= measured["expected_95"][1], name
+        sets.append([(row["set_90"], row["set_95"]) for row in predictions])
         predicted[f"predict {name}"] = [row["predicted"] for row in predictions]
+    assert sets[0] == sets[1]
     first, *others = map(np.array, predicted.values())
     assert len(first) == 10_000
     assert [int((first != other).sum()) for other in others] == [0, 0, 0]

@@ -12,10 +12,11 @@ from torch import nn
 
 from imago import load_model
 from imago.errors import DataError
-from imago.inference.calibration import calibrate, describe_calibration, read_temperature
+from imago.inference.calibration import calibrate, describe_calibration, read_sets, read_temperature
 from imago.inference.load import load_predictor
 from imago.paths import command, short_path
 from imago.statistics.calibration import TEMPERATURE_KEY, fit_temperature, reliability
+from imago.statistics.conformal import fit_sets
 from imago.statistics.metrics import LabeledOutputs, softmax
 
 NAMES = ("a", "b", "c")
@@ -47,6 +48,25 @@ def test_the_temperature_is_written_with_the_errors_before_and_after(checkpoint:
     assert entry["nll_before"] == pytest.approx(log_loss(result.labels, softmax(result.logits)), rel=1e-3)
     assert entry["nll_before"] > entry["nll_after"]
     assert read_temperature(checkpoint) == (entry["calibration_temperature"], "")
+    assert read_sets(checkpoint) == fit_sets(result.logits, result.labels)
+    assert describe_calibration(entry).endswith(f"{entry['nll_after']:.4f}")
+
+
+def test_too_few_images_for_sets_are_part_of_the_line_and_damaged_sets_are_refused(
+    checkpoint: Path, result: LabeledOutputs
+):
+    few = LabeledOutputs(NAMES, result.labels[:20], result.logits[:20], result.probability[:20])
+    entry = calibrate(checkpoint, few)
+    note = "; prediction sets need 38 images of val at 95 %; half of val has 10"
+    assert describe_calibration(entry).endswith(note)
+    assert list(read_sets(checkpoint).thresholds) == ["90"]
+    file = checkpoint.with_name("calibration.json")
+    for damage in ({}, 1, {"thresholds": {"90": 2}, "temperature": 1, "num_images": 20}):
+        file.write_text(json.dumps({"best.ckpt": entry | {"prediction_sets": damage}}))
+        with pytest.raises(DataError, match="calibration.json is damaged: prediction_sets of best.ckpt is "):
+            read_sets(checkpoint)
+    file.write_text(json.dumps({"best.ckpt": {key: entry[key] for key in entry if key != "prediction_sets"}}))
+    assert read_sets(checkpoint) is None  # fitted before there were sets
 
 
 def test_a_temperature_that_makes_the_probabilities_of_val_worse_is_not_applied(checkpoint: Path):

@@ -77,6 +77,10 @@ def test_the_accuracy_is_that_of_the_final_test_and_every_table_agrees(run: Path
     assert "the run's final test: the same" in printed
     assert "note:" not in printed
 
+    assert "90 % sets  coverage " in printed
+    sets = found["prediction_sets"]
+    assert sets["90"]["coverage"] <= sets["95"]["coverage"]
+    assert set(sets["90"]["per_class"]) == set(shapes.CLASS_NAMES)
     predictions = csv_rows(folder / "predictions.csv")
     true, predicted = ([row[key] for row in predictions] for key in ("true", "predicted"))
     assert sk.accuracy_score(true, predicted) == pytest.approx(test["acc"])

@@ -28,6 +28,7 @@ class Brightness:
     class_names = ("dark", "gray", "light")
     preprocess = Preprocess(size=8, resize=8, crop="squash", mean=(0.5,) * 3, std=(0.5,) * 3)
     calibration_temperature = 1.0
+    prediction_sets = None
 
     def __init__(self) -> None:
         self.batches: list[int] = []

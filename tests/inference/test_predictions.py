@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,25 @@ def test_csv_and_json_have_the_same_predictions_and_the_json_the_unreadable_imag
         "bad": [{"file": "z.png", "reason": "z.png is empty"}],
     }
     assert {file.name for file in (tmp_path / "new").iterdir()} == {"out.csv", "out.json"}
+
+
+def test_prediction_sets_are_columns_and_lists_and_short_ones_are_shown(tmp_path: Path):
+    long = {"90": ["a", "b", "c", "d"], "95": ["a", "b", "c", "d"]}
+    found = [
+        replace(prediction("x.png"), sets={"90": ["a"], "95": ["a", "b"]}),
+        replace(prediction("y.png"), sets=long),
+    ]
+    write_predictions(tmp_path / "out.csv", found, [], {})
+    assert (tmp_path / "out.csv").read_text().splitlines() == [
+        "file,predicted,class_1,probability_1,class_2,probability_2,set_90,set_95",
+        "x.png,a,a,0.750000,b,0.250000,a,a; b",
+        "y.png,a,a,0.750000,b,0.250000,a; b; c; d,a; b; c; d",
+    ]
+    records = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    assert [record["sets"] for record in records] == [{"90": ["a"], "95": ["a", "b"]}, long]
+    _, first, second = table_lines(found)
+    assert first.endswith("b 25.0%   90 % set: a")
+    assert second.endswith("b 25.0%")
 
 
 def test_a_file_name_that_is_not_utf8_is_written_as_its_own_bytes(tmp_path: Path):

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
+from scipy.stats import binomtest
 
-from imago.statistics.paired import PairedComparison, compare_paired, tango_interval
+from imago.statistics.paired import PairedComparison, compare_paired, num_images_needed, tango_interval
 
 
 def compared(num_only_a: int, num_only_b: int) -> PairedComparison:
@@ -109,3 +110,31 @@ def test_intervals_contain_the_true_difference_and_agree_with_the_test(
         assert low < result.difference < high
         assert (low <= 0 <= high) == (result.p_value >= 0.05)
     assert np.mean([low <= only_b - only_a <= high for low, high in found]) >= max(0.92, before - 0.02)
+
+
+# num_images_needed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("only_a", "only_b", "num_images"), [(30, 45, 1000), (5, 30, 300), (0, 3, 100), (90, 60, 500)])
+def test_the_power_with_the_needed_images_is_80_percent_by_simulation(only_a: int, only_b: int, num_images: int):
+    needed, num_repeats = num_images_needed(only_a, only_b, num_images), 4000
+    shares = np.array([only_a, only_b, num_images - only_a - only_b]) / num_images
+    counts = np.random.default_rng(0).multinomial(needed, shares, num_repeats)
+    p_values = {pair: binomtest(pair[0], max(1, sum(pair))).pvalue for pair in set(map(tuple, counts[:, :2].tolist()))}
+    found = np.mean([p_values[tuple(row)] < 0.05 for row in counts[:, :2].tolist()])
+    assert found == pytest.approx(0.8, abs=4 * np.sqrt(0.8 * 0.2 / num_repeats) + 0.005)  # the exact test has steps
+
+
+def test_the_needed_images_are_about_those_of_the_formula_for_many():
+    share, difference = (
+        0.064,
+        0.004,
+    )  # Connor 1987: (1.96 sqrt(share) + 0.84 sqrt(share - difference^2))^2 / difference^2
+    formula = ((1.959964 * share**0.5 + 0.841621 * (share - difference**2) ** 0.5) / difference) ** 2
+    assert num_images_needed(300, 340, 10_000) == pytest.approx(formula, rel=0.03)
+    assert num_images_needed(300, 340, 10_000) == num_images_needed(340, 300, 10_000)
+
+
+def test_no_number_of_images_finds_a_difference_of_zero():
+    assert num_images_needed(7, 7, 100) is None

@@ -14,7 +14,7 @@ from imago.analysis.page import main_results, read_or_none, write_page
 from imago.errors import DataError
 from imago.runs.records import RunRecord, differing_settings, read_logged, read_record
 from imago.settings import typed_value
-from imago.statistics.paired import PairedComparison, compare_paired
+from imago.statistics.paired import PairedComparison, compare_paired, num_images_needed
 from imago.text import counted, join_names, percent_text, printable
 
 _MAX_CLASSES = 30  # maximum number of classes on the page, as on the page of a single run
@@ -41,12 +41,15 @@ class Comparison:
         acc_a, acc_b = (percent_text(evaluation.is_correct.mean()) for evaluation in self.evaluations)
         images = f"on the same {counted(self.paired.num_images, 'image')}"
         low, high = (f"{100 * end:+.2f}" for end in self.paired.interval_95)
+        needed = num_images_needed(self.paired.num_only_a, self.paired.num_only_b, self.paired.num_images)
+        power = "of test, to find a difference of this size in 80 % of cases (McNemar's test at 5 %)"
         counts = f"only a correct: {self.paired.num_only_a:,}, only b correct: {self.paired.num_only_b:,}"
         return [
             ("accuracy of a", acc_a, images),
             ("accuracy of b", acc_b, images),
             ("b - a, in percentage points", f"{100 * self.paired.difference:+.2f}", f"95 % interval {low} to {high}"),
             ("McNemar's exact test", self.paired.p_text, counts),
+            ("images needed", f"about {float(f'{needed:.2g}'):,.0f}" if needed else "no number", power),
         ]
 
 

@@ -15,6 +15,7 @@ from imago.errors import DataError
 from imago.files import cell_text, open_text, read_json, sha256_of
 from imago.images import read_image
 from imago.paths import checkpoint_file, command
+from imago.statistics.conformal import PREDICTION_SETS_KEY, class_cells, describe_sets
 from imago.statistics.metrics import Predictions
 from imago.text import metric_text
 
@@ -88,9 +89,11 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
         for key in [key for key in metadata if key.endswith("interval_95")]:
             low, high = metadata[key]
             sum([low, high, 0 if key == "interval_95" else metadata[key.removesuffix("_interval_95")]])  # of numbers
+        sets = metadata.get(PREDICTION_SETS_KEY) or {}
+        _ = describe_sets(sets), [class_cells(sets, name) for name in class_names]
     except FileNotFoundError as error:
         raise DataError(f"{error.filename} is missing; create it with: {command}") from None
-    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise DataError(f"{directory} is damaged: {error!r}; delete it and evaluate again: {command}") from None
     best = checkpoint_file(Path(run))
     if best.is_file() and metadata.get("model_sha256") != sha256_of(best):

@@ -13,6 +13,7 @@ from imago.analysis.page import data_uri, final_test_tta, main_results, read_or_
 from imago.files import read_json
 from imago.runs.records import RunRecord, read_logged, read_record
 from imago.statistics.calibration import Reliability, reliability
+from imago.statistics.conformal import PREDICTION_SETS_KEY, class_cells, describe_sets
 from imago.statistics.metrics import macro_scores, most_confused
 from imago.text import count_text, duration_text, metric_text, percent_text, range_text
 
@@ -89,6 +90,7 @@ def _evaluation_context(evaluation: Evaluation, notes: list[str]) -> dict[str, A
         "metrics": [(name, metric_text(value), interval) for name, value, interval in evaluation.metrics],
         "macro_f1": macro_scores(evaluation.per_class)["f1"],
         "classes": _class_rows(evaluation),
+        "sets": evaluation.metadata.get(PREDICTION_SETS_KEY) or {},
         "cell_shades": np.sqrt(shares).round(3).tolist(),
         "confused": [
             (f"{names[true]} as {names[predicted]}", count_text(count)) for true, predicted, count in confused
@@ -102,11 +104,12 @@ def _evaluation_context(evaluation: Evaluation, notes: list[str]) -> dict[str, A
 
 
 def _accuracy_notes(run: Path, split: str, record: RunRecord, evaluation: Evaluation) -> list[str]:
-    """Return the temperature, and why the accuracy differs from that of the final test, if it does."""
+    """Return temperature, prediction sets, and why the accuracy differs from that of the final test, if it does."""
     metadata = evaluation.metadata
     temperature = metadata.get("calibration_temperature")
     is_calibrated = isinstance(temperature, int | float)
     notes = [f"calibrated with temperature {temperature:.3f}, fitted on val"] if is_calibrated else []
+    notes += [f"{name}: {text}" for name, text in describe_sets(metadata.get(PREDICTION_SETS_KEY) or {}).items()]
     if split == "test" and record.test_acc is not None and abs(evaluation.is_correct.mean() - record.test_acc) > 1e-9:
         views = f"with tta={final_test_tta(record)}, and this evaluation had tta={metadata.get('tta', 'none')}"
         reason = f"with equal tta, images or checkpoint differ, and {eval_command(run, split)} repeats the test"
@@ -114,13 +117,14 @@ def _accuracy_notes(run: Path, split: str, record: RunRecord, evaluation: Evalua
     return notes + evaluation.data_notes
 
 
-def _class_rows(evaluation: Evaluation) -> list[tuple[str, str, float, str, str, str]]:
-    """Return the scores of the classes that have images, weakest first."""
+def _class_rows(evaluation: Evaluation) -> list[tuple[str | float, ...]]:
+    """Return the scores and prediction sets of the classes that have images, weakest first."""
+    sets = evaluation.metadata.get(PREDICTION_SETS_KEY) or {}
     scores = evaluation.per_class
     classes = zip(evaluation.class_names, scores.f1, scores.recall, scores.precision, scores.num_images, strict=True)
     weakest = sorted((row for row in classes if row[-1]), key=lambda row: row[1])[:_MAX_CLASSES]
     return [
-        (name, f"{f1:.4f}", f1, percent_text(recall), percent_text(precision), count_text(count))
+        (name, f"{f1:.4f}", f1, *map(percent_text, (recall, precision)), count_text(count), *class_cells(sets, name))
         for name, f1, recall, precision, count in weakest
     ]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from imago.analysis.charts import Chart, Line, line_charts, numbers_or_none, parallel_chart
+from imago.analysis.learning_curve import learning_curve
 from imago.analysis.page import write_page
 from imago.analysis.ranking import RankedSetting, Ranking, final_test_lines, rank_settings, ranking_rows, write_ranking
 from imago.errors import DataError
@@ -26,14 +27,15 @@ def write_sweep_page(directory: Path, file: Path) -> Ranking:
     write_ranking(ranking)
     header, *rows = ranking_rows(ranking)
     ranked = [setting for setting in ranking.settings if setting.rank is not None]
+    curve, curve_text = learning_curve(ranking)
     context = {
         "title": f"Sweep {directory.name}",
         "ranking": ranking,
         "cards": _cards(ranking, ranked),
         "header": [name or "rank" for name in header],
         "rows": rows,
-        "notes": final_test_lines(ranking),
-        "progress": _progress(ranking, ranked),
+        "notes": [*final_test_lines(ranking), *filter(None, [curve_text])],
+        "progress": [*curve, *_progress(ranking, ranked)],
         "importance": _importance(ranking, ranked),
         "curves": _curves(ranking, ranked[:_NUM_CURVES]),
         "parallel": _parallel(ranking, ranked),

@@ -93,6 +93,7 @@ def _training_results(trainer: Trainer) -> dict[str, Any]:
     # Lightning counts an epoch that `trainer.max_time` ended early; the resumed run still has to complete it.
     epochs = progress.processed // max(1, int(trainer.num_training_batches))
     results: dict[str, Any] = {"epochs": epochs, "steps": num_steps_done(trainer)}
+    results["num_train_images"] = len(trainer.datamodule.splits.train)  # type: ignore[attr-defined]  # of our data module
     best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
     if best and best.best_model_path:
         results["val"] = {name: round(value, 6) for name, value in _of_split("val", best.best_metrics).items()}

@@ -174,7 +174,8 @@ def check_group_choices(arguments: Iterable[str]) -> None:
             raise ConfigError(
                 f"{argument}: expected names of {group}, such as {group}={_options(group)[0]}, got numbers."
             )
-        is_needed = group not in ("callbacks", "logger", "metrics", "experiment") and (CONFIG_DIR / group).is_dir()
+        optional = ("callbacks", "logger", "metrics", "experiment", "sweep")
+        is_needed = group not in optional and (CONFIG_DIR / group).is_dir()
         if group and is_needed and value.replace(" ", "") in ("[]", "[null]"):
             raise ConfigError(f"{argument}: a run needs this group; choose one of {', '.join(_options(group))}.")
 

@@ -18,7 +18,7 @@ from imago.cli.search_space import parse_space
 from imago.errors import ConfigError
 from imago.files import write_json
 from imago.instantiate import to_plain
-from imago.paths import command, quote_for_hydra, short_path
+from imago.paths import PROJECT_ROOT, command, quote_for_hydra, short_path
 from imago.settings import typed_value
 from imago.sweep.machine import threads_per_process
 from imago.sweep.run import run_sweep
@@ -60,6 +60,8 @@ class TrialSweeper(Sweeper):
             raise ConfigError("test: a search is ranked by val, and only its best setting is tested, once, at the end.")
         if space.parameters:  # with several seeds or folds only, nothing is chosen
             space = space._replace(fixed=(*space.fixed, "test=false"))
+        if any(_has_own_sweep(text) for text in typed):
+            space = space._replace(fixed=(*space.fixed, "sweep=[]"))
         config = self._check_runs(space)
         settings["objective"], settings["direction"], is_monitored = _objective(config, settings)
         if any(_key(parameter.key) in _MONITOR_KEYS for parameter in space.parameters):
@@ -154,7 +156,7 @@ def prepare_sweep() -> None:
         )
     if typed.get("resume") == "auto" and not typed.get("sweep_name"):
         raise ConfigError("resume=auto needs sweep_name=NAME, by which the command finds its sweep again.")
-    if several := [key for key in ("sweep", "sweep_name") if "," in typed.get(key, "")]:
+    if several := [key for key in ("sweep", "sweep_name") if "," in typed.get(key, "") or typed.get(key) == "[]"]:
         raise ConfigError(f"{several[0]}={typed[several[0]]}: a sweep has one; type one value.")
     if "run_name" in typed:
         raise ConfigError(f"run_name={typed['run_name']}: a sweep is named sweep_name=NAME; its runs are numbered.")
@@ -166,7 +168,7 @@ def prepare_sweep() -> None:
     for text in sys.argv[1:]:
         if "interval(" in text and "," in re.sub(r"\(.*\)", "", text):
             raise ConfigError(f"{text}: an interval stands alone; leave the other values out.")
-    if "sweep" not in typed:
+    if "sweep" not in typed and not any(map(_has_own_sweep, sys.argv[1:])):
         sys.argv.append("sweep=grid")
     Plugins.instance().register(TrialSweeper)
 
@@ -202,6 +204,13 @@ def _objective(config: DictConfig, settings: dict[str, Any]) -> tuple[str, Liter
             "or sweep.direction=minimize."
         )
     return objective, direction, is_monitored
+
+
+def _has_own_sweep(override: str) -> bool:
+    """Return whether an override chooses an experiment of `configs/experiment` that chooses a sweep."""
+    key, _, name = override.partition("=")
+    file = PROJECT_ROOT / "configs" / "experiment" / f"{name}.yaml"
+    return key == "experiment" and file.is_file() and "override /sweep:" in file.read_text(encoding="utf-8")
 
 
 def _key(override: str) -> str:

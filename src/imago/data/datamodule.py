@@ -18,7 +18,7 @@ from imago.data.csv_list import COLUMNS
 from imago.data.dataset import ArrayDataset, FileDataset, LabeledArray, LabeledFiles, Samples, Splits
 from imago.data.loader import BatchLoader
 from imago.data.sampling import EvalSampler, TrainSampler, limited_batches
-from imago.data.splitting import SplitPlan, complete_splits, stratified_order
+from imago.data.splitting import SplitPlan, complete_splits, stratified_order, training_part
 from imago.errors import ConfigError, DataError
 from imago.files import encode_names, write_csv
 from imago.images import Preprocess, resize_and_crop
@@ -111,6 +111,9 @@ class ImageDataModule(LightningDataModule):
             class_names, published = self.load_dataset()
             bad_names = [name for name, _ in self.bad_images]
             splits, self.random_splits = complete_splits(published, self.split_plan, class_names, bad_names, only)
+            self._listed_splits = Splits(class_names, **splits)
+            if only is None:
+                splits["train"] = training_part(splits["train"], self.split_plan)
             self.splits = Splits(class_names, **splits)
 
     @cached_property
@@ -138,11 +141,11 @@ class ImageDataModule(LightningDataModule):
         return limited_batches(num_batches, limit_train_batches)
 
     def write_split(self, directory: Path) -> None:
-        """Write `split.csv`, which `data.split_file` reads, unless all splits are published."""
+        """Write `split.csv`, which `data.split_file` reads before `data.train_fraction`, unless all are published."""
         if self.random_splits or self.split_plan.split_file:
             rows = [
                 (name, self.class_names[label], split)
-                for split, part in self.splits.items()
+                for split, part in self._listed_splits.items()
                 for name, label in zip(part.names, part.labels, strict=True)
             ]
             write_csv(directory / "split.csv", [COLUMNS, *rows])

@@ -11,7 +11,7 @@ from imago.data.csv_list import assign_splits, read_list
 from imago.data.dataset import Samples, concatenate
 from imago.errors import ConfigError, DataError
 from imago.images import SPLITS
-from imago.seeding import FOLD_KEY, PART_KEY, TEST_KEY, derive_seed, random_permutation
+from imago.seeding import FOLD_KEY, PART_KEY, TEST_KEY, TRAIN_FRACTION_KEY, derive_seed, random_permutation
 from imago.text import join_names
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class SplitPlan:
         num_folds: number of folds of the cross-validation, at least 2.
         split_file: CSV of `imago.data.csv_list` with the split of each image; "" for none. Published test images stay
             test images.
+        train_fraction: share of the train split to train on, in (0, 1]; see `training_part`.
 
     Raises:
         ConfigError: if settings contradict each other.
@@ -44,6 +45,7 @@ class SplitPlan:
     fold: int | None = None
     num_folds: int = 5
     split_file: str = ""
+    train_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         fractions = [self.val_fraction] + ([] if self.test_fraction is None else [self.test_fraction])
@@ -52,6 +54,8 @@ class SplitPlan:
                 f"data.val_fraction={self.val_fraction} and data.test_fraction={self.test_fraction} must be greater "
                 "than 0 and together less than 1, e.g. 0.2 and 0.1."
             )
+        if not 0 < self.train_fraction <= 1:
+            raise ConfigError(f"data.train_fraction={self.train_fraction} must be above 0 and at most 1, e.g. 0.1.")
         if self.num_folds < 2:
             raise ConfigError(f"data.num_folds={self.num_folds} must be 2 or more.")
         if self.fold is not None and not 0 <= self.fold < self.num_folds:
@@ -135,6 +139,15 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     ]
     chosen = np.sort(np.concatenate(chosen_by_class))
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def training_part(train: Samples, plan: SplitPlan) -> Samples:
+    """Return the share `plan.train_fraction` of the images of each class, at least one; a larger share contains it."""
+    if plan.train_fraction == 1:
+        return train
+    of_classes = _shuffled_by_class(train.labels, plan.split_seed, TRAIN_FRACTION_KEY)
+    parts = [indices[: max(1, round(plan.train_fraction * len(indices)))] for indices in of_classes]
+    return train.take(np.sort(np.concatenate(parts)))
 
 
 def stratified_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarray:

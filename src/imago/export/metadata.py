@@ -1,6 +1,7 @@
 """What every exported file says of itself: classes, preprocess record, temperature, run, and digests of its files."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from imago import onnx_classifier
 from imago.errors import DataError
 from imago.files import read_json, sha256_of, write_json
+from imago.statistics.conformal import PREDICTION_SETS_KEY
 
 if TYPE_CHECKING:
     from imago.model.classifier import Classifier
@@ -29,6 +31,7 @@ def build_metadata(
         onnx_classifier.CLASS_NAMES_KEY: list(classifier.class_names),
         onnx_classifier.PREPROCESS_KEY: classifier.preprocess.to_dict(),
         onnx_classifier.TEMPERATURE_KEY: classifier.calibration_temperature,
+        **({PREDICTION_SETS_KEY: asdict(classifier.prediction_sets)} if classifier.prediction_sets else {}),
         onnx_classifier.PREDICTS_CLASSES_KEY: classifier.predicts_classes,
         onnx_classifier.VERSIONS_KEY: {"torch": version("torch"), **versions},
         **run_metadata,

@@ -1,8 +1,9 @@
-"""Fit the temperature of a checkpoint on val, and keep it in calibration.json in the checkpoint's directory."""
+"""Fit temperature and prediction sets of a checkpoint on val, and keep them in calibration.json in its directory."""
 
 import math
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from imago.statistics.calibration import (
     nll,
     reliability,
 )
+from imago.statistics.conformal import PREDICTION_SETS_KEY, PredictionSets, fit_sets, missing_sets_note
 from imago.statistics.metrics import LabeledOutputs, best_probability
 from imago.text import counted
 
@@ -25,15 +27,14 @@ CALIBRATION_FILE = "calibration.json"  # one entry for each checkpoint file and 
 
 
 def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> dict[str, Any]:
-    """Fit the temperature of a checkpoint to its outputs for the validation images; write it to `calibration.json`.
+    """Fit temperature and prediction sets to the outputs for the validation images; write them to `calibration.json`.
 
-    One that makes the probabilities of these images worse, or that is at the bound of the search, is not applied: the
-    entry has UNCALIBRATED. Each setting `tta` has its own temperature: the mean of several views is less confident than
-    one view.
+    A temperature that makes the probabilities of these images worse, or that is at the bound of the search, is not
+    applied: the entry has UNCALIBRATED. Each setting `tta` has its own: the mean of several views is less confident.
 
     Returns:
-        The entry: applied and fitted temperature, and negative log-likelihood (in nats) and expected calibration error
-        without and with the fitted one.
+        The entry: applied and fitted temperature, negative log-likelihood (in nats) and expected calibration error
+        without and with the fitted one, and the prediction sets.
 
     Raises:
         DataError: if it cannot be written.
@@ -48,6 +49,7 @@ def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> di
     is_worse = entry["nll_after"] > entry["nll_before"] or entry["ece_after"] > entry["ece_before"]
     if is_worse or _is_at_bound(temperature):
         entry[TEMPERATURE_KEY] = UNCALIBRATED
+    entry[PREDICTION_SETS_KEY] = asdict(fit_sets(result.logits, result.labels))
     entry["checkpoint_sha256"] = sha256_of(checkpoint)
     file = checkpoint.with_name(CALIBRATION_FILE)
     with report_unwritable(file):
@@ -56,18 +58,21 @@ def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> di
 
 
 def describe_calibration(entry: Mapping[str, Any], tta: str = "none") -> str:
-    """Return the fitted temperature of an entry and its effect on the validation images, and whether it is applied."""
+    """Return the temperature of an entry, its effect on val, whether it is applied, and which sets are missing."""
+    missing = missing_sets_note(PredictionSets.from_dict(entry[PREDICTION_SETS_KEY]))
+    note = f"; {missing}" if missing else ""
     if _is_at_bound(entry["fitted_temperature"]):
         return (
             f"not calibrated: the temperature {entry['fitted_temperature']:.3f} that fits "
             f"{counted(entry['num_images'], 'image')} of val is at the bound of the search; more images may give one"
+            f"{note}"
         )
     is_applied = entry[TEMPERATURE_KEY] == entry["fitted_temperature"]
     applied = "" if is_applied else ", not applied, as it makes probabilities worse"
     return (
         f"calibrated on val (tta={tta}): temperature {entry['fitted_temperature']:.3f}{applied}: ECE "
         f"{entry['ece_before']:.2%} -> {entry['ece_after']:.2%}, NLL {entry['nll_before']:.4f} -> "
-        f"{entry['nll_after']:.4f}"
+        f"{entry['nll_after']:.4f}{note}"
     )
 
 
@@ -92,6 +97,20 @@ def read_temperature(checkpoint: Path, tta: str = "none") -> tuple[float, str]:
     if entry.get("checkpoint_sha256") != sha256_of(checkpoint):
         return UNCALIBRATED, f"{file} was fitted for another {checkpoint.name}; {remedy}"
     return float(temperature), ""
+
+
+def read_sets(checkpoint: Path, tta: str = "none") -> PredictionSets | None:
+    """Return the prediction sets of an entry that `read_temperature` has found, None if it has none.
+
+    Raises:
+        DataError: if they are damaged.
+    """
+    file, name = checkpoint.with_name(CALIBRATION_FILE), _entry_name(checkpoint, tta)
+    values = read_json(file)[name].get(PREDICTION_SETS_KEY)
+    try:
+        return PredictionSets.from_dict(values)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise DataError(f"{file} is damaged: {PREDICTION_SETS_KEY} of {name} is {values!r}; delete it.") from error
 
 
 def _is_at_bound(temperature: float) -> bool:

@@ -22,6 +22,7 @@ from imago.paths import checkpoint_file, short_path
 from imago.runs.records import unfinished_note
 from imago.settings import absolute_paths
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
+from imago.statistics.conformal import PREDICTION_SETS_KEY, PredictionSets, measure_sets, missing_sets_note
 from imago.statistics.intervals import far_above_note
 from imago.statistics.metrics import LabeledOutputs
 from imago.text import printable_lines
@@ -29,7 +30,6 @@ from imago.trust import check_saved_targets
 
 if TYPE_CHECKING:
     from imago.data.datamodule import ImageDataModule
-
 
 _NUM_DIGITS = 8  # of a hash in the name of a directory; our own choice
 
@@ -54,7 +54,8 @@ def evaluate(cfg: DictConfig) -> float:
     predictor = load_predictor(file, cfg.accelerator, cfg.tta, cfg.calibrate == "auto", cfg.trust)
     data: ImageDataModule = build(settings, _recursive_=False)
     data.set_up_data(None if is_own_data or cfg.calibrate == "fit" else cfg.split)
-    notes = [unfinished_note(run) if run else "", *_training_notes(cfg, file, run, data, is_own_data)]
+    notes = [missing_sets_note(predictor.prediction_sets)] if cfg.calibrate == "auto" else []
+    notes += [unfinished_note(run) if run else "", *_training_notes(cfg, file, run, data, is_own_data)]
     directory = _result_directory(cfg, file, run, data.fingerprint())
     if cfg.calibrate == "fit":
         _fit_temperature(cfg, file, predictor, data)
@@ -84,6 +85,7 @@ def _fit_temperature(cfg: DictConfig, file: Path, predictor: Predictor, data: "I
     entry = calibrate(file, run_split(predictor, data, "val"), cfg.tta)
     print(describe_calibration(entry, cfg.tta), end="\n\n")
     predictor.calibration_temperature = entry[TEMPERATURE_KEY]
+    predictor.prediction_sets = PredictionSets.from_dict(entry[PREDICTION_SETS_KEY])
 
 
 def _write_network_run(cfg: DictConfig) -> Path:
@@ -127,6 +129,7 @@ def _describe(
 def _metrics(predictor: Predictor, result: LabeledOutputs) -> dict[str, Any]:
     """Return the scores that eval always computes, and the metrics of the training, which an ONNX file lacks."""
     metrics = result.metrics()
+    metrics |= measure_sets(predictor.prediction_sets, result.logits, result.labels, result.class_names)
     if isinstance(predictor, TorchPredictor):
         from imago.task.metrics import compute_with_intervals
 
@@ -261,8 +264,7 @@ def _result_directory(cfg: DictConfig, file: Path, run: Path | None, fingerprint
     if "data" in cfg and "model" not in cfg:
         choice = str(HydraConfig.get().runtime.choices["data"])
         root = Path(cfg.data.get("root") or choice).resolve().name[:MAX_NAME_CHARS]
-        name_parts += [choice] if root in (choice, "") else [choice, root]
-        name_parts.append(fingerprint[:_NUM_DIGITS])
+        name_parts += [choice, *([] if root in (choice, "") else [root]), fingerprint[:_NUM_DIGITS]]
     is_foreign = _is_foreign(file, run)
     if file.name != "best.ckpt" or is_foreign:
         name_parts.append(file.stem if file.suffix == ".ckpt" else file.name)

@@ -11,7 +11,7 @@ import numpy as np
 from imago.errors import ConfigError, DataError
 from imago.files import refuse_links
 from imago.images import Preprocess
-from imago.inference.calibration import read_temperature
+from imago.inference.calibration import read_sets, read_temperature
 from imago.runs.records import unfinished_note
 from imago.statistics.calibration import UNCALIBRATED
 from imago.statistics.metrics import softmax
@@ -64,6 +64,7 @@ class TorchPredictor:
         self.class_names = classifier.class_names
         self.preprocess = classifier.preprocess
         self.calibration_temperature = classifier.calibration_temperature
+        self.prediction_sets = classifier.prediction_sets
         self.predicts_classes = classifier.predicts_classes
         torch.backends.cudnn.allow_tf32 = False  # the default rounds fp32 convolutions to a mantissa of 10 bits
         self._device = device or torch.device("cpu")
@@ -119,6 +120,8 @@ def load_calibrated(path: Path, trust: Sequence[str] = (), tta: str = "none") ->
     classifier.calibration_temperature, reason = read_temperature(file, tta)
     if reason:
         log.warning("probabilities are not calibrated: %s", printable(reason))
+    else:
+        classifier.prediction_sets = read_sets(file, tta)
     return classifier
 
 

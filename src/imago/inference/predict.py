@@ -22,6 +22,7 @@ from imago.inference.run_split import check_finite
 from imago.paths import short_path
 from imago.settings import typed_value
 from imago.statistics.calibration import TEMPERATURE_KEY
+from imago.statistics.conformal import missing_sets_note
 from imago.statistics.metrics import top_classes
 from imago.text import counted, join_names, printable
 
@@ -53,17 +54,16 @@ def predict(cfg: DictConfig) -> None:
     predictions, bad_images = predict_images(
         predictor, images, cfg.batch_size, cfg.top_k, cfg.threshold, cfg.max_pixels, explainer
     )
-    metadata = {
-        "model": str(file.resolve()),
-        TEMPERATURE_KEY: predictor.calibration_temperature,
-        "threshold": cfg.threshold,
-        "left_out": [{"file": str(file), "reason": reason} for file, reason in left_out],
-    }
+    metadata = {"model": str(file.resolve()), TEMPERATURE_KEY: predictor.calibration_temperature}
+    metadata["threshold"] = cfg.threshold
+    metadata["left_out"] = [{"file": str(file), "reason": reason} for file, reason in left_out]
     write_predictions(output, predictions, bad_images, metadata)
     if predictions:
         print("\n".join(table_lines(predictions)), end="\n\n")
     if not predictor.predicts_classes:
         print("note: the task of the run has targets of its own; these are outputs for the images as they are")
+    elif note := missing_sets_note(predictor.prediction_sets):
+        print(f"note: {note}")
     print(f"predictions for {len(predictions):,} of {counted(len(images), 'image')}: {short_path(output)} and .json")
     if left_out:
         reasons = join_names(f"{file} ({reason})" for file, reason in left_out)
@@ -155,9 +155,12 @@ def _predict_batch(
     logits, probabilities = predictor.predict(images)
     check_finite(logits)
     predictions = []
-    for (file, _), class_probabilities, classes in zip(squares, probabilities, top_classes(logits, top_k), strict=True):
-        best = [(predictor.class_names[index], float(class_probabilities[index])) for index in classes]
-        predictions.append(Prediction(file, best, best[0][0] if best[0][1] >= threshold else None))
+    names, order = predictor.class_names, top_classes(logits, len(predictor.class_names))
+    sets = predictor.prediction_sets.members(logits) if predictor.prediction_sets else {}
+    for row, (file, _) in enumerate(squares):
+        best = [(names[index], float(probabilities[row, index])) for index in order[row, :top_k]]
+        members = {level: [names[index] for index in order[row] if sets[level][row, index]] for level in sets}
+        predictions.append(Prediction(file, best, best[0][0] if best[0][1] >= threshold else None, members))
     if explainer:
         explainer.write(images, predictions)
     return predictions

@@ -1,7 +1,7 @@
 """Print predictions as a table, and write them as CSV and JSON."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from imago.text import display_width, padded, printable
 
 _MAX_LISTED = 20  # images that fit on a screen; the files have all of them
 _MAX_NAME_CHARS = 60  # of an image on the screen; our own choice
+_MAX_SET = 3  # classes of a prediction set on the screen; our own choice
 _BELOW_THRESHOLD = "(below threshold)"
 
 
@@ -21,11 +22,13 @@ class Prediction:
         image: the file, as typed or found.
         best_classes: names of classes with their probabilities in [0, 1], best first.
         predicted: the first class, or None if it is less probable than the threshold.
+        sets: names of the classes of each prediction set, most probable first, by level in percent.
     """
 
     image: Path
     best_classes: list[tuple[str, float]]
     predicted: str | None
+    sets: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def write_predictions(
@@ -34,6 +37,7 @@ def write_predictions(
     """Write a CSV file with one line per readable image, and the same with the bad images as JSON.
 
     CSV: `file, predicted, class_1, probability_1, class_2, ...`, best first; `predicted` is empty below the threshold.
+    Then `set_90, set_95`, classes joined with "; ", for a network with prediction sets; a list of each in JSON.
     The JSON file has the name of the CSV `file` with .json, and begins with the keys of `metadata`.
 
     Raises:
@@ -41,13 +45,15 @@ def write_predictions(
     """
     top_k = max((len(prediction.best_classes) for prediction in predictions), default=0)
     header = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("class", "probability")]
-    rows, records = [["file", "predicted", *header]], []
+    levels = list(predictions[0].sets) if predictions else []
+    rows, records = [["file", "predicted", *header, *(f"set_{level}" for level in levels)]], []
     for prediction in predictions:
         image, predicted = str(prediction.image), prediction.predicted
         cells = [cell for name, probability in prediction.best_classes for cell in (name, f"{probability:.6f}")]
-        rows.append([image, predicted or "", *cells])
+        rows.append([image, predicted or "", *cells, *("; ".join(prediction.sets[level]) for level in levels)])
         best = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.best_classes]
-        records.append({"file": image, "predicted": predicted, "top_k": best})
+        sets = {"sets": prediction.sets} if prediction.sets else {}
+        records.append({"file": image, "predicted": predicted, "top_k": best, **sets})
     bad_records = [{"file": str(image), "reason": reason} for image, reason in bad_images]
     with report_unwritable(file, "; choose another file with output=FILE.csv"):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +62,7 @@ def write_predictions(
 
 
 def table_lines(predictions: Sequence[Prediction]) -> Iterator[str]:
-    """Yield a heading and one line per image, at least one: its name, the predicted class, and the next classes."""
+    """Yield a heading and one line per image, at least one: name, predicted class, next classes, a short set."""
     shown = predictions[:_MAX_LISTED]
     images = [printable(prediction.image) for prediction in shown]
     images = [name if len(name) <= _MAX_NAME_CHARS else f"...{name[3 - _MAX_NAME_CHARS :]}" for name in images]
@@ -66,6 +72,9 @@ def table_lines(predictions: Sequence[Prediction]) -> Iterator[str]:
     yield f"{'image':<{width}}  {'class':<{class_width}}  probability" + ("   next classes" if any(others) else "")
     for image, predicted, prediction, classes in zip(images, names, shown, others, strict=True):
         next_classes = ", ".join(f"{printable(name)} {probability:.1%}" for name, probability in classes)
+        level, members = next(iter(prediction.sets.items()), ("", []))
+        if 0 < len(members) <= _MAX_SET:
+            next_classes += f"   {level} % set: {', '.join(map(printable, members))}"
         best = prediction.best_classes[0][1]
         yield f"{padded(image, width)}  {padded(predicted, class_width)}  {best:>11.2%}   {next_classes}".rstrip()
     if len(predictions) > len(shown):

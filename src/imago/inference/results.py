@@ -10,6 +10,7 @@ from imago.files import atomic_write, report_unwritable, write_csv, write_json
 from imago.inference.run_split import image_names, images_in_memory
 from imago.paths import short_path
 from imago.statistics.calibration import TEMPERATURE_KEY
+from imago.statistics.conformal import PREDICTION_SETS_KEY, class_cells, describe_sets
 from imago.statistics.metrics import LabeledOutputs, most_confused
 from imago.text import counted, display_width, padded, printable
 
@@ -63,10 +64,12 @@ def summary_lines(result: LabeledOutputs, metadata: Mapping[str, Any], final_tes
         "F1": f"{metadata['f1']:.4f}, {_interval(metadata, 'f1')}",
         **{name: f"{metadata[name]:.4f}, {_interval(metadata, name)}" for name in further},
         "ECE": f"{metadata['ece']:.2%}, {_interval(metadata, 'ece')} ({fitted})",
+        **describe_sets(metadata.get(PREDICTION_SETS_KEY) or {}),
         "confused": ", ".join(mistakes),
     }
     width = max(map(len, lines))
-    return [*(f"{name:<{width}}  {value}" for name, value in lines.items() if value), "", *_class_table(result)]
+    texts = [f"{name:<{width}}  {value}" for name, value in lines.items() if value]
+    return [*texts, "", *_class_table(result, metadata.get(PREDICTION_SETS_KEY) or {})]
 
 
 def _interval(metadata: Mapping[str, Any], name: str) -> str:
@@ -75,17 +78,19 @@ def _interval(metadata: Mapping[str, Any], name: str) -> str:
     return f"95 % interval {low:{number_format}} to {high:{number_format}}"
 
 
-def _class_table(result: LabeledOutputs) -> list[str]:
-    """Format precision, recall, F1 and number of images of the classes that have images; of many, the weakest."""
+def _class_table(result: LabeledOutputs, sets: Mapping[str, Any]) -> list[str]:
+    """Format the scores of the classes that have images, with their prediction sets; of many, the weakest."""
     scores = result.per_class
     present = np.flatnonzero(scores.num_images)
     shown = present if len(present) <= _MAX_LISTED else present[np.argsort(scores.f1[present])[:_MAX_LISTED]]
     names = {index: printable(result.class_names[index]) for index in shown.tolist()}
     width = max(map(display_width, ["class", *names.values()]))
-    lines = [f"{'class':<{width}}  precision   recall       F1        n"]
+    header = "".join(f"   in {level} %  set size" for level in sets)
+    lines = [f"{'class':<{width}}  precision   recall       F1        n{header}"]
     lines += [
         f"{padded(name, width)}   {scores.precision[index]:>8.2%} {scores.recall[index]:>8.2%} "
         f"{scores.f1[index]:>8.4f} {scores.num_images[index]:>8,}"
+        + "".join(f"{text:>10}" for text in class_cells(sets, result.class_names[index]))
         for index, name in names.items()
     ]
     if len(shown) < len(present):

@@ -140,7 +140,7 @@ def _print_end(ranking: Ranking, plan: Plan, num_elsewhere: int) -> None:
 
 
 def _typed(overrides: Iterable[str]) -> list[str]:
-    return [text.removeprefix("++") for text in overrides if text.partition("=")[0] not in ("seed", "test")]
+    return [text.removeprefix("++") for text in overrides if text.partition("=")[0] not in ("seed", "test", "sweep")]
 
 
 def _more_seeds(plan: Plan) -> str:
