@@ -5,10 +5,10 @@ const PREVIEW_PX = 480; // longer side of the photo that is kept for the page; o
 const MAX_SHOTS = 200; // older results leave the gallery: each needs about 0.2 MB; our own choice
 const TIMEOUT_MS = 180_000; // for one photo, also over a slow connection; our own choice
 const TYPES = { pjpeg: "jpeg", jpg: "jpeg", apng: "png", "x-ms-bmp": "bmp", "x-bmp": "bmp", heic: "heif" };
-const CODES = { 401: "unauthorized", 413: "body_too_large", 429: "busy", 502: "unreachable", 503: "busy", 504: "timeout" };
+const CODES = { 401: "unauthorized", 413: "body_too_large", 429: "busy", 500: "internal_error", 502: "unreachable", 503: "busy", 504: "timeout" };
 // After these the next photo would fail as well, and the same photos may work later.
 const STOPS = ["unreachable", "unauthorized", "not_ready", "not_found"];
-const WORKS_LATER = [...STOPS, "busy", "timeout", "stopped"];
+const WORKS_LATER = [...STOPS, "busy", "timeout", "stopped", "internal_error"];
 
 const MESSAGES = {
   empty_file: "The file is empty. Choose another copy of it.",
@@ -19,8 +19,8 @@ const MESSAGES = {
   unsupported_image: () => `This is not an image that the service can read (${formats()}). Save it as JPEG, then choose that file.`,
   corrupt_image: "The image is damaged or incomplete. Copy or save it again.",
   unauthorized: "The service asks for a key. Ask the person who runs it, then try again.",
-  forbidden: "The service does not allow this.",
-  not_found: "The service no longer has this model. Reload the page to see the models of today.",
+  internal_error: "The service has made an error. Try again; if that does not help, ask the person who runs it.",
+  not_found: "The service no longer has this model. Choose another one, or try again with the models of today.",
   timeout: "Sending the photo took too long. Check your connection, then try again.",
   busy: "The service has too much to do. Wait some seconds, then try again.",
   not_ready: "The model cannot be used at present. Try again in a minute, or ask the person who runs the service.",
@@ -105,7 +105,7 @@ function askForKey() {
   });
 }
 
-/** Read models and limits of the service. */
+/** Read models and limits of the service; return whether it answered. */
 async function start() {
   showErrors([]);
   try {
@@ -114,14 +114,17 @@ async function start() {
     element("limits").textContent = `${formats()}; up to ${limits.max_body_mb} MB and ${millions()} pixels each.`;
     if (!limits.formats.includes("HEIF")) element("files").accept = limits.formats.map((f) => `image/${f.toLowerCase()}`).join();
     fillModels(answer.models);
+    return true;
   } catch (problem) {
     showErrors([[null, problem]]);
+    return false;
   }
 }
 
 /** Offer each model, and each of its versions if there are several; without a choice the default answers. */
 function fillModels(models) {
   const select = element("model");
+  const chosen = select.value;
   select.replaceChildren();
   const add = (text, path, versions) => {
     const option = new Option(text, `${path}/predict`);
@@ -136,9 +139,9 @@ function fillModels(models) {
     if (versions.length < 2) continue;
     for (const version of versions) add(`${name} ${version.version}`, `${path}/versions/${encodeURIComponent(version.version)}`, [version]);
   }
-  const usable = [...select.options].find((option) => !option.disabled);
-  if (!usable) throw new Problem("not_ready", select.options[0]?.reason);
-  usable.selected = true;
+  const usable = [...select.options].filter((option) => !option.disabled);
+  if (usable.length === 0) throw new Problem("not_ready", select.options[0]?.reason);
+  (usable.find((option) => option.value === chosen) ?? usable[0]).selected = true;
   element("choice").hidden = select.options.length < 2;
   showClasses();
 }
@@ -365,8 +368,9 @@ function connect() {
     sending.abort();
   };
   element("again").onclick = async () => {
-    if (!limits) await start();
-    if (limits) classifyAll(failed.splice(0));
+    const files = failed.splice(0);
+    if (await start()) classifyAll(files);
+    else failed.push(...files);
   };
   element("cancel").onclick = () => element("asking").close("");
   element("unlock").onsubmit = (event) => {
