@@ -1,26 +1,31 @@
 // The page of the service: sends one image per request and shows the answers. Everything is lost with the tab.
 // Names of files and classes come from strangers, so they are written with textContent only.
 
-const PREVIEW_PX = 480; // longer side of the photo that is kept for the page; our own choice
+const PREVIEW_PX = 480; // longer side of the photo that the page keeps; our own choice
 const MAX_SHOTS = 200; // older results leave the gallery: each needs about 0.2 MB; our own choice
+const MAX_CLASSES = 200; // listed by name; our own choice
 const TIMEOUT_MS = 180_000; // for one photo, also over a slow connection; our own choice
-const TYPES = { pjpeg: "jpeg", jpg: "jpeg", apng: "png", "x-ms-bmp": "bmp", "x-bmp": "bmp", heic: "heif" };
-const CODES = { 401: "unauthorized", 413: "body_too_large", 429: "busy", 500: "internal_error", 502: "unreachable", 503: "busy", 504: "timeout" };
-// After these the next photo would fail as well, and the same photos may work later.
+const MB = 2 ** 20; // as the service counts
+const SMALL_PX = 64; // crops up to this size are shown as pixels
+
+// Names of image formats in MIME types that differ from those of the service.
+const FORMATS = { pjpeg: "jpeg", jpg: "jpeg", apng: "png", "x-ms-bmp": "bmp", "x-bmp": "bmp", heic: "heif" };
+// Codes for answers of a proxy, which have none.
+const CODES = { 401: "unauthorized", 413: "body_too_large", 429: "busy", 500: "internal_error", 503: "busy" };
+// After these the next photo would fail as well.
 const STOPS = ["unreachable", "unauthorized", "not_ready", "not_found"];
 const WORKS_LATER = [...STOPS, "busy", "timeout", "stopped", "internal_error"];
-
 const MESSAGES = {
   empty_file: "The file is empty. Choose another copy of it.",
   unreadable: "The file cannot be read. It may be a folder, or it was moved: choose the photo again.",
-  no_file: "That was not a photo: a link or a text cannot be read. Save the image first, then drop or choose the file.",
-  body_too_large: () => `The file is too large: the service reads up to ${limits?.max_body_mb ?? "some"} MB. Save the photo smaller.`,
-  too_many_pixels: () => `The photo is too large: the service reads up to ${millions()} pixels. Save the photo smaller.`,
-  unsupported_image: () => `This is not an image that the service can read (${formats()}). Save it as JPEG, then choose that file.`,
+  no_file: "That was not a photo: a link or a text cannot be read. Save the image first, then choose the file.",
+  body_too_large: "The file is too large: the service reads up to {mb} MB. Save the photo smaller.",
+  too_many_pixels: "The photo is too large: the service reads up to {pixels} million pixels. Save the photo smaller.",
+  unsupported_image: "This is not an image that the service can read ({formats}). Save it as JPEG, and choose that.",
   corrupt_image: "The image is damaged or incomplete. Copy or save it again.",
   unauthorized: "The service asks for a key. Ask the person who runs it, then try again.",
   internal_error: "The service has made an error. Try again; if that does not help, ask the person who runs it.",
-  not_found: "The service no longer has this model. Choose another one, or try again with the models of today.",
+  not_found: "The service no longer has this model. Try again with another one.",
   timeout: "Sending the photo took too long. Check your connection, then try again.",
   busy: "The service has too much to do. Wait some seconds, then try again.",
   not_ready: "The model cannot be used at present. Try again in a minute, or ask the person who runs the service.",
@@ -30,10 +35,11 @@ const MESSAGES = {
 };
 
 const element = (id) => document.getElementById(id);
-const formats = () => (limits?.formats ?? ["JPEG", "PNG"]).join(", ");
-const millions = () => (limits ? `${limits.max_pixels / 1e6} million` : "fewer");
+const make = (tag, text = "", className = "") =>
+  Object.assign(document.createElement(tag), { textContent: text, className });
 
 let limits = null; // of GET /models
+let isCurrent = false; // whether models and limits need not be read again
 let key = "";
 let sending = null; // the XMLHttpRequest of the photo that is sent
 let isRunning = false;
@@ -58,8 +64,9 @@ function send(method, path, body = null) {
     xhr.upload.onprogress = ({ loaded, total }) => showSent(loaded / total);
     xhr.onload = () => {
       const answer = parse(xhr.responseText);
+      const fallback = CODES[xhr.status] ?? (xhr.status > 500 ? "unreachable" : "unknown");
       if (xhr.status === 200 && answer) resolve(answer);
-      else reject(new Problem(answer?.error?.code ?? CODES[xhr.status] ?? "unknown", answer?.error?.message));
+      else reject(new Problem(answer?.error?.code ?? fallback, answer?.error?.message));
     };
     xhr.onerror = () => reject(new Problem("unreachable"));
     xhr.ontimeout = () => reject(new Problem("timeout"));
@@ -69,7 +76,7 @@ function send(method, path, body = null) {
   });
 }
 
-/** Decode JSON; a proxy may have answered with HTML instead. */
+/** Decode JSON; null for the HTML of a proxy. */
 function parse(text) {
   try {
     return JSON.parse(text);
@@ -92,40 +99,41 @@ async function sendWithKey(...request) {
 
 /** Resolve to the key that is typed; reject if the dialog is closed without one. */
 function askForKey() {
-  element("refused").textContent = key ? "The service refused this key." : "";
   const dialog = element("asking");
+  element("refused").textContent = key ? "The service refused this key." : "";
   dialog.returnValue = "";
-  dialog.showModal();
+  if (!dialog.open) dialog.showModal();
   return new Promise((resolve, reject) => {
     dialog.onclose = () => {
+      element("key").value = "";
       if (dialog.returnValue) resolve(dialog.returnValue);
       else reject(new Problem("unauthorized"));
-      element("key").value = "";
     };
   });
 }
 
-/** Read models and limits of the service; return whether it answered. */
+/** Read the models and the limits of the service. */
 async function start() {
-  showErrors([]);
-  try {
-    const answer = await sendWithKey("GET", "models");
-    limits = answer.limits;
-    element("limits").textContent = `${formats()}; up to ${limits.max_body_mb} MB and ${millions()} pixels each.`;
-    if (!limits.formats.includes("HEIF")) element("files").accept = limits.formats.map((f) => `image/${f.toLowerCase()}`).join();
-    fillModels(answer.models);
-    return true;
-  } catch (problem) {
-    showErrors([[null, problem]]);
-    return false;
-  }
+  const answer = await sendWithKey("GET", "models");
+  const formats = answer.limits.formats.join(", ");
+  const size = `${answer.limits.max_body_mb} MB and ${answer.limits.max_pixels / 1e6} million pixels`;
+  element("limits").textContent = `${formats}; up to ${size} each.`;
+  // Without HEIF in the list, phones convert their photos to JPEG.
+  element("files").accept = answer.limits.formats.map((format) => `image/${format.toLowerCase()}`).join();
+  fillModels(answer.models);
+  limits = answer.limits;
+  isCurrent = true;
 }
 
-/** Offer each model, and each of its versions if there are several; without a choice the default answers. */
+function startAndReport() {
+  showErrors([]);
+  start().catch((problem) => showErrors([[null, problem]]));
+}
+
+/** Offer each model, and each of its versions if there are several. */
 function fillModels(models) {
   const select = element("model");
   const chosen = select.value;
-  select.replaceChildren();
   const add = (text, path, versions) => {
     const option = new Option(text, `${path}/predict`);
     option.disabled = !versions.some((version) => version.ready);
@@ -133,11 +141,12 @@ function fillModels(models) {
     option.reason = versions.find((version) => version.reason)?.reason;
     select.append(option);
   };
+  select.replaceChildren();
   for (const { name, versions } of [...models].sort((a, b) => b.default - a.default)) {
     const path = `models/${encodeURIComponent(name)}`;
     add(versions.length > 1 ? `${name} (any version)` : name, path, versions);
-    if (versions.length < 2) continue;
-    for (const version of versions) add(`${name} ${version.version}`, `${path}/versions/${encodeURIComponent(version.version)}`, [version]);
+    for (const version of versions.length > 1 ? versions : [])
+      add(`${name} ${version.version}`, `${path}/versions/${encodeURIComponent(version.version)}`, [version]);
   }
   const usable = [...select.options].filter((option) => !option.disabled);
   if (usable.length === 0) throw new Problem("not_ready", select.options[0]?.reason);
@@ -148,8 +157,9 @@ function fillModels(models) {
 
 function showClasses() {
   const { classes } = element("model").selectedOptions[0];
-  const more = classes.length > 200 ? `, and ${classes.length - 200} more` : "";
-  element("known").textContent = `The network knows ${classes.length} classes: ${classes.slice(0, 200).join(", ")}${more}.`;
+  const more = classes.length > MAX_CLASSES ? `, and ${classes.length - MAX_CLASSES} more` : "";
+  const names = classes.slice(0, MAX_CLASSES).join(", ");
+  element("known").textContent = `The network knows ${classes.length} classes: ${names}${more}.`;
 }
 
 /** Send files one after the other; those that come meanwhile are sent too. */
@@ -157,9 +167,9 @@ async function classifyAll(files) {
   queue.push(...files);
   if (isRunning || queue.length === 0) return;
   isRunning = true;
+  failed.length = 0;
   const problems = [];
   let count = 0;
-  failed.length = 0;
   showErrors([]);
   markShown(null);
   try {
@@ -167,39 +177,41 @@ async function classifyAll(files) {
       const file = queue.shift();
       showStep(file, number, number + queue.length);
       try {
-        const shot = await classify(file);
-        addShot(shot, count === 0);
+        addShot(await classify(file), count === 0);
         count += 1;
       } catch (problem) {
         if (!(problem instanceof Problem)) throw problem;
         problems.push([file, problem]);
         if (WORKS_LATER.includes(problem.code)) failed.push(file);
-        if (STOPS.includes(problem.code)) failed.push(...queue.splice(0));
+        if (STOPS.includes(problem.code)) {
+          failed.push(...queue.splice(0));
+          isCurrent = false;
+        }
       }
     }
   } finally {
     isRunning = false;
     element("progress").hidden = true;
     showErrors(problems);
-    if (count > 1) element("status").textContent = `${count} photos classified. They are listed under Photos of this visit.`;
+    if (count > 1) element("status").textContent = `${count} photos are listed under Photos of this visit.`;
   }
 }
 
 /** Check a file against the limits of the service and send it; return what the gallery keeps. */
 async function classify(file) {
+  if (!isCurrent) await start();
   await checkFile(file);
   const preview = await readPreview(file);
-  const path = element("model").value || "predict";
-  const answer = await sendWithKey("POST", `${path}?top_k=5&crop=true`, file);
+  const answer = await sendWithKey("POST", `${element("model").value}?top_k=5&crop=true`, file);
   return { name: file.name, preview: preview ?? answer.crop, answer };
 }
 
-/** Throw a Problem if the service would refuse a file for its size or type, or nobody can read it. */
+/** Throw a Problem if the service would refuse a file for its size or type, or if it cannot be read. */
 async function checkFile(file) {
-  if (limits && file.size > limits.max_body_mb * 2 ** 20) throw new Problem("body_too_large");
-  const kind = file.type.replace("image/", "");
-  const known = limits?.formats.map((format) => format.toLowerCase());
-  if (file.type && known && !known.includes(TYPES[kind] ?? kind)) throw new Problem("unsupported_image");
+  if (file.size > limits.max_body_mb * MB) throw new Problem("body_too_large");
+  const format = file.type.replace("image/", "");
+  const isKnown = limits.formats.includes((FORMATS[format] ?? format).toUpperCase());
+  if (file.type && !isKnown) throw new Problem("unsupported_image");
   try {
     await file.slice(0, 1).arrayBuffer();
   } catch {
@@ -213,24 +225,20 @@ async function readPreview(file) {
   const image = new Image();
   const url = URL.createObjectURL(file);
   try {
-    await new Promise((resolve, reject) => {
-      image.onload = resolve;
-      image.onerror = reject;
-      image.src = url;
-    });
+    await new Promise((resolve, reject) => Object.assign(image, { onload: resolve, onerror: reject, src: url }));
   } catch {
     return null;
   } finally {
     URL.revokeObjectURL(url);
   }
   const { naturalWidth: width, naturalHeight: height } = image;
-  if (limits && width * height > limits.max_pixels) throw new Problem("too_many_pixels"); // before it is decoded
+  if (width * height > limits.max_pixels) throw new Problem("too_many_pixels"); // before it is decoded
   const scale = Math.min(1, PREVIEW_PX / Math.max(width, height));
   const canvas = document.createElement("canvas");
   canvas.width = Math.max(1, width * scale);
   canvas.height = Math.max(1, height * scale);
   const context = canvas.getContext("2d");
-  context.fillStyle = "white"; // behind transparency, as the service does
+  context.fillStyle = "white"; // behind transparency, as in the service
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(image, 0, 0, canvas.width, canvas.height);
   return canvas.toDataURL("image/jpeg", 0.85);
@@ -241,9 +249,6 @@ function percent(probability) {
   return probability < 0.0005 ? "under 0.1%" : `${(100 * probability).toFixed(1)}%`;
 }
 
-const title = ({ answer }) => answer.class ?? "Not sure";
-const certainty = ({ answer }) => (answer.class === null ? `perhaps ${answer.top_k[0].class}, ` : "") + percent(answer.confidence);
-
 function showStep(file, number, total) {
   const text = `Classifying ${file.name}${total > 1 ? ` (${number} of ${total})` : ""} ...`;
   element("step").textContent = text;
@@ -252,46 +257,49 @@ function showStep(file, number, total) {
   showSent(0);
 }
 
-/** Show how much of a photo is sent, 0 to 1; at 1 the service works on it, for a time that nobody knows. */
+/** Show how much of a photo is sent, 0 to 1; at 1 the service works on it, for an unknown time. */
 function showSent(fraction) {
   if (fraction < 1) element("bar").value = fraction;
   else element("bar").removeAttribute("value");
 }
 
+/** Return the message of a code in plain words. */
+function explain(code) {
+  const { max_body_mb: mb, max_pixels: pixels, formats = [] } = limits ?? {};
+  const text = MESSAGES[code] ?? MESSAGES.unknown;
+  return text.replace("{mb}", mb).replace("{pixels}", pixels / 1e6).replace("{formats}", formats.join(", "));
+}
+
 /** Show why files failed, as pairs of a file (or null) and its Problem. */
 function showErrors(problems) {
-  element("errors").replaceChildren(...problems.map(([file, problem]) => {
-    const line = document.createElement("p");
-    const name = document.createElement("strong");
-    const said = document.createElement("small");
-    const message = MESSAGES[problem.code] ?? MESSAGES.unknown;
-    name.textContent = file ? `${file.name}: ` : "";
-    said.textContent = problem.message && `The service says: ${problem.message}`;
-    line.append(name, typeof message === "function" ? message() : message, said);
+  const lines = problems.map(([file, problem]) => {
+    const line = make("p");
+    const said = problem.message && `The service says: ${problem.message}`;
+    line.append(make("strong", file ? `${file.name}: ` : ""), explain(problem.code), make("small", said));
     return line;
-  }));
+  });
+  element("errors").replaceChildren(...lines);
   element("again").textContent = failed.length > 1 ? `Try again with ${failed.length} photos` : "Try again";
   element("retry").hidden = !problems.some(([, { code }]) => WORKS_LATER.includes(code));
 }
 
+const title = ({ answer }) => answer.class ?? "Not sure";
+
+function certainty({ answer }) {
+  return (answer.class === null ? `perhaps ${answer.top_k[0].class}, ` : "") + percent(answer.confidence);
+}
+
 /** Add a result to the gallery, newest first. */
 function addShot(shot, isShown) {
-  const button = document.createElement("button");
-  const [image, name, sure] = ["img", "strong", "span"].map((tag) => document.createElement(tag));
-  button.type = "button";
-  button.title = shot.name;
-  image.src = shot.preview;
-  image.alt = "";
-  name.textContent = title(shot);
-  sure.textContent = certainty(shot);
-  button.append(image, name, sure);
+  const button = Object.assign(make("button"), { type: "button", title: shot.name });
+  const image = Object.assign(make("img"), { src: shot.preview, alt: "" });
+  button.append(image, make("strong", title(shot)), make("span", certainty(shot)));
   button.onclick = () => {
     showResult(shot, button);
     element("answer").focus();
   };
-  const item = document.createElement("li");
-  item.append(button);
-  element("shots").prepend(item);
+  element("shots").prepend(make("li"));
+  element("shots").firstChild.append(button);
   if (element("shots").children.length > MAX_SHOTS) element("shots").lastChild.remove();
   element("gallery").hidden = false;
   if (isShown) {
@@ -303,14 +311,15 @@ function addShot(shot, isShown) {
 
 function showResult(shot, button) {
   const { answer, name, preview } = shot;
-  const [best] = answer.top_k;
+  const guess = `The most probable class is ${answer.top_k[0].class} with ${percent(answer.confidence)}`;
+  const wanted = Math.round(1000 * (limits?.threshold ?? 0)) / 10;
+  const unsure = `${guess}; this service names a class from ${wanted}% on.`;
   element("answer").textContent = title(shot);
-  element("sure").textContent = answer.class !== null ? `${percent(answer.confidence)} sure`
-    : `The most probable class is ${best.class} with ${percent(best.probability)}; this service names a class from ${100 * (limits?.threshold ?? 0)}% on.`;
+  element("sure").textContent = answer.class === null ? unsure : `${percent(answer.confidence)} sure`;
   element("photo").src = preview;
   element("name").textContent = name;
   element("crop").src = answer.crop;
-  element("crop").onload = ({ target }) => target.classList.toggle("small", target.naturalWidth <= 64);
+  element("crop").onload = ({ target }) => target.classList.toggle("small", target.naturalWidth <= SMALL_PX);
   element("classes").replaceChildren(...answer.top_k.map(row));
   const time = answer.time_ms < 1000 ? `${answer.time_ms.toFixed(0)} ms` : `${(answer.time_ms / 1000).toFixed(1)} s`;
   element("details").textContent = `Model ${answer.model.name}, version ${answer.model.version}; answered in ${time}.`;
@@ -319,21 +328,17 @@ function showResult(shot, button) {
 
 /** Mark the photo of the gallery whose result is shown; null hides the result. */
 function markShown(button) {
-  for (const other of element("shots").querySelectorAll("button")) other.ariaCurrent = String(other === button);
+  for (const other of element("shots").querySelectorAll("button")) other.setAttribute("aria-current", other === button);
   element("result").hidden = button === null;
 }
 
 /** Return the entry of a class in the list: its name, and its probability as a bar and as text. */
-function row(entry) {
-  const [line, name, value, track, bar, text] = ["li", "span", "span", "span", "span", "span"].map((tag) => document.createElement(tag));
-  name.textContent = entry.class;
-  value.className = "value";
-  track.className = "track";
-  bar.style.width = `${100 * entry.probability}%`;
-  text.textContent = percent(entry.probability);
+function row({ class: name, probability }) {
+  const [line, value, track, bar] = [make("li"), make("span", "", "value"), make("span", "", "track"), make("span")];
+  bar.style.width = `${100 * probability}%`;
   track.append(bar);
-  value.append(track, text);
-  line.append(name, " ", value);
+  value.append(track, make("span", percent(probability)));
+  line.append(make("span", name), " ", value);
   return line;
 }
 
@@ -345,39 +350,31 @@ function take(event, data) {
   else showErrors([[null, new Problem("no_file")]]);
 }
 
-function connect() {
-  for (const id of ["files", "camera"]) {
-    element(id).onchange = ({ target }) => {
-      classifyAll(target.files);
-      target.value = ""; // the same file may be chosen again
-    };
-  }
-  document.ondragover = (event) => {
-    event.preventDefault();
-    element("drop").classList.add("over");
-  };
-  document.ondragleave = ({ relatedTarget }) => relatedTarget ?? element("drop").classList.remove("over");
-  document.ondrop = (event) => {
-    element("drop").classList.remove("over");
-    take(event, event.dataTransfer);
-  };
-  document.onpaste = (event) => take(event, event.clipboardData);
-  element("model").onchange = showClasses;
-  element("stop").onclick = () => {
-    failed.push(...queue.splice(0));
-    sending.abort();
-  };
-  element("again").onclick = async () => {
-    const files = failed.splice(0);
-    if (await start()) classifyAll(files);
-    else failed.push(...files);
-  };
-  element("cancel").onclick = () => element("asking").close("");
-  element("unlock").onsubmit = (event) => {
-    event.preventDefault();
-    element("asking").close(element("key").value.trim());
+for (const id of ["files", "camera"]) {
+  element(id).onchange = ({ target }) => {
+    classifyAll(target.files);
+    target.value = ""; // the same file may be chosen again
   };
 }
-
-connect();
-start();
+document.ondragover = (event) => {
+  event.preventDefault();
+  element("drop").classList.add("over");
+};
+document.ondragleave = ({ relatedTarget }) => relatedTarget ?? element("drop").classList.remove("over");
+document.ondrop = (event) => {
+  element("drop").classList.remove("over");
+  take(event, event.dataTransfer);
+};
+document.onpaste = (event) => take(event, event.clipboardData);
+element("model").onchange = showClasses;
+element("stop").onclick = () => {
+  failed.push(...queue.splice(0));
+  sending.abort();
+};
+element("again").onclick = () => (failed.length > 0 ? classifyAll(failed.splice(0)) : startAndReport());
+element("cancel").onclick = () => element("asking").close("");
+element("unlock").onsubmit = (event) => {
+  event.preventDefault();
+  element("asking").close(element("key").value.trim());
+};
+startAndReport();
