@@ -4,32 +4,22 @@ import base64
 import io
 import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from services import HOSTILE, SIZE, run_service, write_model
 
-from imago.images import Preprocess
-from imago.onnx_classifier import pack_metadata
-from imago.paths import PROJECT_ROOT
 from imago.serve.errors import STATUS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.slow
-SIZE = 96
-HOSTILE = "<img src=x onerror=document.title='changed'>"
 KEY = "a key of letters"
 RED, GREEN, BLUE, GRAY = (200, 50, 50), (50, 200, 50), (50, 50, 200), (128, 120, 120)
 
@@ -40,32 +30,6 @@ GIVE = """([kind, name, type, base64]) => {
   const options = { bubbles: true, cancelable: true };
   document.body.dispatchEvent(kind === 'drop' ? new DragEvent('drop', { ...options, dataTransfer: data })
     : new ClipboardEvent('paste', { ...options, clipboardData: data })) }"""
-
-
-def write_model(path: Path) -> Path:
-    """Write a network whose logits are 1/50 of the channel means, in 0 .. 255, with one class for each channel."""
-    nodes = [
-        helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
-        helper.make_node("ReduceMean", ["scaled", "axes"], ["logits"], keepdims=0),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 3, SIZE, SIZE])
-    outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 3]) for n in ("logits", "probabilities")]
-    constants = [numpy_helper.from_array(np.float32(0.02), "scale"), numpy_helper.from_array(np.array([2, 3]), "axes")]
-    graph = helper.make_graph(nodes, "channel_means", [images], outputs, constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    metadata = {
-        "class_names": ["red", "green", HOSTILE],
-        "preprocess": Preprocess(SIZE, SIZE, "center", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)).to_dict(),
-        "calibration_temperature": 1.0,
-        "run_id": "123",
-        "metrics": {},
-        "versions": {},
-    }
-    helper.set_model_props(model, pack_metadata(metadata))
-    onnx.save(model, str(path))
-    return path
 
 
 def image(color: tuple[int, int, int], width: int = 120, height: int = 100, format: str = "PNG") -> bytes:
@@ -81,26 +45,6 @@ def file(name: str, content: bytes, type: str = "image/png") -> Any:
 def probability_of_best(color: tuple[int, int, int]) -> float:
     powers = [math.exp(value / 50) for value in color]
     return max(powers) / sum(powers)
-
-
-def run_service(*arguments: str, **environment: str) -> Iterator[str]:
-    """Start the service on a free port; yield its address; stop it."""
-    command = [sys.executable, "src/serve.py", "port=0", "threads=1", "decoders=1", *arguments]
-    variables = {name: value for name, value in os.environ.items() if name != "IMAGO_API_KEY"} | environment
-    with subprocess.Popen(
-        command, cwd=PROJECT_ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if address := re.search(r"http://127\.0\.0\.1:[1-9]\d*", line):
-                yield address[0] + "/"
-                break
-        else:
-            pytest.fail("".join(lines))
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
