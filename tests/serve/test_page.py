@@ -225,6 +225,32 @@ def test_when_the_service_cannot_be_reached_the_photos_wait_for_another_try(open
     assert page.inner_text("#answer") == "red"
 
 
+def test_while_it_waits_the_page_shows_what_it_does_and_can_be_stopped(opened, address: str):
+    page = opened(address)
+    page.wait_for_selector("#limits:not(:empty)")
+    page.route("**/predict?*", lambda route: None)  # no answer
+    page.set_input_files("#files", [file("a.png", image(RED)), file("b.png", image(GREEN))])
+    page.wait_for_selector("#bar:visible")
+    assert page.get_by_label("Classifying a.png (1 of 2) ...").is_visible()
+    assert page.inner_text("#status") == "Classifying a.png (1 of 2) ..."
+    assert violations(page) == []
+    page.get_by_role("button", name="Stop").click()
+    wait(page)
+    assert page.inner_text("#errors") == "a.png: Stopped before an answer came."
+    page.unroute("**/predict?*")
+    page.get_by_role("button", name="Try again with 2 photos").click()
+    page.wait_for_selector("#shots li:nth-child(2)")
+
+
+def test_the_browser_is_asked_to_run_nothing_else_and_to_keep_nothing(opened, address: str):
+    page = opened(address)
+    headers = page.reload().headers
+    assert "script-src 'self'; style-src 'self'" in headers["content-security-policy"]
+    assert headers["content-security-policy"].startswith("default-src 'none'")
+    choose(page, file("a.png", image(RED)))
+    assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+
+
 def test_the_key_is_asked_for_and_an_answer_below_the_threshold_is_not_sure(opened, locked_address: str):
     page = opened(locked_address)
     for key in ("wrong", KEY):
