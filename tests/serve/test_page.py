@@ -237,6 +237,7 @@ def test_while_it_waits_the_page_shows_what_it_does_and_can_be_stopped(opened, a
     page.get_by_role("button", name="Stop").click()
     wait(page)
     assert page.inner_text("#errors") == "a.png: Stopped before an answer came."
+    assert page.evaluate("document.activeElement.id") == "files"  # the button that had the focus has gone
     page.unroute("**/predict?*")
     page.get_by_role("button", name="Try again with 2 photos").click()
     page.wait_for_selector("#shots li:nth-child(2)")

@@ -60,10 +60,11 @@ function send(method, path, body = null) {
     const xhr = new XMLHttpRequest(); // fetch does not report how much is sent
     xhr.open(method, path);
     xhr.timeout = TIMEOUT_MS;
+    xhr.responseType = "json"; // null for the HTML of a proxy
     if (key) xhr.setRequestHeader("Authorization", `Bearer ${key}`);
     xhr.upload.onprogress = ({ loaded, total }) => showSent(loaded / total);
     xhr.onload = () => {
-      const answer = parse(xhr.responseText);
+      const answer = xhr.response;
       const fallback = CODES[xhr.status] ?? (xhr.status > 500 ? "unreachable" : "unknown");
       if (xhr.status === 200 && answer) resolve(answer);
       else reject(new Problem(answer?.error?.code ?? fallback, answer?.error?.message));
@@ -74,15 +75,6 @@ function send(method, path, body = null) {
     sending = xhr;
     xhr.send(body);
   });
-}
-
-/** Decode JSON; null for the HTML of a proxy. */
-function parse(text) {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return null;
-  }
 }
 
 /** Send a request, and ask for the key as often as the service refuses it. */
@@ -369,9 +361,14 @@ document.onpaste = (event) => take(event, event.clipboardData);
 element("model").onchange = showClasses;
 element("stop").onclick = () => {
   failed.push(...queue.splice(0));
+  element("files").focus(); // this button disappears
   sending.abort();
 };
-element("again").onclick = () => (failed.length > 0 ? classifyAll(failed.splice(0)) : startAndReport());
+element("again").onclick = () => {
+  element("files").focus();
+  if (failed.length > 0) classifyAll(failed.splice(0));
+  else startAndReport();
+};
 element("cancel").onclick = () => element("asking").close("");
 element("unlock").onsubmit = (event) => {
   event.preventDefault();
