@@ -4,7 +4,7 @@ python benchmarks/serve.py --model logs/latest/export/model.onnx
 python benchmarks/serve.py --model cnn.onnx --model resnet18.onnx --model resnet18_int8.onnx --seconds 20 --rounds 3
 
 Both sides are started in turn in each round, and get the same image from clients in another process, each of which
-sends its next request when it has an answer. The naive side runs the fp32 file of its model: of NAME_int8.onnx it runs
+sends its next request when it has an answer. `cpu_ms` is the CPU time of the server per request. The naive side runs the fp32 file of its model: of NAME_int8.onnx it runs
 NAME.onnx if that exists. Memory is the resident set of all processes of a side at the end.
 """
 
@@ -30,7 +30,7 @@ NUM_CLIENTS = 32
 PORT = 8765
 WARM_UP_S = 1.0
 PHOTO_PX = (500, 375)  # as in ImageNet; a network of small images gets images of its own size
-FIGURES = ("requests_per_s", "p50_ms", "p95_ms", "p99_ms", "memory_mb")
+FIGURES = ("requests_per_s", "p50_ms", "p95_ms", "p99_ms", "cpu_ms", "memory_mb")
 
 
 def serve_naively(file: Path, port: int) -> None:
@@ -128,12 +128,19 @@ def measure(command: list[str], port: int, image: Path, seconds: float) -> dict[
     """Start a server, load it from another process, and return its figures."""
     with started(command, port) as server:
         client = [sys.executable, __file__, "--load", str(image), str(seconds), str(port)]
-        times = json.loads(subprocess.run(client, check=True, capture_output=True, text=True).stdout)
         processes = [server, *server.children(recursive=True)]
+        before_s = cpu_seconds(processes)
+        times = json.loads(subprocess.run(client, check=True, capture_output=True, text=True).stdout)
+        cpu_ms = 1000 * (cpu_seconds(processes) - before_s) / len(times) * seconds / (seconds + WARM_UP_S)
         memory_mb = sum(process.memory_info().rss for process in processes) / 2**20
     cuts = [1000 * time_s for time_s in statistics.quantiles(times, n=100)]
-    figures = (len(times) / seconds, cuts[49], cuts[94], cuts[98], memory_mb)
+    figures = (len(times) / seconds, cuts[49], cuts[94], cuts[98], cpu_ms, memory_mb)
     return {name: round(value, 2) for name, value in zip(FIGURES, figures, strict=True)}
+
+
+def cpu_seconds(processes: list[psutil.Process]) -> float:
+    """Return the CPU time that processes have used."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def compare(file: Path, rounds: int, seconds: float, folder: Path) -> dict:
