@@ -263,6 +263,7 @@ async def _read_files(request: Request, max_files: int) -> list[tuple[str | None
         reason = error.message if isinstance(error, MultiPartException) else "it is damaged"
         raise RequestError("bad_request", f"the form cannot be read ({reason.rstrip('.')}).") from error
     files = [(part.filename, await part.read()) for _, part in form.multi_items() if not isinstance(part, str)]
+    await form.close()
     if not files:
         raise RequestError("bad_request", "the form has no file; send one or more images as file parts.")
     return files

@@ -5,6 +5,7 @@ socket that it is sent. A fork takes milliseconds, and no worker ever sees the m
 """
 
 import ctypes
+import functools
 import json
 import os
 import resource
@@ -115,17 +116,23 @@ def _serve(connection: socket.socket, limits: DecoderLimits) -> NoReturn:
         options, data = (stream.read(length) for length in REQUEST.unpack(header))
         # SIGXCPU ends the process; the limit is of whole seconds since its start.
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + limits.cpu_s, resource.RLIM_INFINITY))
-        status, *texts = answer(data, limits, **json.loads(options))
+        status, *texts = answer(data, limits, *_read_options(options))
         stream.write(REPLY.pack(status, *map(len, texts)))
         stream.writelines(texts)
         stream.flush()
     os._exit(0)
 
 
-def answer(data: bytes, limits: DecoderLimits, preprocess: dict, crop: bool) -> tuple[int, bytes, bytes]:
+@functools.lru_cache
+def _read_options(options: bytes) -> tuple[Preprocess, bool]:
+    values = json.loads(options)
+    return Preprocess.from_dict(values["preprocess"]), values["crop"]
+
+
+def answer(data: bytes, limits: DecoderLimits, preprocess: Preprocess, crop: bool) -> tuple[int, bytes, bytes]:
     """Decode an image and crop it as the network needs it; return the parts of a reply."""
     try:
-        square = resize_and_crop(read_image(data, limits.max_pixels), Preprocess.from_dict(preprocess))
+        square = resize_and_crop(read_image(data, limits.max_pixels), preprocess)
     except ImageError as error:
         return REFUSED, error.code.encode(), str(error).encode(errors="replace")
     except MemoryError:

@@ -1,6 +1,7 @@
 """Decode images in worker processes: the side of the server, see `imago.serve.decoder`."""
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -186,8 +187,13 @@ def _read(control: socket.socket, length: int) -> bytes:
     return content
 
 
+@functools.cache
+def _options(preprocess: Preprocess, crop: bool) -> bytes:
+    return json.dumps({"preprocess": preprocess.to_dict(), "crop": crop}).encode()
+
+
 async def _ask(worker: _Worker, data: bytes, preprocess: Preprocess, crop: bool) -> tuple[int, bytes, bytes]:
-    options = json.dumps({"preprocess": preprocess.to_dict(), "crop": crop}).encode()
+    options = _options(preprocess, crop)
     worker.writer.writelines((REQUEST.pack(len(options), len(data)), options, data))
     await worker.writer.drain()
     status, *lengths = REPLY.unpack(await worker.reader.readexactly(REPLY.size))

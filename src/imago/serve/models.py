@@ -44,12 +44,14 @@ class Version:
 
     def __init__(self, model: str, name: str, path: Path, settings: Settings, metrics: Metrics) -> None:
         self.model, self.name, self.path = model, name, path
-        self.classifier = OnnxClassifier(path, settings.threads)
+        self.classifier = OnnxClassifier(path, settings.threads_per_batch, spin=False)
         self.digest = sha256_of(path)
         size = self.classifier.preprocess.size
         self.classifier.predict(np.zeros((1, 3, size, size), np.uint8))  # the first call is slow, or fails
         on_batch = metrics.batch_size.labels(model, name).observe
-        self.batcher = Batcher(self.classifier, settings.max_batch, settings.max_wait_ms, settings.max_queue, on_batch)
+        limits = (settings.max_batch, settings.max_wait_ms, settings.max_queue)
+        num_threads = max(1, settings.threads // settings.threads_per_batch)
+        self.batcher = Batcher(self.classifier, num_threads, *limits, on_batch)
         self.reason: str | None = None
         self._num_users = 0
 

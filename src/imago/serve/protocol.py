@@ -8,12 +8,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from imago.serve.errors import RequestError
 
-_SILENCE_S = 15.0  # a connection may be this long without a complete header of a request; our own choice
-
 
 class HttpProtocol(H11Protocol):
-    """One connection."""
+    """One connection.
 
+    Attributes:
+        silence_s: time in which the header of a request must be complete; then the connection is closed.
+    """
+
+    silence_s = 15.0
     _watch: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -31,7 +34,7 @@ class HttpProtocol(H11Protocol):
         if self._watch and self.cycle is last_cycle and not is_running:
             self.transport.close()
             return
-        self._watch = self.loop.call_later(_SILENCE_S, self._check_silence, self.cycle)
+        self._watch = self.loop.call_later(self.silence_s, self._check_silence, self.cycle)
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is not HTTP."""

@@ -95,6 +95,8 @@ def _run(read_settings: Any, decoders: Any, api_key: str, listener: socket.socke
     app = create_app(Service(models, decoders, metrics), api_key)
     names = ", ".join(printable(f"{name} ({', '.join(v)})") for name, v in models.settings.models.items())
 
+    HttpProtocol.silence_s = models.settings.body_timeout_s
+
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
