@@ -83,7 +83,11 @@ BODY: dict[str, Any] = {
         "required": True,
         "content": {
             "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"file": {"type": "array", "items": _FILE}}}
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "array", "items": _FILE, "minItems": 1}},
+                }
             },
             "application/octet-stream": {"schema": _FILE},
         },

@@ -132,7 +132,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        reason = (os.strerror(error.errno) if (error.errno or 0) > 0 else str(error.strerror)).lower()
+        reason = str(error.strerror).partition(" (")[0].lower()
         raise ConfigError(f"host={host} port={port}: {reason}; choose another one, e.g. port={port + 1}.") from error
 
 
