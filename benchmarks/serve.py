@@ -4,8 +4,9 @@ python benchmarks/serve.py --model logs/latest/export/model.onnx
 python benchmarks/serve.py --model cnn.onnx --model resnet18.onnx --model resnet18_int8.onnx --seconds 20 --rounds 3
 
 Both sides are started in turn in each round, and get the same image from clients in another process, each of which
-sends its next request when it has an answer. `cpu_ms` is the CPU time of the server per request. The naive side runs the fp32 file of its model: of NAME_int8.onnx it runs
-NAME.onnx if that exists. Memory is the resident set of all processes of a side at the end.
+sends its next request when it has an answer. The naive side runs the fp32 file of its model: of NAME_int8.onnx it runs
+NAME.onnx if that exists. `cpu_ms` is the CPU time of all processes of a side per request, `memory_mb` their resident
+set at the end.
 """
 
 import argparse

@@ -153,7 +153,7 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
         DataError: naming the file, if it cannot be read.
         ImageError: naming it, if it is empty, damaged, too large, not an image, or of another kind; each has a class.
     """
-    name = "the image" if isinstance(source, bytes) else str(source)
+    name = "the file" if isinstance(source, bytes) else str(source)
     try:
         data = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:

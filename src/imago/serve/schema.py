@@ -25,8 +25,8 @@ _MESSAGES = {
     "not_found": "there is no model of this name; GET /models lists them.",
     "timeout": "the request was not complete after 15 s; send it again.",
     "body_too_large": "more than 25 MB; send less at a time.",
-    "unsupported_image": "the image is not an image (starts with b'<html>'); expected JPEG, PNG, WebP, BMP, ...",
-    "corrupt_image": "the image is damaged: it is truncated; delete it or copy it again.",
+    "unsupported_image": "the file is not an image (starts with b'<html>'); expected JPEG, PNG, WebP, BMP, ...",
+    "corrupt_image": "the file is damaged: it is truncated; delete it or copy it again.",
     "busy": "too many requests at the same time; try again in a moment.",
 }
 _PREDICTION = {
@@ -83,7 +83,11 @@ BODY: dict[str, Any] = {
         "required": True,
         "content": {
             "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"file": {"type": "array", "items": _FILE}}}
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "array", "items": _FILE, "minItems": 1}},
+                }
             },
             "application/octet-stream": {"schema": _FILE},
         },

@@ -49,12 +49,13 @@ def _check_packages() -> None:
 
 
 def _serve(arguments: list[str]) -> None:
-    from imago.serve.settings import DEFAULTS, read_settings
+    from imago.serve.settings import DEFAULTS, check_files, read_settings
 
     if {"-h", "--help"} & {*arguments}:
         print(_HELP + DEFAULTS.read_text())
         return
     settings = read_settings(arguments)
+    check_files(settings)
     api_key = os.environ.pop(_KEY_VARIABLE, "")  # decoders inherit the environment
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit_at_once)
@@ -131,7 +132,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = str(error.strerror).partition(" (")[0].lower()
         raise ConfigError(f"host={host} port={port}: {reason}; choose another one, e.g. port={port + 1}.") from error
 
 

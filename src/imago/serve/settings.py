@@ -68,6 +68,17 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     return Settings(models, _weights(models, listed.get("weights") or {}), values)
 
 
+def check_files(settings: Settings) -> None:
+    """Raise a `DataError` for the first model without a file, before anything is started."""
+    for file in (file for versions in settings.models.values() for file in versions.values()):
+        if not file.is_file():
+            run = file.parent.parent
+            remedy = "model= is a directory of a run or an ONNX file"
+            if file.name == "model.onnx" and (run / "config.yaml").is_file():
+                remedy = f"the run is not exported yet, type {command('export')} run={printable(run)}"
+            raise DataError(f"{printable(file)} does not exist; {remedy}")
+
+
 def _parse(text: str, defaults: Mapping[str, Any]) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
@@ -125,7 +136,7 @@ def _checked(key: str, value: Any, default: Any) -> Any:
 def _typed_models(typed: Any) -> dict[str, dict[str, Path]]:
     models: dict[str, dict[str, Path]] = {}
     for text in typed if isinstance(typed, list) else [typed] if typed else []:
-        file = _onnx_file(Path(str(text)).expanduser(), f"model={text}")
+        file = _onnx_file(Path(str(text)).expanduser())
         # `logs/latest` is a link, and RUN/export/model.onnx says nothing about its content by its own name.
         run = file.resolve().parent.parent
         name = run.name if file.resolve().parent.name == "export" and run.name else file.stem
@@ -149,25 +160,14 @@ def _listed_models(listed: Any, source: Path) -> dict[str, dict[str, Path]]:
         for part in (name, *versions):
             if not str(part) or "/" in str(part):
                 raise ConfigError(f"{expected}; {part!r} cannot be a part of an address, choose another name.")
-        models[str(name)] = {
-            str(version): _onnx_file(source.parent / Path(path).expanduser(), f"{printable(source)}: {version}: {path}")
-            for version, path in versions.items()
-        }
+        paths = {str(version): source.parent / Path(path).expanduser() for version, path in versions.items()}
+        models[str(name)] = {version: _onnx_file(path) for version, path in paths.items()}
     return models
 
 
-def _onnx_file(path: Path, typed: str) -> Path:
-    """Return the ONNX file of a run directory, or the path itself if it is not a directory.
-
-    Raises:
-        DataError: the run was not exported.
-    """
-    if not path.is_dir():
-        return path
-    file = path / "export" / "model.onnx"
-    if not file.is_file():
-        raise DataError(f"{typed}: this run is not exported yet; type {command('export')} run={printable(path)}")
-    return file
+def _onnx_file(path: Path) -> Path:
+    """Return the ONNX file of a run directory, or the path itself if it is not a directory."""
+    return path / "export" / "model.onnx" if path.is_dir() else path
 
 
 def _weights(models: Mapping[str, Mapping[str, Path]], typed: Any) -> dict[str, dict[str, float]]:
