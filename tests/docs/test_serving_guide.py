@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from onnx_files import write_channel_means
 from PIL import Image
-from services import run_service, write_model
+from served import Server
 
 from imago.paths import PROJECT_ROOT
 
@@ -67,13 +68,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     for name in ("photo.jpg", "other.jpg"):
         Image.new("RGB", (120, 100), "red").save(folder / name)
-    write_model(folder / "RUN" / "export" / "model.onnx")
+    (folder / "RUN" / "export").mkdir(parents=True)
+    write_channel_means(folder / "RUN" / "export" / "model.onnx", size=96)
     return folder
 
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    yield from run_service(f"model={folder / 'RUN'}", IMAGO_API_KEY=KEY)
+    server = Server(f"model={folder / 'RUN'}", "decoders=1", folder=folder, IMAGO_API_KEY=KEY)
+    yield f"{server.url}/"
+    assert server.stop() == 0
 
 
 @pytest.mark.slow
@@ -112,10 +116,11 @@ def test_the_models_of_the_example_are_read_and_reloaded(folder: Path):
 @pytest.mark.slow
 def test_the_program_that_asks_for_a_class_prints_it(folder: Path, capsys, monkeypatch):
     (program,) = (text for text in blocks("python") if "urllib" in text)
-    for address in run_service(f"model={folder / 'RUN'}"):
-        (folder / "ask.py").write_text(program.replace("http://127.0.0.1:8000/", address))
-        monkeypatch.chdir(folder)
-        runpy.run_path("ask.py")
+    server = Server(f"model={folder / 'RUN'}", "decoders=1", folder=folder)
+    (folder / "ask.py").write_text(program.replace("http://127.0.0.1:8000", server.url))
+    monkeypatch.chdir(folder)
+    runpy.run_path("ask.py")
+    server.stop()
     assert capsys.readouterr().out == "red\n"
 
 

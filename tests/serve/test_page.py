@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from onnx_files import write_channel_means
 from PIL import Image
-from services import HOSTILE, SIZE, run_service, write_model
+from served import Server
 
 from imago.serve.errors import STATUS
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.slow
+SIZE = 96
+HOSTILE = "<img src=x onerror=document.title='changed'>"
+SCALE = 0.02
 KEY = "a key of letters"
 RED, GREEN, BLUE, GRAY = (200, 50, 50), (50, 200, 50), (50, 50, 200), (128, 120, 120)
 
@@ -43,8 +47,12 @@ def file(name: str, content: bytes, type: str = "image/png") -> Any:
 
 
 def probability_of_best(color: tuple[int, int, int]) -> float:
-    powers = [math.exp(value / 50) for value in color]
+    powers = [math.exp(value * SCALE) for value in color]
     return max(powers) / sum(powers)
+
+
+def write_model(path: Path) -> Path:
+    return write_channel_means(path, SIZE, ("red", "green", HOSTILE), SCALE)
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +61,20 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("service")
     write_model(folder / "colors.onnx")
     (folder / "models.yaml").write_text("models: {colors: {v1: colors.onnx, v2: colors.onnx}}")
-    yield from run_service(f"config={folder / 'models.yaml'}", "max_body_mb=1", "max_pixels=2_000_000")
+    limits = ("max_body_mb=1", "max_pixels=2_000_000")
+    server = Server(f"config={folder / 'models.yaml'}", *limits, "threads=1", "decoders=1", folder=folder)
+    yield f"{server.url}/"
+    assert server.stop() == 0
 
 
 @pytest.fixture(scope="module")
 def locked_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A service with a key, which names only classes of at least 80 %."""
-    model = write_model(tmp_path_factory.mktemp("service") / "colors.onnx")
-    yield from run_service(f"model={model}", "threshold=0.8", IMAGO_API_KEY=KEY)
+    folder = tmp_path_factory.mktemp("service")
+    model = write_model(folder / "colors.onnx")
+    server = Server(f"model={model}", "threshold=0.8", "threads=1", "decoders=1", folder=folder, IMAGO_API_KEY=KEY)
+    yield f"{server.url}/"
+    assert server.stop() == 0
 
 
 @pytest.fixture
