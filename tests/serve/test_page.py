@@ -65,7 +65,7 @@ def opened(browser: "Browser") -> "Iterator[Callable[..., Page]]":
 
     def run(address: str, **settings: Any) -> "Page":
         context = browser.new_context(**settings)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         page = context.new_page()
         page.on("request", lambda r: None if r.url.startswith((address, "blob:", "data:")) else found.append(r.url))
