@@ -25,6 +25,7 @@ from imago.serve.errors import RequestError
 
 PREPROCESS = Preprocess(16, 20, "center", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+LARGE = encode(np.zeros((5000, 5000, 3), np.uint8))  # takes longer than a test waits
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 
 
@@ -115,8 +116,10 @@ def test_a_worker_that_dies_or_hangs_costs_one_image_and_is_replaced(harm: Calla
     async def check() -> None:
         async with pool(timeout_s=5) as decoders:
             (worker,) = workers()
+            image = asyncio.create_task(decoders.decode(LARGE, PREPROCESS))
+            await asyncio.sleep(0.05)
             harm(worker.pid)
-            assert await code_of(decoders.decode(encode(PIXELS), PREPROCESS)) == "corrupt_image"
+            assert await code_of(image) == "corrupt_image"
             await decoders.decode(encode(PIXELS), PREPROCESS)
             assert decoders.num_replaced == 1
             assert worker not in workers()
@@ -125,18 +128,22 @@ def test_a_worker_that_dies_or_hangs_costs_one_image_and_is_replaced(harm: Calla
 
 
 @pytest.mark.slow
-def test_the_parent_of_the_workers_is_started_again():
+@pytest.mark.parametrize("of_parent", [False, True])
+def test_the_death_of_an_idle_worker_or_of_their_parent_costs_no_image(of_parent: bool):
     async def check() -> None:
-        async with pool() as decoders:
-            (worker,) = workers()
-            parent = worker.parent()
+        async with pool(num_workers=2) as decoders:
+            first, second = workers()
+            parent = first.parent()
             assert parent is not None
-            parent.kill()
-            while is_alive(worker.pid):
+            dying = [first, second] if of_parent else [second]
+            (parent if of_parent else second).kill()
+            while any(is_alive(worker.pid) for worker in dying):
                 await asyncio.sleep(0.01)
-            assert await code_of(decoders.decode(encode(PIXELS), PREPROCESS)) == "corrupt_image"
-            await decoders.decode(encode(PIXELS), PREPROCESS)
-        assert not psutil.pid_exists(parent.pid)
+            await asyncio.sleep(0.05)
+            await asyncio.gather(*(decoders.decode(encode(PIXELS), PREPROCESS) for _ in range(4)))
+            while len(workers()) < 2:
+                await asyncio.sleep(0.01)
+            assert decoders.num_replaced == len(dying)
 
     asyncio.run(check())
 
@@ -144,9 +151,9 @@ def test_the_parent_of_the_workers_is_started_again():
 @pytest.mark.slow
 def test_a_cancelled_image_does_not_answer_the_next_one():
     async def check() -> None:
-        large, small = encode(np.zeros((3000, 3000, 3), np.uint8)), encode(PIXELS)
+        small = encode(PIXELS)
         async with pool() as decoders:
-            task = asyncio.create_task(decoders.decode(large, PREPROCESS))
+            task = asyncio.create_task(decoders.decode(LARGE, PREPROCESS))
             await asyncio.sleep(0.02)
             task.cancel()
             decoded = await decoders.decode(small, PREPROCESS)

@@ -51,13 +51,14 @@ def main() -> None:
     """Import everything, give up all rights, then fork a worker for each socket, until the server has ended."""
     control, limits = socket.socket(fileno=int(sys.argv[1])), DecoderLimits(**json.loads(sys.argv[2]))
     _end_with_parent()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to all processes of a service: the server ends
-        signal.signal(number, signal.SIG_IGN)
+    for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to all processes of a service: the server ends
+        signal.signal(stop, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes workers that have ended
     Image.init()  # imports the plugin of every format
     Image.new("RGB", (8, 8)).resize((4, 4)).save(BytesIO(), "PNG")
-    with open(os.devnull, "w") as null:  # libraries print what damaged files contain
-        os.dup2(null.fileno(), 2)
+    with open(os.devnull, "w") as null:  # standard output is the access log; libraries print what damaged files contain
+        for number in (1, 2):
+            os.dup2(null.fileno(), number)
     control.sendall(bytes([confine(limits)]))
     while True:
         request, files, _, _ = socket.recv_fds(control, 1, 1)

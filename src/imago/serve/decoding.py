@@ -138,7 +138,9 @@ class DecoderPool:
         self.num_waiting += 1
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._idle.get()
+                while (worker := await self._idle.get()).reader.at_eof():  # it has died while it was idle
+                    self._replace(worker)
+                return worker
         except TimeoutError as error:
             raise RequestError("busy", "no decoder was free in time; try again in a moment.") from error
         finally:

@@ -113,6 +113,7 @@ def _run(read_settings: Any, decoders: Any, api_key: str, listener: socket.socke
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # addresses of clients are not used
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(models.settings.stop_timeout_s),
         )
