@@ -5,11 +5,12 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 # Tests that use the same long run are sent to the same process.
 GROUPED := --dist loadgroup
+SERVED := logs/train/quickstart
 EXTRAS := analysis timm export openvino prune sweep serve dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast check soak results metrics clean lock bench-data export-env
+.PHONY: help setup train serve test test-fast check soak results metrics clean lock bench-data export-env
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,6 +44,13 @@ export-env:  ## create .venv-FORMAT, in which export.py format=FORMAT runs: FORM
 
 train: setup  ## train experiment=quickstart; settings: make train ARGS="optimizer.lr=3e-4"
 	$(BIN)/python src/train.py experiment=quickstart $(ARGS)
+
+serve: setup $(SERVED)/export/model.onnx  ## serve experiment=quickstart, a page for the browser; trains and exports it first
+	$(BIN)/python src/serve.py model=$(SERVED) $(ARGS)
+
+$(SERVED)/export/model.onnx: | setup
+	$(BIN)/python src/train.py experiment=quickstart run_name=$(notdir $(SERVED)) resume=auto
+	$(BIN)/python src/export.py run=$(SERVED)
 
 test: setup  ## run every test
 	$(PYTEST) $(GROUPED) -m "not soak" $(ARGS)

@@ -22,6 +22,8 @@ from warm_runs import WarmRuns
 
 from imago.paths import PROJECT_ROOT, register_resolvers
 
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
 # As in an activated environment, where printed commands start with `python`.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
@@ -110,6 +112,21 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of all test processes together."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Start headless Chromium: that of the system, else the one of `playwright install chromium`."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as running:
+        system = next(filter(None, map(shutil.which, _BROWSERS)), None)
+        own = running.chromium.executable_path
+        if system is None and not Path(own).exists():
+            pytest.skip("no Chromium found; install it with: python -m playwright install chromium")
+        # Chromium's sandbox does not work for root, as containers have it; these pages are our own.
+        started = running.chromium.launch(executable_path=system or own, args=["--no-sandbox"])
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="session")

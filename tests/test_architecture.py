@@ -43,6 +43,7 @@ ARROWS = {
     "dataset_check": _BASE | {"data", "augment"},
     "analysis": {"images", "statistics", "runs"},
     "sweep": _BASE | {"analysis"},
+    "serve": {"images", "onnx_classifier", "statistics"},
     "cli": _BASE | _COMMANDS | {"sweep"},
 }
 
@@ -77,7 +78,19 @@ def test_every_package_imports_only_allowed_packages():
 
 
 @pytest.mark.parametrize(
-    "name", ["images", "paths", "errors", "resources", "dataset_check", "analysis", "statistics", "instantiate", "cli"]
+    "name",
+    [
+        "images",
+        "paths",
+        "errors",
+        "resources",
+        "dataset_check",
+        "analysis",
+        "statistics",
+        "instantiate",
+        "cli",
+        "serve",
+    ],
 )
 def test_light_packages_do_not_import_torch(name: str):
     files = [file for file in PACKAGE.rglob("*.py") if package(file) == name]

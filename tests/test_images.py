@@ -190,7 +190,7 @@ def test_planes_of_16_bits_are_refused_and_those_of_8_bits_are_read(bits: int, m
         image = Image.merge(mode, [Image.fromarray(plane) for plane in planes])
         np.testing.assert_array_equal(read_image(data), read_image(encode(image, "TIFF")))
     else:
-        with pytest.raises(DataError, match="^the image is an uncompressed planar TIFF of over 8 bits"):
+        with pytest.raises(DataError, match="^the file is an uncompressed planar TIFF of over 8 bits"):
             read_image(data)
 
 

@@ -20,6 +20,7 @@ COMMANDS = [
 ]
 # Commands whose runs other tests read too: fixtures of conftest.py run them.
 SHARED = (shlex.join(["python", "src/train.py", *SWEEP]), "python src/export.py run=logs/latest")
+SERVED = "python src/serve.py model=logs/latest"  # runs until it is stopped: see tests/serve/test_serve.py
 # Settings that make a run short; the command itself is run as printed.
 SHORTER = ("debug=default", "trainer.num_sanity_val_steps=0")
 
@@ -47,7 +48,7 @@ def test_readme_names_every_package_and_module():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in SHARED])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in (*SHARED, SERVED)])
 def test_command_runs_as_printed(command: str, real_data: Path, finished_run: Path, tmp_path: Path):
     run = shutil.copytree(finished_run, tmp_path / "run")
     if "resume=" in command:  # to be continued with as few batches per epoch

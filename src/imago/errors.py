@@ -22,6 +22,30 @@ class DataError(UserError):
     """A file or directory that is missing, damaged or of the wrong kind."""
 
 
+class ImageError(DataError):
+    """An image that is damaged, or that cannot be used for the reason that a subclass names."""
+
+    code = "corrupt_image"  # of the HTTP service
+
+
+class EmptyImageError(ImageError):
+    """A file of no bytes."""
+
+    code = "empty_file"
+
+
+class LargeImageError(ImageError):
+    """An image with more pixels than the limit."""
+
+    code = "too_many_pixels"
+
+
+class UnsupportedImageError(ImageError):
+    """A file that is not an image, or an image of a kind that is not read."""
+
+    code = "unsupported_image"
+
+
 class IncompleteError(UserError):
     """All results are written, but a part of the input could not be used or needs a decision."""
 

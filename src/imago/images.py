@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from imago import tiff
-from imago.errors import DataError
+from imago.errors import DataError, EmptyImageError, ImageError, LargeImageError, UnsupportedImageError
 from imago.files import atomic_write
 
 log = logging.getLogger(__name__)
@@ -150,21 +150,22 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
         uint8 array (H, W, 3).
 
     Raises:
-        DataError: naming the file, if it is missing, empty, damaged, too large, not an image, or of another kind.
+        DataError: naming the file, if it cannot be read.
+        ImageError: naming it, if it is empty, damaged, too large, not an image, or of another kind; each has a class.
     """
-    name = "the image" if isinstance(source, bytes) else str(source)
+    name = "the file" if isinstance(source, bytes) else str(source)
     try:
         data = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror}; check the path and its permissions.") from error
     if not data:
-        raise DataError(f"{name} is empty (0 bytes); delete it or copy it again.")
+        raise EmptyImageError(f"{name} is empty (0 bytes); delete it or copy it again.")
     fault = f"more than {max_pixels:,} pixels; scale it down, or raise max_pixels."
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)  # Pillow's own limit is twice that
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise DataError(f"{name} is {image.width}x{image.height}, {fault}")
+                raise LargeImageError(f"{name} is {image.width}x{image.height}, {fault}")
             if image.tile and isinstance(image.info.get("transparency"), int):
                 image.info["transparency"] *= _PNG_SCALES.get(str(image.tile[0].args), 1)
             image.load()
@@ -172,24 +173,26 @@ def read_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
             _warn_of_animation(image, name)
             return pixels
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{name} has {fault}") from error
+        raise LargeImageError(f"{name} has {fault}") from error
     except UnidentifiedImageError:
-        raise DataError(_explain_unidentified(data, name)) from None
+        raise _explain_unidentified(data, name) from None
     except _DECODER_ERRORS as error:
         fault = "it is truncated" if "truncated" in str(error).lower() else str(error)
-        raise DataError(f"{name} is damaged: {fault}; delete it or copy it again.") from error
+        raise ImageError(f"{name} is damaged: {fault}; delete it or copy it again.") from error
 
 
-def _explain_unidentified(data: bytes, name: str) -> str:
-    """Return one line for bytes that no decoder of Pillow accepts."""
+def _explain_unidentified(data: bytes, name: str) -> ImageError:
+    """Return the error for bytes that no decoder of Pillow accepts."""
     if data[4:8] == b"ftyp" and is_image(data) and "HEIF" not in FORMATS:
-        return f"{name} is a HEIC image, which needs another package: pip install pillow-heif, or convert it to JPEG."
+        remedy = "which needs another package: pip install pillow-heif, or convert it to JPEG"
+        return UnsupportedImageError(f"{name} is a HEIC image, {remedy}.")
     if tags := tiff.read_tags(data):
         kind = f"a TIFF of {tiff.kind_of_pixels(tags)} pixels, which is not supported in this form"
-        return f"{name} is {kind}, or damaged; {_SAVE_AGAIN}."
+        return UnsupportedImageError(f"{name} is {kind}, or damaged; {_SAVE_AGAIN}.")
     if data.startswith(_SIGNATURES):
-        return f"{name} is damaged: its header cannot be read; delete it or copy it again."
-    return f"{name} is not an image (starts with {data[:12]!r}); expected JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF."
+        return ImageError(f"{name} is damaged: its header cannot be read; delete it or copy it again.")
+    expected = "expected JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF"
+    return UnsupportedImageError(f"{name} is not an image (starts with {data[:12]!r}); {expected}.")
 
 
 def is_image(start: bytes) -> bool:
@@ -202,20 +205,22 @@ def to_pixels(image: Image.Image, name: str) -> np.ndarray:
     """Convert an image of any mode to RGB, upright: uint8 (H, W, 3).
 
     Raises:
-        DataError: naming the image, if its pixels are floating-point or 32-bit numbers, or Pillow misreads them.
+        UnsupportedImageError: naming the image, if its pixels are floating-point or 32-bit, or Pillow misreads them.
     """
     tags = getattr(image, "tag_v2", {})  # of TIFF
     if tiff.is_misread(tags):
-        raise DataError(f"{name} is an uncompressed planar TIFF of over 8 bits, which is not supported; compress it.")
+        kind = "an uncompressed planar TIFF of over 8 bits"
+        raise UnsupportedImageError(f"{name} is {kind}, which is not supported; compress it.")
     kind = tiff.kind_of_pixels(tags)
     if not kind.endswith("unsigned") or kind.startswith("32"):
-        raise DataError(f"{name} holds {kind} pixels, whose range is unknown; {_SAVE_AGAIN}.")
+        raise UnsupportedImageError(f"{name} holds {kind} pixels, whose range is unknown; {_SAVE_AGAIN}.")
     # Not ImageOps.exif_transpose: it also rewrites the tags, and fails if one of them has an invalid type.
     method = _TRANSPOSE_BY_ORIENTATION.get(image.getexif().get(EXIF_ORIENTATION, 1))
     if method is not None:
         image = image.transpose(method)
     if image.mode in ("F", "I"):
-        raise DataError(f"{name} holds floating-point or 32-bit pixels, whose range is unknown; {_SAVE_AGAIN}.")
+        kind = "floating-point or 32-bit"
+        raise UnsupportedImageError(f"{name} holds {kind} pixels, whose range is unknown; {_SAVE_AGAIN}.")
     if image.mode.startswith("I;16"):
         # Converted to RGB by Pillow, 16-bit gray is clipped to 255, and stays a negative if 0 means white.
         values, transparent = np.asarray(image), image.info.get("transparency")

@@ -1,7 +1,6 @@
 """The pages in a browser: nothing overflows, text is readable in light and dark mode, and nothing is fetched."""
 
 import io
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.slow
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NAMES = [f"a class with quite a long name {number}" for number in range(11)] + [
     "oneverylongwordwithoutanyblankinit" * 2
 ]
@@ -57,21 +55,6 @@ OVERLAPPING = """() => [...document.querySelectorAll('figure > svg')].flatMap(sv
   const boxes = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
   return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([b, q]) => p.left < q.right && q.left < p.right
     && p.top + 2 < q.bottom && q.top + 2 < p.bottom).map(([b]) => `${a} on ${b}`)) })"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
-    """Start headless Chromium: that of the system, else the one of `playwright install chromium`."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as running:
-        system = next(filter(None, map(shutil.which, BROWSERS)), None)
-        own = running.chromium.executable_path
-        if system is None and not Path(own).exists():
-            pytest.skip("no Chromium found; install it with: python -m playwright install chromium")
-        # Chromium's sandbox does not work for root, as containers have it; these pages are our own.
-        started = running.chromium.launch(executable_path=system or own, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

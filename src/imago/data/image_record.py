@@ -44,7 +44,7 @@ def examine_file(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[np.void, str
     except OSError as error:
         return record, f"cannot be read: {error.strerror}."
     except DataError as error:
-        return record, str(error).removeprefix("the image ")
+        return record, str(error).removeprefix("the file ")
     record["content_hash"] = _hash(data)
     _describe_header(record, data)
     return record, ""

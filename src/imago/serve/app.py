@@ -1,0 +1,269 @@
+"""Provide the web application: its routes, and the one shape of errors."""
+
+import asyncio
+import base64
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.responses import Response
+
+from imago.errors import DataError
+from imago.images import FORMATS
+from imago.serve.decoding import DecoderPool
+from imago.serve.errors import RequestError, json_response
+from imago.serve.limits import LOG_FIELDS, Guard
+from imago.serve.metrics import Metrics
+from imago.serve.models import Models, Version
+from imago.serve.schema import BODY, DEFAULT_TOP_K, ERRORS, EXAMPLES
+from imago.statistics.metrics import top_classes
+
+_PAGE = Path(__file__).with_name("page")
+_PAGE_FILES = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+_CODES = {404: "not_found", 405: "method_not_allowed"}  # of errors that Starlette raises
+_API_VERSION = "1"
+_CHUNK = 2**18  # bytes of a form that are parsed at a time; our own choice
+
+
+class Service:
+    """Answer requests with the models and the decoders.
+
+    Args:
+        models: all models.
+        decoders: processes that read images; started and closed with the application.
+        metrics: which count predictions.
+    """
+
+    def __init__(self, models: Models, decoders: DecoderPool, metrics: Metrics) -> None:
+        self.models, self.decoders, self.metrics = models, decoders, metrics
+
+    async def predict(
+        self, request: Request, top_k: int, crop: bool, model: str | None, version: str | None
+    ) -> Response:
+        """Classify the images of a request."""
+        files = await _read_files(request, self.models.settings.max_files)
+        chosen = self.models.choose(model, version)
+        request.scope[LOG_FIELDS]["model"] = f"{chosen.model}/{chosen.name}"
+        with chosen.in_use():
+            results = await asyncio.gather(*(self._classify(chosen, name, data, top_k, crop) for name, data in files))
+        errors = [result for result in results if isinstance(result, RequestError)]
+        if len(results) == 1:
+            return errors[0].response() if errors else json_response(results[0])
+        contents = [
+            {"file": name, "error": result.content()} if isinstance(result, RequestError) else result
+            for (name, _), result in zip(files, results, strict=True)
+        ]
+        return json_response({"predictions": contents}, errors[0].status if len(errors) == len(files) else 200)
+
+    async def _classify(
+        self, version: Version, name: str | None, data: bytes, top_k: int, crop: bool
+    ) -> dict[str, Any] | RequestError:
+        """Return the prediction of an image, or why there is none."""
+        start_s = time.perf_counter()
+        labels = (version.model, version.name)
+        try:
+            decoded = await self.decoders.decode(data, version.classifier.preprocess, crop)
+            logits, probabilities = await version.batcher.predict(decoded.pixels)
+            if not np.isfinite(logits).all():
+                raise RequestError("not_ready", "the outputs of this model contain NaN or infinity; use another one.")
+        except RequestError as error:
+            self.metrics.refused.labels(error.code).inc()
+            return error
+        except DataError:  # onnxruntime fails; the message names files of the server
+            return RequestError("not_ready", "this model fails for this image; use another one.")
+        names = version.classifier.class_names
+        best = [(names[index], float(probabilities[index])) for index in top_classes(logits[None], top_k)[0]]
+        (class_name, confidence), seconds = best[0], time.perf_counter() - start_s
+        self.metrics.predictions.labels(*labels).inc()
+        self.metrics.seconds.labels(*labels).observe(seconds)
+        self.metrics.confidence.labels(*labels).observe(confidence)
+        result = {
+            "file": name,
+            "class": class_name if confidence >= self.models.settings.threshold else None,
+            "confidence": confidence,
+            "top_k": [{"class": name, "probability": probability} for name, probability in best],
+            "model": {"name": version.model, "version": version.name},
+            "time_ms": round(1000 * seconds, 1),
+        }
+        png = {"crop": "data:image/png;base64," + base64.b64encode(decoded.png).decode()} if crop else {}
+        return result | png
+
+    def limits(self) -> dict[str, Any]:
+        """Return what a client should know before it sends an image."""
+        settings = self.models.settings
+        names = ("max_body_mb", "max_pixels", "max_files", "threshold")
+        return {name: getattr(settings, name) for name in names} | {"formats": list(FORMATS)}
+
+    def scrape(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        self.metrics.waiting.labels("decoder").set(self.decoders.num_waiting)
+        self.metrics.waiting.labels("model").set(self.models.num_waiting())
+        self.metrics.replaced.set(self.decoders.num_replaced)
+        return generate_latest(self.metrics.registry)
+
+    @asynccontextmanager
+    async def run(self, app: FastAPI) -> AsyncIterator[None]:
+        """Start the decoders, and end them with the application; SIGHUP reloads the models."""
+        await self.decoders.start()
+        loop, reloads = asyncio.get_running_loop(), set()
+
+        def reload() -> None:
+            reloads.add(task := loop.create_task(self.models.reload()))
+            task.add_done_callback(reloads.discard)
+
+        with suppress(RuntimeError):  # not in the main thread, as in tests
+            loop.add_signal_handler(signal.SIGHUP, reload)
+        try:
+            yield
+        finally:
+            await self.decoders.close()
+
+
+def create_app(service: Service, api_key: str = "") -> FastAPI:
+    """Return the application of a service; with an `api_key`, requests must have it."""
+    app = FastAPI(title="imago", version=_API_VERSION, docs_url=None, redoc_url=None, lifespan=service.run)
+    app.add_middleware(Guard, settings=service.models.settings, api_key=api_key, metrics=service.metrics)
+    _add_prediction_routes(app, service)
+    _add_status_routes(app, service)
+    _add_page(app)
+
+    async def on_request_error(_: Request, error: Any) -> Response:
+        return error.response()
+
+    async def on_http_error(_: Request, error: Any) -> Response:
+        code = _CODES.get(error.status_code, "bad_request")
+        remedy = "GET /openapi.json lists the addresses and their methods"
+        return RequestError(code, f"{str(error.detail).rstrip('.').lower()}; {remedy}.").response(error.headers)
+
+    async def on_invalid(_: Request, error: Any) -> Response:
+        first = error.errors()[0]
+        return RequestError("invalid_parameter", f"{first['loc'][-1]}: {first['msg']}.").response()
+
+    app.add_exception_handler(RequestError, on_request_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    return app
+
+
+def _add_prediction_routes(app: FastAPI, service: Service) -> None:
+    top_k_type = Annotated[int, Query(ge=1, le=1000, description="classes to return")]
+    crop_type = Annotated[bool, Query(description="return the square that the network sees, as PNG")]
+
+    async def predict(request: Request, top_k: top_k_type = DEFAULT_TOP_K, crop: crop_type = False) -> Response:
+        """Classify images with the first model."""
+        return await service.predict(request, top_k, crop, None, None)
+
+    async def predict_by_model(
+        request: Request, name: str, top_k: top_k_type = DEFAULT_TOP_K, crop: crop_type = False
+    ) -> Response:
+        """Classify images with a model; its versions share the requests by their weights."""
+        return await service.predict(request, top_k, crop, name, None)
+
+    async def predict_by_version(
+        request: Request, name: str, version: str, top_k: top_k_type = DEFAULT_TOP_K, crop: crop_type = False
+    ) -> Response:
+        """Classify images with one version of a model."""
+        return await service.predict(request, top_k, crop, name, version)
+
+    routes: dict[str, Any] = {
+        "/predict": predict,
+        "/models/{name}/predict": predict_by_model,
+        "/models/{name}/versions/{version}/predict": predict_by_version,
+    }
+    for path, function in routes.items():
+        responses: Any = EXAMPLES["predict"] | ERRORS
+        app.post(path, responses=responses, openapi_extra=BODY)(function)
+
+
+def _add_status_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/models", responses=EXAMPLES["models"])
+    async def models() -> Response:
+        """List the models, their versions, and the limits of the service."""
+        return json_response({"models": service.models.describe(), "limits": service.limits()})
+
+    @app.get("/health", responses=EXAMPLES["health"])
+    async def health() -> Response:
+        """Answer as long as the process runs."""
+        return json_response({"status": "ok"})
+
+    @app.get("/ready", responses=EXAMPLES["ready"])
+    async def ready() -> Response:
+        """Answer 200 if each model has a version that can be used, else 503; with the reason of each."""
+        readiness = service.models.readiness()
+        return json_response(readiness, 200 if readiness["ready"] else 503)
+
+    @app.get("/metrics", responses=EXAMPLES["metrics"])
+    async def metrics() -> Response:
+        """Return metrics in Prometheus' text format."""
+        return Response(service.scrape(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.post("/admin/reload", responses=EXAMPLES["ready"] | ERRORS)
+    async def reload() -> Response:
+        """Read the configuration and changed models again, as SIGHUP does; needs the API key."""
+        await service.models.reload()
+        return json_response(service.models.readiness())
+
+
+def _add_page(app: FastAPI) -> None:
+    headers = {"Content-Security-Policy": _PAGE_POLICY, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
+
+    def add(path: str, content: bytes, media_type: str) -> None:
+        async def page(_: Request) -> Response:
+            return Response(content, headers=headers, media_type=media_type)
+
+        app.add_route(path, page, ["GET"], include_in_schema=False)
+
+    for path, (name, media_type) in _PAGE_FILES.items():
+        if (file := _PAGE / name).is_file():
+            add(path, file.read_bytes(), media_type)
+
+
+class _InMemoryParser(MultiPartParser):
+    """A parser of forms that writes no temporary files; the size of bodies is limited elsewhere."""
+
+    spool_max_size = 2**40
+
+
+async def _read_files(request: Request, max_files: int) -> list[tuple[str | None, bytes]]:
+    """Return the names and contents of the images in a request: the file parts of a form, or the body itself.
+
+    Raises:
+        RequestError: the form is damaged, or has no files or too many.
+    """
+    body = await request.body()
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+        return [(None, body)]
+
+    async def chunks() -> Any:
+        for start in range(0, len(body), _CHUNK):
+            yield body[start : start + _CHUNK]
+            await asyncio.sleep(0)  # other requests go on
+
+    parser = _InMemoryParser(request.headers, chunks(), max_files=max_files, max_fields=max_files)
+    try:
+        form = await parser.parse()
+    except (MultiPartException, LookupError, ValueError) as error:  # the last two: an unknown charset
+        reason = error.message if isinstance(error, MultiPartException) else "it is damaged"
+        raise RequestError("bad_request", f"the form cannot be read ({reason.rstrip('.')}).") from error
+    files = [(part.filename, await part.read()) for _, part in form.multi_items() if not isinstance(part, str)]
+    await form.close()
+    if not files:
+        raise RequestError("bad_request", "the form has no file; send one or more images as file parts.")
+    return files

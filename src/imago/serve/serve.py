@@ -1,0 +1,145 @@
+"""The command `serve.py`: read the settings, load the models, and answer requests until it is stopped."""
+
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import sys
+from functools import partial
+from typing import Any, NoReturn
+
+from imago.errors import ConfigError, UserError
+from imago.log import ignore_closed_pipes
+from imago.paths import executable
+from imago.text import printable
+
+_PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "onnx", "onnxruntime", "yaml")
+_KEY_VARIABLE = "IMAGO_API_KEY"
+_KEEP_ALIVE_S = 5  # of an idle connection; our own choice
+_BACKLOG = 2048  # connections that wait to be accepted, as uvicorn's default
+_HELP = """\
+Serve exported models over HTTP, with a page for the browser at /. An image gets the same probabilities as in training.
+
+Examples
+  python src/serve.py model=logs/latest                    the ONNX file of a run, at http://127.0.0.1:8000
+  python src/serve.py model=logs/latest/export/model_int8.onnx port=8080
+  python src/serve.py 'model=[flowers.onnx,insects.onnx]'  two models: POST /models/insects/predict
+  python src/serve.py config=models.yaml                   names, versions and their shares; SIGHUP reads it again
+  curl -F file=@photo.jpg http://127.0.0.1:8000/predict
+  IMAGO_API_KEY=... python src/serve.py ...                requests then need Authorization: Bearer ...
+
+"""
+
+
+def main() -> None:
+    """Run the command of the command line; exit with 0 after a stop signal, 2 after an error of the user."""
+    ignore_closed_pipes()
+    try:
+        _check_packages()
+        _serve(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+def _check_packages() -> None:
+    if missing := [name for name in _PACKAGES if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"{executable()} lacks {', '.join(missing)}; type pip install -e '.[serve]', or make setup.")
+
+
+def _serve(arguments: list[str]) -> None:
+    from imago.serve.settings import DEFAULTS, check_files, read_settings
+
+    if {"-h", "--help"} & {*arguments}:
+        print(_HELP + DEFAULTS.read_text())
+        return
+    settings = read_settings(arguments)
+    check_files(settings)
+    api_key = os.environ.pop(_KEY_VARIABLE, "")  # decoders inherit the environment
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _exit_at_once)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the service is ready to reload
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    listener = _listen(settings.host, settings.port)
+    if not _is_loopback(listener) and not api_key:
+        logging.getLogger(__name__).warning(
+            "host=%s: everyone who reaches this address can use the service; set %s", settings.host, _KEY_VARIABLE
+        )
+    decoders = _start_decoders(settings)
+    try:
+        _run(partial(read_settings, arguments), decoders, api_key, listener)
+    finally:
+        decoders.kill()
+
+
+def _start_decoders(settings: Any) -> Any:
+    """Start the process of the decoders first: it imports its packages while this one does, and sees none of it."""
+    from imago.serve.decoder import DecoderLimits
+    from imago.serve.decoding import DecoderPool
+
+    limits = DecoderLimits(settings.decoder_memory_mb, settings.decoder_cpu_s, settings.max_pixels)
+    return DecoderPool(settings.decoders, limits, settings.max_queue, settings.decoder_timeout_s)
+
+
+def _run(read_settings: Any, decoders: Any, api_key: str, listener: socket.socket) -> None:
+    import uvicorn
+
+    from imago.serve.app import Service, create_app
+    from imago.serve.metrics import Metrics
+    from imago.serve.models import Models
+    from imago.serve.protocol import HttpProtocol
+
+    metrics = Metrics()
+    models = Models(read_settings, metrics)
+    app = create_app(Service(models, decoders, metrics), api_key)
+    names = ", ".join(printable(f"{name} ({', '.join(v)})") for name, v in models.settings.models.items())
+
+    HttpProtocol.silence_s = models.settings.body_timeout_s
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            host, port = listener.getsockname()[:2]
+            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            print(f"serving {names} at {address} (Ctrl-C stops it)", flush=True)
+
+    server = Server(
+        uvicorn.Config(
+            app,
+            http=HttpProtocol,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # addresses of clients are not used
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(models.settings.stop_timeout_s),
+        )
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):  # restored by uvicorn, which then repeats the signal
+        signal.signal(number, lambda *_: None if server.started else _exit_at_once())
+    server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket, which the first requests may reach before the service is ready.
+
+    Raises:
+        ConfigError: the address is in use, or not one of this machine.
+    """
+    try:
+        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0].lower()
+        raise ConfigError(f"host={host} port={port}: {reason}; choose another one, e.g. port={port + 1}.") from error
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    return listener.getsockname()[0] in ("127.0.0.1", "::1")
+
+
+def _exit_at_once(*_: Any) -> NoReturn:
+    sys.exit(0)

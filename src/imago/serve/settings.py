@@ -1,0 +1,186 @@
+"""Read the settings of the service: `configs/serve.yaml`, a file of the user, and the command line."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from imago.errors import ConfigError, DataError
+from imago.paths import CONFIG_DIR, command
+from imago.resources import available_cores
+from imago.text import join_names, printable
+
+DEFAULTS = CONFIG_DIR / "serve.yaml"
+_VERSION = "v1"  # of a model that is typed without one
+_TEXTS = ("model", "config", "host")  # typed as they are; any other value is read as YAML
+_MAY_BE_0 = ("port", "threshold", "max_wait_ms")
+_LARGEST = {"port": 65535, "threshold": 1}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings by the names of `configs/serve.yaml`.
+
+    Attributes:
+        models: name -> version -> ONNX file, in the order typed; requests that name no model are for the first one.
+        weights: name -> version -> its share of the requests that name no version; they add up to 1.
+        values: the others.
+    """
+
+    models: dict[str, dict[str, Path]]
+    weights: dict[str, dict[str, float]]
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["values"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def read_settings(arguments: Sequence[str]) -> Settings:
+    """Read the settings of a command line; the file that `config=` names is read again by each call.
+
+    Raises:
+        ConfigError: a setting that is unknown or cannot work, as typed.
+        DataError: the file of the settings cannot be read.
+    """
+    defaults = _read_yaml(DEFAULTS)
+    typed = dict(_parse(text, defaults) for text in arguments)
+    listed: dict[str, Any] = {}
+    if typed.get("config"):
+        file = Path(typed["config"]).expanduser()
+        listed = _read_yaml(file)
+        for key in listed:
+            _check_key(key, [*defaults, "models", "weights"], f"{printable(file)}: {key}")
+    models = _typed_models(typed.get("model") or listed.get("model"))
+    if not models and listed.get("models"):
+        models = _listed_models(listed["models"], file)
+    if not models:
+        raise ConfigError("model is not set; type model=RUN or model=FILE.onnx, e.g. model=logs/latest.")
+    values = defaults | {key: value for key, value in listed.items() if key in defaults} | typed
+    for key in values:
+        values[key] = _checked(key, values[key], defaults[key])
+    return Settings(models, _weights(models, listed.get("weights") or {}), values)
+
+
+def check_files(settings: Settings) -> None:
+    """Raise a `DataError` for the first model without a file, before anything is started."""
+    for file in (file for versions in settings.models.values() for file in versions.values()):
+        if not file.is_file():
+            run = file.parent.parent
+            remedy = "model= is a directory of a run or an ONNX file"
+            if file.name == "model.onnx" and (run / "config.yaml").is_file():
+                remedy = f"the run is not exported yet, type {command('export')} run={printable(run)}"
+            raise DataError(f"{printable(file)} does not exist; {remedy}")
+
+
+def _parse(text: str, defaults: Mapping[str, Any]) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"{text}: settings are typed key=value, e.g. model=logs/latest; --help lists them.")
+    _check_key(key, defaults, text)
+    if key in _TEXTS and not (key == "model" and value.startswith("[")):
+        return key, value
+    if key == "model":
+        return key, [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text}: the value cannot be read; type e.g. {key}={defaults[key]}.") from error
+
+
+def _check_key(key: Any, known: Any, text: str) -> None:
+    if key not in known:
+        nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)  # as in other commands; our own choice
+        hint = f"did you mean {nearest[0]}?" if nearest else f"it is one of {join_names(known, limit=30)}."
+        raise ConfigError(f"{text}: there is no setting {str(key)!r}; {hint}")
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{printable(file)} cannot be read: {error.strerror}; check config=FILE.yaml.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{printable(file)} is not YAML ({reason}); see docs/serving.md for an example.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{printable(file)} has no settings; see docs/serving.md for an example.")
+    return content
+
+
+def _checked(key: str, value: Any, default: Any) -> Any:
+    """Return a value of the type of its default, or raise."""
+    if default == "auto":
+        default, value = 1, available_cores() if value == "auto" else value
+    wanted = type(default)
+    if wanted in (int, float):
+        is_number = type(value) is int or (wanted is float and type(value) is float and math.isfinite(value))
+        largest = _LARGEST.get(key, math.inf)
+        if not is_number or not (0 if key in _MAY_BE_0 else 1e-3) <= value <= largest:
+            what = "a whole number" if wanted is int else "a number"
+            low = "0 or more" if key in _MAY_BE_0 else "above 0"
+            high = f", and at most {largest}" if key in _LARGEST else ""
+            raise ConfigError(f"{key}={value}: expected {what}, {low}{high}; e.g. {key}={default}.")
+        return wanted(value)
+    if default is not None and type(value) is not wanted:
+        raise ConfigError(f"{key}={value}: expected {'true or false' if wanted is bool else 'a text'}.")
+    return value
+
+
+def _typed_models(typed: Any) -> dict[str, dict[str, Path]]:
+    models: dict[str, dict[str, Path]] = {}
+    for text in typed if isinstance(typed, list) else [typed] if typed else []:
+        file = _onnx_file(Path(str(text)).expanduser())
+        # `logs/latest` is a link, and RUN/export/model.onnx says nothing about its content by its own name.
+        run = file.resolve().parent.parent
+        name = run.name if file.resolve().parent.name == "export" and run.name else file.stem
+        if name in models:
+            raise ConfigError(
+                f"model={text}: two models are named {name!r}; name them in a file, with config=FILE.yaml."
+            )
+        models[name] = {_VERSION: file}
+    return models
+
+
+def _listed_models(listed: Any, source: Path) -> dict[str, dict[str, Path]]:
+    """Return `models` of a file, whose relative paths start at its directory."""
+    expected = f"{printable(source)}: expected models: {{NAME: {{VERSION: PATH}}}}"
+    if not isinstance(listed, dict):
+        raise ConfigError(f"{expected}, got {listed!r}.")
+    models: dict[str, dict[str, Path]] = {}
+    for name, versions in listed.items():
+        if not isinstance(versions, dict) or not versions or not all(isinstance(v, str) for v in versions.values()):
+            raise ConfigError(f"{expected}, got {versions!r} for {name!r}.")
+        for part in (name, *versions):
+            if not str(part) or "/" in str(part):
+                raise ConfigError(f"{expected}; {part!r} cannot be a part of an address, choose another name.")
+        paths = {str(version): source.parent / Path(path).expanduser() for version, path in versions.items()}
+        models[str(name)] = {version: _onnx_file(path) for version, path in paths.items()}
+    return models
+
+
+def _onnx_file(path: Path) -> Path:
+    """Return the ONNX file of a run directory, or the path itself if it is not a directory."""
+    return path / "export" / "model.onnx" if path.is_dir() else path
+
+
+def _weights(models: Mapping[str, Mapping[str, Path]], typed: Any) -> dict[str, dict[str, float]]:
+    """Return the share of each version: as typed, else all for the first version of a model."""
+    weights = {name: {v: float(index == 0) for index, v in enumerate(models[name])} for name in models}
+    if not isinstance(typed, dict) or not all(isinstance(shares, dict) for shares in typed.values()):
+        raise ConfigError(f"weights={typed}: expected weights: {{NAME: {{VERSION: SHARE}}}}.")
+    for name, shares in typed.items():
+        shares = {str(version): share for version, share in shares.items()}
+        if unknown := {str(name)} - {*models} or {*shares} - {*models[str(name)]}:
+            raise ConfigError(f"weights: {name}: there is no {join_names(unknown)} in models.")
+        numbers = [share for share in shares.values() if type(share) in (int, float) and 0 <= share < math.inf]
+        if len(numbers) < len(shares) or not sum(numbers):
+            raise ConfigError(f"weights: {name}: {shares}: expected numbers of 0 or more, not all of them 0.")
+        weights[str(name)] = {version: shares.get(version, 0) / sum(numbers) for version in models[str(name)]}
+    return weights
