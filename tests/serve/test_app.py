@@ -223,3 +223,11 @@ def test_a_key_is_needed_where_one_is_set(file: Path):
             assert error_of(client.post("/predict", content=JPEG, headers={"Authorization": header}))[0] == 401
         assert [client.get(path).status_code for path in ("/health", "/ready")] == [200, 200]
         assert client.post("/admin/reload", headers={"Authorization": "Bearer sesame"}).json()["ready"]
+
+
+def test_a_bug_is_logged_with_its_traceback_and_answered_in_the_one_shape(file: Path, caplog: pytest.LogCaptureFixture):
+    with app_client(f"model={file}") as client:
+        client.app.add_api_route("/bug", lambda: 1 / 0)
+        assert error_of(client.get("/bug")) == (500, "internal_error")
+        assert "ZeroDivisionError: division by zero" in caplog.text
+        assert client.get("/health").status_code == 200

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import logging
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -26,6 +27,8 @@ from imago.serve.metrics import Metrics
 from imago.serve.models import Models, Version
 from imago.serve.schema import BODY, DEFAULT_TOP_K, ERRORS, EXAMPLES
 from imago.statistics.metrics import top_classes
+
+log = logging.getLogger(__name__)
 
 _PAGE = Path(__file__).with_name("page")
 _PAGE_FILES = {
@@ -86,7 +89,8 @@ class Service:
         except RequestError as error:
             self.metrics.refused.labels(error.code).inc()
             return error
-        except DataError:  # onnxruntime fails; the message names files of the server
+        except DataError as error:  # onnxruntime fails; the message names files of the server
+            log.error("%s", error)
             return RequestError("not_ready", "this model fails for this image; use another one.")
         names = version.classifier.class_names
         best = [(names[index], float(probabilities[index])) for index in top_classes(logits[None], top_k)[0]]
