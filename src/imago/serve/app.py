@@ -14,13 +14,13 @@ import numpy as np
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 
 from imago.errors import DataError
 from imago.images import FORMATS
 from imago.serve.decoding import DecoderPool
 from imago.serve.errors import RequestError, json_response
+from imago.serve.forms import read_files
 from imago.serve.limits import LOG_FIELDS, Guard
 from imago.serve.metrics import Metrics
 from imago.serve.models import Models, Version
@@ -41,7 +41,6 @@ _PAGE_POLICY = (
 )
 _CODES = {404: "not_found", 405: "method_not_allowed"}  # of errors that Starlette raises
 _API_VERSION = "1"
-_CHUNK = 2**18  # bytes of a form that are parsed at a time; our own choice
 
 
 class Service:
@@ -59,7 +58,8 @@ class Service:
     async def predict(self, request: Request) -> Response:
         """Classify the images of a request."""
         top_k, crop = _read_query(request)
-        files = await _read_files(request, self.models.settings.max_files)
+        body, content_type = await request.body(), request.headers.get("content-type", "")
+        files = read_files(body, content_type, self.models.settings.max_files)
         chosen = self.models.choose(request.path_params.get("name"), request.path_params.get("version"))
         request.scope[LOG_FIELDS]["model"] = f"{chosen.model}/{chosen.name}"
         with chosen.in_use():
@@ -226,37 +226,3 @@ def _read_query(request: Request) -> tuple[int, bool]:
     if crop not in ("true", "false"):
         raise RequestError("invalid_parameter", "crop must be true or false.")
     return int(top_k), crop == "true"
-
-
-class _InMemoryParser(MultiPartParser):
-    """A parser of forms that writes no temporary files; the size of bodies is limited elsewhere."""
-
-    spool_max_size = 2**40
-
-
-async def _read_files(request: Request, max_files: int) -> list[tuple[str | None, bytes]]:
-    """Return the names and contents of the images in a request: the file parts of a form, or the body itself.
-
-    Raises:
-        RequestError: the form is damaged, or has no files or too many.
-    """
-    body = await request.body()
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        return [(None, body)]
-
-    async def chunks() -> Any:
-        for start in range(0, len(body), _CHUNK):
-            yield body[start : start + _CHUNK]
-            await asyncio.sleep(0)  # other requests go on
-
-    parser = _InMemoryParser(request.headers, chunks(), max_files=max_files, max_fields=max_files)
-    try:
-        form = await parser.parse()
-    except (MultiPartException, LookupError, ValueError) as error:  # the last two: an unknown charset
-        reason = error.message if isinstance(error, MultiPartException) else "it is damaged"
-        raise RequestError("bad_request", f"the form cannot be read ({reason.rstrip('.')}).") from error
-    files = [(part.filename, await part.read()) for _, part in form.multi_items() if not isinstance(part, str)]
-    await form.close()
-    if not files:
-        raise RequestError("bad_request", "the form has no file; send one or more images as file parts.")
-    return files
