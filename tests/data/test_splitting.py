@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from imago.data.dataset import LabeledArray
-from imago.data.splitting import SplitPlan, complete_splits, stratified_folds, stratified_order, stratified_split
+from imago.data.splitting import SplitPlan, complete_splits
+from imago.data.stratified import stratified_folds, stratified_order, stratified_split
 from imago.errors import ConfigError, DataError
 
 NAMES = ("ant", "bee")

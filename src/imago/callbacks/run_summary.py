@@ -14,6 +14,7 @@ from imago.callbacks.train_metrics import num_steps_done
 from imago.resources import available_cores
 from imago.runs.checkpoint import read_checkpoint
 from imago.runs.run_directory import RunDirectory
+from imago.statistics.groups import alike_groups_interval
 from imago.statistics.intervals import wilson_interval
 from imago.task.base import ImageTask
 
@@ -127,9 +128,14 @@ def _of_split(split: str, metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _interval(trainer: Trainer, results: Mapping[str, float], num_images: int) -> dict[str, list[float]]:
-    """Return the interval of the accuracy; {} if there is none, or if the task may compute something else."""
+    """Return the interval of the accuracy; {} if there is none, or if the task may compute something else.
+
+    With groups it is the widest possible, as it is not known here which images are correct; `eval.py` narrows it.
+    """
     if not isinstance(trainer.lightning_module, ImageTask) or "acc" not in results:
         return {}
+    if (groups := trainer.datamodule.splits.test.groups) is not None:  # type: ignore[attr-defined]
+        return {"interval_95": list(alike_groups_interval(results["acc"], groups))}
     return {"interval_95": list(wilson_interval(round(results["acc"] * num_images), num_images))}
 
 

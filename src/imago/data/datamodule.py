@@ -18,7 +18,8 @@ from imago.data.csv_list import COLUMNS
 from imago.data.dataset import ArrayDataset, FileDataset, LabeledArray, LabeledFiles, Samples, Splits
 from imago.data.loader import BatchLoader
 from imago.data.sampling import EvalSampler, TrainSampler, limited_batches
-from imago.data.splitting import SplitPlan, complete_splits, stratified_order
+from imago.data.splitting import SplitPlan, complete_splits
+from imago.data.stratified import stratified_order
 from imago.errors import ConfigError, DataError
 from imago.files import encode_names, write_csv
 from imago.images import Preprocess, resize_and_crop

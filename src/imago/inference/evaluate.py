@@ -130,7 +130,9 @@ def _metrics(predictor: Predictor, result: LabeledOutputs) -> dict[str, Any]:
     if isinstance(predictor, TorchPredictor):
         from imago.task.metrics import compute_with_intervals
 
-        metrics |= compute_with_intervals(predictor.classifier.metrics, result.logits, result.labels, metrics)
+        metrics |= compute_with_intervals(
+            predictor.classifier.metrics, result.logits, result.labels, metrics, draws=result.draws
+        )
     return metrics
 
 

@@ -1,7 +1,7 @@
 """Compute 95 % confidence intervals: from a formula where there is one, else by bootstrap over the images."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,7 +137,11 @@ def centered(draws: np.ndarray, measured: ArrayLike) -> np.ndarray:
 
 
 def ece_interval(
-    probability: np.ndarray, is_correct: np.ndarray, seed: int = 0, num_draws: int = NUM_DRAWS
+    probability: np.ndarray,
+    is_correct: np.ndarray,
+    seed: int = 0,
+    num_draws: int = NUM_DRAWS,
+    draw: Callable[[np.random.Generator], tuple[np.ndarray, int]] | None = None,
 ) -> Interval:
     """Return an interval of the expected calibration error that is too wide rather than too narrow.
 
@@ -152,6 +156,7 @@ def ece_interval(
         is_correct: whether the predicted class is the true one, bool (N,).
         seed: of the random draws; the same seed gives the same interval.
         num_draws: samples of the bootstrap.
+        draw: draws images as `imago.statistics.groups.ImageDraws.draw`; None draws single ones.
 
     Source: our own, from the triangle inequality; compared with simulations in the tests.
     """
@@ -160,11 +165,14 @@ def ece_interval(
     image_gaps = is_correct - probability
     measured_gaps = np.bincount(bins, weights=image_gaps, minlength=bins.max() + 1) / num_images
     shifts, errors = np.empty(num_draws), np.empty(num_draws)
-    for draw in range(num_draws):
-        drawn, num_unseen = generator.integers(0, num_images, num_images), draw_num_unseen(num_images, generator)
+    for index in range(num_draws):
+        if draw is None:
+            drawn, num_unseen = generator.integers(0, num_images, num_images), draw_num_unseen(num_images, generator)
+        else:
+            drawn, num_unseen = draw(generator)
         unseen, seen = drawn[:num_unseen], drawn[num_unseen:]
         image_gaps = np.concatenate([-probability[unseen], (is_correct - probability)[seen]])
-        gaps = np.bincount(bins[drawn], weights=image_gaps, minlength=len(measured_gaps)) / num_images
-        shifts[draw], errors[draw] = np.abs(gaps - measured_gaps).sum(), np.abs(gaps).sum()
+        gaps = np.bincount(bins[drawn], weights=image_gaps, minlength=len(measured_gaps)) / len(drawn)
+        shifts[index], errors[index] = np.abs(gaps - measured_gaps).sum(), np.abs(gaps).sum()
     low = np.abs(measured_gaps).sum() - np.quantile(shifts, QUANTILES_95[1])
     return max(0.0, float(low)), min(1.0, float(np.quantile(errors, QUANTILES_95[1])))

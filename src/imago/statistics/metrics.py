@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from imago.statistics.calibration import UNCALIBRATED, nll, reliability, row_chunks
-from imago.statistics.intervals import ece_interval, macro_intervals, wilson_interval
+from imago.statistics.groups import ImageDraws, grouped_accuracy_interval
+from imago.statistics.intervals import (
+    NUM_DRAWS,
+    QUANTILES_95,
+    Interval,
+    centered,
+    ece_interval,
+    macro_intervals,
+    wilson_interval,
+)
 
 # Legend: N images, K classes
 
@@ -45,9 +54,7 @@ class Predictions:
     @cached_property
     def confusion(self) -> np.ndarray:
         """The counts, int64 (K, K), true classes in rows."""
-        num_classes = len(self.class_names)
-        cells = np.bincount(self.labels * num_classes + self.predicted, minlength=num_classes**2)
-        return cells.reshape(num_classes, num_classes)
+        return confusion_matrix(self.labels, self.predicted, len(self.class_names))
 
     @cached_property
     def per_class(self) -> PerClass:
@@ -69,6 +76,7 @@ class LabeledOutputs(Predictions):
     logits: np.ndarray  # outputs of the network, float32 (N, K)
     probability: np.ndarray
     calibration_temperature: float = UNCALIBRATED  # the number that logits were divided by for `probability`
+    groups: np.ndarray | None = None  # name of the group of each image, str (N,), in which images are not independent
     predicted: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,26 +85,59 @@ class LabeledOutputs(Predictions):
     def metrics(self) -> dict[str, Any]:
         """Return the scores over all classes with their 95 % intervals, as plain data.
 
-        `interval_95` is that of `acc`; of any other score it is `NAME_interval_95`.
+        `interval_95` is that of `acc`; of any other score it is `NAME_interval_95`. They account for groups.
         """
         num_images, num_correct = len(self.labels), int(self.is_correct.sum())
-        intervals = {"acc": wilson_interval(num_correct, num_images), **macro_intervals(self.confusion)}
+        intervals = {"acc": share_interval(self.is_correct, self.groups), **self._macro_intervals()}
         scores = {"acc": num_correct / num_images, **macro_scores(self.per_class)}
         if len(self.class_names) > 5:
-            num_in_top = num_correct_in_top_k(self.logits, self.labels, 5)
-            scores["top5_acc"], intervals["top5_acc"] = num_in_top / num_images, wilson_interval(num_in_top, num_images)
+            in_top = is_in_top_k(self.logits, self.labels, 5)
+            scores["top5_acc"], intervals["top5_acc"] = float(in_top.mean()), share_interval(in_top, self.groups)
         scores["ece"] = reliability(self.probability, self.is_correct).ece
-        intervals["ece"] = ece_interval(self.probability, self.is_correct)
+        intervals["ece"] = ece_interval(self.probability, self.is_correct, draw=self.draws.draw)
         metrics: dict[str, Any] = {}
         for name, score in scores.items():
             metrics |= {name: score, "interval_95" if name == "acc" else f"{name}_interval_95": list(intervals[name])}
         metrics["nll"] = nll(self.logits, self.labels, self.calibration_temperature)
-        return metrics | {"num_images": num_images, "num_correct": num_correct}
+        metrics |= {"num_images": num_images, "num_correct": num_correct}
+        return metrics | ({} if self.groups is None else {"num_groups": len(np.unique(self.groups))})
+
+    @cached_property
+    def draws(self) -> ImageDraws:
+        """The draws of a bootstrap over these images."""
+        return ImageDraws(self.is_correct, self.groups)
+
+    def _macro_intervals(self, num_draws: int = NUM_DRAWS) -> dict[str, Interval]:
+        """Return `macro_intervals`; with groups, of draws of whole groups."""
+        if self.groups is None:
+            return macro_intervals(self.confusion)
+        generator, measured, draws = np.random.default_rng(0), macro_scores(self.per_class), []
+        for _ in range(num_draws):
+            drawn, labels = self.draws.draw_labels(self.labels, self.predicted, generator)
+            confusion = confusion_matrix(labels, self.predicted[drawn], len(self.class_names))
+            draws.append([*macro_scores(per_class(confusion)).values()])
+        values = centered(np.array(draws), [*measured.values()])
+        low, high = np.clip(np.quantile(values, QUANTILES_95, axis=0), 0, 1).tolist()
+        return dict(zip(measured, zip(low, high, strict=True), strict=True))
 
 
-def num_correct_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
-    """Count the images whose class, in labels int (N,), is among the `top_classes` of finite logits (N, K)."""
-    return sum(int((top_classes(logits[rows], k) == labels[rows, None]).sum()) for rows in row_chunks(logits))
+def share_interval(is_true: np.ndarray, groups: np.ndarray | None) -> Interval:
+    """Return the 95 % interval of the share of images for which bool (N,) is true."""
+    if groups is None:
+        return wilson_interval(int(is_true.sum()), len(is_true))
+    return grouped_accuracy_interval(is_true, groups)
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count images by their true and predicted class, int64 (N,) each: int64 (K, K), true classes in rows."""
+    cells = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
+
+
+def is_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Return whether each label, int (N,), is among the `top_classes` of finite logits (N, K): bool (N,)."""
+    chunks = [(top_classes(logits[rows], k) == labels[rows, None]).any(axis=1) for rows in row_chunks(logits)]
+    return np.concatenate(chunks)
 
 
 def per_class(confusion: np.ndarray) -> PerClass:
