@@ -11,7 +11,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from imago.data.csv_list import read_list
 from imago.data.dataset import LabeledFiles
 from imago.data.file_datamodule import ImageFolderDataModule, ImageListDataModule
-from imago.data.groups import distribute_groups, groups_by_pattern, suggest_pattern
+from imago.data.groups import distribute_groups, groups_by_pattern
 from imago.data.splitting import SplitPlan, complete_splits
 from imago.errors import ConfigError, DataError
 
@@ -141,14 +141,6 @@ def test_the_pattern_is_searched_in_the_file_name_or_in_the_path_if_it_has_a_sla
         r"data.group_pattern=(p\d+)_ finds no group in 1 of 3 file names, e.g. train/bees/x.jpg; change it so that "
         "every image has one."
     )
-
-
-def test_a_pattern_is_suggested_that_has_related_images_in_one_group():
-    names = [f"train/ants/burst{number}_{frame}.jpg" for number in range(20) for frame in range(3)]
-    first = np.arange(0, 60, 3)
-    assert suggest_pattern(names, first, first + 1) == r"(.+)[-_. ]\d+\.\w+$"
-    assert suggest_pattern(names, first, first[::-1] + 1) == ""
-    assert suggest_pattern([f"{number}.jpg" for number in range(60)], first, first + 1) == ""
 
 
 def write_images(root: Path, names: list[str]) -> Path:

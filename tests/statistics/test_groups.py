@@ -11,9 +11,9 @@ from imago.statistics.groups import (
     alike_groups_interval,
     design_effect,
     effective_interval,
-    grouped_accuracy_interval,
+    share_interval,
 )
-from imago.statistics.intervals import ece_interval, wilson_interval
+from imago.statistics.intervals import ece_interval, macro_intervals, wilson_interval
 from imago.statistics.metrics import LabeledOutputs
 from imago.statistics.paired import compare_paired, sign_flip_p_value
 
@@ -39,7 +39,7 @@ def test_95_of_100_intervals_contain_the_accuracy_with_groups_and_too_few_withou
     rng, hits = np.random.default_rng(0), np.zeros(2)
     for _ in range(400):
         is_correct, groups = draw_groups(accuracy, correlation, num_groups, mean_size, rng)
-        intervals = grouped_accuracy_interval(is_correct, groups), wilson_interval(is_correct.sum(), len(groups))
+        intervals = share_interval(is_correct, groups), wilson_interval(is_correct.sum(), len(groups))
         hits += [low <= accuracy <= high for low, high in intervals]
     assert hits[0] / 400 > 0.92  # three standard errors below 95 %
     assert hits[1] / 400 < 0.92
@@ -58,7 +58,8 @@ def test_the_intervals_of_other_scores_contain_them_with_groups_and_too_rarely_w
         logits = np.eye(3, dtype=np.float32)[predicted] * math.log(8)
         for row, own in enumerate((groups, None)):
             result = LabeledOutputs(names, labels, logits, np.full(len(groups), 0.8), groups=own)
-            [low, high] = result._macro_intervals(num_draws=150)["f1"]
+            draw = result._draw_classes if row == 0 else None
+            [low, high] = macro_intervals(result.confusion, num_draws=150, draw=draw)["f1"]
             ece = ece_interval(result.probability, result.is_correct, num_draws=150, draw=result.draws.draw)
             hits[row] += [low <= 0.8 <= high, ece[0] == 0]
     assert hits[0].min() >= 52  # of 60, three standard errors below 95 %
@@ -113,10 +114,10 @@ def test_images_of_a_group_that_are_all_alike_count_once():
     groups = np.repeat(np.arange(50), 10)
     assert design_effect(is_correct.astype(float), groups) == pytest.approx(10 * 50 / 49)
     assert alike_groups_interval(0.8, groups) == pytest.approx(wilson_interval(40, 50), abs=1e-6)
-    low, high = grouped_accuracy_interval(np.ones(500, bool), groups)  # the correlation is unknown
+    low, high = share_interval(np.ones(500, bool), groups)  # the correlation is unknown
     assert low == pytest.approx(wilson_interval(50, 50)[0], abs=0.01)
     assert high == 1
-    assert grouped_accuracy_interval(is_correct, np.zeros(500))[0] < 0.05  # one group says nothing of others
+    assert share_interval(is_correct, np.zeros(500))[0] < 0.05  # one group says nothing of others
 
 
 def test_whole_groups_are_drawn_and_single_images_as_before():

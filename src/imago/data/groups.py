@@ -12,10 +12,6 @@ from imago.text import counted, join_names, printable
 # Legend: N images, G groups, P parts, K classes
 
 _MAX_SHARE = 0.8  # of all images in one group: the others are too few to train or to test on; our own choice
-# Of file names such as p12_cam1_003.jpg: what is before the last number, the first part, the folder.
-_PATTERNS = (r"(.+)[-_. ]\d+\.\w+$", r"^([^-_. ]+)[-_. ]", r"/([^/]+)/[^/]+$")
-_MIN_EXPLAINED = 0.9  # share of the related pairs that a suggested pattern has in one group; our own choice
-_MAX_SUGGESTED = 0.2  # share of all images in one suggested group, so that chance explains few pairs; our own choice
 
 
 def groups_by_pattern(names: Sequence[str], pattern: str) -> np.ndarray:
@@ -93,27 +89,13 @@ def check_groups(groups: np.ndarray, setting: str, grouping: str, num_parts: int
         raise DataError(f"{setting}: {fault} training images, so the others are too few; use smaller groups.")
 
 
-def shared_groups(groups: Mapping[str, np.ndarray]) -> dict[tuple[str, str], list[str]]:
-    """Return the names that two of train, val and test share, if any, given those of each split, str (M,)."""
-    pairs = [(split, into) for split, into in (("test", "train"), ("test", "val"), ("val", "train")) if groups]
-    common = {(split, into): np.intersect1d(groups[split], groups[into]).tolist() for split, into in pairs}
-    return {pair: names for pair, names in common.items() if names}
-
-
-def shared_groups_text(split: str, into: str, groups: Sequence[str], grouping: str) -> str:
-    """Return a sentence about groups that are in two splits."""
-    named = f"{counted(len(groups), 'group')} of {grouping}, {join_names(map(printable, groups), 3)},"
-    return f"{named} {'is' if len(groups) == 1 else 'are'} in both {into} and {split}"
-
-
-def suggest_pattern(names: Sequence[str], first: np.ndarray, second: np.ndarray) -> str:
-    """Return a pattern of file names that groups most pairs of related images, int64 (M,) each; "" for none."""
-    for pattern in _PATTERNS:
-        try:
-            groups = np.unique(groups_by_pattern(names, pattern), return_inverse=True)[1]
-        except DataError:
-            continue
-        sizes = np.bincount(groups)
-        if (groups[first] == groups[second]).mean() >= _MIN_EXPLAINED and sizes.max() <= _MAX_SUGGESTED * len(names):
-            return pattern
-    return ""
+def shared_groups(groups: Mapping[str, np.ndarray], grouping: str) -> dict[tuple[str, str], str]:
+    """Return a text for each two of train, val and test that share groups, given those of each split, str (M,)."""
+    texts = {}
+    for split, into in (("test", "train"), ("test", "val"), ("val", "train")) if groups else ():
+        if names := np.intersect1d(groups[split], groups[into]).tolist():
+            verb, listed = "is" if len(names) == 1 else "are", join_names(map(printable, names), 3)
+            texts[split, into] = (
+                f"{counted(len(names), 'group')} of {grouping}, {listed}, {verb} in both {into} and {split}"
+            )
+    return texts

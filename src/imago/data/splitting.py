@@ -10,7 +10,7 @@ import numpy as np
 
 from imago.data.csv_list import assign_splits, read_list
 from imago.data.dataset import Samples, concatenate
-from imago.data.groups import check_groups, distribute_groups, shared_groups, shared_groups_text
+from imago.data.groups import check_groups, distribute_groups, shared_groups
 from imago.data.stratified import stratified_folds, stratified_split
 from imago.errors import ConfigError, DataError
 from imago.images import SPLITS
@@ -132,8 +132,7 @@ def complete_splits(
 
 def _warn_about_splits(splits: Mapping[str, Samples], class_names: Sequence[str], grouping: str) -> None:
     groups = {split: samples.groups for split, samples in splits.items() if samples.groups is not None}
-    for (split, into), names in shared_groups(groups).items():
-        text = shared_groups_text(split, into, names, grouping)
+    for (split, _), text in shared_groups(groups, grouping).items():
         log.warning("%s, so the result of %s is too good; check.py lists them", text, split)
     for split in ("val", "test"):
         if missing := np.setdiff1d(np.arange(len(class_names)), splits[split].labels).tolist():

@@ -14,6 +14,7 @@ from imago.data.image_record import examine_pixels
 from imago.dataset_check import report
 from imago.dataset_check.checked_dataset import CheckedDataset
 from imago.dataset_check.findings import list_findings
+from imago.dataset_check.labels import check_labels
 from imago.dataset_check.pages import draw_augmentations, draw_sheets
 from imago.errors import ConfigError, DataError, IncompleteError, UserError
 from imago.files import report_unwritable, write_csv, write_json
@@ -41,8 +42,12 @@ def check(cfg: DictConfig) -> None:
     directory = job_output_dir()
     if cfg.show not in _SHOW_CHOICES:
         raise ConfigError(f"show={cfg.show} is not one of {', '.join(_SHOW_CHOICES)}.")
-    if (directory / "check.json").exists():
+    if any((directory / name).exists() for name in ("check.json", "label_issues.csv")):
         raise ConfigError(f"run_name={cfg.run_name}: {directory} already holds a check; choose another name.")
+    if cfg.labels:
+        with report_unwritable(directory, "; choose another directory with paths.log_dir=DIR"):
+            check_labels(Path(cfg.labels), directory, list(cfg.trust))
+        return
     cache_dir = Path(cfg.data.get("cache_dir") or Path(cfg.paths.data_dir) / "cache")
     try:
         data = _build_data(cfg)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imago.data.groups import shared_groups, shared_groups_text, suggest_pattern
+from imago.data.groups import shared_groups
 from imago.dataset_check.checked_dataset import CheckedDataset
 from imago.images import SPLITS
 from imago.statistics.metrics import MIN_IMBALANCE_RATIO
@@ -76,22 +76,18 @@ def _groups(checked: CheckedDataset) -> Iterator[Finding]:
     """Yield the groups that are in two splits; without groups, a hint if many images seem to be related."""
     if (names := checked.named_groups) is not None:
         by_split = {split: names[checked.splits == index] for index, split in enumerate(SPLITS)}
-        for (split, into), shared in shared_groups(by_split).items():
-            num_images = counted(int(np.isin(by_split[split], shared).sum()), f"{split} image")
-            text = f"{shared_groups_text(split, into, shared, checked.grouping)}, with {num_images}"
+        for (split, into), text in shared_groups(by_split, checked.grouping).items():
             remedy = "data.split_file with split_without_leaks.csv leaves them out of all but one split"
             yield Finding(f"groups of {split} in {into}", text, remedy, is_serious=True)
         return
     pairs = checked.pairs
     is_related = ~pairs.is_same & (checked.labels[pairs.first] == checked.labels[pairs.second])
-    first, second = pairs.first[is_related], pairs.second[is_related]
-    num_related = len(np.union1d(first, second))
+    num_related = len(np.union1d(pairs.first[is_related], pairs.second[is_related]))
     if num_related > _MIN_RELATED * len(checked) and Path(checked.names[0]).suffix:  # not of images in memory
-        pattern = suggest_pattern(checked.names, first, second)
-        setting = f"data.group_pattern='{pattern}'" if pattern else "data.group_pattern=REGEX or data.group_by=COLUMN"
         text = f"{num_related:,} of {len(checked):,} images are nearly the same as another one of their class"
+        setting = "data.group_pattern=REGEX or, in a list, data.group_by=COLUMN"
         yield Finding(
-            "related", text, f"if they come in groups (one person, camera, burst): {setting} keeps these whole"
+            "related", text, f"if they come in groups (one person, camera, burst), {setting} keeps these whole"
         )
 
 

@@ -19,6 +19,7 @@ _NUM_UNSEEN_MISTAKES = 2
 _MAX_SIGMAS, _MIN_GAP = 3.3, 0.02  # of `far_above_note`; our own choice
 
 Interval = tuple[float, float]
+DrawImages = Callable[[np.random.Generator], tuple[Any, Any]]  # a draw of a bootstrap over groups of images
 
 
 def wilson_interval(num_correct: int, num_images: int) -> Interval:
@@ -73,7 +74,9 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     return mean - half_width, mean + half_width
 
 
-def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_DRAWS) -> dict[str, Interval]:
+def macro_intervals(
+    confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_DRAWS, draw: DrawImages | None = None
+) -> dict[str, Interval]:
     """Return the 95 % percentile intervals of macro precision, recall and F1, by bootstrap, centered at the score.
 
     A class without images and predictions in a draw is left out of the mean of that draw, as in the score itself. With
@@ -84,6 +87,7 @@ def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_D
         confusion: counts (K, K) of N images, true classes in rows; N at least 1.
         seed: of the random draws; the same seed gives the same interval.
         num_draws: samples of the bootstrap.
+        draw: returns true and predicted classes of drawn images, int (M,) each, if images are not independent.
 
     Source: Efron and Tibshirani 1993, chapter 13.
     """
@@ -104,13 +108,17 @@ def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_D
         return [float(np.mean(num_correct[present] / total[present])) for total in totals]
 
     scores = np.empty((num_draws, 3))
-    for draw in range(num_draws):
+    for index in range(num_draws):
+        if draw is not None:
+            drawn = draw(generator)
+            scores[index] = score(np.ones(len(drawn[0])), *drawn)
+            continue
         num_unseen = draw_num_unseen(num_images, generator)
         counts = generator.multinomial(num_images - num_unseen, shares)
         mistaken = generator.choice(true, num_unseen)
         predicted = draw_other_classes(mistaken, among, generator)
         counts = np.append(counts, np.ones(num_unseen))
-        scores[draw] = score(counts, np.append(rows, mistaken), np.append(columns, predicted))
+        scores[index] = score(counts, np.append(rows, mistaken), np.append(columns, predicted))
     draws = centered(scores, score(confusion.flat[cells], rows, columns))
     low, high = np.clip(np.quantile(draws, QUANTILES_95, axis=0), 0, 1).tolist()
     return dict(zip(("macro_precision", "macro_recall", "f1"), zip(low, high, strict=True), strict=True))
@@ -141,7 +149,7 @@ def ece_interval(
     is_correct: np.ndarray,
     seed: int = 0,
     num_draws: int = NUM_DRAWS,
-    draw: Callable[[np.random.Generator], tuple[np.ndarray, int]] | None = None,
+    draw: DrawImages | None = None,
 ) -> Interval:
     """Return an interval of the expected calibration error that is too wide rather than too narrow.
 
@@ -156,7 +164,8 @@ def ece_interval(
         is_correct: whether the predicted class is the true one, bool (N,).
         seed: of the random draws; the same seed gives the same interval.
         num_draws: samples of the bootstrap.
-        draw: draws images as `imago.statistics.groups.ImageDraws.draw`; None draws single ones.
+        draw: returns the indices of drawn images, int (M,), and the number of unseen mistakes among them, which are
+            the first, if images are not independent.
 
     Source: our own, from the triangle inequality; compared with simulations in the tests.
     """

@@ -10,16 +10,8 @@ from typing import Any
 import numpy as np
 
 from imago.statistics.calibration import UNCALIBRATED, nll, reliability, row_chunks
-from imago.statistics.groups import ImageDraws, grouped_accuracy_interval
-from imago.statistics.intervals import (
-    NUM_DRAWS,
-    QUANTILES_95,
-    Interval,
-    centered,
-    ece_interval,
-    macro_intervals,
-    wilson_interval,
-)
+from imago.statistics.groups import ImageDraws, share_interval
+from imago.statistics.intervals import ece_interval, macro_intervals
 
 # Legend: N images, K classes
 
@@ -54,7 +46,9 @@ class Predictions:
     @cached_property
     def confusion(self) -> np.ndarray:
         """The counts, int64 (K, K), true classes in rows."""
-        return confusion_matrix(self.labels, self.predicted, len(self.class_names))
+        num_classes = len(self.class_names)
+        cells = np.bincount(self.labels * num_classes + self.predicted, minlength=num_classes**2)
+        return cells.reshape(num_classes, num_classes)
 
     @cached_property
     def per_class(self) -> PerClass:
@@ -88,7 +82,9 @@ class LabeledOutputs(Predictions):
         `interval_95` is that of `acc`; of any other score it is `NAME_interval_95`. They account for groups.
         """
         num_images, num_correct = len(self.labels), int(self.is_correct.sum())
-        intervals = {"acc": share_interval(self.is_correct, self.groups), **self._macro_intervals()}
+        draw_classes = None if self.groups is None else self._draw_classes
+        intervals = {"acc": share_interval(self.is_correct, self.groups)}
+        intervals |= macro_intervals(self.confusion, draw=draw_classes)
         scores = {"acc": num_correct / num_images, **macro_scores(self.per_class)}
         if len(self.class_names) > 5:
             in_top = is_in_top_k(self.logits, self.labels, 5)
@@ -107,31 +103,9 @@ class LabeledOutputs(Predictions):
         """The draws of a bootstrap over these images."""
         return ImageDraws(self.is_correct, self.groups)
 
-    def _macro_intervals(self, num_draws: int = NUM_DRAWS) -> dict[str, Interval]:
-        """Return `macro_intervals`; with groups, of draws of whole groups."""
-        if self.groups is None:
-            return macro_intervals(self.confusion)
-        generator, measured, draws = np.random.default_rng(0), macro_scores(self.per_class), []
-        for _ in range(num_draws):
-            drawn, labels = self.draws.draw_labels(self.labels, self.predicted, generator)
-            confusion = confusion_matrix(labels, self.predicted[drawn], len(self.class_names))
-            draws.append([*macro_scores(per_class(confusion)).values()])
-        values = centered(np.array(draws), [*measured.values()])
-        low, high = np.clip(np.quantile(values, QUANTILES_95, axis=0), 0, 1).tolist()
-        return dict(zip(measured, zip(low, high, strict=True), strict=True))
-
-
-def share_interval(is_true: np.ndarray, groups: np.ndarray | None) -> Interval:
-    """Return the 95 % interval of the share of images for which bool (N,) is true."""
-    if groups is None:
-        return wilson_interval(int(is_true.sum()), len(is_true))
-    return grouped_accuracy_interval(is_true, groups)
-
-
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count images by their true and predicted class, int64 (N,) each: int64 (K, K), true classes in rows."""
-    cells = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
-    return cells.reshape(num_classes, num_classes)
+    def _draw_classes(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        drawn, labels = self.draws.draw_labels(self.labels, self.predicted, generator)
+        return labels, self.predicted[drawn]
 
 
 def is_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
