@@ -48,7 +48,7 @@ def summary_lines(checked: CheckedDataset, preprocess: str) -> list[str]:
         "kinds": ", ".join(f"{count:,} {name}" for name, count in checked.kinds().items()),
         "duplicates": f"{counted(num_same, 'pair')} with the same bytes, {len(checked.pairs) - num_same:,} nearly the "
         f"same (thumbnails correlate by {checked.pairs.min_correlation:.3f} or more)",
-        "groups": _groups_text(checked),
+        "groups": "" if checked.named_groups is None else _groups_text(checked),
         "statistics": f"mean {mean}, std {std}, over all training images, uncropped, each with equal weight",
         "a run uses": f"{preprocess}; pretrained weights and preprocess.* may change it",
     }
@@ -56,8 +56,6 @@ def summary_lines(checked: CheckedDataset, preprocess: str) -> list[str]:
 
 
 def _groups_text(checked: CheckedDataset) -> str:
-    if checked.named_groups is None:
-        return ""
     sizes = np.unique(checked.named_groups, return_counts=True)[1]
     return f"{len(sizes):,} of {checked.grouping}, with {sizes.min():,} to {sizes.max():,} images"
 
@@ -89,7 +87,6 @@ def as_json(checked: CheckedDataset, findings: Sequence[Finding]) -> dict[str, A
             "min_correlation": round(checked.pairs.min_correlation, 4),
             "num_label_conflicts": len(checked.conflicts),
         },
-        "groups": _groups_text(checked) or None,
         "channel_statistics": {"of": _STATISTICS_OF, "mean": mean.tolist(), "std": std.tolist()},
         "findings": [vars(finding) for finding in findings],
     }

@@ -8,13 +8,7 @@ import math
 
 import numpy as np
 
-from imago.statistics.intervals import (
-    QUANTILES_95,
-    Interval,
-    draw_num_unseen,
-    draw_other_classes,
-    wilson_interval,
-)
+from imago.statistics.intervals import QUANTILES_95, Interval, draw_num_unseen, draw_other_classes, wilson_interval
 
 _NUM_SIGMAS = 1.959964  # half the width of a 95 % interval of the normal distribution
 
@@ -24,9 +18,7 @@ _NUM_SIGMAS = 1.959964  # half the width of a 95 % interval of the normal distri
 class ImageDraws:
     """Draw images with replacement for a bootstrap: single ones, or whole groups.
 
-    Args:
-        is_correct: whether each image is classified correctly, bool (N,), N at least 1.
-        groups: name or number of the group of each image, (N,); None if the images are independent.
+    `is_correct` is bool (N,), N at least 1; `groups` has the name or number of the group of each image, (N,).
     """
 
     def __init__(self, is_correct: np.ndarray, groups: np.ndarray | None = None) -> None:
@@ -41,7 +33,7 @@ class ImageDraws:
     def draw(self, generator: np.random.Generator) -> tuple[np.ndarray, int]:
         """Return the indices of the drawn images, int64 (about N,), and how many of the first are unseen mistakes.
 
-        The unseen mistakes are those of `draw_num_unseen` for the effective number of images.
+        They are those of `draw_num_unseen` for the effective number of images.
         """
         if not self._members:
             drawn = generator.integers(0, self._num_images, self._num_images)
