@@ -45,22 +45,39 @@ def test_flipped_labels_are_found():
 
 
 def test_the_list_the_page_and_the_split_file_have_the_suspicious_images(tmp_path: Path):
-    probabilities = np.array([[0.9, 0.1], [0.05, 0.95], [0.8, 0.2], [0.3, 0.7]])
-    found = OutOfFold(("ant", "<bee>"), arrays([0, 0, 1, 1], "train"), probabilities, arrays([1, 0], "test"))
+    probabilities = np.array([[0.9, 0.1], [0.01, 0.99], [0.6, 0.4], *[[0.1, 0.9]] * 9])
+    found = OutOfFold(("ant", "<bee>"), arrays([0, 0, *[1] * 10], "train"), probabilities, arrays([1, 0], "test"))
     write_label_issues(tmp_path, found, np.array([1, 2]))
-    assert [tuple(row.values()) for row in csv_rows(tmp_path / "label_issues.csv")] == [
-        ("train/1", "ant", "<bee>", "0.050000", "0.950000", "1"),
-        ("train/2", "<bee>", "ant", "0.200000", "0.800000", "2"),
+    rows = csv_rows(tmp_path / "label_issues.csv")
+    wrong = [float(row.pop("probability_wrong")) for row in rows]
+    assert [tuple(row.values()) for row in rows] == [
+        ("train/1", "ant", "<bee>", "0.010000", "0.990000", "1"),
+        ("train/2", "<bee>", "ant", "0.400000", "0.600000", "2"),
     ]
+    assert wrong[0] > 0.5 > wrong[1]  # only the first is left out
     kept = {row["path"]: (row["label"], row["split"]) for row in csv_rows(tmp_path / "split_without_label_issues.csv")}
     assert kept == {
-        **{"train/0": ("ant", "train"), "train/3": ("<bee>", "train")},
+        **{"train/0": ("ant", "train"), **{f"train/{index}": ("<bee>", "train") for index in range(2, 12)}},
         **{"test/0": ("<bee>", "test"), "test/1": ("ant", "test")},
     }
     page = (tmp_path / "label_issues.html").read_text()
     assert page.count('<img src="data:image/png;base64,') == 2
-    assert "1. given: ant 5.0 %" in page
-    assert "suggested: <strong>&lt;bee&gt;</strong> 95.0 %" in page
+    assert "1. given: ant 1.0 %" in page
+    assert "suggested: <strong>&lt;bee&gt;</strong> 99.0 %" in page
+
+
+def test_the_probability_of_a_wrong_label_is_its_share_of_labels_drawn_at_random():
+    rng, num_images = np.random.default_rng(0), 20_000
+    probabilities = rng.dirichlet((0.2, 0.2, 0.2), num_images)
+    labels = (probabilities.cumsum(axis=1) < rng.random((num_images, 1))).sum(axis=1).clip(max=2)
+    is_random = rng.random(num_images) < 0.1
+    labels[is_random] = rng.integers(0, 3, is_random.sum())
+    samples = LabeledArray(np.zeros((num_images, 3, 1, 1), np.uint8), labels, tuple(map(str, range(num_images))))
+    wrong = OutOfFold(("a", "b", "c"), samples, probabilities, samples).probability_wrong
+    assert wrong.mean() == pytest.approx(0.1, abs=0.01)
+    for low, high in ((0, 0.1), (0.1, 0.5), (0.5, 0.9), (0.9, 1)):
+        is_between = (low <= wrong) & (wrong < high)
+        assert is_random[is_between].mean() == pytest.approx(wrong[is_between].mean(), abs=0.03)
 
 
 def fold_runs(sweep: Path, *folds: int | None, num_folds: int = 3) -> Path:
@@ -120,7 +137,7 @@ def test_the_command_writes_its_results_and_prints_the_command_that_trains_witho
     assert {file.name for file in folder.iterdir()} == {
         *("label_issues.csv", "label_issues.html", "split_without_label_issues.csv")
     }
-    assert " labels (" in done.stdout
+    assert " labels are probably wrong, " in done.stdout
     [printed] = [line for line in done.stdout.splitlines() if "train.py" in line]
     assert "data=shapes" in printed
     assert "data.fold" not in printed
