@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
@@ -127,7 +128,7 @@ def _of_split(split: str, metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name[len(split) + 1 :]: float(value) for name, value in metrics.items() if name.startswith(prefixes)}
 
 
-def _interval(trainer: Trainer, results: Mapping[str, float], num_images: int, split: str) -> dict[str, list[float]]:
+def _interval(trainer: Trainer, results: Mapping[str, float], num_images: int, split: str) -> dict[str, Any]:
     """Return the interval of the accuracy; {} if there is none, or if the task may compute something else.
 
     With groups it is the widest possible, as it is not known here which images are correct; `eval.py` narrows it.
@@ -136,7 +137,8 @@ def _interval(trainer: Trainer, results: Mapping[str, float], num_images: int, s
         return {}
     groups = getattr(trainer.datamodule.splits, split).groups  # type: ignore[attr-defined]  # of our data module
     if groups is not None:
-        return {"interval_95": list(alike_groups_interval(results["acc"], groups))}
+        interval: Any = list(alike_groups_interval(results["acc"], groups))
+        return {"interval_95": interval, "num_groups": len(np.unique(groups))}
     return {"interval_95": list(wilson_interval(round(results["acc"] * num_images), num_images))}
 
 
