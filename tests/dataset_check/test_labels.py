@@ -62,7 +62,7 @@ def test_the_list_the_page_and_the_split_file_have_the_suspicious_images(tmp_pat
     }
     page = (tmp_path / "label_issues.html").read_text()
     assert page.count('<img src="data:image/png;base64,') == 2
-    assert "1. given: ant 1.0 %" in page
+    assert "1. given: ant</div>" in page
     assert "suggested: <strong>&lt;bee&gt;</strong> 99.0 %" in page
 
 
