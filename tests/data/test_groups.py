@@ -12,6 +12,7 @@ from imago.data.csv_list import read_list
 from imago.data.dataset import LabeledFiles
 from imago.data.file_datamodule import ImageFolderDataModule, ImageListDataModule
 from imago.data.groups import distribute_groups, groups_by_pattern
+from imago.data.shapes import ShapesDataModule
 from imago.data.splitting import SplitPlan, complete_splits
 from imago.errors import ConfigError, DataError
 
@@ -126,6 +127,10 @@ def test_groups_that_cannot_be_split_end_in_one_line(groups: list[str], settings
 def test_settings_of_groups_are_checked():
     with pytest.raises(ConfigError, match="both define groups; use one"):
         SplitPlan(group_by="patient", group_pattern="(.+)_")
+    with pytest.raises(ConfigError, match=r"data.group_by=patient needs data=image_list; leave it out."):
+        ImageFolderDataModule("x", "y", group_by="patient", **SETTINGS)
+    with pytest.raises(ConfigError, match=r"data.group_pattern=p needs image files, data=image_folder or data=image"):
+        ShapesDataModule(group_pattern="p", **SETTINGS)
     with pytest.raises(ConfigError, match=r"data.group_pattern=\(p is not a regular expression: missing \)"):
         SplitPlan(group_pattern="(p")
 

@@ -60,6 +60,7 @@ class ImageDataModule(LightningDataModule):
     """
 
     splits: Splits
+    group_settings: tuple[str, ...] = ()  # those of `SplitPlan` by which a subclass finds groups
 
     def __init__(
         self,
@@ -81,6 +82,12 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.sampler = sampler
         self.split_plan = SplitPlan(**split)
+        for name in ("group_by", "group_pattern"):
+            if (value := getattr(self.split_plan, name)) and name not in self.group_settings:
+                needed = (
+                    "data=image_list" if name == "group_by" else "image files, data=image_folder or data=image_list"
+                )
+                raise ConfigError(f"data.{name}={value} needs {needed}; leave it out.")
         self.ignored_entries: list[tuple[str, str]] = []
         self.bad_images: list[tuple[str, str]] = []
         self.random_splits: list[str] = []

@@ -52,6 +52,8 @@ class FileDataModule(ImageDataModule):
         ConfigError: if an argument is invalid.
     """
 
+    group_settings = ("group_pattern",)
+
     def __init__(
         self,
         root: str,
@@ -208,6 +210,8 @@ class ImageListDataModule(FileDataModule):
 
     The paths are relative to `root`, or to the directory of the CSV; `settings` are arguments of `FileDataModule`.
     """
+
+    group_settings = ("group_by", "group_pattern")
 
     def __init__(self, list_file: str, root: str | None = None, **settings: Any) -> None:
         if not list_file:
