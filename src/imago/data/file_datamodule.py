@@ -52,7 +52,7 @@ class FileDataModule(ImageDataModule):
         ConfigError: if an argument is invalid.
     """
 
-    group_settings = ("group_pattern",)
+    group_settings: tuple[str, ...] = ("group_pattern",)
 
     def __init__(
         self,
