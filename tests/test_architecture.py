@@ -40,7 +40,7 @@ ARROWS = {
     "inference": _BASE | _PARTS | {"task", "analysis"},
     "training": _BASE | _PARTS | {"task", "callbacks", "inference", "analysis"},
     "export": _BASE | _PARTS | {"inference", "analysis"},
-    "dataset_check": _BASE | {"data", "augment"},
+    "dataset_check": _BASE | {"data", "augment", "inference", "analysis"},
     "analysis": {"images", "statistics", "runs"},
     "sweep": _BASE | {"analysis"},
     "serve": {"images", "onnx_classifier", "statistics"},

@@ -1,5 +1,6 @@
 """Splits: shares, folds, lists, and errors."""
 
+import hashlib
 import itertools
 import logging
 from pathlib import Path
@@ -8,14 +9,8 @@ import numpy as np
 import pytest
 
 from imago.data.dataset import LabeledArray
-from imago.data.splitting import (
-    SplitPlan,
-    complete_splits,
-    stratified_folds,
-    stratified_order,
-    stratified_split,
-    training_part,
-)
+from imago.data.splitting import SplitPlan, complete_splits, training_part
+from imago.data.stratified import stratified_folds, stratified_order, stratified_split
 from imago.errors import ConfigError, DataError
 
 NAMES = ("ant", "bee")
@@ -54,6 +49,16 @@ def test_at_least_one_image_of_a_class_is_split_off_and_one_is_kept(fraction: fl
 
 
 # complete_splits
+
+
+@pytest.mark.parametrize(("fold", "digest"), [(None, "965edffe6a15d22c"), (1, "779eb0156cca52a4")])
+def test_the_splits_of_a_seed_stay_the_same_in_every_version(fold: int | None, digest: str):
+    names = tuple(map(str, range(520)))
+    published = {"train": LabeledArray(np.zeros((520, 3, 1, 1), np.uint8), LABELS, names)}
+    plan = SplitPlan(test_fraction=0.1, split_seed=3, fold=fold)
+    splits, _ = complete_splits(published, plan, ("a", "b", "c"))
+    drawn = "|".join(",".join(part.names) for part in splits.values())
+    assert hashlib.sha256(drawn.encode()).hexdigest().startswith(digest)
 
 
 @pytest.mark.parametrize(("ants", "bees"), [(50, 50), (80, 20), (90, 10)])

@@ -1,9 +1,15 @@
 """Findings say what is wrong with a dataset, the serious ones first, and what to do about it."""
 
-from checked_datasets import ROWS, checked_dataset
+from dataclasses import replace
 
+import numpy as np
+from checked_datasets import ROWS, checked_dataset
+from drawn_images import photo, records_of
+
+from imago.data.examine import Examination
 from imago.data.image_record import KINDS
 from imago.dataset_check.findings import list_findings
+from imago.dataset_check.report import summary_lines
 
 SOUND = [(number, split, number % 2) for number, split in enumerate(["train"] * 8 + ["val"] * 4 + ["test"] * 4)]
 
@@ -37,3 +43,30 @@ def test_a_class_without_images_in_a_split_and_unusual_kinds_are_named():
     texts = [finding.text for finding in list_findings(checked, 0, 0)]
     assert "1 class has a split without an image, e.g. 'bee' none in test" in texts
     assert texts[-1] == "2 images are 16-bit"
+
+
+def test_groups_that_two_splits_share_are_a_leak_and_left_out_of_the_first():
+    rows = [(image, split, image % 2) for image, split in enumerate(("train",) * 5 + ("val",) * 2 + ("test",) * 2)]
+    groups = np.array(["p1", "p2", "p3", "p3", "p6", "p4", "p2", "p1", "p5"])
+    checked = replace(checked_dataset(rows), named_groups=groups, grouping="data.group_by=patient")
+    found = [finding for finding in list_findings(checked, 0, 0) if finding.kind.startswith("groups")]
+    assert [(finding.kind, finding.text, finding.is_serious) for finding in found] == [
+        ("groups of test in train", "1 group of data.group_by=patient, p1, is in both train and test", True),
+        ("groups of val in train", "1 group of data.group_by=patient, p2, is in both train and val", True),
+    ]
+    assert checked.without_leaks.tolist() == [2, 3, 4, 5, 6, 7, 8]
+    assert checked.has_leaks
+    assert any(
+        line.startswith("groups      6 of data.group_by=patient, with 1 to 2") for line in summary_lines(checked, "")
+    )
+
+
+def test_groups_are_suggested_if_many_images_are_nearly_the_same():
+    records = np.concatenate([records_of(photo(number // 2, 16 + 8 * (number % 2))) for number in range(12)])
+    rows = [(number, "train", number // 2 % 2) for number in range(12)]
+    checked = replace(checked_dataset(rows), examined=Examination(records, ("",) * 12))
+    [found] = [finding for finding in list_findings(checked, 0, 0) if finding.kind == "related"]
+    assert found.text == "12 of 12 images are nearly the same as another one of their class"
+    assert "data.group_pattern=REGEX or, in a list, data.group_by=COLUMN keeps these whole" in found.remedy
+    assert not found.is_serious
+    assert not [finding for finding in list_findings(checked_dataset(rows), 0, 0) if finding.kind == "related"]

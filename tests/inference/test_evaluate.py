@@ -337,3 +337,12 @@ def test_a_saved_config_reads_no_variables_of_the_machine(tmp_path: Path, monkey
     target = "imago.data.file_datamodule.ImageFolderDataModule"
     (tmp_path / "config.yaml").write_text(f"kind: env\ndata: {{_target_: {target}, root: '{root}'}}")
     assert read_data_settings(tmp_path, [])["root"] == root
+
+
+def test_the_fold_of_a_run_with_a_split_file_is_read_from_its_own_split(tmp_path: Path):
+    settings = "_target_: imago.data.shapes.ShapesDataModule, split_file: /moved/list.csv, fold: 1"
+    (tmp_path / "config.yaml").write_text(f"data: {{{settings}}}")
+    assert read_data_settings(tmp_path, [])["fold"] == 1
+    (tmp_path / "split.csv").write_text("path,label,split\n")
+    found = read_data_settings(tmp_path, [])
+    assert (found["split_file"], found["fold"]) == (str(tmp_path / "split.csv"), None)

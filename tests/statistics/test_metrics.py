@@ -11,9 +11,9 @@ from imago.statistics.intervals import wilson_interval
 from imago.statistics.metrics import (
     LabeledOutputs,
     best_probability,
+    is_in_top_k,
     macro_scores,
     most_confused,
-    num_correct_in_top_k,
     per_class,
     softmax,
     top_classes,
@@ -60,13 +60,13 @@ def test_macro_f1_is_that_of_scikit_learn_a_class_that_is_predicted_without_imag
 def test_top_k_counts_are_those_of_scikit_learn(k: int):
     labels, logits = noisy_predictions(10)
     expected = 500 if k == 10 else sk.top_k_accuracy_score(labels, logits, k=k, labels=range(10), normalize=False)
-    assert num_correct_in_top_k(logits, labels, k) == expected
+    assert is_in_top_k(logits, labels, k).sum() == expected
 
 
 def test_of_equal_logits_the_first_class_wins_everywhere():
     logits, labels = np.zeros((4, 4), np.float32), np.arange(4)
-    assert [num_correct_in_top_k(logits, labels, k) for k in (1, 2, 3, 4)] == [1, 2, 3, 4]
-    assert num_correct_in_top_k(logits, labels, 1) == (logits.argmax(axis=1) == labels).sum()
+    assert [is_in_top_k(logits, labels, k).sum() for k in (1, 2, 3, 4)] == [1, 2, 3, 4]
+    assert is_in_top_k(logits, labels, 1).tolist() == (logits.argmax(axis=1) == labels).tolist()
     assert top_classes(logits, 3).tolist() == [[0, 1, 2]] * 4
     assert top_classes(np.array([[0.1, 3.0, 2.0]]), 9).tolist() == [[1, 2, 0]]
 

@@ -48,7 +48,7 @@ class Comparison:
             ("accuracy of a", acc_a, images),
             ("accuracy of b", acc_b, images),
             ("b - a, in percentage points", f"{100 * self.paired.difference:+.2f}", f"95 % interval {low} to {high}"),
-            ("McNemar's exact test", self.paired.p_text, counts),
+            (self.paired.test, self.paired.p_text, counts),
             ("images needed", f"about {float(f'{needed:.2g}'):,.0f}" if needed else "no number", power),
         ]
 
@@ -71,7 +71,8 @@ def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:
     indices = None if notes else read_or_none(notes, _matching_indices, first, second)
     if notes:
         return Comparison(names, records, settings, (), None, list(dict.fromkeys(notes)))
-    paired = compare_paired(first.is_correct, second.is_correct[indices])
+    groups = first.groups if second.groups is None else second.groups[indices]
+    paired = compare_paired(first.is_correct, second.is_correct[indices], groups)
     return Comparison(names, records, settings, (first, second), paired, [*first.data_notes, *second.data_notes])
 
 

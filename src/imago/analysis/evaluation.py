@@ -31,6 +31,7 @@ class Evaluation(Predictions):
     labels: np.ndarray
     predicted: np.ndarray
     probability: np.ndarray
+    groups: np.ndarray | None = None  # name of the group of each image, str (N,), if the run has groups
 
     @property
     def metrics(self) -> list[tuple[str, float, str]]:
@@ -83,6 +84,7 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
         image_names = tuple(row["image"] for row in rows)
         labels, predicted = (np.array([indices[row[name]] for row in rows], np.int64) for name in ("true", "predicted"))
         probability = np.array([row["probability"] for row in rows], np.float64)
+        groups = np.array([row["group"] for row in rows]) if rows and "group" in rows[0] else None
         if not rows or len(indices) < len(class_names):
             raise ValueError("predictions.csv is empty, or per_class.csv has a class twice")
         metadata = read_json(directory / "metrics.json")
@@ -100,7 +102,7 @@ def load_evaluation(run: Path | str, split: str = "test") -> Evaluation:
         raise DataError(
             f"{directory} is not of the present {best.name}, but of another checkpoint; renew it: {command}"
         )
-    return Evaluation(directory, metadata, class_names, image_names, labels, predicted, probability)
+    return Evaluation(directory, metadata, class_names, image_names, labels, predicted, probability, groups)
 
 
 def saved_images(evaluation: Evaluation) -> dict[int, np.ndarray]:

@@ -110,6 +110,8 @@ def _accuracy_notes(run: Path, split: str, record: RunRecord, evaluation: Evalua
     is_calibrated = isinstance(temperature, int | float)
     notes = [f"calibrated with temperature {temperature:.3f}, fitted on val"] if is_calibrated else []
     notes += [f"{name}: {text}" for name, text in describe_sets(metadata.get(PREDICTION_SETS_KEY) or {}).items()]
+    if num_groups := metadata.get("num_groups"):
+        notes.append(f"intervals account for {num_groups} groups, whose images are not independent")
     if split == "test" and record.test_acc is not None and abs(evaluation.is_correct.mean() - record.test_acc) > 1e-9:
         views = f"with tta={final_test_tta(record)}, and this evaluation had tta={metadata.get('tta', 'none')}"
         reason = f"with equal tta, images or checkpoint differ, and {eval_command(run, split)} repeats the test"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 
@@ -14,6 +15,7 @@ from imago.callbacks.train_metrics import num_steps_done
 from imago.resources import available_cores
 from imago.runs.checkpoint import read_checkpoint
 from imago.runs.run_directory import RunDirectory
+from imago.statistics.groups import alike_groups_interval
 from imago.statistics.intervals import wilson_interval
 from imago.task.base import ImageTask
 
@@ -100,7 +102,7 @@ def _training_results(trainer: Trainer) -> dict[str, Any]:
         results["val"] |= {"monitor": best.monitor}
         if isinstance(trainer.limit_val_batches, float) and trainer.limit_val_batches == 1.0:  # the int 1 is one batch
             num_images = len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]  # of our data module
-            results["val"] |= _interval(trainer, results["val"], num_images) | {"num_images": num_images}
+            results["val"] |= _interval(trainer, results["val"], num_images, "val") | {"num_images": num_images}
         epoch = read_checkpoint(Path(best.best_model_path))["epoch"]
         results["best_value"] = float(best.best_model_score)  # type: ignore[arg-type]  # set with the path
         results["best_epoch"] = epoch + 1  # counted from 1, as on the screen
@@ -114,7 +116,7 @@ def _test_results(trainer: Trainer) -> dict[str, Any]:
         num_images = round(results["num_images"])
         num_all = len(trainer.datamodule.splits.test)  # type: ignore[attr-defined]  # of our data module
         results |= {"num_images": num_images, "num_left_out": num_all - num_images}
-        results |= _interval(trainer, results, num_images)
+        results |= _interval(trainer, results, num_images, "test")
         if trainer.lightning_module.hparams["predicts_classes"]:  # Lightning logs float32: make the share exact again
             results["acc"] = round(results["acc"] * num_images) / num_images
     tta = getattr(trainer.lightning_module, "tta", "none")
@@ -127,10 +129,17 @@ def _of_split(split: str, metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name[len(split) + 1 :]: float(value) for name, value in metrics.items() if name.startswith(prefixes)}
 
 
-def _interval(trainer: Trainer, results: Mapping[str, float], num_images: int) -> dict[str, list[float]]:
-    """Return the interval of the accuracy; {} if there is none, or if the task may compute something else."""
+def _interval(trainer: Trainer, results: Mapping[str, float], num_images: int, split: str) -> dict[str, Any]:
+    """Return the interval of the accuracy; {} if there is none, or if the task may compute something else.
+
+    With groups it is the widest possible, as it is not known here which images are correct; `eval.py` narrows it.
+    """
     if not isinstance(trainer.lightning_module, ImageTask) or "acc" not in results:
         return {}
+    groups = getattr(trainer.datamodule.splits, split).groups  # type: ignore[attr-defined]  # of our data module
+    if groups is not None:
+        interval: Any = list(alike_groups_interval(results["acc"], groups))
+        return {"interval_95": interval, "num_groups": len(np.unique(groups))}
     return {"interval_95": list(wilson_interval(round(results["acc"] * num_images), num_images))}
 
 

@@ -67,6 +67,7 @@ class ListedImage(NamedTuple):
     split: str  # train, val or test; "" in a list without that column
     file: Path  # CSV that contains the row
     line: int  # from 1
+    group: str = ""  # cell of the column that defines groups
 
     @property
     def location(self) -> str:
@@ -74,15 +75,17 @@ class ListedImage(NamedTuple):
         return f"{printable(self.file)}, line {self.line}"
 
 
-def read_list(file: Path) -> list[ListedImage]:
-    """Read a list; blank lines, and blanks around labels and splits, are ignored.
+def read_list(file: Path, group_by: str = "") -> list[ListedImage]:
+    """Read a list; blank lines, and blanks around labels, splits and groups, are ignored.
+
+    `group_by` is the name of the column that defines groups; "" for none.
 
     Raises:
         DataError: naming the line, if the file is not such a list, has no images, or lists one twice or outside of
             the root.
     """
     lines = read_csv_lines(file, _FIRST_LINE)
-    columns = _find_columns(file, [cells for _, cells in lines])
+    columns = _find_columns(file, [cells for _, cells in lines], group_by)
     rows = [_parse_row(file, line, cells, columns) for line, cells in lines[1:]]
     if not rows:
         raise DataError(f"{printable(file)} has no images below its first line; add one line for each.")
@@ -108,7 +111,8 @@ def files_from_list(root: Path, rows: Sequence[ListedImage], class_names: Sequen
             fault = f"{printable(row.name)} is another name of the file {printable(first.name)} in line {first.line}"
             raise DataError(f"{row.location}: {fault}; list it once.")
     num_bytes, mtime_ns = np.array([(status.st_size, status.st_mtime_ns) for status in statuses], np.int64).T.copy()
-    files = LabeledFiles(root, tuple(row.name for row in rows), num_bytes, mtime_ns, labels)
+    groups = np.array([row.group for row in rows]) if rows[0].group else None
+    files = LabeledFiles(root, tuple(row.name for row in rows), num_bytes, mtime_ns, labels, groups=groups)
     return {split: files.take(indices) for split, indices in _group_by_split(rows, np.arange(len(rows))).items()}
 
 
@@ -146,14 +150,21 @@ def assign_splits(
     return {split: images.take(np.sort(members)) for split, members in indices_by_split.items()}
 
 
-def _find_columns(file: Path, lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return for each column of a list, whose first line is its header, its name in `COLUMNS`; "" if it is not used."""
+def _find_columns(file: Path, lines: Sequence[Sequence[str]], group_by: str) -> list[str]:
+    """Return for each column of a list, whose first line is its header, its name in `COLUMNS`, group, or ""."""
     header = lines[0] if lines else []
     names = [cell.strip().casefold() for cell in header]
     used = {next((name for name in known if name in names), ""): column for column, known in COLUMN_NAMES.items()}
     if not {"path", "label"} <= {column for name, column in used.items() if name}:
         got = printable(",".join(header)) or "nothing"
         raise DataError(f"{printable(file)}, line 1: expected {_FIRST_LINE}, got {got}.")
+    if group_by:
+        group_column = group_by.strip().casefold()
+        if group_column not in names or group_column in used:
+            others = join_names(name for name in names if name not in used) or "no columns"
+            fault = f"{printable(file)} has {others} besides path, label and split"
+            raise DataError(f"data.group_by={group_by}: {fault}; name the column that holds the group of each image.")
+        used[group_column] = "group"
     unused = [name for name in names if name not in used]
     for name in unused if "" in used else ():  # a misspelled split: test images would be trained on
         values = {line[names.index(name)].strip() for line in lines[1:] if len(line) == len(names)}
@@ -177,7 +188,10 @@ def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[st
         raise DataError(f"{location}: split={printable(split)} is not one of {', '.join(SPLITS)}.")
     if not name.strip() or "\0" in name:
         raise DataError(f"{location}: {name!r} is not a file name; write a path relative to data.root.")
-    return ListedImage(posixpath.normpath(name), label, split, file, line)
+    group = cell.get("group", "").strip()
+    if "group" in cell and not group:
+        raise DataError(f"{location}: the cell of data.group_by is empty; write the group of the image.")
+    return ListedImage(posixpath.normpath(name), label, split, file, line, group)
 
 
 def _labels(rows: Sequence[ListedImage], class_names: Sequence[str]) -> np.ndarray:

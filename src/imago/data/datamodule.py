@@ -18,7 +18,8 @@ from imago.data.csv_list import COLUMNS
 from imago.data.dataset import ArrayDataset, FileDataset, LabeledArray, LabeledFiles, Samples, Splits
 from imago.data.loader import BatchLoader
 from imago.data.sampling import EvalSampler, TrainSampler, limited_batches
-from imago.data.splitting import SplitPlan, complete_splits, stratified_order, training_part
+from imago.data.splitting import SplitPlan, complete_splits, training_part
+from imago.data.stratified import stratified_order
 from imago.errors import ConfigError, DataError
 from imago.files import encode_names, write_csv
 from imago.images import Preprocess, resize_and_crop
@@ -59,6 +60,7 @@ class ImageDataModule(LightningDataModule):
     """
 
     splits: Splits
+    group_settings: tuple[str, ...] = ()  # those of `SplitPlan` by which a subclass finds groups
 
     def __init__(
         self,
@@ -80,6 +82,12 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.sampler = sampler
         self.split_plan = SplitPlan(**split)
+        for name in ("group_by", "group_pattern"):
+            if (value := getattr(self.split_plan, name)) and name not in self.group_settings:
+                needed = (
+                    "data=image_list" if name == "group_by" else "image files, data=image_folder or data=image_list"
+                )
+                raise ConfigError(f"data.{name}={value} needs {needed}; leave it out.")
         self.ignored_entries: list[tuple[str, str]] = []
         self.bad_images: list[tuple[str, str]] = []
         self.random_splits: list[str] = []

@@ -27,6 +27,7 @@ class Samples:
 
     names: tuple[str, ...]
     labels: np.ndarray
+    groups: np.ndarray | None = None  # name of the group of each image, which no two splits share, str (N,)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,6 +72,7 @@ class LabeledFiles(Samples):
         mtime_ns: modification time of each file, int64 (N,), in nanoseconds.
         labels: int64 (N,).
         max_pixels: larger images are not read.
+        groups: name of the group of each image, str (N,); None without data.group_by and data.group_pattern.
     """
 
     root: Path
@@ -79,6 +81,7 @@ class LabeledFiles(Samples):
     mtime_ns: np.ndarray
     labels: np.ndarray
     max_pixels: int = MAX_PIXELS
+    groups: np.ndarray | None = None
 
     @property
     def paths(self) -> list[Path]:

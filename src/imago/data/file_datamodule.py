@@ -17,6 +17,7 @@ from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
 from imago.data.dataset import FileDataset, LabeledFiles, has_random_resized_crop
 from imago.data.examine import examine, map_in_threads
 from imago.data.folder_listing import list_image_folder
+from imago.data.groups import groups_by_pattern
 from imago.data.image_cache import CACHE_MODES, ImageCache, build_cache, choose_cache, estimate_bytes, open_cache
 from imago.data.image_statistics import MAX_STATISTICS_IMAGES, preprocess_for_images, shrink
 from imago.errors import ConfigError
@@ -50,6 +51,8 @@ class FileDataModule(ImageDataModule):
     Raises:
         ConfigError: if an argument is invalid.
     """
+
+    group_settings: tuple[str, ...] = ("group_pattern",)
 
     def __init__(
         self,
@@ -89,6 +92,8 @@ class FileDataModule(ImageDataModule):
         """List the files; with `on_bad_image="skip"`, leave unreadable ones out."""
         class_names, listed = self.list_files()
         splits = {split: replace(files, max_pixels=self.max_pixels) for split, files in listed.items()}
+        if pattern := self.split_plan.group_pattern:
+            splits = {s: replace(files, groups=groups_by_pattern(files.names, pattern)) for s, files in splits.items()}
         if self.on_bad_image == "skip":
             num_images = sum(map(len, splits.values()))
             for split, files in splits.items():
@@ -206,6 +211,8 @@ class ImageListDataModule(FileDataModule):
     The paths are relative to `root`, or to the directory of the CSV; `settings` are arguments of `FileDataModule`.
     """
 
+    group_settings = ("group_by", "group_pattern")
+
     def __init__(self, list_file: str, root: str | None = None, **settings: Any) -> None:
         if not list_file:
             raise ConfigError("data.list_file has no value; set it to a CSV with the columns path,label[,split].")
@@ -214,6 +221,6 @@ class ImageListDataModule(FileDataModule):
 
     def list_files(self) -> tuple[tuple[str, ...], dict[str, LabeledFiles]]:
         """Read the list; the classes are its labels, sorted."""
-        rows = read_list(self.list_file)
+        rows = read_list(self.list_file, self.split_plan.group_by)
         class_names = tuple(sorted({row.label for row in rows}))
         return class_names, files_from_list(self.root, rows, class_names)

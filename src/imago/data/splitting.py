@@ -1,6 +1,7 @@
 """Complete the train, val and test splits of a dataset: as published, as listed in a CSV, or split off at random."""
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,11 @@ import numpy as np
 
 from imago.data.csv_list import assign_splits, read_list
 from imago.data.dataset import Samples, concatenate
+from imago.data.groups import check_groups, distribute_groups, shared_groups
+from imago.data.stratified import stratified_folds, stratified_split
 from imago.errors import ConfigError, DataError
 from imago.images import SPLITS
-from imago.seeding import FOLD_KEY, PART_KEY, TEST_KEY, TRAIN_FRACTION_KEY, derive_seed, random_permutation
+from imago.seeding import TEST_KEY, derive_seed
 from imago.text import join_names
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,8 @@ class SplitPlan:
         split_file: CSV of `imago.data.csv_list` with the split of each image; "" for none. Published test images stay
             test images.
         train_fraction: share of the train split to train on, in (0, 1]; see `training_part`.
+        group_by: column of the CSV list with the group of each image; no two splits share one. "" for none.
+        group_pattern: the same by a regular expression that is searched in the file names.
 
     Raises:
         ConfigError: if settings contradict each other.
@@ -46,6 +51,8 @@ class SplitPlan:
     num_folds: int = 5
     split_file: str = ""
     train_fraction: float = 1.0
+    group_by: str = ""
+    group_pattern: str = ""
 
     def __post_init__(self) -> None:
         fractions = [self.val_fraction] + ([] if self.test_fraction is None else [self.test_fraction])
@@ -63,6 +70,19 @@ class SplitPlan:
                 f"data.fold={self.fold} must be in 0 .. {self.num_folds - 1} (data.num_folds={self.num_folds}); "
                 f"a whole cross-validation is -m 'data.fold=range({self.num_folds})'."
             )
+        if self.group_by and self.group_pattern:
+            raise ConfigError(f"data.group_by={self.group_by} and data.group_pattern= both define groups; use one.")
+        try:
+            re.compile(self.group_pattern or "")
+        except re.error as error:
+            reason = f"data.group_pattern={self.group_pattern} is not a regular expression: {error}"
+            raise ConfigError(f"{reason}; e.g. data.group_pattern='(.+)_' takes what is before the last _.") from error
+
+    @property
+    def grouping(self) -> str:
+        """The setting that defines groups, as typed; "" without one."""
+        column = f"data.group_by={self.group_by}" if self.group_by else ""
+        return f"data.group_pattern={self.group_pattern}" if self.group_pattern else column
 
 
 def complete_splits(
@@ -99,7 +119,7 @@ def complete_splits(
         if split == "val" and plan.fold is not None:
             _take_fold(splits, plan, class_names)
         else:
-            remaining -= _split_off(split, splits, plan, remaining)
+            remaining -= _split_off(split, splits, plan, remaining, class_names)
     if random_splits:
         counts = " and ".join(
             f"{len(splits[split]):,} for {split}{_share_text(split, len(splits[split]) / num_drawn_from, plan)}"
@@ -107,12 +127,17 @@ def complete_splits(
         )
         fold = "" if plan.fold is None else f" (fold {plan.fold} of {plan.num_folds})"
         hint = "; data.val_as_test=true tests on val instead" if random_splits == ["test"] else ""
-        log.info("split off the %s training images, stratified: %s%s%s", f"{num_drawn_from:,}", counts, fold, hint)
-    _warn_about_missing_classes(splits, class_names)
+        groups = f", whole groups of {plan.grouping}" if plan.grouping else ""
+        drawn_from = f"{num_drawn_from:,}"
+        log.info("split off the %s training images, stratified%s: %s%s%s", drawn_from, groups, counts, fold, hint)
+    _warn_about_splits(splits, class_names, plan.grouping)
     return {split: splits[split] for split in SPLITS}, random_splits
 
 
-def _warn_about_missing_classes(splits: Mapping[str, Samples], class_names: Sequence[str]) -> None:
+def _warn_about_splits(splits: Mapping[str, Samples], class_names: Sequence[str], grouping: str) -> None:
+    groups = {split: samples.groups for split, samples in splits.items() if samples.groups is not None}
+    for (split, _), text in shared_groups(groups, grouping).items():
+        log.warning("%s, so the result of %s is too good; check.py lists them", text, split)
     for split in ("val", "test"):
         if missing := np.setdiff1d(np.arange(len(class_names)), splits[split].labels).tolist():
             names = join_names([class_names[label] for label in missing], 3)
@@ -125,57 +150,15 @@ def _share_text(split: str, share: float, plan: SplitPlan) -> str:
     asked: float = getattr(plan, key)
     if (split == "val" and plan.fold is not None) or abs(share / asked - 1) <= _SHARE_TOLERANCE:
         return ""
-    return f" ({share:.0%}, not data.{key}={asked}: rounded for each class, to at least one image)"
-
-
-def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split off the same share of every class, rounded per class: at least 1 image and never all of them.
-
-    Return the sorted indices of the remaining images and of those split off, int64, given the labels, int64 (N,).
-    """
-    chosen_by_class = [
-        class_indices[: min(max(1, round(fraction * len(class_indices))), len(class_indices) - 1)]
-        for class_indices in _shuffled_by_class(labels, seed)
-    ]
-    chosen = np.sort(np.concatenate(chosen_by_class))
-    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+    reason = "groups are whole" if plan.grouping else "rounded for each class, to at least one image"
+    return f" ({share:.0%}, not data.{key}={asked}: {reason})"
 
 
 def training_part(train: Samples, plan: SplitPlan) -> Samples:
     """Return the share `plan.train_fraction` of the images of each class, at least one; a larger share contains it."""
     if plan.train_fraction == 1:
         return train
-    of_classes = _shuffled_by_class(train.labels, plan.split_seed, TRAIN_FRACTION_KEY)
-    parts = [indices[: max(1, round(plan.train_fraction * len(indices)))] for indices in of_classes]
-    return train.take(np.sort(np.concatenate(parts)))
-
-
-def stratified_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
-    """Distribute the images of each class evenly over folds, which differ by at most one image per class.
-
-    Return the fold of each image, int64 (N,), given the labels, int64 (N,).
-    """
-    folds = np.empty(len(labels), np.int64)
-    # Each class continues with the fold after the last one, so that the folds are of equal size, too.
-    folds[np.concatenate(_shuffled_by_class(labels, seed, FOLD_KEY))] = np.arange(len(labels)) % num_folds
-    return folds
-
-
-def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Return the indices, int64 (N,), in a random order whose every beginning has the classes in their shares.
-
-    In each class, the images are at evenly spaced positions between 0 and 1. `labels` are int64 (N,).
-    """
-    positions = np.empty(len(labels))
-    for indices in _shuffled_by_class(labels, seed, PART_KEY):
-        positions[indices] = (np.arange(len(indices)) + 0.5) / len(indices)
-    return np.lexsort((random_permutation(len(labels), seed, PART_KEY), positions))
-
-
-def _shuffled_by_class(labels: np.ndarray, *key: int) -> list[np.ndarray]:
-    """Return the indices of each class in a random order, int64 (M,) each."""
-    indices_by_class = [(int(label), np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    return [indices[random_permutation(len(indices), *key, label)] for label, indices in indices_by_class]
+    return train.take(stratified_part(train.labels, plan.train_fraction, plan.split_seed))
 
 
 def _assign_splits(
@@ -214,27 +197,46 @@ def _assign_listed_splits(
 def _take_fold(splits: dict[str, Samples], plan: SplitPlan, class_names: Sequence[str]) -> None:
     """Make fold `plan.fold` of train and published val the val split, and the other folds train."""
     pool = concatenate([splits[split] for split in ("train", "val") if split in splits])
-    is_val = stratified_folds(pool.labels, plan.num_folds, plan.split_seed) == plan.fold
+    if pool.groups is None:
+        folds = stratified_folds(pool.labels, plan.num_folds, plan.split_seed)
+    else:
+        check_groups(pool.groups, f"data.num_folds={plan.num_folds}", plan.grouping, plan.num_folds)
+        folds = distribute_groups(pool.labels, pool.groups, [1 / plan.num_folds] * plan.num_folds, plan.split_seed)
+    is_val = folds == plan.fold
     if not is_val.any():
         fault = f"{len(pool)} training images are too few for {plan.num_folds} folds"
         raise DataError(f"data.fold={plan.fold}: {fault}; use a lower data.num_folds.")
-    missing_labels = set(pool.labels) - set(pool.labels[~is_val])
-    if missing_labels:
-        raise DataError(
-            f"data.fold={plan.fold}: class {class_names[min(missing_labels)]!r} has a single training image, and this "
-            "fold leaves none to train on; add images or drop the class."
-        )
+    _check_classes_left(pool, ~is_val, class_names, f"data.fold={plan.fold}")
     splits["train"], splits["val"] = pool.take(np.flatnonzero(~is_val)), pool.take(np.flatnonzero(is_val))
 
 
-def _split_off(split: str, splits: dict[str, Samples], plan: SplitPlan, remaining: float) -> float:
+def _check_classes_left(samples: Samples, is_left: np.ndarray, class_names: Sequence[str], setting: str) -> None:
+    """Check that each class keeps an image to train on, given which are left, bool (N,)."""
+    if missing_labels := set(samples.labels.tolist()) - set(samples.labels[is_left].tolist()):
+        reason = "has a single training image" if samples.groups is None else "is only in groups that are split off"
+        raise DataError(
+            f"{setting}: class {class_names[min(missing_labels)]!r} {reason}, and none is left to train on; add images "
+            "or drop the class."
+        )
+
+
+def _split_off(
+    split: str, splits: dict[str, Samples], plan: SplitPlan, remaining: float, class_names: Sequence[str]
+) -> float:
     """Split val or test off train, of which the share `remaining` is left; return the share split off."""
     fraction = plan.val_fraction if split == "val" else plan.test_fraction
     if not fraction:
         raise ConfigError(f"this dataset has no {split} split; set the share to split off: data.{split}_fraction=0.1.")
     seed = plan.split_seed if split == "val" else derive_seed(plan.split_seed, TEST_KEY)
     train = splits["train"]
-    kept, split_off = stratified_split(train.labels, fraction / remaining, seed)
+    share = fraction / remaining
+    if train.groups is None:
+        kept, split_off = stratified_split(train.labels, share, seed)
+    else:
+        check_groups(train.groups, f"data.{split}_fraction={fraction}", plan.grouping, 2)
+        parts = distribute_groups(train.labels, train.groups, [1 - share, share], seed)
+        _check_classes_left(train, parts == 0, class_names, f"data.{split}_fraction={fraction}")
+        kept, split_off = np.flatnonzero(parts == 0), np.flatnonzero(parts == 1)
     if not len(split_off):
         raise DataError(
             f"{len(train)} training images are too few to split {split} off; add images of each class, or evaluate all "

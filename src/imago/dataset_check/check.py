@@ -14,6 +14,7 @@ from imago.data.image_record import examine_pixels
 from imago.dataset_check import report
 from imago.dataset_check.checked_dataset import CheckedDataset
 from imago.dataset_check.findings import list_findings
+from imago.dataset_check.labels import check_labels
 from imago.dataset_check.pages import draw_augmentations, draw_sheets
 from imago.errors import ConfigError, DataError, IncompleteError, UserError
 from imago.files import report_unwritable, write_csv, write_json
@@ -41,15 +42,20 @@ def check(cfg: DictConfig) -> None:
     directory = job_output_dir()
     if cfg.show not in _SHOW_CHOICES:
         raise ConfigError(f"show={cfg.show} is not one of {', '.join(_SHOW_CHOICES)}.")
-    if (directory / "check.json").exists():
+    if any((directory / name).exists() for name in ("check.json", "label_issues.csv")):
         raise ConfigError(f"run_name={cfg.run_name}: {directory} already holds a check; choose another name.")
+    if cfg.labels:
+        with report_unwritable(directory, "; choose another directory with paths.log_dir=DIR"):
+            check_labels(Path(cfg.labels), directory, list(cfg.trust))
+        return
     cache_dir = Path(cfg.data.get("cache_dir") or Path(cfg.paths.data_dir) / "cache")
     try:
         data = _build_data(cfg)
     except DataError:
         _list_bad_images(cfg, cache_dir, directory)
         raise
-    checked = examine_dataset(data, cache_dir) if cfg.show == "all" else None
+    grouping = data.split_plan.grouping
+    checked = examine_dataset(data, cache_dir, grouping) if cfg.show == "all" else None
     with report_unwritable(directory, "; choose another directory with paths.log_dir=DIR"):
         if checked is None:
             write_png(directory / "augment.png", draw_augmentations(data))
@@ -62,17 +68,23 @@ def check(cfg: DictConfig) -> None:
         raise IncompleteError(f"{findings} a decision before training")
 
 
-def examine_dataset(data: "ImageDataModule", cache_dir: Path) -> CheckedDataset:
-    """Examine every image of a dataset after `set_up_data`, or reuse an earlier result in `cache_dir`."""
+def examine_dataset(data: "ImageDataModule", cache_dir: Path, grouping: str = "") -> CheckedDataset:
+    """Examine every image of a dataset after `set_up_data`, or reuse an earlier result in `cache_dir`.
+
+    `grouping` is the setting that defines groups, as typed.
+    """
     samples = [split for _, split in data.splits.items()]
     examined = [_examine(split, cache_dir) for split in samples]
     errors = tuple(error for part in examined for error in part.errors)
+    groups = [split.groups for split in samples if split.groups is not None]
     return CheckedDataset(
         data.class_names,
         tuple(name for split in samples for name in split.names),
         np.repeat(np.arange(len(samples)), [len(split) for split in samples]),
         np.concatenate([split.labels for split in samples]),
         Examination(np.concatenate([part.records for part in examined]), errors),
+        np.concatenate(groups) if groups else None,
+        grouping,
     )
 
 

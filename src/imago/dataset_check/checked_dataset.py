@@ -21,6 +21,8 @@ class CheckedDataset:
     splits: np.ndarray  # index of each image's split in `SPLITS`, int64 (N,)
     labels: np.ndarray  # int64 (N,)
     examined: Examination  # record and error of each image
+    named_groups: np.ndarray | None = None  # name of the group that the settings give each image, str (N,)
+    grouping: str = ""  # setting that defines these groups, as typed
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,14 +79,19 @@ class CheckedDataset:
 
     @cached_property
     def without_leaks(self) -> np.ndarray:
-        """The indices of the good images, int64 (M,); of duplicates across splits only those in test, else in val."""
-        last_split = np.zeros(len(self), np.int64)
-        np.maximum.at(last_split, self.groups, self.splits)
-        return self.good_indices[self.splits[self.good_indices] == last_split[self.groups[self.good_indices]]]
+        """The indices of the good images, int64 (M,); of duplicates and groups only those in the last split."""
+        last_split = self.splits
+        for groups in (self.groups, self.named_groups):
+            if groups is not None:
+                numbers = np.unique(groups, return_inverse=True)[1]
+                latest = np.zeros(len(self), np.int64)
+                np.maximum.at(latest, numbers, self.splits)
+                last_split = np.maximum(last_split, latest[numbers])
+        return self.good_indices[(self.splits == last_split)[self.good_indices]]
 
     @property
     def has_leaks(self) -> bool:
-        """Whether two splits share an image."""
+        """Whether two splits share an image or a group."""
         return len(self.without_leaks) < len(self.good_indices)
 
     @property

@@ -2,15 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from imago.data.groups import shared_groups
 from imago.dataset_check.checked_dataset import CheckedDataset
 from imago.images import SPLITS
 from imago.statistics.metrics import MIN_IMBALANCE_RATIO
 from imago.text import counted, join_names
 
 FEW_TEST_IMAGES = 100  # the 95 % interval of an accuracy is then up to 19 points wide (Wilson 1927)
+# Share of the images with a near duplicate of their class above which they may come in groups: 2 % in CIFAR-10, which
+# has none; our own choice.
+_MIN_RELATED = 0.1
 _KIND_NOTES = {
     "animated": "only the first frame is used",
     "16-bit": "16-bit values are scaled to 8 bits",
@@ -36,6 +41,7 @@ def list_findings(checked: CheckedDataset, num_ignored: int, num_left_out: int) 
     return [
         *_bad_images(checked, num_left_out),
         *_leaks(checked),
+        *_groups(checked),
         *_repeats(checked),
         *_class_counts(checked.counts, checked.class_names),
         *_unusual_files(checked, num_ignored),
@@ -64,6 +70,25 @@ def _leaks(checked: CheckedDataset) -> Iterator[Finding]:
             if not checked.can_remove_leaks:
                 remedy = "leaving them all out would leave a class without training images"
             yield Finding(f"{split} in {into}", text, f"see duplicates.csv; {remedy}", is_serious=True)
+
+
+def _groups(checked: CheckedDataset) -> Iterator[Finding]:
+    """Yield the groups that are in two splits; without groups, a hint if many images seem to be related."""
+    if (names := checked.named_groups) is not None:
+        by_split = {split: names[checked.splits == index] for index, split in enumerate(SPLITS)}
+        for (split, into), text in shared_groups(by_split, checked.grouping).items():
+            remedy = "data.split_file with split_without_leaks.csv leaves them out of all but one split"
+            yield Finding(f"groups of {split} in {into}", text, remedy, is_serious=True)
+        return
+    pairs = checked.pairs
+    is_related = ~pairs.is_same & (checked.labels[pairs.first] == checked.labels[pairs.second])
+    num_related = len(np.union1d(pairs.first[is_related], pairs.second[is_related]))
+    if num_related > _MIN_RELATED * len(checked) and Path(checked.names[0]).suffix:  # not of images in memory
+        text = f"{num_related:,} of {len(checked):,} images are nearly the same as another one of their class"
+        setting = "data.group_pattern=REGEX or, in a list, data.group_by=COLUMN"
+        yield Finding(
+            "related", text, f"if they come in groups (one person, camera, burst), {setting} keeps these whole"
+        )
 
 
 def _repeats(checked: CheckedDataset) -> Iterator[Finding]:

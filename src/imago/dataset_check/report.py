@@ -48,10 +48,16 @@ def summary_lines(checked: CheckedDataset, preprocess: str) -> list[str]:
         "kinds": ", ".join(f"{count:,} {name}" for name, count in checked.kinds().items()),
         "duplicates": f"{counted(num_same, 'pair')} with the same bytes, {len(checked.pairs) - num_same:,} nearly the "
         f"same (thumbnails correlate by {checked.pairs.min_correlation:.3f} or more)",
+        "groups": "" if checked.named_groups is None else _groups_text(checked.named_groups, checked.grouping),
         "statistics": f"mean {mean}, std {std}, over all training images, uncropped, each with equal weight",
         "a run uses": f"{preprocess}; pretrained weights and preprocess.* may change it",
     }
     return [f"{name:<10}  {value}" for name, value in lines.items() if value]
+
+
+def _groups_text(groups: np.ndarray, grouping: str) -> str:
+    sizes = np.unique(groups, return_counts=True)[1]
+    return f"{len(sizes):,} of {grouping}, with {sizes.min():,} to {sizes.max():,} images"
 
 
 def finding_lines(findings: Sequence[Finding]) -> list[str]:

@@ -133,7 +133,9 @@ def _metrics(predictor: Predictor, result: LabeledOutputs) -> dict[str, Any]:
     if isinstance(predictor, TorchPredictor):
         from imago.task.metrics import compute_with_intervals
 
-        metrics |= compute_with_intervals(predictor.classifier.metrics, result.logits, result.labels, metrics)
+        metrics |= compute_with_intervals(
+            predictor.classifier.metrics, result.logits, result.labels, metrics, draws=result.draws
+        )
     return metrics
 
 
@@ -150,7 +152,7 @@ def read_data_settings(run: Path, trust: Sequence[str]) -> dict[str, Any]:
     if not isinstance(settings, dict) or "_target_" not in settings:
         raise DataError(f"{run / 'config.yaml'} names no dataset; restore the file, or train again.")
     if settings.get("split_file") and (run / "split.csv").is_file():
-        settings["split_file"] = str(run / "split.csv")
+        settings |= {"split_file": str(run / "split.csv"), "fold": None}  # it has the fold's val split
     settings["augment"] = {}  # not used in evaluation, and may name code of others
     check_saved_targets(settings, "data", run / "config.yaml", trust)
     return settings

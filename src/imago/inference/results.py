@@ -58,6 +58,7 @@ def summary_lines(result: LabeledOutputs, metadata: Mapping[str, Any], final_tes
     lines = {
         "model": short_path(Path(metadata["model"])),
         "data": f"{metadata['data']} {metadata['split']}, {counted(metadata['num_images'], 'image')}, each seen once",
+        "groups": f"{metadata['num_groups']:,}, which the intervals account for" if "num_groups" in metadata else "",
         "accuracy": f"{metadata['acc']:.2%}, {_interval(metadata, 'acc')}{final_test}",
         "views": views,
         "top-5": f"{metadata['top5_acc']:.2%}, {_interval(metadata, 'top5_acc')}" if "top5_acc" in metadata else "",
@@ -133,9 +134,10 @@ def _tables(result: LabeledOutputs, images: Sequence[str]) -> dict[str, list[Seq
         confusion["confusion.csv"] = [("true class \\ predicted", *names), *rows]
     probabilities = [f"{probability:.6f}" for probability in result.probability]
     labels, predicted = ([names[index] for index in indices] for indices in (result.labels, result.predicted))
-    predictions = zip(images, labels, predicted, probabilities, strict=True)
+    columns_of = {"image": images, "true": labels, "predicted": predicted, "probability": probabilities}
+    columns_of |= {} if result.groups is None else {"group": result.groups.tolist()}
     return {
         "per_class.csv": [("class", "precision", "recall", "f1", "n"), *per_class],
         **confusion,
-        "predictions.csv": [("image", "true", "predicted", "probability"), *predictions],
+        "predictions.csv": [[*columns_of], *zip(*columns_of.values(), strict=True)],
     }

@@ -124,7 +124,8 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
     data.preprocess = predictor.preprocess
     loaders = [data.evaluation_loader(name) for name, _ in data.splits.items() if split in (name, "all")]
     num_batches = sum(map(len, loaders))
-    expected = network_labels[split_samples(data, split).labels]
+    samples = split_samples(data, split)
+    expected = network_labels[samples.labels]
     logits = np.empty((len(expected), len(predictor.class_names)), np.float32)  # for many classes the largest array
     labels, best_probabilities, num_read = [], [], 0
     for images, batch_labels in tqdm(
@@ -142,7 +143,8 @@ def run_split(predictor: Predictor, data: "ImageDataModule", split: str) -> Labe
             "dataset changed while it was read; try again."
         )
     check_finite(logits)
-    return LabeledOutputs(predictor.class_names, all_labels, logits, all_best, predictor.calibration_temperature)
+    temperature = predictor.calibration_temperature
+    return LabeledOutputs(predictor.class_names, all_labels, logits, all_best, temperature, samples.groups)
 
 
 def output_indices(predictor: "Predictor | Classifier", class_names: Sequence[str]) -> np.ndarray:

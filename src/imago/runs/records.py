@@ -27,7 +27,7 @@ _SUBDIRECTORIES = frozenset({"checkpoints", "tensorboard", "eval", "export", "pr
 
 _STATUSES = ("running", "finished", "failed", "stopped", "pruned", "died", "evaluated")  # in summary.json
 _ENDED_EARLY = ("stopped", "failed", "pruned", "died")  # statuses
-_SUMMARY_COUNTS = ("num_images", "num_left_out")  # numbers beside the metrics of a split
+_SUMMARY_COUNTS = ("num_images", "num_left_out", "num_groups")  # numbers beside the metrics of a split
 
 # Settings that do not change a result. The trailing dot matches whole keys only.
 _KEYS_WITHOUT_EFFECT = (

@@ -1,7 +1,7 @@
 """Compute 95 % confidence intervals: from a formula where there is one, else by bootstrap over the images."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ _NUM_UNSEEN_MISTAKES = 2
 _MAX_SIGMAS, _MIN_GAP = 3.3, 0.02  # of `far_above_note`; our own choice
 
 Interval = tuple[float, float]
+DrawImages = Callable[[np.random.Generator], tuple[Any, Any]]  # a draw of a bootstrap over groups of images
 
 
 def wilson_interval(num_correct: int, num_images: int) -> Interval:
@@ -73,7 +74,9 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     return mean - half_width, mean + half_width
 
 
-def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_DRAWS) -> dict[str, Interval]:
+def macro_intervals(
+    confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_DRAWS, draw: DrawImages | None = None
+) -> dict[str, Interval]:
     """Return the 95 % percentile intervals of macro precision, recall and F1, by bootstrap, centered at the score.
 
     A class without images and predictions in a draw is left out of the mean of that draw, as in the score itself. With
@@ -84,6 +87,7 @@ def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_D
         confusion: counts (K, K) of N images, true classes in rows; N at least 1.
         seed: of the random draws; the same seed gives the same interval.
         num_draws: samples of the bootstrap.
+        draw: returns true and predicted classes of drawn images, int (M,) each, if images are not independent.
 
     Source: Efron and Tibshirani 1993, chapter 13.
     """
@@ -104,13 +108,17 @@ def macro_intervals(confusion: np.ndarray, seed: int = 0, num_draws: int = NUM_D
         return [float(np.mean(num_correct[present] / total[present])) for total in totals]
 
     scores = np.empty((num_draws, 3))
-    for draw in range(num_draws):
+    for index in range(num_draws):
+        if draw is not None:
+            drawn = draw(generator)
+            scores[index] = score(np.ones(len(drawn[0])), *drawn)
+            continue
         num_unseen = draw_num_unseen(num_images, generator)
         counts = generator.multinomial(num_images - num_unseen, shares)
         mistaken = generator.choice(true, num_unseen)
         predicted = draw_other_classes(mistaken, among, generator)
         counts = np.append(counts, np.ones(num_unseen))
-        scores[draw] = score(counts, np.append(rows, mistaken), np.append(columns, predicted))
+        scores[index] = score(counts, np.append(rows, mistaken), np.append(columns, predicted))
     draws = centered(scores, score(confusion.flat[cells], rows, columns))
     low, high = np.clip(np.quantile(draws, QUANTILES_95, axis=0), 0, 1).tolist()
     return dict(zip(("macro_precision", "macro_recall", "f1"), zip(low, high, strict=True), strict=True))
@@ -137,7 +145,11 @@ def centered(draws: np.ndarray, measured: ArrayLike) -> np.ndarray:
 
 
 def ece_interval(
-    probability: np.ndarray, is_correct: np.ndarray, seed: int = 0, num_draws: int = NUM_DRAWS
+    probability: np.ndarray,
+    is_correct: np.ndarray,
+    seed: int = 0,
+    num_draws: int = NUM_DRAWS,
+    draw: DrawImages | None = None,
 ) -> Interval:
     """Return an interval of the expected calibration error that is too wide rather than too narrow.
 
@@ -152,6 +164,8 @@ def ece_interval(
         is_correct: whether the predicted class is the true one, bool (N,).
         seed: of the random draws; the same seed gives the same interval.
         num_draws: samples of the bootstrap.
+        draw: returns the indices of drawn images, int (M,), and the number of unseen mistakes among them, which are
+            the first, if images are not independent.
 
     Source: our own, from the triangle inequality; compared with simulations in the tests.
     """
@@ -160,11 +174,14 @@ def ece_interval(
     image_gaps = is_correct - probability
     measured_gaps = np.bincount(bins, weights=image_gaps, minlength=bins.max() + 1) / num_images
     shifts, errors = np.empty(num_draws), np.empty(num_draws)
-    for draw in range(num_draws):
-        drawn, num_unseen = generator.integers(0, num_images, num_images), draw_num_unseen(num_images, generator)
+    for index in range(num_draws):
+        if draw is None:
+            drawn, num_unseen = generator.integers(0, num_images, num_images), draw_num_unseen(num_images, generator)
+        else:
+            drawn, num_unseen = draw(generator)
         unseen, seen = drawn[:num_unseen], drawn[num_unseen:]
         image_gaps = np.concatenate([-probability[unseen], (is_correct - probability)[seen]])
-        gaps = np.bincount(bins[drawn], weights=image_gaps, minlength=len(measured_gaps)) / num_images
-        shifts[draw], errors[draw] = np.abs(gaps - measured_gaps).sum(), np.abs(gaps).sum()
+        gaps = np.bincount(bins[drawn], weights=image_gaps, minlength=len(measured_gaps)) / len(drawn)
+        shifts[index], errors[index] = np.abs(gaps - measured_gaps).sum(), np.abs(gaps).sum()
     low = np.abs(measured_gaps).sum() - np.quantile(shifts, QUANTILES_95[1])
     return max(0.0, float(low)), min(1.0, float(np.quantile(errors, QUANTILES_95[1])))

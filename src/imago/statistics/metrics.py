@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from imago.statistics.calibration import UNCALIBRATED, nll, reliability, row_chunks
-from imago.statistics.intervals import ece_interval, macro_intervals, wilson_interval
+from imago.statistics.groups import ImageDraws, share_interval
+from imago.statistics.intervals import ece_interval, macro_intervals
 
 # Legend: N images, K classes
 
@@ -69,6 +70,7 @@ class LabeledOutputs(Predictions):
     logits: np.ndarray  # outputs of the network, float32 (N, K)
     probability: np.ndarray
     calibration_temperature: float = UNCALIBRATED  # the number that logits were divided by for `probability`
+    groups: np.ndarray | None = None  # name of the group of each image, str (N,), in which images are not independent
     predicted: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,26 +79,39 @@ class LabeledOutputs(Predictions):
     def metrics(self) -> dict[str, Any]:
         """Return the scores over all classes with their 95 % intervals, as plain data.
 
-        `interval_95` is that of `acc`; of any other score it is `NAME_interval_95`.
+        `interval_95` is that of `acc`; of any other score it is `NAME_interval_95`. They account for groups.
         """
         num_images, num_correct = len(self.labels), int(self.is_correct.sum())
-        intervals = {"acc": wilson_interval(num_correct, num_images), **macro_intervals(self.confusion)}
+        draw_classes = None if self.groups is None else self._draw_classes
+        intervals = {"acc": share_interval(self.is_correct, self.groups)}
+        intervals |= macro_intervals(self.confusion, draw=draw_classes)
         scores = {"acc": num_correct / num_images, **macro_scores(self.per_class)}
         if len(self.class_names) > 5:
-            num_in_top = num_correct_in_top_k(self.logits, self.labels, 5)
-            scores["top5_acc"], intervals["top5_acc"] = num_in_top / num_images, wilson_interval(num_in_top, num_images)
+            in_top = is_in_top_k(self.logits, self.labels, 5)
+            scores["top5_acc"], intervals["top5_acc"] = float(in_top.mean()), share_interval(in_top, self.groups)
         scores["ece"] = reliability(self.probability, self.is_correct).ece
-        intervals["ece"] = ece_interval(self.probability, self.is_correct)
+        intervals["ece"] = ece_interval(self.probability, self.is_correct, draw=self.draws.draw)
         metrics: dict[str, Any] = {}
         for name, score in scores.items():
             metrics |= {name: score, "interval_95" if name == "acc" else f"{name}_interval_95": list(intervals[name])}
         metrics["nll"] = nll(self.logits, self.labels, self.calibration_temperature)
-        return metrics | {"num_images": num_images, "num_correct": num_correct}
+        metrics |= {"num_images": num_images, "num_correct": num_correct}
+        return metrics | ({} if self.groups is None else {"num_groups": len(np.unique(self.groups))})
+
+    @cached_property
+    def draws(self) -> ImageDraws:
+        """The draws of a bootstrap over these images."""
+        return ImageDraws(self.is_correct, self.groups)
+
+    def _draw_classes(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        drawn, labels = self.draws.draw_labels(self.labels, self.predicted, generator)
+        return labels, self.predicted[drawn]
 
 
-def num_correct_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> int:
-    """Count the images whose class, in labels int (N,), is among the `top_classes` of finite logits (N, K)."""
-    return sum(int((top_classes(logits[rows], k) == labels[rows, None]).sum()) for rows in row_chunks(logits))
+def is_in_top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Return whether each label, int (N,), is among the `top_classes` of finite logits (N, K): bool (N,)."""
+    chunks = [(top_classes(logits[rows], k) == labels[rows, None]).any(axis=1) for rows in row_chunks(logits)]
+    return np.concatenate(chunks)
 
 
 def per_class(confusion: np.ndarray) -> PerClass:

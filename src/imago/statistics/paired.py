@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from imago.statistics.groups import design_effect, interval_factor
+
 _SIGNIFICANCE = 0.05  # the usual level
 _POWER = 0.8  # the usual share of tests that should find a difference
 _NUM_SIGMAS = 1.959964  # half the width of a 95 % interval of the normal distribution
@@ -19,7 +21,13 @@ class PairedComparison:
     num_only_b: int  # images that only b classifies correctly
     difference: float  # accuracy of b minus that of a, in [-1, 1]
     interval_95: tuple[float, float]  # of the difference; contains 0 unless `p_value` is below 0.05
-    p_value: float  # two-sided, of McNemar's exact test
+    p_value: float  # two-sided, of `test`
+    num_groups: int = 0  # groups of images that are not independent; 0 for independent images
+
+    @property
+    def test(self) -> str:
+        """The name of the test."""
+        return f"sign-flip test over {self.num_groups:,} groups" if self.num_groups else "McNemar's exact test"
 
     @property
     def p_text(self) -> str:
@@ -35,26 +43,38 @@ class PairedComparison:
         return f"{better} is significantly better on these images (p < {_SIGNIFICANCE})."
 
 
-def compare_paired(is_correct_a: np.ndarray, is_correct_b: np.ndarray) -> PairedComparison:
+def compare_paired(
+    is_correct_a: np.ndarray, is_correct_b: np.ndarray, groups: np.ndarray | None = None
+) -> PairedComparison:
     """Compare two classifiers image by image.
 
     Args:
         is_correct_a: whether a predicts the true class, bool (N,), N at least 1.
         is_correct_b: whether b predicts the true class, for the same images in the same order.
+        groups: name or number of the group of each image, (N,), if the images of a group are not independent.
 
-    Source: McNemar 1947 (doi:10.1007/BF02295996), with the binomial distribution instead of its approximation.
+    Source: McNemar 1947 (doi:10.1007/BF02295996), with the binomial distribution instead of its approximation; for
+        groups `sign_flip_p_value`, and Tango's interval for the effective number of images.
     """
     from scipy.stats import binomtest  # imported here because it takes 0.5 s
 
     num_only_a, num_only_b = int((is_correct_a & ~is_correct_b).sum()), int((is_correct_b & ~is_correct_a).sum())
     num_images, num_different = len(is_correct_a), num_only_a + num_only_b
     difference = (num_only_b - num_only_a) / num_images
-    # If both are equally good, each image that only one of them classifies correctly is a coin toss.
-    p_value = float(binomtest(num_only_a, num_different).pvalue) if num_different else 1.0
-    low, high = tango_interval(num_only_a, num_only_b, num_images)
+    if groups is None:
+        # If both are equally good, each image that only one of them classifies correctly is a coin toss.
+        p_value = float(binomtest(num_only_a, num_different).pvalue) if num_different else 1.0
+        num_groups, factor = 0, 1.0
+    else:
+        differences = is_correct_b.astype(np.int64) - is_correct_a
+        names, numbers = np.unique(groups, return_inverse=True)
+        p_value = sign_flip_p_value(np.rint(np.bincount(numbers, weights=differences)).astype(np.int64))
+        num_groups = len(names)
+        factor = design_effect(differences.astype(float), numbers) * interval_factor(num_groups)
+    low, high = tango_interval(num_only_a / factor, num_only_b / factor, num_images / factor)
     if p_value >= _SIGNIFICANCE:  # the exact test rejects less often than the approximation of the interval
         low, high = min(low, 0.0), max(high, 0.0)
-    return PairedComparison(num_images, num_only_a, num_only_b, difference, (low, high), p_value)
+    return PairedComparison(num_images, num_only_a, num_only_b, difference, (low, high), p_value, num_groups)
 
 
 def num_images_needed(num_only_a: int, num_only_b: int, num_images: int) -> int | None:
@@ -80,7 +100,26 @@ def num_images_needed(num_only_a: int, num_only_b: int, num_images: int) -> int 
     return high
 
 
-def tango_interval(num_only_a: int, num_only_b: int, num_images: int) -> tuple[float, float]:
+def sign_flip_p_value(sums: np.ndarray) -> float:
+    """Return the two-sided p-value of sums over groups, int64 (G,), whose signs are coin tosses if a and b are alike.
+
+    It is exact: the distribution of the total is computed for all assignments of signs. For groups of one image it is
+    McNemar's test.
+
+    Source: Fisher 1935 (The Design of Experiments), section 21.
+    """
+    sizes, total = np.abs(sums[sums != 0]), abs(int(sums.sum()))
+    probabilities = np.ones(1)  # of the totals -T, -T + 1 .. T for the groups so far
+    for size in sizes.tolist():
+        widened = np.zeros(len(probabilities) + 2 * size)
+        widened[: len(probabilities)] += probabilities / 2
+        widened[2 * size :] += probabilities / 2
+        probabilities = widened
+    distances = np.abs(np.arange(len(probabilities)) - len(probabilities) // 2)
+    return min(1.0, float(probabilities[distances >= total].sum()))
+
+
+def tango_interval(num_only_a: float, num_only_b: float, num_images: float) -> tuple[float, float]:
     """Return the 95 % score interval of the accuracy of b minus that of a; without any difference it has a width too.
 
     Source: Tango 1998 (doi:10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B).

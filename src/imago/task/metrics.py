@@ -13,7 +13,8 @@ from torchmetrics import Metric
 
 from imago.errors import ConfigError
 from imago.instantiate import accepts, build, import_target_or_none
-from imago.statistics.intervals import QUANTILES_95, centered, draw_num_unseen, draw_other_classes
+from imago.statistics.groups import ImageDraws
+from imago.statistics.intervals import QUANTILES_95, centered
 
 NUM_DRAWS = 200  # of a bootstrap; a metric takes some milliseconds for 10,000 images; our own choice
 _MAX_TRIED_CLASSES = 1_000  # in the artificial labels of `build_metric`: (2,000, K) probabilities; our own choice
@@ -140,18 +141,22 @@ def compute_with_intervals(
     labels: np.ndarray,
     known: Mapping[str, Any] = MappingProxyType({}),
     seed: int = 0,
+    draws: ImageDraws | None = None,
 ) -> dict[str, Any]:
     """Compute metrics of a whole split, and their 95 % percentile intervals by bootstrap, `centered` at the values.
 
     As in `macro_intervals`, the draws have further mistakes, so that a metric has an interval without any mistake too.
 
     `settings` are as in `EvaluationMetrics`, logits float32 (N, K), labels int64 (N,). A metric with name and value of
-    a `known` score, which has an interval already, is left out. The same `seed` gives the same intervals.
+    a `known` score, which has an interval already, is left out. The same `seed` gives the same intervals. `draws` are
+    those of the bootstrap; None draws single images.
 
     Returns:
         NAME and NAME_interval_95 of each other metric.
     """
     probabilities, targets = torch.from_numpy(logits).float().softmax(dim=1), torch.from_numpy(labels)
+    predicted = logits.argmax(axis=1)
+    draws = draws or ImageDraws(labels == predicted)
     result: dict[str, Any] = {}
     for name, node in settings.items():
         if node is None:
@@ -161,25 +166,14 @@ def compute_with_intervals(
         if abs(value - known.get(name, math.inf)) <= _TOLERANCE:
             continue
         generator = np.random.default_rng(seed)  # the same draws for each metric
-        draws = (_draw_images(labels, logits.argmax(axis=1), generator) for _ in range(NUM_DRAWS))
-        values = np.array([_compute_once(metric, probabilities[draw], drawn) for draw, drawn in draws])
+        drawn = (draws.draw_labels(labels, predicted, generator) for _ in range(NUM_DRAWS))
+        values = np.array([_compute_once(metric, probabilities[draw], torch.from_numpy(own)) for draw, own in drawn])
         interval = np.quantile(centered(values, value), QUANTILES_95)
         low, high = np.array([metric.plot_lower_bound, metric.plot_upper_bound], float)  # None becomes NaN
         if low <= min(values.min(), value) and max(values.max(), value) <= high:  # else they are for plots only
             interval = interval.clip(low, high)
         result |= {name: value, f"{name}_interval_95": interval.tolist()}
     return result
-
-
-def _draw_images(
-    labels: np.ndarray, predicted: np.ndarray, generator: np.random.Generator
-) -> tuple[np.ndarray, Tensor]:
-    """Draw N images for a bootstrap: indices and labels, int64 (N,) each; some labels are not the predicted class."""
-    drawn, num_unseen = generator.integers(0, len(labels), len(labels)), draw_num_unseen(len(labels), generator)
-    targets, known = labels[drawn], np.union1d(labels, predicted)
-    if len(known) > 1:
-        targets[:num_unseen] = draw_other_classes(predicted[drawn[:num_unseen]], known, generator)
-    return drawn, torch.from_numpy(targets)
 
 
 def _compute_once(metric: Metric, probabilities: Tensor, labels: Tensor) -> float:

@@ -146,7 +146,8 @@ def _test_lines(summary: Mapping[str, Any]) -> list[str]:
     if (acc := metrics.pop("test/acc", None)) is not None:
         views = f"{views}," if (views := _tta_text(test.get("tta", "none"))) else ""
         interval = "95 % interval {:.2%} to {:.2%}".format(*test["interval_95"]) if "interval_95" in test else ""
-        num_images = f"n = {test['num_images']:,}" if "num_images" in test else ""
+        groups = f" in {test['num_groups']:,} groups" if "num_groups" in test else ""
+        num_images = f"n = {test['num_images']:,}{groups}" if "num_images" in test else ""
         lines.append(", ".join(filter(None, [f"test accuracy{views} {acc:.2%}", interval, num_images])))
     further = [f"{name[5:]} {metric_text(value)}" for name, value in metrics.items() if name.startswith("test/")]
     lines += [f"test {', '.join(further)}"] if further else []
