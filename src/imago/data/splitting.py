@@ -11,7 +11,7 @@ import numpy as np
 from imago.data.csv_list import assign_splits, read_list
 from imago.data.dataset import Samples, concatenate
 from imago.data.groups import check_groups, distribute_groups, shared_groups
-from imago.data.stratified import stratified_folds, stratified_split
+from imago.data.stratified import stratified_folds, stratified_part, stratified_split
 from imago.errors import ConfigError, DataError
 from imago.images import SPLITS
 from imago.seeding import TEST_KEY, derive_seed
