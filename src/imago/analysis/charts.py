@@ -128,7 +128,8 @@ def _path(line: Line, x_axis: _Axis, y_axis: _Axis) -> str:
 
 
 def _number_text(value: float) -> str:
-    return f"{0.0 if abs(value) < 1e-12 else value:.5g}"  # ticks may miss 0 by a rounding error
+    digits = ".7g" if 1e5 <= abs(value) < 1e7 else ".5g"  # 100000 instead of 1e+05
+    return f"{0.0 if abs(value) < 1e-12 else value:{digits}}"  # ticks may miss 0 by a rounding error
 
 
 def numbers_or_none(values: Sequence[str | None]) -> list[float] | None:
