@@ -1,6 +1,7 @@
 """Formats with an environment of their own give the outputs of the checkpoint; the process there ends in one line."""
 
 import json
+import subprocess
 from collections.abc import Callable
 
 import numpy as np
@@ -37,6 +38,8 @@ def test_a_file_gives_the_outputs_of_the_checkpoint_at_every_batch_size(format: 
     assert report["num_disagreements"] == 0
     assert report["max_abs_diff_probabilities"] < 1e-4
     assert {file.name for file in path.iterdir()} == FILES[format] | {"metadata.json"}
+    deployed = sorted(FILES[format])[:2] if format == "paddle" else [*FILES[format], "metadata.json"]
+    assert report["num_bytes"] == sum((path / name).stat().st_size for name in deployed)
     metadata = json.loads((path / "metadata.json").read_text())
     assert set(metadata["versions"]) == {"torch", *FORMATS[format].packages}
     assert metadata.get("max_batch_size") == (64 if format == "executorch" else None)
@@ -52,6 +55,18 @@ def test_a_network_that_paddle_cannot_read_is_one_line(export: Callable):
         export("paddle", classifier=model)
     expected = "SwinTransformer cannot be converted by x2paddle: Model is not supported yet; use another format, "
     assert str(caught.value) == expected + "e.g. format=onnx."
+
+
+def test_executorch_computes_with_the_threads_that_are_asked_for(export: Callable):
+    if FORMATS["executorch"].missing_packages():
+        pytest.skip(FORMATS["executorch"].install)
+    path, _ = export("executorch", verify=lambda predict, report: {})
+    code = (
+        "from executorch.extension.pybindings import portable_lib; from imago.export.executorch import load; "
+        f"from pathlib import Path; load(Path({str(path)!r}), 3); print(portable_lib._threadpool_get_thread_count())"
+    )
+    done = subprocess.run([FORMATS["executorch"].python, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "3"
 
 
 FAILING = """
