@@ -13,9 +13,10 @@ import torch
 from imago import onnx_classifier
 from imago.errors import DataError, StorageError
 from imago.export.formats import FORMATS, LOSSLESS, Options, Predict
-from imago.export.metadata import FORMAT_KEY, METADATA_FILE, NETWORK_KEY, PRECISION_KEY, build_metadata, write_metadata
+from imago.export.metadata import FORMAT_KEY, NETWORK_KEY, PRECISION_KEY, build_metadata, write_metadata
 from imago.files import PARTIAL_SUFFIX, move_to, remove_partial_files, sha256_of
 from imago.model.classifier import Classifier
+from imago.paths import METADATA_FILE
 from imago.resources import free_disk_bytes
 
 log = logging.getLogger(__name__)
