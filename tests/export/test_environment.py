@@ -78,6 +78,8 @@ def load(path, num_threads):
             raise UserError("one line")
         if images[0, 0, 0, 0] == 2:
             raise ValueError("a bug")
+        if images[0, 0, 0, 0] == 3:
+            os.abort()
         print("text on the screen is no output")
         return images.astype("float32").mean((2, 3)), images.astype("float32").max((2, 3))
     return predict
@@ -100,7 +102,7 @@ def predict(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Callable:
 
 
 def test_arrays_arrive_as_they_are_and_printed_text_does_not_disturb_them(predict: Callable):
-    images = np.random.default_rng(0).integers(3, 256, (5, 3, 4, 4), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(4, 256, (5, 3, 4, 4), dtype=np.uint8)
     for batch in (images, images[:1]):
         means, maxima = predict(batch)
         np.testing.assert_allclose(means, batch.mean((2, 3)), rtol=1e-6)
@@ -115,3 +117,10 @@ def test_an_error_of_the_user_is_its_last_line(predict: Callable):
 def test_a_bug_in_the_process_has_its_traceback(predict: Callable):
     with pytest.raises(RuntimeError, match=r"(?s)ended with exit code 1:.*Traceback.*ValueError: a bug"):
         predict(np.full((1, 3, 2, 2), 2, np.uint8))
+
+
+def test_a_crash_of_a_library_in_the_process_is_one_line(predict: Callable):
+    with pytest.raises(
+        UserError, match=r"^\S*python\S* was ended by SIGABRT: too little memory, or a crash; use another"
+    ):
+        predict(np.full((1, 3, 2, 2), 3, np.uint8))
