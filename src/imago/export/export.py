@@ -198,6 +198,7 @@ def _benchmark(cfg: DictConfig, network: _Network, directory: Path) -> Path:
     rows = [benchmark.Row("checkpoint", network.checkpoint, CHECKPOINT, "torch", num_bytes=num_bytes)]
     with TemporaryDirectory(dir=directory, prefix="benchmark.", suffix=PARTIAL_SUFFIX) as temporary:
         if is_onnx(file := Path(cfg.run)):
+            _check_same_outputs(file, network)
             rows.append(benchmark.Row(file.name, file.resolve(), "onnx", "onnxruntime", num_bytes=file.stat().st_size))
         else:
             rows += benchmark.write_rows(Path(temporary), write)
@@ -206,6 +207,16 @@ def _benchmark(cfg: DictConfig, network: _Network, directory: Path) -> Path:
         benchmark.measure_rows(rows, Path(temporary, "images.npy"), labels, num_threads, cfg.trust)
     title = f"{type(network.classifier.net).__name__} of {printable(network.run.name)}"
     return benchmark.write_benchmark(rows, directory, len(labels), network.split, title)
+
+
+def _check_same_outputs(file: Path, network: _Network) -> None:
+    """Raise a `DataError` if an ONNX file has other classes than the checkpoint, or prepares its images otherwise."""
+    exported, classifier = onnx_classifier.OnnxClassifier(file), network.classifier
+    if (exported.class_names, exported.preprocess) != (tuple(classifier.class_names), classifier.preprocess):
+        raise DataError(
+            f"{short_path(file)} has other classes or another preprocess record than {short_path(network.checkpoint)}; "
+            "export it from this run with overwrite=true."
+        )
 
 
 def _save_images(network: _Network, limit: int | None, file: Path) -> np.ndarray:
