@@ -53,7 +53,7 @@ def test_a_network_that_paddle_cannot_read_is_one_line(export: Callable):
     model.network_settings = settings
     with pytest.raises(UserError) as caught:
         export("paddle", classifier=model)
-    expected = "SwinTransformer cannot be converted by x2paddle: Model is not supported yet; use another format, "
+    expected = "swin_t cannot be converted by x2paddle: Model is not supported yet; use another format, "
     assert str(caught.value) == expected + "e.g. format=onnx."
 
 
