@@ -15,6 +15,7 @@ from imago.text import printable
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 CONFIG_DIR = PROJECT_ROOT / "configs"
+METADATA_FILE = "metadata.json"  # in the directory of every exported format but ONNX, whose file holds its metadata
 _START_TIME = datetime.now()  # one value per process, because the run directory is resolved more than once
 
 

@@ -1,6 +1,7 @@
 """Formats with an environment of their own give the outputs of the checkpoint; the process there ends in one line."""
 
 import json
+import subprocess
 from collections.abc import Callable
 
 import numpy as np
@@ -37,6 +38,8 @@ def test_a_file_gives_the_outputs_of_the_checkpoint_at_every_batch_size(format: 
     assert report["num_disagreements"] == 0
     assert report["max_abs_diff_probabilities"] < 1e-4
     assert {file.name for file in path.iterdir()} == FILES[format] | {"metadata.json"}
+    deployed = sorted(FILES[format])[:2] if format == "paddle" else [*FILES[format], "metadata.json"]
+    assert report["num_bytes"] == sum((path / name).stat().st_size for name in deployed)
     metadata = json.loads((path / "metadata.json").read_text())
     assert set(metadata["versions"]) == {"torch", *FORMATS[format].packages}
     assert metadata.get("max_batch_size") == (64 if format == "executorch" else None)
@@ -50,8 +53,20 @@ def test_a_network_that_paddle_cannot_read_is_one_line(export: Callable):
     model.network_settings = settings
     with pytest.raises(UserError) as caught:
         export("paddle", classifier=model)
-    expected = "SwinTransformer cannot be converted by x2paddle: Model is not supported yet; use another format, "
+    expected = "swin_t cannot be converted by x2paddle: Model is not supported yet; use another format, "
     assert str(caught.value) == expected + "e.g. format=onnx."
+
+
+def test_executorch_computes_with_the_threads_that_are_asked_for(export: Callable):
+    if FORMATS["executorch"].missing_packages():
+        pytest.skip(FORMATS["executorch"].install)
+    path, _ = export("executorch", verify=lambda predict, report: {})
+    code = (
+        "from executorch.extension.pybindings import portable_lib; from imago.export.executorch import load; "
+        f"from pathlib import Path; load(Path({str(path)!r}), 3); print(portable_lib._threadpool_get_thread_count())"
+    )
+    done = subprocess.run([FORMATS["executorch"].python, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "3"
 
 
 FAILING = """
@@ -63,6 +78,8 @@ def load(path, num_threads):
             raise UserError("one line")
         if images[0, 0, 0, 0] == 2:
             raise ValueError("a bug")
+        if images[0, 0, 0, 0] == 3:
+            os.abort()
         print("text on the screen is no output")
         return images.astype("float32").mean((2, 3)), images.astype("float32").max((2, 3))
     return predict
@@ -85,7 +102,7 @@ def predict(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Callable:
 
 
 def test_arrays_arrive_as_they_are_and_printed_text_does_not_disturb_them(predict: Callable):
-    images = np.random.default_rng(0).integers(3, 256, (5, 3, 4, 4), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(4, 256, (5, 3, 4, 4), dtype=np.uint8)
     for batch in (images, images[:1]):
         means, maxima = predict(batch)
         np.testing.assert_allclose(means, batch.mean((2, 3)), rtol=1e-6)
@@ -100,3 +117,10 @@ def test_an_error_of_the_user_is_its_last_line(predict: Callable):
 def test_a_bug_in_the_process_has_its_traceback(predict: Callable):
     with pytest.raises(RuntimeError, match=r"(?s)ended with exit code 1:.*Traceback.*ValueError: a bug"):
         predict(np.full((1, 3, 2, 2), 2, np.uint8))
+
+
+def test_a_crash_of_a_library_in_the_process_is_one_line(predict: Callable):
+    with pytest.raises(
+        UserError, match=r"^\S*python\S* was ended by SIGABRT: too little memory, or a crash; use another"
+    ):
+        predict(np.full((1, 3, 2, 2), 3, np.uint8))

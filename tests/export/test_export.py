@@ -17,7 +17,7 @@ from short_runs import summary
 from imago import load_model
 from imago.data.dataset import ArrayDataset, LabeledArray
 from imago.errors import ConfigError, DataError
-from imago.export.export import _batches, _metrics_of
+from imago.export.export import _batches, _check_same_outputs, _metrics_of
 from imago.export.export import export as export_command
 from imago.onnx_classifier import OnnxClassifier
 from imago.paths import short_path
@@ -203,3 +203,15 @@ def test_help_loads_no_torch_and_explains_every_setting(settings: DictConfig, wi
     assert done.stdout.startswith("Write a trained network in another format")
     assert "train.py" not in done.stdout
     assert names <= {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
+
+
+@pytest.mark.slow
+def test_a_file_of_another_network_is_not_compared_with_the_checkpoint(exported_run: Path):
+    file, model = exported_run / "export" / "model.onnx", load_model(exported_run)
+    network = SimpleNamespace(classifier=model, checkpoint=exported_run / "checkpoints" / "best.ckpt")
+    _check_same_outputs(file, network)
+    model.class_names = model.class_names[::-1]
+    with pytest.raises(
+        DataError, match=r"model\.onnx has other classes or another preprocess record than .*best\.ckpt; "
+    ):
+        _check_same_outputs(file, network)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from imago.errors import UserError
-from imago.export.torch_export import export_program
+from imago.export.torch_export import export_program, name_of
 from imago.images import Preprocess
 from imago.model.classifier import Classifier
+from imago.model.torchvision_net import TorchvisionNet
 
 pytestmark = pytest.mark.slow
 
@@ -61,3 +62,10 @@ def test_a_largest_batch_is_kept(trained: Classifier):
     assert [bounds.upper for bounds in program.range_constraints.values()] == [64]
     logits, probabilities = program.module()(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))
     assert logits.shape == probabilities.shape == (3, 10)
+
+
+def test_a_network_of_a_library_has_the_name_that_was_typed():
+    preprocess = Preprocess(32, 32, "center", (0.0,) * 3, (1.0,) * 3)
+    net = TorchvisionNet(2, 32, "squeezenet1_1")
+    assert name_of(Classifier(net, ["a", "b"], preprocess)) == "squeezenet1_1"
+    assert name_of(Classifier(FixedBatch(), ["a", "b"], preprocess)) == "FixedBatch"

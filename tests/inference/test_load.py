@@ -219,9 +219,14 @@ def test_a_run_or_a_file_beside_links_is_refused_before_anything_is_read(tmp_pat
             "gpu",
             r"ckpt= is not best, last or a file\.\naccelerator=gpu: run=.* is an ONNX .*\nlimit=0$",
         ),
+        ("openvino", "best", "auto", r"^run=.*/openvino is an exported file that only its own runtime reads; type an "),
+        ("openvino/model.pt2", "best", "auto", r"^run=.*/model\.pt2 is an exported file that only its own runtime"),
     ],
 )
 def test_mistakes_in_settings_are_one_line_each(tmp_path: Path, run: str, ckpt: str, accelerator: str, text: str):
-    (tmp_path / "run").mkdir()
+    for directory in ("run", "openvino"):
+        (tmp_path / directory).mkdir()
+    for name in ("metadata.json", "model.pt2"):
+        (tmp_path / "openvino" / name).touch()
     with pytest.raises(ConfigError, match=text):
         check_and_find_model(f"{tmp_path}/{run}", ckpt, accelerator, ["limit=0"] if run == "x.onnx" else [])

@@ -87,13 +87,19 @@ def test_a_whitening_layer_keeps_the_weights_of_the_run(compose: Callable, prune
     [
         ("model.ratio=0", r"^model\.ratio=0 must be between 0 and 1, both excluded"),
         ("model.ratio=1.0", r"^model\.ratio=1\.0 must be between 0 and 1"),
-        ("+model.weights=default", r"^model\.weights=default: model=pruned takes it from model\.run; leave it out"),
-        ("+model.in_channels=1", r"^model\.in_channels=1: model=pruned takes it from model\.run"),
+        ("+model.weights=default", r"^model\.weights=default: model=pruned takes the network from model\.run; leave"),
+        ("+model.in_channels=1", r"^model\.in_channels=1: model=pruned takes the network from model\.run"),
+        ("+model.width=8", r"^model\.width=8: model=pruned takes the network from model\.run; leave it out"),
+        ("model.run=some/export/model_int8.onnx", r"^model\.run=.*onnx is an ONNX file, .* type the run directory"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(compose: Callable, override: str, message: str):
     with pytest.raises(ConfigError, match=message):
         check_settings(compose(*PRUNED, "model.run=some/run", override))
+
+
+def test_an_experiment_that_trains_from_random_weights_can_be_pruned(compose: Callable):
+    check_settings(compose("experiment=cifar10_resnet18", *PRUNED, "model.run=some/run"))
 
 
 def test_the_package_is_needed_only_to_prune(compose: Callable, monkeypatch: pytest.MonkeyPatch):

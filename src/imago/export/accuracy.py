@@ -11,6 +11,7 @@ from imago.export.formats import Predict
 from imago.export.parity import BATCH_SIZES, TIE_GAP, in_batches, predict_with
 from imago.model.classifier import Classifier
 from imago.statistics.paired import PairedComparison, compare_paired
+from imago.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,6 @@ def _describe(compared: PairedComparison, accuracy: float) -> str:
         0.0 - 100 * value for value in (compared.interval_95[1], compared.difference, compared.interval_95[0])
     )
     return (
-        f"{accuracy + compared.difference:.2%} on {compared.num_images:,} images, the checkpoint {accuracy:.2%}: "
-        f"{lost:.2f} points lost (95 % interval {low:.2f} to {high:.2f})"
+        f"{accuracy + compared.difference:.2%} on {counted(compared.num_images, 'image')}, the checkpoint "
+        f"{accuracy:.2%}: {lost:.2f} points lost (95 % interval {low:.2f} to {high:.2f})"
     )

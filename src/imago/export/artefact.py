@@ -13,9 +13,10 @@ import torch
 from imago import onnx_classifier
 from imago.errors import DataError, StorageError
 from imago.export.formats import FORMATS, LOSSLESS, Options, Predict
-from imago.export.metadata import FORMAT_KEY, METADATA_FILE, NETWORK_KEY, PRECISION_KEY, build_metadata, write_metadata
+from imago.export.metadata import FORMAT_KEY, NETWORK_KEY, PRECISION_KEY, build_metadata, write_metadata
 from imago.files import PARTIAL_SUFFIX, move_to, remove_partial_files, sha256_of
 from imago.model.classifier import Classifier
+from imago.paths import METADATA_FILE
 from imago.resources import free_disk_bytes
 
 log = logging.getLogger(__name__)
@@ -81,13 +82,14 @@ def _write_files(
     if part.is_dir():
         settings = {FORMAT_KEY: options.format, PRECISION_KEY: options.precision, **report}
         write_metadata(part, {**metadata, **settings, NETWORK_KEY: dict(classifier.network_settings)})
-    num_bytes = sum(file.stat().st_size for file in (part.iterdir() if part.is_dir() else (part,)))
+    all_bytes = sum(file.stat().st_size for file in (part.iterdir() if part.is_dir() else (part,)))
+    num_bytes = report.setdefault("num_bytes", all_bytes)  # a format may write more than its runtime reads
     opset = f"opset {report['opset']}, " if "opset" in report else ""
     log.info("written     %s %s, %s%.2f MB", options.format, options.precision, opset, num_bytes / 1e6)
     float_bytes = 4 * sum(parameter.numel() for parameter in classifier.parameters())
     if options.precision != LOSSLESS and num_bytes >= float_bytes:
         log.info("size        not smaller than the weights in float32, %.2f MB", float_bytes / 1e6)
-    return {"num_bytes": num_bytes, **report}
+    return report
 
 
 def _check_free_space(directory: Path, classifier: Classifier) -> None:

@@ -6,6 +6,7 @@ JSON and arrays are exchanged through a connection, never pickled.
 
 import json
 import logging
+import signal
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
@@ -83,7 +84,8 @@ class _Process:
         """Return what the process sends.
 
         Raises:
-            UserError: with the last line that it printed, if it ended with the exit code of a user's error.
+            UserError: with the last line that it printed, if it ended with the exit code of a user's error; or if a
+                signal ended it, as the system does without memory, or a crash in a library.
             RuntimeError: with all that it printed, if it failed in another way.
         """
         try:
@@ -95,6 +97,11 @@ class _Process:
         log.debug("%s", text)
         if exit_code == UserError.exit_code:
             raise UserError(text.rpartition("\n")[2])
+        if exit_code < 0:
+            name = signal.Signals(-exit_code).name
+            raise UserError(
+                f"{self._command[0]} was ended by {name}: too little memory, or a crash; use another format."
+            )
         raise RuntimeError(f"{self._command} ended with exit code {exit_code}:\n{text}")
 
 

@@ -29,9 +29,12 @@ def write(classifier: Classifier, path: Path, metadata: Mapping[str, Any], optio
 
 
 def load(path: Path, num_threads: int) -> Predict:
-    """Load the program; XNNPACK chooses the number of threads."""
+    """Load the program."""
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime
 
+    if num_threads:  # XNNPACK's default is every core
+        _unsafe_reset_threadpool(num_threads)  # safe while no program runs
     program = Runtime.get().load_program(path / _FILE)
     method = program.load_method("forward")
 

@@ -137,9 +137,11 @@ class _Network(NamedTuple):
 
 
 def _load(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping[str, Any]) -> _Network:
-    classifier = load_calibrated(checkpoint, cfg.trust)  # torch is loaded here
-    name, num_classes = type(classifier.net).__name__, len(classifier.class_names)
-    log.info("checkpoint  %s: %s, %s", short_path(checkpoint), name, counted(num_classes, "class", "classes"))
+    from imago.export.torch_export import name_of
+
+    classifier = load_calibrated(checkpoint, cfg.trust)
+    num_classes = counted(len(classifier.class_names), "class", "classes")
+    log.info("checkpoint  %s: %s, %s", short_path(checkpoint), name_of(classifier), num_classes)
     data: ImageDataModule = build(data_settings, _recursive_=False)
     try:
         data.set_up_data(None if training_data(run) else "all")
@@ -190,6 +192,7 @@ def _benchmark(cfg: DictConfig, network: _Network, directory: Path) -> Path:
     """Compare the formats, or an exported file with its checkpoint, and return the file of the table."""
     from imago.export import benchmark
     from imago.export.measure import CHECKPOINT
+    from imago.export.torch_export import name_of
 
     def write(name: str, precision: str, path: Path) -> dict[str, Any]:
         return _write(cfg, network, _options(cfg, name, precision, network.data), path)
@@ -198,14 +201,25 @@ def _benchmark(cfg: DictConfig, network: _Network, directory: Path) -> Path:
     rows = [benchmark.Row("checkpoint", network.checkpoint, CHECKPOINT, "torch", num_bytes=num_bytes)]
     with TemporaryDirectory(dir=directory, prefix="benchmark.", suffix=PARTIAL_SUFFIX) as temporary:
         if is_onnx(file := Path(cfg.run)):
+            _check_same_outputs(file, network)
             rows.append(benchmark.Row(file.name, file.resolve(), "onnx", "onnxruntime", num_bytes=file.stat().st_size))
         else:
             rows += benchmark.write_rows(Path(temporary), write)
         labels = _save_images(network, cfg.parity_samples, Path(temporary, "images.npy"))
         num_threads = sorted({1, available_cores()})
         benchmark.measure_rows(rows, Path(temporary, "images.npy"), labels, num_threads, cfg.trust)
-    title = f"{type(network.classifier.net).__name__} of {printable(network.run.name)}"
+    title = f"{name_of(network.classifier)} of {printable(network.run.name)}"
     return benchmark.write_benchmark(rows, directory, len(labels), network.split, title)
+
+
+def _check_same_outputs(file: Path, network: _Network) -> None:
+    """Raise a `DataError` if an ONNX file has other classes than the checkpoint, or prepares its images otherwise."""
+    exported, classifier = onnx_classifier.OnnxClassifier(file), network.classifier
+    if (exported.class_names, exported.preprocess) != (tuple(classifier.class_names), classifier.preprocess):
+        raise DataError(
+            f"{short_path(file)} has other classes or another preprocess record than {short_path(network.checkpoint)}; "
+            "export it from this run with overwrite=true."
+        )
 
 
 def _save_images(network: _Network, limit: int | None, file: Path) -> np.ndarray:

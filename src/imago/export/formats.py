@@ -82,11 +82,11 @@ FORMATS = {
         precisions=(LOSSLESS, "fp16", "int8"),
     ),
     "torch_export": Format("torch_export", "torch_export", "PyTorch without the code of the network (torch.export)"),
-    "state_dict": Format("weights", "state_dict", "PyTorch, with the code of the network; model.weights=FILE"),
+    "state_dict": Format("weights", "state_dict", "PyTorch, with the code of the network"),
     "safetensors": Format(
         "weights",
         "safetensors",
-        "as state_dict, in a format that executes nothing; timm.create_model('local-dir:DIR')",
+        "PyTorch, with the code of the network, or in timm; the file executes nothing",
         packages=("safetensors",),
     ),
     "openvino": Format(

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from imago import onnx_classifier
 from imago.errors import DataError
 from imago.files import read_json, sha256_of, write_json
+from imago.paths import METADATA_FILE
 from imago.statistics.conformal import PREDICTION_SETS_KEY
 
 if TYPE_CHECKING:
     from imago.model.classifier import Classifier
 
-METADATA_FILE = "metadata.json"  # in the directory of every format but ONNX, whose file holds its metadata
 FORMAT_KEY, NETWORK_KEY, FILES_KEY = "format", "network", "files"
 PRECISION_KEY = onnx_classifier.PRECISION_KEY
 _HOW_TO_EXPORT = "export it again with python src/export.py run=RUN"

@@ -15,10 +15,9 @@ from imago.errors import UserError
 from imago.export.formats import Options, Predict
 from imago.export.metadata import PRECISION_KEY
 from imago.export.quantize import quantize
+from imago.export.torch_export import example_images, name_of
 from imago.model.classifier import Classifier
 from imago.text import first_line
-
-_NUM_EXAMPLE_IMAGES = 2  # torch.export would treat a batch of one as a constant
 
 
 def write(classifier: Classifier, path: Path, metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
@@ -76,11 +75,10 @@ class _Half(torch.nn.Module):
 
 def _trace(module: torch.nn.Module, classifier: Classifier, opset: int | None) -> onnx.ModelProto:
     """Return the graph from `images` to `logits`, with all weights inside."""
-    size = classifier.preprocess.size
     try:
         program = torch.onnx.export(
             module,
-            (torch.zeros(_NUM_EXAMPLE_IMAGES, 3, size, size, dtype=torch.uint8),),
+            (example_images(classifier),),
             input_names=[onnx_classifier.INPUT],
             output_names=[onnx_classifier.LOGITS],
             opset_version=opset,
@@ -92,15 +90,16 @@ def _trace(module: torch.nn.Module, classifier: Classifier, opset: int | None) -
         cause: BaseException = error  # the exporter's own message is several pages long
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        name = type(classifier.net).__name__
-        raise UserError(f"{name} cannot be exported to ONNX: {first_line(cause)}; change its forward.") from error
+        raise UserError(
+            f"{name_of(classifier)} cannot be exported to ONNX: {first_line(cause)}; change its forward."
+        ) from error
     assert program is not None, "dynamo=True returns a program"
     return program.model_proto
 
 
 def _check_graph(model: onnx.ModelProto, classifier: Classifier, opset: int | None) -> None:
     """Raise for another opset, which the exporter only warns about, for a fixed batch size, or for other outputs."""
-    name, num_classes, written = type(classifier.net).__name__, len(classifier.class_names), _opset_of(model)
+    name, num_classes, written = name_of(classifier), len(classifier.class_names), _opset_of(model)
     if opset not in (None, written):
         raise UserError(
             f"opset={opset}: {name} could only be written with opset {written}; type opset={written}, or leave it out "
@@ -109,7 +108,8 @@ def _check_graph(model: onnx.ModelProto, classifier: Classifier, opset: int | No
     (images,), (logits,) = model.graph.input, model.graph.output
     if not images.type.tensor_type.shape.dim[0].dim_param:
         raise UserError(
-            f"{name} works only for {_NUM_EXAMPLE_IMAGES} images at a time; its forward must not fix the batch size."
+            f"{name} works only for {len(example_images(classifier))} images at a time; "
+            "its forward must not fix the batch size."
         )
     dims = [dim.dim_param or dim.dim_value for dim in logits.type.tensor_type.shape.dim]
     if dims[1:] != [num_classes] or logits.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:

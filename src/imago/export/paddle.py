@@ -19,7 +19,10 @@ _MODEL, _WEIGHTS, _STATE = "model.json", "model.pdiparams", "model.pdparams"
 
 
 def write(classifier: Classifier, path: Path, metadata: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """Write PATH/model.json and model.pdiparams, and the weights for training, see `imago.export.onnx.write`."""
+    """Write PATH/model.json and model.pdiparams, and the weights for training, see `imago.export.onnx.write`.
+
+    The size in the report is that of the first two, which Paddle Inference reads.
+    """
     from x2paddle.convert import pytorch2paddle
 
     torch.set_grad_enabled(False)
@@ -41,7 +44,7 @@ def write(classifier: Classifier, path: Path, metadata: Mapping[str, Any], optio
         Path(directory, _STATE).rename(path / _STATE)
         for name in (_MODEL, _WEIGHTS):
             Path(directory, "inference_model", name).rename(path / name)
-    return {}
+    return {"num_bytes": sum((path / name).stat().st_size for name in (_MODEL, _WEIGHTS))}
 
 
 def load(path: Path, num_threads: int) -> Predict:

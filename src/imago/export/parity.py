@@ -11,6 +11,7 @@ import torch
 from imago.errors import UserError
 from imago.export.formats import Outputs, Predict
 from imago.model.classifier import Classifier
+from imago.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +94,10 @@ def compare_outputs(classifier: Classifier, predict: Predict, images: Iterable[n
     numbers = {str(size): asdict(agreement) for size, agreement in by_batch_size.items()}
     worst = {name: max(differences[name] for differences in numbers.values()) for name in asdict(Agreement())}
     log.info(
-        "compared    {num_images:,} images: every label agrees, {num_ties} ties; differences up to "
-        "{max_abs_diff_logits:.1e} in logits, {max_abs_diff_probabilities:.1e} in probabilities".format(**worst)
+        "compared    {images}: every label agrees, {num_ties} ties; differences up to {max_abs_diff_logits:.1e} in "
+        "logits, {max_abs_diff_probabilities:.1e} in probabilities".format(
+            images=counted(worst["num_images"], "image"), **worst
+        )
     )
     return worst | {"label_agreement": 1.0, "by_batch_size": numbers}  # other labels have raised an error above
 

@@ -38,8 +38,8 @@ def example_images(classifier: Classifier, num_images: int = 2) -> Tensor:
 
 
 def name_of(classifier: Classifier) -> str:
-    """Return the class of the network, as its library names it."""
-    return type(getattr(classifier.net, "body", classifier.net)).__name__
+    """Return the name of the network in its library, e.g. resnet18, or else its class."""
+    return str(getattr(classifier.net, "name", type(classifier.net).__name__))
 
 
 def export_program(classifier: Classifier, max_batch_size: int | None = None) -> torch.export.ExportedProgram:

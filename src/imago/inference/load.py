@@ -12,6 +12,7 @@ from imago.errors import ConfigError, DataError
 from imago.files import refuse_links
 from imago.images import Preprocess
 from imago.inference.calibration import read_sets, read_temperature
+from imago.paths import METADATA_FILE
 from imago.runs.records import unfinished_note
 from imago.statistics.calibration import UNCALIBRATED
 from imago.statistics.metrics import softmax
@@ -260,6 +261,8 @@ def _network_problems(run: str | None, ckpt: str | None, accelerator: str) -> It
         yield "run= is empty; type a run directory such as logs/latest, an ONNX file, or for eval.py model=NAME."
     if not ckpt:
         yield "ckpt= is not best, last or a file."
+    if ((path.parent if path.is_file() else path) / METADATA_FILE).is_file():
+        yield f"run={run} is an exported file that only its own runtime reads; type an ONNX file or the run directory."
     if ckpt != "best" and path.is_file():
         yield f"ckpt={ckpt} selects a checkpoint of a run directory, but run={run} is a file."
     if accelerator not in _ACCELERATORS:

@@ -59,7 +59,10 @@ def prune(net: nn.Module, ratio: float, image_size: int) -> tuple[nn.Module, dic
     before = net.state_dict()
     changed = {key: list(value.shape) for key, value in pruned.state_dict().items() if value.shape != before[key].shape}
     if not changed:
-        raise ConfigError(f"no layer has channels to remove at this ratio: at least {_MULTIPLE} of each are kept.")
+        raise ConfigError(
+            f"no layer has channels to remove at this ratio, as the nearest multiple of {_MULTIPLE} remains; type a "
+            "larger ratio, or prune a wider network."
+        )
     return pruned, changed
 
 

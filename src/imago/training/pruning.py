@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from imago.errors import ConfigError, DataError, UserError
 from imago.images import Preprocess
-from imago.inference.load import TorchPredictor, load_classifier, resolve_checkpoint
+from imago.inference.load import TorchPredictor, is_onnx, load_classifier, resolve_checkpoint
 from imago.inference.run_split import run_split
 from imago.instantiate import import_target, to_plain
 from imago.text import join_names
@@ -68,9 +68,11 @@ def pruning_problems(cfg: DictConfig) -> Iterator[str]:
         return
     if not 0 < cfg.model.ratio < 1:
         yield f"model.ratio={cfg.model.ratio} must be between 0 and 1, both excluded: the share of channels to remove."
-    for key in ("weights", "in_channels"):
-        if cfg.model.get(key) is not None:
-            yield f"model.{key}={cfg.model[key]}: model=pruned takes it from model.run; leave it out."
+    for key in sorted(cfg.model.keys() - {"_target_", "freeze", *PrunedRun.__annotations__}):
+        if cfg.model[key] is not None:  # as experiment=cifar10_resnet18 sets model.weights
+            yield f"model.{key}={cfg.model[key]}: model=pruned takes the network from model.run; leave it out."
+    if is_onnx(Path(cfg.model.run)):
+        yield f"model.run={cfg.model.run} is an ONNX file, which cannot be trained; type the run directory."
     if cfg.resume in (None, "auto") and find_spec("torch_pruning") is None:
         yield "model=pruned needs the package torch-pruning, an extra of this project: pip install -e '.[prune]'."
 
