@@ -121,17 +121,20 @@ def complete_splits(
         else:
             remaining -= _split_off(split, splits, plan, remaining, class_names)
     if random_splits:
-        counts = " and ".join(
-            f"{len(splits[split]):,} for {split}{_share_text(split, len(splits[split]) / num_drawn_from, plan)}"
-            for split in random_splits
-        )
-        fold = "" if plan.fold is None else f" (fold {plan.fold} of {plan.num_folds})"
-        hint = "; data.val_as_test=true tests on val instead" if random_splits == ["test"] else ""
-        groups = f", whole groups of {plan.grouping}" if plan.grouping else ""
-        drawn_from = f"{num_drawn_from:,}"
-        log.info("split off the %s training images, stratified%s: %s%s%s", drawn_from, groups, counts, fold, hint)
+        _log_drawn({split: len(splits[split]) for split in random_splits}, num_drawn_from, plan)
     _warn_about_splits(splits, class_names, plan.grouping)
     return {split: splits[split] for split in SPLITS}, random_splits
+
+
+def _log_drawn(sizes: Mapping[str, int], num_drawn_from: int, plan: SplitPlan) -> None:
+    counts = " and ".join(
+        f"{size:,} for {split}{_share_text(split, size / num_drawn_from, plan)}" for split, size in sizes.items()
+    )
+    fold = "" if plan.fold is None else f" (fold {plan.fold} of {plan.num_folds})"
+    hint = "; data.val_as_test=true tests on val instead" if [*sizes] == ["test"] else ""
+    groups = f", whole groups of {plan.grouping}" if plan.grouping else ""
+    drawn_from = f"{num_drawn_from:,}"
+    log.info("split off the %s training images, stratified%s: %s%s%s", drawn_from, groups, counts, fold, hint)
 
 
 def _warn_about_splits(splits: Mapping[str, Samples], class_names: Sequence[str], grouping: str) -> None:

@@ -18,7 +18,8 @@ from imago.errors import ConfigError, DataError
 from imago.export.formats import FORMATS, LOSSLESS, Options
 from imago.files import PARTIAL_SUFFIX, make_writable, read_json, report_unwritable, write_json
 from imago.inference.evaluate import read_data_settings, training_data
-from imago.inference.load import check_and_find_model, is_onnx, load_calibrated, resolve_checkpoint
+from imago.inference.find_model import check_and_find_model, is_onnx, resolve_checkpoint
+from imago.inference.load import load_calibrated
 from imago.inference.run_split import output_indices
 from imago.instantiate import build
 from imago.log import log_to

@@ -12,13 +12,14 @@ from imago.errors import ConfigError, DataError, UserError
 from imago.files import make_writable, read_json, sha256_of
 from imago.images import TTA_MODES
 from imago.inference.calibration import calibrate, describe_calibration
-from imago.inference.load import Predictor, TorchPredictor, check_and_find_model, is_onnx, load_predictor
-from imago.inference.results import MAX_NAME_CHARS, summary_lines, write_results
+from imago.inference.find_model import check_and_find_model, is_onnx
+from imago.inference.load import Predictor, TorchPredictor, load_predictor
+from imago.inference.results import MAX_NAME_CHARS, compare_with_final_test, summary_lines, tested_images, write_results
 from imago.inference.run_split import EVALUATED_SPLITS, images_digest, run_split, split_samples
 from imago.inference.trained_images import trained_on_note
 from imago.instantiate import build, targets, to_plain
 from imago.log import log_to
-from imago.paths import checkpoint_file, short_path
+from imago.paths import short_path
 from imago.runs.records import unfinished_note
 from imago.settings import absolute_paths
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
@@ -65,9 +66,9 @@ def evaluate(cfg: DictConfig) -> float:
         "images_sha256": images_digest(samples, data.class_names),
         **_metrics(predictor, result),
     }
-    if is_own_data and cfg.split == "test" and _tested_images(run) not in (None, metadata["images_sha256"]):
+    if is_own_data and cfg.split == "test" and tested_images(run) not in (None, metadata["images_sha256"]):
         notes.append("the test images of the run have changed since its final test")
-    final_test = _compare_with_final_test(run, metadata)
+    final_test = compare_with_final_test(run, metadata)
     if run and final_test:
         notes.append(far_above_note(read_json(run / "summary.json").get("val") or {}, metadata))
     written = write_results(directory, result, metadata, samples)
@@ -282,21 +283,3 @@ def _result_directory(cfg: DictConfig, file: Path, run: Path | None, fingerprint
 def _is_foreign(file: Path, run: Path | None) -> bool:
     own = [(run / name).resolve() for name in ("checkpoints", "export")] if run else [file.parent.resolve()]
     return file.parent.resolve() not in own
-
-
-def _tested_images(run: Path | None) -> str | None:
-    """Return the digest of the images of a run's final test; None if it has had none."""
-    return read_json(run / "provenance.json").get("test") if run else None
-
-
-def _compare_with_final_test(run: Path | None, metadata: Mapping[str, Any]) -> str:
-    """Compare the accuracy with the run's final test; return "" if that used another checkpoint or other images."""
-    if run is None or metadata["split"] != "test" or Path(metadata["model"]) != checkpoint_file(run):
-        return ""
-    test = read_json(run / "summary.json").get("test") or {}
-    if _tested_images(run) not in (None, metadata["images_sha256"]):
-        return ""
-    this_test = (metadata["data_fingerprint"], metadata["num_images"], metadata["tta"])
-    if (read_json(run / "provenance.json").get("data"), test.get("num_images"), test.get("tta", "none")) != this_test:
-        return ""
-    return f" (the run's final test: {'the same' if test['acc'] == metadata['acc'] else format(test['acc'], '.2%')})"

@@ -16,7 +16,8 @@ from imago.errors import DataError, IncompleteError
 from imago.files import make_writable
 from imago.images import MAX_PIXELS, Preprocess, read_image, resize_and_crop
 from imago.inference.find_images import find_images, left_out_files
-from imago.inference.load import Predictor, check_and_find_model, is_onnx, load_predictor
+from imago.inference.find_model import check_and_find_model, is_onnx
+from imago.inference.load import Predictor, load_predictor
 from imago.inference.predictions import Prediction, table_lines, write_predictions
 from imago.inference.run_split import check_finite
 from imago.paths import short_path

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imago.files import atomic_write, report_unwritable, write_csv, write_json
+from imago.files import atomic_write, read_json, report_unwritable, write_csv, write_json
 from imago.inference.run_split import image_names, images_in_memory
-from imago.paths import short_path
+from imago.paths import checkpoint_file, short_path
 from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.conformal import PREDICTION_SETS_KEY, class_cells, describe_sets
 from imago.statistics.metrics import LabeledOutputs, most_confused
@@ -141,3 +141,21 @@ def _tables(result: LabeledOutputs, images: Sequence[str]) -> dict[str, list[Seq
         **confusion,
         "predictions.csv": [[*columns_of], *zip(*columns_of.values(), strict=True)],
     }
+
+
+def tested_images(run: Path | None) -> str | None:
+    """Return the digest of the images of a run's final test; None if it has had none."""
+    return read_json(run / "provenance.json").get("test") if run else None
+
+
+def compare_with_final_test(run: Path | None, metadata: Mapping[str, Any]) -> str:
+    """Compare the accuracy with the run's final test; return "" if that used another checkpoint or other images."""
+    if run is None or metadata["split"] != "test" or Path(metadata["model"]) != checkpoint_file(run):
+        return ""
+    test = read_json(run / "summary.json").get("test") or {}
+    if tested_images(run) not in (None, metadata["images_sha256"]):
+        return ""
+    this_test = (metadata["data_fingerprint"], metadata["num_images"], metadata["tta"])
+    if (read_json(run / "provenance.json").get("data"), test.get("num_images"), test.get("tta", "none")) != this_test:
+        return ""
+    return f" (the run's final test: {'the same' if test['acc'] == metadata['acc'] else format(test['acc'], '.2%')})"

@@ -38,18 +38,16 @@ def prune(net: nn.Module, ratio: float, image_size: int) -> tuple[nn.Module, dic
     body: nn.Module = getattr(pruned, "body", pruned)
     image = torch.zeros(1, 3, image_size, image_size)
     layers = [part for part in pruned.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
+    settings = {
+        "importance": torch_pruning.importance.MagnitudeImportance(p=2),
+        "pruning_ratio_dict": {layer: _exact_ratio(layer.weight.shape[0], ratio) for layer in layers},
+        "ignored_layers": [body.get_submodule(name) for name in head_names(net)],
+        **{"in_channel_groups": {}, "out_channel_groups": {}},  # the defaults are shared by all calls
+    }
     try:
         with one_intraop_thread(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Unwrapped parameters")  # such as the scales of ConvNeXt: pruned too
-            torch_pruning.BasePruner(
-                pruned,
-                image,
-                importance=torch_pruning.importance.MagnitudeImportance(p=2),
-                pruning_ratio_dict={layer: _exact_ratio(layer.weight.shape[0], ratio) for layer in layers},
-                ignored_layers=[body.get_submodule(name) for name in head_names(net)],
-                in_channel_groups={},  # the defaults are shared by all calls
-                out_channel_groups={},
-            ).step()
+            torch_pruning.BasePruner(pruned, image, **settings).step()
             with torch.no_grad():
                 has_same_outputs = pruned(image).shape == net(image).shape
     except Exception as error:  # torch_pruning fails in any way on a network whose graph it misreads
@@ -59,10 +57,8 @@ def prune(net: nn.Module, ratio: float, image_size: int) -> tuple[nn.Module, dic
     before = net.state_dict()
     changed = {key: list(value.shape) for key, value in pruned.state_dict().items() if value.shape != before[key].shape}
     if not changed:
-        raise ConfigError(
-            f"no layer has channels to remove at this ratio, as the nearest multiple of {_MULTIPLE} remains; type a "
-            "larger ratio, or prune a wider network."
-        )
+        remedy = f"as the nearest multiple of {_MULTIPLE} remains; type a larger ratio, or prune a wider network"
+        raise ConfigError(f"no layer has channels to remove at this ratio, {remedy}.")
     return pruned, changed
 
 

@@ -99,29 +99,30 @@ def macro_intervals(
     true, among = np.unique(rows), np.union1d(rows, columns)
     among = among if len(among) > 1 else np.arange(num_classes)
 
-    def score(counts: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> list[float]:
-        num_correct = np.bincount(rows, weights=counts * (rows == columns), minlength=num_classes)
-        num_true = np.bincount(rows, weights=counts, minlength=num_classes)
-        num_predicted = np.bincount(columns, weights=counts, minlength=num_classes)
-        present = (num_true > 0) | (num_predicted > 0)
-        totals = (np.maximum(num_predicted, 1), np.maximum(num_true, 1), (num_predicted + num_true) / 2)
-        return [float(np.mean(num_correct[present] / total[present])) for total in totals]
-
-    scores = np.empty((num_draws, 3))
-    for index in range(num_draws):
+    def sample() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if draw is not None:
             drawn = draw(generator)
-            scores[index] = score(np.ones(len(drawn[0])), *drawn)
-            continue
+            return np.ones(len(drawn[0])), *drawn
         num_unseen = draw_num_unseen(num_images, generator)
-        counts = generator.multinomial(num_images - num_unseen, shares)
+        counts = np.append(generator.multinomial(num_images - num_unseen, shares), np.ones(num_unseen))
         mistaken = generator.choice(true, num_unseen)
         predicted = draw_other_classes(mistaken, among, generator)
-        counts = np.append(counts, np.ones(num_unseen))
-        scores[index] = score(counts, np.append(rows, mistaken), np.append(columns, predicted))
-    draws = centered(scores, score(confusion.flat[cells], rows, columns))
+        return counts, np.append(rows, mistaken), np.append(columns, predicted)
+
+    scores = np.array([_macro_scores(*sample(), num_classes) for _ in range(num_draws)])
+    draws = centered(scores, _macro_scores(confusion.flat[cells], rows, columns, num_classes))
     low, high = np.clip(np.quantile(draws, QUANTILES_95, axis=0), 0, 1).tolist()
     return dict(zip(("macro_precision", "macro_recall", "f1"), zip(low, high, strict=True), strict=True))
+
+
+def _macro_scores(counts: np.ndarray, true: np.ndarray, predicted: np.ndarray, num_classes: int) -> list[float]:
+    """Return macro precision, recall and F1 of images (M,) that count `counts` times each."""
+    num_correct = np.bincount(true, weights=counts * (true == predicted), minlength=num_classes)
+    num_true = np.bincount(true, weights=counts, minlength=num_classes)
+    num_predicted = np.bincount(predicted, weights=counts, minlength=num_classes)
+    present = (num_true > 0) | (num_predicted > 0)
+    totals = (np.maximum(num_predicted, 1), np.maximum(num_true, 1), (num_predicted + num_true) / 2)
+    return [float(np.mean(num_correct[present] / total[present])) for total in totals]
 
 
 def draw_num_unseen(num_images: int, generator: np.random.Generator) -> int:

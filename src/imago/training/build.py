@@ -24,7 +24,7 @@ from imago.callbacks.stopping import StepLimit, StopOnSignal, TimeLimit, call_on
 from imago.callbacks.train_metrics import TrainMetrics
 from imago.data.datamodule import ImageDataModule
 from imago.errors import ConfigError
-from imago.inference.load import resolve_checkpoint
+from imago.inference.find_model import resolve_checkpoint
 from imago.instantiate import build, full_name, to_plain
 from imago.logger.wandb_id import wandb_id
 from imago.model.adapt import choose_memory_format, choose_preprocess, weights_preprocess

@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 
 from imago.errors import ConfigError, DataError, UserError
 from imago.images import Preprocess
-from imago.inference.load import TorchPredictor, is_onnx, load_classifier, resolve_checkpoint
+from imago.inference.find_model import is_onnx, resolve_checkpoint
+from imago.inference.load import TorchPredictor, load_classifier
 from imago.inference.run_split import run_split
 from imago.instantiate import import_target, to_plain
 from imago.text import join_names

@@ -9,7 +9,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from imago.errors import ConfigError, DataError, NothingToDo
 from imago.files import read_json
-from imago.inference.load import resolve_checkpoint
+from imago.inference.find_model import resolve_checkpoint
 from imago.instantiate import to_plain
 from imago.paths import checkpoint_file, quote_for_hydra
 from imago.runs.run_directory import has_never_saved

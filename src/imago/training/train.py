@@ -69,7 +69,8 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     import torch
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
-    from imago.inference.load import check_compatible, resolve_checkpoint
+    from imago.inference.find_model import resolve_checkpoint
+    from imago.inference.load import check_compatible
     from imago.inference.run_split import images_digest
     from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
     from imago.training.build import build_run, final_checkpoint, one_line_for_misconfiguration
