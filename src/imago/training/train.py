@@ -10,6 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from imago.files import read_json
+from imago.inference.find_model import resolve_checkpoint
 from imago.instantiate import to_plain
 from imago.resources import first_cpu_times
 from imago.runs.run_directory import RunDirectory
@@ -69,7 +70,6 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     import torch
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
-    from imago.inference.find_model import resolve_checkpoint
     from imago.inference.load import check_compatible
     from imago.inference.run_split import images_digest
     from imago.training.best_checkpoint import calibrate_and_plot_best_checkpoint
