@@ -242,4 +242,6 @@ def test_the_command_of_the_readme_serves_a_run_and_agrees_with_predict(
             assert answer["class"] == prediction["predicted"]
             assert [entry["class"] for entry in answer["top_k"]] == [entry["class"] for entry in prediction["top_k"]]
             assert answer["confidence"] == pytest.approx(prediction["top_k"][0]["probability"], abs=1e-5)
+            assert answer["sets"] == prediction["sets"]
+            assert answer["sets"].keys() == {"90", "95"}
     assert len(expected) == len(pixels)

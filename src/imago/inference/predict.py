@@ -156,12 +156,11 @@ def _predict_batch(
     logits, probabilities = predictor.predict(images)
     check_finite(logits)
     predictions = []
-    names, order = predictor.class_names, top_classes(logits, len(predictor.class_names))
-    sets = predictor.prediction_sets.members(logits) if predictor.prediction_sets else {}
+    names, order = predictor.class_names, top_classes(logits, top_k)
+    sets = predictor.prediction_sets.names(logits, names) if predictor.prediction_sets else [{}] * len(squares)
     for row, (file, _) in enumerate(squares):
-        best = [(names[index], float(probabilities[row, index])) for index in order[row, :top_k]]
-        members = {level: [names[index] for index in order[row] if sets[level][row, index]] for level in sets}
-        predictions.append(Prediction(file, best, best[0][0] if best[0][1] >= threshold else None, members))
+        best = [(names[index], float(probabilities[row, index])) for index in order[row]]
+        predictions.append(Prediction(file, best, best[0][0] if best[0][1] >= threshold else None, sets[row]))
     if explainer:
         explainer.write(images, predictions)
     return predictions

@@ -41,6 +41,7 @@ _PREDICTION = {
     "class": "ants",
     "confidence": 0.97,
     "top_k": [{"class": "ants", "probability": 0.97}, {"class": "bees", "probability": 0.03}],
+    "sets": {"90": ["ants"], "95": ["ants", "bees"]},
     "model": {"name": "insects", "version": "v1"},
     "time_ms": 12.3,
 }

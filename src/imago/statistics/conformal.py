@@ -9,7 +9,7 @@ import numpy as np
 from imago.seeding import SETS_KEY, random_permutation
 from imago.statistics.calibration import UNCALIBRATED, fit_temperature, row_chunks
 from imago.statistics.intervals import QUANTILES_95, mean_interval, wilson_interval
-from imago.statistics.metrics import softmax
+from imago.statistics.metrics import softmax, top_classes
 
 PREDICTION_SETS_KEY = "prediction_sets"  # in calibration.json, metrics.json and the metadata of an ONNX file
 LEVELS = ("90", "95")  # coverage in percent
@@ -49,6 +49,14 @@ class PredictionSets:
             for level, threshold in self.thresholds.items():
                 members[level][rows] = probability >= np.minimum(threshold, probability.max(axis=1, keepdims=True))
         return members
+
+    def names(self, logits: np.ndarray, class_names: Sequence[str]) -> list[dict[str, list[str]]]:
+        """Return the names of the classes in the set of each image by level, the most probable first."""
+        members, order = self.members(logits), top_classes(logits, len(class_names))
+        return [
+            {level: [class_names[index] for index in order[row] if members[level][row, index]] for level in members}
+            for row in range(len(logits))
+        ]
 
 
 def missing_sets_note(sets: PredictionSets | None) -> str:
