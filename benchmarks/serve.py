@@ -144,7 +144,7 @@ def cpu_seconds(processes: list[psutil.Process]) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
-def compare(file: Path, rounds: int, seconds: float, folder: Path) -> dict:
+def compare(file: Path, settings: list[str], rounds: int, seconds: float, folder: Path) -> dict:
     """Measure both sides in turn; return the figures of each round, their medians and the ratios of these."""
     import onnx
 
@@ -155,7 +155,7 @@ def compare(file: Path, rounds: int, seconds: float, folder: Path) -> dict:
     image.write_bytes(draw_image(size))
     commands = {
         "naive": [sys.executable, __file__, "--naive", str(naive_file), str(PORT)],
-        "imago": [sys.executable, "src/serve.py", f"model={file}", f"port={PORT}"],
+        "imago": [sys.executable, "src/serve.py", f"model={file}", f"port={PORT}", *settings],
     }
     results: dict = {side: [] for side in commands}
     for _ in range(rounds):
@@ -178,6 +178,7 @@ def main() -> None:
         return print(json.dumps(asyncio.run(load(port, image, seconds))))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, action="append", required=True, metavar="FILE", help="repeatable")
+    parser.add_argument("settings", nargs="*", help="of the service, e.g. max_wait_ms=2")
     parser.add_argument("--seconds", type=float, default=20, help="of each measurement (default: 20)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, default=PROJECT_ROOT / "benchmarks" / "results" / "serve.json")
@@ -186,8 +187,13 @@ def main() -> None:
     for file in map(Path.resolve, args.model):
         name = f"{file.parent.parent.name}/{file.name}" if file.parent.name == "export" else file.name
         with tempfile.TemporaryDirectory() as folder:
-            results[name] = compare(file, args.rounds, args.seconds, Path(folder))
-    content = {"clients": NUM_CLIENTS, "seconds": args.seconds, "environment": describe_environment()}
+            results[name] = compare(file, args.settings, args.rounds, args.seconds, Path(folder))
+    content = {
+        "clients": NUM_CLIENTS,
+        "seconds": args.seconds,
+        "settings": args.settings,
+        "environment": describe_environment(),
+    }
     content |= {"models": results}
     args.json.write_text(json.dumps(content, indent=2) + "\n")
     return None

@@ -2,30 +2,32 @@
 
 import asyncio
 import base64
+import logging
 import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import Response
 
 from imago.errors import DataError
 from imago.images import FORMATS
 from imago.serve.decoding import DecoderPool
 from imago.serve.errors import RequestError, json_response
+from imago.serve.forms import read_files
 from imago.serve.limits import LOG_FIELDS, Guard
 from imago.serve.metrics import Metrics
 from imago.serve.models import Models, Version
-from imago.serve.schema import BODY, DEFAULT_TOP_K, ERRORS, EXAMPLES
+from imago.serve.schema import DEFAULT_TOP_K, ERRORS, EXAMPLES, MAX_TOP_K, PREDICTION_PATHS, prediction_input
 from imago.statistics.metrics import top_classes
+
+log = logging.getLogger(__name__)
 
 _PAGE = Path(__file__).with_name("page")
 _PAGE_FILES = {
@@ -39,7 +41,6 @@ _PAGE_POLICY = (
 )
 _CODES = {404: "not_found", 405: "method_not_allowed"}  # of errors that Starlette raises
 _API_VERSION = "1"
-_CHUNK = 2**18  # bytes of a form that are parsed at a time; our own choice
 
 
 class Service:
@@ -54,12 +55,12 @@ class Service:
     def __init__(self, models: Models, decoders: DecoderPool, metrics: Metrics) -> None:
         self.models, self.decoders, self.metrics = models, decoders, metrics
 
-    async def predict(
-        self, request: Request, top_k: int, crop: bool, model: str | None, version: str | None
-    ) -> Response:
+    async def predict(self, request: Request) -> Response:
         """Classify the images of a request."""
-        files = await _read_files(request, self.models.settings.max_files)
-        chosen = self.models.choose(model, version)
+        top_k, crop = _read_query(request)
+        body, content_type = await request.body(), request.headers.get("content-type", "")
+        files = read_files(body, content_type, self.models.settings.max_files)
+        chosen = self.models.choose(request.path_params.get("name"), request.path_params.get("version"))
         request.scope[LOG_FIELDS]["model"] = f"{chosen.model}/{chosen.name}"
         with chosen.in_use():
             results = await asyncio.gather(*(self._classify(chosen, name, data, top_k, crop) for name, data in files))
@@ -86,7 +87,8 @@ class Service:
         except RequestError as error:
             self.metrics.refused.labels(error.code).inc()
             return error
-        except DataError:  # onnxruntime fails; the message names files of the server
+        except DataError as error:  # onnxruntime fails; the message names files of the server
+            log.error("%s", error)
             return RequestError("not_ready", "this model fails for this image; use another one.")
         names = version.classifier.class_names
         best = [(names[index], float(probabilities[index])) for index in top_classes(logits[None], top_k)[0]]
@@ -152,44 +154,19 @@ def create_app(service: Service, api_key: str = "") -> FastAPI:
         remedy = "GET /openapi.json lists the addresses and their methods"
         return RequestError(code, f"{str(error.detail).rstrip('.').lower()}; {remedy}.").response(error.headers)
 
-    async def on_invalid(_: Request, error: Any) -> Response:
-        first = error.errors()[0]
-        return RequestError("invalid_parameter", f"{first['loc'][-1]}: {first['msg']}.").response()
-
     app.add_exception_handler(RequestError, on_request_error)
     app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(RequestValidationError, on_invalid)
     return app
 
 
 def _add_prediction_routes(app: FastAPI, service: Service) -> None:
-    top_k_type = Annotated[int, Query(ge=1, le=1000, description="classes to return")]
-    crop_type = Annotated[bool, Query(description="return the square that the network sees, as PNG")]
+    # The query is not declared as arguments: FastAPI would take a fifth of the time of a small network to read it.
+    async def predict(request: Request) -> Response:
+        return await service.predict(request)
 
-    async def predict(request: Request, top_k: top_k_type = DEFAULT_TOP_K, crop: crop_type = False) -> Response:
-        """Classify images with the first model."""
-        return await service.predict(request, top_k, crop, None, None)
-
-    async def predict_by_model(
-        request: Request, name: str, top_k: top_k_type = DEFAULT_TOP_K, crop: crop_type = False
-    ) -> Response:
-        """Classify images with a model; its versions share the requests by their weights."""
-        return await service.predict(request, top_k, crop, name, None)
-
-    async def predict_by_version(
-        request: Request, name: str, version: str, top_k: top_k_type = DEFAULT_TOP_K, crop: crop_type = False
-    ) -> Response:
-        """Classify images with one version of a model."""
-        return await service.predict(request, top_k, crop, name, version)
-
-    routes: dict[str, Any] = {
-        "/predict": predict,
-        "/models/{name}/predict": predict_by_model,
-        "/models/{name}/versions/{version}/predict": predict_by_version,
-    }
-    for path, function in routes.items():
+    for path, description in PREDICTION_PATHS.items():
         responses: Any = EXAMPLES["predict"] | ERRORS
-        app.post(path, responses=responses, openapi_extra=BODY)(function)
+        app.post(path, description=description, responses=responses, openapi_extra=prediction_input(path))(predict)
 
 
 def _add_status_routes(app: FastAPI, service: Service) -> None:
@@ -235,35 +212,17 @@ def _add_page(app: FastAPI) -> None:
             add(path, file.read_bytes(), media_type)
 
 
-class _InMemoryParser(MultiPartParser):
-    """A parser of forms that writes no temporary files; the size of bodies is limited elsewhere."""
-
-    spool_max_size = 2**40
-
-
-async def _read_files(request: Request, max_files: int) -> list[tuple[str | None, bytes]]:
-    """Return the names and contents of the images in a request: the file parts of a form, or the body itself.
+def _read_query(request: Request) -> tuple[int, bool]:
+    """Return `top_k` and `crop` of a request.
 
     Raises:
-        RequestError: the form is damaged, or has no files or too many.
+        RequestError: one of them has another value.
     """
-    body = await request.body()
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        return [(None, body)]
-
-    async def chunks() -> Any:
-        for start in range(0, len(body), _CHUNK):
-            yield body[start : start + _CHUNK]
-            await asyncio.sleep(0)  # other requests go on
-
-    parser = _InMemoryParser(request.headers, chunks(), max_files=max_files, max_fields=max_files)
-    try:
-        form = await parser.parse()
-    except (MultiPartException, LookupError, ValueError) as error:  # the last two: an unknown charset
-        reason = error.message if isinstance(error, MultiPartException) else "it is damaged"
-        raise RequestError("bad_request", f"the form cannot be read ({reason.rstrip('.')}).") from error
-    files = [(part.filename, await part.read()) for _, part in form.multi_items() if not isinstance(part, str)]
-    await form.close()
-    if not files:
-        raise RequestError("bad_request", "the form has no file; send one or more images as file parts.")
-    return files
+    top_k = request.query_params.get("top_k", str(DEFAULT_TOP_K))
+    crop = request.query_params.get("crop", "false")
+    is_number = top_k.isascii() and top_k.isdecimal() and len(top_k) <= len(str(MAX_TOP_K))
+    if not is_number or not 1 <= int(top_k) <= MAX_TOP_K:
+        raise RequestError("invalid_parameter", f"top_k must be a whole number from 1 to {MAX_TOP_K}.")
+    if crop not in ("true", "false"):
+        raise RequestError("invalid_parameter", "crop must be true or false.")
+    return int(top_k), crop == "true"

@@ -16,6 +16,8 @@ from imago.serve.errors import RequestError
 # 43 ms per image and core in batches of 1 and of 32; SimpleCNN: 0.46 and 0.21 ms). A larger batch would only let its
 # first image wait for the last one.
 _MAX_BATCH_S = 0.05
+# A network that is faster than this keeps up with all requests on one thread, in larger batches; our own choice.
+_FAST_S = 0.003
 _FORGETTING = 0.2  # weight of the last batch in the mean time per image; our own choice
 
 
@@ -29,11 +31,14 @@ class Batcher:
 
     Args:
         classifier: the network, which several threads may run at the same time.
-        num_threads: batches at the same time.
+        num_threads: batches at the same time, of a network that is not fast.
         max_batch: images of one batch; fewer if they take long.
         max_wait_ms: time to wait for more images when a batch is not full; 0 runs what is there.
         max_queue: images that may wait.
         on_batch: called with the number of images of each batch, from a thread.
+
+    Raises:
+        DataError: the network fails.
     """
 
     def __init__(
@@ -47,9 +52,13 @@ class Batcher:
     ) -> None:
         self._classifier, self._on_batch = classifier, on_batch
         self._max_batch, self._max_wait_s, self._max_queue = max_batch, max_wait_ms / 1000, max_queue
-        self._image_s = 0.0  # mean time of an image in a batch
+        size = classifier.preprocess.size
+        for _ in range(2):  # the first call is slow
+            start_s = time.perf_counter()
+            classifier.predict(np.zeros((1, 3, size, size), np.uint8))
+        self._image_s = time.perf_counter() - start_s  # mean time of an image in a batch
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
-        for _ in range(num_threads):
+        for _ in range(1 if self._image_s < _FAST_S else num_threads):
             threading.Thread(target=self._run, daemon=True).start()
 
     @property

@@ -88,6 +88,8 @@ def confine(limits: DecoderLimits) -> int:
         hard = resource.getrlimit(kind)[1]
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(kind, (limit, limit))
+    if sys.platform != "linux":
+        return 0
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     version = max(0, _libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, 1))  # -1: an older kernel, or switched off
     rights = [
@@ -103,8 +105,10 @@ def confine(limits: DecoderLimits) -> int:
 
 
 def _end_with_parent() -> None:
+    """Let the kernel kill this process with its parent; elsewhere it ends when it reads from the closed connection."""
     parent = os.getppid()
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if sys.platform == "linux":
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if parent != os.getppid():  # it has ended before the line above
         os._exit(0)
 

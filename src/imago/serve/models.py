@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from imago import onnx_classifier
 from imago.errors import DataError, UserError
 from imago.files import sha256_of
@@ -46,8 +44,6 @@ class Version:
         self.model, self.name, self.path = model, name, path
         self.classifier = OnnxClassifier(path, settings.threads_per_batch, spin=False)
         self.digest = sha256_of(path)
-        size = self.classifier.preprocess.size
-        self.classifier.predict(np.zeros((1, 3, size, size), np.uint8))  # the first call is slow, or fails
         on_batch = metrics.batch_size.labels(model, name).observe
         limits = (settings.max_batch, settings.max_wait_ms, settings.max_queue)
         num_threads = max(1, settings.threads // settings.threads_per_batch)

@@ -1,10 +1,17 @@
 """Describe requests and answers for /openapi.json, with examples."""
 
+import re
 from typing import Any
 
 from imago.serve.errors import STATUS
 
 DEFAULT_TOP_K = 5
+MAX_TOP_K = 1000
+PREDICTION_PATHS = {
+    "/predict": "Classify images with the first model.",
+    "/models/{name}/predict": "Classify images with a model; its versions share the requests by their weights.",
+    "/models/{name}/versions/{version}/predict": "Classify images with one version of a model.",
+}
 
 _TEXT = {"type": "string"}
 _ERROR = {
@@ -78,18 +85,28 @@ EXAMPLES: dict[str, dict[int | str, Any]] = {
     "metrics": {200: {"description": "Prometheus", "content": {"text/plain": {"schema": _TEXT}}}},
 }
 _FILE = {"type": "string", "format": "binary"}
-BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "array", "items": _FILE, "minItems": 1}},
-                }
-            },
-            "application/octet-stream": {"schema": _FILE},
-        },
-    }
+_FORM = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {"file": {"type": "array", "items": _FILE, "minItems": 1}},
 }
+_BODY = {
+    "required": True,
+    "content": {"multipart/form-data": {"schema": _FORM}, "application/octet-stream": {"schema": _FILE}},
+}
+_TOP_K = {"type": "integer", "minimum": 1, "maximum": MAX_TOP_K, "default": DEFAULT_TOP_K}
+
+
+def prediction_input(path: str) -> dict[str, Any]:
+    """Describe the body and the parameters of a path of `PREDICTION_PATHS`."""
+    query = {
+        "top_k": ("classes to return", _TOP_K),
+        "crop": ("return what the network sees, as PNG", {"type": "boolean"}),
+    }
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "query", "description": description, "schema": schema}
+        for name, (description, schema) in query.items()
+    ]
+    for name in re.findall(r"{(\w+)}", path):
+        parameters.append({"name": name, "in": "path", "required": True, "schema": _TEXT})
+    return {"requestBody": _BODY, "parameters": parameters}
