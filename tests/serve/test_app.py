@@ -215,6 +215,7 @@ def test_a_key_is_needed_where_one_is_set(file: Path):
         for header in ("Bearer wrong", "sesame", "Bearer", "Basic sesame", "Bearer s\xe9same".encode("latin-1")):
             assert error_of(client.post("/predict", content=JPEG, headers={"Authorization": header}))[0] == 401
         assert [client.get(path).status_code for path in ("/health", "/ready")] == [200, 200]
+        assert error_of(client.post("/health"))[0] == 401  # its body would take one of `max_requests`
         assert client.post("/admin/reload", headers={"Authorization": "Bearer sesame"}).json()["ready"]
 
 

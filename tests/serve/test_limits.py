@@ -71,6 +71,16 @@ def test_a_client_that_sends_on_gets_the_answer_and_costs_no_memory(server: Serv
     assert resident_mb(server) < before_mb + 20
 
 
+def test_bodies_of_requests_that_need_none_are_not_kept(server: Server):
+    before_mb = resident_mb(server)
+    head = b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"
+    connections = [connect(server, head, bytes(999_000)) for _ in range(30)]
+    assert all(connection.recv(65536).startswith(b"HTTP/1.1 200") for connection in connections)
+    assert resident_mb(server) < before_mb + 10
+    for connection in connections:
+        connection.close()
+
+
 def test_a_slow_body_is_refused_in_time(server: Server):
     start_s = time.monotonic()
     connection = connect(server, HEAD + b"Content-Length: 100\r\n\r\n", b"x")

@@ -72,12 +72,12 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, entry: dict[str, Any]) -> None:
         self._check_key(scope)
-        is_counted = scope["method"] == "POST"
-        if is_counted and self._num_requests >= self._settings.max_requests:
+        has_body = scope["method"] == "POST"  # no other body is read, so that it takes no memory
+        if has_body and self._num_requests >= self._settings.max_requests:
             raise RequestError("busy", "too many requests at the same time; try again in a moment.")
-        self._num_requests += is_counted
+        self._num_requests += has_body
         try:
-            body = await self._read_body(scope, receive)
+            body = await self._read_body(scope, receive) if has_body else b""
             entry["bytes"] = len(body)
             messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -86,12 +86,13 @@ class Guard:
 
             await self._app(scope, receive_body, send)
         finally:
-            self._num_requests -= is_counted
+            self._num_requests -= has_body
 
     def _check_key(self, scope: Scope) -> None:
         if scope["path"] == "/admin/reload" and not self._api_key:
             raise RequestError("forbidden", "this needs a service with an API key: start it with IMAGO_API_KEY set.")
-        if not self._api_key or scope["path"] in OPEN_PATHS:
+        is_open = scope["path"] in OPEN_PATHS and scope["method"] != "POST"
+        if not self._api_key or is_open:
             return
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self._api_key):
