@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -17,7 +18,8 @@ from imago.text import printable
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "onnx", "onnxruntime", "yaml")
 _KEY_VARIABLE = "IMAGO_API_KEY"
 _KEEP_ALIVE_S = 5  # of an idle connection; our own choice
-_BACKLOG = 2048  # connections that wait to be accepted, as uvicorn's default
+_BACKLOG = 256  # connections that wait to be accepted, all of which asyncio accepts at once; our own choice
+_NUM_FILES = 2 * _BACKLOG  # open files that are kept free for these, the decoders and the models; our own choice
 _HELP = """\
 Serve exported models over HTTP, with a page for the browser at /. An image gets the same probabilities as in training.
 
@@ -96,6 +98,7 @@ def _run(read_settings: Any, decoders: Any, api_key: str, listener: socket.socke
     app = create_app(Service(models, decoders, metrics), api_key)
     names = ", ".join(printable(f"{name} ({', '.join(v)})") for name, v in models.settings.models.items())
 
+    HttpProtocol.max_connections = max(_BACKLOG, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _NUM_FILES)
     HttpProtocol.silence_s = models.settings.body_timeout_s
 
     class Server(uvicorn.Server):
@@ -110,6 +113,7 @@ def _run(read_settings: Any, decoders: Any, api_key: str, listener: socket.socke
             app,
             http=HttpProtocol,
             ws="none",
+            backlog=_BACKLOG,
             log_config=None,
             access_log=False,
             server_header=False,
