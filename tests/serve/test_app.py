@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -182,11 +183,21 @@ def test_names_that_are_not_valid_utf8_are_escaped(tmp_path: Path):
         assert client.post("/predict", content=body, headers=FORM).status_code == 200
 
 
-def test_outputs_that_are_not_finite_are_an_error(tmp_path: Path):
-    file = write_channel_means(tmp_path / "colors.onnx", scale=3e38)
+@pytest.mark.parametrize("fault", [{"scale": 3e38}, {"scale": 0, "head": "Reciprocal"}])
+def test_outputs_that_are_not_finite_are_an_error(fault: dict, tmp_path: Path):
+    file = write_channel_means(tmp_path / "colors.onnx", **fault)
     with app_client(f"model={file}") as client:
         assert error_of(client.post("/predict", content=JPEG)) == (503, "not_ready")
         assert "Retry-After" in client.post("/predict", content=JPEG).headers
+
+
+def test_a_file_of_a_stranger_is_described_in_json(tmp_path: Path):
+    file = write_channel_means(tmp_path / "\udcff.onnx", precision=math.nan, metrics={"val": -math.inf})
+    with app_client(f"model={file}") as client:
+        (model,) = client.get("/models").json()["models"]
+        assert (model["name"], model["versions"][0]["precision"]) == ("\\udcff", None)
+        assert client.post(f"/models/{model['name']}/predict", content=JPEG).status_code == 200
+        assert "udcff" in client.get("/metrics").text
 
 
 def test_answers_are_not_stored_or_sniffed(client: TestClient):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -117,6 +118,25 @@ def test_a_stop_signal_answers_running_requests_and_exits_with_0(start: Callable
     assert server.stop(number) == 0
     client.join()
     assert [answer.status_code for answer in answers] == [200]
+    wait_until(lambda: not any(is_alive(process.pid) for process in processes))
+
+
+@pytest.mark.parametrize("is_repeated", [False, True])
+def test_a_request_that_takes_too_long_does_not_keep_it_from_stopping(start: Callable, file: Path, is_repeated: bool):
+    server = start(f"model={file}", "decoders=1", f"stop_timeout_s={100 if is_repeated else 1}")
+    processes = server.processes()
+    processes[2].suspend()
+    connection = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])))
+    connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(RED) + RED)
+    time.sleep(0.5)
+    if is_repeated:
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    assert server.stop(signal.SIGINT) == 0
+    answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    connection.close()
+    assert answer == b"" if is_repeated else b"503 Service" in answer and b'"code": "busy"' in answer
+    assert "Traceback" not in server.output
     wait_until(lambda: not any(is_alive(process.pid) for process in processes))
 
 

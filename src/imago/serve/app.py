@@ -82,7 +82,7 @@ class Service:
         try:
             decoded = await self.decoders.decode(data, version.classifier.preprocess, crop)
             logits, probabilities = await version.batcher.predict(decoded.pixels)
-            if not np.isfinite(logits).all():
+            if not np.isfinite((logits, probabilities)).all():
                 raise RequestError("not_ready", "the outputs of this model contain NaN or infinity; use another one.")
         except RequestError as error:
             self.metrics.refused.labels(error.code).inc()

@@ -62,11 +62,13 @@ class Guard:
             await _refuse(error, scope, receive, send_and_note)
         except _Disconnected:
             pass
-        except Exception as error:  # a bug
-            log.error("%s", "".join(traceback.format_exception(error)))
+        except (Exception, asyncio.CancelledError) as error:  # a bug; or the server waits no longer, and stops
+            answer = RequestError("busy", "the service has been stopped; try again in a moment.")
+            if not isinstance(error, asyncio.CancelledError):
+                log.error("%s", "".join(traceback.format_exception(error)))
+                answer = RequestError("internal_error", "the service has failed; its log has the reason.")
             if entry["status"] == _CLIENT_CLOSED:
-                error = RequestError("internal_error", "the service has failed; its log has the reason.")
-                await error.response()(scope, receive, send_and_note)
+                await answer.response()(scope, receive, send_and_note)
         finally:
             self._note(scope, entry, time.perf_counter() - start_s)
 

@@ -69,14 +69,14 @@ class Version:
     def describe(self) -> dict[str, Any]:
         """Return what the file says about itself."""
         metadata = self.classifier.metadata
-        metrics = json.dumps(metadata.get(onnx_classifier.METRICS_KEY))
-        return {
+        described = {
             "class_names": list(self.classifier.class_names),
             "preprocess": self.classifier.preprocess.to_dict(),
             "run_id": metadata.get(onnx_classifier.RUN_ID_KEY),
-            "metrics": json.loads(metrics, parse_constant=lambda _: None),  # NaN is not JSON
+            "metrics": metadata.get(onnx_classifier.METRICS_KEY),
             "precision": metadata.get(onnx_classifier.PRECISION_KEY, "fp32"),
         }
+        return json.loads(json.dumps(described), parse_constant=lambda _: None)  # NaN is not JSON
 
 
 class Models:

@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -37,6 +38,8 @@ Examples
 def main() -> None:
     """Run the command of the command line; exit with 0 after a stop signal, 2 after an error of the user."""
     ignore_closed_pipes()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _exit_at_once)
     try:
         _check_packages()
         _serve(sys.argv[1:])
@@ -59,8 +62,6 @@ def _serve(arguments: list[str]) -> None:
     settings = read_settings(arguments)
     check_files(settings)
     api_key = os.environ.pop(_KEY_VARIABLE, "")  # decoders inherit the environment
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _exit_at_once)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the service is ready to reload
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
@@ -74,6 +75,9 @@ def _serve(arguments: list[str]) -> None:
         _run(partial(read_settings, arguments), decoders, api_key, listener)
     finally:
         decoders.kill()
+    with suppress(OSError):  # the log cannot be written
+        sys.stdout.flush()
+    os._exit(0)  # the end of the interpreter would abort, where a thread still runs a network
 
 
 def _start_decoders(settings: Any) -> Any:
@@ -107,6 +111,11 @@ def _run(read_settings: Any, decoders: Any, api_key: str, listener: socket.socke
             host, port = listener.getsockname()[:2]
             address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             print(f"serving {names} at {address} (Ctrl-C stops it)", flush=True)
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            if sig == signal.SIGINT and self.should_exit:
+                os._exit(0)  # the second Ctrl-C does not wait for running requests
+            super().handle_exit(sig, frame)
 
     server = Server(
         uvicorn.Config(

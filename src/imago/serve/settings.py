@@ -139,7 +139,7 @@ def _typed_models(typed: Any) -> dict[str, dict[str, Path]]:
         file = _onnx_file(Path(str(text)).expanduser())
         # `logs/latest` is a link, and RUN/export/model.onnx says nothing about its content by its own name.
         run = file.resolve().parent.parent
-        name = run.name if file.resolve().parent.name == "export" and run.name else file.stem
+        name = printable(run.name if file.resolve().parent.name == "export" and run.name else file.stem)
         if name in models:
             raise ConfigError(
                 f"model={text}: two models are named {name!r}; name them in a file, with config=FILE.yaml."
