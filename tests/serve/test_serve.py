@@ -213,6 +213,22 @@ def test_sighup_and_the_route_read_the_configuration_again(start: Callable, tmp_
     assert server.post(RED, headers=headers).json()["class"] == "red"
 
 
+def test_it_ends_with_the_window_of_its_terminal(file: Path):
+    window, terminal = os.openpty()
+    command = [sys.executable, "src/serve.py", f"model={file}", "port=0"]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT / "src")}
+    process = subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment, preexec_fn=lambda: os.login_tty(terminal))
+    os.close(terminal)
+    output = b""
+    while b"serving" not in output:
+        output += os.read(window, 1000)
+    process.send_signal(signal.SIGHUP)
+    while b"reloaded" not in output:
+        output += os.read(window, 1000)
+    os.close(window)
+    assert process.wait(30) == 0
+
+
 def test_no_request_is_dropped_while_models_are_reloaded(start: Callable, tmp_path: Path):
     config = tmp_path / "models.yaml"
     config.write_text("models: {colors: {v1: a.onnx}}\n")

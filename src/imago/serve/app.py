@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import logging
+import os
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -125,10 +126,14 @@ class Service:
         """Start the decoders, and end them with the application; SIGHUP reloads the models."""
         await self.decoders.start()
         loop, reloads = asyncio.get_running_loop(), set()
+        has_terminal = os.isatty(0)
 
         def reload() -> None:
-            reloads.add(task := loop.create_task(self.models.reload()))
-            task.add_done_callback(reloads.discard)
+            if has_terminal and not os.isatty(0):  # the signal says that its window was closed
+                signal.raise_signal(signal.SIGTERM)
+            else:
+                reloads.add(task := loop.create_task(self.models.reload()))
+                task.add_done_callback(reloads.discard)
 
         with suppress(RuntimeError):  # not in the main thread, as in tests
             loop.add_signal_handler(signal.SIGHUP, reload)
