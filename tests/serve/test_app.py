@@ -230,6 +230,12 @@ def test_a_key_is_needed_where_one_is_set(file: Path):
         assert client.post("/admin/reload", headers={"Authorization": "Bearer sesame"}).json()["ready"]
 
 
+def test_a_key_may_be_of_any_letters(file: Path):
+    with app_client(f"model={file}", api_key="Schl\xfcssel") as client:
+        for key, status in (("Schl\xfcssel", 200), ("Schlussel", 401)):
+            assert client.get("/models", headers={"Authorization": f"Bearer {key}".encode()}).status_code == status
+
+
 def test_a_bug_is_logged_with_its_traceback_and_answered_in_the_one_shape(file: Path, caplog: pytest.LogCaptureFixture):
     with app_client(f"model={file}") as client:
         client.app.add_api_route("/bug", lambda: 1 / 0)

@@ -119,6 +119,14 @@ def test_a_config_that_cannot_be_read_changes_nothing(folder: Folder):
     assert models.readiness()["ready"]
 
 
+def test_settings_that_a_reload_does_not_change_are_named(folder: Folder, caplog: pytest.LogCaptureFixture):
+    models = folder.load()
+    folder.configure("models: {m: {v1: a.onnx}}\nthreshold: 0.5\nmax_files: 2\nport: 1\nhost: 127.0.0.1")
+    asyncio.run(models.reload())
+    assert "the change of port, max_files needs a restart" in caplog.text
+    assert (models.settings.threshold, models.settings.max_files, models.settings.port) == (0.5, 32, 8000)
+
+
 def test_a_replaced_version_answers_the_requests_that_use_it(folder: Folder):
     models = folder.load()
 

@@ -82,7 +82,9 @@ def test_help_lists_every_setting():
         (["model=tests"], "tests/export/model.onnx does not exist"),
         (["model=README.md"], "README.md is truncated or not an ONNX file"),
         (["model=x", "prot=1"], "prot=1: there is no setting 'prot'; did you mean port?"),
+        (["model=" + 300 * "a"], "aaa does not exist"),
         (["model=README.md", "port=1", "host=192.0.2.1"], "host=192.0.2.1 port=1: cannot assign requested address"),
+        (["model=README.md", "host=a..b"], "choose another one, e.g. host=127.0.0.1."),
     ],
 )
 def test_an_error_of_the_user_is_one_line_and_exit_code_2(arguments: list[str], message: str):
@@ -90,6 +92,12 @@ def test_an_error_of_the_user_is_one_line_and_exit_code_2(arguments: list[str], 
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
     assert message in done.stderr
+
+
+def test_an_empty_key_is_an_error_and_not_an_open_service(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("IMAGO_API_KEY", "\n")
+    done = serve("model=README.md")
+    assert (done.returncode, done.stderr.startswith("error: IMAGO_API_KEY is set, but empty")) == (2, True)
 
 
 def test_a_port_that_is_in_use_is_named(start: Callable, file: Path):

@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import json
 import logging
+import os
 import time
 import traceback
 from datetime import UTC, datetime
@@ -37,7 +38,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: Settings, api_key: str, metrics: Metrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
-        self._api_key = api_key.encode()
+        self._api_key = os.fsencode(api_key)  # as it was set
         self._max_body = settings.max_body_mb * 2**20
         self._num_requests = 0
 

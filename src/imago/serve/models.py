@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,10 @@ class Models:
                     old.reason = str(error)
                     versions[model, name] = old
         replaced = [version for version in self._versions.values() if version not in versions.values()]
-        values = self.settings.values | {"threshold": settings.threshold}
-        self.settings = Settings(settings.models, settings.weights, values)
+        used = replace(self.settings, models=settings.models, weights=settings.weights, threshold=settings.threshold)
+        if ignored := [name for name, value in vars(settings).items() if value != vars(used)[name]]:
+            log.warning("reload: the change of %s needs a restart", ", ".join(ignored))
+        self.settings = used
         self._versions, self._failed, self._credits, self.reason = versions, failed, {}, None
         for version in replaced:
             self._retiring.add(task := asyncio.create_task(version.retire()))

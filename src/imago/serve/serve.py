@@ -1,5 +1,6 @@
 """The command `serve.py`: read the settings, load the models, and answer requests until it is stopped."""
 
+import errno
 import importlib.util
 import logging
 import os
@@ -7,14 +8,19 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from imago.errors import ConfigError, UserError
 from imago.log import ignore_closed_pipes
 from imago.paths import executable
 from imago.text import printable
+
+if TYPE_CHECKING:  # imported when they are needed: --help takes no time
+    from imago.serve.decoding import DecoderPool
+    from imago.serve.settings import Settings
 
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "onnx", "onnxruntime", "yaml")
 _KEY_VARIABLE = "IMAGO_API_KEY"
@@ -61,7 +67,9 @@ def _serve(arguments: list[str]) -> None:
         return
     settings = read_settings(arguments)
     check_files(settings)
-    api_key = os.environ.pop(_KEY_VARIABLE, "")  # decoders inherit the environment
+    api_key = os.environ.pop(_KEY_VARIABLE, None)  # decoders inherit the environment
+    if api_key is not None and not (api_key := api_key.strip()):
+        raise ConfigError(f"{_KEY_VARIABLE} is set, but empty; set it to a key, or unset it to serve without one.")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the service is ready to reload
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
@@ -72,7 +80,7 @@ def _serve(arguments: list[str]) -> None:
         )
     decoders = _start_decoders(settings)
     try:
-        _run(partial(read_settings, arguments), decoders, api_key, listener)
+        _run(partial(read_settings, arguments), decoders, api_key or "", listener)
     finally:
         decoders.kill()
     with suppress(OSError):  # the log cannot be written
@@ -80,7 +88,7 @@ def _serve(arguments: list[str]) -> None:
     os._exit(0)  # the end of the interpreter would abort, where a thread still runs a network
 
 
-def _start_decoders(settings: Any) -> Any:
+def _start_decoders(settings: "Settings") -> "DecoderPool":
     """Start the process of the decoders first: it imports its packages while this one does, and sees none of it."""
     from imago.serve.decoder import DecoderLimits
     from imago.serve.decoding import DecoderPool
@@ -89,7 +97,9 @@ def _start_decoders(settings: Any) -> Any:
     return DecoderPool(settings.decoders, limits, settings.max_queue, settings.decoder_timeout_s)
 
 
-def _run(read_settings: Any, decoders: Any, api_key: str, listener: socket.socket) -> None:
+def _run(
+    read_settings: "Callable[[], Settings]", decoders: "DecoderPool", api_key: str, listener: socket.socket
+) -> None:
     import uvicorn
 
     from imago.serve.app import Service, create_app
@@ -121,6 +131,7 @@ def _run(read_settings: Any, decoders: Any, api_key: str, listener: socket.socke
         uvicorn.Config(
             app,
             http=HttpProtocol,
+            lifespan="on",  # the default ignores errors of the start
             ws="none",
             backlog=_BACKLOG,
             log_config=None,
@@ -145,9 +156,11 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        reason = str(error.strerror).partition(" (")[0].lower()
-        raise ConfigError(f"host={host} port={port}: {reason}; choose another one, e.g. port={port + 1}.") from error
+    except (OSError, UnicodeError) as error:  # the latter: a name that cannot be one
+        reason = str(getattr(error, "strerror", error)).partition(" (")[0].lower()
+        is_port = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
+        example = f"port={port + 1}" if is_port else "host=127.0.0.1"
+        raise ConfigError(f"host={host} port={port}: {reason}; choose another one, e.g. {example}.") from error
 
 
 def _is_loopback(listener: socket.socket) -> bool:
