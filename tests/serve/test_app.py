@@ -112,6 +112,7 @@ def test_if_all_files_fail_the_status_is_that_of_the_first(client: TestClient):
         ("POST", "/models/x/predict", JPEG, {}, (404, "not_found")),
         ("POST", "/models/colors/versions/v2/predict", JPEG, {}, (404, "not_found")),
         ("GET", "/predict", b"", {}, (405, "method_not_allowed")),
+        ("POST", "/predict/", JPEG, {}, (404, "not_found")),
         ("GET", "/docs", b"", {}, (404, "not_found")),
         ("POST", "/admin/reload", b"", {}, (403, "forbidden")),
     ],

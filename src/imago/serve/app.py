@@ -145,7 +145,14 @@ class Service:
 
 def create_app(service: Service, api_key: str = "") -> FastAPI:
     """Return the application of a service; with an `api_key`, requests must have it."""
-    app = FastAPI(title="imago", version=_API_VERSION, docs_url=None, redoc_url=None, lifespan=service.run)
+    app = FastAPI(
+        title="imago",
+        version=_API_VERSION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # to http://, behind a proxy with TLS: the key and the image would follow
+        lifespan=service.run,
+    )
     app.add_middleware(Guard, settings=service.models.settings, api_key=api_key, metrics=service.metrics)
     _add_prediction_routes(app, service)
     _add_status_routes(app, service)
@@ -166,12 +173,11 @@ def create_app(service: Service, api_key: str = "") -> FastAPI:
 
 def _add_prediction_routes(app: FastAPI, service: Service) -> None:
     # The query is not declared as arguments: FastAPI would take a fifth of the time of a small network to read it.
-    async def predict(request: Request) -> Response:
-        return await service.predict(request)
-
     for path, description in PREDICTION_PATHS.items():
         responses: Any = EXAMPLES["predict"] | ERRORS
-        app.post(path, description=description, responses=responses, openapi_extra=prediction_input(path))(predict)
+        app.post(path, description=description, responses=responses, openapi_extra=prediction_input(path))(
+            service.predict
+        )
 
 
 def _add_status_routes(app: FastAPI, service: Service) -> None:
@@ -213,8 +219,7 @@ def _add_page(app: FastAPI) -> None:
         app.add_route(path, page, ["GET"], include_in_schema=False)
 
     for path, (name, media_type) in _PAGE_FILES.items():
-        if (file := _PAGE / name).is_file():
-            add(path, file.read_bytes(), media_type)
+        add(path, (_PAGE / name).read_bytes(), media_type)
 
 
 def _read_query(request: Request) -> tuple[int, bool]:

@@ -1,7 +1,6 @@
 """Hold the models of the service: load their versions, choose one for a request, reload them without a gap."""
 
 import asyncio
-import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -98,7 +97,7 @@ class Models:
     def __init__(self, read_settings: Callable[[], Settings], metrics: Metrics) -> None:
         self._read_settings, self._metrics = read_settings, metrics
         self.settings = read_settings()
-        self._versions = {(model, name): self._load(model, name, path) for model, name, path in self._listed()}
+        self._versions = {(model, name): self._load(model, name, path) for model, name, path in _listed(self.settings)}
         self._failed: dict[tuple[str, str], str] = {}  # new versions that cannot be used
         self._credits: dict[tuple[str, str], float] = {}
         self._reloading = asyncio.Lock()
@@ -138,7 +137,7 @@ class Models:
     def readiness(self) -> dict[str, Any]:
         """Return whether each version answers, and why not; ready as a whole if each model has a version that does."""
         models: dict[str, dict[str, Any]] = {model: {} for model in self.settings.models}
-        for model, name, _ in self._listed():
+        for model, name, _ in _listed(self.settings):
             version = self._versions.get((model, name))
             reason = version.reason if version else self._failed.get((model, name))
             models[model][name] = {"ready": version is not None, "reason": reason}
@@ -206,11 +205,8 @@ class Models:
             return old
         return Version(model, name, path, self.settings, self._metrics)
 
-    def _listed(self) -> Iterator[tuple[str, str, Path]]:
-        return _listed(self.settings)
-
 
 def _listed(settings: Settings) -> Iterator[tuple[str, str, Path]]:
     """Yield name, version and file of all versions."""
     for model, versions in settings.models.items():
-        yield from zip(itertools.repeat(model), versions.keys(), versions.values())
+        yield from ((model, name, path) for name, path in versions.items())

@@ -74,7 +74,7 @@ def _serve(arguments: list[str]) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     listener = _listen(settings.host, settings.port)
-    if not _is_loopback(listener) and not api_key:
+    if listener.getsockname()[0] not in ("127.0.0.1", "::1") and not api_key:
         logging.getLogger(__name__).warning(
             "host=%s: everyone who reaches this address can use the service; set %s", settings.host, _KEY_VARIABLE
         )
@@ -161,10 +161,6 @@ def _listen(host: str, port: int) -> socket.socket:
         is_port = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
         example = f"port={port + 1}" if is_port else "host=127.0.0.1"
         raise ConfigError(f"host={host} port={port}: {reason}; choose another one, e.g. {example}.") from error
-
-
-def _is_loopback(listener: socket.socket) -> bool:
-    return listener.getsockname()[0] in ("127.0.0.1", "::1")
 
 
 def _exit_at_once(*_: Any) -> NoReturn:
