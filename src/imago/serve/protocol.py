@@ -1,9 +1,13 @@
-"""HTTP/1.1 of uvicorn with two changes: errors in the shape of all others, and limits of connections."""
+"""HTTP/1.1 of uvicorn, with errors in the shape of all others, limits of connections, and a quick end."""
 
 import asyncio
+import os
+import signal
+import socket
 from typing import Any
 
 import h11
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from imago.serve.errors import RequestError
@@ -54,3 +58,18 @@ class HttpProtocol(H11Protocol):
         ):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """A server that prints its `message` when it is ready; a second Ctrl-C does not wait for running requests."""
+
+    message = ""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self.message, flush=True)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        if sig == signal.SIGINT and self.should_exit:
+            os._exit(0)
+        super().handle_exit(sig, frame)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from imago.errors import ConfigError, UserError
 from imago.log import ignore_closed_pipes
@@ -45,7 +45,7 @@ def main() -> None:
     """Run the command of the command line; exit with 0 after a stop signal, 2 after an error of the user."""
     ignore_closed_pipes()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _exit_at_once)
+        signal.signal(number, lambda *_: sys.exit(0))
     try:
         _check_packages()
         _serve(sys.argv[1:])
@@ -105,28 +105,14 @@ def _run(
     from imago.serve.app import Service, create_app
     from imago.serve.metrics import Metrics
     from imago.serve.models import Models
-    from imago.serve.protocol import HttpProtocol
+    from imago.serve.protocol import HttpProtocol, Server
 
     metrics = Metrics()
     models = Models(read_settings, metrics)
     app = create_app(Service(models, decoders, metrics), api_key)
     names = ", ".join(printable(f"{name} ({', '.join(v)})") for name, v in models.settings.models.items())
-
     HttpProtocol.max_connections = max(_BACKLOG, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _NUM_FILES)
     HttpProtocol.silence_s = models.settings.body_timeout_s
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            host, port = listener.getsockname()[:2]
-            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            print(f"serving {names} at {address} (Ctrl-C stops it)", flush=True)
-
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            if sig == signal.SIGINT and self.should_exit:
-                os._exit(0)  # the second Ctrl-C does not wait for running requests
-            super().handle_exit(sig, frame)
-
     server = Server(
         uvicorn.Config(
             app,
@@ -143,7 +129,10 @@ def _run(
         )
     )
     for number in (signal.SIGINT, signal.SIGTERM):  # restored by uvicorn, which then repeats the signal
-        signal.signal(number, lambda *_: None if server.started else _exit_at_once())
+        signal.signal(number, lambda *_: None if server.started else sys.exit(0))
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    server.message = f"serving {names} at {address} (Ctrl-C stops it)"
     server.run(sockets=[listener])
 
 
@@ -161,7 +150,3 @@ def _listen(host: str, port: int) -> socket.socket:
         is_port = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
         example = f"port={port + 1}" if is_port else "host=127.0.0.1"
         raise ConfigError(f"host={host} port={port}: {reason}; choose another one, e.g. {example}.") from error
-
-
-def _exit_at_once(*_: Any) -> NoReturn:
-    sys.exit(0)
