@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Version:
     def __init__(self, model: str, name: str, path: Path, settings: Settings, metrics: Metrics) -> None:
         self.model, self.name, self.path = model, name, path
         self.classifier = OnnxClassifier(path, settings.threads_per_batch, spin=False)
-        self.digest = sha256_of(path)
+        self.digest = ""  # of the file; "" if unknown
         on_batch = metrics.batch_size.labels(model, name).observe
         limits = (settings.max_batch, settings.max_wait_ms, settings.max_queue)
         num_threads = max(1, settings.threads // settings.threads_per_batch)
@@ -200,10 +200,15 @@ class Models:
 
     def _load(self, model: str, name: str, path: Path, old: Version | None = None) -> Version:
         """Load a version, or return the old one if its file is the same."""
-        if old and old.path == path and path.is_file() and old.digest == sha256_of(path):
+        digest = ""
+        with suppress(OSError):  # which `Version` explains
+            digest = sha256_of(path)
+        if old and digest and (old.path, old.digest) == (path, digest):
             old.reason = None
             return old
-        return Version(model, name, path, self.settings, self._metrics)
+        version = Version(model, name, path, self.settings, self._metrics)
+        version.digest = digest  # of before it was loaded: a file that was replaced meanwhile is loaded again
+        return version
 
 
 def _listed(settings: Settings) -> Iterator[tuple[str, str, Path]]:
