@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 
 from imago.errors import DataError
 from imago.images import FORMATS
@@ -211,15 +212,9 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
 
 def _add_page(app: FastAPI) -> None:
     headers = {"Content-Security-Policy": _PAGE_POLICY, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
-
-    def add(path: str, content: bytes, media_type: str) -> None:
-        async def page(_: Request) -> Response:
-            return Response(content, headers=headers, media_type=media_type)
-
-        app.add_route(path, page, ["GET"], include_in_schema=False)
-
     for path, (name, media_type) in _PAGE_FILES.items():
-        add(path, (_PAGE / name).read_bytes(), media_type)
+        answer = Response((_PAGE / name).read_bytes(), headers=headers, media_type=media_type)
+        app.router.routes.append(Route(path, answer, methods=["GET"], include_in_schema=False))
 
 
 def _read_query(request: Request) -> tuple[int, bool]:

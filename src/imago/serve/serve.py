@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -83,8 +82,6 @@ def _serve(arguments: list[str]) -> None:
         _run(partial(read_settings, arguments), decoders, api_key or "", listener)
     finally:
         decoders.kill()
-    with suppress(OSError):  # the log cannot be written
-        sys.stdout.flush()
     os._exit(0)  # the end of the interpreter would abort, where a thread still runs a network
 
 
