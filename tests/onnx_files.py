@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
@@ -11,14 +12,23 @@ from imago.onnx_classifier import pack_metadata
 
 
 def write_channel_means(
-    path: Path, size: int = 8, names: Sequence[str] = ("red", "green", "blue"), scale: float = 0.1, run_id: str = "1"
+    path: Path,
+    size: int = 8,
+    names: Sequence[str] = ("red", "green", "blue"),
+    scale: float = 0.1,
+    run_id: str = "1",
+    head: str = "Softmax",
+    **more: Any,
 ) -> Path:
-    """Write a network whose logits are `scale` times the means, in 0 .. 255, of the three channels."""
+    """Write a network whose logits are `scale` times the means, in 0 .. 255, of the three channels.
+
+    `head` is the operator that maps them to probabilities; `more` are further metadata.
+    """
     nodes = [
         helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
         helper.make_node("ReduceMean", ["scaled", "axes"], ["logits"], keepdims=0),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        helper.make_node(head, ["logits"], ["probabilities"]),
     ]
     graph = helper.make_graph(
         nodes,
@@ -36,6 +46,6 @@ def write_channel_means(
         "metrics": {"val": {"acc": 0.5}},
         "versions": {},
     }
-    helper.set_model_props(model, pack_metadata(metadata))
+    helper.set_model_props(model, pack_metadata(metadata | more))
     path.write_bytes(model.SerializeToString())
     return path

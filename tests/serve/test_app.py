@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,7 @@ def test_if_all_files_fail_the_status_is_that_of_the_first(client: TestClient):
         ("POST", "/models/x/predict", JPEG, {}, (404, "not_found")),
         ("POST", "/models/colors/versions/v2/predict", JPEG, {}, (404, "not_found")),
         ("GET", "/predict", b"", {}, (405, "method_not_allowed")),
+        ("POST", "/predict/", JPEG, {}, (404, "not_found")),
         ("GET", "/docs", b"", {}, (404, "not_found")),
         ("POST", "/admin/reload", b"", {}, (403, "forbidden")),
     ],
@@ -182,11 +184,21 @@ def test_names_that_are_not_valid_utf8_are_escaped(tmp_path: Path):
         assert client.post("/predict", content=body, headers=FORM).status_code == 200
 
 
-def test_outputs_that_are_not_finite_are_an_error(tmp_path: Path):
-    file = write_channel_means(tmp_path / "colors.onnx", scale=3e38)
+@pytest.mark.parametrize("fault", [{"scale": 3e38}, {"scale": 0, "head": "Reciprocal"}])
+def test_outputs_that_are_not_finite_are_an_error(fault: dict, tmp_path: Path):
+    file = write_channel_means(tmp_path / "colors.onnx", **fault)
     with app_client(f"model={file}") as client:
         assert error_of(client.post("/predict", content=JPEG)) == (503, "not_ready")
         assert "Retry-After" in client.post("/predict", content=JPEG).headers
+
+
+def test_a_file_of_a_stranger_is_described_in_json(tmp_path: Path):
+    file = write_channel_means(tmp_path / "\udcff.onnx", precision=math.nan, metrics={"val": -math.inf})
+    with app_client(f"model={file}") as client:
+        (model,) = client.get("/models").json()["models"]
+        assert (model["name"], model["versions"][0]["precision"]) == ("\\udcff", None)
+        assert client.post(f"/models/{model['name']}/predict", content=JPEG).status_code == 200
+        assert "udcff" in client.get("/metrics").text
 
 
 def test_answers_are_not_stored_or_sniffed(client: TestClient):
@@ -215,7 +227,14 @@ def test_a_key_is_needed_where_one_is_set(file: Path):
         for header in ("Bearer wrong", "sesame", "Bearer", "Basic sesame", "Bearer s\xe9same".encode("latin-1")):
             assert error_of(client.post("/predict", content=JPEG, headers={"Authorization": header}))[0] == 401
         assert [client.get(path).status_code for path in ("/health", "/ready")] == [200, 200]
+        assert error_of(client.post("/health"))[0] == 401  # its body would take one of `max_requests`
         assert client.post("/admin/reload", headers={"Authorization": "Bearer sesame"}).json()["ready"]
+
+
+def test_a_key_may_be_of_any_letters(file: Path):
+    with app_client(f"model={file}", api_key="Schl\xfcssel") as client:
+        for key, status in (("Schl\xfcssel", 200), ("Schlussel", 401)):
+            assert client.get("/models", headers={"Authorization": f"Bearer {key}".encode()}).status_code == status
 
 
 def test_a_bug_is_logged_with_its_traceback_and_answered_in_the_one_shape(file: Path, caplog: pytest.LogCaptureFixture):

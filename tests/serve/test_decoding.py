@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import resource
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from served import LIMITS, encode
 from warm_python import is_alive
 
 from imago.images import Preprocess, read_image, resize_and_crop
-from imago.serve.decoder import DecoderLimits
+from imago.serve.decoder import DECODED, REFUSED, REPLY, DecoderLimits
 from imago.serve.decoding import DecoderPool
 from imago.serve.errors import RequestError
 
@@ -148,6 +150,64 @@ def test_the_death_of_an_idle_worker_or_of_their_parent_costs_no_image(of_parent
     asyncio.run(check())
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        REPLY.pack(DECODED, 2**32 - 1, 0),
+        REPLY.pack(DECODED, 3, 0) + b"abc",
+        REPLY.pack(REFUSED, 3, 1) + b"abcd",
+        REPLY.pack(REFUSED, 13, 1) + b"corrupt_image\xff",
+    ],
+)
+def test_a_worker_under_foreign_control_costs_one_image_and_is_replaced(reply: bytes):
+    async def check() -> None:
+        async with pool() as decoders:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                reader, writer = await asyncio.open_connection(sock=ours)
+                worker = decoders._idle.get_nowait()
+                decoders._idle.put_nowait(worker._replace(reader=reader, writer=writer))
+                theirs.sendall(reply)
+                assert await code_of(decoders.decode(encode(PIXELS), PREPROCESS)) == "corrupt_image"
+            await decoders.decode(encode(PIXELS), PREPROCESS)
+
+    asyncio.run(check())
+
+
+@pytest.mark.slow
+def test_workers_are_replaced_as_soon_as_files_are_free_again():
+    async def check() -> None:
+        async with pool() as decoders:
+            (worker,) = workers()
+            worker.parent().kill()
+            while is_alive(worker.pid):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            try:
+                image = asyncio.create_task(decoders.decode(encode(PIXELS), PREPROCESS))
+                await asyncio.sleep(0.5)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await image
+
+    asyncio.run(check())
+
+
+def test_a_lower_limit_of_the_servers_own_cpu_time_stays():
+    code = (
+        "import resource\n"
+        "from imago.serve.decoder import _limit\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (50, 50))\n"
+        "for limit in (40, 60, 45):\n"
+        "    _limit(resource.RLIMIT_CPU, limit, is_final=False)\n"
+        "    print(*resource.getrlimit(resource.RLIMIT_CPU))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="src")
+    assert done.stdout == "40 50\n50 50\n45 50\n"
+
+
 @pytest.mark.slow
 def test_a_cancelled_image_does_not_answer_the_next_one():
     async def check() -> None:
@@ -189,7 +249,7 @@ def test_too_many_waiting_images_are_refused():
 def test_a_confined_process_has_no_files_no_network_and_no_core_dumps():
     code = (
         "import json, os, resource, signal, socket, sys\n"
-        "from imago.serve.decoder import DecoderLimits, confine\n"
+        "from imago.serve.decoder import DECODED, REFUSED, REPLY, DecoderLimits, confine\n"
         "version, denied = confine(DecoderLimits(1024, 1, 1)), {}\n"
         "attempts = {'read': lambda: open('/etc/hostname'), 'list': lambda: os.listdir('/'),\n"
         "    'write': lambda: open('written', 'w'), 'run': lambda: os.execv('/bin/true', ['true']),\n"

@@ -1,10 +1,13 @@
 """Bodies that are too large or too slow, too many requests, and bytes that are no HTTP: each gets its answer."""
 
 import json
+import resource
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -71,14 +74,21 @@ def test_a_client_that_sends_on_gets_the_answer_and_costs_no_memory(server: Serv
     assert resident_mb(server) < before_mb + 20
 
 
+def test_bodies_of_requests_that_need_none_are_not_kept(server: Server):
+    before_mb = resident_mb(server)
+    head = b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"
+    connections = [connect(server, head, bytes(999_000)) for _ in range(30)]
+    assert all(connection.recv(65536).startswith(b"HTTP/1.1 200") for connection in connections)
+    assert resident_mb(server) < before_mb + 10
+    for connection in connections:
+        connection.close()
+
+
 def test_a_slow_body_is_refused_in_time(server: Server):
     start_s = time.monotonic()
-    connection = connect(server, HEAD + b"Content-Length: 100\r\n\r\n", b"x")
-    answer = connection.recv(65536)
+    status, error = read_answer(connect(server, HEAD + b"Content-Length: 100\r\n\r\n", b"x"))
     assert time.monotonic() - start_s < BODY_TIMEOUT_S + 5
-    assert answer.startswith(b"HTTP/1.1 408")
-    assert b'"code": "timeout"' in answer
-    connection.close()
+    assert (status, error["code"]) == (408, "timeout")
 
 
 def test_stalled_clients_do_not_stop_the_others(server: Server):
@@ -92,6 +102,34 @@ def test_stalled_clients_do_not_stop_the_others(server: Server):
         assert connection.recv(65536) == b""
     for connection in stalled + silent:
         connection.close()
+
+
+def test_a_client_that_does_not_read_its_answers_is_disconnected(server: Server):
+    connection = connect(server)
+    connection.setblocking(False)
+    with pytest.raises(OSError, match=r"Connection reset|Broken pipe"):  # noqa: PT012
+        for _ in range(200 * BODY_TIMEOUT_S):
+            with suppress(BlockingIOError):
+                connection.send(b"GET /page.js HTTP/1.1\r\nHost: a\r\n\r\n" * 1000)
+            time.sleep(0.05)
+    connection.close()
+
+
+def test_connections_beyond_the_limit_of_open_files_are_closed_at_once(tmp_path: Path):
+    file = write_channel_means(tmp_path / "colors.onnx")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (800, hard))  # inherited
+    try:
+        server = Server(f"model={file}", folder=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    idle = [connect(server) for _ in range(600)]
+    assert idle[-1].recv(1) == b""
+    for connection in idle:
+        connection.close()
+    assert server.post(JPEG).json()["class"] == "red"
+    assert "Too many open files" not in server.output
+    assert server.stop() == 0
 
 
 def test_more_requests_than_allowed_are_refused_and_health_is_not(server: Server):

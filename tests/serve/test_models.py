@@ -1,6 +1,7 @@
 """Versions share requests exactly by their weights; a reload replaces what works and keeps what does not."""
 
 import asyncio
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from onnx_files import write_channel_means
 
 from imago.errors import DataError
+from imago.onnx_classifier import OnnxClassifier
 from imago.serve.errors import RequestError
 from imago.serve.metrics import Metrics
 from imago.serve.models import Models
@@ -117,6 +119,39 @@ def test_a_config_that_cannot_be_read_changes_nothing(folder: Folder):
     assert "expected models: {NAME: {VERSION: PATH}}" in models.readiness()["reason"]
     assert run_ids(models) == {"v1": "1", "v2": "2"}
     assert models.readiness()["ready"]
+
+
+def test_a_file_that_is_replaced_while_it_is_loaded_is_loaded_again(folder: Folder, monkeypatch: pytest.MonkeyPatch):
+    models = folder.load()
+    folder.write("b", "3")
+
+    class ReplacedMeanwhile(OnnxClassifier):
+        def __init__(self, *arguments, **settings) -> None:
+            super().__init__(*arguments, **settings)
+            folder.write("b", "4")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("imago.serve.models.OnnxClassifier", ReplacedMeanwhile)
+        asyncio.run(models.reload())
+    asyncio.run(models.reload())
+    assert run_ids(models)["v2"] == "4"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_file_that_may_not_be_read_keeps_the_old_network(folder: Folder):
+    models = folder.load()
+    (folder.path / "b.onnx").chmod(0)
+    asyncio.run(models.reload())
+    assert "b.onnx cannot be read: Permission denied" in models.readiness()["models"]["m"]["v2"]["reason"]
+    assert run_ids(models) == {"v1": "1", "v2": "2"}
+
+
+def test_settings_that_a_reload_does_not_change_are_named(folder: Folder, caplog: pytest.LogCaptureFixture):
+    models = folder.load()
+    folder.configure("models: {m: {v1: a.onnx}}\nthreshold: 0.5\nmax_files: 2\nport: 1\nhost: 127.0.0.1")
+    asyncio.run(models.reload())
+    assert "the change of port, max_files needs a restart" in caplog.text
+    assert (models.settings.threshold, models.settings.max_files, models.settings.port) == (0.5, 32, 8000)
 
 
 def test_a_replaced_version_answers_the_requests_that_use_it(folder: Folder):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -81,7 +82,9 @@ def test_help_lists_every_setting():
         (["model=tests"], "tests/export/model.onnx does not exist"),
         (["model=README.md"], "README.md is truncated or not an ONNX file"),
         (["model=x", "prot=1"], "prot=1: there is no setting 'prot'; did you mean port?"),
+        (["model=" + 300 * "a"], "aaa does not exist"),
         (["model=README.md", "port=1", "host=192.0.2.1"], "host=192.0.2.1 port=1: cannot assign requested address"),
+        (["model=README.md", "host=a..b"], "choose another one, e.g. host=127.0.0.1."),
     ],
 )
 def test_an_error_of_the_user_is_one_line_and_exit_code_2(arguments: list[str], message: str):
@@ -89,6 +92,12 @@ def test_an_error_of_the_user_is_one_line_and_exit_code_2(arguments: list[str], 
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
     assert message in done.stderr
+
+
+def test_an_empty_key_is_an_error_and_not_an_open_service(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("IMAGO_API_KEY", "\n")
+    done = serve("model=README.md")
+    assert (done.returncode, done.stderr.startswith("error: IMAGO_API_KEY is set, but empty")) == (2, True)
 
 
 def test_a_port_that_is_in_use_is_named(start: Callable, file: Path):
@@ -117,6 +126,25 @@ def test_a_stop_signal_answers_running_requests_and_exits_with_0(start: Callable
     assert server.stop(number) == 0
     client.join()
     assert [answer.status_code for answer in answers] == [200]
+    wait_until(lambda: not any(is_alive(process.pid) for process in processes))
+
+
+@pytest.mark.parametrize("is_repeated", [False, True])
+def test_a_request_that_takes_too_long_does_not_keep_it_from_stopping(start: Callable, file: Path, is_repeated: bool):
+    server = start(f"model={file}", "decoders=1", f"stop_timeout_s={100 if is_repeated else 1}")
+    processes = server.processes()
+    processes[2].suspend()
+    connection = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])))
+    connection.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(RED) + RED)
+    time.sleep(0.5)
+    if is_repeated:
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    assert server.stop(signal.SIGINT) == 0
+    answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    connection.close()
+    assert answer == b"" if is_repeated else b"503 Service" in answer and b'"code": "busy"' in answer
+    assert "Traceback" not in server.output
     wait_until(lambda: not any(is_alive(process.pid) for process in processes))
 
 
@@ -191,6 +219,22 @@ def test_sighup_and_the_route_read_the_configuration_again(start: Callable, tmp_
     ready = httpx.post(f"{server.url}/admin/reload", headers=headers).json()
     assert [*ready["models"]["colors"]] == ["v1"]
     assert server.post(RED, headers=headers).json()["class"] == "red"
+
+
+def test_it_ends_with_the_window_of_its_terminal(file: Path):
+    window, terminal = os.openpty()
+    command = [sys.executable, "src/serve.py", f"model={file}", "port=0"]
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT / "src")}
+    process = subprocess.Popen(command, cwd=PROJECT_ROOT, env=environment, preexec_fn=lambda: os.login_tty(terminal))
+    os.close(terminal)
+    output = b""
+    while b"serving" not in output:
+        output += os.read(window, 1000)
+    process.send_signal(signal.SIGHUP)
+    while b"reloaded" not in output:
+        output += os.read(window, 1000)
+    os.close(window)
+    assert process.wait(30) == 0
 
 
 def test_no_request_is_dropped_while_models_are_reloaded(start: Callable, tmp_path: Path):

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import logging
+import os
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 
 from imago.errors import DataError
 from imago.images import FORMATS
@@ -82,7 +84,7 @@ class Service:
         try:
             decoded = await self.decoders.decode(data, version.classifier.preprocess, crop)
             logits, probabilities = await version.batcher.predict(decoded.pixels)
-            if not np.isfinite(logits).all():
+            if not np.isfinite((logits, probabilities)).all():
                 raise RequestError("not_ready", "the outputs of this model contain NaN or infinity; use another one.")
         except RequestError as error:
             self.metrics.refused.labels(error.code).inc()
@@ -127,10 +129,14 @@ class Service:
         """Start the decoders, and end them with the application; SIGHUP reloads the models."""
         await self.decoders.start()
         loop, reloads = asyncio.get_running_loop(), set()
+        has_terminal = os.isatty(0)
 
         def reload() -> None:
-            reloads.add(task := loop.create_task(self.models.reload()))
-            task.add_done_callback(reloads.discard)
+            if has_terminal and not os.isatty(0):  # the signal says that its window was closed
+                signal.raise_signal(signal.SIGTERM)
+            else:
+                reloads.add(task := loop.create_task(self.models.reload()))
+                task.add_done_callback(reloads.discard)
 
         with suppress(RuntimeError):  # not in the main thread, as in tests
             loop.add_signal_handler(signal.SIGHUP, reload)
@@ -142,7 +148,14 @@ class Service:
 
 def create_app(service: Service, api_key: str = "") -> FastAPI:
     """Return the application of a service; with an `api_key`, requests must have it."""
-    app = FastAPI(title="imago", version=_API_VERSION, docs_url=None, redoc_url=None, lifespan=service.run)
+    app = FastAPI(
+        title="imago",
+        version=_API_VERSION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # to http://, behind a proxy with TLS: the key and the image would follow
+        lifespan=service.run,
+    )
     app.add_middleware(Guard, settings=service.models.settings, api_key=api_key, metrics=service.metrics)
     _add_prediction_routes(app, service)
     _add_status_routes(app, service)
@@ -163,12 +176,11 @@ def create_app(service: Service, api_key: str = "") -> FastAPI:
 
 def _add_prediction_routes(app: FastAPI, service: Service) -> None:
     # The query is not declared as arguments: FastAPI would take a fifth of the time of a small network to read it.
-    async def predict(request: Request) -> Response:
-        return await service.predict(request)
-
     for path, description in PREDICTION_PATHS.items():
         responses: Any = EXAMPLES["predict"] | ERRORS
-        app.post(path, description=description, responses=responses, openapi_extra=prediction_input(path))(predict)
+        app.post(path, description=description, responses=responses, openapi_extra=prediction_input(path))(
+            service.predict
+        )
 
 
 def _add_status_routes(app: FastAPI, service: Service) -> None:
@@ -202,16 +214,9 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
 
 def _add_page(app: FastAPI) -> None:
     headers = {"Content-Security-Policy": _PAGE_POLICY, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
-
-    def add(path: str, content: bytes, media_type: str) -> None:
-        async def page(_: Request) -> Response:
-            return Response(content, headers=headers, media_type=media_type)
-
-        app.add_route(path, page, ["GET"], include_in_schema=False)
-
     for path, (name, media_type) in _PAGE_FILES.items():
-        if (file := _PAGE / name).is_file():
-            add(path, file.read_bytes(), media_type)
+        answer = Response((_PAGE / name).read_bytes(), headers=headers, media_type=media_type)
+        app.router.routes.append(Route(path, answer, methods=["GET"], include_in_schema=False))
 
 
 def _read_query(request: Request) -> tuple[int, bool]:

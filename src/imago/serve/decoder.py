@@ -85,9 +85,7 @@ def confine(limits: DecoderLimits) -> int:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, _NUM_FILES),
     ):
-        hard = resource.getrlimit(kind)[1]
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(kind, (limit, limit))
+        _limit(kind, limit, is_final=True)
     if sys.platform != "linux":
         return 0
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -102,6 +100,13 @@ def confine(limits: DecoderLimits) -> int:
         return 0
     os.close(rules)
     return version
+
+
+def _limit(kind: int, limit: int, is_final: bool) -> None:
+    """Set a limit, which this process can raise again unless it `is_final`; one of the server that is lower stays."""
+    hard = resource.getrlimit(kind)[1]
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(kind, (limit, limit if is_final else hard))
 
 
 def _end_with_parent() -> None:
@@ -120,7 +125,7 @@ def _serve(connection: socket.socket, limits: DecoderLimits) -> NoReturn:
     while header := stream.read(REQUEST.size):
         options, data = (stream.read(length) for length in REQUEST.unpack(header))
         # SIGXCPU ends the process; the limit is of whole seconds since its start.
-        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + limits.cpu_s, resource.RLIM_INFINITY))
+        _limit(resource.RLIMIT_CPU, int(time.process_time()) + 1 + limits.cpu_s, is_final=False)
         status, *texts = answer(data, limits, *_read_options(options))
         stream.write(REPLY.pack(status, *map(len, texts)))
         stream.writelines(texts)

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _START_S = 30.0  # until the process that forks the workers has imported the decoders; our own choice
 _RETRY_S = 1.0  # between two attempts to start a worker; our own choice
+_MAX_OVERHEAD = 2**16  # bytes of a message, or of a PNG beyond those of its pixels; our own choice
 _FAILED = "the decoder failed for this image; save it again as JPEG or PNG."
 
 
@@ -114,23 +115,20 @@ class DecoderPool:
         worker = await self._next_worker()
         try:
             async with asyncio.timeout(self._timeout_s):
-                status, first, second = await _ask(worker, data, preprocess, crop)
-        except (OSError, EOFError, TimeoutError) as error:
+                reply = await _ask(worker, data, preprocess, crop)
+            result = _read_reply(*reply, preprocess.size)
+        except (OSError, EOFError, TimeoutError, ValueError, KeyError) as error:
             self._replace(worker)
-            reason = "took too long" if isinstance(error, TimeoutError) else "ended"
+            reason = "took too long" if isinstance(error, TimeoutError) else "ended or sent nonsense"
             log.warning("a decoder %s while it read an image of %d bytes; it is replaced", reason, len(data))
             raise RequestError("corrupt_image", _FAILED) from error
         except BaseException:  # cancelled: the reply that is still to come must not answer the next request
             self._replace(worker)
             raise
         self._idle.put_nowait(worker)
-        if status == REFUSED:
-            raise RequestError(first.decode(), second.decode())
-        if status != DECODED:
-            log.error("a decoder raised %s: %s", first.decode(), second.decode())
-            raise RequestError("corrupt_image", _FAILED)
-        size = preprocess.size
-        return Decoded(np.frombuffer(first, np.uint8).reshape(3, size, size), second)
+        if isinstance(result, RequestError):
+            raise result
+        return result
 
     async def _next_worker(self) -> _Worker:
         if self._idle.empty() and self.num_waiting >= self._max_waiting:
@@ -149,8 +147,9 @@ class DecoderPool:
     def _replace(self, worker: _Worker) -> None:
         self.num_replaced += 1
         worker.writer.transport.abort()
-        with suppress(ProcessLookupError):
-            os.kill(worker.pid, signal.SIGKILL)
+        if not worker.reader.at_eof():  # else it has ended, and another process may have its number
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
         task = asyncio.get_running_loop().create_task(self._add_worker())
         self._replacements.add(task)
         task.add_done_callback(self._replacements.discard)
@@ -162,7 +161,8 @@ class DecoderPool:
             except OSError as error:  # the parent was killed, and all workers with it
                 log.warning("the parent of the decoders has ended (%s); it is started again", error)
                 self.kill()
-                self._start_parent()
+                with suppress(OSError):  # no memory or files are free: the next attempt fails too
+                    self._start_parent()
                 await asyncio.sleep(_RETRY_S)
 
     async def _start_worker(self) -> _Worker:
@@ -199,5 +199,22 @@ async def _ask(worker: _Worker, data: bytes, preprocess: Preprocess, crop: bool)
     worker.writer.writelines((REQUEST.pack(len(options), len(data)), options, data))
     await worker.writer.drain()
     status, *lengths = REPLY.unpack(await worker.reader.readexactly(REPLY.size))
+    if max(lengths) > _MAX_OVERHEAD + 4 * preprocess.size**2:
+        raise ValueError("reply of a worker under foreign control")
     first, second = [await worker.reader.readexactly(length) for length in lengths]
     return status, first, second
+
+
+def _read_reply(status: int, first: bytes, second: bytes, size: int) -> Decoded | RequestError:
+    """Return the image or the error of a reply.
+
+    Raises:
+        KeyError, ValueError: a reply that only a worker under foreign control sends.
+    """
+    if status == DECODED:
+        return Decoded(np.frombuffer(first, np.uint8).reshape(3, size, size), second)
+    code, message = first.decode(), second.decode()
+    if status == REFUSED:
+        return RequestError(code, message)
+    log.error("a decoder raised %s: %s", code, message)
+    return RequestError("corrupt_image", _FAILED)

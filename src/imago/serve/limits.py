@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import json
 import logging
+import os
 import time
 import traceback
 from datetime import UTC, datetime
@@ -37,7 +38,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: Settings, api_key: str, metrics: Metrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
-        self._api_key = api_key.encode()
+        self._api_key = os.fsencode(api_key)  # as it was set
         self._max_body = settings.max_body_mb * 2**20
         self._num_requests = 0
 
@@ -62,22 +63,24 @@ class Guard:
             await _refuse(error, scope, receive, send_and_note)
         except _Disconnected:
             pass
-        except Exception as error:  # a bug
-            log.error("%s", "".join(traceback.format_exception(error)))
+        except (Exception, asyncio.CancelledError) as error:  # a bug; or the server waits no longer, and stops
+            answer = RequestError("busy", "the service has been stopped; try again in a moment.")
+            if not isinstance(error, asyncio.CancelledError):
+                log.error("%s", "".join(traceback.format_exception(error)))
+                answer = RequestError("internal_error", "the service has failed; its log has the reason.")
             if entry["status"] == _CLIENT_CLOSED:
-                error = RequestError("internal_error", "the service has failed; its log has the reason.")
-                await error.response()(scope, receive, send_and_note)
+                await answer.response()(scope, receive, send_and_note)
         finally:
             self._note(scope, entry, time.perf_counter() - start_s)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, entry: dict[str, Any]) -> None:
         self._check_key(scope)
-        is_counted = scope["method"] == "POST"
-        if is_counted and self._num_requests >= self._settings.max_requests:
+        has_body = scope["method"] == "POST"  # no other body is read, so that it takes no memory
+        if has_body and self._num_requests >= self._settings.max_requests:
             raise RequestError("busy", "too many requests at the same time; try again in a moment.")
-        self._num_requests += is_counted
+        self._num_requests += has_body
         try:
-            body = await self._read_body(scope, receive)
+            body = await self._read_body(scope, receive) if has_body else b""
             entry["bytes"] = len(body)
             messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
@@ -86,12 +89,13 @@ class Guard:
 
             await self._app(scope, receive_body, send)
         finally:
-            self._num_requests -= is_counted
+            self._num_requests -= has_body
 
     def _check_key(self, scope: Scope) -> None:
         if scope["path"] == "/admin/reload" and not self._api_key:
             raise RequestError("forbidden", "this needs a service with an API key: start it with IMAGO_API_KEY set.")
-        if not self._api_key or scope["path"] in OPEN_PATHS:
+        is_open = scope["path"] in OPEN_PATHS and scope["method"] != "POST"
+        if not self._api_key or is_open:
             return
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self._api_key):

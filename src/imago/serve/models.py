@@ -1,11 +1,11 @@
 """Hold the models of the service: load their versions, choose one for a request, reload them without a gap."""
 
 import asyncio
-import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Version:
     def __init__(self, model: str, name: str, path: Path, settings: Settings, metrics: Metrics) -> None:
         self.model, self.name, self.path = model, name, path
         self.classifier = OnnxClassifier(path, settings.threads_per_batch, spin=False)
-        self.digest = sha256_of(path)
+        self.digest = ""  # of the file; "" if unknown
         on_batch = metrics.batch_size.labels(model, name).observe
         limits = (settings.max_batch, settings.max_wait_ms, settings.max_queue)
         num_threads = max(1, settings.threads // settings.threads_per_batch)
@@ -69,14 +69,14 @@ class Version:
     def describe(self) -> dict[str, Any]:
         """Return what the file says about itself."""
         metadata = self.classifier.metadata
-        metrics = json.dumps(metadata.get(onnx_classifier.METRICS_KEY))
-        return {
+        described = {
             "class_names": list(self.classifier.class_names),
             "preprocess": self.classifier.preprocess.to_dict(),
             "run_id": metadata.get(onnx_classifier.RUN_ID_KEY),
-            "metrics": json.loads(metrics, parse_constant=lambda _: None),  # NaN is not JSON
+            "metrics": metadata.get(onnx_classifier.METRICS_KEY),
             "precision": metadata.get(onnx_classifier.PRECISION_KEY, "fp32"),
         }
+        return json.loads(json.dumps(described), parse_constant=lambda _: None)  # NaN is not JSON
 
 
 class Models:
@@ -97,7 +97,7 @@ class Models:
     def __init__(self, read_settings: Callable[[], Settings], metrics: Metrics) -> None:
         self._read_settings, self._metrics = read_settings, metrics
         self.settings = read_settings()
-        self._versions = {(model, name): self._load(model, name, path) for model, name, path in self._listed()}
+        self._versions = {(model, name): self._load(model, name, path) for model, name, path in _listed(self.settings)}
         self._failed: dict[tuple[str, str], str] = {}  # new versions that cannot be used
         self._credits: dict[tuple[str, str], float] = {}
         self._reloading = asyncio.Lock()
@@ -137,7 +137,7 @@ class Models:
     def readiness(self) -> dict[str, Any]:
         """Return whether each version answers, and why not; ready as a whole if each model has a version that does."""
         models: dict[str, dict[str, Any]] = {model: {} for model in self.settings.models}
-        for model, name, _ in self._listed():
+        for model, name, _ in _listed(self.settings):
             version = self._versions.get((model, name))
             reason = version.reason if version else self._failed.get((model, name))
             models[model][name] = {"ready": version is not None, "reason": reason}
@@ -188,8 +188,10 @@ class Models:
                     old.reason = str(error)
                     versions[model, name] = old
         replaced = [version for version in self._versions.values() if version not in versions.values()]
-        values = self.settings.values | {"threshold": settings.threshold}
-        self.settings = Settings(settings.models, settings.weights, values)
+        used = replace(self.settings, models=settings.models, weights=settings.weights, threshold=settings.threshold)
+        if ignored := [name for name, value in vars(settings).items() if value != vars(used)[name]]:
+            log.warning("reload: the change of %s needs a restart", ", ".join(ignored))
+        self.settings = used
         self._versions, self._failed, self._credits, self.reason = versions, failed, {}, None
         for version in replaced:
             self._retiring.add(task := asyncio.create_task(version.retire()))
@@ -198,16 +200,18 @@ class Models:
 
     def _load(self, model: str, name: str, path: Path, old: Version | None = None) -> Version:
         """Load a version, or return the old one if its file is the same."""
-        if old and old.path == path and path.is_file() and old.digest == sha256_of(path):
+        digest = ""
+        with suppress(OSError):  # which `Version` explains
+            digest = sha256_of(path)
+        if old and digest and (old.path, old.digest) == (path, digest):
             old.reason = None
             return old
-        return Version(model, name, path, self.settings, self._metrics)
-
-    def _listed(self) -> Iterator[tuple[str, str, Path]]:
-        return _listed(self.settings)
+        version = Version(model, name, path, self.settings, self._metrics)
+        version.digest = digest  # of before it was loaded: a file that was replaced meanwhile is loaded again
+        return version
 
 
 def _listed(settings: Settings) -> Iterator[tuple[str, str, Path]]:
     """Yield name, version and file of all versions."""
     for model, versions in settings.models.items():
-        yield from zip(itertools.repeat(model), versions.keys(), versions.values())
+        yield from ((model, name, path) for name, path in versions.items())

@@ -2,8 +2,9 @@
 
 import difflib
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +17,42 @@ from imago.text import join_names, printable
 
 DEFAULTS = CONFIG_DIR / "serve.yaml"
 _VERSION = "v1"  # of a model that is typed without one
-_TEXTS = ("model", "config", "host")  # typed as they are; any other value is read as YAML
+_SOURCES = ("model", "config")  # of `Settings.models`
+_TEXTS = (*_SOURCES, "host")  # typed as they are; any other value is read as YAML
 _MAY_BE_0 = ("port", "threshold", "max_wait_ms")
 _LARGEST = {"port": 65535, "threshold": 1}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings by the names of `configs/serve.yaml`.
+    """All settings by the names of `configs/serve.yaml`, which explains them.
 
     Attributes:
         models: name -> version -> ONNX file, in the order typed; requests that name no model are for the first one.
         weights: name -> version -> its share of the requests that name no version; they add up to 1.
-        values: the others.
     """
 
     models: dict[str, dict[str, Path]]
     weights: dict[str, dict[str, float]]
-    values: dict[str, Any] = field(default_factory=dict)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["values"][name]
-        except KeyError:
-            raise AttributeError(name) from None
+    host: str
+    port: int
+    threads: int
+    threads_per_batch: int
+    threshold: float
+    max_batch: int
+    max_wait_ms: float
+    max_body_mb: int
+    max_pixels: int
+    max_files: int
+    max_requests: int
+    max_queue: int
+    body_timeout_s: float
+    stop_timeout_s: float
+    decoders: int
+    decoder_memory_mb: int
+    decoder_cpu_s: int
+    decoder_timeout_s: float
+    access_log: bool
 
 
 def read_settings(arguments: Sequence[str]) -> Settings:
@@ -63,15 +76,14 @@ def read_settings(arguments: Sequence[str]) -> Settings:
     if not models:
         raise ConfigError("model is not set; type model=RUN or model=FILE.onnx, e.g. model=logs/latest.")
     values = defaults | {key: value for key, value in listed.items() if key in defaults} | typed
-    for key in values:
-        values[key] = _checked(key, values[key], defaults[key])
-    return Settings(models, _weights(models, listed.get("weights") or {}), values)
+    checked = {key: _checked(key, value, defaults[key]) for key, value in values.items() if key not in _SOURCES}
+    return Settings(models, _weights(models, listed.get("weights") or {}), **checked)
 
 
 def check_files(settings: Settings) -> None:
     """Raise a `DataError` for the first model without a file, before anything is started."""
     for file in (file for versions in settings.models.values() for file in versions.values()):
-        if not file.is_file():
+        if not os.path.isfile(file):  # Path's method fails for names that are too long
             run = file.parent.parent
             remedy = "model= is a directory of a run or an ONNX file"
             if file.name == "model.onnx" and (run / "config.yaml").is_file():
@@ -90,7 +102,7 @@ def _parse(text: str, defaults: Mapping[str, Any]) -> tuple[str, Any]:
         return key, [part.strip() for part in value.strip("[] ").split(",") if part.strip()]
     try:
         return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter: a date that does not exist
         raise ConfigError(f"{text}: the value cannot be read; type e.g. {key}={defaults[key]}.") from error
 
 
@@ -106,7 +118,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{printable(file)} cannot be read: {error.strerror}; check config=FILE.yaml.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{printable(file)} is not YAML ({reason}); see docs/serving.md for an example.") from error
     if not isinstance(content, dict):
@@ -128,7 +140,7 @@ def _checked(key: str, value: Any, default: Any) -> Any:
             high = f", and at most {largest}" if key in _LARGEST else ""
             raise ConfigError(f"{key}={value}: expected {what}, {low}{high}; e.g. {key}={default}.")
         return wanted(value)
-    if default is not None and type(value) is not wanted:
+    if type(value) is not wanted:
         raise ConfigError(f"{key}={value}: expected {'true or false' if wanted is bool else 'a text'}.")
     return value
 
@@ -139,7 +151,7 @@ def _typed_models(typed: Any) -> dict[str, dict[str, Path]]:
         file = _onnx_file(Path(str(text)).expanduser())
         # `logs/latest` is a link, and RUN/export/model.onnx says nothing about its content by its own name.
         run = file.resolve().parent.parent
-        name = run.name if file.resolve().parent.name == "export" and run.name else file.stem
+        name = printable(run.name if file.resolve().parent.name == "export" and run.name else file.stem)
         if name in models:
             raise ConfigError(
                 f"model={text}: two models are named {name!r}; name them in a file, with config=FILE.yaml."
@@ -158,8 +170,9 @@ def _listed_models(listed: Any, source: Path) -> dict[str, dict[str, Path]]:
         if not isinstance(versions, dict) or not versions or not all(isinstance(v, str) for v in versions.values()):
             raise ConfigError(f"{expected}, got {versions!r} for {name!r}.")
         for part in (name, *versions):
-            if not str(part) or "/" in str(part):
-                raise ConfigError(f"{expected}; {part!r} cannot be a part of an address, choose another name.")
+            if type(part) not in (str, int) or str(part) in ("", ".", "..") or "/" in str(part):
+                remedy = "choose another name, or put it in quotes"  # 1.10 without quotes is the number 1.1
+                raise ConfigError(f"{expected}; {part!r} cannot be a part of an address, {remedy}.")
         paths = {str(version): source.parent / Path(path).expanduser() for version, path in versions.items()}
         models[str(name)] = {version: _onnx_file(path) for version, path in paths.items()}
     return models
@@ -167,7 +180,7 @@ def _listed_models(listed: Any, source: Path) -> dict[str, dict[str, Path]]:
 
 def _onnx_file(path: Path) -> Path:
     """Return the ONNX file of a run directory, or the path itself if it is not a directory."""
-    return path / "export" / "model.onnx" if path.is_dir() else path
+    return path / "export" / "model.onnx" if os.path.isdir(path) else path
 
 
 def _weights(models: Mapping[str, Mapping[str, Path]], typed: Any) -> dict[str, dict[str, float]]:

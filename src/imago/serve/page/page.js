@@ -150,7 +150,8 @@ function fillModels(models) {
 function showClasses() {
   const { classes } = element("model").selectedOptions[0];
   const more = classes.length > MAX_CLASSES ? `, and ${classes.length - MAX_CLASSES} more` : "";
-  const names = classes.slice(0, MAX_CLASSES).join(", ");
+  // In isolates, so that the direction of a name, as in Arabic, does not change the order of the others.
+  const names = classes.slice(0, MAX_CLASSES).map((name) => `\u2068${name}\u2069`).join(", ");
   element("known").textContent = `The network knows ${classes.length} classes: ${names}${more}.`;
 }
 
