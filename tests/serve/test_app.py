@@ -67,6 +67,13 @@ def test_top_k_limits_the_classes(client: TestClient):
     for top_k, count in ((1, 1), (2, 2), (1000, 3)):
         assert len(client.post(f"/predict?top_k={top_k}", content=JPEG).json()["top_k"]) == count
     assert "crop" not in client.post("/predict", content=JPEG).json()
+    assert "crop" in client.post("/predict?crop=True", content=JPEG).json()
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_load_balancers_may_ask_with_head(client: TestClient, path: str):
+    answer = client.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
 
 
 @pytest.mark.parametrize("path", ["/predict", "/models/colors/predict", "/models/colors/versions/v1/predict"])

@@ -219,6 +219,10 @@ def test_sighup_and_the_route_read_the_configuration_again(start: Callable, tmp_
     ready = httpx.post(f"{server.url}/admin/reload", headers=headers).json()
     assert [*ready["models"]["colors"]] == ["v1"]
     assert server.post(RED, headers=headers).json()["class"] == "red"
+    (tmp_path / "a.onnx").write_bytes(b"damaged")
+    refused = httpx.post(f"{server.url}/admin/reload", headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+    assert server.post(RED, headers=headers).json()["class"] == "red"
 
 
 def test_it_ends_with_the_window_of_its_terminal(file: Path):

@@ -80,6 +80,7 @@ def test_the_command_line_takes_precedence_over_the_file(config: Path):
         ("--port=1", "--port=1: there is no setting '--port'; did you mean port?"),
         ("port=x", "port=x: expected a whole number, 0 or more, and at most 65535; e.g. port=8000."),
         ("port=70000", "port=70000: expected a whole number"),
+        ("decoder_memory_mb=1", "decoder_memory_mb=1: expected a whole number, 512 or more"),
         ("threads=0", "threads=0: expected a whole number, above 0"),
         ("threads=1.5", "threads=1.5: expected a whole number"),
         ("max_pixels=true", "max_pixels=True: expected a whole number"),

@@ -189,11 +189,13 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
         """List the models, their versions, and the limits of the service."""
         return json_response({"models": service.models.describe(), "limits": service.limits()})
 
+    @app.head("/health", include_in_schema=False)  # of load balancers
     @app.get("/health", responses=EXAMPLES["health"])
     async def health() -> Response:
         """Answer as long as the process runs."""
         return json_response({"status": "ok"})
 
+    @app.head("/ready", include_in_schema=False)  # of load balancers
     @app.get("/ready", responses=EXAMPLES["ready"])
     async def ready() -> Response:
         """Answer 200 if each model has a version that can be used, else 503; with the reason of each."""
@@ -209,7 +211,13 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
     async def reload() -> Response:
         """Read the configuration and changed models again, as SIGHUP does; needs the API key."""
         await service.models.reload()
-        return json_response(service.models.readiness())
+        readiness = service.models.readiness()
+        versions = [version for model in readiness["models"].values() for version in model.values()]
+        if readiness["reason"] or any(version["reason"] for version in versions):
+            raise RequestError(
+                "not_ready", "something could not be loaded, see GET /ready; what worked before goes on."
+            )
+        return json_response(readiness)
 
 
 def _add_page(app: FastAPI) -> None:
@@ -226,7 +234,7 @@ def _read_query(request: Request) -> tuple[int, bool]:
         RequestError: one of them has another value.
     """
     top_k = request.query_params.get("top_k", str(DEFAULT_TOP_K))
-    crop = request.query_params.get("crop", "false")
+    crop = request.query_params.get("crop", "false").lower()  # Python's clients write True
     is_number = top_k.isascii() and top_k.isdecimal() and len(top_k) <= len(str(MAX_TOP_K))
     if not is_number or not 1 <= int(top_k) <= MAX_TOP_K:
         raise RequestError("invalid_parameter", f"top_k must be a whole number from 1 to {MAX_TOP_K}.")

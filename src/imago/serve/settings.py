@@ -19,7 +19,7 @@ DEFAULTS = CONFIG_DIR / "serve.yaml"
 _VERSION = "v1"  # of a model that is typed without one
 _SOURCES = ("model", "config")  # of `Settings.models`
 _TEXTS = (*_SOURCES, "host")  # typed as they are; any other value is read as YAML
-_MAY_BE_0 = ("port", "threshold", "max_wait_ms")
+_SMALLEST = {"port": 0, "threshold": 0, "max_wait_ms": 0, "decoder_memory_mb": 512}  # of others: above 0
 _LARGEST = {"port": 65535, "threshold": 1}
 
 
@@ -133,10 +133,10 @@ def _checked(key: str, value: Any, default: Any) -> Any:
     wanted = type(default)
     if wanted in (int, float):
         is_number = type(value) is int or (wanted is float and type(value) is float and math.isfinite(value))
-        largest = _LARGEST.get(key, math.inf)
-        if not is_number or not (0 if key in _MAY_BE_0 else 1e-3) <= value <= largest:
+        smallest, largest = _SMALLEST.get(key, 1e-3), _LARGEST.get(key, math.inf)
+        if not is_number or not smallest <= value <= largest:
             what = "a whole number" if wanted is int else "a number"
-            low = "0 or more" if key in _MAY_BE_0 else "above 0"
+            low = f"{smallest} or more" if key in _SMALLEST else "above 0"
             high = f", and at most {largest}" if key in _LARGEST else ""
             raise ConfigError(f"{key}={value}: expected {what}, {low}{high}; e.g. {key}={default}.")
         return wanted(value)
