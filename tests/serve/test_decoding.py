@@ -124,6 +124,7 @@ def test_a_worker_that_dies_or_hangs_costs_one_image_and_is_replaced(harm: Calla
             assert await code_of(image) == "corrupt_image"
             await decoders.decode(encode(PIXELS), PREPROCESS)
             assert decoders.num_replaced == 1
+            await asyncio.to_thread(psutil.wait_procs, [worker], 10)  # until its parent has seen its end
             assert worker not in workers()
 
     asyncio.run(check())

@@ -242,7 +242,7 @@ def test_the_key_is_asked_for_and_an_answer_below_the_threshold_is_not_sure(open
     page.reload()
     page.wait_for_selector("#asking[open]")  # the page stores nothing
     page.keyboard.press("Escape")
-    assert "The service asks for a key." in page.inner_text("#errors")
+    page.locator("#errors").get_by_text("The service asks for a key.").wait_for()
 
 
 def test_a_version_is_chosen(opened, address: str):
