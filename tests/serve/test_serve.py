@@ -20,6 +20,7 @@ from warm_python import is_alive, warm_imago
 
 from imago.data import shapes
 from imago.paths import PROJECT_ROOT
+from imago.serve.serve import _listen
 
 pytestmark = pytest.mark.slow
 
@@ -293,3 +294,9 @@ def test_the_command_of_the_readme_serves_a_run_and_agrees_with_predict(
             assert answer["sets"] == prediction["sets"]
             assert answer["sets"].keys() == {"90", "95"}
     assert len(expected) == len(pixels)
+
+
+def test_answers_do_not_wait_for_acknowledgments():
+    listener = _listen("127.0.0.1", 0)
+    with listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as connection:
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
