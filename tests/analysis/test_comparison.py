@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,8 @@ def test_terminal_and_page_have_the_same_numbers(tmp_path: Path):
     assert "b - a, in percentage points: +37.50 (95 % interval +24.22 to +52.97)" in text
     assert "McNemar's exact test: p < 0.0001 (only a correct: 0, only b correct: 15)" in text
     assert re.search(r"images needed: about \d+ \(of test, to find a difference of this size in 80 % of cases", text)
+    grouped = replace(comparison, paired=replace(comparison.paired, num_groups=4))
+    assert "images needed" not in comparison_text(grouped)  # as many images in groups would not be enough
     write_comparison_page(comparison, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     for words in ("b is significantly better on these images", "+37.50", "p &lt; 0.0001", "optimizer.lr", "val/acc"):

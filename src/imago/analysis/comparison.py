@@ -41,16 +41,18 @@ class Comparison:
         acc_a, acc_b = (percent_text(evaluation.is_correct.mean()) for evaluation in self.evaluations)
         images = f"on the same {counted(self.paired.num_images, 'image')}"
         low, high = (f"{100 * end:+.2f}" for end in self.paired.interval_95)
-        needed = num_images_needed(self.paired.num_only_a, self.paired.num_only_b, self.paired.num_images)
-        power = "of test, to find a difference of this size in 80 % of cases (McNemar's test at 5 %)"
         counts = f"only a correct: {self.paired.num_only_a:,}, only b correct: {self.paired.num_only_b:,}"
-        return [
+        rows = [
             ("accuracy of a", acc_a, images),
             ("accuracy of b", acc_b, images),
             ("b - a, in percentage points", f"{100 * self.paired.difference:+.2f}", f"95 % interval {low} to {high}"),
             (self.paired.test, self.paired.p_text, counts),
-            ("images needed", f"about {float(f'{needed:.2g}'):,.0f}" if needed else "no number", power),
         ]
+        if self.paired.num_groups:  # the number below is one of independent images
+            return rows
+        needed = num_images_needed(self.paired.num_only_a, self.paired.num_only_b, self.paired.num_images)
+        power = "of test, to find a difference of this size in 80 % of cases (McNemar's test at 5 %)"
+        return [*rows, ("images needed", f"about {float(f'{needed:.2g}'):,.0f}" if needed else "no number", power)]
 
 
 def compare_runs(a: Path, b: Path, split: str = "test") -> Comparison:

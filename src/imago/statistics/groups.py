@@ -8,9 +8,14 @@ import math
 
 import numpy as np
 
-from imago.statistics.intervals import QUANTILES_95, Interval, draw_num_unseen, draw_other_classes, wilson_interval
-
-_NUM_SIGMAS = 1.959964  # half the width of a 95 % interval of the normal distribution
+from imago.statistics.intervals import (
+    NUM_SIGMAS_95,
+    QUANTILES_95,
+    Interval,
+    draw_num_unseen,
+    draw_other_classes,
+    wilson_interval,
+)
 
 # Legend: N images, G groups
 
@@ -68,7 +73,7 @@ def design_effect(values: np.ndarray, groups: np.ndarray) -> float:
         return float(len(values))
     independent = len(values) * values.var()
     if independent == 0:
-        return float((sizes.astype(float) ** 2).sum() / len(values))
+        return _alike_effect(sizes)
     deviations = np.bincount(numbers, weights=values - values.mean())
     return max(1.0, float(len(sizes) / (len(sizes) - 1) * (deviations**2).sum() / independent))
 
@@ -77,7 +82,7 @@ def interval_factor(num_groups: int) -> float:
     """Return the factor that further divides the effective number of images, as few groups say little about others."""
     from scipy.special import stdtrit  # imported here because scipy takes 0.3 s
 
-    return float(stdtrit(max(1, num_groups - 1), QUANTILES_95[1]) / _NUM_SIGMAS) ** 2
+    return float(stdtrit(max(1, num_groups - 1), QUANTILES_95[1]) / NUM_SIGMAS_95) ** 2
 
 
 def share_interval(is_correct: np.ndarray, groups: np.ndarray | None) -> Interval:
@@ -96,21 +101,25 @@ def share_interval(is_correct: np.ndarray, groups: np.ndarray | None) -> Interva
         return wilson_interval(int(is_correct.sum()), len(is_correct))
     numbers = np.unique(groups, return_inverse=True)[1]
     sizes, effect = np.bincount(numbers), design_effect(is_correct.astype(float), numbers)
-    alike = (sizes.astype(float) ** 2).sum() / sizes.sum()  # the design effect if the images of a group are all alike
     num_mixed = min(len(np.unique(numbers[is_correct])), len(np.unique(numbers[~is_correct])))
     factor = effect * interval_factor(min(len(sizes), num_mixed + 2))
-    limit = max(effect, alike) * interval_factor(len(sizes))
+    limit = max(effect, _alike_effect(sizes)) * interval_factor(len(sizes))
     return effective_interval(float(is_correct.mean()), float(len(is_correct) / min(factor, limit)))
 
 
 def alike_groups_interval(accuracy: float, groups: np.ndarray) -> Interval:
     """Return an interval of an accuracy that is wide enough even if the images of a group are always all alike."""
-    sizes = np.unique(groups, return_counts=True)[1].astype(float)
-    return effective_interval(accuracy, float(sizes.sum() ** 2 / (sizes**2).sum()))
+    sizes = np.unique(groups, return_counts=True)[1]
+    return effective_interval(accuracy, len(groups) / _alike_effect(sizes))
+
+
+def _alike_effect(sizes: np.ndarray) -> float:
+    """Return the design effect of groups of these sizes, int64 (G,), if the images of each are all alike."""
+    return float((sizes.astype(float) ** 2).sum() / sizes.sum())
 
 
 def effective_interval(accuracy: float, num_effective: float) -> Interval:
     """Return Wilson's 95 % interval of an accuracy for a number of images that need not be whole."""
-    squared = _NUM_SIGMAS**2 / num_effective
+    squared = NUM_SIGMAS_95**2 / num_effective
     center, half_width = accuracy + squared / 2, math.sqrt(squared * (accuracy * (1 - accuracy) + squared / 4))
     return max(0.0, (center - half_width) / (1 + squared)), min(1.0, (center + half_width) / (1 + squared))

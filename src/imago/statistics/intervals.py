@@ -11,6 +11,7 @@ from imago.statistics.calibration import bin_indices
 
 NUM_DRAWS = 1000  # between seeds, the ends of an interval then vary by about 0.1 points for 1,000 images (measured)
 QUANTILES_95 = (0.025, 0.975)  # ends of a 95 % interval
+NUM_SIGMAS_95 = 1.959964  # half the width of a 95 % interval of the normal distribution
 
 # Mistakes that every draw of a bootstrap adds on average: without them, a test without mistakes has intervals without
 # width. 2 is half the square of 1.96, as in the interval of a proportion of Agresti and Coull 1998.

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from imago.statistics.groups import design_effect, interval_factor
+from imago.statistics.intervals import NUM_SIGMAS_95
 
 _SIGNIFICANCE = 0.05  # the usual level
 _POWER = 0.8  # the usual share of tests that should find a difference
-_NUM_SIGMAS = 1.959964  # half the width of a 95 % interval of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def tango_interval(num_only_a: float, num_only_b: float, num_images: float) -> t
         product = 8 * num_images * num_only_a * difference * (1 - difference)
         share = (math.sqrt(max(0.0, linear**2 + product)) - linear) / (4 * num_images)
         variance = num_images * (2 * share + difference * (1 - difference))
-        return (num_only_b - num_only_a - num_images * difference) ** 2 - _NUM_SIGMAS**2 * variance
+        return (num_only_b - num_only_a - num_images * difference) ** 2 - NUM_SIGMAS_95**2 * variance
 
     measured = (num_only_b - num_only_a) / num_images  # where it is below 0, or 0 if no image differs
     low = -1.0 if excess(-1.0) <= 0 else brentq(excess, -1.0, measured - 1e-9)
