@@ -22,7 +22,7 @@ setup: .venv/installed  ## create .venv and install the packages of requirements
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; install Python 3.11 or later and set its name, e.g. make setup PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than 3.11; set another one, e.g. make setup PYTHON=python3.12" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing the packages of requirements.lock into .venv: some minutes, 6 GB"
+	@echo "installing the packages of requirements.lock into .venv: some minutes, 7 GB"
 	$(BIN)/python -m pip install --progress-bar on --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
