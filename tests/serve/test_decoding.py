@@ -196,6 +196,13 @@ def test_workers_are_replaced_as_soon_as_files_are_free_again():
     asyncio.run(check())
 
 
+def test_a_worker_whose_parent_has_ended_before_it_could_ask_the_kernel_ends():
+    code = "from imago.serve.decoder import _end_with_parent; _end_with_parent({}); print('serves')"
+    for parent, output in ((os.getpid(), "serves\n"), (1, "")):
+        command = [sys.executable, "-c", code.format(parent)]
+        assert subprocess.run(command, capture_output=True, text=True, check=True, cwd="src").stdout == output
+
+
 def test_a_lower_limit_of_the_servers_own_cpu_time_stays():
     code = (
         "import resource\n"

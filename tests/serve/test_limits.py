@@ -153,11 +153,42 @@ def test_more_requests_than_allowed_are_refused_and_health_is_not(server: Server
         b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET / HTTP/9\r\n\r\n",
         b"GET /" + b"a" * 100_000,
+        b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a: b\r\n" * 20_000,
     ],
 )
 def test_what_is_no_http_gets_an_error_in_the_one_shape(server: Server, request_bytes: bytes):
     status, error = read_answer(connect(server, request_bytes))
     assert (status, error["code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize(("start", "part"), [(b"0001;", b"a" * 65536), (b"0\r\n", b"a: b\r\n" * 10_000), (b"", b"")])
+def test_a_body_with_much_beside_its_content_is_not_read_to_its_end(server: Server, start: bytes, part: bytes):
+    connection = connect(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + start)
+    with pytest.raises(OSError, match=r"Connection reset|Broken pipe"):  # noqa: PT012
+        for _ in range(200):
+            connection.sendall(part or b"1" + b" " * 60_000 + b"\r\na\r\n")
+    connection.close()
+
+
+def test_small_chunks_of_a_body_are_read(server: Server):
+    response = httpx.post(f"{server.url}/predict", content=(JPEG[at : at + 8] for at in range(0, len(JPEG), 8)))
+    assert response.json()["class"] == "red"
+
+
+def test_requests_are_answered_in_their_order_up_to_a_limit(server: Server):
+    request = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+    connection = connect(server, request * 10)
+    content = b""
+    while content.count(b'{"status": "ok"}') < 10:
+        content += connection.recv(65536)
+    assert content.count(b"HTTP/1.1 200 OK") == 10
+    connection.close()
+    answer = b""
+    connection = connect(server, request * 100)
+    while part := connection.recv(65536):
+        answer += part
+    assert b"HTTP/1.1 400" in answer
+    assert answer.count(b"HTTP/1.1 200 OK") < 100
 
 
 def test_the_log_has_one_line_of_json_without_content_and_query(server: Server):

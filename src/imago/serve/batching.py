@@ -57,7 +57,7 @@ class Batcher:
             start_s = time.perf_counter()
             classifier.predict(np.zeros((1, 3, size, size), np.uint8))
         self._image_s = time.perf_counter() - start_s  # mean time of an image in a batch
-        self._jobs: queue.Queue[_Job | None] = queue.Queue()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         for _ in range(1 if self._image_s < _FAST_S else num_threads):
             threading.Thread(target=self._run, daemon=True).start()
 

@@ -50,7 +50,7 @@ class DecoderLimits:
 def main() -> None:
     """Import everything, give up all rights, then fork a worker for each socket, until the server has ended."""
     control, limits = socket.socket(fileno=int(sys.argv[1])), DecoderLimits(**json.loads(sys.argv[2]))
-    _end_with_parent()
+    _end_with_parent(os.getppid())
     for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to all processes of a service: the server ends
         signal.signal(stop, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes workers that have ended
@@ -60,12 +60,14 @@ def main() -> None:
         for number in (1, 2):
             os.dup2(null.fileno(), number)
     control.sendall(bytes([confine(limits)]))
+    parent = os.getpid()
     while True:
         request, files, _, _ = socket.recv_fds(control, 1, 1)
         if not request:
             return
         if not (pid := os.fork()):
             control.close()
+            _end_with_parent(parent)
             _serve(socket.socket(fileno=files[0]), limits)
         os.close(files[0])
         control.sendall(struct.pack("!I", pid))
@@ -109,9 +111,8 @@ def _limit(kind: int, limit: int, is_final: bool) -> None:
     resource.setrlimit(kind, (limit, limit if is_final else hard))
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """Let the kernel kill this process with its parent; elsewhere it ends when it reads from the closed connection."""
-    parent = os.getppid()
     if sys.platform == "linux":
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if parent != os.getppid():  # it has ended before the line above
@@ -120,7 +121,6 @@ def _end_with_parent() -> None:
 
 def _serve(connection: socket.socket, limits: DecoderLimits) -> NoReturn:
     """Answer requests until the server closes the connection; any other error than the image's ends the process."""
-    _end_with_parent()
     stream = connection.makefile("rwb")
     while header := stream.read(REQUEST.size):
         options, data = (stream.read(length) for length in REQUEST.unpack(header))

@@ -6,14 +6,16 @@ import signal
 import socket
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from imago.serve.errors import RequestError
 
+_MAX_HEAD = 2**16  # bytes of the header of a request, and of what belongs to no content in its body; our own choice
+_MAX_PIPELINED = 16  # requests that a client sends on one connection without waiting for answers; our own choice
 
-class HttpProtocol(H11Protocol):
+
+class HttpProtocol(HttpToolsProtocol):
     """One connection.
 
     Attributes:
@@ -25,6 +27,7 @@ class HttpProtocol(H11Protocol):
     silence_s = 15.0
     max_connections = 1000
     _watch: asyncio.TimerHandle | None = None
+    _num_overhead = 0  # bytes of the header, or of the body so far without its content: sizes of chunks, trailers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -47,16 +50,35 @@ class HttpProtocol(H11Protocol):
             return
         self._watch = self.loop.call_later(self.silence_s, self._check_silence, (self.cycle, num_unread))
 
+    def data_received(self, data: bytes) -> None:
+        self._num_overhead += len(data)
+        super().data_received(data)
+        if self._num_overhead > _MAX_HEAD and not self.transport.is_closing():
+            self.send_400_response(f"its header has more than {_MAX_HEAD:,} bytes, or its chunks are too small")
+
+    def on_message_begin(self) -> None:
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            raise ValueError("too many requests before the first answer")  # answered as a request that is not HTTP
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._num_overhead = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._num_overhead = max(0, self._num_overhead - 2 * len(body))  # sizes of chunks may be as long as the content
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._num_overhead = 0
+        super().on_message_complete()
+
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is not HTTP."""
         response = RequestError("bad_request", f"{msg.rstrip('.').lower()}; send HTTP/1.1.").response()
         headers = [*response.raw_headers, (b"x-content-type-options", b"nosniff"), (b"connection", b"close")]
-        for event in (
-            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=bytes(response.body)),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        self.transport.write(b"".join([STATUS_LINE[400], *lines, b"\r\n", bytes(response.body)]))
         self.transport.close()
 
 
