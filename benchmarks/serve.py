@@ -6,7 +6,7 @@ python benchmarks/serve.py --model cnn.onnx --model resnet18.onnx --model resnet
 Both sides are started in turn in each round, and get the same image from clients in another process, each of which
 sends its next request when it has an answer. The naive side runs the fp32 file of its model: of NAME_int8.onnx it runs
 NAME.onnx if that exists. `cpu_ms` is the CPU time of all processes of a side per request, `memory_mb` their resident
-set at the end.
+set at the end. With `--busy 2`, two other processes compute all the time, as on a shared machine.
 """
 
 import argparse
@@ -125,6 +125,18 @@ async def load(port: int, image: bytes, seconds: float) -> list[float]:
     return times
 
 
+@contextmanager
+def busy_machine(num_processes: int) -> Iterator[None]:
+    """Let processes compute until the end."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_processes)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def measure(command: list[str], port: int, image: Path, seconds: float) -> dict[str, float]:
     """Start a server, load it from another process, and return its figures."""
     with started(command, port) as server:
@@ -181,17 +193,19 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="of the service, e.g. max_wait_ms=2")
     parser.add_argument("--seconds", type=float, default=20, help="of each measurement (default: 20)")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--busy", type=int, default=0, help="other processes that compute all the time (default: 0)")
     parser.add_argument("--json", type=Path, default=PROJECT_ROOT / "benchmarks" / "results" / "serve.json")
     args = parser.parse_args()
     results = {}
     for file in map(Path.resolve, args.model):
         name = f"{file.parent.parent.name}/{file.name}" if file.parent.name == "export" else file.name
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, busy_machine(args.busy):
             results[name] = compare(file, args.settings, args.rounds, args.seconds, Path(folder))
     content = {
         "clients": NUM_CLIENTS,
         "seconds": args.seconds,
         "settings": args.settings,
+        "busy_processes": args.busy,
         "environment": describe_environment(),
     }
     content |= {"models": results}
