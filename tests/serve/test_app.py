@@ -234,6 +234,14 @@ def test_a_key_is_needed_where_one_is_set(file: Path):
         for header in ("Bearer wrong", "sesame", "Bearer", "Basic sesame", "Bearer s\xe9same".encode("latin-1")):
             assert error_of(client.post("/predict", content=JPEG, headers={"Authorization": header}))[0] == 401
         assert [client.get(path).status_code for path in ("/health", "/ready")] == [200, 200]
+        assert client.get("/ready").json()["models"] == {"colors": {"v1": {"ready": True, "reason": None}}}
+        Path(file).rename(file.with_suffix(".gone"))
+        headers = {"Authorization": "Bearer sesame"}
+        assert client.post("/admin/reload", headers=headers).status_code == 503
+        assert "colors.onnx" in client.get("/ready", headers=headers).text
+        for wrong in ({}, {"Authorization": "Bearer wrong"}):
+            assert "colors.onnx" not in client.get("/ready", headers=wrong).text
+        file.with_suffix(".gone").rename(file)
         assert error_of(client.post("/health"))[0] == 401  # its body would take one of `max_requests`
         assert client.post("/admin/reload", headers={"Authorization": "Bearer sesame"}).json()["ready"]
 

@@ -63,3 +63,8 @@ def test_a_damaged_form_is_refused(body: bytes, content_type: str, message: str)
 def test_forms_of_the_largest_size_are_refused_at_once(pattern: bytes):
     with pytest.raises(RequestError):
         read_files(pattern * (25 * 2**20 // len(pattern)), TYPE, max_files=32)
+
+
+def test_a_name_of_other_letters_than_ascii_is_read_in_both_ways_of_writing_it():
+    header = "Content-Disposition: form-data; name=\"f\"; filename*=UTF-8''%E2%82%AC%201.jpg"
+    assert read_files(part(header) + b"--b--", TYPE, 1) == [("\u20ac 1.jpg", b"x")]

@@ -104,6 +104,9 @@ def test_a_new_version_that_cannot_be_loaded_is_not_ready_and_the_others_are(fol
     readiness = models.readiness()
     assert not readiness["ready"]  # the model k has no version
     assert "c.onnx cannot be read" in readiness["models"]["k"]["v1"]["reason"]
+    public = models.readiness(has_reasons=False)
+    assert "c.onnx" not in str(public)
+    assert [version["ready"] for version in public["models"]["m"].values()] == [True, False]
     assert models.choose("m").name == "v1"
     for model, version in (("m", "v3"), ("k", None)):
         with pytest.raises(RequestError) as caught:

@@ -23,7 +23,7 @@ from imago.images import FORMATS
 from imago.serve.decoding import DecoderPool
 from imago.serve.errors import RequestError, json_response
 from imago.serve.forms import read_files
-from imago.serve.limits import LOG_FIELDS, Guard
+from imago.serve.limits import HAS_KEY, LOG_FIELDS, Guard
 from imago.serve.metrics import Metrics
 from imago.serve.models import Models, Version
 from imago.serve.schema import DEFAULT_TOP_K, ERRORS, EXAMPLES, MAX_TOP_K, PREDICTION_PATHS, prediction_input
@@ -198,9 +198,9 @@ def _add_status_routes(app: FastAPI, service: Service) -> None:
 
     @app.head("/ready", include_in_schema=False)  # of load balancers
     @app.get("/ready", responses=EXAMPLES["ready"])
-    async def ready() -> Response:
-        """Answer 200 if each model has a version that can be used, else 503; with the reason of each."""
-        readiness = service.models.readiness()
+    async def ready(request: Request) -> Response:
+        """Answer 200 if each model has a version that can be used, else 503; the reasons need the key."""
+        readiness = service.models.readiness(request.scope[HAS_KEY])
         return json_response(readiness, 200 if readiness["ready"] else 503)
 
     @app.get("/metrics", responses=EXAMPLES["metrics"])

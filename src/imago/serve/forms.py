@@ -4,11 +4,15 @@ Starlette's parser is made for forms that arrive in pieces: it would take a tent
 write large files to disk. Here the body is complete and of limited size, so that it can be split.
 """
 
+import re
+from urllib.parse import unquote_to_bytes
+
 from python_multipart.multipart import parse_options_header
 
 from imago.serve.errors import RequestError
 
 _MAX_BOUNDARY = 70  # characters: RFC 2046, section 5.1.1
+_EXTENDED_NAME = re.compile(rb"filename\*=utf-8'[^']*'([^;\s]*)", re.IGNORECASE)
 _MAX_HEAD = 8192  # bytes of the headers of a part; our own choice
 
 
@@ -45,6 +49,8 @@ def _read_part(part: bytes) -> tuple[str | None, bytes]:
         name, _, value = line.partition(b":")
         if name.strip().lower() == b"content-disposition":
             filename = parse_options_header(value)[1].get(b"filename")
+            if filename is None and (extended := _EXTENDED_NAME.search(value)):  # RFC 5987
+                filename = unquote_to_bytes(extended[1])
             return (None if filename is None else filename.decode(errors="backslashreplace")), content
     raise _damaged("a part has no Content-Disposition")
 

@@ -20,6 +20,7 @@ from imago.serve.settings import Settings
 log = logging.getLogger(__name__)
 
 LOG_FIELDS = "imago.log"  # in the scope: what handlers add to the access log
+HAS_KEY = "imago.has_key"  # in the scope: whether the request has the API key, or none is needed
 OPEN_PATHS = ("/", "/page.css", "/page.js", "/health", "/ready")  # without a key
 _DRAIN_S = 2.0  # a client that is still sending is listened to for this long after a refusal; our own choice
 _MAX_LOGGED = 200  # characters of a path; our own choice
@@ -94,11 +95,11 @@ class Guard:
     def _check_key(self, scope: Scope) -> None:
         if scope["path"] == "/admin/reload" and not self._api_key:
             raise RequestError("forbidden", "this needs a service with an API key: start it with IMAGO_API_KEY set.")
-        is_open = scope["path"] in OPEN_PATHS and scope["method"] != "POST"
-        if not self._api_key or is_open:
-            return
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(key.strip().encode("latin-1"), self._api_key):
+        is_right = scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode("latin-1"), self._api_key)
+        scope[HAS_KEY] = is_right or not self._api_key
+        is_open = scope["path"] in OPEN_PATHS and scope["method"] != "POST"
+        if not (is_open or scope[HAS_KEY]):
             raise RequestError("unauthorized", "the API key is missing or wrong; send Authorization: Bearer KEY.")
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:

@@ -21,6 +21,7 @@ from imago.serve.settings import Settings
 log = logging.getLogger(__name__)
 
 _DRAIN_S = 0.05  # between two looks whether a replaced version is still in use; our own choice
+_HIDDEN = "send the API key to read it"
 
 
 class Version:
@@ -134,15 +135,22 @@ class Models:
         self._credits[best] -= sum(weights.values())
         return best
 
-    def readiness(self) -> dict[str, Any]:
-        """Return whether each version answers, and why not; ready as a whole if each model has a version that does."""
+    def readiness(self, has_reasons: bool = True) -> dict[str, Any]:
+        """Return whether each version answers, and why not; ready as a whole if each model has a version that does.
+
+        The reasons name files of this machine; without `has_reasons`, there is `_HIDDEN` in place of each.
+        """
+
+        def shown(reason: str | None) -> str | None:
+            return reason if has_reasons or reason is None else _HIDDEN
+
         models: dict[str, dict[str, Any]] = {model: {} for model in self.settings.models}
         for model, name, _ in _listed(self.settings):
             version = self._versions.get((model, name))
             reason = version.reason if version else self._failed.get((model, name))
-            models[model][name] = {"ready": version is not None, "reason": reason}
+            models[model][name] = {"ready": version is not None, "reason": shown(reason)}
         is_ready = all(any(version["ready"] for version in versions.values()) for versions in models.values())
-        return {"ready": is_ready, "reason": self.reason, "models": models}
+        return {"ready": is_ready, "reason": shown(self.reason), "models": models}
 
     def describe(self) -> list[dict[str, Any]]:
         """Return all models with their versions."""
