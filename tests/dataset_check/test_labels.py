@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from run_folders import make_run
-from short_runs import csv_rows, summary, train
+from short_runs import FLOAT, csv_rows, summary, train
 
 from imago.data.dataset import LabeledArray
 from imago.dataset_check import labels
@@ -100,7 +100,7 @@ def test_a_cross_validation_needs_a_finished_run_of_each_fold(tmp_path: Path):
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two folds of a short training."""
     logs = tmp_path_factory.mktemp("folds")
-    short = ("data=shapes", "trainer.max_epochs=1", "trainer.limit_train_batches=8", "model.hidden_features=16")
+    short = ("data=shapes", "trainer.max_epochs=1", "trainer.limit_train_batches=8", "model.hidden_features=16", FLOAT)
     train(logs, "-m", "data.fold=range(2)", "data.num_folds=2", *short, "sweep_name=x", warm_children=True)
     return logs / "sweeps" / "x"
 

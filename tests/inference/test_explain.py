@@ -125,7 +125,8 @@ def test_it_equals_captum_where_the_pooled_map_is_the_output_of_a_module():
     images, classes = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.tensor([0, 1])
     small = attr.LayerGradCam(net, net.network.layer4).attribute(images / 255, classes, relu_attributions=True)
     maps = attr.LayerAttribution.interpolate(small.detach(), (64, 64), interpolate_mode="bilinear")[:, 0]
-    torch.testing.assert_close(grad_cam(model, images, classes), maps / maps.amax(dim=(1, 2), keepdim=True))
+    expected = maps / maps.amax(dim=(1, 2), keepdim=True)
+    torch.testing.assert_close(grad_cam(model, images, classes), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_simple_cnn_has_a_layer():
