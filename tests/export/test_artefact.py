@@ -13,7 +13,6 @@ import torch
 
 from imago.errors import DataError, StorageError, UserError
 from imago.export import artefact, onnx
-from imago.export.artefact import report_file
 from imago.export.formats import FORMATS, Options
 from imago.files import report_unwritable
 from imago.model.classifier import Classifier
