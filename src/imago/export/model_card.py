@@ -33,10 +33,8 @@ _FIGURES = ("confusion.png", "reliability.png", "robustness.png")
 _FILES = {"README.md", "model.onnx", "model.safetensors", "config.json", METADATA_FILE, *_FIGURES}
 _HUB_DATASETS = {"CIFAR10": "uoft-cs/cifar10", "CIFAR100": "uoft-cs/cifar100"}
 _PRIVATE = ("paths", "logger", "run_name", "sweep_name", "resume", "tags", "hydra")  # settings of a machine or account
-_FACTS = (  # settings and provenance
-    *("data", "data.root", "data.split_seed", "data.fold", "data.split_file", "data.train_fraction", "data.group_by"),
-    *("data.group_pattern", "model", "device", "precision", "cpu", "num_cpus", "python"),
-)
+_DATA = ("data", "data.root", "data.split_seed", "data.fold", "data.split_file", "data.train_fraction")
+_FACTS = (*_DATA, "data.group_by", "data.group_pattern", "model", "device", "precision", "cpu", "num_cpus", "python")
 _NUM_WORST = 5  # classes and confusions; our own choice
 _LIMITS = {"robustness": "corrupt=all", "unknown_images": "ood=DATA"}  # part of the results -> setting of eval.py
 _CODE = {  # file -> the program that loads it, and how
@@ -44,6 +42,7 @@ _CODE = {  # file -> the program that loads it, and how
 import onnxruntime
 session = onnxruntime.InferenceSession("model.onnx")
 probabilities = session.run(["probabilities"], {"images": images})[0]\n```""",
+    "model.safetensors": "`model.safetensors` has the weights, by the names of the network's own library.",
     "config.json": """timm, from the Hub with `hf_hub:OWNER/NAME` in place of `local-dir:.`:\n\n```python
 import timm
 network = timm.create_model("local-dir:.", pretrained=True)
@@ -66,12 +65,12 @@ def write_model(cfg: DictConfig) -> None:
     if cfg.card and target.exists() and not (cfg.overwrite and {file.name for file in target.iterdir()} <= _FILES):
         raise ConfigError(f"{short_path(target)} exists; overwrite=true replaces it, unless it has other files, too.")
     if cfg.card:
+        can_export = "export" in read_json(run / "provenance.json").get("commands", ["export"])
+        exports = [_exported(cfg, run, name) for name in ("onnx", "safetensors") if can_export]
         with report_unwritable(target), TemporaryDirectory(dir=target.parent, suffix=PARTIAL_SUFFIX) as temporary:
-            part = Path(temporary, "model")
-            part.mkdir()
-            for path in [path for name in ("onnx", "safetensors") if (path := _exported(cfg, run, name))]:
-                for file in path.iterdir() if path.is_dir() else (path,):
-                    shutil.copyfile(file, part / file.name)
+            (part := Path(temporary, "model")).mkdir()
+            for file in [f for path in exports if path for f in (path.iterdir() if path.is_dir() else [path])]:
+                shutil.copyfile(file, part / file.name)
             _write_card(read_record(run), part, (cfg.push or f"/{run.name}").split("/")[1], cfg.license)
             move_to(part, target)
         print(f"model directory {short_path(target)}; its README.md is yours to complete, e.g. the intended use")
@@ -79,20 +78,19 @@ def write_model(cfg: DictConfig) -> None:
         _push(cfg.push, target, cfg.private)
 
 
-def _push(name: str, directory: Path, is_private: bool) -> None:
+def _push(name: str, path: Path, is_private: bool) -> None:
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
     if not get_token():
         raise ConfigError(f"push={name} needs a token of the Hub: run hf auth login, or set HF_TOKEN.")
-    sizes = {file.relative_to(directory): file.stat().st_size for file in directory.rglob("*") if file.is_file()}
-    rows = [(printable(name), f"{size:,}") for name, size in sorted(sizes.items())]
+    rows = sorted((printable(f.relative_to(path)), f"{f.stat().st_size:,}") for f in path.rglob("*") if f.is_file())
     print(*table_lines([("file", "bytes"), *rows]), sep="\n")
     try:
         url = HfApi().create_repo(name, private=is_private, exist_ok=True)
         if is_private and not HfApi().repo_info(name).private:
             raise ConfigError(f"push={name} exists and is public; type private=false to upload to it.")
-        HfApi().upload_folder(repo_id=name, folder_path=directory, commit_message="Model card and exported files")
+        HfApi().upload_folder(repo_id=name, folder_path=path, commit_message="Model card and exported files")
     except (*HfHubHTTPError.__bases__, ValueError) as error:  # type: ignore[misc]  # of its HTTP library, OSError
         raise UserError(f"push={name}: not, or not wholly, uploaded: {first_line(error)}") from error
     print(f"uploaded to {url}")
@@ -102,8 +100,6 @@ def _exported(cfg: DictConfig, run: Path, name: str) -> Path | None:
     """Return the file or directory of a format, written now unless it is of this checkpoint; None if it cannot be."""
     checkpoint, path = checkpoint_file(run), run / "export" / FORMATS[name].file
     file = path / METADATA_FILE if name == "safetensors" else path
-    if "export" not in read_json(run / "provenance.json").get("commands", ["export"]):
-        return None
     if checkpoint.is_file() and file.is_file():
         digests = {"sha256": sha256_of(file), "checkpoint_sha256": sha256_of(checkpoint)}
         report = read_json(path.with_name(report_file(Options(name))))
@@ -135,14 +131,16 @@ def _write_card(record: RunRecord, part: Path, name: str, license: str | None) -
     try:
         classes = [f"{index} {_text(text)}" for index, text in enumerate(metadata.get("class_names", ["unknown"]))]
         preprocess = Preprocess.from_dict(metadata["preprocess"]) if metadata else None
-        images = f"uint8 (N, 3, {preprocess.size}, {preprocess.size}), {preprocess.describe()}" if preprocess else "?"
+        images = (
+            f"uint8 (N, 3, {preprocess.size}, {preprocess.size}) RGB, {preprocess.describe()}" if preprocess else "?"
+        )
         code = [f"\n{text}" for file, text in _CODE.items() if (part / file).is_file()]
         sections = {
             "Intended use": ["Not stated by the author."],
             "Classes": [f"By the index of the output: {', '.join(classes)}."],
             "Data and training": _table(_facts(record)),
             "Results": _table(_numbers({key: {**values, **dict.fromkeys(_LIMITS)} for key, values in results.items()})),
-            "Limits": _table(_limits(run, results)),
+            "Calibration and limits": _table(_limits(run, results)),
             "Figures": [f"![{file}]({file})" for file in _FIGURES if (part / file).is_file()],
             "How to load it": [f"`images` are {images}; the files normalize them.", *code],
         }
@@ -162,8 +160,8 @@ def _text(value: Any) -> str:
 
 def _public(value: Any) -> str:
     """Keep only the last name of each path in text of the run that is absolute or leads upwards."""
-    text = re.sub(r"/+(?=[\s,\"'\]})]|$)", "", printable(value))
-    return re.sub(r"""(^|(?<=[=\[,{:"' (]))(~\w*|\.\.)?/([^,=\[\]{}"']*/)?""", "", text)
+    text = re.sub(r"(?<=\S)/+(?=[\s,\"'\]})]|$)", "", printable(value))
+    return re.sub(r"""(^|(?<=[=\[,{:"' (]))(~\w*|\.\.)?/(?=\S)([^,=\[\]{}"']*/)?""", "", text)
 
 
 def _table(pairs: Iterable[tuple[str, Any]]) -> list[str]:
