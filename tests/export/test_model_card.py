@@ -252,6 +252,19 @@ def test_robustness_and_unknown_images_are_shown_with_intervals(tmp_path: Path):
     assert "77" not in card
 
 
+def test_robustness_of_another_checkpoint_and_its_figure_are_left_out(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "best.ckpt").write_text("a checkpoint")
+    folder = make_evaluation(run, [0, 1], [0, 1], model_sha256=sha256_of(run / "checkpoints" / "best.ckpt"))
+    (folder / "robustness.json").write_text(json.dumps(ROBUST | {"model_sha256": "another"}))
+    for name in ("robustness.png", "confusion.png"):
+        (folder / name).write_bytes(b"a figure")
+    card = card_of(run, tmp_path / "model")
+    assert "| robustness | not measured; python src/eval.py run=RUN corrupt=all |" in card
+    assert {file.name for file in (tmp_path / "model").iterdir()} == {"README.md", "confusion.png"}
+
+
 def test_numbers_without_an_interval_and_of_classes_are_left_out():
     values = {
         "acc": 0.5,

@@ -29,7 +29,7 @@ from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.metrics import most_confused
 from imago.text import count_text, first_line, markdown_table, metric_text, printable, table_lines
 
-_FIGURES = ("confusion.png", "reliability.png", "robustness.png")
+_FIGURES = ("robustness.png", "unknown_images.png", "confusion.png", "reliability.png")
 _FILES = {"README.md", "model.onnx", "model.safetensors", "config.json", METADATA_FILE, *_FIGURES}
 _HUB_DATASETS = {"CIFAR10": "uoft-cs/cifar10", "CIFAR100": "uoft-cs/cifar100"}
 _PRIVATE = ("paths", "logger", "run_name", "sweep_name", "resume", "tags", "hydra")  # settings of a machine or account
@@ -119,14 +119,16 @@ def _exported(cfg: DictConfig, run: Path, name: str) -> Path | None:
 def _write_card(record: RunRecord, part: Path, name: str, license: str | None) -> None:
     run, metadata = Path(record.run_dir), read_metadata(part) if (part / METADATA_FILE).is_file() else {}
     digests = [sha256_of(file) for file in (part / "model.onnx", checkpoint_file(run)) if file.is_file()]
-    results = {}
-    for file in sorted(run.glob("eval/*/metrics.json")):
+    results: dict[str, Any] = {}
+    for file in sorted(run.glob("eval/*/metrics.json"), key=lambda file: (file.parent.name == "test", file)):
         values = read_json(file)
         if values.get("model_sha256") not in digests:
             print(f"note: {short_path(file.parent)} is left out: it is of another checkpoint or file")
             continue
-        results[file.parent.name] = {"robustness": read_json(file.with_name("robustness.json"))} | values
-        for figure in [file.with_name(name) for name in _FIGURES if file.with_name(name).is_file()]:
+        robust = read_json(file.with_name("robustness.json"))
+        robust = robust if robust.get("model_sha256", values["model_sha256"]) == values["model_sha256"] else {}
+        results = {file.parent.name: values | {"robustness": robust}} | results
+        for figure in filter(Path.is_file, map(file.with_name, _FIGURES if robust else _FIGURES[1:])):
             shutil.copyfile(figure, part / figure.name)
     try:
         classes = [f"{index} {_text(text)}" for index, text in enumerate(metadata.get("class_names", ["unknown"]))]
@@ -165,8 +167,9 @@ def _public(value: Any) -> str:
 
 
 def _table(pairs: Iterable[tuple[str, Any]]) -> list[str]:
-    rows = [(_text(_public(name)), _text(_public(value))) for name, value in pairs if value not in (None, "")]
-    return markdown_table([("", ""), *rows])
+    return markdown_table(
+        [("", ""), *([_text(_public(x)) for x in pair] for pair in pairs if pair[1] not in (None, ""))]
+    )
 
 
 def _numbers(values: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, str]]:
