@@ -41,7 +41,6 @@ COMMANDS = {
     "eval": "imago.inference.evaluate:evaluate",
     "predict": "imago.inference.predict:predict",
     "report": "imago.analysis.report:report",
-    "model card": "imago.export.model_card:write_model",  # of report.py, see `_Job.__call__`
     "check": "imago.dataset_check.check:check",
 }
 
@@ -66,8 +65,8 @@ class _Job:
         overrides = to_plain(job.overrides, resolve=False)
         try:
             self._check_config(cfg, overrides)
-            is_card = self.command == "report" and (cfg.card or cfg.push)
-            return pkgutil.resolve_name(COMMANDS["model card" if is_card else self.command])(cfg)
+            card = "imago.export.model_card:write_model" if cfg.get("card") or cfg.get("push") else ""  # of report.py
+            return pkgutil.resolve_name(card or COMMANDS[self.command])(cfg)
         except Exception as error:  # not BaseException: Ctrl-C and SystemExit end the sweep
             error = to_user_error(error)  # the disk is full, or the memory
             self.failures.append(error)

@@ -167,9 +167,8 @@ def _public(value: Any) -> str:
 
 
 def _table(pairs: Iterable[tuple[str, Any]]) -> list[str]:
-    return markdown_table(
-        [("", ""), *([_text(_public(x)) for x in pair] for pair in pairs if pair[1] not in (None, ""))]
-    )
+    rows = [(_text(_public(name)), _text(_public(value))) for name, value in pairs if value not in (None, "")]
+    return markdown_table([("", ""), *rows])
 
 
 def _numbers(values: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, str]]:
