@@ -49,7 +49,7 @@ ARROWS = {
 
 # These see configs, and so does the module of each command. All others receive plain values or built objects.
 SEES_CONFIGS = {"cli", "training", "instantiate", "paths"}
-COMMAND_MODULES = {"evaluate", "predict", "export", "check", "report"}
+COMMAND_MODULES = {"evaluate", "predict", "export", "check", "report", "model_card"}
 
 
 def imports(file: Path) -> set[str]:

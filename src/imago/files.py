@@ -25,7 +25,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r](?![\d.]+(e[+-]?\d+)?$)", re.DOTALL)
 PARTIAL_SUFFIX = ".part"  # of a file that is being written
 
 # Contents of a run directory and of one beside a single checkpoint, see `refuse_links`; loggers may add others.
-_RUN_SUBDIRECTORIES = ("checkpoints", "tensorboard", "figures", "eval", "export", "predictions")
+_RUN_SUBDIRECTORIES = ("checkpoints", "tensorboard", "figures", "eval", "export", "model", "predictions")
 _RUN_FILES = ("config.yaml", "provenance.json", "summary.json", "train.log", "metrics.csv", "split.csv", ".lock")
 # Names of the columns of a CSV list of images; of several that a list has, the first one counts.
 COLUMN_NAMES = {

@@ -260,7 +260,7 @@ def test_the_examples_in_the_help_compose(compose):
 @pytest.mark.parametrize(
     ("script", "word", "offered"),
     [
-        ("report", "tr", ""),
+        ("report", "tra", ""),
         ("report", "pa", "paths. paths="),
         ("train", "trainer=c", "trainer=cpu"),
         ("eval", "optimizer", ""),

@@ -13,7 +13,6 @@ import torch
 
 from imago.errors import DataError, StorageError, UserError
 from imago.export import artefact, onnx
-from imago.export.artefact import report_file
 from imago.export.formats import FORMATS, Options
 from imago.files import report_unwritable
 from imago.model.classifier import Classifier
@@ -109,9 +108,3 @@ def test_a_write_that_fails_is_one_line_and_leaves_no_file(export: Callable, tmp
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {file.name for file in tmp_path.iterdir()} <= {"export.log"}
-
-
-def test_reports_have_names_of_their_own():
-    names = {report_file(Options(name, precision)) for name in FORMATS for precision in FORMATS[name].precisions}
-    assert len(names) == sum(len(format.precisions) for format in FORMATS.values())
-    assert {"export_report.json", "export_report_int8.json", "export_report_openvino_bf16.json"} <= names

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from imago.errors import ConfigError
 from imago.export.export import export
-from imago.export.formats import FORMATS
+from imago.export.formats import FORMATS, Options, report_file
 from imago.paths import PROJECT_ROOT
 
 
@@ -79,3 +79,9 @@ def test_versions_are_those_of_the_installed_packages():
     import numpy
 
     assert replace(FORMATS["onnx"], packages=("numpy", "no-such-package")).versions() == {"numpy": numpy.__version__}
+
+
+def test_reports_have_names_of_their_own():
+    names = {report_file(Options(name, precision)) for name in FORMATS for precision in FORMATS[name].precisions}
+    assert len(names) == sum(len(format.precisions) for format in FORMATS.values())
+    assert {"export_report.json", "export_report_int8.json", "export_report_openvino_bf16.json"} <= names

@@ -11,8 +11,11 @@ from imago.files import refuse_links, report_unwritable
 from imago.paths import command, short_path
 from imago.text import counted, join_names, printable
 
-_TABLE_DEFAULTS = {"sort": "started", "tags": [], "group_seeds": True, "csv": None}
-_PAGE_DEFAULTS = {"split": "test", "output": None}
+_DEFAULTS: dict[str, dict] = {  # of the settings of one kind of report
+    "the table of runs": {"sort": "started", "tags": [], "group_seeds": True, "csv": None},
+    "a page (run=, or a= and b=)": {"split": "test", "output": None},
+    "a model card (card=true)": {"license": None, "private": True, "overwrite": False, "trust": [], "output": None},
+}
 
 
 def report(cfg: DictConfig) -> None:
@@ -21,7 +24,7 @@ def report(cfg: DictConfig) -> None:
     Raises:
         UserError: for settings or files that the user has to correct.
     """
-    _check_settings(cfg)
+    check_settings(cfg)
     if cfg.run and _is_sweep(cfg.run):
         _report_sweep(Path(cfg.run), cfg.output)
     elif cfg.run:
@@ -32,17 +35,18 @@ def report(cfg: DictConfig) -> None:
         _report_table(cfg)
 
 
-def _check_settings(cfg: DictConfig) -> None:
+def check_settings(cfg: DictConfig) -> None:
+    """Raise a `ConfigError` for settings of this command that do not go together."""
     selected = [name for name in ("runs", "run", "a") if cfg[name]]
     if len(selected) > 1:
         raise ConfigError(f"{selected[0]}= and {selected[1]}= select different reports; use one of them.")
     if bool(cfg.a) != bool(cfg.b):
         raise ConfigError("a= and b= are the two runs of a comparison; use both.")
-    is_table = not (cfg.run or cfg.a)
-    for name, default in (_PAGE_DEFAULTS if is_table else _TABLE_DEFAULTS).items():
-        if cfg[name] != default:
-            kind = "a page (run=, or a= and b=)" if is_table else "the table of runs"
-            raise ConfigError(f"{name}={cfg[name]} is a setting of {kind}; leave it out.")
+    *_, kind = [*_DEFAULTS][: 3 if cfg.card or cfg.push else 2 if cfg.run or cfg.a else 1]
+    for other, defaults in _DEFAULTS.items():
+        for name, default in defaults.items():
+            if name not in _DEFAULTS[kind] and cfg[name] != default:
+                raise ConfigError(f"{name}={cfg[name]} is a setting of {other}; leave it out.")
     if cfg.split not in ("val", "test"):
         raise ConfigError(f"split={cfg.split} is not one of test, val.")
     for name in ("run", "a", "b"):

@@ -65,7 +65,8 @@ class _Job:
         overrides = to_plain(job.overrides, resolve=False)
         try:
             self._check_config(cfg, overrides)
-            return pkgutil.resolve_name(COMMANDS[self.command])(cfg)
+            card = "imago.export.model_card:write_model" if cfg.get("card") or cfg.get("push") else ""  # of report.py
+            return pkgutil.resolve_name(card or COMMANDS[self.command])(cfg)
         except Exception as error:  # not BaseException: Ctrl-C and SystemExit end the sweep
             error = to_user_error(error)  # the disk is full, or the memory
             self.failures.append(error)

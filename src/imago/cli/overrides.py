@@ -32,7 +32,7 @@ ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
         *(PATH_KEYS - {"paths.data_dir", "paths.log_dir"}),
         *("paths.run_dir", "preprocess.crop", "preprocess.interpolation", "model.freeze"),
         *("callbacks.*.dirpath", "logger.*.save_dir", "logger.*.path"),
-        *("augment.policy", "trainer.gradient_clip_algorithm", "tune"),
+        *("augment.policy", "trainer.gradient_clip_algorithm", "tune", "license", "push"),
         *("callbacks.*.mode", "schedule.mode", "sweep.objective", "sweep.direction", "sweep.storage"),
     },
     (int, NoneType): {

@@ -101,10 +101,3 @@ def _check_free_space(directory: Path, classifier: Classifier) -> None:
             f"{directory} has {free_bytes:,} bytes free, and an export of this network takes up to {needed_bytes:,}; "
             "free some space."
         )
-
-
-def report_file(options: Options) -> str:
-    """Return the name of the report of an artefact, e.g. export_report.json or export_report_openvino_bf16.json."""
-    names = [options.format, options.precision]
-    others = [name for name in names if name not in ("onnx", LOSSLESS)]
-    return "_".join(["export_report", *others]) + ".json"

@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 
 from imago import onnx_classifier
 from imago.errors import ConfigError, DataError
-from imago.export.formats import FORMATS, LOSSLESS, Options
-from imago.files import PARTIAL_SUFFIX, make_writable, read_json, report_unwritable, write_json
+from imago.export.formats import FORMATS, LOSSLESS, Options, report_file
+from imago.files import PARTIAL_SUFFIX, make_writable, read_json, report_unwritable, sha256_of, write_json
 from imago.inference.evaluate import read_data_settings, training_data
 from imago.inference.find_model import check_and_find_model, is_onnx, resolve_checkpoint
 from imago.inference.load import load_calibrated
@@ -159,11 +159,10 @@ def _load(cfg: DictConfig, checkpoint: Path, run: Path, data_settings: Mapping[s
 
 def _export(cfg: DictConfig, network: _Network, target: Path) -> Path:
     """Write one artefact and its report; return the artefact."""
-    from imago.export.artefact import report_file
-
     options = _options(cfg, cfg.format, cfg.precision, network.data)
     report = _write(cfg, network, options, target)
     report["checkpoint"] = os.path.relpath(network.checkpoint, network.run)
+    report["checkpoint_sha256"] = sha256_of(network.checkpoint)
     write_json(target.with_name(report_file(options)), report)
     return target
 

@@ -135,3 +135,10 @@ class Options:
     opset: int | None = None
     calibration_images: Callable[[], Iterator[np.ndarray]] | None = None
     keep_float: tuple[str, ...] = ()
+
+
+def report_file(options: Options) -> str:
+    """Return the name of the report of an artefact, e.g. export_report.json or export_report_openvino_bf16.json."""
+    names = [options.format, options.precision]
+    others = [name for name in names if name not in ("onnx", LOSSLESS)]
+    return "_".join(["export_report", *others]) + ".json"

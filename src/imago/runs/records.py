@@ -23,7 +23,7 @@ from imago.text import printable
 
 # The files that mark a run directory; a run that was killed at its start has only the second.
 _MARKER_FILES = frozenset({"summary.json", "provenance.json"})
-_SUBDIRECTORIES = frozenset({"checkpoints", "tensorboard", "eval", "export", "predictions", "figures"})
+_SUBDIRECTORIES = frozenset({"checkpoints", "tensorboard", "eval", "export", "model", "predictions", "figures"})
 
 _STATUSES = ("running", "finished", "failed", "stopped", "pruned", "died", "evaluated")  # in summary.json
 _ENDED_EARLY = ("stopped", "failed", "pruned", "died")  # statuses
