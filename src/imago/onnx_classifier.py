@@ -17,6 +17,7 @@ from imago.errors import DataError
 from imago.images import Preprocess
 from imago.statistics.calibration import TEMPERATURE_KEY  # also the name of the constant in the graph
 from imago.statistics.conformal import PREDICTION_SETS_KEY, PredictionSets
+from imago.statistics.unknown_images import KNOWN_CUTOFF_KEY, KnownCutoff
 from imago.text import join_names
 
 # N images, S side of an image in pixels, K classes
@@ -73,6 +74,7 @@ class OnnxClassifier:
         preprocess: how an image becomes (3, S, S); normalization is inside the file.
         calibration_temperature: divisor of the logits before the softmax in the file; 1 if none was fitted.
         prediction_sets: see `imago.statistics.conformal`; None if the file has none.
+        known_cutoff: see `imago.statistics.unknown_images`; None if the file has none.
         predicts_classes: whether the outputs are the classes of the data, and not those of another objective.
         metadata: all decoded metadata by the keys of this module.
 
@@ -90,6 +92,7 @@ class OnnxClassifier:
         self.preprocess = Preprocess.from_dict(self.metadata[PREPROCESS_KEY])
         self.calibration_temperature = float(self.metadata[TEMPERATURE_KEY])
         self.prediction_sets = PredictionSets.from_dict(self.metadata.get(PREDICTION_SETS_KEY))
+        self.known_cutoff = KnownCutoff.from_dict(self.metadata.get(KNOWN_CUTOFF_KEY))
         self.predicts_classes = bool(self.metadata.get(PREDICTS_CLASSES_KEY, True))
         self._path = path
         disabled = _CRASH_IN_HALF if self.metadata.get(PRECISION_KEY) == "fp16" else []
@@ -218,6 +221,7 @@ def _unpack_metadata(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
         _check_values(values[CLASS_NAMES_KEY], values[TEMPERATURE_KEY])
         Preprocess.from_dict(values[PREPROCESS_KEY])
         PredictionSets.from_dict(values.get(PREDICTION_SETS_KEY))
+        KnownCutoff.from_dict(values.get(KNOWN_CUTOFF_KEY))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} has invalid metadata ({error}); export it again.") from error
     return values
