@@ -1,11 +1,12 @@
-"""Fit temperature, prediction sets and cut-off of a checkpoint on val; keep them in calibration.json next to it."""
+"""Fit temperature, prediction sets and detector of a checkpoint on val; keep them in calibration.json next to it."""
 
 import math
+import reprlib
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from imago.errors import DataError
 from imago.files import read_json, report_unwritable, sha256_of, write_json
@@ -21,22 +22,21 @@ from imago.statistics.calibration import (
 )
 from imago.statistics.conformal import PREDICTION_SETS_KEY, PredictionSets, fit_sets, missing_sets_note
 from imago.statistics.metrics import LabeledOutputs, best_probability
-from imago.statistics.unknown_images import KNOWN_CUTOFF_KEY, KnownCutoff, fit_cutoff, missing_cutoff_note
+from imago.statistics.unknown_images import UNKNOWN_DETECTOR_KEY, UnknownDetector, fit_detector, missing_detector_note
 from imago.text import counted
 
-_T = TypeVar("_T")
 CALIBRATION_FILE = "calibration.json"  # one entry for each checkpoint file and `tta` setting
 
 
 def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> dict[str, Any]:
-    """Fit temperature, sets and cut-off to the outputs for the validation images; write them to `calibration.json`.
+    """Fit temperature, sets and detector to the outputs for the validation images; write them to `calibration.json`.
 
     A temperature that makes the probabilities of these images worse, or that is at the bound of the search, is not
     applied: the entry has UNCALIBRATED. Each setting `tta` has its own: the mean of several views is less confident.
 
     Returns:
         The entry: applied and fitted temperature, negative log-likelihood (in nats) and expected calibration error
-        without and with the fitted one, the prediction sets, and the cut-off if val has enough images.
+        without and with the fitted one, the prediction sets, and the detector of unknown images.
 
     Raises:
         DataError: if it cannot be written.
@@ -52,8 +52,8 @@ def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> di
     if is_worse or _is_at_bound(temperature):
         entry[TEMPERATURE_KEY] = UNCALIBRATED
     entry[PREDICTION_SETS_KEY] = asdict(fit_sets(result.logits, result.labels))
-    cutoff = fit_cutoff(result.logits)
-    entry |= {KNOWN_CUTOFF_KEY: asdict(cutoff)} if cutoff else {}
+    detector = fit_detector(result.logits, result.labels)
+    entry |= {UNKNOWN_DETECTOR_KEY: detector.to_dict()} if detector else {}
     entry["checkpoint_sha256"] = sha256_of(checkpoint)
     file = checkpoint.with_name(CALIBRATION_FILE)
     with report_unwritable(file):
@@ -64,8 +64,8 @@ def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> di
 def describe_calibration(entry: Mapping[str, Any], tta: str = "none") -> str:
     """Return the temperature of an entry, its effect on val, whether it is applied, and what is missing."""
     missing = missing_sets_note(PredictionSets.from_dict(entry[PREDICTION_SETS_KEY]))
-    missing = "; ".join(filter(None, [missing, missing_cutoff_note(entry.get(KNOWN_CUTOFF_KEY))]))
-    note = f"; {missing}" if missing else ""
+    notes = [missing, missing_detector_note(entry.get(UNKNOWN_DETECTOR_KEY))]
+    note = "".join(f"; {text}" for text in notes if text)
     if _is_at_bound(entry["fitted_temperature"]):
         return (
             f"not calibrated: the temperature {entry['fitted_temperature']:.3f} that fits "
@@ -113,18 +113,18 @@ def read_sets(checkpoint: Path, tta: str = "none") -> PredictionSets | None:
     return _read(checkpoint, tta, PREDICTION_SETS_KEY, PredictionSets.from_dict)
 
 
-def read_cutoff(checkpoint: Path, tta: str = "none") -> KnownCutoff | None:
-    """Return the cut-off for unknown images, as `read_sets` returns the sets."""
-    return _read(checkpoint, tta, KNOWN_CUTOFF_KEY, KnownCutoff.from_dict)
+def read_detector(checkpoint: Path, num_classes: int, tta: str = "none") -> UnknownDetector | None:
+    """Return the detector of unknown images, as `read_sets` returns the sets."""
+    return _read(checkpoint, tta, UNKNOWN_DETECTOR_KEY, lambda values: UnknownDetector.from_dict(values, num_classes))
 
 
-def _read(checkpoint: Path, tta: str, key: str, from_dict: Callable[[Any], _T]) -> _T:
+def _read(checkpoint: Path, tta: str, key: str, from_dict: Callable[[Any], Any]) -> Any:
     file, name = checkpoint.with_name(CALIBRATION_FILE), _entry_name(checkpoint, tta)
     values = read_json(file)[name].get(key)
     try:
         return from_dict(values)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise DataError(f"{file} is damaged: {key} of {name} is {values!r}; delete it.") from error
+        raise DataError(f"{file} is damaged: {key} of {name} is {reprlib.repr(values)}; delete it.") from error
 
 
 def _is_at_bound(temperature: float) -> bool:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from imago.errors import ConfigError, DataError, UserError
 from imago.files import make_writable, read_json, sha256_of
 from imago.images import TTA_MODES
-from imago.inference.calibration import calibrate, describe_calibration, read_cutoff, read_sets
+from imago.inference.calibration import calibrate, describe_calibration, read_detector, read_sets
 from imago.inference.find_images import find_images
 from imago.inference.find_model import check_and_find_model, is_onnx
 from imago.inference.load import Predictor, TorchPredictor, load_predictor
@@ -68,8 +68,7 @@ def evaluate(cfg: DictConfig) -> float:
         "images_sha256": images_digest(samples, data.class_names),
         **_metrics(predictor, result),
     }
-    if cfg.ood:
-        metadata |= evaluate_unknown(predictor, cfg.ood, ood_images, data.splits, result, directory)
+    metadata |= evaluate_unknown(predictor, cfg.ood, ood_images, data.splits, result, directory) if cfg.ood else {}
     if is_own_data and cfg.split == "test" and tested_images(run) not in (None, metadata["images_sha256"]):
         notes.append("the test images of the run have changed since its final test")
     final_test = compare_with_final_test(run, metadata)
@@ -90,7 +89,8 @@ def _fit_temperature(cfg: DictConfig, file: Path, predictor: Predictor, data: "I
     entry = calibrate(file, run_split(predictor, data, "val"), cfg.tta)
     print(describe_calibration(entry, cfg.tta), end="\n\n")
     predictor.calibration_temperature = entry[TEMPERATURE_KEY]
-    predictor.prediction_sets, predictor.known_cutoff = read_sets(file, cfg.tta), read_cutoff(file, cfg.tta)
+    predictor.prediction_sets = read_sets(file, cfg.tta)
+    predictor.unknown_detector = read_detector(file, len(predictor.class_names), cfg.tta)
 
 
 def _write_network_run(cfg: DictConfig) -> Path:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -25,7 +25,7 @@ from imago.settings import typed_value
 from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.conformal import missing_sets_note
 from imago.statistics.metrics import top_classes
-from imago.statistics.unknown_images import missing_cutoff_note
+from imago.statistics.unknown_images import missing_detector_note
 from imago.text import counted, join_names, printable
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def predict(cfg: DictConfig) -> None:
         print("\n".join(table_lines(predictions)), end="\n\n")
     if not predictor.predicts_classes:
         print("note: the task of the run has targets of its own; these are outputs for the images as they are")
-    elif note := missing_sets_note(predictor.prediction_sets) or missing_cutoff_note(predictor.known_cutoff):
+    elif note := missing_sets_note(predictor.prediction_sets) or missing_detector_note(predictor.unknown_detector):
         print(f"note: {note}")
     print(f"predictions for {len(predictions):,} of {counted(len(images), 'image')}: {short_path(output)} and .json")
     if left_out:
@@ -99,40 +99,24 @@ def predict_images(
     Raises:
         DataError: if the network's outputs are not finite.
     """
-    predictions: list[Prediction] = []
-    bad_images: list[tuple[Path, str]] = []
-    for files, pixels in read_batches(predictor.preprocess, images, batch_size, bad_images, max_pixels):
-        predictions += _predict_batch(predictor, files, pixels, top_k, threshold, explainer)
-    return predictions, bad_images
-
-
-def read_batches(
-    preprocess: Preprocess,
-    images: Sequence[Path],
-    batch_size: int,
-    bad_images: list[tuple[Path, str]],
-    max_pixels: int = MAX_PIXELS,
-) -> Iterator[tuple[list[Path], np.ndarray]]:
-    """Yield the images that can be read as inputs of a network, uint8 (N, 3, size, size), with their files.
-
-    The others are printed on stderr, and appended to `bad_images` with the reason.
-    """
     from tqdm import tqdm
 
-    read = partial(_read_input, preprocess=preprocess, max_pixels=max_pixels)
+    predictions: list[Prediction] = []
+    bad_images: list[tuple[Path, str]] = []
+    read = partial(_read_input, preprocess=predictor.preprocess, max_pixels=max_pixels)
     with ThreadPoolExecutor(_NUM_READERS) as readers:
         for start in tqdm(range(0, len(images), batch_size), unit="batch", leave=False, disable=None):
             batch = images[start : start + batch_size]
-            files, squares = [], []
+            squares = []
             for image, result in zip(batch, readers.map(read, batch), strict=True):
                 if isinstance(result, DataError):
                     tqdm.write(f"error: {printable(str(result))}", file=sys.stderr)
                     bad_images.append((image, str(result)))
                 else:
-                    files.append(image)
-                    squares.append(result)
-            if files:
-                yield files, np.stack(squares)
+                    squares.append((image, result))
+            if squares:
+                predictions += _predict_batch(predictor, squares, top_k, threshold, explainer)
+    return predictions, bad_images
 
 
 def _problems(cfg: DictConfig) -> Iterator[str]:
@@ -163,23 +147,24 @@ def _read_input(image: Path, preprocess: Preprocess, max_pixels: int) -> np.ndar
 
 def _predict_batch(
     predictor: Predictor,
-    files: Sequence[Path],
-    images: np.ndarray,
+    squares: Sequence[tuple[Path, np.ndarray]],
     top_k: int,
     threshold: float,
     explainer: "Explainer | None",
 ) -> list[Prediction]:
-    """Predict images uint8 (N, 3, size, size), in one forward pass, and explain them if asked to."""
+    """Predict images uint8 (3, size, size) that have been read, in one forward pass, and explain them if asked to."""
+    images = np.stack([square for _, square in squares])
     logits, probabilities = predictor.predict(images)
     check_finite(logits)
     predictions = []
     names, order = predictor.class_names, top_classes(logits, top_k)
-    sets = predictor.prediction_sets.names(logits, names) if predictor.prediction_sets else [{}] * len(files)
-    marks = predictor.known_cutoff.marks(logits) if predictor.known_cutoff else [None] * len(files)
-    for row, file in enumerate(files):
+    sets = predictor.prediction_sets.names(logits, names) if predictor.prediction_sets else [{}] * len(squares)
+    detector = predictor.unknown_detector
+    scores: list[Any] = detector.scores(logits).tolist() if detector else [None] * len(squares)
+    for row, (file, _) in enumerate(squares):
         best = [(names[index], float(probabilities[row, index])) for index in order[row]]
         predicted = best[0][0] if best[0][1] >= threshold else None
-        predictions.append(Prediction(file, best, predicted, sets[row], marks[row]))
+        predictions.append(Prediction(file, best, predicted, sets[row], scores[row]))
     if explainer:
         explainer.write(images, predictions)
     return predictions

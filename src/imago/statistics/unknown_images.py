@@ -1,13 +1,12 @@
 """Mark images that are unlike those of the training, by a score of the logits, and measure how well this works."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from imago.statistics.calibration import row_chunks
+from imago.seeding import SETS_KEY, random_permutation
 from imago.statistics.conformal import num_needed, rank_of_level
 from imago.statistics.groups import design_effect, effective_interval, interval_factor, share_interval
 from imago.statistics.intervals import Interval
@@ -15,145 +14,120 @@ from imago.text import printable
 
 # Legend: N images of known classes, M of unknown ones, K classes
 
-KNOWN_CUTOFF_KEY = "known_cutoff"  # in calibration.json and the metadata of an ONNX file
+UNKNOWN_DETECTOR_KEY = "unknown_detector"  # in calibration.json and the metadata of an ONNX file
 UNKNOWN_IMAGES_KEY = "unknown_images"  # in metrics.json
 _LEVEL = "95"  # percent of the known images that are kept
+_MAX_CLASSES = 200  # with more, the matrices are larger than 2 MB as JSON; our own choice
 _ROUNDING = 1e-4  # that the cut-off is lowered by: logits of torch and onnxruntime differ by 1e-5; our own choice
 
 
-@dataclass(frozen=True)
-class KnownCutoff:
-    """The score (see `known_score`) that 95 % or more of new images like those of val reach.
+@dataclass(frozen=True, eq=False)
+class UnknownDetector:
+    """A score of logits that is low for images unlike those of the training, and the cut-off below which it marks them.
 
-    This holds on average over the images that `score` may be fitted on, `num_images` of val.
+    It is the cosine between whitened logits and the mean of the nearest class, in [-1, 1]. At least 95 % of new images
+    like those of val reach the cut-off, on average over the images that it may be fitted on.
     """
 
-    score: float
-    num_images: int
+    cutoff: float
+    num_images: int  # of val that the cut-off is fitted on
+    mean: np.ndarray  # logits (K,), subtracted first
+    whitening: np.ndarray  # maps logits to uncorrelated ones of variance 1 within a class, (K, K)
+    directions: np.ndarray  # whitened means of the classes, in rows of length 1, (K, K)
 
     @classmethod
-    def from_dict(cls, values: Any) -> "KnownCutoff | None":
-        """Return the cut-off from `asdict`, None for None; raise ValueError, TypeError or KeyError for the rest."""
+    def from_dict(cls, values: Any, num_classes: int) -> "UnknownDetector | None":
+        """Return what `to_dict` wrote, None for None; raise ValueError, TypeError or KeyError for anything else."""
         if values is None:
             return None
-        cutoff = cls(float(values["score"]), int(values["num_images"]))
-        if not math.isfinite(cutoff.score) or cutoff.num_images < num_needed(_LEVEL):
-            raise ValueError(f"{KNOWN_CUTOFF_KEY} is {values!r}")
-        return cutoff
+        arrays = [np.array(values[name], np.float64) for name in ("mean", "whitening", "directions")]
+        found = cls(float(values["cutoff"]), int(values["num_images"]), *arrays)
+        is_valid = [array.shape for array in arrays] == [(num_classes,), *[(num_classes,) * 2] * 2]
+        is_valid = is_valid and bool(np.isfinite([found.cutoff, *map(np.sum, arrays)]).all())
+        if not is_valid or found.num_images < num_needed(_LEVEL):
+            raise ValueError(f"{UNKNOWN_DETECTOR_KEY} does not fit {num_classes} classes, or has no valid numbers")
+        return found
 
-    def marks(self, logits: np.ndarray) -> list[bool]:
-        """Return for each row of logits (N, K) whether its image is unlike those of the training."""
-        return (known_score(logits) < self.score).tolist()
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists and numbers, for JSON."""
+        return vars(self) | {key: value.tolist() for key, value in vars(self).items() if isinstance(value, np.ndarray)}
+
+    def scores(self, logits: np.ndarray) -> np.ndarray:
+        """Return the score of each row of logits (N, K), less the cut-off: negative if it is marked, float64 (N,)."""
+        whitened = (logits - self.mean) @ self.whitening
+        norms = np.maximum(np.linalg.norm(whitened, axis=1), np.finfo(float).tiny)
+        return (whitened @ self.directions.T).max(axis=1) / norms - self.cutoff
 
 
-def known_score(logits: np.ndarray) -> np.ndarray:
-    """Return a score of each image that is high for those like the training images, float64 (N,): the energy, negated.
+def fit_detector(logits: np.ndarray, labels: np.ndarray) -> UnknownDetector | None:
+    """Fit the score on half of val, logits (N, K) and labels int (N,), and the cut-off on the other half.
 
-    Source: Liu et al. 2020 (arXiv:2010.03759); compared with others in docs/trust.md.
+    Return None with too few images or too many classes, see `missing_detector_note`. The score is our own choice,
+    compared with others in docs/trust.md; the covariance is that of Ledoit and Wolf 2004.
     """
-    from scipy.special import logsumexp  # imported here because scipy takes 0.3 s
-
-    return np.concatenate([logsumexp(logits[rows].astype(np.float64), axis=1) for rows in row_chunks(logits)])
-
-
-def fit_cutoff(logits: np.ndarray) -> KnownCutoff | None:
-    """Return the cut-off by the logits (N, K) of val; None if there are too few images."""
-    num_images = len(logits)
-    if num_images < num_needed(_LEVEL):
+    order, num_images, num_classes = random_permutation(len(labels), SETS_KEY), len(labels) // 2, logits.shape[1]
+    if num_images < num_needed(_LEVEL) or num_classes > _MAX_CLASSES:
         return None
-    scores = np.sort(known_score(logits))[::-1]
-    return KnownCutoff(float(scores[rank_of_level(_LEVEL, num_images) - 1]) - _ROUNDING, num_images)
+    from sklearn.covariance import ledoit_wolf  # imported here because it takes a second
+
+    values, others = logits[order[num_images:]].astype(np.float64), labels[order[num_images:]]
+    mean, is_of_class = values.mean(axis=0), np.eye(num_classes)[others]
+    # A class without images has no direction.
+    means = is_of_class.T @ (values - mean) / np.maximum(is_of_class.sum(axis=0), 1)[:, None]
+    variances, axes = np.linalg.eigh(ledoit_wolf(values - mean - means[others], assume_centered=True)[0])
+    whitening = axes / np.sqrt(np.maximum(variances, (variances[-1] or 1) * np.finfo(np.float32).eps))
+    directions = means @ whitening
+    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), np.finfo(float).tiny)
+    detector = UnknownDetector(0.0, num_images, mean, whitening, directions)
+    scores = np.sort(detector.scores(logits[order[:num_images]]))[::-1]
+    return replace(detector, cutoff=float(scores[rank_of_level(_LEVEL, num_images) - 1]) - _ROUNDING)
 
 
-def missing_cutoff_note(cutoff: KnownCutoff | None) -> str:
-    """Return a note on the cut-off that a network lacks, and what it needs; "" if it has one."""
-    remedy = f"type eval.py run=RUN calibrate=fit, with {num_needed(_LEVEL)} images of val or more"
-    return "" if cutoff else f"no cut-off for images unlike those of the training was fitted; {remedy}"
+def missing_detector_note(detector: Any) -> str:
+    """Return a note on a network that has no detector, and what it needs; "" if it has one."""
+    needs = f"which needs {2 * num_needed(_LEVEL)} images of val and at most {_MAX_CLASSES} classes"
+    return "" if detector else f"unknown images are not marked, {needs}; a run of before: eval.py run=RUN calibrate=fit"
 
 
-def measure_unknown(
-    known: np.ndarray, unknown: np.ndarray, groups: np.ndarray | None, cutoff: KnownCutoff | None
-) -> dict[str, Any]:
-    """Return AUROC, FPR at 95 % and the shares that the cut-off marks (None without it), with 95 % intervals.
+def measure_unknown(known: np.ndarray, unknown: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
+    """Return AUROC, FPR at 95 % and the shares that are marked, given scores known (N,) and unknown (M,).
 
-    Args:
-        known: scores of images of the classes of the network, (N,).
-        unknown: scores of other images, (M,).
-        groups: name or number of the group of each known image, (N,); None if they are independent.
-        cutoff: as stored with the network.
+    `groups` has the name or number of the group of each known image, (N,); None if they are independent.
     """
+    lowest_kept = np.sort(known)[::-1][-(-int(_LEVEL) * len(known) // 100) - 1]
+    shares = {"fpr_at_95": (unknown >= lowest_kept, None), "known_marked": (known < 0, groups)}
+    shares |= {"unknown_marked": (unknown < 0, None)}
     auroc, interval = auroc_with_interval(known, unknown, groups)
-    share, share_95 = fpr_with_interval(known, unknown, groups)
-    measured: dict[str, Any] = {"num_known": len(known), "num_unknown": len(unknown)}
-    measured |= {"auroc": auroc, "auroc_interval": list(interval)}
-    measured |= {"fpr_at_95": share, "fpr_at_95_interval": list(share_95)}
-    for name, scores, of_group in (("known", known, groups), ("unknown", unknown, None)):
-        marked = scores < cutoff.score if cutoff else None
-        measured[f"{name}_marked"] = None if marked is None else float(marked.mean())
-        measured[f"{name}_marked_interval"] = None if marked is None else list(share_interval(marked, of_group))
+    measured = {"num_known": len(known), "num_unknown": len(unknown), "auroc": auroc, "auroc_interval": list(interval)}
+    for name, (is_one, of_group) in shares.items():
+        measured |= {name: float(is_one.mean()), f"{name}_interval": list(share_interval(is_one, of_group))}
     return measured
 
 
-def auroc_with_interval(
-    known: np.ndarray, unknown: np.ndarray, groups: np.ndarray | None = None
-) -> tuple[float, Interval]:
+def auroc_with_interval(known: np.ndarray, unknown: np.ndarray, groups: np.ndarray | None) -> tuple[float, Interval]:
     """Return how often a known image has a higher score than an unknown one, and the 95 % interval; ties count half.
 
     The variance is that of DeLong et al. 1988, with the design effect of groups (as in Obuchowski 1997); the interval
     is Wilson's for the number of images that has this variance. Simulated in the tests.
     """
-    of_known, of_unknown = _shares_below(known, unknown), 1 - _shares_below(unknown, known)
-    auroc, effect = float(of_known.mean()), 1.0 if groups is None else design_effect(of_known, groups)
-    num_known, num_unknown = len(known) / effect, len(unknown)
-    variance = of_known.var() / num_known + of_unknown.var() / num_unknown
-    if variance == 0 or min(len(known), num_unknown) == 1:
-        return auroc, effective_interval(auroc, min(num_known, num_unknown))
-    fewest = min(num_unknown, len(known if groups is None else np.unique(groups)))
-    return auroc, effective_interval(auroc, float(auroc * (1 - auroc) / variance / interval_factor(fewest)))
+    from scipy.stats import rankdata  # imported here because it takes 0.5 s
 
-
-def fpr_with_interval(
-    known: np.ndarray, unknown: np.ndarray, groups: np.ndarray | None = None
-) -> tuple[float, Interval]:
-    """Return the share of unknown images that are kept where 95 % of the known ones are, and its 95 % interval.
-
-    The interval is Wilson's, for a number of images that accounts for the known ones too, whose quantile varies: by as
-    much as the share changes within one standard deviation of the rank. Simulated in the tests.
-    """
-    scores, rank = np.sort(known)[::-1], -(-int(_LEVEL) * len(known) // 100)
-    num_kept = int((unknown >= scores[rank - 1]).sum())
-    effect = 1.0 if groups is None else design_effect((known >= scores[rank - 1]).astype(float), groups)
-    deviation = math.sqrt(rank * (1 - rank / (len(known) + 1)) * effect)
-    ends = np.clip(np.rint([rank - deviation, rank + deviation]).astype(int), 1, len(known))
-    change = np.diff([(unknown >= scores[end - 1]).mean() for end in ends])[0] / 2
-    share = (num_kept + 1) / (len(unknown) + 2)  # never 0 or 1
-    num_effective = 1 / (1 / len(unknown) + change**2 / (share * (1 - share)))
-    return num_kept / len(unknown), effective_interval(num_kept / len(unknown), float(num_effective))
+    num_known, num_unknown, ranks = len(known), len(unknown), rankdata(np.concatenate([known, unknown]))
+    above = (ranks[:num_known] - rankdata(known)) / num_unknown  # share of the unknown images below each known one
+    below = (ranks[num_known:] - rankdata(unknown)) / num_known
+    auroc, num_independent = float(above.mean()), num_known / (1 if groups is None else design_effect(above, groups))
+    variance, fewest = above.var() / num_independent + below.var() / num_unknown, min(num_independent, num_unknown)
+    is_known = variance > 0 and fewest > 1
+    num_effective = auroc * (1 - auroc) / variance / interval_factor(int(fewest)) if is_known else fewest
+    return auroc, effective_interval(auroc, float(num_effective))
 
 
 def describe_unknown(measured: Mapping[str, Any]) -> dict[str, str]:
     """Format the entry of metrics.json: the output of `measure_unknown`, and what was read; {} for an empty one."""
     if not measured:
         return {}
-
-    def text(name: str) -> str:
-        low, high = measured[f"{name}_interval"]
-        return f"{measured[name]:.2%}, 95 % interval {low:.2%} to {high:.2%}"
-
-    others = {"could not be read": measured["num_unreadable"], "other files were left out": measured["num_left_out"]}
-    images = f"{measured['num_unknown']:,} images of {printable(measured['data'])}"
-    lines = {
-        "unknown": ", ".join([images, *(f"{number:,} {what}" for what, number in others.items() if number)]),
-        "AUROC": text("auroc"),
-        "FPR at 95 %": f"{text('fpr_at_95')}: share of the unknown, where 95 % of the known are kept",
-    }
-    if measured["known_marked"] is None:
-        return lines | {"marked": missing_cutoff_note(None)}
-    return lines | {"marked": f"of the unknown {text('unknown_marked')}; of the known {text('known_marked')}"}
-
-
-def _shares_below(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return for each score the share of the others that is lower, float (N,); equal ones count half."""
-    ordered = np.sort(others)
-    counts = np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")
-    return counts / (2 * len(others))
+    lines = {"unknown": f"{measured['num_unknown']:,} images of {printable(measured['data'])}"}
+    keys = ("auroc", "fpr_at_95", "unknown_marked", "known_marked")
+    for name, key in zip(("AUROC", "FPR at 95 %", "unknown marked", "known marked"), keys, strict=True):
+        lines[name] = "{:.2%}, 95 % interval {:.2%} to {:.2%}".format(measured[key], *measured[f"{key}_interval"])
+    return lines
