@@ -1,7 +1,6 @@
 """Fit temperature, prediction sets and detector of a checkpoint on val; keep them in calibration.json next to it."""
 
 import math
-import reprlib
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -124,7 +123,7 @@ def _read(checkpoint: Path, tta: str, key: str, from_dict: Callable[[Any], Any])
     try:
         return from_dict(values)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise DataError(f"{file} is damaged: {key} of {name} is {reprlib.repr(values)}; delete it.") from error
+        raise DataError(f"{file} is damaged: {key} of {name} is {values!r:.100}; delete it.") from error
 
 
 def _is_at_bound(temperature: float) -> bool:

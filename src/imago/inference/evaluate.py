@@ -48,7 +48,7 @@ def evaluate(cfg: DictConfig) -> float:
     file, run = check_and_find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
     if cfg.calibrate == "fit" and _is_foreign(file, run):
         raise ConfigError(f"calibrate=fit: ckpt={cfg.ckpt} is not of run={cfg.run}, on whose val it would be fitted.")
-    settings, ood_images = _data_settings(cfg, run), find_images(cfg.ood, "ood") if cfg.ood else []
+    ood_images, settings = find_images(cfg.ood, "ood") if cfg.ood else [], _data_settings(cfg, run)
     is_own_data = _image_source(training_data(run)) == _image_source(settings)
     if is_own_data and cfg.split == "all":
         raise ConfigError("split=all would count the images that the run was trained on; type other data, data=...")
