@@ -62,7 +62,7 @@ def test_eval_and_predict_agree_for_the_checkpoint_and_the_onnx_file(
 ):
     found, marks = [], []
     for model in (run, run / "export" / "model.onnx"):
-        printed = start("src/eval.py", f"run={model}", f"ood='{noise}'", f"output={tmp_path / 'results'}")
+        printed = start("src/eval.py", f"run={model}", f"ood={noise}", f"output={tmp_path / 'results'}")
         assert re.search(rf"(?m)^unknown +40 images of {re.escape(str(noise))}$", printed)
         assert len(re.findall(r"(?m)^(?:AUROC|FPR at 95 %|(?:un)?known marked) +[\d.]+%, 95 % interval ", printed)) == 4
         assert f"error: {noise / 'bad.png'} is damaged" in printed
@@ -72,7 +72,7 @@ def test_eval_and_predict_agree_for_the_checkpoint_and_the_onnx_file(
         assert (tmp_path / "results" / "unknown_images.png").read_bytes().startswith(b"\x89PNG")
         rows = csv_rows(tmp_path / "results" / "unknown_images.csv")
         output = tmp_path / "out.csv"
-        start("src/predict.py", f"run={model}", f"input='{noise}'", f"output={output}", "top_k=1", returncode=1)
+        start("src/predict.py", f"run={model}", f"input={noise}", f"output={output}", "top_k=1", returncode=1)
         assert csv_rows(output) == rows
         assert measured["unknown_marked"] == np.mean([row["unlike_training"] == "true" for row in rows])
         found.append(measured)
@@ -92,7 +92,7 @@ def test_eval_and_predict_agree_for_the_checkpoint_and_the_onnx_file(
 def test_the_directory_of_the_results_has_the_name_of_the_data_and_val_can_be_evaluated(
     run: Path, noise: Path, start: Callable
 ):
-    start("src/eval.py", f"run={run}", "split=val", f"ood='{noise}/a/*.png'")
+    start("src/eval.py", f"run={run}", "split=val", f"ood={noise}/a/*.png")
     (folder,) = (run / "eval").glob("val-ood_*")
     assert re.fullmatch(r"val-ood__\.png-[0-9a-f]{8}", folder.name)
     measured = json.loads((folder / "metrics.json").read_text())["unknown_images"]
@@ -111,16 +111,16 @@ def test_a_run_without_a_detector_is_one_line_until_it_is_fitted(
     entries["best.ckpt"].pop("unknown_detector")
     file.write_text(json.dumps(entries))
     remedy = "eval.py run=RUN calibrate=fit"
-    printed = start("src/eval.py", f"run={old}", f"ood='{noise}'", returncode=2)
+    printed = start("src/eval.py", f"run={old}", f"ood={noise}", returncode=2)
     (line,) = [line for line in printed.splitlines() if "ood=" in line]
     assert f"ood={noise}: unknown images are not marked" in line
     assert remedy in line
     image = noise / "a" / "0.png"
-    printed = start("src/predict.py", f"run={old}", f"input='{image}'", f"output={tmp_path / 'out.csv'}")
+    printed = start("src/predict.py", f"run={old}", f"input={image}", f"output={tmp_path / 'out.csv'}")
     assert remedy in printed
     assert "unlike_training" not in csv_rows(tmp_path / "out.csv")[0]
     assert "unlike_training" not in json.loads((tmp_path / "out.json").read_text())["predictions"][0]
-    start("src/eval.py", f"run={old}", f"ood='{noise}'", "calibrate=fit")
+    start("src/eval.py", f"run={old}", f"ood={noise}", "calibrate=fit")
     fitted = json.loads(file.read_text())["best.ckpt"]["unknown_detector"]
     assert fitted["num_images"] == 500
 

@@ -180,6 +180,8 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
             yield f"calibrate={cfg.calibrate}: run={cfg.run} is an ONNX file; calibrate its run, export again."
     if cfg.calibrate == "fit" and "data" in cfg:
         yield "calibrate=fit fits on the val images of the run; leave data= out."
+    if cfg.ood and cfg.calibrate == "none":
+        yield f"ood={cfg.ood} needs what is fitted on val; leave calibrate=none out."
     if cfg.batch_size is not None and cfg.batch_size < 1:
         yield f"batch_size={cfg.batch_size} must be 1 or more."
     if Path(cfg.output or "").is_file():

@@ -39,8 +39,7 @@ def write_predictions(
     """Write a CSV file with one line per readable image, and the same with the bad images as JSON.
 
     CSV: `file, predicted, class_1, probability_1, class_2, ...`, best first; `predicted` is empty below the threshold.
-    Then `set_90, set_95`, classes joined with "; ", for a network with prediction sets; a list of each in JSON.
-    Then `unlike_training`, true or false, for a network with a detector.
+    Then `set_90, set_95`, classes joined with "; " (lists in JSON), and `unlike_training`, where the network has them.
     The JSON file has the name of the CSV `file` with .json, and begins with the keys of `metadata`.
 
     Raises:
