@@ -95,7 +95,7 @@ def plot_scores(known: np.ndarray, unknown: np.ndarray, title: str) -> "Figure":
     axes.axvline(0, color="0.2", linestyle="--", linewidth=1, label="cut-off: lower scores are marked")
     axes.set(xlabel="cosine to the nearest class, less the cut-off", ylabel="% of the images")
     axes.set_title(title, fontsize=11, parse_math=False)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(edgecolor="white", fontsize=9)
     return figure
 
 
