@@ -73,6 +73,27 @@ def test_prediction_sets_are_optional_metadata(tmp_path: Path):
     assert members.tolist() == [[True, True, True], [True, False, False], [False, False, True]]
 
 
+DETECTOR = {"cutoff": 0.9, "num_images": 40, "mean": [0.0] * 3, "whitening": np.eye(3).tolist()}
+DETECTOR |= {"directions": np.eye(3).tolist()}
+
+
+def test_the_detector_of_unknown_images_is_optional_metadata(tmp_path: Path):
+    model = build_model()
+    assert OnnxClassifier(save(model, tmp_path)).unknown_detector is None
+    helper.set_model_props(model, pack_metadata(METADATA | {"unknown_detector": DETECTOR}))
+    detector = OnnxClassifier(save(model, tmp_path)).unknown_detector
+    assert detector.to_dict() == DETECTOR
+    assert detector.scores(np.array([[5, 0, 0], [3, 4, 0]])) == pytest.approx([0.1, -0.1])
+
+
+@pytest.mark.parametrize("detector", [{}, 3, "x", DETECTOR | {"mean": [0, 0]}, DETECTOR | {"cutoff": 1e999}])
+def test_a_damaged_detector_is_refused(tmp_path: Path, detector: object):
+    model = build_model()
+    helper.set_model_props(model, pack_metadata(METADATA | {"unknown_detector": detector}))
+    with pytest.raises(DataError, match="invalid metadata"):
+        OnnxClassifier(save(model, tmp_path))
+
+
 @pytest.mark.parametrize("sets", [{}, 3, "x", SETS | {"num_images": 1}, SETS | {"thresholds": {"90": 1e999}}])
 def test_damaged_prediction_sets_are_refused(tmp_path: Path, sets: object):
     model = build_model()

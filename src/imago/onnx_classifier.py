@@ -17,6 +17,7 @@ from imago.errors import DataError
 from imago.images import Preprocess
 from imago.statistics.calibration import TEMPERATURE_KEY  # also the name of the constant in the graph
 from imago.statistics.conformal import PREDICTION_SETS_KEY, PredictionSets
+from imago.statistics.unknown_images import UNKNOWN_DETECTOR_KEY, UnknownDetector
 from imago.text import join_names
 
 # N images, S side of an image in pixels, K classes
@@ -73,6 +74,7 @@ class OnnxClassifier:
         preprocess: how an image becomes (3, S, S); normalization is inside the file.
         calibration_temperature: divisor of the logits before the softmax in the file; 1 if none was fitted.
         prediction_sets: see `imago.statistics.conformal`; None if the file has none.
+        unknown_detector: see `imago.statistics.unknown_images`; None if the file has none.
         predicts_classes: whether the outputs are the classes of the data, and not those of another objective.
         metadata: all decoded metadata by the keys of this module.
 
@@ -90,6 +92,8 @@ class OnnxClassifier:
         self.preprocess = Preprocess.from_dict(self.metadata[PREPROCESS_KEY])
         self.calibration_temperature = float(self.metadata[TEMPERATURE_KEY])
         self.prediction_sets = PredictionSets.from_dict(self.metadata.get(PREDICTION_SETS_KEY))
+        detector = self.metadata.get(UNKNOWN_DETECTOR_KEY)
+        self.unknown_detector = UnknownDetector.from_dict(detector, len(self.class_names))
         self.predicts_classes = bool(self.metadata.get(PREDICTS_CLASSES_KEY, True))
         self._path = path
         disabled = _CRASH_IN_HALF if self.metadata.get(PRECISION_KEY) == "fp16" else []
@@ -218,6 +222,7 @@ def _unpack_metadata(texts: Mapping[str, str], path: Path) -> dict[str, Any]:
         _check_values(values[CLASS_NAMES_KEY], values[TEMPERATURE_KEY])
         Preprocess.from_dict(values[PREPROCESS_KEY])
         PredictionSets.from_dict(values.get(PREDICTION_SETS_KEY))
+        UnknownDetector.from_dict(values.get(UNKNOWN_DETECTOR_KEY), len(values[CLASS_NAMES_KEY]))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} has invalid metadata ({error}); export it again.") from error
     return values

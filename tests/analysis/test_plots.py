@@ -10,7 +10,14 @@ from PIL import Image
 from run_folders import make_evaluation
 
 from imago.analysis.evaluation import load_evaluation
-from imago.analysis.plots import plot_confusion, plot_explanation, plot_mistakes, plot_reliability, save_confusion
+from imago.analysis.plots import (
+    plot_confusion,
+    plot_explanation,
+    plot_mistakes,
+    plot_reliability,
+    plot_scores,
+    save_confusion,
+)
 from imago.statistics.calibration import reliability
 
 FONTS = Path(mpl.get_data_path()) / "fonts" / "ttf"
@@ -72,6 +79,19 @@ def test_the_reliability_diagram_has_a_bar_for_each_bin():
     assert [bar.get_x() for bar in bars.patches] == diagram.low.tolist()
     assert [bar.get_height() for bar in counts.patches] == diagram.num_images.tolist()
     assert bars.get_title() == f"cats under $5\nECE {diagram.ece:.2%}"
+
+
+def test_the_distributions_of_scores_have_equal_areas_and_the_cut_off_between_them():
+    random = np.random.default_rng(0)
+    known, unknown = random.normal(0.4, 0.1, 500), random.normal(0, 0.1, 50)
+    (axes,) = plot_scores(known, unknown, "under $5").axes
+    bars = [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in axes.patches]
+    halves = bars[: len(bars) // 2], bars[len(bars) // 2 :]
+    for half, scores in zip(halves, (known, unknown), strict=True):
+        centers, heights = np.array(half).T
+        assert heights.sum() == pytest.approx(100)
+        assert centers @ heights / 100 == pytest.approx(scores.mean(), abs=0.02)
+    assert [line.get_xdata()[0] for line in axes.lines] == [0]
 
 
 def test_an_explanation_is_transparent_where_there_is_no_evidence():

@@ -58,7 +58,7 @@ def test_checkpoint_and_onnx_predict_all_10000_test_images_alike_in_eval_and_pre
             num_covered = sum(truth[row["file"]] in row[f"set_{level}"].split("; ") for row in predictions)
             assert num_covered == round(10_000 * measured["coverage"]), name
             assert measured["expected_95"][0] <= measured["coverage"] <= measured["expected_95"][1], name
-        sets.append([(row["set_90"], row["set_95"]) for row in predictions])
+        sets.append([(row["set_90"], row["set_95"], row["unlike_training"]) for row in predictions])
         predicted[f"predict {name}"] = [row["predicted"] for row in predictions]
     assert sets[0] == sets[1]
     first, *others = map(np.array, predicted.values())

@@ -49,6 +49,7 @@ def test_a_file_gives_the_outputs_of_the_checkpoint_at_every_batch_size_and_desc
     assert metadata["preprocess"] == trained.preprocess.to_dict()
     assert metadata["calibration_temperature"] == trained.calibration_temperature != 1
     assert metadata["prediction_sets"] == json.loads(json.dumps(asdict(trained.prediction_sets)))
+    assert metadata["unknown_detector"] == json.loads(json.dumps(trained.unknown_detector.to_dict()))
     assert (metadata["run_id"], metadata["format"], metadata["precision"]) == ("short", format, "fp32")
     others = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "metadata.json"}
     assert metadata["files"] == {name: hashlib.sha256(content).hexdigest() for name, content in others.items()}

@@ -12,12 +12,13 @@ from torch import nn
 
 from imago import load_model
 from imago.errors import DataError
-from imago.inference.calibration import calibrate, describe_calibration, read_sets, read_temperature
+from imago.inference.calibration import calibrate, describe_calibration, read_detector, read_sets, read_temperature
 from imago.inference.load import load_predictor
 from imago.paths import command, short_path
 from imago.statistics.calibration import TEMPERATURE_KEY, fit_temperature, reliability
 from imago.statistics.conformal import fit_sets
 from imago.statistics.metrics import LabeledOutputs, softmax
+from imago.statistics.unknown_images import fit_detector
 
 NAMES = ("a", "b", "c")
 
@@ -49,6 +50,8 @@ def test_the_temperature_is_written_with_the_errors_before_and_after(checkpoint:
     assert entry["nll_before"] > entry["nll_after"]
     assert read_temperature(checkpoint) == (entry["calibration_temperature"], "")
     assert read_sets(checkpoint) == fit_sets(result.logits, result.labels)
+    found, expected = read_detector(checkpoint, 3), fit_detector(result.logits, result.labels)
+    np.testing.assert_array_equal(found.scores(result.logits), expected.scores(result.logits))
     assert describe_calibration(entry).endswith(f"{entry['nll_after']:.4f}")
 
 
@@ -57,14 +60,20 @@ def test_too_few_images_for_sets_are_part_of_the_line_and_damaged_sets_are_refus
 ):
     few = LabeledOutputs(NAMES, result.labels[:20], result.logits[:20], result.probability[:20])
     entry = calibrate(checkpoint, few)
-    note = "; prediction sets need 38 images of val at 95 %; half of val has 10"
-    assert describe_calibration(entry).endswith(note)
+    note = "; prediction sets need 38 images of val at 95 %; half of val has 10; unknown images are not marked, which"
+    assert f"{note} needs 38 images of val" in describe_calibration(entry)
+    assert read_detector(checkpoint, 3) is None
     assert list(read_sets(checkpoint).thresholds) == ["90"]
     file = checkpoint.with_name("calibration.json")
     for damage in ({}, 1, {"thresholds": {"90": 2}, "temperature": 1, "num_images": 20}):
         file.write_text(json.dumps({"best.ckpt": entry | {"prediction_sets": damage}}))
         with pytest.raises(DataError, match="calibration.json is damaged: prediction_sets of best.ckpt is "):
             read_sets(checkpoint)
+    full = calibrate(checkpoint, result)
+    file.write_text(json.dumps({"best.ckpt": full | {"unknown_detector": full["unknown_detector"] | {"mean": [0]}}}))
+    with pytest.raises(DataError, match="calibration.json is damaged: unknown_detector of best.ckpt is ") as caught:
+        read_detector(checkpoint, 3)
+    assert len(str(caught.value)) < 400
     file.write_text(json.dumps({"best.ckpt": {key: entry[key] for key in entry if key != "prediction_sets"}}))
     assert read_sets(checkpoint) is None  # fitted before there were sets
 

@@ -287,6 +287,7 @@ def settings(compose: Callable) -> DictConfig:
         ({"split": "train"}, "split=train is not one of test, val, all"),
         ({"ckpt": "last"}, "ckpt=last selects a checkpoint of a run directory, but run=README.md is a file"),
         ({"accelerator": "tpu"}, "accelerator=tpu is not one of auto, cpu, gpu"),
+        ({"ood": "x", "calibrate": "none"}, "ood=x needs what is fitted on val; leave calibrate=none out"),
         ({"batch_size": 0}, "batch_size=0 must be 1 or more"),
         ({"output": "README.md"}, "output=README.md is a file; type a directory"),
         ({}, "run=README.md is not in a run directory that names its data"),

@@ -29,6 +29,7 @@ class Brightness:
     preprocess = Preprocess(size=8, resize=8, crop="squash", mean=(0.5,) * 3, std=(0.5,) * 3)
     calibration_temperature = 1.0
     prediction_sets = None
+    unknown_detector = None
 
     def __init__(self) -> None:
         self.batches: list[int] = []

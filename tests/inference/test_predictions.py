@@ -55,6 +55,21 @@ def test_prediction_sets_are_columns_and_lists_and_short_ones_are_shown(tmp_path
     assert second.endswith("b 25.0%")
 
 
+def test_images_unlike_those_of_the_training_are_marked(tmp_path: Path):
+    found = [replace(prediction("x.png"), score=0.25), replace(prediction("y.png"), score=-0.25)]
+    write_predictions(tmp_path / "out.csv", found, [], {})
+    assert (tmp_path / "out.csv").read_text().splitlines() == [
+        "file,predicted,class_1,probability_1,class_2,probability_2,unlike_training",
+        "x.png,a,a,0.750000,b,0.250000,false",
+        "y.png,a,a,0.750000,b,0.250000,true",
+    ]
+    records = json.loads((tmp_path / "out.json").read_text())["predictions"]
+    assert [record["unlike_training"] for record in records] == [False, True]
+    _, first, second = table_lines(found)
+    assert first.endswith("b 25.0%")
+    assert second.endswith("b 25.0%   unlike the training images")
+
+
 def test_a_file_name_that_is_not_utf8_is_written_as_its_own_bytes(tmp_path: Path):
     name = os.fsdecode(b"latin\xe9.png")
     write_predictions(tmp_path / "out.csv", [Prediction(Path(name), [("a", 1.0)], "a")], [], {})

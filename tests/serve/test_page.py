@@ -33,7 +33,10 @@ def probability_of_best(color: tuple[int, int, int]) -> float:
 
 
 def write_model(path: Path) -> Path:
-    return write_channel_means(path, SIZE, ("red", "green", HOSTILE), SCALE)
+    """A network that marks images without one strong color as unlike those of the training."""
+    unit = np.eye(3).tolist()
+    detector = {"cutoff": 0.9, "num_images": 50, "mean": [0, 0, 0], "whitening": unit, "directions": unit}
+    return write_channel_means(path, SIZE, ("red", "green", HOSTILE), SCALE, unknown_detector=detector)
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +240,11 @@ def test_the_key_is_asked_for_and_an_answer_below_the_threshold_is_not_sure(open
     assert page.inner_text("#sure") == (
         f"The most probable class is red with {best}; this service names a class from 80% on."
     )
+    assert page.inner_text("#unlike").startswith("This photo is unlike those that the network was trained on")
+    assert violations(page) == []
     choose(page, file("a.png", image(RED)))
     assert page.inner_text("#answer") == "red"
+    assert not page.is_visible("#unlike")
     page.reload()
     page.wait_for_selector("#asking[open]")  # the page stores nothing
     page.keyboard.press("Escape")

@@ -293,6 +293,7 @@ def test_the_command_of_the_readme_serves_a_run_and_agrees_with_predict(
             assert answer["confidence"] == pytest.approx(prediction["top_k"][0]["probability"], abs=1e-5)
             assert answer["sets"] == prediction["sets"]
             assert answer["sets"].keys() == {"90", "95"}
+            assert answer["unlike_training"] == prediction["unlike_training"]
     assert len(expected) == len(pixels)
 
 

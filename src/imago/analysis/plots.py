@@ -84,6 +84,21 @@ def plot_reliability(diagram: Reliability, title: str) -> "Figure":
     return figure
 
 
+def plot_scores(known: np.ndarray, unknown: np.ndarray, title: str) -> "Figure":
+    """Draw the distributions of the scores of known (N,) and unknown images (M,), negative ones are marked."""
+    figure = _new_figure(6.5, 4)
+    axes = figure.subplots()
+    bins = np.histogram_bin_edges(np.concatenate([known, unknown]), 50).tolist()
+    for scores, name, color in ((known, "known", "#1f4e8c"), (unknown, "unknown", "#d8742a")):
+        shares, label = [100 / len(scores)] * len(scores), f"{name}, n = {len(scores):,}"
+        axes.hist(scores, bins, weights=shares, alpha=0.6, color=color, label=label)
+    axes.axvline(0, color="0.2", linestyle="--", linewidth=1, label="cut-off: lower scores are marked")
+    axes.set(xlabel="cosine to the nearest class, less the cut-off", ylabel="% of the images")
+    axes.set_title(title, fontsize=11, parse_math=False)
+    axes.legend(edgecolor="white", fontsize=9)
+    return figure
+
+
 def plot_mistakes(evaluation: Evaluation, limit: int = 25, saved: Mapping[int, np.ndarray] | None = None) -> "Figure":
     """Draw the images of the mistakes with the highest probability, each with predicted and true class.
 

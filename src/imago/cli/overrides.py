@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PATH_KEYS = {
     *("data.root", "data.split_file", "data.list_file", "model.weights", "model.run"),
     *("data.group_by", "data.group_pattern", "labels"),  # names and patterns, which may hold any character, too
-    *("task.teacher", "task.teacher.weights", "paths.data_dir", "paths.log_dir"),
+    *("task.teacher", "task.teacher.weights", "paths.data_dir", "paths.log_dir", "ood"),
     *("input", "run", "runs", "a", "b", "resume", "ckpt", "run_name", "sweep_name", "output", "csv", "class_names"),
 }
 

@@ -11,6 +11,7 @@ from imago.errors import DataError
 from imago.files import read_json, sha256_of, write_json
 from imago.paths import METADATA_FILE
 from imago.statistics.conformal import PREDICTION_SETS_KEY
+from imago.statistics.unknown_images import UNKNOWN_DETECTOR_KEY
 
 if TYPE_CHECKING:
     from imago.model.classifier import Classifier
@@ -32,6 +33,7 @@ def build_metadata(
         onnx_classifier.PREPROCESS_KEY: classifier.preprocess.to_dict(),
         onnx_classifier.TEMPERATURE_KEY: classifier.calibration_temperature,
         **({PREDICTION_SETS_KEY: asdict(classifier.prediction_sets)} if classifier.prediction_sets else {}),
+        **({UNKNOWN_DETECTOR_KEY: classifier.unknown_detector.to_dict()} if classifier.unknown_detector else {}),
         onnx_classifier.PREDICTS_CLASSES_KEY: classifier.predicts_classes,
         onnx_classifier.VERSIONS_KEY: {"torch": version("torch"), **versions},
         **run_metadata,

@@ -1,8 +1,8 @@
-"""Fit temperature and prediction sets of a checkpoint on val, and keep them in calibration.json in its directory."""
+"""Fit temperature, prediction sets and detector of a checkpoint on val; keep them in calibration.json next to it."""
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,21 @@ from imago.statistics.calibration import (
 )
 from imago.statistics.conformal import PREDICTION_SETS_KEY, PredictionSets, fit_sets, missing_sets_note
 from imago.statistics.metrics import LabeledOutputs, best_probability
+from imago.statistics.unknown_images import UNKNOWN_DETECTOR_KEY, UnknownDetector, fit_detector, missing_detector_note
 from imago.text import counted
 
 CALIBRATION_FILE = "calibration.json"  # one entry for each checkpoint file and `tta` setting
 
 
 def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> dict[str, Any]:
-    """Fit temperature and prediction sets to the outputs for the validation images; write them to `calibration.json`.
+    """Fit temperature, sets and detector to the outputs for the validation images; write them to `calibration.json`.
 
     A temperature that makes the probabilities of these images worse, or that is at the bound of the search, is not
     applied: the entry has UNCALIBRATED. Each setting `tta` has its own: the mean of several views is less confident.
 
     Returns:
         The entry: applied and fitted temperature, negative log-likelihood (in nats) and expected calibration error
-        without and with the fitted one, and the prediction sets.
+        without and with the fitted one, the prediction sets, and the detector of unknown images.
 
     Raises:
         DataError: if it cannot be written.
@@ -50,6 +51,8 @@ def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> di
     if is_worse or _is_at_bound(temperature):
         entry[TEMPERATURE_KEY] = UNCALIBRATED
     entry[PREDICTION_SETS_KEY] = asdict(fit_sets(result.logits, result.labels))
+    detector = fit_detector(result.logits, result.labels)
+    entry |= {UNKNOWN_DETECTOR_KEY: detector.to_dict()} if detector else {}
     entry["checkpoint_sha256"] = sha256_of(checkpoint)
     file = checkpoint.with_name(CALIBRATION_FILE)
     with report_unwritable(file):
@@ -58,9 +61,10 @@ def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> di
 
 
 def describe_calibration(entry: Mapping[str, Any], tta: str = "none") -> str:
-    """Return the temperature of an entry, its effect on val, whether it is applied, and which sets are missing."""
+    """Return the temperature of an entry, its effect on val, whether it is applied, and what is missing."""
     missing = missing_sets_note(PredictionSets.from_dict(entry[PREDICTION_SETS_KEY]))
-    note = f"; {missing}" if missing else ""
+    notes = [missing, missing_detector_note(entry.get(UNKNOWN_DETECTOR_KEY))]
+    note = "".join(f"; {text}" for text in notes if text)
     if _is_at_bound(entry["fitted_temperature"]):
         return (
             f"not calibrated: the temperature {entry['fitted_temperature']:.3f} that fits "
@@ -105,12 +109,21 @@ def read_sets(checkpoint: Path, tta: str = "none") -> PredictionSets | None:
     Raises:
         DataError: if they are damaged.
     """
+    return _read(checkpoint, tta, PREDICTION_SETS_KEY, PredictionSets.from_dict)
+
+
+def read_detector(checkpoint: Path, num_classes: int, tta: str = "none") -> UnknownDetector | None:
+    """Return the detector of unknown images, as `read_sets` returns the sets."""
+    return _read(checkpoint, tta, UNKNOWN_DETECTOR_KEY, lambda values: UnknownDetector.from_dict(values, num_classes))
+
+
+def _read(checkpoint: Path, tta: str, key: str, from_dict: Callable[[Any], Any]) -> Any:
     file, name = checkpoint.with_name(CALIBRATION_FILE), _entry_name(checkpoint, tta)
-    values = read_json(file)[name].get(PREDICTION_SETS_KEY)
+    values = read_json(file)[name].get(key)
     try:
-        return PredictionSets.from_dict(values)
+        return from_dict(values)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise DataError(f"{file} is damaged: {PREDICTION_SETS_KEY} of {name} is {values!r}; delete it.") from error
+        raise DataError(f"{file} is damaged: {key} of {name} is {values!r:.100}; delete it.") from error
 
 
 def _is_at_bound(temperature: float) -> bool:

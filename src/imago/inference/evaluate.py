@@ -11,19 +11,21 @@ from omegaconf import DictConfig, OmegaConf
 from imago.errors import ConfigError, DataError, UserError
 from imago.files import make_writable, read_json, sha256_of
 from imago.images import TTA_MODES
-from imago.inference.calibration import calibrate, describe_calibration
+from imago.inference.calibration import calibrate, describe_calibration, read_detector, read_sets
+from imago.inference.find_images import find_images
 from imago.inference.find_model import check_and_find_model, is_onnx
 from imago.inference.load import Predictor, TorchPredictor, load_predictor
 from imago.inference.results import MAX_NAME_CHARS, compare_with_final_test, summary_lines, tested_images, write_results
 from imago.inference.run_split import EVALUATED_SPLITS, images_digest, run_split, split_samples
 from imago.inference.trained_images import trained_on_note
+from imago.inference.unknown_images import evaluate_unknown, ood_name
 from imago.instantiate import build, targets, to_plain
 from imago.log import log_to
 from imago.paths import short_path
 from imago.runs.records import unfinished_note
 from imago.settings import absolute_paths
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
-from imago.statistics.conformal import PREDICTION_SETS_KEY, PredictionSets, measure_sets, missing_sets_note
+from imago.statistics.conformal import measure_sets, missing_sets_note
 from imago.statistics.intervals import far_above_note
 from imago.statistics.metrics import LabeledOutputs
 from imago.text import printable_lines
@@ -46,7 +48,7 @@ def evaluate(cfg: DictConfig) -> float:
     file, run = check_and_find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
     if cfg.calibrate == "fit" and _is_foreign(file, run):
         raise ConfigError(f"calibrate=fit: ckpt={cfg.ckpt} is not of run={cfg.run}, on whose val it would be fitted.")
-    settings = _data_settings(cfg, run)
+    ood_images, settings = find_images(cfg.ood, "ood") if cfg.ood else [], _data_settings(cfg, run)
     is_own_data = _image_source(training_data(run)) == _image_source(settings)
     if is_own_data and cfg.split == "all":
         raise ConfigError("split=all would count the images that the run was trained on; type other data, data=...")
@@ -66,6 +68,7 @@ def evaluate(cfg: DictConfig) -> float:
         "images_sha256": images_digest(samples, data.class_names),
         **_metrics(predictor, result),
     }
+    metadata |= evaluate_unknown(predictor, cfg.ood, ood_images, data.splits, result, directory) if cfg.ood else {}
     if is_own_data and cfg.split == "test" and tested_images(run) not in (None, metadata["images_sha256"]):
         notes.append("the test images of the run have changed since its final test")
     final_test = compare_with_final_test(run, metadata)
@@ -86,7 +89,8 @@ def _fit_temperature(cfg: DictConfig, file: Path, predictor: Predictor, data: "I
     entry = calibrate(file, run_split(predictor, data, "val"), cfg.tta)
     print(describe_calibration(entry, cfg.tta), end="\n\n")
     predictor.calibration_temperature = entry[TEMPERATURE_KEY]
-    predictor.prediction_sets = PredictionSets.from_dict(entry[PREDICTION_SETS_KEY])
+    predictor.prediction_sets = read_sets(file, cfg.tta)
+    predictor.unknown_detector = read_detector(file, len(predictor.class_names), cfg.tta)
 
 
 def _write_network_run(cfg: DictConfig) -> Path:
@@ -176,6 +180,8 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
             yield f"calibrate={cfg.calibrate}: run={cfg.run} is an ONNX file; calibrate its run, export again."
     if cfg.calibrate == "fit" and "data" in cfg:
         yield "calibrate=fit fits on the val images of the run; leave data= out."
+    if cfg.ood and cfg.calibrate == "none":
+        yield f"ood={cfg.ood} needs what is fitted on val; leave calibrate=none out."
     if cfg.batch_size is not None and cfg.batch_size < 1:
         yield f"batch_size={cfg.batch_size} must be 1 or more."
     if Path(cfg.output or "").is_file():
@@ -275,6 +281,7 @@ def _result_directory(cfg: DictConfig, file: Path, run: Path | None, fingerprint
         name_parts.append(sha256_of(file)[:_NUM_DIGITS])
     if cfg.tta != "none":
         name_parts.append(f"tta_{cfg.tta}")
+    name_parts += [ood_name(cfg.ood)] if cfg.ood else []
     directory = Path(cfg.output or (run or file.parent) / "eval" / "-".join(name_parts))
     make_writable(directory, "output=DIR")
     return directory

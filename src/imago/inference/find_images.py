@@ -1,4 +1,4 @@
-"""Find the image files that the setting `input` of predict.py selects."""
+"""Find the image files that the setting `input` of predict.py, or `ood` of eval.py, selects."""
 
 import glob
 import os
@@ -20,8 +20,8 @@ _REMEDY = (
 )
 
 
-def find_images(text: str) -> list[Path]:
-    """Return the images that `input` selects: in the order of a list, else sorted by name.
+def find_images(text: str, setting: str = "input") -> list[Path]:
+    """Return the images that `text`, the value of the setting, selects: in the order of a list, else sorted by name.
 
     An existing file is that file, whatever its name and suffix. Two kinds are lists: a `.txt` file with one path per
     line as it would be typed, and a `.csv` file with a column `path`, relative to its directory as for data.list_file.
@@ -35,7 +35,7 @@ def find_images(text: str) -> list[Path]:
     """
     if os.path.isfile(text):
         readers = {".txt": _read_list, ".csv": _read_table}
-        return readers.get(Path(text).suffix.lower(), lambda file: [file])(Path(text))
+        return readers.get(Path(text).suffix.lower(), lambda file, _: [file])(Path(text), setting)
     files = _selected_files(text)
     images = list(filter(_is_image, files))
     if not images:
@@ -43,7 +43,7 @@ def find_images(text: str) -> list[Path]:
         what = f"the character{'s' * (len(special) > 1)} {' and '.join(special)} make{'s' * (len(special) == 1)}"
         hint = f"; {what} it a pattern" if special else ""
         reason = f"has no image ({' '.join(sorted(SUFFIXES))})" if files or os.path.isdir(text) else "matches nothing"
-        raise ConfigError(f"input={printable(text)} {reason}; {_REMEDY}{hint}.")
+        raise ConfigError(f"{setting}={printable(text)} {reason}; {_REMEDY}{hint}.")
     return images
 
 
@@ -68,7 +68,7 @@ def _selected_files(text: str, hidden: bool = False) -> list[Path]:
     return sorted({Path(file) for path in paths for file in _list_files(path, hidden)})
 
 
-def _read_list(file: Path) -> list[Path]:
+def _read_list(file: Path, setting: str) -> list[Path]:
     """Return the paths of a list, also of missing images, which are reported when they are read."""
     try:
         lines = os.fsdecode(file.read_bytes()).removeprefix("\ufeff").split("\n")  # the byte order mark of Windows
@@ -76,22 +76,22 @@ def _read_list(file: Path) -> list[Path]:
         raise DataError(f"{printable(file)} cannot be read: {error.strerror}.") from error
     names = [line.rstrip("\r") for line in lines if line.strip()]
     if not names:
-        raise ConfigError(f"input={printable(file)} is an empty list; write the path of an image on each line.")
+        raise ConfigError(f"{setting}={printable(file)} is an empty list; write the path of an image on each line.")
     return [Path(name).expanduser() for name in names]
 
 
-def _read_table(file: Path) -> list[Path]:
+def _read_table(file: Path, setting: str) -> list[Path]:
     """Return the paths in a list of images as data.list_file reads it."""
     lines = [cells for _, cells in read_csv_lines(file, "a column path")]
     if not lines:
-        raise ConfigError(f"input={printable(file)} is empty; write a first line path, and an image on each line.")
+        raise ConfigError(f"{setting}={printable(file)} is empty; write a first line path, and an image on each line.")
     header, *rows = lines
     names = [name.strip().casefold() for name in header]
     column = next((names.index(name) for name in COLUMN_NAMES["path"] if name in names), None)
     if column is None:
-        raise ConfigError(f"input={printable(file)} has none of the columns {', '.join(COLUMN_NAMES['path'])}.")
+        raise ConfigError(f"{setting}={printable(file)} has none of the columns {', '.join(COLUMN_NAMES['path'])}.")
     if not rows:
-        raise ConfigError(f"input={printable(file)} has no images below its first line.")
+        raise ConfigError(f"{setting}={printable(file)} has no images below its first line.")
     return [file.parent / cells[column] for cells in rows if len(cells) > column]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
-from imago.inference.calibration import read_sets, read_temperature
+from imago.inference.calibration import read_detector, read_sets, read_temperature
 from imago.inference.find_model import is_onnx, resolve_checkpoint
 from imago.statistics.calibration import UNCALIBRATED
 from imago.statistics.metrics import softmax
@@ -63,6 +63,7 @@ class TorchPredictor:
         self.preprocess = classifier.preprocess
         self.calibration_temperature = classifier.calibration_temperature
         self.prediction_sets = classifier.prediction_sets
+        self.unknown_detector = classifier.unknown_detector
         self.predicts_classes = classifier.predicts_classes
         torch.backends.cudnn.allow_tf32 = False  # the default rounds fp32 convolutions to a mantissa of 10 bits
         self._device = device or torch.device("cpu")
@@ -120,6 +121,7 @@ def load_calibrated(path: Path, trust: Sequence[str] = (), tta: str = "none") ->
         log.warning("probabilities are not calibrated: %s", printable(reason))
     else:
         classifier.prediction_sets = read_sets(file, tta)
+        classifier.unknown_detector = read_detector(file, len(classifier.class_names), tta)
     return classifier
 
 

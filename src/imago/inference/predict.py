@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -25,6 +25,7 @@ from imago.settings import typed_value
 from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.conformal import missing_sets_note
 from imago.statistics.metrics import top_classes
+from imago.statistics.unknown_images import missing_detector_note
 from imago.text import counted, join_names, printable
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def predict(cfg: DictConfig) -> None:
         print("\n".join(table_lines(predictions)), end="\n\n")
     if not predictor.predicts_classes:
         print("note: the task of the run has targets of its own; these are outputs for the images as they are")
-    elif note := missing_sets_note(predictor.prediction_sets):
+    elif note := missing_sets_note(predictor.prediction_sets) or missing_detector_note(predictor.unknown_detector):
         print(f"note: {note}")
     print(f"predictions for {len(predictions):,} of {counted(len(images), 'image')}: {short_path(output)} and .json")
     if left_out:
@@ -158,9 +159,12 @@ def _predict_batch(
     predictions = []
     names, order = predictor.class_names, top_classes(logits, top_k)
     sets = predictor.prediction_sets.names(logits, names) if predictor.prediction_sets else [{}] * len(squares)
+    detector = predictor.unknown_detector
+    scores: list[Any] = detector.scores(logits).tolist() if detector else [None] * len(squares)
     for row, (file, _) in enumerate(squares):
         best = [(names[index], float(probabilities[row, index])) for index in order[row]]
-        predictions.append(Prediction(file, best, best[0][0] if best[0][1] >= threshold else None, sets[row]))
+        predicted = best[0][0] if best[0][1] >= threshold else None
+        predictions.append(Prediction(file, best, predicted, sets[row], scores[row]))
     if explainer:
         explainer.write(images, predictions)
     return predictions

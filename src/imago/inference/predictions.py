@@ -23,12 +23,14 @@ class Prediction:
         best_classes: names of classes with their probabilities in [0, 1], best first.
         predicted: the first class, or None if it is less probable than the threshold.
         sets: names of the classes of each prediction set, most probable first, by level in percent.
+        score: negative if the image is unlike those of the training; None if the network has no `UnknownDetector`.
     """
 
     image: Path
     best_classes: list[tuple[str, float]]
     predicted: str | None
     sets: Mapping[str, list[str]] = field(default_factory=dict)
+    score: float | None = None
 
 
 def write_predictions(
@@ -37,7 +39,7 @@ def write_predictions(
     """Write a CSV file with one line per readable image, and the same with the bad images as JSON.
 
     CSV: `file, predicted, class_1, probability_1, class_2, ...`, best first; `predicted` is empty below the threshold.
-    Then `set_90, set_95`, classes joined with "; ", for a network with prediction sets; a list of each in JSON.
+    Then `set_90, set_95`, classes joined with "; " (lists in JSON), and `unlike_training`, where the network has them.
     The JSON file has the name of the CSV `file` with .json, and begins with the keys of `metadata`.
 
     Raises:
@@ -46,14 +48,17 @@ def write_predictions(
     top_k = max((len(prediction.best_classes) for prediction in predictions), default=0)
     header = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("class", "probability")]
     levels = list(predictions[0].sets) if predictions else []
-    rows, records = [["file", "predicted", *header, *(f"set_{level}" for level in levels)]], []
+    marked = ["unlike_training"] if any(prediction.score is not None for prediction in predictions) else []
+    rows, records = [["file", "predicted", *header, *(f"set_{level}" for level in levels), *marked]], []
     for prediction in predictions:
         image, predicted = str(prediction.image), prediction.predicted
         cells = [cell for name, probability in prediction.best_classes for cell in (name, f"{probability:.6f}")]
-        rows.append([image, predicted or "", *cells, *("; ".join(prediction.sets[level]) for level in levels)])
+        cells += ["; ".join(prediction.sets[level]) for level in levels]
+        marks = dict.fromkeys(marked, (prediction.score or 0) < 0)
+        rows.append([image, predicted or "", *cells, *(str(mark).lower() for mark in marks.values())])
         best = [{"class": name, "probability": round(probability, 6)} for name, probability in prediction.best_classes]
         sets = {"sets": prediction.sets} if prediction.sets else {}
-        records.append({"file": image, "predicted": predicted, "top_k": best, **sets})
+        records.append({"file": image, "predicted": predicted, "top_k": best, **sets, **marks})
     bad_records = [{"file": str(image), "reason": reason} for image, reason in bad_images]
     with report_unwritable(file, "; choose another file with output=FILE.csv"):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +67,7 @@ def write_predictions(
 
 
 def table_lines(predictions: Sequence[Prediction]) -> Iterator[str]:
-    """Yield a heading and one line per image, at least one: name, predicted class, next classes, a short set."""
+    """Yield a heading and one line per image, at least one: name, predicted class, next classes, short set, mark."""
     shown = predictions[:_MAX_LISTED]
     images = [printable(prediction.image) for prediction in shown]
     images = [name if len(name) <= _MAX_NAME_CHARS else f"...{name[3 - _MAX_NAME_CHARS :]}" for name in images]
@@ -75,6 +80,7 @@ def table_lines(predictions: Sequence[Prediction]) -> Iterator[str]:
         level, members = next(iter(prediction.sets.items()), ("", []))
         if 0 < len(members) <= _MAX_SET:
             next_classes += f"   {level} % set: {', '.join(map(printable, members))}"
+        next_classes += "   unlike the training images" if (prediction.score or 0) < 0 else ""
         best = prediction.best_classes[0][1]
         yield f"{padded(image, width)}  {padded(predicted, class_width)}  {best:>11.2%}   {next_classes}".rstrip()
     if len(predictions) > len(shown):

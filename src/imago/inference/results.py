@@ -12,6 +12,7 @@ from imago.paths import checkpoint_file, short_path
 from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.conformal import PREDICTION_SETS_KEY, class_cells, describe_sets
 from imago.statistics.metrics import LabeledOutputs, most_confused
+from imago.statistics.unknown_images import UNKNOWN_IMAGES_KEY, describe_unknown
 from imago.text import counted, display_width, padded, printable
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def summary_lines(result: LabeledOutputs, metadata: Mapping[str, Any], final_tes
         **{name: f"{metadata[name]:.4f}, {_interval(metadata, name)}" for name in further},
         "ECE": f"{metadata['ece']:.2%}, {_interval(metadata, 'ece')} ({fitted})",
         **describe_sets(metadata.get(PREDICTION_SETS_KEY) or {}),
+        **describe_unknown(metadata.get(UNKNOWN_IMAGES_KEY) or {}),
         "confused": ", ".join(mistakes),
     }
     width = max(map(len, lines))

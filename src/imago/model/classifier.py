@@ -24,6 +24,7 @@ class Classifier(nn.Module):
     Attributes:
         network_settings: `_target_` and arguments of the network, if it was loaded from a checkpoint.
         prediction_sets: a `PredictionSets` of `imago.statistics.conformal`; None if none were fitted.
+        unknown_detector: an `UnknownDetector` of `imago.statistics.unknown_images`; None if none was fitted.
         metrics: `_target_` and settings of the metrics of the training, by name.
         predicts_classes: whether the outputs are the classes of the data, and not those of another objective.
     """
@@ -39,6 +40,7 @@ class Classifier(nn.Module):
         self.calibration_temperature = calibration_temperature
         self.network_settings: Mapping[str, Any] = {}
         self.prediction_sets: Any = None
+        self.unknown_detector: Any = None
         self.metrics: Mapping[str, Any] = {}
         self.predicts_classes = True
 

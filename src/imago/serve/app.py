@@ -94,7 +94,7 @@ class Service:
             return RequestError("not_ready", "this model fails for this image; use another one.")
         names = version.classifier.class_names
         best = [(names[index], float(probabilities[index])) for index in top_classes(logits[None], top_k)[0]]
-        sets = version.classifier.prediction_sets
+        sets, detector = version.classifier.prediction_sets, version.classifier.unknown_detector
         (class_name, confidence), seconds = best[0], time.perf_counter() - start_s
         self.metrics.predictions.labels(*labels).inc()
         self.metrics.seconds.labels(*labels).observe(seconds)
@@ -105,6 +105,7 @@ class Service:
             "confidence": confidence,
             "top_k": [{"class": name, "probability": probability} for name, probability in best],
             "sets": sets.names(logits[None], names)[0] if sets else {},
+            **({"unlike_training": bool(detector.scores(logits[None])[0] < 0)} if detector else {}),
             "model": {"name": version.model, "version": version.name},
             "time_ms": round(1000 * seconds, 1),
         }

@@ -42,6 +42,7 @@ _PREDICTION = {
     "confidence": 0.97,
     "top_k": [{"class": "ants", "probability": 0.97}, {"class": "bees", "probability": 0.03}],
     "sets": {"90": ["ants"], "95": ["ants", "bees"]},
+    "unlike_training": False,
     "model": {"name": "insects", "version": "v1"},
     "time_ms": 12.3,
 }
@@ -71,7 +72,7 @@ ERRORS: dict[int | str, Any] = {
     for code, message in _MESSAGES.items()
 }
 _SEVERAL = {"type": "object", "required": ["predictions"]}
-_ONE = {"type": "object", "required": list(_PREDICTION)}
+_ONE = {"type": "object", "required": [key for key in _PREDICTION if key != "unlike_training"]}
 EXAMPLES: dict[str, dict[int | str, Any]] = {
     "predict": {
         200: _json('One prediction; of several images {"predictions": [...]}', _PREDICTION, {"anyOf": [_ONE, _SEVERAL]})

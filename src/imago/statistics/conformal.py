@@ -83,7 +83,9 @@ def fit_sets(logits: np.ndarray, labels: np.ndarray) -> PredictionSets:
         shares = softmax(logits[fitted[rows]] / temperature)
         probability[rows] = np.take_along_axis(shares, labels[fitted[rows], None], axis=1)[:, 0]
     probability[::-1].sort()
-    thresholds = {level: float(probability[_rank(level, num_images) - 1]) * (1 - _ROUNDING) for level in fitted_levels}
+    thresholds = {
+        level: float(probability[rank_of_level(level, num_images) - 1]) * (1 - _ROUNDING) for level in fitted_levels
+    }
     return PredictionSets(temperature, thresholds, num_images)
 
 
@@ -104,7 +106,7 @@ def measure_sets(
         covered, sizes = members[np.arange(len(labels)), labels], members.sum(axis=1)
         of_class = {class_names[label]: labels == label for label in np.unique(labels)}
         per_class = {name: _summarize(covered[rows], sizes[rows]) for name, rows in of_class.items()}
-        rank = _rank(level, sets.num_images)
+        rank = rank_of_level(level, sets.num_images)
         expected = betabinom.ppf(QUANTILES_95, len(labels), rank, sets.num_images + 1 - rank) / len(labels)
         results[level] = _summarize(covered, sizes) | {"expected_95": expected.tolist(), "per_class": per_class}
     return {PREDICTION_SETS_KEY: results}
@@ -132,6 +134,6 @@ def _summarize(covered: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
     return coverage | {"mean_size": float(sizes.mean()), "mean_size_interval_95": size_interval and list(size_interval)}
 
 
-def _rank(level: str, num_images: int) -> int:
-    """Return the rank of the threshold among the probabilities of the true classes, highest first."""
+def rank_of_level(level: str, num_images: int) -> int:
+    """Return the rank, highest first, of the score of N images that `level` percent of others like them reach."""
     return -(-(num_images + 1) * int(level) // 100)

@@ -23,7 +23,7 @@ _TOLERANCE = 1e-6  # of float32: scores that differ by no more are equal
 RESERVED_NAMES = (
     *("loss", "acc", "num_images", "num_correct", "num_left_out", "monitor", "interval_95", "ece", "nll", "top5_acc"),
     *("run", "model", "model_sha256", "data", "data_root", "data_fingerprint", "images_sha256", "split", "tta"),
-    *("preprocess", "calibration_temperature", "prediction_sets"),
+    *("preprocess", "calibration_temperature", "prediction_sets", "unknown_images"),
 )
 
 

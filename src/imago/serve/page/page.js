@@ -309,6 +309,7 @@ function showResult(shot, button) {
   const unsure = `${guess}; this service names a class from ${wanted}% on.`;
   element("answer").textContent = title(shot);
   element("sure").textContent = answer.class === null ? unsure : `${percent(answer.confidence)} sure`;
+  element("unlike").hidden = !answer.unlike_training;
   element("photo").src = preview;
   element("name").textContent = name;
   element("crop").src = answer.crop;
