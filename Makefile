@@ -6,11 +6,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 # Tests that use the same long run are sent to the same process.
 GROUPED := --dist loadgroup
 SERVED := logs/train/quickstart
-EXTRAS := analysis timm export openvino prune sweep serve labels hub dev
+EXTRAS := analysis timm export openvino prune sweep serve labels hub docs dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train serve test test-fast check soak results metrics clean lock bench-data export-env
+.PHONY: help setup train serve test test-fast check soak results metrics clean docs lock bench-data export-env
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ check: setup  ## check formatting, lint and types
 
 soak: setup  ## run the long repetitions
 	$(PYTEST) $(GROUPED) -m soak $(ARGS)
+
+docs: setup  ## build the documentation: build/docs/index.html
+	PYTHONPATH=src $(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 results: setup  ## write docs/results.md from the headers of configs/experiment
 	$(BIN)/python docs/results.py

@@ -100,7 +100,7 @@ def measured_rows(experiments: list[Experiment]) -> list[str]:
 def readme_rows(experiments: list[Experiment]) -> list[str]:
     """Return the lines of the README's table, which leaves out hardware, commit and what is in parentheses."""
     rows = [row.rsplit("|", 3)[0] + "|" for row in measured_rows(experiments)[: 2 + NUM_README_ROWS]]
-    return [re.sub(r" \(.*\)", "", row) for row in rows]
+    return [re.sub(r" \(.*\)", "", row).replace("over n", "n") for row in rows]
 
 
 def render(experiments: list[Experiment]) -> str:

@@ -1,4 +1,4 @@
-"""The commands of the README are run as printed; its links, folders and names exist."""
+"""The commands of the README and of the pages for a start are run as printed; links, folders and names exist."""
 
 import re
 import shlex
@@ -12,11 +12,15 @@ from warm_python import warm_imago
 from imago.paths import PROJECT_ROOT
 
 README = (PROJECT_ROOT / "README.md").read_text()
+PAGES = [README, *((PROJECT_ROOT / "docs" / name).read_text() for name in ("start.md", "images.md"))]
 COMMANDS = [
-    re.sub(r"\s+#.*", "", line)
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("python src/")
+    *dict.fromkeys(
+        re.sub(r"\s+#.*", "", line)
+        for page in PAGES
+        for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+        for line in block.splitlines()
+        if line.startswith("python src/")
+    )
 ]
 # Commands whose runs other tests read too: fixtures of conftest.py run them.
 SHARED = (shlex.join(["python", "src/train.py", *SWEEP]), "python src/export.py run=logs/latest")
@@ -26,25 +30,26 @@ SHORTER = ("debug=default", "trainer.num_sanity_val_steps=0")
 
 
 def test_readme_is_short_and_its_links_exist():
-    assert len(README.splitlines()) <= 150
-    assert max(map(len, README.splitlines())) <= 120
+    assert len(README.splitlines()) <= 120
+    assert max(map(len, README.splitlines())) <= 100
     links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert links
     assert [link for link in links if not (PROJECT_ROOT / link).exists()] == []
 
 
-def test_readme_names_every_command_and_every_config_group():
+def test_readme_names_every_command():
     for entry in (PROJECT_ROOT / "src").glob("*.py"):
         assert f"python src/{entry.name}" in README
+
+
+def test_the_layout_names_every_config_group_package_and_module():
+    layout = (PROJECT_ROOT / "CONTRIBUTING.md").read_text().partition("## Layout")[2].partition("## A network")[0]
     for group in (PROJECT_ROOT / "configs").iterdir():
         if group.is_dir() and group.name not in ("hydra", "paths"):
-            assert group.name in README
-
-
-def test_readme_names_every_package_and_module():
+            assert group.name in layout
     for part in (PROJECT_ROOT / "src" / "imago").iterdir():
         if part.name not in ("__init__.py", "__pycache__", "errors.py", "paths.py", "download.py"):
-            assert part.name in README, part.name
+            assert part.name in layout, part.name
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ class ImageTask(LightningModule):
         `hparams` has `net`, `preprocess`, `class_names`, `metrics`, and `output_names`, the names of the K logits.
         `training_step` returns the loss, or a dict with `loss` and, for the training accuracy, `logits` and `labels`.
         Validation and test log `SPLIT/loss`, `SPLIT/acc` and `SPLIT/NAME` for each metric once per epoch.
+
     The callback `TrainMetrics` records and logs what `training_step` returns.
 
     With `self.automatic_optimization = False`, `training_step` steps the optimizers itself; the schedule is stepped
