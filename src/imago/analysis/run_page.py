@@ -99,6 +99,7 @@ def _evaluation_context(evaluation: Evaluation, notes: list[str]) -> dict[str, A
         "reliability": line_charts({"Accuracy": [calibrated, measured]}, label, (0, 1)),
         "bins": _bin_rows(diagram),
         "mistakes": _mistake_images(evaluation, notes),
+        "robustness": _robustness_uri(evaluation),
         "num_mistakes": int((~evaluation.is_correct).sum()),
     }
 
@@ -159,6 +160,13 @@ def _figure_uris(directory: Path, notes: list[str]) -> list[tuple[str, str]]:
     fault = "is not in the page: it is not a PNG, or the page would be too large"
     notes += [f"{file} {fault}" for file in files if file not in shown]
     return [(file.stem.replace("_", " "), data_uri("image/png", file.read_bytes())) for file in shown]
+
+
+def _robustness_uri(evaluation: Evaluation) -> str:
+    """Return the figure of corrupted images as data URI; "" without one of the evaluated checkpoint."""
+    file, measured = evaluation.directory / "robustness.png", read_json(evaluation.directory / "robustness.json")
+    is_shown = file.is_file() and measured.get("model_sha256") == evaluation.metadata.get("model_sha256")
+    return data_uri("image/png", file.read_bytes()) if is_shown else ""
 
 
 def _provenance_context(run: Path) -> dict[str, Any]:
