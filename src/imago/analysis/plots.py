@@ -162,8 +162,7 @@ def plot_robustness(content: Mapping[str, Any]) -> "Figure":
         axes.fill_between(severities, *intervals.T, color="#7aa6d8", alpha=0.4)
         axes.plot(severities, acc, "o-", color="#1f4e8c", markersize=3, label="accuracy by severity, %")
         axes.plot(severities, errors, "s-", color="#c9562b", markersize=3, label="calibration error, %")
-        axes.set(ylim=(0, 100), xticks=severities)
-        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.set(ylim=(0, 100), xticks=severities, title=name.replace("_", " "))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return figure
 

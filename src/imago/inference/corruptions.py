@@ -45,7 +45,6 @@ _TABLES = {  # float (2, 5, arguments) by name
     for name, rows in (line.split(":") for line in _ARGUMENTS.strip().splitlines())
 }
 CORRUPTIONS = tuple(_TABLES)
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]  # ITU-R BT.601
 
 
 def corrupt(images: np.ndarray, name: str, severity: int, keys: np.ndarray) -> np.ndarray:
@@ -61,13 +60,12 @@ def corrupt(images: np.ndarray, name: str, severity: int, keys: np.ndarray) -> n
 
 
 class _Images:
-    """Images, float32 (N, 3, H, W) in [0, 1], with a method for each corruption, and keys of their draws."""
+    """Images, float32 (N, 3, H, W) in [0, 1], with a method for each corruption; draws are float64 (N, *shape)."""
 
     def __init__(self, images: np.ndarray, keys: np.ndarray) -> None:
         self.images, self.keys, self.parts, self.size = images, keys, itertools.count(), images.shape[2:]
 
     def draw(self, *shape: int) -> np.ndarray:
-        """Return uniform numbers in (0, 1) for each image, float64 (N, *shape)."""
         bits = random_bits(self.keys[:, None], next(self.parts), np.arange(math.prod(shape)))
         return (((bits >> np.uint64(12)) + 0.5) * 2.0**-52).reshape(len(self.keys), *shape)
 
@@ -95,17 +93,16 @@ class _Images:
         return _convolve(self.images, kernel[None, None])
 
     def glass_blur(self, std: float, reach: float, repetitions: float) -> np.ndarray:
-        lines = np.ogrid[: self.size[0], : self.size[1]]
-        pixels = _blur(self.images, std).reshape(*self.images.shape[:2], -1)
+        (height, width), pixels = self.size, _blur(self.images, std).reshape(*self.images.shape[:2], -1)
         for _ in range(round(repetitions)):
-            shifts = (np.floor((2 * self.draw(*self.size) - 1) * round(reach)).astype(int) for _ in range(2))
-            at = [np.clip(line + shift, 0, line.size - 1) for line, shift in zip(lines, shifts, strict=True)]
-            pixels = np.take_along_axis(pixels, (at[0] * self.size[1] + at[1]).reshape(len(pixels), 1, -1), 2)
+            shifts = np.floor((2 * self.draw(2, height, width) - 1) * round(reach)).astype(int)
+            rows, columns = np.moveaxis(shifts + np.mgrid[:height, :width], 1, 0)
+            places = np.clip(rows, 0, height - 1) * width + np.clip(columns, 0, width - 1)
+            pixels = np.take_along_axis(pixels, places.reshape(len(pixels), 1, -1), 2)
         return _blur(pixels.reshape(self.images.shape), std)
 
     def motion_blur(self, radius: float, std: float, low: float = -45) -> np.ndarray:
-        """Blur along half a Gaussian in a direction of `low` to `low` + 90 degrees, as ImageMagick does."""
-        angles = np.radians(low + 90 * self.draw(1))
+        angles = np.radians(low + 90 * self.draw(1))  # along half a Gaussian in this direction, as ImageMagick does
         steps = np.arange(min(2 * round(radius), math.ceil(4 * std)) + 1)
         weights, end = np.exp(-(steps**2) / (2 * std**2)), steps[-1]
         kernels, numbers = np.zeros((len(self.keys), 2 * end + 1, 2 * end + 1)), np.arange(len(self.keys))[:, None]
@@ -122,12 +119,12 @@ class _Images:
         flakes = _zoom(mean + std * self.normal(1, *self.size), zoom)
         flakes = np.where(flakes < threshold, 0, np.clip(flakes, 0, 1))
         flakes = _Images(flakes, ~self.keys).motion_blur(radius, motion_std, -135)
-        gray = (self.images * _LUMA).sum(axis=1, keepdims=True)
+        gray = np.einsum("nchw,c->nhw", self.images, [0.299, 0.587, 0.114])[:, None]  # ITU-R BT.601
         whitened = share * self.images + (1 - share) * np.maximum(self.images, 1.5 * gray + 0.5)
         return whitened + flakes + flakes[..., ::-1, ::-1]
 
     def plasma(self, decay: float) -> np.ndarray:
-        """Draw smooth noise, float32 (N, 1, H, W) from 0 to 1, whose amplitude is divided by `decay` in each octave."""
+        # Smooth noise, float32 (N, 1, H, W) from 0 to 1; each octave has the amplitude of the one before / `decay`.
         frequencies = np.hypot(scipy.fft.fftfreq(self.size[0])[:, None], scipy.fft.rfftfreq(self.size[1]))
         frequencies[0, 0] = np.inf
         spectrum = scipy.fft.rfft2(self.normal(1, *self.size)) * frequencies ** -(math.log2(decay) + 1)
@@ -163,9 +160,9 @@ class _Images:
         return np.array([[sample(c, at) for c in image] for image, at in zip(self.images, places, strict=True)])
 
     def pixelate(self, scale: float) -> np.ndarray:
-        (height, width), box = self.size, Image.Resampling.BOX
-        small = max(1, int(width * scale)), max(1, int(height * scale))
-        return self.change(lambda image: image.resize(small, box).resize((width, height), box))
+        whole, box = self.size[::-1], Image.Resampling.BOX
+        small = max(1, int(whole[0] * scale)), max(1, int(whole[1] * scale))
+        return self.change(lambda image: image.resize(small, box).resize(whole, box))
 
     def jpeg_compression(self, quality: float) -> np.ndarray:
         def compress(image: Image.Image) -> Image.Image:

@@ -30,34 +30,26 @@ Version = tuple[str, int]  # corruption and severity
 _MAX_VALUES = 2**20  # of a batch, 341 images of 32 px: with its copies about 50 MB; our own choice
 
 
-def robustness_problems(typed: Any, num_samples: int | None) -> Iterator[str]:
+def robustness_problems(typed: Any, num_samples: int) -> Iterator[str]:
     """Yield one line for each of `corrupt` and `corrupt_samples` that cannot work."""
-    if num_samples is not None and num_samples < 1:
-        yield f"corrupt_samples={num_samples} must be 1 or more, or null for all images."
-    for name in [] if typed is None or Path(str(typed)).is_dir() else set(_names(typed)) - set(CORRUPTIONS):
-        yield f"corrupt={name} is neither all, a directory, nor one of {join_names(CORRUPTIONS, 15)}."
+    if num_samples < 1:
+        yield f"corrupt_samples={num_samples} must be 1 or more; with more than there are, all images are used."
+    for name in [] if typed in (None, "all") or Path(str(typed)).is_dir() else np.atleast_1d(typed).tolist():
+        if name not in CORRUPTIONS:
+            yield f"corrupt={name} is neither all, a directory, nor one of {join_names(CORRUPTIONS, 15)}."
 
 
-def _names(typed: Any) -> Sequence[str]:
-    return CORRUPTIONS if typed == "all" else [typed] if isinstance(typed, str) else list(typed)
-
-
-def read_published(directory: Path, class_names: Sequence[str]) -> tuple[tuple[str, ...], dict[Version, "Samples"]]:
-    """Return the class names and images of CIFAR-10-C, CIFAR-10.1, ImageNet-C, or a set like them.
-
-    `class_names` are those of labels above 9, which are not CIFAR-10's. Raise a DataError if a file is damaged.
-    """
+def read_published(directory: Path) -> tuple[tuple[str, ...], dict[Version, "Samples"]]:
+    """Return the class names and images of CIFAR-10-C, CIFAR-10.1 or ImageNet-C; raise a DataError if it is damaged."""
     from imago.data.cifar10 import CLASS_NAMES
     from imago.data.dataset import LabeledArray, numbered_names
     from imago.data.folder_listing import list_image_folder
 
     parents = [directory, *directory.glob("*/")]  # ImageNet-C is published in folders for each kind of corruption
-    folders = [
-        (name, path) for name in CORRUPTIONS for parent in parents for path in sorted(parent.glob(f"{name}/[1-5]"))
-    ]
+    folders = [path for parent in parents for path in sorted(parent.glob("*/[1-5]")) if path.parent.name in CORRUPTIONS]
     if folders:
-        names, splits, _ = list_image_folder(folders[0][1])
-        return names, {(name, int(path.name)): replace(splits["train"], root=path) for name, path in folders}
+        names, splits, _ = list_image_folder(folders[0])
+        return names, {(path.parent.name, int(path.name)): replace(splits["train"], root=path) for path in folders}
     files = [directory / "labels.npy", *(directory / f"{name}.npy" for name in CORRUPTIONS)]
     files, severities = [files[0], *filter(Path.is_file, files[1:])], SEVERITIES
     for file in directory.glob("cifar10.1_v?_data.npy"):
@@ -71,23 +63,25 @@ def read_published(directory: Path, class_names: Sequence[str]) -> tuple[tuple[s
         raise DataError(f"{fault}; corrupt=DIR takes CIFAR-10-C, CIFAR-10.1 or ImageNet-C as published.") from error
     (repeated, *images), num_images = arrays, arrays[0].size // len(severities)
     labels = repeated.ravel()[:num_images].astype(np.int64)
-    class_names = CLASS_NAMES if labels.max(initial=0) < len(CLASS_NAMES) else tuple(class_names)
     is_repeated = repeated.dtype.kind in "iu" and np.array_equal(np.tile(labels, len(severities)), repeated)
-    if not images or not labels.size or not is_repeated or not 0 <= labels.min() <= labels.max() < len(class_names):
-        expected = f"labels of {len(class_names)} classes, {len(severities)} times in the same order, beside arrays"
+    if not images or not labels.size or not is_repeated or not 0 <= labels.min() <= labels.max() < len(CLASS_NAMES):
+        expected = f"labels from 0 to 9, {len(severities)} times in the same order, and arrays of images beside it"
         raise DataError(f"{files[0]} has {repeated.dtype} {repeated.shape}, expected {expected}; copy the set again.")
     versions: dict[Version, Samples] = {}
+    names = numbered_names(
+        "test" if len(severities) > 1 else files[1].stem, num_images
+    )  # CIFAR-10-C has the test split
     for file, array in zip(files[1:], images, strict=True):
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[::3] != (repeated.size, 3):
             expected = f"uint8 ({repeated.size}, height, width, 3), as many as labels"
             raise DataError(f"{file} has {array.dtype} {array.shape}, expected {expected}; copy the set again.")
         for severity, part in enumerate(np.split(array.transpose(0, 3, 1, 2), len(severities)), 1):
-            versions[file.stem, severity] = LabeledArray(part, labels, numbered_names("test", num_images))
-    return class_names, versions
+            versions[file.stem, severity] = LabeledArray(part, labels, names)
+    return CLASS_NAMES, versions
 
 
 def measure_robustness(
-    settings: tuple[Any, int | None], predictor: Predictor, data: "ImageDataModule", split: str, result: LabeledOutputs
+    settings: tuple[Any, int], predictor: Predictor, data: "ImageDataModule", split: str, result: LabeledOutputs
 ) -> dict[str, Any]:
     """Run the network on corrupted images, the same in each corruption; return the content of robustness.json.
 
@@ -98,22 +92,20 @@ def measure_robustness(
     from imago.data.stratified import stratified_order
 
     samples, class_names, preprocess = split_samples(data, split), data.class_names, predictor.preprocess
-    seed, versions = (
-        data.split_plan.split_seed,
-        {(name, s): samples for name in _names(settings[0]) for s in SEVERITIES},
-    )
+    names = CORRUPTIONS if settings[0] == "all" else np.atleast_1d(settings[0]).tolist()
+    versions = {(name, severity): samples for name in names for severity in SEVERITIES}
     if is_published := Path(str(settings[0])).is_dir():
-        class_names, versions = read_published(Path(settings[0]), class_names)
+        class_names, versions = read_published(Path(settings[0]))
         preprocess = replace(preprocess, resize=preprocess.size)  # the images are cropped
     images = next(iter(versions.values()))
     labels = match_classes(class_names, predictor.class_names)[images.labels]
-    chosen = np.sort(stratified_order(labels, seed)[: settings[1]])
+    chosen = np.sort(stratified_order(labels, data.split_plan.split_seed)[: settings[1]])
     step = max(1, min(data.batch_size, _MAX_VALUES // (3 * preprocess.size**2)))
     outputs: dict[Version, list[tuple[np.ndarray, np.ndarray]]] = {version: [] for version in versions}
     batches = np.split(chosen, range(step, len(chosen), step))
     for rows in tqdm(batches, desc="corrupting", unit="batch", leave=False, disable=None):
         hashes, clean = [zlib.crc32(os.fsencode(images.names[index])) for index in rows], np.empty(0)
-        keys = random_bits(seed, CORRUPTION_KEY, np.array(hashes))
+        keys = random_bits(data.split_plan.split_seed, CORRUPTION_KEY, np.array(hashes))
         for version, found in versions.items():
             if is_published or not clean.size:
                 pixels = [resize_and_crop(found.read(index, class_names), preprocess) for index in rows.tolist()]
@@ -153,10 +145,9 @@ def write_robustness(directory: Path, content: Mapping[str, Any]) -> list[str]:
     from imago.analysis.plots import plot_robustness, save_figure
 
     number = f"{content['num_images']:,} of {content['num_all_images']:,} images, the same in each corruption"
-    print(f"\nrobustness: {number}\nclean accuracy: {content['clean_acc']:.2%}")
-    for name in ("mean_corrupted_acc", "difference"):
-        if name in content:
-            print(f"{name}: {content[name]:.2%}, 95 % interval {range_text(*content[f'{name}_interval'])}")
+    print(f"\ncorrupted images: {number}\nclean_acc: {content['clean_acc']:.2%}")
+    for name in (name for name in ("mean_corrupted_acc", "difference") if name in content):
+        print(f"{name}: {content[name]:.2%}, 95 % interval {range_text(*content[f'{name}_interval'])}")
     table = [["accuracy, %", *map(str, SEVERITIES), "mean", "ECE, %"]]
     rows: list[Sequence[Any]] = [("corruption", "severity", "acc", "low", "high", "calibration_error")]
     for name, scores in content["corruptions"].items():
