@@ -18,8 +18,7 @@ from PIL import Image
 from imago.seeding import random_bits
 
 SEVERITIES = range(1, 6)
-# Arguments of the methods of `_Images` at severity 1 to 5, first for images of 32 px (CIFAR-10-C), then of 224 px
-# (ImageNet-C); lengths are in pixels.
+# Arguments of the methods of `_Images` at severity 1 to 5: for images of 32 px (CIFAR-10-C); of 224 px (ImageNet-C).
 _ARGUMENTS = """
 gaussian_noise: 0.04, 0.06, 0.08, 0.09, 0.1; 0.08, 0.12, 0.18, 0.26, 0.38
 shot_noise: 500, 250, 100, 75, 50; 60, 25, 12, 5, 3
