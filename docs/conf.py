@@ -39,7 +39,7 @@ def write_settings_page() -> None:
 
 _SETTINGS_INTRODUCTION = [
     "Type a setting as it stands here, with the names of the levels above it: `python src/train.py optimizer.lr=3e-4`.",
-    "`group=name` chooses a file: `optimizer=sgd`. Every argument of a `_target_` is a setting, also if it is not listed.",
+    "`group=name` chooses a file: `optimizer=sgd`. Every argument of a `_target_` is a setting, also if not listed.",
     "`python src/train.py --cfg job --resolve` prints the final value of each.",
 ]
 

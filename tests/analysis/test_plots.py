@@ -16,6 +16,7 @@ from imago.analysis.plots import (
     plot_mistakes,
     plot_reliability,
     plot_scores,
+    plot_robustness,
     save_confusion,
 )
 from imago.statistics.calibration import reliability
@@ -135,3 +136,17 @@ def test_a_character_that_the_font_lacks_comes_from_an_installed_font(installed:
 def test_the_font_stays_if_no_character_is_missing_or_no_font_has_it(installed: list[str]):
     assert families("Ωμέγα") == {("sans-serif",)}
     assert families("\U000f1234蜂") == {("sans-serif",)}
+
+
+def test_each_corruption_has_its_accuracy_and_calibration_error_by_severity():
+    scores = {"acc": [0.6, 0.5], "acc_interval": [[0.5, 0.7], [0.4, 0.6]], "calibration_error": [0.1, 0.2]}
+    single = {"acc": [0.3], "acc_interval": [[0.2, 0.4]], "calibration_error": [0.4]}
+    corruptions = dict.fromkeys(("fog", "snow", "frost", "contrast", "pixelate"), scores) | {"zoom_blur": single}
+    figure = plot_robustness({"clean_acc": 0.8, "corruptions": corruptions})
+    assert [axes.get_title() for axes in figure.axes] == ["fog", "snow", "frost", "contrast", "pixelate", "zoom blur"]
+    clean, accuracy, error = figure.axes[0].lines
+    assert list(clean.get_ydata()) == [80, 80]
+    assert accuracy.get_ydata().tolist() == [60, 50]
+    assert error.get_ydata().tolist() == [10, 20]
+    assert figure.axes[5].lines[1].get_ydata().tolist() == [30]
+    assert [text.get_text() for text in figure.legends[0].get_texts()][0] == "accuracy without, %"

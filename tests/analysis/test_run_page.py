@@ -111,6 +111,18 @@ def test_prediction_sets_are_in_the_table_of_the_classes(tmp_path: Path):
     assert "50.00 % 100.00 % 2 90.00% 1.50" in page.text
 
 
+def test_the_figure_of_corrupted_images_is_shown_if_it_is_of_the_evaluated_checkpoint(tmp_path: Path):
+    run = make_run(tmp_path / "train" / "first")
+    make_evaluation(run, [0, 1, 2, 0], [0, 1, 1, 2], model_sha256="abc")
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(run / "eval" / "test" / "robustness.png")
+    for digest in ("abc", "def"):
+        (run / "eval" / "test" / "robustness.json").write_text(json.dumps({"model_sha256": digest}))
+        page, _ = written(run)
+        assert ("Corrupted images" in page.text) == (digest == "abc")
+        shown = [image["alt"] for image in page.all("img") if image["src"].startswith("data:image/png")]
+        assert ("Accuracy and calibration error by corruption and severity" in shown) == (digest == "abc")
+
+
 def test_a_page_has_all_results_of_a_run(evaluated: tuple[Page, list[str]]):
     page, _ = evaluated
     for words in ("train/first", "finished", "60.00 %", "95 %: 57.00 to 63.00, n = 1,000", "optimizer:", "commit abc"):

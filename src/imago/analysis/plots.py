@@ -165,6 +165,23 @@ def plot_speed(
     return figure
 
 
+def plot_robustness(content: Mapping[str, Any]) -> "Figure":
+    """Draw accuracy and calibration error over severity for each corruption in `content`, that of robustness.json."""
+    corruptions = content["corruptions"].items()
+    figure = _new_figure(2 * _NUM_COLUMNS, 1.7 * math.ceil(len(corruptions) / _NUM_COLUMNS) + 0.5)
+    for number, (name, scores) in enumerate(corruptions, 1):
+        axes = figure.add_subplot(math.ceil(len(corruptions) / _NUM_COLUMNS), _NUM_COLUMNS, number)
+        acc, intervals, errors = (100 * np.array(scores[key]) for key in ("acc", "acc_interval", "calibration_error"))
+        severities = range(1, len(acc) + 1)
+        axes.axhline(100 * content["clean_acc"], color="0.4", linestyle="--", linewidth=1, label="accuracy without, %")
+        axes.fill_between(severities, *intervals.T, color="#7aa6d8", alpha=0.4)
+        axes.plot(severities, acc, "o-", color="#1f4e8c", markersize=3, label="accuracy by severity, %")
+        axes.plot(severities, errors, "s-", color="#c9562b", markersize=3, label="calibration error, %")
+        axes.set(ylim=(0, 100), xticks=severities, title=name.replace("_", " "))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
 def plot_explanation(image: np.ndarray, heatmap: np.ndarray, title: str) -> "Figure":
     """Draw an image, uint8 (H, W, 3), and next to it the same image with the heatmap on top.
 

@@ -77,6 +77,8 @@ def _time_rows(summary: Mapping[str, Any], notes: list[str]) -> list[tuple[str, 
 def _evaluation_context(evaluation: Evaluation, notes: list[str]) -> dict[str, Any]:
     """Return the tables, the diagram and the images of an evaluation."""
     names, confusion = evaluation.class_names, evaluation.confusion
+    figure, digest = evaluation.directory / "robustness.png", evaluation.metadata.get("model_sha256")
+    is_new = figure.is_file() and read_json(figure.with_suffix(".json")).get("model_sha256") == digest
     diagram = reliability(evaluation.probability, evaluation.is_correct)
     calibrated = Line("perfectly calibrated", [0.0, 1.0], [0.0, 1.0], style=4)
     measured = Line("this network", diagram.probability.tolist(), diagram.accuracy.tolist(), style=1)
@@ -99,6 +101,7 @@ def _evaluation_context(evaluation: Evaluation, notes: list[str]) -> dict[str, A
         "reliability": line_charts({"Accuracy": [calibrated, measured]}, label, (0, 1)),
         "bins": _bin_rows(diagram),
         "mistakes": _mistake_images(evaluation, notes),
+        "robustness": data_uri("image/png", figure.read_bytes()) if is_new else "",
         "num_mistakes": int((~evaluation.is_correct).sum()),
     }
 

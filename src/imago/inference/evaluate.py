@@ -16,6 +16,7 @@ from imago.inference.find_images import find_images
 from imago.inference.find_model import check_and_find_model, is_onnx
 from imago.inference.load import Predictor, TorchPredictor, load_predictor
 from imago.inference.results import MAX_NAME_CHARS, compare_with_final_test, summary_lines, tested_images, write_results
+from imago.inference.robustness import measure_robustness, robustness_problems, write_robustness
 from imago.inference.run_split import EVALUATED_SPLITS, images_digest, run_split, split_samples
 from imago.inference.trained_images import trained_on_note
 from imago.inference.unknown_images import evaluate_unknown, ood_name
@@ -76,6 +77,9 @@ def evaluate(cfg: DictConfig) -> float:
         notes.append(far_above_note(read_json(run / "summary.json").get("val") or {}, metadata))
     written = write_results(directory, result, metadata, samples)
     print(*summary_lines(result, metadata, final_test), sep="\n")
+    if cfg.corrupt is not None:
+        chosen, model = (to_plain(cfg.corrupt), cfg.corrupt_samples), {"model_sha256": metadata["model_sha256"]}
+        written += write_robustness(directory, model | measure_robustness(chosen, predictor, data, cfg.split, result))
     print(f"\nresults in {short_path(directory)}: {', '.join(written)}")
     print("".join(f"note: {printable_lines(note)}\n" for note in notes if note), end="")
     if "model" in cfg and run:
@@ -184,6 +188,7 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         yield f"ood={cfg.ood} needs what is fitted on val; leave calibrate=none out."
     if cfg.batch_size is not None and cfg.batch_size < 1:
         yield f"batch_size={cfg.batch_size} must be 1 or more."
+    yield from robustness_problems(to_plain(cfg.corrupt), cfg.corrupt_samples)
     if Path(cfg.output or "").is_file():
         yield f"output={cfg.output} is a file; type a directory for the results."
 

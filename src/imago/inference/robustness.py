@@ -1,0 +1,164 @@
+"""Measure accuracy and calibration error on corrupted images, made here or of a published set read where it lies."""
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from imago.errors import DataError
+from imago.files import report_unwritable, write_csv, write_json
+from imago.images import resize_and_crop
+from imago.inference.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from imago.inference.load import Predictor
+from imago.inference.run_split import check_finite, match_classes, split_samples
+from imago.seeding import CORRUPTION_KEY, random_bits
+from imago.statistics.calibration import reliability
+from imago.statistics.groups import ImageDraws, share_interval
+from imago.statistics.intervals import NUM_DRAWS, QUANTILES_95
+from imago.statistics.metrics import LabeledOutputs
+from imago.text import join_names, range_text, table_lines
+
+if TYPE_CHECKING:
+    from imago.data.datamodule import ImageDataModule
+    from imago.data.dataset import Samples
+
+Version = tuple[str, int]  # corruption and severity
+_MAX_VALUES = 2**20  # of a batch, 341 images of 32 px: with its copies about 50 MB; our own choice
+
+
+def robustness_problems(typed: Any, num_samples: int) -> Iterator[str]:
+    """Yield one line for each of `corrupt` and `corrupt_samples` that cannot work."""
+    if num_samples < 1:
+        yield f"corrupt_samples={num_samples} must be 1 or more; with more than there are, all images are used."
+    for name in [] if typed in (None, "all") or Path(str(typed)).is_dir() else np.atleast_1d(typed).tolist():
+        if name not in CORRUPTIONS:
+            yield f"corrupt={name} is neither all, a directory, nor one of {join_names(CORRUPTIONS, 15)}."
+
+
+def read_published(directory: Path) -> tuple[tuple[str, ...], dict[Version, "Samples"]]:
+    """Return the class names and images of CIFAR-10-C, CIFAR-10.1 or ImageNet-C; raise a DataError if it is damaged."""
+    from imago.data.cifar10 import CLASS_NAMES
+    from imago.data.dataset import LabeledArray, numbered_names
+    from imago.data.folder_listing import list_image_folder
+
+    parents = [directory, *directory.glob("*/")]  # ImageNet-C is published in folders for each kind of corruption
+    folders = [path for parent in parents for path in sorted(parent.glob("*/[1-5]")) if path.parent.name in CORRUPTIONS]
+    if folders:
+        names, splits, _ = list_image_folder(folders[0])
+        return names, {(path.parent.name, int(path.name)): replace(splits["train"], root=path) for path in folders}
+    files = [directory / "labels.npy", *(directory / f"{name}.npy" for name in CORRUPTIONS)]
+    files, severities = [files[0], *filter(Path.is_file, files[1:])], SEVERITIES
+    for file in directory.glob("cifar10.1_v?_data.npy"):
+        files, severities = [directory / file.name.replace("data", "labels"), file], range(1, 2)
+    arrays = []
+    try:
+        for file in files:
+            arrays.append(np.lib.format.open_memmap(file, mode="r"))  # which refuses pickles
+    except (OSError, ValueError) as error:
+        fault = f"{file} cannot be read ({' '.join(str(error).split())})"
+        raise DataError(f"{fault}; corrupt=DIR takes CIFAR-10-C, CIFAR-10.1 or ImageNet-C as published.") from error
+    (repeated, *images), num_images = arrays, arrays[0].size // len(severities)
+    labels = repeated.ravel()[:num_images].astype(np.int64)
+    is_repeated = repeated.dtype.kind in "iu" and np.array_equal(np.tile(labels, len(severities)), repeated)
+    if not images or not labels.size or not is_repeated or not 0 <= labels.min() <= labels.max() < len(CLASS_NAMES):
+        expected = f"labels from 0 to 9, {len(severities)} times in the same order, and arrays of images beside it"
+        raise DataError(f"{files[0]} has {repeated.dtype} {repeated.shape}, expected {expected}; copy the set again.")
+    versions: dict[Version, Samples] = {}
+    names = numbered_names(
+        "test" if len(severities) > 1 else files[1].stem, num_images
+    )  # CIFAR-10-C has the test split
+    for file, array in zip(files[1:], images, strict=True):
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[::3] != (repeated.size, 3):
+            expected = f"uint8 ({repeated.size}, height, width, 3), as many as labels"
+            raise DataError(f"{file} has {array.dtype} {array.shape}, expected {expected}; copy the set again.")
+        for severity, part in enumerate(np.split(array.transpose(0, 3, 1, 2), len(severities)), 1):
+            versions[file.stem, severity] = LabeledArray(part, labels, names)
+    return CLASS_NAMES, versions
+
+
+def measure_robustness(
+    settings: tuple[Any, int], predictor: Predictor, data: "ImageDataModule", split: str, result: LabeledOutputs
+) -> dict[str, Any]:
+    """Run the network on corrupted images, the same in each corruption; return the content of robustness.json.
+
+    `settings` are `corrupt` and `corrupt_samples`; `result` are the outputs for the images of the split as they are.
+    """
+    from tqdm import tqdm
+
+    from imago.data.stratified import stratified_order
+
+    samples, class_names, preprocess = split_samples(data, split), data.class_names, predictor.preprocess
+    names = CORRUPTIONS if settings[0] == "all" else np.atleast_1d(settings[0]).tolist()
+    versions = {(name, severity): samples for name in names for severity in SEVERITIES}
+    if is_published := Path(str(settings[0])).is_dir():
+        class_names, versions = read_published(Path(settings[0]))
+        preprocess = replace(preprocess, resize=preprocess.size)  # the images are cropped
+    images = next(iter(versions.values()))
+    labels = match_classes(class_names, predictor.class_names)[images.labels]
+    chosen = np.sort(stratified_order(labels, data.split_plan.split_seed)[: settings[1]])
+    step = max(1, min(data.batch_size, _MAX_VALUES // (3 * preprocess.size**2)))
+    outputs: dict[Version, list[tuple[np.ndarray, np.ndarray]]] = {version: [] for version in versions}
+    batches = np.split(chosen, range(step, len(chosen), step))
+    for rows in tqdm(batches, desc="corrupting", unit="batch", leave=False, disable=None):
+        hashes, clean = [zlib.crc32(os.fsencode(images.names[index])) for index in rows], np.empty(0)
+        keys = random_bits(data.split_plan.split_seed, CORRUPTION_KEY, np.array(hashes))
+        for version, found in versions.items():
+            if is_published or not clean.size:
+                pixels = [resize_and_crop(found.read(index, class_names), preprocess) for index in rows.tolist()]
+                clean = np.stack(pixels).transpose(0, 3, 1, 2)
+            logits, probabilities = predictor.predict(clean if is_published else corrupt(clean, *version, keys))
+            check_finite(logits)
+            outputs[version].append((logits.argmax(axis=1) == labels[rows], probabilities.max(axis=1)))
+    positions = {name: index for index, name in enumerate(samples.names)}
+    same = np.array([positions.get(images.names[index], -1) for index in chosen])
+    is_paired = same.min() >= 0 and np.array_equal(result.labels[same], labels[chosen])
+    clean = result.is_correct[same] if is_paired else result.is_correct
+    groups = result.groups[same] if is_paired and result.groups is not None else None
+    return {"num_all_images": len(labels), **_summarize(outputs, clean, is_paired, groups)}
+
+
+def _summarize(outputs: Mapping[Version, Any], clean: np.ndarray, is_paired: bool, groups: Any) -> dict[str, Any]:
+    """Return scores by corruption, and their mean, whose interval accounts for images that are in every corruption."""
+    corruptions: dict[str, dict[str, list[Any]]] = {}
+    measured = {version: [*map(np.concatenate, zip(*parts, strict=True))] for version, parts in outputs.items()}
+    for (name, _), (is_correct, best) in measured.items():
+        scores = corruptions.setdefault(name, {"acc": [], "acc_interval": [], "calibration_error": []})
+        scores["acc"].append(float(is_correct.mean()))
+        scores["acc_interval"].append(share_interval(is_correct, groups))
+        scores["calibration_error"].append(reliability(best, is_correct).ece)
+    mean = np.mean([is_correct for is_correct, _ in measured.values()], axis=0)  # of each image
+    shares = {"mean_corrupted_acc": mean} | ({"difference": mean - clean} if is_paired else {})
+    summary = {"clean_acc": float(clean.mean()), "num_images": len(mean), "corruptions": corruptions}
+    for name, values in shares.items():  # percentile intervals over draws of images, or of whole groups
+        draws, generator = ImageDraws(values > 0, groups), np.random.default_rng(0)
+        means = [values[draws.draw(generator)[0]].mean() for _ in range(NUM_DRAWS)]
+        summary |= {name: float(values.mean()), f"{name}_interval": np.quantile(means, QUANTILES_95).tolist()}
+    return summary
+
+
+def write_robustness(directory: Path, content: Mapping[str, Any]) -> list[str]:
+    """Print a table; write robustness.json (`content`), .csv and .png; return the names of the files."""
+    from imago.analysis.plots import plot_robustness, save_figure
+
+    number = f"{content['num_images']:,} of {content['num_all_images']:,} images, the same in each corruption"
+    print(f"\ncorrupted images: {number}\nclean_acc: {content['clean_acc']:.2%}")
+    for name in (name for name in ("mean_corrupted_acc", "difference") if name in content):
+        print(f"{name}: {content[name]:.2%}, 95 % interval {range_text(*content[f'{name}_interval'])}")
+    table = [["accuracy, %", *map(str, SEVERITIES), "mean", "ECE, %"]]
+    rows: list[Sequence[Any]] = [("corruption", "severity", "acc", "low", "high", "calibration_error")]
+    for name, scores in content["corruptions"].items():
+        cells = [*scores["acc"], np.mean(scores["acc"]), np.mean(scores["calibration_error"])]
+        texts = [f"{100 * value:.1f}" for value in cells]
+        table.append([name, *texts[:-2], *[""] * (len(SEVERITIES) + 2 - len(texts)), *texts[-2:]])
+        columns = enumerate(zip(*scores.values(), strict=True), 1)
+        rows += [(name, severity, acc, *interval, error) for severity, (acc, interval, error) in columns]
+    print("", *table_lines(table), sep="\n")
+    with report_unwritable(directory, "; choose another directory with output=DIR"):
+        write_json(directory / "robustness.json", content)
+        write_csv(directory / "robustness.csv", rows)
+        save_figure(plot_robustness(content), directory / "robustness.png")
+    return [f"robustness.{suffix}" for suffix in ("json", "csv", "png")]

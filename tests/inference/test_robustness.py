@@ -1,0 +1,254 @@
+"""Corrupted images are evaluated the same by a run and its ONNX file, and published sets are read where they lie."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from short_runs import csv_rows
+
+from imago.data.cifar10 import CLASS_NAMES
+from imago.data.dataset import LabeledArray, Splits
+from imago.errors import DataError
+from imago.images import Preprocess
+from imago.inference.corruptions import CORRUPTIONS, corrupt
+from imago.inference.robustness import _summarize, measure_robustness, read_published, robustness_problems
+from imago.statistics.calibration import reliability
+from imago.statistics.intervals import wilson_interval
+from imago.statistics.metrics import LabeledOutputs
+
+SIZE = 16
+
+
+class Bright:
+    """Predicts by the brightness of the image: one class for each 26 values of the mean."""
+
+    calibration_temperature = 1.0
+    predicts_classes = True
+
+    def __init__(self, class_names: tuple[str, ...] = CLASS_NAMES) -> None:
+        self.class_names = class_names
+        self.preprocess = Preprocess(SIZE, SIZE + 4, "center", (0.5,) * 3, (0.5,) * 3)
+
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert images.shape[1:] == (3, SIZE, SIZE)
+        logits = np.zeros((len(images), 10), np.float32)
+        logits[np.arange(len(images)), (images.mean(axis=(1, 2, 3)) // 26).astype(int)] = 2
+        return logits, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+def plain_images(labels: np.ndarray) -> np.ndarray:
+    """Images uint8 (N, 20, 20, 3) that `Bright` classifies correctly."""
+    return np.broadcast_to((26 * labels + 13).astype(np.uint8)[:, None, None, None], (len(labels), 20, 20, 3)).copy()
+
+
+def make_data(labels: np.ndarray) -> tuple[SimpleNamespace, LabeledOutputs]:
+    names = tuple(f"test/{index:05d}" for index in range(len(labels)))
+    samples = LabeledArray(plain_images(labels).transpose(0, 3, 1, 2), labels, names)
+    plan = SimpleNamespace(split_seed=3)
+    data = SimpleNamespace(splits=Splits(CLASS_NAMES, samples, samples, samples), class_names=CLASS_NAMES)
+    data.split_plan, data.batch_size = plan, 7
+    logits = np.eye(10, dtype=np.float32)[labels]
+    logits[0] = np.roll(logits[0], 1)  # the network is wrong on the first image without corruption
+    return data, LabeledOutputs(CLASS_NAMES, labels, logits, np.full(len(labels), 0.5))
+
+
+def measure(corrupt: object, labels: np.ndarray, num_samples: int = 1000) -> dict:
+    data, result = make_data(labels)
+    return measure_robustness((corrupt, num_samples), Bright(), data, "test", result)
+
+
+LABELS = np.arange(40) % 10
+
+
+def test_scores_are_those_of_the_corrupted_pixels_in_any_batches():
+    found = measure(["brightness", "gaussian_noise"], LABELS)
+    assert list(found["corruptions"]) == ["brightness", "gaussian_noise"]
+    pixels = plain_images(LABELS).transpose(0, 3, 1, 2)[:, :, 2:18, 2:18]
+    for severity in range(1, 6):  # brightness needs no key, so it is repeated here in one batch
+        brighter = corrupt(pixels, "brightness", severity, np.zeros(40, np.uint64))
+        logits, probabilities = Bright().predict(brighter)
+        is_correct = logits.argmax(axis=1) == LABELS
+        scores = {name: values[severity - 1] for name, values in found["corruptions"]["brightness"].items()}
+        assert scores["acc"] == is_correct.mean()
+        assert scores["acc_interval"] == wilson_interval(int(is_correct.sum()), 40)
+        assert scores["calibration_error"] == reliability(probabilities.max(axis=1), is_correct).ece
+    assert found["clean_acc"] == 39 / 40
+    all_shares = [acc for scores in found["corruptions"].values() for acc in scores["acc"]]
+    assert found["mean_corrupted_acc"] == pytest.approx(np.mean(all_shares))
+    assert found["difference"] == pytest.approx(np.mean(all_shares) - 39 / 40)
+    low, high = found["mean_corrupted_acc_interval"]
+    assert low < found["mean_corrupted_acc"] < high
+
+
+def test_a_part_has_the_classes_in_their_shares_and_equals_these_images_in_the_whole():
+    found = measure("brightness", LABELS, num_samples=20)
+    assert (found["num_images"], found["num_all_images"]) == (20, 40)
+    whole = measure("brightness", LABELS)
+    assert found["corruptions"]["brightness"]["acc"] == whole["corruptions"]["brightness"]["acc"]  # equal by class
+
+
+def test_the_interval_of_the_mean_covers_it_although_each_image_appears_many_times():
+    generator, covered, widths = np.random.default_rng(1), 0, []
+    for _ in range(60):
+        difficulty = generator.beta(2, 1, 300)  # of each image, the same in all corruptions; mean 2/3
+        outputs = {("fog", s): [(generator.random(300) < difficulty, difficulty)] for s in range(1, 11)}
+        low, high = _summarize(outputs, np.ones(300, bool), True, None)["mean_corrupted_acc_interval"]
+        covered += low <= 2 / 3 <= high
+        widths.append(high - low)
+    assert covered >= 52
+    low, high = wilson_interval(2000, 3000)  # as if the 3,000 were independent
+    assert np.mean(widths) > 1.5 * (high - low)
+
+
+def test_groups_widen_the_interval_of_the_mean():
+    groups = np.repeat(np.arange(10), 30)
+    is_correct = np.repeat(np.random.default_rng(0).random(10) < 0.6, 30)
+    outputs = {("fog", 1): [(is_correct, np.full(300, 0.6))]}
+    widths = []
+    for given in (None, groups):
+        found = _summarize(outputs, is_correct, True, given)
+        widths.append(np.ptp(found["mean_corrupted_acc_interval"]))
+        assert found["difference_interval"] == [0, 0]
+    assert widths[1] > 3 * widths[0]
+
+
+def write_cifar_c(folder: Path, names: tuple[str, ...] = ("fog", "snow")) -> Path:
+    """CIFAR-10-C of 20 images: at severity s the class appears s - 1 higher for the first s images."""
+    folder.mkdir()
+    labels = np.arange(20) % 9
+    for name in names:
+        parts = [plain_images(labels + (np.arange(20) < severity - 1)) for severity in range(1, 6)]
+        np.save(folder / f"{name}.npy", np.concatenate(parts))
+    np.save(folder / "labels.npy", np.tile(labels, 5).astype(np.uint8))
+    return folder
+
+
+def test_cifar_10_c_is_read_by_severity_and_compared_with_the_same_clean_images(tmp_path: Path):
+    found = measure(str(write_cifar_c(tmp_path / "c")), np.arange(20) % 9)
+    assert found["corruptions"]["snow"]["acc"] == [1, 19 / 20, 18 / 20, 17 / 20, 16 / 20]
+    assert list(found["corruptions"]) == ["snow", "fog"]  # in the order of the paper
+    assert found["clean_acc"] == 19 / 20
+    assert found["difference"] == pytest.approx(18 / 20 - 19 / 20)
+    assert "difference" not in measure(str(tmp_path / "c"), np.arange(20) % 8)  # other labels: other images
+
+
+def test_cifar_10_1_is_read_as_one_set(tmp_path: Path):
+    labels = np.arange(12) % 10
+    np.save(tmp_path / "cifar10.1_v6_data.npy", plain_images(np.where(np.arange(12) < 3, 5, labels)))
+    np.save(tmp_path / "cifar10.1_v6_labels.npy", labels)
+    found = measure(str(tmp_path), LABELS)
+    assert found["corruptions"]["cifar10.1_v6_data"]["acc"] == [9 / 12]
+    assert "difference" not in found
+
+
+def test_imagenet_c_is_read_in_one_folder_or_in_one_for_each_kind(tmp_path: Path):
+    for kind in ("", "noise"):
+        root = tmp_path / f"c{kind}"
+        for severity in range(1, 6):
+            for label, name in ((0, "airplane"), (3, "cat")):
+                folder = root / kind / "gaussian_noise" / str(severity) / name
+                folder.mkdir(parents=True)
+                wrong = label + (severity == 4 and name == "cat")
+                Image.fromarray(plain_images(np.array([wrong]))[0]).save(folder / "ILSVRC2012_val_1.JPEG")
+        assert measure(str(root), LABELS)["corruptions"]["gaussian_noise"]["acc"] == [1, 1, 1, 0.5, 1]
+    folder.rename(folder.with_name("n01440764"))
+    (root / "noise/gaussian_noise/1/cat").rename(root / "noise/gaussian_noise/1/n01440764")
+    with pytest.raises(DataError, match="classes that the network lacks: 'n01440764'"):
+        measure(str(root), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("labels.npy", None, r"labels.npy cannot be read .*No such file.*; corrupt=DIR takes CIFAR-10-C"),
+        ("labels.npy", b"\x93NUMPY", r"labels.npy cannot be read"),
+        ("fog.npy", b"no array", r"fog.npy cannot be read"),
+        ("fog.npy", np.array([{}], object), r"fog.npy cannot be read"),
+        ("fog.npy", np.zeros((100, 20, 20, 3)), r"fog.npy has float64 .*, expected uint8 \(100, height, width, 3\)"),
+        ("fog.npy", np.zeros((99, 20, 20, 3), np.uint8), r"fog.npy has uint8 \(99, 20, 20, 3\), expected uint8 \(100"),
+        ("fog.npy", np.zeros((100, 3, 20, 20), np.uint8), r"fog.npy has uint8 \(100, 3, 20, 20\)"),
+        ("labels.npy", np.arange(100) % 7, r"labels.npy has int64 \(100,\), expected labels from 0 to 9, 5 times"),
+        ("labels.npy", np.full(100, 10), r"labels.npy has int64"),
+        ("labels.npy", np.zeros(0, int), r"labels.npy has int64 \(0,\)"),
+        ("labels.npy", np.zeros(100), r"labels.npy has float64"),
+    ],
+)
+def test_a_damaged_set_is_one_line(tmp_path: Path, file: str, content: object, message: str):
+    path = write_cifar_c(tmp_path / "c") / file
+    path.unlink()
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(DataError, match=message) as error:
+        read_published(tmp_path / "c")
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_array_and_a_directory_without_a_set_are_one_line(tmp_path: Path):
+    file = write_cifar_c(tmp_path / "c") / "fog.npy"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(DataError, match=r"fog\.npy cannot be read"):
+        read_published(tmp_path / "c")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="takes CIFAR-10-C, CIFAR-10.1 or ImageNet-C as published"):
+        read_published(tmp_path / "empty")
+    np.save(tmp_path / "empty" / "labels.npy", np.zeros(10, int))
+    with pytest.raises(DataError, match="and arrays of images beside it"):
+        read_published(tmp_path / "empty")
+
+
+def test_classes_that_the_network_lacks_are_one_line(tmp_path: Path):
+    data, result = make_data(LABELS)
+    with pytest.raises(DataError, match="the dataset has classes that the network lacks: 'airplane'"):
+        measure_robustness((str(write_cifar_c(tmp_path / "c")), 10), Bright(tuple("abcdefghij")), data, "test", result)
+
+
+def test_settings_that_cannot_work_are_named(tmp_path: Path):
+    assert list(robustness_problems(None, 1)) == []
+    assert list(robustness_problems("all", 1)) == []
+    assert list(robustness_problems(["fog", "snow"], 1)) == []
+    assert list(robustness_problems(str(tmp_path), 1)) == []
+    (line,) = robustness_problems(["fog", "rain"], 1)
+    assert line.startswith("corrupt=rain is neither all, a directory, nor one of gaussian_noise, ")
+    assert all(name in line for name in CORRUPTIONS)
+    (line,) = robustness_problems(None, 0)
+    assert line == "corrupt_samples=0 must be 1 or more; with more than there are, all images are used."
+
+
+@pytest.mark.slow
+def test_a_run_and_its_onnx_file_agree_and_every_file_has_the_same_numbers(
+    exported_run: Path, command: Callable, tmp_path: Path
+):
+    run = shutil.copytree(exported_run, tmp_path / "train" / "short")
+    contents = []
+    for typed in (run, run / "export" / "model.onnx"):
+        folder = tmp_path / f"results{len(contents)}"
+        arguments = (f"run={typed}", "corrupt=[fog,jpeg_compression]", "corrupt_samples=60", f"output={folder}")
+        done = command("src/eval.py", *arguments, f"paths.log_dir={tmp_path}")
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        contents.append(json.loads((folder / "robustness.json").read_text()))
+        found = contents[-1]
+        for row in csv_rows(folder / "robustness.csv"):
+            scores = found["corruptions"][row["corruption"]]
+            index = int(row["severity"]) - 1
+            assert float(row["acc"]) == scores["acc"][index]
+            assert [float(row["low"]), float(row["high"])] == scores["acc_interval"][index]
+            assert float(row["calibration_error"]) == scores["calibration_error"][index]
+        assert Image.open(folder / "robustness.png").width > 1000
+        assert re.search(r"corrupted images: 60 of [\d,]+ images, the same in each corruption", done.stdout)
+        assert f"mean_corrupted_acc: {found['mean_corrupted_acc']:.2%}" in done.stdout
+        (row,) = [line.split() for line in done.stdout.splitlines() if line.startswith("fog ")]
+        assert row[1:6] == [f"{100 * acc:.1f}" for acc in found["corruptions"]["fog"]["acc"]]
+    assert contents[0]["corruptions"]["fog"]["acc"] == contents[1]["corruptions"]["fog"]["acc"]
+    assert contents[0]["model_sha256"] != contents[1]["model_sha256"]
+    done = command("src/eval.py", f"run={run}", "corrupt=rain", "corrupt_samples=0", f"paths.log_dir={tmp_path}")
+    assert done.returncode == 2
+    assert "corrupt=rain is neither" in done.stderr
+    assert "corrupt_samples=0 must be" in done.stderr
