@@ -15,8 +15,8 @@ from imago.analysis.plots import (
     plot_explanation,
     plot_mistakes,
     plot_reliability,
-    plot_scores,
     plot_robustness,
+    plot_scores,
     save_confusion,
 )
 from imago.statistics.calibration import reliability
