@@ -92,6 +92,8 @@ def extra_arguments(command: str, logs: Path) -> list[str]:
         extra += ["trainer.max_epochs=1"]  # the experiment overrides the trainer's value
     if "finetune_folder" in command:
         extra += ["model.weights=null", "data.cache=none", "data.batch_size=4"]
+    if "data=image_folder" in command:
+        return [*extra, "model.weights=null", "data.cache=none", "data.batch_size=4", "trainer.accelerator=cpu"]
     if "model=resnet18" in command:
         extra += ["model.weights=null", "trainer.accelerator=cpu", "data=shapes", "data.batch_size=4"]
     return extra

@@ -219,7 +219,7 @@ def test_settings_that_cannot_work_are_named(tmp_path: Path):
     assert line.startswith("corrupt=rain is neither all, a directory, nor one of gaussian_noise, ")
     assert all(name in line for name in CORRUPTIONS)
     (line,) = robustness_problems(None, 0)
-    assert line == "corrupt_samples=0 must be 1 or more; with more than there are, all images are used."
+    assert line == "corrupt_samples=0 must be 1 or more, or null for all images."
 
 
 @pytest.mark.slow

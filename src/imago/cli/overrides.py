@@ -36,7 +36,7 @@ ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
         *("callbacks.*.mode", "schedule.mode", "sweep.objective", "sweep.direction", "sweep.storage"),
     },
     (int, NoneType): {
-        *("opset", "parity_samples", "calibration_samples", "batch_size", "sweep.n_trials"),
+        *("opset", "parity_samples", "corrupt_samples", "calibration_samples", "batch_size", "sweep.n_trials"),
         *("trainer.max_epochs", "trainer.log_every_n_steps"),
         *("data.num_workers", "data.fold", "data.decoded_px", "data.size"),
         *("preprocess.size", "preprocess.resize", "trainer.check_val_every_n_epoch", "schedule.*_steps"),
@@ -46,6 +46,7 @@ ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
     (bool, NoneType): {"optimizer.fused", "trainer.benchmark"},
     (list, NoneType): {"preprocess.mean", "preprocess.std", "augment.random_resized_crop_scale"},
     (dict, NoneType): {"data.val", "data.test", "callbacks.*", "logger.*"},
+    (str, list, NoneType): {"corrupt"},
     (str, list, dict, NoneType): {"loss.weight"},
     (int, str, list): {"trainer.devices"},
     (str, int): {"trainer.precision", "threads"},

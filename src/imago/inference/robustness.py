@@ -30,10 +30,10 @@ Version = tuple[str, int]  # corruption and severity
 _MAX_VALUES = 2**20  # of a batch, 341 images of 32 px: with its copies about 50 MB; our own choice
 
 
-def robustness_problems(typed: Any, num_samples: int) -> Iterator[str]:
+def robustness_problems(typed: Any, num_samples: int | None) -> Iterator[str]:
     """Yield one line for each of `corrupt` and `corrupt_samples` that cannot work."""
-    if num_samples < 1:
-        yield f"corrupt_samples={num_samples} must be 1 or more; with more than there are, all images are used."
+    if num_samples is not None and num_samples < 1:
+        yield f"corrupt_samples={num_samples} must be 1 or more, or null for all images."
     for name in [] if typed in (None, "all") or Path(str(typed)).is_dir() else np.atleast_1d(typed).tolist():
         if name not in CORRUPTIONS:
             yield f"corrupt={name} is neither all, a directory, nor one of {join_names(CORRUPTIONS, 15)}."
@@ -81,7 +81,7 @@ def read_published(directory: Path) -> tuple[tuple[str, ...], dict[Version, "Sam
 
 
 def measure_robustness(
-    settings: tuple[Any, int], predictor: Predictor, data: "ImageDataModule", split: str, result: LabeledOutputs
+    settings: tuple[Any, int | None], predictor: Predictor, data: "ImageDataModule", split: str, result: LabeledOutputs
 ) -> dict[str, Any]:
     """Run the network on corrupted images, the same in each corruption; return the content of robustness.json.
 
