@@ -10,7 +10,7 @@ EXTRAS := analysis timm export openvino prune sweep serve labels hub docs dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train serve test test-fast check soak results metrics clean new docs lock bench-data export-env
+.PHONY: help setup train serve test test-fast check soak results metrics clean new docs schema lock bench-data export-env
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ check: setup  ## check formatting, lint and types
 
 soak: setup  ## run the long repetitions
 	$(PYTEST) $(GROUPED) -m soak $(ARGS)
+
+schema: setup  ## write JSON schemas of configs/ for editors, see docs/editors.md
+	PYTHONPATH=src $(BIN)/python tools/schema.py
 
 new: setup  ## start a project of your own: make new NAME=birdnet DIR=../birdnet
 	@$(BIN)/python tools/new_project.py "$(NAME)" "$(DIR)"

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 OLD_NAME = "imago"
-LEFT_OUT = ("benchmarks/results/", "docs/comparison.md", "CHANGELOG.md", "tests/test_new_project.py")
+LEFT_OUT = ("benchmarks/results/", "docs/comparison.md", "CHANGELOG.md", "tests/tools/")
 USAGE = "make new NAME=birdnet DIR=../birdnet"
 
 

@@ -17,12 +17,17 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 CONFIGS, OUTPUT = PROJECT_ROOT / "configs", PROJECT_ROOT / "build" / "schema"
 TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", type(None): "null"}
 INTERPOLATION = {"type": "string", "pattern": r"\$\{"}  # a key may always refer to another one, or be required: ???
+GROUPS_OF_TARGETS = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}  # several files share a schema
 KEY = re.compile(r"^( *)([\w-]+):[^#]*(?:#\s*(.*))?$")
 
 
 def schema_of(file: Path) -> dict[str, Any]:
     """Return the schema of the content of one file, whose keys may all be left out."""
     content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    default = file.with_name("default.yaml")
+    if isinstance(content, dict) and "_target_" not in content and default.is_file():  # on which the others are based
+        base: Any = OmegaConf.to_container(OmegaConf.load(default), resolve=False)
+        content = {"_target_": base["_target_"]} | content if "_target_" in base else content
     return _schema_of_mapping(content or {}, _comments(file.read_text(encoding="utf-8")), ())
 
 
@@ -44,8 +49,9 @@ def _schema_of_mapping(content: dict[str, Any], comments: dict[tuple[str, ...], 
         if value is not None and not isinstance(value, dict | list):
             properties[name] = properties[name] | {"default": value}
     is_closed = signature is not None and not signature.is_open and not path
-    own = {"_target_": {"type": "string"}, "defaults": {}} if is_closed else {}
-    return {"type": "object", "properties": own | properties, "additionalProperties": not is_closed}
+    if is_closed:
+        properties |= {"_target_": {"const": target}, "_partial_": {}, "defaults": {}}
+    return {"type": "object", "properties": properties, "additionalProperties": not is_closed}
 
 
 def _value_schema(types: tuple[type, ...]) -> dict[str, Any]:
@@ -67,6 +73,16 @@ def _comments(text: str) -> dict[tuple[str, ...], str]:
     return found
 
 
+def _of_another_target(schemas: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the schema of a file with a `_target_` of one's own, whose keys are not known."""
+    known = [one["properties"]["_target_"] for one in schemas if "const" in one["properties"].get("_target_", {})]
+    return {
+        "type": "object",
+        "required": ["_target_"],
+        "properties": {"_target_": {"not": {"anyOf": known or [False]}}},
+    }
+
+
 def write_all() -> dict[str, list[str]]:
     """Write a schema for each group and command; return the files of each, as VS Code's `yaml.schemas` needs them."""
     OUTPUT.mkdir(parents=True, exist_ok=True)
@@ -79,7 +95,7 @@ def write_all() -> dict[str, list[str]]:
     for name, files in groups.items():
         schema = {"$schema": "http://json-schema.org/draft-07/schema#", "title": name}
         schemas = [schema_of(file) for file in files]
-        schema |= schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+        schema |= {"anyOf": [*schemas, _of_another_target(schemas)]} if name in GROUPS_OF_TARGETS else schemas[0]
         (OUTPUT / f"{name}.json").write_text(json.dumps(schema, indent=2) + "\n", encoding="utf-8")
         written[f"build/schema/{name}.json"] = [file.relative_to(PROJECT_ROOT).as_posix() for file in files]
     return written
