@@ -14,7 +14,19 @@ PACKAGE = SRC / "imago"
 ENTRIES = sorted(path.stem for path in SRC.glob("*.py"))
 
 # Package or module -> those it may import, in addition to LEAVES. Imports point from the last lines to the first.
-LEAVES = {"errors", "paths", "files", "log", "settings", "text", "download", "resources", "seeding", "threads"}
+LEAVES = {
+    "errors",
+    "paths",
+    "files",
+    "log",
+    "settings",
+    "text",
+    "download",
+    "resources",
+    "seeding",
+    "system",
+    "threads",
+}
 _BASE = {"images", "instantiate", "normalize", "statistics", "onnx_classifier", "runs", "trust"}
 _PARTS = {"augment", "data", "model", "optimizer", "schedule", "loss", "logger"}
 _COMMANDS = {"training", "inference", "export", "dataset_check", "analysis"}

@@ -31,9 +31,12 @@ _SHAPES = (
     "[shapes.render_split(split) for split in shapes.SPLIT_SIZES]"
 )
 
+_FLAGS = ("-X", "warn_default_encoding", "-W", "ignore::EncodingWarning")  # an error in imago, see below
+
 # A waiter process between the job and the server keeps the server ready for the next job.
 _SERVER = """
-import atexit, json, os, runpy, signal, sys, threading, types
+import atexit, json, os, runpy, signal, sys, threading, types, warnings
+warnings.filterwarnings("error", category=EncodingWarning, module=r"imago\\b")  # text is UTF-8 on every system
 sys.path.insert(0, {source!r})  # imago is imported from this checkout
 {preload}
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the exit codes of the waiters are not read
@@ -183,7 +186,7 @@ class WarmPython:
         self.executable.write_text(_CHILD.format(python=sys.executable, folder=self._folder.name))
         self.executable.chmod(0o755)
         self._server = subprocess.Popen(
-            [sys.executable, "-c", _SERVER.format(preload=preload, source=str(source))],
+            [sys.executable, *_FLAGS, "-c", _SERVER.format(preload=preload, source=str(source))],
             cwd=PROJECT_ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdin=reader,
