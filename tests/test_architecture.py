@@ -67,7 +67,7 @@ COMMAND_MODULES = {"evaluate", "predict", "export", "check", "report"}
 def imports(file: Path) -> set[str]:
     """Return every dotted name that a file imports, at any level."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

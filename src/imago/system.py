@@ -78,11 +78,7 @@ def is_parent(pid: int) -> bool:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Rename a file over another one; Windows refuses that while somebody reads the other one: wait for some seconds.
-
-    Raises:
-        OSError: it cannot be renamed.
-    """
+    """Rename a file over another one; Windows refuses that while somebody reads the other: wait for some seconds."""
     end_s = time.monotonic() + _BUSY_S
     while True:
         try:
