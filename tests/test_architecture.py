@@ -96,6 +96,7 @@ def test_every_package_imports_only_allowed_packages():
         "paths",
         "errors",
         "resources",
+        "system",
         "dataset_check",
         "analysis",
         "statistics",

@@ -9,8 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 try:
     import fcntl
 except ImportError:
@@ -74,7 +72,11 @@ def stop(pid: int, number: int = signal.SIGTERM, with_children: bool = False) ->
 
 def is_parent(pid: int) -> bool:
     """Return whether a process that has started this one is alive; in Windows there may be a launcher in between."""
-    return os.getppid() == pid if IS_POSIX else psutil.pid_exists(pid)
+    if IS_POSIX:
+        return os.getppid() == pid
+    import psutil  # not above: a Python without the packages gets a message
+
+    return psutil.pid_exists(pid)
 
 
 def replace(source: Path, target: Path) -> None:

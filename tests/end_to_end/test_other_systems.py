@@ -113,7 +113,8 @@ def test_on_windows_a_run_is_evaluated_exported_and_reported(windows: System, wi
     onnx = windows_run / "export" / "model.onnx"
     tables = []
     for model in (windows_run, onnx):
-        windows.run("predict", f"run={model}", f"input={photos}", f"paths.log_dir={windows.logs}")
+        printed = windows.run("predict", f"run={model}", f"input={photos}", f"paths.log_dir={windows.logs}")
+        assert "é1" in printed
         folder = windows_run / "predictions"
         tables += [file.read_text("utf-8") for file in folder.glob("*.csv")]
         shutil.rmtree(folder)
