@@ -247,7 +247,7 @@ def measure_memory(folder: Path) -> dict[str, float]:
 
 
 def _own_bytes(pid: int | None) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
 

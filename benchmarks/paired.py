@@ -142,5 +142,5 @@ def store(file: Path, args: argparse.Namespace, runs: Sequence[Run], **figures: 
         "runs": [asdict(run) for run in runs],
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(report, indent=2) + "\n")
+    file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"figures in {file}")

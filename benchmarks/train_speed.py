@@ -82,7 +82,7 @@ def measure(command: list[str], checkout: Path = PROJECT_ROOT) -> tuple[float, f
     Raises:
         RuntimeError: if the command fails; the message ends with the last lines of its output.
     """
-    with tempfile.TemporaryFile(mode="w+") as output:
+    with tempfile.TemporaryFile(encoding="utf-8", mode="w+") as output:
         start = time.perf_counter()
         child = subprocess.Popen(
             command,
@@ -138,7 +138,7 @@ def read_test_acc(summary_path: Path) -> float:
     """
     if not summary_path.is_file():
         raise RuntimeError(f"src/train.py succeeded but wrote no {summary_path}")
-    summary = json.loads(summary_path.read_text())
+    summary = json.loads(summary_path.read_text(encoding="utf-8"))
     test_acc = summary.get("test", {}).get("acc")
     if not isinstance(test_acc, float) or not 0 <= test_acc <= 1:
         raise RuntimeError(f"{summary_path}: test.acc={test_acc!r}, want a float in [0, 1]")
@@ -190,7 +190,9 @@ def print_summary(summary: dict[str, dict]) -> None:
 
 def describe_environment(checkout: Path = PROJECT_ROOT) -> dict[str, str | int]:
     """Return date, commit, CPU, cores, threads and versions; no host name and no paths."""
-    cpu_models = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
+    cpu_models = re.findall(
+        r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     # --exclude: print the hash even if there is a tag.
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     commit = subprocess.run(describe, cwd=checkout, capture_output=True, text=True, check=False).stdout.strip()

@@ -24,6 +24,17 @@ from imago.paths import PROJECT_ROOT, register_resolvers
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
+# Modules that test what Windows does not have are not collected there.
+_POSIX = re.compile(
+    r"\bimport (fcntl|resource)\b|os\.(fork|mkfifo|killpg|getsid|chmod|symlink)|symlink_to|\.chmod\(|SIG(KILL|USR1|HUP)"
+    r"|/bin/sh|\"(ba)?sh\"|/proc|/dev/|(import|from) (served|imago\.serve\.deco|other_system)|sched_getaffinity"
+)
+collect_ignore = [
+    str(file)
+    for file in Path(__file__).parent.rglob("test_*.py")
+    if os.name == "nt" and file.name != "test_system.py" and _POSIX.search(file.read_text("utf-8"))
+]
+
 # As in an activated environment, where printed commands start with `python`.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 

@@ -61,6 +61,13 @@ class Signal(_At):
             time.sleep(0.2)  # a forked rank gets it from its parent
 
 
+class CtrlC(_At):
+    """Press Ctrl-C, as every system knows it."""
+
+    def interrupt(self, trainer, batch_idx):
+        signal.raise_signal(signal.SIGINT)
+
+
 class Spoil(_At):
     """Make the weights infinite, as too high a learning rate does."""
 

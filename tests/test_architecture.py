@@ -14,7 +14,19 @@ PACKAGE = SRC / "imago"
 ENTRIES = sorted(path.stem for path in SRC.glob("*.py"))
 
 # Package or module -> those it may import, in addition to LEAVES. Imports point from the last lines to the first.
-LEAVES = {"errors", "paths", "files", "log", "settings", "text", "download", "resources", "seeding", "threads"}
+LEAVES = {
+    "errors",
+    "paths",
+    "files",
+    "log",
+    "settings",
+    "text",
+    "download",
+    "resources",
+    "seeding",
+    "system",
+    "threads",
+}
 _BASE = {"images", "instantiate", "normalize", "statistics", "onnx_classifier", "runs", "trust"}
 _PARTS = {"augment", "data", "model", "optimizer", "schedule", "loss", "logger"}
 _COMMANDS = {"training", "inference", "export", "dataset_check", "analysis"}
@@ -55,7 +67,7 @@ COMMAND_MODULES = {"evaluate", "predict", "export", "check", "report", "model_ca
 def imports(file: Path) -> set[str]:
     """Return every dotted name that a file imports, at any level."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -84,6 +96,7 @@ def test_every_package_imports_only_allowed_packages():
         "paths",
         "errors",
         "resources",
+        "system",
         "dataset_check",
         "analysis",
         "statistics",

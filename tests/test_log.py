@@ -1,5 +1,7 @@
 """Messages on the screen and in a log file."""
 
+import errno
+import io
 import logging
 import os
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from imago import log as log_module
 from imago.log import ignore_closed_pipes, log_to
 
 log = logging.getLogger("imago.test")
@@ -57,6 +60,35 @@ def test_a_command_goes_on_when_the_reader_of_its_output_ends(monkeypatch: pytes
         os.close(reader)
         for _ in range(3):
             print("x" * 100_000, file=getattr(sys, name), flush=True)
+
+
+def test_a_pipe_of_windows_gets_utf_8(monkeypatch: pytest.MonkeyPatch):
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w", encoding="cp1252") as pipe:
+        monkeypatch.setattr(log_module, "IS_POSIX", False)
+        monkeypatch.setattr(sys, "stdout", pipe)
+        monkeypatch.setattr(sys, "__stdout__", pipe)
+        ignore_closed_pipes()
+        print("五", flush=True)
+        assert os.read(reader, 10).decode("utf-8") == "五\n"
+    os.close(reader)
+
+
+class _ClosedOnWindows(io.FileIO):
+    def write(self, data):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+
+class _Pipe(log_module._Pipe, _ClosedOnWindows):
+    """An output whose reader has ended, on Windows."""
+
+
+def test_windows_reports_a_closed_pipe_in_another_way(monkeypatch: pytest.MonkeyPatch):
+    with _Pipe(os.devnull, "w") as pipe:
+        with pytest.raises(OSError, match="Invalid argument"):
+            pipe.write(b"abc")
+        monkeypatch.setattr(log_module, "IS_POSIX", False)
+        assert pipe.write(b"abc") == 3
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")

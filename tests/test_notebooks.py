@@ -18,7 +18,7 @@ NOTEBOOKS = sorted((PROJECT_ROOT / "notebooks").glob("*.ipynb"))
 
 
 def code_cells(file: Path) -> list[dict]:
-    return [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
+    return [cell for cell in json.loads(file.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.name)

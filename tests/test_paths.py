@@ -1,8 +1,10 @@
 """Paths are printed short and reach Hydra unchanged."""
 
+import ntpath
 import shlex
 import sys
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +15,11 @@ def test_a_path_below_the_working_directory_is_printed_relative(tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     assert short_path(tmp_path / "logs" / "run") == "logs/run"
     assert short_path(Path("/etc")) == "/etc"
+
+
+def test_a_path_on_another_drive_of_windows_is_printed_whole_and_with_slashes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("imago.paths.os", SimpleNamespace(sep="\\", path=ntpath))
+    assert short_path(PureWindowsPath(r"D:\logs\run")) == "D:/logs/run"  # type: ignore[arg-type]
 
 
 def test_a_printed_path_is_relative_if_that_is_shorter_and_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

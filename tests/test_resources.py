@@ -4,11 +4,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from imago import resources
-from imago.resources import CpuTimes, available_cores, available_memory_bytes, free_disk_bytes, idle_cores
+from imago.resources import (
+    CpuTimes,
+    available_cores,
+    available_memory_bytes,
+    free_disk_bytes,
+    idle_cores,
+    num_interrupts,
+    peak_memory_bytes,
+)
 
 GIB = 2**30
 
@@ -151,3 +161,35 @@ def test_this_machine_has_cores_and_memory():
 def test_free_disk_space_of_a_missing_folder_is_that_of_its_nearest_parent(tmp_path: Path):
     assert free_disk_bytes(tmp_path / "not" / "yet") == pytest.approx(free_disk_bytes(tmp_path), rel=0.01)
     assert free_disk_bytes(tmp_path) > 0
+
+
+def test_the_peak_memory_is_at_least_what_the_process_uses_now_and_grows_with_it():
+    before = peak_memory_bytes()
+    assert before >= 0.9 * psutil.Process().memory_info().rss
+    block = bytearray(b"1") * (64 * 2**20)
+    assert peak_memory_bytes() >= psutil.Process().memory_info().rss * 0.9 >= len(block)
+
+
+def test_without_files_of_the_kernel_the_peak_is_that_of_getrusage_or_of_windows(kernel, monkeypatch):
+    usage = SimpleNamespace(ru_maxrss=5000)
+    monkeypatch.setattr(resources.resource, "getrusage", lambda who: usage)
+    peaks = []
+    for platform in ("linux", "darwin"):
+        monkeypatch.setattr(sys, "platform", platform)
+        peaks.append(peak_memory_bytes())
+    assert peaks == [5000 * 1024, 5000]  # kB, and bytes on macOS: getrusage(2) of each
+    monkeypatch.setattr(resources, "resource", None)
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda process: SimpleNamespace(peak_wset=7000))
+    assert peak_memory_bytes() == 7000
+    assert num_interrupts() == 0
+
+
+def test_interrupts_are_those_that_psutil_counts():
+    """psutil counts those of the first thread, `num_interrupts` those of all threads."""
+    assert num_interrupts() >= psutil.Process().num_ctx_switches().involuntary
+    assert num_interrupts() > 0 or os.cpu_count() > 1
+
+
+def test_without_a_report_of_the_kernel_the_free_memory_is_that_of_psutil(kernel, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * GIB))
+    assert available_memory_bytes() == 3 * GIB

@@ -1,6 +1,7 @@
 """Start Python processes without the seconds that imports take: each is forked from one that has imported everything.
 
-In all other ways it is a separate process: its own session, arguments, environment, output and exit code.
+In all other ways it is a separate process: its own session, arguments, environment, output and exit code. Where Python
+cannot fork, as on Windows, each starts anew, which takes the seconds.
 """
 
 import functools
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 import psutil
 
 from imago.paths import PROJECT_ROOT
+from imago.system import own_session
 
 _HYDRA = "import hydra, hydra.core.hydra_config, hydra._internal.hydra, omegaconf"
 _IMAGO = (
@@ -31,9 +34,12 @@ _SHAPES = (
     "[shapes.render_split(split) for split in shapes.SPLIT_SIZES]"
 )
 
+_FLAGS = ("-X", "warn_default_encoding", "-W", "ignore::EncodingWarning")  # an error in imago, see below
+
 # A waiter process between the job and the server keeps the server ready for the next job.
 _SERVER = """
-import atexit, json, os, runpy, signal, sys, threading, types
+import atexit, json, os, runpy, signal, sys, threading, types, warnings
+warnings.filterwarnings("error", category=EncodingWarning, module=r"imago\\b")  # text is UTF-8 on every system
 sys.path.insert(0, {source!r})  # imago is imported from this checkout
 {preload}
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the exit codes of the waiters are not read
@@ -124,11 +130,11 @@ class WarmProcess:
 
     @property
     def stdout(self) -> str:
-        return (self.folder / "out").read_text(errors="replace")
+        return (self.folder / "out").read_text("utf-8", errors="replace")
 
     @property
     def stderr(self) -> str:
-        return (self.folder / "err").read_text(errors="replace")
+        return (self.folder / "err").read_text("utf-8", errors="replace")
 
     @property
     def text(self) -> str:
@@ -174,6 +180,10 @@ class WarmPython:
     def __init__(self, preload: str, source: Path = PROJECT_ROOT / "src") -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="warm")
         self._num_started = 0
+        self._can_fork = hasattr(os, "fork")
+        if not self._can_fork:
+            self.executable = Path(sys.executable)
+            return
         jobs = Path(self._folder.name) / "jobs"
         os.mkfifo(jobs)
         reader = os.open(jobs, os.O_RDONLY | os.O_NONBLOCK)
@@ -183,7 +193,7 @@ class WarmPython:
         self.executable.write_text(_CHILD.format(python=sys.executable, folder=self._folder.name))
         self.executable.chmod(0o755)
         self._server = subprocess.Popen(
-            [sys.executable, "-c", _SERVER.format(preload=preload, source=str(source))],
+            [sys.executable, *_FLAGS, "-c", _SERVER.format(preload=preload, source=str(source))],
             cwd=PROJECT_ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdin=reader,
@@ -216,7 +226,10 @@ class WarmPython:
         if warm_children:
             job["executable"] = str(self.executable)
         (folder / "job.json").write_text(json.dumps(job))
-        print(folder / "job.json", file=self._jobs)
+        if self._can_fork:
+            print(folder / "job.json", file=self._jobs)
+        else:
+            _start_anew(job)
         return WarmProcess(folder)
 
     def run(self, *arguments: str, **settings: Any) -> subprocess.CompletedProcess:
@@ -226,9 +239,27 @@ class WarmPython:
         return subprocess.CompletedProcess(arguments, code, process.stdout, process.stderr)
 
     def close(self) -> None:
-        self._jobs.close()
-        self._server.wait()
+        if self._can_fork:
+            self._jobs.close()
+            self._server.wait()
         self._folder.cleanup()
+
+
+def _start_anew(job: dict[str, Any]) -> None:
+    """Start the process of a job, and write its number and exit code as the server does."""
+    with open(job["out"], "ab") as out, open(job["err"], "ab") as err:
+        process = subprocess.Popen(
+            [sys.executable, *_FLAGS, *job["arguments"]],
+            **{"cwd": job["cwd"], "env": job["environment"], "stdin": subprocess.DEVNULL, "stdout": out, "stderr": err},
+            **own_session(),
+        )
+
+    def write_status() -> None:
+        with open(job["status"], "a", encoding="ascii", buffering=1) as status:
+            print(process.pid, file=status)
+            print(process.wait(), file=status)
+
+    threading.Thread(target=write_status, daemon=True).start()
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from tempfile import TemporaryFile
 from typing import IO, Any, TextIO
 
 from imago.errors import DataError
+from imago.system import IS_POSIX, replace
 from imago.text import printable
 
 # The start of text that a spreadsheet would take for a formula and execute; a number is none.
@@ -57,7 +58,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())  # without it a power failure can leave the new name on an empty file
-        part.replace(path)
+        replace(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno:
@@ -66,7 +67,9 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def fsync_directory(directory: Path) -> None:
-    """Flush the entries of a directory to disk, so that a rename survives a power failure."""
+    """Flush the entries of a directory to disk, so that a rename survives a power failure; not possible in Windows."""
+    if not IS_POSIX:
+        return
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -88,11 +91,11 @@ def move_to(part: Path, target: Path) -> None:
     Both are on the same file system. Until the rename, `target` is as it was; a directory is renamed away first.
     """
     for file in part.iterdir() if part.is_dir() else (part,):
-        with file.open("rb") as content:
+        with file.open("rb+") as content:  # Windows flushes only what is opened for writing
             os.fsync(content.fileno())
     if target.is_dir():
         target.rename(part.with_name(f"{part.name}.old"))
-    part.replace(target)
+    replace(part, target)
     fsync_directory(target.parent)
 
 

@@ -1,5 +1,6 @@
 """Print imago's messages to stdout, and write them to a file together with those of Lightning and all warnings."""
 
+import errno
 import io
 import logging
 import sys
@@ -8,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from imago.system import IS_POSIX
 from imago.text import printable_lines
 
 
@@ -50,9 +52,11 @@ def ignore_closed_pipes() -> None:
     """Let a command run to its end, without output, when the reader of its output ends first, as `head` does."""
     for name in ("stdout", "stderr"):
         old = getattr(sys, name)
-        if old is not None and old is getattr(sys, f"__{name}__"):
+        is_own = old is not None and old is getattr(sys, f"__{name}__")
+        if is_own and (IS_POSIX or not old.isatty()):  # a terminal of Windows is no file
             buffer = io.BufferedWriter(_Pipe(old.fileno(), "w", closefd=False))
-            options = (old.encoding, old.errors, None, old.line_buffering, old.write_through)
+            # Pipes and files of Windows would get the code page of the system, which lacks most characters.
+            options = (old.encoding if IS_POSIX else "utf-8", old.errors, None, old.line_buffering, old.write_through)
             setattr(sys, name, io.TextIOWrapper(buffer, *options))
 
 
@@ -62,7 +66,9 @@ class _Pipe(io.FileIO):
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno != errno.EPIPE and (IS_POSIX or error.errno != errno.EINVAL):
+                raise
             return len(data)
 
 

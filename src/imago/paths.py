@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -48,8 +49,11 @@ def command(script: str) -> str:
 
 
 def short_path(path: Path) -> str:
-    """Return `path` for the screen, escaped, and relative to the working directory if that is shorter."""
-    return printable(min(str(path), os.path.relpath(path), key=len))
+    """Return `path` for the screen, with slashes, escaped, and relative to the working directory if that is shorter."""
+    names = [str(path)]
+    with suppress(ValueError):  # on another drive of Windows
+        names.append(os.path.relpath(path))
+    return printable(min(names, key=len).replace(os.sep, "/"))
 
 
 def checkpoint_file(run_dir: Path, name: str = "best") -> Path:

@@ -8,12 +8,18 @@ import functools
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -56,10 +62,22 @@ def _cpu_times() -> CpuTimes:
 
 def available_memory_bytes() -> int:
     """Return the memory that can still be allocated: free or reclaimable, or what a control group has left, if less."""
-    free_bytes = _read_number(_PROC / "meminfo", "MemAvailable:") * 1024
-    if not free_bytes:  # not reported: take the total memory
-        free_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free_bytes = _read_number(_PROC / "meminfo", "MemAvailable:") * 1024 or psutil.virtual_memory().available
     return max(0, min([free_bytes, *_cgroup_memory_left()]))
+
+
+def peak_memory_bytes() -> int:
+    """Return the peak memory of this process; on Linux `getrusage` would include the process that started it."""
+    if peak_kb := _read_number(_PROC / "self/status", "VmHWM:"):
+        return peak_kb * 1024
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def num_interrupts() -> int:
+    """Return how often the kernel has interrupted this process so far; Windows does not count it: 0."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
 
 
 def free_disk_bytes(directory: Path) -> int:
@@ -113,6 +131,6 @@ def _read_number(file: Path, name: str) -> int:
 def _read_text(file: Path) -> str:
     """Return the text of a file of the kernel; "" if this system has no such file."""
     try:
-        return file.read_text().strip()
+        return file.read_text("utf-8").strip()
     except OSError:
         return ""

@@ -243,6 +243,18 @@ def test_batches_are_the_same_with_0_and_2_workers(squares: Path):
         assert all(torch.equal(part, other) for part, other in parts)
 
 
+@pytest.mark.slow
+def test_a_spawned_worker_returns_the_same_batches_also_from_the_cache(squares: Path, tmp_path: Path):
+    """On Windows and macOS workers are not forked: data, augmentation and cache are pickled."""
+    spawn = {"multiprocessing_context": "spawn"}
+    ours = module(squares, augment=STANDARD)
+    cached = {"cache": "disk", "cache_dir": tmp_path}
+    theirs = module(squares, num_workers=1, loader=spawn, augment=STANDARD, **cached)
+    theirs.fill_cache(1, 5)
+    parts = zip(everything(ours.train_dataloader()), everything(theirs.train_dataloader()), strict=True)
+    assert all(torch.equal(part, other) for part, other in parts)
+
+
 def test_a_sample_is_augmented_alike_in_any_batch_and_differently_in_each_epoch(photographs: Path):
     data = module(photographs, augment=STANDARD)
     dataset = data.training_dataset()

@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_refused_in_one_line(mode: str, gibibytes: int, tex
 def test_without_files_in_memory_the_disk_is_taken(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr("os.memfd_create")
     assert choose_cache("auto", GIB, DIRECTORY, 1)[0] == "disk"
-    with pytest.raises(ConfigError, match=r"^data\.cache=ram"):
+    with pytest.raises(ConfigError, match=r"^data\.cache=ram: only Linux has files in memory; data\.cache=disk "):
         choose_cache("ram", GIB, DIRECTORY, 1)
 
 

@@ -38,7 +38,7 @@ def test_two_processes_share_one_directory_and_one_log_and_every_strategy_gives_
 
 def curves_of(file: Path) -> list[tuple[str, str]]:
     """Return the step and name of every logged value."""
-    rows = csv.DictReader(file.open())
+    rows = csv.DictReader(file.open(encoding="utf-8"))
     return sorted((row["step"], name) for row in rows for name, value in row.items() if value)
 
 

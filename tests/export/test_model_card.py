@@ -78,7 +78,7 @@ def evaluated_run(exported_run: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def front_matter(file: Path) -> dict:
-    return yaml.safe_load(file.read_text().split("\n---\n")[0].removeprefix("---\n"))
+    return yaml.safe_load(file.read_text(encoding="utf-8").split("\n---\n")[0].removeprefix("---\n"))
 
 
 def code_of(card: str, program: str) -> str:

@@ -151,7 +151,7 @@ def test_a_name_that_is_not_utf_8_is_served_and_printed(
     root = fill(tmp_path / "set")
     odd = os.fsencode(root / "val" / "bee") + b"/caf\xe9"
     os.rename(root / "val" / "bee" / "00.png", odd + b".png")
-    with open(odd + b".txt", "w"):
+    with open(odd + b".txt", "w", encoding="utf-8"):
         pass
     with caplog.at_level(logging.INFO):
         data = set_up(root)

@@ -277,7 +277,7 @@ def test_after_sigusr1_a_slurm_job_or_task_of_an_array_is_queued_again(requeued:
     for name, value in array.items():
         monkeypatch.setenv(name, value)
     stop(requeued.parent, "SIGUSR1")
-    assert requeued.read_text() == f"requeue {job}\n"
+    assert requeued.read_text(encoding="utf-8") == f"requeue {job}\n"
 
 
 @pytest.mark.parametrize(("name", "value"), [("reason", "SIGTERM"), ("SLURM_PROCID", "1"), ("SLURM_JOB_ID", None)])

@@ -63,12 +63,12 @@ def test_paths_in_a_file_start_at_its_directory_and_the_first_version_gets_all_r
 
 
 def test_weights_are_shares(config: Path):
-    config.write_text(MODELS + "weights: {flowers: {v1: 9, v2: 1}}\n")
+    config.write_text(MODELS + "weights: {flowers: {v1: 9, v2: 1}}\n", encoding="utf-8")
     assert read_settings([f"config={config}"]).weights["flowers"] == {"v1": 0.9, "v2": 0.1}
 
 
 def test_the_command_line_takes_precedence_over_the_file(config: Path):
-    config.write_text(MODELS + "port: 81\nthreshold: 1\n")
+    config.write_text(MODELS + "port: 81\nthreshold: 1\n", encoding="utf-8")
     settings = read_settings([f"config={config}", "port=82"])
     assert (settings.port, settings.threshold, settings.host) == (82, 1.0, "127.0.0.1")
 
@@ -116,7 +116,7 @@ def test_a_setting_that_cannot_work_is_named(typed: str, message: str):
     ],
 )
 def test_a_file_that_cannot_work_is_named(config: Path, content: str, message: str):
-    config.write_text(content)
+    config.write_text(content, encoding="utf-8")
     assert message in message_of(f"config={config}")
 
 

@@ -1,8 +1,6 @@
 """Log training speed, peak memory and the gradient norm on logging steps."""
 
 import logging
-import resource
-import sys
 from time import perf_counter
 from typing import Any
 
@@ -11,13 +9,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from imago.callbacks.train_metrics import log_step, num_steps_done
+from imago.resources import num_interrupts, peak_memory_bytes
 
 log = logging.getLogger(__name__)
 
 # A run on the CPU is slowed down by other processes if, against its start, it makes at most this share of the images/s
 # while the kernel interrupts it this many times more often (and at least this often per second); our own choices.
 _SLOW_SHARE, _MORE_INTERRUPTS, _MIN_INTERRUPTS_PER_S = 0.6, 3, 20
-_BYTES_PER_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2)
 
 
 class GradNorm(Callback):
@@ -57,10 +55,8 @@ class Memory(_OnLoggingStep):
 
     def measure(self, device: torch.device) -> dict[str, float]:
         """Return the highest memory use so far; this does not synchronize with the device."""
-        if device.type == "cuda":
-            peak_bytes = torch.cuda.max_memory_allocated(device)
-        else:
-            peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _BYTES_PER_UNIT
+        is_on_gpu = device.type == "cuda"
+        peak_bytes = torch.cuda.max_memory_allocated(device) if is_on_gpu else peak_memory_bytes()
         return {"peak_memory_gib": peak_bytes / 2**30}
 
 
@@ -116,9 +112,9 @@ class Speed(_OnLoggingStep):
         self._totals_when_logged = (self.num_images, self.train_s, self.wait_s)
         elapsed_s = self.train_s - train_s
         rate = (self.num_images - num_images) / elapsed_s
-        num_interrupts, self._num_interrupts = self._num_interrupts, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        interrupts_before, self._num_interrupts = self._num_interrupts, num_interrupts()
         if device.type == "cpu" and torch.get_num_threads() > 1:
-            self._warn_if_slowed_down(rate, (self._num_interrupts - num_interrupts) / elapsed_s)
+            self._warn_if_slowed_down(rate, (self._num_interrupts - interrupts_before) / elapsed_s)
         return {"images_per_s": rate, "data_wait_share": (self.wait_s - wait_s) / elapsed_s}
 
     def _warn_if_slowed_down(self, rate: float, interrupts_per_s: float) -> None:

@@ -130,8 +130,12 @@ def assign_splits(
         raise DataError(f"{rows[0].location}: a list that assigns splits needs the column split: train, val or test.")
     images = concatenate(list(images_by_split.values()))
     if root := getattr(images, "root", None):  # the list may name the same files by absolute paths
-        names = (os.path.relpath(row.name, root.absolute()) if os.path.isabs(row.name) else row.name for row in rows)
-        rows = [row._replace(name=name) for row, name in zip(rows, names, strict=True)]
+        root = root.absolute()
+        is_here = [os.path.isabs(row.name) and Path(row.name).drive == root.drive for row in rows]  # a drive of Windows
+        rows = [
+            row._replace(name=os.path.relpath(row.name, root).replace(os.sep, "/")) if here else row
+            for row, here in zip(rows, is_here, strict=True)
+        ]
     index_by_name = {name: index for index, name in enumerate(images.names)}
     indices = []
     for row, label in zip(rows, _labels(rows, class_names), strict=True):
@@ -191,7 +195,7 @@ def _parse_row(file: Path, line: int, cells: Sequence[str], columns: Sequence[st
     group = cell.get("group", "").strip()
     if "group" in cell and not group:
         raise DataError(f"{location}: the cell of data.group_by is empty; write the group of the image.")
-    return ListedImage(posixpath.normpath(name), label, split, file, line, group)
+    return ListedImage(posixpath.normpath(name.replace(os.sep, "/")), label, split, file, line, group)
 
 
 def _labels(rows: Sequence[ListedImage], class_names: Sequence[str]) -> np.ndarray:

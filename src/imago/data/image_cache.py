@@ -1,6 +1,5 @@
 """Cache decoded images in memory or on disk, so that only the first epoch decodes them."""
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -20,6 +19,7 @@ from imago.errors import ConfigError, DataError
 from imago.files import atomic_write, encode_names, remove_partial_files
 from imago.images import FORMATS
 from imago.resources import available_memory_bytes, free_disk_bytes
+from imago.system import lock
 from imago.text import counted
 from imago.threads import one_intraop_thread
 
@@ -48,9 +48,11 @@ def choose_cache(
         ConfigError: if the memory or the disk is too small for a typed mode.
     """
     needed = {"ram": num_bytes * num_processes, "disk": num_bytes - existing_bytes}
-    free_memory = available_memory_bytes() if hasattr(os, "memfd_create") else 0
-    available = {"ram": free_memory, "disk": free_disk_bytes(directory)}
+    has_memory_files = hasattr(os, "memfd_create")
+    available = {"ram": available_memory_bytes() if has_memory_files else 0, "disk": free_disk_bytes(directory)}
     if mode != "auto":
+        if mode == "ram" and not has_memory_files:
+            raise ConfigError("data.cache=ram: only Linux has files in memory; data.cache=disk keeps images on disk.")
         if needed[mode] > available[mode]:
             name, remedy = ("memory", "disk keeps them on disk") if mode == "ram" else (directory, "none disables it")
             raise ConfigError(
@@ -171,8 +173,8 @@ def _build_on_disk(images: Iterator[np.ndarray], files: LabeledFiles, directory:
     """Write the pixels, then the index, both atomically, while other processes wait."""
     directory.mkdir(parents=True, exist_ok=True)
     index_file, pixels = _cache_files(files, directory, preparation)
-    with index_file.with_suffix(".lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases the lock of a process that dies
+    with index_file.with_suffix(".lock").open("ab") as file_to_lock:
+        lock(file_to_lock)  # the system releases the lock of a process that dies
         if (cache := open_cache(files, directory, preparation)) is not None:
             return cache
         index_file.unlink(missing_ok=True)  # without it, no process opens the pixels

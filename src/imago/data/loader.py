@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from imago.errors import ConfigError, DataError
+from imago.system import START_METHOD, STOP_SIGNALS, is_parent
 
 WORKER_TIMEOUT_S = 300  # without a batch for this long the run ends with an error; our own choice
 
@@ -32,7 +33,8 @@ class BatchLoader(DataLoader):
 
     def __init__(self, dataset: Any, sampler: Any, num_workers: int, settings: Mapping[str, Any]) -> None:
         chosen: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "persistent_workers": num_workers > 0}
-        chosen["timeout"] = WORKER_TIMEOUT_S if num_workers else 0
+        if num_workers:
+            chosen |= {"timeout": WORKER_TIMEOUT_S, "multiprocessing_context": START_METHOD}
         try:
             super().__init__(
                 dataset,
@@ -80,9 +82,9 @@ def _ignore_signals_of_others(worker: int) -> None:
     the main process ends its workers, so it is ignored from other senders where `sigwaitinfo` reports the sender.
     """
     parent: Any = multiprocessing.parent_process()
-    if os.getppid() != parent.pid:  # the main process was killed while this worker started
+    if not is_parent(parent.pid):  # the main process was killed while this worker started
         os._exit(0)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+    for number in {*STOP_SIGNALS} - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -134,16 +134,16 @@ def measure_rows(
 
 def _run(request: Request, file: Path, row: Row) -> dict[str, float] | None:
     """Measure in a process; return its numbers, or None with a reason in the row."""
-    file.write_text(json.dumps(asdict(request)))
+    file.write_text(json.dumps(asdict(request)), "utf-8")
     variables = {**os.environ, "OMP_NUM_THREADS": str(request.num_threads)}
     command = [row.python, "-P", "-m", "imago.export.measure", str(file)]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=variables, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
         log.debug("%s\n%s", row.name, done.stderr)
         row.reason = lines[-1]
         return None
-    return json.loads(Path(request.result).read_text())
+    return json.loads(Path(request.result).read_text("utf-8"))
 
 
 def benchmark_tables(rows: Sequence[Row], num_images: int) -> dict[int, list[list[str]]]:

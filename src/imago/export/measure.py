@@ -5,12 +5,9 @@ python -m imago.export.measure REQUEST.json      # started by `imago.export.benc
 
 import importlib
 import json
-import re
-import resource
 import statistics
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from itertools import cycle, islice
@@ -22,6 +19,7 @@ import numpy as np
 
 from imago.export.formats import Predict
 from imago.onnx_classifier import OnnxClassifier
+from imago.resources import peak_memory_bytes
 
 CHECKPOINT = "checkpoint"  # in place of a module: the network in PyTorch, as eval.py runs it
 BATCH_SIZE = 64
@@ -68,7 +66,7 @@ def measure(request: Request) -> dict[str, Any]:
         "p50_ms": statistics.median(single),
         "p95_ms": float(np.percentile(single, 95)),
         "images_per_s": statistics.median(batched),
-        "peak_memory_mb": _peak_memory_kb() / 1e3,
+        "peak_memory_mb": peak_memory_bytes() / 1e6,
         "install_mb": _install_bytes(request.runtime) / 1e6,
     }
 
@@ -99,14 +97,6 @@ def _call_times(predict: Predict, images: np.ndarray, size: int) -> Iterator[flo
             return
 
 
-def _peak_memory_kb() -> float:
-    """Return the peak memory of this process; on Linux `getrusage` would include the process that started it."""
-    with suppress(OSError):
-        if match := re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
-            return float(match[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def _install_bytes(name: str) -> int:
     """Return the size of an installed package's files, without what it depends on."""
     files = (Path(str(file.locate())) for file in distribution(name).files or ())
@@ -114,5 +104,5 @@ def _install_bytes(name: str) -> int:
 
 
 if __name__ == "__main__":
-    typed = Request(**json.loads(Path(sys.argv[1]).read_text()))
-    Path(typed.result).write_text(json.dumps(measure(typed)))
+    typed = Request(**json.loads(Path(sys.argv[1]).read_text("utf-8")))
+    Path(typed.result).write_text(json.dumps(measure(typed)), "utf-8")

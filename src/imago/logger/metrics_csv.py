@@ -54,7 +54,7 @@ class MetricsCsv(Logger):
         if new_columns:
             self._write_all()
             return
-        with self.path.open("r+", newline="") as file:
+        with self.path.open("r+", encoding="utf-8", newline="") as file:
             file.seek(self._last_row_start)
             file.truncate()
             file.write(_format_row(self._rows[-1].get(name, "") for name in self._columns))
@@ -64,7 +64,7 @@ class MetricsCsv(Logger):
         """Read the file of an interrupted run, and remove the rows from `step` on."""
         self._is_open = True
         if self.path.is_file():
-            with self.path.open(newline="") as file:
+            with self.path.open(encoding="utf-8", newline="") as file:
                 reader = csv.DictReader(file)
                 if reader.fieldnames and "step" not in reader.fieldnames:
                     raise DataError(f"{self.path} has no column 'step'; move it away, and the run starts a new one.")

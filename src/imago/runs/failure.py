@@ -121,7 +121,7 @@ def write_killed_failures(run_dir: Path, error: BaseException, processes: Mappin
 def _write(run_dir: Path, failure: Failure) -> None:
     file = run_dir / f"failure_rank{failure.rank.replace(' ', '_')}.json"
     # The file may exist, or the disk may be full: then nothing more can be reported.
-    with suppress(OSError), file.open("x") as content:
+    with suppress(OSError), file.open("x", encoding="utf-8") as content:
         json.dump(asdict(failure), content, indent=2)
 
 

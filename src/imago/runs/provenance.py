@@ -46,7 +46,7 @@ def describe_process() -> dict[str, Any]:
 
 def _cpu_name() -> str:
     with suppress(OSError):
-        if match := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+        if match := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE):
             return match[1]
     return platform.processor() or platform.machine()
 
@@ -67,7 +67,9 @@ def _git_state() -> dict[str, Any]:
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(PROJECT_ROOT), *arguments]
     try:
-        completed = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_GIT_TIMEOUT_S)
+        completed = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=_GIT_TIMEOUT_S
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return completed.stdout if completed.returncode == 0 else ""

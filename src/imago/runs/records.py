@@ -1,7 +1,6 @@
 """Read run directories as plain Python objects, without torch or pandas, whose import takes seconds."""
 
 import csv
-import fcntl
 import json
 import math
 import os
@@ -19,6 +18,7 @@ import yaml  # type: ignore[import-untyped]
 from imago.errors import DataError
 from imago.files import read_json, refuse_links
 from imago.settings import flat_settings
+from imago.system import try_lock
 from imago.text import printable
 
 # The files that mark a run directory; a run that was killed at its start has only the second.
@@ -255,10 +255,7 @@ def _has_died(run_dir: Path, pid: Any) -> bool:
     if not is_here or not isinstance(pid, int) or pid == os.getpid():  # closing the file would release our own lock
         return False
     try:
-        with (run_dir / ".lock").open() as file:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return True
-    except (BlockingIOError, PermissionError):
-        return False
+        with (run_dir / ".lock").open("rb") as file:
+            return try_lock(file, is_inherited=False)
     except OSError:  # a copy of the directory, or a file system without locks
         return not psutil.pid_exists(pid)

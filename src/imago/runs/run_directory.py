@@ -1,6 +1,5 @@
 """Open and close a run directory: lock, signal handlers, log file, provenance, and how the run ended."""
 
-import fcntl
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from imago.paths import checkpoint_file, command, short_path
 from imago.runs.failure import clear_failures, explain_exit, first_failure, write_failure, write_killed_failures
 from imago.runs.provenance import collect_provenance
 from imago.runs.signals import Signals, is_main_process, watch_main_process
+from imago.system import IS_POSIX, try_lock
 
 _log = logging.getLogger("imago")
 
@@ -196,10 +196,14 @@ class RunDirectory:
         latest, new_link = self.log_dir / "latest", self.log_dir / f"latest.{os.getpid()}.part"
         try:
             self.log_dir.mkdir(parents=True, exist_ok=True)
-            new_link.symlink_to(os.path.relpath(self.path, self.log_dir))
+            target = os.path.relpath(self.path, self.log_dir) if IS_POSIX else self.path.absolute()  # other drives
+            new_link.symlink_to(target, target_is_directory=True)
+            if not IS_POSIX and latest.is_symlink():  # Windows does not replace it
+                latest.unlink()
             new_link.replace(latest)
-        except OSError as error:  # such as a directory of that name
-            _log.warning("%s does not point to this run: %s", short_path(latest), error.strerror)
+        except OSError as error:  # such as a directory of that name; Windows allows links in its developer mode only
+            run = shlex.quote(short_path(self.path))
+            _log.warning("%s does not point to this run: %s; type run=%s", short_path(latest), error.strerror, run)
             new_link.unlink(missing_ok=True)
 
     def write_end(self, status: str, reason: str | None) -> None:
@@ -238,15 +242,14 @@ def lock_directory(directory: Path) -> Iterator[None]:
     Raises:
         ConfigError: if another process holds the lock.
     """
-    with (directory / ".lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:  # POSIX allows either of the two
+    with (directory / ".lock").open("ab") as file:
+        is_free = True
+        with suppress(OSError):  # a file system without locks
+            is_free = try_lock(file, is_inherited=False)
+        if not is_free:
             raise ConfigError(
                 f"{directory} belongs to a run that is still running; wait for it, stop it, or choose another run_name."
-            ) from error
-        except OSError:
-            pass  # a file system without locks
+            )
         yield
 
 
@@ -258,7 +261,7 @@ def requeue_slurm_job() -> None:
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job_id = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:  # at most 60 of the 90 s between SIGUSR1 and the time limit in docs/cluster.sbatch
-        subprocess.run(["scontrol", "requeue", job_id], capture_output=True, text=True, timeout=60, check=True)
+        subprocess.run(["scontrol", "requeue", job_id], capture_output=True, encoding="utf-8", timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         failure = getattr(error, "stderr", None) or error
         _log.warning("job %s is not queued again: scontrol failed: %s", job_id, str(failure).strip())

@@ -1,4 +1,4 @@
-"""Handle SIGTERM, SIGUSR1, SIGHUP and Ctrl-C in the processes of a run."""
+"""Handle Ctrl-C, SIGTERM and the other stop signals in the processes of a run."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ from types import FrameType
 from typing import Any
 
 from imago.errors import Stopped
+from imago.system import STOP_SIGNALS, is_parent
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 # A terminal, torchrun and a sweep all forward a signal: repetitions within this time are ignored; our own choice.
 _REPEATED_SIGNAL_S = 10.0
 # Set by torchrun or Lightning; a process that inherits them starts as a rank.
@@ -48,7 +48,7 @@ def watch_main_process() -> None:
 
 
 def _exit_after(parent_pid: int) -> None:
-    while os.getppid() == parent_pid:
+    while is_parent(parent_pid):
         time.sleep(1.0)  # nothing waits for this thread
     time.sleep(_GRACE_S)
     os._exit(1)

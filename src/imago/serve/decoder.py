@@ -56,7 +56,9 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes workers that have ended
     Image.init()  # imports the plugin of every format
     Image.new("RGB", (8, 8)).resize((4, 4)).save(BytesIO(), "PNG")
-    with open(os.devnull, "w") as null:  # standard output is the access log; libraries print what damaged files contain
+    with open(
+        os.devnull, "wb"
+    ) as null:  # standard output is the access log; libraries print what damaged files contain
         for number in (1, 2):
             os.dup2(null.fileno(), number)
     control.sendall(bytes([confine(limits)]))
@@ -81,15 +83,11 @@ def confine(limits: DecoderLimits) -> int:
     Returns:
         The version of landlock's interface; 0 if there is none.
     """
-    for kind, limit in (
-        (resource.RLIMIT_AS, limits.memory_mb * 2**20),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, _NUM_FILES),
-    ):
+    for kind, limit in ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, _NUM_FILES)):
         _limit(kind, limit, is_final=True)
-    if sys.platform != "linux":
+    if sys.platform != "linux":  # macOS does not limit the memory
         return 0
+    _limit(resource.RLIMIT_AS, limits.memory_mb * 2**20, is_final=True)
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     version = max(0, _libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, 1))  # -1: an older kernel, or switched off
     rights = [

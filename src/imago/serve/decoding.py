@@ -177,7 +177,8 @@ class DecoderPool:
         if self._is_confined is None:
             self._is_confined = bool(_read(self._control, 1)[0])
             if not self._is_confined:
-                log.warning("this kernel has no landlock: the decoders can read the files of this user")
+                more = "" if sys.platform == "linux" else ", and their memory is not limited"
+                log.warning("this kernel has no landlock: the decoders can read the files of this user%s", more)
         socket.send_fds(self._control, [b"+"], [connection.fileno()])
         return struct.unpack("!I", _read(self._control, 4))[0]
 

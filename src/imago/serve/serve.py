@@ -4,7 +4,6 @@ import errno
 import importlib.util
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from imago.errors import ConfigError, UserError
 from imago.log import ignore_closed_pipes
 from imago.paths import executable
+from imago.system import IS_POSIX
 from imago.text import printable
 
 if TYPE_CHECKING:  # imported when they are needed: --help takes no time
@@ -62,8 +62,13 @@ def _serve(arguments: list[str]) -> None:
     from imago.serve.settings import DEFAULTS, check_files, read_settings
 
     if {"-h", "--help"} & {*arguments}:
-        print(_HELP + DEFAULTS.read_text())
+        print(_HELP + DEFAULTS.read_text("utf-8"))
         return
+    if not IS_POSIX:
+        raise ConfigError(
+            "serve.py needs Linux or macOS, which can confine the processes that decode images; in Windows use WSL 2, "
+            "or predict.py for files."
+        )
     settings = read_settings(arguments)
     check_files(settings)
     api_key = os.environ.pop(_KEY_VARIABLE, None)  # decoders inherit the environment
@@ -97,6 +102,8 @@ def _start_decoders(settings: "Settings") -> "DecoderPool":
 def _run(
     read_settings: "Callable[[], Settings]", decoders: "DecoderPool", api_key: str, listener: socket.socket
 ) -> None:
+    import resource
+
     import uvicorn
 
     from imago.serve.app import Service, create_app

@@ -1,6 +1,5 @@
 """Run the trials of a sweep as processes: start, adopt, prune and stop them, and report their results to the study."""
 
-import fcntl
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from imago.runs.signals import STOP_SIGNALS
 from imago.sweep.machine import slot_variables
 from imago.sweep.running_trial import Plan, RunningTrial
 from imago.sweep.study import REPEATS, num_to_start, set_sampler
+from imago.system import lock, own_session, try_lock
 from imago.text import duration_text
 
 _POLL_S = 0.5  # a trial takes minutes; our own choice
@@ -73,9 +73,8 @@ class Driver:
 
     def run_command(self, arguments: list[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess | None:
         """Run a command to its end and return its texts; None if a signal has stopped it."""
-        process = subprocess.Popen(
-            arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables, start_new_session=True
-        )
+        settings: dict[str, Any] = {"env": variables, "encoding": "utf-8", "errors": "replace", **own_session()}
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)
         try:
             while self.stop_signal is None:
                 with suppress(subprocess.TimeoutExpired):
@@ -86,12 +85,9 @@ class Driver:
             process.wait()
         return None
 
-    def wait_for_lock(self, lock: IO[str]) -> None:
+    def wait_for_lock(self, file: IO[bytes]) -> None:
         """Lock a file that another process may have locked, unless a signal comes."""
-        while self.stop_signal is None:
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+        while self.stop_signal is None and not try_lock(file):
             time.sleep(_POLL_S)
 
     def run(self, report: Callable[[], None]) -> None:
@@ -135,19 +131,17 @@ class Driver:
     @contextmanager
     def _lock_trials(self) -> Iterator[None]:
         """Keep the other drivers of this directory from starting or adopting a trial within the block."""
-        with (self.plan.directory / "drivers" / "trials.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with (self.plan.directory / "drivers" / "trials.lock").open("ab") as file:
+            lock(file)
             yield
 
-    def _claim(self, number: int) -> IO[str] | None:
+    def _claim(self, number: int) -> IO[bytes] | None:
         """Lock a trial for this driver; return None if another one that is alive has it."""
-        lock = (self.plan.directory / "drivers" / f"{number}.lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            return None
-        return lock
+        file = (self.plan.directory / "drivers" / f"{number}.lock").open("ab")
+        if try_lock(file):
+            return file
+        file.close()
+        return None
 
     def _start_runs(self) -> None:
         """Start a run in each free slot of the machine: of the present trials before new ones."""
@@ -226,7 +220,7 @@ def _directory_id(file: Path) -> str:
     """Return the content of a file, created with a random one: a name that no other machine's directory has."""
     if not file.exists():
         write_text(file, uuid4().hex)
-    return file.read_text()
+    return file.read_text("utf-8")
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def _leave(number: int, directory: Path) -> NoReturn:
         again.append(f"sweep_name={directory.name}")
     again += ["resume=auto"] if "resume=auto" not in again else []
     print(f"stopped; to continue: {shlex.join(again)}")
-    if number == signal.SIGUSR1:
+    if signal.Signals(number).name == "SIGUSR1":
         requeue_slurm_job()
     if number == signal.SIGINT:
         raise KeyboardInterrupt
@@ -88,7 +88,7 @@ def _leave(number: int, directory: Path) -> NoReturn:
 def _test_best(plan: Plan, driver: Driver) -> None:
     """Evaluate the runs of the best setting on the test split, once; other processes wait, and a signal ends it."""
     file = plan.directory / SWEEP_FILE
-    with (plan.directory / "drivers" / "test.lock").open("w") as lock:
+    with (plan.directory / "drivers" / "test.lock").open("ab") as lock:
         driver.wait_for_lock(lock)
         best = rank_settings(plan.directory).best
         tested = read_json(file).get("test") or {}

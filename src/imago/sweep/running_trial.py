@@ -55,7 +55,7 @@ class RunningTrial:
         pruned_at: the epoch after which the pruner has stopped it; None if it has not.
     """
 
-    def __init__(self, trial: Trial, plan: Plan, lock: IO[str]) -> None:
+    def __init__(self, trial: Trial, plan: Plan, lock: IO[bytes]) -> None:
         self.trial, self.plan, self.lock = trial, plan, lock
         study, settings, number = trial.study, plan.settings, trial.number
         self.overrides = plan.space.suggest(trial, lambda name: set_sampler(study, settings, number, name))

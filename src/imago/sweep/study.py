@@ -12,13 +12,14 @@ from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from imago.errors import ConfigError, DataError
 from imago.instantiate import build
 from imago.sweep.space import Space
+from imago.system import IS_POSIX
 
 _SAMPLERS = {
     "random": optuna.samplers.RandomSampler,
@@ -159,7 +160,9 @@ def _build(key: str, choice: Any, known: Mapping[str, Any], **arguments: Any) ->
 
 def _open_storage(url: str | None, directory: Path) -> BaseStorage:
     if url is None:
-        return JournalStorage(JournalFileBackend(str(directory / "study.journal")))
+        file = str(directory / "study.journal")
+        lock = None if IS_POSIX else JournalFileOpenLock(file)  # the default lock is a symbolic link
+        return JournalStorage(JournalFileBackend(file, lock))
     for attempt in range(_NUM_TRIES):
         try:
             return RDBStorage(url)

@@ -1,6 +1,5 @@
 """Start, adopt, watch and stop the training process of one run of a sweep."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from imago.files import read_json, write_json
 from imago.paths import PROJECT_ROOT, checkpoint_file, quote_for_hydra, short_path
 from imago.runs.signals import RANK_VARIABLES
 from imago.sweep.study import is_of_a_machine
+from imago.system import IS_POSIX, lock, own_session, stop, try_lock
 
 _OUTPUT_FILE = "output.log"  # what the process prints
 _LOCK_FILE = ".trial.lock"  # with the number of the process
@@ -27,7 +27,7 @@ class TrialRun:
     """One training process of a sweep, in a directory of its own.
 
     The process inherits a lock on a file in the directory, so that it is known to run also when the process that
-    started it has been killed.
+    started it has been killed. In Windows, which has no such locks, the number of the process in the file says so.
     """
 
     def __init__(self, path: Path, overrides: Sequence[str]) -> None:
@@ -60,28 +60,25 @@ class TrialRun:
         else:
             arguments = [*self.overrides, f"hydra.run.dir={quote_for_hydra(str(self.path))}"]
         variables = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
-        with (self.path / _OUTPUT_FILE).open("ab") as output, (self.path / _LOCK_FILE).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with (self.path / _OUTPUT_FILE).open("ab") as output, (self.path / _LOCK_FILE).open("wb") as file:
+            lock(file)
             self.process = subprocess.Popen(
                 [*script, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=variables | dict(environment),
-                pass_fds=[lock.fileno()],
-                start_new_session=True,  # Ctrl-C reaches it through `stop` only
+                pass_fds=[file.fileno()] if IS_POSIX else [],
+                **own_session(),  # Ctrl-C reaches it through `stop` only
             )
-            lock.write(str(self.process.pid))
+            file.write(str(self.process.pid).encode())
 
     def is_running(self) -> bool:
         """Return whether the process runs, also if another process started it."""
         if self.process is not None:
             return self.process.poll() is None
-        with suppress(FileNotFoundError), (self.path / _LOCK_FILE).open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
+        with suppress(FileNotFoundError), (self.path / _LOCK_FILE).open("rb") as file:
+            return not try_lock(file) if IS_POSIX else bool(self._adopted_pid())
         return False
 
     def stop(self) -> None:
@@ -90,15 +87,14 @@ class TrialRun:
             pid = self.process.pid if self.process is not None else self._adopted_pid()
             if pid:
                 self._is_signalled = True
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
+                stop(pid)
 
     def _adopted_pid(self) -> int:
         """Return the number of a process that another one has started; 0 if this machine has no such process.
 
         It is just being started, or it runs on another machine, where the number means another process.
         """
-        pid = int((self.path / _LOCK_FILE).read_text() or 0)
+        pid = int((self.path / _LOCK_FILE).read_text("utf-8") or 0)
         with suppress(psutil.Error):
             if pid and quote_for_hydra(str(self.path)) in " ".join(psutil.Process(pid).cmdline()):
                 return pid

@@ -10,6 +10,7 @@ from imago.errors import ConfigError
 from imago.model.adapt import find_weights
 from imago.model.weights import read_weights
 from imago.resources import available_cores, idle_cores
+from imago.system import IS_POSIX
 from imago.task.optimization import check_optimization
 from imago.training.checks import set_modes
 from imago.training.other_task import is_image_task
@@ -31,6 +32,9 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     """
     accelerator = cfg.trainer.accelerator
     num_devices = count_devices(accelerator, cfg.trainer.devices)
+    if not IS_POSIX and (num_devices * cfg.trainer.num_nodes > 1 or "fork" in str(cfg.trainer.strategy)):
+        typed = f"trainer.devices={cfg.trainer.devices} trainer.strategy={cfg.trainer.strategy}"
+        raise ConfigError(f"{typed}: several processes need Linux or macOS; type trainer.devices=1, or use WSL 2.")
     if _device_type(accelerator) == "cpu":
         cfg.trainer.devices = num_devices  # Lightning takes only a number of CPU processes
     check_batch_size(cfg.data.batch_size, num_devices * cfg.trainer.num_nodes)

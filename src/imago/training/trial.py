@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -17,6 +16,7 @@ from imago.errors import UserError
 from imago.files import read_json, write_json
 from imago.paths import PROJECT_ROOT, quote_for_hydra
 from imago.runs.signals import RANK_VARIABLES, STOP_SIGNALS
+from imago.system import own_session, stop
 
 
 def run_trial(overrides: Sequence[str], run_dir: Path) -> None:
@@ -32,7 +32,7 @@ def run_trial(overrides: Sequence[str], run_dir: Path) -> None:
     command = [sys.executable, str(PROJECT_ROOT / "src" / "train.py"), *typed]
     command.append(f"hydra.run.dir={quote_for_hydra(str(run_dir))}")
     environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
-    exit_code = _wait_and_forward_signals(subprocess.Popen(command, env=environment, start_new_session=True))
+    exit_code = _wait_and_forward_signals(subprocess.Popen(command, env=environment, **own_session()))
     for text in read_json(run_dir / "provenance.json").get("overrides", ()):
         if text.startswith("threads="):  # chosen by the first trial, and handed on to the next ones
             os.environ.setdefault("OMP_NUM_THREADS", text.removeprefix("threads="))
@@ -51,9 +51,7 @@ def _wait_and_forward_signals(child: subprocess.Popen) -> int:
 
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        # The child has its own session: Lightning's ranks are in it and get the signal too.
-        with suppress(ProcessLookupError):  # it has just exited
-            os.killpg(child.pid, number)
+        stop(child.pid, number, with_children=True)  # Lightning's ranks
 
     old_handlers = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
