@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from imago import seeding
 from imago.seeding import derive_seed, random_bits, random_integers, random_permutation
@@ -79,3 +80,10 @@ def test_seeds_fit_in_63_bits():
 def test_the_draws_of_recorded_splits_keep_their_keys():
     keys = (seeding.TEST_KEY, seeding.FILE_STATISTICS_KEY, seeding.FOLD_KEY, seeding.PART_KEY)
     assert (*keys, seeding.DATASET_STATISTICS_KEY, seeding.TORCHVISION_STATISTICS_KEY) == (1, 2, 3, 4, 5, 6)
+
+
+def test_torch_draws_as_after_its_own_function_which_seeds_all_devices():
+    seeding.seed_torch(7, "cpu")
+    drawn = torch.rand(5)
+    torch.manual_seed(7)
+    assert torch.equal(drawn, torch.rand(5))

@@ -52,6 +52,18 @@ def derive_seed(*key: int) -> int:
     return int(random_bits(*key) >> np.uint64(1))
 
 
+def seed_torch(seed: int, device_type: str) -> None:
+    """Seed torch's generator of the CPU and that of the current device.
+
+    `torch.manual_seed` does this for every kind of device, and formats the stack for each that is not in use: 0.3 ms.
+    """
+    import torch
+
+    torch.default_generator.manual_seed(seed)
+    if device_type != "cpu":
+        torch.get_device_module(device_type).manual_seed(seed)
+
+
 @contextmanager
 def seeded(*key: int, device_type: str = "cpu") -> Iterator[None]:
     """Seed the global generators of torch, numpy and random by a key; restore their states at the end."""
@@ -60,9 +72,7 @@ def seeded(*key: int, device_type: str = "cpu") -> Iterator[None]:
     seed, numpy_state, random_state = derive_seed(*key), np.random.get_state(), random.getstate()
     devices = [] if device_type == "cpu" else [torch.accelerator.current_device_index()]
     with torch.random.fork_rng(devices, device_type=device_type):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs as well
-        if devices:
-            torch.get_device_module(device_type).manual_seed(seed)
+        seed_torch(seed, device_type)
         np.random.seed(seed % 2**32)
         random.seed(seed)
         try:

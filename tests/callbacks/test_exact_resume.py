@@ -24,7 +24,7 @@ from imago.logger.metrics_csv import MetricsCsv
 from imago.runs.checkpoint import read_checkpoint, write_checkpoint
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
-MODULE = SimpleNamespace(automatic_optimization=True)
+MODULE = SimpleNamespace(automatic_optimization=True, device=torch.device("cpu"))
 HERE = {"seed": 1, "epoch": 2, "batch": 3, "rank": 0}
 
 
@@ -33,7 +33,7 @@ def draws(seed: int, epoch: int, batch: int, rank: int) -> list[float]:
     with torch.random.fork_rng():
         torch.rand(1 + batch)  # whatever came before
         trainer: Any = SimpleNamespace(current_epoch=epoch, global_rank=rank)
-        StepSeed(seed).on_train_batch_start(trainer, SimpleNamespace(), None, batch)  # type: ignore[arg-type]
+        StepSeed(seed).on_train_batch_start(trainer, MODULE, None, batch)  # type: ignore[arg-type]
         return torch.rand(8).tolist()
 
 

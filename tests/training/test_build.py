@@ -1,6 +1,7 @@
 """The preprocess record of a run, first weights that come from the first training batch, and how long it trains."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from imago.errors import ConfigError
 from imago.images import Preprocess
 from imago.model.adapt import choose_preprocess
 from imago.runs.run_directory import RunDirectory
-from imago.training.build import build_task, build_trainer, final_checkpoint
+from imago.training.build import _skip_empty_hooks, build_task, build_trainer, final_checkpoint
 
 pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 QUICK = ("callbacks.image_grid=null", "logger.tensorboard=null", "trainer.log_every_n_steps=1")
@@ -220,3 +221,34 @@ def test_a_manual_run_that_has_done_its_steps_trains_no_further_until_it_gets_mo
         return len(lrs.seen)
 
     assert [fit(7), fit(7), fit(12)] == [7, 0, 5]
+
+
+class CountsHooks(Callback):
+    """Counts the calls of one hook, and has another one as an attribute of the object."""
+
+    def __init__(self) -> None:
+        self.num_calls = {"end": 0, "backward": 0}
+        self.on_after_backward = lambda *_: self._count("backward")
+
+    def on_train_batch_end(self, *_):
+        self._count("end")
+
+    def _count(self, name: str) -> None:
+        self.num_calls[name] += 1
+
+
+def test_hooks_of_a_step_that_do_nothing_are_not_called_and_all_others_are(compose, tmp_path, monkeypatch):
+    called = []
+    start = "lightning.pytorch.profilers.PassThroughProfiler.start"
+    monkeypatch.setattr(start, lambda _, name: called.append(name) if name.startswith("[Callback]") else None)
+    counting = CountsHooks()
+    _skip_empty_hooks([counting])
+    assert counting.on_train_batch_start is None
+    trainer = fit_run(compose(*small_fit.SMALL, *QUICK), tmp_path, counting)
+    assert counting.num_calls == {"end": 10, "backward": 10}
+    of_class = {type(callback).__name__: type(callback) for callback in trainer.callbacks}
+    for name in set(called):
+        kind, hook = of_class[re.split(r"[.{]", name.removeprefix("[Callback]"))[0]], name.rpartition(".")[2]
+        is_step_hook = hook.startswith(("on_train_batch", "on_before", "on_after_backward"))
+        assert kind is CountsHooks or not is_step_hook or getattr(kind, hook) is not getattr(Callback, hook), name
+    assert len([name for name in called if name.endswith("on_train_batch_end")]) >= 10 * 3

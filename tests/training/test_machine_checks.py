@@ -15,6 +15,7 @@ from imago.training.machine_checks import (
     check_batch_size,
     choose_precision,
     count_devices,
+    hide_missing_gpus,
     prepare_machine,
     set_threads,
 )
@@ -180,3 +181,18 @@ def test_compile_without_a_compiler_is_refused_in_one_line(tmp_path: Path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: compile=true: torch cannot compile here")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_optimizers_do_not_load_the_library_of_a_gpu_that_is_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    hide_missing_gpus()
+    loaded: list[str] = []
+    monkeypatch.setattr("ctypes.CDLL", loaded.append)
+    net = torch.nn.Linear(2, 2)
+    net(torch.ones(1, 2)).sum().backward()
+    torch.optim.AdamW(net.parameters()).step()
+    assert loaded == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    hide_missing_gpus()  # what is set stays
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"

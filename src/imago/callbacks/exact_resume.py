@@ -12,7 +12,7 @@ from imago.errors import ConfigError
 from imago.logger.metrics_csv import MetricsCsv
 from imago.logger.tensorboard import keep_file_order
 from imago.runs.checkpoint import check_structure
-from imago.seeding import derive_seed
+from imago.seeding import derive_seed, seed_torch
 
 
 class StepSeed(Callback):
@@ -22,7 +22,8 @@ class StepSeed(Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        torch.manual_seed(derive_seed(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
+        seed = derive_seed(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        seed_torch(seed, pl_module.device.type)
 
 
 class ResumedStateCheck(Callback):

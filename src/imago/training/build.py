@@ -3,7 +3,7 @@
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,10 @@ _REFUSED_CALLBACKS = {
     "BatchSizeFinder": "data.batch_size=N",
 }
 _LOG_EVERY_N_STEPS, _MIN_POINTS_PER_EPOCH = 20, 5  # of trainer.log_every_n_steps=null; our own choices
+_STEP_HOOKS = (
+    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "on_train_batch_end"),
+)
 
 
 def build_task(
@@ -151,11 +155,23 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
     }
     with one_line_for_misconfiguration((MisconfigurationException, ValueError)):
         trainer: Trainer = build(cfg.trainer, base=Trainer, **arguments)
+    _skip_empty_hooks(trainer.callbacks)  # type: ignore[attr-defined]
     directory.signals.launcher = trainer.strategy.launcher
     call_on_exception_in_forked_ranks(trainer)
     watch_ranks(trainer, directory)
     bind_to_loopback(trainer)
     return trainer
+
+
+def _skip_empty_hooks(callbacks: Sequence[Callback]) -> None:
+    """Hide the hooks of a step that a callback inherits from `Callback`, where they do nothing.
+
+    Lightning calls whatever is callable, with its profiler around it: about 80 calls for each step, 0.2 ms.
+    """
+    for callback in callbacks:
+        for name in _STEP_HOOKS:
+            if getattr(type(callback), name) is getattr(Callback, name) and name not in vars(callback):
+                setattr(callback, name, None)
 
 
 @contextmanager
