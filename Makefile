@@ -10,10 +10,10 @@ EXTRAS := analysis timm export openvino prune sweep serve labels hub docs dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train serve test test-fast check soak results metrics clean new docs schema lock bench-data export-env
+.PHONY: help setup train serve test test-fast check soak results metrics clean new docs schema release-check lock bench-data export-env
 
 help:  ## list these commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: .venv/installed  ## create .venv and install the packages of requirements.lock (the others do it if needed)
 
@@ -65,6 +65,13 @@ check: setup  ## check formatting, lint and types
 
 soak: setup  ## run the long repetitions
 	$(PYTEST) $(GROUPED) -m soak $(ARGS)
+
+release-check:  ## before a release: a fresh clone of the last commit is set up, checked, tested and built
+	test -z "$$(git status --porcelain)" || { echo "error: there are changes that are not committed" >&2; exit 2; }
+	rm -rf build/release && git clone --quiet . build/release
+	$(MAKE) --no-print-directory -C build/release setup check docs test
+	cd build/release && .venv/bin/python tools/licenses.py && .venv/bin/python -m pip wheel --quiet --no-deps -w dist .
+	@ls build/release/dist
 
 schema: setup  ## write JSON schemas of configs/ for editors, see docs/editors.md
 	PYTHONPATH=src $(BIN)/python tools/schema.py

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 OLD_NAME = "imago"
-LEFT_OUT = ("benchmarks/results/", "docs/comparison.md", "CHANGELOG.md", "tests/tools/")
+LEFT_OUT = ("benchmarks/results/", "docs/comparison.md", "CHANGELOG.md", "CITATION.cff", "tests/tools/")
 USAGE = "make new NAME=birdnet DIR=../birdnet"
 
 
