@@ -10,7 +10,7 @@ EXTRAS := analysis timm export openvino prune sweep serve labels hub docs dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train serve test test-fast check soak results metrics clean new docs schema release-check lock bench-data export-env
+.PHONY: help setup train serve test test-fast check soak results metrics clean new docs schema release-check lock bench bench-quick bench-data export-env
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -87,6 +87,12 @@ results: setup  ## write docs/results.md from the headers of configs/experiment
 
 metrics: setup  ## print size, function lengths, and modules and calls of a training run
 	$(BIN)/python benchmarks/metrics.py $(ARGS)
+
+bench: setup  ## measure speed, 15 minutes, and print a table; needs the datasets in IMAGO_DATA_DIR and an idle machine
+	$(BIN)/python benchmarks/summary.py --measure full
+
+bench-quick: setup  ## the same in 3 minutes, without training
+	$(BIN)/python benchmarks/summary.py --measure quick
 
 bench-data: setup  ## compare the loaders with others; needs the datasets in IMAGO_DATA_DIR and an idle machine
 	$(BIN)/python benchmarks/data.py $(ARGS)
