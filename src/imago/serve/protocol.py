@@ -93,6 +93,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer a request that is not HTTP."""
+        (self.headers or []).clear()  # now: the connection may stay in memory until the next garbage collection
         message = f"{msg.rstrip('.').lower()}; send HTTP/1.1 with at most {_MAX_FIELDS} fields."
         response = RequestError("bad_request", message).response()
         headers = [*response.raw_headers, (b"x-content-type-options", b"nosniff"), (b"connection", b"close")]
