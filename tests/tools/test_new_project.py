@@ -42,7 +42,7 @@ def test_a_new_project_has_its_own_name_and_its_tests_pass(tmp_path: Path):
 
 
 @needs_git
-@pytest.mark.parametrize("name", ["imago", "torch-vision", "Birds", "json", "1st", ""])
+@pytest.mark.parametrize("name", ["imago", "torch-vision", "Birds", "json", "1st", "", "class", "torch", "train"])
 def test_a_name_that_cannot_be_a_package_is_one_line(name: str, tmp_path: Path):
     done = make(name, tmp_path / "project")
     assert done.returncode == 2
