@@ -86,6 +86,8 @@ def renamed(path: str, text: str, name: str) -> str:
             "| compare it with other templates | [Comparison](comparison.md), [Results](results.md) |\n", ""
         )
         text = text.replace("\ncomparison\n", "\n")
+    if path == "pyproject.toml" and len(name) > len(OLD_NAME):
+        text = text.replace("ignore = [\n", 'ignore = [\n    "E501",  # comments that became longer with the name\n', 1)
     if path in ("LICENSE", "requirements.lock"):
         return text
     return text.replace(OLD_NAME, name).replace(OLD_NAME.upper(), name.upper()).replace(OLD_NAME.title(), name.title())
