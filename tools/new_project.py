@@ -5,6 +5,8 @@ others. The package, its title, environment variables and file names get the new
 repository with one commit. `make test-fast` passes there.
 """
 
+import importlib.util
+import keyword
 import re
 import shutil
 import subprocess
@@ -38,15 +40,19 @@ def main(name: str, target: Path) -> None:
 
 def check(name: str, target: Path) -> None:
     """End with the reason if a name or a directory cannot be used."""
-    taken = (
-        name in (*sys.stdlib_module_names, OLD_NAME, "src", "tests") or (PROJECT_ROOT / "src" / f"{name}.py").exists()
-    )
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or taken:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or is_taken(name):
         fail(f"error: NAME={name}: type a new name of small letters, digits and _, e.g. {USAGE}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         fail(f"error: DIR={target} exists and is not empty; type another one")
     if target.resolve().is_relative_to(PROJECT_ROOT):
         fail(f"error: DIR={target} is inside this project; type another one, e.g. {USAGE}")
+
+
+def is_taken(name: str) -> bool:
+    """Return whether a package of this name cannot be imported, or would hide another one, e.g. torch."""
+    own = name in (OLD_NAME, "src", "tests") or (PROJECT_ROOT / "src" / f"{name}.py").exists()
+    is_python = keyword.iskeyword(name) or name in sys.stdlib_module_names
+    return own or is_python or importlib.util.find_spec(name) is not None
 
 
 def fail(message: str) -> NoReturn:
@@ -80,6 +86,8 @@ def renamed(path: str, text: str, name: str) -> str:
             "| compare it with other templates | [Comparison](comparison.md), [Results](results.md) |\n", ""
         )
         text = text.replace("\ncomparison\n", "\n")
+    if path == "pyproject.toml" and len(name) > len(OLD_NAME):
+        text = text.replace("ignore = [\n", 'ignore = [\n    "E501",  # comments that became longer with the name\n', 1)
     if path in ("LICENSE", "requirements.lock"):
         return text
     return text.replace(OLD_NAME, name).replace(OLD_NAME.upper(), name.upper()).replace(OLD_NAME.title(), name.title())
@@ -104,4 +112,4 @@ if __name__ == "__main__":
     arguments = [argument for argument in sys.argv[1:] if argument]
     if len(arguments) != 2:
         fail(f"error: NAME and DIR are needed, e.g. {USAGE}")
-    main(arguments[0], Path(arguments[1]))
+    main(arguments[0], Path(arguments[1]).expanduser())

@@ -153,7 +153,13 @@ def test_more_requests_than_allowed_are_refused_and_health_is_not(server: Server
         b"POST /predict HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET / HTTP/9\r\n\r\n",
         b"GET /" + b"a" * 100_000,
-        b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a: b\r\n" * 20_000,
+        b"GET / HTTP/1.1\r\nHost: a\r\nA: " + b"a" * 100_000,
+        b"GET / HTTP/1.1\r\nHost: a\r\n" + b"a: b\r\n" * 101,
+        b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n" % "\u00e9".encode(),
+        b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: a\n\n",
+        b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+        b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     ],
 )
 def test_what_is_no_http_gets_an_error_in_the_one_shape(server: Server, request_bytes: bytes):
@@ -173,6 +179,34 @@ def test_a_body_with_much_beside_its_content_is_not_read_to_its_end(server: Serv
 def test_small_chunks_of_a_body_are_read(server: Server):
     response = httpx.post(f"{server.url}/predict", content=(JPEG[at : at + 8] for at in range(0, len(JPEG), 8)))
     assert response.json()["class"] == "red"
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_a_request_that_offers_another_protocol_is_answered_as_any_other(server: Server, is_split: bool):
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+    request = HEAD + offer + b"Content-Length: %d\r\n\r\n" % len(JPEG)  # as Java's HttpClient and curl --http2 send
+    last = b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    parts = (request[:-9], request[-9:], JPEG[:9], JPEG[9:], last) if is_split else (request + JPEG + last,)
+    connection, content = connect(server), b""
+    for part in parts:
+        connection.sendall(part)
+        time.sleep(0.05)
+    while part := connection.recv(65536):
+        content += part
+    connection.close()
+    assert content.count(b"HTTP/1.1 200 OK") == 2
+    assert b'"class": "red"' in content.partition(b'{"status": "ok"}')[0]
+
+
+def test_fields_behind_a_body_are_no_fields_of_the_header(server: Server):
+    size = b"%x\r\n" % len(JPEG)
+    start = HEAD + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + size + JPEG
+    connection = connect(server, start + b"\r\n0\r\nContent-Type: multipart/form-data\r\n\r\n")
+    content = b""
+    while part := connection.recv(65536):
+        content += part
+    connection.close()
+    assert b'"class": "red"' in content
 
 
 def test_requests_are_answered_in_their_order_up_to_a_limit(server: Server):

@@ -30,6 +30,9 @@ def test_a_new_project_has_its_own_name_and_its_tests_pass(tmp_path: Path):
     assert [file for file in texts if "imago" in file.read_text().lower() and file.name not in own] == []
     assert (project / "README.md").read_text().startswith("# birdnet\n")
     assert not (project / "benchmarks" / "results").exists()
+    for lint in (["check", "--quiet"], ["format", "--quiet", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *lint, "."], cwd=project, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
     some = ("tests/configs", "tests/test_architecture.py", "tests/test_readme.py", "tests/test_contributing.py")
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "not slow and not soak", *some, "tests/docs"]
     tested = subprocess.run(command, cwd=project, capture_output=True, text=True)
@@ -42,7 +45,7 @@ def test_a_new_project_has_its_own_name_and_its_tests_pass(tmp_path: Path):
 
 
 @needs_git
-@pytest.mark.parametrize("name", ["imago", "torch-vision", "Birds", "json", "1st", ""])
+@pytest.mark.parametrize("name", ["imago", "torch-vision", "Birds", "json", "1st", "", "class", "torch", "train"])
 def test_a_name_that_cannot_be_a_package_is_one_line(name: str, tmp_path: Path):
     done = make(name, tmp_path / "project")
     assert done.returncode == 2

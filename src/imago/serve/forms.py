@@ -12,7 +12,7 @@ from python_multipart.multipart import parse_options_header
 from imago.serve.errors import RequestError
 
 _MAX_BOUNDARY = 70  # characters: RFC 2046, section 5.1.1
-_EXTENDED_NAME = re.compile(rb"filename\*=utf-8'[^']*'([^;\s]*)", re.IGNORECASE)
+_EXTENDED_NAME = re.compile(rb";\s*filename\*=utf-8'[^']*'([^;\s]*)", re.IGNORECASE)
 _MAX_HEAD = 8192  # bytes of the headers of a part; our own choice
 
 
