@@ -324,6 +324,12 @@ def test_damaged_results_are_one_line(tmp_path: Path):
         card_of(run, tmp_path / "model")
 
 
+def test_a_bug_in_our_own_code_is_not_called_a_damaged_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model_card, "_front_matter", {}.__getitem__)
+    with pytest.raises(TypeError):
+        card_of(make_run(tmp_path / "run"), tmp_path / "model")
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -363,6 +369,7 @@ def test_push_uploads_exactly_the_directory_to_a_private_repository(hub: Hub, ev
     [
         ({"is_public": True}, {}, "push=me/flowers exists and is public; type private=false"),
         ({"refuses": True}, {}, "403"),
+        ({"fault": '"license" must be one of [mit]'}, {}, 'README.md. - "license" must be one of [mit]'),
         ({}, {"HF_HUB_OFFLINE": "1"}, "offline mode is enabled"),
         ({}, {"HF_ENDPOINT": "http://127.0.0.1:9"}, "Connection refused"),
         ({}, {"HF_TOKEN": ""}, "needs a token of the Hub: run hf auth login, or set HF_TOKEN."),

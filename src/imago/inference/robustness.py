@@ -35,16 +35,13 @@ def robustness_problems(typed: Any, num_samples: int | None) -> Iterator[str]:
     """Yield one line for each of `corrupt` and `corrupt_samples` that cannot work."""
     if num_samples is not None and num_samples < 1:
         yield f"corrupt_samples={num_samples} must be 1 or more, or null for all images."
-    if typed in (None, "all") or _is_directory(typed):
-        return
-    for name in np.atleast_1d(typed).tolist() or ["[]"]:
+    for name in [] if typed in (None, "all") or _is_directory(typed) else np.atleast_1d(typed).tolist() or ["[]"]:
         if name not in CORRUPTIONS:
             yield f"corrupt={name} is neither all, a directory, nor one of {join_names(CORRUPTIONS, 15)}."
 
 
 def _is_directory(typed: Any) -> bool:
-    """Return whether `corrupt` is the directory of a published set, and not the name of a corruption."""
-    return isinstance(typed, str) and typed not in ("", "all", *CORRUPTIONS) and os.path.isdir(typed)
+    return isinstance(typed, str) and typed not in ("all", *CORRUPTIONS) and os.path.isdir(typed)  # not isdir("")
 
 
 def read_published(directory: Path) -> tuple[tuple[str, ...], dict[Version, "Samples"]]:
@@ -56,10 +53,8 @@ def read_published(directory: Path) -> tuple[tuple[str, ...], dict[Version, "Sam
     parents = [directory, *directory.glob("*/")]  # ImageNet-C is published in folders for each kind of corruption
     folders = [path for parent in parents for path in sorted(parent.glob("*/[1-5]")) if path.parent.name in CORRUPTIONS]
     if folders:
-        class_names, splits, _ = list_image_folder(folders[0])
-        return class_names, {
-            (path.parent.name, int(path.name)): replace(splits["train"], root=path) for path in folders
-        }
+        names, splits, _ = list_image_folder(folders[0])
+        return names, {(path.parent.name, int(path.name)): replace(splits["train"], root=path) for path in folders}
     file, severities, split = directory / "labels.npy", SEVERITIES, "test"  # CIFAR-10-C has the test split
     image_files = [directory / f"{name}.npy" for name in CORRUPTIONS if (directory / f"{name}.npy").is_file()]
     for found in sorted(directory.glob("cifar10.1_v?_data.npy")):  # the newest, v6, of those that are there
@@ -78,8 +73,7 @@ def read_published(directory: Path) -> tuple[tuple[str, ...], dict[Version, "Sam
         if array.dtype != np.uint8 or array.ndim != 4 or array.shape[::3] != (repeated.size, 3) or not array.size:
             expected = f"uint8 ({repeated.size}, height, width, 3), as many as labels"
             raise DataError(f"{image_file} has {array.dtype} {array.shape}, expected {expected}; copy the set again.")
-        parts = np.split(array.transpose(0, 3, 1, 2), num_severities)
-        for severity, images in zip(severities, parts, strict=True):
+        for severity, images in zip(severities, np.split(array.transpose(0, 3, 1, 2), num_severities), strict=True):
             versions[image_file.stem, severity] = LabeledArray(images, labels.astype(np.int64), names)
     return CLASS_NAMES, versions
 
@@ -138,9 +132,7 @@ def _summarize(outputs: Mapping[Version, Any], clean: np.ndarray, is_paired: boo
     corruptions: dict[str, dict[str, list[Any]]] = {}
     measured = {version: [*map(np.concatenate, zip(*parts, strict=True))] for version, parts in outputs.items()}
     for (name, severity), (is_correct, best) in measured.items():
-        scores = corruptions.setdefault(
-            name, {key: [] for key in ("severity", "acc", "acc_interval", "calibration_error")}
-        )
+        scores = corruptions.setdefault(name, {"severity": [], "acc": [], "acc_interval": [], "calibration_error": []})
         scores["severity"].append(severity)
         scores["acc"].append(float(is_correct.mean()))
         scores["acc_interval"].append(share_interval(is_correct, groups))
@@ -154,18 +146,14 @@ def _summarize(outputs: Mapping[Version, Any], clean: np.ndarray, is_paired: boo
 
 
 def _mean_interval(values: np.ndarray, lowest: float, groups: np.ndarray | None) -> list[float]:
-    """Return the 95 % percentile interval of the mean of values in [lowest, 1], (N,), over draws of images or groups.
-
-    Each draw has images with the lowest value that the test has not shown, as in `macro_intervals`, and is centered.
-    """
+    """Return the 95 % interval of the mean of values in [lowest, 1], (N,), by draws as those of `macro_intervals`."""
     draws, generator, means = ImageDraws(values, groups), np.random.default_rng(0), np.empty(NUM_DRAWS)
     for index in range(NUM_DRAWS):
         drawn, num_unseen = draws.draw(generator)
         means[index] = (values[drawn[num_unseen:]].sum() + lowest * num_unseen) / len(drawn)
     factor = 1 if groups is None else interval_factor(len(np.unique(groups))) ** 0.5
     ends = values.mean() + factor * (np.quantile(centered(means, values.mean()), QUANTILES_95) - values.mean())
-    low, high = ends.clip(lowest, 1).tolist()
-    return [low, high]
+    return [*map(float, ends.clip(lowest, 1))]
 
 
 def write_robustness(directory: Path, content: Mapping[str, Any]) -> list[str]:
