@@ -193,7 +193,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, Any]]:
     sizes = (summary.get("num_train_images"), (summary.get("val") or {}).get("num_images"), record.num_test_images)
     yield "images of train, val, test", " / ".join(count_text(size) or "?" for size in sizes)
     yield from ((name, {**provenance, **record.settings}.get(name)) for name in _FACTS)
-    yield "data fingerprint", record.data_fingerprint
+    yield from (("status of the run", record.status), ("data fingerprint", record.data_fingerprint))
     typed = [(name, value) for name, value in record.typed.items() if name.partition(".")[0] not in _PRIVATE]
     words = [_public(f"{name}={value}" if value else name).replace('"', "") for name, value in typed]
     yield "command", f"python src/train.py {shlex.join(words)}"
