@@ -17,6 +17,7 @@ class Hub:
     url: str = ""
     is_public: bool = False  # the repository, before the upload
     refuses: bool = False  # every change, as for a token that may not write
+    fault: str = ""  # of the front matter
     created: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
 
@@ -70,7 +71,8 @@ def hub_server() -> Iterator[Hub]:
                 url = f"{hub.url}/me/flowers/commit/{'1' * 40}"
                 self.answer({"success": True, "commitOid": "1" * 40, "commitUrl": url})
             else:
-                self.answer({"errors": [], "warnings": []})
+                errors = [{"message": hub.fault}] if hub.fault else []
+                self.answer({"errors": errors, "warnings": []}, 400 if hub.fault else 200)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.url = f"http://127.0.0.1:{server.server_port}"

@@ -96,4 +96,6 @@ def test_a_model_predicts_drawn_shapes_and_image_files(tmp_path: Path, finished_
         notebook = executed(IMAGO_RUN=str(finished_run))
         assert printed(notebook) == "torch.Size([1, 10])\n(12, 4) (12, 512) True\n"
         assert len(outputs(notebook, "image/png")) == 1 + 4  # the images, and explanations of four of them
+        (marked,) = [text for text in outputs(notebook, "text/html") if "unlike the training images" in text]
+        assert "90 % set" in marked
         assert printed(executed(IMAGO_IMAGES_DIR=str(tmp_path / "photos"))).endswith("(2, 4) (2, 512) True\n")

@@ -139,8 +139,13 @@ def test_the_font_stays_if_no_character_is_missing_or_no_font_has_it(installed: 
 
 
 def test_each_corruption_has_its_accuracy_and_calibration_error_by_severity():
-    scores = {"acc": [0.6, 0.5], "acc_interval": [[0.5, 0.7], [0.4, 0.6]], "calibration_error": [0.1, 0.2]}
-    single = {"acc": [0.3], "acc_interval": [[0.2, 0.4]], "calibration_error": [0.4]}
+    scores = {
+        "severity": [1, 2],
+        "acc": [0.6, 0.5],
+        "acc_interval": [[0.5, 0.7], [0.4, 0.6]],
+        "calibration_error": [0.1, 0.2],
+    }
+    single = {"severity": [5], "acc": [0.3], "acc_interval": [[0.2, 0.4]], "calibration_error": [0.4]}
     corruptions = dict.fromkeys(("fog", "snow", "frost", "contrast", "pixelate"), scores) | {"zoom_blur": single}
     figure = plot_robustness({"clean_acc": 0.8, "corruptions": corruptions})
     assert [axes.get_title() for axes in figure.axes] == ["fog", "snow", "frost", "contrast", "pixelate", "zoom blur"]

@@ -69,6 +69,34 @@ def archive(**arrays) -> bytes:
 _COUNTED = {"coverage": 0.9, "interval_95": [0.8, 0.95], "mean_size": 1.25}
 SETS = _COUNTED | {"expected_95": [0.7, 1.0], "per_class": {"ant": _COUNTED | {"mean_size": 1.5}}}
 IMAGES = np.zeros((1, 4, 4, 3), np.uint8)
+UNKNOWN = {"data": "/photos/<b>", "num_unknown": 1234}
+for _name in ("auroc", "fpr_at_95", "unknown_marked", "known_marked"):
+    UNKNOWN |= {_name: 0.25, f"{_name}_interval": [0.125, 0.5]}
+
+
+def test_unknown_images_of_the_same_checkpoint_and_split_are_shown(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    for split, digest, auroc in (
+        ("test", "a", None),
+        ("test-ood_x-1", "a", 0.75),
+        ("test-tta_flip-ood_x-1", "a", 0.5),
+        ("test-ood_old-1", "b", 0.3125),
+        ("val-ood_x-1", "a", 0.4375),
+    ):
+        unknown = {} if auroc is None else {"unknown_images": UNKNOWN | {"auroc": auroc}}
+        folder = make_evaluation(run, [0, 1], [0, 1], split=split, model_sha256=digest, **unknown)
+        if auroc:
+            Image.new("RGB", (3, 4)).save(folder / "unknown_images.png")
+    page, _ = written(run)
+    assert re.findall(r"AUROC ([\d.]+)%, 95 % interval 12\.50% to 50\.00%", page.text) == ["75.00", "50.00"]
+    assert "1,234 images of /photos/<b>" in page.text
+    assert [image["alt"] for image in page.all("img")] == ["Scores of known and of unknown images"] * 2
+    for damaged in (b"5", b'{"data": "x"}', b'{"auroc": "x"}', json.dumps(UNKNOWN | {"auroc_interval": 1}).encode()):
+        content = b'{"model_sha256": "a", "unknown_images": %s}' % damaged
+        (run / "eval" / "test-ood_x-1" / "metrics.json").write_bytes(content)
+        page, missing = written(run)
+        assert len([note for note in missing if "test-ood_x-1 is damaged" in note]) == 1
+        assert len(page.all("img")) == 1
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,11 @@ from imago.export import model_card
 from imago.export.model_card import _numbers, _public, _write_card, write_model
 from imago.files import sha256_of
 from imago.images import Preprocess
+from imago.inference.calibration import calibrate
 from imago.model.adapt import build_network
 from imago.model.classifier import Classifier
 from imago.runs.records import read_record
+from imago.statistics.metrics import LabeledOutputs
 
 NASTY = ("a|b\n---\n# c", "<script>alert(1)</script>", "![x](http://y.z/t.png) `code` $$x$$ **_bold_** &amp;")
 ROBUST = {
@@ -265,6 +267,27 @@ def test_robustness_of_another_checkpoint_and_its_figure_are_left_out(tmp_path: 
     assert {file.name for file in (tmp_path / "model").iterdir()} == {"README.md", "confusion.png"}
 
 
+@pytest.mark.parametrize("status", ["finished", "failed"])
+def test_the_card_says_whether_the_run_has_finished(tmp_path: Path, status: str):
+    assert f"| status of the run | {status} |" in card_of(make_run(tmp_path / "run", status=status), tmp_path / "model")
+
+
+@pytest.mark.parametrize("left_out", [["prediction_sets", "unknown_detector"], ["unknown_detector"]])
+def test_a_run_of_an_older_version_gets_a_card_that_says_what_is_not_fitted(tmp_path: Path, left_out: list[str]):
+    checkpoint = make_run(tmp_path / "run") / "checkpoints" / "best.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_text("a checkpoint")
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(80, 3)).astype(np.float32), random.integers(0, 3, 80)
+    calibrate(checkpoint, LabeledOutputs(("a", "b", "c"), labels, logits, np.full(80, 0.5)))
+    file = checkpoint.with_name("calibration.json")
+    entry = json.loads(file.read_text())["best.ckpt"]
+    file.write_text(json.dumps({"best.ckpt": {key: entry[key] for key in entry if key not in left_out}}))
+    (line,) = [line for line in card_of(tmp_path / "run", tmp_path / "model").splitlines() if "| calibration |" in line]
+    assert "unknown images are not marked" in line
+    assert ("no prediction sets were fitted" in line) == ("prediction_sets" in left_out)
+
+
 def test_numbers_without_an_interval_and_of_classes_are_left_out():
     values = {
         "acc": 0.5,
@@ -324,6 +347,12 @@ def test_damaged_results_are_one_line(tmp_path: Path):
         card_of(run, tmp_path / "model")
 
 
+def test_a_bug_in_our_own_code_is_not_called_a_damaged_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model_card, "_front_matter", {}.__getitem__)
+    with pytest.raises(TypeError):
+        card_of(make_run(tmp_path / "run"), tmp_path / "model")
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -363,6 +392,7 @@ def test_push_uploads_exactly_the_directory_to_a_private_repository(hub: Hub, ev
     [
         ({"is_public": True}, {}, "push=me/flowers exists and is public; type private=false"),
         ({"refuses": True}, {}, "403"),
+        ({"fault": '"license" must be one of [mit]'}, {}, 'README.md. - "license" must be one of [mit]'),
         ({}, {"HF_HUB_OFFLINE": "1"}, "offline mode is enabled"),
         ({}, {"HF_ENDPOINT": "http://127.0.0.1:9"}, "Connection refused"),
         ({}, {"HF_TOKEN": ""}, "needs a token of the Hub: run hf auth login, or set HF_TOKEN."),

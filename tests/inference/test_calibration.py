@@ -60,7 +60,7 @@ def test_too_few_images_for_sets_are_part_of_the_line_and_damaged_sets_are_refus
 ):
     few = LabeledOutputs(NAMES, result.labels[:20], result.logits[:20], result.probability[:20])
     entry = calibrate(checkpoint, few)
-    note = "; prediction sets need 38 images of val at 95 %; half of val has 10; unknown images are not marked, which"
+    note = "; prediction sets need 38 images of val at 95 %; half of val has 10; unknown images are not marked: that"
     assert f"{note} needs 38 images of val" in describe_calibration(entry)
     assert read_detector(checkpoint, 3) is None
     assert list(read_sets(checkpoint).thresholds) == ["90"]

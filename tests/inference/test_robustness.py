@@ -10,14 +10,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.special import beta as beta_function
 from short_runs import csv_rows
 
+from imago.analysis.page import read_or_none
 from imago.data.cifar10 import CLASS_NAMES
 from imago.data.dataset import LabeledArray, Splits
 from imago.errors import DataError
 from imago.images import Preprocess
 from imago.inference.corruptions import CORRUPTIONS, corrupt
-from imago.inference.robustness import _summarize, measure_robustness, read_published, robustness_problems
+from imago.inference.robustness import (
+    _summarize,
+    measure_robustness,
+    read_published,
+    robustness_problems,
+    write_robustness,
+)
 from imago.statistics.calibration import reliability
 from imago.statistics.intervals import wilson_interval
 from imago.statistics.metrics import LabeledOutputs
@@ -114,8 +122,41 @@ def test_groups_widen_the_interval_of_the_mean():
     for given in (None, groups):
         found = _summarize(outputs, is_correct, True, given)
         widths.append(np.ptp(found["mean_corrupted_acc_interval"]))
-        assert found["difference_interval"] == [0, 0]
+        low, high = found["difference_interval"]  # of equal images the difference is 0 in each, but not surely in all
+        assert -0.3 < low < 0 < high < 0.3
     assert widths[1] > 3 * widths[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mean", "strength", "num_images", "num_groups"),
+    [(2 / 3, 3, 20, 20), (0.95, 20, 50, 50), (0.99, 50, 50, 50), (2 / 3, 3, 100, 5), (2 / 3, 3, 200, 20)],
+)
+def test_the_intervals_of_few_easy_or_grouped_images_contain_the_true_mean(
+    mean: float, strength: float, num_images: int, num_groups: int
+):
+    generator, covered = np.random.default_rng(0), np.zeros(2)
+    numbers = np.repeat(np.arange(num_groups), num_images // num_groups)
+    a, b = strength * mean, strength * (1 - mean)
+    clean_mean = beta_function(a + 0.5, b) / beta_function(a, b)  # of the square root of a beta variable
+    for _ in range(100):
+        share = generator.beta(a, b, num_groups)[numbers]  # of each image, the same in all corruptions
+        outputs = {("fog", s): [(generator.random(num_images) < share, share)] for s in range(1, 6)}
+        clean = generator.random(num_images) < np.sqrt(share)
+        found = _summarize(outputs, clean, True, numbers if num_groups < num_images else None)
+        for row, (name, true) in enumerate({"mean_corrupted_acc": mean, "difference": mean - clean_mean}.items()):
+            low, high = found[f"{name}_interval"]
+            covered[row] += low <= true <= high
+    assert (covered >= 88).all()
+
+
+def test_intervals_have_a_width_if_every_image_is_right():
+    outputs = {("fog", 1): [(np.ones(30, bool), np.ones(30))]}
+    found = _summarize(outputs, np.ones(30, bool), True, None)
+    low, high = found["mean_corrupted_acc_interval"]
+    assert low == pytest.approx(wilson_interval(30, 30)[0], abs=0.03)
+    assert high == 1
+    assert found["difference_interval"][0] < -0.05
 
 
 def write_cifar_c(folder: Path, names: tuple[str, ...] = ("fog", "snow")) -> Path:
@@ -145,6 +186,34 @@ def test_cifar_10_1_is_read_as_one_set(tmp_path: Path):
     found = measure(str(tmp_path), LABELS)
     assert found["corruptions"]["cifar10.1_v6_data"]["acc"] == [9 / 12]
     assert "difference" not in found
+    np.save(tmp_path / "cifar10.1_v4_data.npy", plain_images(labels[:11]))
+    np.save(tmp_path / "cifar10.1_v4_labels.npy", labels[:11])
+    assert measure(str(tmp_path), LABELS)["corruptions"] == found["corruptions"]  # the newest of two
+
+
+def test_severities_that_a_published_set_lacks_are_no_others(tmp_path: Path, capsys):
+    for name, severity, color in (("fog", 5, 0), ("snow", 2, 0), ("snow", 4, 3)):
+        for label, class_name in ((0, "airplane"), (3, "cat")):
+            folder = tmp_path / "c" / name / str(severity) / class_name
+            folder.mkdir(parents=True)
+            Image.fromarray(plain_images(np.array([label or color]))[0]).save(folder / "a.png")
+    found = measure(str(tmp_path / "c"), LABELS)
+    scores = {name: (values["severity"], values["acc"]) for name, values in found["corruptions"].items()}
+    assert scores == {"fog": ([5], [1]), "snow": ([2, 4], [1, 0.5])}
+    write_robustness(tmp_path, found)
+    rows = [(row["corruption"], row["severity"], row["acc"]) for row in csv_rows(tmp_path / "robustness.csv")]
+    assert rows == [("fog", "5", "1.0"), ("snow", "2", "1.0"), ("snow", "4", "0.5")]
+    lines = {line[:4]: line for line in capsys.readouterr().out.splitlines()}
+    columns = [lines["accu"].index(f" {severity} ") for severity in (2, 4, 5)]
+    assert [lines["snow"][at : at + 6].strip() for at in columns] == ["100.0", "50.0", ""]
+    assert [lines["fog "][at : at + 6].strip() for at in columns] == ["", "", "100.0"]
+
+
+def test_a_name_is_a_corruption_though_a_directory_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    expected = measure("fog", LABELS)
+    (tmp_path / "fog").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert measure("fog", LABELS) == expected
 
 
 def test_imagenet_c_is_read_in_one_folder_or_in_one_for_each_kind(tmp_path: Path):
@@ -177,6 +246,10 @@ def test_imagenet_c_is_read_in_one_folder_or_in_one_for_each_kind(tmp_path: Path
         ("labels.npy", np.full(100, 10), r"labels.npy has int64"),
         ("labels.npy", np.zeros(0, int), r"labels.npy has int64 \(0,\)"),
         ("labels.npy", np.zeros(100), r"labels.npy has float64"),
+        ("labels.npy", np.full(100, np.nan), r"labels.npy has float64"),
+        ("labels.npy", np.full(100, "cat"), r"labels.npy has <U3"),
+        ("labels.npy", np.zeros(100, "V4"), r"labels.npy has \|V4"),
+        ("fog.npy", np.zeros((100, 0, 0, 3), np.uint8), r"fog.npy has uint8 \(100, 0, 0, 3\)"),
     ],
 )
 def test_a_damaged_set_is_one_line(tmp_path: Path, file: str, content: object, message: str):
@@ -189,6 +262,18 @@ def test_a_damaged_set_is_one_line(tmp_path: Path, file: str, content: object, m
     with pytest.raises(DataError, match=message) as error:
         read_published(tmp_path / "c")
     assert "\n" not in str(error.value)
+
+
+def test_any_damaged_bytes_of_a_header_are_one_line(tmp_path: Path):
+    file, random, notes = write_cifar_c(tmp_path / "c") / "labels.npy", np.random.default_rng(0), []
+    content = np.frombuffer(file.read_bytes(), np.uint8)
+    for _ in range(150):
+        damaged = content.copy()
+        damaged[random.integers(0, 128, 2)] = random.integers(0, 256, 2)
+        file.write_bytes(damaged.tobytes())
+        read_or_none(notes, read_published, tmp_path / "c")  # which lets no other error than a DataError pass
+    assert len(notes) > 100
+    assert not any("\n" in note for note in notes)
 
 
 def test_a_truncated_array_and_a_directory_without_a_set_are_one_line(tmp_path: Path):
@@ -218,6 +303,9 @@ def test_settings_that_cannot_work_are_named(tmp_path: Path):
     (line,) = robustness_problems(["fog", "rain"], 1)
     assert line.startswith("corrupt=rain is neither all, a directory, nor one of gaussian_noise, ")
     assert all(name in line for name in CORRUPTIONS)
+    for typed in ("", [], [""], ["all"], 5, True):
+        (line,) = robustness_problems(typed, 1)
+        assert "is neither all, a directory, nor one of" in line
     (line,) = robustness_problems(None, 0)
     assert line == "corrupt_samples=0 must be 1 or more, or null for all images."
 

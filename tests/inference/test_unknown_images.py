@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,6 +139,22 @@ def test_data_without_images_is_one_line_without_torch(
     assert done.returncode == 2
     assert f"ood={tmp_path / name} {text}" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_figure_which_a_model_card_publishes_names_no_path(
+    run: Path, noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from imago.analysis import plots
+
+    titles, draw = [], plots.plot_scores
+    monkeypatch.setattr(plots, "plot_scores", lambda *arguments: titles.append(arguments[2]) or draw(*arguments))
+    predictor = load_predictor(run / "export" / "model.onnx")
+    result = SimpleNamespace(logits=np.eye(10, dtype=np.float32)[:3], groups=None)
+    for text in (f"{noise}/a/", f"{noise}/a/../a"):
+        images = sorted((noise / "a").iterdir())[:2]
+        evaluate_unknown(predictor, text, images, Files([]), result, tmp_path)  # type: ignore[arg-type]
+    assert titles == ["3 known images, 2 images of a"] * 2
 
 
 class Files:

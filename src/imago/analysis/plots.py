@@ -96,6 +96,7 @@ def plot_scores(known: np.ndarray, unknown: np.ndarray, title: str) -> "Figure":
     axes.set(xlabel="cosine to the nearest class, less the cut-off", ylabel="% of the images")
     axes.set_title(title, fontsize=11, parse_math=False)
     axes.legend(edgecolor="white", fontsize=9)
+    _set_fonts(figure)
     return figure
 
 
@@ -172,7 +173,7 @@ def plot_robustness(content: Mapping[str, Any]) -> "Figure":
     for number, (name, scores) in enumerate(corruptions, 1):
         axes = figure.add_subplot(math.ceil(len(corruptions) / _NUM_COLUMNS), _NUM_COLUMNS, number)
         acc, intervals, errors = (100 * np.array(scores[key]) for key in ("acc", "acc_interval", "calibration_error"))
-        severities = range(1, len(acc) + 1)
+        severities = scores["severity"]
         axes.axhline(100 * content["clean_acc"], color="0.4", linestyle="--", linewidth=1, label="accuracy without, %")
         axes.fill_between(severities, *intervals.T, color="#7aa6d8", alpha=0.4)
         axes.plot(severities, acc, "o-", color="#1f4e8c", markersize=3, label="accuracy by severity, %")

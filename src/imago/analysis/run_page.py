@@ -15,6 +15,7 @@ from imago.runs.records import RunRecord, read_logged, read_record
 from imago.statistics.calibration import Reliability, reliability
 from imago.statistics.conformal import PREDICTION_SETS_KEY, class_cells, describe_sets
 from imago.statistics.metrics import macro_scores, most_confused
+from imago.statistics.unknown_images import UNKNOWN_IMAGES_KEY, describe_unknown
 from imago.text import count_text, duration_text, metric_text, percent_text, range_text
 
 _MAX_MISTAKES = 25  # images, about 200 kB; our own choice
@@ -102,8 +103,23 @@ def _evaluation_context(evaluation: Evaluation, notes: list[str]) -> dict[str, A
         "bins": _bin_rows(diagram),
         "mistakes": _mistake_images(evaluation, notes),
         "robustness": data_uri("image/png", figure.read_bytes()) if is_new else "",
+        "unknown": _unknown_images(evaluation.directory, digest, notes),
         "num_mistakes": int((~evaluation.is_correct).sum()),
     }
+
+
+def _unknown_images(directory: Path, digest: str | None, notes: list[str]) -> list[tuple[Any, str]]:
+    """Return the lines and the figure of each evaluation of the same checkpoint and split with unknown images."""
+    parts = []
+    for figure in sorted(directory.parent.glob(f"{directory.name}-*/unknown_images.png")):
+        values = read_json(figure.with_name("metrics.json"))
+        try:
+            lines = [*describe_unknown(values.get(UNKNOWN_IMAGES_KEY) or {}).items()]
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            notes.append(f"{figure.parent} is damaged: {error!r}; delete it and evaluate again")
+            continue
+        parts += [(lines, data_uri("image/png", figure.read_bytes()))] if values.get("model_sha256") == digest else []
+    return parts
 
 
 def _accuracy_notes(run: Path, split: str, record: RunRecord, evaluation: Evaluation) -> list[str]:

@@ -27,7 +27,7 @@ from imago.paths import CONFIG_DIR, METADATA_FILE, checkpoint_file, short_path
 from imago.runs.records import RunRecord, read_record
 from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.metrics import most_confused
-from imago.text import count_text, first_line, markdown_table, metric_text, printable, table_lines
+from imago.text import count_text, markdown_table, metric_text, printable, table_lines
 
 _FIGURES = ("robustness.png", "unknown_images.png", "confusion.png", "reliability.png")
 _FILES = {"README.md", "model.onnx", "model.safetensors", "config.json", METADATA_FILE, *_FIGURES}
@@ -86,13 +86,16 @@ def _push(name: str, path: Path, is_private: bool) -> None:
         raise ConfigError(f"push={name} needs a token of the Hub: run hf auth login, or set HF_TOKEN.")
     rows = sorted((printable(f.relative_to(path)), f"{f.stat().st_size:,}") for f in path.rglob("*") if f.is_file())
     print(*table_lines([("file", "bytes"), *rows]), sep="\n")
+    # OSError, that of the HTTP library for a lost connection, and that of a name or front matter that the Hub refuses.
+    errors = (*HfHubHTTPError.__bases__, ValueError)
     try:
         url = HfApi().create_repo(name, private=is_private, exist_ok=True)
         if is_private and not HfApi().repo_info(name).private:
             raise ConfigError(f"push={name} exists and is public; type private=false to upload to it.")
         HfApi().upload_folder(repo_id=name, folder_path=path, commit_message="Model card and exported files")
-    except (*HfHubHTTPError.__bases__, ValueError) as error:  # type: ignore[misc]  # of its HTTP library, OSError
-        raise UserError(f"push={name}: not, or not wholly, uploaded: {first_line(error)}") from error
+    except errors as error:  # type: ignore[misc]
+        reason = printable(" ".join(str(error).split()) or type(error).__name__)
+        raise UserError(f"push={name}: not, or not wholly, uploaded: {reason}") from error
     print(f"uploaded to {url}")
 
 
@@ -130,25 +133,23 @@ def _write_card(record: RunRecord, part: Path, name: str, license: str | None) -
         results = {file.parent.name: values | {"robustness": robust}} | results
         for figure in filter(Path.is_file, map(file.with_name, _FIGURES if robust else _FIGURES[1:])):
             shutil.copyfile(figure, part / figure.name)
-    try:
-        classes = [f"{index} {_text(text)}" for index, text in enumerate(metadata.get("class_names", ["unknown"]))]
-        preprocess = Preprocess.from_dict(metadata["preprocess"]) if metadata else None
-        images = (
-            f"uint8 (N, 3, {preprocess.size}, {preprocess.size}) RGB, {preprocess.describe()}" if preprocess else "?"
-        )
-        code = [f"\n{text}" for file, text in _CODE.items() if (part / file).is_file()]
-        sections = {
-            "Intended use": ["Not stated by the author."],
-            "Classes": [f"By the index of the output: {', '.join(classes)}."],
-            "Data and training": _table(_facts(record)),
-            "Results": _table(_numbers({key: {**values, **dict.fromkeys(_LIMITS)} for key, values in results.items()})),
-            "Calibration and limits": _table(_limits(run, results)),
-            "Figures": [f"![{file}]({file})" for file in _FIGURES if (part / file).is_file()],
-            "How to load it": [f"`images` are {images}; the files normalize them.", *code],
-        }
-        front = _front_matter(record, name, license, "timm" if (part / "config.json").is_file() else "imago")
+    numbers = {key: {**values, **dict.fromkeys(_LIMITS)} for key, values in results.items()}
+    try:  # JSON files, which another program may have changed
+        tables = [list(rows) for rows in (_facts(record), _numbers(numbers), _limits(run, results))]
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{run} has damaged results ({error!r}); evaluate it again with eval.py run=RUN.") from error
+    classes = [f"{index} {_text(text)}" for index, text in enumerate(metadata.get("class_names", ["unknown"]))]
+    preprocess = Preprocess.from_dict(metadata["preprocess"]) if metadata else None
+    images = f"uint8 (N, 3, {preprocess.size}, {preprocess.size}) RGB, {preprocess.describe()}" if preprocess else "?"
+    code = [f"\n{text}" for file, text in _CODE.items() if (part / file).is_file()]
+    sections = {
+        "Intended use": ["Not stated by the author."],
+        "Classes": [f"By the index of the output: {', '.join(classes)}."],
+        **dict(zip(("Data and training", "Results", "Calibration and limits"), map(_table, tables), strict=True)),
+        "Figures": [f"![{file}]({file})" for file in _FIGURES if (part / file).is_file()],
+        "How to load it": [f"`images` are {images}; the files normalize them.", *code],
+    }
+    front = _front_matter(record, name, license, "timm" if (part / "config.json").is_file() else "imago")
     body = [line for title, lines in sections.items() if lines for line in ("", f"## {title}", "", *lines)]
     head = f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {_text(name)}\n\nLicense: {license or 'not stated'}."
     write_text(part / "README.md", "\n".join([head, *body, ""]))
@@ -181,7 +182,7 @@ def _numbers(values: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, s
             yield label, "; ".join(f"{metric_text(x)} (95 %: {' to '.join(map(metric_text, xs))})" for x, xs in ends)
         elif key in ("clean_acc", "calibration_error"):
             yield label, " / ".join(map(metric_text, np.atleast_1d(value)))
-        elif key in ("data", "data_root", "split", "tta") or key.startswith("num_"):
+        elif key in ("data", "data_root", "split", "tta", "severity") or key.startswith("num_"):
             yield label, f"{value:,}" if isinstance(value, int) else value
         elif isinstance(value, dict) and key not in ("per_class", "preprocess"):
             yield from _numbers(value, f"{label}: ")
@@ -192,7 +193,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, Any]]:
     sizes = (summary.get("num_train_images"), (summary.get("val") or {}).get("num_images"), record.num_test_images)
     yield "images of train, val, test", " / ".join(count_text(size) or "?" for size in sizes)
     yield from ((name, {**provenance, **record.settings}.get(name)) for name in _FACTS)
-    yield "data fingerprint", record.data_fingerprint
+    yield from (("status of the run", record.status), ("data fingerprint", record.data_fingerprint))
     typed = [(name, value) for name, value in record.typed.items() if name.partition(".")[0] not in _PRIVATE]
     words = [_public(f"{name}={value}" if value else name).replace('"', "") for name, value in typed]
     yield "command", f"python src/train.py {shlex.join(words)}"

@@ -62,7 +62,7 @@ def calibrate(checkpoint: Path, result: LabeledOutputs, tta: str = "none") -> di
 
 def describe_calibration(entry: Mapping[str, Any], tta: str = "none") -> str:
     """Return the temperature of an entry, its effect on val, whether it is applied, and what is missing."""
-    missing = missing_sets_note(PredictionSets.from_dict(entry[PREDICTION_SETS_KEY]))
+    missing = missing_sets_note(PredictionSets.from_dict(entry.get(PREDICTION_SETS_KEY)))
     notes = [missing, missing_detector_note(entry.get(UNKNOWN_DETECTOR_KEY))]
     note = "".join(f"; {text}" for text in notes if text)
     if _is_at_bound(entry["fitted_temperature"]):

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from imago.inference.load import Predictor
 from imago.inference.run_split import check_finite, match_classes, split_samples
 from imago.seeding import CORRUPTION_KEY, random_bits
 from imago.statistics.calibration import reliability
-from imago.statistics.groups import ImageDraws, share_interval
-from imago.statistics.intervals import NUM_DRAWS, QUANTILES_95
+from imago.statistics.groups import ImageDraws, interval_factor, share_interval
+from imago.statistics.intervals import NUM_DRAWS, QUANTILES_95, centered
 from imago.statistics.metrics import LabeledOutputs
 from imago.text import join_names, range_text, table_lines
 
@@ -34,9 +35,13 @@ def robustness_problems(typed: Any, num_samples: int | None) -> Iterator[str]:
     """Yield one line for each of `corrupt` and `corrupt_samples` that cannot work."""
     if num_samples is not None and num_samples < 1:
         yield f"corrupt_samples={num_samples} must be 1 or more, or null for all images."
-    for name in [] if typed in (None, "all") or Path(str(typed)).is_dir() else np.atleast_1d(typed).tolist():
+    for name in [] if typed in (None, "all") or _is_directory(typed) else np.atleast_1d(typed).tolist() or ["[]"]:
         if name not in CORRUPTIONS:
             yield f"corrupt={name} is neither all, a directory, nor one of {join_names(CORRUPTIONS, 15)}."
+
+
+def _is_directory(typed: Any) -> bool:
+    return isinstance(typed, str) and typed not in ("all", *CORRUPTIONS) and os.path.isdir(typed)  # not isdir("")
 
 
 def read_published(directory: Path) -> tuple[tuple[str, ...], dict[Version, "Samples"]]:
@@ -50,34 +55,35 @@ def read_published(directory: Path) -> tuple[tuple[str, ...], dict[Version, "Sam
     if folders:
         names, splits, _ = list_image_folder(folders[0])
         return names, {(path.parent.name, int(path.name)): replace(splits["train"], root=path) for path in folders}
-    files = [directory / "labels.npy", *(directory / f"{name}.npy" for name in CORRUPTIONS)]
-    files, severities = [files[0], *filter(Path.is_file, files[1:])], SEVERITIES
-    for file in directory.glob("cifar10.1_v?_data.npy"):
-        files, severities = [directory / file.name.replace("data", "labels"), file], range(1, 2)
-    arrays = []
+    file, severities, split = directory / "labels.npy", SEVERITIES, "test"  # CIFAR-10-C has the test split
+    image_files = [directory / f"{name}.npy" for name in CORRUPTIONS if (directory / f"{name}.npy").is_file()]
+    for found in sorted(directory.glob("cifar10.1_v?_data.npy")):  # the newest, v6, of those that are there
+        file, image_files = found.with_name(found.name.replace("data", "labels")), [found]
+        severities, split = range(1, 2), found.stem
+    repeated, num_severities = _open_array(file), len(severities)
+    labels = repeated.ravel()[: repeated.size // num_severities]
+    is_repeated = repeated.dtype.kind in "iu" and np.array_equal(np.tile(labels, num_severities), repeated)
+    if not image_files or not labels.size or not is_repeated or not 0 <= labels.min() <= labels.max() < 10:
+        expected = f"labels from 0 to 9, {num_severities} times in the same order, and arrays of images beside it"
+        raise DataError(f"{file} has {repeated.dtype} {repeated.shape}, expected {expected}; copy the set again.")
+    names = numbered_names(split, len(labels))
+    versions: dict[Version, Samples] = {}
+    for image_file in image_files:
+        array = _open_array(image_file)
+        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[::3] != (repeated.size, 3) or not array.size:
+            expected = f"uint8 ({repeated.size}, height, width, 3), as many as labels"
+            raise DataError(f"{image_file} has {array.dtype} {array.shape}, expected {expected}; copy the set again.")
+        for severity, images in zip(severities, np.split(array.transpose(0, 3, 1, 2), num_severities), strict=True):
+            versions[image_file.stem, severity] = LabeledArray(images, labels.astype(np.int64), names)
+    return CLASS_NAMES, versions
+
+
+def _open_array(file: Path) -> np.ndarray:
     try:
-        for file in files:
-            arrays.append(np.lib.format.open_memmap(file, mode="r"))  # which refuses pickles
-    except (OSError, ValueError) as error:
+        return np.lib.format.open_memmap(file, mode="r")  # which refuses pickles
+    except (OSError, ValueError, TokenError) as error:  # TokenError: of bytes in the header that are no Python
         fault = f"{file} cannot be read ({' '.join(str(error).split())})"
         raise DataError(f"{fault}; corrupt=DIR takes CIFAR-10-C, CIFAR-10.1 or ImageNet-C as published.") from error
-    (repeated, *images), num_images = arrays, arrays[0].size // len(severities)
-    labels = repeated.ravel()[:num_images].astype(np.int64)
-    is_repeated = repeated.dtype.kind in "iu" and np.array_equal(np.tile(labels, len(severities)), repeated)
-    if not images or not labels.size or not is_repeated or not 0 <= labels.min() <= labels.max() < len(CLASS_NAMES):
-        expected = f"labels from 0 to 9, {len(severities)} times in the same order, and arrays of images beside it"
-        raise DataError(f"{files[0]} has {repeated.dtype} {repeated.shape}, expected {expected}; copy the set again.")
-    versions: dict[Version, Samples] = {}
-    names = numbered_names(
-        "test" if len(severities) > 1 else files[1].stem, num_images
-    )  # CIFAR-10-C has the test split
-    for file, array in zip(files[1:], images, strict=True):
-        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[::3] != (repeated.size, 3):
-            expected = f"uint8 ({repeated.size}, height, width, 3), as many as labels"
-            raise DataError(f"{file} has {array.dtype} {array.shape}, expected {expected}; copy the set again.")
-        for severity, part in enumerate(np.split(array.transpose(0, 3, 1, 2), len(severities)), 1):
-            versions[file.stem, severity] = LabeledArray(part, labels, names)
-    return CLASS_NAMES, versions
 
 
 def measure_robustness(
@@ -94,7 +100,7 @@ def measure_robustness(
     samples, class_names, preprocess = split_samples(data, split), data.class_names, predictor.preprocess
     names = CORRUPTIONS if settings[0] == "all" else np.atleast_1d(settings[0]).tolist()
     versions = {(name, severity): samples for name in names for severity in SEVERITIES}
-    if is_published := Path(str(settings[0])).is_dir():
+    if is_published := _is_directory(settings[0]):
         class_names, versions = read_published(Path(settings[0]))
         preprocess = replace(preprocess, resize=preprocess.size)  # the images are cropped
     images = next(iter(versions.values()))
@@ -104,13 +110,13 @@ def measure_robustness(
     outputs: dict[Version, list[tuple[np.ndarray, np.ndarray]]] = {version: [] for version in versions}
     batches = np.split(chosen, range(step, len(chosen), step))
     for rows in tqdm(batches, desc="corrupting", unit="batch", leave=False, disable=None):
-        hashes, clean = [zlib.crc32(os.fsencode(images.names[index])) for index in rows], np.empty(0)
+        hashes, pixels = [zlib.crc32(os.fsencode(images.names[index])) for index in rows], np.empty(0)
         keys = random_bits(data.split_plan.split_seed, CORRUPTION_KEY, np.array(hashes))
-        for version, found in versions.items():
-            if is_published or not clean.size:
-                pixels = [resize_and_crop(found.read(index, class_names), preprocess) for index in rows.tolist()]
-                clean = np.stack(pixels).transpose(0, 3, 1, 2)
-            logits, probabilities = predictor.predict(clean if is_published else corrupt(clean, *version, keys))
+        for version, source in versions.items():
+            if is_published or not pixels.size:  # of those to corrupt, all versions have the same pixels
+                squares = [resize_and_crop(source.read(index, class_names), preprocess) for index in rows.tolist()]
+                pixels = np.stack(squares).transpose(0, 3, 1, 2)
+            logits, probabilities = predictor.predict(pixels if is_published else corrupt(pixels, *version, keys))
             check_finite(logits)
             outputs[version].append((logits.argmax(axis=1) == labels[rows], probabilities.max(axis=1)))
     positions = {name: index for index, name in enumerate(samples.names)}
@@ -125,19 +131,29 @@ def _summarize(outputs: Mapping[Version, Any], clean: np.ndarray, is_paired: boo
     """Return scores by corruption, and their mean, whose interval accounts for images that are in every corruption."""
     corruptions: dict[str, dict[str, list[Any]]] = {}
     measured = {version: [*map(np.concatenate, zip(*parts, strict=True))] for version, parts in outputs.items()}
-    for (name, _), (is_correct, best) in measured.items():
-        scores = corruptions.setdefault(name, {"acc": [], "acc_interval": [], "calibration_error": []})
+    for (name, severity), (is_correct, best) in measured.items():
+        scores = corruptions.setdefault(name, {"severity": [], "acc": [], "acc_interval": [], "calibration_error": []})
+        scores["severity"].append(severity)
         scores["acc"].append(float(is_correct.mean()))
         scores["acc_interval"].append(share_interval(is_correct, groups))
         scores["calibration_error"].append(reliability(best, is_correct).ece)
     mean = np.mean([is_correct for is_correct, _ in measured.values()], axis=0)  # of each image
-    shares = {"mean_corrupted_acc": mean} | ({"difference": mean - clean} if is_paired else {})
     summary = {"clean_acc": float(clean.mean()), "num_images": len(mean), "corruptions": corruptions}
-    for name, values in shares.items():  # percentile intervals over draws of images, or of whole groups
-        draws, generator = ImageDraws(values > 0, groups), np.random.default_rng(0)
-        means = [values[draws.draw(generator)[0]].mean() for _ in range(NUM_DRAWS)]
-        summary |= {name: float(values.mean()), f"{name}_interval": np.quantile(means, QUANTILES_95).tolist()}
+    shares = {"mean_corrupted_acc": (mean, 0)} | ({"difference": (mean - clean, -1)} if is_paired else {})
+    for name, (values, lowest) in shares.items():
+        summary |= {name: float(values.mean()), f"{name}_interval": _mean_interval(values, lowest, groups)}
     return summary
+
+
+def _mean_interval(values: np.ndarray, lowest: float, groups: np.ndarray | None) -> list[float]:
+    """Return the 95 % interval of the mean of values in [lowest, 1], (N,), by draws as those of `macro_intervals`."""
+    draws, generator, means = ImageDraws(values, groups), np.random.default_rng(0), np.empty(NUM_DRAWS)
+    for index in range(NUM_DRAWS):
+        drawn, num_unseen = draws.draw(generator)
+        means[index] = (values[drawn[num_unseen:]].sum() + lowest * num_unseen) / len(drawn)
+    factor = 1 if groups is None else interval_factor(len(np.unique(groups))) ** 0.5
+    ends = values.mean() + factor * (np.quantile(centered(means, values.mean()), QUANTILES_95) - values.mean())
+    return [*map(float, ends.clip(lowest, 1))]
 
 
 def write_robustness(directory: Path, content: Mapping[str, Any]) -> list[str]:
@@ -151,11 +167,11 @@ def write_robustness(directory: Path, content: Mapping[str, Any]) -> list[str]:
     table = [["accuracy, %", *map(str, SEVERITIES), "mean", "ECE, %"]]
     rows: list[Sequence[Any]] = [("corruption", "severity", "acc", "low", "high", "calibration_error")]
     for name, scores in content["corruptions"].items():
-        cells = [*scores["acc"], np.mean(scores["acc"]), np.mean(scores["calibration_error"])]
-        texts = [f"{100 * value:.1f}" for value in cells]
-        table.append([name, *texts[:-2], *[""] * (len(SEVERITIES) + 2 - len(texts)), *texts[-2:]])
-        columns = enumerate(zip(*scores.values(), strict=True), 1)
-        rows += [(name, severity, acc, *interval, error) for severity, (acc, interval, error) in columns]
+        of_severity = dict(zip(scores["severity"], scores["acc"], strict=True))  # a published set may lack some
+        cells = [*map(of_severity.get, SEVERITIES), np.mean(scores["acc"]), np.mean(scores["calibration_error"])]
+        table.append([name, *("" if value is None else f"{100 * value:.1f}" for value in cells)])
+        columns = zip(*scores.values(), strict=True)
+        rows += [(name, severity, acc, *interval, error) for severity, acc, interval, error in columns]
     print("", *table_lines(table), sep="\n")
     with report_unwritable(directory, "; choose another directory with output=DIR"):
         write_json(directory / "robustness.json", content)

@@ -57,7 +57,7 @@ def evaluate_unknown(
         raise DataError(f"ood={printable(text)}: none of {counted(len(images), 'image')} can be read.")
     write_predictions(directory / "unknown_images.csv", predictions, bad_images, {"data": text})
     known, unknown = detector.scores(result.logits), np.array([prediction.score for prediction in predictions])
-    title = f"{len(known):,} known images, {counted(len(unknown), 'image')} of {printable(text)}"
+    title = f"{len(known):,} known images, {counted(len(unknown), 'image')} of {printable(Path(realpath(text)).name)}"
     save_figure(plot_scores(known, unknown, title), directory / "unknown_images.png")
     measured = measure_unknown(known, unknown, result.groups)
     return {UNKNOWN_IMAGES_KEY: {"data": text, "num_unreadable": len(bad_images), **measured}}

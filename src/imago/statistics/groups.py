@@ -23,7 +23,7 @@ from imago.statistics.intervals import (
 class ImageDraws:
     """Draw images with replacement for a bootstrap: single ones, or whole groups.
 
-    `is_correct` is bool (N,), N at least 1; `groups` has the name or number of the group of each image, (N,).
+    `is_correct` is bool, or a share, (N,), N at least 1; `groups` has the name or number of each image's group, (N,).
     """
 
     def __init__(self, is_correct: np.ndarray, groups: np.ndarray | None = None) -> None:

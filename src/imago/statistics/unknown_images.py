@@ -10,7 +10,7 @@ from imago.seeding import SETS_KEY, random_permutation
 from imago.statistics.conformal import num_needed, rank_of_level
 from imago.statistics.groups import design_effect, effective_interval, interval_factor, share_interval
 from imago.statistics.intervals import Interval
-from imago.text import printable
+from imago.text import counted, printable
 
 # Legend: N images of known classes, M of unknown ones, K classes
 
@@ -85,8 +85,8 @@ def fit_detector(logits: np.ndarray, labels: np.ndarray) -> UnknownDetector | No
 
 def missing_detector_note(detector: Any) -> str:
     """Return a note on a network that has no detector, and what it needs; "" if it has one."""
-    needs = f"which needs {2 * num_needed(_LEVEL)} images of val and at most {_MAX_CLASSES} classes"
-    return "" if detector else f"unknown images are not marked, {needs}; a run of before: eval.py run=RUN calibrate=fit"
+    needs = f"that needs {2 * num_needed(_LEVEL)} images of val and at most {_MAX_CLASSES} classes"
+    return "" if detector else f"unknown images are not marked: {needs}, an older run eval.py run=RUN calibrate=fit"
 
 
 def measure_unknown(known: np.ndarray, unknown: np.ndarray, groups: np.ndarray | None) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def describe_unknown(measured: Mapping[str, Any]) -> dict[str, str]:
     """Format the entry of metrics.json: the output of `measure_unknown`, and what was read; {} for an empty one."""
     if not measured:
         return {}
-    lines = {"unknown": f"{measured['num_unknown']:,} images of {printable(measured['data'])}"}
+    lines = {"unknown": f"{counted(measured['num_unknown'], 'image')} of {printable(measured['data'])}"}
     keys = ("auroc", "fpr_at_95", "unknown_marked", "known_marked")
     for name, key in zip(("AUROC", "FPR at 95 %", "unknown marked", "known marked"), keys, strict=True):
         lines[name] = "{:.2%}, 95 % interval {:.2%} to {:.2%}".format(measured[key], *measured[f"{key}_interval"])
