@@ -23,8 +23,9 @@ from imago.resources import peak_memory_bytes
 
 CHECKPOINT = "checkpoint"  # in place of a module: the network in PyTorch, as eval.py runs it
 BATCH_SIZE = 64
-_NUM_CALLS, _MAX_SECONDS, _MIN_CALLS = 300, 4.0, 20  # per batch size; our own choice
-_NUM_WARM_UP = 5
+_NUM_CALLS, _MAX_SECONDS = 300, 4.0  # per batch size; our own choice
+# Calls with one image and with a batch, however long they take, which a median needs; the first are not counted.
+_MIN_CALLS, _NUM_WARM_UP = {1: 20, BATCH_SIZE: 5}, {1: 5, BATCH_SIZE: 1}
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,14 @@ def _call_times(predict: Predict, images: np.ndarray, size: int) -> Iterator[flo
     """Yield the seconds of calls with `size` images each, until there are enough or the time is over."""
     indices = cycle(range(len(images)))
     start_s = perf_counter()
-    for call in range(_NUM_WARM_UP + _NUM_CALLS):
+    for call in range(_NUM_WARM_UP[size] + _NUM_CALLS):
         batch = np.stack([images[index] for index in islice(indices, size)])
         before_s = perf_counter()
         predict(batch)
         now_s = perf_counter()
-        if call >= _NUM_WARM_UP:
+        if call >= _NUM_WARM_UP[size]:
             yield now_s - before_s
-        if now_s - start_s > _MAX_SECONDS and call >= _NUM_WARM_UP + _MIN_CALLS:
+        if now_s - start_s > _MAX_SECONDS and call >= _NUM_WARM_UP[size] + _MIN_CALLS[size]:
             return
 
 
