@@ -15,7 +15,7 @@ from imago.inference.calibration import calibrate, describe_calibration, read_de
 from imago.inference.find_images import find_images
 from imago.inference.find_model import check_and_find_model, is_onnx
 from imago.inference.load import Predictor, TorchPredictor, load_predictor
-from imago.inference.results import MAX_NAME_CHARS, compare_with_final_test, summary_lines, tested_images, write_results
+from imago.inference.results import MAX_NAME_CHARS, compare_with_final_test, summary_lines, write_results
 from imago.inference.robustness import measure_robustness, robustness_problems, write_robustness
 from imago.inference.run_split import EVALUATED_SPLITS, images_digest, run_split, split_samples
 from imago.inference.trained_images import trained_on_note
@@ -27,7 +27,6 @@ from imago.runs.records import unfinished_note
 from imago.settings import absolute_paths
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
 from imago.statistics.conformal import measure_sets, missing_sets_note
-from imago.statistics.intervals import far_above_note
 from imago.statistics.metrics import LabeledOutputs
 from imago.text import printable_lines
 from imago.trust import check_saved_targets
@@ -70,18 +69,14 @@ def evaluate(cfg: DictConfig) -> float:
         **_metrics(predictor, result),
     }
     metadata |= evaluate_unknown(predictor, cfg.ood, ood_images, data.splits, result, directory) if cfg.ood else {}
-    if is_own_data and cfg.split == "test" and tested_images(run) not in (None, metadata["images_sha256"]):
-        notes.append("the test images of the run have changed since its final test")
-    final_test = compare_with_final_test(run, metadata)
-    if run and final_test:
-        notes.append(far_above_note(read_json(run / "summary.json").get("val") or {}, metadata))
+    final_test, of_final_test = compare_with_final_test(run, metadata, is_own_data)
     written = write_results(directory, result, metadata, samples)
     print(*summary_lines(result, metadata, final_test), sep="\n")
     if cfg.corrupt is not None:
         chosen, model = (to_plain(cfg.corrupt), cfg.corrupt_samples), {"model_sha256": metadata["model_sha256"]}
         written += write_robustness(directory, model | measure_robustness(chosen, predictor, data, cfg.split, result))
     print(f"\nresults in {short_path(directory)}: {', '.join(written)}")
-    print("".join(f"note: {printable_lines(note)}\n" for note in notes if note), end="")
+    print("".join(f"note: {printable_lines(note)}\n" for note in [*notes, *of_final_test] if note), end="")
     if "model" in cfg and run:
         from imago.inference.network_run import finish_network_run  # torch is loaded
 

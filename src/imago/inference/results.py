@@ -11,6 +11,7 @@ from imago.inference.run_split import image_names, images_in_memory
 from imago.paths import checkpoint_file, short_path
 from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.conformal import PREDICTION_SETS_KEY, class_cells, describe_sets
+from imago.statistics.intervals import far_above_note
 from imago.statistics.metrics import LabeledOutputs, most_confused
 from imago.statistics.unknown_images import UNKNOWN_IMAGES_KEY, describe_unknown
 from imago.text import counted, display_width, padded, printable
@@ -145,19 +146,17 @@ def _tables(result: LabeledOutputs, images: Sequence[str]) -> dict[str, list[Seq
     }
 
 
-def tested_images(run: Path | None) -> str | None:
-    """Return the digest of the images of a run's final test; None if it has had none."""
-    return read_json(run / "provenance.json").get("test") if run else None
-
-
-def compare_with_final_test(run: Path | None, metadata: Mapping[str, Any]) -> str:
-    """Compare the accuracy with the run's final test; return "" if that used another checkpoint or other images."""
-    if run is None or metadata["split"] != "test" or Path(metadata["model"]) != checkpoint_file(run):
-        return ""
-    test = read_json(run / "summary.json").get("test") or {}
-    if tested_images(run) not in (None, metadata["images_sha256"]):
-        return ""
+def compare_with_final_test(run: Path | None, metadata: Mapping[str, Any], is_own_data: bool) -> tuple[str, list[str]]:
+    """Compare with the run's final test: return a remark on its accuracy, and notes; empty if it had other images."""
+    if run is None or metadata["split"] != "test":
+        return "", []
+    test, provenance = read_json(run / "summary.json").get("test") or {}, read_json(run / "provenance.json")
+    if provenance.get("test") not in (None, metadata["images_sha256"]):
+        return "", ["the test images of the run have changed since its final test"] if is_own_data else []
     this_test = (metadata["data_fingerprint"], metadata["num_images"], metadata["tta"])
-    if (read_json(run / "provenance.json").get("data"), test.get("num_images"), test.get("tta", "none")) != this_test:
-        return ""
-    return f" (the run's final test: {'the same' if test['acc'] == metadata['acc'] else format(test['acc'], '.2%')})"
+    final_test = (provenance.get("data"), test.get("num_images"), test.get("tta", "none"))
+    if Path(metadata["model"]) != checkpoint_file(run) or final_test != this_test:
+        return "", []
+    accuracy = "the same" if test["acc"] == metadata["acc"] else format(test["acc"], ".2%")
+    note = far_above_note(read_json(run / "summary.json").get("val") or {}, metadata)
+    return f" (the run's final test: {accuracy})", [note]
