@@ -1,8 +1,10 @@
 """The commands of the README and of the pages for a start are run as printed; links, folders and names exist."""
 
+import json
 import re
 import shlex
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from warm_python import warm_imago
 from imago.paths import PROJECT_ROOT
 
 README = (PROJECT_ROOT / "README.md").read_text()
+RESULTS = PROJECT_ROOT / "benchmarks" / "results"
 PAGES = [README, *((PROJECT_ROOT / "docs" / name).read_text() for name in ("start.md", "images.md"))]
 COMMANDS = [
     *dict.fromkeys(
@@ -50,6 +53,15 @@ def test_the_layout_names_every_config_group_package_and_module():
     for part in (PROJECT_ROOT / "src" / "imago").iterdir():
         if part.name not in ("__init__.py", "__pycache__", "errors.py", "paths.py", "download.py"):
             assert part.name in layout, part.name
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="a project that was made from this one has no stored results")
+def test_ratios_of_the_comparison_are_those_of_the_stored_results():
+    template, script = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("template", "train_speed"))
+    ratios = f"{template['ratio']:.1f} (its network) | {script['ratio_b_over_a']['median']:.2f} (SimpleCNN)"
+    assert f"| CPU time of an epoch | 1 | {ratios} |" in README
+    measured = statistics.median(template["cpu_s_per_epoch"]["template"])
+    assert template["ratio"] == round(measured / statistics.median(template["cpu_s_per_epoch"]["imago"]), 2)
 
 
 @pytest.mark.slow
