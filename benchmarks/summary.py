@@ -23,7 +23,11 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 RESULTS, MEASURED = PROJECT_ROOT / "benchmarks" / "results", PROJECT_ROOT / "build" / "bench"
 # Scripts with their arguments; each writes the JSON file of its name.
 QUICK = {"overhead": ["--steps", "300", "--rounds", "3"], "data": ["--rounds", "1", "--cases", "cifar", "jpeg_500"]}
-FULL = {"overhead": [], "data": ["--rounds", "3", "--cases", "cifar", "jpeg_500"], "train_speed": ["--epochs", "1"]}
+FULL = {
+    "overhead": [],
+    "data": ["--rounds", "3", "--cases", "cifar", "jpeg_500"],
+    "train_speed": ["--epochs", "1", "--clean"],
+}
 NEEDS_DATA = ("data", "train_speed")
 
 

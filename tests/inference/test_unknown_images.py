@@ -17,7 +17,7 @@ from imago.data import shapes
 from imago.errors import ConfigError, DataError
 from imago.images import read_image, resize_and_crop
 from imago.inference.load import Predictor, load_predictor
-from imago.inference.unknown_images import evaluate_unknown, ood_name
+from imago.inference.unknown_images import check_unknown, evaluate_unknown, ood_name
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_the_figure_which_a_model_card_publishes_names_no_path(
     result = SimpleNamespace(logits=np.eye(10, dtype=np.float32)[:3], groups=None)
     for text in (f"{noise}/a/", f"{noise}/a/../a"):
         images = sorted((noise / "a").iterdir())[:2]
-        evaluate_unknown(predictor, text, images, Files([]), result, tmp_path)  # type: ignore[arg-type]
+        evaluate_unknown(predictor, text, images, result, tmp_path)  # type: ignore[arg-type]
     assert titles == ["3 known images, 2 images of a"] * 2
 
 
@@ -174,9 +174,9 @@ def test_images_of_the_evaluated_dataset_and_unreadable_ones_are_refused(run: Pa
     (tmp_path / "link").symlink_to(noise / "a")
     linked = [tmp_path / "link" / file.name for file in images[:3]]
     with pytest.raises(ConfigError, match=r"^ood=x has 3 images of the evaluated dataset, whose classes are known; "):
-        evaluate_unknown(predictor, "x", images, Files(linked), None, tmp_path)  # type: ignore[arg-type]
+        check_unknown(predictor, "x", images, Files(linked))  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"^ood=x: none of 1 image can be read"):
-        evaluate_unknown(predictor, "x", [noise / "bad.png"], Files([]), None, tmp_path)  # type: ignore[arg-type]
+        evaluate_unknown(predictor, "x", [noise / "bad.png"], None, tmp_path)  # type: ignore[arg-type]
 
 
 def test_names_of_directories_are_safe_and_differ_by_path(tmp_path: Path):

@@ -1,23 +1,17 @@
 """Every installed package has a license that allows to build on it; all files name the same version."""
 
-import importlib.util
 import re
 import tomllib
 from email.message import Message
 from types import SimpleNamespace
 from typing import Any
 
+import licenses
 import pytest
 import yaml
 
 import imago
 from imago.paths import PROJECT_ROOT
-
-spec = importlib.util.spec_from_file_location("licenses", PROJECT_ROOT / "tools" / "licenses.py")
-assert spec is not None
-assert spec.loader is not None
-licenses = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(licenses)
 
 
 def package(name: str, **fields: str) -> Any:

@@ -1,20 +1,14 @@
 """The schemas accept every file of configs/ and mark what is wrong in one."""
 
-import importlib.util
 import json
 from typing import Any
 
 import jsonschema
 import pytest
+import schema
 import yaml
 
 from imago.paths import PROJECT_ROOT
-
-spec = importlib.util.spec_from_file_location("schema", PROJECT_ROOT / "tools" / "schema.py")
-assert spec is not None
-assert spec.loader is not None
-schema = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(schema)
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ COMMANDS = {
     "report": "imago.analysis.report:report",
     "check": "imago.dataset_check.check:check",
 }
+CARD_COMMAND = "imago.export.model_card:write_model"  # report.py card=true push=NAME: it exports, which loads torch
 
 
 class _Job:
@@ -65,8 +66,8 @@ class _Job:
         overrides = to_plain(job.overrides, resolve=False)
         try:
             self._check_config(cfg, overrides)
-            card = "imago.export.model_card:write_model" if cfg.get("card") or cfg.get("push") else ""  # of report.py
-            return pkgutil.resolve_name(card or COMMANDS[self.command])(cfg)
+            is_card = self.command == "report" and (cfg.card or cfg.push)
+            return pkgutil.resolve_name(CARD_COMMAND if is_card else COMMANDS[self.command])(cfg)
         except Exception as error:  # not BaseException: Ctrl-C and SystemExit end the sweep
             error = to_user_error(error)  # the disk is full, or the memory
             self.failures.append(error)

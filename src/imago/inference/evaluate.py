@@ -19,7 +19,7 @@ from imago.inference.results import MAX_NAME_CHARS, compare_with_final_test, sum
 from imago.inference.robustness import measure_robustness, robustness_problems, write_robustness
 from imago.inference.run_split import EVALUATED_SPLITS, images_digest, run_split, split_samples
 from imago.inference.trained_images import trained_on_note
-from imago.inference.unknown_images import evaluate_unknown, ood_name
+from imago.inference.unknown_images import check_unknown, evaluate_unknown, ood_name
 from imago.instantiate import build, targets, to_plain
 from imago.log import log_to
 from imago.paths import short_path
@@ -62,13 +62,14 @@ def evaluate(cfg: DictConfig) -> float:
     directory = _result_directory(cfg, file, run, data.fingerprint())
     if cfg.calibrate == "fit":
         _fit_temperature(cfg, file, predictor, data)
+    check_unknown(predictor, cfg.ood, ood_images, data.splits)
     result, samples = run_split(predictor, data, cfg.split), split_samples(data, cfg.split)
     metadata = _describe(cfg, file, run, settings, predictor) | {
         "data_fingerprint": data.fingerprint(),
         "images_sha256": images_digest(samples, data.class_names),
         **_metrics(predictor, result),
     }
-    metadata |= evaluate_unknown(predictor, cfg.ood, ood_images, data.splits, result, directory) if cfg.ood else {}
+    metadata |= evaluate_unknown(predictor, cfg.ood, ood_images, result, directory) if cfg.ood else {}
     final_test, of_final_test = compare_with_final_test(run, metadata, is_own_data)
     written = write_results(directory, result, metadata, samples)
     print(*summary_lines(result, metadata, final_test), sep="\n")

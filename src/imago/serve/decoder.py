@@ -56,9 +56,8 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes workers that have ended
     Image.init()  # imports the plugin of every format
     Image.new("RGB", (8, 8)).resize((4, 4)).save(BytesIO(), "PNG")
-    with open(
-        os.devnull, "wb"
-    ) as null:  # standard output is the access log; libraries print what damaged files contain
+    # Standard output is the access log; libraries print what damaged files contain.
+    with open(os.devnull, "wb") as null:
         for number in (1, 2):
             os.dup2(null.fileno(), number)
     control.sendall(bytes([confine(limits)]))
