@@ -22,7 +22,7 @@ from imago.text import table_lines
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 RESULTS, MEASURED = PROJECT_ROOT / "benchmarks" / "results", PROJECT_ROOT / "build" / "bench"
 # Scripts with their arguments; each writes the JSON file of its name.
-QUICK = {"overhead": ["--steps", "300", "--rounds", "3"], "data": ["--rounds", "1", "--cases", "cifar", "jpeg_500"]}
+QUICK = {"overhead": ["--steps", "300", "--rounds", "3"], "data": ["--cases", "cifar", "--rounds", "3"]}
 FULL = {
     "overhead": [],
     "data": ["--rounds", "3", "--cases", "cifar", "jpeg_500"],
@@ -93,7 +93,8 @@ def measure(scripts: dict[str, list[str]]) -> None:
             continue
         print(f"{name} ...", flush=True)
         command = [sys.executable, f"benchmarks/{name}.py", *arguments, "--json", str(MEASURED / f"{name}.json")]
-        subprocess.run(command, check=True, cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL)
+        if code := subprocess.run(command, cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL).returncode:
+            sys.exit(code)  # it has said why
 
 
 def rows(folders: list[Path]) -> list[list[str]]:

@@ -154,4 +154,4 @@ def test_each_corruption_has_its_accuracy_and_calibration_error_by_severity():
     assert accuracy.get_ydata().tolist() == [60, 50]
     assert error.get_ydata().tolist() == [10, 20]
     assert figure.axes[5].lines[1].get_ydata().tolist() == [30]
-    assert [text.get_text() for text in figure.legends[0].get_texts()][0] == "accuracy without, %"
+    assert [text.get_text() for text in figure.legends[0].get_texts()][0] == "accuracy without corruption, %"

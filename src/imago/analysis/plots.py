@@ -174,7 +174,9 @@ def plot_robustness(content: Mapping[str, Any]) -> "Figure":
         axes = figure.add_subplot(math.ceil(len(corruptions) / _NUM_COLUMNS), _NUM_COLUMNS, number)
         acc, intervals, errors = (100 * np.array(scores[key]) for key in ("acc", "acc_interval", "calibration_error"))
         severities = scores["severity"]
-        axes.axhline(100 * content["clean_acc"], color="0.4", linestyle="--", linewidth=1, label="accuracy without, %")
+        axes.axhline(
+            100 * content["clean_acc"], color="0.4", linestyle="--", linewidth=1, label="accuracy without corruption, %"
+        )
         axes.fill_between(severities, *intervals.T, color="#7aa6d8", alpha=0.4)
         axes.plot(severities, acc, "o-", color="#1f4e8c", markersize=3, label="accuracy by severity, %")
         axes.plot(severities, errors, "s-", color="#c9562b", markersize=3, label="calibration error, %")
