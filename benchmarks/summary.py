@@ -10,6 +10,7 @@ All ratios are of two sides that ran in turn, one pair in each round.
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from imago.text import table_lines
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 RESULTS, MEASURED = PROJECT_ROOT / "benchmarks" / "results", PROJECT_ROOT / "build" / "bench"
 # Scripts with their arguments; each writes the JSON file of its name.
-QUICK = {"overhead": ["--steps", "300", "--rounds", "3"], "data": ["--cases", "cifar", "--rounds", "3"]}
+QUICK = {"overhead": ["--steps", "300", "--rounds", "3"], "data": ["--rounds", "3", "--cases", "cifar", "jpeg_500"]}
 FULL = {
     "overhead": [],
     "data": ["--rounds", "3", "--cases", "cifar", "jpeg_500"],
@@ -86,7 +87,8 @@ ROWS = (
 
 def measure(scripts: dict[str, list[str]]) -> None:
     """Run benchmark scripts one after the other."""
-    MEASURED.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(MEASURED, ignore_errors=True)
+    MEASURED.mkdir(parents=True)
     for name, arguments in scripts.items():
         if name in NEEDS_DATA and "IMAGO_DATA_DIR" not in os.environ:
             print(f"{name}: left out, as it needs the datasets in IMAGO_DATA_DIR")
@@ -97,14 +99,13 @@ def measure(scripts: dict[str, list[str]]) -> None:
             sys.exit(code)  # it has said why
 
 
-def rows(folders: list[Path]) -> list[list[str]]:
-    """Return the cells of the table; each result is read from the first folder that has it."""
+def rows(folder: Path) -> list[list[str]]:
+    """Return the cells of the table, for the results that a folder has."""
     cells = []
     for row in ROWS:
-        files = [file for folder in folders if (file := folder / f"{row.file}.json").is_file()]
-        if not files:
+        if not (file := folder / f"{row.file}.json").is_file():
             continue
-        pairs = [*row.pairs(json.loads(files[0].read_text(encoding="utf-8")))]
+        pairs = [*row.pairs(json.loads(file.read_text(encoding="utf-8")))]
         ratios = sorted(ours / other for ours, other in pairs)
         ours, other = (statistics.median(side) for side in zip(*pairs, strict=True))
         ratio = statistics.median(ratios)
@@ -125,7 +126,7 @@ def main() -> None:
     if args.measure:
         measure(QUICK if args.measure == "quick" else FULL)
     header = ["what", "unit", "ours", "other", "its value", "ratio", "goal", ""]
-    print(*table_lines([header, *rows([MEASURED, RESULTS] if args.measure else [RESULTS])]), sep="\n")
+    print(*table_lines([header, *rows(MEASURED if args.measure else RESULTS)]), sep="\n")
 
 
 if __name__ == "__main__":
