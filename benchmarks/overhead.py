@@ -186,8 +186,10 @@ def main() -> None:
     for _ in range(args.rounds):
         for side, measured in rounds.items():
             command = [sys.executable, __file__, "--side", side, "--steps", str(args.steps)]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=PROJECT_ROOT).stdout
-            measured.append(round(json.loads(output.splitlines()[-1])["ms"], 3))
+            done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT_ROOT)
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            measured.append(round(json.loads(done.stdout.splitlines()[-1])["ms"], 3))
         print({side: measured[-1] for side, measured in rounds.items()}, flush=True)
     ms = {side: statistics.median(measured) for side, measured in rounds.items()}
     overhead = {side: round(ms[side] - ms["loop"], 3) for side in SIDES}
