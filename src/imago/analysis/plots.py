@@ -139,7 +139,7 @@ def plot_speed(
     num_bytes: np.ndarray,
     title: str,
 ) -> "Figure":
-    """Draw accuracy over latency, one point for each of N files; the area of a point is the size of the file.
+    """Draw latency and accuracy of N files, one row for each, the fastest first.
 
     Args:
         names: N labels.
@@ -149,20 +149,22 @@ def plot_speed(
         num_bytes: sizes (N,).
         title: of the figure.
     """
-    figure = _new_figure(8, 5)
-    axes = figure.subplots()
-    errors = 100 * np.abs(intervals.T - accuracy)
-    axes.errorbar(latency_ms, 100 * accuracy, errors, fmt="none", ecolor="0.7", elinewidth=1)
-    areas = 40 + 600 * num_bytes / num_bytes.max()
-    axes.scatter(latency_ms, 100 * accuracy, areas, color="#7aa6d8", edgecolor="#1f4e8c", alpha=0.7)
-    for rank, number in enumerate(np.argsort(latency_ms)):  # neighbours have names at different heights
-        point, shift = (latency_ms[number], 100 * accuracy[number]), (4, (16, -24, 34, -42)[rank % 4])
-        axes.annotate(names[number], point, shift, textcoords="offset points", fontsize=9, parse_math=False)
-    axes.set(xlabel="latency of one image, ms (p50)", ylabel="accuracy, % (95 % interval)", xscale="log")
-    axes.margins(0.2)
-    for axis_ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis_ticks(lambda value, _: f"{value:g}")
-    axes.set_title(f"{title}\narea: size of the file", fontsize=11, parse_math=False)
+    order = np.argsort(latency_ms)
+    rows = np.arange(len(names))
+    figure = _new_figure(9, 1.4 + 0.32 * len(names))
+    speed, quality = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
+    bars = speed.barh(rows, latency_ms[order], color="#7aa6d8")
+    texts = [f"{latency_ms[index]:.3g} ms, {num_bytes[index] / 1e6:.3g} MB" for index in order]
+    speed.bar_label(bars, texts, padding=4, fontsize=9)
+    speed.margins(x=0.4)
+    speed.set(xlabel="latency of one image, ms (p50)")
+    speed.set_yticks(rows, [names[index] for index in order], parse_math=False)
+    speed.invert_yaxis()
+    errors = 100 * np.abs(intervals.T - accuracy)[:, order]
+    quality.errorbar(100 * accuracy[order], rows, xerr=errors, fmt="o", color="#1f4e8c", ecolor="0.6")
+    quality.set(xlabel="accuracy, % (95 % interval)")
+    quality.grid(axis="x", color="0.9")
+    figure.suptitle(title, fontsize=11, parse_math=False)
     return figure
 
 
