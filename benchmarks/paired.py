@@ -11,7 +11,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,11 @@ def train(settings: Sequence[str], name: str, log_dir: Path) -> tuple[dict[str, 
     return json.loads((log_dir / "train" / name / "summary.json").read_text()), cpu_s, wall_s
 
 
-def run_sides(sides: Mapping[str, Sequence[str]], args: argparse.Namespace, benchmark: str) -> list[Run]:
+# The settings of src/train.py; or a function of the seed that returns test accuracy, number of images, CPU and wall s.
+Side = Sequence[str] | Callable[[int], tuple[float, int, float, float]]
+
+
+def run_sides(sides: Mapping[str, Side], args: argparse.Namespace, benchmark: str) -> list[Run]:
     """Train every side once per seed, in alternating order, and print a line for each run."""
     adopt_orphans()
     stamp = time.strftime("%Y%m%d_%H%M%S")
@@ -68,11 +72,14 @@ def run_sides(sides: Mapping[str, Sequence[str]], args: argparse.Namespace, benc
     print(f"{'seed':>4} {'side':<12} {'test acc':>9} {'core-minutes':>13}")
     for index, seed in enumerate(args.seeds):
         for side in list(sides) if index % 2 == 0 else list(sides)[::-1]:
-            name = f"{benchmark}_{stamp}_{re.sub('[^a-z0-9]+', '-', side.lower())}_{seed}"
-            summary, cpu_s, wall_s = train([*sides[side], *args.override, f"seed={seed}"], name, args.log_dir)
-            test = summary["test"]
-            runs.append(Run(name, side, seed, test["acc"], test["num_images"], cpu_s / 60, wall_s))
-            print(f"{seed:>4} {side:<12} {test['acc']:>9.2%} {cpu_s / 60:>13.2f}", flush=True)
+            name, settings = f"{benchmark}_{stamp}_{re.sub('[^a-z0-9]+', '-', side.lower())}_{seed}", sides[side]
+            if callable(settings):
+                acc, num_images, cpu_s, wall_s = settings(seed)
+            else:
+                summary, cpu_s, wall_s = train([*settings, *args.override, f"seed={seed}"], name, args.log_dir)
+                acc, num_images = summary["test"]["acc"], summary["test"]["num_images"]
+            runs.append(Run(name, side, seed, acc, num_images, cpu_s / 60, wall_s))
+            print(f"{seed:>4} {side:<12} {acc:>9.2%} {cpu_s / 60:>13.2f}", flush=True)
     return runs
 
 
