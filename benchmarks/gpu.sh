@@ -21,11 +21,12 @@ fail() {
 if [ "${1:-}" = --pack ]; then
   shift
   [ $# -gt 0 ] || set -- hydra-core omegaconf
-  rm -rf "$WHEELS"
+  pinned=()
   for name in "$@"; do
-    pinned=$(grep -m 1 -oE "^$name==[^ ;]+" requirements.lock) || fail "--pack $name: requirements.lock has no such package"
-    "$PYTHON" -m pip download --quiet --no-deps --only-binary=:all: --dest "$WHEELS" "$pinned"
+    pinned+=("$(grep -m 1 -oE "^$name==[^ ;]+" requirements.lock)") || fail "--pack $name: requirements.lock has no such package"
   done
+  rm -rf "$WHEELS"
+  "$PYTHON" -m pip download --quiet --no-deps --only-binary=:all: --dest "$WHEELS" "${pinned[@]}"
   for wheel in "$WHEELS"/*; do
     [[ $wheel == *-none-any.whl ]] || fail "$wheel is built for one platform; leave it out, or install it there"
   done
@@ -39,5 +40,5 @@ fi
 if compgen -G "$WHEELS/*.whl" > /dev/null; then
   "$PYTHON" -m pip install --quiet --no-index --no-deps --upgrade --find-links "$WHEELS" --target "$PACKAGES" "$WHEELS"/*.whl
 fi
-export PYTHONPATH=$PWD/$PACKAGES:$PWD/src
+export PYTHONPATH=$PWD/$PACKAGES:$PWD/src${PYTHONPATH:+:$PYTHONPATH}
 exec "$PYTHON" benchmarks/gpu.py "$@"

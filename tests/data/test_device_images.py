@@ -166,7 +166,8 @@ def test_a_training_and_one_resumed_in_mid_epoch_end_with_the_weights_of_the_cpu
 def test_two_processes_train_as_they_do_with_images_on_the_cpu(tmp_path: Path):
     curves = []
     for on_device in ("true", "false"):
-        two = ("trainer=ddp_sim", "trainer.max_epochs=1", "model.hidden_features=8", "trainer.limit_test_batches=1")
+        two = ("trainer=ddp_sim", "trainer.max_epochs=1", "model.hidden_features=8", "test=false")
+        two += ("callbacks.best_checkpoint=null", "callbacks.image_grid=null")
         done = train(tmp_path, *SHORT, *two, f"data.on_device={on_device}", f"run_name={on_device}", "threads=1")
         rows = csv.DictReader((tmp_path / "train" / on_device / "metrics.csv").open(encoding="utf-8"))
         curves.append([(row["step"], row["train/loss_step"], row["val/loss"]) for row in rows])
@@ -256,9 +257,7 @@ def test_what_is_read_one_by_one_stays_on_the_cpu(kind: str, tmp_path: Path):
                 (tmp_path / label).mkdir(exist_ok=True)
                 for index in range(10):
                     Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / label / f"{index}.png")
-            data: Any = ImageFolderDataModule(
-                str(tmp_path), str(tmp_path / "cache"), **common, val_fraction=0.2, test_fraction=0.2
-            )
+            data: Any = ImageFolderDataModule(str(tmp_path), str(tmp_path / "cache"), **common)
         else:
             data = TorchDatasetDataModule(Pairs(), **common)
         data.set_up_data()

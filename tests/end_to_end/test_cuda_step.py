@@ -89,6 +89,7 @@ def task_on_cuda(cfg: DictConfig, data: SmallShapes, case: str) -> Any:
     return task.train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_no_step_leaves_a_tensor_on_the_cpu_or_waits_for_the_device(
     compose: Callable, fake: None, monkeypatch: pytest.MonkeyPatch, case: str
@@ -120,6 +121,7 @@ def test_no_step_leaves_a_tensor_on_the_cpu_or_waits_for_the_device(
     } == {CUDA}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tta", ["none", "flip", "flip_shift"])
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
 def test_validation_and_test_neither(compose: Callable, fake: None, monkeypatch: pytest.MonkeyPatch, tta: str):

@@ -63,12 +63,12 @@ class Ema(WeightAveraging):
 def _average(averaged: nn.Module, current: nn.Module, kept: float) -> None:
     """Replace the share 1 - `kept` of the floating-point tensors of `averaged`, and its integers."""
     pairs = list(zip(_tensors(averaged), _tensors(current), strict=True))
-    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    lerped = [pair for pair in pairs if kept and pair[0].is_floating_point()]
     copied = [pair for pair in pairs if not (kept and pair[0].is_floating_point())]
-    if kept:
-        torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - kept)
+    if lerped:
+        torch._foreach_lerp_([old for old, _ in lerped], [new for _, new in lerped], 1 - kept)
     if copied:
-        torch._foreach_copy_(*map(list, zip(*copied, strict=True)))
+        torch._foreach_copy_([old for old, _ in copied], [new for _, new in copied])
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -227,10 +227,11 @@ class ImageDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Augment training batches and normalize all, on the device: uint8 is a quarter of the bytes to transfer."""
-        batch = self.device_splits.gather(batch)
+        images, labels = self.device_splits.gather(batch)
         if self.trainer is None or not self.trainer.training:
-            return self._normalize(batch[0]), batch[1]
-        return self.augment_batch(*batch, (self.trainer.current_epoch, self._num_batches_done(), self._rank()[0]))
+            return self._normalize(images), labels
+        key = self.trainer.current_epoch, self._num_batches_done(), self._rank()[0]
+        return self.augment_batch(images, labels, key)
 
     def augment_batch(self, images: Tensor, labels: Tensor, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """Apply the augmentations that work on whole batches, and normalize.

@@ -41,7 +41,7 @@ class BatchLoader(DataLoader):
             super().__init__(
                 dataset,
                 batch_sampler=sampler,
-                collate_fn=_move_to_shared_memory,  # type: ignore[arg-type]  # torch expects a list of samples
+                collate_fn=_move_to_shared_memory,
                 num_workers=num_workers,
                 worker_init_fn=_ignore_signals_of_others,
                 **(chosen | dict(settings)),

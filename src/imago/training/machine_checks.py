@@ -160,5 +160,6 @@ def _device_type(accelerator: str) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # of newer releases than pyproject.toml requires
+    # Older releases that pyproject.toml allows do not have the function.
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
