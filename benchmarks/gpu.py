@@ -181,7 +181,7 @@ def _card() -> dict[str, Any]:
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (CPU)"
     versions = {"torchvision": torchvision.__version__, "cuda": torch.version.cuda}
     environment = describe_environment() if shutil.which("git") else {"torch": torch.__version__}
-    if PACKED_COMMIT.is_file():  # the tree may travel without its history
+    if environment.get("git_commit", "none") == "none" and PACKED_COMMIT.is_file():  # a tree without its history
         versions["git_commit"] = PACKED_COMMIT.read_text(encoding="utf-8").strip()
     return {"name": name, **environment, **versions}
 
