@@ -108,8 +108,10 @@ class Bench:
     def airbench(self, found: dict[str, Any]) -> dict[str, Any]:
         if self.args.airbench is None:
             return {"not_run": "type --airbench FILE, the path of a script of cifar10-airbench"}
-        with tempfile.TemporaryDirectory() as directory:  # the script reads the folder cifar10
-            (Path(directory) / "cifar10").symlink_to(os.environ["IMAGO_DATA_DIR"])
+        with tempfile.TemporaryDirectory() as directory:  # the script reads the folder cifar10, and writes into it
+            images = Path("cifar10", "cifar-10-batches-py")
+            (Path(directory) / images.parent).mkdir()
+            (Path(directory) / images).symlink_to(Path(os.environ["IMAGO_DATA_DIR"], images.name))
             command = [sys.executable, str(self.args.airbench.absolute())]
             output = self._call(command, Path(directory), is_cut_off=True)
         return {"script": self.args.airbench.name, "last_lines": output.splitlines()[-15:]}
@@ -117,9 +119,10 @@ class Bench:
     def resnet18(self, found: dict[str, Any]) -> dict[str, Any]:
         speeds = self.results["speed"].get("ours") or [20_000.0]  # images/s of a small GPU
         left_s = self.end_s - time.monotonic() - 60  # to start, compile, save and test
-        epochs = max(1, int(left_s * statistics.median(speeds) * 0.7 / 50_000))  # 0.7: validation and checkpoints
+        # 0.7: validation and checkpoints take time, too.
+        epochs = min(200, max(1, int(left_s * statistics.median(speeds) * 0.7 / 50_000)))
         warm_up = f"schedule.warmup_epochs={min(5, epochs / 4):g}"
-        epochs_text = f"trainer.max_epochs={min(epochs, 200)}"
+        epochs_text = f"trainer.max_epochs={epochs}"
         return self._train("resnet18", *RESNET, epochs_text, warm_up, "calibrate=none") | {"epochs": epochs}
 
     def _train(self, name: str, *overrides: str) -> dict[str, Any]:

@@ -73,3 +73,16 @@ def test_a_package_that_is_not_locked_is_refused_before_anything_is_downloaded()
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: --pack no-such-package: requirements.lock has no such package\n"
+
+
+def test_a_script_of_somebody_else_finds_the_images_and_writes_beside_a_link(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "data" / "cifar-10-batches-py").mkdir(parents=True)
+    (tmp_path / "data" / "cifar-10-batches-py" / "test_batch").touch()
+    monkeypatch.setenv("IMAGO_DATA_DIR", str(tmp_path / "data"))
+    bench.args.airbench = tmp_path / "script.py"
+    code = "open('cifar10/train.pt', 'w').close(); import os; print(os.listdir('cifar10/cifar-10-batches-py'))"
+    bench.args.airbench.write_text(code)
+    assert bench.airbench({}) == {"script": "script.py", "last_lines": ["['test_batch']"]}
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["cifar-10-batches-py"]
