@@ -97,7 +97,7 @@ def build_whole_run(cfg: DictConfig, run_dir: Path) -> tuple[DrawnShapes, ImageT
     """Build all parts as `train.py` does, with the first drawn shapes as the data."""
     cfg.paths.run_dir = str(run_dir)
     with open_dict(cfg):
-        cfg.data = {name: cfg.data[name] for name in ("batch_size", "augment", "seed")}
+        cfg.data = {name: cfg.data[name] for name in ("batch_size", "augment", "seed", "on_device") if name in cfg.data}
         cfg.data |= {"_target_": "small_fit.SmallShapes", "num_workers": 0}
     set_modes(cfg)
     limit_overfit_batches(cfg)

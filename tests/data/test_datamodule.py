@@ -195,7 +195,12 @@ def trainer_that_has_done(batches: int, limit_train_batches: int | float = 1.0) 
     progress = SimpleNamespace(total=SimpleNamespace(processed=batches))
     fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
     return SimpleNamespace(
-        fit_loop=fit_loop, limit_train_batches=limit_train_batches, overfit_batches=0.0, global_rank=0, world_size=1
+        fit_loop=fit_loop,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        limit_train_batches=limit_train_batches,
+        overfit_batches=0.0,
+        global_rank=0,
+        world_size=1,
     )
 
 

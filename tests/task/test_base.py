@@ -202,6 +202,11 @@ def test_soft_labels_and_class_weights_never_sync(compose, tmp_path: Path, weigh
     assert 0 <= accuracy <= 1
 
 
+def test_averaging_weights_never_syncs(compose, tmp_path: Path):
+    cfg = compose("data=shapes", *SMALL, "callbacks=ema", f"trainer.log_every_n_steps={LOG_EVERY}")
+    assert_quiet(count_steps(cfg, tmp_path))
+
+
 # What reaches the schedule, the optimizer and the checkpoint
 
 

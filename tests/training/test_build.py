@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_fit
@@ -72,6 +73,17 @@ def test_images_and_network_have_one_memory_format(compose: Callable, task: str,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("typed", "mode"), [("true", None), ("reduce-overhead", "reduce-overhead")])
+def test_the_network_is_compiled_in_place_for_each_shape(
+    compose: Callable, monkeypatch: pytest.MonkeyPatch, typed: str, mode: str | None
+):
+    calls: list[tuple[Any, dict]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **settings: calls.append((self, settings)))
+    cfg = compose("data=shapes", "model.hidden_features=16", f"compile={typed}")
+    task = build_task(cfg, small_fit.build_data(cfg))
+    assert calls == [(task.net, {"mode": mode, "dynamic": False})]
+
+
 def test_a_resumed_run_continues_its_run_of_wandb(compose, tmp_path):
     def wandb_id(name: str, **typed: str) -> str:
         cfg = compose("data=shapes")

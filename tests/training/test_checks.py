@@ -54,6 +54,7 @@ BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set o
         (["data=image_folder", "data.root=x", "data.sampler=balanced", "loss.weight=balanced"], "corrects twice"),
         (["run_name=a/b"], "run_name=a/b must be a directory name"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0 must be greater than 0; eval.py evaluates"),
+        (["compile=fast"], "compile=fast is not one of true, reduce-overhead, max-autotune, "),
         (["tune=batch_size"], "tune=batch_size is not one of lr"),
         (["trainer.max_time=1h"], "trainer.max_time=1h must be DD:HH:MM:SS, e.g. 00:01:30:00"),
         (["trainer.max_time=00:00:10"], "trainer.max_time=00:00:10 must be DD:HH:MM:SS"),

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from short_runs import SHORT
+from torch._subclasses import FakeTensorMode
 from warm_python import warm_hydra
 
 from imago.errors import ConfigError, DataError
 from imago.training import machine_checks
 from imago.training.machine_checks import (
     check_batch_size,
+    check_compile,
     choose_precision,
     count_devices,
     hide_missing_gpus,
@@ -181,6 +183,26 @@ def test_compile_without_a_compiler_is_refused_in_one_line(tmp_path: Path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: compile=true: torch cannot compile here")
     assert done.stderr.count("\n") == 1
+
+
+def test_cuda_graphs_are_refused_where_they_would_overwrite_gradients_that_are_still_needed(compose: Callable):
+    settings = ("compile=reduce-overhead", "trainer.accumulate_grad_batches=2")
+    with pytest.raises(ConfigError, match=rf"^{' '.join(settings)}: .*; type compile=true\.$"):
+        prepare_machine(compose("data=shapes", *settings))
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_the_compiler_is_tried_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch, device_type: str):
+    compiled: list[torch.device] = []
+    monkeypatch.setattr(torch, "compile", lambda function: lambda values: compiled.append(values.device))
+    with FakeTensorMode():
+        check_compile(device_type)
+    assert [device.type for device in compiled] == [device_type]
+
+
+def test_a_torch_that_does_not_name_the_abilities_of_a_cpu_trains_in_fp32(no_gpu, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert choose_precision("auto", "auto") == ("32-true", "no bf16 on this machine")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

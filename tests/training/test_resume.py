@@ -113,6 +113,7 @@ def test_callbacks_and_task_settings_that_change_the_result_are_refused(before: 
         ({}, {"compile": True, "tta": "flip", "tune": None}),  # keys that are absent from an older run
         ({"task": {"net": {"name": "a"}}}, {"task": {"net": {"name": "b"}}}),  # reported by the model group itself
         ({"callbacks": {"speed": {"a": 1}}}, {"callbacks": {}}),
+        ({"data": {"on_device": "auto"}}, {"data": {"on_device": False}}),
     ],
 )
 def test_absent_keys_and_observing_callbacks_may_differ(before: dict, after: dict):

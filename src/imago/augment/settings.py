@@ -13,6 +13,8 @@ POLICIES = ("randaugment", "trivialaugment")
 NUM_OPERATIONS = 14  # number of operations that RandAugment samples from (Cubuk et al. 2020)
 MAX_MAGNITUDE = 30  # RandAugment's scale, 0 .. 30 (Cubuk et al. 2020)
 
+_SINGLE_IMAGE_TRANSFORMS = ("rotation_degrees", "policy", "gray_probability", "blur_probability", "extra")
+
 # Settings that have an effect only with another setting, and that setting.
 _NEEDED_BY_SETTING = {
     "policy_num_ops": "policy=randaugment",
@@ -103,8 +105,12 @@ class Augment:
     @property
     def has_single_image_transforms(self) -> bool:
         """Whether a transform of single images is on; they are slow, so worker processes pay off."""
-        values = (self.rotation_degrees, self.policy, self.gray_probability, self.blur_probability, self.extra)
-        return any(map(bool, values))
+        return any(getattr(self, name) for name in _SINGLE_IMAGE_TRANSFORMS)
+
+    @property
+    def single_image_settings(self) -> list[str]:
+        """The names of the settings that are on and need one image at a time, on the CPU."""
+        return [name for name in (*_SINGLE_IMAGE_TRANSFORMS, "random_resized_crop_scale") if getattr(self, name)]
 
     @cached_property
     def extra_transforms(self) -> list[Callable]:

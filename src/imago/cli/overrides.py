@@ -52,7 +52,7 @@ ACCEPTED_TYPES: dict[tuple[type, ...], set[str]] = {
     (str, int): {"trainer.precision", "threads"},
     (str, dict): {"trainer.strategy", "sweep.sampler", "sweep.pruner"},
     (str, dict, NoneType): {"trainer.profiler", "trainer.max_time"},
-    (bool, str): {"trainer.deterministic"},
+    (bool, str): {"trainer.deterministic", "compile", "data.on_device"},
 }
 
 NOT_GLOBAL = "the first line of its YAML, also before comments, must be '# @package _global_'."

@@ -16,6 +16,7 @@ from imago.augment.batch_augment import BatchAugment
 from imago.augment.settings import Augment
 from imago.data.csv_list import COLUMNS
 from imago.data.dataset import ArrayDataset, FileDataset, LabeledArray, LabeledFiles, Samples, Splits
+from imago.data.device_images import DeviceSplits
 from imago.data.loader import BatchLoader
 from imago.data.sampling import EvalSampler, TrainSampler, limited_batches
 from imago.data.splitting import SplitPlan, complete_splits, training_part
@@ -47,6 +48,8 @@ class ImageDataModule(LightningDataModule):
         seed: determines the order of the samples and their augmentation.
         loader: further arguments of torch's DataLoader, e.g. `prefetch_factor`.
         sampler: "shuffle" uses every training image once per epoch, "balanced" samples the classes equally often.
+        on_device: "auto", True or False: keep images in memory on the device and make the batches of a training there,
+            see `imago.data.device_images.DeviceSplits`. The batches are the same.
         split: arguments of `imago.data.splitting.SplitPlan`.
 
     Attributes:
@@ -70,6 +73,7 @@ class ImageDataModule(LightningDataModule):
         seed: int,
         sampler: str = "shuffle",
         loader: Mapping[str, Any] | None = None,
+        on_device: bool | str = False,
         **split: Any,
     ) -> None:
         super().__init__()
@@ -81,6 +85,7 @@ class ImageDataModule(LightningDataModule):
         self.augment = Augment(**augment)
         self.seed = seed
         self.sampler = sampler
+        self.device_splits = DeviceSplits(on_device)
         self.split_plan = SplitPlan(**split)
         for name in ("group_by", "group_pattern"):
             if (value := getattr(self.split_plan, name)) and name not in self.group_settings:
@@ -162,6 +167,15 @@ class ImageDataModule(LightningDataModule):
         """Decode images before the first epoch if that saves time; return where they are kept, for the log."""
         return "in memory: the whole dataset"
 
+    def setup(self, stage: str) -> None:
+        """Choose where the batches of a training are made; called by the Trainer before it asks for the loaders."""
+        if stage == "fit" and self.trainer is not None and self.device_splits.setting:
+            self.place_images(self.trainer.strategy.root_device)
+
+    def place_images(self, device: torch.device) -> None:
+        """Choose whether train and val are kept on `device`, see `DeviceSplits.place`."""
+        self.device_splits.place(self.splits, self.preprocess.size, self.augment, device)
+
     def training_dataset(self) -> ArrayDataset | FileDataset:
         """Return the training images with the augmentations that are applied in the data loader.
 
@@ -187,11 +201,11 @@ class ImageDataModule(LightningDataModule):
             # Lightning has restored the progress by now, but not the epoch number: compute it from the batches done.
             num_done, per_epoch = self._num_batches_done(), self.batches_per_epoch(self.trainer.limit_train_batches)
             sampler.epoch, sampler.start_batch = divmod(num_done, per_epoch)
-        return self._build_loader(self.training_dataset(), sampler)
+        return self._build_loader(self.device_splits.move("train", self.training_dataset()), sampler)
 
     def val_dataloader(self) -> DataLoader:
-        """Return the validation images."""
-        return self.evaluation_loader("val")
+        """Return the validation images; on the device if a Trainer fits and they are kept there."""
+        return self._evaluation_loader("val", self.device_splits.move("val", self.dataset("val")))
 
     def test_dataloader(self) -> DataLoader:
         """Return the test images."""
@@ -202,18 +216,22 @@ class ImageDataModule(LightningDataModule):
 
         The limited ones are the same in every epoch.
         """
-        dataset = self.dataset(split)
+        return self._evaluation_loader(split, self.dataset(split))
+
+    def _evaluation_loader(self, split: str, dataset: Any) -> DataLoader:
         sampler = EvalSampler(len(dataset), self.batch_size, *self._rank())
         limit = getattr(self.trainer, f"limit_{split}_batches", 1.0)
         if limited_batches(len(sampler), limit) < len(sampler):
             sampler.order = stratified_order(dataset.labels, self.split_plan.split_seed)
         return self._build_loader(dataset, sampler)
 
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Augment training batches and normalize all, on the device: uint8 is a quarter of the bytes to transfer."""
+        images, labels = self.device_splits.gather(batch)
         if self.trainer is None or not self.trainer.training:
-            return self._normalize(batch[0]), batch[1]
-        return self.augment_batch(*batch, (self.trainer.current_epoch, self._num_batches_done(), self._rank()[0]))
+            return self._normalize(images), labels
+        key = self.trainer.current_epoch, self._num_batches_done(), self._rank()[0]
+        return self.augment_batch(images, labels, key)
 
     def augment_batch(self, images: Tensor, labels: Tensor, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
         """Apply the augmentations that work on whole batches, and normalize.
@@ -235,16 +253,17 @@ class ImageDataModule(LightningDataModule):
             self._normalizer[1].memory_format = self.memory_format
         return self._normalizer[1].to(images.device)(images)
 
-    def _build_loader(self, dataset: ArrayDataset | FileDataset, sampler: TrainSampler | EvalSampler) -> DataLoader:
-        num_workers = self.num_workers
+    def _build_loader(self, dataset: Any, sampler: TrainSampler | EvalSampler) -> DataLoader:
+        num_workers, default_type = self.num_workers, "cuda" if torch.cuda.is_available() else "cpu"
+        device_type = self.trainer.strategy.root_device.type if self.trainer else default_type
         if num_workers is None:
             # On a CPU the network needs all cores: more busy processes than cores make it many times slower.
-            has_gpu = self.trainer.strategy.root_device.type != "cpu" if self.trainer else torch.cuda.is_available()
+            has_gpu = device_type != "cpu"
             is_slow = dataset.augment is not None and dataset.augment.has_single_image_transforms
             num_cores = available_cores() // (self.trainer.num_devices if self.trainer else 1)
             needs_workers = has_gpu and (is_slow or isinstance(dataset, FileDataset))
             num_workers = max(1, min(MAX_WORKERS, num_cores)) if needs_workers else 0
-        return BatchLoader(dataset, sampler, num_workers, self.loader)
+        return BatchLoader(dataset, sampler, num_workers, self.loader, pin_memory=device_type == "cuda")
 
     def _num_batches_done(self) -> int:
         assert self.trainer is not None, "called only while a Trainer runs"

@@ -129,17 +129,17 @@ class Splits:
         return [("train", self.train), ("val", self.val), ("test", self.test)]
 
 
-class _BatchDataset(Dataset):
+class BatchDataset(Dataset):
     """Return whole batches, from `load` of a subclass."""
 
     labels: np.ndarray
-    load: Callable[[BatchIndices], tuple[Tensor, Tensor]]
+    load: Callable[[BatchIndices], Any]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @one_intraop_thread()
-    def __getitems__(self, key: BatchIndices) -> tuple[Tensor, Tensor] | DataError:
+    def __getitems__(self, key: BatchIndices) -> Any:
         """Return one batch, or in a worker process a `DataError`, whose message torch would hide in a traceback."""
         try:
             return self.load(key)
@@ -149,8 +149,8 @@ class _BatchDataset(Dataset):
             return error
 
 
-class ArrayDataset(_BatchDataset):
-    """Return batches of images in memory.
+class ArrayDataset(BatchDataset):
+    """Return batches of images in memory; `imago.data.device_images` makes the same ones on a device.
 
     Args:
         samples: images and labels; with `augment` but no random resized crop, a padded copy is made.
@@ -182,7 +182,7 @@ class ArrayDataset(_BatchDataset):
 
 
 @dataclass(eq=False)
-class FileDataset(_BatchDataset):
+class FileDataset(BatchDataset):
     """Return batches of images that are read one at a time: decoded, or from a cache.
 
     Args:

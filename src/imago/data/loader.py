@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from multiprocessing.util import Finalize
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
@@ -26,20 +25,23 @@ class BatchLoader(DataLoader):
         sampler: yields one key per batch.
         num_workers: processes that prepare batches; they are kept between epochs.
         settings: further arguments of DataLoader, e.g. `prefetch_factor`.
+        pin_memory: for a network on a CUDA device: the batch is copied there while the device computes.
 
     Raises:
         ConfigError: if DataLoader refuses `settings`.
     """
 
-    def __init__(self, dataset: Any, sampler: Any, num_workers: int, settings: Mapping[str, Any]) -> None:
-        chosen: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "persistent_workers": num_workers > 0}
+    def __init__(
+        self, dataset: Any, sampler: Any, num_workers: int, settings: Mapping[str, Any], pin_memory: bool = False
+    ) -> None:
+        chosen: dict[str, Any] = {"pin_memory": pin_memory, "persistent_workers": num_workers > 0}
         if num_workers:
             chosen |= {"timeout": WORKER_TIMEOUT_S, "multiprocessing_context": START_METHOD}
         try:
             super().__init__(
                 dataset,
                 batch_sampler=sampler,
-                collate_fn=_move_to_shared_memory,  # type: ignore[arg-type]  # torch expects a list of samples
+                collate_fn=_move_to_shared_memory,
                 num_workers=num_workers,
                 worker_init_fn=_ignore_signals_of_others,
                 **(chosen | dict(settings)),
@@ -64,14 +66,15 @@ class BatchLoader(DataLoader):
         raise batch
 
 
-def _move_to_shared_memory(batch: tuple[Tensor, Tensor] | DataError) -> tuple[Tensor, Tensor] | DataError:
+def _move_to_shared_memory(batch: Any) -> Any:
     """Move the batch of a worker to shared memory, so that a lack of shared memory raises in the main process.
 
     Otherwise torch moves it in a thread of the worker; if that fails, the main process waits until its timeout.
     """
     if get_worker_info() is not None and not isinstance(batch, DataError):
-        for tensor in batch:
-            tensor.share_memory_()
+        for item in batch:
+            if isinstance(item, Tensor):  # `BatchChoices` have a text, too
+                item.share_memory_()
     return batch
 
 

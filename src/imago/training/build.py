@@ -32,6 +32,7 @@ from imago.model.classifier import Classifier
 from imago.paths import checkpoint_file
 from imago.runs.checkpoint import AtomicCheckpointIO, check_free_space, check_loadable
 from imago.runs.run_directory import RunDirectory
+from imago.settings import typed_value
 from imago.task.base import ImageTask
 from imago.task.optimization import count_steps
 from imago.training.loopback import bind_to_loopback
@@ -87,7 +88,8 @@ def build_task(
         images, _ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
         net.initialize_from(images)  # the first training batch, the same one on every rank
     if cfg.compile:
-        net.compile()  # in place, so the keys of the state_dict do not change
+        # In place, so the keys of the state_dict do not change; once for each shape, of which training has one.
+        net.compile(mode=cfg.compile if isinstance(cfg.compile, str) else None, dynamic=False)
     for key, neutral in {"accumulate_grad_batches": 1, "gradient_clip_val": None}.items():
         if not task.automatic_optimization and cfg.trainer[key] != neutral:
             raise ConfigError(
@@ -126,7 +128,7 @@ def build_trainer(cfg: DictConfig, precision: str, directory: RunDirectory, task
     if left_out := unsavable_hyperparameters(task):
         log.info("left out of the checkpoints, as they are not plain data: %s", ", ".join(left_out))
     callbacks = _build_callbacks(cfg, directory)
-    needing = ["compile=true"] if cfg.compile else []
+    needing = [f"compile={typed_value(cfg.compile)}"] if cfg.compile else []
     needing += [type(callback).__name__ for callback in callbacks if getattr(callback, "needs_net", False)]
     if needing and not hasattr(task, "net"):
         raise ConfigError(
@@ -243,6 +245,7 @@ def build_run(
         cfg.trainer.log_every_n_steps = min(_LOG_EVERY_N_STEPS, max(1, steps_per_epoch // _MIN_POINTS_PER_EPOCH))
     trainer = build_trainer(cfg, precision, directory, task)
     check_split_sizes(data, trainer.world_size)
+    data.place_images(trainer.strategy.root_device)
     if isinstance(task, ImageTask):
         task.steps_per_epoch = steps_per_epoch
     # Epochs until max_epochs or max_steps is reached.

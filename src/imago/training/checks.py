@@ -28,8 +28,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "tta": TTA_MODES,
     "calibrate": ("none", "auto"),
     "tune": (None, "lr"),
+    "compile": (False, True, "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
 }
-
 # Arguments of DataLoader that can be set; the others would change the batches.
 LOADER_ARGUMENTS = ("prefetch_factor", "pin_memory", "timeout", "multiprocessing_context", "persistent_workers")
 
@@ -126,7 +126,7 @@ def _value_problems(cfg: DictConfig) -> Iterator[str]:
     for key, allowed in _CHOICES.items():
         value = OmegaConf.select(cfg, key)
         if value not in allowed:
-            yield f"{key}={value} is not one of {', '.join(choice for choice in allowed if choice)}."
+            yield f"{key}={value} is not one of {', '.join(typed_value(choice) for choice in allowed if choice)}."
     for key, (wanted, is_correct) in _RANGES.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and not is_correct(value):

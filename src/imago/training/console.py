@@ -47,7 +47,7 @@ def start_table(
     optional = {
         "channels_last": data.memory_format == torch.channels_last,
         "fused": cfg.optimizer.get("fused"),
-        "compiled": cfg.compile,
+        f"compiled{f' ({cfg.compile})' if isinstance(cfg.compile, str) else ''}": cfg.compile,
     }
     num_classes = counted(len(data.class_names), "class", "classes")
     rows = {
@@ -61,6 +61,7 @@ def start_table(
         + ("" if isinstance(task, ImageTask) else f", as far as {type(task).__name__} uses them"),
         "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // num_devices} per device; "
         f"{counted(num_batches, 'batch', 'batches')} per epoch",
+        "batches": f"made {data.device_splits.reason}",
         "device": f"{device}, threads={cfg.threads} of {counted(available_cores(), 'core')}",
         "precision": f"{trainer.precision} ({precision_reason}); test in fp32{_tta_text(cfg.tta)}",
         "fast paths": ", ".join(name for name, is_on in optional.items() if is_on) or "none",

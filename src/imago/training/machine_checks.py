@@ -15,6 +15,7 @@ from imago.task.optimization import check_optimization
 from imago.training.checks import set_modes
 from imago.training.other_task import is_image_task
 
+CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")  # of compile
 _MAX_REASON_CHARS = 200  # of a message, which may contain a long compiler command; our own choice
 
 
@@ -41,8 +42,11 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     set_threads(cfg, num_devices)
     hide_missing_gpus()
     precision = choose_precision(str(cfg.trainer.precision), accelerator)
+    if cfg.compile in CUDA_GRAPH_MODES and cfg.trainer.accumulate_grad_batches != 1:
+        typed = f"compile={cfg.compile} trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches}"
+        raise ConfigError(f"{typed}: a CUDA graph overwrites the gradients of the last batch; type compile=true.")
     if cfg.compile:
-        check_compile()
+        check_compile(_device_type(accelerator))
     set_modes(cfg)
     if is_image_task(cfg):  # another LightningModule may use other settings
         check_optimization(cfg.optimizer, cfg.schedule)
@@ -129,14 +133,14 @@ def choose_precision(setting: str, accelerator: str) -> tuple[str, str]:
     return "32-true", "no bf16 on this machine"
 
 
-def check_compile() -> None:
-    """Compile a small function, so that a missing compiler is reported before data is read.
+def check_compile(device_type: str = "cpu") -> None:
+    """Compile a small function for a device, so that a missing compiler is reported before data is read.
 
     Raises:
         ConfigError: if torch cannot compile here: no C++ compiler, no headers of Python, or a Python that is too new.
     """
     try:
-        torch.compile(lambda values: values + 1)(torch.zeros(2))
+        torch.compile(lambda values: values + 1)(torch.zeros(2, device=device_type))
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0][:_MAX_REASON_CHARS]
         raise ConfigError(
@@ -156,5 +160,6 @@ def _device_type(accelerator: str) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
+    # Older releases that pyproject.toml allows do not have the function.
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
