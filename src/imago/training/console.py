@@ -61,7 +61,6 @@ def start_table(
         + ("" if isinstance(task, ImageTask) else f", as far as {type(task).__name__} uses them"),
         "batch size": f"{cfg.data.batch_size}, {cfg.data.batch_size // num_devices} per device; "
         f"{counted(num_batches, 'batch', 'batches')} per epoch",
-        "batches": f"made {data.device_splits.reason}",
         "device": f"{device}, threads={cfg.threads} of {counted(available_cores(), 'core')}",
         "precision": f"{trainer.precision} ({precision_reason}); test in fp32{_tta_text(cfg.tta)}",
         "fast paths": ", ".join(name for name, is_on in optional.items() if is_on) or "none",
@@ -75,6 +74,8 @@ def start_table(
 def _optional_rows(cfg: DictConfig, data: ImageDataModule, task: torch.nn.Module, trainer: Trainer) -> dict[str, str]:
     """Return the rows of the start table that only some runs have."""
     rows = {}
+    if trainer.strategy.root_device.type != "cpu" or data.device_splits.setting is True:
+        rows["batches"] = f"made {data.device_splits.reason}"
     num_images, is_photos = len(data.splits.train), data.preprocess.size > MAX_SMALL_PX
     if num_images < _FEW_IMAGES and is_photos and cfg.model.get("weights", "") is None and cfg.resume is None:
         recipe = "experiment=finetune_folder data.root=DIR fine-tunes a pretrained network"
