@@ -126,6 +126,17 @@ def test_a_user_error_of_a_rank_becomes_one_line(tmp_path: Path, fail):
     assert isinstance(exit_error, UserError)
 
 
+def test_a_connection_that_is_lost_by_a_bug_of_a_rank_is_not_an_error_of_the_user(tmp_path: Path, fail):
+    fail(1, ZeroDivisionError("broken"))
+    lost = RuntimeError(LOST)
+    assert explain_exit(lost, tmp_path, None) == ("failed", "rank 1: ZeroDivisionError: broken", lost)
+    clear_failures(tmp_path)
+    status, reason, exit_error = explain_exit(lost, tmp_path, None)
+    assert (status, isinstance(exit_error, UserError)) == ("failed", True)
+    assert reason == str(exit_error)
+    assert "gloo or nccl: Connection closed by peer [127.0.0.1]:4242): it or its machine has ended" in reason
+
+
 def test_a_failure_of_this_process_alone_does_not_name_a_rank(tmp_path: Path):
     error = ConfigError("seed=-1 must be 0 or more.")
     write_failure(tmp_path, error)

@@ -70,10 +70,10 @@ def explain_exit(error: BaseException, run_dir: Path, received_signal: int | Non
         return "stopped", stop.reason, KeyboardInterrupt() if stop.code == 130 else stop
     if isinstance(error, SystemExit) and stop is None:
         return "stopped", f"exit code {error.code}", error
-    error = to_user_error(error)
-    text = _describe(error)
+    user_error = to_user_error(error)
+    text = _describe(user_error)
     if first is None or first.text == text:
-        return "failed", text, error
+        return "failed", text, user_error
     reason = f"rank {first.rank}: {first.text}"
     return "failed", reason, UserError(reason) if first.is_user_error or not first.traceback else error
 
