@@ -129,7 +129,10 @@ def test_a_user_error_of_a_rank_becomes_one_line(tmp_path: Path, fail):
 def test_a_connection_that_is_lost_by_a_bug_of_a_rank_is_not_an_error_of_the_user(tmp_path: Path, fail):
     fail(1, ZeroDivisionError("broken"))
     lost = RuntimeError(LOST)
-    assert explain_exit(lost, tmp_path, None) == ("failed", "rank 1: ZeroDivisionError: broken", lost)
+    *end, exit_error = explain_exit(lost, tmp_path, None)
+    assert end == ["failed", "rank 1: ZeroDivisionError: broken"]
+    assert (type(exit_error), str(exit_error)) == (RuntimeError, end[1])
+    assert to_user_error(exit_error) is exit_error
     clear_failures(tmp_path)
     status, reason, exit_error = explain_exit(lost, tmp_path, None)
     assert (status, isinstance(exit_error, UserError)) == ("failed", True)

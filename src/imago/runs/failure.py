@@ -75,7 +75,9 @@ def explain_exit(error: BaseException, run_dir: Path, received_signal: int | Non
     if first is None or first.text == text:
         return "failed", text, user_error
     reason = f"rank {first.rank}: {first.text}"
-    return "failed", reason, UserError(reason) if first.is_user_error or not first.traceback else error
+    if first.is_user_error or not first.traceback:
+        return "failed", reason, UserError(reason)
+    return "failed", reason, error if user_error is error else RuntimeError(reason)  # a bug, whatever followed from it
 
 
 def _find_stop(error: BaseException, received_signal: int | None) -> Stopped | None:
