@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from short_runs import summary
 from warm_runs import TINY
 
@@ -59,3 +61,19 @@ def test_the_guide_and_the_script_agree():
     for part in ("--signal=USR1@90", "resume=auto", "run_name=job-$SLURM_JOB_ID"):
         assert part in guide
         assert part in script
+
+
+def test_the_files_for_kubernetes_and_ray_start_as_many_processes_as_the_settings_say(compose):
+    guide = (PROJECT_ROOT / "docs" / "cluster.md").read_text()
+    job = yaml.safe_load(re.search(r"```yaml\n(.*?)```", guide, re.DOTALL)[1])["spec"]["trainer"]
+    settings = [text for text in (*job["command"], *job["args"]) if "=" in text]
+    composed = compose(*settings).trainer
+    assert (composed.num_nodes, composed.devices) == (job["numNodes"], job["numProcPerNode"])
+    assert job["resourcesPerNode"]["limits"] == {"nvidia.com/gpu": composed.devices}
+
+    script = re.search(r"```python\n(.*?)```", guide, re.DOTALL)[1]
+    compile(script, "train_ray.py", "exec")
+    composed = compose(*re.search(r'SETTINGS = "(.*)"', script)[1].split()).trainer
+    assert f"--nnodes={composed.num_nodes} --nproc-per-node={composed.devices} " in script
+    assert f'"num_workers": {composed.num_nodes}' in script
+    assert f'"GPU": {composed.devices}' in script

@@ -54,7 +54,9 @@ def test_the_earliest_failure_is_the_reason(tmp_path: Path, fail):
 
 def test_a_lost_connection_is_the_reason_only_if_there_is_no_other(tmp_path: Path, fail):
     fail(0, RuntimeError(LOST))
-    assert reason(tmp_path) == f"0: RuntimeError: {LOST}"
+    assert reason(tmp_path).startswith(
+        "0: lost the connection to another process of this run (gloo or nccl: Connection"
+    )
     write_killed_failure(tmp_path, 1, -9)
     assert reason(tmp_path) == f"1: {KILLED}"
 
@@ -122,6 +124,20 @@ def test_a_user_error_of_a_rank_becomes_one_line(tmp_path: Path, fail):
     *end, exit_error = explain_exit(ExitedError(1), tmp_path, None)
     assert end == ["failed", "rank 1: no images."]
     assert isinstance(exit_error, UserError)
+
+
+def test_a_connection_that_is_lost_by_a_bug_of_a_rank_is_not_an_error_of_the_user(tmp_path: Path, fail):
+    fail(1, ZeroDivisionError("broken"))
+    lost = RuntimeError(LOST)
+    *end, exit_error = explain_exit(lost, tmp_path, None)
+    assert end == ["failed", "rank 1: ZeroDivisionError: broken"]
+    assert (type(exit_error), str(exit_error)) == (RuntimeError, end[1])
+    assert to_user_error(exit_error) is exit_error
+    clear_failures(tmp_path)
+    status, reason, exit_error = explain_exit(lost, tmp_path, None)
+    assert (status, isinstance(exit_error, UserError)) == ("failed", True)
+    assert reason == str(exit_error)
+    assert "gloo or nccl: Connection closed by peer [127.0.0.1]:4242): it or its machine has ended" in reason
 
 
 def test_a_failure_of_this_process_alone_does_not_name_a_rank(tmp_path: Path):

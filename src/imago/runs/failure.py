@@ -39,6 +39,10 @@ _KNOWN_ERRORS = {
         "data.batch_size: BatchNorm needs {} per channel, and a process trains on one image at a time; use 2 or more "
         "images per process, or an architecture without BatchNorm."
     ),
+    r"(?:gloo/transport\S*\] |(?=ncclRemoteError))(.{,90})": (
+        "lost the connection to another process of this run (gloo or nccl: {}): it or its machine has ended, and its "
+        "output says why; resume=RUN continues from the last save."
+    ),
 }
 
 
@@ -66,12 +70,14 @@ def explain_exit(error: BaseException, run_dir: Path, received_signal: int | Non
         return "stopped", stop.reason, KeyboardInterrupt() if stop.code == 130 else stop
     if isinstance(error, SystemExit) and stop is None:
         return "stopped", f"exit code {error.code}", error
-    error = to_user_error(error)
-    text = _describe(error)
-    if first is None or first.text == text:  # gloo's traceback says nothing about the rank that has ended
-        return "failed", text, UserError(text) if "gloo/transport" in text else error
+    user_error = to_user_error(error)
+    text = _describe(user_error)
+    if first is None or first.text == text:
+        return "failed", text, user_error
     reason = f"rank {first.rank}: {first.text}"
-    return "failed", reason, UserError(reason) if first.is_user_error or not first.traceback else error
+    if first.is_user_error or not first.traceback:
+        return "failed", reason, UserError(reason)
+    return "failed", reason, error if user_error is error else RuntimeError(reason)  # a bug, whatever followed from it
 
 
 def _find_stop(error: BaseException, received_signal: int | None) -> Stopped | None:

@@ -77,10 +77,7 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "trainer.overfit_batches": ("0 or more", lambda value: value >= 0),
     "trainer.log_every_n_steps": _AT_LEAST_1,
     "trainer.check_val_every_n_epoch": ("1 or more, or null to count batches instead", lambda value: value >= 1),
-    "trainer.val_check_interval": (
-        "above 0: a share of an epoch up to 1.0, or a number of batches",
-        lambda value: value > 0,
-    ),
+    "trainer.val_check_interval": ("above 0: a share of an epoch up to 1.0, or a number of batches", lambda n: n > 0),
     "trainer.max_time": ("DD:HH:MM:SS, e.g. 00:01:30:00 for 90 minutes", is_time_limit),
     "trainer.num_nodes": _AT_LEAST_1,
     "trainer.accumulate_grad_batches": _AT_LEAST_1,
@@ -150,8 +147,11 @@ def _trainer_problems(cfg: DictConfig) -> Iterator[str]:
     if cfg.trainer.get("overfit_batches") and cfg.trainer.limit_train_batches != 1.0:
         yield "trainer.overfit_batches already limits the training batches; leave trainer.limit_train_batches out."
     strategy = str(cfg.trainer.strategy)
-    if "spawn" in strategy or "notebook" in strategy:
-        yield f"trainer.strategy={strategy} is not supported; use ddp or, on a CPU, ddp_fork."
+    if any(word in strategy.lower() for word in ("fsdp", "parallel", "deepspeed", "spawn", "notebook")):
+        yield (
+            f"trainer.strategy={strategy} is not supported; use ddp or, on a CPU, ddp_fork. Less memory is needed with "
+            "trainer.precision=bf16-mixed, or a smaller data.batch_size and trainer.accumulate_grad_batches=N."
+        )
     is_fp16 = cfg.trainer.precision == "16-mixed"
     if is_fp16 and cfg.trainer.gradient_clip_val is not None and cfg.optimizer.get("fused"):
         yield "trainer.gradient_clip_val with trainer.precision=16-mixed needs optimizer.fused=false."

@@ -76,6 +76,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     from imago.training.build import build_run, final_checkpoint, one_line_for_misconfiguration
     from imago.training.console import end_lines, extension_settings, start_table, usable_commands
     from imago.training.machine_checks import prepare_machine
+    from imago.training.nodes import check_nodes
     from imago.training.pruning import built_settings, load_pruned, measure_pruned
     from imago.trust import packages_to_trust
 
@@ -84,6 +85,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     pruned = load_pruned(cfg)
     data, task, trainer, preprocess_origin = build_run(cfg, precision, directory, pruned)
     log.info("%s\n", start_table(cfg, data, task, trainer, precision_reason, preprocess_origin))
+    check_nodes(cfg, data, trainer, directory)
     commands = list(usable_commands(task))
     _store_provenance(data, trainer, directory, commands)
     _fill_cache(data, trainer)
@@ -126,9 +128,15 @@ def _store_provenance(
 
     if not directory.is_main_process:
         return
-    digests = {"images": sampled_digest(data.splits)}
-    if "test" in read_json(directory.path / "provenance.json"):
+    digests, saved = {"images": sampled_digest(data.splits)}, read_json(directory.path / "provenance.json")
+    if "test" in saved:
         digests["test"] = images_digest(data.splits.test, data.class_names)
-    machine = {"device": str(trainer.strategy.root_device), "precision": trainer.precision}
+    num, num_before = trainer.world_size, saved.get("processes", trainer.world_size)
+    if num_before != num:
+        text = "this run had %d processes, now it has %d: data.batch_size is still the batch of all together, but each "
+        log.warning(
+            f"{text}process has its own dropout and BatchNorm, so the weights differ a little\n", num_before, num
+        )
+    machine = {"device": str(trainer.strategy.root_device), "precision": trainer.precision, "processes": num}
     directory.add_provenance(data.fingerprint(), **machine, commands=commands, **digests)
     data.write_split(directory.path)
