@@ -1,6 +1,7 @@
 """Datasets in litdata's chunk format, written here byte by byte, and an S3 server on this machine that can fail."""
 
 import json
+import logging
 import struct
 import threading
 import time
@@ -94,6 +95,7 @@ def s3_store() -> Iterator[Store]:
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     store = Store()
     moto = DomainDispatcherApplication(create_backend_app)
 

@@ -31,6 +31,7 @@ from imago.files import sha256_of, write_text
 from imago.images import MAX_PIXELS
 from imago.paths import PROJECT_ROOT
 from imago.seeding import random_permutation
+from imago.system import START_METHOD
 
 SEED = 0  # of the order in which samples are written
 
@@ -86,6 +87,7 @@ def write_chunks(directory: Path, samples: Samples, num_bytes: int, num_workers:
             keep_data_ordered=True,
             reorder_files=False,
             verbose=False,
+            start_method=START_METHOD,
         )
 
 
