@@ -66,7 +66,7 @@ def assert_same_weights(run: Path, other: Path) -> None:
 def killed_and_resumed(runs: WarmRuns, name: str, *settings: str, **variables: str) -> Path:
     run = runs.logs / "train" / name
     runs.run(*SHORT, *settings, KILL, f"run_name={name}", expect=-9, **variables)
-    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 9
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 8  # in mid-epoch
     runs.run(f"resume={run}", "callbacks.broken=null", **variables)
     return run
 

@@ -17,8 +17,6 @@ from imago.data.litdata_datamodule import LitDataModule
 from imago.errors import ConfigError
 from imago.paths import PROJECT_ROOT
 
-pytestmark = pytest.mark.slow
-
 pytest.importorskip("litdata")
 GUIDE = (PROJECT_ROOT / "docs" / "streaming.md").read_text()
 
