@@ -190,7 +190,7 @@ class LabeledChunks(Samples):
         return tuple(map(self.files.name, self.positions))
 
     def replaced(self, names: Iterator[str], columns: Mapping[str, np.ndarray]) -> Self:
-        return replace(self, **columns)  # the names follow from the positions
+        return replace(self, **columns)  # type: ignore[arg-type]  # the names follow from the positions
 
     def stored(self, index: int) -> tuple[bytes, int, str]:
         """Return the image as it is stored, the label and the serializer; a DataError names a chunk that is damaged."""

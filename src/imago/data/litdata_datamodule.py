@@ -109,7 +109,7 @@ class LitDataModule(ImageDataModule):
     def train_sampler(self) -> WindowSampler:
         train: Any = self.splits.train
         settings: Any = (len(train), self.batch_size, self.seed, *self._rank(), None, self.repeats_first_epoch)
-        return WindowSampler(*settings, self.files.chunk_of(train.positions), self.window)
+        return WindowSampler(*settings, chunks=self.files.chunk_of(train.positions), window=self.window)
 
     def dataset(self, split: str, augment: Augment | None = None) -> FileDataset:
         samples: Samples = getattr(self.splits, split)
