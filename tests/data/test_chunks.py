@@ -305,6 +305,7 @@ def test_a_fault_that_stays_is_one_line_that_names_the_chunk(
     store: Store, streamed: tuple[str, Path], fault: str, message: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(chunks.LIMITS, "read_timeout", 0.2)
+    monkeypatch.setitem(chunks.LIMITS, "retries", {"total_max_attempts": 1})
     monkeypatch.setattr(store, "slow_s", 0.4)
     found = opened(streamed[0], LABELS, streamed[1])
     store.failing["chunk-0-0.bin"] = fault

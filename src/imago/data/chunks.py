@@ -24,8 +24,8 @@ from imago.system import lock
 
 S3 = "s3://"
 SIDECAR = "imago.json"  # beside index.json: class_names, labels of all samples, sha256 of each chunk; all optional
-# Of each request. A broken transfer is repeated five times: a silent store ends a run in three minutes; our own choice.
-LIMITS = {"connect_timeout": 10, "read_timeout": 20, "retries": {"total_max_attempts": 3, "mode": "standard"}}
+# Of each request. A transfer is tried five times, so a silent store ends a run within four minutes; our own choice.
+LIMITS: Any = {"connect_timeout": 5, "read_timeout": 10, "retries": {"total_max_attempts": 4, "mode": "standard"}}
 _ABSENT = ("404", "NoSuchKey", "403")  # 403: of a missing file, without the permission to list the bucket
 _ENCODED = ("bytes", "jpeg", "image", "file")  # serializers of litdata that store the bytes of an image file
 _PIL_MODES = ("1", "L", "LA", "RGB", "RGBA", "CMYK", "I;16")  # litdata drops the palette of the others
@@ -141,10 +141,9 @@ def _downloader(root: str) -> tuple[Any, tuple[type[Exception], ...]]:
 
 
 def read_set(files: ChunkFiles, prefix: str) -> tuple[list[Chunk], dict[str, Any], str]:
-    """Read the index in the folder `prefix` of the root, "" or e.g. "train/", and the file `SIDECAR` beside it.
+    """Read index.json and `SIDECAR` in a folder of the root ("" or "train/"): chunks, `SIDECAR`, SHA-256 of both files.
 
-    Return the chunks, the content of that file, and the SHA-256 of both. Raise a DataError for an index that is
-    missing, damaged, or of samples that cannot be read.
+    A DataError says what is missing, damaged, or of a kind that cannot be read.
     """
     content, further = files.read(f"{prefix}index.json"), files.read(prefix + SIDECAR, is_optional=True)
     name, chunks = f"{files.root}/{prefix}index.json", []
@@ -164,8 +163,8 @@ def read_set(files: ChunkFiles, prefix: str) -> tuple[list[Chunk], dict[str, Any
         if len(sidecar["labels"]) not in (0, sum(chunk.num_samples for chunk in chunks)):
             raise ValueError(f"{SIDECAR} has {len(sidecar['labels'])} labels")
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{name} is damaged, or no index of litdata ({reason}); {_COPY_AGAIN}.") from error
+        fault = f"is damaged, or no index of litdata ({type(error).__name__}: {error})"
+        raise DataError(f"{name} {fault}; {_COPY_AGAIN}.") from error
     faults = [f"config.{key} is {config[key]}" for key in ("compression", "encryption", "format") if config.get(key)]
     faults += [f"{key!r} is stored by pickle, which executes code" for key, kind in kinds.items() if kind == "pickle"]
     if kinds.get("image") not in (*_ENCODED, "pil", "numpy") or kinds.get("label") != "int":
