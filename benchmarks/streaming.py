@@ -7,7 +7,7 @@
 quality   SimpleCNN on real CIFAR-10, three seeds: from the array; from chunks in the order of CIFAR-10; from chunks
           sorted by class, with windows of one chunk, and with the window that the start table then recommends.
 growth    1,000 to 1,000,000 JPEG images of 64 px in one directory: seconds from opening it to the first batch with two
-          workers, CPU time per image of one process, and private memory of the main process and of a worker.
+          workers, CPU time per image of one process, resident memory of the main process, private memory of a worker.
 rate      images per second of one process without workers, in turns: data=litdata, torchvision's ImageFolder, and
           litdata's StreamingDataset with its own shuffle; all decode the same JPEG files of 64 px to uint8 batches.
 
@@ -169,7 +169,7 @@ def in_child(function: Callable[[], Any]) -> Any:
 
 
 def opening_costs(root: Path) -> dict[str, float]:
-    """Return seconds to the first batch, CPU time per image, and private memory of the main process and a worker."""
+    """Return seconds to the first batch, CPU time per image, and memory: resident of this process, a worker's own."""
     torch.set_num_threads(1)
     start_s = time.perf_counter()
     data = open_data(root, "data.num_workers=2")
@@ -183,7 +183,7 @@ def opening_costs(root: Path) -> dict[str, float]:
         process for process in psutil.Process().children() if "resource_tracker" not in " ".join(process.cmdline())
     ]
     memory = {
-        "main_mib": psutil.Process().memory_full_info().uss / MIB,
+        "main_mib": psutil.Process().memory_info().rss / MIB,
         "worker_mib": max(process.memory_full_info().uss for process in workers) / MIB,
     }
     alone = open_data(root, "data.num_workers=0")
@@ -283,9 +283,9 @@ def draw(results: dict[str, Any], file: Path) -> None:
     sizes = [row["num_images"] for row in results["growth"]]
     for name, label in (("first_batch_s", "first batch, s"), ("cpu_ms_per_image", "CPU per image, ms")):
         axes[1].plot(sizes, [row[name] for row in results["growth"]], marker="o", label=label)
-    for name, label in (("main_mib", "main process"), ("worker_mib", "worker")):
+    for name, label in (("main_mib", "main process"), ("worker_mib", "worker, its own")):
         axes[2].plot(sizes, [row[name] for row in results["growth"]], marker="o", label=label)
-    for panel, title in ((axes[1], "time"), (axes[2], "private memory, MiB")):
+    for panel, title in ((axes[1], "time"), (axes[2], "memory, MiB")):
         panel.set(xscale="log", ylim=(0, None), xlabel="images of 64 px", title=title)
         panel.legend(frameon=False)
     figure.savefig(file)

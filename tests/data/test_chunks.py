@@ -202,7 +202,7 @@ def test_a_chunk_that_does_not_fit_the_index_is_refused(tmp_path: Path, change: 
 
 def test_another_label_than_the_listed_one_is_refused(tmp_path: Path):
     found = opened(write_set(tmp_path, drawn_samples(6)), [0, 1, 2, 0, 1, 1])
-    with pytest.raises(DataError, match=r"^image chunk-0-0/00005 of \S+ has the label 2, not the 1 of imago.json"):
+    with pytest.raises(DataError, match=r"^image chunk-0-0/00005 of \S+: has the label 2, and imago.json says 1"):
         found.read(5)
 
 

@@ -26,10 +26,8 @@ S3 = "s3://"
 SIDECAR = "imago.json"  # beside index.json: class_names, labels of all samples, sha256 of each chunk; all optional
 # Of each request. A transfer is tried five times, so a silent store ends a run within four minutes; our own choice.
 LIMITS: Any = {"connect_timeout": 5, "read_timeout": 10, "retries": {"total_max_attempts": 4, "mode": "standard"}}
-_ABSENT = ("404", "NoSuchKey", "403")  # 403: of a missing file, without the permission to list the bucket
 _ENCODED = ("bytes", "jpeg", "image", "file")  # serializers of litdata that store the bytes of an image file
 _PIL_MODES = ("1", "L", "LA", "RGB", "RGBA", "CMYK", "I;16")  # litdata drops the palette of the others
-_UINT8 = 4  # litdata's number of this dtype
 _WANTED = "{'image': bytes, litdata.Image, PIL or uint8 array, 'label': int}, neither compressed nor encrypted"
 _COPY_AGAIN = "copy the dataset again, or write it anew"
 
@@ -85,20 +83,21 @@ class ChunkFiles:
             return Path(self.root, chunk.name)
         path = self.cache_dir / self.folder / chunk.name.replace("/", "-")
         try:
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.with_suffix(".lock").open("ab") as file_to_lock:
-                    lock(file_to_lock)
-                    if not path.exists():
-                        remove_partial_files(path.parent, f"{path.name}.")
-                        self._make_room(chunk.num_bytes)
-                        with atomic_write(path, "wb") as file:
-                            self._download(chunk.name, file)
-                            file.flush()
-                            if chunk.sha256 not in ("", sha256_of(Path(file.name))) or file.tell() != chunk.num_bytes:
-                                fault = f"{file.tell():,} bytes, not the size or SHA-256 in index.json or {SIDECAR}"
-                                raise DataError(f"{self.root}/{chunk.name} has {fault}; {_COPY_AGAIN}.")
-            os.utime(path)  # marks it as used
+            with suppress(FileNotFoundError):
+                os.utime(path)  # marks it as used
+                return path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.with_suffix(".lock").open("ab") as file_to_lock:
+                lock(file_to_lock)
+                if not path.exists():
+                    remove_partial_files(path.parent, f"{path.name}.")
+                    self._make_room(chunk.num_bytes)
+                    with atomic_write(path, "wb") as file:
+                        self._download(chunk.name, file)
+                        file.flush()
+                        if chunk.sha256 not in ("", sha256_of(Path(file.name))) or file.tell() != chunk.num_bytes:
+                            fault = f"{file.tell():,} bytes, not the size or SHA-256 in index.json or {SIDECAR}"
+                            raise DataError(f"{self.root}/{chunk.name} has {fault}; {_COPY_AGAIN}.")
         except OSError as error:
             remedy = "free some space, or set a lower data.cache_gb or another data.cache_dir"
             raise DataError(f"{path} cannot be written: {error.strerror}; {remedy}.") from error
@@ -119,7 +118,8 @@ class ChunkFiles:
             downloader.download_fileobj(f"{self.root}/{name}", file)
         except errors as error:
             code = getattr(error, "response", {}).get("Error", {}).get("Code")
-            if not is_optional or code not in _ABSENT:
+            # 403: of a missing file, without the permission to list the bucket
+            if not is_optional or code not in ("404", "NoSuchKey", "403"):
                 cause = " ".join(str(getattr(error, "last_exception", error)).split()).rstrip(".")
                 remedy = "check data.root, the credentials (AWS_ACCESS_KEY_ID ..., or AWS_PROFILE) and the connection"
                 raise DataError(f"{self.root}/{name} cannot be downloaded: {cause}; {remedy}.") from error
@@ -149,15 +149,14 @@ def read_set(files: ChunkFiles, prefix: str) -> tuple[list[Chunk], dict[str, Any
     name, chunks = f"{files.root}/{prefix}index.json", []
     try:
         index, sidecar = json.loads(content), json.loads(further or b"{}")
-        config = index["config"]
+        config, hashes = index["config"], sidecar.get("sha256", {})
         keys = json.loads(json.loads(config["data_spec"])[1]["context"])
         kinds = {key: kind.partition(":")[0] for key, kind in zip(keys, config["data_format"], strict=True)}
         for entry in index["chunks"]:
             file, size = entry["filename"], entry["chunk_size"]
             if not re.fullmatch(r"[\w.-]+\.bin", file) or size < 1:
                 raise ValueError(f"a chunk {file!r} of {size} samples")
-            known_sha256 = sidecar.get("sha256", {}).get(file, "")
-            chunks.append(Chunk(prefix + file, entry["chunk_bytes"], size, known_sha256, kinds))
+            chunks.append(Chunk(prefix + file, entry["chunk_bytes"], size, hashes.get(file, ""), kinds))
         sidecar["labels"] = np.array(sidecar.get("labels", []), np.int64)
         sidecar["class_names"] = tuple(map(str, sidecar.get("class_names", ())))
         if len(sidecar["labels"]) not in (0, sum(chunk.num_samples for chunk in chunks)):
@@ -193,8 +192,7 @@ class LabeledChunks(Samples):
 
     def stored(self, index: int) -> tuple[bytes, int, str]:
         """Return the image as it is stored, the label and the serializer; a DataError names a chunk that is damaged."""
-        position = int(self.positions[index])
-        number = self.files.chunk_of(position)
+        number = self.files.chunk_of(position := int(self.positions[index]))
         chunk, first = self.files.chunks[number], int(self.files.starts[number])
         try:
             with self.files.fetch(chunk).open("rb", 0) as file:
@@ -204,27 +202,28 @@ class LabeledChunks(Samples):
                 file.seek(start)
                 data = file.read(max(0, min(end, num_bytes) - start))
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and self.files.root.startswith(S3):
+                return self.stored(index)  # another process has deleted it just now, for a chunk of its own
             raise DataError(f"{error.filename} cannot be read: {error.strerror}; {_COPY_AGAIN}.") from error
         header = 4 * len(chunk.kinds)
         ends = np.cumsum([header, *np.frombuffer(data[:header].ljust(header, b"\0"), "<u4")])
         if (num_bytes, num_samples) != (chunk.num_bytes, chunk.num_samples) or ends[-1] != len(data):
-            fault = (
-                f"{num_bytes:,} bytes is damaged, of another version than index.json, or written with pyarrow installed"
-            )
-            raise DataError(f"{self.files.root}/{chunk.name} of {fault}; write it anew, images as litdata.Image.")
+            fault = "is damaged, of another version than index.json, or written with pyarrow installed"
+            name = f"{self.files.root}/{chunk.name} of {num_bytes:,} bytes"
+            raise DataError(f"{name} {fault}; write it anew, images as litdata.Image.")
         image, label = (data[ends[i] : ends[i + 1]] for i in map([*chunk.kinds].index, ("image", "label")))
         return image, int.from_bytes(label, "little", signed=True), chunk.kinds["image"]
 
     def read(self, index: int, class_names: Sequence[str] = ()) -> np.ndarray:
         data, label, kind = self.stored(index)
-        name = f"image {self.files.name(self.positions[index])} of {self.files.root}"
-        if label != self.labels[index]:
-            raise DataError(f"{name} has the label {label}, not the {self.labels[index]} of {SIDECAR}; write it anew.")
         try:
+            if label != self.labels[index]:
+                raise ValueError(f"has the label {label}, and {SIDECAR} says {self.labels[index]}")
             return _decode(data, kind, self.max_pixels)
         except (DataError, ValueError, struct.error) as error:
-            reason = str(error).removeprefix("the file ").replace(" max_pixels", " data.max_pixels")
-            raise DataError(f"{name}: {reason.rstrip('.')}; {_COPY_AGAIN}.") from error
+            reason = str(error).removeprefix("the file ").replace(" max_pixels", " data.max_pixels").rstrip(".")
+            where = f"image {self.files.name(self.positions[index])} of {self.files.root}"
+            raise DataError(f"{where}: {reason}; {_COPY_AGAIN}.") from error
 
 
 def _decode(data: bytes, kind: str, max_pixels: int) -> np.ndarray:
@@ -237,9 +236,9 @@ def _decode(data: bytes, kind: str, max_pixels: int) -> np.ndarray:
         if mode not in _PIL_MODES or width * height > max_pixels:
             raise LargeImageError(f"a PIL image of mode {mode}, {width}x{height}, wanted one of {_PIL_MODES}")
         return to_pixels(Image.frombytes(mode, (width, height), data[12 + length :]), "it")
-    dtype, num_dims = struct.unpack_from("<2I", data)
+    dtype, num_dims = struct.unpack_from("<2I", data)  # uint8 is number 4
     shape = struct.unpack_from(f"<{min(num_dims, 4)}I", data, 8)
-    if dtype != _UINT8 or num_dims not in (2, 3) or shape[2:] not in ((), (1,), (3,)) or 0 in shape:
+    if dtype != 4 or num_dims not in (2, 3) or shape[2:] not in ((), (1,), (3,)) or 0 in shape:
         raise ValueError(f"an array {shape} of dtype number {dtype}, not uint8 (H, W, 3) or (H, W)")
     pixels = np.frombuffer(data, np.uint8, offset=8 + 4 * num_dims).reshape(*shape[:2], -1)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*shape[:2], 3)))

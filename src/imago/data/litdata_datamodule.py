@@ -47,15 +47,15 @@ class LitDataModule(ImageDataModule):
         digest = sha256("".join(part[2] for part in sets.values()).encode()).hexdigest()
         chunks = tuple(chain.from_iterable(part[0] for part in sets.values()))
         self.files = replace(self.files, chunks=chunks, folder=digest)
-        published: dict[str, Any] = {}
-        end = 0
-        for split, (chunks_of_split, sidecar, _) in sets.items():
+        end, published = 0, dict[str, Any]()
+        for split, (chunks_of_split, extra, _) in sets.items():
             start, end = end, end + sum(chunk.num_samples for chunk in chunks_of_split)
-            samples = LabeledChunks(self.files, np.arange(start, end), sidecar["labels"], self.max_pixels)
+            samples = published[split] = LabeledChunks(
+                self.files, np.arange(start, end), extra["labels"], self.max_pixels
+            )
             if not len(samples.labels):
                 stored = map_in_threads(samples.stored, range(end - start), f"labels of {split}")
-                samples = replace(samples, labels=np.fromiter((label for _, label, _ in stored), np.int64))
-            published[split] = samples
+                published[split] = replace(samples, labels=np.fromiter((label for _, label, _ in stored), np.int64))
         numbers = tuple(map(str, range(min(end, 1 + max(int(part.labels.max()) for part in published.values())))))
         class_names, *others = {part[1]["class_names"] or numbers for part in sets.values()}
         if others:
@@ -83,7 +83,7 @@ class LitDataModule(ImageDataModule):
         sizes, limit_gb = sorted(chunk.num_bytes for chunk in self.files.chunks), self.files.max_bytes / 1e9
         needed_gb = sum(sizes[-2 * self.window * num_processes :]) / 1e9  # at the border of two windows
         if needed_gb > limit_gb:
-            fault = f"two windows of data.shuffle_window={self.window} chunks need {needed_gb:.2g} GB"
+            fault = f"two windows of data.shuffle_window={self.window} chunks need {needed_gb:.2g}"
             raise ConfigError(f"data.cache_gb={limit_gb:g}: {fault}; change one of the two.")
         return f"chunks in {self.files.cache_dir}, at most {limit_gb:g} GB"
 
@@ -103,8 +103,8 @@ class LitDataModule(ImageDataModule):
 
     def train_sampler(self) -> WindowSampler:
         train: Any = self.splits.train
-        settings: Any = (len(train), self.batch_size, self.seed, *self._rank(), None, self.repeats_first_epoch)
-        return WindowSampler(*settings, chunks=self.files.chunk_of(train.positions), window=self.window)
+        repeats, chunks = self.repeats_first_epoch, self.files.chunk_of(train.positions)
+        return WindowSampler(len(train), self.batch_size, self.seed, *self._rank(), None, repeats, chunks, self.window)
 
     def dataset(self, split: str, augment: Augment | None = None) -> FileDataset:
         samples: Samples = getattr(self.splits, split)
