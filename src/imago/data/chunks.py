@@ -99,8 +99,7 @@ class ChunkFiles:
                             fault = f"{file.tell():,} bytes, not the size or SHA-256 in index.json or {SIDECAR}"
                             raise DataError(f"{self.root}/{chunk.name} has {fault}; {_COPY_AGAIN}.")
         except OSError as error:
-            remedy = "free some space, or set a lower data.cache_gb or another data.cache_dir"
-            raise DataError(f"{path} cannot be written: {error.strerror}; {remedy}.") from error
+            raise DataError(f"{path}: {error.strerror}; free some space or lower data.cache_gb.") from error
         return path
 
     def _make_room(self, num_bytes: int) -> None:
@@ -208,9 +207,8 @@ class LabeledChunks(Samples):
         header = 4 * len(chunk.kinds)
         ends = np.cumsum([header, *np.frombuffer(data[:header].ljust(header, b"\0"), "<u4")])
         if (num_bytes, num_samples) != (chunk.num_bytes, chunk.num_samples) or ends[-1] != len(data):
-            fault = "is damaged, of another version than index.json, or written with pyarrow installed"
-            name = f"{self.files.root}/{chunk.name} of {num_bytes:,} bytes"
-            raise DataError(f"{name} {fault}; write it anew, images as litdata.Image.")
+            fault = "is damaged, of another version than index.json, or written with pyarrow (use litdata.Image)"
+            raise DataError(f"{self.files.root}/{chunk.name} of {num_bytes:,} bytes {fault}; {_COPY_AGAIN}.")
         image, label = (data[ends[i] : ends[i + 1]] for i in map([*chunk.kinds].index, ("image", "label")))
         return image, int.from_bytes(label, "little", signed=True), chunk.kinds["image"]
 

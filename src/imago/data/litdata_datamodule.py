@@ -23,8 +23,6 @@ from imago.errors import ConfigError, DataError
 from imago.images import SPLITS, Preprocess, resize_and_crop
 from imago.seeding import CHUNK_KEY, random_permutation
 
-_STATISTICS_CHUNKS = 8  # evenly spread; all would be downloaded before the first step; our own choice
-
 
 class LitDataModule(ImageDataModule):
     """Load samples {"image", "label"} in chunks; configs/data/litdata.yaml describes the arguments."""
@@ -45,17 +43,15 @@ class LitDataModule(ImageDataModule):
         splits = [name for name in SPLITS if self.files.read(f"{name}/index.json", is_optional=True)]
         sets = {name: read_set(self.files, f"{name}/") for name in splits} or {"train": read_set(self.files, "")}
         digest = sha256("".join(part[2] for part in sets.values()).encode()).hexdigest()
-        chunks = tuple(chain.from_iterable(part[0] for part in sets.values()))
-        self.files = replace(self.files, chunks=chunks, folder=digest)
+        self.files = replace(self.files, chunks=tuple(chain(*(part[0] for part in sets.values()))), folder=digest)
         end, published = 0, dict[str, Any]()
         for split, (chunks_of_split, extra, _) in sets.items():
             start, end = end, end + sum(chunk.num_samples for chunk in chunks_of_split)
-            samples = published[split] = LabeledChunks(
-                self.files, np.arange(start, end), extra["labels"], self.max_pixels
-            )
+            samples = LabeledChunks(self.files, np.arange(start, end), extra["labels"], self.max_pixels)
             if not len(samples.labels):
                 stored = map_in_threads(samples.stored, range(end - start), f"labels of {split}")
-                published[split] = replace(samples, labels=np.fromiter((label for _, label, _ in stored), np.int64))
+                samples = replace(samples, labels=np.fromiter((label for _, label, _ in stored), np.int64))
+            published[split] = samples
         numbers = tuple(map(str, range(min(end, 1 + max(int(part.labels.max()) for part in published.values())))))
         class_names, *others = {part[1]["class_names"] or numbers for part in sets.values()}
         if others:
@@ -65,9 +61,9 @@ class LitDataModule(ImageDataModule):
 
     def default_preprocess(self) -> Preprocess:
         train: Any = self.splits.train
-        chunks = self.files.chunk_of(train.positions)
-        ids = np.unique(chunks)
-        indices = np.flatnonzero(np.isin(chunks, ids[:: math.ceil(len(ids) / _STATISTICS_CHUNKS)]))
+        ids, chunks = np.unique(self.files.chunk_of(train.positions), return_inverse=True)
+        # 8 chunks, evenly spread: all would be downloaded before the first step; our own choice
+        indices = np.flatnonzero(chunks % math.ceil(len(ids) / 8) == 0)
         sample = indices[:: math.ceil(len(indices) / MAX_STATISTICS_IMAGES)].tolist()
         return preprocess_for_images([*map_in_threads(lambda i: shrink(train.read(i)), sample, "mean and std")])
 
@@ -83,8 +79,8 @@ class LitDataModule(ImageDataModule):
         sizes, limit_gb = sorted(chunk.num_bytes for chunk in self.files.chunks), self.files.max_bytes / 1e9
         needed_gb = sum(sizes[-2 * self.window * num_processes :]) / 1e9  # at the border of two windows
         if needed_gb > limit_gb:
-            fault = f"two windows of data.shuffle_window={self.window} chunks need {needed_gb:.2g}"
-            raise ConfigError(f"data.cache_gb={limit_gb:g}: {fault}; change one of the two.")
+            fault = f"two windows (data.shuffle_window={self.window}) need {needed_gb:.2g}"
+            raise ConfigError(f"data.cache_gb={limit_gb:g}: {fault}; change one of them.")
         return f"chunks in {self.files.cache_dir}, at most {limit_gb:g} GB"
 
     def shuffle_note(self) -> str:
@@ -95,11 +91,10 @@ class LitDataModule(ImageDataModule):
         sizes = [min(self.window << times, len(ids)) for times in range(len(ids).bit_length() + 1)]
         counts = [np.logical_or.reduceat(present, np.arange(0, len(ids), size)).sum(axis=1) for size in sizes]
         fewest = counts[0][: len(ids) // sizes[0]].min()  # without the last window, which may be shorter
+        cure = next(size for size, count in zip(sizes, counts, strict=True) if count.min() == counts[-1].max())
+        warning = f"; WARNING: fewer than half of them; data.shuffle_window={cure} has all in each window"
         text = f"windows of {sizes[0]} of {len(ids):,} chunks have {fewest} classes or more"
-        if 2 * fewest >= len(self.class_names):
-            return text
-        cure = next(size for size, count in zip(sizes, counts, strict=True) if count.min() == len(self.class_names))
-        return f"{text}; WARNING: fewer than half of them; data.shuffle_window={cure} has all in each window"
+        return text + (warning if 2 * fewest < len(self.class_names) else "")
 
     def train_sampler(self) -> WindowSampler:
         train: Any = self.splits.train
