@@ -278,7 +278,12 @@ def draw(results: dict[str, Any], file: Path) -> None:
     means = [100 * case["mean"] for case in cases.values()]
     errors = np.abs(100 * np.array([case["interval_95"] for case in cases.values()]).T - means)
     axes[0].errorbar(means, range(len(cases)), xerr=errors, fmt="o", capsize=3)
-    axes[0].set(yticks=range(len(cases)), yticklabels=list(cases), xlabel="test accuracy, %", title="CIFAR-10, 3 seeds")
+    axes[0].set(
+        yticks=range(len(cases)),
+        yticklabels=list(cases),
+        xlabel="test accuracy, %",
+        title=f"CIFAR-10, n = {len(next(iter(cases.values()))['test_acc'])} seeds",
+    )
     axes[0].invert_yaxis()
     sizes = [row["num_images"] for row in results["growth"]]
     for name, label in (("first_batch_s", "first batch, s"), ("cpu_ms_per_image", "CPU per image, ms")):
@@ -286,7 +291,8 @@ def draw(results: dict[str, Any], file: Path) -> None:
     for name, label in (("main_mib", "main process"), ("worker_mib", "worker, its own")):
         axes[2].plot(sizes, [row[name] for row in results["growth"]], marker="o", label=label)
     for panel, title in ((axes[1], "time"), (axes[2], "memory, MiB")):
-        panel.set(xscale="log", ylim=(0, None), xlabel="images of 64 px", title=title)
+        top = max(max(line.get_ydata()) for line in panel.lines)
+        panel.set(xscale="log", ylim=(0, 1.1 * top), xlabel="images of 64 px", title=title)
         panel.legend(frameon=False)
     figure.savefig(file)
 

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from drawn_images import photo
 from PIL import Image
+
+from imago.data.chunks import ChunkFiles, LabeledChunks, read_set
 
 KEYS = ("image", "label")
 
@@ -136,3 +138,16 @@ def upload(store: Store, directory: Path, bucket: str = "photos", prefix: str = 
         if file.is_file():
             client.upload_file(str(file), bucket, f"{prefix}/{file.relative_to(directory).as_posix()}")
     return f"s3://{bucket}/{prefix}"
+
+
+MAX_PIXELS = 10_000
+
+
+def opened(
+    root: str | Path, labels: list[int], cache_dir: Path = Path("unused"), max_bytes: int = 10**9
+) -> LabeledChunks:
+    """Open a dataset without splits."""
+    files = ChunkFiles(str(root), cache_dir, max_bytes)
+    parts, _, digest = read_set(files, "")
+    files = replace(files, chunks=tuple(parts), folder=digest)
+    return LabeledChunks(files, np.arange(len(labels)), np.array(labels), MAX_PIXELS)
