@@ -6,7 +6,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 # Tests that use the same long run are sent to the same process.
 GROUPED := --dist loadgroup
 SERVED := logs/train/quickstart
-EXTRAS := analysis timm export openvino prune sweep serve labels hub docs dev
+EXTRAS := analysis timm export openvino prune sweep serve labels hub litdata docs dev
 ARGS ?=
 
 .DEFAULT_GOAL := help

@@ -153,3 +153,13 @@ def test_source_contains_no_unsafe_or_hidden_constructs(pattern: str):
         if re.search(pattern, line) and not re.search(r"\.eval\(\)", line)
     ]
     assert hits == []
+
+
+def test_litdata_is_imported_only_when_something_is_downloaded():
+    """It takes 2 s, and is an extra; the import is inside of a function, where `imports` finds it as well."""
+    files = [
+        file for file in PACKAGE.rglob("*.py") if {i.split(".")[0] for i in imports(file)} & {"litdata", "botocore"}
+    ]
+    assert [file.name for file in files] == ["chunks.py"]
+    top = [node for node in ast.parse(files[0].read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not [node for node in top if "litdata" in ast.unparse(node) or "boto" in ast.unparse(node)]

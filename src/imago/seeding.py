@@ -17,7 +17,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 # Uses of `data.split_seed`, whose draws are independent by these keys; SETS_KEY is used without it.
 TEST_KEY, FILE_STATISTICS_KEY, FOLD_KEY, PART_KEY, DATASET_STATISTICS_KEY, TORCHVISION_STATISTICS_KEY = range(1, 7)
-TRAIN_FRACTION_KEY, SETS_KEY, GROUP_KEY, CORRUPTION_KEY = 7, 8, 9, 10
+TRAIN_FRACTION_KEY, SETS_KEY, GROUP_KEY, CORRUPTION_KEY, CHUNK_KEY = 7, 8, 9, 10, 11
 
 
 def random_bits(*key: int | np.ndarray) -> np.ndarray:

@@ -37,7 +37,8 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def absolute_paths(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the paths in the settings of a dataset as absolute ones, by which its files are found from anywhere."""
-    return {key: str(Path(data[key]).expanduser().absolute()) for key in PATH_SETTINGS if data.get(key)}
+    paths = {key: str(data[key]) for key in PATH_SETTINGS if data.get(key) and "://" not in str(data[key])}
+    return {key: str(Path(path).expanduser().absolute()) for key, path in paths.items()}
 
 
 def typed_value(value: Any) -> str:

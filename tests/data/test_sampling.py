@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imago.data.sampling import BatchIndices, EvalSampler, TrainSampler
+from imago.data.sampling import BatchIndices, EvalSampler, TrainSampler, WindowSampler
 
 
 def epoch_order(sampler: TrainSampler, epoch: int) -> np.ndarray:
@@ -84,6 +84,76 @@ def test_the_first_epoch_can_be_repeated_with_other_random_draws(labels: np.ndar
 def test_a_set_smaller_than_a_batch_is_one_batch():
     batches = list(TrainSampler(5, 8, seed=0))
     assert [sorted(key.indices.tolist()) for key in batches] == [[0, 1, 2, 3, 4]]
+
+
+# WindowSampler
+
+CHUNKS = np.repeat(np.arange(20), 15)  # 20 chunks of 15 samples each
+
+
+def window_sampler(rank: int = 0, num_ranks: int = 1, window: int = 4, chunks: np.ndarray = CHUNKS) -> WindowSampler:
+    return WindowSampler(len(chunks), 10, 3, rank, num_ranks, chunks=chunks, window=window)
+
+
+def test_a_window_holds_all_samples_of_its_chunks_mixed():
+    order = epoch_order(window_sampler(), 5)
+    assert sorted(order) == list(range(300))
+    windows = CHUNKS[order].reshape(5, 60)
+    assert [len(set(window)) for window in windows] == [4] * 5
+    assert len({chunk for window in windows for chunk in set(window)}) == 20
+    changes = (np.diff(windows, axis=1) != 0).mean()  # of chunk from sample to sample; at random it is 45 of 59
+    assert 0.65 < changes < 0.85
+
+
+def test_the_order_of_windows_depends_on_seed_and_epoch_only():
+    sampler = window_sampler()
+    orders = [epoch_order(sampler, epoch) for epoch in (0, 1, 0)]
+    np.testing.assert_array_equal(orders[0], orders[2])
+    assert not np.array_equal(orders[0], orders[1])
+    first_chunks = [frozenset(CHUNKS[order[:60]]) for order in orders]
+    assert first_chunks[0] != first_chunks[1]
+
+
+def test_a_window_of_all_chunks_mixes_the_whole_dataset():
+    order = epoch_order(window_sampler(window=20), 0)
+    position = np.empty(300)
+    position[order] = np.arange(300)
+    means = position.reshape(20, 15).mean(axis=1)  # of the samples of a chunk; 149.5 with a standard error of 22
+    assert np.abs(means - 149.5).max() < 5 * 22
+
+
+@pytest.mark.parametrize("num_ranks", [2, 5])
+def test_ranks_have_disjoint_samples_and_share_only_the_chunks_at_their_borders(num_ranks: int):
+    chunks = np.concatenate([CHUNKS, np.full(7, 20)])
+    orders = [epoch_order(window_sampler(rank, num_ranks, chunks=chunks), 1) for rank in range(num_ranks)]
+    assert len({len(order) for order in orders}) == 1
+    assert len(set(np.concatenate(orders).tolist())) == 300
+    num_opened = sum(len(set(chunks[order])) for order in orders)
+    assert num_opened <= 21 + num_ranks - 1
+
+
+def test_no_chunk_is_opened_again_after_its_window():
+    for rank in range(2):
+        opened = CHUNKS[epoch_order(window_sampler(rank, 2), 7)]
+        last, first = {}, {}
+        for place, chunk in enumerate(opened.tolist()):
+            first.setdefault(chunk, place)
+            last[chunk] = place
+        assert max(last[chunk] - first[chunk] for chunk in first) < 4 * 15
+
+
+def test_a_resumed_epoch_of_windows_continues_the_same_order():
+    whole, resumed = list(window_sampler()), window_sampler()
+    resumed.start_batch = 11
+    for batch, expected in zip(resumed, whole[11:], strict=True):
+        np.testing.assert_array_equal(batch.indices, expected.indices)
+
+
+def test_a_part_of_the_chunks_is_shuffled_alike():
+    chunks = CHUNKS[(CHUNKS % 3 == 0) & (np.arange(300) % 2 == 0)]
+    order = epoch_order(window_sampler(chunks=chunks), 0)
+    assert len(order) == len(chunks) // 10 * 10
+    assert len(set(order.tolist())) == len(order)
 
 
 # EvalSampler

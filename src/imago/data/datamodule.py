@@ -194,14 +194,18 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled, augmented batches, starting where an interrupted run stopped."""
-        train = self.splits.train
-        labels = train.labels if self.sampler == "balanced" else None
-        sampler = TrainSampler(len(train), self.batch_size, self.seed, *self._rank(), labels, self.repeats_first_epoch)
+        sampler = self.train_sampler()
         if self.trainer is not None:
             # Lightning has restored the progress by now, but not the epoch number: compute it from the batches done.
             num_done, per_epoch = self._num_batches_done(), self.batches_per_epoch(self.trainer.limit_train_batches)
             sampler.epoch, sampler.start_batch = divmod(num_done, per_epoch)
         return self._build_loader(self.device_splits.move("train", self.training_dataset()), sampler)
+
+    def train_sampler(self) -> TrainSampler:
+        """Return the sampler of the training images, at the start of the first epoch."""
+        train = self.splits.train
+        labels = train.labels if self.sampler == "balanced" else None
+        return TrainSampler(len(train), self.batch_size, self.seed, *self._rank(), labels, self.repeats_first_epoch)
 
     def val_dataloader(self) -> DataLoader:
         """Return the validation images; on the device if a Trainer fits and they are kept there."""

@@ -1,6 +1,6 @@
 """Provide the labeled samples of a split, in memory or in files, and the datasets that return batches of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -39,7 +39,11 @@ class Samples:
     def take(self, indices: np.ndarray) -> Self:
         """Return the samples at `indices`, int64 (M,)."""
         columns = {name: column[indices] for name, column in _columns(self).items()}
-        return replace(self, names=tuple(self.names[index] for index in indices), **columns)  # type: ignore[type-var]
+        return self.replaced((self.names[index] for index in indices), columns)
+
+    def replaced(self, names: Iterator[str], columns: Mapping[str, np.ndarray]) -> Self:
+        """Return samples with other names and arrays."""
+        return replace(self, names=tuple(names), **columns)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,8 @@ def numbered_names(split: str, num_samples: int) -> tuple[str, ...]:
 
 def concatenate(splits: Sequence[Samples]) -> Samples:
     """Concatenate splits of one dataset, in the given order."""
-    names = tuple(chain.from_iterable(split.names for split in splits))
     columns = {name: np.concatenate([getattr(split, name) for split in splits]) for name in _columns(splits[0])}
-    return replace(splits[0], names=names, **columns)  # type: ignore[type-var]
+    return splits[0].replaced(chain.from_iterable(split.names for split in splits), columns)
 
 
 def _columns(samples: Any) -> dict[str, np.ndarray]:

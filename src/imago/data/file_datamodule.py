@@ -14,7 +14,7 @@ from imago.augment.resized_crop import limit_shorter_side
 from imago.augment.settings import Augment
 from imago.data.csv_list import files_from_list, read_list
 from imago.data.datamodule import ClassNamesAndSplits, ImageDataModule
-from imago.data.dataset import FileDataset, LabeledFiles, has_random_resized_crop
+from imago.data.dataset import FileDataset, LabeledFiles, Samples, has_random_resized_crop
 from imago.data.examine import examine, map_in_threads
 from imago.data.folder_listing import list_image_folder
 from imago.data.groups import groups_by_pattern
@@ -178,7 +178,7 @@ class FileDataModule(ImageDataModule):
             prepare = partial(resize_and_crop, preprocess=self.preprocess)
             names = ("size", "resize", "crop", "interpolation")
             preparation = " ".join(f"{name}={getattr(self.preprocess, name)}" for name in names)
-        return partial(_read, files, self.class_names, prepare), preparation
+        return partial(read_prepared, files, self.class_names, prepare), preparation
 
     def dataset(self, split: str, augment: Augment | None = None) -> FileDataset:
         """Return the preprocessed images of a split, with those parts of `augment` that the loader applies."""
@@ -189,8 +189,8 @@ class FileDataModule(ImageDataModule):
         return FileDataset(files.labels, read, self.preprocess.size, augment, self.seed)
 
 
-def _read(
-    files: LabeledFiles, class_names: Sequence[str], prepare: Callable[[np.ndarray], np.ndarray], index: int
+def read_prepared(
+    files: Samples, class_names: Sequence[str], prepare: Callable[[np.ndarray], np.ndarray], index: int
 ) -> np.ndarray:
     """Decode and prepare an image; not a method, so that workers get the files without the data module."""
     return prepare(files.read(index, class_names))

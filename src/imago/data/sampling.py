@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imago.seeding import random_permutation
+from imago.seeding import CHUNK_KEY, random_bits, random_permutation
 
 _REPEAT_SHIFT = 32  # bits of an epoch key for the epoch; the bits above hold the number of the repetition
 
@@ -62,11 +62,15 @@ class TrainSampler:
     def __len__(self) -> int:
         return self.num_samples // self.batch_size
 
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the samples in the order in which an epoch shows them, to the ranks in turn, int64 (N,)."""
+        return random_permutation(self.num_samples, self.seed, epoch)
+
     def __iter__(self) -> Iterator[BatchIndices]:
         epoch_keys: int | np.ndarray = self.epoch
         order_epoch = 0 if self.repeats_first_epoch else self.epoch
         if self.labels is None:
-            order = random_permutation(self.num_samples, self.seed, order_epoch)
+            order = self.order(order_epoch)
         else:
             epoch_keys, order = balanced_order(self.labels, self.seed, order_epoch)
             epoch_keys += self.epoch - order_epoch
@@ -74,6 +78,23 @@ class TrainSampler:
             start = batch * self.batch_size
             rank_slice = slice(start + self.rank, start + self.batch_size, self.num_ranks)
             yield BatchIndices(epoch_keys if isinstance(epoch_keys, int) else epoch_keys[rank_slice], order[rank_slice])
+
+
+@dataclass(eq=False)
+class WindowSampler(TrainSampler):
+    """Shuffle the chunks of a dataset, and samples within a window of chunks; ranks share chunks at their borders."""
+
+    chunks: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # chunk of each sample, int64 (N,)
+    window: int = 1  # in chunks
+
+    def order(self, epoch: int) -> np.ndarray:
+        ids, chunks = np.unique(self.chunks, return_inverse=True)
+        places = random_permutation(len(ids), self.seed, epoch, CHUNK_KEY)[chunks]  # of the chunk of each sample
+        num_per_rank = self.num_samples // self.num_ranks
+        parts = np.argsort(places, kind="stable")[: num_per_rank * self.num_ranks].reshape(self.num_ranks, -1)
+        windows = (places[parts] - places[parts[:, :1]]) // self.window
+        within = np.lexsort((random_bits(self.seed, epoch, parts), windows))
+        return np.take_along_axis(parts, within, 1).T.ravel()
 
 
 class EvalSampler:

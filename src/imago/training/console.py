@@ -80,6 +80,7 @@ def _optional_rows(cfg: DictConfig, data: ImageDataModule, task: torch.nn.Module
     if num_images < _FEW_IMAGES and is_photos and cfg.model.get("weights", "") is None and cfg.resume is None:
         recipe = "experiment=finetune_folder data.root=DIR fine-tunes a pretrained network"
         rows["advice"] = f"{num_images:,} images are few for a network from scratch: {recipe}"
+    rows |= {"shuffle": data.shuffle_note()} if hasattr(data, "shuffle_note") else {}  # if it is not entirely random
     if data.repeats_first_epoch:
         rows["same images"] = "trainer.overfit_batches: every epoch has the batches of the first one"
     weight = getattr(getattr(task, "loss", None), "weight", None)

@@ -21,7 +21,7 @@ from imago.training.pruning import is_pruned, resolve_pruned_run
 _CHANGEABLE_KEYS = (
     *("paths", "callbacks", "logger", "resume", "run_name", "sweep_name", "test", "trust", "tags", "compile", "tta"),
     *("threads", "calibrate"),
-    *("data.num_workers", "data.loader", "data.on_device", "data.cache", "data.cache_dir"),
+    *("data.num_workers", "data.loader", "data.on_device", "data.cache", "data.cache_dir", "data.cache_gb"),
     *("data.root", "data.data_dir", "data.split_file", "data.list_file", "data.max_pixels"),
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
