@@ -79,7 +79,12 @@ def name_other_files(_app: object, _docname: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^\]]+)\]\(((?:\.\./|serving/)[\w./-]+|[\w-]+\.sbatch)\)", _name_of_file, source[0])
 
 
+_PAGES = {"../CONTRIBUTING.md": "recipes.md", "../configs": "settings.md"}  # made from these files
+
+
 def _name_of_file(match: re.Match[str]) -> str:
+    if page := _PAGES.get(match[2]):
+        return f"[{match[1]}]({page})"
     path = match[2].removeprefix("../") if match[2].startswith("../") else f"docs/{match[2]}"
     return f"`{path}`" if match[1].endswith(Path(path).name) else f"{match[1]} (`{path}`)"
 

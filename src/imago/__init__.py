@@ -2,8 +2,9 @@
 
     from imago import load_model
     model = load_model("logs/latest")
-    logits = model(images)          # uint8 (N, 3, size, size) -> (N, K); names in model.class_names
-    model.probabilities(images)     # calibrated on val
+    images = model.read("photo.jpg", "other.jpg")  # uint8 (N, 3, size, size); arrays and tensors of your own work too
+    logits = model(images)                         # (N, K); names in model.class_names
+    model.probabilities(images)                    # calibrated on val
 
 Importing this package loads neither torch nor Lightning; `load_model` does.
 """

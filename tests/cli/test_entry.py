@@ -117,6 +117,7 @@ def test_a_rank_started_by_lightning_shares_the_directory(project):
         (["seed=${nope}"], "seed: Interpolation key 'nope' not found"),
         (["data.root=${seed}"], "data.root=${seed}: a path cannot contain"),
         (["--lr", "3"], "unrecognized arguments: --lr"),
+        (["--experiment=quickstart"], "unrecognized arguments: --experiment=quickstart"),
         (["-m", "--cfg", "job"], "Only one of --run, --multirun, --cfg"),
         (["-m", "model=small,resnet81"], "model=resnet81: there is no such option; model can be resnet18, resnet50"),
         (["--config-name", "nope"], "Cannot find primary config 'nope'"),

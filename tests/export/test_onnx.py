@@ -1,12 +1,14 @@
 """An exported file gives the same numbers and is self-contained; a failed export is an error of one line."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import resnet18, squeezenet1_0
 
@@ -143,3 +145,17 @@ def test_a_failed_export_is_one_line_and_leaves_no_file(net: nn.Module, opset: i
     assert str(caught.value).startswith(reason)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lines_in_the_documentation_give_the_classifiers_probabilities(tmp_path: Path):
+    net, photo = classifier(SimpleCNN(10, SIZE)), tmp_path / "photo.jpg"
+    write(net, tmp_path / "model.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    Image.fromarray(pixels).resize((91, 57), Image.Resampling.BICUBIC).save(photo)
+    page = (PROJECT_ROOT / "docs/export.md").read_text(encoding="utf-8")
+    [code] = [block for block in page.split("```python\n")[1:] if "custom_metadata_map" in block]
+    code = code.partition("```")[0].replace("RUN/export/model.onnx", str(tmp_path / "model.onnx"))
+    names: dict[str, Any] = {}
+    exec(code.replace("photo.jpg", str(photo)), names)
+    np.testing.assert_allclose(names["probabilities"], net.probabilities(net.read(photo)).detach(), atol=1e-5)
+    assert names["class_names"] == NAMES

@@ -92,7 +92,7 @@ def test_a_temperature_that_makes_the_probabilities_of_val_worse_is_not_applied(
     assert entry["nll_after"] < entry["nll_before"]
     assert entry[TEMPERATURE_KEY] == 1.0 != entry["fitted_temperature"]
     assert read_temperature(checkpoint) == (1.0, "")
-    assert ", not applied, as it makes probabilities worse: ECE " in describe_calibration(entry)
+    assert "would make the calibration error (ECE) on val worse: ECE " in describe_calibration(entry)
     assert "not applied" not in describe_calibration(entry | {TEMPERATURE_KEY: entry["fitted_temperature"]})
 
 

@@ -1,8 +1,11 @@
 """Classifier: normalization, memory order, state, the images it accepts, and the inputs of the head."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from imago.images import Preprocess
@@ -28,6 +31,20 @@ def test_the_network_gets_channels_last_memory():
 def test_its_state_contains_the_network_and_nothing_else():
     state = Classifier(nn.Linear(2, 2), ["a", "b"], PREPROCESS).state_dict()
     assert set(state) == {"net.weight", "net.bias"}
+
+
+def test_files_are_read_as_predict_py_reads_them(tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 3), np.uint8)
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    for file, image in zip(files, pixels, strict=True):
+        Image.fromarray(image).save(file)
+    model = Classifier(nn.Flatten(), ["a", "b"], PREPROCESS)
+    read = model.read(*map(str, files))
+    assert (read.shape, read.dtype) == ((2, 3, 2, 2), np.uint8)
+    # The shorter side becomes 2 px, and the center of the longer one remains.
+    reference = [Image.fromarray(image).resize((4, 2), Image.Resampling.BILINEAR).crop((1, 0, 3, 2)) for image in pixels]
+    np.testing.assert_array_equal(read, np.stack([np.asarray(image).transpose(2, 0, 1) for image in reference]))
+    assert model(read).shape == (2, 12)
 
 
 IMAGES = torch.arange(36, dtype=torch.uint8).reshape(3, 3, 2, 2)

@@ -173,6 +173,12 @@ def test_a_damaged_weights_file_is_refused_before_data_is_read(compose, tmp_path
         prepare_machine(compose(f"model.weights={tmp_path / 'cut.pth'}"))
 
 
+def test_a_missing_folder_is_reported_before_weights_are_looked_for(compose, tmp_path: Path):
+    settings = ["data=image_folder", f"data.root={tmp_path / 'none'}", f"model.weights={tmp_path / 'none.pth'}"]
+    with pytest.raises(DataError, match=rf"^data\.root={tmp_path}/none does not exist; expected ROOT/train/CLASS"):
+        prepare_machine(compose(*settings))
+
+
 @pytest.mark.soak
 def test_compile_without_a_compiler_is_refused_in_one_line(tmp_path: Path):
     empty = tmp_path / "empty"

@@ -258,6 +258,7 @@ def _read_flags() -> argparse.Namespace:
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
+    parser.allow_abbrev = False  # --experiment=NAME would be Hydra's --experimental-rerun
 
     def refuse(message: str) -> NoReturn:  # argparse itself would print its usage and exit
         raise ConfigError(f"{message}; settings are typed key=value, without dashes, and --help shows the flags.")

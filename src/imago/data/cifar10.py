@@ -72,7 +72,10 @@ def saved_array(root: Path | None, data_dir: Path) -> Path:
     """
     if root is not None and not (root / BATCHES_FOLDER).is_dir():
         fault = f"has no folder {BATCHES_FOLDER}" if root.is_dir() else "does not exist"
-        raise DataError(f"data.root={root} {fault}; set it to the folder that contains {BATCHES_FOLDER}.")
+        raise DataError(
+            f"data.root={root} {fault}; set it to the folder that contains {BATCHES_FOLDER}; your own images "
+            "need data=image_folder."
+        )
     path = data_dir / "cache" / "cifar10.npy"
     is_intact = path.is_file() and sha256_of(path) == ARRAY_SHA256
     directories = [root] if root else data_directories(data_dir)

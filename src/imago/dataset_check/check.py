@@ -18,7 +18,7 @@ from imago.dataset_check.labels import check_labels
 from imago.dataset_check.pages import draw_augmentations, draw_sheets
 from imago.errors import ConfigError, DataError, IncompleteError, UserError
 from imago.files import report_unwritable, write_csv, write_json
-from imago.images import write_png
+from imago.images import MAX_SMALL_PX, write_png
 from imago.instantiate import build
 from imago.log import log_to
 from imago.paths import command, job_output_dir, short_path
@@ -146,18 +146,20 @@ def _write_report(cfg: DictConfig, data: "ImageDataModule", checked: CheckedData
             write_png(directory / "contact_sheets" / name, page)
     print("\n".join(report.finding_lines(findings)), end="\n\n")
     print(f"results in {short_path(directory)}: {', '.join(sorted(path.name for path in directory.iterdir()))}")
-    print("\n".join(_next_commands(directory / "split_without_leaks.csv", bool(len(checked.bad_indices)))))
+    split_file, size_px = directory / "split_without_leaks.csv", preprocess.size if preprocess else 0
+    print("\n".join(_next_commands(split_file, bool(len(checked.bad_indices)), size_px)))
     return sum(finding.is_serious for finding in findings)
 
 
-def _next_commands(split_file: Path, has_bad_images: bool) -> list[str]:
+def _next_commands(split_file: Path, has_bad_images: bool, size_px: int) -> list[str]:
     """Return the commands to type next, with the data settings of this one; they leave bad images out."""
     from hydra.core.hydra_config import HydraConfig
 
     settings = [text for text in HydraConfig.get().overrides.task if text.lstrip("+").startswith(_DATA_SETTINGS)]
     if has_bad_images:
         settings = [text for text in settings if "on_bad_image=" not in text] + ["data.on_bad_image=skip"]
-    commands = [("check", [*settings, "show=augment"]), ("train", settings)]
+    recipe = [] if size_px <= MAX_SMALL_PX else ["experiment=finetune_folder"]  # photographs
+    commands = [("check", [*settings, "show=augment"]), ("train", [*recipe, *settings])]
     if split_file.exists():
-        commands.append(("train", [*settings, f"data.split_file={short_path(split_file)}"]))
+        commands.append(("train", [*recipe, *settings, f"data.split_file={short_path(split_file)}"]))
     return ["next:", *(f"  {command(script)} {shlex.join(typed)}" for script, typed in commands)]

@@ -72,9 +72,11 @@ def describe_calibration(entry: Mapping[str, Any], tta: str = "none") -> str:
             f"{note}"
         )
     is_applied = entry[TEMPERATURE_KEY] == entry["fitted_temperature"]
-    applied = "" if is_applied else ", not applied, as it makes probabilities worse"
+    worse = "the calibration error (ECE)" if entry["ece_after"] > entry["ece_before"] else "the likelihood (NLL)"
+    unused = f"not calibrated: temperature {entry['fitted_temperature']:.3f} would make {worse} on val worse"
+    applied = f"calibrated on val (tta={tta}): temperature {entry['fitted_temperature']:.3f}"
     return (
-        f"calibrated on val (tta={tta}): temperature {entry['fitted_temperature']:.3f}{applied}: ECE "
+        f"{applied if is_applied else unused}: ECE "
         f"{entry['ece_before']:.2%} -> {entry['ece_after']:.2%}, NLL {entry['nll_before']:.4f} -> "
         f"{entry['nll_after']:.4f}{note}"
     )

@@ -106,7 +106,8 @@ def load_predictor(
 
         exported = OnnxClassifier(path)
         if exported.calibration_temperature == UNCALIBRATED:
-            log.warning("probabilities are not calibrated: %s was exported without a temperature", printable(path))
+            text = "probabilities are not calibrated: %s has the temperature 1, as none was fitted or it did not help"
+            log.warning(text, printable(path))
         return exported
     classifier = load_calibrated(path, trust, tta) if is_calibrated else load_classifier(path, trust)
     return TorchPredictor(classifier, accelerator, tta)

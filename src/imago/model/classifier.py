@@ -1,13 +1,14 @@
 """Classifier: a trained network with its class names, preprocess record and calibration temperature."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from imago.images import Preprocess
+from imago.images import Preprocess, read_image, resize_and_crop
 from imago.model.layers import head_names
 from imago.normalize import Normalize
 
@@ -54,6 +55,15 @@ class Classifier(nn.Module):
         if isinstance(images, np.ndarray):
             images = torch.tensor(images.copy(), device=self.normalize.mean.device)
         return self.net(self.normalize(images))
+
+    def read(self, *files: str | Path) -> np.ndarray:
+        """Decode image files, resize and crop them as in evaluation: uint8 (N, 3, size, size).
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        images = [resize_and_crop(read_image(Path(file)), self.preprocess) for file in files]
+        return np.stack(images).transpose(0, 3, 1, 2)
 
     def probabilities(self, images: Tensor | np.ndarray) -> Tensor:
         """Map uint8 images (N, 3, size, size) to calibrated probabilities (N, K); rows sum to 1."""

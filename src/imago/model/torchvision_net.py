@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision import models
 
 from imago.errors import ConfigError
@@ -22,21 +22,13 @@ class TorchvisionNet(LibraryNet):
     Args:
         num_classes, image_size: as in `LibraryNet`.
         name: of the network in `torchvision.models`, e.g. "resnet18".
-        head_relu: SqueezeNet only: False removes the ReLU after its last convolution, which keeps logits from being
-            negative, and may become 0 for all images.
         **arguments: further ones of that network, e.g. `zero_init_residual`.
     """
 
-    def __init__(
-        self, num_classes: int, image_size: int, name: str, head_relu: bool = True, **arguments: Any
-    ) -> None:
+    def __init__(self, num_classes: int, image_size: int, name: str, **arguments: Any) -> None:
         check_arguments(arguments)
         extra: dict[str, Any] = _AUXILIARY_SETTINGS if name in _AUXILIARY_HEADS else {}
-        network: Any = models.get_model(name, weights=None, num_classes=num_classes, **extra, **arguments)
-        if not head_relu:
-            if not isinstance(network, models.SqueezeNet):
-                raise ConfigError(f"model.head_relu=false: {name} has no ReLU in its head; leave it out.")
-            network.classifier[2] = nn.Identity()
+        network = models.get_model(name, weights=None, num_classes=num_classes, **extra, **arguments)
         super().__init__(network, name, num_classes, image_size, supported_size_px=224)
 
     def convert_weights(self, state: dict[str, Tensor], weights: str) -> dict[str, Tensor]:

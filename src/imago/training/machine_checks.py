@@ -2,11 +2,15 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
+from imago.data.file_datamodule import ImageFolderDataModule
+from imago.data.folder_listing import find_splits
 from imago.errors import ConfigError
+from imago.instantiate import full_name
 from imago.model.adapt import find_weights
 from imago.model.weights import read_weights
 from imago.resources import available_cores, idle_cores
@@ -50,6 +54,8 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     set_modes(cfg)
     if is_image_task(cfg):  # another LightningModule may use other settings
         check_optimization(cfg.optimizer, cfg.schedule)
+    if cfg.data._target_ == full_name(ImageFolderDataModule):
+        find_splits(Path(cfg.data.root).expanduser())  # a missing folder is reported before weights are downloaded
     if cfg.resume is None and (file := find_weights(cfg.model)):
         read_weights(file)  # a damaged file is reported before data is read
     return precision
