@@ -36,6 +36,7 @@ from imago.settings import typed_value
 from imago.task.base import ImageTask
 from imago.task.optimization import count_steps
 from imago.training.loopback import bind_to_loopback
+from imago.training.nodes import check_nodes
 from imago.training.other_task import (
     ScheduleIntervalCheck,
     build_other_task,
@@ -251,6 +252,7 @@ def build_run(
     # Epochs until max_epochs or max_steps is reached.
     total_steps = count_steps(steps_per_epoch, trainer.max_epochs, trainer.max_steps)
     trainer.fit_loop.max_epochs = math.ceil(total_steps / steps_per_epoch)
+    check_nodes(cfg, data, trainer, directory)
     return data, task, trainer, origin
 
 

@@ -76,7 +76,6 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     from imago.training.build import build_run, final_checkpoint, one_line_for_misconfiguration
     from imago.training.console import end_lines, extension_settings, start_table, usable_commands
     from imago.training.machine_checks import prepare_machine
-    from imago.training.nodes import check_nodes
     from imago.training.pruning import built_settings, load_pruned, measure_pruned
     from imago.trust import packages_to_trust
 
@@ -85,7 +84,6 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     pruned = load_pruned(cfg)
     data, task, trainer, preprocess_origin = build_run(cfg, precision, directory, pruned)
     log.info("%s\n", start_table(cfg, data, task, trainer, precision_reason, preprocess_origin))
-    check_nodes(cfg, data, trainer, directory)
     commands = list(usable_commands(task))
     _store_provenance(data, trainer, directory, commands)
     _fill_cache(data, trainer)
