@@ -262,8 +262,9 @@ def main() -> None:
         for case in args.cases:
             cases[case] = medians(case, args.rounds)
             print_table(case, cases[case])
-    args.json.write_text(json.dumps({**describe_environment(), "rounds": args.rounds, "cases": cases}, indent=2) + "\n")
-    plot(cases, args.json.with_suffix(".png"))
+            content = {**describe_environment(), "rounds": args.rounds, "cases": cases}
+            args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            plot(cases, args.json.with_suffix(".png"))
 
 
 if __name__ == "__main__":
