@@ -42,7 +42,9 @@ def test_files_are_read_as_predict_py_reads_them(tmp_path: Path):
     read = model.read(*map(str, files))
     assert (read.shape, read.dtype) == ((2, 3, 2, 2), np.uint8)
     # The shorter side becomes 2 px, and the center of the longer one remains.
-    reference = [Image.fromarray(image).resize((4, 2), Image.Resampling.BILINEAR).crop((1, 0, 3, 2)) for image in pixels]
+    reference = [
+        Image.fromarray(image).resize((4, 2), Image.Resampling.BILINEAR).crop((1, 0, 3, 2)) for image in pixels
+    ]
     np.testing.assert_array_equal(read, np.stack([np.asarray(image).transpose(2, 0, 1) for image in reference]))
     assert model(read).shape == (2, 12)
 
