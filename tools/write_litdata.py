@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,16 @@ import numpy as np
 
 from imago.data.chunks import SIDECAR, ChunkFiles, LabeledChunks, read_set
 from imago.data.cifar10 import CIFAR10DataModule
-from imago.data.dataset import LabeledArray, Samples
+from imago.data.dataset import LabeledArray, LabeledFiles, Samples
+from imago.data.examine import examine
 from imago.data.file_datamodule import ImageFolderDataModule, ImageListDataModule
-from imago.errors import ConfigError, UserError
+from imago.errors import ConfigError, DataError, UserError
 from imago.files import sha256_of, write_text
 from imago.images import MAX_PIXELS
 from imago.paths import PROJECT_ROOT
 from imago.seeding import random_permutation
 from imago.system import START_METHOD
+from imago.text import counted, join_names
 
 SEED = 0  # of the order in which samples are written
 
@@ -49,9 +52,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if parsed.index:
         write_sidecar(parsed.target.expanduser())
         return
-    class_names, published = open_source(parsed.source or "")
+    if not parsed.source:
+        parser.error("type the source and the target")
+    if not find_spec("litdata"):
+        raise ConfigError("litdata is not installed: pip install -e '.[litdata]'")
+    class_names, published = open_source(parsed.source)
+    folders = {split: parsed.target.expanduser() / (split if len(published) > 1 else "") for split in published}
+    for folder in folders.values():
+        if folder.exists() and any(folder.iterdir()):  # litdata would delete its chunks
+            raise ConfigError(f"{folder} is not empty; empty it, or write to another directory.")
     for split, samples in published.items():
-        directory = parsed.target.expanduser() / (split if len(published) > 1 else "")
+        check_images(samples)
+        directory = folders[split]
         order = np.arange(len(samples)) if parsed.in_order else random_permutation(len(samples), SEED)
         write_chunks(directory, samples.take(order), int(parsed.chunk_mb * 1e6), parsed.workers)
         num_chunks = write_sidecar(directory, class_names)
@@ -70,12 +82,19 @@ def open_source(source: str) -> tuple[tuple[str, ...], Mapping[str, Samples]]:
     return ImageFolderDataModule(root=source, **files, **loading).load_dataset()
 
 
+def check_images(samples: Samples) -> None:
+    """Decode every file; raise a DataError that lists those that cannot be read: they would be copied as they are."""
+    if isinstance(samples, LabeledFiles):
+        with tempfile.TemporaryDirectory() as cache:
+            errors = examine(samples, Path(cache)).errors
+        if bad := [name for name, error in zip(samples.names, errors, strict=True) if error]:
+            raise DataError(f"{counted(len(bad), 'image')} cannot be read: {join_names(bad, 10)}; remove or mend them.")
+
+
 def write_chunks(directory: Path, samples: Samples, num_bytes: int, num_workers: int = 1) -> None:
     """Write samples in their order, in chunks of about `num_bytes`."""
     import litdata
 
-    if (directory / "index.json").exists():
-        raise ConfigError(f"{directory} has an index.json; remove it or write to another directory.")
     with tempfile.TemporaryDirectory() as scratch:  # instead of litdata's own directories in /tmp
         os.environ |= {"DATA_OPTIMIZER_CACHE_FOLDER": scratch, "DATA_OPTIMIZER_DATA_CACHE_FOLDER": scratch}
         litdata.optimize(
@@ -124,3 +143,6 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a file that has gone
+        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)

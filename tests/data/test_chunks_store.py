@@ -83,6 +83,23 @@ def test_the_cache_keeps_its_limit_and_what_was_used_last(store: Store, streamed
     assert not [*streamed[1].glob("*/*.part")]
 
 
+def test_files_of_others_in_the_cache_directory_are_never_deleted(tmp_path: Path):
+    others, own = tmp_path / "flowers-chunks" / "chunk-0-0.bin", tmp_path / ("a1" * 32) / "chunk-0-0.bin"
+    for file in (others, own):
+        file.parent.mkdir()
+        file.write_bytes(b"content")
+    chunks.ChunkFiles("s3://bucket", tmp_path, 0)._make_room(1)
+    assert [others.exists(), own.exists()] == [True, False]
+
+
+def test_a_chunk_that_was_cut_off_in_the_cache_is_downloaded_again(store: Store, streamed: tuple[str, Path]):
+    opened(streamed[0], LABELS, streamed[1]).read(0)
+    [cached] = streamed[1].glob("*/*.bin")
+    os.truncate(cached, 20)
+    np.testing.assert_array_equal(opened(streamed[0], LABELS, streamed[1]).read(0), photo(0, 12))
+    assert store.requests["GET", "chunk-0-0.bin"] == 2
+
+
 def test_another_version_of_the_dataset_has_another_folder_and_the_old_one_gives_way(
     store: Store, streamed: tuple[str, Path], tmp_path: Path
 ):

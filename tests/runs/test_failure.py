@@ -126,6 +126,16 @@ def test_a_user_error_of_a_rank_becomes_one_line(tmp_path: Path, fail):
     assert isinstance(exit_error, UserError)
 
 
+def test_a_download_that_is_cut_off_is_not_a_lost_rank(tmp_path: Path, fail):
+    fail(0, RuntimeError(LOST))
+    fail(
+        1,
+        DataError("s3://b/chunk-0-0.bin cannot be downloaded: ConnectionResetError(104, 'Connection reset by peer')."),
+    )
+    _, reason, _ = explain_exit(RuntimeError(LOST), tmp_path, None)
+    assert reason.startswith("rank 1: s3://b/chunk-0-0.bin cannot be downloaded")
+
+
 def test_a_connection_that_is_lost_by_a_bug_of_a_rank_is_not_an_error_of_the_user(tmp_path: Path, fail):
     fail(1, ZeroDivisionError("broken"))
     lost = RuntimeError(LOST)

@@ -14,7 +14,7 @@ from PIL import Image
 from imago.data.chunks import ChunkFiles, read_set
 from imago.data.dataset import LabeledArray
 from imago.data.litdata_datamodule import LitDataModule
-from imago.errors import ConfigError
+from imago.errors import ConfigError, DataError
 from imago.paths import PROJECT_ROOT
 
 pytest.importorskip("litdata")
@@ -105,8 +105,31 @@ def test_a_list_with_splits_is_written_to_a_folder_for_each(folder: Path, tmp_pa
     assert [len(split) for _, split in data.splits.items()] == [10, 5, 5]
     assert data.class_names == ("ant", "bee")
     assert data.random_splits == []
-    with pytest.raises(ConfigError, match=r"train has an index.json; remove it"):
-        write_litdata.main([str(tmp_path / "list.csv"), str(tmp_path / "out")])
+
+
+def test_a_directory_with_files_is_refused_as_litdata_would_delete_some(folder: Path, tmp_path: Path):
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    with pytest.raises(ConfigError, match=r" is not empty; empty it, or write to another directory\.$"):
+        write_litdata.main([str(folder), str(tmp_path)])
+    assert [file.name for file in tmp_path.iterdir()] == ["model.bin"]
+
+
+def test_all_files_that_cannot_be_read_are_listed_before_anything_is_written(tmp_path: Path):
+    for name in ("ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(0, 20)).save(tmp_path / "in" / name)
+    for name in ("ant/1.png", "bee/0.png"):
+        (tmp_path / "in" / name).write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"^2 images cannot be read: ant/1.png, bee/0.png; remove or mend them\.$"):
+        write_litdata.main([str(tmp_path / "in"), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_path_alone_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        write_litdata.main([str(folder)])
+    assert caught.value.code == 2
+    assert "error: type the source and the target" in capsys.readouterr().err
 
 
 def test_arrays_as_those_of_cifar10_are_written_without_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -29,17 +29,27 @@ def free_port() -> int:
 class Node(threading.Thread):
     """One of two nodes; `error` is what `check_nodes` raised, `seconds` how long it took."""
 
-    def __init__(self, number: int, cfg: Any, folder: Path, port: int, fingerprint: str = "a", seconds: int = 20):
+    def __init__(
+        self,
+        number: int,
+        cfg: Any,
+        folder: Path,
+        port: int,
+        fingerprint: str = "a",
+        seconds: int = 20,
+        precision: str = "32-true",
+    ):
         super().__init__()
         self.error: Exception | None = None
         environment = SimpleNamespace(local_rank=lambda: 0, node_rank=lambda: number, main_address="127.0.0.1")
         environment.main_port = port
         strategy = SimpleNamespace(cluster_environment=environment, _timeout=timedelta(seconds=seconds))
+        strategy.root_device = SimpleNamespace(type="cpu")
         splits = SimpleNamespace(items=lambda: ())
         self.arguments: Any = (
             cfg,
             SimpleNamespace(fingerprint=lambda: fingerprint, splits=splits),
-            SimpleNamespace(num_nodes=2, strategy=strategy),
+            SimpleNamespace(num_nodes=2, strategy=strategy, precision=precision),
             SimpleNamespace(path=folder, log_dir=folder.parent, is_main_process=number == 0),
         )
         file = folder / "summary.json"
@@ -68,6 +78,20 @@ def _not_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     monkeypatch.setattr(nodes, "describe_process", lambda: {"git": {"commit": "c0ffee"}, "packages": {"torch": "2"}})
     monkeypatch.setattr(nodes, "_SHARED_S", 0.5)
+
+
+def test_nodes_whose_hardware_chooses_another_precision_are_refused(compose, tmp_path: Path):
+    port = free_port()
+    first = Node(0, compose(), tmp_path, port)
+    texts = meet(first, Node(1, compose(), tmp_path, port, precision="bf16-mixed"))
+    assert all(text.startswith("trainer.precision is bf16-mixed on node 1 ") for text in texts), texts
+
+
+def test_restarts_of_torchrun_are_refused(compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    node = Node(0, compose(), tmp_path, free_port())
+    node.join()
+    assert str(node.error).startswith("torchrun --max-restarts=3: nodes count their restarts separately")
 
 
 def test_nodes_that_differ_in_paths_and_threads_only_go_on(compose, tmp_path: Path):

@@ -99,17 +99,22 @@ class ChunkFiles:
                             fault = f"{file.tell():,} bytes, not the size or SHA-256 in index.json or {SIDECAR}"
                             raise DataError(f"{self.root}/{chunk.name} has {fault}; {_COPY_AGAIN}.")
         except OSError as error:
-            raise DataError(f"{path}: {error.strerror}; free some space or lower data.cache_gb.") from error
+            raise DataError(
+                f"{path}: {error.strerror}; free some space, lower data.cache_gb, or type another data.cache_dir."
+            ) from error
         return path
 
     def _make_room(self, num_bytes: int) -> None:
-        with suppress(FileNotFoundError, PermissionError):  # another process deletes too; Windows keeps open files
-            kept = [(path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.cache_dir.glob("*/*.bin")]
-            total = num_bytes + sum(size for _, size, _ in kept)
-            for _, size, path in sorted(kept):
-                if total > self.max_bytes:
+        kept = []
+        for path in self.cache_dir.glob(f"{'[0-9a-f]' * 64}/*.bin"):  # the folders of this class, and no others
+            with suppress(FileNotFoundError):  # another process deletes too
+                kept.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+        total = num_bytes + sum(size for _, size, _ in kept)
+        for _, size, path in sorted(kept):
+            if total > self.max_bytes:
+                with suppress(FileNotFoundError, PermissionError):  # Windows keeps open files
                     path.unlink()
-                    total -= size
+                total -= size
 
     def _download(self, name: str, file: IO[bytes], is_optional: bool = False) -> None:
         downloader, errors = _downloader(self.root)
@@ -135,7 +140,7 @@ def _downloader(root: str) -> tuple[Any, tuple[type[Exception], ...]]:
     except ImportError as error:
         remedy = "an extra of this project: pip install -e '.[litdata]'"
         raise ConfigError(f"data.root={root} needs the package litdata, {remedy}.") from error
-    errors = (BotoCoreError, ClientError, RetriesExceededError)
+    errors = (BotoCoreError, ClientError, RetriesExceededError, ValueError)  # ValueError: an endpoint without a scheme
     return get_downloader(root, "", [], {"config": Config(**LIMITS)}), errors
 
 
@@ -155,12 +160,14 @@ def read_set(files: ChunkFiles, prefix: str) -> tuple[list[Chunk], dict[str, Any
             file, size = entry["filename"], entry["chunk_size"]
             if not re.fullmatch(r"[\w.-]+\.bin", file) or size < 1:
                 raise ValueError(f"a chunk {file!r} of {size} samples")
-            chunks.append(Chunk(prefix + file, entry["chunk_bytes"], size, hashes.get(file, ""), kinds))
+            chunks.append(Chunk(prefix + file, int(entry["chunk_bytes"]), int(size), hashes.get(file, ""), kinds))
+        if not chunks:
+            raise ValueError("no chunks")
         sidecar["labels"] = np.array(sidecar.get("labels", []), np.int64)
         sidecar["class_names"] = tuple(map(str, sidecar.get("class_names", ())))
         if len(sidecar["labels"]) not in (0, sum(chunk.num_samples for chunk in chunks)):
             raise ValueError(f"{SIDECAR} has {len(sidecar['labels'])} labels")
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         fault = f"is damaged, or no index of litdata ({type(error).__name__}: {error})"
         raise DataError(f"{name} {fault}; {_COPY_AGAIN}.") from error
     faults = [f"config.{key} is {config[key]}" for key in ("compression", "encryption", "format") if config.get(key)]
@@ -181,6 +188,11 @@ class LabeledChunks(Samples):
     labels: np.ndarray  # int64 (N,)
     max_pixels: int
 
+    @property
+    def content_digest(self) -> str:
+        """A hash that stands for the content of all chunks; "" if their SHA-256 is not listed."""
+        return self.files.folder if all(chunk.sha256 for chunk in self.files.chunks) else ""
+
     @functools.cached_property
     def names(self) -> tuple[str, ...]:  # type: ignore[override]
         """The name of each sample, built when they are needed: those of a million take 80 MB."""
@@ -189,7 +201,7 @@ class LabeledChunks(Samples):
     def replaced(self, names: Iterator[str], columns: Mapping[str, np.ndarray]) -> Self:
         return replace(self, **columns)  # type: ignore[arg-type]  # the names follow from the positions
 
-    def stored(self, index: int) -> tuple[bytes, int, str]:
+    def stored(self, index: int, is_second_try: bool = False) -> tuple[bytes, int, str]:
         """Return the image as it is stored, the label and the serializer; a DataError names a chunk that is damaged."""
         number = self.files.chunk_of(position := int(self.positions[index]))
         chunk, first = self.files.chunks[number], int(self.files.starts[number])
@@ -204,6 +216,9 @@ class LabeledChunks(Samples):
             if isinstance(error, FileNotFoundError) and self.files.root.startswith(S3):
                 return self.stored(index)  # another process has deleted it just now, for a chunk of its own
             raise DataError(f"{error.filename} cannot be read: {error.strerror}; {_COPY_AGAIN}.") from error
+        if num_bytes != chunk.num_bytes and self.files.root.startswith(S3) and not is_second_try:
+            Path(file.name).unlink(missing_ok=True)  # damaged in the cache: downloads are compared with the index
+            return self.stored(index, is_second_try=True)
         header = 4 * len(chunk.kinds)
         ends = np.cumsum([header, *np.frombuffer(data[:header].ljust(header, b"\0"), "<u4")])
         if (num_bytes, num_samples) != (chunk.num_bytes, chunk.num_samples) or ends[-1] != len(data):

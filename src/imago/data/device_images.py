@@ -123,7 +123,7 @@ class DeviceSplits:
         if obstacle and self.setting is True:
             raise ConfigError(f"data.on_device=true: {obstacle}; type data.on_device=auto.")
         self._device = device if self.setting and obstacle is None else None
-        if self.setting:
+        if self.setting or obstacle:
             kept = f"on {device}, where {_mebibytes(num_bytes)} of images are kept"
             self.reason = f"on the CPU: {obstacle}" if obstacle else kept
 

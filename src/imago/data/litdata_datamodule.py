@@ -35,9 +35,12 @@ class LitDataModule(ImageDataModule):
             raise ConfigError(f"data.sampler={self.sampler} needs all chunks at once; loss.weight=balanced does not.")
         if shuffle_window < 1:
             raise ConfigError(f"data.shuffle_window={shuffle_window} must be 1 or more, in chunks.")
+        if not 0 < cache_gb < 1e9:
+            raise ConfigError(f"data.cache_gb={cache_gb} must be above 0, in 10^9 bytes.")
+        self.loader = {"timeout": 0, **self.loader}  # a window may take minutes; each download has limits of its own
         self.window, self.max_pixels = shuffle_window, max_pixels
         root = root.rstrip("/") if root.startswith(S3) else str(Path(root).expanduser())
-        self.files = ChunkFiles(root, Path(cache_dir), int(cache_gb * 1e9))
+        self.files = ChunkFiles(root, Path(cache_dir).expanduser(), int(cache_gb * 1e9))
 
     def load_dataset(self) -> ClassNamesAndSplits:
         splits = [name for name in SPLITS if self.files.read(f"{name}/index.json", is_optional=True)]
@@ -92,7 +95,7 @@ class LitDataModule(ImageDataModule):
         counts = [np.logical_or.reduceat(present, np.arange(0, len(ids), size)).sum(axis=1) for size in sizes]
         fewest = counts[0][: len(ids) // sizes[0]].min()  # without the last window, which may be shorter
         cure = next(size for size, count in zip(sizes, counts, strict=True) if count.min() == counts[-1].max())
-        warning = f"; WARNING: fewer than half of them; data.shuffle_window={cure} has all in each window"
+        warning = f"; WARNING: fewer than half of them; data.shuffle_window={cure} has all at first"
         text = f"windows of {sizes[0]} of {len(ids):,} chunks have {fewest} classes or more"
         return text + (warning if 2 * fewest < len(self.class_names) else "")
 

@@ -16,7 +16,10 @@ from imago.errors import DataError, Stopped, StorageError, UserError
 from imago.runs.signals import STOP_SIGNALS, rank_name, stopped_by
 
 # Lost-connection errors of the other ranks when one has ended; they are not the cause.
-_LOST_CONNECTION = re.compile(r"gloo|nccl|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|TCPStore", re.I)
+_LOST_CONNECTION = re.compile(
+    r"^(?!\S+ cannot be downloaded).*(gloo|nccl|ProcessGroup|Connection (closed|reset|refused)|Broken pipe|TCPStore)",
+    re.I | re.S,
+)
 _UNWRITABLE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 # Errors of training and loader workers as torch words them, and the messages for the user with what matched.
 _KNOWN_ERRORS = {

@@ -38,8 +38,11 @@ def check_nodes(cfg: DictConfig, data: ImageDataModule, trainer: Trainer, direct
     environment: Any = getattr(trainer.strategy, "cluster_environment", None)
     if trainer.num_nodes == 1 or environment.local_rank() != 0:
         return
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        fault = "nodes count their restarts separately and would not meet; start torchrun without it, with resume=auto"
+        raise ConfigError(f"torchrun --max-restarts={os.environ['TORCHELASTIC_MAX_RESTARTS']}: {fault}.")
     node = environment.node_rank()
-    name, facts = f"node {node} ({platform.node()})", _facts(cfg, data)
+    name, facts = f"node {node} ({platform.node()})", _facts(cfg, data, trainer)
     try:
         store = _connect(trainer.strategy, node)
         mine = {"name": name, "facts": facts, "run": {key: directory.summary.get(key) for key in ("pid", "started")}}
@@ -80,7 +83,7 @@ def _exchange(store: Any, directory: RunDirectory, topic: str, node: int, value:
     return [json.loads(store.get(key)) for key in keys]
 
 
-def _facts(cfg: DictConfig, data: ImageDataModule) -> dict[str, Any]:
+def _facts(cfg: DictConfig, data: ImageDataModule, trainer: Trainer) -> dict[str, Any]:
     """Return what must be the same on all nodes, by the name for a message, as JSON has it."""
     process, settings = describe_process(), flatten(to_plain(cfg, resolve=False))
     facts = {
@@ -90,6 +93,8 @@ def _facts(cfg: DictConfig, data: ImageDataModule) -> dict[str, Any]:
         "the fingerprint of the data": data.fingerprint(),
         "the hash of the images": sampled_digest(data.splits)[:16],
         **{key: value for key, value in settings.items() if not f"{key}.".startswith(_OWN_KEYS)},
+        "trainer.precision": trainer.precision,  # "auto" depends on the hardware
+        "the kind of device": trainer.strategy.root_device.type,
     }
     return json.loads(json.dumps(facts, default=str))
 
