@@ -70,7 +70,7 @@ def test_help_is_about_the_command(without_torch: Callable, entry: str, text: st
 def test_a_data_root_that_does_not_exist_names_the_setting(command: Callable, tmp_path: Path):
     done = command("src/train.py", "data.root=/no/such place", f"paths.log_dir={tmp_path}")
     assert done.returncode == 2
-    expected = "data.root=/no/such place does not exist; set it to the folder that contains cifar-10-batches-py."
+    expected = "data.root=/no/such place does not exist; set it to the folder that contains cifar-10-batches-py; "
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in next(tmp_path.rglob("train.log")).read_text()

@@ -152,7 +152,7 @@ def test_the_lines_in_the_documentation_give_the_classifiers_probabilities(tmp_p
     write(net, tmp_path / "model.onnx")
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
     Image.fromarray(pixels).resize((91, 57), Image.Resampling.BICUBIC).save(photo)
-    page = (PROJECT_ROOT / "docs/export.md").read_text(encoding="utf-8")
+    page = (PROJECT_ROOT / "docs/python.md").read_text(encoding="utf-8")
     [code] = [block for block in page.split("```python\n")[1:] if "custom_metadata_map" in block]
     code = code.partition("```")[0].replace("RUN/export/model.onnx", str(tmp_path / "model.onnx"))
     names: dict[str, Any] = {}

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from multiprocessing.util import Finalize
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from imago.errors import ConfigError, DataError
@@ -73,7 +72,7 @@ def _move_to_shared_memory(batch: Any) -> Any:
     """
     if get_worker_info() is not None and not isinstance(batch, DataError):
         for item in batch:
-            if isinstance(item, Tensor):  # `BatchChoices` have a text, too
+            if hasattr(item, "share_memory_"):  # the name of the split in `BatchChoices` has not
                 item.share_memory_()
     return batch
 
