@@ -14,28 +14,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train_speed import NUM_TRAIN_IMAGES, PROJECT_ROOT, describe_environment
+from train_speed import NUM_TRAIN_IMAGES, PROJECT_ROOT, busy_processes, describe_environment
 
 from imago.text import table_lines
 
 GOAL = 1.8  # times the plain script, at any load
-
-
-@contextmanager
-def busy_processes(count: int) -> Iterator[None]:
-    """Keep `count` processes computing."""
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 def measure(num_busy: int, overrides: Sequence[str]) -> dict[str, dict[str, float]]:

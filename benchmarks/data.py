@@ -34,8 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 from torchvision.transforms import v2
-from train_speed import PROJECT_ROOT, describe_environment
+from train_speed import PROJECT_ROOT, busy_processes, describe_environment
 
 from imago.data.datamodule import ImageDataModule
 from imago.instantiate import build
@@ -258,28 +257,9 @@ def folder_data(folder: Path, cache: str) -> ImageDataModule:
     return data
 
 
-@contextmanager
-def busy_processes(count: int) -> Iterator[None]:
-    """Keep `count` processes computing."""
-    processes = [multiprocessing.get_context("fork").Process(target=_loop_forever, daemon=True) for _ in range(count)]
-    for process in processes:
-        process.start()
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-
-
 def _count_up() -> int:
     """Compute without data: the speed measures the share of the CPU that is left."""
     return sum(1 for _ in range(NUM_COUNTED_STEPS))
-
-
-def _loop_forever() -> None:
-    while True:
-        pass
 
 
 def write_jpegs(folder: Path, size: tuple[int, int], num_samples: int) -> None:

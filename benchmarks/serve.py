@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 from PIL import Image
-from train_speed import PROJECT_ROOT, describe_environment
+from train_speed import PROJECT_ROOT, busy_processes, describe_environment
 
 NUM_CLIENTS = 32
 PORT = 8765
@@ -125,18 +125,6 @@ async def load(port: int, image: bytes, seconds: float) -> list[float]:
     return times
 
 
-@contextmanager
-def busy_machine(num_processes: int) -> Iterator[None]:
-    """Let processes compute until the end."""
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_processes)]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
 def measure(command: list[str], port: int, image: Path, seconds: float) -> dict[str, float]:
     """Start a server, load it from another process, and return its figures."""
     with started(command, port) as server:
@@ -199,7 +187,7 @@ def main() -> None:
     results = {}
     for file in map(Path.resolve, args.model):
         name = f"{file.parent.parent.name}/{file.name}" if file.parent.name == "export" else file.name
-        with tempfile.TemporaryDirectory() as folder, busy_machine(args.busy):
+        with tempfile.TemporaryDirectory() as folder, busy_processes(args.busy):
             results[name] = compare(file, args.settings, args.rounds, args.seconds, Path(folder))
     content = {
         "clients": NUM_CLIENTS,

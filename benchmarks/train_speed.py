@@ -38,6 +38,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -99,6 +101,18 @@ def measure(command: list[str], checkout: Path = PROJECT_ROOT) -> tuple[float, f
             tail = "".join(output.readlines()[-20:])
             raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}:\n{tail}")
     return usage.ru_utime + usage.ru_stime + reap_orphans(), wall_s
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Keep `count` processes computing."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def reap_orphans() -> float:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from drawn_images import photo
 from PIL import Image
 
+from imago.data import chunks
 from imago.data.chunks import ChunkFiles, LabeledChunks, read_set
 
 KEYS = ("image", "label")
@@ -91,9 +93,15 @@ class Store:
     slow_s: float = 1.0
 
 
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
 @contextmanager
 def s3_store() -> Iterator[Store]:
-    """Run moto's server until the end of the block, with the faults of `Store` in front of it."""
+    """Run moto's server until the end of the block, with the faults of `Store` in front of it.
+
+    The environment of this process names it.
+    """
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
@@ -120,11 +128,16 @@ def s3_store() -> Iterator[Store]:
     store.url = f"http://127.0.0.1:{server.port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    try:
-        yield store
-    finally:
-        server.shutdown()
-        thread.join()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": store.url}.items():
+            patch.setenv(name, value)
+        chunks._downloader.cache_clear()
+        try:
+            yield store
+        finally:
+            chunks._downloader.cache_clear()
+            server.shutdown()
+            thread.join()
 
 
 def upload(store: Store, directory: Path, bucket: str = "photos", prefix: str = "set") -> str:

@@ -47,14 +47,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
-    with pytest.MonkeyPatch.context() as patch, s3_store() as server:
-        patch.setenv("AWS_ENDPOINT_URL", server.url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        chunks._downloader.cache_clear()
+    with s3_store() as server:
         yield server
-        chunks._downloader.cache_clear()
 
 
 def all_batches(data: LitDataModule, epoch: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:

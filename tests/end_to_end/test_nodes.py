@@ -17,8 +17,7 @@ from warm_runs import TINY, TWO, WarmRuns
 from imago.paths import PROJECT_ROOT
 from imago.runs.checkpoint import read_checkpoint
 
-# Their undisturbed run is made once. Two pairs of nodes at a time, in two test processes, may not meet.
-pytestmark = [pytest.mark.soak, pytest.mark.xdist_group("nodes")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("nodes")]  # their undisturbed run is made once
 
 STEPS = 9  # of TINY: 3 epochs of 5 batches, of which 2 make a step
 LEFT_S = 60  # within which a node leaves when the other is lost

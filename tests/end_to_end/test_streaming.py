@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from chunked_sets import Store, drawn_samples, s3_store, upload, write_set
+from chunked_sets import CREDENTIALS, Store, drawn_samples, s3_store, upload, write_set
 from short_runs import summary
 from warm_python import warm_imago
 from warm_runs import TWO, WarmRuns
@@ -36,17 +36,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
-    with pytest.MonkeyPatch.context() as patch, s3_store() as server:
-        patch.setenv("AWS_ENDPOINT_URL", server.url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with s3_store() as server:
         yield server
 
 
 def environment(store: Store) -> dict[str, str]:
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    return {"AWS_ENDPOINT_URL": store.url} | keys
+    return {**CREDENTIALS, "AWS_ENDPOINT_URL": store.url}
 
 
 @pytest.fixture(scope="module")
