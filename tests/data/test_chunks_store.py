@@ -1,5 +1,6 @@
 """Chunks from an S3 store: downloaded once, kept within a limit, and one line for each way a store can fail."""
 
+import io
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chunked_sets import Store, drawn_samples, opened, png, s3_store, upload, write_set
+from chunked_sets import Store, drawn_samples, numpy_value, opened, png, s3_store, upload, write_set
 from drawn_images import photo
 
 from imago.data import chunks
@@ -189,6 +190,34 @@ def test_a_full_disk_is_one_line(store: Store, streamed: tuple[str, Path], monke
     with pytest.raises(DataError, match=r"chunk-0-0.bin: No space left on device; free some space"):
         found.read(0)
     assert not [path for path in streamed[1].glob("*/*") if path.suffix != ".lock"]
+
+
+def test_a_large_chunk_whose_last_part_is_written_first_is_whole(
+    streamed: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    """As boto3 writes objects of more than 8 MiB: several threads, each at its own offset."""
+    found = opened(streamed[0], LABELS, streamed[1])
+    downloader, errors = chunks._downloader(streamed[0])
+
+    class LastPartFirst:
+        def download_fileobj(self, url: str, file: Any) -> None:
+            content = io.BytesIO()
+            downloader.download_fileobj(url, content)
+            file.seek(20)
+            file.write(content.getvalue()[20:])
+            file.seek(0)
+            file.write(content.getvalue()[:20])
+
+    monkeypatch.setattr(chunks, "_downloader", lambda root: (LastPartFirst(), errors))
+    np.testing.assert_array_equal(found.read(0), photo(0, 12))
+
+
+def test_a_chunk_of_more_than_8_mib_is_downloaded(store: Store, tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, (1_000, 1_000, 3), dtype=np.uint8)
+    samples = [(numpy_value(pixels), 0)] * 10
+    root = upload(store, write_set(tmp_path / "large", samples, per_chunk=10, kind="numpy"))
+    found = opened(root, [0] * 10, tmp_path / "cache")
+    np.testing.assert_array_equal(found.read(9), pixels)
 
 
 def test_without_litdata_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -13,6 +13,7 @@ from drawn_images import photo
 
 from imago.data import chunks
 from imago.data.dataset import concatenate
+from imago.data.folder_listing import list_image_folder
 from imago.data.litdata_datamodule import LitDataModule
 from imago.dataset_check.check import examine_dataset
 from imago.errors import ConfigError, DataError
@@ -274,3 +275,17 @@ def test_a_cache_of_less_than_two_windows_is_refused(plain: Path, store: Store, 
     with pytest.raises(ConfigError, match=r"data.cache_gb=1e-06: two windows .data.shuffle_window=2. need"):
         data.fill_cache(1, 2)
     assert module(plain, tmp_path, cache_gb=1e-9).fill_cache(1, 2) == f"none: chunks are read from {plain}"
+
+
+@pytest.mark.parametrize("root", ["gs://bucket/set", "s3:/bucket/set", "https://host/set"])
+def test_other_addresses_are_refused(root: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=f"^data.root={root}: chunks are read from a directory or from s3://BUCKET"):
+        module(root, tmp_path)
+
+
+def test_a_folder_of_images_and_a_folder_of_chunks_are_told_apart(tmp_path: Path, plain: Path):
+    (tmp_path / "photos" / "ant").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"index.json cannot be read: .*; for folders of images type data=image_folder"):
+        module(tmp_path / "photos", tmp_path)
+    with pytest.raises(DataError, match=r"has an index.json: if it is one of litdata, type data=litdata"):
+        list_image_folder(plain)

@@ -15,6 +15,7 @@ from imago.training import machine_checks
 from imago.training.machine_checks import (
     check_batch_size,
     check_compile,
+    check_torchrun,
     choose_precision,
     count_devices,
     hide_missing_gpus,
@@ -224,3 +225,27 @@ def test_optimizers_do_not_load_the_library_of_a_gpu_that_is_missing(monkeypatch
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     hide_missing_gpus()  # what is set stays
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("world_size", "per_node", "devices", "num_nodes", "message"),
+    [
+        ("2", "1", 1, 1, "torchrun started 2 processes, and trainer.devices=1 x trainer.num_nodes=1 is 1; type "
+         "trainer.devices=1 trainer.num_nodes=2."),
+        ("8", "4", 4, 1, "torchrun started 8 processes, and trainer.devices=4 x trainer.num_nodes=1 is 4; type "
+         "trainer.devices=4 trainer.num_nodes=2."),
+        ("1", "1", 2, 1, "torchrun started 1 process, and trainer.devices=2 x trainer.num_nodes=1 is 2; type "
+         "trainer.devices=1 trainer.num_nodes=1."),
+    ],
+)  # fmt: skip
+def test_torchrun_must_have_started_as_many_processes_as_the_settings_say(
+    monkeypatch: pytest.MonkeyPatch, world_size: str, per_node: str, devices: int, num_nodes: int, message: str
+):
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", per_node)
+    check_torchrun(devices, devices, num_nodes)  # not started by torchrun: nothing to compare
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(ConfigError) as error:
+        check_torchrun(devices, devices, num_nodes)
+    assert str(error.value) == message
+    check_torchrun(per_node, int(per_node), int(world_size) // int(per_node))

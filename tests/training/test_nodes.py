@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from imago.errors import ConfigError, DataError
 from imago.runs.failure import write_failure
@@ -169,4 +170,11 @@ def test_one_node_and_the_other_processes_of_a_node_do_not_meet(compose, tmp_pat
     environment = SimpleNamespace(local_rank=lambda: 1)
     for num_nodes in (1, 2):
         trainer: Any = SimpleNamespace(num_nodes=num_nodes, strategy=SimpleNamespace(cluster_environment=environment))
+        check_nodes(compose(), None, trainer, None)  # type: ignore[arg-type]
+
+
+def test_several_nodes_without_a_launcher_are_refused_at_once(compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    trainer: Any = SimpleNamespace(num_nodes=2, strategy=SimpleNamespace(cluster_environment=LightningEnvironment()))
+    with pytest.raises(ConfigError, match=r"^trainer.num_nodes=2: .*MASTER_ADDR is not set; .*trainer.num_nodes=1\.$"):
         check_nodes(compose(), None, trainer, None)  # type: ignore[arg-type]

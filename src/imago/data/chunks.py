@@ -75,7 +75,10 @@ class ChunkFiles:
         try:
             return b"" if is_optional and not path.exists() else path.read_bytes()
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}; check data.root.") from error
+            is_folder = isinstance(error, FileNotFoundError) and Path(self.root).is_dir()
+            remedy = "for folders of images type data=image_folder, or write chunks with tools/write_litdata.py"
+            fault = f"cannot be read: {error.strerror}; {remedy if is_folder else 'check data.root'}"
+            raise DataError(f"{path} {fault}.") from error
 
     def fetch(self, chunk: Chunk) -> Path:
         """Return the path of a chunk, which is downloaded unless it is there; others that need it wait for it."""
@@ -95,8 +98,9 @@ class ChunkFiles:
                     with atomic_write(path, "wb") as file:
                         self._download(chunk.name, file)
                         file.flush()
-                        if chunk.sha256 not in ("", sha256_of(Path(file.name))) or file.tell() != chunk.num_bytes:
-                            fault = f"{file.tell():,} bytes, not the size or SHA-256 in index.json or {SIDECAR}"
+                        num_bytes = os.fstat(file.fileno()).st_size  # not `tell`: parts are written in any order
+                        if chunk.sha256 not in ("", sha256_of(Path(file.name))) or num_bytes != chunk.num_bytes:
+                            fault = f"{num_bytes:,} bytes, not the size or SHA-256 in index.json or {SIDECAR}"
                             raise DataError(f"{self.root}/{chunk.name} has {fault}; {_COPY_AGAIN}.")
         except OSError as error:
             raise DataError(
@@ -125,7 +129,8 @@ class ChunkFiles:
             # 403: of a missing file, without the permission to list the bucket
             if not is_optional or code not in ("404", "NoSuchKey", "403"):
                 cause = " ".join(str(getattr(error, "last_exception", error)).split()).rstrip(".")
-                remedy = "check data.root, the credentials (AWS_ACCESS_KEY_ID ..., or AWS_PROFILE) and the connection"
+                access = ", the credentials (AWS_ACCESS_KEY_ID ..., or AWS_PROFILE) and the connection"
+                remedy = f"check data.root{'' if code in ('404', 'NoSuchKey', 'NoSuchBucket') else access}"
                 raise DataError(f"{self.root}/{name} cannot be downloaded: {cause}; {remedy}.") from error
 
 

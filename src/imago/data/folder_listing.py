@@ -114,6 +114,8 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     names = _folder_names(folder)
     if not names:
         fault = "has no class folders" if _entries(folder) else "is empty"
+        if (folder / "index.json").is_file():
+            fault = "has an index.json: if it is one of litdata, type data=litdata; it has no class folders"
         raise DataError(f"{printable(folder)} {fault}; expected {EXPECTED_TREE}.")
     check_class_names(names, f"{printable(folder)}: the class folders")
     return tuple(names)

@@ -1,6 +1,7 @@
 """Provide datasets in litdata's chunk format, in a directory or in S3; the order of the samples is our own."""
 
 import math
+import re
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -37,6 +38,8 @@ class LitDataModule(ImageDataModule):
             raise ConfigError(f"data.shuffle_window={shuffle_window} must be 1 or more, in chunks.")
         if not 0 < cache_gb < 1e9:
             raise ConfigError(f"data.cache_gb={cache_gb} must be above 0, in 10^9 bytes.")
+        if re.match(r"\w\w+:", root) and not root.startswith(S3):  # a drive of Windows has one letter
+            raise ConfigError(f"data.root={root}: chunks are read from a directory or from s3://BUCKET/PATH.")
         self.loader = {"timeout": 0, **self.loader}  # a window may take minutes; each download has limits of its own
         self.window, self.max_pixels = shuffle_window, max_pixels
         root = root.rstrip("/") if root.startswith(S3) else str(Path(root).expanduser())

@@ -192,8 +192,10 @@ def _hyper_parameters(checkpoint: Mapping[str, Any], file: Path) -> dict[str, An
     return hparams
 
 
-def check_compatible(file: Path, task: "LightningModule") -> None:
+def check_compatible(file: Path, task: "LightningModule") -> int:
     """Check that a run can resume from `last.ckpt`, before Lightning loads it; `task` gets its weights.
+
+    Return the number of optimizer steps that the run has taken.
 
     Raises:
         DataError: if it is damaged, or has another network or other classes.
@@ -216,6 +218,7 @@ def check_compatible(file: Path, task: "LightningModule") -> None:
         net = task.hparams["net"]
         network = net["_target_"] if isinstance(net, Mapping) else type(task).__name__
         _load_weights(task, saved["state_dict"], file, network)
+    return saved["global_step"]
 
 
 def _load_weights(module: "nn.Module", state: Mapping[str, Any], file: Path, network: str) -> None:

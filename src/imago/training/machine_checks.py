@@ -16,6 +16,7 @@ from imago.model.weights import read_weights
 from imago.resources import available_cores, idle_cores
 from imago.system import IS_POSIX
 from imago.task.optimization import check_optimization
+from imago.text import counted
 from imago.training.checks import set_modes
 from imago.training.other_task import is_image_task
 
@@ -40,6 +41,7 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     if not IS_POSIX and (num_devices * cfg.trainer.num_nodes > 1 or "fork" in str(cfg.trainer.strategy)):
         typed = f"trainer.devices={cfg.trainer.devices} trainer.strategy={cfg.trainer.strategy}"
         raise ConfigError(f"{typed}: several processes need Linux or macOS; type trainer.devices=1, or use WSL 2.")
+    check_torchrun(cfg.trainer.devices, num_devices, cfg.trainer.num_nodes)
     if _device_type(accelerator) == "cpu":
         cfg.trainer.devices = num_devices  # Lightning takes only a number of CPU processes
     check_batch_size(cfg.data.batch_size, num_devices * cfg.trainer.num_nodes)
@@ -137,6 +139,23 @@ def choose_precision(setting: str, accelerator: str) -> tuple[str, str]:
     if accelerator in ("auto", "cpu") and _cpu_has_bf16():
         return "bf16-mixed", "this CPU computes in bf16"
     return "32-true", "no bf16 on this machine"
+
+
+def check_torchrun(devices: object, num_devices: int, num_nodes: int) -> None:
+    """Check that torchrun, if it started this process, started as many as the settings say.
+
+    Raises:
+        ConfigError: if not: some would train alone, or wait for others.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if not torch.distributed.is_torchelastic_launched() or world_size == num_devices * num_nodes:
+        return
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    raise ConfigError(
+        f"torchrun started {counted(world_size, 'process', 'processes')}, and trainer.devices={devices} x "
+        f"trainer.num_nodes={num_nodes} is {num_devices * num_nodes}; type trainer.devices={per_node} "
+        f"trainer.num_nodes={world_size // per_node}."
+    )
 
 
 def check_compile(device_type: str = "cpu") -> None:

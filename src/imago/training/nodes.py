@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 import platform
+import socket
 import time
 from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from omegaconf import DictConfig
 from torch.distributed import DistError, TCPStore
 
@@ -24,6 +26,7 @@ from imago.settings import PATH_SETTINGS, flatten
 _MEET_S = 300.0  # nodes start and read their data at different speeds; our own choice
 _SHARED_S = 30.0  # a network file system may show a new file that late; our own choice
 _POLL_S = 0.2
+_CONNECT_S = 5.0  # of one try to connect; our own choice
 # Settings that may differ: nodes may have other paths and cores.
 _OWN_DATA_KEYS = ("num_workers", "loader", "cache", "cache_dir", "data_dir", *PATH_SETTINGS)
 _OWN_KEYS = tuple(f"{key}." for key in ("paths", "threads", *(f"data.{name}" for name in _OWN_DATA_KEYS)))
@@ -38,6 +41,10 @@ def check_nodes(cfg: DictConfig, data: ImageDataModule, trainer: Trainer, direct
     environment: Any = getattr(trainer.strategy, "cluster_environment", None)
     if trainer.num_nodes == 1 or environment.local_rank() != 0:
         return
+    if isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+        fault = "this process was not started by torchrun or SLURM, and MASTER_ADDR is not set"
+        remedy = "start every node as docs/cluster.md shows, or type trainer.num_nodes=1"
+        raise ConfigError(f"trainer.num_nodes={trainer.num_nodes}: {fault}; {remedy}.")
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         fault = "nodes count their restarts separately and would not meet; start torchrun without it, with resume=auto"
         raise ConfigError(f"torchrun --max-restarts={os.environ['TORCHELASTIC_MAX_RESTARTS']}: {fault}.")
@@ -49,7 +56,7 @@ def check_nodes(cfg: DictConfig, data: ImageDataModule, trainer: Trainer, direct
         [first] = _exchange(store, directory, "facts", node, mine, 1)
         problem = _problem(name, facts, first, directory)
         problems = _exchange(store, directory, "problem", node, problem, trainer.num_nodes)
-    except DistError as error:
+    except (DistError, OSError) as error:
         at = f"MASTER_ADDR={environment.main_address} MASTER_PORT={environment.main_port}"
         lost = f"{name} has no connection to node 0 ({str(error).partition('. ')[0]})"
         raise ConfigError(f"{at}: {lost}; if all nodes can reach it there, its output says why.") from error
@@ -63,9 +70,23 @@ def _connect(strategy: Any, node: int) -> Any:
     timeout = min(getattr(strategy, "_timeout", None) or timedelta.max, timedelta(seconds=_MEET_S))
     is_server = node == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address = (strategy.cluster_environment.main_address, strategy.cluster_environment.main_port)
+    if node and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        _wait_for(address, timeout)
     options: dict[str, Any] = {"wait_for_workers": False, "multi_tenant": is_server}
     strategy.store = TCPStore(*address, is_master=is_server, timeout=timeout, **options)  # torch's shares the server
     return strategy.store
+
+
+def _wait_for(address: tuple[str, int], timeout: timedelta) -> None:
+    """Wait until an address accepts connections: torch's store would try twice as long, and print its frames."""
+    end = time.monotonic() + timeout.total_seconds()
+    while True:
+        try:
+            return socket.create_connection(address, _CONNECT_S).close()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(_POLL_S)
 
 
 def _exchange(store: Any, directory: RunDirectory, topic: str, node: int, value: Any, num_nodes: int) -> list[Any]:

@@ -14,6 +14,7 @@ from imago.inference.find_model import resolve_checkpoint
 from imago.instantiate import to_plain
 from imago.resources import first_cpu_times
 from imago.runs.run_directory import RunDirectory
+from imago.text import counted
 from imago.training.checks import check_settings, limit_overfit_batches
 from imago.training.resume import check_run_directory, store_absolute_paths
 
@@ -58,6 +59,8 @@ def train(cfg: DictConfig) -> float:
     with directory.open(OmegaConf.to_yaml(cfg, resolve=True), overrides, cfg.seed, check):
         if directory.is_main_process:
             directory.update(tags=to_plain(cfg.tags))
+        if starts_over:
+            log.info("resume=auto: there is no checkpoint yet, so training starts from its beginning")
         if cfg.tune:
             from imago.training.tune import tune_lr
 
@@ -91,7 +94,7 @@ def fit_and_test(cfg: DictConfig, directory: RunDirectory) -> float:
     last = None
     if cfg.resume is not None:
         last = resolve_checkpoint(directory.path, "last")
-        check_compatible(last, task)
+        log.info("continued after %s\n", counted(check_compatible(last, task), "optimizer step"))
     with one_line_for_misconfiguration():
         trainer.fit(task, datamodule=data, ckpt_path=last)
     directory.signals.raise_if_received()
