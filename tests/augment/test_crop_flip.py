@@ -121,3 +121,19 @@ def test_images_that_drew_a_flip_are_mirrored_and_no_others():
     np.testing.assert_array_equal(out[0], images[0, :, ::-1, ::-1])
     np.testing.assert_array_equal(out[1], images[1, :, :, ::-1])
     np.testing.assert_array_equal(out[2], images[2])
+
+
+def test_alternate_flip_shows_both_sides_of_each_image_in_two_epochs():
+    augment, indices = Augment(flip_probability=0.5, alternate_flip=True), np.arange(200)
+    first, second, third = (sample_crop_flip(augment, 7, epoch, indices).flip for epoch in (0, 1, 2))
+    np.testing.assert_array_equal(first, ~second)
+    np.testing.assert_array_equal(first, third)
+    np.testing.assert_array_equal(first, sample_crop_flip(Augment(flip_probability=0.5), 7, 0, indices).flip)
+    # A batch that holds an image of several epochs, as after the end of a balanced sampler's epoch.
+    mixed = sample_crop_flip(augment, 7, np.array([0, 1, 2]), np.array([5, 5, 5])).flip
+    assert mixed.tolist() == [first[5], second[5], third[5]]
+
+
+def test_alternate_flip_without_a_chance_of_flips_changes_nothing():
+    assert not sample_crop_flip(Augment(alternate_flip=True), 0, 1, np.arange(100)).flip.any()
+    assert Augment(alternate_flip=True).describe() == "none (alternate_flip True has no effect without flip_probability)"

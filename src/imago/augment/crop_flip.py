@@ -43,7 +43,12 @@ def sample_crop_flip(augment: Augment, seed: int, epoch: int | np.ndarray, indic
     if augment.vertical_flip_probability:
         vertical_flip_value = random_integers(0, _PROBABILITY_SCALE, *key, _VERTICAL_FLIP_KEY)
         vertical_flip = vertical_flip_value < round(augment.vertical_flip_probability * _PROBABILITY_SCALE)
-    return CropFlipParams(top, left, flip_value < round(augment.flip_probability * _PROBABILITY_SCALE), vertical_flip)
+    if augment.alternate_flip:
+        flip_value = random_integers(0, _PROBABILITY_SCALE, seed, 0, indices, _FLIP_KEY)
+    flip = flip_value < round(augment.flip_probability * _PROBABILITY_SCALE)
+    if augment.alternate_flip and augment.flip_probability:
+        flip = flip ^ (np.asarray(epoch) % 2 == 1)
+    return CropFlipParams(top, left, flip, vertical_flip)
 
 
 def pad(images: np.ndarray, padding_px: int) -> np.ndarray:

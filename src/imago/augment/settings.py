@@ -21,6 +21,7 @@ _NEEDED_BY_SETTING = {
     "policy_magnitude": "policy=randaugment",
     "blur_sigma_px": "blur_probability",
     "erase_scale": "erase_probability",
+    "alternate_flip": "flip_probability",
 }
 
 
@@ -35,6 +36,8 @@ class Augment:
     Attributes:
         crop_padding_px: zero padding on each side before a random crop back to the old size; 0 is off.
         flip_probability: chance of a left-right flip, in [0, 1].
+        alternate_flip: every image is flipped in each second epoch, and `flip_probability` is the chance of a flip in
+            the first one. Source: Jordan 2024, section 3.6 (arXiv:2404.00498).
         random_resized_crop_scale: smallest and largest share of the image's area that a random crop keeps, in
             (0, 1]; the crop is scaled to the size of evaluation. None resizes as in evaluation. Source: Szegedy et
             al. 2015, section 6 (arXiv:1409.4842).
@@ -71,6 +74,7 @@ class Augment:
 
     crop_padding_px: int = 0
     flip_probability: float = 0.0
+    alternate_flip: bool = False
     random_resized_crop_scale: Sequence[float] | None = None
     vertical_flip_probability: float = 0.0
     rotation_degrees: float = 0.0
