@@ -1,6 +1,7 @@
 """Locks, stop signals, processes and renaming, as far as this system has them; `other_system` removes the rest."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -127,3 +128,23 @@ def test_workers_are_forked_on_linux_only():
     is_forked = system.START_METHOD == "fork"
     assert is_forked == (sys.platform == "linux")
     assert is_forked or system.START_METHOD is None
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_memory_is_kept_for_the_next_batch():
+    code = """
+import resource, sys, torch
+from imago.system import keep_freed_memory
+assert sys.argv[1] == "False" or keep_freed_memory()
+for _ in range(10):
+    torch.ones(10_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(10_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    usual, kept = (
+        int(subprocess.check_output([sys.executable, "-c", code, str(is_kept)])) for is_kept in (False, True)
+    )
+    assert usual > 1_000  # tensors of 40 MB: 9,766 pages each, or 20 huge ones
+    assert kept < 100

@@ -1,6 +1,8 @@
 """Provide what Linux, macOS and Windows do in different ways: locks, stop signals, processes and renaming."""
 
+import ctypes
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -22,7 +24,20 @@ START_METHOD = "fork" if IS_POSIX and sys.platform == "linux" else None
 
 _POLL_S = 0.02  # between two attempts to lock or to rename a file; our own choice
 _BUSY_S = 10.0  # virus scanners read a new file for less; our own choice
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h: free memory to return at, blocks of their own mapping
 _LOCKED_BYTE = 2**30  # behind the end: Windows lets nobody else read a locked byte
+
+
+def keep_freed_memory() -> bool:
+    """Let the allocator keep freed memory for the next batch, and return whether it does: only glibc can.
+
+    It returns every tensor of more than 32 MB to the system, which fills its pages with zeros when the next step asks
+    for them again: 10 to 17 % of the CPU time of training a convolutional network (`benchmarks/allocator.py`).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)])  # 1: accepted
 
 
 def try_lock(file: IO[Any], is_inherited: bool = True) -> bool:

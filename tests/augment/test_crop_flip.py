@@ -136,4 +136,5 @@ def test_alternate_flip_shows_both_sides_of_each_image_in_two_epochs():
 
 def test_alternate_flip_without_a_chance_of_flips_changes_nothing():
     assert not sample_crop_flip(Augment(alternate_flip=True), 0, 1, np.arange(100)).flip.any()
-    assert Augment(alternate_flip=True).describe() == "none (alternate_flip True has no effect without flip_probability)"
+    described = Augment(alternate_flip=True).describe()
+    assert described == "none (alternate_flip True has no effect without flip_probability)"
