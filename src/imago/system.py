@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -34,10 +33,10 @@ def keep_freed_memory() -> bool:
     It returns every tensor of more than 32 MB to the system, which fills its pages with zeros when the next step asks
     for them again: 10 to 17 % of the CPU time of training a convolutional network (`benchmarks/allocator.py`).
     """
-    if platform.libc_ver()[0] != "glibc":
+    libc: Any = ctypes.CDLL(None) if IS_POSIX else None
+    if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)])  # 1: accepted
+    return all([libc.mallopt(_M_MMAP_MAX, 0), libc.mallopt(_M_TRIM_THRESHOLD, -1)])  # 1: accepted
 
 
 def try_lock(file: IO[Any], is_inherited: bool = True) -> bool:

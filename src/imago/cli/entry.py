@@ -28,6 +28,7 @@ from imago.log import ignore_closed_pipes
 from imago.paths import CONFIG_DIR, PROJECT_ROOT, job_output_dir, register_resolvers
 from imago.runs.failure import to_user_error
 from imago.settings import as_typed
+from imago.system import keep_freed_memory
 from imago.text import printable
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class _Job:
         overrides = to_plain(job.overrides, resolve=False)
         try:
             self._check_config(cfg, overrides)
+            keep_freed_memory()
             is_card = self.command == "report" and (cfg.card or cfg.push)
             return pkgutil.resolve_name(CARD_COMMAND if is_card else COMMANDS[self.command])(cfg)
         except Exception as error:  # not BaseException: Ctrl-C and SystemExit end the sweep

@@ -14,7 +14,7 @@ from imago.instantiate import full_name
 from imago.model.adapt import find_weights
 from imago.model.weights import read_weights
 from imago.resources import available_cores, idle_cores
-from imago.system import IS_POSIX, keep_freed_memory
+from imago.system import IS_POSIX
 from imago.task.optimization import check_optimization
 from imago.text import counted
 from imago.training.checks import set_modes
@@ -44,7 +44,6 @@ def prepare_machine(cfg: DictConfig) -> tuple[str, str]:
     check_torchrun(cfg.trainer.devices, num_devices, cfg.trainer.num_nodes)
     if _device_type(accelerator) == "cpu":
         cfg.trainer.devices = num_devices  # Lightning takes only a number of CPU processes
-        keep_freed_memory()
     check_batch_size(cfg.data.batch_size, num_devices * cfg.trainer.num_nodes)
     set_threads(cfg, num_devices)
     hide_missing_gpus()
