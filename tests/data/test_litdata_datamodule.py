@@ -225,6 +225,7 @@ def test_windows_of_few_classes_are_warned_of_with_a_window_that_cures_it(tmp_pa
     assert text.startswith("windows of 2 of 40 chunks have 2 classes or more; WARNING: fewer than half of them; data.")
     window = int(text.partition("data.shuffle_window=")[2].split()[0])
     assert 16 <= window <= 40
+    assert text.endswith(f"data.shuffle_window={window} has them about as often as the dataset")
     assert "have 10 classes or more" in note(tmp_path, 200, 10, True, window)
     assert "WARNING" not in note(tmp_path, 200, 10, True, window)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from imago.data.sampling import BatchIndices, EvalSampler, TrainSampler, WindowSampler
+from imago.data.sampling import BatchIndices, EvalSampler, TrainSampler, WindowSampler, chunk_places
 
 
 def epoch_order(sampler: TrainSampler, epoch: int) -> np.ndarray:
@@ -92,7 +92,8 @@ CHUNKS = np.repeat(np.arange(20), 15)  # 20 chunks of 15 samples each
 
 
 def window_sampler(rank: int = 0, num_ranks: int = 1, window: int = 4, chunks: np.ndarray = CHUNKS) -> WindowSampler:
-    return WindowSampler(len(chunks), 10, 3, rank, num_ranks, chunks=chunks, window=window)
+    classes = np.zeros(len(set(chunks.tolist())), np.int64)
+    return WindowSampler(len(chunks), 10, 3, rank, num_ranks, chunks=chunks, chunk_classes=classes, window=window)
 
 
 def test_a_window_holds_all_samples_of_its_chunks_mixed():
@@ -103,6 +104,20 @@ def test_a_window_holds_all_samples_of_its_chunks_mixed():
     assert len({chunk for window in windows for chunk in set(window)}) == 20
     changes = (np.diff(windows, axis=1) != 0).mean()  # of chunk from sample to sample; at random it is 45 of 59
     assert 0.65 < changes < 0.85
+
+
+def test_chunks_of_one_class_are_evenly_spread_and_their_order_is_random():
+    classes = np.repeat([0, 1, 2, 3], [24, 12, 6, 6])  # sorted by class
+    in_order = [classes[np.argsort(chunk_places(classes, 1, epoch))] for epoch in range(200)]
+    for order in in_order:
+        for size in (8, 16):  # 1/6 and 1/3 of the epoch
+            found = [np.bincount(part, minlength=4) for part in np.array_split(order, 48 // size)]
+            wanted = np.array([24, 12, 6, 6]) * size / 48
+            assert np.abs(np.array(found) - wanted).max() <= 2
+    places = np.array([chunk_places(classes, 1, epoch) for epoch in range(200)])
+    assert sorted(places[0].tolist()) == list(range(48))
+    np.testing.assert_array_equal(places[3], chunk_places(classes, 1, 3))
+    assert np.abs(places.mean(axis=0) - 23.5).max() < 5 * 13.9 / 200**0.5  # standard deviation of 0 .. 47
 
 
 def test_the_order_of_windows_depends_on_seed_and_epoch_only():

@@ -19,10 +19,11 @@ from imago.data.dataset import FileDataset, Samples, has_random_resized_crop
 from imago.data.examine import map_in_threads
 from imago.data.file_datamodule import read_prepared
 from imago.data.image_statistics import MAX_STATISTICS_IMAGES, preprocess_for_images, shrink
-from imago.data.sampling import WindowSampler
+from imago.data.sampling import WindowSampler, chunk_places
 from imago.errors import ConfigError, DataError
 from imago.images import SPLITS, Preprocess, resize_and_crop
-from imago.seeding import CHUNK_KEY, random_permutation
+
+_MAX_DISTANCE = 0.1  # total variation between the classes of a window and of the dataset; our own choice
 
 
 class LitDataModule(ImageDataModule):
@@ -90,22 +91,31 @@ class LitDataModule(ImageDataModule):
         return f"chunks in {self.files.cache_dir}, at most {limit_gb:g} GB"
 
     def shuffle_note(self) -> str:
+        counts = self._classes_of_chunks()
+        counts = counts[np.argsort(chunk_places(counts.argmax(axis=1), self.seed, 0))]  # in the order of epoch 0
+        sizes = [min(self.window << times, len(counts)) for times in range(len(counts).bit_length() + 1)]
+        windows = [np.add.reduceat(counts, np.arange(0, len(counts), size)) for size in sizes]
+        fewest = (windows[0][: len(counts) // sizes[0]] > 0).sum(axis=1).min()  # the last one may be shorter
+        text = f"windows of {sizes[0]} of {len(counts):,} chunks have {fewest} classes or more"
+        if 2 * fewest >= len(self.class_names):
+            return text
+        cure = next(size for size, window in zip(sizes, windows, strict=True) if _are_alike(window))
+        remedy = f"data.shuffle_window={cure} has them about as often as the dataset"
+        return f"{text}; WARNING: fewer than half of them; {remedy}"
+
+    def _classes_of_chunks(self) -> np.ndarray:
+        """Return the number of training samples of each class in each chunk that has some, int32 (C, K)."""
         train: Any = self.splits.train
         ids, chunks = np.unique(self.files.chunk_of(train.positions), return_inverse=True)
-        present = np.zeros((len(ids), len(self.class_names)), bool)
-        present[random_permutation(len(ids), self.seed, 0, CHUNK_KEY)[chunks], train.labels] = True
-        sizes = [min(self.window << times, len(ids)) for times in range(len(ids).bit_length() + 1)]
-        counts = [np.logical_or.reduceat(present, np.arange(0, len(ids), size)).sum(axis=1) for size in sizes]
-        fewest = counts[0][: len(ids) // sizes[0]].min()  # without the last window, which may be shorter
-        cure = next(size for size, count in zip(sizes, counts, strict=True) if count.min() == counts[-1].max())
-        warning = f"; WARNING: fewer than half of them; data.shuffle_window={cure} has all at first"
-        text = f"windows of {sizes[0]} of {len(ids):,} chunks have {fewest} classes or more"
-        return text + (warning if 2 * fewest < len(self.class_names) else "")
+        counts = np.zeros((len(ids), len(self.class_names)), np.int32)
+        np.add.at(counts, (chunks, train.labels), 1)
+        return counts
 
     def train_sampler(self) -> WindowSampler:
         train: Any = self.splits.train
-        repeats, chunks = self.repeats_first_epoch, self.files.chunk_of(train.positions)
-        return WindowSampler(len(train), self.batch_size, self.seed, *self._rank(), None, repeats, chunks, self.window)
+        chunks, classes = self.files.chunk_of(train.positions), self._classes_of_chunks().argmax(axis=1)
+        shared = (len(train), self.batch_size, self.seed, *self._rank(), None, self.repeats_first_epoch)
+        return WindowSampler(*shared, chunks, classes, self.window)
 
     def dataset(self, split: str, augment: Augment | None = None) -> FileDataset:
         samples: Samples = getattr(self.splits, split)
@@ -113,3 +123,9 @@ class LitDataModule(ImageDataModule):
         prepare = np.asarray if has_random_resized_crop(augment) else resize
         read = partial(read_prepared, samples, self.class_names, prepare)
         return FileDataset(samples.labels, read, self.preprocess.size, augment, self.seed)
+
+
+def _are_alike(windows: np.ndarray) -> bool:
+    """Return whether all windows, with numbers of samples by class (W, K), have nearly the classes of the dataset."""
+    shares, total = windows / windows.sum(axis=1, keepdims=True), windows.sum(axis=0)
+    return bool((np.abs(shares - total / total.sum()).sum(axis=1) / 2 <= _MAX_DISTANCE).all())

@@ -85,16 +85,31 @@ class WindowSampler(TrainSampler):
     """Shuffle the chunks of a dataset, and samples within a window of chunks; ranks share chunks at their borders."""
 
     chunks: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # chunk of each sample, int64 (N,)
+    chunk_classes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # see `chunk_places`, int64 (C,)
     window: int = 1  # in chunks
 
     def order(self, epoch: int) -> np.ndarray:
-        ids, chunks = np.unique(self.chunks, return_inverse=True)
-        places = random_permutation(len(ids), self.seed, epoch, CHUNK_KEY)[chunks]  # of the chunk of each sample
+        _, chunks = np.unique(self.chunks, return_inverse=True)
+        places = chunk_places(self.chunk_classes, self.seed, epoch)[chunks]  # of the chunk of each sample
         num_per_rank = self.num_samples // self.num_ranks
         parts = np.argsort(places, kind="stable")[: num_per_rank * self.num_ranks].reshape(self.num_ranks, -1)
         windows = (places[parts] - places[parts[:, :1]]) // self.window
         within = np.lexsort((random_bits(self.seed, epoch, parts), windows))
         return np.take_along_axis(parts, within, 1).T.ravel()
+
+
+def chunk_places(classes: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Return random places of chunks, int64 (C,), in which those of one class are evenly spread over the epoch.
+
+    `classes`, int64 (C,), is the most frequent class of each chunk: where a dataset was written sorted by class, the
+    chunks that are close to each other then have the classes of the dataset.
+    """
+    places = random_permutation(len(classes), seed, epoch, CHUNK_KEY)
+    _, numbers, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    rank_in_class = np.empty(len(classes), np.int64)
+    rank_in_class[np.lexsort((places, numbers))] = np.concatenate([np.arange(count) for count in counts])
+    shift = random_bits(seed, epoch, CHUNK_KEY, 0, numbers) / 2.0**64  # the same for all chunks of a class
+    return np.argsort(np.lexsort((places, (rank_in_class + shift) / counts[numbers])))
 
 
 class EvalSampler:
