@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
@@ -59,7 +60,7 @@ class ChunkFiles:
 
     def chunk_of(self, positions: Any) -> Any:
         """Return the index of the chunk of each sample, int64."""
-        return np.searchsorted(self.starts, positions, "right") - 1
+        return self.starts.searchsorted(positions, "right") - 1
 
     def name(self, position: int) -> str:
         """Return the name of a sample, e.g. "chunk-0-3/00042"."""
@@ -80,10 +81,10 @@ class ChunkFiles:
             fault = f"cannot be read: {error.strerror}; {remedy if is_folder else 'check data.root'}"
             raise DataError(f"{path} {fault}.") from error
 
-    def fetch(self, chunk: Chunk) -> Path:
+    def fetch(self, chunk: Chunk) -> str | Path:
         """Return the path of a chunk, which is downloaded unless it is there; others that need it wait for it."""
         if not self.root.startswith(S3):
-            return Path(self.root, chunk.name)
+            return f"{self.root}/{chunk.name}"
         path = self.cache_dir / self.folder / chunk.name.replace("/", "-")
         try:
             with suppress(FileNotFoundError):
@@ -211,7 +212,8 @@ class LabeledChunks(Samples):
         number = self.files.chunk_of(position := int(self.positions[index]))
         chunk, first = self.files.chunks[number], int(self.files.starts[number])
         try:
-            with self.files.fetch(chunk).open("rb", 0) as file:
+            path = self.files.fetch(chunk)
+            with open(path, "rb", 0) as file:  # noqa: PTH123  # Path.open takes as long as reading a small image
                 num_bytes, num_samples = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(4), "little")
                 file.seek(4 * (1 + position - first))
                 start, end = struct.unpack("<2I", file.read(8).ljust(8, b"\0"))
@@ -222,10 +224,11 @@ class LabeledChunks(Samples):
                 return self.stored(index)  # another process has deleted it just now, for a chunk of its own
             raise DataError(f"{error.filename} cannot be read: {error.strerror}; {_COPY_AGAIN}.") from error
         if num_bytes != chunk.num_bytes and self.files.root.startswith(S3) and not is_second_try:
-            Path(file.name).unlink(missing_ok=True)  # damaged in the cache: downloads are compared with the index
+            Path(path).unlink(missing_ok=True)  # damaged in the cache: downloads are compared with the index
             return self.stored(index, is_second_try=True)
         header = 4 * len(chunk.kinds)
-        ends = np.cumsum([header, *np.frombuffer(data[:header].ljust(header, b"\0"), "<u4")])
+        sizes = struct.unpack(f"<{len(chunk.kinds)}I", data[:header].ljust(header, b"\0"))
+        ends = [*accumulate(sizes, initial=header)]
         if (num_bytes, num_samples) != (chunk.num_bytes, chunk.num_samples) or ends[-1] != len(data):
             fault = "is damaged, of another version than index.json, or written with pyarrow (use litdata.Image)"
             raise DataError(f"{self.files.root}/{chunk.name} of {num_bytes:,} bytes {fault}; {_COPY_AGAIN}.")
