@@ -146,5 +146,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     usual, kept = (
         int(subprocess.check_output([sys.executable, "-c", code, str(is_kept)])) for is_kept in (False, True)
     )
-    assert usual > 1_000  # tensors of 40 MB: 9,766 pages each, or 20 huge ones
-    assert kept < 100
+    assert kept < usual / 2  # tensors of 40 MB: 9,766 pages each, or 20 huge ones

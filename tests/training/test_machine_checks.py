@@ -228,24 +228,27 @@ def test_optimizers_do_not_load_the_library_of_a_gpu_that_is_missing(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("world_size", "per_node", "devices", "num_nodes", "message"),
+    ("total", "per_node", "devices", "num_nodes", "remedy"),
     [
-        ("2", "1", 1, 1, "torchrun started 2 processes, and trainer.devices=1 x trainer.num_nodes=1 is 1; type "
-         "trainer.devices=1 trainer.num_nodes=2."),
-        ("8", "4", 4, 1, "torchrun started 8 processes, and trainer.devices=4 x trainer.num_nodes=1 is 4; type "
-         "trainer.devices=4 trainer.num_nodes=2."),
-        ("1", "1", 2, 1, "torchrun started 1 process, and trainer.devices=2 x trainer.num_nodes=1 is 2; type "
-         "trainer.devices=1 trainer.num_nodes=1."),
+        (2, 1, 1, 1, "type trainer.devices=1 trainer.num_nodes=2."),
+        (2, 1, 2, 1, "type trainer.devices=1 trainer.num_nodes=2."),  # the product is right
+        (2, 2, 1, 2, "type trainer.devices=2 trainer.num_nodes=1."),
+        (8, 4, 4, 1, "type trainer.devices=4 trainer.num_nodes=2."),
+        (1, 1, 2, 1, "type trainer.devices=1 trainer.num_nodes=1."),
+        (3, 2, 2, 2, "start it with the same --nproc-per-node on each node."),
     ],
-)  # fmt: skip
+)
 def test_torchrun_must_have_started_as_many_processes_as_the_settings_say(
-    monkeypatch: pytest.MonkeyPatch, world_size: str, per_node: str, devices: int, num_nodes: int, message: str
+    monkeypatch: pytest.MonkeyPatch, total: int, per_node: int, devices: int, num_nodes: int, remedy: str
 ):
-    monkeypatch.setenv("WORLD_SIZE", world_size)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", per_node)
+    monkeypatch.setenv("WORLD_SIZE", str(total))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(per_node))
     check_torchrun(devices, devices, num_nodes)  # not started by torchrun: nothing to compare
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(ConfigError) as error:
         check_torchrun(devices, devices, num_nodes)
-    assert str(error.value) == message
-    check_torchrun(per_node, int(per_node), int(world_size) // int(per_node))
+    started = f"torchrun started {per_node} process{'es' * (per_node > 1)} here and {total} in all"
+    settings = f"trainer.devices={devices} trainer.num_nodes={num_nodes}"
+    assert str(error.value) == f"{started}, for {settings}; {remedy}"
+    if total % per_node == 0:
+        check_torchrun(per_node, per_node, total // per_node)

@@ -37,7 +37,8 @@ class Augment:
         crop_padding_px: zero padding on each side before a random crop back to the old size; 0 is off.
         flip_probability: chance of a left-right flip, in [0, 1].
         alternate_flip: every image is flipped in each second epoch, and `flip_probability` is the chance of a flip in
-            the first one. Source: Jordan 2024, section 3.6 (arXiv:2404.00498).
+            the first one; an image that is repeated within an epoch keeps its side. Source: Jordan 2024, section 3.6
+            (arXiv:2404.00498).
         random_resized_crop_scale: smallest and largest share of the image's area that a random crop keeps, in
             (0, 1]; the crop is scaled to the size of evaluation. None resizes as in evaluation. Source: Szegedy et
             al. 2015, section 6 (arXiv:1409.4842).
@@ -135,7 +136,7 @@ class Augment:
             needed = _NEEDED_BY_SETTING.get(field.name)
             if needed and not self._is_on(needed):
                 without_effect += [f"{text} has no effect without {needed}"] if value != field.default else []
-            elif needed or value != field.default:
+            elif value != field.default or (needed and value):
                 enabled.append(text)
         return (", ".join(enabled) or "none") + (f" ({'; '.join(without_effect)})" if without_effect else "")
 

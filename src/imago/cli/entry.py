@@ -67,7 +67,8 @@ class _Job:
         overrides = to_plain(job.overrides, resolve=False)
         try:
             self._check_config(cfg, overrides)
-            keep_freed_memory()
+            if self.command in ("train", "eval"):
+                keep_freed_memory()
             is_card = self.command == "report" and (cfg.card or cfg.push)
             return pkgutil.resolve_name(CARD_COMMAND if is_card else COMMANDS[self.command])(cfg)
         except Exception as error:  # not BaseException: Ctrl-C and SystemExit end the sweep

@@ -93,14 +93,16 @@ class LitDataModule(ImageDataModule):
     def shuffle_note(self) -> str:
         counts = self._classes_of_chunks()
         counts = counts[np.argsort(chunk_places(counts.argmax(axis=1), self.seed, 0))]  # in the order of epoch 0
-        sizes = [min(self.window << times, len(counts)) for times in range(len(counts).bit_length() + 1)]
-        windows = [np.add.reduceat(counts, np.arange(0, len(counts), size)) for size in sizes]
-        fewest = (windows[0][: len(counts) // sizes[0]] > 0).sum(axis=1).min()  # the last one may be shorter
-        text = f"windows of {sizes[0]} of {len(counts):,} chunks have {fewest} classes or more"
-        if 2 * fewest >= len(self.class_names):
+        size, total = min(self.window, len(counts)), counts.sum(axis=0)
+        windows = np.add.reduceat(counts, np.arange(0, len(counts), size), dtype=np.int32)
+        fewest = (windows[: len(counts) // size] > 0).sum(axis=1).min()  # the last one may be shorter
+        text = f"windows of {size} of {len(counts):,} chunks have {fewest} classes or more"
+        if 2 * fewest >= np.count_nonzero(total):
             return text
-        cure = next(size for size, window in zip(sizes, windows, strict=True) if _are_alike(window))
-        remedy = f"data.shuffle_window={cure} has them about as often as the dataset"
+        while not _are_alike(windows[: len(counts) // size], total):
+            size = min(2 * size, len(counts))
+            windows = np.add.reduceat(windows, np.arange(0, len(windows), 2), dtype=np.int32)
+        remedy = f"data.shuffle_window={size} has them about as often as the dataset"
         return f"{text}; WARNING: fewer than half of them; {remedy}"
 
     def _classes_of_chunks(self) -> np.ndarray:
@@ -125,7 +127,7 @@ class LitDataModule(ImageDataModule):
         return FileDataset(samples.labels, read, self.preprocess.size, augment, self.seed)
 
 
-def _are_alike(windows: np.ndarray) -> bool:
-    """Return whether all windows, with numbers of samples by class (W, K), have nearly the classes of the dataset."""
-    shares, total = windows / windows.sum(axis=1, keepdims=True), windows.sum(axis=0)
+def _are_alike(windows: np.ndarray, total: np.ndarray) -> bool:
+    """Return whether windows, numbers of samples by class (W, K), have nearly the classes of the dataset, (K,)."""
+    shares = windows / windows.sum(axis=1, keepdims=True)
     return bool((np.abs(shares - total / total.sum()).sum(axis=1) / 2 <= _MAX_DISTANCE).all())

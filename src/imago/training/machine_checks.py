@@ -147,15 +147,16 @@ def check_torchrun(devices: object, num_devices: int, num_nodes: int) -> None:
     Raises:
         ConfigError: if not: some would train alone, or wait for others.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if not torch.distributed.is_torchelastic_launched() or world_size == num_devices * num_nodes:
+    if not torch.distributed.is_torchelastic_launched():
         return
-    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    raise ConfigError(
-        f"torchrun started {counted(world_size, 'process', 'processes')}, and trainer.devices={devices} x "
-        f"trainer.num_nodes={num_nodes} is {num_devices * num_nodes}; type trainer.devices={per_node} "
-        f"trainer.num_nodes={world_size // per_node}."
-    )
+    per_node, total = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if (per_node, total) == (num_devices, num_devices * num_nodes):
+        return
+    started = f"torchrun started {counted(per_node, 'process', 'processes')} here and {total} in all"
+    remedy = f"type trainer.devices={per_node} trainer.num_nodes={total // per_node}"
+    if total % per_node:
+        remedy = "start it with the same --nproc-per-node on each node"
+    raise ConfigError(f"{started}, for trainer.devices={devices} trainer.num_nodes={num_nodes}; {remedy}.")
 
 
 def check_compile(device_type: str = "cpu") -> None:

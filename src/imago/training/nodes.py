@@ -56,7 +56,7 @@ def check_nodes(cfg: DictConfig, data: ImageDataModule, trainer: Trainer, direct
         [first] = _exchange(store, directory, "facts", node, mine, 1)
         problem = _problem(name, facts, first, directory)
         problems = _exchange(store, directory, "problem", node, problem, trainer.num_nodes)
-    except (DistError, OSError) as error:
+    except DistError as error:
         at = f"MASTER_ADDR={environment.main_address} MASTER_PORT={environment.main_port}"
         lost = f"{name} has no connection to node 0 ({str(error).partition('. ')[0]})"
         raise ConfigError(f"{at}: {lost}; if all nodes can reach it there, its output says why.") from error
@@ -83,9 +83,9 @@ def _wait_for(address: tuple[str, int], timeout: timedelta) -> None:
     while True:
         try:
             return socket.create_connection(address, _CONNECT_S).close()
-        except OSError:
+        except OSError as error:
             if time.monotonic() > end:
-                raise
+                raise DistError(str(error)) from error
         time.sleep(_POLL_S)
 
 
