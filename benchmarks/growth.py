@@ -219,6 +219,12 @@ def print_table(case: str, results: dict[int, dict[str, float]]) -> None:
     print(*table_lines([[UNITS[case], *(name.replace("_", " ") for name in names)], *rows]), sep="\n", flush=True)
 
 
+def read_cases(file: Path) -> dict[str, dict[int, dict[str, float]]]:
+    """Return the stored results of an earlier run, of which those that are not measured again are kept."""
+    stored = json.loads(file.read_text(encoding="utf-8"))["cases"] if file.exists() else {}
+    return {case: {int(size): result for size, result in results.items()} for case, results in stored.items()}
+
+
 def plot(cases: dict[str, dict[int, dict[str, float]]], file: Path) -> None:
     """Draw each result relative to that of the smallest size."""
     figure = Figure(figsize=(4 * len(cases), 4), dpi=110, layout="constrained")
@@ -258,7 +264,7 @@ def main() -> None:
         os.environ["GROWTH_FOLDER"] = folder
         if "files" in args.cases:
             write_files(Path(folder))
-        cases = {}
+        cases = read_cases(args.json)
         for case in args.cases:
             cases[case] = medians(case, args.rounds)
             print_table(case, cases[case])
