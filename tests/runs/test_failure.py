@@ -148,6 +148,9 @@ def test_a_connection_that_is_lost_by_a_bug_of_a_rank_is_not_an_error_of_the_use
     assert (status, isinstance(exit_error, UserError)) == ("failed", True)
     assert reason == str(exit_error)
     assert "gloo or nccl: Connection closed by peer [127.0.0.1]:4242): it or its machine has ended" in reason
+    advice = f"{LOST}. This is typically caused by a remote worker crashing; check the logs of the others for why."
+    *_, exit_error = explain_exit(RuntimeError(advice), tmp_path, None)
+    assert "gloo or nccl: Connection closed by peer [127.0.0.1]:4242): it or its machine has ended" in str(exit_error)
 
 
 def test_a_failure_of_this_process_alone_does_not_name_a_rank(tmp_path: Path):

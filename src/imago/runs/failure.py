@@ -42,7 +42,7 @@ _KNOWN_ERRORS = {
         "data.batch_size: BatchNorm needs {} per channel, and a process trains on one image at a time; use 2 or more "
         "images per process, or an architecture without BatchNorm."
     ),
-    r"(?:gloo/transport\S*\] |(?=ncclRemoteError))(.{,90})": (
+    r"(?:gloo/transport\S*\] |(?=ncclRemoteError))(.{,90}?(?=\. |$)|.{,90})": (
         "lost the connection to another process of this run (gloo or nccl: {}): it or its machine has ended, and its "
         "output says why; resume=RUN continues from the last save."
     ),
