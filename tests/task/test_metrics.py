@@ -225,3 +225,25 @@ def test_a_metric_that_cannot_be_computed_is_one_line(name: str, settings: dict[
         build_metric(name, settings, 5)
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_metrics_get_small_batches_together_also_if_their_memory_is_used_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("imago.task.metrics._MAX_WAITING", 60)
+    evaluation = EvaluationMetrics({"f1": {"_target_": f"{OF}MulticlassF1Score", "average": "macro"}}, 3)
+    sizes: list[int] = []
+    update = evaluation.further["f1"].update
+    evaluation.further["f1"].update = lambda values, labels: (sizes.append(len(values)), update(values, labels))
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(50, 3, generator=generator), torch.randint(3, (50,), generator=generator)
+    output = torch.empty(8, 3)
+    for start in range(0, 50, 8):
+        batch = output[: len(labels[start : start + 8])].copy_(logits[start : start + 8])
+        evaluation.update(torch.tensor(1.0), batch, labels[start : start + 8], len(batch))
+    result = evaluation.compute(ONE_DEVICE)
+    assert sizes == [24, 24, 2]  # 20 images have 60 logits
+    assert result["f1"] == pytest.approx(sk.f1_score(labels, logits.argmax(1), average="macro"), abs=1e-6)
+    evaluation.update(torch.tensor(1.0), logits[:1], labels[:1], 1)
+    evaluation.reset()
+    evaluation.update(torch.tensor(1.0), logits_for(1, 2), torch.tensor([1, 2]), 2)
+    assert evaluation.compute(ONE_DEVICE)["acc"] == 1.0
+    assert sizes[-1] == 2

@@ -18,6 +18,7 @@ from imago.statistics.intervals import QUANTILES_95, centered
 
 NUM_DRAWS = 200  # of a bootstrap; a metric takes some milliseconds for 10,000 images; our own choice
 _MAX_TRIED_CLASSES = 1_000  # in the artificial labels of `build_metric`: (2,000, K) probabilities; our own choice
+_MAX_WAITING = 2**22  # logits that wait for the further metrics: 16 MB of float32; our own choice
 _TOLERANCE = 1e-6  # of float32: scores that differ by no more are equal
 # Computed for every task, or used for other entries of summary.json and of eval's metrics.json.
 RESERVED_NAMES = (
@@ -78,13 +79,14 @@ class EvaluationMetrics(nn.Module):
     def __init__(self, settings: Mapping[str, Mapping[str, Any] | None], num_classes: int) -> None:
         super().__init__()
         self.sums = LossAndAccuracy()
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # batches of logits and labels for the further metrics
         self.further: Any = nn.ModuleDict(
             {name: build_metric(name, node, num_classes) for name, node in settings.items() if node is not None}
         )
 
     def reset(self) -> None:
         """Start a new epoch."""
-        self.sums = LossAndAccuracy()
+        self.sums, self._waiting = LossAndAccuracy(), []
         for metric in self.further.values():
             metric.reset()
 
@@ -95,12 +97,21 @@ class EvaluationMetrics(nn.Module):
         """
         self.sums.update(loss, num_images, logits, labels)
         if len(logits) and self.further:
-            probabilities = logits.float().softmax(dim=1)
+            self._waiting.append((logits.detach().clone(), labels))  # a CUDA graph overwrites its outputs
+            if sum(waiting.numel() for waiting, _ in self._waiting) >= _MAX_WAITING:
+                self._update_further()
+
+    def _update_further(self) -> None:
+        """Pass the waiting batches on as one: metrics of K classes may need K * K operations, whatever its size."""
+        if self._waiting:
+            logits, labels = map(torch.cat, zip(*self._waiting, strict=True))
+            self._waiting, probabilities = [], logits.float().softmax(dim=1)
             for metric in self.further.values():
                 metric.update(probabilities, labels)
 
     def compute(self, strategy: Strategy) -> dict[str, float]:
         """Return the values over all ranks; {} without images."""
+        self._update_further()
         result = self.sums.compute(strategy)
         further = {name: float(metric.compute()) for name, metric in self.further.items()} if result else {}
         return result | further
