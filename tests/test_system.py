@@ -130,6 +130,7 @@ def test_workers_are_forked_on_linux_only():
     assert is_forked or system.START_METHOD is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_freed_memory_is_kept_for_the_next_batch():
     code = """

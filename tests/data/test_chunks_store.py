@@ -227,6 +227,7 @@ def test_without_litdata_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
         opened("s3://b/c", [0])
 
 
+@pytest.mark.slow
 def test_litdata_writes_nothing_outside_and_asks_no_other_host(
     store: Store, streamed: tuple[str, Path], tmp_path: Path
 ):

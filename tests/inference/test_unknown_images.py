@@ -126,6 +126,7 @@ def test_a_run_without_a_detector_is_one_line_until_it_is_fitted(
     assert fitted["num_images"] == 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text"),
     [("missing", "matches nothing"), ("empty", "has no image"), ("empty.txt", "is an empty list")],

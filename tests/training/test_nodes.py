@@ -79,6 +79,7 @@ def _not_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     monkeypatch.setattr(nodes, "describe_process", lambda: {"git": {"commit": "c0ffee"}, "packages": {"torch": "2"}})
     monkeypatch.setattr(nodes, "_SHARED_S", 0.5)
+    monkeypatch.setattr(nodes, "_POLL_S", 0.05)
 
 
 def test_nodes_whose_hardware_chooses_another_precision_are_refused(compose, tmp_path: Path):
