@@ -1,6 +1,6 @@
 """Compare the CPU time of training steps with glibc's usual allocator and with `keep_freed_memory`.
 
-    python benchmarks/allocator.py                  # 2 minutes of one core
+    python benchmarks/allocator.py                  # 4 minutes of one core
 
 Each network is trained on random pixels, with and without in turn, in processes of their own with one thread: only the
 time of a step is compared, and no accuracy. Results go to benchmarks/results/allocator.json. Linux with glibc only.
@@ -26,9 +26,9 @@ from imago.system import keep_freed_memory
 
 # Network, batch size, side of the images in px, steps that are measured.
 CASES: dict[str, tuple[Any, int, int, int]] = {
-    "SimpleCNN": (lambda: SimpleCNN(10, 32), 128, 32, 30),
-    "WhitenedResNet": (lambda: WhitenedResNet(10, 32, [64, 256, 256], 0.1), 512, 32, 6),
-    "ResNet-18": (lambda: TorchvisionNet(10, 224, "resnet18"), 32, 224, 4),
+    "SimpleCNN": (lambda: SimpleCNN(10, 32), 128, 32, 100),
+    "WhitenedResNet": (lambda: WhitenedResNet(10, 32, [64, 256, 256], 0.1), 512, 32, 8),
+    "ResNet-18": (lambda: TorchvisionNet(10, 224, "resnet18"), 32, 224, 8),
 }
 SIDES = ("usual", "kept")
 
@@ -60,7 +60,7 @@ def train_steps(case: str, side: str) -> None:
 def main() -> None:
     """Run all cases and store the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", default=PROJECT_ROOT / "benchmarks" / "results" / "allocator.json"
     )
@@ -83,9 +83,8 @@ def main() -> None:
         results[case] = {"rounds": found, "medians": medians, "ratio": kept / usual, "ratios": ratios}
         print(f"{case:<16} {usual:>9.3f} ms {kept:>9.3f} ms {kept / usual:>7.2f}   {usual_mb:.0f}, {kept_mb:.0f} MB")
     columns = "ms of CPU time per image, page faults per step, peak of resident memory in MB"
-    args.json.write_text(
-        json.dumps({"environment": describe_environment(), "columns": columns, "cases": results}, indent=1)
-    )
+    content = {"environment": describe_environment(), "columns": columns, "cases": results}
+    args.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -219,16 +220,11 @@ def print_table(case: str, results: dict[int, dict[str, float]]) -> None:
     print(*table_lines([[UNITS[case], *(name.replace("_", " ") for name in names)], *rows]), sep="\n", flush=True)
 
 
-def read_cases(file: Path) -> dict[str, dict[int, dict[str, float]]]:
-    """Return the stored results of an earlier run, of which those that are not measured again are kept."""
-    stored = json.loads(file.read_text(encoding="utf-8"))["cases"] if file.exists() else {}
-    return {case: {int(size): result for size, result in results.items()} for case, results in stored.items()}
-
-
-def plot(cases: dict[str, dict[int, dict[str, float]]], file: Path) -> None:
-    """Draw each result relative to that of the smallest size."""
+def plot(cases: dict[str, Any], file: Path) -> None:
+    """Draw each result, as it is stored, relative to that of the smallest size."""
     figure = Figure(figsize=(4 * len(cases), 4), dpi=110, layout="constrained")
-    for axes, (case, results) in zip(np.ravel(figure.subplots(1, len(cases))), cases.items(), strict=True):
+    for axes, (case, stored) in zip(np.ravel(figure.subplots(1, len(cases))), cases.items(), strict=True):
+        results = {int(size): result for size, result in stored["medians"].items()}
         first = next(iter(results.values()))
         for name, value in first.items():
             if min(result[name] for result in results.values()) <= 0:
@@ -264,13 +260,14 @@ def main() -> None:
         os.environ["GROWTH_FOLDER"] = folder
         if "files" in args.cases:
             write_files(Path(folder))
-        cases = read_cases(args.json)
-        for case in args.cases:
-            cases[case] = medians(case, args.rounds)
-            print_table(case, cases[case])
-            content = {**describe_environment(), "rounds": args.rounds, "cases": cases}
-            args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            plot(cases, args.json.with_suffix(".png"))
+        stored = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else {}
+        for case in args.cases:  # the others keep the results of an earlier run
+            results = medians(case, args.rounds)
+            print_table(case, results)
+            stored[case] = {"measured": {**describe_environment(), "rounds": args.rounds}, "medians": results}
+            content = json.dumps(stored, indent=2) + "\n"
+            args.json.write_text(content, encoding="utf-8")
+            plot(json.loads(content), args.json.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -315,10 +315,8 @@ def main() -> None:
     for part in () if args.plot else args.parts:
         with tempfile.TemporaryDirectory() as directory:
             results[part] = measures[part](args, Path(directory))
-        results |= {
-            "command": " ".join(["benchmarks/streaming.py", *sys.argv[1:]]),
-            "environment": describe_environment(),
-        }
+        command = " ".join(["benchmarks/streaming.py", *sys.argv[1:]])
+        results.setdefault("measured", {})[part] = {"command": command, **describe_environment()}
         args.json.write_text(json.dumps(results, indent=2) + "\n")
         print(json.dumps(results[part], indent=2))
     if all(part in results for part in PARTS[:2]):

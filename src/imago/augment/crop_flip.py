@@ -43,11 +43,11 @@ def sample_crop_flip(augment: Augment, seed: int, epoch: int | np.ndarray, indic
     if augment.vertical_flip_probability:
         vertical_flip_value = random_integers(0, _PROBABILITY_SCALE, *key, _VERTICAL_FLIP_KEY)
         vertical_flip = vertical_flip_value < round(augment.vertical_flip_probability * _PROBABILITY_SCALE)
-    if augment.alternate_flip:
-        flip_value = random_integers(0, _PROBABILITY_SCALE, seed, 0, indices, _FLIP_KEY)
-    flip = flip_value < round(augment.flip_probability * _PROBABILITY_SCALE)
-    if augment.alternate_flip and augment.flip_probability:
-        flip = flip ^ (np.asarray(epoch) % 2 == 1)
+    limit = round(augment.flip_probability * _PROBABILITY_SCALE)
+    flip = flip_value < limit
+    if augment.alternate_flip and limit:
+        is_odd = np.asarray(epoch) % 2 == 1
+        flip = (random_integers(0, _PROBABILITY_SCALE, seed, 0, indices, _FLIP_KEY) < limit) ^ is_odd
     return CropFlipParams(top, left, flip, vertical_flip)
 
 

@@ -80,13 +80,14 @@ class EvaluationMetrics(nn.Module):
         super().__init__()
         self.sums = LossAndAccuracy()
         self._waiting: list[tuple[Tensor, Tensor]] = []  # batches of logits and labels for the further metrics
+        self._num_waiting = 0  # logits in them
         self.further: Any = nn.ModuleDict(
             {name: build_metric(name, node, num_classes) for name, node in settings.items() if node is not None}
         )
 
     def reset(self) -> None:
         """Start a new epoch."""
-        self.sums, self._waiting = LossAndAccuracy(), []
+        self.sums, self._waiting, self._num_waiting = LossAndAccuracy(), [], 0
         for metric in self.further.values():
             metric.reset()
 
@@ -98,14 +99,16 @@ class EvaluationMetrics(nn.Module):
         self.sums.update(loss, num_images, logits, labels)
         if len(logits) and self.further:
             self._waiting.append((logits.detach().clone(), labels))  # a CUDA graph overwrites its outputs
-            if sum(waiting.numel() for waiting, _ in self._waiting) >= _MAX_WAITING:
+            self._num_waiting += logits.numel()
+            if self._num_waiting >= _MAX_WAITING:
                 self._update_further()
 
     def _update_further(self) -> None:
         """Pass the waiting batches on as one: metrics of K classes may need K * K operations, whatever its size."""
         if self._waiting:
             logits, labels = map(torch.cat, zip(*self._waiting, strict=True))
-            self._waiting, probabilities = [], logits.float().softmax(dim=1)
+            self._waiting, self._num_waiting = [], 0
+            probabilities = logits.float().softmax(dim=1)
             for metric in self.further.values():
                 metric.update(probabilities, labels)
 

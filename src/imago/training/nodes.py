@@ -68,9 +68,10 @@ def check_nodes(cfg: DictConfig, data: ImageDataModule, trainer: Trainer, direct
 def _connect(strategy: Any, node: int) -> Any:
     """Return the store that connects the ranks later; torchrun is its server, or else the first process of node 0."""
     timeout = min(getattr(strategy, "_timeout", None) or timedelta.max, timedelta(seconds=_MEET_S))
-    is_server = node == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    is_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # then it is connected already
+    is_server = node == 0 and not is_torchrun
     address = (strategy.cluster_environment.main_address, strategy.cluster_environment.main_port)
-    if node and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if not is_torchrun and not is_server:
         _wait_for(address, timeout)
     options: dict[str, Any] = {"wait_for_workers": False, "multi_tenant": is_server}
     strategy.store = TCPStore(*address, is_master=is_server, timeout=timeout, **options)  # torch's shares the server
