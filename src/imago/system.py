@@ -30,8 +30,8 @@ _LOCKED_BYTE = 2**30  # behind the end: Windows lets nobody else read a locked b
 def keep_freed_memory() -> bool:
     """Let the allocator keep freed memory for the next batch, and return whether it does: only glibc can.
 
-    It returns large tensors to the system, which fills their pages with zeros when the next step asks for them again: 5
-    to 31 % of the CPU time of training a convolutional network (`benchmarks/allocator.py`). The process then keeps the
+    It returns large tensors to the system, which fills their pages with zeros when the next step asks for them again: 9
+    to 21 % of the CPU time of training a convolutional network (`benchmarks/allocator.py`). The process then keeps the
     peak of its memory; the peak itself rises by up to a tenth, and more where arrays grow step by step.
     """
     libc: Any = ctypes.CDLL(None) if IS_POSIX else None
