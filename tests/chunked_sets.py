@@ -141,12 +141,17 @@ def s3_store() -> Iterator[Store]:
 
 
 def upload(store: Store, directory: Path, bucket: str = "photos", prefix: str = "set") -> str:
-    """Copy a directory to the store; return its s3:// address."""
+    """Make `prefix` of the store a copy of a directory; return its s3:// address.
+
+    What another test left there is deleted: all the stores of a process share one memory.
+    """
     import boto3
 
     client = boto3.client("s3", endpoint_url=store.url)
     if bucket not in [entry["Name"] for entry in client.list_buckets()["Buckets"]]:
         client.create_bucket(Bucket=bucket)
+    for entry in client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/").get("Contents", []):
+        client.delete_object(Bucket=bucket, Key=entry["Key"])
     for file in directory.rglob("*"):
         if file.is_file():
             client.upload_file(str(file), bucket, f"{prefix}/{file.relative_to(directory).as_posix()}")
