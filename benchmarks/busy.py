@@ -3,9 +3,9 @@
     IMAGO_DATA_DIR=data python benchmarks/busy.py
     IMAGO_DATA_DIR=data python benchmarks/busy.py --busy 0 4 --rounds 1 --b-override trainer.devices=2
 
-For each number of busy processes, `train_speed.py` trains SimpleCNN on CIFAR-10 for one epoch with both sides, in turn,
-in every round; the tables have images per CPU-second and per second of wall clock, and their ratios. Start the script
-on an idle machine: it makes the load itself.
+For each number of busy processes, `train_speed.py` trains SimpleCNN on CIFAR-10 with both sides, in turn, in every
+round; the tables have images per CPU-second and per second of wall clock, and their ratios. Start the script on an idle
+machine: it makes the load itself.
 """
 
 import argparse
@@ -25,15 +25,15 @@ from imago.text import table_lines
 GOAL = 1.8  # times the plain script, at any load
 
 
-def measure(num_busy: int, overrides: Sequence[str]) -> dict[str, dict[str, float]]:
+def measure(num_busy: int, epochs: int, overrides: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return images per CPU-second and per second of wall clock of both sides."""
     with busy_processes(num_busy), tempfile.NamedTemporaryFile(suffix=".json") as file:
-        command = [sys.executable, "benchmarks/train_speed.py", "--epochs=1", "--rounds=1", "--clean"]
+        command = [sys.executable, "benchmarks/train_speed.py", f"--epochs={epochs}", "--rounds=1", "--clean"]
         settings = [f"--b-override={override}" for override in overrides]
         subprocess.run([*command, *settings, "--json", file.name], cwd=PROJECT_ROOT, check=True)
         runs = {run["side"]: run for run in json.load(file)["runs"]}
     return {
-        side: {"per_cpu_s": runs[side]["images_per_cpu_s"], "per_s": NUM_TRAIN_IMAGES / runs[side]["wall_s"]}
+        side: {"per_cpu_s": runs[side]["images_per_cpu_s"], "per_s": epochs * NUM_TRAIN_IMAGES / runs[side]["wall_s"]}
         for side in ("A", "B")
     }
 
@@ -55,6 +55,7 @@ def main() -> None:
     """Measure, print and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 2, 4, 6], help="processes (default: 0 1 2 4 6)")
+    parser.add_argument("--epochs", type=int, default=1, help="epochs of each run (default: 1)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side at each load (default: 3)")
     parser.add_argument("--b-override", action="append", default=[], metavar="KEY=VALUE", help="a setting of train.py")
     default = PROJECT_ROOT / "benchmarks" / "results" / "busy.json"
@@ -65,12 +66,18 @@ def main() -> None:
     for _ in range(args.rounds):
         for num_busy in args.busy:
             print(f"{num_busy} busy processes", flush=True)
-            readings[num_busy].append(measure(num_busy, args.b_override))
+            readings[num_busy].append(measure(num_busy, args.epochs, args.b_override))
     for unit, text in (("per_cpu_s", "images per CPU-second"), ("per_s", "images per second")):
         print(
             *table_lines([["busy", "plain", "ours", f"ratio, {text}", f"goal {GOAL}"], *rows(readings, unit)]), sep="\n"
         )
-    content = {**environment, "b_overrides": args.b_override, "num_train_images": NUM_TRAIN_IMAGES, "by_load": readings}
+    content = {
+        **environment,
+        "b_overrides": args.b_override,
+        "num_train_images": NUM_TRAIN_IMAGES,
+        "epochs": args.epochs,
+        "by_load": readings,
+    }
     args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
