@@ -95,16 +95,6 @@ def test_linear_increases_and_decreases_evenly():
     assert lrs[-2:] == pytest.approx([0.25, 0.2])
 
 
-def test_a_power_of_the_steps_that_remain_equals_that_of_torch():
-    expected = rates(lambda optimizer: torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=20, power=2.5))
-    settings = {"warmup_epochs": 0.0, "warmup_steps": None, "final_factor": 0.0}
-    assert rates(lambda optimizer: WarmupLinear(optimizer, **RUN, **settings, power=2.5)) == pytest.approx(expected)
-
-
-def test_the_last_factor_is_reached_with_any_power():
-    assert rates(lambda optimizer: WarmupLinear(optimizer, **RUN, **WARMUP, power=3.0))[-1] == pytest.approx(0.2)
-
-
 def test_one_cycle_equals_that_of_torch_with_the_same_peak():
     # torch puts the peak at pct_start * total_steps - 1, which is 8 here.
     expected = rates(

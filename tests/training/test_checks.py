@@ -26,7 +26,6 @@ BOTH_DURATIONS_SET = "schedule.warmup_epochs=0.5 schedule.warmup_steps=10: set o
         (["schedule.warmup_steps=10"], BOTH_DURATIONS_SET),
         (["schedule=step", "schedule.every_epochs=null"], "schedule.every_epochs=null schedule.every_steps=null: set"),
         (["schedule=step", "schedule.factor=1.0"], "schedule.factor=1.0 must be between 0 and 1"),
-        (["schedule=linear", "schedule.power=0"], "schedule.power=0 must be greater than 0"),
         (["schedule=one_cycle", "schedule.start_factor=2.0"], "schedule.start_factor=2.0 must be between 0 and 1"),
         (["schedule=plateau", "schedule.monitor=val/f2"], "schedule.monitor=val/f2 is not one of train/loss, "),
         (["schedule=plateau", "schedule.monitor=train/loss"], "a schedule can only monitor validation"),

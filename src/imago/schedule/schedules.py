@@ -7,7 +7,6 @@ Lightning steps every scheduler after each optimizer step. Step 0 is the first s
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torch.optim import Optimizer
@@ -22,9 +21,9 @@ def cosine(final_factor: float, progress: float) -> float:
     return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def polynomial(power: float, final_factor: float, progress: float) -> float:
-    """Return the factor of a polynomial decay from 1 at progress 0 to `final_factor` at progress 1; power 1: a line."""
-    return final_factor + (1 - final_factor) * (1 - progress) ** power
+def linear(final_factor: float, progress: float) -> float:
+    """Return the factor of a linear decay from 1 at progress 0 to `final_factor` at progress 1."""
+    return 1 - (1 - final_factor) * progress
 
 
 def warmup_factor(
@@ -71,6 +70,8 @@ class WarmupCosine(_StepFactor):
         start_factor: factor at the first step, in [0, 1]; only in `OneCycle`.
     """
 
+    decay = staticmethod(cosine)
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -82,36 +83,20 @@ class WarmupCosine(_StepFactor):
         start_factor: float | None = None,
     ) -> None:
         warmup = min(duration_in_steps("warmup", warmup_epochs, warmup_steps, steps_per_epoch), total_steps // 2)
-        super().__init__(optimizer, lambda step: warmup_factor(step, warmup, total_steps, final_factor, start_factor))
+        decay = self.decay
+        super().__init__(
+            optimizer, lambda step: warmup_factor(step, warmup, total_steps, final_factor, start_factor, decay)
+        )
 
 
-class WarmupLinear(_StepFactor):
-    """Increase the learning rates linearly, then decrease them linearly, or as a power of the steps that remain.
-
-    With a weight decay that keeps the norm of the weights, a step changes the weights by a share of them that is
-    proportional to the square root of the learning rate; `power` 2 lets this share decrease linearly.
+class WarmupLinear(WarmupCosine):
+    """Increase and decrease the learning rates linearly.
 
     Source: Goyal et al. 2017, section 2.2 (arXiv:1706.02677); Smith 2017, figure 2 (arXiv:1506.01186), for the triangle
-    that results from a long warmup; Kosson et al. 2023 (arXiv:2305.17212) on the norm of the weights.
-
-    Args:
-        warmup_epochs, warmup_steps, final_factor: as in `WarmupCosine`.
-        power: exponent of the decay, above 0.
+    that results from a long warmup.
     """
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        total_steps: int,
-        steps_per_epoch: int,
-        warmup_epochs: float | None,
-        warmup_steps: int | None,
-        final_factor: float,
-        power: float = 1.0,
-    ) -> None:
-        warmup = min(duration_in_steps("warmup", warmup_epochs, warmup_steps, steps_per_epoch), total_steps // 2)
-        decay = partial(polynomial, power)
-        super().__init__(optimizer, lambda step: warmup_factor(step, warmup, total_steps, final_factor, decay=decay))
+    decay = staticmethod(linear)
 
 
 class OneCycle(WarmupCosine):
