@@ -48,6 +48,21 @@ def test_flip_shift_weights_the_unshifted_views_twice():
     torch.testing.assert_close(logits.exp()[0], torch.tensor(weights) @ probabilities)
 
 
+def test_flip_shift_unsure_adds_the_shifts_to_the_images_whose_two_views_are_not_clear():
+    net = RecordingNet()
+    bright, gray = torch.full((1, 3, 3, 3), 5.0), image() / 10  # the first logit: 5 in all views; 0 and 0.2
+    logits = predict_with_tta(net, torch.cat([bright, gray]), "flip_shift_unsure")
+    assert [len(images) for images in net.inputs] == [2, 2, 1, 1, 1, 1]
+    torch.testing.assert_close(logits[:1], predict_with_tta(RecordingNet(), bright, "flip"))
+    torch.testing.assert_close(logits[1:], predict_with_tta(RecordingNet(), gray, "flip_shift"))
+
+
+def test_flip_shift_unsure_has_two_views_of_images_that_are_all_clear():
+    net = RecordingNet()
+    predict_with_tta(net, torch.full((2, 3, 3, 3), 5.0), "flip_shift_unsure")
+    assert len(net.inputs) == 2
+
+
 @pytest.mark.parametrize(
     ("down", "right", "rows"),
     [

@@ -26,13 +26,21 @@ class WhitenedResNet(nn.Module):
         widths: channels of each block.
         logit_scale: factor on the logits, so that the first ones are small although the head's weights are not.
         in_channels: 3, or 1 to use the luminance of the images, with a third as many filters in the first layer.
+        train_whitening_bias: False leaves the biases of the first layer at 0, so that no gradient of its output is
+            computed, which is the largest.
 
     Raises:
         ConfigError: if the images are too small for that many blocks.
     """
 
     def __init__(
-        self, num_classes: int, image_size: int, widths: Sequence[int], logit_scale: float, in_channels: int = 3
+        self,
+        num_classes: int,
+        image_size: int,
+        widths: Sequence[int],
+        logit_scale: float,
+        in_channels: int = 3,
+        train_whitening_bias: bool = True,
     ) -> None:
         super().__init__()
         smallest_px = 2 ** len(widths) + _PATCH_PX - 1
@@ -48,6 +56,7 @@ class WhitenedResNet(nn.Module):
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
         self.logit_scale = logit_scale
         nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]  # there is one
+        self.whitening.bias.requires_grad_(train_whitening_bias)  # type: ignore[union-attr]
         nn.init.normal_(self.head.weight)
 
     def forward(self, images: Tensor) -> Tensor:
