@@ -96,7 +96,8 @@ def test_without_a_trained_bias_the_first_layer_is_left_out_of_the_backward_pass
     net = WhitenedResNet(5, 32, (32, 32, 48), logit_scale=1 / 9, train_whitening_bias=False)
     assert not net.whitening(photos(2)).requires_grad
     net(photos(2)).sum().backward()
-    assert net.whitening.bias.grad is None and not net.whitening.bias.any()
+    assert net.whitening.bias.grad is None
+    assert not net.whitening.bias.any()
     assert net.blocks[1].down[0].weight.grad.any()
 
 

@@ -15,8 +15,8 @@ _UNSURE = 0.6
 def predict_with_tta(net: Callable[[Tensor], Tensor], images: Tensor, tta: str) -> Tensor:
     """Return logits of the mean probabilities over the views of images (N, 3, H, W), of any type that `net` takes.
 
-    "none" calls `net` once; "flip" adds the mirror image; "flip_shift" also shifts both by a pixel along a diagonal, six
-    views in all. "flip_shift_unsure" does so for the images only whose largest probability with "flip" is below 0.6.
+    "none" calls `net` once; "flip" adds the mirror image; "flip_shift" also shifts both by a pixel along a diagonal,
+    six views in all. "flip_shift_unsure" does so only for images whose largest probability with "flip" is below 0.6.
 
     Returns:
         (N, K): the logits of `net` with "none", else the logarithms of the mean probabilities.
