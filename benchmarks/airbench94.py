@@ -9,6 +9,7 @@ test images, six views of each.
 
 import argparse
 import json
+import math
 import os
 import pickle
 import time
@@ -103,13 +104,12 @@ def predict(net: Net, images: Tensor) -> Tensor:
 
 
 def optimizer_of(net: Net) -> torch.optim.SGD:
-    """Return SGD with the learning rates of weights and of the biases of norms."""
+    """Return SGD with two learning rates: of the biases of norms, and of all else."""
     scale = BATCH_SIZE * (1 + 1 / (1 - MOMENTUM))
     lr, weight_decay = LR / scale, WEIGHT_DECAY * BATCH_SIZE / scale
-    biases = [parameter for name, parameter in net.named_parameters() if parameter.requires_grad and "bias" in name]
-    weights = [
-        parameter for name, parameter in net.named_parameters() if parameter.requires_grad and "bias" not in name
-    ]
+    trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+    is_norm = {name: name.endswith("bias") and not name.startswith("whitening") for name in trained}
+    biases, weights = ([trained[name] for name in trained if is_norm[name] is wanted] for wanted in (True, False))
     groups = [
         {"params": biases, "lr": lr * BIAS_SCALE, "weight_decay": weight_decay / (lr * BIAS_SCALE)},
         {"params": weights, "lr": lr, "weight_decay": weight_decay / lr},
@@ -124,8 +124,8 @@ def train(images: Tensor, labels: Tensor, seed: int) -> Net:
     net = Net(images[:5000]).to(memory_format=torch.channels_last)
     optimizer = optimizer_of(net)
     steps_per_epoch = len(images) // BATCH_SIZE
-    num_steps = int(EPOCHS * steps_per_epoch)
-    peak = int(0.21 * num_steps)
+    num_steps = math.ceil(EPOCHS * steps_per_epoch)
+    peak = int(0.23 * num_steps)
     rise, fall = np.linspace(0.2, 1, peak, endpoint=False), np.linspace(1, 0.07, num_steps - peak + 1)
     factors = np.concatenate([rise, fall])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(factors[step]))
@@ -153,10 +153,9 @@ def train(images: Tensor, labels: Tensor, seed: int) -> Net:
         loss.backward()
         optimizer.step()
         schedule.step()
-        if (step + 1) % 5 == 0 or step + 1 == num_steps:  # lookahead
-            is_last = step + 1 == num_steps
-            keep = 1.0 if is_last else 0.95**5 * ((step + 1) / num_steps) ** 3
-            average(net, slow, keep)
+        if (step + 1) % 5 == 0:  # lookahead
+            average(net, slow, keep=0.95**5 * ((step + 1) / num_steps) ** 3)
+    average(net, slow, keep=1.0)
     return net
 
 
