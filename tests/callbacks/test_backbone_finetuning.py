@@ -14,6 +14,7 @@ from imago.callbacks.backbone_finetuning import BackboneFinetuning
 from imago.errors import ConfigError
 from imago.model.layers import layers_in_order
 from imago.model.small_resnet import SmallResNet
+from imago.model.whitened_resnet import WhitenedResNet
 from imago.optimizer.groups import parameter_groups
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*treespec:FutureWarning")
@@ -68,6 +69,14 @@ def below(net: nn.Module, num_layers: int) -> set[str]:
     trained = {id(parameter) for layer in layers_in_order(net)[-num_layers:] for parameter in layer}
     owners = {name.rpartition(".")[0] for name, p in net.named_parameters() if id(p) in trained}
     return {name for name in net.state_dict() if name.rpartition(".")[0] in owners}
+
+
+def test_layers_that_the_network_never_trains_stay_without_gradients():
+    net = WhitenedResNet(3, 16, (8, 8), 0.1)
+    fixed = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    changed, _ = fit(net, BackboneFinetuning(unfreeze_backbone_at_epoch=1), 3)
+    assert fixed == {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    assert changed[-1] == {*net.state_dict()} - fixed
 
 
 def test_the_backbone_trains_from_its_epoch_on_and_does_not_move_before():

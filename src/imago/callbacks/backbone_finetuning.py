@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 
 from imago.errors import ConfigError
 from imago.model.adapt import keep_frozen_in_eval_mode
@@ -32,8 +33,11 @@ class BackboneFinetuning(Callback):
         self.unfreeze_backbone_at_epoch = unfreeze_backbone_at_epoch
         self.epochs_per_layer = epochs_per_layer
         self._last_num_trained = 0  # layers, in the epoch before
+        self._trainable: list[nn.Parameter] = []  # without those that the network never trains
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        net: Any = pl_module.net
+        self._trainable = self._trainable or [parameter for parameter in net.parameters() if parameter.requires_grad]
         strategy = trainer.strategy
         if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
             raise ConfigError(
@@ -50,7 +54,7 @@ class BackboneFinetuning(Callback):
         trained = {id(parameter) for layer in layers[len(layers) - num_trained :] for parameter in layer}
         for part in new_module_names(net):
             trained |= {id(parameter) for parameter in getattr(net, "body", net).get_submodule(part).parameters()}
-        for parameter in net.parameters():
+        for parameter in self._trainable:
             parameter.requires_grad_(id(parameter) in trained)
         net.train()  # also the modules that were frozen and in eval mode
         keep_frozen_in_eval_mode(net)

@@ -208,8 +208,8 @@ def freeze_parameters(net: nn.Module, freeze: str, new_tensor_names: Sequence[st
             f"model.freeze={freeze} would keep {' and '.join(random_names)} random: model.weights has no values for "
             "that; use a narrower pattern, or model.freeze=backbone."
         )
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(name not in frozen)
+    for name in frozen:  # others keep their state: some layers are never trained
+        parameters[name].requires_grad_(False)
 
 
 def keep_frozen_in_eval_mode(net: nn.Module, freeze: str | None = None) -> None:

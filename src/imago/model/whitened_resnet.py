@@ -26,8 +26,8 @@ class WhitenedResNet(nn.Module):
         widths: channels of each block.
         logit_scale: factor on the logits, so that the first ones are small although the head's weights are not.
         in_channels: 3, or 1 to use the luminance of the images, with a third as many filters in the first layer.
-        train_whitening_bias: False leaves the biases of the first layer at 0, so that no gradient of its output is
-            computed, which is the largest.
+        train_whitening_bias: False does not train the biases of the first layer, which are 0 at first, so that the
+            backward pass ends before this layer.
 
     Raises:
         ConfigError: if the images are too small for that many blocks.

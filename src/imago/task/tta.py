@@ -5,18 +5,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Shifts (down, right) in px. Source of the six views: airbench94 (Jordan 2024, section 3.5, arXiv:2404.00498).
+# Shifts (down, right) in px. The six views are those of airbench94 (Jordan 2024, section 3.5, arXiv:2404.00498), which
+# reflects the edge and averages logits.
 _SHIFTS = ((-1, -1), (1, 1))
-# Below this probability, more views may change the label: with it, the accuracy of four networks on 5,000 validation
-# images of CIFAR-10 is that of six views for all, and a fifth of the images has more than two.
-_UNSURE = 0.6
+# Chosen on 5,000 validation images of CIFAR-10 (docs/cpu94.md): the accuracy is that of six views for all.
+_MIN_SURE_PROBABILITY = 0.6
 
 
 def predict_with_tta(net: Callable[[Tensor], Tensor], images: Tensor, tta: str) -> Tensor:
     """Return logits of the mean probabilities over the views of images (N, 3, H, W), of any type that `net` takes.
 
     "none" calls `net` once; "flip" adds the mirror image; "flip_shift" also shifts both by a pixel along a diagonal,
-    six views in all. "flip_shift_unsure" does so only for images whose largest probability with "flip" is below 0.6.
+    six views in all. "flip_shift_unsure" does so only for images whose largest probability with "flip" is below 0.6,
+    few of ten classes, more of a thousand. It waits for the device twice in each batch: "flip_shift" suits a GPU.
 
     Returns:
         (N, K): the logits of `net` with "none", else the logarithms of the mean probabilities.
@@ -26,7 +27,7 @@ def predict_with_tta(net: Callable[[Tensor], Tensor], images: Tensor, tta: str) 
     mean = _mean_with_mirror_image(net, images)
     if tta == "flip_shift":
         mean = mean / 2 + _mean_of_shifts(net, images) / 2
-    elif tta == "flip_shift_unsure" and (unsure := mean.amax(dim=1) < _UNSURE).any():
+    elif tta == "flip_shift_unsure" and (unsure := mean.amax(dim=1) < _MIN_SURE_PROBABILITY).any():
         mean[unsure] = mean[unsure] / 2 + _mean_of_shifts(net, images[unsure]) / 2
     return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # a probability of 0 has no logarithm
 

@@ -89,7 +89,7 @@ def build_task(
         images, _ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
         net.initialize_from(images)  # the first training batch, the same one on every rank
     if cfg.compile:
-        # In place, so the keys of the state_dict do not change; once for each shape, of which training has one.
+        # In place, so the keys of the state_dict do not change; once for each shape of the images.
         net.compile(mode=cfg.compile if isinstance(cfg.compile, str) else None, dynamic=False)
     for key, neutral in {"accumulate_grad_batches": 1, "gradient_clip_val": None}.items():
         if not task.automatic_optimization and cfg.trainer[key] != neutral:
