@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--scratch-lr", type=float, default=5e-4, help="learning rate from scratch (default: 5e-4)")
     parser.add_argument("--fastai-python", type=Path, metavar="FILE", help="the Python of an environment with fastai")
     parser.add_argument(
-        "--epochs", type=int, nargs=2, default=(12, 24), help="ours beside fastai's 4 and 8 (default: 12 24)"
+        "--epochs", type=int, nargs=2, default=(15, 28), help="ours beside fastai's 4 and 8 (default: 15 28)"
     )
     add_arguments(parser, "finetune")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Compare what a training step costs beside the network: a plain loop, Lightning's least, a common style, and imago.
+"""Compare what a training step costs without the network: a plain loop, Lightning's least, a common style, and imago.
 
 python benchmarks/overhead.py
 python benchmarks/overhead.py --steps 2000 --rounds 9

@@ -77,7 +77,7 @@ def _template(content: dict[str, Any]) -> Iterable[tuple[float, float]]:
 ROWS = (
     Row("training, SimpleCNN on CIFAR-10", "images per CPU s", "plain script", "train_speed", _train_speed, 1.8),
     Row("an epoch", "CPU s", "lightning-hydra-template", "template", _template, 0.5, is_higher_better=False),
-    Row("a step beside the network", "CPU ms", "two torchmetrics, logged", "overhead", _overhead, 0.3, False),
+    Row("a step without the network", "CPU ms", "two torchmetrics, logged", "overhead", _overhead, 0.3, False),
     Row("a step of a linear layer", "CPU ms", "Trainer(barebones=True)", "overhead", _steps, 1.15, False),
     Row("loader, CIFAR-10", "images per CPU s", "PIL", "data", _loader("cifar", "project"), 20),
     Row("loader, JPEG", "images per CPU s", "PIL", "data", _loader("jpeg_500", "project"), 1.5),
