@@ -38,6 +38,7 @@ from imago.training.console import usable_commands
 GOLDEN = PROJECT_ROOT / "tests" / "golden" / "loss_curve.json"
 HOST_SYNC = "_local_scalar_dense"  # the operation behind .item(), float() and bool() of a tensor
 SELF_LOG = "self.log"
+SET_ATTRIBUTE = "Module.__setattr__"  # 1 µs: it looks for tensors and modules
 
 pytestmark = [
     pytest.mark.filterwarnings(text)
@@ -125,14 +126,21 @@ class CountedOps(TorchDispatchMode):
 
 
 def count_steps(cfg: DictConfig, folder: Path, **settings: Any) -> list[list[str]]:
-    """Return operations and calls of `self.log` of each of 10 steps under the Trainer, every fourth of which logs."""
+    """Return operations, calls of `self.log` and `Module.__setattr__` of each of 10 steps under the Trainer.
+
+    Every fourth logs.
+    """
     data, count = build_data(cfg), CountedOps()
     data.on_arrival = count.new_batch
     task, trainer = build_task(cfg, data, **settings), build_trainer(cfg, folder)
     log = task.log
     task.log = lambda *args, **kwargs: (count.batches[-1].append(SELF_LOG), log(*args, **kwargs))
-    with count:
+    set_attribute = nn.Module.__setattr__
+    with count, pytest.MonkeyPatch.context() as patch:
+        counted = lambda *args: (count.batches[-1].append(SET_ATTRIBUTE), set_attribute(*args))[1]  # noqa: E731
+        patch.setattr(nn.Module, "__setattr__", counted)
         trainer.fit(task, datamodule=data)
+    assert any(SET_ATTRIBUTE in ops for ops in count.batches), "the calls are not counted"
     assert any(SELF_LOG in ops for ops in count.batches), "self.log, which logs the epoch, is not counted"
     return count.batches[1:11]
 
@@ -164,6 +172,11 @@ def assert_quiet(steps: list[list[str]]) -> None:
 
 def test_a_step_that_does_not_log_never_syncs_and_never_calls_self_log(steps):
     assert_quiet(steps)
+
+
+def test_a_step_that_does_not_log_sets_no_attribute_of_a_module(steps):
+    quiet, _ = split_by_logging(steps)
+    assert {number: ops.count(SET_ATTRIBUTE) for number, ops in quiet.items()} == dict.fromkeys(quiet, 0)
 
 
 def test_a_logging_step_syncs_at_most_four_times(steps):

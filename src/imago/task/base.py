@@ -120,6 +120,14 @@ class ImageTask(LightningModule):
         has_own_targets = any(getattr(cls, name) is not getattr(ImageTask, name) for name in compared)
         return not has_own_targets and list(cls.output_names(class_names)) == list(class_names)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if (
+            name == "_current_fx_name"
+        ):  # a string that Lightning sets 40 times in a step; `Module` would look for tensors
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def train(self, mode: bool = True) -> Self:
         """Switch between training and eval mode; frozen parts of the network stay in eval mode."""
         super().train(mode)
