@@ -25,6 +25,16 @@ def slow_crop_flip(images: np.ndarray, indices: np.ndarray, params: CropFlipPara
     return np.stack(out)
 
 
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_the_padding_is_zeros_or_the_reflection_at_the_edge(mode: str):
+    row = np.array([1, 2, 3, 4, 5], np.uint8)
+    padded = pad(np.tile(row, (1, 3, 5, 1)), 2, mode)
+    assert padded[0, 2, 4].tolist() == ([0, 0, *row, 0, 0] if mode == "zeros" else [3, 2, *row, 4, 3])
+    augment = Augment(crop_padding_px=2, crop_padding_mode=mode)
+    crops = crop_and_flip(np.tile(row, (50, 3, 5, 1)), augment, (0, 0, np.arange(50)))
+    assert (crops == 0).any() == (mode == "zeros")
+
+
 @pytest.mark.parametrize(
     ("shape", "padding_px", "batch"),
     [

@@ -31,6 +31,7 @@ def test_every_option_of_the_config_group_is_valid_and_changes_keys_of_none_only
         ("blur_probability", 2, "must lie in 0 .. 1."),
         ("erase_probability", -1, "must lie in 0 .. 1."),
         ("crop_padding_px", -1, "must be 0 or more."),
+        ("crop_padding_mode", "edge", "is not one of zeros, reflect."),
         ("cutout_px", -8, "must be 0 or more."),
         ("brightness", -0.1, "must be 0 or more."),
         ("contrast", -0.1, "must be 0 or more."),

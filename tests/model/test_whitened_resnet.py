@@ -54,6 +54,15 @@ def test_a_convolution_starts_as_the_identity_on_its_input_channels():
     assert (wider[:, 32:] - 0).abs().min() > 0
 
 
+def test_without_residual_sums_a_block_is_its_second_layer():
+    torch.manual_seed(0)
+    net = WhitenedResNet(5, 32, (32, 32, 48), 1 / 9, residual=False)
+    features = torch.randn(2, 32, 8, 8)
+    block = net.blocks[2]
+    assert torch.equal(block(features), block.layer(block.down(features)))
+    assert [*net.state_dict()] == [*build().state_dict()]
+
+
 @pytest.mark.parametrize("in_channels", [1, 3])
 def test_the_first_channels_become_uncorrelated_and_of_variance_one_with_both_signs(in_channels: int):
     net, images = WhitenedResNet(5, 32, (32, 32, 48), 1 / 9, in_channels), photos()

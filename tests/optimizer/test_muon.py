@@ -45,6 +45,25 @@ def test_the_filters_of_a_convolution_are_updated_as_the_rows_of_a_matrix(grads:
     assert filters.is_contiguous(memory_format=memory_format)
 
 
+def test_a_relative_step_changes_a_convolution_of_constant_norm_by_lr(grads: list[Tensor]):
+    start = torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    filters = nn.Parameter(start.clone())
+    moved = optimize(Muon([filters], lr=0.1, relative=True), filters, grads[:1])
+    normalized = start * 6**0.5 / start.norm()
+    torch.testing.assert_close(normalized.norm(), torch.tensor(6**0.5))
+    step = (normalized - moved).flatten(1) / 0.1
+    torch.testing.assert_close(step, orthogonalize(grads[0]).float(), atol=0.05, rtol=0)  # of bf16
+    again = optimize(Muon([filters], lr=0.0, relative=True), filters, grads[:1])
+    torch.testing.assert_close(again.norm(), torch.tensor(6**0.5))
+
+
+@pytest.mark.parametrize("shape", [(108,), (6, 18)])
+def test_with_relative_steps_all_but_convolutions_are_updated_as_by_adamw(grads: list[Tensor], shape: tuple[int, ...]):
+    ours, theirs = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.ones(shape))
+    expected = optimize(torch.optim.AdamW([theirs], lr=0.02, weight_decay=0.0), theirs, grads)
+    torch.testing.assert_close(optimize(Muon([ours], lr=0.1, relative=True), ours, grads), expected)
+
+
 @pytest.mark.parametrize("shape", [(108,), (1, 1, 108)])
 def test_a_vector_or_token_is_updated_as_by_adamw(grads: list[Tensor], shape: tuple[int, ...]):
     ours, theirs = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.ones(108))

@@ -51,9 +51,10 @@ def sample_crop_flip(augment: Augment, seed: int, epoch: int | np.ndarray, indic
     return CropFlipParams(top, left, flip, vertical_flip)
 
 
-def pad(images: np.ndarray, padding_px: int) -> np.ndarray:
-    """Return a copy of images (N, C, H, W) with `padding_px` zeros on each side."""
-    return np.pad(images, ((0, 0), (0, 0), (padding_px, padding_px), (padding_px, padding_px)))
+def pad(images: np.ndarray, padding_px: int, mode: str = "zeros") -> np.ndarray:
+    """Return a copy of images (N, C, H, W) with `padding_px` zeros on each side, or with their reflection."""
+    widths = ((0, 0), (0, 0), (padding_px, padding_px), (padding_px, padding_px))
+    return np.pad(images, widths, mode="constant" if mode == "zeros" else "reflect")
 
 
 def gather_crop_flip(padded: np.ndarray, indices: np.ndarray, params: CropFlipParams, padding_px: int) -> np.ndarray:
@@ -82,7 +83,7 @@ def crop_and_flip(images: np.ndarray, augment: Augment, key: SampleKey) -> np.nd
     params = sample_crop_flip(augment, *key)
     if not augment.crop_padding_px:
         return _flip(images, params)
-    padded = pad(images, augment.crop_padding_px)
+    padded = pad(images, augment.crop_padding_px, augment.crop_padding_mode)
     return gather_crop_flip(padded, np.arange(len(images)), params, augment.crop_padding_px)
 
 

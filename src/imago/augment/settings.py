@@ -10,6 +10,7 @@ from imago.errors import ConfigError
 from imago.instantiate import build
 
 POLICIES = ("randaugment", "trivialaugment")
+PADDING_MODES = ("zeros", "reflect")
 NUM_OPERATIONS = 14  # number of operations that RandAugment samples from (Cubuk et al. 2020)
 MAX_MAGNITUDE = 30  # RandAugment's scale, 0 .. 30 (Cubuk et al. 2020)
 
@@ -22,6 +23,7 @@ _NEEDED_BY_SETTING = {
     "blur_sigma_px": "blur_probability",
     "erase_scale": "erase_probability",
     "alternate_flip": "flip_probability",
+    "crop_padding_mode": "crop_padding_px",
 }
 
 
@@ -34,7 +36,8 @@ class Augment:
     `extra_batch`. Each sample has its own draws.
 
     Attributes:
-        crop_padding_px: zero padding on each side before a random crop back to the old size; 0 is off.
+        crop_padding_px: padding on each side before a random crop back to the old size; 0 is off.
+        crop_padding_mode: "zeros" or "reflect", the reflection of the image at its edge.
         flip_probability: chance of a left-right flip, in [0, 1].
         alternate_flip: every image is flipped in each second epoch, and `flip_probability` is the chance of a flip in
             the first one; an image that is repeated within an epoch keeps its side. Source: Jordan 2024, section 3.6
@@ -94,6 +97,7 @@ class Augment:
     cutout_px: int = 0
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
+    crop_padding_mode: str = "zeros"
     extra: Sequence[Any] = ()
     extra_batch: Sequence[Any] = ()
 
@@ -104,6 +108,9 @@ class Augment:
         problems = list(self._range_problems())
         if self.policy is not None and self.policy not in POLICIES:
             problems.append(f"augment.policy={self.policy} is not one of null, {', '.join(POLICIES)}.")
+        if self.crop_padding_mode not in PADDING_MODES:
+            modes = ", ".join(PADDING_MODES)
+            problems.append(f"augment.crop_padding_mode={self.crop_padding_mode} is not one of {modes}.")
         if problems:
             raise ConfigError("\n".join(problems))
 
@@ -136,7 +143,7 @@ class Augment:
             needed = _NEEDED_BY_SETTING.get(field.name)
             if needed and not self._is_on(needed):
                 without_effect += [f"{text} has no effect without {needed}"] if value != field.default else []
-            elif value != field.default or (needed and value):
+            elif value != field.default or (needed and value and not isinstance(value, str)):
                 enabled.append(text)
         return (", ".join(enabled) or "none") + (f" ({'; '.join(without_effect)})" if without_effect else "")
 

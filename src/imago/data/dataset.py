@@ -172,7 +172,7 @@ class ArrayDataset(BatchDataset):
         self.seed = seed
         self.images = samples.images
         if augment is not None and not has_random_resized_crop(augment):
-            self.images = pad(samples.images, augment.crop_padding_px)
+            self.images = pad(samples.images, augment.crop_padding_px, augment.crop_padding_mode)
 
     def load(self, key: BatchIndices) -> tuple[Tensor, Tensor]:
         """Return one batch: images uint8 (B, 3, H, W) and labels int64 (B,)."""

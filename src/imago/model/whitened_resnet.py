@@ -26,6 +26,7 @@ class WhitenedResNet(nn.Module):
         widths: channels of each block.
         logit_scale: factor on the logits, so that the first ones are small although the head's weights are not.
         in_channels: 3, or 1 to use the luminance of the images, with a third as many filters in the first layer.
+        residual: False leaves out the residual sums, as in airbench94.
         train_whitening_bias: False does not train the biases of the first layer, which are 0 at first, so that the
             backward pass ends before this layer.
 
@@ -40,6 +41,7 @@ class WhitenedResNet(nn.Module):
         widths: Sequence[int],
         logit_scale: float,
         in_channels: int = 3,
+        residual: bool = True,
         train_whitening_bias: bool = True,
     ) -> None:
         super().__init__()
@@ -52,7 +54,7 @@ class WhitenedResNet(nn.Module):
         self.whitening = nn.Conv2d(in_channels, 2 * in_channels * _PATCH_PX**2, _PATCH_PX)
         self.whitening.weight.requires_grad_(False)
         widths_in = [self.whitening.out_channels, *widths]
-        self.blocks = nn.Sequential(nn.GELU(), *map(ResidualBlock, widths_in, widths))
+        self.blocks = nn.Sequential(nn.GELU(), *map(ResidualBlock, widths_in, widths, [residual] * len(widths)))
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
         self.logit_scale = logit_scale
         nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]  # there is one
@@ -84,17 +86,21 @@ class WhitenedResNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + layer(x), where x = layer(input) has half the resolution; a layer is convolution, BatchNorm and GELU."""
+    """x + layer(x), where x = layer(input) has half the resolution; a layer is convolution, BatchNorm and GELU.
 
-    def __init__(self, in_width: int, width: int) -> None:
+    Without `residual`, layer(x).
+    """
+
+    def __init__(self, in_width: int, width: int, residual: bool = True) -> None:
         super().__init__()
+        self.residual = residual
         self.down = nn.Sequential(_convolution(in_width, width), nn.MaxPool2d(2), _norm(width), nn.GELU())
         self.layer = nn.Sequential(_convolution(width, width), _norm(width), nn.GELU())
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (N, in_width, H, W) to (N, width, H // 2, W // 2)."""
         halved = self.down(features)
-        return halved + self.layer(halved)
+        return halved + self.layer(halved) if self.residual else self.layer(halved)
 
 
 def _convolution(in_width: int, width: int) -> nn.Conv2d:

@@ -35,6 +35,9 @@ class Muon(Optimizer):
         weight_decay: decoupled weight decay, as in AdamW.
         momentum: share of the old average of gradients that Muon keeps at each step, in [0, 1).
         nesterov: whether Muon mixes the newest gradient into the average once more (Nesterov).
+        relative: whether a convolution (out, ...) keeps the norm sqrt(out), for which `lr` is the size of an update
+            relative to it; all other parameters are then updated by AdamW, with 0.2 of the learning rate. Source of the
+            constant norm: `airbench94_muon.py` in Jordan's cifar10-airbench.
         betas: decay rates of AdamW's two moments.
         eps: number that AdamW adds to the divisor.
 
@@ -49,13 +52,14 @@ class Muon(Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.95,
         nesterov: bool = True,
+        relative: bool = False,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
         if not 0 <= momentum < 1:
             raise ConfigError(f"optimizer.momentum={momentum} must be at least 0 and below 1.")
         settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
-        super().__init__(params, settings | {"betas": tuple(betas), "eps": eps})
+        super().__init__(params, settings | {"relative": relative, "betas": tuple(betas), "eps": eps})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -66,9 +70,13 @@ class Muon(Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    update = _adam_update if is_vector(parameter) else _muon_update
+                    update = _muon_update if _is_for_muon(parameter, group) else _adam_update
                     update(parameter, parameter.grad, self.state[parameter], group)
         return loss
+
+
+def _is_for_muon(parameter: Tensor, group: dict[str, Any]) -> bool:
+    return parameter.ndim == 4 if group["relative"] else not is_vector(parameter)  # type: ignore[arg-type]
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
@@ -92,7 +100,9 @@ def _muon_update(weight: Tensor, grad: Tensor, state: dict[str, Any], group: dic
     buffer = state["momentum"]
     buffer.lerp_(grad, 1 - group["momentum"])
     direction = (grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer).flatten(1)
-    scale = _RMS_OF_ADAMW * math.sqrt(max(direction.shape))
+    scale = 1.0 if group["relative"] else _RMS_OF_ADAMW * math.sqrt(max(direction.shape))
+    if group["relative"]:
+        weight.mul_(math.sqrt(len(weight)) / weight.norm().clamp(min=_SMALLEST_NORM))
     weight.add_(orthogonalize(direction).reshape(weight.shape), alpha=-group["lr"] * scale)
 
 
@@ -106,4 +116,5 @@ def _adam_update(weight: Tensor, grad: Tensor, state: dict[str, Any], group: dic
     first.lerp_(grad, 1 - beta1)
     second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
     root = (second / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
-    weight.addcdiv_(first, root, value=-group["lr"] / (1 - beta1 ** state["step"]))
+    lr = group["lr"] * (_RMS_OF_ADAMW if group["relative"] else 1.0)
+    weight.addcdiv_(first, root, value=-lr / (1 - beta1 ** state["step"]))
