@@ -36,6 +36,13 @@ def test_writing_into_a_batch_does_not_change_the_dataset(augment: Augment | Non
     assert torch.equal(dataset.__getitems__(key)[0], before)
 
 
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_crops_of_images_in_memory_have_zeros_or_a_reflection_at_their_edges(mode: str):
+    dataset = ArrayDataset(IMAGES, Augment(crop_padding_px=2, crop_padding_mode=mode))  # of images without zeros
+    images, _ = dataset.__getitems__(BatchIndices(0, np.arange(40)))
+    assert bool((images == 0).any()) == (mode == "zeros")
+
+
 def test_images_in_memory_can_be_cropped_and_resized_too():
     augment = Augment(flip_probability=0.5, random_resized_crop_scale=(0.35, 1.0))
     dataset = ArrayDataset(IMAGES, augment, seed=1)

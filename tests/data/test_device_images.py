@@ -25,7 +25,12 @@ pytestmark = [pytest.mark.filterwarnings(text) for text in QUIET]
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 FLIPS = {"flip_probability": 0.5, "vertical_flip_probability": 0.5}
-AUGMENTS = ({}, {"crop_padding_px": 4}, FLIPS, {"crop_padding_px": 3, "contrast": 0.5, "mixup_alpha": 0.4} | FLIPS)
+AUGMENTS = (
+    {},
+    {"crop_padding_px": 4, "crop_padding_mode": "reflect"},
+    FLIPS,
+    {"crop_padding_px": 3, "contrast": 0.5, "mixup_alpha": 0.4} | FLIPS,
+)
 MIB = 2**20
 
 

@@ -57,7 +57,19 @@ def test_a_relative_step_changes_a_convolution_of_constant_norm_by_lr(grads: lis
     torch.testing.assert_close(again.norm(), torch.tensor(6**0.5))
 
 
-@pytest.mark.parametrize("shape", [(108,), (6, 18)])
+def test_a_state_from_before_relative_steps_continues(grads: list[Tensor]):
+    matrix = nn.Parameter(torch.ones(6, 18))
+    optimizer = Muon([matrix], **SETTINGS)
+    optimize(optimizer, matrix, grads[:2])
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"]:
+        del group["relative"]
+    resumed = Muon([copied := nn.Parameter(matrix.detach().clone())], **SETTINGS)
+    resumed.load_state_dict(state)
+    torch.testing.assert_close(optimize(resumed, copied, grads[2:]), optimize(optimizer, matrix, grads[2:]))
+
+
+@pytest.mark.parametrize("shape", [(108,), (6, 18), (1, 108, 1, 1)])
 def test_with_relative_steps_all_but_convolutions_are_updated_as_by_adamw(grads: list[Tensor], shape: tuple[int, ...]):
     ours, theirs = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.ones(shape))
     expected = optimize(torch.optim.AdamW([theirs], lr=0.02, weight_decay=0.0), theirs, grads)

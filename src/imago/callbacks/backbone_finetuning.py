@@ -33,11 +33,11 @@ class BackboneFinetuning(Callback):
         self.unfreeze_backbone_at_epoch = unfreeze_backbone_at_epoch
         self.epochs_per_layer = epochs_per_layer
         self._last_num_trained = 0  # layers, in the epoch before
-        self._trainable: list[nn.Parameter] = []  # without those that the network never trains
+        self._trainable: dict[int, list[nn.Parameter]] = {}  # by the id of a network; some parameters never train
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         net: Any = pl_module.net
-        self._trainable = self._trainable or [parameter for parameter in net.parameters() if parameter.requires_grad]
+        self._trainable.setdefault(id(net), [parameter for parameter in net.parameters() if parameter.requires_grad])
         strategy = trainer.strategy
         if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
             raise ConfigError(
@@ -54,7 +54,7 @@ class BackboneFinetuning(Callback):
         trained = {id(parameter) for layer in layers[len(layers) - num_trained :] for parameter in layer}
         for part in new_module_names(net):
             trained |= {id(parameter) for parameter in getattr(net, "body", net).get_submodule(part).parameters()}
-        for parameter in self._trainable:
+        for parameter in self._trainable[id(net)]:
             parameter.requires_grad_(id(parameter) in trained)
         net.train()  # also the modules that were frozen and in eval mode
         keep_frozen_in_eval_mode(net)

@@ -185,7 +185,7 @@ def adapt(
 
 
 def freeze_parameters(net: nn.Module, freeze: str, new_tensor_names: Sequence[str] = ()) -> None:
-    """Set `requires_grad` of every parameter; `freeze` as in `adapt`.
+    """Switch off `requires_grad` of the frozen parameters; `freeze` as in `adapt`.
 
     Raises:
         ConfigError: a glob that matches nothing, leaves nothing to train, or would freeze random values.

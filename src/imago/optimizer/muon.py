@@ -36,8 +36,9 @@ class Muon(Optimizer):
         momentum: share of the old average of gradients that Muon keeps at each step, in [0, 1).
         nesterov: whether Muon mixes the newest gradient into the average once more (Nesterov).
         relative: whether a convolution (out, ...) keeps the norm sqrt(out), for which `lr` is the size of an update
-            relative to it; all other parameters are then updated by AdamW, with 0.2 of the learning rate. Source of the
-            constant norm: `airbench94_muon.py` in Jordan's cifar10-airbench.
+            relative to it (smaller if out is more than its inputs); all other parameters are then updated by AdamW,
+            with 0.2 of the learning rate. For networks from scratch whose convolutions are followed by norms: the first
+            step scales the weights. Source: `airbench94_muon.py` in Jordan's cifar10-airbench.
         betas: decay rates of AdamW's two moments.
         eps: number that AdamW adds to the divisor.
 
@@ -61,6 +62,12 @@ class Muon(Optimizer):
         settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
         super().__init__(params, settings | {"relative": relative, "betas": tuple(betas), "eps": eps})
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a state, also one that was saved before `relative` existed."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("relative", False)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step and return the loss of the closure, if there is one."""
@@ -76,7 +83,7 @@ class Muon(Optimizer):
 
 
 def _is_for_muon(parameter: Tensor, group: dict[str, Any]) -> bool:
-    return parameter.ndim == 4 if group["relative"] else not is_vector(parameter)  # type: ignore[arg-type]
+    return not is_vector(parameter) and (parameter.ndim == 4 or not group["relative"])  # type: ignore[arg-type]
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:

@@ -121,9 +121,8 @@ class ImageTask(LightningModule):
         return not has_own_targets and list(cls.output_names(class_names)) == list(class_names)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if (
-            name == "_current_fx_name"
-        ):  # a string that Lightning sets 40 times in a step; `Module` would look for tensors
+        # A string that Lightning sets 40 times in a step; `Module` would look for tensors and modules.
+        if name == "_current_fx_name":
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
