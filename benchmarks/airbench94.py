@@ -107,9 +107,9 @@ def optimizer_of(net: Net) -> torch.optim.SGD:
     """Return SGD with two learning rates: of the biases of norms, and of all else."""
     scale = BATCH_SIZE * (1 + 1 / (1 - MOMENTUM))
     lr, weight_decay = LR / scale, WEIGHT_DECAY * BATCH_SIZE / scale
-    trained = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
-    is_norm = {name: name.endswith("bias") and not name.startswith("whitening") for name in trained}
-    biases, weights = ([trained[name] for name in trained if is_norm[name] is wanted] for wanted in (True, False))
+    of_blocks = [parameter for parameter in net.blocks.parameters() if parameter.requires_grad]
+    biases = [parameter for parameter in of_blocks if parameter.ndim == 1]
+    weights = [net.whitening.bias, net.head.weight, *(parameter for parameter in of_blocks if parameter.ndim > 1)]
     groups = [
         {"params": biases, "lr": lr * BIAS_SCALE, "weight_decay": weight_decay / (lr * BIAS_SCALE)},
         {"params": weights, "lr": lr, "weight_decay": weight_decay / lr},

@@ -1,14 +1,14 @@
 """Compare ways to fine-tune a network on a small folder of photographs: SqueezeNet 1.0 on ants and bees.
 
     python benchmarks/finetune.py --root hymenoptera_data --weights squeezenet1_0-imagenet.pth
-    OMP_NUM_THREADS=1 python benchmarks/finetune.py ... --fastai-python ~/fastai/bin/python    # beside fastai, twice
+    OMP_NUM_THREADS=1 python benchmarks/finetune.py ... --fastai-python ~/fastai/bin/python    # at two costs
 
 The folder's val/ is the test split of all sides, and none of them uses it for a choice. Without --fastai-python, the
 other side is the same network from scratch; it uses AdamW and --scratch-lr: with SGD its accuracy stayed at chance for
 1e-2 and 3e-3. fastai runs in an environment of its own, whose Python has fastai 2.8 (`fastai_finetune.py`): for 4 and
-for 8 epochs, against experiment=finetune_folder with the numbers of epochs of --epochs.
-fastai trains on all images of train/, so ours does, too, but for one in fifty, and takes the last weights; the settings
-were chosen before, by cross-validation over train/.
+for 8 epochs, against experiment=finetune_folder with the numbers of epochs of --epochs. fastai trains on all images of
+train/, so ours does, too, but for one in fifty, and takes the last weights; the settings were chosen before, by
+cross-validation over train/.
 """
 
 import argparse

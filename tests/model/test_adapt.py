@@ -85,11 +85,11 @@ def test_with_a_frozen_backbone_only_the_head_and_a_new_stem_train(name: str, tr
 
 
 def test_freezing_leaves_layers_fixed_that_the_network_never_trains():
-    net = WhitenedResNet(3, 16, (8, 8), 0.1, train_whitening_bias=False)
+    net = WhitenedResNet(3, 16, (8, 8), 0.1)
     fixed = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
     freeze_parameters(net, "blocks.1.*")
     now = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
-    assert {"whitening.weight", "whitening.bias"} < fixed
+    assert "whitening.weight" in fixed
     assert now == fixed | {name for name, _ in net.named_parameters() if name.startswith("blocks.1.")}
 
 

@@ -101,15 +101,6 @@ def test_all_but_the_first_filters_and_the_scales_of_norms_get_a_gradient():
     assert [n for n, p in net.named_parameters() if p.grad is not None and not p.grad.any()] == []
 
 
-def test_without_a_trained_bias_the_first_layer_is_left_out_of_the_backward_pass():
-    net = WhitenedResNet(5, 32, (32, 32, 48), logit_scale=1 / 9, train_whitening_bias=False)
-    assert not net.whitening(photos(2)).requires_grad
-    net(photos(2)).sum().backward()
-    assert net.whitening.bias.grad is None
-    assert not net.whitening.bias.any()
-    assert net.blocks[1].down[0].weight.grad.any()
-
-
 def test_the_scale_is_a_factor_on_the_logits():
     small, large = build(), build()
     large.logit_scale = 2 * small.logit_scale

@@ -33,6 +33,15 @@ def test_settings_that_change_the_result_are_all_reported_by_name():
     assert [line.split(" ")[0] for line in str(refusal.value).splitlines()] == ["seed=1", "data.batch_size=16"]
 
 
+def test_an_augmentation_that_did_not_exist_yet_may_be_off_and_not_on():
+    off = settings() | {"augment": {"crop_padding_px": 4, "crop_padding_mode": "zeros", "alternate_flip": False}}
+    old = settings() | {"augment": {"crop_padding_px": 4}}
+    check_unchanged_settings(old, off, num_epochs_done=1, is_finished=False)
+    on = settings() | {"augment": off["augment"] | {"crop_padding_mode": "reflect"}}
+    with pytest.raises(ConfigError, match=r"^augment\.crop_padding_mode=reflect cannot .* has augment\.crop_padding_mode=zeros"):
+        check_unchanged_settings(old, on, num_epochs_done=1, is_finished=False)
+
+
 @pytest.mark.parametrize(
     ("setting", "may_change"),
     [

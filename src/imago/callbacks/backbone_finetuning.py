@@ -1,11 +1,11 @@
 """Unfreeze a network gradually: train the head alone at first, later the layers below it."""
 
 import logging
+from itertools import chain
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
 
 from imago.errors import ConfigError
 from imago.model.adapt import keep_frozen_in_eval_mode
@@ -33,11 +33,8 @@ class BackboneFinetuning(Callback):
         self.unfreeze_backbone_at_epoch = unfreeze_backbone_at_epoch
         self.epochs_per_layer = epochs_per_layer
         self._last_num_trained = 0  # layers, in the epoch before
-        self._trainable: dict[int, list[nn.Parameter]] = {}  # by the id of a network; some parameters never train
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        net: Any = pl_module.net
-        self._trainable.setdefault(id(net), [parameter for parameter in net.parameters() if parameter.requires_grad])
         strategy = trainer.strategy
         if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
             raise ConfigError(
@@ -54,8 +51,9 @@ class BackboneFinetuning(Callback):
         trained = {id(parameter) for layer in layers[len(layers) - num_trained :] for parameter in layer}
         for part in new_module_names(net):
             trained |= {id(parameter) for parameter in getattr(net, "body", net).get_submodule(part).parameters()}
-        for parameter in self._trainable[id(net)]:
-            parameter.requires_grad_(id(parameter) in trained)
+        for optimizer in trainer.optimizers:  # some parameters of a network never train
+            for parameter in chain.from_iterable(group["params"] for group in optimizer.param_groups):
+                parameter.requires_grad_(id(parameter) in trained)
         net.train()  # also the modules that were frozen and in eval mode
         keep_frozen_in_eval_mode(net)
         if num_trained != self._last_num_trained:

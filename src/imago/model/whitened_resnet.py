@@ -27,8 +27,6 @@ class WhitenedResNet(nn.Module):
         logit_scale: factor on the logits, so that the first ones are small although the head's weights are not.
         in_channels: 3, or 1 to use the luminance of the images, with a third as many filters in the first layer.
         residual: False leaves out the residual sums, as in airbench94.
-        train_whitening_bias: False does not train the biases of the first layer, which are 0 at first, so that the
-            backward pass ends before this layer.
 
     Raises:
         ConfigError: if the images are too small for that many blocks.
@@ -42,7 +40,6 @@ class WhitenedResNet(nn.Module):
         logit_scale: float,
         in_channels: int = 3,
         residual: bool = True,
-        train_whitening_bias: bool = True,
     ) -> None:
         super().__init__()
         smallest_px = 2 ** len(widths) + _PATCH_PX - 1
@@ -58,7 +55,6 @@ class WhitenedResNet(nn.Module):
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
         self.logit_scale = logit_scale
         nn.init.zeros_(self.whitening.bias)  # type: ignore[arg-type]  # there is one
-        self.whitening.bias.requires_grad_(train_whitening_bias)  # type: ignore[union-attr]
         nn.init.normal_(self.head.weight)
 
     def forward(self, images: Tensor) -> Tensor:

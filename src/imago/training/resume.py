@@ -1,12 +1,14 @@
 """Store settings so that a run can be resumed, and check that a resumed run is the same run."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from imago.augment.settings import Augment
 from imago.errors import ConfigError, DataError, NothingToDo
 from imago.files import read_json
 from imago.inference.find_model import resolve_checkpoint
@@ -30,6 +32,10 @@ _CHANGEABLE_KEYS = (
     *("trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.enable_autolog_hparams"),
     *("task.net", "task.optimizer", "task.schedule", "task.loss"),  # copies of these groups
 )
+# Of an augmentation that did not exist yet when the run was started.
+_AUGMENT_DEFAULTS = {
+    f"{group}.{field.name}": field.default for group in ("augment", "data.augment") for field in fields(Augment)
+}
 # A checkpoint with averaged weights has two sets of weights, and best.ckpt is the best of the whole run.
 _FIXED_KEYS = ("callbacks.ema.", *(f"callbacks.best_checkpoint.{key}." for key in ("monitor", "mode", "save_top_k")))
 _PATH_KEYS = (
@@ -143,7 +149,8 @@ def check_unchanged_settings(
         ConfigError: with one line for each such setting.
         NothingToDo: if the run has finished, and no setting extends it.
     """
-    before, after = flatten(saved), flatten(settings)
+    after = flatten(settings)
+    before = {key: _AUGMENT_DEFAULTS[key] for key in after if key in _AUGMENT_DEFAULTS} | flatten(saved)
     different = [key for key in before | after if before.get(key) != after.get(key)]
     may_change = tuple(f"{name}." for name in _CHANGEABLE_KEYS)
     changed = [key for key in different if f"{key}.".startswith(_FIXED_KEYS) or not f"{key}.".startswith(may_change)]
