@@ -38,7 +38,9 @@ def test_an_augmentation_that_did_not_exist_yet_may_be_off_and_not_on():
     old = settings() | {"augment": {"crop_padding_px": 4}}
     check_unchanged_settings(old, off, num_epochs_done=1, is_finished=False)
     on = settings() | {"augment": off["augment"] | {"crop_padding_mode": "reflect"}}
-    with pytest.raises(ConfigError, match=r"^augment\.crop_padding_mode=reflect cannot .* has augment\.crop_padding_mode=zeros"):
+    with pytest.raises(
+        ConfigError, match=r"^augment\.crop_padding_mode=reflect cannot .* has augment\.crop_padding_mode=zeros"
+    ):
         check_unchanged_settings(old, on, num_epochs_done=1, is_finished=False)
 
 
