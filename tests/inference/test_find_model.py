@@ -21,6 +21,24 @@ def test_a_checkpoint_of_a_run_is_found_by_keyword_name_or_path(tmp_path: Path):
     assert check_and_find_model(f"{tmp_path}/x.onnx", "best", "auto", []) == (tmp_path / "x.onnx", None)
 
 
+def test_a_missing_path_is_answered_with_the_nearest_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    runs = tmp_path / "logs" / "train"
+    for name in ("resnet18_s0", "resnet18_s1", "vit"):
+        (runs / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("imago.inference.find_model.PROJECT_ROOT", tmp_path)
+    wanted = "does not exist; type a run directory such as logs/latest, or a checkpoint file"
+    for typed, end in [
+        ("logs/train/resnet18_so", "; did you mean logs/train/resnet18_s[01]?"),
+        ("resnet18_s1", "; did you mean logs/train/resnet18_s1?"),
+        ("lgos", "; did you mean logs?"),
+        ("logs/train/xyz", "."),
+        ("no/such/vit", "."),
+    ]:
+        with pytest.raises(DataError, match=f"^{typed} {wanted}{end.replace('?', '[?]')}$"):
+            resolve_checkpoint(Path(typed))
+
+
 @pytest.mark.parametrize("name", ["", "checkpoints/best.ckpt", "export/model.onnx"])
 def test_a_run_or_a_file_beside_links_is_refused_before_anything_is_read(tmp_path: Path, name: str):
     for file in ("run/config.yaml", "run/checkpoints/best.ckpt", "run/export/model.onnx", "alone/x.onnx"):

@@ -1,11 +1,13 @@
 """Find the file of a trained network that a command names: in a run directory, a checkpoint, or an ONNX file."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 
 from imago.errors import ConfigError, DataError
 from imago.files import refuse_links
-from imago.paths import METADATA_FILE
+from imago.paths import METADATA_FILE, PROJECT_ROOT, short_path
 from imago.runs.records import unfinished_note
 
 _ACCELERATORS = ("auto", "cpu", "gpu")
@@ -22,7 +24,9 @@ def resolve_checkpoint(path: Path, name: str = "best") -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise DataError(f"{path} does not exist; type a run directory such as logs/latest, or a checkpoint file.")
+        near = _nearest(path)
+        hint = f"; did you mean {short_path(near)}?" if near else "."
+        raise DataError(f"{path} does not exist; type a run directory such as logs/latest, or a checkpoint file{hint}")
     directory = path / "checkpoints"
     candidates = [directory / f"{name}.ckpt", *([] if name in ("best", "last") else [Path(name), directory / name])]
     if file := next(filter(Path.is_file, candidates), None):
@@ -32,6 +36,16 @@ def resolve_checkpoint(path: Path, name: str = "best") -> Path:
     reason = f"it has {others}." if others else end
     wanted = f"checkpoint {name}" if "/" in name else f"checkpoints/{name.removesuffix('.ckpt')}.ckpt"
     raise DataError(f"{path} has no {wanted}; {reason}")
+
+
+def _nearest(path: Path) -> Path | None:
+    """Return what is called about like `path` beside it, or a run of the project with that name."""
+    directories = [path.parent] if path.parent.parts else [path.parent, PROJECT_ROOT / "logs" / "train"]
+    names: dict[str, Path] = {}
+    for directory in directories:
+        with suppress(OSError):  # it does not exist, or cannot be read
+            names |= {entry.name: entry for entry in directory.iterdir()}
+    return next((names[name] for name in get_close_matches(path.name, names, n=1)), None)
 
 
 def _network_problems(run: str | None, ckpt: str | None, accelerator: str) -> Iterator[str]:
