@@ -14,6 +14,7 @@ from imago.resources import (
     CpuTimes,
     available_cores,
     available_memory_bytes,
+    choose_threads,
     free_disk_bytes,
     idle_cores,
     num_interrupts,
@@ -138,6 +139,34 @@ def test_idle_cores_are_those_that_other_processes_leave(
     monkeypatch.setattr(resources, "first_cpu_times", lambda: next(times))
     monkeypatch.setattr(resources, "_cpu_times", lambda: next(times))
     assert idle_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("typed", "variable", "num_processes", "num_workers", "threads"),
+    [
+        ("auto", None, 1, 0, 4),
+        (None, None, 2, 1, 1),
+        ("auto", None, 8, 0, 1),
+        ("auto", "2,1", 2, 0, 2),  # of nested parallel regions
+        ("auto", "", 1, 0, 4),
+        ("auto", "0", 1, 0, 4),  # no number that torch would take
+        (3, "2", 2, 1, 3),
+    ],
+)
+def test_threads_are_those_typed_or_of_the_variable_or_a_share_of_the_idle_cores(
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: int | str | None,
+    variable: str | None,
+    num_processes: int,
+    num_workers: int,
+    threads: int,
+):
+    monkeypatch.setattr(resources, "idle_cores", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    assert choose_threads(typed, num_processes, num_workers) == threads
 
 
 @pytest.mark.slow

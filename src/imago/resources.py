@@ -53,6 +53,23 @@ def idle_cores() -> int:
     return max(1, min(available_cores(), free))
 
 
+def is_thread_setting(threads: object) -> bool:
+    """Return whether a value of the setting `threads` is auto, null (as auto), or a number of 1 or more."""
+    return threads in ("auto", None) or (isinstance(threads, int) and not isinstance(threads, bool) and threads >= 1)
+
+
+def choose_threads(threads: int | str | None, num_processes: int = 1, num_workers: int = 0) -> int:
+    """Return the number of CPU threads of each process: `threads`, or for auto its share of the idle cores.
+
+    A core is left to each of its loader workers. The variable OMP_NUM_THREADS takes the place of auto; of several
+    numbers, for nested levels, it is the first.
+    """
+    if isinstance(threads, int):
+        return threads
+    first, _, _ = os.environ.get("OMP_NUM_THREADS", "").partition(",")
+    return int(first) if first.isdigit() and int(first) else max(1, idle_cores() // num_processes - num_workers)
+
+
 def _cpu_times() -> CpuTimes:
     cores = psutil.cpu_times(percpu=True)
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(cores))

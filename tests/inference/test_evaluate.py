@@ -277,6 +277,8 @@ def settings(compose: Callable) -> DictConfig:
     ("changes", "text"),
     [
         ({"run": None}, "run= is empty; type a run directory"),
+        ({"threads": 0}, "threads=0 must be 1 or more, or auto"),
+        ({"threads": "all"}, "threads=all must be 1 or more, or auto"),
         ({"run": "no/such run"}, "run=no/such run does not exist; type a run directory such as logs/latest"),
         ({"run": "tests"}, "run=tests has no checkpoints/best.ckpt; it is not a run directory"),
         ({"calibrate": "fit", "data": {}}, "calibrate=fit fits on the val images of the run"),

@@ -25,6 +25,7 @@ def test_a_missing_path_is_answered_with_the_nearest_name(tmp_path: Path, monkey
     runs = tmp_path / "logs" / "train"
     for name in ("resnet18_s0", "resnet18_s1", "vit"):
         (runs / name).mkdir(parents=True)
+    (runs.parent / "latest").symlink_to("train/deleted")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("imago.inference.find_model.PROJECT_ROOT", tmp_path)
     wanted = "does not exist; type a run directory such as logs/latest, or a checkpoint file"
@@ -33,6 +34,7 @@ def test_a_missing_path_is_answered_with_the_nearest_name(tmp_path: Path, monkey
         ("resnet18_s1", "; did you mean logs/train/resnet18_s1?"),
         ("lgos", "; did you mean logs?"),
         ("logs/train/xyz", "."),
+        ("logs/latest", "."),
         ("no/such/vit", "."),
     ]:
         with pytest.raises(DataError, match=f"^{typed} {wanted}{end.replace('?', '[?]')}$"):

@@ -138,6 +138,21 @@ def test_predictor_returns_fp32_logits_with_the_checkpoints_own_preprocess(tiny:
     assert predictor.preprocess == Preprocess.from_dict(PREPROCESS)
 
 
+@pytest.mark.parametrize(("typed", "threads"), [(None, 2), (1, 1), ("auto", 3)])
+def test_the_number_of_threads_is_set_only_where_it_is_typed(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, typed: int | str | None, threads: int
+):
+    monkeypatch.setattr("imago.resources.idle_cores", lambda: 3)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        load_predictor(tiny, accelerator="cpu", threads=typed)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_list_in_the_place_of_a_tensor_is_named(tiny: Path):
     saved = read_checkpoint(tiny)
     name = next(iter(saved["state_dict"]))

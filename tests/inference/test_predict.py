@@ -139,6 +139,8 @@ def settings(compose: Callable) -> DictConfig:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
+        ({"threads": 0}, "threads=0 must be 1 or more, or auto"),
+        ({"threads": "all"}, "threads=all must be 1 or more, or auto"),
         ({"run": "no/such run"}, "run=no/such run does not exist; type a run directory such as logs/latest"),
         ({"input": ""}, "input= is empty; type an image, a folder, or a pattern"),
         ({"input": "no [such] file.jpg"}, "input=no [such] file.jpg matches nothing; type an image"),

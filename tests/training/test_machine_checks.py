@@ -10,6 +10,7 @@ from short_runs import SHORT
 from torch._subclasses import FakeTensorMode
 from warm_python import warm_hydra
 
+from imago import resources
 from imago.errors import ConfigError, DataError
 from imago.training import machine_checks
 from imago.training.machine_checks import (
@@ -62,7 +63,7 @@ def test_devices_that_the_machine_does_not_have_are_refused(two_cores, accelerat
 @pytest.fixture
 def torch_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Four idle cores; the environment and torch's threads are restored."""
-    monkeypatch.setattr(machine_checks, "idle_cores", lambda: 4)
+    monkeypatch.setattr(resources, "idle_cores", lambda: 4)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     before = torch.get_num_threads()
     yield
@@ -96,7 +97,7 @@ def test_idle_cores_are_shared_and_the_number_is_handed_on(
     if variable is None:
         monkeypatch.delenv("OMP_NUM_THREADS")
     else:
-        torch.set_num_threads(int(variable))  # what torch does at its import
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
     set_threads(cfg, num_processes)
     assert cfg.threads == torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"]) == threads
 

@@ -23,8 +23,9 @@ from imago.inference.unknown_images import check_unknown, evaluate_unknown, ood_
 from imago.instantiate import build, targets, to_plain
 from imago.log import log_to
 from imago.paths import short_path
+from imago.resources import first_cpu_times, is_thread_setting
 from imago.runs.records import unfinished_note
-from imago.settings import absolute_paths
+from imago.settings import absolute_paths, typed_value
 from imago.statistics.calibration import TEMPERATURE_KEY, UNCALIBRATED
 from imago.statistics.conformal import measure_sets, missing_sets_note
 from imago.statistics.metrics import LabeledOutputs
@@ -43,6 +44,7 @@ def evaluate(cfg: DictConfig) -> float:
 
     Return the accuracy, in [0, 1]; raise a `UserError` for what the user can correct.
     """
+    first_cpu_times()  # `threads=auto` counts the cores that are idle from here on, while torch is imported
     if "model" in cfg:
         cfg.run = str(_write_network_run(cfg))
     file, run = check_and_find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
@@ -54,7 +56,7 @@ def evaluate(cfg: DictConfig) -> float:
         raise ConfigError("split=all would count the images that the run was trained on; type other data, data=...")
 
     # torch is loaded only now. A damaged file is reported before data is read.
-    predictor = load_predictor(file, cfg.accelerator, cfg.tta, cfg.calibrate == "auto", cfg.trust)
+    predictor = load_predictor(file, cfg.accelerator, cfg.tta, cfg.calibrate == "auto", cfg.trust, cfg.threads)
     data: ImageDataModule = build(settings, _recursive_=False)
     data.set_up_data(None if is_own_data or cfg.calibrate == "fit" else cfg.split)
     notes = [missing_sets_note(predictor.prediction_sets)] if cfg.calibrate == "auto" else []
@@ -165,6 +167,8 @@ def read_data_settings(run: Path, trust: Sequence[str]) -> dict[str, Any]:
 
 def _problems(cfg: DictConfig) -> Iterator[str]:
     """Yield one line for each setting that cannot work."""
+    if not is_thread_setting(cfg.threads):
+        yield f"threads={typed_value(cfg.threads)} must be 1 or more, or auto."
     if "model" in cfg and "data" not in cfg:
         yield "model= needs data that is typed, e.g. data=image_folder data.root=DIR."
     if cfg.split not in EVALUATED_SPLITS:

@@ -44,7 +44,7 @@ def _nearest(path: Path) -> Path | None:
     names: dict[str, Path] = {}
     for directory in directories:
         with suppress(OSError):  # it does not exist, or cannot be read
-            names |= {entry.name: entry for entry in directory.iterdir()}
+            names |= {entry.name: entry for entry in directory.iterdir() if entry.exists()}  # links may lead nowhere
     return next((names[name] for name in get_close_matches(path.name, names, n=1)), None)
 
 

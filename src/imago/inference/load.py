@@ -12,6 +12,7 @@ from imago.errors import ConfigError, DataError
 from imago.images import Preprocess
 from imago.inference.calibration import read_detector, read_sets, read_temperature
 from imago.inference.find_model import is_onnx, resolve_checkpoint
+from imago.resources import choose_threads
 from imago.statistics.calibration import UNCALIBRATED
 from imago.statistics.metrics import softmax
 from imago.text import printable
@@ -86,7 +87,12 @@ Predictor: TypeAlias = "TorchPredictor | OnnxClassifier"
 
 
 def load_predictor(
-    path: Path, accelerator: str = "auto", tta: str = "none", is_calibrated: bool = True, trust: Sequence[str] = ()
+    path: Path,
+    accelerator: str = "auto",
+    tta: str = "none",
+    is_calibrated: bool = True,
+    trust: Sequence[str] = (),
+    threads: int | str | None = None,
 ) -> Predictor:
     """Load a trained network that maps images to logits.
 
@@ -96,20 +102,27 @@ def load_predictor(
         tta: views of each image to average, see `imago.task.tta`; for a checkpoint only.
         is_calibrated: whether to load a checkpoint's temperature, and to log a warning if there is none.
         trust: packages outside this project that the checkpoint's network may come from, as typed by the user.
+        threads: CPU threads, or auto as `choose_threads` takes it; None: as the runtime is set.
 
     Raises:
         DataError: if there is no intact checkpoint or ONNX file of this project.
         ConfigError: if the accelerator is missing, or the checkpoint names a class that is not trusted.
     """
     if is_onnx(path):
+        import onnxruntime  # noqa: F401  # it takes some tenths of a second, in which idle cores are counted
+
         from imago.onnx_classifier import OnnxClassifier
 
-        exported = OnnxClassifier(path)
+        exported = OnnxClassifier(path, 0 if threads is None else choose_threads(threads))
         if exported.calibration_temperature == UNCALIBRATED:
             text = "probabilities are not calibrated: %s has the temperature 1, as none was fitted or it did not help"
             log.warning(text, printable(path))
         return exported
     classifier = load_calibrated(path, trust, tta) if is_calibrated else load_classifier(path, trust)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(choose_threads(threads))
     return TorchPredictor(classifier, accelerator, tta)
 
 

@@ -21,6 +21,7 @@ from imago.inference.load import Predictor, load_predictor
 from imago.inference.predictions import Prediction, table_lines, write_predictions
 from imago.inference.run_split import check_finite
 from imago.paths import short_path
+from imago.resources import first_cpu_times, is_thread_setting
 from imago.settings import typed_value
 from imago.statistics.calibration import TEMPERATURE_KEY
 from imago.statistics.conformal import missing_sets_note
@@ -41,12 +42,13 @@ def predict(cfg: DictConfig) -> None:
     Raises:
         UserError: for what the user can correct; after all others are done, if an image could not be read.
     """
+    first_cpu_times()  # `threads=auto` counts the cores that are idle from here on, while torch is imported
     file, run = check_and_find_model(cfg.run, cfg.ckpt, cfg.accelerator, _problems(cfg))
     images = find_images(cfg.input)
     left_out = left_out_files(cfg.input, images)
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f.csv")  # unique, like the name of a run directory
     output = Path(cfg.output) if cfg.output else (run or file.parent) / "predictions" / name
-    predictor = load_predictor(file, cfg.accelerator, trust=cfg.trust)
+    predictor = load_predictor(file, cfg.accelerator, trust=cfg.trust, threads=cfg.threads)
     make_writable(output.parent, "output=FILE.csv")
     explainer = None
     if cfg.explain:
@@ -121,6 +123,8 @@ def predict_images(
 
 def _problems(cfg: DictConfig) -> Iterator[str]:
     """Yield one line for each setting that cannot work."""
+    if not is_thread_setting(cfg.threads):
+        yield f"threads={typed_value(cfg.threads)} must be 1 or more, or auto."
     output = Path(cfg.output or "out.csv")
     for name in ("top_k", "batch_size", "max_pixels"):
         if not cfg[name] or cfg[name] < 1:

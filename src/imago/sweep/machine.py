@@ -4,18 +4,17 @@ import os
 import time
 from pathlib import Path
 
-from imago.resources import first_cpu_times, idle_cores
+from imago.resources import choose_threads, first_cpu_times
 
 _MEASURE_S = 1.0  # the kernel counts in steps of 0.01 s
 
 
 def threads_per_process(num_processes: int) -> int:
     """Return the number of CPU threads of each process: OMP_NUM_THREADS if it is set, else its share of idle cores."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return int(os.environ["OMP_NUM_THREADS"].partition(",")[0])  # it may have a number for each level
-    first_cpu_times()
-    time.sleep(_MEASURE_S)
-    return max(1, idle_cores() // num_processes)
+    if "OMP_NUM_THREADS" not in os.environ:
+        first_cpu_times()
+        time.sleep(_MEASURE_S)
+    return choose_threads("auto", num_processes)
 
 
 def slot_variables(slot: int, num_slots: int, num_threads: int) -> dict[str, str]:

@@ -12,6 +12,7 @@ from imago.augment.settings import Augment
 from imago.errors import ConfigError
 from imago.images import CROPS, INTERPOLATIONS, TTA_MODES
 from imago.instantiate import import_target_or_none
+from imago.resources import is_thread_setting
 from imago.schedule.duration import duration_in_steps, is_time_limit
 from imago.settings import typed_value
 from imago.training.pruning import pruning_problems
@@ -57,7 +58,7 @@ _COLORS_OR_GRAY = ("3 (images are read as RGB) or 1 (gray)", lambda value: value
 # Settings with a condition, as text and as function. A setting that is null or absent is not checked.
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "seed": ("0 or more", lambda value: value >= 0),
-    "threads": ("1 or more, or auto", lambda value: value == "auto" or (not isinstance(value, str) and value >= 1)),
+    "threads": ("1 or more, or auto", is_thread_setting),
     "run_name": (
         "a directory name without slashes",
         lambda name: str(name).strip(". ") != "" and not {*str(name)} & {*"/\\"},

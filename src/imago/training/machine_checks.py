@@ -13,7 +13,7 @@ from imago.errors import ConfigError
 from imago.instantiate import full_name
 from imago.model.adapt import find_weights
 from imago.model.weights import read_weights
-from imago.resources import available_cores, idle_cores
+from imago.resources import available_cores, choose_threads
 from imago.system import IS_POSIX
 from imago.task.optimization import check_optimization
 from imago.text import counted
@@ -69,10 +69,7 @@ def set_threads(cfg: DictConfig, num_processes: int) -> None:
     The number is handed on in OMP_NUM_THREADS, the variable that torch reads: to the ranks that this process starts and
     to the next trials of a sweep. If the variable is set, `threads=auto` keeps its number.
     """
-    if cfg.threads == "auto" and "OMP_NUM_THREADS" in os.environ:
-        cfg.threads = torch.get_num_threads()
-    elif cfg.threads == "auto":
-        cfg.threads = max(1, idle_cores() // num_processes - (cfg.data.num_workers or 0))
+    cfg.threads = choose_threads(cfg.threads, num_processes, cfg.data.num_workers or 0)
     os.environ["OMP_NUM_THREADS"] = str(cfg.threads)
     torch.set_num_threads(cfg.threads)
 
